@@ -1,0 +1,47 @@
+# Everything here needs only Python 3.11 or newer, make and a package index.
+PYTHON ?= python3
+VENV := .venv
+UV := $(VENV)/bin/uv
+RUN := $(VENV)/bin/
+export UV_PROJECT_ENVIRONMENT := $(VENV)
+export UV_PYTHON_DOWNLOADS := never
+
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed ## Set up .venv with baton and the tools to develop it
+
+$(VENV)/.installed: pyproject.toml uv.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"Baton needs Python 3.11 or newer, and $(PYTHON) is {v.major}.{v.minor}. Run: make PYTHON=/path/to/python3.11" if v < (3, 11) else 0)'
+	@test -x $(RUN)python || $(PYTHON) -m venv $(VENV) || { echo 'Python has no venv module here. On Debian and Ubuntu: apt-get install python3-venv'; rm -rf $(VENV); exit 1; }
+	@test -x $(UV) || $(RUN)python -m pip install --quiet --disable-pip-version-check uv==0.13.8
+	@echo "Installing Baton into $(VENV) ..."
+	@$(UV) sync --quiet --locked --inexact --all-extras --python $(RUN)python
+	@touch $@
+
+demo: install ## Stream an answer, kill its pod in mid-answer, and resume on another
+	@$(RUN)baton demo
+
+lint: install ## Check style, types, import contracts and the lock file
+	@$(UV) lock --quiet --check --python $(RUN)python
+	@$(RUN)ruff check --quiet .
+	@$(RUN)ruff format --quiet --check .
+	@$(RUN)mypy
+	@$(RUN)lint-imports
+
+test: lint ## Lint, then run the tests on a real Postgres (at most 5 minutes)
+	@$(RUN)pytest -q -m "not slow"
+
+test-all: lint ## The tests, and those that take longer
+	@$(RUN)pytest -q
+
+format: install ## Format the code
+	@$(RUN)ruff check --quiet --fix .
+	@$(RUN)ruff format --quiet .
+
+clean: ## Remove what the targets above made
+	@rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
+
+.PHONY: help install demo lint test test-all format clean

@@ -1,0 +1,131 @@
+"""Every error that Baton raises on purpose.
+
+    BatonError
+    ├── ConfigurationError         a setting, a generator or the database is not as it must be
+    │   ├── DatabaseUnreachable
+    │   └── SchemaMismatch         `baton migrate` has not run, or this code is older than the schema
+    ├── RequestError               what a client asked for cannot be done
+    │   ├── InvalidRequest         400
+    │   ├── MalformedCursor        400
+    │   ├── CursorBeyondTail       409
+    │   ├── StreamNotFound         404
+    │   ├── IdempotencyConflict    422
+    │   ├── UnknownGenerator       422
+    │   ├── RequestTooLarge        413
+    │   └── Unavailable            503
+    └── GenerationError            a generator could not go on; becomes the stream's terminal event
+        └── InvalidEvent           it yielded something that is no event
+
+The message of each is a sentence for the person who has to act on it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class BatonError(Exception):
+    """The root of all errors here."""
+
+
+class ConfigurationError(BatonError):
+    """The process cannot run as it is configured; the command line prints the sentence and exits with 2."""
+
+
+class DatabaseUnreachable(ConfigurationError):
+    """No connection to the database could be made."""
+
+
+class SchemaMismatch(ConfigurationError):
+    """The database's schema is not the one that this code works with."""
+
+
+class RequestError(BatonError):
+    """A request that is answered with `application/problem+json` (RFC 9457)."""
+
+    status: ClassVar[int]
+    code: ClassVar[str]
+    title: ClassVar[str]
+
+
+class InvalidRequest(RequestError):
+    """The body, a header or a parameter is not what the route takes."""
+
+    status = 400
+    code = "invalid_request"
+    title = "The request is not valid"
+
+
+class MalformedCursor(RequestError):
+    """`Last-Event-ID` is not a sequence number."""
+
+    status = 400
+    code = "malformed_cursor"
+    title = "The cursor is not a sequence number"
+
+
+class StreamNotFound(RequestError):
+    """There is no such stream, or it is not the caller's."""
+
+    status = 404
+    code = "stream_not_found"
+    title = "There is no such stream"
+
+
+class CursorBeyondTail(RequestError):
+    """The client claims to have events that the log does not hold."""
+
+    status = 409
+    code = "cursor_beyond_tail"
+    title = "The cursor lies beyond the end of the log"
+
+
+class RequestTooLarge(RequestError):
+    """The body has more bytes than the pod accepts."""
+
+    status = 413
+    code = "request_too_large"
+    title = "The request is too large"
+
+
+class IdempotencyConflict(RequestError):
+    """The same `Idempotency-Key` came with another body."""
+
+    status = 422
+    code = "idempotency_conflict"
+    title = "The idempotency key was used for another request"
+
+
+class UnknownGenerator(RequestError):
+    """No worker offers a generator of that name."""
+
+    status = 422
+    code = "unknown_generator"
+    title = "There is no such generator"
+
+
+class Unavailable(RequestError):
+    """The database does not answer just now; trying again may help."""
+
+    status = 503
+    code = "unavailable"
+    title = "The service cannot answer just now"
+
+
+class GenerationError(BatonError):
+    """Raise it in a generator to end the stream with status `failed` and this code and message.
+
+    Both reach the client, so neither may hold a secret. What was yielded before stays in the log.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class InvalidEvent(GenerationError):
+    """A generator yielded something that is neither text nor an event."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("invalid_event", message)

@@ -1,0 +1,124 @@
+"""Events and cursors, as pure functions.
+
+A generator yields `str` (text) or a dict with a `type`. Each becomes one line of UTF-8 JSON, and a batch in the log
+is such lines joined by newlines: JSON escapes newlines, so a pod can cut a batch into events without parsing it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import orjson
+
+from .errors import InvalidEvent, MalformedCursor
+
+Status = Literal["queued", "running", "completed", "failed", "cancelled"]
+FinalStatus = Literal["completed", "failed", "cancelled"]
+
+MAX_SEQ = 2**31 - 1
+
+# What a generator may yield: the required fields of each type and what they must be.
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "text": {"delta": str},
+    "reasoning": {"delta": str},
+    "tool_call": {"index": int},
+    "tool_result": {"id": str},
+    "usage": {},
+    "custom": {"name": str},
+}
+TYPES = frozenset(_FIELDS)
+
+# The types whose events count as tokens in a stream's timings.
+TOKEN_TYPES = frozenset({"text", "reasoning", "tool_call"})
+
+_TEXT_HEAD = b'{"type":"text","delta":'
+_DIGITS = re.compile(r"[0-9]{1,18}", re.ASCII)
+
+# Line ends to Unicode though not to SSE or JSON. Client libraries that split with `str.splitlines` would cut there.
+_UNICODE_LINE_ENDS = (("\u0085", rb"\u0085"), ("\u2028", rb"\u2028"), ("\u2029", rb"\u2029"))
+
+
+def encode_text(delta: str) -> bytes:
+    """Encode a text delta as one line of JSON."""
+    try:
+        return _TEXT_HEAD + orjson.dumps(delta) + b"}"
+    except TypeError:
+        return _TEXT_HEAD + orjson.dumps(without_surrogates(delta)) + b"}"
+
+
+def encode_event(event: Mapping[str, Any]) -> bytes:
+    """Encode an event as one line of JSON that begins with its type.
+
+    Raises:
+        InvalidEvent: the type is unknown, a field is missing or of the wrong type, or a value is not JSON.
+    """
+    kind = event.get("type")
+    fields = _FIELDS.get(kind) if isinstance(kind, str) else None
+    if fields is None:
+        raise InvalidEvent(f"An event's type is one of {', '.join(sorted(TYPES))}, not {kind!r:.80}.")
+    for name, wanted in fields.items():
+        if not isinstance(event.get(name), wanted):
+            raise InvalidEvent(f"A {kind} event needs {name!r} as {_type_name(wanted)}.")
+    return encode_object({"type": kind, **event})
+
+
+def encode_object(event: Mapping[str, Any]) -> bytes:
+    """Encode any object as one line of JSON, with lone surrogates replaced by U+FFFD.
+
+    Raises:
+        InvalidEvent: a value is not JSON.
+    """
+    try:
+        return orjson.dumps(event)
+    except TypeError:
+        pass
+    try:
+        return orjson.dumps(_clean(event))
+    except TypeError as error:
+        raise InvalidEvent(f"An event holds a value that is not JSON: {error}.") from None
+
+
+def join_lines(lines: list[bytes]) -> bytes:
+    """Join encoded events into the content of one batch, with no line end in it but the joints."""
+    blob = b"\n".join(lines)
+    if b"\xe2\x80" in blob or b"\xc2\x85" in blob:
+        for char, escape in _UNICODE_LINE_ENDS:
+            blob = blob.replace(char.encode(), escape)
+    return blob
+
+
+def without_surrogates(text: str) -> str:
+    """Join surrogate pairs and replace each lone surrogate, which no UTF-8 can hold, by U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def parse_cursor(raw: str | None) -> int:
+    """Return the sequence number that a client names as its last; 0 for none.
+
+    Raises:
+        MalformedCursor: it is not a whole number of at most 18 digits.
+    """
+    if not raw:
+        return 0
+    if not _DIGITS.fullmatch(raw):
+        raise MalformedCursor(
+            f"A cursor is the id of the last event received, a whole number such as 42, not {raw!r:.80}."
+        )
+    return int(raw)
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_surrogates(value)
+    if isinstance(value, Mapping):
+        return {_clean(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    return value
+
+
+def _type_name(wanted: type | tuple[type, ...]) -> str:
+    kinds = wanted if isinstance(wanted, tuple) else (wanted,)
+    return " or ".join({str: "a string", int: "a whole number"}.get(kind, kind.__name__) for kind in kinds)
