@@ -73,6 +73,7 @@ class Settings(BaseSettings):
     anthropic_model: str | None = None
     anthropic_max_tokens: int = Field(4096, ge=1)
     provider_timeout_seconds: float = Field(120, gt=0, description="Longest silence of a model provider")
+    provider_max_retries: int = Field(2, ge=0, le=10, description="Requests repeated before an answer begins")
 
     @field_validator("database_url", "listen_database_url")
     @classmethod
@@ -82,6 +83,16 @@ class Settings(BaseSettings):
         scheme = urlsplit(value.get_secret_value()).scheme
         if scheme.partition("+")[0] not in {"postgres", "postgresql"}:
             raise ValueError("it must look like postgresql://user:password@host:5432/name")
+        return value
+
+    @field_validator("openai_base_url", "anthropic_base_url")
+    @classmethod
+    def _is_http(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("it must look like https://host:port/path")
         return value
 
     @field_validator("generators", mode="before")

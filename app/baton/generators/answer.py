@@ -1,0 +1,74 @@
+"""One streamed answer of a model provider, translated into our events.
+
+Tool calls are numbered 0, 1, 2 … in the order in which they appear, and usage has the same
+flat keys whoever counted.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+from .protocol import Yielded
+
+
+class Answer(ABC):
+    """Translates one answer; `finish_reason` and `usage` are set when the provider tells them."""
+
+    def __init__(self) -> None:
+        self.finish_reason: str | None = None
+        self.usage: Yielded | None = None
+        self.tool_calls = ToolCalls()
+
+    @abstractmethod
+    def translate(self, event: Any) -> Iterator[Yielded]:
+        """Yield what a provider's event becomes; an event of an unknown kind becomes nothing."""
+
+
+class ToolCalls:
+    """Numbers tool calls 0, 1, 2 … in the order in which they appear, whatever a provider's own keys are."""
+
+    def __init__(self) -> None:
+        self._index_by_key: dict[Hashable, int] = {}
+        self._with_arguments: set[int] = set()
+        self.count = 0
+
+    def begin(self, key: Hashable, call_id: str | None, name: str | None, arguments: str = "") -> Yielded:
+        """Start the call that the provider will name by `key` from now on."""
+        index = self._index_by_key[key] = self.count
+        self.count += 1
+        if arguments:
+            self._with_arguments.add(index)
+        call_id = call_id or f"call_{index}"
+        return {
+            "type": "tool_call",
+            "index": index,
+            "id": call_id,
+            "name": name or "",
+            "arguments_delta": arguments,
+        }
+
+    def extend(self, key: Hashable, delta: str | None) -> Iterator[Yielded]:
+        """Add a piece of arguments; of a call that did not begin, nothing is known."""
+        index = self._index_by_key.get(key)
+        if index is not None and delta:
+            self._with_arguments.add(index)
+            yield {"type": "tool_call", "index": index, "arguments_delta": delta}
+
+    def complete(self, key: Hashable, arguments: str | None) -> Iterator[Yielded]:
+        """Give the whole arguments of a call, which count unless they came in pieces."""
+        if self._index_by_key.get(key) not in self._with_arguments:
+            yield from self.extend(key, arguments)
+
+
+def part(value: Any, *path: str) -> Any:
+    """Follow attributes into an SDK's object, whose fields a compatible server may have left out."""
+    for name in path:
+        value = getattr(value, name, None)
+    return value
+
+
+def usage_event(**tokens: int | None) -> Yielded:
+    """Return a usage event of the counts that are known."""
+    return {"type": "usage", **{name: count for name, count in tokens.items() if count is not None}}

@@ -1,0 +1,157 @@
+"""The `anthropic` generator: Anthropic's models, and any server that speaks the Messages API.
+
+The input is a text, a list of messages, or an object of the API's own parameters: `model`, `messages`,
+`system`, `tools`, `max_tokens`, `thinking` and so on. Our `input_tokens` counts what came from the cache too,
+as OpenAI's does and Anthropic's own does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import anthropic
+import orjson
+
+from ..errors import GenerationError
+from ..settings import Settings
+from .answer import Answer, part, usage_event
+from .protocol import Yielded
+from .provider import EventStream, Provider, SdkErrors, http_client
+
+# Servers without access control take any key; with none, the SDK would look for credentials on the disk.
+_NO_KEY = "none"
+
+_FINISH_REASONS = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+
+_COUNTS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+
+
+class AnthropicGenerator(Provider):
+    """Asks by the Messages API."""
+
+    input_field = "messages"
+    model_setting = "BATON_ANTHROPIC_MODEL"
+    errors = SdkErrors(anthropic.AnthropicError, anthropic.APIConnectionError, anthropic.APITimeoutError)
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, settings.anthropic_model)
+        key = settings.anthropic_api_key.get_secret_value() if settings.anthropic_api_key else ""
+        self._max_tokens = settings.anthropic_max_tokens
+        self._client = anthropic.AsyncAnthropic(
+            api_key=key or _NO_KEY,
+            base_url=settings.anthropic_base_url,
+            max_retries=settings.provider_max_retries,
+            http_client=http_client(settings),
+        )
+
+    async def open(self, model: str, body: dict[str, Any]) -> EventStream:
+        """Send the request and return its streamed response."""
+        if "messages" not in body:
+            raise GenerationError("invalid_input", 'The input needs "messages".')
+        return await self._client.messages.create(
+            model=model,
+            messages=body.pop("messages"),
+            max_tokens=body.pop("max_tokens", self._max_tokens),
+            stream=True,
+            extra_body=body,
+        )
+
+    def answer(self) -> Answer:
+        """Return what translates one streamed response."""
+        return MessagesAnswer()
+
+    async def aclose(self) -> None:
+        """Close the connections to the provider."""
+        await self._client.close()
+
+
+class MessagesAnswer(Answer):
+    """Translates the events of the Messages API."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._counts: dict[str, int] = {}
+        self._input_by_block: dict[int, Any] = {}
+        self._handlers: dict[str, Callable[[Any], Iterator[Yielded]]] = {
+            "message_start": self._start,
+            "content_block_start": self._block,
+            "content_block_delta": self._delta,
+            "content_block_stop": self._block_end,
+            "message_delta": self._end,
+        }
+
+    def translate(self, event: Any) -> Iterator[Yielded]:
+        """Yield what a provider's event becomes."""
+        handler = self._handlers.get(part(event, "type"))
+        if handler is not None:
+            yield from handler(event)
+
+    def _start(self, event: Any) -> Iterator[Yielded]:
+        self._count(part(event, "message", "usage"))
+        yield from ()
+
+    def _block(self, event: Any) -> Iterator[Yielded]:
+        block = event.content_block
+        if block.type == "text" and part(block, "text"):
+            yield block.text
+        elif block.type == "thinking" and part(block, "thinking"):
+            yield {"type": "reasoning", "delta": block.thinking}
+        elif block.type == "tool_use":
+            self._input_by_block[event.index] = part(block, "input")
+            yield self.tool_calls.begin(event.index, block.id, block.name)
+
+    def _delta(self, event: Any) -> Iterator[Yielded]:
+        delta = event.delta
+        if delta.type == "text_delta" and delta.text:
+            yield delta.text
+        elif delta.type == "thinking_delta" and delta.thinking:
+            yield {"type": "reasoning", "delta": delta.thinking}
+        elif delta.type == "input_json_delta":
+            yield from self.tool_calls.extend(event.index, delta.partial_json)
+
+    def _block_end(self, event: Any) -> Iterator[Yielded]:
+        """A call without arguments sends no delta; the empty string would be no JSON."""
+        if event.index in self._input_by_block:
+            whole = orjson.dumps(self._input_by_block.pop(event.index) or {}).decode()
+            yield from self.tool_calls.complete(event.index, whole)
+
+    def _end(self, event: Any) -> Iterator[Yielded]:
+        self._count(part(event, "usage"))
+        reason = part(event, "delta", "stop_reason")
+        if reason:
+            self.finish_reason = _FINISH_REASONS.get(reason, reason)
+        yield from ()
+
+    def _count(self, usage: Any) -> None:
+        """Keep the counts; they are totals so far, and a later event may leave some out."""
+        found = {name: part(usage, name) for name in _COUNTS}
+        found["thinking_tokens"] = part(usage, "output_tokens_details", "thinking_tokens")
+        self._counts.update({name: count for name, count in found.items() if count is not None})
+        self.usage = self._usage() if self._counts else None
+
+    def _usage(self) -> Yielded:
+        counts = self._counts
+        cached, written = counts.get("cache_read_input_tokens"), counts.get("cache_creation_input_tokens")
+        input_tokens = counts.get("input_tokens", 0) + (cached or 0) + (written or 0)
+        output_tokens = counts.get("output_tokens", 0)
+        return usage_event(
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            total_tokens=input_tokens + output_tokens,
+            cached_tokens=cached,
+            cache_write_tokens=written,
+            reasoning_tokens=counts.get("thinking_tokens"),
+        )
+
+
+def build(settings: Settings) -> AnthropicGenerator:
+    """Return the generator."""
+    return AnthropicGenerator(settings)

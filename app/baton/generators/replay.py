@@ -1,0 +1,122 @@
+"""The `replay` generator: plays a recorded transcript with its timing, and needs no key and no network.
+
+A transcript is a file of JSON lines in `transcripts/`, named `<name>.jsonl`. The first line describes it:
+
+    {"title": "What the reader sees of it", "words": ["words", "that", "choose", "it"]}
+
+Each further line is one event as a generator yields it (see `protocol`), with `wait_ms`, the milliseconds
+since the event before it:
+
+    {"wait_ms": 412, "type": "reasoning", "delta": "They"}
+    {"wait_ms": 21, "type": "text", "delta": " the"}
+
+The last line is the `finish` event, and the one before it the `usage`. Lines are as fine as a model's tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Self
+
+import orjson
+
+from ..errors import GenerationError
+from ..settings import Settings
+from .protocol import GenerationRequest, Yielded
+
+DEFAULT_TRANSCRIPT = "outlive"
+
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """A recorded answer: events with the second at which each is due."""
+
+    name: str
+    title: str
+    words: frozenset[str]
+    events: tuple[tuple[float, Mapping[str, Any]], ...]
+
+    @classmethod
+    def parse(cls, name: str, content: bytes) -> Self:
+        """Read a transcript file."""
+        head, *lines = map(orjson.loads, content.splitlines())
+        due, events = 0, []
+        for line in lines:
+            due += line.pop("wait_ms")
+            events.append((due / 1000, line))
+        return cls(name, head["title"], frozenset(head["words"]), tuple(events))
+
+    @property
+    def duration_seconds(self) -> float:
+        """How long it takes at normal speed."""
+        return self.events[-1][0]
+
+
+class ReplayGenerator:
+    """Plays the transcript that the input names, or else the one whose words the input uses last."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._speed = settings.replay_speed
+        self._transcripts = load_transcripts()
+
+    async def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
+        """Yield the events of a transcript, each when it is due."""
+        transcript, speed = self.choose(request.input), self._speed_of(request.input)
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        for due_seconds, event in transcript.events:
+            # Against the start, so that what a sleep or a consumer takes too long does not add up.
+            await asyncio.sleep(max(0, start + due_seconds / speed - loop.time()))
+            yield event["delta"] if event["type"] == "text" else dict(event)
+
+    def choose(self, given: Any) -> Transcript:
+        """Return the transcript for an input.
+
+        Raises:
+            GenerationError: it names one that does not exist.
+        """
+        name = given.get("transcript") if isinstance(given, Mapping) else None
+        if name is None:
+            return self._transcripts[self._name_for(given)]
+        if not isinstance(name, str) or name not in self._transcripts:
+            known = ", ".join(sorted(self._transcripts))
+            raise GenerationError("invalid_input", f"There is no transcript {name!r:.80}; there are {known}.")
+        return self._transcripts[name]
+
+    def _name_for(self, given: Any) -> str:
+        text = given if isinstance(given, str) else orjson.dumps(given, default=str).decode()
+        if text.strip() in self._transcripts:
+            return text.strip()
+        for word in reversed(_WORD.findall(text.lower())):
+            for transcript in self._transcripts.values():
+                if word in transcript.words:
+                    return transcript.name
+        return DEFAULT_TRANSCRIPT
+
+    def _speed_of(self, given: Any) -> float:
+        speed = given.get("speed") if isinstance(given, Mapping) else None
+        if speed is None:
+            return self._speed
+        if isinstance(speed, bool) or not isinstance(speed, int | float) or not 0.01 <= speed <= 1000:
+            raise GenerationError(
+                "invalid_input", f"The speed is a number from 0.01 to 1000, not {speed!r:.80}."
+            )
+        return speed
+
+
+def load_transcripts() -> dict[str, Transcript]:
+    """Read the transcripts that the package carries, by name."""
+    files = resources.files(__package__).joinpath("transcripts").iterdir()
+    names = sorted((file.name.removesuffix(".jsonl"), file) for file in files if file.name.endswith(".jsonl"))
+    return {name: Transcript.parse(name, file.read_bytes()) for name, file in names}
+
+
+def build(settings: Settings) -> ReplayGenerator:
+    """Return the generator."""
+    return ReplayGenerator(settings)
