@@ -51,12 +51,14 @@ class AnthropicGenerator(Provider):
             max_retries=settings.provider_max_retries,
             http_client=http_client(settings),
         )
+        # The SDK imports a resource when it is first touched: now, rather than under running streams.
+        self._messages = self._client.messages
 
     async def open(self, model: str, body: dict[str, Any]) -> EventStream:
         """Send the request and return its streamed response."""
         if "messages" not in body:
             raise GenerationError("invalid_input", 'The input needs "messages".')
-        return await self._client.messages.create(
+        return await self._messages.create(
             model=model,
             messages=body.pop("messages"),
             max_tokens=body.pop("max_tokens", self._max_tokens),

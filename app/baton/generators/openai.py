@@ -48,9 +48,14 @@ class ResponsesGenerator(OpenAIProvider):
 
     input_field = "input"
 
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        # The SDK imports a resource when it is first touched: now, rather than under running streams.
+        self._responses = self.client.responses
+
     async def open(self, model: str, body: dict[str, Any]) -> EventStream:
         """Send the request and return its streamed response."""
-        return await self.client.responses.create(model=model, stream=True, extra_body=body)
+        return await self._responses.create(model=model, stream=True, extra_body=body)
 
     def answer(self) -> Answer:
         """Return what translates one streamed response."""
@@ -62,13 +67,17 @@ class ChatGenerator(OpenAIProvider):
 
     input_field = "messages"
 
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._completions = self.client.chat.completions
+
     async def open(self, model: str, body: dict[str, Any]) -> EventStream:
         """Send the request and return its streamed response."""
         if "messages" not in body:
             raise GenerationError("invalid_input", 'The input needs "messages".')
         given = body.pop("stream_options", None)
         options = {**(given if isinstance(given, dict) else {}), "include_usage": True}
-        return await self.client.chat.completions.create(
+        return await self._completions.create(
             model=model,
             messages=body.pop("messages"),
             stream=True,
