@@ -1,0 +1,130 @@
+"""A server on loopback that answers as a model provider does, byte for byte, with the faults tests want."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, Self
+
+# What becomes of the connection after the last frame: a proper end of the body, a reset, or silence.
+Ending = Literal["end", "abort", "hang"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    frames: Sequence[bytes] = ()
+    ending: Ending = "end"
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    content_type: str = "text/event-stream"
+    silent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+
+def refusal(status: int, error: dict[str, Any], **headers: str) -> Reply:
+    """Answer with an error object, as both providers shape it."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    content = json.dumps({"type": "error", "error": error}).encode()
+    return Reply([content], status=status, headers=named, content_type="application/json")
+
+
+def data_frames(*objects: dict[str, Any], done: bool = False) -> list[bytes]:
+    """Frame objects as Chat Completions does."""
+    frames = [b"data: " + json.dumps(item, ensure_ascii=False).encode() + b"\n\n" for item in objects]
+    return [*frames, b"data: [DONE]\n\n"] if done else frames
+
+
+def event_frames(*objects: dict[str, Any]) -> list[bytes]:
+    """Frame objects as Responses and Messages do: their type is the event's name too."""
+    return [f"event: {item['type']}\n".encode() + data_frames(item)[0] for item in objects]
+
+
+class ProviderServer:
+    """Gives its replies in order, the last one again and again."""
+
+    def __init__(self, *replies: Reply) -> None:
+        self.requests: list[Received] = []
+        self.connections = 0
+        self.requested = asyncio.Event()
+        self.disconnected = asyncio.Event()
+        self._serving: set[asyncio.Task[None]] = set()
+        self._replies = replies
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.close()
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._serving.add(asyncio.create_task(self._serve(reader, writer)))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            while await self._answer(reader, writer):
+                pass
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self.disconnected.set()
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        self.requests.append(await _read_request(reader))
+        self.requested.set()
+        reply = self._replies[min(len(self.requests), len(self._replies)) - 1]
+        if not reply.silent:
+            writer.write(_head(reply))
+        for frame in reply.frames:
+            writer.write(b"%x\r\n%b\r\n" % (len(frame), frame))
+            await writer.drain()
+        if reply.ending == "end":
+            writer.write(b"0\r\n\r\n")
+            return True
+        if reply.ending == "abort":
+            await asyncio.sleep(
+                0.05
+            )  # What has been written shall arrive before the reset, which overtakes it.
+            writer.transport.abort()
+        else:
+            await reader.read()
+        return False
+
+
+async def _read_request(reader: asyncio.StreamReader) -> Received:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    first, *lines = head.strip().split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    body = await reader.readexactly(int(headers["content-length"]))
+    return Received(first.split()[1], headers, json.loads(body))
+
+
+def _head(reply: Reply) -> bytes:
+    lines = [
+        f"HTTP/1.1 {reply.status} Told",
+        f"content-type: {reply.content_type}",
+        "transfer-encoding: chunked",
+    ]
+    lines += [f"{name}: {value}" for name, value in reply.headers.items()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
