@@ -75,7 +75,7 @@ def encode_object(event: Mapping[str, Any]) -> bytes:
     except TypeError:
         pass
     try:
-        return orjson.dumps(_clean(event))
+        return orjson.dumps(clean(event))
     except TypeError as error:
         raise InvalidEvent(f"An event holds a value that is not JSON: {error}.") from None
 
@@ -94,6 +94,17 @@ def without_surrogates(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
+def clean(value: Any) -> Any:
+    """Replace lone surrogates in every string of a JSON value."""
+    if isinstance(value, str):
+        return without_surrogates(value)
+    if isinstance(value, Mapping):
+        return {clean(key): clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(item) for item in value]
+    return value
+
+
 def parse_cursor(raw: str | None) -> int:
     """Return the sequence number that a client names as its last; 0 for none.
 
@@ -107,16 +118,6 @@ def parse_cursor(raw: str | None) -> int:
             f"A cursor is the id of the last event received, a whole number such as 42, not {raw!r:.80}."
         )
     return int(raw)
-
-
-def _clean(value: Any) -> Any:
-    if isinstance(value, str):
-        return without_surrogates(value)
-    if isinstance(value, Mapping):
-        return {_clean(key): _clean(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_clean(item) for item in value]
-    return value
 
 
 def _type_name(wanted: type | tuple[type, ...]) -> str:

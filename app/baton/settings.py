@@ -25,7 +25,8 @@ class Settings(BaseSettings):
 
     database_url: SecretStr | None = Field(None, description="postgresql://user:password@host:port/name")
     listen_database_url: SecretStr | None = Field(
-        None, description="A DSN for LISTEN that goes around a transaction pooler; default: BATON_DATABASE_URL"
+        None,
+        description="A DSN for LISTEN that goes around a transaction pooler; default: BATON_DATABASE_URL",
     )
     database_pool_size: int = Field(8, ge=1, le=200, description="Connections for queries, per process")
     database_timeout_seconds: float = Field(10, gt=0, le=300, description="Longest wait for a query or a connection")
@@ -62,7 +63,9 @@ class Settings(BaseSettings):
     default_generator: str = Field("replay", description="For streams created without one")
     replay_speed: float = Field(1, gt=0, le=1000, description="How fast the replay generator plays")
 
-    openai_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("BATON_OPENAI_API_KEY", "OPENAI_API_KEY"))
+    openai_api_key: SecretStr | None = Field(
+        None, validation_alias=AliasChoices("BATON_OPENAI_API_KEY", "OPENAI_API_KEY")
+    )
     openai_base_url: str | None = Field(None, description="Any server that speaks OpenAI's API")
     openai_model: str | None = Field(None, description="For streams whose input names no model")
     openai_api: Literal["responses", "chat"] = Field("responses", description="Which of OpenAI's two APIs to call")

@@ -103,9 +103,7 @@ class ProviderServer:
             writer.write(b"0\r\n\r\n")
             return True
         if reply.ending == "abort":
-            await asyncio.sleep(
-                0.05
-            )  # What has been written shall arrive before the reset, which overtakes it.
+            await asyncio.sleep(0.05)  # What has been written shall arrive before the reset, which overtakes it.
             writer.transport.abort()
         else:
             await reader.read()

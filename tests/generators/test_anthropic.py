@@ -101,9 +101,7 @@ async def test_text_thinking_and_usage() -> None:
 
 async def test_usage_of_a_server_without_a_cache() -> None:
     start = {"type": "message_start", "message": {"usage": {"input_tokens": 4, "output_tokens": 0}}}
-    heard = await messages(
-        start, block(0, type="text", text="x"), stop(0), *end(input_tokens=5, output_tokens=6)
-    )
+    heard = await messages(start, block(0, type="text", text="x"), stop(0), *end(input_tokens=5, output_tokens=6))
     assert heard.text == "x"
     assert heard.usage == {"input_tokens": 5, "output_tokens": 6, "total_tokens": 11}
 

@@ -24,9 +24,7 @@ async def chat(*chunks: dict[str, Any]) -> Heard:
 
 async def _hear(api: str, reply: Reply, given: Any = "Say hello.") -> Heard:
     async with ProviderServer(reply) as server:
-        generator = build(
-            Settings.load(openai_api=api, openai_base_url=f"{server.url}/v1", openai_model="a-model")
-        )
+        generator = build(Settings.load(openai_api=api, openai_base_url=f"{server.url}/v1", openai_model="a-model"))
         try:
             return await hear(generator, given)
         finally:
@@ -98,9 +96,7 @@ async def test_responses_text_and_usage() -> None:
 
 
 async def test_responses_usage_without_details() -> None:
-    heard = await responses(
-        text("x"), ended(usage={"input_tokens": 1, "output_tokens": 2, "total_tokens": 3})
-    )
+    heard = await responses(text("x"), ended(usage={"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}))
     assert heard.usage == {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
 
 
@@ -213,9 +209,7 @@ async def test_chat_text_and_usage() -> None:
 async def test_chat_asks_for_usage_whatever_the_input_says() -> None:
     reply = Reply(data_frames(choice({"content": "x"}, "stop"), done=True))
     async with ProviderServer(reply) as server:
-        generator = build(
-            Settings.load(openai_api="chat", openai_base_url=f"{server.url}/v1", openai_model="a-model")
-        )
+        generator = build(Settings.load(openai_api="chat", openai_base_url=f"{server.url}/v1", openai_model="a-model"))
         given = {"input": "hi", "stream_options": {"include_usage": False, "include_obfuscation": False}}
         await hear(generator, given)
         refused = await hear(generator, {"temperature": 1})
@@ -228,9 +222,7 @@ async def test_chat_asks_for_usage_whatever_the_input_says() -> None:
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
 async def test_chat_reasoning_of_compatible_servers(field: str) -> None:
-    heard = await chat(
-        choice({field: "Hm", "content": None}), choice({field: "."}), choice({"content": "x"}, "stop")
-    )
+    heard = await chat(choice({field: "Hm", "content": None}), choice({field: "."}), choice({"content": "x"}, "stop"))
     assert (heard.reasoning, heard.text) == ("Hm.", "x")
 
 

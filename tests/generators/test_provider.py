@@ -50,9 +50,7 @@ APIS = [
             {"type": "response.output_text.delta", "delta": "Hel", "output_index": 0, "sequence_number": 1},
             {"type": "response.output_text.delta", "delta": "lo", "output_index": 0, "sequence_number": 2},
         ),
-        event_frames(
-            {"type": "response.completed", "sequence_number": 3, "response": {"status": "completed"}}
-        ),
+        event_frames({"type": "response.completed", "sequence_number": 3, "response": {"status": "completed"}}),
         event_frames(
             {"type": "error", "code": "server_error", "message": "at http://10.0.0.9/x", "sequence_number": 3}
         ),
@@ -81,9 +79,7 @@ APIS = [
             {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 2}},
             {"type": "message_stop"},
         ),
-        event_frames(
-            {"type": "error", "error": {"type": "overloaded_error", "message": "at http://10.0.0.9/x"}}
-        ),
+        event_frames({"type": "error", "error": {"type": "overloaded_error", "message": "at http://10.0.0.9/x"}}),
     ),
 ]
 

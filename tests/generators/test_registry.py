@@ -121,9 +121,7 @@ def test_names_are_told_without_importing() -> None:
     assert "my_agent" not in sys.modules
 
 
-@pytest.mark.parametrize(
-    ("target", "missing"), [("nowhere:x", "nowhere"), ("nowhere.at_all:x", "nowhere.at_all")]
-)
+@pytest.mark.parametrize(("target", "missing"), [("nowhere:x", "nowhere"), ("nowhere.at_all:x", "nowhere.at_all")])
 def test_no_such_module(target: str, missing: str) -> None:
     assert refusal_of(target) == (
         f"The generator 'mine' cannot be loaded: there is no module '{missing}', "

@@ -133,13 +133,9 @@ class ResponsesAnswer(Answer):
     def _item(self, event: Any) -> Iterator[Yielded]:
         item = event.item
         if item.type == "function_call":
-            yield self.tool_calls.begin(
-                event.output_index, item.call_id, item.name, part(item, "arguments") or ""
-            )
+            yield self.tool_calls.begin(event.output_index, item.call_id, item.name, part(item, "arguments") or "")
         elif item.type == "custom_tool_call":
-            yield self.tool_calls.begin(
-                event.output_index, item.call_id, item.name, part(item, "input") or ""
-            )
+            yield self.tool_calls.begin(event.output_index, item.call_id, item.name, part(item, "input") or "")
 
     def _arguments(self, event: Any) -> Iterator[Yielded]:
         yield from self.tool_calls.extend(event.output_index, event.delta)

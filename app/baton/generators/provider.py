@@ -98,9 +98,7 @@ class Provider(ABC):
         finally:
             await stream.close()
         if answer.finish_reason is None:
-            raise GenerationError(
-                "provider_cut_off", "The model provider ended the answer before it was complete."
-            )
+            raise GenerationError("provider_cut_off", "The model provider ended the answer before it was complete.")
         if answer.usage is not None:
             yield answer.usage
         yield {"type": "finish", "finish_reason": answer.finish_reason}
@@ -152,9 +150,7 @@ class Provider(ABC):
                 f"The model provider was silent for {self._silence_seconds:g} seconds in mid-answer.",
             )
         if isinstance(error, self.errors.connection | httpx2.HTTPError | OSError):
-            return GenerationError(
-                "provider_cut_off", "The connection to the model provider broke in mid-answer."
-            )
+            return GenerationError("provider_cut_off", "The connection to the model provider broke in mid-answer.")
         if isinstance(error, self.errors.any):
             return reported(_error_object(error))
         return GenerationError("provider_error", "The model provider sent something that cannot be read.")
@@ -169,9 +165,7 @@ def shape_input(given: Any, field: str) -> dict[str, Any]:
     if isinstance(given, str | list):
         return {field: _messages(given)}
     if not isinstance(given, Mapping):
-        raise GenerationError(
-            "invalid_input", "The input is a text, a list of messages, or an object that holds them."
-        )
+        raise GenerationError("invalid_input", "The input is a text, a list of messages, or an object that holds them.")
     body = {name: value for name, value in given.items() if name != "stream"}
     if refused := sorted(_RESERVED & body.keys()):
         raise GenerationError("invalid_input", f"The input cannot set {', '.join(map(repr, refused))}.")
@@ -209,13 +203,9 @@ def _messages(given: Any) -> Any:
 
 def _refusal_by_status(status: int, error: Exception) -> GenerationError:
     if status == 429:
-        return GenerationError(
-            "provider_rate_limited", f"The model provider is limiting requests.{_wait(error)}"
-        )
+        return GenerationError("provider_rate_limited", f"The model provider is limiting requests.{_wait(error)}")
     if status in {401, 403}:
-        return GenerationError(
-            "provider_refused", "The model provider refused the credentials, or this use of them."
-        )
+        return GenerationError("provider_refused", "The model provider refused the credentials, or this use of them.")
     if status >= 500:
         return GenerationError("provider_error", f"The model provider failed with status {status}.")
     detail = public(str(_error_object(error).get("message") or ""))

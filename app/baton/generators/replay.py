@@ -104,9 +104,7 @@ class ReplayGenerator:
         if speed is None:
             return self._speed
         if isinstance(speed, bool) or not isinstance(speed, int | float) or not 0.01 <= speed <= 1000:
-            raise GenerationError(
-                "invalid_input", f"The speed is a number from 0.01 to 1000, not {speed!r:.80}."
-            )
+            raise GenerationError("invalid_input", f"The speed is a number from 0.01 to 1000, not {speed!r:.80}.")
         return speed
 
 

@@ -1,0 +1,302 @@
+"""The native API: routes, and the models of requests and answers."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+import orjson
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from . import log, notifications, problems, streams, workers
+from .database import translated
+from .errors import InvalidRequest, RequestTooLarge, StreamNotFound, Unavailable, UnknownGenerator
+from .events import clean, parse_cursor
+from .generators.registry import configured_names
+from .models import CreateStream, FindStreams, GetStream, describe, metadata_alternatives, validated
+from .pod import Pod
+from .snapshot import Snapshot
+from .sse import EventStream, Retry
+from .streams import IdempotencyKey, NewStream, Stream
+
+Answer = Response | EventStream | Retry
+
+
+async def create_stream(request: Request) -> Answer:
+    """Queue a stream; with `Accept: text/event-stream`, follow it in the same round trip."""
+    pod = _pod(request)
+    body = await _body(request, pod.settings.max_body_bytes)
+    wanted = validated(CreateStream, _json(body))
+    new = NewStream(
+        wanted.generator or pod.settings.default_generator,
+        wanted.input,
+        wanted.metadata,
+        wanted.on_worker_lost or pod.settings.on_worker_lost,
+    )
+    with translated():
+        await _check_generator(pod, new.generator)
+        stream, created = await streams.create(pod.pool, new, _idempotency_key(request, body))
+        if created:
+            await log.notify(pod.pool, notifications.QUEUE_CHANNEL, [""])
+    headers = {"location": str(request.url_for("stream", id=stream.id))}
+    if "text/event-stream" in request.headers.get("accept", ""):
+        return await _follow(request, stream.id, headers=headers)
+    return _answer(
+        request,
+        describe(stream, _events_url(request, stream.id)),
+        status=201 if created else 200,
+        headers=headers,
+    )
+
+
+async def find_streams(request: Request) -> Answer:
+    """List streams, newest first."""
+    query = dict(request.query_params)
+    metadata = {name: query.pop(name) for name in list(query) if name.startswith("metadata.")}
+    wanted = validated(FindStreams, query)
+    with translated():
+        found = await streams.find(
+            _pod(request).pool,
+            before=wanted.before,
+            status=wanted.status,
+            metadata=metadata_alternatives(metadata),
+            limit=wanted.limit + 1,
+        )
+    page = found[: wanted.limit]
+    following = None
+    if len(found) > wanted.limit:
+        following = str(request.url.include_query_params(before=page[-1].id))
+    return _answer(
+        request,
+        {"data": [describe(stream, _events_url(request, stream.id)) for stream in page], "next": following},
+    )
+
+
+async def get_stream(request: Request) -> Answer:
+    """Tell a stream's state and its answer so far; with `?wait=20`, wait for its end at most so many seconds."""
+    pod = _pod(request)
+    wanted = validated(GetStream, dict(request.query_params))
+    stream_id = _stream_id(request)
+    if wanted.wait > 0:
+        await _wait_for_end(request, stream_id, wanted.wait)
+    with translated():
+        stream = await _found(pod, stream_id)
+        lines: list[str] = []
+        cursor = 0
+        while page := await log.read(pod.pool, stream_id, cursor):
+            lines.extend(line for batch in page for line in batch.lines)
+            cursor = page[-1].last_seq
+        if not stream.ended:
+            # Its end may have come between the two reads.
+            stream = await _found(pod, stream_id)
+    snapshot = await asyncio.to_thread(Snapshot.of, lines, cursor)
+    return _answer(request, describe(stream, _events_url(request, stream.id)) | snapshot.as_dict())
+
+
+async def follow_events(request: Request) -> Answer:
+    """Send the events after the cursor as SSE: first those in the log, then those to come."""
+    query = request.query_params
+    raw = request.headers.get("last-event-id") or query.get("last_event_id") or query.get("lastEventId")
+    return await _follow(request, _stream_id(request), cursor=parse_cursor(raw))
+
+
+async def cancel_stream(request: Request) -> Answer:
+    """Ask the generator to stop. Doing it again, or after the end, changes nothing."""
+    pod = _pod(request)
+    stream_id = _stream_id(request)
+    with translated():
+        await _found(pod, stream_id)
+        where = await streams.request_cancel(pod.pool, stream_id)
+        if where == "running":
+            await log.notify(pod.pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
+        elif where == "queued":
+            await log.notify(pod.pool, notifications.EVENTS_CHANNEL, [notifications.hint(stream_id)])
+        stream = await _found(pod, stream_id)
+    return _answer(
+        request, describe(stream, _events_url(request, stream.id)), status=202 if where == "running" else 200
+    )
+
+
+async def delete_stream(request: Request) -> Answer:
+    """Erase a stream and its events; if it is running, its generator is stopped."""
+    pod = _pod(request)
+    stream_id = _stream_id(request)
+    with translated():
+        if not await streams.delete(pod.pool, stream_id):
+            raise _not_found(stream_id)
+        await log.notify(pod.pool, notifications.EVENTS_CHANNEL, [notifications.gone(stream_id)])
+        await log.notify(pod.pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
+    return Response(status_code=204, headers=_headers(request))
+
+
+async def healthz(request: Request) -> Answer:
+    """Tell that the process is alive."""
+    return _answer(request, {"status": "alive"})
+
+
+async def readyz(request: Request) -> Answer:
+    """Tell whether new clients should be sent to this pod, and what the listener is doing."""
+    pod = _pod(request)
+    state = {
+        "status": "ready" if pod.ready else "not ready",
+        "draining": pod.draining,
+        "listener": pod.listener.state.value,
+    }
+    return _answer(request, state, status=200 if pod.ready else 503)
+
+
+async def metrics(request: Request) -> Answer:
+    """Give the metrics in Prometheus' text format."""
+    return Response(_pod(request).metrics.render(), media_type="text/plain; version=0.0.4", headers=_headers(request))
+
+
+def routes() -> list[Route]:
+    """All routes of the native API."""
+    return [
+        Route("/v1/streams", create_stream, methods=["POST"]),
+        Route("/v1/streams", find_streams, methods=["GET"]),
+        Route("/v1/streams/{id}", get_stream, methods=["GET"], name="stream"),
+        Route("/v1/streams/{id}", delete_stream, methods=["DELETE"]),
+        Route("/v1/streams/{id}/events", follow_events, methods=["GET"], name="events"),
+        Route("/v1/streams/{id}/cancel", cancel_stream, methods=["POST"]),
+        Route("/healthz", healthz, methods=["GET"]),
+        Route("/readyz", readyz, methods=["GET"]),
+        Route("/metrics", metrics, methods=["GET"]),
+    ]
+
+
+def _pod(request: Request) -> Pod:
+    pod: Pod | None = getattr(request.app.state, "pod", None)
+    if pod is None:
+        raise Unavailable(
+            "Baton has not been started. Where its app is mounted into another, the outer app's lifespan must enter "
+            "`baton_app.router.lifespan_context(baton_app)`."
+        )
+    return pod
+
+
+async def _follow(
+    request: Request, stream_id: UUID, *, cursor: int = 0, headers: Mapping[str, str] | None = None
+) -> Answer:
+    """Subscribe, and answer with events; 204 when the client has all of them.
+
+    A passing trouble is answered with 200 and a time to come back, since any other status stops an EventSource for
+    ever; a client that asks for problem+json gets the truth.
+    """
+    pod = _pod(request)
+    milliseconds = pod.settings.reconnect_milliseconds
+    raw_headers = [(name.encode(), value.encode()) for name, value in (_headers(request) | dict(headers or {})).items()]
+    try:
+        if pod.draining:
+            raise Unavailable("This pod is leaving. Connect again to reach another one.")
+        subscriber = await pod.relays.subscribe(stream_id, cursor)
+    except Unavailable:
+        if problems.MEDIA_TYPE in request.headers.get("accept", ""):
+            raise
+        return Retry(milliseconds, raw_headers)
+    if subscriber.finished:
+        pod.relays.unsubscribe(subscriber)
+        return Response(status_code=204, headers=_headers(request))
+    return EventStream(subscriber, pod.relays, pod.metrics, reconnect_milliseconds=milliseconds, headers=raw_headers)
+
+
+async def _wait_for_end(request: Request, stream_id: UUID, seconds: float) -> None:
+    relays = _pod(request).relays
+    subscriber = await relays.subscribe(stream_id, 0)
+    try:
+        async with asyncio.timeout(seconds):
+            while not (subscriber.relay.ended or subscriber.relay.over or subscriber.leaving):
+                subscriber.cursor = subscriber.relay.tail
+                subscriber.tapped = False
+                await subscriber.wait()
+    except TimeoutError:
+        pass
+    finally:
+        relays.unsubscribe(subscriber)
+
+
+async def _check_generator(pod: Pod, name: str) -> None:
+    known = configured_names(pod.settings)
+    if name not in known:
+        known |= await workers.offered_generators(pod.pool)
+    if name not in known:
+        raise UnknownGenerator(
+            f"There is no generator called {name!r}. Known are: {', '.join(sorted(known))}. "
+            "Your own are named in BATON_GENERATORS, for pods and workers alike."
+        )
+
+
+async def _found(pod: Pod, stream_id: UUID) -> Stream:
+    stream = await streams.get(pod.pool, stream_id)
+    if stream is None:
+        raise _not_found(stream_id)
+    return stream
+
+
+def _not_found(stream_id: UUID) -> StreamNotFound:
+    return StreamNotFound(f"There is no stream {stream_id}.")
+
+
+def _stream_id(request: Request) -> UUID:
+    raw = request.path_params["id"]
+    try:
+        return UUID(raw)
+    except ValueError:
+        raise StreamNotFound(f"There is no stream {raw!r:.80}: an id looks like 019a5e2c-….") from None
+
+
+async def _body(request: Request, max_bytes: int) -> bytes:
+    body = bytearray()
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > max_bytes:
+                raise RequestTooLarge(f"The body may have {max_bytes} bytes at most.")
+    except ClientDisconnect:
+        raise InvalidRequest("The body did not arrive whole.") from None
+    return bytes(body)
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except ValueError as error:
+        reason = str(error)
+    try:
+        # orjson refuses escaped lone surrogates, which JavaScript sends for a cut emoji.
+        return clean(json.loads(body))
+    except (ValueError, RecursionError):
+        raise InvalidRequest(f"The body is not JSON: {reason}.") from None
+
+
+def _idempotency_key(request: Request, body: bytes) -> IdempotencyKey | None:
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not 0 < len(key) <= 255:
+        raise InvalidRequest("An Idempotency-Key has 1 to 255 characters.")
+    hours = _pod(request).settings.idempotency_hours
+    return IdempotencyKey(key, hashlib.sha256(body).digest(), hours * 3600)
+
+
+def _events_url(request: Request, stream_id: UUID) -> str:
+    return str(request.url_for("events", id=stream_id))
+
+
+def _headers(request: Request) -> dict[str, str]:
+    return {"x-baton-pod": _pod(request).settings.pod_name}
+
+
+def _answer(request: Request, content: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(
+        orjson.dumps(content),
+        status,
+        _headers(request) | dict(headers or {}),
+        "application/json",
+    )

@@ -1,0 +1,113 @@
+"""The command `baton`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, NoReturn
+
+import typer
+import uvloop
+from rich.console import Console
+from rich.logging import RichHandler
+
+from . import __version__
+from .errors import ConfigurationError
+from .generators.registry import close_generators, load_generators
+from .server import serve as serve_pod
+from .settings import Settings
+from .worker import Worker
+
+app = typer.Typer(
+    help="Hands a live LLM answer from pod to pod without dropping a token, on Postgres alone.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+_errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@app.callback(invoke_without_command=True)
+def _options(*, version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False) -> None:
+    if version:
+        typer.echo(f"baton {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="The address to listen on (BATON_HOST).")] = None,
+    port: Annotated[int | None, typer.Option(help="The port to listen on (BATON_PORT).")] = None,
+) -> None:
+    """Run a pod: create streams, and relay their events to clients."""
+    _run(lambda: serve_pod(_settings(host=host, port=port)))
+
+
+@app.command()
+def worker(
+    concurrency: Annotated[int | None, typer.Option(help="Streams at once (BATON_WORKER_CONCURRENCY).")] = None,
+) -> None:
+    """Run a worker: claim queued streams, and generate their events."""
+    _run(lambda: _work(_settings(worker_concurrency=concurrency)))
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to this version's schema, and create partitions ahead."""
+    # Alembic and SQLAlchemy take a second and 40 MB, which pods and workers, who need neither, shall not pay.
+    from .migrate import migrate as run_migrations
+
+    settings = _settings()
+    _run(lambda: run_migrations(settings.dsn, days_ahead=settings.partition_days_ahead, say=typer.echo))
+    typer.echo("The database is up to date.")
+
+
+def main() -> None:
+    """Run the command line; a person's mistake gets a sentence and exit code 2."""
+    try:
+        app()
+    except ConfigurationError as error:
+        _fail(str(error))
+
+
+async def _work(settings: Settings) -> None:
+    generators = load_generators(settings)
+    working = Worker(settings, generators)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, working.leave)
+    try:
+        await working.run()
+    finally:
+        await close_generators(generators)
+
+
+def _settings(**overrides: Any) -> Settings:
+    return Settings.load(**overrides)
+
+
+def _run(start: Callable[[], Awaitable[None]]) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_log_handler()], force=True)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+    async def run() -> None:
+        await start()
+
+    uvloop.run(run())
+
+
+def _log_handler() -> logging.Handler:
+    if sys.stderr.isatty():
+        return RichHandler(console=_errors, show_path=False, rich_tracebacks=False)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    return handler
+
+
+def _fail(sentence: str) -> NoReturn:
+    _errors.print(f"baton: {sentence}", markup=False)
+    sys.exit(2)

@@ -1,0 +1,146 @@
+"""Connections to Postgres: pools and single connections of asyncpg.
+
+Driver errors become Baton's own here, in `translated`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Final, TypeAlias
+from urllib.parse import urlsplit
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from .errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, Unavailable
+
+# The revision of the schema that this code works with; a test holds it equal to the head of `migrations/`.
+REVISION: Final = "0001"
+
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+
+# What a lost or refused connection raises, in whichever layer notices it first.
+CONNECTION_ERRORS: Final = (
+    OSError,
+    asyncio.TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InternalClientError,
+    asyncpg.exceptions.OperatorInterventionError,
+    asyncpg.exceptions.InsufficientResourcesError,
+    asyncpg.exceptions.CannotConnectNowError,
+)
+
+
+async def connect(dsn: str, *, timeout_seconds: float = 10, name: str = "baton") -> Connection:
+    """Open one connection.
+
+    Raises:
+        DatabaseUnreachable: nobody answers there, or the server refuses us.
+        ConfigurationError: the DSN is malformed.
+    """
+    with _connecting(dsn):
+        return await asyncpg.connect(
+            dsn,
+            timeout=timeout_seconds,
+            command_timeout=timeout_seconds,
+            server_settings={"application_name": name},
+        )
+
+
+@contextlib.asynccontextmanager
+async def pool(dsn: str, *, size: int, timeout_seconds: float, name: str = "baton") -> AsyncIterator[Pool]:
+    """Open a pool of at most `size` connections, and close it at the end.
+
+    Raises:
+        DatabaseUnreachable: nobody answers there, or the server refuses us.
+    """
+    with _connecting(dsn):
+        opened = await asyncpg.create_pool(
+            dsn,
+            min_size=1,
+            max_size=size,
+            timeout=timeout_seconds,
+            command_timeout=timeout_seconds,
+            server_settings={"application_name": name},
+        )
+    try:
+        yield opened
+    finally:
+        await close_pool(opened, timeout_seconds=2)
+
+
+async def close_pool(opened: Pool, *, timeout_seconds: float) -> None:
+    """Close a pool, and cut what does not close in time."""
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            await opened.close()
+    except TimeoutError:
+        opened.terminate()
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Turn what a lost connection raises into `Unavailable`, the error that a client sees."""
+    try:
+        yield
+    except CONNECTION_ERRORS as error:
+        raise Unavailable("The database does not answer just now. Try again in a moment.") from error
+
+
+async def check_schema(executor: Connection | Pool) -> None:
+    """Refuse a database whose schema is not the one that this code works with.
+
+    Raises:
+        SchemaMismatch: the migrations have not run, or this code is older than the schema.
+    """
+    try:
+        found = await executor.fetchval("SELECT version_num FROM baton.alembic_version")
+    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+        found = None
+    if found is None:
+        raise SchemaMismatch("The database has no Baton tables yet. Run `baton migrate` first.")
+    if found < REVISION:
+        raise SchemaMismatch(
+            f"The database's schema is at revision {found}, and this version needs {REVISION}. "
+            "Run `baton migrate` first."
+        )
+    if found > REVISION:
+        raise SchemaMismatch(
+            f"The database's schema is at revision {found}, newer than {REVISION}, which this version knows. "
+            "Run a newer version of Baton."
+        )
+
+
+@contextlib.contextmanager
+def _connecting(dsn: str) -> Iterator[None]:
+    """Say in one sentence why no connection came about, without the password."""
+    try:
+        yield
+    except (ValueError, asyncpg.InterfaceError) as error:
+        raise ConfigurationError(f"BATON_DATABASE_URL cannot be used: {error}") from None
+    except asyncpg.InvalidCatalogNameError:
+        raise DatabaseUnreachable(
+            f"There is no database {_database(dsn)!r} on {_place(dsn)}. Create it, or correct BATON_DATABASE_URL."
+        ) from None
+    except asyncpg.InvalidAuthorizationSpecificationError as error:
+        raise DatabaseUnreachable(
+            f"Postgres on {_place(dsn)} refused the user of BATON_DATABASE_URL: {error}"
+        ) from None
+    except (TimeoutError, OSError, asyncpg.PostgresError) as error:
+        reason = str(error) or type(error).__name__
+        raise DatabaseUnreachable(
+            f"No Postgres could be reached at {_place(dsn)}: {reason}. Is it running, and is BATON_DATABASE_URL right?"
+        ) from None
+
+
+def _place(dsn: str) -> str:
+    parts = urlsplit(dsn)
+    return f"{parts.hostname}:{parts.port or 5432}" if parts.hostname else "the local socket"
+
+
+def _database(dsn: str) -> str:
+    return urlsplit(dsn).path.lstrip("/")

@@ -1,0 +1,18 @@
+"""The native dialect: one SSE block for each event, `id: <seq>` and `data: <the event as JSON>`.
+
+There is no `event:` line, so that `EventSource.onmessage` sees everything, and the id is the cursor to come back with.
+"""
+
+from __future__ import annotations
+
+from ..log import Batch
+
+NAME = "native"
+
+
+def encode(batch: Batch, cursor: int) -> bytes:
+    """Encode the events of a batch that follow the cursor."""
+    skipped = max(0, cursor + 1 - batch.first_seq)
+    first = batch.first_seq + skipped
+    lines = batch.lines[skipped:] if skipped else batch.lines
+    return "".join([f"id: {seq}\ndata: {line}\n\n" for seq, line in enumerate(lines, first)]).encode()

@@ -1,0 +1,211 @@
+"""The log: batches of numbered events, appended under a fence and read after a cursor.
+
+A stream's events are numbered 1, 2, 3 … without gaps, and one row holds those of one flush. Whoever appends aims at the
+tail + 1 as it knows it. Two things keep a writer that has lost its stream from writing:
+
+- the append joins `stream` on `(id, epoch)`, so that after a claim a stale writer starts nothing new;
+- the key `(stream_id, first_seq)` settles what was in flight at that moment, since both writers aim at the same place.
+
+So an append may leave some of its batches unwritten without an error: it returns which ones it wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+import asyncpg
+import orjson
+
+from .database import Connection, Pool
+from .outcome import Outcome
+
+_INSERT = """
+INSERT INTO baton.batch (stream_id, first_seq, last_seq, epoch, terminal, events)
+SELECT b.stream_id, b.first_seq, b.last_seq, b.epoch, b.terminal, b.events
+FROM unnest($1::uuid[], $2::integer[], $3::integer[], $4::integer[], $5::boolean[], $6::bytea[])
+     AS b (stream_id, first_seq, last_seq, epoch, terminal, events)
+JOIN baton.stream AS s ON s.id = b.stream_id AND s.epoch = b.epoch
+ON CONFLICT DO NOTHING
+RETURNING stream_id
+"""
+
+# The terminal batch and the stream's final state are one statement: neither is ever there without the other.
+_INSERT_AND_CLOSE = f"""
+WITH written AS ({_INSERT}), closed AS (
+    UPDATE baton.stream AS s
+    SET status = e.status, finish_reason = e.finish_reason, error_code = e.error_code,
+        error_message = e.error_message, usage = e.usage, tokens = e.tokens,
+        time_to_first_token_seconds = e.first_token, duration_seconds = e.duration,
+        finished_at = clock_timestamp(), worker_id = NULL
+    FROM unnest($7::uuid[], $8::text[], $9::text[], $10::text[], $11::text[], $12::jsonb[], $13::integer[],
+                $14::double precision[], $15::double precision[], $16::integer[])
+         AS e (id, status, finish_reason, error_code, error_message, usage, tokens, first_token, duration, epoch)
+    WHERE s.id = e.id AND s.epoch = e.epoch AND EXISTS (SELECT FROM written AS w WHERE w.stream_id = e.id)
+)
+SELECT stream_id FROM written
+"""  # noqa: S608
+
+# A page begins with the batch that holds cursor + 1, and ends after $3 rows or once $4 bytes are in it.
+_READ = """
+SELECT first_seq, last_seq, terminal, events
+FROM (
+    SELECT first_seq, last_seq, terminal, events,
+           sum(octet_length(events)) OVER (ORDER BY first_seq) - octet_length(events) AS bytes_before
+    FROM baton.batch
+    WHERE stream_id = $1 AND last_seq > $2 AND first_seq >= coalesce(
+        (SELECT first_seq FROM baton.batch WHERE stream_id = $1 AND first_seq <= $2 + 1
+         ORDER BY first_seq DESC LIMIT 1), 1)
+    ORDER BY first_seq
+    LIMIT $3
+) AS page
+WHERE bytes_before < $4
+ORDER BY first_seq
+"""
+
+_READ_NEWEST = """
+SELECT first_seq, last_seq, terminal, events
+FROM (
+    SELECT first_seq, last_seq, terminal, events,
+           sum(octet_length(events)) OVER (ORDER BY first_seq DESC) - octet_length(events) AS bytes_after
+    FROM baton.batch
+    WHERE stream_id = $1
+    ORDER BY first_seq DESC
+    LIMIT $2
+) AS page
+WHERE bytes_after < $3
+ORDER BY first_seq
+"""
+
+_LAST = """
+SELECT first_seq, last_seq, epoch, terminal, events FROM baton.batch
+WHERE stream_id = $1 ORDER BY first_seq DESC LIMIT 1
+"""
+
+_TAILS = """
+SELECT s.id, coalesce(t.last_seq, 0) AS tail
+FROM unnest($1::uuid[]) AS k (id)
+JOIN baton.stream AS s USING (id)
+LEFT JOIN LATERAL (
+    SELECT last_seq FROM baton.batch WHERE stream_id = s.id ORDER BY first_seq DESC LIMIT 1
+) AS t ON true
+"""
+
+_NOTIFY = "SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload"
+
+PAGE_ROWS = 512
+PAGE_BYTES = 262_144
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """One batch to be written: events `first_seq` to `last_seq` of a stream, as lines of JSON joined by newlines.
+
+    With an `outcome` its last event is the terminal one.
+    """
+
+    stream_id: UUID
+    epoch: int
+    first_seq: int
+    last_seq: int
+    events: bytes
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One batch as it is read. `lines` are its events, the first with the number `first_seq`."""
+
+    first_seq: int
+    last_seq: int
+    terminal: bool
+    lines: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The end of a stream's log: its highest number, and who wrote the batch there."""
+
+    last_seq: int = 0
+    epoch: int = 0
+    outcome: Outcome | None = None
+
+
+async def append(connection: Connection, appends: Sequence[Append]) -> set[UUID]:
+    """Write batches of different streams in one statement; return the streams that were written.
+
+    A stream is left out when its epoch is no longer the batch's, or when its place in the log is taken.
+    """
+    # In one order everywhere, so that two appends wait for each other and never in a circle.
+    appends = sorted(appends, key=lambda item: item.stream_id)
+    arguments = [
+        [item.stream_id for item in appends],
+        [item.first_seq for item in appends],
+        [item.last_seq for item in appends],
+        [item.epoch for item in appends],
+        [item.outcome is not None for item in appends],
+        [item.events for item in appends],
+    ]
+    endings = [(item, item.outcome) for item in appends if item.outcome is not None]
+    if endings:
+        rows = await connection.fetch(_INSERT_AND_CLOSE, *arguments, *_closing(endings))
+    else:
+        rows = await connection.fetch(_INSERT, *arguments)
+    return {row[0] for row in rows}
+
+
+async def read(executor: Connection | Pool, stream_id: UUID, cursor: int) -> list[Batch]:
+    """Read a page of what follows the cursor; its first batch may begin before it. Empty at the tail."""
+    return _batches(await executor.fetch(_READ, stream_id, cursor, PAGE_ROWS, PAGE_BYTES))
+
+
+async def read_newest(executor: Connection | Pool, stream_id: UUID, max_bytes: int) -> list[Batch]:
+    """Read the newest batches of a stream, oldest first: those that make up `max_bytes`, and at least one."""
+    return _batches(await executor.fetch(_READ_NEWEST, stream_id, PAGE_ROWS, max_bytes))
+
+
+async def read_tail(executor: Connection | Pool, stream_id: UUID) -> Tail:
+    """Read the end of a stream's log."""
+    row = await executor.fetchrow(_LAST, stream_id)
+    if row is None:
+        return Tail()
+    outcome = Outcome.decode(row["events"].rpartition(b"\n")[2]) if row["terminal"] else None
+    return Tail(row["last_seq"], row["epoch"], outcome)
+
+
+async def tails(executor: Connection | Pool, stream_ids: Sequence[UUID]) -> dict[UUID, int]:
+    """Return the highest number of each stream that exists; 0 where nothing was written yet."""
+    return {row["id"]: row["tail"] for row in await executor.fetch(_TAILS, stream_ids)}
+
+
+async def notify(executor: Connection | Pool, channel: str, payloads: Sequence[str]) -> None:
+    """Send notifications in one transaction, which must write nothing else.
+
+    A commit that carries a NOTIFY holds a lock of the whole cluster while its WAL is flushed; with no WAL it does not
+    wait.
+    """
+    await executor.execute(_NOTIFY, channel, payloads)
+
+
+def _closing(endings: Iterable[tuple[Append, Outcome]]) -> list[list[object]]:
+    rows = [
+        (
+            item.stream_id,
+            outcome.status,
+            outcome.finish_reason,
+            outcome.error_code,
+            outcome.error_message,
+            None if outcome.usage is None else orjson.dumps(outcome.usage).decode(),
+            outcome.timings.tokens,
+            outcome.timings.time_to_first_token_seconds,
+            outcome.timings.duration_seconds,
+            item.epoch,
+        )
+        for item, outcome in endings
+    ]
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _batches(rows: Iterable[asyncpg.Record]) -> list[Batch]:
+    return [Batch(first, last, terminal, events.decode().split("\n")) for first, last, terminal, events in rows]

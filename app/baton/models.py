@@ -1,0 +1,118 @@
+"""What the native API takes and gives: pydantic models for requests, plain dicts for answers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+from uuid import UUID
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import InvalidRequest
+from .outcome import Timings
+from .streams import Stream
+
+MAX_WAIT_SECONDS = 60
+_MAX_METADATA_FILTERS = 4
+
+Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
+Text = Annotated[str, Field(max_length=500, pattern=r"^[^\x00]*$")]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class CreateStream(BaseModel):
+    """The body of `POST /v1/streams`. `input` is what the generator is to answer: any JSON."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    input: Any
+    generator: Name | None = None
+    metadata: dict[Name, Text | bool | int | float] = Field(default_factory=dict, max_length=32)
+    on_worker_lost: Literal["retry", "fail"] | None = None
+
+
+class FindStreams(BaseModel):
+    """The query of `GET /v1/streams`, but for `metadata.<name>=<value>`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    before: UUID | None = None
+    status: Literal["queued", "running", "completed", "failed", "cancelled"] | None = None
+    limit: int = Field(20, ge=1, le=100)
+
+
+class GetStream(BaseModel):
+    """The query of `GET /v1/streams/{id}`: how many seconds to wait for the stream's end."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    wait: float = Field(0, ge=0, le=MAX_WAIT_SECONDS, allow_inf_nan=False)
+
+
+def validated(model: type[Model], content: Any) -> Model:
+    """Check a body or a query.
+
+    Raises:
+        InvalidRequest: with a sentence for each thing that is wrong.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        found = [f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in error.errors()]
+        raise InvalidRequest("; ".join(found)[:1000] + ".") from None
+
+
+def metadata_alternatives(filters: Mapping[str, str]) -> list[dict[str, Any]] | None:
+    """Turn `metadata.chat=42` into what to look for: a query cannot tell the string "42" from the number.
+
+    Raises:
+        InvalidRequest: there are too many filters, or one holds a NUL.
+    """
+    if not filters:
+        return None
+    if len(filters) > _MAX_METADATA_FILTERS:
+        raise InvalidRequest(f"At most {_MAX_METADATA_FILTERS} metadata filters can be used at once.")
+    if any("\0" in name + value for name, value in filters.items()):
+        raise InvalidRequest("A metadata filter cannot hold a NUL character.")
+    names = [name.removeprefix("metadata.") for name in filters]
+    return [
+        dict(zip(names, values, strict=True))
+        for values in itertools.product(*(_readings(value) for value in filters.values()))
+    ]
+
+
+def describe(stream: Stream, events_url: str) -> dict[str, Any]:
+    """A stream's row as the API gives it."""
+    described: dict[str, Any] = {
+        "id": str(stream.id),
+        "status": stream.status,
+        "generator": stream.generator,
+        "metadata": stream.metadata,
+        "events_url": events_url,
+        "created_at": stream.created_at,
+        "started_at": stream.started_at,
+        "finished_at": stream.finished_at,
+        "cancel_requested_at": stream.cancel_requested_at,
+        "finish_reason": stream.finish_reason,
+        "error": None,
+        "usage": stream.usage,
+        "timings": None,
+    }
+    if stream.error_code is not None:
+        described["error"] = {"code": stream.error_code, "message": stream.error_message}
+    if stream.duration_seconds is not None:
+        timings = Timings(stream.duration_seconds, stream.time_to_first_token_seconds, stream.tokens or 0)
+        described["timings"] = timings.as_dict()
+    return described
+
+
+def _readings(value: str) -> list[Any]:
+    try:
+        parsed = orjson.loads(value)
+    except ValueError:
+        return [value]
+    is_number = isinstance(parsed, int | float) and math.isfinite(parsed)
+    return [value, parsed] if is_number else [value]

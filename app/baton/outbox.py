@@ -1,0 +1,178 @@
+"""One stream's events on their way from its generator to the log.
+
+The generator's side puts lines in, the writer's side takes them out in batches. A batch that was taken keeps its
+boundaries until the log has it or refuses it, however often its write must be repeated: whether a lost write took
+place can then be read from the log. Numbers are given when a batch is taken, never before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from enum import Enum
+from uuid import UUID
+
+from .events import join_lines
+from .log import Append
+from .outcome import Outcome
+
+
+class Lost(Enum):
+    """Why an outbox can write no more."""
+
+    FENCED = "another worker has claimed the stream, or it was erased"
+    ENDED = "the stream has its terminal event already"
+    REJECTED = "the database refused the data"
+    REWOUND = "the log has lost its end"
+
+
+class Outbox:
+    """A bounded buffer of encoded events. All of it runs on one event loop."""
+
+    __slots__ = (
+        "_flight",
+        "_lines",
+        "_lost",
+        "_max_bytes",
+        "_max_events",
+        "_on_lost",
+        "_on_ready",
+        "_outcome",
+        "_room",
+        "_size",
+        "closed",
+        "epoch",
+        "stream_id",
+        "tail",
+        "urgent",
+    )
+
+    def __init__(
+        self,
+        stream_id: UUID,
+        epoch: int,
+        tail: int,
+        *,
+        on_ready: Callable[[Outbox], None],
+        on_lost: Callable[[Lost], None],
+        max_events: int,
+        max_bytes: int = 1 << 20,
+    ) -> None:
+        self.stream_id = stream_id
+        self.epoch = epoch
+        self.tail = tail  # the highest number that the log is known to hold
+        self.urgent = True  # its next batch shall not wait: the first event, or the terminal one
+        self.closed = asyncio.Event()  # the log has the terminal event, or this outbox can write no more
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._flight: list[bytes] = []
+        self._outcome: Outcome | None = None
+        self._room: asyncio.Event | None = None
+        self._lost: Lost | None = None
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._on_ready = on_ready
+        self._on_lost = on_lost
+
+    def __lt__(self, other: Outbox) -> bool:
+        """Order by stream, as the log is written."""
+        return self.stream_id < other.stream_id
+
+    @property
+    def lost(self) -> Lost | None:
+        """Why it can write no more, if so."""
+        return self._lost
+
+    @property
+    def full(self) -> bool:
+        """Whether the generator has to wait."""
+        return len(self._lines) >= self._max_events or self._size >= self._max_bytes
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to write."""
+        return bool(self._lines or self._flight) and not self.closed.is_set()
+
+    def put(self, line: bytes) -> None:
+        """Add an event, unless the stream has ended. When it is `full`, `wait_for_room` before the next one."""
+        if self._outcome is not None or self.closed.is_set():
+            return
+        if not self._lines:
+            self._on_ready(self)
+        self._lines.append(line)
+        self._size += len(line)
+
+    async def wait_for_room(self) -> None:
+        """Wait until the writer has taken what is here: so does a slow database slow the generator down."""
+        while self.full and not self.closed.is_set():
+            self._room = self._room or asyncio.Event()
+            await self._room.wait()
+
+    def finish(self, outcome: Outcome) -> None:
+        """Add the terminal event, after which nothing follows."""
+        self._outcome = outcome
+        self._lines.append(outcome.encode())
+        self.urgent = True
+        self._on_ready(self)
+
+    def take(self) -> Append | None:
+        """Return the batch to write next: the one in flight, or all that has come since."""
+        if self.closed.is_set():
+            return None
+        if not self._flight:
+            if not self._lines:
+                return None
+            self._flight, self._lines, self._size = self._lines, [], 0
+            self.urgent = False
+            self._make_room()
+        ends = self._outcome is not None and not self._lines
+        return Append(
+            self.stream_id,
+            self.epoch,
+            self.tail + 1,
+            self.tail + len(self._flight),
+            join_lines(self._flight),
+            self._outcome if ends else None,
+        )
+
+    def written(self, last_seq: int, *, terminal: bool) -> None:
+        """Learn that the log has the batch in flight, which ends at `last_seq`."""
+        self.tail = last_seq
+        self._flight = []
+        if terminal:
+            self.closed.set()
+
+    def still_has(self, item: Append) -> bool:
+        """Whether a batch that was taken is still waiting to be written."""
+        return bool(self._flight) and self.tail + 1 == item.first_seq and not self.closed.is_set()
+
+    def retry_after(self, tail: int) -> None:
+        """Learn that somebody else's batch took the place: the one in flight comes after `tail`."""
+        self.tail = tail
+        self._on_ready(self)
+
+    def retry(self) -> None:
+        """Learn that the batch in flight was not written and may be tried again where it was."""
+        self._on_ready(self)
+
+    def end_with(self, lost: Lost, outcome: Outcome, tail: int) -> None:
+        """Drop what was not written, and write this end after `tail` instead."""
+        self.tail = tail
+        self._drop(lost)
+        self.finish(outcome)
+
+    def lose(self, lost: Lost) -> None:
+        """Learn that nothing more of this outbox can be written."""
+        self.closed.set()
+        self._drop(lost)
+
+    def _drop(self, lost: Lost) -> None:
+        self._flight, self._lines, self._size = [], [], 0
+        self._lost = lost
+        self._make_room()
+        self._on_lost(lost)
+
+    def _make_room(self) -> None:
+        if self._room is not None:
+            self._room.set()
+            self._room = None

@@ -1,0 +1,120 @@
+"""How a stream ends: the content of its terminal event, and of its row afterwards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from .events import FinalStatus, encode_object, without_surrogates
+
+_WORD = re.compile(r"[a-z0-9_.-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """How long a stream took, on its worker's clock; a take-over starts them again.
+
+    `tokens` counts the events of text, reasoning and tool calls; what the provider counted is in the usage.
+    """
+
+    duration_seconds: float = 0.0
+    time_to_first_token_seconds: float | None = None
+    tokens: int = 0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The rate after the first token, or None where there is none to speak of."""
+        first = self.time_to_first_token_seconds
+        if first is None or self.tokens < 2 or self.duration_seconds <= first:
+            return None
+        return round((self.tokens - 1) / (self.duration_seconds - first), 3)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form in the terminal event and in the API."""
+        return {
+            "duration_seconds": round(self.duration_seconds, 6),
+            "time_to_first_token_seconds": _rounded(self.time_to_first_token_seconds),
+            "tokens": self.tokens,
+            "tokens_per_second": self.tokens_per_second,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A stream's end. `finish_reason` and `error_code` are short lower-case words."""
+
+    status: FinalStatus
+    finish_reason: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    usage: Mapping[str, int | float] | None = None
+    timings: Timings = field(default_factory=Timings)
+
+    @classmethod
+    def failed(cls, code: str, message: str, **rest: Any) -> Outcome:
+        """A failure, with a code for programs and a sentence for people."""
+        return cls("failed", finish_reason="error", error_code=_word(code), error_message=_text(message), **rest)
+
+    @classmethod
+    def completed(cls, finish_reason: str, **rest: Any) -> Outcome:
+        """An end that the generator came to by itself."""
+        return cls("completed", finish_reason=_word(finish_reason), **rest)
+
+    @classmethod
+    def cancelled(cls, **rest: Any) -> Outcome:
+        """An end that somebody asked for."""
+        return cls("cancelled", finish_reason="cancelled", **rest)
+
+    def encode(self) -> bytes:
+        """The terminal event as one line of JSON."""
+        event: dict[str, Any] = {
+            "type": "done",
+            "status": self.status,
+            "finish_reason": self.finish_reason,
+            "usage": self.usage,
+            "timings": self.timings.as_dict(),
+        }
+        if self.error_code is not None:
+            event["error"] = {"code": self.error_code, "message": self.error_message}
+        return encode_object(event)
+
+    @classmethod
+    def decode(cls, line: bytes) -> Outcome:
+        """Read a terminal event back."""
+        event = orjson.loads(line)
+        error = event.get("error") or {}
+        timings = event["timings"]
+        return cls(
+            event["status"],
+            event["finish_reason"],
+            error.get("code"),
+            error.get("message"),
+            event["usage"],
+            Timings(timings["duration_seconds"], timings["time_to_first_token_seconds"], timings["tokens"]),
+        )
+
+
+def numbers_only(usage: Mapping[str, Any]) -> dict[str, int | float]:
+    """The counts of a usage event, without its type and anything that is no number."""
+    return {
+        str(name): value
+        for name, value in usage.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and "\0" not in str(name)
+    }
+
+
+def _word(text: str) -> str:
+    return text if _WORD.fullmatch(text) else "other"
+
+
+def _text(message: str) -> str:
+    """A message that a text column takes too."""
+    return without_surrogates(message).replace("\0", "\ufffd")[:2000]
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)

@@ -1,0 +1,99 @@
+"""A pod: what one serving process holds, from its first connection to its leaving."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from typing import Self
+
+from . import database
+from .database import Pool
+from .errors import ConfigurationError
+from .listener import Listener, State
+from .metrics import PodMetrics
+from .notifications import EVENTS_CHANNEL
+from .relay import Relays
+from .settings import Settings
+from .sse import keep_alive
+
+
+class Pod:
+    """Pool, relays and listener, wired to each other. Made by `Pod.open`."""
+
+    def __init__(self, settings: Settings, pool: Pool) -> None:
+        self.settings = settings
+        self.pool = pool
+        self.metrics = PodMetrics()
+        self.relays = Relays(
+            pool,
+            self.metrics,
+            window_bytes=settings.relay_window_bytes,
+            poll_seconds=settings.safety_poll_seconds,
+        )
+        self.listener = Listener(
+            settings.listen_dsn,
+            {EVENTS_CHANNEL: self.relays.hear},
+            on_state=self._on_listener_state,
+            probe_seconds=settings.listen_probe_seconds,
+            name="baton pod listen",
+        )
+        self.draining = False
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, settings: Settings) -> AsyncIterator[Self]:
+        """Connect, check the schema, and run the listener, the poll and the heartbeat.
+
+        Raises:
+            ConfigurationError: access control is missing, the database cannot be reached, or its schema does not fit.
+        """
+        if not settings.allow_anonymous:
+            raise ConfigurationError(
+                "There is no access control yet, so anybody who reaches this pod could read every stream. "
+                "Set BATON_ALLOW_ANONYMOUS=true to serve nevertheless."
+            )
+        async with database.pool(
+            settings.dsn,
+            size=settings.database_pool_size,
+            timeout_seconds=settings.database_timeout_seconds,
+            name="baton pod",
+        ) as pool:
+            await database.check_schema(pool)
+            pod = cls(settings, pool)
+            tasks = [
+                asyncio.create_task(pod.listener.run()),
+                asyncio.create_task(pod.relays.run()),
+                asyncio.create_task(keep_alive(pod.relays, settings.heartbeat_seconds)),
+            ]
+            try:
+                yield pod
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether new clients should be sent here."""
+        return not self.draining and self.listener.state is not State.CONNECTING
+
+    async def drain(self) -> None:
+        """Send the clients away to other pods, spread over `drain_seconds`."""
+        self.draining = True
+        subscribers = list(self.relays.subscribers())
+        random.shuffle(subscribers)
+        pause = self.settings.drain_seconds / max(1, len(subscribers))
+        for subscriber in subscribers:
+            subscriber.leaving = True
+            subscriber.tap()
+            await asyncio.sleep(pause)
+        for subscriber in self.relays.subscribers():
+            subscriber.leaving = True
+            subscriber.tap()
+
+    def _on_listener_state(self, state: State) -> None:
+        self.metrics.listening.set(state is State.LISTENING)
+        if state is State.LISTENING:
+            self.relays.catch_up_all()

@@ -1,0 +1,69 @@
+"""Finds dead workers, and sees to the streams that they had.
+
+A worker is dead when its counter stood still for a whole lease while this reaper watched over one uninterrupted
+connection. So no clock is compared with another, and an outage of Postgres, which stops all counters, kills nobody:
+whoever lost its connection begins to watch anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from uuid import UUID
+
+from . import log, streams, workers
+from .database import Connection
+from .outcome import Outcome
+from .workers import Lost
+
+logger = logging.getLogger(__name__)
+
+
+class Reaper:
+    """Watches the other workers, for one worker."""
+
+    def __init__(self, *, lease_seconds: float, max_attempts: int) -> None:
+        self._lease_seconds = lease_seconds
+        self._max_attempts = max_attempts
+        self._seen: dict[UUID, tuple[int, float]] = {}
+
+    def forget(self) -> None:
+        """Begin to watch anew, after the connection was interrupted."""
+        self._seen.clear()
+
+    async def look(self, connection: Connection, own_id: UUID) -> None:
+        """Look at all counters; bury the workers that stood still for too long."""
+        counters = await workers.counters(connection)
+        now = time.monotonic()
+        for worker_id, counter in counters.items():
+            seen, since = self._seen.get(worker_id, (-1, now))
+            if seen != counter:
+                self._seen[worker_id] = (counter, now)
+            elif worker_id != own_id and now - since > self._lease_seconds:
+                logger.warning("Worker %s is dead: no sign of life for %.1f s.", worker_id, now - since)
+                await self._bury(connection, own_id, worker_id)
+        self._seen = {key: value for key, value in self._seen.items() if key in counters}
+
+    async def _bury(self, connection: Connection, own_id: UUID, dead_id: UUID) -> None:
+        """Release a dead worker's streams, and then remove its row: if this fails in between, all is seen again."""
+        for lost in await workers.lost_streams(connection, own_id, dead_id):
+            await release(connection, lost, max_attempts=self._max_attempts)
+        await workers.remove(connection, dead_id)
+
+
+async def release(connection: Connection, lost: Lost, *, max_attempts: int, uncount_attempt: bool = False) -> None:
+    """Give a stream that has lost its worker to another one, if it allows that; else end it with what it has.
+
+    One that has emitted nothing can always begin anew: nobody has seen anything of it.
+    """
+    may_retry = lost.on_worker_lost == "retry" or not await _tail(connection, lost.stream_id)
+    if may_retry and (uncount_attempt or lost.attempts < max_attempts):
+        await streams.requeue(connection, lost.stream_id, lost.epoch, uncount_attempt=uncount_attempt)
+        return
+    tried = f" {lost.attempts} workers tried." if lost.attempts > 1 else ""
+    outcome = Outcome.failed("worker_lost", f"The worker that generated this answer went away.{tried}")
+    await streams.end_claimed(connection, lost.stream_id, lost.epoch, outcome)
+
+
+async def _tail(connection: Connection, stream_id: UUID) -> int:
+    return (await log.tails(connection, [stream_id])).get(stream_id, 0)

@@ -1,0 +1,382 @@
+"""A pod's live copies of streams: one `Relay` for each that somebody here follows, shared by all its subscribers.
+
+A relay keeps a window of the newest batches. Subscribers have cursors, not queues: each takes what follows its own
+cursor from the window, and one that has fallen behind the window reads pages from the log until it is back inside. So a
+slow client costs nobody memory and loses nothing.
+
+The log is the truth, and a notification is a hint. What always holds of a relay that is loaded: its window is a
+gap-free run of batches that ends at its tail, and its tail is the end of a batch. A batch that starts at tail + 1 is
+applied, one that ends at or before the tail is ignored, and anything else makes the relay read the log. One read at a
+time runs for each relay; a hint that comes meanwhile marks it dirty, and it reads again. A slow poll over all relays
+finds what no notification told.
+
+Everything here runs on one event loop, and nothing awaits between looking and acting on what was seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+
+from . import log, streams
+from .backoff import Backoff
+from .database import CONNECTION_ERRORS, Pool, translated
+from .errors import CursorBeyondTail, StreamNotFound
+from .log import Batch
+from .metrics import PodMetrics
+from .notifications import Announcement, unpack
+
+logger = logging.getLogger(__name__)
+
+LINGER_SECONDS: Final = 5
+PAGES_KEPT: Final = 4
+
+
+class Chunk:
+    """A batch in a relay's window, with its bytes in each wire format: encoded once for all subscribers."""
+
+    __slots__ = ("batch", "encodings", "size")
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.size = sum(map(len, batch.lines))
+        self.encodings: dict[str, bytes] = {}
+
+
+class Subscriber:
+    """One client's place in a stream: `cursor` is the last number that it was given."""
+
+    __slots__ = ("_waiter", "cursor", "last_sent_at", "leaving", "relay", "tapped")
+
+    def __init__(self, relay: Relay, cursor: int) -> None:
+        self.relay = relay
+        self.cursor = cursor
+        self.tapped = False  # woken for another reason than events
+        self.leaving = False  # the pod asks it to go and come back elsewhere
+        self.last_sent_at = 0.0  # on the loop's clock; its connection keeps it
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has been given all that there will ever be."""
+        return self.relay.ended and self.cursor >= self.relay.tail
+
+    async def wait(self) -> None:
+        """Wait for events, for the stream's end, or for a tap."""
+        if self.tapped or self.relay.over or self.cursor < self.relay.tail:
+            return
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    async def take(self) -> list[Chunk]:
+        """Return what follows the cursor and move it there; the first chunk may begin before the cursor."""
+        if self.cursor >= self.relay.tail:
+            return []
+        chunks = self.relay.window_after(self.cursor)
+        if chunks is None:
+            chunks = await self.relay.page_after(self.cursor)
+        if chunks:
+            self.cursor = chunks[-1].batch.last_seq
+        else:
+            logger.error("The log of stream %s ends before its tail.", self.relay.stream_id)
+            self.relay.leave()
+        return chunks
+
+    def tap(self) -> None:
+        """Wake it although there may be no events."""
+        self.tapped = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Wake it."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Relay:
+    """One stream on this pod."""
+
+    def __init__(self, stream_id: UUID, pool: Pool, metrics: PodMetrics, *, window_bytes: int) -> None:
+        self.stream_id = stream_id
+        self.tenant = ""
+        self.tail = 0
+        self.ended = False  # the terminal event is at the tail
+        self.over = False  # nothing more will come from here: the stream was erased, or its log makes no sense
+        self.idle_since: float | None = time.monotonic()
+        self.subscribers: set[Subscriber] = set()
+        self._pool = pool
+        self._metrics = metrics
+        self._window: deque[Chunk] = deque()
+        self._window_bytes = 0
+        self._max_window_bytes = window_bytes
+        self._loading: asyncio.Task[None] | None = None
+        self._loaded = False
+        self._reading: asyncio.Task[None] | None = None
+        self._dirty = False
+        self._pages: dict[int, asyncio.Task[list[Chunk]]] = {}
+
+    async def load(self) -> None:
+        """Read the stream's newest batches, once for all that wait for it.
+
+        Raises:
+            StreamNotFound: there is no such stream.
+            Unavailable: the database does not answer.
+        """
+        if self._loading is None or (self._loading.done() and self._loading.exception() is not None):
+            self._loading = asyncio.create_task(self._load())
+            self._loading.add_done_callback(_seen)
+        await asyncio.shield(self._loading)
+
+    async def catch_up(self) -> None:
+        """Read the log from the tail on, and again as long as hints come meanwhile. Shares a read that is under way."""
+        self._dirty = True
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read_on())
+            self._reading.add_done_callback(_log_failure)
+        await asyncio.shield(self._reading)
+
+    def hear(self, announcement: Announcement) -> None:
+        """Take note of a notification."""
+        if not self._loaded or announcement.last_seq > self.tail:
+            batch = announcement.batch()
+            if self._loaded and batch is not None and batch.first_seq == self.tail + 1:
+                self._apply(batch)
+                self._wake_all()
+            else:
+                self.hint()
+
+    def hint(self) -> None:
+        """Hear that the log may hold more."""
+        self._dirty = True
+        if self._loaded and (self._reading is None or self._reading.done()):
+            self._reading = asyncio.create_task(self._read_on())
+            self._reading.add_done_callback(_log_failure)
+
+    def leave(self) -> None:
+        """Let everybody go: there is nothing more to be had."""
+        self.over = True
+        self._wake_all()
+
+    def window_after(self, cursor: int) -> list[Chunk] | None:
+        """Return the batches that follow the cursor, or None if the window begins later."""
+        if not self._window or self._window[0].batch.first_seq > cursor + 1:
+            return None
+        found: list[Chunk] = []
+        for chunk in reversed(self._window):
+            if chunk.batch.last_seq <= cursor:
+                break
+            found.append(chunk)
+        found.reverse()
+        return found
+
+    async def page_after(self, cursor: int) -> list[Chunk]:
+        """Read a page of the log after the cursor, once for all who are at the same place.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        page = self._pages.get(cursor)
+        if page is None or (page.done() and (page.cancelled() or page.exception() is not None)):
+            page = self._pages[cursor] = asyncio.create_task(self._read_page(cursor))
+            page.add_done_callback(_seen)
+            while len(self._pages) > PAGES_KEPT:
+                del self._pages[next(iter(self._pages))]
+        return await asyncio.shield(page)
+
+    def forget_pages(self) -> None:
+        """Drop the pages that were read for subscribers behind the window."""
+        self._pages = {cursor: page for cursor, page in self._pages.items() if not page.done()}
+
+    async def _load(self) -> None:
+        self._dirty = False
+        with translated():
+            stream = await streams.get(self._pool, self.stream_id)
+            if stream is None:
+                raise StreamNotFound(f"There is no stream {self.stream_id}.")
+            batches = await log.read_newest(self._pool, self.stream_id, self._max_window_bytes)
+        self._metrics.log_reads.inc()
+        self.tenant = stream.tenant
+        if batches:
+            self.tail = batches[0].first_seq - 1
+            self._apply_all(batches)
+        self._loaded = True
+        if self._dirty:
+            self.hint()
+
+    async def _read_on(self) -> None:
+        while self._dirty and not self.ended and not self.over:
+            self._dirty = False
+            more = True
+            while more and not self.over:
+                with translated():
+                    batches = await log.read(self._pool, self.stream_id, self.tail)
+                self._metrics.log_reads.inc()
+                more = self._apply_all(batches)
+
+    async def _read_page(self, cursor: int) -> list[Chunk]:
+        with translated():
+            batches = await log.read(self._pool, self.stream_id, cursor)
+        self._metrics.log_reads.inc()
+        return [Chunk(batch) for batch in batches]
+
+    def _apply_all(self, batches: list[Batch]) -> bool:
+        """Apply what was read from the log; return whether it moved the tail."""
+        before = self.tail
+        for batch in batches:
+            if batch.last_seq <= self.tail:
+                continue
+            if batch.first_seq != self.tail + 1:
+                logger.error(
+                    "The log of stream %s has a hole: %d follows %d.",
+                    self.stream_id,
+                    batch.first_seq,
+                    self.tail,
+                )
+                self.leave()
+                return False
+            self._apply(batch)
+        if self.tail > before:
+            self._wake_all()
+        return self.tail > before
+
+    def _apply(self, batch: Batch) -> None:
+        chunk = Chunk(batch)
+        self._window.append(chunk)
+        self._window_bytes += chunk.size
+        while self._window_bytes > self._max_window_bytes and len(self._window) > 1:
+            self._window_bytes -= self._window.popleft().size
+        self.tail = batch.last_seq
+        self.ended = self.ended or batch.terminal
+
+    def _wake_all(self) -> None:
+        for subscriber in self.subscribers:
+            subscriber.wake()
+
+
+class Relays:
+    """All relays of a pod."""
+
+    def __init__(self, pool: Pool, metrics: PodMetrics, *, window_bytes: int, poll_seconds: float) -> None:
+        self._pool = pool
+        self._metrics = metrics
+        self._window_bytes = window_bytes
+        self._poll_seconds = poll_seconds
+        self._relays: dict[str, Relay] = {}
+
+    async def subscribe(self, stream_id: UUID, cursor: int) -> Subscriber:
+        """Join a stream after the cursor. Call `unsubscribe` at the end.
+
+        Raises:
+            StreamNotFound: there is no such stream.
+            CursorBeyondTail: the log does not reach that far.
+            Unavailable: the database does not answer.
+        """
+        relay = self._relays.get(stream_id.hex)
+        if relay is None or relay.over:
+            # It stands here before it reads the log, so that no notification from now on is missed.
+            relay = Relay(stream_id, self._pool, self._metrics, window_bytes=self._window_bytes)
+            self._relays[stream_id.hex] = relay
+            self._metrics.relays.set(len(self._relays))
+        subscriber = Subscriber(relay, cursor)
+        relay.subscribers.add(subscriber)
+        relay.idle_since = None
+        self._metrics.subscribers.inc()
+        try:
+            await relay.load()
+            if cursor > relay.tail and not relay.ended:
+                await relay.catch_up()
+            if cursor > relay.tail:
+                raise CursorBeyondTail(
+                    f"The stream has {relay.tail} events so far, and the cursor says {cursor}. "
+                    "Start again without a cursor."
+                )
+        except BaseException:
+            self.unsubscribe(subscriber)
+            raise
+        return subscriber
+
+    def unsubscribe(self, subscriber: Subscriber) -> None:
+        """Leave a stream."""
+        relay = subscriber.relay
+        relay.subscribers.discard(subscriber)
+        self._metrics.subscribers.dec()
+        if not relay.subscribers:
+            relay.idle_since = time.monotonic()
+
+    def hear(self, payload: str) -> None:
+        """Take note of a notification about appended batches."""
+        self._metrics.notifications.inc()
+        for announcement in unpack(payload):
+            relay = self._relays.get(announcement.stream)
+            if relay is None:
+                continue
+            if announcement.gone:
+                self._let_go(relay)
+            else:
+                relay.hear(announcement)
+
+    def catch_up_all(self) -> None:
+        """Read on in every relay, after a time in which notifications may have been missed."""
+        for relay in self._relays.values():
+            relay.hint()
+
+    def subscribers(self) -> Iterator[Subscriber]:
+        """All subscribers of this pod."""
+        for relay in list(self._relays.values()):
+            yield from list(relay.subscribers)
+
+    async def run(self) -> None:
+        """Poll until cancelled."""
+        backoff = Backoff()
+        while True:
+            await asyncio.sleep(self._poll_seconds)
+            try:
+                await self._poll()
+                backoff.reset()
+            except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+                logger.warning("The log cannot be polled: %r", error)
+                await backoff.sleep()
+
+    async def _poll(self) -> None:
+        """Drop the relays that nobody uses; find out in one query which others lag behind the log."""
+        now = time.monotonic()
+        for key, relay in list(self._relays.items()):
+            relay.forget_pages()
+            if relay.over or (relay.idle_since is not None and now - relay.idle_since > LINGER_SECONDS):
+                del self._relays[key]
+        self._metrics.relays.set(len(self._relays))
+        before = {relay: relay.tail for relay in self._relays.values() if not relay.ended}
+        if not before:
+            return
+        tails = await log.tails(self._pool, [relay.stream_id for relay in before])
+        for relay, tail_before in before.items():
+            tail = tails.get(relay.stream_id)
+            if tail is None or tail < tail_before:
+                self._let_go(relay)
+            elif tail > relay.tail:
+                relay.hint()
+
+    def _let_go(self, relay: Relay) -> None:
+        relay.leave()
+        self._relays.pop(relay.stream_id.hex, None)
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    """Take note of a task's error, which those who wait for it get too, if there are any left."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.warning("A relay could not read the log, and the next poll will try again: %r", error)

@@ -1,0 +1,155 @@
+"""One claimed stream in a worker: its generator, from the first event to the terminal one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from .errors import GenerationError, InvalidEvent
+from .events import TOKEN_TYPES, encode_event, encode_object, encode_text
+from .generators import GenerationRequest, Generator, Yielded
+from .outbox import Outbox
+from .outcome import Outcome, Timings, numbers_only
+from .streams import Claim
+
+logger = logging.getLogger(__name__)
+
+STUBBORN_SECONDS: Final = 5
+
+
+class Run:
+    """Feeds a generator's events into an outbox, and ends the stream whatever the generator does.
+
+    `stop(outcome)` ends it early with that outcome; `abandon()` ends it without writing anything.
+    """
+
+    def __init__(self, claim: Claim, generator: Generator, outbox: Outbox) -> None:
+        self.claim = claim
+        self.outbox = outbox
+        self.last_event_at = time.monotonic()
+        self.started_at = self.last_event_at
+        self._generator = generator
+        self._stop: Outcome | None = None
+        self._abandoned = False
+        self._finish_reason = "stop"
+        self._usage: dict[str, int | float] | None = None
+        self._tokens = 0
+        self._first_token_at: float | None = None
+        self._generating: asyncio.Task[None] | None = None
+        self._over = asyncio.Event()  # the generator has returned, or is to stop
+
+    async def run(self) -> Outcome | None:
+        """Generate, and wait until the terminal event is in the log; return the outcome, or None if it was lost."""
+        if self._stop is None:
+            self._generating = asyncio.create_task(self._generate())
+            self._generating.add_done_callback(lambda _task: self._over.set())
+            try:
+                await self._over.wait()
+            finally:
+                await self._see_generator_off()
+        if self._abandoned:
+            return None
+        outcome = self._outcome()
+        if self.outbox.lost is None:
+            self.outbox.finish(outcome)
+        await self.outbox.closed.wait()
+        return outcome
+
+    def stop(self, outcome: Outcome) -> None:
+        """Cancel the generator and end the stream like this. The first call counts."""
+        if self._stop is None:
+            self._stop = outcome
+            self._over.set()
+
+    def abandon(self) -> None:
+        """Cancel the generator and write nothing more: the stream is somebody else's."""
+        self._abandoned = True
+        self._over.set()
+
+    def reset(self, reason: str) -> None:
+        """Tell clients to discard what they have, since this attempt begins anew."""
+        self.outbox.put(encode_object({"type": "reset", "reason": reason}))
+
+    async def _generate(self) -> None:
+        claim = self.claim
+        request = GenerationRequest(claim.stream_id, claim.input, claim.metadata, claim.attempts)
+        events = self._generator(request)
+        if not hasattr(events, "aclose"):
+            raise InvalidEvent("The generator is not an async generator function: it must `yield` its events.")
+        outbox = self.outbox
+        async with contextlib.aclosing(events):
+            async for item in events:
+                line = self._encode(item)
+                if line is None:
+                    continue
+                outbox.put(line)
+                if outbox.full:
+                    await outbox.wait_for_room()
+
+    def _encode(self, item: Yielded) -> bytes | None:
+        """Encode what the generator yielded; None for what makes no event."""
+        self.last_event_at = time.monotonic()
+        if isinstance(item, str):
+            if not item:
+                return None
+            self._count_token()
+            return encode_text(item)
+        if not isinstance(item, Mapping):
+            raise InvalidEvent(f"A generator yields str or dict, not {type(item).__name__}.")
+        return self._encode_mapping(item)
+
+    def _encode_mapping(self, item: Mapping[str, Any]) -> bytes | None:
+        kind = item.get("type")
+        if kind == "finish":
+            self._finish_reason = str(item.get("finish_reason") or "stop")
+            return None
+        if item.get("delta") == "":
+            return None
+        line = encode_event(item)
+        if kind == "usage":
+            self._usage = numbers_only(item)
+        elif kind in TOKEN_TYPES:
+            self._count_token()
+        return line
+
+    def _count_token(self) -> None:
+        if self._first_token_at is None:
+            self._first_token_at = self.last_event_at
+        self._tokens += 1
+
+    async def _see_generator_off(self) -> None:
+        """Cancel the generator if it still runs; one that will not stop can hold nobody up, and writes nothing more."""
+        assert self._generating is not None
+        if self._generating.done():
+            return
+        self._generating.cancel()
+        _, pending = await asyncio.wait([self._generating], timeout=STUBBORN_SECONDS)
+        if pending:
+            logger.error("The generator of stream %s does not stop when it is cancelled.", self.claim.stream_id)
+
+    def _outcome(self) -> Outcome:
+        rest = {"usage": self._usage, "timings": self._timings()}
+        if self._stop is not None:
+            stop = self._stop
+            if stop.status == "cancelled":
+                return Outcome.cancelled(**rest)
+            return Outcome.failed(stop.error_code or "stopped", stop.error_message or "", **rest)
+        assert self._generating is not None
+        if self._generating.cancelled():
+            return Outcome.failed("generator_error", "The generator was cancelled from inside.", **rest)
+        error = self._generating.exception()
+        if error is None:
+            return Outcome.completed(self._finish_reason, **rest)
+        if isinstance(error, GenerationError):
+            logger.warning("Stream %s failed: %s: %s", self.claim.stream_id, error.code, error.message)
+            return Outcome.failed(error.code, error.message, **rest)
+        logger.error("The generator of stream %s failed.", self.claim.stream_id, exc_info=error)
+        return Outcome.failed("generator_error", "The generator failed; its worker's log says why.", **rest)
+
+    def _timings(self) -> Timings:
+        first = None if self._first_token_at is None else self._first_token_at - self.started_at
+        return Timings(time.monotonic() - self.started_at, first, self._tokens)

@@ -1,0 +1,123 @@
+"""The tables, in a Postgres schema of their own called `baton`.
+
+SQLAlchemy declares them for Alembic; the modules that own a table speak to it in SQL (`log`, `streams`, `workers`).
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, BIGINT, JSONB, UUID
+
+SCHEMA = "baton"
+
+# A UUIDv7 on the database's clock, on every Postgres since 13: 48 bits of milliseconds over a random UUIDv4, whose
+# version bits 0100 two set_bit calls turn into 0111.
+UUIDV7 = (
+    "encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) placing "
+    "substring(int8send(floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3) FROM 1 FOR 6), "
+    "52, 1), 53, 1), 'hex')::uuid"
+)
+
+metadata = MetaData(
+    schema=SCHEMA,
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    },
+)
+
+_Timestamp = DateTime(timezone=True)
+
+stream = Table(
+    "stream",
+    metadata,
+    Column("id", UUID, primary_key=True, server_default=text(UUIDV7)),
+    Column("tenant", Text, nullable=False, server_default=text("''")),
+    Column("generator", Text, nullable=False),
+    # JSON as bytes: jsonb refuses "\u0000", and people paste anything.
+    Column("input", LargeBinary, nullable=False),
+    Column("metadata", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("status", Text, nullable=False, server_default=text("'queued'")),
+    Column("on_worker_lost", Text, nullable=False),
+    Column("epoch", Integer, nullable=False, server_default=text("0")),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("worker_id", UUID),
+    Column("created_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
+    Column("started_at", _Timestamp),
+    Column("finished_at", _Timestamp),
+    Column("cancel_requested_at", _Timestamp),
+    Column("finish_reason", Text),
+    Column("error_code", Text),
+    Column("error_message", Text),
+    Column("usage", JSONB),
+    Column("tokens", Integer),
+    Column("time_to_first_token_seconds", Double),
+    Column("duration_seconds", Double),
+    CheckConstraint("status IN ('queued', 'running', 'completed', 'failed', 'cancelled')", name="status"),
+    CheckConstraint("on_worker_lost IN ('retry', 'fail')", name="on_worker_lost"),
+    Index("ix_stream_queued", "id", postgresql_where=text("status = 'queued'")),
+    Index("ix_stream_running", "worker_id", postgresql_where=text("status = 'running'")),
+    Index("ix_stream_tenant_id", "tenant", "id"),
+    Index(
+        "ix_stream_metadata",
+        "metadata",
+        postgresql_using="gin",
+        postgresql_ops={"metadata": "jsonb_path_ops"},
+    ),
+)
+
+batch = Table(
+    "batch",
+    metadata,
+    Column("stream_id", UUID, nullable=False),
+    Column("first_seq", Integer, nullable=False),
+    Column("last_seq", Integer, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("terminal", Boolean, nullable=False),
+    Column("events", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("stream_id", "first_seq"),
+    CheckConstraint("first_seq > 0 AND last_seq >= first_seq", name="seq"),
+    Index("uq_batch_terminal", "stream_id", unique=True, postgresql_where=text("terminal")),
+    postgresql_partition_by="RANGE (stream_id)",
+)
+
+worker = Table(
+    "worker",
+    metadata,
+    Column("id", UUID, primary_key=True, server_default=text(UUIDV7)),
+    Column("name", Text, nullable=False),
+    Column("generators", ARRAY(Text), nullable=False),
+    Column("concurrency", Integer, nullable=False),
+    Column("heartbeat", BIGINT, nullable=False, server_default=text("0")),
+    Column("heartbeat_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
+    Column("started_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
+)
+
+idempotency_key = Table(
+    "idempotency_key",
+    metadata,
+    Column("tenant", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("request_hash", LargeBinary, nullable=False),
+    Column("stream_id", UUID, nullable=False),
+    Column("expires_at", _Timestamp, nullable=False),
+    PrimaryKeyConstraint("tenant", "key"),
+    Index("ix_idempotency_key_expires_at", "expires_at"),
+)

@@ -1,0 +1,105 @@
+"""uvicorn, with a drain before its shutdown.
+
+uvicorn stops accepting as soon as it is signalled, and waits for open connections before it tells the application:
+streams would never end, and clients that reconnect would be refused. So a signal only starts the drain here, while new
+connections are still accepted (and sent on); the ordinary exit follows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from types import FrameType
+from typing import Final
+
+import uvicorn
+from starlette.applications import Starlette
+
+from .errors import ConfigurationError
+from .main import create_app
+from .pod import Pod
+from .settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# What the kernel keeps for a client that does not read; by default it would take megabytes.
+SEND_BUFFER_BYTES: Final = 65_536
+SHUTDOWN_SECONDS: Final = 5
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server whose first signal drains the pod."""
+
+    def __init__(self, config: uvicorn.Config, app: Starlette) -> None:
+        super().__init__(config)
+        self._app = app
+        self._drain: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until signalled."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Start the drain; a second signal ends at once. This runs in a signal handler: it only schedules."""
+        if self._drain is not None or not self.started or self._loop is None:
+            super().handle_exit(sig, frame)
+            return
+        self._loop.call_soon_threadsafe(self._start_drain, sig, frame)
+
+    def _start_drain(self, sig: int, frame: FrameType | None) -> None:
+        if self._drain is None:
+            self._drain = asyncio.create_task(self._leave(sig, frame))
+
+    async def _leave(self, sig: int, frame: FrameType | None) -> None:
+        pod: Pod | None = getattr(self._app.state, "pod", None)
+        if pod is not None:
+            await pod.drain()
+        super().handle_exit(sig, frame)
+
+
+async def serve(settings: Settings) -> None:
+    """Serve a pod until a signal ends it.
+
+    Raises:
+        ConfigurationError: a setting, the address or the database is not as it must be.
+    """
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        loop="none",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+    # The lifespan is entered here and not by uvicorn, whose log would bury a configuration error in a traceback.
+    with contextlib.closing(bind(settings.host, settings.port)) as listening:
+        async with app.router.lifespan_context(app):
+            logger.info("Pod %s serves on http://%s:%d", settings.pod_name, *listening.getsockname()[:2])
+            await Server(config, app).serve(sockets=[listening])
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Open the listening socket. Several pods may share one port on Linux, and the kernel spreads the connections.
+
+    Raises:
+        ConfigurationError: the address cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        opened = socket.socket(family, kind, protocol)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "SO_REUSEPORT"):
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        opened.bind(address)
+    except OSError as error:
+        raise ConfigurationError(f"Cannot listen on {host}:{port}: {error.strerror or error}.") from None
+    return opened

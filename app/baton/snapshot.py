@@ -1,0 +1,64 @@
+"""What a stream's events add up to, for clients that ask once and do not stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import orjson
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """The answer so far. A `reset` empties it, since the events before it do not count any more."""
+
+    last_event_id: int = 0
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    tool_results: list[dict[str, Any]] = field(default_factory=list)
+    usage: dict[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form in the API. The usage is left to the stream's row, which has it once the stream has ended."""
+        content = asdict(self)
+        return content if self.usage is not None else {k: v for k, v in content.items() if k != "usage"}
+
+    @classmethod
+    def of(cls, lines: Iterable[str], last_event_id: int) -> Snapshot:
+        """Add up the events of a stream from its first to `last_event_id`."""
+        snapshot = cls()
+        text: list[str] = []
+        reasoning: list[str] = []
+        calls: dict[int, dict[str, Any]] = {}
+        for event in map(orjson.loads, lines):
+            match event["type"]:
+                case "text":
+                    text.append(event["delta"])
+                case "reasoning":
+                    reasoning.append(event["delta"])
+                case "tool_call":
+                    _add_call(calls, event)
+                case "tool_result":
+                    snapshot.tool_results.append(_without_type(event))
+                case "usage":
+                    snapshot.usage = _without_type(event)
+                case "reset":
+                    snapshot = cls()
+                    text, reasoning, calls = [], [], {}
+        snapshot.last_event_id = last_event_id
+        snapshot.text, snapshot.reasoning = "".join(text), "".join(reasoning)
+        snapshot.tool_calls = [calls[index] for index in sorted(calls)]
+        return snapshot
+
+
+def _add_call(calls: dict[int, dict[str, Any]], event: dict[str, Any]) -> None:
+    call = calls.setdefault(event["index"], {"id": None, "name": None, "arguments": ""})
+    call["id"] = event.get("id") or call["id"]
+    call["name"] = event.get("name") or call["name"]
+    call["arguments"] += event.get("arguments_delta") or ""
+
+
+def _without_type(event: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in event.items() if name != "type"}

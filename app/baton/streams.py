@@ -1,0 +1,339 @@
+"""The streams' rows: creating, finding, claiming, cancelling and ending them.
+
+A row's `epoch` rises with each claim, and whoever writes to the log names the epoch under which it claimed. Rows are
+locked by claims and ends only, never while events are appended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import orjson
+
+from . import log
+from .database import Connection, Pool
+from .errors import ConfigurationError, IdempotencyConflict
+from .events import MAX_SEQ
+from .outcome import Outcome
+
+_COLUMNS = """id, tenant, generator, metadata, status, epoch, attempts, created_at, started_at, finished_at,
+    cancel_requested_at, finish_reason, error_code, error_message, usage, tokens, time_to_first_token_seconds,
+    duration_seconds"""
+
+_INSERT = f"""
+INSERT INTO baton.stream (tenant, generator, input, metadata, on_worker_lost)
+VALUES ($1, $2, $3, $4, $5)
+RETURNING {_COLUMNS}
+"""  # noqa: S608
+
+# Wins the key if nobody has it, or if whoever had it lost it by time.
+_TAKE_KEY = """
+INSERT INTO baton.idempotency_key AS k (tenant, key, request_hash, stream_id, expires_at)
+VALUES ($1, $2, $3, $4, clock_timestamp() + make_interval(secs => $5))
+ON CONFLICT (tenant, key) DO UPDATE
+SET request_hash = excluded.request_hash, stream_id = excluded.stream_id, expires_at = excluded.expires_at
+WHERE k.expires_at < clock_timestamp()
+RETURNING stream_id
+"""
+
+_KEY = "SELECT stream_id, request_hash FROM baton.idempotency_key WHERE tenant = $1 AND key = $2"
+
+_GET = f"SELECT {_COLUMNS} FROM baton.stream WHERE id = $1"  # noqa: S608
+
+_FIND = f"""
+SELECT {_COLUMNS} FROM baton.stream
+WHERE tenant = $1 AND ($2::uuid IS NULL OR id < $2) AND ($3::text IS NULL OR status = $3)
+  AND ($4::jsonb[] IS NULL OR metadata @> ANY ($4))
+ORDER BY id DESC LIMIT $5
+"""  # noqa: S608
+
+_CLAIM = """
+WITH next AS (
+    SELECT id FROM baton.stream
+    WHERE status = 'queued' AND generator = ANY ($2)
+    ORDER BY id LIMIT $3
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE baton.stream AS s
+SET status = 'running', epoch = s.epoch + 1, attempts = s.attempts + 1, worker_id = $1,
+    started_at = coalesce(s.started_at, clock_timestamp())
+FROM next WHERE s.id = next.id
+RETURNING s.id, s.epoch, s.attempts, s.on_worker_lost, s.generator, s.input, s.metadata,
+          s.cancel_requested_at IS NOT NULL AS cancelled
+"""
+
+_REQUEST_CANCEL = """
+UPDATE baton.stream SET cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp())
+WHERE id = $1 AND status IN ('queued', 'running')
+RETURNING status
+"""
+
+# What the row must still be when it is locked is part of each statement that takes a stream away from somebody.
+_TAKE = "UPDATE baton.stream SET epoch = epoch + 1, worker_id = NULL WHERE id = $1 AND "
+_TAKE_ANY = _TAKE + "status IN ('queued', 'running') RETURNING epoch"
+_TAKE_QUEUED = _TAKE + "status = 'queued' RETURNING epoch"
+_TAKE_EPOCH = _TAKE + "status = 'running' AND epoch = $2 RETURNING epoch"
+
+_REQUEUE = """
+UPDATE baton.stream SET status = 'queued', epoch = epoch + 1, worker_id = NULL, attempts = attempts - $3
+WHERE id = $1 AND status = 'running' AND epoch = $2
+RETURNING id
+"""
+
+_CLOSE = """
+UPDATE baton.stream
+SET status = $3, finish_reason = $4, error_code = $5, error_message = $6, usage = $7, tokens = $8,
+    time_to_first_token_seconds = $9, duration_seconds = $10, finished_at = clock_timestamp(), worker_id = NULL
+WHERE id = $1 AND epoch = $2
+"""
+
+_DELETE_STREAM = "DELETE FROM baton.stream WHERE id = $1 RETURNING status"
+_DELETE_BATCHES = "DELETE FROM baton.batch WHERE stream_id = $1"
+_DELETE_KEYS = "DELETE FROM baton.idempotency_key WHERE tenant = $1 AND stream_id = $2"
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One stream's row."""
+
+    id: UUID
+    tenant: str
+    generator: str
+    metadata: Mapping[str, Any]
+    status: str
+    epoch: int
+    attempts: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    cancel_requested_at: datetime | None
+    finish_reason: str | None
+    error_code: str | None
+    error_message: str | None
+    usage: Mapping[str, Any] | None
+    tokens: int | None
+    time_to_first_token_seconds: float | None
+    duration_seconds: float | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether its terminal event is in the log."""
+        return self.status not in {"queued", "running"}
+
+
+@dataclass(frozen=True, slots=True)
+class NewStream:
+    """What a stream is created from. `input` is any JSON; `metadata` maps names to strings, numbers or booleans."""
+
+    generator: str
+    input: Any
+    metadata: Mapping[str, Any]
+    on_worker_lost: str
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A client's own name for a request, and a digest of its body."""
+
+    key: str
+    request_hash: bytes
+    lifetime_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A stream that a worker has claimed, with what its generator needs."""
+
+    stream_id: UUID
+    epoch: int
+    attempts: int
+    on_worker_lost: str
+    generator: str
+    input: Any
+    metadata: Mapping[str, Any]
+    cancelled: bool
+
+
+async def create(pool: Pool, new: NewStream, key: IdempotencyKey | None = None) -> tuple[Stream, bool]:
+    """Queue a stream; return it, and whether it is new or the one that the idempotency key created before.
+
+    Raises:
+        IdempotencyConflict: the key was used for another request.
+    """
+    async with pool.acquire() as connection:
+        try:
+            async with connection.transaction():
+                return await _insert(connection, new, key), True
+        except _KeyTaken as taken:
+            return await _created_before(connection, new.tenant, taken.key), False
+
+
+async def get(executor: Connection | Pool, stream_id: UUID) -> Stream | None:
+    """Read one row."""
+    row = await executor.fetchrow(_GET, stream_id)
+    return None if row is None else _stream(row)
+
+
+async def find(
+    executor: Connection | Pool,
+    *,
+    tenant: str = "",
+    before: UUID | None = None,
+    status: str | None = None,
+    metadata: Sequence[Mapping[str, Any]] | None = None,
+    limit: int = 20,
+) -> list[Stream]:
+    """List streams, newest first: those older than `before`, and that hold one of `metadata`'s alternatives."""
+    alternatives = None if metadata is None else [orjson.dumps(item).decode() for item in metadata]
+    rows = await executor.fetch(_FIND, tenant, before, status, alternatives, limit)
+    return [_stream(row) for row in rows]
+
+
+async def claim(connection: Connection, worker_id: UUID, generators: Sequence[str], limit: int) -> list[Claim]:
+    """Claim the oldest queued streams that one of `generators` can serve."""
+    return [
+        Claim(
+            row["id"],
+            row["epoch"],
+            row["attempts"],
+            row["on_worker_lost"],
+            row["generator"],
+            orjson.loads(row["input"]),
+            orjson.loads(row["metadata"]),
+            row["cancelled"],
+        )
+        for row in await connection.fetch(_CLAIM, worker_id, generators, limit)
+    ]
+
+
+async def request_cancel(pool: Pool, stream_id: UUID) -> str | None:
+    """Ask for a stream's end; return where the request found it: queued, running, or None where it had ended before.
+
+    A queued stream is ended at once. A running one is for its worker to end, which is told apart from this.
+    """
+    status: str | None = await pool.fetchval(_REQUEST_CANCEL, stream_id)
+    if status == "queued" and await end(pool, stream_id, Outcome.cancelled(), _TAKE_QUEUED):
+        return "queued"
+    return status and "running"
+
+
+async def end_any(pool: Pool, stream_id: UUID, outcome: Outcome) -> bool:
+    """End a stream from outside, whoever has it. Return whether it still had to be ended."""
+    return await end(pool, stream_id, outcome, _TAKE_ANY)
+
+
+async def end_claimed(connection: Connection, stream_id: UUID, epoch: int, outcome: Outcome) -> bool:
+    """End a stream whose worker under `epoch` is gone. Return whether it still had to be ended."""
+    return await end(connection, stream_id, outcome, _TAKE_EPOCH, epoch)
+
+
+async def end(executor: Connection | Pool, stream_id: UUID, outcome: Outcome, take: str, *arguments: object) -> bool:
+    """Claim a stream and write its terminal event, in one transaction.
+
+    Between the two an append of the last owner may still land; it then has the place that was aimed at, and this
+    aims again. If that append was the terminal one, the row is closed to match it.
+    """
+    if isinstance(executor, asyncpg.Pool):
+        async with executor.acquire() as connection:
+            return await end(connection, stream_id, outcome, take, *arguments)
+    async with executor.transaction():
+        epoch = await executor.fetchval(take, stream_id, *arguments)
+        if epoch is None:
+            return False
+        while True:
+            tail = await log.read_tail(executor, stream_id)
+            if tail.outcome is not None:
+                await close(executor, stream_id, epoch, tail.outcome)
+                return False
+            if tail.last_seq >= MAX_SEQ:
+                raise ConfigurationError(f"Stream {stream_id} has no number left for its terminal event.")
+            seq = tail.last_seq + 1
+            if await log.append(executor, [log.Append(stream_id, epoch, seq, seq, outcome.encode(), outcome)]):
+                return True
+
+
+async def close(connection: Connection, stream_id: UUID, epoch: int, outcome: Outcome) -> None:
+    """Close the row of a stream whose terminal event is in the log already."""
+    await connection.execute(
+        _CLOSE,
+        stream_id,
+        epoch,
+        outcome.status,
+        outcome.finish_reason,
+        outcome.error_code,
+        outcome.error_message,
+        None if outcome.usage is None else orjson.dumps(outcome.usage).decode(),
+        outcome.timings.tokens,
+        outcome.timings.time_to_first_token_seconds,
+        outcome.timings.duration_seconds,
+    )
+
+
+async def requeue(connection: Connection, stream_id: UUID, epoch: int, *, uncount_attempt: bool = False) -> bool:
+    """Give a claimed stream back to the queue; return whether it still was under that epoch."""
+    return await connection.fetchval(_REQUEUE, stream_id, epoch, int(uncount_attempt)) is not None
+
+
+async def delete(pool: Pool, stream_id: UUID, tenant: str = "") -> bool:
+    """Erase a stream with its events; its worker, fenced by the missing row, stops. Return whether there was one."""
+    async with pool.acquire() as connection, connection.transaction():
+        if await connection.fetchval(_DELETE_STREAM, stream_id) is None:
+            return False
+        await connection.execute(_DELETE_BATCHES, stream_id)
+        await connection.execute(_DELETE_KEYS, tenant, stream_id)
+    return True
+
+
+class _KeyTaken(Exception):
+    """Rolls back a creation whose idempotency key somebody has."""
+
+    def __init__(self, key: IdempotencyKey) -> None:
+        super().__init__()
+        self.key = key
+
+
+async def _insert(connection: Connection, new: NewStream, key: IdempotencyKey | None) -> Stream:
+    row = await connection.fetchrow(
+        _INSERT,
+        new.tenant,
+        new.generator,
+        orjson.dumps(new.input),
+        orjson.dumps(new.metadata).decode(),
+        new.on_worker_lost,
+    )
+    assert row is not None
+    if key is not None and not await _take_key(connection, new.tenant, key, row["id"]):
+        raise _KeyTaken(key)
+    return _stream(row)
+
+
+async def _take_key(connection: Connection, tenant: str, key: IdempotencyKey, stream_id: UUID) -> bool:
+    row = await connection.fetchval(_TAKE_KEY, tenant, key.key, key.request_hash, stream_id, key.lifetime_seconds)
+    return row is not None
+
+
+async def _created_before(connection: Connection, tenant: str, key: IdempotencyKey) -> Stream:
+    row = await connection.fetchrow(_KEY, tenant, key.key)
+    if row is None or row["request_hash"] != key.request_hash:
+        raise IdempotencyConflict(
+            "This Idempotency-Key was used for a request with another body. Use a new key for a new request."
+        )
+    stream = await get(connection, row["stream_id"])
+    if stream is None:
+        raise IdempotencyConflict(
+            "The stream that this Idempotency-Key created was erased. Use a new key for a new request."
+        )
+    return stream
+
+
+def _stream(row: asyncpg.Record) -> Stream:
+    fields = dict(row)
+    fields["metadata"] = orjson.loads(fields["metadata"])
+    fields["usage"] = None if fields["usage"] is None else orjson.loads(fields["usage"])
+    return Stream(**fields)

@@ -1,0 +1,235 @@
+"""A worker: claims queued streams, runs their generators, and keeps its lease.
+
+One loop over one connection claims, sends the heartbeat, and watches the other workers (`reaper`). Each claimed stream
+is a task of its own (`run`), and all of them write through one `writer`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from uuid import UUID
+
+import asyncpg
+
+from . import log, streams, workers
+from .backoff import Backoff
+from .database import CONNECTION_ERRORS, Connection, check_schema, connect
+from .errors import ConfigurationError
+from .generators import Generator
+from .listener import Listener, State
+from .metrics import WorkerMetrics
+from .notifications import CANCEL_CHANNEL, QUEUE_CHANNEL
+from .outbox import Lost, Outbox
+from .outcome import Outcome
+from .reaper import Reaper, release
+from .run import Run
+from .settings import Settings
+from .streams import Claim
+from .writer import Notifier, Writer
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """Runs until cancelled, or until `leave()` was called and its streams have ended or were handed back."""
+
+    def __init__(self, settings: Settings, generators: Mapping[str, Generator]) -> None:
+        self._settings = settings
+        self._generators = generators
+        self.metrics = WorkerMetrics()
+        self._notifier = Notifier(settings.dsn, with_events=settings.notify_payloads, metrics=self.metrics)
+        self._writer = Writer(
+            settings.dsn,
+            window_seconds=settings.flush_window_milliseconds / 1000,
+            notifier=self._notifier,
+            metrics=self.metrics,
+        )
+        self._reaper = Reaper(lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts)
+        self._runs: dict[UUID, Run] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._worker_id: UUID | None = None
+        self._leaving = False
+        self.ready = asyncio.Event()  # registered and claiming
+
+    async def run(self) -> None:
+        """Work.
+
+        Raises:
+            ConfigurationError: the database cannot be reached at the start, or its schema does not fit.
+        """
+        connection = await connect(self._settings.dsn, name="baton worker")
+        try:
+            await check_schema(connection)
+        finally:
+            await connection.close()
+        listener = Listener(
+            self._settings.listen_dsn,
+            {QUEUE_CHANNEL: lambda _payload: self._wake.set(), CANCEL_CHANNEL: self._cancel},
+            on_state=self._listening,
+            probe_seconds=self._settings.listen_probe_seconds,
+            name="baton worker listen",
+        )
+        services = [
+            asyncio.create_task(service.run(), name=type(service).__name__)
+            for service in (listener, self._writer, self._notifier)
+        ]
+        control = asyncio.create_task(self._control(), name="control")
+        try:
+            done, _ = await asyncio.wait([control, *services], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in (*self._tasks, control, *services):
+                task.cancel()
+            await asyncio.gather(*self._tasks, control, *services, return_exceptions=True)
+
+    def leave(self) -> None:
+        """Stop claiming, hand the streams back, and let `run()` return."""
+        self._leaving = True
+        self._wake.set()
+
+    async def _control(self) -> None:
+        """Claim, beat, watch; on a new connection whenever one is lost."""
+        backoff = Backoff()
+        while not self._leaving:
+            try:
+                connection = await connect(self._settings.dsn, name="baton worker control")
+                try:
+                    await self._serve(connection, backoff)
+                finally:
+                    connection.terminate()
+            except (*CONNECTION_ERRORS, asyncpg.PostgresError, ConfigurationError) as error:
+                logger.warning("The worker's connection is lost, and its streams go on meanwhile: %r", error)
+                self._reaper.forget()
+                await backoff.sleep()
+
+    async def _serve(self, connection: Connection, backoff: Backoff) -> None:
+        beat_at = 0.0
+        while not self._leaving:
+            if time.monotonic() >= beat_at:
+                beat_at = time.monotonic() + self._settings.worker_heartbeat_seconds
+                await self._beat(connection)
+                backoff.reset()
+            self._wake.clear()
+            await self._claim(connection)
+            self.ready.set()
+            timeout = min(beat_at - time.monotonic(), self._settings.poll_seconds)
+            timer = asyncio.get_running_loop().call_later(max(0, timeout), self._wake.set)
+            await self._wake.wait()
+            timer.cancel()
+        await self._hand_over(connection)
+
+    async def _beat(self, connection: Connection) -> None:
+        """Raise the counter, hear what to cancel, hand back what is not running here, and watch the others."""
+        owned = None if self._worker_id is None else await workers.heartbeat(connection, self._worker_id)
+        if self._worker_id is None or owned is None:
+            await self._register(connection)
+            return
+        for item in owned:
+            run = self._runs.get(item.stream_id)
+            if run is None:
+                # The reply to a claim was lost, or to the flush of a terminal event whose row somebody else must close.
+                await streams.requeue(connection, item.stream_id, item.epoch, uncount_attempt=True)
+            elif item.cancelled:
+                run.stop(Outcome.cancelled())
+        await self._reaper.look(connection, self._worker_id)
+
+    async def _register(self, connection: Connection) -> None:
+        """Become a worker, or a new one after having been declared dead: then others have the streams."""
+        if self._worker_id is not None:
+            logger.warning("This worker was declared dead, and its streams were given to others.")
+            for run in list(self._runs.values()):
+                run.outbox.lose(Lost.FENCED)
+        self._worker_id = await workers.register(
+            connection,
+            self._settings.worker_name,
+            sorted(self._generators),
+            self._settings.worker_concurrency,
+        )
+
+    async def _claim(self, connection: Connection) -> None:
+        """Claim as many queued streams as there are free slots."""
+        assert self._worker_id is not None
+        free = self._settings.worker_concurrency - len(self._runs)
+        if free <= 0:
+            return
+        claims = await streams.claim(connection, self._worker_id, list(self._generators), free)
+        taken_over = [item.stream_id for item in claims if item.epoch > 1]
+        tails = await log.tails(connection, taken_over) if taken_over else {}
+        for item in claims:
+            self._start(item, tails.get(item.stream_id, 0))
+
+    def _start(self, claim: Claim, tail: int) -> None:
+        outbox = Outbox(
+            claim.stream_id,
+            claim.epoch,
+            tail,
+            on_ready=self._writer.ready,
+            on_lost=lambda lost: self._lost(claim.stream_id, lost),
+            max_events=self._settings.buffer_events,
+        )
+        run = Run(claim, self._generators[claim.generator], outbox)
+        self._runs[claim.stream_id] = run
+        self._writer.add(outbox)
+        if tail > 0:
+            run.reset("worker_lost")
+        if claim.cancelled:
+            run.stop(Outcome.cancelled())
+        task = asyncio.create_task(self._see_through(run))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _see_through(self, run: Run) -> None:
+        """Run a stream to its end, and free its slot."""
+        self.metrics.running.inc()
+        try:
+            outcome = await run.run()
+            if outcome is not None:
+                self.metrics.ended.labels(outcome.status).inc()
+        finally:
+            self.metrics.running.dec()
+            self._writer.remove(run.outbox)
+            self._runs.pop(run.claim.stream_id, None)
+            self._wake.set()
+
+    async def _hand_over(self, connection: Connection) -> None:
+        """Give all streams back to the queue, so that another worker has them at once, and sign off."""
+        runs = list(self._runs.values())
+        for run in runs:
+            run.abandon()
+            claim = run.claim
+            lost = workers.Lost(claim.stream_id, claim.epoch, claim.attempts, claim.on_worker_lost)
+            await release(connection, lost, max_attempts=self._settings.max_attempts, uncount_attempt=True)
+        if runs:
+            await log.notify(connection, QUEUE_CHANNEL, [""])
+        if self._worker_id is not None:
+            await workers.remove(connection, self._worker_id)
+
+    def _lost(self, stream_id: UUID, lost: Lost) -> None:
+        run = self._runs.get(stream_id)
+        if run is None:
+            return
+        logger.warning("Stream %s is lost to this worker: %s.", stream_id, lost.value)
+        if lost in {Lost.FENCED, Lost.ENDED}:
+            run.abandon()
+        elif lost is Lost.REJECTED:
+            run.stop(Outcome.failed("storage_rejected", "The database refused an event of this stream."))
+        else:
+            run.stop(Outcome.failed("log_rewound", "The database lost the end of this stream's log in a failover."))
+
+    def _cancel(self, payload: str) -> None:
+        """Hear that a stream is to stop; the heartbeat says so again in case this gets lost."""
+        try:
+            run = self._runs.get(UUID(payload))
+        except ValueError:
+            return
+        if run is not None:
+            run.stop(Outcome.cancelled())
+
+    def _listening(self, state: State) -> None:
+        if state is State.LISTENING:
+            self._wake.set()

@@ -1,0 +1,81 @@
+"""The workers' rows: a counter that each raises while it lives, and what it owns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from .database import Connection, Pool
+
+_REGISTER = """
+INSERT INTO baton.worker (name, generators, concurrency) VALUES ($1, $2, $3) RETURNING id
+"""
+_RAISE = (
+    "UPDATE baton.worker SET heartbeat = heartbeat + 1, heartbeat_at = clock_timestamp() WHERE id = $1 RETURNING id"
+)
+_OWNED = """
+SELECT id, epoch, cancel_requested_at IS NOT NULL AS cancelled FROM baton.stream
+WHERE worker_id = $1 AND status = 'running'
+"""
+_COUNTERS = "SELECT id, heartbeat FROM baton.worker"
+_REMOVE = "DELETE FROM baton.worker WHERE id = $1"
+# Streams whose worker has no row any more belong to nobody, and are as good as a dead worker's.
+_ORPHANS = """
+SELECT id, epoch, attempts, on_worker_lost FROM baton.stream AS s
+WHERE status = 'running' AND worker_id IS DISTINCT FROM $1
+  AND (worker_id = $2 OR NOT EXISTS (SELECT FROM baton.worker AS w WHERE w.id = s.worker_id))
+"""
+_OFFERED = "SELECT DISTINCT unnest(generators) FROM baton.worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """A stream that a worker's row owns, as the database sees it."""
+
+    stream_id: UUID
+    epoch: int
+    cancelled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A stream whose worker is gone."""
+
+    stream_id: UUID
+    epoch: int
+    attempts: int
+    on_worker_lost: str
+
+
+async def register(connection: Connection, name: str, generators: Sequence[str], concurrency: int) -> UUID:
+    """Make a row for a worker that starts; return its id."""
+    worker_id: UUID = await connection.fetchval(_REGISTER, name, generators, concurrency)
+    return worker_id
+
+
+async def heartbeat(connection: Connection, worker_id: UUID) -> list[Owned] | None:
+    """Raise the worker's counter; return the streams it owns, or None when it was declared dead."""
+    if await connection.fetchval(_RAISE, worker_id) is None:
+        return None
+    return [Owned(*row) for row in await connection.fetch(_OWNED, worker_id)]
+
+
+async def counters(connection: Connection) -> dict[UUID, int]:
+    """Return the counter of each worker."""
+    return {row[0]: row[1] for row in await connection.fetch(_COUNTERS)}
+
+
+async def remove(connection: Connection, worker_id: UUID) -> None:
+    """Take a worker's row away: it has left, or it is dead."""
+    await connection.execute(_REMOVE, worker_id)
+
+
+async def lost_streams(connection: Connection, own_id: UUID, dead_id: UUID) -> list[Lost]:
+    """Return the streams of a dead worker and those whose worker has no row, except one's own."""
+    return [Lost(*row) for row in await connection.fetch(_ORPHANS, own_id, dead_id)]
+
+
+async def offered_generators(executor: Connection | Pool) -> frozenset[str]:
+    """Return the names of the generators that registered workers offer."""
+    return frozenset(row[0] for row in await executor.fetch(_OFFERED))

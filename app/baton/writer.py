@@ -1,0 +1,276 @@
+"""A worker's way into the log: group commit of all its streams, then the notifications.
+
+One connection appends, in one statement for all streams that have something; a second sends the notifications of what
+was committed, so that the next flush does not wait for them. The next flush starts when the last has committed and the
+window has passed. A stream's first event and its terminal event do not wait for the window: such a flush carries only
+the streams in that hurry, and comes no sooner than 5 ms after the last.
+
+What always holds: a batch is announced only after its commit; a flush whose outcome is unknown is repeated with the
+same boundaries until the outcome is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+import asyncpg
+
+from . import log, notifications, streams
+from .backoff import Backoff
+from .database import CONNECTION_ERRORS, Connection, connect
+from .errors import ConfigurationError
+from .log import Append
+from .metrics import WorkerMetrics
+from .outbox import Lost, Outbox
+from .outcome import Outcome
+
+logger = logging.getLogger(__name__)
+
+URGENT_PAUSE_SECONDS: Final = 0.005
+FLUSH_BYTES: Final = 4 << 20
+DATA_ERRORS: Final = (
+    asyncpg.exceptions.DataError,
+    asyncpg.exceptions.IntegrityConstraintViolationError,
+    asyncpg.exceptions.ProgramLimitExceededError,
+)
+
+
+class Writer:
+    """Flushes outboxes into the log. Owned by a worker, which awaits `run()`."""
+
+    def __init__(self, dsn: str, *, window_seconds: float, notifier: Notifier, metrics: WorkerMetrics) -> None:
+        self._dsn = dsn
+        self._window_seconds = window_seconds
+        self._notifier = notifier
+        self._metrics = metrics
+        self._ready: dict[Outbox, None] = {}
+        self._urgent: dict[Outbox, None] = {}
+        self._open: set[Outbox] = set()
+        self._wake = asyncio.Event()
+        self._connection: Connection | None = None
+        self._last_flush = 0.0
+
+    def add(self, outbox: Outbox) -> None:
+        """Follow an outbox: its tail is compared with the log's after each reconnect."""
+        self._open.add(outbox)
+
+    def remove(self, outbox: Outbox) -> None:
+        """Stop following an outbox that is closed, or whose stream was handed back."""
+        self._open.discard(outbox)
+        self._ready.pop(outbox, None)
+        self._urgent.pop(outbox, None)
+
+    def ready(self, outbox: Outbox) -> None:
+        """Hear that an outbox has something to write."""
+        if outbox.urgent:
+            self._urgent[outbox] = None
+            self._wake.set()
+        else:
+            if not self._ready:
+                self._wake.set()
+            self._ready[outbox] = None
+
+    async def run(self) -> None:
+        """Flush until cancelled."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                due = await self._next_flush(loop)
+                await self._flush(due)
+                self._last_flush = loop.time()
+        finally:
+            if self._connection is not None:
+                self._connection.terminate()
+
+    async def _next_flush(self, loop: asyncio.AbstractEventLoop) -> list[Outbox]:
+        """Wait until a flush is due; return whose."""
+        while True:
+            now = loop.time()
+            window_over = self._last_flush + self._window_seconds
+            urgent_at = self._last_flush + URGENT_PAUSE_SECONDS
+            if (self._ready or self._urgent) and now >= window_over:
+                due = [*self._urgent, *self._ready]
+                self._ready.clear()
+                self._urgent.clear()
+                return due
+            if self._urgent and now >= urgent_at:
+                due = list(self._urgent)
+                self._urgent.clear()
+                for outbox in due:
+                    self._ready.pop(outbox, None)
+                return due
+            self._wake.clear()
+            deadline = min(urgent_at, window_over) if self._urgent else window_over if self._ready else None
+            timer = None if deadline is None else loop.call_at(deadline, self._wake.set)
+            await self._wake.wait()
+            if timer is not None:
+                timer.cancel()
+
+    async def _flush(self, due: Sequence[Outbox]) -> None:
+        """Write one batch of each outbox, in as many statements as their size wants."""
+        group: dict[Outbox, Append] = {}
+        size = 0
+        for outbox in sorted(set(due)):
+            item = outbox.take()
+            if item is None:
+                continue
+            if group and size + len(item.events) > FLUSH_BYTES:
+                await self._write(group)
+                group, size = {}, 0
+            group[outbox] = item
+            size += len(item.events)
+        if group:
+            await self._write(group)
+
+    async def _write(self, group: dict[Outbox, Append]) -> None:
+        """Write a group until its outcome is known, reconnecting as often as it takes."""
+        backoff = Backoff()
+        while True:
+            try:
+                connection = await self._connected()
+                await self._append(connection, group)
+            except asyncpg.DeadlockDetectedError as error:
+                logger.warning("An append is tried again: %s", error)
+            except (*CONNECTION_ERRORS, asyncpg.PostgresError, ConfigurationError) as error:
+                logger.warning("A flush failed and will be repeated on a new connection: %r", error)
+                self._disconnect()
+            else:
+                return
+            await backoff.sleep()
+            group = {outbox: item for outbox, item in group.items() if outbox.still_has(item)}
+            if not group:
+                return
+
+    async def _append(self, connection: Connection, group: dict[Outbox, Append]) -> None:
+        """Write a group in one statement; on an error in the data halve it until the stream at fault is alone."""
+        started = asyncio.get_running_loop().time()
+        try:
+            written = await log.append(connection, list(group.values()))
+        except DATA_ERRORS as error:
+            if _partition_is_missing(error):
+                raise
+            if len(group) > 1:
+                items = list(group.items())
+                await self._append(connection, dict(items[: len(items) // 2]))
+                await self._append(connection, dict(items[len(items) // 2 :]))
+            else:
+                await self._reject(connection, next(iter(group)), error)
+            return
+        self._metrics.flushed(len(group), asyncio.get_running_loop().time() - started)
+        self._notifier.announce([item for item in group.values() if item.stream_id in written])
+        for outbox, item in group.items():
+            if item.stream_id in written:
+                outbox.written(item.last_seq, terminal=item.outcome is not None)
+            else:
+                await self._settle(connection, outbox, item)
+
+    async def _settle(self, connection: Connection, outbox: Outbox, item: Append) -> None:
+        """Find out why a batch was not written. Only a statement of its own can see the row that was in the way."""
+        stream = await streams.get(connection, item.stream_id)
+        if stream is None or stream.epoch != item.epoch:
+            self._metrics.fenced.inc()
+            outbox.lose(Lost.FENCED)
+            return
+        tail = await log.read_tail(connection, item.stream_id)
+        if tail.outcome is not None:
+            if not stream.ended:
+                await streams.close(connection, item.stream_id, item.epoch, tail.outcome)
+            if tail.epoch == item.epoch and item.outcome is not None:
+                self._landed(outbox, item)
+            else:
+                outbox.lose(Lost.ENDED)
+        elif tail.epoch == item.epoch and tail.last_seq == item.last_seq:
+            self._landed(outbox, item)
+        elif tail.last_seq >= item.first_seq:
+            outbox.retry_after(tail.last_seq)
+        else:
+            outbox.retry()
+
+    def _landed(self, outbox: Outbox, item: Append) -> None:
+        """Learn that a flush whose answer was lost had been committed after all."""
+        self._notifier.announce([item])
+        outbox.written(item.last_seq, terminal=item.outcome is not None)
+
+    async def _reject(self, connection: Connection, outbox: Outbox, error: Exception) -> None:
+        """End a stream whose data the database refuses; if it refuses the ending too, let the stream go."""
+        logger.error("The database refused data of stream %s: %s", outbox.stream_id, error)
+        outcome = Outcome.failed("storage_rejected", "The database refused an event of this stream.")
+        if outbox.lost is Lost.REJECTED:
+            await streams.close(connection, outbox.stream_id, outbox.epoch, outcome)
+            outbox.lose(Lost.REJECTED)
+            return
+        tail = await log.read_tail(connection, outbox.stream_id)
+        outbox.end_with(Lost.REJECTED, outcome, tail.last_seq)
+
+    async def _connected(self) -> Connection:
+        if self._connection is None or self._connection.is_closed():
+            reconnecting = self._connection is not None
+            self._connection = await connect(self._dsn, name="baton worker append")
+            if reconnecting:
+                await self._compare_tails(self._connection)
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+
+    async def _compare_tails(self, connection: Connection) -> None:
+        """End the streams whose log is shorter than it was: a failover has lost what clients may have seen."""
+        tails = await log.tails(connection, [outbox.stream_id for outbox in self._open])
+        for outbox in list(self._open):
+            tail = tails.get(outbox.stream_id)
+            if tail is not None and tail < outbox.tail and not outbox.closed.is_set():
+                logger.error("The log of stream %s went back from %d to %d.", outbox.stream_id, outbox.tail, tail)
+                message = "The database lost the end of this stream's log in a failover."
+                outbox.end_with(Lost.REWOUND, Outcome.failed("log_rewound", message), tail)
+
+
+def _partition_is_missing(error: asyncpg.PostgresError) -> bool:
+    """Whether the log has no partition for the row: nobody's data is at fault, and `baton migrate` mends it."""
+    return isinstance(error, asyncpg.CheckViolationError) and not error.constraint_name
+
+
+class Notifier:
+    """Tells pods what was appended. A notification is a hint: what cannot be sent is dropped, and found by polling."""
+
+    MAX_WAITING: Final = 10_000
+
+    def __init__(self, dsn: str, *, with_events: bool, metrics: WorkerMetrics) -> None:
+        self._dsn = dsn
+        self._with_events = with_events
+        self._metrics = metrics
+        self._waiting: list[Append] = []
+        self._wake = asyncio.Event()
+
+    def announce(self, appends: Sequence[Append]) -> None:
+        """Queue the announcement of batches that were committed."""
+        if len(self._waiting) < self.MAX_WAITING:
+            self._waiting.extend(appends)
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Send until cancelled, with a new connection whenever one is lost."""
+        backoff = Backoff()
+        while True:
+            try:
+                await self._send_all(backoff)
+            except (*CONNECTION_ERRORS, asyncpg.PostgresError, ConfigurationError) as error:
+                logger.warning("Notifications are not being sent: %r", error)
+                await backoff.sleep()
+
+    async def _send_all(self, backoff: Backoff) -> None:
+        connection = await connect(self._dsn, name="baton worker notify")
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                appends, self._waiting = self._waiting, []
+                payloads = notifications.pack(appends, with_events=self._with_events)
+                await log.notify(connection, notifications.EVENTS_CHANNEL, payloads)
+                self._metrics.notifications.inc(len(payloads))
+                backoff.reset()
+        finally:
+            connection.terminate()

@@ -1,0 +1,89 @@
+"""A real Postgres for the tests, and in it a migrated database for each test, cloned from a template."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import docker
+import pytest
+from docker.errors import DockerException
+from testcontainers.community.postgres import PostgresContainer
+
+from baton.embedded import embedded_postgres
+from baton.migrate import migrate
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The DSN of a server: the one that was named, else a container's, else the embedded one's."""
+    named = os.environ.get("BATON_TEST_DATABASE_URL")
+    if named:
+        yield named
+    elif engine_answers():
+        with PostgresContainer("postgres:18-alpine", driver=None) as container:
+            yield container.get_connection_url()
+    else:
+        with embedded_postgres() as dsn:
+            yield dsn
+
+
+@pytest.fixture(scope="session")
+def template(postgres: str) -> Iterator[str]:
+    """The name of a migrated database that nobody connects to."""
+    name = f"baton_template_{secrets.token_hex(4)}"
+    asyncio.run(create_template(postgres, name))
+    yield name
+    asyncio.run(execute(postgres, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+async def dsn(postgres: str, template: str) -> AsyncIterator[str]:
+    """A migrated database for one test."""
+    name = f"baton_test_{secrets.token_hex(4)}"
+    await execute(postgres, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield named_database(postgres, name)
+    await execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def empty_dsn(postgres: str) -> AsyncIterator[str]:
+    """A database without anything in it, for one test."""
+    name = f"baton_empty_{secrets.token_hex(4)}"
+    await execute(postgres, f"CREATE DATABASE {name}")
+    yield named_database(postgres, name)
+    await execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def engine_answers() -> bool:
+    kind, _, path = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").partition("://")
+    if kind == "unix" and not Path(path).exists():
+        return False
+    with contextlib.closing(docker.from_env(version="1.40", timeout=2)) as client:
+        try:
+            return bool(client.ping())
+        except (DockerException, OSError):
+            return False
+
+
+async def create_template(server: str, name: str) -> None:
+    await execute(server, f"CREATE DATABASE {name}")
+    await migrate(named_database(server, name), days_ahead=1)
+
+
+def named_database(server: str, name: str) -> str:
+    return urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
+
+
+async def execute(dsn: str, statement: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
