@@ -113,14 +113,24 @@ class Append:
     outcome: Outcome | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Batch:
-    """One batch as it is read. `lines` are its events, the first with the number `first_seq`."""
+    """One batch as it is read: `events` are lines of JSON, the first with the number `first_seq`.
+
+    Pods hold many of them, so it is one string and not a list. `encodings` keeps the batch in the wire formats that it
+    was sent in, so that each is made once for all clients.
+    """
 
     first_seq: int
     last_seq: int
     terminal: bool
-    lines: list[str]
+    events: str
+    encodings: dict[str, bytes] | None = None
+
+    @property
+    def lines(self) -> list[str]:
+        """The events, one by one."""
+        return self.events.split("\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,4 +218,4 @@ def _closing(endings: Iterable[tuple[Append, Outcome]]) -> list[list[object]]:
 
 
 def _batches(rows: Iterable[asyncpg.Record]) -> list[Batch]:
-    return [Batch(first, last, terminal, events.decode().split("\n")) for first, last, terminal, events in rows]
+    return [Batch(first, last, terminal, events.decode()) for first, last, terminal, events in rows]

@@ -1,19 +1,20 @@
 """The text of notifications about appended batches.
 
-A payload holds several batches, one after the other. Each begins with a line `stream first last flags`: the stream's id
-in 32 hexadecimal digits, the numbers of its first and last event, and the letters `t` (terminal) and `e` (the events
-follow, a line each). A batch whose events do not fit is announced without them, and pods read the log.
+A payload holds several records, one a line. Each begins with `stream first last `: the stream's id in 32 hexadecimal
+digits and the numbers of its first and last event. Then comes `e`, or `t` if the last event is the terminal one, or `-`
+if it announces no batch. A number behind the letter says that so many characters of events follow on the next lines; a
+batch whose events do not fit is announced without them, and pods read the log.
 A payload is at most 7,999 bytes, and Postgres folds equal payloads of a transaction into one, which loses nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from uuid import UUID
 
 from .events import MAX_SEQ
-from .log import Append, Batch
+from .log import Append
 
 EVENTS_CHANNEL = "baton_events"  # pods listen: batches that were appended
 QUEUE_CHANNEL = "baton_queue"  # workers listen: a stream was queued
@@ -21,28 +22,23 @@ CANCEL_CHANNEL = "baton_cancel"  # workers listen: a stream is to stop
 
 
 MAX_BYTES = 7999
+_LENGTH_DIGITS = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Announcement:
-    """That a batch was appended. `lines` are its events where they fitted in."""
+    """That a batch was appended; `events` are its lines where they fitted in."""
 
     stream: str
     first_seq: int
     last_seq: int
     terminal: bool
-    lines: list[str] | None
+    events: str | None
 
     @property
     def gone(self) -> bool:
         """Whether it says that the stream was erased."""
         return self.last_seq == 0
-
-    def batch(self) -> Batch | None:
-        """The batch itself, if the notification brought it."""
-        if self.lines is None:
-            return None
-        return Batch(self.first_seq, self.last_seq, self.terminal, self.lines)
 
 
 def gone(stream_id: UUID) -> str:
@@ -58,43 +54,47 @@ def hint(stream_id: UUID) -> str:
 def pack(appends: Iterable[Append], *, with_events: bool = True) -> list[str]:
     """Pack announcements into as few payloads as they need."""
     payloads: list[str] = []
-    current: list[bytes] = []
+    current: list[str] = []
     size = 0
     for item in appends:
-        record = _record(item, with_events=with_events)
-        if current and size + 1 + len(record) > MAX_BYTES:
-            payloads.append(b"\n".join(current).decode())
+        record, record_bytes = _record(item, with_events=with_events)
+        if current and size + record_bytes > MAX_BYTES:
+            payloads.append("\n".join(current))
             current, size = [], 0
         current.append(record)
-        size += 1 + len(record)
+        size += record_bytes + 1
     if current:
-        payloads.append(b"\n".join(current).decode())
+        payloads.append("\n".join(current))
     return payloads
 
 
-def unpack(payload: str) -> Iterator[Announcement]:
-    """Read a payload. One that is malformed yields nothing from there on: a notification is only a hint."""
-    lines = payload.split("\n")
+def unpack(payload: str, wanted: Container[str]) -> Iterator[Announcement]:
+    """Read what a payload says of the wanted streams.
+
+    One that is malformed yields nothing from there on: a notification is only a hint.
+    """
     at = 0
-    while at < len(lines):
-        fields = lines[at].split(" ")
-        at += 1
+    while at < len(payload):
+        end = payload.find("\n", at)
+        head = payload[at:] if end < 0 else payload[at:end]
+        at += len(head) + 1
         try:
-            stream, first, last, flags = fields[0], int(fields[1]), int(fields[2]), fields[3]
+            stream, first, last, flags = head.split(" ", 3)
+            length = int(flags[1:]) if flags[0] in "et" and len(flags) > 1 else None
+            if stream in wanted:
+                events = None if length is None else payload[at : at + length]
+                yield Announcement(stream, int(first), int(last), flags[0] == "t", events)
         except (IndexError, ValueError):
             return
-        events = None
-        if "e" in flags:
-            events = lines[at : at + last - first + 1]
-            at += last - first + 1
-            if len(events) != last - first + 1:
-                return
-        yield Announcement(stream, first, last, "t" in flags, events)
+        at += 0 if length is None else length + 1
 
 
-def _record(item: Append, *, with_events: bool) -> bytes:
-    flags = "t" if item.outcome is not None else ""
-    head = f"{item.stream_id.hex} {item.first_seq} {item.last_seq} {flags}"
-    if with_events and len(head) + 2 + len(item.events) <= MAX_BYTES:
-        return b"%se\n%s" % (head.encode(), item.events)
-    return f"{head}-".encode()
+def _record(item: Append, *, with_events: bool) -> tuple[str, int]:
+    """One record, and its size in bytes."""
+    flag = "e" if item.outcome is None else "t"
+    head = f"{item.stream_id.hex} {item.first_seq} {item.last_seq} {flag}"
+    size = len(head) + _LENGTH_DIGITS + 1 + len(item.events)
+    if not with_events or size > MAX_BYTES:
+        return head, len(head)
+    events = item.events.decode()
+    return f"{head}{len(events)}\n{events}", size

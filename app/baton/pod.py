@@ -94,6 +94,6 @@ class Pod:
             subscriber.tap()
 
     def _on_listener_state(self, state: State) -> None:
-        self.metrics.listening.set(state is State.LISTENING)
+        self.metrics.listening = state is State.LISTENING
         if state is State.LISTENING:
             self.relays.catch_up_all()

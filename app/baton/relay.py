@@ -39,17 +39,6 @@ LINGER_SECONDS: Final = 5
 PAGES_KEPT: Final = 4
 
 
-class Chunk:
-    """A batch in a relay's window, with its bytes in each wire format: encoded once for all subscribers."""
-
-    __slots__ = ("batch", "encodings", "size")
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        self.size = sum(map(len, batch.lines))
-        self.encodings: dict[str, bytes] = {}
-
-
 class Subscriber:
     """One client's place in a stream: `cursor` is the last number that it was given."""
 
@@ -78,19 +67,19 @@ class Subscriber:
         finally:
             self._waiter = None
 
-    async def take(self) -> list[Chunk]:
-        """Return what follows the cursor and move it there; the first chunk may begin before the cursor."""
+    async def take(self) -> list[Batch]:
+        """Return what follows the cursor and move it there; the first batch may begin before the cursor."""
         if self.cursor >= self.relay.tail:
             return []
-        chunks = self.relay.window_after(self.cursor)
-        if chunks is None:
-            chunks = await self.relay.page_after(self.cursor)
-        if chunks:
-            self.cursor = chunks[-1].batch.last_seq
+        batches = self.relay.window_after(self.cursor)
+        if batches is None:
+            batches = await self.relay.page_after(self.cursor)
+        if batches:
+            self.cursor = batches[-1].last_seq
         else:
             logger.error("The log of stream %s ends before its tail.", self.relay.stream_id)
             self.relay.leave()
-        return chunks
+        return batches
 
     def tap(self) -> None:
         """Wake it although there may be no events."""
@@ -116,14 +105,14 @@ class Relay:
         self.subscribers: set[Subscriber] = set()
         self._pool = pool
         self._metrics = metrics
-        self._window: deque[Chunk] = deque()
+        self._window: deque[Batch] = deque()
         self._window_bytes = 0
         self._max_window_bytes = window_bytes
         self._loading: asyncio.Task[None] | None = None
         self._loaded = False
         self._reading: asyncio.Task[None] | None = None
         self._dirty = False
-        self._pages: dict[int, asyncio.Task[list[Chunk]]] = {}
+        self._pages: dict[int, asyncio.Task[list[Batch]]] = {}
 
     async def load(self) -> None:
         """Read the stream's newest batches, once for all that wait for it.
@@ -148,9 +137,9 @@ class Relay:
     def hear(self, announcement: Announcement) -> None:
         """Take note of a notification."""
         if not self._loaded or announcement.last_seq > self.tail:
-            batch = announcement.batch()
-            if self._loaded and batch is not None and batch.first_seq == self.tail + 1:
-                self._apply(batch)
+            events = announcement.events
+            if self._loaded and events is not None and announcement.first_seq == self.tail + 1:
+                self._apply(Batch(announcement.first_seq, announcement.last_seq, announcement.terminal, events))
                 self._wake_all()
             else:
                 self.hint()
@@ -167,19 +156,19 @@ class Relay:
         self.over = True
         self._wake_all()
 
-    def window_after(self, cursor: int) -> list[Chunk] | None:
+    def window_after(self, cursor: int) -> list[Batch] | None:
         """Return the batches that follow the cursor, or None if the window begins later."""
-        if not self._window or self._window[0].batch.first_seq > cursor + 1:
+        if not self._window or self._window[0].first_seq > cursor + 1:
             return None
-        found: list[Chunk] = []
-        for chunk in reversed(self._window):
-            if chunk.batch.last_seq <= cursor:
+        found: list[Batch] = []
+        for batch in reversed(self._window):
+            if batch.last_seq <= cursor:
                 break
-            found.append(chunk)
+            found.append(batch)
         found.reverse()
         return found
 
-    async def page_after(self, cursor: int) -> list[Chunk]:
+    async def page_after(self, cursor: int) -> list[Batch]:
         """Read a page of the log after the cursor, once for all who are at the same place.
 
         Raises:
@@ -204,7 +193,7 @@ class Relay:
             if stream is None:
                 raise StreamNotFound(f"There is no stream {self.stream_id}.")
             batches = await log.read_newest(self._pool, self.stream_id, self._max_window_bytes)
-        self._metrics.log_reads.inc()
+        self._metrics.log_reads += 1
         self.tenant = stream.tenant
         if batches:
             self.tail = batches[0].first_seq - 1
@@ -220,14 +209,14 @@ class Relay:
             while more and not self.over:
                 with translated():
                     batches = await log.read(self._pool, self.stream_id, self.tail)
-                self._metrics.log_reads.inc()
+                self._metrics.log_reads += 1
                 more = self._apply_all(batches)
 
-    async def _read_page(self, cursor: int) -> list[Chunk]:
+    async def _read_page(self, cursor: int) -> list[Batch]:
         with translated():
             batches = await log.read(self._pool, self.stream_id, cursor)
-        self._metrics.log_reads.inc()
-        return [Chunk(batch) for batch in batches]
+        self._metrics.log_reads += 1
+        return batches
 
     def _apply_all(self, batches: list[Batch]) -> bool:
         """Apply what was read from the log; return whether it moved the tail."""
@@ -250,11 +239,10 @@ class Relay:
         return self.tail > before
 
     def _apply(self, batch: Batch) -> None:
-        chunk = Chunk(batch)
-        self._window.append(chunk)
-        self._window_bytes += chunk.size
+        self._window.append(batch)
+        self._window_bytes += len(batch.events)
         while self._window_bytes > self._max_window_bytes and len(self._window) > 1:
-            self._window_bytes -= self._window.popleft().size
+            self._window_bytes -= len(self._window.popleft().events)
         self.tail = batch.last_seq
         self.ended = self.ended or batch.terminal
 
@@ -286,11 +274,11 @@ class Relays:
             # It stands here before it reads the log, so that no notification from now on is missed.
             relay = Relay(stream_id, self._pool, self._metrics, window_bytes=self._window_bytes)
             self._relays[stream_id.hex] = relay
-            self._metrics.relays.set(len(self._relays))
+            self._metrics.relays = len(self._relays)
         subscriber = Subscriber(relay, cursor)
         relay.subscribers.add(subscriber)
         relay.idle_since = None
-        self._metrics.subscribers.inc()
+        self._metrics.subscribers += 1
         try:
             await relay.load()
             if cursor > relay.tail and not relay.ended:
@@ -309,17 +297,15 @@ class Relays:
         """Leave a stream."""
         relay = subscriber.relay
         relay.subscribers.discard(subscriber)
-        self._metrics.subscribers.dec()
+        self._metrics.subscribers -= 1
         if not relay.subscribers:
             relay.idle_since = time.monotonic()
 
     def hear(self, payload: str) -> None:
         """Take note of a notification about appended batches."""
-        self._metrics.notifications.inc()
-        for announcement in unpack(payload):
-            relay = self._relays.get(announcement.stream)
-            if relay is None:
-                continue
+        self._metrics.notifications += 1
+        for announcement in unpack(payload, self._relays):
+            relay = self._relays[announcement.stream]
             if announcement.gone:
                 self._let_go(relay)
             else:
@@ -354,7 +340,7 @@ class Relays:
             relay.forget_pages()
             if relay.over or (relay.idle_since is not None and now - relay.idle_since > LINGER_SECONDS):
                 del self._relays[key]
-        self._metrics.relays.set(len(self._relays))
+        self._metrics.relays = len(self._relays)
         before = {relay: relay.tail for relay in self._relays.values() if not relay.ended}
         if not before:
             return

@@ -15,7 +15,6 @@ from types import FrameType
 from typing import Final
 
 import uvicorn
-from starlette.applications import Starlette
 
 from .errors import ConfigurationError
 from .main import create_app
@@ -30,35 +29,28 @@ SHUTDOWN_SECONDS: Final = 5
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server whose first signal drains the pod."""
+    """A uvicorn server whose first signal drains the pod, and whose second ends it at once."""
 
-    def __init__(self, config: uvicorn.Config, app: Starlette) -> None:
+    def __init__(self, config: uvicorn.Config, pod: Pod) -> None:
         super().__init__(config)
-        self._app = app
+        self._pod = pod
         self._drain: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until signalled."""
         self._loop = asyncio.get_running_loop()
-        await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Start the drain; a second signal ends at once. This runs in a signal handler: it only schedules."""
-        if self._drain is not None or not self.started or self._loop is None:
-            super().handle_exit(sig, frame)
-            return
-        self._loop.call_soon_threadsafe(self._start_drain, sig, frame)
+        """Hear a signal. This runs in a signal handler, so it only schedules; the process then ends with code 0."""
+        del sig, frame
+        self._loop.call_soon_threadsafe(self._signalled)
 
-    def _start_drain(self, sig: int, frame: FrameType | None) -> None:
+    def _signalled(self) -> None:
         if self._drain is None:
-            self._drain = asyncio.create_task(self._leave(sig, frame))
+            self._drain = asyncio.create_task(self._leave())
+        else:
+            self.should_exit = self.force_exit = True
 
-    async def _leave(self, sig: int, frame: FrameType | None) -> None:
-        pod: Pod | None = getattr(self._app.state, "pod", None)
-        if pod is not None:
-            await pod.drain()
-        super().handle_exit(sig, frame)
+    async def _leave(self) -> None:
+        await self._pod.drain()
+        self.should_exit = True
 
 
 async def serve(settings: Settings) -> None:
@@ -83,7 +75,7 @@ async def serve(settings: Settings) -> None:
     with contextlib.closing(bind(settings.host, settings.port)) as listening:
         async with app.router.lifespan_context(app):
             logger.info("Pod %s serves on http://%s:%d", settings.pod_name, *listening.getsockname()[:2])
-            await Server(config, app).serve(sockets=[listening])
+            await Server(config, app.state.pod).serve(sockets=[listening])
 
 
 def bind(host: str, port: int) -> socket.socket:

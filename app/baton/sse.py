@@ -16,8 +16,9 @@ from starlette.types import Receive, Scope, Send
 
 from .dialects import native
 from .errors import Unavailable
+from .log import Batch
 from .metrics import PodMetrics
-from .relay import Chunk, Relays, Subscriber
+from .relay import Relays, Subscriber
 
 HEADERS: Final = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -87,15 +88,15 @@ class EventStream:
         subscriber = self._subscriber
         cursor = subscriber.cursor
         try:
-            chunks = await subscriber.take()
+            batches = await subscriber.take()
         except Unavailable:
             subscriber.leaving = True
             return b""
-        if not chunks:
+        if not batches:
             return b""
-        body = b"".join([_encoded(chunk, cursor) for chunk in chunks])
-        self._metrics.events_sent.inc(subscriber.cursor - cursor)
-        self._metrics.bytes_sent.inc(len(body))
+        body = b"".join([_encoded(batch, cursor) for batch in batches])
+        self._metrics.events_sent += subscriber.cursor - cursor
+        self._metrics.bytes_sent += len(body)
         return body
 
     async def _watch(self, receive: Receive) -> None:
@@ -136,11 +137,13 @@ def _silent(relays: Relays, since: float) -> Iterator[Subscriber]:
     return (subscriber for subscriber in relays.subscribers() if subscriber.last_sent_at < since)
 
 
-def _encoded(chunk: Chunk, cursor: int) -> bytes:
-    """A chunk's bytes: shared by all who take the whole of it."""
-    if chunk.batch.first_seq <= cursor:
-        return native.encode(chunk.batch, cursor)
-    body = chunk.encodings.get(native.NAME)
+def _encoded(batch: Batch, cursor: int) -> bytes:
+    """A batch's bytes: shared by all who take the whole of it."""
+    if batch.first_seq <= cursor:
+        return native.encode(batch, cursor)
+    if batch.encodings is None:
+        batch.encodings = {}
+    body = batch.encodings.get(native.NAME)
     if body is None:
-        body = chunk.encodings[native.NAME] = native.encode(chunk.batch, cursor)
+        body = batch.encodings[native.NAME] = native.encode(batch, cursor)
     return body

@@ -12,7 +12,9 @@ NAME = "native"
 
 def encode(batch: Batch, cursor: int) -> bytes:
     """Encode the events of a batch that follow the cursor."""
-    skipped = max(0, cursor + 1 - batch.first_seq)
-    first = batch.first_seq + skipped
-    lines = batch.lines[skipped:] if skipped else batch.lines
+    lines = batch.lines
+    first = batch.first_seq
+    if first <= cursor:
+        lines = lines[cursor + 1 - first :]
+        first = cursor + 1
     return "".join([f"id: {seq}\ndata: {line}\n\n" for seq, line in enumerate(lines, first)]).encode()
