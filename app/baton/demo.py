@@ -37,6 +37,8 @@ QUESTION: Final = "Why should an answer outlive the machine that tells it?"
 KILL_AFTER_TEXTS: Final = 110
 ANSWER_SECONDS: Final = 60
 REQUEST_SECONDS: Final = 10
+SIGNAL_SECONDS: Final = 0.1
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(*, serve: bool, port: int | None) -> int:
@@ -64,12 +66,18 @@ async def _until_signalled(demo: Demo, *, serve: bool) -> int:
         signals.append(number)
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             loop.add_signal_handler(number, stop, number)
     try:
         return await work
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, ConfigurationError):
+        # A Ctrl-C reaches initdb too, which fails of it before the loop has heard the signal.
+        await asyncio.sleep(SIGNAL_SECONDS)
+        if not signals:
+            raise
+        # Nothing is left to be stopped, and one more shall not change the exit status.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         demo.flow.line("Stopped.")
         return 0 if serve and signals == [signal.SIGINT] else 128 + signals[0]
 

