@@ -18,13 +18,15 @@ from uuid import UUID
 
 import pytest
 from tests.faults.proxy import Proxy
-from tests.logbook import connected, events, row, settings, text, until
+from tests.logbook import claimed, connected, events, row, settings, text, until
 
-from baton import streams
+from baton import log, streams
 from baton.database import Connection, Pool, connect, pool
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
+from baton.log import Append
 from baton.outbox import Outbox
+from baton.outcome import Outcome
 from baton.reaper import release
 from baton.run import Run
 from baton.streams import NewStream
@@ -375,3 +377,39 @@ async def test_every_order_of_zombie_reaper_and_successor_leaves_one_whole_log(s
     failures = [result for result in results if isinstance(result, Exception)]
     if failures:
         raise ExceptionGroup(f"{len(failures)} of {len(results)} orders", failures)
+
+
+HOLD_TAKING = """
+CREATE FUNCTION hold_taking() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(1);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER hold_taking AFTER UPDATE ON baton.stream FOR EACH ROW WHEN (NEW.epoch <> OLD.epoch)
+EXECUTE FUNCTION hold_taking()
+"""
+
+
+async def test_an_end_from_outside_survives_its_deadlock_with_the_last_owners_end(dsn: str) -> None:
+    completed = Outcome.completed("stop")
+    async with connected(dsn) as keeper, connected(dsn) as reaper, connected(dsn) as owner:
+        (stream_id,) = await claimed(keeper)
+        await keeper.execute(HOLD_TAKING)
+        await keeper.execute("SELECT pg_advisory_lock(1)")
+        await reaper.execute("SET deadlock_timeout = '10ms'")  # so that it is the one to be given up
+        await owner.execute("SET deadlock_timeout = '1min'")
+
+        async def stuck(connection: Connection, *, at_gate: bool) -> bool:
+            return bool(await keeper.fetchval(STUCK, [connection.get_server_pid()], at_gate))
+
+        lost = Outcome.failed("worker_lost", "")
+        ending = asyncio.create_task(streams.end_claimed(reaper, stream_id, 1, lost))
+        await until(lambda: stuck(reaper, at_gate=True))
+        append = Append(stream_id, 1, 1, 1, completed.encode(), completed)
+        appending = asyncio.create_task(log.append(owner, [append]))
+        await until(lambda: stuck(owner, at_gate=False))
+        await keeper.execute("SELECT pg_advisory_unlock(1)")
+        assert not await ending
+        assert await appending == {stream_id}
+        assert (await row(keeper, stream_id)).status == "completed"
+        assert len(await events(keeper, stream_id)) == 1
