@@ -14,11 +14,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from . import log, notifications, problems, streams, workers
+from . import log, notifications, problems, streams
 from .database import translated
 from .errors import InvalidRequest, RequestTooLarge, StreamNotFound, Unavailable, UnknownGenerator
 from .events import clean, parse_cursor
-from .generators.registry import configured_names
 from .models import CreateStream, FindStreams, GetStream, describe, metadata_alternatives, validated
 from .pod import Pod
 from .snapshot import Snapshot
@@ -40,7 +39,8 @@ async def create_stream(request: Request) -> Answer:
         wanted.on_worker_lost or pod.settings.on_worker_lost,
     )
     with translated():
-        await _check_generator(pod, new.generator)
+        if sentence := await pod.missing_generator(new.generator):
+            raise UnknownGenerator(sentence)
         stream, created = await streams.create(pod.pool, new, _idempotency_key(request, body))
         if created:
             await log.notify(pod.pool, notifications.QUEUE_CHANNEL, [""])
@@ -203,6 +203,9 @@ async def _follow(
     if subscriber.finished:
         pod.relays.unsubscribe(subscriber)
         return Response(status_code=204, headers=_headers(request))
+    if request.method == "HEAD":
+        pod.relays.unsubscribe(subscriber)
+        return Retry(milliseconds, raw_headers)
     return EventStream(subscriber, pod.relays, pod.metrics, reconnect_milliseconds=milliseconds, headers=raw_headers)
 
 
@@ -219,17 +222,6 @@ async def _wait_for_end(request: Request, stream_id: UUID, seconds: float) -> No
         pass
     finally:
         relays.unsubscribe(subscriber)
-
-
-async def _check_generator(pod: Pod, name: str) -> None:
-    known = configured_names(pod.settings)
-    if name not in known:
-        known |= await workers.offered_generators(pod.pool)
-    if name not in known:
-        raise UnknownGenerator(
-            f"There is no generator called {name!r}. Known are: {', '.join(sorted(known))}. "
-            "Your own are named in BATON_GENERATORS, for pods and workers alike."
-        )
 
 
 async def _found(pod: Pod, stream_id: UUID) -> Stream:
