@@ -32,10 +32,10 @@ lint: install ## Check style, types, import contracts and the lock file
 	@$(RUN)lint-imports
 
 test: lint ## Lint, then run the tests on a real Postgres (at most 5 minutes)
-	@$(RUN)pytest -q -m "not slow"
+	@$(RUN)pytest -q -n 2 -m "not slow"
 
 test-all: lint ## The tests, and those that take longer
-	@$(RUN)pytest -q
+	@$(RUN)pytest -q -n 2
 
 format: install ## Format the code
 	@$(RUN)ruff check --quiet --fix .

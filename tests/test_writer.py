@@ -124,8 +124,8 @@ async def test_a_batch_is_announced_after_its_commit(dsn: str) -> None:
         at.open(stream_id).put(encode_text("a"))
         await until(lambda: bool(heard))
         assert len(await events(connection, stream_id)) == 1
-        (announcement,) = unpack(heard[0])
-        assert (announcement.stream, announcement.lines) == (stream_id.hex, [encode_text("a").decode()])
+        (announcement,) = unpack(heard[0], {stream_id.hex})
+        assert (announcement.stream, announcement.events) == (stream_id.hex, encode_text("a").decode())
 
 
 async def test_a_blocked_database_slows_the_generator_down_and_nothing_is_lost(dsn: str) -> None:
