@@ -12,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import docker
+import hypothesis
 import pytest
 from docker.errors import DockerException
 from testcontainers.community.postgres import PostgresContainer
@@ -19,6 +20,10 @@ from tests.cluster import Cluster
 
 from baton.embedded import embedded_postgres
 from baton.migrate import migrate
+
+# How fast inputs are made, and examples run, depends on what else the machine is doing.
+hypothesis.settings.register_profile("baton", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("baton")
 
 
 @pytest.fixture(autouse=True)
