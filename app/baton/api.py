@@ -203,7 +203,9 @@ async def _follow(
     if subscriber.finished:
         pod.relays.unsubscribe(subscriber)
         return Response(status_code=204, headers=_headers(request))
-    return EventStream(subscriber, pod.relays, pod.metrics, reconnect_milliseconds=milliseconds, headers=raw_headers)
+    return EventStream(
+        subscriber, pod.relays, pod.connections, pod.metrics, reconnect_milliseconds=milliseconds, headers=raw_headers
+    )
 
 
 async def _wait_for_end(request: Request, stream_id: UUID, seconds: float) -> None:
@@ -211,7 +213,7 @@ async def _wait_for_end(request: Request, stream_id: UUID, seconds: float) -> No
     subscriber = await relays.subscribe(stream_id, 0)
     try:
         async with asyncio.timeout(seconds):
-            while not (subscriber.relay.ended or subscriber.relay.over or subscriber.leaving):
+            while not (subscriber.relay.ended or subscriber.relay.over or _pod(request).draining):
                 subscriber.cursor = subscriber.relay.tail
                 subscriber.tapped = False
                 await subscriber.wait()

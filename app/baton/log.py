@@ -95,7 +95,7 @@ LEFT JOIN LATERAL (
 _NOTIFY = "SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload"
 
 PAGE_ROWS = 512
-PAGE_BYTES = 262_144
+PAGE_BYTES = 65_536
 
 
 @dataclass(frozen=True, slots=True)

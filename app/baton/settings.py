@@ -40,6 +40,12 @@ class Settings(BaseSettings):
     safety_poll_seconds: float = Field(1, gt=0, le=60, description="A pod looks for what notifications missed")
     relay_window_bytes: int = Field(131_072, ge=4096, le=64 << 20, description="Recent events kept per stream")
     max_body_bytes: int = Field(1 << 20, ge=1024, le=256 << 20)
+    write_timeout_seconds: float = Field(
+        30, gt=0, le=3600, description="A client that accepts nothing for so long is cut"
+    )
+    max_connection_seconds: float = Field(
+        240, gt=0, le=86_400, description="A native connection is sent away to reconnect before it is so old"
+    )
     drain_seconds: float = Field(3, ge=0, le=60, description="Over this long a leaving pod closes its streams")
     listen_probe_seconds: float = Field(5, gt=0, le=60, description="How often the LISTEN connection is probed")
 
@@ -136,6 +142,11 @@ class Settings(BaseSettings):
                 "(or try `baton demo`, which brings its own)."
             )
         return _plain(self.database_url)
+
+    @property
+    def prepare(self) -> bool:
+        """Whether statements may be prepared: not where LISTEN has to go around a pooler, since one is in between then."""
+        return self.listen_database_url is None
 
     @property
     def listen_dsn(self) -> str:

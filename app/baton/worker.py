@@ -19,7 +19,7 @@ from .backoff import Backoff
 from .database import CONNECTION_ERRORS, Connection, check_schema, connect
 from .errors import ConfigurationError
 from .generators import Generator
-from .listener import Listener, State
+from .listener import Listener, State, check_delivery
 from .metrics import WorkerMetrics
 from .notifications import CANCEL_CHANNEL, QUEUE_CHANNEL
 from .outbox import Lost, Outbox
@@ -64,6 +64,7 @@ class Worker:
         connection = await connect(self._settings.dsn, name="baton worker")
         try:
             await check_schema(connection)
+            await check_delivery(self._settings.listen_dsn, self._settings.dsn)
         finally:
             await connection.close()
         listener = Listener(
