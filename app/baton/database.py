@@ -17,7 +17,7 @@ from asyncpg.pool import PoolConnectionProxy
 from .errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, Unavailable
 
 # The revision of the schema that this code works with; a test holds it equal to the head of `migrations/`.
-REVISION: Final = "0001"
+REVISION: Final = "0002"
 
 _STATEMENT_CACHE_SIZE: Final = 100
 

@@ -60,6 +60,17 @@ class Settings(BaseSettings):
     max_attempts: int = Field(3, ge=1, le=100, description="Workers that may try one stream")
     notify_payloads: bool = Field(True, description="Put events into notifications; any database role can LISTEN")
 
+    max_duration_seconds: float = Field(3600, gt=0, le=7 * 86_400, description="Longest run of a stream")
+    idle_timeout_seconds: float = Field(300, gt=0, le=86_400, description="Longest silence of a generator")
+    queue_timeout_seconds: float = Field(600, gt=0, le=7 * 86_400, description="Longest wait for a worker")
+    cancel_when_unwatched_seconds: float | None = Field(
+        None, gt=0, le=86_400, description="Cancel a stream that nobody has watched for so long; default: never"
+    )
+    watch_interval_seconds: float = Field(
+        5, gt=0, le=300, description="How often a pod notes which streams are watched"
+    )
+    leave_seconds: float = Field(6, ge=0, le=3600, description="A leaving worker's streams have so long to end")
+
     partition_days_ahead: int = Field(7, ge=1, le=365)
     idempotency_hours: float = Field(24, gt=0, le=24 * 30)
 
@@ -145,7 +156,7 @@ class Settings(BaseSettings):
 
     @property
     def prepare(self) -> bool:
-        """Whether statements may be prepared: not where LISTEN has to go around a pooler, since one is in between then."""
+        """Whether statements may be prepared: not where LISTEN goes around a pooler, for the rest goes through it."""
         return self.listen_database_url is None
 
     @property
