@@ -23,7 +23,7 @@ from .models import CreateStream, FindStreams, GetStream, describe, metadata_alt
 from .pod import Pod
 from .snapshot import Snapshot
 from .sse import EventStream, Retry
-from .streams import IdempotencyKey, NewStream, Stream
+from .streams import IdempotencyKey, Limits, NewStream, Stream
 
 Answer = Response | EventStream | Retry
 
@@ -38,6 +38,7 @@ async def create_stream(request: Request) -> Answer:
         wanted.input,
         wanted.metadata,
         wanted.on_worker_lost or pod.settings.on_worker_lost,
+        limits=_limits(pod, wanted),
     )
     with translated():
         await _check_generator(pod, new.generator)
@@ -251,6 +252,17 @@ def _stream_id(request: Request) -> UUID:
         return UUID(raw)
     except ValueError:
         raise StreamNotFound(f"There is no stream {raw!r:.80}: an id looks like 019a5e2c-….") from None
+
+
+def _limits(pod: Pod, wanted: CreateStream) -> Limits:
+    unwatched = wanted.cancel_when_unwatched_seconds or pod.settings.cancel_when_unwatched_seconds
+    least = 2 * pod.settings.watch_interval_seconds
+    if unwatched is not None and unwatched < least:
+        raise InvalidRequest(
+            f"cancel_when_unwatched_seconds must be at least {least:g}, since pods note every "
+            f"{pod.settings.watch_interval_seconds:g} seconds what is watched."
+        )
+    return Limits(wanted.max_duration_seconds, wanted.idle_timeout_seconds, wanted.queue_timeout_seconds, unwatched)
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:

@@ -71,6 +71,7 @@ class Pod:
             tasks = [
                 asyncio.create_task(pod.listener.run()),
                 asyncio.create_task(pod.relays.run()),
+                asyncio.create_task(pod.relays.note_watched(settings.watch_interval_seconds)),
                 asyncio.create_task(pod.connections.run()),
             ]
             try:

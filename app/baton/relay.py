@@ -94,6 +94,7 @@ class Relay:
     def __init__(self, stream_id: UUID, pool: Pool, metrics: PodMetrics, *, window_bytes: int) -> None:
         self.stream_id = stream_id
         self.tenant = ""
+        self.ends_unwatched = False  # the stream ends when nobody watches it
         self.tail = 0
         self.ended = False  # the terminal event is at the tail
         self.over = False  # nothing more will come from here
@@ -200,6 +201,7 @@ class Relay:
             batches = await log.read_newest(self._pool, self.stream_id, self._max_window_bytes)
         self._metrics.log_reads += 1
         self.tenant = stream.tenant
+        self.ends_unwatched = stream.unwatched_timeout is not None
         if batches:
             self.tail = batches[0].first_seq - 1
             self._apply_all(batches)
@@ -337,6 +339,19 @@ class Relays:
             except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
                 logger.warning("The log cannot be polled: %r", error)
                 await backoff.sleep()
+
+    async def note_watched(self, interval_seconds: float) -> None:
+        """Write down again and again which streams are watched here, of those that end when nobody does."""
+        while True:
+            await asyncio.sleep(interval_seconds)
+            relays = self._relays.values()
+            watched = [item.stream_id for item in relays if item.ends_unwatched and item.subscribers and not item.ended]
+            if not watched:
+                continue
+            try:
+                await streams.note_watched(self._pool, watched)
+            except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+                logger.warning("What is watched cannot be noted: %r", error)
 
     async def _poll(self) -> None:
         """Drop the relays that nobody uses; find out in one query which others lag behind the log."""

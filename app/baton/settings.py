@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     worker_name: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}", max_length=100)
     flush_window_milliseconds: float = Field(30, ge=0, le=10_000, description="Pause between two flushes")
     buffer_events: int = Field(1024, ge=1, le=1_000_000, description="Events of a stream that may wait for a flush")
-    worker_heartbeat_seconds: float = Field(1, gt=0, le=60)
+    worker_heartbeat_seconds: float = Field(0.5, gt=0, le=60)
     lease_seconds: float = Field(6, gt=0, le=600, description="A worker silent for this long is dead")
     poll_seconds: float = Field(1, gt=0, le=60, description="A worker looks for queued streams")
     on_worker_lost: Literal["retry", "fail"] = Field("retry", description="What becomes of a dead worker's streams")

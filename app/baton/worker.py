@@ -137,6 +137,8 @@ class Worker:
                 await streams.requeue(connection, item.stream_id, item.epoch, uncount_attempt=True)
             elif item.cancelled:
                 run.stop(Outcome.cancelled())
+            elif item.unwatched:
+                run.stop(streams.UNWATCHED)
         await self._reaper.look(connection, self._worker_id)
 
     async def _register(self, connection: Connection) -> None:

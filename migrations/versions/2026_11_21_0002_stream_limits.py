@@ -3,8 +3,8 @@
 Revision: 0002
 Follows: 0001
 
-New columns are nullable and without a default for existing rows, so that no row is rewritten; the default of `queued_at`
-comes in a second step, for new rows only.
+New columns are nullable and without a default for existing rows, so that no row is rewritten; the default of
+`queued_at` comes in a second step, for new rows only.
 """
 
 from __future__ import annotations
