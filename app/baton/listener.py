@@ -132,8 +132,7 @@ async def check_delivery(listen_dsn: str, dsn: str) -> None:
     except TimeoutError:
         raise ConfigurationError(
             f"A notification did not arrive within {DELIVERY_SECONDS} s: the database URL seems to lead through a "
-            "pooler in transaction mode, which loses LISTEN. Set BATON_LISTEN_DATABASE_URL to a URL that goes around it, "
-            "to Postgres itself."
+            "pooler in transaction mode, which loses LISTEN. Set BATON_LISTEN_DATABASE_URL to one that goes around it."
         ) from None
     finally:
         listening.terminate()

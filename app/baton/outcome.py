@@ -65,7 +65,7 @@ class Outcome:
         return cls("completed", finish_reason=_word(finish_reason), **rest)
 
     @classmethod
-    def cancelled(cls, finish_reason: str = "cancelled", **rest: Any) -> Outcome:
+    def cancelled(cls, *, finish_reason: str = "cancelled", **rest: Any) -> Outcome:
         """An end that somebody asked for, or that came since nobody watched."""
         return cls("cancelled", finish_reason=finish_reason, **rest)
 

@@ -21,9 +21,9 @@ from .errors import ConfigurationError, IdempotencyConflict
 from .events import MAX_SEQ
 from .outcome import Outcome
 
-_COLUMNS = """id, tenant, generator, metadata, status, epoch, unwatched_timeout, attempts, created_at, started_at, finished_at,
-    cancel_requested_at, finish_reason, error_code, error_message, usage, tokens, time_to_first_token_seconds,
-    duration_seconds"""
+_COLUMNS = """id, tenant, generator, metadata, status, epoch, unwatched_timeout, attempts, created_at, started_at,
+    finished_at, cancel_requested_at, finish_reason, error_code, error_message, usage, tokens,
+    time_to_first_token_seconds, duration_seconds"""
 
 _INSERT = f"""
 INSERT INTO baton.stream (tenant, generator, input, metadata, on_worker_lost, max_duration, idle_timeout,
@@ -276,6 +276,20 @@ async def end_any(pool: Pool, stream_id: UUID, outcome: Outcome) -> bool:
 async def end_claimed(connection: Connection, stream_id: UUID, epoch: int, outcome: Outcome) -> bool:
     """End a stream whose worker under `epoch` is gone. Return whether it still had to be ended."""
     return await end(connection, stream_id, outcome, _TAKE_EPOCH, epoch)
+
+
+async def end_overdue(connection: Connection, queue_timeout: float) -> int:
+    """End the queued streams that have waited for too long, in seconds, or that nobody watches; return how many."""
+    ended = 0
+    for stream_id, epoch, timed_out in await connection.fetch(_OVERDUE, queue_timeout):
+        outcome = QUEUE_TIMEOUT if timed_out else UNWATCHED
+        ended += await end(connection, stream_id, outcome, _TAKE_QUEUED_EPOCH, epoch)
+    return ended
+
+
+async def note_watched(pool: Pool, stream_ids: Sequence[UUID]) -> None:
+    """Write down that these streams are being watched, in one statement."""
+    await pool.execute(_WATCHED, sorted(stream_ids))
 
 
 async def end(executor: Connection | Pool, stream_id: UUID, outcome: Outcome, take: str, *arguments: object) -> bool:

@@ -52,7 +52,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._worker_id: UUID | None = None
-        self._leaving = False
+        self._leave_at: float | None = None
         self.ready = asyncio.Event()  # registered and claiming
 
     async def run(self) -> None:
@@ -89,14 +89,25 @@ class Worker:
             await asyncio.gather(*self._tasks, control, *services, return_exceptions=True)
 
     def leave(self) -> None:
-        """Stop claiming, hand the streams back, and let `run()` return."""
-        self._leaving = True
+        """Stop claiming; give the streams `leave_seconds` to end, hand the rest over, and let `run()` return.
+
+        Called again, do so at once.
+        """
+        self._leave_at = time.monotonic() + (0 if self._leaving else self._settings.leave_seconds)
         self._wake.set()
+
+    @property
+    def _leaving(self) -> bool:
+        return self._leave_at is not None
+
+    @property
+    def _may_go(self) -> bool:
+        return self._leave_at is not None and (not self._runs or time.monotonic() >= self._leave_at)
 
     async def _control(self) -> None:
         """Claim, beat, watch; on a new connection whenever one is lost."""
         backoff = Backoff()
-        while not self._leaving:
+        while not self._may_go:
             try:
                 connection = await connect(self._settings.dsn, name="baton worker control")
                 try:
@@ -110,13 +121,14 @@ class Worker:
 
     async def _serve(self, connection: Connection, backoff: Backoff) -> None:
         beat_at = 0.0
-        while not self._leaving:
+        while not self._may_go:
             if time.monotonic() >= beat_at:
                 beat_at = time.monotonic() + self._settings.worker_heartbeat_seconds
                 await self._beat(connection)
                 backoff.reset()
             self._wake.clear()
-            await self._claim(connection)
+            if not self._leaving:
+                await self._claim(connection)
             self.ready.set()
             timeout = min(beat_at - time.monotonic(), self._settings.poll_seconds)
             timer = asyncio.get_running_loop().call_later(max(0, timeout), self._wake.set)
@@ -139,7 +151,12 @@ class Worker:
                 run.stop(Outcome.cancelled())
             elif item.unwatched:
                 run.stop(streams.UNWATCHED)
+        for run in self._runs.values():
+            run.enforce(
+                max_duration=self._settings.max_duration_seconds, idle_timeout=self._settings.idle_timeout_seconds
+            )
         await self._reaper.look(connection, self._worker_id)
+        await streams.end_overdue(connection, self._settings.queue_timeout_seconds)
 
     async def _register(self, connection: Connection) -> None:
         """Become a worker, or a new one after having been declared dead: then others have the streams."""

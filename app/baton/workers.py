@@ -16,7 +16,8 @@ _RAISE = (
 )
 _OWNED = """
 SELECT id, epoch, cancel_requested_at IS NOT NULL AS cancelled,
-       coalesce(watched_at, created_at) < clock_timestamp() - make_interval(secs => unwatched_timeout) IS TRUE AS unwatched
+       coalesce(coalesce(watched_at, created_at) < clock_timestamp() - make_interval(secs => unwatched_timeout), false)
+       AS unwatched
 FROM baton.stream
 WHERE worker_id = $1 AND status = 'running'
 """
