@@ -62,7 +62,7 @@ class Run:
         return outcome
 
     def enforce(self, *, max_duration: float, idle_timeout: float) -> None:
-        """Stop the generator if it ran, or was silent, for longer than the stream allows, or else than these seconds."""
+        """Stop the generator if it ran, or was silent, for longer than the stream, or else this, allows."""
         claim, now = self.claim, time.monotonic()
         max_duration = claim.max_duration or max_duration
         idle_timeout = claim.idle_timeout or idle_timeout
