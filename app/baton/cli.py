@@ -66,6 +66,18 @@ def migrate() -> None:
     typer.echo("The database is up to date.")
 
 
+@app.command()
+def demo(
+    serve: Annotated[bool, typer.Option("--serve", help="Kill nothing; stay up to be tried by hand.")] = False,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="The pods' port; default: a free one.")] = None,
+) -> None:
+    """Stream an answer, kill the pod that tells it, and resume on another; brings its own Postgres."""
+    # It needs what `migrate` needs, and the embedded Postgres.
+    from .demo import run as run_demo
+
+    raise typer.Exit(run_demo(serve=serve, port=port))
+
+
 def main() -> None:
     """Run the command line; a person's mistake gets a sentence and exit code 2."""
     try:

@@ -14,8 +14,10 @@
     │   ├── UnknownGenerator       422
     │   ├── RequestTooLarge        413
     │   └── Unavailable            503
-    └── GenerationError            a generator could not go on; becomes the stream's terminal event
-        └── InvalidEvent           it yielded something that is no event
+    ├── GenerationError            a generator could not go on; becomes the stream's terminal event
+    │   └── InvalidEvent           it yielded something that is no event
+    ├── FollowError                a client cannot follow a stream to its end
+    └── DemoError                  `baton demo` could not show what it wants to show
 
 The message of each is a sentence for the person who has to act on it.
 """
@@ -138,3 +140,11 @@ class InvalidEvent(GenerationError):
 
     def __init__(self, message: str) -> None:
         super().__init__("invalid_event", message)
+
+
+class FollowError(BatonError):
+    """A client cannot follow a stream to its end: it is refused for good, or no pod answers any more."""
+
+
+class DemoError(BatonError):
+    """The demo could not show what it wants to show."""

@@ -170,6 +170,7 @@ class Worker:
             sorted(self._generators),
             self._settings.worker_concurrency,
         )
+        logger.info("Worker %s is ready for %s", self._settings.worker_name, ", ".join(sorted(self._generators)))
 
     async def _claim(self, connection: Connection) -> None:
         """Claim as many queued streams as there are free slots."""

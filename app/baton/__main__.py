@@ -1,0 +1,5 @@
+"""`python -m baton` is the command `baton`."""
+
+from .cli import main
+
+main()

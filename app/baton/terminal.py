@@ -1,0 +1,131 @@
+"""Shows an answer in the terminal as it arrives; where there is no terminal, the same as plain text."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import orjson
+from rich.cells import cell_len, chop_cells
+from rich.console import Console
+
+_WORDS_AND_SPACES: Final = re.compile(r"\s|\S+")
+_STYLES: Final = {"reasoning": "dim italic", "tool_call": "cyan", "tool_result": "dim cyan", "custom": "dim"}
+
+
+class Flow:
+    """Text that is written as it comes, and broken between words at the width of the terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._column = 0
+        self._word = ""
+        self._style: str | None = None
+        self._after_line = False
+
+    def write(self, text: str, style: str | None = None) -> None:
+        """Write a piece. Its last word is held back until it is known to be whole."""
+        if style != self._style:
+            self.flush()
+            self._style = style
+        for piece in _WORDS_AND_SPACES.findall(text):
+            if not piece.isspace():
+                self._word += piece
+                continue
+            self.flush()
+            if piece == "\n":
+                self._break()
+            elif not (self._after_line and self._column == 0):
+                self._space(piece)
+
+    def flush(self) -> None:
+        """Write what was held back."""
+        word, self._word = self._word, ""
+        if not word:
+            return
+        width = cell_len(word)
+        if self._console.is_terminal and self._column > 0 and self._column + width > self._console.width:
+            self._break()
+        self._out(word)
+        self._column += width
+        if self._console.is_terminal and self._column > self._console.width:
+            self._column = cell_len(chop_cells(word, self._console.width)[-1])
+        self._after_line = False
+
+    def line(self, text: str = "", style: str | None = None) -> None:
+        """Write a line of its own, wherever the text is just now."""
+        self.end_line()
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=not self._console.is_terminal)
+        self._after_line = True
+
+    def end_line(self) -> None:
+        """Go to the beginning of a line."""
+        self.flush()
+        if self._column:
+            self._break()
+
+    def _space(self, piece: str) -> None:
+        # A terminal breaks the line by itself after the last column.
+        if not self._console.is_terminal or self._column < self._console.width:
+            self._out(piece)
+            self._column += 1
+
+    def _break(self) -> None:
+        self._out("\n")
+        self._column = 0
+        self._after_line = False
+
+    def _out(self, text: str) -> None:
+        self._console.out(text, style=self._style if text.strip() else None, end="", highlight=False)
+
+
+class Answer:
+    """The events of one stream, each shown by its kind: reasoning dim, calls of tools marked, text as it is."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+        self._kind = ""
+        self._call = -1
+
+    def show(self, event: dict[str, Any]) -> None:
+        """Show an event."""
+        kind = event["type"]
+        if kind == "reset":
+            self._flow.line(f"The answer begins anew ({event.get('reason')}).", "yellow")
+        if kind not in {"text", *_STYLES}:
+            return
+        if kind != self._kind:
+            self._separate(kind)
+        self._flow.write(self._words(kind, event), _STYLES.get(kind))
+
+    def end(self) -> None:
+        """Finish the line."""
+        self._flow.end_line()
+
+    def _separate(self, kind: str) -> None:
+        self._flow.end_line()
+        if self._kind and kind != "tool_result":
+            self._flow.line()
+        self._kind = kind
+        self._call = -1
+
+    def _words(self, kind: str, event: dict[str, Any]) -> str:
+        if kind == "tool_call":
+            return self._call_words(event)
+        if kind == "tool_result":
+            return "  = " + _json(event.get("result"))
+        if kind == "custom":
+            return f"{event.get('name')} {_json(event.get('data'))}\n"
+        return str(event.get("delta", ""))
+
+    def _call_words(self, event: dict[str, Any]) -> str:
+        words = str(event.get("arguments_delta") or "")
+        if event["index"] == self._call:
+            return words
+        before = "\n" if self._call >= 0 else ""
+        self._call = event["index"]
+        return f"{before}> {event.get('name')} {words}"
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value).decode()

@@ -1,0 +1,266 @@
+"""`baton demo` as a person runs it: as a process, whose own processes and files must be gone afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+
+from baton.cluster import Child, Cluster
+from baton.errors import DemoError
+from baton.server import bind
+
+SECONDS = 50
+
+pytestmark = pytest.mark.timeout(90)
+
+
+class Running:
+    """A demo in a session of its own, with a temporary folder of its own by which its processes are recognized."""
+
+    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+        self.folder = folder
+        self.output = ""
+        self._reached = threading.Condition()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "baton", "demo", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**clean_environment(), "TMPDIR": str(folder), **environment},
+            cwd=folder,
+            start_new_session=True,
+            text=True,
+            bufsize=0,
+        )
+        self._reading = threading.Thread(target=self._read)
+        self._reading.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as stdout:
+            while piece := os.read(stdout.fileno(), 65_536):
+                with self._reached:
+                    self.output += piece.decode()
+                    self._reached.notify_all()
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Wait until the output holds this."""
+        with self._reached:
+            assert self._reached.wait_for(lambda: re.search(pattern, self.output), SECONDS), self.output
+            found = re.search(pattern, self.output)
+        assert found is not None
+        return found
+
+    def exit_status(self) -> int:
+        status = self.process.wait(SECONDS)
+        self._reading.join(SECONDS)
+        return status
+
+    def left_processes(self) -> list[str]:
+        return processes_of(self.folder)
+
+    def left_folders(self) -> list[Path]:
+        return list(self.folder.glob("baton*"))
+
+    def end(self) -> None:
+        for pid in re.findall(r"pid (\d+)", self.output) if self.process.poll() is None else ():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            self.process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._reading.join(SECONDS)
+
+
+def processes_of(folder: Path) -> list[str]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("TMPDIR") == str(folder):
+                found.append(f"{process.pid} {process.cmdline()}")
+    return found
+
+
+def clean_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("BATON_")}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder whose path is short enough for a Unix socket in it."""
+    made = Path(tempfile.mkdtemp(prefix="bd-"))
+    yield made
+    shutil.rmtree(made)
+
+
+@contextlib.contextmanager
+def demo(folder: Path, *arguments: str, **environment: str) -> Iterator[Running]:
+    running = Running(folder, *arguments, **environment)
+    try:
+        yield running
+    finally:
+        running.end()
+
+
+def counted(output: str) -> Mapping[str, str]:
+    """The lines of the verdict, by their label."""
+    _, _, verdict = output.partition("What the client received")
+    return dict(re.findall(r"^  ([a-z]+(?: [a-z]+)?)  +(.+)$", verdict, re.MULTILINE))
+
+
+def test_the_answer_survives_its_pod(folder: Path) -> None:
+    # What a person has set for their own pods must not reach the demo's, nor what lies in `.env` there.
+    foreign = {"BATON_POD_NAME": "mine", "BATON_ALLOW_ANONYMOUS": "false", "BATON_GENERATORS": "mine=nowhere:at_all"}
+    with demo(folder, BATON_REPLAY_SPEED="5", **foreign) as running:
+        assert running.exit_status() == 0, running.output
+        rows = counted(running.output)
+        received = re.fullmatch(r"(\d+), numbered 1 to (\d+)", rows["events"])
+        resumed = re.fullmatch(r"after event (\d+), (pod-[ab]) -> (pod-[ab]), [\d.]+ s later", rows["resumed"])
+        assert received
+        assert resumed
+        assert received[1] == received[2]
+        assert rows["missing"] == rows["repeated"] == "0"
+        assert re.match(rf"completed, event {received[1]}, ", rows["end"])
+        assert resumed[2] != resumed[3]
+        assert 150 < int(resumed[1]) < int(received[1])
+        killed = running.wait_for(r"kill -9 (\d+): (pod-[ab]) is dead, after event (\d+)")
+        assert killed[2] == resumed[2]
+        assert killed[3] == resumed[1]
+        assert f"{killed[2]}    pid {killed[1]}" in running.output
+        assert f"{resumed[3]} answers to Last-Event-ID: {resumed[1]}" in running.output
+        assert "\x1b" not in running.output
+        assert "whole.\n" in running.output
+        assert running.left_processes() == []
+        assert running.left_folders() == []
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("Starting an embedded", signal.SIGINT),
+        ("Starting two pods", signal.SIGTERM),
+        ("The runner and the message", signal.SIGINT),
+    ],
+)
+def test_a_signal_ends_it_and_leaves_nothing(folder: Path, moment: str, number: signal.Signals) -> None:
+    with demo(folder, BATON_REPLAY_SPEED="2") as running:
+        running.wait_for(moment)
+        # As a terminal sends Ctrl-C: to the whole foreground group; and twice, as people do.
+        os.killpg(running.process.pid, number)
+        os.killpg(running.process.pid, number)
+        assert running.exit_status() == 128 + number, running.output
+        assert "Traceback" not in running.output
+        assert running.output.endswith("Stopped.\n")
+        assert running.left_processes() == []
+        assert running.left_folders() == []
+
+
+def test_a_reader_that_goes_away_leaves_nothing(folder: Path) -> None:
+    command = f"'{sys.executable}' -m baton demo | head -n 4"
+    environment = clean_environment() | {"TMPDIR": str(folder)}
+    process = subprocess.Popen(["bash", "-o", "pipefail", "-c", command], env=environment, stdout=subprocess.DEVNULL)
+    assert process.wait(SECONDS) == 1
+    assert list(folder.glob("baton*")) == []
+    assert processes_of(folder) == []
+
+
+def test_a_port_that_is_taken(folder: Path) -> None:
+    # It does not listen: whatever does is found before.
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with demo(folder, "--port", str(port)) as running:
+            assert running.exit_status() == 2
+            assert f"baton: Cannot listen on 127.0.0.1:{port}" in running.output
+            assert running.left_processes() == []
+            assert running.left_folders() == []
+
+
+def test_a_port_that_other_pods_share(folder: Path) -> None:
+    with bind("127.0.0.1", 0) as theirs:
+        theirs.listen()
+        port = theirs.getsockname()[1]
+        with demo(folder, "--port", str(port)) as running:
+            assert running.exit_status() == 2
+            assert f"baton: Something listens on 127.0.0.1:{port} already" in running.output
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_serve_stays_up_and_what_it_says_to_try_works(folder: Path, empty_dsn: str) -> None:
+    with demo(folder, "--serve", BATON_DATABASE_URL=empty_dsn, BATON_REPLAY_SPEED="10") as running:
+        running.wait_for("Ctrl-C ends it")
+        assert "Using the database of BATON_DATABASE_URL: baton_empty_" in running.output
+        assert "embedded" not in running.output
+        create = running.wait_for(r"(?m)^ +(URL=.+)$")[1]
+        follow = running.wait_for(r'(?m)^ +(curl -Ni "\$URL")$')[1]
+        resume = running.wait_for(r"(?m)^ +(curl -Ni -H .+)$")[1]
+        url, first = shell(f"{create}; echo $URL; {follow}").split("\n", 1)
+        told = re.search(r"x-baton-pod: (pod-[ab])", first)
+        assert told
+        last = int(re.findall(r"(?m)^id: (\d+)$", first)[-1])
+        assert ids(first) == list(range(1, last + 1))
+        shell(running.wait_for(rf"(?m)^ +(kill -9 \d+) +# {told[1]}$")[1])
+        running.wait_for(rf"{told[1]} \(pid \d+\) has ended: killed by SIGKILL")
+        second = shell(f"URL={url}; {resume}")
+        assert ids(second) == list(range(201, last + 1))
+        assert f"x-baton-pod: {'pod-b' if told[1] == 'pod-a' else 'pod-a'}" in second
+        page = running.wait_for(r"(http://127\.0\.0\.1:\d+/v1/streams)  ")[1]
+        assert url in shell(f"curl -s {page}")
+        os.killpg(running.process.pid, signal.SIGINT)
+        assert running.exit_status() == 0, running.output
+        assert running.left_processes() == []
+        assert running.left_folders() == []
+
+
+def shell(command: str) -> str:
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=SECONDS, check=True)
+    return done.stdout.replace("\r", "")
+
+
+def ids(response: str) -> list[int]:
+    return [int(seq) for seq in re.findall(r"(?m)^id: (\d+)$", response)]
+
+
+async def test_a_pod_that_dies_at_its_start_is_told_with_its_last_lines(tmp_path: Path, dsn: str) -> None:
+    settings = {"BATON_DATABASE_URL": dsn, "BATON_ALLOW_ANONYMOUS": "true", "BATON_HEARTBEAT_SECONDS": "-1"}
+    children: list[Child] = []
+
+    async def start() -> None:
+        async with Cluster.open(tmp_path, 0, settings) as cluster, httpx2.AsyncClient(trust_env=False) as http:
+            children.extend(cluster.children.values())
+            await cluster.wait_until_ready(http)
+
+    with pytest.raises(DemoError, match=r"(?s)has ended \(exit status 2\).*BATON_HEARTBEAT_SECONDS: ") as told:
+        await start()
+    assert str(tmp_path) in str(told.value)
+    assert [child.ended.done() for child in children] == [True] * 3
+
+
+async def test_the_children_end_when_what_they_are_for_is_cancelled(tmp_path: Path, dsn: str) -> None:
+    settings = {"BATON_DATABASE_URL": dsn, "BATON_ALLOW_ANONYMOUS": "true"}
+    async with asyncio.timeout(SECONDS):
+        running = Cluster.open(tmp_path, 0, settings)
+        cluster = await running.__aenter__()
+        children = list(cluster.children.values())
+        assert [child.ended.done() for child in children] == [False] * 3
+        await running.__aexit__(asyncio.CancelledError, asyncio.CancelledError(), None)
+    assert [child.ended.done() for child in children] == [True] * 3

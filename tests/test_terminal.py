@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from baton.generators.replay import load_transcripts
+from baton.terminal import Answer, Flow
+
+
+def console(*, terminal: bool, width: int = 60) -> tuple[Console, io.StringIO]:
+    file = io.StringIO()
+    return Console(file=file, force_terminal=terminal, color_system=None, width=width), file
+
+
+def shown(events: list[dict[str, Any]], *, terminal: bool = False, width: int = 60) -> str:
+    made, file = console(terminal=terminal, width=width)
+    answer = Answer(Flow(made))
+    for event in events:
+        answer.show(event)
+    answer.end()
+    return plain(file.getvalue())
+
+
+def plain(text: str) -> str:
+    for code in ("\x1b[2;3m", "\x1b[2m", "\x1b[0m"):
+        text = text.replace(code, "")
+    return text
+
+
+def transcript(name: str) -> list[dict[str, Any]]:
+    return [dict(event) for _, event in load_transcripts()[name].events]
+
+
+@pytest.mark.parametrize("name", sorted(load_transcripts()))
+def test_the_text_is_shown_as_it_is_where_there_is_no_terminal(name: str) -> None:
+    events = transcript(name)
+    text = "".join(event["delta"] for event in events if event["type"] == "text")
+    assert shown(events).endswith(text.rstrip("\n") + "\n")
+
+
+@pytest.mark.parametrize("width", [20, 60, 100])
+@pytest.mark.parametrize("name", sorted(load_transcripts()))
+def test_a_terminal_breaks_between_words_only(name: str, width: int) -> None:
+    events = [event for event in transcript(name) if event["type"] == "text"]
+    lines = shown(events, terminal=True, width=width).split("\n")
+    assert "".join(event["delta"] for event in events).split() == " ".join(lines).split()
+    assert [line for line in lines if cell_len(line.rstrip()) > width and " " in line.strip()] == []
+
+
+def test_a_word_that_comes_in_pieces_is_not_torn() -> None:
+    pieces: list[dict[str, Any]] = [
+        {"type": "text", "delta": delta} for delta in ("12345", "678", " ab", "cd", "ef", " g")
+    ]
+    assert shown(pieces, terminal=True, width=10).split("\n") == ["12345678 ", "abcdef g", ""]
+
+
+def test_each_kind_has_a_place_of_its_own() -> None:
+    events: list[dict[str, Any]] = [
+        {"type": "reasoning", "delta": "Hm."},
+        {"type": "tool_call", "index": 0, "id": "a", "name": "look", "arguments_delta": '{"x"'},
+        {"type": "tool_call", "index": 0, "arguments_delta": ":1}"},
+        {"type": "tool_call", "index": 1, "id": "b", "name": "ask", "arguments_delta": "{}"},
+        {"type": "tool_result", "id": "a", "result": [1]},
+        {"type": "usage", "total_tokens": 3},
+        {"type": "text", "delta": "So."},
+        {"type": "done", "status": "completed"},
+    ]
+    assert shown(events) == 'Hm.\n\n> look {"x":1}\n> ask {}\n  = [1]\n\nSo.\n'
+
+
+def test_a_line_interrupts_the_text_which_then_goes_on_without_its_space() -> None:
+    made, file = console(terminal=False)
+    flow = Flow(made)
+    flow.write("half a")
+    flow.line("-- interrupted")
+    flow.write(" sentence\n  indented")
+    flow.end_line()
+    assert file.getvalue() == "half a\n-- interrupted\nsentence\n  indented\n"

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from baton.client import Connected, Disconnected, Received, Sighting
+from baton.verdict import Resumption, Verdict, numbers
+
+
+def received(seqs: Iterable[int], *, kind: str = "text", status: str | None = None) -> list[Sighting]:
+    return [Received(seq, {"type": kind, "status": status}, 100 + seq) for seq in seqs]
+
+
+def end(seq: int, status: str = "completed") -> list[Sighting]:
+    return received([seq], kind="done", status=status)
+
+
+def pod_change(cursor: int, at_seconds: float) -> list[Sighting]:
+    return [Disconnected("gone", cursor, 0.1, at_seconds), Connected("pod-b", cursor, at_seconds + 0.25)]
+
+
+def verdict(*parts: list[Sighting]) -> Verdict:
+    seen: list[Sighting] = [Connected("pod-a", 0, 100), *(item for part in parts for item in part)]
+    return Verdict.of(seen, asked_at_seconds=99)
+
+
+def test_a_whole_answer_that_changed_its_pod() -> None:
+    found = verdict(received([1, 2, 3]), pod_change(3, 103.5), received([4, 5]), end(6))
+    assert found.complaints() == []
+    assert found.received == found.last_seq == 6
+    assert found.pods == ("pod-a", "pod-b")
+    assert found.resumptions == (Resumption(3, "pod-a", "pod-b", 0.25),)
+    assert found.ends == ((6, "completed"),)
+    assert found.first_token_seconds == 2
+    assert found.duration_seconds == 7
+
+
+def test_the_first_token_is_text_reasoning_or_a_call() -> None:
+    assert verdict(received([1], kind="custom"), received([2], kind="reasoning")).first_token_seconds == 3
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "complaint"),
+    [
+        ([1, 2, 3], [5, 7], "Missing: 4, 6."),
+        ([2, 3], [4, 5, 6, 7], "Missing: 1."),
+        ([1, 2, 3], [3, 4, 5, 6, 7], "Received more than once: 3."),
+        ([1, 2, 2, 3], [4, 5, 6, 7], "Received more than once: 2."),
+        ([1, 3, 2], [4, 5, 6, 7], "Received out of order: 2."),
+        ([1, 2, 3], [4, 5, 6, 7, 9], "Event 9 came after the terminal event, which is 8."),
+        ([1, 2, 3, 4, 5, 6, 7], [], ""),
+    ],
+)
+def test_what_is_not_whole(before: list[int], after: list[int], complaint: str) -> None:
+    ahead, behind = [seq for seq in after if seq < 8], [seq for seq in after if seq > 8]
+    found = verdict(received(before), pod_change(before[-1], 110), received(ahead), end(8), received(behind))
+    assert found.complaints() == ([complaint] if complaint else [])
+
+
+@pytest.mark.parametrize(
+    ("endings", "complaint"),
+    [
+        ([], "The terminal event came 0 times instead of once."),
+        ([end(6, "failed")], "The stream did not complete: its status is failed."),
+    ],
+)
+def test_what_does_not_end_well(endings: list[list[Sighting]], complaint: str) -> None:
+    found = verdict(received([1, 2, 3]), pod_change(3, 104), received([4, 5]), *endings)
+    assert found.complaints() == [complaint]
+
+
+def test_two_ends_are_one_too_many() -> None:
+    found = verdict(received([1, 2]), pod_change(2, 104), received([3]), end(4), end(4))
+    assert "The terminal event came 2 times instead of once." in found.complaints()
+    assert "Received more than once: 4." in found.complaints()
+
+
+def test_one_pod_shows_nothing() -> None:
+    assert verdict(received([1, 2]), end(3)).complaints() == [
+        "The answer did not change its pod, so nothing was shown."
+    ]
+
+
+def test_a_pod_that_answered_and_sent_nothing_does_not_count() -> None:
+    back = [Connected("pod-a", 2, 105)]
+    found = verdict(received([1, 2]), pod_change(2, 104), list(back), received([3]), end(4))
+    assert found.pods == ("pod-a",)
+    assert found.complaints() == ["The answer did not change its pod, so nothing was shown."]
+
+
+def test_nothing_at_all() -> None:
+    found = Verdict.of([], asked_at_seconds=0)
+    assert found.received == 0
+    assert found.first_token_seconds is None
+    assert len(found.complaints()) == 2
+
+
+def test_numbers_are_written_briefly() -> None:
+    assert numbers([3, 7, 8, 9, 12]) == "3, 7-9, 12"
+    assert numbers(range(1, 100, 2)) == "1, 3, 5, 7, 9, 11, 13, 15, 17, 19 …"
