@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,16 +31,14 @@ class EmbeddedPostgres:
     def __init__(self, server: PostgresServer) -> None:
         self.dsn: str = server.get_uri()
         self._server = server
+        self._lock = threading.Lock()
+        self._closed = False
 
     def stop(self) -> None:
         """Stop it at once, as a crash would: its next start recovers what was committed."""
-        with _undisturbed():
-            pgexec(
-                "pg_ctl",
-                ("-w", "-D", str(self._server.pgdata), "-m", "immediate", "stop"),
-                bin_path=self._server.bin_path,
-                user=self._server.system_user,
-            )
+        with self._lock:
+            if not self._closed:
+                self._stop()
 
     def start(self) -> None:
         """Start it again, and wait until it accepts connections.
@@ -47,6 +46,33 @@ class EmbeddedPostgres:
         Raises:
             ConfigurationError: it does not start.
         """
+        with self._lock:
+            if not self._closed:
+                self._start()
+
+    def restart(self) -> None:
+        """Stop it as a crash would, and start it again.
+
+        Raises:
+            ConfigurationError: it does not start.
+        """
+        with self._lock:
+            if not self._closed:
+                self._stop()
+                self._start()
+
+    def close(self) -> None:
+        """End it for good, after what another thread is just doing to it."""
+        with self._lock, _undisturbed():
+            self._closed = True
+            self._server.cleanup()
+
+    def _stop(self) -> None:
+        arguments = ("-w", "-D", str(self._server.pgdata), "-m", "immediate", "stop")
+        with _undisturbed():
+            pgexec("pg_ctl", arguments, bin_path=self._server.bin_path, user=self._server.system_user)
+
+    def _start(self) -> None:
         with _undisturbed(), _explained():
             self._server.ensure_postgres_running()
 
@@ -70,12 +96,11 @@ def embedded_server(folder: Path | None = None) -> Iterator[EmbeddedPostgres]:
     data = folder or Path(tempfile.mkdtemp(prefix="baton-"))
     try:
         with _undisturbed():
-            server = _start(data / "postgres")
+            server = EmbeddedPostgres(_start(data / "postgres"))
         try:
-            yield EmbeddedPostgres(server)
+            yield server
         finally:
-            with _undisturbed():
-                server.cleanup()
+            server.close()
     finally:
         if folder is None:
             shutil.rmtree(data, ignore_errors=True)
