@@ -1,7 +1,7 @@
 """Pods and workers as child processes, for the demo and for chaos.
 
-They are left in no case: whoever enters `Cluster.open` has them ended when it leaves, and each is its own process
-group, so that a Ctrl-C in the terminal reaches only the parent, which ends them in order.
+They are left in no case: whoever enters `Cluster.open` has them ended when it leaves, and each is its own
+session, so that a Ctrl-C in the terminal reaches only the parent, which ends them in order.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ class Cluster:
                 stderr=output,
                 env={**self._environment, **program.environment},
                 cwd=self._folder,  # where no `.env` lies
-                process_group=0,
+                start_new_session=True,
             )
         child = Child(program, process.pid, log, offset, asyncio.create_task(process.wait()))
         self.children[name] = child
