@@ -107,9 +107,11 @@ class Worker:
     async def _control(self) -> None:
         """Claim, beat, watch; on a new connection whenever one is lost."""
         backoff = Backoff()
+        # A connection that has silently gone is left in time for the next one to save the lease.
+        patience = min(10, self._settings.lease_seconds / 2)
         while not self._may_go:
             try:
-                connection = await connect(self._settings.dsn, name="baton worker control")
+                connection = await connect(self._settings.dsn, timeout_seconds=patience, name="baton worker control")
                 try:
                     await self._serve(connection, backoff)
                 finally:
@@ -226,7 +228,7 @@ class Worker:
             lost = workers.Lost(claim.stream_id, claim.epoch, claim.attempts, claim.on_worker_lost)
             await release(connection, lost, max_attempts=self._settings.max_attempts, uncount_attempt=True)
         if runs:
-            await log.notify(connection, QUEUE_CHANNEL, [""])
+            await log.hint(connection, QUEUE_CHANNEL, [""])
         if self._worker_id is not None:
             await workers.remove(connection, self._worker_id)
 
