@@ -24,6 +24,9 @@ $(VENV)/.installed: pyproject.toml uv.lock
 demo: install ## Stream an answer, kill its pod in mid-answer, and resume on another
 	@$(RUN)baton demo
 
+chaos: install ## Break everything at random and judge (SECONDS=600 SEED=7)
+	@$(RUN)baton chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+
 lint: install ## Check style, types, import contracts and the lock file
 	@$(UV) lock --quiet --check --python $(RUN)python
 	@$(RUN)ruff check --quiet .
@@ -44,4 +47,4 @@ format: install ## Format the code
 clean: ## Remove what the targets above made
 	@rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
 
-.PHONY: help install demo lint test test-all format clean
+.PHONY: help install demo chaos lint test test-all format clean

@@ -21,11 +21,12 @@ import httpx2
 import psutil
 import pytest
 
-from baton.cluster import Child, Cluster
+from baton.cluster import Child, Cluster, Program
 from baton.errors import DemoError
 from baton.server import bind
 
 SECONDS = 50
+PROGRAMS = [Program("pod-a", 0), Program("pod-b", 0), Program("worker")]
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -273,7 +274,7 @@ async def test_a_pod_that_dies_at_its_start_is_told_with_its_last_lines(tmp_path
     children: list[Child] = []
 
     async def start() -> None:
-        async with Cluster.open(tmp_path, 0, settings) as cluster, httpx2.AsyncClient(trust_env=False) as http:
+        async with Cluster.open(tmp_path, PROGRAMS, settings) as cluster, httpx2.AsyncClient(trust_env=False) as http:
             children.extend(cluster.children.values())
             await cluster.wait_until_ready(http)
 
@@ -286,7 +287,7 @@ async def test_a_pod_that_dies_at_its_start_is_told_with_its_last_lines(tmp_path
 async def test_the_children_end_when_what_they_are_for_is_cancelled(tmp_path: Path, dsn: str) -> None:
     settings = {"BATON_DATABASE_URL": dsn, "BATON_ALLOW_ANONYMOUS": "true"}
     async with asyncio.timeout(SECONDS):
-        running = Cluster.open(tmp_path, 0, settings)
+        running = Cluster.open(tmp_path, PROGRAMS, settings)
         cluster = await running.__aenter__()
         children = list(cluster.children.values())
         assert [child.ended.done() for child in children] == [False] * 3

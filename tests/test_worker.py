@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack
 from uuid import UUID
 
 import pytest
-from tests.faults.proxy import Proxy
 from tests.logbook import (
     ANSWER,
     answer,
@@ -28,6 +27,7 @@ from tests.logbook import (
 )
 
 from baton import log, streams
+from baton.chaos.proxy import Proxy
 from baton.database import Connection
 from baton.errors import DatabaseUnreachable, SchemaMismatch
 from baton.generators import GenerationRequest

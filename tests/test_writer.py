@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from uuid import UUID
 
 import pytest
-from tests.faults.proxy import Proxy
 from tests.logbook import claimed, connected, ended, events, row, text, until, until_tail
 
+from baton.chaos.proxy import Proxy
 from baton.database import Connection
 from baton.events import encode_text
 from baton.metrics import WorkerMetrics

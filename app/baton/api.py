@@ -22,7 +22,7 @@ from .models import CreateStream, FindStreams, GetStream, describe, metadata_alt
 from .pod import Pod
 from .snapshot import Snapshot
 from .sse import EventStream, Retry
-from .streams import IdempotencyKey, NewStream, Stream
+from .streams import IdempotencyKey, Limits, NewStream, Stream
 
 Answer = Response | EventStream | Retry
 
@@ -37,13 +37,14 @@ async def create_stream(request: Request) -> Answer:
         wanted.input,
         wanted.metadata,
         wanted.on_worker_lost or pod.settings.on_worker_lost,
+        limits=_limits(pod, wanted),
     )
     with translated():
         if sentence := await pod.missing_generator(new.generator):
             raise UnknownGenerator(sentence)
         stream, created = await streams.create(pod.pool, new, _idempotency_key(request, body))
         if created:
-            await log.notify(pod.pool, notifications.QUEUE_CHANNEL, [""])
+            await log.hint(pod.pool, notifications.QUEUE_CHANNEL, [""])
     headers = {"location": str(request.url_for("stream", id=stream.id))}
     if "text/event-stream" in request.headers.get("accept", ""):
         return await _follow(request, stream.id, headers=headers)
@@ -114,9 +115,9 @@ async def cancel_stream(request: Request) -> Answer:
         await _found(pod, stream_id)
         where = await streams.request_cancel(pod.pool, stream_id)
         if where == "running":
-            await log.notify(pod.pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
+            await log.hint(pod.pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
         elif where == "queued":
-            await log.notify(pod.pool, notifications.EVENTS_CHANNEL, [notifications.hint(stream_id)])
+            await log.hint(pod.pool, notifications.EVENTS_CHANNEL, [notifications.hint(stream_id)])
         stream = await _found(pod, stream_id)
     return _answer(
         request, describe(stream, _events_url(request, stream.id)), status=202 if where == "running" else 200
@@ -130,8 +131,8 @@ async def delete_stream(request: Request) -> Answer:
     with translated():
         if not await streams.delete(pod.pool, stream_id):
             raise _not_found(stream_id)
-        await log.notify(pod.pool, notifications.EVENTS_CHANNEL, [notifications.gone(stream_id)])
-        await log.notify(pod.pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
+        await log.hint(pod.pool, notifications.EVENTS_CHANNEL, [notifications.gone(stream_id)])
+        await log.hint(pod.pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
     return Response(status_code=204, headers=_headers(request))
 
 
@@ -206,7 +207,9 @@ async def _follow(
     if request.method == "HEAD":
         pod.relays.unsubscribe(subscriber)
         return Retry(milliseconds, raw_headers)
-    return EventStream(subscriber, pod.relays, pod.metrics, reconnect_milliseconds=milliseconds, headers=raw_headers)
+    return EventStream(
+        subscriber, pod.relays, pod.connections, pod.metrics, reconnect_milliseconds=milliseconds, headers=raw_headers
+    )
 
 
 async def _wait_for_end(request: Request, stream_id: UUID, seconds: float) -> None:
@@ -214,7 +217,7 @@ async def _wait_for_end(request: Request, stream_id: UUID, seconds: float) -> No
     subscriber = await relays.subscribe(stream_id, 0)
     try:
         async with asyncio.timeout(seconds):
-            while not (subscriber.relay.ended or subscriber.relay.over or subscriber.leaving):
+            while not (subscriber.relay.ended or subscriber.relay.over or _pod(request).draining):
                 subscriber.cursor = subscriber.relay.tail
                 subscriber.tapped = False
                 await subscriber.wait()
@@ -241,6 +244,17 @@ def _stream_id(request: Request) -> UUID:
         return UUID(raw)
     except ValueError:
         raise StreamNotFound(f"There is no stream {raw!r:.80}: an id looks like 019a5e2c-….") from None
+
+
+def _limits(pod: Pod, wanted: CreateStream) -> Limits:
+    unwatched = wanted.cancel_when_unwatched_seconds or pod.settings.cancel_when_unwatched_seconds
+    least = 2 * pod.settings.watch_interval_seconds
+    if unwatched is not None and unwatched < least:
+        raise InvalidRequest(
+            f"cancel_when_unwatched_seconds must be at least {least:g}, since pods note every "
+            f"{pod.settings.watch_interval_seconds:g} seconds what is watched."
+        )
+    return Limits(wanted.max_duration_seconds, wanted.idle_timeout_seconds, wanted.queue_timeout_seconds, unwatched)
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:

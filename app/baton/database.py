@@ -17,7 +17,9 @@ from asyncpg.pool import PoolConnectionProxy
 from .errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, Unavailable
 
 # The revision of the schema that this code works with; a test holds it equal to the head of `migrations/`.
-REVISION: Final = "0001"
+REVISION: Final = "0002"
+
+_STATEMENT_CACHE_SIZE: Final = 100
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
@@ -35,8 +37,8 @@ CONNECTION_ERRORS: Final = (
 )
 
 
-async def connect(dsn: str, *, timeout_seconds: float = 10, name: str = "baton") -> Connection:
-    """Open one connection.
+async def connect(dsn: str, *, timeout_seconds: float = 10, name: str = "baton", prepare: bool = True) -> Connection:
+    """Open one connection. Without `prepare` it names no prepared statements, which a pooler in between would lose.
 
     Raises:
         DatabaseUnreachable: nobody answers there, or the server refuses us.
@@ -47,12 +49,15 @@ async def connect(dsn: str, *, timeout_seconds: float = 10, name: str = "baton")
             dsn,
             timeout=timeout_seconds,
             command_timeout=timeout_seconds,
+            statement_cache_size=_STATEMENT_CACHE_SIZE if prepare else 0,
             server_settings={"application_name": name},
         )
 
 
 @contextlib.asynccontextmanager
-async def pool(dsn: str, *, size: int, timeout_seconds: float, name: str = "baton") -> AsyncIterator[Pool]:
+async def pool(
+    dsn: str, *, size: int, timeout_seconds: float, name: str = "baton", prepare: bool = True
+) -> AsyncIterator[Pool]:
     """Open a pool of at most `size` connections, and close it at the end.
 
     Raises:
@@ -65,12 +70,18 @@ async def pool(dsn: str, *, size: int, timeout_seconds: float, name: str = "bato
             max_size=size,
             timeout=timeout_seconds,
             command_timeout=timeout_seconds,
+            statement_cache_size=_STATEMENT_CACHE_SIZE if prepare else 0,
             server_settings={"application_name": name},
+            reset=_leave_as_it_is,
         )
     try:
         yield opened
     finally:
         await close_pool(opened, timeout_seconds=2)
+
+
+async def _leave_as_it_is(_connection: object) -> None:
+    """Spare each query the round trip that resets its session: nothing here changes the session."""
 
 
 async def close_pool(opened: Pool, *, timeout_seconds: float) -> None:

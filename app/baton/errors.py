@@ -9,6 +9,7 @@
     │   ├── MalformedCursor        400
     │   ├── CursorBeyondTail       409
     │   ├── StreamNotFound         404
+    │   ├── LogDamaged             500
     │   ├── IdempotencyConflict    422
     │   ├── UnknownGenerator       422
     │   ├── RequestTooLarge        413
@@ -88,6 +89,14 @@ class RequestTooLarge(RequestError):
     status = 413
     code = "request_too_large"
     title = "The request is too large"
+
+
+class LogDamaged(RequestError):
+    """The log of a stream has a hole, so nobody can be given the whole of it."""
+
+    status = 500
+    code = "log_damaged"
+    title = "A part of the stream is missing"
 
 
 class IdempotencyConflict(RequestError):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 
@@ -21,6 +22,13 @@ from .errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
+# How long the server keeps what we do not acknowledge. It frees a notification only when every listener has read it, so
+# that a frozen one would fill the queue of the whole cluster. Only the server's own setting ends that.
+USER_TIMEOUT_SECONDS: Final = 20
+# A second session's way to the first: what it sends must arrive.
+DELIVERY_SECONDS: Final = 5
+
+_SET_USER_TIMEOUT = "SELECT set_config('tcp_user_timeout', $1, false)"
 _PROBE = "SELECT count(*) FROM pg_listening_channels() AS c WHERE c = ANY ($1)"
 
 
@@ -65,6 +73,7 @@ class Listener:
     async def _listen(self, backoff: Backoff) -> None:
         connection = await connect(self._dsn, name=self._name)
         try:
+            await connection.execute(_SET_USER_TIMEOUT, str(USER_TIMEOUT_SECONDS * 1000))
             for channel in self._channels:
                 await connection.add_listener(channel, self._heard)
             backoff.reset()
@@ -95,3 +104,35 @@ class Listener:
     def _set(self, state: State) -> None:
         self.state = state
         self._on_state(state)
+
+
+async def check_delivery(listen_dsn: str, dsn: str) -> None:
+    """Send a notification through one connection, and see that it arrives at the other.
+
+    A pooler in transaction mode accepts LISTEN, and then forgets it: asking it again proves nothing, since the answer
+    may come from the very session that has it.
+
+    Raises:
+        ConfigurationError: nothing arrives.
+    """
+    channel = f"baton_check_{secrets.token_hex(8)}"
+    heard = asyncio.Event()
+    listening = await connect(listen_dsn, name="baton check")
+    try:
+        sending = await connect(dsn, name="baton check")
+        try:
+            await listening.add_listener(channel, lambda *_: heard.set())
+            await sending.execute("SELECT pg_notify($1, '')", channel)
+            async with asyncio.timeout(DELIVERY_SECONDS):
+                await heard.wait()
+        finally:
+            sending.terminate()
+    except asyncpg.PostgresError as error:
+        logger.warning("Notifications cannot be sent just now: %r", error)
+    except TimeoutError:
+        raise ConfigurationError(
+            f"A notification did not arrive within {DELIVERY_SECONDS} s: the database URL seems to lead through a "
+            "pooler in transaction mode, which loses LISTEN. Set BATON_LISTEN_DATABASE_URL to one that goes around it."
+        ) from None
+    finally:
+        listening.terminate()

@@ -11,6 +11,7 @@ So an append may leave some of its batches unwritten without an error: it return
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
@@ -18,8 +19,10 @@ from uuid import UUID
 import asyncpg
 import orjson
 
-from .database import Connection, Pool
+from .database import CONNECTION_ERRORS, Connection, Pool
 from .outcome import Outcome
+
+logger = logging.getLogger(__name__)
 
 _INSERT = """
 INSERT INTO baton.batch (stream_id, first_seq, last_seq, epoch, terminal, events)
@@ -95,7 +98,7 @@ LEFT JOIN LATERAL (
 _NOTIFY = "SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload"
 
 PAGE_ROWS = 512
-PAGE_BYTES = 262_144
+PAGE_BYTES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +199,17 @@ async def notify(executor: Connection | Pool, channel: str, payloads: Sequence[s
     wait.
     """
     await executor.execute(_NOTIFY, channel, payloads)
+
+
+async def hint(executor: Connection | Pool, channel: str, payloads: Sequence[str]) -> None:
+    """Notify, and do without where that cannot be: whoever listens polls, too, so that it only takes longer.
+
+    The queue of notifications may be full, which says nothing of what was committed before.
+    """
+    try:
+        await notify(executor, channel, payloads)
+    except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+        logger.warning("A notification cannot be sent: %r", error)
 
 
 def _closing(endings: Iterable[tuple[Append, Outcome]]) -> list[list[object]]:

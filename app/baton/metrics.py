@@ -20,6 +20,7 @@ class PodMetrics(Collector):
         self.events_sent = 0
         self.bytes_sent = 0
         self.log_reads = 0
+        self.aborted = 0
         self.notifications = 0
         self.listening = False
         self.registry = CollectorRegistry()
@@ -32,6 +33,7 @@ class PodMetrics(Collector):
         yield CounterMetricFamily("baton_events_sent", "Events sent to clients", self.events_sent)
         yield CounterMetricFamily("baton_sent_bytes", "Bytes of events sent to clients", self.bytes_sent)
         yield CounterMetricFamily("baton_log_reads", "Pages read from the log", self.log_reads)
+        yield CounterMetricFamily("baton_clients_aborted", "Clients cut off as they accepted nothing", self.aborted)
         yield CounterMetricFamily("baton_notifications_received", "Notifications received", self.notifications)
         yield GaugeMetricFamily("baton_listener_listening", "1 while notifications arrive", int(self.listening))
 

@@ -20,6 +20,7 @@ _MAX_METADATA_FILTERS = 4
 
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
 Text = Annotated[str, Field(max_length=500, pattern=r"^[^\x00]*$")]
+Seconds = Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)]
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -32,6 +33,10 @@ class CreateStream(BaseModel):
     generator: Name | None = None
     metadata: dict[Name, Text | bool | int | float] = Field(default_factory=dict, max_length=32)
     on_worker_lost: Literal["retry", "fail"] | None = None
+    max_duration_seconds: Seconds | None = None
+    idle_timeout_seconds: Seconds | None = None
+    queue_timeout_seconds: Seconds | None = None
+    cancel_when_unwatched_seconds: Seconds | None = None
 
 
 class FindStreams(BaseModel):

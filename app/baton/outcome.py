@@ -65,9 +65,9 @@ class Outcome:
         return cls("completed", finish_reason=_word(finish_reason), **rest)
 
     @classmethod
-    def cancelled(cls, **rest: Any) -> Outcome:
-        """An end that somebody asked for."""
-        return cls("cancelled", finish_reason="cancelled", **rest)
+    def cancelled(cls, *, finish_reason: str = "cancelled", **rest: Any) -> Outcome:
+        """An end that somebody asked for, or that came since nobody watched."""
+        return cls("cancelled", finish_reason=finish_reason, **rest)
 
     def encode(self) -> bytes:
         """The terminal event as one line of JSON."""

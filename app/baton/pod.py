@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from collections.abc import AsyncIterator
 from typing import Self
 
@@ -12,12 +11,12 @@ from . import database, workers
 from .database import Pool
 from .errors import ConfigurationError
 from .generators.registry import configured_names
-from .listener import Listener, State
+from .listener import Listener, State, check_delivery
 from .metrics import PodMetrics
 from .notifications import EVENTS_CHANNEL
 from .relay import Relays
 from .settings import Settings
-from .sse import keep_alive
+from .sse import Connections
 
 
 class Pod:
@@ -40,6 +39,11 @@ class Pod:
             probe_seconds=settings.listen_probe_seconds,
             name="baton pod listen",
         )
+        self.connections = Connections(
+            heartbeat_seconds=settings.heartbeat_seconds,
+            write_timeout_seconds=settings.write_timeout_seconds,
+            max_age_seconds=settings.max_connection_seconds,
+        )
         self.draining = False
 
     @classmethod
@@ -61,15 +65,18 @@ class Pod:
             size=settings.database_pool_size,
             timeout_seconds=settings.database_timeout_seconds,
             name="baton pod",
+            prepare=settings.prepare,
         ) as pool:
             await database.check_schema(pool)
+            await check_delivery(settings.listen_dsn, settings.dsn)
             pod = cls(settings, pool)
             if sentence := await pod.missing_generator(settings.default_generator):
                 raise ConfigurationError(f"BATON_DEFAULT_GENERATOR: {sentence}")
             tasks = [
                 asyncio.create_task(pod.listener.run()),
                 asyncio.create_task(pod.relays.run()),
-                asyncio.create_task(keep_alive(pod.relays, settings.heartbeat_seconds)),
+                asyncio.create_task(pod.relays.note_watched(settings.watch_interval_seconds)),
+                asyncio.create_task(pod.connections.run()),
             ]
             try:
                 yield pod
@@ -98,16 +105,8 @@ class Pod:
     async def drain(self) -> None:
         """Send the clients away to other pods, spread over `drain_seconds`."""
         self.draining = True
-        subscribers = list(self.relays.subscribers())
-        random.shuffle(subscribers)
-        pause = self.settings.drain_seconds / max(1, len(subscribers))
-        for subscriber in subscribers:
-            subscriber.leaving = True
-            subscriber.tap()
-            await asyncio.sleep(pause)
-        for subscriber in self.relays.subscribers():
-            subscriber.leaving = True
-            subscriber.tap()
+        await self.connections.drain(self.settings.drain_seconds)
+        self.relays.tap_all()
 
     def _on_listener_state(self, state: State) -> None:
         self.metrics.listening = state is State.LISTENING

@@ -19,7 +19,6 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
 from typing import Any, Final
 from uuid import UUID
 
@@ -28,7 +27,7 @@ import asyncpg
 from . import log, streams
 from .backoff import Backoff
 from .database import CONNECTION_ERRORS, Pool, translated
-from .errors import CursorBeyondTail, StreamNotFound
+from .errors import CursorBeyondTail, LogDamaged, StreamNotFound
 from .log import Batch
 from .metrics import PodMetrics
 from .notifications import Announcement, unpack
@@ -37,19 +36,19 @@ logger = logging.getLogger(__name__)
 
 LINGER_SECONDS: Final = 5
 PAGES_KEPT: Final = 4
+# What a subscriber takes at once, so that one that then reads nothing does not hold more.
+TAKE_BYTES: Final = 65_536
 
 
 class Subscriber:
     """One client's place in a stream: `cursor` is the last number that it was given."""
 
-    __slots__ = ("_waiter", "cursor", "last_sent_at", "leaving", "relay", "tapped")
+    __slots__ = ("_waiter", "cursor", "relay", "tapped")
 
     def __init__(self, relay: Relay, cursor: int) -> None:
         self.relay = relay
         self.cursor = cursor
         self.tapped = False  # woken for another reason than events
-        self.leaving = False  # the pod asks it to go and come back elsewhere
-        self.last_sent_at = 0.0  # on the loop's clock; its connection keeps it
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -76,9 +75,6 @@ class Subscriber:
             batches = await self.relay.page_after(self.cursor)
         if batches:
             self.cursor = batches[-1].last_seq
-        else:
-            logger.error("The log of stream %s ends before its tail.", self.relay.stream_id)
-            self.relay.leave()
         return batches
 
     def tap(self) -> None:
@@ -98,9 +94,11 @@ class Relay:
     def __init__(self, stream_id: UUID, pool: Pool, metrics: PodMetrics, *, window_bytes: int) -> None:
         self.stream_id = stream_id
         self.tenant = ""
+        self.ends_unwatched = False  # the stream ends when nobody watches it
         self.tail = 0
         self.ended = False  # the terminal event is at the tail
-        self.over = False  # nothing more will come from here: the stream was erased, or its log makes no sense
+        self.over = False  # nothing more will come from here
+        self.damaged = False  # that is because the log has a hole
         self.idle_since: float | None = time.monotonic()
         self.subscribers: set[Subscriber] = set()
         self._pool = pool
@@ -156,17 +154,25 @@ class Relay:
         self.over = True
         self._wake_all()
 
+    def damage(self, cursor: int) -> None:
+        """Learn that what follows the cursor is not in the log, though later events are."""
+        logger.error("The log of stream %s has a hole after event %d.", self.stream_id, cursor)
+        self.damaged = True
+        self.leave()
+
     def window_after(self, cursor: int) -> list[Batch] | None:
         """Return the batches that follow the cursor, or None if the window begins later."""
         if not self._window or self._window[0].first_seq > cursor + 1:
             return None
         found: list[Batch] = []
+        size = 0
         for batch in reversed(self._window):
             if batch.last_seq <= cursor:
                 break
             found.append(batch)
+            size += len(batch.events)
         found.reverse()
-        return found
+        return found if size <= TAKE_BYTES else _head(found)
 
     async def page_after(self, cursor: int) -> list[Batch]:
         """Read a page of the log after the cursor, once for all who are at the same place.
@@ -195,6 +201,7 @@ class Relay:
             batches = await log.read_newest(self._pool, self.stream_id, self._max_window_bytes)
         self._metrics.log_reads += 1
         self.tenant = stream.tenant
+        self.ends_unwatched = stream.unwatched_timeout is not None
         if batches:
             self.tail = batches[0].first_seq - 1
             self._apply_all(batches)
@@ -216,6 +223,9 @@ class Relay:
         with translated():
             batches = await log.read(self._pool, self.stream_id, cursor)
         self._metrics.log_reads += 1
+        if not _continue(batches, cursor):
+            self.damage(cursor)
+            return []
         return batches
 
     def _apply_all(self, batches: list[Batch]) -> bool:
@@ -225,13 +235,7 @@ class Relay:
             if batch.last_seq <= self.tail:
                 continue
             if batch.first_seq != self.tail + 1:
-                logger.error(
-                    "The log of stream %s has a hole: %d follows %d.",
-                    self.stream_id,
-                    batch.first_seq,
-                    self.tail,
-                )
-                self.leave()
+                self.damage(self.tail)
                 return False
             self._apply(batch)
         if self.tail > before:
@@ -281,6 +285,8 @@ class Relays:
         self._metrics.subscribers += 1
         try:
             await relay.load()
+            if relay.damaged:
+                raise LogDamaged(f"The log of stream {stream_id} has a hole, and the stream cannot be followed.")
             if cursor > relay.tail and not relay.ended:
                 await relay.catch_up()
             if cursor > relay.tail:
@@ -316,10 +322,11 @@ class Relays:
         for relay in self._relays.values():
             relay.hint()
 
-    def subscribers(self) -> Iterator[Subscriber]:
-        """All subscribers of this pod."""
-        for relay in list(self._relays.values()):
-            yield from list(relay.subscribers)
+    def tap_all(self) -> None:
+        """Wake every subscriber to look around."""
+        for relay in self._relays.values():
+            for subscriber in relay.subscribers:
+                subscriber.tap()
 
     async def run(self) -> None:
         """Poll until cancelled."""
@@ -332,6 +339,19 @@ class Relays:
             except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
                 logger.warning("The log cannot be polled: %r", error)
                 await backoff.sleep()
+
+    async def note_watched(self, interval_seconds: float) -> None:
+        """Write down again and again which streams are watched here, of those that end when nobody does."""
+        while True:
+            await asyncio.sleep(interval_seconds)
+            relays = self._relays.values()
+            watched = [item.stream_id for item in relays if item.ends_unwatched and item.subscribers and not item.ended]
+            if not watched:
+                continue
+            try:
+                await streams.note_watched(self._pool, watched)
+            except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+                logger.warning("What is watched cannot be noted: %r", error)
 
     async def _poll(self) -> None:
         """Drop the relays that nobody uses; find out in one query which others lag behind the log."""
@@ -355,6 +375,26 @@ class Relays:
     def _let_go(self, relay: Relay) -> None:
         relay.leave()
         self._relays.pop(relay.stream_id.hex, None)
+
+
+def _head(batches: list[Batch]) -> list[Batch]:
+    """The first batches that make up `TAKE_BYTES`, and at least one."""
+    size = 0
+    for count, batch in enumerate(batches):
+        size += len(batch.events)
+        if size > TAKE_BYTES:
+            return batches[: max(1, count)]
+    return batches
+
+
+def _continue(batches: list[Batch], cursor: int) -> bool:
+    """Whether batches begin right after the cursor, or around it, and follow each other."""
+    expected = cursor + 1
+    for batch in batches:
+        if batch.first_seq > expected:
+            return False
+        expected = batch.last_seq + 1
+    return bool(batches)
 
 
 def _seen(task: asyncio.Task[Any]) -> None:

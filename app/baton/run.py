@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ class Run:
         self._generator = generator
         self._stop: Outcome | None = None
         self._abandoned = False
+        self._held_up = False
         self._finish_reason = "stop"
         self._usage: dict[str, int | float] | None = None
         self._tokens = 0
@@ -58,6 +60,16 @@ class Run:
             self.outbox.finish(outcome)
         await self.outbox.closed.wait()
         return outcome
+
+    def enforce(self, *, max_duration: float, idle_timeout: float) -> None:
+        """Stop the generator if it ran, or was silent, for longer than the stream, or else this, allows."""
+        claim, now = self.claim, time.monotonic()
+        max_duration = claim.max_duration or max_duration
+        idle_timeout = claim.idle_timeout or idle_timeout
+        if claim.elapsed + now - self.started_at > max_duration:
+            self.stop(Outcome.failed("max_duration", f"The answer took longer than {max_duration:g} seconds."))
+        elif not self._held_up and now - self.last_event_at > idle_timeout:
+            self.stop(Outcome.failed("idle_timeout", f"The generator was silent for {idle_timeout:g} seconds."))
 
     def stop(self, outcome: Outcome) -> None:
         """Cancel the generator and end the stream like this. The first call counts."""
@@ -84,7 +96,11 @@ class Run:
                     continue
                 outbox.put(line)
                 if outbox.full:
+                    # The database is slow, and not the generator silent.
+                    self._held_up = True
                     await outbox.wait_for_room()
+                    self.last_event_at = time.monotonic()
+                    self._held_up = False
 
     def _encode(self, item: Yielded) -> bytes | None:
         """Encode what the generator yielded; None for what makes no event."""
@@ -128,12 +144,9 @@ class Run:
             logger.error("The generator of stream %s does not stop when it is cancelled.", self.claim.stream_id)
 
     def _outcome(self) -> Outcome:
-        rest = {"usage": self._usage, "timings": self._timings()}
         if self._stop is not None:
-            stop = self._stop
-            if stop.status == "cancelled":
-                return Outcome.cancelled(**rest)
-            return Outcome.failed(stop.error_code or "stopped", stop.error_message or "", **rest)
+            return dataclasses.replace(self._stop, usage=self._usage, timings=self._timings())
+        rest: dict[str, Any] = {"usage": self._usage, "timings": self._timings()}
         assert self._generating is not None
         if self._generating.cancelled():
             return Outcome.failed("generator_error", "The generator was cancelled from inside.", **rest)

@@ -40,6 +40,12 @@ class Settings(BaseSettings):
     safety_poll_seconds: float = Field(1, gt=0, le=60, description="A pod looks for what notifications missed")
     relay_window_bytes: int = Field(131_072, ge=4096, le=64 << 20, description="Recent events kept per stream")
     max_body_bytes: int = Field(1 << 20, ge=1024, le=256 << 20)
+    write_timeout_seconds: float = Field(
+        30, gt=0, le=3600, description="A client that accepts nothing for so long is cut"
+    )
+    max_connection_seconds: float = Field(
+        240, gt=0, le=86_400, description="A native connection is sent away to reconnect before it is so old"
+    )
     drain_seconds: float = Field(3, ge=0, le=60, description="Over this long a leaving pod closes its streams")
     listen_probe_seconds: float = Field(5, gt=0, le=60, description="How often the LISTEN connection is probed")
 
@@ -47,18 +53,32 @@ class Settings(BaseSettings):
     worker_name: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}", max_length=100)
     flush_window_milliseconds: float = Field(30, ge=0, le=10_000, description="Pause between two flushes")
     buffer_events: int = Field(1024, ge=1, le=1_000_000, description="Events of a stream that may wait for a flush")
-    worker_heartbeat_seconds: float = Field(1, gt=0, le=60)
+    worker_heartbeat_seconds: float = Field(0.5, gt=0, le=60)
     lease_seconds: float = Field(6, gt=0, le=600, description="A worker silent for this long is dead")
     poll_seconds: float = Field(1, gt=0, le=60, description="A worker looks for queued streams")
     on_worker_lost: Literal["retry", "fail"] = Field("retry", description="What becomes of a dead worker's streams")
     max_attempts: int = Field(3, ge=1, le=100, description="Workers that may try one stream")
     notify_payloads: bool = Field(True, description="Put events into notifications; any database role can LISTEN")
 
+    max_duration_seconds: float = Field(3600, gt=0, le=7 * 86_400, description="Longest run of a stream")
+    idle_timeout_seconds: float = Field(300, gt=0, le=86_400, description="Longest silence of a generator")
+    queue_timeout_seconds: float = Field(600, gt=0, le=7 * 86_400, description="Longest wait for a worker")
+    cancel_when_unwatched_seconds: float | None = Field(
+        None, gt=0, le=86_400, description="Cancel a stream that nobody has watched for so long; default: never"
+    )
+    watch_interval_seconds: float = Field(
+        5, gt=0, le=300, description="How often a pod notes which streams are watched"
+    )
+    leave_seconds: float = Field(6, ge=0, le=3600, description="A leaving worker's streams have so long to end")
+
     partition_days_ahead: int = Field(7, ge=1, le=365)
     idempotency_hours: float = Field(24, gt=0, le=24 * 30)
 
     generators: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict, description="Your own generators: name=module:function, comma-separated"
+    )
+    offered_generators: Annotated[frozenset[str], NoDecode] = Field(
+        default_factory=frozenset, description="Only these generators are offered, comma-separated; default: all"
     )
     default_generator: str = Field("replay", description="For streams created without one")
     replay_speed: float = Field(1, gt=0, le=1000, description="How fast the replay generator plays")
@@ -111,6 +131,11 @@ class Settings(BaseSettings):
             found[match["name"]] = match["target"]
         return found
 
+    @field_validator("offered_generators", mode="before")
+    @classmethod
+    def _parse_names(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
     @classmethod
     def load(cls, **overrides: Any) -> Self:
         """Read the settings.
@@ -136,6 +161,11 @@ class Settings(BaseSettings):
                 "(or try `baton demo`, which brings its own)."
             )
         return _plain(self.database_url)
+
+    @property
+    def prepare(self) -> bool:
+        """Whether statements may be prepared: not where LISTEN goes around a pooler, for the rest goes through it."""
+        return self.listen_database_url is None
 
     @property
     def listen_dsn(self) -> str:

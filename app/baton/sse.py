@@ -1,15 +1,18 @@
-"""Server-sent events (WHATWG HTML, 9.2): a small ASGI response that follows one subscriber, and the heartbeat.
+"""Server-sent events (WHATWG HTML, 9.2): a small ASGI response that follows one subscriber, and the care of them all.
 
 It is no Starlette response on purpose: all that is pending goes into one `send`, and nothing stands between this loop
-and the server. A client's going is heard from `receive`; a pod's own asking it to go is `Subscriber.leaving`.
+and the server. A client's going is heard from `receive`. One timer serves all connections of a pod: it has comments
+sent where it was silent for long, sends old connections away to reconnect before a platform would cut them, and cuts
+those that accept nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from starlette.types import Receive, Scope, Send
@@ -20,12 +23,62 @@ from .log import Batch
 from .metrics import PodMetrics
 from .relay import Relays, Subscriber
 
+logger = logging.getLogger(__name__)
+
 HEADERS: Final = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 )
+# Where a server tells how to cut a connection that accepts nothing: closing it would wait for its buffer to empty.
+ABORT_EXTENSION: Final = "baton.abort"
 _COMMENT: Final = b":\n\n"
+
+
+class Connections:
+    """The open event streams of a pod."""
+
+    def __init__(self, *, heartbeat_seconds: float, write_timeout_seconds: float, max_age_seconds: float) -> None:
+        self._heartbeat_seconds = heartbeat_seconds
+        self._write_timeout_seconds = write_timeout_seconds
+        self._max_age_seconds = max_age_seconds
+        self._open: set[EventStream] = set()
+
+    def add(self, connection: EventStream) -> None:
+        """Take a connection into care; it is to leave at a random time shortly before the maximum age."""
+        connection.leave_at = _now() + self._max_age_seconds * random.uniform(0.8, 1)
+        self._open.add(connection)
+
+    def remove(self, connection: EventStream) -> None:
+        """Let go of a connection that has ended."""
+        self._open.discard(connection)
+
+    async def run(self) -> None:
+        """Care for the connections until cancelled."""
+        while True:
+            await asyncio.sleep(min(1.0, self._heartbeat_seconds / 10, self._write_timeout_seconds / 5))
+            now = _now()
+            for connection in list(self._open):
+                self._look(connection, now)
+
+    async def drain(self, seconds: float) -> None:
+        """Send all clients away, spread over that time, and then those that came meanwhile."""
+        leaving = list(self._open)
+        random.shuffle(leaving)
+        for connection in leaving:
+            connection.leave()
+            await asyncio.sleep(seconds / len(leaving))
+        for connection in list(self._open):
+            connection.leave()
+
+    def _look(self, connection: EventStream, now: float) -> None:
+        if connection.sending_since is not None:
+            if now - connection.sending_since > self._write_timeout_seconds:
+                connection.abort()
+        elif now >= connection.leave_at:
+            connection.leave()
+        elif now - connection.last_sent_at >= self._heartbeat_seconds * 0.9:
+            connection.subscriber.tap()
 
 
 class EventStream:
@@ -35,62 +88,93 @@ class EventStream:
         self,
         subscriber: Subscriber,
         relays: Relays,
+        connections: Connections,
         metrics: PodMetrics,
         *,
         reconnect_milliseconds: int,
         headers: Sequence[tuple[bytes, bytes]] = (),
-        status: int = 200,
     ) -> None:
-        self._subscriber = subscriber
+        self.subscriber = subscriber
+        self.last_sent_at = _now()
+        self.sending_since: float | None = None
+        self.leave_at = 0.0
         self._relays = relays
+        self._connections = connections
         self._metrics = metrics
         self._reconnect_milliseconds = reconnect_milliseconds
         self._headers = [*HEADERS, *headers]
-        self._status = status
+        self._leaving = False
         self._disconnected = False
+        self._abort: Callable[[], object] | None = None
+        self._task: asyncio.Task[object] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
+        self._task = asyncio.current_task()
+        self._abort = scope.get("extensions", {}).get(ABORT_EXTENSION)
         watcher = asyncio.create_task(self._watch(receive))
+        self._connections.add(self)
         try:
-            await send({"type": "http.response.start", "status": self._status, "headers": self._headers})
+            await send({"type": "http.response.start", "status": 200, "headers": self._headers})
             await self._follow(send)
         finally:
-            self._relays.unsubscribe(self._subscriber)
+            self._connections.remove(self)
+            self._relays.unsubscribe(self.subscriber)
             watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
 
+    def leave(self) -> None:
+        """Have the client reconnect: here it is sent away after what it is getting just now."""
+        self._leaving = True
+        self.subscriber.tap()
+
+    def abort(self) -> None:
+        """Cut the connection. The client can resume."""
+        logger.warning("A client of stream %s accepts nothing and is cut off.", self.subscriber.relay.stream_id)
+        self._metrics.aborted += 1
+        self._disconnected = True
+        if self._abort is not None:
+            self._abort()
+        elif self._task is not None:
+            self._task.cancel()
+
     async def _follow(self, send: Send) -> None:
-        subscriber = self._subscriber
-        clock = asyncio.get_running_loop().time
+        subscriber = self.subscriber
         pending = retry_block(self._reconnect_milliseconds)
         while not self._disconnected:
             pending += await self._take()
             if subscriber.finished or subscriber.relay.over:
                 break
-            if subscriber.leaving:
-                # Spread over a few seconds, so that the next pod does not get all at once.
-                pending += retry_block(random.randint(0, 2 * self._reconnect_milliseconds))
+            if self._leaving:
+                # Spread over a moment, so that the next pod does not get all at once.
+                pending += retry_block(random.randint(0, self._reconnect_milliseconds))
                 break
             if subscriber.tapped and not pending:
                 pending = _COMMENT
             subscriber.tapped = False
             if pending:
-                await send({"type": "http.response.body", "body": pending, "more_body": True})
-                subscriber.last_sent_at = clock()
+                await self._send(send, pending)
                 pending = b""
             await subscriber.wait()
-        await send({"type": "http.response.body", "body": pending, "more_body": False})
+        if subscriber.relay.damaged:
+            pending += native.DAMAGED
+        await self._send(send, pending, more=False)
+
+    async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
+        self.sending_since = _now()
+        await send({"type": "http.response.body", "body": body, "more_body": more})
+        self.sending_since = None
+        self.last_sent_at = _now()
 
     async def _take(self) -> bytes:
         """Take and encode what is there. Where the log cannot be read just now, the client is asked to come back."""
-        subscriber = self._subscriber
+        subscriber = self.subscriber
         cursor = subscriber.cursor
         try:
             batches = await subscriber.take()
         except Unavailable:
-            subscriber.leaving = True
+            self._leaving = True
             return b""
         if not batches:
             return b""
@@ -103,7 +187,7 @@ class EventStream:
         while (await receive())["type"] != "http.disconnect":
             pass
         self._disconnected = True
-        self._subscriber.tap()
+        self.subscriber.tap()
 
 
 class Retry:
@@ -124,19 +208,6 @@ def retry_block(milliseconds: int) -> bytes:
     return b": baton\nretry: %d\n\n" % milliseconds
 
 
-async def keep_alive(relays: Relays, seconds: float) -> None:
-    """Have a comment sent wherever nothing was for `seconds`. One timer serves all connections."""
-    clock = asyncio.get_running_loop().time
-    while True:
-        await asyncio.sleep(seconds / 10)
-        for subscriber in _silent(relays, clock() - seconds * 0.9):
-            subscriber.tap()
-
-
-def _silent(relays: Relays, since: float) -> Iterator[Subscriber]:
-    return (subscriber for subscriber in relays.subscribers() if subscriber.last_sent_at < since)
-
-
 def _encoded(batch: Batch, cursor: int) -> bytes:
     """A batch's bytes: shared by all who take the whole of it."""
     if batch.first_seq <= cursor:
@@ -147,3 +218,7 @@ def _encoded(batch: Batch, cursor: int) -> bytes:
     if body is None:
         body = batch.encodings[native.NAME] = native.encode(batch, cursor)
     return body
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

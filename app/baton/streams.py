@@ -22,13 +22,14 @@ from .errors import ConfigurationError, IdempotencyConflict
 from .events import MAX_SEQ
 from .outcome import Outcome
 
-_COLUMNS = """id, tenant, generator, metadata, status, epoch, attempts, created_at, started_at, finished_at,
-    cancel_requested_at, finish_reason, error_code, error_message, usage, tokens, time_to_first_token_seconds,
-    duration_seconds"""
+_COLUMNS = """id, tenant, generator, metadata, status, epoch, unwatched_timeout, attempts, created_at, started_at,
+    finished_at, cancel_requested_at, finish_reason, error_code, error_message, usage, tokens,
+    time_to_first_token_seconds, duration_seconds"""
 
 _INSERT = f"""
-INSERT INTO baton.stream (tenant, generator, input, metadata, on_worker_lost)
-VALUES ($1, $2, $3, $4, $5)
+INSERT INTO baton.stream (tenant, generator, input, metadata, on_worker_lost, max_duration, idle_timeout,
+                          queue_timeout, unwatched_timeout)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 RETURNING {_COLUMNS}
 """  # noqa: S608
 
@@ -65,7 +66,8 @@ SET status = 'running', epoch = s.epoch + 1, attempts = s.attempts + 1, worker_i
     started_at = coalesce(s.started_at, clock_timestamp())
 FROM next WHERE s.id = next.id
 RETURNING s.id, s.epoch, s.attempts, s.on_worker_lost, s.generator, s.input, s.metadata,
-          s.cancel_requested_at IS NOT NULL AS cancelled
+          s.cancel_requested_at IS NOT NULL AS cancelled, s.max_duration, s.idle_timeout,
+          extract(epoch FROM clock_timestamp() - s.started_at)::double precision AS elapsed
 """
 
 _REQUEST_CANCEL = """
@@ -78,12 +80,30 @@ RETURNING status
 _TAKE = "UPDATE baton.stream SET epoch = epoch + 1, worker_id = NULL WHERE id = $1 AND "
 _TAKE_ANY = _TAKE + "status IN ('queued', 'running') RETURNING epoch"
 _TAKE_QUEUED = _TAKE + "status = 'queued' RETURNING epoch"
+_TAKE_QUEUED_EPOCH = _TAKE + "status = 'queued' AND epoch = $2 RETURNING epoch"
 _TAKE_EPOCH = _TAKE + "status = 'running' AND epoch = $2 RETURNING epoch"
 
 _REQUEUE = """
-UPDATE baton.stream SET status = 'queued', epoch = epoch + 1, worker_id = NULL, attempts = attempts - $3
+UPDATE baton.stream
+SET status = 'queued', queued_at = clock_timestamp(), epoch = epoch + 1, worker_id = NULL, attempts = attempts - $3
 WHERE id = $1 AND status = 'running' AND epoch = $2
 RETURNING id
+"""
+
+# Queued streams that no worker took in time, or that nobody has watched for as long as they allow.
+_OVERDUE = """
+SELECT id, epoch, coalesce(queued_at, created_at)
+                  < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $1)) AS timed_out
+FROM baton.stream
+WHERE status = 'queued' AND (
+    coalesce(queued_at, created_at) < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $1))
+    OR coalesce(watched_at, created_at) < clock_timestamp() - make_interval(secs => unwatched_timeout))
+LIMIT 100
+"""
+
+_WATCHED = """
+UPDATE baton.stream SET watched_at = clock_timestamp()
+WHERE id = ANY ($1) AND status IN ('queued', 'running')
 """
 
 _CLOSE = """
@@ -98,6 +118,10 @@ _DELETE_BATCHES = "DELETE FROM baton.batch WHERE stream_id = $1"
 _DELETE_KEYS = "DELETE FROM baton.idempotency_key WHERE tenant = $1 AND stream_id = $2"
 
 
+UNWATCHED = Outcome.cancelled(finish_reason="unwatched")
+QUEUE_TIMEOUT = Outcome.failed("queue_timeout", "No worker was free to begin this answer in time.")
+
+
 @dataclass(frozen=True, slots=True)
 class Stream:
     """One stream's row."""
@@ -108,6 +132,7 @@ class Stream:
     metadata: Mapping[str, Any]
     status: str
     epoch: int
+    unwatched_timeout: float | None
     attempts: int
     created_at: datetime
     started_at: datetime | None
@@ -128,6 +153,19 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a stream, each in seconds. None leaves it to the setting of the worker that has the stream.
+
+    Only `unwatched_timeout` has no such setting: None means that the stream goes on unwatched.
+    """
+
+    max_duration: float | None = None
+    idle_timeout: float | None = None
+    queue_timeout: float | None = None
+    unwatched_timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NewStream:
     """What a stream is created from. `input` is any JSON; `metadata` maps names to strings, numbers or booleans."""
 
@@ -136,6 +174,7 @@ class NewStream:
     metadata: Mapping[str, Any]
     on_worker_lost: str
     tenant: str = ""
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +198,9 @@ class Claim:
     input: Any
     metadata: Mapping[str, Any]
     cancelled: bool
+    max_duration: float | None = None
+    idle_timeout: float | None = None
+    elapsed: float = 0.0
 
 
 async def create(pool: Pool, new: NewStream, key: IdempotencyKey | None = None) -> tuple[Stream, bool]:
@@ -208,6 +250,9 @@ async def claim(connection: Connection, worker_id: UUID, generators: Sequence[st
             orjson.loads(row["input"]),
             orjson.loads(row["metadata"]),
             row["cancelled"],
+            row["max_duration"],
+            row["idle_timeout"],
+            row["elapsed"],
         )
         for row in await connection.fetch(_CLAIM, worker_id, generators, limit)
     ]
@@ -232,6 +277,20 @@ async def end_any(pool: Pool, stream_id: UUID, outcome: Outcome) -> bool:
 async def end_claimed(connection: Connection, stream_id: UUID, epoch: int, outcome: Outcome) -> bool:
     """End a stream whose worker under `epoch` is gone. Return whether it still had to be ended."""
     return await end(connection, stream_id, outcome, _TAKE_EPOCH, epoch)
+
+
+async def end_overdue(connection: Connection, queue_timeout: float) -> int:
+    """End the queued streams that have waited for too long, in seconds, or that nobody watches; return how many."""
+    ended = 0
+    for stream_id, epoch, timed_out in await connection.fetch(_OVERDUE, queue_timeout):
+        outcome = QUEUE_TIMEOUT if timed_out else UNWATCHED
+        ended += await end(connection, stream_id, outcome, _TAKE_QUEUED_EPOCH, epoch)
+    return ended
+
+
+async def note_watched(pool: Pool, stream_ids: Sequence[UUID]) -> None:
+    """Write down that these streams are being watched, in one statement."""
+    await pool.execute(_WATCHED, sorted(stream_ids))
 
 
 async def end(executor: Connection | Pool, stream_id: UUID, outcome: Outcome, take: str, *arguments: object) -> bool:
@@ -314,6 +373,10 @@ async def _insert(connection: Connection, new: NewStream, key: IdempotencyKey | 
         orjson.dumps(new.input),
         orjson.dumps(new.metadata).decode(),
         new.on_worker_lost,
+        new.limits.max_duration,
+        new.limits.idle_timeout,
+        new.limits.queue_timeout,
+        new.limits.unwatched_timeout,
     )
     assert row is not None
     if key is not None and not await _take_key(connection, new.tenant, key, row["id"]):

@@ -19,7 +19,7 @@ from .backoff import Backoff
 from .database import CONNECTION_ERRORS, Connection, check_schema, connect
 from .errors import ConfigurationError
 from .generators import Generator
-from .listener import Listener, State
+from .listener import Listener, State, check_delivery
 from .metrics import WorkerMetrics
 from .notifications import CANCEL_CHANNEL, QUEUE_CHANNEL
 from .outbox import WORKER_LOST, Lost, Outbox
@@ -52,7 +52,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._worker_id: UUID | None = None
-        self._leaving = False
+        self._leave_at: float | None = None
         self.ready = asyncio.Event()  # registered and claiming
 
     async def run(self) -> None:
@@ -64,6 +64,7 @@ class Worker:
         connection = await connect(self._settings.dsn, name="baton worker")
         try:
             await check_schema(connection)
+            await check_delivery(self._settings.listen_dsn, self._settings.dsn)
         finally:
             await connection.close()
         listener = Listener(
@@ -88,16 +89,29 @@ class Worker:
             await asyncio.gather(*self._tasks, control, *services, return_exceptions=True)
 
     def leave(self) -> None:
-        """Stop claiming, hand the streams back, and let `run()` return."""
-        self._leaving = True
+        """Stop claiming; give the streams `leave_seconds` to end, hand the rest over, and let `run()` return.
+
+        Called again, do so at once.
+        """
+        self._leave_at = time.monotonic() + (0 if self._leaving else self._settings.leave_seconds)
         self._wake.set()
+
+    @property
+    def _leaving(self) -> bool:
+        return self._leave_at is not None
+
+    @property
+    def _may_go(self) -> bool:
+        return self._leave_at is not None and (not self._runs or time.monotonic() >= self._leave_at)
 
     async def _control(self) -> None:
         """Claim, beat, watch; on a new connection whenever one is lost."""
         backoff = Backoff()
-        while not self._leaving:
+        # A connection that has silently gone is left in time for the next one to save the lease.
+        patience = min(10, self._settings.lease_seconds / 2)
+        while not self._may_go:
             try:
-                connection = await connect(self._settings.dsn, name="baton worker control")
+                connection = await connect(self._settings.dsn, timeout_seconds=patience, name="baton worker control")
                 try:
                     await self._serve(connection, backoff)
                 finally:
@@ -109,13 +123,14 @@ class Worker:
 
     async def _serve(self, connection: Connection, backoff: Backoff) -> None:
         beat_at = 0.0
-        while not self._leaving:
+        while not self._may_go:
             if time.monotonic() >= beat_at:
                 beat_at = time.monotonic() + self._settings.worker_heartbeat_seconds
                 await self._beat(connection)
                 backoff.reset()
             self._wake.clear()
-            await self._claim(connection)
+            if not self._leaving:
+                await self._claim(connection)
             self.ready.set()
             timeout = min(beat_at - time.monotonic(), self._settings.poll_seconds)
             timer = asyncio.get_running_loop().call_later(max(0, timeout), self._wake.set)
@@ -136,7 +151,14 @@ class Worker:
                 await streams.requeue(connection, item.stream_id, item.epoch, uncount_attempt=True)
             elif item.cancelled:
                 run.stop(Outcome.cancelled())
+            elif item.unwatched:
+                run.stop(streams.UNWATCHED)
+        for run in self._runs.values():
+            run.enforce(
+                max_duration=self._settings.max_duration_seconds, idle_timeout=self._settings.idle_timeout_seconds
+            )
         await self._reaper.look(connection, self._worker_id)
+        await streams.end_overdue(connection, self._settings.queue_timeout_seconds)
 
     async def _register(self, connection: Connection) -> None:
         """Become a worker, or a new one after having been declared dead: then others have the streams."""
@@ -213,7 +235,7 @@ class Worker:
             run.abandon()
         await self._release(connection, runs, uncount_attempt=True)
         if runs:
-            await log.notify(connection, QUEUE_CHANNEL, [""])
+            await log.hint(connection, QUEUE_CHANNEL, [""])
         if self._worker_id is not None:
             await workers.remove(connection, self._worker_id)
 

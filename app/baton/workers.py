@@ -15,7 +15,10 @@ _RAISE = (
     "UPDATE baton.worker SET heartbeat = heartbeat + 1, heartbeat_at = clock_timestamp() WHERE id = $1 RETURNING id"
 )
 _OWNED = """
-SELECT id, epoch, cancel_requested_at IS NOT NULL AS cancelled FROM baton.stream
+SELECT id, epoch, cancel_requested_at IS NOT NULL AS cancelled,
+       coalesce(coalesce(watched_at, created_at) < clock_timestamp() - make_interval(secs => unwatched_timeout), false)
+       AS unwatched
+FROM baton.stream
 WHERE worker_id = $1 AND status = 'running'
 """
 _COUNTERS = "SELECT id, heartbeat FROM baton.worker"
@@ -36,6 +39,7 @@ class Owned:
     stream_id: UUID
     epoch: int
     cancelled: bool
+    unwatched: bool
 
 
 @dataclass(frozen=True, slots=True)

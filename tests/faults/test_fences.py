@@ -17,10 +17,10 @@ from typing import Any, Literal
 from uuid import UUID
 
 import pytest
-from tests.faults.proxy import Proxy
 from tests.logbook import claimed, connected, events, row, settings, text, until
 
 from baton import log, streams
+from baton.chaos.proxy import Proxy
 from baton.database import Connection, Pool, connect, pool
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded

@@ -6,8 +6,9 @@ import asyncio
 
 import asyncpg
 import pytest
-from tests.faults.proxy import Proxy
 from tests.logbook import until
+
+from baton.chaos.proxy import Proxy
 
 
 async def test_it_forwards_and_cuts(dsn: str) -> None:
@@ -69,3 +70,33 @@ async def test_a_blackhole_swallows_the_connections_that_stand_and_lets_later_on
         statement.cancel()
         for opened in (connection, later):
             opened.terminate()
+
+
+async def test_what_is_delayed_arrives_late_and_whole(dsn: str) -> None:
+    async with Proxy(dsn) as proxy:
+        connection = await asyncpg.connect(proxy.dsn)
+        proxy.delay(0.15)
+        started = asyncio.get_running_loop().time()
+        assert await connection.fetchval("SELECT repeat('x', 100000)") == "x" * 100_000
+        assert asyncio.get_running_loop().time() - started >= 0.3
+        proxy.resume()
+        assert await connection.fetchval("SELECT 1") == 1
+        connection.terminate()
+
+
+async def test_it_knows_the_backends_behind_it_and_no_others(dsn: str) -> None:
+    other = await asyncpg.connect(dsn)
+    async with Proxy(dsn) as proxy:
+        connections = [await asyncpg.connect(proxy.dsn) for _ in range(2)]
+        assert proxy.backends == {connection.get_server_pid() for connection in connections}
+        connections.pop().terminate()
+        await until(lambda: len(proxy.backends) == 1)
+        assert proxy.backends == {connections[0].get_server_pid()}
+        connections[0].terminate()
+    await other.close()
+
+
+async def test_where_nobody_is_the_client_hears_so(dsn: str) -> None:
+    async with Proxy("postgresql:///postgres?host=/nowhere") as proxy:
+        with pytest.raises((OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)):
+            await asyncpg.connect(proxy.dsn, timeout=20)

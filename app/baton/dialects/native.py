@@ -9,6 +9,9 @@ from ..log import Batch
 
 NAME = "native"
 
+# Without an id, so that it moves no cursor.
+DAMAGED = b'data: {"type":"error","error":{"code":"log_damaged","message":"A part of the stream is missing."}}\n\n'
+
 
 def encode(batch: Batch, cursor: int) -> bytes:
     """Encode the events of a batch that follow the cursor."""
