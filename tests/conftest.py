@@ -15,9 +15,19 @@ import docker
 import pytest
 from docker.errors import DockerException
 from testcontainers.community.postgres import PostgresContainer
+from tests.cluster import Cluster
 
 from baton.embedded import embedded_postgres
 from baton.migrate import migrate
+
+
+@pytest.fixture(autouse=True)
+def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keep keys, addresses, proxies and an `.env` of whoever runs the tests out of them."""
+    for name in list(os.environ):
+        if name.startswith(("BATON_", "OPENAI_", "ANTHROPIC_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +69,13 @@ async def empty_dsn(postgres: str) -> AsyncIterator[str]:
     await execute(postgres, f"CREATE DATABASE {name}")
     yield named_database(postgres, name)
     await execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def cluster(dsn: str) -> AsyncIterator[Cluster]:
+    """No pods and no workers yet, on a database of the test's own."""
+    async with Cluster(dsn) as cluster:
+        yield cluster
 
 
 def engine_answers() -> bool:

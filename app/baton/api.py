@@ -204,6 +204,9 @@ async def _follow(
     if subscriber.finished:
         pod.relays.unsubscribe(subscriber)
         return Response(status_code=204, headers=_headers(request))
+    if request.method == "HEAD":
+        pod.relays.unsubscribe(subscriber)
+        return Retry(milliseconds, raw_headers)
     return EventStream(
         subscriber, pod.relays, pod.connections, pod.metrics, reconnect_milliseconds=milliseconds, headers=raw_headers
     )

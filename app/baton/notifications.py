@@ -82,11 +82,20 @@ def unpack(payload: str, wanted: Container[str]) -> Iterator[Announcement]:
             stream, first, last, flags = head.split(" ", 3)
             length = int(flags[1:]) if flags[0] in "et" and len(flags) > 1 else None
             if stream in wanted:
-                events = None if length is None else payload[at : at + length]
-                yield Announcement(stream, int(first), int(last), flags[0] == "t", events)
+                announced = Announcement(stream, int(first), int(last), flags[0] == "t", None)
+                if length is not None:
+                    announced.events = _events(payload[at : at + length], announced, length)
+                yield announced
         except (IndexError, ValueError):
             return
         at += 0 if length is None else length + 1
+
+
+def _events(found: str, announced: Announcement, length: int) -> str:
+    """The events, if they are as many as was said: applied to a relay, others would give clients wrong numbers."""
+    if len(found) != length or found.count("\n") != announced.last_seq - announced.first_seq:
+        raise ValueError("the notification is cut off")
+    return found
 
 
 def _record(item: Append, *, with_events: bool) -> tuple[str, int]:

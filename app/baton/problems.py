@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .errors import RequestError, Unavailable
+from .errors import RequestError, RequestTooLarge, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,9 @@ async def request_error(request: Request, error: Exception) -> Response:
     if isinstance(error, Unavailable):
         logger.warning("%s %s: %s (%r)", request.method, request.url.path, error, error.__cause__)
     headers = {"retry-after": "1"} if isinstance(error, Unavailable) else {}
+    if isinstance(error, RequestTooLarge):
+        # The server would go on reading, and throwing away, what a client goes on sending.
+        headers["connection"] = "close"
     return _problem(
         request, status=error.status, code=error.code, title=error.title, detail=str(error), headers=headers
     )

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Final
 
 import uvicorn
+from starlette.applications import Starlette
 
 from .errors import ConfigurationError
 from .main import create_app
@@ -60,7 +61,16 @@ async def serve(settings: Settings) -> None:
         ConfigurationError: a setting, the address or the database is not as it must be.
     """
     app = create_app(settings)
-    config = uvicorn.Config(
+    # The lifespan is entered here and not by uvicorn, whose log would bury a configuration error in a traceback.
+    with contextlib.closing(bind(settings.host, settings.port)) as listening:
+        async with app.router.lifespan_context(app):
+            logger.info("Pod %s serves on http://%s:%d", settings.pod_name, *listening.getsockname()[:2])
+            await Server(uvicorn_config(app), app.state.pod).serve(sockets=[listening])
+
+
+def uvicorn_config(app: Starlette) -> uvicorn.Config:
+    """How uvicorn is run: with nothing of its own around the app."""
+    return uvicorn.Config(
         app,
         http="httptools",
         loop="none",
@@ -71,11 +81,6 @@ async def serve(settings: Settings) -> None:
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    # The lifespan is entered here and not by uvicorn, whose log would bury a configuration error in a traceback.
-    with contextlib.closing(bind(settings.host, settings.port)) as listening:
-        async with app.router.lifespan_context(app):
-            logger.info("Pod %s serves on http://%s:%d", settings.pod_name, *listening.getsockname()[:2])
-            await Server(config, app.state.pod).serve(sockets=[listening])
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -1,0 +1,145 @@
+"""A TCP proxy in front of Postgres that loses, holds and cuts what goes through it, when a test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from types import TracebackType
+from typing import Self
+from urllib.parse import parse_qs, urlsplit, urlunsplit
+
+CHUNK_BYTES = 65_536
+
+
+class Proxy:
+    """Forwards connections to the server of a DSN; `dsn` leads through it. Use it as an async context manager.
+
+    Each direction has a gate of its own: what the server sends can be held while what the client sends goes through,
+    so that a commit takes place and its reply does not arrive.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        self._upstream = dsn
+        self._server: asyncio.Server | None = None
+        self._pipes: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._requests = _opened()
+        self._replies = _opened()
+        self._accepting = _opened()
+        self._generation = 0
+        self.accepted = 0
+        self.holding = 0  # how many directions are keeping something back
+        self.port = 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        for pipe in self._pipes:
+            pipe.cancel()
+        await asyncio.gather(*self._pipes, return_exceptions=True)
+        self.cut()
+        await self._server.wait_closed()
+
+    @property
+    def dsn(self) -> str:
+        """The DSN of the same database by way of this proxy."""
+        parts = urlsplit(self._upstream)
+        user = parts.netloc.rpartition("@")[0] or "postgres"
+        return urlunsplit(parts._replace(netloc=f"{user}@127.0.0.1:{self.port}", query="sslmode=disable"))
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._writers) // 2
+
+    def hold_replies(self) -> None:
+        """Keep back what the server sends; requests still arrive there."""
+        self._replies.clear()
+
+    def stall(self) -> None:
+        """Keep back everything, as a network does that drops all packets; new connections hang too."""
+        self._requests.clear()
+        self._replies.clear()
+        self._accepting.clear()
+
+    def blackhole(self) -> None:
+        """Drop for ever what the connections that stand send, without closing them; new ones hang until `resume`."""
+        self._generation += 1
+        self._accepting.clear()
+
+    def refuse(self) -> None:
+        """Let new connections hang until `resume`; those that stand go on."""
+        self._accepting.clear()
+
+    def resume(self) -> None:
+        """Let everything through, what was kept back first."""
+        for gate in (self._requests, self._replies, self._accepting):
+            gate.set()
+
+    def cut(self) -> None:
+        """Reset every connection that stands. What was kept back is lost."""
+        for writer in list(self._writers):
+            writer.transport.abort()
+        self._writers.clear()
+
+    def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        pipe = asyncio.create_task(self._join(reader, writer))
+        self._pipes.add(pipe)
+        pipe.add_done_callback(self._pipes.discard)
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._accepting.wait()
+            server_reader, server_writer = await self._connect()
+        except BaseException:
+            writer.transport.abort()
+            raise
+        pair = {writer, server_writer}
+        self._writers |= pair
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._pipe(reader, server_writer, self._requests))
+                group.create_task(self._pipe(server_reader, writer, self._replies))
+        finally:
+            self._writers -= pair
+            for end in pair:
+                end.transport.abort()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        parts = urlsplit(self._upstream)
+        folder = parse_qs(parts.query).get("host")
+        if folder and not parts.hostname:
+            return await asyncio.open_unix_connection(f"{folder[0]}/.s.PGSQL.{parts.port or 5432}")
+        return await asyncio.open_connection(parts.hostname, parts.port or 5432)
+
+    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event) -> None:
+        """Forward one direction; a connection that ended or was cut ends the other direction with it."""
+        generation = self._generation
+        with contextlib.suppress(OSError):
+            while data := await reader.read(CHUNK_BYTES):
+                if generation != self._generation:
+                    continue
+                self.holding += 1
+                try:
+                    await gate.wait()
+                finally:
+                    self.holding -= 1
+                if writer.transport.is_closing():
+                    break
+                writer.write(data)
+                await writer.drain()
+        writer.transport.abort()
+
+
+def _opened() -> asyncio.Event:
+    gate = asyncio.Event()
+    gate.set()
+    return gate

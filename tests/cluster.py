@@ -1,0 +1,231 @@
+"""Pods and workers in this process, on a test's database, and the log's other writer: the test itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID
+
+import asyncpg
+import httpx2
+from starlette.applications import Starlette
+
+from baton import log, notifications, streams
+from baton.events import encode_event, encode_text
+from baton.generators import GenerationRequest, Generator
+from baton.generators.protocol import Yielded
+from baton.main import create_app
+from baton.outcome import Outcome
+from baton.pod import Pod
+from baton.server import Server, bind, uvicorn_config
+from baton.settings import Settings
+from baton.worker import Worker
+
+DEADLINE_SECONDS = 20
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+    """Poll for what no signal tells."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            holds = condition()
+            if holds if isinstance(holds, bool) else await holds:
+                return
+            await asyncio.sleep(0.01)
+
+
+class InProcessServer(Server):
+    """Leaves the test process's signals alone."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class RunningPod:
+    url: str
+    app: Starlette
+
+    @property
+    def pod(self) -> Pod:
+        pod: Pod = self.app.state.pod
+        return pod
+
+    @property
+    def name(self) -> str:
+        return self.pod.settings.pod_name
+
+    def metric(self, name: str) -> float:
+        value = self.pod.metrics.registry.get_sample_value(name)
+        assert value is not None, name
+        return value
+
+
+@contextlib.asynccontextmanager
+async def serving(app: Starlette, *, baton_app: Starlette | None = None) -> AsyncIterator[str]:
+    """Serve an application on a free port; yield its address. It is asked to drain before its end, as by a signal."""
+    with contextlib.closing(bind("127.0.0.1", 0)) as listening:
+        async with app.router.lifespan_context(app):
+            server = InProcessServer(uvicorn_config(app), (baton_app or app).state.pod)
+            task = asyncio.create_task(server.serve(sockets=[listening]))
+            await until(lambda: server.started or task.done())
+            try:
+                yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+            finally:
+                server.handle_exit(signal.SIGTERM, None)
+                await task
+
+
+class Cluster:
+    """Starts pods and workers on one database, and ends them all."""
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self.pods: list[RunningPod] = []
+        self._stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        await self._stack.__aenter__()
+        self.pool = await self._stack.enter_async_context(asyncpg.create_pool(self.dsn, min_size=0, max_size=4))
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
+        client = httpx2.AsyncClient(timeout=DEADLINE_SECONDS, limits=limits, trust_env=False)
+        self.client = await self._stack.enter_async_context(client)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(kind, error, trace)
+
+    def settings(self, **given: Any) -> Settings:
+        return Settings.load(**{"database_url": self.dsn, "allow_anonymous": True, "drain_seconds": 0} | given)
+
+    async def pod(self, **given: Any) -> RunningPod:
+        settings = self.settings(**{"pod_name": f"pod-{len(self.pods) + 1}"} | given)
+        app = create_app(settings)
+        url = await self._stack.enter_async_context(serving(app))
+        pod = RunningPod(url, app)
+        self.pods.append(pod)
+        await until(lambda: pod.pod.ready)
+        return pod
+
+    async def worker(self, generators: Mapping[str, Generator], **given: Any) -> Worker:
+        worker = Worker(self.settings(**given), generators)
+        task = asyncio.create_task(worker.run())
+        self._stack.push_async_callback(ended, task)
+        ready = asyncio.create_task(worker.ready.wait())
+        await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        if task.done():
+            task.result()
+        return worker
+
+    async def create(self, pod: RunningPod, **body: Any) -> str:
+        """Create a stream; return its id."""
+        answer = await self.client.post(f"{pod.url}/v1/streams", json={"input": None} | body)
+        assert answer.status_code == 201, answer.text
+        stream_id: str = answer.json()["id"]
+        return stream_id
+
+    async def author(self) -> Author:
+        """Return a stream that the test writes by itself."""
+        new = streams.NewStream("replay", None, {}, "fail")
+        stream, _ = await streams.create(self.pool, new)
+        row = await self.pool.fetchval(
+            "UPDATE baton.stream SET status = 'running', epoch = 1 WHERE id = $1 RETURNING epoch", stream.id
+        )
+        assert row == 1
+        return Author(self.pool, stream.id)
+
+
+@dataclass(slots=True)
+class Author:
+    """Writes a stream's log as a worker would, where and when the test wants."""
+
+    pool: asyncpg.Pool[asyncpg.Record]
+    id: UUID
+    lines: list[bytes] = field(default_factory=list)
+
+    @property
+    def frames(self) -> list[bytes]:
+        """What a client is to get of it from its beginning."""
+        return [b"id: %d\ndata: %b\n\n" % (seq, line) for seq, line in enumerate(self.lines, 1)]
+
+    async def write(self, *lines: bytes, notify: bool = True, end: bool = False) -> log.Append:
+        """Append a batch, with the terminal event as its last if this is to be the end."""
+        outcome = Outcome.completed("stop") if end else None
+        item = self._next((*lines, outcome.encode()) if outcome else lines, outcome)
+        await self._append([item], notify=notify)
+        return item
+
+    async def write_texts(self, sizes: Sequence[int], *, padding: int = 0, notify: bool = True) -> None:
+        """Append batches of so many events each."""
+        items = []
+        for size in sizes:
+            first = len(self.lines)
+            items.append(self._next([text(first + offset, padding) for offset in range(size)]))
+        await self._append(items, notify=notify)
+
+    async def notify(self, *items: log.Append) -> None:
+        await log.notify(self.pool, notifications.EVENTS_CHANNEL, notifications.pack(items))
+
+    def _next(self, lines: Sequence[bytes], outcome: Outcome | None = None) -> log.Append:
+        first = len(self.lines) + 1
+        self.lines.extend(lines)
+        return log.Append(self.id, 1, first, len(self.lines), b"\n".join(lines), outcome)
+
+    async def _append(self, items: list[log.Append], *, notify: bool) -> None:
+        async with self.pool.acquire() as connection:
+            assert await log.append(connection, items) == {self.id}
+        if notify:
+            await self.notify(*items)
+
+
+class Tap:
+    """A generator that yields what the test lets it, one thing at a time."""
+
+    def __init__(self) -> None:
+        self.started = asyncio.Event()
+        self.cancelled = asyncio.Event()
+        self._allowed: asyncio.Queue[Yielded | None] = asyncio.Queue()
+
+    async def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
+        self.started.set()
+        try:
+            while (item := await self._allowed.get()) is not None:
+                yield item
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled.set()
+            raise
+
+    def let(self, *items: Yielded) -> None:
+        for item in items:
+            self._allowed.put_nowait(item)
+
+    def end(self) -> None:
+        self._allowed.put_nowait(None)
+
+
+async def echo(request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
+    """Yield the items of a list that is the input."""
+    for item in request.input:
+        yield item
+
+
+def text(number: int, padding: int = 0) -> bytes:
+    return encode_text(f"token {number} " + "x" * padding)
+
+
+def event(**fields: Any) -> bytes:
+    return encode_event(fields)
+
+
+async def ended(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,323 @@
+"""Relays over a real log: whatever is announced and in whatever order, each subscriber gets exactly what follows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.cluster import Author, Cluster, ended, text, until
+
+from baton.dialects import native
+from baton.errors import CursorBeyondTail, StreamNotFound
+from baton.log import Append
+from baton.metrics import PodMetrics
+from baton.notifications import gone, hint, pack
+from baton.relay import Relays, Subscriber
+
+
+class Pod:
+    """Relays without a server around them; their listener is the test."""
+
+    def __init__(self, cluster: Cluster, *, window_bytes: int = 131_072, poll_seconds: float = 60) -> None:
+        self.metrics = PodMetrics()
+        self.relays = Relays(cluster.pool, self.metrics, window_bytes=window_bytes, poll_seconds=poll_seconds)
+
+    @property
+    def log_reads(self) -> float:
+        return self.metrics.registry.get_sample_value("baton_log_reads_total") or 0
+
+    def hear(self, *appends: Append, with_events: bool = True) -> None:
+        for payload in pack(appends, with_events=with_events):
+            self.relays.hear(payload)
+
+    @contextlib.asynccontextmanager
+    async def subscribed(self, author: Author, cursor: int = 0) -> AsyncIterator[Subscriber]:
+        subscriber = await self.relays.subscribe(author.id, cursor)
+        try:
+            yield subscriber
+        finally:
+            self.relays.unsubscribe(subscriber)
+
+
+async def take_all(subscriber: Subscriber) -> bytes:
+    """Take what is there now."""
+    received = b""
+    while subscriber.cursor < subscriber.relay.tail:
+        received += await take(subscriber)
+    return received
+
+
+async def take(subscriber: Subscriber) -> bytes:
+    cursor = subscriber.cursor
+    return b"".join(native.encode(batch, cursor) for batch in await subscriber.take())
+
+
+async def follow(subscriber: Subscriber) -> bytes:
+    """Take until the end of the stream, as a connection does."""
+    received = await take(subscriber)
+    while not (subscriber.finished or subscriber.relay.over):
+        await subscriber.wait()
+        received += await take(subscriber)
+    return received
+
+
+async def test_a_batch_that_follows_the_tail_is_applied_without_a_read(cluster: Cluster) -> None:
+    pod, author = Pod(cluster), await cluster.author()
+    async with pod.subscribed(author) as subscriber:
+        reads = pod.log_reads
+        pod.hear(await author.write(text(1), text(2), notify=False))
+        assert await take_all(subscriber) == b"".join(author.frames)
+        assert pod.log_reads == reads
+
+
+async def test_a_batch_that_is_known_is_ignored(cluster: Cluster) -> None:
+    pod, author = Pod(cluster), await cluster.author()
+    item = await author.write(text(1), text(2), notify=False)
+    async with pod.subscribed(author, 1) as subscriber:
+        reads = pod.log_reads
+        pod.hear(item, item)
+        assert subscriber.relay.tail == 2
+        assert await take_all(subscriber) == author.frames[1]
+        assert pod.log_reads == reads
+
+
+async def test_a_batch_that_leaves_a_gap_makes_the_relay_read(cluster: Cluster) -> None:
+    pod, author = Pod(cluster), await cluster.author()
+    async with pod.subscribed(author) as subscriber:
+        await author.write(text(1), notify=False)
+        pod.hear(await author.write(text(2), notify=False))
+        await asyncio.wait_for(subscriber.wait(), 10)
+        assert await take_all(subscriber) == b"".join(author.frames)
+
+
+async def test_an_announcement_without_events_makes_the_relay_read(cluster: Cluster) -> None:
+    pod, author = Pod(cluster), await cluster.author()
+    async with pod.subscribed(author) as subscriber:
+        pod.hear(await author.write(text(1), notify=False), with_events=False)
+        await asyncio.wait_for(subscriber.wait(), 10)
+        assert await take_all(subscriber) == author.frames[0]
+
+
+async def test_a_hint_that_says_nothing_makes_the_relay_read(cluster: Cluster) -> None:
+    pod, author = Pod(cluster), await cluster.author()
+    async with pod.subscribed(author) as subscriber:
+        await author.write(text(1), notify=False)
+        pod.relays.hear(hint(author.id))
+        await asyncio.wait_for(subscriber.wait(), 10)
+        assert await take_all(subscriber) == author.frames[0]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "",
+        "x",
+        "a b c d",
+        "\n\n",
+        "{id} 1",
+        "{id} x y e",
+        "{id} 1 2 ",
+        "{id} 1 2 e8\nonly one",
+        "{id} 1 1 e9\ncut",
+        "{id} 1 1 ex\n",
+    ],
+)
+async def test_a_malformed_notification_is_of_no_consequence(cluster: Cluster, payload: str) -> None:
+    pod, author = Pod(cluster), await cluster.author()
+    async with pod.subscribed(author) as subscriber:
+        pod.relays.hear(payload.replace("{id}", author.id.hex))
+        pod.hear(await author.write(text(1), notify=False))
+        assert await take_all(subscriber) == author.frames[0]
+
+
+async def test_what_is_announced_while_the_relay_loads_is_not_lost(cluster: Cluster) -> None:
+    pod, author = Pod(cluster), await cluster.author()
+    joining = asyncio.create_task(pod.relays.subscribe(author.id, 0))
+    await asyncio.sleep(0)
+    pod.hear(await author.write(text(1), notify=False))
+    subscriber = await joining
+    await asyncio.wait_for(subscriber.wait(), 10)
+    assert await take_all(subscriber) == author.frames[0]
+    pod.relays.unsubscribe(subscriber)
+
+
+async def test_subscribers_who_come_together_share_one_load(cluster: Cluster) -> None:
+    pod, author = Pod(cluster), await cluster.author()
+    await author.write_texts([3, 4])
+    subscribers = await asyncio.gather(*(pod.relays.subscribe(author.id, cursor % 8) for cursor in range(80)))
+    assert pod.log_reads == 1
+    assert len({id(subscriber.relay) for subscriber in subscribers}) == 1
+    for cursor, subscriber in enumerate(subscribers):
+        assert await take_all(subscriber) == b"".join(author.frames[cursor % 8 :])
+        pod.relays.unsubscribe(subscriber)
+
+
+async def test_one_who_is_cancelled_while_it_joins_does_not_take_the_load_from_others(cluster: Cluster) -> None:
+    pod, author = Pod(cluster), await cluster.author()
+    await author.write_texts([3])
+    first = asyncio.create_task(pod.relays.subscribe(author.id, 0))
+    second = asyncio.create_task(pod.relays.subscribe(author.id, 0))
+    await asyncio.sleep(0)
+    await ended(first)
+    assert await take_all(await second) == b"".join(author.frames)
+    assert pod.metrics.registry.get_sample_value("baton_subscribers") == 1
+
+
+async def test_those_behind_the_window_share_pages_and_come_back_inside(cluster: Cluster) -> None:
+    pod, author = Pod(cluster, window_bytes=4096), await cluster.author()
+    await author.write_texts([1] * 2000, padding=50, notify=False)
+    await author.write(end=True, notify=False)
+    async with contextlib.AsyncExitStack() as stack:
+        joining = [stack.enter_async_context(pod.subscribed(author)) for _ in range(200)]
+        subscribers = [await join for join in joining]
+        received = await asyncio.gather(*map(follow, subscribers))
+    assert set(received) == {b"".join(author.frames)}
+    assert pod.log_reads <= 1 + 4
+
+
+async def test_a_cursor_beyond_the_tail_is_refused_by_the_log_and_not_by_a_relay_that_lags(cluster: Cluster) -> None:
+    pod, author = Pod(cluster), await cluster.author()
+    async with pod.subscribed(author):
+        await author.write_texts([5], notify=False)
+        async with pod.subscribed(author, 4) as ahead:
+            assert await take_all(ahead) == author.frames[4]
+        with pytest.raises(CursorBeyondTail, match="5 events so far, and the cursor says 6"):
+            await pod.relays.subscribe(author.id, 6)
+    assert pod.metrics.registry.get_sample_value("baton_subscribers") == 0
+
+
+async def test_an_unknown_stream_is_refused_and_leaves_nothing_behind(cluster: Cluster) -> None:
+    pod, unknown = Pod(cluster, poll_seconds=0.01), uuid4()
+    for _ in range(2):
+        with pytest.raises(StreamNotFound):
+            await pod.relays.subscribe(unknown, 0)
+    assert pod.metrics.registry.get_sample_value("baton_subscribers") == 0
+
+
+async def test_a_stream_that_is_created_after_it_was_asked_for_is_found(cluster: Cluster) -> None:
+    pod, author = Pod(cluster), await cluster.author()
+    await cluster.pool.execute("UPDATE baton.stream SET id = $2 WHERE id = $1", author.id, other := uuid4())
+    with pytest.raises(StreamNotFound):
+        await pod.relays.subscribe(author.id, 0)
+    await cluster.pool.execute("UPDATE baton.stream SET id = $1 WHERE id = $2", author.id, other)
+    async with pod.subscribed(author) as subscriber:
+        assert subscriber.cursor == 0
+
+
+async def test_an_erased_stream_lets_its_subscribers_go(cluster: Cluster) -> None:
+    pod, author = Pod(cluster), await cluster.author()
+    async with pod.subscribed(author) as subscriber:
+        following = asyncio.create_task(follow(subscriber))
+        await asyncio.sleep(0)
+        pod.relays.hear(gone(author.id))
+        assert await asyncio.wait_for(following, 10) == b""
+
+
+async def test_a_log_with_a_hole_ends_the_connection_and_never_loops(cluster: Cluster) -> None:
+    pod, author = Pod(cluster), await cluster.author()
+    async with pod.subscribed(author) as subscriber:
+        await author.write_texts([1, 1, 1], notify=False)
+        await cluster.pool.execute("DELETE FROM baton.batch WHERE first_seq = 2")
+        pod.relays.hear(hint(author.id))
+        assert await asyncio.wait_for(follow(subscriber), 10) in (b"", author.frames[0])
+
+
+async def test_a_log_that_went_back_ends_the_connection(cluster: Cluster) -> None:
+    pod, author = Pod(cluster, poll_seconds=0.01), await cluster.author()
+    await author.write_texts([1, 1, 1], notify=False)
+    async with pod.subscribed(author) as subscriber:
+        polling = asyncio.create_task(pod.relays.run())
+        await cluster.pool.execute("DELETE FROM baton.batch WHERE first_seq = 3")
+        await asyncio.wait_for(follow(subscriber), 10)
+        await ended(polling)
+
+
+async def test_a_page_that_is_missing_from_the_log_ends_the_connection(cluster: Cluster) -> None:
+    pod, author = Pod(cluster, window_bytes=4096), await cluster.author()
+    await author.write_texts([1] * 20, padding=500, notify=False)
+    async with pod.subscribed(author) as subscriber:
+        await cluster.pool.execute("DELETE FROM baton.batch")
+        assert await asyncio.wait_for(follow(subscriber), 10) == b""
+
+
+async def test_relays_that_nobody_uses_are_dropped(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baton.relay.LINGER_SECONDS", 0)
+    pod, author = Pod(cluster, poll_seconds=0.01), await cluster.author()
+    polling = asyncio.create_task(pod.relays.run())
+    async with pod.subscribed(author):
+        assert pod.metrics.registry.get_sample_value("baton_relays") == 1
+    await until(lambda: pod.metrics.registry.get_sample_value("baton_relays") == 0)
+    await ended(polling)
+
+
+# What may happen to a stream, its notifications and its subscribers, in any order.
+STEPS = st.one_of(
+    st.tuples(st.just("write"), st.integers(1, 4)),
+    st.tuples(st.just("announce"), st.integers(0, 30)),
+    st.tuples(st.just("announce bare"), st.integers(0, 30)),
+    st.tuples(st.just("hint"), st.just(0)),
+    st.tuples(st.just("join"), st.integers(0, 100)),
+    st.tuples(st.just("leave"), st.integers(0, 30)),
+    st.tuples(st.just("pause"), st.integers(0, 3)),
+    st.tuples(st.just("settle"), st.just(0)),
+)
+
+
+class Story:
+    """Plays steps; each subscriber is a task that keeps what it got."""
+
+    def __init__(self, pod: Pod, author: Author) -> None:
+        self.pod = pod
+        self.author = author
+        self.appends: list[Append] = []
+        self.readers: list[tuple[int, asyncio.Task[bytes]]] = []
+
+    async def play(self, step: str, number: int) -> None:
+        match step:
+            case "write":
+                lines = [text(number, 300)] * number
+                self.appends.append(await self.author.write(*lines, notify=False))
+            case "announce" | "announce bare" if self.appends:
+                item = self.appends[number % len(self.appends)]
+                self.pod.hear(item, with_events=step == "announce")
+            case "hint":
+                self.pod.relays.hear(hint(self.author.id))
+            case "join":
+                cursor = number % (len(self.author.lines) + 1)
+                self.readers.append((cursor, asyncio.create_task(self.read(cursor))))
+            case "leave" if self.readers:
+                await ended(self.readers.pop(number % len(self.readers))[1])
+            case "pause":
+                for _ in range(number):
+                    await asyncio.sleep(0)
+            case "settle":
+                await self.author.pool.execute("SELECT")
+
+    async def read(self, cursor: int) -> bytes:
+        async with self.pod.subscribed(self.author, cursor) as subscriber:
+            return await follow(subscriber)
+
+    async def end(self) -> None:
+        """End the stream; all must get the rest from this one hint."""
+        await self.author.write(end=True, notify=False)
+        self.pod.relays.hear(hint(self.author.id))
+        for cursor, reader in self.readers:
+            received = await asyncio.wait_for(reader, 10)
+            assert received == b"".join(self.author.frames[cursor:])
+
+
+@given(steps=st.lists(STEPS, max_size=40), window_bytes=st.sampled_from([1, 700, 131_072]))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_any_interleaving_gives_each_subscriber_exactly_the_log(
+    cluster: Cluster, steps: Sequence[tuple[str, int]], window_bytes: int
+) -> None:
+    story = Story(Pod(cluster, window_bytes=window_bytes), await cluster.author())
+    await story.play("join", 0)
+    for step, number in steps:
+        await story.play(step, number)
+    await story.end()

@@ -1,0 +1,77 @@
+"""What events add up to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baton.events import encode_event, encode_text
+from baton.snapshot import Snapshot
+
+
+def snapshot(*events: dict[str, Any] | str) -> Snapshot:
+    lines = [encode_text(item) if isinstance(item, str) else encode_event(item) for item in events]
+    return Snapshot.of([line.decode() for line in lines], len(lines))
+
+
+def test_of_nothing_it_is_empty() -> None:
+    assert snapshot().as_dict() == {
+        "last_event_id": 0,
+        "text": "",
+        "reasoning": "",
+        "tool_calls": [],
+        "tool_results": [],
+    }
+
+
+@given(st.lists(st.text()))
+def test_text_and_reasoning_are_joined_each(deltas: list[str]) -> None:
+    events = [item for delta in deltas for item in (delta, {"type": "reasoning", "delta": delta[::-1]})]
+    made = snapshot(*events)
+    assert made.text == "".join(deltas)
+    assert made.reasoning == "".join(delta[::-1] for delta in deltas)
+    assert made.last_event_id == 2 * len(deltas)
+
+
+def test_pieces_of_tool_calls_are_joined_by_index_and_ordered() -> None:
+    made = snapshot(
+        {"type": "tool_call", "index": 1, "id": "b", "name": "second", "arguments_delta": '{"x"'},
+        {"type": "tool_call", "index": 0, "id": "a", "name": "first", "arguments_delta": ""},
+        {"type": "tool_call", "index": 1, "arguments_delta": ":1}"},
+        {"type": "tool_result", "id": "a", "result": [1]},
+    )
+    assert made.tool_calls == [
+        {"id": "a", "name": "first", "arguments": ""},
+        {"id": "b", "name": "second", "arguments": '{"x":1}'},
+    ]
+    assert made.tool_results == [{"id": "a", "result": [1]}]
+
+
+def test_the_last_usage_counts() -> None:
+    made = snapshot({"type": "usage", "total_tokens": 1}, {"type": "usage", "total_tokens": 2})
+    assert made.as_dict()["usage"] == {"total_tokens": 2}
+
+
+def test_a_reset_empties_it_and_the_numbers_go_on() -> None:
+    before: list[dict[str, Any] | str] = [
+        "old",
+        {"type": "tool_call", "index": 0, "id": "a"},
+        {"type": "usage", "total_tokens": 1},
+    ]
+    lines = [encode_text(item) if isinstance(item, str) else encode_event(item) for item in before]
+    lines += [b'{"type":"reset","reason":"worker_lost"}', encode_text("new")]
+    made = Snapshot.of([line.decode() for line in lines], 5)
+    assert made.as_dict() == {
+        "last_event_id": 5,
+        "text": "new",
+        "reasoning": "",
+        "tool_calls": [],
+        "tool_results": [],
+    }
+
+
+def test_custom_events_and_the_end_add_nothing() -> None:
+    made = snapshot("a", {"type": "custom", "name": "n", "data": 1})
+    assert (made.text, made.tool_results) == ("a", [])

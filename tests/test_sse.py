@@ -1,0 +1,145 @@
+"""The SSE response, as the server drives it: what goes into each `send`, and how each connection begins and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+import pytest
+from starlette.types import Message
+from tests.cluster import Author, Cluster, RunningPod, ended, text, until
+from tests.follower import following
+
+from baton.sse import EventStream, Retry, retry_block
+
+RETRY = re.compile(rb": baton\nretry: (\d+)\n\n")
+
+
+class Connection:
+    """What a server is to an ASGI application: it keeps what was sent, and tells when the client goes."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+        self.gone = asyncio.Event()
+
+    async def receive(self) -> Message:
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [message["body"] for message in self.sent[1:]]
+
+    @property
+    def ended(self) -> bool:
+        return len(self.sent) > 1 and not self.sent[-1]["more_body"]
+
+
+async def follow(pod: RunningPod, author: Author, cursor: int = 0) -> tuple[Connection, asyncio.Task[None]]:
+    """Serve one connection that a test holds in its hands."""
+    relays = pod.pod.relays
+    subscriber = await relays.subscribe(author.id, cursor)
+    stream = EventStream(subscriber, relays, pod.pod.metrics, reconnect_milliseconds=700)
+    connection = Connection()
+    task = asyncio.create_task(stream({"type": "http"}, connection.receive, connection.send))
+    await until(lambda: len(connection.sent) > 1)
+    return connection, task
+
+
+async def test_all_that_is_pending_goes_into_one_send(cluster: Cluster) -> None:
+    pod, author = await cluster.pod(), await cluster.author()
+    await author.write_texts([1] * 100)
+    connection, task = await follow(pod, author, 3)
+    assert connection.bodies == [retry_block(700) + b"".join(author.frames[3:])]
+    assert connection.sent[0]["status"] == 200
+    await ended(task)
+
+
+async def test_the_end_comes_with_the_last_events(cluster: Cluster) -> None:
+    pod, author = await cluster.pod(), await cluster.author()
+    await author.write(text(1), end=True)
+    connection, task = await follow(pod, author)
+    await task
+    assert connection.bodies == [retry_block(700) + b"".join(author.frames)]
+    assert connection.ended
+    assert pod.metric("baton_subscribers") == 0
+
+
+async def test_a_client_that_goes_is_forgotten(cluster: Cluster) -> None:
+    pod, author = await cluster.pod(), await cluster.author()
+    connection, task = await follow(pod, author)
+    assert pod.metric("baton_subscribers") == 1
+    connection.gone.set()
+    await asyncio.wait_for(task, 10)
+    assert pod.metric("baton_subscribers") == 0
+
+
+async def test_a_connection_that_is_cut_while_sending_is_forgotten(cluster: Cluster) -> None:
+    pod, author = await cluster.pod(), await cluster.author()
+    subscriber = await pod.pod.relays.subscribe(author.id, 0)
+    stream = EventStream(subscriber, pod.pod.relays, pod.pod.metrics, reconnect_milliseconds=1)
+
+    async def send(_message: Message) -> None:
+        raise ConnectionError("cut")
+
+    with pytest.raises(ConnectionError):
+        await stream({"type": "http"}, Connection().receive, send)
+    assert pod.metric("baton_subscribers") == 0
+
+
+async def test_a_pod_that_leaves_tells_when_to_come_back_and_ends_cleanly(cluster: Cluster) -> None:
+    pod, author = await cluster.pod(), await cluster.author()
+    await author.write(text(1))
+    connection, task = await follow(pod, author)
+    await pod.pod.drain()
+    await asyncio.wait_for(task, 10)
+    assert connection.ended
+    (milliseconds,) = RETRY.fullmatch(connection.bodies[-1]).groups()  # type: ignore[union-attr]
+    assert 0 <= int(milliseconds) <= 1400
+
+
+async def test_a_comment_goes_out_at_once_and_then_whenever_nothing_else_did(cluster: Cluster) -> None:
+    pod, author = await cluster.pod(heartbeat_seconds=0.1), await cluster.author()
+    async with following(cluster.client, pod.url, author.id) as follower:
+        assert RETRY.fullmatch(await follower.next_block())
+        assert [await follower.next_block() for _ in range(3)] == [b":\n\n"] * 3
+        await author.write(text(1))
+        assert (await follower.next_event())["seq"] == 1
+        assert await follower.next_block() == b":\n\n"
+
+
+async def test_a_busy_connection_gets_no_comments(cluster: Cluster) -> None:
+    pod, author = await cluster.pod(heartbeat_seconds=300), await cluster.author()
+    async with following(cluster.client, pod.url, author.id) as follower:
+        for number in range(20):
+            await author.write(text(number))
+            await follower.next_event()
+    assert len(follower.comments) == 1
+
+
+async def test_the_headers_pass_proxies_unbuffered(cluster: Cluster) -> None:
+    pod, author = await cluster.pod(reconnect_milliseconds=250), await cluster.author()
+    async with following(cluster.client, pod.url, author.id) as follower:
+        headers = follower.response.headers
+        assert headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert headers["cache-control"] == "no-cache, no-transform"
+        assert headers["x-accel-buffering"] == "no"
+        assert headers["x-baton-pod"] == pod.name
+        assert "content-length" not in headers
+        assert await follower.next_block() == b": baton\nretry: 250\n\n"
+
+
+async def test_a_retry_says_only_when_to_come_back() -> None:
+    said = set()
+    for _ in range(50):
+        connection = Connection()
+        await Retry(100)({"type": "http"}, connection.receive, connection.send)
+        assert connection.sent[0]["status"] == 200
+        assert connection.ended
+        (milliseconds,) = RETRY.fullmatch(connection.bodies[0]).groups()  # type: ignore[union-attr]
+        assert 100 <= int(milliseconds) <= 300
+        said.add(milliseconds)
+    assert len(said) > 1
