@@ -65,8 +65,8 @@ class Pod:
             name="baton pod",
             prepare=settings.prepare,
         ) as pool:
-            await database.check_schema(pool)
             await check_delivery(settings.listen_dsn, settings.dsn)
+            await database.check_schema(pool)
             pod = cls(settings, pool)
             tasks = [
                 asyncio.create_task(pod.listener.run()),

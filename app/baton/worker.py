@@ -40,12 +40,15 @@ class Worker:
         self._settings = settings
         self._generators = generators
         self.metrics = WorkerMetrics()
-        self._notifier = Notifier(settings.dsn, with_events=settings.notify_payloads, metrics=self.metrics)
+        self._notifier = Notifier(
+            settings.dsn, with_events=settings.notify_payloads, metrics=self.metrics, prepare=settings.prepare
+        )
         self._writer = Writer(
             settings.dsn,
             window_seconds=settings.flush_window_milliseconds / 1000,
             notifier=self._notifier,
             metrics=self.metrics,
+            prepare=settings.prepare,
         )
         self._reaper = Reaper(lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts)
         self._runs: dict[UUID, Run] = {}
@@ -61,10 +64,10 @@ class Worker:
         Raises:
             ConfigurationError: the database cannot be reached at the start, or its schema does not fit.
         """
-        connection = await connect(self._settings.dsn, name="baton worker")
+        await check_delivery(self._settings.listen_dsn, self._settings.dsn)
+        connection = await connect(self._settings.dsn, name="baton worker", prepare=self._settings.prepare)
         try:
             await check_schema(connection)
-            await check_delivery(self._settings.listen_dsn, self._settings.dsn)
         finally:
             await connection.close()
         listener = Listener(
@@ -109,7 +112,9 @@ class Worker:
         backoff = Backoff()
         while not self._may_go:
             try:
-                connection = await connect(self._settings.dsn, name="baton worker control")
+                connection = await connect(
+                    self._settings.dsn, name="baton worker control", prepare=self._settings.prepare
+                )
                 try:
                     await self._serve(connection, backoff)
                 finally:
