@@ -44,7 +44,7 @@ async def create_stream(request: Request) -> Answer:
         await _check_generator(pod, new.generator)
         stream, created = await streams.create(pod.pool, new, _idempotency_key(request, body))
         if created:
-            await log.notify(pod.pool, notifications.QUEUE_CHANNEL, [""])
+            await log.hint(pod.pool, notifications.QUEUE_CHANNEL, [""])
     headers = {"location": str(request.url_for("stream", id=stream.id))}
     if "text/event-stream" in request.headers.get("accept", ""):
         return await _follow(request, stream.id, headers=headers)
@@ -115,9 +115,9 @@ async def cancel_stream(request: Request) -> Answer:
         await _found(pod, stream_id)
         where = await streams.request_cancel(pod.pool, stream_id)
         if where == "running":
-            await log.notify(pod.pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
+            await log.hint(pod.pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
         elif where == "queued":
-            await log.notify(pod.pool, notifications.EVENTS_CHANNEL, [notifications.hint(stream_id)])
+            await log.hint(pod.pool, notifications.EVENTS_CHANNEL, [notifications.hint(stream_id)])
         stream = await _found(pod, stream_id)
     return _answer(
         request, describe(stream, _events_url(request, stream.id)), status=202 if where == "running" else 200
@@ -131,8 +131,8 @@ async def delete_stream(request: Request) -> Answer:
     with translated():
         if not await streams.delete(pod.pool, stream_id):
             raise _not_found(stream_id)
-        await log.notify(pod.pool, notifications.EVENTS_CHANNEL, [notifications.gone(stream_id)])
-        await log.notify(pod.pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
+        await log.hint(pod.pool, notifications.EVENTS_CHANNEL, [notifications.gone(stream_id)])
+        await log.hint(pod.pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
     return Response(status_code=204, headers=_headers(request))
 
 

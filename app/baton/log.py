@@ -11,6 +11,7 @@ So an append may leave some of its batches unwritten without an error: it return
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
@@ -18,8 +19,10 @@ from uuid import UUID
 import asyncpg
 import orjson
 
-from .database import Connection, Pool
+from .database import CONNECTION_ERRORS, Connection, Pool
 from .outcome import Outcome
+
+logger = logging.getLogger(__name__)
 
 _INSERT = """
 INSERT INTO baton.batch (stream_id, first_seq, last_seq, epoch, terminal, events)
@@ -196,6 +199,14 @@ async def notify(executor: Connection | Pool, channel: str, payloads: Sequence[s
     wait.
     """
     await executor.execute(_NOTIFY, channel, payloads)
+
+
+async def hint(executor: Connection | Pool, channel: str, payloads: Sequence[str]) -> None:
+    """Send notifications that may get lost, after what they tell of was committed: whoever misses them polls."""
+    try:
+        await notify(executor, channel, payloads)
+    except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+        logger.warning("A notification was not sent, and will be missed until the next poll: %r", error)
 
 
 def _closing(endings: Iterable[tuple[Append, Outcome]]) -> list[list[object]]:
