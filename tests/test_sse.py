@@ -42,7 +42,7 @@ async def follow(pod: RunningPod, author: Author, cursor: int = 0) -> tuple[Conn
     """Serve one connection that a test holds in its hands."""
     relays = pod.pod.relays
     subscriber = await relays.subscribe(author.id, cursor)
-    stream = EventStream(subscriber, relays, pod.pod.metrics, reconnect_milliseconds=700)
+    stream = EventStream(subscriber, relays, pod.pod.connections, pod.pod.metrics, reconnect_milliseconds=700)
     connection = Connection()
     task = asyncio.create_task(stream({"type": "http"}, connection.receive, connection.send))
     await until(lambda: len(connection.sent) > 1)
@@ -80,7 +80,7 @@ async def test_a_client_that_goes_is_forgotten(cluster: Cluster) -> None:
 async def test_a_connection_that_is_cut_while_sending_is_forgotten(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     subscriber = await pod.pod.relays.subscribe(author.id, 0)
-    stream = EventStream(subscriber, pod.pod.relays, pod.pod.metrics, reconnect_milliseconds=1)
+    stream = EventStream(subscriber, pod.pod.relays, pod.pod.connections, pod.pod.metrics, reconnect_milliseconds=1)
 
     async def send(_message: Message) -> None:
         raise ConnectionError("cut")
