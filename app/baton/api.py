@@ -14,11 +14,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from . import log, notifications, problems, streams, workers
+from . import log, notifications, problems, streams
 from .database import translated
 from .errors import InvalidRequest, RequestTooLarge, StreamNotFound, Unavailable, UnknownGenerator
 from .events import clean, parse_cursor
-from .generators.registry import configured_names
 from .models import CreateStream, FindStreams, GetStream, describe, metadata_alternatives, validated
 from .pod import Pod
 from .snapshot import Snapshot
@@ -41,7 +40,8 @@ async def create_stream(request: Request) -> Answer:
         limits=_limits(pod, wanted),
     )
     with translated():
-        await _check_generator(pod, new.generator)
+        if sentence := await pod.missing_generator(new.generator):
+            raise UnknownGenerator(sentence)
         stream, created = await streams.create(pod.pool, new, _idempotency_key(request, body))
         if created:
             await log.hint(pod.pool, notifications.QUEUE_CHANNEL, [""])
@@ -225,17 +225,6 @@ async def _wait_for_end(request: Request, stream_id: UUID, seconds: float) -> No
         pass
     finally:
         relays.unsubscribe(subscriber)
-
-
-async def _check_generator(pod: Pod, name: str) -> None:
-    known = configured_names(pod.settings)
-    if name not in known:
-        known |= await workers.offered_generators(pod.pool)
-    if name not in known:
-        raise UnknownGenerator(
-            f"There is no generator called {name!r}. Known are: {', '.join(sorted(known))}. "
-            "Your own are named in BATON_GENERATORS, for pods and workers alike."
-        )
 
 
 async def _found(pod: Pod, stream_id: UUID) -> Stream:

@@ -131,7 +131,7 @@ def _connecting(dsn: str) -> Iterator[None]:
     """Say in one sentence why no connection came about, without the password."""
     try:
         yield
-    except (ValueError, asyncpg.InterfaceError) as error:
+    except (ValueError, OverflowError, asyncpg.InterfaceError) as error:
         raise ConfigurationError(f"BATON_DATABASE_URL cannot be used: {error}") from None
     except asyncpg.InvalidCatalogNameError:
         raise DatabaseUnreachable(
@@ -149,8 +149,10 @@ def _connecting(dsn: str) -> Iterator[None]:
 
 
 def _place(dsn: str) -> str:
-    parts = urlsplit(dsn)
-    return f"{parts.hostname}:{parts.port or 5432}" if parts.hostname else "the local socket"
+    where = urlsplit(dsn).netloc.rpartition("@")[2]
+    if not where:
+        return "the local socket"
+    return where if ":" in where.rpartition("]")[2] else f"{where}:5432"
 
 
 def _database(dsn: str) -> str:

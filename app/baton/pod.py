@@ -7,9 +7,10 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Self
 
-from . import database
+from . import database, workers
 from .database import Pool
 from .errors import ConfigurationError
+from .generators.registry import configured_names
 from .listener import Listener, State, check_delivery
 from .metrics import PodMetrics
 from .notifications import EVENTS_CHANNEL
@@ -51,7 +52,8 @@ class Pod:
         """Connect, check the schema, and run the listener, the poll and the heartbeat.
 
         Raises:
-            ConfigurationError: access control is missing, the database cannot be reached, or its schema does not fit.
+            ConfigurationError: access control is missing, the database cannot be reached, its schema does not fit, or
+                nobody offers the default generator.
         """
         if not settings.allow_anonymous:
             raise ConfigurationError(
@@ -68,6 +70,8 @@ class Pod:
             await check_delivery(settings.listen_dsn, settings.dsn)
             await database.check_schema(pool)
             pod = cls(settings, pool)
+            if sentence := await pod.missing_generator(settings.default_generator):
+                raise ConfigurationError(f"BATON_DEFAULT_GENERATOR: {sentence}")
             tasks = [
                 asyncio.create_task(pod.listener.run()),
                 asyncio.create_task(pod.relays.run()),
@@ -85,6 +89,18 @@ class Pod:
     def ready(self) -> bool:
         """Whether new clients should be sent here."""
         return not self.draining and self.listener.state is not State.CONNECTING
+
+    async def missing_generator(self, name: str) -> str | None:
+        """Return the sentence that says that there is no such generator; None if this pod or a worker knows it."""
+        known = configured_names(self.settings)
+        if name not in known:
+            known |= await workers.offered_generators(self.pool)
+        if name in known:
+            return None
+        return (
+            f"There is no generator called {name!r}. Known are: {', '.join(sorted(known))}. "
+            "Your own are named in BATON_GENERATORS, for pods and workers alike."
+        )
 
     async def drain(self) -> None:
         """Send the clients away to other pods, spread over `drain_seconds`."""

@@ -49,6 +49,12 @@ class Server(uvicorn.Server):
         self._drain: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept, and only then say so: somebody may connect as soon as this is logged."""
+        await super().startup(sockets)
+        for listening in sockets or []:
+            logger.info("Pod %s serves on http://%s:%d", self._pod.settings.pod_name, *listening.getsockname()[:2])
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Hear a signal. This runs in a signal handler, so it only schedules; the process then ends with code 0."""
         del sig, frame
@@ -75,7 +81,6 @@ async def serve(settings: Settings) -> None:
     # The lifespan is entered here and not by uvicorn, whose log would bury a configuration error in a traceback.
     with contextlib.closing(bind(settings.host, settings.port)) as listening:
         async with app.router.lifespan_context(app):
-            logger.info("Pod %s serves on http://%s:%d", settings.pod_name, *listening.getsockname()[:2])
             await Server(uvicorn_config(app), app.state.pod).serve(sockets=[listening])
 
 
@@ -102,12 +107,14 @@ def bind(host: str, port: int) -> socket.socket:
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        opened = socket.socket(family, kind, protocol)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "SO_REUSEPORT"):
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        opened.bind(address)
+        with contextlib.ExitStack() as on_failure:
+            opened = on_failure.enter_context(socket.socket(family, kind, protocol))
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if hasattr(socket, "SO_REUSEPORT"):
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+            opened.bind(address)
+            on_failure.pop_all()
     except OSError as error:
         raise ConfigurationError(f"Cannot listen on {host}:{port}: {error.strerror or error}.") from None
     return opened

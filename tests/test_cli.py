@@ -1,0 +1,175 @@
+"""The command line: a person's mistake gets one sentence that says what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from tests.conftest import named_database
+from tests.processes import SERVES, environment, finished, running
+
+from baton import __version__
+
+Case = tuple[str, dict[str, str], str]
+SECRET = "hunter2"
+ANONYMOUS = {"BATON_ALLOW_ANONYMOUS": "true", "BATON_PORT": "0"}
+
+
+def database(url: str) -> dict[str, str]:
+    return {"BATON_DATABASE_URL": url, **ANONYMOUS}
+
+
+async def complaint(arguments: str, env: Mapping[str, str], cwd: Path, limit: asyncio.Semaphore) -> str:
+    """Run a command that must be refused; return its sentence."""
+    async with limit:
+        code, out, err = await finished(*arguments.split(), env=environment(**env), cwd=cwd)
+    assert (code, out) == (2, ""), (arguments, env, code, out, err)
+    assert err.startswith("baton: "), (arguments, env, err)
+    assert err.count("\n") == 1, (arguments, env, err)
+    assert SECRET not in err
+    return err.removeprefix("baton: ").strip()
+
+
+async def check(cases: Mapping[str, Case], cwd: Path) -> None:
+    limit = asyncio.Semaphore(3)
+    told = await asyncio.gather(*(complaint(arguments, env, cwd, limit) for arguments, env, _ in cases.values()))
+    for (name, (_, _, expected)), sentence in zip(cases.items(), told, strict=True):
+        assert re.fullmatch(expected, sentence), f"{name}: {sentence}"
+
+
+UNREACHABLE = f"postgresql://u:{SECRET}@127.0.0.1:1/x"
+IS_IT_RUNNING = r"No Postgres could be reached at {}: .+ Is it running, and is BATON_DATABASE_URL right\?"
+WRONG_DATABASES: dict[str, Case] = {
+    "none": ("serve", {**ANONYMOUS}, r"No database is configured\. Set BATON_DATABASE_URL=postgresql://.+"),
+    "none for a worker": ("worker", {}, r"No database is configured\. .+"),
+    "none to migrate": ("migrate", {}, r"No database is configured\. .+"),
+    "an empty one": ("worker", {"BATON_DATABASE_URL": ""}, r"No database is configured\. .+"),
+    "another kind": ("serve", database("mysql://h/x"), r"BATON_DATABASE_URL: it must look like postgresql://.+"),
+    "no scheme": ("worker", database(f"u:{SECRET}@h/x"), r"BATON_DATABASE_URL: it must look like postgresql://.+"),
+    "a broken address": ("serve", database("postgresql://[::1/x"), r"BATON_DATABASE_URL: .+"),
+    "a port that is none": ("serve", database(f"postgresql://u:{SECRET}@h:odd/x"), r"BATON_DATABASE_URL.+"),
+    "a port out of range": (
+        "worker",
+        database(f"postgresql://u:{SECRET}@127.0.0.1:99999/x"),
+        r".+BATON_DATABASE_URL.+",
+    ),
+    "a bad option": ("worker", database("postgresql://h/x?sslmode=odd"), r"BATON_DATABASE_URL cannot be used: .+"),
+    "nobody there": ("serve", database(UNREACHABLE), IS_IT_RUNNING.format("127.0.0.1:1")),
+    "nobody there for a worker": ("worker", database(UNREACHABLE), IS_IT_RUNNING.format("127.0.0.1:1")),
+    "nobody there to migrate": ("migrate", database(UNREACHABLE), IS_IT_RUNNING.format("127.0.0.1:1")),
+    "no such host": ("worker", database("postgresql://nosuch.invalid/x"), IS_IT_RUNNING.format("nosuch.invalid:5432")),
+}
+
+
+async def test_a_wrong_database_is_told(tmp_path: Path) -> None:
+    await check(WRONG_DATABASES, tmp_path)
+
+
+async def test_a_database_that_is_missing_or_not_migrated_is_told(empty_dsn: str, tmp_path: Path) -> None:
+    missing = r"There is no database 'nosuch' on .+\. Create it, or correct BATON_DATABASE_URL\."
+    unmigrated = r"The database has no Baton tables yet\. Run `baton migrate` first\."
+    cases: dict[str, Case] = {
+        "no such database": ("serve", database(named_database(empty_dsn, "nosuch")), missing),
+        "nor for a worker": ("worker", database(named_database(empty_dsn, "nosuch")), missing),
+        "nor to migrate": ("migrate", database(named_database(empty_dsn, "nosuch")), missing),
+        "not migrated": ("serve", database(empty_dsn), unmigrated),
+        "nor for a worker either": ("worker", database(empty_dsn), unmigrated),
+    }
+    await check(cases, tmp_path)
+
+
+FILES = {
+    "broken.py": "raise RuntimeError('out of\\norder')\n",
+    "syntax.py": "def (\n",
+    "needs.py": "import nosuch_dependency\n",
+    "plain.py": "def generate(request):\n    return 'text'\n\nasync def answer(request):\n    return 'text'\n",
+}
+
+
+def own(target: str) -> dict[str, str]:
+    return {"BATON_GENERATORS": f"mine={target}"}
+
+
+async def test_a_generator_that_cannot_be_loaded_is_told(dsn: str, tmp_path: Path) -> None:
+    for name, content in FILES.items():
+        (tmp_path / name).write_text(content)
+    prefix = r"The generator 'mine' cannot be loaded: "
+    not_async = r"The generator 'mine', .+, is not an async generator function: .+"
+    cases: dict[str, Case] = {
+        "no module": ("worker", own("nosuch:f"), prefix + r"there is no module 'nosuch', .+"),
+        "a module that fails": ("worker", own("broken:f"), prefix + r".+ fails with RuntimeError: out of order"),
+        "a module that is no Python": ("worker", own("syntax:f"), prefix + r".+ fails with SyntaxError: .+"),
+        "a module that needs another": ("worker", own("needs:f"), prefix + r".+ fails with ModuleNotFoundError: .+"),
+        "no attribute": ("worker", own("plain:nosuch"), prefix + r"the module 'plain' has no 'nosuch'\."),
+        "a function": ("worker", own("plain:generate"), not_async),
+        "a coroutine": ("worker", own("plain:answer"), not_async),
+        "no target": ("worker", {"BATON_GENERATORS": "mine"}, r"BATON_GENERATORS: 'mine' must look like .+"),
+    }
+    await check({name: (cmd, database(dsn) | env, told) for name, (cmd, env, told) in cases.items()}, tmp_path)
+
+
+async def test_a_setting_that_makes_no_sense_is_told(dsn: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        cases: dict[str, Case] = {
+            "out of range": ("serve --port 70000", {}, r"BATON_PORT: .+ 65535 \(it is 70000\)\."),
+            "out of range in the environment": (
+                "serve",
+                {"BATON_HEARTBEAT_SECONDS": "0"},
+                r"BATON_HEARTBEAT_SECONDS: .+ greater than 0 \(it is '0'\)\.",
+            ),
+            "no number": ("worker", {"BATON_WORKER_CONCURRENCY": "x"}, r"BATON_WORKER_CONCURRENCY: .+ integer.+"),
+            "two at once": (
+                "worker",
+                {"BATON_LEASE_SECONDS": "-1", "BATON_POLL_SECONDS": "x"},
+                r"BATON_LEASE_SECONDS: .+ BATON_POLL_SECONDS: .+",
+            ),
+            "nobody offers the default": (
+                "serve",
+                {"BATON_DEFAULT_GENERATOR": "nosuch"},
+                r"BATON_DEFAULT_GENERATOR: There is no generator called 'nosuch'\. Known are: replay\. .+",
+            ),
+            "a port in use": ("serve", {"BATON_PORT": port}, rf"Cannot listen on 127\.0\.0\.1:{port}: .+ in use\."),
+            "no such address": ("serve --host nosuch.invalid", {}, r"Cannot listen on nosuch\.invalid:0: .+\."),
+            "no access control": (
+                "serve",
+                {"BATON_ALLOW_ANONYMOUS": "false"},
+                r"There is no access control yet, .+ Set BATON_ALLOW_ANONYMOUS=true to serve nevertheless\.",
+            ),
+        }
+        await check({name: (cmd, database(dsn) | env, told) for name, (cmd, env, told) in cases.items()}, tmp_path)
+
+
+async def test_version_and_help(tmp_path: Path) -> None:
+    assert await finished("--version", env=environment(), cwd=tmp_path) == (0, f"baton {__version__}\n", "")
+    code, out, err = await finished("--help", env=environment(), cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert {"serve", "worker", "migrate"} <= set(out.split())
+
+
+@pytest.mark.parametrize("arguments", ["nosuch", "serve --port x", "serve --nosuch"])
+async def test_a_wrong_argument_is_told(arguments: str, tmp_path: Path) -> None:
+    code, _, err = await finished(*arguments.split(), env=environment(), cwd=tmp_path)
+    assert code == 2
+    assert "Traceback" not in err
+    assert err.startswith("Usage: ")
+
+
+async def test_migrating_says_what_it_did_and_can_be_done_again(empty_dsn: str, tmp_path: Path) -> None:
+    env = environment(BATON_DATABASE_URL=empty_dsn, BATON_PARTITION_DAYS_AHEAD="2")
+    code, out, err = await finished("migrate", env=env, cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert len(re.findall(r"^Created partition \S+\.$", out, re.MULTILINE)) == 4
+    assert await finished("migrate", env=env, cwd=tmp_path) == (0, "The database is up to date.\n", "")
+
+
+async def test_settings_are_read_from_a_file_too(dsn: str, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(
+        f"BATON_DATABASE_URL={dsn}\nBATON_ALLOW_ANONYMOUS=true\nBATON_PORT=0\nBATON_POD_NAME=filed\n"
+    )
+    async with running("serve", env=environment(), cwd=tmp_path) as pod:
+        assert (await pod.said(SERVES))[1] == "filed"

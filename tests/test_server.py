@@ -1,0 +1,143 @@
+"""A pod as a process: how it listens, and how it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+
+import pytest
+from tests.cluster import Cluster, text
+from tests.follower import following, frames_after
+from tests.processes import SERVES, Running, environment, running
+
+from baton.errors import ConfigurationError
+from baton.server import bind
+
+
+def pod_environment(cluster: Cluster, **given: str) -> dict[str, str]:
+    settings = {"BATON_DATABASE_URL": cluster.dsn, "BATON_ALLOW_ANONYMOUS": "true", "BATON_PORT": "0"}
+    return environment(**settings | given)
+
+
+async def address(pod: Running) -> str:
+    return (await pod.said(SERVES))[2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_pod_that_is_signalled_sends_its_clients_on_and_leaves(
+    cluster: Cluster, number: signal.Signals
+) -> None:
+    author = await cluster.author()
+    env = pod_environment(cluster, BATON_DRAIN_SECONDS="1")
+    async with running("serve", env=env) as leaving, running("serve", env=env) as staying:
+        old, new = await address(leaving), await address(staying)
+
+        async def client(cursor: int) -> list[bytes]:
+            """Follow on one pod until it ends the connection, then on the other."""
+            async with following(cluster.client, old, author.id, cursor) as follower:
+                await follower.next_event()
+                opened.release()
+                frames = await follower.rest()
+            assert follower.comments[-1].startswith(b": baton\nretry: ")
+            return frames + await frames_after(cluster.client, new, author.id, cursor + len(frames))
+
+        opened = asyncio.Semaphore(0)
+        await author.write_texts([2, 1, 3])
+        clients = [asyncio.create_task(client(cursor % 4)) for cursor in range(12)]
+        for _ in clients:
+            await asyncio.wait_for(opened.acquire(), 20)
+        leaving.signal(number)
+        for _ in range(20):
+            await author.write_texts([1])
+        assert await leaving.ends(10) == 0
+        await author.write(text(0), end=True)
+        for cursor, received in enumerate(await asyncio.gather(*clients)):
+            assert received == author.frames[cursor % 4 :]
+        assert not any("Traceback" in line for line in leaving.lines)
+
+
+async def test_while_it_drains_it_accepts_and_sends_on(cluster: Cluster) -> None:
+    author = await cluster.author()
+    async with running("serve", env=pod_environment(cluster, BATON_DRAIN_SECONDS="5")) as pod:
+        url = await address(pod)
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(2):
+                follower = await stack.enter_async_context(following(cluster.client, url, author.id))
+                await follower.next_block()
+            pod.signal(signal.SIGTERM)
+
+            async def not_ready() -> None:
+                while (await cluster.client.get(f"{url}/readyz")).status_code == 200:
+                    pass
+
+            await asyncio.wait_for(not_ready(), 5)
+            async with following(cluster.client, url, author.id) as sent_on:
+                assert await sent_on.rest() == []
+                assert b"retry: " in sent_on.comments[0]
+
+
+async def test_a_second_signal_ends_it_at_once(cluster: Cluster) -> None:
+    author = await cluster.author()
+    async with running("serve", env=pod_environment(cluster, BATON_DRAIN_SECONDS="60")) as pod:
+        url = await address(pod)
+        async with contextlib.AsyncExitStack() as stack:
+            followers = [await stack.enter_async_context(following(cluster.client, url, author.id)) for _ in range(3)]
+            for follower in followers:
+                await follower.next_block()
+            pod.signal(signal.SIGTERM)
+            # The drain has begun when the first client is sent on; the others would have to wait for long.
+            rests = [asyncio.create_task(follower.next_block()) for follower in followers]
+            await asyncio.wait(rests, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+            assert pod.process.returncode is None
+            pod.signal(signal.SIGTERM)
+            await pod.ends(5)
+            await asyncio.gather(*rests, return_exceptions=True)
+
+
+async def test_a_pod_without_clients_leaves_at_once(cluster: Cluster) -> None:
+    async with running("serve", env=pod_environment(cluster, BATON_DRAIN_SECONDS="60")) as pod:
+        await address(pod)
+        pod.signal(signal.SIGTERM)
+        assert await pod.ends(5) == 0
+
+
+async def test_a_worker_that_is_signalled_hands_its_streams_to_the_next(cluster: Cluster) -> None:
+    pod = await cluster.pod()
+    env = environment(BATON_DATABASE_URL=cluster.dsn, BATON_REPLAY_SPEED="0.5")
+    async with running("worker", env=env) as first:
+        stream_id = await cluster.create(pod, input={"transcript": "outlive"})
+        async with following(cluster.client, pod.url, stream_id) as follower:
+            await follower.next_event()
+            first.signal(signal.SIGTERM)
+            assert await first.ends(10) == 0
+            async with running("worker", env=env | {"BATON_REPLAY_SPEED": "1000"}):
+                frames = await follower.rest()
+    kinds = [frame.partition(b'"type":"')[2].partition(b'"')[0] for frame in frames]
+    assert kinds.count(b"reset") == 1
+    assert kinds[-1] == b"done"
+    assert frames == await frames_after(cluster.client, pod.url, stream_id)
+
+
+def test_pods_can_share_a_port() -> None:
+    with contextlib.closing(bind("127.0.0.1", 0)) as first:
+        port = first.getsockname()[1]
+        with contextlib.closing(bind("127.0.0.1", port)) as second:
+            assert second.getsockname() == first.getsockname()
+
+
+def test_what_the_kernel_keeps_for_a_slow_client_is_bounded() -> None:
+    with contextlib.closing(bind("127.0.0.1", 0)) as opened:
+        assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 2 * 65_536
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "192.0.2.1"])
+def test_an_address_that_cannot_be_had_is_told(host: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"Cannot listen on {host}:80\d\d: .+\."):
+        bind(host, 8099)
+
+
+def test_a_port_that_another_program_has_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(ConfigurationError, match="already in use"):
+        bind("127.0.0.1", other.getsockname()[1])
