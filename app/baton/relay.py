@@ -226,10 +226,10 @@ class Relay:
         with translated():
             batches = await log.read(self._pool, self.stream_id, cursor)
         self._metrics.log_reads += 1
-        if not _continue(batches, cursor):
+        found = _run_after(batches, cursor)
+        if not found:
             self.damage(cursor)
-            return []
-        return batches
+        return found
 
     def _apply_all(self, batches: list[Batch]) -> bool:
         """Apply what was read from the log; return whether it moved the tail."""
@@ -391,14 +391,14 @@ def _head(batches: list[Batch]) -> list[Batch]:
     return batches
 
 
-def _continue(batches: list[Batch], cursor: int) -> bool:
-    """Whether batches begin right after the cursor, or around it, and follow each other."""
+def _run_after(batches: list[Batch], cursor: int) -> list[Batch]:
+    """The batches up to the first hole, of which the first begins right after the cursor, or around it."""
     expected = cursor + 1
-    for batch in batches:
+    for count, batch in enumerate(batches):
         if batch.first_seq > expected:
-            return False
+            return batches[:count]
         expected = batch.last_seq + 1
-    return bool(batches)
+    return batches
 
 
 def _seen(task: asyncio.Task[Any]) -> None:
