@@ -201,6 +201,14 @@ async def notify(executor: Connection | Pool, channel: str, payloads: Sequence[s
     await executor.execute(_NOTIFY, channel, payloads)
 
 
+async def free_queue(executor: Connection | Pool) -> None:
+    """Have Postgres drop the notifications that all have read.
+
+    It does so by itself only when one is sent. So a queue that was full would stay so for ever, since none can be sent.
+    """
+    await executor.execute("SELECT pg_notification_queue_usage()")
+
+
 async def hint(executor: Connection | Pool, channel: str, payloads: Sequence[str]) -> None:
     """Send notifications that may get lost, after what they tell of was committed: whoever misses them polls."""
     try:

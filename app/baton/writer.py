@@ -268,6 +268,7 @@ class Notifier:
     async def _send_all(self, backoff: Backoff) -> None:
         connection = await connect(self._dsn, name="baton worker notify", prepare=self._prepare)
         try:
+            await log.free_queue(connection)
             while True:
                 await self._wake.wait()
                 self._wake.clear()
