@@ -14,7 +14,6 @@ from tests.cluster import Cluster, RunningPod, Tap, echo, text, until
 from tests.follower import Follower, following, frames_after, numbers, parse, texts
 
 from baton.generators import GenerationRequest
-from baton.listener import State
 
 BATCHES = (1, 3, 1, 5, 2, 8, 1, 4)
 
@@ -248,20 +247,6 @@ async def test_a_killed_listen_connection_is_replaced_and_what_was_missed_is_cau
                 await follower.next_event()
         await author.write(end=True)
         assert await follower.rest() == author.frames
-
-
-async def test_a_pod_that_cannot_listen_polls(cluster: Cluster) -> None:
-    nobody = "postgresql://nobody@127.0.0.1:1/none"
-    pod = await cluster.pod(listen_database_url=nobody, safety_poll_seconds=0.1)
-    assert pod.pod.listener.state is State.DEGRADED
-    author = await cluster.author()
-    async with following(cluster.client, pod.url, author.id) as follower:
-        await author.write(text(1))
-        assert (await follower.next_event())["seq"] == 1
-        await author.write(end=True)
-        assert await follower.rest() == author.frames
-    ready = await cluster.client.get(f"{pod.url}/readyz")
-    assert (ready.status_code, ready.json()["listener"]) == (200, "degraded")
 
 
 async def test_erasing_a_stream_closes_its_connections_on_all_pods_and_then_it_is_unknown(cluster: Cluster) -> None:
