@@ -117,12 +117,13 @@ async def check_delivery(listen_dsn: str, dsn: str) -> None:
     """
     channel = f"baton_check_{secrets.token_hex(8)}"
     heard = asyncio.Event()
-    listening = await connect(listen_dsn, name="baton check")
+    listening = await connect(listen_dsn, name="baton check", prepare=False)
     try:
-        sending = await connect(dsn, name="baton check")
+        sending = await connect(dsn, name="baton check", prepare=False)
         try:
             await listening.add_listener(channel, lambda *_: heard.set())
-            await sending.execute("SELECT pg_notify($1, '')", channel)
+            # Nothing is prepared here: behind a pooler that may fail by itself, and would hide what is looked for.
+            await sending.execute(f"NOTIFY {channel}")
             async with asyncio.timeout(DELIVERY_SECONDS):
                 await heard.wait()
         finally:

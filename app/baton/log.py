@@ -201,15 +201,20 @@ async def notify(executor: Connection | Pool, channel: str, payloads: Sequence[s
     await executor.execute(_NOTIFY, channel, payloads)
 
 
-async def hint(executor: Connection | Pool, channel: str, payloads: Sequence[str]) -> None:
-    """Notify, and do without where that cannot be: whoever listens polls, too, so that it only takes longer.
+async def free_queue(executor: Connection | Pool) -> None:
+    """Have Postgres drop the notifications that all have read.
 
-    The queue of notifications may be full, which says nothing of what was committed before.
+    It does so by itself only when one is sent. So a queue that was full would stay so for ever, since none can be sent.
     """
+    await executor.execute("SELECT pg_notification_queue_usage()")
+
+
+async def hint(executor: Connection | Pool, channel: str, payloads: Sequence[str]) -> None:
+    """Send notifications that may get lost, after what they tell of was committed: whoever misses them polls."""
     try:
         await notify(executor, channel, payloads)
     except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
-        logger.warning("A notification cannot be sent: %r", error)
+        logger.warning("A notification was not sent, and will be missed until the next poll: %r", error)
 
 
 def _closing(endings: Iterable[tuple[Append, Outcome]]) -> list[list[object]]:

@@ -67,8 +67,8 @@ class Pod:
             name="baton pod",
             prepare=settings.prepare,
         ) as pool:
-            await database.check_schema(pool)
             await check_delivery(settings.listen_dsn, settings.dsn)
+            await database.check_schema(pool)
             pod = cls(settings, pool)
             if sentence := await pod.missing_generator(settings.default_generator):
                 raise ConfigurationError(f"BATON_DEFAULT_GENERATOR: {sentence}")

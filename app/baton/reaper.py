@@ -2,12 +2,13 @@
 
 A worker is dead when its counter stood still for a whole lease while this reaper watched over one uninterrupted
 connection. So no clock is compared with another, and an outage of Postgres, which stops all counters, kills nobody:
-whoever lost its connection begins to watch anew.
+whoever lost its connection, or could not look for a while, begins to watch anew.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from uuid import UUID
 
@@ -22,19 +23,34 @@ logger = logging.getLogger(__name__)
 class Reaper:
     """Watches the other workers, for one worker."""
 
-    def __init__(self, *, lease_seconds: float, max_attempts: int) -> None:
+    def __init__(self, *, lease_seconds: float, max_attempts: int, max_pause_seconds: float = math.inf) -> None:
         self._lease_seconds = lease_seconds
         self._max_attempts = max_attempts
+        self._max_pause_seconds = max_pause_seconds
+        self._looked_at = self._steady_since = time.monotonic()
         self._seen: dict[UUID, tuple[int, float]] = {}
 
     def forget(self) -> None:
         """Begin to watch anew, after the connection was interrupted."""
         self._seen.clear()
+        self._steady_since = time.monotonic()
+
+    def steady_seconds(self) -> float:
+        """Return for how long it has watched without a pause that was too long.
+
+        After a stall of the network or of this process the others' counters stand where they stood before it, since
+        they could not raise them either.
+        """
+        now = time.monotonic()
+        if now - self._looked_at > self._max_pause_seconds:
+            self.forget()
+        return now - self._steady_since
 
     async def look(self, connection: Connection, own_id: UUID) -> None:
         """Look at all counters; bury the workers that stood still for too long."""
         counters = await workers.counters(connection)
-        now = time.monotonic()
+        self.steady_seconds()
+        self._looked_at = now = time.monotonic()
         for worker_id, counter in counters.items():
             seen, since = self._seen.get(worker_id, (-1, now))
             if seen != counter:

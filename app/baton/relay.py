@@ -35,6 +35,8 @@ from .notifications import Announcement, unpack
 logger = logging.getLogger(__name__)
 
 LINGER_SECONDS: Final = 5
+# So long a pod remembers that a log has a hole: clients that come back are refused, and do not come back again.
+DAMAGED_LINGER_SECONDS: Final = 300
 PAGES_KEPT: Final = 4
 # What a subscriber takes at once, so that one that then reads nothing does not hold more.
 TAKE_BYTES: Final = 65_536
@@ -158,6 +160,7 @@ class Relay:
         """Learn that what follows the cursor is not in the log, though later events are."""
         logger.error("The log of stream %s has a hole after event %d.", self.stream_id, cursor)
         self.damaged = True
+        self._window.clear()
         self.leave()
 
     def window_after(self, cursor: int) -> list[Batch] | None:
@@ -223,10 +226,10 @@ class Relay:
         with translated():
             batches = await log.read(self._pool, self.stream_id, cursor)
         self._metrics.log_reads += 1
-        if not _continue(batches, cursor):
+        found = _run_after(batches, cursor)
+        if not found:
             self.damage(cursor)
-            return []
-        return batches
+        return found
 
     def _apply_all(self, batches: list[Batch]) -> bool:
         """Apply what was read from the log; return whether it moved the tail."""
@@ -274,7 +277,7 @@ class Relays:
             Unavailable: the database does not answer.
         """
         relay = self._relays.get(stream_id.hex)
-        if relay is None or relay.over:
+        if relay is None or (relay.over and not relay.damaged):
             # It stands here before it reads the log, so that no notification from now on is missed.
             relay = Relay(stream_id, self._pool, self._metrics, window_bytes=self._window_bytes)
             self._relays[stream_id.hex] = relay
@@ -358,10 +361,11 @@ class Relays:
         now = time.monotonic()
         for key, relay in list(self._relays.items()):
             relay.forget_pages()
-            if relay.over or (relay.idle_since is not None and now - relay.idle_since > LINGER_SECONDS):
+            linger_seconds = DAMAGED_LINGER_SECONDS if relay.damaged else 0 if relay.over else LINGER_SECONDS
+            if relay.idle_since is not None and now - relay.idle_since > linger_seconds:
                 del self._relays[key]
         self._metrics.relays = len(self._relays)
-        before = {relay: relay.tail for relay in self._relays.values() if not relay.ended}
+        before = {relay: relay.tail for relay in self._relays.values() if not (relay.ended or relay.over)}
         if not before:
             return
         tails = await log.tails(self._pool, [relay.stream_id for relay in before])
@@ -387,14 +391,14 @@ def _head(batches: list[Batch]) -> list[Batch]:
     return batches
 
 
-def _continue(batches: list[Batch], cursor: int) -> bool:
-    """Whether batches begin right after the cursor, or around it, and follow each other."""
+def _run_after(batches: list[Batch], cursor: int) -> list[Batch]:
+    """The batches up to the first hole, of which the first begins right after the cursor, or around it."""
     expected = cursor + 1
-    for batch in batches:
+    for count, batch in enumerate(batches):
         if batch.first_seq > expected:
-            return False
+            return batches[:count]
         expected = batch.last_seq + 1
-    return bool(batches)
+    return batches
 
 
 def _seen(task: asyncio.Task[Any]) -> None:

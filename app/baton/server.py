@@ -16,17 +16,28 @@ from typing import Final
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .errors import ConfigurationError
 from .main import create_app
 from .pod import Pod
 from .settings import Settings
+from .sse import ABORT_EXTENSION
 
 logger = logging.getLogger(__name__)
 
 # What the kernel keeps for a client that does not read; by default it would take megabytes.
 SEND_BUFFER_BYTES: Final = 65_536
 SHUTDOWN_SECONDS: Final = 5
+
+
+class Protocol(HttpToolsProtocol):
+    """HTTP/1.1 that lets a response cut its connection: closing it would wait for what its client does not accept."""
+
+    def on_message_begin(self) -> None:
+        """Offer it to the request that begins."""
+        super().on_message_begin()
+        self.scope["extensions"] = {ABORT_EXTENSION: self.transport.abort}  # type: ignore[dict-item]
 
 
 class Server(uvicorn.Server):
@@ -77,7 +88,7 @@ def uvicorn_config(app: Starlette) -> uvicorn.Config:
     """How uvicorn is run: with nothing of its own around the app."""
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=Protocol,
         loop="none",
         ws="none",
         lifespan="off",

@@ -97,7 +97,7 @@ SELECT id, epoch, coalesce(queued_at, created_at)
 FROM baton.stream
 WHERE status = 'queued' AND (
     coalesce(queued_at, created_at) < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $1))
-    OR coalesce(watched_at, created_at) < clock_timestamp() - make_interval(secs => unwatched_timeout))
+    OR ($2 AND coalesce(watched_at, created_at) < clock_timestamp() - make_interval(secs => unwatched_timeout)))
 LIMIT 100
 """
 
@@ -279,10 +279,10 @@ async def end_claimed(connection: Connection, stream_id: UUID, epoch: int, outco
     return await end(connection, stream_id, outcome, _TAKE_EPOCH, epoch)
 
 
-async def end_overdue(connection: Connection, queue_timeout: float) -> int:
+async def end_overdue(connection: Connection, queue_timeout: float, *, unwatched: bool = True) -> int:
     """End the queued streams that have waited for too long, in seconds, or that nobody watches; return how many."""
     ended = 0
-    for stream_id, epoch, timed_out in await connection.fetch(_OVERDUE, queue_timeout):
+    for stream_id, epoch, timed_out in await connection.fetch(_OVERDUE, queue_timeout, unwatched):
         outcome = QUEUE_TIMEOUT if timed_out else UNWATCHED
         ended += await end(connection, stream_id, outcome, _TAKE_QUEUED_EPOCH, epoch)
     return ended

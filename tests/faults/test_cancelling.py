@@ -1,0 +1,145 @@
+"""Cancel reaches the generator wherever it runs, and whatever gets lost; and so does it when nobody watches."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import UUID
+
+from tests.cluster import Cluster, RunningPod, Tap, echo, ended, until
+from tests.faults.test_leases import row
+from tests.faults.viewers import Viewer
+
+from baton import streams
+from baton.chaos.proxy import Proxy
+
+QUICK: dict[str, Any] = {"worker_heartbeat_seconds": 0.1, "poll_seconds": 0.1, "lease_seconds": 2}
+
+
+async def cancel(cluster: Cluster, pod: RunningPod, stream_id: str) -> int:
+    return (await cluster.client.post(f"{pod.url}/v1/streams/{stream_id}/cancel")).status_code
+
+
+async def test_a_lost_notification_of_a_cancel_is_made_up_for_by_the_heartbeat(cluster: Cluster) -> None:
+    pod, tap = await cluster.pod(), Tap()
+    await cluster.worker({"replay": tap})
+    stream_id = await cluster.create(pod)
+    viewer = Viewer(cluster.client, pod.url, stream_id)
+    tap.let("so far")
+    await viewer.has(1)
+    assert await streams.request_cancel(cluster.pool, UUID(stream_id)) == "running"
+    end = await viewer.end()
+    assert (end["status"], viewer.text) == ("cancelled", "so far")
+    assert tap.cancelled.is_set()
+
+
+async def test_it_reaches_the_worker_that_has_the_stream_by_notification(cluster: Cluster) -> None:
+    pod = await cluster.pod()
+    taps = [Tap(), Tap()]
+    ids = []
+    for tap in taps:
+        # So long between heartbeats that only the notification can be what it hears.
+        await cluster.worker({"replay": tap}, worker_concurrency=1, worker_heartbeat_seconds=60, lease_seconds=600)
+        ids.append(await cluster.create(pod))
+        await tap.started.wait()
+    viewers = [Viewer(cluster.client, pod.url, stream_id) for stream_id in ids]
+    for first, other in ((0, 1), (1, 0)):
+        assert await cancel(cluster, pod, ids[first]) == 202
+        assert (await viewers[first].end())["status"] == "cancelled"
+        assert taps[first].cancelled.is_set()
+        assert taps[other].cancelled.is_set() == (first == 1)
+
+
+async def test_a_queued_stream_is_cancelled_without_a_worker(cluster: Cluster) -> None:
+    pod = await cluster.pod()
+    stream_id = await cluster.create(pod)
+    viewer = Viewer(cluster.client, pod.url, stream_id)
+    await until(lambda: bool(viewer.pods))
+    assert await cancel(cluster, pod, stream_id) == 200
+    assert (await viewer.end())["status"] == "cancelled"
+    tap = Tap()
+    await cluster.worker({"replay": tap}, **QUICK)
+    after = await cluster.create(pod)
+    await tap.started.wait()
+    assert (await row(cluster, stream_id)).attempts == 0
+    await cancel(cluster, pod, after)
+
+
+async def test_after_the_end_it_changes_nothing(cluster: Cluster) -> None:
+    pod = await cluster.pod()
+    await cluster.worker({"replay": echo}, **QUICK)
+    stream_id = await cluster.create(pod, input=["done"])
+    await Viewer(cluster.client, pod.url, stream_id).end()
+    before = await row(cluster, stream_id)
+    assert await cancel(cluster, pod, stream_id) == 200
+    assert await row(cluster, stream_id) == before
+    assert before.status == "completed"
+
+
+async def test_watched_on_either_pod_a_stream_lives_and_unwatched_it_ends(cluster: Cluster) -> None:
+    settings = {"watch_interval_seconds": 0.1, "database_timeout_seconds": 1}
+    pods = [await cluster.pod(**settings) for _ in range(2)]
+    tap = Tap()
+    await cluster.worker({"replay": tap}, **QUICK, **settings)
+    stream_id = await cluster.create(pods[0], cancel_when_unwatched_seconds=1.0)
+    for pod in pods:
+        viewer = Viewer(cluster.client, pod.url, stream_id)
+        await until(lambda viewer=viewer: bool(viewer.pods))  # type: ignore[misc]
+        # Longer than it may be unwatched, and than the worker takes to trust what pods note.
+        await _noted_for(cluster, stream_id, 2.5)
+        assert (await row(cluster, stream_id)).status == "running"
+        await ended(viewer.task)
+    await asyncio.wait_for(tap.cancelled.wait(), 20)
+    found = await cluster.client.get(f"{pods[0].url}/v1/streams/{stream_id}?wait=20")
+    assert (found.json()["status"], found.json()["finish_reason"]) == ("cancelled", "unwatched")
+
+
+async def test_a_queued_stream_that_nobody_watches_ends_too(cluster: Cluster) -> None:
+    settings = {"watch_interval_seconds": 0.1, "database_timeout_seconds": 1}
+    pod = await cluster.pod(**settings, generators={"elsewhere": "no:where"})
+    await cluster.worker({"replay": echo}, **QUICK, **settings)
+    stream_id = await cluster.create(pod, generator="elsewhere", cancel_when_unwatched_seconds=0.3)
+
+    async def unwatched() -> bool:
+        return (await row(cluster, stream_id)).finish_reason == "unwatched"
+
+    await until(unwatched)
+
+
+async def test_an_outage_in_which_pods_cannot_note_who_watches_cancels_nothing(cluster: Cluster) -> None:
+    settings = {"watch_interval_seconds": 0.2, "database_timeout_seconds": 1}
+    tap = Tap()
+    async with Proxy(cluster.dsn) as proxy:
+        pod = await cluster.pod(**settings, database_url=proxy.dsn)
+        await cluster.worker({"replay": tap}, **QUICK, **settings)
+        stream_id = await cluster.create(pod, cancel_when_unwatched_seconds=1.0)
+        viewer = Viewer(cluster.client, pod.url, stream_id)
+        tap.let("one ")
+        await viewer.has(1)
+        await _noted_for(cluster, stream_id, 2)
+        # The worker's connections are lost with the pod's, and come back before the pod has noted anything.
+        proxy.stall()
+        worker_connections = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1"
+        await asyncio.sleep(0.9)
+        await cluster.pool.execute(worker_connections, "baton worker control")
+        await asyncio.sleep(0.6)
+        proxy.resume()
+        await _noted_for(cluster, stream_id, 2)
+        tap.let("two")
+        tap.end()
+        assert (await viewer.end())["status"] == "completed"
+        assert viewer.text == "one two"
+
+
+async def _noted_for(cluster: Cluster, stream_id: str, seconds: float) -> None:
+    """Wait until pods have gone on writing down that somebody watches for so long."""
+    query = "SELECT extract(epoch FROM watched_at)::float8 FROM baton.stream WHERE id = $1"
+    seen: list[float] = []
+
+    async def long_enough() -> bool:
+        noted = await cluster.pool.fetchval(query, UUID(stream_id))
+        if noted is not None:
+            seen.append(noted)
+        return bool(seen) and seen[-1] - seen[0] >= seconds
+
+    await until(long_enough)

@@ -1,0 +1,44 @@
+"""PgBouncer in transaction mode: found at the start, and no trouble where LISTEN goes around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from tests.cluster import Cluster, echo
+from tests.faults.servers import PGBOUNCER, pgbouncer
+from tests.faults.viewers import Viewer
+from tests.processes import environment, finished
+
+pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed here")
+
+
+@pytest.fixture
+async def pooler(cluster: Cluster) -> AsyncIterator[str]:
+    async with pgbouncer(cluster.dsn) as dsn:
+        yield dsn
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+async def test_it_is_found_at_the_start_each_time(pooler: str, command: str) -> None:
+    env = environment(BATON_DATABASE_URL=pooler, BATON_ALLOW_ANONYMOUS="true", BATON_PORT="0")
+    # Twice: what one start leaves in the pooler's sessions must not hide it from the next.
+    for _ in range(2):
+        code, _, said = await finished(command, env=env)
+        assert code == 2
+        assert said.splitlines()[-1].startswith("baton: A notification did not arrive within 5 s")
+        assert "Set BATON_LISTEN_DATABASE_URL to one that goes around it." in said
+
+
+async def test_around_it_many_streams_at_once_arrive_whole(cluster: Cluster, pooler: str) -> None:
+    settings = {"database_url": pooler, "listen_database_url": cluster.dsn}
+    pods = [await cluster.pod(**settings) for _ in range(2)]
+    for _ in range(2):
+        await cluster.worker({"replay": echo}, flush_window_milliseconds=1, **settings)
+    words = [f"{number} " for number in range(50)]
+    ids = await asyncio.gather(*(cluster.create(pods[number % 2], input=words) for number in range(60)))
+    viewers = [Viewer(cluster.client, pod.url, stream_id) for stream_id in ids for pod in pods]
+    for viewer in viewers:
+        assert (await viewer.end())["status"] == "completed"
+        assert viewer.text == "".join(words)
