@@ -39,7 +39,8 @@ def test_pieces_of_tool_calls_are_joined_by_index_and_ordered() -> None:
     made = snapshot(
         {"type": "tool_call", "index": 1, "id": "b", "name": "second", "arguments_delta": '{"x"'},
         {"type": "tool_call", "index": 0, "id": "a", "name": "first", "arguments_delta": ""},
-        {"type": "tool_call", "index": 1, "arguments_delta": ":1}"},
+        {"type": "tool_call", "index": 1, "id": None, "name": None, "arguments_delta": ":1}"},
+        {"type": "tool_call", "index": 0, "arguments_delta": None},
         {"type": "tool_result", "id": "a", "result": [1]},
     )
     assert made.tool_calls == [

@@ -20,7 +20,7 @@ FinalStatus = Literal["completed", "failed", "cancelled"]
 MAX_SEQ = 2**31 - 1
 
 # What a generator may yield: the required fields of each type and what they must be.
-_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+_FIELDS: dict[str, dict[str, type]] = {
     "text": {"delta": str},
     "reasoning": {"delta": str},
     "tool_call": {"index": int},
@@ -28,10 +28,14 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "usage": {},
     "custom": {"name": str},
 }
+# Strings that may be missing or None. Readers join them, so anything else would make a stream unreadable.
+_OPTIONAL_STRINGS: dict[str, tuple[str, ...]] = {"tool_call": ("id", "name", "arguments_delta")}
 TYPES = frozenset(_FIELDS)
 
 # The types whose events count as tokens in a stream's timings.
 TOKEN_TYPES = frozenset({"text", "reasoning", "tool_call"})
+
+_TYPE_NAMES = {str: "a string", int: "a whole number"}
 
 _TEXT_HEAD = b'{"type":"text","delta":'
 _DIGITS = re.compile(r"[0-9]{1,18}", re.ASCII)
@@ -55,12 +59,15 @@ def encode_event(event: Mapping[str, Any]) -> bytes:
         InvalidEvent: the type is unknown, a field is missing or of the wrong type, or a value is not JSON.
     """
     kind = event.get("type")
-    fields = _FIELDS.get(kind) if isinstance(kind, str) else None
-    if fields is None:
+    if not isinstance(kind, str) or kind not in _FIELDS:
         raise InvalidEvent(f"An event's type is one of {', '.join(sorted(TYPES))}, not {kind!r:.80}.")
-    for name, wanted in fields.items():
-        if not isinstance(event.get(name), wanted):
-            raise InvalidEvent(f"A {kind} event needs {name!r} as {_type_name(wanted)}.")
+    for name, wanted in _FIELDS[kind].items():
+        value = event.get(name)
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise InvalidEvent(f"A {kind} event needs {name!r} as {_TYPE_NAMES[wanted]}.")
+    for name in _OPTIONAL_STRINGS.get(kind, ()):
+        if not isinstance(event.get(name), str | None):
+            raise InvalidEvent(f"A {kind} event's {name!r} is a string, where there is one.")
     return encode_object({"type": kind, **event})
 
 
@@ -118,8 +125,3 @@ def parse_cursor(raw: str | None) -> int:
             f"A cursor is the id of the last event received, a whole number such as 42, not {raw!r:.80}."
         )
     return int(raw)
-
-
-def _type_name(wanted: type | tuple[type, ...]) -> str:
-    kinds = wanted if isinstance(wanted, tuple) else (wanted,)
-    return " or ".join({str: "a string", int: "a whole number"}.get(kind, kind.__name__) for kind in kinds)
