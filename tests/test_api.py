@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import Counter
 from collections.abc import AsyncIterator
 from itertools import pairwise
@@ -16,7 +17,9 @@ from tests.cluster import Cluster, RunningPod, Tap, echo, text, until
 from tests.follower import Follower, following, frames_after, parse
 
 from baton.embedded import embedded_postgres
+from baton.errors import InvalidRequest
 from baton.migrate import migrate
+from baton.models import CreateStream, validated
 
 
 @pytest.fixture
@@ -74,6 +77,27 @@ BAD_BODIES: dict[str, tuple[bytes, str]] = {
     "two values": (b"{}{}", "not JSON"),
     "no UTF-8": (b'{"input":"\xff"}', "not JSON"),
     "endless nesting": (b'{"input":' + b"[" * 100_000, "not JSON"),
+    "more nesting than can be written": (
+        b'{"input":' + b"[" * 300 + b"]" * 300 + b"}",
+        "input: cannot be stored as JSON: Recursion limit reached.",
+    ),
+    "a cut emoji, and more nesting than can be written": (
+        b'{"input":["\\ud83d",' + b"[" * 300 + b"]" * 300 + b"]}",
+        "input: cannot be stored as JSON: Recursion limit reached.",
+    ),
+    "a cut emoji, and a number of more than 64 bits": (
+        b'{"input":["\\ud83d",18446744073709551616]}',
+        "input: cannot be stored as JSON: Integer exceeds 64-bit range.",
+    ),
+    "the same in metadata": (
+        b'{"input":"\\ud83d","metadata":{"a":18446744073709551616}}',
+        "metadata: cannot be stored as JSON: Integer exceeds 64-bit range.",
+    ),
+    "NaN": (b'{"input":NaN}', "not JSON"),
+    "infinity": (b'{"input":[-Infinity]}', "not JSON"),
+    "a number that is too large": (b'{"input":1e999}', "not JSON"),
+    "a number that is too large in metadata": (b'{"input":1,"metadata":{"a":1e999}}', "not JSON"),
+    "a whole number that is too large": (b'{"input":1' + b"0" * 400 + b"}", "Integer exceeds 64-bit range"),
     "a list": (b"[]", "body:"),
     "no input": (b"{}", "input: Field required"),
     "an unknown field": (b'{"input":1,"model":"x"}', "model: Extra inputs are not permitted"),
@@ -99,6 +123,12 @@ async def test_a_bad_body_is_refused_with_what_is_wrong(api: httpx2.AsyncClient,
     answer = await api.post("/v1/streams", content=content)
     assert refused(answer) == (400, "invalid_request")
     assert reason in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+def test_a_number_that_json_has_no_word_for_is_no_metadata(number: float) -> None:
+    with pytest.raises(InvalidRequest, match="finite number"):
+        validated(CreateStream, {"input": 1, "metadata": {"a": number}})
 
 
 async def test_any_json_is_an_input(cluster: Cluster, api: httpx2.AsyncClient) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
@@ -276,9 +277,17 @@ def _json(body: bytes) -> Any:
         reason = str(error)
     try:
         # orjson refuses escaped lone surrogates, which JavaScript sends for a cut emoji.
-        return clean(json.loads(body))
+        return clean(json.loads(body, parse_constant=_refused, parse_float=_finite))
     except (ValueError, RecursionError):
         raise InvalidRequest(f"The body is not JSON: {reason}.") from None
+
+
+def _refused(constant: str) -> Any:
+    raise ValueError(constant)
+
+
+def _finite(number: str) -> float:
+    return float(number) if math.isfinite(float(number)) else _refused(number)
 
 
 def _idempotency_key(request: Request, body: bytes) -> IdempotencyKey | None:

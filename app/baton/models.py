@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import InvalidRequest
 from .outcome import Timings
@@ -20,6 +20,7 @@ _MAX_METADATA_FILTERS = 4
 
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
 Text = Annotated[str, Field(max_length=500, pattern=r"^[^\x00]*$")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -31,12 +32,22 @@ class CreateStream(BaseModel):
 
     input: Any
     generator: Name | None = None
-    metadata: dict[Name, Text | bool | int | float] = Field(default_factory=dict, max_length=32)
+    metadata: dict[Name, Text | bool | int | Finite] = Field(default_factory=dict, max_length=32)
     on_worker_lost: Literal["retry", "fail"] | None = None
     max_duration_seconds: Seconds | None = None
     idle_timeout_seconds: Seconds | None = None
     queue_timeout_seconds: Seconds | None = None
     cancel_when_unwatched_seconds: Seconds | None = None
+
+    @field_validator("input", "metadata")
+    @classmethod
+    def _can_be_written(cls, value: Any) -> Any:
+        """Refuse what can be read and yet not be stored: deep nesting, and whole numbers of more than 64 bits."""
+        try:
+            orjson.dumps(value)
+        except TypeError as error:
+            raise ValueError(f"cannot be stored as JSON: {error}") from None
+        return value
 
 
 class FindStreams(BaseModel):
@@ -66,7 +77,10 @@ def validated(model: type[Model], content: Any) -> Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        found = [f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in error.errors()]
+        found = [
+            f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors()
+        ]
         raise InvalidRequest("; ".join(found)[:1000] + ".") from None
 
 
