@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
-from tests.conftest import named_database
+from tests.conftest import execute, named_database
 from tests.processes import SERVES, environment, finished, running
 
 from baton import __version__
@@ -80,6 +82,35 @@ async def test_a_database_that_is_missing_or_not_migrated_is_told(empty_dsn: str
         "nor for a worker either": ("worker", database(empty_dsn), unmigrated),
     }
     await check(cases, tmp_path)
+
+
+async def test_a_role_without_rights_is_told(dsn: str, empty_dsn: str, tmp_path: Path) -> None:
+    role = f"nobody_{secrets.token_hex(4)}"
+    await execute(dsn, f"CREATE ROLE {role} LOGIN PASSWORD '{SECRET}'")
+    try:
+        may_not = r"The role of BATON_DATABASE_URL may not use Baton's tables: permission denied for schema baton\. .+"
+        cases: dict[str, Case] = {
+            "to serve": ("serve", database(as_role(dsn, role)), may_not),
+            "to work": ("worker", database(as_role(dsn, role)), may_not),
+            "to migrate": (
+                "migrate",
+                database(as_role(empty_dsn, role)),
+                r"The migrations could not run: permission denied for database \w+\. `baton migrate` needs a role .+",
+            ),
+            "to migrate what is another's": (
+                "migrate",
+                database(as_role(dsn, role)),
+                r"The migrations could not run: permission denied for .+\. `baton migrate` needs a role .+",
+            ),
+        }
+        await check(cases, tmp_path)
+    finally:
+        await execute(dsn, f"DROP ROLE {role}")
+
+
+def as_role(dsn: str, role: str) -> str:
+    parts = urlsplit(dsn)
+    return urlunsplit(parts._replace(netloc=f"{role}:{SECRET}@{parts.netloc.rpartition('@')[2]}"))
 
 
 FILES = {

@@ -107,11 +107,17 @@ async def check_schema(executor: Connection | Pool) -> None:
 
     Raises:
         SchemaMismatch: the migrations have not run, or this code is older than the schema.
+        ConfigurationError: the role may not read Baton's tables.
     """
     try:
         found = await executor.fetchval("SELECT version_num FROM baton.alembic_version")
     except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
         found = None
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise ConfigurationError(
+            f"The role of BATON_DATABASE_URL may not use Baton's tables: {error}. Connect as the role that ran "
+            "`baton migrate`, or have it grant this one its rights on the schema `baton` and all tables in it."
+        ) from None
     if found is None:
         raise SchemaMismatch("The database has no Baton tables yet. Run `baton migrate` first.")
     if found < REVISION:

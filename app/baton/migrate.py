@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import asyncpg
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection as SyncConnection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -28,13 +30,15 @@ async def migrate(dsn: str, *, days_ahead: int, say: Callable[[str], None] = lam
 
     Raises:
         DatabaseUnreachable: there is no connection to be had.
+        ConfigurationError: Postgres refuses a migration, for want of rights for instance.
     """
     connection = await connect(dsn, timeout_seconds=60, name="baton migrate")
     try:
         async with _alone(connection, say):
-            await upgrade(dsn)
-            for name in await partitions.create_ahead(connection, days_ahead):
-                say(f"Created partition {name}.")
+            with _refusals():
+                await upgrade(dsn)
+                for name in await partitions.create_ahead(connection, days_ahead):
+                    say(f"Created partition {name}.")
     finally:
         await connection.close()
 
@@ -100,3 +104,18 @@ async def _alone(connection: Connection, say: Callable[[str], None]) -> AsyncIte
         yield
     finally:
         await connection.execute("SELECT pg_advisory_unlock($1)", _ADVISORY_LOCK)
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Say in one sentence what Postgres refused. SQLAlchemy wraps what the driver raised, twice."""
+    try:
+        yield
+    except (DBAPIError, asyncpg.PostgresError) as error:
+        reason: BaseException = error
+        if isinstance(error, DBAPIError) and error.orig is not None:
+            reason = error.orig.__cause__ or error.orig
+        advice = ""
+        if isinstance(reason, asyncpg.InsufficientPrivilegeError):
+            advice = " `baton migrate` needs a role that may create a schema in this database, or that owns `baton`."
+        raise ConfigurationError(f"The migrations could not run: {reason}.{advice}") from error
