@@ -164,6 +164,16 @@ async def test_a_setting_that_makes_no_sense_is_told(dsn: str, tmp_path: Path) -
                 {"BATON_DEFAULT_GENERATOR": "nosuch"},
                 r"BATON_DEFAULT_GENERATOR: There is no generator called 'nosuch'\. Known are: replay\. .+",
             ),
+            "the default has no key": (
+                "serve",
+                {"BATON_DEFAULT_GENERATOR": "openai"},
+                r"BATON_DEFAULT_GENERATOR: The generator 'openai' cannot be used yet: set OPENAI_API_KEY, or .+\.",
+            ),
+            "the default is not offered": (
+                "serve",
+                {"BATON_DEFAULT_GENERATOR": "openai", "OPENAI_API_KEY": "k", "BATON_OFFERED_GENERATORS": "replay"},
+                r"BATON_DEFAULT_GENERATOR: The generator 'openai' is left out of BATON_OFFERED_GENERATORS\.",
+            ),
             "a port in use": ("serve", {"BATON_PORT": port}, rf"Cannot listen on 127\.0\.0\.1:{port}: .+ in use\."),
             "no such address": ("serve --host nosuch.invalid", {}, r"Cannot listen on nosuch\.invalid:0: .+\."),
             "no access control": (

@@ -55,6 +55,15 @@ def test_the_environment_goes_before_the_file_and_an_argument_before_both(monkey
             "mysql://u:secret@h/n",
             "BATON_DATABASE_URL: it must look like postgresql://user:password",
         ),
+        (
+            "BATON_POD_NAME",
+            "pöd",
+            "BATON_POD_NAME: it must be 1 to 100 printable ASCII characters, with no space at an end (it is 'pöd').",
+        ),
+        ("BATON_POD_NAME", "a\nb", "BATON_POD_NAME: it must be 1 to 100 printable ASCII"),
+        ("BATON_POD_NAME", "x" * 101, "BATON_POD_NAME: it must be 1 to 100 printable ASCII"),
+        ("BATON_WORKER_NAME", " w", "BATON_WORKER_NAME: it must be 1 to 100 printable ASCII"),
+        ("BATON_WORKER_NAME", "", "BATON_WORKER_NAME: it must be 1 to 100 printable ASCII"),
         ("BATON_PORT", "65536", "BATON_PORT: Input should be less than or equal to 65535 (it is '65536')."),
     ],
 )
@@ -66,6 +75,21 @@ def test_a_mistake_gets_a_sentence_that_names_the_variable(
         Settings.load()
     assert sentence in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a", "pod-a", "x" * 100, "pod ~ !"])
+def test_a_name_is_what_a_header_can_carry(name: str) -> None:
+    assert Settings.load(pod_name=name, worker_name=name).pod_name == name
+
+
+def test_a_lease_outlasts_three_heartbeats() -> None:
+    assert Settings.load(database_url=DSN, lease_seconds=3, worker_heartbeat_seconds=1).lease_seconds == 3
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load(database_url=DSN, lease_seconds=2.9, worker_heartbeat_seconds=1)
+    assert str(caught.value) == (
+        "BATON_LEASE_SECONDS must be at least 3 times BATON_WORKER_HEARTBEAT_SECONDS, 3 (it is 2.9): "
+        "else a worker whose heartbeat is late counts as dead."
+    )
 
 
 def test_all_mistakes_are_told_at_once() -> None:

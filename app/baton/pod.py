@@ -10,7 +10,7 @@ from typing import Self
 from . import database, workers
 from .database import Pool
 from .errors import ConfigurationError
-from .generators.registry import configured_names
+from .generators.registry import configured_names, what_is_missing
 from .listener import Listener, State, check_delivery
 from .metrics import PodMetrics
 from .notifications import EVENTS_CHANNEL
@@ -97,6 +97,8 @@ class Pod:
             known |= await workers.offered_generators(self.pool)
         if name in known:
             return None
+        if sentence := what_is_missing(self.settings, name):
+            return sentence
         return (
             f"There is no generator called {name!r}. Known are: {', '.join(sorted(known))}. "
             "Your own are named in BATON_GENERATORS, for pods and workers alike."

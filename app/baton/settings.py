@@ -8,11 +8,13 @@ import socket
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .errors import ConfigurationError
 
+# What an HTTP header can carry.
+_NAME = re.compile(r"[!-~]([ -~]{0,98}[!-~])?")
 _GENERATOR = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})=(?P<target>[A-Za-z_][\w.]*:[A-Za-z_]\w*)")
 
 
@@ -33,7 +35,7 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="The address that a pod listens on")
     port: int = Field(8000, ge=0, le=65535)
-    pod_name: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}", max_length=100)
+    pod_name: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
     allow_anonymous: bool = Field(False, description="Serve without access control")
     heartbeat_seconds: float = Field(15, gt=0, le=300, description="A comment keeps an idle connection alive")
     reconnect_milliseconds: int = Field(1000, ge=0, le=60_000, description="`retry:` of each SSE connection")
@@ -50,7 +52,7 @@ class Settings(BaseSettings):
     listen_probe_seconds: float = Field(5, gt=0, le=60, description="How often the LISTEN connection is probed")
 
     worker_concurrency: int = Field(200, ge=1, le=100_000, description="Generators at once in one worker")
-    worker_name: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}", max_length=100)
+    worker_name: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
     flush_window_milliseconds: float = Field(30, ge=0, le=10_000, description="Pause between two flushes")
     buffer_events: int = Field(1024, ge=1, le=1_000_000, description="Events of a stream that may wait for a flush")
     worker_heartbeat_seconds: float = Field(0.5, gt=0, le=60)
@@ -108,6 +110,13 @@ class Settings(BaseSettings):
             raise ValueError("it must look like postgresql://user:password@host:5432/name")
         return value
 
+    @field_validator("pod_name", "worker_name")
+    @classmethod
+    def _is_printable(cls, value: str) -> str:
+        if not _NAME.fullmatch(value):
+            raise ValueError("it must be 1 to 100 printable ASCII characters, with no space at an end")
+        return value
+
     @field_validator("openai_base_url", "anthropic_base_url")
     @classmethod
     def _is_http(cls, value: str | None) -> str | None:
@@ -135,6 +144,16 @@ class Settings(BaseSettings):
     @classmethod
     def _parse_names(cls, value: Any) -> Any:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _lease_outlasts_heartbeats(self) -> Self:
+        least = 3 * self.worker_heartbeat_seconds
+        if self.lease_seconds < least:
+            raise ValueError(
+                f"BATON_LEASE_SECONDS must be at least 3 times BATON_WORKER_HEARTBEAT_SECONDS, {least:g} "
+                f"(it is {self.lease_seconds:g}): else a worker whose heartbeat is late counts as dead"
+            )
+        return self
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
@@ -180,8 +199,11 @@ def _plain(url: SecretStr) -> str:
 
 
 def _sentence(error: Any) -> str:
-    name = str(error["loc"][0]) if error["loc"] else "settings"
-    variable = name if name.isupper() else f"BATON_{name.upper()}"
     message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        # What is wrong with several together names them; the input is all settings, secrets included.
+        return f"{message}."
+    name = str(error["loc"][0])
+    variable = name if name.isupper() else f"BATON_{name.upper()}"
     given = "" if "url" in name or "key" in name.lower() else f" (it is {error['input']!r:.80})"
     return f"{variable}: {message}{given}."

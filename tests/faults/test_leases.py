@@ -170,7 +170,8 @@ async def test_an_outage_of_three_times_the_lease_ends_no_healthy_stream(cluster
 async def test_a_claim_whose_reply_was_lost_is_handed_back(cluster: Cluster) -> None:
     pod, tap = await cluster.pod(), Tap()
     async with Proxy(cluster.dsn) as proxy:
-        await cluster.worker({"replay": tap}, **QUICK | {"database_url": proxy.dsn, "worker_heartbeat_seconds": 60})
+        rare = {"worker_heartbeat_seconds": 60, "lease_seconds": 600}
+        await cluster.worker({"replay": tap}, **QUICK | rare | {"database_url": proxy.dsn})
         async with cluster.pool.acquire() as connection, connection.transaction():
             # It is there for others when the claim, which waits for the lock, goes on.
             await connection.execute("LOCK TABLE baton.stream IN EXCLUSIVE MODE")

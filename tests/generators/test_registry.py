@@ -10,6 +10,7 @@ from tests.generators.generation import hear
 
 from baton.errors import ConfigurationError
 from baton.generators import close_generators, configured_names, load_generators
+from baton.generators.registry import what_is_missing
 from baton.settings import Settings
 
 AGENT = """
@@ -86,6 +87,19 @@ def test_a_provider_without_its_sdk_is_not_offered(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     settings = Settings.load(openai_api_key="k", anthropic_api_key="k")
     assert configured_names(settings) == set(load_generators(settings)) == {"replay"}
+
+
+def test_what_a_provider_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert what_is_missing(Settings.load(openai_api_key="key"), "openai") is None
+    assert what_is_missing(Settings.load(), "nosuch") is None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert what_is_missing(Settings.load(openai_api_key="key"), "openai") == (
+        "The generator 'openai' cannot be used yet: install its SDK (`pip install \"baton[openai]\"`)."
+    )
+    assert what_is_missing(Settings.load(), "anthropic") == (
+        "The generator 'anthropic' cannot be used yet: install its SDK (`pip install \"baton[anthropic]\"`) "
+        "and set ANTHROPIC_API_KEY, or BATON_ANTHROPIC_BASE_URL for a compatible server."
+    )
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/v1", "https://"])

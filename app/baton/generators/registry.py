@@ -1,7 +1,8 @@
 """Finds generators by name: the built-in ones that are usable here, and those of `BATON_GENERATORS`.
 
 `configured_names` and the keys of `load_generators` are always the same for the same settings and
-installation, so that a pod, which imports no generator, accepts just what a worker with its settings can run.
+installation, so that a pod, which imports no generator, accepts what a worker with its settings can run. It also
+accepts what registered workers offer.
 A custom generator may take the name of a built-in one.
 """
 
@@ -15,9 +16,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from pydantic import SecretStr
+
 from ..errors import ConfigurationError
 from ..settings import Settings
 from .protocol import Generator
+
+# The built-in generators that need an SDK of the same name, and a key or an address.
+_ACCOUNTS = ("openai", "anthropic")
 
 
 def configured_names(settings: Settings) -> frozenset[str]:
@@ -43,6 +49,20 @@ def load_generators(settings: Settings) -> dict[str, Generator]:
     return found
 
 
+def what_is_missing(settings: Settings, name: str) -> str | None:
+    """Return what to install or to set for a built-in generator that is not usable here; None if it is no such."""
+    if name not in _ACCOUNTS or name in configured_names(settings):
+        return None
+    if name in _built_in(settings):
+        return f"The generator {name!r} is left out of BATON_OFFERED_GENERATORS."
+    missing = []
+    if not importlib.util.find_spec(name):
+        missing.append(f'install its SDK (`pip install "baton[{name}]"`)')
+    if not _has_account(settings, name):
+        missing.append(f"set {name.upper()}_API_KEY, or BATON_{name.upper()}_BASE_URL for a compatible server")
+    return f"The generator {name!r} cannot be used yet: {' and '.join(missing)}."
+
+
 async def close_generators(generators: Mapping[str, Generator]) -> None:
     """Close what generators hold open: those that have an `aclose` are asked to."""
     for generator in generators.values():
@@ -52,12 +72,12 @@ async def close_generators(generators: Mapping[str, Generator]) -> None:
 
 
 def _built_in(settings: Settings) -> set[str]:
-    accounts = {
-        "openai": (settings.openai_api_key, settings.openai_base_url),
-        "anthropic": (settings.anthropic_api_key, settings.anthropic_base_url),
-    }
-    usable = {name for name, (key, url) in accounts.items() if (key and key.get_secret_value()) or url}
-    return {"replay"} | {name for name in usable if importlib.util.find_spec(name)}
+    return {"replay"} | {name for name in _ACCOUNTS if _has_account(settings, name) and importlib.util.find_spec(name)}
+
+
+def _has_account(settings: Settings, name: str) -> bool:
+    key: SecretStr | None = getattr(settings, f"{name}_api_key")
+    return bool((key and key.get_secret_value()) or getattr(settings, f"{name}_base_url"))
 
 
 def _custom(name: str, target: str) -> Generator:
