@@ -262,7 +262,7 @@ Try it by hand, in another terminal:
   4.  Go on after the last id that you saw, on the other pod:
       curl -Ni -H 'Last-Event-ID: 200' "$URL"
 
-In a browser, which would do step 4 by itself:
+To look at in a browser:
 
       {address}/v1/streams      the streams, with the address of their events
       {address}/metrics
