@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.settings_page import PAGE, page
 
 from baton.errors import ConfigurationError
 from baton.settings import Settings
@@ -134,3 +135,7 @@ def test_the_providers_own_variables_are_taken_too(monkeypatch: pytest.MonkeyPat
     key = Settings.load().openai_api_key
     assert key is not None
     assert key.get_secret_value() == "theirs"
+
+
+def test_the_page_of_settings_is_what_they_are() -> None:
+    assert PAGE.read_text() == page(), "Run: python -m tests.settings_page"

@@ -18,6 +18,10 @@ _NAME = re.compile(r"[!-~]([ -~]{0,98}[!-~])?")
 _GENERATOR = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})=(?P<target>[A-Za-z_][\w.]*:[A-Za-z_]\w*)")
 
 
+def _process_name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
 class Settings(BaseSettings):
     """All of Baton's settings, with the units in the names."""
 
@@ -25,80 +29,130 @@ class Settings(BaseSettings):
         env_prefix="BATON_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True
     )
 
-    database_url: SecretStr | None = Field(None, description="postgresql://user:password@host:port/name")
+    database_url: SecretStr | None = Field(
+        None, description="The database: `postgresql://user:password@host:port/name`. Only `baton demo` does without"
+    )
     listen_database_url: SecretStr | None = Field(
         None,
-        description="A DSN for LISTEN that goes around a transaction pooler; default: BATON_DATABASE_URL",
+        description="A DSN for LISTEN that goes around a transaction pooler; without it `BATON_DATABASE_URL` is used",
     )
-    database_pool_size: int = Field(8, ge=1, le=200, description="Connections for queries, per process")
-    database_timeout_seconds: float = Field(10, gt=0, le=300, description="Longest wait for a query or a connection")
+    database_pool_size: int = Field(8, ge=1, le=200, description="A pod's connections for queries, at most")
+    database_timeout_seconds: float = Field(
+        10, gt=0, le=300, description="A pod's longest wait for the answer to a query, or for a new connection"
+    )
 
     host: str = Field("127.0.0.1", description="The address that a pod listens on")
-    port: int = Field(8000, ge=0, le=65535)
-    pod_name: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
-    allow_anonymous: bool = Field(False, description="Serve without access control")
-    heartbeat_seconds: float = Field(15, gt=0, le=300, description="A comment keeps an idle connection alive")
-    reconnect_milliseconds: int = Field(1000, ge=0, le=60_000, description="`retry:` of each SSE connection")
-    safety_poll_seconds: float = Field(1, gt=0, le=60, description="A pod looks for what notifications missed")
-    relay_window_bytes: int = Field(131_072, ge=4096, le=64 << 20, description="Recent events kept per stream")
-    max_body_bytes: int = Field(1 << 20, ge=1024, le=256 << 20)
+    port: int = Field(8000, ge=0, le=65535, description="The port that a pod listens on; 0 takes a free one")
+    pod_name: str = Field(
+        default_factory=_process_name,
+        description="What a pod calls itself in `X-Baton-Pod`: 1 to 100 printable ASCII characters",
+    )
+    allow_anonymous: bool = Field(False, description="Serve without access control; there is no other way yet")
+    heartbeat_seconds: float = Field(15, gt=0, le=300, description="After so long a silence a client gets a comment")
+    reconnect_milliseconds: int = Field(
+        1000,
+        ge=0,
+        le=60_000,
+        description="How long a client that lost its connection waits before it reconnects: `retry:`",
+    )
+    safety_poll_seconds: float = Field(
+        1, gt=0, le=60, description="How often a pod looks for what notifications missed"
+    )
+    relay_window_bytes: int = Field(
+        131_072, ge=4096, le=64 << 20, description="Recent events of each stream that a pod keeps in memory"
+    )
+    max_body_bytes: int = Field(1 << 20, ge=1024, le=256 << 20, description="The largest body of a request")
     write_timeout_seconds: float = Field(
-        30, gt=0, le=3600, description="A client that accepts nothing for so long is cut"
+        30, gt=0, le=3600, description="A client that accepts nothing for so long is cut off; it can resume"
     )
     max_connection_seconds: float = Field(
-        240, gt=0, le=86_400, description="A native connection is sent away to reconnect before it is so old"
+        240, gt=0, le=86_400, description="A client is sent away to reconnect before its connection is so old"
     )
-    drain_seconds: float = Field(3, ge=0, le=60, description="Over this long a leaving pod closes its streams")
+    drain_seconds: float = Field(3, ge=0, le=60, description="Over this long a leaving pod sends its clients away")
     listen_probe_seconds: float = Field(5, gt=0, le=60, description="How often the LISTEN connection is probed")
 
-    worker_concurrency: int = Field(200, ge=1, le=100_000, description="Generators at once in one worker")
-    worker_name: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
-    flush_window_milliseconds: float = Field(30, ge=0, le=10_000, description="Pause between two flushes")
-    buffer_events: int = Field(1024, ge=1, le=1_000_000, description="Events of a stream that may wait for a flush")
-    worker_heartbeat_seconds: float = Field(0.5, gt=0, le=60)
-    lease_seconds: float = Field(6, gt=0, le=600, description="A worker silent for this long is dead")
-    poll_seconds: float = Field(1, gt=0, le=60, description="A worker looks for queued streams")
-    on_worker_lost: Literal["retry", "fail"] = Field("retry", description="What becomes of a dead worker's streams")
-    max_attempts: int = Field(3, ge=1, le=100, description="Workers that may try one stream")
-    notify_payloads: bool = Field(True, description="Put events into notifications; any database role can LISTEN")
+    worker_concurrency: int = Field(200, ge=1, le=100_000, description="Streams that one worker runs at once")
+    worker_name: str = Field(
+        default_factory=_process_name,
+        description="What a worker calls itself in its log and its row: 1 to 100 printable ASCII characters",
+    )
+    flush_window_milliseconds: float = Field(
+        30, ge=0, le=10_000, description="A worker's pause between two writes to the log"
+    )
+    buffer_events: int = Field(
+        1024, ge=1, le=1_000_000, description="Events of a stream that may wait to be written; then its generator waits"
+    )
+    worker_heartbeat_seconds: float = Field(
+        0.5, gt=0, le=60, description="How often a worker shows that it lives, and learns what is cancelled"
+    )
+    lease_seconds: float = Field(
+        6,
+        gt=0,
+        le=600,
+        description="A worker silent for so long is dead; at least 3 times `BATON_WORKER_HEARTBEAT_SECONDS`",
+    )
+    poll_seconds: float = Field(
+        1, gt=0, le=60, description="How often a worker looks for queued streams that notifications missed"
+    )
+    on_worker_lost: Literal["retry", "fail"] = Field(
+        "retry", description="Another worker begins a dead worker's stream again, or the stream ends as failed"
+    )
+    max_attempts: int = Field(3, ge=1, le=100, description="Workers that may die over one stream before it fails")
+    notify_payloads: bool = Field(
+        True, description="Put events into notifications, which any role of the database can hear; else pods read them"
+    )
 
-    max_duration_seconds: float = Field(3600, gt=0, le=7 * 86_400, description="Longest run of a stream")
-    idle_timeout_seconds: float = Field(300, gt=0, le=86_400, description="Longest silence of a generator")
-    queue_timeout_seconds: float = Field(600, gt=0, le=7 * 86_400, description="Longest wait for a worker")
+    max_duration_seconds: float = Field(3600, gt=0, le=7 * 86_400, description="The longest run of a stream")
+    idle_timeout_seconds: float = Field(300, gt=0, le=86_400, description="The longest silence of a generator")
+    queue_timeout_seconds: float = Field(600, gt=0, le=7 * 86_400, description="The longest wait for a worker")
     cancel_when_unwatched_seconds: float | None = Field(
-        None, gt=0, le=86_400, description="Cancel a stream that nobody has watched for so long; default: never"
+        None, gt=0, le=86_400, description="Cancel a stream that nobody has watched for so long; by default none is"
     )
     watch_interval_seconds: float = Field(
         5, gt=0, le=300, description="How often a pod notes which streams are watched"
     )
-    leave_seconds: float = Field(6, ge=0, le=3600, description="A leaving worker's streams have so long to end")
+    leave_seconds: float = Field(
+        6, ge=0, le=3600, description="A leaving worker's streams have so long to end; the rest it hands over"
+    )
 
-    partition_days_ahead: int = Field(7, ge=1, le=365)
-    idempotency_hours: float = Field(24, gt=0, le=24 * 30)
+    partition_days_ahead: int = Field(
+        7, ge=1, le=365, description="For how many days ahead `baton migrate` creates partitions"
+    )
+    idempotency_hours: float = Field(24, gt=0, le=24 * 30, description="How long an `Idempotency-Key` is remembered")
 
     generators: Annotated[dict[str, str], NoDecode] = Field(
-        default_factory=dict, description="Your own generators: name=module:function, comma-separated"
+        default_factory=dict, description="Your own generators: `name=module:function`, comma-separated"
     )
     offered_generators: Annotated[frozenset[str], NoDecode] = Field(
-        default_factory=frozenset, description="Only these generators are offered, comma-separated; default: all"
+        default_factory=frozenset, description="Offer only these generators, comma-separated; by default all"
     )
-    default_generator: str = Field("replay", description="For streams created without one")
-    replay_speed: float = Field(1, gt=0, le=1000, description="How fast the replay generator plays")
+    default_generator: str = Field("replay", description="The generator of streams that are created without one")
+    replay_speed: float = Field(1, gt=0, le=1000, description="How many times as fast `replay` plays")
 
     openai_api_key: SecretStr | None = Field(
-        None, validation_alias=AliasChoices("BATON_OPENAI_API_KEY", "OPENAI_API_KEY")
+        None,
+        validation_alias=AliasChoices("BATON_OPENAI_API_KEY", "OPENAI_API_KEY"),
+        description="The key for OpenAI's API, or for the server of `BATON_OPENAI_BASE_URL`",
     )
-    openai_base_url: str | None = Field(None, description="Any server that speaks OpenAI's API")
-    openai_model: str | None = Field(None, description="For streams whose input names no model")
+    openai_base_url: str | None = Field(None, description="Any server that speaks OpenAI's API: `https://host/path`")
+    openai_model: str | None = Field(None, description="The model for streams whose input names none")
     openai_api: Literal["responses", "chat"] = Field("responses", description="Which of OpenAI's two APIs to call")
     anthropic_api_key: SecretStr | None = Field(
-        None, validation_alias=AliasChoices("BATON_ANTHROPIC_API_KEY", "ANTHROPIC_API_KEY")
+        None,
+        validation_alias=AliasChoices("BATON_ANTHROPIC_API_KEY", "ANTHROPIC_API_KEY"),
+        description="The key for Anthropic's API, or for the server of `BATON_ANTHROPIC_BASE_URL`",
     )
-    anthropic_base_url: str | None = None
-    anthropic_model: str | None = None
-    anthropic_max_tokens: int = Field(4096, ge=1)
-    provider_timeout_seconds: float = Field(120, gt=0, description="Longest silence of a model provider")
-    provider_max_retries: int = Field(2, ge=0, le=10, description="Requests repeated before an answer begins")
+    anthropic_base_url: str | None = Field(
+        None, description="Any server that speaks Anthropic's API: `https://host/path`"
+    )
+    anthropic_model: str | None = Field(None, description="The model for streams whose input names none")
+    anthropic_max_tokens: int = Field(
+        4096, ge=1, description="The longest answer of a stream whose input does not say, in tokens"
+    )
+    provider_timeout_seconds: float = Field(120, gt=0, description="The longest silence of a model provider")
+    provider_max_retries: int = Field(
+        2, ge=0, le=10, description="How often a request to a provider is repeated, before an answer begins"
+    )
 
     @field_validator("database_url", "listen_database_url")
     @classmethod
