@@ -34,7 +34,9 @@ ON CONFLICT DO NOTHING
 RETURNING stream_id
 """
 
-# The terminal batch and the stream's final state are one statement: neither is ever there without the other.
+# The terminal batch and the stream's final state are one statement, so that a crash leaves both or neither. Only a
+# requeue that commits between its insert and its update can leave the row open, since under READ COMMITTED the update
+# then finds a newer epoch; whoever claims the stream next finds the terminal batch, and closes the row.
 _INSERT_AND_CLOSE = f"""
 WITH written AS ({_INSERT}), closed AS (
     UPDATE baton.stream AS s

@@ -21,7 +21,7 @@ class Snapshot:
     usage: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The form in the API. The usage is left to the stream's row, which has it once the stream has ended."""
+        """The form in the API. Without a usage event it has no `usage`, so that it hides none in the stream's row."""
         content = asdict(self)
         return content if self.usage is not None else {k: v for k, v in content.items() if k != "usage"}
 

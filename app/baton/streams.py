@@ -1,7 +1,7 @@
 """The streams' rows: creating, finding, claiming, cancelling and ending them.
 
 A row's `epoch` rises with each claim, and whoever writes to the log names the epoch under which it claimed. Rows are
-locked by claims and ends only, never while events are appended.
+locked by what changes them, such as claims, cancels and ends, never by appending events.
 """
 
 from __future__ import annotations

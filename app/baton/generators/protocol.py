@@ -15,7 +15,7 @@ class GenerationRequest:
     """What a generator is asked to answer.
 
     `input` is whatever JSON the creator of the stream sent; `metadata` the stream's labels; `attempt` counts from 1
-    and rises when another worker takes the stream over.
+    and rises when another worker takes the stream over from one that died, not when it was handed over in order.
     """
 
     stream_id: UUID
