@@ -202,3 +202,24 @@ async def _more(cluster: Cluster, beats: int) -> bool:
 
 async def _is(cluster: Cluster, stream_id: str, status: str) -> bool:
     return (await row(cluster, stream_id)).status == status
+
+
+async def test_after_all_processes_stood_still_nobody_takes_another_for_dead(cluster: Cluster) -> None:
+    pod = await cluster.pod(generators={"counting": "no:where"})
+    settings = QUICK | {"lease_seconds": 1.2, "worker_concurrency": 1}
+    given = {"generator": "counting", "input": {"count": 100, "pause": 0.02}, "on_worker_lost": "fail"}
+    async with process(cluster, **settings) as first, process(cluster, **settings) as second:
+        viewers = [Viewer(cluster.client, pod.url, await cluster.create(pod, **given)) for _ in range(2)]
+        for viewer in viewers:
+            await viewer.has(3)
+        for worker in (first, second):
+            worker.signal(signal.SIGSTOP)
+        await asyncio.sleep(2 * settings["lease_seconds"])
+        beats = await cluster.pool.fetchval("SELECT sum(heartbeat) FROM baton.worker")
+        first.signal(signal.SIGCONT)
+        await until(lambda: _more(cluster, beats + 1))
+        second.signal(signal.SIGCONT)
+        for viewer in viewers:
+            assert (await viewer.end())["status"] == "completed"
+            assert viewer.text == counted(100)
+        assert not any("is dead" in line for worker in (first, second) for line in worker.lines)
