@@ -223,3 +223,29 @@ async def test_after_all_processes_stood_still_nobody_takes_another_for_dead(clu
             assert (await viewer.end())["status"] == "completed"
             assert viewer.text == counted(100)
         assert not any("is dead" in line for worker in (first, second) for line in worker.lines)
+
+
+@pytest.mark.slow
+async def test_connections_that_die_silently_cost_a_worker_no_stream(cluster: Cluster) -> None:
+    pod, tap = await cluster.pod(), Tap()
+    settings = QUICK | {"lease_seconds": 3}
+    async with Proxy(cluster.dsn) as proxy:
+        await cluster.worker({"replay": tap}, **settings, database_url=proxy.dsn)
+        viewer = Viewer(cluster.client, pod.url, await cluster.create(pod, on_worker_lost="fail"))
+        tap.let("before ")
+        await viewer.has(1)
+        await cluster.worker({"other": Tap()}, **settings)
+        beats = "SELECT min(heartbeat) FROM baton.worker"
+        proxy.blackhole()
+        proxy.resume()
+        # It is found out, and repaired, before the lease is over, which the other one watches.
+        goal = 1 + await cluster.pool.fetchval(beats) + settings["lease_seconds"] / settings["worker_heartbeat_seconds"]
+
+        async def outlived() -> bool:
+            return bool(await cluster.pool.fetchval(beats) >= goal)
+
+        await until(outlived)
+        tap.let("after")
+        tap.end()
+        assert (await viewer.end())["status"] == "completed"
+        assert viewer.text == "before after"
