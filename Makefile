@@ -24,6 +24,9 @@ $(VENV)/.installed: pyproject.toml uv.lock
 demo: install ## Stream an answer, kill its pod in mid-answer, and resume on another
 	@$(RUN)baton demo
 
+chaos: install ## Break everything at random and judge (SECONDS=600 SEED=7)
+	@$(RUN)baton chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+
 lint: install ## Check style, types, import contracts and the lock file
 	@$(UV) lock --quiet --check --python $(RUN)python
 	@$(RUN)ruff check --quiet .
@@ -32,10 +35,10 @@ lint: install ## Check style, types, import contracts and the lock file
 	@$(RUN)lint-imports
 
 test: lint ## Lint, then run the tests on a real Postgres (at most 5 minutes)
-	@$(RUN)pytest -q -m "not slow"
+	@$(RUN)pytest -q -n 2 -m "not slow"
 
 test-all: lint ## The tests, and those that take longer
-	@$(RUN)pytest -q
+	@$(RUN)pytest -q -n 2
 
 format: install ## Format the code
 	@$(RUN)ruff check --quiet --fix .
@@ -44,4 +47,4 @@ format: install ## Format the code
 clean: ## Remove what the targets above made
 	@rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
 
-.PHONY: help install demo lint test test-all format clean
+.PHONY: help install demo chaos lint test test-all format clean

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import docker
+import hypothesis
 import pytest
 from docker.errors import DockerException
 from testcontainers.community.postgres import PostgresContainer
@@ -19,6 +20,10 @@ from tests.cluster import Cluster
 
 from baton.embedded import embedded_postgres
 from baton.migrate import migrate
+
+# How fast inputs are made, and examples run, depends on what else the machine is doing.
+hypothesis.settings.register_profile("baton", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("baton")
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +46,7 @@ def postgres() -> Iterator[str]:
             yield container.get_connection_url()
     else:
         with embedded_postgres() as dsn:
+            asyncio.run(make_quick(dsn))
             yield dsn
 
 
@@ -87,6 +93,12 @@ def engine_answers() -> bool:
             return bool(client.ping())
         except (DockerException, OSError):
             return False
+
+
+async def make_quick(server: str) -> None:
+    """Spare the disk: each test makes a database, and no test here pulls the plug of this server."""
+    await execute(server, "ALTER SYSTEM SET fsync = off")
+    await execute(server, "SELECT pg_reload_conf()")
 
 
 async def create_template(server: str, name: str) -> None:

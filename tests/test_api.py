@@ -175,7 +175,7 @@ async def test_concurrent_creations_with_one_key_create_one_stream(cluster: Clus
     assert len({answer.json()["id"] for answer in answers}) == 1
 
 
-async def test_a_key_is_free_again_after_its_time_and_taken_after_an_erasure(cluster: Cluster) -> None:
+async def test_a_key_is_free_again_after_its_time(cluster: Cluster) -> None:
     pod = await cluster.pod()
     url, headers = f"{pod.url}/v1/streams", {"idempotency-key": "k"}
     first = await cluster.client.post(url, json={"input": 1}, headers=headers)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,11 +21,12 @@ import httpx2
 import psutil
 import pytest
 
-from baton.cluster import Child, Cluster
+from baton.cluster import Child, Cluster, Program
 from baton.errors import DemoError
 from baton.server import bind
 
 SECONDS = 50
+PROGRAMS = [Program("pod-a", 0), Program("pod-b", 0), Program("worker")]
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -66,6 +68,22 @@ class Running:
         assert found is not None
         return found
 
+    def wait_for_child(self, name: str) -> None:
+        deadline = time.monotonic() + SECONDS
+        parent = psutil.Process(self.process.pid)
+        while name not in names_of_children(parent):
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.005)
+
+    def signal_until_it_ends(self, number: signal.Signals) -> None:
+        """Signal the whole foreground group, as a terminal does for Ctrl-C, and again and again, as people do."""
+        deadline = time.monotonic() + SECONDS
+        while self.process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.05)
+
     def exit_status(self) -> int:
         status = self.process.wait(SECONDS)
         self._reading.join(SECONDS)
@@ -89,6 +107,14 @@ class Running:
             self.process.kill()
             self.process.wait()
         self._reading.join(SECONDS)
+
+
+def names_of_children(parent: psutil.Process) -> set[str]:
+    names = set()
+    for child in parent.children():
+        with contextlib.suppress(psutil.Error):
+            names.add(child.name())
+    return names
 
 
 def processes_of(folder: Path) -> list[str]:
@@ -156,7 +182,7 @@ def test_the_answer_survives_its_pod(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("moment", "number"),
     [
-        ("Starting an embedded", signal.SIGINT),
+        ("Starting an embedded Postgres", signal.SIGINT),
         ("Starting two pods", signal.SIGTERM),
         ("The runner and the message", signal.SIGINT),
     ],
@@ -164,9 +190,12 @@ def test_the_answer_survives_its_pod(folder: Path) -> None:
 def test_a_signal_ends_it_and_leaves_nothing(folder: Path, moment: str, number: signal.Signals) -> None:
     with demo(folder, BATON_REPLAY_SPEED="2") as running:
         running.wait_for(moment)
-        # As a terminal sends Ctrl-C: to the whole foreground group; and twice, as people do.
-        os.killpg(running.process.pid, number)
-        os.killpg(running.process.pid, number)
+        if "Postgres" in moment:
+            running.wait_for_child("initdb")
+        if "runner" in moment:
+            # One that does not hear that it is to leave.
+            os.kill(int(running.wait_for(r"worker +pid (\d+)")[1]), signal.SIGSTOP)
+        running.signal_until_it_ends(number)
         assert running.exit_status() == 128 + number, running.output
         assert "Traceback" not in running.output
         assert running.output.endswith("Stopped.\n")
@@ -245,7 +274,7 @@ async def test_a_pod_that_dies_at_its_start_is_told_with_its_last_lines(tmp_path
     children: list[Child] = []
 
     async def start() -> None:
-        async with Cluster.open(tmp_path, 0, settings) as cluster, httpx2.AsyncClient(trust_env=False) as http:
+        async with Cluster.open(tmp_path, PROGRAMS, settings) as cluster, httpx2.AsyncClient(trust_env=False) as http:
             children.extend(cluster.children.values())
             await cluster.wait_until_ready(http)
 
@@ -258,7 +287,7 @@ async def test_a_pod_that_dies_at_its_start_is_told_with_its_last_lines(tmp_path
 async def test_the_children_end_when_what_they_are_for_is_cancelled(tmp_path: Path, dsn: str) -> None:
     settings = {"BATON_DATABASE_URL": dsn, "BATON_ALLOW_ANONYMOUS": "true"}
     async with asyncio.timeout(SECONDS):
-        running = Cluster.open(tmp_path, 0, settings)
+        running = Cluster.open(tmp_path, PROGRAMS, settings)
         cluster = await running.__aenter__()
         children = list(cluster.children.values())
         assert [child.ended.done() for child in children] == [False] * 3

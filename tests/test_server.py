@@ -89,7 +89,8 @@ async def test_a_second_signal_ends_it_at_once(cluster: Cluster) -> None:
             pod.signal(signal.SIGTERM)
             # The drain has begun when the first client is sent on; the others would have to wait for long.
             rests = [asyncio.create_task(follower.next_block()) for follower in followers]
-            await asyncio.wait(rests, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+            sent_on, _ = await asyncio.wait(rests, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+            assert len(sent_on) == 1
             assert pod.process.returncode is None
             pod.signal(signal.SIGTERM)
             await pod.ends(5)

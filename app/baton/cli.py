@@ -78,6 +78,37 @@ def demo(
     raise typer.Exit(run_demo(serve=serve, port=port))
 
 
+@app.command()
+def chaos(
+    *,
+    seconds: Annotated[float, typer.Option(min=1, help="How long faults are injected.")] = 60,
+    seed: Annotated[int | None, typer.Option(help="Plays the same faults again; default: a random one.")] = None,
+    streams: Annotated[int, typer.Option(min=1, help="Streams at once.")] = 60,
+    viewers: Annotated[int, typer.Option(min=1, help="Viewers of each stream.")] = 4,
+    pods: Annotated[int, typer.Option(min=2, help="Pods.")] = 3,
+    workers: Annotated[int, typer.Option(min=2, help="Workers.")] = 3,
+    kinds: Annotated[str | None, typer.Option(help="Only these faults, comma-separated, in this order.")] = None,
+    database_url: Annotated[
+        str | None, typer.Option(help="A database to use instead of an embedded one (BATON_DATABASE_URL).")
+    ] = None,
+) -> None:
+    """Break processes, connections and the database at random, and see that no viewer misses anything."""
+    from .chaos.run import Options
+    from .chaos.run import run as run_chaos
+
+    options = Options(
+        seconds=seconds,
+        seed=seed,
+        streams=streams,
+        viewers=viewers,
+        pods=pods,
+        workers=workers,
+        kinds=None if kinds is None else [kind.strip() for kind in kinds.split(",")],
+        database_url=database_url,
+    )
+    raise typer.Exit(run_chaos(options))
+
+
 def main() -> None:
     """Run the command line; a person's mistake gets a sentence and exit code 2."""
     try:

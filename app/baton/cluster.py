@@ -1,7 +1,7 @@
-"""Two pods on one port and a worker, as child processes, for the demo.
+"""Pods and workers as child processes, for the demo and for chaos.
 
-They are left in no case: whoever enters `Cluster.open` has them ended when it leaves, and each is its own process
-group, so that a Ctrl-C in the terminal reaches only the parent, which ends them in order.
+They are left in no case: whoever enters `Cluster.open` has them ended when it leaves, and each is its own
+session, so that a Ctrl-C in the terminal reaches only the parent, which ends them in order.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 import httpx2
 
-from .errors import DemoError
+from .errors import ConfigurationError, DemoError
+from .server import bind
 
-PODS: Final = ("pod-a", "pod-b")
-WORKER: Final = "worker"
 READY_SECONDS: Final = 30
 LEAVE_SECONDS: Final = 3
 POLL_SECONDS: Final = 0.05
@@ -34,15 +34,63 @@ _FOREIGN: Final = ("BATON_", "OPENAI_", "ANTHROPIC_")
 Result = TypeVar("Result")
 
 
-@dataclass(slots=True)
-class Child:
-    """A pod or the worker. `ended` is done when the process is, with its exit status."""
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a child runs: a pod on a port, or, without one, a worker. The settings are its own (`BATON_…`)."""
 
     name: str
+    port: int | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_pod(self) -> bool:
+        """Whether it is a pod."""
+        return self.port is not None
+
+    @property
+    def address(self) -> str:
+        """Where the pod answers."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Those of the command `baton`."""
+        return ("serve", "--host", "127.0.0.1", "--port", str(self.port)) if self.is_pod else ("worker",)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Its own settings."""
+        return {"BATON_POD_NAME" if self.is_pod else "BATON_WORKER_NAME": self.name, **self.settings}
+
+
+@dataclass(slots=True)
+class Child:
+    """A process. `ended` is done when it is, with its exit status. What it logs follows `log_offset` in `log`."""
+
+    program: Program
     pid: int
     log: Path
+    log_offset: int
     ended: asyncio.Task[int]
     dismissed: bool = False
+    _ready: bool = False
+
+    @property
+    def name(self) -> str:
+        """The program's name."""
+        return self.program.name
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has logged that it serves or claims."""
+        self._ready = self._ready or (b"serves on" if self.program.is_pod else b"is ready") in self.logged()
+        return self._ready
+
+    def logged(self) -> bytes:
+        """What it has logged."""
+        with self.log.open("rb") as log:
+            log.seek(self.log_offset)
+            return log.read()
 
     @property
     def fate(self) -> str:
@@ -65,24 +113,22 @@ class Child:
 class Cluster:
     """The children. Made by `Cluster.open`."""
 
-    def __init__(self, folder: Path, port: int, environment: Mapping[str, str]) -> None:
-        self.address = f"http://127.0.0.1:{port}"
+    def __init__(self, folder: Path, programs: Sequence[Program], environment: Mapping[str, str]) -> None:
         self.killed: Child | None = None
         self.children: dict[str, Child] = {}
+        self.programs = {program.name: program for program in programs}
         self._folder = folder
-        self._port = port
         self._environment = environment
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, folder: Path, port: int, settings: dict[str, str]) -> AsyncIterator[Self]:
-        """Start all three with these settings (`BATON_…`), logging into `folder`, and end them when left."""
+    async def open(cls, folder: Path, programs: Sequence[Program], settings: Mapping[str, str]) -> AsyncIterator[Self]:
+        """Start all with these settings (`BATON_…`), logging into `folder`, and end them when left."""
         kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(_FOREIGN)}
-        cluster = cls(folder, port, kept | settings)
+        cluster = cls(folder, programs, {**kept, **settings})
         try:
-            for name in PODS:
-                await cluster._start(name, "serve", BATON_POD_NAME=name)
-            await cluster._start(WORKER, "worker", BATON_WORKER_NAME=f"demo-{os.getpid()}")
+            for name in cluster.programs:
+                await cluster.start(name)
             yield cluster
         finally:
             await cluster._stop()
@@ -90,24 +136,31 @@ class Cluster:
     @property
     def pods(self) -> list[Child]:
         """The pods that run."""
-        return [self.children[name] for name in PODS if not self.children[name].ended.done()]
+        return [child for child in self.children.values() if child.program.is_pod and not child.ended.done()]
+
+    @property
+    def address(self) -> str:
+        """Where the first pod answers."""
+        return next(program.address for program in self.programs.values() if program.is_pod)
 
     async def wait_until_ready(self, http: httpx2.AsyncClient) -> None:
-        """Wait until the worker claims and each pod has said that it is ready.
+        """Wait until the workers claim and each pod has said that it is ready.
 
         Raises:
             DemoError: one has ended, or they are not ready in time.
         """
         answered: set[str] = set()
+        addresses = {program.address for program in self.programs.values() if program.is_pod}
         try:
             async with asyncio.timeout(READY_SECONDS):
                 while not self._all_ready(answered):
                     await asyncio.sleep(POLL_SECONDS)
                     self.check()
-                    with contextlib.suppress(httpx2.TransportError):
-                        reply = await http.get(f"{self.address}/readyz")
-                        if reply.is_success:
-                            answered.add(reply.headers.get("x-baton-pod", ""))
+                    for address in addresses:
+                        with contextlib.suppress(httpx2.TransportError):
+                            reply = await http.get(f"{address}/readyz")
+                            if reply.is_success:
+                                answered.add(reply.headers.get("x-baton-pod", ""))
         except TimeoutError:
             late = next(child for name, child in self.children.items() if name not in answered)
             raise DemoError(
@@ -140,7 +193,7 @@ class Cluster:
         """
         child = self.children.get(name)
         if child is None:
-            raise DemoError(f"{self.address} was answered by {name!r}, which is no pod of this demo.")
+            raise DemoError(f"{self.address} was answered by {name!r}, which is no pod of ours.")
         self.killed = child
         child.dismissed = True
         child.signal(signal.SIGKILL)
@@ -162,29 +215,30 @@ class Cluster:
                     f"{child.name} has ended ({child.fate}). The last lines of {child.log}:\n{child.last_lines()}"
                 )
 
-    def _all_ready(self, answered: set[str]) -> bool:
-        # Elsewhere than on Linux one pod gets all connections to the port: there the other's log must do.
-        if sys.platform != "linux" and answered:
-            answered |= {name for name in PODS if "serves on" in self._log(name)}
-        return answered.issuperset(PODS) and "is ready" in self._log(WORKER)
-
-    def _log(self, name: str) -> str:
-        return self.children[name].log.read_text(errors="replace")
-
-    async def _start(self, name: str, command: str, **settings: str) -> None:
+    async def start(self, name: str) -> Child:
+        """Start a program, for the first time or again."""
+        program = self.programs[name]
         log = self._folder / f"{name}.log"
-        arguments = ["--port", str(self._port)] if command == "serve" else []
-        with log.open("wb") as output:
+        with log.open("ab") as output:
+            offset = output.tell()
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "baton", command, *arguments),
+                *(sys.executable, "-m", "baton", *program.arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**self._environment, **settings},
+                env={**self._environment, **program.environment},
                 cwd=self._folder,  # where no `.env` lies
-                process_group=0,
+                start_new_session=True,
             )
-        self.children[name] = Child(name, process.pid, log, asyncio.create_task(process.wait()))
+        child = Child(program, process.pid, log, offset, asyncio.create_task(process.wait()))
+        self.children[name] = child
+        return child
+
+    def _all_ready(self, answered: set[str]) -> bool:
+        # Elsewhere than on Linux one pod gets all connections to a shared port: there the other's log must do.
+        if sys.platform != "linux" and answered:
+            answered |= {pod.name for pod in self.pods if pod.ready}
+        return all(child.name in answered if child.program.is_pod else child.ready for child in self.children.values())
 
     async def _stop(self) -> None:
         """Ask all to leave, and kill those that do not."""
@@ -197,3 +251,27 @@ class Cluster:
         for child in self.children.values():
             child.signal(signal.SIGKILL)
         await asyncio.wait(ended)
+
+
+@contextlib.contextmanager
+def reserved_port(port: int = 0) -> Iterator[int]:
+    """Choose a port, or take this one, and on Linux keep it from others, also while no pod listens there.
+
+    Elsewhere a socket that is bound and does not listen might be given connections of the pods.
+
+    Raises:
+        ConfigurationError: something listens there already.
+    """
+    if port and _is_taken(port):
+        # Pods of somebody else would share it, and take some of the requests.
+        raise ConfigurationError(f"Something listens on 127.0.0.1:{port} already. Choose another --port.")
+    with contextlib.closing(bind("127.0.0.1", port)) as bound:
+        chosen: int = bound.getsockname()[1]
+        if sys.platform != "linux":
+            bound.close()
+        yield chosen
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) == 0

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -24,11 +23,11 @@ import orjson
 from rich.console import Console
 
 from .client import Connected, Disconnected, Follower, Sighting
-from .cluster import Child, Cluster
+from .cluster import Child, Cluster, Program, reserved_port
 from .embedded import embedded_postgres
-from .errors import BatonError, ConfigurationError, DemoError
+from .errors import BatonError, DemoError
+from .interruption import Interrupted, interruptible
 from .migrate import migrate
-from .server import bind
 from .settings import Settings
 from .terminal import Answer, Flow
 from .verdict import Verdict
@@ -54,24 +53,11 @@ def run(*, serve: bool, port: int | None) -> int:
 
 
 async def _until_signalled(demo: Demo, *, serve: bool) -> int:
-    """Run, and tidy up on the first signal; further ones do not disturb that."""
-    signals: list[int] = []
-    work = asyncio.create_task(demo.run(serve=serve))
-
-    def stop(number: int) -> None:
-        if not signals:
-            work.cancel()
-        signals.append(number)
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            loop.add_signal_handler(number, stop, number)
     try:
-        return await work
-    except asyncio.CancelledError:
+        return await interruptible(demo.run(serve=serve))
+    except Interrupted as interrupted:
         demo.flow.line("Stopped.")
-        return 0 if serve and signals == [signal.SIGINT] else 128 + signals[0]
+        return 0 if serve and interrupted.numbers == [signal.SIGINT] else interrupted.exit_status
 
 
 class Demo:
@@ -110,14 +96,14 @@ class Demo:
         self.flow.line()
         limits = httpx2.Limits(max_keepalive_connections=0)
         async with contextlib.AsyncExitStack() as stack:
-            port = self._reserve_port(stack)
+            port = stack.enter_context(reserved_port(self._port or 0))
             environment = self._database(stack, folder)
             with self._step("Bringing its schema up to date"):
                 await migrate(environment["BATON_DATABASE_URL"], days_ahead=self._settings.partition_days_ahead)
             http = httpx2.AsyncClient(trust_env=False, limits=limits, timeout=REQUEST_SECONDS)
             await stack.enter_async_context(http)
             with self._step("Starting two pods on one port, and a worker"):
-                cluster = await stack.enter_async_context(Cluster.open(folder, port, environment))
+                cluster = await stack.enter_async_context(Cluster.open(folder, _programs(port), environment))
                 await cluster.wait_until_ready(http)
             self._introduce(cluster)
             yield cluster, http
@@ -127,7 +113,6 @@ class Demo:
         own = self._settings
         environment = {
             "BATON_ALLOW_ANONYMOUS": "true",
-            "BATON_HOST": "127.0.0.1",
             "BATON_REPLAY_SPEED": str(own.replay_speed),
         }
         if own.database_url is None:
@@ -136,22 +121,6 @@ class Demo:
         parts = urlsplit(own.dsn)
         self.flow.line(f"Using the database of BATON_DATABASE_URL: {parts.path[1:]} on {parts.hostname or 'localhost'}")
         return environment | {"BATON_DATABASE_URL": own.dsn, "BATON_LISTEN_DATABASE_URL": own.listen_dsn}
-
-    def _reserve_port(self, stack: contextlib.AsyncExitStack) -> int:
-        """Choose a port, and on Linux keep it from others as long as the demo runs.
-
-        Elsewhere a socket that is bound and does not listen might be given connections of the pods.
-        """
-        if self._port and _is_taken(self._port):
-            # Pods of somebody else would share it, and take some of the requests.
-            raise ConfigurationError(f"Something listens on 127.0.0.1:{self._port} already. Choose another --port.")
-        listening = bind("127.0.0.1", self._port or 0)
-        port: int = listening.getsockname()[1]
-        if sys.platform == "linux":
-            stack.enter_context(contextlib.closing(listening))
-        else:
-            listening.close()
-        return port
 
     def _introduce(self, cluster: Cluster) -> None:
         for child in cluster.children.values():
@@ -246,6 +215,10 @@ class Demo:
         self.flow.line(f"The logs of the processes are in {folder}")
 
 
+def _programs(port: int) -> list[Program]:
+    return [Program("pod-a", port), Program("pod-b", port), Program("worker")]
+
+
 async def _create(cluster: Cluster, http: httpx2.AsyncClient) -> dict[str, Any]:
     body = {"generator": "replay", "input": QUESTION, "metadata": {"made_by": "baton demo"}}
     try:
@@ -256,11 +229,6 @@ async def _create(cluster: Cluster, http: httpx2.AsyncClient) -> dict[str, Any]:
         raise DemoError(f"The stream could not be created: {reply.status_code} {reply.text}")
     created: dict[str, Any] = orjson.loads(reply.content)
     return created
-
-
-def _is_taken(port: int) -> bool:
-    with socket.socket() as tried:
-        return tried.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _rows(verdict: Verdict) -> Iterator[tuple[str, str]]:

@@ -76,7 +76,7 @@ def encode_object(event: Mapping[str, Any]) -> bytes:
         pass
     try:
         return orjson.dumps(clean(event))
-    except TypeError as error:
+    except (TypeError, RecursionError) as error:
         raise InvalidEvent(f"An event holds a value that is not JSON: {error}.") from None
 
 

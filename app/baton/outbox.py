@@ -10,11 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from enum import Enum
+from typing import Final
 from uuid import UUID
 
-from .events import join_lines
+from .events import encode_object, join_lines
 from .log import Append
 from .outcome import Outcome
+
+_RESET: Final = encode_object({"type": "reset", "reason": "worker_lost"})
+WORKER_LOST: Final = Outcome.failed("worker_lost", "The worker that generated this answer went away.")
 
 
 class Lost(Enum):
@@ -24,6 +28,7 @@ class Lost(Enum):
     ENDED = "the stream has its terminal event already"
     REJECTED = "the database refused the data"
     REWOUND = "the log has lost its end"
+    OVERTAKEN = "a former worker's events are in the log, and this stream cannot begin anew"
 
 
 class Outbox:
@@ -35,6 +40,7 @@ class Outbox:
         "_lost",
         "_max_bytes",
         "_max_events",
+        "_may_reset",
         "_on_lost",
         "_on_ready",
         "_outcome",
@@ -57,6 +63,7 @@ class Outbox:
         on_lost: Callable[[Lost], None],
         max_events: int,
         max_bytes: int = 1 << 20,
+        may_reset: bool = True,
     ) -> None:
         self.stream_id = stream_id
         self.epoch = epoch
@@ -71,6 +78,7 @@ class Outbox:
         self._lost: Lost | None = None
         self._max_events = max_events
         self._max_bytes = max_bytes
+        self._may_reset = may_reset
         self._on_ready = on_ready
         self._on_lost = on_lost
 
@@ -141,14 +149,29 @@ class Outbox:
         self._flight = []
         if terminal:
             self.closed.set()
+        elif self._lines:
+            # They came while that batch was tried again, and their call to the writer was answered with it.
+            self._on_ready(self)
 
     def still_has(self, item: Append) -> bool:
         """Whether a batch that was taken is still waiting to be written."""
         return bool(self._flight) and self.tail + 1 == item.first_seq and not self.closed.is_set()
 
+    def begin_anew(self) -> None:
+        """Have clients discard a former worker's events; where they cannot be told to, keep those and end."""
+        if not self._may_reset:
+            self.end_with(Lost.OVERTAKEN, WORKER_LOST, self.tail)
+        elif self._flight:
+            self._flight.insert(0, _RESET)
+        else:
+            self.put(_RESET)
+
     def retry_after(self, tail: int) -> None:
-        """Learn that somebody else's batch took the place: the one in flight comes after `tail`."""
+        """Learn that a former worker's batch took the place: the one in flight comes after `tail`."""
+        believed_empty = self.tail == 0
         self.tail = tail
+        if believed_empty:
+            self.begin_anew()
         self._on_ready(self)
 
     def retry(self) -> None:

@@ -101,19 +101,20 @@ class Outcome:
 def numbers_only(usage: Mapping[str, Any]) -> dict[str, int | float]:
     """The counts of a usage event, without its type and anything that is no number."""
     return {
-        str(name): value
+        without_surrogates(str(name)): value
         for name, value in usage.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and "\0" not in str(name)
     }
 
 
-def _word(text: str) -> str:
-    return text if _WORD.fullmatch(text) else "other"
+def _word(text: object) -> str:
+    """A code, whatever a generator gave for one: `GenerationError(429, ...)` is not to break the ending."""
+    return text if isinstance(text, str) and _WORD.fullmatch(text) else "other"
 
 
-def _text(message: str) -> str:
+def _text(message: object) -> str:
     """A message that a text column takes too."""
-    return without_surrogates(message).replace("\0", "\ufffd")[:2000]
+    return without_surrogates(str(message)).replace("\0", "\ufffd")[:2000]
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from .errors import GenerationError, InvalidEvent
-from .events import TOKEN_TYPES, encode_event, encode_object, encode_text
+from .events import TOKEN_TYPES, encode_event, encode_text
 from .generators import GenerationRequest, Generator, Yielded
 from .outbox import Outbox
 from .outcome import Outcome, Timings, numbers_only
@@ -82,10 +82,6 @@ class Run:
         self._abandoned = True
         self._over.set()
 
-    def reset(self, reason: str) -> None:
-        """Tell clients to discard what they have, since this attempt begins anew."""
-        self.outbox.put(encode_object({"type": "reset", "reason": reason}))
-
     async def _generate(self) -> None:
         claim = self.claim
         request = GenerationRequest(claim.stream_id, claim.input, claim.metadata, claim.attempts)
@@ -123,7 +119,7 @@ class Run:
         if kind == "finish":
             self._finish_reason = str(item.get("finish_reason") or "stop")
             return None
-        if item.get("delta") == "":
+        if kind in {"text", "reasoning"} and item.get("delta") == "":
             return None
         line = encode_event(item)
         if kind == "usage":

@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     generators: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict, description="Your own generators: name=module:function, comma-separated"
     )
+    offered_generators: Annotated[frozenset[str], NoDecode] = Field(
+        default_factory=frozenset, description="Only these generators are offered, comma-separated; default: all"
+    )
     default_generator: str = Field("replay", description="For streams created without one")
     replay_speed: float = Field(1, gt=0, le=1000, description="How fast the replay generator plays")
 
@@ -127,6 +130,11 @@ class Settings(BaseSettings):
                 raise ValueError(f"{item!r} must look like name=package.module:function")
             found[match["name"]] = match["target"]
         return found
+
+    @field_validator("offered_generators", mode="before")
+    @classmethod
+    def _parse_names(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:

@@ -6,6 +6,7 @@ locked by claims and ends only, never while events are appended.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -301,19 +302,26 @@ async def end(executor: Connection | Pool, stream_id: UUID, outcome: Outcome, ta
     if isinstance(executor, asyncpg.Pool):
         async with executor.acquire() as connection:
             return await end(connection, stream_id, outcome, take, *arguments)
-    async with executor.transaction():
-        epoch = await executor.fetchval(take, stream_id, *arguments)
+    while True:
+        # A terminal append of the last owner, in flight, waits for the row that this holds, and this for its place.
+        with contextlib.suppress(asyncpg.DeadlockDetectedError):
+            return await _end(executor, stream_id, outcome, take, *arguments)
+
+
+async def _end(connection: Connection, stream_id: UUID, outcome: Outcome, take: str, *arguments: object) -> bool:
+    async with connection.transaction():
+        epoch = await connection.fetchval(take, stream_id, *arguments)
         if epoch is None:
             return False
         while True:
-            tail = await log.read_tail(executor, stream_id)
+            tail = await log.read_tail(connection, stream_id)
             if tail.outcome is not None:
-                await close(executor, stream_id, epoch, tail.outcome)
+                await close(connection, stream_id, epoch, tail.outcome)
                 return False
             if tail.last_seq >= MAX_SEQ:
                 raise ConfigurationError(f"Stream {stream_id} has no number left for its terminal event.")
             seq = tail.last_seq + 1
-            if await log.append(executor, [log.Append(stream_id, epoch, seq, seq, outcome.encode(), outcome)]):
+            if await log.append(connection, [log.Append(stream_id, epoch, seq, seq, outcome.encode(), outcome)]):
                 return True
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 import asyncpg
@@ -22,7 +22,7 @@ from .generators import Generator
 from .listener import Listener, State, check_delivery
 from .metrics import WorkerMetrics
 from .notifications import CANCEL_CHANNEL, QUEUE_CHANNEL
-from .outbox import Lost, Outbox
+from .outbox import WORKER_LOST, Lost, Outbox
 from .outcome import Outcome
 from .reaper import Reaper, release
 from .run import Run
@@ -180,8 +180,11 @@ class Worker:
         """Become a worker, or a new one after having been declared dead: then others have the streams."""
         if self._worker_id is not None:
             logger.warning("This worker was declared dead, and its streams were given to others.")
-            for run in list(self._runs.values()):
+            runs = list(self._runs.values())
+            for run in runs:
                 run.outbox.lose(Lost.FENCED)
+            # All but what it claimed after the others had looked: that is nobody's now.
+            await self._release(connection, runs, uncount_attempt=False)
         self._worker_id = await workers.register(
             connection,
             self._settings.worker_name,
@@ -197,10 +200,13 @@ class Worker:
         if free <= 0:
             return
         claims = await streams.claim(connection, self._worker_id, list(self._generators), free)
-        taken_over = [item.stream_id for item in claims if item.epoch > 1]
-        tails = await log.tails(connection, taken_over) if taken_over else {}
         for item in claims:
-            self._start(item, tails.get(item.stream_id, 0))
+            tail = await log.read_tail(connection, item.stream_id) if item.epoch > 1 else log.Tail()
+            if tail.outcome is None:
+                self._start(item, tail.last_seq)
+            else:
+                # It landed while the stream was being taken away, when its row was no longer its writer's to close.
+                await streams.close(connection, item.stream_id, item.epoch, tail.outcome)
 
     def _start(self, claim: Claim, tail: int) -> None:
         outbox = Outbox(
@@ -208,14 +214,15 @@ class Worker:
             claim.epoch,
             tail,
             on_ready=self._writer.ready,
-            on_lost=lambda lost: self._lost(claim.stream_id, lost),
+            on_lost=lambda lost: self._lost(run, lost),
             max_events=self._settings.buffer_events,
+            may_reset=claim.on_worker_lost == "retry",
         )
         run = Run(claim, self._generators[claim.generator], outbox)
         self._runs[claim.stream_id] = run
         self._writer.add(outbox)
         if tail > 0:
-            run.reset("worker_lost")
+            outbox.begin_anew()
         if claim.cancelled:
             run.stop(Outcome.cancelled())
         task = asyncio.create_task(self._see_through(run))
@@ -232,7 +239,9 @@ class Worker:
         finally:
             self.metrics.running.dec()
             self._writer.remove(run.outbox)
-            self._runs.pop(run.claim.stream_id, None)
+            # Unless this worker, once declared dead, has claimed the stream again meanwhile.
+            if self._runs.get(run.claim.stream_id) is run:
+                del self._runs[run.claim.stream_id]
             self._wake.set()
 
     async def _hand_over(self, connection: Connection) -> None:
@@ -240,23 +249,26 @@ class Worker:
         runs = list(self._runs.values())
         for run in runs:
             run.abandon()
-            claim = run.claim
-            lost = workers.Lost(claim.stream_id, claim.epoch, claim.attempts, claim.on_worker_lost)
-            await release(connection, lost, max_attempts=self._settings.max_attempts, uncount_attempt=True)
+        await self._release(connection, runs, uncount_attempt=True)
         if runs:
             await log.hint(connection, QUEUE_CHANNEL, [""])
         if self._worker_id is not None:
             await workers.remove(connection, self._worker_id)
 
-    def _lost(self, stream_id: UUID, lost: Lost) -> None:
-        run = self._runs.get(stream_id)
-        if run is None:
-            return
-        logger.warning("Stream %s is lost to this worker: %s.", stream_id, lost.value)
+    async def _release(self, connection: Connection, runs: Sequence[Run], *, uncount_attempt: bool) -> None:
+        for run in runs:
+            claim = run.claim
+            lost = workers.Lost(claim.stream_id, claim.epoch, claim.attempts, claim.on_worker_lost)
+            await release(connection, lost, max_attempts=self._settings.max_attempts, uncount_attempt=uncount_attempt)
+
+    def _lost(self, run: Run, lost: Lost) -> None:
+        logger.warning("Stream %s is lost to this worker: %s.", run.claim.stream_id, lost.value)
         if lost in {Lost.FENCED, Lost.ENDED}:
             run.abandon()
         elif lost is Lost.REJECTED:
             run.stop(Outcome.failed("storage_rejected", "The database refused an event of this stream."))
+        elif lost is Lost.OVERTAKEN:
+            run.stop(WORKER_LOST)
         else:
             run.stop(Outcome.failed("log_rewound", "The database lost the end of this stream's log in a failover."))
 

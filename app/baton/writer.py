@@ -134,7 +134,10 @@ class Writer:
         while True:
             try:
                 connection = await self._connected()
-                await self._append(connection, group)
+                # Not before: a new connection may have shown that the log lost what a batch follows.
+                group = {outbox: item for outbox, item in group.items() if outbox.still_has(item)}
+                if group:
+                    await self._append(connection, group)
             except asyncpg.DeadlockDetectedError as error:
                 logger.warning("An append is tried again: %s", error)
             except (*CONNECTION_ERRORS, asyncpg.PostgresError, ConfigurationError) as error:
@@ -143,9 +146,6 @@ class Writer:
             else:
                 return
             await backoff.sleep()
-            group = {outbox: item for outbox, item in group.items() if outbox.still_has(item)}
-            if not group:
-                return
 
     async def _append(self, connection: Connection, group: dict[Outbox, Append]) -> None:
         """Write a group in one statement; on an error in the data halve it until the stream at fault is alone."""

@@ -156,3 +156,11 @@ def test_no_async_generator_function(attribute: Any) -> None:
         f"The generator 'mine', my_agent:{attribute}, is not an async generator function: "
         "define it with `async def` and `yield` what it generates."
     )
+
+
+async def test_only_those_that_are_offered_are_loaded_and_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("BATON_GENERATORS", "mine=my_agent:answer,other=nowhere:at_all")
+    monkeypatch.setenv("BATON_OFFERED_GENERATORS", "mine, absent")
+    settings = Settings.load()
+    assert configured_names(settings) == {"mine"} == load_generators(settings).keys()

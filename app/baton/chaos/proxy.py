@@ -1,14 +1,17 @@
-"""A TCP proxy in front of Postgres that loses, holds and cuts what goes through it, when a test says so."""
+"""A TCP proxy in front of Postgres that loses, holds, delays and cuts what goes through it, when it is told to."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from types import TracebackType
-from typing import Self
-from urllib.parse import parse_qs, urlsplit, urlunsplit
+from typing import Final, Self
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-CHUNK_BYTES = 65_536
+CHUNK_BYTES: Final = 65_536
+_ENCRYPTED: Final = {"require", "verify-ca", "verify-full"}
+# The message that tells a client the pid of its backend, in the wire protocol of Postgres.
+_BACKEND_KEY: Final = b"K\x00\x00\x00\x0c"
 
 
 class Proxy:
@@ -27,6 +30,8 @@ class Proxy:
         self._replies = _opened()
         self._accepting = _opened()
         self._generation = 0
+        self._delay_seconds = 0.0
+        self.backends: set[int] = set()  # the pids behind the connections that stand, where they are not encrypted
         self.accepted = 0
         self.holding = 0  # how many directions are keeping something back
         self.port = 0
@@ -52,7 +57,10 @@ class Proxy:
         """The DSN of the same database by way of this proxy."""
         parts = urlsplit(self._upstream)
         user = parts.netloc.rpartition("@")[0] or "postgres"
-        return urlunsplit(parts._replace(netloc=f"{user}@127.0.0.1:{self.port}", query="sslmode=disable"))
+        query = {name: value for name, value in parse_qsl(parts.query) if name not in {"host", "port"}}
+        # A certificate is for another name than this; on a Unix socket there is none.
+        query["sslmode"] = "require" if query.get("sslmode") in _ENCRYPTED else "disable"
+        return urlunsplit(parts._replace(netloc=f"{user}@127.0.0.1:{self.port}", query=urlencode(query)))
 
     @property
     def connections(self) -> int:
@@ -78,8 +86,13 @@ class Proxy:
         """Let new connections hang until `resume`; those that stand go on."""
         self._accepting.clear()
 
+    def delay(self, seconds: float) -> None:
+        """Let everything arrive later, in either direction."""
+        self._delay_seconds = seconds
+
     def resume(self) -> None:
-        """Let everything through, what was kept back first."""
+        """Let everything through and without delay, what was kept back first."""
+        self._delay_seconds = 0
         for gate in (self._requests, self._replies, self._accepting):
             gate.set()
 
@@ -99,32 +112,47 @@ class Proxy:
         try:
             await self._accepting.wait()
             server_reader, server_writer = await self._connect()
+        except OSError:
+            # Nobody is there: so the client hears, too.
+            writer.transport.abort()
+            return
         except BaseException:
             writer.transport.abort()
             raise
         pair = {writer, server_writer}
+        backends: set[int] = set()
         self._writers |= pair
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pipe(reader, server_writer, self._requests))
-                group.create_task(self._pipe(server_reader, writer, self._replies))
+                group.create_task(self._pipe(server_reader, writer, self._replies, backends))
         finally:
             self._writers -= pair
+            self.backends -= backends
             for end in pair:
                 end.transport.abort()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         parts = urlsplit(self._upstream)
-        folder = parse_qs(parts.query).get("host")
-        if folder and not parts.hostname:
-            return await asyncio.open_unix_connection(f"{folder[0]}/.s.PGSQL.{parts.port or 5432}")
-        return await asyncio.open_connection(parts.hostname, parts.port or 5432)
+        query = dict(parse_qsl(parts.query))
+        host, port = parts.hostname or query.get("host", "localhost"), parts.port or int(query.get("port", "5432"))
+        if host.startswith("/"):
+            return await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+        return await asyncio.open_connection(host, port)
 
-    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event) -> None:
+    async def _pipe(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        gate: asyncio.Event,
+        backends: set[int] | None = None,
+    ) -> None:
         """Forward one direction; a connection that ended or was cut ends the other direction with it."""
         generation = self._generation
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK_BYTES):
+                if backends is not None and not backends:
+                    self._note_backend(data, backends)
                 if generation != self._generation:
                     continue
                 self.holding += 1
@@ -132,11 +160,19 @@ class Proxy:
                     await gate.wait()
                 finally:
                     self.holding -= 1
+                if self._delay_seconds:
+                    await asyncio.sleep(self._delay_seconds)
                 if writer.transport.is_closing():
                     break
                 writer.write(data)
                 await writer.drain()
         writer.transport.abort()
+
+    def _note_backend(self, data: bytes, backends: set[int]) -> None:
+        at = data.find(_BACKEND_KEY)
+        if 0 <= at <= len(data) - 9:
+            backends.add(int.from_bytes(data[at + 5 : at + 9], "big"))
+            self.backends |= backends
 
 
 def _opened() -> asyncio.Event:

@@ -22,7 +22,8 @@ from .protocol import Generator
 
 def configured_names(settings: Settings) -> frozenset[str]:
     """Return the names of the generators that these settings offer, without importing any."""
-    return frozenset(_built_in(settings)) | frozenset(settings.generators)
+    names = frozenset(_built_in(settings)) | frozenset(settings.generators)
+    return names & settings.offered_generators if settings.offered_generators else names
 
 
 def load_generators(settings: Settings) -> dict[str, Generator]:
@@ -32,12 +33,13 @@ def load_generators(settings: Settings) -> dict[str, Generator]:
         ConfigurationError: one cannot be imported, or is no async generator function.
     """
     found: dict[str, Generator] = {}
-    for name in sorted(_built_in(settings) - settings.generators.keys()):
+    offered = configured_names(settings)
+    for name in sorted(offered - settings.generators.keys()):
         found[name] = _attribute(name, f"{__package__}.{name}:build")(settings)
     if settings.generators:
         _make_current_directory_importable()
-    for name, target in settings.generators.items():
-        found[name] = _custom(name, target)
+    for name in sorted(offered & settings.generators.keys()):
+        found[name] = _custom(name, settings.generators[name])
     return found
 
 

@@ -1,0 +1,275 @@
+"""Keeps a number of streams going, each with its viewers; judges each at its end, and begins another in its place."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Final, TypeVar
+from uuid import UUID
+
+import asyncpg
+import httpx2
+import orjson
+
+from .. import log, streams
+from ..backoff import Backoff
+from ..cluster import Program
+from ..database import CONNECTION_ERRORS, Pool
+from .verdict import Account, Asked, Complaint, LogCopy
+from .viewers import Habits, Traffic, Viewer
+
+ALLOWANCE_SECONDS: Final = 90  # how much longer than its text a stream may take
+CLOSING_SECONDS: Final = 60
+REQUEST_SECONDS: Final = 5
+
+_PASSING: Final = frozenset({503})
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A complaint, and where and when. Seconds since the start."""
+
+    complaint: Complaint
+    stream: str
+    pod: str
+    at_seconds: float
+    last_faults: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a stream is to be."""
+
+    events: int
+    rate: float
+    burst: int
+    every: int  # each so-manieth event is large; 0: none
+    padding: int
+    policy: str
+    cancel_at: int | None  # cancelled by its user after so many events
+
+    @property
+    def seconds(self) -> float:
+        """How long it takes when nothing breaks."""
+        return self.events / self.rate
+
+    @classmethod
+    def drawn(cls, random: Random, rate: float) -> Plan:
+        """Short and long, fast and slow around a mean rate, in pieces and in bursts, some with large events."""
+        rate *= random.uniform(0.6, 1.4)
+        seconds = random.choice((random.uniform(0.2, 3), random.uniform(5, 20), random.uniform(20, 60)))
+        events = max(3, int(rate * seconds))
+        every, padding = random.choice(((0, 0), (0, 0), (0, 0), (5, 800), (40, 5000)))
+        return cls(
+            events=events,
+            rate=rate,
+            burst=random.choice((1, 2, 2, 4, 25)),
+            every=every,
+            padding=padding,
+            policy=random.choice(("retry", "fail")),
+            cancel_at=random.randint(1, events) if random.random() < 0.12 else None,
+        )
+
+
+class Audience:
+    """The streams and all who watch them. `run()` goes on until `close()` was called and the last stream has ended."""
+
+    def __init__(
+        self,
+        pods: Sequence[Program],
+        pool: Pool,
+        random: Random,
+        *,
+        streams_at_once: int,
+        viewers: int,
+        rate: float,
+        erase: bool,
+        worker_trouble: Callable[[], int],
+        violate: Callable[[Complaint, str, str], None],
+    ) -> None:
+        self.traffic = Traffic()
+        self.live = 0
+        self.judged = 0
+        self.resets = 0
+        self.outcomes: Counter[str] = Counter()
+        self.missing = self.repeated = self.misplaced = self.without_end = 0
+        self._pods = pods
+        self._pool = pool
+        self._random = random
+        self._streams_at_once = streams_at_once
+        self._viewers = viewers
+        self._rate = rate
+        self._erase = erase
+        self._worker_trouble = worker_trouble
+        self._violate = violate
+        self._closing = asyncio.Event()
+        self._http = httpx2.AsyncClient(
+            trust_env=False, limits=httpx2.Limits(max_keepalive_connections=0), timeout=REQUEST_SECONDS
+        )
+
+    def close(self) -> None:
+        """Begin no more streams, and cancel in a while those that go on."""
+        self._closing.set()
+
+    async def run(self) -> None:
+        """Play."""
+        async with self._http, asyncio.TaskGroup() as slots:
+            for _ in range(self._streams_at_once):
+                slots.create_task(self._slot(Random(self._random.random())))
+
+    async def _slot(self, random: Random) -> None:
+        await asyncio.sleep(random.uniform(0, 2))
+        while not self._closing.is_set():
+            plan = Plan.drawn(random, self._rate)
+            trouble = self._worker_trouble()
+            created = await self._create(plan, random)
+            if created is not None:
+                await self._play(plan, created, trouble, random)
+
+    async def _play(self, plan: Plan, stream: str, trouble: int, random: Random) -> None:
+        """Have a stream watched to its end, and judge it."""
+
+        def complain(complaint: Complaint, *, pod: str) -> None:
+            self._violate(complaint, stream, pod)
+
+        viewers = [
+            Viewer(
+                stream,
+                self._pods,
+                Habits.drawn(random, plan.seconds),
+                random=Random(random.random()),
+                traffic=self.traffic,
+                complain=complain,
+            )
+            for _ in range(max(1, self._viewers + random.randint(-1, 1)))
+        ]
+        accounts = [viewer.account for viewer in viewers]
+        self.live += 1
+        async with self._cancelling(plan, stream, accounts, random) as cancelled:
+            await self._watch(plan, viewers)
+        self.live -= 1
+        asked = Asked(plan.events, plan.policy, cancelled.is_set(), self._worker_trouble() != trouble)
+        await self._judge(stream, accounts, asked)
+
+    async def _watch(self, plan: Plan, viewers: Sequence[Viewer]) -> None:
+        """Let the viewers follow until all have seen the end, or it is late."""
+        watching = [asyncio.create_task(viewer.run()) for viewer in viewers]
+        deadline = asyncio.create_task(self._late(plan.seconds + ALLOWANCE_SECONDS))
+        try:
+            pending = set(watching)
+            while pending and not deadline.done():
+                await asyncio.wait({*pending, deadline}, return_when=asyncio.FIRST_COMPLETED)
+                pending = {task for task in pending if not task.done()}
+        finally:
+            for task in (*watching, deadline):
+                task.cancel()
+            results = await asyncio.gather(*watching, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _late(self, seconds: float) -> None:
+        """Return when a stream takes too long, in ordinary times or after the closing."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+                await asyncio.sleep(CLOSING_SECONDS)
+
+    @contextlib.asynccontextmanager
+    async def _cancelling(
+        self, plan: Plan, stream: str, accounts: Sequence[Account], random: Random
+    ) -> AsyncIterator[asyncio.Event]:
+        """Cancel the stream when its time has come; the event says that it was, or may have been, cancelled."""
+        asked = asyncio.Event()
+
+        async def cancel() -> None:
+            while plan.cancel_at is None or max(account.tail for account in accounts) < plan.cancel_at:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.2):
+                        await self._closing.wait()
+                        break
+            if self._closing.is_set():
+                await asyncio.sleep(random.uniform(1, 4))
+            asked.set()
+            await self._request("POST", f"/v1/streams/{stream}/cancel", random)
+
+        task = asyncio.create_task(cancel())
+        try:
+            yield asked
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _create(self, plan: Plan, random: Random) -> str | None:
+        """Create a stream, with one key for all tries; None when it is time to close."""
+        given = {"events": plan.events, "rate": plan.rate, "burst": plan.burst}
+        given |= {"every": plan.every, "padding": plan.padding}
+        body = {"generator": "chaos", "input": given, "on_worker_lost": plan.policy}
+        key = {"idempotency-key": secrets.token_hex(8)}
+        reply = await self._request("POST", "/v1/streams", random, content=orjson.dumps(body), headers=key)
+        return None if reply is None else str(orjson.loads(reply)["id"])
+
+    async def _request(self, method: str, path: str, random: Random, **content: Any) -> bytes | None:
+        """Ask one pod after another until one agrees; None when that takes until well after the closing."""
+        backoff = Backoff(cap_seconds=1)
+        late = asyncio.create_task(self._late(ALLOWANCE_SECONDS))
+        try:
+            while not late.done():
+                pod = random.choice(self._pods)
+                try:
+                    reply = await self._http.request(method, f"{pod.address}{path}", **content)
+                except httpx2.TransportError:
+                    reply = None
+                if reply is not None and reply.is_success:
+                    return reply.content
+                if reply is not None and reply.status_code not in _PASSING:
+                    complaint = Complaint("refused", 0, f"{method} {path}: {reply.status_code} {reply.text[:200]}")
+                    self._violate(complaint, path, pod.name)
+                await backoff.sleep()
+        finally:
+            late.cancel()
+        self._violate(Complaint("refused", 0, f"{method} {path}: no pod agreed"), path, "")
+        return None
+
+    async def _judge(self, stream: str, accounts: Sequence[Account], asked: Asked) -> None:
+        """Compare with the log, and count."""
+        copy = await self._read_log(UUID(stream))
+        complaints = [*copy.complaints]
+        for account in accounts:
+            self.missing += account.missing
+            self.repeated += account.repeated
+            self.misplaced += account.misplaced
+            self.without_end += account.end is None
+            complaints += [*account.against(copy), *account.ending(asked)]
+        for complaint in complaints:
+            self._violate(complaint, stream, "")
+        self.resets += max(account.resets for account in accounts)
+        self.outcomes[next((account.outcome for account in accounts if account.end), "no end")] += 1
+        self.judged += 1
+        if self._erase:
+            await self._until_answered(lambda: streams.delete(self._pool, UUID(stream)))
+
+    async def _read_log(self, stream_id: UUID) -> LogCopy:
+        async def read() -> LogCopy:
+            batches: list[log.Batch] = []
+            while page := await log.read(self._pool, stream_id, batches[-1].last_seq if batches else 0):
+                batches += page
+            row = await streams.get(self._pool, stream_id)
+            return LogCopy(batches, row.status if row else "erased")
+
+        return await self._until_answered(read)
+
+    async def _until_answered(self, ask: Callable[[], Awaitable[Result]]) -> Result:
+        """Ask the database until it answers: it is being stopped and started."""
+        backoff = Backoff(cap_seconds=1)
+        while True:
+            try:
+                return await ask()
+            except (*CONNECTION_ERRORS, asyncpg.PostgresError):
+                await backoff.sleep()

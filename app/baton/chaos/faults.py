@@ -1,0 +1,328 @@
+"""The kinds of faults, and the director who injects them at random, several at once, and heals what can be healed.
+
+A kind picks what it strikes, strikes, waits, and heals in any case. It strikes nothing that another fault has in hand.
+Kinds that are the server's own trouble (a restart, an outage, a slow disk, a full queue) exist only where the server is
+chaos' own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+import asyncpg
+
+from ..cluster import Child, Cluster
+from ..database import CONNECTION_ERRORS, Connection, connect
+from ..embedded import EmbeddedPostgres
+from ..errors import ConfigurationError
+from .proxy import Proxy
+
+LEAVE_SECONDS: Final = 12  # after SIGTERM, as on the platform; then it is killed
+CALM_EVERY_SECONDS: Final = 45
+CALM_SECONDS: Final = 4
+AT_ONCE: Final = 4
+FILLER_CHANNEL: Final = "baton_chaos"
+
+_FILL: Final = "SELECT pg_notify($1, i || repeat('x', 7000)) FROM generate_series(1, 20) AS i"
+
+Kind = Callable[[], Awaitable[None]]
+
+
+class _NothingToStrike(Exception):
+    """All that this fault could strike is in another's hands just now."""
+
+
+@dataclass(slots=True)
+class Lines:
+    """A process's two ways to Postgres."""
+
+    queries: Proxy
+    listen: Proxy
+
+
+class Director:
+    """Injects faults. What was injected is counted in `counts`; `last` holds the latest as text."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        lines: dict[str, Lines],
+        random: Random,
+        *,
+        lease_seconds: float,
+        dsn: str,
+        server: EmbeddedPostgres | None,
+        spared: Sequence[str],
+        now: Callable[[], float],
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self.last: deque[str] = deque(maxlen=8)
+        self.worker_trouble = 0  # how often a worker was given reason to lose its streams
+        self.expected_ends: set[int] = set()  # pids that were told or made to end
+        self._cluster = cluster
+        self._lines = lines
+        self._random = random
+        self._lease_seconds = lease_seconds
+        self._dsn = dsn
+        self._server = server
+        self._spared = spared
+        self._now = now
+        self._in_hand: set[str] = set()
+        self._stopping = asyncio.Event()
+        self._kinds = self._all_kinds()
+
+    @property
+    def kinds(self) -> list[str]:
+        """The names of all kinds that are possible here."""
+        return list(self._kinds)
+
+    def _all_kinds(self) -> dict[str, Kind]:
+        own: dict[str, Kind] = {
+            "postgres restart": self._restart_postgres,
+            "postgres outage": self._outage,
+            "slow disk": self._slow_disk,
+            "notify queue full": self._fill_queue,
+        }
+        return {
+            "pod SIGKILL": lambda: self._end("pod", signal.SIGKILL),
+            "pod SIGTERM": lambda: self._end("pod", signal.SIGTERM),
+            "pod SIGSTOP": lambda: self._freeze("pod", self._random.uniform(1, 6)),
+            "worker SIGKILL": lambda: self._end("worker", signal.SIGKILL),
+            "worker SIGTERM": lambda: self._end("worker", signal.SIGTERM),
+            "worker SIGSTOP": lambda: self._freeze("worker", self._lease_seconds + self._random.uniform(1, 3)),
+            "queries cut": lambda: self._disturb("queries cut", Proxy.cut, 0),
+            "queries stalled": lambda: self._disturb("queries stalled", Proxy.stall, self._random.uniform(0.5, 5)),
+            "queries delayed": lambda: self._disturb("queries delayed", self._delay, self._random.uniform(2, 5)),
+            "queries black-holed": lambda: self._disturb(
+                "queries black-holed", Proxy.blackhole, self._random.uniform(0.1, 4)
+            ),
+            "replies lost": self._lose_replies,
+            "listen cut": lambda: self._disturb("listen cut", Proxy.cut, 0),
+            "listen stalled": lambda: self._disturb("listen stalled", Proxy.stall, self._random.uniform(1, 8)),
+            "listen delayed": lambda: self._disturb("listen delayed", self._delay, self._random.uniform(2, 5)),
+            "listen black-holed": lambda: self._disturb(
+                "listen black-holed", Proxy.blackhole, self._random.uniform(1, 8)
+            ),
+            "backends terminated": self._terminate_backends,
+            **(own if self._server is not None else {}),
+        }
+
+    def stop(self) -> None:
+        """Inject no more; those that go on are healed in their time."""
+        self._stopping.set()
+
+    async def run(self, every_seconds: float, kinds: Sequence[str] | None = None) -> None:
+        """Inject until stopped: with `kinds`, these in their order again and again, else from a shuffled deck."""
+        calm_at = self._now() + CALM_EVERY_SECONDS
+        deck: deque[str] = deque()
+        running: set[asyncio.Task[None]] = set()
+        async with asyncio.TaskGroup() as group:
+            while not self._stopping.is_set():
+                await self._pause(self._random.uniform(0.5, 1.5) * every_seconds)
+                if kinds is None and self._now() > calm_at:
+                    await self._pause(CALM_SECONDS)
+                    calm_at = self._now() + CALM_EVERY_SECONDS
+                if self._stopping.is_set() or len(running) >= AT_ONCE:
+                    continue
+                if not deck:
+                    deck.extend(kinds or self._random.sample(self.kinds, len(self.kinds)))
+                task = group.create_task(self._inject(deck.popleft(), deck))
+                running.add(task)
+                task.add_done_callback(running.discard)
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+    async def _inject(self, kind: str, deck: deque[str]) -> None:
+        try:
+            await self._kinds[kind]()
+        except _NothingToStrike:
+            deck.append(kind)
+        except (*CONNECTION_ERRORS, asyncpg.PostgresError, ConfigurationError) as error:
+            # The server is away, so this one cannot be shown just now.
+            self.last.append(f"{self._now():.1f} s {kind} was not possible: {error!r:.80}")
+            deck.append(kind)
+
+    def _strikes(self, kind: str, target: str, seconds: float = 0) -> None:
+        self.counts[kind] += 1
+        self.last.append(f"{self._now():.1f} s {kind}, {target}" + (f", for {seconds:.1f} s" if seconds else ""))
+
+    @contextlib.contextmanager
+    def _hold(self, name: str) -> Iterator[None]:
+        self._in_hand.add(name)
+        try:
+            yield
+        finally:
+            self._in_hand.discard(name)
+
+    def _child(self, role: str, *, spare: bool) -> Child:
+        """Pick a pod or a worker that is up and that no other fault strikes."""
+        found = [
+            child
+            for child in self._cluster.children.values()
+            if child.program.is_pod is (role == "pod")
+            and child.name not in self._in_hand
+            and not child.ended.done()
+            and child.ready
+            and not (spare and child.name in self._spared)
+        ]
+        if not found:
+            raise _NothingToStrike
+        return self._random.choice(found)
+
+    async def _end(self, role: str, number: signal.Signals) -> None:
+        child = self._child(role, spare=True)
+        with self._hold(child.name):
+            self._strikes(f"{role} {number.name}", child.name)
+            self.worker_trouble += role == "worker"
+            self.expected_ends.add(child.pid)
+            child.signal(number)
+            await asyncio.wait([child.ended], timeout=LEAVE_SECONDS)
+            child.signal(signal.SIGKILL)
+            await child.ended
+
+    async def _freeze(self, role: str, seconds: float) -> None:
+        child = self._child(role, spare=False)
+        with self._hold(child.name):
+            self._strikes(f"{role} SIGSTOP", child.name, seconds)
+            self.worker_trouble += role == "worker"
+            child.signal(signal.SIGSTOP)
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                child.signal(signal.SIGCONT)
+
+    async def _disturb(self, kind: str, disturb: Callable[[Proxy], None], seconds: float) -> None:
+        """Disturb one process's line, or everybody's."""
+        names = list(self._lines) if self._random.random() < 0.25 else [self._random.choice(list(self._lines))]
+        target = "everybody" if len(names) > 1 else names[0]
+        line = kind.partition(" ")[0]
+        with self._lines_of(names, line) as proxies:
+            self._strikes(kind, target, seconds)
+            self._note_trouble(names, line)
+            for proxy in proxies:
+                disturb(proxy)
+            await asyncio.sleep(seconds)
+
+    def _delay(self, proxy: Proxy) -> None:
+        proxy.delay(self._random.uniform(0.01, 0.25))
+
+    async def _lose_replies(self) -> None:
+        """Let statements arrive and not their replies, then cut: whether a flush took place is not known."""
+        name = self._random.choice(list(self._lines))
+        seconds = self._random.uniform(0.1, 2)
+        with self._lines_of([name], "queries") as proxies:
+            self._strikes("replies lost", name, seconds)
+            self._note_trouble([name], "queries")
+            for proxy in proxies:
+                proxy.hold_replies()
+            await asyncio.sleep(seconds)
+            for proxy in proxies:
+                proxy.cut()
+
+    @contextlib.contextmanager
+    def _lines_of(self, names: Sequence[str], line: str) -> Iterator[list[Proxy]]:
+        keys = [f"{line} of {name}" for name in names]
+        if self._in_hand.intersection(keys):
+            raise _NothingToStrike
+        proxies: list[Proxy] = [getattr(self._lines[name], line) for name in names]
+        self._in_hand.update(keys)
+        try:
+            yield proxies
+        finally:
+            self._in_hand.difference_update(keys)
+            for proxy in proxies:
+                proxy.resume()
+
+    def _note_trouble(self, names: Sequence[str], line: str) -> None:
+        """A worker that alone cannot reach Postgres may be declared dead; all of them together may not."""
+        alone = len(names) == 1 and not self._cluster.programs[names[0]].is_pod
+        self.worker_trouble += alone and line == "queries"
+
+    async def _terminate_backends(self) -> None:
+        """Terminate backends of our own children, which the proxies know by their pids."""
+        name = self._random.choice(list(self._lines))
+        lines = self._lines[name]
+        pids = sorted(lines.queries.backends | lines.listen.backends)
+        if not pids:
+            raise _NothingToStrike
+        async with _session(self._dsn) as connection:
+            await connection.execute("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", pids)
+        self._strikes("backends terminated", f"{len(pids)} of {name}")
+
+    async def _restart_postgres(self) -> None:
+        with self._server_in_hand() as server:
+            self._strikes("postgres restart", "immediate")
+            await asyncio.to_thread(server.restart)
+
+    async def _outage(self) -> None:
+        seconds = 3 * self._lease_seconds
+        with self._server_in_hand() as server:
+            self._strikes("postgres outage", "immediate", seconds)
+            await asyncio.to_thread(server.stop)
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                await asyncio.to_thread(server.start)
+
+    async def _slow_disk(self) -> None:
+        """Delay each commit. Without commit_siblings=0 it would wait only where others commit at the same time."""
+        seconds, delay = self._random.uniform(3, 6), self._random.randint(2_000, 100_000)
+        with self._server_in_hand():
+            async with _session(self._dsn) as connection:
+                await _configure(connection, commit_delay=delay, commit_siblings=0)
+                self._strikes("slow disk", f"{delay / 1000:.0f} ms a commit", seconds)
+                try:
+                    await asyncio.sleep(seconds)
+                finally:
+                    await _configure(connection, commit_delay=None, commit_siblings=None)
+
+    async def _fill_queue(self) -> None:
+        seconds = self._random.uniform(2, 5)
+        with self._server_in_hand():
+            async with full_notify_queue(self._dsn):
+                self._strikes("notify queue full", "everybody", seconds)
+                await asyncio.sleep(seconds)
+
+    @contextlib.contextmanager
+    def _server_in_hand(self) -> Iterator[EmbeddedPostgres]:
+        if self._server is None or "server" in self._in_hand:
+            raise _NothingToStrike
+        with self._hold("server"):
+            yield self._server
+
+
+@contextlib.asynccontextmanager
+async def full_notify_queue(dsn: str) -> AsyncIterator[None]:
+    """Fill the queue of notifications: a session that listens, in a transaction, keeps the server from emptying it."""
+    async with _session(dsn) as holding, _session(dsn) as filling:
+        await holding.execute(f"LISTEN {FILLER_CHANNEL}")
+        await holding.execute("BEGIN; SELECT 1")
+        with contextlib.suppress(asyncpg.ProgramLimitExceededError):
+            while True:
+                await filling.execute(_FILL, FILLER_CHANNEL)
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _session(dsn: str) -> AsyncIterator[Connection]:
+    connection = await connect(dsn, name="chaos")
+    try:
+        yield connection
+    finally:
+        connection.terminate()
+
+
+async def _configure(connection: Connection, **settings: int | None) -> None:
+    for name, value in settings.items():
+        await connection.execute(f"ALTER SYSTEM {'RESET ' + name if value is None else f'SET {name} = {value}'}")
+    await connection.execute("SELECT pg_reload_conf()")

@@ -1,0 +1,65 @@
+"""The resident memory of processes, and how it grows in those that live for long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from statistics import linear_regression
+from typing import Final
+
+import psutil
+
+WARM_SECONDS: Final = 120
+LEAST_SECONDS: Final = 180  # a slope of less says nothing
+
+
+@dataclass(slots=True)
+class Samples:
+    """One process: seconds since it was first seen, and megabytes."""
+
+    name: str
+    pid: int
+    first_seconds: float
+    seconds: list[float] = field(default_factory=list)
+    megabytes: list[float] = field(default_factory=list)
+
+    @property
+    def per_minute(self) -> list[float]:
+        """What it had at the end of each minute."""
+        minutes: dict[int, float] = {}
+        for at, size in zip(self.seconds, self.megabytes, strict=True):
+            minutes[int(at // 60)] = size
+        return list(minutes.values())
+
+    @property
+    def growth(self) -> float | None:
+        """Megabytes a minute since the second minute, as a line through all samples; None where it is too young."""
+        warm = [(at, size) for at, size in zip(self.seconds, self.megabytes, strict=True) if at >= WARM_SECONDS]
+        if not warm or warm[-1][0] - warm[0][0] < LEAST_SECONDS:
+            return None
+        return linear_regression(*zip(*warm, strict=True)).slope * 60
+
+
+class Memory:
+    """Samples of all processes that were ever looked at."""
+
+    def __init__(self) -> None:
+        self._processes: dict[int, Samples] = {}
+
+    def look(self, processes: Iterable[tuple[str, int]], now: float) -> None:
+        """Sample these."""
+        for name, pid in processes:
+            try:
+                size = psutil.Process(pid).memory_info().rss / 2**20
+            except psutil.Error:
+                continue
+            samples = self._processes.setdefault(pid, Samples(name, pid, now))
+            samples.seconds.append(now - samples.first_seconds)
+            samples.megabytes.append(size)
+
+    def survivors(self, now: float, *, least_seconds: float) -> Iterator[Samples]:
+        """Those that were seen until now, and lived for so long."""
+        for samples in self._processes.values():
+            age = samples.seconds[-1] if samples.seconds else 0
+            if age >= least_seconds and samples.first_seconds + age > now - 30:
+                yield samples

@@ -1,0 +1,104 @@
+"""What a person sees of chaos: one line that moves while it runs, and tables at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from time import monotonic
+from typing import Final
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from .audience import Audience, Violation
+from .faults import Director
+from .memory import Samples
+
+LINE_EVERY_SECONDS: Final = 10
+SHOWN: Final = 20
+
+
+class Report:
+    """Writes to the console. Use it as a context manager while chaos runs."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(Text(), console=console, refresh_per_second=4, transient=True)
+        self._written_at = 0.0
+        self._violations = 0
+
+    def __enter__(self) -> Report:
+        """Begin to move, where there is a terminal."""
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self._live.stop()
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """Write a line."""
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def progress(self, elapsed: float, seconds: float, audience: Audience, director: Director) -> None:
+        """Show where things are: at once in a terminal, else as a line now and then."""
+        traffic = audience.traffic
+        line = (
+            f"{elapsed:4.0f} of {seconds:.0f} s   {traffic.events:>9,} events   {audience.live:>3} streams   "
+            f"{traffic.connected:>4} viewers   {director.counts.total():>3} faults   {self._violations} wrong"
+        )
+        if self._console.is_terminal:
+            last = director.last[-1] if director.last else ""
+            self._live.update(Text(f"{line}\n{last}", no_wrap=True))
+        elif monotonic() - self._written_at >= LINE_EVERY_SECONDS:
+            self._written_at = monotonic()
+            self.say(line)
+
+    def violation(self, found: Violation, text: str) -> None:
+        """Tell loudly what is wrong, unless enough was told already."""
+        del found
+        self._violations += 1
+        if self._violations <= SHOWN:
+            self.say(text, "bold red")
+        elif self._violations == SHOWN + 1:
+            self.say("More is wrong than is told here; the folder of logs has all of it.", "bold red")
+
+    def faults(self, counts: Mapping[str, int]) -> None:
+        """The table of faults."""
+        self._table(("fault", "times"), [(kind, str(count)) for kind, count in sorted(counts.items())])
+
+    def audience(self, audience: Audience, seconds: float) -> None:
+        """The table of what the clients saw."""
+        traffic = audience.traffic
+        rows = [
+            ("events delivered", f"{traffic.events:,} ({traffic.events / seconds:,.0f} a second)"),
+            ("streams", f"{audience.judged:,}"),
+            ("connections", f"{traffic.connections:,}"),
+            *((f"  came back after: {why}", f"{count:,}") for why, count in traffic.leavings.most_common()),
+            ("resets", f"{audience.resets:,}"),
+            *((f"  {outcome}", f"{count:,}") for outcome, count in audience.outcomes.most_common()),
+            ("missing", str(audience.missing)),
+            ("repeated", str(audience.repeated)),
+            ("out of order", str(audience.misplaced)),
+            ("without end", str(audience.without_end)),
+        ]
+        self._table(("what clients saw", ""), rows)
+
+    def memory(self, survivors: Iterable[Samples]) -> None:
+        """The table of memory, minute by minute."""
+        rows = []
+        for item in survivors:
+            sizes = " ".join(f"{size:.1f}" for size in item.per_minute)
+            growth = "" if item.growth is None else f"{item.growth:+.2f} MB"
+            rows.append((f"{item.name} (pid {item.pid})", sizes, growth))
+        if rows:
+            self._table(("memory of who survived", "MB by the minute", "a minute, from the third on"), rows)
+
+    def _table(self, heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+        table = Table(*heads, box=None, pad_edge=False, header_style="bold")
+        for row in rows:
+            table.add_row(*row)
+        self.say("")
+        self._console.print(table)

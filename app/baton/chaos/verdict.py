@@ -1,0 +1,185 @@
+"""What each viewer received, held against what must hold: an account for each viewer, and the log as the judge. Pure.
+
+An account checks each event as it comes: its number, its text, and that nothing follows the terminal event. Of each
+event it keeps only a checksum of number and bytes, by which it is compared with the log at the end.
+"""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, Final
+
+import orjson
+
+from ..log import Batch
+from .text import read
+
+# Endings that chaos may cause. No other code may come of losing a process or a connection.
+LOST: Final = "worker_lost"
+_NOTHING: Final = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """One thing that must not be. `kind` is a word or two of the report; `seq` the event at which it was seen."""
+
+    kind: str
+    seq: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a stream was asked for: how many deltas, its policy, and what was done to it."""
+
+    events: int
+    policy: str
+    cancelled: bool = False
+    worker_troubled: bool = True  # a worker was in trouble while it ran
+
+
+class Account:
+    """What one viewer received of one stream, event by event."""
+
+    __slots__ = ("_checks", "_missing", "_number", "_run", "end", "misplaced", "received", "repeated", "resets", "tail")
+
+    def __init__(self) -> None:
+        self.tail = 0  # the highest number so far
+        self.received = 0
+        self.repeated = 0
+        self.misplaced = 0
+        self.resets = 0
+        self.end: Mapping[str, Any] | None = None
+        self._missing: set[int] = set()
+        self._checks = array("q")
+        self._run: str | None = None
+        self._number = 0  # of the last delta of that run
+
+    @property
+    def missing(self) -> int:
+        """How many numbers below the highest have not come."""
+        return len(self._missing)
+
+    @property
+    def outcome(self) -> str:
+        """How it ended, with the code of a failure."""
+        end = self.end or {}
+        return f"{end.get('status')} {(end.get('error') or {}).get('code', '')}".strip()
+
+    def receive(self, seq: int, line: bytes) -> list[Complaint]:
+        """Take down an event; return what is wrong with it."""
+        self.received += 1
+        after_end = self.end is not None
+        complaints = self._place(seq, line)
+        try:
+            event = orjson.loads(line)
+        except ValueError:
+            return [*complaints, Complaint("mixture", seq, f"not JSON: {line!r:.120}")]
+        if after_end:
+            kind = "second end" if event.get("type") == "done" else "after the end"
+            complaints.append(Complaint(kind, seq, f"{line!r:.120}"))
+        elif not complaints:
+            complaints = self._content(seq, event)
+        return complaints
+
+    def against(self, log: LogCopy) -> list[Complaint]:
+        """Compare with the log, at the stream's end."""
+        if self._checks == log.checks:
+            return []
+        pairs = zip_longest(self._checks, log.checks, fillvalue=_NOTHING)
+        seq = next(seq for seq, (mine, its) in enumerate(pairs, 1) if mine != its)
+        return [Complaint("not the log", seq, f"received up to {self.tail}, and the log holds {len(log.checks)}")]
+
+    def _place(self, seq: int, line: bytes) -> list[Complaint]:
+        check = checksum(seq, line)
+        if seq == self.tail + 1:
+            self.tail = seq
+            self._checks.append(check)
+            return []
+        if seq > self.tail:
+            expected, self.tail = self.tail + 1, seq
+            self._missing.update(range(expected, seq))
+            self._checks.extend([_NOTHING] * (seq - expected))
+            self._checks.append(check)
+            return [Complaint("missing", expected, f"after {expected - 1} came {seq}")]
+        if seq in self._missing:
+            self._missing.discard(seq)
+            self._checks[seq - 1] = check
+            self.misplaced += 1
+            return [Complaint("out of order", seq, f"after {self.tail} came {seq}")]
+        self.repeated += 1
+        return [Complaint("repeated", seq, f"after {self.tail} came {seq} again")]
+
+    def _content(self, seq: int, event: Mapping[str, Any]) -> list[Complaint]:
+        match event.get("type"):
+            case "text":
+                return self._delta(seq, event["delta"])
+            case "reset":
+                self.resets += 1
+                self._run, self._number = None, 0
+            case "done":
+                self.end = event
+            case kind:
+                return [Complaint("mixture", seq, f"an event of type {kind!r}")]
+        return []
+
+    def _delta(self, seq: int, delta: str) -> list[Complaint]:
+        piece = read(delta)
+        if piece is None:
+            return [Complaint("mixture", seq, f"the checksum is wrong: {delta!r:.120}")]
+        if self._run is None:
+            self._run = piece.run
+        expected = self._number + 1
+        self._number = piece.number
+        if piece.run != self._run or piece.number != expected:
+            return [Complaint("mixture", seq, f"{piece} in place of {self._run} {expected}")]
+        return []
+
+    def ending(self, asked: Asked) -> list[Complaint]:
+        """Whether it ended once, and as a stream may that was asked for this."""
+        if self.end is None:
+            return [Complaint("without end", self.tail, "no terminal event came")]
+        error = self.end.get("error") or {}
+        match self.end["status"]:
+            case "completed" if self._number != asked.events:
+                wrong = f"completed after {self._number} of {asked.events} deltas"
+            case "completed":
+                return []
+            case "cancelled" if asked.cancelled:
+                return []
+            case "failed" if error.get("code") == LOST and asked.worker_troubled:
+                return []
+            case _:
+                wrong = f"the end is {orjson.dumps(self.end).decode()}"
+        return [Complaint("wrong end", self.tail, wrong)]
+
+
+class LogCopy:
+    """A stream's log as it is read at the end: the checksum of each event, and what is wrong with the log itself."""
+
+    def __init__(self, batches: Iterable[Batch], status: str) -> None:
+        self.checks = array("q")
+        self.complaints: list[Complaint] = []
+        terminal = 0
+        for batch in batches:
+            seq = len(self.checks) + 1
+            if batch.first_seq != seq or batch.last_seq != seq + len(batch.lines) - 1:
+                detail = f"a batch of {len(batch.lines)} events says {batch.first_seq} to {batch.last_seq}"
+                self.complaints.append(Complaint("broken log", seq, detail))
+            self.checks.extend(checksum(seq, line.encode()) for seq, line in enumerate(batch.lines, seq))
+            terminal += batch.terminal
+            end = orjson.loads(batch.lines[-1]) if batch.terminal else {}
+            if batch.terminal and (end.get("type"), end.get("status")) != ("done", status):
+                detail = f"the stream's row says {status}, and its terminal event {end}"
+                self.complaints.append(Complaint("broken log", batch.last_seq, detail))
+        if terminal != 1:
+            self.complaints.append(Complaint("broken log", len(self.checks), f"{terminal} terminal batches"))
+
+
+def checksum(seq: int, line: bytes) -> int:
+    """What an account and the log are compared by."""
+    return zlib.crc32(line, seq)

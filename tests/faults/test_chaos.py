@@ -1,0 +1,266 @@
+"""The verdict with every violation fed in, and chaos itself: a short run, and one with a log that is tampered with."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import shutil
+from collections.abc import Iterable
+from random import Random
+
+import asyncpg
+import orjson
+import psutil
+import pytest
+from rich.console import Console
+
+from baton.chaos.audience import Plan
+from baton.chaos.memory import Samples
+from baton.chaos.run import Chaos, Options
+from baton.chaos.text import Piece, read, write
+from baton.chaos.verdict import Account, Asked, LogCopy
+from baton.errors import ConfigurationError
+from baton.log import Batch
+
+ASKED = Asked(events=3, policy="retry")
+
+
+def delta(number: int, run: str = "aa") -> str:
+    return orjson.dumps({"type": "text", "delta": write(Piece(run, number))}).decode()
+
+
+def done(status: str = "completed", code: str | None = None) -> str:
+    return orjson.dumps({"type": "done", "status": status, "error": {"code": code} if code else None}).decode()
+
+
+RESET = '{"type":"reset","reason":"worker_lost"}'
+WHOLE = [delta(1), delta(2), delta(3), done()]
+
+
+def told(events: Iterable[tuple[int, str]], log: list[str] | None = None, asked: Asked = ASKED) -> set[str]:
+    """The kinds of all complaints about a viewer that received this of a stream whose log is that."""
+    account = Account()
+    found = [complaint for seq, line in events for complaint in account.receive(seq, line.encode())]
+    found += account.ending(asked)
+    found += account.against(copy_of(WHOLE if log is None else log))
+    return {complaint.kind for complaint in found}
+
+
+def copy_of(lines: list[str], status: str = "completed") -> LogCopy:
+    return LogCopy([Batch(1, len(lines), True, "\n".join(lines))], status)
+
+
+def numbered(lines: list[str]) -> list[tuple[int, str]]:
+    return list(enumerate(lines, 1))
+
+
+def test_a_whole_stream_gives_no_reason_to_complain() -> None:
+    assert told(numbered(WHOLE)) == set()
+    assert copy_of(WHOLE).complaints == []
+
+
+def test_a_stream_that_began_anew_gives_none_either() -> None:
+    lines = [delta(1), RESET, delta(1, "bb"), delta(2, "bb"), delta(3, "bb"), done()]
+    assert told(numbered(lines), lines) == set()
+
+
+@pytest.mark.parametrize(
+    ("order", "kinds"),
+    [
+        ([1, 3, 4], {"missing", "not the log", "wrong end"}),
+        ([2, 3, 4], {"missing", "mixture", "not the log"}),
+        ([1, 2, 2, 3, 4], {"repeated"}),
+        ([1, 1, 2, 3, 4], {"repeated"}),
+        ([1, 3, 2, 4], {"missing", "out of order", "wrong end"}),
+        ([1, 2, 3, 4, 4], {"repeated", "second end"}),
+        ([1, 2, 3], {"without end", "not the log"}),
+        ([], {"without end", "not the log"}),
+    ],
+)
+def test_a_wrong_order_is_seen(order: list[int], kinds: set[str]) -> None:
+    assert told([(seq, WHOLE[seq - 1]) for seq in order]) == kinds
+
+
+def test_what_was_missing_and_came_later_is_counted_as_misplaced() -> None:
+    account = Account()
+    for seq in (1, 4, 3):
+        account.receive(seq, WHOLE[seq - 1].encode())
+    assert (account.missing, account.misplaced, account.repeated, account.tail) == (1, 1, 0, 4)
+
+
+@pytest.mark.parametrize(
+    ("lines", "kinds"),
+    [
+        ([*WHOLE, done()], {"second end"}),
+        ([*WHOLE, delta(4)], {"after the end"}),
+        ([delta(1), delta(2), delta(3, "bb"), done()], {"mixture"}),
+        ([delta(1), delta(3), delta(3), done()], {"mixture"}),
+        ([delta(1), RESET, delta(2), delta(3), done()], {"mixture"}),
+        ([delta(1), delta(2), delta(3).replace(" 3 ", " 4 "), done()], {"mixture", "wrong end"}),
+        ([delta(1), delta(2), done()], {"wrong end"}),
+        (["{", delta(2), delta(3), done()], {"mixture"}),
+        (['{"type":"custom"}', delta(1), delta(2), delta(3), done()], {"mixture"}),
+    ],
+)
+def test_wrong_content_is_seen_also_where_the_log_says_the_same(lines: list[str], kinds: set[str]) -> None:
+    assert told(numbered(lines), lines) == kinds
+
+
+def test_what_differs_from_the_log_is_seen_with_its_place() -> None:
+    account = Account()
+    for seq, line in numbered(WHOLE):
+        account.receive(seq, line.encode())
+    [complaint] = account.against(copy_of([delta(1), delta(2, "bb"), delta(3), done()]))
+    assert (complaint.kind, complaint.seq) == ("not the log", 2)
+    [complaint] = account.against(copy_of([*WHOLE, delta(5)]))
+    assert complaint.seq == 5
+
+
+@pytest.mark.parametrize(
+    ("end", "asked", "kinds"),
+    [
+        (done("cancelled"), Asked(3, "retry", cancelled=True), set()),
+        (done("cancelled"), Asked(3, "retry", cancelled=False), {"wrong end"}),
+        (done("failed", "worker_lost"), Asked(3, "fail", worker_troubled=True), set()),
+        (done("failed", "worker_lost"), Asked(3, "fail", worker_troubled=False), {"wrong end"}),
+        (done("failed", "storage_rejected"), Asked(3, "retry"), {"wrong end"}),
+        (done("completed"), Asked(2, "retry"), {"wrong end"}),
+    ],
+)
+def test_an_end_that_nothing_explains_is_seen(end: str, asked: Asked, kinds: set[str]) -> None:
+    lines = [delta(1), delta(2), delta(3), end]
+    assert told(numbered(lines), lines, asked) == kinds
+
+
+@pytest.mark.parametrize(
+    ("batches", "status"),
+    [
+        ([Batch(1, 3, False, "\n".join(WHOLE[:3]))], "completed"),
+        ([Batch(1, 3, False, "\n".join(WHOLE[:3])), Batch(5, 5, True, WHOLE[3])], "completed"),
+        ([Batch(1, 5, True, "\n".join(WHOLE))], "completed"),
+        ([Batch(1, 4, True, "\n".join(WHOLE))], "failed"),
+        ([Batch(1, 4, True, "\n".join(WHOLE)), Batch(5, 5, True, done())], "completed"),
+    ],
+)
+def test_a_broken_log_is_seen(batches: list[Batch], status: str) -> None:
+    assert {complaint.kind for complaint in LogCopy(batches, status).complaints} == {"broken log"}
+
+
+def test_a_text_is_read_as_it_was_written() -> None:
+    for padding in (0, 7):
+        text = write(Piece("aa", 12), padding)
+        assert read(text) == Piece("aa", 12)
+        assert read(text.replace("12", "13")) is None
+    assert read("") is None
+
+
+def test_the_same_seed_plans_the_same_streams() -> None:
+    plans = [[Plan.drawn(Random(seed), 40) for _ in range(5)] for seed in (1, 1, 2)]
+    assert plans[0] == plans[1] != plans[2]
+
+
+def test_memory_grows_by_the_slope_after_the_second_minute() -> None:
+    samples = Samples("pod-1", 1, 0.0)
+    for at in range(0, 601, 5):
+        samples.seconds.append(at)
+        samples.megabytes.append(50 + min(at, 120) + 0.5 * max(0, at - 120) / 60)
+    assert samples.growth == pytest.approx(0.5)
+    assert len(samples.per_minute) == 11
+    assert Samples("pod-2", 2, 0.0, samples.seconds[:40], samples.megabytes[:40]).growth is None
+
+
+class Played:
+    """A run of chaos whose words are kept."""
+
+    def __init__(self, options: Options, dsn: str | None) -> None:
+        self.output = io.StringIO()
+        self.chaos = Chaos(options, dsn, Console(file=self.output, width=120))
+
+    async def run(self) -> int:
+        status = await self.chaos.run()
+        if self.chaos.violations:
+            return status
+        assert not self.chaos.folder.exists()
+        return status
+
+
+KINDS = (
+    "worker SIGSTOP",
+    "listen black-holed",
+    "pod SIGKILL",
+    "queries cut",
+    "replies lost",
+    "notify queue full",
+    "listen cut",
+    "worker SIGKILL",
+    "pod SIGTERM",
+    "queries delayed",
+    "listen stalled",
+    "pod SIGSTOP",
+    "queries black-holed",
+    "backends terminated",
+    "slow disk",
+    "worker SIGTERM",
+    "listen delayed",
+    "queries stalled",
+    "postgres restart",
+    "postgres outage",
+)
+
+
+@pytest.mark.timeout(180)
+async def test_nothing_is_lost_whatever_breaks() -> None:
+    options = Options(
+        seconds=16, seed=5, streams=12, viewers=3, pods=3, workers=2, rate=30, every_seconds=0.7, kinds=KINDS
+    )
+    played = Played(options, None)
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    status = await played.run()
+    words = played.output.getvalue()
+    assert status == 0, words
+    counts = played.chaos.director.counts
+    assert len(counts.keys() & set(KINDS)) >= 12, counts
+    assert played.chaos.audience.traffic.events > 5_000
+    assert played.chaos.audience.judged > 12
+    assert "The seed was 5. Again: baton chaos --seconds 16 --seed 5 --streams 12" in words
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+@pytest.mark.timeout(120)
+async def test_a_log_that_is_tampered_with_makes_it_fail_loudly(dsn: str) -> None:
+    options = Options(seconds=4, seed=1, streams=3, viewers=2, pods=2, workers=2, kinds=["listen cut", "queries cut"])
+    played = Played(options, dsn)
+    running = asyncio.create_task(played.run())
+    connection = await asyncpg.connect(dsn)
+    tampered = None
+    while tampered is None and not running.done():
+        await asyncio.sleep(0.02)
+        tampered = await connection.fetchval(
+            """
+            UPDATE baton.batch SET events = convert_to(replace(convert_from(events, 'UTF8'), '"delta":"', '"delta":"0'),
+                                                       'UTF8')
+            WHERE (stream_id, first_seq) = (SELECT stream_id, first_seq FROM baton.batch WHERE NOT terminal LIMIT 1)
+            RETURNING stream_id
+            """
+        )
+    assert await running == 1
+    wrong = [found for found in played.chaos.violations if found.stream == str(tampered)]
+    assert {found.complaint.kind for found in wrong} & {"not the log", "mixture"}
+    assert {found.stream for found in played.chaos.violations} == {str(tampered)}
+    words = played.output.getvalue()
+    assert f"{tampered}" in words
+    folder = played.chaos.folder
+    assert f"The logs of the processes are in {folder}" in words
+    assert str(tampered) in (folder / "violations.log").read_text()
+    assert (folder / "pod-1.log").exists()
+    # On a database that is not its own it leaves nothing but the schema.
+    assert await connection.fetchval("SELECT count(*) FROM baton.stream") == 0
+    assert await connection.fetchval("SELECT count(*) FROM baton.batch") == 0
+    await connection.close()
+    shutil.rmtree(folder)
+
+
+async def test_a_kind_that_there_is_not_is_told(dsn: str) -> None:
+    chaos = Chaos(Options(seconds=1, kinds=["postgres outage"]), dsn, Console(file=io.StringIO()))
+    with pytest.raises(ConfigurationError, match=r"no fault called postgres outage here\. There are: pod SIGKILL, "):
+        await chaos.run()

@@ -1,0 +1,160 @@
+"""What the tests of the writing side look at: a stream's log and row, and what must hold of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import orjson
+
+from baton import log, streams
+from baton.database import Connection, pool
+from baton.generators import GenerationRequest, Generator
+from baton.generators.protocol import Yielded
+from baton.settings import Settings
+from baton.snapshot import Snapshot
+from baton.streams import NewStream, Stream
+from baton.worker import Worker
+
+DEADLINE_SECONDS = 20
+ANSWER = "who goes there"
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+    """Poll for what no signal tells."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            holds = condition()
+            if holds if isinstance(holds, bool) else await holds:
+                return
+            await asyncio.sleep(0.005)
+
+
+async def queue(dsn: str, *, generator: str = "test", on_worker_lost: str = "retry", given: Any = None) -> UUID:
+    async with pool(dsn, size=1, timeout_seconds=10) as opened:
+        new = NewStream(generator, given, {}, on_worker_lost)
+        return (await streams.create(opened, new))[0].id
+
+
+async def queue_many(connection: Connection, count: int, *, on_worker_lost: str = "retry") -> list[UUID]:
+    rows = await connection.fetch(
+        "INSERT INTO baton.stream (generator, input, on_worker_lost) "
+        "SELECT 'test', convert_to(i::text, 'UTF8'), $2 FROM generate_series(1, $1) AS i RETURNING id",
+        count,
+        on_worker_lost,
+    )
+    return [row[0] for row in rows]
+
+
+async def claimed(connection: Connection, count: int = 1) -> list[UUID]:
+    """Streams under epoch 1, in ascending order."""
+    ids = await queue_many(connection, count)
+    await connection.execute("UPDATE baton.stream SET status = 'running', epoch = 1 WHERE id = ANY ($1)", ids)
+    return sorted(ids)
+
+
+async def row(connection: Connection, stream_id: UUID) -> Stream:
+    found = await streams.get(connection, stream_id)
+    assert found is not None
+    return found
+
+
+async def events(connection: Connection, stream_id: UUID) -> list[dict[str, Any]]:
+    """All events of a stream, after having seen that its log has no gap and nothing twice, and ends as its row says."""
+    found: list[dict[str, Any]] = []
+    rows = await connection.fetch("SELECT * FROM baton.batch WHERE stream_id = $1 ORDER BY first_seq", stream_id)
+    for batch in rows:
+        assert batch["first_seq"] == len(found) + 1
+        lines = batch["events"].split(b"\n")
+        assert batch["last_seq"] == len(found) + len(lines)
+        found += map(orjson.loads, lines)
+        assert batch["terminal"] == (found[-1]["type"] == "done")
+    assert [event["type"] for event in found[:-1]].count("done") == 0
+    stream = await row(connection, stream_id)
+    if stream.ended:
+        assert found
+        assert found[-1]["status"] == stream.status
+        assert found[-1].get("error", {}).get("code") == stream.error_code
+        assert found[-1]["finish_reason"] == stream.finish_reason
+    else:
+        assert not found or found[-1]["type"] != "done"
+    return found
+
+
+def snapshot(found: list[dict[str, Any]]) -> Snapshot:
+    return Snapshot.of([orjson.dumps(event).decode() for event in found], len(found))
+
+
+def text(found: list[dict[str, Any]]) -> str:
+    """What a client shows of them, a `reset` included."""
+    return snapshot(found).text
+
+
+async def ended(connection: Connection, stream_id: UUID) -> Stream:
+    """Wait for a stream's end."""
+
+    async def has_ended() -> bool:
+        return (await row(connection, stream_id)).ended
+
+    await until(has_ended)
+    return await row(connection, stream_id)
+
+
+async def tail(connection: Connection, stream_id: UUID) -> int:
+    return (await log.read_tail(connection, stream_id)).last_seq
+
+
+async def until_tail(connection: Connection, stream_id: UUID, least: int) -> None:
+    async def reached() -> bool:
+        return await tail(connection, stream_id) >= least
+
+    await until(reached)
+
+
+async def answer(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+    """Yield three words."""
+    for word in ("who", " goes", " there"):
+        yield word
+
+
+def settings(dsn: str, **changes: Any) -> Settings:
+    """Settings that are quick about everything."""
+    quick: dict[str, Any] = {
+        "flush_window_milliseconds": 5,
+        "worker_heartbeat_seconds": 0.05,
+        "poll_seconds": 0.05,
+        "lease_seconds": 0.3,
+    }
+    return Settings.load(database_url=dsn, **(quick | changes))
+
+
+@asynccontextmanager
+async def working(
+    dsn: str, generators: Mapping[str, Generator] | Generator = answer, **changes: Any
+) -> AsyncIterator[Worker]:
+    """Run a worker in this process; it is cut off at the end, not asked to leave."""
+    named = generators if isinstance(generators, Mapping) else {"test": generators}
+    worker = Worker(settings(dsn, **changes), named)
+    task = asyncio.create_task(worker.run())
+    ready = asyncio.create_task(worker.ready.wait())
+    try:
+        await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED, timeout=DEADLINE_SECONDS)
+        assert worker.ready.is_set() or task.result() is None
+        yield worker
+    finally:
+        ready.cancel()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    connection = await asyncpg.connect(dsn)
+    try:
+        yield connection
+    finally:
+        connection.terminate()

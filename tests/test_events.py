@@ -1,0 +1,132 @@
+"""Events and cursors: that any text survives its way through a batch, and what a generator may not yield."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from baton.errors import InvalidEvent, MalformedCursor
+from baton.events import encode_event, encode_object, encode_text, join_lines, parse_cursor, without_surrogates
+
+LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+
+# Any Python string, with what is rare among all characters made common: half of the pieces are such characters.
+rare = st.sampled_from(["\\", '"', "\0", "\ud800", "\udbff", "\udc00", "\ud83d\ude00", "\U0001f600", *LINE_ENDS])
+texts = st.lists(rare | st.text(st.characters(), max_size=5), max_size=12).map("".join)
+
+
+def as_utf8_can_hold(text: str) -> str:
+    """The reference: what a UTF-16 program such as a browser makes of it, one code unit after the other."""
+    units: list[int] = []
+    for char in text:
+        point = ord(char)
+        if point > 0xFFFF:
+            units += [0xD800 + ((point - 0x10000) >> 10), 0xDC00 + ((point - 0x10000) & 0x3FF)]
+        else:
+            units.append(point)
+    found, at = "", 0
+    while at < len(units):
+        pair = units[at : at + 2]
+        if len(pair) == 2 and 0xD800 <= pair[0] < 0xDC00 <= pair[1] < 0xE000:
+            found += chr(0x10000 + ((pair[0] - 0xD800) << 10) + (pair[1] - 0xDC00))
+            at += 2
+        else:
+            found += "\ufffd" if 0xD800 <= pair[0] < 0xE000 else chr(pair[0])
+            at += 1
+    return found
+
+
+@given(st.lists(texts, min_size=1))
+@example(["\0", "\ud800", "\udc00\ud800", "\ud83d\ude00", "\U0001f600", LINE_ENDS, "\\u2028\\\u2028"])
+def test_any_text_comes_out_of_a_batch_as_it_went_in(deltas: list[str]) -> None:
+    lines = join_lines([encode_text(delta) for delta in deltas]).decode().split("\n")
+    assert [orjson.loads(line) for line in lines] == [
+        {"type": "text", "delta": as_utf8_can_hold(delta)} for delta in deltas
+    ]
+
+
+@given(st.lists(texts, min_size=1))
+def test_a_batch_has_no_line_end_but_its_joints(deltas: list[str]) -> None:
+    events = [encode_event({"type": "custom", "name": delta, "data": {delta: [delta]}}) for delta in deltas]
+    assert len(join_lines(events).decode().splitlines()) == len(deltas)
+
+
+@given(texts, st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False))
+def test_any_event_comes_out_as_it_went_in(text: str, number: int, fraction: float) -> None:
+    event = {"type": "tool_result", "id": text, "result": [{"key": (text, number, fraction, None, True)}]}
+    clean = as_utf8_can_hold(text)
+    encoded = join_lines([encode_event(event)])
+    assert orjson.loads(encoded) == {
+        "type": "tool_result",
+        "id": clean,
+        "result": [{"key": [clean, number, fraction, None, True]}],
+    }
+
+
+@given(texts)
+def test_what_utf8_can_hold_is_left_alone(text: str) -> None:
+    once = without_surrogates(text)
+    assert once == as_utf8_can_hold(text)
+    assert without_surrogates(once) == once
+
+
+def test_an_event_begins_with_its_type_wherever_it_was_written() -> None:
+    assert encode_event({"delta": "x", "type": "text"}) == encode_text("x") == b'{"type":"text","delta":"x"}'
+
+
+def endless() -> dict[str, Any]:
+    event: dict[str, Any] = {"type": "custom", "name": "x"}
+    event["data"] = event
+    return event
+
+
+@pytest.mark.parametrize(
+    ("event", "sentence"),
+    [
+        ({}, "An event's type is one of custom, reasoning, text, tool_call, tool_result, usage, not None."),
+        ({"type": "done"}, "not 'done'"),
+        ({"type": "reset", "reason": "x"}, "not 'reset'"),
+        ({"type": ["text"]}, r"not \['text'\]"),
+        ({"type": "x" * 1000}, "not 'x{79}\\.$"),
+        ({"type": "text"}, "A text event needs 'delta' as a string."),
+        ({"type": "text", "delta": None}, "A text event needs 'delta' as a string."),
+        ({"type": "reasoning", "delta": b"x"}, "A reasoning event needs 'delta' as a string."),
+        ({"type": "tool_call", "index": "0"}, "A tool_call event needs 'index' as a whole number."),
+        ({"type": "tool_result"}, "A tool_result event needs 'id' as a string."),
+        ({"type": "custom", "data": 1}, "A custom event needs 'name' as a string."),
+        ({"type": "custom", "name": "x", "data": object()}, "An event holds a value that is not JSON: .*object"),
+        ({"type": "custom", "name": "x", "data": {1: 2}}, "not JSON"),
+        ({"type": "custom", "name": "x", "data": 2**64}, "not JSON"),
+        (endless(), "not JSON"),
+    ],
+)
+def test_what_is_no_event_gets_a_sentence(event: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InvalidEvent, match=sentence) as caught:
+        encode_event(event)
+    assert caught.value.code == "invalid_event"
+
+
+def test_what_json_has_no_word_for_becomes_something_that_it_has() -> None:
+    moment = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+    assert encode_object({"a": float("nan"), "b": moment}) == b'{"a":null,"b":"2026-01-02T00:00:00+00:00"}'
+
+
+@given(st.integers(0, 10**18 - 1))
+def test_a_cursor_is_a_whole_number(number: int) -> None:
+    assert parse_cursor(str(number)) == number
+
+
+@pytest.mark.parametrize("raw", [None, ""])
+def test_no_cursor_is_zero(raw: str | None) -> None:
+    assert parse_cursor(raw) == 0
+
+
+@pytest.mark.parametrize("raw", ["-1", "+1", "1.0", " 1", "1 ", "1\n", "abc", "1_0", "\u0661", "0x1", "1" * 19, "\0"])
+def test_anything_else_is_malformed(raw: str) -> None:
+    with pytest.raises(MalformedCursor, match="a whole number such as 42, not"):
+        parse_cursor(raw)

@@ -1,0 +1,124 @@
+"""The text of notifications: that it holds what was packed, within what Postgres takes."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Container
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.logbook import connected, until
+
+from baton import log, notifications
+from baton.events import MAX_SEQ, encode_text, join_lines
+from baton.log import Append
+from baton.notifications import MAX_BYTES, pack, unpack
+from baton.outcome import Outcome
+
+
+class Everybody(Container[str]):
+    def __contains__(self, _stream: object) -> bool:
+        return True
+
+
+EVERYBODY = Everybody()
+
+
+@st.composite
+def appends(draw: Any) -> Append:
+    deltas = draw(st.lists(st.text(max_size=50) | st.integers(1, 9000).map(lambda size: "x" * size), min_size=1))
+    outcome = draw(st.sampled_from([None, Outcome.completed("stop")]))
+    lines = [encode_text(delta) for delta in deltas] + ([outcome.encode()] if outcome else [])
+    first = draw(st.integers(1, MAX_SEQ - len(lines)))
+    return Append(draw(st.uuids()), draw(st.integers(1, 99)), first, first + len(lines) - 1, join_lines(lines), outcome)
+
+
+def batch_of(stream_id: UUID, size_bytes: int) -> Append:
+    """A batch of one event whose encoding has just that many bytes."""
+    event = encode_text("x" * (size_bytes - len(encode_text(""))))
+    assert len(event) == size_bytes
+    return Append(stream_id, 1, 1, 1, event)
+
+
+@given(st.lists(appends()))
+def test_what_was_packed_is_unpacked(items: list[Append]) -> None:
+    payloads = pack(items)
+    assert all(len(payload.encode()) <= MAX_BYTES for payload in payloads)
+    found = [announcement for payload in payloads for announcement in unpack(payload, EVERYBODY)]
+    assert len(found) == len(items)
+    for announcement, item in zip(found, items, strict=True):
+        assert UUID(announcement.stream) == item.stream_id
+        assert (announcement.first_seq, announcement.last_seq) == (item.first_seq, item.last_seq)
+        assert announcement.terminal == (item.outcome is not None)
+        assert not announcement.gone
+        if announcement.events is not None:
+            assert announcement.events.encode() == item.events
+        else:
+            assert len(item.events) > MAX_BYTES - 70
+
+
+@given(st.lists(appends()))
+def test_a_setting_keeps_the_events_out(items: list[Append]) -> None:
+    found = [announcement for payload in pack(items, with_events=False) for announcement in unpack(payload, EVERYBODY)]
+    assert len(found) == len(items)
+    assert all(announcement.events is None for announcement in found)
+
+
+async def test_the_largest_payload_is_one_that_postgres_takes(dsn: str) -> None:
+    heard: list[str] = []
+    stream_id = uuid.uuid4()
+    head = len(f"{stream_id.hex} 1 1 e7950\n")
+    fits, does_not = batch_of(stream_id, MAX_BYTES - head), batch_of(stream_id, MAX_BYTES - head + 1)
+    async with connected(dsn) as listening, connected(dsn) as sending:
+        await listening.add_listener("baton_events", lambda *given: heard.append(str(given[-1])))
+        await log.notify(sending, notifications.EVENTS_CHANNEL, [*pack([fits]), *pack([does_not])])
+        await until(lambda: len(heard) == 2)
+        assert len(heard[0].encode()) == MAX_BYTES
+        with pytest.raises(asyncpg.InvalidParameterValueError):
+            await log.notify(sending, notifications.EVENTS_CHANNEL, [heard[0] + "x"])
+    first, second = (next(unpack(payload, EVERYBODY)) for payload in heard)
+    assert first.events == fits.events.decode()
+    assert second.events is None
+
+
+def test_only_what_is_wanted_is_read() -> None:
+    items = [batch_of(uuid.uuid4(), 100) for _ in range(5)]
+    (payload,) = pack(items)
+    assert [found.stream for found in unpack(payload, {items[3].stream_id.hex})] == [items[3].stream_id.hex]
+
+
+def test_many_small_batches_share_a_payload() -> None:
+    items = [batch_of(uuid.uuid4(), 100) for _ in range(100)]
+    assert len(pack(items)) == 2
+
+
+@given(st.lists(st.text() | st.from_regex(r"[0-9a-f]{32} -?\d{1,9} -?\d{1,9} [te-][0-9]{0,2}"), max_size=8))
+def test_a_malformed_payload_does_no_harm(lines: list[str]) -> None:
+    for announcement in unpack("\n".join(lines), EVERYBODY):
+        events, count = announcement.events, announcement.last_seq - announcement.first_seq + 1
+        assert events is None or len(events.split("\n")) == count
+
+
+@pytest.mark.parametrize("payload", ["", "x", "a b c d", f"{'0' * 32} 1 2 e2\n" + "{}", f"{'0' * 32} 1", "\n\n\n"])
+def test_what_makes_no_sense_announces_nothing(payload: str) -> None:
+    assert list(unpack(payload, EVERYBODY)) == []
+
+
+def test_after_what_makes_no_sense_nothing_is_believed() -> None:
+    good = pack([batch_of(uuid.uuid4(), 100)])[0]
+    assert len(list(unpack(f"{good}\nnonsense\n{good}", EVERYBODY))) == 1
+
+
+def test_gone_and_hint() -> None:
+    stream_id = uuid.uuid4()
+    (gone,) = unpack(notifications.gone(stream_id), EVERYBODY)
+    assert gone.gone
+    assert gone.stream == stream_id.hex
+    (hint,) = unpack(notifications.hint(stream_id), {stream_id.hex})
+    assert not hint.gone
+    assert hint.events is None
+    assert hint.last_seq == MAX_SEQ

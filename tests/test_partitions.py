@@ -1,0 +1,60 @@
+"""Partitions: one for each day from yesterday on, made once."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+
+import asyncpg
+import pytest
+from tests.logbook import claimed, connected
+
+from baton import log, partitions
+from baton.events import encode_text
+from baton.log import Append
+
+
+async def test_they_reach_from_yesterday_to_so_many_days_ahead(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        assert len(await partitions.create_ahead(connection, 4)) == 3  # the template has those up to tomorrow
+        assert await partitions.create_ahead(connection, 4) == []
+        today = await connection.fetchval("SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date")
+        names = await connection.fetch("SELECT inhrelid::regclass::text FROM pg_inherits ORDER BY 1")
+    days = [today + datetime.timedelta(days=offset) for offset in range(-1, 5)]
+    assert [name for (name,) in names if "pkey" not in name and "idx" not in name] == [
+        f"baton.batch_{day:%Y%m%d}" for day in days
+    ]
+
+
+async def test_created_by_many_at_once_each_is_there_once(dsn: str) -> None:
+    async def create() -> list[str]:
+        async with connected(dsn) as connection:
+            return await partitions.create_ahead(connection, 5)
+
+    created = [name for names in await asyncio.gather(create(), create(), create()) for name in names]
+    assert len(created) == len(set(created)) == 4
+
+
+async def test_a_stream_lives_in_the_partition_of_its_day(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        (stream_id,) = await claimed(connection)
+        await log.append(connection, [Append(stream_id, 1, 1, 1, encode_text("x"))])
+        name = await connection.fetchval("SELECT tableoid::regclass::text FROM baton.batch")
+    made = datetime.datetime.fromtimestamp((stream_id.int >> 80) / 1000, datetime.UTC)
+    assert name == f"baton.batch_{made:%Y%m%d}"
+
+
+async def test_writers_are_not_locked_out_while_they_are_made(dsn: str) -> None:
+    async with connected(dsn) as creating, connected(dsn) as writing:
+        (stream_id,) = await claimed(writing)
+        async with creating.transaction():
+            assert await partitions.create_ahead(creating, 3)
+            await writing.execute("SET lock_timeout = '5s'")
+            assert await log.append(writing, [Append(stream_id, 1, 1, 1, encode_text("x"))]) == {stream_id}
+
+
+@pytest.mark.parametrize("days", [-1, 366])
+async def test_days_out_of_range_are_refused(dsn: str, days: int) -> None:
+    async with connected(dsn) as connection:
+        with pytest.raises(asyncpg.RaiseError, match="between 0 and 365"):
+            await partitions.create_ahead(connection, days)

@@ -1,0 +1,112 @@
+"""The reaper: whom it takes for dead, and what becomes of their streams."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+import pytest
+from tests.logbook import claimed, connected, events, row
+
+from baton import log, streams, workers
+from baton.database import Connection
+from baton.events import encode_text
+from baton.log import Append
+from baton.reaper import Reaper, release
+
+LEASE_SECONDS = 0.05
+
+
+async def with_stream(connection: Connection) -> tuple[UUID, UUID]:
+    """A worker, and a stream that it runs."""
+    (stream_id,) = await claimed(connection)
+    worker_id = await workers.register(connection, "w", ["test"], 1)
+    await connection.execute("UPDATE baton.stream SET worker_id = $1, attempts = 1 WHERE id = $2", worker_id, stream_id)
+    return worker_id, stream_id
+
+
+async def lease_over() -> None:
+    await asyncio.sleep(LEASE_SECONDS * 1.5)
+
+
+async def test_a_counter_that_stands_still_for_a_lease_is_a_dead_workers(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        own_id = await workers.register(connection, "own", ["test"], 1)
+        dead_id, dead_stream = await with_stream(connection)
+        alive_id, alive_stream = await with_stream(connection)
+        reaper = Reaper(lease_seconds=LEASE_SECONDS, max_attempts=3)
+        await reaper.look(connection, own_id)
+        await reaper.look(connection, own_id)
+        assert set(await workers.counters(connection)) == {own_id, dead_id, alive_id}
+        await lease_over()
+        owned = await workers.heartbeat(connection, alive_id)
+        assert owned is not None
+        await reaper.look(connection, own_id)
+        assert set(await workers.counters(connection)) == {own_id, alive_id}
+        assert (await row(connection, dead_stream)).status == "queued"
+        assert (await row(connection, alive_stream)).status == "running"
+        assert await workers.heartbeat(connection, dead_id) is None
+
+
+async def test_after_an_interruption_it_begins_to_watch_anew(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        own_id = await workers.register(connection, "own", ["test"], 1)
+        other_id, _ = await with_stream(connection)
+        reaper = Reaper(lease_seconds=LEASE_SECONDS, max_attempts=3)
+        await reaper.look(connection, own_id)
+        await lease_over()
+        reaper.forget()
+        await reaper.look(connection, own_id)
+        assert other_id in await workers.counters(connection)
+        await lease_over()
+        await reaper.look(connection, own_id)
+        assert other_id not in await workers.counters(connection)
+
+
+async def test_streams_whose_worker_has_no_row_are_found_too(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        own_id = await workers.register(connection, "own", ["test"], 1)
+        dead_id, stream_id = await with_stream(connection)
+        _, own_stream = await with_stream(connection)
+        await connection.execute("UPDATE baton.stream SET worker_id = $1 WHERE id = $2", own_id, own_stream)
+        await connection.execute("UPDATE baton.stream SET worker_id = $1 WHERE id = $2", UUID(int=9), stream_id)
+        (lost,) = await workers.lost_streams(connection, own_id, dead_id)
+        assert lost.stream_id == stream_id
+
+
+@pytest.mark.parametrize(
+    ("policy", "emitted", "attempts", "status"),
+    [
+        ("retry", 0, 1, "queued"),
+        ("retry", 2, 2, "queued"),
+        ("retry", 2, 3, "failed"),
+        ("fail", 0, 1, "queued"),
+        ("fail", 0, 3, "failed"),
+        ("fail", 2, 1, "failed"),
+    ],
+)
+async def test_a_lost_stream_is_tried_again_or_ends_with_what_it_has(
+    dsn: str, policy: str, emitted: int, attempts: int, status: str
+) -> None:
+    async with connected(dsn) as connection:
+        (stream_id,) = await claimed(connection)
+        for seq in range(1, emitted + 1):
+            await log.append(connection, [Append(stream_id, 1, seq, seq, encode_text("a"))])
+        await release(connection, workers.Lost(stream_id, 1, attempts, policy), max_attempts=3)
+        stream = await row(connection, stream_id)
+        assert stream.status == status
+        assert stream.epoch == 2
+        found = await events(connection, stream_id)
+        if status == "failed":
+            assert found[-1]["error"]["code"] == "worker_lost"
+            assert found[-1]["error"]["message"].endswith("3 workers tried." if attempts == 3 else "went away.")
+        assert [event["type"] for event in found].count("text") == emitted
+
+
+async def test_a_stream_that_moved_on_meanwhile_is_left_alone(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        (stream_id,) = await claimed(connection)
+        await streams.requeue(connection, stream_id, 1)
+        for policy in ("retry", "fail"):
+            await release(connection, workers.Lost(stream_id, 1, 3, policy), max_attempts=3)
+        assert ((await row(connection, stream_id)).status, (await row(connection, stream_id)).epoch) == ("queued", 2)

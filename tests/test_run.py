@@ -1,0 +1,270 @@
+"""One stream in a worker: what its generator yields, raises and ignores, and what comes of it in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import pytest
+from tests.logbook import answer, connected, ended, events, queue, row, text, until, until_tail, working
+
+from baton import run, streams
+from baton.database import pool
+from baton.errors import GenerationError
+from baton.generators import GenerationRequest
+from baton.generators.protocol import Yielded
+from baton.streams import NewStream, Stream
+
+Found = tuple[Stream, list[dict[str, Any]]]
+
+
+async def outcome(dsn: str, generator: Any, **new: Any) -> Found:
+    """Run a stream to its end."""
+    stream_id = await queue(dsn, **new)
+    async with working(dsn, generator) as worker, connected(dsn) as connection:
+        stream = await ended(connection, stream_id)
+        await until(lambda: not worker._runs)
+        return stream, await events(connection, stream_id)
+
+
+async def cancel(dsn: str, stream: Any) -> str | None:
+    async with pool(dsn, size=1, timeout_seconds=10) as opened:
+        return await streams.request_cancel(opened, stream)
+
+
+async def test_text_and_events_in_their_order(dsn: str) -> None:
+    async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "reasoning", "delta": "hm"}
+        yield "a\0b \ud83d\ude00 \ud800"
+        yield {"type": "tool_call", "index": 0, "id": "t", "name": "f", "arguments_delta": "{}"}
+        yield {"type": "tool_result", "id": "t", "result": [1, None]}
+        yield {"type": "custom", "name": "n", "delta": "", "data": {"x": 1.5}}
+        yield {"type": "usage", "input_tokens": 3, "output_tokens": 4, "note": "x"}
+        yield {"type": "finish", "finish_reason": "length"}
+
+    stream, found = await outcome(dsn, generate)
+    assert found[:-1] == [
+        {"type": "reasoning", "delta": "hm"},
+        {"type": "text", "delta": "a\0b \U0001f600 \ufffd"},
+        {"type": "tool_call", "index": 0, "id": "t", "name": "f", "arguments_delta": "{}"},
+        {"type": "tool_result", "id": "t", "result": [1, None]},
+        {"type": "custom", "name": "n", "delta": "", "data": {"x": 1.5}},
+        {"type": "usage", "input_tokens": 3, "output_tokens": 4, "note": "x"},
+    ]
+    assert (stream.status, stream.finish_reason, stream.usage) == (
+        "completed",
+        "length",
+        {"input_tokens": 3, "output_tokens": 4},
+    )
+
+
+async def test_timings_count_the_tokens(dsn: str) -> None:
+    stream, found = await outcome(dsn, answer)
+    timings = found[-1]["timings"]
+    assert (stream.finish_reason, timings["tokens"], stream.tokens) == ("stop", 3, 3)
+    assert 0 <= timings["time_to_first_token_seconds"] <= timings["duration_seconds"]
+    assert timings["duration_seconds"] == pytest.approx(stream.duration_seconds, abs=1e-5)
+
+
+async def test_empty_deltas_make_no_event(dsn: str) -> None:
+    async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield ""
+        yield {"type": "text", "delta": ""}
+        yield "a"
+        yield {"type": "reasoning", "delta": ""}
+
+    stream, found = await outcome(dsn, generate)
+    assert ([event["type"] for event in found], stream.tokens) == (["text", "done"], 1)
+
+
+async def test_one_that_yields_nothing_completes(dsn: str) -> None:
+    async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        if False:
+            yield ""
+
+    stream, found = await outcome(dsn, generate)
+    assert (stream.status, stream.tokens, stream.time_to_first_token_seconds, len(found)) == ("completed", 0, None, 1)
+
+
+async def test_it_is_given_what_the_stream_was_created_with(dsn: str) -> None:
+    seen: list[GenerationRequest] = []
+
+    async def generate(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        seen.append(request)
+        yield "a"
+
+    async with pool(dsn, size=1, timeout_seconds=10) as opened:
+        stream, _ = await streams.create(opened, NewStream("test", {"a": ["\0"]}, {"chat": 1}, "retry"))
+    async with working(dsn, generate), connected(dsn) as connection:
+        await ended(connection, stream.id)
+    assert seen == [GenerationRequest(stream.id, {"a": ["\0"]}, {"chat": 1}, 1)]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (GenerationError("rate_limited", "Slow \0down."), "rate_limited", "Slow \ufffddown."),
+        (GenerationError("Not A Word", "m"), "other", "m"),
+        (GenerationError(429, None), "other", "None"),  # type: ignore[arg-type]
+        (RuntimeError("secret"), "generator_error", "The generator failed; its worker's log says why."),
+        (asyncio.CancelledError(), "generator_error", "The generator was cancelled from inside."),
+        (TimeoutError(), "generator_error", "The generator failed; its worker's log says why."),
+    ],
+)
+async def test_what_it_raises_becomes_the_end_and_the_text_stays(
+    dsn: str, error: BaseException, code: str, message: str
+) -> None:
+    async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield "partial"
+        raise error
+
+    stream, found = await outcome(dsn, generate)
+    assert (stream.status, stream.error_code, stream.error_message) == ("failed", code, message)
+    assert found[-1]["error"] == {"code": code, "message": message}
+    assert text(found) == "partial"
+
+
+@pytest.mark.parametrize(
+    ("item", "sentence"),
+    [
+        (b"bytes", "A generator yields str or dict, not bytes."),
+        (None, "A generator yields str or dict, not NoneType."),
+        ({"type": "nonsense", "delta": ""}, "An event's type is one of"),
+        ({"type": "text"}, "A text event needs 'delta'"),
+        ({"type": "custom", "name": "x", "data": object()}, "not JSON"),
+    ],
+)
+async def test_what_is_no_event_ends_the_stream_with_a_sentence(dsn: str, item: Any, sentence: str) -> None:
+    async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield "a"
+        yield item
+
+    stream, found = await outcome(dsn, generate)
+    assert (stream.error_code, text(found)) == ("invalid_event", "a")
+    assert sentence in (stream.error_message or "")
+
+
+async def test_a_usage_that_no_column_takes_as_it_is_harms_nobody(dsn: str) -> None:
+    async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "usage", "lone\ud800": 1, "nul\0": 2, "nan": float("nan"), "big": 2**63}
+
+    stream, _ = await outcome(dsn, generate)
+    assert (stream.status, stream.usage) == ("completed", {"lone\ufffd": 1, "nan": None, "big": 2**63})
+
+
+@pytest.mark.parametrize("kind", ["coroutine", "iterator"])
+async def test_what_is_no_async_generator_gets_a_sentence(dsn: str, kind: str) -> None:
+    class Iterates:
+        def __aiter__(self) -> AsyncIterator[str]:
+            return self
+
+        async def __anext__(self) -> str:
+            raise StopAsyncIteration
+
+    coroutines = []
+
+    def generate(_request: GenerationRequest) -> Any:
+        if kind == "iterator":
+            return Iterates()
+        coroutines.append(asyncio.sleep(0))
+        return coroutines[-1]
+
+    stream, _ = await outcome(dsn, generate)
+    for coroutine in coroutines:
+        coroutine.close()
+    assert stream.error_code == "invalid_event"
+    assert "must `yield`" in (stream.error_message or "")
+    gc.collect()
+
+
+class Waiting:
+    """A generator that yields once, waits, and remembers how it was seen off."""
+
+    def __init__(self, *, stubborn: bool = False) -> None:
+        self.cancelled = self.cleaned = False
+        self.stubborn = stubborn
+        self.released = asyncio.Event()
+        self.over = asyncio.Event()
+
+    async def __call__(self, _request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
+        try:
+            yield "a"
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            if not self.stubborn:
+                raise
+            await self.released.wait()
+            yield "too late"
+        finally:
+            await asyncio.sleep(0)
+            self.cleaned = True
+            self.over.set()
+
+
+async def test_cancelling_the_stream_cancels_its_generator_and_lets_it_clean_up(dsn: str) -> None:
+    generator = Waiting()
+    stream_id = await queue(dsn)
+    async with working(dsn, generator), connected(dsn) as connection:
+        await until_tail(connection, stream_id, 1)
+        assert await cancel(dsn, stream_id) == "running"
+        stream = await ended(connection, stream_id)
+        found = await events(connection, stream_id)
+    assert (generator.cancelled, generator.cleaned) == (True, True)
+    assert (stream.status, stream.finish_reason, stream.error_code, stream.tokens) == (
+        "cancelled",
+        "cancelled",
+        None,
+        1,
+    )
+    assert text(found) == "a"
+
+
+async def test_a_generator_that_ignores_its_cancellation_holds_nobody_up(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "STUBBORN_SECONDS", 0.05)
+    generator = Waiting(stubborn=True)
+    stream_id = await queue(dsn)
+    async with working(dsn, generator) as worker, connected(dsn) as connection:
+        await until_tail(connection, stream_id, 1)
+        await cancel(dsn, stream_id)
+        assert (await ended(connection, stream_id)).status == "cancelled"
+        await until(lambda: not worker._runs)
+        assert not generator.cleaned
+        generator.released.set()
+        await generator.over.wait()
+        assert len(await events(connection, stream_id)) == 2
+
+
+async def test_one_that_raises_when_it_is_cancelled_is_cancelled_all_the_same(dsn: str) -> None:
+    async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        try:
+            yield "a"
+            await asyncio.Event().wait()
+        finally:
+            raise GenerationError("oops", "It broke on its way out.")
+
+    stream_id = await queue(dsn)
+    async with working(dsn, generate), connected(dsn) as connection:
+        await until_tail(connection, stream_id, 1)
+        await cancel(dsn, stream_id)
+        assert (await ended(connection, stream_id)).status == "cancelled"
+
+
+async def test_a_stream_cancelled_while_it_was_requeued_never_starts(dsn: str) -> None:
+    started = asyncio.Event()
+
+    async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        started.set()
+        yield "a"
+
+    stream_id = await queue(dsn)
+    async with connected(dsn) as connection:
+        await connection.execute("UPDATE baton.stream SET cancel_requested_at = now()")
+        async with working(dsn, generate):
+            assert (await ended(connection, stream_id)).status == "cancelled"
+        assert (await row(connection, stream_id)).tokens == 0
+    assert not started.is_set()

@@ -1,0 +1,112 @@
+"""Settings: where they come from, and the sentence that a mistake gets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from baton.errors import ConfigurationError
+from baton.settings import Settings
+
+DSN = "postgresql://user:secret@host:5432/name"
+
+
+@pytest.fixture(autouse=True)
+def nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith(("BATON_", "OPENAI_", "ANTHROPIC_")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_setting_but_the_database_has_a_default() -> None:
+    loaded = Settings.load()
+    assert loaded.worker_concurrency == 200
+    assert loaded.worker_name == loaded.pod_name
+    with pytest.raises(ConfigurationError, match=r"No database is configured\. Set BATON_DATABASE_URL="):
+        _ = loaded.dsn
+
+
+def test_the_environment_goes_before_the_file_and_an_argument_before_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("BATON_PORT=1\nBATON_MAX_ATTEMPTS=5\nBATON_LEASE_SECONDS=7\nOTHER=1\n")
+    monkeypatch.setenv("BATON_MAX_ATTEMPTS", "6")
+    monkeypatch.setenv("BATON_LEASE_SECONDS", "8")
+    loaded = Settings.load(lease_seconds=9, port=None)
+    assert (loaded.port, loaded.max_attempts, loaded.lease_seconds) == (1, 6, 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        (
+            "BATON_WORKER_CONCURRENCY",
+            "0",
+            "BATON_WORKER_CONCURRENCY: Input should be greater than or equal to 1 (it is '0').",
+        ),
+        ("BATON_LEASE_SECONDS", "soon", "BATON_LEASE_SECONDS: Input should be a valid number"),
+        ("BATON_ON_WORKER_LOST", "shrug", "BATON_ON_WORKER_LOST: Input should be 'retry' or 'fail' (it is 'shrug')."),
+        ("BATON_GENERATORS", "mine=module", "'mine=module' must look like name=package.module:function"),
+        ("BATON_OPENAI_BASE_URL", "ftp://x", "BATON_OPENAI_BASE_URL: it must look like https://host:port/path."),
+        (
+            "BATON_DATABASE_URL",
+            "mysql://u:secret@h/n",
+            "BATON_DATABASE_URL: it must look like postgresql://user:password",
+        ),
+        ("BATON_PORT", "65536", "BATON_PORT: Input should be less than or equal to 65535 (it is '65536')."),
+    ],
+)
+def test_a_mistake_gets_a_sentence_that_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, sentence: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load()
+    assert sentence in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(ConfigurationError, match=r"BATON_PORT: .* BATON_MAX_ATTEMPTS: "):
+        Settings.load(port=-1, max_attempts=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("", {}),
+        ("a=m:f", {"a": "m:f"}),
+        (" a=m:f , b-2.x=pack.age:_g ,", {"a": "m:f", "b-2.x": "pack.age:_g"}),
+        ("a=m:f,a=m:g", {"a": "m:g"}),
+    ],
+)
+def test_generators_are_a_list_of_names(monkeypatch: pytest.MonkeyPatch, given: str, found: dict[str, str]) -> None:
+    monkeypatch.setenv("BATON_GENERATORS", given)
+    assert Settings.load().generators == found
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+asyncpg"])
+def test_sqlalchemys_driver_suffix_is_dropped(scheme: str) -> None:
+    loaded = Settings.load(database_url=f"{scheme}://u:p@h/n")
+    assert loaded.dsn == f"{scheme.partition('+')[0]}://u:p@h/n"
+    assert loaded.listen_dsn == loaded.dsn
+
+
+def test_the_listener_can_go_around_a_pooler() -> None:
+    assert (
+        Settings.load(database_url=DSN, listen_database_url="postgres://direct/n").listen_dsn == "postgres://direct/n"
+    )
+
+
+@pytest.mark.parametrize("value", [DSN, ""])
+def test_secrets_are_not_shown(value: Any) -> None:
+    assert "secret" not in repr(Settings.load(database_url=value, openai_api_key="secret"))
+
+
+def test_the_providers_own_variables_are_taken_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "theirs")
+    key = Settings.load().openai_api_key
+    assert key is not None
+    assert key.get_secret_value() == "theirs"

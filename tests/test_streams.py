@@ -1,0 +1,247 @@
+"""The streams' rows: creating once, claiming apart, cancelling, ending and erasing."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+import pytest
+from tests.logbook import claimed, connected, events, queue_many, row
+
+from baton import log, streams
+from baton.database import Pool, pool
+from baton.errors import ConfigurationError, IdempotencyConflict
+from baton.events import MAX_SEQ, encode_text
+from baton.log import Append
+from baton.outcome import Outcome
+from baton.streams import IdempotencyKey, NewStream
+
+WORKER = UUID(int=1)
+NEW = NewStream("test", {"prompt": "a\0b"}, {"chat": 42}, "retry")
+
+
+@pytest.fixture
+async def opened(dsn: str) -> AsyncIterator[Pool]:
+    async with pool(dsn, size=4, timeout_seconds=10) as opened:
+        yield opened
+
+
+def key(body: bytes = b"body", *, lifetime_seconds: float = 60) -> IdempotencyKey:
+    return IdempotencyKey("key", body, lifetime_seconds)
+
+
+async def test_a_stream_is_queued_as_it_was_asked_for(opened: Pool) -> None:
+    stream, is_new = await streams.create(opened, NEW)
+    assert is_new
+    assert (stream.status, stream.epoch, stream.attempts, stream.ended) == ("queued", 0, 0, False)
+    assert stream.metadata == {"chat": 42}
+    assert await streams.get(opened, stream.id) == stream
+    assert await streams.get(opened, uuid.uuid4()) is None
+
+
+async def test_the_same_key_with_the_same_body_finds_the_stream(opened: Pool) -> None:
+    first, _ = await streams.create(opened, NEW, key())
+    again, is_new = await streams.create(opened, NEW, key())
+    assert (again.id, is_new) == (first.id, False)
+    assert await opened.fetchval("SELECT count(*) FROM baton.stream") == 1
+
+
+async def test_the_same_key_with_another_body_is_refused(opened: Pool) -> None:
+    await streams.create(opened, NEW, key())
+    with pytest.raises(IdempotencyConflict, match="with another body"):
+        await streams.create(opened, NEW, key(b"other"))
+    assert await opened.fetchval("SELECT count(*) FROM baton.stream") == 1
+
+
+async def test_a_key_is_one_tenants(opened: Pool) -> None:
+    await streams.create(opened, NEW, key())
+    _, is_new = await streams.create(opened, NewStream("test", 1, {}, "retry", tenant="other"), key(b"other"))
+    assert is_new
+
+
+async def test_of_many_at_once_with_one_key_one_creates(opened: Pool) -> None:
+    created = await asyncio.gather(*(streams.create(opened, NEW, key()) for _ in range(12)))
+    assert len({stream.id for stream, _ in created}) == 1
+    assert [is_new for _, is_new in created].count(True) == 1
+    assert await opened.fetchval("SELECT count(*) FROM baton.stream") == 1
+
+
+async def test_an_expired_key_may_be_used_anew(opened: Pool) -> None:
+    first, _ = await streams.create(opened, NEW, key(lifetime_seconds=-1))
+    second, is_new = await streams.create(opened, NEW, key(b"other"))
+    assert is_new
+    assert first.id != second.id
+    assert (await streams.create(opened, NEW, key(b"other")))[0].id == second.id
+
+
+async def test_the_key_of_an_erased_stream_is_free(opened: Pool) -> None:
+    first, _ = await streams.create(opened, NEW, key())
+    assert await streams.delete(opened, first.id)
+    _, is_new = await streams.create(opened, NEW, key(b"other"))
+    assert is_new
+
+
+async def test_a_claim_takes_the_oldest_that_it_can_serve(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        ids = sorted(await queue_many(connection, 5))
+        await connection.execute("UPDATE baton.stream SET generator = 'other' WHERE id = $1", ids[0])
+        assert await streams.claim(connection, WORKER, ["nobody"], 9) == []
+        claims = await streams.claim(connection, WORKER, ["test", "more"], 3)
+        assert sorted(item.stream_id for item in claims) == ids[1:4]
+        assert {(item.epoch, item.attempts, item.generator, item.cancelled) for item in claims} == {
+            (1, 1, "test", False)
+        }
+        assert (await row(connection, ids[1])).status == "running"
+        assert (await row(connection, ids[1])).started_at is not None
+        assert [item.stream_id for item in await streams.claim(connection, WORKER, ["other"], 9)] == ids[:1]
+
+
+async def test_a_claim_brings_what_was_sent(opened: Pool, dsn: str) -> None:
+    await streams.create(opened, NEW)
+    async with connected(dsn) as connection:
+        (item,) = await streams.claim(connection, WORKER, ["test"], 1)
+    assert (item.input, item.metadata, item.on_worker_lost) == ({"prompt": "a\0b"}, {"chat": 42}, "retry")
+
+
+async def test_two_claimers_never_get_the_same_stream_nor_wait(dsn: str) -> None:
+    async with connected(dsn) as first, connected(dsn) as second:
+        ids = await queue_many(first, 6)
+        await second.execute("SET lock_timeout = '2s'")
+        async with first.transaction():
+            mine = await streams.claim(first, WORKER, ["test"], 3)
+            theirs = await streams.claim(second, UUID(int=2), ["test"], 6)
+        assert {item.stream_id for item in mine} | {item.stream_id for item in theirs} == set(ids)
+        assert (len(mine), len(theirs)) == (3, 3)
+
+
+async def test_a_crowd_of_claimers_shares_the_queue(opened: Pool) -> None:
+    async with opened.acquire() as connection:
+        ids = await queue_many(connection, 60)
+    got: list[UUID] = []
+
+    async def work(number: int) -> None:
+        async with opened.acquire() as connection:
+            while claims := await streams.claim(connection, UUID(int=number), ["test"], 2):
+                got.extend(item.stream_id for item in claims)
+
+    await asyncio.gather(*map(work, range(4)))
+    assert sorted(got) == sorted(ids)
+
+
+async def test_a_stream_given_back_is_claimed_under_a_later_epoch(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        (stream_id,) = await claimed(connection)
+        assert await streams.requeue(connection, stream_id, 1)
+        assert not await streams.requeue(connection, stream_id, 1)
+        assert (await row(connection, stream_id)).status == "queued"
+        (item,) = await streams.claim(connection, WORKER, ["test"], 1)
+        assert (item.epoch, item.attempts) == (3, 1)
+        assert await streams.requeue(connection, stream_id, 3, uncount_attempt=True)
+        assert (await row(connection, stream_id)).attempts == 0
+
+
+async def test_a_queued_stream_is_cancelled_at_once(opened: Pool) -> None:
+    stream, _ = await streams.create(opened, NEW)
+    assert await streams.request_cancel(opened, stream.id) == "queued"
+    assert await streams.request_cancel(opened, stream.id) is None
+    async with opened.acquire() as connection:
+        assert (await row(connection, stream.id)).status == "cancelled"
+        (event,) = await events(connection, stream.id)
+        assert event["finish_reason"] == "cancelled"
+        assert await streams.claim(connection, WORKER, ["test"], 1) == []
+
+
+async def test_a_running_stream_is_cancelled_by_its_worker(opened: Pool) -> None:
+    async with opened.acquire() as connection:
+        (stream_id,) = await claimed(connection)
+        assert await streams.request_cancel(opened, stream_id) == "running"
+        asked_at = (await row(connection, stream_id)).cancel_requested_at
+        assert asked_at is not None
+        assert await streams.request_cancel(opened, stream_id) == "running"
+        assert (await row(connection, stream_id)).cancel_requested_at == asked_at
+        assert (await row(connection, stream_id)).status == "running"
+
+
+async def test_what_has_ended_or_never_was_is_not_cancelled(opened: Pool) -> None:
+    async with opened.acquire() as connection:
+        (stream_id,) = await claimed(connection)
+        outcome = Outcome.completed("stop")
+        await log.append(connection, [Append(stream_id, 1, 1, 1, outcome.encode(), outcome)])
+        assert await streams.request_cancel(opened, stream_id) is None
+        assert await streams.request_cancel(opened, uuid.uuid4()) is None
+        assert (await row(connection, stream_id)).status == "completed"
+
+
+async def test_a_cancellation_that_a_claim_forestalls_is_left_to_the_worker(opened: Pool) -> None:
+    stream, _ = await streams.create(opened, NEW)
+    async with opened.acquire() as connection:
+        async with connection.transaction():
+            (item,) = await streams.claim(connection, WORKER, ["test"], 1)
+            cancelling = asyncio.create_task(streams.request_cancel(opened, stream.id))
+            assert not item.cancelled
+        assert await cancelling == "running"
+
+
+async def test_ending_from_outside_follows_what_is_there_and_fences_the_worker(opened: Pool) -> None:
+    async with opened.acquire() as connection:
+        (stream_id,) = await claimed(connection)
+        await log.append(connection, [Append(stream_id, 1, 1, 1, encode_text("a"))])
+        assert not await streams.end_claimed(connection, stream_id, 2, Outcome.failed("worker_lost", ""))
+        assert await streams.end_any(opened, stream_id, Outcome.failed("expired", "Too late."))
+        assert not await streams.end_any(opened, stream_id, Outcome.cancelled())
+        assert await log.append(connection, [Append(stream_id, 1, 3, 3, encode_text("b"))]) == set()
+        assert [event["type"] for event in await events(connection, stream_id)] == ["text", "done"]
+        assert (await row(connection, stream_id)).error_code == "expired"
+
+
+async def test_an_end_that_is_there_already_closes_the_row(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        (stream_id,) = await claimed(connection)
+        outcome = Outcome.completed("length", usage={"total": 3})
+        await log.append(connection, [Append(stream_id, 1, 1, 1, outcome.encode(), outcome)])
+        await connection.execute("UPDATE baton.stream SET status = 'running', usage = NULL, finish_reason = NULL")
+        assert not await streams.end_claimed(connection, stream_id, 1, Outcome.failed("worker_lost", ""))
+        stream = await row(connection, stream_id)
+        assert (stream.status, stream.finish_reason, stream.usage) == ("completed", "length", {"total": 3})
+        assert len(await events(connection, stream_id)) == 1
+
+
+async def test_a_stream_without_a_number_left_says_so(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        (stream_id,) = await claimed(connection)
+        await log.append(connection, [Append(stream_id, 1, MAX_SEQ, MAX_SEQ, encode_text("a"))])
+        with pytest.raises(ConfigurationError, match="no number left"):
+            await streams.end_claimed(connection, stream_id, 1, Outcome.cancelled())
+        assert (await row(connection, stream_id)).epoch == 1
+
+
+async def test_an_erased_stream_leaves_nothing(opened: Pool) -> None:
+    stream, _ = await streams.create(opened, NEW, key())
+    async with opened.acquire() as connection:
+        (item,) = await streams.claim(connection, WORKER, ["test"], 1)
+        await log.append(connection, [Append(stream.id, item.epoch, 1, 1, encode_text("a"))])
+        assert await streams.delete(opened, stream.id)
+        assert not await streams.delete(opened, stream.id)
+        for table in ("stream", "batch", "idempotency_key"):
+            assert await connection.fetchval(f"SELECT count(*) FROM baton.{table}") == 0
+        assert await log.append(connection, [Append(stream.id, item.epoch, 2, 2, encode_text("b"))]) == set()
+
+
+async def test_streams_are_found_newest_first(opened: Pool) -> None:
+    made = []
+    for number in range(4):
+        new = NewStream("test", None, {"chat": number % 2, "user": "u"}, "retry", tenant="t")
+        made.append((await streams.create(opened, new))[0].id)
+        await asyncio.sleep(0.002)  # ids are in order from one millisecond to the next
+    await streams.create(opened, NEW)
+
+    async def found(**given: object) -> list[UUID]:
+        return [stream.id for stream in await streams.find(opened, tenant="t", **given)]  # type: ignore[arg-type]
+
+    assert await found() == made[::-1]
+    assert await found(limit=2, before=made[3]) == [made[2], made[1]]
+    assert await found(metadata=[{"chat": 1}]) == [made[3], made[1]]
+    assert await found(metadata=[{"chat": "1"}, {"chat": 1, "user": "u"}]) == [made[3], made[1]]
+    assert await found(status="running") == []

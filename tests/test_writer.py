@@ -1,0 +1,327 @@
+"""The writer: what goes into one flush, and that one stream's trouble stays its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+import pytest
+from tests.logbook import claimed, connected, ended, events, row, text, until, until_tail
+
+from baton.chaos.proxy import Proxy
+from baton.database import Connection
+from baton.events import encode_text
+from baton.metrics import WorkerMetrics
+from baton.notifications import unpack
+from baton.outbox import Lost, Outbox
+from baton.outcome import Outcome
+from baton.writer import Notifier, Writer
+
+
+class Desk:
+    """A writer at work, and the outboxes that a test fills."""
+
+    def __init__(self, dsn: str, window_seconds: float) -> None:
+        self.metrics = WorkerMetrics()
+        self.notifier = Notifier(dsn, with_events=True, metrics=self.metrics)
+        self.writer = Writer(dsn, window_seconds=window_seconds, notifier=self.notifier, metrics=self.metrics)
+        self.lost: dict[UUID, Lost] = {}
+
+    def open(self, stream_id: UUID, *, tail: int = 0, max_events: int = 100) -> Outbox:
+        outbox = Outbox(
+            stream_id,
+            1,
+            tail,
+            on_ready=self.writer.ready,
+            on_lost=lambda lost: self.lost.update({stream_id: lost}),
+            max_events=max_events,
+        )
+        self.writer.add(outbox)
+        return outbox
+
+
+@asynccontextmanager
+async def desk(dsn: str, *, window_seconds: float = 0.005) -> AsyncIterator[Desk]:
+    opened = Desk(dsn, window_seconds)
+    tasks = [asyncio.create_task(service.run()) for service in (opened.writer, opened.notifier)]
+    try:
+        yield opened
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def flushes(connection: Connection) -> list[set[UUID]]:
+    """The streams of each transaction that wrote batches, in the order of their ids."""
+    rows = await connection.fetch(
+        "SELECT array_agg(stream_id) FROM baton.batch GROUP BY xmin ORDER BY min(xmin::text::bigint)"
+    )
+    return [set(ids) for (ids,) in rows]
+
+
+async def cut_writers(connection: Connection) -> None:
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE application_name = 'baton worker append' AND datname = current_database()"
+    )
+
+
+@asynccontextmanager
+async def locked_log(dsn: str) -> AsyncIterator[None]:
+    """Nobody can append meanwhile."""
+    async with connected(dsn) as connection, connection.transaction():
+        await connection.execute("LOCK TABLE baton.batch IN ACCESS EXCLUSIVE MODE")
+        yield
+
+
+async def test_one_flush_carries_all_streams(dsn: str) -> None:
+    async with connected(dsn) as connection, desk(dsn) as at:
+        ids = await claimed(connection, 50)
+        outboxes = [at.open(stream_id) for stream_id in ids]
+        for outbox in outboxes:
+            outbox.put(encode_text("a"))
+            outbox.put(encode_text("b"))
+        await until(lambda: all(outbox.tail == 2 for outbox in outboxes))
+        assert await flushes(connection) == [set(ids)]
+
+
+async def test_an_urgent_flush_carries_only_the_streams_in_a_hurry(dsn: str) -> None:
+    async with connected(dsn) as connection, desk(dsn, window_seconds=3600) as at:
+        slow, quick = await claimed(connection, 2)
+        first, second = at.open(slow), at.open(quick)
+        first.put(encode_text("a"))
+        await until(lambda: first.tail == 1)
+        first.put(encode_text("b"))
+        second.put(encode_text("a"))
+        await until(lambda: second.tail == 1)
+        second.finish(Outcome.completed("stop"))
+        await second.closed.wait()
+        assert first.tail == 1
+        assert await flushes(connection) == [{slow}, {quick}, {quick}]
+        first.finish(Outcome.completed("stop"))
+        await first.closed.wait()
+        assert [event["type"] for event in await events(connection, slow)] == ["text", "text", "done"]
+
+
+async def test_a_large_flush_takes_several_statements(dsn: str) -> None:
+    async with connected(dsn) as connection, desk(dsn) as at:
+        ids = await claimed(connection, 3)
+        outboxes = [at.open(stream_id) for stream_id in ids]
+        for outbox in outboxes:
+            outbox.put(encode_text("x" * (3 << 20)))
+        await until(lambda: all(outbox.tail == 1 for outbox in outboxes))
+        assert len(await flushes(connection)) == 3
+
+
+async def test_a_batch_is_announced_after_its_commit(dsn: str) -> None:
+    async with connected(dsn) as connection, connected(dsn) as listening, desk(dsn) as at:
+        (stream_id,) = await claimed(connection)
+        heard: list[str] = []
+        await listening.add_listener("baton_events", lambda *given: heard.append(str(given[-1])))
+        at.open(stream_id).put(encode_text("a"))
+        await until(lambda: bool(heard))
+        assert len(await events(connection, stream_id)) == 1
+        (announcement,) = unpack(heard[0], {stream_id.hex})
+        assert (announcement.stream, announcement.events) == (stream_id.hex, encode_text("a").decode())
+
+
+async def test_a_blocked_database_slows_the_generator_down_and_nothing_is_lost(dsn: str) -> None:
+    yielded = 0
+    async with connected(dsn) as connection, desk(dsn) as at:
+        (stream_id,) = await claimed(connection)
+        outbox = at.open(stream_id, max_events=10)
+
+        async def generate() -> None:
+            nonlocal yielded
+            for number in range(100):
+                outbox.put(encode_text(f"{number} "))
+                yielded += 1
+                if outbox.full:
+                    await outbox.wait_for_room()
+            outbox.finish(Outcome.completed("stop"))
+
+        async with locked_log(dsn):
+            generating = asyncio.create_task(generate())
+            await until(lambda: outbox.full and outbox._flight != [])
+            assert yielded == 20
+            assert not generating.done()
+        await outbox.closed.wait()
+        await generating
+        assert text(await events(connection, stream_id)) == "".join(f"{number} " for number in range(100))
+
+
+async def test_bad_data_fails_only_its_own_stream(dsn: str) -> None:
+    async with connected(dsn) as connection, desk(dsn) as at:
+        await connection.execute(
+            "ALTER TABLE baton.batch ADD CONSTRAINT no_marker CHECK (position('MARKER'::bytea IN events) = 0) NOT VALID"
+        )
+        ids = await claimed(connection, 9)
+        outboxes = [at.open(stream_id) for stream_id in ids]
+        for outbox in outboxes:
+            outbox.put(encode_text("MARKER" if outbox.stream_id in (ids[2], ids[3], ids[8]) else "fine"))
+            outbox.finish(Outcome.completed("stop"))
+        for outbox in outboxes:
+            await outbox.closed.wait()
+        for number, stream_id in enumerate(ids):
+            stream = await row(connection, stream_id)
+            bad = number in (2, 3, 8)
+            assert (stream.status, stream.error_code) == (
+                ("failed", "storage_rejected") if bad else ("completed", None)
+            )
+            assert len(await events(connection, stream_id)) == (1 if bad else 2)
+        assert set(at.lost) == {ids[2], ids[3], ids[8]}
+        assert set(at.lost.values()) == {Lost.REJECTED}
+
+
+async def test_what_came_before_bad_data_stays(dsn: str) -> None:
+    async with connected(dsn) as connection, desk(dsn) as at:
+        (stream_id,) = await claimed(connection)
+        outbox = at.open(stream_id)
+        outbox.put(encode_text("good"))
+        await until(lambda: outbox.tail == 1)
+        await connection.execute(
+            "ALTER TABLE baton.batch ADD CHECK (position('MARKER'::bytea IN events) = 0) NOT VALID"
+        )
+        outbox.put(encode_text("MARKER"))
+        await outbox.closed.wait()
+        assert text(await events(connection, stream_id)) == "good"
+
+
+async def test_a_stream_whose_ending_is_refused_too_is_let_go(dsn: str) -> None:
+    async with connected(dsn) as connection, desk(dsn) as at:
+        await connection.execute("ALTER TABLE baton.batch ADD CHECK (epoch <> 1) NOT VALID")
+        (stream_id,) = await claimed(connection)
+        outbox = at.open(stream_id)
+        outbox.put(encode_text("a"))
+        await outbox.closed.wait()
+        assert (await row(connection, stream_id)).error_code == "storage_rejected"
+
+
+async def test_a_missing_partition_fails_nobody_and_is_tried_again(dsn: str) -> None:
+    async with connected(dsn) as connection, desk(dsn) as at:
+        await connection.execute(
+            "DO $$ DECLARE name regclass; BEGIN FOR name IN SELECT inhrelid::regclass FROM pg_inherits "
+            "WHERE inhparent = 'baton.batch'::regclass LOOP EXECUTE 'DROP TABLE ' || name; END LOOP; END $$"
+        )
+        ids = await claimed(connection, 2)
+        outboxes = [at.open(stream_id) for stream_id in ids]
+        for outbox in outboxes:
+            outbox.put(encode_text("a"))
+            outbox.finish(Outcome.completed("stop"))
+        await until(lambda: at.writer._connection is not None and at.writer._connection.is_closed())
+        await connection.execute("SELECT baton.create_partitions(1)")
+        for outbox in outboxes:
+            await outbox.closed.wait()
+        for stream_id in ids:
+            assert (await row(connection, stream_id)).status == "completed"
+            assert len(await events(connection, stream_id)) == 2
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["partial", "terminal"])
+@pytest.mark.parametrize("outcome", ["committed", "rolled back"])
+async def test_a_flush_whose_outcome_is_unknown_is_written_once(dsn: str, outcome: str, last: bool) -> None:
+    async with connected(dsn) as connection, Proxy(dsn) as proxy, desk(proxy.dsn) as at:
+        other, *ids = await claimed(connection, 4)
+        outboxes = [at.open(stream_id) for stream_id in ids]
+        for outbox in outboxes:
+            outbox.put(encode_text("a"))
+        await until(lambda: all(outbox.tail == 1 for outbox in outboxes))
+        # Both statements are prepared now, so that the reply that gets lost is that of an append.
+        await end(at.open(other))
+        async with locked_log(dsn):
+            for outbox in outboxes:
+                outbox.put(encode_text("b"))
+                if last:
+                    outbox.finish(Outcome.completed("stop"))
+            await until(lambda: all(outbox._flight for outbox in outboxes))
+            await until_waiting(connection)
+            if outcome == "rolled back":
+                await cut_writers(connection)
+                await until(lambda: at.writer._connection is not None and at.writer._connection.is_closed())
+            else:
+                proxy.hold_replies()
+        if outcome == "committed":
+            await until_tail(connection, ids[0], 2)
+            proxy.cut()
+            proxy.resume()
+        if not last:
+            for outbox in outboxes:
+                outbox.finish(Outcome.completed("stop"))
+        for outbox in outboxes:
+            await outbox.closed.wait()
+        for stream_id in ids:
+            assert text(await events(connection, stream_id)) == "ab"
+            assert (await row(connection, stream_id)).status == "completed"
+        assert at.lost == {}
+
+
+async def end(outbox: Outbox) -> None:
+    outbox.finish(Outcome.completed("stop"))
+    await outbox.closed.wait()
+
+
+async def until_waiting(connection: Connection) -> None:
+    """Wait until the writer's append is in flight, behind a lock."""
+
+    async def waits() -> bool:
+        return bool(
+            await connection.fetchval(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'baton worker append' "
+                "AND datname = current_database() AND wait_event_type = 'Lock'"
+            )
+        )
+
+    await until(waits)
+
+
+@pytest.mark.parametrize("in_flight", [False, True])
+async def test_a_log_that_lost_its_end_ends_the_stream_and_has_no_hole(dsn: str, in_flight: bool) -> None:
+    async with connected(dsn) as connection, Proxy(dsn) as proxy, desk(proxy.dsn) as at:
+        hurt, whole = await claimed(connection, 2)
+        outboxes = [at.open(hurt), at.open(whole)]
+        for number in range(1, 5):
+            for outbox in outboxes:
+                outbox.put(encode_text(f"{number} "))
+            await until(lambda number=number: all(outbox.tail == number for outbox in outboxes))  # type: ignore[misc]
+        proxy.stall()
+        if in_flight:
+            outboxes[0].put(encode_text("5 "))
+            await until(lambda: bool(outboxes[0]._flight))
+        proxy.cut()
+        await connection.execute("DELETE FROM baton.batch WHERE stream_id = $1 AND first_seq > 2", hurt)
+        outboxes[1].put(encode_text("5 "))
+        proxy.resume()
+        await outboxes[0].closed.wait()
+        outboxes[1].finish(Outcome.completed("stop"))
+        await outboxes[1].closed.wait()
+        assert at.lost == {hurt: Lost.REWOUND}
+        assert text(await events(connection, hurt)) == "1 2 "
+        assert (await row(connection, hurt)).error_code == "log_rewound"
+        assert text(await events(connection, whole)) == "1 2 3 4 5 "
+
+
+async def test_an_erased_stream_is_lost(dsn: str) -> None:
+    async with connected(dsn) as connection, desk(dsn) as at:
+        (stream_id,) = await claimed(connection)
+        outbox = at.open(stream_id)
+        await connection.execute("DELETE FROM baton.stream")
+        outbox.put(encode_text("a"))
+        await outbox.closed.wait()
+        assert at.lost == {stream_id: Lost.FENCED}
+        assert at.metrics.fenced._value.get() == 1
+
+
+async def test_an_outage_of_many_tries_loses_nothing(dsn: str) -> None:
+    async with connected(dsn) as connection, Proxy(dsn) as proxy, desk(proxy.dsn) as at:
+        (stream_id,) = await claimed(connection)
+        outbox = at.open(stream_id)
+        for number in range(5):
+            outbox.put(encode_text(f"{number} "))
+            await until(lambda number=number: outbox.tail == number + 1)  # type: ignore[misc]
+            proxy.cut()
+        outbox.finish(Outcome.completed("stop"))
+        await ended(connection, stream_id)
+        assert text(await events(connection, stream_id)) == "0 1 2 3 4 "
