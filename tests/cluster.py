@@ -27,6 +27,7 @@ from baton.settings import Settings
 from baton.worker import Worker
 
 DEADLINE_SECONDS = 20
+QUICK = {"allow_anonymous": True, "drain_seconds": 0, "partition_days_ahead": 1}
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
@@ -104,7 +105,7 @@ class Cluster:
         await self._stack.__aexit__(kind, error, trace)
 
     def settings(self, **given: Any) -> Settings:
-        return Settings.load(**{"database_url": self.dsn, "allow_anonymous": True, "drain_seconds": 0} | given)
+        return Settings.load(**QUICK | {"database_url": self.dsn} | given)
 
     async def pod(self, **given: Any) -> RunningPod:
         settings = self.settings(**{"pod_name": f"pod-{len(self.pods) + 1}"} | given)

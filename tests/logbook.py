@@ -128,6 +128,7 @@ def settings(dsn: str, **changes: Any) -> Settings:
         "worker_heartbeat_seconds": 0.05,
         "poll_seconds": 0.05,
         "lease_seconds": 0.3,
+        "partition_days_ahead": 1,
     }
     return Settings.load(database_url=dsn, **(quick | changes))
 

@@ -7,7 +7,7 @@ import datetime
 
 import asyncpg
 import pytest
-from tests.logbook import claimed, connected
+from tests.logbook import claimed, connected, until, working
 
 from baton import log, partitions
 from baton.events import encode_text
@@ -42,6 +42,19 @@ async def test_a_stream_lives_in_the_partition_of_its_day(dsn: str) -> None:
         name = await connection.fetchval("SELECT tableoid::regclass::text FROM baton.batch")
     made = datetime.datetime.fromtimestamp((stream_id.int >> 80) / 1000, datetime.UTC)
     assert name == f"baton.batch_{made:%Y%m%d}"
+
+
+async def test_a_worker_has_them_at_hand(dsn: str) -> None:
+    async with connected(dsn) as connection, working(dsn, partition_days_ahead=5):
+        await until_count(connection, 7)
+
+
+async def until_count(connection: asyncpg.Connection[asyncpg.Record], count: int) -> None:
+    async def all_there() -> bool:
+        parts = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'baton.batch'::regclass"
+        return bool(await connection.fetchval(parts) == count)
+
+    await until(all_there)
 
 
 async def test_writers_are_not_locked_out_while_they_are_made(dsn: str) -> None:

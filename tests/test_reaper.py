@@ -74,6 +74,19 @@ async def test_streams_whose_worker_has_no_row_are_found_too(dsn: str) -> None:
         assert lost.stream_id == stream_id
 
 
+async def test_they_are_released_though_nobody_dies(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        own_id = await workers.register(connection, "own", ["test"], 1)
+        _, stream_id = await with_stream(connection)
+        await connection.execute("UPDATE baton.stream SET worker_id = $1 WHERE id = $2", UUID(int=9), stream_id)
+        reaper = Reaper(lease_seconds=LEASE_SECONDS, max_attempts=3)
+        await reaper.look(connection, own_id)
+        assert (await row(connection, stream_id)).status == "running"
+        await lease_over()
+        await reaper.look(connection, own_id)
+        assert (await row(connection, stream_id)).status == "queued"
+
+
 @pytest.mark.parametrize(
     ("policy", "emitted", "attempts", "status"),
     [

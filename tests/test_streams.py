@@ -7,8 +7,9 @@ import uuid
 from collections.abc import AsyncIterator
 from uuid import UUID
 
+import orjson
 import pytest
-from tests.logbook import claimed, connected, events, queue_many, row
+from tests.logbook import claimed, connected, events, queue_many, row, until
 
 from baton import log, streams
 from baton.database import Pool, pool
@@ -217,15 +218,16 @@ async def test_a_stream_without_a_number_left_says_so(dsn: str) -> None:
         assert (await row(connection, stream_id)).epoch == 1
 
 
-async def test_an_erased_stream_leaves_nothing(opened: Pool) -> None:
+async def test_an_erased_stream_leaves_no_text(opened: Pool) -> None:
     stream, _ = await streams.create(opened, NEW, key())
     async with opened.acquire() as connection:
         (item,) = await streams.claim(connection, WORKER, ["test"], 1)
         await log.append(connection, [Append(stream.id, item.epoch, 1, 1, encode_text("a"))])
         assert await streams.delete(opened, stream.id)
         assert not await streams.delete(opened, stream.id)
-        for table in ("stream", "batch", "idempotency_key"):
+        for table in ("stream", "idempotency_key"):
             assert await connection.fetchval(f"SELECT count(*) FROM baton.{table}") == 0
+        assert await connection.fetchval("SELECT count(*) FROM baton.event WHERE type = 'text'") == 0
         assert await log.append(connection, [Append(stream.id, item.epoch, 2, 2, encode_text("b"))]) == set()
 
 
@@ -245,3 +247,29 @@ async def test_streams_are_found_newest_first(opened: Pool) -> None:
     assert await found(metadata=[{"chat": 1}]) == [made[3], made[1]]
     assert await found(metadata=[{"chat": "1"}, {"chat": 1, "user": "u"}]) == [made[3], made[1]]
     assert await found(status="running") == []
+
+
+async def test_an_append_in_flight_does_not_outlive_the_erasure(dsn: str) -> None:
+    async with pool(dsn, size=2, timeout_seconds=10) as opened, connected(dsn) as writing:
+        (stream_id,) = await claimed(writing)
+        async with writing.transaction():
+            text = encode_text("not to be kept")
+            assert await log.append(writing, [log.Append(stream_id, 1, 1, 1, text)]) == {stream_id}
+            erasing = asyncio.create_task(streams.delete(opened, stream_id))
+            await until_blocked(opened)
+        assert await erasing
+        # One that starts only now, and has not heard of the end, aims at the place after its last batch.
+        for seq in (1, 2):
+            assert await log.append(writing, [log.Append(stream_id, 1, seq, seq, text)]) == set()
+        left = await writing.fetch("SELECT data::text FROM baton.event WHERE stream_id = $1", stream_id)
+        assert [orjson.loads(data)["finish_reason"] for (data,) in left] == ["erased"]
+
+
+async def until_blocked(opened: Pool) -> None:
+    async def blocked() -> bool:
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        return bool(await opened.fetchval(waiting))
+
+    await until(blocked)

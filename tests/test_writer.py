@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import UUID
@@ -200,22 +201,25 @@ async def test_a_stream_whose_ending_is_refused_too_is_let_go(dsn: str) -> None:
         assert (await row(connection, stream_id)).error_code == "storage_rejected"
 
 
-async def test_a_missing_partition_fails_nobody_and_is_tried_again(dsn: str) -> None:
+async def test_a_missing_partition_holds_up_its_own_streams_only_and_is_tried_again(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    day = datetime.timedelta(days=3)
     async with connected(dsn) as connection, desk(dsn) as at:
-        await connection.execute(
-            "DO $$ DECLARE name regclass; BEGIN FOR name IN SELECT inhrelid::regclass FROM pg_inherits "
-            "WHERE inhparent = 'baton.batch'::regclass LOOP EXECUTE 'DROP TABLE ' || name; END LOOP; END $$"
-        )
-        ids = await claimed(connection, 2)
-        outboxes = [at.open(stream_id) for stream_id in ids]
-        for outbox in outboxes:
+        (today,) = await claimed(connection)
+        later = UUID(int=today.int + (int(day.total_seconds() * 1000) << 80))
+        await connection.execute("UPDATE baton.stream SET id = $1 WHERE id = $2", later, today)
+        (today,) = await claimed(connection)
+        outboxes = {stream_id: at.open(stream_id) for stream_id in (today, later)}
+        for outbox in outboxes.values():
             outbox.put(encode_text("a"))
             outbox.finish(Outcome.completed("stop"))
-        await until(lambda: at.writer._connection is not None and at.writer._connection.is_closed())
-        await connection.execute("SELECT baton.create_partitions(1)")
-        for outbox in outboxes:
-            await outbox.closed.wait()
-        for stream_id in ids:
+        await outboxes[today].closed.wait()
+        await until(lambda: "run `baton migrate`" in caplog.text)
+        assert not outboxes[later].closed.is_set()
+        await connection.execute("SELECT baton.create_partitions(4)")
+        await outboxes[later].closed.wait()
+        for stream_id in (today, later):
             assert (await row(connection, stream_id)).status == "completed"
             assert len(await events(connection, stream_id)) == 2
 

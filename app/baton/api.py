@@ -40,18 +40,18 @@ async def create_stream(request: Request) -> Answer:
         wanted.on_worker_lost or pod.settings.on_worker_lost,
         limits=_limits(pod, wanted),
     )
-    with translated():
+    async with translated():
         if sentence := await pod.missing_generator(new.generator):
             raise UnknownGenerator(sentence)
         stream, created = await streams.create(pod.pool, new, _idempotency_key(request, body))
         if created:
             await log.hint(pod.pool, notifications.QUEUE_CHANNEL, [""])
-    headers = {"location": str(request.url_for("stream", id=stream.id))}
+    headers = {"location": request.url_for("stream", id=stream.id).path}
     if "text/event-stream" in request.headers.get("accept", ""):
         return await _follow(request, stream.id, headers=headers)
     return _answer(
         request,
-        describe(stream, _events_url(request, stream.id)),
+        _described(request, stream),
         status=201 if created else 200,
         headers=headers,
     )
@@ -62,7 +62,7 @@ async def find_streams(request: Request) -> Answer:
     query = dict(request.query_params)
     metadata = {name: query.pop(name) for name in list(query) if name.startswith("metadata.")}
     wanted = validated(FindStreams, query)
-    with translated():
+    async with translated():
         found = await streams.find(
             _pod(request).pool,
             before=wanted.before,
@@ -73,10 +73,11 @@ async def find_streams(request: Request) -> Answer:
     page = found[: wanted.limit]
     following = None
     if len(found) > wanted.limit:
-        following = str(request.url.include_query_params(before=page[-1].id))
+        onward = request.url.include_query_params(before=page[-1].id)
+        following = f"{onward.path}?{onward.query}"
     return _answer(
         request,
-        {"data": [describe(stream, _events_url(request, stream.id)) for stream in page], "next": following},
+        {"data": [_described(request, stream) for stream in page], "next": following},
     )
 
 
@@ -87,7 +88,7 @@ async def get_stream(request: Request) -> Answer:
     stream_id = _stream_id(request)
     if wanted.wait > 0:
         await _wait_for_end(request, stream_id, wanted.wait)
-    with translated():
+    async with translated():
         stream = await _found(pod, stream_id)
         lines: list[str] = []
         cursor = 0
@@ -98,7 +99,7 @@ async def get_stream(request: Request) -> Answer:
             # Its end may have come between the two reads.
             stream = await _found(pod, stream_id)
     snapshot = await asyncio.to_thread(Snapshot.of, lines, cursor)
-    return _answer(request, describe(stream, _events_url(request, stream.id)) | snapshot.as_dict())
+    return _answer(request, _described(request, stream) | snapshot.as_dict())
 
 
 async def follow_events(request: Request) -> Answer:
@@ -112,7 +113,7 @@ async def cancel_stream(request: Request) -> Answer:
     """Ask the generator to stop. Doing it again, or after the end, changes nothing."""
     pod = _pod(request)
     stream_id = _stream_id(request)
-    with translated():
+    async with translated():
         await _found(pod, stream_id)
         where = await streams.request_cancel(pod.pool, stream_id)
         if where == "running":
@@ -120,16 +121,14 @@ async def cancel_stream(request: Request) -> Answer:
         elif where == "queued":
             await log.hint(pod.pool, notifications.EVENTS_CHANNEL, [notifications.hint(stream_id)])
         stream = await _found(pod, stream_id)
-    return _answer(
-        request, describe(stream, _events_url(request, stream.id)), status=202 if where == "running" else 200
-    )
+    return _answer(request, _described(request, stream), status=202 if where == "running" else 200)
 
 
 async def delete_stream(request: Request) -> Answer:
     """Erase a stream and its events; if it is running, its generator is stopped."""
     pod = _pod(request)
     stream_id = _stream_id(request)
-    with translated():
+    async with translated():
         if not await streams.delete(pod.pool, stream_id):
             raise _not_found(stream_id)
         await log.hint(pod.pool, notifications.EVENTS_CHANNEL, [notifications.gone(stream_id)])
@@ -300,8 +299,9 @@ def _idempotency_key(request: Request, body: bytes) -> IdempotencyKey | None:
     return IdempotencyKey(key, hashlib.sha256(body).digest(), hours * 3600)
 
 
-def _events_url(request: Request, stream_id: UUID) -> str:
-    return str(request.url_for("events", id=stream_id))
+def _described(request: Request, stream: Stream) -> dict[str, Any]:
+    # A path without scheme and host, which a pod behind a proxy cannot know.
+    return describe(stream, request.url_for("events", id=stream.id).path)
 
 
 def _headers(request: Request) -> dict[str, str]:

@@ -19,6 +19,17 @@ from .errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, Una
 # The revision of the schema that this code works with; a test holds it equal to the head of `migrations/`.
 REVISION: Final = "0002"
 
+# What a database in trouble says over a connection that works: its user or name is gone, a failover left us on a server
+# that only reads, or the log has no partition for today.
+_PASSING_ERRORS: Final = (
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.ObjectNotInPrerequisiteStateError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.CheckViolationError,
+)
+
+QUERY_SECONDS: Final = 10.0
 _STATEMENT_CACHE_SIZE: Final = 100
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
@@ -93,12 +104,17 @@ async def close_pool(opened: Pool, *, timeout_seconds: float) -> None:
         opened.terminate()
 
 
-@contextlib.contextmanager
-def translated() -> Iterator[None]:
-    """Turn what a lost connection raises into `Unavailable`, the error that a client sees."""
+@contextlib.asynccontextmanager
+async def translated(timeout_seconds: float = QUERY_SECONDS) -> AsyncIterator[None]:
+    """Bound the time that queries take, the wait for a connection included, and translate what stops them.
+
+    Raises:
+        Unavailable: the database does not answer, or cannot do this just now. It is the error that a client sees.
+    """
     try:
-        yield
-    except CONNECTION_ERRORS as error:
+        async with asyncio.timeout(timeout_seconds):
+            yield
+    except (*CONNECTION_ERRORS, *_PASSING_ERRORS) as error:
         raise Unavailable("The database does not answer just now. Try again in a moment.") from error
 
 

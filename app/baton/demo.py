@@ -133,11 +133,13 @@ class Demo:
         asked_at_seconds = monotonic()
         created = await _create(cluster, http)
         self.flow.line(f"POST /v1/streams: {QUESTION}", "bold")
-        self.flow.line(f"GET {urlsplit(created['events_url']).path}", "bold")
+        self.flow.line(f"GET {created['events_url']}", "bold")
         seen: list[Sighting] = []
         try:
             async with asyncio.timeout(ANSWER_SECONDS / min(1, self._settings.replay_speed)):
-                await self._watch(Follower(http, created["events_url"], patience_seconds=20), cluster, seen)
+                await self._watch(
+                    Follower(http, cluster.address + created["events_url"], patience_seconds=20), cluster, seen
+                )
         except TimeoutError:
             raise DemoError("The answer did not come to its end in time.") from None
         self._answer.end()
@@ -254,7 +256,7 @@ def _instructions(cluster: Cluster) -> list[str]:
 Try it by hand, in another terminal:
 
   1.  Create a stream, and keep its address:
-      URL=$(curl -s {address}/v1/streams -d '{body}' | grep -o 'http[^"]*/events')
+      URL={address}$(curl -s {address}/v1/streams -d '{body}' | grep -o '/v1[^"]*/events')
   2.  Follow it; the header x-baton-pod says who tells it:
       curl -Ni "$URL"
   3.  Kill that pod in mid-answer:

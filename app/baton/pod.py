@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import time
 from collections.abc import AsyncIterator
-from typing import Self
+from typing import Final, Self
 
 from . import database, workers
 from .database import Pool
@@ -17,6 +19,11 @@ from .notifications import EVENTS_CHANNEL
 from .relay import Relays
 from .settings import Settings
 from .sse import Connections
+
+logger = logging.getLogger(__name__)
+
+# For so long the database may be silent before new clients are better sent elsewhere.
+READY_SILENCE_SECONDS: Final = 15
 
 
 class Pod:
@@ -45,6 +52,7 @@ class Pod:
             max_age_seconds=settings.max_connection_seconds,
         )
         self.draining = False
+        self.broken = False
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -78,17 +86,31 @@ class Pod:
                 asyncio.create_task(pod.relays.note_watched(settings.watch_interval_seconds)),
                 asyncio.create_task(pod.connections.run()),
             ]
+            for task in tasks:
+                task.add_done_callback(pod.mourn)
             try:
                 yield pod
             finally:
                 for task in tasks:
+                    task.remove_done_callback(pod.mourn)
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
     def ready(self) -> bool:
         """Whether new clients should be sent here."""
-        return not self.draining and self.listener.state is not State.CONNECTING
+        silence_seconds = time.monotonic() - self.relays.polled_at
+        return (
+            not self.draining
+            and not self.broken
+            and self.listener.state is not State.CONNECTING
+            and silence_seconds < self.settings.safety_poll_seconds + READY_SILENCE_SECONDS
+        )
+
+    def mourn(self, task: asyncio.Task[None]) -> None:
+        """Note that one of the pod's own tasks has ended, which none does unless this code is at fault."""
+        logger.critical("A task of this pod has died; restart the pod.", exc_info=task.exception())
+        self.broken = True
 
     async def missing_generator(self, name: str) -> str | None:
         """Return the sentence that says that there is no such generator; None if this pod or a worker knows it."""

@@ -29,6 +29,7 @@ class Reaper:
         self._max_pause_seconds = max_pause_seconds
         self._looked_at = self._steady_since = time.monotonic()
         self._seen: dict[UUID, tuple[int, float]] = {}
+        self._orphans_at = time.monotonic()
 
     def forget(self) -> None:
         """Begin to watch anew, after the connection was interrupted."""
@@ -59,12 +60,19 @@ class Reaper:
                 logger.warning("Worker %s is dead: no sign of life for %.1f s.", worker_id, now - since)
                 await self._bury(connection, own_id, worker_id)
         self._seen = {key: value for key, value in self._seen.items() if key in counters}
+        if now - self._orphans_at > self._lease_seconds:
+            self._orphans_at = now
+            await self._release_all(connection, own_id, None)
 
     async def _bury(self, connection: Connection, own_id: UUID, dead_id: UUID) -> None:
         """Release a dead worker's streams, and then remove its row: if this fails in between, all is seen again."""
+        await self._release_all(connection, own_id, dead_id)
+        await workers.remove(connection, dead_id)
+
+    async def _release_all(self, connection: Connection, own_id: UUID, dead_id: UUID | None) -> None:
+        """Release a dead worker's streams, and those whose worker has left without them."""
         for lost in await workers.lost_streams(connection, own_id, dead_id):
             await release(connection, lost, max_attempts=self._max_attempts)
-        await workers.remove(connection, dead_id)
 
 
 async def release(connection: Connection, lost: Lost, *, max_attempts: int, uncount_attempt: bool = False) -> None:

@@ -16,6 +16,7 @@ Everything here runs on one event loop, and nothing awaits between looking and a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -26,8 +27,8 @@ import asyncpg
 
 from . import log, streams
 from .backoff import Backoff
-from .database import CONNECTION_ERRORS, Pool, translated
-from .errors import CursorBeyondTail, LogDamaged, StreamNotFound
+from .database import Pool, translated
+from .errors import CursorBeyondTail, LogDamaged, StreamNotFound, Unavailable
 from .log import Batch
 from .metrics import PodMetrics
 from .notifications import Announcement, unpack
@@ -95,7 +96,6 @@ class Relay:
 
     def __init__(self, stream_id: UUID, pool: Pool, metrics: PodMetrics, *, window_bytes: int) -> None:
         self.stream_id = stream_id
-        self.tenant = ""
         self.ends_unwatched = False  # the stream ends when nobody watches it
         self.tail = 0
         self.ended = False  # the terminal event is at the tail
@@ -109,7 +109,7 @@ class Relay:
         self._window_bytes = 0
         self._max_window_bytes = window_bytes
         self._loading: asyncio.Task[None] | None = None
-        self._loaded = False
+        self.loaded = False
         self._reading: asyncio.Task[None] | None = None
         self._dirty = False
         self._pages: dict[int, asyncio.Task[list[Batch]]] = {}
@@ -136,9 +136,9 @@ class Relay:
 
     def hear(self, announcement: Announcement) -> None:
         """Take note of a notification."""
-        if not self._loaded or announcement.last_seq > self.tail:
+        if not self.loaded or announcement.last_seq > self.tail:
             events = announcement.events
-            if self._loaded and events is not None and announcement.first_seq == self.tail + 1:
+            if self.loaded and events is not None and announcement.first_seq == self.tail + 1:
                 self._apply(Batch(announcement.first_seq, announcement.last_seq, announcement.terminal, events))
                 self._wake_all()
             else:
@@ -147,7 +147,7 @@ class Relay:
     def hint(self) -> None:
         """Hear that the log may hold more."""
         self._dirty = True
-        if self._loaded and (self._reading is None or self._reading.done()):
+        if self.loaded and (self._reading is None or self._reading.done()):
             self._reading = asyncio.create_task(self._read_on())
             self._reading.add_done_callback(_log_failure)
 
@@ -197,18 +197,17 @@ class Relay:
 
     async def _load(self) -> None:
         self._dirty = False
-        with translated():
+        async with translated():
             stream = await streams.get(self._pool, self.stream_id)
             if stream is None:
                 raise StreamNotFound(f"There is no stream {self.stream_id}.")
             batches = await log.read_newest(self._pool, self.stream_id, self._max_window_bytes)
         self._metrics.log_reads += 1
-        self.tenant = stream.tenant
         self.ends_unwatched = stream.unwatched_timeout is not None
         if batches:
             self.tail = batches[0].first_seq - 1
             self._apply_all(batches)
-        self._loaded = True
+        self.loaded = True
         if self._dirty:
             self.hint()
 
@@ -217,13 +216,13 @@ class Relay:
             self._dirty = False
             more = True
             while more and not self.over:
-                with translated():
+                async with translated():
                     batches = await log.read(self._pool, self.stream_id, self.tail)
                 self._metrics.log_reads += 1
                 more = self._apply_all(batches)
 
     async def _read_page(self, cursor: int) -> list[Batch]:
-        with translated():
+        async with translated():
             batches = await log.read(self._pool, self.stream_id, cursor)
         self._metrics.log_reads += 1
         found = _run_after(batches, cursor)
@@ -266,6 +265,8 @@ class Relays:
         self._metrics = metrics
         self._window_bytes = window_bytes
         self._poll_seconds = poll_seconds
+        self._poll_now = asyncio.Event()
+        self.polled_at = time.monotonic()  # when the database last answered
         self._relays: dict[str, Relay] = {}
 
     async def subscribe(self, stream_id: UUID, cursor: int) -> Subscriber:
@@ -323,7 +324,10 @@ class Relays:
     def catch_up_all(self) -> None:
         """Read on in every relay, after a time in which notifications may have been missed."""
         for relay in self._relays.values():
-            relay.hint()
+            if not relay.loaded:
+                relay.hint()
+        # One query finds out which of the others lag behind.
+        self._poll_now.set()
 
     def tap_all(self) -> None:
         """Wake every subscriber to look around."""
@@ -335,13 +339,19 @@ class Relays:
         """Poll until cancelled."""
         backoff = Backoff()
         while True:
-            await asyncio.sleep(self._poll_seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_seconds):
+                    await self._poll_now.wait()
+            self._poll_now.clear()
             try:
-                await self._poll()
-                backoff.reset()
-            except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+                async with translated():
+                    await self._poll()
+            except (Unavailable, asyncpg.PostgresError) as error:
                 logger.warning("The log cannot be polled: %r", error)
                 await backoff.sleep()
+            else:
+                self.polled_at = time.monotonic()
+                backoff.reset()
 
     async def note_watched(self, interval_seconds: float) -> None:
         """Write down again and again which streams are watched here, of those that end when nobody does."""
@@ -352,8 +362,9 @@ class Relays:
             if not watched:
                 continue
             try:
-                await streams.note_watched(self._pool, watched)
-            except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+                async with translated():
+                    await streams.note_watched(self._pool, watched)
+            except (Unavailable, asyncpg.PostgresError) as error:
                 logger.warning("What is watched cannot be noted: %r", error)
 
     async def _poll(self) -> None:
@@ -366,8 +377,6 @@ class Relays:
                 del self._relays[key]
         self._metrics.relays = len(self._relays)
         before = {relay: relay.tail for relay in self._relays.values() if not (relay.ended or relay.over)}
-        if not before:
-            return
         tails = await log.tails(self._pool, [relay.stream_id for relay in before])
         for relay, tail_before in before.items():
             tail = tails.get(relay.stream_id)
@@ -378,7 +387,9 @@ class Relays:
 
     def _let_go(self, relay: Relay) -> None:
         relay.leave()
-        self._relays.pop(relay.stream_id.hex, None)
+        # Another may stand in its place by now.
+        if self._relays.get(relay.stream_id.hex) is relay:
+            del self._relays[relay.stream_id.hex]
 
 
 def _head(batches: list[Batch]) -> list[Batch]:

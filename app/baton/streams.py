@@ -114,7 +114,7 @@ WHERE id = $1 AND epoch = $2
 """
 
 _DELETE_STREAM = "DELETE FROM baton.stream WHERE id = $1 RETURNING status"
-_DELETE_BATCHES = "DELETE FROM baton.batch WHERE stream_id = $1"
+_DELETE_BATCHES = "DELETE FROM baton.batch WHERE stream_id = $1 AND NOT (terminal AND $2)"
 _DELETE_KEYS = "DELETE FROM baton.idempotency_key WHERE tenant = $1 AND stream_id = $2"
 
 
@@ -348,11 +348,16 @@ async def requeue(connection: Connection, stream_id: UUID, epoch: int, *, uncoun
 
 
 async def delete(pool: Pool, stream_id: UUID, tenant: str = "") -> bool:
-    """Erase a stream with its events; its worker, fenced by the missing row, stops. Return whether there was one."""
+    """Erase a stream with its events; its worker, fenced by the missing row, stops. Return whether there was one.
+
+    One that is being written is ended first. That end, which holds no text, is left in the log until its partition is
+    dropped: it takes the place at which an append in flight aims, which would otherwise land after the erasure.
+    """
+    ended_now = await end_any(pool, stream_id, Outcome.cancelled(finish_reason="erased"))
     async with pool.acquire() as connection, connection.transaction():
         if await connection.fetchval(_DELETE_STREAM, stream_id) is None:
             return False
-        await connection.execute(_DELETE_BATCHES, stream_id)
+        await connection.execute(_DELETE_BATCHES, stream_id, ended_now)
         await connection.execute(_DELETE_KEYS, tenant, stream_id)
     return True
 

@@ -10,11 +10,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from typing import Final
 from uuid import UUID
 
 import asyncpg
 
-from . import log, streams, workers
+from . import log, partitions, streams, workers
 from .backoff import Backoff
 from .database import CONNECTION_ERRORS, Connection, check_schema, connect
 from .errors import ConfigurationError
@@ -31,6 +32,8 @@ from .streams import Claim
 from .writer import Notifier, Writer
 
 logger = logging.getLogger(__name__)
+
+PARTITIONS_SECONDS: Final = 3600
 
 
 class Worker:
@@ -62,6 +65,7 @@ class Worker:
         self._wake = asyncio.Event()
         self._worker_id: UUID | None = None
         self._leave_at: float | None = None
+        self._partitions_due_at = 0.0
         self.ready = asyncio.Event()  # registered and claiming
 
     async def run(self) -> None:
@@ -173,8 +177,19 @@ class Worker:
             run.enforce(
                 max_duration=self._settings.max_duration_seconds, idle_timeout=self._settings.idle_timeout_seconds
             )
+        await self._create_partitions(connection)
         await self._reaper.look(connection, self._worker_id)
         await streams.end_overdue(connection, self._settings.queue_timeout_seconds, unwatched=trust_watched)
+
+    async def _create_partitions(self, connection: Connection) -> None:
+        """Have the partitions of the coming days at hand, hour by hour."""
+        if time.monotonic() < self._partitions_due_at:
+            return
+        self._partitions_due_at = time.monotonic() + PARTITIONS_SECONDS
+        try:
+            await partitions.create_ahead(connection, self._settings.partition_days_ahead)
+        except asyncpg.PostgresError as error:
+            logger.error("Partitions cannot be created ahead, and `baton migrate` must do it: %s", error)
 
     async def _register(self, connection: Connection) -> None:
         """Become a worker, or a new one after having been declared dead: then others have the streams."""

@@ -75,8 +75,8 @@ async def remove(connection: Connection, worker_id: UUID) -> None:
     await connection.execute(_REMOVE, worker_id)
 
 
-async def lost_streams(connection: Connection, own_id: UUID, dead_id: UUID) -> list[Lost]:
-    """Return the streams of a dead worker and those whose worker has no row, except one's own."""
+async def lost_streams(connection: Connection, own_id: UUID, dead_id: UUID | None) -> list[Lost]:
+    """Return the streams of a dead worker, if one is named, and those whose worker has no row, except one's own."""
     return [Lost(*row) for row in await connection.fetch(_ORPHANS, own_id, dead_id)]
 
 

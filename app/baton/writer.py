@@ -30,6 +30,7 @@ from .outcome import Outcome
 logger = logging.getLogger(__name__)
 
 URGENT_PAUSE_SECONDS: Final = 0.005
+PUT_OFF_SECONDS: Final = 1
 FLUSH_BYTES: Final = 4 << 20
 DATA_ERRORS: Final = (
     asyncpg.exceptions.DataError,
@@ -153,12 +154,12 @@ class Writer:
         try:
             written = await log.append(connection, list(group.values()))
         except DATA_ERRORS as error:
-            if _partition_is_missing(error):
-                raise
             if len(group) > 1:
                 items = list(group.items())
                 await self._append(connection, dict(items[: len(items) // 2]))
                 await self._append(connection, dict(items[len(items) // 2 :]))
+            elif _partition_is_missing(error):
+                self._put_off(next(iter(group)), error)
             else:
                 await self._reject(connection, next(iter(group)), error)
             return
@@ -196,6 +197,15 @@ class Writer:
         """Learn that a flush whose answer was lost had been committed after all."""
         self._notifier.announce([item])
         outbox.written(item.last_seq, terminal=item.outcome is not None)
+
+    def _put_off(self, outbox: Outbox, error: Exception) -> None:
+        """Try a batch again after a while: it has no partition yet. Its generator waits when its buffer is full."""
+        logger.error("%s: run `baton migrate`, which creates the partitions that are missing.", error)
+        asyncio.get_running_loop().call_later(PUT_OFF_SECONDS, self._retry, outbox)
+
+    def _retry(self, outbox: Outbox) -> None:
+        if outbox in self._open:
+            outbox.retry()
 
     async def _reject(self, connection: Connection, outbox: Outbox, error: Exception) -> None:
         """End a stream whose data the database refuses; if it refuses the ending too, let the stream go."""

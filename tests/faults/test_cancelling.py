@@ -86,7 +86,7 @@ async def test_watched_on_either_pod_a_stream_lives_and_unwatched_it_ends(cluste
         viewer = Viewer(cluster.client, pod.url, stream_id)
         await until(lambda viewer=viewer: bool(viewer.pods))  # type: ignore[misc]
         # Longer than it may be unwatched, and than the worker takes to trust what pods note.
-        await _noted_for(cluster, stream_id, 2.5)
+        await _noted_for(cluster, stream_id, 1.6)
         assert (await row(cluster, stream_id)).status == "running"
         await ended(viewer.task)
     await asyncio.wait_for(tap.cancelled.wait(), 20)

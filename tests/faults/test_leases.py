@@ -203,3 +203,50 @@ async def _more(cluster: Cluster, beats: int) -> bool:
 
 async def _is(cluster: Cluster, stream_id: str, status: str) -> bool:
     return (await row(cluster, stream_id)).status == status
+
+
+async def test_after_all_processes_stood_still_nobody_takes_another_for_dead(cluster: Cluster) -> None:
+    pod = await cluster.pod(generators={"counting": "no:where"})
+    settings = QUICK | {"lease_seconds": 1.2, "worker_concurrency": 1}
+    given = {"generator": "counting", "input": {"count": 100, "pause": 0.02}, "on_worker_lost": "fail"}
+    async with process(cluster, **settings) as first, process(cluster, **settings) as second:
+        viewers = [Viewer(cluster.client, pod.url, await cluster.create(pod, **given)) for _ in range(2)]
+        for viewer in viewers:
+            await viewer.has(3)
+        for worker in (first, second):
+            worker.signal(signal.SIGSTOP)
+        await asyncio.sleep(2 * settings["lease_seconds"])
+        beats = await cluster.pool.fetchval("SELECT sum(heartbeat) FROM baton.worker")
+        first.signal(signal.SIGCONT)
+        await until(lambda: _more(cluster, beats + 1))
+        second.signal(signal.SIGCONT)
+        for viewer in viewers:
+            assert (await viewer.end())["status"] == "completed"
+            assert viewer.text == counted(100)
+        assert not any("is dead" in line for worker in (first, second) for line in worker.lines)
+
+
+@pytest.mark.slow
+async def test_connections_that_die_silently_cost_a_worker_no_stream(cluster: Cluster) -> None:
+    pod, tap = await cluster.pod(), Tap()
+    settings = QUICK | {"lease_seconds": 3}
+    async with Proxy(cluster.dsn) as proxy:
+        await cluster.worker({"replay": tap}, **settings, database_url=proxy.dsn)
+        viewer = Viewer(cluster.client, pod.url, await cluster.create(pod, on_worker_lost="fail"))
+        tap.let("before ")
+        await viewer.has(1)
+        await cluster.worker({"other": Tap()}, **settings)
+        beats = "SELECT min(heartbeat) FROM baton.worker"
+        proxy.blackhole()
+        proxy.resume()
+        # It is found out, and repaired, before the lease is over, which the other one watches.
+        goal = 1 + await cluster.pool.fetchval(beats) + settings["lease_seconds"] / settings["worker_heartbeat_seconds"]
+
+        async def outlived() -> bool:
+            return bool(await cluster.pool.fetchval(beats) >= goal)
+
+        await until(outlived)
+        tap.let("after")
+        tap.end()
+        assert (await viewer.end())["status"] == "completed"
+        assert viewer.text == "before after"

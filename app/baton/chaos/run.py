@@ -46,6 +46,7 @@ _SETTINGS: Final = {
     "BATON_ALLOW_ANONYMOUS": "true",
     "BATON_GENERATORS": "chaos=baton.chaos.generator:generate",
     "BATON_OFFERED_GENERATORS": "chaos",
+    "BATON_DEFAULT_GENERATOR": "chaos",
     "BATON_HEARTBEAT_SECONDS": "3",
     "BATON_RECONNECT_MILLISECONDS": "200",
     "BATON_WRITE_TIMEOUT_SECONDS": "5",
