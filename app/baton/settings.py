@@ -116,7 +116,7 @@ class Settings(BaseSettings):
     )
 
     partition_days_ahead: int = Field(
-        7, ge=1, le=365, description="For how many days ahead `baton migrate` creates partitions"
+        7, ge=1, le=365, description="For how many days ahead `baton migrate` and workers create partitions"
     )
     idempotency_hours: float = Field(24, gt=0, le=24 * 30, description="How long an `Idempotency-Key` is remembered")
 
