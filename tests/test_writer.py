@@ -30,10 +30,10 @@ class Desk:
         self.writer = Writer(dsn, window_seconds=window_seconds, notifier=self.notifier, metrics=self.metrics)
         self.lost: dict[UUID, Lost] = {}
 
-    def open(self, stream_id: UUID, *, tail: int = 0, max_events: int = 100) -> Outbox:
+    def open(self, stream_id: UUID, *, tail: int = 0, max_events: int = 100, epoch: int = 1) -> Outbox:
         outbox = Outbox(
             stream_id,
-            1,
+            epoch,
             tail,
             on_ready=self.writer.ready,
             on_lost=lambda lost: self.lost.update({stream_id: lost}),
@@ -127,6 +127,24 @@ async def test_a_batch_is_announced_after_its_commit(dsn: str) -> None:
         assert len(await events(connection, stream_id)) == 1
         (announcement,) = unpack(heard[0], {stream_id.hex})
         assert (announcement.stream, announcement.events) == (stream_id.hex, encode_text("a").decode())
+
+
+async def test_of_two_claims_of_one_stream_in_one_worker_only_the_later_writes_and_announces(dsn: str) -> None:
+    async with connected(dsn) as connection, connected(dsn) as listening, desk(dsn) as at:
+        (stream_id,) = await claimed(connection)
+        await connection.execute("UPDATE baton.stream SET epoch = 2 WHERE id = $1", stream_id)
+        heard: list[str] = []
+        await listening.add_listener("baton_events", lambda *given: heard.append(str(given[-1])))
+        stale = at.open(stream_id)
+        stale.put(encode_text("stale"))
+        later = at.open(stream_id, epoch=2)
+        later.put(encode_text("later"))
+        stale.finish(Outcome.completed("stop"))
+        await end(later)
+        await until(lambda: any(item.terminal for payload in heard for item in unpack(payload, {stream_id.hex})))
+        assert stale.lost is Lost.FENCED
+        assert "stale" not in "".join(heard)
+        assert [event["type"] for event in await events(connection, stream_id)] == ["text", "done"]
 
 
 async def test_a_blocked_database_slows_the_generator_down_and_nothing_is_lost(dsn: str) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -157,18 +157,32 @@ async def metrics(request: Request) -> Answer:
     return Response(_pod(request).metrics.render(), media_type="text/plain; version=0.0.4", headers=_headers(request))
 
 
+def _answered(handler: Callable[[Request], Awaitable[Answer]]) -> Callable[[Request], Awaitable[Answer]]:
+    """Have a request answered that the server gives up while the pod leaves; it would answer 500."""
+
+    async def endpoint(request: Request) -> Answer:
+        try:
+            return await handler(request)
+        except asyncio.CancelledError:
+            if not _pod(request).draining:
+                raise
+            raise Unavailable("This pod is leaving. Try again to reach another one.") from None
+
+    return endpoint
+
+
 def routes() -> list[Route]:
     """All routes of the native API."""
     return [
-        Route("/v1/streams", create_stream, methods=["POST"]),
-        Route("/v1/streams", find_streams, methods=["GET"]),
-        Route("/v1/streams/{id}", get_stream, methods=["GET"], name="stream"),
-        Route("/v1/streams/{id}", delete_stream, methods=["DELETE"]),
-        Route("/v1/streams/{id}/events", follow_events, methods=["GET"], name="events"),
-        Route("/v1/streams/{id}/cancel", cancel_stream, methods=["POST"]),
-        Route("/healthz", healthz, methods=["GET"]),
-        Route("/readyz", readyz, methods=["GET"]),
-        Route("/metrics", metrics, methods=["GET"]),
+        Route("/v1/streams", _answered(create_stream), methods=["POST"]),
+        Route("/v1/streams", _answered(find_streams), methods=["GET"]),
+        Route("/v1/streams/{id}", _answered(get_stream), methods=["GET"], name="stream"),
+        Route("/v1/streams/{id}", _answered(delete_stream), methods=["DELETE"]),
+        Route("/v1/streams/{id}/events", _answered(follow_events), methods=["GET"], name="events"),
+        Route("/v1/streams/{id}/cancel", _answered(cancel_stream), methods=["POST"]),
+        Route("/healthz", _answered(healthz), methods=["GET"]),
+        Route("/readyz", _answered(readyz), methods=["GET"]),
+        Route("/metrics", _answered(metrics), methods=["GET"]),
     ]
 
 
@@ -197,6 +211,11 @@ async def _follow(
         if pod.draining:
             raise Unavailable("This pod is leaving. Connect again to reach another one.")
         subscriber = await pod.relays.subscribe(stream_id, cursor)
+    except asyncio.CancelledError:
+        # The server gives up what is still waiting when the pod leaves, and would answer 500.
+        if not pod.draining:
+            raise
+        return Retry(milliseconds, raw_headers)
     except Unavailable:
         if problems.MEDIA_TYPE in request.headers.get("accept", ""):
             raise

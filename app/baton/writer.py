@@ -15,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from typing import Final
+from uuid import UUID
 
 import asyncpg
 
@@ -52,18 +53,30 @@ class Writer:
         self._metrics = metrics
         self._ready: dict[Outbox, None] = {}
         self._urgent: dict[Outbox, None] = {}
-        self._open: set[Outbox] = set()
+        self._open: dict[UUID, Outbox] = {}
         self._wake = asyncio.Event()
         self._connection: Connection | None = None
         self._last_flush = 0.0
 
     def add(self, outbox: Outbox) -> None:
-        """Follow an outbox: its tail is compared with the log's after each reconnect."""
-        self._open.add(outbox)
+        """Follow an outbox: its tail is compared with the log's after each reconnect.
+
+        A worker that was taken for dead may claim its own stream again while it still runs it. The older outbox is lost
+        then, and must not stay until an append refuses it: a flush knows what was written by the stream alone.
+        """
+        before = self._open.get(outbox.stream_id)
+        self._open[outbox.stream_id] = outbox
+        if before is not None:
+            before.lose(Lost.FENCED)
+            self._forget(before)
 
     def remove(self, outbox: Outbox) -> None:
         """Stop following an outbox that is closed, or whose stream was handed back."""
-        self._open.discard(outbox)
+        if self._open.get(outbox.stream_id) is outbox:
+            del self._open[outbox.stream_id]
+        self._forget(outbox)
+
+    def _forget(self, outbox: Outbox) -> None:
         self._ready.pop(outbox, None)
         self._urgent.pop(outbox, None)
 
@@ -204,7 +217,7 @@ class Writer:
         asyncio.get_running_loop().call_later(PUT_OFF_SECONDS, self._retry, outbox)
 
     def _retry(self, outbox: Outbox) -> None:
-        if outbox in self._open:
+        if self._open.get(outbox.stream_id) is outbox:
             outbox.retry()
 
     async def _reject(self, connection: Connection, outbox: Outbox, error: Exception) -> None:
@@ -232,8 +245,8 @@ class Writer:
 
     async def _compare_tails(self, connection: Connection) -> None:
         """End the streams whose log is shorter than it was: a failover has lost what clients may have seen."""
-        tails = await log.tails(connection, [outbox.stream_id for outbox in self._open])
-        for outbox in list(self._open):
+        tails = await log.tails(connection, list(self._open))
+        for outbox in list(self._open.values()):
             tail = tails.get(outbox.stream_id)
             if tail is not None and tail < outbox.tail and not outbox.closed.is_set():
                 logger.error("The log of stream %s went back from %d to %d.", outbox.stream_id, outbox.tail, tail)

@@ -150,10 +150,11 @@ class Viewer:
             if self._habits.slow:
                 opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER_BYTES)
             await loop.sock_connect(opened, ("127.0.0.1", pod.port))
-            await loop.create_connection(lambda: source, sock=opened)
         except BaseException:
             opened.close()
             raise
+        # From here on it is the transport's to close.
+        await loop.create_connection(lambda: source, sock=opened)
 
     def _request(self, pod: Program) -> bytes:
         cursor = f"Last-Event-ID: {self.account.tail}\r\n" if self.account.tail else ""
