@@ -17,7 +17,7 @@ from baton.generators import GenerationRequest, Generator
 from baton.generators.protocol import Yielded
 from baton.settings import Settings
 from baton.snapshot import Snapshot
-from baton.streams import NewStream, Stream
+from baton.streams import Claim, NewStream, Stream
 from baton.worker import Worker
 
 DEADLINE_SECONDS = 20
@@ -55,6 +55,21 @@ async def claimed(connection: Connection, count: int = 1) -> list[UUID]:
     ids = await queue_many(connection, count)
     await connection.execute("UPDATE baton.stream SET status = 'running', epoch = 1 WHERE id = ANY ($1)", ids)
     return sorted(ids)
+
+
+async def claim_as(connection: Connection, worker_id: UUID, generators: list[str], limit: int) -> list[Claim]:
+    """Claim as a worker that is registered: others are given nothing."""
+    await employ(connection, worker_id)
+    return await streams.claim(connection, worker_id, generators, limit)
+
+
+async def employ(connection: Connection, worker_id: UUID) -> None:
+    """Give a worker a row."""
+    await connection.execute(
+        "INSERT INTO baton.worker (id, name, generators, concurrency) VALUES ($1, 'test', '{}', 1) "
+        "ON CONFLICT DO NOTHING",
+        worker_id,
+    )
 
 
 async def row(connection: Connection, stream_id: UUID) -> Stream:

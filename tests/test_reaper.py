@@ -66,11 +66,11 @@ async def test_after_an_interruption_it_begins_to_watch_anew(dsn: str) -> None:
 async def test_streams_whose_worker_has_no_row_are_found_too(dsn: str) -> None:
     async with connected(dsn) as connection:
         own_id = await workers.register(connection, "own", ["test"], 1)
-        dead_id, stream_id = await with_stream(connection)
+        _, stream_id = await with_stream(connection)
         _, own_stream = await with_stream(connection)
         await connection.execute("UPDATE baton.stream SET worker_id = $1 WHERE id = $2", own_id, own_stream)
         await connection.execute("UPDATE baton.stream SET worker_id = $1 WHERE id = $2", UUID(int=9), stream_id)
-        (lost,) = await workers.lost_streams(connection, own_id, dead_id)
+        (lost,) = await workers.orphans(connection, own_id)
         assert lost.stream_id == stream_id
 
 

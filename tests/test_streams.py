@@ -9,7 +9,7 @@ from uuid import UUID
 
 import orjson
 import pytest
-from tests.logbook import claimed, connected, events, queue_many, row, until
+from tests.logbook import claim_as, claimed, connected, events, queue_many, row, until
 
 from baton import log, streams
 from baton.database import Pool, pool
@@ -88,21 +88,21 @@ async def test_a_claim_takes_the_oldest_that_it_can_serve(dsn: str) -> None:
     async with connected(dsn) as connection:
         ids = sorted(await queue_many(connection, 5))
         await connection.execute("UPDATE baton.stream SET generator = 'other' WHERE id = $1", ids[0])
-        assert await streams.claim(connection, WORKER, ["nobody"], 9) == []
-        claims = await streams.claim(connection, WORKER, ["test", "more"], 3)
+        assert await claim_as(connection, WORKER, ["nobody"], 9) == []
+        claims = await claim_as(connection, WORKER, ["test", "more"], 3)
         assert sorted(item.stream_id for item in claims) == ids[1:4]
         assert {(item.epoch, item.attempts, item.generator, item.cancelled) for item in claims} == {
             (1, 1, "test", False)
         }
         assert (await row(connection, ids[1])).status == "running"
         assert (await row(connection, ids[1])).started_at is not None
-        assert [item.stream_id for item in await streams.claim(connection, WORKER, ["other"], 9)] == ids[:1]
+        assert [item.stream_id for item in await claim_as(connection, WORKER, ["other"], 9)] == ids[:1]
 
 
 async def test_a_claim_brings_what_was_sent(opened: Pool, dsn: str) -> None:
     await streams.create(opened, NEW)
     async with connected(dsn) as connection:
-        (item,) = await streams.claim(connection, WORKER, ["test"], 1)
+        (item,) = await claim_as(connection, WORKER, ["test"], 1)
     assert (item.input, item.metadata, item.on_worker_lost) == ({"prompt": "a\0b"}, {"chat": 42}, "retry")
 
 
@@ -111,8 +111,8 @@ async def test_two_claimers_never_get_the_same_stream_nor_wait(dsn: str) -> None
         ids = await queue_many(first, 6)
         await second.execute("SET lock_timeout = '2s'")
         async with first.transaction():
-            mine = await streams.claim(first, WORKER, ["test"], 3)
-            theirs = await streams.claim(second, UUID(int=2), ["test"], 6)
+            mine = await claim_as(first, WORKER, ["test"], 3)
+            theirs = await claim_as(second, UUID(int=2), ["test"], 6)
         assert {item.stream_id for item in mine} | {item.stream_id for item in theirs} == set(ids)
         assert (len(mine), len(theirs)) == (3, 3)
 
@@ -124,7 +124,7 @@ async def test_a_crowd_of_claimers_shares_the_queue(opened: Pool) -> None:
 
     async def work(number: int) -> None:
         async with opened.acquire() as connection:
-            while claims := await streams.claim(connection, UUID(int=number), ["test"], 2):
+            while claims := await claim_as(connection, UUID(int=number), ["test"], 2):
                 got.extend(item.stream_id for item in claims)
 
     await asyncio.gather(*map(work, range(4)))
@@ -137,7 +137,7 @@ async def test_a_stream_given_back_is_claimed_under_a_later_epoch(dsn: str) -> N
         assert await streams.requeue(connection, stream_id, 1)
         assert not await streams.requeue(connection, stream_id, 1)
         assert (await row(connection, stream_id)).status == "queued"
-        (item,) = await streams.claim(connection, WORKER, ["test"], 1)
+        (item,) = await claim_as(connection, WORKER, ["test"], 1)
         assert (item.epoch, item.attempts) == (3, 1)
         assert await streams.requeue(connection, stream_id, 3, uncount_attempt=True)
         assert (await row(connection, stream_id)).attempts == 0
@@ -151,7 +151,7 @@ async def test_a_queued_stream_is_cancelled_at_once(opened: Pool) -> None:
         assert (await row(connection, stream.id)).status == "cancelled"
         (event,) = await events(connection, stream.id)
         assert event["finish_reason"] == "cancelled"
-        assert await streams.claim(connection, WORKER, ["test"], 1) == []
+        assert await claim_as(connection, WORKER, ["test"], 1) == []
 
 
 async def test_a_running_stream_is_cancelled_by_its_worker(opened: Pool) -> None:
@@ -179,7 +179,7 @@ async def test_a_cancellation_that_a_claim_forestalls_is_left_to_the_worker(open
     stream, _ = await streams.create(opened, NEW)
     async with opened.acquire() as connection:
         async with connection.transaction():
-            (item,) = await streams.claim(connection, WORKER, ["test"], 1)
+            (item,) = await claim_as(connection, WORKER, ["test"], 1)
             cancelling = asyncio.create_task(streams.request_cancel(opened, stream.id))
             assert not item.cancelled
         assert await cancelling == "running"
@@ -221,7 +221,7 @@ async def test_a_stream_without_a_number_left_says_so(dsn: str) -> None:
 async def test_an_erased_stream_leaves_no_text(opened: Pool) -> None:
     stream, _ = await streams.create(opened, NEW, key())
     async with opened.acquire() as connection:
-        (item,) = await streams.claim(connection, WORKER, ["test"], 1)
+        (item,) = await claim_as(connection, WORKER, ["test"], 1)
         await log.append(connection, [Append(stream.id, item.epoch, 1, 1, encode_text("a"))])
         assert await streams.delete(opened, stream.id)
         assert not await streams.delete(opened, stream.id)
@@ -229,6 +229,13 @@ async def test_an_erased_stream_leaves_no_text(opened: Pool) -> None:
             assert await connection.fetchval(f"SELECT count(*) FROM baton.{table}") == 0
         assert await connection.fetchval("SELECT count(*) FROM baton.event WHERE type = 'text'") == 0
         assert await log.append(connection, [Append(stream.id, item.epoch, 2, 2, encode_text("b"))]) == set()
+
+
+async def test_a_worker_without_a_row_claims_nothing(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        await queue_many(connection, 1)
+        assert await streams.claim(connection, WORKER, ["test"], 1) == []
+        assert len(await claim_as(connection, WORKER, ["test"], 1)) == 1
 
 
 async def test_streams_are_found_newest_first(opened: Pool) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tests.logbook import (
     ANSWER,
     answer,
+    claim_as,
     connected,
     ended,
     events,
@@ -26,7 +27,7 @@ from tests.logbook import (
     working,
 )
 
-from baton import log, streams
+from baton import log
 from baton.chaos.proxy import Proxy
 from baton.database import Connection
 from baton.errors import DatabaseUnreachable, SchemaMismatch
@@ -290,7 +291,7 @@ async def test_an_end_that_landed_while_the_stream_was_taken_away_is_its_end(dsn
     outcome = Outcome.completed("length")
     async with connected(dsn) as connection:
         stream_id = await queue(dsn)
-        (item,) = await streams.claim(connection, UUID(int=1), ["test"], 1)
+        (item,) = await claim_as(connection, UUID(int=1), ["test"], 1)
         append = log.Append(stream_id, item.epoch, 1, 1, outcome.encode(), outcome)
         await log.append(connection, [append])
         await connection.execute("UPDATE baton.stream SET status = 'queued', epoch = 2, finish_reason = NULL")

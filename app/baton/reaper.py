@@ -62,16 +62,16 @@ class Reaper:
         self._seen = {key: value for key, value in self._seen.items() if key in counters}
         if now - self._orphans_at > self._lease_seconds:
             self._orphans_at = now
-            await self._release_all(connection, own_id, None)
+            await self._release_orphans(connection, own_id)
 
     async def _bury(self, connection: Connection, own_id: UUID, dead_id: UUID) -> None:
-        """Release a dead worker's streams, and then remove its row: if this fails in between, all is seen again."""
-        await self._release_all(connection, own_id, dead_id)
+        """Remove a dead worker's row, so that it claims no more, and then release the streams that it had."""
         await workers.remove(connection, dead_id)
+        await self._release_orphans(connection, own_id)
 
-    async def _release_all(self, connection: Connection, own_id: UUID, dead_id: UUID | None) -> None:
-        """Release a dead worker's streams, and those whose worker has left without them."""
-        for lost in await workers.lost_streams(connection, own_id, dead_id):
+    async def _release_orphans(self, connection: Connection, own_id: UUID) -> None:
+        """Release the streams whose worker has no row: it is dead, or has left without them."""
+        for lost in await workers.orphans(connection, own_id):
             await release(connection, lost, max_attempts=self._max_attempts)
 
 

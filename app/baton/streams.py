@@ -54,10 +54,14 @@ WHERE tenant = $1 AND ($2::uuid IS NULL OR id < $2) AND ($3::text IS NULL OR sta
 ORDER BY id DESC LIMIT $5
 """  # noqa: S608
 
+# A worker that was taken for dead has no row any more, and claims nothing until it has heard so. The lock on the row
+# has a burial wait for this claim, or this claim for the burial.
 _CLAIM = """
-WITH next AS (
+WITH me AS (
+    SELECT id FROM baton.worker WHERE id = $1 FOR KEY SHARE
+), next AS (
     SELECT id FROM baton.stream
-    WHERE status = 'queued' AND generator = ANY ($2)
+    WHERE status = 'queued' AND generator = ANY ($2) AND EXISTS (SELECT FROM me)
     ORDER BY id LIMIT $3
     FOR UPDATE SKIP LOCKED
 )

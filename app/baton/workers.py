@@ -23,11 +23,10 @@ WHERE worker_id = $1 AND status = 'running'
 """
 _COUNTERS = "SELECT id, heartbeat FROM baton.worker"
 _REMOVE = "DELETE FROM baton.worker WHERE id = $1"
-# Streams whose worker has no row any more belong to nobody, and are as good as a dead worker's.
 _ORPHANS = """
 SELECT id, epoch, attempts, on_worker_lost FROM baton.stream AS s
 WHERE status = 'running' AND worker_id IS DISTINCT FROM $1
-  AND (worker_id = $2 OR NOT EXISTS (SELECT FROM baton.worker AS w WHERE w.id = s.worker_id))
+  AND NOT EXISTS (SELECT FROM baton.worker AS w WHERE w.id = s.worker_id)
 """
 _OFFERED = "SELECT DISTINCT unnest(generators) FROM baton.worker"
 
@@ -75,9 +74,9 @@ async def remove(connection: Connection, worker_id: UUID) -> None:
     await connection.execute(_REMOVE, worker_id)
 
 
-async def lost_streams(connection: Connection, own_id: UUID, dead_id: UUID | None) -> list[Lost]:
-    """Return the streams of a dead worker, if one is named, and those whose worker has no row, except one's own."""
-    return [Lost(*row) for row in await connection.fetch(_ORPHANS, own_id, dead_id)]
+async def orphans(connection: Connection, own_id: UUID) -> list[Lost]:
+    """Return the streams that run under a worker without a row, except one's own."""
+    return [Lost(*row) for row in await connection.fetch(_ORPHANS, own_id)]
 
 
 async def offered_generators(executor: Connection | Pool) -> frozenset[str]:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 import pytest
-from tests.logbook import claimed, connected, events, row, settings, text, until
+from tests.logbook import claimed, connected, employ, events, row, settings, text, until
 
 from baton import log, streams
 from baton.chaos.proxy import Proxy
@@ -211,6 +211,8 @@ class Scenario:
         proxy = await stack.enter_async_context(Proxy(self.dsn))
         worker = Worker(settings(proxy.dsn), generators)
         worker._worker_id = UUID(int=len(stack._exit_callbacks))  # type: ignore[attr-defined]
+        async with connected(self.dsn) as connection:
+            await employ(connection, worker._worker_id)
         player = Player(worker, proxy)
         stack.push_async_callback(player.close)
         return player
