@@ -43,11 +43,15 @@ class Connections:
         self._write_timeout_seconds = write_timeout_seconds
         self._max_age_seconds = max_age_seconds
         self._open: set[EventStream] = set()
+        self._draining = False
 
     def add(self, connection: EventStream) -> None:
         """Take a connection into care; it is to leave at a random time shortly before the maximum age."""
         connection.leave_at = _now() + self._max_age_seconds * random.uniform(0.8, 1)
         self._open.add(connection)
+        if self._draining:
+            # It was let in before the drain began, and had to wait for the database.
+            connection.leave()
 
     def remove(self, connection: EventStream) -> None:
         """Let go of a connection that has ended."""
@@ -62,14 +66,13 @@ class Connections:
                 self._look(connection, now)
 
     async def drain(self, seconds: float) -> None:
-        """Send all clients away, spread over that time, and then those that came meanwhile."""
+        """Send all clients away, spread over that time, and whoever comes meanwhile at once."""
+        self._draining = True
         leaving = list(self._open)
         random.shuffle(leaving)
         for connection in leaving:
             connection.leave()
             await asyncio.sleep(seconds / len(leaving))
-        for connection in list(self._open):
-            connection.leave()
 
     def _look(self, connection: EventStream, now: float) -> None:
         if connection.sending_since is not None:

@@ -158,7 +158,8 @@ class Audience:
         await self._judge(stream, accounts, asked)
 
     async def _watch(self, plan: Plan, viewers: Sequence[Viewer]) -> None:
-        """Let the viewers follow until all have seen the end, or it is late."""
+        """Let the viewers follow until all have seen the end, or it is late: a take-over begins the text anew."""
+        resets = 0
         watching = [asyncio.create_task(viewer.run()) for viewer in viewers]
         deadline = asyncio.create_task(self._late(plan.seconds + ALLOWANCE_SECONDS))
         try:
@@ -166,6 +167,10 @@ class Audience:
             while pending and not deadline.done():
                 await asyncio.wait({*pending, deadline}, return_when=asyncio.FIRST_COMPLETED)
                 pending = {task for task in pending if not task.done()}
+                seen = max(viewer.account.resets for viewer in viewers)
+                if deadline.done() and seen > resets and not self._closing.is_set():
+                    resets = seen
+                    deadline = asyncio.create_task(self._late(plan.seconds + ALLOWANCE_SECONDS))
         finally:
             for task in (*watching, deadline):
                 task.cancel()
