@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +14,7 @@ from uuid import UUID
 import asyncpg
 import httpx2
 from starlette.applications import Starlette
+from tests.logbook import until
 
 from baton import log, notifications, streams
 from baton.events import encode_event, encode_text
@@ -28,16 +29,6 @@ from baton.worker import Worker
 
 DEADLINE_SECONDS = 20
 QUICK = {"allow_anonymous": True, "drain_seconds": 0, "partition_days_ahead": 1}
-
-
-async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
-    """Poll for what no signal tells."""
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while True:
-            holds = condition()
-            if holds if isinstance(holds, bool) else await holds:
-                return
-            await asyncio.sleep(0.01)
 
 
 class InProcessServer(Server):

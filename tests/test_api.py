@@ -13,8 +13,9 @@ from uuid import uuid4
 
 import httpx2
 import pytest
-from tests.cluster import Cluster, RunningPod, Tap, echo, text, until
+from tests.cluster import Cluster, RunningPod, Tap, echo, text
 from tests.follower import Follower, following, frames_after, parse
+from tests.logbook import until
 
 from baton.embedded import embedded_postgres
 from baton.errors import InvalidRequest

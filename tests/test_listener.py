@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable
 
 import asyncpg
 import pytest
-from tests.cluster import ended, until
+from tests.cluster import ended
+from tests.logbook import until
 
 from baton.listener import Listener, State
 

@@ -10,8 +10,9 @@ from itertools import pairwise
 import asyncpg
 import httpx2
 import pytest
-from tests.cluster import Cluster, RunningPod, Tap, echo, text, until
+from tests.cluster import Cluster, RunningPod, Tap, echo, text
 from tests.follower import Follower, following, frames_after, numbers, parse, texts
+from tests.logbook import until
 
 from baton.generators import GenerationRequest
 

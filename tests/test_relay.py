@@ -10,7 +10,8 @@ from uuid import uuid4
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.cluster import Author, Cluster, ended, text, until
+from tests.cluster import Author, Cluster, ended, text
+from tests.logbook import until
 
 from baton.dialects import native
 from baton.errors import CursorBeyondTail, StreamNotFound

@@ -7,8 +7,9 @@ import re
 
 import pytest
 from starlette.types import Message
-from tests.cluster import Author, Cluster, RunningPod, ended, text, until
+from tests.cluster import Author, Cluster, RunningPod, ended, text
 from tests.follower import following
+from tests.logbook import until
 
 from baton.sse import EventStream, Retry, retry_block
 

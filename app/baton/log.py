@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from uuid import UUID
 
 import asyncpg
-import orjson
 
 from .database import CONNECTION_ERRORS, Connection, Pool
 from .outcome import Outcome
@@ -220,21 +219,7 @@ async def hint(executor: Connection | Pool, channel: str, payloads: Sequence[str
 
 
 def _closing(endings: Iterable[tuple[Append, Outcome]]) -> list[list[object]]:
-    rows = [
-        (
-            item.stream_id,
-            outcome.status,
-            outcome.finish_reason,
-            outcome.error_code,
-            outcome.error_message,
-            None if outcome.usage is None else orjson.dumps(outcome.usage).decode(),
-            outcome.timings.tokens,
-            outcome.timings.time_to_first_token_seconds,
-            outcome.timings.duration_seconds,
-            item.epoch,
-        )
-        for item, outcome in endings
-    ]
+    rows = [(item.stream_id, *outcome.columns(), item.epoch) for item, outcome in endings]
     return [list(column) for column in zip(*rows, strict=True)]
 
 

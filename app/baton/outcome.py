@@ -82,6 +82,19 @@ class Outcome:
             event["error"] = {"code": self.error_code, "message": self.error_message}
         return encode_object(event)
 
+    def columns(self) -> tuple[object, ...]:
+        """What a stream's row says of its end, in the order of the statements that close it."""
+        return (
+            self.status,
+            self.finish_reason,
+            self.error_code,
+            self.error_message,
+            None if self.usage is None else orjson.dumps(self.usage).decode(),
+            self.timings.tokens,
+            self.timings.time_to_first_token_seconds,
+            self.timings.duration_seconds,
+        )
+
     @classmethod
     def decode(cls, line: bytes) -> Outcome:
         """Read a terminal event back."""

@@ -331,19 +331,7 @@ async def _end(connection: Connection, stream_id: UUID, outcome: Outcome, take: 
 
 async def close(connection: Connection, stream_id: UUID, epoch: int, outcome: Outcome) -> None:
     """Close the row of a stream whose terminal event is in the log already."""
-    await connection.execute(
-        _CLOSE,
-        stream_id,
-        epoch,
-        outcome.status,
-        outcome.finish_reason,
-        outcome.error_code,
-        outcome.error_message,
-        None if outcome.usage is None else orjson.dumps(outcome.usage).decode(),
-        outcome.timings.tokens,
-        outcome.timings.time_to_first_token_seconds,
-        outcome.timings.duration_seconds,
-    )
+    await connection.execute(_CLOSE, stream_id, epoch, *outcome.columns())
 
 
 async def requeue(connection: Connection, stream_id: UUID, epoch: int, *, uncount_attempt: bool = False) -> bool:

@@ -6,9 +6,10 @@ import asyncio
 from typing import Any
 from uuid import UUID
 
-from tests.cluster import Cluster, RunningPod, Tap, echo, ended, until
+from tests.cluster import Cluster, RunningPod, Tap, echo, ended
 from tests.faults.test_leases import row
 from tests.faults.viewers import Viewer
+from tests.logbook import until
 
 from baton import streams
 from baton.chaos.proxy import Proxy

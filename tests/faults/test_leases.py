@@ -13,8 +13,9 @@ from uuid import UUID
 
 import orjson
 import pytest
-from tests.cluster import Cluster, Tap, ended, until
+from tests.cluster import Cluster, Tap, ended
 from tests.faults.viewers import Viewer, counted
+from tests.logbook import until
 from tests.processes import Running, environment, running
 
 from baton import streams

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cluster import Cluster, Tap, ended, until
+from tests.cluster import Cluster, Tap, ended
 from tests.faults.servers import free_port
 from tests.faults.test_leases import row
 from tests.faults.viewers import Viewer, counted
 from tests.follower import following
+from tests.logbook import until
 from tests.processes import SERVES, Running, environment, running
 
 from baton.worker import Worker

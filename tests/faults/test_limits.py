@@ -6,8 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.cluster import Cluster, Tap, echo, until
+from tests.cluster import Cluster, Tap, echo
 from tests.faults.viewers import Viewer
+from tests.logbook import until
 
 QUICK: dict[str, Any] = {"worker_heartbeat_seconds": 0.1, "poll_seconds": 0.1}
 

@@ -9,9 +9,10 @@ import sys
 
 import asyncpg
 import pytest
-from tests.cluster import Cluster, RunningPod, echo, text, until
+from tests.cluster import Cluster, RunningPod, echo, text
 from tests.faults.servers import BreakablePostgres
 from tests.follower import following
+from tests.logbook import until
 from tests.processes import SERVES, environment, running
 
 from baton.chaos.proxy import Proxy

@@ -7,7 +7,7 @@ import contextlib
 from typing import Any
 
 import httpx2
-from tests.cluster import until
+from tests.logbook import until
 
 from baton.client import Connected, Follower, Received
 
