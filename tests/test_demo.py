@@ -184,7 +184,7 @@ def test_the_answer_survives_its_pod(folder: Path) -> None:
     [
         ("Starting an embedded Postgres", signal.SIGINT),
         ("Starting two pods", signal.SIGTERM),
-        ("The runner and the message", signal.SIGINT),
+        pytest.param("The runner and the message", signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_ends_it_and_leaves_nothing(folder: Path, moment: str, number: signal.Signals) -> None:

@@ -226,6 +226,7 @@ async def test_nothing_is_lost_whatever_breaks() -> None:
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_a_log_that_is_tampered_with_makes_it_fail_loudly(dsn: str) -> None:
     options = Options(seconds=4, seed=1, streams=3, viewers=2, pods=2, workers=2, kinds=["listen cut", "queries cut"])
