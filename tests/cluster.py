@@ -164,6 +164,10 @@ class Author:
             items.append(self._next([text(first + offset, padding) for offset in range(size)]))
         await self._append(items, notify=notify)
 
+    def lose(self, *lines: bytes) -> None:
+        """Number events that the log will never hold."""
+        self._next(lines)
+
     async def notify(self, *items: log.Append) -> None:
         await log.notify(self.pool, notifications.EVENTS_CHANNEL, notifications.pack(items))
 

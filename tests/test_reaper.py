@@ -105,7 +105,7 @@ async def test_a_lost_stream_is_tried_again_or_ends_with_what_it_has(
         (stream_id,) = await claimed(connection)
         for seq in range(1, emitted + 1):
             await log.append(connection, [Append(stream_id, 1, seq, seq, encode_text("a"))])
-        await release(connection, workers.Lost(stream_id, 1, attempts, policy), max_attempts=3)
+        await release(connection, workers.Orphan(stream_id, 1, attempts, policy), max_attempts=3)
         stream = await row(connection, stream_id)
         assert stream.status == status
         assert stream.epoch == 2
@@ -121,5 +121,5 @@ async def test_a_stream_that_moved_on_meanwhile_is_left_alone(dsn: str) -> None:
         (stream_id,) = await claimed(connection)
         await streams.requeue(connection, stream_id, 1)
         for policy in ("retry", "fail"):
-            await release(connection, workers.Lost(stream_id, 1, 3, policy), max_attempts=3)
+            await release(connection, workers.Orphan(stream_id, 1, 3, policy), max_attempts=3)
         assert ((await row(connection, stream_id)).status, (await row(connection, stream_id)).epoch) == ("queued", 2)

@@ -223,8 +223,9 @@ async def test_an_erased_stream_lets_its_subscribers_go(cluster: Cluster) -> Non
 async def test_a_log_with_a_hole_ends_the_connection_and_never_loops(cluster: Cluster) -> None:
     pod, author = Pod(cluster), await cluster.author()
     async with pod.subscribed(author) as subscriber:
-        await author.write_texts([1, 1, 1], notify=False)
-        await cluster.pool.execute("DELETE FROM baton.batch WHERE first_seq = 2")
+        await author.write(text(1), notify=False)
+        author.lose(text(2))
+        await author.write(text(3), notify=False)
         pod.relays.hear(hint(author.id))
         assert await asyncio.wait_for(follow(subscriber), 10) in (b"", author.frames[0])
 

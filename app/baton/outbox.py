@@ -15,10 +15,9 @@ from uuid import UUID
 
 from .events import encode_object, join_lines
 from .log import Append
-from .outcome import Outcome
+from .outcome import WORKER_LOST_MESSAGE, Outcome
 
 _RESET: Final = encode_object({"type": "reset", "reason": "worker_lost"})
-WORKER_LOST: Final = Outcome.failed("worker_lost", "The worker that generated this answer went away.")
 
 
 class Lost(Enum):
@@ -29,6 +28,18 @@ class Lost(Enum):
     REJECTED = "the database refused the data"
     REWOUND = "the log has lost its end"
     OVERTAKEN = "a former worker's events are in the log, and this stream cannot begin anew"
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """The end that this gives the stream; None if it has one already, or if another is to give it."""
+        return _OUTCOMES.get(self)
+
+
+_OUTCOMES: Final = {
+    Lost.REJECTED: Outcome.failed("storage_rejected", "The database refused an event of this stream."),
+    Lost.REWOUND: Outcome.failed("log_rewound", "The database lost the end of this stream's log in a failover."),
+    Lost.OVERTAKEN: Outcome.failed("worker_lost", WORKER_LOST_MESSAGE),
+}
 
 
 class Outbox:
@@ -160,7 +171,7 @@ class Outbox:
     def begin_anew(self) -> None:
         """Have clients discard a former worker's events; where they cannot be told to, keep those and end."""
         if not self._may_reset:
-            self.end_with(Lost.OVERTAKEN, WORKER_LOST, self.tail)
+            self.end_with(Lost.OVERTAKEN, self.tail)
         elif self._flight:
             self._flight.insert(0, _RESET)
         else:
@@ -178,11 +189,12 @@ class Outbox:
         """Learn that the batch in flight was not written and may be tried again where it was."""
         self._on_ready(self)
 
-    def end_with(self, lost: Lost, outcome: Outcome, tail: int) -> None:
-        """Drop what was not written, and write this end after `tail` instead."""
+    def end_with(self, lost: Lost, tail: int) -> None:
+        """Drop what was not written, and write the end that this loss gives the stream after `tail` instead."""
+        assert lost.outcome is not None, lost
         self.tail = tail
         self._drop(lost)
-        self.finish(outcome)
+        self.finish(lost.outcome)
 
     def lose(self, lost: Lost) -> None:
         """Learn that nothing more of this outbox can be written."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from .events import FinalStatus, encode_object, without_surrogates
 
+WORKER_LOST_MESSAGE: Final = "The worker that generated this answer went away."
 _WORD = re.compile(r"[a-z0-9_.-]{1,64}")
 
 

@@ -14,8 +14,8 @@ from uuid import UUID
 
 from . import log, streams, workers
 from .database import Connection
-from .outcome import Outcome
-from .workers import Lost
+from .outcome import WORKER_LOST_MESSAGE, Outcome
+from .workers import Orphan
 
 logger = logging.getLogger(__name__)
 
@@ -71,22 +71,22 @@ class Reaper:
 
     async def _release_orphans(self, connection: Connection, own_id: UUID) -> None:
         """Release the streams whose worker has no row: it is dead, or has left without them."""
-        for lost in await workers.orphans(connection, own_id):
-            await release(connection, lost, max_attempts=self._max_attempts)
+        for orphan in await workers.orphans(connection, own_id):
+            await release(connection, orphan, max_attempts=self._max_attempts)
 
 
-async def release(connection: Connection, lost: Lost, *, max_attempts: int, uncount_attempt: bool = False) -> None:
+async def release(connection: Connection, orphan: Orphan, *, max_attempts: int, uncount_attempt: bool = False) -> None:
     """Give a stream that has lost its worker to another one, if it allows that; else end it with what it has.
 
     One that has emitted nothing can always begin anew: nobody has seen anything of it.
     """
-    may_retry = lost.on_worker_lost == "retry" or not await _tail(connection, lost.stream_id)
-    if may_retry and (uncount_attempt or lost.attempts < max_attempts):
-        await streams.requeue(connection, lost.stream_id, lost.epoch, uncount_attempt=uncount_attempt)
+    may_retry = orphan.on_worker_lost == "retry" or not await _tail(connection, orphan.stream_id)
+    if may_retry and (uncount_attempt or orphan.attempts < max_attempts):
+        await streams.requeue(connection, orphan.stream_id, orphan.epoch, uncount_attempt=uncount_attempt)
         return
-    tried = f" {lost.attempts} workers tried." if lost.attempts > 1 else ""
-    outcome = Outcome.failed("worker_lost", f"The worker that generated this answer went away.{tried}")
-    await streams.end_claimed(connection, lost.stream_id, lost.epoch, outcome)
+    tried = f" {orphan.attempts} workers tried." if orphan.attempts > 1 else ""
+    outcome = Outcome.failed("worker_lost", WORKER_LOST_MESSAGE + tried)
+    await streams.end_claimed(connection, orphan.stream_id, orphan.epoch, outcome)
 
 
 async def _tail(connection: Connection, stream_id: UUID) -> int:

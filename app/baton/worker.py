@@ -23,7 +23,7 @@ from .generators import Generator
 from .listener import Listener, State, check_delivery
 from .metrics import WorkerMetrics
 from .notifications import CANCEL_CHANNEL, QUEUE_CHANNEL
-from .outbox import WORKER_LOST, Lost, Outbox
+from .outbox import Lost, Outbox
 from .outcome import Outcome
 from .reaper import Reaper, release
 from .run import Run
@@ -273,19 +273,15 @@ class Worker:
     async def _release(self, connection: Connection, runs: Sequence[Run], *, uncount_attempt: bool) -> None:
         for run in runs:
             claim = run.claim
-            lost = workers.Lost(claim.stream_id, claim.epoch, claim.attempts, claim.on_worker_lost)
-            await release(connection, lost, max_attempts=self._settings.max_attempts, uncount_attempt=uncount_attempt)
+            orphan = workers.Orphan(claim.stream_id, claim.epoch, claim.attempts, claim.on_worker_lost)
+            await release(connection, orphan, max_attempts=self._settings.max_attempts, uncount_attempt=uncount_attempt)
 
     def _lost(self, run: Run, lost: Lost) -> None:
         logger.warning("Stream %s is lost to this worker: %s.", run.claim.stream_id, lost.value)
-        if lost in {Lost.FENCED, Lost.ENDED}:
+        if lost.outcome is None:
             run.abandon()
-        elif lost is Lost.REJECTED:
-            run.stop(Outcome.failed("storage_rejected", "The database refused an event of this stream."))
-        elif lost is Lost.OVERTAKEN:
-            run.stop(WORKER_LOST)
         else:
-            run.stop(Outcome.failed("log_rewound", "The database lost the end of this stream's log in a failover."))
+            run.stop(lost.outcome)
 
     def _cancel(self, payload: str) -> None:
         """Hear that a stream is to stop; the heartbeat says so again in case this gets lost."""

@@ -42,7 +42,7 @@ class Owned:
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class Orphan:
     """A stream whose worker is gone."""
 
     stream_id: UUID
@@ -74,9 +74,9 @@ async def remove(connection: Connection, worker_id: UUID) -> None:
     await connection.execute(_REMOVE, worker_id)
 
 
-async def orphans(connection: Connection, own_id: UUID) -> list[Lost]:
+async def orphans(connection: Connection, own_id: UUID) -> list[Orphan]:
     """Return the streams that run under a worker without a row, except one's own."""
-    return [Lost(*row) for row in await connection.fetch(_ORPHANS, own_id)]
+    return [Orphan(*row) for row in await connection.fetch(_ORPHANS, own_id)]
 
 
 async def offered_generators(executor: Connection | Pool) -> frozenset[str]:

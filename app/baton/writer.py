@@ -26,7 +26,6 @@ from .errors import ConfigurationError
 from .log import Append
 from .metrics import WorkerMetrics
 from .outbox import Lost, Outbox
-from .outcome import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -223,13 +222,12 @@ class Writer:
     async def _reject(self, connection: Connection, outbox: Outbox, error: Exception) -> None:
         """End a stream whose data the database refuses; if it refuses the ending too, let the stream go."""
         logger.error("The database refused data of stream %s: %s", outbox.stream_id, error)
-        outcome = Outcome.failed("storage_rejected", "The database refused an event of this stream.")
-        if outbox.lost is Lost.REJECTED:
-            await streams.close(connection, outbox.stream_id, outbox.epoch, outcome)
+        if outbox.lost is Lost.REJECTED and Lost.REJECTED.outcome is not None:
+            await streams.close(connection, outbox.stream_id, outbox.epoch, Lost.REJECTED.outcome)
             outbox.lose(Lost.REJECTED)
             return
         tail = await log.read_tail(connection, outbox.stream_id)
-        outbox.end_with(Lost.REJECTED, outcome, tail.last_seq)
+        outbox.end_with(Lost.REJECTED, tail.last_seq)
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
@@ -250,8 +248,7 @@ class Writer:
             tail = tails.get(outbox.stream_id)
             if tail is not None and tail < outbox.tail and not outbox.closed.is_set():
                 logger.error("The log of stream %s went back from %d to %d.", outbox.stream_id, outbox.tail, tail)
-                message = "The database lost the end of this stream's log in a failover."
-                outbox.end_with(Lost.REWOUND, Outcome.failed("log_rewound", message), tail)
+                outbox.end_with(Lost.REWOUND, tail)
 
 
 def _partition_is_missing(error: asyncpg.PostgresError) -> bool:

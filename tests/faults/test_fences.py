@@ -31,7 +31,7 @@ from baton.reaper import release
 from baton.run import Run
 from baton.streams import NewStream
 from baton.worker import Worker
-from baton.workers import Lost
+from baton.workers import Orphan
 
 Held = Literal["before", "after"]
 Reply = Literal["arrives", "lost", "rolled back"]
@@ -280,7 +280,7 @@ class Scenario:
     # The reaper's step, and the successor's.
 
     async def reap(self) -> None:
-        await release(self.reaper, Lost(self.stream_id, 1, 1, self.story.policy), max_attempts=3)
+        await release(self.reaper, Orphan(self.stream_id, 1, 1, self.story.policy), max_attempts=3)
 
     async def claim(self) -> None:
         self.successor.proxy.hold_replies()
