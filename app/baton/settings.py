@@ -77,7 +77,7 @@ class Settings(BaseSettings):
         description="What a worker calls itself in its log and its row: 1 to 100 printable ASCII characters",
     )
     flush_window_milliseconds: float = Field(
-        30, ge=0, le=10_000, description="A worker's pause between two writes to the log"
+        40, ge=0, le=10_000, description="A worker's pause between two writes to the log"
     )
     buffer_events: int = Field(
         1024, ge=1, le=1_000_000, description="Events of a stream that may wait to be written; then its generator waits"

@@ -1,0 +1,58 @@
+"""A generator of words at a steady rate, for measurements: one timer for all streams of a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import random
+from collections.abc import AsyncIterator
+from typing import Final
+
+from baton.generators.protocol import GenerationRequest
+
+TICK_SECONDS: Final = 0.004
+# As long as tokens of English text are on average: 4.5 characters, the space included.
+WORDS: Final = (" the", " answer", " of", " a", " pod", " is", " handed", " on", " to", " another", ".", " It", " goes")
+
+
+class _Ticker:
+    """Wakes many waiters from one timer, so that timers do not make up the cost that is measured."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._count = itertools.count()
+        self._task: asyncio.Task[None] | None = None
+
+    async def until(self, at: float) -> None:
+        """Wait until the loop's clock shows `at`."""
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
+        heapq.heappush(self._waiting, (at, next(self._count), waiter))
+        if self._task is None or self._task.done():
+            self._task = loop.create_task(self._tick())
+        await waiter
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            while self._waiting and self._waiting[0][0] <= loop.time():
+                waiter = heapq.heappop(self._waiting)[2]
+                if not waiter.done():
+                    waiter.set_result(None)
+            await asyncio.sleep(TICK_SECONDS)
+
+
+_ticker = _Ticker()
+
+
+async def generate(request: GenerationRequest) -> AsyncIterator[str]:
+    """Yield `input["tokens"]` words, `input["rate"]` a second, beginning at a random phase."""
+    rate, tokens = request.input["rate"], request.input["tokens"]
+    loop = asyncio.get_running_loop()
+    start = loop.time() + random.random() / rate
+    for number in range(tokens):
+        at = start + number / rate
+        if at > loop.time():
+            await _ticker.until(at)
+        yield WORDS[number % len(WORDS)]

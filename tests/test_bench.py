@@ -1,0 +1,22 @@
+"""What a token costs the database in WAL: a count of bytes, that no load of the machine raises."""
+
+from __future__ import annotations
+
+import pytest
+from bench.database import full_pages_off, measure
+
+from baton.embedded import embedded_postgres
+from baton.settings import Settings
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_a_token_at_fifty_a_second_costs_so_many_bytes_of_wal_at_most() -> None:
+    default = Settings.load().flush_window_milliseconds
+    with embedded_postgres() as dsn:
+        await full_pages_off(dsn)
+        for window, most in ((default, 140), (200, 60)):
+            cost = await measure(dsn, window, count=50, rate=50, seconds=15)
+            assert cost.tokens == 50 * 50 * 15 + cost.ends
+            assert cost.full_page_images == 0
+            assert cost.wal / cost.tokens <= most, cost
