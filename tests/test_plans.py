@@ -1,0 +1,121 @@
+"""How Postgres plans the queries that run all the time: by an index, and in no partition but the stream's own.
+
+The database is one that has been in use: partitions for weeks, many streams that have ended and few that have not. Both
+plans are looked at that a prepared statement may get, the one for its arguments and the one for any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import orjson
+import pytest
+from tests.logbook import connected, employ
+
+from baton import log, partitions, streams, workers
+from baton.database import Connection
+
+ENDED, QUEUED, RUNNING, BATCHES = 10_000, 20, 60, 20
+WORKER = UUID("01900000-0000-7000-8000-000000000001")
+
+_STREAMS = """
+INSERT INTO baton.stream (generator, input, on_worker_lost, status, worker_id, epoch, metadata)
+SELECT 'test', '1', 'retry', $1, $2, 1, jsonb_build_object('chat', i::text) FROM generate_series(1, $3) AS i
+"""
+_BATCHES = """
+INSERT INTO baton.batch
+SELECT id, i, i, 1, false, '{"type":"text","delta":"x"}'
+FROM (SELECT id FROM baton.stream ORDER BY random() LIMIT 500) AS s, generate_series(1, $1) AS i
+"""
+
+# Each query with the arguments that a pod or worker gives it, and how many partitions it may look into for them.
+QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
+    "read": (log._READ, ("$stream", 10, log.PAGE_ROWS, log.PAGE_BYTES), 1),
+    "read_newest": (log._READ_NEWEST, ("$stream", log.PAGE_ROWS, 131_072), 1),
+    "last": (log._LAST, ("$stream",), 1),
+    "tails": (log._TAILS, (["$stream", "$running"],), 1),
+    "get": (streams._GET, ("$stream",), 0),
+    "find": (streams._FIND, ("", None, None, None, 20), 0),
+    "find by metadata": (streams._FIND, ("", None, None, ['{"chat": "42"}'], 20), 0),
+    "claim": (streams._CLAIM, (WORKER, ["test"], 10), 0),
+    "overdue": (streams._OVERDUE, (600.0, True), 0),
+    "watched": (streams._WATCHED, (["$running"],), 0),
+    "close": (streams._CLOSE, ("$running", 1, "failed", "error", "a", "b", None, 1, 0.1, 0.1), 0),
+    "owned": (workers._OWNED, (WORKER,), 0),
+    "orphans": (workers._ORPHANS, (WORKER,), 0),
+}
+
+
+async def in_use(connection: Connection) -> dict[str, str]:
+    """Fill the database; return the streams to ask for."""
+    await partitions.create_ahead(connection, 30)
+    await employ(connection, WORKER)
+    for status, worker, count in (("completed", None, ENDED), ("queued", None, QUEUED), ("running", WORKER, RUNNING)):
+        await connection.execute(_STREAMS, status, worker, count)
+    await connection.execute(_BATCHES, BATCHES)
+    await connection.execute("ANALYZE baton.stream, baton.batch, baton.worker")
+    stream = await connection.fetchval("SELECT stream_id FROM baton.batch LIMIT 1")
+    running = await connection.fetchval("SELECT id FROM baton.stream WHERE status = 'running' LIMIT 1")
+    return {"$stream": str(stream), "$running": str(running)}
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+async def test_what_runs_all_the_time_uses_an_index_and_one_partition(
+    dsn: str, mode: str, subtests: pytest.Subtests
+) -> None:
+    async with connected(dsn) as connection:
+        names = await in_use(connection)
+        await connection.execute(f"SET plan_cache_mode = {mode}")
+        for name, (query, arguments, most) in QUERIES.items():
+            with subtests.test(name):
+                nodes = [node async for node in executed(connection, query, literals(arguments, names))]
+                relations = {node["Relation Name"]: node["Node Type"] for node in nodes if "Relation Name" in node}
+                # A worker's row is one of a handful.
+                scanned = {relation: kind for relation, kind in relations.items() if relation != "worker"}
+                assert "Seq Scan" not in scanned.values(), relations
+                assert sum(relation.startswith("batch_") for relation in relations) == most, relations
+                assert not any(node["Node Type"] == "Sort" and node["Actual Rows"] > 1000 for node in nodes)
+
+
+async def test_an_append_looks_up_its_streams_by_their_key(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        names = await in_use(connection)
+        running = UUID(names["$running"])
+        arguments = ([running], [1], [1], [1], [False], [b"{}"])
+        plan = orjson.loads(await connection.fetchval(f"EXPLAIN (FORMAT JSON) {log._APPEND}", *arguments))
+        kinds = {node.get("Relation Name"): node["Node Type"] for node in walk(plan[0]["Plan"])}
+        assert kinds["stream"] == "Index Scan"
+
+
+async def executed(connection: Connection, query: str, arguments: str) -> Any:
+    """The nodes of a query's plan that did something."""
+    await connection.execute(f"PREPARE asked AS {query}")
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        plan = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE asked ({arguments})")
+    finally:
+        await transaction.rollback()
+        await connection.execute("DEALLOCATE asked")
+    for node in walk(orjson.loads(plan)[0]["Plan"]):
+        if node["Actual Loops"]:
+            yield node
+
+
+def walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for child in node.get("Plans", ()):
+        yield from walk(child)
+
+
+def literals(arguments: tuple[Any, ...], names: dict[str, str]) -> str:
+    return ", ".join("NULL" if item is None else f"'{literal(item, names)}'" for item in arguments)
+
+
+def literal(argument: Any, names: dict[str, str]) -> str:
+    """What Postgres reads as any type: an array's items in double quotes."""
+    if isinstance(argument, list):
+        return "{" + ",".join(orjson.dumps(literal(item, names)).decode() for item in argument) + "}"
+    return names.get(str(argument), str(argument))
