@@ -47,6 +47,8 @@ _KEY = "SELECT stream_id, request_hash FROM baton.idempotency_key WHERE tenant =
 
 _GET = f"SELECT {_COLUMNS} FROM baton.stream WHERE id = $1"  # noqa: S608
 
+# One plan for all arguments would walk through all streams of a tenant to find the one with that metadata.
+_PLAN_ANEW = "SET LOCAL plan_cache_mode = force_custom_plan"
 _FIND = f"""
 SELECT {_COLUMNS} FROM baton.stream
 WHERE tenant = $1 AND ($2::uuid IS NULL OR id < $2) AND ($3::text IS NULL OR status = $3)
@@ -228,7 +230,7 @@ async def get(executor: Connection | Pool, stream_id: UUID) -> Stream | None:
 
 
 async def find(
-    executor: Connection | Pool,
+    pool: Pool,
     *,
     tenant: str = "",
     before: UUID | None = None,
@@ -238,7 +240,9 @@ async def find(
 ) -> list[Stream]:
     """List streams, newest first: those older than `before`, and that hold one of `metadata`'s alternatives."""
     alternatives = None if metadata is None else [orjson.dumps(item).decode() for item in metadata]
-    rows = await executor.fetch(_FIND, tenant, before, status, alternatives, limit)
+    async with pool.acquire() as connection, connection.transaction(readonly=True):
+        await connection.execute(_PLAN_ANEW)
+        rows = await connection.fetch(_FIND, tenant, before, status, alternatives, limit)
     return [_stream(row) for row in rows]
 
 
