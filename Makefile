@@ -37,8 +37,9 @@ lint: install ## Check style, types, import contracts and the lock file
 test: lint ## Lint, then run the tests on a real Postgres (at most 5 minutes)
 	@$(RUN)pytest -q -n 2 -m "not slow"
 
-test-all: lint ## The tests, and those that take longer
+test-all: lint ## The tests, and those that take longer, and on the oldest Postgres where there is one
 	@$(RUN)pytest -q -n 2
+	@$(RUN)pytest -q -n 2 -m "not slow" --postgres 15
 
 format: install ## Format the code
 	@$(RUN)ruff check --quiet --fix .

@@ -17,6 +17,7 @@ import pytest
 from docker.errors import DockerException
 from testcontainers.community.postgres import PostgresContainer
 from tests.cluster import Cluster
+from tests.installed import binaries, installed_postgres
 
 from baton.embedded import embedded_postgres
 from baton.migrate import migrate
@@ -24,6 +25,16 @@ from baton.migrate import migrate
 # How fast inputs are made, and examples run, depends on what else the machine is doing.
 hypothesis.settings.register_profile("baton", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("baton")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--postgres", type=int, help="run on this version of Postgres, if it is installed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    wanted = config.getoption("--postgres")
+    if wanted is not None and binaries(wanted) is None:
+        pytest.exit(f"Postgres {wanted} is not installed here: the tests were not run on it.", returncode=0)
 
 
 @pytest.fixture(autouse=True)
@@ -36,11 +47,16 @@ def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """The DSN of a server: the one that was named, else a container's, else the embedded one's."""
+def postgres(pytestconfig: pytest.Config) -> Iterator[str]:
+    """The DSN of a server: the one that was named, or of the version that was, else a container's, else embedded."""
     named = os.environ.get("BATON_TEST_DATABASE_URL")
+    wanted = pytestconfig.getoption("--postgres")
     if named:
         yield named
+    elif wanted is not None and (folder := binaries(wanted)):
+        with installed_postgres(folder) as dsn:
+            asyncio.run(make_quick(dsn))
+            yield dsn
     elif engine_answers():
         with PostgresContainer("postgres:18-alpine", driver=None) as container:
             yield container.get_connection_url()
