@@ -163,7 +163,7 @@ def _connecting(dsn: str) -> Iterator[None]:
         raise DatabaseUnreachable(
             f"Postgres on {_place(dsn)} refused the user of BATON_DATABASE_URL: {error}"
         ) from None
-    except (TimeoutError, OSError, asyncpg.PostgresError) as error:
+    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
         reason = str(error) or type(error).__name__
         raise DatabaseUnreachable(
             f"No Postgres could be reached at {_place(dsn)}: {reason}. Is it running, and is BATON_DATABASE_URL right?"
