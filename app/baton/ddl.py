@@ -72,7 +72,11 @@ END $$
 
 def create_log_index(name: str, definition: str, *, unique: bool = False) -> None:
     """Build an index on the log. `definition` is what follows the table's name: `(epoch) WHERE terminal`."""
-    words = {"name": name, "definition": definition.replace("'", "''"), "unique": "UNIQUE " if unique else ""}
+    words = {
+        "name": name,
+        "definition": definition.replace("'", "''").replace("%", "%%"),
+        "unique": "UNIQUE " if unique else "",
+    }
     with op.get_context().autocommit_block():
         op.execute(f"CREATE {words['unique']}INDEX IF NOT EXISTS {name} ON ONLY baton.batch {definition}")
         with _waiting_for_long():
