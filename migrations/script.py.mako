@@ -9,8 +9,8 @@ Rules, to be deleted when they are kept:
   until the revision's end.
 - Expand, then contract. A release adds (a nullable column, a table, an index); code learns to use it; only a release
   after that takes away what no running code uses any more, and calls `ddl.require_code`.
-- A column is added without a default that has to be computed for each row, and without NOT NULL. A condition is added by
-  `ddl.add_check` (NOT VALID), and the next revision calls `ddl.validate`. NOT NULL follows a validated CHECK.
+- A column is added without a default that has to be computed for each row, and without NOT NULL. A condition is added
+  by `ddl.add_check` (NOT VALID), and the next revision calls `ddl.validate`. NOT NULL follows a validated CHECK.
 - An index on a table with many rows is built concurrently: on the log by `ddl.create_log_index`, elsewhere in
   `with op.get_context().autocommit_block()`. Such a revision does nothing else, and can be repeated.
 - Rows are changed in small parts, and not here.
@@ -24,7 +24,9 @@ import sqlalchemy as sa
 from alembic import op
 
 from baton import ddl
-${imports if imports else ""}
+% if imports:
+${imports}
+% endif
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
