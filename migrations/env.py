@@ -1,4 +1,7 @@
-"""Runs the migrations on the connection that `baton.migrate` hands over, or, for `alembic` itself, on its own."""
+"""Runs the migrations on the connection that `baton.migrate` hands over, or writes them down as SQL.
+
+`alembic` itself, which developers use, opens its own.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ import re
 from typing import Any
 
 from alembic import context
+from alembic.operations import MigrationScript
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from baton.migrate import engine
@@ -22,9 +28,17 @@ def include_object(item: Any, name: str | None, kind: str, _reflected: bool, _co
     return not _PARTITION.fullmatch(table or "")
 
 
+def number(_context: MigrationContext, _heads: Any, directives: list[MigrationScript]) -> None:
+    """Give a new revision the next number: code tells by comparing them which is newer."""
+    head = ScriptDirectory.from_config(context.config).get_current_head()
+    directives[0].rev_id = f"{int(head or 0) + 1:04}"
+
+
 def run(connection: Connection) -> None:
     """Run the requested migrations, each in its own transaction."""
-    connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+    # IF NOT EXISTS would ask for the right to create schemas even where there is nothing to create.
+    if connection.scalar(text("SELECT to_regnamespace(:name) IS NULL"), {"name": SCHEMA}):
+        connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
     connection.commit()
     context.configure(
         connection=connection,
@@ -33,6 +47,22 @@ def run(connection: Connection) -> None:
         include_schemas=True,
         include_name=lambda name, kind, _parents: kind != "schema" or name == SCHEMA,
         include_object=include_object,
+        transaction_per_migration=True,
+        process_revision_directives=number,
+        on_version_apply=context.config.attributes.get("on_version_apply"),
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def write() -> None:
+    """Write the requested migrations down as SQL."""
+    context.configure(
+        dialect_name="postgresql",
+        target_metadata=metadata,
+        dialect_opts={"paramstyle": "named"},
+        literal_binds=True,
+        version_table_schema=SCHEMA,
         transaction_per_migration=True,
     )
     with context.begin_transaction():
@@ -45,7 +75,9 @@ async def run_alone() -> None:
 
 
 handed_over = context.config.attributes.get("connection")
-if handed_over is not None:
+if context.is_offline_mode():
+    write()
+elif handed_over is not None:
     run(handed_over)
 else:
     asyncio.run(run_alone())

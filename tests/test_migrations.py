@@ -1,27 +1,50 @@
-"""The schema: that the migrations make it, that they say so, and what it refuses."""
+"""The schema: that the migrations make it without stopping anybody, that they say so, and what it refuses."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
+import secrets
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
+from tests.conftest import execute
+from tests.faults.servers import PGBOUNCER, pgbouncer, postgres_bin
+from tests.logbook import connected, until
+from tests.processes import environment, finished, running
+from tests.revisions import history_with, locks_taken, revision_at
 
+from baton import offline
 from baton.database import REVISION, check_schema
-from baton.errors import SchemaMismatch
-from baton.migrate import alembic_config, engine, migrate
+from baton.errors import ConfigurationError, SchemaMismatch
+from baton.migrate import Patience, announce, engine, migrate, revision_of, session_dsn
+from baton.offline import revision_sql
+from baton.revisions import History
+
+SQUAWK = Path(sys.executable).parent / "squawk"
+PROJECT = Path(__file__).parent.parent
+ADD_COLUMN = 'op.execute("ALTER TABLE baton.stream ADD COLUMN extra integer")'
+# What every run of the migrations begins with.
+LIMITS = "SET lock_timeout = '500ms';\nSET statement_timeout = 0;\n"
+AWAITED = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = to_regclass('baton.stream')"
 
 
 def test_there_is_one_head_and_the_code_works_with_it() -> None:
-    assert ScriptDirectory.from_config(alembic_config()).get_heads() == [REVISION]
+    assert ScriptDirectory.from_config(History().config()).get_heads() == [REVISION]
 
 
 async def test_up_check_down_up(empty_dsn: str) -> None:
     def cycle(connection: Connection) -> None:
-        config = alembic_config()
+        config = History().config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         command.check(config)
@@ -32,12 +55,270 @@ async def test_up_check_down_up(empty_dsn: str) -> None:
         await connection.run_sync(cycle)
 
 
+async def test_each_revision_takes_the_locks_that_it_states(empty_dsn: str) -> None:
+    history = History()
+    for revision in history.revisions:
+        assert await locks_taken(empty_dsn, history, revision) == revision.locks, revision.id
+        # So that what locks the log finds partitions to lock.
+        await execute(empty_dsn, "SELECT baton.create_partitions(0)")
+
+
+async def test_a_false_statement_about_locks_is_found(dsn: str, tmp_path: Path) -> None:
+    drop = 'op.execute("DROP VIEW baton.event"); op.execute("DROP TABLE baton.batch")'
+    attach = 'op.execute("ALTER TABLE baton.batch ADD CHECK (epoch >= 0) NOT VALID")'
+    history = history_with(tmp_path, ADD_COLUMN, attach, drop)
+    for revision, table in zip(history.revisions[-3:], ("stream", "batch", "batch"), strict=True):
+        assert (await locks_taken(dsn, history, revision))[table] == "ACCESS EXCLUSIVE"
+
+
+async def test_each_revision_passes_the_linter(tmp_path: Path) -> None:
+    history = History()
+    for revision in history.revisions:
+        code, out, err = await lint(tmp_path / f"{revision.id}.sql", revision_sql(history, revision))
+        assert code == 0, out + err
+
+
+async def test_the_linter_finds_what_stops_others(tmp_path: Path) -> None:
+    statements = {
+        "require-concurrent-index-creation": "CREATE INDEX ix_worker_name ON baton.worker (name);",
+        "constraint-missing-not-valid": "ALTER TABLE baton.stream ADD CONSTRAINT x CHECK (epoch >= 0);",
+        "adding-required-field": "ALTER TABLE baton.stream ADD COLUMN x integer NOT NULL;",
+        "changing-column-type": "ALTER TABLE baton.stream ALTER COLUMN epoch TYPE bigint;",
+    }
+    code, out, _ = await lint(tmp_path / "bad.sql", "\n".join(statements.values()))
+    assert code == 1
+    assert set(statements) <= set(re.findall(r"[a-z]+(?:-[a-z]+)+", out))
+
+
+async def lint(file: Path, sql: str) -> tuple[int, str, str]:
+    arguments = ("--config", PROJECT / ".squawk.toml", "--reporter", "gcc", written(file, f"{LIMITS}{sql}\n"))
+    return await finished(*arguments, env=environment(), command=SQUAWK)
+
+
+async def test_what_is_to_be_done_is_said_and_only_said(empty_dsn: str) -> None:
+    said: list[str] = []
+    await announce(empty_dsn, days_ahead=1, say=said.append)
+    assert said[0] == "The database has no Baton tables yet. To do:"
+    assert [line.split()[0] for line in said[1:-1]] == History().ids
+    async with connected(empty_dsn) as connection:
+        assert await connection.fetchval("SELECT to_regnamespace('baton')") is None
+
+
+async def test_locks_on_tables_that_are_there_are_said(empty_dsn: str) -> None:
+    await migrate(empty_dsn, days_ahead=0, to="0001")
+    said: list[str] = []
+    await announce(empty_dsn, days_ahead=1, to="0003", say=said.append)
+    stated = "       It takes ACCESS EXCLUSIVE on stream (nobody reads or writes while it is held)."
+    assert said[0] == "The database is at revision 0001. To do:"
+    assert said[2] == stated
+    assert said[4] == "       It takes no lock on existing tables."
+    assert len(said) == 6
+
+
+async def test_it_goes_as_far_as_it_is_told(empty_dsn: str) -> None:
+    await migrate(empty_dsn, days_ahead=0, to="0002")
+    assert await revision_of(empty_dsn) == "0002"
+    with pytest.raises(ConfigurationError, match="There is no revision '0815'"):
+        await migrate(empty_dsn, days_ahead=0, to="0815")
+    with pytest.raises(ConfigurationError, match="does not go back"):
+        await migrate(empty_dsn, days_ahead=0, to="0001")
+    await migrate(empty_dsn, days_ahead=0)
+    assert await revision_of(empty_dsn) == REVISION
+
+
 async def test_concurrent_migrations_wait_for_each_other(empty_dsn: str) -> None:
     said: list[str] = []
     await asyncio.gather(*(migrate(empty_dsn, days_ahead=2, say=said.append) for _ in range(3)))
     created = [line for line in said if line.startswith("Created partition")]
     assert len(created) == len(set(created)) == 4
     assert any("waiting" in line for line in said)
+
+
+@contextlib.asynccontextmanager
+async def reading(dsn: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    """Somebody who has read `stream`, and forgot to end the transaction."""
+    connection = await asyncpg.connect(dsn, server_settings={"application_name": "somebody"})
+    try:
+        await connection.execute("BEGIN; SELECT count(*) FROM baton.stream")
+        yield connection
+    finally:
+        connection.terminate()
+
+
+async def test_who_is_in_the_way_is_named_and_nobody_else_waits_for_long(dsn: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    history = history_with(tmp_path, ADD_COLUMN)
+    async with reading(dsn) as somebody, connected(dsn) as other:
+        patience = Patience(lock_timeout_milliseconds=200)
+        task = asyncio.create_task(migrate(dsn, days_ahead=1, patience=patience, history=history, say=said.append))
+        await until(lambda: any("In the way" in line for line in said) or task.done())
+        (line,) = [line for line in said if "In the way" in line]
+        pid, user = somebody.get_server_pid(), await other.fetchval("SELECT current_user")
+        assert line.startswith("Revision 9001 waited 200 ms for a lock and let everybody pass. In the way: process ")
+        assert f"process {pid} (somebody, user {user}, in a transaction since 20" in line
+        assert "with: BEGIN; SELECT count(*) FROM baton.stream" in line
+        # It asks for the table again, and everybody stands behind it, until its own time is over.
+        await until(lambda: awaited(other))
+        await other.execute("UPDATE baton.stream SET tenant = tenant")
+        assert not task.done()
+        await somebody.execute("COMMIT")
+        await task
+        assert await revision_at(other) == "9001"
+
+
+async def awaited(connection: asyncpg.Connection[asyncpg.Record]) -> bool:
+    return bool(await connection.fetchval(AWAITED))
+
+
+async def test_when_patience_ends_it_says_what_to_do_and_can_be_run_again(dsn: str, tmp_path: Path) -> None:
+    history = history_with(tmp_path, "pass", ADD_COLUMN)
+    patience = Patience(lock_timeout_milliseconds=100, give_up_seconds=0)
+    async with reading(dsn) as somebody:
+        with pytest.raises(ConfigurationError) as raised:
+            await migrate(dsn, days_ahead=1, patience=patience, history=history)
+        assert "Revision 9002 could not get its lock within 0 s. In the way: process" in str(raised.value)
+        assert f"`SELECT pg_terminate_backend({somebody.get_server_pid()})`, and run" in str(raised.value)
+    assert await revision_of(dsn) == "9001"
+    await migrate(dsn, days_ahead=1, history=history)
+    assert await revision_of(dsn) == "9002"
+
+
+async def test_a_deadlock_is_tried_again(dsn: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    both = 'op.execute("LOCK TABLE baton.stream"); op.execute("LOCK TABLE baton.worker")'
+    async with connected(dsn) as other, connected(dsn) as looking:
+        await other.execute("BEGIN; LOCK TABLE baton.worker")
+        # The server looks for deadlocks after a second, at whoever has waited for as long.
+        patience, history = Patience(lock_timeout_milliseconds=20_000), history_with(tmp_path, both)
+        task = asyncio.create_task(migrate(dsn, days_ahead=1, patience=patience, history=history, say=said.append))
+        waiting = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation = 'baton.worker'::regclass"
+        await until(lambda: looking.fetchval(waiting))
+        await other.execute("LOCK TABLE baton.stream")
+        await other.execute("COMMIT")
+        await task
+    assert any("Trying again" in line for line in said)
+
+
+async def test_a_lost_connection_leaves_what_the_next_run_goes_on_with(dsn: str, tmp_path: Path) -> None:
+    history = history_with(tmp_path, "pass", ADD_COLUMN)
+    patience = Patience(lock_timeout_milliseconds=60_000)
+    async with reading(dsn), connected(dsn) as other:
+        task = asyncio.create_task(migrate(dsn, days_ahead=1, patience=patience, history=history))
+        await until(lambda: awaited(other))
+        await other.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = 'baton migrate' AND datname = current_database()"
+        )
+        with pytest.raises(ConfigurationError, match="Run `baton migrate` again"):
+            await task
+    assert await revision_of(dsn) == "9001"
+    await migrate(dsn, days_ahead=1, history=history)
+    assert await revision_of(dsn) == "9002"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+async def test_a_signal_undoes_what_is_under_way(empty_dsn: str, tmp_path: Path, number: signal.Signals) -> None:
+    await migrate(empty_dsn, days_ahead=0, to="0003")
+    env = environment(BATON_DATABASE_URL=empty_dsn)
+    async with connected(empty_dsn) as holding, connected(empty_dsn) as other:
+        await holding.execute("BEGIN; LOCK TABLE baton.stream IN SHARE UPDATE EXCLUSIVE MODE")
+        async with running("migrate", "--lock-timeout-milliseconds=60000", env=env, cwd=tmp_path) as migrating:
+            await until(lambda: awaited(other))
+            migrating.signal(number)
+            assert await migrating.ends() == 128 + number
+        assert "run `baton migrate` again to go on" in migrating.lines[-1]
+        await until(lambda: nobody_migrates(other))
+        assert await revision_at(other) == "0003"
+    await migrate(empty_dsn, days_ahead=0)
+    assert await revision_of(empty_dsn) == REVISION
+
+
+async def nobody_migrates(connection: asyncpg.Connection[asyncpg.Record]) -> bool:
+    migrating = (
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE application_name LIKE 'baton migrate%' AND datname = current_database()"
+    )
+    return not await connection.fetchval(migrating)
+
+
+async def test_what_the_roles_defaults_forbid_does_not_stop_it(empty_dsn: str, tmp_path: Path) -> None:
+    name = urlsplit(empty_dsn).path.lstrip("/")
+    await execute(empty_dsn, f"ALTER DATABASE {name} SET statement_timeout = '50ms'")
+    await migrate(empty_dsn, days_ahead=0, history=history_with(tmp_path, 'op.execute("SELECT pg_sleep(0.1)")'))
+    assert await revision_of(empty_dsn) == "9001"
+
+
+async def test_the_owner_of_the_schema_can_migrate(empty_dsn: str) -> None:
+    role = f"owner_{secrets.token_hex(4)}"
+    await execute(empty_dsn, f"CREATE ROLE {role} LOGIN PASSWORD 'x'; CREATE SCHEMA baton AUTHORIZATION {role}")
+    try:
+        parts = urlsplit(empty_dsn)
+        as_owner = parts._replace(netloc=f"{role}:x@{parts.netloc.rpartition('@')[2]}")
+        await migrate(urlunsplit(as_owner), days_ahead=1)
+        assert await revision_of(empty_dsn) == REVISION
+    finally:
+        await execute(empty_dsn, f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def psql(dsn: str, sql: str, folder: Path) -> tuple[int, str, str]:
+    file = written(folder / "migrations.sql", sql)
+    return await finished("-X", "-q", "-f", file, dsn, env=environment(), command=postgres_bin("psql"))
+
+
+def written(file: Path, sql: str) -> Path:
+    file.write_text(sql)
+    return file
+
+
+async def dumped(dsn: str) -> str:
+    arguments = ("--schema-only", "--no-owner", "--exclude-table=baton.batch_*", dsn)
+    code, out, err = await finished(*arguments, env=environment(), command=postgres_bin("pg_dump"))
+    assert code == 0, err
+    # Each dump has a key of its own there.
+    return re.sub(r"^\\(un)?restrict .*$", "", out, flags=re.MULTILINE)
+
+
+async def test_the_sql_makes_the_same_schema(dsn: str, empty_dsn: str, tmp_path: Path) -> None:
+    code, sql, _ = await finished("migrate", "--sql", env=environment(), cwd=tmp_path)
+    assert code == 0
+    assert sql.splitlines()[2] == r"\set ON_ERROR_STOP on"
+    code, _, err = await psql(empty_dsn, sql, tmp_path)
+    assert (code, err) == (0, "")
+    assert await dumped(empty_dsn) == await dumped(dsn)
+    async with connected(empty_dsn) as connection:
+        assert await connection.fetchval("SELECT count(*) FROM baton.create_partitions(7)") == 0
+        rows = "SELECT version_num, oldest_code FROM baton.alembic_version, baton.compatibility"
+        assert tuple(await connection.fetchrow(rows) or ()) == (REVISION, "0002")
+
+
+async def test_the_sql_goes_on_where_it_stopped(empty_dsn: str, tmp_path: Path) -> None:
+    await migrate(empty_dsn, days_ahead=0, to="0002")
+    from_here = await finished("migrate", "--sql", env=environment(BATON_DATABASE_URL=empty_dsn), cwd=tmp_path)
+    sql = offline.script(start="0002", to=None, days_ahead=7, patience=Patience(lock_timeout_milliseconds=50))
+    assert from_here[1] == sql.replace("50ms", "500ms")
+    async with connected(empty_dsn) as holding:
+        await holding.execute("BEGIN; LOCK TABLE baton.stream IN SHARE UPDATE EXCLUSIVE MODE")
+        code, _, err = await psql(empty_dsn, sql, tmp_path)
+        assert code == 3
+        assert "canceling statement due to lock timeout" in err
+        assert await revision_at(holding) == "0003"
+    for _ in range(2):
+        assert (await psql(empty_dsn, sql, tmp_path))[0] == 0
+    assert await revision_of(empty_dsn) == REVISION
+
+
+async def test_sql_for_another_place_is_refused(empty_dsn: str, tmp_path: Path) -> None:
+    await migrate(empty_dsn, days_ahead=0, to="0001")
+    code, _, err = await psql(empty_dsn, offline.script(start="0002", to="0003", days_ahead=1), tmp_path)
+    assert code == 3
+    assert "this script does not begin where the database is" in err
+    assert await revision_of(empty_dsn) == "0001"
+
+
+async def test_updates_of_streams_have_room(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        options = await connection.fetchval("SELECT reloptions FROM pg_class WHERE oid = 'baton.stream'::regclass")
+    assert {"fillfactor=80", "autovacuum_vacuum_scale_factor=0.02"} <= set(options)
 
 
 async def test_an_unmigrated_database_is_refused_with_what_to_do(empty_dsn: str) -> None:
@@ -47,12 +328,43 @@ async def test_an_unmigrated_database_is_refused_with_what_to_do(empty_dsn: str)
     await connection.close()
 
 
-async def test_a_newer_database_is_refused(dsn: str) -> None:
-    connection = await asyncpg.connect(dsn)
-    await connection.execute("UPDATE baton.alembic_version SET version_num = '9999'")
-    with pytest.raises(SchemaMismatch, match="newer"):
+async def test_an_older_database_is_refused_with_what_to_do(empty_dsn: str) -> None:
+    await migrate(empty_dsn, days_ahead=0, to="0002")
+    async with connected(empty_dsn) as connection:
+        with pytest.raises(SchemaMismatch, match=f"at revision 0002, and this version needs {REVISION}"):
+            await check_schema(connection)
+
+
+async def test_a_newer_database_will_do_until_it_says_that_it_will_not(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        await connection.execute("UPDATE baton.alembic_version SET version_num = '9999'")
         await check_schema(connection)
-    await connection.close()
+        await connection.execute("UPDATE baton.compatibility SET oldest_code = $1", REVISION)
+        await check_schema(connection)
+        said: list[str] = []
+        await migrate(dsn, days_ahead=1, say=said.append)
+        assert said == [f"The schema is at revision 9999, newer than {REVISION} and fit for it: nothing to migrate."]
+        await connection.execute("UPDATE baton.compatibility SET oldest_code = '9998'")
+        with pytest.raises(SchemaMismatch, match=r"needs code of revision 9998 at least.+Run a newer version of Baton"):
+            await check_schema(connection)
+
+
+@pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed here")
+async def test_it_goes_around_a_pooler(dsn: str) -> None:
+    said: list[str] = []
+    assert await session_dsn(dsn, dsn, say=said.append) == dsn
+    assert said == []
+    async with pgbouncer(dsn) as pooled:
+        assert await session_dsn(pooled, dsn, say=said.append) == dsn
+    assert said == ["BATON_DATABASE_URL leads through a pooler; migrating through BATON_LISTEN_DATABASE_URL."]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed here")
+async def test_it_refuses_a_pooler_without_a_way_around(dsn: str) -> None:
+    async with pgbouncer(dsn) as pooled:
+        with pytest.raises(ConfigurationError, match="Set BATON_LISTEN_DATABASE_URL"):
+            await session_dsn(pooled, pooled)
 
 
 async def test_ids_are_uuid_version_7_in_the_order_of_creation(dsn: str) -> None:

@@ -17,6 +17,7 @@ from rich.logging import RichHandler
 from . import __version__
 from .errors import ConfigurationError
 from .generators.registry import close_generators, load_generators
+from .interruption import Interrupted, interruptible
 from .server import serve as serve_pod
 from .settings import Settings
 from .worker import Worker
@@ -56,14 +57,57 @@ def worker(
 
 
 @app.command()
-def migrate() -> None:
+def migrate(
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done, and change nothing.")
+    ] = False,
+    sql: Annotated[bool, typer.Option("--sql", help="Print SQL for psql instead, and change nothing.")] = False,
+    to: Annotated[str | None, typer.Option(help="The revision to stop at; default: the newest.")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", help="With --sql, the revision to begin at, or `base`; default: the database's."),
+    ] = None,
+    lock_timeout_milliseconds: Annotated[
+        int, typer.Option(min=1, help="The longest wait for a lock, during which others wait behind it.")
+    ] = 500,
+    give_up_seconds: Annotated[float, typer.Option(min=0, help="How long a revision is tried again.")] = 600,
+) -> None:
     """Bring the database to this version's schema, and create partitions ahead."""
     # Alembic and SQLAlchemy take a second and 40 MB, which pods and workers, who need neither, shall not pay.
-    from .migrate import migrate as run_migrations
+    from . import migrate as migrations
+    from . import offline
 
+    if dry_run and sql:
+        raise ConfigurationError("--dry-run and --sql both change nothing. Choose one of them.")
+    if start is not None and not sql:
+        raise ConfigurationError("--from is for --sql: otherwise the database itself says where it is.")
     settings = _settings()
-    _run(lambda: run_migrations(settings.dsn, days_ahead=settings.partition_days_ahead, say=typer.echo))
-    typer.echo("The database is up to date.")
+    days_ahead = settings.partition_days_ahead
+    patience = migrations.Patience(lock_timeout_milliseconds, give_up_seconds)
+
+    async def write() -> None:
+        begin = start
+        if begin is None and settings.database_url is not None:
+            begin = await migrations.revision_of(settings.dsn)
+        begin = None if begin == "base" else begin
+        typer.echo(offline.script(start=begin, to=to, days_ahead=days_ahead, patience=patience), nl=False)
+
+    async def run() -> None:
+        dsn = await migrations.session_dsn(settings.dsn, settings.listen_dsn, say=typer.echo)
+        await interruptible(migrations.migrate(dsn, days_ahead=days_ahead, to=to, patience=patience, say=typer.echo))
+        typer.echo("The database is up to date." if to is None else f"The database is at revision {to}.")
+
+    if sql:
+        _run(write)
+    elif dry_run:
+        _run(lambda: migrations.announce(settings.dsn, days_ahead=days_ahead, to=to, say=typer.echo))
+    else:
+        try:
+            _run(run)
+        except Interrupted as interruption:
+            _errors.print("baton: Stopped. What was under way is undone; run `baton migrate` again to go on.")
+            sys.exit(interruption.exit_status)
 
 
 @app.command()

@@ -17,7 +17,7 @@ from asyncpg.pool import PoolConnectionProxy
 from .errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, Unavailable
 
 # The revision of the schema that this code works with; a test holds it equal to the head of `migrations/`.
-REVISION: Final = "0002"
+REVISION: Final = "0004"
 
 # What a database in trouble says over a connection that works: its user or name is gone, a failover left us on a server
 # that only reads, or the log has no partition for today.
@@ -48,8 +48,20 @@ CONNECTION_ERRORS: Final = (
 )
 
 
-async def connect(dsn: str, *, timeout_seconds: float = 10, name: str = "baton", prepare: bool = True) -> Connection:
+_AS_CONNECTING: Final = -1.0
+
+
+async def connect(
+    dsn: str,
+    *,
+    timeout_seconds: float = 10,
+    command_timeout_seconds: float | None = _AS_CONNECTING,
+    name: str = "baton",
+    prepare: bool = True,
+) -> Connection:
     """Open one connection. Without `prepare` it names no prepared statements, which a pooler in between would lose.
+
+    A command may take as long as connecting, unless something else is said; None is no limit.
 
     Raises:
         DatabaseUnreachable: nobody answers there, or the server refuses us.
@@ -59,7 +71,7 @@ async def connect(dsn: str, *, timeout_seconds: float = 10, name: str = "baton",
         return await asyncpg.connect(
             dsn,
             timeout=timeout_seconds,
-            command_timeout=timeout_seconds,
+            command_timeout=timeout_seconds if command_timeout_seconds == _AS_CONNECTING else command_timeout_seconds,
             statement_cache_size=_STATEMENT_CACHE_SIZE if prepare else 0,
             server_settings={"application_name": name},
         )
@@ -119,16 +131,21 @@ async def translated(timeout_seconds: float = QUERY_SECONDS) -> AsyncIterator[No
 
 
 async def check_schema(executor: Connection | Pool) -> None:
-    """Refuse a database whose schema is not the one that this code works with.
+    """Refuse a database whose schema this code cannot work with.
+
+    A newer schema will do as long as it says so: during a roll-out, instances of the release before must be able to
+    start again.
 
     Raises:
-        SchemaMismatch: the migrations have not run, or this code is older than the schema.
+        SchemaMismatch: the migrations have not run, or this code is too old for the schema.
         ConfigurationError: the role may not read Baton's tables.
     """
     try:
         found = await executor.fetchval("SELECT version_num FROM baton.alembic_version")
+        newer = found is not None and found > REVISION
+        oldest = await executor.fetchval("SELECT oldest_code FROM baton.compatibility") if newer else REVISION
     except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
-        found = None
+        found, oldest = None, None
     except asyncpg.InsufficientPrivilegeError as error:
         raise ConfigurationError(
             f"The role of BATON_DATABASE_URL may not use Baton's tables: {error}. Connect as the role that ran "
@@ -141,10 +158,10 @@ async def check_schema(executor: Connection | Pool) -> None:
             f"The database's schema is at revision {found}, and this version needs {REVISION}. "
             "Run `baton migrate` first."
         )
-    if found > REVISION:
+    if oldest is None or oldest > REVISION:
         raise SchemaMismatch(
-            f"The database's schema is at revision {found}, newer than {REVISION}, which this version knows. "
-            "Run a newer version of Baton."
+            f"The database's schema is at revision {found}, and needs code of revision {oldest} at least; this version "
+            f"is of {REVISION}. Run a newer version of Baton."
         )
 
 

@@ -3,7 +3,7 @@
     BatonError
     ├── ConfigurationError         a setting, a generator or the database is not as it must be
     │   ├── DatabaseUnreachable
-    │   └── SchemaMismatch         `baton migrate` has not run, or this code is older than the schema
+    │   └── SchemaMismatch         `baton migrate` has not run, or this code is too old for the schema
     ├── RequestError               what a client asked for cannot be done
     │   ├── InvalidRequest         400
     │   ├── MalformedCursor        400

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Table,
     Text,
     text,
+    true,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, BIGINT, JSONB, UUID
 
@@ -127,4 +128,13 @@ idempotency_key = Table(
     Column("expires_at", _Timestamp, nullable=False),
     PrimaryKeyConstraint("tenant", "key"),
     Index("ix_idempotency_key_expires_at", "expires_at"),
+)
+
+# The oldest code that works with this schema, in its one row.
+compatibility = Table(
+    "compatibility",
+    metadata,
+    Column("single", Boolean, primary_key=True, server_default=true()),
+    Column("oldest_code", Text, nullable=False),
+    CheckConstraint("single", name="single"),
 )

