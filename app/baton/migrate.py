@@ -16,11 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from . import partitions
-from .database import Connection, connect
+from .database import MIGRATION_LOCK, Connection, connect
 from .errors import ConfigurationError
-
-# Any constant will do, as long as nobody else in the database uses it.
-_ADVISORY_LOCK = 0x6261_746F_6E31
 
 
 async def migrate(dsn: str, *, days_ahead: int, say: Callable[[str], None] = lambda _line: None) -> None:
@@ -95,7 +92,7 @@ async def _alone(connection: Connection, say: Callable[[str], None]) -> AsyncIte
     the session that has the lock waits for all snapshots to end.
     """
     waited = False
-    while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _ADVISORY_LOCK):
+    while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", MIGRATION_LOCK):
         if not waited:
             say("Another `baton migrate` is at work; waiting for it.")
             waited = True
@@ -103,7 +100,7 @@ async def _alone(connection: Connection, say: Callable[[str], None]) -> AsyncIte
     try:
         yield
     finally:
-        await connection.execute("SELECT pg_advisory_unlock($1)", _ADVISORY_LOCK)
+        await connection.execute("SELECT pg_advisory_unlock($1)", MIGRATION_LOCK)
 
 
 @contextlib.contextmanager

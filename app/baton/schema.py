@@ -1,6 +1,7 @@
 """The tables, in a Postgres schema of their own called `baton`.
 
-SQLAlchemy declares them for Alembic; the modules that own a table speak to it in SQL (`log`, `streams`, `workers`).
+SQLAlchemy declares them for Alembic; the modules that own a table speak to it in SQL (`log`, `streams`, `workers`,
+`retention`).
 """
 
 from __future__ import annotations
@@ -127,4 +128,14 @@ idempotency_key = Table(
     Column("expires_at", _Timestamp, nullable=False),
     PrimaryKeyConstraint("tenant", "key"),
     Index("ix_idempotency_key_expires_at", "expires_at"),
+    Index("ix_idempotency_key_stream_id", "stream_id"),
+)
+
+# One row, once something has expired.
+retention = Table(
+    "retention",
+    metadata,
+    Column("singleton", Boolean, primary_key=True, server_default=text("true")),
+    Column("expired_before", UUID, nullable=False),
+    CheckConstraint("singleton", name="singleton"),
 )
