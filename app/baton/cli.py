@@ -17,6 +17,9 @@ from rich.logging import RichHandler
 from . import __version__
 from .errors import ConfigurationError
 from .generators.registry import close_generators, load_generators
+from .interruption import Interrupted, interruptible
+from .maintain import Policy, keep_maintaining
+from .maintain import maintain as maintain_once
 from .server import serve as serve_pod
 from .settings import Settings
 from .worker import Worker
@@ -64,6 +67,28 @@ def migrate() -> None:
     settings = _settings()
     _run(lambda: run_migrations(settings.dsn, days_ahead=settings.partition_days_ahead, say=typer.echo))
     typer.echo("The database is up to date.")
+
+
+@app.command()
+def maintain(
+    *,
+    every: Annotated[float | None, typer.Option(min=1, metavar="SECONDS", help="Do it again and again.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do, and do nothing.")] = False,
+) -> None:
+    """Create partitions ahead, delete what has expired (BATON_RETENTION_DAYS), and drop its partitions."""
+    if every is not None and dry_run:
+        raise typer.BadParameter("--dry-run cannot be repeated: leave out --every.")
+    settings = _settings()
+    policy = Policy(settings.partition_days_ahead, settings.retention_days)
+    if every is None:
+        work = maintain_once(settings.dsn, policy, say=typer.echo, dry_run=dry_run)
+    else:
+        work = keep_maintaining(settings.dsn, policy, every_seconds=every, say=typer.echo)
+    try:
+        _run(lambda: interruptible(work))
+    except Interrupted as interrupted:
+        # Being stopped is how the loop ends.
+        raise typer.Exit(0 if every is not None else interrupted.exit_status) from None
 
 
 @app.command()
