@@ -204,3 +204,30 @@ async def test_a_pod_looks_again_after_a_failure(
     pod.pod.metrics.partitions_end = None
     await until(lambda: pod.pod.metrics.partitions_end is not None)
     assert not pod.pod.broken
+
+
+@pytest.mark.parametrize("path", ["", "/events", "/events?last_event_id=1"])
+async def test_a_stream_that_goes_between_two_reads_of_a_request_is_not_there(cluster: Cluster, path: str) -> None:
+    pod = await cluster.pod()
+    author = await old_author(cluster)
+    await author.write_texts([1])
+    await author.write(end=True)
+    async with cluster.pool.acquire() as connection:
+        async with connection.transaction():
+            # The row is read, and then the log waits.
+            await connection.execute("LOCK TABLE baton.batch")
+            url = f"{pod.url}/v1/streams/{author.id}{path}"
+            asking = asyncio.create_task(cluster.client.get(url))
+            await until_waiting(cluster)
+            await connection.execute("DELETE FROM baton.stream")
+            await connection.execute("DELETE FROM baton.batch")
+        answer = await asking
+    assert (answer.status_code, answer.json()["code"]) == (404, "stream_not_found")
+
+
+async def until_waiting(cluster: Cluster) -> None:
+    async def waits() -> bool:
+        statement = "SELECT true FROM pg_locks WHERE relation = 'baton.batch'::regclass AND NOT granted"
+        return bool(await cluster.pool.fetchval(statement))
+
+    await until(waits)
