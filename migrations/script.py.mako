@@ -11,8 +11,8 @@ Rules, to be deleted when they are kept:
   after that takes away what no running code uses any more, and calls `ddl.require_code`.
 - A column is added without a default that has to be computed for each row, and without NOT NULL. A condition is added
   by `ddl.add_check` (NOT VALID), and the next revision calls `ddl.validate`. NOT NULL follows a validated CHECK.
-- An index on a table with many rows is built concurrently: on the log by `ddl.create_log_index`, elsewhere in
-  `with op.get_context().autocommit_block()`. Such a revision does nothing else, and can be repeated.
+- An index on a table with many rows is built concurrently: on the log by `ddl.create_log_index`, elsewhere
+  by `ddl.create_index`. Such a revision does nothing else, and can be repeated.
 - Rows are changed in small parts, and not here.
 - Names of CHECK constraints stand in `op.f(...)`: else the naming convention is applied to them once more.
 - No `lock_timeout` here: `baton migrate` sets it, and tries again.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+import signal
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from tests.conftest import execute, named_database
+from tests.logbook import connected, until
 from tests.processes import SERVES, environment, finished, running
 
 from baton import __version__
@@ -51,6 +53,7 @@ WRONG_DATABASES: dict[str, Case] = {
     "none": ("serve", {**ANONYMOUS}, r"No database is configured\. Set BATON_DATABASE_URL=postgresql://.+"),
     "none for a worker": ("worker", {}, r"No database is configured\. .+"),
     "none to migrate": ("migrate", {}, r"No database is configured\. .+"),
+    "none to maintain": ("maintain", {}, r"No database is configured\. .+"),
     "an empty one": ("worker", {"BATON_DATABASE_URL": ""}, r"No database is configured\. .+"),
     "another kind": ("serve", database("mysql://h/x"), r"BATON_DATABASE_URL: it must look like postgresql://.+"),
     "no scheme": ("worker", database(f"u:{SECRET}@h/x"), r"BATON_DATABASE_URL: it must look like postgresql://.+"),
@@ -65,6 +68,7 @@ WRONG_DATABASES: dict[str, Case] = {
     "nobody there": ("serve", database(UNREACHABLE), IS_IT_RUNNING.format("127.0.0.1:1")),
     "nobody there for a worker": ("worker", database(UNREACHABLE), IS_IT_RUNNING.format("127.0.0.1:1")),
     "nobody there to migrate": ("migrate", database(UNREACHABLE), IS_IT_RUNNING.format("127.0.0.1:1")),
+    "nobody there to maintain": ("maintain", database(UNREACHABLE), IS_IT_RUNNING.format("127.0.0.1:1")),
     "no such host": ("worker", database("postgresql://nosuch.invalid/x"), IS_IT_RUNNING.format("nosuch.invalid:5432")),
 }
 
@@ -194,7 +198,7 @@ async def test_version_and_help(tmp_path: Path) -> None:
     assert {"serve", "worker", "migrate"} <= set(out.split())
 
 
-@pytest.mark.parametrize("arguments", ["nosuch", "serve --port x", "serve --nosuch"])
+@pytest.mark.parametrize("arguments", ["nosuch", "serve --port x", "serve --nosuch", "maintain --every 9 --dry-run"])
 async def test_a_wrong_argument_is_told(arguments: str, tmp_path: Path) -> None:
     code, _, err = await finished(*arguments.split(), env=environment(), cwd=tmp_path)
     assert code == 2
@@ -208,6 +212,29 @@ async def test_migrating_says_what_it_did_and_can_be_done_again(empty_dsn: str, 
     assert (code, err) == (0, "")
     assert len(re.findall(r"^Created partition \S+\.$", out, re.MULTILINE)) == 4
     assert await finished("migrate", env=env, cwd=tmp_path) == (0, "The database is up to date.\n", "")
+
+
+async def test_maintaining_says_what_it_did_and_what_it_would_do(dsn: str, tmp_path: Path) -> None:
+    env = environment(BATON_DATABASE_URL=dsn, BATON_PARTITION_DAYS_AHEAD="2", BATON_RETENTION_DAYS="1")
+    code, out, err = await finished("maintain", "--dry-run", env=env, cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert re.match(r"Would create partition \S+\.\nWould delete 0 streams created before \S+ \(UTC\)", out)
+    code, out, err = await finished("maintain", env=env, cwd=tmp_path)
+    assert (code, err) == (0, "")
+    assert re.fullmatch(r"Created partition \S+\.\nStreams created before \S+ \(UTC\) have expired\.\n", out)
+
+
+async def test_the_maintenance_loop_leaves_when_it_is_told_to(dsn: str, tmp_path: Path) -> None:
+    env = environment(BATON_DATABASE_URL=dsn, BATON_PARTITION_DAYS_AHEAD="2")
+    async with running("maintain", "--every", "3600", env=env, cwd=tmp_path) as loop, connected(dsn) as connection:
+
+        async def has_run() -> bool:
+            return bool(await connection.fetchval("SELECT count(*) FROM baton.retention"))
+
+        await until(has_run)
+        loop.signal(signal.SIGTERM)
+        assert await loop.ends() == 0
+        assert loop.lines == []
 
 
 async def test_settings_are_read_from_a_file_too(dsn: str, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from baton.errors import ConfigurationError
 from baton.events import encode_text
 from baton.log import Append
 from baton.migrate import Patience, migrate, revision_of
+from baton.revisions import History
 
 CREATE = """ddl.create_log_index("ix_batch_epoch", "(epoch) WHERE epoch > 0 AND events <> '%'")"""
 DROP = 'ddl.drop_log_index("ix_batch_epoch")'
@@ -94,6 +95,24 @@ async def test_an_index_is_built_while_others_write_and_make_partitions(written:
         drop = history.revisions[-1]
         assert await locks_taken(written, history, drop) == drop.locks
         assert {row["index"] for row in await writing.fetch(INDEXES)} == {None}
+
+
+async def test_an_index_on_another_table_is_built_while_others_write(empty_dsn: str) -> None:
+    await migrate(empty_dsn, days_ahead=0, to="0005")
+    async with connected(empty_dsn) as writing, old_transaction(empty_dsn) as old:
+        patience = Patience(lock_timeout_milliseconds=100)
+        task = asyncio.create_task(migrate(empty_dsn, days_ahead=0, to="0006", patience=patience))
+        await until(lambda: is_building(writing))
+        held = await writing.fetch(
+            "SELECT mode FROM pg_locks WHERE relation = 'baton.idempotency_key'::regclass AND granted"
+        )
+        assert History().revisions[5].locks == {"idempotency_key": mode_in_sql(held[0]["mode"])}
+        await writing.execute("SET lock_timeout = '5s'")
+        await writing.execute("INSERT INTO baton.idempotency_key VALUES ('', 'key', '', gen_random_uuid(), now())")
+        await old.execute("COMMIT")
+        await task
+        valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'baton.ix_idempotency_key_stream_id'::regclass"
+        assert await writing.fetchval(valid)
 
 
 async def is_building(connection: Opened) -> bool:

@@ -32,6 +32,8 @@ from baton.revisions import History
 
 SQUAWK = Path(sys.executable).parent / "squawk"
 PROJECT = Path(__file__).parent.parent
+# They have no transaction of their own to look into; tests/test_ddl.py looks at what they take.
+BUILT_CONCURRENTLY = {"0006"}
 ADD_COLUMN = 'op.execute("ALTER TABLE baton.stream ADD COLUMN extra integer")'
 # What every run of the migrations begins with.
 LIMITS = "SET lock_timeout = '500ms';\nSET statement_timeout = 0;\n"
@@ -58,7 +60,9 @@ async def test_up_check_down_up(empty_dsn: str) -> None:
 async def test_each_revision_takes_the_locks_that_it_states(empty_dsn: str) -> None:
     history = History()
     for revision in history.revisions:
-        assert await locks_taken(empty_dsn, history, revision) == revision.locks, revision.id
+        taken = await locks_taken(empty_dsn, history, revision)
+        if revision.id not in BUILT_CONCURRENTLY:
+            assert taken == revision.locks, revision.id
         # So that what locks the log finds partitions to lock.
         await execute(empty_dsn, "SELECT baton.create_partitions(0)")
 

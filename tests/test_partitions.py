@@ -8,10 +8,12 @@ import datetime
 import asyncpg
 import pytest
 from tests.logbook import claimed, connected, until, working
+from tests.past import day
 
 from baton import log, partitions
 from baton.events import encode_text
 from baton.log import Append
+from baton.maintain import DAY_SECONDS
 
 
 async def test_they_reach_from_yesterday_to_so_many_days_ahead(dsn: str) -> None:
@@ -71,3 +73,25 @@ async def test_days_out_of_range_are_refused(dsn: str, days: int) -> None:
     async with connected(dsn) as connection:
         with pytest.raises(asyncpg.RaiseError, match="between 0 and 365"):
             await partitions.create_ahead(connection, days)
+
+
+async def test_what_stands_in_the_place_of_a_partition_is_told(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        name = partitions.name_of(await day(connection, -3))
+        await connection.execute(f"CREATE TABLE {name} ()")
+        with pytest.raises(asyncpg.RaiseError, match=f"{name} is there and is no partition of baton.batch: attach"):
+            await partitions.create_ahead(connection, 4)
+        await connection.execute(f"DROP TABLE {name}")
+        assert len(await partitions.create_ahead(connection, 4)) == 3
+
+
+async def test_they_reach_to_the_first_gap(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        await partitions.create_ahead(connection, 4)
+        await connection.execute(f"DROP TABLE {partitions.name_of(await day(connection, -3))}")
+        reach = await partitions.reach(connection)
+        assert reach.end == await day(connection, -3)
+        assert 2 * DAY_SECONDS < reach.left_seconds <= 3 * DAY_SECONDS
+        for days in (0, -1, -2):
+            await connection.execute(f"DROP TABLE {partitions.name_of(await day(connection, days))}")
+        assert abs((await partitions.reach(connection)).left_seconds) < 1

@@ -233,7 +233,7 @@ async def test_a_missing_partition_holds_up_its_own_streams_only_and_is_tried_ag
             outbox.put(encode_text("a"))
             outbox.finish(Outcome.completed("stop"))
         await outboxes[today].closed.wait()
-        await until(lambda: "run `baton migrate`" in caplog.text)
+        await until(lambda: "run `baton maintain`" in caplog.text)
         assert not outboxes[later].closed.is_set()
         await connection.execute("SELECT baton.create_partitions(4)")
         await outboxes[later].closed.wait()

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from . import log, notifications, problems, streams
+from . import log, notifications, problems, retention, streams
 from .database import translated
 from .errors import InvalidRequest, RequestTooLarge, StreamNotFound, Unavailable, UnknownGenerator
 from .events import clean, parse_cursor
@@ -92,11 +92,12 @@ async def get_stream(request: Request) -> Answer:
         stream = await _found(pod, stream_id)
         lines: list[str] = []
         cursor = 0
+        whole = False
         while page := await log.read(pod.pool, stream_id, cursor):
             lines.extend(line for batch in page for line in batch.lines)
-            cursor = page[-1].last_seq
-        if not stream.ended:
-            # Its end may have come between the two reads.
+            cursor, whole = page[-1].last_seq, page[-1].terminal
+        if not (stream.ended and whole):
+            # Its end may have come between the two reads, or it was erased or has expired.
             stream = await _found(pod, stream_id)
     snapshot = await asyncio.to_thread(Snapshot.of, lines, cursor)
     return _answer(request, _described(request, stream) | snapshot.as_dict())
@@ -130,7 +131,7 @@ async def delete_stream(request: Request) -> Answer:
     stream_id = _stream_id(request)
     async with translated():
         if not await streams.delete(pod.pool, stream_id):
-            raise _not_found(stream_id)
+            raise await retention.absence(pod.pool, stream_id)
         await log.hint(pod.pool, notifications.EVENTS_CHANNEL, [notifications.gone(stream_id)])
         await log.hint(pod.pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
     return Response(status_code=204, headers=_headers(request))
@@ -249,12 +250,8 @@ async def _wait_for_end(request: Request, stream_id: UUID, seconds: float) -> No
 async def _found(pod: Pod, stream_id: UUID) -> Stream:
     stream = await streams.get(pod.pool, stream_id)
     if stream is None:
-        raise _not_found(stream_id)
+        raise await retention.absence(pod.pool, stream_id)
     return stream
-
-
-def _not_found(stream_id: UUID) -> StreamNotFound:
-    return StreamNotFound(f"There is no stream {stream_id}.")
 
 
 def _stream_id(request: Request) -> UUID:

@@ -18,6 +18,8 @@ from . import __version__
 from .errors import ConfigurationError
 from .generators.registry import close_generators, load_generators
 from .interruption import Interrupted, interruptible
+from .maintain import Policy, keep_maintaining
+from .maintain import maintain as maintain_once
 from .server import serve as serve_pod
 from .settings import Settings
 from .worker import Worker
@@ -108,6 +110,28 @@ def migrate(
         except Interrupted as interruption:
             _errors.print("baton: Stopped. What was under way is undone; run `baton migrate` again to go on.")
             sys.exit(interruption.exit_status)
+
+
+@app.command()
+def maintain(
+    *,
+    every: Annotated[float | None, typer.Option(min=1, metavar="SECONDS", help="Do it again and again.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do, and do nothing.")] = False,
+) -> None:
+    """Create partitions ahead, delete what has expired (BATON_RETENTION_DAYS), and drop its partitions."""
+    if every is not None and dry_run:
+        raise typer.BadParameter("--dry-run cannot be repeated: leave out --every.")
+    settings = _settings()
+    policy = Policy(settings.partition_days_ahead, settings.retention_days)
+    if every is None:
+        work = maintain_once(settings.dsn, policy, say=typer.echo, dry_run=dry_run)
+    else:
+        work = keep_maintaining(settings.dsn, policy, every_seconds=every, say=typer.echo)
+    try:
+        _run(lambda: interruptible(work))
+    except Interrupted as interrupted:
+        # Being stopped is how the loop ends.
+        raise typer.Exit(0 if every is not None else interrupted.exit_status) from None
 
 
 @app.command()

@@ -17,7 +17,7 @@ from asyncpg.pool import PoolConnectionProxy
 from .errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, Unavailable
 
 # The revision of the schema that this code works with; a test holds it equal to the head of `migrations/`.
-REVISION: Final = "0004"
+REVISION: Final = "0007"
 
 # What a database in trouble says over a connection that works: its user or name is gone, a failover left us on a server
 # that only reads, or the log has no partition for today.
@@ -28,6 +28,10 @@ _PASSING_ERRORS: Final = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.CheckViolationError,
 )
+
+# Advisory locks of a session. Any constants will do, as long as nobody else in the database uses them.
+MIGRATION_LOCK: Final = 0x6261_746F_6E31
+MAINTENANCE_LOCK: Final = 0x6261_746F_6E32
 
 QUERY_SECONDS: Final = 10.0
 _STATEMENT_CACHE_SIZE: Final = 100

@@ -86,6 +86,19 @@ def create_log_index(name: str, definition: str, *, unique: bool = False) -> Non
         op.execute(_CHECK.format_map(words))
 
 
+def create_index(name: str, table: str, definition: str) -> None:
+    """Build an index on a table other than the log; `definition` is what follows the table's name."""
+    with op.get_context().autocommit_block(), _waiting_for_long():
+        op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS baton.{name}")
+        op.execute(f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON baton.{table} {definition}")
+
+
+def drop_index(name: str) -> None:
+    """Drop an index of a table other than the log."""
+    with op.get_context().autocommit_block(), _waiting_for_long():
+        op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS baton.{name}")
+
+
 def drop_log_index(name: str) -> None:
     """Drop an index of the log. There is no concurrent way: it takes ACCESS EXCLUSIVE on the log, for a moment."""
     op.execute(f"DROP INDEX IF EXISTS baton.{name}")
@@ -115,17 +128,10 @@ def _waiting_for_long() -> Iterator[None]:
 
     After a failure nothing is put back: whoever tries again sets the session's limits anew.
     """
-    context = op.get_context()
-    if context.as_sql:
-        context.impl.static_output("SELECT current_setting('lock_timeout') AS baton_lock_timeout \\gset")
-        op.execute("SET lock_timeout = 0")
-        yield
-        context.impl.static_output("SET lock_timeout = :'baton_lock_timeout';\n")
-    else:
-        before = op.get_bind().exec_driver_sql("SHOW lock_timeout").scalar_one()
-        op.execute("SET lock_timeout = 0")
-        yield
-        op.execute(f"SET lock_timeout = '{before}'")
+    op.execute("SELECT set_config('baton.lock_timeout', current_setting('lock_timeout'), false)")
+    op.execute("SET lock_timeout = 0")
+    yield
+    op.execute("SELECT set_config('lock_timeout', current_setting('baton.lock_timeout'), false)")
 
 
 def _each(query: str) -> None:

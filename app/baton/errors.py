@@ -9,6 +9,7 @@
     │   ├── MalformedCursor        400
     │   ├── CursorBeyondTail       409
     │   ├── StreamNotFound         404
+    │   ├── StreamExpired          410
     │   ├── LogDamaged             500
     │   ├── IdempotencyConflict    422
     │   ├── UnknownGenerator       422
@@ -73,6 +74,14 @@ class StreamNotFound(RequestError):
     status = 404
     code = "stream_not_found"
     title = "There is no such stream"
+
+
+class StreamExpired(RequestError):
+    """The stream is older than what is kept."""
+
+    status = 410
+    code = "stream_expired"
+    title = "The stream has expired"
 
 
 class CursorBeyondTail(RequestError):

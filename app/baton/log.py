@@ -13,8 +13,9 @@ with it where Postgres says that a place is taken.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -229,6 +230,26 @@ async def hint(executor: Connection | Pool, channel: str, payloads: Sequence[str
         await notify(executor, channel, payloads)
     except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
         logger.warning("A notification was not sent, and will be missed until the next poll: %r", error)
+
+
+def partition_is_missing(error: asyncpg.PostgresError) -> bool:
+    """Whether the log has no partition for the row: nobody's data is at fault, and `baton maintain` mends it."""
+    return isinstance(error, asyncpg.CheckViolationError) and not error.constraint_name
+
+
+@contextlib.contextmanager
+def putting_off(stream_id: UUID) -> Iterator[None]:
+    """Leave a stream that has no partition to a later try, so that it keeps nobody from ending others."""
+    try:
+        yield
+    except asyncpg.CheckViolationError as error:
+        if not partition_is_missing(error):
+            raise
+        logger.error(
+            "Stream %s cannot be ended: %s. Run `baton maintain`, which creates the partitions that are missing.",
+            stream_id,
+            error,
+        )
 
 
 def _ids(rows: Iterable[asyncpg.Record]) -> set[UUID]:

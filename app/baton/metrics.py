@@ -23,6 +23,7 @@ class PodMetrics(Collector):
         self.aborted = 0
         self.notifications = 0
         self.listening = False
+        self.partitions_end: float | None = None  # not known yet
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
@@ -36,6 +37,12 @@ class PodMetrics(Collector):
         yield CounterMetricFamily("baton_clients_aborted", "Clients cut off as they accepted nothing", self.aborted)
         yield CounterMetricFamily("baton_notifications_received", "Notifications received", self.notifications)
         yield GaugeMetricFamily("baton_listener_listening", "1 while notifications arrive", int(self.listening))
+        if self.partitions_end is not None:
+            yield GaugeMetricFamily(
+                "baton_partitions_end_timestamp_seconds",
+                "Until when streams that are created have a partition of the log",
+                self.partitions_end,
+            )
 
     def render(self) -> bytes:
         """The metrics in Prometheus' text format."""

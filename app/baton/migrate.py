@@ -26,14 +26,12 @@ from sqlalchemy.pool import NullPool
 from . import partitions
 from .backoff import Backoff
 from .blockers import Blocker, Watch
-from .database import CONNECTION_ERRORS, REVISION, Connection, check_schema, connect
+from .database import CONNECTION_ERRORS, MIGRATION_LOCK, REVISION, Connection, check_schema, connect
 from .errors import ConfigurationError
 from .listener import check_delivery
 from .revisions import History, Revision, current_revision
 
-# Any constant will do, as long as nobody else in the database uses it.
-ADVISORY_LOCK: Final = 0x6261_746F_6E31
-_TRY_LOCK: Final = text(f"SELECT pg_try_advisory_lock({ADVISORY_LOCK})")
+_TRY_LOCK: Final = text(f"SELECT pg_try_advisory_lock({MIGRATION_LOCK})")
 _NAME: Final = "baton migrate"
 _TRY_AGAIN: Final = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)
 

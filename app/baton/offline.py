@@ -9,7 +9,8 @@ import io
 
 from alembic import command
 
-from .migrate import ADVISORY_LOCK, Patience
+from .database import MIGRATION_LOCK
+from .migrate import Patience
 from .revisions import History, Revision
 
 _HEAD = """\
@@ -79,9 +80,9 @@ def script(
     head = _HEAD.format(
         what=f"from revision {start} to {last}" if start else f"from nothing to revision {last}",
         milliseconds=patience.lock_timeout_milliseconds,
-        advisory_lock=ADVISORY_LOCK,
+        advisory_lock=MIGRATION_LOCK,
     )
-    tail = _TAIL.format(last=last, days_ahead=days_ahead, advisory_lock=ADVISORY_LOCK)
+    tail = _TAIL.format(last=last, days_ahead=days_ahead, advisory_lock=MIGRATION_LOCK)
     parts = [_part(history, revision) for revision in revisions]
     return "".join([head, "" if start else _SCHEMA, *parts, tail])
 

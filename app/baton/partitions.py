@@ -1,15 +1,166 @@
-"""Partitions of the log: one for each day of streams, created ahead.
+"""Partitions of the log: one for each day of streams, created ahead, and dropped when their day has expired.
 
-There is no default partition: rows in it would make every later partition's creation scan it.
+There is no default partition: rows in it would make every later partition's creation scan it, and Postgres refuses to
+detach one concurrently beside it.
+
+No step keeps appends or reads waiting. `DETACH PARTITION … CONCURRENTLY` marks the partition, so that new statements
+leave it out, waits without a lock for those that use the log, and then locks the partition alone. It cannot run in a
+transaction: what cuts it off leaves the partition "pending", and it must be finalized. Then the table, which belongs to
+nothing any more, is dropped. A comment on it tells a table that is to go from one that somebody detached to keep.
 """
 
 from __future__ import annotations
+
+import datetime
+import re
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
 
 from .database import Connection, Pool
 
 _CREATE = "SELECT baton.create_partitions($1)"
 
+_ATTACHED = """
+SELECT format('%I.%I', n.nspname, c.relname) AS name, pg_get_expr(c.relpartbound, c.oid) AS bounds,
+       i.inhdetachpending AS detaching, obj_description(c.oid, 'pg_class') IS NOT DISTINCT FROM $1 AS marked
+FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE i.inhparent = 'baton.batch'::regclass
+ORDER BY 1
+"""
+_DETACHED = """
+SELECT format('%I.%I', n.nspname, c.relname) AS name,
+       obj_description(c.oid, 'pg_class') IS NOT DISTINCT FROM $1 AS marked
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = 'baton' AND c.relkind = 'r' AND NOT c.relispartition AND c.relname ~ '^batch_[0-9]{8}$'
+ORDER BY 1
+"""
+
+# Who has one of these tables locked, or, if the detachment of $2 is pending, a snapshot from before that, in which the
+# partition is still attached. Autovacuum gives way by itself. Only some roles see when another's transaction began.
+_USER = """
+WITH locked AS (
+    SELECT DISTINCT pid FROM pg_locks
+    WHERE locktype = 'relation' AND granted AND relation = ANY ($1::text[]::regclass[])
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+), pending AS (
+    SELECT age(xmin) AS age FROM pg_inherits WHERE inhrelid = $2::text::regclass AND inhdetachpending
+)
+SELECT a.pid, a.usename, a.application_name
+FROM pg_stat_activity AS a LEFT JOIN locked USING (pid) LEFT JOIN pending ON age(a.backend_xmin) >= pending.age
+WHERE (locked.pid IS NOT NULL OR pending.age IS NOT NULL)
+  AND a.datname = current_database() AND a.pid <> pg_backend_pid()
+  AND a.backend_type IS DISTINCT FROM 'autovacuum worker'
+ORDER BY a.xact_start NULLS LAST
+LIMIT 1
+"""
+
+_NOW = "SELECT extract(epoch FROM clock_timestamp())::double precision"
+
+LOG: Final = "baton.batch"
+_MARK: Final = "Expired: `baton maintain` drops it."
+_BOUNDS: Final = re.compile(r"FOR VALUES FROM \((\S+)\) TO \((\S+)\)")
+_LEAST, _GREATEST = UUID(int=0), UUID(int=2**128 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A partition of the log. It holds the streams whose ids begin at `first` and lie before `end`.
+
+    `detaching` says that its detachment has begun, and `marked` that it is to be dropped.
+    """
+
+    name: str
+    first: UUID
+    end: UUID
+    detaching: bool
+    marked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """When the partitions end, in seconds since 1970, and how long it is until then on the database's clock."""
+
+    end: float
+    left_seconds: float
+
 
 async def create_ahead(executor: Connection | Pool, days_ahead: int) -> list[str]:
     """Create what is missing from yesterday to `days_ahead` days from today (UTC); return the names."""
     return [record[0] for record in await executor.fetch(_CREATE, days_ahead)]
+
+
+async def now(executor: Connection | Pool) -> float:
+    """Return the database's time, by which ids are made, in seconds since 1970."""
+    moment: float = await executor.fetchval(_NOW)
+    return moment
+
+
+async def attached(executor: Connection | Pool) -> list[Partition]:
+    """Return the log's partitions in the order of their names, but for a default one."""
+    found = []
+    for name, bounds, detaching, marked in await executor.fetch(_ATTACHED, _MARK):
+        # One that was dropped in this moment has no bounds.
+        if match := _BOUNDS.fullmatch(bounds or ""):
+            found.append(Partition(name, _edge(match[1]), _edge(match[2]), detaching, marked))
+    return found
+
+
+async def detached(executor: Connection | Pool) -> dict[str, bool]:
+    """Return the tables that were partitions once, each with whether it is to be dropped."""
+    return {row["name"]: row["marked"] for row in await executor.fetch(_DETACHED, _MARK)}
+
+
+async def detach(connection: Connection, partition: Partition) -> None:
+    """Detach a partition, or finish what was begun. Not in a transaction.
+
+    Raises:
+        LockNotAvailableError: somebody uses the log, or this partition, for longer than `lock_timeout`.
+    """
+    if partition.detaching:
+        await connection.execute(f"ALTER TABLE {LOG} DETACH PARTITION {partition.name} FINALIZE")
+        return
+    await connection.execute(f"COMMENT ON TABLE {partition.name} IS '{_MARK}'")
+    await connection.execute(f"ALTER TABLE {LOG} DETACH PARTITION {partition.name} CONCURRENTLY")
+
+
+async def drop(connection: Connection, name: str) -> None:
+    """Drop what was detached."""
+    await connection.execute(f"DROP TABLE {name}")
+
+
+async def user_of(connection: Connection, *tables: str, pending: str | None = None) -> str | None:
+    """Say which other session has one of the tables locked, or may still see the `pending` partition attached."""
+    row = await connection.fetchrow(_USER, tables, pending)
+    if row is None:
+        return None
+    return f"session {row['pid']} (role {row['usename']}, application {row['application_name'] or 'unnamed'})"
+
+
+async def reach(executor: Connection | Pool) -> Reach:
+    """Find out until when, from now on, every new stream has a partition."""
+    moment = await now(executor)
+    end = first_id(moment)
+    for item in sorted(await attached(executor), key=lambda item: item.first):
+        if not item.detaching and item.first <= end < item.end:
+            end = item.end
+    return Reach(moment_of(end), moment_of(end) - moment)
+
+
+def name_of(moment: float) -> str:
+    """Return the name of the partition of that moment's day, in seconds since 1970."""
+    return f"baton.batch_{datetime.datetime.fromtimestamp(moment, datetime.UTC):%Y%m%d}"
+
+
+def first_id(moment: float) -> UUID:
+    """Return the smallest id of a stream that is created at that moment, in seconds since 1970."""
+    return UUID(int=int(moment * 1000) << 80)
+
+
+def moment_of(stream_id: UUID) -> float:
+    """Return when a stream was created, in seconds since 1970."""
+    return (stream_id.int >> 80) / 1000
+
+
+def _edge(text: str) -> UUID:
+    return _LEAST if text == "MINVALUE" else _GREATEST if text == "MAXVALUE" else UUID(text.strip("'"))

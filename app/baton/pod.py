@@ -9,9 +9,11 @@ import time
 from collections.abc import AsyncIterator
 from typing import Final, Self
 
-from . import database, workers
-from .database import Pool
-from .errors import ConfigurationError
+import asyncpg
+
+from . import database, partitions, workers
+from .database import Pool, translated
+from .errors import ConfigurationError, Unavailable
 from .generators.registry import configured_names, what_is_missing
 from .listener import Listener, State, check_delivery
 from .metrics import PodMetrics
@@ -24,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 # For so long the database may be silent before new clients are better sent elsewhere.
 READY_SILENCE_SECONDS: Final = 15
+PARTITIONS_SECONDS: Final = 60
+# A day, less the time after midnight in which workers have yet to create the next one.
+PARTITIONS_LEFT_SECONDS: Final = 22 * 3600
 
 
 class Pod:
@@ -85,6 +90,7 @@ class Pod:
                 asyncio.create_task(pod.relays.run()),
                 asyncio.create_task(pod.relays.note_watched(settings.watch_interval_seconds)),
                 asyncio.create_task(pod.connections.run()),
+                asyncio.create_task(pod.watch_partitions()),
             ]
             for task in tasks:
                 task.add_done_callback(pod.mourn)
@@ -131,6 +137,24 @@ class Pod:
         self.draining = True
         await self.connections.drain(self.settings.drain_seconds)
         self.relays.tap_all()
+
+    async def watch_partitions(self) -> None:
+        """Look every minute how far the log's partitions reach, and complain while there is still time."""
+        while True:
+            try:
+                async with translated():
+                    reach = await partitions.reach(self.pool)
+            except (Unavailable, asyncpg.PostgresError) as error:
+                logger.warning("The log's partitions cannot be looked at: %r", error)
+            else:
+                self.metrics.partitions_end = reach.end
+                if reach.left_seconds < PARTITIONS_LEFT_SECONDS:
+                    logger.error(
+                        "The log's partitions end in %.1f h, and then nothing can be written. Run `baton maintain`; "
+                        "workers create them too, and their log says why they cannot.",
+                        reach.left_seconds / 3600,
+                    )
+            await asyncio.sleep(PARTITIONS_SECONDS)
 
     def _on_listener_state(self, state: State) -> None:
         self.metrics.listening = state is State.LISTENING

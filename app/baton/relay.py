@@ -25,10 +25,10 @@ from uuid import UUID
 
 import asyncpg
 
-from . import log, streams
+from . import log, retention, streams
 from .backoff import Backoff
 from .database import Pool, translated
-from .errors import CursorBeyondTail, LogDamaged, StreamNotFound, Unavailable
+from .errors import CursorBeyondTail, LogDamaged, Unavailable
 from .log import Batch
 from .metrics import PodMetrics
 from .notifications import Announcement, unpack
@@ -119,6 +119,7 @@ class Relay:
 
         Raises:
             StreamNotFound: there is no such stream.
+            StreamExpired: it is older than what is kept.
             Unavailable: the database does not answer.
         """
         if self._loading is None or (self._loading.done() and self._loading.exception() is not None):
@@ -200,8 +201,11 @@ class Relay:
         async with translated():
             stream = await streams.get(self._pool, self.stream_id)
             if stream is None:
-                raise StreamNotFound(f"There is no stream {self.stream_id}.")
+                raise await retention.absence(self._pool, self.stream_id)
             batches = await log.read_newest(self._pool, self.stream_id, self._max_window_bytes)
+            if stream.ended and not batches and await streams.get(self._pool, self.stream_id) is None:
+                # It went between the two reads.
+                raise await retention.absence(self._pool, self.stream_id)
         self._metrics.log_reads += 1
         self.ends_unwatched = stream.unwatched_timeout is not None
         if batches:
@@ -224,9 +228,13 @@ class Relay:
     async def _read_page(self, cursor: int) -> list[Batch]:
         async with translated():
             batches = await log.read(self._pool, self.stream_id, cursor)
+            found = _run_after(batches, cursor)
+            gone = not found and await streams.get(self._pool, self.stream_id) is None
         self._metrics.log_reads += 1
-        found = _run_after(batches, cursor)
-        if not found:
+        if gone:
+            # It was erased, or has expired: whoever comes back is told so.
+            self.leave()
+        elif not found:
             self.damage(cursor)
         return found
 
@@ -274,6 +282,7 @@ class Relays:
 
         Raises:
             StreamNotFound: there is no such stream.
+            StreamExpired: it is older than what is kept.
             CursorBeyondTail: the log does not reach that far.
             Unavailable: the database does not answer.
         """

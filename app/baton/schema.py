@@ -1,6 +1,7 @@
 """The tables, in a Postgres schema of their own called `baton`.
 
-SQLAlchemy declares them for Alembic; the modules that own a table speak to it in SQL (`log`, `streams`, `workers`).
+SQLAlchemy declares them for Alembic; the modules that own a table speak to it in SQL (`log`, `streams`, `workers`,
+`retention`).
 """
 
 from __future__ import annotations
@@ -128,6 +129,16 @@ idempotency_key = Table(
     Column("expires_at", _Timestamp, nullable=False),
     PrimaryKeyConstraint("tenant", "key"),
     Index("ix_idempotency_key_expires_at", "expires_at"),
+    Index("ix_idempotency_key_stream_id", "stream_id"),
+)
+
+# One row, once something has expired.
+retention = Table(
+    "retention",
+    metadata,
+    Column("single", Boolean, primary_key=True, server_default=true()),
+    Column("expired_before", UUID, nullable=False),
+    CheckConstraint("single", name="single"),
 )
 
 # The oldest code that works with this schema, in its one row.

@@ -118,6 +118,9 @@ class Settings(BaseSettings):
     partition_days_ahead: int = Field(
         7, ge=1, le=365, description="For how many days ahead `baton migrate` and workers create partitions"
     )
+    retention_days: int = Field(
+        30, ge=1, le=36_500, description="For how many days `baton maintain` keeps streams after the day they began"
+    )
     idempotency_hours: float = Field(24, gt=0, le=24 * 30, description="How long an `Idempotency-Key` is remembered")
 
     generators: Annotated[dict[str, str], NoDecode] = Field(

@@ -124,6 +124,8 @@ _DELETE_BATCHES = "DELETE FROM baton.batch WHERE stream_id = $1 AND NOT (termina
 _DELETE_KEYS = "DELETE FROM baton.idempotency_key WHERE tenant = $1 AND stream_id = $2"
 
 
+_KEY_TRIES = 3
+
 UNWATCHED = Outcome.cancelled(finish_reason="unwatched")
 QUEUE_TIMEOUT = Outcome.failed("queue_timeout", "No worker was free to begin this answer in time.")
 
@@ -216,11 +218,16 @@ async def create(pool: Pool, new: NewStream, key: IdempotencyKey | None = None) 
         IdempotencyConflict: the key was used for another request.
     """
     async with pool.acquire() as connection:
-        try:
-            async with connection.transaction():
-                return await _insert(connection, new, key), True
-        except _KeyTaken as taken:
-            return await _created_before(connection, new.tenant, taken.key), False
+        for _ in range(_KEY_TRIES):
+            try:
+                async with connection.transaction():
+                    return await _insert(connection, new, key), True
+            except _KeyTaken as taken:
+                if stream := await _created_before(connection, new.tenant, taken.key):
+                    return stream, False
+    raise IdempotencyConflict(
+        "The stream that this Idempotency-Key created is gone, and the key is not. Use a new key for a new request."
+    )
 
 
 async def get(executor: Connection | Pool, stream_id: UUID) -> Stream | None:
@@ -283,8 +290,10 @@ async def end_any(pool: Pool, stream_id: UUID, outcome: Outcome) -> bool:
 
 
 async def end_claimed(connection: Connection, stream_id: UUID, epoch: int, outcome: Outcome) -> bool:
-    """End a stream whose worker under `epoch` is gone. Return whether it still had to be ended."""
-    return await end(connection, stream_id, outcome, _TAKE_EPOCH, epoch)
+    """End a stream whose worker under `epoch` is gone. Return whether it was ended by this."""
+    with log.putting_off(stream_id):
+        return await end(connection, stream_id, outcome, _TAKE_EPOCH, epoch)
+    return False
 
 
 async def end_overdue(connection: Connection, queue_timeout: float, *, unwatched: bool = True) -> int:
@@ -292,7 +301,8 @@ async def end_overdue(connection: Connection, queue_timeout: float, *, unwatched
     ended = 0
     for stream_id, epoch, timed_out in await connection.fetch(_OVERDUE, queue_timeout, unwatched):
         outcome = QUEUE_TIMEOUT if timed_out else UNWATCHED
-        ended += await end(connection, stream_id, outcome, _TAKE_QUEUED_EPOCH, epoch)
+        with log.putting_off(stream_id):
+            ended += await end(connection, stream_id, outcome, _TAKE_QUEUED_EPOCH, epoch)
     return ended
 
 
@@ -390,18 +400,16 @@ async def _take_key(connection: Connection, tenant: str, key: IdempotencyKey, st
     return row is not None
 
 
-async def _created_before(connection: Connection, tenant: str, key: IdempotencyKey) -> Stream:
+async def _created_before(connection: Connection, tenant: str, key: IdempotencyKey) -> Stream | None:
+    """Return the stream that the key created; None where both have just been erased or have expired."""
     row = await connection.fetchrow(_KEY, tenant, key.key)
-    if row is None or row["request_hash"] != key.request_hash:
+    if row is None:
+        return None
+    if row["request_hash"] != key.request_hash:
         raise IdempotencyConflict(
             "This Idempotency-Key was used for a request with another body. Use a new key for a new request."
         )
-    stream = await get(connection, row["stream_id"])
-    if stream is None:
-        raise IdempotencyConflict(
-            "The stream that this Idempotency-Key created was erased. Use a new key for a new request."
-        )
-    return stream
+    return await get(connection, row["stream_id"])
 
 
 def _stream(row: asyncpg.Record) -> Stream:

@@ -189,7 +189,7 @@ class Worker:
         try:
             await partitions.create_ahead(connection, self._settings.partition_days_ahead)
         except asyncpg.PostgresError as error:
-            logger.error("Partitions cannot be created ahead, and `baton migrate` must do it: %s", error)
+            logger.error("Partitions cannot be created ahead, and `baton maintain` must do it: %s", error)
 
     async def _register(self, connection: Connection) -> None:
         """Become a worker, or a new one after having been declared dead: then others have the streams."""

@@ -170,7 +170,7 @@ class Writer:
                 items = list(group.items())
                 await self._append(connection, dict(items[: len(items) // 2]))
                 await self._append(connection, dict(items[len(items) // 2 :]))
-            elif _partition_is_missing(error):
+            elif log.partition_is_missing(error):
                 self._put_off(next(iter(group)), error)
             else:
                 await self._reject(connection, next(iter(group)), error)
@@ -212,7 +212,7 @@ class Writer:
 
     def _put_off(self, outbox: Outbox, error: Exception) -> None:
         """Try a batch again after a while: it has no partition yet. Its generator waits when its buffer is full."""
-        logger.error("%s: run `baton migrate`, which creates the partitions that are missing.", error)
+        logger.error("%s: run `baton maintain`, which creates the partitions that are missing.", error)
         asyncio.get_running_loop().call_later(PUT_OFF_SECONDS, self._retry, outbox)
 
     def _retry(self, outbox: Outbox) -> None:
@@ -249,11 +249,6 @@ class Writer:
             if tail is not None and tail < outbox.tail and not outbox.closed.is_set():
                 logger.error("The log of stream %s went back from %d to %d.", outbox.stream_id, outbox.tail, tail)
                 outbox.end_with(Lost.REWOUND, tail)
-
-
-def _partition_is_missing(error: asyncpg.PostgresError) -> bool:
-    """Whether the log has no partition for the row: nobody's data is at fault, and `baton migrate` mends it."""
-    return isinstance(error, asyncpg.CheckViolationError) and not error.constraint_name
 
 
 class Notifier:

@@ -107,9 +107,9 @@ def create_stream() -> None:
         sa.Column("duration_seconds", sa.Double),
         sa.PrimaryKeyConstraint("id", name="pk_stream"),
         sa.CheckConstraint(
-            "status IN ('queued', 'running', 'completed', 'failed', 'cancelled')", name="ck_stream_status"
+            "status IN ('queued', 'running', 'completed', 'failed', 'cancelled')", name=op.f("ck_stream_status")
         ),
-        sa.CheckConstraint("on_worker_lost IN ('retry', 'fail')", name="ck_stream_on_worker_lost"),
+        sa.CheckConstraint("on_worker_lost IN ('retry', 'fail')", name=op.f("ck_stream_on_worker_lost")),
         schema="baton",
     )
     queued, running = sa.text("status = 'queued'"), sa.text("status = 'running'")
@@ -136,7 +136,7 @@ def create_batch() -> None:
         sa.Column("terminal", sa.Boolean, nullable=False),
         sa.Column("events", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("stream_id", "first_seq", name="pk_batch"),
-        sa.CheckConstraint("first_seq > 0 AND last_seq >= first_seq", name="ck_batch_seq"),
+        sa.CheckConstraint("first_seq > 0 AND last_seq >= first_seq", name=op.f("ck_batch_seq")),
         schema="baton",
         postgresql_partition_by="RANGE (stream_id)",
     )

@@ -1,0 +1,233 @@
+"""What clients and workers meet at the edge of what is kept, and where the partitions end."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+import pytest
+from tests.cluster import Author, Cluster, RunningPod, echo
+from tests.follower import following, frames_after, numbers, texts
+from tests.logbook import until
+from tests.past import KEPT_DAYS, day, maintained, old_stream, state
+
+from baton import partitions, streams
+from baton.maintain import DAY_SECONDS
+from baton.streams import NewStream
+
+GONE_DAYS = KEPT_DAYS + 1
+CALLS = (("GET", ""), ("GET", "?wait=5"), ("GET", "/events"), ("POST", "/cancel"), ("DELETE", ""))
+
+
+async def answers(cluster: Cluster, pod: RunningPod, stream_id: object) -> set[tuple[int, str]]:
+    """Status and code of every call about a stream."""
+    found = set()
+    for method, path in CALLS:
+        answer = await cluster.client.request(method, f"{pod.url}/v1/streams/{stream_id}{path}")
+        found.add((answer.status_code, answer.json()["code"]))
+    return found
+
+
+async def maintain(cluster: Cluster) -> list[str]:
+    async with cluster.pool.acquire() as connection:
+        return await maintained(connection)
+
+
+async def old_author(cluster: Cluster, days_ago: int = GONE_DAYS) -> Author:
+    """A running stream of a day past that the test writes."""
+    async with cluster.pool.acquire() as connection:
+        return Author(cluster.pool, await old_stream(connection, days_ago, batches=0, ended=False))
+
+
+async def test_whatever_is_asked_of_an_expired_stream_is_answered_with_gone(cluster: Cluster) -> None:
+    pod = await cluster.pod()
+    author = await old_author(cluster)
+    await author.write(b'{"type":"text","delta":"a"}', end=True)
+    await maintain(cluster)
+    assert await answers(cluster, pod, author.id) == {(410, "stream_expired")}
+    headers = {"last-event-id": "1"}
+    answer = await cluster.client.get(f"{pod.url}/v1/streams/{author.id}/events", headers=headers)
+    assert answer.status_code == 410
+    first_kept = partitions.name_of(await day_of(cluster, KEPT_DAYS))[-8:]
+    date = f"{first_kept[:4]}-{first_kept[4:6]}-{first_kept[6:]}"
+    assert answer.json()["detail"].endswith(f"has expired: those created before {date} (UTC) are deleted.")
+    later = UUID(int=author.id.int + (DAY_SECONDS * 1000 << 80))
+    assert await answers(cluster, pod, later) == {(404, "stream_not_found")}
+
+
+async def day_of(cluster: Cluster, days_ago: int) -> float:
+    async with cluster.pool.acquire() as connection:
+        return await day(connection, days_ago)
+
+
+async def test_a_stream_that_still_runs_below_the_horizon_is_served_as_ever(cluster: Cluster) -> None:
+    pod = await cluster.pod()
+    author = await old_author(cluster)
+    await author.write_texts([1, 2])
+    await maintain(cluster)
+    async with following(cluster.client, pod.url, author.id) as follower:
+        await follower.events(3)
+        await author.write(end=True)
+        await follower.rest()
+    assert follower.frames == author.frames
+    assert (await cluster.client.get(f"{pod.url}/v1/streams/{author.id}")).json()["status"] == "completed"
+    await maintain(cluster)
+    # That pod may keep what it has sent for some seconds more.
+    assert await answers(cluster, await cluster.pod(), author.id) == {(410, "stream_expired")}
+
+
+async def test_who_is_in_the_middle_of_an_expired_stream_is_let_go_and_then_told(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    pod = await cluster.pod(relay_window_bytes=4096)
+    author = await old_author(cluster)
+    await author.write_texts([1] * 200, padding=20_000, notify=False)
+    await author.write(end=True)
+    async with following(cluster.client, pod.url, author.id) as follower:
+        (first,) = await follower.events(1)
+        await maintain(cluster)
+        await follower.rest()
+    got = numbers(follower.frames)
+    assert got == list(range(first["seq"], len(got) + 1))
+    assert len(got) < len(author.lines)
+    assert "hole" not in caplog.text
+    answer = await cluster.client.get(
+        f"{pod.url}/v1/streams/{author.id}/events", headers={"last-event-id": str(got[-1])}
+    )
+    assert (answer.status_code, answer.json()["code"]) == (410, "stream_expired")
+
+
+async def test_clients_of_kept_streams_notice_nothing(cluster: Cluster) -> None:
+    """They replay, follow live and create, while a partition goes that a long transaction holds up."""
+    pod = await cluster.pod(relay_window_bytes=4096)
+    gone, kept, live = await old_author(cluster), await old_author(cluster, KEPT_DAYS), await cluster.author()
+    await gone.write(end=True)
+    await kept.write_texts([3] * 100, padding=2000, notify=False)
+    await kept.write(end=True)
+    name = partitions.name_of(await day_of(cluster, GONE_DAYS))
+    async with cluster.pool.acquire() as report, following(cluster.client, pod.url, live.id) as follower:
+        async with report.transaction():
+            await report.fetchval("SELECT count(*) FROM baton.batch")
+            running = asyncio.create_task(maintain(cluster))
+            await until_pending(cluster, name)
+            assert await frames_after(cluster.client, pod.url, kept.id) == kept.frames
+            for _ in range(20):
+                await live.write_texts([2])
+                assert len(await follower.events(2)) == 2
+            await cluster.create(pod)
+            assert not running.done()
+        assert f"Dropped partition {name}." in await running
+        await live.write(end=True)
+        await follower.rest()
+    assert follower.frames == live.frames
+    assert await frames_after(cluster.client, pod.url, kept.id, 150) == kept.frames[150:]
+
+
+async def until_pending(cluster: Cluster, name: str) -> None:
+    async def pending() -> bool:
+        async with cluster.pool.acquire() as connection:
+            return await state(connection, name) == "pending"
+
+    await until(pending)
+
+
+async def test_the_key_of_an_expired_stream_creates_a_new_one(cluster: Cluster) -> None:
+    pod = await cluster.pod()
+    headers, author = {"idempotency-key": "k"}, await old_author(cluster)
+    first = await cluster.client.post(f"{pod.url}/v1/streams", json={"input": 1}, headers=headers)
+    await cluster.pool.execute("UPDATE baton.idempotency_key SET stream_id = $1", author.id)
+    await author.write(end=True)
+    again = await cluster.client.post(f"{pod.url}/v1/streams", json={"input": 1}, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (200, str(author.id))
+    await maintain(cluster)
+    anew = await cluster.client.post(f"{pod.url}/v1/streams", json={"input": 1}, headers=headers)
+    assert anew.status_code == 201
+    assert len({first.json()["id"], again.json()["id"], anew.json()["id"]}) == 3
+
+
+# Where they end
+
+
+async def lose_partitions(cluster: Cluster) -> None:
+    """Take away today's partition and the two after it, once a worker has created the last: then it is done."""
+    names = [partitions.name_of(await day_of(cluster, days_ago)) for days_ago in (0, -1, -2)]
+
+    async def all_there() -> bool:
+        return bool(await cluster.pool.fetchval("SELECT to_regclass($1) IS NOT NULL", names[-1]))
+
+    await until(all_there)
+    for name in names:
+        await cluster.pool.execute(f"DROP TABLE {name}")
+
+
+async def test_after_partitions_ran_out_everything_goes_on(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    pod = await cluster.pod()
+    await cluster.worker({"replay": echo}, worker_heartbeat_seconds=0.05, partition_days_ahead=2)
+    await lose_partitions(cluster)
+    limits = streams.Limits(queue_timeout=0.01)
+    overdue, _ = await streams.create(cluster.pool, NewStream("nobody", None, {}, "fail", limits=limits))
+    await until(lambda: f"Stream {overdue.id} cannot be ended" in caplog.text)
+    # It holds up nobody else, who is held up by the log alone.
+    stuck = await cluster.create(pod, input=["a", "b"])
+    await until(lambda: "run `baton maintain`" in caplog.text)
+    async with following(cluster.client, pod.url, stuck) as follower:
+        await follower.next_block()
+        assert len(await maintain(cluster)) == 3
+        assert texts(await follower.rest()) == ["a", "b"]
+    answer = await cluster.client.get(f"{pod.url}/v1/streams/{overdue.id}?wait=10")
+    assert answer.json()["error"]["code"] == "queue_timeout"
+    assert pod.pod.ready
+
+
+async def test_a_pod_tells_how_far_partitions_reach(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    pod = await cluster.pod()
+    metric = "baton_partitions_end_timestamp_seconds"
+    await until(lambda: pod.pod.metrics.partitions_end is not None)
+    assert pod.metric(metric) == await day_of(cluster, -2)
+    assert "The log's partitions end" not in caplog.text
+    await cluster.pool.execute(f"DROP TABLE {partitions.name_of(await day_of(cluster, -1))}")
+    short = await cluster.pod()
+    await until(lambda: "The log's partitions end in" in caplog.text)
+    assert "Run `baton maintain`" in caplog.text
+    assert short.metric(metric) == await day_of(cluster, -1)
+    assert short.pod.ready
+
+
+async def test_a_pod_looks_again_after_a_failure(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baton.pod.PARTITIONS_SECONDS", 0.01)
+    pod = await cluster.pod()
+    await cluster.pool.execute("ALTER TABLE baton.batch RENAME TO elsewhere")
+    await until(lambda: "The log's partitions cannot be looked at" in caplog.text)
+    await cluster.pool.execute("ALTER TABLE baton.elsewhere RENAME TO batch")
+    pod.pod.metrics.partitions_end = None
+    await until(lambda: pod.pod.metrics.partitions_end is not None)
+    assert not pod.pod.broken
+
+
+@pytest.mark.parametrize("path", ["", "/events", "/events?last_event_id=1"])
+async def test_a_stream_that_goes_between_two_reads_of_a_request_is_not_there(cluster: Cluster, path: str) -> None:
+    pod = await cluster.pod()
+    author = await old_author(cluster)
+    await author.write_texts([1])
+    await author.write(end=True)
+    async with cluster.pool.acquire() as connection:
+        async with connection.transaction():
+            # The row is read, and then the log waits.
+            await connection.execute("LOCK TABLE baton.batch")
+            url = f"{pod.url}/v1/streams/{author.id}{path}"
+            asking = asyncio.create_task(cluster.client.get(url))
+            await until_waiting(cluster)
+            await connection.execute("DELETE FROM baton.stream")
+            await connection.execute("DELETE FROM baton.batch")
+        answer = await asking
+    assert (answer.status_code, answer.json()["code"]) == (404, "stream_not_found")
+
+
+async def until_waiting(cluster: Cluster) -> None:
+    async def waits() -> bool:
+        statement = "SELECT true FROM pg_locks WHERE relation = 'baton.batch'::regclass AND NOT granted"
+        return bool(await cluster.pool.fetchval(statement))
+
+    await until(waits)
