@@ -6,6 +6,7 @@ import asyncio
 import heapq
 import itertools
 import random
+import time
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -47,12 +48,16 @@ _ticker = _Ticker()
 
 
 async def generate(request: GenerationRequest) -> AsyncIterator[str]:
-    """Yield `input["tokens"]` words, `input["rate"]` a second, beginning at a random phase."""
+    """Yield `input["tokens"]` words, `input["rate"]` a second, beginning at a random phase.
+
+    With `input["stamped"]` each is the time at which it is yielded, in microseconds since 1970, instead.
+    """
     rate, tokens = request.input["rate"], request.input["tokens"]
+    stamped = request.input.get("stamped", False)
     loop = asyncio.get_running_loop()
     start = loop.time() + random.random() / rate
     for number in range(tokens):
         at = start + number / rate
         if at > loop.time():
             await _ticker.until(at)
-        yield WORDS[number % len(WORDS)]
+        yield str(time.time_ns() // 1000) if stamped else WORDS[number % len(WORDS)]
