@@ -211,6 +211,9 @@ class Relay:
         if batches:
             self.tail = batches[0].first_seq - 1
             self._apply_all(batches)
+        if stream.ended and not self.ended:
+            # Its row was closed with its terminal event in one statement, so somebody has taken that away.
+            self.damage(self.tail)
         self.loaded = True
         if self._dirty:
             self.hint()

@@ -203,6 +203,18 @@ async def test_a_hole_in_the_log_is_told_and_then_refused(cluster: Cluster, wind
         assert pod.metric("baton_log_reads_total") <= reads + 1
 
 
+@pytest.mark.parametrize("kept", [0, 2], ids=["nothing left", "the end lost"])
+async def test_the_log_of_an_ended_stream_that_was_not_restored_is_told(cluster: Cluster, kept: int) -> None:
+    pod, author = await cluster.pod(), await cluster.author()
+    await author.write_texts([1, 1, 1])
+    await author.write(text(4), end=True)
+    await cluster.pool.execute("DELETE FROM baton.batch WHERE first_seq > $1", kept)
+    answer = await cluster.client.get(f"{pod.url}/v1/streams/{author.id}/events")
+    assert (answer.status_code, answer.json()["code"]) == (500, "log_damaged")
+    state = (await cluster.client.get(f"{pod.url}/v1/streams/{author.id}")).json()
+    assert (state["status"], len(state["text"].split("token")) - 1) == ("completed", kept)
+
+
 async def test_a_hole_that_a_live_relay_meets_is_told_to_its_subscribers(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     await author.write(text(1))
