@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from alembic import context
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, inspect, text
 
 from baton.migrate import engine
 from baton.schema import SCHEMA, metadata
@@ -24,7 +24,9 @@ def include_object(item: Any, name: str | None, kind: str, _reflected: bool, _co
 
 def run(connection: Connection) -> None:
     """Run the requested migrations, each in its own transaction."""
-    connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+    # IF NOT EXISTS would ask for the right to create schemas even where there is nothing to create.
+    if not inspect(connection).has_schema(SCHEMA):
+        connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
     connection.commit()
     context.configure(
         connection=connection,

@@ -17,6 +17,8 @@ from rich.logging import RichHandler
 from . import __version__
 from .errors import ConfigurationError
 from .generators.registry import close_generators, load_generators
+from .grants import RoleNames
+from .grants import script as grants_script
 from .server import serve as serve_pod
 from .settings import Settings
 from .worker import Worker
@@ -28,6 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+_ROLES = RoleNames()
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -64,6 +67,16 @@ def migrate() -> None:
     settings = _settings()
     _run(lambda: run_migrations(settings.dsn, days_ahead=settings.partition_days_ahead, say=typer.echo))
     typer.echo("The database is up to date.")
+
+
+@app.command()
+def grants(
+    migrate: Annotated[str, typer.Option(help="The role that runs `baton migrate`.")] = _ROLES.migrate,
+    work: Annotated[str, typer.Option(help="The role of workers.")] = _ROLES.work,
+    serve: Annotated[str, typer.Option(help="The role of pods.")] = _ROLES.serve,
+) -> None:
+    """Print the SQL that makes three roles with the least rights that Baton needs; changes nothing itself."""
+    typer.echo(grants_script(RoleNames(migrate=migrate, work=work, serve=serve)), nl=False)
 
 
 @app.command()

@@ -117,5 +117,5 @@ def _refusals() -> Iterator[None]:
             reason = error.orig.__cause__ or error.orig
         advice = ""
         if isinstance(reason, asyncpg.InsufficientPrivilegeError):
-            advice = " `baton migrate` needs a role that may create a schema in this database, or that owns `baton`."
+            advice = " `baton migrate` needs a role that owns the schema `baton`, or may create it: see `baton grants`."
         raise ConfigurationError(f"The migrations could not run: {reason}.{advice}") from error
