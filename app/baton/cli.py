@@ -80,6 +80,18 @@ def grants(
 
 
 @app.command()
+def doctor(
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Let warnings count as errors.")] = False,
+) -> None:
+    """Look at the database and say what is wrong, and what to do; exit code 1 if there is an error."""
+    from .doctor.report import run as run_doctor
+
+    raise typer.Exit(run_doctor(_settings(), as_json=as_json, strict=strict))
+
+
+@app.command()
 def demo(
     serve: Annotated[bool, typer.Option("--serve", help="Kill nothing; stay up to be tried by hand.")] = False,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="The pods' port; default: a free one.")] = None,
