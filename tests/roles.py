@@ -46,7 +46,7 @@ def unique_names(pattern: str = "{}_{}") -> RoleNames:
 
 @contextlib.asynccontextmanager
 async def granted(admin_dsn: str, names: RoleNames | None = None) -> AsyncIterator[Roles]:
-    """Run the SQL in a database; drop the roles, and what they own there, at the end."""
+    """Run the SQL in a database; drop the roles at the end, and give back what they own there."""
     roles = Roles(admin_dsn, names or unique_names())
     try:
         await roles.grant()
@@ -64,7 +64,7 @@ async def drop(dsn: str, *names: str) -> None:
     for name in names:
         if await connection.fetchval("SELECT count(*) FROM pg_roles WHERE rolname = $1", name):
             role = await quoted(connection, name)
-            await connection.execute(f"DROP OWNED BY {role} CASCADE")
+            await connection.execute(f"REASSIGN OWNED BY {role} TO CURRENT_USER; DROP OWNED BY {role}")
             await connection.execute(f"DROP ROLE {role}")
     await connection.close()
 

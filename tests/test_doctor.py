@@ -15,7 +15,7 @@ import orjson
 import pytest
 from rich.console import Console
 from tests.conftest import execute, named_database
-from tests.logbook import answer, connected, working
+from tests.logbook import answer, connected, until, working
 from tests.processes import environment, finished
 from tests.roles import granted
 
@@ -89,7 +89,7 @@ UPDATE baton.stream SET queued_at = clock_timestamp() - interval '1 h';
 UPDATE baton.stream SET attempts = 1;
 INSERT INTO baton.worker (name, generators, concurrency, heartbeat_at)
 VALUES ('dead', '{{nobody}}', 1, clock_timestamp() - interval '1 h'), ('alive', '{{slow}}', 1, clock_timestamp());
-SELECT pg_stat_force_next_flush();
+SELECT pg_stat_force_next_flush()
 """
 
 
@@ -130,18 +130,18 @@ async def test_it_finds_that_nobody_works(dsn: str) -> None:
     assert levels(await diagnose(dsn))["workers_dead"] is ERROR
 
 
-@pytest.mark.parametrize(("ahead", "wanted", "code"), [(0, 1, "partitions_run_out"), (2, 7, "partitions_low")])
-async def test_it_finds_that_partitions_run_out(dsn: str, ahead: int, wanted: int, code: str) -> None:
+@pytest.mark.parametrize("reaches_tomorrow", [True, False])
+async def test_it_finds_that_partitions_run_out(dsn: str, *, reaches_tomorrow: bool) -> None:
     async with connected(dsn) as connection:
-        await connection.execute("SELECT baton.create_partitions($1)", ahead) if False else None
-        if ahead == 0:
+        if not reaches_tomorrow:
             name = await connection.fetchval(
                 "SELECT max(relname) FROM pg_class WHERE relname LIKE 'batch\\_________' AND relispartition"
             )
             await connection.execute(f"DROP TABLE baton.{name}")
-    diagnosis = await diagnose(dsn, partition_days_ahead=wanted)
-    assert troubles(diagnosis)[code] is (ERROR if ahead == 0 else WARNING)
-    assert "for " in finding(diagnosis, code).found
+    diagnosis = await diagnose(dsn, partition_days_ahead=7)
+    code, level = ("partitions_low", WARNING) if reaches_tomorrow else ("partitions_run_out", ERROR)
+    assert levels(diagnosis)[code] is level
+    assert "baton migrate" in finding(diagnosis, code).advice
 
 
 DATABASE_SETTINGS = {
@@ -171,36 +171,36 @@ async def test_it_finds_settings_of_other_roles_that_do_harm(dsn: str) -> None:
 
 
 async def test_it_finds_what_the_server_lacks(server: str) -> None:
-    changes = ("fsync = off", "full_page_writes = off", "autovacuum = off")
+    names = ("fsync", "full_page_writes", "autovacuum")
     try:
-        for change in changes:
-            await execute(server, f"ALTER SYSTEM SET {change}")
-        await reload(server)
+        for name in names:
+            await change(server, name, "off")
         diagnosis = await diagnose(server, database_pool_size=120)
-        assert (
-            levels(diagnosis).items()
-            >= {
-                "fsync_off": ERROR,
-                "full_page_writes_off": ERROR,
-                "autovacuum_off": ERROR,
-                "connections_short": ERROR,
-                "role_superuser": WARNING,
-            }.items()
-        )
     finally:
-        await execute(server, "ALTER SYSTEM RESET fsync")
-        await execute(server, "ALTER SYSTEM RESET full_page_writes")
-        await execute(server, "ALTER SYSTEM RESET autovacuum")
-        await reload(server)
+        for name in names:
+            await change(server, name, None)
+    assert (
+        levels(diagnosis).items()
+        >= {
+            "fsync_off": ERROR,
+            "full_page_writes_off": ERROR,
+            "autovacuum_off": ERROR,
+            "connections_short": ERROR,
+            "role_superuser": WARNING,
+        }.items()
+    )
 
 
-async def reload(server: str) -> None:
-    async with connected(server) as connection:
-        await connection.execute("SELECT pg_reload_conf()")
-        loaded = await connection.fetchval("SELECT pg_conf_load_time()")
-        async with asyncio.timeout(20):
-            while await connection.fetchval("SELECT pg_conf_load_time()") == loaded:
-                await asyncio.sleep(0.01)
+async def change(server: str, name: str, value: str | None) -> None:
+    """Change a setting of the server, and wait until new sessions have it."""
+    await execute(server, f"ALTER SYSTEM {'RESET ' + name if value is None else f'SET {name} = {value}'}")
+    await execute(server, "SELECT pg_reload_conf()")
+
+    async def changed() -> bool:
+        async with connected(server) as connection:
+            return bool(await connection.fetchval(f"SHOW {name}") == (value or "on"))
+
+    await until(changed)
 
 
 async def test_it_finds_who_holds_vacuum_back(dsn: str) -> None:
@@ -238,7 +238,6 @@ async def test_it_finds_that_the_notify_queue_is_full_and_who_holds_it_up(server
 
 async def test_it_finds_that_the_clocks_differ(dsn: str) -> None:
     ahead = await examine(Settings.load(database_url=dsn), thresholds=limits(), clock=lambda: time.time() - 100)
-    assert "100." in finding(ahead, "clock_skew").found
     assert "ahead of" in finding(ahead, "clock_skew").found
     behind = await examine(Settings.load(database_url=dsn), thresholds=limits(), clock=lambda: time.time() + 100)
     assert "behind" in finding(behind, "clock_skew").found
@@ -344,7 +343,7 @@ def test_durations() -> None:
 async def test_the_command_speaks_to_people_and_to_programs(server: str, tmp_path: Path) -> None:
     env = environment(BATON_DATABASE_URL=server, BATON_PARTITION_DAYS_AHEAD="1")
     code, out, err = await finished("doctor", env=env, cwd=tmp_path)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, ""), out
     assert "warning  workers_none: " in out
     code, out, err = await finished("doctor", "--json", "--strict", env=env, cwd=tmp_path)
     assert (code, err) == (1, "")

@@ -22,8 +22,9 @@ CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("the schema", tables.revision),
     ("the role's rights", role.rights),
     ("the owners of tables", role.owners),
-    ("notifications", notifications.delivery),
+    # To ask how full it is frees what all have read, and so may let notifications through again.
     ("the notify queue", notifications.queue),
+    ("notifications", notifications.delivery),
     ("timeouts of the role", server.timeouts),
     ("partitions", tables.partitions),
     ("retention", tables.retention),

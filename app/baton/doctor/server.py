@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from ..database import Connection, connect
+from ..errors import DatabaseUnreachable
 from .finding import Case, Finding, duration, error, ok, warning
 
 OLDEST_VERSION: Final = 15
@@ -189,7 +190,15 @@ async def transaction_ids(case: Case) -> AsyncIterator[Finding]:
 
 async def timeouts(case: Case) -> AsyncIterator[Finding]:
     """Does a timeout of the role cut what must stay open, or what takes its time?"""
-    listening = await connect(case.settings.listen_dsn, timeout_seconds=5, name="baton doctor", prepare=False)
+    try:
+        listening = await connect(
+            case.settings.listen_dsn,
+            timeout_seconds=case.thresholds.answer_seconds,
+            name="baton doctor",
+            prepare=False,
+        )
+    except DatabaseUnreachable:
+        return  # which the check of notifications tells
     try:
         idle = await _milliseconds(listening, "idle_session_timeout")
     finally:
