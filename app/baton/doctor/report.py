@@ -75,9 +75,8 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
 
 
 def _text(finding: Finding) -> Text:
-    text = Text(finding.found)
-    if finding.level is not Level.OK:
-        text = Text(f"{finding.code}: ", style="bold") + text
+    code = "" if finding.level is Level.OK else f"{finding.code}: "
+    text = Text.assemble((code, "bold"), finding.found)
     if finding.advice:
         text.append(f"\n→ {finding.advice}")
     return text

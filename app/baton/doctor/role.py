@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Set
 from typing import Final, TypeAlias
 
 from ..database import Connection
-from ..grants import GRANTS, Grant, Service
+from ..grants import GRANTS, Grant
 from .finding import Case, Finding, amount, error, ok, warning
 
 # What, on which table or function, and on which column of it.
@@ -68,12 +69,14 @@ async def rights(case: Case) -> AsyncIterator[Finding]:
     wanted = {service: _expanded(grants, existing) for service, grants in GRANTS.items()}
     may = [service for service in wanted if who["inside"] and wanted[service] <= held]
     if not may:
-        lacking = " ".join(_lacking(service, needed - held) for service, needed in wanted.items())
-        yield error("role_lacks_rights", f"{name} may neither serve nor work. {lacking}".strip(), _ADVICE)
+        lacking = " ".join(
+            f"To {service} it lacks {_described(needed - held, existing)}." for service, needed in wanted.items()
+        )
+        yield error("role_lacks_rights", f"{name} may neither serve nor work. {lacking}", _ADVICE)
     elif excess := held - set[Right]().union(*(wanted[service] for service in may)):
         yield warning(
             "role_excess_rights",
-            f"{name} may {' and '.join(may)}, and more than that takes: {_described(excess)}.",
+            f"{name} may {' and '.join(may)}, and more than that takes: {_described(excess, existing)}.",
             _ADVICE,
         )
     else:
@@ -108,15 +111,15 @@ def _expanded(grants: Iterable[Grant], existing: Set[Right]) -> set[Right]:
     }
 
 
-def _lacking(service: Service, rights: Set[Right]) -> str:
-    return f"To {service} it lacks {_described(rights)}."
-
-
-def _described(rights: Set[Right]) -> str:
-    """Name the rights table by table, and the columns where they are few."""
+def _described(rights: Set[Right], existing: Set[Right]) -> str:
+    """Name the rights table by table, and the columns where they are few and not all."""
     columns: dict[str, list[str]] = {}
     for privilege, on, column in sorted(rights, key=lambda right: (right[1], right[0], right[2] or "")):
-        columns.setdefault(f"{privilege} on {on}", []).extend([column] if column else [])
-    named = [f"{what} ({', '.join(some)})" if 0 < len(some) <= _FEW else what for what, some in columns.items()]
+        columns.setdefault(f"{privilege} on {on}", []).append(column or "")
+    every = Counter(f"{privilege} on {on}" for privilege, on, _ in existing)
+    named = [
+        f"{what} ({', '.join(some)})" if len(some) < every[what] and len(some) <= _FEW else what
+        for what, some in columns.items()
+    ]
     more = f" and {len(named) - _FEW} more" if len(named) > _FEW else ""
     return ", ".join(named[:_FEW]) + more
