@@ -65,6 +65,13 @@ def server() -> Iterator[str]:
         yield server.dsn
 
 
+ALL_WELL = {
+    *("reachable", "version", "encoding", "writable", "schema", "role", "notify_queue", "notifications", "timeouts"),
+    *("partitions", "indexes", "autovacuum", "transactions", "replication_slots", "workers", "queue", "connections"),
+    *("durability", "clock", "transaction_ids"),
+}
+
+
 async def test_where_all_is_well_it_finds_nothing(server: str) -> None:
     async with granted(server) as roles:
         await execute(server, f"GRANT pg_monitor TO {roles.names.serve}, {roles.names.work}, {roles.names.migrate}")
@@ -73,7 +80,7 @@ async def test_where_all_is_well_it_finds_nothing(server: str) -> None:
                 diagnosis = await diagnose(dsn)
                 assert diagnosis.complete
                 assert troubles(diagnosis) == {}, diagnosis.findings
-                assert {"schema", "partitions", "notifications", "role", "workers", "queue"} <= set(levels(diagnosis))
+                assert set(levels(diagnosis)) - {"retention"} == ALL_WELL
         await execute(server, "DELETE FROM baton.worker")
 
 
@@ -142,6 +149,23 @@ async def test_it_finds_that_partitions_run_out(dsn: str, *, reaches_tomorrow: b
     code, level = ("partitions_low", WARNING) if reaches_tomorrow else ("partitions_run_out", ERROR)
     assert levels(diagnosis)[code] is level
     assert "baton migrate" in finding(diagnosis, code).advice
+
+
+class Retaining(Settings):
+    retention_days: int = 30
+
+
+@pytest.mark.parametrize("age_days", [31, 34])
+async def test_it_finds_partitions_that_should_be_gone(dsn: str, age_days: int) -> None:
+    day = datetime.datetime.now(datetime.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    day -= datetime.timedelta(days=age_days)
+    first, end = (f"{int(edge.timestamp() * 1000):012x}{0:020x}" for edge in (day, day + datetime.timedelta(days=1)))
+    await execute(dsn, f"CREATE TABLE baton.old PARTITION OF baton.batch FOR VALUES FROM ('{first}') TO ('{end}')")
+    diagnosis = await examine(Retaining.load(database_url=dsn), thresholds=limits())
+    if age_days == 31:  # `baton maintain` has a day or two to run
+        assert levels(diagnosis)["retention"] is WELL
+    else:
+        assert "from old on" in finding(diagnosis, "retention_overdue").found
 
 
 DATABASE_SETTINGS = {

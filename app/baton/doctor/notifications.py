@@ -36,6 +36,8 @@ async def delivery(case: Case) -> AsyncIterator[Finding]:
     except ConfigurationError as problem:
         found, _, advice = str(problem).rpartition(". ")
         yield error("notifications_lost", f"{found}.", advice)
+    except asyncpg.ReadOnlySQLTransactionError:
+        return  # a standby, which is told already
     except asyncpg.ProgramLimitExceededError:
         yield error(
             "notifications_refused",
