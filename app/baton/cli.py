@@ -17,6 +17,8 @@ from rich.logging import RichHandler
 from . import __version__
 from .errors import ConfigurationError
 from .generators.registry import close_generators, load_generators
+from .grants import RoleNames
+from .grants import script as grants_script
 from .interruption import Interrupted, interruptible
 from .maintain import Policy, keep_maintaining
 from .maintain import maintain as maintain_once
@@ -31,6 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+_ROLES = RoleNames()
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -132,6 +135,28 @@ def maintain(
     except Interrupted as interrupted:
         # Being stopped is how the loop ends.
         raise typer.Exit(0 if every is not None else interrupted.exit_status) from None
+
+
+@app.command()
+def grants(
+    migrate: Annotated[str, typer.Option(help="The role that runs `baton migrate`.")] = _ROLES.migrate,
+    work: Annotated[str, typer.Option(help="The role of workers.")] = _ROLES.work,
+    serve: Annotated[str, typer.Option(help="The role of pods.")] = _ROLES.serve,
+) -> None:
+    """Print the SQL that makes three roles with the least rights that Baton needs; changes nothing itself."""
+    typer.echo(grants_script(RoleNames(migrate=migrate, work=work, serve=serve)), nl=False)
+
+
+@app.command()
+def doctor(
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Let warnings count as errors.")] = False,
+) -> None:
+    """Look at the database and say what is wrong, and what to do; exit code 1 if there is an error."""
+    from .doctor.report import run as run_doctor
+
+    raise typer.Exit(run_doctor(_settings(), as_json=as_json, strict=strict))
 
 
 @app.command()

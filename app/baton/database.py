@@ -152,8 +152,8 @@ async def check_schema(executor: Connection | Pool) -> None:
         found, oldest = None, None
     except asyncpg.InsufficientPrivilegeError as error:
         raise ConfigurationError(
-            f"The role of BATON_DATABASE_URL may not use Baton's tables: {error}. Connect as the role that ran "
-            "`baton migrate`, or have it grant this one its rights on the schema `baton` and all tables in it."
+            f"The role of BATON_DATABASE_URL may not use Baton's tables: {error}. Connect as one of the roles that "
+            "`baton grants` makes; run its SQL again after each `baton migrate`."
         ) from None
     if found is None:
         raise SchemaMismatch("The database has no Baton tables yet. Run `baton migrate` first.")

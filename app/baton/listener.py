@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Final
@@ -107,13 +108,26 @@ class Listener:
 
 
 async def check_delivery(listen_dsn: str, dsn: str) -> None:
-    """Send a notification through one connection, and see that it arrives at the other.
+    """See that notifications arrive, at a start; one that Postgres does not take just now keeps nobody from starting.
+
+    Raises:
+        ConfigurationError: nothing arrives.
+    """
+    try:
+        await deliver(listen_dsn, dsn)
+    except asyncpg.PostgresError as error:
+        logger.warning("Notifications cannot be sent just now: %r", error)
+
+
+async def deliver(listen_dsn: str, dsn: str) -> float:
+    """Send a notification through one connection, and see that it arrives at the other; return after how many seconds.
 
     A pooler in transaction mode accepts LISTEN, and then forgets it: asking it again proves nothing, since the answer
     may come from the very session that has it.
 
     Raises:
         ConfigurationError: nothing arrives.
+        PostgresError: it cannot be sent.
     """
     channel = f"baton_check_{secrets.token_hex(8)}"
     heard = asyncio.Event()
@@ -122,14 +136,14 @@ async def check_delivery(listen_dsn: str, dsn: str) -> None:
         sending = await connect(dsn, name="baton check", prepare=False)
         try:
             await listening.add_listener(channel, lambda *_: heard.set())
+            sent_at = time.monotonic()
             # Nothing is prepared here: behind a pooler that may fail by itself, and would hide what is looked for.
             await sending.execute(f"NOTIFY {channel}")
             async with asyncio.timeout(DELIVERY_SECONDS):
                 await heard.wait()
+            return time.monotonic() - sent_at
         finally:
             sending.terminate()
-    except asyncpg.PostgresError as error:
-        logger.warning("Notifications cannot be sent just now: %r", error)
     except TimeoutError:
         raise ConfigurationError(
             f"A notification did not arrive within {DELIVERY_SECONDS} s: the database URL seems to lead through a "

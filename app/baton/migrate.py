@@ -288,7 +288,7 @@ def _refusals() -> Iterator[None]:
         if isinstance(reason, CONNECTION_ERRORS):
             advice = " Run `baton migrate` again: it goes on where it stopped."
         if isinstance(reason, asyncpg.InsufficientPrivilegeError):
-            advice = " `baton migrate` needs a role that may create a schema in this database, or that owns `baton`."
+            advice = " `baton migrate` needs a role that owns the schema `baton`, or may create it: see `baton grants`."
         raise ConfigurationError(f"The migrations could not run: {reason}.{advice}") from error
 
 

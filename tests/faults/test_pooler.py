@@ -11,6 +11,8 @@ from tests.faults.servers import PGBOUNCER, pgbouncer
 from tests.faults.viewers import Viewer
 from tests.processes import environment, finished
 
+from baton.doctor.examination import examine
+
 pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed here")
 
 
@@ -45,3 +47,19 @@ async def test_around_it_many_streams_at_once_arrive_whole(
         assert viewer.text == "".join(words)
     # A statement that was lost would be repeated on a new connection, and only seen here.
     assert [record.message for record in caplog.records if record.levelname != "INFO"] == []
+
+
+async def test_the_doctor_looks_through_it(cluster: Cluster, pooler: str) -> None:
+    diagnosis = await examine(cluster.settings(database_url=pooler, listen_database_url=cluster.dsn))
+    assert diagnosis.complete
+    codes = {finding.code for finding in diagnosis.findings}
+    assert {"notifications", "schema", "partitions", "transaction_ids"} <= codes
+    assert "check_failed" not in codes
+
+
+@pytest.mark.slow
+async def test_the_doctor_finds_that_it_loses_notifications(cluster: Cluster, pooler: str) -> None:
+    diagnosis = await examine(cluster.settings(database_url=pooler))
+    (lost,) = [finding for finding in diagnosis.findings if finding.code == "notifications_lost"]
+    assert "BATON_LISTEN_DATABASE_URL" in lost.advice
+    assert diagnosis.complete

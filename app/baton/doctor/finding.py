@@ -1,0 +1,98 @@
+"""What a check has found, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from time import time
+from typing import Final, TypeAlias
+
+import asyncpg
+
+from ..database import Connection
+from ..settings import Settings
+
+
+class Level(StrEnum):
+    """How bad it is: an error loses or delays streams, or soon will; a warning is worth a look."""
+
+    OK = "ok"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found and, unless all is well, what to do, each in a sentence. A code never changes its meaning."""
+
+    level: Level
+    code: str
+    found: str
+    advice: str = ""
+
+
+def ok(code: str, found: str) -> Finding:
+    """Say that all is well."""
+    return Finding(Level.OK, code, found)
+
+
+def warning(code: str, found: str, advice: str) -> Finding:
+    """Say what is worth a look."""
+    return Finding(Level.WARNING, code, found, advice)
+
+
+def error(code: str, found: str, advice: str) -> Finding:
+    """Say what is wrong."""
+    return Finding(Level.ERROR, code, found, advice)
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """From where on something is worth a warning."""
+
+    queue_usage: float = 0.1  # of the notify queue
+    transaction_seconds: float = 60
+    queued_seconds: float = 30
+    dead_rows: int = 50_000
+    clock_seconds: float = 1
+    retained_wal_bytes: int = 1 << 30
+    transaction_ids_a_day: float = 500e6
+    sample_seconds: float = 1
+    answer_seconds: float = 5  # to a query, or to connecting
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What a check may look at. `transaction_id` is the next one as it was at `sampled_at`, on the database's clock."""
+
+    settings: Settings
+    connection: Connection
+    transaction_id: int
+    sampled_at: float
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    clock: Callable[[], float] = time
+
+    async def row(self, query: str, *arguments: object) -> asyncpg.Record:
+        """Return the one row of a query that always has one."""
+        row = await self.connection.fetchrow(query, *arguments)
+        assert row is not None
+        return row
+
+
+Check: TypeAlias = Callable[[Case], AsyncIterator[Finding]]
+
+_UNITS: Final = ((86_400, "days"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def duration(seconds: float) -> str:
+    """Say how long, in the largest unit that fits."""
+    for size, unit in _UNITS:
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def amount(count: int, noun: str) -> str:
+    """Say how many, in the singular or the plural."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

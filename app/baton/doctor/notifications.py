@@ -1,0 +1,72 @@
+"""Checks of LISTEN and NOTIFY: that what is sent arrives, and that the server's queue of them is not full."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Final
+
+import asyncpg
+
+from ..errors import ConfigurationError, DatabaseUnreachable
+from ..listener import deliver
+from .finding import Case, Finding, duration, error, ok, warning
+
+_NEARLY_FULL: Final = 0.5
+
+# The queue belongs to the whole server, and is freed only as far as every session that listens has read. One reads when
+# its transaction is over, and when its client takes what it is sent.
+_HOLDERS: Final = """
+SELECT pid, usename, datname, application_name, state,
+       extract(epoch FROM clock_timestamp() - xact_start)::double precision AS seconds
+FROM pg_stat_activity
+WHERE pid <> pg_backend_pid() AND datid IS NOT NULL
+  AND (state LIKE 'idle in transaction%' OR wait_event = 'ClientWrite'
+       OR xact_start < clock_timestamp() - interval '1 s')
+ORDER BY xact_start NULLS LAST LIMIT 3
+"""
+
+
+async def delivery(case: Case) -> AsyncIterator[Finding]:
+    """Does a notification that one connection sends arrive at another?"""
+    try:
+        seconds = await deliver(case.settings.listen_dsn, case.settings.dsn)
+    except DatabaseUnreachable as problem:
+        found, _, advice = str(problem).rpartition(". ")
+        yield error("listen_unreachable", f"{found}.", f"{advice} LISTEN takes BATON_LISTEN_DATABASE_URL first.")
+    except ConfigurationError as problem:
+        found, _, advice = str(problem).rpartition(". ")
+        yield error("notifications_lost", f"{found}.", advice)
+    except asyncpg.ReadOnlySQLTransactionError:
+        return  # a standby, which is told already
+    except asyncpg.ProgramLimitExceededError:
+        yield error(
+            "notifications_refused",
+            "Postgres takes no notifications: its queue of them is full.",
+            "End the session that holds the queue up (see notify_queue). Until then pods poll, and nothing is lost.",
+        )
+    else:
+        yield ok("notifications", f"A notification arrives, after {seconds * 1000:.0f} ms.")
+
+
+async def queue(case: Case) -> AsyncIterator[Finding]:
+    """How full is the queue of notifications, and who holds it up?"""
+    usage = await case.connection.fetchval("SELECT pg_notification_queue_usage()")
+    found = f"The queue of notifications is {usage:.1%} full."
+    if usage <= case.thresholds.queue_usage:
+        yield ok("notify_queue", found)
+        return
+    holders = [_described(row) for row in await case.connection.fetch(_HOLDERS)]
+    names = f"It may be held up by {'; '.join(holders)}." if holders else "This role may not see who holds it up."
+    level = error if usage > _NEARLY_FULL else warning
+    yield level(
+        "notify_queue",
+        f"{found} {names}",
+        "End that session's transaction, or the session: SELECT pg_terminate_backend(pid). A full queue refuses every "
+        "NOTIFY of the whole server.",
+    )
+
+
+def _described(row: asyncpg.Record) -> str:
+    since = f" for {duration(row['seconds'])}" if row["seconds"] is not None else ""
+    application = row["application_name"] or "no name"
+    return f"pid {row['pid']} ({row['usename']} in {row['datname']}, {application}; {row['state']}{since})"

@@ -1,0 +1,125 @@
+"""Checks of the role that this connects as, against what `baton grants` gives."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Set
+from typing import Final, TypeAlias
+
+from ..database import Connection
+from ..grants import GRANTS, Grant
+from .finding import Case, Finding, amount, error, ok, warning
+
+# What, on which table or function, and on which column of it.
+Right: TypeAlias = tuple[str, str, str | None]
+
+_WHO: Final = """
+SELECT current_user::text AS name, rolsuper AS superuser, pg_has_role(n.nspowner, 'USAGE') AS owner,
+       pg_get_userbyid(n.nspowner)::text AS owned_by, has_schema_privilege(n.oid, 'USAGE') AS inside
+FROM pg_roles AS r, pg_namespace AS n
+WHERE r.rolname = current_user AND n.nspname = 'baton'
+"""
+_RIGHTS: Final = """
+WITH relation AS (
+    SELECT c.oid, c.relname::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'baton' AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition
+)
+SELECT privilege, relname, attname::text, has_column_privilege(r.oid, attnum, privilege) AS held
+FROM relation AS r
+JOIN pg_attribute AS a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
+CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS privilege
+UNION ALL
+SELECT privilege, relname, NULL, has_table_privilege(r.oid, privilege)
+FROM relation AS r CROSS JOIN unnest(ARRAY['DELETE', 'TRUNCATE', 'TRIGGER']) AS privilege
+UNION ALL
+SELECT 'EXECUTE', format('%s(%s)', proname, oidvectortypes(proargtypes)), NULL, has_function_privilege(p.oid, 'EXECUTE')
+FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace WHERE n.nspname = 'baton'
+"""
+_FOREIGN: Final = """
+SELECT c.relname, pg_get_userbyid(c.relowner) AS owner
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = 'baton' AND c.relkind IN ('r', 'p', 'v') AND c.relowner <> n.nspowner
+UNION ALL
+SELECT p.proname, pg_get_userbyid(p.proowner)
+FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+WHERE n.nspname = 'baton' AND p.proowner <> n.nspowner
+ORDER BY 1
+"""
+_FEW: Final = 3
+_ADVICE: Final = "Run the SQL of `baton grants` (again after each `baton migrate`), and connect as one of its roles."
+
+
+async def rights(case: Case) -> AsyncIterator[Finding]:
+    """May the role do what a pod, a worker or a migration must, and no more?"""
+    who = await case.connection.fetchrow(_WHO)
+    if who is None:
+        return
+    name = f"The role {who['name']!r}"
+    if who["superuser"]:
+        yield warning(
+            "role_superuser", f"{name} is a superuser.", "Pods and workers need much less: see `baton grants`."
+        )
+        return
+    if who["owner"]:
+        yield ok("role", f"{name} owns Baton's schema: it may migrate, and do all else there.")
+        return
+    held, existing = await _rights(case.connection)
+    if not existing:
+        return
+    wanted = {service: _expanded(grants, existing) for service, grants in GRANTS.items()}
+    may = [service for service in wanted if who["inside"] and wanted[service] <= held]
+    if not may:
+        lacking = " ".join(
+            f"To {service} it lacks {_described(needed - held, existing)}." for service, needed in wanted.items()
+        )
+        yield error("role_lacks_rights", f"{name} may neither serve nor work. {lacking}", _ADVICE)
+    elif excess := held - set[Right]().union(*(wanted[service] for service in may)):
+        yield warning(
+            "role_excess_rights",
+            f"{name} may {' and '.join(may)}, and more than that takes: {_described(excess, existing)}.",
+            _ADVICE,
+        )
+    else:
+        yield ok("role", f"{name} may {' and '.join(may)}, and no more than that takes.")
+
+
+async def owners(case: Case) -> AsyncIterator[Finding]:
+    """Does all that is in the schema belong to its owner? Else migrations and new partitions fail."""
+    rows = await case.connection.fetch(_FOREIGN)
+    if rows:
+        yield error(
+            "owners_differ",
+            f"{rows[0]['relname']} belongs to {rows[0]['owner']!r}, and not to the owner of the schema; "
+            f"{amount(len(rows), 'such object')} in all.",
+            "Run the SQL of `baton grants`: it gives all to the role that migrates.",
+        )
+
+
+async def _rights(connection: Connection) -> tuple[set[Right], set[Right]]:
+    """Return what the role has, and what there is to be had."""
+    rows = await connection.fetch(_RIGHTS)
+    return {tuple(row)[:3] for row in rows if row["held"]}, {tuple(row)[:3] for row in rows}
+
+
+def _expanded(grants: Iterable[Grant], existing: Set[Right]) -> set[Right]:
+    """Return the single rights that grants stand for; those on what is not there yet are left out."""
+    return {
+        (privilege, on, column)
+        for privilege, on, column in existing
+        for grant in grants
+        if (grant.privilege, grant.on) == (privilege, on) and (not grant.columns or column in grant.columns)
+    }
+
+
+def _described(rights: Set[Right], existing: Set[Right]) -> str:
+    """Name the rights table by table, and the columns where they are few and not all."""
+    columns: dict[str, list[str]] = {}
+    for privilege, on, column in sorted(rights, key=lambda right: (right[1], right[0], right[2] or "")):
+        columns.setdefault(f"{privilege} on {on}", []).append(column or "")
+    every = Counter(f"{privilege} on {on}" for privilege, on, _ in existing)
+    named = [
+        f"{what} ({', '.join(some)})" if len(some) < every[what] and len(some) <= _FEW else what
+        for what, some in columns.items()
+    ]
+    more = f" and {len(named) - _FEW} more" if len(named) > _FEW else ""
+    return ", ".join(named[:_FEW]) + more

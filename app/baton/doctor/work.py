@@ -1,0 +1,87 @@
+"""Checks of the work: workers that are dead, streams that nobody runs, and those that wait."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Final
+
+from .finding import Case, Finding, amount, duration, error, ok, warning
+
+_WORKERS: Final = """
+SELECT name, generators, concurrency,
+       extract(epoch FROM clock_timestamp() - heartbeat_at)::double precision AS silent
+FROM baton.worker ORDER BY heartbeat_at
+"""
+_ORPHANS: Final = """
+SELECT count(*), min(id::text) FROM baton.stream AS s
+WHERE status = 'running' AND NOT EXISTS (SELECT FROM baton.worker AS w WHERE w.id = s.worker_id)
+"""
+_RUNNING: Final = "SELECT count(*) FROM baton.stream WHERE status = 'running'"
+_QUEUED: Final = """
+SELECT generator, count(*) AS waiting,
+       extract(epoch FROM clock_timestamp() - min(coalesce(queued_at, created_at)))::double precision AS seconds
+FROM baton.stream WHERE status = 'queued' GROUP BY generator ORDER BY 3 DESC
+"""
+
+
+async def workers(case: Case) -> AsyncIterator[Finding]:
+    """Is a worker alive, and none dead that still has its row?"""
+    lease = case.settings.lease_seconds
+    rows = await case.connection.fetch(_WORKERS)
+    dead = [row for row in rows if row["silent"] > 2 * lease]
+    alive = [row for row in rows if row["silent"] <= lease]
+    if dead:
+        level = warning if alive else error
+        yield level(
+            "workers_dead",
+            f"{amount(len(dead), 'worker')} silent for longer than BATON_LEASE_SECONDS={lease:g}, such as "
+            f"{dead[0]['name']!r} for {duration(dead[0]['silent'])}.",
+            "Start a worker: it gives the streams of dead ones to others, or ends them. If one is alive, read its log.",
+        )
+    if not alive:
+        yield warning(
+            "workers_none", "No worker is alive, so that streams are queued, and none runs.", "Run `baton worker`."
+        )
+    elif not dead:
+        slots = sum(row["concurrency"] for row in alive)
+        running = await case.connection.fetchval(_RUNNING)
+        yield ok("workers", f"{amount(len(alive), 'living worker')}, {running:,} of {slots:,} slots in use.")
+
+
+async def orphans(case: Case) -> AsyncIterator[Finding]:
+    """Is there a stream that runs, and has no worker?"""
+    count, example = await case.row(_ORPHANS)
+    if count:
+        yield warning(
+            "streams_orphaned",
+            f"{amount(count, 'stream')} under no worker, though running by the row: {example}.",
+            f"A living worker sees to it within twice BATON_LEASE_SECONDS={case.settings.lease_seconds:g}; if it is "
+            "still so then, run `baton worker`.",
+        )
+
+
+async def queue(case: Case) -> AsyncIterator[Finding]:
+    """For how long do streams wait, and does anybody offer what they wait for?"""
+    rows = await case.connection.fetch(_QUEUED)
+    lease = case.settings.lease_seconds
+    alive = [row for row in await case.connection.fetch(_WORKERS) if row["silent"] <= lease]
+    offered = {name for row in alive for name in row["generators"]}
+    well = True
+    for row in rows:
+        found = f"{amount(row['waiting'], 'stream')} queued for {row['generator']!r}"
+        found = f"{found}, the oldest for {duration(row['seconds'])}"
+        if row["generator"] not in offered:
+            well = False
+            yield error(
+                "queue_unserved",
+                f"{found}; no living worker offers it.",
+                "Run a worker that does: BATON_GENERATORS and BATON_OFFERED_GENERATORS say what one offers.",
+            )
+        elif row["seconds"] > case.thresholds.queued_seconds:
+            well = False
+            yield warning(
+                "queue_slow", f"{found}.", "Run more workers, or raise BATON_WORKER_CONCURRENCY if theirs have room."
+            )
+    if well:
+        oldest = f", the oldest for {duration(rows[0]['seconds'])}" if rows else ""
+        yield ok("queue", f"{amount(sum(row['waiting'] for row in rows), 'stream')} queued{oldest}.")

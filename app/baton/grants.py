@@ -1,0 +1,240 @@
+"""The rights that each of Baton's services needs in the database, and the SQL that grants just these.
+
+`GRANTS` is the one place that says so: `baton grants` prints SQL made of it, and `baton doctor` compares with it what a
+role may do. A third role runs the migrations: it owns the Postgres schema `baton`, and all that is in there.
+
+The SQL may be run at any time, and again: it creates what is missing, takes away what is too much, and skips what a
+later migration will bring.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from dataclasses import asdict, dataclass
+from typing import Final, Literal, TypeAlias
+
+from .errors import ConfigurationError
+
+Service: TypeAlias = Literal["work", "serve"]
+Privilege: TypeAlias = Literal["SELECT", "INSERT", "UPDATE", "DELETE", "EXECUTE"]
+
+_MAX_NAME_BYTES: Final = 63
+_RESERVED: Final = re.compile(r"public|none|pg_.*", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A right on a table, or on some of its columns, or on a function; all are in the Postgres schema `baton`."""
+
+    privilege: Privilege
+    on: str
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RoleNames:
+    """What the three roles are called in a database.
+
+    Raises:
+        ConfigurationError: Postgres has no such names, or two are the same.
+    """
+
+    migrate: str = "baton_migrate"
+    work: str = "baton_work"
+    serve: str = "baton_serve"
+
+    def __post_init__(self) -> None:
+        names = (self.migrate, self.work, self.serve)
+        for name in names:
+            if not name.isprintable() or not 0 < len(name.encode()) <= _MAX_NAME_BYTES or _RESERVED.fullmatch(name):
+                raise ConfigurationError(
+                    f"{name!r} cannot be the name of a role: it takes 1 to {_MAX_NAME_BYTES} printable characters, and "
+                    "none of the names that Postgres keeps for itself (public, none, pg_…)."
+                )
+        if len(set(names)) < len(names):
+            raise ConfigurationError("The roles that migrate, work and serve must be three different ones.")
+
+
+# A stream's end, as `log.append` and `streams.close` write it.
+_END: Final = (
+    *("status", "finish_reason", "error_code", "error_message", "usage", "tokens"),
+    *("time_to_first_token_seconds", "duration_seconds", "finished_at", "worker_id"),
+)
+_NEW_STREAM: Final = (
+    *("tenant", "generator", "input", "metadata", "on_worker_lost"),
+    *("max_duration", "idle_timeout", "queue_timeout", "unwatched_timeout"),
+)
+_ALL_BUT_INPUT: Final = (
+    *("id", "tenant", "generator", "metadata", "on_worker_lost", "epoch", "attempts"),
+    *("created_at", "queued_at", "started_at", "cancel_requested_at", "watched_at"),
+    *("max_duration", "idle_timeout", "queue_timeout", "unwatched_timeout"),
+    *_END,
+)
+_BOTH: Final = (
+    Grant("SELECT", "alembic_version"),
+    Grant("SELECT", "compatibility"),
+    Grant("SELECT", "retention"),
+    Grant("SELECT", "batch"),
+    Grant("INSERT", "batch"),  # a pod ends what it cancels while it is queued, and what it erases
+    Grant("SELECT", "worker"),
+)
+
+GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
+    "work": (
+        *_BOTH,
+        Grant("SELECT", "stream"),
+        Grant("UPDATE", "stream", (*_END, "epoch", "attempts", "queued_at", "started_at")),
+        Grant("INSERT", "worker", ("name", "generators", "concurrency")),
+        Grant("UPDATE", "worker", ("heartbeat", "heartbeat_at")),
+        Grant("DELETE", "worker"),  # a worker that leaves, or that buries another
+        Grant("EXECUTE", "create_partitions(integer)"),
+    ),
+    "serve": (
+        *_BOTH,
+        Grant("SELECT", "stream", _ALL_BUT_INPUT),
+        Grant("INSERT", "stream", _NEW_STREAM),
+        Grant("UPDATE", "stream", (*_END, "epoch", "cancel_requested_at", "watched_at")),
+        Grant("DELETE", "stream"),
+        Grant("DELETE", "batch"),
+        Grant("SELECT", "idempotency_key"),
+        Grant("INSERT", "idempotency_key"),
+        Grant("UPDATE", "idempotency_key", ("request_hash", "stream_id", "expires_at")),
+        Grant("DELETE", "idempotency_key"),
+    ),
+}
+
+_DEEP: Final = " " * 12
+_SCRIPT: Final = """\
+-- Roles for Baton, with the least rights that it needs. Run this as an administrator of the database (a superuser, or
+-- the database's owner if it may create roles): once before the first `baton migrate`, and again after each.
+--
+-- The roles can log in, but have no password yet. Give each one what your server asks for, for instance with
+--   ALTER ROLE {serve} PASSWORD '...';    (or \\password in psql, which keeps it out of the server's log)
+--
+-- Whoever can connect to a database can hear its notifications, and they carry text unless BATON_NOTIFY_PAYLOADS is
+-- false. So mind who can: REVOKE CONNECT ON DATABASE ... FROM PUBLIC. This leaves it as it is.
+DO {tag}
+DECLARE
+    before constant text := current_setting('role');
+    joined boolean := false;
+    owner oid;
+    grantee name;
+    item text;
+    privilege text;
+    object text;
+    columns name[];
+BEGIN
+    SET LOCAL search_path = pg_catalog, pg_temp;
+    SET LOCAL lock_timeout = '5s';
+
+    -- The roles.
+    FOREACH grantee IN ARRAY ARRAY[{migrate_text}, {work_text}, {serve_text}] LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = grantee) THEN
+            EXECUTE format('CREATE ROLE %I LOGIN', grantee);
+        END IF;
+        IF NOT has_database_privilege(grantee, current_database(), 'CONNECT') THEN
+            EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), grantee);
+        END IF;
+    END LOOP;
+    owner := (SELECT oid FROM pg_roles WHERE rolname = {migrate_text});
+
+    -- An administrator who is no superuser must belong to the role that owns the schema, for as long as this runs.
+    BEGIN
+        SET LOCAL ROLE {migrate};
+    EXCEPTION WHEN insufficient_privilege THEN
+        GRANT {migrate} TO CURRENT_USER;
+        joined := true;
+    END;
+    PERFORM set_config('role', before, true);
+
+    -- The schema; and where another role has run the migrations, what it owns there.
+    IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'baton') THEN
+        CREATE SCHEMA baton AUTHORIZATION {migrate};
+    END IF;
+    FOR item IN
+        SELECT 'SCHEMA baton' FROM pg_namespace WHERE nspname = 'baton' AND nspowner <> owner
+        UNION ALL
+        SELECT format('TABLE baton.%I', relname) FROM pg_class
+        WHERE relnamespace::regnamespace::text = 'baton' AND relkind IN ('r', 'p', 'v', 'm') AND relowner <> owner
+        UNION ALL
+        SELECT format('ROUTINE %s', oid::regprocedure) FROM pg_proc
+        WHERE pronamespace::regnamespace::text = 'baton' AND proowner <> owner
+    LOOP
+        EXECUTE format('ALTER %s OWNER TO %I', item, {migrate_text});
+    END LOOP;
+
+    -- What the services need, and nothing that they had before.
+    SET LOCAL ROLE {migrate};
+    REVOKE ALL ON SCHEMA baton FROM PUBLIC, {work}, {serve};
+    REVOKE ALL ON ALL TABLES IN SCHEMA baton FROM PUBLIC, {work}, {serve};
+    REVOKE ALL ON ALL SEQUENCES IN SCHEMA baton FROM PUBLIC, {work}, {serve};
+    REVOKE ALL ON ALL ROUTINES IN SCHEMA baton FROM PUBLIC, {work}, {serve};
+    GRANT USAGE ON SCHEMA baton TO {work}, {serve};
+    FOR grantee, privilege, object, columns IN VALUES
+{rows}
+    LOOP
+        -- A table, a column or a function that is not there comes with a later migration.
+        IF privilege = 'EXECUTE' THEN
+            IF to_regprocedure('baton.' || object) IS NOT NULL THEN
+                EXECUTE format('GRANT EXECUTE ON FUNCTION baton.%s TO %I', object, grantee);
+            END IF;
+            CONTINUE;
+        END IF;
+        CONTINUE WHEN to_regclass('baton.' || object) IS NULL;
+        item := '';
+        IF columns IS NOT NULL THEN
+            SELECT format('(%s)', string_agg(quote_ident(attname), ', ')) INTO item FROM pg_attribute
+            WHERE attrelid = to_regclass('baton.' || object) AND attname = ANY (columns) AND NOT attisdropped;
+        END IF;
+        EXECUTE format('GRANT %s %s ON baton.%I TO %I', privilege, item, object, grantee);
+    END LOOP;
+    IF to_regclass('baton.stream') IS NULL THEN
+        RAISE NOTICE 'Baton has no tables here yet. Run `baton migrate` as %, and then this again.', {migrate_text};
+    END IF;
+
+    PERFORM set_config('role', before, true);
+    IF joined THEN
+        REVOKE {migrate} FROM CURRENT_USER;
+    END IF;
+END
+{tag};
+"""
+
+
+def script(names: RoleNames) -> str:
+    """Return SQL that any client can run, in one statement: it takes effect as a whole or not at all."""
+    rows = [_row(getattr(names, service), grant) for service, wanted in GRANTS.items() for grant in wanted]
+    return _SCRIPT.format(
+        tag=_tag(names),
+        rows=",\n".join(rows),
+        **{service: _identifier(name) for service, name in asdict(names).items()},
+        **{f"{service}_text": _text(name) for service, name in asdict(names).items()},
+    )
+
+
+def _row(role: str, grant: Grant) -> str:
+    columns = " NULL::name[]"
+    if grant.columns:
+        columns = "\n" + textwrap.fill(
+            f"'{{{', '.join(grant.columns)}}}'::name[]", 110, initial_indent=_DEEP, subsequent_indent=_DEEP
+        )
+    return f"        ({_text(role)}, '{grant.privilege}', '{grant.on}',{columns})"
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _text(value: str) -> str:
+    """Quote a string, so that it is read alike whatever standard_conforming_strings is."""
+    quoted = "'" + value.replace("'", "''") + "'"
+    return "E" + quoted.replace("\\", "\\\\") if "\\" in value else quoted
+
+
+def _tag(names: RoleNames) -> str:
+    """Return a dollar quote that no name holds."""
+    tag = "$baton$"
+    while any(tag in name for name in asdict(names).values()):
+        tag = f"{tag[:-1]}_$"
+    return tag

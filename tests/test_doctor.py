@@ -1,0 +1,390 @@
+"""`baton doctor`: it finds what is wrong, which is brought about for real, and finds nothing where all is well."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import orjson
+import pytest
+from rich.console import Console
+from tests.conftest import execute, named_database
+from tests.logbook import answer, connected, until, working
+from tests.processes import environment, finished
+from tests.roles import granted
+
+from baton.chaos.faults import full_notify_queue
+from baton.doctor.examination import Diagnosis, examine
+from baton.doctor.finding import Finding, Level, Thresholds, duration, error, ok, warning
+from baton.doctor.report import exit_code, show
+from baton.embedded import embedded_server
+from baton.migrate import migrate
+from baton.settings import Settings
+
+QUICK = {"sample_seconds": 0}
+WELL, WARNING, ERROR = Level.OK, Level.WARNING, Level.ERROR
+
+
+async def diagnose(dsn: str, *, thresholds: dict[str, Any] | None = None, **given: Any) -> Diagnosis:
+    return await examine(
+        Settings.load(**{"database_url": dsn, "partition_days_ahead": 1} | given), thresholds=limits(thresholds)
+    )
+
+
+def limits(given: dict[str, Any] | None = None) -> Thresholds:
+    return Thresholds(**QUICK | (given or {}))
+
+
+def levels(diagnosis: Diagnosis) -> dict[str, Level]:
+    return {finding.code: finding.level for finding in diagnosis.findings}
+
+
+def finding(diagnosis: Diagnosis, code: str) -> Finding:
+    (found,) = [item for item in diagnosis.findings if item.code == code]
+    return found
+
+
+def troubles(diagnosis: Diagnosis) -> dict[str, Level]:
+    return {code: level for code, level in levels(diagnosis).items() if level is not WELL}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """A migrated database on a server of this module's own: durable, and with room for few notifications."""
+    with embedded_server() as server:
+        for change in ("max_notify_queue_pages = 64", "max_prepared_transactions = 2"):
+            asyncio.run(execute(server.dsn, f"ALTER SYSTEM SET {change}"))
+        server.restart()
+        asyncio.run(migrate(server.dsn, days_ahead=1))
+        yield server.dsn
+
+
+ALL_WELL = {
+    *("reachable", "version", "encoding", "writable", "schema", "role", "notify_queue", "notifications", "timeouts"),
+    *("partitions", "indexes", "autovacuum", "transactions", "replication_slots", "workers", "queue", "connections"),
+    *("durability", "clock", "transaction_ids", "retention"),
+}
+
+
+async def test_where_all_is_well_it_finds_nothing(server: str) -> None:
+    async with granted(server) as roles:
+        await execute(server, f"GRANT pg_monitor TO {roles.names.serve}, {roles.names.work}, {roles.names.migrate}")
+        async with working(roles.work_dsn, answer, lease_seconds=6):
+            for dsn in (roles.serve_dsn, roles.work_dsn, roles.migrate_dsn):
+                diagnosis = await diagnose(dsn)
+                assert diagnosis.complete
+                assert troubles(diagnosis) == {}, diagnosis.findings
+                assert set(levels(diagnosis)) == ALL_WELL
+        await execute(server, "DELETE FROM baton.worker")
+
+
+WRONG_TABLES = """
+CREATE TABLE baton.batch_rest PARTITION OF baton.batch DEFAULT;
+ALTER TABLE baton.batch DETACH PARTITION baton.{yesterday};
+CREATE UNLOGGED TABLE baton.loose ();
+ALTER TABLE baton.stream SET (autovacuum_enabled = false);
+INSERT INTO baton.stream (generator, input, on_worker_lost, status, worker_id)
+VALUES ('slow', '1', 'fail', 'queued', NULL), ('nobody', '1', 'fail', 'queued', NULL),
+       ('slow', '1', 'fail', 'running', gen_random_uuid());
+UPDATE baton.stream SET queued_at = clock_timestamp() - interval '1 h';
+UPDATE baton.stream SET attempts = 1;
+INSERT INTO baton.worker (name, generators, concurrency, heartbeat_at)
+VALUES ('dead', '{{nobody}}', 1, clock_timestamp() - interval '1 h'), ('alive', '{{slow}}', 1, clock_timestamp());
+SELECT pg_stat_force_next_flush()
+"""
+
+
+async def test_it_finds_what_is_wrong_with_tables_and_streams(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        today = await connection.fetchval("SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date")
+        yesterday = f"batch_{today - datetime.timedelta(days=1):%Y%m%d}"
+        for statement in WRONG_TABLES.format(yesterday=yesterday).split(";\n"):
+            await connection.execute(statement)
+        with pytest.raises(asyncpg.UniqueViolationError):
+            await connection.execute("CREATE UNIQUE INDEX CONCURRENTLY broken ON baton.stream (tenant)")
+    diagnosis = await diagnose(dsn, thresholds={"dead_rows": 1})
+    expected = {
+        "partition_default": (ERROR, "DEFAULT"),
+        "partitions_left_over": (WARNING, yesterday),
+        "unlogged": (ERROR, "loose"),
+        "autovacuum_off_tables": (WARNING, "stream"),
+        "dead_rows": (WARNING, "stream has"),
+        "indexes_invalid": (WARNING, "broken"),
+        "workers_dead": (WARNING, "'dead' for 60 min"),
+        "streams_orphaned": (WARNING, "1 stream"),
+        "queue_unserved": (ERROR, "1 stream queued for 'nobody', the oldest for 60 min"),
+        "queue_slow": (WARNING, "1 stream queued for 'slow', the oldest for 60 min"),
+    }
+    for code, (level, words) in expected.items():
+        assert levels(diagnosis).get(code) is level, (code, diagnosis.findings)
+        assert words in finding(diagnosis, code).found
+        assert finding(diagnosis, code).advice
+
+
+async def test_it_finds_that_nobody_works(dsn: str) -> None:
+    assert levels(await diagnose(dsn))["workers_none"] is WARNING
+    await execute(
+        dsn,
+        "INSERT INTO baton.worker (name, generators, concurrency, heartbeat_at) "
+        "VALUES ('dead', '{x}', 1, clock_timestamp() - interval '1 h')",
+    )
+    assert levels(await diagnose(dsn))["workers_dead"] is ERROR
+
+
+@pytest.mark.parametrize("reaches_tomorrow", [True, False])
+async def test_it_finds_that_partitions_run_out(dsn: str, *, reaches_tomorrow: bool) -> None:
+    async with connected(dsn) as connection:
+        if not reaches_tomorrow:
+            name = await connection.fetchval(
+                "SELECT max(relname) FROM pg_class WHERE relname LIKE 'batch\\_________' AND relispartition"
+            )
+            await connection.execute(f"DROP TABLE baton.{name}")
+    diagnosis = await diagnose(dsn, partition_days_ahead=7)
+    code, level = ("partitions_low", WARNING) if reaches_tomorrow else ("partitions_run_out", ERROR)
+    assert levels(diagnosis)[code] is level
+    assert "baton maintain" in finding(diagnosis, code).advice
+
+
+@pytest.mark.parametrize("age_days", [31, 34])
+async def test_it_finds_partitions_that_should_be_gone(dsn: str, age_days: int) -> None:
+    day = datetime.datetime.now(datetime.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    day -= datetime.timedelta(days=age_days)
+    first, end = (f"{int(edge.timestamp() * 1000):012x}{0:020x}" for edge in (day, day + datetime.timedelta(days=1)))
+    await execute(dsn, f"CREATE TABLE baton.old PARTITION OF baton.batch FOR VALUES FROM ('{first}') TO ('{end}')")
+    diagnosis = await examine(Settings.load(database_url=dsn), thresholds=limits())
+    if age_days == 31:  # `baton maintain` has a day or two to run
+        assert levels(diagnosis)["retention"] is WELL
+    else:
+        assert "from old on" in finding(diagnosis, "retention_overdue").found
+
+
+DATABASE_SETTINGS = {
+    "idle_session_timeout = '5min'": ("idle_session_timeout", ERROR, "after 5 min"),
+    "statement_timeout = '300ms'": ("statement_timeout", WARNING, "300 ms"),
+    "synchronous_commit = off": ("synchronous_commit_off", ERROR, "synchronous_commit is off"),
+    "default_transaction_read_only = on": ("read_only", ERROR, "read-only"),
+}
+
+
+async def test_it_finds_settings_that_do_harm(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        name = await connection.fetchval("SELECT current_database()")
+        for setting in DATABASE_SETTINGS:
+            await connection.execute(f"ALTER DATABASE {name} SET {setting}")
+    diagnosis = await diagnose(dsn)
+    for code, level, words in DATABASE_SETTINGS.values():
+        assert levels(diagnosis)[code] is level
+        assert words in finding(diagnosis, code).found
+
+
+async def test_it_finds_settings_of_other_roles_that_do_harm(dsn: str) -> None:
+    async with granted(dsn) as roles:
+        await execute(dsn, f"ALTER ROLE {roles.names.work} SET synchronous_commit = off")
+        diagnosis = await diagnose(roles.serve_dsn)
+        assert roles.names.work in finding(diagnosis, "synchronous_commit_off_elsewhere").found
+
+
+async def test_it_finds_what_the_server_lacks(server: str) -> None:
+    names = ("fsync", "full_page_writes", "autovacuum")
+    try:
+        for name in names:
+            await change(server, name, "off")
+        diagnosis = await diagnose(server, database_pool_size=120)
+    finally:
+        for name in names:
+            await change(server, name, None)
+    assert (
+        levels(diagnosis).items()
+        >= {
+            "fsync_off": ERROR,
+            "full_page_writes_off": ERROR,
+            "autovacuum_off": ERROR,
+            "connections_short": ERROR,
+            "role_superuser": WARNING,
+        }.items()
+    )
+
+
+async def change(server: str, name: str, value: str | None) -> None:
+    """Change a setting of the server, and wait until new sessions have it."""
+    await execute(server, f"ALTER SYSTEM {'RESET ' + name if value is None else f'SET {name} = {value}'}")
+    await execute(server, "SELECT pg_reload_conf()")
+
+    async def changed() -> bool:
+        async with connected(server) as connection:
+            return bool(await connection.fetchval(f"SHOW {name}") == (value or "on"))
+
+    await until(changed)
+
+
+async def test_it_finds_who_holds_vacuum_back(dsn: str) -> None:
+    async with connected(dsn) as idle:
+        await idle.execute("SET application_name = 'forgotten'; BEGIN; SELECT 1")
+        pid = idle.get_server_pid()
+        found = finding(await diagnose(dsn, thresholds={"transaction_seconds": 0}), "vacuum_held_back").found
+        assert f"pid {pid} " in found
+        assert "forgotten" in found
+        assert "idle in transaction" in found
+
+
+async def test_it_finds_prepared_transactions_and_replication_slots(server: str) -> None:
+    async with connected(server) as connection:
+        await connection.execute("BEGIN; CREATE TABLE public.other (); PREPARE TRANSACTION 'forgotten'")
+        await connection.execute("SELECT pg_create_physical_replication_slot('forgotten', true)")
+        try:
+            diagnosis = await diagnose(server, thresholds={"transaction_seconds": 0, "retained_wal_bytes": -1})
+        finally:
+            await connection.execute("ROLLBACK PREPARED 'forgotten'")
+            await connection.execute("SELECT pg_drop_replication_slot('forgotten')")
+    for code in ("prepared_transactions", "replication_slots"):
+        assert levels(diagnosis)[code] is WARNING
+        assert "'forgotten'" in finding(diagnosis, code).found
+
+
+async def test_it_finds_that_the_notify_queue_is_full_and_who_holds_it_up(server: str) -> None:
+    async with full_notify_queue(server), connected(server) as connection:
+        pid = await connection.fetchval("SELECT pid FROM pg_stat_activity WHERE state = 'idle in transaction'")
+        diagnosis = await diagnose(server)
+    assert levels(diagnosis)["notifications_refused"] is ERROR
+    assert levels(diagnosis)["notify_queue"] is ERROR
+    assert f"pid {pid} (" in finding(diagnosis, "notify_queue").found
+
+
+async def test_it_finds_that_the_clocks_differ(dsn: str) -> None:
+    ahead = await examine(Settings.load(database_url=dsn), thresholds=limits(), clock=lambda: time.time() - 100)
+    assert "ahead of" in finding(ahead, "clock_skew").found
+    behind = await examine(Settings.load(database_url=dsn), thresholds=limits(), clock=lambda: time.time() + 100)
+    assert "behind" in finding(behind, "clock_skew").found
+
+
+async def test_it_counts_transaction_ids(dsn: str) -> None:
+    assert levels(await diagnose(dsn, thresholds={"transaction_ids_a_day": 0}))["transaction_ids_fast"] is WARNING
+
+
+async def test_a_database_of_another_encoding_and_without_tables_is_told(postgres: str) -> None:
+    await execute(postgres, "CREATE DATABASE baton_ascii ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+    try:
+        diagnosis = await diagnose(named_database(postgres, "baton_ascii"))
+    finally:
+        await execute(postgres, "DROP DATABASE baton_ascii WITH (FORCE)")
+    assert levels(diagnosis)["encoding"] is ERROR
+    assert finding(diagnosis, "schema").advice == "Run `baton migrate` first."
+    assert "check_failed" not in levels(diagnosis)
+
+
+async def test_an_older_schema_is_told(empty_dsn: str) -> None:
+    await migrate(empty_dsn, days_ahead=0, to="0001")
+    assert finding(await diagnose(empty_dsn), "schema").level is ERROR
+
+
+async def test_roles_are_told_what_they_lack_and_what_they_have_too_much(dsn: str) -> None:
+    async with granted(dsn) as roles:
+        assert finding(await diagnose(roles.serve_dsn), "role").found.endswith(
+            "may serve, and no more than that takes."
+        )
+        assert finding(await diagnose(roles.work_dsn), "role").found.endswith("may work, and no more than that takes.")
+        assert "may migrate" in finding(await diagnose(roles.migrate_dsn), "role").found
+        await execute(dsn, f"GRANT UPDATE (input) ON baton.stream TO {roles.names.work}")
+        await execute(dsn, f"REVOKE DELETE ON baton.stream FROM {roles.names.serve}")
+        excess = finding(await diagnose(roles.work_dsn), "role_excess_rights")
+        assert "more than that takes: UPDATE on stream (input)." in excess.found
+        lacking = finding(await diagnose(roles.serve_dsn), "role_lacks_rights")
+        assert "To serve it lacks DELETE on stream." in lacking.found
+        await execute(dsn, f"ALTER TABLE baton.worker OWNER TO {roles.names.serve}")
+        assert roles.names.serve in finding(await diagnose(dsn), "owners_differ").found
+
+
+async def test_a_role_that_may_not_look_is_told_so(dsn: str) -> None:
+    async with granted(dsn) as roles, connected(dsn):
+        assert levels(await diagnose(roles.serve_dsn))["sessions_hidden"] is WARNING
+        await execute(dsn, f"REVOKE USAGE ON SCHEMA baton FROM {roles.names.serve}")
+        diagnosis = await diagnose(roles.serve_dsn)
+        assert (
+            levels(diagnosis).items() >= {"schema": ERROR, "role_lacks_rights": ERROR, "not_permitted": WARNING}.items()
+        )
+        assert "workers" in finding(diagnosis, "not_permitted").found
+        assert levels(diagnosis)["transaction_ids"] is WELL
+
+
+async def test_a_check_that_gets_no_answer_stops_no_other(dsn: str) -> None:
+    async with connected(dsn) as locking, locking.transaction():
+        await locking.execute("LOCK baton.worker IN ACCESS EXCLUSIVE MODE")
+        diagnosis = await diagnose(dsn, thresholds={"answer_seconds": 0.5})
+    failed = [item.found for item in diagnosis.findings if item.code == "check_failed"]
+    assert len(failed) == 3
+    assert failed[0].startswith("Workers could not be looked at: no answer within 0.5 s")
+    assert "transaction_ids" in levels(diagnosis)
+    assert diagnosis.complete
+
+
+async def test_a_listen_dsn_that_leads_nowhere_is_told(dsn: str) -> None:
+    diagnosis = await diagnose(dsn, listen_database_url="postgresql://u@127.0.0.1:1/x")
+    assert levels(diagnosis)["listen_unreachable"] is ERROR
+    assert diagnosis.complete
+
+
+def test_exit_codes() -> None:
+    fine, doubtful, bad = ok("a", "a"), warning("b", "b", "b"), error("c", "c", "c")
+    assert [exit_code(Diagnosis([fine]), strict=strict) for strict in (False, True)] == [0, 0]
+    assert [exit_code(Diagnosis([fine, doubtful]), strict=strict) for strict in (False, True)] == [0, 1]
+    assert [exit_code(Diagnosis([bad]), strict=strict) for strict in (False, True)] == [1, 1]
+    assert [exit_code(Diagnosis([bad], complete=False), strict=strict) for strict in (False, True)] == [2, 2]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_terminal_gets_a_table_that_fits_and_a_file_a_line_each(width: int) -> None:
+    diagnosis = Diagnosis([ok("fine", "All [b]fine[/b]."), warning("long", "word " * 60, "Do this.")])
+    shown = io.StringIO()
+    show(diagnosis, Console(file=shown, width=width, force_terminal=True, no_color=True))
+    lines = shown.getvalue().splitlines()
+    assert max(map(len, lines)) <= width + len("\x1b[1m\x1b[0m")
+    assert "All [b]fine[/b]." in lines[0]
+    assert any("→ Do this." in line for line in lines)
+    shown = io.StringIO()
+    show(diagnosis, Console(file=shown, width=width))
+    lines = shown.getvalue().splitlines()
+    assert len(lines) == 3
+    assert lines[0] == "ok       fine: All [b]fine[/b]."
+    assert lines[-1] == "0 errors, 1 warning."
+
+
+def test_durations() -> None:
+    assert [duration(x) for x in (0.04, 1.5, 30, 600, 8000, 90_000, 200_000)] == [
+        *("0.0 s", "1.5 s", "30 s", "10 min", "2 h", "25 h", "2 days"),
+    ]
+
+
+async def test_the_command_speaks_to_people_and_to_programs(server: str, tmp_path: Path) -> None:
+    env = environment(BATON_DATABASE_URL=server, BATON_PARTITION_DAYS_AHEAD="1")
+    code, out, err = await finished("doctor", env=env, cwd=tmp_path)
+    assert (code, err) == (0, ""), out
+    assert "warning  workers_none: " in out
+    code, out, err = await finished("doctor", "--json", "--strict", env=env, cwd=tmp_path)
+    assert (code, err) == (1, "")
+    document = orjson.loads(out)
+    assert document.keys() == {"baton", "complete", "errors", "warnings", "findings"}
+    assert (document["complete"], document["errors"]) == (True, 0)
+    assert document["warnings"] == sum(item["level"] == "warning" for item in document["findings"])
+    for item in document["findings"]:
+        assert item.keys() == {"level", "code", "found", "advice"}
+        assert item["level"] in {"ok", "warning", "error"}
+        assert bool(item["advice"]) == (item["level"] != "ok")
+
+
+async def test_the_command_says_why_it_cannot_look(tmp_path: Path) -> None:
+    env = environment(BATON_DATABASE_URL="postgresql://u:hunter2@127.0.0.1:1/x")
+    code, out, err = await finished("doctor", "--json", env=env, cwd=tmp_path)
+    assert (code, err) == (2, "")
+    document = orjson.loads(out)
+    assert document["complete"] is False
+    assert [item["code"] for item in document["findings"]] == ["unreachable"]
+    assert "hunter2" not in out
+    code, out, err = await finished("doctor", env=environment(), cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert err.startswith("baton: No database is configured.")

@@ -1,0 +1,333 @@
+"""The roles that `baton grants` makes: the services run under them, and each may do no more than it needs."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import astuple
+from pathlib import Path
+from typing import get_args
+from uuid import UUID
+
+import asyncpg
+import pytest
+from tests.cluster import Cluster, Tap, echo
+from tests.conftest import execute, named_database
+from tests.follower import following
+from tests.logbook import ANSWER, answer, connected, ended, events, text, until, working
+from tests.processes import environment, finished
+from tests.roles import PASSWORD, Roles, as_role, drop, granted, unique_names
+
+from baton import schema, streams
+from baton.database import check_schema, pool
+from baton.errors import ConfigurationError
+from baton.generators import Generator
+from baton.grants import GRANTS, RoleNames, Service, script
+from baton.migrate import migrate
+from baton.streams import Limits, NewStream
+
+
+@pytest.fixture
+async def roles(dsn: str) -> AsyncIterator[Roles]:
+    """Roles on a database that another role has migrated, which they take over."""
+    async with granted(dsn) as roles:
+        yield roles
+
+
+async def test_the_migrating_role_needs_no_more_than_its_schema(empty_dsn: str) -> None:
+    async with granted(empty_dsn) as roles:
+        await migrate(roles.migrate_dsn, days_ahead=1)
+        await roles.grant()
+        await migrate(roles.migrate_dsn, days_ahead=2)
+        for name in (roles.work_dsn, roles.serve_dsn):
+            async with connected(name) as connection:
+                await check_schema(connection)
+        async with connected(roles.migrate_dsn) as connection:
+            for statement in ("CREATE SCHEMA other", "CREATE TABLE public.other ()", "CREATE ROLE other"):
+                with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                    await connection.execute(statement)
+
+
+async def test_streams_live_and_end_under_these_roles(
+    roles: Roles, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    pod = await cluster.pod(database_url=roles.serve_dsn, generators={"none": "no:such"})
+    tap = Tap()
+    named: dict[str, Generator] = {"replay": echo, "tap": tap}
+    async with working(roles.work_dsn, named, partition_days_ahead=3), connected(cluster.dsn) as connection:
+        created = await create_twice_with_one_key(cluster, pod.url)
+        assert (await ended(connection, created)).status == "completed"
+        await follows_to_its_end(cluster, pod.url, created)
+        await is_found_and_erased(cluster, pod.url, created)
+
+        cancelled = UUID(await cluster.create(pod, generator="tap"))
+        await tap.started.wait()
+        await cancel(cluster, pod.url, cancelled)
+        assert (await ended(connection, cancelled)).status == "cancelled"
+
+        queued = UUID(await cluster.create(pod, generator="none"))
+        await cancel(cluster, pod.url, queued)
+        assert (await ended(connection, queued)).status == "cancelled"
+
+        async def partitions_are_ahead() -> bool:
+            parts = "SELECT count(*) = 5 FROM pg_inherits WHERE inhparent = 'baton.batch'::regclass"
+            return bool(await connection.fetchval(parts))
+
+        await until(partitions_are_ahead)
+    assert not refusals(caplog)
+
+
+async def create_twice_with_one_key(cluster: Cluster, url: str) -> UUID:
+    body = {"input": ["who", " goes"], "metadata": {"chat": 42}}
+    answers = [
+        await cluster.client.post(f"{url}/v1/streams", json=body, headers={"idempotency-key": "one"}) for _ in range(2)
+    ]
+    assert answers[0].is_success, answers[0].text
+    assert answers[0].json()["id"] == answers[1].json()["id"]
+    return UUID(answers[0].json()["id"])
+
+
+async def follows_to_its_end(cluster: Cluster, url: str, stream_id: UUID) -> None:
+    async with following(cluster.client, url, stream_id) as follower:
+        assert (await follower.next_event())["delta"] == "who"
+        await follower.rest()
+
+
+async def is_found_and_erased(cluster: Cluster, url: str, stream_id: UUID) -> None:
+    listed = (await cluster.client.get(f"{url}/v1/streams?metadata.chat=42")).json()
+    assert [item["id"] for item in listed["data"]] == [str(stream_id)]
+    assert (await cluster.client.get(f"{url}/v1/streams/{stream_id}")).json()["text"] == "who goes"
+    assert (await cluster.client.delete(f"{url}/v1/streams/{stream_id}")).status_code == 204
+    assert (await cluster.client.get(f"{url}/v1/streams/{stream_id}")).status_code == 404
+
+
+async def cancel(cluster: Cluster, url: str, stream_id: UUID) -> None:
+    cancelled = await cluster.client.post(f"{url}/v1/streams/{stream_id}/cancel")
+    assert cancelled.is_success, cancelled.text
+
+
+async def test_workers_see_to_what_others_left_under_their_role(roles: Roles, caplog: pytest.LogCaptureFixture) -> None:
+    tap = Tap()
+    async with pool(roles.serve_dsn, size=1, timeout_seconds=10) as creating, connected(roles.admin_dsn) as connection:
+
+        async def create(generator: str, **limits: float) -> UUID:
+            new = NewStream(generator, None, {}, "retry", limits=Limits(**limits))
+            return (await streams.create(creating, new))[0].id
+
+        taken_over = await create("test")
+        async with working(roles.work_dsn, tap):
+            tap.let("half")
+            await tap.started.wait()
+        overdue = await create("none", queue_timeout=0.01)
+        unwatched = await create("none", unwatched_timeout=0.01)
+        await streams.note_watched(creating, [unwatched])
+        watching = {"watch_interval_seconds": 0.05, "database_timeout_seconds": 0.3}
+        async with working(roles.work_dsn, answer, **watching):
+            assert (await ended(connection, taken_over)).status == "completed"
+            assert text(await events(connection, taken_over)).endswith(ANSWER)
+            assert (await ended(connection, overdue)).error_code == "queue_timeout"
+            assert (await ended(connection, unwatched)).finish_reason == "unwatched"
+    assert not refusals(caplog)
+
+
+def refusals(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "permission denied" in record.getMessage()]
+
+
+NOBODY: tuple[str, ...] = (
+    "CREATE TABLE baton.other ()",
+    "CREATE INDEX ON baton.stream (status)",
+    "ALTER TABLE baton.stream ADD COLUMN other integer",
+    "DROP TABLE baton.worker",
+    "DROP VIEW baton.event",
+    "CREATE SCHEMA other",
+    "INSERT INTO baton.alembic_version VALUES ('9999')",
+    "UPDATE baton.alembic_version SET version_num = '9999'",
+    "DELETE FROM baton.alembic_version",
+    "TRUNCATE baton.batch",
+    "TRUNCATE baton.stream",
+    "TRUNCATE baton.worker",
+    "UPDATE baton.batch SET events = ''",
+    "UPDATE baton.batch SET terminal = false",
+    "SELECT events FROM baton.{partition}",
+    "INSERT INTO baton.{partition} SELECT * FROM baton.batch",
+    "DELETE FROM baton.{partition}",
+    "DROP TABLE baton.{partition}",
+    "ALTER TABLE baton.batch DETACH PARTITION baton.{partition}",
+    "UPDATE baton.stream SET id = id",
+    "UPDATE baton.stream SET tenant = 'other'",
+    "UPDATE baton.stream SET generator = 'other'",
+    "UPDATE baton.stream SET input = ''",
+    "UPDATE baton.stream SET metadata = '{{}}'",
+    "UPDATE baton.stream SET on_worker_lost = 'fail'",
+    "UPDATE baton.stream SET created_at = now()",
+    "UPDATE baton.stream SET max_duration = NULL",
+    "SELECT * FROM other.secret",
+)
+FORBIDDEN: dict[Service, tuple[str, ...]] = {
+    "serve": (
+        *NOBODY,
+        "SELECT input FROM baton.stream",
+        "INSERT INTO baton.stream (generator, input, on_worker_lost, status) VALUES ('x', '', 'fail', 'running')",
+        "INSERT INTO baton.stream (id, generator, input, on_worker_lost) VALUES (gen_random_uuid(), 'x', '', 'fail')",
+        "UPDATE baton.stream SET attempts = 0",
+        "INSERT INTO baton.worker (name, generators, concurrency) VALUES ('x', '{{}}', 1)",
+        "UPDATE baton.worker SET heartbeat = 0",
+        "DELETE FROM baton.worker",
+        "SELECT FROM baton.worker FOR KEY SHARE",
+        "UPDATE baton.idempotency_key SET tenant = 'other'",
+        "SELECT baton.create_partitions(1)",
+    ),
+    "work": (
+        *NOBODY,
+        "INSERT INTO baton.stream (generator, input, on_worker_lost) VALUES ('x', '', 'fail')",
+        "DELETE FROM baton.stream",
+        "DELETE FROM baton.batch",
+        "LOCK baton.stream IN ACCESS EXCLUSIVE MODE",
+        "UPDATE baton.stream SET cancel_requested_at = now()",
+        "UPDATE baton.stream SET watched_at = now()",
+        "UPDATE baton.worker SET name = 'other'",
+        "UPDATE baton.worker SET generators = '{{}}'",
+        "SELECT * FROM baton.idempotency_key",
+        "INSERT INTO baton.idempotency_key VALUES ('', 'x', '', gen_random_uuid(), now())",
+        "UPDATE baton.idempotency_key SET expires_at = now()",
+        "DELETE FROM baton.idempotency_key",
+    ),
+}
+
+
+async def test_no_service_may_do_more_than_it_needs(roles: Roles) -> None:
+    await execute(roles.admin_dsn, "CREATE SCHEMA other; CREATE TABLE other.secret ()")
+    allowed = await overstepped(roles)
+    assert allowed == []
+
+
+async def test_running_it_again_takes_away_what_is_too_much(roles: Roles) -> None:
+    for role in ("PUBLIC", roles.names.work, roles.names.serve):
+        await execute(roles.admin_dsn, f"GRANT ALL ON ALL TABLES IN SCHEMA baton TO {role}")
+        await execute(roles.admin_dsn, f"GRANT ALL ON ALL FUNCTIONS IN SCHEMA baton TO {role}")
+        await execute(roles.admin_dsn, f"GRANT ALL ON SCHEMA baton TO {role}")
+        await execute(roles.admin_dsn, f"GRANT UPDATE (input) ON baton.stream TO {role}")
+    await execute(roles.admin_dsn, "CREATE SCHEMA other; CREATE TABLE other.secret ()")
+    assert len(await overstepped(roles)) > 40
+    await roles.grant()
+    assert await overstepped(roles) == []
+
+
+async def test_what_is_forbidden_would_work_but_for_the_role(roles: Roles) -> None:
+    """Else a mistake in a statement could pass for a refusal."""
+    await execute(roles.admin_dsn, "CREATE SCHEMA existing; CREATE SCHEMA other; CREATE TABLE other.secret ()")
+    async with connected(roles.admin_dsn) as connection:
+        partition = await a_partition(connection)
+        for statement in {item for items in FORBIDDEN.values() for item in items}:
+            changed = statement.replace("CREATE SCHEMA other", "CREATE SCHEMA another")
+            transaction = connection.transaction()
+            await transaction.start()
+            await connection.execute(changed.format(partition=partition))
+            await transaction.rollback()
+
+
+async def overstepped(roles: Roles) -> list[str]:
+    """Return what a service may do of what it must not."""
+    allowed = []
+    for service in get_args(Service):
+        async with connected(roles.admin_dsn) as connection:
+            partition = await a_partition(connection)
+        async with connected(roles.serve_dsn if service == "serve" else roles.work_dsn) as connection:
+            for statement in FORBIDDEN[service]:
+                transaction = connection.transaction()
+                await transaction.start()
+                try:
+                    await connection.execute(statement.format(partition=partition))
+                    allowed.append(f"{service}: {statement}")
+                except asyncpg.InsufficientPrivilegeError:
+                    pass
+                await transaction.rollback()
+    return allowed
+
+
+async def a_partition(connection: asyncpg.Connection[asyncpg.Record]) -> str:
+    name = await connection.fetchval("SELECT min(relname) FROM pg_class WHERE relname LIKE 'batch\\_________'")
+    assert isinstance(name, str)
+    return name
+
+
+async def test_an_administrator_who_is_no_superuser_may_run_it(postgres: str) -> None:
+    suffix = secrets.token_hex(4)
+    admin, database, names = f"admin_{suffix}", f"baton_managed_{suffix}", unique_names()
+    await execute(postgres, f"CREATE ROLE {admin} LOGIN CREATEROLE PASSWORD '{PASSWORD}'")
+    await execute(postgres, f"CREATE DATABASE {database} OWNER {admin}")
+    as_superuser = named_database(postgres, database)
+    managed = Roles(as_role(as_superuser, admin), names)
+    try:
+        await managed.grant()
+        for name in astuple(names):
+            await execute(managed.admin_dsn, f"ALTER ROLE {name} PASSWORD '{PASSWORD}'")
+        await migrate(managed.migrate_dsn, days_ahead=1)
+        await managed.grant()
+        await managed.grant()
+        await execute(as_superuser, "CREATE SCHEMA other; CREATE TABLE other.secret ()")
+        assert await overstepped(Roles(as_superuser, names)) == []
+        async with connected(managed.admin_dsn) as connection:
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):  # it has left the role that it had joined
+                await connection.execute(f"SET ROLE {names.migrate}")
+    finally:
+        await drop(as_superuser, *astuple(names))
+        await execute(postgres, f"DROP DATABASE {database} WITH (FORCE)")
+        await execute(postgres, f"DROP ROLE {admin}")
+
+
+ODD = RoleNames("Migrate \"'s $baton$ 100%", "wörk\\er; --", "SELECT")
+
+
+async def test_names_of_any_kind_are_quoted(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        odd = RoleNames(*(f"{name}{secrets.token_hex(4)}" for name in astuple(ODD)))
+        await connection.execute("SET standard_conforming_strings = off")
+        try:
+            await connection.execute(script(odd))
+            made = await connection.fetch("SELECT rolname FROM pg_roles WHERE rolname = ANY ($1)", list(astuple(odd)))
+            assert {name for (name,) in made} == set(astuple(odd))
+            owner = await connection.fetchval(
+                "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = 'baton.batch'::regclass"
+            )
+            assert owner == odd.migrate
+            for name in (odd.work, odd.serve):
+                assert await connection.fetchval("SELECT has_table_privilege($1, 'baton.batch', 'INSERT')", name)
+        finally:
+            await drop(dsn, *astuple(odd))
+
+
+@pytest.mark.parametrize("name", ["", "x" * 64, "ö" * 32, "a\nb", "a\0", "public", "none", "pg_monitor"])
+def test_names_that_postgres_does_not_take_are_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be the name of a role"):
+        RoleNames(work=name)
+
+
+def test_one_role_for_two_services_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="three different"):
+        RoleNames(work="same", serve="same")
+
+
+async def test_it_runs_on_an_older_schema(empty_dsn: str) -> None:
+    await migrate(empty_dsn, days_ahead=0, to="0001")
+    async with granted(empty_dsn) as roles, connected(roles.serve_dsn) as connection:
+        await connection.fetch("SELECT id, tenant FROM baton.stream")
+
+
+def test_it_knows_the_columns_there_are() -> None:
+    """A new column of a stream must be named here, for pods to read it."""
+    tables = {table.name: set(table.columns.keys()) for table in schema.metadata.tables.values()}
+    for grants in GRANTS.values():
+        for grant in grants:
+            assert set(grant.columns) <= tables.get(grant.on, set()), grant
+    serves = next(grant for grant in GRANTS["serve"] if (grant.privilege, grant.on) == ("SELECT", "stream"))
+    assert set(serves.columns) == tables["stream"] - {"input"}
+
+
+async def test_the_command_prints_it(tmp_path: Path) -> None:
+    code, out, err = await finished("grants", "--serve", "pods", env=environment(), cwd=tmp_path)
+    assert (code, out, err) == (0, script(RoleNames(serve="pods")), "")
+    code, out, err = await finished("grants", "--serve", "public", env=environment(), cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert err.startswith("baton: 'public' cannot be the name of a role")
