@@ -14,6 +14,8 @@ from .finding import Case, Finding, amount, duration, error, ok, warning
 
 # Its stream may run on for so long after its day, and `baton maintain` may run once a day.
 _RETENTION_GRACE: Final = datetime.timedelta(days=2)
+# A day, less the time after midnight in which workers have yet to create the next one.
+_LEAST_SECONDS: Final = 22 * 3600
 _BOUNDS: Final = re.compile(r"FOR VALUES FROM \('(\S+)'\) TO \('(\S+)'\)")
 
 # Read from the catalog alone, which every role may do.
@@ -83,10 +85,10 @@ async def partitions(case: Case) -> AsyncIterator[Finding]:
     spans = [_span(row["bounds"]) for row in rows]
     end = _covered_until(now, [span for span in spans if span is not None])
     left = (end - now).total_seconds()
-    found = f"{amount(len(rows), 'partition')} of the log; new streams have one until {end:%Y-%m-%d %H:%M} UTC"
-    found = f"{found}, for {duration(left)}."
+    until = f"have one until {end:%Y-%m-%d %H:%M} UTC, for {duration(left)}" if left else "have none"
+    found = f"{amount(len(rows), 'partition')} of the log; new streams {until}."
     advice = "Run `baton migrate` now. A worker makes them ahead every hour: look into its log for why it could not."
-    if left <= 86_400:
+    if left <= _LEAST_SECONDS:
         yield error("partitions_run_out", found, advice)
     elif left <= (case.settings.partition_days_ahead - 1) * 86_400:
         yield warning("partitions_low", found, advice)
