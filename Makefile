@@ -35,11 +35,11 @@ lint: install ## Check style, types, import contracts and the lock file
 	@$(RUN)lint-imports
 
 test: lint ## Lint, then run the tests on a real Postgres (at most 5 minutes)
-	@$(RUN)pytest -q -n 2 -m "not slow"
+	@$(RUN)pytest -q -n 4 -m "not slow"
 
 test-all: lint ## The tests, and those that take longer, and on the oldest Postgres where there is one
-	@$(RUN)pytest -q -n 2
-	@$(RUN)pytest -q -n 2 -m "not slow" --postgres 15
+	@$(RUN)pytest -q -n 4
+	@$(RUN)pytest -q -n 4 -m "not slow" --postgres 15
 
 format: install ## Format the code
 	@$(RUN)ruff check --quiet --fix .

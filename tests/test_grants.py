@@ -315,6 +315,19 @@ async def test_it_runs_on_an_older_schema(empty_dsn: str) -> None:
         await connection.fetch("SELECT id, tenant FROM baton.stream")
 
 
+async def test_it_grants_what_later_migrations_bring(roles: Roles) -> None:
+    tables = ("compatibility", "retention")
+    for name in tables:
+        await execute(roles.migrate_dsn, f"CREATE TABLE IF NOT EXISTS baton.{name} ()")
+    await roles.grant()
+    for dsn in (roles.work_dsn, roles.serve_dsn):
+        async with connected(dsn) as connection:
+            for name in tables:
+                await connection.execute(f"SELECT FROM baton.{name}")
+                with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                    await connection.execute(f"DELETE FROM baton.{name}")
+
+
 def test_it_knows_the_columns_there_are() -> None:
     """A new column of a stream must be named here, for pods to read it."""
     tables = {table.name: set(table.columns.keys()) for table in schema.metadata.tables.values()}

@@ -21,11 +21,14 @@ from .database import Connection, Pool
 
 _CREATE = "SELECT baton.create_partitions($1)"
 
+# From the catalog alone, which every role may read.
 _ATTACHED = """
 SELECT format('%I.%I', n.nspname, c.relname) AS name, pg_get_expr(c.relpartbound, c.oid) AS bounds,
        i.inhdetachpending AS detaching, obj_description(c.oid, 'pg_class') IS NOT DISTINCT FROM $1 AS marked
 FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE i.inhparent = 'baton.batch'::regclass
+WHERE i.inhparent = (
+    SELECT p.oid FROM pg_class AS p JOIN pg_namespace AS s ON s.oid = p.relnamespace
+    WHERE s.nspname = 'baton' AND p.relname = 'batch')
 ORDER BY 1
 """
 _DETACHED = """
@@ -58,6 +61,8 @@ LIMIT 1
 _NOW = "SELECT extract(epoch FROM clock_timestamp())::double precision"
 
 LOG: Final = "baton.batch"
+# Somebody should look when fewer are left: a day, less the time after midnight in which workers create the next one.
+LEAST_SECONDS: Final = 22 * 3600
 _MARK: Final = "Expired: `baton maintain` drops it."
 _BOUNDS: Final = re.compile(r"FOR VALUES FROM \((\S+)\) TO \((\S+)\)")
 _LEAST, _GREATEST = UUID(int=0), UUID(int=2**128 - 1)

@@ -27,8 +27,6 @@ logger = logging.getLogger(__name__)
 # For so long the database may be silent before new clients are better sent elsewhere.
 READY_SILENCE_SECONDS: Final = 15
 PARTITIONS_SECONDS: Final = 60
-# A day, less the time after midnight in which workers have yet to create the next one.
-PARTITIONS_LEFT_SECONDS: Final = 22 * 3600
 
 
 class Pod:
@@ -148,7 +146,7 @@ class Pod:
                 logger.warning("The log's partitions cannot be looked at: %r", error)
             else:
                 self.metrics.partitions_end = reach.end
-                if reach.left_seconds < PARTITIONS_LEFT_SECONDS:
+                if reach.left_seconds < partitions.LEAST_SECONDS:
                     logger.error(
                         "The log's partitions end in %.1f h, and then nothing can be written. Run `baton maintain`; "
                         "workers create them too, and their log says why they cannot.",

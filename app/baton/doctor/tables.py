@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import datetime
-import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Final
-from uuid import UUID
 
+from .. import partitions as log_partitions
 from ..database import REVISION, check_schema
 from ..errors import ConfigurationError
 from .finding import Case, Finding, amount, duration, error, ok, warning
 
 # Its stream may run on for so long after its day, and `baton maintain` may run once a day.
-_RETENTION_GRACE: Final = datetime.timedelta(days=2)
-_BOUNDS: Final = re.compile(r"FOR VALUES FROM \('(\S+)'\) TO \('(\S+)'\)")
-
-# Read from the catalog alone, which every role may do.
-_PARTITIONS: Final = """
-SELECT c.relname AS name, pg_get_expr(c.relpartbound, c.oid) AS bounds, i.inhdetachpending AS pending
-FROM pg_inherits AS i
-JOIN pg_class AS c ON c.oid = i.inhrelid
-JOIN pg_class AS p ON p.oid = i.inhparent
-JOIN pg_namespace AS n ON n.oid = p.relnamespace
-WHERE n.nspname = 'baton' AND p.relname = 'batch'
-ORDER BY 1
-"""
-_LEFT_OVER: Final = """
-SELECT c.relname, pg_size_pretty(pg_total_relation_size(c.oid)) AS size
-FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE n.nspname = 'baton' AND c.relkind = 'r' AND NOT c.relispartition AND c.relname LIKE 'batch\\_%'
-ORDER BY 1
+_GRACE_SECONDS: Final = 2 * 86_400
+_DEFAULT: Final = """
+SELECT t.partdefid <> 0 FROM pg_partitioned_table AS t
+JOIN pg_class AS c ON c.oid = t.partrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = 'baton' AND c.relname = 'batch'
 """
 _UNLOGGED: Final = """
 SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -75,30 +61,28 @@ async def revision(case: Case) -> AsyncIterator[Finding]:
 
 
 async def partitions(case: Case) -> AsyncIterator[Finding]:
-    """Do the log's partitions reach ahead, and are there none that should be gone?"""
-    rows = await case.connection.fetch(_PARTITIONS)
-    if not rows:
+    """Do the log's partitions reach ahead?"""
+    there = await log_partitions.attached(case.connection)
+    if not there:
         return
-    now = await case.connection.fetchval("SELECT clock_timestamp()")
-    spans = [_span(row["bounds"]) for row in rows]
-    end = _covered_until(now, [span for span in spans if span is not None])
-    left = (end - now).total_seconds()
-    found = f"{amount(len(rows), 'partition')} of the log; new streams have one until {end:%Y-%m-%d %H:%M} UTC"
-    found = f"{found}, for {duration(left)}."
+    reach = await log_partitions.reach(case.connection)
+    end, left = f"{datetime.datetime.fromtimestamp(reach.end, datetime.UTC):%Y-%m-%d %H:%M}", reach.left_seconds
+    until = f"have one until {end} UTC, for {duration(left)}" if left > 0 else "have none"
+    found = f"{amount(len(there), 'partition')} of the log; new streams {until}."
     advice = "Run `baton maintain` now. A worker makes them ahead every hour: look into its log for why it could not."
-    if left <= 86_400:
+    if left <= log_partitions.LEAST_SECONDS:
         yield error("partitions_run_out", found, advice)
     elif left <= (case.settings.partition_days_ahead - 1) * 86_400:
         yield warning("partitions_low", found, advice)
     else:
         yield ok("partitions", found)
-    if any(row["bounds"] == "DEFAULT" for row in rows):
+    if await case.connection.fetchval(_DEFAULT):
         yield error(
             "partition_default",
             "The log has a DEFAULT partition.",
             "Detach it, and move its rows: each new partition scans it under a lock, and retention cannot drop it.",
         )
-    if pending := [row["name"] for row in rows if row["pending"]]:
+    if pending := [item.name for item in there if item.detaching]:
         yield warning(
             "partitions_pending",
             f"The detachment of {', '.join(pending)} was cut short.",
@@ -109,12 +93,11 @@ async def partitions(case: Case) -> AsyncIterator[Finding]:
 async def retention(case: Case) -> AsyncIterator[Finding]:
     """Is there a partition that retention should have dropped?"""
     days = case.settings.retention_days
-    rows = await case.connection.fetch(_PARTITIONS)
-    if not rows:
+    there = await log_partitions.attached(case.connection)
+    if not there:
         return
-    now = await case.connection.fetchval("SELECT clock_timestamp()")
-    due = now - datetime.timedelta(days=days) - _RETENTION_GRACE
-    overdue = [row["name"] for row in rows if (span := _span(row["bounds"])) is not None and span[1] < due]
+    due = await log_partitions.now(case.connection) - days * 86_400 - _GRACE_SECONDS
+    overdue = [item.name for item in there if log_partitions.moment_of(item.end) < due]
     if overdue:
         yield warning(
             "retention_overdue",
@@ -127,13 +110,16 @@ async def retention(case: Case) -> AsyncIterator[Finding]:
 
 async def leftovers(case: Case) -> AsyncIterator[Finding]:
     """Are there tables that were partitions once?"""
-    rows = await case.connection.fetch(_LEFT_OVER)
-    if rows:
-        names = ", ".join(f"{row['relname']} ({row['size']})" for row in rows)
+    tables = await log_partitions.detached(case.connection)
+    if expired := [name for name, marked in tables.items() if marked]:
+        yield warning(
+            "partitions_expired", f"Detached, and not yet dropped: {', '.join(expired)}.", "Run `baton maintain`."
+        )
+    if kept := [name for name, marked in tables.items() if not marked]:
         yield warning(
             "partitions_left_over",
-            f"Detached from the log, and still there: {names}.",
-            "Drop them if nobody needs them any more. `baton maintain` drops those that it has detached itself.",
+            f"Detached from the log by somebody, and still there: {', '.join(kept)}.",
+            "Archive and drop them if nobody needs them any more; `baton maintain` leaves them alone.",
         )
 
 
@@ -184,24 +170,3 @@ async def autovacuum(case: Case) -> AsyncIterator[Finding]:
         )
     if well:
         yield ok("autovacuum", f"Autovacuum runs ({workers} at once, every {nap}), and keeps up with Baton's tables.")
-
-
-def _span(bounds: str | None) -> tuple[datetime.datetime, datetime.datetime] | None:
-    """When the streams of a partition are created: its ids begin with the time in milliseconds."""
-    match = _BOUNDS.fullmatch(bounds or "")
-    return (_moment(match[1]), _moment(match[2])) if match else None
-
-
-def _moment(edge: str) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp((UUID(edge).int >> 80) / 1000, datetime.UTC)
-
-
-def _covered_until(
-    now: datetime.datetime, spans: Sequence[tuple[datetime.datetime, datetime.datetime]]
-) -> datetime.datetime:
-    """Return until when there is no gap from now on."""
-    end = now
-    for first, last in sorted(spans):
-        if first <= end < last:
-            end = last
-    return end
