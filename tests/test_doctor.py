@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import orjson
@@ -329,6 +330,12 @@ async def test_a_listen_dsn_that_leads_nowhere_is_told(dsn: str) -> None:
     diagnosis = await diagnose(dsn, listen_database_url="postgresql://u@127.0.0.1:1/x")
     assert levels(diagnosis)["listen_unreachable"] is ERROR
     assert diagnosis.complete
+
+
+async def test_a_refusal_is_told_whole(dsn: str) -> None:
+    diagnosis = await diagnose(urlunsplit(urlsplit(dsn)._replace(netloc="nobody@")))
+    assert finding(diagnosis, "unreachable").found.endswith('role "nobody" does not exist')
+    assert finding(diagnosis, "unreachable").advice == "Correct BATON_DATABASE_URL."
 
 
 def test_exit_codes() -> None:

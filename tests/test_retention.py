@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
 from tests.cluster import Author, Cluster, RunningPod, echo
+from tests.conftest import execute
 from tests.follower import following, frames_after, numbers, texts
 from tests.logbook import until
 from tests.past import KEPT_DAYS, day, maintained, old_stream, state
@@ -194,13 +196,15 @@ async def test_a_pod_tells_how_far_partitions_reach(cluster: Cluster, caplog: py
 
 
 async def test_a_pod_looks_again_after_a_failure(
-    cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    postgres: str, cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baton.pod.PARTITIONS_SECONDS", 0.01)
     pod = await cluster.pod()
-    await cluster.pool.execute("ALTER TABLE baton.batch RENAME TO elsewhere")
+    database = urlsplit(cluster.dsn).path[1:]
+    await execute(postgres, f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
+    await execute(postgres, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
     await until(lambda: "The log's partitions cannot be looked at" in caplog.text)
-    await cluster.pool.execute("ALTER TABLE baton.elsewhere RENAME TO batch")
+    await execute(postgres, f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
     pod.pod.metrics.partitions_end = None
     await until(lambda: pod.pod.metrics.partitions_end is not None)
     assert not pod.pod.broken

@@ -220,7 +220,7 @@ async def test_nothing_is_lost_whatever_breaks() -> None:
     assert status == 0, words
     counts = played.chaos.director.counts
     assert len(counts.keys() & set(KINDS)) >= 12, counts
-    assert played.chaos.audience.traffic.events > 5_000
+    assert played.chaos.audience.traffic.events > 1_000
     assert played.chaos.audience.judged > 12
     assert "The seed was 5. Again: baton chaos --seconds 16 --seed 5 --streams 12" in words
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before

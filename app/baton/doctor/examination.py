@@ -13,7 +13,7 @@ from ..database import CONNECTION_ERRORS, connect
 from ..errors import DatabaseUnreachable
 from ..settings import Settings
 from . import notifications, role, server, sessions, tables, work
-from .finding import Case, Check, Finding, Level, Thresholds, error, ok, warning
+from .finding import Case, Check, Finding, Level, Thresholds, ok, refusal, warning
 
 CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("the server's version", server.version),
@@ -74,8 +74,7 @@ async def examine(
     try:
         await examination.run()
     except DatabaseUnreachable as problem:
-        found, _, advice = str(problem).rpartition(". ")
-        examination.diagnosis.findings.append(error("unreachable", f"{found}.", advice))
+        examination.diagnosis.findings.append(refusal("unreachable", problem))
         examination.diagnosis.complete = False
     return examination.diagnosis
 

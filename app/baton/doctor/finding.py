@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 import asyncpg
 
 from ..database import Connection
+from ..errors import ConfigurationError
 from ..settings import Settings
 
 
@@ -45,6 +46,12 @@ def warning(code: str, found: str, advice: str) -> Finding:
 def error(code: str, found: str, advice: str) -> Finding:
     """Say what is wrong."""
     return Finding(Level.ERROR, code, found, advice)
+
+
+def refusal(code: str, problem: ConfigurationError, advice: str = "Correct BATON_DATABASE_URL.") -> Finding:
+    """Say what an error says, whose last sentence is what to do; if there is but one, `advice` is."""
+    found, several, last = str(problem).rpartition(". ")
+    return error(code, f"{found}.", last) if several else error(code, str(problem), advice)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import asyncpg
 
 from ..errors import ConfigurationError, DatabaseUnreachable
 from ..listener import deliver
-from .finding import Case, Finding, duration, error, ok, warning
+from .finding import Case, Finding, duration, error, ok, refusal, warning
 
 _NEARLY_FULL: Final = 0.5
 
@@ -31,11 +31,9 @@ async def delivery(case: Case) -> AsyncIterator[Finding]:
     try:
         seconds = await deliver(case.settings.listen_dsn, case.settings.dsn)
     except DatabaseUnreachable as problem:
-        found, _, advice = str(problem).rpartition(". ")
-        yield error("listen_unreachable", f"{found}.", f"{advice} LISTEN takes BATON_LISTEN_DATABASE_URL first.")
+        yield refusal("listen_unreachable", problem, "Correct BATON_LISTEN_DATABASE_URL, which LISTEN takes first.")
     except ConfigurationError as problem:
-        found, _, advice = str(problem).rpartition(". ")
-        yield error("notifications_lost", f"{found}.", advice)
+        yield refusal("notifications_lost", problem)
     except asyncpg.ReadOnlySQLTransactionError:
         return  # a standby, which is told already
     except asyncpg.ProgramLimitExceededError:

@@ -9,7 +9,7 @@ from typing import Final
 from .. import partitions as log_partitions
 from ..database import REVISION, check_schema
 from ..errors import ConfigurationError
-from .finding import Case, Finding, amount, duration, error, ok, warning
+from .finding import Case, Finding, amount, duration, error, ok, refusal, warning
 
 # Its stream may run on for so long after its day, and `baton maintain` may run once a day.
 _GRACE_SECONDS: Final = 2 * 86_400
@@ -53,8 +53,7 @@ async def revision(case: Case) -> AsyncIterator[Finding]:
     try:
         await check_schema(case.connection)
     except ConfigurationError as problem:
-        found, _, advice = str(problem).rpartition(". ")
-        yield error("schema", f"{found}.", advice)
+        yield refusal("schema", problem)
         return
     found = await case.connection.fetchval("SELECT version_num FROM baton.alembic_version")
     yield ok("schema", f"The schema is at revision {found}; this version is made for {REVISION}.")
