@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import datetime
 import os
 import statistics
 import sys
@@ -29,7 +28,7 @@ import httpx2
 import orjson
 import uvloop
 
-from baton import streams
+from baton import partitions, streams
 from baton.chaos.viewers import EventSource
 from baton.cluster import Cluster, Program, reserved_port
 from baton.database import Connection
@@ -38,13 +37,16 @@ from baton.migrate import migrate
 from baton.streams import NewStream
 
 ROOT = Path(__file__).parent.parent
-FIRST_REVISION = "0002"
+DOWN_TO = "0002"
+DAY_SECONDS = 86_400
 LOCK_LOOK_SECONDS = 0.005
 OLD_DAYS = 40
+# For what the commands take longer than their phases.
+COMMANDS_SECONDS = 15
 
 _OLD_PARTITION = """
-CREATE TABLE baton.{name} (LIKE baton.batch INCLUDING ALL);
-ALTER TABLE baton.batch ATTACH PARTITION baton.{name} FOR VALUES FROM ('{first}') TO ('{last}');
+CREATE TABLE {name} (LIKE baton.batch INCLUDING ALL);
+ALTER TABLE baton.batch ATTACH PARTITION {name} FOR VALUES FROM ('{first}') TO ('{last}');
 INSERT INTO baton.stream (id, generator, input, on_worker_lost, status, finished_at)
 SELECT overlay('{first}' placing lpad(to_hex(i), 12, '0') from 25)::uuid, 'load', '1', 'retry', 'completed', now()
 FROM generate_series(1, {streams}) AS i;
@@ -105,12 +107,16 @@ class Viewer:
 
 async def old_partition(connection: Connection, count: int) -> None:
     """Make a partition of a day long ago, with so many streams of 500 events that have ended."""
-    day = datetime.datetime.now(datetime.UTC).date() - datetime.timedelta(days=OLD_DAYS)
-    midnight = datetime.datetime.combine(day, datetime.time(), datetime.UTC)
-    first, last = (str(UUID(int=int((midnight + datetime.timedelta(days=n)).timestamp() * 1000) << 80)) for n in (0, 1))
-    event = '{"type":"text","delta":" answer"}'
-    statement = _OLD_PARTITION.format(name=f"batch_{day:%Y%m%d}", first=first, last=last, streams=count, event=event)
-    await connection.execute(statement)
+    midnight = (time.time() // DAY_SECONDS - OLD_DAYS) * DAY_SECONDS
+    await connection.execute(
+        _OLD_PARTITION.format(
+            name=partitions.name_of(midnight),
+            first=partitions.first_id(midnight),
+            last=partitions.first_id(midnight + DAY_SECONDS),
+            streams=count,
+            event='{"type":"text","delta":" answer"}',
+        )
+    )
 
 
 async def watch_locks(dsn: str, measured: Measured) -> None:
@@ -136,7 +142,7 @@ async def command(dsn: str, *arguments: str) -> None:
 
 async def cycle(dsn: str) -> None:
     """All migrations but the first two: down, and up again."""
-    await command(dsn, "alembic", "downgrade", FIRST_REVISION)
+    await command(dsn, "alembic", "downgrade", DOWN_TO)
     await command(dsn, "baton", "migrate")
 
 
@@ -180,7 +186,7 @@ async def run(dsn: str, folder: Path, given: argparse.Namespace) -> Measured:
     ):
         async with pool.acquire() as connection:
             await old_partition(connection, given.old_streams)
-        tokens = int(given.rate * given.seconds * 4)
+        tokens = int(given.rate * (3 * given.seconds + COMMANDS_SECONDS))
         new = NewStream("load", {"rate": given.rate, "tokens": tokens, "stamped": True}, {}, "retry")
         ids = [(await streams.create(pool, new))[0].id for _ in range(given.streams)]
         viewers = [Viewer(measured, port, stream_id) for stream_id in ids]

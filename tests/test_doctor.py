@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 from tests.conftest import execute, named_database
 from tests.logbook import answer, connected, until, working
+from tests.past import old_partition
 from tests.processes import environment, finished
 from tests.roles import granted
 
@@ -156,15 +157,13 @@ async def test_it_finds_that_partitions_run_out(dsn: str, *, reaches_tomorrow: b
 
 @pytest.mark.parametrize("age_days", [31, 34])
 async def test_it_finds_partitions_that_should_be_gone(dsn: str, age_days: int) -> None:
-    day = datetime.datetime.now(datetime.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    day -= datetime.timedelta(days=age_days)
-    first, end = (f"{int(edge.timestamp() * 1000):012x}{0:020x}" for edge in (day, day + datetime.timedelta(days=1)))
-    await execute(dsn, f"CREATE TABLE baton.old PARTITION OF baton.batch FOR VALUES FROM ('{first}') TO ('{end}')")
+    async with connected(dsn) as connection:
+        name = await old_partition(connection, age_days)
     diagnosis = await examine(Settings.load(database_url=dsn), thresholds=limits())
     if age_days == 31:  # `baton maintain` has a day or two to run
         assert levels(diagnosis)["retention"] is WELL
     else:
-        assert "from baton.old on" in finding(diagnosis, "retention_overdue").found
+        assert f"from {name} on" in finding(diagnosis, "retention_overdue").found
 
 
 DATABASE_SETTINGS = {

@@ -116,7 +116,10 @@ class Settings(BaseSettings):
     )
 
     partition_days_ahead: int = Field(
-        7, ge=1, le=365, description="For how many days ahead `baton migrate` and workers create partitions"
+        7,
+        ge=1,
+        le=365,
+        description="For how many days ahead workers, `baton migrate` and `baton maintain` create partitions",
     )
     retention_days: int = Field(
         30, ge=1, le=36_500, description="For how many days `baton maintain` keeps streams after the day they began"
