@@ -21,6 +21,7 @@ from tests.past import old_partition
 from tests.processes import environment, finished
 from tests.roles import granted
 
+from baton import partitions
 from baton.chaos.faults import full_notify_queue
 from baton.doctor.examination import Diagnosis, examine
 from baton.doctor.finding import Finding, Level, Thresholds, duration, error, ok, warning
@@ -137,6 +138,14 @@ async def test_it_finds_that_nobody_works(dsn: str) -> None:
         "VALUES ('dead', '{x}', 1, clock_timestamp() - interval '1 h')",
     )
     assert levels(await diagnose(dsn))["workers_dead"] is ERROR
+
+
+async def test_it_finds_that_there_is_no_partition_at_all(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        for item in await partitions.attached(connection):
+            await connection.execute(f"DROP TABLE {item.name}")
+    found = finding(await diagnose(dsn), "partitions_run_out")
+    assert (found.level, found.found) == (ERROR, "0 partitions of the log; new streams have none.")
 
 
 @pytest.mark.parametrize("reaches_tomorrow", [True, False])

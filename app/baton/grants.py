@@ -107,7 +107,11 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
 _DEEP: Final = " " * 12
 _SCRIPT: Final = """\
 -- Roles for Baton, with the least rights that it needs. Run this as an administrator of the database (a superuser, or
--- the database's owner if it may create roles): once before the first `baton migrate`, and again after each.
+-- the database's owner if it may create roles): once before the first `baton migrate`, and again after each. Where
+-- another role has run the migrations, whoever runs this must be a superuser, or belong to that role.
+--
+-- It waits for a lock for half a second at most. If it cannot have one, nothing was done: run it again. Only a change
+-- of the tables' owner locks them, for the moment that it takes.
 --
 -- The roles can log in, but have no password yet. Give each one what your server asks for, for instance with
 --   ALTER ROLE {serve} PASSWORD '...';    (or \\password in psql, which keeps it out of the server's log)
@@ -126,7 +130,7 @@ DECLARE
     columns name[];
 BEGIN
     SET LOCAL search_path = pg_catalog, pg_temp;
-    SET LOCAL lock_timeout = '5s';
+    SET LOCAL lock_timeout = '500ms';
 
     -- The roles.
     FOREACH grantee IN ARRAY ARRAY[{migrate_text}, {work_text}, {serve_text}] LOOP

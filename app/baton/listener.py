@@ -111,10 +111,15 @@ async def check_delivery(listen_dsn: str, dsn: str) -> None:
     """See that notifications arrive, at a start; one that Postgres does not take just now keeps nobody from starting.
 
     Raises:
-        ConfigurationError: nothing arrives.
+        ConfigurationError: nothing arrives, or the server is a standby.
     """
     try:
         await deliver(listen_dsn, dsn)
+    except asyncpg.ReadOnlySQLTransactionError as error:
+        raise ConfigurationError(
+            f"The database takes no writes: {error}. It is a standby, or read-only. Name the primary, or all servers "
+            "with target_session_attrs=primary, in BATON_DATABASE_URL and BATON_LISTEN_DATABASE_URL."
+        ) from None
     except asyncpg.PostgresError as error:
         logger.warning("Notifications cannot be sent just now: %r", error)
 

@@ -70,6 +70,18 @@ class BreakablePostgres:
         """Restart without a checkpoint, as after a crash: all connections are lost, and the log is replayed."""
         await asyncio.to_thread(self._pg_ctl, "restart", "-m", "immediate")
 
+    @contextlib.contextmanager
+    def standby(self) -> Iterator[None]:
+        """Be a server that takes no writes, and waits for a primary's."""
+        signal_file = self._data / "standby.signal"
+        signal_file.touch()
+        self._pg_ctl("restart", "-m", "fast")
+        try:
+            yield
+        finally:
+            signal_file.unlink()
+            self._pg_ctl("restart", "-m", "fast")
+
     def _pg_ctl(self, *command: str) -> None:
         # The least notify queue there is, and the server's end of connections noticed at once.
         options = f"-h 127.0.0.1 -p {self._port} -k {self._data} -c max_notify_queue_pages=64 -c fsync=on"

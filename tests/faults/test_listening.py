@@ -17,7 +17,7 @@ from tests.processes import SERVES, environment, running
 
 from baton.chaos.proxy import Proxy
 from baton.errors import ConfigurationError
-from baton.listener import State
+from baton.listener import State, check_delivery
 
 NOBODY = "postgresql://nobody@127.0.0.1:1/none"
 
@@ -101,6 +101,14 @@ async def test_where_the_first_connection_fails_nothing_starts(cluster: Cluster)
             await cluster.worker({"replay": echo}, **given)
 
 
+@pytest.mark.slow
+async def test_a_standby_is_told_at_the_start(breakable: BreakablePostgres) -> None:
+    await check_delivery(breakable.dsn, breakable.dsn)
+    with breakable.standby(), pytest.raises(ConfigurationError, match="target_session_attrs=primary"):
+        await check_delivery(breakable.dsn, breakable.dsn)
+    await check_delivery(breakable.dsn, breakable.dsn)
+
+
 STOPPABLE_POD = """
 import baton.listener
 baton.listener.USER_TIMEOUT_SECONDS = {seconds}
@@ -110,6 +118,7 @@ main()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("seconds", [2, 0])
 async def test_a_stopped_pod_gives_the_notify_queue_free(
     breakable: BreakablePostgres, breakable_cluster: Cluster, seconds: int

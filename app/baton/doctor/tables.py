@@ -13,6 +13,7 @@ from .finding import Case, Finding, amount, duration, error, ok, refusal, warnin
 
 # Its stream may run on for so long after its day, and `baton maintain` may run once a day.
 _GRACE_SECONDS: Final = 2 * 86_400
+# Whether the log has a default partition; no row if there is no log.
 _DEFAULT: Final = """
 SELECT t.partdefid <> 0 FROM pg_partitioned_table AS t
 JOIN pg_class AS c ON c.oid = t.partrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -61,9 +62,10 @@ async def revision(case: Case) -> AsyncIterator[Finding]:
 
 async def partitions(case: Case) -> AsyncIterator[Finding]:
     """Do the log's partitions reach ahead?"""
+    default = await case.connection.fetchval(_DEFAULT)
+    if default is None:
+        return  # there is no log yet, which is told already
     there = await log_partitions.attached(case.connection)
-    if not there:
-        return
     reach = await log_partitions.reach(case.connection)
     end, left = f"{datetime.datetime.fromtimestamp(reach.end, datetime.UTC):%Y-%m-%d %H:%M}", reach.left_seconds
     until = f"have one until {end} UTC, for {duration(left)}" if left > 0 else "have none"
@@ -75,7 +77,7 @@ async def partitions(case: Case) -> AsyncIterator[Finding]:
         yield warning("partitions_low", found, advice)
     else:
         yield ok("partitions", found)
-    if await case.connection.fetchval(_DEFAULT):
+    if default:
         yield error(
             "partition_default",
             "The log has a DEFAULT partition.",
