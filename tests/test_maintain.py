@@ -257,6 +257,23 @@ async def test_partitions_are_left_alone_while_a_migration_is_at_work(dsn: str) 
         assert (await has_row(connection, gone), await state(connection, name)) == (False, "attached")
 
 
+async def test_what_has_expired_goes_even_if_no_partition_can_be_created(dsn: str) -> None:
+    async with connected(dsn) as connection, connected(dsn) as reader, connected(dsn) as analyzing:
+        gone = await old_stream(connection, GONE_DAYS)
+        await reader.execute("BEGIN; SELECT count(*) FROM baton.batch")
+        await analyzing.execute("BEGIN; ANALYZE baton.batch")
+        said = await maintained(connection, Policy(days_ahead=2, retention_days=KEPT_DAYS), lock_seconds=0.05)
+        assert said[0].startswith(
+            f"No partition was created: baton.batch is in use by session {analyzing.get_server_pid()} ("
+        )
+        assert not await has_row(connection, gone)
+        await analyzing.execute("COMMIT")
+        await reader.execute("COMMIT")
+        name = partitions.name_of(await day(connection, -2))
+        await maintained(connection, Policy(days_ahead=2, retention_days=KEPT_DAYS))
+        assert await state(connection, name) == "attached"
+
+
 async def test_nobody_waits_while_a_detachment_waits_for_a_long_transaction(dsn: str) -> None:
     async with connected(dsn) as connection, connected(dsn) as client:
         await old_stream(connection, GONE_DAYS)

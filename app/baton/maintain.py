@@ -135,8 +135,7 @@ class Pass:
                 self._say("Another `baton maintain` is at work, and this one leaves it to that.")
                 return
             await self._set_timeouts()
-            for name in await partitions.create_ahead(self._connection, self._policy.days_ahead):
-                self._say(f"Created partition {name}.")
+            await self._create_partitions()
             now = await partitions.now(self._connection)
             horizon = self._policy.horizon(now)
             await retention.raise_horizon(self._connection, horizon)
@@ -152,6 +151,16 @@ class Pass:
         """Bound each step, whatever the database's defaults are."""
         for name, seconds in (("lock_timeout", self._lock_seconds), ("statement_timeout", STATEMENT_SECONDS)):
             await self._connection.execute("SELECT set_config($1, $2, false)", name, f"{seconds * 1000:.0f}ms")
+
+    async def _create_partitions(self) -> None:
+        try:
+            names = await partitions.create_ahead(self._connection, self._policy.days_ahead)
+        except _IN_THE_WAY:
+            user = await partitions.user_of(self._connection, LOG, altering=True)
+            self._say(f"No partition was created: {LOG} is in use by {user or 'a transaction'}. The next run does it.")
+        else:
+            for name in names:
+                self._say(f"Created partition {name}.")
 
     async def _delete_rows(self, horizon: UUID, now: float) -> None:
         streams = keys = 0

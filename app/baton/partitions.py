@@ -39,12 +39,14 @@ WHERE n.nspname = 'baton' AND c.relkind = 'r' AND NOT c.relispartition AND c.rel
 ORDER BY 1
 """
 
-# Who has one of these tables locked, or, if the detachment of $2 is pending, a snapshot from before that, in which the
-# partition is still attached. Autovacuum gives way by itself. Only some roles see when another's transaction began.
+# Who has one of these tables locked, but for the modes of $3, or, if the detachment of $2 is pending, a snapshot from
+# before that, in which the partition is still attached. Autovacuum gives way by itself. Only some roles see when
+# another's transaction began.
 _USER = """
 WITH locked AS (
     SELECT DISTINCT pid FROM pg_locks
     WHERE locktype = 'relation' AND granted AND relation = ANY ($1::text[]::regclass[])
+      AND mode <> ALL ($3::text[])
       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 ), pending AS (
     SELECT age(xmin) AS age FROM pg_inherits WHERE inhrelid = $2::text::regclass AND inhdetachpending
@@ -59,6 +61,9 @@ LIMIT 1
 """
 
 _NOW = "SELECT extract(epoch FROM clock_timestamp())::double precision"
+
+# What readers and writers hold, beside which partitions can be attached.
+_HARMLESS: Final = ("AccessShareLock", "RowShareLock", "RowExclusiveLock")
 
 LOG: Final = "baton.batch"
 # Somebody should look when fewer are left: a day, less the time after midnight in which workers create the next one.
@@ -134,9 +139,14 @@ async def drop(connection: Connection, name: str) -> None:
     await connection.execute(f"DROP TABLE {name}")
 
 
-async def user_of(connection: Connection, *tables: str, pending: str | None = None) -> str | None:
-    """Say which other session has one of the tables locked, or may still see the `pending` partition attached."""
-    row = await connection.fetchrow(_USER, tables, pending)
+async def user_of(
+    connection: Connection, *tables: str, pending: str | None = None, altering: bool = False
+) -> str | None:
+    """Say which other session has one of the tables locked, or may still see the `pending` partition attached.
+
+    With `altering`, only one that keeps partitions from being attached, and no reader or writer.
+    """
+    row = await connection.fetchrow(_USER, tables, pending, _HARMLESS if altering else ())
     if row is None:
         return None
     return f"session {row['pid']} (role {row['usename']}, application {row['application_name'] or 'unnamed'})"
