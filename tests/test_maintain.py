@@ -437,6 +437,15 @@ async def test_a_role_that_does_not_own_the_schema_is_told(dsn: str) -> None:
         await execute(dsn, f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
+async def test_a_statement_that_takes_too_long_is_not_called_a_lost_connection(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        await connection.execute(f"ALTER DATABASE {urlsplit(dsn).path[1:]} SET statement_timeout = '50ms'")
+        await connection.execute("BEGIN; LOCK TABLE baton.stream")
+        with pytest.raises(ConfigurationError, match="was held up for too long") as caught:
+            await maintain(dsn, POLICY, say=print, dry_run=True)
+    assert not isinstance(caught.value, DatabaseUnreachable)
+
+
 def as_role(dsn: str, role: str) -> str:
     parts = urlsplit(dsn)
     return urlunsplit(parts._replace(netloc=f"{role}:x@{parts.netloc.rpartition('@')[2]}"))

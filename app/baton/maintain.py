@@ -270,6 +270,11 @@ def _refusals() -> Iterator[None]:
     """Say in one sentence what kept it from its work."""
     try:
         yield
+    except _IN_THE_WAY as error:  # before those of the connection, which a statement that took too long is one of
+        raise ConfigurationError(
+            f"The maintenance was held up for too long, or cancelled: {error}. What was done stands, and the next run "
+            "goes on."
+        ) from error
     except CONNECTION_ERRORS as error:
         raise DatabaseUnreachable(
             f"The connection to the database was lost: {error!r}. What was done stands, and the next run goes on."
