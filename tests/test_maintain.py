@@ -202,6 +202,34 @@ async def test_a_dry_run_says_the_same_and_does_nothing(dsn: str) -> None:
         assert type(await retention.absence(connection, UUID(int=gone.int ^ 1))) is StreamNotFound
 
 
+async def begin_to_detach(dsn: str, connection: Connection, name: str) -> None:
+    """Leave the detachment of a partition pending."""
+    async with using_the_log(dsn):
+        await connection.execute("SET lock_timeout = '50ms'")
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await connection.execute(f"ALTER TABLE baton.batch DETACH PARTITION {name} CONCURRENTLY")
+
+
+@pytest.mark.parametrize("marked", [True, False])
+async def test_a_dry_run_says_what_becomes_of_a_pending_partition(dsn: str, marked: bool) -> None:
+    async with connected(dsn) as connection:
+        await old_stream(connection, GONE_DAYS + 1)
+        await old_stream(connection, GONE_DAYS, ended=False)
+        other, name = [partitions.name_of(await day(connection, days)) for days in (GONE_DAYS + 1, GONE_DAYS)]
+        if marked:
+            await connection.execute(f"COMMENT ON TABLE {name} IS '{partitions._MARK}'")
+        await begin_to_detach(dsn, connection, name)
+        said: list[str] = []
+        await maintain(dsn, POLICY, say=said.append, dry_run=True)
+        await maintained(connection)
+        if marked:
+            assert said[1:] == [f"Would drop partition {name}.", f"Would drop partition {other}."]
+            assert [await state(connection, each) for each in (name, other)] == ["gone", "gone"]
+        else:
+            assert said[1:] == [f"Would drop no partition, since somebody else is detaching {name}."]
+            assert [await state(connection, each) for each in (name, other)] == ["pending", "attached"]
+
+
 async def test_the_rows_are_found_by_indexes(dsn: str) -> None:
     async with connected(dsn) as connection:
         await connection.execute(
@@ -332,10 +360,7 @@ async def test_the_detachment_of_somebody_else_is_left_to_them(dsn: str) -> None
     async with connected(dsn) as connection:
         await old_stream(connection, GONE_DAYS + 1)
         name = await old_partition(connection, GONE_DAYS)
-        async with using_the_log(dsn):
-            await connection.execute("SET lock_timeout = '50ms'")
-            with pytest.raises(asyncpg.LockNotAvailableError):
-                await connection.execute(f"ALTER TABLE baton.batch DETACH PARTITION {name} CONCURRENTLY")
+        await begin_to_detach(dsn, connection, name)
         said = await maintained(connection)
         assert any(line.endswith(f"ALTER TABLE baton.batch DETACH PARTITION {name} FINALIZE.") for line in said)
         assert await state(connection, name) == "pending"

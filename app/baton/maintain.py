@@ -36,6 +36,7 @@ from .backoff import Backoff
 from .database import CONNECTION_ERRORS, MAINTENANCE_LOCK, MIGRATION_LOCK, Connection, check_schema, connect
 from .errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch
 from .partitions import LOG, Partition
+from .retention import Kept
 
 logger = logging.getLogger(__name__)
 
@@ -174,18 +175,18 @@ class Pass:
 
     async def _drop_partitions(self, horizon: UUID) -> None:
         await self._drop_detached()
-        # Postgres detaches no other while the detachment of one is pending.
-        for partition in sorted(await partitions.attached(self._connection), key=lambda item: not item.detaching):
-            if partition.detaching and not partition.marked:
-                self._say(
-                    f"Partition {partition.name} is being detached by somebody else. If that was cut off, finish it: "
-                    f"ALTER TABLE {LOG} DETACH PARTITION {partition.name} FINALIZE."
-                )
+        due = due_of(await partitions.attached(self._connection), horizon)
+        for partition in due.partitions:
+            kept = await _keeper(self._connection, partition)
+            if kept is not None:
+                self._say(f"Partition {partition.name} is kept: stream {kept.stream_id} in it is {kept.status}.")
+            elif not await self._remove(partition):
                 return
-            if not partition.detaching and not await self._may_go(partition, horizon):
-                continue
-            if not await self._remove(partition):
-                return
+        if due.foreign is not None:
+            self._say(
+                f"Partition {due.foreign} is being detached by somebody else. If that was cut off, finish it: "
+                f"ALTER TABLE {LOG} DETACH PARTITION {due.foreign} FINALIZE."
+            )
 
     async def _drop_detached(self) -> None:
         for name, marked in (await partitions.detached(self._connection)).items():
@@ -193,14 +194,6 @@ class Pass:
                 self._say(f"{name} looks like a partition that somebody has detached, and is left alone.")
             elif await self._is_free(name):
                 await self._drop(name)
-
-    async def _may_go(self, partition: Partition, horizon: UUID) -> bool:
-        if partition.end > horizon:
-            return False
-        kept = await retention.oldest_within(self._connection, partition.first, partition.end)
-        if kept is not None:
-            self._say(f"Partition {partition.name} is kept: stream {kept.stream_id} in it is {kept.status}.")
-        return kept is None
 
     async def _remove(self, partition: Partition) -> bool:
         """Detach and drop; return whether another one may be detached after it."""
@@ -233,6 +226,32 @@ class Pass:
         self._say(f"Partition {name} is in use by {user or 'a transaction'}, and is left to the next run.")
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """The partitions that go unless a stream keeps them, and the name of one that somebody else is detaching."""
+
+    partitions: list[Partition]
+    foreign: str | None = None
+
+
+def due_of(found: list[Partition], horizon: UUID) -> Due:
+    """Decide what is to become of the log's partitions."""
+    # Postgres detaches no other while the detachment of one is pending.
+    pending = [item for item in found if item.detaching]
+    for item in pending:
+        if not item.marked:
+            return Due([], foreign=item.name)
+    return Due(pending + [item for item in found if not item.detaching and item.end <= horizon])
+
+
+async def _keeper(connection: Connection, partition: Partition, *, live: bool = False) -> Kept | None:
+    """Return a stream for which a partition is kept; with `live`, one that will not be deleted before."""
+    # That was looked at before its detachment began, and since then nobody reads or writes it.
+    if partition.detaching:
+        return None
+    return await retention.oldest_within(connection, partition.first, partition.end, live=live)
+
+
 async def foresee(connection: Connection, policy: Policy, say: Say) -> None:
     """Say what a run would do now."""
     now = await partitions.now(connection)
@@ -245,15 +264,17 @@ async def foresee(connection: Connection, policy: Policy, say: Say) -> None:
             say(f"Would create partition {name}.")
     streams, keys = await retention.count(connection, horizon)
     say(f"Would delete {_streams(streams)} created before {_day(horizon)} (UTC), and {_keys(keys)}.")
-    for item in found:
-        if item.detaching or item.end <= horizon:
-            live = await retention.oldest_within(connection, item.first, item.end, live=True)
-            if live is None:
-                say(f"Would drop partition {item.name}.")
-            else:
-                say(f"Would keep partition {item.name}: stream {live.stream_id} in it is {live.status}.")
     for name, marked in (await partitions.detached(connection)).items():
         say(f"Would {'drop' if marked else 'leave alone'} {name}, which is detached.")
+    due = due_of(found, horizon)
+    for item in due.partitions:
+        live = await _keeper(connection, item, live=True)
+        if live is None:
+            say(f"Would drop partition {item.name}.")
+        else:
+            say(f"Would keep partition {item.name}: stream {live.stream_id} in it is {live.status}.")
+    if due.foreign is not None:
+        say(f"Would drop no partition, since somebody else is detaching {due.foreign}.")
 
 
 @contextlib.asynccontextmanager
