@@ -202,6 +202,14 @@ async def test_a_dry_run_says_the_same_and_does_nothing(dsn: str) -> None:
         assert type(await retention.absence(connection, UUID(int=gone.int ^ 1))) is StreamNotFound
 
 
+async def mark(connection: Connection, name: str) -> None:
+    await connection.execute(f"COMMENT ON TABLE {name} IS '{partitions._MARK}'")
+
+
+async def marked(connection: Connection) -> list[str]:
+    return [item.name for item in await partitions.attached(connection) if item.marked]
+
+
 async def begin_to_detach(dsn: str, connection: Connection, name: str) -> None:
     """Leave the detachment of a partition pending."""
     async with using_the_log(dsn):
@@ -210,19 +218,19 @@ async def begin_to_detach(dsn: str, connection: Connection, name: str) -> None:
             await connection.execute(f"ALTER TABLE baton.batch DETACH PARTITION {name} CONCURRENTLY")
 
 
-@pytest.mark.parametrize("marked", [True, False])
-async def test_a_dry_run_says_what_becomes_of_a_pending_partition(dsn: str, marked: bool) -> None:
+@pytest.mark.parametrize("ours", [True, False])
+async def test_a_dry_run_says_what_becomes_of_a_pending_partition(dsn: str, ours: bool) -> None:
     async with connected(dsn) as connection:
         await old_stream(connection, GONE_DAYS + 1)
         await old_stream(connection, GONE_DAYS, ended=False)
         other, name = [partitions.name_of(await day(connection, days)) for days in (GONE_DAYS + 1, GONE_DAYS)]
-        if marked:
-            await connection.execute(f"COMMENT ON TABLE {name} IS '{partitions._MARK}'")
+        if ours:
+            await mark(connection, name)
         await begin_to_detach(dsn, connection, name)
         said: list[str] = []
         await maintain(dsn, POLICY, say=said.append, dry_run=True)
         await maintained(connection)
-        if marked:
+        if ours:
             assert said[1:] == [f"Would drop partition {name}.", f"Would drop partition {other}."]
             assert [await state(connection, each) for each in (name, other)] == ["gone", "gone"]
         else:
@@ -366,7 +374,41 @@ async def test_the_detachment_of_somebody_else_is_left_to_them(dsn: str) -> None
         assert await state(connection, name) == "pending"
 
 
+async def test_a_partition_that_could_not_be_detached_is_not_marked(dsn: str) -> None:
+    """Else whoever detaches it then, to archive it, would lose it."""
+    async with connected(dsn) as connection, connected(dsn) as other:
+        name = await old_partition(connection, GONE_DAYS)
+        await other.execute("BEGIN; LOCK TABLE ONLY baton.batch IN SHARE UPDATE EXCLUSIVE MODE")
+        said = await maintained(connection, lock_seconds=0.05)
+        assert said[0].startswith(f"Partition {name} is in use by session {other.get_server_pid()} (")
+        assert (await state(connection, name), await marked(connection)) == ("attached", [])
+
+
 # Cut off
+
+
+async def test_the_mark_of_a_run_that_was_cut_off_goes_where_the_partition_stays(dsn: str) -> None:
+    async with connected(dsn) as connection, connected(dsn) as analyzing:
+        kept = await old_partition(connection, KEPT_DAYS)
+        await mark(connection, kept)
+        await analyzing.execute(f"BEGIN; ANALYZE {kept}")
+        assert f"Partition {kept} is in use by" in (await maintained(connection, lock_seconds=0.05))[0]
+        await analyzing.execute("COMMIT")
+        await maintained(connection)
+        assert (await state(connection, kept), await marked(connection)) == ("attached", [])
+
+
+async def test_a_partition_of_another_name_that_was_detached_is_dropped(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        for name in ("ours One", "theirs"):
+            await connection.execute(f'CREATE TABLE public."{name}" (LIKE baton.batch)')
+        await mark(connection, 'public."ours One"')
+        said: list[str] = []
+        await maintain(dsn, POLICY, say=said.append, dry_run=True)
+        assert said[1:] == ['Would drop public."ours One", which is detached.']
+        await maintained(connection)
+        assert not await exists(connection, 'public."ours One"')
+        assert await exists(connection, "public.theirs")
 
 
 async def test_it_may_be_cut_off_after_any_statement(dsn: str) -> None:

@@ -175,7 +175,9 @@ class Pass:
 
     async def _drop_partitions(self, horizon: UUID) -> None:
         await self._drop_detached()
-        due = due_of(await partitions.attached(self._connection), horizon)
+        found = await partitions.attached(self._connection)
+        await self._unmark(found)
+        due = due_of(found, horizon)
         for partition in due.partitions:
             kept = await _keeper(self._connection, partition)
             if kept is not None:
@@ -194,6 +196,15 @@ class Pass:
                 self._say(f"{name} looks like a partition that somebody has detached, and is left alone.")
             elif await self._is_free(name):
                 await self._drop(name)
+
+    async def _unmark(self, found: list[Partition]) -> None:
+        """Take away what a run that was cut off before it could detach has left. Those that go are marked again."""
+        for partition in found:
+            if partition.marked and not partition.detaching:
+                try:
+                    await partitions.unmark(self._connection, partition.name)
+                except _IN_THE_WAY:
+                    self._tell_user(partition.name, await partitions.user_of(self._connection, partition.name))
 
     async def _remove(self, partition: Partition) -> bool:
         """Detach and drop; return whether another one may be detached after it."""

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
+import asyncpg
+
 from .database import Connection, Pool
 
 _CREATE = "SELECT baton.create_partitions($1)"
@@ -31,13 +33,17 @@ WHERE i.inhparent = (
     WHERE s.nspname = 'baton' AND p.relname = 'batch')
 ORDER BY 1
 """
+# Those that are marked, and those that look like it by their names.
 _DETACHED = """
-SELECT format('%I.%I', n.nspname, c.relname) AS name,
-       obj_description(c.oid, 'pg_class') IS NOT DISTINCT FROM $1 AS marked
+SELECT format('%I.%I', n.nspname, c.relname) AS name, d.description IS NOT DISTINCT FROM $1 AS marked
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE n.nspname = 'baton' AND c.relkind = 'r' AND NOT c.relispartition AND c.relname ~ '^batch_[0-9]{8}$'
+LEFT JOIN pg_description AS d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0
+WHERE c.relkind = 'r' AND NOT c.relispartition
+  AND (d.description = $1 OR n.nspname = 'baton' AND c.relname ~ '^batch_[0-9]{8}$')
 ORDER BY 1
 """
+
+_PENDING = "SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = $1::text::regclass"
 
 # Who has one of these tables locked, but for the modes of $3, or, if the detachment of $2 is pending, a snapshot from
 # before that, in which the partition is still attached. Autovacuum gives way by itself. Only some roles see when
@@ -131,7 +137,17 @@ async def detach(connection: Connection, partition: Partition) -> None:
         await connection.execute(f"ALTER TABLE {LOG} DETACH PARTITION {partition.name} FINALIZE")
         return
     await connection.execute(f"COMMENT ON TABLE {partition.name} IS '{_MARK}'")
-    await connection.execute(f"ALTER TABLE {LOG} DETACH PARTITION {partition.name} CONCURRENTLY")
+    try:
+        await connection.execute(f"ALTER TABLE {LOG} DETACH PARTITION {partition.name} CONCURRENTLY")
+    except asyncpg.PostgresError:
+        if not await connection.fetchval(_PENDING, partition.name):
+            await unmark(connection, partition.name)
+        raise
+
+
+async def unmark(connection: Connection, name: str) -> None:
+    """Take away the mark of a partition that stays attached: whoever detaches it by hand means to keep it."""
+    await connection.execute(f"COMMENT ON TABLE {name} IS NULL")
 
 
 async def drop(connection: Connection, name: str) -> None:
