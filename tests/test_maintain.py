@@ -7,7 +7,7 @@ import datetime
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
 
@@ -160,6 +160,24 @@ async def test_keys_go_when_their_time_is_over(dsn: str) -> None:
         assert await keys_of(connection, stream_id) == 1
 
 
+async def test_each_batch_of_keys_begins_where_the_one_before_ended(dsn: str) -> None:
+    """The index entries of what was deleted stay while a long transaction runs: none is to be walked twice."""
+    async with connected(dsn) as connection:
+        (stream_id,) = await claimed(connection)
+        for lives_seconds in (-40, -30, -20, -10):
+            await add_key(connection, stream_id, lives_seconds=lives_seconds)
+        over = [row[0] for row in await connection.fetch("SELECT expires_at FROM baton.idempotency_key ORDER BY 1")]
+        asked: list[object] = []
+
+        def note(query: Any) -> None:
+            if query.query == retention._DELETE_KEYS:
+                asked.append(query.args[0])
+
+        with connection.query_logger(note):
+            await maintained(connection, batch_rows=2)
+        assert asked[1:] == [over[1], over[3]]
+
+
 async def test_partitions_of_other_bounds_go_by_their_bounds(dsn: str) -> None:
     async with connected(dsn) as connection:
         edges = [partitions.first_id(await day(connection, days)) for days in (20, 12, KEPT_DAYS - 2)]
@@ -253,7 +271,7 @@ async def test_the_rows_are_found_by_indexes(dsn: str) -> None:
         top = UUID(int=2**128 - 1)
         plans = [
             await plan(connection, retention._DELETE_STREAMS, UUID(int=0), top, 500),
-            await plan(connection, retention._DELETE_KEYS, datetime.datetime.now(datetime.UTC), 500),
+            await plan(connection, retention._DELETE_KEYS, *[datetime.datetime.now(datetime.UTC)] * 2, 500),
             await plan(connection, retention._OLDEST, UUID(int=0), top, False),
             await plan(connection, streams._DELETE_KEYS, "", top),
         ]

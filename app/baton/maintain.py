@@ -168,8 +168,9 @@ class Pass:
         last = UUID(int=0)
         while deleted := await retention.delete_streams(self._connection, last, horizon, self._batch_rows):
             streams, last = streams + len(deleted), deleted[-1]
-        while count := await retention.delete_keys(self._connection, now, self._batch_rows):
-            keys += count
+        first, end = (datetime.datetime.fromtimestamp(moment, datetime.UTC) for moment in (0, now))
+        while over := await retention.delete_keys(self._connection, first, end, self._batch_rows):
+            keys, first = keys + len(over), over[-1]
         if streams or keys:
             self._say(f"Deleted {_streams(streams)}, and {_keys(keys)} whose time was over.")
 
