@@ -32,7 +32,7 @@ from tests.past import (
 from baton import log, partitions, retention, streams
 from baton.database import CONNECTION_ERRORS, MAINTENANCE_LOCK, MIGRATION_LOCK, Connection
 from baton.errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, StreamExpired, StreamNotFound
-from baton.maintain import DAY_SECONDS, Policy, keep_maintaining, maintain
+from baton.maintain import DAY_SECONDS, STATEMENT_SECONDS, Policy, keep_maintaining, maintain
 from baton.outcome import Outcome
 
 GONE_DAYS = KEPT_DAYS + 1
@@ -509,6 +509,20 @@ async def test_the_loop_goes_on_after_an_outage(postgres: str, dsn: str, caplog:
 async def test_at_its_start_the_loop_does_not_wait(dsn: str) -> None:
     with pytest.raises(DatabaseUnreachable):
         await keep_maintaining("postgresql://u@127.0.0.1:1/x", POLICY, every_seconds=1, say=print)
+
+
+async def test_connecting_may_take_less_than_a_statement(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: dict[str, Any] = {}
+
+    async def refused(_dsn: str, **options: Any) -> None:
+        opened.update(options)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(asyncpg, "connect", refused)
+    with pytest.raises(DatabaseUnreachable):
+        await maintain("postgresql://u@127.0.0.1:1/x", POLICY, say=print)
+    assert opened["timeout"] == 10
+    assert opened["command_timeout"] > STATEMENT_SECONDS
 
 
 async def test_a_role_that_does_not_own_the_schema_is_told(dsn: str) -> None:

@@ -65,9 +65,7 @@ class Policy:
         return partitions.first_id(max(0, today - self.retention_days * DAY_SECONDS))
 
 
-async def maintain(
-    dsn: str, policy: Policy, *, say: Say, dry_run: bool = False, lock_seconds: float = LOCK_SECONDS
-) -> None:
+async def maintain(dsn: str, policy: Policy, *, say: Say, dry_run: bool = False) -> None:
     """Do it once; with `dry_run`, only say what there is to do.
 
     Raises:
@@ -76,13 +74,13 @@ async def maintain(
         ConfigurationError: Postgres refuses a step, for want of rights for instance.
     """
     with _refusals():
-        connection = await connect(dsn, timeout_seconds=STATEMENT_SECONDS + 5, name="baton maintain")
+        connection = await connect(dsn, command_timeout_seconds=STATEMENT_SECONDS + 5, name="baton maintain")
         try:
             await check_schema(connection)
             if dry_run:
                 await foresee(connection, policy, say)
             else:
-                await Pass(connection, policy, say, lock_seconds=lock_seconds).run()
+                await Pass(connection, policy, say).run()
         finally:
             connection.terminate()
 
