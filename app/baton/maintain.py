@@ -144,7 +144,7 @@ class Pass:
                     await self._drop_partitions(horizon)
                 else:
                     self._say("A migration is at work, and partitions are left to the next run.")
-            self._say(f"Streams created before {_day(horizon)} (UTC) have expired.")
+            self._say(f"Streams created before {partitions.day_of(horizon)} (UTC) have expired.")
 
     async def _set_timeouts(self) -> None:
         """Bound each step, whatever the database's defaults are."""
@@ -273,7 +273,7 @@ async def foresee(connection: Connection, policy: Policy, say: Say) -> None:
         if name not in there:
             say(f"Would create partition {name}.")
     streams, keys = await retention.count(connection, horizon)
-    say(f"Would delete {_streams(streams)} created before {_day(horizon)} (UTC), and {_keys(keys)}.")
+    say(f"Would delete {_streams(streams)} created before {partitions.day_of(horizon)} (UTC), and {_keys(keys)}.")
     for name, marked in (await partitions.detached(connection)).items():
         say(f"Would {'drop' if marked else 'leave alone'} {name}, which is detached.")
     due = due_of(found, horizon)
@@ -316,10 +316,6 @@ def _refusals() -> Iterator[None]:
         ) from error
     except asyncpg.PostgresError as error:
         raise ConfigurationError(f"The maintenance could not run: {error}.") from error
-
-
-def _day(horizon: UUID) -> str:
-    return f"{datetime.datetime.fromtimestamp(partitions.moment_of(horizon), datetime.UTC):%Y-%m-%d}"
 
 
 def _streams(count: int) -> str:

@@ -193,5 +193,10 @@ def moment_of(stream_id: UUID) -> float:
     return (stream_id.int >> 80) / 1000
 
 
+def day_of(stream_id: UUID) -> str:
+    """Return the day (UTC) on which a stream was created, as YYYY-MM-DD."""
+    return f"{datetime.datetime.fromtimestamp(moment_of(stream_id), datetime.UTC):%Y-%m-%d}"
+
+
 def _edge(text: str) -> UUID:
     return _LEAST if text == "MINVALUE" else _GREATEST if text == "MAXVALUE" else UUID(text.strip("'"))

@@ -104,5 +104,5 @@ async def absence(executor: Connection | Pool, stream_id: UUID) -> StreamExpired
     horizon = await executor.fetchval(_HORIZON) if stream_id.version == 7 else None
     if horizon is None or stream_id >= horizon:
         return StreamNotFound(f"There is no stream {stream_id}.")
-    day = datetime.datetime.fromtimestamp(partitions.moment_of(horizon), datetime.UTC)
-    return StreamExpired(f"The stream {stream_id} has expired: those created before {day:%Y-%m-%d} (UTC) are deleted.")
+    day = partitions.day_of(horizon)
+    return StreamExpired(f"The stream {stream_id} has expired: those created before {day} (UTC) are deleted.")
