@@ -7,7 +7,7 @@ import datetime
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
 
@@ -32,7 +32,7 @@ from tests.past import (
 from baton import log, partitions, retention, streams
 from baton.database import CONNECTION_ERRORS, MAINTENANCE_LOCK, MIGRATION_LOCK, Connection
 from baton.errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, StreamExpired, StreamNotFound
-from baton.maintain import DAY_SECONDS, Policy, keep_maintaining, maintain
+from baton.maintain import DAY_SECONDS, STATEMENT_SECONDS, Policy, keep_maintaining, maintain
 from baton.outcome import Outcome
 
 GONE_DAYS = KEPT_DAYS + 1
@@ -160,6 +160,24 @@ async def test_keys_go_when_their_time_is_over(dsn: str) -> None:
         assert await keys_of(connection, stream_id) == 1
 
 
+async def test_each_batch_of_keys_begins_where_the_one_before_ended(dsn: str) -> None:
+    """The index entries of what was deleted stay while a long transaction runs: none is to be walked twice."""
+    async with connected(dsn) as connection:
+        (stream_id,) = await claimed(connection)
+        for lives_seconds in (-40, -30, -20, -10):
+            await add_key(connection, stream_id, lives_seconds=lives_seconds)
+        over = [row[0] for row in await connection.fetch("SELECT expires_at FROM baton.idempotency_key ORDER BY 1")]
+        asked: list[object] = []
+
+        def note(query: Any) -> None:
+            if query.query == retention._DELETE_KEYS:
+                asked.append(query.args[0])
+
+        with connection.query_logger(note):
+            await maintained(connection, batch_rows=2)
+        assert asked[1:] == [over[1], over[3]]
+
+
 async def test_partitions_of_other_bounds_go_by_their_bounds(dsn: str) -> None:
     async with connected(dsn) as connection:
         edges = [partitions.first_id(await day(connection, days)) for days in (20, 12, KEPT_DAYS - 2)]
@@ -202,6 +220,42 @@ async def test_a_dry_run_says_the_same_and_does_nothing(dsn: str) -> None:
         assert type(await retention.absence(connection, UUID(int=gone.int ^ 1))) is StreamNotFound
 
 
+async def mark(connection: Connection, name: str) -> None:
+    await connection.execute(f"COMMENT ON TABLE {name} IS '{partitions._MARK}'")
+
+
+async def marked(connection: Connection) -> list[str]:
+    return [item.name for item in await partitions.attached(connection) if item.marked]
+
+
+async def begin_to_detach(dsn: str, connection: Connection, name: str) -> None:
+    """Leave the detachment of a partition pending."""
+    async with using_the_log(dsn):
+        await connection.execute("SET lock_timeout = '50ms'")
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await connection.execute(f"ALTER TABLE baton.batch DETACH PARTITION {name} CONCURRENTLY")
+
+
+@pytest.mark.parametrize("ours", [True, False])
+async def test_a_dry_run_says_what_becomes_of_a_pending_partition(dsn: str, ours: bool) -> None:
+    async with connected(dsn) as connection:
+        await old_stream(connection, GONE_DAYS + 1)
+        await old_stream(connection, GONE_DAYS, ended=False)
+        other, name = [partitions.name_of(await day(connection, days)) for days in (GONE_DAYS + 1, GONE_DAYS)]
+        if ours:
+            await mark(connection, name)
+        await begin_to_detach(dsn, connection, name)
+        said: list[str] = []
+        await maintain(dsn, POLICY, say=said.append, dry_run=True)
+        await maintained(connection)
+        if ours:
+            assert said[1:] == [f"Would drop partition {name}.", f"Would drop partition {other}."]
+            assert [await state(connection, each) for each in (name, other)] == ["gone", "gone"]
+        else:
+            assert said[1:] == [f"Would drop no partition, since somebody else is detaching {name}."]
+            assert [await state(connection, each) for each in (name, other)] == ["pending", "attached"]
+
+
 async def test_the_rows_are_found_by_indexes(dsn: str) -> None:
     async with connected(dsn) as connection:
         await connection.execute(
@@ -217,7 +271,7 @@ async def test_the_rows_are_found_by_indexes(dsn: str) -> None:
         top = UUID(int=2**128 - 1)
         plans = [
             await plan(connection, retention._DELETE_STREAMS, UUID(int=0), top, 500),
-            await plan(connection, retention._DELETE_KEYS, datetime.datetime.now(datetime.UTC), 500),
+            await plan(connection, retention._DELETE_KEYS, *[datetime.datetime.now(datetime.UTC)] * 2, 500),
             await plan(connection, retention._OLDEST, UUID(int=0), top, False),
             await plan(connection, streams._DELETE_KEYS, "", top),
         ]
@@ -255,6 +309,23 @@ async def test_partitions_are_left_alone_while_a_migration_is_at_work(dsn: str) 
         await other.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
         assert "A migration is at work, and partitions are left to the next run." in await maintained(connection)
         assert (await has_row(connection, gone), await state(connection, name)) == (False, "attached")
+
+
+async def test_what_has_expired_goes_even_if_no_partition_can_be_created(dsn: str) -> None:
+    async with connected(dsn) as connection, connected(dsn) as reader, connected(dsn) as analyzing:
+        gone = await old_stream(connection, GONE_DAYS)
+        await reader.execute("BEGIN; SELECT count(*) FROM baton.batch")
+        await analyzing.execute("BEGIN; ANALYZE baton.batch")
+        said = await maintained(connection, Policy(days_ahead=2, retention_days=KEPT_DAYS), lock_seconds=0.05)
+        assert said[0].startswith(
+            f"No partition was created: baton.batch is in use by session {analyzing.get_server_pid()} ("
+        )
+        assert not await has_row(connection, gone)
+        await analyzing.execute("COMMIT")
+        await reader.execute("COMMIT")
+        name = partitions.name_of(await day(connection, -2))
+        await maintained(connection, Policy(days_ahead=2, retention_days=KEPT_DAYS))
+        assert await state(connection, name) == "attached"
 
 
 async def test_nobody_waits_while_a_detachment_waits_for_a_long_transaction(dsn: str) -> None:
@@ -315,16 +386,47 @@ async def test_the_detachment_of_somebody_else_is_left_to_them(dsn: str) -> None
     async with connected(dsn) as connection:
         await old_stream(connection, GONE_DAYS + 1)
         name = await old_partition(connection, GONE_DAYS)
-        async with using_the_log(dsn):
-            await connection.execute("SET lock_timeout = '50ms'")
-            with pytest.raises(asyncpg.LockNotAvailableError):
-                await connection.execute(f"ALTER TABLE baton.batch DETACH PARTITION {name} CONCURRENTLY")
+        await begin_to_detach(dsn, connection, name)
         said = await maintained(connection)
         assert any(line.endswith(f"ALTER TABLE baton.batch DETACH PARTITION {name} FINALIZE.") for line in said)
         assert await state(connection, name) == "pending"
 
 
+async def test_a_partition_that_could_not_be_detached_is_not_marked(dsn: str) -> None:
+    """Else whoever detaches it then, to archive it, would lose it."""
+    async with connected(dsn) as connection, connected(dsn) as other:
+        name = await old_partition(connection, GONE_DAYS)
+        await other.execute("BEGIN; LOCK TABLE ONLY baton.batch IN SHARE UPDATE EXCLUSIVE MODE")
+        said = await maintained(connection, lock_seconds=0.05)
+        assert said[0].startswith(f"Partition {name} is in use by session {other.get_server_pid()} (")
+        assert (await state(connection, name), await marked(connection)) == ("attached", [])
+
+
 # Cut off
+
+
+async def test_the_mark_of_a_run_that_was_cut_off_goes_where_the_partition_stays(dsn: str) -> None:
+    async with connected(dsn) as connection, connected(dsn) as analyzing:
+        kept = await old_partition(connection, KEPT_DAYS)
+        await mark(connection, kept)
+        await analyzing.execute(f"BEGIN; ANALYZE {kept}")
+        assert f"Partition {kept} is in use by" in (await maintained(connection, lock_seconds=0.05))[0]
+        await analyzing.execute("COMMIT")
+        await maintained(connection)
+        assert (await state(connection, kept), await marked(connection)) == ("attached", [])
+
+
+async def test_a_partition_of_another_name_that_was_detached_is_dropped(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        for name in ("ours One", "theirs"):
+            await connection.execute(f'CREATE TABLE public."{name}" (LIKE baton.batch)')
+        await mark(connection, 'public."ours One"')
+        said: list[str] = []
+        await maintain(dsn, POLICY, say=said.append, dry_run=True)
+        assert said[1:] == ['Would drop public."ours One", which is detached.']
+        await maintained(connection)
+        assert not await exists(connection, 'public."ours One"')
+        assert await exists(connection, "public.theirs")
 
 
 async def test_it_may_be_cut_off_after_any_statement(dsn: str) -> None:
@@ -409,6 +511,20 @@ async def test_at_its_start_the_loop_does_not_wait(dsn: str) -> None:
         await keep_maintaining("postgresql://u@127.0.0.1:1/x", POLICY, every_seconds=1, say=print)
 
 
+async def test_connecting_may_take_less_than_a_statement(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: dict[str, Any] = {}
+
+    async def refused(_dsn: str, **options: Any) -> None:
+        opened.update(options)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(asyncpg, "connect", refused)
+    with pytest.raises(DatabaseUnreachable):
+        await maintain("postgresql://u@127.0.0.1:1/x", POLICY, say=print)
+    assert opened["timeout"] == 10
+    assert opened["command_timeout"] > STATEMENT_SECONDS
+
+
 async def test_a_role_that_does_not_own_the_schema_is_told(dsn: str) -> None:
     role = f"other_{secrets.token_hex(4)}"
     await execute(dsn, f"CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT USAGE ON SCHEMA baton TO {role}")
@@ -418,6 +534,15 @@ async def test_a_role_that_does_not_own_the_schema_is_told(dsn: str) -> None:
             await maintain(as_role(dsn, role), POLICY, say=print)
     finally:
         await execute(dsn, f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_a_statement_that_takes_too_long_is_not_called_a_lost_connection(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        await connection.execute(f"ALTER DATABASE {urlsplit(dsn).path[1:]} SET statement_timeout = '50ms'")
+        await connection.execute("BEGIN; LOCK TABLE baton.stream")
+        with pytest.raises(ConfigurationError, match="was held up for too long") as caught:
+            await maintain(dsn, POLICY, say=print, dry_run=True)
+    assert not isinstance(caught.value, DatabaseUnreachable)
 
 
 def as_role(dsn: str, role: str) -> str:

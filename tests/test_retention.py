@@ -10,10 +10,11 @@ import pytest
 from tests.cluster import Author, Cluster, RunningPod, echo
 from tests.conftest import execute
 from tests.follower import following, frames_after, numbers, texts
-from tests.logbook import until
-from tests.past import KEPT_DAYS, day, maintained, old_stream, state
+from tests.logbook import connected, until
+from tests.past import KEPT_DAYS, day, id_at, maintained, old_stream, state
 
 from baton import partitions, streams
+from baton.database import Connection
 from baton.maintain import DAY_SECONDS
 from baton.streams import NewStream
 
@@ -179,6 +180,30 @@ async def test_after_partitions_ran_out_everything_goes_on(cluster: Cluster, cap
     answer = await cluster.client.get(f"{pod.url}/v1/streams/{overdue.id}?wait=10")
     assert answer.json()["error"]["code"] == "queue_timeout"
     assert pod.pod.ready
+
+
+async def test_streams_without_a_partition_keep_no_older_one_from_ending(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        for _ in range(100):
+            await queued(connection, await day(connection, 0))
+        older = await queued(connection, await day(connection, 1))
+        await connection.execute(
+            "ANALYZE baton.stream"
+        )  # so few are not looked up by an index, in which they are sorted
+        await connection.execute(f"DROP TABLE {partitions.name_of(await day(connection, 0))}")
+        assert await streams.end_overdue(connection, 0.0) == 1
+        ended = "SELECT id FROM baton.stream WHERE status = 'failed'"
+        assert await connection.fetchval(ended) == older
+
+
+async def queued(connection: Connection, moment: float) -> UUID:
+    """Insert a stream of that moment that no worker has taken."""
+    stream_id = id_at(moment)
+    await connection.execute(
+        "INSERT INTO baton.stream (id, generator, input, on_worker_lost) VALUES ($1, 'nobody', 'null', 'fail')",
+        stream_id,
+    )
+    return stream_id
 
 
 async def test_a_pod_tells_how_far_partitions_reach(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:

@@ -36,6 +36,7 @@ from .backoff import Backoff
 from .database import CONNECTION_ERRORS, MAINTENANCE_LOCK, MIGRATION_LOCK, Connection, check_schema, connect
 from .errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch
 from .partitions import LOG, Partition
+from .retention import Kept
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +65,7 @@ class Policy:
         return partitions.first_id(max(0, today - self.retention_days * DAY_SECONDS))
 
 
-async def maintain(
-    dsn: str, policy: Policy, *, say: Say, dry_run: bool = False, lock_seconds: float = LOCK_SECONDS
-) -> None:
+async def maintain(dsn: str, policy: Policy, *, say: Say, dry_run: bool = False) -> None:
     """Do it once; with `dry_run`, only say what there is to do.
 
     Raises:
@@ -75,13 +74,13 @@ async def maintain(
         ConfigurationError: Postgres refuses a step, for want of rights for instance.
     """
     with _refusals():
-        connection = await connect(dsn, timeout_seconds=STATEMENT_SECONDS + 5, name="baton maintain")
+        connection = await connect(dsn, command_timeout_seconds=STATEMENT_SECONDS + 5, name="baton maintain")
         try:
             await check_schema(connection)
             if dry_run:
                 await foresee(connection, policy, say)
             else:
-                await Pass(connection, policy, say, lock_seconds=lock_seconds).run()
+                await Pass(connection, policy, say).run()
         finally:
             connection.terminate()
 
@@ -135,8 +134,7 @@ class Pass:
                 self._say("Another `baton maintain` is at work, and this one leaves it to that.")
                 return
             await self._set_timeouts()
-            for name in await partitions.create_ahead(self._connection, self._policy.days_ahead):
-                self._say(f"Created partition {name}.")
+            await self._create_partitions()
             now = await partitions.now(self._connection)
             horizon = self._policy.horizon(now)
             await retention.raise_horizon(self._connection, horizon)
@@ -146,37 +144,50 @@ class Pass:
                     await self._drop_partitions(horizon)
                 else:
                     self._say("A migration is at work, and partitions are left to the next run.")
-            self._say(f"Streams created before {_day(horizon)} (UTC) have expired.")
+            self._say(f"Streams created before {partitions.day_of(horizon)} (UTC) have expired.")
 
     async def _set_timeouts(self) -> None:
         """Bound each step, whatever the database's defaults are."""
         for name, seconds in (("lock_timeout", self._lock_seconds), ("statement_timeout", STATEMENT_SECONDS)):
             await self._connection.execute("SELECT set_config($1, $2, false)", name, f"{seconds * 1000:.0f}ms")
 
+    async def _create_partitions(self) -> None:
+        try:
+            names = await partitions.create_ahead(self._connection, self._policy.days_ahead)
+        except _IN_THE_WAY:
+            user = await partitions.user_of(self._connection, LOG, altering=True)
+            self._say(f"No partition was created: {LOG} is in use by {user or 'a transaction'}. The next run does it.")
+        else:
+            for name in names:
+                self._say(f"Created partition {name}.")
+
     async def _delete_rows(self, horizon: UUID, now: float) -> None:
         streams = keys = 0
         last = UUID(int=0)
         while deleted := await retention.delete_streams(self._connection, last, horizon, self._batch_rows):
             streams, last = streams + len(deleted), deleted[-1]
-        while count := await retention.delete_keys(self._connection, now, self._batch_rows):
-            keys += count
+        first, end = (datetime.datetime.fromtimestamp(moment, datetime.UTC) for moment in (0, now))
+        while over := await retention.delete_keys(self._connection, first, end, self._batch_rows):
+            keys, first = keys + len(over), over[-1]
         if streams or keys:
             self._say(f"Deleted {_streams(streams)}, and {_keys(keys)} whose time was over.")
 
     async def _drop_partitions(self, horizon: UUID) -> None:
         await self._drop_detached()
-        # Postgres detaches no other while the detachment of one is pending.
-        for partition in sorted(await partitions.attached(self._connection), key=lambda item: not item.detaching):
-            if partition.detaching and not partition.marked:
-                self._say(
-                    f"Partition {partition.name} is being detached by somebody else. If that was cut off, finish it: "
-                    f"ALTER TABLE {LOG} DETACH PARTITION {partition.name} FINALIZE."
-                )
+        found = await partitions.attached(self._connection)
+        await self._unmark(found)
+        due = due_of(found, horizon)
+        for partition in due.partitions:
+            kept = await _keeper(self._connection, partition)
+            if kept is not None:
+                self._say(f"Partition {partition.name} is kept: stream {kept.stream_id} in it is {kept.status}.")
+            elif not await self._remove(partition):
                 return
-            if not partition.detaching and not await self._may_go(partition, horizon):
-                continue
-            if not await self._remove(partition):
-                return
+        if due.foreign is not None:
+            self._say(
+                f"Partition {due.foreign} is being detached by somebody else. If that was cut off, finish it: "
+                f"ALTER TABLE {LOG} DETACH PARTITION {due.foreign} FINALIZE."
+            )
 
     async def _drop_detached(self) -> None:
         for name, marked in (await partitions.detached(self._connection)).items():
@@ -185,13 +196,14 @@ class Pass:
             elif await self._is_free(name):
                 await self._drop(name)
 
-    async def _may_go(self, partition: Partition, horizon: UUID) -> bool:
-        if partition.end > horizon:
-            return False
-        kept = await retention.oldest_within(self._connection, partition.first, partition.end)
-        if kept is not None:
-            self._say(f"Partition {partition.name} is kept: stream {kept.stream_id} in it is {kept.status}.")
-        return kept is None
+    async def _unmark(self, found: list[Partition]) -> None:
+        """Take away what a run that was cut off before it could detach has left. Those that go are marked again."""
+        for partition in found:
+            if partition.marked and not partition.detaching:
+                try:
+                    await partitions.unmark(self._connection, partition.name)
+                except _IN_THE_WAY:
+                    self._tell_user(partition.name, await partitions.user_of(self._connection, partition.name))
 
     async def _remove(self, partition: Partition) -> bool:
         """Detach and drop; return whether another one may be detached after it."""
@@ -224,6 +236,32 @@ class Pass:
         self._say(f"Partition {name} is in use by {user or 'a transaction'}, and is left to the next run.")
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """The partitions that go unless a stream keeps them, and the name of one that somebody else is detaching."""
+
+    partitions: list[Partition]
+    foreign: str | None = None
+
+
+def due_of(found: list[Partition], horizon: UUID) -> Due:
+    """Decide what is to become of the log's partitions."""
+    # Postgres detaches no other while the detachment of one is pending.
+    pending = [item for item in found if item.detaching]
+    for item in pending:
+        if not item.marked:
+            return Due([], foreign=item.name)
+    return Due(pending + [item for item in found if not item.detaching and item.end <= horizon])
+
+
+async def _keeper(connection: Connection, partition: Partition, *, live: bool = False) -> Kept | None:
+    """Return a stream for which a partition is kept; with `live`, one that will not be deleted before."""
+    # That was looked at before its detachment began, and since then nobody reads or writes it.
+    if partition.detaching:
+        return None
+    return await retention.oldest_within(connection, partition.first, partition.end, live=live)
+
+
 async def foresee(connection: Connection, policy: Policy, say: Say) -> None:
     """Say what a run would do now."""
     now = await partitions.now(connection)
@@ -235,16 +273,18 @@ async def foresee(connection: Connection, policy: Policy, say: Say) -> None:
         if name not in there:
             say(f"Would create partition {name}.")
     streams, keys = await retention.count(connection, horizon)
-    say(f"Would delete {_streams(streams)} created before {_day(horizon)} (UTC), and {_keys(keys)}.")
-    for item in found:
-        if item.detaching or item.end <= horizon:
-            live = await retention.oldest_within(connection, item.first, item.end, live=True)
-            if live is None:
-                say(f"Would drop partition {item.name}.")
-            else:
-                say(f"Would keep partition {item.name}: stream {live.stream_id} in it is {live.status}.")
+    say(f"Would delete {_streams(streams)} created before {partitions.day_of(horizon)} (UTC), and {_keys(keys)}.")
     for name, marked in (await partitions.detached(connection)).items():
         say(f"Would {'drop' if marked else 'leave alone'} {name}, which is detached.")
+    due = due_of(found, horizon)
+    for item in due.partitions:
+        live = await _keeper(connection, item, live=True)
+        if live is None:
+            say(f"Would drop partition {item.name}.")
+        else:
+            say(f"Would keep partition {item.name}: stream {live.stream_id} in it is {live.status}.")
+    if due.foreign is not None:
+        say(f"Would drop no partition, since somebody else is detaching {due.foreign}.")
 
 
 @contextlib.asynccontextmanager
@@ -261,6 +301,11 @@ def _refusals() -> Iterator[None]:
     """Say in one sentence what kept it from its work."""
     try:
         yield
+    except _IN_THE_WAY as error:  # before those of the connection, which a statement that took too long is one of
+        raise ConfigurationError(
+            f"The maintenance was held up for too long, or cancelled: {error}. What was done stands, and the next run "
+            "goes on."
+        ) from error
     except CONNECTION_ERRORS as error:
         raise DatabaseUnreachable(
             f"The connection to the database was lost: {error!r}. What was done stands, and the next run goes on."
@@ -271,10 +316,6 @@ def _refusals() -> Iterator[None]:
         ) from error
     except asyncpg.PostgresError as error:
         raise ConfigurationError(f"The maintenance could not run: {error}.") from error
-
-
-def _day(horizon: UUID) -> str:
-    return f"{datetime.datetime.fromtimestamp(partitions.moment_of(horizon), datetime.UTC):%Y-%m-%d}"
 
 
 def _streams(count: int) -> str:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
+import asyncpg
+
 from .database import Connection, Pool
 
 _CREATE = "SELECT baton.create_partitions($1)"
@@ -31,20 +33,26 @@ WHERE i.inhparent = (
     WHERE s.nspname = 'baton' AND p.relname = 'batch')
 ORDER BY 1
 """
+# Those that are marked, and those that look like it by their names.
 _DETACHED = """
-SELECT format('%I.%I', n.nspname, c.relname) AS name,
-       obj_description(c.oid, 'pg_class') IS NOT DISTINCT FROM $1 AS marked
+SELECT format('%I.%I', n.nspname, c.relname) AS name, d.description IS NOT DISTINCT FROM $1 AS marked
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE n.nspname = 'baton' AND c.relkind = 'r' AND NOT c.relispartition AND c.relname ~ '^batch_[0-9]{8}$'
+LEFT JOIN pg_description AS d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0
+WHERE c.relkind = 'r' AND NOT c.relispartition
+  AND (d.description = $1 OR n.nspname = 'baton' AND c.relname ~ '^batch_[0-9]{8}$')
 ORDER BY 1
 """
 
-# Who has one of these tables locked, or, if the detachment of $2 is pending, a snapshot from before that, in which the
-# partition is still attached. Autovacuum gives way by itself. Only some roles see when another's transaction began.
+_PENDING = "SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = $1::text::regclass"
+
+# Who has one of these tables locked, but for the modes of $3, or, if the detachment of $2 is pending, a snapshot from
+# before that, in which the partition is still attached. Autovacuum gives way by itself. Only some roles see when
+# another's transaction began.
 _USER = """
 WITH locked AS (
     SELECT DISTINCT pid FROM pg_locks
     WHERE locktype = 'relation' AND granted AND relation = ANY ($1::text[]::regclass[])
+      AND mode <> ALL ($3::text[])
       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 ), pending AS (
     SELECT age(xmin) AS age FROM pg_inherits WHERE inhrelid = $2::text::regclass AND inhdetachpending
@@ -59,6 +67,9 @@ LIMIT 1
 """
 
 _NOW = "SELECT extract(epoch FROM clock_timestamp())::double precision"
+
+# What readers and writers hold, beside which partitions can be attached.
+_HARMLESS: Final = ("AccessShareLock", "RowShareLock", "RowExclusiveLock")
 
 LOG: Final = "baton.batch"
 # Somebody should look when fewer are left: a day, less the time after midnight in which workers create the next one.
@@ -126,7 +137,17 @@ async def detach(connection: Connection, partition: Partition) -> None:
         await connection.execute(f"ALTER TABLE {LOG} DETACH PARTITION {partition.name} FINALIZE")
         return
     await connection.execute(f"COMMENT ON TABLE {partition.name} IS '{_MARK}'")
-    await connection.execute(f"ALTER TABLE {LOG} DETACH PARTITION {partition.name} CONCURRENTLY")
+    try:
+        await connection.execute(f"ALTER TABLE {LOG} DETACH PARTITION {partition.name} CONCURRENTLY")
+    except asyncpg.PostgresError:
+        if not await connection.fetchval(_PENDING, partition.name):
+            await unmark(connection, partition.name)
+        raise
+
+
+async def unmark(connection: Connection, name: str) -> None:
+    """Take away the mark of a partition that stays attached: whoever detaches it by hand means to keep it."""
+    await connection.execute(f"COMMENT ON TABLE {name} IS NULL")
 
 
 async def drop(connection: Connection, name: str) -> None:
@@ -134,9 +155,14 @@ async def drop(connection: Connection, name: str) -> None:
     await connection.execute(f"DROP TABLE {name}")
 
 
-async def user_of(connection: Connection, *tables: str, pending: str | None = None) -> str | None:
-    """Say which other session has one of the tables locked, or may still see the `pending` partition attached."""
-    row = await connection.fetchrow(_USER, tables, pending)
+async def user_of(
+    connection: Connection, *tables: str, pending: str | None = None, altering: bool = False
+) -> str | None:
+    """Say which other session has one of the tables locked, or may still see the `pending` partition attached.
+
+    With `altering`, only one that keeps partitions from being attached, and no reader or writer.
+    """
+    row = await connection.fetchrow(_USER, tables, pending, _HARMLESS if altering else ())
     if row is None:
         return None
     return f"session {row['pid']} (role {row['usename']}, application {row['application_name'] or 'unnamed'})"
@@ -165,6 +191,11 @@ def first_id(moment: float) -> UUID:
 def moment_of(stream_id: UUID) -> float:
     """Return when a stream was created, in seconds since 1970."""
     return (stream_id.int >> 80) / 1000
+
+
+def day_of(stream_id: UUID) -> str:
+    """Return the day (UTC) on which a stream was created, as YYYY-MM-DD."""
+    return f"{datetime.datetime.fromtimestamp(moment_of(stream_id), datetime.UTC):%Y-%m-%d}"
 
 
 def _edge(text: str) -> UUID:

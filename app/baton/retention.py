@@ -27,7 +27,7 @@ WHERE r.expired_before < excluded.expired_before
 
 _HORIZON = "SELECT expired_before FROM baton.retention"
 
-# Begins after the last one that was deleted: the index entries of the deleted rows are still there. The arrays have
+# Both begin at the last one that was deleted: the index entries of the deleted rows are still there. The arrays have
 # Postgres go by indexes however it estimates.
 _DELETE_STREAMS = """
 WITH expired AS (
@@ -45,12 +45,12 @@ RETURNING id
 _DELETE_KEYS = """
 WITH expired AS (
     SELECT ctid FROM baton.idempotency_key
-    WHERE expires_at < $1
-    ORDER BY expires_at LIMIT $2
+    WHERE expires_at >= $1 AND expires_at < $2
+    ORDER BY expires_at LIMIT $3
     FOR UPDATE SKIP LOCKED
 )
 DELETE FROM baton.idempotency_key WHERE ctid = ANY (ARRAY(SELECT ctid FROM expired))
-RETURNING 1
+RETURNING expires_at
 """
 
 _COUNT_STREAMS = "SELECT count(*) FROM baton.stream WHERE id < $1 AND status NOT IN ('queued', 'running')"
@@ -81,9 +81,11 @@ async def delete_streams(connection: Connection, after: UUID, before: UUID, limi
     return sorted(row[0] for row in await connection.fetch(_DELETE_STREAMS, after, before, limit))
 
 
-async def delete_keys(connection: Connection, moment: float, limit: int) -> int:
-    """Delete idempotency keys whose time was over at a moment, in seconds since 1970; return how many."""
-    return len(await connection.fetch(_DELETE_KEYS, datetime.datetime.fromtimestamp(moment, datetime.UTC), limit))
+async def delete_keys(
+    connection: Connection, first: datetime.datetime, end: datetime.datetime, limit: int
+) -> list[datetime.datetime]:
+    """Delete idempotency keys whose time was over from one moment on and before another; return when it was."""
+    return sorted(row[0] for row in await connection.fetch(_DELETE_KEYS, first, end, limit))
 
 
 async def count(connection: Connection, before: UUID) -> tuple[int, int]:
@@ -102,5 +104,5 @@ async def absence(executor: Connection | Pool, stream_id: UUID) -> StreamExpired
     horizon = await executor.fetchval(_HORIZON) if stream_id.version == 7 else None
     if horizon is None or stream_id >= horizon:
         return StreamNotFound(f"There is no stream {stream_id}.")
-    day = datetime.datetime.fromtimestamp(partitions.moment_of(horizon), datetime.UTC)
-    return StreamExpired(f"The stream {stream_id} has expired: those created before {day:%Y-%m-%d} (UTC) are deleted.")
+    day = partitions.day_of(horizon)
+    return StreamExpired(f"The stream {stream_id} has expired: those created before {day} (UTC) are deleted.")

@@ -96,7 +96,8 @@ WHERE id = $1 AND status = 'running' AND epoch = $2
 RETURNING id
 """
 
-# Queued streams that no worker took in time, or that nobody has watched for as long as they allow.
+# Queued streams that no worker took in time, or that nobody has watched for as long as they allow. The oldest come
+# first: the newest may have no partition, cannot be ended then, and would keep others out of every page.
 _OVERDUE = """
 SELECT id, epoch, coalesce(queued_at, created_at)
                   < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $1)) AS timed_out
@@ -104,6 +105,7 @@ FROM baton.stream
 WHERE status = 'queued' AND (
     coalesce(queued_at, created_at) < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $1))
     OR ($2 AND coalesce(watched_at, created_at) < clock_timestamp() - make_interval(secs => unwatched_timeout)))
+ORDER BY id
 LIMIT 100
 """
 
