@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TypeAlias
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -137,6 +138,24 @@ async def cut_off(dsn: str, folder: Path) -> None:
     async with connected(dsn) as looking:
         left = "SELECT count(*) FROM pg_index WHERE NOT indisvalid AND indrelid <> 'baton.batch'::regclass"
         assert await looking.fetchval(left) == 1
+
+
+async def test_a_partition_whose_detachment_is_pending_is_left_alone(written: str, tmp_path: Path) -> None:
+    async with connected(written) as connection, connected(written) as reading:
+        bounds = f"FROM ('{UUID(int=0)}') TO ('{UUID(int=1)}')"
+        await connection.execute(f"CREATE TABLE baton.batch_1 PARTITION OF baton.batch FOR VALUES {bounds}")
+        await reading.execute("BEGIN; SELECT FROM baton.batch")
+        leaving = (await partitions.attached(connection))[0]
+        await connection.execute("SET lock_timeout = '50ms'")
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await partitions.detach(connection, leaving)
+        await reading.execute("COMMIT")
+        await migrate(written, days_ahead=1, history=history_with(tmp_path, CREATE))
+        assert await connection.fetchval(VALID) is True
+        rows = {row["partition"]: row for row in await connection.fetch(INDEXES)}
+        assert rows.pop("baton.batch_1")["index"] is None
+        assert rows
+        assert all(row["valid"] and row["attached"] for row in rows.values())
 
 
 async def test_psql_does_the_same(written: str, empty_dsn: str, tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from alembic import op
 # partition while its index is built, and ACCESS EXCLUSIVE on that index for the moment of attaching.
 LOG_INDEX_LOCKS: Final[Mapping[str, str]] = MappingProxyType({"batch": "ACCESS EXCLUSIVE"})
 
-# Each partition with the name of its index, and that index if it is there.
+# Each partition with the name of its index, and that index if it is there. One whose detachment is pending is none any
+# more to the parent's index, which takes nothing from it.
 _PARTITIONS: Final = """
 FROM pg_catalog.pg_inherits AS inheritance
 JOIN pg_catalog.pg_class AS part ON part.oid = inheritance.inhrelid
@@ -36,7 +37,7 @@ CROSS JOIN LATERAL (
 LEFT JOIN pg_catalog.pg_class AS built
     ON built.relname = own.name AND built.relnamespace = part.relnamespace AND built.relkind = 'i'
 LEFT JOIN pg_catalog.pg_index AS state ON state.indexrelid = built.oid
-WHERE inheritance.inhparent = 'baton.batch'::regclass
+WHERE inheritance.inhparent = 'baton.batch'::regclass AND NOT inheritance.inhdetachpending
 """
 
 # A partition that was made meanwhile has an index of another name, which was attached with it.
