@@ -158,6 +158,25 @@ async def test_a_partition_whose_detachment_is_pending_is_left_alone(written: st
         assert all(row["valid"] and row["attached"] for row in rows.values())
 
 
+async def test_partitions_of_any_name_in_any_schema_are_indexed(written: str, tmp_path: Path) -> None:
+    async with connected(written) as connection:
+        await connection.execute('CREATE SCHEMA "Else"')
+        names = ['baton."Odd one"', '"Else"."Odd one"', '"Else".my_batch_1', '"Else".batch_1']
+        for number, name in enumerate(names):
+            await connection.execute(
+                f"CREATE TABLE {name} PARTITION OF baton.batch FOR VALUES FROM ('{UUID(int=number)}') "
+                f"TO ('{UUID(int=number + 1)}')"
+            )
+        # What a build leaves that was cut off, with a definition that is not the revision's.
+        oid = await connection.fetchval("SELECT to_regclass($1)::oid", names[1])
+        await connection.execute(f"CREATE INDEX ix_batch_epoch_{oid} ON {names[1]} (last_seq)")
+        await connection.execute(
+            f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '\"Else\".ix_batch_epoch_{oid}'::regclass"
+        )
+        await migrate(written, days_ahead=1, history=history_with(tmp_path, CREATE))
+        await assert_built(connection)
+
+
 async def test_psql_does_the_same(written: str, empty_dsn: str, tmp_path: Path) -> None:
     history = history_with(tmp_path, CREATE)
     await migrate(empty_dsn, days_ahead=1, history=history)
