@@ -26,7 +26,8 @@ from tests.revisions import history_with, locks_taken, revision_at
 from baton import offline
 from baton.database import REVISION, check_schema
 from baton.errors import ConfigurationError, SchemaMismatch
-from baton.migrate import Patience, announce, engine, migrate, revision_of, session_dsn
+from baton.listener import session_dsn
+from baton.migrate import Patience, announce, engine, migrate, revision_of
 from baton.offline import revision_sql
 from baton.revisions import History
 
@@ -354,21 +355,26 @@ async def test_a_newer_database_will_do_until_it_says_that_it_will_not(dsn: str)
 
 
 @pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed here")
-async def test_it_goes_around_a_pooler(dsn: str) -> None:
+async def test_migrating_and_maintaining_go_around_a_pooler(dsn: str, tmp_path: Path) -> None:
     said: list[str] = []
     assert await session_dsn(dsn, dsn, say=said.append) == dsn
     assert said == []
     async with pgbouncer(dsn) as pooled:
-        assert await session_dsn(pooled, dsn, say=said.append) == dsn
-    assert said == ["BATON_DATABASE_URL leads through a pooler; migrating through BATON_LISTEN_DATABASE_URL."]
+        env = environment(BATON_DATABASE_URL=pooled, BATON_LISTEN_DATABASE_URL=dsn)
+        ran = await asyncio.gather(*(finished(name, env=env, cwd=tmp_path) for name in ("migrate", "maintain")))
+    around = "BATON_DATABASE_URL leads through a pooler; going around it by BATON_LISTEN_DATABASE_URL."
+    assert [(code, out.splitlines()[0], err) for code, out, err in ran] == [(0, around, "")] * 2
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed here")
-async def test_it_refuses_a_pooler_without_a_way_around(dsn: str) -> None:
+@pytest.mark.parametrize("arguments", [("migrate",), ("maintain",), ("maintain", "--every", "60")])
+async def test_a_pooler_without_a_way_around_is_refused(dsn: str, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     async with pgbouncer(dsn) as pooled:
-        with pytest.raises(ConfigurationError, match="Set BATON_LISTEN_DATABASE_URL"):
-            await session_dsn(pooled, pooled)
+        code, out, err = await finished(*arguments, env=environment(BATON_DATABASE_URL=pooled), cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert "needs a session of its own" in err
+    assert "Set BATON_LISTEN_DATABASE_URL" in err
 
 
 async def test_ids_are_uuid_version_7_in_the_order_of_creation(dsn: str) -> None:

@@ -20,6 +20,7 @@ from .generators.registry import close_generators, load_generators
 from .grants import RoleNames
 from .grants import script as grants_script
 from .interruption import Interrupted, interruptible
+from .listener import session_dsn
 from .maintain import Policy, keep_maintaining
 from .maintain import maintain as maintain_once
 from .server import serve as serve_pod
@@ -99,7 +100,7 @@ def migrate(
         typer.echo(offline.script(start=begin, to=to, days_ahead=days_ahead, patience=patience), nl=False)
 
     async def run() -> None:
-        dsn = await migrations.session_dsn(settings.dsn, settings.listen_dsn, say=typer.echo)
+        dsn = await session_dsn(settings.dsn, settings.listen_dsn, say=typer.echo)
         await interruptible(migrations.migrate(dsn, days_ahead=days_ahead, to=to, patience=patience, say=typer.echo))
         typer.echo("The database is up to date." if to is None else f"The database is at revision {to}.")
 
@@ -125,13 +126,8 @@ def maintain(
     if every is not None and dry_run:
         raise typer.BadParameter("--dry-run cannot be repeated: leave out --every.")
     settings = _settings()
-    policy = Policy(settings.partition_days_ahead, settings.retention_days)
-    if every is None:
-        work = maintain_once(settings.dsn, policy, say=typer.echo, dry_run=dry_run)
-    else:
-        work = keep_maintaining(settings.dsn, policy, every_seconds=every, say=typer.echo)
     try:
-        _run(lambda: interruptible(work))
+        _run(lambda: interruptible(_maintain(settings, every, dry_run=dry_run)))
     except Interrupted as interrupted:
         # Being stopped is how the loop ends.
         raise typer.Exit(0 if every is not None else interrupted.exit_status) from None
@@ -208,6 +204,18 @@ def main() -> None:
         app()
     except ConfigurationError as error:
         _fail(str(error))
+
+
+async def _maintain(settings: Settings, every_seconds: float | None, *, dry_run: bool) -> None:
+    policy = Policy(settings.partition_days_ahead, settings.retention_days)
+    if dry_run:
+        await maintain_once(settings.dsn, policy, say=typer.echo, dry_run=True)
+        return
+    dsn = await session_dsn(settings.dsn, settings.listen_dsn, say=typer.echo)
+    if every_seconds is None:
+        await maintain_once(dsn, policy, say=typer.echo)
+    else:
+        await keep_maintaining(dsn, policy, every_seconds=every_seconds, say=typer.echo)
 
 
 async def _work(settings: Settings) -> None:

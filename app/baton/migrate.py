@@ -28,7 +28,6 @@ from .backoff import Backoff
 from .blockers import Blocker, Watch
 from .database import CONNECTION_ERRORS, MIGRATION_LOCK, REVISION, Connection, check_schema, connect
 from .errors import ConfigurationError
-from .listener import check_delivery
 from .revisions import History, Revision, current_revision
 
 _TRY_LOCK: Final = text(f"SELECT pg_try_advisory_lock({MIGRATION_LOCK})")
@@ -104,26 +103,6 @@ async def revision_of(dsn: str) -> str | None:
     with _refusals():
         async with _watching(dsn) as connection:
             return await current_revision(connection)
-
-
-async def session_dsn(dsn: str, listen_dsn: str, *, say: Say = _quiet) -> str:
-    """Return the DSN to migrate through: `listen_dsn` if the other leads through a pooler.
-
-    Migrations need a session that stays theirs: for its advisory lock and its `lock_timeout`.
-
-    Raises:
-        DatabaseUnreachable: there is no connection to be had.
-        ConfigurationError: it leads through a pooler in transaction mode, and there is no other.
-    """
-    async with _watching(dsn) as connection:
-        # What a pooler gives out at the start is not the number of the process that answers.
-        if connection.get_server_pid() == await connection.fetchval("SELECT pg_backend_pid()"):
-            return dsn
-    if listen_dsn != dsn:
-        say("BATON_DATABASE_URL leads through a pooler; migrating through BATON_LISTEN_DATABASE_URL.")
-        return listen_dsn
-    await check_delivery(dsn, dsn)
-    return dsn
 
 
 @contextlib.asynccontextmanager
