@@ -24,7 +24,7 @@ from tests.processes import environment, finished, running
 from tests.revisions import history_with, locks_taken, revision_at
 
 from baton import offline
-from baton.database import REVISION, check_schema
+from baton.database import MIGRATION_LOCK, REVISION, check_schema
 from baton.errors import ConfigurationError, SchemaMismatch
 from baton.listener import session_dsn
 from baton.migrate import Patience, announce, engine, migrate, revision_of
@@ -137,6 +137,19 @@ async def test_concurrent_migrations_wait_for_each_other(empty_dsn: str) -> None
     created = [line for line in said if line.startswith("Created partition")]
     assert len(created) == len(set(created)) == 4
     assert any("waiting" in line for line in said)
+
+
+async def test_whoever_may_hold_the_lock_is_named(dsn: str, tmp_path: Path) -> None:
+    either = "Another `baton migrate` or `baton maintain`"
+    async with connected(dsn) as holding:
+        await holding.execute(f"SELECT pg_advisory_lock({MIGRATION_LOCK})")
+        with pytest.raises(ConfigurationError, match=f"{either} has been at work for 0 s"):
+            await migrate(dsn, days_ahead=1, patience=Patience(give_up_seconds=0))
+        _, _, err = await psql(dsn, offline.script(start=REVISION, to=None, days_ahead=1), tmp_path)
+        assert f"{either} is at work. Run this" in err
+    said: list[str] = []
+    await announce(dsn, days_ahead=1, say=said.append)
+    assert said == ["No revision is missing."]
 
 
 @contextlib.asynccontextmanager
@@ -347,8 +360,11 @@ async def test_a_newer_database_will_do_until_it_says_that_it_will_not(dsn: str)
         await connection.execute("UPDATE baton.compatibility SET oldest_code = $1", REVISION)
         await check_schema(connection)
         said: list[str] = []
-        await migrate(dsn, days_ahead=1, say=said.append)
-        assert said == [f"The schema is at revision 9999, newer than {REVISION} and fit for it: nothing to migrate."]
+        for go in (migrate, announce):
+            said.clear()
+            await go(dsn, days_ahead=1, say=said.append)
+            newer = f"The schema is at revision 9999, newer than {REVISION} and fit for it: nothing to migrate."
+            assert said == [newer]
         await connection.execute("UPDATE baton.compatibility SET oldest_code = '9998'")
         with pytest.raises(SchemaMismatch, match=r"needs code of revision 9998 at least.+Run a newer version of Baton"):
             await check_schema(connection)

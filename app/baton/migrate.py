@@ -73,7 +73,7 @@ async def migrate(
             run = _Run(connection, watching, history, patience, say)
             await run.get_ready()
             await run.wait_for_others()
-            for revision in await _announced(watching, history, to, days_ahead, say):
+            for revision in await _announced(watching, history, to, days_ahead, say) or []:
                 await run.apply(revision)
             await run.create_partitions(days_ahead)
 
@@ -89,7 +89,7 @@ async def announce(
     """
     with _refusals():
         async with _watching(dsn) as connection:
-            if not await _announced(connection, history or History(), to, days_ahead, say):
+            if await _announced(connection, history or History(), to, days_ahead, say) == []:
                 say("No revision is missing.")
 
 
@@ -130,13 +130,13 @@ async def _watching(dsn: str) -> AsyncIterator[Connection]:
 
 async def _announced(
     connection: Connection, history: History, to: str | None, days_ahead: int, say: Say
-) -> list[Revision]:
-    """Say which revisions are to run; return them."""
+) -> list[Revision] | None:
+    """Say which revisions are to run; return them, or None if the schema is newer than this code."""
     current = await current_revision(connection)
     if current is not None and current > history.ids[-1]:
         await check_schema(connection)
         say(f"The schema is at revision {current}, newer than {REVISION} and fit for it: nothing to migrate.")
-        return []
+        return None
     pending = history.between(current, to)
     if pending:
         where = "has no Baton tables yet" if current is None else f"is at revision {current}"
@@ -184,11 +184,11 @@ class _Run:
             await self._connection.commit()
             if time.monotonic() > deadline:
                 raise ConfigurationError(
-                    f"Another `baton migrate` has been at work for {self._patience.give_up_seconds:g} s. "
-                    "Run this one again when it has ended."
+                    "Another `baton migrate` or `baton maintain` has been at work for "
+                    f"{self._patience.give_up_seconds:g} s. Run this one again when it has ended."
                 )
             if not waited:
-                self._say("Another `baton migrate` is at work; waiting for it.")
+                self._say("Another `baton migrate` or `baton maintain` is at work; waiting for it.")
                 waited = True
             await asyncio.sleep(0.5)
         await self._connection.commit()
