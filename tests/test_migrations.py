@@ -8,6 +8,7 @@ import re
 import secrets
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -24,6 +25,7 @@ from tests.processes import environment, finished, running
 from tests.revisions import history_with, locks_taken, revision_at
 
 from baton import offline
+from baton.blockers import pause_seconds
 from baton.database import MIGRATION_LOCK, REVISION, check_schema
 from baton.errors import ConfigurationError, SchemaMismatch
 from baton.listener import session_dsn
@@ -182,6 +184,11 @@ async def test_who_is_in_the_way_is_named_and_nobody_else_waits_for_long(dsn: st
         await somebody.execute("COMMIT")
         await task
         assert await revision_at(other) == "9001"
+
+
+def test_who_is_waited_for_long_is_looked_at_more_seldom() -> None:
+    now = time.monotonic()
+    assert pause_seconds(None) == pause_seconds(now) < pause_seconds(now - 3600)
 
 
 async def awaited(connection: asyncpg.Connection[asyncpg.Record]) -> bool:
