@@ -25,11 +25,11 @@ from tests.processes import environment, finished, running
 from tests.revisions import history_with, locks_taken, revision_at
 
 from baton import offline
-from baton.blockers import pause_seconds
+from baton.blockers import Patience, pause_seconds
 from baton.database import MIGRATION_LOCK, REVISION, check_schema
 from baton.errors import ConfigurationError, SchemaMismatch
 from baton.listener import session_dsn
-from baton.migrate import Patience, announce, engine, migrate, revision_of
+from baton.migrate import announce, engine, migrate, revision_of
 from baton.offline import revision_sql
 from baton.revisions import History
 

@@ -1,4 +1,7 @@
-"""Who is in a migration's way: asked of Postgres while it waits, since afterwards it is too late."""
+"""Who is in a migration's way, and for how long that is borne.
+
+It is asked of Postgres while it waits, since afterwards it is too late.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,14 @@ WHERE b.pid <> pg_backend_pid()
 ORDER BY a.xact_start, b.pid
 """
 _CANCEL: Final = "SELECT pg_cancel_backend($1)"
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a statement may wait for a lock, and how long a step is tried, or waits where waiting hurts nobody."""
+
+    lock_timeout_milliseconds: int = 500
+    give_up_seconds: float = 600
 
 
 @dataclass(frozen=True, slots=True)

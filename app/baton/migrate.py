@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import asyncpg
@@ -25,7 +24,7 @@ from sqlalchemy.pool import NullPool
 
 from . import partitions
 from .backoff import Backoff
-from .blockers import Blocker, Watch
+from .blockers import Blocker, Patience, Watch
 from .database import CONNECTION_ERRORS, MIGRATION_LOCK, REVISION, Connection, check_schema, connect
 from .errors import ConfigurationError
 from .revisions import History, Revision, current_revision
@@ -36,14 +35,6 @@ _TRY_AGAIN: Final = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedErro
 
 Say = Callable[[str], None]
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a statement may wait for a lock, and how long a step is tried, or waits where waiting hurts nobody."""
-
-    lock_timeout_milliseconds: int = 500
-    give_up_seconds: float = 600
 
 
 def _quiet(_line: str) -> None:
