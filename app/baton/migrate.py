@@ -5,7 +5,8 @@ it is undone, and tried again after a pause, until it gets through or the patien
 of its own, or can be repeated: a run that is cut off leaves a database that the next run goes on with.
 
 Two connections: one migrates, and holds an advisory lock, so that there is one at a time; it lives as long as its
-backend does, even when this process is gone. The other watches who is in the way.
+backend does, even when this process is gone. The other only asks: where the
+database is, and who is in the way.
 """
 
 from __future__ import annotations
@@ -60,11 +61,11 @@ async def migrate(
     """
     patience, history = patience or Patience(), history or History()
     with _refusals():
-        async with _watching(dsn) as watching, engine(dsn) as own, own.connect() as connection:
-            run = _Run(connection, watching, history, patience, say)
+        async with _beside(dsn) as beside, engine(dsn) as own, own.connect() as connection:
+            run = _Run(connection, beside, history, patience, say)
             await run.get_ready()
             await run.wait_for_others()
-            for revision in await _announced(watching, history, to, days_ahead, say) or []:
+            for revision in await _announced(beside, history, to, days_ahead, say) or []:
                 await run.apply(revision)
             await run.create_partitions(days_ahead)
 
@@ -79,7 +80,7 @@ async def announce(
         ConfigurationError: the role may not read which revision the database is at.
     """
     with _refusals():
-        async with _watching(dsn) as connection:
+        async with _beside(dsn) as connection:
             if await _announced(connection, history or History(), to, days_ahead, say) == []:
                 say("No revision is missing.")
 
@@ -92,7 +93,7 @@ async def revision_of(dsn: str) -> str | None:
         ConfigurationError: the role may not read it.
     """
     with _refusals():
-        async with _watching(dsn) as connection:
+        async with _beside(dsn) as connection:
             return await current_revision(connection)
 
 
@@ -111,8 +112,9 @@ async def engine(dsn: str) -> AsyncIterator[AsyncEngine]:
 
 
 @contextlib.asynccontextmanager
-async def _watching(dsn: str) -> AsyncIterator[Connection]:
-    connection = await connect(dsn, name=f"{_NAME} (watching)", prepare=False)
+async def _beside(dsn: str) -> AsyncIterator[Connection]:
+    """Open the connection that only asks: where the database is, and who is in the way."""
+    connection = await connect(dsn, name=f"{_NAME} (beside)", prepare=False)
     try:
         yield connection
     finally:
@@ -146,10 +148,10 @@ class _Run:
     """The steps of one run, each tried until it gets its locks."""
 
     def __init__(
-        self, connection: AsyncConnection, watching: Connection, history: History, patience: Patience, say: Say
+        self, connection: AsyncConnection, beside: Connection, history: History, patience: Patience, say: Say
     ) -> None:
         self._connection = connection
-        self._watching = watching
+        self._beside = beside
         self._history = history
         self._patience = patience
         self._say = say
@@ -212,7 +214,7 @@ class _Run:
         deadline = time.monotonic() + self._patience.give_up_seconds
         while True:
             began = time.monotonic()
-            watch = Watch(self._watching, self._pid, what, self._patience.give_up_seconds, self._say)
+            watch = Watch(self._beside, self._pid, what, self._patience.give_up_seconds, self._say)
             try:
                 async with watch:
                     await step()
