@@ -43,6 +43,10 @@ VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('baton.i
 BUILDING = (
     "SELECT count(*) FROM pg_stat_progress_create_index WHERE phase LIKE 'waiting%' AND datname = current_database()"
 )
+LOCKS = """
+FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid) JOIN pg_class AS c ON c.oid = l.relation
+WHERE a.application_name = 'baton migrate' AND a.datname = current_database() AND c.relname ~ 'batch'
+"""
 
 Opened: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -192,24 +196,37 @@ async def test_psql_does_the_same(written: str, empty_dsn: str, tmp_path: Path) 
         await assert_built(looking)
 
 
-async def test_an_index_takes_the_locks_that_it_states(written: str) -> None:
-    async with connected(written) as connection:
-        partition = await connection.fetchval(
-            "SELECT min(inhrelid::regclass::text) FROM pg_inherits WHERE inhparent = 'baton.batch'::regclass"
-        )
-        await connection.execute(f"CREATE INDEX ix_part ON {partition} (epoch)")
-        statements = {
-            "CREATE INDEX ix_batch_epoch ON ONLY baton.batch (epoch)": ("baton.batch", "SHARE"),
-            "ALTER INDEX baton.ix_batch_epoch ATTACH PARTITION baton.ix_part": ("baton.ix_part", "ACCESS EXCLUSIVE"),
-        }
-        for statement, (name, expected) in statements.items():
-            await connection.execute(f"BEGIN; {statement}")
-            held = await connection.fetch(
-                "SELECT mode FROM pg_locks WHERE pid = pg_backend_pid() AND relation = $1::text::regclass", name
-            )
-            assert {mode_in_sql(mode) for (mode,) in held} - {"ACCESS SHARE"} == {expected}
-            await connection.execute("COMMIT")
-    assert ddl.LOG_INDEX_LOCKS == {"batch": "ACCESS EXCLUSIVE"}
+async def test_an_index_takes_the_locks_that_it_states(written: str, tmp_path: Path) -> None:
+    patience, history = Patience(lock_timeout_milliseconds=20_000), history_with(tmp_path, CREATE)
+    async with connected(written) as writing, connected(written) as looking, old_transaction(written) as old:
+        await writing.execute("BEGIN; LOCK TABLE ONLY baton.batch IN ROW EXCLUSIVE MODE")
+        task = asyncio.create_task(migrate(written, days_ahead=1, patience=patience, history=history))
+        await until(lambda: waits(looking))
+        assert await locks_on_log(looking) == {("batch", "SHARE")}
+        await writing.execute("COMMIT")
+        await until(lambda: is_building(looking))
+        ((partition, mode),) = await locks_on_log(looking)
+        assert (partition[:6], mode) == ("batch_", "SHARE UPDATE EXCLUSIVE")
+        # Who reads a partition keeps its indexes, this one as well.
+        await writing.execute("BEGIN; SELECT FROM baton.batch")
+        await old.execute("COMMIT")
+        await until(lambda: waits(looking))
+        modes = dict(await locks_on_log(looking))
+        assert modes.pop(f"ix_batch_epoch_{partition[6:]}") == ddl.LOG_INDEX_LOCKS["batch"]
+        assert modes == {"ix_batch_epoch": "SHARE UPDATE EXCLUSIVE"}
+        await writing.execute("COMMIT")
+        await task
+
+
+async def waits(connection: Opened) -> bool:
+    """Whether the migration waits for a lock on a table or an index."""
+    return bool(await connection.fetchval(f"SELECT count(*) {LOCKS} AND NOT granted"))
+
+
+async def locks_on_log(connection: Opened) -> set[tuple[str, str]]:
+    """What the migration has locked or waits for, but for reading."""
+    held = await connection.fetch(f"SELECT c.relname, l.mode {LOCKS}")
+    return {(name, mode_in_sql(mode)) for name, mode in held if mode != "AccessShareLock"}
 
 
 async def test_a_condition_holds_for_new_rows_first_and_then_for_all(written: str, tmp_path: Path) -> None:
