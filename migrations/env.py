@@ -49,7 +49,6 @@ def run(connection: Connection) -> None:
         include_object=include_object,
         transaction_per_migration=True,
         process_revision_directives=number,
-        on_version_apply=context.config.attributes.get("on_version_apply"),
     )
     with context.begin_transaction():
         context.run_migrations()

@@ -7,10 +7,9 @@ import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import asyncpg
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, event, text
 
 from baton.migrate import engine
 from baton.revisions import LOCK_MODES, History, Revision, migrations_folder
@@ -67,12 +66,13 @@ async def locks_taken(dsn: str, history: History, revision: Revision) -> dict[st
         before: dict[int, str] = {oid: name for oid, name in connection.execute(_TABLES)}  # noqa: C416
         connection.commit()
 
-        def held(ctx: Any, **_: Any) -> None:
-            for oid, mode in ctx.connection.execute(_HELD):
+        def held(connection: Connection) -> None:
+            for oid, mode in connection.execute(_HELD):
                 if oid in before:
                     _note(taken, before[oid], mode)
 
-        history.upgrade(connection, revision.id, before_commit=held)
+        event.listen(connection, "commit", held)
+        history.upgrade(connection, revision.id)
 
     async with engine(dsn) as own, own.connect() as connection:
         await connection.run_sync(look)

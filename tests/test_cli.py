@@ -198,7 +198,17 @@ async def test_version_and_help(tmp_path: Path) -> None:
     assert {"serve", "worker", "migrate"} <= set(out.split())
 
 
-@pytest.mark.parametrize("arguments", ["nosuch", "serve --port x", "serve --nosuch", "maintain --every 9 --dry-run"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "nosuch",
+        "serve --port x",
+        "serve --nosuch",
+        "maintain --every 9 --dry-run",
+        "migrate --sql --dry-run",
+        "migrate --from 0001",
+    ],
+)
 async def test_a_wrong_argument_is_told(arguments: str, tmp_path: Path) -> None:
     code, _, err = await finished(*arguments.split(), env=environment(), cwd=tmp_path)
     assert code == 2

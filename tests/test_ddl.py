@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TypeAlias
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -16,11 +17,12 @@ from tests.revisions import history_with, locks_taken, mode_in_sql
 from tests.test_migrations import dumped, psql
 
 from baton import ddl, log, offline, partitions
+from baton.blockers import Patience
 from baton.database import REVISION
 from baton.errors import ConfigurationError
 from baton.events import encode_text
 from baton.log import Append
-from baton.migrate import Patience, migrate, revision_of
+from baton.migrate import migrate, revision_of
 from baton.revisions import History
 
 CREATE = """ddl.create_log_index("ix_batch_epoch", "(epoch) WHERE epoch > 0 AND events <> '%'")"""
@@ -41,6 +43,10 @@ VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('baton.i
 BUILDING = (
     "SELECT count(*) FROM pg_stat_progress_create_index WHERE phase LIKE 'waiting%' AND datname = current_database()"
 )
+LOCKS = """
+FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid) JOIN pg_class AS c ON c.oid = l.relation
+WHERE a.application_name = 'baton migrate' AND a.datname = current_database() AND c.relname ~ 'batch'
+"""
 
 Opened: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -139,6 +145,43 @@ async def cut_off(dsn: str, folder: Path) -> None:
         assert await looking.fetchval(left) == 1
 
 
+async def test_a_partition_whose_detachment_is_pending_is_left_alone(written: str, tmp_path: Path) -> None:
+    async with connected(written) as connection, connected(written) as reading:
+        bounds = f"FROM ('{UUID(int=0)}') TO ('{UUID(int=1)}')"
+        await connection.execute(f"CREATE TABLE baton.batch_1 PARTITION OF baton.batch FOR VALUES {bounds}")
+        await reading.execute("BEGIN; SELECT FROM baton.batch")
+        leaving = (await partitions.attached(connection))[0]
+        await connection.execute("SET lock_timeout = '50ms'")
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await partitions.detach(connection, leaving)
+        await reading.execute("COMMIT")
+        await migrate(written, days_ahead=1, history=history_with(tmp_path, CREATE))
+        assert await connection.fetchval(VALID) is True
+        rows = {row["partition"]: row for row in await connection.fetch(INDEXES)}
+        assert rows.pop("baton.batch_1")["index"] is None
+        assert rows
+        assert all(row["valid"] and row["attached"] for row in rows.values())
+
+
+async def test_partitions_of_any_name_in_any_schema_are_indexed(written: str, tmp_path: Path) -> None:
+    async with connected(written) as connection:
+        await connection.execute('CREATE SCHEMA "Else"')
+        names = ['baton."Odd one"', '"Else"."Odd one"', '"Else".my_batch_1', '"Else".batch_1']
+        for number, name in enumerate(names):
+            await connection.execute(
+                f"CREATE TABLE {name} PARTITION OF baton.batch FOR VALUES FROM ('{UUID(int=number)}') "
+                f"TO ('{UUID(int=number + 1)}')"
+            )
+        # What a build leaves that was cut off, with a definition that is not the revision's.
+        oid = await connection.fetchval("SELECT to_regclass($1)::oid", names[1])
+        await connection.execute(f"CREATE INDEX ix_batch_epoch_{oid} ON {names[1]} (last_seq)")
+        await connection.execute(
+            f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '\"Else\".ix_batch_epoch_{oid}'::regclass"
+        )
+        await migrate(written, days_ahead=1, history=history_with(tmp_path, CREATE))
+        await assert_built(connection)
+
+
 async def test_psql_does_the_same(written: str, empty_dsn: str, tmp_path: Path) -> None:
     history = history_with(tmp_path, CREATE)
     await migrate(empty_dsn, days_ahead=1, history=history)
@@ -153,24 +196,37 @@ async def test_psql_does_the_same(written: str, empty_dsn: str, tmp_path: Path) 
         await assert_built(looking)
 
 
-async def test_an_index_takes_the_locks_that_it_states(written: str) -> None:
-    async with connected(written) as connection:
-        partition = await connection.fetchval(
-            "SELECT min(inhrelid::regclass::text) FROM pg_inherits WHERE inhparent = 'baton.batch'::regclass"
-        )
-        await connection.execute(f"CREATE INDEX ix_part ON {partition} (epoch)")
-        statements = {
-            "CREATE INDEX ix_batch_epoch ON ONLY baton.batch (epoch)": ("baton.batch", "SHARE"),
-            "ALTER INDEX baton.ix_batch_epoch ATTACH PARTITION baton.ix_part": ("baton.ix_part", "ACCESS EXCLUSIVE"),
-        }
-        for statement, (name, expected) in statements.items():
-            await connection.execute(f"BEGIN; {statement}")
-            held = await connection.fetch(
-                "SELECT mode FROM pg_locks WHERE pid = pg_backend_pid() AND relation = $1::text::regclass", name
-            )
-            assert {mode_in_sql(mode) for (mode,) in held} - {"ACCESS SHARE"} == {expected}
-            await connection.execute("COMMIT")
-    assert ddl.LOG_INDEX_LOCKS == {"batch": "ACCESS EXCLUSIVE"}
+async def test_an_index_takes_the_locks_that_it_states(written: str, tmp_path: Path) -> None:
+    patience, history = Patience(lock_timeout_milliseconds=20_000), history_with(tmp_path, CREATE)
+    async with connected(written) as writing, connected(written) as looking, old_transaction(written) as old:
+        await writing.execute("BEGIN; LOCK TABLE ONLY baton.batch IN ROW EXCLUSIVE MODE")
+        task = asyncio.create_task(migrate(written, days_ahead=1, patience=patience, history=history))
+        await until(lambda: waits(looking))
+        assert await locks_on_log(looking) == {("batch", "SHARE")}
+        await writing.execute("COMMIT")
+        await until(lambda: is_building(looking))
+        ((partition, mode),) = await locks_on_log(looking)
+        assert (partition[:6], mode) == ("batch_", "SHARE UPDATE EXCLUSIVE")
+        # Who reads a partition keeps its indexes, this one as well.
+        await writing.execute("BEGIN; SELECT FROM baton.batch")
+        await old.execute("COMMIT")
+        await until(lambda: waits(looking))
+        modes = dict(await locks_on_log(looking))
+        assert modes.pop(f"ix_batch_epoch_{partition[6:]}") == ddl.LOG_INDEX_LOCKS["batch"]
+        assert modes == {"ix_batch_epoch": "SHARE UPDATE EXCLUSIVE"}
+        await writing.execute("COMMIT")
+        await task
+
+
+async def waits(connection: Opened) -> bool:
+    """Whether the migration waits for a lock on a table or an index."""
+    return bool(await connection.fetchval(f"SELECT count(*) {LOCKS} AND NOT granted"))
+
+
+async def locks_on_log(connection: Opened) -> set[tuple[str, str]]:
+    """What the migration has locked or waits for, but for reading."""
+    held = await connection.fetch(f"SELECT c.relname, l.mode {LOCKS}")
+    return {(name, mode_in_sql(mode)) for name, mode in held if mode != "AccessShareLock"}
 
 
 async def test_a_condition_holds_for_new_rows_first_and_then_for_all(written: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import secrets
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -24,9 +25,11 @@ from tests.processes import environment, finished, running
 from tests.revisions import history_with, locks_taken, revision_at
 
 from baton import offline
-from baton.database import REVISION, check_schema
+from baton.blockers import Patience, pause_seconds
+from baton.database import MIGRATION_LOCK, REVISION, check_schema
 from baton.errors import ConfigurationError, SchemaMismatch
-from baton.migrate import Patience, announce, engine, migrate, revision_of, session_dsn
+from baton.listener import session_dsn
+from baton.migrate import announce, engine, migrate, revision_of
 from baton.offline import revision_sql
 from baton.revisions import History
 
@@ -138,6 +141,19 @@ async def test_concurrent_migrations_wait_for_each_other(empty_dsn: str) -> None
     assert any("waiting" in line for line in said)
 
 
+async def test_whoever_may_hold_the_lock_is_named(dsn: str, tmp_path: Path) -> None:
+    either = "Another `baton migrate` or `baton maintain`"
+    async with connected(dsn) as holding:
+        await holding.execute(f"SELECT pg_advisory_lock({MIGRATION_LOCK})")
+        with pytest.raises(ConfigurationError, match=f"{either} has been at work for 0 s"):
+            await migrate(dsn, days_ahead=1, patience=Patience(give_up_seconds=0))
+        _, _, err = await psql(dsn, offline.script(start=REVISION, to=None, days_ahead=1), tmp_path)
+        assert f"{either} is at work. Run this" in err
+    said: list[str] = []
+    await announce(dsn, days_ahead=1, say=said.append)
+    assert said == ["No revision is missing."]
+
+
 @contextlib.asynccontextmanager
 async def reading(dsn: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
     """Somebody who has read `stream`, and forgot to end the transaction."""
@@ -168,6 +184,11 @@ async def test_who_is_in_the_way_is_named_and_nobody_else_waits_for_long(dsn: st
         await somebody.execute("COMMIT")
         await task
         assert await revision_at(other) == "9001"
+
+
+def test_who_is_waited_for_long_is_looked_at_more_seldom() -> None:
+    now = time.monotonic()
+    assert pause_seconds(None) == pause_seconds(now) < pause_seconds(now - 3600)
 
 
 async def awaited(connection: asyncpg.Connection[asyncpg.Record]) -> bool:
@@ -346,29 +367,37 @@ async def test_a_newer_database_will_do_until_it_says_that_it_will_not(dsn: str)
         await connection.execute("UPDATE baton.compatibility SET oldest_code = $1", REVISION)
         await check_schema(connection)
         said: list[str] = []
-        await migrate(dsn, days_ahead=1, say=said.append)
-        assert said == [f"The schema is at revision 9999, newer than {REVISION} and fit for it: nothing to migrate."]
+        for go in (migrate, announce):
+            said.clear()
+            await go(dsn, days_ahead=1, say=said.append)
+            newer = f"The schema is at revision 9999, newer than {REVISION} and fit for it: nothing to migrate."
+            assert said == [newer]
         await connection.execute("UPDATE baton.compatibility SET oldest_code = '9998'")
         with pytest.raises(SchemaMismatch, match=r"needs code of revision 9998 at least.+Run a newer version of Baton"):
             await check_schema(connection)
 
 
 @pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed here")
-async def test_it_goes_around_a_pooler(dsn: str) -> None:
+async def test_migrating_and_maintaining_go_around_a_pooler(dsn: str, tmp_path: Path) -> None:
     said: list[str] = []
     assert await session_dsn(dsn, dsn, say=said.append) == dsn
     assert said == []
     async with pgbouncer(dsn) as pooled:
-        assert await session_dsn(pooled, dsn, say=said.append) == dsn
-    assert said == ["BATON_DATABASE_URL leads through a pooler; migrating through BATON_LISTEN_DATABASE_URL."]
+        env = environment(BATON_DATABASE_URL=pooled, BATON_LISTEN_DATABASE_URL=dsn)
+        ran = await asyncio.gather(*(finished(name, env=env, cwd=tmp_path) for name in ("migrate", "maintain")))
+    around = "BATON_DATABASE_URL leads through a pooler; going around it by BATON_LISTEN_DATABASE_URL."
+    assert [(code, out.splitlines()[0], err) for code, out, err in ran] == [(0, around, "")] * 2
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed here")
-async def test_it_refuses_a_pooler_without_a_way_around(dsn: str) -> None:
+@pytest.mark.parametrize("arguments", [("migrate",), ("maintain",), ("maintain", "--every", "60")])
+async def test_a_pooler_without_a_way_around_is_refused(dsn: str, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     async with pgbouncer(dsn) as pooled:
-        with pytest.raises(ConfigurationError, match="Set BATON_LISTEN_DATABASE_URL"):
-            await session_dsn(pooled, pooled)
+        code, out, err = await finished(*arguments, env=environment(BATON_DATABASE_URL=pooled), cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert "needs a session of its own" in err
+    assert "Set BATON_LISTEN_DATABASE_URL" in err
 
 
 async def test_ids_are_uuid_version_7_in_the_order_of_creation(dsn: str) -> None:

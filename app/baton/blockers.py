@@ -1,4 +1,7 @@
-"""Who is in a migration's way: asked of Postgres while it waits, since afterwards it is too late."""
+"""Who is in a migration's way, and for how long that is borne.
+
+It is asked of Postgres while it waits, since afterwards it is too late.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,31 @@ from typing import Final, Self
 from .database import CONNECTION_ERRORS, Connection
 
 _POLL_SECONDS: Final = 0.05
-# Longer than this a step waits only where it stops nobody: in a concurrent index build.
+# Longer than this a step waits only where it stops nobody: in a concurrent index build, which may wait for hours.
 _TELL_AFTER_SECONDS: Final = 5.0
+_SLOW_POLL_SECONDS: Final = 1.0
 
+# `pg_blocking_pids` keeps everybody from the lock manager, and is called only while there is something to ask it for.
 # Process 0 stands for a prepared transaction. A role that may not watch others sees neither transaction nor query.
 _BLOCKERS: Final = """
 SELECT b.pid, coalesce(nullif(a.application_name, ''), a.backend_type) AS application, a.usename, a.xact_start,
        left(a.query, 80) AS query
-FROM (SELECT DISTINCT unnest(pg_blocking_pids($1))) AS b (pid)
+FROM (
+    SELECT DISTINCT unnest(pg_blocking_pids($1)) FROM pg_stat_get_activity($1) WHERE wait_event_type = 'Lock'
+) AS b (pid)
 LEFT JOIN pg_stat_activity AS a ON a.pid = b.pid
 WHERE b.pid <> pg_backend_pid()
 ORDER BY a.xact_start, b.pid
 """
 _CANCEL: Final = "SELECT pg_cancel_backend($1)"
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a statement may wait for a lock, and how long a step is tried, or waits where waiting hurts nobody."""
+
+    lock_timeout_milliseconds: int = 500
+    give_up_seconds: float = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +67,8 @@ class Watch:
     """Looks at one step of a migration, from a connection of its own, until the step ends.
 
     `blockers` are those that were seen last. A step that has waited for `give_up_seconds` without a break is cancelled.
+    When the connection is lost nobody looks any more: nobody is named, and a concurrent index build, for which no
+    `lock_timeout` holds, waits for as long as it must.
     """
 
     def __init__(
@@ -77,11 +94,10 @@ class Watch:
         await self._task
 
     async def _look(self) -> None:
-        # Without this connection the step goes on by itself: it is only that nobody is named.
         with contextlib.suppress(*CONNECTION_ERRORS):
             since: float | None = None
             told: set[int] = set()
-            while not await self._over():
+            while not await self._over(pause_seconds(since)):
                 found = [Blocker(*row) for row in await self._connection.fetch(_BLOCKERS, self._pid)]
                 if not found:
                     since = None
@@ -97,10 +113,16 @@ class Watch:
                     told |= {item.pid for item in found}
                     self._say(f"{self._what} waits, and stops nobody: {'; '.join(map(Blocker.describe, found))}.")
 
-    async def _over(self) -> bool:
+    async def _over(self, seconds: float) -> bool:
         try:
-            async with asyncio.timeout(_POLL_SECONDS):
+            async with asyncio.timeout(seconds):
                 await self._done.wait()
         except TimeoutError:
             return False
         return True
+
+
+def pause_seconds(since: float | None) -> float:
+    """Return how soon to look again at a step that waits since then: in short waits often enough to see who it is."""
+    long = since is not None and time.monotonic() - since > _TELL_AFTER_SECONDS
+    return _SLOW_POLL_SECONDS if long else _POLL_SECONDS

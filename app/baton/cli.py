@@ -15,11 +15,13 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from . import __version__
+from .blockers import Patience
 from .errors import ConfigurationError
 from .generators.registry import close_generators, load_generators
 from .grants import RoleNames
 from .grants import script as grants_script
 from .interruption import Interrupted, interruptible
+from .listener import session_dsn
 from .maintain import Policy, keep_maintaining
 from .maintain import maintain as maintain_once
 from .server import serve as serve_pod
@@ -33,6 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+_PATIENCE = Patience()
 _ROLES = RoleNames()
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -75,44 +78,24 @@ def migrate(
     ] = None,
     lock_timeout_milliseconds: Annotated[
         int, typer.Option(min=1, help="The longest wait for a lock, during which others wait behind it.")
-    ] = 500,
-    give_up_seconds: Annotated[float, typer.Option(min=0, help="How long a revision is tried again.")] = 600,
+    ] = _PATIENCE.lock_timeout_milliseconds,
+    give_up_seconds: Annotated[
+        float, typer.Option(min=0, help="How long a revision is tried again.")
+    ] = _PATIENCE.give_up_seconds,
 ) -> None:
     """Bring the database to this version's schema, and create partitions ahead."""
-    # Alembic and SQLAlchemy take a second and 40 MB, which pods and workers, who need neither, shall not pay.
-    from . import migrate as migrations
-    from . import offline
-
     if dry_run and sql:
-        raise ConfigurationError("--dry-run and --sql both change nothing. Choose one of them.")
+        raise typer.BadParameter("--dry-run and --sql both change nothing: choose one of them.")
     if start is not None and not sql:
-        raise ConfigurationError("--from is for --sql: otherwise the database itself says where it is.")
+        raise typer.BadParameter("--from is for --sql: otherwise the database itself says where it is.")
     settings = _settings()
-    days_ahead = settings.partition_days_ahead
-    patience = migrations.Patience(lock_timeout_milliseconds, give_up_seconds)
-
-    async def write() -> None:
-        begin = start
-        if begin is None and settings.database_url is not None:
-            begin = await migrations.revision_of(settings.dsn)
-        begin = None if begin == "base" else begin
-        typer.echo(offline.script(start=begin, to=to, days_ahead=days_ahead, patience=patience), nl=False)
-
-    async def run() -> None:
-        dsn = await migrations.session_dsn(settings.dsn, settings.listen_dsn, say=typer.echo)
-        await interruptible(migrations.migrate(dsn, days_ahead=days_ahead, to=to, patience=patience, say=typer.echo))
-        typer.echo("The database is up to date." if to is None else f"The database is at revision {to}.")
-
+    patience = Patience(lock_timeout_milliseconds, give_up_seconds)
     if sql:
-        _run(write)
+        _run(lambda: _write_migrations(settings, start, to, patience))
     elif dry_run:
-        _run(lambda: migrations.announce(settings.dsn, days_ahead=days_ahead, to=to, say=typer.echo))
+        _run(lambda: _announce_migrations(settings, to))
     else:
-        try:
-            _run(run)
-        except Interrupted as interruption:
-            _errors.print("baton: Stopped. What was under way is undone; run `baton migrate` again to go on.")
-            sys.exit(interruption.exit_status)
+        _run_migrations(settings, to, patience)
 
 
 @app.command()
@@ -125,13 +108,8 @@ def maintain(
     if every is not None and dry_run:
         raise typer.BadParameter("--dry-run cannot be repeated: leave out --every.")
     settings = _settings()
-    policy = Policy(settings.partition_days_ahead, settings.retention_days)
-    if every is None:
-        work = maintain_once(settings.dsn, policy, say=typer.echo, dry_run=dry_run)
-    else:
-        work = keep_maintaining(settings.dsn, policy, every_seconds=every, say=typer.echo)
     try:
-        _run(lambda: interruptible(work))
+        _run(lambda: interruptible(_maintain(settings, every, dry_run=dry_run)))
     except Interrupted as interrupted:
         # Being stopped is how the loop ends.
         raise typer.Exit(0 if every is not None else interrupted.exit_status) from None
@@ -208,6 +186,52 @@ def main() -> None:
         app()
     except ConfigurationError as error:
         _fail(str(error))
+
+
+# Alembic and SQLAlchemy take a second and 40 MB, which pods and workers, who need neither, shall not pay. So what needs
+# them is imported where it is used.
+async def _write_migrations(settings: Settings, start: str | None, to: str | None, patience: Patience) -> None:
+    from .migrate import revision_of
+    from .offline import script
+
+    if start is None and settings.database_url is not None:
+        start = await revision_of(settings.dsn)
+    begin = None if start == "base" else start
+    typer.echo(script(start=begin, to=to, days_ahead=settings.partition_days_ahead, patience=patience), nl=False)
+
+
+async def _announce_migrations(settings: Settings, to: str | None) -> None:
+    from .migrate import announce
+
+    await announce(settings.dsn, days_ahead=settings.partition_days_ahead, to=to, say=typer.echo)
+
+
+def _run_migrations(settings: Settings, to: str | None, patience: Patience) -> None:
+    try:
+        _run(lambda: interruptible(_migrate(settings, to, patience)))
+    except Interrupted as interruption:
+        _errors.print("baton: Stopped. What was under way is undone; run `baton migrate` again to go on.")
+        sys.exit(interruption.exit_status)
+
+
+async def _migrate(settings: Settings, to: str | None, patience: Patience) -> None:
+    from .migrate import migrate
+
+    dsn = await session_dsn(settings.dsn, settings.listen_dsn, say=typer.echo)
+    await migrate(dsn, days_ahead=settings.partition_days_ahead, to=to, patience=patience, say=typer.echo)
+    typer.echo("The database is up to date." if to is None else f"The database is at revision {to}.")
+
+
+async def _maintain(settings: Settings, every_seconds: float | None, *, dry_run: bool) -> None:
+    policy = Policy(settings.partition_days_ahead, settings.retention_days)
+    if dry_run:
+        await maintain_once(settings.dsn, policy, say=typer.echo, dry_run=True)
+        return
+    dsn = await session_dsn(settings.dsn, settings.listen_dsn, say=typer.echo)
+    if every_seconds is None:
+        await maintain_once(dsn, policy, say=typer.echo)
+    else:
+        await keep_maintaining(dsn, policy, every_seconds=every_seconds, say=typer.echo)
 
 
 async def _work(settings: Settings) -> None:

@@ -26,17 +26,19 @@ from alembic import op
 # partition while its index is built, and ACCESS EXCLUSIVE on that index for the moment of attaching.
 LOG_INDEX_LOCKS: Final[Mapping[str, str]] = MappingProxyType({"batch": "ACCESS EXCLUSIVE"})
 
-# Each partition with the name of its index, and that index if it is there.
+# Each partition with the name of its index, and that index if it is there. One whose detachment is pending is none any
+# more to the parent's index, which takes nothing from it. Partitions may have any name, and lie in any schema.
 _PARTITIONS: Final = """
 FROM pg_catalog.pg_inherits AS inheritance
 JOIN pg_catalog.pg_class AS part ON part.oid = inheritance.inhrelid
 CROSS JOIN LATERAL (
-    SELECT '{name}_' || substring(part.relname FROM 'batch_(.*)') AS name
+    SELECT '{name}_' || coalesce(substring(part.relname FROM '^batch_([0-9]+)$'), part.oid::text) AS name,
+           part.relnamespace::regnamespace AS schema
 ) AS own
 LEFT JOIN pg_catalog.pg_class AS built
     ON built.relname = own.name AND built.relnamespace = part.relnamespace AND built.relkind = 'i'
 LEFT JOIN pg_catalog.pg_index AS state ON state.indexrelid = built.oid
-WHERE inheritance.inhparent = 'baton.batch'::regclass
+WHERE inheritance.inhparent = 'baton.batch'::regclass AND NOT inheritance.inhdetachpending
 """
 
 # A partition that was made meanwhile has an index of another name, which was attached with it.
@@ -49,14 +51,16 @@ AND NOT EXISTS (
 """
 
 _DROP_LEFTOVERS: Final = (
-    "SELECT format('DROP INDEX CONCURRENTLY IF EXISTS baton.%I', own.name)" + _PARTITIONS + "AND NOT state.indisvalid"
+    "SELECT format('DROP INDEX CONCURRENTLY IF EXISTS %s.%I', own.schema, own.name)"
+    + _PARTITIONS
+    + "AND NOT state.indisvalid"
 )
 _BUILD: Final = (
-    "SELECT format('CREATE {unique}INDEX CONCURRENTLY IF NOT EXISTS %I ON baton.%I {definition}', own.name, "
-    "part.relname)" + _PARTITIONS + _UNATTACHED
+    "SELECT format('CREATE {unique}INDEX CONCURRENTLY IF NOT EXISTS %I ON %s.%I {definition}', own.name, "
+    "own.schema, part.relname)" + _PARTITIONS + _UNATTACHED
 )
 _ATTACH: Final = (
-    "SELECT format('ALTER INDEX baton.{name} ATTACH PARTITION baton.%I', own.name)" + _PARTITIONS + _UNATTACHED
+    "SELECT format('ALTER INDEX baton.{name} ATTACH PARTITION %s.%I', own.schema, own.name)" + _PARTITIONS + _UNATTACHED
 )
 
 # When retention has dropped all partitions but those that brought the index along, nothing was attached that would make

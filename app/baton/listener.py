@@ -19,7 +19,7 @@ import asyncpg
 
 from .backoff import Backoff
 from .database import CONNECTION_ERRORS, Connection, connect
-from .errors import ConfigurationError
+from .errors import ConfigurationError, DatabaseUnreachable
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +122,42 @@ async def check_delivery(listen_dsn: str, dsn: str) -> None:
         ) from None
     except asyncpg.PostgresError as error:
         logger.warning("Notifications cannot be sent just now: %r", error)
+
+
+async def session_dsn(dsn: str, listen_dsn: str, *, say: Callable[[str], None]) -> str:
+    """Return the DSN for a command that needs a session of its own: `listen_dsn` if the other leads through a pooler.
+
+    One that is shared loses the command's advisory locks, and hands its timeouts on to others.
+
+    Raises:
+        DatabaseUnreachable: there is no connection to be had.
+        ConfigurationError: it leads through a pooler in transaction mode, and there is no other.
+    """
+    if await _is_direct(dsn):
+        return dsn
+    if listen_dsn != dsn:
+        say("BATON_DATABASE_URL leads through a pooler; going around it by BATON_LISTEN_DATABASE_URL.")
+        return listen_dsn
+    try:
+        await check_delivery(dsn, dsn)
+    except DatabaseUnreachable:
+        raise
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            "The database URL seems to lead through a pooler in transaction mode, and this command needs a session of "
+            "its own, for its locks and timeouts. Set BATON_LISTEN_DATABASE_URL to one that goes around it."
+        ) from error
+    return dsn
+
+
+async def _is_direct(dsn: str) -> bool:
+    connection = await connect(dsn, name="baton check", prepare=False)
+    try:
+        # What a pooler gives out at the start is not the number of the process that answers.
+        pid: int = await connection.fetchval("SELECT pg_backend_pid()")
+        return pid == connection.get_server_pid()
+    finally:
+        connection.terminate()
 
 
 async def deliver(listen_dsn: str, dsn: str) -> float:

@@ -5,7 +5,8 @@ it is undone, and tried again after a pause, until it gets through or the patien
 of its own, or can be repeated: a run that is cut off leaves a database that the next run goes on with.
 
 Two connections: one migrates, and holds an advisory lock, so that there is one at a time; it lives as long as its
-backend does, even when this process is gone. The other watches who is in the way.
+backend does, even when this process is gone. The other only asks: where the
+database is, and who is in the way.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import asyncpg
@@ -25,10 +25,9 @@ from sqlalchemy.pool import NullPool
 
 from . import partitions
 from .backoff import Backoff
-from .blockers import Blocker, Watch
+from .blockers import Blocker, Patience, Watch
 from .database import CONNECTION_ERRORS, MIGRATION_LOCK, REVISION, Connection, check_schema, connect
 from .errors import ConfigurationError
-from .listener import check_delivery
 from .revisions import History, Revision, current_revision
 
 _TRY_LOCK: Final = text(f"SELECT pg_try_advisory_lock({MIGRATION_LOCK})")
@@ -37,14 +36,6 @@ _TRY_AGAIN: Final = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedErro
 
 Say = Callable[[str], None]
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a statement may wait for a lock, and how long a step is tried, or waits where waiting hurts nobody."""
-
-    lock_timeout_milliseconds: int = 500
-    give_up_seconds: float = 600
 
 
 def _quiet(_line: str) -> None:
@@ -70,11 +61,11 @@ async def migrate(
     """
     patience, history = patience or Patience(), history or History()
     with _refusals():
-        async with _watching(dsn) as watching, engine(dsn) as own, own.connect() as connection:
-            run = _Run(connection, watching, history, patience, say)
+        async with _beside(dsn) as beside, engine(dsn) as own, own.connect() as connection:
+            run = _Run(connection, beside, history, patience, say)
             await run.get_ready()
             await run.wait_for_others()
-            for revision in await _announced(watching, history, to, days_ahead, say):
+            for revision in await _announced(beside, history, to, days_ahead, say) or []:
                 await run.apply(revision)
             await run.create_partitions(days_ahead)
 
@@ -89,8 +80,8 @@ async def announce(
         ConfigurationError: the role may not read which revision the database is at.
     """
     with _refusals():
-        async with _watching(dsn) as connection:
-            if not await _announced(connection, history or History(), to, days_ahead, say):
+        async with _beside(dsn) as connection:
+            if await _announced(connection, history or History(), to, days_ahead, say) == []:
                 say("No revision is missing.")
 
 
@@ -102,28 +93,8 @@ async def revision_of(dsn: str) -> str | None:
         ConfigurationError: the role may not read it.
     """
     with _refusals():
-        async with _watching(dsn) as connection:
+        async with _beside(dsn) as connection:
             return await current_revision(connection)
-
-
-async def session_dsn(dsn: str, listen_dsn: str, *, say: Say = _quiet) -> str:
-    """Return the DSN to migrate through: `listen_dsn` if the other leads through a pooler.
-
-    Migrations need a session that stays theirs: for its advisory lock and its `lock_timeout`.
-
-    Raises:
-        DatabaseUnreachable: there is no connection to be had.
-        ConfigurationError: it leads through a pooler in transaction mode, and there is no other.
-    """
-    async with _watching(dsn) as connection:
-        # What a pooler gives out at the start is not the number of the process that answers.
-        if connection.get_server_pid() == await connection.fetchval("SELECT pg_backend_pid()"):
-            return dsn
-    if listen_dsn != dsn:
-        say("BATON_DATABASE_URL leads through a pooler; migrating through BATON_LISTEN_DATABASE_URL.")
-        return listen_dsn
-    await check_delivery(dsn, dsn)
-    return dsn
 
 
 @contextlib.asynccontextmanager
@@ -141,8 +112,9 @@ async def engine(dsn: str) -> AsyncIterator[AsyncEngine]:
 
 
 @contextlib.asynccontextmanager
-async def _watching(dsn: str) -> AsyncIterator[Connection]:
-    connection = await connect(dsn, name=f"{_NAME} (watching)", prepare=False)
+async def _beside(dsn: str) -> AsyncIterator[Connection]:
+    """Open the connection that only asks: where the database is, and who is in the way."""
+    connection = await connect(dsn, name=f"{_NAME} (beside)", prepare=False)
     try:
         yield connection
     finally:
@@ -151,13 +123,13 @@ async def _watching(dsn: str) -> AsyncIterator[Connection]:
 
 async def _announced(
     connection: Connection, history: History, to: str | None, days_ahead: int, say: Say
-) -> list[Revision]:
-    """Say which revisions are to run; return them."""
+) -> list[Revision] | None:
+    """Say which revisions are to run; return them, or None if the schema is newer than this code."""
     current = await current_revision(connection)
     if current is not None and current > history.ids[-1]:
         await check_schema(connection)
         say(f"The schema is at revision {current}, newer than {REVISION} and fit for it: nothing to migrate.")
-        return []
+        return None
     pending = history.between(current, to)
     if pending:
         where = "has no Baton tables yet" if current is None else f"is at revision {current}"
@@ -176,10 +148,10 @@ class _Run:
     """The steps of one run, each tried until it gets its locks."""
 
     def __init__(
-        self, connection: AsyncConnection, watching: Connection, history: History, patience: Patience, say: Say
+        self, connection: AsyncConnection, beside: Connection, history: History, patience: Patience, say: Say
     ) -> None:
         self._connection = connection
-        self._watching = watching
+        self._beside = beside
         self._history = history
         self._patience = patience
         self._say = say
@@ -205,11 +177,11 @@ class _Run:
             await self._connection.commit()
             if time.monotonic() > deadline:
                 raise ConfigurationError(
-                    f"Another `baton migrate` has been at work for {self._patience.give_up_seconds:g} s. "
-                    "Run this one again when it has ended."
+                    "Another `baton migrate` or `baton maintain` has been at work for "
+                    f"{self._patience.give_up_seconds:g} s. Run this one again when it has ended."
                 )
             if not waited:
-                self._say("Another `baton migrate` is at work; waiting for it.")
+                self._say("Another `baton migrate` or `baton maintain` is at work; waiting for it.")
                 waited = True
             await asyncio.sleep(0.5)
         await self._connection.commit()
@@ -242,7 +214,7 @@ class _Run:
         deadline = time.monotonic() + self._patience.give_up_seconds
         while True:
             began = time.monotonic()
-            watch = Watch(self._watching, self._pid, what, self._patience.give_up_seconds, self._say)
+            watch = Watch(self._beside, self._pid, what, self._patience.give_up_seconds, self._say)
             try:
                 async with watch:
                     await step()

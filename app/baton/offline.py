@@ -9,8 +9,8 @@ import io
 
 from alembic import command
 
+from .blockers import Patience
 from .database import MIGRATION_LOCK
-from .migrate import Patience
 from .revisions import History, Revision
 
 _HEAD = """\
@@ -22,7 +22,7 @@ SET statement_timeout = 0;
 SET client_min_messages = warning;
 DO $$ BEGIN
     IF NOT pg_try_advisory_lock({advisory_lock}) THEN
-        RAISE EXCEPTION 'Another migration of Baton is at work here. Run this again when it has ended.';
+        RAISE EXCEPTION 'Another `baton migrate` or `baton maintain` is at work. Run this again when it has ended.';
     END IF;
 END $$;
 """

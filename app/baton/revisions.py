@@ -6,7 +6,7 @@ table that was there before is locked and how: a test holds that against what Po
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -88,12 +88,10 @@ class History:
         place = self._place(revision.id)
         return self.ids[place - 1] if place else None
 
-    def upgrade(
-        self, connection: SyncConnection, revision: str = "head", *, before_commit: Callable[..., None] | None = None
-    ) -> None:
-        """Run Alembic's upgrade to `revision`; at the end of each transaction call `before_commit` by keywords."""
+    def upgrade(self, connection: SyncConnection, revision: str = "head") -> None:
+        """Run Alembic's upgrade to `revision`."""
         config = self.config()
-        config.attributes |= {"connection": connection, "on_version_apply": before_commit}
+        config.attributes["connection"] = connection
         command.upgrade(config, revision)
 
     def _place(self, revision: str) -> int:
