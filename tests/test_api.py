@@ -71,7 +71,7 @@ async def test_a_stream_is_created_queued(api: httpx2.AsyncClient, pod: RunningP
     assert (await api.get(answer.headers["location"])).json()["id"] == body["id"]
 
 
-LONG = "x" * 501
+LONG = "x" * 513
 BAD_BODIES: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "not JSON"),
     "no JSON": (b"{", "not JSON"),

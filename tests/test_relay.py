@@ -55,7 +55,7 @@ async def take_all(subscriber: Subscriber) -> bytes:
 
 async def take(subscriber: Subscriber) -> bytes:
     cursor = subscriber.cursor
-    return b"".join(native.encode(batch, cursor) for batch in await subscriber.take())
+    return b"".join(native.FULL.encode(batch, None, cursor).body for batch in await subscriber.take())
 
 
 async def follow(subscriber: Subscriber) -> bytes:

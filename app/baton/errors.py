@@ -13,11 +13,13 @@
     │   ├── LogDamaged             500
     │   ├── IdempotencyConflict    422
     │   ├── UnknownGenerator       422
+    │   ├── OldProtocol            400
     │   ├── RequestTooLarge        413
     │   └── Unavailable            503
     ├── GenerationError            a generator could not go on; becomes the stream's terminal event
     │   └── InvalidEvent           it yielded something that is no event
     ├── FollowError                a client cannot follow a stream to its end
+    ├── ConnectionCut              a pod ends a connection before its response has ended
     └── DemoError                  `baton demo` could not show what it wants to show
 
 The message of each is a sentence for the person who has to act on it.
@@ -124,6 +126,14 @@ class UnknownGenerator(RequestError):
     title = "There is no such generator"
 
 
+class OldProtocol(RequestError):
+    """The stream cannot be had by HTTP/1.0, by which a client cannot tell a cut connection from the stream's end."""
+
+    status = 400
+    code = "http_1_1_required"
+    title = "The stream needs HTTP/1.1"
+
+
 class Unavailable(RequestError):
     """The database does not answer just now; trying again may help."""
 
@@ -153,6 +163,10 @@ class InvalidEvent(GenerationError):
 
 class FollowError(BatonError):
     """A client cannot follow a stream to its end: it is refused for good, or no pod answers any more."""
+
+
+class ConnectionCut(BatonError):
+    """A response is broken off on purpose: the server is to close the connection without ending the response."""
 
 
 class DemoError(BatonError):

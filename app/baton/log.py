@@ -17,6 +17,7 @@ import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -137,7 +138,7 @@ class Batch:
     last_seq: int
     terminal: bool
     events: str
-    encodings: dict[str, bytes] | None = None
+    encodings: dict[str, Any] | None = None
 
     @property
     def lines(self) -> list[str]:

@@ -38,6 +38,6 @@ def create_app(settings: Settings | None = None) -> Starlette:
             finally:
                 app.state.pod = None
 
-    app = Starlette(routes=api.routes(), exception_handlers=problems.HANDLERS, lifespan=lifespan)
+    app = Starlette(routes=api.ROUTES, exception_handlers=problems.HANDLERS, lifespan=lifespan)
     app.router.redirect_slashes = False
     return app

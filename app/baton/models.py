@@ -19,7 +19,7 @@ MAX_WAIT_SECONDS = 60
 _MAX_METADATA_FILTERS = 4
 
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
-Text = Annotated[str, Field(max_length=500, pattern=r"^[^\x00]*$")]
+Text = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)]
 Model = TypeVar("Model", bound=BaseModel)
@@ -66,6 +66,14 @@ class GetStream(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     wait: float = Field(0, ge=0, le=MAX_WAIT_SECONDS, allow_inf_nan=False)
+
+
+class FollowEvents(BaseModel):
+    """The query of `GET /v1/streams/{id}/events`, but for the cursor."""
+
+    view: Literal["full", "answer"] = "full"
+    window_ms: int = Field(0, ge=0, le=10_000)
+    snapshot: bool = False
 
 
 def validated(model: type[Model], content: Any) -> Model:

@@ -12,6 +12,7 @@ from typing import Final, Self
 import asyncpg
 
 from . import database, partitions, workers
+from .connections import Connections
 from .database import Pool, translated
 from .errors import ConfigurationError, Unavailable
 from .generators.registry import configured_names, what_is_missing
@@ -20,7 +21,6 @@ from .metrics import PodMetrics
 from .notifications import EVENTS_CHANNEL
 from .relay import Relays
 from .settings import Settings
-from .sse import Connections
 
 logger = logging.getLogger(__name__)
 

@@ -18,11 +18,11 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from .connections import ABORT_EXTENSION, CLOSE_EXTENSION
 from .errors import ConfigurationError
 from .main import create_app
 from .pod import Pod
 from .settings import Settings
-from .sse import ABORT_EXTENSION
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +32,15 @@ SHUTDOWN_SECONDS: Final = 5
 
 
 class Protocol(HttpToolsProtocol):
-    """HTTP/1.1 that lets a response cut its connection: closing it would wait for what its client does not accept."""
+    """HTTP/1.1 that lets a response end its connection before the response has ended."""
 
     def on_message_begin(self) -> None:
         """Offer it to the request that begins."""
         super().on_message_begin()
-        self.scope["extensions"] = {ABORT_EXTENSION: self.transport.abort}  # type: ignore[dict-item]
+        self.scope["extensions"] = {
+            ABORT_EXTENSION: self.transport.abort,  # type: ignore[dict-item]
+            CLOSE_EXTENSION: self.transport.close,  # type: ignore[dict-item]
+        }
 
 
 class Server(uvicorn.Server):

@@ -45,14 +45,14 @@ def dispatched(stream: bytes) -> list[tuple[str, str, str]]:
 
 @given(DELTAS)
 def test_any_text_is_dispatched_as_it_was_but_for_lone_surrogates(deltas: list[str]) -> None:
-    found = dispatched(native.encode(batch_of(deltas), 0))
+    found = dispatched(native.FULL.encode(batch_of(deltas), None, 0).body)
     assert [(int(seq), kind) for seq, kind, _ in found] == [(seq, "message") for seq in range(1, len(deltas) + 1)]
     assert [json.loads(data)["delta"] for _, _, data in found] == [without_surrogates(delta) for delta in deltas]
 
 
 @given(DELTAS)
 def test_a_client_that_splits_at_unicodes_line_ends_reads_the_same(deltas: list[str]) -> None:
-    lines = native.encode(batch_of(deltas), 0).decode().splitlines()
+    lines = native.FULL.encode(batch_of(deltas), None, 0).body.decode().splitlines()
     data = [json.loads(line.removeprefix("data: "))["delta"] for line in lines if line.startswith("data: ")]
     assert data == [without_surrogates(delta) for delta in deltas]
     assert len(lines) == 3 * len(deltas)
@@ -61,13 +61,15 @@ def test_a_client_that_splits_at_unicodes_line_ends_reads_the_same(deltas: list[
 @given(DELTAS, st.integers(1, 10**6), st.integers(-3, 12))
 def test_a_cursor_inside_a_batch_takes_exactly_what_follows(deltas: list[str], first_seq: int, offset: int) -> None:
     batch = batch_of(deltas, first_seq)
-    whole = dispatched(native.encode(batch, 0))
+    whole = dispatched(native.FULL.encode(batch, None, 0).body)
     cursor = max(0, first_seq + offset)
-    assert dispatched(native.encode(batch, cursor)) == [event for event in whole if int(event[0]) > cursor]
+    assert dispatched(native.FULL.encode(batch, None, cursor).body) == [
+        event for event in whole if int(event[0]) > cursor
+    ]
 
 
 def test_the_bytes_are_those_of_the_documentation() -> None:
-    assert native.encode(batch_of(["Hi", "\u2028"], 41), 0) == (
+    assert native.FULL.encode(batch_of(["Hi", "\u2028"], 41), None, 0).body == (
         b'id: 41\ndata: {"type":"text","delta":"Hi"}\n\nid: 42\ndata: {"type":"text","delta":"\\u2028"}\n\n'
     )
 
@@ -85,5 +87,5 @@ def test_the_bytes_are_those_of_the_documentation() -> None:
 def test_every_kind_of_event_is_one_line_that_begins_with_its_type(event: dict[str, object]) -> None:
     line = join_lines([encode_event(event)]).decode()
     assert line.startswith('{"type":"' + str(event["type"]))
-    ((_, _, data),) = dispatched(native.encode(Batch(1, 1, False, line), 0))
+    ((_, _, data),) = dispatched(native.FULL.encode(Batch(1, 1, False, line), None, 0).body)
     assert json.loads(data) == event

@@ -1,23 +1,74 @@
 """The native dialect: one SSE block for each event, `id: <seq>` and `data: <the event as JSON>`.
 
 There is no `event:` line, so that `EventSource.onmessage` sees everything, and the id is the cursor to come back with.
+
+A view leaves out some types of events. The ids of the others stay, so a client may change the view when it comes back.
 """
 
 from __future__ import annotations
 
-from ..log import Batch
+from collections.abc import Sequence
+from typing import ClassVar, Final
 
-NAME = "native"
+import orjson
+
+from ..events import encode_object, join_lines
+from ..log import Batch
+from ..snapshot import Snapshot
+from . import sse
+from .dialect import Encoded, Header
 
 # Without an id, so that it moves no cursor.
-DAMAGED = b'data: {"type":"error","error":{"code":"log_damaged","message":"A part of the stream is missing."}}\n\n'
+_BROKEN: Final = b'data: {"type":"error","error":%b}\n\n'
 
 
-def encode(batch: Batch, cursor: int) -> bytes:
-    """Encode the events of a batch that follow the cursor."""
-    lines = batch.lines
-    first = batch.first_seq
-    if first <= cursor:
-        lines = lines[cursor + 1 - first :]
-        first = cursor + 1
-    return "".join([f"id: {seq}\ndata: {line}\n\n" for seq, line in enumerate(lines, first)]).encode()
+class Native:
+    """The dialect. It remembers nothing."""
+
+    headers: ClassVar[Sequence[Header]] = sse.HEADERS
+    comment: ClassVar[bytes] = b":\n\n"
+    reconnects: ClassVar[bool] = True
+
+    def __init__(self, view: str, types: Sequence[str] = ()) -> None:
+        self.name = f"native.{view}"
+        # Every event of the log begins with its type.
+        self._beginnings = tuple(f'{{"type":"{kind}"' for kind in types)
+
+    def encode(self, batch: Batch, state: None, after: int) -> Encoded[None]:
+        """Encode the events that follow number `after`."""
+        lines, first = batch.lines, batch.first_seq
+        if first <= after:
+            lines = lines[after + 1 - first :]
+            first = after + 1
+        shown = self._beginnings
+        body = "".join(
+            [f"id: {seq}\ndata: {line}\n\n" for seq, line in enumerate(lines, first)]
+            if not shown
+            else [f"id: {seq}\ndata: {line}\n\n" for seq, line in enumerate(lines, first) if line.startswith(shown)]
+        )
+        return Encoded(body.encode(), batch.first_seq, batch.last_seq, None)
+
+    def greeting(self, reconnect_milliseconds: int) -> bytes:
+        """A comment, and when to come back."""
+        return sse.retry_block(reconnect_milliseconds)
+
+    def broken(self, state: None, code: str, message: str) -> bytes:
+        """An event without a number. Who comes back is refused."""
+        return _BROKEN % orjson.dumps({"code": code, "message": message})
+
+
+def snapshot_frame(snapshot: Snapshot, view: str) -> bytes:
+    """Encode the answer so far as one event, with the number of the last event in it."""
+    content = snapshot.as_dict()
+    seq = content.pop("last_event_id")
+    if view == "answer":
+        content = {"text": snapshot.text}
+    line = join_lines([encode_object({"type": "snapshot", **content})])
+    return b"id: %d\ndata: %b\n\n" % (seq, line)
+
+
+FULL: Final = Native("full")
+# What somebody sees who only reads the answer.
+ANSWER: Final = Native("answer", ("text", "reset", "done"))
+VIEWS: Final = {"full": FULL, "answer": ANSWER}
+START: Final[Encoded[None]] = Encoded(b"", 1, 0, None)

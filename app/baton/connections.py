@@ -1,9 +1,12 @@
-"""Server-sent events (WHATWG HTML, 9.2): a small ASGI response that follows one subscriber, and the care of them all.
+"""Open connections: a small ASGI response that follows one subscriber in its dialect, and the care of them all.
 
 It is no Starlette response on purpose: all that is pending goes into one `send`, and nothing stands between this loop
 and the server. A client's going is heard from `receive`. One timer serves all connections of a pod: it has comments
-sent where it was silent for long, sends old connections away to reconnect before a platform would cut them, and cuts
+sent where it was silent for long, sends old connections away to reconnect before a platform would cut them, and aborts
 those that accept nothing.
+
+Most clients take a clean end for the end of the stream. So a connection that must end earlier ends cleanly only where
+the clients of its dialect come back; any other is cut, which its client reports as an error.
 """
 
 from __future__ import annotations
@@ -12,27 +15,22 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
 
-from .dialects import native
-from .errors import Unavailable
-from .log import Batch
+from .dialects.dialect import Header, Reader
+from .errors import ConnectionCut, LogDamaged, Unavailable
 from .metrics import PodMetrics
 from .relay import Relays, Subscriber
 
 logger = logging.getLogger(__name__)
 
-HEADERS: Final = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache, no-transform"),
-    (b"x-accel-buffering", b"no"),
-)
-# Where a server tells how to cut a connection that accepts nothing: closing it would wait for its buffer to empty.
+# Where a server tells how to end a connection in mid-response. Closing it sends first what the client has yet to take;
+# aborting it waits for nothing.
+CLOSE_EXTENSION: Final = "baton.close"
 ABORT_EXTENSION: Final = "baton.abort"
-_COMMENT: Final = b":\n\n"
 
 
 class Connections:
@@ -42,10 +40,10 @@ class Connections:
         self._heartbeat_seconds = heartbeat_seconds
         self._write_timeout_seconds = write_timeout_seconds
         self._max_age_seconds = max_age_seconds
-        self._open: set[EventStream] = set()
+        self._open: set[Connection] = set()
         self._draining = False
 
-    def add(self, connection: EventStream) -> None:
+    def add(self, connection: Connection) -> None:
         """Take a connection into care; it is to leave at a random time shortly before the maximum age."""
         connection.leave_at = _now() + self._max_age_seconds * random.uniform(0.8, 1)
         self._open.add(connection)
@@ -53,7 +51,7 @@ class Connections:
             # It was let in before the drain began, and had to wait for the database.
             connection.leave()
 
-    def remove(self, connection: EventStream) -> None:
+    def remove(self, connection: Connection) -> None:
         """Let go of a connection that has ended."""
         self._open.discard(connection)
 
@@ -74,47 +72,60 @@ class Connections:
             connection.leave()
             await asyncio.sleep(seconds / len(leaving))
 
-    def _look(self, connection: EventStream, now: float) -> None:
+    def _look(self, connection: Connection, now: float) -> None:
         if connection.sending_since is not None:
             if now - connection.sending_since > self._write_timeout_seconds:
                 connection.abort()
-        elif now >= connection.leave_at:
+        elif connection.renews and now >= connection.leave_at:
             connection.leave()
         elif now - connection.last_sent_at >= self._heartbeat_seconds * 0.9:
             connection.subscriber.tap()
 
 
-class EventStream:
-    """Sends a subscriber's events in the native dialect until the stream ends, the client leaves or the pod does."""
+class Connection:
+    """Sends a subscriber's events until the stream ends, the client leaves or the pod does.
+
+    With `window_seconds` it waits so long between two sends, for clients that had rather get few large pieces.
+    `on_gone` is awaited when the client leaves before the end, and not when the pod sends it away.
+    """
 
     def __init__(
         self,
         subscriber: Subscriber,
+        reader: Reader[Any],
         relays: Relays,
         connections: Connections,
         metrics: PodMetrics,
         *,
         reconnect_milliseconds: int,
-        headers: Sequence[tuple[bytes, bytes]] = (),
+        opening: bytes = b"",
+        headers: Sequence[Header] = (),
+        window_seconds: float = 0.0,
+        on_gone: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.subscriber = subscriber
         self.last_sent_at = _now()
         self.sending_since: float | None = None
         self.leave_at = 0.0
+        self.renews = reader.dialect.reconnects
+        self._reader = reader
         self._relays = relays
         self._connections = connections
         self._metrics = metrics
         self._reconnect_milliseconds = reconnect_milliseconds
-        self._headers = [*HEADERS, *headers]
+        self._opening = opening
+        self._headers = [*reader.dialect.headers, *headers]
+        self._window_seconds = window_seconds
+        self._on_gone = on_gone
         self._leaving = False
-        self._disconnected = False
-        self._abort: Callable[[], object] | None = None
+        self._gone = asyncio.Event()  # the connection is no more
+        self._extensions: Mapping[str, Any] = {}
         self._task: asyncio.Task[object] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         self._task = asyncio.current_task()
-        self._abort = scope.get("extensions", {}).get(ABORT_EXTENSION)
+        self._extensions = scope.get("extensions", {})
         watcher = asyncio.create_task(self._watch(receive))
         self._connections.add(self)
         try:
@@ -133,36 +144,74 @@ class EventStream:
         self.subscriber.tap()
 
     def abort(self) -> None:
-        """Cut the connection. The client can resume."""
+        """Abort the connection of a client that accepts nothing. It can resume."""
         logger.warning("A client of stream %s accepts nothing and is cut off.", self.subscriber.relay.stream_id)
         self._metrics.aborted += 1
-        self._disconnected = True
-        if self._abort is not None:
-            self._abort()
+        self._leaving = True
+        self._gone.set()
+        abort = self._extensions.get(ABORT_EXTENSION)
+        if abort is not None:
+            abort()
         elif self._task is not None:
             self._task.cancel()
 
     async def _follow(self, send: Send) -> None:
-        subscriber = self.subscriber
-        pending = retry_block(self._reconnect_milliseconds)
-        while not self._disconnected:
+        subscriber, dialect = self.subscriber, self._reader.dialect
+        pending = dialect.greeting(self._reconnect_milliseconds) + self._opening
+        while not self._gone.is_set():
             pending += await self._take()
-            if subscriber.finished or subscriber.relay.over:
-                break
-            if self._leaving:
-                # Spread over a moment, so that the next pod does not get all at once.
-                pending += retry_block(random.randint(0, self._reconnect_milliseconds))
+            if subscriber.finished or subscriber.relay.over or self._reader.over or self._leaving:
                 break
             if subscriber.tapped and not pending:
-                pending = _COMMENT
+                pending = dialect.comment
             subscriber.tapped = False
             if pending:
                 await self._send(send, pending)
                 pending = b""
+                await self._let_gather()
             await subscriber.wait()
-        if subscriber.relay.damaged:
-            pending += native.DAMAGED
-        await self._send(send, pending, more=False)
+        if self._gone.is_set():
+            await self._tell_gone()
+        else:
+            await self._end(send, pending)
+
+    async def _end(self, send: Send, pending: bytes) -> None:
+        """Send what is left and end the connection: in the way that says whether this is the stream's end."""
+        reader, relay = self._reader, self.subscriber.relay
+        last: bytes | None = None
+        if reader.over == "ended" or (self.subscriber.finished and not reader.over):
+            last = b""
+        elif relay.damaged and not reader.over:
+            last = reader.dialect.broken(reader.state, LogDamaged.code, f"{LogDamaged.title}.")
+        elif reader.dialect.reconnects:
+            # Spread over a moment, so that the next pod does not get all at once.
+            last = reader.dialect.greeting(random.randint(0, self._reconnect_milliseconds))
+        if last is None:
+            if pending:
+                await self._send(send, pending)
+            await self._cut()
+        else:
+            await self._send(send, pending + last, more=False)
+
+    async def _cut(self) -> None:
+        """End the connection, once all was sent, so that no client takes it for the end of the stream."""
+        self._leaving = True
+        close = self._extensions.get(CLOSE_EXTENSION)
+        if close is None:
+            raise ConnectionCut(
+                f"A client of stream {self.subscriber.relay.stream_id} is cut off, since it would take a clean end for "
+                "the end of the stream. `baton serve` does so without this error."
+            )
+        # A client that accepts nothing is aborted after a time, as while sending.
+        self.sending_since = _now()
+        close()
+        await self._gone.wait()
+
+    async def _let_gather(self) -> None:
+        """Leave events that come within the window to the next send; the stream's end does not wait."""
+        subscriber = self.subscriber
+        if self._window_seconds and not subscriber.finished:
+            await asyncio.sleep(self._window_seconds)
 
     async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
         self.sending_since = _now()
@@ -181,7 +230,7 @@ class EventStream:
             return b""
         if not batches:
             return b""
-        body = b"".join([_encoded(batch, cursor) for batch in batches])
+        body = self._reader.read(batches)
         self._metrics.events_sent += subscriber.cursor - cursor
         self._metrics.bytes_sent += len(body)
         return body
@@ -189,38 +238,12 @@ class EventStream:
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        self._disconnected = True
+        self._gone.set()
         self.subscriber.tap()
 
-
-class Retry:
-    """An answer of 200 that only says when to come back. Any other status would stop an EventSource for ever."""
-
-    def __init__(self, reconnect_milliseconds: int, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
-        self._body = retry_block(random.randint(reconnect_milliseconds, 3 * reconnect_milliseconds))
-        self._headers = [*HEADERS, *headers]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        await send({"type": "http.response.start", "status": 200, "headers": self._headers})
-        await send({"type": "http.response.body", "body": self._body, "more_body": False})
-
-
-def retry_block(milliseconds: int) -> bytes:
-    """A comment, which opens the way through proxies, and the time after which to reconnect."""
-    return b": baton\nretry: %d\n\n" % milliseconds
-
-
-def _encoded(batch: Batch, cursor: int) -> bytes:
-    """A batch's bytes: shared by all who take the whole of it."""
-    if batch.first_seq <= cursor:
-        return native.encode(batch, cursor)
-    if batch.encodings is None:
-        batch.encodings = {}
-    body = batch.encodings.get(native.NAME)
-    if body is None:
-        body = batch.encodings[native.NAME] = native.encode(batch, cursor)
-    return body
+    async def _tell_gone(self) -> None:
+        if self._on_gone is not None and not self._leaving:
+            await self._on_gone()
 
 
 def _now() -> float:

@@ -1,4 +1,4 @@
-"""The SSE response, as the server drives it: what goes into each `send`, and how each connection begins and ends."""
+"""The response that follows a stream, as the server drives it: what is in each `send`, how it begins and ends."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from tests.cluster import Author, Cluster, RunningPod, ended, text
 from tests.follower import following
 from tests.logbook import until
 
-from baton.sse import EventStream, Retry, retry_block
+from baton.api.native import Retry
+from baton.connections import Connection
+from baton.dialects import native
+from baton.dialects.dialect import Reader
+from baton.dialects.sse import retry_block
 
 RETRY = re.compile(rb": baton\nretry: (\d+)\n\n")
 
 
-class Connection:
+class Wire:
     """What a server is to an ASGI application: it keeps what was sent, and tells when the client goes."""
 
     def __init__(self) -> None:
@@ -39,12 +43,19 @@ class Connection:
         return len(self.sent) > 1 and not self.sent[-1]["more_body"]
 
 
-async def follow(pod: RunningPod, author: Author, cursor: int = 0) -> tuple[Connection, asyncio.Task[None]]:
+async def follow(pod: RunningPod, author: Author, cursor: int = 0) -> tuple[Wire, asyncio.Task[None]]:
     """Serve one connection that a test holds in its hands."""
     relays = pod.pod.relays
     subscriber = await relays.subscribe(author.id, cursor)
-    stream = EventStream(subscriber, relays, pod.pod.connections, pod.pod.metrics, reconnect_milliseconds=700)
-    connection = Connection()
+    stream = Connection(
+        subscriber,
+        Reader(native.FULL, native.START, cursor),
+        relays,
+        pod.pod.connections,
+        pod.pod.metrics,
+        reconnect_milliseconds=700,
+    )
+    connection = Wire()
     task = asyncio.create_task(stream({"type": "http"}, connection.receive, connection.send))
     await until(lambda: len(connection.sent) > 1)
     return connection, task
@@ -81,13 +92,20 @@ async def test_a_client_that_goes_is_forgotten(cluster: Cluster) -> None:
 async def test_a_connection_that_is_cut_while_sending_is_forgotten(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     subscriber = await pod.pod.relays.subscribe(author.id, 0)
-    stream = EventStream(subscriber, pod.pod.relays, pod.pod.connections, pod.pod.metrics, reconnect_milliseconds=1)
+    stream = Connection(
+        subscriber,
+        Reader(native.FULL, native.START, 0),
+        pod.pod.relays,
+        pod.pod.connections,
+        pod.pod.metrics,
+        reconnect_milliseconds=1,
+    )
 
     async def send(_message: Message) -> None:
         raise ConnectionError("cut")
 
     with pytest.raises(ConnectionError):
-        await stream({"type": "http"}, Connection().receive, send)
+        await stream({"type": "http"}, Wire().receive, send)
     assert pod.metric("baton_subscribers") == 0
 
 
@@ -136,7 +154,7 @@ async def test_the_headers_pass_proxies_unbuffered(cluster: Cluster) -> None:
 async def test_a_retry_says_only_when_to_come_back() -> None:
     said = set()
     for _ in range(50):
-        connection = Connection()
+        connection = Wire()
         await Retry(100)({"type": "http"}, connection.receive, connection.send)
         assert connection.sent[0]["status"] == 200
         assert connection.ended

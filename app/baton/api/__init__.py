@@ -1,0 +1,9 @@
+"""The routes of a pod: a module for each dialect, and one for the platform."""
+
+from __future__ import annotations
+
+from starlette.routing import BaseRoute
+
+from . import native, operations
+
+ROUTES: list[BaseRoute] = [*native.ROUTES, *operations.ROUTES]

@@ -1,0 +1,94 @@
+"""What routes of several dialects do with streams: create, read, cancel, erase."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from starlette.requests import Request
+
+from .. import log, notifications, retention, streams
+from ..database import translated
+from ..errors import UnknownGenerator
+from ..pod import Pod
+from ..streams import NewStream, Stream
+from .request import found, idempotency_key, pod_of
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A stream with its events so far: `lines` of JSON, the last with number `last_seq`.
+
+    `whole`: the last one is the terminal event.
+    """
+
+    stream: Stream
+    lines: list[str]
+    last_seq: int
+    whole: bool
+
+
+async def create(request: Request, new: NewStream, body: bytes) -> tuple[Stream, bool]:
+    """Queue a stream; return it, and whether it is new or the one that this `Idempotency-Key` created before.
+
+    Raises:
+        UnknownGenerator: nobody offers the generator.
+        IdempotencyConflict, InvalidRequest, Unavailable: see `streams.create`.
+    """
+    pod = pod_of(request)
+    async with translated():
+        if sentence := await pod.missing_generator(new.generator):
+            raise UnknownGenerator(sentence)
+        stream, created = await streams.create(pod.pool, new, idempotency_key(request, body))
+        if created:
+            await log.hint(pod.pool, notifications.QUEUE_CHANNEL, [""])
+    return stream, created
+
+
+async def read(pod: Pod, stream_id: UUID) -> Content:
+    """Read all events of a stream so far.
+
+    Raises:
+        StreamExpired, StreamNotFound, Unavailable: it cannot be read.
+    """
+    async with translated():
+        stream = await found(pod, stream_id)
+        lines: list[str] = []
+        cursor = 0
+        whole = False
+        while page := await log.read(pod.pool, stream_id, cursor):
+            lines.extend(line for batch in page for line in batch.lines)
+            cursor, whole = page[-1].last_seq, page[-1].terminal
+        if not (stream.ended and whole):
+            # Its end may have come between the two reads, or it was erased or has expired.
+            stream = await found(pod, stream_id)
+    return Content(stream, lines, cursor, whole)
+
+
+async def cancel(pod: Pod, stream_id: UUID) -> tuple[Stream, bool]:
+    """Ask for a stream's end; return it, and whether its generator is yet to stop.
+
+    Raises:
+        StreamExpired, StreamNotFound, Unavailable: it cannot be cancelled.
+    """
+    async with translated():
+        await found(pod, stream_id)
+        where = await streams.request_cancel(pod.pool, stream_id)
+        if where == "running":
+            await log.hint(pod.pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
+        elif where == "queued":
+            await log.hint(pod.pool, notifications.EVENTS_CHANNEL, [notifications.hint(stream_id)])
+        return await found(pod, stream_id), where == "running"
+
+
+async def erase(pod: Pod, stream_id: UUID) -> None:
+    """Erase a stream and its events; if it is running, its generator is stopped.
+
+    Raises:
+        StreamExpired, StreamNotFound, Unavailable: it cannot be erased.
+    """
+    async with translated():
+        if not await streams.delete(pod.pool, stream_id):
+            raise await retention.absence(pod.pool, stream_id)
+        await log.hint(pod.pool, notifications.EVENTS_CHANNEL, [notifications.gone(stream_id)])
+        await log.hint(pod.pool, notifications.CANCEL_CHANNEL, [stream_id.hex])

@@ -1,0 +1,127 @@
+"""Following a stream in a dialect, and waiting for its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+from uuid import UUID
+
+from starlette.requests import Request
+
+from ..connections import Connection
+from ..dialects.dialect import Dialect, Encoded, Reader
+from ..errors import CursorBeyondTail, LogDamaged, OldProtocol, Unavailable
+from ..relay import Subscriber
+from .request import common_headers, pod_of, raw_headers
+
+
+def require_cuttable(request: Request) -> None:
+    """Refuse a client that could not tell a cut connection from the stream's end.
+
+    Raises:
+        OldProtocol: it speaks HTTP/1.0, where both are the same.
+    """
+    if request.scope["http_version"] == "1.0":
+        raise OldProtocol(
+            "By HTTP/1.0 a cut connection looks like the end of the answer. A proxy in between may be the one that "
+            "speaks it: nginx needs `proxy_http_version 1.1;`."
+        )
+
+
+async def subscribe(request: Request, stream_id: UUID, cursor: int = 0) -> Subscriber:
+    """Join a stream after an event.
+
+    Raises:
+        Unavailable: the pod is leaving, or the database does not answer.
+        CursorBeyondTail, LogDamaged, StreamExpired, StreamNotFound: it cannot be joined there.
+    """
+    pod = pod_of(request)
+    if pod.draining:
+        raise Unavailable("This pod is leaving. Connect again to reach another one.")
+    return await pod.relays.subscribe(stream_id, cursor)
+
+
+async def follow_frames(
+    request: Request,
+    stream_id: UUID,
+    dialect: Dialect[Any],
+    opening: Encoded[Any],
+    *,
+    after: int = 0,
+    headers: Mapping[str, str] | None = None,
+    on_gone: Callable[[], Awaitable[None]] | None = None,
+) -> Connection:
+    """Answer with the frames after number `after` of a dialect that counts its frames.
+
+    `opening` are the frames before the first event, in its body only those after that number. `on_gone` is awaited
+    when the client leaves before the end.
+
+    Raises:
+        CursorBeyondTail: the stream has fewer frames so far.
+        OldProtocol: the client speaks HTTP/1.0.
+        LogDamaged, StreamExpired, StreamNotFound, Unavailable: the stream cannot be followed.
+    """
+    require_cuttable(request)
+    subscriber = await subscribe(request, stream_id)
+    reader = Reader(dialect, opening, after)
+    try:
+        # Before the answer begins, so that it can still be a refusal.
+        first = await _skip(reader, subscriber, after)
+    except BaseException:
+        pod_of(request).relays.unsubscribe(subscriber)
+        raise
+    return connection(request, subscriber, reader, opening=opening.body + first, headers=headers, on_gone=on_gone)
+
+
+def connection(request: Request, subscriber: Subscriber, reader: Reader[Any], **options: Any) -> Connection:
+    """Answer with what a subscriber gets from now on; `options` are those of `Connection`."""
+    pod = pod_of(request)
+    headers = common_headers(request) | dict(options.pop("headers", None) or {})
+    return Connection(
+        subscriber,
+        reader,
+        pod.relays,
+        pod.connections,
+        pod.metrics,
+        reconnect_milliseconds=pod.settings.reconnect_milliseconds,
+        headers=raw_headers(headers),
+        **options,
+    )
+
+
+async def wait_for_end(request: Request, stream_id: UUID, seconds: float) -> None:
+    """Wait until a stream has ended, or the pod leaves, but for so many seconds at most."""
+    pod = pod_of(request)
+    subscriber = await pod.relays.subscribe(stream_id, 0)
+    try:
+        async with asyncio.timeout(seconds):
+            while not (subscriber.relay.ended or subscriber.relay.over or pod.draining):
+                subscriber.cursor = subscriber.relay.tail
+                subscriber.tapped = False
+                await subscriber.wait()
+    except TimeoutError:
+        pass
+    finally:
+        pod.relays.unsubscribe(subscriber)
+
+
+async def _skip(reader: Reader[Any], subscriber: Subscriber, after: int) -> bytes:
+    """Read the log up to frame number `after`; return what the batch that holds it has beyond."""
+    relay = subscriber.relay
+    caught_up = False
+    while reader.last < after and not reader.over:
+        batches = await subscriber.take()
+        if relay.damaged:
+            raise LogDamaged(f"The log of stream {relay.stream_id} has a hole, and the stream cannot be followed.")
+        if body := reader.read(batches):
+            return body
+        if not batches:
+            if caught_up or relay.ended or relay.over:
+                raise CursorBeyondTail(
+                    f"The stream has {reader.last} frames so far, and the cursor stands behind number {after}. "
+                    "Start again without a cursor."
+                )
+            await relay.catch_up()
+            caught_up = True
+    return b""

@@ -1,0 +1,39 @@
+"""Routes for the platform: is the process alive, is it able to serve, what does it count."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from .request import Answer, answered, common_headers, json_answer, pod_of
+
+
+async def healthz(request: Request) -> Answer:
+    """Tell that the process is alive."""
+    return json_answer(request, {"status": "alive"})
+
+
+async def readyz(request: Request) -> Answer:
+    """Tell whether new clients should be sent to this pod, and what the listener is doing."""
+    pod = pod_of(request)
+    state = {
+        "status": "ready" if pod.ready else "not ready",
+        "draining": pod.draining,
+        "listener": pod.listener.state.value,
+    }
+    return json_answer(request, state, status=200 if pod.ready else 503)
+
+
+async def metrics(request: Request) -> Answer:
+    """Give the metrics in Prometheus' text format."""
+    return Response(
+        pod_of(request).metrics.render(), media_type="text/plain; version=0.0.4", headers=common_headers(request)
+    )
+
+
+ROUTES = [
+    Route("/healthz", answered(healthz), methods=["GET"]),
+    Route("/readyz", answered(readyz), methods=["GET"]),
+    Route("/metrics", answered(metrics), methods=["GET"]),
+]

@@ -1,0 +1,162 @@
+"""What all routes do with a request: find the pod, read the body, and answer with JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+from uuid import UUID
+
+import orjson
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from .. import retention, streams
+from ..dialects.dialect import Header
+from ..errors import InvalidRequest, RequestTooLarge, StreamNotFound, Unavailable
+from ..events import clean
+from ..pod import Pod
+from ..streams import IdempotencyKey, Stream
+
+
+class Answer(Protocol):
+    """An ASGI application that answers one request."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+Handler = Callable[[Request], Awaitable[Answer]]
+
+
+def answered(handler: Handler) -> Handler:
+    """Have a request answered that the server gives up while the pod leaves; it would answer 500."""
+
+    async def endpoint(request: Request) -> Answer:
+        try:
+            return await handler(request)
+        except asyncio.CancelledError:
+            if not pod_of(request).draining:
+                raise
+            raise Unavailable("This pod is leaving. Try again to reach another one.") from None
+
+    return endpoint
+
+
+def pod_of(request: Request) -> Pod:
+    """Return the pod that serves a request.
+
+    Raises:
+        Unavailable: it was not started.
+    """
+    pod: Pod | None = getattr(request.app.state, "pod", None)
+    if pod is None:
+        raise Unavailable(
+            "Baton has not been started. Where its app is mounted into another, the outer app's lifespan must enter "
+            "`baton_app.router.lifespan_context(baton_app)`."
+        )
+    return pod
+
+
+async def found(pod: Pod, stream_id: UUID) -> Stream:
+    """Read a stream's row.
+
+    Raises:
+        StreamNotFound: there is no such stream.
+        StreamExpired: it is older than what is kept.
+    """
+    stream = await streams.get(pod.pool, stream_id)
+    if stream is None:
+        raise await retention.absence(pod.pool, stream_id)
+    return stream
+
+
+def parse_stream_id(raw: str) -> UUID:
+    """Read an id out of a path.
+
+    Raises:
+        StreamNotFound: it is none.
+    """
+    try:
+        return UUID(raw)
+    except ValueError:
+        raise StreamNotFound(f"There is no stream {raw!r:.80}: an id looks like 019a5e2c-….") from None
+
+
+async def read_body(request: Request) -> bytes:
+    """Read a body of at most `BATON_MAX_BODY_BYTES`.
+
+    Raises:
+        RequestTooLarge: it has more.
+        InvalidRequest: it did not arrive whole.
+    """
+    max_bytes = pod_of(request).settings.max_body_bytes
+    body = bytearray()
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > max_bytes:
+                raise RequestTooLarge(f"The body may have {max_bytes} bytes at most.")
+    except ClientDisconnect:
+        raise InvalidRequest("The body did not arrive whole.") from None
+    return bytes(body)
+
+
+def parse_json(body: bytes) -> Any:
+    """Read a body as JSON, with lone surrogates replaced.
+
+    Raises:
+        InvalidRequest: it is not JSON.
+    """
+    try:
+        return orjson.loads(body)
+    except ValueError as error:
+        reason = str(error)
+    try:
+        # orjson refuses escaped lone surrogates, which JavaScript sends for a cut emoji.
+        return clean(json.loads(body, parse_constant=_refused, parse_float=_finite))
+    except (ValueError, RecursionError):
+        raise InvalidRequest(f"The body is not JSON: {reason}.") from None
+
+
+def _refused(constant: str) -> Any:
+    raise ValueError(constant)
+
+
+def _finite(number: str) -> float:
+    return float(number) if math.isfinite(float(number)) else _refused(number)
+
+
+def idempotency_key(request: Request, body: bytes) -> IdempotencyKey | None:
+    """Return the client's own name for this request, where it gives one.
+
+    Raises:
+        InvalidRequest: it is too long, or empty.
+    """
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not 0 < len(key) <= 255:
+        raise InvalidRequest("An Idempotency-Key has 1 to 255 characters.")
+    hours = pod_of(request).settings.idempotency_hours
+    return IdempotencyKey(key, hashlib.sha256(body).digest(), hours * 3600)
+
+
+def common_headers(request: Request) -> dict[str, str]:
+    """What every answer carries."""
+    return {"x-baton-pod": pod_of(request).settings.pod_name}
+
+
+def raw_headers(headers: Mapping[str, str]) -> list[Header]:
+    """Headers as an ASGI server takes them."""
+    return [(name.encode(), value.encode()) for name, value in headers.items()]
+
+
+def json_answer(
+    request: Request, content: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Answer with JSON."""
+    return Response(orjson.dumps(content), status, common_headers(request) | dict(headers or {}), "application/json")

@@ -1,0 +1,91 @@
+"""What a dialect is: a wire format, as a pure function of a stream's events.
+
+A dialect turns each batch of the log into numbered frames. What it must remember from one batch to the next is its
+state: a value that is given to it with each batch, returned changed, and never changed afterwards. So the encoding of
+a batch is the same on every pod and for every client, is made once, and is kept with the batch.
+
+The number of a frame is what its clients come back with. Natively it is the number of the event; a dialect whose
+frames are not its events counts its frames, 1, 2, 3 …, which needs its state, and so reads the log from its beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Generic, Literal, Protocol, TypeVar
+
+from ..log import Batch
+
+State = TypeVar("State")
+
+Header = tuple[bytes, bytes]
+Over = Literal["ended", "cut"]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded(Generic[State]):
+    """A batch in a wire format.
+
+    `first` and `last` are the numbers of its frames, `last` below `first` where it has none. `over` says that this
+    dialect has nothing more of this stream: "ended" after a last frame that said so, "cut" where only a cut connection
+    can tell the client that what it has is not the whole.
+    """
+
+    body: bytes
+    first: int
+    last: int
+    state: State
+    over: Over | None = None
+
+
+class Dialect(Protocol[State]):
+    """A wire format. The module of each dialect has one of these, or several that differ by a parameter."""
+
+    name: str  # under which its encodings are kept: all that changes them is in it
+    headers: ClassVar[Sequence[Header]]
+    comment: ClassVar[bytes]  # keeps a silent connection open; empty where the format has nothing of the kind
+    # Whether its clients come back by themselves after a clean end. The others take that for the end of the stream.
+    reconnects: ClassVar[bool]
+
+    def encode(self, batch: Batch, state: State, after: int) -> Encoded[State]:
+        """Encode a batch, in `body` only the frames that follow number `after`."""
+        ...
+
+    def greeting(self, reconnect_milliseconds: int) -> bytes:
+        """What a connection begins with."""
+        ...
+
+    def broken(self, state: State, code: str, message: str) -> bytes | None:
+        """What says that the stream cannot be followed to its end; None where only a cut connection can."""
+        ...
+
+
+class Reader(Generic[State]):
+    """One client's place in a stream in a dialect: it gets the frames after number `after`."""
+
+    def __init__(self, dialect: Dialect[State], opening: Encoded[State], after: int) -> None:
+        """Begin after the frames of `opening`, which precede the first event."""
+        self.dialect = dialect
+        self.state = opening.state
+        self.last = opening.last  # the number of the last frame so far, sent or left out
+        self.over = opening.over
+        self._after = after
+
+    def read(self, batches: Iterable[Batch]) -> bytes:
+        """Return the bytes that the batches, which follow those read before, have for this client."""
+        return b"".join([self._read(batch) for batch in batches])
+
+    def _read(self, batch: Batch) -> bytes:
+        if self.over:
+            return b""
+        kept = batch.encodings
+        if kept is None:
+            kept = batch.encodings = {}
+        encoded: Encoded[State] | None = kept.get(self.dialect.name)
+        if encoded is None:
+            encoded = kept[self.dialect.name] = self.dialect.encode(batch, self.state, 0)
+        body = encoded.body
+        if encoded.first <= self._after:
+            body = self.dialect.encode(batch, self.state, self._after).body if encoded.last > self._after else b""
+        self.state, self.last, self.over = encoded.state, encoded.last, encoded.over
+        return body
