@@ -13,6 +13,7 @@
     │   ├── LogDamaged             500
     │   ├── IdempotencyConflict    422
     │   ├── UnknownGenerator       422
+    │   ├── UnknownModel           404
     │   ├── OldProtocol            400
     │   ├── RequestTooLarge        413
     │   └── Unavailable            503
@@ -124,6 +125,14 @@ class UnknownGenerator(RequestError):
     status = 422
     code = "unknown_generator"
     title = "There is no such generator"
+
+
+class UnknownModel(RequestError):
+    """No generator has the name that a client of OpenAI's gave as the model."""
+
+    status = 404
+    code = "model_not_found"
+    title = "There is no such model"
 
 
 class OldProtocol(RequestError):

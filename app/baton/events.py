@@ -89,11 +89,15 @@ def encode_object(event: Mapping[str, Any]) -> bytes:
 
 def join_lines(lines: list[bytes]) -> bytes:
     """Join encoded events into the content of one batch, with no line end in it but the joints."""
-    blob = b"\n".join(lines)
-    if b"\xe2\x80" in blob or b"\xc2\x85" in blob:
+    return escape_line_ends(b"\n".join(lines))
+
+
+def escape_line_ends(json: bytes) -> bytes:
+    """Escape, in JSON, what only Unicode takes for the end of a line: some clients would cut there."""
+    if b"\xe2\x80" in json or b"\xc2\x85" in json:
         for char, escape in _UNICODE_LINE_ENDS:
-            blob = blob.replace(char.encode(), escape)
-    return blob
+            json = json.replace(char.encode(), escape)
+    return json
 
 
 def without_surrogates(text: str) -> str:

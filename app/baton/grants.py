@@ -65,12 +65,6 @@ _NEW_STREAM: Final = (
     *("tenant", "generator", "input", "metadata", "on_worker_lost"),
     *("max_duration", "idle_timeout", "queue_timeout", "unwatched_timeout"),
 )
-_ALL_BUT_INPUT: Final = (
-    *("id", "tenant", "generator", "metadata", "on_worker_lost", "epoch", "attempts"),
-    *("created_at", "queued_at", "started_at", "cancel_requested_at", "watched_at"),
-    *("max_duration", "idle_timeout", "queue_timeout", "unwatched_timeout"),
-    *_END,
-)
 _BOTH: Final = (
     Grant("SELECT", "alembic_version"),
     Grant("SELECT", "compatibility"),
@@ -92,7 +86,7 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
     ),
     "serve": (
         *_BOTH,
-        Grant("SELECT", "stream", _ALL_BUT_INPUT),
+        Grant("SELECT", "stream"),
         Grant("INSERT", "stream", _NEW_STREAM),
         Grant("UPDATE", "stream", (*_END, "epoch", "cancel_requested_at", "watched_at")),
         Grant("DELETE", "stream"),

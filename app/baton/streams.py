@@ -47,6 +47,8 @@ _KEY = "SELECT stream_id, request_hash FROM baton.idempotency_key WHERE tenant =
 
 _GET = f"SELECT {_COLUMNS} FROM baton.stream WHERE id = $1"  # noqa: S608
 
+_INPUT = "SELECT input FROM baton.stream WHERE id = $1"
+
 # One plan for all arguments would walk through all streams of a tenant to find the one with that metadata.
 _PLAN_ANEW = "SET LOCAL plan_cache_mode = force_custom_plan"
 _FIND = f"""
@@ -236,6 +238,12 @@ async def get(executor: Connection | Pool, stream_id: UUID) -> Stream | None:
     """Read one row."""
     row = await executor.fetchrow(_GET, stream_id)
     return None if row is None else _stream(row)
+
+
+async def read_input(pool: Pool, stream_id: UUID) -> Any:
+    """Read what a stream was created from; None where there is no such stream."""
+    content = await pool.fetchval(_INPUT, stream_id)
+    return None if content is None else orjson.loads(content)
 
 
 async def find(

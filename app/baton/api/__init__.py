@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute
 
-from . import native, operations
+from . import native, openai, operations, responses
 
-ROUTES: list[BaseRoute] = [*native.ROUTES, *operations.ROUTES]
+ROUTES: list[BaseRoute] = [*native.ROUTES, *responses.ROUTES, *openai.ROUTES, *operations.ROUTES]

@@ -90,8 +90,8 @@ def connection(request: Request, subscriber: Subscriber, reader: Reader[Any], **
     )
 
 
-async def wait_for_end(request: Request, stream_id: UUID, seconds: float) -> None:
-    """Wait until a stream has ended, or the pod leaves, but for so many seconds at most."""
+async def wait_for_end(request: Request, stream_id: UUID, seconds: float | None = None) -> None:
+    """Wait until a stream has ended, or the pod leaves, or for so many seconds at most."""
     pod = pod_of(request)
     subscriber = await pod.relays.subscribe(stream_id, 0)
     try:

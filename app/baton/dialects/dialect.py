@@ -38,6 +38,29 @@ class Encoded(Generic[State]):
     over: Over | None = None
 
 
+class Chain:
+    """A text that grows: a state that has it shares what came before with the states before. Never changed."""
+
+    __slots__ = ("_before", "_text")
+
+    def __init__(self, text: str = "", before: Chain | None = None) -> None:
+        self._text = text
+        self._before = before
+
+    def plus(self, text: str) -> Chain:
+        """Return the text with more behind it."""
+        return Chain(text, self) if text else self
+
+    def __str__(self) -> str:
+        """The whole."""
+        parts = []
+        node: Chain | None = self
+        while node is not None:
+            parts.append(node._text)
+            node = node._before
+        return "".join(reversed(parts))
+
+
 class Dialect(Protocol[State]):
     """A wire format. The module of each dialect has one of these, or several that differ by a parameter."""
 

@@ -1,0 +1,128 @@
+"""What both of OpenAI's APIs share here: errors in its form, models, and how a request becomes a stream."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from .. import workers
+from ..database import translated
+from ..errors import RequestError, RequestTooLarge, Unavailable, UnknownModel
+from ..generators.registry import configured_names
+from ..models import Name, Text
+from ..pod import Pod
+from ..streams import Limits, NewStream, Stream
+from . import actions
+from .request import Answer, Handler, answered, json_answer, pod_of
+
+logger = logging.getLogger(__name__)
+
+# Of the request itself, and nothing that a generator is to know.
+_OURS: Final = frozenset({"background", "metadata", "store", "stream"})
+
+
+class Creation(BaseModel):
+    """What Baton reads of the body that creates something. The rest is for the generator."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: Name | None = None
+    stream: bool = False
+    metadata: dict[Name, Text] | None = Field(None, max_length=16)
+
+
+def answered_in_form(handler: Handler) -> Handler:
+    """Answer errors in the form that OpenAI's clients read."""
+    inner = answered(handler)
+
+    @functools.wraps(handler)
+    async def endpoint(request: Request) -> Answer:
+        try:
+            return await inner(request)
+        except RequestError as error:
+            if isinstance(error, Unavailable):
+                logger.warning("%s %s: %s (%r)", request.method, request.url.path, error, error.__cause__)
+            return refusal(request, error)
+
+    return endpoint
+
+
+def refusal(request: Request, error: RequestError) -> Response:
+    """Answer an error. Only what may go otherwise the next time is worth another try, which clients make by status."""
+    passing = isinstance(error, Unavailable)
+    headers = {"retry-after": "1"} if passing else {"x-should-retry": "false"}
+    if isinstance(error, RequestTooLarge):
+        headers["connection"] = "close"
+    if getattr(request.app.state, "pod", None) is None:
+        raise error
+    return json_answer(request, error_body(error.status, error.code, str(error)), status=error.status, headers=headers)
+
+
+def error_body(status: int, code: str, message: str) -> dict[str, Any]:
+    """An error in OpenAI's form."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+async def create(request: Request, wanted: Creation, body: bytes) -> Stream:
+    """Queue a stream for a request; its `model` names the generator.
+
+    Raises:
+        UnknownModel: there is no generator of that name.
+        IdempotencyConflict, InvalidRequest, Unavailable: see `actions.create`.
+    """
+    pod = pod_of(request)
+    given = wanted.model_dump(exclude_unset=True, exclude=set(_OURS))
+    new = NewStream(
+        wanted.model or pod.settings.default_generator,
+        given,
+        wanted.metadata or {},
+        # A client of OpenAI's cannot be told to discard what it has.
+        "fail",
+        limits=Limits(unwatched_timeout=pod.settings.cancel_when_unwatched_seconds),
+    )
+    async with translated():
+        if wanted.model and await pod.missing_generator(wanted.model):
+            known = ", ".join(sorted(await _models(pod)))
+            raise UnknownModel(
+                f"There is no model called {wanted.model!r}. There are: {known}. BATON_MODELS names others."
+            )
+    stream, _ = await actions.create(request, new, body)
+    return stream
+
+
+async def list_models(request: Request) -> Answer:
+    """List the models: the generators of this pod and of the workers."""
+    async with translated():
+        names = await _models(pod_of(request))
+    return json_answer(request, {"object": "list", "data": [_model(name) for name in sorted(names)]})
+
+
+async def get_model(request: Request) -> Answer:
+    """Tell that a model exists."""
+    name = request.path_params["name"]
+    async with translated():
+        if name not in await _models(pod_of(request)):
+            raise UnknownModel(f"There is no model called {name!r:.80}.")
+    return json_answer(request, _model(name))
+
+
+ROUTES: Final = [
+    Route("/v1/models", answered_in_form(list_models), methods=["GET"]),
+    Route("/v1/models/{name:path}", answered_in_form(get_model), methods=["GET"]),
+]
+
+
+async def _models(pod: Pod) -> frozenset[str]:
+    return configured_names(pod.settings) | await workers.offered_generators(pod.pool)
+
+
+def _model(name: str) -> Mapping[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "baton"}

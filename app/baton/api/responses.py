@@ -1,0 +1,178 @@
+"""OpenAI's Responses API: create, retrieve, follow, cancel, delete."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Final, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from starlette.requests import Request
+from starlette.routing import Route
+
+from .. import streams
+from ..database import translated
+from ..dialects.responses import RESPONSES, response_id, response_of
+from ..errors import InvalidRequest, Unavailable
+from ..models import validated
+from . import actions, openai
+from .following import follow_frames, require_cuttable, wait_for_end
+from .openai import Creation, answered_in_form
+from .request import Answer, found, json_answer, parse_json, parse_stream_id, pod_of, read_body
+
+# How long a cancel waits for the generator to stop, so that its answer can say that it has.
+_CANCEL_SECONDS: Final = 5
+
+_NOT_HERE: Final = {
+    "conversation": "send the whole conversation as `input`",
+    "previous_response_id": "send the whole conversation as `input`",
+    "prompt": "send the text itself as `input`",
+}
+
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+
+
+class CreateResponse(Creation):
+    """The body of `POST /v1/responses`."""
+
+    input: NonEmpty | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    background: bool | None = False
+    stream: bool | None = False  # type: ignore[assignment]
+
+
+class RetrieveResponse(BaseModel):
+    """The query of `GET /v1/responses/{id}`."""
+
+    stream: bool = False
+    starting_after: int | None = Field(None, ge=0, le=2**53)
+
+
+class ListItems(BaseModel):
+    """The query of `GET /v1/responses/{id}/input_items`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    after: str | None = None
+    limit: int = Field(20, ge=1, le=100)
+    order: Literal["asc", "desc"] = "desc"
+
+
+async def create_response(request: Request) -> Answer:
+    """Create a Response; follow it, wait for it, or leave it to go on by itself."""
+    body = await read_body(request)
+    wanted = validated(CreateResponse, parse_json(body))
+    for name, instead in _NOT_HERE.items():
+        if (wanted.model_extra or {}).get(name) is not None:
+            raise InvalidRequest(f"{name} is not supported: {instead}.")
+    if wanted.stream:
+        require_cuttable(request)
+    stream = await openai.create(request, wanted, body)
+    given = wanted.model_dump(exclude_unset=True)
+    if wanted.stream:
+        return await follow_frames(request, stream.id, RESPONSES, RESPONSES.begin(stream, given))
+    if not wanted.background:
+        await wait_for_end(request, stream.id)
+        if pod_of(request).draining:
+            raise Unavailable(
+                f"This pod is leaving and the answer goes on. Retrieve {response_id(stream.id)} to get it."
+            )
+    return await _answer(request, stream.id)
+
+
+async def retrieve_response(request: Request) -> Answer:
+    """Tell a Response as it is; with `stream=true`, follow it after the frame `starting_after`."""
+    wanted = validated(RetrieveResponse, dict(request.query_params))
+    stream_id = _stream_id(request)
+    if not wanted.stream:
+        return await _answer(request, stream_id)
+    async with translated():
+        stream = await found(pod_of(request), stream_id)
+        given = await streams.read_input(pod_of(request).pool, stream_id)
+    after = 0 if wanted.starting_after is None else wanted.starting_after + 1
+    return await follow_frames(request, stream_id, RESPONSES, RESPONSES.begin(stream, given, after), after=after)
+
+
+async def cancel_response(request: Request) -> Answer:
+    """Cancel a Response. Doing it again, or after the end, changes nothing."""
+    stream_id = _stream_id(request)
+    _, stopping = await actions.cancel(pod_of(request), stream_id)
+    if stopping:
+        await wait_for_end(request, stream_id, _CANCEL_SECONDS)
+    return await _answer(request, stream_id)
+
+
+async def delete_response(request: Request) -> Answer:
+    """Erase a Response."""
+    stream_id = _stream_id(request)
+    await actions.erase(pod_of(request), stream_id)
+    return json_answer(request, {"id": response_id(stream_id), "object": "response", "deleted": True})
+
+
+async def list_input_items(request: Request) -> Answer:
+    """List what a Response was created from."""
+    wanted = validated(ListItems, dict(request.query_params))
+    stream_id = _stream_id(request)
+    async with translated():
+        await found(pod_of(request), stream_id)
+        given = await streams.read_input(pod_of(request).pool, stream_id)
+    items = _items(given, stream_id)
+    if wanted.order == "desc":
+        items.reverse()
+    ids = [item["id"] for item in items]
+    if wanted.after is not None:
+        if wanted.after not in ids:
+            raise InvalidRequest(f"after: there is no item {wanted.after!r:.80}.")
+        items = items[ids.index(wanted.after) + 1 :]
+    page = items[: wanted.limit]
+    return json_answer(
+        request,
+        {
+            "object": "list",
+            "data": page,
+            "first_id": page[0]["id"] if page else None,
+            "last_id": page[-1]["id"] if page else None,
+            "has_more": len(items) > len(page),
+        },
+    )
+
+
+ROUTES: Final = [
+    Route("/v1/responses", answered_in_form(create_response), methods=["POST"]),
+    Route("/v1/responses/{id}", answered_in_form(retrieve_response), methods=["GET"]),
+    Route("/v1/responses/{id}", answered_in_form(delete_response), methods=["DELETE"]),
+    Route("/v1/responses/{id}/cancel", answered_in_form(cancel_response), methods=["POST"]),
+    Route("/v1/responses/{id}/input_items", answered_in_form(list_input_items), methods=["GET"]),
+]
+
+
+async def _answer(request: Request, stream_id: UUID) -> Answer:
+    pod = pod_of(request)
+    content = await actions.read(pod, stream_id)
+    async with translated():
+        given = await streams.read_input(pod.pool, stream_id)
+    return json_answer(request, await asyncio.to_thread(response_of, content.stream, given, content.lines))
+
+
+def _stream_id(request: Request) -> UUID:
+    return parse_stream_id(request.path_params["id"].removeprefix("resp_"))
+
+
+def _items(given: Any, stream_id: UUID) -> list[dict[str, Any]]:
+    """The items of an input, each with an id; a text is one message of the user."""
+    items = given.get("input", given) if isinstance(given, dict) else given
+    if isinstance(items, str):
+        items = [{"role": "user", "content": items}]
+    return [
+        _item(item, f"msg_{stream_id.hex}_in_{number}")
+        for number, item in enumerate(items if isinstance(items, list) else [])
+        if isinstance(item, dict)
+    ]
+
+
+def _item(item: dict[str, Any], item_id: str) -> dict[str, Any]:
+    whole = {"id": item_id, "type": "message", **item}
+    if whole["type"] == "message" and isinstance(whole.get("content"), str):
+        kind = "output_text" if whole.get("role") == "assistant" else "input_text"
+        whole["content"] = [{"type": kind, "text": whole["content"]}]
+        whole.setdefault("status", "completed")
+    return whole

@@ -1,0 +1,475 @@
+"""The dialect of OpenAI's Responses API: a stream as the events of a Response.
+
+Text, reasoning and tool calls become output items, which begin, grow by deltas and end with the whole of what they
+held. `sequence_number` counts the frames from 0. Function calls may grow side by side, so each stays open until its
+result or the stream's end; text and reasoning end where anything else begins.
+
+Events without a counterpart (`custom`) are left out. A `reset` takes back deltas that were given already, so the
+stream ends there with an `error` event; who retrieves the Response later gets the new answer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Self
+from uuid import UUID
+
+import orjson
+
+from ..events import escape_line_ends
+from ..log import Batch
+from ..streams import Stream
+from . import sse
+from .dialect import Chain, Encoded, Header, Over
+
+# What a Response repeats of its request, with what it says where the request said nothing.
+_REPEATED: Final[Mapping[str, Any]] = {
+    "instructions": None,
+    "max_output_tokens": None,
+    "parallel_tool_calls": True,
+    "reasoning": None,
+    "temperature": None,
+    "text": {"format": {"type": "text"}},
+    "tool_choice": "auto",
+    "tools": [],
+    "top_p": None,
+    "truncation": "disabled",
+}
+_INCOMPLETE: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
+_RESET: Final = "The answer is begun again by another worker. Retrieve the response to get the new answer."
+
+Fields = dict[str, Any]
+Frame = tuple[str, Fields]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the dialect remembers.
+
+    `frames`: how many there were. `output`: the items that are done, by their place. `open`: those that still grow, of
+    which only the last can be text or reasoning.
+    """
+
+    response: Mapping[str, Any]
+    frames: int = 0
+    started: bool = False
+    places: int = 0
+    output: tuple[tuple[int, Fields], ...] = ()
+    open: tuple[Item, ...] = ()
+    usage: Mapping[str, Any] | None = None
+    over: Over | None = None
+
+
+class Responses:
+    """The dialect."""
+
+    name = "openai.responses"
+    headers: ClassVar[Sequence[Header]] = sse.HEADERS
+    comment: ClassVar[bytes] = sse.COMMENT
+    reconnects: ClassVar[bool] = False
+
+    def begin(self, stream: Stream, given: Any, after: int = 0) -> Encoded[State]:
+        """Return the frames that precede the first event; `given` is the stream's input."""
+        writer = _Writer(State(_unchanging(stream, given)))
+        writer.emit("response.created", response=writer.response("queued"))
+        writer.emit("response.queued", response=writer.response("queued"))
+        return writer.encoded(after)
+
+    def encode(self, batch: Batch, state: State, after: int) -> Encoded[State]:
+        """Encode a batch."""
+        writer = _Writer(state)
+        for line in batch.lines:
+            writer.take(orjson.loads(line))
+        return writer.encoded(after)
+
+    def greeting(self, reconnect_milliseconds: int) -> bytes:
+        """A comment, which opens the way through proxies."""
+        return self.comment
+
+    def broken(self, state: State, code: str, message: str) -> bytes:
+        """An error event."""
+        writer = _Writer(state)
+        writer.fail(code, message)
+        return writer.encoded(state.frames).body
+
+
+def response_of(stream: Stream, given: Any, lines: Iterable[str]) -> Fields:
+    """Return the Response that the events so far make up; those before a `reset` do not count."""
+    writer = _Writer(State(_unchanging(stream, given)))
+    status = "queued"
+    for event in map(orjson.loads, lines):
+        status = "in_progress"
+        if event["type"] == "reset":
+            writer = _Writer(State(writer.state.response))
+        else:
+            writer.take(event)
+    return writer.ended or writer.response(status)
+
+
+def response_id(stream_id: UUID) -> str:
+    """The id that a stream has as a Response."""
+    return f"resp_{stream_id.hex}"
+
+
+class Item(ABC):
+    """An output item that grows. `sealed` makes a copy of it that a state may hold."""
+
+    prefix: ClassVar[str]
+
+    def __init__(self, item_id: str, place: int, earlier: Chain | None = None) -> None:
+        self.id = item_id
+        self.place = place
+        self._earlier = earlier or Chain()  # its text up to the batch at hand
+        self._parts: list[str] = []
+
+    def sealed(self) -> Self:
+        """A copy whose text is all behind it; neither changes with the other."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._earlier = self._earlier.plus("".join(self._parts))
+        other._parts = []
+        return other
+
+    @property
+    def text(self) -> str:
+        """The whole of it so far."""
+        return str(self._earlier) + "".join(self._parts)
+
+    def grow(self, delta: str) -> Frame:
+        """Take a delta; return its frame."""
+        self._parts.append(delta)
+        return self._delta(delta)
+
+    @abstractmethod
+    def as_dict(self, status: str) -> Fields:
+        """The item as a Response's output has it."""
+
+    @abstractmethod
+    def begin(self) -> Iterator[Frame]:
+        """The frames that it begins with."""
+
+    @abstractmethod
+    def _delta(self, delta: str) -> Frame: ...
+
+    @abstractmethod
+    def end(self, text: str) -> Iterator[Frame]:
+        """The frames that say that it is complete, but for the last."""
+
+    def _frame(self, kind: str, **fields: Any) -> Frame:
+        return kind, {"item_id": self.id, "output_index": self.place, **fields}
+
+
+class Message(Item):
+    """Text."""
+
+    prefix = "msg"
+
+    def as_dict(self, status: str) -> Fields:
+        """A message of the assistant."""
+        return self._as_dict(status, [_text_part(self.text)])
+
+    def begin(self) -> Iterator[Frame]:
+        """The message, and its only part."""
+        yield "response.output_item.added", {"output_index": self.place, "item": self._as_dict("in_progress", [])}
+        yield self._frame("response.content_part.added", content_index=0, part=_text_part(""))
+
+    def end(self, text: str) -> Iterator[Frame]:
+        """The text, and its part."""
+        yield self._frame("response.output_text.done", content_index=0, text=text, logprobs=[])
+        yield self._frame("response.content_part.done", content_index=0, part=_text_part(text))
+
+    def _delta(self, delta: str) -> Frame:
+        return self._frame("response.output_text.delta", content_index=0, delta=delta, logprobs=[])
+
+    def _as_dict(self, status: str, content: list[Fields]) -> Fields:
+        return {"id": self.id, "type": "message", "status": status, "role": "assistant", "content": content}
+
+
+class Reasoning(Item):
+    """Reasoning, as a summary: that is what clients show."""
+
+    prefix = "rs"
+
+    def as_dict(self, status: str) -> Fields:
+        """An item of reasoning."""
+        return self._as_dict([_summary(self.text)])
+
+    def begin(self) -> Iterator[Frame]:
+        """The item, and its only part."""
+        yield "response.output_item.added", {"output_index": self.place, "item": self._as_dict([])}
+        yield self._frame("response.reasoning_summary_part.added", summary_index=0, part=_summary(""))
+
+    def end(self, text: str) -> Iterator[Frame]:
+        """The text, and its part."""
+        yield self._frame("response.reasoning_summary_text.done", summary_index=0, text=text)
+        yield self._frame("response.reasoning_summary_part.done", summary_index=0, part=_summary(text))
+
+    def _delta(self, delta: str) -> Frame:
+        return self._frame("response.reasoning_summary_text.delta", summary_index=0, delta=delta)
+
+    def _as_dict(self, summary: list[Fields]) -> Fields:
+        return {"id": self.id, "type": "reasoning", "summary": summary}
+
+
+class Call(Item):
+    """A function call, whose text is its arguments."""
+
+    prefix = "fc"
+
+    def __init__(self, item_id: str, place: int, event: Fields) -> None:
+        super().__init__(item_id, place)
+        self.index: int = event["index"]
+        self.call_id: str = event.get("id") or f"call_{self.index}"
+        self.name: str = event.get("name") or ""
+
+    def as_dict(self, status: str) -> Fields:
+        """A function call."""
+        return self._as_dict(status, self.text)
+
+    def begin(self) -> Iterator[Frame]:
+        """The call, without its arguments."""
+        yield "response.output_item.added", {"output_index": self.place, "item": self._as_dict("in_progress", "")}
+
+    def end(self, text: str) -> Iterator[Frame]:
+        """The arguments."""
+        yield self._frame("response.function_call_arguments.done", name=self.name, arguments=text)
+
+    def _delta(self, delta: str) -> Frame:
+        return self._frame("response.function_call_arguments.delta", delta=delta)
+
+    def _as_dict(self, status: str, arguments: str) -> Fields:
+        return {
+            "id": self.id,
+            "type": "function_call",
+            "status": status,
+            "call_id": self.call_id,
+            "name": self.name,
+            "arguments": arguments,
+        }
+
+
+class _Writer:
+    """Turns events into frames, from one state to the next."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.ended: Fields | None = None  # the Response, once the terminal event has come
+        self._frames: list[bytes] = []
+        self._started = state.started
+        self._places = state.places
+        self._output = list(state.output)
+        self._open = [item.sealed() for item in state.open]
+        self._usage = state.usage
+        self._over = state.over
+        self._takes = {
+            "text": self._text,
+            "reasoning": self._reasoning,
+            "tool_call": self._call,
+            "tool_result": self._result,
+            "usage": self._count,
+            "reset": self._reset,
+            "done": self._done,
+        }
+
+    def encoded(self, after: int) -> Encoded[State]:
+        """Return the frames that follow number `after`, and the state behind them."""
+        before = self.state.frames
+        state = State(
+            self.state.response,
+            before + len(self._frames),
+            self._started,
+            self._places,
+            tuple(self._output),
+            tuple(item.sealed() for item in self._open),
+            self._usage,
+            self._over,
+        )
+        body = escape_line_ends(b"".join(self._frames[max(0, after - before) :]))
+        return Encoded(body, before + 1, state.frames, state, self._over)
+
+    def take(self, event: Fields) -> None:
+        """Turn one event into frames."""
+        take = self._takes.get(event["type"])
+        if take is None or self._over:
+            return
+        if not self._started and event["type"] != "reset":
+            self._started = True
+            self.emit("response.in_progress", response=self.response("in_progress"))
+        take(event)
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Add a frame."""
+        data = orjson.dumps({"type": kind, "sequence_number": self.state.frames + len(self._frames), **fields})
+        self._frames.append(b"event: %b\ndata: %b\n\n" % (kind.encode(), data))
+
+    def response(self, status: str, **fields: Any) -> Fields:
+        """Return the Response as it is."""
+        output = [*self._output, *((item.place, item.as_dict("in_progress")) for item in self._open)]
+        return {
+            **self.state.response,
+            "status": status,
+            "output": [item for _, item in sorted(output, key=lambda entry: entry[0])],
+            "usage": _usage(self._usage),
+            **fields,
+        }
+
+    def fail(self, code: str, message: str) -> None:
+        """End with an error event. Clients look for the error at one place or the other."""
+        error = {"code": code, "message": message, "param": None}
+        self.emit("error", **error, error={"type": "server_error", **error})
+        self._over = "ended"
+
+    def _text(self, event: Fields) -> None:
+        self._emit_frame(self._growing(Message).grow(event["delta"]))
+
+    def _reasoning(self, event: Fields) -> None:
+        self._emit_frame(self._growing(Reasoning).grow(event["delta"]))
+
+    def _call(self, event: Fields) -> None:
+        for item in self._open:
+            if isinstance(item, Call) and item.index == event["index"]:
+                break
+        else:
+            self._end_prose()
+            item = self._begin(Call(self._next_id(Call), self._places, event))
+        if delta := event.get("arguments_delta"):
+            self._emit_frame(item.grow(delta))
+
+    def _result(self, event: Fields) -> None:
+        self._end_prose()
+        for item in [item for item in self._open if isinstance(item, Call) and item.call_id == event["id"]]:
+            self._end(item)
+        result = event.get("result")
+        output: Fields = {
+            "id": f"fco_{self._suffix()}",
+            "type": "function_call_output",
+            "status": "completed",
+            "call_id": event["id"],
+            "output": result if isinstance(result, str) else orjson.dumps(result).decode(),
+        }
+        self.emit("response.output_item.added", output_index=self._places, item=output)
+        self.emit("response.output_item.done", output_index=self._places, item=output)
+        self._output.append((self._places, output))
+        self._places += 1
+
+    def _count(self, event: Fields) -> None:
+        self._usage = {name: value for name, value in event.items() if name != "type"}
+
+    def _reset(self, event: Fields) -> None:
+        if self._started:
+            self.fail("reset", _RESET)
+
+    def _done(self, event: Fields) -> None:
+        status, reason = event["status"], event["finish_reason"]
+        cause = _INCOMPLETE.get(reason) if status == "completed" else None
+        whole = status == "completed" and not cause
+        for item in list(self._open):
+            self._end(item, "completed" if whole else "incomplete")
+        self._usage = event["usage"] or self._usage
+        if whole:
+            self._finish("completed", "completed")
+        elif status == "failed":
+            self._finish("failed", "failed", error=_error(event["error"]))
+        else:
+            # There is no event for what was cancelled; the status tells.
+            details = {"reason": cause} if cause else None
+            self._finish("incomplete", "incomplete" if cause else "cancelled", incomplete_details=details)
+
+    def _finish(self, kind: str, status: str, **fields: Any) -> None:
+        self.ended = self.response(status, **fields)
+        self.emit(f"response.{kind}", response=self.ended)
+
+    def _growing(self, kind: type[Message | Reasoning]) -> Item:
+        """Return the item to which text or reasoning is to be added."""
+        if self._open and type(self._open[-1]) is kind:
+            return self._open[-1]
+        self._end_prose()
+        return self._begin(kind(self._next_id(kind), self._places))
+
+    def _begin(self, item: Item) -> Item:
+        self._places += 1
+        self._open.append(item)
+        for frame in item.begin():
+            self._emit_frame(frame)
+        return item
+
+    def _end_prose(self) -> None:
+        """End the text or the reasoning that grows, if any does."""
+        for item in [item for item in self._open if not isinstance(item, Call)]:
+            self._end(item)
+
+    def _end(self, item: Item, status: str = "completed") -> None:
+        text, content = item.text, item.as_dict(status)
+        for frame in item.end(text):
+            self._emit_frame(frame)
+        self.emit("response.output_item.done", output_index=item.place, item=content)
+        self._open.remove(item)
+        self._output.append((item.place, content))
+
+    def _emit_frame(self, frame: Frame) -> None:
+        kind, fields = frame
+        self.emit(kind, **fields)
+
+    def _next_id(self, kind: type[Item]) -> str:
+        return f"{kind.prefix}_{self._suffix()}"
+
+    def _suffix(self) -> str:
+        return f"{self.state.response['id'].removeprefix('resp_')}_{self._places}"
+
+
+def _unchanging(stream: Stream, given: Any) -> Fields:
+    """What stays the same in a Response from its first event to its last."""
+    request = given if isinstance(given, Mapping) and "input" in given else {}
+    repeated = {name: request.get(name, default) for name, default in _REPEATED.items()}
+    return {
+        "id": response_id(stream.id),
+        "object": "response",
+        "created_at": int(stream.created_at.timestamp()),
+        "model": request.get("model") or stream.generator,
+        # Each goes on without its client.
+        "background": True,
+        "error": None,
+        "incomplete_details": None,
+        "metadata": {name: _as_text(value) for name, value in stream.metadata.items()},
+        **repeated,
+    }
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _text_part(text: str) -> Fields:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def _summary(text: str) -> Fields:
+    return {"type": "summary_text", "text": text}
+
+
+def _error(error: Fields) -> Fields:
+    """An error with one of the codes that OpenAI's clients know, and ours in the sentence."""
+    code = "rate_limit_exceeded" if error["code"] == "provider_rate_limited" else "server_error"
+    return {"code": code, "message": f"{error['message']} ({error['code']})"}
+
+
+def _usage(counts: Mapping[str, Any] | None) -> Fields | None:
+    if not counts:
+        return None
+    known = {name: value for name, value in counts.items() if isinstance(value, int)}
+    given, made = known.get("input_tokens", 0), known.get("output_tokens", 0)
+    return {
+        "input_tokens": given,
+        "input_tokens_details": {
+            "cached_tokens": known.get("cached_tokens", 0),
+            "cache_write_tokens": known.get("cache_write_tokens", 0),
+        },
+        "output_tokens": made,
+        "output_tokens_details": {"reasoning_tokens": known.get("reasoning_tokens", 0)},
+        "total_tokens": known.get("total_tokens", given + made),
+    }
+
+
+RESPONSES: Final = Responses()
