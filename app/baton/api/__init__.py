@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute
 
-from . import native, openai, operations, responses
+from . import chat, native, openai, operations, responses
 
-ROUTES: list[BaseRoute] = [*native.ROUTES, *responses.ROUTES, *openai.ROUTES, *operations.ROUTES]
+ROUTES: list[BaseRoute] = [*native.ROUTES, *responses.ROUTES, *chat.ROUTES, *openai.ROUTES, *operations.ROUTES]

@@ -1,0 +1,104 @@
+"""OpenAI's Chat Completions: create, and get the answer in the same request.
+
+Nobody can come back to a completion. So a stream that was created here is cancelled when its client leaves, though not
+when the pod does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+import asyncpg
+from pydantic import Field
+from starlette.requests import Request
+from starlette.routing import Route
+
+from ..dialects.chat import CHAT, completion_of
+from ..errors import InvalidRequest, RequestError, Unavailable
+from ..models import validated
+from ..pod import Pod
+from ..snapshot import Snapshot
+from . import actions, openai
+from .following import follow_frames, require_cuttable, wait_for_end
+from .openai import Creation, answered_in_form, error_body
+from .request import Answer, json_answer, parse_json, pod_of, read_body
+
+logger = logging.getLogger(__name__)
+
+
+class CreateCompletion(Creation):
+    """The body of `POST /v1/chat/completions`."""
+
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    stream: bool | None = False  # type: ignore[assignment]
+    n: int | None = None
+
+
+async def create_completion(request: Request) -> Answer:
+    """Create a completion, and follow it or wait for it."""
+    pod = pod_of(request)
+    body = await read_body(request)
+    wanted = validated(CreateCompletion, parse_json(body))
+    if wanted.n not in {None, 1}:
+        raise InvalidRequest("n: only one answer can be made at a time.")
+    if wanted.stream:
+        require_cuttable(request)
+    stream = await openai.create(request, wanted, body)
+    cancel = _cancelling(pod, stream.id)
+    if wanted.stream:
+        opening = CHAT.begin(stream, wanted.model_dump(exclude_unset=True))
+        return await follow_frames(request, stream.id, CHAT, opening, on_gone=cancel)
+    if not await _ends_before_its_client_leaves(request, stream.id):
+        await cancel()
+        raise InvalidRequest("The client left.")
+    return await _answer(request, stream.id)
+
+
+ROUTES: Final = [Route("/v1/chat/completions", answered_in_form(create_completion), methods=["POST"])]
+
+
+async def _ends_before_its_client_leaves(request: Request, stream_id: UUID) -> bool:
+    end = asyncio.create_task(wait_for_end(request, stream_id))
+    leave = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait([end, leave], return_when=asyncio.FIRST_COMPLETED)
+        if end.done():
+            end.result()
+        return end.done()
+    finally:
+        end.cancel()
+        leave.cancel()
+        await asyncio.gather(end, leave, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _answer(request: Request, stream_id: UUID) -> Answer:
+    content = await actions.read(pod_of(request), stream_id)
+    stream = content.stream
+    if not stream.ended:
+        raise Unavailable("This pod is leaving, and the answer is not complete. Ask again.")
+    if stream.status == "completed":
+        snapshot = await asyncio.to_thread(Snapshot.of, content.lines, content.last_seq)
+        return json_answer(request, completion_of(stream, snapshot))
+    # Baton has tried what can be tried; another request would be another answer, and another bill.
+    code, message = stream.error_code or "cancelled", stream.error_message or "The answer was cancelled."
+    status = 409 if stream.status == "cancelled" else 429 if code == "provider_rate_limited" else 500
+    return json_answer(request, error_body(status, code, message), status=status, headers={"x-should-retry": "false"})
+
+
+def _cancelling(pod: Pod, stream_id: UUID) -> Callable[[], Awaitable[None]]:
+    async def cancel() -> None:
+        try:
+            await actions.cancel(pod, stream_id)
+        except (RequestError, asyncpg.PostgresError) as error:
+            logger.warning("The client of stream %s left, and it cannot be cancelled: %r", stream_id, error)
+
+    return cancel
