@@ -9,17 +9,17 @@ import signal
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from tests.conftest import execute, named_database
 from tests.logbook import connected, until
 from tests.processes import SERVES, environment, finished, running
+from tests.roles import PASSWORD as SECRET
+from tests.roles import as_role
 
 from baton import __version__
 
 Case = tuple[str, dict[str, str], str]
-SECRET = "hunter2"
 ANONYMOUS = {"BATON_ALLOW_ANONYMOUS": "true", "BATON_PORT": "0"}
 
 
@@ -120,11 +120,6 @@ async def test_a_role_without_rights_is_told(dsn: str, empty_dsn: str, tmp_path:
         await check(cases, tmp_path)
     finally:
         await execute(dsn, f"DROP ROLE {role}")
-
-
-def as_role(dsn: str, role: str) -> str:
-    parts = urlsplit(dsn)
-    return urlunsplit(parts._replace(netloc=f"{role}:{SECRET}@{parts.netloc.rpartition('@')[2]}"))
 
 
 FILES = {
