@@ -37,6 +37,13 @@ def pytest_configure(config: pytest.Config) -> None:
         pytest.exit(f"Postgres {wanted} is not installed here: the tests were not run on it.", returncode=0)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep those that share a server of their own on one of xdist's workers: each starts what its tests ask for."""
+    for item in items:
+        if shared := {"breakable", "server"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(shared.pop()))
+
+
 @pytest.fixture(autouse=True)
 def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Keep keys, addresses, proxies and an `.env` of whoever runs the tests out of them."""

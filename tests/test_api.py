@@ -118,12 +118,12 @@ BAD_BODIES: dict[str, tuple[bytes, str]] = {
 }
 
 
-@pytest.mark.parametrize("body", BAD_BODIES.values(), ids=BAD_BODIES)
-async def test_a_bad_body_is_refused_with_what_is_wrong(api: httpx2.AsyncClient, body: tuple[bytes, str]) -> None:
-    content, reason = body
-    answer = await api.post("/v1/streams", content=content)
-    assert refused(answer) == (400, "invalid_request")
-    assert reason in answer.json()["detail"]
+async def test_a_bad_body_is_refused_with_what_is_wrong(api: httpx2.AsyncClient, subtests: pytest.Subtests) -> None:
+    for name, (content, reason) in BAD_BODIES.items():
+        with subtests.test(name):
+            answer = await api.post("/v1/streams", content=content)
+            assert refused(answer) == (400, "invalid_request")
+            assert reason in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
@@ -215,10 +215,10 @@ async def test_a_key_is_free_again_after_its_time(cluster: Cluster) -> None:
     assert (first.status_code, second.status_code) == (201, 201)
 
 
-@pytest.mark.parametrize("key", ["", "k" * 256])
-async def test_a_malformed_idempotency_key_is_refused(api: httpx2.AsyncClient, key: str) -> None:
-    answer = await api.post("/v1/streams", json={"input": 1}, headers={"idempotency-key": key})
-    assert refused(answer) == (400, "invalid_request")
+async def test_a_malformed_idempotency_key_is_refused(api: httpx2.AsyncClient) -> None:
+    for key in ("", "k" * 256):
+        answer = await api.post("/v1/streams", json={"input": 1}, headers={"idempotency-key": key})
+        assert refused(answer) == (400, "invalid_request"), key
 
 
 async def test_creating_and_following_again_with_the_same_key_follows_the_same_stream(
@@ -246,11 +246,14 @@ async def test_an_unknown_stream_and_a_malformed_id_are_not_found(api: httpx2.As
     assert (await api.get("/v1/streams/")).status_code == 404
 
 
-@pytest.mark.parametrize("cursor", ["x", "-1", "+1", "1.0", " ", "0x1", "1e3", "9" * 19, "٣"])
-async def test_a_malformed_cursor_is_refused(cluster: Cluster, api: httpx2.AsyncClient, cursor: str) -> None:
+async def test_a_malformed_cursor_is_refused(
+    cluster: Cluster, api: httpx2.AsyncClient, subtests: pytest.Subtests
+) -> None:
     author = await cluster.author()
-    answer = await api.get(f"/v1/streams/{author.id}/events", params={"last_event_id": cursor})
-    assert refused(answer) == (400, "malformed_cursor")
+    for cursor in ("x", "-1", "+1", "1.0", " ", "0x1", "1e3", "9" * 19, "٣"):
+        with subtests.test(cursor):
+            answer = await api.get(f"/v1/streams/{author.id}/events", params={"last_event_id": cursor})
+            assert refused(answer) == (400, "malformed_cursor")
 
 
 async def test_a_cursor_beyond_the_tail_is_refused(cluster: Cluster, api: httpx2.AsyncClient) -> None:
@@ -308,10 +311,11 @@ async def test_a_snapshot_grows_with_its_stream_and_waits_for_its_end(
     assert cluster.pods[0].metric("baton_subscribers") == 0
 
 
-@pytest.mark.parametrize("query", ["wait=x", "wait=-1", "wait=61", "wait=nan", "wait=inf", "other=1"])
-async def test_a_bad_wait_is_refused(cluster: Cluster, api: httpx2.AsyncClient, query: str) -> None:
+async def test_a_bad_wait_is_refused(cluster: Cluster, api: httpx2.AsyncClient, subtests: pytest.Subtests) -> None:
     author = await cluster.author()
-    assert refused(await api.get(f"/v1/streams/{author.id}?{query}")) == (400, "invalid_request")
+    for query in ("wait=x", "wait=-1", "wait=61", "wait=nan", "wait=inf", "other=1"):
+        with subtests.test(query):
+            assert refused(await api.get(f"/v1/streams/{author.id}?{query}")) == (400, "invalid_request")
 
 
 async def test_waiting_ends_when_the_stream_is_erased(cluster: Cluster, api: httpx2.AsyncClient) -> None:
@@ -349,9 +353,8 @@ async def test_streams_are_found_by_metadata_and_status(api: httpx2.AsyncClient)
     assert await found("status=completed") == []
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
+async def test_a_bad_list_query_is_refused(api: httpx2.AsyncClient, subtests: pytest.Subtests) -> None:
+    for query in (
         "limit=0",
         "limit=101",
         "limit=x",
@@ -360,15 +363,15 @@ async def test_streams_are_found_by_metadata_and_status(api: httpx2.AsyncClient)
         "chat=42",
         "metadata.a=%00",
         "metadata.a=1&metadata.b=1&metadata.c=1&metadata.d=1&metadata.e=1",
-    ],
-)
-async def test_a_bad_list_query_is_refused(api: httpx2.AsyncClient, query: str) -> None:
-    assert refused(await api.get(f"/v1/streams?{query}")) == (400, "invalid_request")
+    ):
+        with subtests.test(query):
+            assert refused(await api.get(f"/v1/streams?{query}")) == (400, "invalid_request")
 
 
-@pytest.mark.parametrize("value", ["%ED%A0%80", "%FF", "1" * 400, "1e999", "NaN", "{", '"', "\\", "'"])
-async def test_any_text_can_be_looked_for(api: httpx2.AsyncClient, value: str) -> None:
-    assert (await api.get(f"/v1/streams?metadata.a={value}")).json()["data"] == []
+async def test_any_text_can_be_looked_for(api: httpx2.AsyncClient, subtests: pytest.Subtests) -> None:
+    for value in ("%ED%A0%80", "%FF", "1" * 400, "1e999", "NaN", "{", '"', "\\", "'"):
+        with subtests.test(value):
+            assert (await api.get(f"/v1/streams?metadata.a={value}")).json()["data"] == []
 
 
 # Cancelling and erasing

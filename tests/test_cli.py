@@ -9,17 +9,17 @@ import signal
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from tests.conftest import execute, named_database
 from tests.logbook import connected, until
 from tests.processes import SERVES, environment, finished, running
+from tests.roles import PASSWORD as SECRET
+from tests.roles import as_role
 
 from baton import __version__
 
 Case = tuple[str, dict[str, str], str]
-SECRET = "hunter2"
 ANONYMOUS = {"BATON_ALLOW_ANONYMOUS": "true", "BATON_PORT": "0"}
 
 
@@ -51,12 +51,18 @@ UNREACHABLE = f"postgresql://u:{SECRET}@127.0.0.1:1/x"
 IS_IT_RUNNING = r"No Postgres could be reached at {}: .+ Is it running, and is BATON_DATABASE_URL right\?"
 WRONG_DATABASES: dict[str, Case] = {
     "none": ("serve", {**ANONYMOUS}, r"No database is configured\. Set BATON_DATABASE_URL=postgresql://.+"),
-    "none for a worker": ("worker", {}, r"No database is configured\. .+"),
     "none to migrate": ("migrate", {}, r"No database is configured\. .+"),
-    "none to maintain": ("maintain", {}, r"No database is configured\. .+"),
     "an empty one": ("worker", {"BATON_DATABASE_URL": ""}, r"No database is configured\. .+"),
     "another kind": ("serve", database("mysql://h/x"), r"BATON_DATABASE_URL: it must look like postgresql://.+"),
     "no scheme": ("worker", database(f"u:{SECRET}@h/x"), r"BATON_DATABASE_URL: it must look like postgresql://.+"),
+    "a bad option": ("worker", database("postgresql://h/x?sslmode=odd"), r"BATON_DATABASE_URL cannot be used: .+"),
+    "nobody there": ("serve", database(UNREACHABLE), IS_IT_RUNNING.format("127.0.0.1:1")),
+    "nobody there to migrate": ("migrate", database(UNREACHABLE), IS_IT_RUNNING.format("127.0.0.1:1")),
+}
+# The same by other ways, each a process more.
+MORE_WRONG_DATABASES: dict[str, Case] = {
+    "none for a worker": ("worker", {}, r"No database is configured\. .+"),
+    "none to maintain": ("maintain", {}, r"No database is configured\. .+"),
     "a broken address": ("serve", database("postgresql://[::1/x"), r"BATON_DATABASE_URL: .+"),
     "a port that is none": ("serve", database(f"postgresql://u:{SECRET}@h:odd/x"), r"BATON_DATABASE_URL.+"),
     "a port out of range": (
@@ -64,17 +70,19 @@ WRONG_DATABASES: dict[str, Case] = {
         database(f"postgresql://u:{SECRET}@127.0.0.1:99999/x"),
         r".+BATON_DATABASE_URL.+",
     ),
-    "a bad option": ("worker", database("postgresql://h/x?sslmode=odd"), r"BATON_DATABASE_URL cannot be used: .+"),
-    "nobody there": ("serve", database(UNREACHABLE), IS_IT_RUNNING.format("127.0.0.1:1")),
     "nobody there for a worker": ("worker", database(UNREACHABLE), IS_IT_RUNNING.format("127.0.0.1:1")),
-    "nobody there to migrate": ("migrate", database(UNREACHABLE), IS_IT_RUNNING.format("127.0.0.1:1")),
     "nobody there to maintain": ("maintain", database(UNREACHABLE), IS_IT_RUNNING.format("127.0.0.1:1")),
     "no such host": ("worker", database("postgresql://nosuch.invalid/x"), IS_IT_RUNNING.format("nosuch.invalid:5432")),
 }
 
 
-async def test_a_wrong_database_is_told(tmp_path: Path) -> None:
-    await check(WRONG_DATABASES, tmp_path)
+@pytest.mark.parametrize(
+    "cases",
+    [WRONG_DATABASES, pytest.param(MORE_WRONG_DATABASES, marks=pytest.mark.slow)],
+    ids=["telling", "more"],
+)
+async def test_a_wrong_database_is_told(cases: dict[str, Case], tmp_path: Path) -> None:
+    await check(cases, tmp_path)
 
 
 async def test_a_database_that_is_missing_or_not_migrated_is_told(empty_dsn: str, tmp_path: Path) -> None:
@@ -112,11 +120,6 @@ async def test_a_role_without_rights_is_told(dsn: str, empty_dsn: str, tmp_path:
         await check(cases, tmp_path)
     finally:
         await execute(dsn, f"DROP ROLE {role}")
-
-
-def as_role(dsn: str, role: str) -> str:
-    parts = urlsplit(dsn)
-    return urlunsplit(parts._replace(netloc=f"{role}:{SECRET}@{parts.netloc.rpartition('@')[2]}"))
 
 
 FILES = {

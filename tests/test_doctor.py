@@ -148,6 +148,15 @@ async def test_it_finds_that_there_is_no_partition_at_all(dsn: str) -> None:
     assert (found.level, found.found) == (ERROR, "0 partitions of the log; new streams have none.")
 
 
+async def test_it_finds_a_table_with_the_name_of_a_coming_partition(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        name = partitions.name_of(await partitions.now(connection) + 2 * partitions.DAY_SECONDS)
+        await connection.execute(f"CREATE TABLE {name} ()")
+    assert "partitions_name_taken" not in levels(await diagnose(dsn))
+    found = finding(await diagnose(dsn, partition_days_ahead=2), "partitions_name_taken")
+    assert (found.level, found.found.split()[0]) == (ERROR, name)
+
+
 @pytest.mark.parametrize("reaches_tomorrow", [True, False])
 async def test_it_finds_that_partitions_run_out(dsn: str, *, reaches_tomorrow: bool) -> None:
     async with connected(dsn) as connection:

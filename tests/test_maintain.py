@@ -8,7 +8,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
@@ -28,6 +28,7 @@ from tests.past import (
     old_stream,
     state,
 )
+from tests.roles import PASSWORD, as_role
 
 from baton import log, partitions, retention, streams
 from baton.database import CONNECTION_ERRORS, MAINTENANCE_LOCK, MIGRATION_LOCK, Connection
@@ -527,7 +528,7 @@ async def test_connecting_may_take_less_than_a_statement(monkeypatch: pytest.Mon
 
 async def test_a_role_that_does_not_own_the_schema_is_told(dsn: str) -> None:
     role = f"other_{secrets.token_hex(4)}"
-    await execute(dsn, f"CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT USAGE ON SCHEMA baton TO {role}")
+    await execute(dsn, f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'; GRANT USAGE ON SCHEMA baton TO {role}")
     await execute(dsn, f"GRANT SELECT ON ALL TABLES IN SCHEMA baton TO {role}")
     try:
         with pytest.raises(ConfigurationError, match="needs the role that ran `baton migrate`"):
@@ -543,8 +544,3 @@ async def test_a_statement_that_takes_too_long_is_not_called_a_lost_connection(d
         with pytest.raises(ConfigurationError, match="was held up for too long") as caught:
             await maintain(dsn, POLICY, say=print, dry_run=True)
     assert not isinstance(caught.value, DatabaseUnreachable)
-
-
-def as_role(dsn: str, role: str) -> str:
-    parts = urlsplit(dsn)
-    return urlunsplit(parts._replace(netloc=f"{role}:x@{parts.netloc.rpartition('@')[2]}"))

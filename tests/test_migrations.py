@@ -106,7 +106,8 @@ async def test_what_is_to_be_done_is_said_and_only_said(empty_dsn: str) -> None:
     said: list[str] = []
     await announce(empty_dsn, days_ahead=1, say=said.append)
     assert said[0] == "The database has no Baton tables yet. To do:"
-    assert [line.split()[0] for line in said[1:-1]] == History().ids
+    assert [line.split()[0] for line in said[1:-3]] == History().ids
+    assert all(line.startswith("Would create partition baton.batch_20") for line in said[-3:])
     async with connected(empty_dsn) as connection:
         assert await connection.fetchval("SELECT to_regnamespace('baton')") is None
 
@@ -119,7 +120,8 @@ async def test_locks_on_tables_that_are_there_are_said(empty_dsn: str) -> None:
     assert said[0] == "The database is at revision 0001. To do:"
     assert said[2] == stated
     assert said[4] == "       It takes no lock on existing tables."
-    assert len(said) == 6
+    assert [line for line in said[5:] if not line.startswith("Would create partition")] == []
+    assert len(said) == 6  # yesterday's and today's are there
 
 
 async def test_it_goes_as_far_as_it_is_told(empty_dsn: str) -> None:
@@ -145,7 +147,9 @@ async def test_whoever_may_hold_the_lock_is_named(dsn: str, tmp_path: Path) -> N
     either = "Another `baton migrate` or `baton maintain`"
     async with connected(dsn) as holding:
         await holding.execute(f"SELECT pg_advisory_lock({MIGRATION_LOCK})")
-        with pytest.raises(ConfigurationError, match=f"{either} has been at work for 0 s"):
+        pid = holding.get_server_pid()
+        named = rf"{either} has been at work for 0 s: process {pid} \(.+, user \w+, connected since 20.+\)\. Run"
+        with pytest.raises(ConfigurationError, match=named):
             await migrate(dsn, days_ahead=1, patience=Patience(give_up_seconds=0))
         _, _, err = await psql(dsn, offline.script(start=REVISION, to=None, days_ahead=1), tmp_path)
         assert f"{either} is at work. Run this" in err
@@ -306,7 +310,8 @@ async def dumped(dsn: str) -> str:
 async def test_the_sql_makes_the_same_schema(dsn: str, empty_dsn: str, tmp_path: Path) -> None:
     code, sql, _ = await finished("migrate", "--sql", env=environment(), cwd=tmp_path)
     assert code == 0
-    assert sql.splitlines()[2] == r"\set ON_ERROR_STOP on"
+    assert "in a session of its own" in sql.splitlines()[0]
+    assert sql.splitlines()[3] == r"\set ON_ERROR_STOP on"
     code, _, err = await psql(empty_dsn, sql, tmp_path)
     assert (code, err) == (0, "")
     assert await dumped(empty_dsn) == await dumped(dsn)
@@ -367,14 +372,33 @@ async def test_a_newer_database_will_do_until_it_says_that_it_will_not(dsn: str)
         await connection.execute("UPDATE baton.compatibility SET oldest_code = $1", REVISION)
         await check_schema(connection)
         said: list[str] = []
+        newer = f"The schema is at revision 9999, newer than {REVISION} and fit for it: nothing to migrate."
         for go in (migrate, announce):
             said.clear()
             await go(dsn, days_ahead=1, say=said.append)
-            newer = f"The schema is at revision 9999, newer than {REVISION} and fit for it: nothing to migrate."
             assert said == [newer]
+        said.clear()
+        await migrate(dsn, days_ahead=1, to=REVISION, say=said.append)
+        assert said == [newer]
+        with pytest.raises(ConfigurationError, match=f"at revision 9999, newer than .+ up to {REVISION}"):
+            offline.script(start=await revision_of(dsn), to=None, days_ahead=1)
         await connection.execute("UPDATE baton.compatibility SET oldest_code = '9998'")
         with pytest.raises(SchemaMismatch, match=r"needs code of revision 9998 at least.+Run a newer version of Baton"):
             await check_schema(connection)
+
+
+async def test_tables_of_no_revision_or_an_unknown_one_are_not_called_missing_or_newer(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        for change, told in (
+            ("UPDATE baton.alembic_version SET version_num = 'f00dcafe'", "unknown revision, 'f00dcafe'"),
+            ("DELETE FROM baton.alembic_version", "has Baton's tables, and baton.alembic_version does not say"),
+            ("DROP TABLE baton.alembic_version", "has Baton's tables, and baton.alembic_version does not say"),
+        ):
+            await connection.execute(change)
+            with pytest.raises(SchemaMismatch, match=told):
+                await check_schema(connection)
+            with pytest.raises(SchemaMismatch, match=told):
+                await migrate(dsn, days_ahead=1)
 
 
 @pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed here")

@@ -85,6 +85,15 @@ async def test_what_stands_in_the_place_of_a_partition_is_told(dsn: str) -> None
         assert len(await partitions.create_ahead(connection, 4)) == 3
 
 
+async def test_a_detachment_that_is_not_finished_is_told(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        name = partitions.name_of(await day(connection, 0))
+        # As a DETACH … CONCURRENTLY that was cut off leaves it.
+        await connection.execute(f"UPDATE pg_inherits SET inhdetachpending = true WHERE inhrelid = '{name}'::regclass")
+        with pytest.raises(asyncpg.RaiseError, match=f"the detachment of {name} .+ is not finished: .+ FINALIZE; then"):
+            await partitions.create_ahead(connection, 1)
+
+
 async def test_they_reach_to_the_first_gap(dsn: str) -> None:
     async with connected(dsn) as connection:
         await partitions.create_ahead(connection, 4)

@@ -303,7 +303,7 @@ async def test_an_end_that_landed_while_the_stream_was_taken_away_is_its_end(dsn
 
 async def leaving(dsn: str, held: Held, connection: Connection, stream_id: UUID) -> None:
     """Run a worker until the stream has two events, and have it leave."""
-    worker = Worker(settings(dsn, lease_seconds=600), {"test": held})
+    worker = Worker(settings(dsn, lease_seconds=600, leave_seconds=0.2), {"test": held})
     task = asyncio.create_task(worker.run())
     await until_tail(connection, stream_id, 2)
     worker.leave()

@@ -209,14 +209,22 @@ async def test_what_came_before_bad_data_stays(dsn: str) -> None:
         assert text(await events(connection, stream_id)) == "good"
 
 
-async def test_a_stream_whose_ending_is_refused_too_is_let_go(dsn: str) -> None:
+async def test_an_ending_that_is_refused_too_is_written_once_it_may_be(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("baton.writer.PUT_OFF_SECONDS", 0.05)
     async with connected(dsn) as connection, desk(dsn) as at:
-        await connection.execute("ALTER TABLE baton.batch ADD CHECK (epoch <> 1) NOT VALID")
+        await connection.execute("ALTER TABLE baton.batch ADD CONSTRAINT refusing CHECK (epoch <> 1) NOT VALID")
         (stream_id,) = await claimed(connection)
         outbox = at.open(stream_id)
         outbox.put(encode_text("a"))
+        await until(lambda: caplog.text.count("The database refused data") >= 3)
+        # A row that is closed without its terminal event would be a damaged log to whoever follows.
+        assert not (await row(connection, stream_id)).ended
+        await connection.execute("ALTER TABLE baton.batch DROP CONSTRAINT refusing")
         await outbox.closed.wait()
         assert (await row(connection, stream_id)).error_code == "storage_rejected"
+        assert len(await events(connection, stream_id)) == 1
 
 
 async def test_a_missing_partition_holds_up_its_own_streams_only_and_is_tried_again(

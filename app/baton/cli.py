@@ -219,7 +219,8 @@ async def _migrate(settings: Settings, to: str | None, patience: Patience) -> No
 
     dsn = await session_dsn(settings.dsn, settings.listen_dsn, say=typer.echo)
     await migrate(dsn, days_ahead=settings.partition_days_ahead, to=to, patience=patience, say=typer.echo)
-    typer.echo("The database is up to date." if to is None else f"The database is at revision {to}.")
+    if to is None:
+        typer.echo("The database is up to date.")
 
 
 async def _maintain(settings: Settings, every_seconds: float | None, *, dry_run: bool) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Final, TypeAlias
 from urllib.parse import urlsplit
@@ -134,22 +135,45 @@ async def translated(timeout_seconds: float = QUERY_SECONDS) -> AsyncIterator[No
         raise Unavailable("The database does not answer just now. Try again in a moment.") from error
 
 
-async def check_schema(executor: Connection | Pool) -> None:
-    """Refuse a database whose schema this code cannot work with.
+async def current_revision(executor: Connection | Pool) -> str | None:
+    """Return the revision that a database is at, or None when it has no Baton tables.
+
+    Raises:
+        SchemaMismatch: there are tables, and nothing says of which revision, or something that is none.
+    """
+    found: str | None = None
+    with contextlib.suppress(asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+        found = await executor.fetchval("SELECT version_num FROM baton.alembic_version")
+    if found is None:
+        if await executor.fetchval("SELECT to_regclass('baton.stream') IS NOT NULL"):
+            raise SchemaMismatch(
+                "The database has Baton's tables, and baton.alembic_version does not say of which revision they are. "
+                "Restore its row from a backup, or put the newest revision of the version that migrated it last there "
+                f"(for this one '{REVISION}')."
+            )
+        return None
+    if not re.fullmatch("[0-9]{4}", found):
+        raise SchemaMismatch(
+            f"The database's schema is at an unknown revision, {found!r}: Baton's have four digits. Has something else "
+            "written to baton.alembic_version? Write back what was there, or restore it from a backup."
+        )
+    return found
+
+
+async def check_schema(executor: Connection | Pool) -> str:
+    """Refuse a database whose schema this code cannot work with; return its revision.
 
     A newer schema will do as long as it says so: during a roll-out, instances of the release before must be able to
     start again.
 
     Raises:
-        SchemaMismatch: the migrations have not run, or this code is too old for the schema.
+        SchemaMismatch: the migrations have not run, this code is too old for the schema, or nobody knows its revision.
         ConfigurationError: the role may not read Baton's tables.
     """
     try:
-        found = await executor.fetchval("SELECT version_num FROM baton.alembic_version")
+        found = await current_revision(executor)
         newer = found is not None and found > REVISION
         oldest = await executor.fetchval("SELECT oldest_code FROM baton.compatibility") if newer else REVISION
-    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
-        found, oldest = None, None
     except asyncpg.InsufficientPrivilegeError as error:
         raise ConfigurationError(
             f"The role of BATON_DATABASE_URL may not use Baton's tables: {error}. Connect as one of the roles that "
@@ -167,6 +191,7 @@ async def check_schema(executor: Connection | Pool) -> None:
             f"The database's schema is at revision {found}, and needs code of revision {oldest} at least; this version "
             f"is of {REVISION}. Run a newer version of Baton."
         )
+    return found
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ from .retention import Kept
 
 logger = logging.getLogger(__name__)
 
-DAY_SECONDS: Final = 86_400
+DAY_SECONDS: Final = partitions.DAY_SECONDS
 BATCH_ROWS: Final = 500
 STATEMENT_SECONDS: Final = 60
 # Long enough for autovacuum to give way, which takes Postgres its `deadlock_timeout`.
@@ -267,11 +267,8 @@ async def foresee(connection: Connection, policy: Policy, say: Say) -> None:
     now = await partitions.now(connection)
     horizon = policy.horizon(now)
     found = await partitions.attached(connection)
-    there = {item.name for item in found}
-    for offset in range(-1, policy.days_ahead + 1):
-        name = partitions.name_of(now + offset * DAY_SECONDS)
-        if name not in there:
-            say(f"Would create partition {name}.")
+    for name in await partitions.missing(connection, policy.days_ahead):
+        say(f"Would create partition {name}.")
     streams, keys = await retention.count(connection, horizon)
     say(f"Would delete {_streams(streams)} created before {partitions.day_of(horizon)} (UTC), and {_keys(keys)}.")
     for name, marked in (await partitions.detached(connection)).items():

@@ -25,10 +25,18 @@ from sqlalchemy.pool import NullPool
 
 from . import partitions
 from .backoff import Backoff
-from .blockers import Blocker, Patience, Watch
-from .database import CONNECTION_ERRORS, MIGRATION_LOCK, REVISION, Connection, check_schema, connect
+from .blockers import Blocker, Patience, Watch, holder
+from .database import (
+    CONNECTION_ERRORS,
+    MIGRATION_LOCK,
+    REVISION,
+    Connection,
+    check_schema,
+    connect,
+    current_revision,
+)
 from .errors import ConfigurationError
-from .revisions import History, Revision, current_revision
+from .revisions import History, Revision
 
 _TRY_LOCK: Final = text(f"SELECT pg_try_advisory_lock({MIGRATION_LOCK})")
 _NAME: Final = "baton migrate"
@@ -65,9 +73,12 @@ async def migrate(
             run = _Run(connection, beside, history, patience, say)
             await run.get_ready()
             await run.wait_for_others()
-            for revision in await _announced(beside, history, to, days_ahead, say) or []:
+            pending = await _announced(beside, history, to, say)
+            for revision in pending or []:
                 await run.apply(revision)
             await run.create_partitions(days_ahead)
+            if to is not None and pending is not None:
+                say(f"The database is at revision {to}.")
 
 
 async def announce(
@@ -81,8 +92,10 @@ async def announce(
     """
     with _refusals():
         async with _beside(dsn) as connection:
-            if await _announced(connection, history or History(), to, days_ahead, say) == []:
+            if await _announced(connection, history or History(), to, say) == []:
                 say("No revision is missing.")
+            for name in await partitions.missing(connection, days_ahead):
+                say(f"Would create partition {name}.")
 
 
 async def revision_of(dsn: str) -> str | None:
@@ -121,9 +134,7 @@ async def _beside(dsn: str) -> AsyncIterator[Connection]:
         connection.terminate()
 
 
-async def _announced(
-    connection: Connection, history: History, to: str | None, days_ahead: int, say: Say
-) -> list[Revision] | None:
+async def _announced(connection: Connection, history: History, to: str | None, say: Say) -> list[Revision] | None:
     """Say which revisions are to run; return them, or None if the schema is newer than this code."""
     current = await current_revision(connection)
     if current is not None and current > history.ids[-1]:
@@ -139,8 +150,6 @@ async def _announced(
         say(f"  {revision.id} {revision.title}")
         if current is not None:
             say(f"       It {revision.describe_locks()}.")
-    if pending:
-        say(f"  Then the partitions that are missing, up to {days_ahead} days ahead.")
     return pending
 
 
@@ -178,7 +187,8 @@ class _Run:
             if time.monotonic() > deadline:
                 raise ConfigurationError(
                     "Another `baton migrate` or `baton maintain` has been at work for "
-                    f"{self._patience.give_up_seconds:g} s. Run this one again when it has ended."
+                    f"{self._patience.give_up_seconds:g} s{await holder(self._beside, MIGRATION_LOCK)}. "
+                    "Run this one again when it has ended."
                 )
             if not waited:
                 self._say("Another `baton migrate` or `baton maintain` is at work; waiting for it.")

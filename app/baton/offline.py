@@ -14,8 +14,9 @@ from .database import MIGRATION_LOCK
 from .revisions import History, Revision
 
 _HEAD = """\
--- Baton's schema, {what}. For psql only: it has commands of psql's own.
--- It stops at the first error, as when it waits for a lock for too long. Run it again: it skips what is done.
+-- Baton's schema, {what}. Run it by `psql -f`, in a session of its own: it has commands of psql's own.
+-- It stops at the first error, as when it waits for a lock for too long. Run it again in a new session: it skips what
+-- is done. In the same session, by \\i, it would need a ROLLBACK before.
 \\set ON_ERROR_STOP on
 SET lock_timeout = '{milliseconds}ms';
 SET statement_timeout = 0;

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -66,12 +67,15 @@ ORDER BY a.xact_start NULLS LAST
 LIMIT 1
 """
 
+_TAKEN = "SELECT name FROM unnest($1::text[]) AS name WHERE to_regclass(name) IS NOT NULL"
+
 _NOW = "SELECT extract(epoch FROM clock_timestamp())::double precision"
 
 # What readers and writers hold, beside which partitions can be attached.
 _HARMLESS: Final = ("AccessShareLock", "RowShareLock", "RowExclusiveLock")
 
 LOG: Final = "baton.batch"
+DAY_SECONDS: Final = 86_400
 # Somebody should look when fewer are left: a day, less the time after midnight in which workers create the next one.
 LEAST_SECONDS: Final = 22 * 3600
 _MARK: Final = "Expired: `baton maintain` drops it."
@@ -104,6 +108,18 @@ class Reach:
 async def create_ahead(executor: Connection | Pool, days_ahead: int) -> list[str]:
     """Create what is missing from yesterday to `days_ahead` days from today (UTC); return the names."""
     return [record[0] for record in await executor.fetch(_CREATE, days_ahead)]
+
+
+async def missing(executor: Connection | Pool, days_ahead: int) -> list[str]:
+    """Return the names of the partitions that `create_ahead` would create."""
+    moment, there = await now(executor), {item.name for item in await attached(executor)}
+    names = [name_of(moment + offset * DAY_SECONDS) for offset in range(-1, days_ahead + 1)]
+    return [name for name in names if name not in there]
+
+
+async def taken(executor: Connection | Pool, names: Sequence[str]) -> list[str]:
+    """Return which of these names something else than a partition has."""
+    return [record[0] for record in await executor.fetch(_TAKEN, names)]
 
 
 async def now(executor: Connection | Pool) -> float:

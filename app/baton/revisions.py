@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection as SyncConnection
 
-from .database import Connection
 from .errors import ConfigurationError
 
 # What a lock does to everybody else, from the strongest; reading alone (ACCESS SHARE) is not worth a word.
@@ -73,8 +71,13 @@ class History:
         """Return what leads from revision `start` (None: an empty database) to `end` (None: the newest).
 
         Raises:
-            ConfigurationError: there is no such revision, or it lies behind `start`.
+            ConfigurationError: there is no such revision, it lies behind `start`, or `start` is newer than all of them.
         """
+        if start is not None and start > self.ids[-1]:
+            raise ConfigurationError(
+                f"The schema is at revision {start}, newer than this version of Baton, which knows those up to "
+                f"{self.ids[-1]}: it has nothing to migrate there. Use the version that the schema is of."
+            )
         first = 0 if start is None else self._place(start) + 1
         last = len(self.revisions) if end is None else self._place(end) + 1
         if last < first:
@@ -113,12 +116,3 @@ def migrations_folder() -> Path:
         if (folder / "env.py").exists():
             return folder
     raise ConfigurationError("The migrations did not come with this installation of Baton. Install it again.")
-
-
-async def current_revision(connection: Connection) -> str | None:
-    """Return the revision that a database is at, or None when it has no Baton tables."""
-    try:
-        found: str | None = await connection.fetchval("SELECT version_num FROM baton.alembic_version")
-    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
-        return None
-    return found

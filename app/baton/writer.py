@@ -213,6 +213,9 @@ class Writer:
     def _put_off(self, outbox: Outbox, error: Exception) -> None:
         """Try a batch again after a while: it has no partition yet. Its generator waits when its buffer is full."""
         logger.error("%s: run `baton maintain`, which creates the partitions that are missing.", error)
+        self._retry_later(outbox)
+
+    def _retry_later(self, outbox: Outbox) -> None:
         asyncio.get_running_loop().call_later(PUT_OFF_SECONDS, self._retry, outbox)
 
     def _retry(self, outbox: Outbox) -> None:
@@ -220,11 +223,13 @@ class Writer:
             outbox.retry()
 
     async def _reject(self, connection: Connection, outbox: Outbox, error: Exception) -> None:
-        """End a stream whose data the database refuses; if it refuses the ending too, let the stream go."""
+        """End a stream whose data the database refuses; an ending that it refuses too is tried again after a while.
+
+        Without that event the row stays open: a closed one says to followers that its log has lost its end.
+        """
         logger.error("The database refused data of stream %s: %s", outbox.stream_id, error)
-        if outbox.lost is Lost.REJECTED and Lost.REJECTED.outcome is not None:
-            await streams.close(connection, outbox.stream_id, outbox.epoch, Lost.REJECTED.outcome)
-            outbox.lose(Lost.REJECTED)
+        if outbox.lost is Lost.REJECTED:
+            self._retry_later(outbox)
             return
         tail = await log.read_tail(connection, outbox.stream_id)
         outbox.end_with(Lost.REJECTED, tail.last_seq)

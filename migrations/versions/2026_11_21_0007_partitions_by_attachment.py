@@ -41,6 +41,13 @@ BY_ATTACHMENT = """
             WHERE inhparent = 'baton.batch'::regclass AND inhrelid = to_regclass('baton.' || name)
               AND NOT inhdetachpending
         );
+        IF EXISTS (
+            SELECT FROM pg_inherits
+            WHERE inhparent = 'baton.batch'::regclass AND inhrelid = to_regclass('baton.' || name)
+        ) THEN
+            RAISE EXCEPTION 'the detachment of baton.% from baton.batch is not finished: let it end, or '
+                'ALTER TABLE baton.batch DETACH PARTITION baton.% FINALIZE; then attach, rename or drop it', name, name;
+        END IF;
         IF to_regclass('baton.' || name) IS NOT NULL THEN
             RAISE EXCEPTION 'baton.% is there and is no partition of baton.batch: attach, rename or drop it', name;
         END IF;

@@ -11,9 +11,9 @@ from tests.conftest import create_template, execute, named_database
 from tests.faults.servers import BreakablePostgres
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def breakable() -> Iterator[BreakablePostgres]:
-    """A server of the module's own, which tests may restart, fill and slow down."""
+    """A server beside the one that all use, which tests may restart, fill and slow down."""
     with BreakablePostgres.running() as server:
         asyncio.run(create_template(server.dsn, "baton_template"))
         yield server

@@ -209,9 +209,20 @@ KINDS = (
 
 
 @pytest.mark.timeout(180)
-async def test_nothing_is_lost_whatever_breaks() -> None:
+@pytest.mark.parametrize(
+    ("seconds", "every_seconds"), [(9, 0.35), pytest.param(16, 0.7, marks=pytest.mark.slow)], ids=["dense", "long"]
+)
+async def test_nothing_is_lost_whatever_breaks(seconds: float, every_seconds: float) -> None:
     options = Options(
-        seconds=16, seed=5, streams=12, viewers=3, pods=3, workers=2, rate=30, every_seconds=0.7, kinds=KINDS
+        seconds=seconds,
+        seed=5,
+        streams=12,
+        viewers=3,
+        pods=3,
+        workers=2,
+        rate=30,
+        every_seconds=every_seconds,
+        kinds=KINDS,
     )
     played = Played(options, None)
     before = {child.pid for child in psutil.Process().children(recursive=True)}
@@ -222,7 +233,7 @@ async def test_nothing_is_lost_whatever_breaks() -> None:
     assert len(counts.keys() & set(KINDS)) >= 12, counts
     assert played.chaos.audience.traffic.events > 1_000
     assert played.chaos.audience.judged > 12
-    assert "The seed was 5. Again: baton chaos --seconds 16 --seed 5 --streams 12" in words
+    assert f"The seed was 5. Again: baton chaos --seconds {seconds} --seed 5 --streams 12" in words
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
 
 

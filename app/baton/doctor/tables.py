@@ -52,11 +52,10 @@ SELECT current_setting('autovacuum') = 'on' AND current_setting('track_counts') 
 async def revision(case: Case) -> AsyncIterator[Finding]:
     """Do this version and the schema fit together?"""
     try:
-        await check_schema(case.connection)
+        found = await check_schema(case.connection)
     except ConfigurationError as problem:
         yield refusal("schema", problem)
         return
-    found = await case.connection.fetchval("SELECT version_num FROM baton.alembic_version")
     yield ok("schema", f"The schema is at revision {found}; this version is made for {REVISION}.")
 
 
@@ -82,6 +81,13 @@ async def partitions(case: Case) -> AsyncIterator[Finding]:
             "partition_default",
             "The log has a DEFAULT partition.",
             "Detach it, and move its rows: each new partition scans it under a lock, and retention cannot drop it.",
+        )
+    ahead = await log_partitions.missing(case.connection, case.settings.partition_days_ahead)
+    if taken := await log_partitions.taken(case.connection, ahead):
+        yield error(
+            "partitions_name_taken",
+            f"{', '.join(taken)} has the name of a partition that is to be made, and is none.",
+            "Attach, rename or drop it: until then neither that partition nor one after it can be created.",
         )
     if pending := [item.name for item in there if item.detaching]:
         yield warning(
