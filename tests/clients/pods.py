@@ -1,0 +1,50 @@
+"""Two pods as processes of their own, one of which a test may kill, and a worker whose generator the test holds."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from tests.cluster import Cluster, Tap
+from tests.processes import SERVES, Running, environment, running
+
+WORDS = [f"word{number} " for number in range(600)]
+ANSWER = "".join(WORDS)
+
+
+@dataclass(frozen=True, slots=True)
+class TwoPods:
+    """`first` is the one that `kill` kills. `tap` is the generator `tap` of a worker that outlives both."""
+
+    cluster: Cluster
+    tap: Tap
+    processes: tuple[Running, Running]
+    first: str
+    second: str
+
+    async def kill(self) -> None:
+        """End the first pod as a platform does that has lost patience."""
+        self.processes[0].signal(signal.SIGKILL)
+        await self.processes[0].ends()
+
+    def say(self, *words: str) -> None:
+        """Have the generator yield."""
+        self.tap.let(*words)
+
+    def finish(self) -> None:
+        """Have the generator yield its last events, and end."""
+        self.tap.let({"type": "usage", "input_tokens": 1, "output_tokens": len(WORDS)})
+        self.tap.end()
+
+
+@contextlib.asynccontextmanager
+async def two_pods(cluster: Cluster) -> AsyncIterator[TwoPods]:
+    """Start them."""
+    tap = Tap()
+    await cluster.worker({"tap": tap}, flush_window_milliseconds=5)
+    env = environment(BATON_DATABASE_URL=cluster.dsn, BATON_ALLOW_ANONYMOUS="true", BATON_PORT="0")
+    async with running("serve", env=env) as one, running("serve", env=env) as other:
+        first, second = (await one.said(SERVES))[2], (await other.said(SERVES))[2]
+        yield TwoPods(cluster, tap, (one, other), first, second)

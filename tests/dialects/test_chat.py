@@ -1,0 +1,94 @@
+"""The dialect of OpenAI's Chat Completions, and what its official models make of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from tests.dialects.wire import ANSWERS, SIZES, STREAM_ID, batches, data, sent, stream
+
+from baton.dialects.chat import CHAT, completion_of
+from baton.outcome import Outcome
+from baton.snapshot import Snapshot
+
+ROW = stream(status="completed", finish_reason="tool_calls")
+STOP = Outcome.completed("stop", usage={"input_tokens": 3, "output_tokens": 4})
+
+
+def told(*events: Any, **given: Any) -> list[Any]:
+    return data(sent(CHAT, CHAT.begin(ROW, given), batches(events)))
+
+
+def test_an_answer_is_chunks_and_done() -> None:
+    *chunks, done = told({"type": "reasoning", "delta": "hm"}, "Hel", "lo", STOP)
+    assert done == "[DONE]"
+    assert {(chunk["id"], chunk["model"]) for chunk in chunks} == {(f"chatcmpl-{STREAM_ID.hex}", "g")}
+    assert [chunk["choices"][0]["delta"] for chunk in chunks] == [
+        {"role": "assistant", "content": ""},
+        {"reasoning_content": "hm"},
+        {"content": "Hel"},
+        {"content": "lo"},
+        {},
+    ]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * 4 + ["stop"]
+
+
+def test_usage_comes_last_where_it_was_asked_for() -> None:
+    *chunks, usage, _ = told("a", STOP, stream_options={"include_usage": True})
+    assert usage["choices"] == []
+    assert usage["usage"]["total_tokens"] == 7
+    assert all(chunk["usage"] is None for chunk in chunks)
+
+
+def test_tool_calls_are_given_in_pieces() -> None:
+    found = told(
+        {"type": "tool_call", "index": 0, "id": "c", "name": "f", "arguments_delta": ""},
+        {"type": "tool_call", "index": 0, "arguments_delta": "{}"},
+        Outcome.completed("tool_calls"),
+    )
+    assert [chunk["choices"][0]["delta"].get("tool_calls") for chunk in found[1:3]] == [
+        [{"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": ""}}],
+        [{"index": 0, "function": {"arguments": "{}"}}],
+    ]
+    assert found[3]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        (Outcome.failed("idle_timeout", "Silent."), "idle_timeout"),
+        (Outcome.cancelled(), "cancelled"),
+        ({"type": "reset", "reason": "worker_lost"}, "reset"),
+    ],
+)
+def test_an_end_that_is_not_whole_is_an_error(end: Any, code: str) -> None:
+    found = told("a", end)
+    assert found[-1]["error"]["code"] == code
+    assert "[DONE]" not in found
+
+
+def test_a_reset_before_anything_was_told_is_nothing() -> None:
+    assert told({"type": "reset", "reason": "worker_lost"}, "b", STOP)[-1] == "[DONE]"
+
+
+@given(ANSWERS, SIZES)
+def test_every_chunk_is_what_the_official_models_take_whatever_the_batches(answer: list[Any], sizes: list[int]) -> None:
+    whole = sent(CHAT, CHAT.begin(ROW, {}), batches(answer))
+    assert sent(CHAT, CHAT.begin(ROW, {}), batches(answer, sizes)) == whole
+    for item in data(whole):
+        if isinstance(item, dict) and "error" not in item:
+            ChatCompletionChunk.model_validate(item)
+
+
+def test_a_whole_completion_is_what_the_official_models_take() -> None:
+    call = {"id": "c", "name": "f", "arguments": "{}"}
+    snapshot = Snapshot(3, "hi", "hm", [call], usage={"input_tokens": 1, "output_tokens": 2})
+    completion = ChatCompletion.model_validate(completion_of(ROW, snapshot))
+    (choice,) = completion.choices
+    assert (choice.message.content, choice.finish_reason) == ("hi", "tool_calls")
+    assert choice.message.tool_calls is not None
+    assert choice.message.tool_calls[0].id == "c"
+    assert completion.usage is not None
+    assert completion.usage.total_tokens == 3

@@ -1,0 +1,198 @@
+"""The dialect of OpenAI's Responses: its frames whatever the batches are, and what the official models make of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
+from tests.dialects.wire import ANSWERS, SIZES, STREAM_ID, batches, data, frames, sent, stream
+
+from baton.dialects.responses import RESPONSES, response_of
+from baton.outcome import Outcome
+
+ROW = stream()
+INPUT = {"model": "m", "input": "hi", "instructions": "be short", "tools": [], "temperature": 0.5}
+EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+STOP = Outcome.completed("stop", usage={"input_tokens": 3, "output_tokens": 4, "total_tokens": 7, "cached_tokens": 1})
+
+
+def told(*events: Any, after: int = 0) -> list[dict[str, Any]]:
+    opening = RESPONSES.begin(ROW, INPUT, after)
+    return data(sent(RESPONSES, opening, batches(events), after))
+
+
+def kinds(found: list[dict[str, Any]]) -> list[str]:
+    return [item["type"].removeprefix("response.") for item in found]
+
+
+def test_text_is_a_message_with_the_events_that_clients_expect() -> None:
+    found = told("Hel", "lo", STOP)
+    assert kinds(found) == [
+        "created",
+        "queued",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+        "output_text.delta",
+        "output_text.delta",
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
+        "completed",
+    ]
+    assert [item["sequence_number"] for item in found] == list(range(11))
+    assert found[7]["text"] == "Hello"
+    response = Response.model_validate(found[-1]["response"])
+    assert (response.id, response.status, response.output_text) == (f"resp_{STREAM_ID.hex}", "completed", "Hello")
+    assert (response.model, response.instructions, response.temperature) == ("m", "be short", 0.5)
+    assert response.usage is not None
+    assert (response.usage.total_tokens, response.usage.input_tokens_details.cached_tokens) == (7, 1)
+
+
+def test_reasoning_ends_where_text_begins_and_text_where_a_call_does() -> None:
+    found = told(
+        {"type": "reasoning", "delta": "hm"},
+        "one",
+        {"type": "tool_call", "index": 0, "id": "c0", "name": "f", "arguments_delta": "{}"},
+        "two",
+        STOP,
+    )
+    output = found[-1]["response"]["output"]
+    assert [item["type"] for item in output] == ["reasoning", "message", "function_call", "message"]
+    assert output[0]["summary"] == [{"type": "summary_text", "text": "hm"}]
+    assert [item["output_index"] for item in found if item["type"] == "response.output_item.added"] == [0, 1, 2, 3]
+    done = [item["item"]["type"] for item in found if item["type"] == "response.output_item.done"]
+    assert done == ["reasoning", "message", "function_call", "message"]
+
+
+def test_calls_that_grow_side_by_side_lose_no_piece() -> None:
+    def call(index: int, delta: str, **rest: str) -> dict[str, Any]:
+        return {"type": "tool_call", "index": index, "arguments_delta": delta, **rest}
+
+    found = told(
+        call(0, '{"a"', id="c0", name="f"), call(1, "[", id="c1", name="g"), call(0, ":1}"), "text", call(1, "]"), STOP
+    )
+    calls = [item for item in found[-1]["response"]["output"] if item["type"] == "function_call"]
+    assert [(item["call_id"], item["name"], item["arguments"]) for item in calls] == [
+        ("c0", "f", '{"a":1}'),
+        ("c1", "g", "[]"),
+    ]
+    whole = {item["item_id"]: item["arguments"] for item in found if item["type"].endswith("arguments.done")}
+    assert whole == {item["id"]: item["arguments"] for item in calls}
+
+
+def test_a_result_ends_its_call_and_is_an_item_of_its_own() -> None:
+    found = told(
+        {"type": "tool_call", "index": 0, "id": "c0", "name": "f", "arguments_delta": "{}"},
+        {"type": "tool_result", "id": "c0", "result": {"n": 1}},
+        STOP,
+    )
+    call, result = found[-1]["response"]["output"]
+    assert (call["status"], result["type"], result["call_id"], result["output"]) == (
+        "completed",
+        "function_call_output",
+        "c0",
+        '{"n":1}',
+    )
+
+
+@pytest.mark.parametrize(
+    ("end", "kind", "status", "rest"),
+    [
+        (
+            Outcome.completed("length"),
+            "incomplete",
+            "incomplete",
+            {"incomplete_details": {"reason": "max_output_tokens"}},
+        ),
+        (Outcome.completed("content_filter"), "incomplete", "incomplete", {"error": None}),
+        (Outcome.completed("tool_calls"), "completed", "completed", {"error": None}),
+        (Outcome.cancelled(), "incomplete", "cancelled", {"incomplete_details": None}),
+        (
+            Outcome.failed("worker_lost", "It went away."),
+            "failed",
+            "failed",
+            {"error": {"code": "server_error", "message": "It went away. (worker_lost)"}},
+        ),
+    ],
+)
+def test_every_end_is_told(end: Outcome, kind: str, status: str, rest: dict[str, Any]) -> None:
+    last = told("a", end)[-1]
+    assert last["type"] == f"response.{kind}"
+    assert last["response"]["status"] == status
+    assert {name: last["response"][name] for name in rest} == rest
+    assert last["response"]["output"][0]["content"][0]["text"] == "a"
+
+
+def test_after_a_reset_nothing_comes_but_an_error() -> None:
+    opening = RESPONSES.begin(ROW, INPUT)
+    (batch,) = batches(["a", {"type": "reset", "reason": "worker_lost"}, "b", STOP])
+    encoded = RESPONSES.encode(batch, opening.state, 0)
+    assert encoded.over == "ended"
+    last = data(encoded.body)[-1]
+    assert (last["type"], last["code"], last["error"]["code"]) == ("error", "reset", "reset")
+    assert b'"b"' not in encoded.body
+
+
+def test_a_reset_before_anything_was_told_is_nothing() -> None:
+    found = told({"type": "reset", "reason": "worker_lost"}, "b", STOP)
+    assert found[-1]["response"]["output"][0]["content"][0]["text"] == "b"
+
+
+def test_a_response_that_is_retrieved_after_a_reset_is_the_new_answer() -> None:
+    (batch,) = batches(["a", {"type": "usage"}, {"type": "reset", "reason": "worker_lost"}, "b", STOP])
+    response = response_of(ROW, INPUT, batch.lines)
+    assert Response.model_validate(response).output_text == "b"
+    assert len(response["output"]) == 1
+
+
+def test_a_response_tells_how_far_it_is() -> None:
+    (batch,) = batches(["a", {"type": "tool_call", "index": 0, "id": "c", "name": "f", "arguments_delta": "["}])
+    assert response_of(ROW, INPUT, [])["status"] == "queued"
+    response = response_of(ROW, INPUT, batch.lines)
+    assert (response["status"], [item["status"] for item in response["output"]]) == (
+        "in_progress",
+        ["completed", "in_progress"],
+    )
+
+
+@given(ANSWERS, SIZES, st.integers(0, 40))
+def test_frames_are_the_same_whatever_the_batches_and_the_cursor(
+    answer: list[Any], sizes: list[int], after: int
+) -> None:
+    whole = frames(sent(RESPONSES, RESPONSES.begin(ROW, INPUT), batches(answer)))
+    cut = sent(RESPONSES, RESPONSES.begin(ROW, INPUT, after), batches(answer, sizes), after)
+    assert frames(cut) == whole[after:]
+
+
+@given(ANSWERS, SIZES)
+def test_every_frame_is_what_the_official_models_take(answer: list[Any], sizes: list[int]) -> None:
+    found = data(sent(RESPONSES, RESPONSES.begin(ROW, INPUT), batches(answer, sizes)))
+    for item in found:
+        assert EVENT.validate_python(item).type == item["type"]
+    assert found[-1]["response"] == response_of(ROW, INPUT, [line for part in batches(answer) for line in part.lines])
+
+
+@given(ANSWERS)
+def test_what_grew_is_what_is_told_at_the_end(answer: list[Any]) -> None:
+    found = data(sent(RESPONSES, RESPONSES.begin(ROW, INPUT), batches(answer)))
+    grown: dict[str, str] = {}
+    for item in found:
+        if item["type"].endswith(".delta"):
+            grown[item["item_id"]] = grown.get(item["item_id"], "") + item["delta"]
+    for item in found[-1]["response"]["output"]:
+        if item["type"] == "message":
+            assert item["content"][0]["text"] == grown[item["id"]]
+        elif item["type"] == "function_call":
+            assert item["arguments"] == grown.get(item["id"], "")
+
+
+def test_a_state_is_not_changed_by_what_comes_after_it() -> None:
+    first, second = batches(["a", {"type": "tool_call", "index": 0, "arguments_delta": "x"}, "b", STOP], [2])
+    state = RESPONSES.encode(first, RESPONSES.begin(ROW, INPUT).state, 0).state
+    once = RESPONSES.encode(second, state, 0).body
+    assert RESPONSES.encode(second, state, 0).body == once
