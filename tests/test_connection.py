@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from typing import Any
 
 import pytest
 from starlette.types import Message
@@ -11,11 +12,15 @@ from tests.cluster import Author, Cluster, RunningPod, ended, text
 from tests.follower import following
 from tests.logbook import until
 
+from baton import streams
 from baton.api.native import Retry
 from baton.connections import Connection
 from baton.dialects import native
 from baton.dialects.dialect import Reader
+from baton.dialects.responses import RESPONSES
 from baton.dialects.sse import retry_block
+from baton.dialects.text import START, TEXT
+from baton.errors import ConnectionCut
 
 RETRY = re.compile(rb": baton\nretry: (\d+)\n\n")
 
@@ -43,13 +48,15 @@ class Wire:
         return len(self.sent) > 1 and not self.sent[-1]["more_body"]
 
 
-async def follow(pod: RunningPod, author: Author, cursor: int = 0) -> tuple[Wire, asyncio.Task[None]]:
+async def follow(
+    pod: RunningPod, author: Author, cursor: int = 0, reader: Reader[Any] | None = None
+) -> tuple[Wire, asyncio.Task[None]]:
     """Serve one connection that a test holds in its hands."""
     relays = pod.pod.relays
     subscriber = await relays.subscribe(author.id, cursor)
     stream = Connection(
         subscriber,
-        Reader(native.FULL, native.START, cursor),
+        reader or Reader(native.FULL, native.START, cursor),
         relays,
         pod.pod.connections,
         pod.pod.metrics,
@@ -162,3 +169,31 @@ async def test_a_retry_says_only_when_to_come_back() -> None:
         assert 100 <= int(milliseconds) <= 300
         said.add(milliseconds)
     assert len(said) > 1
+
+
+async def test_a_server_that_cannot_close_in_mid_response_is_told_by_an_error(cluster: Cluster) -> None:
+    pod, author = await cluster.pod(), await cluster.author()
+    await author.write(text(1))
+    connection, task = await follow(pod, author, reader=Reader(TEXT, START, 0))
+    await pod.pod.drain()
+    with pytest.raises(ConnectionCut, match=r"a clean end for\b.*`baton serve`"):
+        await task
+    assert not connection.ended
+    assert pod.metric("baton_subscribers") == 0
+
+
+async def test_a_hole_in_the_log_is_told_in_the_dialects_words_or_cut(cluster: Cluster) -> None:
+    pod, author = await cluster.pod(), await cluster.author()
+    await author.write(text(1))
+    row = await streams.get(pod.pod.pool, author.id)
+    assert row is not None
+    _, plain = await follow(pod, author, reader=Reader(TEXT, START, 0))
+    connection, other = await follow(pod, author, reader=Reader(RESPONSES, RESPONSES.begin(row, None), 0))
+    author.lose(text(2))
+    await author.write(text(3))
+    with pytest.raises(ConnectionCut):
+        await plain
+    await other
+    assert connection.ended
+    assert b'"type":"error"' in connection.bodies[-1]
+    assert b"log_damaged" in connection.bodies[-1]
