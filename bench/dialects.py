@@ -1,0 +1,193 @@
+"""What each dialect costs in CPU, against the native one: `python -m bench.dialects`.
+
+One pod and one worker run as processes of their own on an embedded Postgres. In each phase streams are created and
+followed in one request each, in one dialect, by viewers that only count bytes. The figures are the CPU time that the
+pod, and all of pod, worker and Postgres, spent from the first request to the last end, divided by the events of all
+streams. Phases of all dialects follow each other in turn, several times; the medians are printed, with the range.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+import asyncpg
+import orjson
+import psutil
+import uvloop
+
+from baton.embedded import embedded_postgres
+from baton.migrate import migrate
+
+from .online import cluster
+
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How to create and follow a stream in a dialect; `end` is in the last bytes of a whole answer."""
+
+    path: str
+    body: Callable[[Body], Body]
+    end: bytes
+    accept: str = "*/*"
+
+
+MESSAGES: Final = [{"role": "user", "content": "go"}]
+UI_MESSAGES: Final = [{"id": "m", "role": "user", "parts": [{"type": "text", "text": "go"}]}]
+WAYS: Final[Mapping[str, Way]] = {
+    "native": Way("/v1/streams", lambda load: {"generator": "load", "input": load}, b'"done"', "text/event-stream"),
+    "openai.responses": Way(
+        "/v1/responses", lambda load: {"model": "load", "input": "go", "stream": True, **load}, b"response.completed"
+    ),
+    "openai.chat": Way(
+        "/v1/chat/completions", lambda load: {"model": "load", "messages": MESSAGES, "stream": True, **load}, b"[DONE]"
+    ),
+    "text": Way("/v1/streams", lambda load: {"generator": "load", "input": load}, b"", "text/plain"),
+}
+
+
+class Viewer(asyncio.Protocol):
+    """Sends one request, and counts what comes."""
+
+    def __init__(self, request: bytes) -> None:
+        self.bytes = 0
+        self.last = b""
+        self.over = asyncio.get_running_loop().create_future()
+        self._request = request
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask."""
+        cast(asyncio.Transport, transport).write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        """Count."""
+        self.bytes += len(data)
+        self.last = (self.last + data)[-16_384:]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Be over."""
+        if not self.over.done():
+            self.over.set_result(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one phase: CPU seconds of the pod and of everything, and the bytes that came, for so many events."""
+
+    pod: float
+    all: float
+    bytes: int
+    events: int
+
+
+def request_of(way: Way, load: Body) -> bytes:
+    """The request that creates a stream and follows it, on a connection that ends with it."""
+    body = orjson.dumps(way.body(load))
+    return (
+        f"POST {way.path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\naccept: {way.accept}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+
+async def phase(way: Way, port: int, processes: list[psutil.Process], given: argparse.Namespace) -> Cost:
+    """Follow streams in one dialect to their ends."""
+    loop = asyncio.get_running_loop()
+    tokens = int(given.rate * given.seconds)
+    request = request_of(way, {"rate": given.rate, "tokens": tokens})
+    before = [cpu_seconds(process) for process in processes]
+    viewers = [Viewer(request) for _ in range(given.streams)]
+    for viewer in viewers:
+        await loop.create_connection(lambda viewer=viewer: viewer, "127.0.0.1", port)  # type: ignore[misc]
+    async with asyncio.timeout(given.seconds + 60):
+        await asyncio.gather(*(viewer.over for viewer in viewers))
+    spent = [cpu_seconds(process) - start for process, start in zip(processes, before, strict=True)]
+    for viewer in viewers:
+        assert way.end in viewer.last, viewer.last[-300:]
+        # The chunk that ends a whole response: a cut one has none.
+        assert viewer.last.endswith(b"0\r\n\r\n"), viewer.last[-300:]
+    return Cost(spent[0], sum(spent), sum(viewer.bytes for viewer in viewers), given.streams * (tokens + 1))
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """The CPU time of a process and of its children, living and reaped."""
+    total = 0.0
+    for member in (process, *process.children(recursive=True)):
+        try:
+            times = member.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system + (times.children_user + times.children_system)
+    return total
+
+
+async def postmaster(dsn: str) -> psutil.Process:
+    """The parent of all of Postgres' processes."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        parent = psutil.Process(connection.get_server_pid()).parent()
+    finally:
+        await connection.close()
+    assert parent is not None
+    return parent
+
+
+async def run(dsn: str, folder: Path, given: argparse.Namespace) -> dict[str, list[Cost]]:
+    """Play all phases."""
+    await migrate(dsn, days_ahead=7)
+    costs: dict[str, list[Cost]] = defaultdict(list)
+    async with cluster(dsn, folder, given.streams) as (running, port):
+        pod, worker = running.children["pod"], running.children["worker"]
+        processes = [psutil.Process(pod.pid), psutil.Process(worker.pid), await postmaster(dsn)]
+        await phase(WAYS["native"], port, processes, argparse.Namespace(**vars(given) | {"seconds": 2}))
+        for turn in range(given.turns):
+            for name, way in WAYS.items():
+                costs[name].append(await phase(way, port, processes, given))
+                print(f"turn {turn + 1} of {given.turns}: {name}", file=sys.stderr, flush=True)
+    return costs
+
+
+def report(costs: Mapping[str, list[Cost]]) -> None:
+    """Print the figures."""
+    pod = {name: [cost.pod / cost.events * 1e6 for cost in found] for name, found in costs.items()}
+    whole = {name: [cost.all / cost.events * 1e6 for cost in found] for name, found in costs.items()}
+    print("| dialect | bytes/event | pod | of native | pod, worker, Postgres | of native |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, found in costs.items():
+        size = found[0].bytes / found[0].events
+        cells = [_cells(values, name) for values in (pod, whole)]
+        print(f"| {name} | {size:.0f} | {' | '.join(cells)} |")
+
+
+def _cells(values: Mapping[str, list[float]], name: str) -> str:
+    median = statistics.median(values[name])
+    ratio = median / statistics.median(values["native"])
+    return f"{median:.1f} µs ({min(values[name]):.1f} to {max(values[name]):.1f}) | {ratio:.2f}"
+
+
+def main() -> int:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, default=200, help="each with one viewer")
+    parser.add_argument("--rate", type=float, default=50, help="tokens a second of each stream")
+    parser.add_argument("--seconds", type=float, default=8, help="how long each phase takes")
+    parser.add_argument("--turns", type=int, default=3)
+    given = parser.parse_args()
+    print(__doc__)
+    print(f"{given.streams} streams at {given.rate:g} tokens/s, {given.turns} turns.\n", flush=True)
+    with embedded_postgres() as dsn, tempfile.TemporaryDirectory() as folder:
+        report(uvloop.run(run(dsn, Path(folder), given)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
