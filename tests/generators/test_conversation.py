@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from tests.generators.provider_server import ProviderServer, Reply
 
 from baton.errors import GenerationError
 from baton.generators import close_generators, load_generators
-from baton.generators.conversation import messages
+from baton.generators.conversation import for_anthropic, for_chat, for_responses, messages
 from baton.settings import Settings
 
 PNG = "data:image/png;base64,aVZCT1I="
@@ -293,3 +294,19 @@ def test_a_text_is_one_message(given: Any) -> None:
 def test_what_is_no_conversation(given: Any) -> None:
     with pytest.raises(GenerationError, match="The input"):
         messages(given)
+
+
+@pytest.mark.parametrize("convert", [for_anthropic, for_chat, for_responses])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"messages": [{"role": "user", "content": [{"type": ["x"]}]}]},
+        {"messages": [{"role": "user", "parts": [{"type": "text"}]}]},
+        {"messages": "x", "tool_choice": {"type": ["a"]}},
+        {"messages": "x", "tools": [7]},
+        {"messages": "x", "text": 7},
+    ],
+)
+def test_what_is_malformed_is_refused(convert: Callable[[Any], Any], given: Any) -> None:
+    with pytest.raises(GenerationError, match="The input"):
+        convert(given)

@@ -24,6 +24,7 @@ from .shapes import (
     refusal,
     refuse,
     take,
+    told,
 )
 
 _FOREIGN_KEYS = frozenset({"tool_calls", "function_call", "parts", "type", "refusal", "reasoning_content", "audio"})
@@ -36,6 +37,7 @@ _TIERS = {"auto": "auto", "default": "standard_only", "standard_only": "standard
 _DATA_URL = re.compile(r"data:([\w.+/-]+);base64,(.*)", re.DOTALL)
 
 
+@told
 def for_anthropic(given: Any) -> Json:
     """Return an input of any form as the Messages API takes it."""
     body = shape(given)

@@ -18,9 +18,11 @@ from .shapes import (
     refusal,
     refuse,
     take,
+    told,
 )
 
 
+@told
 def for_chat(given: Any) -> Json:
     """Return an input of any form as Chat Completions takes it."""
     body = shape(given)

@@ -21,6 +21,7 @@ from .shapes import (
     refusal,
     refuse,
     take,
+    told,
 )
 
 _ROLES = frozenset({"user", "assistant", "system", "developer"})
@@ -28,6 +29,7 @@ _PARTS = frozenset({"input_text", "input_image", "input_file", "output_text", "r
 _FOREIGN = frozenset({"tool_calls", "function_call", "parts", "name", "refusal", "audio", "reasoning_content"})
 
 
+@told
 def for_responses(given: Any) -> Json:
     """Return an input of any form as the Responses API takes it."""
     body = shape(given)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from .shapes import Json, broken, inner, json_text, objects, plain, refusal
+from .shapes import Json, broken, inner, json_text, objects, plain, refusal, told
 
 CHAT_PARTS = frozenset({"text", "image_url", "input_audio", "file", "refusal"})
 
@@ -17,6 +17,7 @@ _THOUGHTS = frozenset({"thinking", "redacted_thinking", "reasoning", "reasoning_
 _OF_ITEMS = frozenset({"type", "id", "status", "phase", "content"})
 
 
+@told
 def messages(given: Any) -> list[Json]:
     """Return a stream's input as chat messages, `{"role", "content", …}`, whatever form the client used.
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from functools import wraps
+from typing import Any, TypeVar
 
 import orjson
 
 from ...errors import GenerationError
 
 Json = dict[str, Any]
+Result = TypeVar("Result")
 
 _ANTHROPIC_TOOL = re.compile(r".*_\d{8}|mcp_toolset")
 _ANTHROPIC_CHOICES = {"auto": "auto", "any": "required", "none": "none", "tool": "tool"}
@@ -24,6 +26,19 @@ def refusal(what: str) -> GenerationError:
 def broken(sentence: str) -> GenerationError:
     """Say that something has no shape that is known."""
     return GenerationError("invalid_input", sentence)
+
+
+def told(convert: Callable[[Any], Result]) -> Callable[[Any], Result]:
+    """Refuse what is malformed in one sentence: any field at any depth can hold any JSON."""
+
+    @wraps(convert)
+    def converting(given: Any) -> Result:
+        try:
+            return convert(given)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise broken("The input is malformed: a field is missing, or holds what no API takes there.") from error
+
+    return converting
 
 
 def objects(given: Any, name: str) -> Iterator[Json]:
