@@ -112,6 +112,34 @@ def test_generators_are_a_list_of_names(monkeypatch: pytest.MonkeyPatch, given: 
     assert Settings.load().generators == found
 
 
+def test_models_are_an_object_of_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATON_MODELS", "")
+    assert Settings.load().models == {}
+    monkeypatch.setenv("BATON_MODELS", '{"gpt-5": "openai", "a/b:c": {"generator": "openai", "model": "x"}}')
+    assert Settings.load().models == {
+        "gpt-5": {"generator": "openai"},
+        "a/b:c": {"generator": "openai", "model": "x"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("fast=openai", "it must be a JSON object"),
+        ("[]", "it must be a JSON object"),
+        ('{"": "openai"}', "'' must be 1 to 64 letters"),
+        ('{"-a": "openai"}', "'-a' must be 1 to 64 letters"),
+        ('{"a": ""}', "'a' must be the name of a generator"),
+        ('{"a": {"model": "x"}}', "'a' must be the name of a generator"),
+    ],
+)
+def test_models_that_are_none(monkeypatch: pytest.MonkeyPatch, given: str, told: str) -> None:
+    monkeypatch.setenv("BATON_MODELS", given)
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load()
+    assert str(caught.value).startswith(f"BATON_MODELS: {told}")
+
+
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+asyncpg"])
 def test_sqlalchemys_driver_suffix_is_dropped(scheme: str) -> None:
     loaded = Settings.load(database_url=f"{scheme}://u:p@h/n")

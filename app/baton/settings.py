@@ -8,6 +8,7 @@ import socket
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
+import orjson
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -16,6 +17,7 @@ from .errors import ConfigurationError
 # What an HTTP header can carry.
 _NAME = re.compile(r"[!-~]([ -~]{0,98}[!-~])?")
 _GENERATOR = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})=(?P<target>[A-Za-z_][\w.]*:[A-Za-z_]\w*)")
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}")
 
 
 def _process_name() -> str:
@@ -132,6 +134,11 @@ class Settings(BaseSettings):
     offered_generators: Annotated[frozenset[str], NoDecode] = Field(
         default_factory=frozenset, description="Offer only these generators, comma-separated; by default all"
     )
+    models: Annotated[dict[str, dict[str, Any]], NoDecode] = Field(
+        default_factory=dict,
+        description="Further names for generators, a JSON object: name → generator, or → "
+        '`{"generator": name, …}` with what to lay over the input',
+    )
     default_generator: str = Field("replay", description="The generator of streams that are created without one")
     replay_speed: float = Field(1, gt=0, le=1000, description="How many times as fast `replay` plays")
 
@@ -205,6 +212,18 @@ class Settings(BaseSettings):
     def _parse_names(cls, value: Any) -> Any:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
+    @field_validator("models", mode="before")
+    @classmethod
+    def _parse_models(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                value = orjson.loads(value or "{}")
+            except orjson.JSONDecodeError:
+                raise ValueError("it must be a JSON object") from None
+        if not isinstance(value, dict):
+            raise ValueError("it must be a JSON object")
+        return {name: _model(name, given) for name, given in value.items()}
+
     @model_validator(mode="after")
     def _lease_outlasts_heartbeats(self) -> Self:
         least = 3 * self.worker_heartbeat_seconds
@@ -250,6 +269,15 @@ class Settings(BaseSettings):
     def listen_dsn(self) -> str:
         """The DSN for the LISTEN connection."""
         return _plain(self.listen_database_url) if self.listen_database_url else self.dsn
+
+
+def _model(name: str, given: Any) -> dict[str, Any]:
+    if not _MODEL.fullmatch(name):
+        raise ValueError(f"{name!r:.80} must be 1 to 64 letters, digits and . _ : / -, the first a letter or a digit")
+    model = {"generator": given} if isinstance(given, str) else given
+    if not isinstance(model, dict) or not isinstance(model.get("generator"), str) or not model["generator"]:
+        raise ValueError(f'{name!r} must be the name of a generator, or look like {{"generator": name, …}}')
+    return model
 
 
 def _plain(url: SecretStr) -> str:

@@ -150,8 +150,8 @@ async def test_an_object_is_the_body(api: Api) -> None:
         (None, "The input is a text, a list of messages, or an object that holds them."),
         (7, "The input is a text, a list of messages, or an object that holds them."),
         (
-            {"messages": "x", "extra_headers": {}, "background": True},
-            "The input cannot set 'background', 'extra_headers'.",
+            {"messages": "x", "extra_headers": {}, "n": 2},
+            "The input cannot set 'extra_headers', 'n'.",
         ),
         ({"messages": "x", "model": 3}, 'The input\'s "model" is a string.'),
     ],

@@ -20,13 +20,16 @@ async def answer(request):
     yield f"You said {request.input}."
 
 class Agent:
-    closed = False
+    closed = 0
 
     async def __call__(self, request):
         yield "I am an agent."
 
     async def aclose(self):
-        self.closed = True
+        self.closed += 1
+
+async def echo(request):
+    yield {"type": "custom", "name": "input", "data": request.input}
 
 agent = Agent()
 shouting = partial(answer)
@@ -178,3 +181,71 @@ async def test_only_those_that_are_offered_are_loaded_and_named(here: Path, monk
     monkeypatch.setenv("BATON_OFFERED_GENERATORS", "mine, absent")
     settings = Settings.load()
     assert configured_names(settings) == {"mine"} == load_generators(settings).keys()
+
+
+@pytest.mark.usefixtures("here")
+async def test_presets_are_generators_with_options() -> None:
+    models = {"short": "echo", "Org/fast:1": {"generator": "echo", "temperature": 0, "max_tokens": 9}}
+    settings = Settings.load(generators="echo=my_agent:echo", models=models)
+    generators = load_generators(settings)
+    assert set(generators) == configured_names(settings) == {"replay", "echo", "short", "Org/fast:1"}
+    given = {"input": [1], "model": "Org/fast:1", "temperature": 1, "max_output_tokens": 5}
+    options = {"temperature": 0, "max_tokens": 9}
+    for item, expected in [
+        (given, {"input": [1], "model": "Org/fast:1", **options}),
+        ("hi", {"messages": "hi", **options}),
+        (["hi"], {"messages": ["hi"], **options}),
+        (7, 7),
+    ]:
+        assert (await hear(generators["Org/fast:1"], item)).of("custom")[0]["data"] == expected
+        assert (await hear(generators["short"], item)).of("custom")[0]["data"] == item
+
+
+@pytest.mark.usefixtures("here")
+async def test_a_generator_that_presets_share_is_closed_once() -> None:
+    settings = Settings.load(
+        generators="other=my_agent:agent", models={"a": "other", "b": "other"}, offered_generators="a,b"
+    )
+    generators = load_generators(settings)
+    assert set(generators) == configured_names(settings) == {"a", "b"}
+    await close_generators(generators)
+    assert sys.modules["my_agent"].agent.closed == 1
+
+
+def test_a_preset_may_take_the_name_of_its_generator() -> None:
+    settings = Settings.load(models={"replay": {"generator": "replay", "speed": 9}})
+    assert load_generators(settings).keys() == configured_names(settings) == {"replay"}
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ("nosuch", "BATON_MODELS: 'fast' names 'nosuch', which is no generator. Known are: replay."),
+        (
+            "slow",
+            (
+                "BATON_MODELS: 'fast' names 'slow', which is no generator (a preset cannot name another preset). "
+                "Known are: replay."
+            ),
+        ),
+        (
+            "openai",
+            (
+                "BATON_MODELS: 'fast' cannot be used yet. The generator 'openai' cannot be used yet: "
+                "set OPENAI_API_KEY, or BATON_OPENAI_BASE_URL for a compatible server."
+            ),
+        ),
+    ],
+)
+def test_a_preset_of_what_cannot_be_used(model: str, sentence: str) -> None:
+    settings = Settings.load(models={"fast": model, "slow": "replay"})
+    assert configured_names(settings) == {"replay", "slow"}
+    assert what_is_missing(settings, "fast") == sentence
+    with pytest.raises(ConfigurationError) as caught:
+        load_generators(settings)
+    assert str(caught.value) == sentence
+    others = Settings.load(models={"fast": model, "slow": "replay"}, offered_generators="slow")
+    assert load_generators(others).keys() == {"slow"}
+    assert what_is_missing(Settings.load(models={"a": "replay"}, offered_generators="b"), "a") == (
+        "The generator 'a' is left out of BATON_OFFERED_GENERATORS."
+    )

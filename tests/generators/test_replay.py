@@ -90,6 +90,18 @@ async def test_it_plays_a_whole_transcript(replay: ReplayGenerator, transcript: 
         ("Show me the code!", "claim"),
         ([{"role": "user", "content": "rain?"}, {"role": "user", "content": "And SQL?"}], "claim"),
         ({"messages": [{"content": "The forecast, please"}]}, "weather"),
+        ([{"role": "user", "content": "rain?"}, {"role": "user", "content": "Thanks."}], DEFAULT_TRANSCRIPT),
+        (
+            {
+                "messages": [
+                    {"role": "user", "parts": [{"type": "text", "text": "SQL?"}]},
+                    {"role": "user", "parts": [{"type": "text", "text": "And the rain?"}]},
+                    {"role": "assistant", "parts": [{"type": "text", "text": "As SQL would say."}]},
+                ]
+            },
+            "weather",
+        ),
+        ({"input": [{"role": "user", "content": [{"type": "input_text", "text": "rain?"}]}], "user": "sql"}, "weather"),
         ("Say something.", DEFAULT_TRANSCRIPT),
         ("", DEFAULT_TRANSCRIPT),
         (None, DEFAULT_TRANSCRIPT),

@@ -1,8 +1,8 @@
 """The `anthropic` generator: Anthropic's models, and any server that speaks the Messages API.
 
-The input is a text, a list of messages, or an object of the API's own parameters: `model`, `messages`,
-`system`, `tools`, `max_tokens`, `thinking` and so on. Our `input_tokens` counts what came from the cache too,
-as OpenAI's does and Anthropic's own does not.
+The input is a text, a list of messages, or an object of parameters: `model`, `messages`, `system`, `tools`,
+`max_tokens`, `thinking` and so on, in the form of any of the APIs that `conversation` knows. Our `input_tokens` counts
+what came from the cache too, as OpenAI's does and Anthropic's own does not.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import orjson
 
 from ..errors import GenerationError
 from ..settings import Settings
+from . import conversation
 from .answer import Answer, part, usage_event
 from .protocol import Yielded
 from .provider import EventStream, Provider, SdkErrors, http_client
@@ -37,7 +38,7 @@ _COUNTS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_cr
 class AnthropicGenerator(Provider):
     """Asks by the Messages API."""
 
-    input_field = "messages"
+    name = "anthropic"
     model_setting = "BATON_ANTHROPIC_MODEL"
     errors = SdkErrors(anthropic.AnthropicError, anthropic.APIConnectionError, anthropic.APITimeoutError)
 
@@ -53,6 +54,10 @@ class AnthropicGenerator(Provider):
         )
         # The SDK imports a resource when it is first touched: now, rather than under running streams.
         self._messages = self._client.messages
+
+    def body(self, given: Any) -> dict[str, Any]:
+        """Return an input of any form as the body of a request."""
+        return conversation.for_anthropic(given)
 
     async def open(self, model: str, body: dict[str, Any]) -> EventStream:
         """Send the request and return its streamed response."""

@@ -1,8 +1,8 @@
 """The `openai` generator: OpenAI's models, and any server that speaks either of its two APIs.
 
-The input is a text, a list of messages (input items), or an object of the API's own parameters: `model`,
-`messages` or `input`, `tools`, `instructions`, `temperature` and so on. What the SDK does not know
-is sent too.
+The input is a text, a list of messages (input items), or an object of parameters: `model`, `messages` or `input`,
+`tools`, `instructions`, `temperature` and so on, in the form of any of the APIs that `conversation` knows. What the SDK
+does not know is sent too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import openai
 
 from ..errors import GenerationError
 from ..settings import Settings
+from . import conversation
 from .answer import Answer, part, usage_event
 from .protocol import Yielded
 from .provider import EventStream, Provider, SdkErrors, http_client, reported
@@ -25,6 +26,7 @@ _NO_KEY = "none"
 class OpenAIProvider(Provider):
     """What both APIs have in common."""
 
+    name = "openai"
     model_setting = "BATON_OPENAI_MODEL"
     errors = SdkErrors(openai.OpenAIError, openai.APIConnectionError, openai.APITimeoutError)
 
@@ -46,12 +48,14 @@ class OpenAIProvider(Provider):
 class ResponsesGenerator(OpenAIProvider):
     """Asks by the Responses API."""
 
-    input_field = "input"
-
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         # The SDK imports a resource when it is first touched: now, rather than under running streams.
         self._responses = self.client.responses
+
+    def body(self, given: Any) -> dict[str, Any]:
+        """Return an input of any form as the body of a request."""
+        return conversation.for_responses(given)
 
     async def open(self, model: str, body: dict[str, Any]) -> EventStream:
         """Send the request and return its streamed response."""
@@ -65,11 +69,13 @@ class ResponsesGenerator(OpenAIProvider):
 class ChatGenerator(OpenAIProvider):
     """Asks by the Chat Completions API, which most compatible servers speak."""
 
-    input_field = "messages"
-
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._completions = self.client.chat.completions
+
+    def body(self, given: Any) -> dict[str, Any]:
+        """Return an input of any form as the body of a request."""
+        return conversation.for_chat(given)
 
     async def open(self, model: str, body: dict[str, Any]) -> EventStream:
         """Send the request and return its streamed response."""

@@ -14,8 +14,10 @@ Yielded = str | Mapping[str, Any]
 class GenerationRequest:
     """What a generator is asked to answer.
 
-    `input` is whatever JSON the creator of the stream sent; `metadata` the stream's labels; `attempt` counts from 1
-    and rises when another worker takes the stream over from one that died, not when it was handed over in order.
+    `input` is whatever JSON the creator of the stream sent;
+    `baton.generators.conversation.messages(request.input)` makes chat messages of it, whatever form the client used.
+    `metadata` holds the stream's labels. `attempt` counts from 1 and rises when another worker takes the stream over
+    from one that died, not when it was handed over in order.
     """
 
     stream_id: UUID

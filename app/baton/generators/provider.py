@@ -1,4 +1,4 @@
-"""What the adapters for model providers share: the input's shape, one streamed call, errors in our words.
+"""What the adapters for model providers share: one streamed call, errors in our words.
 
 Always true of every adapter:
 
@@ -28,9 +28,11 @@ from .protocol import GenerationRequest, Yielded
 # How long usage and the end of the file may still take once the provider has said why it stopped.
 _TRAILER_SECONDS = 2.0
 
-# How the request travels is ours to decide. `background` would go on, and be billed, after a cancellation;
-# with `n` several answers would be mixed into one.
-_RESERVED = frozenset({"background", "extra_body", "extra_headers", "extra_query", "n", "timeout"})
+# How the request travels is ours to decide; with `n` several answers would be mixed into one.
+_RESERVED = frozenset({"extra_body", "extra_headers", "extra_query", "n", "timeout"})
+
+# What a client asked of us. `background` would go on, and be billed, after a cancellation.
+_OURS = frozenset({"background", "stream"})
 
 _PRIVATE = re.compile(
     r"""\b\w+://\S+                                  # addresses
@@ -64,13 +66,17 @@ class EventStream(Protocol):
 class Provider(ABC):
     """A generator that asks a model provider through its SDK; `aclose()` it when no stream runs any more."""
 
-    input_field: ClassVar[str]
+    name: ClassVar[str]
     model_setting: ClassVar[str]
     errors: ClassVar[SdkErrors]
 
     def __init__(self, settings: Settings, model: str | None) -> None:
         self._default_model = model
         self._silence_seconds = settings.provider_timeout_seconds
+
+    @abstractmethod
+    def body(self, given: Any) -> dict[str, Any]:
+        """Return an input of any form as the body of a request."""
 
     @abstractmethod
     async def open(self, model: str, body: dict[str, Any]) -> EventStream:
@@ -86,7 +92,7 @@ class Provider(ABC):
 
     async def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
         """Ask the provider and yield its answer as it comes."""
-        body = shape_input(request.input, self.input_field)
+        body = self.body(_permitted(request.input))
         model = self._model(body.pop("model", None))
         answer = self.answer()
         stream = await self._open(model, body)
@@ -104,7 +110,8 @@ class Provider(ABC):
         yield {"type": "finish", "finish_reason": answer.finish_reason}
 
     def _model(self, named: Any) -> str:
-        model = named or self._default_model
+        # A client that has to name a model may name the generator.
+        model = (named if named != self.name else None) or self._default_model
         if not model:
             raise GenerationError(
                 "provider_not_configured",
@@ -156,24 +163,17 @@ class Provider(ABC):
         return GenerationError("provider_error", "The model provider sent something that cannot be read.")
 
 
-def shape_input(given: Any, field: str) -> dict[str, Any]:
-    """Return the body of a request: a text becomes one user message, a list the messages, an object the body.
+def _permitted(given: Any) -> Any:
+    """Return an input without what is not the provider's business.
 
     Raises:
-        GenerationError: it is none of these, or holds a field that is not the client's to set.
+        GenerationError: it holds a field that is not the client's to set.
     """
-    if isinstance(given, str | list):
-        return {field: _messages(given)}
     if not isinstance(given, Mapping):
-        raise GenerationError("invalid_input", "The input is a text, a list of messages, or an object that holds them.")
-    body = {name: value for name, value in given.items() if name != "stream"}
+        return given
+    body = {name: value for name, value in given.items() if name not in _OURS and (name, value) != ("n", 1)}
     if refused := sorted(_RESERVED & body.keys()):
         raise GenerationError("invalid_input", f"The input cannot set {', '.join(map(repr, refused))}.")
-    for name in ("messages", "input"):
-        if name in body and field not in body:
-            body[field] = body.pop(name)
-    if field in body:
-        body[field] = _messages(body[field])
     return body
 
 
@@ -195,10 +195,6 @@ def reported(error: Mapping[str, Any]) -> GenerationError:
         "provider_error",
         f"The model provider reported an error in mid-answer{f' ({code})' if known else ''}.",
     )
-
-
-def _messages(given: Any) -> Any:
-    return [{"role": "user", "content": given}] if isinstance(given, str) else given
 
 
 def _refusal_by_status(status: int, error: Exception) -> GenerationError:

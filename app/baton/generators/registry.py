@@ -1,9 +1,11 @@
-"""Finds generators by name: the built-in ones that are usable here, and those of `BATON_GENERATORS`.
+"""Finds generators by name: the built-in ones that are usable here, those of `BATON_GENERATORS`, and the presets of
+`BATON_MODELS`.
 
 `configured_names` and the keys of `load_generators` are always the same for the same settings and
 installation, so that a pod, which imports no generator, accepts what a worker with its settings can run. It also
 accepts what registered workers offer.
-A custom generator may take the name of a built-in one.
+A custom generator may take the name of a built-in one, and a preset the name of either. A preset names a generator,
+never another preset; that generator need not be offered itself.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +22,7 @@ from pydantic import SecretStr
 
 from ..errors import ConfigurationError
 from ..settings import Settings
+from .preset import Preset
 from .protocol import Generator
 
 # The built-in generators that need an SDK of the same name, and a key or an address.
@@ -28,47 +31,86 @@ _ACCOUNTS = ("openai", "anthropic")
 
 def configured_names(settings: Settings) -> frozenset[str]:
     """Return the names of the generators that these settings offer, without importing any."""
-    names = frozenset(_built_in(settings)) | frozenset(settings.generators)
-    return names & settings.offered_generators if settings.offered_generators else names
+    usable = _usable(settings)
+    presets = {name for name, model in settings.models.items() if model["generator"] in usable}
+    return _offered(settings, usable - settings.models.keys() | presets)
 
 
 def load_generators(settings: Settings) -> dict[str, Generator]:
     """Import and build every generator that these settings offer.
 
     Raises:
-        ConfigurationError: one cannot be imported, or is no async generator function.
+        ConfigurationError: one cannot be imported, is no async generator function, or is a preset of none.
     """
-    found: dict[str, Generator] = {}
+    for name in sorted(_offered(settings, settings.models.keys())):
+        if sentence := _what_a_preset_is_missing(settings, name):
+            raise ConfigurationError(sentence)
     offered = configured_names(settings)
-    for name in sorted(offered - settings.generators.keys()):
+    presets = {name: settings.models[name] for name in offered & settings.models.keys()}
+    wanted = (offered - presets.keys()) | {model["generator"] for model in presets.values()}
+    found = _load(settings, wanted)
+    made = {name: Preset(found[model["generator"]], model) for name, model in presets.items()}
+    return {name: made.get(name) or found[name] for name in sorted(offered)}
+
+
+def what_is_missing(settings: Settings, name: str) -> str | None:
+    """Return why a built-in generator or a preset is not usable here; None if it is no such, or is usable."""
+    if name in configured_names(settings):
+        return None
+    if name in settings.models and (sentence := _what_a_preset_is_missing(settings, name)):
+        return sentence
+    if name in settings.models or (name in _ACCOUNTS and name in _usable(settings)):
+        return f"The generator {name!r} is left out of BATON_OFFERED_GENERATORS."
+    return _what_an_account_is_missing(settings, name) if name in _ACCOUNTS else None
+
+
+async def close_generators(generators: Mapping[str, Generator]) -> None:
+    """Close what generators hold open, each once: those that have an `aclose` are asked to."""
+    held = [item.generator if isinstance(item, Preset) else item for item in generators.values()]
+    for generator in {id(item): item for item in held}.values():
+        aclose = getattr(generator, "aclose", None)
+        if aclose is not None:
+            await aclose()
+
+
+def _offered(settings: Settings, names: Set[str]) -> frozenset[str]:
+    return frozenset(names) & settings.offered_generators if settings.offered_generators else frozenset(names)
+
+
+def _usable(settings: Settings) -> frozenset[str]:
+    """Return the names of all generators that could be loaded, presets aside."""
+    return frozenset(_built_in(settings)) | settings.generators.keys()
+
+
+def _load(settings: Settings, names: Set[str]) -> dict[str, Generator]:
+    found: dict[str, Generator] = {}
+    for name in sorted(names - settings.generators.keys()):
         found[name] = _attribute(name, f"{__package__}.{name}:build")(settings)
     if settings.generators:
         _make_current_directory_importable()
-    for name in sorted(offered & settings.generators.keys()):
+    for name in sorted(names & settings.generators.keys()):
         found[name] = _custom(name, settings.generators[name])
     return found
 
 
-def what_is_missing(settings: Settings, name: str) -> str | None:
-    """Return what to install or to set for a built-in generator that is not usable here; None if it is no such."""
-    if name not in _ACCOUNTS or name in configured_names(settings):
+def _what_a_preset_is_missing(settings: Settings, name: str) -> str | None:
+    generator = settings.models[name]["generator"]
+    if generator in _usable(settings):
         return None
-    if name in _built_in(settings):
-        return f"The generator {name!r} is left out of BATON_OFFERED_GENERATORS."
+    if generator in _ACCOUNTS:
+        return f"BATON_MODELS: {name!r} cannot be used yet. {_what_an_account_is_missing(settings, generator)}"
+    known = ", ".join(sorted(_usable(settings)))
+    also = " (a preset cannot name another preset)" if generator in settings.models else ""
+    return f"BATON_MODELS: {name!r} names {generator!r}, which is no generator{also}. Known are: {known}."
+
+
+def _what_an_account_is_missing(settings: Settings, name: str) -> str:
     missing = []
     if not importlib.util.find_spec(name):
         missing.append(f'install its SDK (`pip install "baton[{name}]"`)')
     if not _has_account(settings, name):
         missing.append(f"set {name.upper()}_API_KEY, or BATON_{name.upper()}_BASE_URL for a compatible server")
     return f"The generator {name!r} cannot be used yet: {' and '.join(missing)}."
-
-
-async def close_generators(generators: Mapping[str, Generator]) -> None:
-    """Close what generators hold open: those that have an `aclose` are asked to."""
-    for generator in generators.values():
-        aclose = getattr(generator, "aclose", None)
-        if aclose is not None:
-            await aclose()
 
 
 def _built_in(settings: Settings) -> set[str]:

@@ -26,6 +26,7 @@ import orjson
 
 from ..errors import GenerationError
 from ..settings import Settings
+from .conversation import messages
 from .protocol import GenerationRequest, Yielded
 
 DEFAULT_TRANSCRIPT = "outlive"
@@ -59,7 +60,7 @@ class Transcript:
 
 
 class ReplayGenerator:
-    """Plays the transcript that the input names, or else the one whose words the input uses last."""
+    """Plays the transcript that the input names, or else the one whose words the user used last."""
 
     def __init__(self, settings: Settings) -> None:
         self._speed = settings.replay_speed
@@ -90,7 +91,7 @@ class ReplayGenerator:
         return self._transcripts[name]
 
     def _name_for(self, given: Any) -> str:
-        text = given if isinstance(given, str) else orjson.dumps(given, default=str).decode()
+        text = _last_words(given)
         if text.strip() in self._transcripts:
             return text.strip()
         for word in reversed(_WORD.findall(text.lower())):
@@ -106,6 +107,18 @@ class ReplayGenerator:
         if isinstance(speed, bool) or not isinstance(speed, int | float) or not 0.01 <= speed <= 1000:
             raise GenerationError("invalid_input", f"The speed is a number from 0.01 to 1000, not {speed!r:.80}.")
         return speed
+
+
+def _last_words(given: Any) -> str:
+    """Return what the user said last; all of an input that is no conversation."""
+    try:
+        said = [item.get("content") for item in messages(given) if item.get("role", "user") == "user"]
+    except GenerationError:
+        said = []
+    content = said[-1] if said else given
+    if isinstance(content, list):
+        content = " ".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+    return content if isinstance(content, str) else orjson.dumps(content, default=str).decode()
 
 
 def load_transcripts() -> dict[str, Transcript]:

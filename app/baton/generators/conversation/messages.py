@@ -1,0 +1,245 @@
+"""Turns a conversation of any form into messages as Chat Completions has them.
+
+One thing is wider than there: the content of a `tool` message may hold images and files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from .shapes import Json, broken, inner, json_text, objects, plain, refusal, told
+
+CHAT_PARTS = frozenset({"text", "image_url", "input_audio", "file", "refusal"})
+
+# Kinds of parts that say what a model thought, and where in an answer a step began.
+_THOUGHTS = frozenset({"thinking", "redacted_thinking", "reasoning", "reasoning_text", "step-start"})
+_OF_ITEMS = frozenset({"type", "id", "status", "phase", "content"})
+
+
+@told
+def messages(given: Any) -> list[Json]:
+    """Return a stream's input as chat messages, `{"role", "content", …}`, whatever form the client used.
+
+    `content` is a text or a list of parts, `{"type": "text", "text"}`, `{"type": "image_url", "image_url": {"url"}}` or
+    `{"type": "file", "file"}`. A text is one user message; instructions are a first message with the role `system`.
+
+    Raises:
+        GenerationError: it is no conversation, or holds what messages cannot.
+    """
+    body = shape(given)
+    return [*leading(body), *chat_messages(body.get("messages", []))]
+
+
+def shape(given: Any) -> Json:
+    """Return an input as an object whose `messages`, if it has any, are a list of objects in any form."""
+    if isinstance(given, str | list):
+        given = {"messages": given}
+    if not isinstance(given, Mapping):
+        raise broken("The input is a text, a list of messages, or an object that holds them.")
+    body = dict(given)
+    if body.get("messages") is None:
+        body.pop("messages", None)
+        if body.get("input") is not None:
+            body["messages"] = body["input"]
+    elif body.get("input") is not None:
+        raise broken('The input holds "messages" and "input"; give one of them.')
+    body.pop("input", None)
+    if isinstance(body.get("messages"), str):
+        body["messages"] = [{"role": "user", "content": body["messages"]}]
+    if "messages" in body:
+        body["messages"] = list(objects(body["messages"], "messages"))
+    return body
+
+
+def leading(body: Mapping[str, Any]) -> list[Json]:
+    """Return the instructions that stand beside the messages as messages."""
+    texts = [plain(body.get(name), name) for name in ("system", "instructions")]
+    return [{"role": "system", "content": text} for text in texts if text]
+
+
+def chat_messages(elements: list[Json]) -> list[Json]:
+    """Return messages and items of any form as chat messages; a message's calls are gathered in it."""
+    found: list[Json] = []
+    for element in elements:
+        for message in _chat(element):
+            if element.get("type") == "function_call" and found and found[-1].get("role") == "assistant":
+                calls = [*(found[-1].get("tool_calls") or []), *message["tool_calls"]]
+                found[-1] = {**found[-1], "tool_calls": calls}
+            else:
+                found.append(message)
+    return found
+
+
+def is_chat(element: Json) -> bool:
+    """Whether a message needs no conversion."""
+    content = element.get("content")
+    if "type" in element or isinstance(element.get("parts"), list):
+        return False
+    return not isinstance(content, list) or kinds(content) <= CHAT_PARTS
+
+
+def kinds(content: list[Any]) -> set[Any]:
+    """Return the types of a message's parts."""
+    return {part.get("type") for part in objects(content, "content")}
+
+
+def _chat(element: Json) -> Iterator[Json]:
+    kind = element.get("type")
+    if is_chat(element):
+        yield element
+    elif isinstance(element.get("parts"), list):
+        yield from _ui_message(element)
+    elif kind == "function_call":
+        call = _call(element.get("call_id"), element.get("name"), element.get("arguments"))
+        yield {"role": "assistant", "content": None, "tool_calls": [call]}
+    elif kind == "function_call_output":
+        yield _result(element.get("call_id"), element.get("output"))
+    elif "role" in element and kind in {None, "message"}:
+        yield from _message(element)
+    elif kind != "reasoning":
+        raise refusal(f"an item of the type {kind!r:.80}")
+
+
+def _message(element: Json) -> Iterator[Json]:
+    """Take apart content that holds parts of other forms: their calls and results stand outside of it here."""
+    content, parts = element.get("content"), []
+    calls = list(element.get("tool_calls") or [])
+    kept = {name: value for name, value in element.items() if name not in _OF_ITEMS}
+    if not isinstance(content, list):
+        yield {**kept, "content": content}
+        return
+    for part in objects(content, "content"):
+        kind = part.get("type")
+        if kind == "tool_result":
+            yield _result(part.get("tool_use_id"), part.get("content"), failed=bool(part.get("is_error")))
+        elif kind == "tool_use":
+            calls.append(_call(part.get("id"), part.get("name"), part.get("input")))
+        elif kind not in _THOUGHTS:
+            parts.append(_part(part))
+    if parts or calls:
+        yield {**kept, "content": _joined(parts, kept.get("role")), **({"tool_calls": calls} if calls else {})}
+
+
+def _joined(parts: list[Json], role: Any) -> Any:
+    """Return texts as one where that is the same, which more servers understand."""
+    texts = [part["text"] for part in parts if part["type"] == "text"]
+    if len(texts) == len(parts) and (role == "assistant" or len(parts) <= 1):
+        return "".join(texts) or None
+    return parts
+
+
+def _part(part: Json) -> Json:
+    kind = part.get("type")
+    if kind in CHAT_PARTS and kind != "refusal":
+        return part
+    convert = _PARTS.get(str(kind))
+    if convert is None:
+        raise refusal(f"a part of the type {kind!r:.80}")
+    return convert(part)
+
+
+def _text(part: Json) -> Json:
+    return {"type": "text", "text": part.get("text") or part.get("refusal") or ""}
+
+
+def _input_image(part: Json) -> Json:
+    if not isinstance(part.get("image_url"), str):
+        raise refusal("an image without its address or data")
+    detail = {"detail": part["detail"]} if part.get("detail") else {}
+    return {"type": "image_url", "image_url": {"url": part["image_url"], **detail}}
+
+
+def _input_file(part: Json) -> Json:
+    names = ("file_data", "file_id", "filename", "file_url")
+    return {"type": "file", "file": {name: part[name] for name in names if part.get(name)}}
+
+
+def _image(part: Json) -> Json:
+    return {"type": "image_url", "image_url": {"url": _source_url(part)}}
+
+
+def _document(part: Json) -> Json:
+    source = inner(part, "source")
+    if source.get("type") == "text":
+        return {"type": "text", "text": source.get("data", "")}
+    name = "file_url" if source.get("type") == "url" else "file_data"
+    return {"type": "file", "file": {name: _source_url(part), "filename": part.get("title") or "document.pdf"}}
+
+
+def _source_url(part: Json) -> str:
+    source = inner(part, "source")
+    if source.get("type") == "base64":
+        return f"data:{source.get('media_type')};base64,{source.get('data')}"
+    if source.get("type") == "url" and isinstance(source.get("url"), str):
+        return str(source["url"])
+    raise refusal(f"a source of the type {source.get('type')!r:.80}")
+
+
+_PARTS: dict[str, Callable[[Json], Json]] = {
+    "input_text": _text,
+    "output_text": _text,
+    "refusal": _text,
+    "input_image": _input_image,
+    "input_file": _input_file,
+    "image": _image,
+    "document": _document,
+}
+
+
+def _call(call_id: Any, name: Any, arguments: Any) -> Json:
+    function = {"name": name, "arguments": json_text({} if arguments is None else arguments)}
+    return {"id": call_id, "type": "function", "function": function}
+
+
+def _result(call_id: Any, output: Any, *, failed: bool = False) -> Json:
+    """A failure is told in words, for which only Anthropic has a flag."""
+    content = output if isinstance(output, str) else ""
+    parts = [_part(part) for part in objects(output, "tool results")] if isinstance(output, list) else None
+    if failed:
+        content = f"Error: {content}"
+        parts = parts and [{"type": "text", "text": "Error:"}, *parts]
+    return {"role": "tool", "tool_call_id": call_id, "content": _joined(parts, "tool") if parts else content}
+
+
+def _ui_message(element: Json) -> Iterator[Json]:
+    """An AI SDK's message holds all steps of an answer, each of which may end with tools."""
+    parts: list[Json] = []
+    tools: list[Json] = []
+    for part in [*objects(element["parts"], "parts"), {"type": "step-start"}]:
+        kind = str(part.get("type"))
+        if kind.startswith("tool-") or kind == "dynamic-tool":
+            # A call whose result never came cannot be told: providers refuse it.
+            tools += [part] if str(part.get("state")).startswith("output-") else []
+            continue
+        if (tools or kind == "step-start") and kind != "file":
+            yield from _ui_step(element, parts, tools)
+            parts, tools = [], []
+        if kind == "file":
+            parts.append(_ui_file(part))
+        elif kind not in _THOUGHTS and not kind.startswith(("data-", "source-")):
+            parts.append(_part(part))
+
+
+def _ui_step(element: Json, parts: list[Json], tools: list[Json]) -> Iterator[Json]:
+    role = element.get("role")
+    parts = [{"type": "text", "text": part["text"]} if part["type"] == "text" else part for part in parts]
+    calls = [_call(tool.get("toolCallId"), _ui_tool(tool), json_text(tool.get("input") or {})) for tool in tools]
+    if parts or calls:
+        yield {"role": role, "content": _joined(parts, role), **({"tool_calls": calls} if calls else {})}
+    for tool in tools:
+        failed = tool["state"] == "output-error"
+        output = tool.get("errorText") if failed else tool.get("output")
+        yield _result(tool.get("toolCallId"), json_text(output), failed=failed)
+
+
+def _ui_tool(part: Json) -> Any:
+    return part.get("toolName") or str(part["type"]).removeprefix("tool-")
+
+
+def _ui_file(part: Json) -> Json:
+    url, kind = str(part.get("url")), str(part.get("mediaType"))
+    if kind.startswith("image/"):
+        return {"type": "image_url", "image_url": {"url": url}}
+    name = "file_data" if url.startswith("data:") else "file_url"
+    return {"type": "file", "file": {name: url, "filename": part.get("filename") or "file"}}

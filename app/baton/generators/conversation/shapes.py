@@ -1,0 +1,153 @@
+"""The smallest shapes in a request: what may be absent, texts, tools, formats, and refusals."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from functools import wraps
+from typing import Any, TypeVar
+
+import orjson
+
+from ...errors import GenerationError
+
+Json = dict[str, Any]
+Result = TypeVar("Result")
+
+_ANTHROPIC_TOOL = re.compile(r".*_\d{8}|mcp_toolset")
+_ANTHROPIC_CHOICES = {"auto": "auto", "any": "required", "none": "none", "tool": "tool"}
+
+
+def refusal(what: str) -> GenerationError:
+    """Say that the API at hand has no words for something."""
+    return GenerationError("invalid_input", f"The model's API cannot take {what}; leave it out, or use another model.")
+
+
+def broken(sentence: str) -> GenerationError:
+    """Say that something has no shape that is known."""
+    return GenerationError("invalid_input", sentence)
+
+
+def told(convert: Callable[[Any], Result]) -> Callable[[Any], Result]:
+    """Refuse what is malformed in one sentence: any field at any depth can hold any JSON."""
+
+    @wraps(convert)
+    def converting(given: Any) -> Result:
+        try:
+            return convert(given)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise broken("The input is malformed: a field is missing, or holds what no API takes there.") from error
+
+    return converting
+
+
+def objects(given: Any, name: str) -> Iterator[Json]:
+    """Yield the objects of a list.
+
+    Raises:
+        GenerationError: it is no list of objects.
+    """
+    if not isinstance(given, list) or not all(isinstance(item, dict) for item in given):
+        raise broken(f"The input's {name} must be a list of objects.")
+    yield from given
+
+
+def inner(body: Mapping[str, Any], name: str) -> Json:
+    """Return a copy of an object inside another; an empty one if there is none."""
+    value = body.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise broken(f"The input's {name!r} must be an object.")
+    return dict(value or {})
+
+
+def take(body: MutableMapping[str, Any], *names: str) -> Any:
+    """Remove fields that mean the same, and return the first that is not null."""
+    values = [body.pop(name, None) for name in names]
+    return next((value for value in values if value is not None), None)
+
+
+def put(body: MutableMapping[str, Any], name: str, value: Any) -> None:
+    """Set a field unless there is nothing to set."""
+    if value is not None and value != {}:
+        body[name] = value
+
+
+def refuse(body: MutableMapping[str, Any], **neutral: Any) -> None:
+    """Remove fields that say nothing, being null or neutral; refuse them otherwise."""
+    for name, nothing in neutral.items():
+        value = body.pop(name, None)
+        if value is not None and value != nothing:
+            raise refusal(repr(name))
+
+
+def plain(content: Any, where: str) -> str:
+    """Return the text of what holds nothing else."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    parts = list(objects(content, where))
+    for part in parts:
+        if not isinstance(part.get("text"), str):
+            raise refusal(f"a part {part.get('type')!r:.80} in {where}")
+    return "\n\n".join(part["text"] for part in parts)
+
+
+def function(tool: Json) -> Json:
+    """Return the name, the description, the parameters and the strictness of a function in any form."""
+    kind, nested = tool.get("type"), tool.get("function")
+    if isinstance(nested, dict):
+        found = nested
+    elif kind == "function":
+        found = tool
+    elif "input_schema" in tool:
+        found = {**tool, "parameters": tool["input_schema"]}
+    else:
+        raise refusal(f"a tool of the type {kind!r:.80}")
+    kept = {name: found[name] for name in ("name", "description", "parameters", "strict") if name in found}
+    return {name: value for name, value in kept.items() if value is not None}
+
+
+def is_anthropic_tool(tool: Json) -> bool:
+    """Whether a tool is in Anthropic's form; its own tools have a date in their type."""
+    return "input_schema" in tool or bool(_ANTHROPIC_TOOL.fullmatch(str(tool.get("type"))))
+
+
+def choice(given: Any) -> tuple[str, str | None]:
+    """Return a tool choice of any form as auto, none, required or tool, with the tool's name."""
+    if isinstance(given, str):
+        return given, None
+    if isinstance(given, dict):
+        kind = given.get("type")
+        if kind == "function":
+            return "tool", inner(given, "function").get("name") or given.get("name")
+        if kind in _ANTHROPIC_CHOICES:
+            return _ANTHROPIC_CHOICES[kind], given.get("name")
+    raise refusal(f"the tool_choice {given!r:.80}")
+
+
+def is_anthropic_choice(given: Any) -> bool:
+    """Whether a tool choice is in Anthropic's form."""
+    return isinstance(given, dict) and given.get("type") in _ANTHROPIC_CHOICES
+
+
+def anthropic_parallel(body: MutableMapping[str, Any]) -> None:
+    """Say in OpenAI's words what Anthropic's tool choice says about parallel calls."""
+    given = body.get("tool_choice")
+    if isinstance(given, dict) and is_anthropic_choice(given) and given.get("disable_parallel_tool_use"):
+        body.setdefault("parallel_tool_calls", False)
+
+
+def answer_format(body: MutableMapping[str, Any], text: Json) -> Json | None:
+    """Take the answer's format of any form, and return it as Responses has it."""
+    config = inner(body, "output_config")
+    if nested := take(body, "response_format"):
+        return {**inner({"it": nested}, "it").get("json_schema", {}), "type": nested["type"]}
+    if given := text.get("format"):
+        return dict(given)
+    if schema := inner(config, "format").get("schema"):
+        return {"type": "json_schema", "name": "answer", "schema": schema, "strict": True}
+    return None
+
+
+def json_text(value: Any) -> str:
+    """Return what a tool takes or gives as a text."""
+    return value if isinstance(value, str) else orjson.dumps(value).decode()

@@ -1,0 +1,39 @@
+"""Presets: another name for a generator, with options that are laid over the input of each stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from .protocol import GenerationRequest, Generator, Yielded
+
+# Names for one thing in different APIs: an option also overrides what a client calls otherwise.
+_SYNONYMS = (
+    frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens"}),
+    frozenset({"stop", "stop_sequences"}),
+    frozenset({"instructions", "system"}),
+    frozenset({"messages", "input"}),
+    frozenset({"reasoning", "reasoning_effort"}),
+)
+
+
+class Preset:
+    """Runs a generator that others may share; closing that is the business of whoever loaded it."""
+
+    def __init__(self, generator: Generator, model: Mapping[str, Any]) -> None:
+        self.generator = generator
+        self._options = {name: value for name, value in model.items() if name != "generator"}
+        self._overridden = {other for group in _SYNONYMS if group & self._options.keys() for other in group}
+
+    def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
+        """Run the generator on the input under the options."""
+        return self.generator(replace(request, input=self._under_options(request.input)))
+
+    def _under_options(self, given: Any) -> Any:
+        if not self._options:
+            return given
+        if isinstance(given, Mapping):
+            kept = {name: value for name, value in given.items() if name not in self._overridden}
+            return {**kept, **self._options}
+        return {"messages": given, **self._options} if isinstance(given, str | list) else given
