@@ -11,7 +11,7 @@ stream ends there with an `error` event; who retrieves the Response later gets t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Self
 from uuid import UUID
@@ -114,33 +114,47 @@ def response_id(stream_id: UUID) -> str:
 
 
 class Item(ABC):
-    """An output item that grows. `sealed` makes a copy of it that a state may hold."""
+    """An output item that grows. A state has some, which no longer change: a writer goes on with copies."""
 
     prefix: ClassVar[str]
+    # The event that tells of a delta, and what it says besides.
+    delta_kind: ClassVar[str]
+    delta_fields: ClassVar[Mapping[str, Any]] = {}
 
-    def __init__(self, item_id: str, place: int, earlier: Chain | None = None) -> None:
+    __slots__ = ("_earlier", "_head", "_parts", "id", "place")
+
+    def __init__(self, item_id: str, place: int) -> None:
         self.id = item_id
         self.place = place
-        self._earlier = earlier or Chain()  # its text up to the batch at hand
+        self._earlier = Chain()  # its text up to the batch at hand
         self._parts: list[str] = []
+        fields = {"type": self.delta_kind, "item_id": item_id, "output_index": place, **self.delta_fields}
+        # All but the number and the text, which each delta has of its own.
+        self._head = b'event: %b\ndata: %b,"sequence_number":' % (self.delta_kind.encode(), orjson.dumps(fields)[:-1])
 
-    def sealed(self) -> Self:
-        """A copy whose text is all behind it; neither changes with the other."""
+    def copy(self) -> Self:
+        """The same, to go on with."""
         other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
-        other._earlier = self._earlier.plus("".join(self._parts))
-        other._parts = []
+        other.id, other.place, other._head = self.id, self.place, self._head
+        other._earlier, other._parts = self._earlier, []
         return other
+
+    def settle(self) -> Self:
+        """Put what it grew by in this batch behind it."""
+        if self._parts:
+            self._earlier = self._earlier.plus("".join(self._parts))
+            self._parts = []
+        return self
 
     @property
     def text(self) -> str:
         """The whole of it so far."""
         return str(self._earlier) + "".join(self._parts)
 
-    def grow(self, delta: str) -> Frame:
-        """Take a delta; return its frame."""
+    def grow(self, delta: str, number: int) -> bytes:
+        """Take a delta; return its frame, which has this number."""
         self._parts.append(delta)
-        return self._delta(delta)
+        return b'%b%d,"delta":%b}\n\n' % (self._head, number, orjson.dumps(delta))
 
     @abstractmethod
     def as_dict(self, status: str) -> Fields:
@@ -149,9 +163,6 @@ class Item(ABC):
     @abstractmethod
     def begin(self) -> Iterator[Frame]:
         """The frames that it begins with."""
-
-    @abstractmethod
-    def _delta(self, delta: str) -> Frame: ...
 
     @abstractmethod
     def end(self, text: str) -> Iterator[Frame]:
@@ -165,6 +176,9 @@ class Message(Item):
     """Text."""
 
     prefix = "msg"
+    delta_kind = "response.output_text.delta"
+    delta_fields: ClassVar = {"content_index": 0, "logprobs": []}
+    __slots__ = ()
 
     def as_dict(self, status: str) -> Fields:
         """A message of the assistant."""
@@ -180,9 +194,6 @@ class Message(Item):
         yield self._frame("response.output_text.done", content_index=0, text=text, logprobs=[])
         yield self._frame("response.content_part.done", content_index=0, part=_text_part(text))
 
-    def _delta(self, delta: str) -> Frame:
-        return self._frame("response.output_text.delta", content_index=0, delta=delta, logprobs=[])
-
     def _as_dict(self, status: str, content: list[Fields]) -> Fields:
         return {"id": self.id, "type": "message", "status": status, "role": "assistant", "content": content}
 
@@ -191,6 +202,9 @@ class Reasoning(Item):
     """Reasoning, as a summary: that is what clients show."""
 
     prefix = "rs"
+    delta_kind = "response.reasoning_summary_text.delta"
+    delta_fields: ClassVar = {"summary_index": 0}
+    __slots__ = ()
 
     def as_dict(self, status: str) -> Fields:
         """An item of reasoning."""
@@ -206,9 +220,6 @@ class Reasoning(Item):
         yield self._frame("response.reasoning_summary_text.done", summary_index=0, text=text)
         yield self._frame("response.reasoning_summary_part.done", summary_index=0, part=_summary(text))
 
-    def _delta(self, delta: str) -> Frame:
-        return self._frame("response.reasoning_summary_text.delta", summary_index=0, delta=delta)
-
     def _as_dict(self, summary: list[Fields]) -> Fields:
         return {"id": self.id, "type": "reasoning", "summary": summary}
 
@@ -217,12 +228,20 @@ class Call(Item):
     """A function call, whose text is its arguments."""
 
     prefix = "fc"
+    delta_kind = "response.function_call_arguments.delta"
+    __slots__ = ("call_id", "index", "name")
 
     def __init__(self, item_id: str, place: int, event: Fields) -> None:
         super().__init__(item_id, place)
         self.index: int = event["index"]
         self.call_id: str = event.get("id") or f"call_{self.index}"
         self.name: str = event.get("name") or ""
+
+    def copy(self) -> Self:
+        """The same, to go on with."""
+        other = super().copy()
+        other.index, other.call_id, other.name = self.index, self.call_id, self.name
+        return other
 
     def as_dict(self, status: str) -> Fields:
         """A function call."""
@@ -235,9 +254,6 @@ class Call(Item):
     def end(self, text: str) -> Iterator[Frame]:
         """The arguments."""
         yield self._frame("response.function_call_arguments.done", name=self.name, arguments=text)
-
-    def _delta(self, delta: str) -> Frame:
-        return self._frame("response.function_call_arguments.delta", delta=delta)
 
     def _as_dict(self, status: str, arguments: str) -> Fields:
         return {
@@ -260,18 +276,9 @@ class _Writer:
         self._started = state.started
         self._places = state.places
         self._output = list(state.output)
-        self._open = [item.sealed() for item in state.open]
+        self._open = [item.copy() for item in state.open]
         self._usage = state.usage
         self._over = state.over
-        self._takes = {
-            "text": self._text,
-            "reasoning": self._reasoning,
-            "tool_call": self._call,
-            "tool_result": self._result,
-            "usage": self._count,
-            "reset": self._reset,
-            "done": self._done,
-        }
 
     def encoded(self, after: int) -> Encoded[State]:
         """Return the frames that follow number `after`, and the state behind them."""
@@ -282,7 +289,7 @@ class _Writer:
             self._started,
             self._places,
             tuple(self._output),
-            tuple(item.sealed() for item in self._open),
+            tuple([item.settle() for item in self._open]),
             self._usage,
             self._over,
         )
@@ -291,13 +298,13 @@ class _Writer:
 
     def take(self, event: Fields) -> None:
         """Turn one event into frames."""
-        take = self._takes.get(event["type"])
+        take = _TAKES.get(event["type"])
         if take is None or self._over:
             return
         if not self._started and event["type"] != "reset":
             self._started = True
             self.emit("response.in_progress", response=self.response("in_progress"))
-        take(event)
+        take(self, event)
 
     def emit(self, kind: str, **fields: Any) -> None:
         """Add a frame."""
@@ -321,13 +328,16 @@ class _Writer:
         self.emit("error", **error, error={"type": "server_error", **error})
         self._over = "ended"
 
-    def _text(self, event: Fields) -> None:
-        self._emit_frame(self._growing(Message).grow(event["delta"]))
+    def text(self, event: Fields) -> None:
+        """Add to the text, or begin it."""
+        self._grow(self._growing(Message), event["delta"])
 
-    def _reasoning(self, event: Fields) -> None:
-        self._emit_frame(self._growing(Reasoning).grow(event["delta"]))
+    def reasoning(self, event: Fields) -> None:
+        """Add to the reasoning, or begin it."""
+        self._grow(self._growing(Reasoning), event["delta"])
 
-    def _call(self, event: Fields) -> None:
+    def call(self, event: Fields) -> None:
+        """Add to a call, or begin it."""
         for item in self._open:
             if isinstance(item, Call) and item.index == event["index"]:
                 break
@@ -335,9 +345,10 @@ class _Writer:
             self._end_prose()
             item = self._begin(Call(self._next_id(Call), self._places, event))
         if delta := event.get("arguments_delta"):
-            self._emit_frame(item.grow(delta))
+            self._grow(item, delta)
 
-    def _result(self, event: Fields) -> None:
+    def result(self, event: Fields) -> None:
+        """End the call that it is the result of."""
         self._end_prose()
         for item in [item for item in self._open if isinstance(item, Call) and item.call_id == event["id"]]:
             self._end(item)
@@ -354,14 +365,17 @@ class _Writer:
         self._output.append((self._places, output))
         self._places += 1
 
-    def _count(self, event: Fields) -> None:
+    def count(self, event: Fields) -> None:
+        """Note the usage."""
         self._usage = {name: value for name, value in event.items() if name != "type"}
 
-    def _reset(self, event: Fields) -> None:
+    def reset(self, event: Fields) -> None:
+        """End, if anything was told that does not count any more."""
         if self._started:
             self.fail("reset", _RESET)
 
-    def _done(self, event: Fields) -> None:
+    def done(self, event: Fields) -> None:
+        """End everything."""
         status, reason = event["status"], event["finish_reason"]
         cause = _INCOMPLETE.get(reason) if status == "completed" else None
         whole = status == "completed" and not cause
@@ -387,6 +401,9 @@ class _Writer:
             return self._open[-1]
         self._end_prose()
         return self._begin(kind(self._next_id(kind), self._places))
+
+    def _grow(self, item: Item, delta: str) -> None:
+        self._frames.append(item.grow(delta, self.state.frames + len(self._frames)))
 
     def _begin(self, item: Item) -> Item:
         self._places += 1
@@ -417,6 +434,17 @@ class _Writer:
 
     def _suffix(self) -> str:
         return f"{self.state.response['id'].removeprefix('resp_')}_{self._places}"
+
+
+_TAKES: Final[Mapping[str, Callable[[_Writer, Fields], None]]] = {
+    "text": _Writer.text,
+    "reasoning": _Writer.reasoning,
+    "tool_call": _Writer.call,
+    "tool_result": _Writer.result,
+    "usage": _Writer.count,
+    "reset": _Writer.reset,
+    "done": _Writer.done,
+}
 
 
 def _unchanging(stream: Stream, given: Any) -> Fields:

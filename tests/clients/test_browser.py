@@ -1,0 +1,191 @@
+"""The page of docs/clients.md in a real browser, in an application that pods are mounted in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import shutil
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from tests.clients.pods import ANSWER, WORDS
+from tests.cluster import Cluster, Tap
+from tests.logbook import until
+from tests.processes import environment
+
+from baton.cluster import reserved_port
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "clients.md"
+
+SITE = """
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Mount, Route
+
+from baton.main import create_app
+
+baton_app = create_app()
+
+
+@asynccontextmanager
+async def lifespan(app):
+    async with baton_app.router.lifespan_context(baton_app):
+        yield
+
+
+async def page(request):
+    return HTMLResponse(Path("page.html").read_text())
+
+
+async def report(request):
+    Path("report").write_bytes(await request.body())
+    return Response()
+
+
+routes = [Route("/page", page), Route("/report", report, methods=["POST"]), Mount("/", baton_app)]
+app = Starlette(routes=routes, lifespan=lifespan)
+"""
+
+# What the test adds to the page: it tells what stands there in the end.
+REPORT = """
+<script>
+  new MutationObserver(() => {
+    const text = document.getElementById("answer").textContent;
+    fetch("/report", { method: "POST", body: `${document.body.dataset.status} ${text}` });
+  }).observe(document.body, { attributes: true });
+</script>
+"""
+
+
+class Front:
+    """What stands before the pods: forwards each connection to whichever is the target when it comes."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.port = 0
+        self._pipes: set[asyncio.Task[None]] = set()
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[Front]:
+        server = await asyncio.start_server(self._forward, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            server.close()
+            for pipe in self._pipes:
+                pipe.cancel()
+            await asyncio.gather(*self._pipes, return_exceptions=True)
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._pipes.add(task)
+        try:
+            async with closing(writer):
+                pod_reader, pod_writer = await asyncio.open_connection("127.0.0.1", self.target)
+                async with closing(pod_writer):
+                    await asyncio.gather(pipe(reader, pod_writer), pipe(pod_reader, writer))
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            self._pipes.discard(task)
+
+
+@contextlib.asynccontextmanager
+async def closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while part := await reader.read(65_536):
+            writer.write(part)
+            await writer.drain()
+    writer.close()
+
+
+@contextlib.asynccontextmanager
+async def site(folder: Path, dsn: str, port: int) -> AsyncIterator[Process]:
+    """An application with a pod in it, served by plain uvicorn."""
+    given = {"BATON_DATABASE_URL": dsn, "BATON_ALLOW_ANONYMOUS": "true", "BATON_DEFAULT_GENERATOR": "tap"}
+    command = ("-m", "uvicorn", "site_of_pages:app", "--host", "127.0.0.1", "--port", str(port), "--log-level", "error")
+    process = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=folder, env=environment(**given))
+    try:
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            await until(lambda: answers(client, f"http://127.0.0.1:{port}/readyz"))
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def answers(client: httpx2.AsyncClient, url: str) -> bool:
+    try:
+        return (await client.get(url)).status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+@contextlib.asynccontextmanager
+async def browser(folder: Path, url: str) -> AsyncIterator[None]:
+    assert CHROMIUM is not None
+    flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-port=0")
+    process = await asyncio.create_subprocess_exec(
+        CHROMIUM, *flags, "--no-proxy-server", f"--user-data-dir={folder}", url, stdout=DEVNULL, stderr=DEVNULL
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the page was not tried in a browser")
+async def test_a_page_goes_on_through_the_death_of_its_pod(cluster: Cluster, tmp_path: Path) -> None:
+    tap = Tap()
+    await cluster.worker({"tap": tap}, flush_window_milliseconds=5)
+    found = re.search(r"```html\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)
+    assert found is not None
+    (tmp_path / "page.html").write_text(f"<!doctype html><body>{found[1]}{REPORT}")
+    (tmp_path / "site_of_pages.py").write_text(SITE)
+    with reserved_port() as one, reserved_port() as other:
+        async with (
+            site(tmp_path, cluster.dsn, one) as first,
+            site(tmp_path, cluster.dsn, other),
+            Front(one).open() as front,
+            browser(tmp_path / "profile", f"http://127.0.0.1:{front.port}/page"),
+        ):
+            await tap.started.wait()
+            tap.let(*WORDS[:300])
+            await until(lambda: has_sent(cluster, one, 200))
+            front.target = other
+            first.send_signal(signal.SIGKILL)
+            await first.wait()
+            tap.let(*WORDS[300:])
+            tap.end()
+            await until((tmp_path / "report").exists)
+            assert await has_sent(cluster, other, 1)
+    assert (tmp_path / "report").read_text() == f"completed {ANSWER}"
+
+
+async def has_sent(cluster: Cluster, port: int, events: int) -> bool:
+    metrics = (await cluster.client.get(f"http://127.0.0.1:{port}/metrics")).text
+    sent = re.search(r"^baton_events_sent_total (\S+)", metrics, re.MULTILINE)
+    return sent is not None and float(sent[1]) >= events
