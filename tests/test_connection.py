@@ -197,3 +197,16 @@ async def test_a_hole_in_the_log_is_told_in_the_dialects_words_or_cut(cluster: C
     assert connection.ended
     assert b'"type":"error"' in connection.bodies[-1]
     assert b"log_damaged" in connection.bodies[-1]
+
+
+async def test_a_stream_that_is_erased_is_no_end_of_an_answer(cluster: Cluster) -> None:
+    pod, author = await cluster.pod(), await cluster.author()
+    await author.write(text(1))
+    native_connection, native_task = await follow(pod, author)
+    _, plain = await follow(pod, author, reader=Reader(TEXT, START, 0))
+    assert (await cluster.client.delete(f"{pod.url}/v1/streams/{author.id}")).status_code == 204
+    with pytest.raises(ConnectionCut):
+        await plain
+    # Who comes back is told that it is gone.
+    await native_task
+    assert native_connection.ended
