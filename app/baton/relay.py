@@ -39,6 +39,8 @@ LINGER_SECONDS: Final = 5
 # So long a pod remembers that a log has a hole: clients that come back are refused, and do not come back again.
 DAMAGED_LINGER_SECONDS: Final = 300
 PAGES_KEPT: Final = 4
+# Encodings are several times as large as events: those of older batches are made again for the few who come for them.
+ENCODED_BATCHES_KEPT: Final = 64
 # What a subscriber takes at once, so that one that then reads nothing does not hold more.
 TAKE_BYTES: Final = 65_536
 
@@ -258,6 +260,8 @@ class Relay:
     def _apply(self, batch: Batch) -> None:
         self._window.append(batch)
         self._window_bytes += len(batch.events)
+        if len(self._window) > ENCODED_BATCHES_KEPT:
+            self._window[-1 - ENCODED_BATCHES_KEPT].encodings = None
         while self._window_bytes > self._max_window_bytes and len(self._window) > 1:
             self._window_bytes -= len(self._window.popleft().events)
         self.tail = batch.last_seq
