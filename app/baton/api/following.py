@@ -110,14 +110,14 @@ async def _skip(reader: Reader[Any], subscriber: Subscriber, after: int) -> byte
     """Read the log up to frame number `after`; return what the batch that holds it has beyond."""
     relay = subscriber.relay
     caught_up = False
-    while reader.last < after and not reader.over:
+    while reader.last < after:
         batches = await subscriber.take()
         if relay.damaged:
             raise LogDamaged(f"The log of stream {relay.stream_id} has a hole, and the stream cannot be followed.")
         if body := reader.read(batches):
             return body
-        if not batches:
-            if caught_up or relay.ended or relay.over:
+        if reader.last < after and (reader.over or not batches):
+            if caught_up or reader.over or relay.ended or relay.over:
                 raise CursorBeyondTail(
                     f"The stream has {reader.last} frames so far, and the cursor stands behind number {after}. "
                     "Start again without a cursor."
