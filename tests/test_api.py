@@ -233,6 +233,18 @@ async def test_creating_and_following_again_with_the_same_key_follows_the_same_s
             frames.append(await Follower(response).rest())
     assert frames[0] == frames[1]
     assert len(frames[0]) == 3
+    onward = headers | {"last-event-id": "2"}
+    async with api.stream("POST", "/v1/streams", json={"input": ["a", "b"]}, headers=onward) as response:
+        assert await Follower(response).rest() == frames[0][2:]
+
+
+async def test_a_new_stream_is_followed_from_its_beginning_whatever_the_last_event_id(
+    cluster: Cluster, api: httpx2.AsyncClient
+) -> None:
+    await cluster.worker({"replay": echo})
+    headers = {"last-event-id": "2", "accept": "text/event-stream"}
+    async with api.stream("POST", "/v1/streams", json={"input": ["a"]}, headers=headers) as response:
+        assert len(await Follower(response).rest()) == 2
 
 
 # Following

@@ -42,12 +42,7 @@ class CreateStream(BaseModel):
     @field_validator("input", "metadata")
     @classmethod
     def _can_be_written(cls, value: Any) -> Any:
-        """Refuse what can be read and yet not be stored: deep nesting, and whole numbers of more than 64 bits."""
-        try:
-            orjson.dumps(value)
-        except TypeError as error:
-            raise ValueError(f"cannot be stored as JSON: {error}") from None
-        return value
+        return storable(value)
 
 
 class FindStreams(BaseModel):
@@ -74,6 +69,19 @@ class FollowEvents(BaseModel):
     view: Literal["full", "answer"] = "full"
     window_ms: int = Field(0, ge=0, le=10_000)
     snapshot: bool = False
+
+
+def storable(value: Any) -> Any:
+    """Refuse what can be read and yet not be stored: deep nesting, and whole numbers of more than 64 bits.
+
+    Raises:
+        ValueError: it cannot be stored as JSON.
+    """
+    try:
+        orjson.dumps(value)
+    except TypeError as error:
+        raise ValueError(f"cannot be stored as JSON: {error}") from None
+    return value
 
 
 def validated(model: type[Model], content: Any) -> Model:

@@ -9,9 +9,10 @@ from starlette.requests import Request
 
 from .. import log, notifications, retention, streams
 from ..database import translated
-from ..errors import UnknownGenerator
+from ..errors import InvalidRequest, UnknownGenerator
+from ..models import CreateStream
 from ..pod import Pod
-from ..streams import NewStream, Stream
+from ..streams import Limits, NewStream, Stream
 from .request import found, idempotency_key, pod_of
 
 
@@ -26,6 +27,21 @@ class Content:
     lines: list[str]
     last_seq: int
     whole: bool
+
+
+def new_stream(pod: Pod, wanted: CreateStream, *, on_worker_lost: str) -> NewStream:
+    """Return what to create, with this pod's settings for all that a client left open, but for `on_worker_lost`.
+
+    Raises:
+        InvalidRequest: a limit is too short.
+    """
+    return NewStream(
+        wanted.generator or pod.settings.default_generator,
+        wanted.input,
+        wanted.metadata,
+        wanted.on_worker_lost or on_worker_lost,
+        limits=_limits(pod, wanted),
+    )
 
 
 async def create(request: Request, new: NewStream, body: bytes) -> tuple[Stream, bool]:
@@ -92,3 +108,14 @@ async def erase(pod: Pod, stream_id: UUID) -> None:
             raise await retention.absence(pod.pool, stream_id)
         await log.hint(pod.pool, notifications.EVENTS_CHANNEL, [notifications.gone(stream_id)])
         await log.hint(pod.pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
+
+
+def _limits(pod: Pod, wanted: CreateStream) -> Limits:
+    unwatched = wanted.cancel_when_unwatched_seconds or pod.settings.cancel_when_unwatched_seconds
+    least = 2 * pod.settings.watch_interval_seconds
+    if unwatched is not None and unwatched < least:
+        raise InvalidRequest(
+            f"cancel_when_unwatched_seconds must be at least {least:g}, since pods note every "
+            f"{pod.settings.watch_interval_seconds:g} seconds what is watched."
+        )
+    return Limits(wanted.max_duration_seconds, wanted.idle_timeout_seconds, wanted.queue_timeout_seconds, unwatched)

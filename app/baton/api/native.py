@@ -17,12 +17,11 @@ from .. import problems, streams
 from ..database import translated
 from ..dialects import native, sse, text
 from ..dialects.dialect import Header, Reader
-from ..errors import InvalidRequest, Unavailable
+from ..errors import Unavailable
 from ..events import parse_cursor
 from ..models import CreateStream, FindStreams, FollowEvents, GetStream, describe, metadata_alternatives, validated
-from ..pod import Pod
 from ..snapshot import Snapshot
-from ..streams import Limits, NewStream, Stream
+from ..streams import Stream
 from . import actions
 from .following import connection, follow_frames, require_cuttable, subscribe, wait_for_end
 from .request import (
@@ -52,27 +51,27 @@ class Retry:
 
 
 async def create_stream(request: Request) -> Answer:
-    """Queue a stream; with `Accept: text/event-stream` or `text/plain`, follow it in the same round trip."""
+    """Queue a stream; with `Accept: text/event-stream` or `text/plain`, follow it in the same round trip.
+
+    A client that repeats such a request, as some do to reconnect, goes on after its `Last-Event-ID`, if its
+    `Idempotency-Key` says that it is the same stream.
+    """
     pod = pod_of(request)
     body = await read_body(request)
     wanted = validated(CreateStream, parse_json(body))
     plain = _wants_text(request)
     if plain:
         require_cuttable(request)
-    new = NewStream(
-        wanted.generator or pod.settings.default_generator,
-        wanted.input,
-        wanted.metadata,
-        # Plain text cannot say that it begins again.
-        wanted.on_worker_lost or ("fail" if plain else pod.settings.on_worker_lost),
-        limits=_limits(pod, wanted),
-    )
+    # Plain text cannot say that it begins again.
+    new = actions.new_stream(pod, wanted, on_worker_lost="fail" if plain else pod.settings.on_worker_lost)
+    cursor = parse_cursor(request.headers.get("last-event-id"))
     stream, created = await actions.create(request, new, body)
     headers = {"location": request.url_for("stream", id=stream.id).path}
     if plain:
         return await follow_frames(request, stream.id, text.TEXT, text.START, headers=headers)
     if "text/event-stream" in request.headers.get("accept", ""):
-        return await _follow(request, stream.id, validated(FollowEvents, {}), headers=headers)
+        cursor = 0 if created else cursor
+        return await _follow(request, stream.id, validated(FollowEvents, {}), cursor=cursor, headers=headers)
     return json_answer(request, _described(request, stream), status=201 if created else 200, headers=headers)
 
 
@@ -222,14 +221,3 @@ def _stream_id(request: Request) -> UUID:
 def _described(request: Request, stream: Stream) -> dict[str, Any]:
     # A path without scheme and host, which a pod behind a proxy cannot know.
     return describe(stream, request.url_for("events", id=stream.id).path)
-
-
-def _limits(pod: Pod, wanted: CreateStream) -> Limits:
-    unwatched = wanted.cancel_when_unwatched_seconds or pod.settings.cancel_when_unwatched_seconds
-    least = 2 * pod.settings.watch_interval_seconds
-    if unwatched is not None and unwatched < least:
-        raise InvalidRequest(
-            f"cancel_when_unwatched_seconds must be at least {least:g}, since pods note every "
-            f"{pod.settings.watch_interval_seconds:g} seconds what is watched."
-        )
-    return Limits(wanted.max_duration_seconds, wanted.idle_timeout_seconds, wanted.queue_timeout_seconds, unwatched)
