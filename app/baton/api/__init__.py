@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute
 
-from . import chat, native, openai, operations, responses
+from . import aisdk, chat, native, openai, operations, responses
 
-ROUTES: list[BaseRoute] = [*native.ROUTES, *responses.ROUTES, *chat.ROUTES, *openai.ROUTES, *operations.ROUTES]
+ROUTES: list[BaseRoute] = [
+    *native.ROUTES,
+    *responses.ROUTES,
+    *chat.ROUTES,
+    *openai.ROUTES,
+    *aisdk.ROUTES,
+    *operations.ROUTES,
+]

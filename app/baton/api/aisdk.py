@@ -1,0 +1,142 @@
+"""The routes for the Vercel AI SDK: `useChat` with its `DefaultChatTransport`, and `WorkflowChatTransport`.
+
+A chat is the id that the page gave it, kept in the metadata of its streams; of these the newest counts. A run is one
+stream: `WorkflowChatTransport` is told its id when it sends, and asks for the rest of it where it would for a chat's.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from .. import log, streams
+from ..database import translated
+from ..dialects import aisdk
+from ..dialects.dialect import Reader
+from ..errors import InvalidRequest
+from ..events import MAX_SEQ
+from ..models import CreateStream, Name, Text, storable, validated
+from ..pod import Pod
+from ..streams import Stream
+from . import actions
+from .following import follow_frames, require_cuttable
+from .request import Answer, answered, common_headers, found, json_answer, parse_json, pod_of, read_body
+from .ui_messages import UIMessage, chat_messages
+
+_RUN: Final = re.compile(r"run_([0-9a-f]{32})")
+_START_INDEX: Final = re.compile(r"-?[0-9]{1,9}", re.ASCII)
+
+
+class SendMessages(BaseModel):
+    """What a page sends. `model` names a generator; all that is not named here goes to it with the messages."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    id: Text | None = None
+    messages: list[UIMessage]
+    model: Name | None = None
+    trigger: Any = None
+    messageId: Any = None  # noqa: N815
+
+    @model_validator(mode="before")
+    @classmethod
+    def _can_be_written(cls, content: Any) -> Any:
+        return storable(content)
+
+
+async def send_messages(request: Request) -> Answer:
+    """Queue the answer to a chat's messages, and follow it in the same round trip."""
+    require_cuttable(request)
+    pod = pod_of(request)
+    body = await read_body(request)
+    sent = validated(SendMessages, parse_json(body))
+    wanted = validated(
+        CreateStream,
+        {
+            "generator": sent.model,
+            "input": {"messages": chat_messages(sent.messages), **(sent.model_extra or {})},
+            "metadata": {} if sent.id is None else {"chat": sent.id},
+        },
+    )
+    # The protocol cannot say that an answer begins again.
+    stream, _ = await actions.create(request, actions.new_stream(pod, wanted, on_worker_lost="fail"), body)
+    return await _follow(request, stream, 0)
+
+
+async def resume(request: Request) -> Answer:
+    """Send the chunks of a chat's newest stream, or of a run, from `startIndex` on.
+
+    Without `startIndex` the client wants to see a stream that is under way, and gets 204 where there is none.
+    """
+    pod = pod_of(request)
+    chat = request.path_params["chat"]
+    raw = request.query_params.get("startIndex")
+    run = _RUN.fullmatch(chat)
+    async with translated():
+        stream = await found(pod, UUID(run[1])) if run else await _newest(pod, chat)
+    if stream is None or (stream.ended and raw is None and not run):
+        return Response(status_code=204, headers=common_headers(request))
+    return await _follow(request, stream, _start_index(raw))
+
+
+async def stop(request: Request) -> Answer:
+    """Ask the generator of a chat's newest stream to stop. Where nothing is under way, there is nothing to do."""
+    pod = pod_of(request)
+    async with translated():
+        stream = await _newest(pod, request.path_params["chat"])
+    if stream is None or stream.ended:
+        return Response(status_code=204, headers=common_headers(request))
+    stream, stopping = await actions.cancel(pod, stream.id)
+    return json_answer(request, {"id": str(stream.id), "status": stream.status}, status=202 if stopping else 200)
+
+
+ROUTES = [
+    Route("/v1/ai-sdk/chat", answered(send_messages), methods=["POST"]),
+    # With `path`, since a chat's id may have a slash in it.
+    Route("/v1/ai-sdk/chat/{chat:path}/stream", answered(resume), methods=["GET"]),
+    Route("/v1/ai-sdk/chat/{chat:path}/stop", answered(stop), methods=["POST"]),
+]
+
+
+async def _newest(pod: Pod, chat: str) -> Stream | None:
+    if "\0" in chat:
+        raise InvalidRequest("The id of a chat cannot hold a NUL character.")
+    newest = await streams.find(pod.pool, metadata=[{"chat": chat}], limit=1)
+    return newest[0] if newest else None
+
+
+async def _follow(request: Request, stream: Stream, start_index: int) -> Answer:
+    headers = {"x-workflow-run-id": f"run_{stream.id.hex}"}
+    if start_index < 0:
+        chunks = await _count(pod_of(request), stream.id)
+        headers["x-workflow-stream-tail-index"] = str(chunks - 1)
+        start_index = max(0, chunks + start_index)
+    opening = aisdk.begin(stream.id, start_index)
+    return await follow_frames(request, stream.id, aisdk.AI_SDK, opening, after=start_index, headers=headers)
+
+
+async def _count(pod: Pod, stream_id: UUID) -> int:
+    """Count a stream's chunks so far."""
+    reader = Reader(aisdk.AI_SDK, aisdk.begin(stream_id), MAX_SEQ)
+    cursor = 0
+    async with translated():
+        while page := await log.read(pod.pool, stream_id, cursor):
+            reader.read(page)
+            cursor = page[-1].last_seq
+    return reader.last
+
+
+def _start_index(raw: str | None) -> int:
+    if raw is None:
+        return 0
+    if not _START_INDEX.fullmatch(raw):
+        raise InvalidRequest(
+            f"startIndex is the number of chunks to leave out, or, if negative, of those to send; not {raw!r:.80}."
+        )
+    return int(raw)

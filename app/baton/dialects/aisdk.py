@@ -1,0 +1,268 @@
+"""The dialect of the Vercel AI SDK: its UI message stream protocol, which `useChat` and its transports read.
+
+Frames are `data: <chunk as JSON>`, with `data: [DONE]` after the last. A chunk's number is its place in the stream,
+and a client's `startIndex` is how many of them it has. Every stream that is told to its end has exactly one `finish`,
+as its last chunk, after an `error` or an `abort` too: `WorkflowChatTransport` comes back until it has seen one.
+
+A tool call stays open, so that calls may interleave, until its result comes or the answer is complete; then its whole
+input is told. What the model says after a result is a new step of the answer. No step begins while a call is open,
+since the SDK would show a call twice that goes on in another step than it began in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Final, Literal
+from uuid import UUID
+
+import orjson
+
+from ..events import escape_line_ends
+from ..log import Batch
+from . import sse
+from .dialect import Chain, Encoded, Header, Over
+
+Chunk = Mapping[str, Any]
+Part = Literal["text", "reasoning"]
+
+RESET: Final = (
+    "The worker that generated this answer went away, and another one begins it again. Send the message again."
+)
+
+_DONE: Final = b"data: [DONE]\n\n"
+_NAMELESS: Final = "unknown"  # the protocol wants a name of every tool
+_FINISH_REASONS: Final = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool-calls",
+    "content_filter": "content-filter",
+    "error": "error",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """A tool call, and its arguments so far."""
+
+    name: str
+    arguments: Chain = field(default_factory=Chain)
+    open: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """What is open after so many chunks."""
+
+    chunks: int = 0
+    parts: int = 0  # of text and of reasoning, so far
+    part: Part | None = None  # that the last one is of, while it is open
+    calls: Mapping[str, Call] = field(default_factory=dict)
+    ids: Mapping[int, str] = field(default_factory=dict)  # of calls, by index
+    answered: bool = False  # this step has a tool's result
+    begun: bool = False  # there is something that a reset would take back
+
+
+class AiSdk:
+    """The dialect."""
+
+    name = "aisdk"
+    headers: ClassVar[Sequence[Header]] = (*sse.HEADERS, (b"x-vercel-ai-ui-message-stream", b"v1"))
+    comment: ClassVar[bytes] = b":\n\n"
+    reconnects: ClassVar[bool] = False
+
+    def encode(self, batch: Batch, state: State, after: int) -> Encoded[State]:
+        """Encode the chunks of a batch that follow number `after`."""
+        chunks = Chunks(state)
+        over: Over | None = None
+        for event in map(orjson.loads, batch.lines):
+            if event["type"] == "reset" and chunks.state.begun:
+                chunks.fail(RESET)
+            else:
+                chunks.add(event)
+            if chunks.ended:
+                over = "ended"
+                break
+        return chunks.encoded(after, over)
+
+    def greeting(self, reconnect_milliseconds: int) -> bytes:
+        """Nothing: the first chunk is there at once."""
+        return b""
+
+    def broken(self, state: State, code: str, message: str) -> bytes:
+        """An error."""
+        chunks = Chunks(state)
+        chunks.fail(message)
+        return chunks.encoded(0, "ended").body
+
+
+class Chunks:
+    """The chunks that a batch becomes, and the state after them."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.ended = False
+        self._before = state.chunks
+        self._chunks: list[Chunk] = []
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """Add what an event becomes; an event of an unknown kind becomes nothing."""
+        match event["type"]:
+            case "text" | "reasoning":
+                self._part(event["type"], event["delta"])
+            case "tool_call":
+                self._call(event)
+            case "tool_result":
+                self._result(event)
+            case "usage":
+                counts = {_camel(name): value for name, value in event.items() if isinstance(value, int | float)}
+                self._emit("message-metadata", messageMetadata={"usage": counts})
+            case "custom":
+                self._custom(event)
+            case "done":
+                self._done(event)
+
+    def fail(self, message: str) -> None:
+        """Add an error, and the end that every stream has."""
+        self._end_part()
+        self._emit("error", errorText=message)
+        self._finish("error")
+
+    def begin(self, stream_id: UUID) -> None:
+        """Add what precedes the first event."""
+        self._emit("start", messageId=f"msg_{stream_id.hex}", messageMetadata={"streamId": str(stream_id)})
+        self._emit("start-step")
+
+    def encoded(self, after: int, over: Over | None = None) -> Encoded[State]:
+        """Return the frames that follow number `after`."""
+        first = self._before + 1
+        last = self._before + len(self._chunks)
+        frames = [_frame(chunk) for number, chunk in enumerate(self._chunks, first) if number > after]
+        if over:
+            frames.append(_DONE)
+        return Encoded(b"".join(frames), first, last, replace(self.state, chunks=last), over)
+
+    def _part(self, kind: Part, delta: str) -> None:
+        if self.state.part != kind:
+            self._say()
+            self._set(part=kind, parts=self.state.parts + 1)
+            self._emit(f"{kind}-start", id=self._part_id)
+        self._emit(f"{kind}-delta", id=self._part_id, delta=delta)
+
+    def _call(self, event: Mapping[str, Any]) -> None:
+        call_id = self._id_of(event)
+        call = self.state.calls.get(call_id)
+        if call is None:
+            self._say()
+            call = Call(event.get("name") or _NAMELESS)
+            self._set(ids={**self.state.ids, event["index"]: call_id})
+            self._emit("tool-input-start", toolCallId=call_id, toolName=call.name)
+        delta = event.get("arguments_delta")
+        if call.open and delta:
+            call = replace(call, arguments=call.arguments.plus(delta))
+            self._emit("tool-input-delta", toolCallId=call_id, inputTextDelta=delta)
+        self._set(calls={**self.state.calls, call_id: call})
+
+    def _id_of(self, event: Mapping[str, Any]) -> str:
+        """An index that comes again with another id is another call, of an agent that counts from 0 in every step."""
+        index: int = event["index"]
+        return event.get("id") or self.state.ids.get(index) or f"call_{index}"
+
+    def _result(self, event: Mapping[str, Any]) -> None:
+        call_id = event["id"]
+        self._end_part()
+        if call_id not in self.state.calls:
+            # To the SDK a result of no call would be an error.
+            self._set(calls={**self.state.calls, call_id: Call(event.get("name") or _NAMELESS)})
+        self._close(call_id)
+        self._emit("tool-output-available", toolCallId=call_id, output=event.get("result"))
+        self._set(answered=True, begun=True)
+
+    def _close(self, call_id: str) -> None:
+        """Tell a call's whole input."""
+        call = self.state.calls[call_id]
+        if not call.open:
+            return
+        self._set(calls={**self.state.calls, call_id: Call(call.name, open=False)})
+        named = {"toolCallId": call_id, "toolName": call.name}
+        arguments = str(call.arguments)
+        try:
+            # Encoded here, where what nests too deeply can still be refused.
+            value = orjson.Fragment(orjson.dumps(orjson.loads(arguments) if arguments.strip() else {}))
+        except (ValueError, TypeError):
+            sentence = "The arguments of this call are not JSON."
+            self._emit("tool-input-error", **named, input=arguments, errorText=sentence)
+        else:
+            self._emit("tool-input-available", **named, input=value)
+
+    def _custom(self, event: Mapping[str, Any]) -> None:
+        data = event.get("data")
+        if event["name"] == "source" and isinstance(data, dict) and isinstance(data.get("url"), str):
+            titled = {"title": str(data["title"])} if data.get("title") else {}
+            self._emit("source-url", sourceId=str(data.get("id") or data["url"]), url=data["url"], **titled)
+        else:
+            named = {"id": event["id"]} if isinstance(event.get("id"), str) else {}
+            self._emit(f"data-{event['name']}", **named, data=data)
+        self._set(begun=True)
+
+    def _done(self, event: Mapping[str, Any]) -> None:
+        if event["status"] == "failed":
+            self.fail(event["error"]["message"])
+            return
+        self._end_part()
+        if event["status"] == "cancelled":
+            self._emit("abort", reason=event["finish_reason"])
+            # With any other word the SDK may send by itself what follows on a tool's result.
+            self._finish("interrupted")
+        else:
+            for call_id in self.state.calls:
+                self._close(call_id)
+            self._emit("finish-step")
+            self._finish(_FINISH_REASONS.get(event["finish_reason"], "other"))
+
+    def _finish(self, reason: str) -> None:
+        self._emit("finish", finishReason=reason)
+        self.ended = True
+
+    def _say(self) -> None:
+        """Make way for something that the model says: it stands in a step and in no part yet."""
+        self._end_part()
+        if self.state.answered and not any(call.open for call in self.state.calls.values()):
+            self._emit("finish-step")
+            self._emit("start-step")
+            self._set(answered=False)
+        self._set(begun=True)
+
+    def _end_part(self) -> None:
+        if self.state.part:
+            self._emit(f"{self.state.part}-end", id=self._part_id)
+            self._set(part=None)
+
+    @property
+    def _part_id(self) -> str:
+        return f"{self.state.part}-{self.state.parts}"
+
+    def _emit(self, kind: str, **fields: Any) -> None:
+        self._chunks.append({"type": kind, **fields})
+
+    def _set(self, **changes: Any) -> None:
+        self.state = replace(self.state, **changes)
+
+
+def begin(stream_id: UUID, after: int = 0) -> Encoded[State]:
+    """Return the chunks before a stream's first event, in the body those that follow number `after`."""
+    chunks = Chunks(State())
+    chunks.begin(stream_id)
+    return chunks.encoded(after)
+
+
+def _frame(chunk: Chunk) -> bytes:
+    return b"data: %b\n\n" % escape_line_ends(orjson.dumps(chunk))
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+AI_SDK: Final = AiSdk()
