@@ -1,0 +1,55 @@
+"""One address for several pods, as clients see them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator
+
+
+@contextlib.asynccontextmanager
+async def balancer(*urls: str) -> AsyncIterator[str]:
+    """Yield one address for several: a connection goes to the first of them that accepts it."""
+    connections: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        connections.add(task)
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            upstream_reader, upstream_writer = await _connect(urls)
+            try:
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(_pass_on(reader, upstream_writer))
+                    both.create_task(_pass_on(upstream_reader, writer))
+            finally:
+                upstream_writer.transport.abort()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for task in connections:
+            task.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
+
+
+async def _connect(urls: tuple[str, ...]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    for url in urls:
+        host, port = re.fullmatch(r"http://(.*):(\d+)", url).groups()  # type: ignore[union-attr]
+        with contextlib.suppress(OSError):
+            return await asyncio.open_connection(host, int(port))
+    raise ConnectionRefusedError
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Hand on what comes, and the end as an end: what is cut in mid-response stays recognizable as such."""
+    with contextlib.suppress(OSError):
+        while part := await reader.read(65_536):
+            writer.write(part)
+            await writer.drain()
+    with contextlib.suppress(OSError):
+        writer.write_eof()

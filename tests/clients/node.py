@@ -1,0 +1,108 @@
+"""node, and the scripts here that run clients from npm."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+CLIENTS = HERE.parent.parent / "docs" / "clients.md"
+CACHE = HERE.parent.parent / ".cache"
+PACKAGES = ("package.json", "package-lock.json", ".npmrc")
+DEADLINE_SECONDS = 30
+INSTALL_SECONDS = 300
+
+
+@dataclass(slots=True)
+class Script:
+    """A script that runs. It prints what it sees, one JSON object a line, each with the name of an `event`."""
+
+    process: Process
+    said: list[dict[str, Any]] = field(default_factory=list)
+
+    async def says(self, event: str) -> dict[str, Any]:
+        """Read on to the next line that says this."""
+        assert self.process.stdout is not None
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while line := await self.process.stdout.readline():
+                said: dict[str, Any] = json.loads(line)
+                self.said.append(said)
+                if said["event"] == event:
+                    return said
+        raise AssertionError(f"The script ended without {event!r}, after {self.said!r:.2000}.")
+
+    async def rest(self) -> list[dict[str, Any]]:
+        """Read on to the end; return all lines."""
+        assert self.process.stdout is not None
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            self.said += [json.loads(line) async for line in self.process.stdout]
+            assert await self.process.wait() == 0, self.said
+        return self.said
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """The scripts here, beside the packages that they import."""
+
+    folder: Path
+
+    @contextlib.asynccontextmanager
+    async def running(self, script: str, *arguments: str, url: str = "") -> AsyncIterator[Script]:
+        """Run a script, and with it the code of the documentation for pods at `url`."""
+        for name, code in documented().items():
+            (self.folder / name).write_text(code.replace("http://localhost:8001", url))
+        command = ("node", str(self.folder / script), *arguments)
+        process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, limit=2**24)
+        try:
+            yield Script(process)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+def documented() -> dict[str, str]:
+    """The modules in the documentation, which begin with their names."""
+    return {
+        match[2]: match[1] for match in re.finditer(r"```js\n(// (\S+\.mjs)\n.*?)```", CLIENTS.read_text(), re.DOTALL)
+    }
+
+
+def installed() -> Path:
+    """Install the packages, unless that was done before; return their folder."""
+    digest = hashlib.sha256(b"".join((HERE / name).read_bytes() for name in PACKAGES)).hexdigest()
+    folder = CACHE / f"clients-{digest[:16]}"
+    CACHE.mkdir(exist_ok=True)
+    with locked(CACHE / "clients.lock"):
+        if not folder.exists():
+            fresh = CACHE / "clients-fresh"
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir()
+            for name in PACKAGES:
+                shutil.copy(HERE / name, fresh)
+            command = ("npm", "ci", "--silent", "--ignore-scripts")
+            done = subprocess.run(
+                command, cwd=fresh, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
+            )
+            assert done.returncode == 0, f"npm ci failed: {done.stdout}{done.stderr}"
+            fresh.rename(folder)
+    return folder / "node_modules"
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other test processes out."""
+    with path.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,47 @@
+"""Clients of plain server-sent events, through pods that are killed."""
+
+from __future__ import annotations
+
+import pytest
+from tests.clients.balancer import balancer
+from tests.clients.node import INSTALL_SECONDS, Node
+from tests.clients.pods import ANSWER, WORDS, two_pods
+from tests.cluster import Cluster
+
+pytestmark = pytest.mark.timeout(INSTALL_SECONDS + 60)
+
+
+async def test_eventsource_comes_back_elsewhere_and_misses_nothing(cluster: Cluster, node: Node) -> None:
+    async with two_pods(cluster) as pods, balancer(pods.first, pods.second) as url:
+        created = await cluster.client.post(f"{url}/v1/streams", json={"generator": "tap", "input": None})
+        async with node.running("event_source.mjs", created.json()["events_url"], url=url) as client:
+            pods.say(*WORDS[:300])
+            await client.says("half")
+            await pods.kill()
+            pods.say(*WORDS[300:])
+            pods.finish()
+            judge((await client.rest())[-1])
+
+
+async def test_fetch_event_source_repeats_its_request_elsewhere_and_misses_nothing(
+    cluster: Cluster, node: Node
+) -> None:
+    async with (
+        two_pods(cluster) as pods,
+        balancer(pods.first, pods.second) as url,
+        node.running("fetch_event_source.mjs", "tap", url=url) as client,
+    ):
+        pods.say(*WORDS[:300])
+        await client.says("half")
+        await pods.kill()
+        pods.say(*WORDS[300:])
+        pods.finish()
+        judge((await client.rest())[-1])
+    assert await cluster.pool.fetchval("SELECT count(*) FROM baton.stream") == 1
+
+
+def judge(whole: dict[str, object]) -> None:
+    """The words, the usage and the end, each once."""
+    assert whole["errors"] == 1
+    assert whole["text"] == ANSWER
+    assert whole["ids"] == list(range(1, len(WORDS) + 3))
