@@ -52,6 +52,9 @@ WAYS: Final[Mapping[str, Way]] = {
     "openai.chat": Way(
         "/v1/chat/completions", lambda load: {"model": "load", "messages": MESSAGES, "stream": True, **load}, b"[DONE]"
     ),
+    "aisdk": Way(
+        "/v1/ai-sdk/chat", lambda load: {"id": "c", "messages": UI_MESSAGES, "model": "load", **load}, b"[DONE]"
+    ),
     "text": Way("/v1/streams", lambda load: {"generator": "load", "input": load}, b"", "text/plain"),
 }
 

@@ -24,9 +24,9 @@ DEADLINE_SECONDS = 20
 ANSWER = "who goes there"
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+async def until(condition: Callable[[], bool | Awaitable[bool]], within_seconds: float = DEADLINE_SECONDS) -> None:
     """Poll for what no signal tells."""
-    async with asyncio.timeout(DEADLINE_SECONDS):
+    async with asyncio.timeout(within_seconds):
         while True:
             holds = condition()
             if holds if isinstance(holds, bool) else await holds:

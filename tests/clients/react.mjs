@@ -1,6 +1,8 @@
 // A React page without a browser: renders a component that only calls a hook.
 import { Window } from "happy-dom";
 
+export { say } from "./say.mjs";
+
 const window = new Window({ url: "http://localhost/" });
 globalThis.window = window;
 globalThis.document = window.document;
@@ -35,9 +37,14 @@ export function mount(useHook) {
   return page;
 }
 
-/** Print one line of JSON for the test. */
-export function say(event, fields = {}) {
-  console.log(JSON.stringify({ event, ...fields }));
+const send = globalThis.fetch;
+let asked = 0;
+globalThis.fetch = (...request) => send(...request).finally(() => asked++);
+
+/** Wait until a page has had the answer to what it asks for as it loads: only then its `status` is about what follows. */
+export async function loaded() {
+  while (asked === 0) await new Promise((resolve) => setTimeout(resolve, 5));
+  await new Promise((resolve) => setTimeout(resolve));
 }
 
 /** The text of a UI message. */

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from tests.clients.balancer import balancer
 from tests.clients.pods import ANSWER, WORDS
 from tests.cluster import Cluster, Tap
 from tests.logbook import until
@@ -23,6 +24,8 @@ from baton.cluster import reserved_port
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "clients.md"
+
+START_SECONDS = 60  # that a browser may take
 
 SITE = """
 from contextlib import asynccontextmanager
@@ -67,59 +70,6 @@ REPORT = """
 """
 
 
-class Front:
-    """What stands before the pods: forwards each connection to whichever is the target when it comes."""
-
-    def __init__(self, target: int) -> None:
-        self.target = target
-        self.port = 0
-        self._pipes: set[asyncio.Task[None]] = set()
-
-    @contextlib.asynccontextmanager
-    async def open(self) -> AsyncIterator[Front]:
-        server = await asyncio.start_server(self._forward, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        try:
-            yield self
-        finally:
-            server.close()
-            for pipe in self._pipes:
-                pipe.cancel()
-            await asyncio.gather(*self._pipes, return_exceptions=True)
-
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._pipes.add(task)
-        try:
-            async with closing(writer):
-                pod_reader, pod_writer = await asyncio.open_connection("127.0.0.1", self.target)
-                async with closing(pod_writer):
-                    await asyncio.gather(pipe(reader, pod_writer), pipe(pod_reader, writer))
-        except (OSError, asyncio.CancelledError):
-            pass
-        finally:
-            self._pipes.discard(task)
-
-
-@contextlib.asynccontextmanager
-async def closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
-    try:
-        yield
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-
-
-async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while part := await reader.read(65_536):
-            writer.write(part)
-            await writer.drain()
-    writer.close()
-
-
 @contextlib.asynccontextmanager
 async def site(folder: Path, dsn: str, port: int) -> AsyncIterator[Process]:
     """An application with a pod in it, served by plain uvicorn."""
@@ -128,7 +78,7 @@ async def site(folder: Path, dsn: str, port: int) -> AsyncIterator[Process]:
     process = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=folder, env=environment(**given))
     try:
         async with httpx2.AsyncClient(trust_env=False) as client:
-            await until(lambda: answers(client, f"http://127.0.0.1:{port}/readyz"))
+            await until(lambda: answers(client, f"http://127.0.0.1:{port}/readyz"), START_SECONDS)
         yield process
     finally:
         if process.returncode is None:
@@ -157,6 +107,7 @@ async def browser(folder: Path, url: str) -> AsyncIterator[None]:
         await process.wait()
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the page was not tried in a browser")
 async def test_a_page_goes_on_through_the_death_of_its_pod(cluster: Cluster, tmp_path: Path) -> None:
     tap = Tap()
@@ -169,13 +120,12 @@ async def test_a_page_goes_on_through_the_death_of_its_pod(cluster: Cluster, tmp
         async with (
             site(tmp_path, cluster.dsn, one) as first,
             site(tmp_path, cluster.dsn, other),
-            Front(one).open() as front,
-            browser(tmp_path / "profile", f"http://127.0.0.1:{front.port}/page"),
+            balancer(f"http://127.0.0.1:{one}", f"http://127.0.0.1:{other}") as url,
+            browser(tmp_path / "profile", f"{url}/page"),
         ):
-            await tap.started.wait()
+            await asyncio.wait_for(tap.started.wait(), START_SECONDS)
             tap.let(*WORDS[:300])
-            await until(lambda: has_sent(cluster, one, 200))
-            front.target = other
+            await until(lambda: has_sent(cluster, one, 200), START_SECONDS)
             first.send_signal(signal.SIGKILL)
             await first.wait()
             tap.let(*WORDS[300:])

@@ -1,4 +1,4 @@
-"""OpenAI's official Python client, unmodified, against real pods."""
+"""OpenAI's official clients, unmodified, against real pods."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 from pydantic import BaseModel
+from tests.clients.balancer import balancer
+from tests.clients.node import INSTALL_SECONDS, Node
 from tests.clients.pods import ANSWER, WORDS, two_pods
 from tests.cluster import Cluster, RunningPod, Tap, echo
 from tests.logbook import until
@@ -87,6 +89,32 @@ async def test_a_response_that_loses_its_pod_is_continued_on_another(cluster: Cl
             again = [event.sequence_number async for event in helper]
             assert (await helper.get_final_response()).output_text == ANSWER
         assert again == list(range(last + 1, len(seen)))
+
+
+@pytest.mark.timeout(INSTALL_SECONDS + 60)
+async def test_the_npm_client_continues_a_response_on_another_pod(cluster: Cluster, node: Node) -> None:
+    async with (
+        two_pods(cluster) as pods,
+        balancer(pods.first, pods.second) as url,
+        node.running("openai.mjs", "tap", url=url) as client,
+    ):
+        pods.say(*WORDS[:300])
+        await client.says("half")
+        await pods.kill()
+        pods.say(*WORDS[300:])
+        pods.finish()
+        whole = (await client.rest())[-1]
+        assert whole == {"event": "whole", "deltas": WORDS}
+
+
+@pytest.mark.timeout(INSTALL_SECONDS + 60)
+async def test_the_npm_client_takes_a_completion_that_is_cut_for_an_error(cluster: Cluster, node: Node) -> None:
+    async with two_pods(cluster) as pods, node.running("openai_chat.mjs", "tap", url=pods.first) as client:
+        pods.say(*WORDS[:300])
+        await client.says("half")
+        await pods.kill()
+        broken = (await client.rest())[-1]
+        assert (broken["event"], broken["deltas"]) == ("broken", WORDS[:300])
 
 
 async def read_on(stream: AsyncIterator[Any], seen: list[Any]) -> None:

@@ -1,5 +1,5 @@
 // useChat: loses its pod, and resumes as a reloaded page does.
-import { mount, say, textOf } from "./react.mjs";
+import { loaded, mount, say, textOf } from "./react.mjs";
 import { useAnswers } from "./chat.mjs";
 
 const [model] = process.argv.slice(2);
@@ -9,6 +9,7 @@ const onFinish = ({ isError, isAbort, finishReason }) => say("finish", { isError
 const page = (messages) => mount(() => useAnswers({ id, messages, model, onFinish }));
 
 const before = page();
+await loaded();
 await before.until((chat) => chat.status === "ready");
 before.current.sendMessage({ text: "Hello" });
 await before.until((chat) => textOf(answer(chat)).includes("word299 "));

@@ -1,11 +1,12 @@
 // useChat: stops a stream on the server, and shows an error that the server tells.
-import { mount, say, textOf } from "./react.mjs";
+import { loaded, mount, say, textOf } from "./react.mjs";
 import { useAnswers } from "./chat.mjs";
 
 const [model, failing] = process.argv.slice(2);
 const onFinish = ({ isError, isAbort, finishReason }) => say("finish", { isError, isAbort, finishReason });
 const page = mount(() => useAnswers({ id: "42", model, onFinish }));
 
+await loaded();
 await page.until((chat) => chat.status === "ready");
 page.current.sendMessage({ text: "Hello" });
 await page.until((chat) => textOf(chat.messages.at(-1)).includes("word299 "));

@@ -1,5 +1,5 @@
 // WorkflowChatTransport: comes back by itself, by the index of the next chunk, until it has seen `finish`.
-import { say } from "./react.mjs";
+import { say } from "./say.mjs";
 import { workflowTransport } from "./transport.mjs";
 
 const [model] = process.argv.slice(2);

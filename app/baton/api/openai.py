@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -16,9 +16,9 @@ from .. import workers
 from ..database import translated
 from ..errors import RequestError, RequestTooLarge, Unavailable, UnknownModel
 from ..generators.registry import configured_names
-from ..models import Name, Text
+from ..models import CreateStream, Name, Text, storable
 from ..pod import Pod
-from ..streams import Limits, NewStream, Stream
+from ..streams import Stream
 from . import actions
 from .request import Answer, Handler, answered, json_answer, pod_of
 
@@ -36,6 +36,11 @@ class Creation(BaseModel):
     model: Name | None = None
     stream: bool = False
     metadata: dict[Name, Text] | None = Field(None, max_length=16)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _can_be_written(cls, content: Any) -> Any:
+        return storable(content)
 
 
 def answered_in_form(handler: Handler) -> Handler:
@@ -80,14 +85,9 @@ async def create(request: Request, wanted: Creation, body: bytes) -> Stream:
     """
     pod = pod_of(request)
     given = wanted.model_dump(exclude_unset=True, exclude=set(_OURS))
-    new = NewStream(
-        wanted.model or pod.settings.default_generator,
-        given,
-        wanted.metadata or {},
-        # A client of OpenAI's cannot be told to discard what it has.
-        "fail",
-        limits=Limits(unwatched_timeout=pod.settings.cancel_when_unwatched_seconds),
-    )
+    native = CreateStream(generator=wanted.model, input=given, metadata=dict(wanted.metadata or {}))
+    # A client of OpenAI's cannot be told to discard what it has.
+    new = actions.new_stream(pod, native, on_worker_lost="fail")
     async with translated():
         if wanted.model and await pod.missing_generator(wanted.model):
             known = ", ".join(sorted(await _models(pod)))

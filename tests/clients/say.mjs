@@ -1,0 +1,4 @@
+/** Print one line of JSON for the test. */
+export function say(event, fields = {}) {
+  console.log(JSON.stringify({ event, ...fields }));
+}
