@@ -123,19 +123,20 @@ async def test_a_page_goes_on_through_the_death_of_its_pod(cluster: Cluster, tmp
             balancer(f"http://127.0.0.1:{one}", f"http://127.0.0.1:{other}") as url,
             browser(tmp_path / "profile", f"{url}/page"),
         ):
-            await asyncio.wait_for(tap.started.wait(), START_SECONDS)
+            # Else a snapshot would tell it all at once.
+            await until(lambda: counts(cluster, one, "baton_subscribers", 1), START_SECONDS)
             tap.let(*WORDS[:300])
-            await until(lambda: has_sent(cluster, one, 200), START_SECONDS)
+            await until(lambda: counts(cluster, one, "baton_events_sent_total", 200), START_SECONDS)
             first.send_signal(signal.SIGKILL)
             await first.wait()
             tap.let(*WORDS[300:])
             tap.end()
             await until((tmp_path / "report").exists)
-            assert await has_sent(cluster, other, 1)
+            assert await counts(cluster, other, "baton_events_sent_total", 1)
     assert (tmp_path / "report").read_text() == f"completed {ANSWER}"
 
 
-async def has_sent(cluster: Cluster, port: int, events: int) -> bool:
+async def counts(cluster: Cluster, port: int, name: str, least: int) -> bool:
     metrics = (await cluster.client.get(f"http://127.0.0.1:{port}/metrics")).text
-    sent = re.search(r"^baton_events_sent_total (\S+)", metrics, re.MULTILINE)
-    return sent is not None and float(sent[1]) >= events
+    found = re.search(rf"^{name} (\S+)", metrics, re.MULTILINE)
+    return found is not None and float(found[1]) >= least

@@ -146,7 +146,7 @@ async def test_a_pod_that_leaves_is_no_end_of_an_answer(cluster: Cluster) -> Non
         await until(lambda: pod.metric("baton_subscribers") == 0)
         ended = await cluster.pool.fetch("SELECT cancel_requested_at FROM baton.stream")
         assert [row["cancel_requested_at"] for row in ended] == [None, None]
-        assert found.status in {"in_progress", "completed"}
+        assert found.status != "cancelled"
 
 
 async def test_a_response_is_created_and_iterated(client: AsyncOpenAI) -> None:
