@@ -86,7 +86,7 @@ def template(postgres: str) -> Iterator[str]:
 async def dsn(postgres: str, template: str) -> AsyncIterator[str]:
     """A migrated database for one test."""
     name = f"baton_test_{secrets.token_hex(4)}"
-    await execute(postgres, f"CREATE DATABASE {name} TEMPLATE {template}")
+    await execute(postgres, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
     yield named_database(postgres, name)
     await execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -16,6 +16,7 @@
     │   ├── UnknownModel           404
     │   ├── OldProtocol            400
     │   ├── RequestTooLarge        413
+    │   ├── StillRunning           503
     │   └── Unavailable            503
     ├── GenerationError            a generator could not go on; becomes the stream's terminal event
     │   └── InvalidEvent           it yielded something that is no event
@@ -149,6 +150,14 @@ class Unavailable(RequestError):
     status = 503
     code = "unavailable"
     title = "The service cannot answer just now"
+
+
+class StillRunning(RequestError):
+    """What was created goes on, and its client cannot be told of it here. Asking again would create another one."""
+
+    status = 503
+    code = "still_running"
+    title = "The answer goes on elsewhere"
 
 
 class GenerationError(BatonError):

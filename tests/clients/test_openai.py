@@ -149,6 +149,43 @@ async def test_a_pod_that_leaves_is_no_end_of_an_answer(cluster: Cluster) -> Non
         assert found.status != "cancelled"
 
 
+async def test_a_pod_that_leaves_creates_nothing_that_would_have_to_be_followed(cluster: Cluster) -> None:
+    pod = await cluster.pod()
+    await cluster.worker({"echo": echo})
+    pod.pod.draining = True
+    async with client_of(pod.url) as client:
+        for streamed in (True, False):
+            with pytest.raises(openai.InternalServerError) as refused:
+                await client.responses.create(model="echo", input="x", stream=streamed)
+            with pytest.raises(openai.InternalServerError):
+                await client.chat.completions.create(
+                    model="echo", messages=[{"role": "user", "content": "x"}], stream=streamed
+                )
+            assert "retry-after" in refused.value.response.headers
+    assert await cluster.pool.fetchval("SELECT count(*) FROM baton.stream") == 0
+
+
+async def test_who_waits_at_a_pod_that_leaves_is_told_where_the_answer_is_and_asks_for_no_other(
+    cluster: Cluster,
+) -> None:
+    tap = Tap()
+    pod, other = await cluster.pod(), await cluster.pod()
+    await cluster.worker({"tap": tap})
+    async with client_of(pod.url) as client, client_of(other.url) as elsewhere:
+        waiting = asyncio.create_task(client.responses.create(model="tap", input="go"))
+        await tap.started.wait()
+        await until(lambda: pod.metric("baton_subscribers") == 1)
+        await pod.pod.drain()
+        with pytest.raises(openai.InternalServerError, match="Retrieve it as resp_") as told:
+            await waiting
+        assert told.value.response.headers["x-should-retry"] == "false"
+        tap.let("whole")
+        tap.end()
+        response_id = told.value.message.rpartition("Retrieve it as ")[2].partition(".")[0]
+        events = [event async for event in await elsewhere.responses.retrieve(response_id, stream=True)]
+        assert events[-1].type == "response.completed"
+
+
 async def test_a_response_is_created_and_iterated(client: AsyncOpenAI) -> None:
     events = [event async for event in await client.responses.create(model="echo", input="hello", stream=True)]
     completed: Any = events[-1]

@@ -85,6 +85,17 @@ def test_calls_that_grow_side_by_side_lose_no_piece() -> None:
     assert whole == {item["id"]: item["arguments"] for item in calls}
 
 
+def test_an_index_that_comes_again_with_another_id_is_another_call() -> None:
+    found = told(
+        {"type": "tool_call", "index": 0, "id": "c0", "name": "f", "arguments_delta": "{}"},
+        {"type": "tool_call", "index": 0, "id": "c1", "name": "g", "arguments_delta": "["},
+        {"type": "tool_call", "index": 0, "arguments_delta": "]"},
+        STOP,
+    )
+    calls = found[-1]["response"]["output"]
+    assert [(call["call_id"], call["arguments"]) for call in calls] == [("c0", "{}"), ("c1", "[]")]
+
+
 def test_a_result_ends_its_call_and_is_an_item_of_its_own() -> None:
     found = told(
         {"type": "tool_call", "index": 0, "id": "c0", "name": "f", "arguments_delta": "{}"},

@@ -25,7 +25,7 @@ from ..models import CreateStream, Name, Text, storable, validated
 from ..pod import Pod
 from ..streams import Stream
 from . import actions
-from .following import follow_frames, require_cuttable
+from .following import follow_frames, require_followable
 from .request import Answer, answered, common_headers, found, json_answer, parse_json, pod_of, read_body
 from .ui_messages import UIMessage, chat_messages
 
@@ -52,7 +52,7 @@ class SendMessages(BaseModel):
 
 async def send_messages(request: Request) -> Answer:
     """Queue the answer to a chat's messages, and follow it in the same round trip."""
-    require_cuttable(request)
+    require_followable(request)
     pod = pod_of(request)
     body = await read_body(request)
     sent = validated(SendMessages, parse_json(body))

@@ -18,12 +18,12 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from ..dialects.chat import CHAT, completion_of
-from ..errors import InvalidRequest, RequestError, Unavailable
+from ..errors import InvalidRequest, RequestError
 from ..models import validated
 from ..pod import Pod
 from ..snapshot import Snapshot
 from . import actions, openai
-from .following import follow_frames, require_cuttable, wait_for_end
+from .following import require_followable, require_staying, wait_for_end
 from .openai import Creation, answered_in_form, error_body
 from .request import Answer, json_answer, parse_json, pod_of, read_body
 
@@ -45,13 +45,12 @@ async def create_completion(request: Request) -> Answer:
     wanted = validated(CreateCompletion, parse_json(body))
     if wanted.n not in {None, 1}:
         raise InvalidRequest("n: only one answer can be made at a time.")
-    if wanted.stream:
-        require_cuttable(request)
+    (require_followable if wanted.stream else require_staying)(request)
     stream = await openai.create(request, wanted, body)
     cancel = _cancelling(pod, stream.id)
     if wanted.stream:
         opening = CHAT.begin(stream, wanted.model_dump(exclude_unset=True))
-        return await follow_frames(request, stream.id, CHAT, opening, on_gone=cancel)
+        return await openai.follow(request, stream, CHAT, opening, on_gone=cancel)
     if not await _ends_before_its_client_leaves(request, stream.id):
         await cancel()
         raise InvalidRequest("The client left.")
@@ -84,7 +83,7 @@ async def _answer(request: Request, stream_id: UUID) -> Answer:
     content = await actions.read(pod_of(request), stream_id)
     stream = content.stream
     if not stream.ended:
-        raise Unavailable("This pod is leaving, and the answer is not complete. Ask again.")
+        raise openai.still_running(stream)
     if stream.status == "completed":
         snapshot = await asyncio.to_thread(Snapshot.of, content.lines, content.last_seq)
         return json_answer(request, completion_of(stream, snapshot))

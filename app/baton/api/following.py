@@ -16,17 +16,25 @@ from ..relay import Subscriber
 from .request import common_headers, pod_of, raw_headers
 
 
-def require_cuttable(request: Request) -> None:
-    """Refuse a client that could not tell a cut connection from the stream's end.
+def require_followable(request: Request) -> None:
+    """Refuse to follow in a dialect whose clients take a clean end for the stream's, before anything is created.
 
     Raises:
-        OldProtocol: it speaks HTTP/1.0, where both are the same.
+        OldProtocol: the client speaks HTTP/1.0, in which a cut connection has a clean end.
+        Unavailable: the pod is leaving.
     """
+    require_staying(request)
     if request.scope["http_version"] == "1.0":
         raise OldProtocol(
             "By HTTP/1.0 a cut connection looks like the end of the answer. A proxy in between may be the one that "
             "speaks it: nginx needs `proxy_http_version 1.1;`."
         )
+
+
+def require_staying(request: Request) -> None:
+    """Raise Unavailable if the pod is leaving."""
+    if pod_of(request).draining:
+        raise Unavailable("This pod is leaving. Connect again to reach another one.")
 
 
 async def subscribe(request: Request, stream_id: UUID, cursor: int = 0) -> Subscriber:
@@ -36,10 +44,8 @@ async def subscribe(request: Request, stream_id: UUID, cursor: int = 0) -> Subsc
         Unavailable: the pod is leaving, or the database does not answer.
         CursorBeyondTail, LogDamaged, StreamExpired, StreamNotFound: it cannot be joined there.
     """
-    pod = pod_of(request)
-    if pod.draining:
-        raise Unavailable("This pod is leaving. Connect again to reach another one.")
-    return await pod.relays.subscribe(stream_id, cursor)
+    require_staying(request)
+    return await pod_of(request).relays.subscribe(stream_id, cursor)
 
 
 async def follow_frames(
@@ -62,7 +68,7 @@ async def follow_frames(
         OldProtocol: the client speaks HTTP/1.0.
         LogDamaged, StreamExpired, StreamNotFound, Unavailable: the stream cannot be followed.
     """
-    require_cuttable(request)
+    require_followable(request)
     subscriber = await subscribe(request, stream_id)
     reader = Reader(dialect, opening, after)
     try:

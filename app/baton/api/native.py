@@ -23,7 +23,7 @@ from ..models import CreateStream, FindStreams, FollowEvents, GetStream, describ
 from ..snapshot import Snapshot
 from ..streams import Stream
 from . import actions
-from .following import connection, follow_frames, require_cuttable, subscribe, wait_for_end
+from .following import connection, follow_frames, require_followable, subscribe, wait_for_end
 from .request import (
     Answer,
     answered,
@@ -61,7 +61,7 @@ async def create_stream(request: Request) -> Answer:
     wanted = validated(CreateStream, parse_json(body))
     plain = _wants_text(request)
     if plain:
-        require_cuttable(request)
+        require_followable(request)
     # Plain text cannot say that it begins again.
     new = actions.new_stream(pod, wanted, on_worker_lost="fail" if plain else pod.settings.on_worker_lost)
     cursor = parse_cursor(request.headers.get("last-event-id"))

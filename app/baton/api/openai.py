@@ -13,13 +13,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from .. import workers
+from ..connections import Connection
 from ..database import translated
-from ..errors import RequestError, RequestTooLarge, Unavailable, UnknownModel
+from ..dialects.dialect import Dialect, Encoded
+from ..dialects.responses import response_id
+from ..errors import RequestError, RequestTooLarge, StillRunning, Unavailable, UnknownModel
 from ..generators.registry import configured_names
 from ..models import CreateStream, Name, Text, storable
 from ..pod import Pod
 from ..streams import Stream
 from . import actions
+from .following import follow_frames
 from .request import Answer, Handler, answered, json_answer, pod_of
 
 logger = logging.getLogger(__name__)
@@ -96,6 +100,25 @@ async def create(request: Request, wanted: Creation, body: bytes) -> Stream:
             )
     stream, _ = await actions.create(request, new, body)
     return stream
+
+
+async def follow(
+    request: Request, stream: Stream, dialect: Dialect[Any], opening: Encoded[Any], **options: Any
+) -> Connection:
+    """Follow what was just created; `options` are those of `follow_frames`.
+
+    Raises:
+        StillRunning: it cannot be followed just now.
+    """
+    try:
+        return await follow_frames(request, stream.id, dialect, opening, **options)
+    except Unavailable as error:
+        raise still_running(stream) from error
+
+
+def still_running(stream: Stream) -> StillRunning:
+    """Return the error that says where the answer is to be had."""
+    return StillRunning(f"The answer goes on, and this pod cannot give it. Retrieve it as {response_id(stream.id)}.")
 
 
 async def list_models(request: Request) -> Answer:

@@ -13,10 +13,10 @@ from starlette.routing import Route
 from .. import streams
 from ..database import translated
 from ..dialects.responses import RESPONSES, response_id, response_of
-from ..errors import InvalidRequest, Unavailable
+from ..errors import InvalidRequest
 from ..models import validated
 from . import actions, openai
-from .following import follow_frames, require_cuttable, wait_for_end
+from .following import follow_frames, require_followable, require_staying, wait_for_end
 from .openai import Creation, answered_in_form
 from .request import Answer, found, json_answer, parse_json, parse_stream_id, pod_of, read_body
 
@@ -65,18 +65,17 @@ async def create_response(request: Request) -> Answer:
         if (wanted.model_extra or {}).get(name) is not None:
             raise InvalidRequest(f"{name} is not supported: {instead}.")
     if wanted.stream:
-        require_cuttable(request)
+        require_followable(request)
+    elif not wanted.background:
+        require_staying(request)
     stream = await openai.create(request, wanted, body)
     given = wanted.model_dump(exclude_unset=True)
     if wanted.stream:
-        return await follow_frames(request, stream.id, RESPONSES, RESPONSES.begin(stream, given))
-    if not wanted.background:
-        await wait_for_end(request, stream.id)
-        if pod_of(request).draining:
-            raise Unavailable(
-                f"This pod is leaving and the answer goes on. Retrieve {response_id(stream.id)} to get it."
-            )
-    return await _answer(request, stream.id)
+        return await openai.follow(request, stream, RESPONSES, RESPONSES.begin(stream, given))
+    if wanted.background:
+        return await _answer(request, stream.id)
+    await wait_for_end(request, stream.id)
+    return await _answer(request, stream.id, whole=True)
 
 
 async def retrieve_response(request: Request) -> Answer:
@@ -145,9 +144,12 @@ ROUTES: Final = [
 ]
 
 
-async def _answer(request: Request, stream_id: UUID) -> Answer:
+async def _answer(request: Request, stream_id: UUID, *, whole: bool = False) -> Answer:
     pod = pod_of(request)
     content = await actions.read(pod, stream_id)
+    if whole and not content.stream.ended:
+        # The pod is leaving.
+        raise openai.still_running(content.stream)
     async with translated():
         given = await streams.read_input(pod.pool, stream_id)
     return json_answer(request, await asyncio.to_thread(response_of, content.stream, given, content.lines))

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Self, TypeVar
 from uuid import UUID
 
 import orjson
@@ -42,6 +42,7 @@ _RESET: Final = "The answer is begun again by another worker. Retrieve the respo
 
 Fields = dict[str, Any]
 Frame = tuple[str, Fields]
+GrowingItem = TypeVar("GrowingItem", bound="Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,10 +339,9 @@ class _Writer:
 
     def call(self, event: Fields) -> None:
         """Add to a call, or begin it."""
-        for item in self._open:
-            if isinstance(item, Call) and item.index == event["index"]:
-                break
-        else:
+        item = self._open_call(event["index"])
+        # An index that comes again with another id is another call.
+        if item is None or event.get("id") not in {None, "", item.call_id}:
             self._end_prose()
             item = self._begin(Call(self._next_id(Call), self._places, event))
         if delta := event.get("arguments_delta"):
@@ -395,6 +395,11 @@ class _Writer:
         self.ended = self.response(status, **fields)
         self.emit(f"response.{kind}", response=self.ended)
 
+    def _open_call(self, index: int) -> Call | None:
+        """Return the newest call of an index that still grows."""
+        calls = (item for item in reversed(self._open) if isinstance(item, Call))
+        return next((call for call in calls if call.index == index), None)
+
     def _growing(self, kind: type[Message | Reasoning]) -> Item:
         """Return the item to which text or reasoning is to be added."""
         if self._open and type(self._open[-1]) is kind:
@@ -405,7 +410,7 @@ class _Writer:
     def _grow(self, item: Item, delta: str) -> None:
         self._frames.append(item.grow(delta, self.state.frames + len(self._frames)))
 
-    def _begin(self, item: Item) -> Item:
+    def _begin(self, item: GrowingItem) -> GrowingItem:
         self._places += 1
         self._open.append(item)
         for frame in item.begin():
