@@ -98,6 +98,11 @@ async def test_a_client_that_goes_is_forgotten(cluster: Cluster) -> None:
 
 async def test_a_connection_that_is_cut_while_sending_is_forgotten(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
+    noted = list[bool]()
+
+    async def note() -> None:
+        noted.append(True)
+
     subscriber = await pod.pod.relays.subscribe(author.id, 0)
     stream = Connection(
         subscriber,
@@ -106,13 +111,14 @@ async def test_a_connection_that_is_cut_while_sending_is_forgotten(cluster: Clus
         pod.pod.connections,
         pod.pod.metrics,
         reconnect_milliseconds=1,
+        on_gone=note,
     )
 
     async def send(_message: Message) -> None:
         raise ConnectionError("cut")
 
-    with pytest.raises(ConnectionError):
-        await stream({"type": "http"}, Wire().receive, send)
+    await stream({"type": "http"}, Wire().receive, send)
+    assert noted == [True]
     assert pod.metric("baton_subscribers") == 0
 
 

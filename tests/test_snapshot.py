@@ -35,7 +35,7 @@ def test_text_and_reasoning_are_joined_each(deltas: list[str]) -> None:
     assert made.last_event_id == 2 * len(deltas)
 
 
-def test_pieces_of_tool_calls_are_joined_by_index_and_ordered() -> None:
+def test_pieces_of_tool_calls_are_joined_by_index_in_the_order_in_which_calls_begin() -> None:
     made = snapshot(
         {"type": "tool_call", "index": 1, "id": "b", "name": "second", "arguments_delta": '{"x"'},
         {"type": "tool_call", "index": 0, "id": "a", "name": "first", "arguments_delta": ""},
@@ -44,8 +44,8 @@ def test_pieces_of_tool_calls_are_joined_by_index_and_ordered() -> None:
         {"type": "tool_result", "id": "a", "result": [1]},
     )
     assert made.tool_calls == [
-        {"id": "a", "name": "first", "arguments": ""},
         {"id": "b", "name": "second", "arguments": '{"x":1}'},
+        {"id": "a", "name": "first", "arguments": ""},
     ]
     assert made.tool_results == [{"id": "a", "result": [1]}]
 
@@ -76,3 +76,12 @@ def test_a_reset_empties_it_and_the_numbers_go_on() -> None:
 def test_custom_events_and_the_end_add_nothing() -> None:
     made = snapshot("a", {"type": "custom", "name": "n", "data": 1})
     assert (made.text, made.tool_results) == ("a", [])
+
+
+def test_an_index_that_comes_again_with_another_id_is_another_call() -> None:
+    lines = [
+        '{"type":"tool_call","index":0,"id":"a","name":"f","arguments_delta":"{"}',
+        '{"type":"tool_call","index":0,"arguments_delta":"}"}',
+        '{"type":"tool_call","index":0,"id":"b","name":"g","arguments_delta":"[]"}',
+    ]
+    assert [(call["id"], call["arguments"]) for call in Snapshot.of(lines, 3).tool_calls] == [("a", "{}"), ("b", "[]")]

@@ -147,3 +147,75 @@ async def test_a_stream_is_created_and_read_as_plain_text(cluster: Cluster, pod:
 async def echo(request: object, /) -> AsyncGenerator[str, None]:
     yield "one"
     yield " two"
+
+
+async def test_a_window_holds_back_neither_the_end_nor_the_leaving(
+    cluster: Cluster, pod: RunningPod, author: Author
+) -> None:
+    url = f"{pod.url}/v1/streams/{author.id}/events?window_ms=10000"
+    other = await cluster.author()
+    await author.write(text(0))
+    await other.write(text(0))
+    loop = asyncio.get_running_loop()
+    async with (
+        cluster.client.stream("GET", url) as ending,
+        cluster.client.stream("GET", url.replace(str(author.id), str(other.id))) as leaving,
+    ):
+        one, two = Follower(ending), Follower(leaving)
+        await one.next_event()
+        await two.next_event()
+        began = loop.time()
+        await author.write(text(1), end=True)
+        assert await one.rest() == author.frames
+        await pod.pod.drain()
+        assert await two.rest() == other.frames
+        # Less than the window, by the clock that it is measured with.
+        assert loop.time() - began < 10
+
+
+@pytest.mark.parametrize("accept", ["application/json, text/plain, */*", "*/*", "text/*"])
+async def test_clients_that_name_plain_text_among_others_get_json(
+    cluster: Cluster, pod: RunningPod, accept: str
+) -> None:
+    answer = await cluster.client.post(f"{pod.url}/v1/streams", json={"input": 1}, headers={"accept": accept})
+    assert (answer.status_code, answer.json()["status"]) == (201, "queued")
+
+
+async def test_who_creates_and_follows_may_say_how(cluster: Cluster, pod: RunningPod) -> None:
+    await cluster.worker({"echo": echo})
+    headers = {"accept": "text/event-stream"}
+    body = {"generator": "echo", "input": 1}
+    for query, status in (("view=answer", 200), ("view=other", 400)):
+        answer = await cluster.client.post(f"{pod.url}/v1/streams?{query}", json=body, headers=headers)
+        assert answer.status_code == status
+    assert await cluster.pool.fetchval("SELECT count(*) FROM baton.stream") == 1
+
+
+async def test_a_leaving_pod_creates_nothing_to_be_followed(cluster: Cluster, pod: RunningPod) -> None:
+    pod.pod.draining = True
+    for accept, status in (("text/event-stream", 200), ("text/plain", 503)):
+        answer = await cluster.client.post(f"{pod.url}/v1/streams", json={"input": 1}, headers={"accept": accept})
+        assert answer.status_code == status
+    assert await cluster.pool.fetchval("SELECT count(*) FROM baton.stream") == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "accept"), [("v1/streams/{}/events", "text/plain"), ("v1/responses/{}?stream=true", "*/*")]
+)
+async def test_head_tells_the_headers_and_follows_nothing(
+    cluster: Cluster, pod: RunningPod, author: Author, path: str, accept: str
+) -> None:
+    answer = await cluster.client.head(f"{pod.url}/{path.format(author.id)}", headers={"accept": accept})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/")
+    assert pod.metric("baton_subscribers") == 0
+
+
+async def test_a_hole_in_the_log_is_no_answer(cluster: Cluster, pod: RunningPod, author: Author) -> None:
+    await author.write(text(0))
+    author.lose(text(1))
+    await author.write(text(2), end=True)
+    for path in (f"v1/streams/{author.id}", f"v1/responses/{author.id}"):
+        answer = await cluster.client.get(f"{pod.url}/{path}")
+        assert answer.status_code == 500
+        assert "log_damaged" in answer.text

@@ -18,7 +18,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from .dialects.dialect import Header, Reader
 from .errors import ConnectionCut, LogDamaged, Unavailable
@@ -41,13 +41,13 @@ class Connections:
         self._write_timeout_seconds = write_timeout_seconds
         self._max_age_seconds = max_age_seconds
         self._open: set[Connection] = set()
-        self._draining = False
+        self.draining = False  # the pod is leaving
 
     def add(self, connection: Connection) -> None:
         """Take a connection into care; it is to leave at a random time shortly before the maximum age."""
         connection.leave_at = _now() + self._max_age_seconds * random.uniform(0.8, 1)
         self._open.add(connection)
-        if self._draining:
+        if self.draining:
             # It was let in before the drain began, and had to wait for the database.
             connection.leave()
 
@@ -65,7 +65,7 @@ class Connections:
 
     async def drain(self, seconds: float) -> None:
         """Send all clients away, spread over that time, and whoever comes meanwhile at once."""
-        self._draining = True
+        self.draining = True
         leaving = list(self._open)
         random.shuffle(leaving)
         for connection in leaving:
@@ -129,7 +129,7 @@ class Connection:
         watcher = asyncio.create_task(self._watch(receive))
         self._connections.add(self)
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self._headers})
+            await self._call(send, {"type": "http.response.start", "status": 200, "headers": self._headers})
             await self._follow(send)
         finally:
             self._connections.remove(self)
@@ -157,7 +157,7 @@ class Connection:
 
     async def _follow(self, send: Send) -> None:
         subscriber, dialect = self.subscriber, self._reader.dialect
-        pending = dialect.greeting(self._reconnect_milliseconds) + self._opening
+        pending, self._opening = dialect.greeting(self._reconnect_milliseconds) + self._opening, b""
         while not self._gone.is_set():
             pending += await self._take()
             if subscriber.finished or subscriber.relay.over or self._reader.over or self._leaving:
@@ -178,20 +178,19 @@ class Connection:
     async def _end(self, send: Send, pending: bytes) -> None:
         """Send what is left and end the connection: in the way that says whether this is the stream's end."""
         reader, relay = self._reader, self.subscriber.relay
-        last: bytes | None = None
-        if reader.over == "ended" or (self.subscriber.finished and not reader.over):
-            last = b""
-        elif relay.damaged and not reader.over:
-            last = reader.dialect.broken(reader.state, LogDamaged.code, f"{LogDamaged.title}.")
-        elif reader.dialect.reconnects:
+        over = reader.over
+        if not over and relay.damaged:
+            last, over = reader.dialect.broken(reader.state, LogDamaged.code, f"{LogDamaged.title}.")
+            pending += last
+        elif reader.dialect.reconnects and not self.subscriber.finished:
             # Spread over a moment, so that the next pod does not get all at once.
-            last = reader.dialect.greeting(random.randint(0, self._reconnect_milliseconds))
-        if last is None:
-            if pending:
-                await self._send(send, pending)
-            await self._cut()
-        else:
-            await self._send(send, pending + last, more=False)
+            pending += reader.dialect.greeting(random.randint(0, self._reconnect_milliseconds))
+        if over == "ended" or reader.dialect.reconnects:
+            await self._send(send, pending, more=False)
+            return
+        if pending:
+            await self._send(send, pending)
+        await self._cut()
 
     async def _cut(self) -> None:
         """End the connection, once all was sent, so that no client takes it for the end of the stream."""
@@ -209,15 +208,21 @@ class Connection:
 
     async def _let_gather(self) -> None:
         """Leave events that come within the window to the next send; the stream's end does not wait."""
-        subscriber = self.subscriber
-        if self._window_seconds and not subscriber.finished:
-            await asyncio.sleep(self._window_seconds)
+        if self._window_seconds:
+            await self.subscriber.pause(self._window_seconds)
 
     async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
         self.sending_since = _now()
-        await send({"type": "http.response.body", "body": body, "more_body": more})
+        await self._call(send, {"type": "http.response.body", "body": body, "more_body": more})
         self.sending_since = None
         self.last_sent_at = _now()
+
+    async def _call(self, send: Send, message: Message) -> None:
+        try:
+            await send(message)
+        except OSError:
+            # So servers may say that the client has gone.
+            self._gone.set()
 
     async def _take(self) -> bytes:
         """Take and encode what is there. Where the log cannot be read just now, the client is asked to come back."""
@@ -242,7 +247,7 @@ class Connection:
         self.subscriber.tap()
 
     async def _tell_gone(self) -> None:
-        if self._on_gone is not None and not self._leaving:
+        if self._on_gone is not None and not (self._leaving or self._connections.draining):
             await self._on_gone()
 
 

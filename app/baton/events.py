@@ -116,6 +116,15 @@ def clean(value: Any) -> Any:
     return value
 
 
+def begins_call(event: Mapping[str, Any], current: str | None) -> bool:
+    """Whether a tool call's event begins another call than the one of its index so far, whose id is `current`.
+
+    Agents that take several steps may count the calls of each from 0.
+    """
+    given = event.get("id")
+    return bool(given) and current is not None and given != current
+
+
 def parse_cursor(raw: str | None) -> int:
     """Return the sequence number that a client names as its last; 0 for none.
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -131,14 +131,14 @@ class Batch:
     """One batch as it is read: `events` are lines of JSON, the first with the number `first_seq`.
 
     Pods hold many of them, so it is one string and not a list. `encodings` keeps the batch in the wire formats that it
-    was sent in, so that each is made once for all clients.
+    was sent in, so that each is made once for all clients; None: not any more.
     """
 
     first_seq: int
     last_seq: int
     terminal: bool
     events: str
-    encodings: dict[str, Any] | None = None
+    encodings: dict[str, Any] | None = field(default_factory=dict)
 
     @property
     def lines(self) -> list[str]:

@@ -95,6 +95,8 @@ class Pod:
             try:
                 yield pod
             finally:
+                # Whoever loses the connection from now on did not leave.
+                pod.draining = pod.connections.draining = True
                 for task in tasks:
                     task.remove_done_callback(pod.mourn)
                     task.cancel()

@@ -65,11 +65,14 @@ class Subscriber:
         """Wait for events, for the stream's end, or for a tap."""
         if self.tapped or self.relay.over or self.cursor < self.relay.tail:
             return
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        await self._woken()
+
+    async def pause(self, seconds: float) -> None:
+        """Wait so long, whatever events come, but not beyond the stream's end or a tap."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not (self.tapped or self.relay.ended or self.relay.over):
+                    await self._woken()
 
     async def take(self) -> list[Batch]:
         """Return what follows the cursor and move it there; the first batch may begin before the cursor."""
@@ -81,6 +84,13 @@ class Subscriber:
         if batches:
             self.cursor = batches[-1].last_seq
         return batches
+
+    async def _woken(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
 
     def tap(self) -> None:
         """Wake it although there may be no events."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import orjson
 
+from .events import begins_call
+
 
 @dataclass(slots=True)
 class Snapshot:
@@ -31,7 +33,7 @@ class Snapshot:
         snapshot = cls()
         text: list[str] = []
         reasoning: list[str] = []
-        calls: dict[int, dict[str, Any]] = {}
+        newest: dict[int, dict[str, Any]] = {}
         for event in map(orjson.loads, lines):
             match event["type"]:
                 case "text":
@@ -39,22 +41,24 @@ class Snapshot:
                 case "reasoning":
                     reasoning.append(event["delta"])
                 case "tool_call":
-                    _add_call(calls, event)
+                    _add_call(snapshot.tool_calls, newest, event)
                 case "tool_result":
                     snapshot.tool_results.append(_without_type(event))
                 case "usage":
                     snapshot.usage = _without_type(event)
                 case "reset":
                     snapshot = cls()
-                    text, reasoning, calls = [], [], {}
+                    text, reasoning, newest = [], [], {}
         snapshot.last_event_id = last_event_id
         snapshot.text, snapshot.reasoning = "".join(text), "".join(reasoning)
-        snapshot.tool_calls = [calls[index] for index in sorted(calls)]
         return snapshot
 
 
-def _add_call(calls: dict[int, dict[str, Any]], event: dict[str, Any]) -> None:
-    call = calls.setdefault(event["index"], {"id": None, "name": None, "arguments": ""})
+def _add_call(calls: list[dict[str, Any]], newest: dict[int, dict[str, Any]], event: dict[str, Any]) -> None:
+    call = newest.get(event["index"])
+    if call is None or begins_call(event, call["id"]):
+        call = newest[event["index"]] = {"id": None, "name": None, "arguments": ""}
+        calls.append(call)
     call["id"] = event.get("id") or call["id"]
     call["name"] = event.get("name") or call["name"]
     call["arguments"] += event.get("arguments_delta") or ""

@@ -259,7 +259,7 @@ async def test_what_fails_raises_or_says_so(client: AsyncOpenAI) -> None:
 
 
 async def test_what_is_wrong_is_told_in_openais_form(client: AsyncOpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match=r"There are: .*echo") as unknown:
+    with pytest.raises(openai.NotFoundError, match=r"Known are: .*echo") as unknown:
         await client.responses.create(model="gpt-none", input="x")
     assert unknown.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError, match="previous_response_id is not supported"):
@@ -274,6 +274,38 @@ async def test_what_is_wrong_is_told_in_openais_form(client: AsyncOpenAI) -> Non
     assert beyond.value.code == "cursor_beyond_tail"
     assert "echo" in [model.id async for model in client.models.list()]
     assert (await client.models.retrieve("echo")).owned_by == "baton"
+
+
+async def test_what_nests_too_deeply_is_refused_and_makes_nothing(client: AsyncOpenAI, cluster: Cluster) -> None:
+    deep: Any = {}
+    for _ in range(246):
+        deep = {"a": deep}
+    with pytest.raises(openai.BadRequestError, match="stored as JSON"):
+        await client.responses.create(model="echo", input="x", extra_body={"tools": [deep]}, stream=True)
+    assert await cluster.pool.fetchval("SELECT count(*) FROM baton.stream") == 0
+
+
+async def test_a_completion_that_can_be_repeated_outlives_its_first_client(cluster: Cluster) -> None:
+    tap = Tap()
+    pod = await cluster.pod()
+    await cluster.worker({"tap": tap})
+    asked: Any = {
+        "model": "tap",
+        "messages": [{"role": "user", "content": "go"}],
+        "extra_headers": {"idempotency-key": "one"},
+    }
+    async with client_of(pod.url) as client:
+        tap.let("half")
+        stream = await client.chat.completions.create(**asked, stream=True)
+        await anext(stream)
+        await stream.close()
+        await until(lambda: pod.metric("baton_subscribers") == 0)
+        again = await client.chat.completions.create(**asked, stream=True)
+        tap.let("whole")
+        tap.end()
+        deltas = [chunk.choices[0].delta.content async for chunk in again]
+    assert "".join(filter(None, deltas)) == "halfwhole"
+    assert await cluster.pool.fetchval("SELECT count(*) FROM baton.stream") == 1
 
 
 async def test_a_response_is_cancelled(cluster: Cluster) -> None:

@@ -244,7 +244,8 @@ def test_events_become_chunks(events: list[Event], expected: list[dict[str, Any]
 
 
 def test_a_log_with_a_hole_is_an_error_and_an_end() -> None:
-    body = AI_SDK.broken(begin(ID).state, "log_damaged", "A part is missing.")
+    body, over = AI_SDK.broken(begin(ID).state, "log_damaged", "A part is missing.")
+    assert over == "ended"
     assert chunks(body) == failed("A part is missing.")
 
 

@@ -10,6 +10,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from tests.dialects.wire import ANSWERS, SIZES, STREAM_ID, batches, data, sent, stream
 
 from baton.dialects.chat import CHAT, completion_of
+from baton.dialects.dialect import Reader
 from baton.outcome import Outcome
 from baton.snapshot import Snapshot
 
@@ -63,10 +64,28 @@ def test_tool_calls_are_given_in_pieces() -> None:
         ({"type": "reset", "reason": "worker_lost"}, "reset"),
     ],
 )
-def test_an_end_that_is_not_whole_is_an_error(end: Any, code: str) -> None:
+def test_an_end_that_is_not_whole_is_an_error_and_a_cut(end: Any, code: str) -> None:
     found = told("a", end)
     assert found[-1]["error"]["code"] == code
     assert "[DONE]" not in found
+    reader = Reader(CHAT, CHAT.begin(ROW, {}), 0)
+    reader.read(batches(["a", end]))
+    assert reader.over == "cut"
+
+
+def test_calls_are_numbered_as_they_begin_whatever_their_index_is() -> None:
+    def call(index: int, delta: str, **rest: str) -> dict[str, Any]:
+        return {"type": "tool_call", "index": index, "arguments_delta": delta, **rest}
+
+    found = told(call(0, "{", id="a"), call(0, "}"), call(0, "[", id="b"), call(3, "1", id="c"), call(0, "]"), STOP)
+    calls = [chunk["choices"][0]["delta"]["tool_calls"][0] for chunk in found[1:6]]
+    assert [(item["index"], item["function"]["arguments"]) for item in calls] == [
+        (0, "{"),
+        (0, "}"),
+        (1, "["),
+        (2, "1"),
+        (1, "]"),
+    ]
 
 
 def test_a_reset_before_anything_was_told_is_nothing() -> None:

@@ -49,6 +49,7 @@ async def test_a_relay_keeps_the_encodings_of_its_newest_batches_only(cluster: C
     assert sum(batch.encodings is not None for batch in window) == ENCODED_BATCHES_KEPT
     # Who comes from its beginning gets the same all the same.
     assert Reader(dialect, START, 0).read(window) == b"".join(author.frames)
+    assert sum(batch.encodings is not None for batch in window) == ENCODED_BATCHES_KEPT
     relays.unsubscribe(subscriber)
 
 

@@ -13,7 +13,7 @@ from ..errors import InvalidRequest, UnknownGenerator
 from ..models import CreateStream
 from ..pod import Pod
 from ..streams import Limits, NewStream, Stream
-from .request import found, idempotency_key, pod_of
+from .request import damaged, found, idempotency_key, pod_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +65,24 @@ async def read(pod: Pod, stream_id: UUID) -> Content:
     """Read all events of a stream so far.
 
     Raises:
+        LogDamaged: events are missing.
         StreamExpired, StreamNotFound, Unavailable: it cannot be read.
     """
+    lines: list[str] = []
+    cursor, whole = 0, False
     async with translated():
-        stream = await found(pod, stream_id)
-        lines: list[str] = []
-        cursor = 0
-        whole = False
-        while page := await log.read(pod.pool, stream_id, cursor):
-            lines.extend(line for batch in page for line in batch.lines)
-            cursor, whole = page[-1].last_seq, page[-1].terminal
-        if not (stream.ended and whole):
-            # Its end may have come between the two reads, or it was erased or has expired.
+        for _ in range(2):
             stream = await found(pod, stream_id)
-    return Content(stream, lines, cursor, whole)
+            while page := await log.read(pod.pool, stream_id, cursor):
+                for batch in page:
+                    if batch.first_seq != cursor + 1:
+                        raise damaged(stream_id)
+                    lines.extend(batch.lines)
+                    cursor, whole = batch.last_seq, batch.terminal
+            if stream.ended == whole:
+                return Content(stream, lines, cursor, whole)
+            # It has ended between the two reads, or was erased.
+    raise damaged(stream_id)
 
 
 async def cancel(pod: Pod, stream_id: UUID) -> tuple[Stream, bool]:

@@ -34,49 +34,28 @@ class CreateCompletion(Creation):
     """The body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
-    stream: bool | None = False  # type: ignore[assignment]
     n: int | None = None
 
 
 async def create_completion(request: Request) -> Answer:
     """Create a completion, and follow it or wait for it."""
-    pod = pod_of(request)
     body = await read_body(request)
     wanted = validated(CreateCompletion, parse_json(body))
     if wanted.n not in {None, 1}:
         raise InvalidRequest("n: only one answer can be made at a time.")
     (require_followable if wanted.stream else require_staying)(request)
     stream = await openai.create(request, wanted, body)
-    cancel = _cancelling(pod, stream.id)
+    # With an Idempotency-Key its client can come back: by the same request.
+    cancel = None if "idempotency-key" in request.headers else _cancelling(pod_of(request), stream.id)
     if wanted.stream:
         opening = CHAT.begin(stream, wanted.model_dump(exclude_unset=True))
         return await openai.follow(request, stream, CHAT, opening, on_gone=cancel)
-    if not await _ends_before_its_client_leaves(request, stream.id):
+    if await wait_for_end(request, stream.id) == "client left" and cancel is not None:
         await cancel()
-        raise InvalidRequest("The client left.")
     return await _answer(request, stream.id)
 
 
 ROUTES: Final = [Route("/v1/chat/completions", answered_in_form(create_completion), methods=["POST"])]
-
-
-async def _ends_before_its_client_leaves(request: Request, stream_id: UUID) -> bool:
-    end = asyncio.create_task(wait_for_end(request, stream_id))
-    leave = asyncio.create_task(_left(request))
-    try:
-        await asyncio.wait([end, leave], return_when=asyncio.FIRST_COMPLETED)
-        if end.done():
-            end.result()
-        return end.done()
-    finally:
-        end.cancel()
-        leave.cancel()
-        await asyncio.gather(end, leave, return_exceptions=True)
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _answer(request: Request, stream_id: UUID) -> Answer:

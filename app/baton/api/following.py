@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from ..connections import Connection
 from ..dialects.dialect import Dialect, Encoded, Reader
-from ..errors import CursorBeyondTail, LogDamaged, OldProtocol, Unavailable
+from ..errors import CursorBeyondTail, OldProtocol, Unavailable
 from ..relay import Subscriber
-from .request import common_headers, pod_of, raw_headers
+from .request import Answer, common_headers, damaged, found, pod_of, raw_headers
+
+Waited = Literal["ended", "client left", "pod left", "in vain"]
 
 
 def require_followable(request: Request) -> None:
@@ -57,7 +60,7 @@ async def follow_frames(
     after: int = 0,
     headers: Mapping[str, str] | None = None,
     on_gone: Callable[[], Awaitable[None]] | None = None,
-) -> Connection:
+) -> Answer:
     """Answer with the frames after number `after` of a dialect that counts its frames.
 
     `opening` are the frames before the first event, in its body only those after that number. `on_gone` is awaited
@@ -69,6 +72,10 @@ async def follow_frames(
         LogDamaged, StreamExpired, StreamNotFound, Unavailable: the stream cannot be followed.
     """
     require_followable(request)
+    if request.method == "HEAD":
+        await found(pod_of(request), stream_id)
+        told = {name.decode(): value.decode() for name, value in dialect.headers}
+        return Response(headers=common_headers(request) | told | dict(headers or {}))
     subscriber = await subscribe(request, stream_id)
     reader = Reader(dialect, opening, after)
     try:
@@ -96,20 +103,39 @@ def connection(request: Request, subscriber: Subscriber, reader: Reader[Any], **
     )
 
 
-async def wait_for_end(request: Request, stream_id: UUID, seconds: float | None = None) -> None:
-    """Wait until a stream has ended, or the pod leaves, or for so many seconds at most."""
+async def wait_for_end(request: Request, stream_id: UUID, seconds: float | None = None) -> Waited:
+    """Wait until a stream has ended, or its client or the pod leaves, or for so many seconds at most.
+
+    Raises:
+        LogDamaged, StreamExpired, StreamNotFound, Unavailable: the stream cannot be watched.
+    """
     pod = pod_of(request)
     subscriber = await pod.relays.subscribe(stream_id, 0)
+    relay = subscriber.relay
+    client = asyncio.create_task(_left(request))
+    client.add_done_callback(lambda _task: subscriber.tap())
     try:
         async with asyncio.timeout(seconds):
-            while not (subscriber.relay.ended or subscriber.relay.over or pod.draining):
-                subscriber.cursor = subscriber.relay.tail
+            while not (relay.ended or relay.over or pod.draining or client.done()):
+                subscriber.cursor = relay.tail
                 subscriber.tapped = False
                 await subscriber.wait()
     except TimeoutError:
-        pass
+        return "in vain"
     finally:
+        client.cancel()
+        await asyncio.gather(client, return_exceptions=True)
         pod.relays.unsubscribe(subscriber)
+    if relay.damaged:
+        raise damaged(stream_id)
+    if relay.ended or relay.over:
+        return "ended"
+    return "pod left" if pod.draining else "client left"
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _skip(reader: Reader[Any], subscriber: Subscriber, after: int) -> bytes:
@@ -119,7 +145,7 @@ async def _skip(reader: Reader[Any], subscriber: Subscriber, after: int) -> byte
     while reader.last < after:
         batches = await subscriber.take()
         if relay.damaged:
-            raise LogDamaged(f"The log of stream {relay.stream_id} has a hole, and the stream cannot be followed.")
+            raise damaged(relay.stream_id)
         if body := reader.read(batches):
             return body
         if reader.last < after and (reader.over or not batches):

@@ -59,9 +59,13 @@ async def create_stream(request: Request) -> Answer:
     pod = pod_of(request)
     body = await read_body(request)
     wanted = validated(CreateStream, parse_json(body))
-    plain = _wants_text(request)
+    events = validated(FollowEvents, _asked(request))
+    plain, followed = _wants_text(request), "text/event-stream" in request.headers.get("accept", "")
     if plain:
         require_followable(request)
+    elif followed and pod.draining:
+        # Nothing is created that this pod cannot tell of.
+        return _retry(request)
     # Plain text cannot say that it begins again.
     new = actions.new_stream(pod, wanted, on_worker_lost="fail" if plain else pod.settings.on_worker_lost)
     cursor = parse_cursor(request.headers.get("last-event-id"))
@@ -69,9 +73,8 @@ async def create_stream(request: Request) -> Answer:
     headers = {"location": request.url_for("stream", id=stream.id).path}
     if plain:
         return await follow_frames(request, stream.id, text.TEXT, text.START, headers=headers)
-    if "text/event-stream" in request.headers.get("accept", ""):
-        cursor = 0 if created else cursor
-        return await _follow(request, stream.id, validated(FollowEvents, {}), cursor=cursor, headers=headers)
+    if followed:
+        return await _follow(request, stream.id, events, cursor=0 if created else cursor, headers=headers)
     return json_answer(request, _described(request, stream), status=201 if created else 200, headers=headers)
 
 
@@ -117,7 +120,7 @@ async def follow_events(request: Request) -> Answer:
     stream_id = _stream_id(request)
     raw = request.headers.get("last-event-id") or query.get("last_event_id") or query.get("lastEventId")
     cursor = parse_cursor(raw)
-    wanted = validated(FollowEvents, {name: query[name] for name in FollowEvents.model_fields if name in query})
+    wanted = validated(FollowEvents, _asked(request))
     if _wants_text(request):
         return await follow_frames(request, stream_id, text.TEXT, text.START)
     if wanted.snapshot and not cursor:
@@ -210,8 +213,15 @@ def _retry(request: Request, headers: Mapping[str, str] | None = None) -> Retry:
     return Retry(pod_of(request).settings.reconnect_milliseconds, raw_headers(known))
 
 
+def _asked(request: Request) -> dict[str, str]:
+    """What the query says of how events are to be told; the rest is for others."""
+    return {name: value for name, value in request.query_params.items() if name in FollowEvents.model_fields}
+
+
 def _wants_text(request: Request) -> bool:
-    return "text/plain" in request.headers.get("accept", "")
+    # Some clients name it among others, behind JSON.
+    first = request.headers.get("accept", "").partition(",")[0].partition(";")[0]
+    return first.strip().lower() == "text/plain"
 
 
 def _stream_id(request: Request) -> UUID:

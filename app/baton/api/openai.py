@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from .. import workers
-from ..connections import Connection
 from ..database import translated
 from ..dialects.dialect import Dialect, Encoded
+from ..dialects.openai import error_of
 from ..dialects.responses import response_id
-from ..errors import RequestError, RequestTooLarge, StillRunning, Unavailable, UnknownModel
+from ..errors import RequestError, RequestTooLarge, StillRunning, Unavailable, UnknownGenerator, UnknownModel
 from ..generators.registry import configured_names
 from ..models import CreateStream, Name, Text, storable
 from ..pod import Pod
@@ -38,7 +39,7 @@ class Creation(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: Name | None = None
-    stream: bool = False
+    stream: bool | None = False
     metadata: dict[Name, Text] | None = Field(None, max_length=16)
 
     @model_validator(mode="before")
@@ -59,6 +60,12 @@ def answered_in_form(handler: Handler) -> Handler:
             if isinstance(error, Unavailable):
                 logger.warning("%s %s: %s (%r)", request.method, request.url.path, error, error.__cause__)
             return refusal(request, error)
+        except HTTPException:
+            raise
+        except Exception:
+            logger.exception("%s %s", request.method, request.url.path)
+            content = error_body(500, "internal_error", "The pod failed to answer; its log says why.")
+            return json_answer(request, content, status=500, headers={"x-should-retry": "false"})
 
     return endpoint
 
@@ -77,7 +84,7 @@ def refusal(request: Request, error: RequestError) -> Response:
 def error_body(status: int, code: str, message: str) -> dict[str, Any]:
     """An error in OpenAI's form."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    return {"error": error_of(code, message, kind)}
 
 
 async def create(request: Request, wanted: Creation, body: bytes) -> Stream:
@@ -92,19 +99,16 @@ async def create(request: Request, wanted: Creation, body: bytes) -> Stream:
     native = CreateStream(generator=wanted.model, input=given, metadata=dict(wanted.metadata or {}))
     # A client of OpenAI's cannot be told to discard what it has.
     new = actions.new_stream(pod, native, on_worker_lost="fail")
-    async with translated():
-        if wanted.model and await pod.missing_generator(wanted.model):
-            known = ", ".join(sorted(await _models(pod)))
-            raise UnknownModel(
-                f"There is no model called {wanted.model!r}. There are: {known}. BATON_MODELS names others."
-            )
-    stream, _ = await actions.create(request, new, body)
+    try:
+        stream, _ = await actions.create(request, new, body)
+    except UnknownGenerator as error:
+        raise UnknownModel(f"{error} BATON_MODELS names models.") from None
     return stream
 
 
 async def follow(
     request: Request, stream: Stream, dialect: Dialect[Any], opening: Encoded[Any], **options: Any
-) -> Connection:
+) -> Answer:
     """Follow what was just created; `options` are those of `follow_frames`.
 
     Raises:

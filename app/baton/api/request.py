@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from .. import retention, streams
 from ..dialects.dialect import Header
-from ..errors import InvalidRequest, RequestTooLarge, StreamNotFound, Unavailable
+from ..errors import InvalidRequest, LogDamaged, RequestTooLarge, StreamNotFound, Unavailable
 from ..events import clean
 from ..pod import Pod
 from ..streams import IdempotencyKey, Stream
@@ -72,6 +72,11 @@ async def found(pod: Pod, stream_id: UUID) -> Stream:
     if stream is None:
         raise await retention.absence(pod.pool, stream_id)
     return stream
+
+
+def damaged(stream_id: UUID) -> LogDamaged:
+    """Return the error that says that events are missing."""
+    return LogDamaged(f"The log of stream {stream_id} has a hole, and nobody can be told the whole of it.")
 
 
 def parse_stream_id(raw: str) -> UUID:
@@ -142,7 +147,7 @@ def idempotency_key(request: Request, body: bytes) -> IdempotencyKey | None:
     if not 0 < len(key) <= 255:
         raise InvalidRequest("An Idempotency-Key has 1 to 255 characters.")
     hours = pod_of(request).settings.idempotency_hours
-    return IdempotencyKey(key, hashlib.sha256(body).digest(), hours * 3600)
+    return IdempotencyKey(key, hashlib.sha256(request.url.path.encode() + b"\n" + body).digest(), hours * 3600)
 
 
 def common_headers(request: Request) -> dict[str, str]:

@@ -37,7 +37,6 @@ class CreateResponse(Creation):
 
     input: NonEmpty | Annotated[list[dict[str, Any]], Field(min_length=1)]
     background: bool | None = False
-    stream: bool | None = False  # type: ignore[assignment]
 
 
 class RetrieveResponse(BaseModel):
@@ -172,7 +171,8 @@ def _items(given: Any, stream_id: UUID) -> list[dict[str, Any]]:
 
 
 def _item(item: dict[str, Any], item_id: str) -> dict[str, Any]:
-    whole = {"id": item_id, "type": "message", **item}
+    # An id of its own may be none, or that of another.
+    whole = {"type": "message", **item, "id": item_id}
     if whole["type"] == "message" and isinstance(whole.get("content"), str):
         kind = "output_text" if whole.get("role") == "assistant" else "input_text"
         whole["content"] = [{"type": kind, "text": whole["content"]}]

@@ -89,11 +89,11 @@ class AiSdk:
         """Nothing: the first chunk is there at once."""
         return b""
 
-    def broken(self, state: State, code: str, message: str) -> bytes:
+    def broken(self, state: State, code: str, message: str) -> tuple[bytes, Over]:
         """An error."""
         chunks = Chunks(state)
         chunks.fail(message)
-        return chunks.encoded(0, "ended").body
+        return chunks.encoded(0, "ended").body, "ended"
 
 
 class Chunks:

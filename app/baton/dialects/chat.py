@@ -8,18 +8,19 @@ cancelled or begins again: such an end is an error, without the `[DONE]` that en
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final
 from uuid import UUID
 
 import orjson
 
-from ..events import escape_line_ends
+from ..events import begins_call, escape_line_ends
 from ..log import Batch
 from ..snapshot import Snapshot
 from ..streams import Stream
 from . import sse
 from .dialect import Encoded, Header, Over
+from .openai import RESET, Tokens, error_of
 
 _DONE: Final = b"data: [DONE]\n\n"
 _FINISH_REASONS: Final = frozenset({"stop", "length", "tool_calls", "content_filter"})
@@ -35,6 +36,8 @@ class State:
     with_usage: bool
     started: bool = False
     usage: Mapping[str, Any] | None = None
+    calls: Mapping[int, tuple[int, str | None]] = field(default_factory=dict)  # number and id of the newest of an index
+    calls_begun: int = 0
 
 
 class Chat:
@@ -63,16 +66,19 @@ class Chat:
                 case "reasoning":
                     frames.append(_chunk(state, {"reasoning_content": event["delta"]}))
                 case "tool_call":
-                    frames.append(_chunk(state, {"tool_calls": [_call(event)]}))
+                    state = _with_call(state, event)
+                    number = state.calls[event["index"]][0]
+                    frames.append(_chunk(state, {"tool_calls": [_call(event, number)]}))
                 case "usage":
                     state = replace(state, usage=event)
                     continue
                 case "reset" if state.started:
-                    frames.append(_error("reset", "The answer is begun again by another worker. Ask again."))
-                    over = "ended"
+                    frames.append(_error("reset", f"{RESET}. Ask again."))
+                    over = "cut"
                     break
                 case "done":
                     frames.extend(_end(event, state))
+                    over = "ended" if event["status"] == "completed" else "cut"
                 case _:
                     continue
             if not state.started:
@@ -83,9 +89,9 @@ class Chat:
         """A comment, which opens the way through proxies."""
         return self.comment
 
-    def broken(self, state: State, code: str, message: str) -> bytes:
-        """An error."""
-        return _error(code, message)
+    def broken(self, state: State, code: str, message: str) -> tuple[bytes, Over]:
+        """An error, and no end, for clients that do not know the error."""
+        return _error(code, message), "cut"
 
 
 def completion_of(stream: Stream, snapshot: Snapshot) -> Fields:
@@ -130,8 +136,17 @@ def _chunk(state: State, delta: Fields, finish_reason: str | None = None) -> byt
     return _frame({**state.chunk, "choices": [choice]} | ({"usage": None} if state.with_usage else {}))
 
 
-def _call(event: Fields) -> Fields:
-    call: Fields = {"index": event["index"], "function": {"arguments": event.get("arguments_delta") or ""}}
+def _with_call(state: State, event: Fields) -> State:
+    """Number the calls as they begin: clients join what has the same number."""
+    number, current = state.calls.get(event["index"], (None, None))
+    if number is not None and not begins_call(event, current):
+        return state
+    calls = {**state.calls, event["index"]: (state.calls_begun, event.get("id"))}
+    return replace(state, calls=calls, calls_begun=state.calls_begun + 1)
+
+
+def _call(event: Fields, number: int) -> Fields:
+    call: Fields = {"index": number, "function": {"arguments": event.get("arguments_delta") or ""}}
     if event.get("id"):
         call |= {"id": event["id"], "type": "function"}
     if event.get("name"):
@@ -156,21 +171,20 @@ def _reason(reason: str | None) -> str:
 
 
 def _usage(counts: Mapping[str, Any] | None) -> Fields | None:
-    if not counts:
+    tokens = Tokens.of(counts)
+    if tokens is None:
         return None
-    known = {name: value for name, value in counts.items() if isinstance(value, int)}
-    given, made = known.get("input_tokens", 0), known.get("output_tokens", 0)
     return {
-        "prompt_tokens": given,
-        "completion_tokens": made,
-        "total_tokens": known.get("total_tokens", given + made),
-        "prompt_tokens_details": {"cached_tokens": known.get("cached_tokens", 0)},
-        "completion_tokens_details": {"reasoning_tokens": known.get("reasoning_tokens", 0)},
+        "prompt_tokens": tokens.given,
+        "completion_tokens": tokens.made,
+        "total_tokens": tokens.total,
+        "prompt_tokens_details": {"cached_tokens": tokens.cached},
+        "completion_tokens_details": {"reasoning_tokens": tokens.reasoning},
     }
 
 
 def _error(code: str, message: str) -> bytes:
-    return _frame({"error": {"message": message, "type": "server_error", "param": None, "code": code}})
+    return _frame({"error": error_of(code, message)})
 
 
 def _frame(content: Fields) -> bytes:

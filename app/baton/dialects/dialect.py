@@ -78,8 +78,8 @@ class Dialect(Protocol[State]):
         """What a connection begins with."""
         ...
 
-    def broken(self, state: State, code: str, message: str) -> bytes | None:
-        """What says that the stream cannot be followed to its end; None where only a cut connection can."""
+    def broken(self, state: State, code: str, message: str) -> tuple[bytes, Over]:
+        """What says that the stream cannot be followed to its end, and how the connection then ends."""
         ...
 
 
@@ -101,14 +101,19 @@ class Reader(Generic[State]):
     def _read(self, batch: Batch) -> bytes:
         if self.over:
             return b""
-        kept = batch.encodings
-        if kept is None:
-            kept = batch.encodings = {}
-        encoded: Encoded[State] | None = kept.get(self.dialect.name)
-        if encoded is None:
-            encoded = kept[self.dialect.name] = self.dialect.encode(batch, self.state, 0)
+        encoded = self._encoded(batch)
         body = encoded.body
         if encoded.first <= self._after:
             body = self.dialect.encode(batch, self.state, self._after).body if encoded.last > self._after else b""
         self.state, self.last, self.over = encoded.state, encoded.last, encoded.over
         return body
+
+    def _encoded(self, batch: Batch) -> Encoded[State]:
+        """Return the whole batch, from where it is kept for all."""
+        kept = batch.encodings
+        if kept is None:
+            return self.dialect.encode(batch, self.state, 0)
+        encoded: Encoded[State] | None = kept.get(self.dialect.name)
+        if encoded is None:
+            encoded = kept[self.dialect.name] = self.dialect.encode(batch, self.state, 0)
+        return encoded

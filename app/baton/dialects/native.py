@@ -16,7 +16,7 @@ from ..events import encode_object, join_lines
 from ..log import Batch
 from ..snapshot import Snapshot
 from . import sse
-from .dialect import Encoded, Header
+from .dialect import Encoded, Header, Over
 
 # Without an id, so that it moves no cursor.
 _BROKEN: Final = b'data: {"type":"error","error":%b}\n\n'
@@ -52,9 +52,9 @@ class Native:
         """A comment, and when to come back."""
         return sse.retry_block(reconnect_milliseconds)
 
-    def broken(self, state: None, code: str, message: str) -> bytes:
+    def broken(self, state: None, code: str, message: str) -> tuple[bytes, Over]:
         """An event without a number. Who comes back is refused."""
-        return _BROKEN % orjson.dumps({"code": code, "message": message})
+        return _BROKEN % orjson.dumps({"code": code, "message": message}), "ended"
 
 
 def snapshot_frame(snapshot: Snapshot, view: str) -> bytes:

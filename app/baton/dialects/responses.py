@@ -18,11 +18,12 @@ from uuid import UUID
 
 import orjson
 
-from ..events import escape_line_ends
+from ..events import begins_call, escape_line_ends
 from ..log import Batch
 from ..streams import Stream
 from . import sse
 from .dialect import Chain, Encoded, Header, Over
+from .openai import RESET, Tokens, error_of
 
 # What a Response repeats of its request, with what it says where the request said nothing.
 _REPEATED: Final[Mapping[str, Any]] = {
@@ -38,7 +39,7 @@ _REPEATED: Final[Mapping[str, Any]] = {
     "truncation": "disabled",
 }
 _INCOMPLETE: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
-_RESET: Final = "The answer is begun again by another worker. Retrieve the response to get the new answer."
+_RESET: Final = f"{RESET}. Retrieve the response to get the new one."
 
 Fields = dict[str, Any]
 Frame = tuple[str, Fields]
@@ -89,11 +90,11 @@ class Responses:
         """A comment, which opens the way through proxies."""
         return self.comment
 
-    def broken(self, state: State, code: str, message: str) -> bytes:
+    def broken(self, state: State, code: str, message: str) -> tuple[bytes, Over]:
         """An error event."""
         writer = _Writer(state)
         writer.fail(code, message)
-        return writer.encoded(state.frames).body
+        return writer.encoded(state.frames).body, "ended"
 
 
 def response_of(stream: Stream, given: Any, lines: Iterable[str]) -> Fields:
@@ -277,7 +278,8 @@ class _Writer:
         self._started = state.started
         self._places = state.places
         self._output = list(state.output)
-        self._open = [item.copy() for item in state.open]
+        self._open = list(state.open)
+        self._touched: set[int] = set()  # the places of open items that are this writer's own
         self._usage = state.usage
         self._over = state.over
 
@@ -290,7 +292,7 @@ class _Writer:
             self._started,
             self._places,
             tuple(self._output),
-            tuple([item.settle() for item in self._open]),
+            tuple([item.settle() if item.place in self._touched else item for item in self._open]),
             self._usage,
             self._over,
         )
@@ -325,8 +327,7 @@ class _Writer:
 
     def fail(self, code: str, message: str) -> None:
         """End with an error event. Clients look for the error at one place or the other."""
-        error = {"code": code, "message": message, "param": None}
-        self.emit("error", **error, error={"type": "server_error", **error})
+        self.emit("error", code=code, message=message, param=None, error=error_of(code, message))
         self._over = "ended"
 
     def text(self, event: Fields) -> None:
@@ -340,8 +341,7 @@ class _Writer:
     def call(self, event: Fields) -> None:
         """Add to a call, or begin it."""
         item = self._open_call(event["index"])
-        # An index that comes again with another id is another call.
-        if item is None or event.get("id") not in {None, "", item.call_id}:
+        if item is None or begins_call(event, item.call_id):
             self._end_prose()
             item = self._begin(Call(self._next_id(Call), self._places, event))
         if delta := event.get("arguments_delta"):
@@ -392,6 +392,7 @@ class _Writer:
             self._finish("incomplete", "incomplete" if cause else "cancelled", incomplete_details=details)
 
     def _finish(self, kind: str, status: str, **fields: Any) -> None:
+        self._over = "ended"
         self.ended = self.response(status, **fields)
         self.emit(f"response.{kind}", response=self.ended)
 
@@ -408,11 +409,17 @@ class _Writer:
         return self._begin(kind(self._next_id(kind), self._places))
 
     def _grow(self, item: Item, delta: str) -> None:
+        if item.place not in self._touched:
+            own = item.copy()
+            self._open[self._open.index(item)] = own
+            self._touched.add(own.place)
+            item = own
         self._frames.append(item.grow(delta, self.state.frames + len(self._frames)))
 
     def _begin(self, item: GrowingItem) -> GrowingItem:
         self._places += 1
         self._open.append(item)
+        self._touched.add(item.place)
         for frame in item.begin():
             self._emit_frame(frame)
         return item
@@ -489,19 +496,15 @@ def _error(error: Fields) -> Fields:
 
 
 def _usage(counts: Mapping[str, Any] | None) -> Fields | None:
-    if not counts:
+    tokens = Tokens.of(counts)
+    if tokens is None:
         return None
-    known = {name: value for name, value in counts.items() if isinstance(value, int)}
-    given, made = known.get("input_tokens", 0), known.get("output_tokens", 0)
     return {
-        "input_tokens": given,
-        "input_tokens_details": {
-            "cached_tokens": known.get("cached_tokens", 0),
-            "cache_write_tokens": known.get("cache_write_tokens", 0),
-        },
-        "output_tokens": made,
-        "output_tokens_details": {"reasoning_tokens": known.get("reasoning_tokens", 0)},
-        "total_tokens": known.get("total_tokens", given + made),
+        "input_tokens": tokens.given,
+        "input_tokens_details": {"cached_tokens": tokens.cached, "cache_write_tokens": tokens.cache_written},
+        "output_tokens": tokens.made,
+        "output_tokens_details": {"reasoning_tokens": tokens.reasoning},
+        "total_tokens": tokens.total,
     }
 
 

@@ -46,8 +46,9 @@ class Text:
         """Nothing."""
         return b""
 
-    def broken(self, state: bool, code: str, message: str) -> None:
+    def broken(self, state: bool, code: str, message: str) -> tuple[bytes, Over]:
         """There is no way to say so."""
+        return b"", "cut"
 
 
 TEXT: Final = Text()

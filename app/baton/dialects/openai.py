@@ -1,0 +1,42 @@
+"""What the dialects of OpenAI's two APIs share: counts of tokens, and the form of errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+RESET = "The answer is begun again by another worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a stream's usage counts; 0 for what it does not."""
+
+    given: int
+    made: int
+    total: int
+    cached: int
+    cache_written: int
+    reasoning: int
+
+    @classmethod
+    def of(cls, usage: Mapping[str, Any] | None) -> Self | None:
+        """Read a usage, or what else a generator gave for one."""
+        if not usage:
+            return None
+        known = {name: value for name, value in usage.items() if isinstance(value, int)}
+        given, made = known.get("input_tokens", 0), known.get("output_tokens", 0)
+        return cls(
+            given,
+            made,
+            known.get("total_tokens", given + made),
+            known.get("cached_tokens", 0),
+            known.get("cache_write_tokens", 0),
+            known.get("reasoning_tokens", 0),
+        )
+
+
+def error_of(code: str, message: str, kind: str = "server_error") -> dict[str, Any]:
+    """An error as OpenAI's clients read it."""
+    return {"message": message, "type": kind, "param": None, "code": code}
