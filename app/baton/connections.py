@@ -118,6 +118,7 @@ class Connection:
         self._window_seconds = window_seconds
         self._on_gone = on_gone
         self._leaving = False
+        self._failed = False  # the dialect could not tell what there is
         self._gone = asyncio.Event()  # the connection is no more
         self._extensions: Mapping[str, Any] = {}
         self._task: asyncio.Task[object] | None = None
@@ -147,7 +148,6 @@ class Connection:
         """Abort the connection of a client that accepts nothing. It can resume."""
         logger.warning("A client of stream %s accepts nothing and is cut off.", self.subscriber.relay.stream_id)
         self._metrics.aborted += 1
-        self._leaving = True
         self._gone.set()
         abort = self._extensions.get(ABORT_EXTENSION)
         if abort is not None:
@@ -160,7 +160,7 @@ class Connection:
         pending, self._opening = dialect.greeting(self._reconnect_milliseconds) + self._opening, b""
         while not self._gone.is_set():
             pending += await self._take()
-            if subscriber.finished or subscriber.relay.over or self._reader.over or self._leaving:
+            if subscriber.finished or subscriber.relay.over or self._reader.over or self._leaving or self._failed:
                 break
             if subscriber.tapped and not pending:
                 pending = dialect.comment
@@ -179,8 +179,9 @@ class Connection:
         """Send what is left and end the connection: in the way that says whether this is the stream's end."""
         reader, relay = self._reader, self.subscriber.relay
         over = reader.over
-        if not over and relay.damaged:
-            last, over = reader.dialect.broken(reader.state, LogDamaged.code, f"{LogDamaged.title}.")
+        if not over and (relay.damaged or self._failed):
+            code, message = (LogDamaged.code, f"{LogDamaged.title}.") if relay.damaged else _UNTELLABLE
+            last, over = reader.dialect.broken(reader.state, code, message)
             pending += last
         elif reader.dialect.reconnects and not self.subscriber.finished:
             # Spread over a moment, so that the next pod does not get all at once.
@@ -235,7 +236,15 @@ class Connection:
             return b""
         if not batches:
             return b""
-        body = self._reader.read(batches)
+        try:
+            body = self._reader.read(batches)
+        except Exception:
+            # The same would happen again wherever the client comes back.
+            logger.exception(
+                "Events of stream %s cannot be told in %s.", subscriber.relay.stream_id, self._reader.dialect.name
+            )
+            self._failed = True
+            return b""
         self._metrics.events_sent += subscriber.cursor - cursor
         self._metrics.bytes_sent += len(body)
         return body
@@ -249,6 +258,9 @@ class Connection:
     async def _tell_gone(self) -> None:
         if self._on_gone is not None and not (self._leaving or self._connections.draining):
             await self._on_gone()
+
+
+_UNTELLABLE: Final = ("internal_error", "What follows cannot be told here; the pod's log says why.")
 
 
 def _now() -> float:

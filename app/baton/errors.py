@@ -14,6 +14,7 @@
     │   ├── IdempotencyConflict    422
     │   ├── UnknownGenerator       422
     │   ├── UnknownModel           404
+    │   ├── NotHere                404
     │   ├── OldProtocol            400
     │   ├── RequestTooLarge        413
     │   ├── StillRunning           503
@@ -134,6 +135,14 @@ class UnknownModel(RequestError):
     status = 404
     code = "model_not_found"
     title = "There is no such model"
+
+
+class NotHere(RequestError):
+    """A part of somebody else's API that Baton does not have."""
+
+    status = 404
+    code = "not_found"
+    title = "There is no such route"
 
 
 class OldProtocol(RequestError):

@@ -94,11 +94,15 @@ def validated(model: type[Model], content: Any) -> Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        found = [
-            f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors()
-        ]
+        found = [f"{'.'.join(map(str, item['loc'])) or 'body'}: {_sentence(item)}" for item in error.errors()]
         raise InvalidRequest("; ".join(found)[:1000] + ".") from None
+
+
+def _sentence(error: Any) -> str:
+    if error["type"] in {"model_type", "model_attributes_type"}:
+        return "it must be a JSON object"
+    message: str = error["msg"]
+    return message.removeprefix("Value error, ")
 
 
 def metadata_alternatives(filters: Mapping[str, str]) -> list[dict[str, Any]] | None:

@@ -154,7 +154,7 @@ class Run:
         if error is None:
             return Outcome.completed(self._finish_reason, **rest)
         if isinstance(error, GenerationError):
-            logger.warning("Stream %s failed: %s: %s", self.claim.stream_id, error.code, error.message)
+            logger.warning("Stream %s failed: %s: %r", self.claim.stream_id, error.code, error.message)
             return Outcome.failed(error.code, error.message, **rest)
         logger.error("The generator of stream %s failed.", self.claim.stream_id, exc_info=error)
         return Outcome.failed("generator_error", "The generator failed; its worker's log says why.", **rest)

@@ -151,8 +151,8 @@ async def _skip(reader: Reader[Any], subscriber: Subscriber, after: int) -> byte
         if reader.last < after and (reader.over or not batches):
             if caught_up or reader.over or relay.ended or relay.over:
                 raise CursorBeyondTail(
-                    f"The stream has {reader.last} frames so far, and the cursor stands behind number {after}. "
-                    "Start again without a cursor."
+                    f"The stream has {reader.last} frames so far, and the request is for those that follow the first "
+                    f"{after}. Start again without a cursor."
                 )
             await relay.catch_up()
             caught_up = True

@@ -18,7 +18,7 @@ from ..database import translated
 from ..dialects.dialect import Dialect, Encoded
 from ..dialects.openai import error_of
 from ..dialects.responses import response_id
-from ..errors import RequestError, RequestTooLarge, StillRunning, Unavailable, UnknownGenerator, UnknownModel
+from ..errors import NotHere, RequestError, RequestTooLarge, StillRunning, Unavailable, UnknownGenerator, UnknownModel
 from ..generators.registry import configured_names
 from ..models import CreateStream, Name, Text, storable
 from ..pod import Pod
@@ -141,9 +141,21 @@ async def get_model(request: Request) -> Answer:
     return json_answer(request, _model(name))
 
 
+async def not_here(request: Request) -> Answer:
+    """Answer what OpenAI's clients may ask for and this is not, in the form that they show."""
+    raise NotHere(f"There is no {request.method} {request.url.path} here.")
+
+
+_ALL_METHODS: Final = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+
+# The last ones take what no other route has taken.
 ROUTES: Final = [
     Route("/v1/models", answered_in_form(list_models), methods=["GET"]),
     Route("/v1/models/{name:path}", answered_in_form(get_model), methods=["GET"]),
+    *(
+        Route(f"/v1/{path}{{rest:path}}", answered_in_form(not_here), methods=_ALL_METHODS)
+        for path in ("responses", "chat/completions", "models")
+    ),
 ]
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.requests import Request
 from starlette.routing import Route
 
@@ -29,14 +29,20 @@ _NOT_HERE: Final = {
     "prompt": "send the text itself as `input`",
 }
 
-NonEmpty = Annotated[str, StringConstraints(min_length=1)]
-
 
 class CreateResponse(Creation):
     """The body of `POST /v1/responses`."""
 
-    input: NonEmpty | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    input: Any
     background: bool | None = False
+
+    @field_validator("input")
+    @classmethod
+    def _is_said(cls, value: Any) -> Any:
+        items = isinstance(value, list) and all(isinstance(item, dict) for item in value)
+        if not value or not (isinstance(value, str) or items):
+            raise ValueError("it must be a text, or a list of items, and not be empty")
+        return value
 
 
 class RetrieveResponse(BaseModel):

@@ -73,7 +73,7 @@ class Chat:
                     state = replace(state, usage=event)
                     continue
                 case "reset" if state.started:
-                    frames.append(_error("reset", f"{RESET}. Ask again."))
+                    frames.append(_error("reset", f"{RESET}."))
                     over = "cut"
                     break
                 case "done":

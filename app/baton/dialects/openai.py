@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+_MOST = 2**53 - 1
+
 RESET = "The answer is begun again by another worker"
 
 
@@ -25,16 +27,21 @@ class Tokens:
         """Read a usage, or what else a generator gave for one."""
         if not usage:
             return None
-        known = {name: value for name, value in usage.items() if isinstance(value, int)}
+        known = {name: _count(value) for name, value in usage.items() if isinstance(value, int | float)}
         given, made = known.get("input_tokens", 0), known.get("output_tokens", 0)
         return cls(
             given,
             made,
-            known.get("total_tokens", given + made),
+            known.get("total_tokens", _count(given + made)),
             known.get("cached_tokens", 0),
             known.get("cache_write_tokens", 0),
             known.get("reasoning_tokens", 0),
         )
+
+
+def _count(value: float) -> int:
+    """A count that JSON can hold, whatever a generator counted."""
+    return int(min(max(value, 0), _MOST))
 
 
 def error_of(code: str, message: str, kind: str = "server_error") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Self, TypeVar
 from uuid import UUID
 
@@ -39,7 +39,7 @@ _REPEATED: Final[Mapping[str, Any]] = {
     "truncation": "disabled",
 }
 _INCOMPLETE: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
-_RESET: Final = f"{RESET}. Retrieve the response to get the new one."
+_RESET: Final = f"{RESET}. Retrieve the response without streaming to get the new one."
 
 Fields = dict[str, Any]
 Frame = tuple[str, Fields]
@@ -50,8 +50,8 @@ GrowingItem = TypeVar("GrowingItem", bound="Item")
 class State:
     """What the dialect remembers.
 
-    `frames`: how many there were. `output`: the items that are done, by their place. `open`: those that still grow, of
-    which only the last can be text or reasoning.
+    `frames`: how many there were. `output`: the items that are done, with their places. What still grows is `prose`,
+    which is text or reasoning, and `calls` by their places; `newest` has the place of the newest call of an index.
     """
 
     response: Mapping[str, Any]
@@ -59,7 +59,9 @@ class State:
     started: bool = False
     places: int = 0
     output: tuple[tuple[int, Fields], ...] = ()
-    open: tuple[Item, ...] = ()
+    prose: Message | Reasoning | None = None
+    calls: Mapping[int, Call] = field(default_factory=dict)
+    newest: Mapping[int, int] = field(default_factory=dict)
     usage: Mapping[str, Any] | None = None
     over: Over | None = None
 
@@ -278,21 +280,28 @@ class _Writer:
         self._started = state.started
         self._places = state.places
         self._output = list(state.output)
-        self._open = list(state.open)
-        self._touched: set[int] = set()  # the places of open items that are this writer's own
+        self._prose = state.prose
+        self._calls = dict(state.calls)
+        self._newest = dict(state.newest)
+        self._own: set[int] = set()  # the places of the growing items that are this writer's, and not the state's
         self._usage = state.usage
         self._over = state.over
 
     def encoded(self, after: int) -> Encoded[State]:
         """Return the frames that follow number `after`, and the state behind them."""
         before = self.state.frames
+        for item in self._growing():
+            if item.place in self._own:
+                item.settle()
         state = State(
             self.state.response,
             before + len(self._frames),
             self._started,
             self._places,
             tuple(self._output),
-            tuple([item.settle() if item.place in self._touched else item for item in self._open]),
+            self._prose,
+            self._calls,
+            self._newest,
             self._usage,
             self._over,
         )
@@ -316,7 +325,7 @@ class _Writer:
 
     def response(self, status: str, **fields: Any) -> Fields:
         """Return the Response as it is."""
-        output = [*self._output, *((item.place, item.as_dict("in_progress")) for item in self._open)]
+        output = [*self._output, *((item.place, item.as_dict("in_progress")) for item in self._growing())]
         return {
             **self.state.response,
             "status": status,
@@ -332,26 +341,30 @@ class _Writer:
 
     def text(self, event: Fields) -> None:
         """Add to the text, or begin it."""
-        self._grow(self._growing(Message), event["delta"])
+        self._say(Message, event["delta"])
 
     def reasoning(self, event: Fields) -> None:
         """Add to the reasoning, or begin it."""
-        self._grow(self._growing(Reasoning), event["delta"])
+        self._say(Reasoning, event["delta"])
 
     def call(self, event: Fields) -> None:
         """Add to a call, or begin it."""
-        item = self._open_call(event["index"])
-        if item is None or begins_call(event, item.call_id):
+        call = self._calls.get(self._newest.get(event["index"], -1))
+        if call is None or begins_call(event, call.call_id):
             self._end_prose()
-            item = self._begin(Call(self._next_id(Call), self._places, event))
+            call = self._begin(Call(self._next_id(Call), self._places, event))
+            self._newest[call.index] = call.place
+        elif event.get("arguments_delta") and call.place not in self._own:
+            call = self._owned(call)
+        self._calls[call.place] = call
         if delta := event.get("arguments_delta"):
-            self._grow(item, delta)
+            self._grow(call, delta)
 
     def result(self, event: Fields) -> None:
         """End the call that it is the result of."""
         self._end_prose()
-        for item in [item for item in self._open if isinstance(item, Call) and item.call_id == event["id"]]:
-            self._end(item)
+        for call in [call for call in self._calls.values() if call.call_id == event["id"]]:
+            self._end(call)
         result = event.get("result")
         output: Fields = {
             "id": f"fco_{self._suffix()}",
@@ -379,7 +392,7 @@ class _Writer:
         status, reason = event["status"], event["finish_reason"]
         cause = _INCOMPLETE.get(reason) if status == "completed" else None
         whole = status == "completed" and not cause
-        for item in list(self._open):
+        for item in self._growing():
             self._end(item, "completed" if whole else "incomplete")
         self._usage = event["usage"] or self._usage
         if whole:
@@ -396,46 +409,49 @@ class _Writer:
         self.ended = self.response(status, **fields)
         self.emit(f"response.{kind}", response=self.ended)
 
-    def _open_call(self, index: int) -> Call | None:
-        """Return the newest call of an index that still grows."""
-        calls = (item for item in reversed(self._open) if isinstance(item, Call))
-        return next((call for call in calls if call.index == index), None)
+    def _growing(self) -> list[Item]:
+        """The items that still grow, in the order of their places."""
+        found: list[Item] = [*self._calls.values(), *([self._prose] if self._prose else [])]
+        return sorted(found, key=lambda item: item.place)
 
-    def _growing(self, kind: type[Message | Reasoning]) -> Item:
-        """Return the item to which text or reasoning is to be added."""
-        if self._open and type(self._open[-1]) is kind:
-            return self._open[-1]
-        self._end_prose()
-        return self._begin(kind(self._next_id(kind), self._places))
+    def _say(self, kind: type[Message] | type[Reasoning], delta: str) -> None:
+        if type(self._prose) is not kind:
+            self._end_prose()
+            self._prose = self._begin(kind(self._next_id(kind), self._places))
+        elif self._prose.place not in self._own:
+            self._prose = self._owned(self._prose)
+        self._grow(self._prose, delta)
+
+    def _owned(self, item: GrowingItem) -> GrowingItem:
+        """Return a copy that may be changed."""
+        self._own.add(item.place)
+        return item.copy()
 
     def _grow(self, item: Item, delta: str) -> None:
-        if item.place not in self._touched:
-            own = item.copy()
-            self._open[self._open.index(item)] = own
-            self._touched.add(own.place)
-            item = own
         self._frames.append(item.grow(delta, self.state.frames + len(self._frames)))
 
     def _begin(self, item: GrowingItem) -> GrowingItem:
         self._places += 1
-        self._open.append(item)
-        self._touched.add(item.place)
+        self._own.add(item.place)
         for frame in item.begin():
             self._emit_frame(frame)
         return item
 
     def _end_prose(self) -> None:
         """End the text or the reasoning that grows, if any does."""
-        for item in [item for item in self._open if not isinstance(item, Call)]:
-            self._end(item)
+        if self._prose:
+            self._end(self._prose)
 
     def _end(self, item: Item, status: str = "completed") -> None:
         text, content = item.text, item.as_dict(status)
         for frame in item.end(text):
             self._emit_frame(frame)
         self.emit("response.output_item.done", output_index=item.place, item=content)
-        self._open.remove(item)
         self._output.append((item.place, content))
+        if item is self._prose:
+            self._prose = None
+        else:
+            del self._calls[item.place]
 
     def _emit_frame(self, frame: Frame) -> None:
         kind, fields = frame
