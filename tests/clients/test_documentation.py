@@ -7,17 +7,18 @@ import contextlib
 import re
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.clients.balancer import HANGS_UP, LOSES_THE_ANSWER, SAYS_503, balancer
+from tests.clients.node import CLIENTS, HERE, documented
 from tests.clients.pods import ANSWER, WORDS, two_pods
 from tests.cluster import DEADLINE_SECONDS, Cluster
 from tests.processes import environment
 
-DOCUMENTATION = Path(__file__).parents[2] / "docs" / "clients.md"
+LANGUAGE = re.compile(r"^```(\w+)$", re.MULTILINE)
 TEXT = "An answer that outlives its machine."
 
 
@@ -34,7 +35,7 @@ async def point(request: Any, /) -> AsyncGenerator[Any, None]:
 
 def code_of(heading: str, language: str) -> list[str]:
     """The blocks of code below a heading."""
-    section = DOCUMENTATION.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    section = CLIENTS.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
     found = re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
     assert found, heading
     return found
@@ -139,6 +140,13 @@ async def test_partial_structured_output_is_shown_as_it_grows(cluster: Cluster) 
     source = code_of("Python: OpenAI's Responses", "python")[1]
     printed = await printed_by(sys.executable, "-c", source, url=pod.url)
     assert printed.splitlines() == ["{'x': 1}", "{'x': 1, 'y': 2}", "x=1 y=2"]
+
+
+def test_all_code_is_run() -> None:
+    """Each module for node by a script here; the rest by the tests of this file, and the page by a browser."""
+    imported = set(re.findall(r'from "\./(\S+)"', "".join(script.read_text() for script in HERE.glob("*.mjs"))))
+    assert documented().keys() <= imported
+    assert Counter(LANGUAGE.findall(CLIENTS.read_text())) == {"sh": 1, "html": 1, "python": 4, "js": len(documented())}
 
 
 async def test_curl_prints_the_answer(cluster: Cluster) -> None:
