@@ -6,11 +6,20 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator
+from typing import Final
+
+# What a balancer does that knows of no pod, or loses the one that it knows.
+HANGS_UP: Final = b""
+LOSES_THE_ANSWER: Final = b"lost"
+SAYS_503: Final = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 @contextlib.asynccontextmanager
-async def balancer(*urls: str) -> AsyncIterator[str]:
-    """Yield one address for several: a connection goes to the first of them that accepts it."""
+async def balancer(*urls: str, troubles: list[bytes] | None = None) -> AsyncIterator[str]:
+    """Yield one address for several: a connection goes to the first of them that accepts it.
+
+    As long as there are `troubles`, the next connection takes the first of them, and gets it instead of an answer.
+    """
     connections: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -18,11 +27,15 @@ async def balancer(*urls: str) -> AsyncIterator[str]:
         assert task is not None
         connections.add(task)
         with contextlib.suppress(OSError, asyncio.CancelledError):
+            trouble = troubles.pop(0) if troubles else None
+            if trouble is not None and trouble != LOSES_THE_ANSWER:
+                await _refuse(reader, writer, trouble)
+                return
             upstream_reader, upstream_writer = await _connect(urls)
             try:
                 async with asyncio.TaskGroup() as both:
                     both.create_task(_pass_on(reader, upstream_writer))
-                    both.create_task(_pass_on(upstream_reader, writer))
+                    both.create_task(_pass_on(upstream_reader, writer, lost=trouble == LOSES_THE_ANSWER))
             finally:
                 upstream_writer.transport.abort()
         writer.transport.abort()
@@ -37,6 +50,14 @@ async def balancer(*urls: str) -> AsyncIterator[str]:
         await asyncio.gather(*connections, return_exceptions=True)
 
 
+async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: bytes) -> None:
+    with contextlib.suppress(asyncio.IncompleteReadError):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+    writer.close()
+    await writer.wait_closed()
+
+
 async def _connect(urls: tuple[str, ...]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     for url in urls:
         host, port = re.fullmatch(r"http://(.*):(\d+)", url).groups()  # type: ignore[union-attr]
@@ -45,10 +66,13 @@ async def _connect(urls: tuple[str, ...]) -> tuple[asyncio.StreamReader, asyncio
     raise ConnectionRefusedError
 
 
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, lost: bool = False) -> None:
     """Hand on what comes, and the end as an end: what is cut in mid-response stays recognizable as such."""
     with contextlib.suppress(OSError):
         while part := await reader.read(65_536):
+            if lost:
+                writer.transport.abort()
+                return
             writer.write(part)
             await writer.drain()
     with contextlib.suppress(OSError):

@@ -16,7 +16,10 @@ ANSWER = "".join(WORDS)
 
 @dataclass(frozen=True, slots=True)
 class TwoPods:
-    """`first` is the one that `kill` kills. `tap` is the generator `tap` of a worker that outlives both."""
+    """`first` is the one that `kill` kills. `tap` is the generator of a worker that outlives both.
+
+    It is called `tap`, and `replay`, as the documentation and whoever names none call theirs.
+    """
 
     cluster: Cluster
     tap: Tap
@@ -43,7 +46,7 @@ class TwoPods:
 async def two_pods(cluster: Cluster) -> AsyncIterator[TwoPods]:
     """Start them."""
     tap = Tap()
-    await cluster.worker({"tap": tap}, flush_window_milliseconds=5)
+    await cluster.worker({"tap": tap, "replay": tap}, flush_window_milliseconds=5)
     env = environment(BATON_DATABASE_URL=cluster.dsn, BATON_ALLOW_ANONYMOUS="true", BATON_PORT="0")
     async with running("serve", env=env) as one, running("serve", env=env) as other:
         first, second = (await one.said(SERVES))[2], (await other.said(SERVES))[2]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import sys
-from collections.abc import AsyncGenerator, Mapping
-from pathlib import Path
+from asyncio.subprocess import PIPE, Process
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import pytest
-from tests.cluster import Cluster
+from tests.clients.balancer import HANGS_UP, LOSES_THE_ANSWER, SAYS_503, balancer
+from tests.clients.node import CLIENTS, HERE, documented
+from tests.clients.pods import ANSWER, WORDS, two_pods
+from tests.cluster import DEADLINE_SECONDS, Cluster
 from tests.processes import environment
 
-DOCUMENTATION = Path(__file__).parents[2] / "docs" / "clients.md"
+LANGUAGE = re.compile(r"^```(\w+)$", re.MULTILINE)
 TEXT = "An answer that outlives its machine."
 
 
@@ -30,24 +35,39 @@ async def point(request: Any, /) -> AsyncGenerator[Any, None]:
 
 def code_of(heading: str, language: str) -> list[str]:
     """The blocks of code below a heading."""
-    section = DOCUMENTATION.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    section = CLIENTS.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
     found = re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
     assert found, heading
     return found
 
 
-async def printed_by(*command: str, env: Mapping[str, str], cwd: Path | None = None) -> str:
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        env=environment(**env),
-        cwd=cwd,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(30):
+@contextlib.asynccontextmanager
+async def running(*command: str, url: str) -> AsyncIterator[Process]:
+    process = await asyncio.create_subprocess_exec(*command, env=environment(BATON_URL=url), stdout=PIPE, stderr=PIPE)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def printed_by(*command: str, url: str) -> str:
+    async with running(*command, url=url) as process:
+        return await rest_of(process)
+
+
+async def rest_of(process: Process) -> str:
+    async with asyncio.timeout(DEADLINE_SECONDS):
         out, err = await process.communicate()
     assert process.returncode == 0, (out.decode(), err.decode())
     return out.decode()
+
+
+async def half_of(process: Process) -> str:
+    assert process.stdout is not None
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        return (await process.stdout.readuntil(WORDS[299].encode())).decode()
 
 
 @pytest.mark.parametrize(
@@ -57,19 +77,80 @@ async def test_a_python_client_prints_the_answer(cluster: Cluster, heading: str)
     pod = await cluster.pod()
     await cluster.worker({"replay": words})
     source = code_of(heading, "python")[0]
-    assert await printed_by(sys.executable, "-c", source, env={"BATON_URL": pod.url}) == TEXT
+    assert await printed_by(sys.executable, "-c", source, url=pod.url) == TEXT
+
+
+@pytest.mark.parametrize("heading", ["Python: OpenAI's Responses", "Python: httpx"])
+async def test_a_python_client_goes_on_when_its_pod_is_killed_and_the_way_to_the_next_is_troubled(
+    cluster: Cluster, heading: str
+) -> None:
+    source = code_of(heading, "python")[0]
+    troubles: list[bytes] = []
+    async with (
+        two_pods(cluster) as pods,
+        balancer(pods.first, pods.second, troubles=troubles) as url,
+        running(sys.executable, "-c", source, url=url) as client,
+    ):
+        pods.say(*WORDS[:300])
+        half = await half_of(client)
+        troubles += [HANGS_UP, SAYS_503]
+        await pods.kill()
+        pods.say(*WORDS[300:])
+        pods.finish()
+        assert half + await rest_of(client) == ANSWER
+        assert troubles == []
+
+
+async def test_the_create_of_a_response_is_repeated_and_makes_one_response(cluster: Cluster) -> None:
+    source = code_of("Python: OpenAI's Responses", "python")[0]
+    pod = await cluster.pod()
+    await cluster.worker({"replay": words})
+    troubles = [LOSES_THE_ANSWER]
+    async with balancer(pod.url, troubles=troubles) as url:
+        assert await printed_by(sys.executable, "-c", source, url=url) == TEXT
+    assert troubles == []
+    assert await cluster.pool.fetchval("SELECT count(*) FROM baton.stream") == 1
+
+
+async def test_a_refusal_that_stays_ends_the_python_clients_at_once(cluster: Cluster) -> None:
+    pod = await cluster.pod()  # and nobody who knows `nobody`
+    source = code_of("Python: OpenAI's Responses", "python")[0].replace('"replay"', '"nobody"')
+    async with running(sys.executable, "-c", source, url=pod.url) as client, asyncio.timeout(DEADLINE_SECONDS):
+        out, err = await client.communicate()
+    assert (client.returncode, out) == (1, b"")
+    assert b"openai.NotFoundError" in err
+
+
+async def test_a_completion_that_loses_its_pod_raises(cluster: Cluster) -> None:
+    source = code_of("Python: OpenAI's Chat Completions", "python")[0]
+    async with two_pods(cluster) as pods, running(sys.executable, "-c", source, url=pods.first) as client:
+        pods.say(*WORDS[:300])
+        half = await half_of(client)
+        await pods.kill()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            rest, err = await client.communicate()
+    assert half + rest.decode() == "".join(WORDS[:300])
+    assert client.returncode == 1
+    assert b"openai.APIConnectionError" in err
 
 
 async def test_partial_structured_output_is_shown_as_it_grows(cluster: Cluster) -> None:
     pod = await cluster.pod()
     await cluster.worker({"replay": point})
     source = code_of("Python: OpenAI's Responses", "python")[1]
-    printed = await printed_by(sys.executable, "-c", source, env={"BATON_URL": pod.url})
+    printed = await printed_by(sys.executable, "-c", source, url=pod.url)
     assert printed.splitlines() == ["{'x': 1}", "{'x': 1, 'y': 2}", "x=1 y=2"]
+
+
+def test_all_code_is_run() -> None:
+    """Each module for node by a script here; the rest by the tests of this file, and the page by a browser."""
+    imported = set(re.findall(r'from "\./(\S+)"', "".join(script.read_text() for script in HERE.glob("*.mjs"))))
+    assert documented().keys() <= imported
+    assert Counter(LANGUAGE.findall(CLIENTS.read_text())) == {"sh": 1, "html": 1, "python": 4, "js": len(documented())}
 
 
 async def test_curl_prints_the_answer(cluster: Cluster) -> None:
     pod = await cluster.pod()
     await cluster.worker({"replay": words})
     (command,) = code_of("curl", "sh")
-    assert await printed_by("sh", "-c", command, env={"BATON_URL": pod.url}) == TEXT
+    assert await printed_by("sh", "-c", command, url=pod.url) == TEXT

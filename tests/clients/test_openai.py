@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 from pydantic import BaseModel
-from tests.clients.balancer import balancer
+from tests.clients.balancer import HANGS_UP, SAYS_503, balancer
 from tests.clients.node import INSTALL_SECONDS, Node
 from tests.clients.pods import ANSWER, WORDS, two_pods
 from tests.cluster import Cluster, RunningPod, Tap, echo
@@ -93,18 +93,21 @@ async def test_a_response_that_loses_its_pod_is_continued_on_another(cluster: Cl
 
 @pytest.mark.timeout(INSTALL_SECONDS + 60)
 async def test_the_npm_client_continues_a_response_on_another_pod(cluster: Cluster, node: Node) -> None:
+    troubles: list[bytes] = []
     async with (
         two_pods(cluster) as pods,
-        balancer(pods.first, pods.second) as url,
+        balancer(pods.first, pods.second, troubles=troubles) as url,
         node.running("openai.mjs", "tap", url=url) as client,
     ):
         pods.say(*WORDS[:300])
         await client.says("half")
+        troubles += [HANGS_UP, SAYS_503]
         await pods.kill()
         pods.say(*WORDS[300:])
         pods.finish()
         whole = (await client.rest())[-1]
         assert whole == {"event": "whole", "deltas": WORDS}
+        assert troubles == []
 
 
 @pytest.mark.timeout(INSTALL_SECONDS + 60)
