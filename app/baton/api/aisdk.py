@@ -7,7 +7,7 @@ stream: `WorkflowChatTransport` is told its id when it sends, and asks for the r
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, Final, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -19,18 +19,27 @@ from .. import log, streams
 from ..database import translated
 from ..dialects import aisdk
 from ..dialects.dialect import Reader
-from ..errors import InvalidRequest
+from ..errors import GenerationError, InvalidRequest
 from ..events import MAX_SEQ
+from ..generators import conversation
 from ..models import CreateStream, Name, Text, storable, validated
 from ..pod import Pod
 from ..streams import Stream
 from . import actions
 from .following import follow_frames, require_followable
 from .request import Answer, answered, common_headers, found, json_answer, parse_json, pod_of, read_body
-from .ui_messages import UIMessage, chat_messages
 
 _RUN: Final = re.compile(r"run_([0-9a-f]{32})")
 _START_INDEX: Final = re.compile(r"-?[0-9]{1,9}", re.ASCII)
+
+
+class UIMessage(BaseModel):
+    """One message of a page."""
+
+    model_config = ConfigDict(strict=True)
+
+    role: Literal["system", "user", "assistant"]
+    parts: list[dict[str, Any]]
 
 
 class SendMessages(BaseModel):
@@ -60,7 +69,7 @@ async def send_messages(request: Request) -> Answer:
         CreateStream,
         {
             "generator": sent.model,
-            "input": {"messages": chat_messages(sent.messages), **(sent.model_extra or {})},
+            "input": {"messages": _chat_messages(sent.messages), **(sent.model_extra or {})},
             "metadata": {} if sent.id is None else {"chat": sent.id},
         },
     )
@@ -102,6 +111,14 @@ ROUTES = [
     Route("/v1/ai-sdk/chat/{chat:path}/stream", answered(resume), methods=["GET"]),
     Route("/v1/ai-sdk/chat/{chat:path}/stop", answered(stop), methods=["POST"]),
 ]
+
+
+def _chat_messages(messages: list[UIMessage]) -> list[dict[str, Any]]:
+    """Convert them here, so that a generator gets one form from all clients."""
+    try:
+        return conversation.messages([message.model_dump() for message in messages])
+    except GenerationError as error:
+        raise InvalidRequest(error.message) from None
 
 
 async def _newest(pod: Pod, chat: str) -> Stream | None:
