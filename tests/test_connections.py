@@ -9,18 +9,22 @@ from typing import Any
 import pytest
 from starlette.types import Message
 from tests.cluster import Author, Cluster, RunningPod, ended, text
+from tests.dialects.wire import stream
 from tests.follower import following
 from tests.logbook import until
 
 from baton import streams
 from baton.api.native import Retry
-from baton.connections import Connection
+from baton.connections import ABORT_EXTENSION, CLOSE_EXTENSION, Connection
 from baton.dialects import native
-from baton.dialects.dialect import Reader
+from baton.dialects.chat import CHAT
+from baton.dialects.dialect import Encoded, Reader
+from baton.dialects.native import Native
 from baton.dialects.responses import RESPONSES
 from baton.dialects.sse import retry_block
 from baton.dialects.text import START, TEXT
 from baton.errors import ConnectionCut
+from baton.log import Batch
 
 RETRY = re.compile(rb": baton\nretry: (\d+)\n\n")
 
@@ -216,3 +220,51 @@ async def test_a_stream_that_is_erased_is_no_end_of_an_answer(cluster: Cluster) 
     # Who comes back is told that it is gone.
     await native_task
     assert native_connection.ended
+
+
+class Untellable(Native):
+    """A dialect with a fault."""
+
+    def encode(self, batch: Batch, state: None, after: int) -> Encoded[None]:
+        raise ValueError("a fault")
+
+
+async def test_events_that_a_dialect_cannot_tell_end_in_its_error(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    pod, author = await cluster.pod(), await cluster.author()
+    await author.write(text(1))
+    connection, task = await follow(pod, author, reader=Reader(Untellable("faulty"), native.START, 0))
+    await task
+    assert connection.ended
+    assert b'"code":"internal_error"' in connection.bodies[-1]
+    assert "cannot be told in native.faulty" in caplog.text
+
+
+@pytest.mark.parametrize("leaving", [False, True])
+async def test_a_client_that_stalls_has_left_unless_it_was_sent_away(cluster: Cluster, leaving: bool) -> None:
+    pod, author = await cluster.pod(), await cluster.author()
+    noted, wire = list[bool](), Wire()
+
+    async def note() -> None:
+        noted.append(True)
+
+    subscriber = await pod.pod.relays.subscribe(author.id, 0)
+    stalled = Connection(
+        subscriber,
+        Reader(CHAT, CHAT.begin(stream(), {}), 0),
+        pod.pod.relays,
+        pod.pod.connections,
+        pod.pod.metrics,
+        reconnect_milliseconds=1,
+        on_gone=note,
+    )
+    scope = {"type": "http", "extensions": {ABORT_EXTENSION: wire.gone.set, CLOSE_EXTENSION: lambda: None}}
+    task = asyncio.create_task(stalled(scope, wire.receive, wire.send))
+    await until(lambda: len(wire.sent) > 1)
+    if leaving:
+        stalled.leave()
+        await until(lambda: stalled.sending_since is not None)
+    stalled.abort()
+    await asyncio.wait_for(task, 10)
+    assert noted == ([] if leaving else [True])

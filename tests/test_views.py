@@ -195,7 +195,7 @@ async def test_a_leaving_pod_creates_nothing_to_be_followed(cluster: Cluster, po
     pod.pod.draining = True
     for accept, status in (("text/event-stream", 200), ("text/plain", 503)):
         answer = await cluster.client.post(f"{pod.url}/v1/streams", json={"input": 1}, headers={"accept": accept})
-        assert answer.status_code == status
+        assert (answer.status_code, answer.headers["connection"]) == (status, "close")
     assert await cluster.pool.fetchval("SELECT count(*) FROM baton.stream") == 0
 
 

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .errors import RequestError, RequestTooLarge, Unavailable
+from .pod import Pod
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +62,15 @@ HANDLERS: Final[dict[Any, Any]] = {
 }
 
 
+def pod_headers(pod: Pod) -> dict[str, str]:
+    """What tells which pod answers. A leaving one has its clients connect anew, or they would stay where they are."""
+    headers = {"x-baton-pod": pod.settings.pod_name}
+    return headers | {"connection": "close"} if pod.draining else headers
+
+
 def _problem(request: Request, *, status: int, code: str, title: str, detail: str, headers: dict[str, str]) -> Response:
     pod = getattr(request.app.state, "pod", None)
     if pod is not None:
-        headers["x-baton-pod"] = pod.settings.pod_name
+        headers |= pod_headers(pod)
     content = {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code}
     return Response(orjson.dumps(content), status, headers, MEDIA_TYPE)

@@ -137,7 +137,7 @@ class Settings(BaseSettings):
     models: Annotated[dict[str, dict[str, Any]], NoDecode] = Field(
         default_factory=dict,
         description="Further names for generators, a JSON object: name → generator, or → "
-        '`{"generator": name, …}` with what to lay over the input',
+        '`{"generator": name, …}` with what to lay over the input; `model` is the further name unless it is given',
     )
     default_generator: str = Field("replay", description="The generator of streams that are created without one")
     replay_speed: float = Field(1, gt=0, le=1000, description="How many times as fast `replay` plays")

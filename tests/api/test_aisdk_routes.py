@@ -113,6 +113,8 @@ async def test_the_newest_stream_of_a_chat_is_the_one_that_is_stopped(cluster: C
         ({"id": "\0", "messages": []}, 400, "id: "),
         ({"messages": [{"role": "user", "content": "Hello"}]}, 400, "messages.0.parts: Field required"),
         ({"messages": [{"role": "tool", "parts": []}]}, 400, "messages.0.role: "),
+        ({"messages": [{"role": "user", "parts": [{"type": "file"}]}]}, 400, "of the type 'file' needs 'url'"),
+        ({"messages": [{"role": "user", "parts": [{"type": "x"}]}]}, 400, "cannot take a part of the type 'x'"),
         ({"messages": [], "x": json.loads("[" * 300 + "]" * 300)}, 400, "cannot be stored as JSON"),
         ({"messages": [], "model": "nobody"}, 422, "no generator called 'nobody'"),
     ],

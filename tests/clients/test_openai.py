@@ -275,6 +275,10 @@ async def test_what_is_wrong_is_told_in_openais_form(client: AsyncOpenAI) -> Non
     with pytest.raises(openai.ConflictError) as beyond:
         await client.responses.retrieve(created.id, stream=True, starting_after=500)
     assert beyond.value.code == "cursor_beyond_tail"
+    with pytest.raises(openai.NotFoundError, match="There is no GET /v1/chat/completions here"):
+        await client.chat.completions.list()
+    with pytest.raises(openai.BadRequestError, match="input: it must be a text"):
+        await client.responses.create(model="echo", input=[])
     assert "echo" in [model.id async for model in client.models.list()]
     assert (await client.models.retrieve("echo")).owned_by == "baton"
 

@@ -287,6 +287,18 @@ def test_chunks_are_the_same_however_events_are_batched_and_wherever_a_client_be
             assert (DONE in rest) == (DONE in whole)
 
 
+@given(EVENTS, st.lists(st.integers(1, 4)))
+def test_a_state_is_never_changed(events: list[Event], sizes: list[int]) -> None:
+    log = [*batches(events, sizes), *batches([end()])]
+    states, told = [begin(ID).state], []
+    for batch in log:
+        encoded = AI_SDK.encode(batch, states[-1], 0)
+        states.append(encoded.state)
+        told.append(encoded.body)
+    again = [AI_SDK.encode(batch, state, 0).body for batch, state in zip(log, states, strict=False)]
+    assert again == told
+
+
 @given(EVENTS, ENDS.filter(bool), st.lists(st.integers(1, 4)))
 def test_what_is_told_can_be_shown(events: list[Event], ending: Event, sizes: list[int]) -> None:
     """Parts begin before they go on and end once; a call's input is told before its result; one finish is the last."""

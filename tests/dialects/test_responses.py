@@ -69,6 +69,13 @@ def test_reasoning_ends_where_text_begins_and_text_where_a_call_does() -> None:
     assert done == ["reasoning", "message", "function_call", "message"]
 
 
+def test_counts_that_json_cannot_hold_and_that_are_no_whole_numbers_are_told_as_well_as_can_be() -> None:
+    usage = {"type": "usage", "input_tokens": 2**63, "output_tokens": 2**64 - 1, "reasoning_tokens": 5.0}
+    told_usage = told("a", usage, Outcome.completed("stop"))[-1]["response"]["usage"]
+    assert (told_usage["input_tokens"], told_usage["total_tokens"]) == (2**53 - 1, 2**53 - 1)
+    assert told_usage["output_tokens_details"] == {"reasoning_tokens": 5}
+
+
 def test_calls_that_grow_side_by_side_lose_no_piece() -> None:
     def call(index: int, delta: str, **rest: str) -> dict[str, Any]:
         return {"type": "tool_call", "index": index, "arguments_delta": delta, **rest}

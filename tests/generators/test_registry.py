@@ -189,16 +189,30 @@ async def test_presets_are_generators_with_options() -> None:
     settings = Settings.load(generators="echo=my_agent:echo", models=models)
     generators = load_generators(settings)
     assert set(generators) == configured_names(settings) == {"replay", "echo", "short", "Org/fast:1"}
-    given = {"input": [1], "model": "Org/fast:1", "temperature": 1, "max_output_tokens": 5}
+    given = {"input": [1], "model": "large", "temperature": 1, "max_output_tokens": 5}
     options = {"temperature": 0, "max_tokens": 9}
-    for item, expected in [
-        (given, {"input": [1], "model": "Org/fast:1", **options}),
-        ("hi", {"messages": "hi", **options}),
-        (["hi"], {"messages": ["hi"], **options}),
-        (7, 7),
-    ]:
-        assert (await hear(generators["Org/fast:1"], item)).of("custom")[0]["data"] == expected
-        assert (await hear(generators["short"], item)).of("custom")[0]["data"] == item
+    cases: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
+        (given, {"input": [1]}, {"temperature": 1, "max_output_tokens": 5}),
+        ("hi", {"messages": "hi"}, {}),
+        (["hi"], {"messages": ["hi"]}, {}),
+    ]
+    for item, content, others in cases:
+        fast = (await hear(generators["Org/fast:1"], item)).of("custom")[0]["data"]
+        assert fast == {**content, "model": "Org/fast:1", **options}
+        assert (await hear(generators["short"], item)).of("custom")[0]["data"] == {
+            **content,
+            "model": "short",
+            **others,
+        }
+    assert (await hear(generators["short"], 7)).of("custom")[0]["data"] == 7
+
+
+@pytest.mark.usefixtures("here")
+async def test_a_model_among_the_options_is_the_one_that_counts() -> None:
+    models = {"fast": {"generator": "echo", "model": "small"}}
+    preset = load_generators(Settings.load(generators="echo=my_agent:echo", models=models))["fast"]
+    for item in ("hi", {"messages": "hi"}, {"messages": "hi", "model": "fast"}, {"messages": "hi", "model": "large"}):
+        assert (await hear(preset, item)).of("custom")[0]["data"] == {"messages": "hi", "model": "small"}
 
 
 @pytest.mark.usefixtures("here")

@@ -7,7 +7,7 @@ stream: `WorkflowChatTransport` is told its id when it sends, and asks for the r
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, Final, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -19,18 +19,27 @@ from .. import log, streams
 from ..database import translated
 from ..dialects import aisdk
 from ..dialects.dialect import Reader
-from ..errors import InvalidRequest
+from ..errors import GenerationError, InvalidRequest
 from ..events import MAX_SEQ
+from ..generators import conversation
 from ..models import CreateStream, Name, Text, storable, validated
 from ..pod import Pod
 from ..streams import Stream
 from . import actions
 from .following import follow_frames, require_followable
 from .request import Answer, answered, common_headers, found, json_answer, parse_json, pod_of, read_body
-from .ui_messages import UIMessage, chat_messages
 
 _RUN: Final = re.compile(r"run_([0-9a-f]{32})")
 _START_INDEX: Final = re.compile(r"-?[0-9]{1,9}", re.ASCII)
+
+
+class UIMessage(BaseModel):
+    """One message of a page."""
+
+    model_config = ConfigDict(strict=True)
+
+    role: Literal["system", "user", "assistant"]
+    parts: list[dict[str, Any]]
 
 
 class SendMessages(BaseModel):
@@ -60,7 +69,7 @@ async def send_messages(request: Request) -> Answer:
         CreateStream,
         {
             "generator": sent.model,
-            "input": {"messages": chat_messages(sent.messages), **(sent.model_extra or {})},
+            "input": {"messages": _chat_messages(sent.messages), **(sent.model_extra or {})},
             "metadata": {} if sent.id is None else {"chat": sent.id},
         },
     )
@@ -77,19 +86,18 @@ async def resume(request: Request) -> Answer:
     pod = pod_of(request)
     chat = request.path_params["chat"]
     raw = request.query_params.get("startIndex")
-    run = _RUN.fullmatch(chat)
     async with translated():
-        stream = await found(pod, UUID(run[1])) if run else await _newest(pod, chat)
-    if stream is None or (stream.ended and raw is None and not run):
+        stream = await _stream_of(pod, chat)
+    if stream is None or (stream.ended and raw is None and not _RUN.fullmatch(chat)):
         return Response(status_code=204, headers=common_headers(request))
     return await _follow(request, stream, _start_index(raw))
 
 
 async def stop(request: Request) -> Answer:
-    """Ask the generator of a chat's newest stream to stop. Where nothing is under way, there is nothing to do."""
+    """Ask the generator of a chat's newest stream, or of a run, to stop. What has ended needs nothing."""
     pod = pod_of(request)
     async with translated():
-        stream = await _newest(pod, request.path_params["chat"])
+        stream = await _stream_of(pod, request.path_params["chat"])
     if stream is None or stream.ended:
         return Response(status_code=204, headers=common_headers(request))
     stream, stopping = await actions.cancel(pod, stream.id)
@@ -102,6 +110,20 @@ ROUTES = [
     Route("/v1/ai-sdk/chat/{chat:path}/stream", answered(resume), methods=["GET"]),
     Route("/v1/ai-sdk/chat/{chat:path}/stop", answered(stop), methods=["POST"]),
 ]
+
+
+def _chat_messages(messages: list[UIMessage]) -> list[dict[str, Any]]:
+    """Convert them here, so that a generator gets one form from all clients."""
+    try:
+        return conversation.messages([message.model_dump() for message in messages])
+    except GenerationError as error:
+        raise InvalidRequest(error.message) from None
+
+
+async def _stream_of(pod: Pod, chat: str) -> Stream | None:
+    """Return the stream of a run, or a chat's newest."""
+    run = _RUN.fullmatch(chat)
+    return await found(pod, UUID(run[1])) if run else await _newest(pod, chat)
 
 
 async def _newest(pod: Pod, chat: str) -> Stream | None:

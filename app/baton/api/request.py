@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .. import retention, streams
+from .. import problems, retention, streams
 from ..dialects.dialect import Header
 from ..errors import InvalidRequest, LogDamaged, RequestTooLarge, StreamNotFound, Unavailable
 from ..events import clean
@@ -152,7 +152,7 @@ def idempotency_key(request: Request, body: bytes) -> IdempotencyKey | None:
 
 def common_headers(request: Request) -> dict[str, str]:
     """What every answer carries."""
-    return {"x-baton-pod": pod_of(request).settings.pod_name}
+    return problems.pod_headers(pod_of(request))
 
 
 def raw_headers(headers: Mapping[str, str]) -> list[Header]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -23,8 +23,7 @@ from ..log import Batch
 from . import sse
 from .dialect import Chain, Encoded, Header, Over
 
-Chunk = Mapping[str, Any]
-Part = Literal["text", "reasoning"]
+Kind = Literal["text", "reasoning"]
 
 RESET: Final = (
     "The worker that generated this answer went away, and another one begins it again. Send the message again."
@@ -42,23 +41,39 @@ _FINISH_REASONS: Final = {
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Call:
-    """A tool call, and its arguments so far."""
+class Part:
+    """A part of the answer that is open."""
 
+    kind: Kind
+    id: str
+    head: bytes  # of the frame of each delta: all but the delta
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """A tool call, and its arguments up to the batch at hand."""
+
+    id: str
     name: str
+    head: bytes  # of the frame of each delta: all but the delta
     arguments: Chain = field(default_factory=Chain)
     open: bool = True
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class State:
-    """What is open after so many chunks."""
+class State(NamedTuple):
+    """What is open after so many chunks.
 
+    The call that grew last is kept apart, and what `calls` has of it is older. So a delta costs the same however many
+    calls there are. It is a tuple because each batch makes one, and a frozen dataclass is slower to make.
+    """
+
+    calls: dict[str, Call]
+    ids: Mapping[int, str]  # of calls, by index
     chunks: int = 0
     parts: int = 0  # of text and of reasoning, so far
-    part: Part | None = None  # that the last one is of, while it is open
-    calls: Mapping[str, Call] = field(default_factory=dict)
-    ids: Mapping[int, str] = field(default_factory=dict)  # of calls, by index
+    part: Part | None = None  # the last one, while it is open
+    growing: Call | None = None
+    open_calls: int = 0
     answered: bool = False  # this step has a tool's result
     begun: bool = False  # there is something that a reset would take back
 
@@ -97,13 +112,18 @@ class AiSdk:
 
 
 class Chunks:
-    """The chunks that a batch becomes, and the state after them."""
+    """The chunks that a batch becomes, and the state after them.
+
+    Deltas are most of what there is: they change nothing but what is gathered here.
+    """
 
     def __init__(self, state: State) -> None:
         self.state = state
         self.ended = False
         self._before = state.chunks
-        self._chunks: list[Chunk] = []
+        self._frames: list[bytes] = []
+        self._pieces: list[str] = []  # of the growing call's arguments
+        self._copied = False  # the state's `calls` are this batch's own
 
     def add(self, event: Mapping[str, Any]) -> None:
         """Add what an event becomes; an event of an unknown kind becomes nothing."""
@@ -136,32 +156,70 @@ class Chunks:
     def encoded(self, after: int, over: Over | None = None) -> Encoded[State]:
         """Return the frames that follow number `after`."""
         first = self._before + 1
-        last = self._before + len(self._chunks)
-        frames = [_frame(chunk) for number, chunk in enumerate(self._chunks, first) if number > after]
-        if over:
-            frames.append(_DONE)
-        return Encoded(b"".join(frames), first, last, replace(self.state, chunks=last), over)
+        last = self._before + len(self._frames)
+        body = escape_line_ends(b"".join(self._frames[max(0, after - self._before) :]))
+        state = self.state._replace(chunks=last, growing=self._grown())
+        return Encoded(body + _DONE if over else body, first, last, state, over)
 
-    def _part(self, kind: Part, delta: str) -> None:
-        if self.state.part != kind:
-            self._say()
-            self._set(part=kind, parts=self.state.parts + 1)
-            self._emit(f"{kind}-start", id=self._part_id)
-        self._emit(f"{kind}-delta", id=self._part_id, delta=delta)
+    def _part(self, kind: Kind, delta: str) -> None:
+        part = self.state.part
+        if part is None or part.kind != kind:
+            part = self._begin_part(kind)
+        self._frames.append(b"%b%b}\n\n" % (part.head, orjson.dumps(delta)))
+
+    def _begin_part(self, kind: Kind) -> Part:
+        self._say()
+        number = self.state.parts + 1
+        part = Part(kind, f"{kind}-{number}", _head(f"{kind}-delta", "delta", id=f"{kind}-{number}"))
+        self._set(part=part, parts=number)
+        self._emit(f"{kind}-start", id=part.id)
+        return part
 
     def _call(self, event: Mapping[str, Any]) -> None:
         call_id = self._id_of(event)
-        call = self.state.calls.get(call_id)
+        call = self._known(call_id)
         if call is None:
             self._say()
-            call = Call(event.get("name") or _NAMELESS)
+            call = self._begin_call(call_id, event.get("name"))
             self._set(ids={**self.state.ids, event["index"]: call_id})
             self._emit("tool-input-start", toolCallId=call_id, toolName=call.name)
         delta = event.get("arguments_delta")
         if call.open and delta:
-            call = replace(call, arguments=call.arguments.plus(delta))
-            self._emit("tool-input-delta", toolCallId=call_id, inputTextDelta=delta)
-        self._set(calls={**self.state.calls, call_id: call})
+            if call is not self.state.growing:
+                self._put_back()
+                self._set(growing=call)
+            self._pieces.append(delta)
+            self._frames.append(b"%b%b}\n\n" % (call.head, orjson.dumps(delta)))
+
+    def _begin_call(self, call_id: str, name: str | None) -> Call:
+        call = Call(call_id, name or _NAMELESS, _head("tool-input-delta", "inputTextDelta", toolCallId=call_id))
+        self._put(call)
+        self._set(open_calls=self.state.open_calls + 1)
+        return call
+
+    def _known(self, call_id: str) -> Call | None:
+        growing = self.state.growing
+        return growing if growing and growing.id == call_id else self.state.calls.get(call_id)
+
+    def _grown(self) -> Call | None:
+        """Return the growing call with what it grew by."""
+        call = self.state.growing
+        if call and self._pieces:
+            call = replace(call, arguments=call.arguments.plus("".join(self._pieces)))
+        return call
+
+    def _put_back(self) -> None:
+        """Put the growing call with the others."""
+        if call := self._grown():
+            self._put(call)
+            self._pieces = []
+            self._set(growing=None)
+
+    def _put(self, call: Call) -> None:
+        if not self._copied:
+            self._set(calls=dict(self.state.calls))
+            self._copied = True
+        self.state.calls[call.id] = call
 
     def _id_of(self, event: Mapping[str, Any]) -> str:
         """An index that comes again with another id is another call, of an agent that counts from 0 in every step."""
@@ -171,20 +229,19 @@ class Chunks:
     def _result(self, event: Mapping[str, Any]) -> None:
         call_id = event["id"]
         self._end_part()
-        if call_id not in self.state.calls:
-            # To the SDK a result of no call would be an error.
-            self._set(calls={**self.state.calls, call_id: Call(event.get("name") or _NAMELESS)})
-        self._close(call_id)
+        self._put_back()
+        # To the SDK a result of no call would be an error.
+        self._close(self.state.calls.get(call_id) or self._begin_call(call_id, event.get("name")))
         self._emit("tool-output-available", toolCallId=call_id, output=event.get("result"))
         self._set(answered=True, begun=True)
 
-    def _close(self, call_id: str) -> None:
+    def _close(self, call: Call) -> None:
         """Tell a call's whole input."""
-        call = self.state.calls[call_id]
         if not call.open:
             return
-        self._set(calls={**self.state.calls, call_id: Call(call.name, open=False)})
-        named = {"toolCallId": call_id, "toolName": call.name}
+        self._put(replace(call, arguments=Chain(), open=False))
+        self._set(open_calls=self.state.open_calls - 1)
+        named = {"toolCallId": call.id, "toolName": call.name}
         arguments = str(call.arguments)
         try:
             # Encoded here, where what nests too deeply can still be refused.
@@ -215,8 +272,9 @@ class Chunks:
             # With any other word the SDK may send by itself what follows on a tool's result.
             self._finish("interrupted")
         else:
-            for call_id in self.state.calls:
-                self._close(call_id)
+            self._put_back()
+            for call in list(self.state.calls.values()):
+                self._close(call)
             self._emit("finish-step")
             self._finish(_FINISH_REASONS.get(event["finish_reason"], "other"))
 
@@ -227,37 +285,34 @@ class Chunks:
     def _say(self) -> None:
         """Make way for something that the model says: it stands in a step and in no part yet."""
         self._end_part()
-        if self.state.answered and not any(call.open for call in self.state.calls.values()):
+        if self.state.answered and not self.state.open_calls:
             self._emit("finish-step")
             self._emit("start-step")
             self._set(answered=False)
         self._set(begun=True)
 
     def _end_part(self) -> None:
-        if self.state.part:
-            self._emit(f"{self.state.part}-end", id=self._part_id)
+        if part := self.state.part:
+            self._emit(f"{part.kind}-end", id=part.id)
             self._set(part=None)
 
-    @property
-    def _part_id(self) -> str:
-        return f"{self.state.part}-{self.state.parts}"
-
     def _emit(self, kind: str, **fields: Any) -> None:
-        self._chunks.append({"type": kind, **fields})
+        self._frames.append(b"data: %b\n\n" % orjson.dumps({"type": kind, **fields}))
 
     def _set(self, **changes: Any) -> None:
-        self.state = replace(self.state, **changes)
+        self.state = self.state._replace(**changes)
 
 
 def begin(stream_id: UUID, after: int = 0) -> Encoded[State]:
     """Return the chunks before a stream's first event, in the body those that follow number `after`."""
-    chunks = Chunks(State())
+    chunks = Chunks(State({}, {}))
     chunks.begin(stream_id)
     return chunks.encoded(after)
 
 
-def _frame(chunk: Chunk) -> bytes:
-    return b"data: %b\n\n" % escape_line_ends(orjson.dumps(chunk))
+def _head(kind: str, last: str, **fields: Any) -> bytes:
+    """Return a frame up to the value of its last field."""
+    return b'data: %b,"%b":' % (orjson.dumps({"type": kind, **fields})[:-1], last.encode())
 
 
 def _camel(name: str) -> str:

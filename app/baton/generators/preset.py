@@ -1,4 +1,8 @@
-"""Presets: another name for a generator, with options that are laid over the input of each stream."""
+"""Presets: another name for a generator, with options that are laid over the input of each stream.
+
+`model` is always among the options: it is the preset's own name where they name none. What a client sent as `model`
+never counts, since some dialects leave there the name by which it chose the preset, and others do not.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +25,9 @@ _SYNONYMS = (
 class Preset:
     """Runs a generator that others may share; closing that is the business of whoever loaded it."""
 
-    def __init__(self, generator: Generator, model: Mapping[str, Any]) -> None:
+    def __init__(self, generator: Generator, name: str, given: Mapping[str, Any]) -> None:
         self.generator = generator
-        self._options = {name: value for name, value in model.items() if name != "generator"}
+        self._options = {"model": name, **{option: value for option, value in given.items() if option != "generator"}}
         self._overridden = {other for group in _SYNONYMS if group & self._options.keys() for other in group}
 
     def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
@@ -31,8 +35,6 @@ class Preset:
         return self.generator(replace(request, input=self._under_options(request.input)))
 
     def _under_options(self, given: Any) -> Any:
-        if not self._options:
-            return given
         if isinstance(given, Mapping):
             kept = {name: value for name, value in given.items() if name not in self._overridden}
             return {**kept, **self._options}

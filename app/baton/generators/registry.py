@@ -49,7 +49,7 @@ def load_generators(settings: Settings) -> dict[str, Generator]:
     presets = {name: settings.models[name] for name in offered & settings.models.keys()}
     wanted = (offered - presets.keys()) | {model["generator"] for model in presets.values()}
     found = _load(settings, wanted)
-    made = {name: Preset(found[model["generator"]], model) for name, model in presets.items()}
+    made = {name: Preset(found[model["generator"]], name, model) for name, model in presets.items()}
     return {name: made.get(name) or found[name] for name in sorted(offered)}
 
 

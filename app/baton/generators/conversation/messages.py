@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import orjson
+
 from .shapes import Json, broken, inner, json_text, objects, plain, refusal, told
 
 CHAT_PARTS = frozenset({"text", "image_url", "input_audio", "file", "refusal"})
 
-# Kinds of parts that say what a model thought, and where in an answer a step began.
-_THOUGHTS = frozenset({"thinking", "redacted_thinking", "reasoning", "reasoning_text", "step-start"})
+# Kinds of parts that say what a model thought.
+_THOUGHTS = frozenset({"thinking", "redacted_thinking", "reasoning", "reasoning_text"})
 _OF_ITEMS = frozenset({"type", "id", "status", "phase", "content"})
 
 
@@ -118,13 +120,17 @@ def _message(element: Json) -> Iterator[Json]:
         elif kind not in _THOUGHTS:
             parts.append(_part(part))
     if parts or calls:
-        yield {**kept, "content": _joined(parts, kept.get("role")), **({"tool_calls": calls} if calls else {})}
+        yield {
+            **kept,
+            "content": _joined(parts, whole=kept.get("role") == "assistant"),
+            **({"tool_calls": calls} if calls else {}),
+        }
 
 
-def _joined(parts: list[Json], role: Any) -> Any:
-    """Return texts as one where that is the same, which more servers understand."""
+def _joined(parts: list[Json], *, whole: bool = False) -> Any:
+    """Return a text alone as such, which more servers understand; also several, if they are pieces of one whole."""
     texts = [part["text"] for part in parts if part["type"] == "text"]
-    if len(texts) == len(parts) and (role == "assistant" or len(parts) <= 1):
+    if len(texts) == len(parts) and (whole or len(parts) <= 1):
         return "".join(texts) or None
     return parts
 
@@ -199,47 +205,82 @@ def _result(call_id: Any, output: Any, *, failed: bool = False) -> Json:
     if failed:
         content = f"Error: {content}"
         parts = parts and [{"type": "text", "text": "Error:"}, *parts]
-    return {"role": "tool", "tool_call_id": call_id, "content": _joined(parts, "tool") if parts else content}
+    return {"role": "tool", "tool_call_id": call_id, "content": _joined(parts) if parts else content}
 
 
 def _ui_message(element: Json) -> Iterator[Json]:
-    """An AI SDK's message holds all steps of an answer, each of which may end with tools."""
+    """An AI SDK's message holds all steps of an answer; with each the model was asked again."""
+    step: list[Json] = []
+    for part in objects(element["parts"], "parts"):
+        if part.get("type") == "step-start":
+            yield from _ui_step(element.get("role"), step)
+            step = []
+        else:
+            step.append(part)
+    yield from _ui_step(element.get("role"), step)
+
+
+def _ui_step(role: Any, step: list[Json]) -> Iterator[Json]:
+    """What was said and called in one step, and the results, wherever among the parts the page shows them."""
     parts: list[Json] = []
-    tools: list[Json] = []
-    for part in [*objects(element["parts"], "parts"), {"type": "step-start"}]:
+    calls: list[Json] = []
+    results: list[Json] = []
+    for part in step:
         kind = str(part.get("type"))
-        if kind.startswith("tool-") or kind == "dynamic-tool":
+        if kind == "dynamic-tool" or kind.startswith("tool-"):
             # A call whose result never came cannot be told: providers refuse it.
-            tools += [part] if str(part.get("state")).startswith("output-") else []
-            continue
-        if (tools or kind == "step-start") and kind != "file":
-            yield from _ui_step(element, parts, tools)
-            parts, tools = [], []
-        if kind == "file":
-            parts.append(_ui_file(part))
+            if (outcome := _ui_outcome(part)) is not None:
+                call_id = _ui_field(part, "toolCallId")
+                calls.append(_call(call_id, _ui_tool(part), _ui_arguments(part)))
+                results.append(_result(call_id, outcome))
         elif kind not in _THOUGHTS and not kind.startswith(("data-", "source-")):
-            parts.append(_part(part))
+            parts.append(_ui_part(part))
+    content = _joined(parts, whole=role != "user")
+    if content or calls:
+        yield {"role": role, "content": content, **({"tool_calls": calls} if calls else {})}
+    yield from results
 
 
-def _ui_step(element: Json, parts: list[Json], tools: list[Json]) -> Iterator[Json]:
-    role = element.get("role")
-    parts = [{"type": "text", "text": part["text"]} if part["type"] == "text" else part for part in parts]
-    calls = [_call(tool.get("toolCallId"), _ui_tool(tool), json_text(tool.get("input") or {})) for tool in tools]
-    if parts or calls:
-        yield {"role": role, "content": _joined(parts, role), **({"tool_calls": calls} if calls else {})}
-    for tool in tools:
-        failed = tool["state"] == "output-error"
-        output = tool.get("errorText") if failed else tool.get("output")
-        yield _result(tool.get("toolCallId"), json_text(output), failed=failed)
+def _ui_outcome(part: Json) -> str | None:
+    """How a call ended; None if it has not."""
+    match part.get("state"):
+        case "output-available":
+            return json_text(part.get("output"))
+        case "output-error":
+            return f"Error: {_ui_field(part, 'errorText')}"
+        case "output-denied":
+            return "Error: the user did not allow this call."
+    return None
 
 
-def _ui_tool(part: Json) -> Any:
-    return part.get("toolName") or str(part["type"]).removeprefix("tool-")
+def _ui_tool(part: Json) -> str:
+    return _ui_field(part, "toolName") if part["type"] == "dynamic-tool" else str(part["type"]).removeprefix("tool-")
 
 
-def _ui_file(part: Json) -> Json:
-    url, kind = str(part.get("url")), str(part.get("mediaType"))
-    if kind.startswith("image/"):
+def _ui_arguments(part: Json) -> str:
+    """Return a call's arguments as JSON, but for those that never were JSON: an error holds them as they came."""
+    value = part.get("input")
+    if part["state"] == "output-error":
+        value = part.get("rawInput") if value is None else value
+        if isinstance(value, str):
+            return value
+    return orjson.dumps({} if value is None else value).decode()
+
+
+def _ui_part(part: Json) -> Json:
+    if part.get("type") == "text":
+        return {"type": "text", "text": _ui_field(part, "text")}
+    if part.get("type") != "file":
+        raise refusal(f"a part of the type {part.get('type')!r:.80}")
+    url = _ui_field(part, "url")
+    if _ui_field(part, "mediaType").startswith("image/"):
         return {"type": "image_url", "image_url": {"url": url}}
     name = "file_data" if url.startswith("data:") else "file_url"
     return {"type": "file", "file": {name: url, "filename": part.get("filename") or "file"}}
+
+
+def _ui_field(part: Json, name: str) -> str:
+    value = part.get(name)
+    if not isinstance(value, str):
+        raise broken(f"The input is malformed: a part of the type {part.get('type')!r:.80} needs {name!r}, a string.")
+    return value

@@ -1,4 +1,4 @@
-"""What `useChat` sends, as a chat in OpenAI's form."""
+"""What `useChat` of the AI SDK sends, as chat messages."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from baton.api.ui_messages import UIMessage, chat_messages
-from baton.errors import InvalidRequest
+from baton.errors import GenerationError
+from baton.generators.conversation import messages
 
 PIXEL = "data:image/png;base64,AA=="
 PAPER = "data:application/pdf;base64,AA=="
@@ -70,6 +70,11 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
             {"role": "assistant", "content": "It is cold."},
         ],
     ),
+    "a file by its address": (
+        "user",
+        [{"type": "file", "mediaType": "text/plain", "url": "https://a.test"}],
+        [{"role": "user", "content": [{"type": "file", "file": {"filename": "file", "file_url": "https://a.test"}}]}],
+    ),
     "a tool of the page's own": (
         "assistant",
         [{"type": "dynamic-tool", "toolName": "f", "toolCallId": "c", "state": "output-denied", "input": "x"}],
@@ -78,29 +83,64 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
             {"role": "tool", "tool_call_id": "c", "content": "Error: the user did not allow this call."},
         ],
     ),
+    "arguments and results of all kinds": (
+        "assistant",
+        [
+            tool("a", "output-available", input=[], output="dry"),
+            tool("b", "output-available", output=None),
+            tool("c", "output-available", input=0, output=[1, {"x": "y"}]),
+            tool("d", "output-error", input='{"ci', errorText="not JSON"),
+        ],
+        [
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [calling("a", "[]"), calling("b", "{}"), calling("c", "0"), calling("d", '{"ci')],
+            },
+            {"role": "tool", "tool_call_id": "a", "content": "dry"},
+            {"role": "tool", "tool_call_id": "b", "content": "null"},
+            {"role": "tool", "tool_call_id": "c", "content": '[1,{"x":"y"}]'},
+            {"role": "tool", "tool_call_id": "d", "content": "Error: not JSON"},
+        ],
+    ),
+    "what was said while a tool was at work": (
+        "assistant",
+        [tool("c", "output-available", output="dry"), {"type": "data-place", "data": 1}, text("A moment.")],
+        [
+            {"role": "assistant", "content": "A moment.", "tool_calls": [calling("c", "{}")]},
+            {"role": "tool", "tool_call_id": "c", "content": "dry"},
+        ],
+    ),
     "an answer that was stopped in mid-call": (
         "assistant",
         [text("Let me"), tool("c", "input-streaming", input={})],
         [{"role": "assistant", "content": "Let me"}],
     ),
     "an answer that was stopped before it began": ("assistant", [{"type": "step-start"}], []),
+    "an answer without a word": ("assistant", [{"type": "step-start"}, text("")], []),
 }
 
 
 @pytest.mark.parametrize(("role", "parts", "expected"), CASES.values(), ids=CASES.keys())
-def test_a_ui_message_becomes_messages_of_a_chat(
+def test_a_ui_message_becomes_chat_messages(
     role: str, parts: list[dict[str, Any]], expected: list[dict[str, Any]]
 ) -> None:
-    assert chat_messages([UIMessage.model_validate({"role": role, "parts": parts})]) == expected
+    assert messages([{"id": "1", "role": role, "parts": parts}]) == expected
 
 
 @pytest.mark.parametrize(
     ("part", "sentence"),
     [
-        ({"type": "text"}, "messages.0: a part lacks 'text'"),
-        ({"type": "file", "mediaType": "text/plain", "url": "https://a.test"}, "as a data: URL"),
+        ({"type": "text"}, "a part of the type 'text' needs 'text', a string"),
+        ({"type": "file", "mediaType": "text/plain"}, "a part of the type 'file' needs 'url', a string"),
+        ({"type": "file", "url": PAPER}, "needs 'mediaType'"),
+        ({"type": "dynamic-tool", "toolCallId": "c", "state": "output-available"}, "needs 'toolName'"),
+        ({"type": "tool-f", "toolCallId": 7, "state": "output-available"}, "needs 'toolCallId'"),
+        ({"type": "tool-f", "toolCallId": "c", "state": "output-error"}, "needs 'errorText'"),
+        ({"type": "hologram"}, "a part of the type 'hologram'"),
+        ({}, "a part of the type None"),
     ],
 )
 def test_a_part_that_cannot_be_sent_on_is_refused(part: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(InvalidRequest, match=sentence):
-        chat_messages([UIMessage.model_validate({"role": "user", "parts": [part]})])
+    with pytest.raises(GenerationError, match=sentence):
+        messages([{"role": "assistant", "parts": [part]}])
