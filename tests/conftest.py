@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -61,14 +63,17 @@ def postgres(pytestconfig: pytest.Config) -> Iterator[str]:
     if named:
         yield named
     elif wanted is not None and (folder := binaries(wanted)):
-        with installed_postgres(folder) as dsn:
+        with installed_postgres(folder, memory()) as dsn:
             asyncio.run(make_quick(dsn))
             yield dsn
     elif engine_answers():
         with PostgresContainer("postgres:18-alpine", driver=None) as container:
             yield container.get_connection_url()
     else:
-        with embedded_postgres() as dsn:
+        with (
+            tempfile.TemporaryDirectory(prefix="baton-", dir=memory()) as data,
+            embedded_postgres(Path(data)) as dsn,
+        ):
             asyncio.run(make_quick(dsn))
             yield dsn
 
@@ -116,6 +121,16 @@ def engine_answers() -> bool:
             return bool(client.ping())
         except (DockerException, OSError):
             return False
+
+
+def memory() -> Path | None:
+    """A folder in memory with room for a server's data, if there is one.
+
+    Each test makes a database of some 300 files and removes it. On ext4, which does not reuse an inode within seconds
+    of its removal, the 200th costs 0.3 s of CPU; in memory each costs 0.01 s.
+    """
+    folder = Path("/dev/shm")
+    return folder if folder.is_dir() and shutil.disk_usage(folder).free > 4 << 30 else None
 
 
 async def make_quick(server: str) -> None:

@@ -26,11 +26,11 @@ def binaries(version: int) -> Path | None:
 
 
 @contextlib.contextmanager
-def installed_postgres(folder: Path) -> Iterator[str]:
+def installed_postgres(folder: Path, data_in: Path | None = None) -> Iterator[str]:
     """Run a server out of these binaries, with a superuser called postgres; yield its DSN."""
     # It refuses to be run by root.
     user = "postgres" if os.geteuid() == 0 else None
-    data = Path(tempfile.mkdtemp(prefix="baton-"))
+    data = Path(tempfile.mkdtemp(prefix="baton-", dir=data_in))
     if user is not None:
         shutil.chown(data, user)
 
