@@ -8,6 +8,8 @@
     │   ├── InvalidRequest         400
     │   ├── MalformedCursor        400
     │   ├── CursorBeyondTail       409
+    │   ├── Unauthenticated        401
+    │   ├── Forbidden              403
     │   ├── StreamNotFound         404
     │   ├── StreamExpired          410
     │   ├── LogDamaged             500
@@ -71,6 +73,22 @@ class MalformedCursor(RequestError):
     status = 400
     code = "malformed_cursor"
     title = "The cursor is not a sequence number"
+
+
+class Unauthenticated(RequestError):
+    """There is no credential, or it is not valid."""
+
+    status = 401
+    code = "unauthenticated"
+    title = "A valid credential is needed"
+
+
+class Forbidden(RequestError):
+    """The credential is valid, and does not allow this."""
+
+    status = 403
+    code = "forbidden"
+    title = "The credential does not allow this"
 
 
 class StreamNotFound(RequestError):

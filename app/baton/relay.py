@@ -108,6 +108,7 @@ class Relay:
 
     def __init__(self, stream_id: UUID, pool: Pool, metrics: PodMetrics, *, window_bytes: int) -> None:
         self.stream_id = stream_id
+        self.tenant = ""  # whose stream it is, once it is loaded
         self.ends_unwatched = False  # the stream ends when nobody watches it
         self.tail = 0
         self.ended = False  # the terminal event is at the tail
@@ -219,6 +220,7 @@ class Relay:
                 # It went between the two reads.
                 raise await retention.absence(self._pool, self.stream_id)
         self._metrics.log_reads += 1
+        self.tenant = stream.tenant
         self.ends_unwatched = stream.unwatched_timeout is not None
         if batches:
             self.tail = batches[0].first_seq - 1
@@ -294,11 +296,11 @@ class Relays:
         self.polled_at = time.monotonic()  # when the database last answered
         self._relays: dict[str, Relay] = {}
 
-    async def subscribe(self, stream_id: UUID, cursor: int) -> Subscriber:
-        """Join a stream after the cursor. Call `unsubscribe` at the end.
+    async def subscribe(self, stream_id: UUID, cursor: int, tenant: str = "") -> Subscriber:
+        """Join a tenant's stream after the cursor. Call `unsubscribe` at the end.
 
         Raises:
-            StreamNotFound: there is no such stream.
+            StreamNotFound: the tenant has no such stream.
             StreamExpired: it is older than what is kept.
             CursorBeyondTail: the log does not reach that far.
             Unavailable: the database does not answer.
@@ -315,6 +317,8 @@ class Relays:
         self._metrics.subscribers += 1
         try:
             await relay.load()
+            if relay.tenant != tenant:
+                raise await retention.absence(self._pool, stream_id)
             if relay.damaged:
                 raise LogDamaged(f"The log of stream {stream_id} has a hole, and the stream cannot be followed.")
             if cursor > relay.tail and not relay.ended:

@@ -13,7 +13,7 @@ from ..errors import InvalidRequest, UnknownGenerator
 from ..models import CreateStream
 from ..pod import Pod
 from ..streams import Limits, NewStream, Stream
-from .request import damaged, found, idempotency_key, pod_of
+from .request import damaged, found, idempotency_key, pod_of, principal_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +29,19 @@ class Content:
     whole: bool
 
 
-def new_stream(pod: Pod, wanted: CreateStream, *, on_worker_lost: str) -> NewStream:
+def new_stream(request: Request, wanted: CreateStream, *, on_worker_lost: str) -> NewStream:
     """Return what to create, with this pod's settings for all that a client left open, but for `on_worker_lost`.
 
     Raises:
         InvalidRequest: a limit is too short.
     """
+    pod = pod_of(request)
     return NewStream(
         wanted.generator or pod.settings.default_generator,
         wanted.input,
         wanted.metadata,
         wanted.on_worker_lost or on_worker_lost,
+        tenant=principal_of(request).tenant,
         limits=_limits(pod, wanted),
     )
 
@@ -61,19 +63,20 @@ async def create(request: Request, new: NewStream, body: bytes) -> tuple[Stream,
     return stream, created
 
 
-async def read(pod: Pod, stream_id: UUID) -> Content:
+async def read(request: Request, stream_id: UUID) -> Content:
     """Read all events of a stream so far.
 
     Raises:
         LogDamaged: events are missing.
         StreamExpired, StreamNotFound, Unavailable: it cannot be read.
     """
+    pool = pod_of(request).pool
     lines: list[str] = []
     cursor, whole = 0, False
     async with translated():
         for _ in range(2):
-            stream = await found(pod, stream_id)
-            while page := await log.read(pod.pool, stream_id, cursor):
+            stream = await found(request, stream_id)
+            while page := await log.read(pool, stream_id, cursor):
                 for batch in page:
                     if batch.first_seq != cursor + 1:
                         raise damaged(stream_id)
@@ -85,33 +88,36 @@ async def read(pod: Pod, stream_id: UUID) -> Content:
     raise damaged(stream_id)
 
 
-async def cancel(pod: Pod, stream_id: UUID) -> tuple[Stream, bool]:
+async def cancel(request: Request, stream_id: UUID) -> tuple[Stream, bool]:
     """Ask for a stream's end; return it, and whether its generator is yet to stop.
 
     Raises:
         StreamExpired, StreamNotFound, Unavailable: it cannot be cancelled.
     """
+    pool = pod_of(request).pool
     async with translated():
-        await found(pod, stream_id)
-        where = await streams.request_cancel(pod.pool, stream_id)
+        await found(request, stream_id)
+        where = await streams.request_cancel(pool, stream_id)
         if where == "running":
-            await log.hint(pod.pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
+            await log.hint(pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
         elif where == "queued":
-            await log.hint(pod.pool, notifications.EVENTS_CHANNEL, [notifications.hint(stream_id)])
-        return await found(pod, stream_id), where == "running"
+            await log.hint(pool, notifications.EVENTS_CHANNEL, [notifications.hint(stream_id)])
+        return await found(request, stream_id), where == "running"
 
 
-async def erase(pod: Pod, stream_id: UUID) -> None:
+async def erase(request: Request, stream_id: UUID) -> None:
     """Erase a stream and its events; if it is running, its generator is stopped.
 
     Raises:
         StreamExpired, StreamNotFound, Unavailable: it cannot be erased.
     """
+    pool = pod_of(request).pool
     async with translated():
-        if not await streams.delete(pod.pool, stream_id):
-            raise await retention.absence(pod.pool, stream_id)
-        await log.hint(pod.pool, notifications.EVENTS_CHANNEL, [notifications.gone(stream_id)])
-        await log.hint(pod.pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
+        stream = await found(request, stream_id)
+        if not await streams.delete(pool, stream_id, stream.tenant):
+            raise await retention.absence(pool, stream_id)
+        await log.hint(pool, notifications.EVENTS_CHANNEL, [notifications.gone(stream_id)])
+        await log.hint(pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
 
 
 def _limits(pod: Pod, wanted: CreateStream) -> Limits:

@@ -27,7 +27,7 @@ from ..pod import Pod
 from ..streams import Stream
 from . import actions
 from .following import follow_frames, require_followable
-from .request import Answer, answered, common_headers, found, json_answer, parse_json, pod_of, read_body
+from .request import Answer, answered, common_headers, found, json_answer, parse_json, pod_of, principal_of, read_body
 
 _RUN: Final = re.compile(r"run_([0-9a-f]{32})")
 _START_INDEX: Final = re.compile(r"-?[0-9]{1,9}", re.ASCII)
@@ -62,7 +62,6 @@ class SendMessages(BaseModel):
 async def send_messages(request: Request) -> Answer:
     """Queue the answer to a chat's messages, and follow it in the same round trip."""
     require_followable(request)
-    pod = pod_of(request)
     body = await read_body(request)
     sent = validated(SendMessages, parse_json(body))
     wanted = validated(
@@ -74,7 +73,7 @@ async def send_messages(request: Request) -> Answer:
         },
     )
     # The protocol cannot say that an answer begins again.
-    stream, _ = await actions.create(request, actions.new_stream(pod, wanted, on_worker_lost="fail"), body)
+    stream, _ = await actions.create(request, actions.new_stream(request, wanted, on_worker_lost="fail"), body)
     return await _follow(request, stream, 0)
 
 
@@ -83,11 +82,10 @@ async def resume(request: Request) -> Answer:
 
     Without `startIndex` the client wants to see a stream that is under way, and gets 204 where there is none.
     """
-    pod = pod_of(request)
     chat = request.path_params["chat"]
     raw = request.query_params.get("startIndex")
     async with translated():
-        stream = await _stream_of(pod, chat)
+        stream = await _stream_of(request, chat)
     if stream is None or (stream.ended and raw is None and not _RUN.fullmatch(chat)):
         return Response(status_code=204, headers=common_headers(request))
     return await _follow(request, stream, _start_index(raw))
@@ -95,20 +93,19 @@ async def resume(request: Request) -> Answer:
 
 async def stop(request: Request) -> Answer:
     """Ask the generator of a chat's newest stream, or of a run, to stop. What has ended needs nothing."""
-    pod = pod_of(request)
     async with translated():
-        stream = await _stream_of(pod, request.path_params["chat"])
+        stream = await _stream_of(request, request.path_params["chat"])
     if stream is None or stream.ended:
         return Response(status_code=204, headers=common_headers(request))
-    stream, stopping = await actions.cancel(pod, stream.id)
+    stream, stopping = await actions.cancel(request, stream.id)
     return json_answer(request, {"id": str(stream.id), "status": stream.status}, status=202 if stopping else 200)
 
 
 ROUTES = [
-    Route("/v1/ai-sdk/chat", answered(send_messages), methods=["POST"]),
+    Route("/v1/ai-sdk/chat", answered(send_messages, "create"), methods=["POST"]),
     # With `path`, since a chat's id may have a slash in it.
-    Route("/v1/ai-sdk/chat/{chat:path}/stream", answered(resume), methods=["GET"]),
-    Route("/v1/ai-sdk/chat/{chat:path}/stop", answered(stop), methods=["POST"]),
+    Route("/v1/ai-sdk/chat/{chat:path}/stream", answered(resume, "read"), methods=["GET"]),
+    Route("/v1/ai-sdk/chat/{chat:path}/stop", answered(stop, "cancel"), methods=["POST"]),
 ]
 
 
@@ -120,17 +117,18 @@ def _chat_messages(messages: list[UIMessage]) -> list[dict[str, Any]]:
         raise InvalidRequest(error.message) from None
 
 
-async def _stream_of(pod: Pod, chat: str) -> Stream | None:
+async def _stream_of(request: Request, chat: str) -> Stream | None:
     """Return the stream of a run, or a chat's newest."""
     run = _RUN.fullmatch(chat)
-    return await found(pod, UUID(run[1])) if run else await _newest(pod, chat)
+    return await found(request, UUID(run[1])) if run else await _newest(request, chat)
 
 
-async def _newest(pod: Pod, chat: str) -> Stream | None:
+async def _newest(request: Request, chat: str) -> Stream | None:
     if "\0" in chat:
         raise InvalidRequest("The id of a chat cannot hold a NUL character.")
-    newest = await streams.find(pod.pool, metadata=[{"chat": chat}], limit=1)
-    return newest[0] if newest else None
+    principal = principal_of(request)
+    newest = await streams.find(pod_of(request).pool, tenant=principal.tenant, metadata=[{"chat": chat}], limit=1)
+    return newest[0] if newest and principal.sees(newest[0].tenant, newest[0].id) else None
 
 
 async def _follow(request: Request, stream: Stream, start_index: int) -> Answer:

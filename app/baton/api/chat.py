@@ -20,12 +20,11 @@ from starlette.routing import Route
 from ..dialects.chat import CHAT, completion_of
 from ..errors import InvalidRequest, RequestError
 from ..models import validated
-from ..pod import Pod
 from ..snapshot import Snapshot
 from . import actions, openai
 from .following import require_followable, require_staying, wait_for_end
 from .openai import Creation, answered_in_form, error_body
-from .request import Answer, json_answer, parse_json, pod_of, read_body
+from .request import Answer, json_answer, parse_json, read_body
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ async def create_completion(request: Request) -> Answer:
     (require_followable if wanted.stream else require_staying)(request)
     stream = await openai.create(request, wanted, body)
     # With an Idempotency-Key its client can come back: by the same request.
-    cancel = None if "idempotency-key" in request.headers else _cancelling(pod_of(request), stream.id)
+    cancel = None if "idempotency-key" in request.headers else _cancelling(request, stream.id)
     if wanted.stream:
         opening = CHAT.begin(stream, wanted.model_dump(exclude_unset=True))
         return await openai.follow(request, stream, CHAT, opening, on_gone=cancel)
@@ -55,11 +54,11 @@ async def create_completion(request: Request) -> Answer:
     return await _answer(request, stream.id)
 
 
-ROUTES: Final = [Route("/v1/chat/completions", answered_in_form(create_completion), methods=["POST"])]
+ROUTES: Final = [Route("/v1/chat/completions", answered_in_form(create_completion, "create"), methods=["POST"])]
 
 
 async def _answer(request: Request, stream_id: UUID) -> Answer:
-    content = await actions.read(pod_of(request), stream_id)
+    content = await actions.read(request, stream_id)
     stream = content.stream
     if not stream.ended:
         raise openai.still_running(stream)
@@ -72,10 +71,10 @@ async def _answer(request: Request, stream_id: UUID) -> Answer:
     return json_answer(request, error_body(status, code, message), status=status, headers={"x-should-retry": "false"})
 
 
-def _cancelling(pod: Pod, stream_id: UUID) -> Callable[[], Awaitable[None]]:
+def _cancelling(request: Request, stream_id: UUID) -> Callable[[], Awaitable[None]]:
     async def cancel() -> None:
         try:
-            await actions.cancel(pod, stream_id)
+            await actions.cancel(request, stream_id)
         except (RequestError, asyncpg.PostgresError) as error:
             logger.warning("The client of stream %s left, and it cannot be cancelled: %r", stream_id, error)
 

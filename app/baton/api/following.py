@@ -12,9 +12,9 @@ from starlette.responses import Response
 
 from ..connections import Connection
 from ..dialects.dialect import Dialect, Encoded, Reader
-from ..errors import CursorBeyondTail, OldProtocol, Unavailable
+from ..errors import CursorBeyondTail, OldProtocol, StreamNotFound, Unavailable
 from ..relay import Subscriber
-from .request import Answer, common_headers, damaged, found, pod_of, raw_headers
+from .request import Answer, common_headers, damaged, found, pod_of, principal_of, raw_headers
 
 Waited = Literal["ended", "client left", "pod left", "in vain"]
 
@@ -48,7 +48,7 @@ async def subscribe(request: Request, stream_id: UUID, cursor: int = 0) -> Subsc
         CursorBeyondTail, LogDamaged, StreamExpired, StreamNotFound: it cannot be joined there.
     """
     require_staying(request)
-    return await pod_of(request).relays.subscribe(stream_id, cursor)
+    return await _join(request, stream_id, cursor)
 
 
 async def follow_frames(
@@ -73,7 +73,7 @@ async def follow_frames(
     """
     require_followable(request)
     if request.method == "HEAD":
-        await found(pod_of(request), stream_id)
+        await found(request, stream_id)
         told = {name.decode(): value.decode() for name, value in dialect.headers}
         return Response(headers=common_headers(request) | told | dict(headers or {}))
     subscriber = await subscribe(request, stream_id)
@@ -110,7 +110,7 @@ async def wait_for_end(request: Request, stream_id: UUID, seconds: float | None 
         LogDamaged, StreamExpired, StreamNotFound, Unavailable: the stream cannot be watched.
     """
     pod = pod_of(request)
-    subscriber = await pod.relays.subscribe(stream_id, 0)
+    subscriber = await _join(request, stream_id, 0)
     relay = subscriber.relay
     client = asyncio.create_task(_left(request))
     client.add_done_callback(lambda _task: subscriber.tap())
@@ -131,6 +131,13 @@ async def wait_for_end(request: Request, stream_id: UUID, seconds: float | None 
     if relay.ended or relay.over:
         return "ended"
     return "pod left" if pod.draining else "client left"
+
+
+async def _join(request: Request, stream_id: UUID, cursor: int) -> Subscriber:
+    principal = principal_of(request)
+    if not principal.sees(principal.tenant, stream_id):
+        raise StreamNotFound(f"There is no stream {stream_id}.")
+    return await pod_of(request).relays.subscribe(stream_id, cursor, principal.tenant)
 
 
 async def _left(request: Request) -> None:

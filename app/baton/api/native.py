@@ -32,6 +32,7 @@ from .request import (
     parse_json,
     parse_stream_id,
     pod_of,
+    principal_of,
     raw_headers,
     read_body,
 )
@@ -67,7 +68,7 @@ async def create_stream(request: Request) -> Answer:
         # Nothing is created that this pod cannot tell of.
         return _retry(request)
     # Plain text cannot say that it begins again.
-    new = actions.new_stream(pod, wanted, on_worker_lost="fail" if plain else pod.settings.on_worker_lost)
+    new = actions.new_stream(request, wanted, on_worker_lost="fail" if plain else pod.settings.on_worker_lost)
     cursor = parse_cursor(request.headers.get("last-event-id"))
     stream, created = await actions.create(request, new, body)
     headers = {"location": request.url_for("stream", id=stream.id).path}
@@ -83,9 +84,12 @@ async def find_streams(request: Request) -> Answer:
     query = dict(request.query_params)
     metadata = {name: query.pop(name) for name in list(query) if name.startswith("metadata.")}
     wanted = validated(FindStreams, query)
+    principal = principal_of(request)
+    principal.require_tenant()
     async with translated():
         found = await streams.find(
             pod_of(request).pool,
+            tenant=principal.tenant,
             before=wanted.before,
             status=wanted.status,
             metadata=metadata_alternatives(metadata),
@@ -104,12 +108,11 @@ async def find_streams(request: Request) -> Answer:
 
 async def get_stream(request: Request) -> Answer:
     """Tell a stream's state and its answer so far; with `?wait=20`, wait for its end at most so many seconds."""
-    pod = pod_of(request)
     wanted = validated(GetStream, dict(request.query_params))
     stream_id = _stream_id(request)
     if wanted.wait > 0:
         await wait_for_end(request, stream_id, wanted.wait)
-    content = await actions.read(pod, stream_id)
+    content = await actions.read(request, stream_id)
     snapshot = await asyncio.to_thread(Snapshot.of, content.lines, content.last_seq)
     return json_answer(request, _described(request, content.stream) | snapshot.as_dict())
 
@@ -130,23 +133,23 @@ async def follow_events(request: Request) -> Answer:
 
 async def cancel_stream(request: Request) -> Answer:
     """Ask the generator to stop. Doing it again, or after the end, changes nothing."""
-    stream, stopping = await actions.cancel(pod_of(request), _stream_id(request))
+    stream, stopping = await actions.cancel(request, _stream_id(request))
     return json_answer(request, _described(request, stream), status=202 if stopping else 200)
 
 
 async def delete_stream(request: Request) -> Answer:
     """Erase a stream and its events; if it is running, its generator is stopped."""
-    await actions.erase(pod_of(request), _stream_id(request))
+    await actions.erase(request, _stream_id(request))
     return Response(status_code=204, headers=common_headers(request))
 
 
 ROUTES = [
-    Route("/v1/streams", answered(create_stream), methods=["POST"]),
-    Route("/v1/streams", answered(find_streams), methods=["GET"]),
-    Route("/v1/streams/{id}", answered(get_stream), methods=["GET"], name="stream"),
-    Route("/v1/streams/{id}", answered(delete_stream), methods=["DELETE"]),
-    Route("/v1/streams/{id}/events", answered(follow_events), methods=["GET"], name="events"),
-    Route("/v1/streams/{id}/cancel", answered(cancel_stream), methods=["POST"]),
+    Route("/v1/streams", answered(create_stream, "create"), methods=["POST"]),
+    Route("/v1/streams", answered(find_streams, "read"), methods=["GET"]),
+    Route("/v1/streams/{id}", answered(get_stream, "read"), methods=["GET"], name="stream"),
+    Route("/v1/streams/{id}", answered(delete_stream, "admin"), methods=["DELETE"]),
+    Route("/v1/streams/{id}/events", answered(follow_events, "read"), methods=["GET"], name="events"),
+    Route("/v1/streams/{id}/cancel", answered(cancel_stream, "cancel"), methods=["POST"]),
 ]
 
 
@@ -155,7 +158,7 @@ async def _follow_from_snapshot(request: Request, stream_id: UUID, wanted: Follo
     if pod_of(request).draining or request.method == "HEAD":
         return await _follow(request, stream_id, wanted)
     try:
-        content = await actions.read(pod_of(request), stream_id)
+        content = await actions.read(request, stream_id)
     except Unavailable:
         if problems.MEDIA_TYPE in request.headers.get("accept", ""):
             raise

@@ -22,6 +22,7 @@ from ..errors import NotHere, RequestError, RequestTooLarge, StillRunning, Unava
 from ..generators.registry import configured_names
 from ..models import CreateStream, Name, Text, storable
 from ..pod import Pod
+from ..principal import AuthScope
 from ..streams import Stream
 from . import actions
 from .following import follow_frames
@@ -48,9 +49,9 @@ class Creation(BaseModel):
         return storable(content)
 
 
-def answered_in_form(handler: Handler) -> Handler:
+def answered_in_form(handler: Handler, scope: AuthScope) -> Handler:
     """Answer errors in the form that OpenAI's clients read."""
-    inner = answered(handler)
+    inner = answered(handler, scope)
 
     @functools.wraps(handler)
     async def endpoint(request: Request) -> Answer:
@@ -94,11 +95,10 @@ async def create(request: Request, wanted: Creation, body: bytes) -> Stream:
         UnknownModel: there is no generator of that name.
         IdempotencyConflict, InvalidRequest, Unavailable: see `actions.create`.
     """
-    pod = pod_of(request)
     given = wanted.model_dump(exclude_unset=True, exclude=set(_OURS))
     native = CreateStream(generator=wanted.model, input=given, metadata=dict(wanted.metadata or {}))
     # A client of OpenAI's cannot be told to discard what it has.
-    new = actions.new_stream(pod, native, on_worker_lost="fail")
+    new = actions.new_stream(request, native, on_worker_lost="fail")
     try:
         stream, _ = await actions.create(request, new, body)
     except UnknownGenerator as error:
@@ -150,10 +150,10 @@ _ALL_METHODS: Final = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 # The last ones take what no other route has taken.
 ROUTES: Final = [
-    Route("/v1/models", answered_in_form(list_models), methods=["GET"]),
-    Route("/v1/models/{name:path}", answered_in_form(get_model), methods=["GET"]),
+    Route("/v1/models", answered_in_form(list_models, "read"), methods=["GET"]),
+    Route("/v1/models/{name:path}", answered_in_form(get_model, "read"), methods=["GET"]),
     *(
-        Route(f"/v1/{path}{{rest:path}}", answered_in_form(not_here), methods=_ALL_METHODS)
+        Route(f"/v1/{path}{{rest:path}}", answered_in_form(not_here, "read"), methods=_ALL_METHODS)
         for path in ("responses", "chat/completions", "models")
     ),
 ]

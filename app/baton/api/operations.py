@@ -33,7 +33,7 @@ async def metrics(request: Request) -> Answer:
 
 
 ROUTES = [
-    Route("/healthz", answered(healthz), methods=["GET"]),
-    Route("/readyz", answered(readyz), methods=["GET"]),
-    Route("/metrics", answered(metrics), methods=["GET"]),
+    Route("/healthz", answered(healthz, None), methods=["GET"]),
+    Route("/readyz", answered(readyz, None), methods=["GET"]),
+    Route("/metrics", answered(metrics, "admin"), methods=["GET"]),
 ]

@@ -20,6 +20,7 @@ from ..dialects.dialect import Header
 from ..errors import InvalidRequest, LogDamaged, RequestTooLarge, StreamNotFound, Unavailable
 from ..events import clean
 from ..pod import Pod
+from ..principal import ANONYMOUS, AuthScope, Principal
 from ..streams import IdempotencyKey, Stream
 
 
@@ -32,11 +33,17 @@ class Answer(Protocol):
 Handler = Callable[[Request], Awaitable[Answer]]
 
 
-def answered(handler: Handler) -> Handler:
-    """Have a request answered that the server gives up while the pod leaves; it would answer 500."""
+def answered(handler: Handler, scope: AuthScope | None) -> Handler:
+    """Let in who may do this; without a scope, anybody.
+
+    A request that the server gives up while the pod leaves, and would answer with 500, is answered here.
+    """
 
     async def endpoint(request: Request) -> Answer:
         try:
+            if scope is not None:
+                request.state.principal = ANONYMOUS
+                principal_of(request).require(scope)
             return await handler(request)
         except asyncio.CancelledError:
             if not pod_of(request).draining:
@@ -61,16 +68,23 @@ def pod_of(request: Request) -> Pod:
     return pod
 
 
-async def found(pod: Pod, stream_id: UUID) -> Stream:
+def principal_of(request: Request) -> Principal:
+    """Return who makes a request that `answered` has let in."""
+    principal: Principal = request.state.principal
+    return principal
+
+
+async def found(request: Request, stream_id: UUID) -> Stream:
     """Read a stream's row.
 
     Raises:
-        StreamNotFound: there is no such stream.
+        StreamNotFound: there is no such stream for this caller.
         StreamExpired: it is older than what is kept.
     """
-    stream = await streams.get(pod.pool, stream_id)
-    if stream is None:
-        raise await retention.absence(pod.pool, stream_id)
+    pool = pod_of(request).pool
+    stream = await streams.get(pool, stream_id)
+    if stream is None or not principal_of(request).sees(stream.tenant, stream_id):
+        raise await retention.absence(pool, stream_id)
     return stream
 
 

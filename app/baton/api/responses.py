@@ -90,7 +90,7 @@ async def retrieve_response(request: Request) -> Answer:
     if not wanted.stream:
         return await _answer(request, stream_id)
     async with translated():
-        stream = await found(pod_of(request), stream_id)
+        stream = await found(request, stream_id)
         given = await streams.read_input(pod_of(request).pool, stream_id)
     after = 0 if wanted.starting_after is None else wanted.starting_after + 1
     return await follow_frames(request, stream_id, RESPONSES, RESPONSES.begin(stream, given, after), after=after)
@@ -99,7 +99,7 @@ async def retrieve_response(request: Request) -> Answer:
 async def cancel_response(request: Request) -> Answer:
     """Cancel a Response. Doing it again, or after the end, changes nothing."""
     stream_id = _stream_id(request)
-    _, stopping = await actions.cancel(pod_of(request), stream_id)
+    _, stopping = await actions.cancel(request, stream_id)
     if stopping:
         await wait_for_end(request, stream_id, _CANCEL_SECONDS)
     return await _answer(request, stream_id)
@@ -108,7 +108,7 @@ async def cancel_response(request: Request) -> Answer:
 async def delete_response(request: Request) -> Answer:
     """Erase a Response."""
     stream_id = _stream_id(request)
-    await actions.erase(pod_of(request), stream_id)
+    await actions.erase(request, stream_id)
     return json_answer(request, {"id": response_id(stream_id), "object": "response", "deleted": True})
 
 
@@ -117,7 +117,7 @@ async def list_input_items(request: Request) -> Answer:
     wanted = validated(ListItems, dict(request.query_params))
     stream_id = _stream_id(request)
     async with translated():
-        await found(pod_of(request), stream_id)
+        await found(request, stream_id)
         given = await streams.read_input(pod_of(request).pool, stream_id)
     items = _items(given, stream_id)
     if wanted.order == "desc":
@@ -141,22 +141,21 @@ async def list_input_items(request: Request) -> Answer:
 
 
 ROUTES: Final = [
-    Route("/v1/responses", answered_in_form(create_response), methods=["POST"]),
-    Route("/v1/responses/{id}", answered_in_form(retrieve_response), methods=["GET"]),
-    Route("/v1/responses/{id}", answered_in_form(delete_response), methods=["DELETE"]),
-    Route("/v1/responses/{id}/cancel", answered_in_form(cancel_response), methods=["POST"]),
-    Route("/v1/responses/{id}/input_items", answered_in_form(list_input_items), methods=["GET"]),
+    Route("/v1/responses", answered_in_form(create_response, "create"), methods=["POST"]),
+    Route("/v1/responses/{id}", answered_in_form(retrieve_response, "read"), methods=["GET"]),
+    Route("/v1/responses/{id}", answered_in_form(delete_response, "admin"), methods=["DELETE"]),
+    Route("/v1/responses/{id}/cancel", answered_in_form(cancel_response, "cancel"), methods=["POST"]),
+    Route("/v1/responses/{id}/input_items", answered_in_form(list_input_items, "read"), methods=["GET"]),
 ]
 
 
 async def _answer(request: Request, stream_id: UUID, *, whole: bool = False) -> Answer:
-    pod = pod_of(request)
-    content = await actions.read(pod, stream_id)
+    content = await actions.read(request, stream_id)
     if whole and not content.stream.ended:
         # The pod is leaving.
         raise openai.still_running(content.stream)
     async with translated():
-        given = await streams.read_input(pod.pool, stream_id)
+        given = await streams.read_input(pod_of(request).pool, stream_id)
     return json_answer(request, await asyncio.to_thread(response_of, content.stream, given, content.lines))
 
 
