@@ -21,7 +21,6 @@ from .auth import keys
 from .auth.keys import ApiKey
 from .database import Connection, check_schema, connect
 from .errors import ConfigurationError
-from .principal import AuthScope
 from .settings import Settings
 
 app = typer.Typer(
@@ -37,7 +36,7 @@ Result = TypeVar("Result")
 def make(
     name: Annotated[str, typer.Argument(help="What the key is for; no two keys that work have the same name.")],
     tenant: Annotated[str, typer.Option(help="Whose streams it is for. Another tenant's do not exist for it.")],
-    scope: Annotated[list[AuthScope], typer.Option(help="What it may do; give it once for each.")],
+    scope: Annotated[list[str], typer.Option(help="What it may do: create, read, cancel, admin; once for each.")],
     expires_days: Annotated[
         int | None, typer.Option(min=1, max=3650, help="After so many days it ends by itself.")
     ] = None,
@@ -92,7 +91,7 @@ def _run(work: Callable[[Connection], Awaitable[Result]]) -> Result:
             return await work(connection)
         except asyncpg.InsufficientPrivilegeError as error:
             raise ConfigurationError(
-                f"The role of BATON_DATABASE_URL may not do this: {error}. Connect as the one that runs `baton migrate`."
+                f"The role of BATON_DATABASE_URL may not do this: {error}. Connect as the one of `baton migrate`."
             ) from None
         except asyncpg.PostgresError as error:
             raise ConfigurationError(f"The database refused: {error}.") from error

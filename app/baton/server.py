@@ -13,7 +13,7 @@ import ipaddress
 import logging
 import socket
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from starlette.applications import Starlette
@@ -33,7 +33,14 @@ SHUTDOWN_SECONDS: Final = 5
 
 
 class Protocol(HttpToolsProtocol):
-    """HTTP/1.1 that lets a response end its connection before the response has ended."""
+    """HTTP/1.1 that lets a response end its connection before the response has ended, and logs no address.
+
+    An address may hold a token, and uvicorn's setting has no effect once anything has put a handler on that log.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.access_log = False
 
     def on_message_begin(self) -> None:
         """Offer it to the request that begins."""

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -32,7 +32,7 @@ INSERT INTO baton.api_key (name, tenant, scopes, secret_hash, expires_at)
 VALUES ($1, $2, $3, $4, clock_timestamp() + make_interval(days => $5))
 RETURNING {_COLUMNS}
 """  # noqa: S608
-_LIST: Final = f"SELECT {_COLUMNS}, now() AS now FROM baton.api_key ORDER BY id"  # noqa: S608
+_LIST: Final = f"SELECT {_COLUMNS}, now() AS now FROM baton.api_key ORDER BY created_at"  # noqa: S608
 _LIVE: Final = f"""
 SELECT {_COLUMNS}, secret_hash FROM baton.api_key
 WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp())
@@ -84,7 +84,7 @@ def parse(text: str) -> tuple[UUID, str] | None:
 
 
 async def make(
-    connection: Connection, name: str, tenant: str, scopes: Sequence[AuthScope], expires_days: int | None = None
+    connection: Connection, name: str, tenant: str, scopes: Collection[str], expires_days: int | None = None
 ) -> tuple[ApiKey, str]:
     """Make a key; return its row, and the key itself, which cannot be had again.
 
@@ -130,7 +130,7 @@ async def live(executor: Connection | Pool) -> dict[UUID, ApiKey]:
     return {row["id"]: _key(row) for row in await executor.fetch(_LIVE)}
 
 
-def _check(name: str, tenant: str, scopes: Sequence[AuthScope]) -> None:
+def _check(name: str, tenant: str, scopes: Collection[str]) -> None:
     # A name that looked like an id could be taken for one when a key is revoked.
     if not _NAME.fullmatch(name) or re.fullmatch("[0-9a-f-]{32,36}", name):
         raise ConfigurationError(
