@@ -125,9 +125,9 @@ class Cluster:
         stream_id: str = answer.json()["id"]
         return stream_id
 
-    async def author(self) -> Author:
-        """Return a stream that the test writes by itself."""
-        new = streams.NewStream("replay", None, {}, "fail")
+    async def author(self, *, tenant: str = "", generator: str = "replay", **metadata: Any) -> Author:
+        """Return a stream that the test writes by itself. A worker that offers its generator might take it before."""
+        new = streams.NewStream(generator, None, metadata, "fail", tenant=tenant)
         stream, _ = await streams.create(self.pool, new)
         row = await self.pool.fetchval(
             "UPDATE baton.stream SET status = 'running', epoch = 1 WHERE id = $1 RETURNING epoch", stream.id

@@ -188,7 +188,7 @@ async def test_a_setting_that_makes_no_sense_is_told(dsn: str, tmp_path: Path) -
             "no access control": (
                 "serve",
                 {"BATON_ALLOW_ANONYMOUS": "false"},
-                r"There is no access control yet, .+ Set BATON_ALLOW_ANONYMOUS=true to serve nevertheless\.",
+                r"Nobody could be let in: there is no API key, and no identity provider\. Make a key with .+",
             ),
         }
         await check({name: (cmd, database(dsn) | env, told) for name, (cmd, env, told) in cases.items()}, tmp_path)

@@ -70,21 +70,47 @@ def server() -> Iterator[str]:
 
 ALL_WELL = {
     *("reachable", "version", "encoding", "writable", "schema", "role", "notify_queue", "notifications", "timeouts"),
-    *("partitions", "indexes", "autovacuum", "transactions", "replication_slots", "workers", "queue", "connections"),
+    *(
+        "access",
+        "partitions",
+        "indexes",
+        "autovacuum",
+        "transactions",
+        "replication_slots",
+        "workers",
+        "queue",
+        "connections",
+    ),
     *("durability", "clock", "transaction_ids", "retention"),
 }
+OF_WORKERS = ALL_WELL - {"access"}
 
 
 async def test_where_all_is_well_it_finds_nothing(server: str) -> None:
     async with granted(server) as roles:
         await execute(server, f"GRANT pg_monitor TO {roles.names.serve}, {roles.names.work}, {roles.names.migrate}")
+        await execute(roles.migrate_dsn, A_KEY)
         async with working(roles.work_dsn, answer, lease_seconds=6):
             for dsn in (roles.serve_dsn, roles.work_dsn, roles.migrate_dsn):
                 diagnosis = await diagnose(dsn)
                 assert diagnosis.complete
                 assert troubles(diagnosis) == {}, diagnosis.findings
-                assert set(levels(diagnosis)) == ALL_WELL
+                assert set(levels(diagnosis)) == (OF_WORKERS if dsn == roles.work_dsn else ALL_WELL)
         await execute(server, "DELETE FROM baton.worker")
+
+
+A_KEY = "INSERT INTO baton.api_key (name, tenant, scopes, secret_hash) VALUES ('web', 'acme', '{read}', '')"
+
+
+async def test_it_finds_that_nobody_or_everybody_is_let_in(dsn: str) -> None:
+    assert levels(await diagnose(dsn))["access_none"] is WARNING
+    assert levels(await diagnose(dsn, allow_anonymous=True))["access_anonymous"] is WARNING
+    provider: dict[str, Any] = {"jwks_url": "https://idp.test/keys", "jwt_issuer": "idp", "jwt_audience": "baton"}
+    assert finding(await diagnose(dsn, **provider), "access").found == "0 API keys, and an identity provider."
+    await execute(dsn, A_KEY)
+    assert finding(await diagnose(dsn), "access").found == "1 API key."
+    await execute(dsn, "UPDATE baton.api_key SET expires_at = clock_timestamp() - interval '1 s'")
+    assert "access_none" in levels(await diagnose(dsn))
 
 
 WRONG_TABLES = """

@@ -162,6 +162,9 @@ NOBODY: tuple[str, ...] = (
     "UPDATE baton.stream SET on_worker_lost = 'fail'",
     "UPDATE baton.stream SET created_at = now()",
     "UPDATE baton.stream SET max_duration = NULL",
+    "INSERT INTO baton.api_key (name, tenant, scopes, secret_hash) VALUES ('x', 'x', '{{}}', '')",
+    "UPDATE baton.api_key SET revoked_at = NULL",
+    "DELETE FROM baton.api_key",
     "SELECT * FROM other.secret",
 )
 FORBIDDEN: dict[Service, tuple[str, ...]] = {
@@ -188,6 +191,7 @@ FORBIDDEN: dict[Service, tuple[str, ...]] = {
         "UPDATE baton.worker SET name = 'other'",
         "UPDATE baton.worker SET generators = '{{}}'",
         "SELECT * FROM baton.idempotency_key",
+        "SELECT FROM baton.api_key",
         "INSERT INTO baton.idempotency_key VALUES ('', 'x', '', gen_random_uuid(), now())",
         "UPDATE baton.idempotency_key SET expires_at = now()",
         "DELETE FROM baton.idempotency_key",

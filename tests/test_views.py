@@ -43,7 +43,8 @@ async def test_a_reader_of_the_answer_gets_text_and_end_with_the_numbers_they_ha
     cluster: Cluster, pod: RunningPod, author: Author
 ) -> None:
     await author.write(*LINES, end=True)
-    shown = [author.frames[index] for index in (1, 3, 4)]
+    end = b'id: 5\ndata: {"type":"done","status":"completed","finish_reason":"stop"}\n\n'
+    shown = [author.frames[1], author.frames[3], end]
     assert await frames(cluster, pod, author, "view=answer") == shown
     assert await frames(cluster, pod, author, "view=answer", cursor=2) == shown[1:]
     assert await frames(cluster, pod, author, "view=full") == author.frames
@@ -73,7 +74,8 @@ async def test_the_end_stands_behind_a_snapshot_as_itself(cluster: Cluster, pod:
     await author.write(*LINES, end=True)
     snapshot, end = await frames(cluster, pod, author, "snapshot=1&view=answer")
     assert parse(snapshot) == {"seq": 4, "type": "snapshot", "text": "Hello there"}
-    assert end == author.frames[-1]
+    assert parse(end) == {"seq": 5, "type": "done", "status": "completed", "finish_reason": "stop"}
+    assert (await frames(cluster, pod, author, "snapshot=1"))[1] == author.frames[-1]
 
 
 async def test_a_stream_that_has_not_begun_has_no_snapshot(cluster: Cluster, pod: RunningPod, author: Author) -> None:

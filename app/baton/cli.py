@@ -21,6 +21,7 @@ from .generators.registry import close_generators, load_generators
 from .grants import RoleNames
 from .grants import script as grants_script
 from .interruption import Interrupted, interruptible
+from .keys import app as keys_app
 from .listener import session_dsn
 from .maintain import Policy, keep_maintaining
 from .maintain import maintain as maintain_once
@@ -35,6 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(keys_app, name="keys")
 _PATIENCE = Patience()
 _ROLES = RoleNames()
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -253,7 +255,8 @@ def _settings(**overrides: Any) -> Settings:
 
 def _run(start: Callable[[], Awaitable[None]]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_log_handler()], force=True)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for chatty in ("alembic", "httpx2"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
     async def run() -> None:
         await start()

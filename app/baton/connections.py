@@ -76,7 +76,7 @@ class Connections:
         if connection.sending_since is not None:
             if now - connection.sending_since > self._write_timeout_seconds:
                 connection.abort()
-        elif connection.renews and now >= connection.leave_at:
+        elif (connection.renews and now >= connection.leave_at) or not connection.admitted():
             connection.leave()
         elif now - connection.last_sent_at >= self._heartbeat_seconds * 0.9:
             connection.subscriber.tap()
@@ -86,7 +86,8 @@ class Connection:
     """Sends a subscriber's events until the stream ends, the client leaves or the pod does.
 
     With `window_seconds` it waits so long between two sends, for clients that had rather get few large pieces.
-    `on_gone` is awaited when the client leaves before the end, and not when the pod sends it away.
+    `on_gone` is awaited when the client leaves before the end, and not when the pod sends it away, as it does with
+    whoever is not `admitted` any more.
     """
 
     def __init__(
@@ -102,12 +103,14 @@ class Connection:
         headers: Sequence[Header] = (),
         window_seconds: float = 0.0,
         on_gone: Callable[[], Awaitable[None]] | None = None,
+        admitted: Callable[[], bool] = lambda: True,
     ) -> None:
         self.subscriber = subscriber
         self.last_sent_at = _now()
         self.sending_since: float | None = None
         self.leave_at = 0.0
         self.renews = reader.dialect.reconnects
+        self.admitted = admitted
         self._reader = reader
         self._relays = relays
         self._connections = connections

@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 from uuid import UUID
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from .auth.tokens import Wish
 from .errors import InvalidRequest
 from .outcome import Timings
+from .principal import View
 from .streams import Stream
 
 MAX_WAIT_SECONDS = 60
@@ -23,6 +25,19 @@ Text = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)]
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class TokenWish(BaseModel):
+    """What a stream's token is to allow; what is left out, as much as whoever asks for it may do."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    scopes: Annotated[list[Literal["read", "cancel"]], Field(min_length=1)] | None = None
+    view: View | None = None
+
+    def wish(self) -> Wish:
+        """For who signs it."""
+        return Wish(None if self.scopes is None else frozenset(self.scopes), self.view)
 
 
 class CreateStream(BaseModel):
@@ -38,6 +53,7 @@ class CreateStream(BaseModel):
     idle_timeout_seconds: Seconds | None = None
     queue_timeout_seconds: Seconds | None = None
     cancel_when_unwatched_seconds: Seconds | None = None
+    token: TokenWish = Field(default_factory=TokenWish)
 
     @field_validator("input", "metadata")
     @classmethod
@@ -66,7 +82,7 @@ class GetStream(BaseModel):
 class FollowEvents(BaseModel):
     """The query of `GET /v1/streams/{id}/events`, but for the cursor."""
 
-    view: Literal["full", "answer"] = "full"
+    view: View | None = None
     window_ms: int = Field(0, ge=0, le=10_000)
     snapshot: bool = False
 
@@ -124,8 +140,22 @@ def metadata_alternatives(filters: Mapping[str, str]) -> list[dict[str, Any]] | 
     ]
 
 
+# What the answer view tells of a stream: what it is, how far it is, and how it ended.
+_OF_THE_ANSWER: Final = (
+    *("id", "status", "events_url", "created_at", "started_at", "finished_at", "finish_reason", "error"),
+    *("last_event_id", "text"),
+)
+
+
+def seen(described: Mapping[str, Any], view: View) -> dict[str, Any]:
+    """What of a stream's description a view shows."""
+    if view == "full":
+        return dict(described)
+    return {name: described[name] for name in _OF_THE_ANSWER if name in described}
+
+
 def describe(stream: Stream, events_url: str) -> dict[str, Any]:
-    """A stream's row as the API gives it."""
+    """A stream's row as the API gives it, to those who may see the whole of it."""
     described: dict[str, Any] = {
         "id": str(stream.id),
         "status": stream.status,

@@ -12,6 +12,7 @@ from typing import Final, Self
 import asyncpg
 
 from . import database, partitions, workers
+from .auth.gate import Gate
 from .connections import Connections
 from .database import Pool, translated
 from .errors import ConfigurationError, Unavailable
@@ -54,6 +55,7 @@ class Pod:
             write_timeout_seconds=settings.write_timeout_seconds,
             max_age_seconds=settings.max_connection_seconds,
         )
+        self.gate = Gate(settings, pool)
         self.draining = False
         self.broken = False
 
@@ -63,14 +65,9 @@ class Pod:
         """Connect, check the schema, and run the listener, the poll and the heartbeat.
 
         Raises:
-            ConfigurationError: access control is missing, the database cannot be reached, its schema does not fit, or
+            ConfigurationError: nobody could be let in, the database cannot be reached, its schema does not fit, or
                 nobody offers the default generator.
         """
-        if not settings.allow_anonymous:
-            raise ConfigurationError(
-                "There is no access control yet, so anybody who reaches this pod could read every stream. "
-                "Set BATON_ALLOW_ANONYMOUS=true to serve nevertheless."
-            )
         async with database.pool(
             settings.dsn,
             size=settings.database_pool_size,
@@ -81,6 +78,7 @@ class Pod:
             await check_delivery(settings.listen_dsn, settings.dsn)
             await database.check_schema(pool)
             pod = cls(settings, pool)
+            await pod.gate.open()
             if sentence := await pod.missing_generator(settings.default_generator):
                 raise ConfigurationError(f"BATON_DEFAULT_GENERATOR: {sentence}")
             tasks = [
@@ -89,6 +87,7 @@ class Pod:
                 asyncio.create_task(pod.relays.note_watched(settings.watch_interval_seconds)),
                 asyncio.create_task(pod.connections.run()),
                 asyncio.create_task(pod.watch_partitions()),
+                *map(asyncio.create_task, pod.gate.tasks()),
             ]
             for task in tasks:
                 task.add_done_callback(pod.mourn)

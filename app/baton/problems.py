@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .errors import RequestError, RequestTooLarge, Unavailable
+from .errors import RequestError, RequestTooLarge, Unauthenticated, Unavailable
 from .pod import Pod
 
 logger = logging.getLogger(__name__)
@@ -24,12 +24,13 @@ async def request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     if isinstance(error, Unavailable):
         logger.warning("%s %s: %s (%r)", request.method, request.url.path, error, error.__cause__)
-    headers = {"retry-after": "1"} if isinstance(error, Unavailable) else {}
-    if isinstance(error, RequestTooLarge):
-        # The server would go on reading, and throwing away, what a client goes on sending.
-        headers["connection"] = "close"
     return _problem(
-        request, status=error.status, code=error.code, title=error.title, detail=str(error), headers=headers
+        request,
+        status=error.status,
+        code=error.code,
+        title=error.title,
+        detail=str(error),
+        headers=error_headers(error),
     )
 
 
@@ -60,6 +61,16 @@ HANDLERS: Final[dict[Any, Any]] = {
     HTTPException: http_error,
     Exception: unexpected_error,
 }
+
+
+def error_headers(error: RequestError) -> dict[str, str]:
+    """What an error says in headers, in whichever form it is answered."""
+    if isinstance(error, Unavailable):
+        return {"retry-after": "1"}
+    if isinstance(error, RequestTooLarge):
+        # The server would go on reading, and throwing away, what a client goes on sending.
+        return {"connection": "close"}
+    return {"www-authenticate": "Bearer"} if isinstance(error, Unauthenticated) else {}
 
 
 def pod_headers(pod: Pod) -> dict[str, str]:

@@ -112,6 +112,7 @@ class Relay:
         self.ends_unwatched = False  # the stream ends when nobody watches it
         self.tail = 0
         self.ended = False  # the terminal event is at the tail
+        self.ended_at: float | None = None  # since when, in seconds since 1970, as far as is known here
         self.over = False  # nothing more will come from here
         self.damaged = False  # that is because the log has a hole
         self.idle_since: float | None = time.monotonic()
@@ -222,6 +223,7 @@ class Relay:
         self._metrics.log_reads += 1
         self.tenant = stream.tenant
         self.ends_unwatched = stream.unwatched_timeout is not None
+        self.ended_at = stream.ended_at
         if batches:
             self.tail = batches[0].first_seq - 1
             self._apply_all(batches)
@@ -277,7 +279,9 @@ class Relay:
         while self._window_bytes > self._max_window_bytes and len(self._window) > 1:
             self._window_bytes -= len(self._window.popleft().events)
         self.tail = batch.last_seq
-        self.ended = self.ended or batch.terminal
+        if batch.terminal:
+            self.ended = True
+            self.ended_at = self.ended_at or time.time()
 
     def _wake_all(self) -> None:
         for subscriber in self.subscribers:

@@ -1,7 +1,7 @@
 """The tables, in a Postgres schema of their own called `baton`.
 
 SQLAlchemy declares them for Alembic; the modules that own a table speak to it in SQL (`log`, `streams`, `workers`,
-`retention`).
+`retention`, `auth.keys`).
 """
 
 from __future__ import annotations
@@ -130,6 +130,21 @@ idempotency_key = Table(
     PrimaryKeyConstraint("tenant", "key"),
     Index("ix_idempotency_key_expires_at", "expires_at"),
     Index("ix_idempotency_key_stream_id", "stream_id"),
+)
+
+# Servers' credentials; of a secret only its hash.
+api_key = Table(
+    "api_key",
+    metadata,
+    Column("id", UUID, primary_key=True, server_default=text(UUIDV7)),
+    Column("name", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("scopes", ARRAY(Text), nullable=False),
+    Column("secret_hash", LargeBinary, nullable=False),
+    Column("created_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
+    Column("expires_at", _Timestamp),
+    Column("revoked_at", _Timestamp),
+    Index("uq_api_key_name", "name", unique=True, postgresql_where=text("revoked_at IS NULL")),
 )
 
 # One row, once something has expired.

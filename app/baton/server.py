@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import socket
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from starlette.applications import Starlette
@@ -32,7 +33,14 @@ SHUTDOWN_SECONDS: Final = 5
 
 
 class Protocol(HttpToolsProtocol):
-    """HTTP/1.1 that lets a response end its connection before the response has ended."""
+    """HTTP/1.1 that lets a response end its connection before the response has ended, and logs no address.
+
+    An address may hold a token, and uvicorn's setting has no effect once anything has put a handler on that log.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.access_log = False
 
     def on_message_begin(self) -> None:
         """Offer it to the request that begins."""
@@ -83,8 +91,22 @@ async def serve(settings: Settings) -> None:
     app = create_app(settings)
     # The lifespan is entered here and not by uvicorn, whose log would bury a configuration error in a traceback.
     with contextlib.closing(bind(settings.host, settings.port)) as listening:
+        if settings.allow_anonymous:
+            warn_if_reachable(listening)
         async with app.router.lifespan_context(app):
             await Server(uvicorn_config(app), app.state.pod).serve(sockets=[listening])
+
+
+def warn_if_reachable(listening: socket.socket) -> None:
+    """Say loudly that there is no access control, where others than this machine's own can connect."""
+    host, port = listening.getsockname()[:2]
+    if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        logger.warning(
+            "ANYBODY who can reach %s:%d may read, cancel and erase every stream, since BATON_ALLOW_ANONYMOUS is set. "
+            "Make API keys with `baton keys make` and unset it, or serve on 127.0.0.1.",
+            host,
+            port,
+        )
 
 
 def uvicorn_config(app: Starlette) -> uvicorn.Config:

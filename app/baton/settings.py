@@ -17,6 +17,8 @@ from .errors import ConfigurationError
 # What an HTTP header can carry.
 _NAME = re.compile(r"[!-~]([ -~]{0,98}[!-~])?")
 _GENERATOR = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})=(?P<target>[A-Za-z_][\w.]*:[A-Za-z_]\w*)")
+_KID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TOKEN_SECRET = re.compile(r"[!-~]{32,}")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}")
 
 
@@ -49,7 +51,36 @@ class Settings(BaseSettings):
         default_factory=_process_name,
         description="What a pod calls itself in `X-Baton-Pod`: 1 to 100 printable ASCII characters",
     )
-    allow_anonymous: bool = Field(False, description="Serve without access control; there is no other way yet")
+    allow_anonymous: bool = Field(
+        False, description="Let everybody do everything: whoever reaches a pod can read and erase every stream"
+    )
+    keys_refresh_seconds: float = Field(
+        3, gt=0, le=60, description="How often a pod reads the API keys: so long a revoked one may go on working"
+    )
+    token_keys: Annotated[dict[str, SecretStr], NoDecode] = Field(
+        default_factory=dict,
+        description="What streams' tokens are signed with: `kid=secret`, comma-separated. The first signs, all verify; "
+        "`baton keys token-secret` makes one",
+    )
+    token_lifetime_seconds: float = Field(
+        86_400, gt=0, le=86_400, description="How long a stream's token works, at most"
+    )
+    token_grace_seconds: float = Field(
+        900, ge=0, le=86_400, description="How long a stream's token works after the stream's end, at most"
+    )
+    jwks_url: str | None = Field(
+        None, description="The keys of your identity provider, whose tokens are then accepted: `https://host/path`"
+    )
+    jwt_issuer: str | None = Field(None, description="The `iss` of the identity provider's tokens")
+    jwt_audience: str | None = Field(None, description="The `aud` that the identity provider's tokens must have")
+    jwt_tenant_claim: str = Field(
+        "tenant", min_length=1, description="Which claim of theirs is the tenant; `a.b` goes into objects"
+    )
+    jwt_scope_claim: str = Field(
+        "scope",
+        min_length=1,
+        description="Which claim of theirs has the scopes (create, read, cancel, admin): a list, or words in a text",
+    )
     heartbeat_seconds: float = Field(15, gt=0, le=300, description="After so long a silence a client gets a comment")
     reconnect_milliseconds: int = Field(
         1000,
@@ -184,7 +215,29 @@ class Settings(BaseSettings):
             raise ValueError("it must be 1 to 100 printable ASCII characters, with no space at an end")
         return value
 
-    @field_validator("openai_base_url", "anthropic_base_url")
+    @field_validator("token_keys", mode="before")
+    @classmethod
+    def _parse_token_keys(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [item.strip().partition("=") for item in value.split(",") if item.strip()]
+        if len({kid for kid, _, _ in pairs}) < len(pairs):
+            raise ValueError("each kid may stand there once")
+        return {kid: secret for kid, _, secret in pairs}
+
+    @field_validator("token_keys")
+    @classmethod
+    def _are_secrets(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        if not all(
+            _KID.fullmatch(kid) and _TOKEN_SECRET.fullmatch(key.get_secret_value()) for kid, key in value.items()
+        ):
+            raise ValueError(
+                "it must look like kid=secret,kid2=secret2, each secret of 32 printable ASCII characters at least, "
+                "with no space or comma: `baton keys token-secret` makes one"
+            )
+        return value
+
+    @field_validator("openai_base_url", "anthropic_base_url", "jwks_url")
     @classmethod
     def _is_http(cls, value: str | None) -> str | None:
         if not value:
@@ -223,6 +276,15 @@ class Settings(BaseSettings):
         if not isinstance(value, dict):
             raise ValueError("it must be a JSON object")
         return {name: _model(name, given) for name, given in value.items()}
+
+    @model_validator(mode="after")
+    def _provider_is_told_from_others(self) -> Self:
+        if self.jwks_url and not (self.jwt_issuer and self.jwt_audience):
+            raise ValueError(
+                "BATON_JWKS_URL needs BATON_JWT_ISSUER and BATON_JWT_AUDIENCE too: else a token that the identity "
+                "provider made for somebody else's service would be good for this one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _lease_outlasts_heartbeats(self) -> Self:

@@ -163,6 +163,11 @@ class Stream:
         """Whether its terminal event is in the log."""
         return self.status not in {"queued", "running"}
 
+    @property
+    def ended_at(self) -> float | None:
+        """When it ended, in seconds since 1970."""
+        return None if self.finished_at is None else self.finished_at.timestamp()
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

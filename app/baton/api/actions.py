@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from uuid import UUID
 
 from starlette.requests import Request
 
 from .. import log, notifications, retention, streams
+from ..auth.tokens import Wish
 from ..database import translated
 from ..errors import InvalidRequest, UnknownGenerator
 from ..models import CreateStream
@@ -118,6 +120,17 @@ async def erase(request: Request, stream_id: UUID) -> None:
             raise await retention.absence(pool, stream_id)
         await log.hint(pool, notifications.EVENTS_CHANNEL, [notifications.gone(stream_id)])
         await log.hint(pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
+
+
+def token(request: Request, stream_id: UUID, wish: Wish) -> tuple[str | None, datetime | None]:
+    """Sign a token of a stream that the caller sees; return it and when it expires, or None where there is none.
+
+    Raises:
+        Forbidden: more is asked for than the caller may do.
+    """
+    gate = pod_of(request).gate
+    issued = None if gate.anonymous else gate.tokens.issue(principal_of(request), stream_id, wish)
+    return (None, None) if issued is None else (issued[0], datetime.fromtimestamp(issued[1], UTC))
 
 
 def _limits(pod: Pod, wanted: CreateStream) -> Limits:

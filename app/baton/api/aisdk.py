@@ -105,7 +105,7 @@ ROUTES = [
     Route("/v1/ai-sdk/chat", answered(send_messages, "create"), methods=["POST"]),
     # With `path`, since a chat's id may have a slash in it.
     Route("/v1/ai-sdk/chat/{chat:path}/stream", answered(resume, "read"), methods=["GET"]),
-    Route("/v1/ai-sdk/chat/{chat:path}/stop", answered(stop, "cancel"), methods=["POST"]),
+    Route("/v1/ai-sdk/chat/{chat:path}/stop", answered(stop, "cancel", narrow=True), methods=["POST"]),
 ]
 
 
@@ -128,7 +128,10 @@ async def _newest(request: Request, chat: str) -> Stream | None:
         raise InvalidRequest("The id of a chat cannot hold a NUL character.")
     principal = principal_of(request)
     newest = await streams.find(pod_of(request).pool, tenant=principal.tenant, metadata=[{"chat": chat}], limit=1)
-    return newest[0] if newest and principal.sees(newest[0].tenant, newest[0].id) else None
+    if not newest or not principal.sees(newest[0].tenant, newest[0].id):
+        return None
+    principal.require_in_time(newest[0].ended_at)
+    return newest[0]
 
 
 async def _follow(request: Request, stream: Stream, start_index: int) -> Answer:

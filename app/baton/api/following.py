@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from ..connections import Connection
 from ..dialects.dialect import Dialect, Encoded, Reader
-from ..errors import CursorBeyondTail, OldProtocol, StreamNotFound, Unavailable
+from ..errors import CursorBeyondTail, OldProtocol, StreamNotFound, Unauthenticated, Unavailable
 from ..relay import Subscriber
 from .request import Answer, common_headers, damaged, found, pod_of, principal_of, raw_headers
 
@@ -89,7 +89,7 @@ async def follow_frames(
 
 def connection(request: Request, subscriber: Subscriber, reader: Reader[Any], **options: Any) -> Connection:
     """Answer with what a subscriber gets from now on; `options` are those of `Connection`."""
-    pod = pod_of(request)
+    pod, principal = pod_of(request), principal_of(request)
     headers = common_headers(request) | dict(options.pop("headers", None) or {})
     return Connection(
         subscriber,
@@ -99,6 +99,7 @@ def connection(request: Request, subscriber: Subscriber, reader: Reader[Any], **
         pod.metrics,
         reconnect_milliseconds=pod.settings.reconnect_milliseconds,
         headers=raw_headers(headers),
+        admitted=lambda: pod.gate.admits(principal),
         **options,
     )
 
@@ -137,7 +138,14 @@ async def _join(request: Request, stream_id: UUID, cursor: int) -> Subscriber:
     principal = principal_of(request)
     if not principal.sees(principal.tenant, stream_id):
         raise StreamNotFound(f"There is no stream {stream_id}.")
-    return await pod_of(request).relays.subscribe(stream_id, cursor, principal.tenant)
+    relays = pod_of(request).relays
+    subscriber = await relays.subscribe(stream_id, cursor, principal.tenant)
+    try:
+        principal.require_in_time(subscriber.relay.ended_at)
+    except Unauthenticated:
+        relays.unsubscribe(subscriber)
+        raise
+    return subscriber
 
 
 async def _left(request: Request) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from starlette.requests import Request
@@ -14,28 +14,47 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from .. import problems, streams
+from ..auth import credentials
+from ..auth.tokens import granted
 from ..database import translated
 from ..dialects import native, sse, text
 from ..dialects.dialect import Header, Reader
-from ..errors import Unavailable
+from ..errors import NotHere, Unavailable
 from ..events import parse_cursor
-from ..models import CreateStream, FindStreams, FollowEvents, GetStream, describe, metadata_alternatives, validated
+from ..models import (
+    CreateStream,
+    FindStreams,
+    FollowEvents,
+    GetStream,
+    TokenWish,
+    describe,
+    metadata_alternatives,
+    seen,
+    validated,
+)
+from ..principal import View
 from ..snapshot import Snapshot
 from ..streams import Stream
 from . import actions
 from .following import connection, follow_frames, require_followable, subscribe, wait_for_end
 from .request import (
     Answer,
+    Handler,
     answered,
     common_headers,
+    found,
     json_answer,
     parse_json,
     parse_stream_id,
     pod_of,
     principal_of,
+    query_of,
     raw_headers,
     read_body,
 )
+
+# Where the token of a stream is that was created and followed in one request.
+TOKEN_HEADER: Final = "x-baton-token"  # noqa: S105
 
 
 class Retry:
@@ -70,24 +89,30 @@ async def create_stream(request: Request) -> Answer:
     # Plain text cannot say that it begins again.
     new = actions.new_stream(request, wanted, on_worker_lost="fail" if plain else pod.settings.on_worker_lost)
     cursor = parse_cursor(request.headers.get("last-event-id"))
+    # Before anything is created for somebody who wants more than there is to be had.
+    granted(principal_of(request), wanted.token.wish())
     stream, created = await actions.create(request, new, body)
     headers = {"location": request.url_for("stream", id=stream.id).path}
+    token, _ = actions.token(request, stream.id, wanted.token.wish())
+    if token is not None:
+        headers |= {TOKEN_HEADER: token, "cache-control": "no-store"}
     if plain:
         return await follow_frames(request, stream.id, text.TEXT, text.START, headers=headers)
     if followed:
         return await _follow(request, stream.id, events, cursor=0 if created else cursor, headers=headers)
-    return json_answer(request, _described(request, stream), status=201 if created else 200, headers=headers)
+    content = _described(request, stream) | {"token": token}
+    return json_answer(request, content, status=201 if created else 200, headers=headers)
 
 
 async def find_streams(request: Request) -> Answer:
     """List streams, newest first."""
-    query = dict(request.query_params)
+    query = query_of(request)
     metadata = {name: query.pop(name) for name in list(query) if name.startswith("metadata.")}
     wanted = validated(FindStreams, query)
     principal = principal_of(request)
     principal.require_tenant()
     async with translated():
-        found = await streams.find(
+        listed = await streams.find(
             pod_of(request).pool,
             tenant=principal.tenant,
             before=wanted.before,
@@ -95,10 +120,10 @@ async def find_streams(request: Request) -> Answer:
             metadata=metadata_alternatives(metadata),
             limit=wanted.limit + 1,
         )
-    page = found[: wanted.limit]
+    page = listed[: wanted.limit]
     following = None
-    if len(found) > wanted.limit:
-        onward = request.url.include_query_params(before=page[-1].id)
+    if len(listed) > wanted.limit:
+        onward = request.url.remove_query_params(credentials.QUERY).include_query_params(before=page[-1].id)
         following = f"{onward.path}?{onward.query}"
     return json_answer(
         request,
@@ -108,13 +133,13 @@ async def find_streams(request: Request) -> Answer:
 
 async def get_stream(request: Request) -> Answer:
     """Tell a stream's state and its answer so far; with `?wait=20`, wait for its end at most so many seconds."""
-    wanted = validated(GetStream, dict(request.query_params))
+    wanted = validated(GetStream, query_of(request))
     stream_id = _stream_id(request)
     if wanted.wait > 0:
         await wait_for_end(request, stream_id, wanted.wait)
     content = await actions.read(request, stream_id)
     snapshot = await asyncio.to_thread(Snapshot.of, content.lines, content.last_seq)
-    return json_answer(request, _described(request, content.stream) | snapshot.as_dict())
+    return json_answer(request, _described(request, content.stream, snapshot.as_dict()))
 
 
 async def follow_events(request: Request) -> Answer:
@@ -126,6 +151,7 @@ async def follow_events(request: Request) -> Answer:
     wanted = validated(FollowEvents, _asked(request))
     if _wants_text(request):
         return await follow_frames(request, stream_id, text.TEXT, text.START)
+    principal_of(request).require_view(_view(request, wanted))
     if wanted.snapshot and not cursor:
         return await _follow_from_snapshot(request, stream_id, wanted)
     return await _follow(request, stream_id, wanted, cursor=cursor)
@@ -143,13 +169,50 @@ async def delete_stream(request: Request) -> Answer:
     return Response(status_code=204, headers=common_headers(request))
 
 
+async def make_token(request: Request) -> Answer:
+    """Sign another token of a stream, which allows no more than the caller may do."""
+    body = await read_body(request)
+    wish = validated(TokenWish, parse_json(body) if body else {}).wish()
+    stream_id = _stream_id(request)
+    async with translated():
+        await found(request, stream_id)
+    token, expires_at = actions.token(request, stream_id, wish)
+    if token is None:
+        raise NotHere("There are no tokens to be had here: access is anonymous, or BATON_TOKEN_KEYS is not set.")
+    content = {"token": token, "expires_at": expires_at}
+    return json_answer(request, content, status=201, headers={"cache-control": "no-store"})
+
+
+def coming_back(handler: Handler) -> Handler:
+    """Answer a passing trouble with 200 and a time to come back, since any other status stops an EventSource for ever.
+
+    A client that asks for problem+json, or for plain text, gets the truth.
+    """
+
+    async def endpoint(request: Request) -> Answer:
+        try:
+            return await handler(request)
+        except Unavailable:
+            if problems.MEDIA_TYPE in request.headers.get("accept", "") or _wants_text(request):
+                raise
+            return _retry(request)
+
+    return endpoint
+
+
 ROUTES = [
     Route("/v1/streams", answered(create_stream, "create"), methods=["POST"]),
     Route("/v1/streams", answered(find_streams, "read"), methods=["GET"]),
-    Route("/v1/streams/{id}", answered(get_stream, "read"), methods=["GET"], name="stream"),
+    Route("/v1/streams/{id}", answered(get_stream, "read", narrow=True), methods=["GET"], name="stream"),
     Route("/v1/streams/{id}", answered(delete_stream, "admin"), methods=["DELETE"]),
-    Route("/v1/streams/{id}/events", answered(follow_events, "read"), methods=["GET"], name="events"),
-    Route("/v1/streams/{id}/cancel", answered(cancel_stream, "cancel"), methods=["POST"]),
+    Route(
+        "/v1/streams/{id}/events",
+        coming_back(answered(follow_events, "read", narrow=True)),
+        methods=["GET"],
+        name="events",
+    ),
+    Route("/v1/streams/{id}/cancel", answered(cancel_stream, "cancel", narrow=True), methods=["POST"]),
+    Route("/v1/streams/{id}/token", answered(make_token, "read", narrow=True), methods=["POST"]),
 ]
 
 
@@ -157,15 +220,10 @@ async def _follow_from_snapshot(request: Request, stream_id: UUID, wanted: Follo
     """Begin with one event that holds the answer so far. The end of a stream comes as itself, behind it."""
     if pod_of(request).draining or request.method == "HEAD":
         return await _follow(request, stream_id, wanted)
-    try:
-        content = await actions.read(request, stream_id)
-    except Unavailable:
-        if problems.MEDIA_TYPE in request.headers.get("accept", ""):
-            raise
-        return _retry(request)
+    content = await actions.read(request, stream_id)
     cursor = content.last_seq - content.whole
     snapshot = await asyncio.to_thread(Snapshot.of, content.lines[:cursor], cursor)
-    opening = native.snapshot_frame(snapshot, wanted.view) if cursor else b""
+    opening = native.snapshot_frame(snapshot, _view(request, wanted)) if cursor else b""
     return await _follow(request, stream_id, wanted, cursor=cursor, opening=opening)
 
 
@@ -204,7 +262,7 @@ async def _follow(
     return connection(
         request,
         subscriber,
-        Reader(native.VIEWS[wanted.view], native.START, cursor),
+        Reader(native.VIEWS[_view(request, wanted)], native.START, cursor),
         opening=opening,
         headers=headers,
         window_seconds=wanted.window_ms / 1000,
@@ -231,6 +289,11 @@ def _stream_id(request: Request) -> UUID:
     return parse_stream_id(request.path_params["id"])
 
 
-def _described(request: Request, stream: Stream) -> dict[str, Any]:
+def _view(request: Request, wanted: FollowEvents) -> View:
+    return wanted.view or principal_of(request).view
+
+
+def _described(request: Request, stream: Stream, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
     # A path without scheme and host, which a pod behind a proxy cannot know.
-    return describe(stream, request.url_for("events", id=stream.id).path)
+    described = describe(stream, request.url_for("events", id=stream.id).path) | dict(more or {})
+    return seen(described, principal_of(request).view)

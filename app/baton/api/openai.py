@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from .. import workers
+from .. import problems, workers
 from ..database import translated
 from ..dialects.dialect import Dialect, Encoded
 from ..dialects.openai import error_of
 from ..dialects.responses import response_id
-from ..errors import NotHere, RequestError, RequestTooLarge, StillRunning, Unavailable, UnknownGenerator, UnknownModel
+from ..errors import NotHere, RequestError, StillRunning, Unauthenticated, Unavailable, UnknownGenerator, UnknownModel
 from ..generators.registry import configured_names
 from ..models import CreateStream, Name, Text, storable
 from ..pod import Pod
@@ -26,7 +26,7 @@ from ..principal import AuthScope
 from ..streams import Stream
 from . import actions
 from .following import follow_frames
-from .request import Answer, Handler, answered, json_answer, pod_of
+from .request import Answer, Handler, answered, json_answer, pod_of, principal_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +73,13 @@ def answered_in_form(handler: Handler, scope: AuthScope) -> Handler:
 
 def refusal(request: Request, error: RequestError) -> Response:
     """Answer an error. Only what may go otherwise the next time is worth another try, which clients make by status."""
-    passing = isinstance(error, Unavailable)
-    headers = {"retry-after": "1"} if passing else {"x-should-retry": "false"}
-    if isinstance(error, RequestTooLarge):
-        headers["connection"] = "close"
+    headers = problems.error_headers(error)
+    if not isinstance(error, Unavailable):
+        headers["x-should-retry"] = "false"
     if getattr(request.app.state, "pod", None) is None:
         raise error
-    return json_answer(request, error_body(error.status, error.code, str(error)), status=error.status, headers=headers)
+    code = "invalid_api_key" if isinstance(error, Unauthenticated) else error.code
+    return json_answer(request, error_body(error.status, code, str(error)), status=error.status, headers=headers)
 
 
 def error_body(status: int, code: str, message: str) -> dict[str, Any]:
@@ -127,6 +127,7 @@ def still_running(stream: Stream) -> StillRunning:
 
 async def list_models(request: Request) -> Answer:
     """List the models: the generators of this pod and of the workers."""
+    principal_of(request).require_tenant()
     async with translated():
         names = await _models(pod_of(request))
     return json_answer(request, {"object": "list", "data": [_model(name) for name in sorted(names)]})
@@ -134,6 +135,7 @@ async def list_models(request: Request) -> Answer:
 
 async def get_model(request: Request) -> Answer:
     """Tell that a model exists."""
+    principal_of(request).require_tenant()
     name = request.path_params["name"]
     async with translated():
         if name not in await _models(pod_of(request)):

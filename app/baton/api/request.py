@@ -16,11 +16,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .. import problems, retention, streams
+from ..auth import credentials
 from ..dialects.dialect import Header
 from ..errors import InvalidRequest, LogDamaged, RequestTooLarge, StreamNotFound, Unavailable
 from ..events import clean
 from ..pod import Pod
-from ..principal import ANONYMOUS, AuthScope, Principal
+from ..principal import AuthScope, Principal
 from ..streams import IdempotencyKey, Stream
 
 
@@ -33,8 +34,11 @@ class Answer(Protocol):
 Handler = Callable[[Request], Awaitable[Answer]]
 
 
-def answered(handler: Handler, scope: AuthScope | None) -> Handler:
+def answered(handler: Handler, scope: AuthScope | None, *, narrow: bool = False) -> Handler:
     """Let in who may do this; without a scope, anybody.
+
+    A `narrow` handler looks at the principal's view, and tells no more than that has. From all others, those who may
+    not see the whole are kept away.
 
     A request that the server gives up while the pod leaves, and would answer with 500, is answered here.
     """
@@ -42,8 +46,12 @@ def answered(handler: Handler, scope: AuthScope | None) -> Handler:
     async def endpoint(request: Request) -> Answer:
         try:
             if scope is not None:
-                request.state.principal = ANONYMOUS
-                principal_of(request).require(scope)
+                principal = await pod_of(request).gate.admit(
+                    request.method, request.headers, request.cookies, request.query_params
+                )
+                principal.require(scope)
+                principal.require_view("answer" if narrow else "full")
+                request.state.principal = principal
             return await handler(request)
         except asyncio.CancelledError:
             if not pod_of(request).draining:
@@ -80,12 +88,19 @@ async def found(request: Request, stream_id: UUID) -> Stream:
     Raises:
         StreamNotFound: there is no such stream for this caller.
         StreamExpired: it is older than what is kept.
+        Unauthenticated: the caller's token was good until a while after the stream's end.
     """
-    pool = pod_of(request).pool
+    pool, principal = pod_of(request).pool, principal_of(request)
     stream = await streams.get(pool, stream_id)
-    if stream is None or not principal_of(request).sees(stream.tenant, stream_id):
+    if stream is None or not principal.sees(stream.tenant, stream_id):
         raise await retention.absence(pool, stream_id)
+    principal.require_in_time(stream.ended_at)
     return stream
+
+
+def query_of(request: Request) -> dict[str, str]:
+    """Return the query, without the token that may stand in it."""
+    return {name: value for name, value in request.query_params.items() if name != credentials.QUERY}
 
 
 def damaged(stream_id: UUID) -> LogDamaged:

@@ -3,6 +3,7 @@
 There is no `event:` line, so that `EventSource.onmessage` sees everything, and the id is the cursor to come back with.
 
 A view leaves out some types of events. The ids of the others stay, so a client may change the view when it comes back.
+What somebody may not see who only reads the answer is left out of the others too: the usage and timings in the end.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from ..snapshot import Snapshot
 from . import sse
 from .dialect import Encoded, Header, Over
 
+# Of the terminal event, for who reads the answer only.
+_END: Final = ("type", "status", "finish_reason", "error")
 # Without an id, so that it moves no cursor.
 _BROKEN: Final = b'data: {"type":"error","error":%b}\n\n'
 
@@ -41,6 +44,8 @@ class Native:
             lines = lines[after + 1 - first :]
             first = after + 1
         shown = self._beginnings
+        if shown and batch.terminal and lines:
+            lines = [*lines[:-1], _bare_end(lines[-1])]
         body = "".join(
             [f"id: {seq}\ndata: {line}\n\n" for seq, line in enumerate(lines, first)]
             if not shown
@@ -65,6 +70,11 @@ def snapshot_frame(snapshot: Snapshot, view: str) -> bytes:
         content = {"text": snapshot.text}
     line = join_lines([encode_object({"type": "snapshot", **content})])
     return b"id: %d\ndata: %b\n\n" % (seq, line)
+
+
+def _bare_end(line: str) -> str:
+    event = orjson.loads(line)
+    return join_lines([encode_object({name: event[name] for name in _END if name in event})]).decode()
 
 
 FULL: Final = Native("full")

@@ -12,7 +12,7 @@ import asyncpg
 from ..database import CONNECTION_ERRORS, connect
 from ..errors import DatabaseUnreachable
 from ..settings import Settings
-from . import notifications, role, server, sessions, tables, work
+from . import access, notifications, role, server, sessions, tables, work
 from .finding import Case, Check, Finding, Level, Thresholds, ok, refusal, warning
 
 CHECKS: Final[tuple[tuple[str, Check], ...]] = (
@@ -22,6 +22,7 @@ CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("the schema", tables.revision),
     ("the role's rights", role.rights),
     ("the owners of tables", role.owners),
+    ("access control", access.access),
     # To ask how full it is frees what all have read, and so may let notifications through again.
     ("the notify queue", notifications.queue),
     ("notifications", notifications.delivery),

@@ -1,0 +1,124 @@
+"""The gate of a pod: turns the credential of a request into its principal."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final
+
+import jwt
+
+from ..database import Pool
+from ..errors import ConfigurationError, Unauthenticated
+from ..principal import ANONYMOUS, Principal
+from ..settings import Settings
+from . import credentials, keys, tokens
+from .credentials import Credential
+from .provider import IdentityProvider
+from .ring import KeyRing
+from .tokens import TokenSigner
+
+logger = logging.getLogger(__name__)
+
+_INVALID: Final = "The credential is not valid: it is unknown, revoked or expired."
+
+
+class Gate:
+    """Admits callers. `origin_allowed` says from which other origins' pages a cookie may change something."""
+
+    def __init__(
+        self, settings: Settings, pool: Pool, *, origin_allowed: Callable[[str], bool] = lambda _origin: False
+    ) -> None:
+        self.anonymous = settings.allow_anonymous
+        self.ring = KeyRing(pool, refresh_seconds=settings.keys_refresh_seconds)
+        self.tokens = TokenSigner(
+            settings.token_keys,
+            lifetime_seconds=settings.token_lifetime_seconds,
+            grace_seconds=settings.token_grace_seconds,
+        )
+        self.provider = _provider(settings)
+        self._origin_allowed = origin_allowed
+
+    async def open(self) -> None:
+        """Read the API keys.
+
+        Raises:
+            ConfigurationError: nobody could be let in, or the keys cannot be read.
+        """
+        if self.anonymous:
+            return
+        await self.ring.open()
+        if not len(self.ring) and self.provider is None:
+            raise ConfigurationError(
+                "Nobody could be let in: there is no API key, and no identity provider. Make a key with `baton keys "
+                "make NAME --tenant TENANT --scope create --scope read --scope cancel`, or set BATON_JWKS_URL. "
+                "BATON_ALLOW_ANONYMOUS=true serves without access control, to whoever reaches the pod."
+            )
+
+    def tasks(self) -> list[Coroutine[Any, Any, None]]:
+        """What has to run as long as the pod does."""
+        if self.anonymous:
+            return []
+        return [self.ring.run()] + ([] if self.provider is None else [self.provider.run()])
+
+    async def admit(
+        self, method: str, headers: Mapping[str, str], cookies: Mapping[str, str], query: Mapping[str, str]
+    ) -> Principal:
+        """Return who makes a request. Where everybody is let in, credentials are not looked at.
+
+        Raises:
+            Unauthenticated: it shows no credential, or none that is valid.
+            Forbidden: its cookie comes from another site's page.
+            Unavailable: the credential cannot be checked just now.
+        """
+        if self.anonymous:
+            return ANONYMOUS
+        credential = credentials.find(method, headers, cookies, query, self._origin_allowed)
+        value = credential.value
+        if not value.isascii() or len(value) > credentials.MAX_CHARACTERS:
+            raise Unauthenticated(_INVALID)
+        if value.count(".") == 2:
+            return await self._admit_token(credential)
+        return await self._admit_key(credential)
+
+    def admits(self, principal: Principal) -> bool:
+        """Whether a principal's API key still works, as long as it follows a stream."""
+        return principal.key_id is None or principal.key_id in self.ring
+
+    async def _admit_key(self, credential: Credential) -> Principal:
+        parsed = keys.parse(credential.value)
+        if parsed is None:
+            raise Unauthenticated(_INVALID)
+        if credential.place != "header":
+            raise Unauthenticated("An API key is taken from the header `Authorization: Bearer …` only.")
+        key_id, secret = parsed
+        key = await self.ring.find(key_id)
+        if key is None or not key.has_secret(secret) or key.expired(datetime.datetime.now(datetime.UTC)):
+            raise Unauthenticated(_INVALID)
+        return Principal(key.tenant, key.scopes, f"key:{key.id}", key_id=key.id)
+
+    async def _admit_token(self, credential: Credential) -> Principal:
+        try:
+            header = jwt.get_unverified_header(credential.value)
+        except (jwt.PyJWTError, ValueError, RecursionError):
+            raise Unauthenticated("The token is not valid.") from None
+        if header.get("alg") == tokens.ALGORITHM:
+            return self.tokens.check(credential.value, header.get("kid"))
+        if self.provider is None:
+            raise Unauthenticated("The token is not valid.")
+        if credential.place == "query":
+            raise Unauthenticated("Of tokens only those of one stream are taken from the query.")
+        return await self.provider.check(credential.value, header)
+
+
+def _provider(settings: Settings) -> IdentityProvider | None:
+    if settings.jwks_url is None or settings.jwt_issuer is None or settings.jwt_audience is None:
+        return None
+    return IdentityProvider(
+        settings.jwks_url,
+        issuer=settings.jwt_issuer,
+        audience=settings.jwt_audience,
+        tenant_claim=settings.jwt_tenant_claim,
+        scope_claim=settings.jwt_scope_claim,
+    )

@@ -1,0 +1,157 @@
+"""API keys: the table that holds them, and the form in which a client shows one.
+
+A key looks like `baton_<id>_<secret>`, both in hexadecimal. Its secret is 256 random bits, and the table has the
+SHA-256 of it. A slow hash, as passwords need, would bring nothing: nobody guesses 256 random bits, however fast each
+guess is, and each request would pay for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import asyncpg
+
+from ..database import Connection, Pool
+from ..errors import ConfigurationError
+from ..principal import SCOPES, AuthScope, is_name
+
+_KEY: Final = re.compile(r"baton_([0-9a-f]{32})_([0-9a-f]{64})")
+_NAME: Final = re.compile(r"[^\W_][\w .:@/-]{0,99}")
+
+_COLUMNS: Final = "id, name, tenant, scopes, created_at, expires_at, revoked_at"
+_INSERT: Final = f"""
+INSERT INTO baton.api_key (name, tenant, scopes, secret_hash, expires_at)
+VALUES ($1, $2, $3, $4, clock_timestamp() + make_interval(days => $5))
+RETURNING {_COLUMNS}
+"""  # noqa: S608
+_LIST: Final = f"SELECT {_COLUMNS}, now() AS now FROM baton.api_key ORDER BY created_at"  # noqa: S608
+_LIVE: Final = f"""
+SELECT {_COLUMNS}, secret_hash FROM baton.api_key
+WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp())
+"""  # noqa: S608
+_REVOKE: Final = f"""
+UPDATE baton.api_key SET revoked_at = clock_timestamp()
+WHERE revoked_at IS NULL AND (id::text = $1 OR replace(id::text, '-', '') = $1 OR name = $1)
+RETURNING {_COLUMNS}
+"""  # noqa: S608
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """One row."""
+
+    id: UUID
+    name: str
+    tenant: str
+    scopes: frozenset[AuthScope]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    secret_hash: bytes = field(default=b"", repr=False)
+
+    def has_secret(self, secret: str) -> bool:
+        """Whether this is its secret, in a time that tells nothing about it."""
+        return hmac.compare_digest(hashed(secret), self.secret_hash)
+
+    def expired(self, now: datetime) -> bool:
+        """Whether its time is over."""
+        return self.expires_at is not None and self.expires_at <= now
+
+    def state(self, now: datetime) -> str:
+        """Whether it works: live, expired or revoked."""
+        if self.revoked_at is not None:
+            return "revoked"
+        return "expired" if self.expired(now) else "live"
+
+
+def hashed(secret: str) -> bytes:
+    """What the table has of a secret."""
+    return hashlib.sha256(secret.encode()).digest()
+
+
+def parse(text: str) -> tuple[UUID, str] | None:
+    """Return the id and the secret of a key; None if it has not the form of one."""
+    match = _KEY.fullmatch(text)
+    return None if match is None else (UUID(match[1]), match[2])
+
+
+async def make(
+    connection: Connection, name: str, tenant: str, scopes: Collection[str], expires_days: int | None = None
+) -> tuple[ApiKey, str]:
+    """Make a key; return its row, and the key itself, which cannot be had again.
+
+    Raises:
+        ConfigurationError: the name is taken, or it or the tenant cannot be used.
+    """
+    _check(name, tenant, scopes)
+    secret = secrets.token_hex(32)
+    try:
+        row = await connection.fetchrow(_INSERT, name, tenant, sorted(set(scopes)), hashed(secret), expires_days)
+    except asyncpg.UniqueViolationError:
+        raise ConfigurationError(
+            f"There is a key called {name!r} already. Take another name, or revoke that one: `baton keys list` shows "
+            "all. To replace a key without a gap make the new one first."
+        ) from None
+    assert row is not None
+    key = _key(row)
+    return key, f"baton_{key.id.hex}_{secret}"
+
+
+async def every(connection: Connection) -> list[tuple[ApiKey, str]]:
+    """List all keys, the oldest first, each with its state."""
+    rows = await connection.fetch(_LIST)
+    return [(_key(row), _key(row).state(row["now"])) for row in rows]
+
+
+async def revoke(connection: Connection, id_or_name: str) -> ApiKey:
+    """End a key for good.
+
+    Raises:
+        ConfigurationError: there is none of that id or name, or it was revoked before.
+    """
+    row = await connection.fetchrow(_REVOKE, id_or_name)
+    if row is None:
+        raise ConfigurationError(
+            f"There is no key {id_or_name!r:.120} that could be revoked. `baton keys list` shows those there are."
+        )
+    return _key(row)
+
+
+async def live(executor: Connection | Pool) -> dict[UUID, ApiKey]:
+    """Read the keys that are neither revoked nor expired."""
+    return {row["id"]: _key(row) for row in await executor.fetch(_LIVE)}
+
+
+def _check(name: str, tenant: str, scopes: Collection[str]) -> None:
+    # A name that looked like an id could be taken for one when a key is revoked.
+    if not _NAME.fullmatch(name) or re.fullmatch("[0-9a-f-]{32,36}", name):
+        raise ConfigurationError(
+            f"{name!r:.120} cannot be the name of a key: it takes 1 to 100 letters, digits, spaces and . _ : @ / -, of "
+            "which the first is a letter or a digit."
+        )
+    if not is_name(tenant):
+        raise ConfigurationError("A tenant has 1 to 200 printable characters.")
+    if not scopes or not set(scopes) <= SCOPES:
+        raise ConfigurationError(f"A key has one or more of the scopes {', '.join(sorted(SCOPES))}.")
+
+
+def _key(row: asyncpg.Record) -> ApiKey:
+    return ApiKey(
+        row["id"],
+        row["name"],
+        row["tenant"],
+        # What a later release may have added means nothing here.
+        SCOPES.intersection(row["scopes"]),
+        row["created_at"],
+        row["expires_at"],
+        row["revoked_at"],
+        row.get("secret_hash") or b"",
+    )

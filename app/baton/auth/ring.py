@@ -1,0 +1,131 @@
+"""A pod's copy of the API keys that work, so that a request needs no query.
+
+It is read anew every few seconds, which is for how long a revoked key may go on working. A key that is not in it may
+have been made since, so it is read for that one at once; though once a second at most, and whoever comes in between
+waits for the next time, so that made-up keys cost next to nothing. While the database is away the last copy stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+from uuid import UUID
+
+import asyncpg
+
+from ..database import Pool, translated
+from ..errors import ConfigurationError, DatabaseUnreachable, Unavailable
+from . import keys
+from .keys import ApiKey
+
+logger = logging.getLogger(__name__)
+
+PAUSE_SECONDS: Final = 1.0
+# As many may wait for the next time; beyond it somebody makes keys up.
+MAX_WAITING: Final = 200
+
+
+class KeyRing:
+    """The live keys by their id."""
+
+    def __init__(self, pool: Pool, *, refresh_seconds: float, pause_seconds: float = PAUSE_SECONDS) -> None:
+        self._pool = pool
+        self._refresh_seconds = refresh_seconds
+        self._pause_seconds = pause_seconds
+        self._keys: dict[UUID, ApiKey] = {}
+        self._next: asyncio.Task[None] | None = None  # the next reading for keys that are not known
+        self._waiting = 0
+        self._reading = asyncio.Lock()  # so that no older copy takes the place of a newer one
+        self._read_at = 0.0
+        self._answering = True  # the database did, when it was last asked
+        self.reads = 0
+
+    def __len__(self) -> int:
+        """How many keys work."""
+        return len(self._keys)
+
+    def __contains__(self, key_id: object) -> bool:
+        """Whether a key works, as far as is known."""
+        return key_id in self._keys
+
+    async def open(self) -> None:
+        """Read the keys for the first time.
+
+        Raises:
+            ConfigurationError: the role may not read them, or the database does not answer.
+        """
+        try:
+            await self._read()
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise ConfigurationError(
+                f"The role of BATON_DATABASE_URL may not read the API keys: {error}. Run the SQL of `baton grants` "
+                "again, as after each `baton migrate`."
+            ) from None
+        except Unavailable as error:
+            raise DatabaseUnreachable(f"The API keys could not be read. {error}") from error
+
+    async def find(self, key_id: UUID) -> ApiKey | None:
+        """Return a key that works; None if there is none.
+
+        Raises:
+            Unavailable: it is not known, and the database does not answer.
+        """
+        if key_id not in self._keys:
+            await self._read_for_unknown()
+        return self._keys.get(key_id)
+
+    async def run(self) -> None:
+        """Read the keys again and again, until cancelled."""
+        try:
+            while True:
+                await asyncio.sleep(self._refresh_seconds)
+                try:
+                    await self._read()
+                except (Unavailable, asyncpg.PostgresError) as error:
+                    logger.warning("The API keys cannot be read, and those known before stand: %r", error)
+        finally:
+            if self._next is not None:
+                self._next.cancel()
+
+    async def _read(self) -> None:
+        async with self._reading:
+            self._read_at = asyncio.get_running_loop().time()
+            self.reads += 1
+            self._answering = False
+            async with translated():
+                self._keys = await keys.live(self._pool)
+            self._answering = True
+
+    async def _read_for_unknown(self) -> None:
+        """Wait for a reading that begins after this call, and share it with all who wait."""
+        if self._waiting >= MAX_WAITING:
+            if not self._answering:
+                raise Unavailable("The credential cannot be checked just now. Try again in a moment.")
+            return
+        if self._next is None:
+            self._next = asyncio.create_task(self._read_next())
+            self._next.add_done_callback(_seen)
+        self._waiting += 1
+        try:
+            await asyncio.shield(self._next)
+        finally:
+            self._waiting -= 1
+
+    async def _read_next(self) -> None:
+        try:
+            since = asyncio.get_running_loop().time() - self._read_at
+            await asyncio.sleep(max(0.0, self._pause_seconds - since))
+        finally:
+            # Whoever comes from now on may want a key that was made after this reading began.
+            self._next = None
+        try:
+            await self._read()
+        except asyncpg.PostgresError as error:
+            raise Unavailable("The credential cannot be checked just now. Try again in a moment.") from error
+
+
+def _seen(task: asyncio.Task[None]) -> None:
+    """Take note of an error that nobody may wait for any more."""
+    if not task.cancelled():
+        task.exception()

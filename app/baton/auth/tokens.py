@@ -1,0 +1,137 @@
+"""Tokens of one stream, for browsers: JWTs (RFC 7519) that are signed here, with a secret that all pods share.
+
+Claims: `iss` and `aud` are baton, `sub` is the stream's id, `tenant`, `scope` (of read and cancel, separated by a
+space), `view`, `iat`, `exp`. `kid` in the header says which secret signed it. Whoever has the secret may sign such
+tokens too.
+
+A token works until `exp`, at most a day after `iat`, and not longer than a grace after the stream's end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, get_args
+from uuid import UUID
+
+import jwt
+from pydantic import SecretStr
+
+from ..errors import Unauthenticated
+from ..principal import AuthScope, Principal, View, is_name
+
+ALGORITHM: Final = "HS256"
+ISSUER: Final = "baton"
+MAX_LIFETIME_SECONDS: Final = 86_400
+LEEWAY_SECONDS: Final = 30
+TOKEN_SCOPES: Final[frozenset[AuthScope]] = frozenset({"read", "cancel"})
+
+_CLAIMS: Final = ["iss", "aud", "sub", "iat", "exp"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a token is to allow; None is as much as whoever asks for it may have."""
+
+    scopes: frozenset[AuthScope] | None = None
+    view: View | None = None
+
+
+class TokenSigner:
+    """Signs with the first secret, and checks with all of them."""
+
+    def __init__(self, keys: Mapping[str, SecretStr], *, lifetime_seconds: float, grace_seconds: float) -> None:
+        self._secrets = {kid: key.get_secret_value() for kid, key in keys.items()}
+        self._lifetime_seconds = lifetime_seconds
+        self._grace_seconds = grace_seconds
+
+    @property
+    def signs(self) -> bool:
+        """Whether there is a secret to sign with."""
+        return bool(self._secrets)
+
+    def issue(self, principal: Principal, stream_id: UUID, wish: Wish) -> tuple[str, float] | None:
+        """Return a token and when it expires, in seconds since 1970; None where nothing is asked for or to be had.
+
+        A token is worth no more than what its maker may do, and one that is made by a token lives no longer.
+
+        Raises:
+            Forbidden: more is asked for than the principal may do.
+        """
+        scopes, view = granted(principal, wish)
+        if not self._secrets or not scopes:
+            return None
+        now = int(time.time())
+        expires = now + self._lifetime_seconds
+        if principal.stream_id is not None:
+            expires = min(expires, principal.expires_at)
+        claims: dict[str, Any] = {
+            "iss": ISSUER,
+            "aud": ISSUER,
+            "sub": str(stream_id),
+            "tenant": principal.tenant,
+            "scope": " ".join(sorted(scopes)),
+            "view": view,
+            "iat": now,
+            "exp": int(expires),
+        }
+        kid = next(iter(self._secrets))
+        return jwt.encode(claims, self._secrets[kid], ALGORITHM, {"kid": kid}), claims["exp"]
+
+    def check(self, token: str, kid: object) -> Principal:
+        """Return whose token this is.
+
+        Raises:
+            Unauthenticated: it was not signed here, or has expired.
+        """
+        secret = self._secrets.get(kid) if isinstance(kid, str) else None
+        if secret is None:
+            raise Unauthenticated("The token was signed with a key that is not known here, or not any more.")
+        try:
+            claims = jwt.decode(
+                token,
+                secret,
+                algorithms=[ALGORITHM],
+                issuer=ISSUER,
+                audience=ISSUER,
+                leeway=LEEWAY_SECONDS,
+                options={"require": _CLAIMS},
+            )
+        except jwt.ExpiredSignatureError:
+            raise Unauthenticated("The token has expired.") from None
+        except jwt.PyJWTError:
+            raise Unauthenticated("The token is not valid.") from None
+        return self._principal(claims)
+
+    def _principal(self, claims: Mapping[str, Any]) -> Principal:
+        try:
+            stream_id, view, scopes = UUID(claims["sub"]), claims["view"], frozenset(claims["scope"].split())
+        except (KeyError, ValueError, AttributeError):
+            raise Unauthenticated("The token has not the claims of a stream's token.") from None
+        expires = claims["exp"]
+        well = is_name(claims.get("tenant")) and view in get_args(View) and scopes <= TOKEN_SCOPES
+        if not well or int(expires) - int(claims["iat"]) > MAX_LIFETIME_SECONDS:
+            raise Unauthenticated("The token has not the claims of a stream's token.")
+        return Principal(
+            claims["tenant"],
+            scopes,
+            f"token:{stream_id}",
+            stream_id=stream_id,
+            view=view,
+            expires_at=float(expires),
+            grace_seconds=self._grace_seconds,
+        )
+
+
+def granted(principal: Principal, wish: Wish) -> tuple[frozenset[AuthScope], View]:
+    """Return what a token that a principal makes allows.
+
+    Raises:
+        Forbidden: more is asked for than the principal may do.
+    """
+    for scope in sorted(wish.scopes or ()):
+        principal.require(scope)
+    view = wish.view or principal.view
+    principal.require_view(view)
+    return TOKEN_SCOPES.intersection(principal.scopes if wish.scopes is None else wish.scopes), view

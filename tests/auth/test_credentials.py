@@ -1,0 +1,78 @@
+"""Where a request carries its credential."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.datastructures import Headers
+
+from baton.auth.credentials import Credential, find
+from baton.errors import Forbidden, Unauthenticated
+
+HEADER, COOKIE, QUERY = {"authorization": "Bearer h"}, {"baton_token": "c"}, {"token": "q"}
+
+
+def found(
+    method: str = "GET",
+    headers: dict[str, str] | None = None,
+    cookies: dict[str, str] | None = None,
+    query: dict[str, str] | None = None,
+    allowed: str = "https://nobody",
+) -> tuple[str, str]:
+    credential = find(method, Headers(headers or {}), cookies or {}, query or {}, allowed.__eq__)
+    return credential.place, credential.value
+
+
+def test_the_header_goes_before_the_cookie_and_that_before_the_query() -> None:
+    assert found(headers=HEADER, cookies=COOKIE, query=QUERY) == ("header", "h")
+    assert found(cookies=COOKIE, query=QUERY) == ("cookie", "c")
+    assert found(query=QUERY) == ("query", "q")
+    assert found(headers={"Authorization": "BEARER  h"}) == ("header", "h")
+    assert found(headers={"authorization": "Basic x"}, query=QUERY) == ("query", "q")
+    assert found(headers={"authorization": "Bearer"}, query=QUERY) == ("header", "")
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"authorization": "Basic x"}, {"authorization": ""}, {"cookie": "baton_token=c"}]
+)
+def test_a_request_without_any_is_told_how_to_show_one(headers: dict[str, str]) -> None:
+    with pytest.raises(Unauthenticated, match="Authorization: Bearer"):
+        found(headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "allowed", "taken"),
+    [
+        (None, "pod", "https://nobody", True),
+        ("https://pod", "pod", "https://nobody", True),
+        ("http://pod", "pod", "https://nobody", True),
+        ("https://POD:443", "pod", "https://nobody", True),
+        ("https://pod", "pod:443", "https://nobody", True),
+        ("http://pod:8001", "pod:8001", "https://nobody", True),
+        ("http://pod:8001", "pod:8002", "https://nobody", False),
+        ("https://page", "pod", "https://page", True),
+        ("https://page", "pod", "https://other", False),
+        ("https://pod.evil", "pod", "https://nobody", False),
+        ("https://evilpod", "pod", "https://nobody", False),
+        ("null", "pod", "https://nobody", False),
+        ("", "", "https://nobody", False),
+        ("file://", "", "https://nobody", False),
+        ("http://[", "pod", "https://nobody", False),
+    ],
+)
+def test_a_cookie_changes_something_for_pages_of_ours_only(
+    origin: str | None, host: str, allowed: str, taken: bool
+) -> None:
+    headers = {"host": host} | ({} if origin is None else {"origin": origin})
+    for method in ("GET", "HEAD", "OPTIONS"):
+        assert found(method, headers, COOKIE, allowed=allowed) == ("cookie", "c")
+    for method in ("POST", "DELETE", "PUT", "PATCH"):
+        if taken:
+            assert found(method, headers, COOKIE, allowed=allowed) == ("cookie", "c")
+        else:
+            with pytest.raises(Forbidden, match="another origin"):
+                found(method, headers, COOKIE, allowed=allowed)
+        assert found(method, headers | HEADER, COOKIE) == ("header", "h")
+
+
+def test_a_credential_does_not_show_itself() -> None:
+    assert "secret" not in repr(Credential("secret", "header"))

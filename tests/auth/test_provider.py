@@ -1,0 +1,292 @@
+"""Tokens of an identity provider, whose keys a server on loopback publishes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+from tests.access import SECRETS, bearer, make_key, signed
+from tests.cluster import Cluster, ended
+from tests.generators.provider_server import ProviderServer, Reply
+from tests.logbook import until
+
+from baton.auth.provider import ALGORITHMS, IdentityProvider, public_keys
+from baton.errors import ConfigurationError, Unauthenticated, Unavailable
+from baton.settings import Settings
+
+ISSUER, AUDIENCE = "https://idp.test/", "baton-pods"
+RSA = rsa.generate_private_key(public_exponent=65_537, key_size=2048)
+OTHER_RSA = rsa.generate_private_key(public_exponent=65_537, key_size=2048)
+EC = ec.generate_private_key(ec.SECP256R1())
+ED = ed25519.Ed25519PrivateKey.generate()
+
+
+def published(*kids: str) -> bytes:
+    every: dict[str, dict[str, Any]] = {
+        "rsa": json.loads(RSAAlgorithm.to_jwk(RSA.public_key())),
+        "rsa256": json.loads(RSAAlgorithm.to_jwk(RSA.public_key())) | {"alg": "RS256"},
+        "other": json.loads(RSAAlgorithm.to_jwk(OTHER_RSA.public_key())),
+        "ec": json.loads(ECAlgorithm.to_jwk(EC.public_key())),
+        "ed": json.loads(OKPAlgorithm.to_jwk(ED.public_key())),
+        "encryption": json.loads(RSAAlgorithm.to_jwk(RSA.public_key())) | {"use": "enc"},
+        "shared": {"kty": "oct", "k": "c2VjcmV0" * 8, "alg": "HS256"},
+        "unknown": {"kty": "PQ", "x": "1"},
+    }
+    return json.dumps({"keys": [every[kid] | {"kid": kid} for kid in kids] + ["no key", {"kty": "RSA"}]}).encode()
+
+
+ALL = published("rsa", "rsa256", "ec", "ed", "encryption", "shared", "unknown")
+
+
+def reply(document: bytes = ALL, **given: Any) -> Reply:
+    return Reply([document], content_type="application/json", **given)
+
+
+def token(kid: str = "rsa", algorithm: str = "RS256", key: Any = RSA, **changes: Any) -> str:
+    now = int(time.time())
+    claims = {
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "sub": "user 1",
+        "exp": now + 60,
+        "tenant": "acme",
+        "scope": "openid read",
+    }
+    claims = {name: value for name, value in (claims | changes).items() if value is not None}
+    return jwt.encode(claims, key, algorithm, {"kid": kid})
+
+
+def provider(url: str, **given: Any) -> IdentityProvider:
+    wanted = {"issuer": ISSUER, "audience": AUDIENCE, "tenant_claim": "tenant", "scope_claim": "scope"} | given
+    return IdentityProvider(url, **wanted)
+
+
+@pytest.fixture
+async def idp() -> AsyncIterator[IdentityProvider]:
+    async with ProviderServer(reply()) as server, running(server) as known:
+        yield known
+
+
+@contextlib.asynccontextmanager
+async def running(server: ProviderServer, **given: Any) -> AsyncIterator[IdentityProvider]:
+    """A provider at a server, that has begun to fetch the keys."""
+    idp = provider(f"{server.url}/keys", **given)
+    task = asyncio.create_task(idp.run())
+    await until(lambda: idp.fetches == 1)
+    try:
+        yield idp
+    finally:
+        await ended(task)
+
+
+async def checked(idp: IdentityProvider, text: str) -> Any:
+    return await idp.check(text, jwt.get_unverified_header(text))
+
+
+@pytest.mark.parametrize(
+    ("kid", "algorithm", "key"),
+    [
+        *(("rsa", name, RSA) for name in ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")),
+        ("rsa256", "RS256", RSA),
+        ("ec", "ES256", EC),
+        ("ed", "EdDSA", ED),
+    ],
+)
+async def test_each_algorithm_with_a_public_key_will_do(
+    idp: IdentityProvider, kid: str, algorithm: str, key: Any
+) -> None:
+    principal = await checked(idp, token(kid, algorithm, key))
+    assert (principal.tenant, principal.name, sorted(principal.scopes)) == ("acme", "subject:user 1", ["read"])
+    assert (principal.stream_id, principal.view) == (None, "full")
+
+
+NOW = int(time.time())
+WRONG: dict[str, dict[str, Any]] = {
+    "another issuer": {"iss": "https://idp.test"},
+    "no issuer": {"iss": None},
+    "another audience": {"aud": ["others"]},
+    "no audience": {"aud": None},
+    "expired": {"exp": NOW - 60},
+    "no end": {"exp": None},
+    "not yet": {"nbf": NOW + 120},
+    "no subject": {"sub": None},
+    "a subject for two lines of a log": {"sub": "a\nb"},
+    "no tenant": {"tenant": None},
+    "an empty tenant": {"tenant": ""},
+    "a tenant that is a list": {"tenant": ["acme"]},
+    "a tenant that is a number": {"tenant": 7},
+    "a tenant with a NUL": {"tenant": "a\0"},
+    "another key": {"key": OTHER_RSA},
+    "an algorithm that the key is not for": {"kid": "rsa256", "algorithm": "RS512"},
+    "a key for encryption": {"kid": "encryption"},
+    "a key that is shared": {"kid": "shared", "algorithm": "HS256", "key": "secret" * 8},
+    "a key of another kind": {"kid": "ec"},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+async def test_what_is_wrong_is_refused(idp: IdentityProvider, name: str) -> None:
+    with pytest.raises(Unauthenticated):
+        await checked(idp, token(**WRONG[name]))
+
+
+async def test_a_public_key_is_no_secret_to_sign_with(idp: IdentityProvider) -> None:
+    pem = RSA.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    head, claims, _ = token().split(".")
+    for algorithm, secret in (("HS256", pem), ("HS256", pem.strip()), ("none", b"")):
+        header = jwt.utils.base64url_encode(json.dumps({"alg": algorithm, "kid": "rsa"}).encode()).decode()
+        signing = jwt.get_algorithm_by_name(algorithm)
+        signature = signing.sign(f"{header}.{claims}".encode(), secret) if secret else b""
+        forged = f"{header}.{claims}.{jwt.utils.base64url_encode(signature).decode()}"
+        with pytest.raises(Unauthenticated):
+            await checked(idp, forged)
+    assert not {"none", "HS256", "HS384", "HS512"} & ALGORITHMS
+    assert head
+
+
+@pytest.mark.parametrize(
+    ("path", "claims", "tenant"),
+    [
+        ("org", {"org": "acme"}, "acme"),
+        ("a.b", {"a": {"b": "acme"}}, "acme"),
+        ("a.b.c", {"a": {"b": {"c": "acme"}}}, "acme"),
+        ("https://acme.test/tenant", {"https://acme.test/tenant": "acme"}, "acme"),
+        ("a.b", {"a": "acme"}, None),
+        ("a.b", {"a": {"c": "acme"}}, None),
+    ],
+)
+async def test_the_tenant_is_where_it_is_said_to_be(path: str, claims: dict[str, Any], tenant: str | None) -> None:
+    async with ProviderServer(reply()) as server, running(server, tenant_claim=path) as idp:
+        if tenant is None:
+            with pytest.raises(Unauthenticated, match=f"claim '{path}'"):
+                await checked(idp, token(**claims))
+        else:
+            assert (await checked(idp, token(**claims))).tenant == tenant
+
+
+@pytest.mark.parametrize(
+    ("scope", "understood"),
+    [
+        ("read create", ["create", "read"]),
+        (["read", "admin", 7, None], ["admin", "read"]),
+        ("reading", []),
+        ("", []),
+        (None, []),
+        (7, []),
+        ({"read": True}, []),
+    ],
+)
+async def test_scopes_are_words_or_a_list(idp: IdentityProvider, scope: Any, understood: list[str]) -> None:
+    assert sorted((await checked(idp, token(scope=scope))).scopes) == understood
+
+
+# The keys
+
+
+async def test_a_flood_of_unknown_keys_is_one_fetch(idp: IdentityProvider) -> None:
+    refused = await asyncio.gather(*(checked(idp, token(kid=f"k{n}")) for n in range(50)), return_exceptions=True)
+    assert {type(error) for error in refused} == {Unauthenticated}
+    assert idp.fetches == 1
+
+
+async def test_a_new_key_is_fetched_when_it_is_first_shown_and_an_old_one_goes() -> None:
+    replies = [reply(published("rsa")), reply(published("other"))]
+    async with ProviderServer(*replies) as server, running(server, pause_seconds=0) as idp:
+        assert (await checked(idp, token("rsa"))).tenant == "acme"
+        many = (checked(idp, token("other", key=OTHER_RSA)) for _ in range(20))
+        assert len(await asyncio.gather(*many)) == 20
+        assert idp.fetches == len(server.requests) == 2
+        with pytest.raises(Unauthenticated, match="does not publish"):
+            await checked(idp, token("rsa"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Reply(status=500),
+        Reply(status=302, headers={"location": "http://127.0.0.1:1/"}),
+        reply(b"{"),
+        reply(b"[]"),
+        reply(b'{"keys": []}'),
+        reply(b'{"keys": 7}'),
+        reply(b" " * (1 << 20) + ALL),
+        Reply(ending="abort"),
+    ],
+)
+async def test_a_provider_that_does_not_answer_is_no_refusal(wrong: Reply) -> None:
+    async with ProviderServer(wrong) as server, running(server) as idp:
+        for _ in range(3):
+            with pytest.raises(Unavailable, match="identity provider does not answer"):
+                await checked(idp, token())
+        assert idp.fetches == 1
+
+
+async def test_known_keys_work_while_the_provider_is_away() -> None:
+    async with ProviderServer(reply(), Reply(status=503)) as server, running(server, pause_seconds=0) as idp:
+        assert (await checked(idp, token())).tenant == "acme"
+        with pytest.raises(Unavailable):
+            await checked(idp, token("other", key=OTHER_RSA))
+        assert (await checked(idp, token())).tenant == "acme"
+
+
+async def test_a_silent_provider_holds_up_nobody_else(cluster: Cluster) -> None:
+    _, text = await make_key(cluster)
+    async with ProviderServer(Reply(silent=True, ending="hang")) as server:
+        pod = await cluster.pod(allow_anonymous=False, **settings(server.url))
+        asking = asyncio.create_task(cluster.client.get(f"{pod.url}/v1/streams", headers=bearer(token())))
+        answer = await asyncio.wait_for(cluster.client.get(f"{pod.url}/v1/streams", headers=bearer(text)), 3)
+        assert answer.status_code == 200
+        waited = await asking
+        assert (waited.status_code, waited.json()["code"]) == (503, "unavailable")
+        author = await cluster.author()
+        url = f"{pod.url}/v1/streams/{author.id}/events"
+        assert (await cluster.client.get(url, headers=bearer(token()))).status_code == 200
+
+
+def test_what_is_no_set_of_keys_is_told() -> None:
+    for document in (b"", b"7", b'{"keys": [{"kid": "a", "kty": "oct", "k": "AAAA"}]}'):
+        with pytest.raises(ValueError, match=r".+"):
+            public_keys(document)
+
+
+# In a pod
+
+
+def settings(url: str) -> dict[str, Any]:
+    return {"jwks_url": f"{url}/keys", "jwt_issuer": ISSUER, "jwt_audience": AUDIENCE}
+
+
+async def test_users_create_and_follow_what_is_their_tenants(cluster: Cluster) -> None:
+    async with ProviderServer(reply()) as server:
+        pod = await cluster.pod(allow_anonymous=False, token_keys=f"new={SECRETS['new']}", **settings(server.url))
+        user = bearer(token(scope="create read cancel"))
+        created = await cluster.client.post(f"{pod.url}/v1/streams", json={"input": 1}, headers=user)
+        assert created.status_code == 201, created.text
+        url = f"{pod.url}/v1/streams/{created.json()['id']}"
+        ways: list[tuple[dict[str, str], str, int]] = [
+            (user, "", 200),
+            ({"cookie": f"baton_token={token()}"}, "", 200),
+            ({}, f"?token={token()}", 401),
+            (bearer(token(tenant="other")), "", 404),
+            (bearer(token(scope="openid")), "", 403),
+            (bearer(created.json()["token"]), "", 200),
+            (bearer(signed(created.json()["id"])), "", 200),
+        ]
+        for headers, query, status in ways:
+            assert (await cluster.client.get(url + query, headers=headers)).status_code == status, (headers, query)
+
+
+@pytest.mark.parametrize("lacking", ["jwt_issuer", "jwt_audience"])
+def test_a_provider_needs_an_issuer_and_an_audience(lacking: str) -> None:
+    given = settings("https://idp.test") | {lacking: None}
+    with pytest.raises(ConfigurationError, match="BATON_JWKS_URL needs BATON_JWT_ISSUER and BATON_JWT_AUDIENCE"):
+        Settings.load(**given)
