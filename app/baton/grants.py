@@ -95,6 +95,9 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
         Grant("INSERT", "idempotency_key"),
         Grant("UPDATE", "idempotency_key", ("request_hash", "stream_id", "expires_at")),
         Grant("DELETE", "idempotency_key"),
+        Grant("SELECT", "bucket"),
+        Grant("INSERT", "bucket"),
+        Grant("UPDATE", "bucket", ("full_at",)),
     ),
 }
 

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .errors import RequestError, RequestTooLarge, Unavailable
+from .errors import PassingError, RequestError, RequestTooLarge, Unavailable
 from .pod import Pod
 
 logger = logging.getLogger(__name__)
@@ -24,13 +24,22 @@ async def request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     if isinstance(error, Unavailable):
         logger.warning("%s %s: %s (%r)", request.method, request.url.path, error, error.__cause__)
-    headers = {"retry-after": "1"} if isinstance(error, Unavailable) else {}
-    if isinstance(error, RequestTooLarge):
-        # The server would go on reading, and throwing away, what a client goes on sending.
-        headers["connection"] = "close"
     return _problem(
-        request, status=error.status, code=error.code, title=error.title, detail=str(error), headers=headers
+        request,
+        status=error.status,
+        code=error.code,
+        title=error.title,
+        detail=str(error),
+        headers=headers_of(error),
     )
+
+
+def headers_of(error: RequestError) -> dict[str, str]:
+    """What a refusal tells in its headers, whatever its form."""
+    if isinstance(error, PassingError):
+        return {"retry-after": str(error.retry_after_seconds)}
+    # The server would go on reading, and throwing away, what a client goes on sending.
+    return {"connection": "close"} if isinstance(error, RequestTooLarge) else {}
 
 
 async def http_error(request: Request, error: Exception) -> Response:
@@ -72,5 +81,10 @@ def _problem(request: Request, *, status: int, code: str, title: str, detail: st
     pod = getattr(request.app.state, "pod", None)
     if pod is not None:
         headers |= pod_headers(pod)
-    content = {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code}
-    return Response(orjson.dumps(content), status, headers, MEDIA_TYPE)
+    content = document(status=status, code=code, title=title, detail=detail)
+    return Response(content, status, headers, MEDIA_TYPE)
+
+
+def document(*, status: int, code: str, title: str, detail: str) -> bytes:
+    """A problem as JSON."""
+    return orjson.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code})
