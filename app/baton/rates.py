@@ -5,8 +5,9 @@ is the GCRA, as ATM's cells were policed by it). So a row whose moment has passe
 be deleted at any time.
 
 The table is UNLOGGED: nothing is written to the WAL but the commit, for which nobody waits, and a crash of Postgres
-forgets the buckets. Measured over a local socket (Postgres 18, `fsync` on, eight connections): 0.1 ms for a token of a
-bucket of its own, the round trip included; a bucket that all eight want gives 10,000 tokens/s.
+forgets the buckets. Measured (Postgres 18, `fsync` on, a local socket): a token takes 0.24 ms, where `SELECT 1` takes
+0.19; eight connections take 11,000 tokens a second from one bucket, and as many are refused; 58 bytes of WAL for each,
+and all updates are made in place.
 """
 
 from __future__ import annotations
