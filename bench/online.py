@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
@@ -160,14 +160,17 @@ async def phase(name: str, measured: Measured, action: Callable[[], Awaitable[No
 
 
 @contextlib.asynccontextmanager
-async def cluster(dsn: str, folder: Path, count: int) -> AsyncIterator[tuple[Cluster, int]]:
-    """One pod and one worker."""
+async def cluster(
+    dsn: str, folder: Path, count: int, further: Mapping[str, str] | None = None
+) -> AsyncIterator[tuple[Cluster, int]]:
+    """One pod and one worker, with `further` settings."""
     settings = {
         "BATON_DATABASE_URL": dsn,
         "BATON_ALLOW_ANONYMOUS": "true",
         "BATON_GENERATORS": "load=bench.load:generate",
         "BATON_WORKER_CONCURRENCY": str(count),
         "PYTHONPATH": str(ROOT),
+        **(further or {}),
     }
     with reserved_port() as port:
         programs = [Program("pod", port), Program("worker")]

@@ -64,7 +64,8 @@ async def serving(app: Starlette, *, baton_app: Starlette | None = None) -> Asyn
     """Serve an application on a free port; yield its address. It is asked to drain before its end, as by a signal."""
     with contextlib.closing(bind("127.0.0.1", 0)) as listening:
         async with app.router.lifespan_context(app):
-            server = InProcessServer(uvicorn_config(app), (baton_app or app).state.pod)
+            pod = (baton_app or app).state.pod
+            server = InProcessServer(uvicorn_config(app, pod), pod)
             task = asyncio.create_task(server.serve(sockets=[listening]))
             await until(lambda: server.started or task.done())
             try:

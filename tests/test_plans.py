@@ -14,7 +14,7 @@ import orjson
 import pytest
 from tests.logbook import connected, employ
 
-from baton import log, partitions, streams, workers
+from baton import log, partitions, rates, streams, workers
 from baton.database import Connection, pool
 
 ENDED, QUEUED, RUNNING, BATCHES = 10_000, 20, 60, 20
@@ -40,6 +40,8 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "get": (streams._GET, ("$stream",), 0),
     "find": (streams._FIND, ("", None, None, None, 20), 0),
     "find by metadata": (streams._FIND, ("", None, None, ['{"chat": "4242"}'], 20), 0),
+    "insert": (streams._INSERT, ("", "test", "1", "{}", "retry", *[None] * 4, 936, 1000), 0),
+    "take": (rates._TAKE, ("", "caller", 0.1, 10), 0),
     "claim": (streams._CLAIM, (WORKER, ["test"], 10), 0),
     "overdue": (streams._OVERDUE, (600.0, True), 0),
     "watched": (streams._WATCHED, (["$running"],), 0),

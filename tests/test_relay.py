@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.cluster import Author, Cluster, ended, text
 from tests.logbook import until
 
+from baton.audience import Audience
 from baton.dialects import native
 from baton.errors import CursorBeyondTail, StreamNotFound
 from baton.log import Append
@@ -26,7 +27,8 @@ class Pod:
 
     def __init__(self, cluster: Cluster, *, window_bytes: int = 131_072, poll_seconds: float = 60) -> None:
         self.metrics = PodMetrics()
-        self.relays = Relays(cluster.pool, self.metrics, window_bytes=window_bytes, poll_seconds=poll_seconds)
+        audience = Audience(self.metrics, max_pod=1000, max_tenant=1000, max_stream=1000)
+        self.relays = Relays(cluster.pool, self.metrics, audience, window_bytes=window_bytes, poll_seconds=poll_seconds)
 
     @property
     def log_reads(self) -> float:

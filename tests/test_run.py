@@ -10,20 +10,21 @@ from typing import Any
 import pytest
 from tests.logbook import answer, connected, ended, events, queue, row, text, until, until_tail, working
 
-from baton import run, streams
+from baton import log, run, streams
 from baton.database import pool
 from baton.errors import GenerationError
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
+from baton.log import Append
 from baton.streams import NewStream, Stream
 
 Found = tuple[Stream, list[dict[str, Any]]]
 
 
-async def outcome(dsn: str, generator: Any, **new: Any) -> Found:
+async def outcome(dsn: str, generator: Any, **changes: Any) -> Found:
     """Run a stream to its end."""
-    stream_id = await queue(dsn, **new)
-    async with working(dsn, generator) as worker, connected(dsn) as connection:
+    stream_id = await queue(dsn)
+    async with working(dsn, generator, **changes) as worker, connected(dsn) as connection:
         stream = await ended(connection, stream_id)
         await until(lambda: not worker._runs)
         return stream, await events(connection, stream_id)
@@ -268,3 +269,87 @@ async def test_a_stream_cancelled_while_it_was_requeued_never_starts(dsn: str) -
             assert (await ended(connection, stream_id)).status == "cancelled"
         assert (await row(connection, stream_id)).tokens == 0
     assert not started.is_set()
+
+
+LINE_BYTES = len(b'{"type":"text","delta":"12345"}')
+
+
+@pytest.mark.parametrize(
+    ("limits", "code", "kept"),
+    [
+        ({"max_stream_events": 3}, "too_many_events", 3),
+        ({"max_stream_bytes": 1024}, "stream_too_large", 1024 // LINE_BYTES),
+    ],
+)
+async def test_one_that_yields_too_much_is_stopped_and_what_it_has_stays(
+    dsn: str, limits: dict[str, int], code: str, kept: int
+) -> None:
+    stopped = asyncio.Event()
+
+    async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        try:
+            while True:
+                yield "12345"
+        finally:
+            stopped.set()
+
+    stream_id = await queue(dsn)
+    async with working(dsn, generate, **limits), connected(dsn) as connection:
+        stream = await ended(connection, stream_id)
+        found = await events(connection, stream_id)
+        await asyncio.wait_for(stopped.wait(), 10)
+    assert (stream.status, stream.error_code, stream.tokens) == ("failed", code, kept + 1)
+    assert [event["type"] for event in found] == ["text"] * kept + ["done"]
+
+
+async def test_as_many_as_are_allowed_are_no_failure(dsn: str) -> None:
+    stream, found = await outcome(dsn, answer, max_stream_events=3)
+    assert (stream.status, len(found)) == ("completed", 4)
+
+
+@pytest.mark.parametrize("item", ["x" * 1100, "\0" * 200, {"type": "tool_result", "id": "t", "result": ["x" * 1100]}])
+async def test_an_event_that_is_too_large_ends_the_stream_before_it(dsn: str, item: Yielded) -> None:
+    async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield "a"
+        yield item
+        yield "b"
+
+    stream, found = await outcome(dsn, generate, max_event_bytes=1024)
+    assert (stream.status, stream.error_code) == ("failed", "event_too_large")
+    assert [event.get("delta") for event in found] == ["a", None]
+
+
+async def test_one_that_will_not_stop_at_its_limit_writes_nothing_more(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "STUBBORN_SECONDS", 0.2)
+    released = asyncio.Event()
+
+    async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        try:
+            yield "a"
+            yield "b"
+        finally:
+            while not released.is_set():
+                try:
+                    await released.wait()
+                except asyncio.CancelledError:
+                    continue
+
+    stream, found = await outcome(dsn, generate, max_stream_events=1)
+    released.set()
+    assert (stream.error_code, len(found)) == ("too_many_events", 2)
+
+
+async def test_a_former_workers_events_count(dsn: str) -> None:
+    stream_id = await queue(dsn)
+    async with connected(dsn) as connection:
+        await connection.execute("UPDATE baton.stream SET status = 'running', epoch = 1 WHERE id = $1", stream_id)
+        lines = b"\n".join([b'{"type":"text","delta":"a"}'] * 5)
+        await log.append(connection, [Append(stream_id, 1, 1, 5, lines)])
+        await connection.execute("UPDATE baton.stream SET status = 'queued' WHERE id = $1", stream_id)
+        async with working(dsn, answer, max_stream_events=7):
+            stream = await ended(connection, stream_id)
+            kinds = [event["type"] for event in await events(connection, stream_id)]
+    assert stream.error_code == "too_many_events"
+    assert kinds == ["text"] * 5 + ["reset"] + ["text"] * 2 + ["done"]

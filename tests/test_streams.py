@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import uuid
 from collections.abc import AsyncIterator
 from uuid import UUID
@@ -13,7 +14,7 @@ from tests.logbook import claim_as, claimed, connected, events, queue_many, row,
 
 from baton import log, streams
 from baton.database import Pool, pool
-from baton.errors import ConfigurationError, IdempotencyConflict
+from baton.errors import ConfigurationError, IdempotencyConflict, TooManyStreams
 from baton.events import MAX_SEQ, encode_text
 from baton.log import Append
 from baton.outcome import Outcome
@@ -21,6 +22,9 @@ from baton.streams import IdempotencyKey, NewStream
 
 WORKER = UUID(int=1)
 NEW = NewStream("test", {"prompt": "a\0b"}, {"chat": 42}, "retry")
+ENDS_ONE = """
+UPDATE baton.stream SET status = 'completed' WHERE id = (SELECT id FROM baton.stream WHERE tenant = '' LIMIT 1)
+"""
 
 
 @pytest.fixture
@@ -82,6 +86,62 @@ async def test_the_key_of_an_erased_stream_is_free(opened: Pool) -> None:
     assert await streams.delete(opened, first.id)
     _, is_new = await streams.create(opened, NEW, key(b"other"))
     assert is_new
+
+
+async def test_a_tenant_has_so_many_at_once_and_another_one_is_not_counted(opened: Pool) -> None:
+    for _ in range(3):
+        await streams.create(opened, NEW, max_live=3)
+    with pytest.raises(TooManyStreams, match="You have 3 streams that are queued or running"):
+        await streams.create(opened, NEW, max_live=3)
+    await streams.create(opened, dataclasses.replace(NEW, tenant="other"), max_live=1)
+    await opened.execute(ENDS_ONE)
+    await streams.create(opened, NEW, max_live=3)
+
+
+async def test_a_key_that_has_created_is_told_of_its_stream_when_no_other_may_be(opened: Pool) -> None:
+    first, _ = await streams.create(opened, NEW, key(), max_live=1)
+    again, is_new = await streams.create(opened, NEW, key(), max_live=1)
+    assert (again.id, is_new) == (first.id, False)
+    with pytest.raises(IdempotencyConflict):
+        await streams.create(opened, NEW, key(b"other"), max_live=1)
+    with pytest.raises(TooManyStreams):
+        await streams.create(opened, NEW, dataclasses.replace(key(), key="another"), max_live=1)
+    assert await opened.fetchval("SELECT count(*) FROM baton.idempotency_key") == 1
+
+
+@pytest.mark.parametrize("most", [5, 150])
+async def test_a_burst_on_several_pods_stays_within_the_limit(opened: Pool, dsn: str, most: int) -> None:
+    async with pool(dsn, size=8, timeout_seconds=10) as one, pool(dsn, size=8, timeout_seconds=10) as two:
+        await streams.create(opened, NEW)
+        creates = [streams.create((one, two)[number % 2], NEW, max_live=most) for number in range(most + 100)]
+        refused = [result for result in await asyncio.gather(*creates, return_exceptions=True) if is_full(result)]
+    assert len(refused) == 101
+    assert await opened.fetchval("SELECT count(*) FROM baton.stream") == most
+
+
+async def test_who_runs_against_the_limit_waits_for_nobody(opened: Pool, dsn: str) -> None:
+    async with connected(dsn) as holding:
+        await streams.create(opened, NEW, max_live=1)
+        await holding.execute("BEGIN; " + streams._ONE_BY_ONE.replace("$1", "''"))
+        with pytest.raises(TooManyStreams):
+            await streams.create(opened, NEW, max_live=1)
+
+
+async def test_counting_a_tenants_streams_leaves_updates_in_place(opened: Pool) -> None:
+    """No index but those that had it before names a column that is updated again and again."""
+    columns = await opened.fetchval(
+        "SELECT array_agg(DISTINCT a.attname) FROM pg_index AS i "
+        "JOIN pg_depend AS d ON d.objid = i.indexrelid AND d.refobjid = i.indrelid "
+        "JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = d.refobjsubid "
+        "WHERE i.indrelid = 'baton.stream'::regclass"
+    )
+    assert set(columns) == {"status", "tenant", "id", "worker_id", "metadata"}
+
+
+def is_full(result: object) -> bool:
+    if isinstance(result, BaseException) and not isinstance(result, TooManyStreams):
+        raise result
+    return isinstance(result, TooManyStreams)
 
 
 async def test_a_claim_takes_the_oldest_that_it_can_serve(dsn: str) -> None:

@@ -19,8 +19,14 @@
     │   ├── NotHere                404
     │   ├── OldProtocol            400
     │   ├── RequestTooLarge        413
+    │   ├── InputTooLarge          413
     │   ├── StillRunning           503
-    │   └── Unavailable            503
+    │   └── PassingError           trying again may help
+    │       ├── Unavailable        503
+    │       ├── CreatesTooFast     429
+    │       ├── TooManyStreams     429
+    │       ├── TooManySubscribers 429
+    │       └── PodFull            503
     ├── GenerationError            a generator could not go on; becomes the stream's terminal event
     │   └── InvalidEvent           it yielded something that is no event
     ├── FollowError                a client cannot follow a stream to its end
@@ -123,6 +129,14 @@ class RequestTooLarge(RequestError):
     title = "The request is too large"
 
 
+class InputTooLarge(RequestError):
+    """A stream's input has more bytes than the pod accepts."""
+
+    status = 413
+    code = "input_too_large"
+    title = "The input is too large"
+
+
 class LogDamaged(RequestError):
     """The log of a stream has a hole, so nobody can be given the whole of it."""
 
@@ -171,12 +185,52 @@ class OldProtocol(RequestError):
     title = "The stream needs HTTP/1.1"
 
 
-class Unavailable(RequestError):
-    """The database does not answer just now; trying again may help."""
+class PassingError(RequestError):
+    """What cannot be done just now, and may go otherwise after `retry_after_seconds`."""
+
+    def __init__(self, message: str, retry_after_seconds: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Unavailable(PassingError):
+    """The database does not answer just now."""
 
     status = 503
     code = "unavailable"
     title = "The service cannot answer just now"
+
+
+class CreatesTooFast(PassingError):
+    """The caller creates more streams in a time than it may."""
+
+    status = 429
+    code = "creates_too_fast"
+    title = "Streams are created too fast"
+
+
+class TooManyStreams(PassingError):
+    """The tenant has as many queued and running streams as it may."""
+
+    status = 429
+    code = "too_many_streams"
+    title = "Too many streams are under way"
+
+
+class TooManySubscribers(PassingError):
+    """The tenant, or the stream, has as many subscribers on this pod as it may."""
+
+    status = 429
+    code = "too_many_subscribers"
+    title = "Too many clients follow streams here"
+
+
+class PodFull(PassingError):
+    """The pod has as many subscribers as it may; others may have room."""
+
+    status = 503
+    code = "pod_full"
+    title = "This pod is full"
 
 
 class StillRunning(RequestError):

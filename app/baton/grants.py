@@ -96,6 +96,9 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
         Grant("UPDATE", "idempotency_key", ("request_hash", "stream_id", "expires_at")),
         Grant("DELETE", "idempotency_key"),
         Grant("SELECT", "api_key"),
+        Grant("SELECT", "bucket"),
+        Grant("INSERT", "bucket"),
+        Grant("UPDATE", "bucket", ("full_at",)),
     ),
 }
 

@@ -5,7 +5,8 @@ transaction of its own and leaves things as the next run can go on with them, so
 
 1. Partitions are created ahead.
 2. The horizon is raised (see `retention`), and committed before anything is deleted.
-3. The rows of ended streams below it are deleted in small batches, with their idempotency keys.
+3. The rows of ended streams below it are deleted in small batches, with their idempotency keys. Full buckets, which
+   say nothing, go too.
 4. Partitions that lie wholly below it, and of which no stream has a row any more, are detached and then dropped.
 
 No partition goes that a stream still needs. One lies at least a day in the past when it is looked at, and every row
@@ -31,7 +32,7 @@ from uuid import UUID
 
 import asyncpg
 
-from . import partitions, retention
+from . import partitions, rates, retention
 from .backoff import Backoff
 from .database import CONNECTION_ERRORS, MAINTENANCE_LOCK, MIGRATION_LOCK, Connection, check_schema, connect
 from .errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch
@@ -169,6 +170,7 @@ class Pass:
         first, end = (datetime.datetime.fromtimestamp(moment, datetime.UTC) for moment in (0, now))
         while over := await retention.delete_keys(self._connection, first, end, self._batch_rows):
             keys, first = keys + len(over), over[-1]
+        await rates.delete_full(self._connection)
         if streams or keys:
             self._say(f"Deleted {_streams(streams)}, and {_keys(keys)} whose time was over.")
 

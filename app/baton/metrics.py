@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final, Literal, TypeAlias, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+Limit: TypeAlias = Literal[
+    "body_bytes",
+    "input_bytes",
+    "creates_per_second",
+    "tenant_streams",
+    "stream_subscribers",
+    "tenant_subscribers",
+    "pod_subscribers",
+    "connections",
+    "header_bytes",
+    "header_seconds",
+    "body_seconds",
+]
+LIMITS: Final[tuple[Limit, ...]] = get_args(Limit)
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -22,6 +38,9 @@ class PodMetrics(Collector):
         self.log_reads = 0
         self.aborted = 0
         self.notifications = 0
+        self.connections = 0
+        self.full = False
+        self.rejected: dict[Limit, int] = dict.fromkeys(LIMITS, 0)
         self.listening = False
         self.partitions_end: float | None = None  # not known yet
         self.registry = CollectorRegistry()
@@ -30,6 +49,12 @@ class PodMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Give the numbers to Prometheus."""
         yield GaugeMetricFamily("baton_subscribers", "Open event streams", self.subscribers)
+        yield GaugeMetricFamily("baton_connections", "Open TCP connections", self.connections)
+        yield GaugeMetricFamily("baton_full", "1 while clients are better sent elsewhere", int(self.full))
+        rejected = CounterMetricFamily("baton_rejected", "Requests and connections beyond a limit", labels=["limit"])
+        for limit, count in self.rejected.items():
+            rejected.add_metric([limit], count)
+        yield rejected
         yield GaugeMetricFamily("baton_relays", "Streams that this pod follows", self.relays)
         yield CounterMetricFamily("baton_events_sent", "Events sent to clients", self.events_sent)
         yield CounterMetricFamily("baton_sent_bytes", "Bytes of events sent to clients", self.bytes_sent)

@@ -12,11 +12,13 @@ from typing import Final, Self
 import asyncpg
 
 from . import database, partitions, workers
+from .audience import Audience
 from .auth.gate import Gate
 from .connections import Connections
 from .database import Pool, translated
 from .errors import ConfigurationError, Unavailable
 from .generators.registry import configured_names, what_is_missing
+from .intake import Intake
 from .listener import Listener, State, check_delivery
 from .metrics import PodMetrics
 from .notifications import EVENTS_CHANNEL
@@ -37,9 +39,24 @@ class Pod:
         self.settings = settings
         self.pool = pool
         self.metrics = PodMetrics()
+        self.audience = Audience(
+            self.metrics,
+            max_pod=settings.max_subscribers,
+            max_tenant=settings.max_tenant_subscribers,
+            max_stream=settings.max_stream_subscribers,
+        )
+        self.intake = Intake(
+            self.metrics,
+            max_connections=settings.max_connections,
+            header_seconds=settings.header_seconds,
+            body_seconds=settings.body_seconds,
+            keep_alive_seconds=settings.keep_alive_seconds,
+            flush_seconds=settings.write_timeout_seconds,
+        )
         self.relays = Relays(
             pool,
             self.metrics,
+            self.audience,
             window_bytes=settings.relay_window_bytes,
             poll_seconds=settings.safety_poll_seconds,
         )
@@ -108,9 +125,15 @@ class Pod:
         return (
             not self.draining
             and not self.broken
+            and not self.full
             and self.listener.state is not State.CONNECTING
             and silence_seconds < self.settings.safety_poll_seconds + READY_SILENCE_SECONDS
         )
+
+    @property
+    def full(self) -> bool:
+        """Whether it has as many subscribers, or connections, as it takes, or has just had."""
+        return self.audience.full or self.intake.full
 
     def mourn(self, task: asyncio.Task[None]) -> None:
         """Note that one of the pod's own tasks has ended, which none does unless this code is at fault."""

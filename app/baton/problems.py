@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .errors import RequestError, RequestTooLarge, Unauthenticated, Unavailable
+from .errors import PassingError, RequestError, RequestTooLarge, Unauthenticated, Unavailable
 from .pod import Pod
 
 logger = logging.getLogger(__name__)
@@ -30,8 +30,18 @@ async def request_error(request: Request, error: Exception) -> Response:
         code=error.code,
         title=error.title,
         detail=str(error),
-        headers=error_headers(error),
+        headers=headers_of(error),
     )
+
+
+def headers_of(error: RequestError) -> dict[str, str]:
+    """What a refusal tells in its headers, whatever its form."""
+    if isinstance(error, PassingError):
+        return {"retry-after": str(error.retry_after_seconds)}
+    if isinstance(error, RequestTooLarge):
+        # The server would go on reading, and throwing away, what a client goes on sending.
+        return {"connection": "close"}
+    return {"www-authenticate": "Bearer"} if isinstance(error, Unauthenticated) else {}
 
 
 async def http_error(request: Request, error: Exception) -> Response:
@@ -63,16 +73,6 @@ HANDLERS: Final[dict[Any, Any]] = {
 }
 
 
-def error_headers(error: RequestError) -> dict[str, str]:
-    """What an error says in headers, in whichever form it is answered."""
-    if isinstance(error, Unavailable):
-        return {"retry-after": "1"}
-    if isinstance(error, RequestTooLarge):
-        # The server would go on reading, and throwing away, what a client goes on sending.
-        return {"connection": "close"}
-    return {"www-authenticate": "Bearer"} if isinstance(error, Unauthenticated) else {}
-
-
 def pod_headers(pod: Pod) -> dict[str, str]:
     """What tells which pod answers. A leaving one has its clients connect anew, or they would stay where they are."""
     headers = {"x-baton-pod": pod.settings.pod_name}
@@ -83,5 +83,10 @@ def _problem(request: Request, *, status: int, code: str, title: str, detail: st
     pod = getattr(request.app.state, "pod", None)
     if pod is not None:
         headers |= pod_headers(pod)
-    content = {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code}
-    return Response(orjson.dumps(content), status, headers, MEDIA_TYPE)
+    content = document(status=status, code=code, title=title, detail=detail)
+    return Response(content, status, headers, MEDIA_TYPE)
+
+
+def document(*, status: int, code: str, title: str, detail: str) -> bytes:
+    """A problem as JSON."""
+    return orjson.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code})

@@ -26,6 +26,7 @@ from uuid import UUID
 import asyncpg
 
 from . import log, retention, streams
+from .audience import Audience
 from .backoff import Backoff
 from .database import Pool, translated
 from .errors import CursorBeyondTail, LogDamaged, Unavailable
@@ -48,11 +49,12 @@ TAKE_BYTES: Final = 65_536
 class Subscriber:
     """One client's place in a stream: `cursor` is the last number that it was given."""
 
-    __slots__ = ("_waiter", "cursor", "relay", "tapped")
+    __slots__ = ("_waiter", "cursor", "relay", "tapped", "tenant")
 
-    def __init__(self, relay: Relay, cursor: int) -> None:
+    def __init__(self, relay: Relay, cursor: int, tenant: str) -> None:
         self.relay = relay
         self.cursor = cursor
+        self.tenant = tenant  # whose place it takes
         self.tapped = False  # woken for another reason than events
         self._waiter: asyncio.Future[None] | None = None
 
@@ -291,9 +293,12 @@ class Relay:
 class Relays:
     """All relays of a pod."""
 
-    def __init__(self, pool: Pool, metrics: PodMetrics, *, window_bytes: int, poll_seconds: float) -> None:
+    def __init__(
+        self, pool: Pool, metrics: PodMetrics, audience: Audience, *, window_bytes: int, poll_seconds: float
+    ) -> None:
         self._pool = pool
         self._metrics = metrics
+        self._audience = audience
         self._window_bytes = window_bytes
         self._poll_seconds = poll_seconds
         self._poll_now = asyncio.Event()
@@ -307,18 +312,19 @@ class Relays:
             StreamNotFound: the tenant has no such stream.
             StreamExpired: it is older than what is kept.
             CursorBeyondTail: the log does not reach that far.
+            PodFull, TooManySubscribers: there is no room for one more.
             Unavailable: the database does not answer.
         """
+        self._audience.join(tenant, stream_id)
         relay = self._relays.get(stream_id.hex)
         if relay is None or (relay.over and not relay.damaged):
             # It stands here before it reads the log, so that no notification from now on is missed.
             relay = Relay(stream_id, self._pool, self._metrics, window_bytes=self._window_bytes)
             self._relays[stream_id.hex] = relay
             self._metrics.relays = len(self._relays)
-        subscriber = Subscriber(relay, cursor)
+        subscriber = Subscriber(relay, cursor, tenant)
         relay.subscribers.add(subscriber)
         relay.idle_since = None
-        self._metrics.subscribers += 1
         try:
             await relay.load()
             if relay.tenant != tenant:
@@ -341,7 +347,7 @@ class Relays:
         """Leave a stream."""
         relay = subscriber.relay
         relay.subscribers.discard(subscriber)
-        self._metrics.subscribers -= 1
+        self._audience.leave(subscriber.tenant, relay.stream_id)
         if not relay.subscribers:
             relay.idle_since = time.monotonic()
 

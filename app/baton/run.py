@@ -22,18 +22,40 @@ logger = logging.getLogger(__name__)
 STUBBORN_SECONDS: Final = 5
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a stream may hold: the bytes of an event, how many events, and the bytes of all that one run yields."""
+
+    max_event_bytes: int
+    max_events: int
+    max_bytes: int
+
+    def exceeded_by(self, line: bytes, events: int, size: int) -> Outcome | None:
+        """Return the end of a stream that holds so many events and bytes, with this one; None if it is within."""
+        if len(line) > self.max_event_bytes:
+            return Outcome.failed("event_too_large", f"An event may have {self.max_event_bytes} bytes at most.")
+        if events > self.max_events:
+            return Outcome.failed("too_many_events", f"A stream may have {self.max_events} events at most.")
+        if size > self.max_bytes:
+            return Outcome.failed("stream_too_large", f"A stream's events may have {self.max_bytes} bytes together.")
+        return None
+
+
 class Run:
     """Feeds a generator's events into an outbox, and ends the stream whatever the generator does.
 
     `stop(outcome)` ends it early with that outcome; `abandon()` ends it without writing anything.
     """
 
-    def __init__(self, claim: Claim, generator: Generator, outbox: Outbox) -> None:
+    def __init__(self, claim: Claim, generator: Generator, outbox: Outbox, bounds: Bounds) -> None:
         self.claim = claim
         self.outbox = outbox
         self.last_event_at = time.monotonic()
         self.started_at = self.last_event_at
         self._generator = generator
+        self._bounds = bounds
+        self._events = outbox.tail  # a former worker's among them
+        self._bytes = 0
         self._stop: Outcome | None = None
         self._abandoned = False
         self._held_up = False
@@ -94,6 +116,8 @@ class Run:
                 line = self._encode(item)
                 if line is None:
                     continue
+                if not self._admit(line):
+                    return
                 outbox.put(line)
                 if outbox.full:
                     # The database is slow, and not the generator silent.
@@ -101,6 +125,16 @@ class Run:
                     await outbox.wait_for_room()
                     self.last_event_at = time.monotonic()
                     self._held_up = False
+
+    def _admit(self, line: bytes) -> bool:
+        """Count an event; if it is one too many, or too large, stop the generator instead."""
+        self._events += 1
+        self._bytes += len(line)
+        exceeded = self._bounds.exceeded_by(line, self._events, self._bytes)
+        if exceeded is not None:
+            logger.warning("Stream %s is stopped: %s", self.claim.stream_id, exceeded.error_message)
+            self.stop(exceeded)
+        return exceeded is None
 
     def _encode(self, item: Yielded) -> bytes | None:
         """Encode what the generator yielded; None for what makes no event."""

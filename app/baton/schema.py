@@ -84,6 +84,7 @@ stream = Table(
     Index("ix_stream_queued", "id", postgresql_where=text("status = 'queued'")),
     Index("ix_stream_running", "worker_id", postgresql_where=text("status = 'running'")),
     Index("ix_stream_tenant_id", "tenant", "id"),
+    Index("ix_stream_live_tenant", "tenant", postgresql_where=text("status IN ('queued', 'running')")),
     Index(
         "ix_stream_metadata",
         "metadata",
@@ -145,6 +146,17 @@ api_key = Table(
     Column("expires_at", _Timestamp),
     Column("revoked_at", _Timestamp),
     Index("uq_api_key_name", "name", unique=True, postgresql_where=text("revoked_at IS NULL")),
+)
+
+# When each caller's bucket will be full of tokens again (see `rates`).
+bucket = Table(
+    "bucket",
+    metadata,
+    Column("tenant", Text, nullable=False),
+    Column("caller", Text, nullable=False),
+    Column("full_at", _Timestamp, nullable=False),
+    PrimaryKeyConstraint("tenant", "caller"),
+    prefixes=["UNLOGGED"],
 )
 
 # One row, once something has expired.

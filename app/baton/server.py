@@ -9,18 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import logging
+import math
+import resource
 import socket
+import struct
+from dataclasses import dataclass
+from http import HTTPStatus
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from . import problems
 from .connections import ABORT_EXTENSION, CLOSE_EXTENSION
 from .errors import ConfigurationError
+from .intake import Phase
 from .main import create_app
 from .pod import Pod
 from .settings import Settings
@@ -30,25 +38,193 @@ logger = logging.getLogger(__name__)
 # What the kernel keeps for a client that does not read; by default it would take megabytes.
 SEND_BUFFER_BYTES: Final = 65_536
 SHUTDOWN_SECONDS: Final = 5
+# What a pod has open besides its clients' connections and its pool.
+OTHER_FILES: Final = 64
+# Seconds of silence until the first probe, seconds between two, and how many are left unanswered.
+KEEPALIVE: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
 
 class Protocol(HttpToolsProtocol):
-    """HTTP/1.1 that lets a response end its connection before the response has ended, and logs no address.
+    """HTTP/1.1 with bounds on what a client may send and how long it may take (see `intake`).
 
-    An address may hold a token, and uvicorn's setting has no effect once anything has put a handler on that log.
+    It lets a response end its connection before the response has ended, and logs no address, which may hold a token:
+    uvicorn's setting has no effect once anything has put a handler on that log. The parser bounds nothing, and gives a
+    header only when it is whole: so the bytes are counted, too, that have come since the last message, or part of a body.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, pod: Pod, **given: Any) -> None:
+        super().__init__(**given)
         self.access_log = False
+        self.phase: Phase | None = None
+        self._pod = pod
+        self._intake = pod.intake
+        self._max_header_bytes = pod.settings.max_header_bytes
+        self._header_bytes = 0
+        self._unparsed_bytes = 0
+        self._asked = False  # something has come of the request that is awaited
+        self._in_body = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, if there is room."""
+        super().connection_made(cast(asyncio.Transport, transport))
+        if not self._intake.enter(self):
+            self._refuse(_NO_ROOM)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self._intake.leave(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what has come."""
+        if self.phase == "idle":
+            self._intake.move(self, "header")
+        self._asked = True
+        self._unparsed_bytes += len(data)
+        super().data_received(data)
+        if self._unparsed_bytes > self._max_header_bytes and not self.transport.is_closing():
+            self._refuse_header()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what cannot be parsed, or what was refused while it was."""
+        if self._header_bytes > self._max_header_bytes:
+            self._refuse_header()
+        else:
+            self._refuse(Refusal(400, "bad_request", msg))
 
     def on_message_begin(self) -> None:
-        """Offer it to the request that begins."""
+        """Offer to the request that begins how to end its connection."""
         super().on_message_begin()
+        self._header_bytes = 0
+        if self.phase is None:
+            self._intake.move(self, "header")
         self.scope["extensions"] = {
-            ABORT_EXTENSION: self.transport.abort,  # type: ignore[dict-item]
+            ABORT_EXTENSION: self._abort,  # type: ignore[dict-item]
             CLOSE_EXTENSION: self.transport.close,  # type: ignore[dict-item]
         }
+
+    def on_url(self, url: bytes) -> None:
+        """Count a part of the first line."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count a header, or a trailer."""
+        self._count(len(name) + len(value) + len(b": \r\n"))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Have the request answered, and wait for its body."""
+        super().on_headers_complete()
+        self._unparsed_bytes = 0
+        self._in_body = True
+        self._intake.move(self, "body")
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        super().on_body(body)
+        self._unparsed_bytes = 0
+
+    def on_message_complete(self) -> None:
+        """Wait for nothing more; if the answer has been given before that, for another request."""
+        super().on_message_complete()
+        self._unparsed_bytes = 0
+        self._asked = self._in_body = False
+        self._intake.move(self, "idle" if self.cycle.response_complete else None)
+
+    def on_response_complete(self) -> None:
+        """Wait for another request, or for the client to take the last answer."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._intake.move(self, "flush")
+        elif self.phase is None and self.cycle.response_complete:
+            self._intake.move(self, "idle")
+
+    def expire(self, phase: Phase) -> None:
+        """End a connection whose client takes too long."""
+        if phase == "header":
+            self._pod.metrics.rejected["header_seconds"] += 1
+            # Browsers open connections that they may need: those are no requests to be answered.
+            self._refuse(_HEADER_LATE) if self._asked else self._close()
+        elif phase == "body":
+            self._pod.metrics.rejected["body_seconds"] += 1
+            self._refuse(_BODY_LATE)
+        elif phase == "idle":
+            self._close()
+        else:
+            self._abort()
+
+    def give_way(self) -> None:
+        """End at once."""
+        self._abort()
+
+    def _count(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > self._max_header_bytes:
+            raise ValueError("the header is too large")
+
+    def _refuse_header(self) -> None:
+        self._pod.metrics.rejected["header_bytes"] += 1
+        most = self._max_header_bytes
+        self._refuse(Refusal(431, "header_too_large", f"A request's header may have {most} bytes at most."))
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer, in the place of the application if it is at work, and close. What has an answer gets no other."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if cycle.response_started:
+                self._abort()
+                return
+            cycle.disconnected = True
+            cycle.message_event.set()
+        elif self._in_body:
+            self._close()
+            return
+        self.transport.write(refusal.encode(self._pod))
+        self._close()
+
+    def _abort(self) -> None:
+        """End at once, also in the kernel, which would go on trying to send what the client does not take."""
+        if not self.transport.is_closing() or self.transport.get_write_buffer_size():
+            opened: socket.socket | None = self.transport.get_extra_info("socket")
+            if opened is not None:
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGERING)
+        self.transport.abort()
+
+    def _close(self) -> None:
+        """Close when the client has taken what is left, for which it has a time of its own."""
+        self.transport.close()
+        self._intake.move(self, "flush")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer to what is no request yet, and cannot be given to the application."""
+
+    status: int
+    code: str
+    detail: str
+
+    def encode(self, pod: Pod) -> bytes:
+        """The whole response."""
+        phrase = HTTPStatus(self.status).phrase
+        body = problems.document(status=self.status, code=self.code, title=phrase, detail=self.detail)
+        headers = {
+            **problems.pod_headers(pod),
+            "content-type": problems.MEDIA_TYPE,
+            "content-length": str(len(body)),
+            "connection": "close",
+        }
+        if self.status == HTTPStatus.SERVICE_UNAVAILABLE:
+            headers["retry-after"] = "1"
+        lines = [f"HTTP/1.1 {self.status} {phrase}", *(f"{name}: {value}" for name, value in headers.items())]
+        return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+_NO_LINGERING: Final = struct.pack("ii", 1, 0)
+_NO_ROOM: Final = Refusal(503, "too_many_connections", "This pod has as many connections as it takes. Try again.")
+_HEADER_LATE: Final = Refusal(408, "header_timeout", "The request's header took too long to arrive.")
+_BODY_LATE: Final = Refusal(408, "body_timeout", "The request's body took too long to arrive.")
 
 
 class Server(uvicorn.Server):
@@ -65,6 +241,11 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for listening in sockets or []:
             logger.info("Pod %s serves on http://%s:%d", self._pod.settings.pod_name, *listening.getsockname()[:2])
+
+    async def on_tick(self, counter: int) -> bool:
+        """End the connections whose clients take too long: ten times a second."""
+        self._pod.intake.sweep()
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Hear a signal. This runs in a signal handler, so it only schedules; the process then ends with code 0."""
@@ -88,13 +269,14 @@ async def serve(settings: Settings) -> None:
     Raises:
         ConfigurationError: a setting, the address or the database is not as it must be.
     """
+    settings = within_open_files(settings)
     app = create_app(settings)
     # The lifespan is entered here and not by uvicorn, whose log would bury a configuration error in a traceback.
-    with contextlib.closing(bind(settings.host, settings.port)) as listening:
+    with contextlib.closing(bind(settings.host, settings.port, settings.write_timeout_seconds)) as listening:
         if settings.allow_anonymous:
             warn_if_reachable(listening)
         async with app.router.lifespan_context(app):
-            await Server(uvicorn_config(app), app.state.pod).serve(sockets=[listening])
+            await Server(uvicorn_config(app, app.state.pod), app.state.pod).serve(sockets=[listening])
 
 
 def warn_if_reachable(listening: socket.socket) -> None:
@@ -109,23 +291,48 @@ def warn_if_reachable(listening: socket.socket) -> None:
         )
 
 
-def uvicorn_config(app: Starlette) -> uvicorn.Config:
+def within_open_files(settings: Settings) -> Settings:
+    """Have the system allow as many open files as there may be connections, or else take fewer connections."""
+    needed = settings.max_connections + OTHER_FILES + settings.database_pool_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return settings
+    allowed = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed == needed:
+        return settings
+    fewer = max(1, settings.max_connections - (needed - allowed))
+    logger.warning(
+        "The system allows this process %d open files, so it takes %d connections and not %d (BATON_MAX_CONNECTIONS). "
+        "Raise the limit (ulimit -n).",
+        allowed,
+        fewer,
+        settings.max_connections,
+    )
+    return settings.model_copy(update={"max_connections": fewer})
+
+
+def uvicorn_config(app: Starlette, pod: Pod) -> uvicorn.Config:
     """How uvicorn is run: with nothing of its own around the app."""
     return uvicorn.Config(
         app,
-        http=Protocol,
+        http=functools.partial(Protocol, pod),  # type: ignore[arg-type]
         loop="none",
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=math.ceil(pod.settings.keep_alive_seconds),
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, give_up_seconds: float = 0) -> socket.socket:
     """Open the listening socket. Several pods may share one port on Linux, and the kernel spreads the connections.
+
+    The kernel gives up clients that have vanished without a word: those that acknowledge nothing for
+    `give_up_seconds`, or no probe in a minute of silence.
 
     Raises:
         ConfigurationError: the address cannot be had.
@@ -138,6 +345,10 @@ def bind(host: str, port: int) -> socket.socket:
             if hasattr(socket, "SO_REUSEPORT"):
                 opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in {**KEEPALIVE, "TCP_USER_TIMEOUT": int(give_up_seconds * 1000)}.items():
+                if hasattr(socket, name):
+                    opened.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
             opened.bind(address)
             on_failure.pop_all()
     except OSError as error:

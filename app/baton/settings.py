@@ -95,6 +95,38 @@ class Settings(BaseSettings):
         131_072, ge=4096, le=64 << 20, description="Recent events of each stream that a pod keeps in memory"
     )
     max_body_bytes: int = Field(1 << 20, ge=1024, le=256 << 20, description="The largest body of a request")
+    max_input_bytes: int = Field(
+        1 << 19, ge=256, le=256 << 20, description="The largest `input` of a stream, as JSON, by whatever way it comes"
+    )
+    max_tenant_streams: int = Field(
+        1000, ge=1, le=1_000_000, description="A tenant's streams that are queued or running at once"
+    )
+    creates_per_second: float = Field(
+        100, gt=0, le=100_000, description="Streams that one caller may create, by all pods together, in the long run"
+    )
+    creates_burst: int = Field(
+        500, ge=1, le=1_000_000, description="Streams that one caller may create at once, after a pause"
+    )
+    max_subscribers: int = Field(
+        5000, ge=1, le=1_000_000, description="Subscribers of one pod; beyond it `/readyz` sends clients elsewhere"
+    )
+    max_tenant_subscribers: int = Field(4000, ge=1, le=1_000_000, description="A tenant's subscribers on one pod")
+    max_stream_subscribers: int = Field(1000, ge=1, le=1_000_000, description="A stream's subscribers on one pod")
+    max_connections: int = Field(
+        10_000, ge=1, le=1_000_000, description="TCP connections of one pod; beyond it those that ask nothing give way"
+    )
+    max_header_bytes: int = Field(
+        32_768, ge=1024, le=1 << 20, description="The largest header of a request, with its first line and trailers"
+    )
+    header_seconds: float = Field(
+        10, gt=0, le=300, description="A request's header must be there so soon after the connection, or its first byte"
+    )
+    body_seconds: float = Field(
+        30, gt=0, le=3600, description="A request's body must be there so soon after its header"
+    )
+    keep_alive_seconds: float = Field(
+        5, gt=0, le=3600, description="A connection is closed when no request follows the last one for so long"
+    )
     write_timeout_seconds: float = Field(
         30, gt=0, le=3600, description="A client that accepts nothing for so long is cut off; it can resume"
     )
@@ -114,6 +146,15 @@ class Settings(BaseSettings):
     )
     buffer_events: int = Field(
         1024, ge=1, le=1_000_000, description="Events of a stream that may wait to be written; then its generator waits"
+    )
+    max_event_bytes: int = Field(
+        1 << 20, ge=1024, le=64 << 20, description="The largest event of a stream, as JSON; a larger one ends it"
+    )
+    max_stream_events: int = Field(
+        500_000, ge=1, le=2_000_000_000, description="Events of a stream; one more ends it as failed"
+    )
+    max_stream_bytes: int = Field(
+        64 << 20, ge=1024, le=1 << 40, description="Bytes of all events of a stream's run, as JSON; more end it"
     )
     worker_heartbeat_seconds: float = Field(
         0.5, gt=0, le=60, description="How often a worker shows that it lives, and learns what is cancelled"

@@ -18,7 +18,7 @@ import orjson
 
 from . import log
 from .database import Connection, Pool
-from .errors import ConfigurationError, IdempotencyConflict
+from .errors import ConfigurationError, IdempotencyConflict, TooManyStreams
 from .events import MAX_SEQ
 from .outcome import Outcome
 
@@ -26,12 +26,23 @@ _COLUMNS = """id, tenant, generator, metadata, status, epoch, unwatched_timeout,
     finished_at, cancel_requested_at, finish_reason, error_code, error_message, usage, tokens,
     time_to_first_token_seconds, duration_seconds"""
 
+# A row if there are fewer than $10 streams of the tenant that have not ended, and in any case how many: $11 at most.
 _INSERT = f"""
-INSERT INTO baton.stream (tenant, generator, input, metadata, on_worker_lost, max_duration, idle_timeout,
-                          queue_timeout, unwatched_timeout)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-RETURNING {_COLUMNS}
+WITH live AS (
+    SELECT count(*) AS live FROM (
+        SELECT FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') LIMIT $11
+    ) AS found
+), made AS (
+    INSERT INTO baton.stream (tenant, generator, input, metadata, on_worker_lost, max_duration, idle_timeout,
+                              queue_timeout, unwatched_timeout)
+    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9 FROM live WHERE live < $10::bigint
+    RETURNING {_COLUMNS}
+)
+SELECT live, made.* FROM live LEFT JOIN made ON true
 """  # noqa: S608
+
+# Those of one tenant that come near its limit pass one by one, and each sees who came before it.
+_ONE_BY_ONE = "SELECT pg_advisory_xact_lock(hashtextextended('baton.stream ' || $1, 0))"
 
 # Wins the key if nobody has it, or if whoever had it lost it by time.
 _TAKE_KEY = """
@@ -129,6 +140,10 @@ _DELETE_KEYS = "DELETE FROM baton.idempotency_key WHERE tenant = $1 AND stream_i
 
 
 _KEY_TRIES = 3
+# As many creates of a tenant may be at work at once without one of them seeing the limit too late.
+_NEAR = 64
+# When some of the tenant's streams may have ended.
+_FULL_RETRY_SECONDS = 5
 
 UNWATCHED = Outcome.cancelled(finish_reason="unwatched")
 QUEUE_TIMEOUT = Outcome.failed("queue_timeout", "No worker was free to begin this answer in time.")
@@ -220,20 +235,28 @@ class Claim:
     elapsed: float = 0.0
 
 
-async def create(pool: Pool, new: NewStream, key: IdempotencyKey | None = None) -> tuple[Stream, bool]:
+async def create(
+    pool: Pool, new: NewStream, key: IdempotencyKey | None = None, *, max_live: int | None = None
+) -> tuple[Stream, bool]:
     """Queue a stream; return it, and whether it is new or the one that the idempotency key created before.
 
     Raises:
         IdempotencyConflict: the key was used for another request.
+        TooManyStreams: the tenant has `max_live` streams that have not ended.
     """
     async with pool.acquire() as connection:
         for _ in range(_KEY_TRIES):
             try:
                 async with connection.transaction():
-                    return await _insert(connection, new, key), True
+                    return await _insert(connection, new, key, max_live), True
             except _KeyTaken as taken:
                 if stream := await _created_before(connection, new.tenant, taken.key):
                     return stream, False
+            except TooManyStreams:
+                # It takes no room to tell of a stream that is there.
+                if key is not None and (stream := await _created_before(connection, new.tenant, key)):
+                    return stream, False
+                raise
     raise IdempotencyConflict(
         "The stream that this Idempotency-Key created is gone, and the key is not. Use a new key for a new request."
     )
@@ -391,9 +414,8 @@ class _KeyTaken(Exception):
         self.key = key
 
 
-async def _insert(connection: Connection, new: NewStream, key: IdempotencyKey | None) -> Stream:
-    row = await connection.fetchrow(
-        _INSERT,
+async def _insert(connection: Connection, new: NewStream, key: IdempotencyKey | None, max_live: int | None) -> Stream:
+    columns = (
         new.tenant,
         new.generator,
         orjson.dumps(new.input),
@@ -404,10 +426,45 @@ async def _insert(connection: Connection, new: NewStream, key: IdempotencyKey | 
         new.limits.queue_timeout,
         new.limits.unwatched_timeout,
     )
-    assert row is not None
+    row = await _insert_below(connection, columns, max_live)
     if key is not None and not await _take_key(connection, new.tenant, key, row["id"]):
         raise _KeyTaken(key)
     return _stream(row)
+
+
+async def _insert_below(connection: Connection, columns: tuple[object, ...], max_live: int | None) -> dict[str, Any]:
+    """Insert a row if the tenant has fewer streams than that which have not ended; return its columns.
+
+    Creates that are at work at once do not see each other. So near the limit they go one by one. At the limit they are
+    refused without having waited: a tenant that runs against it is not to hold the pool's connections.
+
+    Raises:
+        TooManyStreams: the tenant has as many.
+    """
+    if max_live is None:
+        # Counts none, and finds that less than one.
+        live, row = await _try_insert(connection, columns, 1, 0)
+    else:
+        live, row = await _try_insert(connection, columns, max_live - _NEAR, max_live)
+        if row is None and live < max_live:
+            await connection.execute(_ONE_BY_ONE, columns[0])
+            live, row = await _try_insert(connection, columns, max_live, max_live)
+    if row is None:
+        raise TooManyStreams(
+            f"You have {live} streams that are queued or running, and no more may be at once. Try again when one of "
+            "them has ended.",
+            _FULL_RETRY_SECONDS,
+        )
+    return row
+
+
+async def _try_insert(
+    connection: Connection, columns: tuple[object, ...], below: int, count: int
+) -> tuple[int, dict[str, Any] | None]:
+    row = await connection.fetchrow(_INSERT, *columns, below, count)
+    assert row is not None
+    fields = dict(row)
+    return fields.pop("live"), None if fields["id"] is None else fields
 
 
 async def _take_key(connection: Connection, tenant: str, key: IdempotencyKey, stream_id: UUID) -> bool:
@@ -427,7 +484,7 @@ async def _created_before(connection: Connection, tenant: str, key: IdempotencyK
     return await get(connection, row["stream_id"])
 
 
-def _stream(row: asyncpg.Record) -> Stream:
+def _stream(row: asyncpg.Record | Mapping[str, Any]) -> Stream:
     fields = dict(row)
     fields["metadata"] = orjson.loads(fields["metadata"])
     fields["usage"] = None if fields["usage"] is None else orjson.loads(fields["usage"])

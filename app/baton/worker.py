@@ -26,7 +26,7 @@ from .notifications import CANCEL_CHANNEL, QUEUE_CHANNEL
 from .outbox import Lost, Outbox
 from .outcome import Outcome
 from .reaper import Reaper, release
-from .run import Run
+from .run import Bounds, Run
 from .settings import Settings
 from .streams import Claim
 from .writer import Notifier, Writer
@@ -60,6 +60,11 @@ class Worker:
         )
         # After an outage pods must have had the time to write down what was watched meanwhile.
         self._unwatched_after_seconds = 2 * settings.watch_interval_seconds + settings.database_timeout_seconds
+        self._bounds = Bounds(
+            max_event_bytes=settings.max_event_bytes,
+            max_events=settings.max_stream_events,
+            max_bytes=settings.max_stream_bytes,
+        )
         self._runs: dict[UUID, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
@@ -233,7 +238,7 @@ class Worker:
             max_events=self._settings.buffer_events,
             may_reset=claim.on_worker_lost == "retry",
         )
-        run = Run(claim, self._generators[claim.generator], outbox)
+        run = Run(claim, self._generators[claim.generator], outbox, self._bounds)
         self._runs[claim.stream_id] = run
         self._writer.add(outbox)
         if tail > 0:

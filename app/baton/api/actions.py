@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
+import orjson
 from starlette.requests import Request
 
-from .. import log, notifications, retention, streams
+from .. import log, notifications, rates, retention, streams
 from ..auth.tokens import Wish
 from ..database import translated
-from ..errors import InvalidRequest, UnknownGenerator
+from ..errors import CreatesTooFast, InputTooLarge, InvalidRequest, TooManyStreams, UnknownGenerator
 from ..models import CreateStream
 from ..pod import Pod
+from ..principal import Principal
+from ..rates import Rate
 from ..streams import Limits, NewStream, Stream
 from .request import damaged, found, idempotency_key, pod_of, principal_of
 
@@ -35,9 +38,14 @@ def new_stream(request: Request, wanted: CreateStream, *, on_worker_lost: str) -
     """Return what to create, with this pod's settings for all that a client left open, but for `on_worker_lost`.
 
     Raises:
+        InputTooLarge: the input is.
         InvalidRequest: a limit is too short.
     """
     pod = pod_of(request)
+    max_bytes = pod.settings.max_input_bytes
+    if len(orjson.dumps(wanted.input)) > max_bytes:
+        pod.metrics.rejected["input_bytes"] += 1
+        raise InputTooLarge(f"The input of a stream may have {max_bytes} bytes at most, as JSON.")
     return NewStream(
         wanted.generator or pod.settings.default_generator,
         wanted.input,
@@ -52,14 +60,23 @@ async def create(request: Request, new: NewStream, body: bytes) -> tuple[Stream,
     """Queue a stream; return it, and whether it is new or the one that this `Idempotency-Key` created before.
 
     Raises:
+        CreatesTooFast: the caller has created more than it may in a time.
+        TooManyStreams: the tenant has as many that have not ended as it may.
         UnknownGenerator: nobody offers the generator.
         IdempotencyConflict, InvalidRequest, Unavailable: see `streams.create`.
     """
     pod = pod_of(request)
     async with translated():
+        await _take_turn(pod, principal_of(request))
         if sentence := await pod.missing_generator(new.generator):
             raise UnknownGenerator(sentence)
-        stream, created = await streams.create(pod.pool, new, idempotency_key(request, body))
+        try:
+            stream, created = await streams.create(
+                pod.pool, new, idempotency_key(request, body), max_live=pod.settings.max_tenant_streams
+            )
+        except TooManyStreams:
+            pod.metrics.rejected["tenant_streams"] += 1
+            raise
         if created:
             await log.hint(pod.pool, notifications.QUEUE_CHANNEL, [""])
     return stream, created
@@ -131,6 +148,19 @@ def token(request: Request, stream_id: UUID, wish: Wish) -> tuple[str | None, da
     gate = pod_of(request).gate
     issued = None if gate.anonymous else gate.tokens.issue(principal_of(request), stream_id, wish)
     return (None, None) if issued is None else (issued[0], datetime.fromtimestamp(issued[1], UTC))
+
+
+async def _take_turn(pod: Pod, caller: Principal) -> None:
+    """Raise CreatesTooFast unless the caller may create a stream now."""
+    rate = Rate(pod.settings.creates_per_second, pod.settings.creates_burst)
+    wait_seconds = await rates.take(pod.pool, caller.tenant, caller.name, rate)
+    if wait_seconds is not None:
+        pod.metrics.rejected["creates_per_second"] += 1
+        raise CreatesTooFast(
+            f"You may create {rate.per_second:g} streams a second, and {rate.burst} at once after a pause. Try again "
+            f"in {wait_seconds} s.",
+            wait_seconds,
+        )
 
 
 def _limits(pod: Pod, wanted: CreateStream) -> Limits:

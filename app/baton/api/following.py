@@ -24,7 +24,7 @@ def require_followable(request: Request) -> None:
 
     Raises:
         OldProtocol: the client speaks HTTP/1.0, in which a cut connection has a clean end.
-        Unavailable: the pod is leaving.
+        PodFull, TooManySubscribers, Unavailable: see `require_staying`.
     """
     require_staying(request)
     if request.scope["http_version"] == "1.0":
@@ -35,9 +35,14 @@ def require_followable(request: Request) -> None:
 
 
 def require_staying(request: Request) -> None:
-    """Raise Unavailable if the pod is leaving."""
-    if pod_of(request).draining:
-        raise Unavailable("This pod is leaving. Connect again to reach another one.")
+    """Refuse to follow or to wait, before anything is created.
+
+    Raises:
+        Unavailable: the pod is leaving.
+        PodFull, TooManySubscribers: it has no room for one more of this caller's.
+    """
+    _refuse_if_leaving(request)
+    pod_of(request).audience.require_room(principal_of(request).tenant)
 
 
 async def subscribe(request: Request, stream_id: UUID, cursor: int = 0) -> Subscriber:
@@ -45,9 +50,10 @@ async def subscribe(request: Request, stream_id: UUID, cursor: int = 0) -> Subsc
 
     Raises:
         Unavailable: the pod is leaving, or the database does not answer.
+        PodFull, TooManySubscribers: there is no room for one more.
         CursorBeyondTail, LogDamaged, StreamExpired, StreamNotFound: it cannot be joined there.
     """
-    require_staying(request)
+    _refuse_if_leaving(request)
     return await _join(request, stream_id, cursor)
 
 
@@ -69,6 +75,7 @@ async def follow_frames(
     Raises:
         CursorBeyondTail: the stream has fewer frames so far.
         OldProtocol: the client speaks HTTP/1.0.
+        PodFull, TooManySubscribers: there is no room for one more.
         LogDamaged, StreamExpired, StreamNotFound, Unavailable: the stream cannot be followed.
     """
     require_followable(request)
@@ -132,6 +139,11 @@ async def wait_for_end(request: Request, stream_id: UUID, seconds: float | None 
     if relay.ended or relay.over:
         return "ended"
     return "pod left" if pod.draining else "client left"
+
+
+def _refuse_if_leaving(request: Request) -> None:
+    if pod_of(request).draining:
+        raise Unavailable("This pod is leaving. Connect again to reach another one.")
 
 
 async def _join(request: Request, stream_id: UUID, cursor: int) -> Subscriber:

@@ -19,7 +19,7 @@ from ..auth.tokens import granted
 from ..database import translated
 from ..dialects import native, sse, text
 from ..dialects.dialect import Header, Reader
-from ..errors import NotHere, Unavailable
+from ..errors import NotHere, PassingError, Unavailable
 from ..events import parse_cursor
 from ..models import (
     CreateStream,
@@ -36,7 +36,7 @@ from ..principal import View
 from ..snapshot import Snapshot
 from ..streams import Stream
 from . import actions
-from .following import connection, follow_frames, require_followable, subscribe, wait_for_end
+from .following import connection, follow_frames, require_followable, require_staying, subscribe, wait_for_end
 from .request import (
     Answer,
     Handler,
@@ -83,9 +83,12 @@ async def create_stream(request: Request) -> Answer:
     plain, followed = _wants_text(request), "text/event-stream" in request.headers.get("accept", "")
     if plain:
         require_followable(request)
-    elif followed and pod.draining:
-        # Nothing is created that this pod cannot tell of.
-        return _retry(request)
+    elif followed:
+        try:
+            # Nothing is created that this pod cannot tell of.
+            require_staying(request)
+        except PassingError as error:
+            return _later(request, error)
     # Plain text cannot say that it begins again.
     new = actions.new_stream(request, wanted, on_worker_lost="fail" if plain else pod.settings.on_worker_lost)
     cursor = parse_cursor(request.headers.get("last-event-id"))
@@ -192,10 +195,10 @@ def coming_back(handler: Handler) -> Handler:
     async def endpoint(request: Request) -> Answer:
         try:
             return await handler(request)
-        except Unavailable:
-            if problems.MEDIA_TYPE in request.headers.get("accept", "") or _wants_text(request):
+        except PassingError as error:
+            if _wants_text(request):
                 raise
-            return _retry(request)
+            return _later(request, error)
 
     return endpoint
 
@@ -249,10 +252,8 @@ async def _follow(
         if not pod.draining:
             raise
         return _retry(request, headers)
-    except Unavailable:
-        if problems.MEDIA_TYPE in request.headers.get("accept", ""):
-            raise
-        return _retry(request, headers)
+    except PassingError as error:
+        return _later(request, error, headers)
     if subscriber.finished:
         pod.relays.unsubscribe(subscriber)
         return Response(status_code=204, headers=common_headers(request))
@@ -269,9 +270,18 @@ async def _follow(
     )
 
 
-def _retry(request: Request, headers: Mapping[str, str] | None = None) -> Retry:
+def _later(request: Request, error: PassingError, headers: Mapping[str, str] | None = None) -> Retry:
+    """Ask to come back, or raise the error for a client that asks for it."""
+    if problems.MEDIA_TYPE in request.headers.get("accept", ""):
+        raise error
+    # A client that waits to be let in need not ask as often as one whose pod has gone.
+    return _retry(request, headers, least_seconds=0 if isinstance(error, Unavailable) else error.retry_after_seconds)
+
+
+def _retry(request: Request, headers: Mapping[str, str] | None = None, *, least_seconds: int = 0) -> Retry:
     known = common_headers(request) | dict(headers or {})
-    return Retry(pod_of(request).settings.reconnect_milliseconds, raw_headers(known))
+    milliseconds = max(pod_of(request).settings.reconnect_milliseconds, 1000 * least_seconds)
+    return Retry(milliseconds, raw_headers(known))
 
 
 def _asked(request: Request) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -18,7 +19,16 @@ from ..database import translated
 from ..dialects.dialect import Dialect, Encoded
 from ..dialects.openai import error_of
 from ..dialects.responses import response_id
-from ..errors import NotHere, RequestError, StillRunning, Unauthenticated, Unavailable, UnknownGenerator, UnknownModel
+from ..errors import (
+    NotHere,
+    PassingError,
+    RequestError,
+    StillRunning,
+    Unauthenticated,
+    Unavailable,
+    UnknownGenerator,
+    UnknownModel,
+)
 from ..generators.registry import configured_names
 from ..models import CreateStream, Name, Text, storable
 from ..pod import Pod
@@ -73,13 +83,18 @@ def answered_in_form(handler: Handler, scope: AuthScope) -> Handler:
 
 def refusal(request: Request, error: RequestError) -> Response:
     """Answer an error. Only what may go otherwise the next time is worth another try, which clients make by status."""
-    headers = problems.error_headers(error)
-    if not isinstance(error, Unavailable):
+    headers = problems.headers_of(error)
+    if not isinstance(error, PassingError):
         headers["x-should-retry"] = "false"
     if getattr(request.app.state, "pod", None) is None:
         raise error
-    code = "invalid_api_key" if isinstance(error, Unauthenticated) else error.code
-    return json_answer(request, error_body(error.status, code, str(error)), status=error.status, headers=headers)
+    if error.status == HTTPStatus.TOO_MANY_REQUESTS:
+        # The words by which OpenAI's own clients know a limit; the message says which it is.
+        content: Any = {"error": error_of("rate_limit_exceeded", str(error), "requests")}
+    else:
+        code = "invalid_api_key" if isinstance(error, Unauthenticated) else error.code
+        content = error_body(error.status, code, str(error))
+    return json_answer(request, content, status=error.status, headers=headers)
 
 
 def error_body(status: int, code: str, message: str) -> dict[str, Any]:
@@ -93,7 +108,7 @@ async def create(request: Request, wanted: Creation, body: bytes) -> Stream:
 
     Raises:
         UnknownModel: there is no generator of that name.
-        IdempotencyConflict, InvalidRequest, Unavailable: see `actions.create`.
+        CreatesTooFast, IdempotencyConflict, InvalidRequest, TooManyStreams, Unavailable: see `actions.create`.
     """
     given = wanted.model_dump(exclude_unset=True, exclude=set(_OURS))
     native = CreateStream(generator=wanted.model, input=given, metadata=dict(wanted.metadata or {}))
@@ -116,7 +131,7 @@ async def follow(
     """
     try:
         return await follow_frames(request, stream.id, dialect, opening, **options)
-    except Unavailable as error:
+    except PassingError as error:
         raise still_running(stream) from error
 
 

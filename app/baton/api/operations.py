@@ -20,6 +20,7 @@ async def readyz(request: Request) -> Answer:
     state = {
         "status": "ready" if pod.ready else "not ready",
         "draining": pod.draining,
+        "full": pod.full,
         "listener": pod.listener.state.value,
     }
     return json_answer(request, state, status=200 if pod.ready else 503)
@@ -27,9 +28,9 @@ async def readyz(request: Request) -> Answer:
 
 async def metrics(request: Request) -> Answer:
     """Give the metrics in Prometheus' text format."""
-    return Response(
-        pod_of(request).metrics.render(), media_type="text/plain; version=0.0.4", headers=common_headers(request)
-    )
+    pod = pod_of(request)
+    pod.metrics.full = pod.full
+    return Response(pod.metrics.render(), media_type="text/plain; version=0.0.4", headers=common_headers(request))
 
 
 ROUTES = [

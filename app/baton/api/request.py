@@ -127,12 +127,14 @@ async def read_body(request: Request) -> bytes:
         RequestTooLarge: it has more.
         InvalidRequest: it did not arrive whole.
     """
-    max_bytes = pod_of(request).settings.max_body_bytes
+    pod = pod_of(request)
+    max_bytes = pod.settings.max_body_bytes
     body = bytearray()
     try:
         async for part in request.stream():
             body += part
             if len(body) > max_bytes:
+                pod.metrics.rejected["body_bytes"] += 1
                 raise RequestTooLarge(f"The body may have {max_bytes} bytes at most.")
     except ClientDisconnect:
         raise InvalidRequest("The body did not arrive whole.") from None

@@ -1,0 +1,37 @@
+"""Buckets of tokens, by which pods share how fast a caller may create streams.
+
+Revision: 0009
+Follows: 0008
+
+A new table, which nobody else has locked. It is UNLOGGED, since what is in it may be lost; a row that is updated again
+and again has room in its page for its versions (HOT).
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0009"
+down_revision = "0008"
+branch_labels = None
+depends_on = None
+
+LOCKS: dict[str, str] = {}
+
+
+def upgrade() -> None:
+    op.create_table(
+        "bucket",
+        sa.Column("tenant", sa.Text, nullable=False),
+        sa.Column("caller", sa.Text, nullable=False),
+        sa.Column("full_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("tenant", "caller", name="pk_bucket"),
+        schema="baton",
+        prefixes=["UNLOGGED"],
+        postgresql_with={"fillfactor": 50},
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("bucket", schema="baton")

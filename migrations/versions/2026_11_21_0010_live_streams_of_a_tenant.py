@@ -1,0 +1,29 @@
+"""An index to count a tenant's streams that have not ended.
+
+Revision: 0010
+Follows: 0009
+
+It is built concurrently, so that streams are created and ended meanwhile. Updates that were made in place (HOT) still
+are: `status` is in the conditions of other indexes already, and a stream's tenant does not change.
+"""
+
+from __future__ import annotations
+
+from baton import ddl
+
+revision = "0010"
+down_revision = "0009"
+branch_labels = None
+depends_on = None
+
+LOCKS = {"stream": "SHARE UPDATE EXCLUSIVE"}
+
+INDEX = "ix_stream_live_tenant"
+
+
+def upgrade() -> None:
+    ddl.create_index(INDEX, "stream", "(tenant) WHERE status IN ('queued', 'running')")
+
+
+def downgrade() -> None:
+    ddl.drop_index(INDEX)

@@ -1,0 +1,220 @@
+"""Limits over HTTP: what is refused, in which form, and what is let in again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections import Counter
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from openai import AsyncOpenAI
+from tests.cluster import Cluster, RunningPod, echo, text
+from tests.follower import Follower, following, frames_after
+from tests.logbook import until
+
+RETRY = re.compile(rb": baton\nretry: (\d+)\n\n")
+PROBLEM = {"accept": "application/problem+json"}
+CHAT: dict[str, Any] = {"model": "replay", "messages": [{"role": "user", "content": "Hello"}]}
+UI = {"id": "42", "messages": [{"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hello"}]}]}
+
+
+def refused(answer: httpx2.Response) -> tuple[int, str]:
+    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    return answer.status_code, answer.json()["code"]
+
+
+def rejected(pod: RunningPod, limit: str) -> float:
+    return pod.pod.metrics.registry.get_sample_value("baton_rejected_total", {"limit": limit}) or 0
+
+
+async def count(cluster: Cluster) -> int:
+    found: int = await cluster.pool.fetchval("SELECT count(*) FROM baton.stream")
+    return found
+
+
+async def test_an_input_that_is_too_large_is_refused_in_every_dialect(
+    cluster: Cluster, subtests: pytest.Subtests
+) -> None:
+    pod = await cluster.pod(max_input_bytes=1024)
+    long = "ü" * 600
+    bodies: dict[str, Any] = {
+        "/v1/streams": {"input": long},
+        "/v1/responses": {"model": "replay", "input": long},
+        "/v1/chat/completions": CHAT | {"messages": [{"role": "user", "content": long}]},
+        "/v1/ai-sdk/chat": UI | {"note": long},
+    }
+    for path, body in bodies.items():
+        with subtests.test(path):
+            answer = await cluster.client.post(f"{pod.url}{path}", json=body)
+            assert answer.status_code == 413
+            assert (answer.json().get("error") or answer.json())["code"] == "input_too_large"
+            assert "retry-after" not in answer.headers
+    assert await count(cluster) == 0
+    assert rejected(pod, "input_bytes") == len(bodies)
+    answer = await cluster.client.post(f"{pod.url}/v1/streams", json={"input": "x" * 1022})
+    assert answer.status_code == 201
+
+
+async def test_a_burst_of_creates_on_two_pods_is_refused_beyond_the_callers_rate(cluster: Cluster) -> None:
+    pods = [await cluster.pod(creates_per_second=0.1, creates_burst=10) for _ in range(2)]
+    answers = await asyncio.gather(
+        *(cluster.client.post(f"{pods[number % 2].url}/v1/streams", json={"input": 1}) for number in range(60))
+    )
+    assert Counter(answer.status_code for answer in answers) == {201: 10, 429: 50}
+    assert await count(cluster) == 10
+    late = next(answer for answer in answers if answer.status_code == 429)
+    assert refused(late) == (429, "creates_too_fast")
+    assert 8 <= int(late.headers["retry-after"]) <= 10
+    assert sum(rejected(pod, "creates_per_second") for pod in pods) == 50
+    await cluster.pool.execute("UPDATE baton.bucket SET full_at = full_at - interval '10 s'")
+    assert await cluster.create(pods[0])
+
+
+async def test_a_tenant_with_too_many_streams_creates_another_when_one_has_ended(cluster: Cluster) -> None:
+    pods = [await cluster.pod(max_tenant_streams=5) for _ in range(2)]
+    headers = {"idempotency-key": "k"}
+    first = await cluster.client.post(f"{pods[0].url}/v1/streams", json={"input": 1}, headers=headers)
+    answers = await asyncio.gather(
+        *(cluster.client.post(f"{pods[number % 2].url}/v1/streams", json={"input": 1}) for number in range(100))
+    )
+    assert Counter(answer.status_code for answer in answers) == {201: 4, 429: 96}
+    late = next(answer for answer in answers if answer.status_code == 429)
+    assert refused(late) == (429, "too_many_streams")
+    assert int(late.headers["retry-after"]) > 0
+    again = await cluster.client.post(f"{pods[1].url}/v1/streams", json={"input": 1}, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+    await cluster.client.post(f"{pods[0].url}/v1/streams/{first.json()['id']}/cancel")
+    assert await cluster.create(pods[1])
+    assert await count(cluster) == 6
+
+
+async def test_openais_clients_are_told_in_their_words_and_try_again(cluster: Cluster) -> None:
+    pod = await cluster.pod(creates_per_second=1, creates_burst=1)
+    await cluster.worker({"replay": said})
+    async with AsyncOpenAI(base_url=f"{pod.url}/v1", api_key="none", max_retries=0, timeout=20) as client:
+        await client.responses.create(model="replay", input="go")
+        with pytest.raises(openai.RateLimitError) as told:
+            await client.responses.create(model="replay", input="go")
+        assert (told.value.code, told.value.type) == ("rate_limit_exceeded", "requests")
+        assert told.value.response.headers["retry-after"] == "1"
+        assert "1 streams a second" in told.value.message
+        patient = client.with_options(max_retries=3)
+        completion = await patient.chat.completions.create(model="replay", messages=CHAT["messages"])
+        assert completion.choices[0].message.content == "Hello"
+
+
+async def said(_request: Any, /) -> Any:
+    yield "Hello"
+
+
+async def test_one_subscriber_too_many_is_asked_to_come_back_and_let_in_when_one_has_left(cluster: Cluster) -> None:
+    pod, author = await cluster.pod(max_stream_subscribers=2), await cluster.author()
+    await author.write(text(1))
+    url = f"{pod.url}/v1/streams/{author.id}/events"
+    async with contextlib.AsyncExitStack() as stack:
+        first = contextlib.AsyncExitStack()
+        await stack.enter_async_context(first)
+        follower = await first.enter_async_context(following(cluster.client, pod.url, author.id))
+        await follower.next_event()
+        second = await stack.enter_async_context(following(cluster.client, pod.url, author.id))
+        async with following(cluster.client, pod.url, author.id) as third:
+            assert await third.rest() == []
+            (milliseconds,) = RETRY.fullmatch(third.comments[0]).groups()  # type: ignore[union-attr]
+            assert 5000 <= int(milliseconds) <= 15_000
+        told = await cluster.client.get(url, headers=PROBLEM)
+        assert refused(told) == (429, "too_many_subscribers")
+        assert told.headers["retry-after"] == "5"
+        # Who waits for the end takes a place too, and a client of another dialect hears the status.
+        waiting = await cluster.client.get(f"{pod.url}/v1/streams/{author.id}?wait=5")
+        assert refused(waiting) == (429, "too_many_subscribers")
+        plain = await cluster.client.get(url, headers={"accept": "text/plain"})
+        assert refused(plain) == (429, "too_many_subscribers")
+        await first.aclose()
+        await until(lambda: pod.metric("baton_subscribers") == 1)
+        async with following(cluster.client, pod.url, author.id) as third:
+            await author.write(end=True)
+            assert await third.rest() == author.frames
+        assert await second.rest() == author.frames
+    assert rejected(pod, "stream_subscribers") == 4
+
+
+async def test_a_pod_that_is_full_sends_clients_elsewhere_and_creates_nothing_it_cannot_tell_of(
+    cluster: Cluster,
+) -> None:
+    pod, other = await cluster.pod(max_subscribers=2), await cluster.pod()
+    author = await cluster.author()
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(2):
+            follower = await stack.enter_async_context(following(cluster.client, pod.url, author.id))
+            await follower.next_block()
+        ready = await cluster.client.get(f"{pod.url}/readyz")
+        assert (ready.status_code, ready.json()["full"], ready.json()["draining"]) == (503, True, False)
+        assert "baton_full 1.0" in (await cluster.client.get(f"{pod.url}/metrics")).text
+        before = await count(cluster)
+        assert refused(await cluster.client.post(f"{pod.url}/v1/ai-sdk/chat", json=UI)) == (503, "pod_full")
+        for path, body in (("chat/completions", CHAT), ("responses", {"model": "replay", "input": "go"})):
+            for stream in (True, False):
+                answer = await cluster.client.post(f"{pod.url}/v1/{path}", json=body | {"stream": stream})
+                assert (answer.status_code, answer.json()["error"]["code"]) == (503, "pod_full")
+                assert answer.headers["retry-after"] == "5"
+                assert "x-should-retry" not in answer.headers
+        accept = {"accept": "text/event-stream"}
+        async with cluster.client.stream("POST", f"{pod.url}/v1/streams", json={"input": 1}, headers=accept) as sent:
+            follower = Follower(sent)
+            assert await follower.rest() == []
+            assert RETRY.fullmatch(follower.comments[0])
+        assert await count(cluster) == before
+        # What needs no place is served, and so is everything elsewhere.
+        assert await cluster.create(pod)
+        assert (await cluster.client.get(f"{pod.url}/v1/streams/{author.id}")).status_code == 200
+        await author.write(text(1), end=True)
+        assert await frames_after(cluster.client, other.url, author.id) == author.frames
+    await until(lambda: pod.pod.ready)
+    assert await frames_after(cluster.client, pod.url, author.id) == author.frames
+
+
+async def test_a_tenants_subscribers_are_bounded_over_its_streams(cluster: Cluster) -> None:
+    pod = await cluster.pod(max_tenant_subscribers=2)
+    authors = [await cluster.author() for _ in range(3)]
+    async with contextlib.AsyncExitStack() as stack:
+        for author in authors[:2]:
+            await (await stack.enter_async_context(following(cluster.client, pod.url, author.id))).next_block()
+        answer = await cluster.client.get(f"{pod.url}/v1/streams/{authors[2].id}/events", headers=PROBLEM)
+        assert refused(answer) == (429, "too_many_subscribers")
+        assert pod.pod.ready
+
+
+async def test_those_who_come_together_are_as_many_as_may_be(cluster: Cluster) -> None:
+    pod, author = await cluster.pod(max_stream_subscribers=10), await cluster.author()
+    await author.write(text(1))
+    url = f"{pod.url}/v1/streams/{author.id}/events"
+    tasks = [asyncio.create_task(cluster.client.get(url, headers=PROBLEM)) for _ in range(40)]
+    await until(lambda: sum(task.done() for task in tasks) == 30)
+    assert pod.metric("baton_subscribers") == 10
+    await author.write(end=True)
+    answers = Counter(answer.status_code for answer in await asyncio.gather(*tasks))
+    assert answers == {200: 10, 429: 30}
+
+
+async def test_a_stream_that_breaks_its_bounds_says_so_to_its_viewers(cluster: Cluster) -> None:
+    pod = await cluster.pod()
+    await cluster.worker({"replay": echo}, max_stream_events=2)
+    stream_id = await cluster.create(pod, input=["a", "b", "c"])
+    frames = await frames_after(cluster.client, pod.url, stream_id)
+    assert len(frames) == 3
+    assert b'"code":"too_many_events"' in frames[-1]
+    told = (await cluster.client.get(f"{pod.url}/v1/streams/{stream_id}")).json()
+    assert (told["status"], told["text"], told["error"]["code"]) == ("failed", "ab", "too_many_events")
+
+
+async def test_what_is_refused_is_counted_by_limits_that_are_known(cluster: Cluster) -> None:
+    pod = await cluster.pod(max_body_bytes=1024)
+    answer = await cluster.client.post(f"{pod.url}/v1/streams", content=b"x" * 2000)
+    assert refused(answer) == (413, "request_too_large")
+    told = (await cluster.client.get(f"{pod.url}/metrics")).text
+    assert 'baton_rejected_total{limit="body_bytes"} 1.0' in told
+    assert told.count("baton_rejected_total{") == 11

@@ -1,0 +1,28 @@
+"""Clients that mean no good, beside those that do."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+from bench.abuse import ABUSED, run
+
+from baton.embedded import embedded_postgres
+
+MEGABYTE = 1 << 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_those_who_never_read_or_never_ask_are_cut_off_and_cost_the_others_nothing(tmp_path: Path) -> None:
+    given = argparse.Namespace(streams=30, rate=20, deaf=40, half_open=200, seconds=10, turns=1)
+    with embedded_postgres() as dsn:
+        result = await run(dsn, tmp_path, given)
+    assert (result.whole, result.measured.wrong) == (30, 0)
+    assert result.measured.delays[f"{ABUSED} 1"]
+    assert result.fates["half-open"].cut >= 200
+    assert result.fates["deaf"].cut >= 20  # those that asked for more than the kernel keeps
+    assert result.metrics['baton_rejected_total{limit="header_seconds"}'] >= 100
+    assert result.metrics['baton_rejected_total{limit="body_seconds"}'] >= 100
+    assert result.highest_memory(ABUSED) - result.highest_memory("calm") < 100 * MEGABYTE

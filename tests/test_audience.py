@@ -1,0 +1,84 @@
+"""Who may follow on a pod: places are counted, given back, and kept apart."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+
+from baton.audience import Audience, Level
+from baton.errors import PodFull, TooManySubscribers
+from baton.metrics import PodMetrics
+
+A, B = uuid4(), uuid4()
+
+
+def audience(*, pod: int = 100, tenant: int = 100, stream: int = 100) -> Audience:
+    return Audience(PodMetrics(), max_pod=pod, max_tenant=tenant, max_stream=stream)
+
+
+def test_a_stream_has_so_many_and_one_that_leaves_lets_the_next_in() -> None:
+    seats = audience(stream=2)
+    seats.join("t", A)
+    seats.join("t", A)
+    with pytest.raises(TooManySubscribers, match="2 clients follow this stream"):
+        seats.join("t", A)
+    seats.join("t", B)
+    seats.leave("t", A)
+    seats.join("t", A)
+
+
+def test_a_tenant_has_so_many_and_takes_none_of_anothers() -> None:
+    seats = audience(tenant=2)
+    seats.join("t", A)
+    seats.join("t", B)
+    for stream_id in (A, None):
+        with pytest.raises(TooManySubscribers, match="2 clients follow your streams"):
+            seats.require_room("t", stream_id)
+    seats.join("other", A)
+
+
+def test_places_at_an_id_are_those_of_the_tenant_that_asks() -> None:
+    seats = audience(stream=1)
+    seats.join("stranger", A)
+    seats.join("t", A)
+
+
+def test_a_pod_that_is_full_says_so_until_there_is_clearly_room() -> None:
+    seats = audience(pod=40)
+    for _ in range(40):
+        assert not seats.full
+        seats.join("t", A)
+    assert seats.full
+    with pytest.raises(PodFull) as refused:
+        seats.join("u", B)
+    assert refused.value.retry_after_seconds > 0
+    seats.leave("t", A)
+    seats.join("t", A)
+    seats.leave("t", A)
+    assert seats.full
+    seats.leave("t", A)
+    assert not seats.full
+
+
+def test_what_is_refused_takes_no_place_and_is_counted() -> None:
+    metrics = PodMetrics()
+    seats = Audience(metrics, max_pod=2, max_tenant=100, max_stream=1)
+    seats.join("t", A)
+    for _ in range(3):
+        with pytest.raises(TooManySubscribers):
+            seats.join("t", A)
+    assert (metrics.subscribers, metrics.rejected["stream_subscribers"]) == (1, 3)
+    seats.leave("t", A)
+    assert (metrics.subscribers, len(seats._tenants), len(seats._streams)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 1000])
+def test_a_level_that_was_reached_is_left_below_it(limit: int) -> None:
+    level = Level(limit)
+    level.note(limit)
+    assert level.reached
+    level.note(limit - 1)
+    assert level.reached == (limit > 20)
+    level.note(0)
+    assert not level.reached

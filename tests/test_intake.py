@@ -1,0 +1,365 @@
+"""The server's own limits: what clients may send before there is a request, and how long they may take over it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+import pytest
+from tests.cluster import Cluster, RunningPod, Tap, text
+from tests.follower import following
+from tests.logbook import until
+from tests.processes import BATON, SERVES, environment, running
+
+from baton.intake import PATIENCE_SECONDS, Intake, Phase
+from baton.metrics import PodMetrics
+from baton.server import bind
+
+GET = b"GET /healthz HTTP/1.1\r\nHost: here\r\n"
+POST = b"POST /v1/streams HTTP/1.1\r\nHost: here\r\n"
+
+
+class Visitor:
+    """A connection without a socket."""
+
+    def __init__(self) -> None:
+        self.phase: Phase | None = None
+        self.expired: list[Phase] = []
+        self.gave_way = False
+
+    def expire(self, phase: Phase) -> None:
+        self.expired.append(phase)
+
+    def give_way(self) -> None:
+        self.gave_way = True
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def intake_with(clock: Clock, most: int = 100) -> tuple[Intake, PodMetrics]:
+    metrics = PodMetrics()
+    seconds = {"header_seconds": 10, "body_seconds": 30, "keep_alive_seconds": 5, "flush_seconds": 7}
+    return Intake(metrics, max_connections=most, clock=clock, **seconds), metrics
+
+
+def test_each_phase_has_its_time_and_answering_has_none() -> None:
+    clock = Clock()
+    intake, _ = intake_with(clock)
+    phases: list[Phase | None] = ["header", "body", "idle", "flush", None]
+    visitors = [Visitor() for _ in phases]
+    for visitor, phase in zip(visitors, phases, strict=True):
+        intake.enter(visitor)
+        intake.move(visitor, phase)
+    ended = []
+    for second in range(1, 40):
+        clock.now = 100.0 + second
+        intake.sweep()
+        ended += [(second, visitor.expired.pop()) for visitor in visitors if visitor.expired]
+    assert ended == [(5, "idle"), (7, "flush"), (10, "header"), (30, "body")]
+
+
+def test_a_move_begins_a_time_anew_and_leaving_ends_it() -> None:
+    clock = Clock()
+    intake, metrics = intake_with(clock)
+    moved, left = Visitor(), Visitor()
+    intake.enter(moved)
+    intake.enter(left)
+    clock.now += 9
+    intake.move(moved, "body")
+    intake.leave(left)
+    clock.now += 20
+    intake.sweep()
+    assert (moved.expired, left.expired, metrics.connections) == ([], [], 1)
+
+
+def test_a_crowd_is_ended_bit_by_bit_the_first_first() -> None:
+    clock = Clock()
+    intake, _ = intake_with(clock)
+    visitors = [Visitor() for _ in range(25)]
+    for visitor in visitors:
+        intake.enter(visitor)
+    clock.now += 10
+    ended = []
+    for _ in range(3):
+        intake.sweep()
+        ended.append([bool(visitor.expired) for visitor in visitors].count(True))
+    assert ended == [10, 20, 25]
+
+
+def test_where_there_are_too_many_the_one_that_waited_longest_gives_way() -> None:
+    clock = Clock()
+    intake, metrics = intake_with(clock, most=4)
+    asking, idle, answered, answered_too = (Visitor() for _ in range(4))
+    for visitor, phase in ((asking, "header"), (idle, "idle"), (answered, None), (answered_too, None)):
+        assert intake.enter(visitor)
+        intake.move(visitor, phase)  # type: ignore[arg-type]
+        clock.now += 0.1
+    assert not intake.enter(Visitor())  # nobody has had the time to ask
+    clock.now += PATIENCE_SECONDS
+    new = [Visitor() for _ in range(3)]
+    assert [intake.enter(visitor) for visitor in new] == [True, True, True]
+    assert asking.gave_way
+    assert (answered.gave_way, answered_too.gave_way) == (False, False)
+    assert metrics.rejected["connections"] == 4
+
+
+def test_who_has_asked_nothing_makes_no_pod_full() -> None:
+    clock = Clock()
+    intake, _ = intake_with(clock, most=20)
+    visitors = [Visitor() for _ in range(20)]
+    for visitor in visitors:
+        intake.enter(visitor)
+    assert not intake.full
+    for visitor in visitors:
+        intake.move(visitor, None)
+    assert intake.full
+    intake.leave(visitors[0])
+    assert not intake.full
+
+
+class Raw:
+    """A connection of which each byte is the test's."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self.writer = writer
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def response(self) -> tuple[int, dict[str, Any]]:
+        """The status and the JSON of a response."""
+        head = await asyncio.wait_for(self._reader.readuntil(b"\r\n\r\n"), 20)
+        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+        return int(head.split()[1]), orjson.loads(await self._reader.readexactly(length))
+
+    async def rest(self) -> bytes:
+        """All until the pod closes."""
+        with contextlib.suppress(ConnectionResetError):
+            return await asyncio.wait_for(self._reader.read(), 20)
+        return b""
+
+
+@contextlib.asynccontextmanager
+async def raw(pod: RunningPod) -> AsyncIterator[Raw]:
+    parts = urlsplit(pod.url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    try:
+        yield Raw(reader, writer)
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+def rejected(pod: RunningPod, limit: str) -> float:
+    return pod.pod.metrics.registry.get_sample_value("baton_rejected_total", {"limit": limit}) or 0
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        pytest.param(b"X: " + b"a" * 4100 + b"\r\n\r\n", id="one"),
+        pytest.param(b"X: a\r\n" * 690 + b"\r\n", id="many"),
+        pytest.param(b"X: " + b"a" * 4100, id="one without an end"),
+        pytest.param(b"X" * 4100, id="a name without an end"),
+    ],
+)
+@pytest.mark.parametrize("part_bytes", [700, 65_536])
+async def test_a_header_that_is_too_large_is_refused(cluster: Cluster, header: bytes, part_bytes: int) -> None:
+    pod = await cluster.pod(max_header_bytes=4096)
+    whole = GET + header
+    async with raw(pod) as client:
+        for start in range(0, len(whole), part_bytes):
+            client.send(whole[start : start + part_bytes])
+            await asyncio.sleep(0)
+        assert await client.response() == (
+            431,
+            {
+                "type": "about:blank",
+                "title": "Request Header Fields Too Large",
+                "status": 431,
+                "detail": "A request's header may have 4096 bytes at most.",
+                "code": "header_too_large",
+            },
+        )
+        assert await client.rest() == b""
+    assert rejected(pod, "header_bytes") == 1
+
+
+async def test_an_address_and_a_trailer_count_as_header(cluster: Cluster) -> None:
+    pod = await cluster.pod(max_header_bytes=4096)
+    chunked = POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+    for sent, more in ((b"GET /", b"a"), (chunked + b"X: ", b"a"), (chunked, b"X: a\r\n")):
+        async with raw(pod) as client:
+            client.send(sent)
+            response = asyncio.create_task(client.response())
+            while not response.done():
+                client.send(more * 10)
+                await asyncio.sleep(0.001)
+            assert (await response)[0] == 431
+
+
+async def test_a_header_within_the_bound_is_taken_byte_by_byte(cluster: Cluster) -> None:
+    pod = await cluster.pod(max_header_bytes=4096)
+    async with raw(pod) as client:
+        for _ in range(2):
+            for byte in GET + b"X: " + b"a" * 3900 + b"\r\n\r\n":
+                client.send(bytes([byte]))
+                await asyncio.sleep(0)
+            assert await client.response() == (200, {"status": "alive"})
+
+
+async def test_a_header_that_takes_too_long_is_refused_however_it_trickles(cluster: Cluster) -> None:
+    pod = await cluster.pod(header_seconds=0.5)
+    async with raw(pod) as trickling, raw(pod) as second:
+        second.send(GET + b"\r\n")
+        assert (await second.response())[0] == 200
+        second.send(b"GE")  # of the next one
+        response = asyncio.create_task(trickling.response())
+        header = (bytes([byte]) for byte in GET + b"X" * 1000)
+        while not response.done():
+            trickling.send(next(header))
+            await asyncio.sleep(0.05)
+        assert ((await response)[0], (await response)[1]["code"]) == (408, "header_timeout")
+        assert (await second.response())[0] == 408
+        assert await second.rest() == b""
+    assert rejected(pod, "header_seconds") == 2
+    await until(lambda: pod.metric("baton_connections") == 0)
+
+
+async def test_who_says_nothing_is_closed_without_a_word(cluster: Cluster) -> None:
+    pod = await cluster.pod(header_seconds=0.3)
+    async with raw(pod) as silent:
+        assert await silent.rest() == b""
+
+
+@pytest.mark.parametrize("between", [b"", b"\r\n"])
+async def test_a_connection_that_is_not_used_again_is_closed(cluster: Cluster, between: bytes) -> None:
+    pod = await cluster.pod(keep_alive_seconds=0.3, header_seconds=0.3)
+    async with raw(pod) as client:
+        client.send(GET + b"\r\n")
+        assert (await client.response())[0] == 200
+        client.send(between)
+        await client.rest()
+    await until(lambda: pod.metric("baton_connections") == 0)
+
+
+@pytest.mark.parametrize("head", [b"Content-Length: 100\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n"])
+async def test_a_body_that_never_ends_is_refused(cluster: Cluster, head: bytes) -> None:
+    pod = await cluster.pod(body_seconds=0.5)
+    async with raw(pod) as client:
+        client.send(POST + head)
+        response = asyncio.create_task(client.response())
+        while not response.done():
+            client.send(b"1\r\n \r\n" if b"chunked" in head else b" ")
+            await asyncio.sleep(0.05)
+        assert ((await response)[0], (await response)[1]["code"]) == (408, "body_timeout")
+    assert rejected(pod, "body_seconds") == 1
+    assert await cluster.pool.fetchval("SELECT count(*) FROM baton.stream") == 0
+
+
+async def test_a_body_that_nobody_asked_for_is_not_read_for_ever(cluster: Cluster) -> None:
+    pod = await cluster.pod(body_seconds=0.5)
+    async with raw(pod) as client:
+        client.send(GET + b"Content-Length: 1000000\r\n\r\n")
+        assert (await client.response())[0] == 200
+        assert await client.rest() == b""
+
+
+async def test_an_answer_that_is_not_read_is_not_kept_for_ever(cluster: Cluster) -> None:
+    pod = await cluster.pod(keep_alive_seconds=0.3, write_timeout_seconds=0.5)
+    author = await cluster.author()
+    await author.write_texts([100] * 10, padding=5000)
+    await author.write(end=True)
+    parts = urlsplit(pod.url)
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect((parts.hostname, parts.port))
+        deaf.sendall(f"GET /v1/streams/{author.id} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+        await until(lambda: pod.metric("baton_connections") == 1)
+        await until(lambda: pod.metric("baton_connections") == 0)
+
+
+async def test_nonsense_in_the_midst_of_a_stream_gets_into_no_answer(cluster: Cluster) -> None:
+    pod, author = await cluster.pod(), await cluster.author()
+    await author.write(text(1))
+    async with raw(pod) as client:
+        client.send(f"GET /v1/streams/{author.id}/events HTTP/1.1\r\nHost: here\r\n\r\n".encode())
+        await client._reader.readuntil(b"token 1")
+        client.send(b"\0\0\0 nonsense \r\n\r\n")
+        assert b"HTTP/1.1" not in await client.rest()
+    await until(lambda: pod.metric("baton_subscribers") == 0)
+
+
+async def test_a_stream_outlives_all_of_these_times(cluster: Cluster) -> None:
+    pod, author = (
+        await cluster.pod(header_seconds=0.2, body_seconds=0.2, keep_alive_seconds=0.2, heartbeat_seconds=0.5),
+        await cluster.author(),
+    )
+    async with following(cluster.client, pod.url, author.id) as follower:
+        for _ in range(3):
+            await follower.next_block()
+        await author.write(text(1), end=True)
+        assert len(await follower.rest()) == 2
+
+
+async def test_half_open_connections_keep_nobody_out(cluster: Cluster) -> None:
+    pod = await cluster.pod(max_connections=20)
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(20):
+            client = await stack.enter_async_context(raw(pod))
+            client.send(b"GET / HT")
+        await until(lambda: pod.metric("baton_connections") == 20)
+        async with raw(pod) as refused:  # for a second
+            assert (await refused.response())[0] == 503
+        assert not pod.pod.full
+        await until(lambda: answers(pod))
+        assert pod.metric("baton_connections") <= 21
+
+
+async def answers(pod: RunningPod) -> bool:
+    async with raw(pod) as client:
+        client.send(GET + b"\r\n")
+        return (await client.response())[0] == 200
+
+
+async def test_at_its_limit_of_connections_a_pod_is_not_ready_until_clients_leave(cluster: Cluster) -> None:
+    pod = await cluster.pod(max_connections=3)
+    tap = Tap()
+    await cluster.worker({"replay": tap})
+    stream_id = await cluster.create(pod)
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(2):
+            await stack.enter_async_context(following(cluster.client, pod.url, stream_id))
+        ready = await cluster.client.get(f"{pod.url}/readyz")
+        assert (ready.status_code, ready.json()["full"]) == (503, True)
+    await until(lambda: not pod.pod.full)
+
+
+async def test_the_kernel_gives_up_who_has_vanished() -> None:
+    with contextlib.closing(bind("127.0.0.1", 0, 30)) as listening:
+        listening.listen()
+        with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+
+
+async def test_fewer_open_files_are_fewer_connections(cluster: Cluster) -> None:
+    env = environment(BATON_DATABASE_URL=cluster.dsn, BATON_ALLOW_ANONYMOUS="true", BATON_PORT="0")
+    async with running("-c", f"ulimit -n 300; exec {BATON} serve", env=env, command=Path("/bin/sh")) as pod:
+        await pod.said("allows this process 300 open files, so it takes 228 connections and not 10000")
+        await pod.said(SERVES)
