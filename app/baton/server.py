@@ -49,7 +49,8 @@ class Protocol(HttpToolsProtocol):
 
     It lets a response end its connection before the response has ended, and logs no address, which may hold a token:
     uvicorn's setting has no effect once anything has put a handler on that log. The parser bounds nothing, and gives a
-    header only when it is whole: so the bytes are counted, too, that have come since the last message, or part of a body.
+    header only when it is whole: so the bytes are counted, too, that have come since the last message or part of a
+    body.
     """
 
     def __init__(self, pod: Pod, **given: Any) -> None:
