@@ -17,10 +17,12 @@
     │   ├── UnknownGenerator       422
     │   ├── UnknownModel           404
     │   ├── NotHere                404
+    │   ├── WrongMethod            405
     │   ├── OldProtocol            400
     │   ├── RequestTooLarge        413
     │   ├── StillRunning           503
-    │   └── Unavailable            503
+    │   ├── Unavailable            503
+    │   └── InternalError          500
     ├── GenerationError            a generator could not go on; becomes the stream's terminal event
     │   └── InvalidEvent           it yielded something that is no event
     ├── FollowError                a client cannot follow a stream to its end
@@ -52,7 +54,10 @@ class SchemaMismatch(ConfigurationError):
 
 
 class RequestError(BatonError):
-    """A request that is answered with `application/problem+json` (RFC 9457)."""
+    """A request that is answered with `application/problem+json` (RFC 9457).
+
+    Of each class `codes` says what is to be done about it.
+    """
 
     status: ClassVar[int]
     code: ClassVar[str]
@@ -156,11 +161,19 @@ class UnknownModel(RequestError):
 
 
 class NotHere(RequestError):
-    """A part of somebody else's API that Baton does not have."""
+    """Baton has no such path; with OpenAI's SDKs, it is a part of their API that Baton does not have."""
 
     status = 404
     code = "not_found"
     title = "There is no such route"
+
+
+class WrongMethod(RequestError):
+    """The path exists, though not with this method; the header `Allow` has those that it takes."""
+
+    status = 405
+    code = "method_not_allowed"
+    title = "The route does not take this method"
 
 
 class OldProtocol(RequestError):
@@ -185,6 +198,14 @@ class StillRunning(RequestError):
     status = 503
     code = "still_running"
     title = "The answer goes on elsewhere"
+
+
+class InternalError(RequestError):
+    """The pod failed in a way that nobody foresaw."""
+
+    status = 500
+    code = "internal_error"
+    title = "The pod failed to answer"
 
 
 class GenerationError(BatonError):

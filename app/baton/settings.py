@@ -17,6 +17,8 @@ from .errors import ConfigurationError
 # What an HTTP header can carry.
 _NAME = re.compile(r"[!-~]([ -~]{0,98}[!-~])?")
 _GENERATOR = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})=(?P<target>[A-Za-z_][\w.]*:[A-Za-z_]\w*)")
+# As browsers write it: `null`, which any page can make itself, is none.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z*,]+")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}")
 
 
@@ -48,6 +50,11 @@ class Settings(BaseSettings):
     pod_name: str = Field(
         default_factory=_process_name,
         description="What a pod calls itself in `X-Baton-Pod`: 1 to 100 printable ASCII characters",
+    )
+    allowed_origins: Annotated[frozenset[str], NoDecode] = Field(
+        default_factory=frozenset,
+        description="Origins whose pages may use a pod from a browser: `https://chat.example.com`, comma-separated; "
+        "`*` stands for all, and then browsers send no cookies",
     )
     allow_anonymous: bool = Field(False, description="Serve without access control; there is no other way yet")
     heartbeat_seconds: float = Field(15, gt=0, le=300, description="After so long a silence a client gets a comment")
@@ -207,10 +214,20 @@ class Settings(BaseSettings):
             found[match["name"]] = match["target"]
         return found
 
-    @field_validator("offered_generators", mode="before")
+    @field_validator("offered_generators", "allowed_origins", mode="before")
     @classmethod
     def _parse_names(cls, value: Any) -> Any:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _are_origins(cls, value: frozenset[str]) -> frozenset[str]:
+        for origin in value - {"*"}:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r:.80} must look like https://host or https://host:port, in lower case")
+        if "*" in value and len(value) > 1:
+            raise ValueError("* stands for all origins, and goes alone")
+        return value
 
     @field_validator("models", mode="before")
     @classmethod

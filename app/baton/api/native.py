@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID
 
 from starlette.requests import Request
@@ -33,8 +34,8 @@ from .request import (
     parse_stream_id,
     pod_of,
     principal_of,
-    raw_headers,
     read_body,
+    stream_headers,
 )
 
 
@@ -71,7 +72,7 @@ async def create_stream(request: Request) -> Answer:
     new = actions.new_stream(request, wanted, on_worker_lost="fail" if plain else pod.settings.on_worker_lost)
     cursor = parse_cursor(request.headers.get("last-event-id"))
     stream, created = await actions.create(request, new, body)
-    headers = {"location": request.url_for("stream", id=stream.id).path}
+    headers = {"location": problems.address(request, "stream", id=stream.id)}
     if plain:
         return await follow_frames(request, stream.id, text.TEXT, text.START, headers=headers)
     if followed:
@@ -98,8 +99,8 @@ async def find_streams(request: Request) -> Answer:
     page = found[: wanted.limit]
     following = None
     if len(found) > wanted.limit:
-        onward = request.url.include_query_params(before=page[-1].id)
-        following = f"{onward.path}?{onward.query}"
+        onward = [(name, value) for name, value in request.query_params.multi_items() if name != "before"]
+        following = f"{problems.address(request, 'streams')}?{urlencode([*onward, ('before', str(page[-1].id))])}"
     return json_answer(
         request,
         {"data": [_described(request, stream) for stream in page], "next": following},
@@ -145,7 +146,7 @@ async def delete_stream(request: Request) -> Answer:
 
 ROUTES = [
     Route("/v1/streams", answered(create_stream, "create"), methods=["POST"]),
-    Route("/v1/streams", answered(find_streams, "read"), methods=["GET"]),
+    Route("/v1/streams", answered(find_streams, "read"), methods=["GET"], name="streams"),
     Route("/v1/streams/{id}", answered(get_stream, "read"), methods=["GET"], name="stream"),
     Route("/v1/streams/{id}", answered(delete_stream, "admin"), methods=["DELETE"]),
     Route("/v1/streams/{id}/events", answered(follow_events, "read"), methods=["GET"], name="events"),
@@ -212,8 +213,7 @@ async def _follow(
 
 
 def _retry(request: Request, headers: Mapping[str, str] | None = None) -> Retry:
-    known = common_headers(request) | dict(headers or {})
-    return Retry(pod_of(request).settings.reconnect_milliseconds, raw_headers(known))
+    return Retry(pod_of(request).settings.reconnect_milliseconds, stream_headers(request, sse.HEADERS, headers))
 
 
 def _asked(request: Request) -> dict[str, str]:
@@ -232,5 +232,4 @@ def _stream_id(request: Request) -> UUID:
 
 
 def _described(request: Request, stream: Stream) -> dict[str, Any]:
-    # A path without scheme and host, which a pod behind a proxy cannot know.
-    return describe(stream, request.url_for("events", id=stream.id).path)
+    return describe(stream, problems.address(request, "events", id=stream.id))

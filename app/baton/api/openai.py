@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from .. import workers
+from .. import problems, workers
 from ..database import translated
 from ..dialects.dialect import Dialect, Encoded
 from ..dialects.openai import error_of
 from ..dialects.responses import response_id
-from ..errors import NotHere, RequestError, RequestTooLarge, StillRunning, Unavailable, UnknownGenerator, UnknownModel
+from ..errors import InternalError, NotHere, RequestError, StillRunning, Unavailable, UnknownGenerator, UnknownModel
 from ..generators.registry import configured_names
 from ..models import CreateStream, Name, Text, storable
 from ..pod import Pod
@@ -58,15 +58,13 @@ def answered_in_form(handler: Handler, scope: AuthScope) -> Handler:
         try:
             return await inner(request)
         except RequestError as error:
-            if isinstance(error, Unavailable):
-                logger.warning("%s %s: %s (%r)", request.method, request.url.path, error, error.__cause__)
+            problems.note(request, error)
             return refusal(request, error)
         except HTTPException:
             raise
         except Exception:
-            logger.exception("%s %s", request.method, request.url.path)
-            content = error_body(500, "internal_error", "The pod failed to answer; its log says why.")
-            return json_answer(request, content, status=500, headers={"x-should-retry": "false"})
+            logger.exception("%s %s", request.method, problems.path_of(request))
+            return refusal(request, InternalError("The pod failed to answer; its log says why."))
 
     return endpoint
 
@@ -74,9 +72,7 @@ def answered_in_form(handler: Handler, scope: AuthScope) -> Handler:
 def refusal(request: Request, error: RequestError) -> Response:
     """Answer an error. Only what may go otherwise the next time is worth another try, which clients make by status."""
     passing = isinstance(error, Unavailable)
-    headers = {"retry-after": "1"} if passing else {"x-should-retry": "false"}
-    if isinstance(error, RequestTooLarge):
-        headers["connection"] = "close"
+    headers = problems.refusal_headers(error) | ({} if passing else {"x-should-retry": "false"})
     if getattr(request.app.state, "pod", None) is None:
         raise error
     return json_answer(request, error_body(error.status, error.code, str(error)), status=error.status, headers=headers)
@@ -143,7 +139,7 @@ async def get_model(request: Request) -> Answer:
 
 async def not_here(request: Request) -> Answer:
     """Answer what OpenAI's clients may ask for and this is not, in the form that they show."""
-    raise NotHere(f"There is no {request.method} {request.url.path} here.")
+    raise NotHere(f"There is no {request.method:.20} {problems.path_of(request)!r:.200} here.")
 
 
 _ALL_METHODS: Final = ["GET", "POST", "PUT", "PATCH", "DELETE"]

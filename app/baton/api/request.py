@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -161,17 +161,21 @@ def idempotency_key(request: Request, body: bytes) -> IdempotencyKey | None:
     if not 0 < len(key) <= 255:
         raise InvalidRequest("An Idempotency-Key has 1 to 255 characters.")
     hours = pod_of(request).settings.idempotency_hours
-    return IdempotencyKey(key, hashlib.sha256(request.url.path.encode() + b"\n" + body).digest(), hours * 3600)
+    return IdempotencyKey(key, hashlib.sha256(problems.path_of(request).encode() + b"\n" + body).digest(), hours * 3600)
 
 
 def common_headers(request: Request) -> dict[str, str]:
     """What every answer carries."""
-    return problems.pod_headers(pod_of(request))
+    return problems.answer_headers(pod_of(request))
 
 
-def raw_headers(headers: Mapping[str, str]) -> list[Header]:
-    """Headers as an ASGI server takes them."""
-    return [(name.encode(), value.encode()) for name, value in headers.items()]
+def stream_headers(
+    request: Request, dialect: Sequence[Header], headers: Mapping[str, str] | None = None
+) -> list[Header]:
+    """What a stream carries besides the headers of its dialect, as an ASGI server takes them."""
+    known = common_headers(request) | dict(headers or {})
+    told = {name for name, _ in dialect}
+    return [pair for name, value in known.items() if (pair := (name.encode(), value.encode()))[0] not in told]
 
 
 def json_answer(
