@@ -26,94 +26,92 @@ class Code:
     operator: str
 
 
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What the client does about it, and what the operator does."""
+
+    client: str
+    operator: str
+
+
 _NOTHING: Final = "Nothing."
 
-# For each class of `RequestError`, by its code: what the client does, and what the operator does.
-_TODO: Final[dict[str, tuple[str, str]]] = {
-    "invalid_request": (
+# For each class of `RequestError`, by its code.
+ADVICE: Final[dict[str, Advice]] = {
+    "invalid_request": Advice(
         "Correct what the sentence names. The same request again would be refused again.",
         _NOTHING,
     ),
-    "malformed_cursor": (
+    "malformed_cursor": Advice(
         "Send the `id:` of the last event that was received, as it came, or no cursor to begin with the first event.",
         "If the client sends what it was given: look for a proxy that changes `Last-Event-ID`.",
     ),
-    "unauthenticated": (
+    "unauthenticated": Advice(
         "Send a credential that is valid, or get a new one.",
         "If it should be valid: see that it has not expired or been revoked, and that a proxy passes it on.",
     ),
-    "forbidden": (
+    "forbidden": Advice(
         "Use a credential that allows this; the sentence says what is missing.",
         "Give the credential the scope, if its owner is to have it.",
     ),
-    "stream_not_found": (
-        (
-            "See that the id is whole and comes from this service. A stream that was erased, or is somebody else's, looks "
-            "the same."
-        ),
+    "stream_not_found": Advice(
+        "See that the id is whole and comes from this service. A stream that was erased, or is somebody else's, "
+        "looks the same.",
         _NOTHING,
     ),
-    "stream_expired": (
+    "stream_expired": Advice(
         "Create it again, if the answer is still wanted.",
         "`BATON_RETENTION_DAYS` says for how long streams are kept.",
     ),
-    "cursor_beyond_tail": (
+    "cursor_beyond_tail": Advice(
         "Discard what was received, and follow the stream again without a cursor.",
-        (
-            "If this comes in numbers: the database has lost the end of its log, as in an asynchronous failover, or "
-            "clients mix up the ids of different streams."
-        ),
+        "If this comes in numbers: the database has lost the end of its log, as in an asynchronous failover, or "
+        "clients mix up the ids of different streams.",
     ),
-    "request_too_large": (
+    "request_too_large": Advice(
         "Send less.",
         "`BATON_MAX_BODY_BYTES` is the limit.",
     ),
-    "log_damaged": (
+    "log_damaged": Advice(
         "Take what was received for all there is of this stream. Trying again does not help.",
         "Rows of `baton.batch` are missing. Find out who deleted them, or restore them.",
     ),
-    "idempotency_conflict": (
+    "idempotency_conflict": Advice(
         "Use a new `Idempotency-Key` for each new request, and the same only to repeat one as it was.",
         _NOTHING,
     ),
-    "unknown_generator": (
+    "unknown_generator": Advice(
         "Name a generator that the sentence lists.",
-        (
-            "Start a worker that offers it, and see that `BATON_GENERATORS`, `BATON_OFFERED_GENERATORS` and `BATON_MODELS` "
-            "are the same for pods and workers."
-        ),
+        "Start a worker that offers it, and see that `BATON_GENERATORS`, `BATON_OFFERED_GENERATORS` and "
+        "`BATON_MODELS` are the same for pods and workers.",
     ),
-    "model_not_found": (
+    "model_not_found": Advice(
         "Name a model that `GET /v1/models` lists.",
         "`BATON_MODELS` gives generators further names.",
     ),
-    "not_found": (
+    "not_found": Advice(
         "See that the base URL and the path are right. `/openapi.json` has all paths.",
         "If the app is mounted into another one, or stands behind a proxy: see that the prefix is right.",
     ),
-    "method_not_allowed": (
+    "method_not_allowed": Advice(
         "Use a method that the header `Allow` names.",
         _NOTHING,
     ),
-    "http_1_1_required": (
+    "http_1_1_required": Advice(
         "Connect by HTTP/1.1 or newer.",
         "Have the proxy speak HTTP/1.1 to the pods: nginx needs `proxy_http_version 1.1;`.",
     ),
-    "unavailable": (
-        (
-            "Try again after as many seconds as `Retry-After` says, then with growing pauses. A stream that is followed "
-            "goes on after the last event that was received."
-        ),
-        (
-            "The pod's log has the cause, by the request's id: it is leaving, it cannot reach the database, or it was "
-            "never started. `baton doctor` looks at the database."
-        ),
+    "unavailable": Advice(
+        "Try again after as many seconds as `Retry-After` says, then with growing pauses. A stream that is "
+        "followed goes on after the last event that was received.",
+        "The pod's log has the cause, by the request's id: it is leaving, it cannot reach the database, or it was "
+        "never started. `baton doctor` looks at the database.",
     ),
-    "still_running": (
+    "still_running": Advice(
         "Do not create it again: it goes on. Get it by the id that the sentence has.",
         "Give pods time to leave: `BATON_DRAIN_SECONDS`, and what the platform grants.",
     ),
-    "internal_error": (
+    "internal_error": Advice(
         "Try again once; if that fails too, report the request's id.",
         "The pod's log has the traceback, by the request's id. Report it to Baton's authors.",
     ),
@@ -293,9 +291,9 @@ def _errors(kind: type[RequestError] = RequestError) -> Iterator[type[RequestErr
 
 
 def _described(error: type[RequestError]) -> Code:
-    client, operator = _TODO.get(error.code, ("Read the sentence.", _NOTHING))
+    advice = ADVICE.get(error.code, Advice("Do as the sentence says.", _NOTHING))
     happened = inspect.cleandoc(error.__doc__ or "").replace("\n", " ")
-    return Code(error.code, error.status, error.title, happened, client, operator)
+    return Code(error.code, error.status, error.title, happened, advice.client, advice.operator)
 
 
 # All that a request can be refused with, and all that a stream can end with.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Final, TypedDict
+from typing import Any, Final
 from urllib.parse import quote
 
 import orjson
@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
+from typing_extensions import TypedDict
 
 from . import request_ids
 from .errors import InternalError, InvalidRequest, NotHere, RequestError, RequestTooLarge, Unavailable, WrongMethod
@@ -56,10 +57,10 @@ async def http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         allowed = ", ".join(_methods_here(request))
-        refused = WrongMethod(f"{path_of(request)!r:.200} takes {allowed}, and not {request.method:.20}.")
+        refused = WrongMethod(f"{path_of(request):.200} takes {allowed}, and not {request.method:.20}.")
         return _problem(request, refused, {"allow": allowed})
     if error.status_code == 404:
-        return _problem(request, NotHere(f"There is no {path_of(request)!r:.200} here."), {})
+        return _problem(request, NotHere(f"There is no {path_of(request):.200} here."), {})
     return _problem(request, InvalidRequest(error.detail), {})
 
 

@@ -47,9 +47,9 @@ _HEAD: Final = f"""\
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Baton: what its errors mean</title>
 <style>{_STYLE}</style>
-<h1>What Baton’s errors mean</h1>
+<h1>What Baton&rsquo;s errors mean</h1>
 <p>An answer that is an error has a <code>code</code>, which never changes its meaning, a sentence in
-<code>detail</code>, and a <code>request_id</code>, by which the pod’s log has it too.</p>
+<code>detail</code>, and a <code>request_id</code>, by which the pod&rsquo;s log has it too.</p>
 """
 
 _PARTS: Final = (

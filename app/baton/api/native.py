@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -20,20 +19,34 @@ from ..dialects import native, sse, text
 from ..dialects.dialect import Header, Reader
 from ..errors import Unavailable
 from ..events import parse_cursor
-from ..models import CreateStream, FindStreams, FollowEvents, GetStream, describe, metadata_alternatives, validated
+from ..models import (
+    CreateStream,
+    FindStreams,
+    FollowEvents,
+    GetStream,
+    StreamContent,
+    StreamPage,
+    describe,
+    describe_with_answer,
+    metadata_alternatives,
+    validated,
+)
 from ..snapshot import Snapshot
 from ..streams import Stream
 from . import actions
 from .following import connection, follow_frames, require_followable, subscribe, wait_for_end
 from .request import (
     Answer,
+    accepted_of,
     answered,
     common_headers,
+    header_of,
     json_answer,
     parse_json,
     parse_stream_id,
     pod_of,
     principal_of,
+    query_of,
     read_body,
     stream_headers,
 )
@@ -62,7 +75,7 @@ async def create_stream(request: Request) -> Answer:
     body = await read_body(request)
     wanted = validated(CreateStream, parse_json(body))
     events = validated(FollowEvents, _asked(request))
-    plain, followed = _wants_text(request), "text/event-stream" in request.headers.get("accept", "")
+    plain, followed = _wants_text(request), "text/event-stream" in accepted_of(request)
     if plain:
         require_followable(request)
     elif followed and pod.draining:
@@ -70,7 +83,7 @@ async def create_stream(request: Request) -> Answer:
         return _retry(request)
     # Plain text cannot say that it begins again.
     new = actions.new_stream(request, wanted, on_worker_lost="fail" if plain else pod.settings.on_worker_lost)
-    cursor = parse_cursor(request.headers.get("last-event-id"))
+    cursor = parse_cursor(header_of(request, "Last-Event-ID"))
     stream, created = await actions.create(request, new, body)
     headers = {"location": problems.address(request, "stream", id=stream.id)}
     if plain:
@@ -82,7 +95,7 @@ async def create_stream(request: Request) -> Answer:
 
 async def find_streams(request: Request) -> Answer:
     """List streams, newest first."""
-    query = dict(request.query_params)
+    query = query_of(request)
     metadata = {name: query.pop(name) for name in list(query) if name.startswith("metadata.")}
     wanted = validated(FindStreams, query)
     principal = principal_of(request)
@@ -101,28 +114,26 @@ async def find_streams(request: Request) -> Answer:
     if len(found) > wanted.limit:
         onward = [(name, value) for name, value in request.query_params.multi_items() if name != "before"]
         following = f"{problems.address(request, 'streams')}?{urlencode([*onward, ('before', str(page[-1].id))])}"
-    return json_answer(
-        request,
-        {"data": [_described(request, stream) for stream in page], "next": following},
-    )
+    content: StreamPage = {"data": [_described(request, stream) for stream in page], "next": following}
+    return json_answer(request, content)
 
 
 async def get_stream(request: Request) -> Answer:
     """Tell a stream's state and its answer so far; with `?wait=20`, wait for its end at most so many seconds."""
-    wanted = validated(GetStream, dict(request.query_params))
+    wanted = validated(GetStream, query_of(request))
     stream_id = _stream_id(request)
     if wanted.wait > 0:
         await wait_for_end(request, stream_id, wanted.wait)
     content = await actions.read(request, stream_id)
     snapshot = await asyncio.to_thread(Snapshot.of, content.lines, content.last_seq)
-    return json_answer(request, _described(request, content.stream) | snapshot.as_dict())
+    return json_answer(request, describe_with_answer(_described(request, content.stream), snapshot))
 
 
 async def follow_events(request: Request) -> Answer:
     """Send the events after the cursor: first those in the log, then those to come."""
-    query = request.query_params
+    query = query_of(request)
     stream_id = _stream_id(request)
-    raw = request.headers.get("last-event-id") or query.get("last_event_id") or query.get("lastEventId")
+    raw = header_of(request, "Last-Event-ID") or query.get("last_event_id") or query.get("lastEventId")
     cursor = parse_cursor(raw)
     wanted = validated(FollowEvents, _asked(request))
     if _wants_text(request):
@@ -161,7 +172,7 @@ async def _follow_from_snapshot(request: Request, stream_id: UUID, wanted: Follo
     try:
         content = await actions.read(request, stream_id)
     except Unavailable:
-        if problems.MEDIA_TYPE in request.headers.get("accept", ""):
+        if problems.MEDIA_TYPE in accepted_of(request):
             raise
         return _retry(request)
     cursor = content.last_seq - content.whole
@@ -193,7 +204,7 @@ async def _follow(
             raise
         return _retry(request, headers)
     except Unavailable:
-        if problems.MEDIA_TYPE in request.headers.get("accept", ""):
+        if problems.MEDIA_TYPE in accepted_of(request):
             raise
         return _retry(request, headers)
     if subscriber.finished:
@@ -218,12 +229,12 @@ def _retry(request: Request, headers: Mapping[str, str] | None = None) -> Retry:
 
 def _asked(request: Request) -> dict[str, str]:
     """What the query says of how events are to be told; the rest is for others."""
-    return {name: value for name, value in request.query_params.items() if name in FollowEvents.model_fields}
+    return {name: value for name, value in query_of(request).items() if name in FollowEvents.model_fields}
 
 
 def _wants_text(request: Request) -> bool:
     # Some clients name it among others, behind JSON.
-    first = request.headers.get("accept", "").partition(",")[0].partition(";")[0]
+    first = accepted_of(request).partition(",")[0].partition(";")[0]
     return first.strip().lower() == "text/plain"
 
 
@@ -231,5 +242,5 @@ def _stream_id(request: Request) -> UUID:
     return parse_stream_id(request.path_params["id"])
 
 
-def _described(request: Request, stream: Stream) -> dict[str, Any]:
+def _described(request: Request, stream: Stream) -> StreamContent:
     return describe(stream, problems.address(request, "events", id=stream.id))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 import math
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 import orjson
@@ -22,6 +24,9 @@ from ..events import clean
 from ..pod import Pod
 from ..principal import ANONYMOUS, AuthScope, Principal
 from ..streams import IdempotencyKey, Stream
+
+_ID: Final = re.compile("[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+_KEY: Final = re.compile("[ -~]{1,255}")
 
 
 class Answer(Protocol):
@@ -39,6 +44,7 @@ def answered(handler: Handler, scope: AuthScope | None) -> Handler:
     A request that the server gives up while the pod leaves, and would answer with 500, is answered here.
     """
 
+    @functools.wraps(handler)
     async def endpoint(request: Request) -> Answer:
         try:
             if scope is not None:
@@ -99,10 +105,40 @@ def parse_stream_id(raw: str) -> UUID:
     Raises:
         StreamNotFound: it is none.
     """
-    try:
-        return UUID(raw)
-    except ValueError:
-        raise StreamNotFound(f"There is no stream {raw!r:.80}: an id looks like 019a5e2c-….") from None
+    # `UUID` would also read braces, underscores and the digits of other scripts.
+    if not _ID.fullmatch(raw):
+        raise StreamNotFound(f"There is no stream {raw!r:.80}: an id looks like 019a5e2c-….")
+    return UUID(raw)
+
+
+def query_of(request: Request) -> dict[str, str]:
+    """Return the query.
+
+    Raises:
+        InvalidRequest: a name comes twice, and who stands between the client and this pod may have read another value.
+    """
+    pairs = request.query_params.multi_items()
+    query = dict(pairs)
+    if len(query) < len(pairs):
+        raise InvalidRequest("A parameter of the query can come once only.")
+    return query
+
+
+def header_of(request: Request, name: str) -> str | None:
+    """Return a header.
+
+    Raises:
+        InvalidRequest: it comes twice.
+    """
+    given = request.headers.getlist(name)
+    if len(given) > 1:
+        raise InvalidRequest(f"The header {name} can come once only.")
+    return given[0] if given else None
+
+
+def accepted_of(request: Request) -> str:
+    """Return the media types that a client accepts; nothing, if it does not say."""
+    return ", ".join(request.headers.getlist("accept"))
 
 
 async def read_body(request: Request) -> bytes:
@@ -153,13 +189,13 @@ def idempotency_key(request: Request, body: bytes) -> IdempotencyKey | None:
     """Return the client's own name for this request, where it gives one.
 
     Raises:
-        InvalidRequest: it is too long, or empty.
+        InvalidRequest: it is too long, or empty, or more than printable ASCII.
     """
-    key = request.headers.get("idempotency-key")
+    key = header_of(request, "Idempotency-Key")
     if key is None:
         return None
-    if not 0 < len(key) <= 255:
-        raise InvalidRequest("An Idempotency-Key has 1 to 255 characters.")
+    if not _KEY.fullmatch(key):
+        raise InvalidRequest("An Idempotency-Key has 1 to 255 printable ASCII characters.")
     hours = pod_of(request).settings.idempotency_hours
     return IdempotencyKey(key, hashlib.sha256(problems.path_of(request).encode() + b"\n" + body).digest(), hours * 3600)
 
