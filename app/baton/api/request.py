@@ -172,7 +172,7 @@ def parse_json(body: bytes) -> Any:
         reason = str(error)
     try:
         # orjson refuses escaped lone surrogates, which JavaScript sends for a cut emoji.
-        return clean(json.loads(body, parse_constant=_refused, parse_float=_finite))
+        return clean(json.loads(body.decode(), parse_constant=_refused, parse_float=_finite))
     except (ValueError, RecursionError):
         raise InvalidRequest(f"The body is not JSON: {reason}.") from None
 
