@@ -36,8 +36,8 @@ The routes for OpenAI's SDKs have the code in `error.code` of OpenAI's form, and
 
 A stream that fails says why in its terminal event, in `GET /v1/streams/{id}`, and in what its dialect has for errors:
 `{"code": …, "message": …}`. A generator may end a stream with codes of its own; then they are its author's to explain.
-Chat Completions without `stream` answer the failure of the stream by status: 409 for `cancelled`, 429 for
-`provider_rate_limited`, else 500.
+Chat Completions without `stream` answer the failure of the stream by status: 400 for `invalid_input` and
+`provider_invalid_request`, 409 for `cancelled`, 429 for `provider_rate_limited`, else 500.
 
 This page is made from `app/baton/codes.py` by `python -m tests.errors_page`, and a test compares the two. Pods serve it
 under `/errors`.

@@ -250,10 +250,16 @@ def _response(description: str, answer: Given, content: Object) -> Object:
 def _content(kind: Any, media: str, schemas: _Schemas) -> Object:
     if not isinstance(kind, str):
         return {"schema": schemas.of(kind)}
-    schema: Object = {"type": "string", "description": kind}
-    if media == EVENTS and "`Event`" in kind:
-        schema["contentSchema"] = {"$ref": _REF.format(model="Event")}
-    return {"schema": schema}
+    return {"schema": _event(kind) if media == EVENTS else {"type": "string", "description": kind}}
+
+
+def _event(description: str) -> Object:
+    """The schema of each event of a stream, in the form that OpenAPI 3.2 has for server-sent events."""
+    data: Object = {"type": "string"}
+    if "`Event`" in description:
+        data |= {"contentMediaType": JSON, "contentSchema": {"$ref": _REF.format(model="Event")}}
+    fields = {"data": data, "event": {"type": "string"}, "id": {"type": "string", "pattern": "^[0-9]*$"}}
+    return {"type": "object", "description": f"Each of the events. {description}", "properties": fields}
 
 
 def _add_refusal(
