@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -60,10 +61,14 @@ def _sections(codes: Iterable[Code]) -> str:
 
 def _section(code: Code) -> str:
     status = "" if code.status is None else f" ({code.status})"
-    return (
-        f"\n### {code.code}\n\n{code.title}{status}. {code.happened}\n\n"
-        f"- The client: {code.client}\n- The operator: {code.operator}\n"
-    )
+    explained = _wrapped(f"{code.title}{status}. {code.happened}")
+    client, operator = _wrapped(f"- The client: {code.client}"), _wrapped(f"- The operator: {code.operator}")
+    return f"\n### {code.code}\n\n{explained}\n\n{client}\n{operator}\n"
+
+
+def _wrapped(text: str) -> str:
+    indent = "  " if text.startswith("- ") else ""
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
 
 
 if __name__ == "__main__":
