@@ -161,7 +161,7 @@ async def test_the_headers_pass_proxies_unbuffered(cluster: Cluster) -> None:
     async with following(cluster.client, pod.url, author.id) as follower:
         headers = follower.response.headers
         assert headers["content-type"] == "text/event-stream; charset=utf-8"
-        assert headers["cache-control"] == "no-cache, no-transform"
+        assert headers["cache-control"] == "no-store, no-transform"
         assert headers["x-accel-buffering"] == "no"
         assert headers["x-baton-pod"] == pod.name
         assert "content-length" not in headers

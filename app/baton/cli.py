@@ -12,9 +12,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 import uvloop
 from rich.console import Console
-from rich.logging import RichHandler
 
-from . import __version__
+from . import __version__, logs
 from .blockers import Patience
 from .errors import ConfigurationError
 from .generators.registry import close_generators, load_generators
@@ -254,7 +253,7 @@ def _settings(**overrides: Any) -> Settings:
 
 
 def _run(start: Callable[[], Awaitable[None]]) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_log_handler()], force=True)
+    logs.configure(_errors)
     for chatty in ("alembic", "httpx2"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
@@ -262,14 +261,6 @@ def _run(start: Callable[[], Awaitable[None]]) -> None:
         await start()
 
     uvloop.run(run())
-
-
-def _log_handler() -> logging.Handler:
-    if sys.stderr.isatty():
-        return RichHandler(console=_errors, show_path=False, rich_tracebacks=False)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    return handler
 
 
 def _fail(sentence: str) -> NoReturn:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -124,11 +125,13 @@ class Connection:
         self._failed = False  # the dialect could not tell what there is
         self._gone = asyncio.Event()  # the connection is no more
         self._extensions: Mapping[str, Any] = {}
+        self._context = contextvars.Context()  # of the request, for what is logged of it elsewhere
         self._task: asyncio.Task[object] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         self._task = asyncio.current_task()
+        self._context = contextvars.copy_context()
         self._extensions = scope.get("extensions", {})
         watcher = asyncio.create_task(self._watch(receive))
         self._connections.add(self)
@@ -149,7 +152,10 @@ class Connection:
 
     def abort(self) -> None:
         """Abort the connection of a client that accepts nothing. It can resume."""
-        logger.warning("A client of stream %s accepts nothing and is cut off.", self.subscriber.relay.stream_id)
+        # This is called by the timer of all connections.
+        self._context.run(
+            logger.warning, "A client of stream %s accepts nothing and is cut off.", self.subscriber.relay.stream_id
+        )
         self._metrics.aborted += 1
         self._gone.set()
         abort = self._extensions.get(ABORT_EXTENSION)

@@ -5,6 +5,10 @@
     │   ├── DatabaseUnreachable
     │   └── SchemaMismatch         `baton migrate` has not run, or this code is too old for the schema
     ├── RequestError               what a client asked for cannot be done
+    │   ├── BadRequest             400
+    │   ├── HeaderTimeout          408
+    │   ├── BodyTimeout            408
+    │   ├── HeaderTooLarge         431
     │   ├── InvalidRequest         400
     │   ├── MalformedCursor        400
     │   ├── CursorBeyondTail       409
@@ -17,15 +21,18 @@
     │   ├── UnknownGenerator       422
     │   ├── UnknownModel           404
     │   ├── NotHere                404
+    │   ├── WrongMethod            405
     │   ├── OldProtocol            400
     │   ├── RequestTooLarge        413
     │   ├── InputTooLarge          413
     │   ├── StillRunning           503
+    │   ├── InternalError          500
     │   └── PassingError           trying again may help
     │       ├── Unavailable        503
     │       ├── CreatesTooFast     429
     │       ├── TooManyStreams     429
     │       ├── TooManySubscribers 429
+    │       ├── TooManyConnections 503
     │       └── PodFull            503
     ├── GenerationError            a generator could not go on; becomes the stream's terminal event
     │   └── InvalidEvent           it yielded something that is no event
@@ -58,11 +65,46 @@ class SchemaMismatch(ConfigurationError):
 
 
 class RequestError(BatonError):
-    """A request that is answered with `application/problem+json` (RFC 9457)."""
+    """A request that is answered with `application/problem+json` (RFC 9457).
+
+    Of each class `codes` says what is to be done about it.
+    """
 
     status: ClassVar[int]
     code: ClassVar[str]
     title: ClassVar[str]
+
+
+class BadRequest(RequestError):
+    """What came is not HTTP."""
+
+    status = 400
+    code = "bad_request"
+    title = "The request cannot be read"
+
+
+class HeaderTimeout(RequestError):
+    """The head of the request took too long to arrive."""
+
+    status = 408
+    code = "header_timeout"
+    title = "The head of the request came too slowly"
+
+
+class BodyTimeout(RequestError):
+    """The body of the request took too long to arrive."""
+
+    status = 408
+    code = "body_timeout"
+    title = "The body of the request came too slowly"
+
+
+class HeaderTooLarge(RequestError):
+    """The head of the request has more bytes than the pod accepts."""
+
+    status = 431
+    code = "header_too_large"
+    title = "The head of the request is too large"
 
 
 class InvalidRequest(RequestError):
@@ -170,11 +212,19 @@ class UnknownModel(RequestError):
 
 
 class NotHere(RequestError):
-    """A part of somebody else's API that Baton does not have."""
+    """Baton has no such path; with OpenAI's SDKs, it is a part of their API that Baton does not have."""
 
     status = 404
     code = "not_found"
     title = "There is no such route"
+
+
+class WrongMethod(RequestError):
+    """The path exists, though not with this method; the header `Allow` has those that it takes."""
+
+    status = 405
+    code = "method_not_allowed"
+    title = "The route does not take this method"
 
 
 class OldProtocol(RequestError):
@@ -225,6 +275,14 @@ class TooManySubscribers(PassingError):
     title = "Too many clients follow streams here"
 
 
+class TooManyConnections(PassingError):
+    """The pod has as many connections as it takes; others may have room."""
+
+    status = 503
+    code = "too_many_connections"
+    title = "This pod has as many connections as it takes"
+
+
 class PodFull(PassingError):
     """The pod has as many subscribers as it may; others may have room."""
 
@@ -239,6 +297,14 @@ class StillRunning(RequestError):
     status = 503
     code = "still_running"
     title = "The answer goes on elsewhere"
+
+
+class InternalError(RequestError):
+    """The pod failed in a way that nobody foresaw."""
+
+    status = 500
+    code = "internal_error"
+    title = "The pod failed to answer"
 
 
 class GenerationError(BatonError):

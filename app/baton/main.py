@@ -6,13 +6,32 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from . import api, problems
+from .cross_origin import CrossOrigin
 from .pod import Pod
+from .request_ids import RequestIds
 from .settings import Settings
 
 
-def create_app(settings: Settings | None = None) -> Starlette:
+class Application(Starlette):
+    """Starlette's, with what has to stand around all else: also around what answers unexpected errors."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(routes=api.ROUTES, exception_handlers=problems.HANDLERS, lifespan=_lifespan)
+        self.router.redirect_slashes = False
+        self.settings = settings
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Nothing here wraps bodies."""
+        inner = super().build_middleware_stack()
+        if origins := self.settings.allowed_origins:
+            inner = CrossOrigin(inner, origins)
+        return RequestIds(inner)
+
+
+def create_app(settings: Settings | None = None) -> Application:
     """Make a pod's application; its lifespan opens and closes the pod.
 
     It can be mounted in another Starlette or FastAPI application, whose lifespan must then enter this one's:
@@ -27,17 +46,14 @@ def create_app(settings: Settings | None = None) -> Starlette:
     Raises:
         ConfigurationError: a setting is out of range.
     """
-    known = settings or Settings.load()
+    return Application(settings or Settings.load())
 
-    @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with Pod.open(known) as pod:
-            app.state.pod = pod
-            try:
-                yield
-            finally:
-                app.state.pod = None
 
-    app = Starlette(routes=api.ROUTES, exception_handlers=problems.HANDLERS, lifespan=lifespan)
-    app.router.redirect_slashes = False
-    return app
+@contextlib.asynccontextmanager
+async def _lifespan(app: Application) -> AsyncIterator[None]:
+    async with Pod.open(app.settings) as pod:
+        app.state.pod = pod
+        try:
+            yield
+        finally:
+            app.state.pod = None

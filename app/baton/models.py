@@ -5,16 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, TypeVar
+from datetime import datetime
+from typing import Annotated, Any, Literal, NotRequired, TypeVar, cast
 from uuid import UUID
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from typing_extensions import TypedDict
 
 from .auth.tokens import Wish
 from .errors import InvalidRequest
-from .outcome import Timings
+from .events import Status
+from .outcome import Timings, TimingsContent
 from .principal import View
+from .snapshot import Snapshot, ToolCall
 from .streams import Stream
 
 MAX_WAIT_SECONDS = 60
@@ -87,6 +91,76 @@ class FollowEvents(BaseModel):
     snapshot: bool = False
 
 
+class StreamError(TypedDict):
+    """Why a stream failed."""
+
+    code: str
+    message: str | None
+
+
+class StreamContent(TypedDict):
+    """A stream as it is."""
+
+    id: Annotated[str, Field(json_schema_extra={"format": "uuid"})]
+    status: Status
+    generator: str
+    metadata: dict[str, str | bool | int | float]
+    events_url: str
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    cancel_requested_at: datetime | None
+    finish_reason: str | None
+    error: StreamError | None
+    usage: dict[str, Any] | None
+    timings: TimingsContent | None
+
+
+class StreamWithAnswer(StreamContent):
+    """A stream as it is, and its answer so far, up to the event with that id."""
+
+    last_event_id: int
+    text: str
+    reasoning: str
+    tool_calls: list[ToolCall]
+    tool_results: list[dict[str, Any]]
+
+
+class CreatedStream(StreamContent):
+    """A stream as it is, and a token for its clients where the pod has a key to sign one with."""
+
+    token: str | None
+
+
+class TokenContent(TypedDict):
+    """A token of one stream, and until when it works."""
+
+    token: str
+    expires_at: datetime | None
+
+
+class StreamAnswer(TypedDict):
+    """What a token that sees the answer alone is told of a stream."""
+
+    id: Annotated[str, Field(json_schema_extra={"format": "uuid"})]
+    status: Status
+    events_url: str
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    finish_reason: str | None
+    error: StreamError | None
+    last_event_id: NotRequired[int]
+    text: NotRequired[str]
+
+
+class StreamPage(TypedDict):
+    """Some streams, newest first, and the path of the next page where there is one."""
+
+    data: list[StreamContent]
+    next: str | None
+
+
 def storable(value: Any) -> Any:
     """Refuse what can be read and yet not be stored: deep nesting, and whole numbers of more than 64 bits.
 
@@ -140,43 +214,46 @@ def metadata_alternatives(filters: Mapping[str, str]) -> list[dict[str, Any]] | 
     ]
 
 
-# What the answer view tells of a stream: what it is, how far it is, and how it ended.
-_OF_THE_ANSWER: Final = (
-    *("id", "status", "events_url", "created_at", "started_at", "finished_at", "finish_reason", "error"),
-    *("last_event_id", "text"),
-)
-
-
-def seen(described: Mapping[str, Any], view: View) -> dict[str, Any]:
+def seen(described: StreamContent, view: View) -> StreamContent | StreamAnswer:
     """What of a stream's description a view shows."""
     if view == "full":
-        return dict(described)
-    return {name: described[name] for name in _OF_THE_ANSWER if name in described}
+        return described
+    shown = {name: value for name, value in described.items() if name in StreamAnswer.__annotations__}
+    return cast("StreamAnswer", shown)
 
 
-def describe(stream: Stream, events_url: str) -> dict[str, Any]:
+def describe(stream: Stream, events_url: str) -> StreamContent:
     """A stream's row as the API gives it, to those who may see the whole of it."""
-    described: dict[str, Any] = {
+    return {
         "id": str(stream.id),
         "status": stream.status,
         "generator": stream.generator,
-        "metadata": stream.metadata,
+        "metadata": dict(stream.metadata),
         "events_url": events_url,
         "created_at": stream.created_at,
         "started_at": stream.started_at,
         "finished_at": stream.finished_at,
         "cancel_requested_at": stream.cancel_requested_at,
         "finish_reason": stream.finish_reason,
-        "error": None,
-        "usage": stream.usage,
-        "timings": None,
+        "error": _error(stream),
+        "usage": None if stream.usage is None else dict(stream.usage),
+        "timings": _timings(stream),
     }
-    if stream.error_code is not None:
-        described["error"] = {"code": stream.error_code, "message": stream.error_message}
-    if stream.duration_seconds is not None:
-        timings = Timings(stream.duration_seconds, stream.time_to_first_token_seconds, stream.tokens or 0)
-        described["timings"] = timings.as_dict()
-    return described
+
+
+def describe_with_answer(described: StreamContent, snapshot: Snapshot) -> StreamWithAnswer:
+    """A stream and its answer so far. A usage that was told in the answer is newer than the row's."""
+    return {**described, **snapshot.as_dict()}
+
+
+def _error(stream: Stream) -> StreamError | None:
+    return None if stream.error_code is None else {"code": stream.error_code, "message": stream.error_message}
+
+
+def _timings(stream: Stream) -> TimingsContent | None:
+    if stream.duration_seconds is None:
+        return None
+    return Timings(stream.duration_seconds, stream.time_to_first_token_seconds, stream.tokens or 0).as_dict()
 
 
 def _readings(value: str) -> list[Any]:

@@ -8,11 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
+from typing_extensions import TypedDict
 
 from .events import FinalStatus, encode_object, without_surrogates
 
 WORKER_LOST_MESSAGE: Final = "The worker that generated this answer went away."
 _WORD = re.compile(r"[a-z0-9_.-]{1,64}")
+
+
+class TimingsContent(TypedDict):
+    """How long a stream took, and how fast it was. `tokens` counts events of text, reasoning and tool calls."""
+
+    duration_seconds: float
+    time_to_first_token_seconds: float | None
+    tokens: int
+    tokens_per_second: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +44,7 @@ class Timings:
             return None
         return round((self.tokens - 1) / (self.duration_seconds - first), 3)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> TimingsContent:
         """The form in the terminal event and in the API."""
         return {
             "duration_seconds": round(self.duration_seconds, 6),

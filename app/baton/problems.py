@@ -1,69 +1,84 @@
-"""Errors as `application/problem+json` (RFC 9457)."""
+"""What every answer carries, and errors as `application/problem+json` (RFC 9457)."""
 
 from __future__ import annotations
 
 import logging
-from http import HTTPStatus
 from typing import Any, Final
+from urllib.parse import quote
 
 import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
+from typing_extensions import TypedDict
 
-from .errors import PassingError, RequestError, RequestTooLarge, Unauthenticated, Unavailable
+from . import request_ids
+from .errors import (
+    InternalError,
+    InvalidRequest,
+    NotHere,
+    PassingError,
+    RequestError,
+    RequestTooLarge,
+    Unauthenticated,
+    Unavailable,
+    WrongMethod,
+)
 from .pod import Pod
 
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
+# The name of the route of the page that explains them, and its path where the app is not mounted into another.
+PAGE: Final = "errors"
+PAGE_PATH: Final = "/errors"
+
+# Nothing here is to be kept, guessed at, framed, or embedded by other sites. Pages with something to show say more.
+SECURITY_HEADERS: Final = {
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    # What is asked for by the rules of CORS is judged by these alone, and may come from other sites.
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+class Problem(TypedDict):
+    """An error as its receiver gets it. `type` is the path of a page that explains it."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str | None
 
 
 async def request_error(request: Request, error: Exception) -> Response:
     """Answer what Baton refuses."""
     assert isinstance(error, RequestError)
-    if isinstance(error, Unavailable):
-        logger.warning("%s %s: %s (%r)", request.method, request.url.path, error, error.__cause__)
-    return _problem(
-        request,
-        status=error.status,
-        code=error.code,
-        title=error.title,
-        detail=str(error),
-        headers=headers_of(error),
-    )
-
-
-def headers_of(error: RequestError) -> dict[str, str]:
-    """What a refusal tells in its headers, whatever its form."""
-    if isinstance(error, PassingError):
-        return {"retry-after": str(error.retry_after_seconds)}
-    if isinstance(error, RequestTooLarge):
-        # The server would go on reading, and throwing away, what a client goes on sending.
-        return {"connection": "close"}
-    return {"www-authenticate": "Bearer"} if isinstance(error, Unauthenticated) else {}
+    note(request, error)
+    return _problem(request, error, refusal_headers(error))
 
 
 async def http_error(request: Request, error: Exception) -> Response:
     """Answer what the router refuses."""
     assert isinstance(error, HTTPException)
-    phrase = HTTPStatus(error.status_code).phrase
-    code = phrase.lower().replace(" ", "_")
-    return _problem(
-        request,
-        status=error.status_code,
-        code=code,
-        title=phrase,
-        detail=error.detail,
-        headers=dict(error.headers or {}),
-    )
+    if error.status_code == 405:
+        allowed = ", ".join(_methods_here(request))
+        refused = WrongMethod(f"{path_of(request):.200} takes {allowed}, and not {request.method:.20}.")
+        return _problem(request, refused, {"allow": allowed})
+    if error.status_code == 404:
+        return _problem(request, NotHere(f"There is no {path_of(request):.200} here."), {})
+    return _problem(request, InvalidRequest(error.detail), {})
 
 
 async def unexpected_error(request: Request, error: Exception) -> Response:
     """Answer a fault of ours, which the server logs with its traceback."""
     del error
-    detail = "The pod failed to answer; its log says why."
-    return _problem(request, status=500, code="internal_error", title="Internal error", detail=detail, headers={})
+    return _problem(request, InternalError("The pod failed to answer; its log says why."), {})
 
 
 HANDLERS: Final[dict[Any, Any]] = {
@@ -73,20 +88,72 @@ HANDLERS: Final[dict[Any, Any]] = {
 }
 
 
-def pod_headers(pod: Pod) -> dict[str, str]:
-    """What tells which pod answers. A leaving one has its clients connect anew, or they would stay where they are."""
-    headers = {"x-baton-pod": pod.settings.pod_name}
-    return headers | {"connection": "close"} if pod.draining else headers
-
-
-def _problem(request: Request, *, status: int, code: str, title: str, detail: str, headers: dict[str, str]) -> Response:
-    pod = getattr(request.app.state, "pod", None)
+def answer_headers(pod: Pod | None) -> dict[str, str]:
+    """What every answer carries. A leaving pod has its clients connect anew, or they would stay where they are."""
+    headers = dict(SECURITY_HEADERS)
+    if request_id := request_ids.current():
+        headers[request_ids.HEADER] = request_id
     if pod is not None:
-        headers |= pod_headers(pod)
-    content = document(status=status, code=code, title=title, detail=detail)
-    return Response(content, status, headers, MEDIA_TYPE)
+        headers["x-baton-pod"] = pod.settings.pod_name
+        if pod.draining:
+            headers["connection"] = "close"
+    return headers
 
 
-def document(*, status: int, code: str, title: str, detail: str) -> bytes:
-    """A problem as JSON."""
-    return orjson.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code})
+def refusal_headers(error: RequestError) -> dict[str, str]:
+    """What the answer to a refused request carries besides."""
+    if isinstance(error, PassingError):
+        return {"retry-after": str(error.retry_after_seconds)}
+    if isinstance(error, RequestTooLarge):
+        # The server would go on reading, and throwing away, what a client goes on sending.
+        return {"connection": "close"}
+    return {"www-authenticate": "Bearer"} if isinstance(error, Unauthenticated) else {}
+
+
+def note(request: Request, error: RequestError) -> None:
+    """Log an error that is not the client's."""
+    if isinstance(error, Unavailable):
+        logger.warning("%s %s: %s (%r)", request.method, path_of(request), error, error.__cause__)
+
+
+def path_of(request: Request) -> str:
+    """The path that a request is for. `request.url` would make it out of the header `Host`, too."""
+    path: str = request.scope["path"]
+    return path
+
+
+def address(request: Request, name: str, **parameters: Any) -> str:
+    """The path of a route, with the prefix that this app is mounted under.
+
+    It has no scheme and no host, which a pod behind a proxy cannot know; nor does it depend on what the app that this
+    one is mounted into calls its own routes, as `request.url_for` does.
+    """
+    return quote(request.scope.get("root_path", "")) + str(request.app.url_path_for(name, **parameters))
+
+
+def _methods_here(request: Request) -> list[str]:
+    """The methods of all routes that have this path; the router names those of the first."""
+    here = [
+        route
+        for route in request.app.routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+    ]
+    return sorted({method for route in here for method in route.methods or ()})
+
+
+def encoded(error: RequestError, page: str) -> bytes:
+    """A refusal as JSON, with a link into the page of errors at that address."""
+    content: Problem = {
+        "type": f"{page}#{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "detail": str(error),
+        "code": error.code,
+        "request_id": request_ids.current(),
+    }
+    return orjson.dumps(content)
+
+
+def _problem(request: Request, error: RequestError, headers: dict[str, str]) -> Response:
+    known = answer_headers(getattr(request.app.state, "pod", None))
+    return Response(encoded(error, address(request, PAGE)), error.status, known | headers, MEDIA_TYPE)

@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import time
 from collections import deque
-from typing import Any, Final
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -35,6 +37,8 @@ from .metrics import PodMetrics
 from .notifications import Announcement, unpack
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 LINGER_SECONDS: Final = 5
 # So long a pod remembers that a log has a hole: clients that come back are refused, and do not come back again.
@@ -139,7 +143,7 @@ class Relay:
             Unavailable: the database does not answer.
         """
         if self._loading is None or (self._loading.done() and self._loading.exception() is not None):
-            self._loading = asyncio.create_task(self._load())
+            self._loading = _shared_task(self._load())
             self._loading.add_done_callback(_seen)
         await asyncio.shield(self._loading)
 
@@ -147,7 +151,7 @@ class Relay:
         """Read the log from the tail on, and again as long as hints come meanwhile. Shares a read that is under way."""
         self._dirty = True
         if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._read_on())
+            self._reading = _shared_task(self._read_on())
             self._reading.add_done_callback(_log_failure)
         await asyncio.shield(self._reading)
 
@@ -165,7 +169,7 @@ class Relay:
         """Hear that the log may hold more."""
         self._dirty = True
         if self.loaded and (self._reading is None or self._reading.done()):
-            self._reading = asyncio.create_task(self._read_on())
+            self._reading = _shared_task(self._read_on())
             self._reading.add_done_callback(_log_failure)
 
     def leave(self) -> None:
@@ -202,7 +206,7 @@ class Relay:
         """
         page = self._pages.get(cursor)
         if page is None or (page.done() and (page.cancelled() or page.exception() is not None)):
-            page = self._pages[cursor] = asyncio.create_task(self._read_page(cursor))
+            page = self._pages[cursor] = _shared_task(self._read_page(cursor))
             page.add_done_callback(_seen)
             while len(self._pages) > PAGES_KEPT:
                 del self._pages[next(iter(self._pages))]
@@ -461,3 +465,8 @@ def _seen(task: asyncio.Task[Any]) -> None:
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.warning("A relay could not read the log, and the next poll will try again: %r", error)
+
+
+def _shared_task(work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+    """Start what many requests wait for, in a context that is not that of the first."""
+    return asyncio.create_task(work, context=contextvars.Context())

@@ -16,7 +16,6 @@ import math
 import resource
 import socket
 import struct
-from dataclasses import dataclass
 from http import HTTPStatus
 from types import FrameType
 from typing import Any, Final, cast
@@ -27,7 +26,15 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from . import problems
 from .connections import ABORT_EXTENSION, CLOSE_EXTENSION
-from .errors import ConfigurationError
+from .errors import (
+    BadRequest,
+    BodyTimeout,
+    ConfigurationError,
+    HeaderTimeout,
+    HeaderTooLarge,
+    RequestError,
+    TooManyConnections,
+)
 from .intake import Phase
 from .main import create_app
 from .pod import Pod
@@ -69,7 +76,7 @@ class Protocol(HttpToolsProtocol):
         """Begin, if there is room."""
         super().connection_made(cast(asyncio.Transport, transport))
         if not self._intake.enter(self):
-            self._refuse(_NO_ROOM)
+            self._refuse(TooManyConnections("This pod has as many connections as it takes. Try again."))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
@@ -91,7 +98,7 @@ class Protocol(HttpToolsProtocol):
         if self._header_bytes > self._max_header_bytes:
             self._refuse_header()
         else:
-            self._refuse(Refusal(400, "bad_request", msg))
+            self._refuse(BadRequest(msg))
 
     def on_message_begin(self) -> None:
         """Offer to the request that begins how to end its connection."""
@@ -146,10 +153,11 @@ class Protocol(HttpToolsProtocol):
         if phase == "header":
             self._pod.metrics.rejected["header_seconds"] += 1
             # Browsers open connections that they may need: those are no requests to be answered.
-            self._refuse(_HEADER_LATE) if self._asked else self._close()
+            late = HeaderTimeout("The request's header took too long to arrive.")
+            self._refuse(late) if self._asked else self._close()
         elif phase == "body":
             self._pod.metrics.rejected["body_seconds"] += 1
-            self._refuse(_BODY_LATE)
+            self._refuse(BodyTimeout("The request's body took too long to arrive."))
         elif phase == "idle":
             self._close()
         else:
@@ -167,9 +175,9 @@ class Protocol(HttpToolsProtocol):
     def _refuse_header(self) -> None:
         self._pod.metrics.rejected["header_bytes"] += 1
         most = self._max_header_bytes
-        self._refuse(Refusal(431, "header_too_large", f"A request's header may have {most} bytes at most."))
+        self._refuse(HeaderTooLarge(f"A request's header may have {most} bytes at most."))
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, error: RequestError) -> None:
         """Answer, in the place of the application if it is at work, and close. What has an answer gets no other."""
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is not None and not cycle.response_complete:
@@ -181,7 +189,7 @@ class Protocol(HttpToolsProtocol):
         elif self._in_body:
             self._close()
             return
-        self.transport.write(refusal.encode(self._pod))
+        self.transport.write(_encoded(error, self._pod))
         self._close()
 
     def _abort(self) -> None:
@@ -198,34 +206,22 @@ class Protocol(HttpToolsProtocol):
         self._intake.move(self, "flush")
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """An answer to what is no request yet, and cannot be given to the application."""
-
-    status: int
-    code: str
-    detail: str
-
-    def encode(self, pod: Pod) -> bytes:
-        """The whole response."""
-        phrase = HTTPStatus(self.status).phrase
-        body = problems.document(status=self.status, code=self.code, title=phrase, detail=self.detail)
-        headers = {
-            **problems.pod_headers(pod),
-            "content-type": problems.MEDIA_TYPE,
-            "content-length": str(len(body)),
-            "connection": "close",
-        }
-        if self.status == HTTPStatus.SERVICE_UNAVAILABLE:
-            headers["retry-after"] = "1"
-        lines = [f"HTTP/1.1 {self.status} {phrase}", *(f"{name}: {value}" for name, value in headers.items())]
-        return "\r\n".join([*lines, "", ""]).encode() + body
+def _encoded(error: RequestError, pod: Pod) -> bytes:
+    """The whole answer to what is no request yet, and cannot be given to the application."""
+    body = problems.encoded(error, problems.PAGE_PATH)
+    headers = {
+        **problems.answer_headers(pod),
+        **problems.refusal_headers(error),
+        "content-type": problems.MEDIA_TYPE,
+        "content-length": str(len(body)),
+        "connection": "close",
+    }
+    head = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"
+    lines = [head, *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 _NO_LINGERING: Final = struct.pack("ii", 1, 0)
-_NO_ROOM: Final = Refusal(503, "too_many_connections", "This pod has as many connections as it takes. Try again.")
-_HEADER_LATE: Final = Refusal(408, "header_timeout", "The request's header took too long to arrive.")
-_BODY_LATE: Final = Refusal(408, "body_timeout", "The request's body took too long to arrive.")
 
 
 class Server(uvicorn.Server):

@@ -19,6 +19,8 @@ _NAME = re.compile(r"[!-~]([ -~]{0,98}[!-~])?")
 _GENERATOR = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})=(?P<target>[A-Za-z_][\w.]*:[A-Za-z_]\w*)")
 _KID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TOKEN_SECRET = re.compile(r"[!-~]{32,}")
+# As browsers write it: `null`, which any page can make itself, is none.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z*,]+")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}")
 
 
@@ -50,6 +52,11 @@ class Settings(BaseSettings):
     pod_name: str = Field(
         default_factory=_process_name,
         description="What a pod calls itself in `X-Baton-Pod`: 1 to 100 printable ASCII characters",
+    )
+    allowed_origins: Annotated[frozenset[str], NoDecode] = Field(
+        default_factory=frozenset,
+        description="Origins whose pages may use a pod from a browser: `https://chat.example.com`, comma-separated; "
+        "`*` stands for all, and then browsers send no cookies",
     )
     allow_anonymous: bool = Field(
         False, description="Let everybody do everything: whoever reaches a pod can read and erase every stream"
@@ -301,10 +308,20 @@ class Settings(BaseSettings):
             found[match["name"]] = match["target"]
         return found
 
-    @field_validator("offered_generators", mode="before")
+    @field_validator("offered_generators", "allowed_origins", mode="before")
     @classmethod
     def _parse_names(cls, value: Any) -> Any:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _are_origins(cls, value: frozenset[str]) -> frozenset[str]:
+        for origin in value - {"*"}:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r:.80} must look like https://host or https://host:port, in lower case")
+        if "*" in value and len(value) > 1:
+            raise ValueError("* stands for all origins, and goes alone")
+        return value
 
     @field_validator("models", mode="before")
     @classmethod

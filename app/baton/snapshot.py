@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NotRequired
 
 import orjson
+from typing_extensions import TypedDict
 
 from .events import begins_call
+
+
+class ToolCall(TypedDict):
+    """One call of a tool; its arguments are JSON, whole or so far."""
+
+    id: str | None
+    name: str | None
+    arguments: str
+
+
+class SnapshotContent(TypedDict):
+    """The answer so far, up to the event with that id. `usage` is there once the generator has told it."""
+
+    last_event_id: int
+    text: str
+    reasoning: str
+    tool_calls: list[ToolCall]
+    tool_results: list[dict[str, Any]]
+    usage: NotRequired[dict[str, Any] | None]
 
 
 @dataclass(slots=True)
@@ -18,14 +38,22 @@ class Snapshot:
     last_event_id: int = 0
     text: str = ""
     reasoning: str = ""
-    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
     tool_results: list[dict[str, Any]] = field(default_factory=list)
     usage: dict[str, Any] | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> SnapshotContent:
         """The form in the API. Without a usage event it has no `usage`, so that it hides none in the stream's row."""
-        content = asdict(self)
-        return content if self.usage is not None else {k: v for k, v in content.items() if k != "usage"}
+        content: SnapshotContent = {
+            "last_event_id": self.last_event_id,
+            "text": self.text,
+            "reasoning": self.reasoning,
+            "tool_calls": self.tool_calls,
+            "tool_results": self.tool_results,
+        }
+        if self.usage is not None:
+            content["usage"] = self.usage
+        return content
 
     @classmethod
     def of(cls, lines: Iterable[str], last_event_id: int) -> Snapshot:
@@ -33,7 +61,7 @@ class Snapshot:
         snapshot = cls()
         text: list[str] = []
         reasoning: list[str] = []
-        newest: dict[int, dict[str, Any]] = {}
+        newest: dict[int, ToolCall] = {}
         for event in map(orjson.loads, lines):
             match event["type"]:
                 case "text":
@@ -54,7 +82,7 @@ class Snapshot:
         return snapshot
 
 
-def _add_call(calls: list[dict[str, Any]], newest: dict[int, dict[str, Any]], event: dict[str, Any]) -> None:
+def _add_call(calls: list[ToolCall], newest: dict[int, ToolCall], event: dict[str, Any]) -> None:
     call = newest.get(event["index"])
     if call is None or begins_call(event, call["id"]):
         call = newest[event["index"]] = {"id": None, "name": None, "arguments": ""}

@@ -19,7 +19,7 @@ import orjson
 from . import log
 from .database import Connection, Pool
 from .errors import ConfigurationError, IdempotencyConflict, TooManyStreams
-from .events import MAX_SEQ
+from .events import MAX_SEQ, Status
 from .outcome import Outcome
 
 _COLUMNS = """id, tenant, generator, metadata, status, epoch, unwatched_timeout, attempts, created_at, started_at,
@@ -157,7 +157,7 @@ class Stream:
     tenant: str
     generator: str
     metadata: Mapping[str, Any]
-    status: str
+    status: Status
     epoch: int
     unwatched_timeout: float | None
     attempts: int

@@ -12,7 +12,7 @@ from tests.dialects.wire import ANSWERS, SIZES, STREAM_ID, batches, data, sent, 
 from baton.dialects.chat import CHAT, completion_of
 from baton.dialects.dialect import Reader
 from baton.outcome import Outcome
-from baton.snapshot import Snapshot
+from baton.snapshot import Snapshot, ToolCall
 
 ROW = stream(status="completed", finish_reason="tool_calls")
 STOP = Outcome.completed("stop", usage={"input_tokens": 3, "output_tokens": 4})
@@ -102,7 +102,7 @@ def test_every_chunk_is_what_the_official_models_take_whatever_the_batches(answe
 
 
 def test_a_whole_completion_is_what_the_official_models_take() -> None:
-    call = {"id": "c", "name": "f", "arguments": "{}"}
+    call: ToolCall = {"id": "c", "name": "f", "arguments": "{}"}
     snapshot = Snapshot(3, "hi", "hm", [call], usage={"input_tokens": 1, "output_tokens": 2})
     completion = ChatCompletion.model_validate(completion_of(ROW, snapshot))
     (choice,) = completion.choices

@@ -203,7 +203,7 @@ async def _more(cluster: Cluster, beats: int) -> bool:
 
 
 async def _is(cluster: Cluster, stream_id: str, status: str) -> bool:
-    return (await row(cluster, stream_id)).status == status
+    return bool((await row(cluster, stream_id)).status == status)
 
 
 async def test_after_all_processes_stood_still_nobody_takes_another_for_dead(cluster: Cluster) -> None:

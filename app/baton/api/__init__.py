@@ -1,10 +1,10 @@
-"""The routes of a pod: a module for each dialect, and one for the platform."""
+"""The routes of a pod: a module for each dialect, one for the platform, and one of documents."""
 
 from __future__ import annotations
 
 from starlette.routing import BaseRoute
 
-from . import aisdk, chat, native, openai, operations, responses
+from . import aisdk, chat, documents, native, openai, operations, responses
 
 ROUTES: list[BaseRoute] = [
     *native.ROUTES,
@@ -13,4 +13,5 @@ ROUTES: list[BaseRoute] = [
     *openai.ROUTES,
     *aisdk.ROUTES,
     *operations.ROUTES,
+    *documents.ROUTES,
 ]

@@ -14,20 +14,32 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from typing_extensions import TypedDict
 
 from .. import log, streams
 from ..database import translated
 from ..dialects import aisdk
 from ..dialects.dialect import Reader
 from ..errors import GenerationError, InvalidRequest
-from ..events import MAX_SEQ
+from ..events import MAX_SEQ, Status
 from ..generators import conversation
 from ..models import CreateStream, Name, Text, storable, validated
 from ..pod import Pod
 from ..streams import Stream
 from . import actions
 from .following import follow_frames, require_followable
-from .request import Answer, answered, common_headers, found, json_answer, parse_json, pod_of, principal_of, read_body
+from .request import (
+    Answer,
+    answered,
+    common_headers,
+    found,
+    json_answer,
+    parse_json,
+    pod_of,
+    principal_of,
+    query_of,
+    read_body,
+)
 
 _RUN: Final = re.compile(r"run_([0-9a-f]{32})")
 _START_INDEX: Final = re.compile(r"-?[0-9]{1,9}", re.ASCII)
@@ -59,6 +71,13 @@ class SendMessages(BaseModel):
         return storable(content)
 
 
+class Stopped(TypedDict):
+    """A stream that was asked to stop."""
+
+    id: str
+    status: Status
+
+
 async def send_messages(request: Request) -> Answer:
     """Queue the answer to a chat's messages, and follow it in the same round trip."""
     require_followable(request)
@@ -83,7 +102,7 @@ async def resume(request: Request) -> Answer:
     Without `startIndex` the client wants to see a stream that is under way, and gets 204 where there is none.
     """
     chat = request.path_params["chat"]
-    raw = request.query_params.get("startIndex")
+    raw = query_of(request).get("startIndex")
     async with translated():
         stream = await _stream_of(request, chat)
     if stream is None or (stream.ended and raw is None and not _RUN.fullmatch(chat)):
@@ -98,7 +117,8 @@ async def stop(request: Request) -> Answer:
     if stream is None or stream.ended:
         return Response(status_code=204, headers=common_headers(request))
     stream, stopping = await actions.cancel(request, stream.id)
-    return json_answer(request, {"id": str(stream.id), "status": stream.status}, status=202 if stopping else 200)
+    content: Stopped = {"id": str(stream.id), "status": stream.status}
+    return json_answer(request, content, status=202 if stopping else 200)
 
 
 ROUTES = [

@@ -29,6 +29,10 @@ from .request import Answer, json_answer, parse_json, read_body
 logger = logging.getLogger(__name__)
 
 
+# Of answers that failed; any other is the server's.
+_STATUSES: Final = {"invalid_input": 400, "provider_invalid_request": 400, "provider_rate_limited": 429}
+
+
 class CreateCompletion(Creation):
     """The body of `POST /v1/chat/completions`."""
 
@@ -67,7 +71,7 @@ async def _answer(request: Request, stream_id: UUID) -> Answer:
         return json_answer(request, completion_of(stream, snapshot))
     # Baton has tried what can be tried; another request would be another answer, and another bill.
     code, message = stream.error_code or "cancelled", stream.error_message or "The answer was cancelled."
-    status = 409 if stream.status == "cancelled" else 429 if code == "provider_rate_limited" else 500
+    status = 409 if stream.status == "cancelled" else _STATUSES.get(code, 500)
     return json_answer(request, error_body(status, code, message), status=status, headers={"x-should-retry": "false"})
 
 

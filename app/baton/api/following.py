@@ -14,7 +14,7 @@ from ..connections import Connection
 from ..dialects.dialect import Dialect, Encoded, Reader
 from ..errors import CursorBeyondTail, OldProtocol, StreamNotFound, Unauthenticated, Unavailable
 from ..relay import Subscriber
-from .request import Answer, common_headers, damaged, found, pod_of, principal_of, raw_headers
+from .request import Answer, common_headers, damaged, found, pod_of, principal_of, stream_headers
 
 Waited = Literal["ended", "client left", "pod left", "in vain"]
 
@@ -97,7 +97,7 @@ async def follow_frames(
 def connection(request: Request, subscriber: Subscriber, reader: Reader[Any], **options: Any) -> Connection:
     """Answer with what a subscriber gets from now on; `options` are those of `Connection`."""
     pod, principal = pod_of(request), principal_of(request)
-    headers = common_headers(request) | dict(options.pop("headers", None) or {})
+    headers = stream_headers(request, reader.dialect.headers, options.pop("headers", None))
     return Connection(
         subscriber,
         reader,
@@ -105,7 +105,7 @@ def connection(request: Request, subscriber: Subscriber, reader: Reader[Any], **
         pod.connections,
         pod.metrics,
         reconnect_milliseconds=pod.settings.reconnect_milliseconds,
-        headers=raw_headers(headers),
+        headers=headers,
         admitted=lambda: pod.gate.admits(principal),
         **options,
     )

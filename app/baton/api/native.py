@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
+from urllib.parse import urlencode
 from uuid import UUID
 
 from starlette.requests import Request
@@ -22,12 +23,17 @@ from ..dialects.dialect import Header, Reader
 from ..errors import NotHere, PassingError, Unavailable
 from ..events import parse_cursor
 from ..models import (
+    CreatedStream,
     CreateStream,
     FindStreams,
     FollowEvents,
     GetStream,
+    StreamContent,
+    StreamPage,
+    TokenContent,
     TokenWish,
     describe,
+    describe_with_answer,
     metadata_alternatives,
     seen,
     validated,
@@ -40,17 +46,19 @@ from .following import connection, follow_frames, require_followable, require_st
 from .request import (
     Answer,
     Handler,
+    accepted_of,
     answered,
     common_headers,
     found,
+    header_of,
     json_answer,
     parse_json,
     parse_stream_id,
     pod_of,
     principal_of,
     query_of,
-    raw_headers,
     read_body,
+    stream_headers,
 )
 
 # Where the token of a stream is that was created and followed in one request.
@@ -80,7 +88,7 @@ async def create_stream(request: Request) -> Answer:
     body = await read_body(request)
     wanted = validated(CreateStream, parse_json(body))
     events = validated(FollowEvents, _asked(request))
-    plain, followed = _wants_text(request), "text/event-stream" in request.headers.get("accept", "")
+    plain, followed = _wants_text(request), "text/event-stream" in accepted_of(request)
     if plain:
         require_followable(request)
     elif followed:
@@ -91,19 +99,19 @@ async def create_stream(request: Request) -> Answer:
             return _later(request, error)
     # Plain text cannot say that it begins again.
     new = actions.new_stream(request, wanted, on_worker_lost="fail" if plain else pod.settings.on_worker_lost)
-    cursor = parse_cursor(request.headers.get("last-event-id"))
+    cursor = parse_cursor(header_of(request, "Last-Event-ID"))
     # Before anything is created for somebody who wants more than there is to be had.
     granted(principal_of(request), wanted.token.wish())
     stream, created = await actions.create(request, new, body)
-    headers = {"location": request.url_for("stream", id=stream.id).path}
+    headers = {"location": problems.address(request, "stream", id=stream.id)}
     token, _ = actions.token(request, stream.id, wanted.token.wish())
     if token is not None:
-        headers |= {TOKEN_HEADER: token, "cache-control": "no-store"}
+        headers[TOKEN_HEADER] = token
     if plain:
         return await follow_frames(request, stream.id, text.TEXT, text.START, headers=headers)
     if followed:
         return await _follow(request, stream.id, events, cursor=0 if created else cursor, headers=headers)
-    content = _described(request, stream) | {"token": token}
+    content: CreatedStream = {**_described(request, stream), "token": token}
     return json_answer(request, content, status=201 if created else 200, headers=headers)
 
 
@@ -126,12 +134,11 @@ async def find_streams(request: Request) -> Answer:
     page = listed[: wanted.limit]
     following = None
     if len(listed) > wanted.limit:
-        onward = request.url.remove_query_params(credentials.QUERY).include_query_params(before=page[-1].id)
-        following = f"{onward.path}?{onward.query}"
-    return json_answer(
-        request,
-        {"data": [_described(request, stream) for stream in page], "next": following},
-    )
+        left_out = {"before", credentials.QUERY}
+        onward = [(name, value) for name, value in request.query_params.multi_items() if name not in left_out]
+        following = f"{problems.address(request, 'streams')}?{urlencode([*onward, ('before', str(page[-1].id))])}"
+    content: StreamPage = {"data": [_described(request, stream) for stream in page], "next": following}
+    return json_answer(request, content)
 
 
 async def get_stream(request: Request) -> Answer:
@@ -142,14 +149,15 @@ async def get_stream(request: Request) -> Answer:
         await wait_for_end(request, stream_id, wanted.wait)
     content = await actions.read(request, stream_id)
     snapshot = await asyncio.to_thread(Snapshot.of, content.lines, content.last_seq)
-    return json_answer(request, _described(request, content.stream, snapshot.as_dict()))
+    described = describe_with_answer(_described(request, content.stream), snapshot)
+    return json_answer(request, seen(described, principal_of(request).view))
 
 
 async def follow_events(request: Request) -> Answer:
     """Send the events after the cursor: first those in the log, then those to come."""
-    query = request.query_params
+    query = query_of(request)
     stream_id = _stream_id(request)
-    raw = request.headers.get("last-event-id") or query.get("last_event_id") or query.get("lastEventId")
+    raw = header_of(request, "Last-Event-ID") or query.get("last_event_id") or query.get("lastEventId")
     cursor = parse_cursor(raw)
     wanted = validated(FollowEvents, _asked(request))
     if _wants_text(request):
@@ -163,7 +171,8 @@ async def follow_events(request: Request) -> Answer:
 async def cancel_stream(request: Request) -> Answer:
     """Ask the generator to stop. Doing it again, or after the end, changes nothing."""
     stream, stopping = await actions.cancel(request, _stream_id(request))
-    return json_answer(request, _described(request, stream), status=202 if stopping else 200)
+    described = seen(_described(request, stream), principal_of(request).view)
+    return json_answer(request, described, status=202 if stopping else 200)
 
 
 async def delete_stream(request: Request) -> Answer:
@@ -182,8 +191,8 @@ async def make_token(request: Request) -> Answer:
     token, expires_at = actions.token(request, stream_id, wish)
     if token is None:
         raise NotHere("There are no tokens to be had here: access is anonymous, or BATON_TOKEN_KEYS is not set.")
-    content = {"token": token, "expires_at": expires_at}
-    return json_answer(request, content, status=201, headers={"cache-control": "no-store"})
+    content: TokenContent = {"token": token, "expires_at": expires_at}
+    return json_answer(request, content, status=201)
 
 
 def coming_back(handler: Handler) -> Handler:
@@ -205,7 +214,7 @@ def coming_back(handler: Handler) -> Handler:
 
 ROUTES = [
     Route("/v1/streams", answered(create_stream, "create"), methods=["POST"]),
-    Route("/v1/streams", answered(find_streams, "read"), methods=["GET"]),
+    Route("/v1/streams", answered(find_streams, "read"), methods=["GET"], name="streams"),
     Route("/v1/streams/{id}", answered(get_stream, "read", narrow=True), methods=["GET"], name="stream"),
     Route("/v1/streams/{id}", answered(delete_stream, "admin"), methods=["DELETE"]),
     Route(
@@ -272,26 +281,25 @@ async def _follow(
 
 def _later(request: Request, error: PassingError, headers: Mapping[str, str] | None = None) -> Retry:
     """Ask to come back, or raise the error for a client that asks for it."""
-    if problems.MEDIA_TYPE in request.headers.get("accept", ""):
+    if problems.MEDIA_TYPE in accepted_of(request):
         raise error
     # A client that waits to be let in need not ask as often as one whose pod has gone.
     return _retry(request, headers, least_seconds=0 if isinstance(error, Unavailable) else error.retry_after_seconds)
 
 
 def _retry(request: Request, headers: Mapping[str, str] | None = None, *, least_seconds: int = 0) -> Retry:
-    known = common_headers(request) | dict(headers or {})
     milliseconds = max(pod_of(request).settings.reconnect_milliseconds, 1000 * least_seconds)
-    return Retry(milliseconds, raw_headers(known))
+    return Retry(milliseconds, stream_headers(request, sse.HEADERS, headers))
 
 
 def _asked(request: Request) -> dict[str, str]:
     """What the query says of how events are to be told; the rest is for others."""
-    return {name: value for name, value in request.query_params.items() if name in FollowEvents.model_fields}
+    return {name: value for name, value in query_of(request).items() if name in FollowEvents.model_fields}
 
 
 def _wants_text(request: Request) -> bool:
     # Some clients name it among others, behind JSON.
-    first = request.headers.get("accept", "").partition(",")[0].partition(";")[0]
+    first = accepted_of(request).partition(",")[0].partition(";")[0]
     return first.strip().lower() == "text/plain"
 
 
@@ -303,7 +311,5 @@ def _view(request: Request, wanted: FollowEvents) -> View:
     return wanted.view or principal_of(request).view
 
 
-def _described(request: Request, stream: Stream, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    # A path without scheme and host, which a pod behind a proxy cannot know.
-    described = describe(stream, request.url_for("events", id=stream.id).path) | dict(more or {})
-    return seen(described, principal_of(request).view)
+def _described(request: Request, stream: Stream) -> StreamContent:
+    return describe(stream, problems.address(request, "events", id=stream.id))

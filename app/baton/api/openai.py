@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from typing_extensions import TypedDict
 
 from .. import problems, workers
 from ..database import translated
 from ..dialects.dialect import Dialect, Encoded
-from ..dialects.openai import error_of
+from ..dialects.openai import ErrorContent, error_of
 from ..dialects.responses import response_id
 from ..errors import (
+    InternalError,
     NotHere,
     PassingError,
     RequestError,
     StillRunning,
     Unauthenticated,
-    Unavailable,
     UnknownGenerator,
     UnknownModel,
 )
@@ -42,6 +42,28 @@ logger = logging.getLogger(__name__)
 
 # Of the request itself, and nothing that a generator is to know.
 _OURS: Final = frozenset({"background", "metadata", "store", "stream"})
+
+
+class ErrorAnswer(TypedDict):
+    """An error in OpenAI's form."""
+
+    error: ErrorContent
+
+
+class ModelContent(TypedDict):
+    """A model: a generator, or a further name of one."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(TypedDict):
+    """All models."""
+
+    object: Literal["list"]
+    data: list[ModelContent]
 
 
 class Creation(BaseModel):
@@ -68,22 +90,20 @@ def answered_in_form(handler: Handler, scope: AuthScope) -> Handler:
         try:
             return await inner(request)
         except RequestError as error:
-            if isinstance(error, Unavailable):
-                logger.warning("%s %s: %s (%r)", request.method, request.url.path, error, error.__cause__)
+            problems.note(request, error)
             return refusal(request, error)
         except HTTPException:
             raise
         except Exception:
-            logger.exception("%s %s", request.method, request.url.path)
-            content = error_body(500, "internal_error", "The pod failed to answer; its log says why.")
-            return json_answer(request, content, status=500, headers={"x-should-retry": "false"})
+            logger.exception("%s %s", request.method, problems.path_of(request))
+            return refusal(request, InternalError("The pod failed to answer; its log says why."))
 
     return endpoint
 
 
 def refusal(request: Request, error: RequestError) -> Response:
     """Answer an error. Only what may go otherwise the next time is worth another try, which clients make by status."""
-    headers = problems.headers_of(error)
+    headers = problems.refusal_headers(error)
     if not isinstance(error, PassingError):
         headers["x-should-retry"] = "false"
     if getattr(request.app.state, "pod", None) is None:
@@ -97,7 +117,7 @@ def refusal(request: Request, error: RequestError) -> Response:
     return json_answer(request, content, status=error.status, headers=headers)
 
 
-def error_body(status: int, code: str, message: str) -> dict[str, Any]:
+def error_body(status: int, code: str, message: str) -> ErrorAnswer:
     """An error in OpenAI's form."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     return {"error": error_of(code, message, kind)}
@@ -145,7 +165,8 @@ async def list_models(request: Request) -> Answer:
     principal_of(request).require_tenant()
     async with translated():
         names = await _models(pod_of(request))
-    return json_answer(request, {"object": "list", "data": [_model(name) for name in sorted(names)]})
+    content: ModelList = {"object": "list", "data": [_model(name) for name in sorted(names)]}
+    return json_answer(request, content)
 
 
 async def get_model(request: Request) -> Answer:
@@ -160,7 +181,7 @@ async def get_model(request: Request) -> Answer:
 
 async def not_here(request: Request) -> Answer:
     """Answer what OpenAI's clients may ask for and this is not, in the form that they show."""
-    raise NotHere(f"There is no {request.method} {request.url.path} here.")
+    raise NotHere(f"There is no {request.method:.20} {problems.path_of(request):.200} here.")
 
 
 _ALL_METHODS: Final = ["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -170,7 +191,12 @@ ROUTES: Final = [
     Route("/v1/models", answered_in_form(list_models, "read"), methods=["GET"]),
     Route("/v1/models/{name:path}", answered_in_form(get_model, "read"), methods=["GET"]),
     *(
-        Route(f"/v1/{path}{{rest:path}}", answered_in_form(not_here, "read"), methods=_ALL_METHODS)
+        Route(
+            f"/v1/{path}{{rest:path}}",
+            answered_in_form(not_here, "read"),
+            methods=_ALL_METHODS,
+            include_in_schema=False,
+        )
         for path in ("responses", "chat/completions", "models")
     ),
 ]
@@ -180,5 +206,5 @@ async def _models(pod: Pod) -> frozenset[str]:
     return configured_names(pod.settings) | await workers.offered_generators(pod.pool)
 
 
-def _model(name: str) -> Mapping[str, Any]:
+def _model(name: str) -> ModelContent:
     return {"id": name, "object": "model", "created": 0, "owned_by": "baton"}

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from typing_extensions import TypedDict
 
 from .request import Answer, answered, common_headers, json_answer, pod_of
 
 
+class Health(TypedDict):
+    """A process that is alive."""
+
+    status: Literal["alive"]
+
+
+class Readiness(TypedDict):
+    """Whether clients should be sent to this pod."""
+
+    status: Literal["ready", "not ready"]
+    draining: bool
+    full: bool
+    listener: str
+
+
 async def healthz(request: Request) -> Answer:
     """Tell that the process is alive."""
-    return json_answer(request, {"status": "alive"})
+    content: Health = {"status": "alive"}
+    return json_answer(request, content)
 
 
 async def readyz(request: Request) -> Answer:
     """Tell whether new clients should be sent to this pod, and what the listener is doing."""
     pod = pod_of(request)
-    state = {
+    state: Readiness = {
         "status": "ready" if pod.ready else "not ready",
         "draining": pod.draining,
         "full": pod.full,

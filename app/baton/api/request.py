@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 import orjson
@@ -23,6 +25,9 @@ from ..events import clean
 from ..pod import Pod
 from ..principal import AuthScope, Principal
 from ..streams import IdempotencyKey, Stream
+
+_ID: Final = re.compile("[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+_KEY: Final = re.compile("[ -~]{1,255}")
 
 
 class Answer(Protocol):
@@ -43,6 +48,7 @@ def answered(handler: Handler, scope: AuthScope | None, *, narrow: bool = False)
     A request that the server gives up while the pod leaves, and would answer with 500, is answered here.
     """
 
+    @functools.wraps(handler)
     async def endpoint(request: Request) -> Answer:
         try:
             if scope is not None:
@@ -98,11 +104,6 @@ async def found(request: Request, stream_id: UUID) -> Stream:
     return stream
 
 
-def query_of(request: Request) -> dict[str, str]:
-    """Return the query, without the token that may stand in it."""
-    return {name: value for name, value in request.query_params.items() if name != credentials.QUERY}
-
-
 def damaged(stream_id: UUID) -> LogDamaged:
     """Return the error that says that events are missing."""
     return LogDamaged(f"The log of stream {stream_id} has a hole, and nobody can be told the whole of it.")
@@ -114,10 +115,40 @@ def parse_stream_id(raw: str) -> UUID:
     Raises:
         StreamNotFound: it is none.
     """
-    try:
-        return UUID(raw)
-    except ValueError:
-        raise StreamNotFound(f"There is no stream {raw!r:.80}: an id looks like 019a5e2c-….") from None
+    # `UUID` would also read braces, underscores and the digits of other scripts.
+    if not _ID.fullmatch(raw):
+        raise StreamNotFound(f"There is no stream {raw!r:.80}: an id looks like 019a5e2c-….")
+    return UUID(raw)
+
+
+def query_of(request: Request) -> dict[str, str]:
+    """Return the query, without the token that may stand in it.
+
+    Raises:
+        InvalidRequest: a name comes twice, and who stands between the client and this pod may have read another value.
+    """
+    pairs = [pair for pair in request.query_params.multi_items() if pair[0] != credentials.QUERY]
+    query = dict(pairs)
+    if len(query) < len(pairs):
+        raise InvalidRequest("A parameter of the query can come once only.")
+    return query
+
+
+def header_of(request: Request, name: str) -> str | None:
+    """Return a header.
+
+    Raises:
+        InvalidRequest: it comes twice.
+    """
+    given = request.headers.getlist(name)
+    if len(given) > 1:
+        raise InvalidRequest(f"The header {name} can come once only.")
+    return given[0] if given else None
+
+
+def accepted_of(request: Request) -> str:
+    """Return the media types that a client accepts; nothing, if it does not say."""
+    return ", ".join(request.headers.getlist("accept"))
 
 
 async def read_body(request: Request) -> bytes:
@@ -153,7 +184,7 @@ def parse_json(body: bytes) -> Any:
         reason = str(error)
     try:
         # orjson refuses escaped lone surrogates, which JavaScript sends for a cut emoji.
-        return clean(json.loads(body, parse_constant=_refused, parse_float=_finite))
+        return clean(json.loads(body.decode(), parse_constant=_refused, parse_float=_finite))
     except (ValueError, RecursionError):
         raise InvalidRequest(f"The body is not JSON: {reason}.") from None
 
@@ -170,25 +201,29 @@ def idempotency_key(request: Request, body: bytes) -> IdempotencyKey | None:
     """Return the client's own name for this request, where it gives one.
 
     Raises:
-        InvalidRequest: it is too long, or empty.
+        InvalidRequest: it is too long, or empty, or more than printable ASCII.
     """
-    key = request.headers.get("idempotency-key")
+    key = header_of(request, "Idempotency-Key")
     if key is None:
         return None
-    if not 0 < len(key) <= 255:
-        raise InvalidRequest("An Idempotency-Key has 1 to 255 characters.")
+    if not _KEY.fullmatch(key):
+        raise InvalidRequest("An Idempotency-Key has 1 to 255 printable ASCII characters.")
     hours = pod_of(request).settings.idempotency_hours
-    return IdempotencyKey(key, hashlib.sha256(request.url.path.encode() + b"\n" + body).digest(), hours * 3600)
+    return IdempotencyKey(key, hashlib.sha256(problems.path_of(request).encode() + b"\n" + body).digest(), hours * 3600)
 
 
 def common_headers(request: Request) -> dict[str, str]:
     """What every answer carries."""
-    return problems.pod_headers(pod_of(request))
+    return problems.answer_headers(pod_of(request))
 
 
-def raw_headers(headers: Mapping[str, str]) -> list[Header]:
-    """Headers as an ASGI server takes them."""
-    return [(name.encode(), value.encode()) for name, value in headers.items()]
+def stream_headers(
+    request: Request, dialect: Sequence[Header], headers: Mapping[str, str] | None = None
+) -> list[Header]:
+    """What a stream carries besides the headers of its dialect, as an ASGI server takes them."""
+    known = common_headers(request) | dict(headers or {})
+    told = {name for name, _ in dialect}
+    return [pair for name, value in known.items() if (pair := (name.encode(), value.encode()))[0] not in told]
 
 
 def json_answer(

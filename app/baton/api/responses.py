@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.requests import Request
 from starlette.routing import Route
+from typing_extensions import TypedDict
 
 from .. import streams
 from ..database import translated
@@ -18,7 +19,7 @@ from ..models import validated
 from . import actions, openai
 from .following import follow_frames, require_followable, require_staying, wait_for_end
 from .openai import Creation, answered_in_form
-from .request import Answer, found, json_answer, parse_json, parse_stream_id, pod_of, read_body
+from .request import Answer, found, json_answer, parse_json, parse_stream_id, pod_of, query_of, read_body
 
 # How long a cancel waits for the generator to stop, so that its answer can say that it has.
 _CANCEL_SECONDS: Final = 5
@@ -43,6 +44,41 @@ class CreateResponse(Creation):
         if not value or not (isinstance(value, str) or items):
             raise ValueError("it must be a text, or a list of items, and not be empty")
         return value
+
+
+class ResponseContent(TypedDict):
+    """A Response as OpenAI's API has it; it has more than is described here."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+    model: str
+    output: list[dict[str, Any]]
+    error: dict[str, Any] | None
+    incomplete_details: dict[str, Any] | None
+    metadata: dict[str, str]
+    usage: dict[str, Any] | None
+
+
+class DeletedResponse(TypedDict):
+    """A Response that is no more."""
+
+    id: str
+    object: Literal["response"]
+    deleted: Literal[True]
+
+
+class ItemList(TypedDict):
+    """Items of what a Response was created from."""
+
+    object: Literal["list"]
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
 
 
 class RetrieveResponse(BaseModel):
@@ -85,7 +121,7 @@ async def create_response(request: Request) -> Answer:
 
 async def retrieve_response(request: Request) -> Answer:
     """Tell a Response as it is; with `stream=true`, follow it after the frame `starting_after`."""
-    wanted = validated(RetrieveResponse, dict(request.query_params))
+    wanted = validated(RetrieveResponse, query_of(request))
     stream_id = _stream_id(request)
     if not wanted.stream:
         return await _answer(request, stream_id)
@@ -109,12 +145,13 @@ async def delete_response(request: Request) -> Answer:
     """Erase a Response."""
     stream_id = _stream_id(request)
     await actions.erase(request, stream_id)
-    return json_answer(request, {"id": response_id(stream_id), "object": "response", "deleted": True})
+    content: DeletedResponse = {"id": response_id(stream_id), "object": "response", "deleted": True}
+    return json_answer(request, content)
 
 
 async def list_input_items(request: Request) -> Answer:
     """List what a Response was created from."""
-    wanted = validated(ListItems, dict(request.query_params))
+    wanted = validated(ListItems, query_of(request))
     stream_id = _stream_id(request)
     async with translated():
         await found(request, stream_id)
@@ -128,16 +165,14 @@ async def list_input_items(request: Request) -> Answer:
             raise InvalidRequest(f"after: there is no item {wanted.after!r:.80}.")
         items = items[ids.index(wanted.after) + 1 :]
     page = items[: wanted.limit]
-    return json_answer(
-        request,
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
-            "has_more": len(items) > len(page),
-        },
-    )
+    content: ItemList = {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": len(items) > len(page),
+    }
+    return json_answer(request, content)
 
 
 ROUTES: Final = [

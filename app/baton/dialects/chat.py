@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal, NotRequired
 from uuid import UUID
 
 import orjson
+from typing_extensions import TypedDict
 
 from ..events import begins_call, escape_line_ends
 from ..log import Batch
@@ -28,11 +29,61 @@ _FINISH_REASONS: Final = frozenset({"stop", "length", "tool_calls", "content_fil
 Fields = dict[str, Any]
 
 
+class Function(TypedDict):
+    """What a call is to run; its arguments are JSON."""
+
+    name: str
+    arguments: str
+
+
+class CompletionCall(TypedDict):
+    """A call of a function."""
+
+    id: str
+    type: Literal["function"]
+    function: Function
+
+
+class CompletionMessage(TypedDict):
+    """The answer itself."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[CompletionCall]]
+
+
+class Choice(TypedDict):
+    """The one answer that a completion has."""
+
+    index: int
+    message: CompletionMessage
+    logprobs: None
+    finish_reason: str
+
+
+class Head(TypedDict):
+    """What a completion and each of its chunks begin with."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+
+
+class Completion(Head):
+    """A whole answer in the form of OpenAI's Chat Completions."""
+
+    choices: list[Choice]
+    usage: dict[str, Any] | None
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """What the dialect remembers: what all chunks repeat, and whether any has told something yet."""
 
-    chunk: Mapping[str, Any]
+    chunk: Head
     with_usage: bool
     started: bool = False
     usage: Mapping[str, Any] | None = None
@@ -94,9 +145,9 @@ class Chat:
         return _error(code, message), "cut"
 
 
-def completion_of(stream: Stream, snapshot: Snapshot) -> Fields:
+def completion_of(stream: Stream, snapshot: Snapshot) -> Completion:
     """Return the whole answer of a stream that was completed."""
-    message: Fields = {"role": "assistant", "content": snapshot.text or None, "refusal": None}
+    message: CompletionMessage = {"role": "assistant", "content": snapshot.text or None, "refusal": None}
     if snapshot.reasoning:
         message["reasoning_content"] = snapshot.reasoning
     if snapshot.tool_calls:
@@ -108,7 +159,12 @@ def completion_of(stream: Stream, snapshot: Snapshot) -> Fields:
             }
             for index, call in enumerate(snapshot.tool_calls)
         ]
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _reason(stream.finish_reason)}
+    choice: Choice = {
+        "index": 0,
+        "message": message,
+        "logprobs": None,
+        "finish_reason": _reason(stream.finish_reason),
+    }
     return {
         **_head(stream, "chat.completion"),
         "choices": [choice],
@@ -121,7 +177,7 @@ def completion_id(stream_id: UUID) -> str:
     return f"chatcmpl-{stream_id.hex}"
 
 
-def _head(stream: Stream, kind: str) -> Fields:
+def _head(stream: Stream, kind: str) -> Head:
     return {
         "id": completion_id(stream.id),
         "object": kind,

@@ -64,12 +64,11 @@ class Native:
 
 def snapshot_frame(snapshot: Snapshot, view: str) -> bytes:
     """Encode the answer so far as one event, with the number of the last event in it."""
-    content = snapshot.as_dict()
-    seq = content.pop("last_event_id")
+    content = {name: value for name, value in snapshot.as_dict().items() if name != "last_event_id"}
     if view == "answer":
         content = {"text": snapshot.text}
     line = join_lines([encode_object({"type": "snapshot", **content})])
-    return b"id: %d\ndata: %b\n\n" % (seq, line)
+    return b"id: %d\ndata: %b\n\n" % (snapshot.last_event_id, line)
 
 
 def _bare_end(line: str) -> str:

@@ -6,9 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from typing_extensions import TypedDict
+
 _MOST = 2**53 - 1
 
 RESET = "The answer is begun again by another worker"
+
+
+class ErrorContent(TypedDict):
+    """An error as OpenAI's clients read it. Its `code` is one of Baton's."""
+
+    message: str
+    type: str
+    param: None
+    code: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,6 @@ def _count(value: float) -> int:
     return int(min(max(value, 0), _MOST))
 
 
-def error_of(code: str, message: str, kind: str = "server_error") -> dict[str, Any]:
+def error_of(code: str, message: str, kind: str = "server_error") -> ErrorContent:
     """An error as OpenAI's clients read it."""
     return {"message": message, "type": kind, "param": None, "code": code}

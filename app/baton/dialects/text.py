@@ -21,9 +21,8 @@ class Text:
     name = "text"
     headers: ClassVar[Sequence[Header]] = (
         (b"content-type", b"text/plain; charset=utf-8"),
-        (b"cache-control", b"no-cache, no-transform"),
+        (b"cache-control", b"no-store, no-transform"),
         (b"x-accel-buffering", b"no"),
-        (b"x-content-type-options", b"nosniff"),
     )
     comment: ClassVar[bytes] = b""
     reconnects: ClassVar[bool] = False

@@ -1,0 +1,282 @@
+"""What each route takes and gives, for `openapi_document`. Tests hold it to what the routes do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel
+
+from ..dialects.chat import Completion
+from ..errors import (
+    CreatesTooFast,
+    CursorBeyondTail,
+    Forbidden,
+    IdempotencyConflict,
+    InputTooLarge,
+    InternalError,
+    InvalidRequest,
+    LogDamaged,
+    MalformedCursor,
+    NotHere,
+    OldProtocol,
+    PodFull,
+    RequestError,
+    RequestTooLarge,
+    StillRunning,
+    StreamExpired,
+    StreamNotFound,
+    TooManyStreams,
+    TooManySubscribers,
+    Unauthenticated,
+    Unavailable,
+    UnknownGenerator,
+    UnknownModel,
+)
+from ..models import (
+    CreatedStream,
+    CreateStream,
+    FindStreams,
+    FollowEvents,
+    GetStream,
+    StreamAnswer,
+    StreamContent,
+    StreamPage,
+    StreamWithAnswer,
+    TokenContent,
+    TokenWish,
+)
+from ..principal import AuthScope
+from .aisdk import SendMessages, Stopped
+from .chat import CreateCompletion
+from .openai import ModelContent, ModelList
+from .operations import Health, Readiness
+from .responses import (
+    CreateResponse,
+    DeletedResponse,
+    ItemList,
+    ListItems,
+    ResponseContent,
+    RetrieveResponse,
+)
+
+EVENTS: Final = "text/event-stream"
+TEXT: Final = "text/plain"
+JSON: Final = "application/json"
+
+# The forms that errors have.
+Form = Literal["problem", "openai"]
+Method = Literal["GET", "POST", "DELETE"]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An answer: of a media type each, the type of its JSON, or what its text is."""
+
+    description: str
+    content: Mapping[str, Any] = field(default_factory=dict)
+    headers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A route by one of its methods."""
+
+    tag: str
+    scope: AuthScope | None
+    answers: Mapping[int, Given]
+    refusals: tuple[type[RequestError], ...] = ()
+    form: Form = "problem"
+    body: type[BaseModel] | None = None
+    query: tuple[type[BaseModel], ...] = ()
+    parameters: tuple[str, ...] = ()
+
+
+# What any route may say that needs the database, and a credential.
+_GUARDED: Final = (Unauthenticated, Forbidden, InternalError, Unavailable)
+_STREAM: Final = (*_GUARDED, StreamNotFound, StreamExpired)
+_WHOLE: Final = (*_STREAM, LogDamaged)
+_CREATING: Final = (
+    *_GUARDED,
+    InvalidRequest,
+    RequestTooLarge,
+    InputTooLarge,
+    IdempotencyConflict,
+    CreatesTooFast,
+    TooManyStreams,
+)
+_FOLLOWING: Final = (*_WHOLE, InvalidRequest, CursorBeyondTail, OldProtocol, TooManySubscribers, PodFull)
+
+_EVENTS: Final = "One `Event` in the `data` of each block, its number in `id`."
+_PLAIN: Final = "The text of the answer as it comes. A connection that is cut says that the answer is not whole."
+_RESPONSE_EVENTS: Final = "The events of OpenAI's Responses API, by their `sequence_number`."
+_CHUNKS: Final = "The chunks of OpenAI's Chat Completions, and `[DONE]`."
+_UI_CHUNKS: Final = "The chunks of the AI SDK's UI message stream, and `[DONE]`."
+_RUN: Final = ("x-workflow-run-id",)
+_CREATED: Final = ("location",)
+
+OPERATIONS: Final[dict[tuple[Method, str], Operation]] = {
+    ("POST", "/v1/streams"): Operation(
+        "streams",
+        "create",
+        {
+            200: Given(
+                "The stream that this `Idempotency-Key` created before; or, by `Accept`, its events or its text.",
+                {JSON: CreatedStream, EVENTS: _EVENTS, TEXT: _PLAIN},
+            ),
+            201: Given("The new stream.", {JSON: CreatedStream}, _CREATED),
+            204: Given("The client has all events of the stream that its `Idempotency-Key` created before."),
+        },
+        (*_CREATING, *_FOLLOWING, MalformedCursor, UnknownGenerator),
+        body=CreateStream,
+        query=(FollowEvents,),
+        parameters=("Idempotency-Key", "Last-Event-ID"),
+    ),
+    ("GET", "/v1/streams"): Operation(
+        "streams",
+        "read",
+        {200: Given("The newest streams, or those before one.", {JSON: StreamPage})},
+        (*_GUARDED, InvalidRequest),
+        query=(FindStreams,),
+        parameters=("metadata",),
+    ),
+    ("GET", "/v1/streams/{id}"): Operation(
+        "streams",
+        "read",
+        {200: Given("The stream, and its answer so far.", {JSON: StreamWithAnswer | StreamAnswer})},
+        (*_WHOLE, InvalidRequest),
+        query=(GetStream,),
+    ),
+    ("DELETE", "/v1/streams/{id}"): Operation("streams", "admin", {204: Given("It is no more.")}, _STREAM),
+    ("GET", "/v1/streams/{id}/events"): Operation(
+        "streams",
+        "read",
+        {
+            200: Given(
+                "The events after the cursor, those in the log first, then those to come. A passing trouble is told as "
+                "an empty stream with a time to come back (`retry:`), but for clients that accept "
+                "`application/problem+json`.",
+                {EVENTS: _EVENTS, TEXT: _PLAIN},
+            ),
+            204: Given("The client has all events."),
+        },
+        (*_FOLLOWING, MalformedCursor),
+        query=(FollowEvents,),
+        parameters=("Last-Event-ID", "last_event_id", "lastEventId"),
+    ),
+    ("POST", "/v1/streams/{id}/cancel"): Operation(
+        "streams",
+        "cancel",
+        {
+            200: Given("It has ended.", {JSON: StreamContent | StreamAnswer}),
+            202: Given("Its generator was asked to stop.", {JSON: StreamContent | StreamAnswer}),
+        },
+        _STREAM,
+    ),
+    ("POST", "/v1/streams/{id}/token"): Operation(
+        "streams",
+        "read",
+        {201: Given("A token that allows what the caller may do, or less.", {JSON: TokenContent})},
+        (*_STREAM, InvalidRequest, RequestTooLarge, NotHere),
+        body=TokenWish,
+    ),
+    ("POST", "/v1/responses"): Operation(
+        "OpenAI",
+        "create",
+        {200: Given("The Response, or its events.", {JSON: ResponseContent, EVENTS: _RESPONSE_EVENTS})},
+        (*_CREATING, *_FOLLOWING, UnknownModel, StillRunning),
+        "openai",
+        body=CreateResponse,
+        parameters=("Idempotency-Key",),
+    ),
+    ("GET", "/v1/responses/{id}"): Operation(
+        "OpenAI",
+        "read",
+        {200: Given("The Response, or its events.", {JSON: ResponseContent, EVENTS: _RESPONSE_EVENTS})},
+        _FOLLOWING,
+        "openai",
+        query=(RetrieveResponse,),
+    ),
+    ("DELETE", "/v1/responses/{id}"): Operation(
+        "OpenAI", "admin", {200: Given("It is no more.", {JSON: DeletedResponse})}, _STREAM, "openai"
+    ),
+    ("POST", "/v1/responses/{id}/cancel"): Operation(
+        "OpenAI", "cancel", {200: Given("The Response.", {JSON: ResponseContent})}, _WHOLE, "openai"
+    ),
+    ("GET", "/v1/responses/{id}/input_items"): Operation(
+        "OpenAI",
+        "read",
+        {200: Given("What it was created from.", {JSON: ItemList})},
+        (*_STREAM, InvalidRequest),
+        "openai",
+        query=(ListItems,),
+    ),
+    ("POST", "/v1/chat/completions"): Operation(
+        "OpenAI",
+        "create",
+        {
+            200: Given("The completion, or its chunks.", {JSON: Completion, EVENTS: _CHUNKS}),
+            409: Given("The answer was cancelled."),
+            429: Given("The model provider limits requests."),
+            500: Given("The answer failed."),
+        },
+        (*_CREATING, *_FOLLOWING, UnknownModel, StillRunning),
+        "openai",
+        body=CreateCompletion,
+        parameters=("Idempotency-Key",),
+    ),
+    ("GET", "/v1/models"): Operation(
+        "OpenAI", "read", {200: Given("The models.", {JSON: ModelList})}, _GUARDED, "openai"
+    ),
+    ("GET", "/v1/models/{name}"): Operation(
+        "OpenAI", "read", {200: Given("The model.", {JSON: ModelContent})}, (*_GUARDED, UnknownModel), "openai"
+    ),
+    ("POST", "/v1/ai-sdk/chat"): Operation(
+        "AI SDK",
+        "create",
+        {200: Given("The chunks of the answer.", {EVENTS: _UI_CHUNKS}, _RUN)},
+        (*_CREATING, *_FOLLOWING, UnknownGenerator),
+        body=SendMessages,
+        parameters=("Idempotency-Key",),
+    ),
+    ("GET", "/v1/ai-sdk/chat/{chat}/stream"): Operation(
+        "AI SDK",
+        "read",
+        {
+            200: Given("The chunks from `startIndex` on.", {EVENTS: _UI_CHUNKS}, _RUN),
+            204: Given("There is nothing under way."),
+        },
+        _FOLLOWING,
+        parameters=("startIndex",),
+    ),
+    ("POST", "/v1/ai-sdk/chat/{chat}/stop"): Operation(
+        "AI SDK",
+        "cancel",
+        {
+            200: Given("It has ended.", {JSON: Stopped}),
+            202: Given("Its generator was asked to stop.", {JSON: Stopped}),
+            204: Given("There is nothing to stop."),
+        },
+        (*_STREAM, InvalidRequest),
+    ),
+    ("GET", "/healthz"): Operation("platform", None, {200: Given("It is alive.", {JSON: Health})}, (InternalError,)),
+    ("GET", "/readyz"): Operation(
+        "platform",
+        None,
+        {
+            200: Given("Send clients here.", {JSON: Readiness}),
+            503: Given("Send them elsewhere.", {JSON: Readiness}),
+        },
+        (InternalError, Unavailable),
+    ),
+    ("GET", "/metrics"): Operation(
+        "platform", "admin", {200: Given("The metrics.", {TEXT: "Prometheus' text format."})}, _GUARDED
+    ),
+    ("GET", "/openapi.json"): Operation(
+        "platform", None, {200: Given("This document.", {JSON: dict[str, Any]})}, (InternalError,)
+    ),
+    ("GET", "/errors"): Operation(
+        "platform", None, {200: Given("What the errors mean.", {"text/html": "A page."})}, (InternalError,)
+    ),
+}

@@ -1,0 +1,61 @@
+"""The id of a request: in its answer, and in every log record that belongs to it.
+
+It travels in a context variable, which the tasks that a request starts inherit. A task that serves many requests is
+started in a context of its own, so that it does not bear the id of the first.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from contextvars import ContextVar
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+HEADER: Final = "x-request-id"
+
+_ACCEPTED: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_current: Final[ContextVar[str | None]] = ContextVar("baton_request_id", default=None)
+
+
+def current() -> str | None:
+    """Return the id of the request that is being answered."""
+    return _current.get()
+
+
+def accepted(given: str | None) -> str:
+    """Return the id that a client gave, or a new one where it gave none or something else."""
+    return given if given and _ACCEPTED.fullmatch(given) else uuid.uuid4().hex
+
+
+class RequestIds:
+    """Gives every request of an application an id: the client's `X-Request-Id`, if it is a decent one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        token = _current.set(accepted(Headers(scope=scope).get(HEADER)))
+        await self._app(scope, receive, send)
+        # After an exception it stays, since the server is about to log that in the same task.
+        _current.reset(token)
+
+
+class RequestIdFilter(logging.Filter):
+    """Gives log records the attribute `request_id`, which is "-" where a record belongs to no request.
+
+    Put it on a handler, so that it sees what all loggers say.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record pass."""
+        if not hasattr(record, "request_id"):
+            record.request_id = _current.get() or "-"
+        return True

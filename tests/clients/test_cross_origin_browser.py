@@ -1,0 +1,127 @@
+"""A page of another origin in a real browser: it follows a pod that allows it, and gets nothing of any other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+from tests.clients.test_browser import CHROMIUM, START_SECONDS, browser
+from tests.cluster import Cluster, echo
+from tests.logbook import until
+
+from baton.server import bind
+
+PAGE = """<!doctype html><script type="module">
+async function fetched(pod) {
+  const headers = { "Content-Type": "application/json", "Idempotency-Key": "k", "X-Request-Id": "page-1" };
+  const body = JSON.stringify({ input: ["a", "b", "c"] });
+  const answer = await fetch(pod + "/v1/streams", { method: "POST", headers, body, credentials: "include" });
+  const created = await answer.json();
+  const events = pod + created.events_url;
+  const streamed = await fetch(events, { headers: { "Last-Event-ID": "1" } });
+  const lost = await fetch(pod + "/v1/streams/x", { headers: { Authorization: "Bearer none" } });
+  return {
+    events,
+    requestId: answer.headers.get("X-Request-Id"),
+    location: answer.headers.get("Location"),
+    streamed: await streamed.text(),
+    lost: (await lost.json()).code,
+  };
+}
+
+function followed(events) {
+  return new Promise((resolve, reject) => {
+    const source = new EventSource(events, { withCredentials: true });
+    let text = "";
+    source.onmessage = (message) => {
+      const event = JSON.parse(message.data);
+      if (event.type === "text") text += event.delta;
+      if (event.type === "done") { source.close(); resolve(text); }
+    };
+    source.onerror = () => { source.close(); reject(new Error("refused")); };
+  });
+}
+
+async function tried(action) {
+  try { return await action(); } catch (error) { return String(error); }
+}
+
+const [allowing, refusing, stream] = PODS;
+const result = {};
+result.allowed = await tried(() => fetched(allowing));
+result.followed = await tried(() => followed(result.allowed.events));
+result.refused = await tried(() => fetched(refusing));
+result.unfollowed = await tried(() => followed(refusing + stream));
+result.unread = await tried(async () => (await fetch(refusing + "/healthz")).text());
+await fetch("/report", { method: "POST", body: JSON.stringify(result) });
+</script>"""
+
+
+class Server(uvicorn.Server):
+    """Leaves the test process's signals alone."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Site:
+    """The page, and what it reports."""
+
+    def __init__(self) -> None:
+        self.pods: list[str] = []
+        self.report: dict[str, Any] = {}
+        self.app = Starlette(routes=[Route("/page", self.page), Route("/report", self.take, methods=["POST"])])
+
+    async def page(self, _request: Request) -> Response:
+        return HTMLResponse(PAGE.replace("PODS", json.dumps(self.pods)))
+
+    async def take(self, request: Request) -> Response:
+        self.report = await request.json()
+        return Response()
+
+    @contextlib.asynccontextmanager
+    async def served(self) -> AsyncIterator[str]:
+        with contextlib.closing(bind("127.0.0.1", 0)) as listening:
+            server = Server(uvicorn.Config(self.app, lifespan="off", log_config=None))
+            task = asyncio.create_task(server.serve(sockets=[listening]))
+            await until(lambda: server.started or task.done())
+            try:
+                yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+            finally:
+                server.should_exit = True
+                await task
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: CORS was not tried in a browser")
+async def test_a_page_of_another_origin_follows_where_it_is_allowed(cluster: Cluster, tmp_path: Path) -> None:
+    await cluster.worker({"replay": echo}, flush_window_milliseconds=5)
+    site = Site()
+    async with site.served() as origin:
+        allowing = await cluster.pod(allowed_origins=origin)
+        refusing = await cluster.pod(allowed_origins="https://another.example.com")
+        stream_id = await cluster.create(refusing, input=["secret"])
+        site.pods = [allowing.url, refusing.url, f"/v1/streams/{stream_id}/events"]
+        async with browser(tmp_path / "profile", f"{origin}/page"):
+            await until(lambda: bool(site.report), START_SECONDS)
+    allowed = site.report["allowed"]
+    assert isinstance(allowed, dict), allowed
+    assert allowed["requestId"] == "page-1"
+    assert allowed["location"].startswith("/v1/streams/")
+    assert '"delta":"b"' in allowed["streamed"]
+    assert '"delta":"a"' not in allowed["streamed"]
+    assert allowed["lost"] == "stream_not_found"
+    assert site.report["followed"] == "abc"
+    assert site.report["refused"] == site.report["unread"] == "TypeError: Failed to fetch"
+    assert site.report["unfollowed"] == "Error: refused"

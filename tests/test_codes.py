@@ -1,0 +1,66 @@
+"""Every code that a client can be told is explained, once, wherever it is defined."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.errors_page import PAGE, page
+
+import baton
+from baton import codes
+from baton.codes import ENDS, REFUSALS
+from baton.errors import RequestError
+
+PACKAGE = Path(baton.__file__).parent
+# What makes an end of a stream, by its first argument.
+MAKERS = {"GenerationError", "failed"}
+# What tests, the demo and chaos make up.
+NO_CLIENTS = {"chaos"}
+
+
+def strings(node: ast.expr) -> Iterator[str]:
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Constant) and isinstance(inner.value, str):
+            yield inner.value
+
+
+def told() -> Iterator[str]:
+    """The codes that the package's source gives to streams."""
+    for file in sorted(PACKAGE.rglob("*.py")):
+        if NO_CLIENTS & set(file.relative_to(PACKAGE).parts):
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and node.args:
+                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                if name in MAKERS:
+                    yield from strings(node.args[0])
+
+
+def test_each_code_is_explained_once() -> None:
+    known = [code.code for code in (*REFUSALS, *ENDS)]
+    assert len(known) == len(set(known))
+    for code in (*REFUSALS, *ENDS):
+        assert code.title
+        assert not code.title.endswith(".")
+        for text in (code.happened, code.client, code.operator):
+            assert text.endswith("."), code
+    undescribed = {code.code for code in REFUSALS} - codes.ADVICE.keys()
+    assert not undescribed, "baton.codes says what is to be done about each"
+    assert codes.ADVICE.keys() <= {code.code for code in REFUSALS}
+
+
+def test_all_classes_of_errors_are_there() -> None:
+    assert {error.code for error in RequestError.__subclasses__()} <= {code.code for code in REFUSALS}
+
+
+def test_all_ends_of_streams_are_there() -> None:
+    found = set(told())
+    assert {"worker_lost", "queue_timeout", "generator_error", "provider_cut_off", "max_duration"} <= found
+    missing = found - {code.code for code in ENDS} - {code.code for code in REFUSALS}
+    assert not missing, "baton.codes explains each"
+
+
+def test_the_page_of_errors_is_what_they_are() -> None:
+    assert PAGE.read_text() == page(), "Run: python -m tests.errors_page"
