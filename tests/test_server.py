@@ -13,7 +13,7 @@ from tests.follower import following, frames_after
 from tests.processes import SERVES, Running, environment, running
 
 from baton.errors import ConfigurationError
-from baton.server import bind
+from baton.server import bind, warn_if_reachable
 
 
 def pod_environment(cluster: Cluster, **given: str) -> dict[str, str]:
@@ -131,6 +131,16 @@ def test_pods_can_share_a_port() -> None:
 def test_what_the_kernel_keeps_for_a_slow_client_is_bounded() -> None:
     with contextlib.closing(bind("127.0.0.1", 0)) as opened:
         assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 2 * 65_536
+
+
+@pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)])
+def test_letting_everybody_in_is_warned_of_where_others_can_connect(
+    host: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with contextlib.closing(bind(host, 0)) as opened:
+        warn_if_reachable(opened)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warned
+    assert caplog.text.count("ANYBODY") == warned
 
 
 @pytest.mark.parametrize("host", ["nosuch.invalid", "192.0.2.1"])

@@ -350,7 +350,8 @@ ENDS: Final[tuple[Code, ...]] = (
 
 def _errors(kind: type[RequestError] = RequestError) -> Iterator[type[RequestError]]:
     for error in kind.__subclasses__():
-        yield error
+        if hasattr(error, "code"):  # else it is what several have in common
+            yield error
         yield from _errors(error)
 
 

@@ -49,6 +49,8 @@ class Gate:
         if self.anonymous:
             return
         await self.ring.open()
+        if self.provider is not None and self.provider.url.startswith("http:"):
+            logger.warning("BATON_JWKS_URL is not https: who is on the way to it can put keys of their own there.")
         if not len(self.ring) and self.provider is None:
             raise ConfigurationError(
                 "Nobody could be let in: there is no API key, and no identity provider. Make a key with `baton keys "

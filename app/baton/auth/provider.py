@@ -56,14 +56,16 @@ class IdentityProvider:
         tenant_claim: str,
         scope_claim: str,
         pause_seconds: float = PAUSE_SECONDS,
+        fetch_seconds: float = FETCH_SECONDS,
     ) -> None:
-        self._url = url
+        self.url = url
         self._issuer = issuer
         self._audience = audience
         self._tenant_claim = tenant_claim
         self._scope_claim = scope_claim
         self._pause_seconds = pause_seconds
-        self._client = httpx2.AsyncClient(timeout=FETCH_SECONDS, limits=httpx2.Limits(max_keepalive_connections=0))
+        self._fetch_seconds = fetch_seconds
+        self._client = httpx2.AsyncClient(timeout=fetch_seconds, limits=httpx2.Limits(max_keepalive_connections=0))
         self._keys: dict[str, Key] = {}
         self._fetching: asyncio.Task[None] | None = None
         self._asked_at = float("-inf")
@@ -144,7 +146,7 @@ class IdentityProvider:
     async def _fetch(self) -> None:
         self.fetches += 1
         try:
-            async with asyncio.timeout(FETCH_SECONDS):
+            async with asyncio.timeout(self._fetch_seconds):
                 self._keys = public_keys(await self._read())
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, TimeoutError, ValueError) as error:
             self._answering = False
@@ -155,7 +157,7 @@ class IdentityProvider:
 
     async def _read(self) -> bytes:
         body = bytearray()
-        async with self._client.stream("GET", self._url, headers={"accept": "application/json"}) as response:
+        async with self._client.stream("GET", self.url, headers={"accept": "application/json"}) as response:
             if response.status_code != 200:
                 raise ValueError(f"it answered with {response.status_code}")
             async for part in response.aiter_bytes():
