@@ -348,11 +348,12 @@ ENDS: Final[tuple[Code, ...]] = (
 )
 
 
-def _errors(kind: type[RequestError] = RequestError) -> Iterator[type[RequestError]]:
+def refusals(kind: type[RequestError] = RequestError) -> Iterator[type[RequestError]]:
+    """Return the classes of all errors that a request can be answered with."""
     for error in kind.__subclasses__():
         if hasattr(error, "code"):  # else it is what several have in common
             yield error
-        yield from _errors(error)
+        yield from refusals(error)
 
 
 def _described(error: type[RequestError]) -> Code:
@@ -362,4 +363,4 @@ def _described(error: type[RequestError]) -> Code:
 
 
 # All that a request can be refused with, and all that a stream can end with.
-REFUSALS: Final = tuple(_described(error) for error in _errors())
+REFUSALS: Final = tuple(_described(error) for error in refusals())

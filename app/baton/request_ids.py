@@ -6,9 +6,11 @@ started in a context of its own, so that it does not bear the id of the first.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import uuid
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Final
 
@@ -29,6 +31,16 @@ def current() -> str | None:
 def accepted(given: str | None) -> str:
     """Return the id that a client gave, or a new one where it gave none or something else."""
     return given if given and _ACCEPTED.fullmatch(given) else uuid.uuid4().hex
+
+
+@contextlib.contextmanager
+def new() -> Iterator[None]:
+    """Give an id to what is answered before it is a request."""
+    token = _current.set(accepted(None))
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 class RequestIds:

@@ -24,7 +24,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from . import problems
+from . import problems, request_ids
 from .connections import ABORT_EXTENSION, CLOSE_EXTENSION
 from .errors import (
     BadRequest,
@@ -208,9 +208,11 @@ class Protocol(HttpToolsProtocol):
 
 def _encoded(error: RequestError, pod: Pod) -> bytes:
     """The whole answer to what is no request yet, and cannot be given to the application."""
-    body = problems.encoded(error, problems.PAGE_PATH)
+    with request_ids.new():
+        body = problems.encoded(error, problems.PAGE_PATH)
+        common = problems.answer_headers(pod)
     headers = {
-        **problems.answer_headers(pod),
+        **common,
         **problems.refusal_headers(error),
         "content-type": problems.MEDIA_TYPE,
         "content-length": str(len(body)),

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from ..dialects.chat import Completion
 from ..errors import (
+    BodyTimeout,
     CreatesTooFast,
     CursorBeyondTail,
     Forbidden,
@@ -100,9 +101,11 @@ _WHOLE: Final = (*_STREAM, LogDamaged)
 _CREATING: Final = (
     *_GUARDED,
     InvalidRequest,
+    BodyTimeout,
     RequestTooLarge,
     InputTooLarge,
     IdempotencyConflict,
+    BodyTimeout,
     CreatesTooFast,
     TooManyStreams,
 )

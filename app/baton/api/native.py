@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -201,6 +202,7 @@ def coming_back(handler: Handler) -> Handler:
     A client that asks for problem+json, or for plain text, gets the truth.
     """
 
+    @functools.wraps(handler)
     async def endpoint(request: Request) -> Answer:
         try:
             return await handler(request)
