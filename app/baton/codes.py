@@ -286,7 +286,8 @@ ENDS: Final[tuple[Code, ...]] = (
 
 def _errors(kind: type[RequestError] = RequestError) -> Iterator[type[RequestError]]:
     for error in kind.__subclasses__():
-        yield error
+        if "code" in vars(error):
+            yield error
         yield from _errors(error)
 
 
