@@ -9,8 +9,9 @@ from pathlib import Path
 from tests.errors_page import PAGE, page
 
 import baton
-from baton import codes
+from baton import codes, errors
 from baton.codes import ENDS, REFUSALS
+from baton.errors import RequestError
 
 PACKAGE = Path(baton.__file__).parent
 # What makes an end of a stream, by its first argument.
@@ -51,7 +52,12 @@ def test_each_code_is_explained_once() -> None:
 
 
 def test_all_classes_of_errors_are_there() -> None:
-    assert {error.code for error in codes.refusals()} <= {code.code for code in REFUSALS}
+    defined = {
+        error.code
+        for error in vars(errors).values()
+        if isinstance(error, type) and issubclass(error, RequestError) and hasattr(error, "code")
+    }
+    assert defined == {code.code for code in REFUSALS}
 
 
 def test_all_ends_of_streams_are_there() -> None:

@@ -32,7 +32,7 @@ SENT = (
 
 def paths() -> list[str]:
     filled = (getattr(route, "path", "") for route in api.ROUTES)
-    return [path.replace("{id}", "1").replace("{chat:path}", "c/d").replace("{rest:path}", "/x") for path in filled]
+    return [path.replace("{id}", "1").replace("{chat:any}", "c/d").replace("{rest:any}", "/x") for path in filled]
 
 
 async def preflight(client: httpx2.AsyncClient, url: str, origin: str, method: str, *names: str) -> httpx2.Response:

@@ -81,9 +81,9 @@ async def test_a_hostile_request_is_one_line_in_the_log_of_a_pod(dsn: str) -> No
         url = (await pod.said(SERVES))[2]
         async with connection.transaction(), httpx2.AsyncClient(timeout=20, trust_env=False) as client:
             await connection.execute("LOCK TABLE baton.stream IN ACCESS EXCLUSIVE MODE")
-            path = "/v1/ai-sdk/chat/a%0D%E2%80%A8forged%1B%5B31m/stream"
+            path = "/v1/ai-sdk/chat/a%0A%E2%80%A8forged%1B%5B31m/stream"
             answer = await client.get(url + path, headers={"x-request-id": "hostile"})
             assert answer.status_code == 503
         line = (await pod.said("forged")).string
-        assert r"GET /v1/ai-sdk/chat/a\r\u2028forged\x1b[31m/stream: The database does not answer" in line
+        assert r"GET /v1/ai-sdk/chat/a\n\u2028forged\x1b[31m/stream: The database does not answer" in line
         assert line.endswith("(request hostile)")

@@ -348,12 +348,11 @@ ENDS: Final[tuple[Code, ...]] = (
 )
 
 
-def refusals(kind: type[RequestError] = RequestError) -> Iterator[type[RequestError]]:
-    """Return the classes of all errors that a request can be answered with."""
+def _errors(kind: type[RequestError] = RequestError) -> Iterator[type[RequestError]]:
     for error in kind.__subclasses__():
-        if hasattr(error, "code"):  # else it is what several have in common
+        if "code" in vars(error):
             yield error
-        yield from refusals(error)
+        yield from _errors(error)
 
 
 def _described(error: type[RequestError]) -> Code:
@@ -363,4 +362,4 @@ def _described(error: type[RequestError]) -> Code:
 
 
 # All that a request can be refused with, and all that a stream can end with.
-REFUSALS: Final = tuple(_described(error) for error in refusals())
+REFUSALS: Final = tuple(_described(error) for error in _errors())

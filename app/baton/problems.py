@@ -60,7 +60,7 @@ async def request_error(request: Request, error: Exception) -> Response:
     """Answer what Baton refuses."""
     assert isinstance(error, RequestError)
     note(request, error)
-    return _problem(request, error, refusal_headers(error))
+    return _problem(request, error, error_headers(error))
 
 
 async def http_error(request: Request, error: Exception) -> Response:
@@ -100,7 +100,7 @@ def answer_headers(pod: Pod | None) -> dict[str, str]:
     return headers
 
 
-def refusal_headers(error: RequestError) -> dict[str, str]:
+def error_headers(error: RequestError) -> dict[str, str]:
     """What the answer to a refused request carries besides."""
     if isinstance(error, PassingError):
         return {"retry-after": str(error.retry_after_seconds)}

@@ -213,7 +213,7 @@ def _encoded(error: RequestError, pod: Pod) -> bytes:
         common = problems.answer_headers(pod)
     headers = {
         **common,
-        **problems.refusal_headers(error),
+        **problems.error_headers(error),
         "content-type": problems.MEDIA_TYPE,
         "content-length": str(len(body)),
         "connection": "close",

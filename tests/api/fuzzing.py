@@ -96,11 +96,11 @@ class Fuzzer:
 
     def of_bytes(self, examples: int, number: int) -> None:
         """Send any method, path, query, headers and body that HTTP allows, most of them near to what routes take."""
-        with httpx2.Client(base_url=self.pod.url, timeout=WHOLE_SECONDS, trust_env=False) as client:
+        with httpx2.Client(timeout=WHOLE_SECONDS, trust_env=False) as client:
 
             def send(asked: tuple[str, str, list[tuple[bytes, bytes]], bytes]) -> None:
                 method, path, headers, body = asked
-                answer = client.request(method, path, headers=headers, content=body)
+                answer = client.request(method, self.pod.url + path, headers=headers, content=body)
                 self.judge(answer.status_code, answer.headers, answer.content, f"{asked!r:.3000}")
 
             self._run(send, st.tuples(METHODS, self._targets(), HEADERS, BODIES), examples, number)
@@ -108,7 +108,7 @@ class Fuzzer:
     def _targets(self) -> st.SearchStrategy[str]:
         known = [value for found in self.ids.values() for value in found]
         part = st.one_of(st.sampled_from(known), st.text(max_size=20).map(lambda text: quote(text, safe="")), TOKENS)
-        templates = sorted({re.sub(r"{\w+(:path)?}", "{}", getattr(route, "path", "/")) for route in api.ROUTES})
+        templates = sorted({re.sub(r"{\w+(:any)?}", "{}", getattr(route, "path", "/")) for route in api.ROUTES})
         filled = st.builds(lambda template, inside: template.replace("{}", inside), st.sampled_from(templates), part)
         paths = st.one_of(filled, filled, filled, st.lists(part, max_size=4).map(lambda parts: "/" + "/".join(parts)))
         return st.builds(lambda path, query: f"{path}?{query}" if query else path, paths, QUERIES)
@@ -165,9 +165,7 @@ def dumps(content: Any) -> bytes:
     return json.dumps(content).encode()
 
 
-METHODS = st.sampled_from(
-    ["GET", "GET", "GET", "POST", "POST", "HEAD", "OPTIONS", "DELETE", "PUT", "PATCH", "TRACE", "X"]
-)
+METHODS = st.sampled_from(["GET", "GET", "GET", "POST", "POST", "HEAD", "OPTIONS", "DELETE", "PUT", "PATCH", "TRACE"])
 NUMBERS = st.one_of(
     st.integers(-(10**20), 10**20).map(str), st.floats().map(str), st.sampled_from(["1e999", "-0", "0x1", "1_0", "٣"])
 )

@@ -77,8 +77,8 @@ TABLE: dict[tuple[str, str], Row] = {
     ("GET", "/v1/models"): row("/v1/models", "read", 200, openai=True),
     ("GET", "/v1/models/{name:path}"): row("/v1/models/replay", "read", 200, openai=True),
     ("POST", "/v1/ai-sdk/chat"): row("/v1/ai-sdk/chat", "create", 200, body=UI_MESSAGES),
-    ("GET", "/v1/ai-sdk/chat/{chat:path}/stream"): row("/v1/ai-sdk/chat/run_{hex}/stream", "read", 200, of_stream=True),
-    ("POST", "/v1/ai-sdk/chat/{chat:path}/stop"): row(
+    ("GET", "/v1/ai-sdk/chat/{chat:any}/stream"): row("/v1/ai-sdk/chat/run_{hex}/stream", "read", 200, of_stream=True),
+    ("POST", "/v1/ai-sdk/chat/{chat:any}/stop"): row(
         "/v1/ai-sdk/chat/run_{hex}/stop", "cancel", 204, of_stream=True, narrow=True
     ),
     ("GET", "/healthz"): row("/healthz", None, 200),

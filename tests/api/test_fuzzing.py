@@ -28,6 +28,7 @@ async def test_twenty_thousand_requests(cluster: Cluster, capsys: pytest.Capture
     with capsys.disabled():
         print(f"\nFuzzing with the seed {number} …")  # noqa: T201
         await asyncio.to_thread(fuzzed.of_the_document, 220, number)
+        print(f"{fuzzed.sent:,} requests of the document")  # noqa: T201
         while fuzzed.sent < 20_000:
             await asyncio.to_thread(fuzzed.of_bytes, 20_000 - fuzzed.sent, number + fuzzed.sent)
         print(f"{fuzzed.sent:,} requests: {dict(sorted(fuzzed.answers.items()))}")  # noqa: T201

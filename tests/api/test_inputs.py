@@ -89,7 +89,7 @@ PATHS: list[Any] = [
     ("/v1/responses/{id}?stream=true&starting_after=9007199254740992", BEYOND),
     (f"/v1/responses/{{id}}/input_items?after={NUL}", BAD),
     (f"/v1/models/{NUL}", (404, "model_not_found")),
-    ("/v1/models/%0d%1b%5b31m", (404, "model_not_found")),
+    ("/v1/models/%0a%0d%1b%5b31m", (404, "model_not_found")),
     (f"/v1/ai-sdk/chat/{NUL}/stream", BAD),
     ("/v1/ai-sdk/chat/{id}/stream", 204),
     ("/v1/ai-sdk/chat/run_" + "0" * 32 + "/stream", LOST),

@@ -18,7 +18,7 @@ from baton import api
 from baton.api.contract import OPERATIONS
 from baton.api.event_types import Event
 from baton.api.openapi_document import document
-from baton.codes import REFUSALS, refusals
+from baton.codes import REFUSALS
 from baton.events import TYPES
 
 EVENT: TypeAdapter[Any] = TypeAdapter(Event)
@@ -74,7 +74,7 @@ def test_each_code_of_a_request_is_told_of_some_operation(described: dict[str, A
 
 
 def test_errors_have_the_statuses_of_their_classes(described: dict[str, Any]) -> None:
-    statuses = {error.code: str(error.status) for error in refusals()}
+    statuses = {code.code: str(code.status) for code in REFUSALS}
     for found in operations(described).values():
         for status, response in found["responses"].items():
             for code in re.findall(r"`(\w+)`: ", response["description"]):

@@ -123,9 +123,9 @@ async def stop(request: Request) -> Answer:
 
 ROUTES = [
     Route("/v1/ai-sdk/chat", answered(send_messages, "create"), methods=["POST"]),
-    # With `path`, since a chat's id may have a slash in it.
-    Route("/v1/ai-sdk/chat/{chat:path}/stream", answered(resume, "read"), methods=["GET"]),
-    Route("/v1/ai-sdk/chat/{chat:path}/stop", answered(stop, "cancel", narrow=True), methods=["POST"]),
+    # With `any`, since a chat's id may have a slash in it.
+    Route("/v1/ai-sdk/chat/{chat:any}/stream", answered(resume, "read"), methods=["GET"]),
+    Route("/v1/ai-sdk/chat/{chat:any}/stop", answered(stop, "cancel", narrow=True), methods=["POST"]),
 ]
 
 

@@ -103,7 +103,7 @@ def answered_in_form(handler: Handler, scope: AuthScope) -> Handler:
 
 def refusal(request: Request, error: RequestError) -> Response:
     """Answer an error. Only what may go otherwise the next time is worth another try, which clients make by status."""
-    headers = problems.refusal_headers(error)
+    headers = problems.error_headers(error)
     if not isinstance(error, PassingError):
         headers["x-should-retry"] = "false"
     if getattr(request.app.state, "pod", None) is None:
@@ -189,10 +189,10 @@ _ALL_METHODS: Final = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 # The last ones take what no other route has taken.
 ROUTES: Final = [
     Route("/v1/models", answered_in_form(list_models, "read"), methods=["GET"]),
-    Route("/v1/models/{name:path}", answered_in_form(get_model, "read"), methods=["GET"]),
+    Route("/v1/models/{name:any}", answered_in_form(get_model, "read"), methods=["GET"]),
     *(
         Route(
-            f"/v1/{path}{{rest:path}}",
+            f"/v1/{path}{{rest:any}}",
             answered_in_form(not_here, "read"),
             methods=_ALL_METHODS,
             include_in_schema=False,

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 from uuid import UUID
 
 import orjson
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -25,6 +26,15 @@ from ..events import clean
 from ..pod import Pod
 from ..principal import AuthScope, Principal
 from ..streams import IdempotencyKey, Stream
+
+
+class Anything(PathConvertor):
+    """Matches whatever is in a path, as Starlette's `path` does, and line ends too, which a client may have in an id."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("any", Anything())
 
 _ID: Final = re.compile("[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _KEY: Final = re.compile("[ -~]{1,255}")
