@@ -77,9 +77,23 @@ def project() -> Iterator[Project]:
     project = Project(f"baton-test-{secrets.token_hex(4)}", command)
     try:
         project.compose("up", "--detach", "--no-build")
+        asyncio.run(until_it_serves(project.url))
         yield project
     finally:
         project.compose("down", "--volumes", "--remove-orphans", "--timeout", "1")
+
+
+async def until_it_serves(url: str) -> None:
+    """nginx listens a moment after its container has started."""
+
+    async def serves() -> bool:
+        try:
+            return (await client.get(f"{url}/readyz")).status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        await until(serves, within_seconds=20)
 
 
 @pytest.fixture
@@ -89,14 +103,8 @@ async def client() -> AsyncIterator[httpx2.AsyncClient]:
 
 
 async def create(client: httpx2.AsyncClient, url: str, **given: Any) -> str:
-    async def created() -> bool:
-        nonlocal answer
-        answer = await client.post(f"{url}/v1/streams", json={"input": given})
-        return answer.status_code == 201
-
-    answer = httpx2.Response(500)
-    # nginx is up a moment after its container.
-    await until(created, within_seconds=20)
+    answer = await client.post(f"{url}/v1/streams", json={"input": given})
+    assert answer.status_code == 201, answer.text
     return str(answer.json()["id"])
 
 
