@@ -88,11 +88,11 @@ async def until_it_serves(url: str) -> None:
 
     async def serves() -> bool:
         try:
-            return (await client.get(f"{url}/readyz")).status_code == 200
+            return (await asking.get(f"{url}/readyz")).status_code == 200
         except httpx2.TransportError:
             return False
 
-    async with httpx2.AsyncClient(trust_env=False) as client:
+    async with httpx2.AsyncClient(trust_env=False) as asking:
         await until(serves, within_seconds=20)
 
 
@@ -203,3 +203,7 @@ async def test_pods_and_workers_hear_that_they_are_to_stop(project: Project, cli
     stopped = [*project.containers("pod"), *project.containers("worker")]
     project.compose("stop", "pod", "worker")
     assert [state(container)["ExitCode"] for container in stopped] == [0] * 4
+
+
+def test_the_profile_for_monitoring_is_what_compose_expects(project: Project) -> None:
+    assert {"prometheus", "grafana"} <= set(project.compose("--profile", "monitoring", "config", "--services").split())

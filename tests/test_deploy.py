@@ -37,8 +37,8 @@ from baton.metrics import PodMetrics, WorkerMetrics
 from baton.server import SHUTDOWN_SECONDS
 from baton.settings import Settings
 
-# The oldest release of Kubernetes that is still maintained, and the newest.
-KUBERNETES_VERSIONS = ("1.34", "1.37")
+# The oldest release of Kubernetes that the files are for, and the newest.
+KUBERNETES_VERSIONS = ("1.30", "1.37")
 # Cloud Run's, for services, worker pools and jobs.
 CLOUD_RUN_GRACE_SECONDS = 10
 DOCKERFILE = (PROJECT / "Dockerfile").read_text()

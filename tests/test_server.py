@@ -148,9 +148,10 @@ async def test_a_pod_that_is_still_starting_ends_when_it_is_told_to() -> None:
     """As the first process of a container it would not even hear it, and be killed after the grace period."""
     asked = asyncio.Event()
 
-    async def say_nothing(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked.set()
         await reader.read()
+        writer.close()
 
     async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as silent:
         port = silent.sockets[0].getsockname()[1]
