@@ -152,3 +152,25 @@ def test_an_address_that_cannot_be_had_is_told(host: str) -> None:
 def test_a_port_that_another_program_has_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(ConfigurationError, match="already in use"):
         bind("127.0.0.1", other.getsockname()[1])
+
+
+async def test_a_pod_that_is_still_starting_ends_when_it_is_told_to() -> None:
+    """As the first process of a container it would not even hear it, and be killed after the grace period."""
+    asked = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as silent:
+        port = silent.sockets[0].getsockname()[1]
+        env = environment(
+            BATON_DATABASE_URL=f"postgresql://baton@127.0.0.1:{port}/baton",
+            BATON_ALLOW_ANONYMOUS="true",
+            BATON_PORT="0",
+        )
+        async with running("serve", env=env) as pod:
+            await asyncio.wait_for(asked.wait(), 20)
+            pod.signal(signal.SIGTERM)
+            assert await pod.ends(5) == 128 + signal.SIGTERM

