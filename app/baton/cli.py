@@ -24,6 +24,7 @@ from .interruption import Interrupted, interruptible
 from .listener import session_dsn
 from .maintain import Policy, keep_maintaining
 from .maintain import maintain as maintain_once
+from .metrics.exposition import exposed
 from .server import serve as serve_pod
 from .settings import Settings
 from .worker import Worker
@@ -242,7 +243,8 @@ async def _work(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, working.leave)
     try:
-        await working.run()
+        with exposed(working.metrics, settings.host, settings.worker_metrics_port):
+            await working.run()
     finally:
         await close_generators(generators)
 

@@ -23,7 +23,7 @@ from ..models import CreateStream, FindStreams, FollowEvents, GetStream, describ
 from ..snapshot import Snapshot
 from ..streams import Stream
 from . import actions
-from .following import connection, follow_frames, require_followable, subscribe, wait_for_end
+from .following import connection, count_resume, follow_frames, require_followable, subscribe, wait_for_end
 from .request import (
     Answer,
     answered,
@@ -201,6 +201,8 @@ async def _follow(
     if request.method == "HEAD":
         pod.relays.unsubscribe(subscriber)
         return _retry(request, headers)
+    if cursor and not opening:
+        count_resume(request, subscriber)
     return connection(
         request,
         subscriber,
