@@ -58,6 +58,12 @@ WHERE tenant = $1 AND ($2::uuid IS NULL OR id < $2) AND ($3::text IS NULL OR sta
 ORDER BY id DESC LIMIT $5
 """  # noqa: S608
 
+_NEWEST = f"""
+SELECT {_COLUMNS} FROM baton.stream
+WHERE ($1::text IS NULL OR tenant = $1) AND ($2::text IS NULL OR status = $2)
+ORDER BY id DESC LIMIT $3
+"""  # noqa: S608
+
 # A worker that was taken for dead has no row any more, and claims nothing until it has heard so. The lock on the row
 # has a burial wait for this claim, or this claim for the burial.
 _CLAIM = """
@@ -269,6 +275,11 @@ async def find(
         await connection.execute(_PLAN_ANEW)
         rows = await connection.fetch(_FIND, tenant, before, status, alternatives, limit)
     return [_stream(row) for row in rows]
+
+
+async def newest(executor: Connection | Pool, *, tenant: str | None, status: str | None, limit: int) -> list[Stream]:
+    """List the newest streams first, of all tenants if none is named: for those who run the service."""
+    return [_stream(row) for row in await executor.fetch(_NEWEST, tenant, status, limit)]
 
 
 async def claim(connection: Connection, worker_id: UUID, generators: Sequence[str], limit: int) -> list[Claim]:
