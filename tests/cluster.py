@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -53,10 +54,11 @@ class RunningPod:
     def name(self) -> str:
         return self.pod.settings.pod_name
 
-    def metric(self, name: str) -> float:
-        value = self.pod.metrics.registry.get_sample_value(name)
-        assert value is not None, name
-        return value
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of a metric. With labels, 0 until there is something with them."""
+        value = self.pod.metrics.registry.get_sample_value(name, labels)
+        assert value is not None or labels, name
+        return value or 0
 
 
 @contextlib.asynccontextmanager
@@ -170,7 +172,7 @@ class Author:
         self._next(lines)
 
     async def notify(self, *items: log.Append) -> None:
-        await log.notify(self.pool, notifications.EVENTS_CHANNEL, notifications.pack(items))
+        await log.notify(self.pool, notifications.EVENTS_CHANNEL, notifications.pack(items, time.time()))
 
     def _next(self, lines: Sequence[bytes], outcome: Outcome | None = None) -> log.Append:
         first = len(self.lines) + 1

@@ -16,7 +16,7 @@ from tests.logbook import connected, until
 from baton import log, notifications
 from baton.events import MAX_SEQ, encode_text, join_lines
 from baton.log import Append
-from baton.notifications import MAX_BYTES, pack, unpack
+from baton.notifications import MAX_BYTES, STAMP_BYTES, pack, unpack
 from baton.outcome import Outcome
 
 
@@ -26,6 +26,7 @@ class Everybody(Container[str]):
 
 
 EVERYBODY = Everybody()
+NOW = 1_764_000_000.125
 
 
 @st.composite
@@ -46,7 +47,8 @@ def batch_of(stream_id: UUID, size_bytes: int) -> Append:
 
 @given(st.lists(appends()))
 def test_what_was_packed_is_unpacked(items: list[Append]) -> None:
-    payloads = pack(items)
+    payloads = pack(items, NOW)
+    assert {notifications.committed_at(payload) for payload in payloads} <= {NOW}
     assert all(len(payload.encode()) <= MAX_BYTES for payload in payloads)
     found = [announcement for payload in payloads for announcement in unpack(payload, EVERYBODY)]
     assert len(found) == len(items)
@@ -63,7 +65,9 @@ def test_what_was_packed_is_unpacked(items: list[Append]) -> None:
 
 @given(st.lists(appends()))
 def test_a_setting_keeps_the_events_out(items: list[Append]) -> None:
-    found = [announcement for payload in pack(items, with_events=False) for announcement in unpack(payload, EVERYBODY)]
+    found = [
+        announcement for payload in pack(items, NOW, with_events=False) for announcement in unpack(payload, EVERYBODY)
+    ]
     assert len(found) == len(items)
     assert all(announcement.events is None for announcement in found)
 
@@ -71,11 +75,11 @@ def test_a_setting_keeps_the_events_out(items: list[Append]) -> None:
 async def test_the_largest_payload_is_one_that_postgres_takes(dsn: str) -> None:
     heard: list[str] = []
     stream_id = uuid.uuid4()
-    head = len(f"{stream_id.hex} 1 1 e7950\n")
+    head = len(f"{stream_id.hex} 1 1 e7950\n") + STAMP_BYTES
     fits, does_not = batch_of(stream_id, MAX_BYTES - head), batch_of(stream_id, MAX_BYTES - head + 1)
     async with connected(dsn) as listening, connected(dsn) as sending:
         await listening.add_listener("baton_events", lambda *given: heard.append(str(given[-1])))
-        await log.notify(sending, notifications.EVENTS_CHANNEL, [*pack([fits]), *pack([does_not])])
+        await log.notify(sending, notifications.EVENTS_CHANNEL, [*pack([fits], NOW), *pack([does_not], NOW)])
         await until(lambda: len(heard) == 2)
         assert len(heard[0].encode()) == MAX_BYTES
         with pytest.raises(asyncpg.InvalidParameterValueError):
@@ -87,13 +91,13 @@ async def test_the_largest_payload_is_one_that_postgres_takes(dsn: str) -> None:
 
 def test_only_what_is_wanted_is_read() -> None:
     items = [batch_of(uuid.uuid4(), 100) for _ in range(5)]
-    (payload,) = pack(items)
+    (payload,) = pack(items, NOW)
     assert [found.stream for found in unpack(payload, {items[3].stream_id.hex})] == [items[3].stream_id.hex]
 
 
 def test_many_small_batches_share_a_payload() -> None:
     items = [batch_of(uuid.uuid4(), 100) for _ in range(100)]
-    assert len(pack(items)) == 2
+    assert len(pack(items, NOW)) == 2
 
 
 @given(st.lists(st.text() | st.from_regex(r"[0-9a-f]{32} -?\d{1,9} -?\d{1,9} [te-][0-9]{0,2}"), max_size=8))
@@ -109,7 +113,7 @@ def test_what_makes_no_sense_announces_nothing(payload: str) -> None:
 
 
 def test_after_what_makes_no_sense_nothing_is_believed() -> None:
-    good = pack([batch_of(uuid.uuid4(), 100)])[0]
+    good = pack([batch_of(uuid.uuid4(), 100)], NOW)[0]
     assert len(list(unpack(f"{good}\nnonsense\n{good}", EVERYBODY))) == 1
 
 

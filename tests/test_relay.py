@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Sequence
 from uuid import uuid4
 
@@ -35,7 +36,7 @@ class Pod:
         return self.metrics.registry.get_sample_value("baton_log_reads_total") or 0
 
     def hear(self, *appends: Append, with_events: bool = True) -> None:
-        for payload in pack(appends, with_events=with_events):
+        for payload in pack(appends, time.time(), with_events=with_events):
             self.relays.hear(payload)
 
     @contextlib.asynccontextmanager

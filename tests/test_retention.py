@@ -191,7 +191,7 @@ async def test_streams_without_a_partition_keep_no_older_one_from_ending(dsn: st
             "ANALYZE baton.stream"
         )  # so few are not looked up by an index, in which they are sorted
         await connection.execute(f"DROP TABLE {partitions.name_of(await day(connection, 0))}")
-        assert await streams.end_overdue(connection, 0.0) == 1
+        assert await streams.end_overdue(connection, 0.0) == [streams.QUEUE_TIMEOUT]
         ended = "SELECT id FROM baton.stream WHERE status = 'failed'"
         assert await connection.fetchval(ended) == older
 
@@ -223,12 +223,12 @@ async def test_a_pod_tells_how_far_partitions_reach(cluster: Cluster, caplog: py
 async def test_a_pod_looks_again_after_a_failure(
     postgres: str, cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.pod.PARTITIONS_SECONDS", 0.01)
+    monkeypatch.setattr("baton.pod.LOOK_SECONDS", 0.01)
     pod = await cluster.pod()
     database = urlsplit(cluster.dsn).path[1:]
     await execute(postgres, f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
     await execute(postgres, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
-    await until(lambda: "The log's partitions cannot be looked at" in caplog.text)
+    await until(lambda: "The database cannot be looked at" in caplog.text)
     await execute(postgres, f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
     pod.pod.metrics.partitions_end = None
     await until(lambda: pod.pod.metrics.partitions_end is not None)

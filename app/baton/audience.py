@@ -11,7 +11,8 @@ from typing import Final, TypeVar
 from uuid import UUID
 
 from .errors import PodFull, TooManySubscribers
-from .metrics import Limit, PodMetrics
+from .metrics import PodMetrics
+from .metrics.pod import Limit
 
 Key = TypeVar("Key")
 

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, TypeAlias
 
 import typer
 import uvloop
@@ -23,8 +23,10 @@ from .grants import script as grants_script
 from .interruption import Interrupted, interruptible
 from .keys import app as keys_app
 from .listener import session_dsn
+from .listing import Wanted, list_streams, list_workers
 from .maintain import Policy, keep_maintaining
 from .maintain import maintain as maintain_once
+from .metrics.exposition import exposed
 from .server import serve as serve_pod
 from .settings import Settings
 from .worker import Worker
@@ -37,6 +39,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(keys_app, name="keys")
+
+Status: TypeAlias = Literal["queued", "running", "completed", "failed", "cancelled"]
+
 _PATIENCE = Patience()
 _ROLES = RoleNames()
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -137,6 +142,42 @@ def doctor(
     from .doctor.report import run as run_doctor
 
     raise typer.Exit(run_doctor(_settings(), as_json=as_json, strict=strict))
+
+
+@app.command()
+def tail(
+    stream: Annotated[str, typer.Argument(help="The id of the stream.")],
+    *,
+    url: Annotated[str, typer.Option(envvar="BATON_URL", help="The address of the pods.")] = "http://127.0.0.1:8000",
+    key: Annotated[
+        str | None, typer.Option(envvar="BATON_KEY", help="An API key or a stream's token; better in BATON_KEY.")
+    ] = None,
+    after: Annotated[int, typer.Option(min=0, help="Begin after the event of this number.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each event.")] = False,
+) -> None:
+    """Watch a stream to its end, coming back by itself when a pod goes away."""
+    # A client's library, which pods and workers do without.
+    from .tail import run as run_tail
+
+    raise typer.Exit(run_tail(stream, url=url, credential=key, cursor=after, as_json=as_json))
+
+
+@app.command()
+def streams(
+    *,
+    status: Annotated[Status | None, typer.Option(help="Only those in this state.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's; default: all.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many, at most.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """List the newest streams, as the database has them."""
+    list_streams(_settings(), Wanted(tenant, status, limit), as_json=as_json)
+
+
+@app.command()
+def workers(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False) -> None:
+    """List the workers that live, as the database has them."""
+    list_workers(_settings(), as_json=as_json)
 
 
 @app.command()
@@ -251,7 +292,8 @@ async def _work(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, working.leave)
     try:
-        await working.run()
+        with exposed(working.metrics, settings.host, settings.worker_metrics_port):
+            await working.run()
     finally:
         await close_generators(generators)
 

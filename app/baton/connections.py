@@ -16,6 +16,7 @@ import contextlib
 import contextvars
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from starlette.types import Message, Receive, Scope, Send
 from .dialects.dialect import Header, Reader
 from .errors import ConnectionCut, LogDamaged, Unavailable
 from .metrics import PodMetrics
+from .metrics.pod import Closing
 from .relay import Relays, Subscriber
 
 logger = logging.getLogger(__name__)
@@ -116,6 +118,7 @@ class Connection:
         self._relays = relays
         self._connections = connections
         self._metrics = metrics
+        self._counts = metrics.of_dialect(reader.dialect.name)
         self._reconnect_milliseconds = reconnect_milliseconds
         self._opening = opening
         self._headers = [*reader.dialect.headers, *headers]
@@ -123,6 +126,9 @@ class Connection:
         self._on_gone = on_gone
         self._leaving = False
         self._failed = False  # the dialect could not tell what there is
+        self._stuck = False  # the client accepted nothing
+        self._live = False  # the client has caught up once
+        self._committed_at: float | None = None  # when the newest event to be sent was
         self._gone = asyncio.Event()  # the connection is no more
         self._extensions: Mapping[str, Any] = {}
         self._context = contextvars.Context()  # of the request, for what is logged of it elsewhere
@@ -135,10 +141,13 @@ class Connection:
         self._extensions = scope.get("extensions", {})
         watcher = asyncio.create_task(self._watch(receive))
         self._connections.add(self)
+        self._counts.connections += 1
         try:
             await self._call(send, {"type": "http.response.start", "status": 200, "headers": self._headers})
             await self._follow(send)
         finally:
+            self._counts.connections -= 1
+            self._metrics.closed.add(self._reader.dialect.name, self._reason())
             self._connections.remove(self)
             self._relays.unsubscribe(self.subscriber)
             watcher.cancel()
@@ -156,7 +165,7 @@ class Connection:
         self._context.run(
             logger.warning, "A client of stream %s accepts nothing and is cut off.", self.subscriber.relay.stream_id
         )
-        self._metrics.aborted += 1
+        self._stuck = True
         self._gone.set()
         abort = self._extensions.get(ABORT_EXTENSION)
         if abort is not None:
@@ -178,6 +187,7 @@ class Connection:
                 await self._send(send, pending)
                 pending = b""
                 await self._let_gather()
+            self._live = True
             await subscriber.wait()
         if self._gone.is_set():
             await self._tell_gone()
@@ -226,6 +236,9 @@ class Connection:
         await self._call(send, {"type": "http.response.body", "body": body, "more_body": more})
         self.sending_since = None
         self.last_sent_at = _now()
+        if self._committed_at is not None:
+            self._metrics.delivery_seconds.observe(max(0.0, time.time() - self._committed_at))
+            self._committed_at = None
 
     async def _call(self, send: Send, message: Message) -> None:
         try:
@@ -254,8 +267,10 @@ class Connection:
             )
             self._failed = True
             return b""
-        self._metrics.events_sent += subscriber.cursor - cursor
-        self._metrics.bytes_sent += len(body)
+        self._counts.events += subscriber.cursor - cursor
+        self._counts.size_bytes += len(body)
+        if self._live:
+            self._committed_at = batches[-1].committed_at
         return body
 
     async def _watch(self, receive: Receive) -> None:
@@ -263,6 +278,15 @@ class Connection:
             pass
         self._gone.set()
         self.subscriber.tap()
+
+    def _reason(self) -> Closing:
+        if self._stuck:
+            return "stuck"
+        if self._failed or self.subscriber.relay.damaged:
+            return "broken"
+        if self._leaving:
+            return "sent away"
+        return "left" if self._gone.is_set() else "ended"
 
     async def _tell_gone(self) -> None:
         if self._on_gone is not None and not (self._leaving or self._connections.draining):

@@ -139,6 +139,7 @@ class Batch:
     terminal: bool
     events: str
     encodings: dict[str, Any] | None = field(default_factory=dict)
+    committed_at: float | None = None  # on the worker's clock, of one that came as a notification
 
     @property
     def lines(self) -> list[str]:
@@ -215,6 +216,12 @@ async def notify(executor: Connection | Pool, channel: str, payloads: Sequence[s
     wait.
     """
     await executor.execute(_NOTIFY, channel, payloads)
+
+
+async def queue_usage(executor: Connection | Pool) -> float:
+    """Return how full Postgres' queue of notifications is, from 0 to 1."""
+    usage: float = await executor.fetchval("SELECT pg_notification_queue_usage()")
+    return usage
 
 
 async def free_queue(executor: Connection | Pool) -> None:

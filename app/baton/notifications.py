@@ -3,7 +3,9 @@
 A payload holds several records, one a line. Each begins with `stream first last `: the stream's id in 32 hexadecimal
 digits and the numbers of its first and last event. Then comes `e`, or `t` if the last event is the terminal one, or `-`
 if it announces no batch. A number behind the letter says that so many characters of events follow on the next lines; a
-batch whose events do not fit is announced without them, and pods read the log.
+batch whose events do not fit is announced without them, and pods read the log. The last line is a stamp: `@` and
+the time of the oldest commit that the payload tells of, in milliseconds since 1970 on the worker's clock.
+
 A payload is at most 7,999 bytes, and Postgres folds equal payloads of a transaction into one, which loses nothing.
 """
 
@@ -22,6 +24,7 @@ CANCEL_CHANNEL = "baton_cancel"  # workers listen: a stream is to stop
 
 
 MAX_BYTES = 7999
+STAMP_BYTES = len("\n@1234567890123")
 _LENGTH_DIGITS = 4
 
 
@@ -51,21 +54,29 @@ def hint(stream_id: UUID) -> str:
     return f"{stream_id.hex} 1 {MAX_SEQ} -"
 
 
-def pack(appends: Iterable[Append], *, with_events: bool = True) -> list[str]:
-    """Pack announcements into as few payloads as they need."""
+def pack(appends: Iterable[Append], committed_at: float, *, with_events: bool = True) -> list[str]:
+    """Pack announcements into as few payloads as they need, each with the stamp of that time."""
+    stamp = f"\n@{committed_at * 1000:.0f}"
     payloads: list[str] = []
     current: list[str] = []
     size = 0
     for item in appends:
         record, record_bytes = _record(item, with_events=with_events)
-        if current and size + record_bytes > MAX_BYTES:
-            payloads.append("\n".join(current))
+        if current and size + record_bytes > MAX_BYTES - STAMP_BYTES:
+            payloads.append("\n".join(current) + stamp)
             current, size = [], 0
         current.append(record)
         size += record_bytes + 1
     if current:
-        payloads.append("\n".join(current))
+        payloads.append("\n".join(current) + stamp)
     return payloads
+
+
+def committed_at(payload: str) -> float | None:
+    """Read the stamp of a payload, in seconds since 1970."""
+    at = payload.rfind("\n@", -STAMP_BYTES)
+    stamp = payload[at + 2 :] if at >= 0 else ""
+    return int(stamp) / 1000 if stamp.isdecimal() and stamp.isascii() else None
 
 
 def unpack(payload: str, wanted: Container[str]) -> Iterator[Announcement]:
@@ -103,7 +114,7 @@ def _record(item: Append, *, with_events: bool) -> tuple[str, int]:
     flag = "e" if item.outcome is None else "t"
     head = f"{item.stream_id.hex} {item.first_seq} {item.last_seq} {flag}"
     size = len(head) + _LENGTH_DIGITS + 1 + len(item.events)
-    if not with_events or size > MAX_BYTES:
+    if not with_events or size > MAX_BYTES - STAMP_BYTES:
         return head, len(head)
     events = item.events.decode()
     return f"{head}{len(events)}\n{events}", size

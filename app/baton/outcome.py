@@ -93,6 +93,11 @@ class Outcome:
             event["error"] = {"code": self.error_code, "message": self.error_message}
         return encode_object(event)
 
+    @property
+    def code(self) -> str:
+        """Why it ended so, in one word."""
+        return self.error_code or self.finish_reason or ""
+
     def columns(self) -> tuple[object, ...]:
         """What a stream's row says of its end, in the order of the statements that close it."""
         return (

@@ -11,7 +11,7 @@ from typing import Final, Self
 
 import asyncpg
 
-from . import database, partitions, workers
+from . import database, log, partitions, streams, workers
 from .audience import Audience
 from .auth.gate import Gate
 from .connections import Connections
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 # For so long the database may be silent before new clients are better sent elsewhere.
 READY_SILENCE_SECONDS: Final = 15
-PARTITIONS_SECONDS: Final = 60
+LOOK_SECONDS: Final = 15
 
 
 class Pod:
@@ -103,7 +103,7 @@ class Pod:
                 asyncio.create_task(pod.relays.run()),
                 asyncio.create_task(pod.relays.note_watched(settings.watch_interval_seconds)),
                 asyncio.create_task(pod.connections.run()),
-                asyncio.create_task(pod.watch_partitions()),
+                asyncio.create_task(pod.watch_database()),
                 *map(asyncio.create_task, pod.gate.tasks()),
             ]
             for task in tasks:
@@ -160,25 +160,37 @@ class Pod:
         await self.connections.drain(self.settings.drain_seconds)
         self.relays.tap_all()
 
-    async def watch_partitions(self) -> None:
-        """Look every minute how far the log's partitions reach, and complain while there is still time."""
+    async def watch_database(self) -> None:
+        """Look again and again at what an operator should know, and complain while there is still time."""
         while True:
             try:
-                async with translated():
-                    reach = await partitions.reach(self.pool)
+                reach = await self._look()
             except (Unavailable, asyncpg.PostgresError) as error:
-                logger.warning("The log's partitions cannot be looked at: %r", error)
+                logger.warning("The database cannot be looked at: %r", error)
             else:
-                self.metrics.partitions_end = reach.end
                 if reach.left_seconds < partitions.LEAST_SECONDS:
                     logger.error(
                         "The log's partitions end in %.1f h, and then nothing can be written. Run `baton maintain`; "
                         "workers create them too, and their log says why they cannot.",
                         reach.left_seconds / 3600,
                     )
-            await asyncio.sleep(PARTITIONS_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _look(self) -> partitions.Reach:
+        """Note how far the partitions reach, how full the queues are, and how long one waits for a connection."""
+        metrics = self.metrics
+        metrics.pool_connections, metrics.pool_idle = self.pool.get_size(), self.pool.get_idle_size()
+        asked_at = time.monotonic()
+        async with translated(), self.pool.acquire() as connection:
+            metrics.pool_wait_seconds.observe(time.monotonic() - asked_at)
+            reach = await partitions.reach(connection)
+            metrics.notify_queue_ratio = await log.queue_usage(connection)
+            metrics.queued, metrics.oldest_queued_seconds = await streams.queue_state(connection)
+        metrics.partitions_end = reach.end
+        return reach
 
     def _on_listener_state(self, state: State) -> None:
         self.metrics.listening = state is State.LISTENING
+        self.metrics.listener_losses += state is State.DEGRADED
         if state is State.LISTENING:
             self.relays.catch_up_all()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from uuid import UUID
 
 from . import log, streams, workers
@@ -23,10 +24,18 @@ logger = logging.getLogger(__name__)
 class Reaper:
     """Watches the other workers, for one worker."""
 
-    def __init__(self, *, lease_seconds: float, max_attempts: int, max_pause_seconds: float = math.inf) -> None:
+    def __init__(
+        self,
+        *,
+        lease_seconds: float,
+        max_attempts: int,
+        max_pause_seconds: float = math.inf,
+        on_end: Callable[[Outcome], None] = lambda _outcome: None,
+    ) -> None:
         self._lease_seconds = lease_seconds
         self._max_attempts = max_attempts
         self._max_pause_seconds = max_pause_seconds
+        self._on_end = on_end
         self._looked_at = self._steady_since = time.monotonic()
         self._seen: dict[UUID, tuple[int, float]] = {}
         self._orphans_at = time.monotonic()
@@ -72,21 +81,27 @@ class Reaper:
     async def _release_orphans(self, connection: Connection, own_id: UUID) -> None:
         """Release the streams whose worker has no row: it is dead, or has left without them."""
         for orphan in await workers.orphans(connection, own_id):
-            await release(connection, orphan, max_attempts=self._max_attempts)
+            outcome = await release(connection, orphan, max_attempts=self._max_attempts)
+            if outcome is not None:
+                self._on_end(outcome)
 
 
-async def release(connection: Connection, orphan: Orphan, *, max_attempts: int, uncount_attempt: bool = False) -> None:
+async def release(
+    connection: Connection, orphan: Orphan, *, max_attempts: int, uncount_attempt: bool = False
+) -> Outcome | None:
     """Give a stream that has lost its worker to another one, if it allows that; else end it with what it has.
+
+    Return the end that this gave it.
 
     One that has emitted nothing can always begin anew: nobody has seen anything of it.
     """
     may_retry = orphan.on_worker_lost == "retry" or not await _tail(connection, orphan.stream_id)
     if may_retry and (uncount_attempt or orphan.attempts < max_attempts):
         await streams.requeue(connection, orphan.stream_id, orphan.epoch, uncount_attempt=uncount_attempt)
-        return
+        return None
     tried = f" {orphan.attempts} workers tried." if orphan.attempts > 1 else ""
     outcome = Outcome.failed("worker_lost", WORKER_LOST_MESSAGE + tried)
-    await streams.end_claimed(connection, orphan.stream_id, orphan.epoch, outcome)
+    return outcome if await streams.end_claimed(connection, orphan.stream_id, orphan.epoch, outcome) else None
 
 
 async def _tail(connection: Connection, stream_id: UUID) -> int:

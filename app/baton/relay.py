@@ -27,14 +27,14 @@ from uuid import UUID
 
 import asyncpg
 
-from . import log, retention, streams
+from . import log, notifications, retention, streams
 from .audience import Audience
 from .backoff import Backoff
 from .database import Pool, translated
 from .errors import CursorBeyondTail, LogDamaged, Unavailable
 from .log import Batch
 from .metrics import PodMetrics
-from .notifications import Announcement, unpack
+from .notifications import Announcement
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class Relay:
         self._pool = pool
         self._metrics = metrics
         self._window: deque[Batch] = deque()
-        self._window_bytes = 0
+        self.window_bytes = 0
         self._max_window_bytes = window_bytes
         self._loading: asyncio.Task[None] | None = None
         self.loaded = False
@@ -155,12 +155,14 @@ class Relay:
             self._reading.add_done_callback(_log_failure)
         await asyncio.shield(self._reading)
 
-    def hear(self, announcement: Announcement) -> None:
+    def hear(self, announcement: Announcement, committed_at: float | None = None) -> None:
         """Take note of a notification."""
         if not self.loaded or announcement.last_seq > self.tail:
             events = announcement.events
             if self.loaded and events is not None and announcement.first_seq == self.tail + 1:
-                self._apply(Batch(announcement.first_seq, announcement.last_seq, announcement.terminal, events))
+                batch = Batch(announcement.first_seq, announcement.last_seq, announcement.terminal, events)
+                batch.committed_at = committed_at
+                self._apply(batch)
                 self._wake_all()
             else:
                 self.hint()
@@ -279,11 +281,11 @@ class Relay:
 
     def _apply(self, batch: Batch) -> None:
         self._window.append(batch)
-        self._window_bytes += len(batch.events)
+        self.window_bytes += len(batch.events)
         if len(self._window) > ENCODED_BATCHES_KEPT:
             self._window[-1 - ENCODED_BATCHES_KEPT].encodings = None
-        while self._window_bytes > self._max_window_bytes and len(self._window) > 1:
-            self._window_bytes -= len(self._window.popleft().events)
+        while self.window_bytes > self._max_window_bytes and len(self._window) > 1:
+            self.window_bytes -= len(self._window.popleft().events)
         self.tail = batch.last_seq
         if batch.terminal:
             self.ended = True
@@ -358,12 +360,15 @@ class Relays:
     def hear(self, payload: str) -> None:
         """Take note of a notification about appended batches."""
         self._metrics.notifications += 1
-        for announcement in unpack(payload, self._relays):
+        committed_at = notifications.committed_at(payload)
+        if committed_at is not None:
+            self._metrics.notification_seconds.observe(max(0, time.time() - committed_at))
+        for announcement in notifications.unpack(payload, self._relays):
             relay = self._relays[announcement.stream]
             if announcement.gone:
                 self._let_go(relay)
             else:
-                relay.hear(announcement)
+                relay.hear(announcement, committed_at)
 
     def catch_up_all(self) -> None:
         """Read on in every relay, after a time in which notifications may have been missed."""
@@ -420,6 +425,7 @@ class Relays:
             if relay.idle_since is not None and now - relay.idle_since > linger_seconds:
                 del self._relays[key]
         self._metrics.relays = len(self._relays)
+        self._metrics.window_bytes = sum(relay.window_bytes for relay in self._relays.values())
         before = {relay: relay.tail for relay in self._relays.values() if not (relay.ended or relay.over)}
         tails = await log.tails(self._pool, [relay.stream_id for relay in before])
         for relay, tail_before in before.items():

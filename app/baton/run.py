@@ -13,6 +13,7 @@ from typing import Any, Final
 from .errors import GenerationError, InvalidEvent
 from .events import TOKEN_TYPES, encode_event, encode_text
 from .generators import GenerationRequest, Generator, Yielded
+from .metrics import WorkerMetrics
 from .outbox import Outbox
 from .outcome import Outcome, Timings, numbers_only
 from .streams import Claim
@@ -47,7 +48,9 @@ class Run:
     `stop(outcome)` ends it early with that outcome; `abandon()` ends it without writing anything.
     """
 
-    def __init__(self, claim: Claim, generator: Generator, outbox: Outbox, bounds: Bounds) -> None:
+    def __init__(
+        self, claim: Claim, generator: Generator, outbox: Outbox, bounds: Bounds, metrics: WorkerMetrics
+    ) -> None:
         self.claim = claim
         self.outbox = outbox
         self.last_event_at = time.monotonic()
@@ -56,6 +59,7 @@ class Run:
         self._bounds = bounds
         self._events = outbox.tail  # a former worker's among them
         self._bytes = 0
+        self._metrics = metrics
         self._stop: Outcome | None = None
         self._abandoned = False
         self._held_up = False
@@ -63,6 +67,7 @@ class Run:
         self._usage: dict[str, int | float] | None = None
         self._tokens = 0
         self._first_token_at: float | None = None
+        self._last_token_at = self.started_at
         self._generating: asyncio.Task[None] | None = None
         self._over = asyncio.Event()  # the generator has returned, or is to stop
 
@@ -163,8 +168,13 @@ class Run:
         return line
 
     def _count_token(self) -> None:
+        now = self.last_event_at
         if self._first_token_at is None:
-            self._first_token_at = self.last_event_at
+            self._first_token_at = now
+            self._metrics.first_token_seconds.observe(now - self.started_at)
+        else:
+            self._metrics.token_gap_seconds.observe(now - self._last_token_at)
+        self._last_token_at = now
         self._tokens += 1
 
     async def _see_generator_off(self) -> None:

@@ -47,7 +47,7 @@ class Settings(BaseSettings):
         10, gt=0, le=300, description="A pod's longest wait for the answer to a query, or for a new connection"
     )
 
-    host: str = Field("127.0.0.1", description="The address that a pod listens on")
+    host: str = Field("127.0.0.1", description="The address that a pod listens on, and a worker for its metrics")
     port: int = Field(8000, ge=0, le=65535, description="The port that a pod listens on; 0 takes a free one")
     pod_name: str = Field(
         default_factory=_process_name,
@@ -147,6 +147,9 @@ class Settings(BaseSettings):
     worker_name: str = Field(
         default_factory=_process_name,
         description="What a worker calls itself in its log and its row: 1 to 100 printable ASCII characters",
+    )
+    worker_metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="A worker serves its metrics on this port; by default it does not"
     )
     flush_window_milliseconds: float = Field(
         40, ge=0, le=10_000, description="A worker's pause between two writes to the log"

@@ -69,6 +69,12 @@ WHERE tenant = $1 AND ($2::uuid IS NULL OR id < $2) AND ($3::text IS NULL OR sta
 ORDER BY id DESC LIMIT $5
 """  # noqa: S608
 
+_NEWEST = f"""
+SELECT {_COLUMNS} FROM baton.stream
+WHERE ($1::text IS NULL OR tenant = $1) AND ($2::text IS NULL OR status = $2)
+ORDER BY id DESC LIMIT $3
+"""  # noqa: S608
+
 # A worker that was taken for dead has no row any more, and claims nothing until it has heard so. The lock on the row
 # has a burial wait for this claim, or this claim for the burial.
 _CLAIM = """
@@ -86,7 +92,8 @@ SET status = 'running', epoch = s.epoch + 1, attempts = s.attempts + 1, worker_i
 FROM next WHERE s.id = next.id
 RETURNING s.id, s.epoch, s.attempts, s.on_worker_lost, s.generator, s.input, s.metadata,
           s.cancel_requested_at IS NOT NULL AS cancelled, s.max_duration, s.idle_timeout,
-          extract(epoch FROM clock_timestamp() - s.started_at)::double precision AS elapsed
+          extract(epoch FROM clock_timestamp() - s.started_at)::double precision AS elapsed,
+          extract(epoch FROM s.started_at - s.created_at)::double precision AS queued
 """
 
 _REQUEST_CANCEL = """
@@ -120,6 +127,12 @@ WHERE status = 'queued' AND (
     OR ($2 AND coalesce(watched_at, created_at) < clock_timestamp() - make_interval(secs => unwatched_timeout)))
 ORDER BY id
 LIMIT 100
+"""
+
+_QUEUE_STATE = """
+SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(since)), 0)::double precision
+FROM (SELECT coalesce(queued_at, created_at) AS since FROM baton.stream WHERE status = 'queued' ORDER BY id LIMIT 10000)
+AS queued
 """
 
 _WATCHED = """
@@ -232,7 +245,8 @@ class Claim:
     cancelled: bool
     max_duration: float | None = None
     idle_timeout: float | None = None
-    elapsed: float = 0.0
+    elapsed: float = 0.0  # since its first claim
+    queued: float = 0.0  # before that
 
 
 async def create(
@@ -291,6 +305,11 @@ async def find(
     return [_stream(row) for row in rows]
 
 
+async def newest(executor: Connection | Pool, *, tenant: str | None, status: str | None, limit: int) -> list[Stream]:
+    """List the newest streams first, of all tenants if none is named: for those who run the service."""
+    return [_stream(row) for row in await executor.fetch(_NEWEST, tenant, status, limit)]
+
+
 async def claim(connection: Connection, worker_id: UUID, generators: Sequence[str], limit: int) -> list[Claim]:
     """Claim the oldest queued streams that one of `generators` can serve."""
     return [
@@ -306,6 +325,7 @@ async def claim(connection: Connection, worker_id: UUID, generators: Sequence[st
             row["max_duration"],
             row["idle_timeout"],
             row["elapsed"],
+            row["queued"],
         )
         for row in await connection.fetch(_CLAIM, worker_id, generators, limit)
     ]
@@ -334,14 +354,21 @@ async def end_claimed(connection: Connection, stream_id: UUID, epoch: int, outco
     return False
 
 
-async def end_overdue(connection: Connection, queue_timeout: float, *, unwatched: bool = True) -> int:
-    """End the queued streams that have waited for too long, in seconds, or that nobody watches; return how many."""
-    ended = 0
+async def end_overdue(connection: Connection, queue_timeout: float, *, unwatched: bool = True) -> list[Outcome]:
+    """End the queued streams that have waited for too long, in seconds, or that nobody watches; return their ends."""
+    ended = []
     for stream_id, epoch, timed_out in await connection.fetch(_OVERDUE, queue_timeout, unwatched):
         outcome = QUEUE_TIMEOUT if timed_out else UNWATCHED
         with log.putting_off(stream_id):
-            ended += await end(connection, stream_id, outcome, _TAKE_QUEUED_EPOCH, epoch)
+            if await end(connection, stream_id, outcome, _TAKE_QUEUED_EPOCH, epoch):
+                ended.append(outcome)
     return ended
+
+
+async def queue_state(executor: Connection | Pool) -> tuple[int, float]:
+    """Return how many streams wait for a worker, 10,000 at most, and for how many seconds the first of them has."""
+    count, oldest_seconds = await executor.fetchrow(_QUEUE_STATE)  # type: ignore[misc]
+    return count, oldest_seconds
 
 
 async def note_watched(pool: Pool, stream_ids: Sequence[UUID]) -> None:

@@ -42,7 +42,7 @@ class Worker:
     def __init__(self, settings: Settings, generators: Mapping[str, Generator]) -> None:
         self._settings = settings
         self._generators = generators
-        self.metrics = WorkerMetrics()
+        self.metrics = WorkerMetrics(settings.worker_concurrency)
         self._notifier = Notifier(
             settings.dsn, with_events=settings.notify_payloads, metrics=self.metrics, prepare=settings.prepare
         )
@@ -57,6 +57,7 @@ class Worker:
             lease_seconds=settings.lease_seconds,
             max_attempts=settings.max_attempts,
             max_pause_seconds=settings.lease_seconds / 2,
+            on_end=self._count_end,
         )
         # After an outage pods must have had the time to write down what was watched meanwhile.
         self._unwatched_after_seconds = 2 * settings.watch_interval_seconds + settings.database_timeout_seconds
@@ -184,7 +185,10 @@ class Worker:
             )
         await self._create_partitions(connection)
         await self._reaper.look(connection, self._worker_id)
-        await streams.end_overdue(connection, self._settings.queue_timeout_seconds, unwatched=trust_watched)
+        for outcome in await streams.end_overdue(
+            connection, self._settings.queue_timeout_seconds, unwatched=trust_watched
+        ):
+            self._count_end(outcome)
 
     async def _create_partitions(self, connection: Connection) -> None:
         """Have the partitions of the coming days at hand, hour by hour."""
@@ -238,7 +242,7 @@ class Worker:
             max_events=self._settings.buffer_events,
             may_reset=claim.on_worker_lost == "retry",
         )
-        run = Run(claim, self._generators[claim.generator], outbox, self._bounds)
+        run = Run(claim, self._generators[claim.generator], outbox, self._bounds, self.metrics)
         self._runs[claim.stream_id] = run
         self._writer.add(outbox)
         if tail > 0:
@@ -251,13 +255,16 @@ class Worker:
 
     async def _see_through(self, run: Run) -> None:
         """Run a stream to its end, and free its slot."""
-        self.metrics.running.inc()
+        self.metrics.running += 1
+        if run.claim.epoch == 1:
+            self.metrics.queue_seconds.observe(run.claim.queued)
         try:
             outcome = await run.run()
             if outcome is not None:
-                self.metrics.ended.labels(outcome.status).inc()
+                self._count_end(outcome)
+                self.metrics.stream_seconds.observe(outcome.timings.duration_seconds)
         finally:
-            self.metrics.running.dec()
+            self.metrics.running -= 1
             self._writer.remove(run.outbox)
             # Unless this worker, once declared dead, has claimed the stream again meanwhile.
             if self._runs.get(run.claim.stream_id) is run:
@@ -280,6 +287,9 @@ class Worker:
             claim = run.claim
             orphan = workers.Orphan(claim.stream_id, claim.epoch, claim.attempts, claim.on_worker_lost)
             await release(connection, orphan, max_attempts=self._settings.max_attempts, uncount_attempt=uncount_attempt)
+
+    def _count_end(self, outcome: Outcome) -> None:
+        self.metrics.ended.add(outcome.status, outcome.code)
 
     def _lost(self, run: Run, lost: Lost) -> None:
         logger.warning("Stream %s is lost to this worker: %s.", run.claim.stream_id, lost.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from .database import Connection, Pool
@@ -28,6 +29,12 @@ SELECT id, epoch, attempts, on_worker_lost FROM baton.stream AS s
 WHERE status = 'running' AND worker_id IS DISTINCT FROM $1
   AND NOT EXISTS (SELECT FROM baton.worker AS w WHERE w.id = s.worker_id)
 """
+_LISTED = """
+SELECT w.id, w.name, w.generators, w.concurrency, w.started_at,
+       extract(epoch FROM clock_timestamp() - w.heartbeat_at)::double precision AS silent_seconds,
+       (SELECT count(*) FROM baton.stream AS s WHERE s.worker_id = w.id AND s.status = 'running') AS running
+FROM baton.worker AS w ORDER BY w.name, w.id
+"""
 _OFFERED = "SELECT DISTINCT unnest(generators) FROM baton.worker"
 
 
@@ -49,6 +56,24 @@ class Orphan:
     epoch: int
     attempts: int
     on_worker_lost: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A worker as the database sees it."""
+
+    id: UUID
+    name: str
+    generators: Sequence[str]
+    concurrency: int
+    started_at: datetime
+    silent_seconds: float
+    running: int
+
+
+async def list_all(executor: Connection | Pool) -> list[Listed]:
+    """List the workers that have not left, by name."""
+    return [Listed(*row) for row in await executor.fetch(_LISTED)]
 
 
 async def register(connection: Connection, name: str, generators: Sequence[str], concurrency: int) -> UUID:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -155,6 +156,7 @@ class Writer:
                 logger.warning("An append is tried again: %s", error)
             except (*CONNECTION_ERRORS, asyncpg.PostgresError, ConfigurationError) as error:
                 logger.warning("A flush failed and will be repeated on a new connection: %r", error)
+                self._metrics.flush_failures += 1
                 self._disconnect()
             else:
                 return
@@ -175,7 +177,7 @@ class Writer:
             else:
                 await self._reject(connection, next(iter(group)), error)
             return
-        self._metrics.flushed(len(group), asyncio.get_running_loop().time() - started)
+        self._count_flush(group.values(), asyncio.get_running_loop().time() - started)
         self._notifier.announce([item for item in group.values() if item.stream_id in written])
         for outbox, item in group.items():
             if item.stream_id in written:
@@ -183,11 +185,19 @@ class Writer:
             else:
                 await self._settle(connection, outbox, item)
 
+    def _count_flush(self, items: Collection[Append], seconds: float) -> None:
+        self._metrics.flushed(
+            batches=len(items),
+            events=sum(item.last_seq - item.first_seq + 1 for item in items),
+            size_bytes=sum(len(item.events) for item in items),
+            seconds=seconds,
+        )
+
     async def _settle(self, connection: Connection, outbox: Outbox, item: Append) -> None:
         """Find out why a batch was not written. Only a statement of its own can see the row that was in the way."""
         stream = await streams.get(connection, item.stream_id)
         if stream is None or stream.epoch != item.epoch:
-            self._metrics.fenced.inc()
+            self._metrics.fenced += 1
             outbox.lose(Lost.FENCED)
             return
         tail = await log.read_tail(connection, item.stream_id)
@@ -267,10 +277,13 @@ class Notifier:
         self._with_events = with_events
         self._metrics = metrics
         self._waiting: list[Append] = []
+        self._committed_at = 0.0  # when the first of these was
         self._wake = asyncio.Event()
 
     def announce(self, appends: Sequence[Append]) -> None:
         """Queue the announcement of batches that were committed."""
+        if not self._waiting:
+            self._committed_at = time.time()
         if len(self._waiting) < self.MAX_WAITING:
             self._waiting.extend(appends)
             self._wake.set()
@@ -293,9 +306,9 @@ class Notifier:
                 await self._wake.wait()
                 self._wake.clear()
                 appends, self._waiting = self._waiting, []
-                payloads = notifications.pack(appends, with_events=self._with_events)
+                payloads = notifications.pack(appends, self._committed_at, with_events=self._with_events)
                 await log.notify(connection, notifications.EVENTS_CHANNEL, payloads)
-                self._metrics.notifications.inc(len(payloads))
+                self._metrics.notifications += len(payloads)
                 backoff.reset()
         finally:
             connection.terminate()

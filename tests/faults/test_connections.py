@@ -89,7 +89,7 @@ async def test_a_client_that_accepts_nothing_is_cut_and_can_resume_while_others_
         following(cluster.client, pod.url, author.id) as follower,
     ):
         assert len(await follower.events(400)) == 400
-        await until(lambda: pod.metric("baton_clients_aborted_total") == 1)
+        await until(lambda: pod.metric("baton_event_streams_closed_total", dialect="native.full", reason="stuck") == 1)
         # Cut, and not closed after what waits: that would need a client that accepts it.
         await until(lambda: pod.metric("baton_subscribers") == 1)
         assert await _connections(pod.url) == 1

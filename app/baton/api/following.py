@@ -91,7 +91,14 @@ async def follow_frames(
     except BaseException:
         pod_of(request).relays.unsubscribe(subscriber)
         raise
+    if after:
+        count_resume(request, subscriber)
     return connection(request, subscriber, reader, opening=opening.body + first, headers=headers, on_gone=on_gone)
+
+
+def count_resume(request: Request, subscriber: Subscriber) -> None:
+    """Count a client that came back, and what it has missed."""
+    pod_of(request).metrics.resumed_events.observe(subscriber.relay.tail - subscriber.cursor)
 
 
 def connection(request: Request, subscriber: Subscriber, reader: Reader[Any], **options: Any) -> Connection:

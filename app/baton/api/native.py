@@ -43,7 +43,15 @@ from ..principal import View
 from ..snapshot import Snapshot
 from ..streams import Stream
 from . import actions
-from .following import connection, follow_frames, require_followable, require_staying, subscribe, wait_for_end
+from .following import (
+    connection,
+    count_resume,
+    follow_frames,
+    require_followable,
+    require_staying,
+    subscribe,
+    wait_for_end,
+)
 from .request import (
     Answer,
     Handler,
@@ -271,6 +279,8 @@ async def _follow(
     if request.method == "HEAD":
         pod.relays.unsubscribe(subscriber)
         return _retry(request, headers)
+    if cursor and not opening:
+        count_resume(request, subscriber)
     return connection(
         request,
         subscriber,

@@ -1,0 +1,126 @@
+"""`baton streams` and `baton workers`: what the database says of them, as a table, as lines, or as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from . import streams, workers
+from .database import Connection, check_schema, connect
+from .settings import Settings
+from .streams import Stream
+from .workers import Listed
+
+_FORM: Final = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+_STYLES: Final = {"completed": "green", "failed": "bold red", "cancelled": "yellow", "running": "cyan"}
+
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which streams: the newest `limit` of one tenant or, if it is None, of all."""
+
+    tenant: str | None
+    status: str | None
+    limit: int
+
+
+def list_streams(settings: Settings, wanted: Wanted, *, as_json: bool) -> None:
+    """Print the newest streams, of all tenants unless one is named.
+
+    Raises:
+        ConfigurationError: the database cannot be read.
+    """
+
+    async def read(connection: Connection) -> list[Stream]:
+        return await streams.newest(connection, tenant=wanted.tenant, status=wanted.status, limit=wanted.limit)
+
+    found = asyncio.run(_read(settings, read))
+    if as_json:
+        _print_json([asdict(item) for item in found])
+    else:
+        _print_rows([_stream_row(item) for item in found], nothing="There are no such streams.")
+
+
+def list_workers(settings: Settings, *, as_json: bool) -> None:
+    """Print the workers that have not left.
+
+    Raises:
+        ConfigurationError: the database cannot be read.
+    """
+    found = asyncio.run(_read(settings, workers.list_all))
+    if as_json:
+        _print_json([asdict(item) for item in found])
+    else:
+        _print_rows([_worker_row(item) for item in found], nothing="There are no workers. Start one: `baton worker`.")
+
+
+async def _read(settings: Settings, read: Callable[[Connection], Awaitable[Sequence[Item]]]) -> Sequence[Item]:
+    connection = await connect(settings.dsn, name="baton list", prepare=settings.prepare)
+    try:
+        await check_schema(connection)
+        return await read(connection)
+    finally:
+        connection.terminate()
+
+
+def _stream_row(item: Stream) -> Mapping[str, str]:
+    seconds = item.duration_seconds
+    first = item.time_to_first_token_seconds
+    return {
+        "stream": str(item.id),
+        "tenant": item.tenant or "-",
+        "generator": item.generator,
+        "status": item.status,
+        "created (UTC)": _moment(item.created_at),
+        "first token": "-" if first is None else f"{first:.2f} s",
+        "took": "-" if seconds is None else f"{seconds:.1f} s",
+        "tokens": "-" if item.tokens is None else str(item.tokens),
+        "why": item.error_code or item.finish_reason or "-",
+    }
+
+
+def _worker_row(item: Listed) -> Mapping[str, str]:
+    return {
+        "worker": item.name,
+        "streams": f"{item.running} of {item.concurrency}",
+        "last heartbeat": f"{item.silent_seconds:.1f} s ago",
+        "since (UTC)": _moment(item.started_at),
+        "generators": ", ".join(item.generators),
+    }
+
+
+def _moment(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _print_json(items: Sequence[Mapping[str, Any]]) -> None:
+    sys.stdout.write(orjson.dumps(items, default=str, option=_FORM).decode())
+
+
+def _print_rows(rows: Sequence[Mapping[str, str]], *, nothing: str) -> None:
+    """Print a table in a terminal, else lines with tabs, which other programs can cut."""
+    console = Console(highlight=False)
+    if not rows:
+        console.print(nothing, markup=False, soft_wrap=True)
+    elif console.is_terminal:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name in rows[0]:
+            table.add_column(name, no_wrap=name in {"stream", "status"}, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(value, style=_STYLES.get(value, "")) for value in row.values()))
+        console.print(table)
+    else:
+        for line in (list(rows[0]), *(list(row.values()) for row in rows)):
+            sys.stdout.write("\t".join(line) + "\n")

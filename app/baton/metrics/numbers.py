@@ -1,0 +1,67 @@
+"""Histograms and labelled counters in plain numbers."""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+
+MILLISECONDS_TO_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SECONDS_TO_MINUTES: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+COUNTS: Final = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0)
+
+MOST_VALUES: Final = 50
+OTHER: Final = "other"
+
+
+class Histogram:
+    """How often a value fell into which bucket."""
+
+    __slots__ = ("_bounds", "_counts", "_documentation", "_name", "_sum")
+
+    def __init__(self, name: str, documentation: str, bounds: Sequence[float]) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the numbers to Prometheus."""
+        bounds = [*map(str, self._bounds), "+Inf"]
+        buckets = list(zip(bounds, map(float, itertools.accumulate(self._counts)), strict=True))
+        yield HistogramMetricFamily(self._name, self._documentation, buckets=buckets, sum_value=self._sum)
+
+
+class LabelledCounter:
+    """A counter for each combination of labels, of which there are 50 at most: what comes then counts as "other"."""
+
+    __slots__ = ("_counts", "_documentation", "_labels", "_name")
+
+    def __init__(self, name: str, documentation: str, *labels: str) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._labels = labels
+        self._counts: Counter[tuple[str, ...]] = Counter()
+
+    def add(self, *values: str, by: int = 1) -> None:
+        """Count."""
+        if values not in self._counts and len(self._counts) >= MOST_VALUES:
+            values = (*values[:-1], OTHER)
+        self._counts[values] += by
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the numbers to Prometheus."""
+        family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
+        for values, count in list(self._counts.items()):
+            family.add_metric(values, count)
+        yield family

@@ -1,0 +1,79 @@
+"""The alerts, the runbook and the dashboard: that they speak of metrics that there are, and of each other."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from baton.metrics import PodMetrics, WorkerMetrics
+
+ROOT = Path(__file__).parents[1]
+ALERTS = ROOT / "deploy/prometheus/alerts.yaml"
+DASHBOARD = ROOT / "deploy/grafana/baton.json"
+PROMTOOL = shutil.which("promtool")
+SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
+
+
+def names() -> set[str]:
+    """The names under which Prometheus has the metrics."""
+    pod = PodMetrics()
+    pod.partitions_end = pod.notify_queue_ratio = pod.oldest_queued_seconds = 0.0
+    pod.queued = 0
+    return {
+        family.name + suffix
+        for metrics in (pod, WorkerMetrics())
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for suffix in SUFFIXES[family.type]
+    }
+
+
+def rules() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
+    found: list[dict[str, Any]] = group["rules"]
+    return found
+
+
+def expressions() -> list[str]:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    return [target["expr"] for panel in panels for target in panel.get("targets", [])]
+
+
+def used(text: str) -> set[str]:
+    return set(re.findall(r"\bbaton_[a-z_]+", text))
+
+
+def test_alerts_and_dashboard_use_metrics_that_there_are() -> None:
+    asked = used(" ".join(expressions()) + " ".join(rule["expr"] for rule in rules()))
+    assert len(asked) > 20
+    assert asked <= names()
+
+
+def test_every_metric_is_on_the_dashboard() -> None:
+    shown = used(" ".join(expressions()))
+    stems = {re.sub(r"_(bucket|sum|count|total)$", "", name) for name in shown}
+    known = {re.sub(r"_(bucket|sum|count|total)$", "", name) for name in names()}
+    # How long streams take is their users' affair, and how many wait is less than how long.
+    assert known - stems <= {"baton_stream_seconds", "baton_queued_streams", "baton_flush_events"}
+
+
+def test_each_alert_has_its_entry_in_the_runbook_and_each_entry_its_alert() -> None:
+    headings = re.findall(r"^## (\w+)$", (ROOT / "docs/runbook.md").read_text(), re.MULTILINE)
+    assert headings == [rule["alert"] for rule in rules()]
+    for rule in rules():
+        assert rule["annotations"]["runbook"] == f"docs/runbook.md#{rule['alert'].lower()}"
+        assert rule["labels"]["severity"] in {"warning", "critical"}
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed: the alerts' grammar was not checked")
+def test_prometheus_takes_the_alerts() -> None:
+    assert PROMTOOL is not None
+    said = subprocess.run([PROMTOOL, "check", "rules", str(ALERTS)], capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stdout + said.stderr
