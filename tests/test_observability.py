@@ -11,28 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
-
-from baton.metrics import PodMetrics, WorkerMetrics
+from tests.metric_names import metric_names
 
 ROOT = Path(__file__).parents[1]
 ALERTS = ROOT / "deploy/prometheus/alerts.yaml"
 DASHBOARD = ROOT / "deploy/grafana/baton.json"
 PROMTOOL = shutil.which("promtool")
-SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
-
-
-def names() -> set[str]:
-    """The names under which Prometheus has the metrics."""
-    pod = PodMetrics()
-    pod.partitions_end = pod.notify_queue_ratio = pod.oldest_queued_seconds = 0.0
-    pod.queued = 0
-    return {
-        family.name + suffix
-        for metrics in (pod, WorkerMetrics())
-        for family in text_string_to_metric_families(metrics.render().decode())
-        for suffix in SUFFIXES[family.type]
-    }
 
 
 def rules() -> list[dict[str, Any]]:
@@ -53,13 +37,13 @@ def used(text: str) -> set[str]:
 def test_alerts_and_dashboard_use_metrics_that_there_are() -> None:
     asked = used(" ".join(expressions()) + " ".join(rule["expr"] for rule in rules()))
     assert len(asked) > 20
-    assert asked <= names()
+    assert asked <= metric_names()
 
 
 def test_every_metric_is_on_the_dashboard() -> None:
     shown = used(" ".join(expressions()))
     stems = {re.sub(r"_(bucket|sum|count|total)$", "", name) for name in shown}
-    known = {re.sub(r"_(bucket|sum|count|total)$", "", name) for name in names()}
+    known = {re.sub(r"_(bucket|sum|count|total)$", "", name) for name in metric_names()}
     # How long streams take is their users' affair, and how many wait is less than how long.
     assert known - stems <= {"baton_stream_seconds", "baton_queued_streams", "baton_flush_events"}
 

@@ -1,0 +1,22 @@
+"""The names that Prometheus has the metrics of pods and workers under."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from baton.metrics import PodMetrics, WorkerMetrics
+
+SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
+
+
+def metric_names() -> set[str]:
+    """All of them, with the suffixes that Prometheus gives them."""
+    pod = PodMetrics()
+    pod.partitions_end = pod.notify_queue_ratio = pod.oldest_queued_seconds = 0.0
+    pod.queued = 0
+    return {
+        family.name + suffix
+        for metrics in (pod, WorkerMetrics())
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for suffix in SUFFIXES[family.type]
+    }
