@@ -52,8 +52,6 @@ SAMPLES = {
     "BATON_POD_NAME": "baton-pod-5d9c7b6f4-x7x2q",
     "BATON_WORKER_NAME": "baton-worker-5d9c7b6f4-x7x2q",
 }
-# The signing keys of tokens come with access control.
-COMING = {"BATON_TOKEN_KEYS"}
 
 
 def variables() -> set[str]:
@@ -84,7 +82,7 @@ def each(containers: list[Container]) -> pytest.MarkDecorator:
 
 @each(everywhere())
 def test_each_variable_is_a_setting_and_takes_its_value(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert container.environment.keys() - variables() <= COMING
+    assert container.environment.keys() <= variables()
     settings = settings_of(container, monkeypatch)
     assert settings.database_url is not None
     assert (settings.host, settings.port) == ("0.0.0.0", 8000)
@@ -315,7 +313,7 @@ def test_the_image_is_made_by_the_same_uv_as_everything_else() -> None:
 
 
 def test_the_page_names_settings_and_files_that_there_are() -> None:
-    assert set(re.findall(r"\bBATON_[A-Z_]+[A-Z]\b", PAGE)) <= variables() | COMING | shell_variables()
+    assert set(re.findall(r"\bBATON_[A-Z_]+[A-Z]\b", PAGE)) <= variables() | shell_variables()
     for path in re.findall(r"\bdeploy/[\w./-]+\w", PAGE):
         assert (PROJECT / path).exists(), path
 
