@@ -14,7 +14,6 @@ import logging
 import math
 import resource
 import socket
-import struct
 from dataclasses import dataclass
 from http import HTTPStatus
 from types import FrameType
@@ -96,7 +95,7 @@ class Protocol(HttpToolsProtocol):
         if self.phase is None:
             self._intake.move(self, "header")
         self.scope["extensions"] = {
-            ABORT_EXTENSION: self._abort,  # type: ignore[dict-item]
+            ABORT_EXTENSION: self.transport.abort,  # type: ignore[dict-item]
             CLOSE_EXTENSION: self.transport.close,  # type: ignore[dict-item]
         }
 
@@ -149,11 +148,11 @@ class Protocol(HttpToolsProtocol):
         elif phase == "idle":
             self._close()
         else:
-            self._abort()
+            self.transport.abort()
 
     def give_way(self) -> None:
         """End at once."""
-        self._abort()
+        self.transport.abort()
 
     def _count(self, size: int) -> None:
         self._header_bytes += size
@@ -170,7 +169,7 @@ class Protocol(HttpToolsProtocol):
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is not None and not cycle.response_complete:
             if cycle.response_started:
-                self._abort()
+                self.transport.abort()
                 return
             cycle.disconnected = True
             cycle.message_event.set()
@@ -179,14 +178,6 @@ class Protocol(HttpToolsProtocol):
             return
         self.transport.write(refusal.encode(self._pod))
         self._close()
-
-    def _abort(self) -> None:
-        """End at once, also in the kernel, which would go on trying to send what the client does not take."""
-        if not self.transport.is_closing() or self.transport.get_write_buffer_size():
-            opened: socket.socket | None = self.transport.get_extra_info("socket")
-            if opened is not None:
-                opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGERING)
-        self.transport.abort()
 
     def _close(self) -> None:
         """Close when the client has taken what is left, for which it has a time of its own."""
@@ -218,7 +209,6 @@ class Refusal:
         return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-_NO_LINGERING: Final = struct.pack("ii", 1, 0)
 _NO_ROOM: Final = Refusal(503, "too_many_connections", "This pod has as many connections as it takes. Try again.")
 _HEADER_LATE: Final = Refusal(408, "header_timeout", "The request's header took too long to arrive.")
 _BODY_LATE: Final = Refusal(408, "body_timeout", "The request's body took too long to arrive.")
