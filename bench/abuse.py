@@ -10,8 +10,8 @@ Calm phases and abused ones follow each other in turn. In an abused phase
 Whoever the pod cuts off connects again within a second, so that there are always about as many; they are another
 process. The pod's times are shorter than by default, so that abusers are cut off and come again within a phase; its
 relays' windows are small, so that they are full before the first phase and hide nothing. Printed are the delays of the
-viewers' tokens, the memory of the pod at its highest, and what became of the abusers. Every viewer must get every
-number once.
+viewers' tokens, the memory of the pod at its highest, and what became of the abusers (the deaf notice that they were
+cut off only when the kernel has given them up). Every viewer must get every number once.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from baton.streams import NewStream
 from .online import ROOT, Measured, Viewer, cluster, phase
 
 SETTLE_SECONDS: Final = 3
+MOST_SECONDS: Final = 600
 # By then the windows are full.
 START_SECONDS: Final = 10
 # So many connect at once.
@@ -249,8 +250,8 @@ async def run(dsn: str, folder: Path, given: argparse.Namespace) -> Result:
         asyncpg.create_pool(dsn, min_size=1, max_size=4) as pool,
         cluster(dsn, folder, given.streams, TIMES) as (running, port),
     ):
-        seconds = START_SECONDS + given.turns * (2 * given.seconds + SETTLE_SECONDS + 4)
-        tokens = int(given.rate * seconds)
+        # They are cancelled before that.
+        tokens = int(given.rate * MOST_SECONDS)
         new = NewStream("load", {"rate": given.rate, "tokens": tokens, "stamped": True}, {}, "retry")
         long = await long_stream(pool)
         ids = [(await streams.create(pool, new))[0].id for _ in range(given.streams)]
@@ -260,12 +261,18 @@ async def run(dsn: str, folder: Path, given: argparse.Namespace) -> Result:
         following = asyncio.gather(*(viewer.follow() for viewer in viewers))
         async with background(asyncio.create_task(watch_memory(pod, measured, memory))):
             await play(measured, fates, arguments, given)
+            for stream_id in ids:
+                await streams.request_cancel(pool, stream_id)
             await following
+        whole = [await has_all(pool, stream_id, viewer) for stream_id, viewer in zip(ids, viewers, strict=True)]
         metrics = await counted(port)
-    whole = 0
-    for viewer in viewers:
-        whole += viewer.seq == tokens + 1 and orjson.loads(viewer.end or b"{}").get("status") == "completed"
-    return Result(measured, fates, memory, metrics, len(viewers), whole)
+    return Result(measured, fates, memory, metrics, len(viewers), sum(whole))
+
+
+async def has_all(pool: asyncpg.Pool[asyncpg.Record], stream_id: UUID, viewer: Viewer) -> bool:
+    """Whether a viewer has seen the end, and as many events as there are; that each came once it has seen itself."""
+    tail = await log.read_tail(pool, stream_id)
+    return viewer.seq == tail.last_seq and tail.outcome is not None and b'"status":"cancelled"' in viewer.end
 
 
 async def counted(port: int) -> dict[str, float]:

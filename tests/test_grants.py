@@ -178,6 +178,8 @@ FORBIDDEN: dict[Service, tuple[str, ...]] = {
         "DELETE FROM baton.worker",
         "SELECT FROM baton.worker FOR KEY SHARE",
         "UPDATE baton.idempotency_key SET tenant = 'other'",
+        "UPDATE baton.bucket SET caller = 'other'",
+        "DELETE FROM baton.bucket",
         "SELECT baton.create_partitions(1)",
     ),
     "work": (
@@ -195,6 +197,8 @@ FORBIDDEN: dict[Service, tuple[str, ...]] = {
         "INSERT INTO baton.idempotency_key VALUES ('', 'x', '', gen_random_uuid(), now())",
         "UPDATE baton.idempotency_key SET expires_at = now()",
         "DELETE FROM baton.idempotency_key",
+        "SELECT * FROM baton.bucket",
+        "INSERT INTO baton.bucket VALUES ('', 'x', now())",
     ),
 }
 

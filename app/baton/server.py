@@ -15,7 +15,6 @@ import logging
 import math
 import resource
 import socket
-import struct
 from http import HTTPStatus
 from types import FrameType
 from typing import Any, Final, cast
@@ -107,7 +106,7 @@ class Protocol(HttpToolsProtocol):
         if self.phase is None:
             self._intake.move(self, "header")
         self.scope["extensions"] = {
-            ABORT_EXTENSION: self._abort,  # type: ignore[dict-item]
+            ABORT_EXTENSION: self.transport.abort,  # type: ignore[dict-item]
             CLOSE_EXTENSION: self.transport.close,  # type: ignore[dict-item]
         }
 
@@ -161,11 +160,11 @@ class Protocol(HttpToolsProtocol):
         elif phase == "idle":
             self._close()
         else:
-            self._abort()
+            self.transport.abort()
 
     def give_way(self) -> None:
         """End at once."""
-        self._abort()
+        self.transport.abort()
 
     def _count(self, size: int) -> None:
         self._header_bytes += size
@@ -182,7 +181,7 @@ class Protocol(HttpToolsProtocol):
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is not None and not cycle.response_complete:
             if cycle.response_started:
-                self._abort()
+                self.transport.abort()
                 return
             cycle.disconnected = True
             cycle.message_event.set()
@@ -191,14 +190,6 @@ class Protocol(HttpToolsProtocol):
             return
         self.transport.write(_encoded(error, self._pod))
         self._close()
-
-    def _abort(self) -> None:
-        """End at once, also in the kernel, which would go on trying to send what the client does not take."""
-        if not self.transport.is_closing() or self.transport.get_write_buffer_size():
-            opened: socket.socket | None = self.transport.get_extra_info("socket")
-            if opened is not None:
-                opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGERING)
-        self.transport.abort()
 
     def _close(self) -> None:
         """Close when the client has taken what is left, for which it has a time of its own."""
@@ -221,9 +212,6 @@ def _encoded(error: RequestError, pod: Pod) -> bytes:
     head = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"
     lines = [head, *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-_NO_LINGERING: Final = struct.pack("ii", 1, 0)
 
 
 class Server(uvicorn.Server):
