@@ -75,7 +75,7 @@ TABLE: dict[tuple[str, str], Row] = {
     ),
     ("POST", "/v1/chat/completions"): row("/v1/chat/completions", "create", 200, body=MESSAGES, openai=True),
     ("GET", "/v1/models"): row("/v1/models", "read", 200, openai=True),
-    ("GET", "/v1/models/{name:path}"): row("/v1/models/replay", "read", 200, openai=True),
+    ("GET", "/v1/models/{name:any}"): row("/v1/models/replay", "read", 200, openai=True),
     ("POST", "/v1/ai-sdk/chat"): row("/v1/ai-sdk/chat", "create", 200, body=UI_MESSAGES),
     ("GET", "/v1/ai-sdk/chat/{chat:any}/stream"): row("/v1/ai-sdk/chat/run_{hex}/stream", "read", 200, of_stream=True),
     ("POST", "/v1/ai-sdk/chat/{chat:any}/stop"): row(
@@ -87,15 +87,15 @@ TABLE: dict[tuple[str, str], Row] = {
     ("GET", "/readyz"): row("/readyz", None, 200),
     ("GET", "/metrics"): row("/metrics", "admin", 200),
     **{
-        (method, f"/v1/{path}{{rest:path}}"): nothing_there(f"/v1/{path}/no/such")
+        (method, f"/v1/{path}{{rest:any}}"): nothing_there(f"/v1/{path}/no/such")
         for path in ("responses", "chat/completions")
         for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
     },
     **{
-        (method, "/v1/models{rest:path}"): nothing_there("/v1/models/replay")
+        (method, "/v1/models{rest:any}"): nothing_there("/v1/models/replay")
         for method in ("POST", "PUT", "PATCH", "DELETE")
     },
-    ("GET", "/v1/models{rest:path}"): nothing_there("/v1/models-x"),
+    ("GET", "/v1/models{rest:any}"): nothing_there("/v1/models-x"),
 }
 
 
