@@ -30,8 +30,8 @@ REQUEST_HEADERS: Final = (
 
 # What pages may read of an answer, besides what they always may.
 ANSWER_HEADERS: Final = (
-    *("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Baton-Pod", "X-Request-Id", "X-Should-Retry"),
-    *("X-Vercel-AI-UI-Message-Stream", "X-Workflow-Run-Id", "X-Workflow-Stream-Tail-Index"),
+    *("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Baton-Pod", "X-Baton-Token", "X-Request-Id"),
+    *("X-Should-Retry", "X-Vercel-AI-UI-Message-Stream", "X-Workflow-Run-Id", "X-Workflow-Stream-Tail-Index"),
 )
 
 PREFLIGHT_SECONDS: Final = 7200

@@ -72,7 +72,7 @@ class Pod:
             write_timeout_seconds=settings.write_timeout_seconds,
             max_age_seconds=settings.max_connection_seconds,
         )
-        self.gate = Gate(settings, pool)
+        self.gate = Gate(settings, pool, origin_allowed=settings.allowed_origins.__contains__)
         self.draining = False
         self.broken = False
 

@@ -335,6 +335,16 @@ async def test_a_cookie_changes_nothing_from_another_sites_page(scene: Scene) ->
     assert (await scene.cluster.client.post(f"{url}/cancel", headers=bearer(token) | evil)).status_code == 200
 
 
+async def test_a_page_of_an_allowed_origin_may_use_its_cookie(scene: Scene) -> None:
+    pod = await guarded_pod(scene.cluster, allowed_origins="https://chat.test")
+    url = f"{pod.url}/v1/streams/{scene.stream_id}/cancel"
+    cookie = {"cookie": f"baton_token={signed(scene.stream_id)}"}
+    for origin, status in (("https://chat.test", 200), ("https://evil.test", 403)):
+        answer = await scene.cluster.client.post(url, headers=cookie | {"origin": origin})
+        assert answer.status_code == status
+        assert ("access-control-allow-origin" in answer.headers) == (status == 200)
+
+
 # What tokens are worth
 
 

@@ -165,3 +165,17 @@ async def test_a_pod_without_anybody_to_let_in_does_not_start(cluster: Cluster) 
             await keys.revoke(connection, str(key.id))
     await make_key(cluster)
     await guarded_pod(cluster)
+
+
+async def test_a_key_that_a_pod_has_read_expires_in_time(cluster: Cluster) -> None:
+    key, text = await make_key(cluster)
+    change = "UPDATE baton.api_key SET expires_at = clock_timestamp() + interval '1 s' WHERE id = $1"
+    await cluster.pool.execute(change, key.id)
+    pod = await guarded_pod(cluster, keys_refresh_seconds=60)
+
+    async def is_refused() -> bool:
+        return (await cluster.client.get(f"{pod.url}/v1/streams", headers=bearer(text))).status_code == 401
+
+    await until(is_refused)
+    assert key.id in pod.pod.gate.ring
+    assert pod.pod.gate.ring.reads == 1
