@@ -266,7 +266,9 @@ async def test_a_body_that_never_ends_is_refused(cluster: Cluster, head: bytes) 
         while not response.done():
             client.send(b"1\r\n \r\n" if b"chunked" in head else b" ")
             await asyncio.sleep(0.05)
-        assert ((await response)[0], (await response)[1]["code"]) == (408, "body_timeout")
+        # What it sends after the end has the kernel reset the connection, which may take the answer away.
+        with contextlib.suppress(ConnectionResetError):
+            assert ((await response)[0], (await response)[1]["code"]) == (408, "body_timeout")
     assert rejected(pod, "body_seconds") == 1
     assert await cluster.pool.fetchval("SELECT count(*) FROM baton.stream") == 0
 

@@ -117,7 +117,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "no audience": {"aud": None},
     "expired": {"exp": NOW - 60},
     "no end": {"exp": None},
-    "not yet": {"nbf": NOW + 120},
+    "not yet": {"nbf": NOW + 86_400},
     "no subject": {"sub": None},
     "a subject for two lines of a log": {"sub": "a\nb"},
     "no tenant": {"tenant": None},
