@@ -279,7 +279,7 @@ async def counted(port: int) -> dict[str, float]:
     """What the pod says that it has cut off and refused."""
     async with httpx2.AsyncClient() as http:
         lines = (await http.get(f"http://127.0.0.1:{port}/metrics")).text.splitlines()
-    wanted = ("baton_rejected_total", "baton_clients_aborted_total", "baton_connections ", "baton_subscribers ")
+    wanted = ("baton_rejected_total", "baton_event_streams_closed_total", "baton_connections ", "baton_subscribers ")
     found = (line.rpartition(" ") for line in lines if line.startswith(wanted))
     return {name: float(value) for name, _, value in found if float(value)}
 
