@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from baton.metrics import PodMetrics, WorkerMetrics
@@ -17,6 +18,6 @@ def metric_names() -> set[str]:
     return {
         family.name + suffix
         for metrics in (pod, WorkerMetrics())
-        for family in text_string_to_metric_families(metrics.render().decode())
+        for family in text_string_to_metric_families(generate_latest(metrics.registry).decode())
         for suffix in SUFFIXES[family.type]
     }

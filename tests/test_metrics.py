@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import AsyncGenerator
 
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.cluster import Cluster
 from tests.logbook import until
@@ -52,7 +53,7 @@ def test_labels_have_few_values_whatever_is_counted() -> None:
 
 @pytest.mark.parametrize("metrics", [PodMetrics(), WorkerMetrics(8)])
 def test_names_follow_prometheus_conventions(metrics: PodMetrics | WorkerMetrics) -> None:
-    families = list(text_string_to_metric_families(metrics.render().decode()))
+    families = list(text_string_to_metric_families(generate_latest(metrics.registry).decode()))
     assert len(families) > 10
     for family in families:
         assert re.fullmatch(r"baton_[a-z_]+", family.name)

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from types import FrameType
-from typing import Annotated, Any, Literal, NoReturn, TypeAlias
+from typing import Annotated, Any, NoReturn
 
 import typer
 import uvloop
@@ -17,6 +17,7 @@ from rich.console import Console
 from . import __version__, logs
 from .blockers import Patience
 from .errors import ConfigurationError
+from .events import Status
 from .generators.registry import close_generators, load_generators
 from .grants import RoleNames
 from .grants import script as grants_script
@@ -39,8 +40,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(keys_app, name="keys")
-
-Status: TypeAlias = Literal["queued", "running", "completed", "failed", "cancelled"]
 
 _PATIENCE = Patience()
 _ROLES = RoleNames()

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Iterator
-from typing import Final, TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Final, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -36,6 +36,8 @@ MAINTENANCE_LOCK: Final = 0x6261_746F_6E32
 
 QUERY_SECONDS: Final = 10.0
 _STATEMENT_CACHE_SIZE: Final = 100
+
+Result = TypeVar("Result")
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
@@ -80,6 +82,30 @@ async def connect(
             statement_cache_size=_STATEMENT_CACHE_SIZE if prepare else 0,
             server_settings={"application_name": name},
         )
+
+
+async def ask(
+    dsn: str, question: Callable[[Connection], Awaitable[Result]], *, name: str, role: str, prepare: bool = True
+) -> Result:
+    """Open a connection for a command that has one thing to ask or to do, check the schema, and do it.
+
+    `role`: whom to connect as, in the sentence for somebody who may not.
+
+    Raises:
+        ConfigurationError: the database cannot be reached or used, or refuses.
+    """
+    connection = await connect(dsn, name=name, prepare=prepare)
+    try:
+        await check_schema(connection)
+        return await question(connection)
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise ConfigurationError(
+            f"The role of BATON_DATABASE_URL may not do this: {error}. Connect as {role}."
+        ) from None
+    except asyncpg.PostgresError as error:
+        raise ConfigurationError(f"The database refused: {error}.") from error
+    finally:
+        connection.terminate()
 
 
 @contextlib.asynccontextmanager

@@ -14,6 +14,9 @@ import orjson
 
 from .errors import InvalidEvent, MalformedCursor
 
+# How an id of a stream is written, in the form of a regular expression.
+STREAM_ID = "[0-9a-fA-F]{8}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{12}"
+
 Status = Literal["queued", "running", "completed", "failed", "cancelled"]
 FinalStatus = Literal["completed", "failed", "cancelled"]
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
-import asyncpg
 import orjson
 import typer
 from rich.console import Console
@@ -19,8 +18,7 @@ from rich.text import Text
 
 from .auth import keys
 from .auth.keys import ApiKey
-from .database import Connection, check_schema, connect
-from .errors import ConfigurationError
+from .database import Connection, Result, ask
 from .settings import Settings
 
 app = typer.Typer(
@@ -28,8 +26,6 @@ app = typer.Typer(
 )
 _notes = Console(stderr=True, highlight=False, soft_wrap=True)
 _STYLES: Final = {"live": "green", "expired": "yellow", "revoked": "dim"}
-
-Result = TypeVar("Result")
 
 
 @app.command()
@@ -83,22 +79,8 @@ def token_secret() -> None:
 
 def _run(work: Callable[[Connection], Awaitable[Result]]) -> Result:
     settings = Settings.load()
-
-    async def run() -> Result:
-        connection = await connect(settings.dsn, name="baton keys", prepare=settings.prepare)
-        try:
-            await check_schema(connection)
-            return await work(connection)
-        except asyncpg.InsufficientPrivilegeError as error:
-            raise ConfigurationError(
-                f"The role of BATON_DATABASE_URL may not do this: {error}. Connect as the one of `baton migrate`."
-            ) from None
-        except asyncpg.PostgresError as error:
-            raise ConfigurationError(f"The database refused: {error}.") from error
-        finally:
-            connection.terminate()
-
-    return asyncio.run(run())
+    asked = ask(settings.dsn, work, name="baton keys", role="the one of `baton migrate`", prepare=settings.prepare)
+    return asyncio.run(asked)
 
 
 def _described(key: ApiKey) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import orjson
 from rich.console import Console
@@ -15,16 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from . import streams, workers
-from .database import Connection, check_schema, connect
+from .database import Connection, Result, ask
 from .settings import Settings
 from .streams import Stream
 from .workers import Listed
 
 _FORM: Final = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
 _STYLES: Final = {"completed": "green", "failed": "bold red", "cancelled": "yellow", "running": "cyan"}
-
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +43,7 @@ def list_streams(settings: Settings, wanted: Wanted, *, as_json: bool) -> None:
     async def read(connection: Connection) -> list[Stream]:
         return await streams.newest(connection, tenant=wanted.tenant, status=wanted.status, limit=wanted.limit)
 
-    found = asyncio.run(_read(settings, read))
+    found = _read(settings, read)
     if as_json:
         _print_json([asdict(item) for item in found])
     else:
@@ -59,20 +56,16 @@ def list_workers(settings: Settings, *, as_json: bool) -> None:
     Raises:
         ConfigurationError: the database cannot be read.
     """
-    found = asyncio.run(_read(settings, workers.list_all))
+    found = _read(settings, workers.list_all)
     if as_json:
         _print_json([asdict(item) for item in found])
     else:
         _print_rows([_worker_row(item) for item in found], nothing="There are no workers. Start one: `baton worker`.")
 
 
-async def _read(settings: Settings, read: Callable[[Connection], Awaitable[Sequence[Item]]]) -> Sequence[Item]:
-    connection = await connect(settings.dsn, name="baton list", prepare=settings.prepare)
-    try:
-        await check_schema(connection)
-        return await read(connection)
-    finally:
-        connection.terminate()
+def _read(settings: Settings, question: Callable[[Connection], Awaitable[Result]]) -> Result:
+    role = "one of those that `baton grants` makes"
+    return asyncio.run(ask(settings.dsn, question, name="baton list", role=role, prepare=settings.prepare))
 
 
 def _stream_row(item: Stream) -> Mapping[str, str]:

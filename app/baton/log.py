@@ -229,7 +229,7 @@ async def free_queue(executor: Connection | Pool) -> None:
 
     It does so by itself only when one is sent. So a queue that was full would stay so for ever, since none can be sent.
     """
-    await executor.execute("SELECT pg_notification_queue_usage()")
+    await queue_usage(executor)
 
 
 async def hint(executor: Connection | Pool, channel: str, payloads: Sequence[str]) -> None:

@@ -71,7 +71,7 @@ class FindStreams(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     before: UUID | None = None
-    status: Literal["queued", "running", "completed", "failed", "cancelled"] | None = None
+    status: Status | None = None
     limit: int = Field(20, ge=1, le=100)
 
 

@@ -14,10 +14,11 @@ from rich.console import Console
 
 from .client import Connected, Disconnected, Follower, Sighting
 from .errors import ConfigurationError, FollowError
+from .events import STREAM_ID
 from .terminal import Answer, Flow
 
 # A stream's id as the dialects write it.
-_ID: Final = re.compile(r"(?:resp_|run_|chatcmpl-)?([0-9a-fA-F]{8}-?(?:[0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12})")
+_ID: Final = re.compile(f"(?:resp_|run_|chatcmpl-)?({STREAM_ID})")
 
 
 def run(stream: str, *, url: str, credential: str | None, cursor: int, as_json: bool) -> int:

@@ -12,7 +12,9 @@ from pydantic import BaseModel, TypeAdapter
 from starlette.routing import BaseRoute, Route
 
 from .. import __version__, problems
+from ..auth import credentials
 from ..errors import RequestError
+from ..events import STREAM_ID
 from .contract import EVENTS, JSON, OPERATIONS, Form, Given, Operation
 from .event_types import Event
 from .openai import ErrorAnswer
@@ -21,7 +23,6 @@ Object: TypeAlias = dict[str, Any]
 
 _REF: Final = "#/components/schemas/{model}"
 _PARAMETER: Final = re.compile(r"{(\w+)(?::\w+)?}")
-_UUID: Final = "[0-9a-fA-F]{8}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{12}"
 _ERROR_TYPES: Final[Mapping[Form, tuple[str, Any]]] = {
     "problem": (problems.MEDIA_TYPE, problems.Problem),
     "openai": (JSON, ErrorAnswer),
@@ -44,13 +45,13 @@ _SECURITY_SCHEMES: Final[Object] = {
     "cookie": {
         "type": "apiKey",
         "in": "cookie",
-        "name": "baton_token",
+        "name": credentials.COOKIE,
         "description": "A token of one stream, for browsers.",
     },
     "query": {
         "type": "apiKey",
         "in": "query",
-        "name": "token",
+        "name": credentials.QUERY,
         "description": "A token of one stream, for clients that can set neither headers nor cookies.",
     },
 }
@@ -97,8 +98,8 @@ _PARAMETERS: Final[dict[str, Object]] = {
 
 # What is in a path, by the name of the parameter and the beginning of the path.
 _IN_PATHS: Final[Mapping[tuple[str, str], Object]] = {
-    ("id", "/v1/streams"): {"type": "string", "pattern": f"^{_UUID}$"},
-    ("id", "/v1/responses"): {"type": "string", "pattern": f"^(resp_)?{_UUID}$"},
+    ("id", "/v1/streams"): {"type": "string", "pattern": f"^{STREAM_ID}$"},
+    ("id", "/v1/responses"): {"type": "string", "pattern": f"^(resp_)?{STREAM_ID}$"},
     ("name", "/v1/models"): {"type": "string", "minLength": 1},
     ("chat", "/v1/ai-sdk"): {
         "type": "string",

@@ -22,7 +22,7 @@ from .. import problems, retention, streams
 from ..auth import credentials
 from ..dialects.dialect import Header
 from ..errors import InvalidRequest, LogDamaged, RequestTooLarge, StreamNotFound, Unavailable
-from ..events import clean
+from ..events import STREAM_ID, clean
 from ..pod import Pod
 from ..principal import AuthScope, Principal
 from ..streams import IdempotencyKey, Stream
@@ -36,7 +36,7 @@ class Anything(PathConvertor):
 
 register_url_convertor("any", Anything())
 
-_ID: Final = re.compile("[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+_ID: Final = re.compile(STREAM_ID)
 _KEY: Final = re.compile("[ -~]{1,255}")
 
 

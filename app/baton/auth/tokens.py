@@ -46,11 +46,6 @@ class TokenSigner:
         self._lifetime_seconds = lifetime_seconds
         self._grace_seconds = grace_seconds
 
-    @property
-    def signs(self) -> bool:
-        """Whether there is a secret to sign with."""
-        return bool(self._secrets)
-
     def issue(self, principal: Principal, stream_id: UUID, wish: Wish) -> tuple[str, float] | None:
         """Return a token and when it expires, in seconds since 1970; None where nothing is asked for or to be had.
 

@@ -7,6 +7,7 @@ from typing import Final
 
 import asyncpg
 
+from .. import log
 from ..errors import ConfigurationError, DatabaseUnreachable
 from ..listener import deliver
 from .finding import Case, Finding, duration, error, ok, refusal, warning
@@ -48,7 +49,7 @@ async def delivery(case: Case) -> AsyncIterator[Finding]:
 
 async def queue(case: Case) -> AsyncIterator[Finding]:
     """How full is the queue of notifications, and who holds it up?"""
-    usage = await case.connection.fetchval("SELECT pg_notification_queue_usage()")
+    usage = await log.queue_usage(case.connection)
     found = f"The queue of notifications is {usage:.1%} full."
     if usage <= case.thresholds.queue_usage:
         yield ok("notify_queue", found)

@@ -53,11 +53,11 @@ class LabelledCounter:
         self._labels = labels
         self._counts: Counter[tuple[str, ...]] = Counter()
 
-    def add(self, *values: str, by: int = 1) -> None:
+    def add(self, *values: str) -> None:
         """Count."""
         if values not in self._counts and len(self._counts) >= MOST_VALUES:
             values = (*values[:-1], OTHER)
-        self._counts[values] += by
+        self._counts[values] += 1
 
     def collect(self) -> Iterator[Metric]:
         """Give the numbers to Prometheus."""
