@@ -16,6 +16,7 @@ from rich.console import Console
 
 from . import __version__, logs
 from .blockers import Patience
+from .collector import collect_seldom
 from .errors import ConfigurationError
 from .events import Status
 from .generators.registry import close_generators, load_generators
@@ -59,6 +60,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="The port to listen on (BATON_PORT).")] = None,
 ) -> None:
     """Run a pod: create streams, and relay their events to clients."""
+    collect_seldom()
     _run(lambda: serve_pod(_settings(host=host, port=port)))
 
 
@@ -67,6 +69,7 @@ def worker(
     concurrency: Annotated[int | None, typer.Option(help="Streams at once (BATON_WORKER_CONCURRENCY).")] = None,
 ) -> None:
     """Run a worker: claim queued streams, and generate their events."""
+    collect_seldom()
     _run(lambda: _work(_settings(worker_concurrency=concurrency)))
 
 

@@ -17,7 +17,7 @@ import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -111,8 +111,7 @@ PAGE_ROWS = 512
 PAGE_BYTES = 65_536
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(NamedTuple):
     """One batch to be written: events `first_seq` to `last_seq` of a stream, as lines of JSON joined by newlines.
 
     With an `outcome` its last event is the terminal one.
@@ -161,8 +160,8 @@ async def append(connection: Connection, appends: Sequence[Append]) -> set[UUID]
 
     A stream is left out when its epoch is no longer the batch's, or when its place in the log is taken.
     """
-    # In one order everywhere, so that two appends wait for each other and never in a circle.
-    appends = sorted(appends, key=lambda item: item.stream_id)
+    # In one order everywhere, so that two appends wait for each other and never in a circle. Ids compare slowly.
+    appends = sorted(appends, key=lambda item: item.stream_id.bytes)
     arguments: list[list[object]] = [
         [item.stream_id for item in appends],
         [item.first_seq for item in appends],

@@ -55,6 +55,7 @@ class Outbox:
         "_on_lost",
         "_on_ready",
         "_outcome",
+        "_over",
         "_room",
         "_size",
         "closed",
@@ -81,6 +82,7 @@ class Outbox:
         self.tail = tail  # the highest number that the log is known to hold
         self.urgent = True  # its next batch shall not wait: the first event, or the terminal one
         self.closed = asyncio.Event()  # the log has the terminal event, or this outbox can write no more
+        self._over = False  # nothing may follow what is here
         self._lines: list[bytes] = []
         self._size = 0
         self._flight: list[bytes] = []
@@ -92,10 +94,6 @@ class Outbox:
         self._may_reset = may_reset
         self._on_ready = on_ready
         self._on_lost = on_lost
-
-    def __lt__(self, other: Outbox) -> bool:
-        """Order by stream, as the log is written."""
-        return self.stream_id < other.stream_id
 
     @property
     def lost(self) -> Lost | None:
@@ -112,14 +110,16 @@ class Outbox:
         """Whether there is something to write."""
         return bool(self._lines or self._flight) and not self.closed.is_set()
 
-    def put(self, line: bytes) -> None:
-        """Add an event, unless the stream has ended. When it is `full`, `wait_for_room` before the next one."""
-        if self._outcome is not None or self.closed.is_set():
-            return
-        if not self._lines:
+    def put(self, line: bytes) -> bool:
+        """Add an event, unless the stream has ended. Where it returns False, `wait_for_room` before the next one."""
+        if self._over:
+            return True
+        lines = self._lines
+        if not lines:
             self._on_ready(self)
-        self._lines.append(line)
+        lines.append(line)
         self._size += len(line)
+        return len(lines) < self._max_events and self._size < self._max_bytes
 
     async def wait_for_room(self) -> None:
         """Wait until the writer has taken what is here: so does a slow database slow the generator down."""
@@ -130,6 +130,7 @@ class Outbox:
     def finish(self, outcome: Outcome) -> None:
         """Add the terminal event, after which nothing follows."""
         self._outcome = outcome
+        self._over = True
         self._lines.append(outcome.encode())
         self.urgent = True
         self._on_ready(self)
@@ -159,7 +160,7 @@ class Outbox:
         self.tail = last_seq
         self._flight = []
         if terminal:
-            self.closed.set()
+            self._close()
         elif self._lines:
             # They came while that batch was tried again, and their call to the writer was answered with it.
             self._on_ready(self)
@@ -198,8 +199,12 @@ class Outbox:
 
     def lose(self, lost: Lost) -> None:
         """Learn that nothing more of this outbox can be written."""
-        self.closed.set()
+        self._close()
         self._drop(lost)
+
+    def _close(self) -> None:
+        self._over = True
+        self.closed.set()
 
     def _drop(self, lost: Lost) -> None:
         self._flight, self._lines, self._size = [], [], 0

@@ -21,7 +21,7 @@ import contextvars
 import logging
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -39,6 +39,7 @@ from .notifications import Announcement
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+OnBatch = Callable[[Batch], bool]
 
 LINGER_SECONDS: Final = 5
 # So long a pod remembers that a log has a hole: clients that come back are refused, and do not come back again.
@@ -53,7 +54,7 @@ TAKE_BYTES: Final = 65_536
 class Subscriber:
     """One client's place in a stream: `cursor` is the last number that it was given."""
 
-    __slots__ = ("_waiter", "cursor", "relay", "tapped", "tenant")
+    __slots__ = ("_on_batch", "_waiter", "cursor", "relay", "tapped", "tenant")
 
     def __init__(self, relay: Relay, cursor: int, tenant: str) -> None:
         self.relay = relay
@@ -61,17 +62,26 @@ class Subscriber:
         self.tenant = tenant  # whose place it takes
         self.tapped = False  # woken for another reason than events
         self._waiter: asyncio.Future[None] | None = None
+        self._on_batch: OnBatch | None = None
 
     @property
     def finished(self) -> bool:
         """Whether it has been given all that there will ever be."""
         return self.relay.ended and self.cursor >= self.relay.tail
 
-    async def wait(self) -> None:
-        """Wait for events, for the stream's end, or for a tap."""
+    async def wait(self, on_batch: OnBatch | None = None) -> None:
+        """Wait for events, for the stream's end, or for a tap.
+
+        Meanwhile `on_batch` is given each batch that comes next, other than the last one. Where it returns True the
+        batch is taken, and the wait goes on: so a batch reaches a client without a task that wakes up for it.
+        """
         if self.tapped or self.relay.over or self.cursor < self.relay.tail:
             return
-        await self._woken()
+        self._on_batch = on_batch
+        try:
+            await self._woken()
+        finally:
+            self._on_batch = None
 
     async def pause(self, seconds: float) -> None:
         """Wait so long, whatever events come, but not beyond the stream's end or a tap."""
@@ -97,6 +107,18 @@ class Subscriber:
             await self._waiter
         finally:
             self._waiter = None
+
+    def give(self, batch: Batch) -> None:
+        """Have it know of a batch that is at the relay's tail now."""
+        if (
+            self._on_batch is not None
+            and self.cursor == batch.first_seq - 1
+            and not (self.tapped or batch.terminal)
+            and self._on_batch(batch)
+        ):
+            self.cursor = batch.last_seq
+        else:
+            self.wake()
 
     def tap(self) -> None:
         """Wake it although there may be no events."""
@@ -163,7 +185,8 @@ class Relay:
                 batch = Batch(announcement.first_seq, announcement.last_seq, announcement.terminal, events)
                 batch.committed_at = committed_at
                 self._apply(batch)
-                self._wake_all()
+                for subscriber in self.subscribers:
+                    subscriber.give(batch)
             else:
                 self.hint()
 

@@ -31,15 +31,13 @@ class Bounds:
     max_events: int
     max_bytes: int
 
-    def exceeded_by(self, line: bytes, events: int, size: int) -> Outcome | None:
-        """Return the end of a stream that holds so many events and bytes, with this one; None if it is within."""
+    def end_of(self, line: bytes, events: int) -> Outcome:
+        """Return the end of a stream that holds too much with this event, its `events`-th."""
         if len(line) > self.max_event_bytes:
             return Outcome.failed("event_too_large", f"An event may have {self.max_event_bytes} bytes at most.")
         if events > self.max_events:
             return Outcome.failed("too_many_events", f"A stream may have {self.max_events} events at most.")
-        if size > self.max_bytes:
-            return Outcome.failed("stream_too_large", f"A stream's events may have {self.max_bytes} bytes together.")
-        return None
+        return Outcome.failed("stream_too_large", f"A stream's events may have {self.max_bytes} bytes together.")
 
 
 class Run:
@@ -123,8 +121,7 @@ class Run:
                     continue
                 if not self._admit(line):
                     return
-                outbox.put(line)
-                if outbox.full:
+                if not outbox.put(line):
                     # The database is slow, and not the generator silent.
                     self._held_up = True
                     await outbox.wait_for_room()
@@ -133,13 +130,15 @@ class Run:
 
     def _admit(self, line: bytes) -> bool:
         """Count an event; if it is one too many, or too large, stop the generator instead."""
+        bounds, size = self._bounds, len(line)
         self._events += 1
-        self._bytes += len(line)
-        exceeded = self._bounds.exceeded_by(line, self._events, self._bytes)
-        if exceeded is not None:
-            logger.warning("Stream %s is stopped: %s", self.claim.stream_id, exceeded.error_message)
-            self.stop(exceeded)
-        return exceeded is None
+        self._bytes += size
+        if size <= bounds.max_event_bytes and self._events <= bounds.max_events and self._bytes <= bounds.max_bytes:
+            return True
+        end = bounds.end_of(line, self._events)
+        logger.warning("Stream %s is stopped: %s", self.claim.stream_id, end.error_message)
+        self.stop(end)
+        return False
 
     def _encode(self, item: Yielded) -> bytes | None:
         """Encode what the generator yielded; None for what makes no event."""

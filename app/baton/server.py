@@ -24,7 +24,7 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from . import problems, request_ids
-from .connections import ABORT_EXTENSION, CLOSE_EXTENSION
+from .connections import ABORT_EXTENSION, CLOSE_EXTENSION, DIRECT_EXTENSION
 from .errors import (
     BadRequest,
     BodyTimeout,
@@ -123,6 +123,7 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Have the request answered, and wait for its body."""
         super().on_headers_complete()
+        self.scope["extensions"][DIRECT_EXTENSION] = DirectWriter(self.cycle)  # type: ignore[assignment]
         self._unparsed_bytes = 0
         self._in_body = True
         self._intake.move(self, "body")
@@ -195,6 +196,26 @@ class Protocol(HttpToolsProtocol):
         """Close when the client has taken what is left, for which it has a time of its own."""
         self.transport.close()
         self._intake.move(self, "flush")
+
+
+class DirectWriter:
+    """Writes pieces of a chunked response to its connection, past the layers around the application."""
+
+    __slots__ = ("_cycle",)
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    def ready(self) -> bool:
+        """Whether a piece can be written now."""
+        cycle = self._cycle
+        return bool(cycle.chunked_encoding) and not (
+            cycle.flow.write_paused or cycle.disconnected or cycle.response_complete or cycle.transport.is_closing()
+        )
+
+    def write(self, body: bytes) -> None:
+        """Write a piece."""
+        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
 
 
 def _encoded(error: RequestError, pod: Pod) -> bytes:

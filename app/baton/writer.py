@@ -109,7 +109,7 @@ class Writer:
             window_over = self._last_flush + self._window_seconds
             urgent_at = self._last_flush + URGENT_PAUSE_SECONDS
             if (self._ready or self._urgent) and now >= window_over:
-                due = [*self._urgent, *self._ready]
+                due = list(self._urgent | self._ready)
                 self._ready.clear()
                 self._urgent.clear()
                 return due
@@ -130,7 +130,7 @@ class Writer:
         """Write one batch of each outbox, in as many statements as their size wants."""
         group: dict[Outbox, Append] = {}
         size = 0
-        for outbox in sorted(set(due)):
+        for outbox in due:
             item = outbox.take()
             if item is None:
                 continue
@@ -145,11 +145,13 @@ class Writer:
     async def _write(self, group: dict[Outbox, Append]) -> None:
         """Write a group until its outcome is known, reconnecting as often as it takes."""
         backoff = Backoff()
+        connection = self._connection
         while True:
             try:
-                connection = await self._connected()
-                # Not before: a new connection may have shown that the log lost what a batch follows.
-                group = {outbox: item for outbox, item in group.items() if outbox.still_has(item)}
+                if connection is None or connection.is_closed():
+                    connection = await self._connect()
+                    # The log may have lost what a batch follows, or an outbox its stream.
+                    group = {outbox: item for outbox, item in group.items() if outbox.still_has(item)}
                 if group:
                     await self._append(connection, group)
             except asyncpg.DeadlockDetectedError as error:
@@ -157,7 +159,8 @@ class Writer:
             except (*CONNECTION_ERRORS, asyncpg.PostgresError, ConfigurationError) as error:
                 logger.warning("A flush failed and will be repeated on a new connection: %r", error)
                 self._metrics.flush_failures += 1
-                self._disconnect()
+                if connection is not None:
+                    connection.terminate()
             else:
                 return
             await backoff.sleep()
@@ -188,8 +191,8 @@ class Writer:
     def _count_flush(self, items: Collection[Append], seconds: float) -> None:
         self._metrics.flushed(
             batches=len(items),
-            events=sum(item.last_seq - item.first_seq + 1 for item in items),
-            size_bytes=sum(len(item.events) for item in items),
+            events=sum([item.last_seq - item.first_seq + 1 for item in items]),
+            size_bytes=sum([len(item.events) for item in items]),
             seconds=seconds,
         )
 
@@ -244,17 +247,12 @@ class Writer:
         tail = await log.read_tail(connection, outbox.stream_id)
         outbox.end_with(Lost.REJECTED, tail.last_seq)
 
-    async def _connected(self) -> Connection:
-        if self._connection is None or self._connection.is_closed():
-            reconnecting = self._connection is not None
-            self._connection = await connect(self._dsn, name="baton worker append", prepare=self._prepare)
-            if reconnecting:
-                await self._compare_tails(self._connection)
+    async def _connect(self) -> Connection:
+        reconnecting = self._connection is not None
+        self._connection = await connect(self._dsn, name="baton worker append", prepare=self._prepare)
+        if reconnecting:
+            await self._compare_tails(self._connection)
         return self._connection
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.terminate()
 
     async def _compare_tails(self, connection: Connection) -> None:
         """End the streams whose log is shorter than it was: a failover has lost what clients may have seen."""

@@ -10,7 +10,7 @@ frames are not its events counts its frames, 1, 2, 3 …, which needs its state,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -94,8 +94,10 @@ class Reader(Generic[State]):
         self.over = opening.over
         self._after = after
 
-    def read(self, batches: Iterable[Batch]) -> bytes:
+    def read(self, batches: Sequence[Batch]) -> bytes:
         """Return the bytes that the batches, which follow those read before, have for this client."""
+        if len(batches) == 1:
+            return self._read(batches[0])
         return b"".join([self._read(batch) for batch in batches])
 
     def _read(self, batch: Batch) -> bytes:
