@@ -326,6 +326,7 @@ def uvicorn_config(app: Starlette, pod: Pod) -> uvicorn.Config:
         app,
         http=functools.partial(Protocol, pod),  # type: ignore[arg-type]
         loop="none",
+        proxy_headers=False,
         ws="none",
         lifespan="off",
         log_config=None,
