@@ -1,0 +1,160 @@
+"""What a token costs, in counts: they are the same on every machine, and noise cannot trip them.
+
+The times that follow from them are measured by `make bench`. Who makes one of these numbers larger has found out here
+what it will cost there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any, cast
+
+import asyncpg
+import orjson
+import pytest
+from tests.cluster import Cluster, RunningPod, text
+from tests.follower import following, frames_after
+from tests.logbook import until
+
+from baton import connections, log, notifications
+from baton.database import Connection
+from baton.events import encode_text
+from baton.generators import GenerationRequest
+from baton.metrics import WorkerMetrics
+
+STREAMS = 40
+TOKENS = 30
+WORD = " a word"
+
+
+class Conductor:
+    """A generator whose streams all yield when they are told to, so that a flush has something of each."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self._beat = asyncio.Condition()
+
+    async def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[str, None]:
+        for _ in range(TOKENS):
+            async with self._beat:
+                self.waiting += 1
+                await self._beat.wait()
+            yield WORD
+
+    async def beat(self) -> None:
+        """Have each stream yield once."""
+        await until(lambda: self.waiting == STREAMS)
+        self.waiting = 0
+        async with self._beat:
+            self._beat.notify_all()
+
+
+async def test_a_flush_of_many_streams_is_one_statement_and_few_notifications(cluster: Cluster) -> None:
+    conductor = Conductor()
+    worker = await cluster.worker(
+        {"test": conductor}, worker_concurrency=STREAMS, flush_window_milliseconds=100, heartbeat_seconds=0.2
+    )
+    pod = await cluster.pod()
+    ids = [await cluster.create(pod, generator="test") for _ in range(STREAMS)]
+    for _ in range(TOKENS):
+        await conductor.beat()
+    await until(lambda: value(worker.metrics, "baton_streams_ended_total", status="completed", code="stop") == STREAMS)
+    rows = await cluster.pool.fetchval("SELECT count(*) FROM baton.batch")
+    flushes = value(worker.metrics, "baton_flush_seconds_count")
+    # First and last events go out at once, in flushes of their own; all others of a beat, or of several, in one.
+    assert flushes <= 2 * STREAMS + TOKENS
+    assert rows <= STREAMS * (TOKENS + 1)
+    assert value(worker.metrics, "baton_flush_events_sum") == STREAMS * (TOKENS + 1)
+    size = value(worker.metrics, "baton_flushed_bytes_total") + rows * len(f"{ids[0]} 10000 10000 e1000\n")
+    assert value(worker.metrics, "baton_notifications_sent_total") <= flushes + 2 * size / notifications.MAX_BYTES
+
+
+async def test_a_live_batch_costs_one_write_for_each_client_and_no_query(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = await cluster.pod(safety_poll_seconds=60)
+    author = await cluster.author()
+    woken = 0
+    send = connections.Connection._send
+
+    async def counted(self: connections.Connection, *given: object, **options: object) -> None:
+        nonlocal woken
+        woken += 1
+        await send(self, *given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(connections.Connection, "_send", counted)
+    async with contextlib.AsyncExitStack() as stack:
+        followers = [await stack.enter_async_context(following(cluster.client, pod.url, author.id)) for _ in range(10)]
+        await until(lambda: waiting(pod) == 10)
+        reads, begun = pod.metric("baton_log_reads_total"), woken
+        for number in range(20):
+            await author.write(*[text(number)] * 5)
+        for follower in followers:
+            assert len(await follower.events(100)) == 100
+        assert pod.metric("baton_log_reads_total") == reads
+        assert pod.metric("baton_delivery_seconds_count") == 200
+        # Each was written where it was heard: no task had to wake up for it.
+        assert woken == begun
+        await author.write(end=True)
+        for follower in followers:
+            assert await follower.rest() == author.frames
+
+
+async def test_a_storm_reads_each_stream_twice_at_most(cluster: Cluster) -> None:
+    pod = await cluster.pod(safety_poll_seconds=60)
+    authors = [await cluster.author() for _ in range(20)]
+    for author in authors:
+        await author.write_texts([2] * 50, notify=False)
+        await author.write(end=True, notify=False)
+    await asyncio.gather(
+        *(frames_after(cluster.client, pod.url, author.id, 60) for author in authors for _ in range(5))
+    )
+    assert pod.metric("baton_log_reads_total") <= 2 * len(authors)
+
+
+@pytest.mark.parametrize(("tokens", "most"), [(1, 250), (2, 150), (20, 60)])
+async def test_the_log_takes_so_many_bytes_of_wal_for_a_token(cluster: Cluster, tokens: int, most: int) -> None:
+    authors = [await cluster.author() for _ in range(50)]
+    lines = [encode_text(WORD)] * tokens
+    async with cluster.pool.acquire() as connection:
+        for number in range(20):
+            first = number * tokens + 1
+            items = [log.Append(author.id, 1, first, first + tokens - 1, b"\n".join(lines)) for author in authors]
+            explained = Explained(connection)
+            await log.append(cast(Connection, explained), items)
+            plan = explained.plan
+            assert plan["Actual Rows"] == len(authors)
+            if plan["WAL FPI"] == 0:
+                break
+        else:
+            pytest.fail("each append wrote whole pages")
+    # The row, its place in the key, and now and then a split of a page of it.
+    assert plan["WAL Records"] <= 2.2 * len(authors)
+    assert plan["WAL Bytes"] / (tokens * len(authors)) < most
+
+
+class Explained:
+    """A connection that says what a statement did instead of what it returned."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self.plan: dict[str, Any] = {}
+
+    def is_in_transaction(self) -> bool:
+        return False
+
+    async def fetch(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
+        explain = f"EXPLAIN (ANALYZE, WAL, FORMAT JSON) {statement}"
+        self.plan = orjson.loads(await self._connection.fetchval(explain, *arguments))[0]["Plan"]
+        return []
+
+
+def value(metrics: WorkerMetrics, name: str, **labels: str) -> float:
+    return metrics.registry.get_sample_value(name, labels) or 0
+
+
+def waiting(pod: RunningPod) -> int:
+    """How many subscribers wait for events."""
+    return sum(item._waiter is not None for relay in pod.pod.relays._relays.values() for item in relay.subscribers)
