@@ -17,6 +17,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
+    String,
     Table,
     Text,
     text,
@@ -79,6 +80,8 @@ stream = Table(
     Column("tokens", Integer),
     Column("time_to_first_token_seconds", Double),
     Column("duration_seconds", Double),
+    # Of the span that created it (W3C Trace Context); its length is fixed.
+    Column("traceparent", String(55)),
     CheckConstraint("status IN ('queued', 'running', 'completed', 'failed', 'cancelled')", name="status"),
     CheckConstraint("on_worker_lost IN ('retry', 'fail')", name="on_worker_lost"),
     Index("ix_stream_queued", "id", postgresql_where=text("status = 'queued'")),
