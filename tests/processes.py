@@ -15,7 +15,7 @@ from pathlib import Path
 
 BATON = Path(sys.executable).parent / "baton"
 DEADLINE_SECONDS = 30
-SERVES = r"Pod (\S+) serves on (http://\S+)"
+SERVES = r'Pod (\S+) serves on (http://[^\s"]+)'
 
 
 def environment(**given: str) -> dict[str, str]:

@@ -263,7 +263,7 @@ async def test_a_client_that_stalls_has_left_unless_it_was_sent_away(cluster: Cl
     task = asyncio.create_task(stalled(scope, wire.receive, wire.send))
     await until(lambda: len(wire.sent) > 1)
     if leaving:
-        stalled.leave()
+        stalled.leave("drained")
         await until(lambda: stalled.sending_since is not None)
     stalled.abort()
     await asyncio.wait_for(task, 10)

@@ -32,7 +32,7 @@ from tests.manifests import (
 )
 from tests.metric_names import metric_names
 
-from baton import api
+from baton import api, tracing
 from baton.cli import app
 from baton.server import SHUTDOWN_SECONDS
 from baton.settings import Settings
@@ -82,7 +82,7 @@ def each(containers: list[Container]) -> pytest.MarkDecorator:
 
 @each(everywhere())
 def test_each_variable_is_a_setting_and_takes_its_value(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert container.environment.keys() <= variables()
+    assert container.environment.keys() <= variables() | set(tracing.COLLECTOR)
     settings = settings_of(container, monkeypatch)
     assert settings.database_url is not None
     assert (settings.host, settings.port) == ("0.0.0.0", 8000)

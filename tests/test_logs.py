@@ -1,30 +1,44 @@
-"""One line in the log for each record, whatever is in it."""
+"""One line in the log for each record, whatever is in it, and in it what programs look for."""
 
 from __future__ import annotations
 
+import datetime
 import io
+import json
 import logging
+import sys
 import unicodedata
+import uuid
+import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import httpx2
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from tests.logbook import connected
 from tests.processes import SERVES, environment, running
 
-from baton import logs
-from baton.logs import Formatter
+from baton import log_context, logs, traceparent
+from baton.log_context import ContextFilter
+from baton.logs import json_formatter, text_formatter
 
 HOSTILE = "a\n2026-01-01 INFO forged\r\x1b[2Jb\x00\x85\u2028\u2029\u202e\x9b1mé\ud800"
 ESCAPED = r"a\n2026-01-01 INFO forged\r\x1b[2Jb\x00\x85\u2028\u2029\u202e\x9b1mé\ud800"
+PARENT = traceparent.TraceParent("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7")
 
 
-def record(message: str = "%s", *arguments: object, error: BaseException | None = None) -> logging.LogRecord:
+def record(
+    message: str = "%s", *arguments: object, error: BaseException | None = None, level: int = logging.INFO, **extra: Any
+) -> logging.LogRecord:
     told = None if error is None else (type(error), error, error.__traceback__)
-    return logging.LogRecord("baton", logging.INFO, __file__, 1, message, arguments, told)
+    made = logging.LogRecord("baton.x", level, __file__, 1, message, arguments, told)
+    made.__dict__.update(extra)
+    ContextFilter().filter(made)
+    return made
 
 
 def raised(message: str) -> Exception:
@@ -34,45 +48,197 @@ def raised(message: str) -> Exception:
         return error
 
 
-def test_control_characters_are_escaped() -> None:
-    assert Formatter("%(message)s").format(record("%s", HOSTILE)) == ESCAPED
-    assert Formatter("%(message)s", lines=True).format(record("%s", HOSTILE)) == ESCAPED
+def line(made: logging.LogRecord, **options: Any) -> dict[str, Any]:
+    """What a program reads of a record."""
+    text = json_formatter(**options).format(made)
+    assert one_harmless_line(text)
+    read: dict[str, Any] = json.loads(text)
+    return read
 
 
-def test_a_traceback_goes_into_the_line_but_at_a_terminal() -> None:
-    error = raised(HOSTILE)
-    line = Formatter("%(message)s").format(record("broken", error=error))
-    assert "\n" not in line
-    assert line.startswith(r"broken\nTraceback (most recent call last):\n")
-    assert line.endswith("RuntimeError: " + ESCAPED)
-    lines = Formatter("%(message)s", lines=True).format(record("broken", error=error)).split("\n")
-    assert lines[:2] == ["broken", "Traceback (most recent call last):"]
-    assert not any("\x1b" in line or "\r" in line for line in lines)
+def one_harmless_line(text: str) -> bool:
+    categories = {unicodedata.category(char) for char in text}
+    return len((text + ".").splitlines()) == 1 and not categories & {"Cc", "Cs", "Zl", "Zp"} and "\u202e" not in text
+
+
+# Programs read JSON
+
+
+@pytest.mark.parametrize(
+    ("level", "severity"),
+    [(5, "DEBUG"), (10, "DEBUG"), (20, "INFO"), (25, "INFO"), (30, "WARNING"), (40, "ERROR"), (50, "CRITICAL")],
+)
+def test_a_line_has_the_fields_of_cloud_logging(level: int, severity: str) -> None:
+    made = record("%d %s", 1, "a", level=level)
+    read = line(made, pod="pod-1")
+    when = datetime.datetime.fromisoformat(read.pop("time"))
+    assert when.timestamp() == pytest.approx(made.created, abs=1e-5)
+    assert when.utcoffset() == datetime.timedelta(0)
+    assert read == {"severity": severity, "message": "1 a", "logger": "baton.x", "pod": "pod-1"}
+
+
+def test_an_error_has_its_traceback_where_error_reporting_looks() -> None:
+    read = line(record("broken", error=raised(HOSTILE), level=logging.ERROR))
+    assert read["message"] == "broken"
+    assert read["stack_trace"].startswith("Traceback (most recent call last):\n")
+    assert read["stack_trace"].rstrip().endswith(HOSTILE.replace("\ud800", "\ufffd"))
+
+
+def test_what_a_program_reads_is_what_was_said() -> None:
+    said = HOSTILE.replace("\ud800", "")
+    read = line(record("%s", said, inner={"a": [said]}, stream_id=uuid.UUID(int=1)))
+    assert (read["message"], read["inner"]) == (said, {"a": [said]})
+    assert read["stream_id"] == str(uuid.UUID(int=1))
+
+
+class Circle:
+    def __repr__(self) -> str:
+        return HOSTILE
+
+
+def test_what_json_has_no_words_for_is_said_as_text() -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    for odd in (HOSTILE, {"a": HOSTILE}, 1 << 80, circle, Circle(), {HOSTILE: Circle()}, float("nan"), b"\xff"):
+        assert "odd" in line(record("a", odd=odd))
+
+
+def test_nobody_takes_the_place_of_a_field() -> None:
+    read = line(record("a", severity="EMERGENCY", time="never", pod="mine", stack_trace="forged"), pod="pod-1")
+    assert (read["severity"], read["message"], read["pod"]) == ("INFO", "a", "pod-1")
+    assert read["time"] != "never"
+
+
+def test_a_line_says_what_it_belongs_to() -> None:
+    stream_id = uuid.uuid4()
+    with log_context.of_stream(stream_id), traceparent.within(PARENT):
+        made = record("a", request_id="mine")
+    read = line(made)
+    assert (read["stream_id"], read["request_id"]) == (str(stream_id), "mine")
+    assert (read["trace_id"], read["span_id"], read["trace_sampled"]) == (PARENT.trace_id, PARENT.span_id, True)
+    read = line(made, project="mine")
+    assert read["logging.googleapis.com/trace"] == f"projects/mine/traces/{PARENT.trace_id}"
+    assert read["logging.googleapis.com/spanId"] == PARENT.span_id
+    assert read["logging.googleapis.com/trace_sampled"] is True
+    assert not {"trace_id", "span_id", "trace_sampled"} & read.keys()
+    assert not {"stream_id", "request_id", "trace_id", "span_id", "trace_sampled"} & line(record("a")).keys()
+
+
+def test_a_record_that_no_filter_has_seen_is_a_line_too() -> None:
+    made = logging.LogRecord("baton.x", logging.INFO, __file__, 1, "hello", (), None)
+    assert line(made, project="mine")["message"] == "hello"
+    made.trace_id = "theirs"
+    assert line(made, project="mine")["trace_id"] == "theirs"
 
 
 @given(st.text(st.characters(exclude_categories=())))
 def test_no_text_makes_a_second_line_or_moves_a_cursor(text: str) -> None:
-    line = Formatter("%(message)s").format(record("%s", text))
-    assert len((line + ".").splitlines()) == 1
-    assert not {unicodedata.category(char) for char in line} & {"Cc", "Cs", "Zl", "Zp"}
+    made = record("%s", text, error=raised(text), field=text, level=logging.ERROR)
+    assert one_harmless_line(json_formatter().format(made))
+    assert one_harmless_line(text_formatter().format(made))
+
+
+# People read text
+
+
+def test_control_characters_are_escaped() -> None:
+    for lines in (False, True):
+        assert f" {ESCAPED} [baton.x]" in text_formatter(lines=lines).format(record("%s", HOSTILE))
+
+
+def test_a_traceback_goes_into_the_line_but_at_a_terminal() -> None:
+    made = record("broken", error=raised(HOSTILE))
+    text = text_formatter().format(made)
+    assert "\n" not in text
+    assert r"broken\nTraceback (most recent call last):\n" in text
+    assert "RuntimeError: " + ESCAPED in text
+    lines = text_formatter(lines=True).format(made).split("\n")
+    assert lines[1] == "Traceback (most recent call last):"
+    assert not any("\x1b" in line or "\r" in line for line in lines)
+
+
+def test_people_are_told_the_fields_and_a_stream_once() -> None:
+    stream_id = uuid.uuid4()
+    with log_context.of_stream(stream_id):
+        text = text_formatter().format(record("Stream %s is gone.", stream_id, reason="a b", events=3))
+        assert text.endswith(f"Stream {stream_id} is gone. [baton.x] reason='a b' events=3")
+        assert f"stream_id={stream_id}" in text_formatter().format(record("Gone."))
+
+
+# A process
 
 
 @pytest.fixture
 def restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+    """What a process configures for itself, as it was before."""
+    root, ours = logging.getLogger(), logging.getLogger("baton")
+    handlers, level, our_level, hook = list(root.handlers), root.level, ours.level, sys.excepthook
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    ours.setLevel(our_level)
+    sys.excepthook = hook
+    logging.captureWarnings(False)
+    structlog.reset_defaults()
+
+
+def configured(monkeypatch: pytest.MonkeyPatch, *, terminal: bool = False, **options: Any) -> io.StringIO:
+    shown = io.StringIO()
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    logs.configure(
+        Console(file=shown, force_terminal=terminal, color_system="standard" if terminal else None), **options
+    )
+    return shown
 
 
 @pytest.mark.usefixtures("restored")
-def test_at_a_terminal_markup_and_escapes_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = io.StringIO()
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    logs.configure(Console(file=shown, width=200))
+def test_at_a_terminal_there_is_colour_and_what_is_said_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    shown = configured(monkeypatch, terminal=True)
     logging.getLogger("baton.x").warning("[red]%s[/red]", "a\x1b[31m\nb")
     assert r"[red]a\x1b[31m\nb[/red]" in shown.getvalue()
+    assert "\x1b[33m" in shown.getvalue()
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("form", ["auto", "json", "text"])
+def test_the_form_is_as_chosen(monkeypatch: pytest.MonkeyPatch, form: str, terminal: bool) -> None:
+    shown = configured(monkeypatch, terminal=terminal, form=form)
+    logging.getLogger("baton.x").info("hello")
+    assert shown.getvalue().startswith("{") == (form == "json" or (form == "auto" and not terminal))
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_level_is_that_of_baton_and_details_of_libraries_are_never_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = configured(monkeypatch, level="debug")
+    for name in ("baton.x", "openai", "httpx2"):
+        logging.getLogger(name).debug("details")
+        logging.getLogger(name).warning("trouble")
+    told = [(read["logger"], read["message"]) for read in map(json.loads, shown.getvalue().splitlines())]
+    assert told == [("baton.x", "details"), *((name, "trouble") for name in ("baton.x", "openai", "httpx2"))]
+    shown = configured(monkeypatch, level="error")
+    logging.getLogger("baton.x").warning("trouble")
+    assert not shown.getvalue()
+
+
+@pytest.mark.usefixtures("restored")
+def test_warnings_what_nobody_caught_and_the_loggers_of_structlog_are_lines_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown = configured(monkeypatch, worker="w-1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(True)
+        warnings.warn("old", stacklevel=1)
+    error = raised("unexpected")
+    sys.excepthook(type(error), error, error.__traceback__)
+    structlog.get_logger("mine").info("hello %s", "you", answer=42)
+    warned, ended, own = map(json.loads, shown.getvalue().splitlines())
+    assert (warned["severity"], warned["logger"]) == ("WARNING", "py.warnings")
+    assert (ended["severity"], ended["worker"]) == ("CRITICAL", "w-1")
+    assert "RuntimeError: unexpected" in ended["stack_trace"]
+    assert (own["message"], own["answer"], own["logger"]) == ("hello you", 42, "mine")
 
 
 async def test_a_hostile_request_is_one_line_in_the_log_of_a_pod(dsn: str) -> None:
@@ -82,8 +248,13 @@ async def test_a_hostile_request_is_one_line_in_the_log_of_a_pod(dsn: str) -> No
         async with connection.transaction(), httpx2.AsyncClient(timeout=20, trust_env=False) as client:
             await connection.execute("LOCK TABLE baton.stream IN ACCESS EXCLUSIVE MODE")
             path = "/v1/ai-sdk/chat/a%0A%E2%80%A8forged%1B%5B31m/stream"
-            answer = await client.get(url + path, headers={"x-request-id": "hostile"})
+            known = {"x-request-id": "hostile", "traceparent": str(PARENT)}
+            answer = await client.get(url + path, headers=known)
             assert answer.status_code == 503
-        line = (await pod.said("forged")).string
-        assert r"GET /v1/ai-sdk/chat/a\n\u2028forged\x1b[31m/stream: The database does not answer" in line
-        assert line.endswith("(request hostile)")
+        read = json.loads((await pod.said("forged")).string)
+        assert read["message"].startswith(
+            "GET /v1/ai-sdk/chat/a\n\u2028forged\x1b[31m/stream: The database does not answer"
+        )
+        assert (read["severity"], read["request_id"], read["trace_id"]) == ("WARNING", "hostile", PARENT.trace_id)
+        assert read["pod"] == answer.headers["x-baton-pod"]
+        assert all(one_harmless_line(line) for line in pod.lines)

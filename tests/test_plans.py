@@ -40,7 +40,7 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "get": (streams._GET, ("$stream",), 0),
     "find": (streams._FIND, ("", None, None, None, 20), 0),
     "find by metadata": (streams._FIND, ("", None, None, ['{"chat": "4242"}'], 20), 0),
-    "insert": (streams._INSERT, ("", "test", "1", "{}", "retry", *[None] * 4, 936, 1000), 0),
+    "insert": (streams._INSERT, ("", "test", "1", "{}", "retry", *[None] * 5, 936, 1000), 0),
     "take": (rates._TAKE, ("", "caller", 0.1, 10), 0),
     "claim": (streams._CLAIM, (WORKER, ["test"], 10), 0),
     "overdue": (streams._OVERDUE, (600.0, True), 0),

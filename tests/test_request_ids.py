@@ -10,8 +10,8 @@ import pytest
 from tests.cluster import Cluster, echo
 from tests.logbook import until
 
-from baton.logs import Formatter
-from baton.request_ids import RequestIdFilter, accepted
+from baton.log_context import ContextFilter
+from baton.request_ids import accepted
 
 MADE = re.compile(r"[0-9a-f]{32}")
 PATHS = ("/v1/streams", "/v1/streams/x", "/v1/responses/x", "/nowhere", "/healthz", "/errors", "/openapi.json")
@@ -52,7 +52,8 @@ async def test_a_stream_and_a_problem_have_it(cluster: Cluster) -> None:
 async def test_what_is_logged_of_a_request_bears_its_id_and_nothing_else_does(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.handler.addFilter(RequestIdFilter())
+    caplog.handler.addFilter(ContextFilter())
+    caplog.set_level(logging.INFO, "baton")
     pod = await cluster.pod(write_timeout_seconds=0.3, database_timeout_seconds=2)
     author = await cluster.author()
     await author.write_texts([400] * 20, padding=1000)
@@ -61,9 +62,9 @@ async def test_what_is_logged_of_a_request_bears_its_id_and_nothing_else_does(
     path = f"/v1/streams/{author.id}/events"
     writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nX-Request-Id: deaf\r\n\r\n".encode())
     # It reads nothing, so it is cut off: by the timer that serves all connections.
-    await until(lambda: any("accepts nothing" in record.getMessage() for record in caplog.records))
+    await until(lambda: any("is closed: stuck" in record.getMessage() for record in caplog.records))
     writer.close()
-    (cut,) = (record for record in caplog.records if "accepts nothing" in record.getMessage())
+    (cut,) = (record for record in caplog.records if "is closed: stuck" in record.getMessage())
     assert cut.request_id == "deaf"  # type: ignore[attr-defined]
     del reader
 
@@ -77,10 +78,3 @@ async def test_what_is_logged_of_a_request_bears_its_id_and_nothing_else_does(
     assert failed.request_id == "broken"  # type: ignore[attr-defined]
     logging.getLogger("baton").warning("nobody's")
     assert caplog.records[-1].request_id == "-"  # type: ignore[attr-defined]
-
-
-def test_a_line_of_the_log_says_it() -> None:
-    record = logging.makeLogRecord({"msg": "hello", "request_id": "r-1"})
-    assert Formatter("%(message)s").format(record) == "hello (request r-1)"
-    record = logging.makeLogRecord({"msg": "hello", "request_id": "-"})
-    assert Formatter("%(message)s").format(record) == "hello"

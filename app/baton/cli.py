@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -14,7 +13,7 @@ import typer
 import uvloop
 from rich.console import Console
 
-from . import __version__, logs
+from . import __version__, logs, tracing
 from .blockers import Patience
 from .collector import collect_seldom
 from .errors import ConfigurationError
@@ -61,7 +60,8 @@ def serve(
 ) -> None:
     """Run a pod: create streams, and relay their events to clients."""
     collect_seldom()
-    _run(lambda: serve_pod(_settings(host=host, port=port)))
+    settings = _settings(host=host, port=port)
+    _run(settings, lambda: _traced(settings.pod_name, lambda: serve_pod(settings)), pod=settings.pod_name)
 
 
 @app.command()
@@ -70,7 +70,8 @@ def worker(
 ) -> None:
     """Run a worker: claim queued streams, and generate their events."""
     collect_seldom()
-    _run(lambda: _work(_settings(worker_concurrency=concurrency)))
+    settings = _settings(worker_concurrency=concurrency)
+    _run(settings, lambda: _traced(settings.worker_name, lambda: _work(settings)), worker=settings.worker_name)
 
 
 @app.command()
@@ -100,9 +101,9 @@ def migrate(
     settings = _settings()
     patience = Patience(lock_timeout_milliseconds, give_up_seconds)
     if sql:
-        _run(lambda: _write_migrations(settings, start, to, patience))
+        _run(settings, lambda: _write_migrations(settings, start, to, patience))
     elif dry_run:
-        _run(lambda: _announce_migrations(settings, to))
+        _run(settings, lambda: _announce_migrations(settings, to))
     else:
         _run_migrations(settings, to, patience)
 
@@ -118,7 +119,7 @@ def maintain(
         raise typer.BadParameter("--dry-run cannot be repeated: leave out --every.")
     settings = _settings()
     try:
-        _run(lambda: interruptible(_maintain(settings, every, dry_run=dry_run)))
+        _run(settings, lambda: interruptible(_maintain(settings, every, dry_run=dry_run)))
     except Interrupted as interrupted:
         # Being stopped is how the loop ends.
         raise typer.Exit(0 if every is not None else interrupted.exit_status) from None
@@ -260,7 +261,7 @@ async def _announce_migrations(settings: Settings, to: str | None) -> None:
 
 def _run_migrations(settings: Settings, to: str | None, patience: Patience) -> None:
     try:
-        _run(lambda: interruptible(_migrate(settings, to, patience)))
+        _run(settings, lambda: interruptible(_migrate(settings, to, patience)))
     except Interrupted as interruption:
         _errors.print("baton: Stopped. What was under way is undone; run `baton migrate` again to go on.")
         sys.exit(interruption.exit_status)
@@ -300,14 +301,30 @@ async def _work(settings: Settings) -> None:
         await close_generators(generators)
 
 
+async def _traced(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Do the work of a process; where OpenTelemetry's own variables name a collector, send it what is traced."""
+    if not tracing.wanted():
+        await work()
+        return
+    # It takes a while to load, which is for those who want it.
+    from .trace_export import exporting
+
+    with exporting(name):
+        await work()
+
+
 def _settings(**overrides: Any) -> Settings:
     return Settings.load(**overrides)
 
 
-def _run(start: Callable[[], Awaitable[None]]) -> None:
-    logs.configure(_errors)
-    for chatty in ("alembic", "httpx2"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+def _run(settings: Settings, start: Callable[[], Awaitable[None]], **process: str) -> None:
+    logs.configure(
+        _errors,
+        form=settings.log_format,
+        level=settings.log_level,
+        project=settings.google_cloud_project,
+        **process,
+    )
 
     async def run() -> None:
         await start()

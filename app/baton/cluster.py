@@ -60,7 +60,11 @@ class Program:
     @property
     def environment(self) -> dict[str, str]:
         """Its own settings."""
-        return {"BATON_POD_NAME" if self.is_pod else "BATON_WORKER_NAME": self.name, **self.settings}
+        return {
+            "BATON_POD_NAME" if self.is_pod else "BATON_WORKER_NAME": self.name,
+            "BATON_LOG_FORMAT": "text",
+            **self.settings,
+        }
 
 
 @dataclass(slots=True)

@@ -22,12 +22,14 @@ from typing import Any, Final, Protocol
 
 from starlette.types import Message, Receive, Scope, Send
 
+from . import log_context, tracing
 from .dialects.dialect import Header, Reader
 from .errors import ConnectionCut, LogDamaged, Unavailable
 from .log import Batch
 from .metrics import PodMetrics
-from .metrics.pod import Closing
+from .metrics.pod import Closing, Leaving
 from .relay import Relays, Subscriber
+from .tracing import Span
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ class Connections:
         self._open.add(connection)
         if self.draining:
             # It was let in before the drain began, and had to wait for the database.
-            connection.leave()
+            connection.leave("drained")
 
     def remove(self, connection: Connection) -> None:
         """Let go of a connection that has ended."""
@@ -90,15 +92,17 @@ class Connections:
         leaving = list(self._open)
         random.shuffle(leaving)
         for connection in leaving:
-            connection.leave()
+            connection.leave("drained")
             await asyncio.sleep(seconds / len(leaving))
 
     def _look(self, connection: Connection, now: float) -> None:
         if connection.sending_since is not None:
             if now - connection.sending_since > self._write_timeout_seconds:
                 connection.abort()
-        elif (connection.renews and now >= connection.leave_at) or not connection.admitted():
-            connection.leave()
+        elif not connection.admitted():
+            connection.leave("revoked")
+        elif connection.renews and now >= connection.leave_at:
+            connection.leave("renewed")
         elif now - connection.last_sent_at >= self._heartbeat_seconds * 0.9:
             connection.subscriber.tap()
 
@@ -142,10 +146,15 @@ class Connection:
         self._headers = [*reader.dialect.headers, *headers]
         self._window_seconds = window_seconds
         self._on_gone = on_gone
-        self._leaving = False
+        self._leaving: Leaving | None = None  # why it sends its client away
         self._failed = False  # the dialect could not tell what there is
         self._stuck = False  # the client accepted nothing
+        self._ending = False  # nothing more is to be had
         self._live = False  # the client has caught up once
+        self._began_at = _now()
+        self._began_after = subscriber.cursor
+        self._events = 0
+        self._size_bytes = 0
         self._committed_at: float | None = None  # when the newest event to be sent was
         self._gone = asyncio.Event()  # the connection is no more
         self._extensions: Mapping[str, Any] = {}
@@ -156,10 +165,23 @@ class Connection:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         self._task = asyncio.current_task()
-        self._context = contextvars.copy_context()
         self._extensions = scope.get("extensions", {})
         # Whoever wants few large pieces is sent what has gathered.
         self._direct = None if self._window_seconds else self._extensions.get(DIRECT_EXTENSION)
+        relay, dialect = self.subscriber.relay, self._reader.dialect.name
+        about: dict[str, tracing.Value | None] = {
+            "baton.stream.id": str(relay.stream_id),
+            "baton.dialect": dialect,
+            "baton.from_cursor": self._began_after,
+        }
+        with (
+            log_context.of_stream(relay.stream_id),
+            tracing.span("follow", relay.traceparent, kind="server", attributes=about, link=tracing.here()) as span,
+        ):
+            await self._serve(receive, send, span)
+
+    async def _serve(self, receive: Receive, send: Send, span: Span) -> None:
+        self._context = contextvars.copy_context()
         watcher = asyncio.create_task(self._watch(receive))
         self._connections.add(self)
         self._counts.connections += 1
@@ -168,24 +190,20 @@ class Connection:
             await self._follow(send)
         finally:
             self._counts.connections -= 1
-            self._metrics.closed.add(self._reader.dialect.name, self._reason())
             self._connections.remove(self)
             self._relays.unsubscribe(self.subscriber)
+            self._tell_closed(span)
             watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
 
-    def leave(self) -> None:
-        """Have the client reconnect: here it is sent away after what it is getting just now."""
-        self._leaving = True
+    def leave(self, why: Leaving) -> None:
+        """Have the client reconnect: here it is sent away after what it is getting just now. The first call counts."""
+        self._leaving = self._leaving or why
         self.subscriber.tap()
 
     def abort(self) -> None:
         """Abort the connection of a client that accepts nothing. It can resume."""
-        # This is called by the timer of all connections.
-        self._context.run(
-            logger.warning, "A client of stream %s accepts nothing and is cut off.", self.subscriber.relay.stream_id
-        )
         self._stuck = True
         self._gone.set()
         abort = self._extensions.get(ABORT_EXTENSION)
@@ -218,6 +236,7 @@ class Connection:
 
     async def _end(self, send: Send, pending: bytes) -> None:
         """Send what is left and end the connection: in the way that says whether this is the stream's end."""
+        self._ending = True
         reader, relay = self._reader, self.subscriber.relay
         over = reader.over
         if not over and (relay.damaged or self._failed):
@@ -236,7 +255,6 @@ class Connection:
 
     async def _cut(self) -> None:
         """End the connection, once all was sent, so that no client takes it for the end of the stream."""
-        self._leaving = True
         close = self._extensions.get(CLOSE_EXTENSION)
         if close is None:
             raise ConnectionCut(
@@ -292,7 +310,7 @@ class Connection:
         try:
             batches = await subscriber.take()
         except Unavailable:
-            self._leaving = True
+            self._leaving = self._leaving or "database away"
             return b""
         return self._encode(batches, subscriber.cursor - cursor) if batches else b""
 
@@ -300,9 +318,10 @@ class Connection:
         """Encode batches in which so many events are new."""
         try:
             body = self._reader.read(batches)
-        except Exception:
+        except Exception:  # noqa: BLE001 - it is logged
             # The same would happen again wherever the client comes back.
-            logger.exception(
+            self._context.run(
+                logger.exception,
                 "Events of stream %s cannot be told in %s.",
                 self.subscriber.relay.stream_id,
                 self._reader.dialect.name,
@@ -311,6 +330,8 @@ class Connection:
             return b""
         self._counts.events += count
         self._counts.size_bytes += len(body)
+        self._events += count
+        self._size_bytes += len(body)
         if self._live:
             self._committed_at = batches[-1].committed_at
         return body
@@ -327,14 +348,40 @@ class Connection:
         if self._failed or self.subscriber.relay.damaged:
             return "broken"
         if self._leaving:
-            return "sent away"
-        return "left" if self._gone.is_set() else "ended"
+            return self._leaving
+        if self._ending:
+            return "ended"
+        if self._gone.is_set():
+            return "left"
+        # The server gives up what still waits when the pod leaves.
+        return "drained" if self._connections.draining else "broken"
+
+    def _tell_closed(self, span: Span) -> None:
+        """Say how it went, once for each connection: in the metrics, in the log, and in its span."""
+        reason, dialect = self._reason(), self._reader.dialect.name
+        self._metrics.closed.add(dialect, reason)
+        counts = {"cursor": self.subscriber.cursor, "events": self._events, "size_bytes": self._size_bytes}
+        span.set({"baton.reason": reason, **{f"baton.{name}": number for name, number in counts.items()}})
+        level = logging.WARNING if reason in _TROUBLE else logging.INFO
+        if logger.isEnabledFor(level):
+            stream_id = self.subscriber.relay.stream_id
+            known = {
+                "dialect": dialect,
+                "tenant": self.subscriber.tenant,
+                "reason": reason,
+                "from_cursor": self._began_after,
+                **counts,
+                "duration_seconds": round(_now() - self._began_at, 6),
+            }
+            logger.log(level, "A connection to stream %s is closed: %s.", stream_id, reason, extra=known)
 
     async def _tell_gone(self) -> None:
         if self._on_gone is not None and not (self._leaving or self._connections.draining):
             await self._on_gone()
 
 
+# Why a connection ends if something is amiss here.
+_TROUBLE: Final[frozenset[Closing]] = frozenset({"broken", "database away"})
 _UNTELLABLE: Final = ("internal_error", "What follows cannot be told here; the pod's log says why.")
 
 

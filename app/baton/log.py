@@ -256,6 +256,7 @@ def putting_off(stream_id: UUID) -> Iterator[None]:
             "Stream %s cannot be ended: %s. Run `baton maintain`, which creates the partitions that are missing.",
             stream_id,
             error,
+            extra={"stream_id": str(stream_id)},
         )
 
 

@@ -27,7 +27,7 @@ from uuid import UUID
 
 import asyncpg
 
-from . import log, notifications, retention, streams
+from . import log, notifications, retention, streams, traceparent
 from .audience import Audience
 from .backoff import Backoff
 from .database import Pool, translated
@@ -35,6 +35,7 @@ from .errors import CursorBeyondTail, LogDamaged, Unavailable
 from .log import Batch
 from .metrics import PodMetrics
 from .notifications import Announcement
+from .traceparent import TraceParent
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +138,7 @@ class Relay:
     def __init__(self, stream_id: UUID, pool: Pool, metrics: PodMetrics, *, window_bytes: int) -> None:
         self.stream_id = stream_id
         self.tenant = ""  # whose stream it is, once it is loaded
+        self.traceparent: TraceParent | None = None  # of the span that created it
         self.ends_unwatched = False  # the stream ends when nobody watches it
         self.tail = 0
         self.ended = False  # the terminal event is at the tail
@@ -204,7 +206,12 @@ class Relay:
 
     def damage(self, cursor: int) -> None:
         """Learn that what follows the cursor is not in the log, though later events are."""
-        logger.error("The log of stream %s has a hole after event %d.", self.stream_id, cursor)
+        logger.error(
+            "The log of stream %s has a hole after event %d.",
+            self.stream_id,
+            cursor,
+            extra={"stream_id": str(self.stream_id)},
+        )
         self.damaged = True
         self._window.clear()
         self.leave()
@@ -253,6 +260,7 @@ class Relay:
                 raise await retention.absence(self._pool, self.stream_id)
         self._metrics.log_reads += 1
         self.tenant = stream.tenant
+        self.traceparent = traceparent.parse(stream.traceparent)
         self.ends_unwatched = stream.unwatched_timeout is not None
         self.ended_at = stream.ended_at
         if batches:

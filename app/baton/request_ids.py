@@ -1,4 +1,4 @@
-"""The id of a request: in its answer, and in every log record that belongs to it.
+"""The id of a request: in its answer, and in every log record that belongs to it (see `log_context`).
 
 It travels in a context variable, which the tasks that a request starts inherit. A task that serves many requests is
 started in a context of its own, so that it does not bear the id of the first.
@@ -7,7 +7,6 @@ started in a context of its own, so that it does not bear the id of the first.
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 import uuid
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from . import traceparent
 
 HEADER: Final = "x-request-id"
 
@@ -44,7 +45,10 @@ def new() -> Iterator[None]:
 
 
 class RequestIds:
-    """Gives every request of an application an id: the client's `X-Request-Id`, if it is a decent one."""
+    """Gives every request of an application an id: the client's `X-Request-Id`, if it is a decent one.
+
+    What is done for the request belongs to the trace that the client says it does.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -54,20 +58,9 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        token = _current.set(accepted(Headers(scope=scope).get(HEADER)))
-        await self._app(scope, receive, send)
+        headers = Headers(scope=scope)
+        token = _current.set(accepted(headers.get(HEADER)))
+        with traceparent.within(traceparent.given(headers.getlist(traceparent.HEADER))):
+            await self._app(scope, receive, send)
         # After an exception it stays, since the server is about to log that in the same task.
         _current.reset(token)
-
-
-class RequestIdFilter(logging.Filter):
-    """Gives log records the attribute `request_id`, which is "-" where a record belongs to no request.
-
-    Put it on a handler, so that it sees what all loggers say.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record pass."""
-        if not hasattr(record, "request_id"):
-            record.request_id = _current.get() or "-"
-        return True

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+from . import traceparent
 from .errors import GenerationError, InvalidEvent
 from .events import TOKEN_TYPES, encode_event, encode_text
 from .generators import GenerationRequest, Generator, Yielded
@@ -56,7 +57,7 @@ class Run:
         self._generator = generator
         self._bounds = bounds
         self._events = outbox.tail  # a former worker's among them
-        self._bytes = 0
+        self.size_bytes = 0  # of what this run has yielded
         self._metrics = metrics
         self._stop: Outcome | None = None
         self._abandoned = False
@@ -84,7 +85,8 @@ class Run:
         if self.outbox.lost is None:
             self.outbox.finish(outcome)
         await self.outbox.closed.wait()
-        return outcome
+        lost = self.outbox.lost
+        return outcome if lost is None or lost.outcome is not None else None
 
     def enforce(self, *, max_duration: float, idle_timeout: float) -> None:
         """Stop the generator if it ran, or was silent, for longer than the stream, or else this, allows."""
@@ -109,7 +111,10 @@ class Run:
 
     async def _generate(self) -> None:
         claim = self.claim
-        request = GenerationRequest(claim.stream_id, claim.input, claim.metadata, claim.attempts)
+        parent = traceparent.current()
+        request = GenerationRequest(
+            claim.stream_id, claim.input, claim.metadata, claim.attempts, None if parent is None else str(parent)
+        )
         events = self._generator(request)
         if not hasattr(events, "aclose"):
             raise InvalidEvent("The generator is not an async generator function: it must `yield` its events.")
@@ -132,12 +137,10 @@ class Run:
         """Count an event; if it is one too many, or too large, stop the generator instead."""
         bounds, size = self._bounds, len(line)
         self._events += 1
-        self._bytes += size
-        if size <= bounds.max_event_bytes and self._events <= bounds.max_events and self._bytes <= bounds.max_bytes:
+        self.size_bytes += size
+        if size <= bounds.max_event_bytes and self._events <= bounds.max_events and self.size_bytes <= bounds.max_bytes:
             return True
-        end = bounds.end_of(line, self._events)
-        logger.warning("Stream %s is stopped: %s", self.claim.stream_id, end.error_message)
-        self.stop(end)
+        self.stop(bounds.end_of(line, self._events))
         return False
 
     def _encode(self, item: Yielded) -> bytes | None:
@@ -197,7 +200,6 @@ class Run:
         if error is None:
             return Outcome.completed(self._finish_reason, **rest)
         if isinstance(error, GenerationError):
-            logger.warning("Stream %s failed: %s: %r", self.claim.stream_id, error.code, error.message)
             return Outcome.failed(error.code, error.message, **rest)
         logger.error("The generator of stream %s failed.", self.claim.stream_id, exc_info=error)
         return Outcome.failed("generator_error", "The generator failed; its worker's log says why.", **rest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 from urllib.parse import urlsplit
 
 import orjson
@@ -13,6 +13,9 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_vali
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .errors import ConfigurationError
+
+LogFormat: TypeAlias = Literal["auto", "json", "text"]
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error", "critical"]
 
 # What an HTTP header can carry.
 _NAME = re.compile(r"[!-~]([ -~]{0,98}[!-~])?")
@@ -247,6 +250,18 @@ class Settings(BaseSettings):
     provider_timeout_seconds: float = Field(120, gt=0, description="The longest silence of a model provider")
     provider_max_retries: int = Field(
         2, ge=0, le=10, description="How often a request to a provider is repeated, before an answer begins"
+    )
+
+    log_format: LogFormat = Field(
+        "auto", description="How processes log: `auto` is for people at a terminal, and JSON anywhere else"
+    )
+    log_level: LogLevel = Field(
+        "info", description="The least severity of what Baton logs; libraries log no details in any case"
+    )
+    google_cloud_project: str | None = Field(
+        None,
+        validation_alias=AliasChoices("BATON_GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_PROJECT"),
+        description="The Google Cloud project whose traces the lines of the log are put to, in JSON",
     )
 
     @field_validator("database_url", "listen_database_url")

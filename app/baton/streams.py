@@ -16,7 +16,7 @@ from uuid import UUID
 import asyncpg
 import orjson
 
-from . import log
+from . import ending, log
 from .database import Connection, Pool
 from .errors import ConfigurationError, IdempotencyConflict, TooManyStreams
 from .events import MAX_SEQ, Status
@@ -24,18 +24,18 @@ from .outcome import Outcome
 
 _COLUMNS = """id, tenant, generator, metadata, status, epoch, unwatched_timeout, attempts, created_at, started_at,
     finished_at, cancel_requested_at, finish_reason, error_code, error_message, usage, tokens,
-    time_to_first_token_seconds, duration_seconds"""
+    time_to_first_token_seconds, duration_seconds, traceparent"""
 
-# A row if there are fewer than $10 streams of the tenant that have not ended, and in any case how many: $11 at most.
+# A row if there are fewer than $11 streams of the tenant that have not ended, and in any case how many: $12 at most.
 _INSERT = f"""
 WITH live AS (
     SELECT count(*) AS live FROM (
-        SELECT FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') LIMIT $11
+        SELECT FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') LIMIT $12
     ) AS found
 ), made AS (
     INSERT INTO baton.stream (tenant, generator, input, metadata, on_worker_lost, max_duration, idle_timeout,
-                              queue_timeout, unwatched_timeout)
-    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9 FROM live WHERE live < $10::bigint
+                              queue_timeout, unwatched_timeout, traceparent)
+    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10 FROM live WHERE live < $11::bigint
     RETURNING {_COLUMNS}
 )
 SELECT live, made.* FROM live LEFT JOIN made ON true
@@ -93,7 +93,8 @@ FROM next WHERE s.id = next.id
 RETURNING s.id, s.epoch, s.attempts, s.on_worker_lost, s.generator, s.input, s.metadata,
           s.cancel_requested_at IS NOT NULL AS cancelled, s.max_duration, s.idle_timeout,
           extract(epoch FROM clock_timestamp() - s.started_at)::double precision AS elapsed,
-          extract(epoch FROM s.started_at - s.created_at)::double precision AS queued
+          extract(epoch FROM s.started_at - s.created_at)::double precision AS queued,
+          s.tenant, s.traceparent
 """
 
 _REQUEST_CANCEL = """
@@ -104,10 +105,14 @@ RETURNING status
 
 # What the row must still be when it is locked is part of each statement that takes a stream away from somebody.
 _TAKE = "UPDATE baton.stream SET epoch = epoch + 1, worker_id = NULL WHERE id = $1 AND "
-_TAKE_ANY = _TAKE + "status IN ('queued', 'running') RETURNING epoch"
-_TAKE_QUEUED = _TAKE + "status = 'queued' RETURNING epoch"
-_TAKE_QUEUED_EPOCH = _TAKE + "status = 'queued' AND epoch = $2 RETURNING epoch"
-_TAKE_EPOCH = _TAKE + "status = 'running' AND epoch = $2 RETURNING epoch"
+_TAKEN = (
+    " RETURNING epoch, tenant, generator, attempts AS attempt, traceparent AS trace,"
+    " extract(epoch FROM clock_timestamp() - created_at)::double precision AS total_seconds"
+)
+_TAKE_ANY = _TAKE + "status IN ('queued', 'running')" + _TAKEN
+_TAKE_QUEUED = _TAKE + "status = 'queued'" + _TAKEN
+_TAKE_QUEUED_EPOCH = _TAKE + "status = 'queued' AND epoch = $2" + _TAKEN
+_TAKE_EPOCH = _TAKE + "status = 'running' AND epoch = $2" + _TAKEN
 
 _REQUEUE = """
 UPDATE baton.stream
@@ -185,6 +190,7 @@ class Stream:
     tokens: int | None
     time_to_first_token_seconds: float | None
     duration_seconds: float | None
+    traceparent: str | None
 
     @property
     def ended(self) -> bool:
@@ -220,6 +226,7 @@ class NewStream:
     on_worker_lost: str
     tenant: str = ""
     limits: Limits = Limits()
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +254,8 @@ class Claim:
     idle_timeout: float | None = None
     elapsed: float = 0.0  # since its first claim
     queued: float = 0.0  # before that
+    tenant: str = ""
+    traceparent: str | None = None
 
 
 async def create(
@@ -326,6 +335,8 @@ async def claim(connection: Connection, worker_id: UUID, generators: Sequence[st
             row["idle_timeout"],
             row["elapsed"],
             row["queued"],
+            row["tenant"],
+            row["traceparent"],
         )
         for row in await connection.fetch(_CLAIM, worker_id, generators, limit)
     ]
@@ -377,7 +388,7 @@ async def note_watched(pool: Pool, stream_ids: Sequence[UUID]) -> None:
 
 
 async def end(executor: Connection | Pool, stream_id: UUID, outcome: Outcome, take: str, *arguments: object) -> bool:
-    """Claim a stream and write its terminal event, in one transaction.
+    """Claim a stream and write its terminal event, in one transaction; return whether it was ended by this.
 
     Between the two an append of the last owner may still land; it then has the place that was aimed at, and this
     aims again. If that append was the terminal one, the row is closed to match it.
@@ -388,24 +399,31 @@ async def end(executor: Connection | Pool, stream_id: UUID, outcome: Outcome, ta
     while True:
         # A terminal append of the last owner, in flight, waits for the row that this holds, and this for its place.
         with contextlib.suppress(asyncpg.DeadlockDetectedError):
-            return await _end(executor, stream_id, outcome, take, *arguments)
+            ended = await _end(executor, stream_id, outcome, take, *arguments)
+            if ended is not None:
+                ending.note(stream_id, outcome, **ended)
+            return ended is not None
 
 
-async def _end(connection: Connection, stream_id: UUID, outcome: Outcome, take: str, *arguments: object) -> bool:
+async def _end(
+    connection: Connection, stream_id: UUID, outcome: Outcome, take: str, *arguments: object
+) -> dict[str, Any] | None:
+    """Return what the log is to say of the stream, if it was ended by this."""
     async with connection.transaction():
-        epoch = await connection.fetchval(take, stream_id, *arguments)
-        if epoch is None:
-            return False
+        taken = await connection.fetchrow(take, stream_id, *arguments)
+        if taken is None:
+            return None
+        epoch = taken["epoch"]
         while True:
             tail = await log.read_tail(connection, stream_id)
             if tail.outcome is not None:
                 await close(connection, stream_id, epoch, tail.outcome)
-                return False
+                return None
             if tail.last_seq >= MAX_SEQ:
                 raise ConfigurationError(f"Stream {stream_id} has no number left for its terminal event.")
             seq = tail.last_seq + 1
             if await log.append(connection, [log.Append(stream_id, epoch, seq, seq, outcome.encode(), outcome)]):
-                return True
+                return {**taken, "events": seq}
 
 
 async def close(connection: Connection, stream_id: UUID, epoch: int, outcome: Outcome) -> None:
@@ -452,6 +470,7 @@ async def _insert(connection: Connection, new: NewStream, key: IdempotencyKey | 
         new.limits.idle_timeout,
         new.limits.queue_timeout,
         new.limits.unwatched_timeout,
+        new.traceparent,
     )
     row = await _insert_below(connection, columns, max_live)
     if key is not None and not await _take_key(connection, new.tenant, key, row["id"]):

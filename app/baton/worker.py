@@ -10,12 +10,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
 
-from . import log, partitions, streams, workers
+from . import ending, log, log_context, partitions, streams, traceparent, tracing, workers
 from .backoff import Backoff
 from .database import CONNECTION_ERRORS, Connection, check_schema, connect
 from .errors import ConfigurationError
@@ -29,6 +29,7 @@ from .reaper import Reaper, release
 from .run import Bounds, Run
 from .settings import Settings
 from .streams import Claim
+from .tracing import Span
 from .writer import Notifier, Writer
 
 logger = logging.getLogger(__name__)
@@ -259,10 +260,8 @@ class Worker:
         if run.claim.epoch == 1:
             self.metrics.queue_seconds.observe(run.claim.queued)
         try:
-            outcome = await run.run()
-            if outcome is not None:
-                self._count_end(outcome)
-                self.metrics.stream_seconds.observe(outcome.timings.duration_seconds)
+            with log_context.of_stream(run.claim.stream_id):
+                await self._generate(run)
         finally:
             self.metrics.running -= 1
             self._writer.remove(run.outbox)
@@ -270,6 +269,29 @@ class Worker:
             if self._runs.get(run.claim.stream_id) is run:
                 del self._runs[run.claim.stream_id]
             self._wake.set()
+
+    async def _generate(self, run: Run) -> None:
+        """Run a stream's generator in the trace of the request that created the stream, and tell how it ended."""
+        claim = run.claim
+        about: dict[str, tracing.Value | None] = {
+            "baton.stream.id": str(claim.stream_id),
+            "baton.tenant": claim.tenant,
+            "baton.attempt": claim.attempts,
+            "baton.epoch": claim.epoch,
+            "gen_ai.operation.name": "invoke_agent",
+            "gen_ai.agent.name": claim.generator,
+        }
+        parent = traceparent.parse(claim.traceparent)
+        with tracing.span("generate", parent, kind="internal", attributes=about) as span:
+            started_at = time.time()
+            outcome = await run.run()
+            if outcome is None:
+                return  # somebody else has the stream, and ends it
+            self._count_end(outcome)
+            self.metrics.stream_seconds.observe(outcome.timings.duration_seconds)
+            if span.recorded:
+                _tell(span, run, outcome, started_at)
+            ending.note(claim.stream_id, outcome, **_ended(run, outcome))
 
     async def _hand_over(self, connection: Connection) -> None:
         """Give all streams back to the queue, so that another worker has them at once, and sign off."""
@@ -292,7 +314,10 @@ class Worker:
         self.metrics.ended.add(outcome.status, outcome.code)
 
     def _lost(self, run: Run, lost: Lost) -> None:
-        logger.warning("Stream %s is lost to this worker: %s.", run.claim.stream_id, lost.value)
+        stream_id = run.claim.stream_id
+        logger.warning(
+            "Stream %s is lost to this worker: %s.", stream_id, lost.value, extra={"stream_id": str(stream_id)}
+        )
         if lost.outcome is None:
             run.abandon()
         else:
@@ -310,3 +335,40 @@ class Worker:
     def _listening(self, state: State) -> None:
         if state is State.LISTENING:
             self._wake.set()
+
+
+def _ended(run: Run, outcome: Outcome) -> dict[str, Any]:
+    """What the log is to say of a stream that has ended here."""
+    claim, timings = run.claim, outcome.timings
+    return {
+        "tenant": claim.tenant,
+        "generator": claim.generator,
+        "attempt": claim.attempts,
+        "epoch": claim.epoch,
+        "events": run.outbox.tail,
+        "size_bytes": run.size_bytes,
+        "tokens": timings.tokens,
+        "queue_seconds": claim.queued,
+        "first_token_seconds": timings.time_to_first_token_seconds,
+        "duration_seconds": timings.duration_seconds,
+        "total_seconds": claim.queued + claim.elapsed + timings.duration_seconds,
+    }
+
+
+def _tell(span: Span, run: Run, outcome: Outcome, started_at: float) -> None:
+    """Say in a span how a stream ended: by the conventions for generative AI, where they have a word for it."""
+    usage, timings = outcome.usage or {}, outcome.timings
+    span.set(
+        {
+            "baton.status": outcome.status,
+            "baton.events": run.outbox.tail,
+            "baton.tokens": timings.tokens,
+            "gen_ai.response.finish_reasons": [outcome.finish_reason] if outcome.finish_reason else None,
+            "gen_ai.usage.input_tokens": usage.get("input_tokens"),
+            "gen_ai.usage.output_tokens": usage.get("output_tokens"),
+        }
+    )
+    if timings.time_to_first_token_seconds is not None:
+        span.event("first token", started_at + timings.time_to_first_token_seconds)
+    if outcome.status == "failed":
+        span.fail(outcome.code)

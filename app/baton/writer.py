@@ -225,7 +225,9 @@ class Writer:
 
     def _put_off(self, outbox: Outbox, error: Exception) -> None:
         """Try a batch again after a while: it has no partition yet. Its generator waits when its buffer is full."""
-        logger.error("%s: run `baton maintain`, which creates the partitions that are missing.", error)
+        logger.error(
+            "%s: run `baton maintain`, which creates the partitions that are missing.", error, extra=_of(outbox)
+        )
         self._retry_later(outbox)
 
     def _retry_later(self, outbox: Outbox) -> None:
@@ -240,7 +242,8 @@ class Writer:
 
         Without that event the row stays open: a closed one says to followers that its log has lost its end.
         """
-        logger.error("The database refused data of stream %s: %s", outbox.stream_id, error)
+        # Not as text, which has the row that was refused.
+        logger.error("The database refused data of stream %s: %r", outbox.stream_id, error, extra=_of(outbox))
         if outbox.lost is Lost.REJECTED:
             self._retry_later(outbox)
             return
@@ -260,7 +263,13 @@ class Writer:
         for outbox in list(self._open.values()):
             tail = tails.get(outbox.stream_id)
             if tail is not None and tail < outbox.tail and not outbox.closed.is_set():
-                logger.error("The log of stream %s went back from %d to %d.", outbox.stream_id, outbox.tail, tail)
+                logger.error(
+                    "The log of stream %s went back from %d to %d.",
+                    outbox.stream_id,
+                    outbox.tail,
+                    tail,
+                    extra=_of(outbox),
+                )
                 outbox.end_with(Lost.REWOUND, tail)
 
 
@@ -310,3 +319,8 @@ class Notifier:
                 backoff.reset()
         finally:
             connection.terminate()
+
+
+def _of(outbox: Outbox) -> dict[str, str]:
+    """Which stream a line of the log belongs to: one connection writes for all."""
+    return {"stream_id": str(outbox.stream_id)}

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
 import orjson
 from starlette.requests import Request
 
-from .. import log, notifications, rates, retention, streams
+from .. import log, log_context, notifications, rates, retention, streams, tracing
 from ..auth.tokens import Wish
 from ..database import translated
 from ..errors import CreatesTooFast, InputTooLarge, InvalidRequest, TooManyStreams, UnknownGenerator
 from ..models import CreateStream
 from ..pod import Pod
 from ..principal import Principal
+from ..problems import path_of
 from ..rates import Rate
 from ..streams import Limits, NewStream, Stream
 from .request import damaged, found, idempotency_key, pod_of, principal_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +69,16 @@ async def create(request: Request, new: NewStream, body: bytes) -> tuple[Stream,
         UnknownGenerator: nobody offers the generator.
         IdempotencyConflict, InvalidRequest, Unavailable: see `streams.create`.
     """
-    pod = pod_of(request)
-    async with translated():
-        await _take_turn(pod, principal_of(request))
-        if sentence := await pod.missing_generator(new.generator):
-            raise UnknownGenerator(sentence)
-        try:
-            stream, created = await streams.create(
-                pod.pool, new, idempotency_key(request, body), max_live=pod.settings.max_tenant_streams
-            )
-        except TooManyStreams:
-            pod.metrics.rejected["tenant_streams"] += 1
-            raise
+    about = {"baton.generator": new.generator, "baton.tenant": new.tenant, "url.path": path_of(request)}
+    with tracing.span("create", tracing.here(), kind="server", attributes=about) as span:
+        async with translated():
+            parent = None if span.traceparent is None else str(span.traceparent)
+            stream, created = await _create(request, replace(new, traceparent=parent), body)
+        span.set({"baton.stream.id": str(stream.id), "baton.created": created})
+        log_context.enter_stream(stream.id)
         if created:
-            await log.hint(pod.pool, notifications.QUEUE_CHANNEL, [""])
+            known = {"generator": new.generator, "tenant": new.tenant}
+            logger.info("Stream %s is queued.", stream.id, extra=known)
     return stream, created
 
 
@@ -148,6 +148,23 @@ def token(request: Request, stream_id: UUID, wish: Wish) -> tuple[str | None, da
     gate = pod_of(request).gate
     issued = None if gate.anonymous else gate.tokens.issue(principal_of(request), stream_id, wish)
     return (None, None) if issued is None else (issued[0], datetime.fromtimestamp(issued[1], UTC))
+
+
+async def _create(request: Request, new: NewStream, body: bytes) -> tuple[Stream, bool]:
+    pod = pod_of(request)
+    await _take_turn(pod, principal_of(request))
+    if sentence := await pod.missing_generator(new.generator):
+        raise UnknownGenerator(sentence)
+    try:
+        stream, created = await streams.create(
+            pod.pool, new, idempotency_key(request, body), max_live=pod.settings.max_tenant_streams
+        )
+    except TooManyStreams:
+        pod.metrics.rejected["tenant_streams"] += 1
+        raise
+    if created:
+        await log.hint(pod.pool, notifications.QUEUE_CHANNEL, [""])
+    return stream, created
 
 
 async def _take_turn(pod: Pod, caller: Principal) -> None:

@@ -10,6 +10,7 @@ from uuid import UUID
 from starlette.requests import Request
 from starlette.responses import Response
 
+from .. import log_context
 from ..connections import Connection
 from ..dialects.dialect import Dialect, Encoded, Reader
 from ..errors import CursorBeyondTail, OldProtocol, StreamNotFound, Unauthenticated, Unavailable
@@ -154,6 +155,7 @@ def _refuse_if_leaving(request: Request) -> None:
 
 
 async def _join(request: Request, stream_id: UUID, cursor: int) -> Subscriber:
+    log_context.enter_stream(stream_id)
     principal = principal_of(request)
     if not principal.sees(principal.tenant, stream_id):
         raise StreamNotFound(f"There is no stream {stream_id}.")

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .. import problems, retention, streams
+from .. import log_context, problems, retention, streams
 from ..auth import credentials
 from ..dialects.dialect import Header
 from ..errors import InvalidRequest, LogDamaged, RequestTooLarge, StreamNotFound, Unavailable
@@ -106,6 +106,7 @@ async def found(request: Request, stream_id: UUID) -> Stream:
         StreamExpired: it is older than what is kept.
         Unauthenticated: the caller's token was good until a while after the stream's end.
     """
+    log_context.enter_stream(stream_id)
     pool, principal = pod_of(request).pool, principal_of(request)
     stream = await streams.get(pool, stream_id)
     if stream is None or not principal.sees(stream.tenant, stream_id):

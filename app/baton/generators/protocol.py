@@ -17,13 +17,15 @@ class GenerationRequest:
     `input` is whatever JSON the creator of the stream sent;
     `baton.generators.conversation.messages(request.input)` makes chat messages of it, whatever form the client used.
     `metadata` holds the stream's labels. `attempt` counts from 1 and rises when another worker takes the stream over
-    from one that died, not when it was handed over in order.
+    from one that died, not when it was handed over in order. `traceparent` is the trace that this belongs to, for the
+    provider: the value of the header of that name (W3C Trace Context).
     """
 
     stream_id: UUID
     input: Any
     metadata: Mapping[str, Any]
     attempt: int = 1
+    traceparent: str | None = None
 
 
 class Generator(Protocol):

@@ -12,8 +12,10 @@ from prometheus_client.registry import Collector
 from .numbers import COUNTS, MILLISECONDS_TO_SECONDS, Histogram, LabelledCounter
 
 # Why a connection ended: the stream did; the client left, or was cut off since it accepted nothing; the pod sent it
-# away, since the pod is leaving or the connection was old, or could not tell what follows.
-Closing: TypeAlias = Literal["ended", "left", "stuck", "sent away", "broken"]
+# away, since the connection was old, the pod is leaving, the client's key was revoked, or the database does not answer;
+# or it could not tell what follows.
+Leaving: TypeAlias = Literal["renewed", "drained", "revoked", "database away"]
+Closing: TypeAlias = Leaving | Literal["ended", "left", "stuck", "broken"]
 
 
 # What was refused, by which limit.
