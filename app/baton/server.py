@@ -370,7 +370,6 @@ def uvicorn_config(app: Starlette, pod: Pod) -> uvicorn.Config:
         proxy_headers=False,
         ws="none",
         lifespan="off",
-        proxy_headers=False,
         log_config=None,
         access_log=False,
         server_header=False,
