@@ -31,13 +31,13 @@ async def test_streams_are_listed_newest_first(cluster: Cluster, capsys: pytest.
     assert await printed(capsys, list_streams, settings, ALL, as_json=False) == "There are no such streams.\n"
     assert await printed(capsys, list_streams, settings, ALL, as_json=True) == []
     first, _ = await streams.create(cluster.pool, NewStream("one", None, {}, "fail", tenant="acme"))
-    second, _ = await streams.create(cluster.pool, NewStream("two", None, {}, "fail"))
+    second, _ = await streams.create(cluster.pool, NewStream("two\t\x1b[2J", None, {}, "fail"))
     assert await streams.end_any(cluster.pool, first.id, streams.QUEUE_TIMEOUT)
 
     header, *rows = (await printed(capsys, list_streams, settings, ALL, as_json=False)).splitlines()
     assert header.split("\t")[:4] == ["stream", "tenant", "generator", "status"]
     assert [row.split("\t")[:4] for row in rows] == [
-        [str(second.id), "-", "two", "queued"],
+        [str(second.id), "-", r"two\t\x1b[2J", "queued"],
         [str(first.id), "acme", "one", "failed"],
     ]
     assert rows[1].endswith("\tqueue_timeout")

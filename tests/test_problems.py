@@ -11,13 +11,14 @@ import httpx2
 import pytest
 from openai import AsyncOpenAI
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.routing import Mount
 from tests.cluster import Cluster, RunningPod, Tap, serving
 from tests.logbook import until
 
-from baton import api
+from baton import api, problems
 from baton.codes import ENDS, REFUSALS
-from baton.errors import GenerationError
+from baton.errors import GenerationError, Unavailable
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
 from baton.main import create_app
@@ -189,6 +190,13 @@ async def ended(client: httpx2.AsyncClient, pod: RunningPod, stream_id: str) -> 
 
     await until(has_ended)
     return (await client.get(url)).text
+
+
+def test_a_long_path_makes_no_long_line(caplog: pytest.LogCaptureFixture) -> None:
+    request = Request({"type": "http", "method": "GET", "path": "/" + "a" * 20_000, "headers": []})
+    problems.note(request, Unavailable("The database does not answer."))
+    (record,) = caplog.records
+    assert len(record.getMessage()) < 300
 
 
 def silent(text: str) -> None:

@@ -72,6 +72,22 @@ def test_each_kind_has_a_place_of_its_own() -> None:
     assert shown(events) == 'Hm.\n\n> look {"x":1}\n> ask {}\n  = [1]\n\nSo.\n'
 
 
+def test_control_characters_do_nothing_to_a_terminal() -> None:
+    said = "a\x1b]0;b\x07 \x9b31m \u202ec\rd\n"
+    events: list[dict[str, Any]] = [
+        {"type": "text", "delta": said},
+        {"type": "tool_call", "index": 0, "id": "1", "name": "\x1b[2J", "arguments_delta": "{}"},
+        {"type": "custom", "name": "\x1b[5m", "data": 1},
+    ]
+    on_terminal = shown(events, terminal=True)
+    assert not set(on_terminal) & set("\x1b\x07\x9b\u202e\r")
+    assert on_terminal.startswith("a\\x1b]0;b\\x07 \\x9b31m \\u202ec\\rd\n")
+    assert "a\x1b]0;b" in shown(events)
+    made, file = console(terminal=True)
+    Flow(made).line("\x1b[7mreason", "dim")
+    assert "\x1b[7m" not in file.getvalue()
+
+
 def test_a_line_interrupts_the_text_which_then_goes_on_without_its_space() -> None:
     made, file = console(terminal=False)
     flow = Flow(made)

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from . import streams, workers
 from .database import Connection, Result, ask
+from .logs import escaped
 from .settings import Settings
 from .streams import Stream
 from .workers import Listed
@@ -105,6 +106,8 @@ def _print_json(items: Sequence[Mapping[str, Any]]) -> None:
 def _print_rows(rows: Sequence[Mapping[str, str]], *, nothing: str) -> None:
     """Print a table in a terminal, else lines with tabs, which other programs can cut."""
     console = Console(highlight=False)
+    # Some of it comes from clients and generators.
+    rows = [{name: escaped(value) for name, value in row.items()} for row in rows]
     if not rows:
         console.print(nothing, markup=False, soft_wrap=True)
     elif console.is_terminal:

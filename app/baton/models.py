@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypeVar, cast
 from uuid import UUID
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from typing_extensions import TypedDict
 
 from .auth.tokens import Wish
@@ -23,12 +23,28 @@ from .streams import Stream
 
 MAX_WAIT_SECONDS = 60
 _MAX_METADATA_FILTERS = 4
+# To put 100,000 into words would keep a pod busy for a second.
+_MAX_FAULTS_TOLD = 20
 
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
 Text = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)]
 Model = TypeVar("Model", bound=BaseModel)
+Item = TypeVar("Item")
+# A list of which the first wrong item is told, and the rest not looked at: a body has room for 500,000.
+Items = Annotated[list[Item], Field(fail_fast=True)]
+
+
+def at_most(entries: int) -> BeforeValidator:
+    """Refuse an object with more entries than that before any of them is looked at."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > entries:
+            raise ValueError(f"it may have {entries} entries at most")
+        return value
+
+    return BeforeValidator(check)
 
 
 class TokenWish(BaseModel):
@@ -36,7 +52,7 @@ class TokenWish(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    scopes: Annotated[list[Literal["read", "cancel"]], Field(min_length=1)] | None = None
+    scopes: Annotated[Items[Literal["read", "cancel"]], Field(min_length=1)] | None = None
     view: View | None = None
 
     def wish(self) -> Wish:
@@ -51,7 +67,9 @@ class CreateStream(BaseModel):
 
     input: Any
     generator: Name | None = None
-    metadata: dict[Name, Text | bool | int | Finite] = Field(default_factory=dict, max_length=32)
+    metadata: Annotated[dict[Name, Text | bool | int | Finite], at_most(32)] = Field(
+        default_factory=dict, max_length=32
+    )
     on_worker_lost: Literal["retry", "fail"] | None = None
     max_duration_seconds: Seconds | None = None
     idle_timeout_seconds: Seconds | None = None
@@ -184,6 +202,8 @@ def validated(model: type[Model], content: Any) -> Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
+        if error.error_count() > _MAX_FAULTS_TOLD:
+            raise InvalidRequest(f"{error.error_count()} things in it are not as they must be.") from None
         found = [f"{'.'.join(map(str, item['loc'])) or 'body'}: {_sentence(item)}" for item in error.errors()]
         raise InvalidRequest("; ".join(found)[:1000] + ".") from None
 

@@ -113,7 +113,7 @@ def error_headers(error: RequestError) -> dict[str, str]:
 def note(request: Request, error: RequestError) -> None:
     """Log an error that is not the client's."""
     if isinstance(error, Unavailable):
-        logger.warning("%s %s: %s (%r)", request.method, path_of(request), error, error.__cause__)
+        logger.warning("%s %.200s: %s (%r)", request.method, path_of(request), error, error.__cause__)
 
 
 def path_of(request: Request) -> str:

@@ -1,4 +1,7 @@
-"""Shows an answer in the terminal as it arrives; where there is no terminal, the same as plain text."""
+"""Shows an answer in the terminal as it arrives; where there is no terminal, the same as plain text.
+
+What a model says may hold control characters, by which a terminal would do what they say: there they are shown escaped.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ import orjson
 from rich.cells import cell_len, chop_cells
 from rich.console import Console
 
+from .logs import escaped
+
 _WORDS_AND_SPACES: Final = re.compile(r"\s|\S+")
+_HARMLESS: Final = frozenset({" ", "\n", "\t"})
 _STYLES: Final = {"reasoning": "dim italic", "tool_call": "cyan", "tool_result": "dim cyan", "custom": "dim"}
 
 
@@ -28,7 +34,7 @@ class Flow:
         if style != self._style:
             self.flush()
             self._style = style
-        for piece in _WORDS_AND_SPACES.findall(text):
+        for piece in map(self._shown, _WORDS_AND_SPACES.findall(text)):
             if not piece.isspace():
                 self._word += piece
                 continue
@@ -55,7 +61,9 @@ class Flow:
     def line(self, text: str = "", style: str | None = None) -> None:
         """Write a line of its own, wherever the text is just now."""
         self.end_line()
-        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=not self._console.is_terminal)
+        self._console.print(
+            self._shown(text), style=style, markup=False, highlight=False, soft_wrap=not self._console.is_terminal
+        )
         self._after_line = True
 
     def end_line(self) -> None:
@@ -63,6 +71,9 @@ class Flow:
         self.flush()
         if self._column:
             self._break()
+
+    def _shown(self, piece: str) -> str:
+        return escaped(piece) if self._console.is_terminal and piece not in _HARMLESS else piece
 
     def _space(self, piece: str) -> None:
         # A terminal breaks the line by itself after the last column.

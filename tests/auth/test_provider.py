@@ -40,11 +40,12 @@ def published(*kids: str) -> bytes:
         "encryption": json.loads(RSAAlgorithm.to_jwk(RSA.public_key())) | {"use": "enc"},
         "shared": {"kty": "oct", "k": "c2VjcmV0" * 8, "alg": "HS256"},
         "unknown": {"kty": "PQ", "x": "1"},
+        "unsigned": json.loads(RSAAlgorithm.to_jwk(RSA.public_key())) | {"alg": "none"},
     }
     return json.dumps({"keys": [every[kid] | {"kid": kid} for kid in kids] + ["no key", {"kty": "RSA"}]}).encode()
 
 
-ALL = published("rsa", "rsa256", "ec", "ed", "encryption", "shared", "unknown")
+ALL = published("rsa", "rsa256", "ec", "ed", "encryption", "shared", "unknown", "unsigned")
 
 
 def reply(document: bytes = ALL, **given: Any) -> Reply:
@@ -117,6 +118,8 @@ WRONG: dict[str, dict[str, Any]] = {
     "no audience": {"aud": None},
     "expired": {"exp": NOW - 60},
     "no end": {"exp": None},
+    "an end beyond all numbers": {"exp": 10**400},
+    "an end that is a list": {"exp": [NOW + 60]},
     "not yet": {"nbf": NOW + 86_400},
     "no subject": {"sub": None},
     "a subject for two lines of a log": {"sub": "a\nb"},

@@ -141,9 +141,13 @@ def forged() -> dict[str, str]:
     }
 
 
+PROVIDER = {"jwks_url": "http://127.0.0.1:1/", "jwt_issuer": "them", "jwt_audience": "baton"}
+
+
+@pytest.mark.parametrize("provider", [{}, PROVIDER], ids=["alone", "beside an identity provider"])
 @pytest.mark.parametrize("name", forged())
-async def test_forged_tokens_are_refused(name: str) -> None:
-    gate = Gate(Settings.load(token_keys=f"new={SECRETS['new']}"), NO_POOL)
+async def test_forged_tokens_are_refused(name: str, provider: dict[str, str]) -> None:
+    gate = Gate(Settings.load(token_keys=f"new={SECRETS['new']}", **provider), NO_POOL)
     token = forged()[name]
     with pytest.raises(Unauthenticated):
         await gate.admit("GET", {"authorization": f"Bearer {token}"}, {}, {})

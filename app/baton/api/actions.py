@@ -139,14 +139,14 @@ async def erase(request: Request, stream_id: UUID) -> None:
         await log.hint(pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
 
 
-def token(request: Request, stream_id: UUID, wish: Wish) -> tuple[str | None, datetime | None]:
+def token(request: Request, stream: Stream, wish: Wish) -> tuple[str | None, datetime | None]:
     """Sign a token of a stream that the caller sees; return it and when it expires, or None where there is none.
 
     Raises:
         Forbidden: more is asked for than the caller may do.
     """
     gate = pod_of(request).gate
-    issued = None if gate.anonymous else gate.tokens.issue(principal_of(request), stream_id, wish)
+    issued = None if gate.anonymous else gate.tokens.issue(principal_of(request), stream.id, wish, stream.ended_at)
     return (None, None) if issued is None else (issued[0], datetime.fromtimestamp(issued[1], UTC))
 
 

@@ -23,7 +23,7 @@ from ..dialects.dialect import Reader
 from ..errors import GenerationError, InvalidRequest
 from ..events import MAX_SEQ, Status
 from ..generators import conversation
-from ..models import CreateStream, Name, Text, storable, validated
+from ..models import CreateStream, Items, Name, Text, storable, validated
 from ..pod import Pod
 from ..streams import Stream
 from . import actions
@@ -51,7 +51,7 @@ class UIMessage(BaseModel):
     model_config = ConfigDict(strict=True)
 
     role: Literal["system", "user", "assistant"]
-    parts: list[dict[str, Any]]
+    parts: Items[dict[str, Any]]
 
 
 class SendMessages(BaseModel):
@@ -60,7 +60,7 @@ class SendMessages(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     id: Text | None = None
-    messages: list[UIMessage]
+    messages: Items[UIMessage]
     model: Name | None = None
     trigger: Any = None
     messageId: Any = None  # noqa: N815

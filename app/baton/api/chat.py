@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from ..dialects.chat import CHAT, completion_of
 from ..errors import InvalidRequest, RequestError
-from ..models import validated
+from ..models import Items, validated
 from ..snapshot import Snapshot
 from . import actions, openai
 from .following import require_followable, require_staying, wait_for_end
@@ -36,7 +36,7 @@ _STATUSES: Final = {"invalid_input": 400, "provider_invalid_request": 400, "prov
 class CreateCompletion(Creation):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Annotated[Items[dict[str, Any]], Field(min_length=1)]
     n: int | None = None
 
 

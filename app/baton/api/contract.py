@@ -105,7 +105,6 @@ _CREATING: Final = (
     RequestTooLarge,
     InputTooLarge,
     IdempotencyConflict,
-    BodyTimeout,
     CreatesTooFast,
     TooManyStreams,
 )

@@ -124,6 +124,7 @@ async def wait_for_end(request: Request, stream_id: UUID, seconds: float | None 
 
     Raises:
         LogDamaged, StreamExpired, StreamNotFound, Unavailable: the stream cannot be watched.
+        Unauthenticated: the API key has been revoked meanwhile, or has expired.
     """
     pod = pod_of(request)
     subscriber = await _join(request, stream_id, 0)
@@ -144,6 +145,8 @@ async def wait_for_end(request: Request, stream_id: UUID, seconds: float | None 
         pod.relays.unsubscribe(subscriber)
     if relay.damaged:
         raise damaged(stream_id)
+    if not pod.gate.admits(principal_of(request)):
+        raise Unauthenticated("The API key has been revoked since, or has expired.")
     if relay.ended or relay.over:
         return "ended"
     return "pod left" if pod.draining else "client left"

@@ -113,7 +113,7 @@ async def create_stream(request: Request) -> Answer:
     granted(principal_of(request), wanted.token.wish())
     stream, created = await actions.create(request, new, body)
     headers = {"location": problems.address(request, "stream", id=stream.id)}
-    token, _ = actions.token(request, stream.id, wanted.token.wish())
+    token, _ = actions.token(request, stream, wanted.token.wish())
     if token is not None:
         headers[TOKEN_HEADER] = token
     if plain:
@@ -196,10 +196,13 @@ async def make_token(request: Request) -> Answer:
     wish = validated(TokenWish, parse_json(body) if body else {}).wish()
     stream_id = _stream_id(request)
     async with translated():
-        await found(request, stream_id)
-    token, expires_at = actions.token(request, stream_id, wish)
+        stream = await found(request, stream_id)
+    token, expires_at = actions.token(request, stream, wish)
     if token is None:
-        raise NotHere("There are no tokens to be had here: access is anonymous, or BATON_TOKEN_KEYS is not set.")
+        raise NotHere(
+            "There is no token to be had: access is anonymous, BATON_TOKEN_KEYS is not set, or the stream ended longer "
+            "ago than tokens work after that (BATON_TOKEN_GRACE_SECONDS)."
+        )
     content: TokenContent = {"token": token, "expires_at": expires_at}
     return json_answer(request, content, status=201)
 

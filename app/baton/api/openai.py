@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from http import HTTPStatus
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
@@ -30,7 +30,7 @@ from ..errors import (
     UnknownModel,
 )
 from ..generators.registry import configured_names
-from ..models import CreateStream, Name, Text, storable
+from ..models import CreateStream, Name, Text, at_most, storable
 from ..pod import Pod
 from ..principal import AuthScope
 from ..streams import Stream
@@ -73,7 +73,7 @@ class Creation(BaseModel):
 
     model: Name | None = None
     stream: bool | None = False
-    metadata: dict[Name, Text] | None = Field(None, max_length=16)
+    metadata: Annotated[dict[Name, Text], at_most(16)] | None = Field(None, max_length=16)
 
     @model_validator(mode="before")
     @classmethod

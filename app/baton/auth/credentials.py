@@ -58,6 +58,23 @@ def find(
     )
 
 
+def require_welcome_page(method: str, headers: Mapping[str, str], origin_allowed: Callable[[str], bool]) -> None:
+    """Where no credential is asked for: refuse what any page on the web could have a browser change here.
+
+    A browser reaches pods that the rest of the web does not, such as those on its own machine.
+
+    Raises:
+        Forbidden: another site's page asks for a change, and its origin is not allowed.
+    """
+    elsewhere = headers.get("sec-fetch-site") == "cross-site"
+    if method in _SAFE_METHODS or not elsewhere or origin_allowed(headers.get("origin", "")):
+        return
+    raise Forbidden(
+        "A page of another site, which a person may have opened without knowing what it does, can change nothing here. "
+        "If it is yours, name its origin in BATON_ALLOWED_ORIGINS."
+    )
+
+
 def _require_own_page(headers: Mapping[str, str], origin_allowed: Callable[[str], bool]) -> None:
     origin = headers.get("origin")
     if origin is None or origin_allowed(origin) or _same_host(origin, headers.get("host", "")):

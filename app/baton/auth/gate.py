@@ -71,10 +71,11 @@ class Gate:
 
         Raises:
             Unauthenticated: it shows no credential, or none that is valid.
-            Forbidden: its cookie comes from another site's page.
+            Forbidden: its cookie comes from another site's page; or it does, and would change something uninvited.
             Unavailable: the credential cannot be checked just now.
         """
         if self.anonymous:
+            credentials.require_welcome_page(method, headers, self._origin_welcome)
             return ANONYMOUS
         credential = credentials.find(method, headers, cookies, query, self._origin_allowed)
         value = credential.value
@@ -87,6 +88,10 @@ class Gate:
     def admits(self, principal: Principal) -> bool:
         """Whether a principal's API key still works, as long as it follows a stream."""
         return principal.key_id is None or principal.key_id in self.ring
+
+    def _origin_welcome(self, origin: str) -> bool:
+        # With `*` a page may do what any other client may. Its cookie, where one is asked for, would still not count.
+        return self._origin_allowed("*") or self._origin_allowed(origin)
 
     async def _admit_key(self, credential: Credential) -> Principal:
         parsed = keys.parse(credential.value)

@@ -91,8 +91,8 @@ class IdentityProvider:
             Unauthenticated: it is not valid, or says of no tenant.
             Unavailable: its key is not known, and the provider cannot be reached.
         """
-        kid = header.get("kid")
-        if header.get("alg") not in ALGORITHMS or not isinstance(kid, str):
+        algorithm, kid = header.get("alg"), header.get("kid")
+        if not isinstance(algorithm, str) or algorithm not in ALGORITHMS or not isinstance(kid, str):
             raise Unauthenticated("The token is not signed as the identity provider's are.")
         key = await self._key(kid)
         try:
@@ -105,11 +105,11 @@ class IdentityProvider:
                 leeway=LEEWAY_SECONDS,
                 options={"require": _CLAIMS, "enforce_minimum_key_length": True},
             )
+            return self._principal(claims)
         except jwt.ExpiredSignatureError:
             raise Unauthenticated("The token has expired.") from None
-        except (jwt.PyJWTError, TypeError, ValueError):
+        except (jwt.PyJWTError, TypeError, ValueError, OverflowError):
             raise Unauthenticated("The token is not valid.") from None
-        return self._principal(claims)
 
     def _principal(self, claims: Mapping[str, Any]) -> Principal:
         tenant, subject = _claim(claims, self._tenant_claim), claims["sub"]
@@ -188,7 +188,7 @@ def _key(item: Mapping[str, Any]) -> Key | None:
         return None
     try:
         parsed = jwt.PyJWK(dict(item))
-    except (jwt.PyJWTError, ValueError, TypeError, KeyError):
+    except (jwt.PyJWTError, NotImplementedError, ValueError, TypeError, KeyError):
         return None
     # A key of RSA that names no algorithm goes with each.
     named = _RSA if item.get("kty") == "RSA" and not item.get("alg") else (parsed.algorithm_name,)

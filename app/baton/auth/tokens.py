@@ -46,10 +46,13 @@ class TokenSigner:
         self._lifetime_seconds = lifetime_seconds
         self._grace_seconds = grace_seconds
 
-    def issue(self, principal: Principal, stream_id: UUID, wish: Wish) -> tuple[str, float] | None:
+    def issue(
+        self, principal: Principal, stream_id: UUID, wish: Wish, ended_at: float | None = None
+    ) -> tuple[str, float] | None:
         """Return a token and when it expires, in seconds since 1970; None where nothing is asked for or to be had.
 
-        A token is worth no more than what its maker may do, and one that is made by a token lives no longer.
+        A token is worth no more than what its maker may do, and one that is made by a token lives no longer. Of a
+        stream that ended too long ago, at `ended_at`, there is none, since it would never work.
 
         Raises:
             Forbidden: more is asked for than the principal may do.
@@ -61,6 +64,10 @@ class TokenSigner:
         expires = now + self._lifetime_seconds
         if principal.stream_id is not None:
             expires = min(expires, principal.expires_at)
+        if ended_at is not None:
+            expires = min(expires, ended_at + self._grace_seconds)
+        if expires <= now:
+            return None
         claims: dict[str, Any] = {
             "iss": ISSUER,
             "aud": ISSUER,
