@@ -25,12 +25,13 @@ from tests.processes import environment, finished, running
 from tests.revisions import history_with, locks_taken, revision_at
 
 from baton import offline
-from baton.blockers import Patience, pause_seconds
+from baton.blockers import pause_seconds
 from baton.database import MIGRATION_LOCK, REVISION, check_schema
 from baton.errors import ConfigurationError, SchemaMismatch
 from baton.listener import session_dsn
 from baton.migrate import announce, engine, migrate, revision_of
 from baton.offline import revision_sql
+from baton.patience import Patience
 from baton.revisions import History
 
 SQUAWK = Path(sys.executable).parent / "squawk"
