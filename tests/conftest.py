@@ -25,8 +25,8 @@ from baton.embedded import embedded_postgres
 from baton.migrate import migrate
 
 # How fast inputs are made, and examples run, depends on what else the machine is doing.
-hypothesis.settings.register_profile("baton", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.load_profile("baton")
+hypothesis.settings.register_profile("all", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("all"), max_examples=30)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.load_profile("quick" if config.getoption("markexpr") == "not slow" else "all")
     wanted = config.getoption("--postgres")
     if wanted is not None and binaries(wanted) is None:
         pytest.exit(f"Postgres {wanted} is not installed here: the tests were not run on it.", returncode=0)

@@ -322,7 +322,7 @@ class Story:
     window_bytes=st.sampled_from([131_072, 700, 1]),
     loaded_first=st.booleans(),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[*settings().suppress_health_check, HealthCheck.function_scoped_fixture])
 async def test_any_interleaving_gives_each_subscriber_exactly_the_log(
     cluster: Cluster, steps: Sequence[tuple[str, int]], window_bytes: int, loaded_first: bool
 ) -> None:
