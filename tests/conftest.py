@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import asyncpg
 import docker
@@ -72,7 +72,7 @@ def postgres(pytestconfig: pytest.Config) -> Iterator[str]:
             yield container.get_connection_url()
     else:
         with (
-            tempfile.TemporaryDirectory(prefix="baton-", dir=memory()) as data,
+            tempfile.TemporaryDirectory(prefix="tests-of-baton-", dir=memory()) as data,
             embedded_postgres(Path(data)) as dsn,
         ):
             asyncio.run(make_quick(dsn))
@@ -145,12 +145,26 @@ async def create_template(server: str, name: str) -> None:
     await migrate(named_database(server, name), days_ahead=1)
 
 
+def last_words(dsn: str) -> str:
+    """What became of a server that does not answer, as far as its log tells."""
+    log = Path(parse_qs(urlsplit(dsn).query).get("host", [""])[0]) / "log"
+    if not log.parent.is_absolute():
+        return "The server is not one of these tests' own."
+    if not log.exists():
+        return f"The data of its server have been removed: there is no {log}."
+    return "\n".join(["The server's log ends so:", *log.read_text(errors="replace").splitlines()[-20:]])
+
+
 def named_database(server: str, name: str) -> str:
     return urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
 
 
 async def execute(dsn: str, statement: str) -> None:
-    connection = await asyncpg.connect(dsn)
+    try:
+        connection = await asyncpg.connect(dsn)
+    except OSError as error:
+        error.add_note(last_words(dsn))
+        raise
     try:
         await connection.execute(statement)
     finally:

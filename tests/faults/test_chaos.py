@@ -211,7 +211,6 @@ KINDS = (
 )
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("seconds", "every_seconds"), [(6, 0.3), pytest.param(16, 0.7, marks=pytest.mark.slow)], ids=["dense", "long"]
 )
@@ -242,7 +241,6 @@ async def test_nothing_is_lost_whatever_breaks(seconds: float, every_seconds: fl
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 async def test_a_log_that_is_tampered_with_makes_it_fail_loudly(dsn: str) -> None:
     options = Options(seconds=4, seed=1, streams=3, viewers=2, pods=2, workers=2, kinds=["listen cut", "queries cut"])
     played = Played(options, dsn)
