@@ -7,7 +7,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit, urlunsplit
@@ -19,6 +18,7 @@ import pytest
 from docker.errors import DockerException
 from testcontainers.community.postgres import PostgresContainer
 from tests.cluster import Cluster
+from tests.data_folder import data_folder
 from tests.installed import binaries, installed_postgres
 
 from baton.embedded import embedded_postgres
@@ -63,18 +63,15 @@ def postgres(pytestconfig: pytest.Config) -> Iterator[str]:
     wanted = pytestconfig.getoption("--postgres")
     if named:
         yield named
-    elif wanted is not None and (folder := binaries(wanted)):
-        with installed_postgres(folder, memory()) as dsn:
+    elif wanted is not None and (programs := binaries(wanted)):
+        with installed_postgres(programs, memory()) as dsn:
             asyncio.run(make_quick(dsn))
             yield dsn
     elif engine_answers():
         with PostgresContainer("postgres:18-alpine", driver=None) as container:
             yield container.get_connection_url()
     else:
-        with (
-            tempfile.TemporaryDirectory(prefix="tests-of-baton-", dir=memory()) as data,
-            embedded_postgres(Path(data)) as dsn,
-        ):
+        with data_folder(memory()) as folder, embedded_postgres(folder) as dsn:
             asyncio.run(make_quick(dsn))
             yield dsn
 

@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 from tests.commands import told
 from tests.conftest import execute, named_database
+from tests.data_folder import data_folder
 from tests.logbook import answer, connected, until, working
 from tests.past import old_partition
 from tests.processes import environment, finished
@@ -61,7 +62,7 @@ def troubles(diagnosis: Diagnosis) -> dict[str, Level]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """A migrated database on a server of this module's own: durable, and with room for few notifications."""
-    with embedded_server() as server:
+    with data_folder() as folder, embedded_server(folder) as server:
         for change in ("max_notify_queue_pages = 64", "max_prepared_transactions = 2"):
             asyncio.run(execute(server.dsn, f"ALTER SYSTEM SET {change}"))
         server.restart()
