@@ -15,7 +15,7 @@ from uuid import UUID
 import asyncpg
 import httpx2
 from starlette.applications import Starlette
-from tests.logbook import until
+from tests.logbook import DEADLINE_SECONDS, until
 
 from baton import log, notifications, streams
 from baton.events import encode_event, encode_text
@@ -28,8 +28,8 @@ from baton.server import Server, bind, uvicorn_config
 from baton.settings import Settings
 from baton.worker import Worker
 
-DEADLINE_SECONDS = 20
-QUICK = {"allow_anonymous": True, "drain_seconds": 0, "partition_days_ahead": 1}
+# Where pods and their client share an event loop, a slow one must not let a connection end just as it is used again.
+QUICK = {"allow_anonymous": True, "drain_seconds": 0, "partition_days_ahead": 1, "keep_alive_seconds": 600}
 
 
 class InProcessServer(Server):

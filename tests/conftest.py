@@ -7,10 +7,9 @@ import contextlib
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import asyncpg
 import docker
@@ -19,14 +18,15 @@ import pytest
 from docker.errors import DockerException
 from testcontainers.community.postgres import PostgresContainer
 from tests.cluster import Cluster
+from tests.data_folder import data_folder
 from tests.installed import binaries, installed_postgres
 
 from baton.embedded import embedded_postgres
 from baton.migrate import migrate
 
 # How fast inputs are made, and examples run, depends on what else the machine is doing.
-hypothesis.settings.register_profile("baton", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.load_profile("baton")
+hypothesis.settings.register_profile("all", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("all"), max_examples=30)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.load_profile("quick" if config.getoption("markexpr") == "not slow" else "all")
     wanted = config.getoption("--postgres")
     if wanted is not None and binaries(wanted) is None:
         pytest.exit(f"Postgres {wanted} is not installed here: the tests were not run on it.", returncode=0)
@@ -64,18 +65,15 @@ def postgres(pytestconfig: pytest.Config) -> Iterator[str]:
     wanted = pytestconfig.getoption("--postgres")
     if named:
         yield named
-    elif wanted is not None and (folder := binaries(wanted)):
-        with installed_postgres(folder, memory()) as dsn:
+    elif wanted is not None and (programs := binaries(wanted)):
+        with installed_postgres(programs, memory()) as dsn:
             asyncio.run(make_quick(dsn))
             yield dsn
     elif engine_answers():
         with PostgresContainer("postgres:18-alpine", driver=None) as container:
             yield container.get_connection_url()
     else:
-        with (
-            tempfile.TemporaryDirectory(prefix="baton-", dir=memory()) as data,
-            embedded_postgres(Path(data)) as dsn,
-        ):
+        with data_folder(memory()) as folder, embedded_postgres(folder) as dsn:
             asyncio.run(make_quick(dsn))
             yield dsn
 
@@ -146,12 +144,26 @@ async def create_template(server: str, name: str) -> None:
     await migrate(named_database(server, name), days_ahead=1)
 
 
+def last_words(dsn: str) -> str:
+    """What became of a server that does not answer, as far as its log tells."""
+    log = Path(parse_qs(urlsplit(dsn).query).get("host", [""])[0]) / "log"
+    if not log.parent.is_absolute():
+        return "The server is not one of these tests' own."
+    if not log.exists():
+        return f"The data of its server have been removed: there is no {log}."
+    return "\n".join(["The server's log ends so:", *log.read_text(errors="replace").splitlines()[-20:]])
+
+
 def named_database(server: str, name: str) -> str:
     return urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
 
 
 async def execute(dsn: str, statement: str) -> None:
-    connection = await asyncpg.connect(dsn)
+    try:
+        connection = await asyncpg.connect(dsn)
+    except OSError as error:
+        error.add_note(last_words(dsn))
+        raise
     try:
         await connection.execute(statement)
     finally:

@@ -6,10 +6,11 @@ import contextlib
 import os
 import shutil
 import subprocess
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.data_folder import data_folder
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -30,23 +31,20 @@ def installed_postgres(folder: Path, data_in: Path | None = None) -> Iterator[st
     """Run a server out of these binaries, with a superuser called postgres; yield its DSN."""
     # It refuses to be run by root.
     user = "postgres" if os.geteuid() == 0 else None
-    data = Path(tempfile.mkdtemp(prefix="baton-", dir=data_in))
-    if user is not None:
-        shutil.chown(data, user)
 
     def run(name: str, *arguments: str) -> None:
         command = [str(folder / name), "-D", str(data / "data"), *arguments]
         subprocess.run(command, user=user, cwd=data, check=True, stdout=subprocess.DEVNULL)
 
-    try:
+    with data_folder(data_in) as data:
+        if user is not None:
+            shutil.chown(data, user)
         run("initdb", "--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
         run("pg_ctl", "-w", "-l", str(data / "log"), "-o", f"-k {data} -c listen_addresses=''", "start")
         try:
             yield f"postgresql://postgres@/postgres?host={data}"
         finally:
             run("pg_ctl", "-w", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(data, ignore_errors=True)
 
 
 def _version(folder: Path) -> int:

@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.logbook import DEADLINE_SECONDS
+
 BATON = Path(sys.executable).parent / "baton"
-DEADLINE_SECONDS = 30
 SERVES = r'Pod (\S+) serves on (http://[^\s"]+)'
 
 
@@ -56,7 +57,7 @@ class Running:
         async with self._written:
             self._written.notify_all()
 
-    async def ends(self, within_seconds: float = 10) -> int:
+    async def ends(self, within_seconds: float = DEADLINE_SECONDS) -> int:
         return await asyncio.wait_for(self.process.wait(), within_seconds)
 
     def signal(self, number: signal.Signals) -> None:

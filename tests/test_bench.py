@@ -10,7 +10,6 @@ from baton.settings import Settings
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 async def test_a_token_at_fifty_a_second_costs_so_many_bytes_of_wal_at_most() -> None:
     default = Settings.load().flush_window_milliseconds
     with embedded_postgres() as dsn:

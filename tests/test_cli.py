@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import secrets
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
+from tests.commands import told
 from tests.conftest import execute, named_database
 from tests.logbook import connected, until
 from tests.processes import SERVES, environment, finished, running
@@ -27,10 +27,9 @@ def database(url: str) -> dict[str, str]:
     return {"BATON_DATABASE_URL": url, **ANONYMOUS}
 
 
-async def complaint(arguments: str, env: Mapping[str, str], cwd: Path, limit: asyncio.Semaphore) -> str:
-    """Run a command that must be refused; return its sentence."""
-    async with limit:
-        code, out, err = await finished(*arguments.split(), env=environment(**env), cwd=cwd)
+def complaint(arguments: str, env: Mapping[str, str], end: tuple[int, str, str]) -> str:
+    """Return the sentence of a command that must have been refused."""
+    code, out, err = end
     assert code == 2, (arguments, env, code, out, err)
     # What `migrate` is about to do it says before it is refused.
     assert out == "" or (arguments == "migrate" and out.startswith("The database has no Baton tables yet. To do:"))
@@ -40,10 +39,9 @@ async def complaint(arguments: str, env: Mapping[str, str], cwd: Path, limit: as
     return err.removeprefix("baton: ").strip()
 
 
-async def check(cases: Mapping[str, Case], cwd: Path) -> None:
-    limit = asyncio.Semaphore(3)
-    told = await asyncio.gather(*(complaint(arguments, env, cwd, limit) for arguments, env, _ in cases.values()))
-    for (name, (_, _, expected)), sentence in zip(cases.items(), told, strict=True):
+def check(cases: Mapping[str, Case]) -> None:
+    for name, (arguments, env, expected) in cases.items():
+        sentence = complaint(arguments, env, told(*arguments.split(), env=env))
         assert re.fullmatch(expected, sentence), f"{name}: {sentence}"
 
 
@@ -58,9 +56,6 @@ WRONG_DATABASES: dict[str, Case] = {
     "a bad option": ("worker", database("postgresql://h/x?sslmode=odd"), r"BATON_DATABASE_URL cannot be used: .+"),
     "nobody there": ("serve", database(UNREACHABLE), IS_IT_RUNNING.format("127.0.0.1:1")),
     "nobody there to migrate": ("migrate", database(UNREACHABLE), IS_IT_RUNNING.format("127.0.0.1:1")),
-}
-# The same by other ways, each a process more.
-MORE_WRONG_DATABASES: dict[str, Case] = {
     "none for a worker": ("worker", {}, r"No database is configured\. .+"),
     "none to maintain": ("maintain", {}, r"No database is configured\. .+"),
     "a broken address": ("serve", database("postgresql://[::1/x"), r"BATON_DATABASE_URL: .+"),
@@ -76,16 +71,18 @@ MORE_WRONG_DATABASES: dict[str, Case] = {
 }
 
 
-@pytest.mark.parametrize(
-    "cases",
-    [WRONG_DATABASES, pytest.param(MORE_WRONG_DATABASES, marks=pytest.mark.slow)],
-    ids=["telling", "more"],
-)
-async def test_a_wrong_database_is_told(cases: dict[str, Case], tmp_path: Path) -> None:
-    await check(cases, tmp_path)
+def test_a_wrong_database_is_told() -> None:
+    check(WRONG_DATABASES)
 
 
-async def test_a_database_that_is_missing_or_not_migrated_is_told(empty_dsn: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["none", "another kind", "nobody there for a worker", "nobody there to migrate"])
+async def test_a_process_says_its_sentence_and_ends(name: str, tmp_path: Path) -> None:
+    arguments, env, expected = WRONG_DATABASES[name]
+    end = await finished(arguments, env=environment(**env), cwd=tmp_path)
+    assert re.fullmatch(expected, complaint(arguments, env, end))
+
+
+def test_a_database_that_is_missing_or_not_migrated_is_told(empty_dsn: str) -> None:
     missing = r"There is no database 'nosuch' on .+\. Create it, or correct BATON_DATABASE_URL\."
     unmigrated = r"The database has no Baton tables yet\. Run `baton migrate` first\."
     cases: dict[str, Case] = {
@@ -95,31 +92,35 @@ async def test_a_database_that_is_missing_or_not_migrated_is_told(empty_dsn: str
         "not migrated": ("serve", database(empty_dsn), unmigrated),
         "nor for a worker either": ("worker", database(empty_dsn), unmigrated),
     }
-    await check(cases, tmp_path)
+    check(cases)
 
 
-async def test_a_role_without_rights_is_told(dsn: str, empty_dsn: str, tmp_path: Path) -> None:
+@pytest.fixture
+async def nobody(dsn: str) -> AsyncIterator[str]:
+    """A role without rights."""
     role = f"nobody_{secrets.token_hex(4)}"
     await execute(dsn, f"CREATE ROLE {role} LOGIN PASSWORD '{SECRET}'")
-    try:
-        may_not = r"The role of BATON_DATABASE_URL may not use Baton's tables: permission denied for schema baton\. .+"
-        cases: dict[str, Case] = {
-            "to serve": ("serve", database(as_role(dsn, role)), may_not),
-            "to work": ("worker", database(as_role(dsn, role)), may_not),
-            "to migrate": (
-                "migrate",
-                database(as_role(empty_dsn, role)),
-                r"The migrations could not run: permission denied for database \w+\. `baton migrate` needs a role .+",
-            ),
-            "to migrate what is another's": (
-                "migrate",
-                database(as_role(dsn, role)),
-                r"The migrations could not run: permission denied for .+\. `baton migrate` needs a role .+",
-            ),
-        }
-        await check(cases, tmp_path)
-    finally:
-        await execute(dsn, f"DROP ROLE {role}")
+    yield role
+    await execute(dsn, f"DROP ROLE {role}")
+
+
+def test_a_role_without_rights_is_told(dsn: str, empty_dsn: str, nobody: str) -> None:
+    may_not = r"The role of BATON_DATABASE_URL may not use Baton's tables: permission denied for schema baton\. .+"
+    cases: dict[str, Case] = {
+        "to serve": ("serve", database(as_role(dsn, nobody)), may_not),
+        "to work": ("worker", database(as_role(dsn, nobody)), may_not),
+        "to migrate": (
+            "migrate",
+            database(as_role(empty_dsn, nobody)),
+            r"The migrations could not run: permission denied for database \w+\. `baton migrate` needs a role .+",
+        ),
+        "to migrate what is another's": (
+            "migrate",
+            database(as_role(dsn, nobody)),
+            r"The migrations could not run: permission denied for .+\. `baton migrate` needs a role .+",
+        ),
+    }
+    check(cases)
 
 
 FILES = {
@@ -134,7 +135,7 @@ def own(target: str) -> dict[str, str]:
     return {"BATON_GENERATORS": f"mine={target}"}
 
 
-async def test_a_generator_that_cannot_be_loaded_is_told(dsn: str, tmp_path: Path) -> None:
+def test_a_generator_that_cannot_be_loaded_is_told(dsn: str, tmp_path: Path) -> None:
     for name, content in FILES.items():
         (tmp_path / name).write_text(content)
     prefix = r"The generator 'mine' cannot be loaded: "
@@ -149,10 +150,14 @@ async def test_a_generator_that_cannot_be_loaded_is_told(dsn: str, tmp_path: Pat
         "a coroutine": ("worker", own("plain:answer"), not_async),
         "no target": ("worker", {"BATON_GENERATORS": "mine"}, r"BATON_GENERATORS: 'mine' must look like .+"),
     }
-    await check({name: (cmd, database(dsn) | env, told) for name, (cmd, env, told) in cases.items()}, tmp_path)
+    check(on(dsn, cases))
 
 
-async def test_a_setting_that_makes_no_sense_is_told(dsn: str, tmp_path: Path) -> None:
+def on(dsn: str, cases: Mapping[str, Case]) -> dict[str, Case]:
+    return {name: (arguments, database(dsn) | env, expected) for name, (arguments, env, expected) in cases.items()}
+
+
+def test_a_setting_that_makes_no_sense_is_told(dsn: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         cases: dict[str, Case] = {
@@ -191,12 +196,15 @@ async def test_a_setting_that_makes_no_sense_is_told(dsn: str, tmp_path: Path) -
                 r"Nobody could be let in: there is no API key, and no identity provider\. Make a key with .+",
             ),
         }
-        await check({name: (cmd, database(dsn) | env, told) for name, (cmd, env, told) in cases.items()}, tmp_path)
+        check(on(dsn, cases))
 
 
-async def test_version_and_help(tmp_path: Path) -> None:
+async def test_version(tmp_path: Path) -> None:
     assert await finished("--version", env=environment(), cwd=tmp_path) == (0, f"baton {__version__}\n", "")
-    code, out, err = await finished("--help", env=environment(), cwd=tmp_path)
+
+
+def test_help() -> None:
+    code, out, err = told("--help", env={})
     assert (code, err) == (0, "")
     assert {"serve", "worker", "migrate"} <= set(out.split())
 
@@ -212,27 +220,27 @@ async def test_version_and_help(tmp_path: Path) -> None:
         "migrate --from 0001",
     ],
 )
-async def test_a_wrong_argument_is_told(arguments: str, tmp_path: Path) -> None:
-    code, _, err = await finished(*arguments.split(), env=environment(), cwd=tmp_path)
+def test_a_wrong_argument_is_told(arguments: str) -> None:
+    code, _, err = told(*arguments.split(), env={})
     assert code == 2
     assert "Traceback" not in err
     assert err.startswith("Usage: ")
 
 
-async def test_migrating_says_what_it_did_and_can_be_done_again(empty_dsn: str, tmp_path: Path) -> None:
-    env = environment(BATON_DATABASE_URL=empty_dsn, BATON_PARTITION_DAYS_AHEAD="2")
-    code, out, err = await finished("migrate", env=env, cwd=tmp_path)
+def test_migrating_says_what_it_did_and_can_be_done_again(empty_dsn: str) -> None:
+    env = {"BATON_DATABASE_URL": empty_dsn, "BATON_PARTITION_DAYS_AHEAD": "2"}
+    code, out, err = told("migrate", env=env)
     assert (code, err) == (0, "")
     assert len(re.findall(r"^Created partition \S+\.$", out, re.MULTILINE)) == 4
-    assert await finished("migrate", env=env, cwd=tmp_path) == (0, "The database is up to date.\n", "")
+    assert told("migrate", env=env) == (0, "The database is up to date.\n", "")
 
 
-async def test_maintaining_says_what_it_did_and_what_it_would_do(dsn: str, tmp_path: Path) -> None:
-    env = environment(BATON_DATABASE_URL=dsn, BATON_PARTITION_DAYS_AHEAD="2", BATON_RETENTION_DAYS="1")
-    code, out, err = await finished("maintain", "--dry-run", env=env, cwd=tmp_path)
+def test_maintaining_says_what_it_did_and_what_it_would_do(dsn: str) -> None:
+    env = {"BATON_DATABASE_URL": dsn, "BATON_PARTITION_DAYS_AHEAD": "2", "BATON_RETENTION_DAYS": "1"}
+    code, out, err = told("maintain", "--dry-run", env=env)
     assert (code, err) == (0, "")
     assert re.match(r"Would create partition \S+\.\nWould delete 0 streams created before \S+ \(UTC\)", out)
-    code, out, err = await finished("maintain", env=env, cwd=tmp_path)
+    code, out, err = told("maintain", env=env)
     assert (code, err) == (0, "")
     assert re.fullmatch(r"Created partition \S+\.\nStreams created before \S+ \(UTC\) have expired\.\n", out)
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 import httpx2
 import pytest
+from tests.logbook import DEADLINE_SECONDS
 
 from baton.client import Connected, Disconnected, Follower, Received, Sighting
 from baton.errors import FollowError
@@ -110,7 +111,7 @@ async def follow(url: str, *, cursor: int = 0, patience_seconds: float = 30) -> 
 
 
 async def all_of(follower: Follower) -> list[Sighting]:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         return [sighting async for sighting in follower.run()]
 
 
@@ -176,7 +177,11 @@ async def test_a_refused_connection_is_tried_again() -> None:
         port = taken.getsockname()[1]
     url = f"http://127.0.0.1:{port}/v1/streams/x/events"
     seen: list[Sighting] = []
-    async with contextlib.AsyncExitStack() as stack, httpx2.AsyncClient(trust_env=False) as http, asyncio.timeout(30):
+    async with (
+        contextlib.AsyncExitStack() as stack,
+        httpx2.AsyncClient(trust_env=False) as http,
+        asyncio.timeout(DEADLINE_SECONDS),
+    ):
         async for sighting in Follower(http, url).run():
             if isinstance(sighting, Disconnected) and not seen:
                 await stack.enter_async_context(faulty_pod(Answer(), port=port))

@@ -11,7 +11,7 @@ from starlette.types import Message
 from tests.cluster import Author, Cluster, RunningPod, ended, text
 from tests.dialects.wire import stream
 from tests.follower import following
-from tests.logbook import until
+from tests.logbook import DEADLINE_SECONDS, until
 
 from baton import streams
 from baton.api.native import Retry
@@ -96,7 +96,7 @@ async def test_a_client_that_goes_is_forgotten(cluster: Cluster) -> None:
     connection, task = await follow(pod, author)
     assert pod.metric("baton_subscribers") == 1
     connection.gone.set()
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, DEADLINE_SECONDS)
     assert pod.metric("baton_subscribers") == 0
 
 
@@ -131,7 +131,7 @@ async def test_a_pod_that_leaves_tells_when_to_come_back_and_ends_cleanly(cluste
     await author.write(text(1))
     connection, task = await follow(pod, author)
     await pod.pod.drain()
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, DEADLINE_SECONDS)
     assert connection.ended
     (milliseconds,) = RETRY.fullmatch(connection.bodies[-1]).groups()  # type: ignore[union-attr]
     assert 0 <= int(milliseconds) <= 1400
@@ -266,5 +266,5 @@ async def test_a_client_that_stalls_has_left_unless_it_was_sent_away(cluster: Cl
         stalled.leave("drained")
         await until(lambda: stalled.sending_since is not None)
     stalled.abort()
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, DEADLINE_SECONDS)
     assert noted == ([] if leaving else [True])

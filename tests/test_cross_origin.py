@@ -11,6 +11,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from tests.cluster import Cluster, RunningPod, echo, serving
+from tests.logbook import DEADLINE_SECONDS
 
 from baton import api
 from baton.cross_origin import ANSWER_HEADERS
@@ -112,7 +113,7 @@ async def test_a_page_can_read_whatever_is_answered(cluster: Cluster, pod: Runni
     finally:
         await cluster.pool.execute("ALTER TABLE baton.gone RENAME TO stream")
     connection = await client.get(events, headers=page)
-    await asyncio.wait_for(pod.pod.drain(), 5)
+    await asyncio.wait_for(pod.pod.drain(), DEADLINE_SECONDS)
     # An empty stream with a time to come back, which an EventSource of another origin must be able to read, too.
     retry = await client.get(events, headers=page)
     assert b"retry:" in retry.content

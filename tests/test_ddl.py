@@ -17,12 +17,12 @@ from tests.revisions import history_with, locks_taken, mode_in_sql
 from tests.test_migrations import dumped, psql
 
 from baton import ddl, log, offline, partitions
-from baton.blockers import Patience
 from baton.database import REVISION
 from baton.errors import ConfigurationError
 from baton.events import encode_text
 from baton.log import Append
 from baton.migrate import migrate, revision_of
+from baton.patience import Patience
 from baton.revisions import History
 
 CREATE = """ddl.create_log_index("ix_batch_epoch", "(epoch) WHERE epoch > 0 AND events <> '%'")"""

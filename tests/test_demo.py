@@ -28,8 +28,6 @@ from baton.server import bind
 SECONDS = 50
 PROGRAMS = [Program("pod-a", 0), Program("pod-b", 0), Program("worker")]
 
-pytestmark = pytest.mark.timeout(90)
-
 
 class Running:
     """A demo in a session of its own, with a temporary folder of its own by which its processes are recognized."""

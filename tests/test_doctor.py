@@ -15,7 +15,9 @@ import asyncpg
 import orjson
 import pytest
 from rich.console import Console
+from tests.commands import told
 from tests.conftest import execute, named_database
+from tests.data_folder import data_folder
 from tests.logbook import answer, connected, until, working
 from tests.past import old_partition
 from tests.processes import environment, finished
@@ -60,7 +62,7 @@ def troubles(diagnosis: Diagnosis) -> dict[str, Level]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """A migrated database on a server of this module's own: durable, and with room for few notifications."""
-    with embedded_server() as server:
+    with data_folder() as folder, embedded_server(folder) as server:
         for change in ("max_notify_queue_pages = 64", "max_prepared_transactions = 2"):
             asyncio.run(execute(server.dsn, f"ALTER SYSTEM SET {change}"))
         server.restart()
@@ -412,12 +414,12 @@ def test_durations() -> None:
     ]
 
 
-async def test_the_command_speaks_to_people_and_to_programs(server: str, tmp_path: Path) -> None:
-    env = environment(BATON_DATABASE_URL=server, BATON_PARTITION_DAYS_AHEAD="1")
-    code, out, err = await finished("doctor", env=env, cwd=tmp_path)
+def test_the_command_speaks_to_people_and_to_programs(server: str) -> None:
+    env = {"BATON_DATABASE_URL": server, "BATON_PARTITION_DAYS_AHEAD": "1"}
+    code, out, err = told("doctor", env=env)
     assert (code, err) == (0, ""), out
     assert "warning  workers_none: " in out
-    code, out, err = await finished("doctor", "--json", "--strict", env=env, cwd=tmp_path)
+    code, out, err = told("doctor", "--json", "--strict", env=env)
     assert (code, err) == (1, "")
     document = orjson.loads(out)
     assert document.keys() == {"baton", "complete", "errors", "warnings", "findings"}
@@ -437,6 +439,9 @@ async def test_the_command_says_why_it_cannot_look(tmp_path: Path) -> None:
     assert document["complete"] is False
     assert [item["code"] for item in document["findings"]] == ["unreachable"]
     assert "hunter2" not in out
-    code, out, err = await finished("doctor", env=environment(), cwd=tmp_path)
+
+
+def test_the_command_says_what_it_lacks() -> None:
+    code, out, err = told("doctor", env={})
     assert (code, out) == (2, "")
     assert err.startswith("baton: No database is configured.")

@@ -5,17 +5,16 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import astuple
-from pathlib import Path
 from typing import get_args
 from uuid import UUID
 
 import asyncpg
 import pytest
 from tests.cluster import Cluster, Tap, echo
+from tests.commands import told
 from tests.conftest import execute, named_database
 from tests.follower import following
 from tests.logbook import ANSWER, answer, connected, ended, events, text, until, working
-from tests.processes import environment, finished
 from tests.roles import PASSWORD, Roles, as_role, drop, granted, unique_names
 
 from baton import schema, streams
@@ -342,9 +341,9 @@ def test_it_knows_the_columns_there_are() -> None:
             assert set(grant.columns) <= tables.get(grant.on, set()), grant
 
 
-async def test_the_command_prints_it(tmp_path: Path) -> None:
-    code, out, err = await finished("grants", "--serve", "pods", env=environment(), cwd=tmp_path)
+def test_the_command_prints_it() -> None:
+    code, out, err = told("grants", "--serve", "pods", env={})
     assert (code, out, err) == (0, script(RoleNames(serve="pods")), "")
-    code, out, err = await finished("grants", "--serve", "public", env=environment(), cwd=tmp_path)
+    code, out, err = told("grants", "--serve", "public", env={})
     assert (code, out) == (2, "")
     assert err.startswith("baton: 'public' cannot be the name of a role")

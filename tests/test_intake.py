@@ -14,7 +14,7 @@ import orjson
 import pytest
 from tests.cluster import Cluster, RunningPod, Tap, text
 from tests.follower import following
-from tests.logbook import until
+from tests.logbook import DEADLINE_SECONDS, until
 from tests.processes import BATON, SERVES, environment, running
 
 from baton.intake import PATIENCE_SECONDS, Intake, Phase
@@ -141,14 +141,14 @@ class Raw:
 
     async def response(self) -> tuple[int, dict[str, Any]]:
         """The status and the JSON of a response."""
-        head = await asyncio.wait_for(self._reader.readuntil(b"\r\n\r\n"), 20)
+        head = await asyncio.wait_for(self._reader.readuntil(b"\r\n\r\n"), DEADLINE_SECONDS)
         length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
         return int(head.split()[1]), orjson.loads(await self._reader.readexactly(length))
 
     async def rest(self) -> bytes:
         """All until the pod closes."""
         with contextlib.suppress(ConnectionResetError):
-            return await asyncio.wait_for(self._reader.read(), 20)
+            return await asyncio.wait_for(self._reader.read(), DEADLINE_SECONDS)
         return b""
 
 

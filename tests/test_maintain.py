@@ -14,7 +14,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 from tests.conftest import execute
-from tests.logbook import claimed, connected, until
+from tests.logbook import DEADLINE_SECONDS, claimed, connected, until
 from tests.past import (
     KEPT_DAYS,
     POLICY,
@@ -504,7 +504,7 @@ async def test_the_loop_goes_on_after_an_outage(postgres: str, dsn: str, caplog:
         await connection.execute("UPDATE baton.alembic_version SET version_num = '9999'")
         await connection.execute("UPDATE baton.compatibility SET oldest_code = '9999'")
         with pytest.raises(SchemaMismatch):
-            await asyncio.wait_for(loop, 20)
+            await asyncio.wait_for(loop, DEADLINE_SECONDS)
 
 
 async def test_at_its_start_the_loop_does_not_wait(dsn: str) -> None:

@@ -25,12 +25,13 @@ from tests.processes import environment, finished, running
 from tests.revisions import history_with, locks_taken, revision_at
 
 from baton import offline
-from baton.blockers import Patience, pause_seconds
+from baton.blockers import pause_seconds
 from baton.database import MIGRATION_LOCK, REVISION, check_schema
 from baton.errors import ConfigurationError, SchemaMismatch
 from baton.listener import session_dsn
 from baton.migrate import announce, engine, migrate, revision_of
 from baton.offline import revision_sql
+from baton.patience import Patience
 from baton.revisions import History
 
 SQUAWK = Path(sys.executable).parent / "squawk"
@@ -212,16 +213,29 @@ async def test_when_patience_ends_it_says_what_to_do_and_can_be_run_again(dsn: s
     assert await revision_of(dsn) == "9002"
 
 
+# Ends at once where the other one has gone.
+UNTIL_IN_EACH_OTHERS_WAY = """
+DO $$ BEGIN
+    WHILE EXISTS (SELECT FROM pg_locks WHERE granted AND relation = 'baton.worker'::regclass)
+          AND NOT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'baton.stream'::regclass) LOOP
+        PERFORM pg_sleep(0.01);
+    END LOOP;
+END $$
+"""
+
+
 async def test_a_deadlock_is_tried_again(dsn: str, tmp_path: Path) -> None:
     said: list[str] = []
-    both = 'op.execute("LOCK TABLE baton.stream"); op.execute("LOCK TABLE baton.worker")'
+    steps = ("LOCK TABLE baton.stream", UNTIL_IN_EACH_OTHERS_WAY, "LOCK TABLE baton.worker")
+    both = "; ".join(f"op.execute({step!r})" for step in steps)
     async with connected(dsn) as other, connected(dsn) as looking:
         await other.execute("BEGIN; LOCK TABLE baton.worker")
-        # The server looks for deadlocks after a second, at whoever has waited for as long.
+        # Whoever is the last to wait finds the deadlock, and is given up: that is to be the migration.
+        await other.execute("SET deadlock_timeout = '10min'")
         patience, history = Patience(lock_timeout_milliseconds=20_000), history_with(tmp_path, both)
         task = asyncio.create_task(migrate(dsn, days_ahead=1, patience=patience, history=history, say=said.append))
-        waiting = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation = 'baton.worker'::regclass"
-        await until(lambda: looking.fetchval(waiting))
+        held = "mode = 'AccessExclusiveLock' AND relation = 'baton.stream'::regclass"
+        await until(lambda: looking.fetchval(f"SELECT count(*) > 0 FROM pg_locks WHERE {held}"))
         await other.execute("LOCK TABLE baton.stream")
         await other.execute("COMMIT")
         await task

@@ -103,4 +103,4 @@ async def test_they_reach_to_the_first_gap(dsn: str) -> None:
         assert 2 * DAY_SECONDS < reach.left_seconds <= 3 * DAY_SECONDS
         for days in (0, -1, -2):
             await connection.execute(f"DROP TABLE {partitions.name_of(await day(connection, days))}")
-        assert abs((await partitions.reach(connection)).left_seconds) < 1
+        assert abs((await partitions.reach(connection)).left_seconds) < 60

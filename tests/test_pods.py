@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from tests.cluster import Cluster, RunningPod, Tap, echo, text
 from tests.follower import Follower, following, frames_after, numbers, parse, texts
-from tests.logbook import until
+from tests.logbook import DEADLINE_SECONDS, until
 
 from baton.generators import GenerationRequest
 
@@ -263,7 +263,7 @@ async def test_erasing_a_stream_closes_its_connections_on_all_pods_and_then_it_i
         assert (await here.next_event())["delta"] == (await there.next_event())["delta"] == "a"
         assert (await cluster.client.delete(f"{two.url}/v1/streams/{stream_id}")).status_code == 204
         assert len(await here.rest()) == len(await there.rest()) == 1
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         await tap.cancelled.wait()
     for pod in (one, two):
         for path in ("", "/events"):
@@ -319,7 +319,7 @@ async def test_a_client_that_does_not_read_misses_nothing_and_costs_no_window(cl
     await author.write(end=True)
     assert await frames_after(cluster.client, pod.url, author.id) == author.frames
     assert pod.metric("baton_events_sent_total", dialect="native.full") < len(author.lines) * 1.5
-    body = await asyncio.wait_for(reader.read(-1), 30)
+    body = await asyncio.wait_for(reader.read(-1), DEADLINE_SECONDS)
     writer.close()
     await writer.wait_closed()
     assert dechunked(body).partition(b"id: 1\n")[2] == b"".join(author.frames).partition(b"id: 1\n")[2]

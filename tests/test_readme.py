@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 from tests.cluster import Cluster
+from tests.logbook import DEADLINE_SECONDS
 
 from baton.generators.registry import load_generators
 from baton.settings import Settings
@@ -34,7 +35,7 @@ async def run_script(source: str) -> str:
         sys.executable, "-c", source, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             output, _ = await process.communicate()
     finally:
         if process.returncode is None:

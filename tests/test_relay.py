@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.cluster import Author, Cluster, ended, text
-from tests.logbook import until
+from tests.logbook import DEADLINE_SECONDS, until
 
 from baton.audience import Audience
 from baton.dialects import native
@@ -104,7 +104,7 @@ async def test_an_announcement_without_events_makes_the_relay_read(cluster: Clus
     pod, author = Pod(cluster), await cluster.author()
     async with pod.subscribed(author) as subscriber:
         pod.hear(await author.write(text(1), notify=False), with_events=False)
-        await asyncio.wait_for(subscriber.wait(), 10)
+        await asyncio.wait_for(subscriber.wait(), DEADLINE_SECONDS)
         assert await take_all(subscriber) == author.frames[0]
 
 
@@ -113,7 +113,7 @@ async def test_a_hint_that_says_nothing_makes_the_relay_read(cluster: Cluster) -
     async with pod.subscribed(author) as subscriber:
         await author.write(text(1), notify=False)
         pod.relays.hear(hint(author.id))
-        await asyncio.wait_for(subscriber.wait(), 10)
+        await asyncio.wait_for(subscriber.wait(), DEADLINE_SECONDS)
         assert await take_all(subscriber) == author.frames[0]
 
 
@@ -146,7 +146,7 @@ async def test_what_is_announced_while_the_relay_loads_is_not_lost(cluster: Clus
     await asyncio.sleep(0)
     pod.hear(await author.write(text(1), notify=False))
     subscriber = await joining
-    await asyncio.wait_for(subscriber.wait(), 10)
+    await asyncio.wait_for(subscriber.wait(), DEADLINE_SECONDS)
     assert await take_all(subscriber) == author.frames[0]
     pod.relays.unsubscribe(subscriber)
 
@@ -220,7 +220,7 @@ async def test_an_erased_stream_lets_its_subscribers_go(cluster: Cluster) -> Non
         following = asyncio.create_task(follow(subscriber))
         await asyncio.sleep(0)
         pod.relays.hear(gone(author.id))
-        assert await asyncio.wait_for(following, 10) == b""
+        assert await asyncio.wait_for(following, DEADLINE_SECONDS) == b""
 
 
 async def test_a_log_with_a_hole_ends_the_connection_and_never_loops(cluster: Cluster) -> None:
@@ -230,7 +230,7 @@ async def test_a_log_with_a_hole_ends_the_connection_and_never_loops(cluster: Cl
         author.lose(text(2))
         await author.write(text(3), notify=False)
         pod.relays.hear(hint(author.id))
-        assert await asyncio.wait_for(follow(subscriber), 10) in (b"", author.frames[0])
+        assert await asyncio.wait_for(follow(subscriber), DEADLINE_SECONDS) in (b"", author.frames[0])
 
 
 async def test_a_log_that_went_back_ends_the_connection(cluster: Cluster) -> None:
@@ -239,7 +239,7 @@ async def test_a_log_that_went_back_ends_the_connection(cluster: Cluster) -> Non
     async with pod.subscribed(author) as subscriber:
         polling = asyncio.create_task(pod.relays.run())
         await cluster.pool.execute("DELETE FROM baton.batch WHERE first_seq = 3")
-        await asyncio.wait_for(follow(subscriber), 10)
+        await asyncio.wait_for(follow(subscriber), DEADLINE_SECONDS)
         await ended(polling)
 
 
@@ -248,7 +248,7 @@ async def test_a_page_that_is_missing_from_the_log_ends_the_connection(cluster: 
     await author.write_texts([1] * 20, padding=500, notify=False)
     async with pod.subscribed(author) as subscriber:
         await cluster.pool.execute("DELETE FROM baton.batch")
-        assert await asyncio.wait_for(follow(subscriber), 10) == b""
+        assert await asyncio.wait_for(follow(subscriber), DEADLINE_SECONDS) == b""
 
 
 async def test_relays_that_nobody_uses_are_dropped(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +313,7 @@ class Story:
         await self.author.write(end=True, notify=False)
         self.pod.relays.hear(hint(self.author.id))
         for cursor, reader in self.readers:
-            received = await asyncio.wait_for(reader, 10)
+            received = await asyncio.wait_for(reader, DEADLINE_SECONDS)
             assert received == b"".join(self.author.frames[cursor:])
 
 
@@ -322,7 +322,7 @@ class Story:
     window_bytes=st.sampled_from([131_072, 700, 1]),
     loaded_first=st.booleans(),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[*settings().suppress_health_check, HealthCheck.function_scoped_fixture])
 async def test_any_interleaving_gives_each_subscriber_exactly_the_log(
     cluster: Cluster, steps: Sequence[tuple[str, int]], window_bytes: int, loaded_first: bool
 ) -> None:

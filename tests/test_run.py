@@ -8,7 +8,19 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import pytest
-from tests.logbook import answer, connected, ended, events, queue, row, text, until, until_tail, working
+from tests.logbook import (
+    DEADLINE_SECONDS,
+    answer,
+    connected,
+    ended,
+    events,
+    queue,
+    row,
+    text,
+    until,
+    until_tail,
+    working,
+)
 
 from baton import log, run, streams
 from baton.database import pool
@@ -297,7 +309,7 @@ async def test_one_that_yields_too_much_is_stopped_and_what_it_has_stays(
     async with working(dsn, generate, **limits), connected(dsn) as connection:
         stream = await ended(connection, stream_id)
         found = await events(connection, stream_id)
-        await asyncio.wait_for(stopped.wait(), 10)
+        await asyncio.wait_for(stopped.wait(), DEADLINE_SECONDS)
     assert (stream.status, stream.error_code, stream.tokens) == ("failed", code, kept + 1)
     assert [event["type"] for event in found] == ["text"] * kept + ["done"]
 

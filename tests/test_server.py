@@ -10,6 +10,7 @@ import socket
 import pytest
 from tests.cluster import Cluster, text
 from tests.follower import following, frames_after
+from tests.logbook import DEADLINE_SECONDS
 from tests.processes import SERVES, Running, environment, running
 
 from baton.errors import ConfigurationError
@@ -47,7 +48,7 @@ async def test_a_pod_that_is_signalled_sends_its_clients_on_and_leaves(
         await author.write_texts([2, 1, 3])
         clients = [asyncio.create_task(client(cursor % 4)) for cursor in range(12)]
         for _ in clients:
-            await asyncio.wait_for(opened.acquire(), 20)
+            await asyncio.wait_for(opened.acquire(), DEADLINE_SECONDS)
         leaving.signal(number)
         for _ in range(20):
             await author.write_texts([1])
@@ -60,7 +61,7 @@ async def test_a_pod_that_is_signalled_sends_its_clients_on_and_leaves(
 
 async def test_while_it_drains_it_accepts_and_sends_on(cluster: Cluster) -> None:
     author = await cluster.author()
-    async with running("serve", env=pod_environment(cluster, BATON_DRAIN_SECONDS="5")) as pod:
+    async with running("serve", env=pod_environment(cluster, BATON_DRAIN_SECONDS="30")) as pod:
         url = await address(pod)
         async with contextlib.AsyncExitStack() as stack:
             for _ in range(2):
@@ -72,7 +73,7 @@ async def test_while_it_drains_it_accepts_and_sends_on(cluster: Cluster) -> None
                 while (await cluster.client.get(f"{url}/readyz")).status_code == 200:
                     pass
 
-            await asyncio.wait_for(not_ready(), 5)
+            await asyncio.wait_for(not_ready(), DEADLINE_SECONDS)
             async with following(cluster.client, url, author.id) as sent_on:
                 assert await sent_on.rest() == []
                 assert b"retry: " in sent_on.comments[0]
@@ -171,6 +172,6 @@ async def test_a_pod_that_is_still_starting_ends_when_it_is_told_to() -> None:
             BATON_PORT="0",
         )
         async with running("serve", env=env) as pod:
-            await asyncio.wait_for(asked.wait(), 20)
+            await asyncio.wait_for(asked.wait(), DEADLINE_SECONDS)
             pod.signal(signal.SIGTERM)
             assert await pod.ends(5) == 128 + signal.SIGTERM

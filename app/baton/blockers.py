@@ -44,14 +44,6 @@ _CANCEL: Final = "SELECT pg_cancel_backend($1)"
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a statement may wait for a lock, and how long a step is tried, or waits where waiting hurts nobody."""
-
-    lock_timeout_milliseconds: int = 500
-    give_up_seconds: float = 600
-
-
-@dataclass(frozen=True, slots=True)
 class Blocker:
     """A process that holds a lock, or stands before us in the queue for one."""
 

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import sys
 from collections.abc import Awaitable, Callable
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-import uvloop
 from rich.console import Console
 
-from . import __version__, logs, tracing
-from .blockers import Patience
-from .collector import collect_seldom
+from . import __version__
 from .errors import ConfigurationError
 from .events import Status
-from .generators.registry import close_generators, load_generators
 from .grants import RoleNames
 from .grants import script as grants_script
-from .interruption import Interrupted, interruptible
 from .keys import app as keys_app
-from .listener import session_dsn
-from .listing import Wanted, list_streams, list_workers
-from .maintain import Policy, keep_maintaining
-from .maintain import maintain as maintain_once
-from .metrics.exposition import exposed
-from .server import serve as serve_pod
-from .settings import Settings
-from .worker import Worker
+from .patience import Patience
+
+if TYPE_CHECKING:
+    from .settings import Settings
+
+# Each command imports what it needs when it is called: all of it together takes more than a second, and Alembic and
+# SQLAlchemy alone 40 MB, which pods and workers, who need neither, shall not pay.
 
 app = typer.Typer(
     help="Hands a live LLM answer from pod to pod without dropping a token, on Postgres alone.",
@@ -59,7 +52,8 @@ def serve(
     port: Annotated[int | None, typer.Option(help="The port to listen on (BATON_PORT).")] = None,
 ) -> None:
     """Run a pod: create streams, and relay their events to clients."""
-    collect_seldom()
+    from .server import serve as serve_pod
+
     settings = _settings(host=host, port=port)
     _run(settings, lambda: _traced(settings.pod_name, lambda: serve_pod(settings)), pod=settings.pod_name)
 
@@ -69,7 +63,6 @@ def worker(
     concurrency: Annotated[int | None, typer.Option(help="Streams at once (BATON_WORKER_CONCURRENCY).")] = None,
 ) -> None:
     """Run a worker: claim queued streams, and generate their events."""
-    collect_seldom()
     settings = _settings(worker_concurrency=concurrency)
     _run(settings, lambda: _traced(settings.worker_name, lambda: _work(settings)), worker=settings.worker_name)
 
@@ -117,6 +110,8 @@ def maintain(
     """Create partitions ahead, delete what has expired (BATON_RETENTION_DAYS), and drop its partitions."""
     if every is not None and dry_run:
         raise typer.BadParameter("--dry-run cannot be repeated: leave out --every.")
+    from .interruption import Interrupted, interruptible
+
     settings = _settings()
     try:
         _run(settings, lambda: interruptible(_maintain(settings, every, dry_run=dry_run)))
@@ -159,7 +154,6 @@ def tail(
     as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each event.")] = False,
 ) -> None:
     """Watch a stream to its end, coming back by itself when a pod goes away."""
-    # A client's library, which pods and workers do without.
     from .tail import run as run_tail
 
     raise typer.Exit(run_tail(stream, url=url, credential=key, cursor=after, as_json=as_json))
@@ -174,12 +168,16 @@ def streams(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """List the newest streams, as the database has them."""
+    from .listing import Wanted, list_streams
+
     list_streams(_settings(), Wanted(tenant, status, limit), as_json=as_json)
 
 
 @app.command()
 def workers(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False) -> None:
     """List the workers that live, as the database has them."""
+    from .listing import list_workers
+
     list_workers(_settings(), as_json=as_json)
 
 
@@ -189,7 +187,6 @@ def demo(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="The pods' port; default: a free one.")] = None,
 ) -> None:
     """Stream an answer, kill the pod that tells it, and resume on another; brings its own Postgres."""
-    # It needs what `migrate` needs, and the embedded Postgres.
     from .demo import run as run_demo
 
     raise typer.Exit(run_demo(serve=serve, port=port))
@@ -241,8 +238,6 @@ def _leave_early(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-# Alembic and SQLAlchemy take a second and 40 MB, which pods and workers, who need neither, shall not pay. So what needs
-# them is imported where it is used.
 async def _write_migrations(settings: Settings, start: str | None, to: str | None, patience: Patience) -> None:
     from .migrate import revision_of
     from .offline import script
@@ -260,6 +255,8 @@ async def _announce_migrations(settings: Settings, to: str | None) -> None:
 
 
 def _run_migrations(settings: Settings, to: str | None, patience: Patience) -> None:
+    from .interruption import Interrupted, interruptible
+
     try:
         _run(settings, lambda: interruptible(_migrate(settings, to, patience)))
     except Interrupted as interruption:
@@ -268,6 +265,7 @@ def _run_migrations(settings: Settings, to: str | None, patience: Patience) -> N
 
 
 async def _migrate(settings: Settings, to: str | None, patience: Patience) -> None:
+    from .listener import session_dsn
     from .migrate import migrate
 
     dsn = await session_dsn(settings.dsn, settings.listen_dsn, say=typer.echo)
@@ -277,6 +275,10 @@ async def _migrate(settings: Settings, to: str | None, patience: Patience) -> No
 
 
 async def _maintain(settings: Settings, every_seconds: float | None, *, dry_run: bool) -> None:
+    from .listener import session_dsn
+    from .maintain import Policy, keep_maintaining
+    from .maintain import maintain as maintain_once
+
     policy = Policy(settings.partition_days_ahead, settings.retention_days)
     if dry_run:
         await maintain_once(settings.dsn, policy, say=typer.echo, dry_run=True)
@@ -289,12 +291,20 @@ async def _maintain(settings: Settings, every_seconds: float | None, *, dry_run:
 
 
 async def _work(settings: Settings) -> None:
+    import asyncio
+
+    from .collector import collect_seldom
+    from .generators.registry import close_generators, load_generators
+    from .metrics.exposition import exposed
+    from .worker import Worker
+
     generators = load_generators(settings)
     working = Worker(settings, generators)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, working.leave)
     try:
+        collect_seldom()
         with exposed(working.metrics, settings.host, settings.worker_metrics_port):
             await working.run()
     finally:
@@ -303,6 +313,8 @@ async def _work(settings: Settings) -> None:
 
 async def _traced(name: str, work: Callable[[], Awaitable[None]]) -> None:
     """Do the work of a process; where OpenTelemetry's own variables name a collector, send it what is traced."""
+    from . import tracing
+
     if not tracing.wanted():
         await work()
         return
@@ -314,10 +326,16 @@ async def _traced(name: str, work: Callable[[], Awaitable[None]]) -> None:
 
 
 def _settings(**overrides: Any) -> Settings:
+    from .settings import Settings
+
     return Settings.load(**overrides)
 
 
 def _run(settings: Settings, start: Callable[[], Awaitable[None]], **process: str) -> None:
+    import uvloop
+
+    from . import logs
+
     logs.configure(
         _errors,
         form=settings.log_format,

@@ -5,21 +5,19 @@ What is asked for goes to standard output alone, so that a script can take it fr
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import orjson
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from .auth import keys
-from .auth.keys import ApiKey
-from .database import Connection, Result, ask
-from .settings import Settings
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from .auth.keys import ApiKey
+    from .database import Connection, Result
 
 app = typer.Typer(
     help="Make, list and revoke API keys (as the role that migrates).", no_args_is_help=True, rich_markup_mode=None
@@ -38,6 +36,8 @@ def make(
     ] = None,
 ) -> None:
     """Make a key and print it, this once."""
+    from .auth import keys
+
     key, text = _run(lambda connection: keys.make(connection, name, tenant, scope, expires_days))
     typer.echo(text)
     until = "" if key.expires_at is None else f" It works until {key.expires_at:%Y-%m-%d %H:%M} (UTC)."
@@ -50,6 +50,8 @@ def make(
 @app.command(name="list")
 def list_keys(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False) -> None:
     """List all keys, those that were revoked or have expired too. The keys themselves cannot be had again."""
+    from .auth import keys
+
     found = _run(keys.every)
     if as_json:
         content = [_described(key) | {"state": state} for key, state in found]
@@ -63,6 +65,8 @@ def list_keys(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSO
 @app.command()
 def revoke(id_or_name: Annotated[str, typer.Argument(help="The key's id or name.")]) -> None:
     """End a key for good. Pods hear of it within BATON_KEYS_REFRESH_SECONDS."""
+    from .auth import keys
+
     key = _run(lambda connection: keys.revoke(connection, id_or_name))
     typer.echo(f"Revoked {key.name!r} ({key.id}). Streams' tokens that it made stay good until they expire.")
 
@@ -78,6 +82,11 @@ def token_secret() -> None:
 
 
 def _run(work: Callable[[Connection], Awaitable[Result]]) -> Result:
+    import asyncio
+
+    from .database import ask
+    from .settings import Settings
+
     settings = Settings.load()
     asked = ask(settings.dsn, work, name="baton keys", role="the one of `baton migrate`", prepare=settings.prepare)
     return asyncio.run(asked)
@@ -96,6 +105,9 @@ def _described(key: ApiKey) -> dict[str, Any]:
 
 
 def _table(found: list[tuple[ApiKey, str]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("name", "tenant", "scopes", "state", "created (UTC)", "ends", "id"):
         table.add_column(heading, overflow="fold")

@@ -25,7 +25,7 @@ from sqlalchemy.pool import NullPool
 
 from . import partitions
 from .backoff import Backoff
-from .blockers import Blocker, Patience, Watch, holder
+from .blockers import Blocker, Watch, holder
 from .database import (
     CONNECTION_ERRORS,
     MIGRATION_LOCK,
@@ -36,6 +36,7 @@ from .database import (
     current_revision,
 )
 from .errors import ConfigurationError
+from .patience import Patience
 from .revisions import History, Revision
 
 _TRY_LOCK: Final = text(f"SELECT pg_try_advisory_lock({MIGRATION_LOCK})")

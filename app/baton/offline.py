@@ -9,8 +9,8 @@ import io
 
 from alembic import command
 
-from .blockers import Patience
 from .database import MIGRATION_LOCK
+from .patience import Patience
 from .revisions import History, Revision
 
 _HEAD = """\

@@ -25,6 +25,7 @@ from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from . import problems, request_ids
+from .collector import collect_seldom
 from .connections import ABORT_EXTENSION, CLOSE_EXTENSION, DIRECT_EXTENSION
 from .errors import (
     BadRequest,
@@ -325,6 +326,7 @@ async def serve(settings: Settings) -> None:
         if settings.allow_anonymous:
             warn_if_reachable(listening)
         async with app.router.lifespan_context(app):
+            collect_seldom()
             await Server(uvicorn_config(app, app.state.pod), app.state.pod).serve(sockets=[listening])
 
 

@@ -14,7 +14,7 @@ import pytest
 from starlette.routing import Route
 from tests.access import SECRETS, TENANT, bearer, guarded_pod, make_key, signed
 from tests.cluster import Cluster, RunningPod, event
-from tests.logbook import until
+from tests.logbook import DEADLINE_SECONDS, until
 
 from baton.api import ROUTES
 from baton.events import encode_text
@@ -563,7 +563,7 @@ async def test_who_follows_with_a_revoked_key_is_sent_away(cluster: Cluster) -> 
         parts = response.aiter_raw()
         await anext(parts)
         await cluster.pool.execute("UPDATE baton.api_key SET revoked_at = clock_timestamp() WHERE id = $1", key.id)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             assert [part async for part in parts][-1].startswith(b": baton\nretry: ")
     assert (await cluster.client.get(url, headers=bearer(text))).status_code == 401
 

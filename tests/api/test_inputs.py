@@ -11,6 +11,7 @@ import httpx2
 import orjson
 import pytest
 from tests.cluster import Cluster, RunningPod, echo
+from tests.logbook import DEADLINE_SECONDS
 
 NUL = "%00"
 LONG = "9" * 5000
@@ -235,6 +236,6 @@ async def raw(pod: RunningPod, request: str) -> bytes:
     where, port = pod.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(where, int(port))
     writer.write(request.encode("latin-1"))
-    answer = await asyncio.wait_for(reader.read(), 10)
+    answer = await asyncio.wait_for(reader.read(), DEADLINE_SECONDS)
     writer.close()
     return answer

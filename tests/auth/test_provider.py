@@ -17,7 +17,7 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from tests.access import SECRETS, bearer, make_key, signed
 from tests.cluster import Cluster, ended
 from tests.generators.provider_server import ProviderServer, Reply
-from tests.logbook import until
+from tests.logbook import DEADLINE_SECONDS, until
 
 from baton.auth.provider import ALGORITHMS, IdentityProvider, public_keys
 from baton.errors import ConfigurationError, Unauthenticated, Unavailable
@@ -245,7 +245,7 @@ async def test_a_silent_provider_is_waited_for_so_long_and_no_longer() -> None:
     async with (
         ProviderServer(Reply(silent=True, ending="hang")) as server,
         running(server, fetch_seconds=0.2) as idp,
-        asyncio.timeout(3),
+        asyncio.timeout(DEADLINE_SECONDS),
     ):
         with pytest.raises(Unavailable):
             await checked(idp, token())

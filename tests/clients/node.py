@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.logbook import DEADLINE_SECONDS
+
 HERE = Path(__file__).parent
 CLIENTS = HERE.parent.parent / "docs" / "clients.md"
 CACHE = HERE.parent.parent / ".cache"
 PACKAGES = ("package.json", "package-lock.json", ".npmrc")
-DEADLINE_SECONDS = 30
 INSTALL_SECONDS = 300
 
 

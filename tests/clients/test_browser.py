@@ -108,7 +108,6 @@ async def browser(folder: Path, url: str) -> AsyncIterator[None]:
         await process.wait()
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the page was not tried in a browser")
 async def test_a_page_goes_on_through_the_death_of_its_pod(cluster: Cluster, tmp_path: Path) -> None:
     tap = Tap()

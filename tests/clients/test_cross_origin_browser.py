@@ -103,7 +103,6 @@ class Site:
                 await task
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: CORS was not tried in a browser")
 async def test_a_page_of_another_origin_follows_where_it_is_allowed(cluster: Cluster, tmp_path: Path) -> None:
     await cluster.worker({"replay": echo}, flush_window_milliseconds=5)

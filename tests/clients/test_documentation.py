@@ -15,7 +15,8 @@ import pytest
 from tests.clients.balancer import HANGS_UP, LOSES_THE_ANSWER, SAYS_503, balancer
 from tests.clients.node import CLIENTS, HERE, documented
 from tests.clients.pods import ANSWER, WORDS, two_pods
-from tests.cluster import DEADLINE_SECONDS, Cluster
+from tests.cluster import Cluster
+from tests.logbook import DEADLINE_SECONDS
 from tests.processes import environment
 
 LANGUAGE = re.compile(r"^```(\w+)$", re.MULTILINE)

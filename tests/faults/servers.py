@@ -16,6 +16,7 @@ from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
+from tests.data_folder import data_folder
 
 from baton.database import CONNECTION_ERRORS
 
@@ -53,8 +54,7 @@ class BreakablePostgres:
     @classmethod
     @contextlib.contextmanager
     def running(cls) -> Iterator[Self]:
-        folder = Path(tempfile.mkdtemp(prefix="baton-"))
-        try:
+        with data_folder() as folder:
             (folder / "data").mkdir()
             server = cls(folder / "data")
             server._wheel.ensure_pgdata_inited()
@@ -63,8 +63,6 @@ class BreakablePostgres:
                 yield server
             finally:
                 server._pg_ctl("stop", "-m", "immediate")
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     async def crash(self) -> None:
         """Restart without a checkpoint, as after a crash: all connections are lost, and the log is replayed."""

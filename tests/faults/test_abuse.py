@@ -14,7 +14,6 @@ MEGABYTE = 1 << 20
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 async def test_those_who_never_read_or_never_ask_are_cut_off_and_cost_the_others_nothing(tmp_path: Path) -> None:
     given = argparse.Namespace(streams=30, rate=20, deaf=40, half_open=200, seconds=10, turns=1)
     with embedded_postgres() as dsn:

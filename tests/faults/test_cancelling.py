@@ -9,7 +9,7 @@ from uuid import UUID
 from tests.cluster import Cluster, RunningPod, Tap, echo, ended
 from tests.faults.test_leases import row
 from tests.faults.viewers import Viewer
-from tests.logbook import until
+from tests.logbook import DEADLINE_SECONDS, until
 
 from baton import streams
 from baton.chaos.proxy import Proxy
@@ -90,7 +90,7 @@ async def test_watched_on_either_pod_a_stream_lives_and_unwatched_it_ends(cluste
         await _noted_for(cluster, stream_id, 1.6)
         assert (await row(cluster, stream_id)).status == "running"
         await ended(viewer.task)
-    await asyncio.wait_for(tap.cancelled.wait(), 20)
+    await asyncio.wait_for(tap.cancelled.wait(), DEADLINE_SECONDS)
     found = await cluster.client.get(f"{pods[0].url}/v1/streams/{stream_id}?wait=20")
     assert (found.json()["status"], found.json()["finish_reason"]) == ("cancelled", "unwatched")
 

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import combinations, product
+from itertools import combinations, islice, product
 from typing import Any, Literal
 from uuid import UUID
 
@@ -333,6 +333,11 @@ class Scenario:
             assert ZOMBIES_ANSWER.startswith(text(found))
 
 
+def described(story: Story) -> str:
+    words = [f"held {story.held}", f"reply {story.reply}", "terminal" if story.terminal else "partial"]
+    return "-".join([*words, "prior" if story.prior else "first", story.policy]).replace(" ", "_")
+
+
 def stories() -> Iterator[Any]:
     """Every combination that differs: what is rolled back leaves nothing, wherever it was held."""
     for held, reply in (
@@ -344,12 +349,15 @@ def stories() -> Iterator[Any]:
     ):
         for terminal, prior, policy in product((False, True), (False, True), ("retry", "fail")):
             story = Story(held, reply, terminal, prior, policy)  # type: ignore[arg-type]
-            # Each way to be held and answered, each kind of batch and each policy is among those that always run.
+            # Each way to be held and answered, each kind of batch and each policy is among those that always run, in
+            # every fourth order.
             if reply == "arrives":
                 many = prior or policy != ("retry" if terminal == (held == "before") else "fail")
             else:
                 many = prior or policy == "fail" or terminal != (held == "before")
-            yield pytest.param(story, marks=[pytest.mark.slow] if many else [])
+            yield pytest.param(story, 1, marks=pytest.mark.slow, id=described(story))
+            if not many:
+                yield pytest.param(story, 4, id=f"{described(story)}-some")
 
 
 @asynccontextmanager
@@ -361,13 +369,10 @@ async def gated(dsn: str, held: Held) -> AsyncIterator[Pool]:
         yield witness
 
 
-def described(story: Story) -> str:
-    words = [f"held {story.held}", f"reply {story.reply}", "terminal" if story.terminal else "partial"]
-    return "-".join([*words, "prior" if story.prior else "first", story.policy]).replace(" ", "_")
-
-
-@pytest.mark.parametrize("story", list(stories()), ids=described)
-async def test_every_order_of_zombie_reaper_and_successor_leaves_one_whole_log(story: Story, dsn: str) -> None:
+@pytest.mark.parametrize(("story", "step"), list(stories()))
+async def test_every_order_of_zombie_reaper_and_successor_leaves_one_whole_log(
+    story: Story, step: int, dsn: str
+) -> None:
     turns = asyncio.Semaphore(AT_ONCE)
     async with gated(dsn, story.held) as witness:
 
@@ -379,7 +384,7 @@ async def test_every_order_of_zombie_reaper_and_successor_leaves_one_whole_log(s
                     error.add_note(f"in the order {order}")
                     raise
 
-        results = await asyncio.gather(*map(play, story.orders()), return_exceptions=True)
+        results = await asyncio.gather(*map(play, islice(story.orders(), 0, None, step)), return_exceptions=True)
     failures = [result for result in results if isinstance(result, Exception)]
     if failures:
         raise ExceptionGroup(f"{len(failures)} of {len(results)} orders", failures)

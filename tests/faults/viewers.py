@@ -7,7 +7,7 @@ import contextlib
 from typing import Any
 
 import httpx2
-from tests.logbook import until
+from tests.logbook import DEADLINE_SECONDS, until
 
 from baton.client import Connected, Follower, Received
 
@@ -34,7 +34,7 @@ class Viewer:
         assert types[-1] == "done"
         return self.events
 
-    async def end(self, within_seconds: float = 40) -> dict[str, Any]:
+    async def end(self, within_seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
         """Wait for the terminal event, and return it."""
         async with asyncio.timeout(within_seconds):
             return (await self.task)[-1]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tests.generators.generation import hear, request
 from tests.generators.provider_server import ProviderServer, Reply, data_frames, event_frames, refusal
+from tests.logbook import DEADLINE_SECONDS
 
 from baton.generators import Generator, close_generators, load_generators
 from baton.generators.provider import public
@@ -267,7 +268,7 @@ async def test_an_error_event_in_mid_answer(api: Api, ending: Any) -> None:
         generator_for(api, server.url) as generate,
     ):
         heard = await hear(generate)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             await server.disconnected.wait() if ending == "hang" else None
     assert (heard.text, heard.code) == ("Hello", "provider_error")
     assert "reported an error in mid-answer (" in str(heard.error)
@@ -288,10 +289,10 @@ async def test_a_silent_provider(api: Api, silent: bool) -> None:
     reply = Reply(silent=True, ending="hang") if silent else Reply(api.begin, ending="hang")
     async with (
         ProviderServer(reply) as server,
-        generator_for(api, server.url, provider_timeout_seconds=0.3) as generate,
+        generator_for(api, server.url, provider_timeout_seconds=1) as generate,
     ):
         heard = await hear(generate)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             await server.disconnected.wait()
     assert heard.code == "provider_timeout"
     assert heard.text == ("" if silent else "Hello")
@@ -324,7 +325,7 @@ async def test_leaving_closes_the_connection_at_once(api: Api, leave: Callable[[
         ProviderServer(Reply(api.begin, ending="hang")) as server,
         generator_for(api, server.url) as generate,
     ):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             await leave(generate)
             await server.disconnected.wait()
 
@@ -335,7 +336,7 @@ async def test_leaving_before_the_answer_begins(api: Api) -> None:
         generator_for(api, server.url) as generate,
     ):
         task = asyncio.create_task(hear(generate))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             await server.requested.wait()
             task.cancel()
             await server.disconnected.wait()

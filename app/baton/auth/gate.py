@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import jwt
 
@@ -15,9 +15,11 @@ from ..principal import ANONYMOUS, Principal
 from ..settings import Settings
 from . import credentials, keys, tokens
 from .credentials import Credential
-from .provider import IdentityProvider
 from .ring import KeyRing
 from .tokens import TokenSigner
+
+if TYPE_CHECKING:
+    from .provider import IdentityProvider
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +124,9 @@ class Gate:
 def _provider(settings: Settings) -> IdentityProvider | None:
     if settings.jwks_url is None or settings.jwt_issuer is None or settings.jwt_audience is None:
         return None
+    # It brings an HTTP client along, which other pods need not load.
+    from .provider import IdentityProvider
+
     return IdentityProvider(
         settings.jwks_url,
         issuer=settings.jwt_issuer,

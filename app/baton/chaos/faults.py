@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import signal
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Final
@@ -32,7 +32,7 @@ FILLER_CHANNEL: Final = "baton_chaos"
 
 _FILL: Final = "SELECT pg_notify($1, i || repeat('x', 7000)) FROM generate_series(1, 20) AS i"
 
-Kind = Callable[[], Awaitable[None]]
+Kind = Callable[["Director"], Awaitable[None]]
 
 
 class _NothingToStrike(Exception):
@@ -76,43 +76,7 @@ class Director:
         self._now = now
         self._in_hand: set[str] = set()
         self._stopping = asyncio.Event()
-        self._kinds = self._all_kinds()
-
-    @property
-    def kinds(self) -> list[str]:
-        """The names of all kinds that are possible here."""
-        return list(self._kinds)
-
-    def _all_kinds(self) -> dict[str, Kind]:
-        own: dict[str, Kind] = {
-            "postgres restart": self._restart_postgres,
-            "postgres outage": self._outage,
-            "slow disk": self._slow_disk,
-            "notify queue full": self._fill_queue,
-        }
-        return {
-            "pod SIGKILL": lambda: self._end("pod", signal.SIGKILL),
-            "pod SIGTERM": lambda: self._end("pod", signal.SIGTERM),
-            "pod SIGSTOP": lambda: self._freeze("pod", self._random.uniform(1, 6)),
-            "worker SIGKILL": lambda: self._end("worker", signal.SIGKILL),
-            "worker SIGTERM": lambda: self._end("worker", signal.SIGTERM),
-            "worker SIGSTOP": lambda: self._freeze("worker", self._lease_seconds + self._random.uniform(1, 3)),
-            "queries cut": lambda: self._disturb("queries cut", Proxy.cut, 0),
-            "queries stalled": lambda: self._disturb("queries stalled", Proxy.stall, self._random.uniform(0.5, 5)),
-            "queries delayed": lambda: self._disturb("queries delayed", self._delay, self._random.uniform(2, 5)),
-            "queries black-holed": lambda: self._disturb(
-                "queries black-holed", Proxy.blackhole, self._random.uniform(0.1, 4)
-            ),
-            "replies lost": self._lose_replies,
-            "listen cut": lambda: self._disturb("listen cut", Proxy.cut, 0),
-            "listen stalled": lambda: self._disturb("listen stalled", Proxy.stall, self._random.uniform(1, 8)),
-            "listen delayed": lambda: self._disturb("listen delayed", self._delay, self._random.uniform(2, 5)),
-            "listen black-holed": lambda: self._disturb(
-                "listen black-holed", Proxy.blackhole, self._random.uniform(1, 8)
-            ),
-            "backends terminated": self._terminate_backends,
-            **(own if self._server is not None else {}),
-        }
+        self._kinds = possible_kinds(own_server=server is not None)
 
     def stop(self) -> None:
         """Inject no more; those that go on are healed in their time."""
@@ -132,7 +96,7 @@ class Director:
                 if self._stopping.is_set() or len(running) >= AT_ONCE:
                     continue
                 if not deck:
-                    deck.extend(kinds or self._random.sample(self.kinds, len(self.kinds)))
+                    deck.extend(kinds or self._random.sample(list(self._kinds), len(self._kinds)))
                 task = group.create_task(self._inject(deck.popleft(), deck))
                 running.add(task)
                 task.add_done_callback(running.discard)
@@ -144,7 +108,7 @@ class Director:
 
     async def _inject(self, kind: str, deck: deque[str]) -> None:
         try:
-            await self._kinds[kind]()
+            await self._kinds[kind](self)
         except _NothingToStrike:
             deck.append(kind)
         except (*CONNECTION_ERRORS, asyncpg.PostgresError, ConfigurationError) as error:
@@ -299,6 +263,49 @@ class Director:
             raise _NothingToStrike
         with self._hold("server"):
             yield self._server
+
+
+def possible_kinds(*, own_server: bool) -> Mapping[str, Kind]:
+    """All kinds of faults by their names: those that need a server of chaos's own, too, if there is one."""
+    return _ANYWHERE | (_ON_OWN_SERVER if own_server else {})
+
+
+_ANYWHERE: Final[dict[str, Kind]] = {
+    "pod SIGKILL": lambda director: director._end("pod", signal.SIGKILL),
+    "pod SIGTERM": lambda director: director._end("pod", signal.SIGTERM),
+    "pod SIGSTOP": lambda director: director._freeze("pod", director._random.uniform(1, 6)),
+    "worker SIGKILL": lambda director: director._end("worker", signal.SIGKILL),
+    "worker SIGTERM": lambda director: director._end("worker", signal.SIGTERM),
+    "worker SIGSTOP": lambda director: director._freeze(
+        "worker", director._lease_seconds + director._random.uniform(1, 3)
+    ),
+    "queries cut": lambda director: director._disturb("queries cut", Proxy.cut, 0),
+    "queries stalled": lambda director: director._disturb(
+        "queries stalled", Proxy.stall, director._random.uniform(0.5, 5)
+    ),
+    "queries delayed": lambda director: director._disturb(
+        "queries delayed", director._delay, director._random.uniform(2, 5)
+    ),
+    "queries black-holed": lambda director: director._disturb(
+        "queries black-holed", Proxy.blackhole, director._random.uniform(0.1, 4)
+    ),
+    "replies lost": Director._lose_replies,
+    "listen cut": lambda director: director._disturb("listen cut", Proxy.cut, 0),
+    "listen stalled": lambda director: director._disturb("listen stalled", Proxy.stall, director._random.uniform(1, 8)),
+    "listen delayed": lambda director: director._disturb(
+        "listen delayed", director._delay, director._random.uniform(2, 5)
+    ),
+    "listen black-holed": lambda director: director._disturb(
+        "listen black-holed", Proxy.blackhole, director._random.uniform(1, 8)
+    ),
+    "backends terminated": Director._terminate_backends,
+}
+_ON_OWN_SERVER: Final[dict[str, Kind]] = {
+    "postgres restart": Director._restart_postgres,
+    "postgres outage": Director._outage,
+    "slow disk": Director._slow_disk,
+    "notify queue full": Director._fill_queue,
+}
 
 
 @contextlib.asynccontextmanager

@@ -29,7 +29,7 @@ from ..interruption import Interrupted, interruptible
 from ..migrate import migrate
 from ..settings import Settings
 from .audience import Audience, Violation
-from .faults import Director, Lines
+from .faults import Director, Lines, possible_kinds
 from .memory import Memory
 from .proxy import Proxy
 from .report import Report
@@ -109,7 +109,16 @@ class Chaos:
         self.folder = Path()
 
     async def run(self) -> int:
-        """Set up, play, judge, and tidy up; return the exit status."""
+        """Set up, play, judge, and tidy up; return the exit status.
+
+        Raises:
+            ConfigurationError: there is no such fault, or the database is not as it must be.
+        """
+        possible = possible_kinds(own_server=self._dsn is None)
+        if unknown := set(self._options.kinds or ()) - possible.keys():
+            raise ConfigurationError(
+                f"There is no fault called {', '.join(sorted(unknown))} here. There are: {', '.join(possible)}."
+            )
         self.folder = Path(tempfile.mkdtemp(prefix="baton-chaos-"))
         whole = False
         logging.basicConfig(filename=self.folder / "chaos.log", level=logging.INFO, force=True)
@@ -183,11 +192,6 @@ class Chaos:
             spared=("pod-1", "worker-1"),
             now=self._now,
         )
-        if unknown := set(options.kinds or ()) - set(self.director.kinds):
-            raise ConfigurationError(
-                f"There is no fault called {', '.join(sorted(unknown))} here. There are: "
-                f"{', '.join(self.director.kinds)}."
-            )
         self.audience = Audience(
             pods,
             pool,
