@@ -27,7 +27,8 @@ from baton.embedded import embedded_postgres
 from baton.migrate import migrate
 
 from .cluster import cluster
-from .processes import cpu_seconds, postmaster
+from .postgres import postmaster
+from .processes import cpu_seconds
 
 Body = dict[str, Any]
 

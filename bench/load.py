@@ -67,7 +67,8 @@ async def generate(request: GenerationRequest) -> AsyncIterator[str]:
     """Yield `input["tokens"]` words, `input["rate"]` a second, beginning at a random phase.
 
     With `input["stamped"]` each is the time at which it is yielded, in microseconds since 1970, instead; with
-    `input["marked"]` it follows `@N,T@`, its number and that time. `input["pause"]` comes before the first, in seconds.
+    `input["marked"]` it follows `@N,T@`, its number and that time. `input["pause"]` seconds come before the first, and
+    `input["stays"]` after the last.
     """
     rate, tokens = request.input["rate"], request.input["tokens"]
     write = _WAYS[next((way for way in _WAYS if request.input.get(way)), "")]
@@ -78,3 +79,4 @@ async def generate(request: GenerationRequest) -> AsyncIterator[str]:
         if at > loop.time():
             await _ticker.until(at)
         yield write(number)
+    await asyncio.sleep(request.input.get("stays", 0))

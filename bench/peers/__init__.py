@@ -35,8 +35,12 @@ class System(Protocol):
         """Whose CPU time counts, by what they are. Their children are counted with them."""
         ...
 
-    async def begin(self, tokens: int, rate: float, pause_seconds: float = 0) -> Target:
-        """Begin a stream of so many tokens, so many a second, the first after a pause."""
+    async def begin(self, tokens: int, rate: float, pause_seconds: float = 0, stays_seconds: float = 0) -> Target:
+        """Begin a stream of so many tokens, so many a second, the first after a pause; it ends so long after the last.
+
+        Raises:
+            RuntimeError: the system has broken down.
+        """
         ...
 
 
@@ -58,10 +62,18 @@ class Peer(Protocol):
         """What its viewers need."""
         ...
 
-    def open(self, folder: Path, shape: Shape) -> AbstractAsyncContextManager[System]:
-        """Start it, with its files in a folder, and end it when left.
+    def versions(self) -> Mapping[str, str]:
+        """Of what it is made of, once it is installed."""
+        ...
+
+    def install(self) -> None:
+        """Fetch what it needs, where that is possible.
 
         Raises:
-            Missing: something that it needs is not here.
+            Missing: something that it needs is not here, and how to get it.
         """
+        ...
+
+    def open(self, folder: Path, shape: Shape) -> AbstractAsyncContextManager[System]:
+        """Start it, with its files in a folder, and end it when left."""
         ...

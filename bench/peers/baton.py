@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import platform
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-import asyncpg
 import httpx2
 import psutil
 from bench.cluster import cluster
-from bench.processes import postmaster
+from bench.postgres import postmaster, slow_commits
 from bench.viewers import Target
 
 from baton.cluster import Child, Cluster
@@ -37,8 +38,6 @@ SETTINGS: Final = {
     "BATON_LEAVE_SECONDS": "0",
     "BATON_DRAIN_SECONDS": "0",
 }
-# Every commit waits so long, as on an ordinary cloud disk.
-SLOW_COMMITS: Final = ("ALTER SYSTEM SET commit_delay = 1500", "ALTER SYSTEM SET commit_siblings = 0")
 # A server takes 100 connections by default.
 MOST_POOLED: Final = 64
 CREATE_SECONDS: Final = 60
@@ -59,10 +58,10 @@ class RunningBaton:
         """The pods that run."""
         return self.cluster.pods
 
-    async def begin(self, tokens: int, rate: float, pause_seconds: float = 0) -> Target:
-        """Create a stream. One pod after the other is asked for it, and watched."""
+    async def begin(self, tokens: int, rate: float, pause_seconds: float = 0, stays_seconds: float = 0) -> Target:
+        """Create a stream with this generator. One pod after the other is asked for it, and watched."""
         pod = self.pods[next(self._turn) % len(self.pods)].program
-        load = {"rate": rate, "tokens": tokens, "marked": True, "pause": pause_seconds}
+        load = {"rate": rate, "tokens": tokens, "marked": True, "pause": pause_seconds, "stays": stays_seconds}
         answer = await self.http.post(f"{pod.address}/v1/streams", json={"generator": "load", "input": load})
         assert pod.port is not None
         return Target(pod.port, answer.raise_for_status().json()["events_url"], tokens)
@@ -77,11 +76,20 @@ class Baton:
     keeps: bool = True
     flags: Sequence[str] = ()
 
+    def versions(self) -> Mapping[str, str]:
+        """Of this checkout."""
+        return {"Baton": version("baton"), "Python": platform.python_version()}
+
+    def install(self) -> None:
+        """All is there."""
+
     @contextlib.asynccontextmanager
     async def open(self, folder: Path, shape: Shape) -> AsyncIterator[RunningBaton]:
         """Start Postgres, pods and workers."""
         with embedded_postgres(folder) as dsn:
-            await prepare(dsn, slow_commits=shape.slow_commits)
+            await migrate(dsn, days_ahead=7)
+            if shape.slow_commits:
+                await slow_commits(dsn)
             # Streams that take the place of others may begin before those have ended.
             count = shape.streams // shape.workers + shape.streams // 5 + 10
             pool = {"BATON_DATABASE_POOL_SIZE": str(MOST_POOLED // shape.pods)} if shape.pods * 8 > MOST_POOLED else {}
@@ -94,16 +102,6 @@ class Baton:
                     "postgres": [await postmaster(dsn)],
                 }
                 yield RunningBaton(dsn, children, http, parts)
-
-
-async def prepare(dsn: str, *, slow_commits: bool) -> None:
-    """Make the tables, and the commits as slow as they are to be."""
-    await migrate(dsn, days_ahead=7)
-    if slow_commits:
-        connection = await asyncpg.connect(dsn)
-        for statement in (*SLOW_COMMITS, "SELECT pg_reload_conf()"):
-            await connection.execute(statement)
-        await connection.close()
 
 
 def with_window(milliseconds: float) -> Baton:
