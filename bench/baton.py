@@ -17,8 +17,7 @@ import uvloop
 from .missing import Missing
 from .peers.baton import Baton, with_window
 from .steady import Figures, Load, steady
-
-LOADS = {"w1": Load(300, 50), "w2": Load(1000, 50), "w3": Load(1, 200, viewers=500, life_seconds=600)}
+from .workloads import LOADS
 
 
 async def run(peer: Baton, load: Load, folder: Path, given: argparse.Namespace) -> Figures:

@@ -120,5 +120,11 @@ def figures(load: Load, begun: Report, ended: Report, cpu: Mapping[str, float]) 
         "p50_ms": ended.p50_ms,
         "p99_ms": ended.p99_ms,
         "longest_ms": ended.longest_ms,
-        **{name: getattr(begun, name) + getattr(ended, name) for name in ("gaps", "repeats", "lost", "failed")},
+        **sound(begun, ended),
     }
+
+
+def sound(*reports: Report) -> Figures:
+    """What went wrong in all of them, and in how many events: gaps and repeats are to be none in any system."""
+    names = ("events", "gaps", "repeats", "lost", "failed")
+    return {f"all_{name}" if name == "events" else name: sum(getattr(r, name) for r in reports) for name in names}

@@ -58,6 +58,11 @@ class Peer(Protocol):
         ...
 
     @property
+    def serves(self) -> str:
+        """Which of its parts the viewers are connected to."""
+        ...
+
+    @property
     def flags(self) -> Sequence[str]:
         """What its viewers need."""
         ...

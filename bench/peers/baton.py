@@ -74,6 +74,7 @@ class Baton:
     name: str = "Baton"
     settings: Mapping[str, str] = field(default_factory=dict)
     keeps: bool = True
+    serves: str = "pod"
     flags: Sequence[str] = ()
 
     def versions(self) -> Mapping[str, str]:

@@ -49,6 +49,7 @@ class ByHand:
 
     name: str = "by hand: transaction + NOTIFY per token"
     keeps: bool = True
+    serves: str = "server"
     flags: Sequence[str] = ()
 
     def versions(self) -> Mapping[str, str]:

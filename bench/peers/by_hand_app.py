@@ -64,7 +64,8 @@ async def begin(request: Request) -> Response:
 
 async def follow(request: Request) -> Response:
     last = int(request.headers.get("last-event-id", 0))
-    return EventSourceResponse(events(request.app.state.pool, request.path_params["stream"], last))
+    answer: Response = EventSourceResponse(events(request.app.state.pool, request.path_params["stream"], last))
+    return answer
 
 
 async def events(pool: Pool, stream: str, last: int) -> AsyncIterator[dict[str, str]]:

@@ -25,6 +25,7 @@ class DurableStreams:
     """The server, with its files on disk if it keeps them."""
 
     keeps: bool
+    serves: str = "server"
     flags: Sequence[str] = ("--leave",)
 
     @property

@@ -60,6 +60,7 @@ class Nchan:
 
     name: str = "Nchan, memory"
     keeps: bool = False
+    serves: str = "nginx"
     flags: Sequence[str] = ("--leave",)
 
     def versions(self) -> Mapping[str, str]:

@@ -51,6 +51,7 @@ class ResumableStream:
 
     name: str = "resumable-stream, Redis"
     keeps: bool = False
+    serves: str = "relay"
     flags: Sequence[str] = ()
 
     def versions(self) -> Mapping[str, str]:

@@ -54,6 +54,7 @@ async function relay(url, response) {
   const stream = await streams.resumeExistingStream(url.pathname);
   if (!stream) return response.writeHead(204).end();
   response.writeHead(200, { "Content-Type": "text/event-stream", "Cache-Control": "no-cache" });
+  response.flushHeaders();
   const reader = stream.getReader();
   response.on("close", () => reader.cancel().catch(() => {}));
   for (;;) {
