@@ -31,6 +31,8 @@ CONNECTING: Final = 500
 STORM_STREAMS: Final = 500
 STORM_VIEWERS: Final = 4
 STORM_RATE: Final = 5
+# Until all viewers are there the streams say nothing.
+STORM_PAUSE_SECONDS: Final = 10
 # Backends that idle tell of their reads after ten.
 STATISTICS_SECONDS: Final = 12
 
@@ -105,7 +107,8 @@ async def idle(peer: Peer, system: System, connections: int) -> Figures:
 async def storm(system: RunningBaton) -> Figures:
     """Kill the pod that all viewers are at; how long until each has an event again, from the other one."""
     first, second = system.pods
-    targets = [await system.begin(STORM_RATE * STAYS_SECONDS, STORM_RATE) for _ in range(STORM_STREAMS)]
+    tokens = STORM_RATE * STAYS_SECONDS
+    targets = [await system.begin(tokens, STORM_RATE, STORM_PAUSE_SECONDS) for _ in range(STORM_STREAMS)]
     assert first.program.port is not None
     assert second.program.port is not None
     count = STORM_STREAMS * STORM_VIEWERS
