@@ -32,7 +32,7 @@ STORM_STREAMS: Final = 500
 STORM_VIEWERS: Final = 4
 STORM_RATE: Final = 5
 # Until all viewers are there the streams say nothing.
-STORM_PAUSE_SECONDS: Final = 10
+STORM_PAUSE_SECONDS: Final = 20
 # Backends that idle tell of their reads after ten.
 STATISTICS_SECONDS: Final = 12
 

@@ -18,9 +18,13 @@ Cell = Callable[[Record, str, str], str]
 
 
 def write_report(record: Record, folder: Path) -> None:
-    """Write tables and plots into a folder."""
+    """Write what was recorded, tables and plots into a folder."""
     record.write(folder)
-    plots = draw(record, folder)
+    write_tables(record, folder, draw(record, folder))
+
+
+def write_tables(record: Record, folder: Path, plots: list[str]) -> None:
+    """Write the tables, which show the plots that are files of these names."""
     text = "\n".join(sections(record, plots))
     (folder / "table.md").write_text(text + "\n")
     readme = folder / "README.md"

@@ -10,10 +10,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
+import httpx2
 import psutil
 from bench.viewers import Target
+
+BEGIN_SECONDS: Final = 60
+
+
+def http_client() -> httpx2.AsyncClient:
+    """A client that begins streams. It drops idle connections before the servers do, which may be while it asks."""
+    return httpx2.AsyncClient(timeout=BEGIN_SECONDS, limits=httpx2.Limits(keepalive_expiry=1), trust_env=False)
 
 
 @dataclass(frozen=True, slots=True)

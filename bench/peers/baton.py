@@ -24,23 +24,22 @@ from baton.cluster import Child, Cluster
 from baton.embedded import embedded_postgres
 from baton.migrate import migrate
 
-from . import Shape
+from . import Shape, http_client
 
 # Limits out of the way, and no waiting for generators when all is over.
 SETTINGS: Final = {
     "BATON_MAX_TENANT_STREAMS": "100000",
     "BATON_CREATES_PER_SECOND": "100000",
     "BATON_CREATES_BURST": "100000",
-    "BATON_MAX_SUBSCRIBERS": "20000",
-    "BATON_MAX_TENANT_SUBSCRIBERS": "20000",
-    "BATON_MAX_STREAM_SUBSCRIBERS": "20000",
-    "BATON_MAX_CONNECTIONS": "20000",
+    "BATON_MAX_SUBSCRIBERS": "15000",
+    "BATON_MAX_TENANT_SUBSCRIBERS": "15000",
+    "BATON_MAX_STREAM_SUBSCRIBERS": "15000",
+    "BATON_MAX_CONNECTIONS": "15000",
     "BATON_LEAVE_SECONDS": "0",
     "BATON_DRAIN_SECONDS": "0",
 }
 # A server takes 100 connections by default.
 MOST_POOLED: Final = 64
-CREATE_SECONDS: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ class Baton:
             pool = {"BATON_DATABASE_POOL_SIZE": str(MOST_POOLED // shape.pods)} if shape.pods * 8 > MOST_POOLED else {}
             further = {**SETTINGS, **pool, **self.settings}
             running = cluster(dsn, folder, count, further, pods=shape.pods, workers=shape.workers)
-            async with running as (children, _), httpx2.AsyncClient(timeout=CREATE_SECONDS) as http:
+            async with running as (children, _), http_client() as http:
                 parts = {
                     "pod": [psutil.Process(child.pid) for child in children.pods],
                     "worker": [psutil.Process(c.pid) for c in children.children.values() if not c.program.is_pod],

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
 
 import httpx2
 import psutil
@@ -20,9 +19,7 @@ from bench.viewers import Target
 
 from baton.embedded import embedded_postgres
 
-from . import Shape
-
-CREATE_SECONDS: Final = 60
+from . import Shape, http_client
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,5 +76,5 @@ class ByHand:
                 "server": await start(server),
                 "postgres": [await postmaster(dsn)],
             }
-            http = await stack.enter_async_context(httpx2.AsyncClient(timeout=CREATE_SECONDS))
+            http = await stack.enter_async_context(http_client())
             yield RunningByHand(producer, server, http, parts)

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import httpx2
 from bench.processes import free_port, program
 
-from . import Shape
+from . import Shape, http_client
 from .node import npm_version, script
 from .published import Published, publisher
 
 PACKAGE: Final = "@durable-streams/server"
-CREATE_SECONDS: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +49,6 @@ class DurableStreams:
         async with (
             program(folder, *command, port=port) as server,
             publisher(port, "--join") as told,
-            httpx2.AsyncClient(timeout=CREATE_SECONDS) as http,
+            http_client() as http,
         ):
             yield Published(port, "/{}", "/{}?offset=-1&live=sse", {"server": [server]}, told, http)

@@ -12,7 +12,6 @@ import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 import httpx2
 import psutil
@@ -20,10 +19,8 @@ from bench.packages import debian, debian_version
 from bench.processes import free_port, program
 from bench.viewers import Target
 
-from . import Shape
+from . import Shape, http_client
 from .node import npm_version, script
-
-CREATE_SECONDS: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,5 +80,5 @@ class ResumableStream:
                 "producer": await start_node("producer", producer),
                 "relay": await start_node("relay", relay),
             }
-            http = await stack.enter_async_context(httpx2.AsyncClient(timeout=CREATE_SECONDS))
+            http = await stack.enter_async_context(http_client())
             yield RunningResumableStream(producer, relay, http, parts)
