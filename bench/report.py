@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from .plots import PLOTS_NEED, draw
+from .plots import DRAWS, PLOTS_NEED, draw
 from .record import Range, Record
 
 BEGIN: Final = "<!-- results: written by `make bench` -->"
@@ -52,7 +52,7 @@ def sections(record: Record, plots: list[str]) -> Iterator[str]:
     yield from wrong(record)
     for plot in plots:
         yield f"![{plot.removesuffix('.svg').replace('-', ' ')}]({plot})\n"
-    if not plots:
+    if not DRAWS:
         yield f"There are no plots: {PLOTS_NEED}\n"
 
 

@@ -33,7 +33,8 @@ class Workload:
     title: str
     measure: Measure
     is_for: Callable[[Peer], bool] = lambda peer: True
-    turns: int = 1_000_000
+    turns: int = 1_000_000  # at most
+    starts: int = 1  # of a system, about, in one measurement
 
 
 def steadily(load: Load, seconds: float, *, pods: int = 1, workers: int = 1, slow_commits: bool = False) -> Measure:
@@ -56,16 +57,25 @@ def highest(seconds: float) -> Measure:
         while halvings <= HALVINGS:
             streams = (fits + too_many) // 2 if too_many else round(fits * FACTOR) or FIRST_STREAMS
             halvings += bool(too_many)
-            tried = folder / f"{streams}"
-            tried.mkdir()
-            figures = await steadily(replace(ONE_EACH, streams=streams), seconds)(peer, tried)
-            if figures["p99_ms"] <= MOST_DELAY_MS and figures["carried"] >= LEAST_CARRIED:
+            figures = await carried(peer, folder / f"{streams}", replace(ONE_EACH, streams=streams), seconds)
+            if figures:
                 fits, best = streams, {"streams": streams, **figures}
             else:
                 too_many = streams
         return best
 
     return measure
+
+
+async def carried(peer: Peer, folder: Path, load: Load, seconds: float) -> Figures | None:
+    """The figures of a load that is carried in time; None if it is not, twice, since a machine hiccups."""
+    for attempt in ("first", "second"):
+        tried = folder / attempt
+        tried.mkdir(parents=True)
+        figures = await steadily(load, seconds)(peer, tried)
+        if figures["p99_ms"] <= MOST_DELAY_MS and figures["carried"] >= LEAST_CARRIED:
+            return figures
+    return None
 
 
 def replayed(clients: int = 200) -> Measure:
@@ -138,7 +148,7 @@ def all_workloads(seconds: float) -> list[Workload]:
     for workers in (1, 2, 4):
         measure = steadily(ONE_EACH, seconds, workers=workers)
         found.append(Workload(f"w9.workers.{workers}", f"W9: W1 with {workers} workers", measure, is_default))
-    found.append(Workload("highest", "highest rate with p99 ≤ 250 ms", highest(seconds), keeps_up, turns=1))
+    found.append(Workload("highest", "highest rate with p99 ≤ 250 ms", highest(seconds), keeps_up, turns=1, starts=12))
     return found
 
 
