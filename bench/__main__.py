@@ -106,7 +106,11 @@ def run(record: Record, peers: list[Peer], workloads: list[Workload], given: arg
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=len(steps))
         for turn, workload, peer in steps:
-            progress.update(task, description=f"turn {turn + 1}: {workload.key}, {peer.name}")
+            step = f"turn {turn + 1}: {workload.key}, {peer.name}"
+            progress.update(task, description=step)
+            if not console.is_terminal:
+                # There the bar is not drawn before the end.
+                print(step, flush=True)
             figures = uvloop.run(bounded(workload, peer, given.seconds))
             record.add(workload.key, workload.title, peer.name, turn, figures)
             record.write(given.out)

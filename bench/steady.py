@@ -18,6 +18,8 @@ from .processes import cpu_seconds
 from .viewers import Report, Viewers
 
 WARM_UP_SECONDS: Final = 3
+# The shortest of the first lives, of a whole one: long enough for viewers to join.
+FIRST_LIFE: Final = 0.25
 # So many streams are begun at once.
 BEGINNING: Final = 16
 
@@ -56,7 +58,10 @@ class Crowd:
     async def gathered(self, flags: tuple[str, ...]) -> AsyncIterator[Viewers]:
         """Begin all streams, and replace those that end until left. Their first lives end one after the other."""
         load = self._load
-        lives = [load.life_seconds * (number + 1) / load.streams for number in range(load.streams)]
+        lives = [
+            load.life_seconds * (FIRST_LIFE + (1 - FIRST_LIFE) * number / load.streams)
+            for number in range(load.streams)
+        ]
         async with Viewers.open(*flags, over=self._over) as viewers:
             for first in range(0, load.streams, BEGINNING):
                 await asyncio.gather(*(self._begin(viewers, life) for life in lives[first : first + BEGINNING]))
