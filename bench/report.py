@@ -115,6 +115,9 @@ def parts_cell(record: Record, workload: str, peer: str) -> str:
 def replay_cell(record: Record, workload: str, peer: str) -> str:
     """How long replays take, and how often a batch was read."""
     text = f"{_show(record.range(workload, peer, 'seconds'), 2)} s"
+    missed = record.range(workload, peer, "missed_by")
+    if missed and missed.highest:
+        text += f"; {missed.highest:.0f} clients were cut off"
     reads = record.range(workload, peer, "reads_of_a_batch")
     return f"{text}; each batch read {reads.median:.1f} times" if reads else text
 

@@ -62,6 +62,7 @@ def record() -> Record:
         record.add("w9.pods.1", "W9: W1 with 1 pods", "Baton", turn, steady(cost))
         record.add("w9.pods.16", "W9: W1 with 16 pods", "Baton", turn, steady(cost + 1))
     record.add("w4", "W4: replay", "Baton", 0, {"seconds": 0.5, "reads_of_a_batch": 1.25})
+    record.add("w4", "W4: replay", "Other", 0, {"seconds": 7.0, "missed_by": 3})
     record.add("w5", "W5: storm", "Baton", 0, {"seconds": 1.5, "reads_per_stream": 2.0})
     record.add("w7", "W7: first", "Baton", 0, {"p50_ms": 4.0, "p99_ms": 1500.0})
     record.add("w8", "W8: idle", "Baton", 0, {"kilobytes": 12.3})
@@ -84,6 +85,7 @@ def test_a_report_is_made_of_what_was_recorded(record: Record, tmp_path: Path) -
     assert "| Baton | pod 6.0, worker 6.0 |" in found
     replay, storm, first = "0.50 s; each batch read 1.2 times", "1.50 s; 2.0 reads of a stream", "p50 4 ms, p99 1.5 s"
     assert f"| Baton | {replay} | {storm} | {first} | 12.3 KB | 100,000/s |" in found
+    assert "| Other | 7.00 s; 3 clients were cut off | n/a | n/a | n/a | n/a |" in found
     assert "| W9: W1 with 16 pods | 13.0 (11.0 to 20.0) µs | 45 ms | 100% |" in found
     assert "| Other | 3,000 | 3 | 0 | 0 | 0 |" in found
     assert "- Absent: not run. Only root can install packages." in text
