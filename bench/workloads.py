@@ -159,7 +159,7 @@ def compared(seconds: float) -> list[Workload]:
         Workload("w1", "W1: 300 streams of 50/s, one viewer each", steadily(LOADS["w1"], seconds)),
         Workload("w2", "W2: 1,000 streams of 50/s", steadily(LOADS["w2"], seconds)),
         Workload("w3", "W3: one stream of 200/s, 500 viewers", steadily(LOADS["w3"], seconds)),
-        Workload("w4", "W4: 200 clients replay 5,000 events", replayed()),
+        Workload("w4", "W4: 200 clients replay 5,000 events", replayed(), starts=2),
         Workload("w5", "W5: 2,000 viewers move to another pod", stormed(), is_default),
         Workload("w6", "W6: W1 with commits of 1.5 ms", slow, is_on_postgres),
         Workload("w7", "W7: first token", first_token(40)),
