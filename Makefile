@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## Set up .venv with baton and the tools to develop it
 
@@ -43,6 +43,15 @@ test-all: lint ## The tests, and those that take longer, and on the oldest Postg
 	@$(RUN)pytest -q -n 4
 	@$(RUN)pytest -q -n 4 -m "not slow" --postgres 15
 
+bench: bench-install ## Measure Baton and what it is compared with, into docs/benchmarks (over an hour)
+	@$(RUN)python -m bench
+
+bench-quick: bench-install ## The main comparisons, once (about five minutes)
+	@$(RUN)python -m bench --quick
+
+bench-install: install
+	@$(UV) sync --quiet --locked --inexact --all-extras --group bench --python $(RUN)python
+
 format: install ## Format the code
 	@$(RUN)ruff check --quiet --fix .
 	@$(RUN)ruff format --quiet .
@@ -50,4 +59,4 @@ format: install ## Format the code
 clean: ## Remove what the targets above made
 	@rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
 
-.PHONY: help install demo chaos lint test test-all format clean
+.PHONY: help install demo chaos lint test test-all bench bench-quick bench-install format clean

@@ -45,7 +45,8 @@ from baton.migrate import migrate
 from baton.outcome import Outcome
 from baton.streams import NewStream
 
-from .online import ROOT, Measured, Viewer, cluster, phase
+from .cluster import ROOT, cluster
+from .online import Measured, Viewer, phase
 
 SETTLE_SECONDS: Final = 3
 MOST_SECONDS: Final = 600

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-import asyncpg
 import orjson
 import psutil
 import uvloop
@@ -27,7 +26,9 @@ import uvloop
 from baton.embedded import embedded_postgres
 from baton.migrate import migrate
 
-from .online import cluster
+from .cluster import cluster
+from .postgres import postmaster
+from .processes import cpu_seconds
 
 Body = dict[str, Any]
 
@@ -119,29 +120,6 @@ async def phase(way: Way, port: int, processes: list[psutil.Process], given: arg
         # The chunk that ends a whole response: a cut one has none.
         assert viewer.last.endswith(b"0\r\n\r\n"), viewer.last[-300:]
     return Cost(spent[0], sum(spent), sum(viewer.bytes for viewer in viewers), given.streams * (tokens + 1))
-
-
-def cpu_seconds(process: psutil.Process) -> float:
-    """The CPU time of a process and of its children, living and reaped."""
-    total = 0.0
-    for member in (process, *process.children(recursive=True)):
-        try:
-            times = member.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system + (times.children_user + times.children_system)
-    return total
-
-
-async def postmaster(dsn: str) -> psutil.Process:
-    """The parent of all of Postgres' processes."""
-    connection = await asyncpg.connect(dsn)
-    try:
-        parent = psutil.Process(connection.get_server_pid()).parent()
-    finally:
-        await connection.close()
-    assert parent is not None
-    return parent
 
 
 async def run(dsn: str, folder: Path, given: argparse.Namespace) -> dict[str, list[Cost]]:

@@ -47,17 +47,36 @@ class _Ticker:
 _ticker = _Ticker()
 
 
+def _word(number: int) -> str:
+    return WORDS[number % len(WORDS)]
+
+
+def _stamp(number: int) -> str:
+    return str(time.time_ns() // 1000)
+
+
+def marked(number: int) -> str:
+    """A word after what the viewers look for; numbers of tokens begin with 0 here, and with 1 there."""
+    return f"@{number + 1},{time.time_ns() // 1000}@{WORDS[number % len(WORDS)]}"
+
+
+_WAYS: Final = {"stamped": _stamp, "marked": marked, "": _word}
+
+
 async def generate(request: GenerationRequest) -> AsyncIterator[str]:
     """Yield `input["tokens"]` words, `input["rate"]` a second, beginning at a random phase.
 
-    With `input["stamped"]` each is the time at which it is yielded, in microseconds since 1970, instead.
+    With `input["stamped"]` each is the time at which it is yielded, in microseconds since 1970, instead; with
+    `input["marked"]` it follows `@N,T@`, its number and that time. `input["pause"]` seconds come before the first, and
+    `input["stays"]` after the last.
     """
     rate, tokens = request.input["rate"], request.input["tokens"]
-    stamped = request.input.get("stamped", False)
+    write = _WAYS[next((way for way in _WAYS if request.input.get(way)), "")]
     loop = asyncio.get_running_loop()
-    start = loop.time() + random.random() / rate
+    start = loop.time() + request.input.get("pause", 0) + random.random() / rate
     for number in range(tokens):
         at = start + number / rate
         if at > loop.time():
             await _ticker.until(at)
-        yield str(time.time_ns() // 1000) if stamped else WORDS[number % len(WORDS)]
+        yield write(number)
+    await asyncio.sleep(request.input.get("stays", 0))

@@ -11,32 +11,30 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
 import statistics
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
 import asyncpg
-import httpx2
 import orjson
 import uvloop
 
 from baton import partitions, streams
 from baton.chaos.viewers import EventSource
-from baton.cluster import Cluster, Program, reserved_port
 from baton.database import Connection
 from baton.embedded import embedded_postgres
 from baton.migrate import migrate
 from baton.streams import NewStream
 
-ROOT = Path(__file__).parent.parent
+from .cluster import ROOT, cluster
+
 DOWN_TO = "0002"
 DAY_SECONDS = 86_400
 LOCK_LOOK_SECONDS = 0.005
@@ -157,26 +155,6 @@ async def phase(name: str, measured: Measured, action: Callable[[], Awaitable[No
     await action()
     await asyncio.sleep(max(0, started + least_seconds - time.monotonic()))
     measured.seconds[name] = time.monotonic() - started
-
-
-@contextlib.asynccontextmanager
-async def cluster(
-    dsn: str, folder: Path, count: int, further: Mapping[str, str] | None = None
-) -> AsyncIterator[tuple[Cluster, int]]:
-    """One pod and one worker, with `further` settings."""
-    settings = {
-        "BATON_DATABASE_URL": dsn,
-        "BATON_ALLOW_ANONYMOUS": "true",
-        "BATON_GENERATORS": "load=bench.load:generate",
-        "BATON_WORKER_CONCURRENCY": str(count),
-        "PYTHONPATH": str(ROOT),
-        **(further or {}),
-    }
-    with reserved_port() as port:
-        programs = [Program("pod", port), Program("worker")]
-        async with Cluster.open(folder, programs, settings) as running, httpx2.AsyncClient() as http:
-            await running.wait_until_ready(http)
-            yield running, port
 
 
 async def run(dsn: str, folder: Path, given: argparse.Namespace) -> Measured:

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import hashlib
 import json
 import re
-import shutil
-import subprocess
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.packages import npm
 from tests.logbook import DEADLINE_SECONDS
 
 HERE = Path(__file__).parent
 CLIENTS = HERE.parent.parent / "docs" / "clients.md"
-CACHE = HERE.parent.parent / ".cache"
-PACKAGES = ("package.json", "package-lock.json", ".npmrc")
-INSTALL_SECONDS = 300
 
 
 @dataclass(slots=True)
@@ -82,28 +76,4 @@ def documented() -> dict[str, str]:
 
 def installed() -> Path:
     """Install the packages, unless that was done before; return their folder."""
-    digest = hashlib.sha256(b"".join((HERE / name).read_bytes() for name in PACKAGES)).hexdigest()
-    folder = CACHE / f"clients-{digest[:16]}"
-    CACHE.mkdir(exist_ok=True)
-    with locked(CACHE / "clients.lock"):
-        if not folder.exists():
-            fresh = CACHE / "clients-fresh"
-            shutil.rmtree(fresh, ignore_errors=True)
-            fresh.mkdir()
-            for name in PACKAGES:
-                shutil.copy(HERE / name, fresh)
-            command = ("npm", "ci", "--silent", "--ignore-scripts")
-            done = subprocess.run(
-                command, cwd=fresh, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False
-            )
-            assert done.returncode == 0, f"npm ci failed: {done.stdout}{done.stderr}"
-            fresh.rename(folder)
-    return folder / "node_modules"
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep other test processes out."""
-    with path.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield
+    return npm(HERE, "clients") / "node_modules"

@@ -1,0 +1,46 @@
+"""Pods and workers of this checkout, as processes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import httpx2
+
+from baton.cluster import Cluster, Program, reserved_port
+
+ROOT: Final = Path(__file__).parent.parent
+
+
+@contextlib.asynccontextmanager
+async def cluster(
+    dsn: str,
+    folder: Path,
+    count: int,
+    further: Mapping[str, str] | None = None,
+    *,
+    pods: int = 1,
+    workers: int = 1,
+) -> AsyncIterator[tuple[Cluster, int]]:
+    """Pods and workers that run `count` streams each, with `further` settings; with the first pod's port."""
+    settings = {
+        "BATON_DATABASE_URL": dsn,
+        "BATON_ALLOW_ANONYMOUS": "true",
+        "BATON_GENERATORS": "load=bench.load:generate",
+        "BATON_WORKER_CONCURRENCY": str(count),
+        "PYTHONPATH": str(ROOT),
+        **(further or {}),
+    }
+    with contextlib.ExitStack() as stack:
+        ports = [stack.enter_context(reserved_port()) for _ in range(pods)]
+        programs = [Program(_name("pod", number), port) for number, port in enumerate(ports, 1)]
+        programs += [Program(_name("worker", number)) for number in range(1, workers + 1)]
+        async with Cluster.open(folder, programs, settings) as running, httpx2.AsyncClient() as http:
+            await running.wait_until_ready(http)
+            yield running, ports[0]
+
+
+def _name(kind: str, number: int) -> str:
+    return kind if number == 1 else f"{kind}-{number}"

@@ -1,0 +1,54 @@
+"""What a run was made on."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from baton.embedded import embedded_postgres
+from baton.settings import Settings
+
+from .cluster import ROOT
+from .peers.baton import SETTINGS
+from .postgres import postgres_settings
+
+
+def described() -> dict[str, Any]:
+    """The machine, the checkout, and the settings of Postgres and Baton that matter."""
+    with embedded_postgres() as dsn:
+        postgres = asyncio.run(postgres_settings(dsn))
+    defaults = Settings.load()
+    return {
+        "day": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gigabytes": round(psutil.virtual_memory().total / 2**30),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "postgres": postgres,
+        "baton": {"flush_window_milliseconds": defaults.flush_window_milliseconds, **SETTINGS},
+    }
+
+
+def _processor() -> str:
+    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _lines(path: str) -> list[str]:
+    found = Path(path)
+    return found.read_text().splitlines() if found.exists() else []
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()

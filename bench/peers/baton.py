@@ -1,0 +1,110 @@
+"""Baton: pods and workers of this checkout, on an embedded Postgres of their own.
+
+Its settings are the defaults, but for limits (how many streams and viewers there may be) and what the peer is given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import platform
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import httpx2
+import psutil
+from bench.cluster import cluster
+from bench.postgres import postmaster, slow_commits
+from bench.viewers import Target
+
+from baton.cluster import Child, Cluster
+from baton.embedded import embedded_postgres
+from baton.migrate import migrate
+
+from . import Shape, http_client
+
+# Limits out of the way, and no waiting for generators when all is over.
+SETTINGS: Final = {
+    "BATON_MAX_TENANT_STREAMS": "100000",
+    "BATON_CREATES_PER_SECOND": "100000",
+    "BATON_CREATES_BURST": "100000",
+    "BATON_MAX_SUBSCRIBERS": "15000",
+    "BATON_MAX_TENANT_SUBSCRIBERS": "15000",
+    "BATON_MAX_STREAM_SUBSCRIBERS": "15000",
+    "BATON_MAX_CONNECTIONS": "15000",
+    "BATON_LEAVE_SECONDS": "0",
+    "BATON_DRAIN_SECONDS": "0",
+}
+# A server takes 100 connections by default.
+MOST_POOLED: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RunningBaton:
+    """Baton as it runs."""
+
+    dsn: str
+    cluster: Cluster
+    http: httpx2.AsyncClient
+    parts: Mapping[str, Sequence[psutil.Process]]
+    _turn: itertools.count[int] = field(default_factory=itertools.count)
+
+    @property
+    def pods(self) -> list[Child]:
+        """The pods that run."""
+        return self.cluster.pods
+
+    async def begin(self, tokens: int, rate: float, pause_seconds: float = 0, stays_seconds: float = 0) -> Target:
+        """Create a stream with this generator. One pod after the other is asked for it, and watched."""
+        pod = self.pods[next(self._turn) % len(self.pods)].program
+        load = {"rate": rate, "tokens": tokens, "marked": True, "pause": pause_seconds, "stays": stays_seconds}
+        answer = await self.http.post(f"{pod.address}/v1/streams", json={"generator": "load", "input": load})
+        assert pod.port is not None
+        return Target(pod.port, answer.raise_for_status().json()["events_url"], tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Baton:
+    """Baton with some settings."""
+
+    name: str = "Baton"
+    settings: Mapping[str, str] = field(default_factory=dict)
+    keeps: bool = True
+    serves: str = "pod"
+    flags: Sequence[str] = ()
+
+    def versions(self) -> Mapping[str, str]:
+        """Of this checkout."""
+        return {"Baton": version("baton"), "Python": platform.python_version()}
+
+    def install(self) -> None:
+        """All is there."""
+
+    @contextlib.asynccontextmanager
+    async def open(self, folder: Path, shape: Shape) -> AsyncIterator[RunningBaton]:
+        """Start Postgres, pods and workers."""
+        with embedded_postgres(folder) as dsn:
+            await migrate(dsn, days_ahead=7)
+            if shape.slow_commits:
+                await slow_commits(dsn)
+            # Streams that take the place of others may begin before those have ended.
+            count = shape.streams // shape.workers + shape.streams // 5 + 10
+            pool = {"BATON_DATABASE_POOL_SIZE": str(MOST_POOLED // shape.pods)} if shape.pods * 8 > MOST_POOLED else {}
+            further = {**SETTINGS, **pool, **self.settings}
+            running = cluster(dsn, folder, count, further, pods=shape.pods, workers=shape.workers)
+            async with running as (children, _), http_client() as http:
+                parts = {
+                    "pod": [psutil.Process(child.pid) for child in children.pods],
+                    "worker": [psutil.Process(c.pid) for c in children.children.values() if not c.program.is_pod],
+                    "postgres": [await postmaster(dsn)],
+                }
+                yield RunningBaton(dsn, children, http, parts)
+
+
+def with_window(milliseconds: float) -> Baton:
+    """Baton with another flush window."""
+    settings = {"BATON_FLUSH_WINDOW_MILLISECONDS": f"{milliseconds:g}"}
+    return Baton(f"Baton, {milliseconds:g} ms window", settings)

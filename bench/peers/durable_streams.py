@@ -1,0 +1,54 @@
+"""The reference server of Durable Streams (npm), in memory or on disk. Its authors do not mean it for production."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench.processes import free_port, program
+
+from . import Shape, http_client
+from .node import npm_version, script
+from .published import Published, publisher
+
+PACKAGE: Final = "@durable-streams/server"
+
+
+@dataclass(frozen=True, slots=True)
+class DurableStreams:
+    """The server, with its files on disk if it keeps them."""
+
+    keeps: bool
+    serves: str = "server"
+    flags: Sequence[str] = ("--leave",)
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return f"Durable Streams reference server, {'disk' if self.keeps else 'memory'}"
+
+    def versions(self) -> Mapping[str, str]:
+        """Of the package."""
+        node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+        return {"Node": node, PACKAGE: npm_version(PACKAGE)}
+
+    def install(self) -> None:
+        """Fetch it from npm."""
+        script("durable_streams")
+
+    @contextlib.asynccontextmanager
+    async def open(self, folder: Path, _shape: Shape) -> AsyncIterator[Published]:
+        """Start the server, and the publisher, which joins what is due as their own client library does."""
+        port = free_port()
+        data = [str(folder / "data")] if self.keeps else []
+        command = ("node", script("durable_streams"), str(port), *data)
+        async with (
+            program(folder, *command, port=port) as server,
+            publisher(port, "--join") as told,
+            http_client() as http,
+        ):
+            yield Published(port, "/{}", "/{}?offset=-1&live=sse", {"server": [server]}, told, http)

@@ -1,0 +1,84 @@
+"""resumable-stream (npm) with Redis: node makes the streams in one process, and hands them to viewers in another.
+
+That is what it is for: who comes back to another process than the one that makes the stream. Redis only passes on what
+is said; the stream itself is in the memory of its producer, so that its events are gone with that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import subprocess
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+import psutil
+from bench.packages import debian, debian_version
+from bench.processes import free_port, program
+from bench.viewers import Target
+
+from . import Shape, http_client
+from .node import npm_version, script
+
+
+@dataclass(frozen=True, slots=True)
+class RunningResumableStream:
+    """The two processes, and Redis."""
+
+    producer: int
+    relay: int
+    http: httpx2.AsyncClient
+    parts: Mapping[str, Sequence[psutil.Process]]
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    async def begin(self, tokens: int, rate: float, pause_seconds: float = 0, stays_seconds: float = 0) -> Target:
+        """Have the producer begin a stream, which is watched at the relay."""
+        path = f"/streams/{next(self._numbers)}"
+        given = {"tokens": tokens, "rate": rate, "pause": pause_seconds, "stays": stays_seconds}
+        answer = await self.http.post(f"http://127.0.0.1:{self.producer}{path}", params=given)
+        answer.raise_for_status()
+        return Target(self.relay, path, tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class ResumableStream:
+    """resumable-stream."""
+
+    name: str = "resumable-stream, Redis"
+    keeps: bool = False
+    serves: str = "relay"
+    flags: Sequence[str] = ()
+
+    def versions(self) -> Mapping[str, str]:
+        """Of the packages."""
+        node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+        versions = {name: npm_version(name) for name in ("resumable-stream", "redis")}
+        return {"Node": node, "Redis": debian_version("redis-server"), **versions}
+
+    def install(self) -> None:
+        """Fetch Redis from Debian, the rest from npm."""
+        debian("redis-server")
+        script("resumable_stream")
+
+    @contextlib.asynccontextmanager
+    async def open(self, folder: Path, _shape: Shape) -> AsyncIterator[RunningResumableStream]:
+        """Start Redis, which writes nothing to disk, and both processes."""
+        redis, producer, relay = free_port(), free_port(), free_port()
+        quiet = ("--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder))
+        async with contextlib.AsyncExitStack() as stack:
+
+            async def start(*command: str, port: int) -> list[psutil.Process]:
+                return [await stack.enter_async_context(program(folder, *command, port=port))]
+
+            async def start_node(role: str, port: int) -> list[psutil.Process]:
+                return await start("node", script("resumable_stream"), role, str(port), str(redis), port=port)
+
+            parts = {
+                "redis": await start("redis-server", "--port", str(redis), *quiet, port=redis),
+                "producer": await start_node("producer", producer),
+                "relay": await start_node("relay", relay),
+            }
+            http = await stack.enter_async_context(http_client())
+            yield RunningResumableStream(producer, relay, http, parts)

@@ -1,0 +1,45 @@
+"""The Postgres of a measurement: an embedded one, as its wheel sets it up."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import asyncpg
+import psutil
+
+# Every commit waits so long, as on an ordinary cloud disk.
+_SLOW_COMMITS: Final = ("ALTER SYSTEM SET commit_delay = 1500", "ALTER SYSTEM SET commit_siblings = 0")
+_SETTINGS: Final = """
+SELECT name, current_setting(name) FROM unnest($1::text[]) AS name
+"""
+_RECORDED: Final = (
+    *("server_version", "fsync", "synchronous_commit", "full_page_writes"),
+    *("wal_level", "shared_buffers", "max_connections"),
+)
+
+
+async def postmaster(dsn: str) -> psutil.Process:
+    """The parent of all of Postgres' processes."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        parent = psutil.Process(connection.get_server_pid()).parent()
+    finally:
+        await connection.close()
+    assert parent is not None
+    return parent
+
+
+async def slow_commits(dsn: str) -> None:
+    """Have commits take 1.5 ms on this server."""
+    connection = await asyncpg.connect(dsn)
+    for statement in (*_SLOW_COMMITS, "SELECT pg_reload_conf()"):
+        await connection.execute(statement)
+    await connection.close()
+
+
+async def postgres_settings(dsn: str) -> dict[str, str]:
+    """The version, and what costs most."""
+    connection = await asyncpg.connect(dsn)
+    found = await connection.fetch(_SETTINGS, _RECORDED)
+    await connection.close()
+    return {row["name"]: row[1] for row in found}
