@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 from typing import Final
 
-# A pod keeps batches by the ten thousand, and each collection looks at all that is young, then at all that is old. With
-# Python's own thresholds (10_000, 20, 50) that was a seventh of a pod's CPU time (300 streams, 25 batches a second each).
+# A pod keeps batches by the ten thousand, and each collection looks at all that is young, then at all that is old.
+# With Python's own thresholds (10_000, 20, 50) that was a seventh of a pod's CPU time (300 streams, 25 batches a
+# second each).
 THRESHOLDS: Final = (10_000, 20, 50)
 
 
