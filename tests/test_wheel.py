@@ -52,6 +52,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return commands
 
 
+@pytest.mark.timeout(240)
 async def test_an_installed_wheel_migrates_and_streams_beside_a_foreign_app(
     installed: Path, empty_dsn: str, tmp_path: Path
 ) -> None:

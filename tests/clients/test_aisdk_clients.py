@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 import orjson
 import pytest
 from tests.clients.balancer import balancer
-from tests.clients.node import Node
+from tests.clients.node import INSTALL_SECONDS, Node
 from tests.clients.pods import ANSWER, WORDS, two_pods
 from tests.cluster import Cluster, Tap
 from tests.dialects.test_aisdk import CASES, OPENING, read
@@ -17,6 +17,8 @@ from tests.dialects.wire import batches
 from baton.errors import GenerationError
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
+
+pytestmark = pytest.mark.timeout(INSTALL_SECONDS + 60)
 
 HALF = WORDS[:300]
 

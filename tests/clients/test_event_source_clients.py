@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.clients.balancer import balancer
-from tests.clients.node import Node
+from tests.clients.node import INSTALL_SECONDS, Node
 from tests.clients.pods import ANSWER, WORDS, two_pods
 from tests.cluster import Cluster
+
+pytestmark = pytest.mark.timeout(INSTALL_SECONDS + 60)
 
 
 async def test_eventsource_comes_back_elsewhere_and_misses_nothing(cluster: Cluster, node: Node) -> None:

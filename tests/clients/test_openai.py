@@ -11,7 +11,7 @@ import pytest
 from openai import AsyncOpenAI
 from pydantic import BaseModel
 from tests.clients.balancer import HANGS_UP, SAYS_503, balancer
-from tests.clients.node import Node
+from tests.clients.node import INSTALL_SECONDS, Node
 from tests.clients.pods import ANSWER, WORDS, two_pods
 from tests.cluster import Cluster, RunningPod, Tap, echo
 from tests.logbook import DEADLINE_SECONDS, until
@@ -91,6 +91,7 @@ async def test_a_response_that_loses_its_pod_is_continued_on_another(cluster: Cl
         assert again == list(range(last + 1, len(seen)))
 
 
+@pytest.mark.timeout(INSTALL_SECONDS + 60)
 async def test_the_npm_client_continues_a_response_on_another_pod(cluster: Cluster, node: Node) -> None:
     troubles: list[bytes] = []
     async with (
@@ -109,6 +110,7 @@ async def test_the_npm_client_continues_a_response_on_another_pod(cluster: Clust
         assert troubles == []
 
 
+@pytest.mark.timeout(INSTALL_SECONDS + 60)
 async def test_the_npm_client_takes_a_completion_that_is_cut_for_an_error(cluster: Cluster, node: Node) -> None:
     async with two_pods(cluster) as pods, node.running("openai_chat.mjs", "tap", url=pods.first) as client:
         pods.say(*WORDS[:300])
