@@ -17,7 +17,13 @@ PLOTS_NEED: Final = "matplotlib is not installed. `make bench` installs it, with
 STEADY: Final = ("w1", "w2", "w3")
 GROWTH: Final = {"streams": "streams of 20 tokens/s", "pods": "pods", "workers": "workers"}
 # The same file for the same figures.
-SETTINGS: Final = {"svg.hashsalt": "baton", "svg.fonttype": "none", "font.size": 9, "axes.grid": True}
+SETTINGS: Final = {
+    "svg.hashsalt": "baton",
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+}
 
 
 def draw(record: Record, folder: Path) -> list[str]:
@@ -50,12 +56,17 @@ def _bars(record: Record, folder: Path, name: str, figure: str, label: str) -> s
             carried = record.range(workload, peer, "carried")
             whole = carried is not None and carried.median >= 0.97
             axes.barh(row, found.median, xerr=error, color=_colour(peer), alpha=1 if whole else 0.4)
-            axes.annotate(f" {found.median:.3g}{'' if whole else ' saturated'}", (found.highest, row), va="center")
+            axes.annotate(f" {_number(found.median)}{'' if whole else ' saturated'}", (found.highest, row), va="center")
         axes.set(xscale="log", title=record.titles[workload], xlabel=label)
-        axes.margins(x=0.35)
+        axes.margins(x=0.6)
+        axes.grid(visible=False, axis="y")
         axes.set_yticks(range(len(record.peers)), list(record.peers))
     (every if len(shown) == 1 else every[0]).invert_yaxis()
     return _saved(chart, folder, name)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _colour(peer: str) -> str:
@@ -80,6 +91,6 @@ def _growth(record: Record, folder: Path) -> str:
 
 def _saved(chart: Any, folder: Path, name: str) -> str:
     chart.tight_layout()
-    chart.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    chart.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
     pyplot.close(chart)
     return f"{name}.svg"
