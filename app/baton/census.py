@@ -41,7 +41,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What happened between two samples, of which the later was taken at `at`. Delays are None where nothing was sent."""
+    """What happened between two samples, of which the later was taken at `at`. No delays: nothing was sent."""
 
     at: float
     seconds: float

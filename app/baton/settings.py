@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     )
     demo: bool = Field(
         False,
-        description="Serve `/demo`, a page that kills pods; `baton demo --serve` sets it, and it works on loopback only",
+        description="Serve `/demo`, whose page kills pods, on loopback only; `baton demo --serve` sets it",
     )
     heartbeat_seconds: float = Field(15, gt=0, le=300, description="After so long a silence a client gets a comment")
     reconnect_milliseconds: int = Field(

@@ -75,8 +75,8 @@ WHERE ($1::text IS NULL OR tenant = $1) AND ($2::text IS NULL OR status = $2)
 ORDER BY id DESC LIMIT $3
 """  # noqa: S608
 
-# Of a tenant, for `/console`. What is looked at is bounded, whatever is found: the newest $4 between two ids, or $4 that
-# have not ended, of which the partial index has no others.
+# Of a tenant, for `/console`. What is looked at is bounded, whatever is found: the newest $4 between two ids, or $4
+# that have not ended, and a partial index has no others.
 _LATEST = f"""
 SELECT {_COLUMNS} FROM (
     SELECT * FROM baton.stream WHERE tenant = $1 AND id BETWEEN $2 AND $3 ORDER BY id DESC LIMIT $4

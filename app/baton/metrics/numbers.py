@@ -53,7 +53,7 @@ class Histogram:
 
 
 def quantile(bounds: Sequence[float], counts: Sequence[int], part: float) -> float | None:
-    """Return the value that this part of all values does not exceed, as Prometheus estimates it; None if there are none.
+    """Return the value that this part of all values does not exceed, as Prometheus estimates it; None of no values.
 
     Within a bucket values are taken to lie evenly; those beyond all bounds, at the last bound.
     """
