@@ -25,12 +25,14 @@ function scale(highest) {
 
 export class Chart {
   // `series`: [{name, className, area, value(point)}]; `format` writes a value with its unit; `least`: what the axis shows
-  // at least; `sum`, for a series that is no average: what its points of one pixel are together.
-  constructor(figure, { series, format, least }) {
+  // at least; `none`: what to say where no point has a value; `highest`: whether the highest value is told, too.
+  constructor(figure, { series, format, least, none, highest = false }) {
     this.figure = figure;
     this.series = series;
     this.format = format;
     this.least = least;
+    this.none = none;
+    this.highest = highest;
     this.points = [];
     this.plot = figure.querySelector(".plot");
     this.reading = figure.querySelector(".reading");
@@ -63,7 +65,7 @@ export class Chart {
     }
     const minutes = width < 420 ? [10, 5, 0] : [10, 8, 6, 4, 2, 0];
     for (const ago of minutes) {
-      const anchor = ago === 10 ? "start" : ago === 0 ? "end" : "middle";
+      const anchor = ago === 0 ? "end" : "middle";
       const text = ago === 0 ? "now" : `−${ago} min`;
       picture.append(svg("text", { class: "tick", x: this.x(end - ago * 60), y: HEIGHT - 5, "text-anchor": anchor }, text));
     }
@@ -118,12 +120,12 @@ export class Chart {
   }
 
   #sentence() {
-    if (!this.points.length) return "Nothing has been measured yet.";
-    const told = this.series.map((line) => {
+    const told = this.series.flatMap((line) => {
       const values = this.points.map(line.value).filter((value) => value !== null);
-      if (!values.length) return `${line.name} none`;
-      return `${line.name} ${this.format(values.at(-1))}, at most ${this.format(Math.max(...values))}`;
+      if (!values.length) return [];
+      const most = this.highest ? `, at most ${this.format(Math.max(...values))}` : "";
+      return [`${line.name} ${this.format(values.at(-1))}${most}`];
     });
-    return told.join("; ");
+    return told.join(", ") || this.none;
   }
 }

@@ -9,6 +9,7 @@ const EVERY_MILLISECONDS = 1500;
 const PATIENCE_MILLISECONDS = 8000;
 const HISTORY_SECONDS = 600;
 const LONG_QUEUE_SECONDS = 10;
+const LATELY_SECONDS = 600;
 // For this tab only, so that a reload asks for no key, and closing the tab forgets it. The policy of this page lets no
 // script run that is not Baton's.
 const KEY = "baton.console.key";
@@ -24,6 +25,8 @@ const tokensChart = new Chart(byId("chart-tokens"), {
   series: [{ name: "now", className: "median", area: true, value: (point) => point.tokens / point.seconds }],
   format: (value) => `${rate(value)}/s`,
   least: 10,
+  none: "Nothing was counted yet.",
+  highest: true,
 });
 const delayChart = new Chart(byId("chart-delay"), {
   series: [
@@ -32,6 +35,7 @@ const delayChart = new Chart(byId("chart-delay"), {
   ],
   format: seconds,
   least: 0.01,
+  none: "Nothing was sent to anybody.",
 });
 const sheet = new StreamSheet(session, () => {
   if (!location.hash) return;
@@ -145,7 +149,7 @@ function show(overview, page, opened) {
   setText(byId("tenant"), overview.tenant ? `of ${overview.tenant}` : "");
   showPoints(overview.points);
   showFigures(overview);
-  showProblems(overview);
+  showProblems(overview, page);
   showPods(overview.pods);
   showWorkers(overview.workers);
   showStreams(page);
@@ -190,8 +194,20 @@ function problemsOf({ pods, workers, queue }) {
   return found;
 }
 
-function showProblems(overview) {
-  const found = problemsOf({ ...overview, pods: withoutReplaced(overview.pods) });
+// Several failures among the newest streams, if it is these that are shown.
+function failuresOf(page) {
+  if (view.status || view.id || view.before) return session.failures ?? [];
+  const now = Date.parse(page.at);
+  const ended = page.data.filter((item) => item.finished_at && now - Date.parse(item.finished_at) < LATELY_SECONDS * 1000);
+  const failed = ended.filter((item) => item.error);
+  const codes = [...new Set(failed.map((item) => item.error.code))].join(", ");
+  const many = failed.length >= 3 && failed.length >= ended.length / 5;
+  session.failures = many ? [`Of the newest ${ended.length} streams that ended, ${failed.length} failed: ${codes}.`] : [];
+  return session.failures;
+}
+
+function showProblems(overview, page) {
+  const found = [...problemsOf({ ...overview, pods: withoutReplaced(overview.pods) }), ...failuresOf(page)];
   setAttribute(byId("verdict"), "data-well", String(!found.length));
   setText(byId("verdict-head"), found.length ? "Look at this" : "All is well");
   keyed(byId("verdict-list"), nodes.problems, found, (text) => text, (text) => el("li", {}, text), () => {});

@@ -174,8 +174,9 @@ byId("ask").addEventListener("submit", (event) => {
   play.run();
 });
 byId("ask").addEventListener("click", (event) => {
-  if (event.target.type !== "button") return;
-  byId("prompt").value = event.target.textContent;
+  const { question } = event.target.dataset;
+  if (!question) return;
+  byId("prompt").value = question;
   byId("ask").requestSubmit();
 });
 byId("kill").addEventListener("click", kill);

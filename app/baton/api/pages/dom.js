@@ -68,7 +68,7 @@ export function span(value) {
 
 export function rate(value) {
   if (value === null || value === undefined) return NONE;
-  return value < 9.95 ? value.toFixed(1) : count(Math.round(value));
+  return value > 0 && value < 9.95 ? value.toFixed(1) : count(Math.round(value));
 }
 
 export const shortId = (id) => `${id.slice(0, 13)}…${id.slice(-4)}`;

@@ -3,6 +3,9 @@
 import { NONE, byId, clock, count, el, rate, seconds, setText, showState } from "./dom.js";
 import { Refused, bearer, follow, refusal } from "./follow.js";
 
+const FACTS = ["Created", "In the queue", "First token", "Took", "Tokens", "Tokens per second", "Events", "Viewers", "Attempts",
+  "Finish reason", "Told by"];
+
 // Whether a tool call's event begins another call than the one of its index so far, as agents do in each step.
 const beginsCall = (event, call) => Boolean(event.id) && call.id !== null && event.id !== call.id;
 
@@ -75,6 +78,8 @@ class Answer {
   }
 }
 
+const words = (name) => name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
+
 function pretty(json) {
   try {
     return JSON.stringify(JSON.parse(json), null, 2);
@@ -107,6 +112,7 @@ export class StreamSheet {
     this.id = id;
     this.item = null;
     this.told = {};
+    this.cursor = 0;
     setText(byId("stream-id"), id);
     setText(byId("stream-title"), "Stream");
     setText(byId("stream-note"), "");
@@ -117,6 +123,7 @@ export class StreamSheet {
     this.answer.clear();
     byId("stream-facts").replaceChildren();
     this.facts.clear();
+    this.#facts(Object.fromEntries(FACTS.map((name) => [name, NONE])));
     if (!this.dialog.open) this.dialog.showModal();
     byId("stream-close").focus();
     this.#follow();
@@ -148,17 +155,17 @@ export class StreamSheet {
     const between = (from, to) => (from && to ? (Date.parse(to) - Date.parse(from)) / 1000 : null);
     const timings = item.timings;
     this.#facts({
-      "Created": `${new Date(item.created_at).toLocaleDateString("en-CA")} ${clock(item.created_at)}`,
+      "Created": `${new Date(item.created_at).toLocaleDateString("en-GB", { day: "numeric", month: "short" })}, ${clock(item.created_at)}`,
       "In the queue": seconds(item.started_at ? between(item.created_at, item.started_at) : live ? since(item.created_at) : null),
       "First token": seconds(timings?.time_to_first_token_seconds),
       "Took": timings ? seconds(timings.duration_seconds) : live && item.started_at ? `${seconds(since(item.started_at))} so far` : NONE,
       "Tokens": timings ? count(timings.tokens) : NONE,
       "Tokens per second": rate(timings ? timings.tokens_per_second : perSecond),
-      "Events": count(item.events),
+      "Events": count(Math.max(item.events, this.cursor)),
       "Viewers": count(item.viewers),
       "Attempts": count(item.attempts),
       "Finish reason": item.finish_reason ?? NONE,
-      ...Object.fromEntries(Object.entries(item.usage ?? {}).map(([name, value]) => [name.replaceAll("_", " "), count(value)])),
+      ...Object.fromEntries(Object.entries(item.usage ?? {}).map(([name, value]) => [words(name), count(value)])),
       ...this.told,
     });
   }
@@ -210,11 +217,12 @@ export class StreamSheet {
         },
         onEvent: (seq, event) => {
           this.#keepAtEnd(() => this.answer.take(event));
-          this.#tell({ Cursor: count(seq) });
+          this.cursor = seq;
+          this.#facts({ Events: count(seq) });
         },
         onDropped: ({ reason, cursor }) => setText(note, `${reason} It goes on after event ${cursor} in a moment …`),
       });
-      if (!signal.aborted && !this.told.Cursor) setText(note, "It has told nothing.");
+      if (!signal.aborted && !this.cursor) setText(note, "It has told nothing.");
     } catch (error) {
       if (signal.aborted) return;
       setText(note, error instanceof Refused ? error.message : `The answer cannot be shown: ${error.message}`);
