@@ -60,7 +60,8 @@ _GET = f"SELECT {_COLUMNS} FROM baton.stream WHERE id = $1"  # noqa: S608
 
 _INPUT = "SELECT input FROM baton.stream WHERE id = $1"
 
-# One plan for all arguments would walk through all streams of a tenant to find the one with that metadata.
+# One plan for all arguments would walk through all streams of a tenant to find the one with that metadata, or through
+# those of all tenants to find the few of one.
 _PLAN_ANEW = "SET LOCAL plan_cache_mode = force_custom_plan"
 _FIND = f"""
 SELECT {_COLUMNS} FROM baton.stream
@@ -327,9 +328,7 @@ async def find(
 ) -> list[Stream]:
     """List streams, newest first: those older than `before`, and that hold one of `metadata`'s alternatives."""
     alternatives = None if metadata is None else [orjson.dumps(item).decode() for item in metadata]
-    async with pool.acquire() as connection, connection.transaction(readonly=True):
-        await connection.execute(_PLAN_ANEW)
-        rows = await connection.fetch(_FIND, tenant, before, status, alternatives, limit)
+    rows = await _fetch_anew(pool, _FIND, tenant, before, status, alternatives, limit)
     return [_stream(row) for row in rows]
 
 
@@ -339,23 +338,23 @@ async def newest(executor: Connection | Pool, *, tenant: str | None, status: str
 
 
 async def latest(
-    executor: Connection | Pool, tenant: str, between: tuple[UUID, UUID], statuses: Sequence[str] | None, limit: int
+    pool: Pool, tenant: str, between: tuple[UUID, UUID], statuses: Sequence[str] | None, limit: int
 ) -> tuple[list[Stream], UUID | None]:
     """List a tenant's newest streams between two ids, in one of some states, and where to go on: before that id.
 
     However rare those states are, no more than `LOOKED_AT` streams are looked at, so the page may be short of `limit`.
     """
     if statuses is not None and LIVE.issuperset(statuses):
-        rows = await executor.fetch(_LIVE, tenant, *between, LOOKED_AT, statuses, limit + 1)
+        rows = await pool.fetch(_LIVE, tenant, *between, LOOKED_AT, statuses, limit + 1)
         looked_at_all = True
     else:
         looked_at = LOOKED_AT if statuses is not None else limit + 1
-        rows = await executor.fetch(_LATEST, tenant, *between, looked_at, statuses, limit + 1)
+        rows = await _fetch_anew(pool, _LATEST, tenant, *between, looked_at, statuses, limit + 1)
         looked_at_all = statuses is None
     page = [_stream(row) for row in rows[:limit]]
     if len(rows) > limit:
         return page, page[-1].id
-    return page, None if looked_at_all else await executor.fetchval(_NTH, tenant, *between, LOOKED_AT)
+    return page, None if looked_at_all else await pool.fetchval(_NTH, tenant, *between, LOOKED_AT)
 
 
 async def live_counts(executor: Connection | Pool, tenant: str) -> tuple[int, int]:
@@ -486,6 +485,13 @@ async def delete(pool: Pool, stream_id: UUID, tenant: str = "") -> bool:
         await connection.execute(_DELETE_BATCHES, stream_id, ended_now)
         await connection.execute(_DELETE_KEYS, tenant, stream_id)
     return True
+
+
+async def _fetch_anew(pool: Pool, query: str, *arguments: object) -> list[asyncpg.Record]:
+    """Fetch by a plan for just these arguments."""
+    async with pool.acquire() as connection, connection.transaction(readonly=True):
+        await connection.execute(_PLAN_ANEW)
+        return await connection.fetch(query, *arguments)
 
 
 class _KeyTaken(Exception):

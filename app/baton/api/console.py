@@ -209,9 +209,10 @@ async def _look_around(pod: Pod, tenant: str) -> Surroundings:
 async def _look_at_streams(pod: Pod, tenant: str, wanted: ListStreams, errors_page: str) -> ConsolePage:
     between = _between(wanted)
     statuses = None if wanted.status is None else sorted(streams.LIVE) if wanted.status == "live" else [wanted.status]
+    async with translated():
+        found, onward = await streams.latest(pod.pool, tenant, between, statuses, STREAMS_PER_PAGE)
+    ids = [stream.id for stream in found]
     async with translated(), pod.pool.acquire() as connection:
-        found, onward = await streams.latest(connection, tenant, between, statuses, STREAMS_PER_PAGE)
-        ids = [stream.id for stream in found]
         tails = await log.tails(connection, ids)
         living = [item for item in await pods.list_all(connection) if _alive(pod, item)]
         watching = await pods.viewers(connection, ids, living)
