@@ -71,8 +71,6 @@ async def the_console(cluster: Cluster, seconds: float) -> None:
     pods = [await guarded_pod(cluster, pod_name=f"pod-{name}") for name in "ab"]
     async with busy(cluster, pods, key):
         await asyncio.sleep(seconds)
-        live = await created(cluster, pods[0], key, "replay")
-        failed = await created(cluster, pods[0], key, "agent")
         for scheme in ("light", "dark"):
             async with browsing(scheme=scheme) as page:
                 await enter(page, pods[0], key)
@@ -80,11 +78,13 @@ async def the_console(cluster: Cluster, seconds: float) -> None:
                 await asyncio.sleep(4)
                 await shoot(page, f"console-{scheme}")
                 if scheme == "light":
+                    live = await created(cluster, pods[0], key, "replay")
                     await row(page, live).get_by_role("link").click()
                     await expect(page.locator("#text")).to_contain_text("we have won")
                     await expect(page.locator("#stream-facts")).to_contain_text("Viewers1")
                     await shoot(page, "stream-light")
                 else:
+                    failed = await created(cluster, pods[0], key, "agent")
                     await row(page, failed).get_by_role("link").click()
                     await expect(page.locator("#stream-error")).to_be_visible()
                     await expect(page.locator("#text")).to_be_visible()

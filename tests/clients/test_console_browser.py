@@ -26,6 +26,10 @@ expect.set_options(timeout=START_SECONDS * 1000)
 
 MARKUP = "<img src=x onerror=alert(1)><b>bold</b>"
 CALL = {"type": "tool_call", "index": 0, "id": "c", "name": "look_up", "arguments_delta": '{"a": "<i>"}'}
+SEEN = """
+Object.defineProperty(document, "visibilityState", {{configurable: true, get: () => "{state}"}});
+document.dispatchEvent(new Event("visibilitychange"));
+"""
 QUICK = {"note_interval_seconds": 0.2}
 
 
@@ -167,18 +171,19 @@ async def test_a_page_that_nobody_sees_asks_nothing(cluster: Cluster) -> None:
     pod = await cluster.pod(**QUICK)
     asked: list[str] = []
     async with browsing() as page:
+        await page.clock.install()
         page.on("request", lambda request: asked.append(request.url))
         await page.goto(f"{pod.url}/console")
         await expect(page.locator("#no-streams")).to_be_visible()
-        await page.evaluate(
-            "Object.defineProperty(document, 'visibilityState', {configurable: true, get: () => 'hidden'})"
-        )
-        await page.wait_for_timeout(1600)  # what was under way, and the one timer that was set
+        await page.evaluate(SEEN.format(state="hidden"))
         before = len(asked)
-        await page.wait_for_timeout(2000)
+        await page.clock.run_for(60_000)
         assert len(asked) == before
-        await page.evaluate("delete document.visibilityState; document.dispatchEvent(new Event('visibilitychange'))")
+        await page.evaluate(SEEN.format(state="visible"))
         await until(lambda: len(asked) > before)
+        # From then on it asks again and again.
+        again = len(asked)
+        await until(lambda: len(asked) > again + 2)
 
 
 @contextlib.asynccontextmanager

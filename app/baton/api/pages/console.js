@@ -383,6 +383,7 @@ function openByAddress() {
 
 window.addEventListener("hashchange", openByAddress);
 document.addEventListener("visibilitychange", () => {
+  clearTimeout(timer);
   if (document.visibilityState === "visible" && !session.asks) look();
 });
 
