@@ -14,12 +14,13 @@ import orjson
 import pytest
 from tests.logbook import connected, employ
 
-from baton import log, partitions, rates, streams, workers
+from baton import log, partitions, pods, rates, streams, workers
 from baton.database import Connection, pool
 
 ENDED, QUEUED, RUNNING, BATCHES = 10_000, 20, 60, 20
 MOST_ROWS = 500
 WORKER = UUID("01900000-0000-7000-8000-000000000001")
+FIRST, LAST = UUID(int=0), UUID(int=(1 << 128) - 1)
 
 _STREAMS = """
 INSERT INTO baton.stream (generator, input, on_worker_lost, status, worker_id, epoch, metadata)
@@ -47,6 +48,17 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "watched": (streams._WATCHED, (["$running"],), 0),
     "close": (streams._CLOSE, ("$running", 1, "failed", "error", "a", "b", None, 1, 0.1, 0.1), 0),
     "owned": (workers._OWNED, (WORKER,), 0),
+    "live": (streams._LIVE, ("", FIRST, LAST, MOST_ROWS, ["running"], 50), 0),
+    "live counts": (streams._LIVE_COUNTS, ("", MOST_ROWS), 0),
+    "latest": (streams._LATEST, ("", FIRST, LAST, 51, None, 51), 0),
+    "latest failed": (streams._LATEST, ("", FIRST, LAST, MOST_ROWS - 1, ["failed"], 51), 0),
+    "latest of another": (streams._LATEST, ("nobody", FIRST, LAST, MOST_ROWS - 1, None, 51), 0),
+    "by id": (streams._LATEST, ("", "$stream", "$stream", 51, None, 51), 0),
+    "nth": (streams._NTH, ("", FIRST, LAST, MOST_ROWS - 1), 0),
+    "queue": (streams._QUEUE_STATE, (), 0),
+    "workers": (workers._LISTED, (), 0),
+    "note": (pods._NOTE, (WORKER, 600, "a", "1", "ready", "x", 0, 0, "{}", "{}", "{}", None), 0),
+    "viewers": (pods._VIEWERS, (["$stream"], [str(WORKER)]), 0),
     "orphans": (workers._ORPHANS, (WORKER,), 0),
 }
 
@@ -72,13 +84,13 @@ async def test_what_runs_all_the_time_uses_an_index_and_one_partition(
         names = await in_use(connection)
         await connection.execute(f"SET plan_cache_mode = {mode}")
         for name, (query, arguments, most) in QUERIES.items():
-            if query == streams._FIND and mode == "force_generic_plan":
-                continue  # it has none: it says so itself
+            if query in {streams._FIND, streams._LATEST} and mode == "force_generic_plan":
+                continue  # they have none: they say so themselves
             with subtests.test(name):
                 nodes = [node async for node in executed(connection, query, literals(arguments, names))]
                 relations = {node["Relation Name"]: node["Node Type"] for node in nodes if "Relation Name" in node}
-                # A worker's row is one of a handful.
-                scanned = {relation: kind for relation, kind in relations.items() if relation != "worker"}
+                # A worker's row is one of a handful, and so is a pod's.
+                scanned = {relation: kind for relation, kind in relations.items() if relation not in {"worker", "pod"}}
                 assert "Seq Scan" not in scanned.values(), relations
                 assert sum(relation.startswith("batch_") for relation in relations) == most, relations
                 looked_at = [(node["Actual Rows"] + removed(node), node["Node Type"]) for node in nodes]
@@ -99,8 +111,10 @@ async def test_finding_is_planned_anew_each_time(dsn: str) -> None:
     async with pool(dsn, size=1, timeout_seconds=10) as opened:
         for number in range(10):
             await streams.find(opened, metadata=[{"chat": str(number)}])
+            await streams.latest(opened, "", (FIRST, LAST), None, 20)
         planned = "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement = $1"
-        assert tuple(await opened.fetchrow(planned, streams._FIND) or ()) == (0, 10)
+        for query in (streams._FIND, streams._LATEST):
+            assert tuple(await opened.fetchrow(planned, query) or ()) == (0, 10)
 
 
 async def executed(connection: Connection, query: str, arguments: str) -> Any:
@@ -109,7 +123,7 @@ async def executed(connection: Connection, query: str, arguments: str) -> Any:
     transaction = connection.transaction()
     await transaction.start()
     try:
-        plan = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE asked ({arguments})")
+        plan = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE asked{arguments}")
     finally:
         await transaction.rollback()
         await connection.execute("DEALLOCATE asked")
@@ -130,7 +144,8 @@ def removed(node: dict[str, Any]) -> float:
 
 
 def literals(arguments: tuple[Any, ...], names: dict[str, str]) -> str:
-    return ", ".join("NULL" if item is None else f"'{literal(item, names)}'" for item in arguments)
+    listed = ", ".join("NULL" if item is None else f"'{literal(item, names)}'" for item in arguments)
+    return f" ({listed})" if arguments else ""
 
 
 def literal(argument: Any, names: dict[str, str]) -> str:

@@ -14,7 +14,7 @@ from tests.logbook import DEADLINE_SECONDS
 from tests.processes import SERVES, Running, environment, running
 
 from baton.errors import ConfigurationError
-from baton.server import bind, warn_if_reachable
+from baton.server import bind, serve, warn_if_reachable
 
 
 def pod_environment(cluster: Cluster, **given: str) -> dict[str, str]:
@@ -175,3 +175,8 @@ async def test_a_pod_that_is_still_starting_ends_when_it_is_told_to() -> None:
             await asyncio.wait_for(asked.wait(), DEADLINE_SECONDS)
             pod.signal(signal.SIGTERM)
             assert await pod.ends(5) == 128 + signal.SIGTERM
+
+
+async def test_a_page_that_kills_pods_is_served_on_this_machine_only(cluster: Cluster) -> None:
+    with pytest.raises(ConfigurationError, match="BATON_DEMO serves a page that kills pods"):
+        await serve(cluster.settings(host="0.0.0.0", port=0, demo=True))

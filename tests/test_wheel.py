@@ -79,6 +79,8 @@ async def test_an_installed_wheel_migrates_and_streams_beside_a_foreign_app(
         running("worker", env=env, command=command, cwd=tmp_path),
     ):
         url = (await pod.said(SERVES))[2]
+        for path in ("console", "assets/console.js"):
+            assert (await cluster.client.get(f"{url}/{path}")).status_code == 200
         for body, expected in (({"generator": "own", "input": "outside"}, "from outside"), ({"input": "hi"}, None)):
             stream = (await cluster.client.post(f"{url}/v1/streams", json=body)).json()
             frames = await frames_after(cluster.client, url, stream["id"])

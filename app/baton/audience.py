@@ -6,6 +6,7 @@ try with an id that is not theirs takes no place, and tells them nothing.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from typing import Final, TypeVar
 from uuid import UUID
@@ -53,6 +54,15 @@ class Audience:
     def full(self) -> bool:
         """Whether new clients are better sent to other pods."""
         return self._level.reached
+
+    def newest(self, most: int) -> dict[UUID, int]:
+        """Return how many follow each stream here, of the newest `most` that are followed."""
+        numbers: Counter[UUID] = Counter()
+        for (_, stream_id), count in self._streams.items():
+            numbers[stream_id] += count
+        if len(numbers) <= most:
+            return dict(numbers)
+        return {stream_id: numbers[stream_id] for stream_id in heapq.nlargest(most, numbers)}
 
     def require_room(self, tenant: str, stream_id: UUID | None = None) -> None:
         """Refuse one subscriber more; without a stream, one of a stream that is yet to be created.

@@ -183,7 +183,7 @@ def workers(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON,
 
 @app.command()
 def demo(
-    serve: Annotated[bool, typer.Option("--serve", help="Kill nothing; stay up to be tried by hand.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Stay up, to be tried in a browser and by hand.")] = False,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="The pods' port; default: a free one.")] = None,
 ) -> None:
     """Stream an answer, kill the pod that tells it, and resume on another; brings its own Postgres."""

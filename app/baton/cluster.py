@@ -215,9 +215,7 @@ class Cluster:
         """Raise DemoError if a child has ended that nobody dismissed."""
         for child in self.children.values():
             if child.ended.done() and not child.dismissed:
-                raise DemoError(
-                    f"{child.name} has ended ({child.fate}). The last lines of {child.log}:\n{child.last_lines()}"
-                )
+                raise _ended(child)
 
     async def start(self, name: str) -> Child:
         """Start a program, for the first time or again."""
@@ -238,6 +236,16 @@ class Cluster:
         self.children[name] = child
         return child
 
+    async def restart(self, child: Child) -> Child:
+        """Start the program of a child that has ended again.
+
+        Raises:
+            DemoError: it had not got as far as to serve or to claim, and would not the next time.
+        """
+        if not child.ready:
+            raise _ended(child)
+        return await self.start(child.name)
+
     def _all_ready(self, answered: set[str]) -> bool:
         # Elsewhere than on Linux one pod gets all connections to a shared port: there the other's log must do.
         if sys.platform != "linux" and answered:
@@ -255,6 +263,10 @@ class Cluster:
         for child in self.children.values():
             child.signal(signal.SIGKILL)
         await asyncio.wait(ended)
+
+
+def _ended(child: Child) -> DemoError:
+    return DemoError(f"{child.name} has ended ({child.fate}). The last lines of {child.log}:\n{child.last_lines()}")
 
 
 @contextlib.contextmanager

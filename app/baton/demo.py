@@ -66,6 +66,7 @@ class Demo:
     def __init__(self, settings: Settings, port: int | None) -> None:
         self._settings = settings
         self._port = port
+        self._serves = False
         self._console = Console(highlight=False)
         self.flow = Flow(self._console)
         self._answer = Answer(self.flow)
@@ -73,6 +74,7 @@ class Demo:
 
     async def run(self, *, serve: bool) -> int:
         """Start everything, play, and tidy up; return the exit status."""
+        self._serves = serve
         folder = Path(tempfile.mkdtemp(prefix="baton-demo-"))
         failed = False
         try:
@@ -114,6 +116,7 @@ class Demo:
         environment = {
             "BATON_ALLOW_ANONYMOUS": "true",
             "BATON_REPLAY_SPEED": str(own.replay_speed),
+            "BATON_DEMO": str(self._serves).lower(),
         }
         if own.database_url is None:
             with self._step("Starting an embedded Postgres"):
@@ -191,14 +194,15 @@ class Demo:
         return not complaints
 
     async def _stay_up(self, cluster: Cluster) -> bool:
-        """Tell what to try by hand, and then who ends, until Ctrl-C or until no pod is left."""
+        """Tell what to try, and start again what ends, until Ctrl-C."""
         for line in _instructions(cluster):
             # Not wrapped, so that a command can be copied.
             self._console.print(line, markup=False, soft_wrap=True)
-        while cluster.pods:
+        while True:
             child = await cluster.next_end()
-            self.flow.line(f"{child.name} (pid {child.pid}) has ended: {child.fate}. Nobody starts it again.", "yellow")
-        raise DemoError("No pod is left.")
+            self.flow.line(f"{child.name} (pid {child.pid}) has ended: {child.fate}.", "yellow")
+            again = await cluster.restart(child)
+            self.flow.line(f"{again.name} starts again (pid {again.pid}).", "dim")
 
     @contextlib.contextmanager
     def _step(self, what: str) -> Iterator[None]:
@@ -253,7 +257,12 @@ def _instructions(cluster: Cluster) -> list[str]:
     kills = "\n".join(f"      kill -9 {pod.pid}    # {pod.name}" for pod in cluster.pods)
     body = orjson.dumps({"input": QUESTION}).decode()
     return f"""\
-Try it by hand, in another terminal:
+In a browser:
+
+      {address}/demo       ask, and kill the pod that answers
+      {address}/console    pods, workers, streams, and the last minutes
+
+By hand, in another terminal:
 
   1.  Create a stream, and keep its address:
       URL={address}$(curl -s {address}/v1/streams -d '{body}' | grep -o '/v1[^"]*/events')
@@ -263,11 +272,6 @@ Try it by hand, in another terminal:
 {kills}
   4.  Go on after the last id that you saw, on the other pod:
       curl -Ni -H 'Last-Event-ID: 200' "$URL"
-
-To look at in a browser:
-
-      {address}/v1/streams      the streams, with the address of their events
-      {address}/metrics
 
 Ctrl-C ends it.
 """.splitlines()

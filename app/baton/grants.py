@@ -80,7 +80,7 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
         Grant("SELECT", "stream"),
         Grant("UPDATE", "stream", (*_END, "epoch", "attempts", "queued_at", "started_at")),
         Grant("INSERT", "worker", ("name", "generators", "concurrency")),
-        Grant("UPDATE", "worker", ("heartbeat", "heartbeat_at")),
+        Grant("UPDATE", "worker", ("heartbeat", "heartbeat_at", "tokens")),
         Grant("DELETE", "worker"),  # a worker that leaves, or that buries another
         Grant("EXECUTE", "create_partitions(integer)"),
     ),
@@ -96,6 +96,10 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
         Grant("UPDATE", "idempotency_key", ("request_hash", "stream_id", "expires_at")),
         Grant("DELETE", "idempotency_key"),
         Grant("SELECT", "api_key"),
+        Grant("SELECT", "pod"),
+        Grant("INSERT", "pod"),
+        Grant("UPDATE", "pod"),
+        Grant("DELETE", "pod"),  # itself when it leaves, and others that are long gone
         Grant("SELECT", "bucket"),
         Grant("INSERT", "bucket"),
         Grant("UPDATE", "bucket", ("full_at",)),

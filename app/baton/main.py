@@ -19,7 +19,8 @@ class Application(Starlette):
     """Starlette's, with what has to stand around all else: also around what answers unexpected errors."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(routes=api.ROUTES, exception_handlers=problems.HANDLERS, lifespan=_lifespan)
+        routes = [*api.ROUTES, *(api.DEMO_ROUTES if settings.demo else ())]
+        super().__init__(routes=routes, exception_handlers=problems.HANDLERS, lifespan=_lifespan)
         self.router.redirect_slashes = False
         self.settings = settings
 

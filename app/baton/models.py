@@ -179,6 +179,24 @@ class StreamPage(TypedDict):
     next: str | None
 
 
+class ListStreams(BaseModel):
+    """The query of `GET /console/streams`: streams whose id begins so, older than `before`, in this state."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = Field("", max_length=36, pattern=r"^[0-9a-fA-F-]*$")
+    before: UUID | None = None
+    status: Status | Literal["live"] | None = None
+
+
+class ShowSince(BaseModel):
+    """The query of `GET /console/overview`: only what was sampled after this moment, in seconds since 1970."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    since: float = Field(0, allow_inf_nan=False)
+
+
 def storable(value: Any) -> Any:
     """Refuse what can be read and yet not be stored: deep nesting, and whole numbers of more than 64 bits.
 
@@ -257,7 +275,7 @@ def describe(stream: Stream, events_url: str) -> StreamContent:
         "finish_reason": stream.finish_reason,
         "error": _error(stream),
         "usage": None if stream.usage is None else dict(stream.usage),
-        "timings": _timings(stream),
+        "timings": timings(stream),
     }
 
 
@@ -270,7 +288,8 @@ def _error(stream: Stream) -> StreamError | None:
     return None if stream.error_code is None else {"code": stream.error_code, "message": stream.error_message}
 
 
-def _timings(stream: Stream) -> TimingsContent | None:
+def timings(stream: Stream) -> TimingsContent | None:
+    """How long a stream took; None before its end."""
     if stream.duration_seconds is None:
         return None
     return Timings(stream.duration_seconds, stream.time_to_first_token_seconds, stream.tokens or 0).as_dict()

@@ -21,6 +21,7 @@ from .log import Append
 EVENTS_CHANNEL = "baton_events"  # pods listen: batches that were appended
 QUEUE_CHANNEL = "baton_queue"  # workers listen: a stream was queued
 CANCEL_CHANNEL = "baton_cancel"  # workers listen: a stream is to stop
+KILL_CHANNEL = "baton_kill"  # a demo's pods listen: the pod of this name is to die
 
 
 MAX_BYTES = 7999

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 import time
+import uuid
 from collections.abc import AsyncIterator
 from typing import Final, Self
 
 import asyncpg
 
-from . import database, log, partitions, streams, workers
+from . import __version__, database, log, partitions, pods, streams, workers
 from .audience import Audience
 from .auth.gate import Gate
+from .census import Census
 from .connections import Connections
 from .database import Pool, translated
 from .errors import ConfigurationError, Unavailable
@@ -21,15 +25,20 @@ from .generators.registry import configured_names, what_is_missing
 from .intake import Intake
 from .listener import Listener, State, check_delivery
 from .metrics import PodMetrics
-from .notifications import EVENTS_CHANNEL
+from .notifications import EVENTS_CHANNEL, KILL_CHANNEL
+from .pods import Note
+from .pods import State as PodState
 from .relay import Relays
 from .settings import Settings
+from .shared import RecentAnswers
 
 logger = logging.getLogger(__name__)
 
 # For so long the database may be silent before new clients are better sent elsewhere.
 READY_SILENCE_SECONDS: Final = 15
 LOOK_SECONDS: Final = 15
+# Consoles ask more often than this, and all of them the same.
+ANSWER_SECONDS: Final = 1
 
 
 class Pod:
@@ -62,7 +71,7 @@ class Pod:
         )
         self.listener = Listener(
             settings.listen_dsn,
-            {EVENTS_CHANNEL: self.relays.hear},
+            {EVENTS_CHANNEL: self.relays.hear} | ({KILL_CHANNEL: self._hear_kill} if settings.demo else {}),
             on_state=self._on_listener_state,
             probe_seconds=settings.listen_probe_seconds,
             name="baton pod listen",
@@ -73,6 +82,9 @@ class Pod:
             max_age_seconds=settings.max_connection_seconds,
         )
         self.gate = Gate(settings, pool, origin_allowed=settings.allowed_origins.__contains__)
+        self.id = uuid.uuid4()
+        self.census = Census(pool, self._note, interval_seconds=settings.note_interval_seconds)
+        self.recent_answers = RecentAnswers(ANSWER_SECONDS)
         self.draining = False
         self.broken = False
 
@@ -104,6 +116,7 @@ class Pod:
                 asyncio.create_task(pod.relays.note_watched(settings.watch_interval_seconds)),
                 asyncio.create_task(pod.connections.run()),
                 asyncio.create_task(pod.watch_database()),
+                asyncio.create_task(pod.census.run()),
                 *map(asyncio.create_task, pod.gate.tasks()),
             ]
             for task in tasks:
@@ -117,6 +130,7 @@ class Pod:
                     task.remove_done_callback(pod.mourn)
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+                await pod.census.leave()
 
     @property
     def ready(self) -> bool:
@@ -188,6 +202,32 @@ class Pod:
             metrics.queued, metrics.oldest_queued_seconds = await streams.queue_state(connection)
         metrics.partitions_end = reach.end
         return reach
+
+    def _note(self) -> Note:
+        metrics = self.metrics
+        return Note(
+            self.id,
+            self.settings.pod_name,
+            __version__,
+            self._state(),
+            self.listener.state.value,
+            metrics.subscribers,
+            metrics.connections,
+            metrics.delivery_seconds.counts,
+            self.audience.newest(pods.MOST_WATCHED),
+        )
+
+    def _state(self) -> PodState:
+        if self.draining:
+            return "leaving"
+        if self.full:
+            return "full"
+        return "ready" if self.ready else "not ready"
+
+    def _hear_kill(self, name: str) -> None:
+        """Die as by the loss of the machine, if this is the pod that somebody wants to see die. In a demo only."""
+        if name == self.settings.pod_name:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _on_listener_state(self, state: State) -> None:
         self.metrics.listening = state is State.LISTENING

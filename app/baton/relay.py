@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeVar
+from collections.abc import Callable
+from typing import Final
 from uuid import UUID
 
 import asyncpg
@@ -35,11 +34,11 @@ from .errors import CursorBeyondTail, LogDamaged, Unavailable
 from .log import Batch
 from .metrics import PodMetrics
 from .notifications import Announcement
+from .shared import seen, shared_task
 from .traceparent import TraceParent
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
 OnBatch = Callable[[Batch], bool]
 
 LINGER_SECONDS: Final = 5
@@ -167,15 +166,15 @@ class Relay:
             Unavailable: the database does not answer.
         """
         if self._loading is None or (self._loading.done() and self._loading.exception() is not None):
-            self._loading = _shared_task(self._load())
-            self._loading.add_done_callback(_seen)
+            self._loading = shared_task(self._load())
+            self._loading.add_done_callback(seen)
         await asyncio.shield(self._loading)
 
     async def catch_up(self) -> None:
         """Read the log from the tail on, and again as long as hints come meanwhile. Shares a read that is under way."""
         self._dirty = True
         if self._reading is None or self._reading.done():
-            self._reading = _shared_task(self._read_on())
+            self._reading = shared_task(self._read_on())
             self._reading.add_done_callback(_log_failure)
         await asyncio.shield(self._reading)
 
@@ -196,7 +195,7 @@ class Relay:
         """Hear that the log may hold more."""
         self._dirty = True
         if self.loaded and (self._reading is None or self._reading.done()):
-            self._reading = _shared_task(self._read_on())
+            self._reading = shared_task(self._read_on())
             self._reading.add_done_callback(_log_failure)
 
     def leave(self) -> None:
@@ -238,8 +237,8 @@ class Relay:
         """
         page = self._pages.get(cursor)
         if page is None or (page.done() and (page.cancelled() or page.exception() is not None)):
-            page = self._pages[cursor] = _shared_task(self._read_page(cursor))
-            page.add_done_callback(_seen)
+            page = self._pages[cursor] = shared_task(self._read_page(cursor))
+            page.add_done_callback(seen)
             while len(self._pages) > PAGES_KEPT:
                 del self._pages[next(iter(self._pages))]
         return await asyncio.shield(page)
@@ -493,17 +492,6 @@ def _run_after(batches: list[Batch], cursor: int) -> list[Batch]:
     return batches
 
 
-def _seen(task: asyncio.Task[Any]) -> None:
-    """Take note of a task's error, which those who wait for it get too, if there are any left."""
-    if not task.cancelled():
-        task.exception()
-
-
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.warning("A relay could not read the log, and the next poll will try again: %r", error)
-
-
-def _shared_task(work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-    """Start what many requests wait for, in a context that is not that of the first."""
-    return asyncio.create_task(work, context=contextvars.Context())

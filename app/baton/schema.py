@@ -1,7 +1,7 @@
 """The tables, in a Postgres schema of their own called `baton`.
 
 SQLAlchemy declares them for Alembic; the modules that own a table speak to it in SQL (`log`, `streams`, `workers`,
-`retention`, `auth.keys`).
+`pods`, `retention`, `auth.keys`).
 """
 
 from __future__ import annotations
@@ -121,6 +121,29 @@ worker = Table(
     Column("heartbeat", BIGINT, nullable=False, server_default=text("0")),
     Column("heartbeat_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
     Column("started_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
+    Column("tokens", BIGINT, nullable=False, server_default=text("0")),  # that it has generated
+)
+
+# What each pod says of itself, again and again (see `pods`).
+pod = Table(
+    "pod",
+    metadata,
+    Column("id", UUID, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("started_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
+    Column("noted_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
+    Column("state", Text, nullable=False),
+    Column("listener", Text, nullable=False),
+    Column("subscribers", Integer, nullable=False),
+    Column("connections", Integer, nullable=False),
+    # How often the delay from commit to socket fell into which bucket of `baton_delivery_seconds`.
+    Column("deliveries", ARRAY(BIGINT), nullable=False),
+    # How many viewers there have which streams: of all, or of those from `watched_from` on.
+    Column("watched", ARRAY(UUID), nullable=False),
+    Column("viewers", ARRAY(Integer), nullable=False),
+    Column("watched_from", UUID),
+    prefixes=["UNLOGGED"],
 )
 
 idempotency_key = Table(

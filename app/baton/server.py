@@ -323,6 +323,8 @@ async def serve(settings: Settings) -> None:
     app = create_app(settings)
     # The lifespan is entered here and not by uvicorn, whose log would bury a configuration error in a traceback.
     with contextlib.closing(bind(settings.host, settings.port, settings.write_timeout_seconds)) as listening:
+        if settings.demo and not _is_loopback(listening):
+            raise ConfigurationError("BATON_DEMO serves a page that kills pods: set BATON_HOST=127.0.0.1, or unset it.")
         if settings.allow_anonymous:
             warn_if_reachable(listening)
         async with app.router.lifespan_context(app):
@@ -333,13 +335,18 @@ async def serve(settings: Settings) -> None:
 def warn_if_reachable(listening: socket.socket) -> None:
     """Say loudly that there is no access control, where others than this machine's own can connect."""
     host, port = listening.getsockname()[:2]
-    if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+    if not _is_loopback(listening):
         logger.warning(
             "ANYBODY who can reach %s:%d may read, cancel and erase every stream, since BATON_ALLOW_ANONYMOUS is set. "
             "Make API keys with `baton keys make` and unset it, or serve on 127.0.0.1.",
             host,
             port,
         )
+
+
+def _is_loopback(listening: socket.socket) -> bool:
+    host: str = listening.getsockname()[0]
+    return ipaddress.ip_address(host.partition("%")[0]).is_loopback
 
 
 def within_open_files(settings: Settings) -> Settings:

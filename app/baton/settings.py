@@ -91,6 +91,13 @@ class Settings(BaseSettings):
         min_length=1,
         description="Which claim of theirs has the scopes (create, read, cancel, admin): a list, or words in a text",
     )
+    note_interval_seconds: float = Field(
+        2, gt=0, le=60, description="How often a pod writes down that it lives and what it counts, for `/console`"
+    )
+    demo: bool = Field(
+        False,
+        description="Serve `/demo`, whose page kills pods, on loopback only; `baton demo --serve` sets it",
+    )
     heartbeat_seconds: float = Field(15, gt=0, le=300, description="After so long a silence a client gets a comment")
     reconnect_milliseconds: int = Field(
         1000,

@@ -60,7 +60,8 @@ _GET = f"SELECT {_COLUMNS} FROM baton.stream WHERE id = $1"  # noqa: S608
 
 _INPUT = "SELECT input FROM baton.stream WHERE id = $1"
 
-# One plan for all arguments would walk through all streams of a tenant to find the one with that metadata.
+# One plan for all arguments would walk through all streams of a tenant to find the one with that metadata, or through
+# those of all tenants to find the few of one.
 _PLAN_ANEW = "SET LOCAL plan_cache_mode = force_custom_plan"
 _FIND = f"""
 SELECT {_COLUMNS} FROM baton.stream
@@ -74,6 +75,30 @@ SELECT {_COLUMNS} FROM baton.stream
 WHERE ($1::text IS NULL OR tenant = $1) AND ($2::text IS NULL OR status = $2)
 ORDER BY id DESC LIMIT $3
 """  # noqa: S608
+
+# Of a tenant, for `/console`. What is looked at is bounded, whatever is found: the newest $4 between two ids, or $4
+# that have not ended, and a partial index has no others.
+_LATEST = f"""
+SELECT {_COLUMNS} FROM (
+    SELECT * FROM baton.stream WHERE tenant = $1 AND id BETWEEN $2 AND $3 ORDER BY id DESC LIMIT $4
+) AS newest
+WHERE $5::text[] IS NULL OR status = ANY ($5)
+ORDER BY id DESC LIMIT $6
+"""  # noqa: S608
+_LIVE = f"""
+SELECT {_COLUMNS} FROM (
+    SELECT * FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') LIMIT $4
+) AS live
+WHERE id BETWEEN $2 AND $3 AND status = ANY ($5)
+ORDER BY id DESC LIMIT $6
+"""  # noqa: S608
+_NTH = """
+SELECT id FROM baton.stream WHERE tenant = $1 AND id BETWEEN $2 AND $3 ORDER BY id DESC OFFSET $4 - 1 LIMIT 1
+"""
+_LIVE_COUNTS = """
+SELECT count(*) FILTER (WHERE status = 'queued'), count(*) FILTER (WHERE status = 'running')
+FROM (SELECT status FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') LIMIT $2) AS live
+"""
 
 # A worker that was taken for dead has no row any more, and claims nothing until it has heard so. The lock on the row
 # has a burial wait for this claim, or this claim for the burial.
@@ -163,6 +188,10 @@ _NEAR = 64
 # When some of the tenant's streams may have ended.
 _FULL_RETRY_SECONDS = 5
 
+# Streams that one question of the console looks at, at most.
+LOOKED_AT = 2000
+LIVE = frozenset({"queued", "running"})
+
 UNWATCHED = Outcome.cancelled(finish_reason="unwatched")
 QUEUE_TIMEOUT = Outcome.failed("queue_timeout", "No worker was free to begin this answer in time.")
 
@@ -195,7 +224,7 @@ class Stream:
     @property
     def ended(self) -> bool:
         """Whether its terminal event is in the log."""
-        return self.status not in {"queued", "running"}
+        return self.status not in LIVE
 
     @property
     def ended_at(self) -> float | None:
@@ -308,15 +337,40 @@ async def find(
 ) -> list[Stream]:
     """List streams, newest first: those older than `before`, and that hold one of `metadata`'s alternatives."""
     alternatives = None if metadata is None else [orjson.dumps(item).decode() for item in metadata]
-    async with pool.acquire() as connection, connection.transaction(readonly=True):
-        await connection.execute(_PLAN_ANEW)
-        rows = await connection.fetch(_FIND, tenant, before, status, alternatives, limit)
+    rows = await _fetch_anew(pool, _FIND, tenant, before, status, alternatives, limit)
     return [_stream(row) for row in rows]
 
 
 async def newest(executor: Connection | Pool, *, tenant: str | None, status: str | None, limit: int) -> list[Stream]:
     """List the newest streams first, of all tenants if none is named: for those who run the service."""
     return [_stream(row) for row in await executor.fetch(_NEWEST, tenant, status, limit)]
+
+
+async def latest(
+    pool: Pool, tenant: str, between: tuple[UUID, UUID], statuses: Sequence[str] | None, limit: int
+) -> tuple[list[Stream], UUID | None]:
+    """List a tenant's newest streams between two ids, in one of some states, and where to go on: before that id.
+
+    However rare those states are, no more than `LOOKED_AT` streams are looked at, so the page may be short of `limit`.
+    """
+    if statuses is not None and LIVE.issuperset(statuses):
+        rows = await pool.fetch(_LIVE, tenant, *between, LOOKED_AT, statuses, limit + 1)
+        looked_at_all = True
+    else:
+        looked_at = LOOKED_AT if statuses is not None else limit + 1
+        rows = await _fetch_anew(pool, _LATEST, tenant, *between, looked_at, statuses, limit + 1)
+        looked_at_all = statuses is None
+    page = [_stream(row) for row in rows[:limit]]
+    if len(rows) > limit:
+        return page, page[-1].id
+    return page, None if looked_at_all else await pool.fetchval(_NTH, tenant, *between, LOOKED_AT)
+
+
+async def live_counts(executor: Connection | Pool, tenant: str) -> tuple[int, int]:
+    """Return how many of a tenant's streams are queued, and how many run, up to `LOOKED_AT` together."""
+    row = await executor.fetchrow(_LIVE_COUNTS, tenant, LOOKED_AT)
+    assert row is not None
+    return row[0], row[1]
 
 
 async def claim(connection: Connection, worker_id: UUID, generators: Sequence[str], limit: int) -> list[Claim]:
@@ -449,6 +503,13 @@ async def delete(pool: Pool, stream_id: UUID, tenant: str = "") -> bool:
         await connection.execute(_DELETE_BATCHES, stream_id, ended_now)
         await connection.execute(_DELETE_KEYS, tenant, stream_id)
     return True
+
+
+async def _fetch_anew(pool: Pool, query: str, *arguments: object) -> list[asyncpg.Record]:
+    """Fetch by a plan for just these arguments."""
+    async with pool.acquire() as connection, connection.transaction(readonly=True):
+        await connection.execute(_PLAN_ANEW)
+        return await connection.fetch(query, *arguments)
 
 
 class _KeyTaken(Exception):

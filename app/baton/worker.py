@@ -166,7 +166,9 @@ class Worker:
 
     async def _beat(self, connection: Connection) -> None:
         """Raise the counter, hear what to cancel, hand back what is not running here, and watch the others."""
-        owned = None if self._worker_id is None else await workers.heartbeat(connection, self._worker_id)
+        owned = None
+        if self._worker_id is not None:
+            owned = await workers.heartbeat(connection, self._worker_id, self.metrics.tokens)
         if self._worker_id is None or owned is None:
             await self._register(connection)
             return

@@ -12,9 +12,10 @@ from .database import Connection, Pool
 _REGISTER = """
 INSERT INTO baton.worker (name, generators, concurrency) VALUES ($1, $2, $3) RETURNING id
 """
-_RAISE = (
-    "UPDATE baton.worker SET heartbeat = heartbeat + 1, heartbeat_at = clock_timestamp() WHERE id = $1 RETURNING id"
-)
+_RAISE = """
+UPDATE baton.worker SET heartbeat = heartbeat + 1, heartbeat_at = clock_timestamp(), tokens = $2 WHERE id = $1
+RETURNING id
+"""
 _OWNED = """
 SELECT id, epoch, cancel_requested_at IS NOT NULL AS cancelled,
        coalesce(coalesce(watched_at, created_at) < clock_timestamp() - make_interval(secs => unwatched_timeout), false)
@@ -23,6 +24,7 @@ FROM baton.stream
 WHERE worker_id = $1 AND status = 'running'
 """
 _COUNTERS = "SELECT id, heartbeat FROM baton.worker"
+_TOKENS = "SELECT id, tokens FROM baton.worker"
 _REMOVE = "DELETE FROM baton.worker WHERE id = $1"
 _ORPHANS = """
 SELECT id, epoch, attempts, on_worker_lost FROM baton.stream AS s
@@ -32,7 +34,8 @@ WHERE status = 'running' AND worker_id IS DISTINCT FROM $1
 _LISTED = """
 SELECT w.id, w.name, w.generators, w.concurrency, w.started_at,
        extract(epoch FROM clock_timestamp() - w.heartbeat_at)::double precision AS silent_seconds,
-       (SELECT count(*) FROM baton.stream AS s WHERE s.worker_id = w.id AND s.status = 'running') AS running
+       (SELECT count(*) FROM baton.stream AS s WHERE s.worker_id = w.id AND s.status = 'running') AS running,
+       w.tokens
 FROM baton.worker AS w ORDER BY w.name, w.id
 """
 _OFFERED = "SELECT DISTINCT unnest(generators) FROM baton.worker"
@@ -69,6 +72,7 @@ class Listed:
     started_at: datetime
     silent_seconds: float
     running: int
+    tokens: int
 
 
 async def list_all(executor: Connection | Pool) -> list[Listed]:
@@ -82,9 +86,12 @@ async def register(connection: Connection, name: str, generators: Sequence[str],
     return worker_id
 
 
-async def heartbeat(connection: Connection, worker_id: UUID) -> list[Owned] | None:
-    """Raise the worker's counter; return the streams it owns, or None when it was declared dead."""
-    if await connection.fetchval(_RAISE, worker_id) is None:
+async def heartbeat(connection: Connection, worker_id: UUID, tokens: int = 0) -> list[Owned] | None:
+    """Raise the worker's counter; return the streams it owns, or None when it was declared dead.
+
+    `tokens`: how many it has generated so far.
+    """
+    if await connection.fetchval(_RAISE, worker_id, tokens) is None:
         return None
     return [Owned(*row) for row in await connection.fetch(_OWNED, worker_id)]
 
@@ -92,6 +99,11 @@ async def heartbeat(connection: Connection, worker_id: UUID) -> list[Owned] | No
 async def counters(connection: Connection) -> dict[UUID, int]:
     """Return the counter of each worker."""
     return {row[0]: row[1] for row in await connection.fetch(_COUNTERS)}
+
+
+async def tokens(executor: Connection | Pool) -> dict[UUID, int]:
+    """Return how many tokens each worker has generated."""
+    return {row[0]: row[1] for row in await executor.fetch(_TOKENS)}
 
 
 async def remove(connection: Connection, worker_id: UUID) -> None:

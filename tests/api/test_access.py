@@ -86,6 +86,10 @@ TABLE: dict[tuple[str, str], Row] = {
     ("GET", "/openapi.json"): row("/openapi.json", None, 200),
     ("GET", "/readyz"): row("/readyz", None, 200),
     ("GET", "/metrics"): row("/metrics", "admin", 200),
+    ("GET", "/console"): row("/console", None, 200),
+    ("GET", "/assets/{name}"): row("/assets/baton.css", None, 200),
+    ("GET", "/console/overview"): row("/console/overview", "admin", 200),
+    ("GET", "/console/streams"): row("/console/streams", "admin", 200),
     **{
         (method, f"/v1/{path}{{rest:any}}"): nothing_there(f"/v1/{path}/no/such")
         for path in ("responses", "chat/completions")

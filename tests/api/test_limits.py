@@ -148,8 +148,9 @@ async def test_a_pod_that_is_full_sends_clients_elsewhere_and_creates_nothing_it
     pod, other = await cluster.pod(max_subscribers=2), await cluster.pod()
     author = await cluster.author()
     async with contextlib.AsyncExitStack() as stack:
-        for _ in range(2):
-            follower = await stack.enter_async_context(following(cluster.client, pod.url, author.id))
+        # One that nobody holds any more closes its connection.
+        followers = [await stack.enter_async_context(following(cluster.client, pod.url, author.id)) for _ in range(2)]
+        for follower in followers:
             await follower.next_block()
         ready = await cluster.client.get(f"{pod.url}/readyz")
         assert (ready.status_code, ready.json()["full"], ready.json()["draining"]) == (503, True, False)

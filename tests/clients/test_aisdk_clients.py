@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator
 
 import orjson
 import pytest
+from bench.packages import INSTALL_SECONDS
 from tests.clients.balancer import balancer
-from tests.clients.node import INSTALL_SECONDS, Node
+from tests.clients.node import Node
 from tests.clients.pods import ANSWER, WORDS, two_pods
 from tests.cluster import Cluster, Tap
 from tests.dialects.test_aisdk import CASES, OPENING, read

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from bench.packages import INSTALL_SECONDS
 from tests.clients.balancer import balancer
-from tests.clients.node import INSTALL_SECONDS, Node
+from tests.clients.node import Node
 from tests.clients.pods import ANSWER, WORDS, two_pods
 from tests.cluster import Cluster
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import openai
 import pytest
+from bench.packages import INSTALL_SECONDS
 from openai import AsyncOpenAI
 from pydantic import BaseModel
 from tests.clients.balancer import HANGS_UP, SAYS_503, balancer
-from tests.clients.node import INSTALL_SECONDS, Node
+from tests.clients.node import Node
 from tests.clients.pods import ANSWER, WORDS, two_pods
 from tests.cluster import Cluster, RunningPod, Tap, echo
 from tests.logbook import DEADLINE_SECONDS, until

@@ -41,6 +41,8 @@ from ..models import (
     FindStreams,
     FollowEvents,
     GetStream,
+    ListStreams,
+    ShowSince,
     StreamAnswer,
     StreamContent,
     StreamPage,
@@ -51,6 +53,7 @@ from ..models import (
 from ..principal import AuthScope
 from .aisdk import SendMessages, Stopped
 from .chat import CreateCompletion
+from .console import ConsolePage, OverviewContent
 from .openai import ModelContent, ModelList
 from .operations import Health, Readiness
 from .responses import (
@@ -65,6 +68,7 @@ from .responses import (
 EVENTS: Final = "text/event-stream"
 TEXT: Final = "text/plain"
 JSON: Final = "application/json"
+HTML: Final = "text/html"
 
 # The forms that errors have.
 Form = Literal["problem", "openai"]
@@ -279,6 +283,31 @@ OPERATIONS: Final[dict[tuple[Method, str], Operation]] = {
         "platform", None, {200: Given("This document.", {JSON: dict[str, Any]})}, (InternalError,)
     ),
     ("GET", "/errors"): Operation(
-        "platform", None, {200: Given("What the errors mean.", {"text/html": "A page."})}, (InternalError,)
+        "platform", None, {200: Given("What the errors mean.", {HTML: "A page."})}, (InternalError,)
+    ),
+    ("GET", "/console"): Operation("console", None, {200: Given("The page.", {HTML: "A page."})}, (InternalError,)),
+    ("GET", "/assets/{name}"): Operation(
+        "console",
+        None,
+        {
+            200: Given(
+                "The file.", {"text/css": "A style.", "text/javascript": "A module.", "image/svg+xml": "A picture."}
+            )
+        },
+        (InternalError, NotHere),
+    ),
+    ("GET", "/console/overview"): Operation(
+        "console",
+        "admin",
+        {200: Given("Pods, workers, and the last minutes.", {JSON: OverviewContent})},
+        (*_GUARDED, InvalidRequest),
+        query=(ShowSince,),
+    ),
+    ("GET", "/console/streams"): Operation(
+        "console",
+        "admin",
+        {200: Given("The newest streams, or those before one.", {JSON: ConsolePage})},
+        (*_GUARDED, InvalidRequest),
+        query=(ListStreams,),
     ),
 }

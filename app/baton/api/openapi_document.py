@@ -101,6 +101,7 @@ _IN_PATHS: Final[Mapping[tuple[str, str], Object]] = {
     ("id", "/v1/streams"): {"type": "string", "pattern": f"^{STREAM_ID}$"},
     ("id", "/v1/responses"): {"type": "string", "pattern": f"^(resp_)?{STREAM_ID}$"},
     ("name", "/v1/models"): {"type": "string", "minLength": 1},
+    ("name", "/assets"): {"type": "string", "minLength": 1, "pattern": r"^[^/]+$"},
     ("chat", "/v1/ai-sdk"): {
         "type": "string",
         "minLength": 1,

@@ -19,10 +19,12 @@ SELECT t.partdefid <> 0 FROM pg_partitioned_table AS t
 JOIN pg_class AS c ON c.oid = t.partrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = 'baton' AND c.relname = 'batch'
 """
-# The buckets of callers are meant to be.
+# The buckets of callers, and what pods say of themselves, are meant to be.
 _UNLOGGED: Final = """
 SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE n.nspname = 'baton' AND c.relkind IN ('r', 'p') AND c.relpersistence <> 'p' AND c.relname <> 'bucket' ORDER BY 1
+WHERE n.nspname = 'baton' AND c.relkind IN ('r', 'p') AND c.relpersistence <> 'p'
+  AND c.relname NOT IN ('bucket', 'pod')
+ORDER BY 1
 """
 # An index of a partitioned table stays invalid until each partition's is attached, so that one is told too.
 _INVALID_INDEXES: Final = """

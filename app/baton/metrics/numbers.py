@@ -35,11 +35,37 @@ class Histogram:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
+    @property
+    def counts(self) -> Sequence[int]:
+        """How many values fell into each bucket; the last one is for those beyond all bounds."""
+        return tuple(self._counts)
+
+    @property
+    def count(self) -> int:
+        """How many values there were."""
+        return sum(self._counts)
+
     def collect(self) -> Iterator[Metric]:
         """Give the numbers to Prometheus."""
         bounds = [*map(str, self._bounds), "+Inf"]
         buckets = list(zip(bounds, map(float, itertools.accumulate(self._counts)), strict=True))
         yield HistogramMetricFamily(self._name, self._documentation, buckets=buckets, sum_value=self._sum)
+
+
+def quantile(bounds: Sequence[float], counts: Sequence[int], part: float) -> float | None:
+    """Return the value that this part of all values does not exceed, as Prometheus estimates it; None of no values.
+
+    Within a bucket values are taken to lie evenly; those beyond all bounds, at the last bound.
+    """
+    wanted = part * sum(counts)
+    if not wanted:
+        return None
+    below = 0
+    for lower, upper, count in zip((0.0, *bounds), bounds, counts, strict=False):
+        if below + count >= wanted:
+            return lower + (upper - lower) * (wanted - below) / count
+        below += count
+    return bounds[-1]
 
 
 class LabelledCounter:

@@ -44,6 +44,11 @@ class WorkerMetrics(Collector):
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens the generators here have yielded."""
+        return self.first_token_seconds.count + self.token_gap_seconds.count
+
     def flushed(self, *, batches: int, events: int, size_bytes: int, seconds: float) -> None:
         """Count one append."""
         self.flush_batches.observe(batches)

@@ -1,0 +1,302 @@
+"""The console: a page for those who run Baton, and what it asks for every second or two.
+
+The page is public, since it holds nothing. What it asks for needs the scope `admin`, which reads no conversation: of
+streams it gets how they do, and only of the caller's tenant. However many consoles are open, a pod asks the database
+once a second for each thing that they show, and each of these questions has a bounded cost.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from starlette.requests import Request
+from starlette.routing import Route
+from typing_extensions import TypedDict
+
+from .. import __version__, log, pods, problems, streams, workers
+from ..census import Point
+from ..codes import ENDS
+from ..database import translated
+from ..events import Status
+from ..models import ListStreams, ShowSince, StreamError, timings, validated
+from ..outcome import TimingsContent
+from ..pod import Pod
+from ..principal import AuthScope
+from ..streams import Stream
+from . import pages
+from .request import Answer, answered, json_answer, pod_of, principal_of, query_of
+
+STREAMS_PER_PAGE: Final = 50
+# A pod that has noted nothing for so many of its intervals is not counted as living.
+MISSED_NOTES: Final = 4
+FILES: Final = frozenset({"baton.css", "console.js", "chart.js", "dom.js", "follow.js", "icon.svg", "stream.js"})
+
+_EXPLAINED: Final = frozenset(end.code for end in ENDS)
+_FIRST, _LAST = UUID(int=0), UUID(int=(1 << 128) - 1)
+_HEX_DIGITS: Final = 32
+
+
+class PodContent(TypedDict):
+    """A pod, by what it has said of itself last. `alive`: it has said so lately."""
+
+    id: str
+    name: str
+    version: str
+    started_at: datetime
+    silent_seconds: float
+    alive: bool
+    state: pods.State
+    listener: str
+    subscribers: int
+    connections: int
+
+
+class WorkerContent(TypedDict):
+    """A worker that has not left. `tokens`: how many it has generated."""
+
+    id: str
+    name: str
+    generators: list[str]
+    concurrency: int
+    running: int
+    tokens: int
+    started_at: datetime
+    silent_seconds: float
+    alive: bool
+
+
+class PointContent(TypedDict):
+    """What happened in the seconds before a moment, which is in seconds since 1970: in all pods and workers together.
+
+    Delays are from commit to socket; null where nothing was sent.
+    """
+
+    at: float
+    seconds: float
+    tokens: int
+    median_delay_seconds: float | None
+    most_delay_seconds: float | None
+
+
+class LiveContent(TypedDict):
+    """How many streams of the caller's tenant have not ended, up to `at_most` together."""
+
+    queued: int
+    running: int
+    at_most: int
+
+
+class QueueContent(TypedDict):
+    """How many streams of all tenants wait for a worker, and for how long the first of them has."""
+
+    streams: int
+    oldest_seconds: float
+
+
+class Surroundings(TypedDict):
+    """What the database says of all processes, and of the caller's tenant."""
+
+    live: LiveContent
+    queue: QueueContent
+    pods: list[PodContent]
+    workers: list[WorkerContent]
+
+
+class OverviewContent(Surroundings):
+    """What the console shows but for streams, what its key may do, and which pod says so."""
+
+    pod: str
+    version: str
+    tenant: str
+    anonymous: bool
+    scopes: list[AuthScope]
+    points: list[PointContent]
+
+
+class ConsoleError(StreamError):
+    """Why a stream failed, and the path of what explains that code, where there is such."""
+
+    entry: str | None
+
+
+class ConsoleStream(TypedDict):
+    """How a stream does. `events`: the number of its newest one. `viewers`: null where the stream is too old."""
+
+    id: str
+    status: Status
+    generator: str
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    cancel_requested_at: datetime | None
+    attempts: int
+    finish_reason: str | None
+    error: ConsoleError | None
+    usage: dict[str, Any] | None
+    timings: TimingsContent | None
+    events: int
+    viewers: int | None
+
+
+class ConsolePage(TypedDict):
+    """Some streams, newest first. There may be more before the id `next`. `at`: when they were looked at."""
+
+    at: datetime
+    data: list[ConsoleStream]
+    next: str | None
+
+
+async def console(request: Request) -> Answer:
+    """Give the console's page."""
+    return pages.answer(request, "console.html", {"console.html"})
+
+
+async def asset(request: Request) -> Answer:
+    """Give a file of the console's page."""
+    return pages.answer(request, request.path_params["name"], FILES)
+
+
+async def overview(request: Request) -> Answer:
+    """Tell which pods and workers live, and what happened in the last minutes."""
+    since = validated(ShowSince, query_of(request)).since
+    pod, principal = pod_of(request), principal_of(request)
+    known = await pod.recent_answers.get(("overview", principal.tenant), lambda: _look_around(pod, principal.tenant))
+    content: OverviewContent = {
+        "pod": pod.settings.pod_name,
+        "version": __version__,
+        "tenant": principal.tenant,
+        "anonymous": pod.gate.anonymous,
+        "scopes": sorted(principal.scopes),
+        **known,
+        "points": [_point(point) for point in pod.census.points if point.at > since],
+    }
+    return json_answer(request, content)
+
+
+async def list_streams(request: Request) -> Answer:
+    """Tell how the newest streams of the caller's tenant do."""
+    wanted = validated(ListStreams, query_of(request))
+    pod, tenant = pod_of(request), principal_of(request).tenant
+    page = problems.address(request, problems.PAGE)
+    content = await pod.recent_answers.get(
+        ("streams", tenant, wanted.model_dump_json(), page), lambda: _look_at_streams(pod, tenant, wanted, page)
+    )
+    return json_answer(request, content)
+
+
+ROUTES = [
+    Route("/console", answered(console, None), methods=["GET"], name="console"),
+    Route("/assets/{name}", answered(asset, None), methods=["GET"]),
+    Route("/console/overview", answered(overview, "admin"), methods=["GET"]),
+    Route("/console/streams", answered(list_streams, "admin"), methods=["GET"]),
+]
+
+
+async def _look_around(pod: Pod, tenant: str) -> Surroundings:
+    async with translated(), pod.pool.acquire() as connection:
+        queued, oldest_seconds = await streams.queue_state(connection)
+        waiting, running = await streams.live_counts(connection, tenant)
+        return {
+            "live": LiveContent(queued=waiting, running=running, at_most=streams.LOOKED_AT),
+            "queue": QueueContent(streams=queued, oldest_seconds=oldest_seconds),
+            "pods": [_pod(pod, item) for item in await pods.list_all(connection)],
+            "workers": [_worker(pod, item) for item in await workers.list_all(connection)],
+        }
+
+
+async def _look_at_streams(pod: Pod, tenant: str, wanted: ListStreams, errors_page: str) -> ConsolePage:
+    between = _between(wanted)
+    statuses = None if wanted.status is None else sorted(streams.LIVE) if wanted.status == "live" else [wanted.status]
+    async with translated():
+        found, onward = await streams.latest(pod.pool, tenant, between, statuses, STREAMS_PER_PAGE)
+    ids = [stream.id for stream in found]
+    async with translated(), pod.pool.acquire() as connection:
+        tails = await log.tails(connection, ids)
+        living = [item for item in await pods.list_all(connection) if _alive(pod, item)]
+        watching = await pods.viewers(connection, ids, living)
+        at: datetime = await connection.fetchval("SELECT clock_timestamp()")
+    return {
+        "at": at,
+        "data": [_stream(item, tails.get(item.id, 0), watching.get(item.id), errors_page) for item in found],
+        "next": None if onward is None else str(onward),
+    }
+
+
+def _between(wanted: ListStreams) -> tuple[UUID, UUID]:
+    """The lowest and the highest id that may be listed."""
+    digits = wanted.id.replace("-", "")[:_HEX_DIGITS]
+    first, last = (UUID(digits.ljust(_HEX_DIGITS, filler)) for filler in "0f")
+    if wanted.before is not None:
+        last = min(last, UUID(int=max(0, wanted.before.int - 1)))
+    return max(first, _FIRST), min(last, _LAST)
+
+
+def _stream(item: Stream, tail: int, viewers: int | None, errors_page: str) -> ConsoleStream:
+    return {
+        "id": str(item.id),
+        "status": item.status,
+        "generator": item.generator,
+        "created_at": item.created_at,
+        "started_at": item.started_at,
+        "finished_at": item.finished_at,
+        "cancel_requested_at": item.cancel_requested_at,
+        "attempts": item.attempts,
+        "finish_reason": item.finish_reason,
+        "error": _error(item, errors_page),
+        "usage": None if item.usage is None else dict(item.usage),
+        "timings": timings(item),
+        "events": tail,
+        "viewers": viewers,
+    }
+
+
+def _error(item: Stream, errors_page: str) -> ConsoleError | None:
+    if item.error_code is None:
+        return None
+    entry = f"{errors_page}#{item.error_code}" if item.error_code in _EXPLAINED else None
+    return {"code": item.error_code, "message": item.error_message, "entry": entry}
+
+
+def _alive(pod: Pod, item: pods.Listed) -> bool:
+    return item.silent_seconds < MISSED_NOTES * pod.settings.note_interval_seconds
+
+
+def _pod(pod: Pod, item: pods.Listed) -> PodContent:
+    return {
+        "id": str(item.id),
+        "name": item.name,
+        "version": item.version,
+        "started_at": item.started_at,
+        "silent_seconds": item.silent_seconds,
+        "alive": _alive(pod, item),
+        "state": item.state,
+        "listener": item.listener,
+        "subscribers": item.subscribers,
+        "connections": item.connections,
+    }
+
+
+def _worker(pod: Pod, item: workers.Listed) -> WorkerContent:
+    return {
+        "id": str(item.id),
+        "name": item.name,
+        "generators": list(item.generators),
+        "concurrency": item.concurrency,
+        "running": item.running,
+        "tokens": item.tokens,
+        "started_at": item.started_at,
+        "silent_seconds": item.silent_seconds,
+        "alive": item.silent_seconds < pod.settings.lease_seconds,
+    }
+
+
+def _point(point: Point) -> PointContent:
+    return {
+        "at": point.at,
+        "seconds": point.seconds,
+        "tokens": point.tokens,
+        "median_delay_seconds": point.median_delay_seconds,
+        "most_delay_seconds": point.most_delay_seconds,
+    }

@@ -1,0 +1,391 @@
+// The console: asks a pod every second or two how everything does, while somebody looks, and shows it.
+
+import { Chart } from "./chart.js";
+import { NONE, byId, clock, count, el, keyed, plural, rate, seconds, setAttribute, setText, shortId, showState, span } from "./dom.js";
+import { Refused, bearer, refusal } from "./follow.js";
+import { StreamSheet } from "./stream.js";
+
+const EVERY_MILLISECONDS = 1500;
+const PATIENCE_MILLISECONDS = 8000;
+const HISTORY_SECONDS = 600;
+const LONG_QUEUE_SECONDS = 10;
+const LATELY_SECONDS = 600;
+// For this tab only, so that a reload asks for no key, and closing the tab forgets it. The policy of this page lets no
+// script run that is not Baton's.
+const KEY = "baton.console.key";
+
+const session = { key: sessionStorage.getItem(KEY), scopes: [], points: [], rates: new Map() };
+const view = { status: "", id: "", before: "" };
+const nodes = { pods: new Map(), workers: new Map(), streams: new Map(), problems: new Map() };
+let timer = null;
+let asking = null;
+let answeredAt = null;
+
+const tokensChart = new Chart(byId("chart-tokens"), {
+  series: [{ name: "now", className: "median", area: true, value: (point) => point.tokens / point.seconds }],
+  format: (value) => `${rate(value)}/s`,
+  least: 10,
+  none: "Nothing was counted yet.",
+  highest: true,
+});
+const delayChart = new Chart(byId("chart-delay"), {
+  series: [
+    { name: "median", className: "median", value: (point) => point.median_delay_seconds },
+    { name: "95 in 100 below", className: "most", value: (point) => point.most_delay_seconds },
+  ],
+  format: seconds,
+  least: 0.01,
+  none: "Nothing was sent to anybody.",
+});
+const sheet = new StreamSheet(session, () => {
+  if (!location.hash) return;
+  const id = location.hash.slice(1);
+  history.replaceState(null, "", location.pathname + location.search);
+  nodes.streams.get(id)?.querySelector("a").focus();
+});
+
+// --- Asking
+
+async function ask(path) {
+  const signal = AbortSignal.any([asking.signal, AbortSignal.timeout(PATIENCE_MILLISECONDS)]);
+  const response = await fetch(path, { headers: bearer(session.key), signal, cache: "no-store" });
+  if (!response.ok) throw await refusal(response);
+  return response.json();
+}
+
+function streamsPath(wanted) {
+  const query = new URLSearchParams(Object.entries(wanted).filter(([, value]) => value));
+  return `console/streams?${query}`;
+}
+
+async function look() {
+  clearTimeout(timer);
+  asking?.abort();
+  const mine = (asking = new AbortController());
+  try {
+    const since = session.points.at(-1)?.at ?? 0;
+    const wanted = { ...view };
+    const [overview, page] = await Promise.all([ask(`console/overview?since=${since}`), ask(streamsPath(wanted))]);
+    const opened = sheet.id && !page.data.some((item) => item.id === sheet.id) ? await ask(streamsPath({ id: sheet.id })) : null;
+    if (mine.signal.aborted) return;
+    answeredAt = Date.now();
+    byId("trouble").hidden = true;
+    byId("numbers-now").classList.remove("stale");
+    show(overview, page, opened);
+  } catch (error) {
+    if (mine.signal.aborted) return;
+    fail(error);
+    if (session.asks) return;
+  }
+  again();
+}
+
+function again() {
+  clearTimeout(timer);
+  // Nobody looks at a hidden page. It asks at once when it is seen again.
+  if (document.visibilityState === "visible") timer = setTimeout(look, EVERY_MILLISECONDS);
+}
+
+function fail(error) {
+  if (error instanceof Refused && (error.status === 401 || error.status === 403)) {
+    askForKey(session.key ? error.message : "");
+    return;
+  }
+  if (!session.shown) reveal();
+  const trouble = byId("trouble");
+  const since = answeredAt ? ` What you see is as of ${clock(answeredAt)}.` : "";
+  const what = error instanceof Refused ? error.message : "No pod answers here.";
+  trouble.hidden = false;
+  setText(trouble, `${what} Trying again …${since}`);
+  byId("numbers-now").classList.add("stale");
+}
+
+// --- The key
+
+function askForKey(message) {
+  session.asks = true;
+  session.shown = false;
+  sheet.close();
+  byId("console").hidden = true;
+  byId("forget").hidden = true;
+  byId("enter").hidden = false;
+  setText(byId("where"), "");
+  setText(byId("key-error"), message);
+  byId("key").focus();
+}
+
+function reveal() {
+  session.asks = false;
+  session.shown = true;
+  byId("enter").hidden = true;
+  byId("console").hidden = false;
+}
+
+byId("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  session.key = byId("key").value.trim();
+  sessionStorage.setItem(KEY, session.key);
+  setText(byId("key-error"), "");
+  look();
+});
+
+byId("forget").addEventListener("click", () => {
+  asking?.abort();
+  clearTimeout(timer);
+  sessionStorage.removeItem(KEY);
+  session.key = null;
+  session.points = [];
+  byId("key").value = "";
+  askForKey("");
+});
+
+// --- Showing
+
+function show(overview, page, opened) {
+  if (!session.shown) reveal();
+  session.scopes = overview.scopes;
+  byId("forget").hidden = overview.anonymous;
+  setText(byId("where"), `${overview.pod} · ${overview.version}`);
+  setText(byId("tenant"), overview.tenant ? `of ${overview.tenant}` : "");
+  showPoints(overview.points);
+  showFigures(overview);
+  showProblems(overview, page);
+  showPods(overview.pods);
+  showWorkers(overview.workers);
+  showStreams(page);
+  showOpened(page, opened);
+}
+
+function showPoints(points) {
+  session.points.push(...points);
+  const oldest = (session.points.at(-1)?.at ?? 0) - HISTORY_SECONDS;
+  while (session.points.length && session.points[0].at < oldest) session.points.shift();
+  tokensChart.show(session.points);
+  delayChart.show(session.points);
+}
+
+function showFigures({ live, queue, pods }) {
+  const alive = pods.filter((pod) => pod.alive);
+  const last = session.points.at(-1);
+  const more = live.queued + live.running >= live.at_most ? "+" : "";
+  setText(byId("figure-running"), count(live.running) + more);
+  setText(byId("figure-queued"), count(live.queued) + more);
+  setText(byId("figure-viewers"), count(alive.reduce((sum, pod) => sum + pod.subscribers, 0)));
+  setText(byId("figure-tokens"), last ? rate(last.tokens / last.seconds) : NONE);
+  setText(byId("figure-delay"), seconds(last?.median_delay_seconds));
+}
+
+// What a person should know first, in sentences.
+function problemsOf({ pods, workers, queue }) {
+  const found = [];
+  const waiting = queue.streams ? ` ${plural(queue.streams, "stream")} ${queue.streams === 1 ? "waits" : "wait"}.` : "";
+  if (!workers.some((worker) => worker.alive)) found.push(`No worker is alive, so nothing is generated.${waiting}`);
+  else if (queue.oldest_seconds > LONG_QUEUE_SECONDS) {
+    found.push(`${plural(queue.streams, "stream")} in the queue, the first for ${span(queue.oldest_seconds)}: the workers are full.`);
+  }
+  for (const worker of workers.filter((item) => !item.alive)) {
+    found.push(`Worker ${worker.name} has been silent for ${span(worker.silent_seconds)}.`);
+  }
+  for (const pod of pods) {
+    if (!pod.alive) found.push(`Pod ${pod.name} has been silent for ${span(pod.silent_seconds)}.`);
+    else if (pod.listener !== "listening") found.push(`Pod ${pod.name} hears no notifications: what it tells comes late.`);
+    else if (pod.state === "full" || pod.state === "not ready") found.push(`Pod ${pod.name} takes no more clients: it is ${pod.state}.`);
+  }
+  return found;
+}
+
+// Several failures among the newest streams, if it is these that are shown.
+function failuresOf(page) {
+  if (view.status || view.id || view.before) return session.failures ?? [];
+  const now = Date.parse(page.at);
+  const ended = page.data.filter((item) => item.finished_at && now - Date.parse(item.finished_at) < LATELY_SECONDS * 1000);
+  const failed = ended.filter((item) => item.error);
+  const codes = [...new Set(failed.map((item) => item.error.code))].join(", ");
+  const many = failed.length >= 3 && failed.length >= ended.length / 5;
+  session.failures = many ? [`Of the newest ${ended.length} streams that ended, ${failed.length} failed: ${codes}.`] : [];
+  return session.failures;
+}
+
+function showProblems(overview, page) {
+  const found = [...problemsOf({ ...overview, pods: withoutReplaced(overview.pods) }), ...failuresOf(page)];
+  setAttribute(byId("verdict"), "data-well", String(!found.length));
+  setText(byId("verdict-head"), found.length ? "Look at this" : "All is well");
+  keyed(byId("verdict-list"), nodes.problems, found, (text) => text, (text) => el("li", {}, text), () => {});
+}
+
+// A pod that died and has come back under its name is the same to a person.
+function withoutReplaced(pods) {
+  const living = new Set(pods.filter((pod) => pod.alive).map((pod) => pod.name));
+  return pods.filter((pod) => pod.alive || !living.has(pod.name));
+}
+
+const cells = (...classes) => classes.map((name) => el("td", name ? { class: name } : {}));
+
+function makeProcess() {
+  const row = el("tr", {}, el("th", { scope: "row" }), ...cells("", "number", "number"));
+  row.children[1].append(el("span", { class: "state" }));
+  return row;
+}
+
+function showProcess(row, item, state, label, number) {
+  setAttribute(row, "class", item.alive ? "" : "gone");
+  setText(row.children[0], item.name);
+  const node = row.children[1].firstChild;
+  setAttribute(node, "data-state", item.alive ? state : "failed");
+  setText(node, item.alive ? label : `silent for ${span(item.silent_seconds)}`);
+  setText(row.children[2], number);
+  setText(row.children[3], item.alive ? span((Date.now() - Date.parse(item.started_at)) / 1000) : NONE);
+}
+
+function showPods(all) {
+  const pods = withoutReplaced(all);
+  setText(byId("pods-count"), String(pods.filter((pod) => pod.alive).length));
+  keyed(byId("pods"), nodes.pods, pods, (pod) => pod.id, makeProcess, (row, pod) => {
+    const hears = pod.listener === "listening";
+    const state = pod.state === "ready" && hears ? "running" : "warned";
+    showProcess(row, pod, state, hears ? pod.state : `${pod.state}, ${pod.listener}`, count(pod.alive ? pod.subscribers : null));
+  });
+}
+
+function showWorkers(workers) {
+  setText(byId("workers-count"), String(workers.filter((worker) => worker.alive).length));
+  byId("no-workers").hidden = workers.length > 0;
+  keyed(byId("workers"), nodes.workers, workers, (worker) => worker.id, makeProcess, (row, worker) => {
+    const full = worker.running >= worker.concurrency;
+    showProcess(row, worker, full ? "warned" : "running", full ? "full" : "claims", `${worker.running} of ${worker.concurrency}`);
+    setAttribute(row.children[0], "title", `Generators: ${worker.generators.join(", ")}`);
+  });
+}
+
+const COLUMNS = ["Generator", "First token", "Tokens/s", "Events", "Viewers", "Took", "Created"];
+
+function makeStream(item) {
+  const state = el("td", { role: "cell" }, el("span", { class: "state" }));
+  const link = el("a", { href: `#${item.id}`, title: item.id }, el("code", {}, shortId(item.id)));
+  const name = el("th", { scope: "row", role: "rowheader" }, link, el("span", { class: "why" }));
+  const rest = COLUMNS.map((label, index) => el("td", { role: "cell", "data-label": label, class: index ? "number" : "" }));
+  const row = el("tr", { role: "row", "data-id": item.id }, state, name, ...rest);
+  row.addEventListener("click", (event) => {
+    if (!event.target.closest("a") && !String(getSelection())) location.hash = item.id;
+  });
+  return row;
+}
+
+function showStreams(page) {
+  const now = Date.parse(page.at);
+  noteRates(page.data, now);
+  keyed(byId("stream-rows"), nodes.streams, page.data, (item) => item.id, makeStream, (row, item) => showStream(row, item, now));
+  const empty = byId("no-streams");
+  empty.hidden = page.data.length > 0;
+  byId("stream-table").hidden = !page.data.length;
+  const filtered = view.status || view.id || view.before;
+  setText(empty, filtered ? "No such streams." : "No streams yet. The first one that is created appears here.");
+  byId("older").hidden = !page.next;
+  byId("older").dataset.before = page.next ?? "";
+  byId("newest").hidden = !view.before;
+  setText(byId("pager-note"), page.next && page.data.length < 50 ? "Only the newest 2,000 were looked through." : "");
+}
+
+function showStream(row, item, now) {
+  const timings = item.timings;
+  const ended = item.status !== "queued" && item.status !== "running";
+  const age = (moment) => (now - Date.parse(moment)) / 1000;
+  const [state, name, generator, first, perSecond, events, viewers, took, created] = row.children;
+  setAttribute(row, "data-state", item.status);
+  showState(state.firstChild, item.status);
+  setText(name.lastChild, item.error ? item.error.code : "");
+  setText(generator, item.generator);
+  const waits = !ended && item.events === 0 ? `waits ${span(age(item.created_at))}` : NONE;
+  setText(first, timings ? seconds(timings.time_to_first_token_seconds) : waits);
+  setText(perSecond, rate(timings ? timings.tokens_per_second : rateOf(item)));
+  setText(events, count(item.events));
+  setText(viewers, count(item.viewers));
+  setText(took, timings ? seconds(timings.duration_seconds) : item.started_at && !ended ? `${span(age(item.started_at))} …` : NONE);
+  setText(created, `${span(age(item.created_at))} ago`);
+  setAttribute(created, "title", new Date(item.created_at).toString());
+}
+
+// How fast live streams are, by the number of their newest event now and a few seconds ago.
+function noteRates(items, now) {
+  for (const item of items) {
+    if (item.status !== "running") {
+      session.rates.delete(item.id);
+      continue;
+    }
+    const seen = session.rates.get(item.id) ?? [];
+    if (!seen.length || now > seen.at(-1).at) seen.push({ at: now, events: item.events });
+    while (seen.length > 2 && now - seen[1].at > 4000) seen.shift();
+    session.rates.set(item.id, seen);
+  }
+}
+
+function rateOf(item) {
+  const seen = session.rates.get(item.id);
+  if (!seen || seen.length < 2) return null;
+  const [first, last] = [seen[0], seen.at(-1)];
+  return ((last.events - first.events) * 1000) / (last.at - first.at);
+}
+
+function showOpened(page, opened) {
+  if (!sheet.id) return;
+  const from = opened ?? page;
+  if (opened) noteRates(opened.data, Date.parse(opened.at));
+  const item = from.data.find((candidate) => candidate.id === sheet.id);
+  if (item) sheet.update(item, Date.parse(from.at), rateOf(item));
+  else if (opened) sheet.missing();
+}
+
+// --- What a person does
+
+function choose(changes) {
+  Object.assign(view, changes);
+  for (const button of byId("filters").children) setAttribute(button, "aria-pressed", String(button.dataset.status === view.status));
+  look();
+}
+
+byId("filters").addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (button) choose({ status: button.dataset.status, before: "" });
+});
+byId("search").addEventListener("submit", (event) => event.preventDefault());
+byId("wanted").addEventListener("input", (event) => {
+  const id = event.target.value.trim().replace(/^resp_/, "");
+  const readable = /^[0-9a-fA-F-]{0,36}$/.test(id);
+  setAttribute(event.target, "aria-invalid", readable ? null : "true");
+  if (readable) choose({ id, before: "" });
+});
+byId("older").addEventListener("click", (event) => choose({ before: event.target.dataset.before }));
+byId("newest").addEventListener("click", () => choose({ before: "" }));
+
+byId("stream-rows").addEventListener("keydown", (event) => {
+  const step = { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key];
+  const next = step && event.target.closest("tr")?.[step];
+  if (next) {
+    event.preventDefault();
+    next.querySelector("a").focus();
+  }
+});
+document.addEventListener("keydown", (event) => {
+  const writes = event.target.closest("input, textarea, dialog");
+  if (event.key === "/" && !writes && session.shown) {
+    event.preventDefault();
+    byId("wanted").focus();
+  }
+});
+
+function openByAddress() {
+  const id = location.hash.slice(1);
+  if (/^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(id) && session.shown) {
+    sheet.open(id);
+    look();
+  } else if (!id) sheet.close();
+}
+
+window.addEventListener("hashchange", openByAddress);
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(timer);
+  if (document.visibilityState === "visible" && !session.asks) look();
+});
+
+await look();
+openByAddress();

@@ -1,0 +1,38 @@
+"""A person at a page: Chromium, driven by Playwright, which brings no browser of its own here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Literal
+
+import pytest
+from playwright.async_api import Page, async_playwright
+from tests.clients.test_browser import CHROMIUM, START_SECONDS
+
+WIDE, PHONE = (1280, 860), (360, 740)
+# What a browser says by itself of requests that are refused, or cut.
+EXPECTED = "Failed to load resource"
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the pages were not looked at")
+
+
+@contextlib.asynccontextmanager
+async def browsing(*, scheme: Literal["light", "dark"] = "light", size: tuple[int, int] = WIDE) -> AsyncIterator[Page]:
+    """Open an empty page. Whatever a page complains about, its policy of contents included, fails the test."""
+    complaints: list[str] = []
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--no-proxy-server"], timeout=START_SECONDS * 1000
+        )
+        viewport = {"width": size[0], "height": size[1]}
+        context = await browser.new_context(color_scheme=scheme, viewport=viewport, reduced_motion="reduce")  # type: ignore[arg-type]
+        context.set_default_timeout(START_SECONDS * 1000)
+        page = await context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda told: complaints.append(told.text) if told.type == "error" else None)
+        try:
+            yield page
+        finally:
+            await browser.close()
+    assert [text for text in complaints if EXPECTED not in text] == []

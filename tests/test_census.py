@@ -1,0 +1,123 @@
+"""What pods note of themselves, and what each makes of what all have noted."""
+
+from __future__ import annotations
+
+from uuid import UUID, uuid4
+
+import pytest
+from tests.cluster import Cluster, echo
+from tests.logbook import until
+
+from baton import pods
+from baton.census import Point, Sample
+from baton.metrics.numbers import MILLISECONDS_TO_SECONDS, quantile
+from baton.pods import MOST_WATCHED, Note
+
+ONE, TWO = UUID(int=1), UUID(int=2)
+BUCKETS = len(MILLISECONDS_TO_SECONDS) + 1
+
+
+def counts(**given: int) -> list[int]:
+    """How many delays fell into which bucket; `b3=7` is seven in the fourth."""
+    return [given.get(f"b{number}", 0) for number in range(BUCKETS)]
+
+
+def note(pod_id: UUID, **changes: object) -> Note:
+    given: dict[str, object] = {
+        "id": pod_id,
+        "name": "pod",
+        "version": "1",
+        "state": "ready",
+        "listener": "listening",
+        "subscribers": 0,
+        "connections": 0,
+        "deliveries": counts(),
+        "viewers": {},
+    }
+    return Note(**given | changes)  # type: ignore[arg-type]
+
+
+def test_a_point_is_what_all_have_added() -> None:
+    before = Sample(100.0, {ONE: 10, TWO: 50}, {ONE: counts(b0=5)})
+    after = Sample(102.0, {ONE: 30, UUID(int=3): 7}, {ONE: counts(b0=5, b2=10), TWO: counts(b4=10)})
+    point = Point.between(before, after)
+    # One that has gone takes nothing away, and one that has come had nothing before.
+    assert (point.at, point.seconds, point.tokens) == (102.0, 2.0, 27)
+    assert point.median_delay_seconds == MILLISECONDS_TO_SECONDS[2]
+    assert point.most_delay_seconds is not None
+    assert MILLISECONDS_TO_SECONDS[3] < point.most_delay_seconds < MILLISECONDS_TO_SECONDS[4]
+
+
+def test_nothing_sent_is_no_delay() -> None:
+    point = Point.between(Sample(1, {}, {ONE: counts(b1=3)}), Sample(2, {}, {ONE: counts(b1=3)}))
+    assert (point.tokens, point.median_delay_seconds, point.most_delay_seconds) == (0, None, None)
+
+
+def test_a_quantile_lies_in_the_bucket_that_holds_it() -> None:
+    bounds = (1.0, 2.0, 4.0)
+    assert quantile(bounds, (0, 0, 0, 0), 0.5) is None
+    assert quantile(bounds, (0, 10, 0, 0), 0.5) == 1.5
+    assert quantile(bounds, (5, 5, 0, 0), 0.5) == 1.0
+    assert quantile(bounds, (0, 0, 0, 3), 0.5) == 4.0
+
+
+async def test_a_pod_notes_itself_and_takes_its_row_away(cluster: Cluster) -> None:
+    async def noted(state: str) -> bool:
+        return [item.state for item in await pods.list_all(cluster.pool)] == [state]
+
+    async with Cluster(cluster.dsn) as inner:
+        pod = await inner.pod(pod_name="alone", note_interval_seconds=0.05)
+        await until(lambda: noted("ready"))
+        (found,) = await pods.list_all(cluster.pool)
+        assert (found.id, found.name, found.listener) == (pod.pod.id, "alone", "listening")
+        pod.pod.draining = True
+        await until(lambda: noted("leaving"))
+    assert await pods.list_all(cluster.pool) == []
+
+
+async def test_a_row_that_nobody_writes_is_forgotten(cluster: Cluster) -> None:
+    await pods.note(cluster.pool, note(ONE))
+    await pods.note(cluster.pool, note(TWO))
+    await cluster.pool.execute("UPDATE baton.pod SET noted_at = noted_at - interval '9 min' WHERE id = $1", ONE)
+    await pods.note(cluster.pool, note(TWO))
+    assert [item.id for item in await pods.list_all(cluster.pool)] == [ONE, TWO]
+    await cluster.pool.execute("UPDATE baton.pod SET noted_at = noted_at - interval '2 min' WHERE id = $1", ONE)
+    await pods.note(cluster.pool, note(TWO))
+    assert [item.id for item in await pods.list_all(cluster.pool)] == [TWO]
+
+
+async def test_viewers_are_those_of_all_pods_and_unknown_where_a_pod_cannot_say(cluster: Cluster) -> None:
+    streams = sorted(uuid4() for _ in range(MOST_WATCHED + 1))
+    await pods.note(cluster.pool, note(ONE, viewers={streams[0]: 2, streams[-1]: 3}))
+    await pods.note(cluster.pool, note(TWO, viewers={streams[-1]: 4}))
+    living = await pods.list_all(cluster.pool)
+    asked = [streams[0], streams[1], streams[-1]]
+    assert await pods.viewers(cluster.pool, asked, living) == dict(zip(asked, (2, 0, 7), strict=True))
+    assert await pods.viewers(cluster.pool, asked, living[:1]) == dict(zip(asked, (2, 0, 3), strict=True))
+    # It follows more than it can say, and says it of the newest.
+    await pods.note(cluster.pool, note(TWO, viewers=dict.fromkeys(streams[1:], 1)))
+    living = await pods.list_all(cluster.pool)
+    assert await pods.viewers(cluster.pool, asked, living) == {streams[1]: 1, streams[-1]: 4}
+
+
+async def test_the_points_hold_each_token_that_workers_have_generated(cluster: Cluster) -> None:
+    pod = await cluster.pod(note_interval_seconds=0.05)
+    census = pod.pod.census
+    await until(lambda: len(census.points) > 0)
+    await cluster.worker({"replay": echo}, worker_heartbeat_seconds=0.05, lease_seconds=10)
+    for size in (3, 40):
+        stream_id = await cluster.create(pod, input=["x"] * size)
+        await cluster.client.get(f"{pod.url}/v1/streams/{stream_id}?wait=20")
+    written = await cluster.pool.fetchval("SELECT sum(tokens) FROM baton.stream")
+    assert written == 43
+    await until(lambda: sum(point.tokens for point in census.points) >= written)
+    assert sum(point.tokens for point in census.points) == written
+
+
+@pytest.mark.parametrize("most", [1, 3])
+async def test_a_pod_says_how_many_follow_which_of_the_newest(cluster: Cluster, most: int) -> None:
+    audience = (await cluster.pod()).pod.audience
+    ids = sorted(uuid4() for _ in range(3))
+    for tenant, stream_id in (("a", ids[0]), ("a", ids[2]), ("b", ids[2]), ("b", ids[1])):
+        audience.join(tenant, stream_id)
+    assert audience.newest(most) == ({ids[2]: 2} if most == 1 else {ids[0]: 1, ids[1]: 1, ids[2]: 2})

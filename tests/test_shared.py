@@ -1,0 +1,61 @@
+"""What many ask for at once is found once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from baton.shared import RecentAnswers
+
+
+class Finding:
+    """Finds when the test lets it, and counts."""
+
+    def __init__(self) -> None:
+        self.found = 0
+        self.asked = asyncio.Event()
+        self.allowed = asyncio.Event()
+
+    async def __call__(self) -> int:
+        self.found += 1
+        self.asked.set()
+        await self.allowed.wait()
+        return self.found
+
+
+async def test_all_who_ask_within_the_time_get_one_answer() -> None:
+    finding, answers = Finding(), RecentAnswers(60)
+    finding.allowed.set()
+    assert await asyncio.gather(*(answers.get("key", finding) for _ in range(20))) == [1] * 20
+    assert await answers.get("key", finding) == 1
+    assert await answers.get("another", finding) == 2
+
+
+async def test_an_answer_is_found_anew_after_its_time() -> None:
+    finding, answers = Finding(), RecentAnswers(0)
+    finding.allowed.set()
+    assert [await answers.get("key", finding) for _ in range(3)] == [1, 2, 3]
+
+
+async def test_who_asks_first_and_leaves_takes_the_answer_from_nobody() -> None:
+    finding, answers = Finding(), RecentAnswers(0)
+    first, second = (asyncio.create_task(answers.get("key", finding)) for _ in range(2))
+    await finding.asked.wait()
+    first.cancel()
+    finding.allowed.set()
+    assert await second == 1
+
+
+async def test_an_error_is_raised_and_not_kept() -> None:
+    answers = RecentAnswers(60)
+
+    async def fail() -> int:
+        raise LookupError
+
+    async def succeed() -> int:
+        return 1
+
+    with pytest.raises(LookupError):
+        await answers.get("key", fail)
+    assert await answers.get("key", succeed) == 1
