@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import shutil
 from collections.abc import Iterable
 from random import Random
@@ -228,7 +229,10 @@ async def test_nothing_is_lost_whatever_breaks(seconds: float, every_seconds: fl
     )
     played = Played(options, None)
     before = {child.pid for child in psutil.Process().children(recursive=True)}
+    handlers = logging.getLogger().handlers[:]
     status = await played.run()
+    # Its log is in a folder that is gone by now.
+    assert logging.getLogger().handlers == handlers
     words = played.output.getvalue()
     assert status == 0, words
     counts = played.chaos.director.counts

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -121,11 +121,11 @@ class Chaos:
             )
         self.folder = Path(tempfile.mkdtemp(prefix="baton-chaos-"))
         whole = False
-        logging.basicConfig(filename=self.folder / "chaos.log", level=logging.INFO, force=True)
         try:
-            async with self._scene() as cluster:
-                await self.play(cluster)
-            whole = self._pronounce()
+            with _logging_to(self.folder / "chaos.log"):
+                async with self._scene() as cluster:
+                    await self.play(cluster)
+                whole = self._pronounce()
         except DemoError as error:
             self.report.say(f"baton chaos: {error}", "bold red")
         finally:
@@ -308,6 +308,22 @@ class Chaos:
 
     def _now(self) -> float:
         return time.monotonic() - self._started_at
+
+
+@contextlib.contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Have this process log to a file, which the screen is not for, and afterwards to where it did before."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    with contextlib.closing(logging.FileHandler(path)) as handler:
+        handler.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
+        root.handlers = [handler]
+        root.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            root.handlers = handlers
+            root.setLevel(level)
 
 
 def _named_database(options: Options) -> str | None:
