@@ -149,7 +149,7 @@ class _Text:
         record: logging.LogRecord = event["_record"]
         message, trace = escaped(str(event.pop("event"))), event.pop("exception", None)
         _drop_what_is_not_said(event)
-        if str(event.get("stream_id")) in message:
+        if "stream_id" in event and str(event["stream_id"]) in message:
             del event["stream_id"]
         event.pop("trace_sampled", None)
         line: dict[str, Any] = {

@@ -120,7 +120,10 @@ async def test_streams_are_found_by_state_and_by_how_their_id_begins(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pod = await cluster.pod()
-    made = [(await streams.create(cluster.pool, NewStream("nobody", None, {}, "fail")))[0].id for _ in range(60)]
+    # In the order of their ids, which those of one millisecond do not have from the beginning.
+    made = sorted(
+        [(await streams.create(cluster.pool, NewStream("nobody", None, {}, "fail")))[0].id for _ in range(60)]
+    )
     for stream_id in made[:3]:
         assert await streams.end_any(cluster.pool, stream_id, streams.QUEUE_TIMEOUT)
     newest = [str(item) for item in reversed(made)]
