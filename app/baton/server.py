@@ -15,6 +15,7 @@ import logging
 import math
 import resource
 import socket
+from collections.abc import Iterator
 from http import HTTPStatus
 from types import FrameType
 from typing import Any, Final, cast
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 # What the kernel keeps for a client that does not read; by default it would take megabytes.
 SEND_BUFFER_BYTES: Final = 65_536
 SHUTDOWN_SECONDS: Final = 5
+ACCEPTS_PER_TURN: Final = 32
 # What a pod has open besides its clients' connections and its pool.
 OTHER_FILES: Final = 64
 # Seconds of silence until the first probe, seconds between two, and how many are left unanswered.
@@ -289,7 +291,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept, and only then say so: somebody may connect as soon as this is logged."""
         await super().startup(sockets)
-        for listening in sockets or []:
+        for listening in (sockets or [])[:1]:
             logger.info("Pod %s serves on http://%s:%d", self._pod.settings.pod_name, *listening.getsockname()[:2])
 
     async def on_tick(self, counter: int) -> bool:
@@ -329,7 +331,20 @@ async def serve(settings: Settings) -> None:
             warn_if_reachable(listening)
         async with app.router.lifespan_context(app):
             collect_seldom()
-            await Server(uvicorn_config(app, app.state.pod), app.state.pod).serve(sockets=[listening])
+            with _accepting_many(listening) as sockets:
+                await Server(uvicorn_config(app, app.state.pod), app.state.pod).serve(sockets=sockets)
+
+
+@contextlib.contextmanager
+def _accepting_many(listening: socket.socket) -> Iterator[list[socket.socket]]:
+    """Give the loop the listening socket many times over.
+
+    uvloop accepts one connection for each socket and turn. When the clients of another pod come all at once, each turn
+    has much to do, and they would wait in the kernel's queue for as many turns as they are.
+    """
+    with contextlib.ExitStack() as stack:
+        copies = [stack.enter_context(contextlib.closing(listening.dup())) for _ in range(ACCEPTS_PER_TURN - 1)]
+        yield [listening, *copies]
 
 
 def warn_if_reachable(listening: socket.socket) -> None:
