@@ -115,6 +115,42 @@ class Connection:
     whoever is not `admitted` any more.
     """
 
+    # There may be very many.
+    __slots__ = (
+        "_began_after",
+        "_began_at",
+        "_committed_at",
+        "_connections",
+        "_context",
+        "_counts",
+        "_cutting",
+        "_direct",
+        "_ending",
+        "_events",
+        "_extensions",
+        "_failed",
+        "_gone",
+        "_headers",
+        "_leaving",
+        "_live",
+        "_metrics",
+        "_on_gone",
+        "_opening",
+        "_reader",
+        "_reconnect_milliseconds",
+        "_relays",
+        "_size_bytes",
+        "_stuck",
+        "_task",
+        "_window_seconds",
+        "admitted",
+        "last_sent_at",
+        "leave_at",
+        "renews",
+        "sending_since",
+        "subscriber",
+    )
+
     def __init__(
         self,
         subscriber: Subscriber,
@@ -156,7 +192,8 @@ class Connection:
         self._events = 0
         self._size_bytes = 0
         self._committed_at: float | None = None  # when the newest event to be sent was
-        self._gone = asyncio.Event()  # the connection is no more
+        self._gone = False  # the connection is no more
+        self._cutting: asyncio.Future[None] | None = None  # done when it is no more
         self._extensions: Mapping[str, Any] = {}
         self._direct: Direct | None = None
         self._context = contextvars.Context()  # of the request, for what is logged of it elsewhere
@@ -174,10 +211,8 @@ class Connection:
             "baton.dialect": dialect,
             "baton.from_cursor": self._began_after,
         }
-        with (
-            log_context.of_stream(relay.stream_id),
-            tracing.span("follow", relay.traceparent, kind="server", attributes=about, link=tracing.here()) as span,
-        ):
+        log_context.enter_stream(relay.stream_id)
+        with tracing.span("follow", relay.traceparent, kind="server", attributes=about, link=tracing.here()) as span:
             await self._serve(receive, send, span)
 
     async def _serve(self, receive: Receive, send: Send, span: Span) -> None:
@@ -205,7 +240,7 @@ class Connection:
     def abort(self) -> None:
         """Abort the connection of a client that accepts nothing. It can resume."""
         self._stuck = True
-        self._gone.set()
+        self._lose()
         abort = self._extensions.get(ABORT_EXTENSION)
         if abort is not None:
             abort()
@@ -215,7 +250,7 @@ class Connection:
     async def _follow(self, send: Send) -> None:
         subscriber, dialect = self.subscriber, self._reader.dialect
         pending, self._opening = dialect.greeting(self._reconnect_milliseconds) + self._opening, b""
-        while not self._gone.is_set():
+        while not self._gone:
             if not self._failed:
                 pending += await self._take()
             if subscriber.finished or subscriber.relay.over or self._reader.over or self._leaving or self._failed:
@@ -229,7 +264,7 @@ class Connection:
                 await self._let_gather()
             self._live = True
             await subscriber.wait(self._push)
-        if self._gone.is_set():
+        if self._gone:
             await self._tell_gone()
         else:
             await self._end(send, pending)
@@ -264,7 +299,9 @@ class Connection:
         # A client that accepts nothing is aborted after a time, as while sending.
         self.sending_since = _now()
         close()
-        await self._gone.wait()
+        if not self._gone:
+            self._cutting = asyncio.get_running_loop().create_future()
+            await self._cutting
 
     def _push(self, batch: Batch) -> bool:
         """Send a batch at once, where that needs no waiting; else leave it to the task."""
@@ -301,7 +338,7 @@ class Connection:
             await send(message)
         except OSError:
             # So servers may say that the client has gone.
-            self._gone.set()
+            self._lose()
 
     async def _take(self) -> bytes:
         """Take and encode what is there. Where the log cannot be read just now, the client is asked to come back."""
@@ -339,8 +376,14 @@ class Connection:
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        self._gone.set()
+        self._lose()
+
+    def _lose(self) -> None:
+        """Learn that the connection is no more."""
+        self._gone = True
         self.subscriber.tap()
+        if self._cutting is not None and not self._cutting.done():
+            self._cutting.set_result(None)
 
     def _reason(self) -> Closing:
         if self._stuck:
@@ -351,7 +394,7 @@ class Connection:
             return self._leaving
         if self._ending:
             return "ended"
-        if self._gone.is_set():
+        if self._gone:
             return "left"
         # The server gives up what still waits when the pod leaves.
         return "drained" if self._connections.draining else "broken"

@@ -60,7 +60,8 @@ class RequestIds:
             return
         headers = Headers(scope=scope)
         token = _current.set(accepted(headers.get(HEADER)))
-        with traceparent.within(traceparent.given(headers.getlist(traceparent.HEADER))):
-            await self._app(scope, receive, send)
-        # After an exception it stays, since the server is about to log that in the same task.
+        parent = traceparent.enter(traceparent.given(headers.getlist(traceparent.HEADER)))
+        await self._app(scope, receive, send)
+        # After an exception they stay, since the server is about to log that in the same task.
+        traceparent.leave(parent)
         _current.reset(token)

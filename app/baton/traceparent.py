@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Final
 
@@ -66,8 +66,18 @@ def current() -> TraceParent | None:
 @contextlib.contextmanager
 def within(parent: TraceParent | None) -> Iterator[None]:
     """Have what is done meanwhile belong to a span, or to none."""
-    token = _current.set(parent)
+    token = enter(parent)
     try:
         yield
     finally:
-        _current.reset(token)
+        leave(token)
+
+
+def enter(parent: TraceParent | None) -> Token[TraceParent | None]:
+    """Have what this task does belong to a span, or to none, until it calls `leave` with what this returns."""
+    return _current.set(parent)
+
+
+def leave(token: Token[TraceParent | None]) -> None:
+    """Have what follows belong to what it did before."""
+    _current.reset(token)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Final, Literal, TypeAlias
 
 from . import __version__, traceparent
@@ -67,7 +68,6 @@ class Span:
             self._inner.set_status(trace.StatusCode.ERROR, code)
 
 
-@contextlib.contextmanager
 def span(
     name: str,
     parent: TraceParent | None,
@@ -75,15 +75,49 @@ def span(
     kind: Kind,
     attributes: Mapping[str, Value | None],
     link: TraceParent | None = None,
-) -> Iterator[Span]:
+) -> AbstractContextManager[Span]:
     """Do a piece of work in a span: what is logged and begun meanwhile belongs to it.
 
     `link` is another trace that has to do with it. A refusal of a request is no failure of the work.
     """
+    if not _recording():
+        return _Unrecorded(parent)
+    return _recorded(name, parent, kind=kind, attributes=attributes, link=link)
+
+
+def _recording() -> bool:
+    """Whether OpenTelemetry is installed and has a provider: until one is set, its tracers only stand in."""
     if not INSTALLED:
-        with traceparent.within(parent):
-            yield Span(parent)
-        return
+        return False
+    stands_in = isinstance(_tracer, trace.ProxyTracer)
+    return not (stands_in and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider))
+
+
+class _Unrecorded:
+    """A piece of work that belongs to its parent: small, since a connection keeps it for as long as it lasts."""
+
+    __slots__ = ("_parent", "_token")
+
+    def __init__(self, parent: TraceParent | None) -> None:
+        self._parent = parent
+
+    def __enter__(self) -> Span:
+        self._token = traceparent.enter(self._parent)
+        return Span(self._parent)
+
+    def __exit__(self, *_: object) -> None:
+        traceparent.leave(self._token)
+
+
+@contextlib.contextmanager
+def _recorded(
+    name: str,
+    parent: TraceParent | None,
+    *,
+    kind: Kind,
+    attributes: Mapping[str, Value | None],
+    link: TraceParent | None,
+) -> Iterator[Span]:
     links = [trace.Link(_context_of(link))] if link is not None and not _same_trace(link, parent) else None
     inner = _tracer.start_span(name, _context(parent), _KINDS[kind], links=links)
     with trace.use_span(inner, end_on_exit=True, record_exception=False, set_status_on_exception=False):

@@ -125,6 +125,7 @@ async def test_a_person_watches_a_stream_and_cancels_it_by_keyboard(cluster: Clu
         await expect(page.get_by_label("API key")).to_be_visible()
 
 
+@pytest.mark.slow
 async def test_a_failed_stream_tells_why_to_a_key_that_reads_no_answers(cluster: Cluster) -> None:
     _, creator = await make_key(cluster, "create")
     _, admin = await make_key(cluster, "admin")
@@ -153,6 +154,7 @@ async def test_a_failed_stream_tells_why_to_a_key_that_reads_no_answers(cluster:
         await expect(explained.locator("#provider_rate_limited")).to_be_visible()
 
 
+@pytest.mark.slow
 async def test_it_says_so_when_no_pod_answers_and_goes_on_when_one_does(cluster: Cluster) -> None:
     pod = await cluster.pod(**QUICK)
     async with browsing() as page:
@@ -167,6 +169,7 @@ async def test_it_says_so_when_no_pod_answers_and_goes_on_when_one_does(cluster:
         await expect(page.get_by_role("alert")).to_be_hidden()
 
 
+@pytest.mark.slow
 async def test_a_page_that_nobody_sees_asks_nothing(cluster: Cluster) -> None:
     pod = await cluster.pod(**QUICK)
     asked: list[str] = []

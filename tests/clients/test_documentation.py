@@ -102,6 +102,7 @@ async def test_a_python_client_goes_on_when_its_pod_is_killed_and_the_way_to_the
         assert troubles == []
 
 
+@pytest.mark.slow
 async def test_the_create_of_a_response_is_repeated_and_makes_one_response(cluster: Cluster) -> None:
     source = code_of("Python: OpenAI's Responses", "python")[0]
     pod = await cluster.pod()
@@ -122,6 +123,7 @@ async def test_a_refusal_that_stays_ends_the_python_clients_at_once(cluster: Clu
     assert b"openai.NotFoundError" in err
 
 
+@pytest.mark.slow
 async def test_a_completion_that_loses_its_pod_raises(cluster: Cluster) -> None:
     source = code_of("Python: OpenAI's Chat Completions", "python")[0]
     async with two_pods(cluster) as pods, running(sys.executable, "-c", source, url=pods.first) as client:
