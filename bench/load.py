@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
+import math
 import random
 import time
 from collections.abc import AsyncIterator
@@ -18,30 +17,34 @@ WORDS: Final = (" the", " answer", " of", " a", " pod", " is", " handed", " on",
 
 
 class _Ticker:
-    """Wakes many waiters from one timer, so that timers do not make up the cost that is measured."""
+    """Wakes all who wait for one tick together, so that timers do not make up the cost that is measured."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
-        self._count = itertools.count()
+        self._waiting: dict[int, list[asyncio.Future[None]]] = {}
+        self._ticked = 0
         self._task: asyncio.Task[None] | None = None
 
     async def until(self, at: float) -> None:
-        """Wait until the loop's clock shows `at`."""
+        """Wait until the loop's clock shows `at`, or up to a tick longer."""
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
-        heapq.heappush(self._waiting, (at, next(self._count), waiter))
         if self._task is None or self._task.done():
+            self._ticked = int(loop.time() / TICK_SECONDS)
             self._task = loop.create_task(self._tick())
+        self._waiting.setdefault(max(math.ceil(at / TICK_SECONDS), self._ticked + 1), []).append(waiter)
         await waiter
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._waiting:
-            while self._waiting and self._waiting[0][0] <= loop.time():
-                waiter = heapq.heappop(self._waiting)[2]
-                if not waiter.done():
-                    waiter.set_result(None)
+        while True:
             await asyncio.sleep(TICK_SECONDS)
+            before, self._ticked = self._ticked, int(loop.time() / TICK_SECONDS)
+            for number in range(before + 1, self._ticked + 1):
+                for waiter in self._waiting.pop(number, ()):
+                    if not waiter.done():
+                        waiter.set_result(None)
+            if not self._waiting:
+                return
 
 
 _ticker = _Ticker()

@@ -107,6 +107,25 @@ async def test_an_urgent_flush_carries_only_the_streams_in_a_hurry(dsn: str) -> 
         assert [event["type"] for event in await events(connection, slow)] == ["text", "text", "done"]
 
 
+async def test_urgent_flushes_keep_nobody_else_waiting(dsn: str) -> None:
+    async with connected(dsn) as connection, desk(dsn, window_seconds=0.1) as at:
+        steady, *others = await claimed(connection, 200)
+        first = at.open(steady)
+        first.put(encode_text("a"))
+        await until(lambda: first.tail == 1)
+        first.put(encode_text("b"))
+        # Streams begin one after the other, with no pause as long as the window.
+        begun = 0
+        for stream_id in others:
+            outbox = at.open(stream_id)
+            outbox.put(encode_text("a"))
+            await until(lambda tell=outbox: tell.tail == 1)  # type: ignore[misc]
+            begun += 1
+            if first.tail == 2:
+                break
+        assert first.tail == 2, begun
+
+
 async def test_a_large_flush_takes_several_statements(dsn: str) -> None:
     async with connected(dsn) as connection, desk(dsn) as at:
         ids = await claimed(connection, 3)

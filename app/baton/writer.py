@@ -31,6 +31,9 @@ from .outbox import Lost, Outbox
 logger = logging.getLogger(__name__)
 
 URGENT_PAUSE_SECONDS: Final = 0.005
+# The pause after a flush is so many times as long as that took, and between one and so many windows.
+PAUSE_PER_FLUSH: Final = 3
+LONGEST_WINDOW: Final = 4
 PUT_OFF_SECONDS: Final = 1
 FLUSH_BYTES: Final = 4 << 20
 DATA_ERRORS: Final = (
@@ -57,6 +60,7 @@ class Writer:
         self._wake = asyncio.Event()
         self._connection: Connection | None = None
         self._last_flush = 0.0
+        self._window_over = 0.0  # urgent flushes in between do not move it: others would wait for ever
 
     def add(self, outbox: Outbox) -> None:
         """Follow an outbox: its tail is compared with the log's after each reconnect.
@@ -95,30 +99,38 @@ class Writer:
         loop = asyncio.get_running_loop()
         try:
             while True:
-                due = await self._next_flush(loop)
+                due, whole = await self._next_flush(loop)
+                started = loop.time()
                 await self._flush(due)
                 self._last_flush = loop.time()
+                if whole:
+                    self._window_over = self._last_flush + self._pause_after(self._last_flush - started)
         finally:
             if self._connection is not None:
                 self._connection.terminate()
 
-    async def _next_flush(self, loop: asyncio.AbstractEventLoop) -> list[Outbox]:
-        """Wait until a flush is due; return whose."""
+    def _pause_after(self, flush_seconds: float) -> float:
+        """The window; a longer one where a flush takes long, so that the database has fewer and larger ones to do."""
+        longer = min(flush_seconds * PAUSE_PER_FLUSH, self._window_seconds * LONGEST_WINDOW)
+        return max(self._window_seconds, longer)
+
+    async def _next_flush(self, loop: asyncio.AbstractEventLoop) -> tuple[list[Outbox], bool]:
+        """Wait until a flush is due; return whose, and whether it is of all that have something."""
         while True:
             now = loop.time()
-            window_over = self._last_flush + self._window_seconds
+            window_over = self._window_over
             urgent_at = self._last_flush + URGENT_PAUSE_SECONDS
             if (self._ready or self._urgent) and now >= window_over:
                 due = list(self._urgent | self._ready)
                 self._ready.clear()
                 self._urgent.clear()
-                return due
+                return due, True
             if self._urgent and now >= urgent_at:
                 due = list(self._urgent)
                 self._urgent.clear()
                 for outbox in due:
                     self._ready.pop(outbox, None)
-                return due
+                return due, False
             self._wake.clear()
             deadline = min(urgent_at, window_over) if self._urgent else window_over if self._ready else None
             timer = None if deadline is None else loop.call_at(deadline, self._wake.set)

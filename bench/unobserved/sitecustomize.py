@@ -1,0 +1,18 @@
+"""Has Baton count nothing and log nothing of streams and connections, in a process that finds this folder on its path.
+
+For `bench.observing`, to compare with.
+"""
+
+import logging
+
+from baton.metrics import numbers
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+numbers.Histogram.observe = _nothing  # type: ignore[method-assign, assignment]
+numbers.LabelledCounter.add = _nothing  # type: ignore[method-assign, assignment]
+for _name in ("baton.api.actions", "baton.connections", "baton.ending"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
