@@ -47,12 +47,8 @@ class Direct(Protocol):
     A piece costs half as much by it, with one viewer for each stream and 25 pieces a second (`bench.baton`).
     """
 
-    def ready(self) -> bool:
-        """Whether the response has begun, goes on, and the client has taken most of what was sent."""
-        ...
-
-    def write(self, body: bytes) -> None:
-        """Send a piece. Ask whether it is `ready` first."""
+    def write(self, body: bytes) -> bool:
+        """Send a piece, and return True, if the response goes on and the client has taken most of what was sent."""
         ...
 
 
@@ -305,16 +301,21 @@ class Connection:
 
     def _push(self, batch: Batch) -> bool:
         """Send a batch at once, where that needs no waiting; else leave it to the task."""
-        direct = self._direct
-        if direct is None or not direct.ready():
+        if self._direct is None:
             return False
-        body = self._encode([batch], batch.last_seq - batch.first_seq + 1)
-        if body:
-            direct.write(body)
+        try:
+            encoded = self._reader.peek(batch)
+        except Exception:  # noqa: BLE001 - the task meets it again, and tells
+            return False
+        if encoded is None or (encoded.body and not self._direct.write(encoded.body)):
+            return False
+        self._reader.advance(encoded)
+        self._count(batch.last_seq - batch.first_seq + 1, len(encoded.body), batch)
+        if encoded.body:
             self._sent()
-        if self._reader.over or self._failed:
+        if encoded.over:
             self.subscriber.tap()
-        return not self._failed
+        return True
 
     async def _let_gather(self) -> None:
         """Leave events that come within the window to the next send; the stream's end does not wait."""
@@ -330,7 +331,8 @@ class Connection:
     def _sent(self) -> None:
         self.last_sent_at = _now()
         if self._committed_at is not None:
-            self._metrics.delivery_seconds.observe(max(0.0, time.time() - self._committed_at))
+            delay = time.time() - self._committed_at
+            self._metrics.delivery_seconds.observe(delay if delay > 0 else 0.0)
             self._committed_at = None
 
     async def _call(self, send: Send, message: Message) -> None:
@@ -365,13 +367,16 @@ class Connection:
             )
             self._failed = True
             return b""
-        self._counts.events += count
-        self._counts.size_bytes += len(body)
-        self._events += count
-        self._size_bytes += len(body)
-        if self._live:
-            self._committed_at = batches[-1].committed_at
+        self._count(count, len(body), batches[-1])
         return body
+
+    def _count(self, events: int, size_bytes: int, last: Batch) -> None:
+        self._counts.events += events
+        self._counts.size_bytes += size_bytes
+        self._events += events
+        self._size_bytes += size_bytes
+        if self._live:
+            self._committed_at = last.committed_at
 
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":

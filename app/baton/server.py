@@ -250,16 +250,15 @@ class DirectWriter:
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
 
-    def ready(self) -> bool:
-        """Whether a piece can be written now."""
+    def write(self, body: bytes) -> bool:
+        """Write a piece, and return True, if one can be written now."""
         cycle = self._cycle
-        return bool(cycle.chunked_encoding) and not (
-            cycle.flow.write_paused or cycle.disconnected or cycle.response_complete or cycle.transport.is_closing()
-        )
-
-    def write(self, body: bytes) -> None:
-        """Write a piece."""
-        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        if cycle.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
+            return False
+        if cycle.transport.is_closing():
+            return False
+        cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return True
 
 
 def _encoded(error: RequestError, pod: Pod) -> bytes:

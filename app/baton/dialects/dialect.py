@@ -100,6 +100,18 @@ class Reader(Generic[State]):
             return self._read(batches[0])
         return b"".join([self._read(batch) for batch in batches])
 
+    def peek(self, batch: Batch) -> Encoded[State] | None:
+        """Return the batch that comes next for this client, encoded; None if only `read` can tell what it gets."""
+        kept = batch.encodings
+        encoded = None if kept is None else kept.get(self.dialect.name)
+        if encoded is None:
+            encoded = self._encoded(batch)
+        return encoded if encoded.first > self._after and not self.over else None
+
+    def advance(self, encoded: Encoded[State]) -> None:
+        """Note that the client was sent what `peek` returned."""
+        self.state, self.last, self.over = encoded.state, encoded.last, encoded.over
+
     def _read(self, batch: Batch) -> bytes:
         if self.over:
             return b""
