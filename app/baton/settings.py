@@ -162,7 +162,10 @@ class Settings(BaseSettings):
         None, ge=0, le=65535, description="A worker serves its metrics on this port; by default it does not"
     )
     flush_window_milliseconds: float = Field(
-        40, ge=0, le=10_000, description="A worker's pause between two writes to the log"
+        40,
+        ge=0,
+        le=10_000,
+        description="A worker's pause between two writes to the log, up to four times as long where they take long",
     )
     buffer_events: int = Field(
         1024, ge=1, le=1_000_000, description="Events of a stream that may wait to be written; then its generator waits"
