@@ -39,6 +39,7 @@ GROWTH_MEGABYTES: Final = 1.0  # a minute
 RESTART_SECONDS: Final = 1.0
 TELL_SECONDS: Final = 0.5
 MEMORY_SECONDS: Final = 5.0
+_POOL_AWAY: Final = re.compile(r"^[^\[]*\[warning *\] .*\[asyncpg\.pool\]", re.DOTALL)
 _RECORD: Final = re.compile(r"^(?=\d{4}-\d\d-\d\d )", re.MULTILINE)
 
 # Shorter than by default, so that more happens in a minute.
@@ -259,7 +260,7 @@ class Chaos:
         for name in cluster.programs:
             records = _RECORD.split((self.folder / f"{name}.log").read_text(errors="replace"))
             # The pool of asyncpg tells with a traceback, as a warning, that it is not connected just now.
-            worst = [item for item in records if "Traceback" in item and " WARNING asyncpg.pool: " not in item]
+            worst = [item for item in records if "Traceback" in item and not _POOL_AWAY.search(item)]
             if worst:
                 detail = f"{len(worst)} in the log of {name}, the first:\n{worst[0][:4000]}"
                 self._violate(Complaint("exception", 0, detail), "", name)
