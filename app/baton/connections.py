@@ -44,7 +44,7 @@ DIRECT_EXTENSION: Final = "baton.direct"
 class Direct(Protocol):
     """A way to send a piece of the response's body that needs neither a task nor the layers around the application.
 
-    A piece costs half as much by it, with one viewer for each stream and 25 pieces a second (`bench.baton`).
+    A piece costs a third less by it, where each stream has one viewer (docs/decisions/0017).
     """
 
     def write(self, body: bytes) -> bool:

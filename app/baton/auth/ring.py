@@ -16,6 +16,7 @@ import asyncpg
 
 from ..database import Pool, translated
 from ..errors import ConfigurationError, DatabaseUnreachable, Unavailable
+from ..shared import seen
 from . import keys
 from .keys import ApiKey
 
@@ -105,7 +106,7 @@ class KeyRing:
             return
         if self._next is None:
             self._next = asyncio.create_task(self._read_next())
-            self._next.add_done_callback(_seen)
+            self._next.add_done_callback(seen)
         self._waiting += 1
         try:
             await asyncio.shield(self._next)
@@ -123,9 +124,3 @@ class KeyRing:
             await self._read()
         except asyncpg.PostgresError as error:
             raise Unavailable("The credential cannot be checked just now. Try again in a moment.") from error
-
-
-def _seen(task: asyncio.Task[None]) -> None:
-    """Take note of an error that nobody may wait for any more."""
-    if not task.cancelled():
-        task.exception()

@@ -39,7 +39,7 @@ class Native:
 
     def encode(self, batch: Batch, state: None, after: int) -> Encoded[None]:
         """Encode the events that follow number `after`."""
-        lines, first = batch.events.split("\n"), batch.first_seq
+        lines, first = batch.lines, batch.first_seq
         if first <= after:
             lines = lines[after + 1 - first :]
             first = after + 1
