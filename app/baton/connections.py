@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import logging
 import random
 import time
@@ -117,7 +116,6 @@ class Connection:
         "_began_at",
         "_committed_at",
         "_connections",
-        "_context",
         "_counts",
         "_cutting",
         "_direct",
@@ -192,7 +190,6 @@ class Connection:
         self._cutting: asyncio.Future[None] | None = None  # done when it is no more
         self._extensions: Mapping[str, Any] = {}
         self._direct: Direct | None = None
-        self._context = contextvars.Context()  # of the request, for what is logged of it elsewhere
         self._task: asyncio.Task[object] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -212,7 +209,6 @@ class Connection:
             await self._serve(receive, send, span)
 
     async def _serve(self, receive: Receive, send: Send, span: Span) -> None:
-        self._context = contextvars.copy_context()
         watcher = asyncio.create_task(self._watch(receive))
         self._connections.add(self)
         self._counts.connections += 1
@@ -247,8 +243,7 @@ class Connection:
         subscriber, dialect = self.subscriber, self._reader.dialect
         pending, self._opening = dialect.greeting(self._reconnect_milliseconds) + self._opening, b""
         while not self._gone:
-            if not self._failed:
-                pending += await self._take()
+            pending += await self._take()
             if subscriber.finished or subscriber.relay.over or self._reader.over or self._leaving or self._failed:
                 break
             if subscriber.tapped and not pending:
@@ -357,10 +352,9 @@ class Connection:
         """Encode batches in which so many events are new."""
         try:
             body = self._reader.read(batches)
-        except Exception:  # noqa: BLE001 - it is logged
+        except Exception:
             # The same would happen again wherever the client comes back.
-            self._context.run(
-                logger.exception,
+            logger.exception(
                 "Events of stream %s cannot be told in %s.",
                 self.subscriber.relay.stream_id,
                 self._reader.dialect.name,
