@@ -112,6 +112,10 @@ def test_what_makes_no_sense_announces_nothing(payload: str) -> None:
     assert list(unpack(payload, EVERYBODY)) == []
 
 
+def test_a_length_below_nothing_is_not_gone_back_by() -> None:
+    assert list(unpack(f"{'0' * 32} 1 2 e-40", ())) == []
+
+
 def test_after_what_makes_no_sense_nothing_is_believed() -> None:
     good = pack([batch_of(uuid.uuid4(), 100)], NOW)[0]
     assert len(list(unpack(f"{good}\nnonsense\n{good}", EVERYBODY))) == 1

@@ -302,11 +302,14 @@ class Connection:
             encoded = self._reader.peek(batch)
         except Exception:  # noqa: BLE001 - the task meets it again, and tells
             return False
-        if encoded is None or (encoded.body and not self._direct.write(encoded.body)):
+        if encoded is None:
+            return False
+        body = encoded.body
+        if body and not self._direct.write(body):
             return False
         self._reader.advance(encoded)
-        self._count(batch.last_seq - batch.first_seq + 1, len(encoded.body), batch)
-        if encoded.body:
+        self._count(batch.last_seq - batch.first_seq + 1, len(body), batch)
+        if body:
             self._sent()
         if encoded.over:
             self.subscriber.tap()

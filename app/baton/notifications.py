@@ -12,7 +12,7 @@ A payload is at most 7,999 bytes, and Postgres folds equal payloads of a transac
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 from .events import MAX_SEQ
@@ -27,10 +27,10 @@ KILL_CHANNEL = "baton_kill"  # a demo's pods listen: the pod of this name is to 
 MAX_BYTES = 7999
 STAMP_BYTES = len("\n@1234567890123")
 _LENGTH_DIGITS = 4
+_NO_EVENTS = -1
 
 
-@dataclass(slots=True, eq=False)
-class Announcement:
+class Announcement(NamedTuple):
     """That a batch was appended; `events` are its lines where they fitted in."""
 
     stream: str
@@ -92,22 +92,20 @@ def unpack(payload: str, wanted: Container[str]) -> Iterator[Announcement]:
         at += len(head) + 1
         try:
             stream, first, last, flags = head.split(" ", 3)
-            length = int(flags[1:]) if flags[0] in "et" and len(flags) > 1 else None
+            flag, length = flags[0], int(flags[1:]) if len(flags) > 1 else _NO_EVENTS
+            if length < _NO_EVENTS:
+                return
             if stream in wanted:
-                announced = Announcement(stream, int(first), int(last), flags[0] == "t", None)
-                if length is not None:
-                    announced.events = _events(payload[at : at + length], announced, length)
-                yield announced
+                first_seq, last_seq, events = int(first), int(last), None
+                if length >= 0:
+                    events = payload[at : at + length]
+                    # Applied to a relay, fewer events or more would give clients wrong numbers.
+                    if len(events) != length or events.count("\n") != last_seq - first_seq:
+                        return
+                yield Announcement(stream, first_seq, last_seq, flag == "t", events)
         except (IndexError, ValueError):
             return
-        at += 0 if length is None else length + 1
-
-
-def _events(found: str, announced: Announcement, length: int) -> str:
-    """The events, if they are as many as was said: applied to a relay, others would give clients wrong numbers."""
-    if len(found) != length or found.count("\n") != announced.last_seq - announced.first_seq:
-        raise ValueError("the notification is cut off")
-    return found
+        at += length + 1
 
 
 def _record(item: Append, *, with_events: bool) -> tuple[str, int]:

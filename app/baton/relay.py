@@ -183,8 +183,9 @@ class Relay:
         if not self.loaded or announcement.last_seq > self.tail:
             events = announcement.events
             if self.loaded and events is not None and announcement.first_seq == self.tail + 1:
-                batch = Batch(announcement.first_seq, announcement.last_seq, announcement.terminal, events)
-                batch.committed_at = committed_at
+                batch = Batch(
+                    announcement.first_seq, announcement.last_seq, announcement.terminal, events, {}, committed_at
+                )
                 self._apply(batch)
                 for subscriber in self.subscribers:
                     subscriber.give(batch)

@@ -60,6 +60,7 @@ class Writer:
         self._wake = asyncio.Event()
         self._connection: Connection | None = None
         self._last_flush = 0.0
+        self._flush_seconds = 0.0  # of the last one of all
         self._window_over = 0.0  # urgent flushes in between do not move it: others would wait for ever
 
     def add(self, outbox: Outbox) -> None:
@@ -110,9 +111,12 @@ class Writer:
                 self._connection.terminate()
 
     def _pause_after(self, flush_seconds: float) -> float:
-        """The window; a longer one where a flush takes long, so that the database has fewer and larger ones to do."""
-        longer = min(flush_seconds * PAUSE_PER_FLUSH, self._window_seconds * LONGEST_WINDOW)
-        return max(self._window_seconds, longer)
+        """The window; a longer one where flushes take long, so that the database has fewer and larger ones to do.
+
+        One that alone took long is no reason: all would wait for it once more.
+        """
+        usual, self._flush_seconds = min(flush_seconds, self._flush_seconds), flush_seconds
+        return max(self._window_seconds, min(usual * PAUSE_PER_FLUSH, self._window_seconds * LONGEST_WINDOW))
 
     async def _next_flush(self, loop: asyncio.AbstractEventLoop) -> tuple[list[Outbox], bool]:
         """Wait until a flush is due; return whose, and whether it is of all that have something."""

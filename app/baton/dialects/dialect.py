@@ -11,8 +11,7 @@ frames are not its events counts its frames, 1, 2, 3 …, which needs its state,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from ..log import Batch
 
@@ -22,8 +21,7 @@ Header = tuple[bytes, bytes]
 Over = Literal["ended", "cut"]
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded(Generic[State]):
+class Encoded(NamedTuple, Generic[State]):
     """A batch in a wire format.
 
     `first` and `last` are the numbers of its frames, `last` below `first` where it has none. `over` says that this
@@ -102,10 +100,7 @@ class Reader(Generic[State]):
 
     def peek(self, batch: Batch) -> Encoded[State] | None:
         """Return the batch that comes next for this client, encoded; None if only `read` can tell what it gets."""
-        kept = batch.encodings
-        encoded = None if kept is None else kept.get(self.dialect.name)
-        if encoded is None:
-            encoded = self._encoded(batch)
+        encoded = self._encoded(batch)
         return encoded if encoded.first > self._after and not self.over else None
 
     def advance(self, encoded: Encoded[State]) -> None:
