@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from starlette.types import Message
@@ -126,6 +127,23 @@ async def test_a_connection_that_is_cut_while_sending_is_forgotten(cluster: Clus
     assert pod.metric("baton_subscribers") == 0
 
 
+@pytest.mark.parametrize(("announced", "sent"), [(0, 0), (200_000, 200_000), (200_000, 100_000)])
+async def test_the_pod_hears_that_a_client_leaves_whatever_of_its_request_has_come(
+    cluster: Cluster, announced: int, sent: int
+) -> None:
+    # Otherwise a comment that cannot be sent would tell, or the time for the body.
+    pod, author = await cluster.pod(heartbeat_seconds=300, body_seconds=300), await cluster.author()
+    address = urlsplit(pod.url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    writer.write(f"GET /v1/streams/{author.id}/events HTTP/1.1\r\nHost: here\r\n".encode())
+    writer.write(f"Content-Length: {announced}\r\n\r\n".encode() + b"x" * sent)
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+    await until(lambda: pod.metric("baton_subscribers") == 1)
+    writer.transport.abort()
+    await until(lambda: pod.metric("baton_event_streams_closed_total", dialect="native.full", reason="left") == 1)
+    assert pod.metric("baton_subscribers") == 0
+
+
 async def test_a_pod_that_leaves_tells_when_to_come_back_and_ends_cleanly(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     await author.write(text(1))
@@ -148,7 +166,7 @@ async def test_a_comment_goes_out_at_once_and_then_whenever_nothing_else_did(clu
 
 
 async def test_a_busy_connection_gets_no_comments(cluster: Cluster) -> None:
-    pod, author = await cluster.pod(heartbeat_seconds=300), await cluster.author()
+    pod, author = await cluster.pod(heartbeat_seconds=300, body_seconds=300), await cluster.author()
     async with following(cluster.client, pod.url, author.id) as follower:
         for number in range(20):
             await author.write(text(number))

@@ -23,6 +23,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from . import log_context, tracing
 from .dialects.dialect import Header, Reader
+from .epilogue import go_on_outside
 from .errors import ConnectionCut, LogDamaged, Unavailable
 from .log import Batch
 from .metrics import PodMetrics
@@ -41,10 +42,17 @@ DIRECT_EXTENSION: Final = "baton.direct"
 
 
 class Direct(Protocol):
-    """A way to send a piece of the response's body that needs neither a task nor the layers around the application.
+    """A way to the connection that needs neither a task nor the layers around the application.
 
     A piece costs a third less by it, where each stream has one viewer (docs/decisions/0017).
     """
+
+    def watch(self, on_lost: Callable[[], None]) -> bool:
+        """Have `on_lost` called when the connection is lost, at once if it is, and return True.
+
+        Where something of the request is still to come, only `receive` can tell: then return False.
+        """
+        ...
 
     def write(self, body: bytes) -> bool:
         """Send a piece, and return True, if the response goes on and the client has taken most of what was sent."""
@@ -173,7 +181,7 @@ class Connection:
         self._counts = metrics.of_dialect(reader.dialect.name)
         self._reconnect_milliseconds = reconnect_milliseconds
         self._opening = opening
-        self._headers = [*reader.dialect.headers, *headers]
+        self._headers: Sequence[Header] = [*reader.dialect.headers, *headers]
         self._window_seconds = window_seconds
         self._on_gone = on_gone
         self._leaving: Leaving | None = None  # why it sends its client away
@@ -196,8 +204,15 @@ class Connection:
         """Serve one connection."""
         self._task = asyncio.current_task()
         self._extensions = scope.get("extensions", {})
-        # Whoever wants few large pieces is sent what has gathered.
-        self._direct = None if self._window_seconds else self._extensions.get(DIRECT_EXTENSION)
+        try:
+            await self._call(send, {"type": "http.response.start", "status": 200, "headers": self._headers})
+        except BaseException:
+            self._relays.unsubscribe(self.subscriber)
+            raise
+        self._headers = ()
+        await go_on_outside(scope, receive, send, self._go_on)
+
+    async def _go_on(self, receive: Receive, send: Send) -> None:
         relay, dialect = self.subscriber.relay, self._reader.dialect.name
         about: dict[str, tracing.Value | None] = {
             "baton.stream.id": str(relay.stream_id),
@@ -209,20 +224,25 @@ class Connection:
             await self._serve(receive, send, span)
 
     async def _serve(self, receive: Receive, send: Send, span: Span) -> None:
-        watcher = asyncio.create_task(self._watch(receive))
+        direct: Direct | None = self._extensions.get(DIRECT_EXTENSION)
+        # Whoever wants few large pieces is sent what has gathered.
+        self._direct = None if self._window_seconds else direct
+        watcher = None
+        if direct is None or not direct.watch(self._lose):
+            watcher = asyncio.create_task(self._watch(receive))
         self._connections.add(self)
         self._counts.connections += 1
         try:
-            await self._call(send, {"type": "http.response.start", "status": 200, "headers": self._headers})
             await self._follow(send)
         finally:
             self._counts.connections -= 1
             self._connections.remove(self)
             self._relays.unsubscribe(self.subscriber)
             self._tell_closed(span)
-            watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watcher
+            if watcher is not None:
+                watcher.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await watcher
 
     def leave(self, why: Leaving) -> None:
         """Have the client reconnect: here it is sent away after what it is getting just now. The first call counts."""

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 
 from . import api, problems
 from .cross_origin import CrossOrigin
+from .epilogue import Epilogues
 from .pod import Pod
 from .request_ids import RequestIds
 from .settings import Settings
@@ -29,7 +30,7 @@ class Application(Starlette):
         inner = super().build_middleware_stack()
         if origins := self.settings.allowed_origins:
             inner = CrossOrigin(inner, origins)
-        return RequestIds(inner)
+        return RequestIds(Epilogues(inner))
 
 
 def create_app(settings: Settings | None = None) -> Application:
