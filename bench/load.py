@@ -22,15 +22,17 @@ class _Ticker:
     def __init__(self) -> None:
         self._waiting: dict[int, list[asyncio.Future[None]]] = {}
         self._ticked = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def until(self, at: float) -> None:
         """Wait until the loop's clock shows `at`, or up to a tick longer."""
-        loop = asyncio.get_running_loop()
-        waiter = loop.create_future()
-        if self._task is None or self._task.done():
+        loop = self._loop
+        if loop is None or self._task is None or self._task.done():
+            loop = self._loop = asyncio.get_running_loop()
             self._ticked = int(loop.time() / TICK_SECONDS)
             self._task = loop.create_task(self._tick())
+        waiter = loop.create_future()
         self._waiting.setdefault(max(math.ceil(at / TICK_SECONDS), self._ticked + 1), []).append(waiter)
         await waiter
 

@@ -27,6 +27,7 @@ MACHINE = {
     "memory_gigabytes": 8,
     "system": "Linux",
     "python": "3.11",
+    "python_additions_per_second": 9e6,
     "commit": "abc",
     "load_before": 0.1,
     "postgres": {"fsync": "on"},
