@@ -44,7 +44,7 @@ def described() -> dict[str, Any]:
 
 
 def _additions_per_second() -> float:
-    """How fast this Python is: one built without profile-guided optimisation is half as fast, and so are its programs."""
+    """How fast this Python is: one that was built without profile-guided optimisation is half as fast."""
     total, begun = 0, time.process_time()
     for number in range(ADDITIONS):
         total += number

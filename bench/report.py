@@ -62,8 +62,8 @@ def machine(record: Record) -> Iterator[str]:
     python = f"Python {m['python']} ({m['python_additions_per_second'] / 1e6:.0f} million additions a second)"
     yield (
         f"{m['day']}, commit {m['commit']}: {m['processor']}, {m['cores']} cores, {m['memory_gigabytes']} GB, "
-        f"{m['system']}, {python}; medians of {record.options['turns']} turns (lowest to highest), steady loads measured "
-        f"for {record.options['seconds']:g} s each; load average before: {m['load_before']}.\n"
+        f"{m['system']}, {python}; medians of {record.options['turns']} turns (lowest to highest), steady loads "
+        f"measured for {record.options['seconds']:g} s each; load average before: {m['load_before']}.\n"
     )
     yield f"Postgres: {_pairs(m['postgres'])}. Baton: {_pairs(m['baton'])}.\n"
     for name, peer in record.peers.items():
