@@ -45,7 +45,7 @@ struct connection {
 static const char *words[] = {" the", " answer", " of", " a", " pod", " is", " handed", " on", " to", " another", ".", " It", " goes"};
 static struct connection *connections;
 static int port, count, epoll_fd;
-static bool joins;
+static bool joins, refused;
 
 static int64_t clock_us(void) {
     struct timespec at;
@@ -112,15 +112,15 @@ static void turn(struct connection *c, int64_t now) {
     }
 }
 
-// Whether a whole answer is there; an answer that is none of success ends the program.
+// Whether a whole answer is there. What was refused is lost: viewers find the gap. The first refusal is told.
 static bool answered(struct connection *c) {
     c->answer[c->held] = 0;
     char *end = strstr(c->answer, "\r\n\r\n");
     if (!end) return false;
     int status = atoi(c->answer + strlen("HTTP/1.1 "));
-    if (status < 200 || status > 299) {
-        fprintf(stderr, "publisher: %.*s\n", (int)(strchr(c->answer, '\r') - c->answer), c->answer);
-        exit(1);
+    if ((status < 200 || status > 299) && !refused) {
+        fprintf(stderr, "publisher: a POST was answered with %.*s\n", (int)(strchr(c->answer, '\r') - c->answer), c->answer);
+        refused = true;
     }
     char *length = strcasestr(c->answer, "\ncontent-length:");
     if (status == 204) return true;
