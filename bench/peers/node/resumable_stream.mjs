@@ -8,7 +8,7 @@ const [role, port, redisPort] = process.argv.slice(2);
 const TICK_MILLISECONDS = 4;
 const WORDS = [" the", " answer", " of", " a", " pod", " is", " handed", " on", " to", " another", ".", " It", " goes"];
 
-const client = () => createClient({ url: `redis://127.0.0.1:${redisPort}` });
+const client = () => createClient({ url: `redis://127.0.0.1:${redisPort}` }).on("error", console.error);
 const [publisher, subscriber] = await Promise.all([client().connect(), client().connect()]);
 const streams = createResumableStreamContext({ waitUntil: null, publisher, subscriber });
 
