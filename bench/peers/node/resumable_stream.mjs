@@ -12,11 +12,22 @@ const client = () => createClient({ url: `redis://127.0.0.1:${redisPort}` }).on(
 const [publisher, subscriber] = await Promise.all([client().connect(), client().connect()]);
 const streams = createResumableStreamContext({ waitUntil: null, publisher, subscriber });
 
+// Node's clock of high resolution is set when it starts, and then goes away from the machine's, which has milliseconds only:
+// of many looks at both, the one right after a millisecond began knows best by how much.
+let offset = performance.timeOrigin, best = -Infinity, judgedAt = 0;
+function setClock() {
+  const now = performance.now();
+  best = Math.max(best, Date.now() - now);
+  if (now < judgedAt + 1000) return;
+  [offset, best, judgedAt] = [best, -Infinity, now];
+}
+
 // One timer for all streams: whoever waits is woken in the first turn after its time.
 const waiting = new Set();
-const clock = () => performance.timeOrigin + performance.now();
+const clock = () => offset + performance.now();
 const until = (at) => new Promise((resolve) => waiting.add({ at, resolve }));
 setInterval(() => {
+  setClock();
   const now = clock();
   for (const waiter of waiting) {
     if (waiter.at > now) continue;
