@@ -43,7 +43,7 @@ test-all: lint ## The tests, and those that take longer, and on the oldest Postg
 	@$(RUN)pytest -q -n 4
 	@$(RUN)pytest -q -n 4 -m "not slow" --postgres 15
 
-bench: bench-install ## Measure Baton and what it is compared with, into docs/benchmarks (over an hour)
+bench: bench-install ## Measure Baton and what it is compared with, into docs/benchmarks (an hour or two)
 	@$(RUN)python -m bench
 
 bench-quick: bench-install ## The main comparisons, once (about five minutes)

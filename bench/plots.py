@@ -51,6 +51,7 @@ def _bars(record: Record, folder: Path, name: str, figure: str, label: str) -> s
         for row, peer in enumerate(record.peers):
             found = record.range(workload, peer, figure)
             if found is None:
+                axes.annotate(" failed", (0, row), xycoords=("axes fraction", "data"), va="center")
                 continue
             error = [[found.median - found.lowest], [found.highest - found.median]]
             carried = record.range(workload, peer, "carried")
@@ -58,7 +59,7 @@ def _bars(record: Record, folder: Path, name: str, figure: str, label: str) -> s
             axes.barh(row, found.median, xerr=error, color=_colour(peer), alpha=1 if whole else 0.4)
             axes.annotate(f" {_number(found.median)}{'' if whole else ' saturated'}", (found.highest, row), va="center")
         axes.set(xscale="log", title=record.titles[workload], xlabel=label)
-        axes.margins(x=0.6)
+        axes.margins(x=0.9)
         axes.grid(visible=False, axis="y")
         axes.set_yticks(range(len(record.peers)), list(record.peers))
     (every if len(shown) == 1 else every[0]).invert_yaxis()
@@ -75,15 +76,17 @@ def _colour(peer: str) -> str:
 
 def _growth(record: Record, folder: Path) -> str:
     """The cost of an event, by how many there are of something."""
-    chart, every = pyplot.subplots(1, len(GROWTH), figsize=(12, 3), sharey=True)
+    chart, every = pyplot.subplots(1, len(GROWTH), figsize=(12, 3))
     for axes, (kind, label) in zip(every, GROWTH.items(), strict=True):
-        keys = [key for key in record.titles if key.startswith(f"w9.{kind}.")]
+        keys = {int(key.rpartition(".")[2]): key for key in record.titles if key.startswith(f"w9.{kind}.")}
         for peer in record.peers:
-            found = {int(key.rpartition(".")[2]): record.range(key, peer, "cpu_us") for key in keys}
-            points = [(size, costs.median) for size, costs in sorted(found.items()) if costs]
+            found = {size: record.range(key, peer, "cpu_us") for size, key in sorted(keys.items())}
+            points = [(size, costs.median) for size, costs in found.items() if costs]
             if points:
                 axes.plot(*zip(*points, strict=True), marker="o", color=_colour(peer))
         axes.set(xscale="log", xlabel=label)
+        axes.set_xticks(sorted(keys), [f"{size:,}" for size in sorted(keys)])
+        axes.minorticks_off()
         axes.set_ylim(bottom=0)
     every[0].set_ylabel("µs of CPU for an event")
     return _saved(chart, folder, "growth")
