@@ -66,7 +66,7 @@ class ResumableStream:
     async def open(self, folder: Path, _shape: Shape) -> AsyncIterator[RunningResumableStream]:
         """Start Redis, which writes nothing to disk, and both processes."""
         redis, producer, relay = free_port(), free_port(), free_port()
-        # By default Redis cuts off a subscriber for whom 32 MB wait, as they do when many ask for a whole stream at once.
+        # By default Redis cuts off a subscriber for whom 32 MB wait, and so much does when many ask for a whole stream.
         patient = ("--client-output-buffer-limit", "pubsub 0 0 0")
         quiet = ("--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder), *patient)
         async with contextlib.AsyncExitStack() as stack:
