@@ -27,6 +27,7 @@ class _Ticker:
 
     async def until(self, at: float) -> None:
         """Wait until the loop's clock shows `at`, or up to a tick longer."""
+        # Python 3.11 asks the system for its process each time that it is asked for the loop.
         loop = self._loop
         if loop is None or self._task is None or self._task.done():
             loop = self._loop = asyncio.get_running_loop()

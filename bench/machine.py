@@ -35,9 +35,9 @@ def described() -> dict[str, Any]:
         "memory_gigabytes": round(psutil.virtual_memory().total / 2**30),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
+        "load_before": round(os.getloadavg()[0], 2),
         "python_additions_per_second": _additions_per_second(),
         "commit": _commit(),
-        "load_before": round(os.getloadavg()[0], 2),
         "postgres": postgres,
         "baton": {"flush_window_milliseconds": defaults.flush_window_milliseconds, **SETTINGS},
     }

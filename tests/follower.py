@@ -53,7 +53,8 @@ class Follower:
 async def following(
     client: httpx2.AsyncClient, url: str, stream_id: object, cursor: int = 0, **headers: str
 ) -> AsyncIterator[Follower]:
-    headers = {"last-event-id": str(cursor)} | headers if cursor else headers
+    if cursor:
+        headers["last-event-id"] = str(cursor)
     async with client.stream("GET", f"{url}/v1/streams/{stream_id}/events", headers=headers) as response:
         assert response.status_code == 200, (response.status_code, await response.aread())
         yield Follower(response)

@@ -85,7 +85,7 @@ def test_a_report_is_made_of_what_was_recorded(record: Record, tmp_path: Path) -
     assert "| Broken | failed: RuntimeError: it fell |" in found
     assert "| Baton | pod 6.0, worker 6.0 |" in found
     replay, storm, first = "0.50 s; each batch read 1.2 times", "1.50 s; 2.0 reads of a stream", "p50 4 ms, p99 1.5 s"
-    assert f"| Baton | {replay} | {storm} | {first} | 12.3 KB | 100,000/s |" in found
+    assert f"| Baton | {replay} | {storm} | {first} | 12.3 KiB | 100,000/s |" in found
     assert "| Other | 7.00 s; 3 clients were cut off | n/a | n/a | n/a | n/a |" in found
     assert "| W9: W1 with 16 pods | 13.0 (11.0 to 20.0) µs | 45 ms | 100% |" in found
     assert "| Other | 3,000 | 3 | 0 | 0 | 0 |" in found

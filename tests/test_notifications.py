@@ -112,8 +112,11 @@ def test_what_makes_no_sense_announces_nothing(payload: str) -> None:
     assert list(unpack(payload, EVERYBODY)) == []
 
 
-def test_a_length_below_nothing_is_not_gone_back_by() -> None:
-    assert list(unpack(f"{'0' * 32} 1 2 e-40", ())) == []
+@pytest.mark.timeout(5)
+@pytest.mark.parametrize("length", [-40, -1, 1_000_000])
+def test_a_length_beyond_the_payload_ends_the_reading(length: int) -> None:
+    assert list(unpack(f"{'0' * 32} 1 2 e{length}\n{'1' * 32} 1 1 -", EVERYBODY)) == []
+    assert list(unpack(f"{'0' * 32} 1 2 e{length}\n{'1' * 32} 1 1 -", {"1" * 32})) == []
 
 
 def test_after_what_makes_no_sense_nothing_is_believed() -> None:

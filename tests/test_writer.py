@@ -126,6 +126,12 @@ async def test_urgent_flushes_keep_nobody_else_waiting(dsn: str) -> None:
         assert first.tail == 2, begun
 
 
+async def test_only_flushes_that_go_on_taking_long_lengthen_the_pause(dsn: str) -> None:
+    writer = Desk(dsn, window_seconds=0.04).writer
+    pauses = [writer._pause_after(seconds) for seconds in (0.03, 0.001, 0.03, 0.03, 1, 1)]
+    assert pauses == pytest.approx([0.04, 0.04, 0.04, 0.09, 0.09, 0.16])
+
+
 async def test_a_large_flush_takes_several_statements(dsn: str) -> None:
     async with connected(dsn) as connection, desk(dsn) as at:
         ids = await claimed(connection, 3)

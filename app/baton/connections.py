@@ -1,9 +1,10 @@
 """Open connections: a small ASGI response that follows one subscriber in its dialect, and the care of them all.
 
 It is no Starlette response on purpose: all that is pending goes into one `send`, and nothing stands between this loop
-and the server. A client's going is heard from `receive`. One timer serves all connections of a pod: it has comments
-sent where it was silent for long, sends old connections away to reconnect before a platform would cut them, and aborts
-those that accept nothing.
+and the server, since it goes on outside of the application's layers once its header is sent (`epilogue`). That a client
+has gone is told by the server (`Direct`), or else heard from `receive`. One timer serves all connections of a pod: it
+has comments sent where it was silent for long, sends old connections away to reconnect before a platform would cut
+them, and aborts those that accept nothing.
 
 Most clients take a clean end for the end of the stream. So a connection that must end earlier ends cleanly only where
 the clients of its dialect come back; any other is cut, which its client reports as an error.
@@ -23,7 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from . import log_context, tracing
 from .dialects.dialect import Header, Reader
-from .epilogue import go_on_outside
+from .epilogue import after_layers
 from .errors import ConnectionCut, LogDamaged, Unavailable
 from .log import Batch
 from .metrics import PodMetrics
@@ -42,10 +43,7 @@ DIRECT_EXTENSION: Final = "baton.direct"
 
 
 class Direct(Protocol):
-    """A way to the connection that needs neither a task nor the layers around the application.
-
-    A piece costs a third less by it, where each stream has one viewer (docs/decisions/0017).
-    """
+    """A way to the connection that needs no task: neither to send a piece, nor to hear that the client has gone."""
 
     def watch(self, on_lost: Callable[[], None]) -> bool:
         """Have `on_lost` called when the connection is lost, at once if it is, and return True.
@@ -201,7 +199,7 @@ class Connection:
         self._task: asyncio.Task[object] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
+        """Send the header; the rest follows when the layers have returned (see `epilogue`)."""
         self._task = asyncio.current_task()
         self._extensions = scope.get("extensions", {})
         try:
@@ -210,7 +208,7 @@ class Connection:
             self._relays.unsubscribe(self.subscriber)
             raise
         self._headers = ()
-        await go_on_outside(scope, receive, send, self._go_on)
+        await after_layers(scope, receive, send, self._go_on)
 
     async def _go_on(self, receive: Receive, send: Send) -> None:
         relay, dialect = self.subscriber.relay, self._reader.dialect.name

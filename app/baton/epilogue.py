@@ -1,7 +1,7 @@
 """The part of a response that needs nothing of the application around it: it goes on when all layers have returned.
 
-Each layer between the server and a route holds a few frames for as long as the response lasts. Those were a third of
-the memory of a client that waits (docs/decisions/0018).
+Each layer between the server and a route holds a few frames for as long as the response lasts (docs/decisions/0018). A
+layer must not fail after its route has returned: the epilogue would be lost, and with it the place that it holds.
 """
 
 from __future__ import annotations
@@ -11,33 +11,34 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-Rest = Callable[[Receive, Send], Awaitable[None]]
+Epilogue = Callable[[Receive, Send], Awaitable[None]]
 
-_KEY: Final = "baton.epilogue"
+_KEY: Final = "baton.epilogues"
 
 
 class Epilogues:
-    """Stands around the layers, and goes on with what a response has left until they are gone."""
+    """Stands around the layers, and does what a response left to do when they have returned."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        rests: list[Rest] = []
-        scope[_KEY] = rests
+        left: list[Epilogue] = []
+        scope[_KEY] = left
         await self._app(scope, receive, send)
-        for rest in rests:
-            await rest(receive, send)
+        while left:
+            # The scope outlives the response, and is not to keep what that held.
+            await left.pop()(receive, send)
 
 
-async def go_on_outside(scope: Scope, receive: Receive, send: Send, rest: Rest) -> None:
-    """Do the rest of a response, which has begun: when all layers have returned, or here if nobody stands around them.
+async def after_layers(scope: Scope, receive: Receive, send: Send, epilogue: Epilogue) -> None:
+    """Have the rest of a response, which has begun, done when all layers have returned; at once without `Epilogues`.
 
-    It is given the server's own `receive` and `send` there, of which the layers know nothing more.
+    It is given the `receive` and `send` that the layers were given: they see nothing more of it.
     """
-    rests: list[Rest] | None = scope.get(_KEY)
-    if rests is None:
-        await rest(receive, send)
+    left: list[Epilogue] | None = scope.get(_KEY)
+    if left is None:
+        await epilogue(receive, send)
     else:
-        rests.append(rest)
+        left.append(epilogue)

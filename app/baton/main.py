@@ -26,7 +26,7 @@ class Application(Starlette):
         self.settings = settings
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Nothing here wraps bodies."""
+        """Nothing here wraps bodies. What goes on outside of the layers is still to have the request's id."""
         inner = super().build_middleware_stack()
         if origins := self.settings.allowed_origins:
             inner = CrossOrigin(inner, origins)

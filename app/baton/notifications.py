@@ -27,11 +27,13 @@ KILL_CHANNEL = "baton_kill"  # a demo's pods listen: the pod of this name is to 
 MAX_BYTES = 7999
 STAMP_BYTES = len("\n@1234567890123")
 _LENGTH_DIGITS = 4
-_NO_EVENTS = -1
 
 
 class Announcement(NamedTuple):
-    """That a batch was appended; `events` are its lines where they fitted in."""
+    """That a batch was appended; `events` are its lines where they fitted in.
+
+    A tuple, since one is made for each batch that is heard.
+    """
 
     stream: str
     first_seq: int
@@ -92,20 +94,20 @@ def unpack(payload: str, wanted: Container[str]) -> Iterator[Announcement]:
         at += len(head) + 1
         try:
             stream, first, last, flags = head.split(" ", 3)
-            flag, length = flags[0], int(flags[1:]) if len(flags) > 1 else _NO_EVENTS
-            if length < _NO_EVENTS:
+            terminal = flags[0] == "t"
+            until = at + int(flags[1:]) if len(flags) > 1 else None  # where its events end
+            if until is not None and not at <= until <= len(payload):
                 return
             if stream in wanted:
-                first_seq, last_seq, events = int(first), int(last), None
-                if length >= 0:
-                    events = payload[at : at + length]
-                    # Applied to a relay, fewer events or more would give clients wrong numbers.
-                    if len(events) != length or events.count("\n") != last_seq - first_seq:
-                        return
-                yield Announcement(stream, first_seq, last_seq, flag == "t", events)
+                first_seq, last_seq = int(first), int(last)
+                events = None if until is None else payload[at:until]
+                # Applied to a relay, fewer events or more would give clients wrong numbers.
+                if events is not None and events.count("\n") != last_seq - first_seq:
+                    return
+                yield Announcement(stream, first_seq, last_seq, terminal, events)
         except (IndexError, ValueError):
             return
-        at += length + 1
+        at = at if until is None else until + 1
 
 
 def _record(item: Append, *, with_events: bool) -> tuple[str, int]:

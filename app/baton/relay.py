@@ -180,12 +180,10 @@ class Relay:
 
     def hear(self, announcement: Announcement, committed_at: float | None = None) -> None:
         """Take note of a notification."""
-        if not self.loaded or announcement.last_seq > self.tail:
-            events = announcement.events
-            if self.loaded and events is not None and announcement.first_seq == self.tail + 1:
-                batch = Batch(
-                    announcement.first_seq, announcement.last_seq, announcement.terminal, events, {}, committed_at
-                )
+        _, first, last, terminal, events = announcement
+        if not self.loaded or last > self.tail:
+            if self.loaded and events is not None and first == self.tail + 1:
+                batch = Batch(first, last, terminal, events, committed_at=committed_at)
                 self._apply(batch)
                 for subscriber in self.subscribers:
                     subscriber.give(batch)

@@ -31,7 +31,8 @@ from .outbox import Lost, Outbox
 logger = logging.getLogger(__name__)
 
 URGENT_PAUSE_SECONDS: Final = 0.005
-# The pause after a flush is so many times as long as that took, and between one and so many windows.
+# The pause after a flush is so many times as long as the shorter of the last two took, and between one and so many
+# windows.
 PAUSE_PER_FLUSH: Final = 3
 LONGEST_WINDOW: Final = 4
 PUT_OFF_SECONDS: Final = 1
@@ -60,7 +61,7 @@ class Writer:
         self._wake = asyncio.Event()
         self._connection: Connection | None = None
         self._last_flush = 0.0
-        self._flush_seconds = 0.0  # of the last one of all
+        self._flush_seconds = 0.0  # what the last flush of all streams took
         self._window_over = 0.0  # urgent flushes in between do not move it: others would wait for ever
 
     def add(self, outbox: Outbox) -> None:
@@ -113,10 +114,10 @@ class Writer:
     def _pause_after(self, flush_seconds: float) -> float:
         """The window; a longer one where flushes take long, so that the database has fewer and larger ones to do.
 
-        One that alone took long is no reason: all would wait for it once more.
+        The shorter of the last two counts: after one that alone took long, all would wait for it once more.
         """
-        usual, self._flush_seconds = min(flush_seconds, self._flush_seconds), flush_seconds
-        return max(self._window_seconds, min(usual * PAUSE_PER_FLUSH, self._window_seconds * LONGEST_WINDOW))
+        shorter, self._flush_seconds = min(flush_seconds, self._flush_seconds), flush_seconds
+        return max(self._window_seconds, min(shorter * PAUSE_PER_FLUSH, self._window_seconds * LONGEST_WINDOW))
 
     async def _next_flush(self, loop: asyncio.AbstractEventLoop) -> tuple[list[Outbox], bool]:
         """Wait until a flush is due; return whose, and whether it is of all that have something."""

@@ -12,9 +12,11 @@ const client = () => createClient({ url: `redis://127.0.0.1:${redisPort}` }).on(
 const [publisher, subscriber] = await Promise.all([client().connect(), client().connect()]);
 const streams = createResumableStreamContext({ waitUntil: null, publisher, subscriber });
 
-// Node's clock of high resolution is set when it starts, and then goes away from the machine's, which has milliseconds only:
-// of many looks at both, the one right after a millisecond began knows best by how much.
-let offset = performance.timeOrigin, best = -Infinity, judgedAt = 0;
+// Node sets `timeOrigin` once, and its clock then drifts from the machine's. `Date.now()` is cut to milliseconds, so the
+// largest difference that is seen within a second is the best.
+let offset = performance.timeOrigin;
+let best = -Infinity;
+let judgedAt = 0;
 function setClock() {
   const now = performance.now();
   best = Math.max(best, Date.now() - now);

@@ -1,0 +1,49 @@
+"""The rest of a response, outside of the application's layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from baton.epilogue import Epilogues, after_layers
+
+
+class Steps:
+    """An application of one layer, whose response has an epilogue; it notes in which order all is done."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await after_layers(scope, receive, send, self.end)
+        self.done.append("layer")
+
+    async def end(self, receive: Receive, send: Send) -> None:
+        self.done.append("epilogue")
+
+
+async def receive() -> Any:
+    raise AssertionError
+
+
+async def send(message: object) -> None:
+    raise AssertionError
+
+
+async def test_it_runs_when_the_layers_have_returned() -> None:
+    steps = Steps()
+    await Epilogues(steps)({"type": "http"}, receive, send)
+    assert steps.done == ["layer", "epilogue"]
+
+
+async def test_with_nobody_around_the_layers_it_runs_at_once() -> None:
+    steps = Steps()
+    await steps({"type": "http"}, receive, send)
+    assert steps.done == ["epilogue", "layer"]
+
+
+async def test_the_scope_does_not_keep_it() -> None:
+    scope: Scope = {"type": "http"}
+    await Epilogues(Steps())(scope, receive, send)
+    assert not any(kept for name, kept in scope.items() if name != "type")
