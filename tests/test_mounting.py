@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 from uuid import uuid4
 
 from starlette.applications import Starlette
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from tests.cluster import Cluster, echo, serving
 from tests.follower import frames_after, texts
@@ -45,6 +46,22 @@ async def test_mounted_under_a_prefix_it_serves_as_on_its_own(cluster: Cluster) 
         answer = await cluster.client.get(f"{prefix}/v1/streams/x")
         assert (answer.status_code, answer.json()["code"]) == (404, "stream_not_found")
         assert answer.headers["x-baton-pod"] == "mounted"
+
+
+async def noted(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    answer = await call_next(request)
+    answer.headers["x-noted"] = "yes"
+    return answer
+
+
+async def test_a_layer_that_wraps_bodies_stays_around_them(cluster: Cluster) -> None:
+    app = create_app(cluster.settings())
+    app.add_middleware(BaseHTTPMiddleware, dispatch=noted)
+    await cluster.worker({"replay": echo})
+    async with serving(app) as url:
+        created = await cluster.client.post(f"{url}/v1/streams", json={"input": ["a", "b"]})
+        assert created.headers["x-noted"] == "yes"
+        assert texts(await frames_after(cluster.client, url, created.json()["id"])) == ["a", "b"]
 
 
 async def test_without_its_lifespan_it_says_what_is_missing(cluster: Cluster) -> None:

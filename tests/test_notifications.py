@@ -113,10 +113,16 @@ def test_what_makes_no_sense_announces_nothing(payload: str) -> None:
 
 
 @pytest.mark.timeout(5)
-@pytest.mark.parametrize("length", [-40, -1, 1_000_000])
+@pytest.mark.parametrize("length", [-40, -1, 0, 1_000_000])
 def test_a_length_beyond_the_payload_ends_the_reading(length: int) -> None:
     assert list(unpack(f"{'0' * 32} 1 2 e{length}\n{'1' * 32} 1 1 -", EVERYBODY)) == []
     assert list(unpack(f"{'0' * 32} 1 2 e{length}\n{'1' * 32} 1 1 -", {"1" * 32})) == []
+
+
+@pytest.mark.parametrize("flag", ["x", "-"])
+def test_events_are_taken_only_where_they_are_announced(flag: str) -> None:
+    (found,) = unpack(f"{'0' * 32} 1 1 {flag}3\nabc", EVERYBODY)
+    assert found.events is None
 
 
 def test_after_what_makes_no_sense_nothing_is_believed() -> None:

@@ -30,7 +30,8 @@ class Application(Starlette):
         inner = super().build_middleware_stack()
         if origins := self.settings.allowed_origins:
             inner = CrossOrigin(inner, origins)
-        return RequestIds(Epilogues(inner))
+        # A layer that somebody has added may wrap bodies, or fail after its route.
+        return RequestIds(inner if self.user_middleware else Epilogues(inner))
 
 
 def create_app(settings: Settings | None = None) -> Application:

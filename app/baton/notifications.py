@@ -94,9 +94,9 @@ def unpack(payload: str, wanted: Container[str]) -> Iterator[Announcement]:
         at += len(head) + 1
         try:
             stream, first, last, flags = head.split(" ", 3)
-            terminal = flags[0] == "t"
-            until = at + int(flags[1:]) if len(flags) > 1 else None  # where its events end
-            if until is not None and not at <= until <= len(payload):
+            flag, length = flags[0], flags[1:]
+            until = at + int(length) if length and flag in "et" else None  # where its events end
+            if until is not None and not at < until <= len(payload):
                 return
             if stream in wanted:
                 first_seq, last_seq = int(first), int(last)
@@ -104,7 +104,7 @@ def unpack(payload: str, wanted: Container[str]) -> Iterator[Announcement]:
                 # Applied to a relay, fewer events or more would give clients wrong numbers.
                 if events is not None and events.count("\n") != last_seq - first_seq:
                     return
-                yield Announcement(stream, first_seq, last_seq, terminal, events)
+                yield Announcement(stream, first_seq, last_seq, flag == "t", events)
         except (IndexError, ValueError):
             return
         at = at if until is None else until + 1
