@@ -118,6 +118,7 @@ main()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seconds", [5, 0])
 async def test_a_stopped_pod_gives_the_notify_queue_free(
     breakable: BreakablePostgres, breakable_cluster: Cluster, seconds: int
