@@ -206,7 +206,11 @@ async def queued(connection: Connection, moment: float) -> UUID:
     return stream_id
 
 
-async def test_a_pod_tells_how_far_partitions_reach(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_pod_tells_how_far_partitions_reach(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whatever the time of day, to the end of tomorrow it is longer than this, and to its beginning shorter.
+    monkeypatch.setattr("baton.partitions.LEAST_SECONDS", DAY_SECONDS)
     pod = await cluster.pod()
     metric = "baton_partitions_end_timestamp_seconds"
     await until(lambda: pod.pod.metrics.partitions_end is not None)
