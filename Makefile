@@ -46,7 +46,7 @@ test-all: lint ## The tests, and those that take longer, and on the oldest Postg
 bench: bench-install ## Measure Baton and what it is compared with, into docs/benchmarks (an hour or two)
 	@$(RUN)python -m bench
 
-bench-quick: bench-install ## The main comparisons, once (about five minutes)
+bench-quick: bench-install ## The main comparisons, once (some minutes)
 	@$(RUN)python -m bench --quick
 
 bench-install: install
