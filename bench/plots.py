@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .record import Record
+from .steady import LEAST_CARRIED
 
 DRAWS: Final = importlib.util.find_spec("matplotlib") is not None
 if DRAWS:
@@ -55,7 +56,7 @@ def _bars(record: Record, folder: Path, name: str, figure: str, label: str) -> s
                 continue
             error = [[found.median - found.lowest], [found.highest - found.median]]
             carried = record.range(workload, peer, "carried")
-            whole = carried is not None and carried.median >= 0.97
+            whole = carried is not None and carried.median >= LEAST_CARRIED
             axes.barh(row, found.median, xerr=error, color=_colour(peer), alpha=1 if whole else 0.4)
             axes.annotate(f" {_number(found.median)}{'' if whole else ' saturated'}", (found.highest, row), va="center")
         axes.set(xscale="log", title=record.titles[workload], xlabel=label)

@@ -8,11 +8,11 @@ from typing import Final
 
 from .plots import DRAWS, PLOTS_NEED, draw
 from .record import Range, Record
+from .steady import LEAST_CARRIED
 
 BEGIN: Final = "<!-- results: written by `make bench` -->"
 END: Final = "<!-- end of results -->"
 STEADY: Final = ("w1", "w2", "w3", "w6")
-CARRIED: Final = 0.97
 
 Cell = Callable[[Record, str, str], str]
 
@@ -103,7 +103,7 @@ def steady_cell(record: Record, workload: str, peer: str) -> str:
     assert rate is not None
     cost, p50, p99 = (record.range(workload, peer, name) for name in ("cpu_us", "p50_ms", "p99_ms"))
     text = f"{_show(cost)} µs, p50 {_ms(p50)}, p99 {_ms(p99)}"
-    return text if carried.median >= CARRIED else f"{text}; saturated at {rate.median:,.0f}/s"
+    return text if carried.median >= LEAST_CARRIED else f"{text}; saturated at {rate.median:,.0f}/s"
 
 
 def parts_cell(record: Record, workload: str, peer: str) -> str:

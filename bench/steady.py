@@ -22,6 +22,8 @@ WARM_UP_SECONDS: Final = 3
 FIRST_LIFE: Final = 0.25
 # So many streams are begun at once.
 BEGINNING: Final = 16
+# Of what is offered; a system that carries less is saturated.
+LEAST_CARRIED: Final = 0.97
 
 Figures = dict[str, Any]
 

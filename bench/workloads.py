@@ -11,12 +11,11 @@ from . import burst
 from .peers import Peer, Shape
 from .peers.baton import Baton, RunningBaton
 from .peers.by_hand import ByHand
-from .steady import Figures, Load, steady
+from .steady import LEAST_CARRIED, Figures, Load, steady
 
 ONE_EACH: Final = Load(300, 50)
 LOADS: Final = {"w1": ONE_EACH, "w2": Load(1000, 50), "w3": Load(1, 200, viewers=500, life_seconds=600)}
 MOST_DELAY_MS: Final = 250
-LEAST_CARRIED: Final = 0.97
 # Streams of 50 tokens a second that the search for the highest rate begins with, and how it goes on.
 FIRST_STREAMS: Final = 250
 FACTOR: Final = 1.5

@@ -104,7 +104,7 @@ class Reader(Generic[State]):
         return encoded if encoded.first > self._after and not self.over else None
 
     def advance(self, encoded: Encoded[State]) -> None:
-        """Note that the client was sent what `peek` returned."""
+        """Go on behind a batch that the client was sent, or what of it is for this client."""
         self.state, self.last, self.over = encoded.state, encoded.last, encoded.over
 
     def _read(self, batch: Batch) -> bytes:
@@ -114,7 +114,7 @@ class Reader(Generic[State]):
         body = encoded.body
         if encoded.first <= self._after:
             body = self.dialect.encode(batch, self.state, self._after).body if encoded.last > self._after else b""
-        self.state, self.last, self.over = encoded.state, encoded.last, encoded.over
+        self.advance(encoded)
         return body
 
     def _encoded(self, batch: Batch) -> Encoded[State]:
