@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -113,8 +115,20 @@ def embedded_server(folder: Path | None = None) -> Iterator[EmbeddedPostgres]:
 
 
 def _start(data: Path) -> PostgresServer:
-    with _explained():
+    with _explained(), _alone():
         return get_server(data, cleanup_mode="stop")
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Keep other processes of this user from starting a server meanwhile.
+
+    For root the first start on a machine adds the system user that Postgres runs as. Two that do so at once leave
+    files that belong to a user who does not exist.
+    """
+    with (Path(tempfile.gettempdir()) / f"baton-embedded-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager
