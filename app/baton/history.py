@@ -25,7 +25,11 @@ _LIVE = "SELECT count(*) FROM baton.stream WHERE status IN ('queued', 'running')
 
 
 async def read(executor: Connection | Pool) -> str:
-    """Return the present history."""
+    """Return the present history.
+
+    Raises:
+        ObjectNotInPrerequisiteStateError: the server is a standby. Its log may lag, and proves nothing.
+    """
     history: str = await executor.fetchval(_READ)
     return history
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -57,6 +58,7 @@ class Worker:
             notifier=self._notifier,
             metrics=self.metrics,
             prepare=settings.prepare,
+            vouches_for=self._vouches_for,
         )
         self._reaper = Reaper(
             lease_seconds=settings.lease_seconds,
@@ -76,6 +78,7 @@ class Worker:
         self._wake = asyncio.Event()
         self._asked_to_stop: set[UUID] = set()  # by notifications, which the rows must confirm
         self._history = HistoryWatch()
+        self._beats: dict[str, float] = {}  # when the counter was raised last, by the history that it was raised in
         self._worker_id: UUID | None = None
         self._leave_at: float | None = None
         self._partitions_due_at = 0.0
@@ -176,18 +179,15 @@ class Worker:
 
     async def _beat(self, connection: Connection) -> None:
         """Raise the counter, hear what to cancel, hand back what is not running here, and watch the others."""
-        history = self._history.history
-        counters = await self._history.look(connection)
-        if history not in {None, self._history.history}:
-            logger.error("The database is of another history than before: it was restored, or a standby was promoted.")
-            self._writer.doubt()
-            self._notifier.renew_seals()
+        counters = await self._look(connection)
+        beat_at = time.monotonic()
         owned = None
         if self._worker_id is not None:
             owned = await workers.heartbeat(connection, self._worker_id, self.metrics.tokens)
         if self._worker_id is None or owned is None:
             await self._register(connection)
             return
+        self._beats[self._history.history or ""] = beat_at
         trust_watched = self._reaper.steady_seconds() > self._unwatched_after_seconds
         for item in owned:
             run = self._runs.get(item.fence.stream_id)
@@ -209,6 +209,24 @@ class Worker:
         ):
             self._count_end(outcome)
 
+    async def _look(self, connection: Connection) -> Mapping[UUID, int]:
+        """Look at the database's history, and compare the log where it is another one; return all counters."""
+        before = self._history.history
+        counters = await self._history.look(connection)
+        if before not in {None, self._history.history}:
+            logger.error("The database is of another history than before: it was restored, or a standby was promoted.")
+            self._writer.doubt()
+            self._notifier.renew_seals()
+        return counters
+
+    def _vouches_for(self, history: str) -> bool:
+        """Return whether nobody can have taken a stream from this worker before the database left a history.
+
+        Others wait for a whole lease after its last sign of life. What they did later may be lost, and their worker
+        and their row with it, but not what clients have seen of it.
+        """
+        return time.monotonic() - self._beats.get(history, -math.inf) < self._settings.lease_seconds
+
     async def _create_partitions(self, connection: Connection) -> None:
         """Have the partitions of the coming days at hand, hour by hour."""
         if time.monotonic() < self._partitions_due_at:
@@ -228,6 +246,7 @@ class Worker:
                 run.outbox.lose(Lost.FENCED)
             # All but what it claimed after the others had looked: that is nobody's now.
             await self._release(connection, runs, uncount_attempt=False)
+        self._beats[self._history.history or ""] = time.monotonic()
         self._worker_id = await workers.register(
             connection,
             self._settings.worker_name,
