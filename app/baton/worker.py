@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
@@ -42,6 +42,14 @@ PARTITIONS_SECONDS: Final = 3600
 CLAIM_PAUSE_SECONDS: Final = 0.01
 
 
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """When this worker has raised its counter, by its own clock, and all workers' counters just before."""
+
+    at: float
+    counters: Mapping[UUID, int]
+
+
 class Worker:
     """Runs until cancelled, or until `leave()` was called and its streams have ended or were handed back."""
 
@@ -58,7 +66,7 @@ class Worker:
             notifier=self._notifier,
             metrics=self.metrics,
             prepare=settings.prepare,
-            vouches_for=self._vouches_for,
+            vouch=self._vouch,
         )
         self._reaper = Reaper(
             lease_seconds=settings.lease_seconds,
@@ -78,7 +86,7 @@ class Worker:
         self._wake = asyncio.Event()
         self._asked_to_stop: set[UUID] = set()  # by notifications, which the rows must confirm
         self._history = HistoryWatch()
-        self._beats: dict[str, float] = {}  # when the counter was raised last, by the history that it was raised in
+        self._beats: dict[str, Beat] = {}  # the last one in each history
         self._worker_id: UUID | None = None
         self._leave_at: float | None = None
         self._partitions_due_at = 0.0
@@ -186,8 +194,9 @@ class Worker:
             owned = await workers.heartbeat(connection, self._worker_id, self.metrics.tokens)
         if self._worker_id is None or owned is None:
             await self._register(connection)
+            self._beats[self._history.history or ""] = Beat(beat_at, counters)
             return
-        self._beats[self._history.history or ""] = beat_at
+        self._beats[self._history.history or ""] = Beat(beat_at, counters)
         trust_watched = self._reaper.steady_seconds() > self._unwatched_after_seconds
         for item in owned:
             run = self._runs.get(item.fence.stream_id)
@@ -219,13 +228,25 @@ class Worker:
             self._notifier.renew_seals()
         return counters
 
-    def _vouches_for(self, history: str) -> bool:
-        """Return whether nobody can have taken a stream from this worker before the database left a history.
+    async def _vouch(self, connection: Connection, history: str) -> bool:
+        """Return whether nobody took this worker's streams before the database left a history.
 
-        Others wait for a whole lease after its last sign of life. What they did later may be lost, and their worker
-        and their row with it, but not what clients have seen of it.
+        Others wait for a whole lease after its last beat, and go on beating meanwhile. What they did in the end may be
+        lost, their claims included, but clients have seen what they wrote. So where the others have gone on for half a
+        lease without this worker, it may be that one of them had its streams.
         """
-        return time.monotonic() - self._beats.get(history, -math.inf) < self._settings.lease_seconds
+        last = self._beats.get(history)
+        if last is None:
+            return False
+        if time.monotonic() - last.at < self._settings.lease_seconds:
+            return True
+        beats = self._settings.lease_seconds / self._settings.worker_heartbeat_seconds / 2
+        counters = await workers.counters(connection)
+        return all(
+            counter - last.counters.get(worker_id, 0) < beats
+            for worker_id, counter in counters.items()
+            if worker_id != self._worker_id
+        )
 
     async def _create_partitions(self, connection: Connection) -> None:
         """Have the partitions of the coming days at hand, hour by hour."""
@@ -246,7 +267,6 @@ class Worker:
                 run.outbox.lose(Lost.FENCED)
             # All but what it claimed after the others had looked: that is nobody's now.
             await self._release(connection, runs, uncount_attempt=False)
-        self._beats[self._history.history or ""] = time.monotonic()
         self._worker_id = await workers.register(
             connection,
             self._settings.worker_name,

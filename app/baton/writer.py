@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -46,6 +46,14 @@ DATA_ERRORS: Final = (
 )
 
 
+Vouch = Callable[[Connection, str], Awaitable[bool]]
+
+
+async def _alone(_connection: Connection, _history: str) -> bool:
+    """Vouch, as the only writer that there is."""
+    return True
+
+
 class Writer:
     """Flushes outboxes into the log. Owned by a worker, which awaits `run()`."""
 
@@ -57,10 +65,10 @@ class Writer:
         notifier: Notifier,
         metrics: WorkerMetrics,
         prepare: bool = True,
-        vouches_for: Callable[[str], bool] = lambda _history: True,
+        vouch: Vouch = _alone,
     ) -> None:
-        """`vouches_for` says whether its worker's claims stood until the end of a history, as far as anybody saw it."""
-        self._vouches_for = vouches_for
+        """`vouch` says of a history that is over whether the worker's claims stood until its end."""
+        self._vouch = vouch
         self._dsn = dsn
         self._prepare = prepare
         self._window_seconds = window_seconds
@@ -311,7 +319,7 @@ class Writer:
         if not self._open:
             return
         moved = before not in {None, self._history}
-        vouched = before is None or self._vouches_for(before)
+        vouched = before is None or before == self._history or await self._vouch(connection, before)
         tails = await log.tails(connection, list(self._open))
         for outbox in list(self._open.values()):
             found = tails.get(outbox.stream_id)
