@@ -279,7 +279,8 @@ class Audience:
         for complaint in complaints:
             self._violate(complaint, stream, "")
         self.resets += max(account.resets for account in accounts)
-        self.outcomes[next((account.outcome for account in accounts if account.end), "no end")] += 1
+        without = "refused" if any(account.refused for account in accounts) else "no end"
+        self.outcomes[next((account.outcome for account in accounts if account.end), without)] += 1
         self.judged += 1
         if self._erase:
             await self._until_answered(lambda: streams.delete(self._pool, UUID(stream)))
