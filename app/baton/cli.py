@@ -141,8 +141,8 @@ def mark_restored() -> None:
     )
     live = asyncio.run(asked)
     typer.echo(
-        f"Marked. {live} streams were queued or running. Each ends as log_rewound when a worker sees it, unless its own "
-        "worker lived through the restore and finds all of its events in the log."
+        f"Marked. {live} streams were queued or running. Each ends as log_rewound when a worker sees it, unless its "
+        "own worker lived through the restore and finds all of its events in the log."
     )
 
 
