@@ -69,10 +69,8 @@ async def test_an_orphan_of_an_older_history_ends_as_rewound(dsn: str) -> None:
     stream_id = await queue(dsn)
     async with connected(dsn) as connection:
         (item,) = await claim_as(connection, WORKER, ["test"], 1)
-        await log.append(
-            connection,
-            [Append(stream_id, 1, 1, 2, encode_text("a") + b"\n" + encode_text("b"), None, item.claim_token)],
-        )
+        lines = join_lines([encode_text("a"), encode_text("b")])
+        await log.append(connection, [Append(stream_id, 1, 1, 2, lines, None, item.claim_token)])
         await history.mark_restored(connection)
         await workers.remove(connection, WORKER)
         (orphan,) = await workers.orphans(connection, UUID(int=2))
