@@ -186,7 +186,6 @@ def mistake() -> str | None:
         loaded = Settings.load()
         load_generators(loaded.model_copy(update={"generators": {}, "offered_generators": frozenset()}))
     except ConfigurationError as error:
-        assert error.__suppress_context__
         return str(error)
     return None
 

@@ -93,6 +93,13 @@ class Settings(BaseSettings):
         min_length=1,
         description="Which claim of theirs has the scopes (create, read, cancel, admin): a list, or words in a text",
     )
+    jwt_lifetime_seconds: float = Field(
+        86_400,
+        gt=0,
+        le=366 * 86_400,
+        description="How long the identity provider's tokens may live, from `iat` to `exp`; one that lives longer is "
+        "refused",
+    )
     note_interval_seconds: float = Field(
         2, gt=0, le=60, description="How often a pod writes down that it lives and what it counts, for `/console`"
     )
@@ -430,9 +437,7 @@ class Settings(BaseSettings):
 
 def _model(number: int, name: str, given: Any) -> dict[str, Any]:
     if not _MODEL.fullmatch(name):
-        raise ValueError(
-            f"name {number} must be 1 to 64 letters, digits and . _ : / -, the first a letter or a digit"
-        )
+        raise ValueError(f"name {number} must be 1 to 64 letters, digits and . _ : / -, the first a letter or a digit")
     model = {"generator": given} if isinstance(given, str) else given
     if not isinstance(model, dict) or not isinstance(model.get("generator"), str) or not model["generator"]:
         raise ValueError(f'value {number} must be the name of a generator, or look like {{"generator": name, …}}')
