@@ -164,7 +164,7 @@ MALFORMED = (
 
 def variables() -> list[str]:
     """Return each variable that a setting is read from."""
-    found = []
+    found: list[Any] = []
     for name, field in Settings.model_fields.items():
         alias = field.validation_alias
         found += alias.choices if isinstance(alias, AliasChoices) else [f"BATON_{name.upper()}"]

@@ -343,7 +343,7 @@ def _authority(target: bytes) -> bytes:
     except httptools.HttpParserInvalidURLError:
         return b""
     host: bytes = parts.host or b""
-    return host if parts.port is None else b"%b:%d" % (host, parts.port)
+    return b"%b:%d" % (host, parts.port) if parts.port else host
 
 
 def _encoded(error: RequestError, pod: Pod) -> bytes:

@@ -69,7 +69,7 @@ def token(kid: str = "rsa", algorithm: str = "RS256", key: Any = RSA, **changes:
 
 def provider(url: str, **given: Any) -> IdentityProvider:
     claims = {"tenant_claim": "tenant", "scope_claim": "scope"}
-    wanted = {"issuer": ISSUER, "audience": AUDIENCE, "lifetime_seconds": 3600} | claims | given
+    wanted: dict[str, Any] = {"issuer": ISSUER, "audience": AUDIENCE, "lifetime_seconds": 3600} | claims | given
     return IdentityProvider(url, **wanted)
 
 
