@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -18,6 +19,7 @@ from rich.console import Console
 from tests.commands import told
 from tests.conftest import execute, named_database
 from tests.data_folder import data_folder
+from tests.faults.servers import postgres_bin
 from tests.logbook import answer, connected, until, working
 from tests.past import old_partition
 from tests.processes import environment, finished
@@ -29,6 +31,7 @@ from baton.doctor.examination import Diagnosis, examine
 from baton.doctor.finding import Finding, Level, Thresholds, duration, error, ok, warning
 from baton.doctor.report import exit_code, show
 from baton.embedded import embedded_server
+from baton.grants import Revocation
 from baton.migrate import migrate
 from baton.settings import Settings
 
@@ -83,7 +86,7 @@ ALL_WELL = {
         "queue",
         "connections",
     ),
-    *("durability", "clock", "transaction_ids", "retention"),
+    *("connect", "parameters", "durability", "clock", "transaction_ids", "retention"),
 }
 OF_WORKERS = ALL_WELL - {"access"}
 
@@ -215,6 +218,8 @@ async def test_it_finds_partitions_that_should_be_gone(dsn: str, age_days: int) 
 DATABASE_SETTINGS = {
     "idle_session_timeout = '5min'": ("idle_session_timeout", ERROR, "after 5 min"),
     "statement_timeout = '300ms'": ("statement_timeout", WARNING, "300 ms"),
+    "log_statement = 'all'": ("parameters_logged", WARNING, "this role's statements: inputs and texts"),
+    "idle_in_transaction_session_timeout = 0": ("idle_in_transaction", WARNING, "in a transaction for ever"),
     "synchronous_commit = off": ("synchronous_commit_off", ERROR, "synchronous_commit is off"),
     "default_transaction_read_only = on": ("read_only", ERROR, "read-only"),
 }
@@ -229,6 +234,85 @@ async def test_it_finds_settings_that_do_harm(dsn: str) -> None:
     for code, level, words in DATABASE_SETTINGS.values():
         assert levels(diagnosis)[code] is level
         assert words in finding(diagnosis, code).found
+
+
+async def test_it_finds_that_failing_statements_are_logged_with_what_they_carry(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        name = await connection.fetchval("SELECT current_database()")
+        await connection.execute(f"ALTER DATABASE {name} SET log_parameter_max_length_on_error = 100")
+    assert "statements that fail" in finding(await diagnose(dsn), "parameters_logged").found
+
+
+async def test_it_finds_who_else_may_connect(dsn: str) -> None:
+    async with granted(dsn) as roles, granted(dsn) as others:
+        await execute(dsn, f"REVOKE ALL ON SCHEMA baton FROM {others.names.work}")
+        found = finding(await diagnose(roles.serve_dsn), "connect_public")
+        assert others.names.work in found.found
+        assert roles.names.work not in found.found
+        assert "hear the text of streams" in found.found
+        assert "--revoke-connect" in found.advice
+        silent = finding(await diagnose(roles.serve_dsn, notify_payloads=False), "connect_public")
+        assert "hear the ids of streams" in silent.found
+        await roles.grant(Revocation(lock_out_others=True))
+        assert finding(await diagnose(roles.serve_dsn), "connect").level is WELL
+
+
+@contextlib.asynccontextmanager
+async def receiving(server: str) -> AsyncIterator[None]:
+    """A program that takes the server's WAL as a standby does."""
+    with data_folder() as folder:
+        program = str(postgres_bin("pg_receivewal"))
+        process = await asyncio.create_subprocess_exec(program, "-D", folder, "--synchronous", "-d", server)
+        try:
+
+            async def streaming() -> bool:
+                async with connected(server) as connection:
+                    return bool(await connection.fetchval("SELECT state = 'streaming' FROM pg_stat_replication"))
+
+            await until(streaming)
+            yield
+        finally:
+            process.terminate()
+            await process.wait()
+
+
+async def synchronize(server: str, names: str) -> None:
+    """Name the server's synchronous standbys, and wait until new sessions see it."""
+    await execute(server, f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
+    await execute(server, "SELECT pg_reload_conf()")
+
+    async def changed() -> bool:
+        async with connected(server) as connection:
+            return bool(await connection.fetchval("SHOW synchronous_standby_names") == names)
+
+    await until(changed)
+
+
+async def test_it_finds_what_a_failover_would_lose(server: str) -> None:
+    async with granted(server) as roles, receiving(server):
+        assert levels(await diagnose(roles.serve_dsn))["standbys_hidden"] is WARNING
+        await execute(server, f"GRANT pg_monitor TO {roles.names.serve}")
+        found = finding(await diagnose(roles.serve_dsn), "standbys_asynchronous")
+        assert (found.level, "asynchronous: pg_receivewal." in found.found) == (WARNING, True)
+        try:
+            await synchronize(server, "pg_receivewal")
+
+            async def synchronous() -> bool:
+                return "durability" in levels(await diagnose(roles.serve_dsn))
+
+            await until(synchronous)
+            await execute(server, f"ALTER ROLE {roles.names.serve} SET synchronous_commit = local")
+            assert levels(await diagnose(roles.serve_dsn))["synchronous_commit_local"] is WARNING
+            await execute(server, f"ALTER ROLE {roles.names.serve} RESET synchronous_commit")
+            await synchronize(server, "nosuch")
+
+            async def missing() -> bool:
+                diagnosis = await diagnose(roles.serve_dsn, thresholds={"answer_seconds": 0.5})
+                return levels(diagnosis).get("standbys_missing") is ERROR
+
+            await until(missing)
+        finally:
+            await synchronize(server, "")
 
 
 async def test_it_finds_settings_of_other_roles_that_do_harm(dsn: str) -> None:

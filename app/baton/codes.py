@@ -43,7 +43,7 @@ ADVICE: Final[dict[str, Advice]] = {
         _NOTHING,
     ),
     "bad_request": Advice(
-        "Send HTTP/1.1, and JSON where JSON is asked for.",
+        "Send HTTP/1.1 with one `Host`, and JSON where JSON is asked for.",
         "If the client does: look for what changes its requests on the way.",
     ),
     "header_timeout": Advice(

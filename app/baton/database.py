@@ -225,7 +225,13 @@ def _connecting(dsn: str) -> Iterator[None]:
     """Say in one sentence why no connection came about, without the password."""
     try:
         yield
-    except (ValueError, OverflowError, asyncpg.InterfaceError) as error:
+    except (ValueError, OverflowError):
+        # Its own words quote what was taken for a port: a part of the password where that has a `/`, say.
+        raise ConfigurationError(
+            "BATON_DATABASE_URL cannot be used: it must look like postgresql://user:password@host:5432/name. In a user "
+            "or a password, write % / ? # [ ] @ and : as %25 %2F %3F %23 %5B %5D %40 and %3A."
+        ) from None
+    except asyncpg.InterfaceError as error:
         raise ConfigurationError(f"BATON_DATABASE_URL cannot be used: {error}") from None
     except asyncpg.InvalidCatalogNameError:
         raise DatabaseUnreachable(
@@ -243,7 +249,10 @@ def _connecting(dsn: str) -> Iterator[None]:
 
 
 def _place(dsn: str) -> str:
-    where = urlsplit(dsn).netloc.rpartition("@")[2]
+    parts = urlsplit(dsn)
+    where = parts.netloc.rpartition("@")[2]
+    if where == parts.netloc and "@" in f"{parts.path}{parts.query}{parts.fragment}":
+        return "the address of BATON_DATABASE_URL"  # a user or a password that is not escaped may stand in its place
     if not where:
         return "the local socket"
     return where if ":" in where.rpartition("]")[2] else f"{where}:5432"

@@ -23,10 +23,12 @@ CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("the role's rights", role.rights),
     ("the owners of tables", role.owners),
     ("access control", access.access),
+    ("who may connect", access.public),
     # To ask how full it is frees what all have read, and so may let notifications through again.
     ("the notify queue", notifications.queue),
     ("notifications", notifications.delivery),
     ("timeouts of the role", server.timeouts),
+    ("what the server logs", server.logged_texts),
     ("partitions", tables.partitions),
     ("retention", tables.retention),
     ("tables left over", tables.leftovers),
