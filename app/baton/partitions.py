@@ -209,6 +209,17 @@ def moment_of(stream_id: UUID) -> float:
     return (stream_id.int >> 80) / 1000
 
 
+def day_number(stream_id: UUID) -> int:
+    """Return on which day (UTC) a stream was created, in days since 1970."""
+    return (stream_id.int >> 80) // (DAY_SECONDS * 1000)
+
+
+def ids_of_day(number: int) -> tuple[UUID, UUID]:
+    """Return the smallest and the greatest id of a day's streams; the day as `day_number` has it."""
+    milliseconds = DAY_SECONDS * 1000
+    return UUID(int=number * milliseconds << 80), UUID(int=min(_GREATEST.int, ((number + 1) * milliseconds << 80) - 1))
+
+
 def day_of(stream_id: UUID) -> str:
     """Return the day (UTC) on which a stream was created, as YYYY-MM-DD."""
     return f"{datetime.datetime.fromtimestamp(moment_of(stream_id), datetime.UTC):%Y-%m-%d}"

@@ -337,7 +337,7 @@ class Relays:
         self._window_bytes = window_bytes
         self._poll_seconds = poll_seconds
         self._poll_now = asyncio.Event()
-        self.polled_at = time.monotonic()  # when the database last answered
+        self.answered_at = time.monotonic()  # when the database last answered a poll
         self._relays: dict[str, Relay] = {}
 
     async def subscribe(self, stream_id: UUID, cursor: int, tenant: str = "") -> Subscriber:
@@ -404,7 +404,7 @@ class Relays:
         for relay in self._relays.values():
             if not relay.loaded:
                 relay.hint()
-        # One query finds out which of the others lag behind.
+        # The poll finds out which of the others lag behind.
         self._poll_now.set()
 
     def tap_all(self) -> None:
@@ -428,7 +428,6 @@ class Relays:
                 logger.warning("The log cannot be polled: %r", error)
                 await backoff.sleep()
             else:
-                self.polled_at = time.monotonic()
                 backoff.reset()
 
     async def note_watched(self, interval_seconds: float) -> None:
@@ -446,7 +445,7 @@ class Relays:
                 logger.warning("What is watched cannot be noted: %r", error)
 
     async def _poll(self) -> None:
-        """Drop the relays that nobody uses; find out in one query which others lag behind the log."""
+        """Drop the relays that nobody uses; ask which others lag behind the log, if there are any."""
         now = time.monotonic()
         for key, relay in list(self._relays.items()):
             relay.forget_pages()
@@ -456,7 +455,10 @@ class Relays:
         self._metrics.relays = len(self._relays)
         self._metrics.window_bytes = sum(relay.window_bytes for relay in self._relays.values())
         before = {relay: relay.tail for relay in self._relays.values() if not (relay.ended or relay.over)}
+        if not before:
+            return
         tails = await log.tails(self._pool, [relay.stream_id for relay in before])
+        self.answered_at = time.monotonic()
         for relay, tail_before in before.items():
             tail = tails.get(relay.stream_id)
             if tail is None or tail < tail_before:
