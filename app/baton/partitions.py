@@ -1,4 +1,8 @@
-"""Partitions of the log: one for each day of streams, created ahead, and dropped when their day has expired.
+"""Partitions of the log: one for each day of streams or for several, made ahead, and dropped when they have expired.
+
+Each one costs whatever looks at the whole log a few locks, and Postgres' planner time. So there are to be `MOST` at
+most: where streams are kept for longer than a year, a new partition holds several days. `baton.partitioning` says how
+many, for all that create partitions. Those that are there stay as they are; edges always lie between two days.
 
 There is no default partition: rows in it would make every later partition's creation scan it, and Postgres refuses to
 detach one concurrently beside it.
@@ -11,7 +15,9 @@ nothing any more, is dropped. A comment on it tells a table that is to go from o
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +29,13 @@ import asyncpg
 from .database import Connection, Pool
 
 _CREATE = "SELECT baton.create_partitions($1)"
+
+_WIDTH = "SELECT days FROM baton.partitioning"
+_SET_WIDTH = """
+INSERT INTO baton.partitioning AS p (days) VALUES ($1)
+ON CONFLICT (single) DO UPDATE SET days = excluded.days WHERE p.days <> excluded.days
+RETURNING days
+"""
 
 # From the catalog alone, which every role may read.
 _ATTACHED = """
@@ -78,6 +91,12 @@ LOG: Final = "baton.batch"
 DAY_SECONDS: Final = 86_400
 # Somebody should look when fewer are left: a day, less the time after midnight in which workers create the next one.
 LEAST_SECONDS: Final = 22 * 3600
+# So many are tested, with as many sessions as a server takes by default (tests/test_ceiling.py).
+MOST: Final = 400
+# What is left of them for those that live streams keep, and for a change of the width.
+_SPARE: Final = 20
+# A transaction that creates partitions locks them all, five locks for each: so it creates no more than these days'.
+_STEP_DAYS: Final = 30
 _MARK: Final = "Expired: `baton maintain` drops it."
 _BOUNDS: Final = re.compile(r"FOR VALUES FROM \((\S+)\) TO \((\S+)\)")
 _LEAST, _GREATEST = UUID(int=0), UUID(int=2**128 - 1)
@@ -107,14 +126,61 @@ class Reach:
 
 async def create_ahead(executor: Connection | Pool, days_ahead: int) -> list[str]:
     """Create what is missing from yesterday to `days_ahead` days from today (UTC); return the names."""
-    return [record[0] for record in await executor.fetch(_CREATE, days_ahead)]
+    names = []
+    for days in steps(days_ahead):
+        names += [record[0] for record in await executor.fetch(_CREATE, days)]
+    return names
 
 
-async def missing(executor: Connection | Pool, days_ahead: int) -> list[str]:
-    """Return the names of the partitions that `create_ahead` would create."""
-    moment, there = await now(executor), {item.name for item in await attached(executor)}
-    names = [name_of(moment + offset * DAY_SECONDS) for offset in range(-1, days_ahead + 1)]
-    return [name for name in names if name not in there]
+def steps(days_ahead: int) -> tuple[int, ...]:
+    """Return for how many days ahead to create partitions in one transaction after another."""
+    return *range(_STEP_DAYS, days_ahead, _STEP_DAYS), days_ahead
+
+
+async def missing(executor: Connection | Pool, days_ahead: int, width_days: int | None = None) -> list[str]:
+    """Return the names of the partitions that `create_ahead` would create, if new ones held `width_days`."""
+    if width_days is None:
+        width_days = await width(executor)
+    there, moment = await attached(executor), await now(executor)
+    return [item.name for item in planned(there, moment, days_ahead, width_days)]
+
+
+def planned(there: Sequence[Partition], moment: float, days_ahead: int, width_days: int) -> list[Partition]:
+    """Return what is missing beside the partitions that are there, as `baton.create_partitions` decides it."""
+    today = int(moment // DAY_SECONDS)
+    place, goal = ids_of_day(today - 1)[0], ids_of_day(today + days_ahead + 1)[0]
+    found = []
+    beyond = Partition("", _GREATEST, _GREATEST, detaching=False, marked=False)
+    for item in [*sorted((item for item in there if item.end > place), key=lambda item: item.first), beyond]:
+        while place < min(item.first, goal):
+            edge = ids_of_day((day_number(place) // width_days + 1) * width_days)[0]
+            new = Partition(name_of(moment_of(place)), place, min(edge, item.first), detaching=False, marked=False)
+            found.append(new)
+            place = new.end
+        if place >= goal:
+            break
+        place = item.end
+    return found
+
+
+async def width(executor: Connection | Pool) -> int:
+    """Return how many days a new partition holds."""
+    found: int | None = None
+    # A schema of before has no other.
+    with contextlib.suppress(asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+        found = await executor.fetchval(_WIDTH)
+    return found or 1
+
+
+async def set_width(connection: Connection, days: int) -> bool:
+    """Have new partitions hold so many days, whoever creates them; return whether they held another number before."""
+    return await connection.fetchval(_SET_WIDTH, days) is not None
+
+
+def width_for(retention_days: int, days_ahead: int) -> int:
+    """Return how many days a partition must hold for there to be `MOST` at most."""
+    # Besides there are today, what is yet to be dropped, and the ends of the first and the last one.
+    return math.ceil((retention_days + days_ahead + 3) / (MOST - _SPARE))
 
 
 async def taken(executor: Connection | Pool, names: Sequence[str]) -> list[str]:

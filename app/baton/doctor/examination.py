@@ -28,6 +28,7 @@ CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("notifications", notifications.delivery),
     ("timeouts of the role", server.timeouts),
     ("partitions", tables.partitions),
+    ("locks of partitions", tables.locks),
     ("retention", tables.retention),
     ("tables left over", tables.leftovers),
     ("unlogged tables", tables.unlogged),
