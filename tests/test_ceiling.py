@@ -12,7 +12,10 @@ from collections.abc import AsyncIterator
 from uuid import UUID
 
 import asyncpg.transaction
-from tests.logbook import claim_as, claimed, connected, queue_many
+import pytest
+from tests.cluster import Cluster, echo
+from tests.follower import following, texts
+from tests.logbook import claim_as, claimed, connected, employ, queue_many
 from tests.past import day, maintained, old_partition, old_stream
 
 from baton import log, partitions, reaper, retention, streams, workers
@@ -27,6 +30,7 @@ from baton.outcome import Outcome
 from baton.settings import Settings
 
 SESSIONS = 80
+WORKER = UUID(int=7)
 DAYS_AHEAD = 30
 KEPT_DAYS = partitions.MOST - DAYS_AHEAD - 1
 MODES = ("auto", "force_custom_plan", "force_generic_plan")
@@ -84,24 +88,42 @@ async def holding(
     await asyncio.gather(*[item.rollback() for item in transactions])
 
 
-async def test_no_lock_runs_out_at_the_ceiling(dsn: str) -> None:
-    async with connected(dsn) as beside, sessions(dsn, SESSIONS) as opened:
+async def test_no_lock_runs_out_at_the_ceiling(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    async with connected(cluster.dsn) as beside, sessions(cluster.dsn, SESSIONS) as opened:
         await at_the_ceiling(beside)
         assert await beside.fetchval("SHOW max_locks_per_transaction") == "64"
         read = [await old_stream(beside, days) for days in (0, 1, 9, 200, KEPT_DAYS)]
+        await employ(beside, WORKER)
         own = [await claimed(beside, 4) for _ in opened]
+        await beside.execute("UPDATE baton.stream SET worker_id = $1 WHERE status = 'running'", WORKER)
         waiting = await queue_many(beside, 4)
         # After some executions Postgres may change to plans for any arguments.
         for _ in range(2):
             async with holding(opened, own, read):
                 pass
         async with holding(opened, own, read):
-            await look_after_it(beside, dsn)
-        claims = await claim_as(beside, UUID(int=7), ["test"], 10)
+            await pods_and_workers_work(cluster)
+            await look_after_it(beside, cluster.dsn)
+        claims = await claim_as(beside, WORKER, ["test"], 10)
         assert len(claims) == len(waiting)
         gone = partitions.name_of(await day(beside, KEPT_DAYS))
         assert f"Dropped partition {gone}." in await maintained(beside, Policy(DAYS_AHEAD, KEPT_DAYS - 1))
         assert type(await retention.absence(beside, read[-1])) is StreamExpired
+        assert "shared memory" not in caplog.text
+
+
+async def pods_and_workers_work(cluster: Cluster) -> None:
+    """A pod's poll finds what nobody notified of, and a worker's stream arrives."""
+    pod = await cluster.pod(database_pool_size=2)
+    await cluster.worker({"replay": echo}, lease_seconds=600)
+    author = await cluster.author(generator="test")
+    async with following(cluster.client, pod.url, str(author.id)) as follower:
+        await author.write_texts([1, 2], notify=False)
+        await author.write(end=True, notify=False)
+        assert await follower.rest() == author.frames
+    created = await cluster.create(pod, input=["a", "b"])
+    async with following(cluster.client, pod.url, created) as follower:
+        assert texts(await follower.rest()) == ["a", "b"]
 
 
 async def look_after_it(connection: Connection, dsn: str) -> None:

@@ -134,6 +134,9 @@ LOCKING: dict[str, tuple[Callable[[Connection, list[UUID]], Awaitable[object]], 
     "tails of two days": (log.tails, 2),
     "tails of none": (lambda connection, ids: log.tails(connection, []), 0),
     "erase": (lambda connection, ids: log.erase(connection, ids[0], keep_end=True), 1),
+    "partitions": (lambda connection, _ids: partitions.attached(connection), 0),
+    "partitions missing": (lambda connection, _ids: partitions.missing(connection, 30), 0),
+    "partitions created before": (lambda connection, _ids: partitions.create_ahead(connection, 30), 0),
 }
 # Of each session, that it needs not share with others: beyond them a lock takes a place in the server's table.
 FAST_LOCKS = 16

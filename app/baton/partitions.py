@@ -95,7 +95,7 @@ LEAST_SECONDS: Final = 22 * 3600
 MOST: Final = 400
 # What is left of them for those that live streams keep, and for a change of the width.
 _SPARE: Final = 20
-# A transaction that creates partitions locks them all, five locks for each: so it creates no more than these days'.
+# A transaction that creates partitions holds seven locks for each: so it creates no more than those of these days.
 _STEP_DAYS: Final = 30
 _MARK: Final = "Expired: `baton maintain` drops it."
 _BOUNDS: Final = re.compile(r"FOR VALUES FROM \((\S+)\) TO \((\S+)\)")
