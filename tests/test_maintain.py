@@ -90,7 +90,7 @@ async def test_where_streams_are_kept_for_long_new_partitions_are_wider(dsn: str
         created = [line for line in said if line.startswith("Created")]
         assert [line.replace("Would create", "Created") for line in foreseen if "create" in line.split()] == created
         assert 10 <= len(created) <= 11
-        # Workers, which know nothing of how long streams are kept, go on with it.
+        # Workers do not know how long streams are kept, and create partitions of the same width.
         assert len(await partitions.create_ahead(connection, 60)) == 10
         assert await maintained(connection, policy) == said[-1:]
         assert (await maintained(connection))[0] == "New partitions are made for 1 day each."

@@ -1,7 +1,7 @@
 """Partitions of the log: one for each day of streams or for several, made ahead, and dropped when they have expired.
 
-Each one costs whatever looks at the whole log a few locks, and Postgres' planner time. So there are to be `MOST` at
-most: where streams are kept for longer than a year, a new partition holds several days. `baton.partitioning` says how
+Each one costs a statement on the whole log three locks, and every session some memory. So there are `MOST` at most:
+where streams are kept for longer than a year, a new partition holds several days. `baton.partitioning` says how
 many, for all that create partitions. Those that are there stay as they are; edges always lie between two days.
 
 There is no default partition: rows in it would make every later partition's creation scan it, and Postgres refuses to
@@ -93,9 +93,9 @@ DAY_SECONDS: Final = 86_400
 LEAST_SECONDS: Final = 22 * 3600
 # So many are tested, with as many sessions as a server takes by default (tests/test_ceiling.py).
 MOST: Final = 400
-# What is left of them for those that live streams keep, and for a change of the width.
+# Room for partitions that are kept because a stream in them has not ended.
 _SPARE: Final = 20
-# A transaction that creates partitions holds seven locks for each: so it creates no more than those of these days.
+# A transaction that creates partitions holds seven locks for each, so one transaction creates those of 30 days.
 _STEP_DAYS: Final = 30
 _MARK: Final = "Expired: `baton maintain` drops it."
 _BOUNDS: Final = re.compile(r"FOR VALUES FROM \((\S+)\) TO \((\S+)\)")
@@ -173,7 +173,7 @@ async def width(executor: Connection | Pool) -> int:
 
 
 async def set_width(connection: Connection, days: int) -> bool:
-    """Have new partitions hold so many days, whoever creates them; return whether they held another number before."""
+    """Set how many days a new partition holds, for all processes that create them; return whether that is a change."""
     return await connection.fetchval(_SET_WIDTH, days) is not None
 
 
@@ -261,7 +261,7 @@ async def reach(executor: Connection | Pool) -> Reach:
 
 
 def name_of(moment: float) -> str:
-    """Return the name of the partition of that moment's day, in seconds since 1970."""
+    """Return the name of a partition that begins on that moment's day, in seconds since 1970."""
     return f"baton.batch_{datetime.datetime.fromtimestamp(moment, datetime.UTC):%Y%m%d}"
 
 

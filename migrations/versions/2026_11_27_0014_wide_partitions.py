@@ -3,8 +3,8 @@
 Revision: 0014
 Follows: 0013
 
-The function goes by what attached partitions hold, and no longer by their names, so that those of a day and wider ones
-stand side by side. Code of before calls it as it did. Replacing a function locks nobody out.
+The function looks at the bounds of attached partitions, and no longer at their names, so that daily and wider ones
+stand side by side. Code of the release before calls it as it did. Replacing a function locks nobody out.
 """
 
 from __future__ import annotations
