@@ -37,11 +37,14 @@ lint: install ## Check style, types, import contracts and the lock file
 	@$(RUN)lint-imports
 
 test: lint ## Lint, then run the tests on a real Postgres (at most 5 minutes)
-	@$(RUN)pytest -q -n 4 -m "not slow"
+	@$(RUN)pytest -q -n 4 -m "not slow and not clients"
 
-test-all: lint ## The tests, and those that take longer, and on the oldest Postgres where there is one
+test-clients: install ## The tests with real clients: SDKs from PyPI and npm, and Chromium, where they are
+	@$(RUN)pytest -q -n 4 -m clients
+
+test-all: lint ## All tests, those that take longer too, and on the oldest Postgres where there is one
 	@$(RUN)pytest -q -n 4
-	@$(RUN)pytest -q -n 4 -m "not slow" --postgres 15
+	@$(RUN)pytest -q -n 4 -m "not slow and not clients" --postgres 15
 
 bench: bench-install ## Measure Baton and what it is compared with, into docs/benchmarks (an hour or two)
 	@$(RUN)python -m bench
@@ -59,4 +62,4 @@ format: install ## Format the code
 clean: ## Remove what the targets above made
 	@rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
 
-.PHONY: help install demo chaos lint test test-all bench bench-quick bench-install format clean
+.PHONY: help install demo chaos lint test test-clients test-all bench bench-quick bench-install format clean

@@ -17,7 +17,7 @@ import httpx2
 from starlette.applications import Starlette
 from tests.logbook import DEADLINE_SECONDS, until
 
-from baton import log, notifications, streams
+from baton import history, log, notifications, seals, streams
 from baton.events import encode_event, encode_text
 from baton.generators import GenerationRequest, Generator
 from baton.generators.protocol import Yielded
@@ -172,7 +172,8 @@ class Author:
         self._next(lines)
 
     async def notify(self, *items: log.Append) -> None:
-        await log.notify(self.pool, notifications.EVENTS_CHANNEL, notifications.pack(items, time.time()))
+        sealing = await seals.read(self.pool, await history.read(self.pool))
+        await log.notify(self.pool, notifications.EVENTS_CHANNEL, notifications.pack(items, time.time(), sealing))
 
     def _next(self, lines: Sequence[bytes], outcome: Outcome | None = None) -> log.Append:
         first = len(self.lines) + 1

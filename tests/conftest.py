@@ -34,15 +34,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    hypothesis.settings.load_profile("quick" if config.getoption("markexpr") == "not slow" else "all")
+    hypothesis.settings.load_profile("quick" if "not slow" in config.getoption("markexpr") else "all")
     wanted = config.getoption("--postgres")
     if wanted is not None and binaries(wanted) is None:
         pytest.exit(f"Postgres {wanted} is not installed here: the tests were not run on it.", returncode=0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep those that share a server of their own on one of xdist's workers: each starts what its tests ask for."""
+    """Mark the tests with real clients, and keep those that share a server of their own on one of xdist's workers."""
+    clients = Path(__file__).parent / "clients"
     for item in items:
+        if item.path.is_relative_to(clients):
+            item.add_marker(pytest.mark.clients)
         if shared := {"breakable", "server"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group(shared.pop()))
 

@@ -70,8 +70,8 @@ async def use_the_log(connection: Connection, own: list[UUID], read: list[UUID])
         assert (await log.read_tail(connection, stream_id)).last_seq
     assert len(await log.tails(connection, read)) == len(read)
     assert await log.tails(connection, []) == {}
-    assert await streams.end_claimed(connection, reset, 1, outcome)
-    given = workers.Orphan(orphan, 1, 3, "fail")
+    assert await streams.end_claimed(connection, log.Fence(reset, 1), outcome)
+    given = workers.Orphan(log.Fence(orphan, 1), 3, "fail")
     assert await reaper.release(connection, given, max_attempts=3) is not None
     await log.erase(connection, erased, keep_end=False)
 

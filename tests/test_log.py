@@ -16,7 +16,7 @@ from tests.past import day, id_at, old_stream
 from baton import log
 from baton.database import Connection
 from baton.events import encode_event, encode_text, join_lines
-from baton.log import Append, Batch
+from baton.log import Append, Batch, Standing
 from baton.outcome import Outcome, Timings
 
 
@@ -105,7 +105,7 @@ async def test_an_empty_log(dsn: str) -> None:
         assert await log.read(connection, stream_id, 0) == []
         assert await log.read_newest(connection, stream_id, 100) == []
         assert await log.read_tail(connection, stream_id) == log.Tail()
-        assert await log.tails(connection, [stream_id, UUID(int=0)]) == {stream_id: 0}
+        assert await log.tails(connection, [stream_id, UUID(int=0)]) == {stream_id: Standing(0, ended=False)}
 
 
 async def test_tails(dsn: str) -> None:
@@ -113,7 +113,10 @@ async def test_tails(dsn: str) -> None:
         first, second = await claimed(connection, 2)
         await write(connection, first, [2, 3])
         await log.append(connection, [terminal(second, 1, Outcome.cancelled())])
-        assert await log.tails(connection, [first, second]) == {first: 5, second: 1}
+        assert await log.tails(connection, [first, second]) == {
+            first: Standing(5, ended=False),
+            second: Standing(1, ended=True),
+        }
         assert await log.read_tail(connection, first) == log.Tail(5, 1, None)
         assert await log.read_tail(connection, second) == log.Tail(1, 1, Outcome.cancelled())
 
@@ -128,7 +131,8 @@ async def test_an_append_leaves_out_what_is_fenced_and_writes_the_rest(dsn: str)
         appends = [batch(stream_id, 1, 2) for stream_id in (good, stale, taken, erased)]
         appends.append(terminal(ended, 2, Outcome.completed("stop")))
         assert await log.append(connection, appends) == {good}
-        assert await log.tails(connection, [good, stale, taken]) == {good: 2, stale: 0, taken: 1}
+        found = await log.tails(connection, [good, stale, taken])
+        assert {stream_id: standing.seq for stream_id, standing in found.items()} == {good: 2, stale: 0, taken: 1}
         assert len(await events(connection, ended)) == 1
         assert (await row(connection, ended)).status == "cancelled"
 
@@ -216,7 +220,9 @@ async def test_a_read_looks_into_one_partition_by_its_key(dsn: str, statement: s
 
 async def test_tails_of_streams_of_several_days(dsn: str) -> None:
     async with connected(dsn) as connection:
-        expected = {await old_stream(connection, days, batches=days): days + 1 for days in (0, 1, 3)}
+        expected = {
+            await old_stream(connection, days, batches=days): log.Standing(days + 1, ended=True) for days in (0, 1, 3)
+        }
         missing = id_at(await day(connection, 2))
         assert await log.tails(connection, [*expected, missing]) == expected
 

@@ -16,8 +16,9 @@ from tests.logbook import connected, until
 from baton import log, notifications
 from baton.events import MAX_SEQ, encode_text, join_lines
 from baton.log import Append
-from baton.notifications import MAX_BYTES, STAMP_BYTES, pack, unpack
+from baton.notifications import MAX_BYTES, TRAILER_BYTES, pack, unpack
 from baton.outcome import Outcome
+from baton.seals import Seals
 
 
 class Everybody(Container[str]):
@@ -27,6 +28,7 @@ class Everybody(Container[str]):
 
 EVERYBODY = Everybody()
 NOW = 1_764_000_000.125
+LONG = Seals({2**31 - 1: b"k" * 32}, "0123abcd/00000001")  # no seal is longer
 
 
 @st.composite
@@ -56,7 +58,6 @@ def test_what_was_packed_is_unpacked(items: list[Append]) -> None:
         assert UUID(announcement.stream) == item.stream_id
         assert (announcement.first_seq, announcement.last_seq) == (item.first_seq, item.last_seq)
         assert announcement.terminal == (item.outcome is not None)
-        assert not announcement.gone
         if announcement.events is not None:
             assert announcement.events.encode() == item.events
         else:
@@ -75,11 +76,13 @@ def test_a_setting_keeps_the_events_out(items: list[Append]) -> None:
 async def test_the_largest_payload_is_one_that_postgres_takes(dsn: str) -> None:
     heard: list[str] = []
     stream_id = uuid.uuid4()
-    head = len(f"{stream_id.hex} 1 1 e7950\n") + STAMP_BYTES
+    head = len(f"{stream_id.hex} 1 1 e7950\n") + TRAILER_BYTES
     fits, does_not = batch_of(stream_id, MAX_BYTES - head), batch_of(stream_id, MAX_BYTES - head + 1)
     async with connected(dsn) as listening, connected(dsn) as sending:
         await listening.add_listener("baton_events", lambda *given: heard.append(str(given[-1])))
-        await log.notify(sending, notifications.EVENTS_CHANNEL, [*pack([fits], NOW), *pack([does_not], NOW)])
+        await log.notify(
+            sending, notifications.EVENTS_CHANNEL, [*pack([fits], NOW, LONG), *pack([does_not], NOW, LONG)]
+        )
         await until(lambda: len(heard) == 2)
         assert len(heard[0].encode()) == MAX_BYTES
         with pytest.raises(asyncpg.InvalidParameterValueError):
@@ -133,9 +136,8 @@ def test_after_what_makes_no_sense_nothing_is_believed() -> None:
 def test_gone_and_hint() -> None:
     stream_id = uuid.uuid4()
     (gone,) = unpack(notifications.gone(stream_id), EVERYBODY)
-    assert gone.gone
+    assert gone.last_seq == 0
     assert gone.stream == stream_id.hex
     (hint,) = unpack(notifications.hint(stream_id), {stream_id.hex})
-    assert not hint.gone
     assert hint.events is None
     assert hint.last_seq == MAX_SEQ

@@ -111,7 +111,7 @@ async def test_an_append_looks_up_its_streams_by_their_key(dsn: str) -> None:
     async with connected(dsn) as connection:
         names = await in_use(connection)
         running = UUID(names["$running"])
-        arguments = ([running], [1], [1], [1], [False], [b"{}"])
+        arguments = ([running], [1], [1], [1], [False], [b"{}"], [None], None)
         plan = orjson.loads(await connection.fetchval(f"EXPLAIN (FORMAT JSON) {log._APPEND}", *arguments))
         kinds = {node.get("Relation Name"): node["Node Type"] for node in walk(plan[0]["Plan"])}
         assert kinds["stream"] == "Index Scan"

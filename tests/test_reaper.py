@@ -11,7 +11,7 @@ from tests.logbook import claimed, connected, events, row
 from baton import log, streams, workers
 from baton.database import Connection
 from baton.events import encode_text
-from baton.log import Append
+from baton.log import Append, Fence
 from baton.reaper import Reaper, release
 
 LEASE_SECONDS = 0.05
@@ -29,19 +29,23 @@ async def lease_over() -> None:
     await asyncio.sleep(LEASE_SECONDS * 1.5)
 
 
+async def look(reaper: Reaper, connection: Connection, own_id: UUID) -> None:
+    await reaper.look(connection, own_id, await workers.counters(connection))
+
+
 async def test_a_counter_that_stands_still_for_a_lease_is_a_dead_workers(dsn: str) -> None:
     async with connected(dsn) as connection:
         own_id = await workers.register(connection, "own", ["test"], 1)
         dead_id, dead_stream = await with_stream(connection)
         alive_id, alive_stream = await with_stream(connection)
         reaper = Reaper(lease_seconds=LEASE_SECONDS, max_attempts=3)
-        await reaper.look(connection, own_id)
-        await reaper.look(connection, own_id)
+        await look(reaper, connection, own_id)
+        await look(reaper, connection, own_id)
         assert set(await workers.counters(connection)) == {own_id, dead_id, alive_id}
         await lease_over()
         owned = await workers.heartbeat(connection, alive_id)
         assert owned is not None
-        await reaper.look(connection, own_id)
+        await look(reaper, connection, own_id)
         assert set(await workers.counters(connection)) == {own_id, alive_id}
         assert (await row(connection, dead_stream)).status == "queued"
         assert (await row(connection, alive_stream)).status == "running"
@@ -53,13 +57,13 @@ async def test_after_an_interruption_it_begins_to_watch_anew(dsn: str) -> None:
         own_id = await workers.register(connection, "own", ["test"], 1)
         other_id, _ = await with_stream(connection)
         reaper = Reaper(lease_seconds=LEASE_SECONDS, max_attempts=3)
-        await reaper.look(connection, own_id)
+        await look(reaper, connection, own_id)
         await lease_over()
         reaper.forget()
-        await reaper.look(connection, own_id)
+        await look(reaper, connection, own_id)
         assert other_id in await workers.counters(connection)
         await lease_over()
-        await reaper.look(connection, own_id)
+        await look(reaper, connection, own_id)
         assert other_id not in await workers.counters(connection)
 
 
@@ -80,10 +84,10 @@ async def test_they_are_released_though_nobody_dies(dsn: str) -> None:
         _, stream_id = await with_stream(connection)
         await connection.execute("UPDATE baton.stream SET worker_id = $1 WHERE id = $2", UUID(int=9), stream_id)
         reaper = Reaper(lease_seconds=LEASE_SECONDS, max_attempts=3)
-        await reaper.look(connection, own_id)
+        await look(reaper, connection, own_id)
         assert (await row(connection, stream_id)).status == "running"
         await lease_over()
-        await reaper.look(connection, own_id)
+        await look(reaper, connection, own_id)
         assert (await row(connection, stream_id)).status == "queued"
 
 
@@ -105,7 +109,7 @@ async def test_a_lost_stream_is_tried_again_or_ends_with_what_it_has(
         (stream_id,) = await claimed(connection)
         for seq in range(1, emitted + 1):
             await log.append(connection, [Append(stream_id, 1, seq, seq, encode_text("a"))])
-        await release(connection, workers.Orphan(stream_id, 1, attempts, policy), max_attempts=3)
+        await release(connection, workers.Orphan(Fence(stream_id, 1), attempts, policy), max_attempts=3)
         stream = await row(connection, stream_id)
         assert stream.status == status
         assert stream.epoch == 2
@@ -119,7 +123,7 @@ async def test_a_lost_stream_is_tried_again_or_ends_with_what_it_has(
 async def test_a_stream_that_moved_on_meanwhile_is_left_alone(dsn: str) -> None:
     async with connected(dsn) as connection:
         (stream_id,) = await claimed(connection)
-        await streams.requeue(connection, stream_id, 1)
+        await streams.requeue(connection, Fence(stream_id, 1))
         for policy in ("retry", "fail"):
-            await release(connection, workers.Orphan(stream_id, 1, 3, policy), max_attempts=3)
+            await release(connection, workers.Orphan(Fence(stream_id, 1), 3, policy), max_attempts=3)
         assert ((await row(connection, stream_id)).status, (await row(connection, stream_id)).epoch) == ("queued", 2)

@@ -14,13 +14,19 @@ from hypothesis import strategies as st
 from tests.cluster import Author, Cluster, ended, text
 from tests.logbook import DEADLINE_SECONDS, until
 
+from baton import seals, streams
 from baton.audience import Audience
 from baton.dialects import native
 from baton.errors import CursorBeyondTail, StreamNotFound
 from baton.log import Append
 from baton.metrics import PodMetrics
 from baton.notifications import gone, hint, pack
+from baton.outcome import Outcome
 from baton.relay import Relays, Subscriber
+from baton.seals import Seals
+from baton.trust import Trust
+
+SEALS = Seals({7: b"k" * 32}, "here/00000001")
 
 
 class Pod:
@@ -29,15 +35,28 @@ class Pod:
     def __init__(self, cluster: Cluster, *, window_bytes: int = 131_072, poll_seconds: float = 60) -> None:
         self.metrics = PodMetrics()
         audience = Audience(self.metrics, max_pod=1000, max_tenant=1000, max_stream=1000)
-        self.relays = Relays(cluster.pool, self.metrics, audience, window_bytes=window_bytes, poll_seconds=poll_seconds)
+        self.trust = Trust(cluster.pool, look_seconds=60)
+        self.trust._seals = SEALS
+        self.relays = Relays(
+            cluster.pool, self.metrics, audience, self.trust, window_bytes=window_bytes, poll_seconds=poll_seconds
+        )
 
     @property
     def log_reads(self) -> float:
         return self.metrics.registry.get_sample_value("baton_log_reads_total") or 0
 
     def hear(self, *appends: Append, with_events: bool = True) -> None:
-        for payload in pack(appends, time.time(), with_events=with_events):
+        for payload in pack(appends, time.time(), SEALS, with_events=with_events):
             self.relays.hear(payload)
+
+    @contextlib.asynccontextmanager
+    async def polling(self) -> AsyncIterator[None]:
+        """Run what looks after unsealed notifications."""
+        task = asyncio.create_task(self.relays.run())
+        try:
+            yield
+        finally:
+            await ended(task)
 
     @contextlib.asynccontextmanager
     async def subscribed(self, author: Author, cursor: int = 0) -> AsyncIterator[Subscriber]:
@@ -110,7 +129,7 @@ async def test_an_announcement_without_events_makes_the_relay_read(cluster: Clus
 
 async def test_a_hint_that_says_nothing_makes_the_relay_read(cluster: Cluster) -> None:
     pod, author = Pod(cluster), await cluster.author()
-    async with pod.subscribed(author) as subscriber:
+    async with pod.polling(), pod.subscribed(author) as subscriber:
         await author.write(text(1), notify=False)
         pod.relays.hear(hint(author.id))
         await asyncio.wait_for(subscriber.wait(), DEADLINE_SECONDS)
@@ -216,16 +235,16 @@ async def test_a_stream_that_is_created_after_it_was_asked_for_is_found(cluster:
 
 async def test_an_erased_stream_lets_its_subscribers_go(cluster: Cluster) -> None:
     pod, author = Pod(cluster), await cluster.author()
-    async with pod.subscribed(author) as subscriber:
+    async with pod.polling(), pod.subscribed(author) as subscriber:
         following = asyncio.create_task(follow(subscriber))
-        await asyncio.sleep(0)
+        await streams.delete(cluster.pool, author.id)
         pod.relays.hear(gone(author.id))
         assert await asyncio.wait_for(following, DEADLINE_SECONDS) == b""
 
 
 async def test_a_log_with_a_hole_ends_the_connection_and_never_loops(cluster: Cluster) -> None:
     pod, author = Pod(cluster), await cluster.author()
-    async with pod.subscribed(author) as subscriber:
+    async with pod.polling(), pod.subscribed(author) as subscriber:
         await author.write(text(1), notify=False)
         author.lose(text(2))
         await author.write(text(3), notify=False)
@@ -267,11 +286,36 @@ STEPS = st.one_of(
     *[st.tuples(st.just("announce"), st.integers(0, 4))] * 3,
     st.tuples(st.just("announce bare"), st.integers(0, 4)),
     st.tuples(st.just("hint"), st.just(0)),
+    st.tuples(st.just("forge"), st.integers(0, 5)),
     st.tuples(st.just("join"), st.integers(0, 100)),
     st.tuples(st.just("leave"), st.integers(0, 30)),
     st.tuples(st.just("pause"), st.integers(0, 3)),
     st.tuples(st.just("settle"), st.just(0)),
 )
+
+
+# A stranger has no key, has a stolen one that was replaced, or sends what was sealed for somewhere else.
+STRANGERS = [
+    seals.NONE,
+    Seals({7: b"x" * 32}, SEALS.history),
+    Seals({8: b"k" * 32}, SEALS.history),
+    Seals(SEALS.keys, "here/00000002"),
+]
+
+
+def forged(author: Author, number: int) -> str:
+    """A notification that the stream goes on, or ends, or is gone, from somebody who must not be believed."""
+    seq = len(author.lines) + 1
+    outcome = Outcome.completed("stop") if number % 2 else None
+    line = outcome.encode() if outcome else text(666)
+    (payload,) = pack([Append(author.id, 1, seq, seq, line, outcome)], time.time(), STRANGERS[number % len(STRANGERS)])
+    match number:
+        case 4:
+            return gone(author.id)
+        case 5:
+            body, _, stamp = payload.rpartition("\n@")
+            return SEALS.seal("baton_queue", body, stamp)
+    return payload
 
 
 class Story:
@@ -293,6 +337,8 @@ class Story:
                 self.pod.hear(item, with_events=step == "announce")
             case "hint":
                 self.pod.relays.hear(hint(self.author.id))
+            case "forge":
+                self.pod.relays.hear(forged(self.author, number))
             case "join":
                 cursor = number % (len(self.author.lines) + 1)
                 self.readers.append((cursor, asyncio.create_task(self.read(cursor))))
@@ -327,10 +373,11 @@ async def test_any_interleaving_gives_each_subscriber_exactly_the_log(
     cluster: Cluster, steps: Sequence[tuple[str, int]], window_bytes: int, loaded_first: bool
 ) -> None:
     story = Story(Pod(cluster, window_bytes=window_bytes), await cluster.author())
-    await story.play("write", 1)
-    await story.play("join", 0)
-    if loaded_first:
-        await until(lambda: story.pod.log_reads == 1)
-    for step, number in steps:
-        await story.play(step, number)
-    await story.end()
+    async with story.pod.polling():
+        await story.play("write", 1)
+        await story.play("join", 0)
+        if loaded_first:
+            await until(lambda: story.pod.log_reads == 1)
+        for step, number in steps:
+            await story.play(step, number)
+        await story.end()

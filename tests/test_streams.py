@@ -16,7 +16,7 @@ from baton import log, streams
 from baton.database import Pool, pool
 from baton.errors import ConfigurationError, IdempotencyConflict, TooManyStreams
 from baton.events import MAX_SEQ, encode_text
-from baton.log import Append
+from baton.log import Append, Fence
 from baton.outcome import Outcome
 from baton.streams import IdempotencyKey, NewStream
 
@@ -194,12 +194,12 @@ async def test_a_crowd_of_claimers_shares_the_queue(opened: Pool) -> None:
 async def test_a_stream_given_back_is_claimed_under_a_later_epoch(dsn: str) -> None:
     async with connected(dsn) as connection:
         (stream_id,) = await claimed(connection)
-        assert await streams.requeue(connection, stream_id, 1)
-        assert not await streams.requeue(connection, stream_id, 1)
+        assert await streams.requeue(connection, Fence(stream_id, 1))
+        assert not await streams.requeue(connection, Fence(stream_id, 1))
         assert (await row(connection, stream_id)).status == "queued"
         (item,) = await claim_as(connection, WORKER, ["test"], 1)
         assert (item.epoch, item.attempts) == (3, 1)
-        assert await streams.requeue(connection, stream_id, 3, uncount_attempt=True)
+        assert await streams.requeue(connection, item.fence, uncount_attempt=True)
         assert (await row(connection, stream_id)).attempts == 0
 
 
@@ -249,7 +249,7 @@ async def test_ending_from_outside_follows_what_is_there_and_fences_the_worker(o
     async with opened.acquire() as connection:
         (stream_id,) = await claimed(connection)
         await log.append(connection, [Append(stream_id, 1, 1, 1, encode_text("a"))])
-        assert not await streams.end_claimed(connection, stream_id, 2, Outcome.failed("worker_lost", ""))
+        assert not await streams.end_claimed(connection, Fence(stream_id, 2), Outcome.failed("worker_lost", ""))
         assert await streams.end_any(opened, stream_id, Outcome.failed("expired", "Too late."))
         assert not await streams.end_any(opened, stream_id, Outcome.cancelled())
         assert await log.append(connection, [Append(stream_id, 1, 3, 3, encode_text("b"))]) == set()
@@ -263,7 +263,7 @@ async def test_an_end_that_is_there_already_closes_the_row(dsn: str) -> None:
         outcome = Outcome.completed("length", usage={"total": 3})
         await log.append(connection, [Append(stream_id, 1, 1, 1, outcome.encode(), outcome)])
         await connection.execute("UPDATE baton.stream SET status = 'running', usage = NULL, finish_reason = NULL")
-        assert not await streams.end_claimed(connection, stream_id, 1, Outcome.failed("worker_lost", ""))
+        assert not await streams.end_claimed(connection, Fence(stream_id, 1), Outcome.failed("worker_lost", ""))
         stream = await row(connection, stream_id)
         assert (stream.status, stream.finish_reason, stream.usage) == ("completed", "length", {"total": 3})
         assert len(await events(connection, stream_id)) == 1
@@ -274,7 +274,7 @@ async def test_a_stream_without_a_number_left_says_so(dsn: str) -> None:
         (stream_id,) = await claimed(connection)
         await log.append(connection, [Append(stream_id, 1, MAX_SEQ, MAX_SEQ, encode_text("a"))])
         with pytest.raises(ConfigurationError, match="no number left"):
-            await streams.end_claimed(connection, stream_id, 1, Outcome.cancelled())
+            await streams.end_claimed(connection, Fence(stream_id, 1), Outcome.cancelled())
         assert (await row(connection, stream_id)).epoch == 1
 
 

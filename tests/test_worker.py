@@ -292,7 +292,7 @@ async def test_an_end_that_landed_while_the_stream_was_taken_away_is_its_end(dsn
     async with connected(dsn) as connection:
         stream_id = await queue(dsn)
         (item,) = await claim_as(connection, UUID(int=1), ["test"], 1)
-        append = log.Append(stream_id, item.epoch, 1, 1, outcome.encode(), outcome)
+        append = log.Append(stream_id, item.epoch, 1, 1, outcome.encode(), outcome, item.claim_token)
         await log.append(connection, [append])
         await connection.execute("UPDATE baton.stream SET status = 'queued', epoch = 2, finish_reason = NULL")
         async with working(dsn, answer):
@@ -363,5 +363,6 @@ async def test_cancelled_by_notification_before_any_heartbeat(dsn: str) -> None:
     async with connected(dsn) as connection, working(dsn, held, **slow):
         stream_id = await queue(dsn)
         await until_tail(connection, stream_id, 2)
+        await connection.execute("UPDATE baton.stream SET cancel_requested_at = now() WHERE id = $1", stream_id)
         await log.notify(connection, "baton_cancel", ["nonsense", str(stream_id)])
         assert (await ended(connection, stream_id)).status == "cancelled"

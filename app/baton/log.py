@@ -3,8 +3,12 @@
 A stream's events are numbered 1, 2, 3 … without gaps, and one row holds those of one flush. Whoever appends aims at the
 tail + 1 as it knows it. Two things keep a writer that has lost its stream from writing:
 
-- the append joins `stream` on `(id, epoch)`, so that after a claim a stale writer starts nothing new;
+- the append joins `stream` on `(id, epoch, claim_token)`, so that after a claim a stale writer starts nothing new. The
+  epoch alone would do, but for a database that went back in time: then a later claim gets the same epoch again;
 - the key `(stream_id, first_seq)` settles what was in flight at that moment, since both writers aim at the same place.
+
+A writer also names the history of the database in which its tail is true (see `history`). In another one nothing is
+written, so that no append leaves a gap behind what a failover lost.
 
 So an append may leave some of its batches unwritten without an error: it returns which ones it wrote. A place is hardly
 ever taken, and `ON CONFLICT` costs every row a second WAL record. So an append first goes without, and is repeated
@@ -24,7 +28,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -38,9 +42,11 @@ logger = logging.getLogger(__name__)
 _INSERT = """
 INSERT INTO baton.batch (stream_id, first_seq, last_seq, epoch, terminal, events)
 SELECT b.stream_id, b.first_seq, b.last_seq, b.epoch, b.terminal, b.events
-FROM unnest($1::uuid[], $2::integer[], $3::integer[], $4::integer[], $5::boolean[], $6::bytea[])
-     AS b (stream_id, first_seq, last_seq, epoch, terminal, events)
-JOIN baton.stream AS s ON s.id = b.stream_id AND s.epoch = b.epoch
+FROM unnest($1::uuid[], $2::integer[], $3::integer[], $4::integer[], $5::boolean[], $6::bytea[], $7::uuid[])
+     AS b (stream_id, first_seq, last_seq, epoch, terminal, events, claim_token)
+JOIN baton.stream AS s
+  ON s.id = b.stream_id AND s.epoch = b.epoch AND s.claim_token IS NOT DISTINCT FROM b.claim_token
+WHERE coalesce((SELECT baton.current_history()) = $8, true)
 """
 _WHERE_FREE = "ON CONFLICT DO NOTHING\n"
 _RETURNING = "RETURNING stream_id"
@@ -55,8 +61,8 @@ WITH written AS ({insert}), closed AS (
         error_message = e.error_message, usage = e.usage, tokens = e.tokens,
         time_to_first_token_seconds = e.first_token, duration_seconds = e.duration,
         finished_at = clock_timestamp(), worker_id = NULL
-    FROM unnest($7::uuid[], $8::text[], $9::text[], $10::text[], $11::text[], $12::jsonb[], $13::integer[],
-                $14::double precision[], $15::double precision[], $16::integer[])
+    FROM unnest($9::uuid[], $10::text[], $11::text[], $12::text[], $13::text[], $14::jsonb[], $15::integer[],
+                $16::double precision[], $17::double precision[], $18::integer[])
          AS e (id, status, finish_reason, error_code, error_message, usage, tokens, first_token, duration, epoch)
     WHERE s.id = e.id AND s.epoch = e.epoch AND EXISTS (SELECT FROM written AS w WHERE w.stream_id = e.id)
 )
@@ -107,7 +113,7 @@ WHERE stream_id = $1 AND {day} ORDER BY first_seq DESC LIMIT 1
 """
 
 _TAILS = """
-SELECT s.id, coalesce(t.last_seq, 0) AS tail
+SELECT s.id, coalesce(t.last_seq, 0) AS seq, s.status NOT IN ('queued', 'running') AS ended
 FROM unnest($1::uuid[]) AS k (id)
 JOIN baton.stream AS s USING (id)
 LEFT JOIN LATERAL (
@@ -123,6 +129,17 @@ PAGE_ROWS = 512
 PAGE_BYTES = 65_536
 
 
+class Fence(NamedTuple):
+    """What the row of a stream must still say for its writer to write: which claim has it.
+
+    `claim_token` is random, and None for claims of the release before.
+    """
+
+    stream_id: UUID
+    epoch: int
+    claim_token: UUID | None = None
+
+
 class Append(NamedTuple):
     """One batch to be written: events `first_seq` to `last_seq` of a stream, as lines of JSON joined by newlines.
 
@@ -135,6 +152,7 @@ class Append(NamedTuple):
     last_seq: int
     events: bytes
     outcome: Outcome | None = None
+    claim_token: UUID | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -158,6 +176,16 @@ class Batch:
         return self.events.split("\n")
 
 
+class Standing(NamedTuple):
+    """How far a stream's log goes, and whether its row is closed."""
+
+    seq: int
+    ended: bool
+
+
+NOTHING: Final = Standing(0, ended=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Tail:
     """The end of a stream's log: its highest number, and who wrote the batch there."""
@@ -167,20 +195,24 @@ class Tail:
     outcome: Outcome | None = None
 
 
-async def append(connection: Connection, appends: Sequence[Append]) -> set[UUID]:
+async def append(connection: Connection, appends: Sequence[Append], history: str | None = None) -> set[UUID]:
     """Write batches of different streams in one statement; return the streams that were written.
 
-    A stream is left out when its epoch is no longer the batch's, or when its place in the log is taken.
+    A stream is left out when its epoch or claim token is no longer the batch's, or when its place in the log is taken;
+    all are when the database is of another `history`. Without one that is not looked at: within a transaction which has
+    read the tail.
     """
     # In one order everywhere, so that two appends wait for each other and never in a circle. Ids compare slowly.
     appends = sorted(appends, key=lambda item: item.stream_id.bytes)
-    arguments: list[list[object]] = [
+    arguments: list[object] = [
         [item.stream_id for item in appends],
         [item.first_seq for item in appends],
         [item.last_seq for item in appends],
         [item.epoch for item in appends],
         [item.outcome is not None for item in appends],
         [item.events for item in appends],
+        [item.claim_token for item in appends],
+        history,
     ]
     statement, where_free = _APPEND, _APPEND_WHERE_FREE
     endings = [(item, item.outcome) for item in appends if item.outcome is not None]
@@ -216,8 +248,8 @@ async def read_tail(executor: Connection | Pool, stream_id: UUID) -> Tail:
     return Tail(row["last_seq"], row["epoch"], outcome)
 
 
-async def tails(executor: Connection | Pool, stream_ids: Sequence[UUID]) -> dict[UUID, int]:
-    """Return the highest number of each stream that exists; 0 where nothing was written yet.
+async def tails(executor: Connection | Pool, stream_ids: Sequence[UUID]) -> dict[UUID, Standing]:
+    """Return the highest number of each stream that exists, 0 where nothing was written yet, and if it has ended.
 
     Streams of one day are asked for in one statement, and each day's statement has a snapshot of its own. Without
     streams nothing is asked.
@@ -225,7 +257,7 @@ async def tails(executor: Connection | Pool, stream_ids: Sequence[UUID]) -> dict
     found = {}
     for same_day in _by_day(stream_ids):
         for row in await executor.fetch(within_day(_TAILS, same_day[0]), same_day):
-            found[row["id"]] = row["tail"]
+            found[row[0]] = Standing(row[1], row[2])
     return found
 
 

@@ -4,7 +4,11 @@ A payload holds several records, one a line. Each begins with `stream first last
 digits and the numbers of its first and last event. Then comes `e`, or `t` if the last event is the terminal one, or `-`
 if it announces no batch. A number behind the letter says that so many characters of events follow on the next lines; a
 batch whose events do not fit is announced without them, and pods read the log. The last line is a stamp: `@` and
-the time of the oldest commit that the payload tells of, in milliseconds since 1970 on the worker's clock.
+the time of the oldest commit that the payload announces, in milliseconds since 1970 on the worker's clock. The line
+before it is the seal (see `seals`).
+
+Workers seal what they send, and pods apply the events of sealed payloads alone. All that pods send is unsealed: it only
+makes its receiver read the row or the log.
 
 A payload is at most 7,999 bytes, and Postgres folds equal payloads of a transaction into one, which loses nothing.
 """
@@ -15,17 +19,19 @@ from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 from uuid import UUID
 
+from . import seals
 from .events import MAX_SEQ
 from .log import Append
+from .seals import SEAL_BYTES, Seals
 
 EVENTS_CHANNEL = "baton_events"  # pods listen: batches that were appended
 QUEUE_CHANNEL = "baton_queue"  # workers listen: a stream was queued
 CANCEL_CHANNEL = "baton_cancel"  # workers listen: a stream is to stop
-KILL_CHANNEL = "baton_kill"  # a demo's pods listen: the pod of this name is to die
-
+KILL_CHANNEL = "baton_kill"  # a demo's pods listen: the pod of this name is to die; sealed
 
 MAX_BYTES = 7999
 STAMP_BYTES = len("\n@1234567890123")
+TRAILER_BYTES = SEAL_BYTES + STAMP_BYTES
 _LENGTH_DIGITS = 4
 
 
@@ -41,14 +47,9 @@ class Announcement(NamedTuple):
     terminal: bool
     events: str | None
 
-    @property
-    def gone(self) -> bool:
-        """Whether it says that the stream was erased."""
-        return self.last_seq == 0
-
 
 def gone(stream_id: UUID) -> str:
-    """The payload that says that a stream was erased."""
+    """The payload that has pods see that a stream was erased. Pods of the release before believe it."""
     return f"{stream_id.hex} 0 0 -"
 
 
@@ -57,22 +58,29 @@ def hint(stream_id: UUID) -> str:
     return f"{stream_id.hex} 1 {MAX_SEQ} -"
 
 
-def pack(appends: Iterable[Append], committed_at: float, *, with_events: bool = True) -> list[str]:
-    """Pack announcements into as few payloads as they need, each with the stamp of that time."""
-    stamp = f"\n@{committed_at * 1000:.0f}"
+def pack(
+    appends: Iterable[Append], committed_at: float, sealing: Seals = seals.NONE, *, with_events: bool = True
+) -> list[str]:
+    """Pack announcements into as few payloads as they need, each with the stamp of that time, and sealed."""
+    stamp = stamp_of(committed_at)
     payloads: list[str] = []
     current: list[str] = []
     size = 0
     for item in appends:
         record, record_bytes = _record(item, with_events=with_events)
-        if current and size + record_bytes > MAX_BYTES - STAMP_BYTES:
-            payloads.append("\n".join(current) + stamp)
+        if current and size + record_bytes > MAX_BYTES - TRAILER_BYTES:
+            payloads.append(sealing.seal(EVENTS_CHANNEL, "\n".join(current), stamp))
             current, size = [], 0
         current.append(record)
         size += record_bytes + 1
     if current:
-        payloads.append("\n".join(current) + stamp)
+        payloads.append(sealing.seal(EVENTS_CHANNEL, "\n".join(current), stamp))
     return payloads
+
+
+def stamp_of(moment: float) -> str:
+    """Return the stamp of a moment, in seconds since 1970."""
+    return f"{moment * 1000:.0f}"
 
 
 def committed_at(payload: str) -> float | None:
@@ -115,7 +123,7 @@ def _record(item: Append, *, with_events: bool) -> tuple[str, int]:
     flag = "e" if item.outcome is None else "t"
     head = f"{item.stream_id.hex} {item.first_seq} {item.last_seq} {flag}"
     size = len(head) + _LENGTH_DIGITS + 1 + len(item.events)
-    if not with_events or size > MAX_BYTES - STAMP_BYTES:
+    if not with_events or size > MAX_BYTES - TRAILER_BYTES:
         return head, len(head)
     events = item.events.decode()
     return f"{head}{len(events)}\n{events}", size

@@ -14,8 +14,9 @@ from typing import Final
 from uuid import UUID
 
 from .events import encode_object, join_lines
-from .log import Append
+from .log import Append, Fence
 from .outcome import WORKER_LOST_MESSAGE, Outcome
+from .streams import REWOUND
 
 _RESET: Final = encode_object({"type": "reset", "reason": "worker_lost"})
 
@@ -37,7 +38,7 @@ class Lost(Enum):
 
 _OUTCOMES: Final = {
     Lost.REJECTED: Outcome.failed("storage_rejected", "The database refused an event of this stream."),
-    Lost.REWOUND: Outcome.failed("log_rewound", "The database lost the end of this stream's log in a failover."),
+    Lost.REWOUND: REWOUND,
     Lost.OVERTAKEN: Outcome.failed("worker_lost", WORKER_LOST_MESSAGE),
 }
 
@@ -58,6 +59,7 @@ class Outbox:
         "_over",
         "_room",
         "_size",
+        "claim_token",
         "closed",
         "epoch",
         "stream_id",
@@ -76,9 +78,11 @@ class Outbox:
         max_events: int,
         max_bytes: int = 1 << 20,
         may_reset: bool = True,
+        claim_token: UUID | None = None,
     ) -> None:
         self.stream_id = stream_id
         self.epoch = epoch
+        self.claim_token = claim_token
         self.tail = tail  # the highest number that the log is known to hold
         self.urgent = True  # its next batch shall not wait: the first event, or the terminal one
         self.closed = asyncio.Event()  # the log has the terminal event, or this outbox can write no more
@@ -153,6 +157,7 @@ class Outbox:
             self.tail + len(self._flight),
             join_lines(self._flight),
             self._outcome if ends else None,
+            self.claim_token,
         )
 
     def written(self, last_seq: int, *, terminal: bool) -> None:
@@ -164,6 +169,16 @@ class Outbox:
         elif self._lines:
             # They came while that batch was tried again, and their call to the writer was answered with it.
             self._on_ready(self)
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a batch was taken of which nobody knows yet if the log has it."""
+        return bool(self._flight)
+
+    @property
+    def fence(self) -> Fence:
+        """What the stream's row says while this outbox may write to the log."""
+        return Fence(self.stream_id, self.epoch, self.claim_token)
 
     def still_has(self, item: Append) -> bool:
         """Whether a batch that was taken is still waiting to be written."""

@@ -14,7 +14,7 @@ from typing import Final, Self
 
 import asyncpg
 
-from . import __version__, database, log, partitions, pods, streams, workers
+from . import __version__, database, log, notifications, partitions, pods, streams, workers
 from .audience import Audience
 from .auth.gate import Gate
 from .census import Census
@@ -31,6 +31,7 @@ from .pods import State as PodState
 from .relay import Relays
 from .settings import Settings
 from .shared import RecentAnswers
+from .trust import Trust
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +63,15 @@ class Pod:
             keep_alive_seconds=settings.keep_alive_seconds,
             flush_seconds=settings.write_timeout_seconds,
         )
+        self.trust = Trust(pool, look_seconds=settings.safety_poll_seconds)
         self.relays = Relays(
             pool,
             self.metrics,
             self.audience,
+            self.trust,
             window_bytes=settings.relay_window_bytes,
             poll_seconds=settings.safety_poll_seconds,
+            with_events=settings.notify_payloads,
         )
         self.listener = Listener(
             settings.listen_dsn,
@@ -83,6 +87,7 @@ class Pod:
         )
         self.gate = Gate(settings, pool, origin_allowed=settings.allowed_origins.__contains__)
         self.id = uuid.uuid4()
+        self._made_at = time.time()
         self.census = Census(pool, self._note, interval_seconds=settings.note_interval_seconds)
         self.recent_answers = RecentAnswers(ANSWER_SECONDS)
         self.draining = False
@@ -112,6 +117,7 @@ class Pod:
                 raise ConfigurationError(f"BATON_DEFAULT_GENERATOR: {sentence}")
             tasks = [
                 asyncio.create_task(pod.listener.run()),
+                asyncio.create_task(pod.trust.run()),
                 asyncio.create_task(pod.relays.run()),
                 asyncio.create_task(pod.relays.note_watched(settings.watch_interval_seconds)),
                 asyncio.create_task(pod.connections.run()),
@@ -226,13 +232,18 @@ class Pod:
             return "full"
         return "ready" if self.ready else "not ready"
 
-    def _hear_kill(self, name: str) -> None:
+    def _hear_kill(self, payload: str) -> None:
         """Die as by the loss of the machine, if this is the pod that somebody wants to see die. In a demo only."""
-        if name == self.settings.pod_name:
+        name, stamp = payload.partition("\n")[0], notifications.committed_at(payload)
+        if name != self.settings.pod_name or not self.trust.believes(KILL_CHANNEL, payload):
+            return
+        # One that was sent before, to the pod of this name that it killed, kills nobody again.
+        if stamp is not None and stamp > self._made_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _on_listener_state(self, state: State) -> None:
         self.metrics.listening = state is State.LISTENING
         self.metrics.listener_losses += state is State.DEGRADED
+        self.trust.forget()
         if state is State.LISTENING:
             self.relays.catch_up_all()

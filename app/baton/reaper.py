@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from uuid import UUID
 
 from . import log, streams, workers
 from .database import Connection
 from .outcome import WORKER_LOST_MESSAGE, Outcome
+from .streams import REWOUND
 from .workers import Orphan
 
 logger = logging.getLogger(__name__)
@@ -56,9 +57,8 @@ class Reaper:
             self.forget()
         return now - self._steady_since
 
-    async def look(self, connection: Connection, own_id: UUID) -> None:
-        """Look at all counters; bury the workers that stood still for too long."""
-        counters = await workers.counters(connection)
+    async def look(self, connection: Connection, own_id: UUID, counters: Mapping[UUID, int]) -> None:
+        """Look at the workers' counters; bury the workers that stood still for too long."""
         self.steady_seconds()
         self._looked_at = now = time.monotonic()
         for worker_id, counter in counters.items():
@@ -93,16 +93,19 @@ async def release(
 
     Return the end that this gave it.
 
-    One that has emitted nothing can always begin anew: nobody has seen anything of it.
+    One that has emitted nothing can always start again: nobody has seen anything of it. One of an older history of the
+    database cannot, since its clients may have seen more than the log holds now.
     """
+    if orphan.rewound:
+        return REWOUND if await streams.end_claimed(connection, orphan.fence, REWOUND) else None
     may_retry = orphan.on_worker_lost == "retry" or not await _tail(connection, orphan.stream_id)
     if may_retry and (uncount_attempt or orphan.attempts < max_attempts):
-        await streams.requeue(connection, orphan.stream_id, orphan.epoch, uncount_attempt=uncount_attempt)
+        await streams.requeue(connection, orphan.fence, uncount_attempt=uncount_attempt)
         return None
     tried = f" {orphan.attempts} workers tried." if orphan.attempts > 1 else ""
     outcome = Outcome.failed("worker_lost", WORKER_LOST_MESSAGE + tried)
-    return outcome if await streams.end_claimed(connection, orphan.stream_id, orphan.epoch, outcome) else None
+    return outcome if await streams.end_claimed(connection, orphan.fence, outcome) else None
 
 
 async def _tail(connection: Connection, stream_id: UUID) -> int:
-    return (await log.tails(connection, [stream_id])).get(stream_id, 0)
+    return (await log.tails(connection, [stream_id])).get(stream_id, log.NOTHING).seq

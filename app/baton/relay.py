@@ -8,7 +8,10 @@ The log is the truth, and a notification is a hint. What always holds of a relay
 gap-free run of batches that ends at its tail, and its tail is the end of a batch. A batch that starts at tail + 1 is
 applied, one that ends at or before the tail is ignored, and anything else makes the relay read the log. One read at a
 time runs for each relay; a hint that comes meanwhile marks it dirty, and it reads again. A slow poll over all relays
-finds what no notification told.
+finds what no notification announced.
+
+Anybody may send notifications. Only what a worker sealed (see `seals`) is applied; anything else makes the pod compare
+the relays that it names with the log, all of them in one query and ten times a second at most.
 
 Everything here runs on one event loop, and nothing awaits between looking and acting on what was seen.
 """
@@ -20,7 +23,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 from uuid import UUID
 
@@ -34,8 +37,11 @@ from .errors import CursorBeyondTail, LogDamaged, Unavailable
 from .log import Batch
 from .metrics import PodMetrics
 from .notifications import Announcement
+from .outcome import Outcome
 from .shared import seen, shared_task
+from .streams import REWOUND
 from .traceparent import TraceParent
+from .trust import Trust
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +55,8 @@ PAGES_KEPT: Final = 4
 ENCODED_BATCHES_KEPT: Final = 64
 # What a subscriber takes at once, so that one that then reads nothing does not hold more.
 TAKE_BYTES: Final = 65_536
+# The pause between two looks at the log that unsealed notifications cause, however many there are.
+DOUBT_SECONDS: Final = 0.1
 
 
 class Subscriber:
@@ -141,6 +149,7 @@ class Relay:
         self.ends_unwatched = False  # the stream ends when nobody watches it
         self.tail = 0
         self.ended = False  # the terminal event is at the tail
+        self.rewound = False  # it says that the log lost what came before it
         self.ended_at: float | None = None  # since when, in seconds since 1970, as far as is known here
         self.over = False  # nothing more will come from here
         self.damaged = False  # that is because the log has a hole
@@ -178,11 +187,11 @@ class Relay:
             self._reading.add_done_callback(_log_failure)
         await asyncio.shield(self._reading)
 
-    def hear(self, announcement: Announcement, committed_at: float | None = None) -> None:
-        """Take note of a notification."""
+    def hear(self, announcement: Announcement, committed_at: float | None = None, *, with_events: bool = True) -> None:
+        """Apply what a sealed notification announces, or read it `with_events` False."""
         _, first, last, terminal, events = announcement
         if not self.loaded or last > self.tail:
-            if self.loaded and events is not None and first == self.tail + 1:
+            if self.loaded and with_events and events is not None and first == self.tail + 1:
                 batch = Batch(first, last, terminal, events, committed_at=committed_at)
                 self._apply(batch)
                 for subscriber in self.subscribers:
@@ -241,6 +250,21 @@ class Relay:
             while len(self._pages) > PAGES_KEPT:
                 del self._pages[next(iter(self._pages))]
         return await asyncio.shield(page)
+
+    def require_history(self, cursor: int) -> None:
+        """Refuse a cursor that may stand behind events which the log lost.
+
+        The end of a stream whose log was rewound has the number of one of them. So a cursor at that number says
+        nothing: its client may have got either event.
+
+        Raises:
+            CursorBeyondTail: the log was rewound to before that event.
+        """
+        if self.rewound and cursor >= self.tail:
+            raise CursorBeyondTail(
+                f"The database lost this stream's events after number {self.tail - 1} in a failover or a restore, and "
+                f"the cursor says {cursor}. Start again without a cursor."
+            )
 
     def forget_pages(self) -> None:
         """Drop the pages that were read for subscribers behind the window."""
@@ -318,6 +342,7 @@ class Relay:
         self.tail = batch.last_seq
         if batch.terminal:
             self.ended = True
+            self.rewound = Outcome.decode(batch.events.rpartition("\n")[2].encode()).code == REWOUND.code
             self.ended_at = self.ended_at or time.time()
 
     def _wake_all(self) -> None:
@@ -329,14 +354,26 @@ class Relays:
     """All relays of a pod."""
 
     def __init__(
-        self, pool: Pool, metrics: PodMetrics, audience: Audience, *, window_bytes: int, poll_seconds: float
+        self,
+        pool: Pool,
+        metrics: PodMetrics,
+        audience: Audience,
+        trust: Trust,
+        *,
+        window_bytes: int,
+        poll_seconds: float,
+        with_events: bool = True,
     ) -> None:
         self._pool = pool
         self._metrics = metrics
         self._audience = audience
+        self._trust = trust
         self._window_bytes = window_bytes
         self._poll_seconds = poll_seconds
+        self._with_events = with_events  # take events from notifications
         self._poll_now = asyncio.Event()
+        self._poll_all = False
+        self._doubted: set[Relay] = set()  # named by notifications that cannot be believed
         self.answered_at = time.monotonic()  # when the database last answered a poll
         self._relays: dict[str, Relay] = {}
 
@@ -373,6 +410,7 @@ class Relays:
                     f"The stream has {relay.tail} events so far, and the cursor says {cursor}. "
                     "Start again without a cursor."
                 )
+            relay.require_history(cursor)
         except BaseException:
             self.unsubscribe(subscriber)
             raise
@@ -387,17 +425,21 @@ class Relays:
             relay.idle_since = time.monotonic()
 
     def hear(self, payload: str) -> None:
-        """Take note of a notification about appended batches."""
+        """Take note of a notification about appended batches. Whether it is sealed matters if it is of use here."""
         self._metrics.notifications += 1
+        announcements = list(notifications.unpack(payload, self._relays))
+        if not announcements:
+            return
+        if not self._trust.believes(notifications.EVENTS_CHANNEL, payload):
+            self._metrics.doubted_notifications += 1
+            self._doubted.update([self._relays[item.stream] for item in announcements])
+            self._poll_now.set()
+            return
         committed_at = notifications.committed_at(payload)
         if committed_at is not None:
             self._metrics.notification_seconds.observe(max(0, time.time() - committed_at))
-        for announcement in notifications.unpack(payload, self._relays):
-            relay = self._relays[announcement.stream]
-            if announcement.gone:
-                self._let_go(relay)
-            else:
-                relay.hear(announcement, committed_at)
+        for announcement in announcements:
+            self._relays[announcement.stream].hear(announcement, committed_at, with_events=self._with_events)
 
     def catch_up_all(self) -> None:
         """Read on in every relay, after a time in which notifications may have been missed."""
@@ -405,6 +447,7 @@ class Relays:
             if not relay.loaded:
                 relay.hint()
         # The poll finds out which of the others lag behind.
+        self._poll_all = True
         self._poll_now.set()
 
     def tap_all(self) -> None:
@@ -414,21 +457,31 @@ class Relays:
                 subscriber.tap()
 
     async def run(self) -> None:
-        """Poll until cancelled."""
+        """Poll until cancelled: all relays every `poll_seconds`, and in between those that are in doubt."""
         backoff = Backoff()
+        loop = asyncio.get_running_loop()
+        due_at = loop.time() + self._poll_seconds
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._poll_seconds):
+                async with asyncio.timeout_at(due_at):
                     await self._poll_now.wait()
             self._poll_now.clear()
             try:
                 async with translated():
-                    await self._poll()
+                    if self._poll_all or loop.time() >= due_at:
+                        self._poll_all = False
+                        due_at = loop.time() + self._poll_seconds
+                        self._tidy()
+                        await self._compare(self._relays.values())
+                    else:
+                        await self._compare(self._take_doubted())
             except (Unavailable, asyncpg.PostgresError) as error:
                 logger.warning("The log cannot be polled: %r", error)
+                self._poll_all = True
                 await backoff.sleep()
             else:
                 backoff.reset()
+                await asyncio.sleep(DOUBT_SECONDS)
 
     async def note_watched(self, interval_seconds: float) -> None:
         """Write down again and again which streams are watched here, of those that end when nobody does."""
@@ -444,8 +497,12 @@ class Relays:
             except (Unavailable, asyncpg.PostgresError) as error:
                 logger.warning("What is watched cannot be noted: %r", error)
 
-    async def _poll(self) -> None:
-        """Drop the relays that nobody uses; ask which others lag behind the log, if there are any."""
+    def _take_doubted(self) -> set[Relay]:
+        doubted, self._doubted = self._doubted, set()
+        return doubted
+
+    def _tidy(self) -> None:
+        """Drop the relays that nobody uses."""
         now = time.monotonic()
         for key, relay in list(self._relays.items()):
             relay.forget_pages()
@@ -454,17 +511,23 @@ class Relays:
                 del self._relays[key]
         self._metrics.relays = len(self._relays)
         self._metrics.window_bytes = sum(relay.window_bytes for relay in self._relays.values())
-        before = {relay: relay.tail for relay in self._relays.values() if not (relay.ended or relay.over)}
+
+    async def _compare(self, relays: Iterable[Relay]) -> None:
+        """Find out which relays lag behind the log, and which hold what is not in it any more, if there are any."""
+        before = {relay: relay.tail for relay in relays if not (relay.ended or relay.over)}
         if not before:
             return
         tails = await log.tails(self._pool, [relay.stream_id for relay in before])
         self.answered_at = time.monotonic()
         for relay, tail_before in before.items():
-            tail = tails.get(relay.stream_id)
-            if tail is None or tail < tail_before:
+            found = tails.get(relay.stream_id)
+            if found is None or found.seq < tail_before:
                 self._let_go(relay)
-            elif tail > relay.tail:
+            elif found.seq > relay.tail:
                 relay.hint()
+            elif found.ended and found.seq == relay.tail and not relay.ended and relay.loaded:
+                # The log lost its end, and was ended with the number of an event that was sent before.
+                self._let_go(relay)
 
     def _let_go(self, relay: Relay) -> None:
         relay.leave()

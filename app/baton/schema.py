@@ -12,6 +12,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Double,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -82,6 +83,10 @@ stream = Table(
     Column("duration_seconds", Double),
     # Of the span that created it (W3C Trace Context); its length is fixed.
     Column("traceparent", String(55)),
+    # In which history of the database it was created, or moved to by the worker that has it (see `history`).
+    Column("history", Text, server_default=text("baton.current_history()")),
+    # Which claim may write to it, beside the epoch (see `log`).
+    Column("claim_token", UUID),
     CheckConstraint("status IN ('queued', 'running', 'completed', 'failed', 'cancelled')", name="status"),
     CheckConstraint("on_worker_lost IN ('retry', 'fail')", name="on_worker_lost"),
     Index("ix_stream_queued", "id", postgresql_where=text("status = 'queued'")),
@@ -172,6 +177,25 @@ api_key = Table(
     Column("expires_at", _Timestamp),
     Column("revoked_at", _Timestamp),
     Index("uq_api_key_name", "name", unique=True, postgresql_where=text("revoked_at IS NULL")),
+)
+
+# By which workers seal notifications (see `seals`).
+notify_key = Table(
+    "notify_key",
+    metadata,
+    Column("id", Integer, Identity(always=True), primary_key=True),
+    Column("secret", LargeBinary, nullable=False),
+    Column("created_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
+    CheckConstraint("octet_length(secret) >= 32", name="secret"),
+)
+
+# One row: what distinguishes this history of the database from others of the same timeline.
+history = Table(
+    "history",
+    metadata,
+    Column("single", Boolean, primary_key=True, server_default=true()),
+    Column("marker", Text, nullable=False),
+    CheckConstraint("single", name="single"),
 )
 
 # When each caller's bucket will be full of tokens again (see `rates`).

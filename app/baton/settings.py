@@ -196,7 +196,9 @@ class Settings(BaseSettings):
     )
     max_attempts: int = Field(3, ge=1, le=100, description="Workers that may die over one stream before it fails")
     notify_payloads: bool = Field(
-        True, description="Put events into notifications, which any role of the database can hear; else pods read them"
+        True,
+        description="Workers: put events into notifications, which any role of the database can hear. Pods: take "
+        "events from sealed notifications; else they read the log",
     )
 
     max_duration_seconds: float = Field(3600, gt=0, le=7 * 86_400, description="The longest run of a stream")

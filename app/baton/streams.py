@@ -20,11 +20,12 @@ from . import ending, log
 from .database import Connection, Pool
 from .errors import ConfigurationError, IdempotencyConflict, TooManyStreams
 from .events import MAX_SEQ, Status
+from .log import Fence
 from .outcome import Outcome
 
 _COLUMNS = """id, tenant, generator, metadata, status, epoch, unwatched_timeout, attempts, created_at, started_at,
     finished_at, cancel_requested_at, finish_reason, error_code, error_message, usage, tokens,
-    time_to_first_token_seconds, duration_seconds, traceparent"""
+    time_to_first_token_seconds, duration_seconds, traceparent, claim_token"""
 
 # A row if there are fewer than $11 streams of the tenant that have not ended, and in any case how many: $12 at most.
 _INSERT = f"""
@@ -112,14 +113,16 @@ WITH me AS (
     FOR UPDATE SKIP LOCKED
 )
 UPDATE baton.stream AS s
-SET status = 'running', epoch = s.epoch + 1, attempts = s.attempts + 1, worker_id = $1,
-    started_at = coalesce(s.started_at, clock_timestamp())
+SET status = 'running', epoch = s.epoch + 1, claim_token = gen_random_uuid(), attempts = s.attempts + 1,
+    worker_id = $1, started_at = coalesce(s.started_at, clock_timestamp()),
+    history = coalesce(s.history, baton.current_history())
 FROM next WHERE s.id = next.id
 RETURNING s.id, s.epoch, s.attempts, s.on_worker_lost, s.generator, s.input, s.metadata,
           s.cancel_requested_at IS NOT NULL AS cancelled, s.max_duration, s.idle_timeout,
           extract(epoch FROM clock_timestamp() - s.started_at)::double precision AS elapsed,
           extract(epoch FROM s.started_at - s.created_at)::double precision AS queued,
-          s.tenant, s.traceparent
+          s.tenant, s.traceparent, s.claim_token,
+          coalesce(s.history <> baton.current_history(), false) AS rewound
 """
 
 _REQUEST_CANCEL = """
@@ -131,19 +134,26 @@ RETURNING status
 # What the row must still be when it is locked is part of each statement that takes a stream away from somebody.
 _TAKE = "UPDATE baton.stream SET epoch = epoch + 1, worker_id = NULL WHERE id = $1 AND "
 _TAKEN = (
-    " RETURNING epoch, tenant, generator, attempts AS attempt, traceparent AS trace,"
+    " RETURNING epoch, claim_token, tenant, generator, attempts AS attempt, traceparent AS trace,"
     " extract(epoch FROM clock_timestamp() - created_at)::double precision AS total_seconds"
 )
 _TAKE_ANY = _TAKE + "status IN ('queued', 'running')" + _TAKEN
 _TAKE_QUEUED = _TAKE + "status = 'queued'" + _TAKEN
 _TAKE_QUEUED_EPOCH = _TAKE + "status = 'queued' AND epoch = $2" + _TAKEN
-_TAKE_EPOCH = _TAKE + "status = 'running' AND epoch = $2" + _TAKEN
+_FENCED = "status = 'running' AND epoch = $2 AND claim_token IS NOT DISTINCT FROM $3"
+_TAKE_CLAIMED = _TAKE + _FENCED + _TAKEN
 
-_REQUEUE = """
+_REQUEUE = f"""
 UPDATE baton.stream
-SET status = 'queued', queued_at = clock_timestamp(), epoch = epoch + 1, worker_id = NULL, attempts = attempts - $3
-WHERE id = $1 AND status = 'running' AND epoch = $2
+SET status = 'queued', queued_at = clock_timestamp(), epoch = epoch + 1, worker_id = NULL, attempts = attempts - $4
+WHERE id = $1 AND {_FENCED}
 RETURNING id
+"""  # noqa: S608
+
+_ADOPT = """
+UPDATE baton.stream AS s SET history = baton.current_history()
+FROM unnest($1::uuid[], $2::integer[], $3::uuid[]) AS f (id, epoch, claim_token)
+WHERE s.id = f.id AND s.status = 'running' AND s.epoch = f.epoch AND s.claim_token IS NOT DISTINCT FROM f.claim_token
 """
 
 # Queued streams that no worker took in time, or that nobody has watched for as long as they allow. The oldest come
@@ -192,6 +202,9 @@ LOOKED_AT = 2000
 LIVE = frozenset({"queued", "running"})
 
 UNWATCHED = Outcome.cancelled(finish_reason="unwatched")
+REWOUND = Outcome.failed(
+    "log_rewound", "The database lost the end of this answer in a failover or a restore. Ask again."
+)
 QUEUE_TIMEOUT = Outcome.failed("queue_timeout", "No worker was free to begin this answer in time.")
 
 
@@ -219,6 +232,7 @@ class Stream:
     time_to_first_token_seconds: float | None
     duration_seconds: float | None
     traceparent: str | None
+    claim_token: UUID | None
 
     @property
     def ended(self) -> bool:
@@ -284,6 +298,13 @@ class Claim:
     queued: float = 0.0  # before that
     tenant: str = ""
     traceparent: str | None = None
+    claim_token: UUID | None = None
+    rewound: bool = False  # it is of an older history of the database, and must not be generated
+
+    @property
+    def fence(self) -> Fence:
+        """What its row says while it is this worker's."""
+        return Fence(self.stream_id, self.epoch, self.claim_token)
 
 
 async def create(
@@ -390,6 +411,8 @@ async def claim(connection: Connection, worker_id: UUID, generators: Sequence[st
             row["queued"],
             row["tenant"],
             row["traceparent"],
+            row["claim_token"],
+            row["rewound"],
         )
         for row in await connection.fetch(_CLAIM, worker_id, generators, limit)
     ]
@@ -411,10 +434,10 @@ async def end_any(pool: Pool, stream_id: UUID, outcome: Outcome) -> bool:
     return await end(pool, stream_id, outcome, _TAKE_ANY)
 
 
-async def end_claimed(connection: Connection, stream_id: UUID, epoch: int, outcome: Outcome) -> bool:
-    """End a stream whose worker under `epoch` is gone. Return whether it was ended by this."""
-    with log.putting_off(stream_id):
-        return await end(connection, stream_id, outcome, _TAKE_EPOCH, epoch)
+async def end_claimed(connection: Connection, fence: Fence, outcome: Outcome) -> bool:
+    """End a stream that this claim no longer writes to. Return whether it was ended by this."""
+    with log.putting_off(fence.stream_id):
+        return await end(connection, fence.stream_id, outcome, _TAKE_CLAIMED, fence.epoch, fence.claim_token)
     return False
 
 
@@ -466,7 +489,8 @@ async def _end(
         taken = await connection.fetchrow(take, stream_id, *arguments)
         if taken is None:
             return None
-        epoch = taken["epoch"]
+        known = dict(taken)
+        epoch, claim_token = known.pop("epoch"), known.pop("claim_token")
         while True:
             tail = await log.read_tail(connection, stream_id)
             if tail.outcome is not None:
@@ -475,8 +499,10 @@ async def _end(
             if tail.last_seq >= MAX_SEQ:
                 raise ConfigurationError(f"Stream {stream_id} has no number left for its terminal event.")
             seq = tail.last_seq + 1
-            if await log.append(connection, [log.Append(stream_id, epoch, seq, seq, outcome.encode(), outcome)]):
-                return {**taken, "events": seq}
+            if await log.append(
+                connection, [log.Append(stream_id, epoch, seq, seq, outcome.encode(), outcome, claim_token)]
+            ):
+                return {**known, "epoch": epoch, "events": seq}
 
 
 async def close(connection: Connection, stream_id: UUID, epoch: int, outcome: Outcome) -> None:
@@ -484,9 +510,14 @@ async def close(connection: Connection, stream_id: UUID, epoch: int, outcome: Ou
     await connection.execute(_CLOSE, stream_id, epoch, *outcome.columns())
 
 
-async def requeue(connection: Connection, stream_id: UUID, epoch: int, *, uncount_attempt: bool = False) -> bool:
-    """Give a claimed stream back to the queue; return whether it still was under that epoch."""
-    return await connection.fetchval(_REQUEUE, stream_id, epoch, int(uncount_attempt)) is not None
+async def requeue(connection: Connection, fence: Fence, *, uncount_attempt: bool = False) -> bool:
+    """Give a claimed stream back to the queue; return whether that claim still had it."""
+    return await connection.fetchval(_REQUEUE, *fence, int(uncount_attempt)) is not None
+
+
+async def adopt(connection: Connection, fences: Sequence[Fence]) -> None:
+    """Move running streams to the present history: their worker knows that the log holds all that was ever sent."""
+    await connection.execute(_ADOPT, *map(list, zip(*fences, strict=True)))
 
 
 async def delete(pool: Pool, stream_id: UUID, tenant: str = "") -> bool:

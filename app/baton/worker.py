@@ -7,6 +7,7 @@ is a task of its own (`run`), and all of them write through one `writer`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from .backoff import Backoff
 from .database import CONNECTION_ERRORS, Connection, check_schema, connect
 from .errors import ConfigurationError
 from .generators import Generator
+from .history import HistoryWatch
 from .listener import Listener, State, check_delivery
 from .metrics import WorkerMetrics
 from .notifications import CANCEL_CHANNEL, QUEUE_CHANNEL
@@ -35,6 +37,8 @@ from .writer import Notifier, Writer
 logger = logging.getLogger(__name__)
 
 PARTITIONS_SECONDS: Final = 3600
+# Between two claims, however many notifications say that a stream was queued: anybody may send them.
+CLAIM_PAUSE_SECONDS: Final = 0.01
 
 
 class Worker:
@@ -70,6 +74,8 @@ class Worker:
         self._runs: dict[UUID, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
+        self._asked_to_stop: set[UUID] = set()  # by notifications, which the rows must confirm
+        self._history = HistoryWatch()
         self._worker_id: UUID | None = None
         self._leave_at: float | None = None
         self._partitions_due_at = 0.0
@@ -155,17 +161,27 @@ class Worker:
                 await self._beat(connection)
                 backoff.reset()
             self._wake.clear()
+            if self._asked_to_stop:
+                await self._stop_cancelled(connection)
             if not self._leaving:
                 await self._claim(connection)
             self.ready.set()
+            claim_at = time.monotonic() + CLAIM_PAUSE_SECONDS
             timeout = min(beat_at - time.monotonic(), self._settings.poll_seconds)
             timer = asyncio.get_running_loop().call_later(max(0, timeout), self._wake.set)
             await self._wake.wait()
             timer.cancel()
+            await asyncio.sleep(max(0, claim_at - time.monotonic()))
         await self._hand_over(connection)
 
     async def _beat(self, connection: Connection) -> None:
         """Raise the counter, hear what to cancel, hand back what is not running here, and watch the others."""
+        history = self._history.history
+        counters = await self._history.look(connection)
+        if history not in {None, self._history.history}:
+            logger.error("The database is of another history than before: it was restored, or a standby was promoted.")
+            self._writer.doubt()
+            self._notifier.renew_seals()
         owned = None
         if self._worker_id is not None:
             owned = await workers.heartbeat(connection, self._worker_id, self.metrics.tokens)
@@ -174,10 +190,10 @@ class Worker:
             return
         trust_watched = self._reaper.steady_seconds() > self._unwatched_after_seconds
         for item in owned:
-            run = self._runs.get(item.stream_id)
+            run = self._runs.get(item.fence.stream_id)
             if run is None:
                 # The reply to a claim was lost, or to the flush of a terminal event whose row somebody else must close.
-                await streams.requeue(connection, item.stream_id, item.epoch, uncount_attempt=True)
+                await streams.requeue(connection, item.fence, uncount_attempt=True)
             elif item.cancelled:
                 run.stop(Outcome.cancelled())
             elif item.unwatched and trust_watched:
@@ -187,7 +203,7 @@ class Worker:
                 max_duration=self._settings.max_duration_seconds, idle_timeout=self._settings.idle_timeout_seconds
             )
         await self._create_partitions(connection)
-        await self._reaper.look(connection, self._worker_id)
+        await self._reaper.look(connection, self._worker_id, counters)
         for outcome in await streams.end_overdue(
             connection, self._settings.queue_timeout_seconds, unwatched=trust_watched
         ):
@@ -228,6 +244,10 @@ class Worker:
             return
         claims = await streams.claim(connection, self._worker_id, list(self._generators), free)
         for item in claims:
+            if item.rewound:
+                if await streams.end_claimed(connection, item.fence, streams.REWOUND):
+                    self._count_end(streams.REWOUND)
+                continue
             tail = await log.read_tail(connection, item.stream_id) if item.epoch > 1 else log.Tail()
             if tail.outcome is None:
                 self._start(item, tail.last_seq)
@@ -244,6 +264,7 @@ class Worker:
             on_lost=lambda lost: self._lost(run, lost),
             max_events=self._settings.buffer_events,
             may_reset=claim.on_worker_lost == "retry",
+            claim_token=claim.claim_token,
         )
         run = Run(claim, self._generators[claim.generator], outbox, self._bounds, self.metrics)
         self._runs[claim.stream_id] = run
@@ -309,7 +330,7 @@ class Worker:
     async def _release(self, connection: Connection, runs: Sequence[Run], *, uncount_attempt: bool) -> None:
         for run in runs:
             claim = run.claim
-            orphan = workers.Orphan(claim.stream_id, claim.epoch, claim.attempts, claim.on_worker_lost)
+            orphan = workers.Orphan(claim.fence, claim.attempts, claim.on_worker_lost)
             await release(connection, orphan, max_attempts=self._settings.max_attempts, uncount_attempt=uncount_attempt)
 
     def _count_end(self, outcome: Outcome) -> None:
@@ -326,13 +347,17 @@ class Worker:
             run.stop(lost.outcome)
 
     def _cancel(self, payload: str) -> None:
-        """Hear that a stream is to stop; the heartbeat says so again in case this gets lost."""
-        try:
-            run = self._runs.get(UUID(payload))
-        except ValueError:
-            return
-        if run is not None:
-            run.stop(Outcome.cancelled())
+        """Hear that a stream may be to stop: look at its row soon. The heartbeat looks in case this gets lost."""
+        with contextlib.suppress(ValueError):
+            if (stream_id := UUID(payload)) in self._runs:
+                self._asked_to_stop.add(stream_id)
+                self._wake.set()
+
+    async def _stop_cancelled(self, connection: Connection) -> None:
+        asked, self._asked_to_stop = self._asked_to_stop, set()
+        for stream_id in await workers.cancelled(connection, list(asked)):
+            if run := self._runs.get(stream_id):
+                run.stop(Outcome.cancelled())
 
     def _listening(self, state: State) -> None:
         if state is State.LISTENING:

@@ -8,6 +8,7 @@ from datetime import datetime
 from uuid import UUID
 
 from .database import Connection, Pool
+from .log import Fence
 
 _REGISTER = """
 INSERT INTO baton.worker (name, generators, concurrency) VALUES ($1, $2, $3) RETURNING id
@@ -17,7 +18,7 @@ UPDATE baton.worker SET heartbeat = heartbeat + 1, heartbeat_at = clock_timestam
 RETURNING id
 """
 _OWNED = """
-SELECT id, epoch, cancel_requested_at IS NOT NULL AS cancelled,
+SELECT id, epoch, claim_token, cancel_requested_at IS NOT NULL AS cancelled,
        coalesce(coalesce(watched_at, created_at) < clock_timestamp() - make_interval(secs => unwatched_timeout), false)
        AS unwatched
 FROM baton.stream
@@ -26,8 +27,10 @@ WHERE worker_id = $1 AND status = 'running'
 _COUNTERS = "SELECT id, heartbeat FROM baton.worker"
 _TOKENS = "SELECT id, tokens FROM baton.worker"
 _REMOVE = "DELETE FROM baton.worker WHERE id = $1"
+_CANCELLED = "SELECT id, cancel_requested_at IS NOT NULL FROM baton.stream WHERE id = ANY ($1)"
 _ORPHANS = """
-SELECT id, epoch, attempts, on_worker_lost FROM baton.stream AS s
+SELECT id, epoch, claim_token, attempts, on_worker_lost, coalesce(history <> baton.current_history(), false) AS rewound
+FROM baton.stream AS s
 WHERE status = 'running' AND worker_id IS DISTINCT FROM $1
   AND NOT EXISTS (SELECT FROM baton.worker AS w WHERE w.id = s.worker_id)
 """
@@ -45,20 +48,24 @@ _OFFERED = "SELECT DISTINCT unnest(generators) FROM baton.worker"
 class Owned:
     """A stream that a worker's row owns, as the database sees it."""
 
-    stream_id: UUID
-    epoch: int
+    fence: Fence
     cancelled: bool
     unwatched: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """A stream whose worker is gone."""
+    """A stream whose worker is gone. `rewound`: it is of an older history of the database."""
 
-    stream_id: UUID
-    epoch: int
+    fence: Fence
     attempts: int
     on_worker_lost: str
+    rewound: bool = False
+
+    @property
+    def stream_id(self) -> UUID:
+        """The stream's id."""
+        return self.fence.stream_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +100,18 @@ async def heartbeat(connection: Connection, worker_id: UUID, tokens: int = 0) ->
     """
     if await connection.fetchval(_RAISE, worker_id, tokens) is None:
         return None
-    return [Owned(*row) for row in await connection.fetch(_OWNED, worker_id)]
+    return [Owned(Fence(*row[:3]), *row[3:]) for row in await connection.fetch(_OWNED, worker_id)]
 
 
-async def counters(connection: Connection) -> dict[UUID, int]:
-    """Return the counter of each worker."""
-    return {row[0]: row[1] for row in await connection.fetch(_COUNTERS)}
+async def cancelled(connection: Connection, stream_ids: Sequence[UUID]) -> set[UUID]:
+    """Return which of these streams are to stop, or are no more."""
+    going = {row[0] for row in await connection.fetch(_CANCELLED, stream_ids) if not row[1]}
+    return set(stream_ids) - going
+
+
+async def counters(executor: Connection | Pool) -> dict[UUID, int]:
+    """Return the counter of each worker. None ever falls, unless the database went back in time."""
+    return {row[0]: row[1] for row in await executor.fetch(_COUNTERS)}
 
 
 async def tokens(executor: Connection | Pool) -> dict[UUID, int]:
@@ -113,7 +126,7 @@ async def remove(connection: Connection, worker_id: UUID) -> None:
 
 async def orphans(connection: Connection, own_id: UUID) -> list[Orphan]:
     """Return the streams that run under a worker without a row, except one's own."""
-    return [Orphan(*row) for row in await connection.fetch(_ORPHANS, own_id)]
+    return [Orphan(Fence(*row[:3]), *row[3:]) for row in await connection.fetch(_ORPHANS, own_id)]
 
 
 async def offered_generators(executor: Connection | Pool) -> frozenset[str]:

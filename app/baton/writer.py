@@ -6,7 +6,8 @@ window has passed. A stream's first event and its terminal event do not wait for
 the streams in that hurry, and comes no sooner than 5 ms after the last.
 
 What always holds: a batch is announced only after its commit; a flush whose outcome is unknown is repeated with the
-same boundaries until the outcome is known.
+same boundaries until the outcome is known; nothing is written to a database that may have gone back in time before its
+log was compared with what was written.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from uuid import UUID
 
 import asyncpg
 
-from . import log, notifications, streams
+from . import history, log, notifications, seals, streams
 from .backoff import Backoff
 from .database import CONNECTION_ERRORS, Connection, connect
 from .errors import ConfigurationError
@@ -60,6 +61,9 @@ class Writer:
         self._open: dict[UUID, Outbox] = {}
         self._wake = asyncio.Event()
         self._connection: Connection | None = None
+        self._history: str | None = None  # in which the outboxes' tails are true
+        self._doubtful = False  # the log may have gone back since it was compared
+        self._to_adopt: set[Outbox] = set()  # that lost nothing, and are of an older history
         self._last_flush = 0.0
         self._flush_seconds = 0.0  # what the last flush of all streams took
         self._window_over = 0.0  # urgent flushes in between do not move it: others would wait for ever
@@ -96,6 +100,11 @@ class Writer:
                 self._wake.set()
             self._ready[outbox] = None
 
+    def doubt(self) -> None:
+        """Hear that the database may have gone back in time: compare its log before anything else is written."""
+        self._doubtful = True
+        self._wake.set()
+
     async def run(self) -> None:
         """Flush until cancelled."""
         loop = asyncio.get_running_loop()
@@ -122,6 +131,8 @@ class Writer:
     async def _next_flush(self, loop: asyncio.AbstractEventLoop) -> tuple[list[Outbox], bool]:
         """Wait until a flush is due; return whose, and whether it is of all that have something."""
         while True:
+            if self._doubtful:
+                return [], False
             now = loop.time()
             window_over = self._window_over
             urgent_at = self._last_flush + URGENT_PAUSE_SECONDS
@@ -156,28 +167,32 @@ class Writer:
                 group, size = {}, 0
             group[outbox] = item
             size += len(item.events)
-        if group:
+        if group or self._doubtful:
             await self._write(group)
 
     async def _write(self, group: dict[Outbox, Append]) -> None:
         """Write a group until its outcome is known, reconnecting as often as it takes."""
         backoff = Backoff()
-        connection = self._connection
         while True:
             try:
-                if connection is None or connection.is_closed():
-                    connection = await self._connect()
+                connection = await self._connected()
+                if self._doubtful:
+                    await self._compare(connection)
                     # The log may have lost what a batch follows, or an outbox its stream.
                     group = {outbox: item for outbox, item in group.items() if outbox.still_has(item)}
                 if group:
                     await self._append(connection, group)
+                if self._to_adopt:
+                    await self._adopt(connection)
             except asyncpg.DeadlockDetectedError as error:
                 logger.warning("An append is tried again: %s", error)
+            except _HistoryChanged:
+                self._doubtful = True
             except (*CONNECTION_ERRORS, asyncpg.PostgresError, ConfigurationError) as error:
                 logger.warning("A flush failed and will be repeated on a new connection: %r", error)
                 self._metrics.flush_failures += 1
-                if connection is not None:
-                    connection.terminate()
+                if self._connection is not None:
+                    self._connection.terminate()
             else:
                 return
             await backoff.sleep()
@@ -186,7 +201,7 @@ class Writer:
         """Write a group in one statement; on an error in the data halve it until the stream at fault is alone."""
         started = asyncio.get_running_loop().time()
         try:
-            written = await log.append(connection, list(group.values()))
+            written = await log.append(connection, list(group.values()), self._history)
         except DATA_ERRORS as error:
             if len(group) > 1:
                 items = list(group.items())
@@ -197,6 +212,8 @@ class Writer:
             else:
                 await self._reject(connection, next(iter(group)), error)
             return
+        if not written and await history.read(connection) != self._history:
+            raise _HistoryChanged
         self._count_flush(group.values(), asyncio.get_running_loop().time() - started)
         self._notifier.announce([item for item in group.values() if item.stream_id in written])
         for outbox, item in group.items():
@@ -216,7 +233,7 @@ class Writer:
     async def _settle(self, connection: Connection, outbox: Outbox, item: Append) -> None:
         """Find out why a batch was not written. Only a statement of its own can see the row that was in the way."""
         stream = await streams.get(connection, item.stream_id)
-        if stream is None or stream.epoch != item.epoch:
+        if stream is None or (stream.epoch, stream.claim_token) != (item.epoch, item.claim_token):
             self._metrics.fenced += 1
             outbox.lose(Lost.FENCED)
             return
@@ -267,31 +284,53 @@ class Writer:
         tail = await log.read_tail(connection, outbox.stream_id)
         outbox.end_with(Lost.REJECTED, tail.last_seq)
 
-    async def _connect(self) -> Connection:
-        reconnecting = self._connection is not None
-        self._connection = await connect(self._dsn, name="baton worker append", prepare=self._prepare)
-        if reconnecting:
-            await self._compare_tails(self._connection)
+    async def _connected(self) -> Connection:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await connect(self._dsn, name="baton worker append", prepare=self._prepare)
+            self._doubtful = True
         return self._connection
 
-    async def _compare_tails(self, connection: Connection) -> None:
-        """End the streams whose log is shorter than it was: a failover has lost what clients may have seen."""
+    async def _compare(self, connection: Connection) -> None:
+        """End the streams whose log is shorter than it was: a failover has lost what clients may have seen.
+
+        The others move to the history that the database is in now.
+        """
+        self._doubtful = False  # an error closes the connection, and the next one is in doubt again
+        before, self._history = self._history, await history.read(connection)
+        if not self._open:
+            return
         tails = await log.tails(connection, list(self._open))
         for outbox in list(self._open.values()):
-            tail = tails.get(outbox.stream_id)
-            if tail is not None and tail < outbox.tail and not outbox.closed.is_set():
+            found = tails.get(outbox.stream_id)
+            if found is None or outbox.closed.is_set():
+                continue
+            if found.seq < outbox.tail:
                 logger.error(
                     "The log of stream %s went back from %d to %d.",
                     outbox.stream_id,
                     outbox.tail,
-                    tail,
+                    found.seq,
                     extra=_of(outbox),
                 )
-                outbox.end_with(Lost.REWOUND, tail)
+                outbox.end_with(Lost.REWOUND, found.seq)
+            elif before not in {None, self._history}:
+                self._to_adopt.add(outbox)
+
+    async def _adopt(self, connection: Connection) -> None:
+        """Move streams to the present history: they have no batch in flight that clients may have and the log not."""
+        settled = [outbox for outbox in self._to_adopt if not outbox.in_flight or outbox.closed.is_set()]
+        fences = [outbox.fence for outbox in settled if not outbox.closed.is_set()]
+        if fences:
+            await streams.adopt(connection, fences)
+        self._to_adopt.difference_update(settled)
+
+
+class _HistoryChanged(Exception):
+    """The database is of another history than the one in which the log was compared."""
 
 
 class Notifier:
-    """Tells pods what was appended. A notification is a hint: what cannot be sent is dropped, and found by polling."""
+    """Announces to pods what was appended. What cannot be sent is dropped, and found by polling."""
 
     MAX_WAITING: Final = 10_000
 
@@ -303,6 +342,7 @@ class Notifier:
         self._waiting: list[Append] = []
         self._committed_at = 0.0  # when the first of these was
         self._wake = asyncio.Event()
+        self._seals_due_at = 0.0
 
     def announce(self, appends: Sequence[Append]) -> None:
         """Queue the announcement of batches that were committed."""
@@ -311,6 +351,10 @@ class Notifier:
         if len(self._waiting) < self.MAX_WAITING:
             self._waiting.extend(appends)
             self._wake.set()
+
+    def renew_seals(self) -> None:
+        """Read the keys and the history again before anything else is sent."""
+        self._seals_due_at = 0.0
 
     async def run(self) -> None:
         """Send until cancelled, with a new connection whenever one is lost."""
@@ -324,13 +368,18 @@ class Notifier:
 
     async def _send_all(self, backoff: Backoff) -> None:
         connection = await connect(self._dsn, name="baton worker notify", prepare=self._prepare)
+        self.renew_seals()
+        sealing = seals.NONE
         try:
             await log.free_queue(connection)
             while True:
                 await self._wake.wait()
                 self._wake.clear()
+                if time.monotonic() >= self._seals_due_at:
+                    self._seals_due_at = time.monotonic() + seals.REREAD_SECONDS
+                    sealing = await seals.read(connection, await history.read(connection))
                 appends, self._waiting = self._waiting, []
-                payloads = notifications.pack(appends, self._committed_at, with_events=self._with_events)
+                payloads = notifications.pack(appends, self._committed_at, sealing, with_events=self._with_events)
                 await log.notify(connection, notifications.EVENTS_CHANNEL, payloads)
                 self._metrics.notifications += len(payloads)
                 backoff.reset()

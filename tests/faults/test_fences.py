@@ -24,7 +24,7 @@ from baton.chaos.proxy import Proxy
 from baton.database import Connection, Pool, connect, pool
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
-from baton.log import Append
+from baton.log import Append, Fence
 from baton.outbox import Outbox
 from baton.outcome import Outcome
 from baton.reaper import release
@@ -195,6 +195,7 @@ class Scenario:
         self.reaper = await stack.enter_async_context(connected(self.dsn))
         self.keeper = await stack.enter_async_context(self.witness.acquire())
         await self.zombie.claim(self.reaper)
+        self.fence = self.zombie.outbox.fence
         if self.story.prior:
             self.zombie.write()
             await until(lambda: self.zombie.outbox.tail == 2)
@@ -280,7 +281,7 @@ class Scenario:
     # The reaper's step, and the successor's.
 
     async def reap(self) -> None:
-        await release(self.reaper, Orphan(self.stream_id, 1, 1, self.story.policy), max_attempts=3)
+        await release(self.reaper, Orphan(self.fence, 1, self.story.policy), max_attempts=3)
 
     async def claim(self) -> None:
         self.successor.proxy.hold_replies()
@@ -414,7 +415,7 @@ async def test_an_end_from_outside_survives_its_deadlock_with_the_last_owners_en
             return bool(await keeper.fetchval(STUCK, [connection.get_server_pid()], at_gate))
 
         lost = Outcome.failed("worker_lost", "")
-        ending = asyncio.create_task(streams.end_claimed(reaper, stream_id, 1, lost))
+        ending = asyncio.create_task(streams.end_claimed(reaper, Fence(stream_id, 1), lost))
         await until(lambda: stuck(reaper, at_gate=True))
         append = Append(stream_id, 1, 1, 1, completed.encode(), completed)
         appending = asyncio.create_task(log.append(owner, [append]))

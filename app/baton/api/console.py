@@ -219,7 +219,9 @@ async def _look_at_streams(pod: Pod, tenant: str, wanted: ListStreams, errors_pa
         at: datetime = await connection.fetchval("SELECT clock_timestamp()")
     return {
         "at": at,
-        "data": [_stream(item, tails.get(item.id, 0), watching.get(item.id), errors_page) for item in found],
+        "data": [
+            _stream(item, tails.get(item.id, log.NOTHING).seq, watching.get(item.id), errors_page) for item in found
+        ],
         "next": None if onward is None else str(onward),
     }
 

@@ -7,6 +7,7 @@ nobody else.
 from __future__ import annotations
 
 import ipaddress
+import time
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -15,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from .. import log
+from .. import log, notifications
 from ..database import translated
 from ..errors import Forbidden
 from ..models import validated
@@ -48,8 +49,10 @@ async def kill(request: Request) -> Answer:
     """Have a pod killed, by SIGKILL: this one or another, which is told through the database as all pods are."""
     _require_own_page(request)
     name = validated(KillPod, parse_json(await read_body(request))).pod
+    pod = pod_of(request)
     async with translated():
-        await log.hint(pod_of(request).pool, KILL_CHANNEL, [name])
+        payload = pod.trust.seal(KILL_CHANNEL, name, notifications.stamp_of(time.time()))
+        await log.hint(pod.pool, KILL_CHANNEL, [payload])
     return Response(status_code=202, headers=common_headers(request))
 
 

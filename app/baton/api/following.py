@@ -185,6 +185,11 @@ async def _skip(reader: Reader[Any], subscriber: Subscriber, after: int) -> byte
         batches = await subscriber.take()
         if relay.damaged:
             raise damaged(relay.stream_id)
+        if relay.rewound and batches and batches[-1].terminal:
+            body = reader.read(batches[:-1])
+            if reader.last < after:
+                relay.require_history(relay.tail)
+            return body + reader.read(batches[-1:])
         if body := reader.read(batches):
             return body
         if reader.last < after and (reader.over or not batches):

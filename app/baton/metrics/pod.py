@@ -55,6 +55,7 @@ class PodMetrics(Collector):
         self.window_bytes = 0
         self.log_reads = 0
         self.notifications = 0
+        self.doubted_notifications = 0
         self.connections = 0  # of TCP
         self.full = False
         self.rejected: dict[Limit, int] = dict.fromkeys(LIMITS, 0)
@@ -101,6 +102,11 @@ class PodMetrics(Collector):
         yield from self._collect_dialects()
         yield CounterMetricFamily("baton_log_reads", "Pages read from the log", self.log_reads)
         yield CounterMetricFamily("baton_notifications_received", "Notifications received", self.notifications)
+        yield CounterMetricFamily(
+            "baton_notifications_doubted",
+            "Notifications about followed streams without a valid seal, which only make the pod read the log",
+            self.doubted_notifications,
+        )
         for histogram in (
             self.delivery_seconds,
             self.notification_seconds,

@@ -1,7 +1,7 @@
 """A partition may hold several days: new ones hold as many as `partitioning` says.
 
-Revision: 0014
-Follows: 0013
+Revision: 0016
+Follows: 0015
 
 The function looks at the bounds of attached partitions, and no longer at their names, so that daily and wider ones
 stand side by side. Code of the release before calls it as it did. Replacing a function locks nobody out.
@@ -12,8 +12,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0014"
-down_revision = "0013"
+revision = "0016"
+down_revision = "0015"
 branch_labels = None
 depends_on = None
 

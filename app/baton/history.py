@@ -1,0 +1,56 @@
+"""Which history of the database this is. It changes whenever the database may have gone back in time.
+
+A promoted standby or a restore to a point in time may lack what clients have seen. Postgres numbers such lines of time
+("timelines"), and `baton.current_history()` returns the present number behind a marker. The marker changes where the
+timeline does not show that the database went back: by `baton mark-restored`, after a snapshot or a dump was restored,
+and by itself when a worker's counter has fallen, which no counter ever does.
+
+Each stream has the history that it was created in. A worker that lives through a change compares its streams with the
+log, and moves those that lost nothing to the new history (`streams.adopt`). All others of an older history end as
+`log_rewound`, since nobody can say what their clients have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from uuid import UUID
+
+from . import workers
+from .database import Connection, Pool
+
+_READ = "SELECT baton.current_history()"
+_BEGIN = "SELECT baton.begin_history($1, $2, $3)"
+_MARK = "UPDATE baton.history SET marker = encode(substring(uuid_send(gen_random_uuid()) FOR 4), 'hex')"
+_LIVE = "SELECT count(*) FROM baton.stream WHERE status IN ('queued', 'running')"
+
+
+async def read(executor: Connection | Pool) -> str:
+    """Return the present history."""
+    history: str = await executor.fetchval(_READ)
+    return history
+
+
+async def mark_restored(connection: Connection) -> int:
+    """Begin a new history; return how many streams were queued or running, which end as `log_rewound` now."""
+    async with connection.transaction():
+        await connection.execute(_MARK)
+        live: int = await connection.fetchval(_LIVE)
+    return live
+
+
+class HistoryWatch:
+    """Remembers the history and the workers' counters, for a pod or a worker, and sees the one change by the other."""
+
+    def __init__(self) -> None:
+        self.history: str | None = None  # as of the last look
+        self._counters: Mapping[UUID, int] = {}
+
+    async def look(self, executor: Connection | Pool) -> Mapping[UUID, int]:
+        """Look at the history, and begin a new one where a counter has fallen; return all workers' counters."""
+        before, self._counters = self._counters, await workers.counters(executor)
+        fallen = [item for item in before.items() if self._counters.get(item[0], item[1]) < item[1]]
+        if fallen and self.history is not None:
+            self.history = await executor.fetchval(_BEGIN, self.history, *fallen[0])
+        else:
+            self.history = await read(executor)
+        return self._counters

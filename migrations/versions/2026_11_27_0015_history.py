@@ -1,0 +1,78 @@
+"""Streams remember in which history of the database they were created, and which claim may write to them.
+
+Revision: 0015
+Follows: 0014
+
+A history is the server's timeline, which each promotion and each restore to a point in time raises, behind a marker for
+what leaves the timeline as it is. Where the server does not show its timeline, the marker stands alone. The column's
+default is set apart from adding it, so that no row is rewritten; streams from before have no history, and count as of
+the present one. Code of the release before creates streams with a history, and claims without a token.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0015"
+down_revision = "0014"
+branch_labels = None
+depends_on = None
+
+LOCKS = {"stream": "ACCESS EXCLUSIVE"}
+
+NEW_MARKER = "encode(substring(uuid_send(gen_random_uuid()) FOR 4), 'hex')"
+
+# Right at once after a promotion, where pg_control_checkpoint() is late. It runs with its owner's rights, so that the
+# default works for roles whose grants are older than this table.
+CURRENT_HISTORY = """
+CREATE FUNCTION baton.current_history() RETURNS text
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN (SELECT marker FROM baton.history) || '/' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8);
+EXCEPTION WHEN insufficient_privilege OR feature_not_supported OR undefined_function
+            OR object_not_in_prerequisite_state THEN
+    RETURN (SELECT marker FROM baton.history) || '/';
+END
+$$
+"""
+
+# A counter that has fallen proves that the database went back. Several may see it, and the first replaces the marker;
+# nobody does where the timeline has changed by itself.
+BEGIN_HISTORY = f"""
+CREATE FUNCTION baton.begin_history(seen text, worker_id uuid, counter bigint) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF baton.current_history() = seen
+       AND EXISTS (SELECT FROM baton.worker AS w WHERE w.id = worker_id AND w.heartbeat < counter) THEN
+        UPDATE baton.history SET marker = {NEW_MARKER} WHERE marker = split_part(seen, '/', 1);
+    END IF;
+    RETURN baton.current_history();
+END
+$$
+"""  # noqa: S608
+
+
+def upgrade() -> None:
+    op.create_table(
+        "history",
+        sa.Column("single", sa.Boolean, nullable=False, server_default=sa.true()),
+        sa.Column("marker", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("single", name="pk_history"),
+        sa.CheckConstraint("single", name="ck_history_single"),
+        schema="baton",
+    )
+    op.execute(f"INSERT INTO baton.history (marker) VALUES ({NEW_MARKER})")  # noqa: S608
+    op.execute(CURRENT_HISTORY)
+    op.execute(BEGIN_HISTORY)
+    op.add_column("stream", sa.Column("history", sa.Text), schema="baton")
+    op.add_column("stream", sa.Column("claim_token", sa.UUID), schema="baton")
+    op.alter_column("stream", "history", server_default=sa.text("baton.current_history()"), schema="baton")
+
+
+def downgrade() -> None:
+    op.drop_column("stream", "claim_token", schema="baton")
+    op.drop_column("stream", "history", schema="baton")
+    op.execute("DROP FUNCTION baton.begin_history(text, uuid, bigint)")
+    op.execute("DROP FUNCTION baton.current_history()")
+    op.drop_table("history", schema="baton")
