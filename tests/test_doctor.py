@@ -85,6 +85,7 @@ ALL_WELL = {
         "workers",
         "queue",
         "connections",
+        "locks",
     ),
     *("connect", "parameters", "durability", "clock", "transaction_ids", "retention"),
 }
@@ -177,6 +178,26 @@ async def test_it_finds_that_there_is_no_partition_at_all(dsn: str) -> None:
             await connection.execute(f"DROP TABLE {item.name}")
     found = finding(await diagnose(dsn), "partitions_run_out")
     assert (found.level, found.found) == (ERROR, "0 partitions of the log; new streams have none.")
+
+
+async def test_it_compares_the_partitions_with_the_room_for_locks_and_with_the_ceiling(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        await partitions.create_ahead(connection, 7)
+    well = finding(await diagnose(dsn), "locks")
+    assert (well.level, well.found[:72]) == (
+        WELL,
+        "A statement on the whole log (a report, pg_dump, a migration) takes up t",
+    )
+    assert "27 locks, for 9 partitions; the server has room for" in well.found
+    diagnosis = await diagnose(dsn, thresholds={"partitions": 8, "whole_log_statements": 100_000})
+    assert "locks" not in levels(diagnosis)
+    short, many = finding(diagnosis, "locks_short"), finding(diagnosis, "partitions_many")
+    assert (short.level, many.level) == (WARNING, WARNING)
+    async with connected(dsn) as connection:
+        sessions = await connection.fetchval("SELECT current_setting('max_connections')::integer")
+    assert f"Set max_locks_per_transaction to {27 * 100_000 // sessions}" in short.advice
+    assert many.found == "The log has 9 partitions; Baton is tested with 400 at most."
+    assert "BATON_PARTITION_DAYS" in many.advice
 
 
 async def test_it_finds_a_table_with_the_name_of_a_coming_partition(dsn: str) -> None:

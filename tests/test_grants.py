@@ -147,6 +147,7 @@ NOBODY: tuple[str, ...] = (
     "TRUNCATE baton.batch",
     "TRUNCATE baton.stream",
     "TRUNCATE baton.worker",
+    "UPDATE baton.partitioning SET days = 2",
     "UPDATE baton.batch SET events = ''",
     "UPDATE baton.batch SET terminal = false",
     "SELECT events FROM baton.{partition}",

@@ -6,16 +6,24 @@ plans are looked at that a prepared statement may get, the one for its arguments
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import orjson
 import pytest
-from tests.logbook import connected, employ
+from tests.logbook import claimed, connected, employ
+from tests.past import old_stream
 
 from baton import log, partitions, pods, rates, streams, workers
 from baton.database import Connection, pool
+from baton.events import encode_text
+from baton.log import Append
+from baton.outcome import Outcome
 
 ENDED, QUEUED, RUNNING, BATCHES = 10_000, 20, 60, 20
 MOST_ROWS = 500
@@ -38,6 +46,7 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "read_newest": (log._READ_NEWEST, ("$stream", log.PAGE_ROWS, 131_072), 1),
     "last": (log._LAST, ("$stream",), 1),
     "tails": (log._TAILS, (["$stream", "$running"],), 1),
+    "erase": (log._ERASE, ("$stream", True), 1),
     "get": (streams._GET, ("$stream",), 0),
     "find": (streams._FIND, ("", None, None, None, 20), 0),
     "find by metadata": (streams._FIND, ("", None, None, ['{"chat": "4242"}'], 20), 0),
@@ -87,7 +96,8 @@ async def test_what_runs_all_the_time_uses_an_index_and_one_partition(
             if query in {streams._FIND, streams._LATEST} and mode == "force_generic_plan":
                 continue  # they have none: they say so themselves
             with subtests.test(name):
-                nodes = [node async for node in executed(connection, query, literals(arguments, names))]
+                asked = log.within_day(query, UUID(names["$stream"]))
+                nodes = [node async for node in executed(connection, asked, literals(arguments, names))]
                 relations = {node["Relation Name"]: node["Node Type"] for node in nodes if "Relation Name" in node}
                 # A worker's row is one of a handful, and so is a pod's.
                 scanned = {relation: kind for relation, kind in relations.items() if relation not in {"worker", "pod"}}
@@ -105,6 +115,80 @@ async def test_an_append_looks_up_its_streams_by_their_key(dsn: str) -> None:
         plan = orjson.loads(await connection.fetchval(f"EXPLAIN (FORMAT JSON) {log._APPEND}", *arguments))
         kinds = {node.get("Relation Name"): node["Node Type"] for node in walk(plan[0]["Plan"])}
         assert kinds["stream"] == "Index Scan"
+
+
+async def append(connection: Connection, ids: list[UUID], outcome: Outcome | None = None) -> None:
+    events = outcome.encode() if outcome else encode_text("x")
+    assert await log.append(connection, [Append(stream_id, 1, 9, 9, events, outcome) for stream_id in ids]) == set(ids)
+
+
+# What locks the log, with the number of partitions that hold the streams it is about.
+LOCKING: dict[str, tuple[Callable[[Connection, list[UUID]], Awaitable[object]], int]] = {
+    "append": (lambda connection, ids: append(connection, ids[:2]), 1),
+    "append for two days": (append, 2),
+    "append of ends": (lambda connection, ids: append(connection, ids[:2], Outcome.completed("stop")), 1),
+    "read": (lambda connection, ids: log.read(connection, ids[0], 1), 1),
+    "read_newest": (lambda connection, ids: log.read_newest(connection, ids[0], 131_072), 1),
+    "read_tail": (lambda connection, ids: log.read_tail(connection, ids[0]), 1),
+    "tails": (lambda connection, ids: log.tails(connection, ids[:2]), 1),
+    "tails of two days": (log.tails, 2),
+    "tails of none": (lambda connection, ids: log.tails(connection, []), 0),
+    "erase": (lambda connection, ids: log.erase(connection, ids[0], keep_end=True), 1),
+    "partitions": (lambda connection, _ids: partitions.attached(connection), 0),
+    "partitions missing": (lambda connection, _ids: partitions.missing(connection, 30), 0),
+    "partitions created before": (lambda connection, _ids: partitions.create_ahead(connection, 30), 0),
+}
+# Of each session, that it needs not share with others: beyond them a lock takes a place in the server's table.
+FAST_LOCKS = 16
+
+_WARM_UP = 10  # after five executions Postgres may change to a plan for any arguments
+
+_LOCKED = """
+SELECT count(DISTINCT i.inhrelid) AS partitions, count(*) AS locks
+FROM pg_locks AS l
+LEFT JOIN pg_index AS x ON x.indexrelid = l.relation
+LEFT JOIN pg_inherits AS i
+    ON i.inhparent = 'baton.batch'::regclass AND i.inhrelid = coalesce(x.indrelid, l.relation)
+WHERE l.pid = $1 AND l.locktype = 'relation'
+"""
+
+
+@pytest.mark.parametrize("mode", ["auto", "force_custom_plan", "force_generic_plan"])
+async def test_a_statement_locks_the_partitions_of_its_streams_only(
+    dsn: str, mode: str, subtests: pytest.Subtests
+) -> None:
+    async with connected(dsn) as watching:
+        await in_use(watching)
+        ids = [*await claimed(watching, 2), await old_stream(watching, 1, ended=False)]
+        for name, (statement, most) in LOCKING.items():
+            with subtests.test(name):
+                connection = await asyncpg.connect(dsn, server_settings={"plan_cache_mode": mode})
+                async with connection.transaction():
+                    for _ in range(_WARM_UP):
+                        async with never(connection):
+                            await statement(connection, ids)
+                async with never(connection):
+                    await statement(connection, ids)
+                    locked = await watching.fetchrow(_LOCKED, connection.get_server_pid())
+                await connection.close()
+                assert locked is not None
+                assert locked["partitions"] == most
+                assert locked["locks"] <= FAST_LOCKS or mode == "force_custom_plan", locked
+
+
+@asynccontextmanager
+async def never(connection: Connection) -> AsyncIterator[None]:
+    """Undo what is done to the database here."""
+    transaction = connection.transaction()
+    await transaction.start()
+    yield
+    await transaction.rollback()
+
+
+def test_rows_of_the_log_are_touched_in_one_module() -> None:
+    package = Path(log.__file__).parent
+    touching = re.compile(r"(FROM|INTO|JOIN|UPDATE) baton\.(batch|event)\b")
+    assert [path.name for path in package.rglob("*.py") if touching.search(path.read_text())] == ["log.py"]
 
 
 async def test_finding_is_planned_anew_each_time(dsn: str) -> None:

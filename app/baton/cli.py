@@ -319,7 +319,7 @@ async def _maintain(settings: Settings, every_seconds: float | None, *, dry_run:
     from .maintain import Policy, keep_maintaining
     from .maintain import maintain as maintain_once
 
-    policy = Policy(settings.partition_days_ahead, settings.retention_days)
+    policy = Policy(settings.partition_days_ahead, settings.retention_days, settings.partition_days)
     if dry_run:
         await maintain_once(settings.dsn, policy, say=typer.echo, dry_run=True)
         return

@@ -112,6 +112,7 @@ _BOTH: Final = (
     Grant("SELECT", "alembic_version"),
     Grant("SELECT", "compatibility"),
     Grant("SELECT", "retention"),
+    Grant("SELECT", "partitioning"),  # for `baton doctor`
     Grant("SELECT", "batch"),
     Grant("INSERT", "batch"),  # a pod ends what it cancels while it is queued, and what it erases
     Grant("SELECT", "worker"),

@@ -141,13 +141,15 @@ class Pod:
     @property
     def ready(self) -> bool:
         """Whether new clients should be sent here."""
-        silence_seconds = time.monotonic() - self.relays.polled_at
+        # A pod that follows nothing polls nothing, and the census asks in any case.
+        silence_seconds = time.monotonic() - max(self.relays.answered_at, self.census.answered_at)
+        interval_seconds = max(self.settings.safety_poll_seconds, self.settings.note_interval_seconds)
         return (
             not self.draining
             and not self.broken
             and not self.full
             and self.listener.state is not State.CONNECTING
-            and silence_seconds < self.settings.safety_poll_seconds + READY_SILENCE_SECONDS
+            and silence_seconds < interval_seconds + READY_SILENCE_SECONDS
         )
 
     @property

@@ -218,6 +218,16 @@ retention = Table(
     CheckConstraint("single", name="single"),
 )
 
+# For how many days each new partition of the log is made, in its one row.
+partitioning = Table(
+    "partitioning",
+    metadata,
+    Column("single", Boolean, primary_key=True, server_default=true()),
+    Column("days", Integer, nullable=False),
+    CheckConstraint("single", name="single"),
+    CheckConstraint("days BETWEEN 1 AND 366", name="days"),
+)
+
 # The oldest code that works with this schema, in its one row.
 compatibility = Table(
     "compatibility",

@@ -229,6 +229,13 @@ class Settings(BaseSettings):
         le=365,
         description="For how many days ahead workers, `baton migrate` and `baton maintain` create partitions",
     )
+    partition_days: int | None = Field(
+        None,
+        ge=1,
+        le=366,
+        description="Days that a new partition of the log holds, set by `baton maintain`; by default 1, and more where "
+        "the retention would take more than 400 partitions",
+    )
     retention_days: int = Field(
         30, ge=1, le=36_500, description="For how many days `baton maintain` keeps streams after the day they began"
     )

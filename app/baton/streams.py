@@ -188,7 +188,6 @@ WHERE id = $1 AND epoch = $2
 """
 
 _DELETE_STREAM = "DELETE FROM baton.stream WHERE id = $1 RETURNING status"
-_DELETE_BATCHES = "DELETE FROM baton.batch WHERE stream_id = $1 AND NOT (terminal AND $2)"
 _DELETE_KEYS = "DELETE FROM baton.idempotency_key WHERE tenant = $1 AND stream_id = $2"
 
 
@@ -531,7 +530,7 @@ async def delete(pool: Pool, stream_id: UUID, tenant: str = "") -> bool:
     async with pool.acquire() as connection, connection.transaction():
         if await connection.fetchval(_DELETE_STREAM, stream_id) is None:
             return False
-        await connection.execute(_DELETE_BATCHES, stream_id, ended_now)
+        await log.erase(connection, stream_id, keep_end=ended_now)
         await connection.execute(_DELETE_KEYS, tenant, stream_id)
     return True
 

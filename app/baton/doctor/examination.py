@@ -30,6 +30,7 @@ CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("timeouts of the role", server.timeouts),
     ("what the server logs", server.logged_texts),
     ("partitions", tables.partitions),
+    ("locks of partitions", tables.locks),
     ("retention", tables.retention),
     ("tables left over", tables.leftovers),
     ("unlogged tables", tables.unlogged),

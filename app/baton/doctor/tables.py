@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -18,6 +19,14 @@ _DEFAULT: Final = """
 SELECT t.partdefid <> 0 FROM pg_partitioned_table AS t
 JOIN pg_class AS c ON c.oid = t.partrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = 'baton' AND c.relname = 'batch'
+"""
+# Room for locks that sessions cannot keep to themselves, in the whole server. A statement that looks at the whole log
+# takes one for each partition, and one for each of its indexes.
+_LOCKS: Final = """
+SELECT current_setting('max_locks_per_transaction')::integer AS each,
+       current_setting('max_connections')::integer + current_setting('max_prepared_transactions')::integer AS sessions,
+       (SELECT count(*) FROM pg_inherits WHERE inhparent = 'baton.batch'::regclass)::integer AS partitions,
+       (SELECT 1 + count(*) FROM pg_index WHERE indrelid = 'baton.batch'::regclass)::integer AS locks
 """
 # The buckets of callers, and what pods say of themselves, are meant to be.
 _UNLOGGED: Final = """
@@ -98,6 +107,32 @@ async def partitions(case: Case) -> AsyncIterator[Finding]:
             f"The detachment of {', '.join(pending)} was cut short.",
             "Run `baton maintain`, or ALTER TABLE baton.batch DETACH PARTITION … FINALIZE.",
         )
+
+
+async def locks(case: Case) -> AsyncIterator[Finding]:
+    """Are there more partitions than the server has room for locks, or than Baton is tested with?"""
+    row = await case.row(_LOCKS)
+    needed, room = row["partitions"] * row["locks"], row["each"] * row["sessions"]
+    found = (
+        f"A statement on the whole log (a report, pg_dump, a migration) takes up to {needed:,} locks, for "
+        f"{amount(row['partitions'], 'partition')}; the server has room for {room:,} (max_locks_per_transaction "
+        f"{row['each']}, {row['sessions']} sessions). Baton's own statements take locks of their streams' days only."
+    )
+    fewer = "have fewer partitions by a larger BATON_PARTITION_DAYS or a smaller BATON_RETENTION_DAYS"
+    fits = needed * case.thresholds.whole_log_statements <= room
+    if not fits:
+        least = math.ceil(needed * case.thresholds.whole_log_statements / row["sessions"])
+        yield warning(
+            "locks_short", found, f"Set max_locks_per_transaction to {least}, which takes a restart, or {fewer}."
+        )
+    if row["partitions"] > case.thresholds.partitions:
+        yield warning(
+            "partitions_many",
+            f"The log has {row['partitions']} partitions; Baton is tested with {log_partitions.MOST} at most.",
+            f"See that `baton maintain` runs, and {fewer}: those that are there go as they expire.",
+        )
+    elif fits:
+        yield ok("locks", found)
 
 
 async def retention(case: Case) -> AsyncIterator[Finding]:
