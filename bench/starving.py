@@ -98,13 +98,21 @@ async def starving(answers: Counter[str], *arguments: str) -> AsyncIterator[None
 
 
 async def attack(url: str, key: str, query: str, clients: int) -> Counter[str]:
-    """List until standard input ends; return how often each status was answered."""
+    """List until standard input ends; return how often each status was answered.
+
+    These clients know just enough of HTTP to keep their connections: they are to take little of the machine.
+    """
     answers: Counter[str] = Counter()
+    host = url.removeprefix("http://")
+    asked = f"GET /v1/streams?{query} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
 
     async def ask() -> None:
-        async with httpx2.AsyncClient(headers={"authorization": f"Bearer {key}"}, timeout=60) as http:
-            while True:
-                answers[str((await http.get(f"{url}/v1/streams?{query}")).status_code)] += 1
+        reader, writer = await asyncio.open_connection(*host.split(":"))
+        while True:
+            writer.write(asked)
+            head = await reader.readuntil(b"\r\n\r\n")
+            answers[head.split(b" ", 2)[1].decode()] += 1
+            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split(b"\r")[0]))
 
     tasks = [asyncio.create_task(ask()) for _ in range(clients)]
     await asyncio.sleep(START_SECONDS)

@@ -18,9 +18,12 @@ from typing import Final
 
 from .rates import Rate
 
+# A refusal is given after this time. So a caller that does not care for `Retry-After` keeps its connections busy with
+# waiting, and not the pod with refusing.
+REFUSAL_SECONDS: Final = 1.0
 MOST_CALLERS: Final = 10_000
 # A list that looks at more rows than this costs a token for each as many.
-ROWS_PER_TOKEN: Final = 100
+ROWS_PER_TOKEN: Final = 20
 
 
 class Reads:

@@ -135,7 +135,7 @@ class Settings(BaseSettings):
         gt=0,
         le=1_000_000,
         description="Requests that one caller may make on one pod in the long run, creates not counted; a list counts "
-        "once more for each 100 rows that it looks at",
+        "once more for each 20 rows that it looks at",
     )
     reads_burst: int = Field(
         10_000, ge=1, le=10_000_000, description="Requests that one caller may make on one pod at once, after a pause"

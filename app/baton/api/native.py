@@ -126,7 +126,7 @@ async def create_stream(request: Request) -> Answer:
 
 
 async def find_streams(request: Request) -> Answer:
-    """List streams, newest first. A page may be short, or empty, while `next` says where to continue."""
+    """List streams, newest first. Follow `next` until it is null: a page before may be short, or empty."""
     query = query_of(request)
     metadata = {name: query.pop(name) for name in list(query) if name.startswith("metadata.")}
     wanted = validated(FindStreams, query)

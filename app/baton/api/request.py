@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .. import log_context, problems, retention, shares, streams
+from .. import log_context, problems, reads, retention, shares, streams
 from ..auth import credentials
 from ..dialects.dialect import Header
 from ..errors import InvalidRequest, LogDamaged, ReadsTooFast, RequestTooLarge, StreamNotFound, Unavailable
@@ -78,7 +78,7 @@ def answered(
                 request.state.principal = principal
                 shares.act_for(principal.tenant)
                 if counted if counted is not None else scope != "create":
-                    _take_read(request)
+                    await _take_read(request)
             return await handler(request)
         except asyncio.CancelledError:
             if not pod_of(request).draining:
@@ -214,12 +214,13 @@ def parse_json(body: bytes) -> Any:
         raise InvalidRequest(f"The body is not JSON: {error}.") from None
 
 
-def _take_read(request: Request) -> None:
+async def _take_read(request: Request) -> None:
     """Raise ReadsTooFast unless the caller may make another request now."""
     pod, principal = pod_of(request), principal_of(request)
     wait_seconds = pod.reads.take(principal.tenant, principal.name)
     if wait_seconds is not None:
         pod.metrics.rejected["reads_per_second"] += 1
+        await asyncio.sleep(reads.REFUSAL_SECONDS)
         rate = pod.reads.rate
         raise ReadsTooFast(
             f"You may make {rate.per_second:g} requests a second of this pod, and {rate.burst} at once after a pause; "
