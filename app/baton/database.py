@@ -9,13 +9,15 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import asyncpg
-from asyncpg.pool import PoolConnectionProxy
+from asyncpg.pool import PoolAcquireContext, PoolConnectionProxy
 
+from . import shares
 from .errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, Unavailable
+from .shares import Shares
 
 # The revision of the schema that this code works with; a test holds it equal to the head of `migrations/`.
 REVISION: Final = "0016"
@@ -38,6 +40,13 @@ QUERY_SECONDS: Final = 10.0
 _STATEMENT_CACHE_SIZE: Final = 100
 
 Result = TypeVar("Result")
+
+# They are generic for type checkers only.
+if TYPE_CHECKING:
+    _AnyPool: TypeAlias = asyncpg.Pool[asyncpg.Record]
+    _AnyContext: TypeAlias = PoolAcquireContext[asyncpg.Record]
+else:
+    _AnyPool, _AnyContext = asyncpg.Pool, PoolAcquireContext
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
@@ -108,20 +117,76 @@ async def ask(
         connection.terminate()
 
 
+class SharedPool(_AnyPool):
+    """A pool whose connections go to tenants by turns; see `shares`. What works for no tenant does not wait for one."""
+
+    __slots__ = ("shares",)
+
+    def __init__(self, *arguments: Any, shares: Shares, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.shares = shares
+
+    def acquire(self, *, timeout: float | None = None) -> PoolAcquireContext[asyncpg.Record]:
+        """Acquire a connection, for an `async with` block. All of asyncpg's shortcuts, such as `fetch`, do it by this.
+
+        Raises:
+            TooManyQueries: when the block is entered, the tenant's other requests have its share of the connections.
+        """
+        tenant = shares.acting_for()
+        return super().acquire(timeout=timeout) if tenant is None else _InTurn(self, timeout, tenant)
+
+
+class _InTurn(_AnyContext):
+    """A connection, and the tenant's place for it."""
+
+    __slots__ = ("_shares", "_tenant")
+
+    def __init__(self, pool: SharedPool, timeout: float | None, tenant: str) -> None:
+        super().__init__(pool, timeout)
+        self._shares = pool.shares
+        self._tenant = tenant
+
+    async def __aenter__(self) -> PoolConnectionProxy[asyncpg.Record]:
+        await self._shares.enter(self._tenant)
+        try:
+            return await super().__aenter__()
+        except BaseException:
+            self._shares.leave(self._tenant)
+            raise
+
+    async def __aexit__(self, *exc: object) -> None:
+        try:
+            await super().__aexit__(*exc)
+        finally:
+            self._shares.leave(self._tenant)
+
+
 @contextlib.asynccontextmanager
 async def pool(
-    dsn: str, *, size: int, timeout_seconds: float, name: str = "baton", prepare: bool = True
+    dsn: str,
+    *,
+    size: int,
+    timeout_seconds: float,
+    name: str = "baton",
+    prepare: bool = True,
+    shares: Shares | None = None,
 ) -> AsyncIterator[Pool]:
-    """Open a pool of at most `size` connections, and close it at the end.
+    """Open a pool of at most `size` connections, and close it at the end. Without `shares`, no tenant waits for others.
 
     Raises:
         DatabaseUnreachable: nobody answers there, or the server refuses us.
     """
     with _connecting(dsn):
-        opened = await asyncpg.create_pool(
+        opened = await SharedPool(
             dsn,
+            shares=shares or Shares(size, 1),
             min_size=1,
             max_size=size,
+            max_queries=50_000,
+            max_inactive_connection_lifetime=300,
+            loop=None,
+            connection_class=asyncpg.Connection,
+            record_class=asyncpg.Record,
             timeout=timeout_seconds,
             command_timeout=timeout_seconds,
             statement_cache_size=_STATEMENT_CACHE_SIZE if prepare else 0,

@@ -28,9 +28,12 @@ from .metrics import PodMetrics
 from .notifications import EVENTS_CHANNEL, KILL_CHANNEL
 from .pods import Note
 from .pods import State as PodState
+from .rates import Rate
+from .reads import Reads
 from .relay import Relays
 from .settings import Settings
 from .shared import RecentAnswers
+from .shares import Shares
 from .trust import Trust
 
 logger = logging.getLogger(__name__)
@@ -45,10 +48,10 @@ ANSWER_SECONDS: Final = 1
 class Pod:
     """Pool, relays and listener, wired to each other. Made by `Pod.open`."""
 
-    def __init__(self, settings: Settings, pool: Pool) -> None:
+    def __init__(self, settings: Settings, pool: Pool, metrics: PodMetrics) -> None:
         self.settings = settings
         self.pool = pool
-        self.metrics = PodMetrics()
+        self.metrics = metrics
         self.audience = Audience(
             self.metrics,
             max_pod=settings.max_subscribers,
@@ -89,6 +92,7 @@ class Pod:
         self.id = uuid.uuid4()
         self._made_at = time.time()
         self.census = Census(pool, self._note, interval_seconds=settings.note_interval_seconds)
+        self.reads = Reads(Rate(settings.reads_per_second, settings.reads_burst))
         self.recent_answers = RecentAnswers(ANSWER_SECONDS)
         self.draining = False
         self.broken = False
@@ -102,16 +106,19 @@ class Pod:
             ConfigurationError: nobody could be let in, the database cannot be reached, its schema does not fit, or
                 nobody offers the default generator.
         """
+        metrics = PodMetrics()
+        shares = Shares(settings.database_pool_size, settings.tenant_pool_share, metrics.reject_query)
         async with database.pool(
             settings.dsn,
             size=settings.database_pool_size,
             timeout_seconds=settings.database_timeout_seconds,
             name="baton pod",
             prepare=settings.prepare,
+            shares=shares,
         ) as pool:
             await check_delivery(settings.listen_dsn, settings.dsn)
             await database.check_schema(pool)
-            pod = cls(settings, pool)
+            pod = cls(settings, pool, metrics)
             await pod.gate.open()
             if sentence := await pod.missing_generator(settings.default_generator):
                 raise ConfigurationError(f"BATON_DEFAULT_GENERATOR: {sentence}")

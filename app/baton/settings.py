@@ -48,6 +48,12 @@ class Settings(BaseSettings):
         description="A DSN for LISTEN that goes around a transaction pooler; without it `BATON_DATABASE_URL` is used",
     )
     database_pool_size: int = Field(8, ge=1, le=200, description="A pod's connections for queries, at most")
+    tenant_pool_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="The part of a pod's connections for queries that one tenant may use while others ask, too",
+    )
     database_timeout_seconds: float = Field(
         10, gt=0, le=300, description="A pod's longest wait for the answer to a query, or for a new connection"
     )
@@ -132,6 +138,16 @@ class Settings(BaseSettings):
     )
     creates_burst: int = Field(
         500, ge=1, le=1_000_000, description="Streams that one caller may create at once, after a pause"
+    )
+    reads_per_second: float = Field(
+        1000,
+        gt=0,
+        le=1_000_000,
+        description="Requests that one caller may make on one pod in the long run, creates not counted; a list counts "
+        "once more for each 20 rows that it looks at",
+    )
+    reads_burst: int = Field(
+        10_000, ge=1, le=10_000_000, description="Requests that one caller may make on one pod at once, after a pause"
     )
     max_subscribers: int = Field(
         5000, ge=1, le=1_000_000, description="Subscribers of one pod; beyond it `/readyz` sends clients elsewhere"

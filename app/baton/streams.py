@@ -7,8 +7,8 @@ locked by what changes them, such as claims, cancels and ends, never by appendin
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -61,41 +61,50 @@ _GET = f"SELECT {_COLUMNS} FROM baton.stream WHERE id = $1"  # noqa: S608
 
 _INPUT = "SELECT input FROM baton.stream WHERE id = $1"
 
-# One plan for all arguments would walk through all streams of a tenant to find the one with that metadata, or through
-# those of all tenants to find the few of one.
-_PLAN_ANEW = "SET LOCAL plan_cache_mode = force_custom_plan"
-_FIND = f"""
-SELECT {_COLUMNS} FROM baton.stream
-WHERE tenant = $1 AND ($2::uuid IS NULL OR id < $2) AND ($3::text IS NULL OR status = $3)
-  AND ($4::jsonb[] IS NULL OR metadata @> ANY ($4))
-ORDER BY id DESC LIMIT $5
+# A list looks at a bounded number of rows, $4, whatever it finds. These say which rows: the newest between two ids,
+# those that have not ended, or those with some metadata. The last two are in no order: unless all of them were looked
+# at, they do not show which rows are the newest.
+#
+# Comparing rows makes Postgres use the index on (tenant, id): no other has this order. With statistics from before a
+# tenant grew, a plan for `tenant = $1` may walk through the streams of all others, or sort all that the tenant has.
+_NEWEST_OF_TENANT = """(tenant, id) BETWEEN ROW($1::text, $2::uuid) AND ROW($1::text, $3::uuid)
+    ORDER BY tenant DESC, id DESC LIMIT $4"""
+_NEWEST_OF_ALL = "id BETWEEN $2 AND $3 ORDER BY id DESC LIMIT $4"
+_LIVE_OF_TENANT = "tenant = $1 AND status IN ('queued', 'running') LIMIT $4"
+_LIVE_OF_ALL = "status IN ('queued', 'running') LIMIT $4"
+# The index knows no tenants: the streams of others count, too.
+_MATCHING = "metadata @> ANY ($6::jsonb[]) LIMIT $4"
+
+# Of the rows that are looked at, the page: those of one tenant, between two ids, in one of some states, with metadata.
+# And in any case how many were looked at, and the oldest of them.
+_PAGE = f"""
+WITH looked_at AS MATERIALIZED (
+    SELECT id, ($1::text IS NULL OR tenant = $1) AND id BETWEEN $2::uuid AND $3::uuid
+        AND ($5::text[] IS NULL OR status = ANY ($5)) AND ($6::jsonb[] IS NULL OR metadata @> ANY ($6)) AS fits
+    FROM baton.stream WHERE {{}}
+), whole AS (
+    SELECT count(*) AS looked_at, (SELECT id FROM looked_at ORDER BY id LIMIT 1) AS oldest FROM looked_at
+)
+SELECT whole.*, page.* FROM whole LEFT JOIN (
+    SELECT {_COLUMNS} FROM baton.stream
+    WHERE id = ANY (ARRAY (SELECT id FROM looked_at WHERE fits ORDER BY id DESC LIMIT $7))
+) AS page ON true
+ORDER BY page.id DESC
 """  # noqa: S608
 
-_NEWEST = f"""
-SELECT {_COLUMNS} FROM baton.stream
-WHERE ($1::text IS NULL OR tenant = $1) AND ($2::text IS NULL OR status = $2)
-ORDER BY id DESC LIMIT $3
-"""  # noqa: S608
-
-# Of a tenant, for `/console`. What is looked at is bounded, whatever is found: the newest $4 between two ids, or $4
-# that have not ended, and a partial index has no others.
-_LATEST = f"""
-SELECT {_COLUMNS} FROM (
-    SELECT * FROM baton.stream WHERE tenant = $1 AND id BETWEEN $2 AND $3 ORDER BY id DESC LIMIT $4
-) AS newest
-WHERE $5::text[] IS NULL OR status = ANY ($5)
-ORDER BY id DESC LIMIT $6
-"""  # noqa: S608
-_LIVE = f"""
-SELECT {_COLUMNS} FROM (
-    SELECT * FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') LIMIT $4
-) AS live
-WHERE id BETWEEN $2 AND $3 AND status = ANY ($5)
-ORDER BY id DESC LIMIT $6
-"""  # noqa: S608
-_NTH = """
-SELECT id FROM baton.stream WHERE tenant = $1 AND id BETWEEN $2 AND $3 ORDER BY id DESC OFFSET $4 - 1 LIMIT 1
+# Which rows match is in an index without an order, and a million entries of it take 40 ms. So Postgres is first asked
+# how many it expects. What it says of a rare value is a fixed part of the table, 1 in 10,000, and without statistics
+# it is 1 in 100: so only a larger part says that the value is common.
+_EXPECTED = "EXPLAIN (FORMAT JSON) SELECT FROM baton.stream WHERE metadata @> ANY ($1::jsonb[])"
+_IS_COMMON = """
+SELECT $1 > 0.02 * reltuples AND EXISTS (
+    SELECT FROM pg_stats WHERE schemaname = 'baton' AND tablename = 'stream' AND attname = 'metadata'
+)
+FROM pg_class WHERE oid = 'baton.stream'::regclass
 """
+# Whatever the statistics say: a scan of the table, or sorting before the limit, has no bound.
+_BY_INDEX = "SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off"
+
 _LIVE_COUNTS = """
 SELECT count(*) FILTER (WHERE status = 'queued'), count(*) FILTER (WHERE status = 'running')
 FROM (SELECT status FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') LIMIT $2) AS live
@@ -197,8 +206,9 @@ _NEAR = 64
 # When some of the tenant's streams may have ended.
 _FULL_RETRY_SECONDS = 5
 
-# Streams that one question of the console looks at, at most.
+# Rows that a list looks at in one statement, at most.
 LOOKED_AT = 2000
+FIRST, LAST = UUID(int=0), UUID(int=(1 << 128) - 1)
 LIVE = frozenset({"queued", "running"})
 
 UNWATCHED = Outcome.cancelled(finish_reason="unwatched")
@@ -307,6 +317,48 @@ class Claim:
         return Fence(self.stream_id, self.epoch, self.claim_token)
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which streams to list: of one tenant, or of all if it is None, between two ids, in one of some states.
+
+    `metadata`: they have one of these alternatives.
+    """
+
+    tenant: str | None
+    first: UUID = FIRST
+    last: UUID = LAST
+    statuses: Sequence[str] | None = None
+    metadata: Sequence[Mapping[str, Any]] | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether only streams that have not ended are wanted."""
+        return self.statuses is not None and LIVE.issuperset(self.statuses)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a row that is looked at may be one that is not wanted."""
+        return self.statuses is not None or self.metadata is not None
+
+    @property
+    def alternatives(self) -> list[str] | None:
+        """The metadata as JSON."""
+        return None if self.metadata is None else [orjson.dumps(item).decode() for item in self.metadata]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some streams, newest first. There may be more before the id `before`; if it is None, there are none.
+
+    `looked_at`: how many rows it took, of which `oldest` has the lowest id.
+    """
+
+    streams: Sequence[Stream]
+    before: UUID | None
+    looked_at: int
+    oldest: UUID | None
+
+
 async def create(
     pool: Pool, new: NewStream, key: IdempotencyKey | None = None, *, max_live: int | None = None
 ) -> tuple[Stream, bool]:
@@ -346,44 +398,42 @@ async def read_input(pool: Pool, stream_id: UUID) -> Any:
     return None if content is None else orjson.loads(content)
 
 
-async def find(
-    pool: Pool,
-    *,
-    tenant: str = "",
-    before: UUID | None = None,
-    status: str | None = None,
-    metadata: Sequence[Mapping[str, Any]] | None = None,
-    limit: int = 20,
-) -> list[Stream]:
-    """List streams, newest first: those older than `before`, and that hold one of `metadata`'s alternatives."""
-    alternatives = None if metadata is None else [orjson.dumps(item).decode() for item in metadata]
-    rows = await _fetch_anew(pool, _FIND, tenant, before, status, alternatives, limit)
-    return [_stream(row) for row in rows]
+async def find(connection: Connection, wanted: Wanted, limit: int) -> Page:
+    """List the newest streams first, and say where to continue.
 
-
-async def newest(executor: Connection | Pool, *, tenant: str | None, status: str | None, limit: int) -> list[Stream]:
-    """List the newest streams first, of all tenants if none is named: for those who run the service."""
-    return [_stream(row) for row in await executor.fetch(_NEWEST, tenant, status, limit)]
-
-
-async def latest(
-    pool: Pool, tenant: str, between: tuple[UUID, UUID], statuses: Sequence[str] | None, limit: int
-) -> tuple[list[Stream], UUID | None]:
-    """List a tenant's newest streams between two ids, in one of some states, and where to go on: before that id.
-
-    However rare those states are, no more than `LOOKED_AT` streams are looked at, so the page may be short of `limit`.
+    However rare they are, a bounded number of rows is looked at. So a page may be short of `limit`, or empty, while
+    there are more: it is the last one if it says nothing of where to continue.
     """
-    if statuses is not None and LIVE.issuperset(statuses):
-        rows = await pool.fetch(_LIVE, tenant, *between, LOOKED_AT, statuses, limit + 1)
-        looked_at_all = True
-    else:
-        looked_at = LOOKED_AT if statuses is not None else limit + 1
-        rows = await _fetch_anew(pool, _LATEST, tenant, *between, looked_at, statuses, limit + 1)
-        looked_at_all = statuses is None
-    page = [_stream(row) for row in rows[:limit]]
-    if len(rows) > limit:
-        return page, page[-1].id
-    return page, None if looked_at_all else await pool.fetchval(_NTH, tenant, *between, LOOKED_AT)
+    async with connection.transaction(readonly=True):
+        await connection.execute(_BY_INDEX)
+        if wanted.metadata is not None and not await _is_common(connection, wanted):
+            page = await _look(connection, _MATCHING, LOOKED_AT, wanted, limit)
+            if page.looked_at < LOOKED_AT:
+                return page
+        if wanted.live:
+            source = _LIVE_OF_ALL if wanted.tenant is None else _LIVE_OF_TENANT
+            page = await _look(connection, source, LOOKED_AT, wanted, limit)
+            if page.looked_at < LOOKED_AT:
+                return page
+        return await _look_at_newest(connection, wanted, limit)
+
+
+async def find_all(connection: Connection, wanted: Wanted, limit: int) -> AsyncIterator[Stream]:
+    """Yield the newest `limit` streams, however many rows that takes: a page for each statement."""
+    count = 0
+    while count < limit:
+        page = await find(connection, wanted, limit - count)
+        for stream in page.streams:
+            yield stream
+        count += len(page.streams)
+        if page.before is None:
+            return
+        wanted = replace(wanted, last=below(page.before))
+
+
+def below(stream_id: UUID) -> UUID:
+    """Return the id before an id."""
+    return UUID(int=max(0, stream_id.int - 1))
 
 
 async def live_counts(executor: Connection | Pool, tenant: str) -> tuple[int, int]:
@@ -535,11 +585,31 @@ async def delete(pool: Pool, stream_id: UUID, tenant: str = "") -> bool:
     return True
 
 
-async def _fetch_anew(pool: Pool, query: str, *arguments: object) -> list[asyncpg.Record]:
-    """Fetch by a plan for just these arguments."""
-    async with pool.acquire() as connection, connection.transaction(readonly=True):
-        await connection.execute(_PLAN_ANEW)
-        return await connection.fetch(query, *arguments)
+async def _is_common(connection: Connection, wanted: Wanted) -> bool:
+    """Return whether Postgres knows that too many streams have the metadata to read their part of the index."""
+    plan = orjson.loads(await connection.fetchval(_EXPECTED, wanted.alternatives))
+    expected = plan[0]["Plan"]["Plan Rows"]
+    return expected > LOOKED_AT and bool(await connection.fetchval(_IS_COMMON, float(expected)))
+
+
+async def _look_at_newest(connection: Connection, wanted: Wanted, limit: int) -> Page:
+    source = _NEWEST_OF_ALL if wanted.tenant is None else _NEWEST_OF_TENANT
+    most = LOOKED_AT if wanted.chooses else limit + 1
+    page = await _look(connection, source, most, wanted, limit)
+    if page.before is None and page.looked_at == most:
+        return replace(page, before=page.oldest)
+    return page
+
+
+async def _look(connection: Connection, source: str, most: int, wanted: Wanted, limit: int) -> Page:
+    """Look at no more than `most` rows of a source. The page says to continue only where it is full."""
+    rows = await connection.fetch(
+        _PAGE.format(source),
+        *(wanted.tenant, wanted.first, wanted.last, most, wanted.statuses, wanted.alternatives, limit + 1),
+    )
+    found = [_stream(dict(list(row.items())[2:])) for row in rows if row["id"] is not None]
+    before = found[limit - 1].id if len(found) > limit else None
+    return Page(found[:limit], before, rows[0]["looked_at"], rows[0]["oldest"])
 
 
 class _KeyTaken(Exception):

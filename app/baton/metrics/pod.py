@@ -23,6 +23,8 @@ Limit: TypeAlias = Literal[
     "body_bytes",
     "input_bytes",
     "creates_per_second",
+    "reads_per_second",
+    "tenant_queries",
     "tenant_streams",
     "stream_subscribers",
     "tenant_subscribers",
@@ -95,6 +97,10 @@ class PodMetrics(Collector):
     def of_dialect(self, name: str) -> DialectCounts:
         """The numbers of one dialect, to be counted up."""
         return self._dialects.setdefault(name, DialectCounts())
+
+    def reject_query(self) -> None:
+        """Count a query that did not get its tenant's turn."""
+        self.rejected["tenant_queries"] += 1
 
     def collect(self) -> Iterator[Metric]:
         """Give the numbers to Prometheus."""
