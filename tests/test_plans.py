@@ -20,6 +20,7 @@ from baton.database import Connection, pool
 ENDED, QUEUED, RUNNING, BATCHES = 10_000, 20, 60, 20
 MOST_ROWS = 500
 WORKER = UUID("01900000-0000-7000-8000-000000000001")
+YESTERDAY = "yesterday"
 FIRST, LAST = UUID(int=0), UUID(int=(1 << 128) - 1)
 
 _STREAMS = """
@@ -41,13 +42,16 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "get": (streams._GET, ("$stream",), 0),
     "find": (streams._FIND, ("", None, None, None, 20), 0),
     "find by metadata": (streams._FIND, ("", None, None, ['{"chat": "4242"}'], 20), 0),
-    "insert": (streams._INSERT, ("", "test", "1", "{}", "retry", *[None] * 5, 936, 1000), 0),
+    "insert": (streams._INSERT, ("", "test", "1", "{}", "retry", *[None] * 5, 936, 1000, FIRST, ["$stream"], 7), 0),
     "take": (rates._TAKE, ("", "caller", 0.1, 10), 0),
-    "claim": (streams._CLAIM, (WORKER, ["test"], 10), 0),
-    "overdue": (streams._OVERDUE, (600.0, True), 0),
+    "claim": (streams._CLAIM, (WORKER, ["test"], 10, "(0,1)", YESTERDAY, FIRST), 0),
+    "first queued": (streams._FIRST_QUEUED, (YESTERDAY, FIRST, ["test"]), 0),
+    "first queued of all": (streams._FIRST_QUEUED, (YESTERDAY, FIRST, None), 0),
+    "overdue": (streams._OVERDUE, (YESTERDAY, FIRST, 600.0, True), 0),
     "watched": (streams._WATCHED, (["$running"],), 0),
     "close": (streams._CLOSE, ("$running", 1, "failed", "error", "a", "b", None, 1, 0.1, 0.1), 0),
     "owned": (workers._OWNED, (WORKER,), 0),
+    "owned of": (workers._OWNED_OF, (WORKER, ["$running"]), 0),
     "live": (streams._LIVE, ("", FIRST, LAST, MOST_ROWS, ["running"], 50), 0),
     "live counts": (streams._LIVE_COUNTS, ("", MOST_ROWS), 0),
     "latest": (streams._LATEST, ("", FIRST, LAST, 51, None, 51), 0),
@@ -55,7 +59,7 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "latest of another": (streams._LATEST, ("nobody", FIRST, LAST, MOST_ROWS - 1, None, 51), 0),
     "by id": (streams._LATEST, ("", "$stream", "$stream", 51, None, 51), 0),
     "nth": (streams._NTH, ("", FIRST, LAST, MOST_ROWS - 1), 0),
-    "queue": (streams._QUEUE_STATE, (), 0),
+    "queue": (streams._QUEUE_STATE, (YESTERDAY, FIRST), 0),
     "workers": (workers._LISTED, (), 0),
     "note": (pods._NOTE, (WORKER, 600, "a", "1", "ready", "x", 0, 0, "{}", "{}", "{}", None), 0),
     "viewers": (pods._VIEWERS, (["$stream"], [str(WORKER)]), 0),

@@ -19,15 +19,17 @@ from .audience import Audience
 from .auth.gate import Gate
 from .census import Census
 from .connections import Connections
-from .database import Pool, translated
+from .database import Connection, Pool, translated
 from .errors import ConfigurationError, Unavailable
 from .generators.registry import configured_names, what_is_missing
 from .intake import Intake
 from .listener import Listener, State, check_delivery
+from .live_counts import LiveCounts
 from .metrics import PodMetrics
 from .notifications import EVENTS_CHANNEL, KILL_CHANNEL
 from .pods import Note
 from .pods import State as PodState
+from .queue_floor import QueueFloor
 from .relay import Relays
 from .settings import Settings
 from .shared import RecentAnswers
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 # For so long the database may be silent before new clients are better sent elsewhere.
 READY_SILENCE_SECONDS: Final = 15
 LOOK_SECONDS: Final = 15
+QUEUE_SECONDS: Final = 0.5
 # Consoles ask more often than this, and all of them the same.
 ANSWER_SECONDS: Final = 1
 
@@ -82,6 +85,8 @@ class Pod:
             max_age_seconds=settings.max_connection_seconds,
         )
         self.gate = Gate(settings, pool, origin_allowed=settings.allowed_origins.__contains__)
+        self.live_counts = LiveCounts()
+        self.queue = QueueFloor()
         self.id = uuid.uuid4()
         self.census = Census(pool, self._note, interval_seconds=settings.note_interval_seconds)
         self.recent_answers = RecentAnswers(ANSWER_SECONDS)
@@ -116,6 +121,7 @@ class Pod:
                 asyncio.create_task(pod.relays.note_watched(settings.watch_interval_seconds)),
                 asyncio.create_task(pod.connections.run()),
                 asyncio.create_task(pod.watch_database()),
+                asyncio.create_task(pod.watch_queue()),
                 asyncio.create_task(pod.census.run()),
                 *map(asyncio.create_task, pod.gate.tasks()),
             ]
@@ -190,6 +196,16 @@ class Pod:
                     )
             await asyncio.sleep(LOOK_SECONDS)
 
+    async def watch_queue(self) -> None:
+        """Keep the queue's floor near, so that what reads the queue reads little, whatever vacuum may remove."""
+        while True:
+            try:
+                async with translated(), self.pool.acquire() as connection:
+                    await self.queue.look(lambda since: streams.first_queued(connection, since))
+            except (Unavailable, asyncpg.PostgresError):
+                self.queue.forget()
+            await asyncio.sleep(QUEUE_SECONDS)
+
     async def _look(self) -> partitions.Reach:
         """Note how far the partitions reach, how full the queues are, and how long one waits for a connection."""
         metrics = self.metrics
@@ -199,9 +215,15 @@ class Pod:
             metrics.pool_wait_seconds.observe(time.monotonic() - asked_at)
             reach = await partitions.reach(connection)
             metrics.notify_queue_ratio = await log.queue_usage(connection)
-            metrics.queued, metrics.oldest_queued_seconds = await streams.queue_state(connection)
+            metrics.queued, metrics.oldest_queued_seconds = await self.queue_state(connection)
         metrics.partitions_end = reach.end
         return reach
+
+    async def queue_state(self, connection: Connection) -> tuple[int, float]:
+        """Return how many streams wait for a worker, and for how many seconds the first of them has."""
+        if self.queue.due:
+            await self.queue.look(lambda since: streams.first_queued(connection, since))
+        return await streams.queue_state(connection, self.queue.since)
 
     def _note(self) -> Note:
         metrics = self.metrics

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from .. import partitions as log_partitions
+from .. import stream_ids
 from ..database import REVISION, check_schema
 from ..errors import ConfigurationError
 from .finding import Case, Finding, amount, duration, error, ok, refusal, warning
@@ -107,7 +108,7 @@ async def retention(case: Case) -> AsyncIterator[Finding]:
     if not there:
         return
     due = await log_partitions.now(case.connection) - days * 86_400 - _GRACE_SECONDS
-    overdue = [item.name for item in there if log_partitions.moment_of(item.end) < due]
+    overdue = [item.name for item in there if stream_ids.moment_of(item.end) < due]
     if overdue:
         yield warning(
             "retention_overdue",
