@@ -7,8 +7,9 @@ streams below the split some may have ended since, and none can appear. Near the
 their primary key, so that the count is exact there.
 
 None can appear, since the split stays below a *watermark*: an id below which no transaction is at work any more. Each
-create notes when its transaction began, and the transaction's id. Once a later snapshot shows that no transaction with
-a lower id is in progress, all streams that were created before that moment are committed, or never will be.
+create notes when its transaction began, and the transaction's id, which it takes before the stream gets its own. Once a
+later snapshot shows that no transaction with a lower id is in progress, all streams that were created before that
+moment are committed, or never will be.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from uuid import UUID
 
 from .stream_ids import first_id
 
-# Between the moment in a stream's id and the transaction's id lie microseconds, unless the machine is overloaded.
-SLACK: Final = timedelta(seconds=0.1)
-MARK_EVERY: Final = timedelta(seconds=0.05)
+# Pods of the release before give the stream its id first, and microseconds later the transaction.
+SLACK: Final = timedelta(seconds=0.01)
+MARK_EVERY: Final = timedelta(seconds=0.02)
 # A transaction that is in progress for longer does not create a stream: a pod gives up before.
 LONGEST: Final = timedelta(seconds=15)
 # A clock that was set back leaves streams below the split that were never counted. This finds them.

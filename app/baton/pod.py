@@ -29,7 +29,7 @@ from .metrics import PodMetrics
 from .notifications import EVENTS_CHANNEL, KILL_CHANNEL
 from .pods import Note
 from .pods import State as PodState
-from .queue_floor import QueueFloor
+from .queue_floor import SWEEP_SECONDS, QueueFloor
 from .relay import Relays
 from .settings import Settings
 from .shared import RecentAnswers
@@ -86,7 +86,7 @@ class Pod:
         )
         self.gate = Gate(settings, pool, origin_allowed=settings.allowed_origins.__contains__)
         self.live_counts = LiveCounts()
-        self.queue = QueueFloor()
+        self.queue = QueueFloor(late_look_seconds=SWEEP_SECONDS)
         self.id = uuid.uuid4()
         self.census = Census(pool, self._note, interval_seconds=settings.note_interval_seconds)
         self.recent_answers = RecentAnswers(ANSWER_SECONDS)

@@ -5,9 +5,9 @@ old snapshot is open (a `pg_dump`, a forgotten transaction), it may not, and a s
 index reads all of them. So each statement begins at a *floor*: a moment before which no stream is known to be queued.
 
 The floor is remembered, so it can be wrong: a row that commits late lies below it, and so may one that was stamped by a
-clock that has been set back. Three looks for the first queued stream make up for that. Each begins at the floor, which
-trails by a moment; every two seconds one begins ten seconds below; rarely, one begins at the start of the index. What a
-look finds becomes the floor, whether that is higher or lower. A look never skips a locked row, as a claim does.
+clock that has been set back. Looks for the first queued stream make up for that. Each begins at the floor, which trails
+by a moment; now and then one begins ten seconds below; rarely, one begins at the start of the index. What a look finds
+becomes the floor, whether that is higher or lower. A look never skips a locked row, as a claim does.
 
 Moments are those of the database's clock. They are compared with each other only, never with a clock of this process.
 """
@@ -26,11 +26,12 @@ from .pace import Pace
 from .stream_ids import first_id
 
 # A create commits within milliseconds of the moment in its id; where that takes longer, the wider look finds it.
-TRAIL: Final = timedelta(seconds=0.2)
+TRAIL: Final = timedelta(seconds=0.1)
 LATE: Final = timedelta(seconds=10)
-LOOK_SECONDS: Final = 0.1
+LOOK_SECONDS: Final = 0.05
 LATE_LOOK_SECONDS: Final = 2.0
-SWEEP_SECONDS: Final = 30.0
+SWEEP_SECONDS: Final = 60.0
+SWEEP_FACTOR: Final = 1000
 _START: Final = datetime.fromtimestamp(0, UTC)
 
 
@@ -60,10 +61,12 @@ class First:
 class QueueFloor:
     """The floor of the queue, or of one worker's part of it. `forget` it when the connection is lost."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, late_look_seconds: float = LATE_LOOK_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._look = Pace(factor=0, least_seconds=LOOK_SECONDS, clock=clock)
-        self._late_look = Pace(factor=0, least_seconds=LATE_LOOK_SECONDS, clock=clock)
-        self._sweep = Pace(factor=1000, least_seconds=SWEEP_SECONDS, clock=clock)
+        self._late_look = Pace(factor=0, least_seconds=late_look_seconds, clock=clock)
+        self._sweep = Pace(factor=SWEEP_FACTOR, least_seconds=SWEEP_SECONDS, clock=clock)
         self.since = ALL
 
     @property

@@ -69,10 +69,16 @@ class Rate:
 
 async def take(pool: Pool, tenant: str, caller: str, rate: Rate) -> int | None:
     """Take a token; return None, or where there is none, after how many seconds there will be one."""
+    async with pool.acquire() as connection:
+        return await take_in(connection, tenant, caller, rate)
+
+
+async def take_in(connection: Connection, tenant: str, caller: str, rate: Rate) -> int | None:
+    """Do the same over a connection."""
     arguments = tenant, caller, 1 / rate.per_second, rate.burst
-    row = await pool.fetchrow(_TAKE, *arguments)
+    row = await connection.fetchrow(_TAKE, *arguments)
     if row is None:
-        async with pool.acquire() as connection, connection.transaction():
+        async with connection.transaction():
             await connection.execute(_ONE_BY_ONE, tenant, caller)
             row = await connection.fetchrow(_TAKE, *arguments)
             if row is None:

@@ -29,18 +29,23 @@ _COLUMNS = """id, tenant, generator, metadata, status, epoch, unwatched_timeout,
     time_to_first_token_seconds, duration_seconds, traceparent"""
 
 # A row if there are fewer than $11 streams of the tenant that have not ended, and in any case how many: those from the
-# id $13 on ($12 at most), those among $14 that are still live, and $15 others (see `live_counts`).
+# id $13 on ($12 at most), those among $14 that are still live, and $15 others (see `live_counts`). Those of $14 are
+# found by their key, whatever the planner thinks of the index of live streams. The transaction takes its id before the
+# stream does.
 _INSERT = f"""
 WITH recent AS (
     SELECT id FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') AND id >= $13 LIMIT $12
+), known AS MATERIALIZED (
+    SELECT id, status FROM baton.stream WHERE id = ANY ($14::uuid[])
 ), older AS (
-    SELECT id FROM baton.stream WHERE id = ANY ($14::uuid[]) AND status IN ('queued', 'running')
+    SELECT id FROM known WHERE status IN ('queued', 'running')
 ), live AS (
     SELECT (SELECT count(*) FROM recent) + (SELECT count(*) FROM older) + $15::bigint AS live
 ), made AS (
     INSERT INTO baton.stream (tenant, generator, input, metadata, on_worker_lost, max_duration, idle_timeout,
                               queue_timeout, unwatched_timeout, traceparent)
-    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10 FROM live WHERE live < $11::bigint
+    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10 FROM live
+    WHERE live < $11::bigint AND pg_current_xact_id() IS NOT NULL
     RETURNING {_COLUMNS}
 )
 SELECT live, (SELECT array_agg(id) FROM recent) AS recent, (SELECT array_agg(id) FROM older) AS older, now() AS began,

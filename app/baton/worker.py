@@ -26,7 +26,7 @@ from .notifications import CANCEL_CHANNEL, QUEUE_CHANNEL
 from .outbox import Lost, Outbox
 from .outcome import Outcome
 from .pace import Pace
-from .queue_floor import QueueFloor
+from .queue_floor import SWEEP_SECONDS, QueueFloor
 from .reaper import Reaper, release
 from .run import Bounds, Run
 from .settings import Settings
@@ -76,7 +76,8 @@ class Worker:
         self._worker_id: UUID | None = None
         self._place: Place | None = None  # of this worker's row
         self._queue = QueueFloor()  # of the streams that this worker can serve
-        self._whole_queue = QueueFloor()
+        # A stream that committed late is not overdue yet: only the claims are in a hurry to find it.
+        self._whole_queue = QueueFloor(late_look_seconds=SWEEP_SECONDS)
         # What reads an index from its start may take long while an old snapshot is open.
         self._owned_pace = Pace(factor=100)
         self._overdue_pace = Pace(factor=20)
