@@ -14,7 +14,7 @@ from typing import Final, Self
 
 import asyncpg
 
-from . import __version__, database, log, partitions, pods, streams, workers
+from . import __version__, database, log, old_snapshots, partitions, pods, streams, workers
 from .audience import Audience
 from .auth.gate import Gate
 from .census import Census
@@ -85,6 +85,7 @@ class Pod:
             max_age_seconds=settings.max_connection_seconds,
         )
         self.gate = Gate(settings, pool, origin_allowed=settings.allowed_origins.__contains__)
+        self._snapshots = old_snapshots.Watch()
         self.live_counts = LiveCounts()
         self.queue = QueueFloor(late_look_seconds=SWEEP_SECONDS)
         self.id = uuid.uuid4()
@@ -207,7 +208,7 @@ class Pod:
             await asyncio.sleep(QUEUE_SECONDS)
 
     async def _look(self) -> partitions.Reach:
-        """Note how far the partitions reach, how full the queues are, and how long one waits for a connection."""
+        """Note how far the partitions reach, how full the queues are, what holds vacuum back, and the wait for this."""
         metrics = self.metrics
         metrics.pool_connections, metrics.pool_idle = self.pool.get_size(), self.pool.get_idle_size()
         asked_at = time.monotonic()
@@ -216,6 +217,7 @@ class Pod:
             reach = await partitions.reach(connection)
             metrics.notify_queue_ratio = await log.queue_usage(connection)
             metrics.queued, metrics.oldest_queued_seconds = await self.queue_state(connection)
+            metrics.oldest_snapshot_seconds = await self._snapshots.look(connection)
         metrics.partitions_end = reach.end
         return reach
 

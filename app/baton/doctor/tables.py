@@ -24,7 +24,7 @@ WHERE n.nspname = 'baton' AND c.relname = 'batch'
 _UNLOGGED: Final = """
 SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = 'baton' AND c.relkind IN ('r', 'p') AND c.relpersistence <> 'p'
-  AND c.relname NOT IN ('bucket', 'pod')
+  AND c.relname NOT IN ('bucket', 'token_bucket', 'pod')
 ORDER BY 1
 """
 # An index of a partitioned table stays invalid until each partition's is attached, so that one is told too.
