@@ -23,7 +23,7 @@ from typing import Final
 from uuid import UUID
 
 from .pace import Pace
-from .stream_ids import first_id
+from .stream_ids import first_id, moment_of
 
 # A create commits within milliseconds of the moment in its id; where that takes longer, the wider look finds it.
 TRAIL: Final = timedelta(seconds=0.1)
@@ -52,10 +52,21 @@ ALL: Final = Since()
 
 @dataclass(frozen=True, slots=True)
 class First:
-    """What a look has found: since when the first queued stream waits (None: there is none), as of a moment."""
+    """What a look has found, as of a moment: the first stream that was never claimed, and when one was given back."""
 
-    queued_at: datetime | None
+    never_claimed: UUID | None
+    given_back_at: datetime | None
     as_of: datetime
+
+    @property
+    def floor(self) -> datetime:
+        """Where the floor belongs. An id that was made up may be of any time."""
+        moments = [self.as_of.timestamp()]
+        if self.never_claimed is not None:
+            moments.append(moment_of(self.never_claimed))
+        if self.given_back_at is not None:
+            moments.append(self.given_back_at.timestamp())
+        return max(_START, datetime.fromtimestamp(min(moments), UTC) - TRAIL)
 
 
 class QueueFloor:
@@ -93,4 +104,4 @@ class QueueFloor:
             if since != self.since or since is ALL:
                 stack.enter_context(self._late_look.timed())
             first = await first_since(since)
-        self.since = Since(min(first.queued_at or first.as_of, first.as_of) - TRAIL)
+        self.since = Since(first.floor)

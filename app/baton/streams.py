@@ -179,16 +179,15 @@ _QUEUED = """
     WHERE status = 'queued' AND epoch = 0 AND id >= $2
 """
 
-# Since when the first of them waits, and as of when that is known. Of all generators, if $3 is null.
+# The first of both, and as of when that is known. Of all generators, if $3 is null.
 _FIRST_QUEUED = """
-SELECT least(
-    (SELECT queued_at FROM baton.stream
-     WHERE status = 'queued' AND epoch > 0 AND queued_at >= $1 AND ($3::text[] IS NULL OR generator = ANY ($3))
-     ORDER BY queued_at LIMIT 1),
-    (SELECT created_at FROM baton.stream
-     WHERE status = 'queued' AND epoch = 0 AND id >= $2 AND ($3::text[] IS NULL OR generator = ANY ($3))
-     ORDER BY id LIMIT 1)
-), now()
+SELECT (SELECT id FROM baton.stream
+        WHERE status = 'queued' AND epoch = 0 AND id >= $2 AND ($3::text[] IS NULL OR generator = ANY ($3))
+        ORDER BY id LIMIT 1),
+       (SELECT queued_at FROM baton.stream
+        WHERE status = 'queued' AND epoch > 0 AND queued_at >= $1 AND ($3::text[] IS NULL OR generator = ANY ($3))
+        ORDER BY queued_at LIMIT 1),
+       now()
 """
 
 # Queued streams that no worker took in time, or that nobody has watched for as long as they allow. The oldest come
@@ -483,7 +482,7 @@ async def end_claimed(connection: Connection, stream_id: UUID, epoch: int, outco
 async def first_queued(
     executor: Connection | Pool, since: Since = ALL, generators: Sequence[str] | None = None
 ) -> First:
-    """Return since when the first queued stream waits, among those of these generators, or of all."""
+    """Return the first queued streams, of these generators or of all."""
     row = await executor.fetchrow(_FIRST_QUEUED, since.moment, since.id, generators)
     assert row is not None
     return First(*row)
