@@ -58,8 +58,8 @@ class Pair:
         place = await workers.place(self.counted._connection, WORKER)
         await streams.claim(self._connection, WORKER, ["test"], 5, place=place, since=self.floor.since)
 
-    async def end_overdue(self) -> None:
-        await streams.end_overdue(self._connection, 600, since=self.floor.since)
+    async def overdue(self) -> None:
+        await streams.overdue(self._connection, 600, since=self.floor.since)
 
     async def queue_state(self) -> None:
         await streams.queue_state(self._connection, self.floor.since)
@@ -84,7 +84,7 @@ async def test_what_reads_the_queue_reads_as_much_as_in_calm(dsn: str, subtests:
         await employ(connection, WORKER)
         pair = Pair(connection)
         await pass_through(connection, 10)
-        actions = (pair.create, pair.claim, pair.end_overdue, pair.queue_state, pair.owned)
+        actions = (pair.create, pair.claim, pair.overdue, pair.queue_state, pair.owned)
         for _ in range(3):
             await pair.create()
             await pair.look()

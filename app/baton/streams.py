@@ -310,6 +310,15 @@ class IdempotencyKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Overdue:
+    """A queued stream that no worker took in time, or else that nobody watches."""
+
+    stream_id: UUID
+    epoch: int
+    timed_out: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """A stream that a worker has claimed, with what its generator needs."""
 
@@ -488,17 +497,21 @@ async def first_queued(
     return First(*row)
 
 
-async def end_overdue(
+async def overdue(
     connection: Connection, queue_timeout: float, *, unwatched: bool = True, since: Since = ALL
-) -> list[Outcome]:
-    """End the queued streams that have waited for too long, in seconds, or that nobody watches; return their ends."""
+) -> list[Overdue]:
+    """Return queued streams that have waited for too long, in seconds, or that nobody watches: 100 at most."""
+    rows = await connection.fetch(_OVERDUE, since.moment, since.id, queue_timeout, unwatched)
+    return [Overdue(*row) for row in rows]
+
+
+async def end_overdue(connection: Connection, found: Sequence[Overdue]) -> list[Outcome]:
+    """End them, unless they were claimed meanwhile; return their ends."""
     ended = []
-    for stream_id, epoch, timed_out in await connection.fetch(
-        _OVERDUE, since.moment, since.id, queue_timeout, unwatched
-    ):
-        outcome = QUEUE_TIMEOUT if timed_out else UNWATCHED
-        with log.putting_off(stream_id):
-            if await end(connection, stream_id, outcome, _TAKE_QUEUED_EPOCH, epoch):
+    for item in found:
+        outcome = QUEUE_TIMEOUT if item.timed_out else UNWATCHED
+        with log.putting_off(item.stream_id):
+            if await end(connection, item.stream_id, outcome, _TAKE_QUEUED_EPOCH, item.epoch):
                 ended.append(outcome)
     return ended
 

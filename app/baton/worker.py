@@ -218,13 +218,14 @@ class Worker:
             return
         with self._overdue_pace.timed():
             await self._whole_queue.look(lambda since: streams.first_queued(connection, since))
-            for outcome in await streams.end_overdue(
+            found = await streams.overdue(
                 connection,
                 self._settings.queue_timeout_seconds,
                 unwatched=unwatched,
                 since=self._whole_queue.since,
-            ):
-                self._count_end(outcome)
+            )
+        for outcome in await streams.end_overdue(connection, found):
+            self._count_end(outcome)
 
     async def _create_partitions(self, connection: Connection) -> None:
         """Have the partitions of the coming days at hand, hour by hour."""
