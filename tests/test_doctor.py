@@ -78,6 +78,7 @@ ALL_WELL = {
         "indexes",
         "autovacuum",
         "transactions",
+        "snapshots",
         "replication_slots",
         "workers",
         "queue",
