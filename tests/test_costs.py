@@ -166,7 +166,8 @@ async def test_claims_and_ends_are_not_made_in_place_and_notes_of_watchers_are(c
         stream_id = (await streams.create(one, new))[0].id
         async with one.acquire() as connection:
             worker_id = await workers.register(connection, "w", ["test"], 1)
-            assert len(await streams.claim(connection, worker_id, ["test"], 1)) == 1
+            place = await workers.place(connection, worker_id)
+            assert len(await streams.claim(connection, worker_id, ["test"], 1, place=place)) == 1
         assert await updates(one) == (1, 0)
         for _ in range(3):
             await streams.note_watched(one, [stream_id])

@@ -81,6 +81,7 @@ ALL_WELL = {
         "indexes",
         "autovacuum",
         "transactions",
+        "snapshots",
         "replication_slots",
         "workers",
         "queue",
@@ -384,6 +385,18 @@ async def test_it_finds_who_holds_vacuum_back(dsn: str) -> None:
         assert f"pid {pid} " in found
         assert "forgotten" in found
         assert "idle in transaction" in found
+
+
+async def test_every_role_finds_whose_old_snapshot_it_is(dsn: str) -> None:
+    async with granted(dsn) as roles, connected(dsn) as old, connected(dsn) as connection:
+        await old.execute("SET application_name = 'nightly dump'; BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+        await connection.execute("SELECT pg_current_xact_id()")
+        await connection.execute("SELECT pg_current_xact_id()")
+        diagnosis = await diagnose(roles.serve_dsn, thresholds={"snapshot_transactions": 0})
+        assert levels(diagnosis)["snapshot_old"] is WARNING
+        found = finding(diagnosis, "snapshot_old").found
+        assert f"pid {old.get_server_pid()} (" in found
+        assert "nightly dump" in found
 
 
 async def test_it_finds_prepared_transactions_and_replication_slots(server: str) -> None:

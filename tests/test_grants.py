@@ -181,6 +181,8 @@ FORBIDDEN: dict[Service, tuple[str, ...]] = {
         "UPDATE baton.idempotency_key SET tenant = 'other'",
         "UPDATE baton.bucket SET caller = 'other'",
         "DELETE FROM baton.bucket",
+        "UPDATE baton.token_bucket SET caller = 'other'",
+        "DELETE FROM baton.token_bucket",
         "SELECT baton.create_partitions(1)",
     ),
     "work": (
@@ -200,6 +202,8 @@ FORBIDDEN: dict[Service, tuple[str, ...]] = {
         "DELETE FROM baton.idempotency_key",
         "SELECT * FROM baton.bucket",
         "INSERT INTO baton.bucket VALUES ('', 'x', now())",
+        "SELECT * FROM baton.token_bucket",
+        "INSERT INTO baton.token_bucket VALUES ('', 'x', 1, now())",
     ),
 }
 

@@ -31,7 +31,7 @@ from tests.past import (
 )
 from tests.roles import PASSWORD, as_role
 
-from baton import log, partitions, retention, streams
+from baton import log, partitions, retention, stream_ids, streams
 from baton.database import CONNECTION_ERRORS, MAINTENANCE_LOCK, MIGRATION_LOCK, Connection
 from baton.errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, StreamExpired, StreamNotFound
 from baton.maintain import DAY_SECONDS, STATEMENT_SECONDS, Policy, foresee, keep_maintaining, maintain
@@ -98,7 +98,7 @@ async def test_where_streams_are_kept_for_long_new_partitions_are_wider(dsn: str
 
 async def test_a_wide_partition_goes_when_all_of_its_days_have_expired(dsn: str) -> None:
     async with connected(dsn) as connection:
-        first, end = [partitions.first_id(await day(connection, days)) for days in (GONE_DAYS + 3, KEPT_DAYS)]
+        first, end = [stream_ids.first_id(await day(connection, days)) for days in (GONE_DAYS + 3, KEPT_DAYS)]
         name = "baton.batch_wide"
         await connection.execute(
             f"CREATE TABLE {name} PARTITION OF baton.batch FOR VALUES FROM ('{first}') TO ('{end}')"
@@ -221,7 +221,7 @@ async def test_each_batch_of_keys_begins_where_the_one_before_ended(dsn: str) ->
 
 async def test_partitions_of_other_bounds_go_by_their_bounds(dsn: str) -> None:
     async with connected(dsn) as connection:
-        edges = [partitions.first_id(await day(connection, days)) for days in (20, 12, KEPT_DAYS - 2)]
+        edges = [stream_ids.first_id(await day(connection, days)) for days in (20, 12, KEPT_DAYS - 2)]
         for name, first, end in (("old", "MINVALUE", f"'{edges[0]}'"), ("wide", *(f"'{edge}'" for edge in edges[1:]))):
             await connection.execute(
                 f'CREATE TABLE public."{name} One" PARTITION OF baton.batch FOR VALUES FROM ({first}) TO ({end})'

@@ -13,7 +13,7 @@ from hypothesis import strategies as some
 from tests.logbook import claimed, connected, until, working
 from tests.past import day, id_at
 
-from baton import log, partitions
+from baton import log, partitions, stream_ids
 from baton.database import Connection
 from baton.events import encode_text
 from baton.log import Append
@@ -124,7 +124,7 @@ async def test_days_far_ahead_take_several_transactions(dsn: str) -> None:
 
 async def attach(connection: Connection, name: str, first_day: int, end_day: int) -> None:
     """Attach a partition for days that are counted from today."""
-    first, end = [partitions.first_id(await day(connection, -days)) for days in (first_day, end_day)]
+    first, end = [stream_ids.first_id(await day(connection, -days)) for days in (first_day, end_day)]
     await connection.execute(f"CREATE TABLE {name} PARTITION OF baton.batch FOR VALUES FROM ('{first}') TO ('{end}')")
 
 
@@ -169,13 +169,13 @@ async def test_wider_ones_begin_where_those_of_a_day_end(dsn: str) -> None:
         there = sorted(await partitions.attached(connection), key=lambda item: item.first)
         assert [item.end for item in there[:-1]] == [item.first for item in there[1:]]
         days = [
-            round((partitions.moment_of(item.end) - partitions.moment_of(item.first)) / DAY_SECONDS) for item in there
+            round((stream_ids.moment_of(item.end) - stream_ids.moment_of(item.first)) / DAY_SECONDS) for item in there
         ]
         assert days[:3] == [1, 1, 1]
         assert days[3] <= 7
         assert set(days[4:]) == {7}
         assert there[3].name == partitions.name_of(await day(connection, -2))
-        assert (await partitions.reach(connection)).end == partitions.moment_of(there[-1].end)
+        assert (await partitions.reach(connection)).end == stream_ids.moment_of(there[-1].end)
 
 
 async def test_streams_of_a_wide_partition_are_written_and_read(dsn: str) -> None:

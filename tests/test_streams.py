@@ -137,7 +137,7 @@ async def test_counting_a_tenants_streams_leaves_updates_in_place(opened: Pool) 
         "JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = d.refobjsubid "
         "WHERE i.indrelid = 'baton.stream'::regclass"
     )
-    assert set(columns) == {"status", "tenant", "id", "worker_id", "metadata"}
+    assert set(columns) == {"status", "tenant", "id", "worker_id", "metadata", "epoch", "queued_at"}
 
 
 def is_full(result: object) -> bool:
@@ -296,7 +296,7 @@ async def test_an_erased_stream_leaves_no_text(opened: Pool) -> None:
 async def test_a_worker_without_a_row_claims_nothing(dsn: str) -> None:
     async with connected(dsn) as connection:
         await queue_many(connection, 1)
-        assert await streams.claim(connection, WORKER, ["test"], 1) == []
+        assert await streams.claim(connection, WORKER, ["test"], 1, place=(0, 1)) == []
         assert len(await claim_as(connection, WORKER, ["test"], 1)) == 1
 
 

@@ -20,7 +20,7 @@ from .errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, Una
 from .shares import Shares
 
 # The revision of the schema that this code works with; a test holds it equal to the head of `migrations/`.
-REVISION: Final = "0016"
+REVISION: Final = "0018"
 
 # What a database in trouble says over a connection that works: its user or name is gone, a failover left us on a server
 # that only reads, or the log has no partition for today.
@@ -50,6 +50,8 @@ else:
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+# Where a version of a row is: its page, and its number there (`ctid`).
+Place: TypeAlias = tuple[int, int]
 
 # What a lost or refused connection raises, in whichever layer notices it first.
 CONNECTION_ERRORS: Final = (

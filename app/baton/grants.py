@@ -147,6 +147,10 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
         Grant("INSERT", "pod"),
         Grant("UPDATE", "pod"),
         Grant("DELETE", "pod"),  # itself when it leaves, and others that are long gone
+        Grant("SELECT", "token_bucket"),
+        Grant("INSERT", "token_bucket"),
+        Grant("UPDATE", "token_bucket", ("slot", "full_at")),
+        # For pods of the release before.
         Grant("SELECT", "bucket"),
         Grant("INSERT", "bucket"),
         Grant("UPDATE", "bucket", ("full_at",)),

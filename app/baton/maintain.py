@@ -32,7 +32,7 @@ from uuid import UUID
 
 import asyncpg
 
-from . import partitions, rates, retention
+from . import partitions, rates, retention, stream_ids
 from .backoff import Backoff
 from .database import CONNECTION_ERRORS, MAINTENANCE_LOCK, MIGRATION_LOCK, Connection, check_schema, connect
 from .errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch
@@ -72,7 +72,7 @@ class Policy:
     def horizon(self, moment: float) -> UUID:
         """Return the smallest id that is kept at a moment: that of the beginning of a day (UTC)."""
         today = moment // DAY_SECONDS * DAY_SECONDS
-        return partitions.first_id(max(0, today - self.retention_days * DAY_SECONDS))
+        return stream_ids.first_id(max(0, today - self.retention_days * DAY_SECONDS))
 
 
 async def maintain(dsn: str, policy: Policy, *, say: Say, dry_run: bool = False) -> None:

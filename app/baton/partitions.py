@@ -27,6 +27,7 @@ from uuid import UUID
 import asyncpg
 
 from .database import Connection, Pool
+from .stream_ids import first_id, moment_of
 
 _CREATE = "SELECT baton.create_partitions($1)"
 
@@ -263,16 +264,6 @@ async def reach(executor: Connection | Pool) -> Reach:
 def name_of(moment: float) -> str:
     """Return the name of a partition that begins on that moment's day, in seconds since 1970."""
     return f"baton.batch_{datetime.datetime.fromtimestamp(moment, datetime.UTC):%Y%m%d}"
-
-
-def first_id(moment: float) -> UUID:
-    """Return the smallest id of a stream that is created at that moment, in seconds since 1970."""
-    return UUID(int=int(moment * 1000) << 80)
-
-
-def moment_of(stream_id: UUID) -> float:
-    """Return when a stream was created, in seconds since 1970."""
-    return (stream_id.int >> 80) / 1000
 
 
 def day_number(stream_id: UUID) -> int:

@@ -17,29 +17,41 @@ import asyncpg
 import orjson
 
 from . import ending, log
-from .database import Connection, Pool
+from .database import Connection, Place, Pool
 from .errors import ConfigurationError, IdempotencyConflict, TooManyStreams
 from .events import MAX_SEQ, Status
+from .live_counts import NOTHING, LiveCounts, Moment, Plan
 from .log import Fence
 from .outcome import Outcome
+from .queue_floor import ALL, First, Since
 
 _COLUMNS = """id, tenant, generator, metadata, status, epoch, unwatched_timeout, attempts, created_at, started_at,
     finished_at, cancel_requested_at, finish_reason, error_code, error_message, usage, tokens,
     time_to_first_token_seconds, duration_seconds, traceparent, claim_token"""
 
-# A row if there are fewer than $11 streams of the tenant that have not ended, and in any case how many: $12 at most.
+# A row if there are fewer than $11 streams of the tenant that have not ended, and in any case how many: those from the
+# id $13 on ($12 at most), those among $14 that are still live, and $15 others (see `live_counts`). Those of $14 are
+# found by their key, whatever the planner thinks of the index of live streams. The transaction takes its id before the
+# stream does.
 _INSERT = f"""
-WITH live AS (
-    SELECT count(*) AS live FROM (
-        SELECT FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') LIMIT $12
-    ) AS found
+WITH recent AS (
+    SELECT id FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') AND id >= $13 LIMIT $12
+), known AS MATERIALIZED (
+    SELECT id, status FROM baton.stream WHERE id = ANY ($14::uuid[])
+), older AS (
+    SELECT id FROM known WHERE status IN ('queued', 'running')
+), live AS (
+    SELECT (SELECT count(*) FROM recent) + (SELECT count(*) FROM older) + $15::bigint AS live
 ), made AS (
     INSERT INTO baton.stream (tenant, generator, input, metadata, on_worker_lost, max_duration, idle_timeout,
                               queue_timeout, unwatched_timeout, traceparent)
-    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10 FROM live WHERE live < $11::bigint
+    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10 FROM live
+    WHERE live < $11::bigint AND pg_current_xact_id() IS NOT NULL
     RETURNING {_COLUMNS}
 )
-SELECT live, made.* FROM live LEFT JOIN made ON true
+SELECT live, (SELECT array_agg(id) FROM recent) AS recent, (SELECT array_agg(id) FROM older) AS older, now() AS began,
+       pg_current_xact_id_if_assigned()::text::bigint AS transaction_id, pg_current_snapshot()::text AS snapshot, made.*
+FROM live LEFT JOIN made ON true
 """  # noqa: S608
 
 # Those of one tenant that come near its limit pass one by one, and each sees who came before it.
@@ -111,15 +123,27 @@ FROM (SELECT status FROM baton.stream WHERE tenant = $1 AND status IN ('queued',
 """
 
 # A worker that was taken for dead has no row any more, and claims nothing until it has heard so. The lock on the row
-# has a burial wait for this claim, or this claim for the burial.
+# has a burial wait for this claim, or this claim for the burial. The row is found at its place, $4: each heartbeat
+# makes a version of it, and while an old snapshot is open its key leads to all of them.
+#
+# Streams that were given back come first: somebody is in the midst of their answers. They are in an index of their own,
+# by the moment at which they were given back; those that were never claimed, by their ids. Each begins at the queue's
+# floor, $5 and $6 (see `queue_floor`).
 _CLAIM = """
 WITH me AS (
-    SELECT id FROM baton.worker WHERE id = $1 FOR KEY SHARE
-), next AS (
+    SELECT id FROM baton.worker WHERE id = $1 AND ctid = $4 FOR KEY SHARE
+), again AS (
     SELECT id FROM baton.stream
-    WHERE status = 'queued' AND generator = ANY ($2) AND EXISTS (SELECT FROM me)
-    ORDER BY id LIMIT $3
+    WHERE status = 'queued' AND epoch > 0 AND queued_at >= $5 AND generator = ANY ($2) AND EXISTS (SELECT FROM me)
+    ORDER BY queued_at LIMIT $3
     FOR UPDATE SKIP LOCKED
+), fresh AS (
+    SELECT id FROM baton.stream
+    WHERE status = 'queued' AND epoch = 0 AND id >= $6 AND generator = ANY ($2) AND EXISTS (SELECT FROM me)
+    ORDER BY id LIMIT $3 - (SELECT count(*) FROM again)
+    FOR UPDATE SKIP LOCKED
+), next AS (
+    SELECT id FROM again UNION ALL SELECT id FROM fresh
 )
 UPDATE baton.stream AS s
 SET status = 'running', epoch = s.epoch + 1, claim_token = gen_random_uuid(), attempts = s.attempts + 1,
@@ -165,24 +189,42 @@ FROM unnest($1::uuid[], $2::integer[], $3::uuid[]) AS f (id, epoch, claim_token)
 WHERE s.id = f.id AND s.status = 'running' AND s.epoch = f.epoch AND s.claim_token IS NOT DISTINCT FROM f.claim_token
 """
 
-# Queued streams that no worker took in time, or that nobody has watched for as long as they allow. The oldest come
-# first: the newest may have no partition, cannot be ended then, and would keep others out of every page.
-_OVERDUE = """
-SELECT id, epoch, coalesce(queued_at, created_at)
-                  < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $1)) AS timed_out
-FROM baton.stream
-WHERE status = 'queued' AND (
-    coalesce(queued_at, created_at) < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $1))
-    OR ($2 AND coalesce(watched_at, created_at) < clock_timestamp() - make_interval(secs => unwatched_timeout)))
-ORDER BY id
-LIMIT 100
+# All queued streams from the queue's floor on, $1 and $2: those that were given back, and those never claimed.
+_QUEUED = """
+    SELECT id, epoch, queued_at, created_at, queue_timeout, watched_at, unwatched_timeout FROM baton.stream
+    WHERE status = 'queued' AND epoch > 0 AND queued_at >= $1
+    UNION ALL
+    SELECT id, epoch, queued_at, created_at, queue_timeout, watched_at, unwatched_timeout FROM baton.stream
+    WHERE status = 'queued' AND epoch = 0 AND id >= $2
 """
 
-_QUEUE_STATE = """
-SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(since)), 0)::double precision
-FROM (SELECT coalesce(queued_at, created_at) AS since FROM baton.stream WHERE status = 'queued' ORDER BY id LIMIT 10000)
-AS queued
+# The first of both, and as of when that is known. Of all generators, if $3 is null.
+_FIRST_QUEUED = """
+SELECT (SELECT id FROM baton.stream
+        WHERE status = 'queued' AND epoch = 0 AND id >= $2 AND ($3::text[] IS NULL OR generator = ANY ($3))
+        ORDER BY id LIMIT 1),
+       (SELECT queued_at FROM baton.stream
+        WHERE status = 'queued' AND epoch > 0 AND queued_at >= $1 AND ($3::text[] IS NULL OR generator = ANY ($3))
+        ORDER BY queued_at LIMIT 1),
+       now()
 """
+
+# Queued streams that no worker took in time, or that nobody has watched for as long as they allow. The oldest come
+# first: the newest may have no partition, cannot be ended then, and would keep others out of every page.
+_OVERDUE = f"""
+SELECT id, epoch, coalesce(queued_at, created_at)
+                  < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $3)) AS timed_out
+FROM ({_QUEUED}) AS queued
+WHERE coalesce(queued_at, created_at) < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $3))
+   OR ($4 AND coalesce(watched_at, created_at) < clock_timestamp() - make_interval(secs => unwatched_timeout))
+ORDER BY id
+LIMIT 100
+"""  # noqa: S608
+
+_QUEUE_STATE = f"""
+SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(since)), 0)::double precision
+FROM (SELECT coalesce(queued_at, created_at) AS since FROM ({_QUEUED}) AS each LIMIT 10000) AS queued
+"""  # noqa: S608
 
 _WATCHED = """
 UPDATE baton.stream SET watched_at = clock_timestamp()
@@ -291,6 +333,15 @@ class IdempotencyKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Overdue:
+    """A queued stream that no worker took in time, or else that nobody watches."""
+
+    stream_id: UUID
+    epoch: int
+    timed_out: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """A stream that a worker has claimed, with what its generator needs."""
 
@@ -360,9 +411,16 @@ class Page:
 
 
 async def create(
-    pool: Pool, new: NewStream, key: IdempotencyKey | None = None, *, max_live: int | None = None
+    pool: Pool,
+    new: NewStream,
+    key: IdempotencyKey | None = None,
+    *,
+    max_live: int | None = None,
+    counts: LiveCounts | None = None,
 ) -> tuple[Stream, bool]:
     """Queue a stream; return it, and whether it is new or the one that the idempotency key created before.
+
+    `counts`: what the pod remembers of the tenants' live streams, so that not all are counted each time.
 
     Raises:
         IdempotencyConflict: the key was used for another request.
@@ -372,7 +430,7 @@ async def create(
         for _ in range(_KEY_TRIES):
             try:
                 async with connection.transaction():
-                    return await _insert(connection, new, key, max_live), True
+                    return await _insert(connection, new, key, max_live, counts or LiveCounts()), True
             except _KeyTaken as taken:
                 if stream := await _created_before(connection, new.tenant, taken.key):
                     return stream, False
@@ -443,8 +501,19 @@ async def live_counts(executor: Connection | Pool, tenant: str) -> tuple[int, in
     return row[0], row[1]
 
 
-async def claim(connection: Connection, worker_id: UUID, generators: Sequence[str], limit: int) -> list[Claim]:
-    """Claim the oldest queued streams that one of `generators` can serve."""
+async def claim(
+    connection: Connection,
+    worker_id: UUID,
+    generators: Sequence[str],
+    limit: int,
+    *,
+    place: Place | None,
+    since: Since = ALL,
+) -> list[Claim]:
+    """Claim the oldest queued streams that one of `generators` can serve, among those from the queue's floor on.
+
+    `place`: where the worker's row is, as its last heartbeat returned it. Elsewhere there is nothing to claim with.
+    """
     return [
         Claim(
             row["id"],
@@ -464,7 +533,7 @@ async def claim(connection: Connection, worker_id: UUID, generators: Sequence[st
             row["claim_token"],
             row["rewound"],
         )
-        for row in await connection.fetch(_CLAIM, worker_id, generators, limit)
+        for row in await connection.fetch(_CLAIM, worker_id, generators, limit, place, since.moment, since.id)
     ]
 
 
@@ -491,20 +560,37 @@ async def end_claimed(connection: Connection, fence: Fence, outcome: Outcome) ->
     return False
 
 
-async def end_overdue(connection: Connection, queue_timeout: float, *, unwatched: bool = True) -> list[Outcome]:
-    """End the queued streams that have waited for too long, in seconds, or that nobody watches; return their ends."""
+async def first_queued(
+    executor: Connection | Pool, since: Since = ALL, generators: Sequence[str] | None = None
+) -> First:
+    """Return the first queued streams, of these generators or of all."""
+    row = await executor.fetchrow(_FIRST_QUEUED, since.moment, since.id, generators)
+    assert row is not None
+    return First(*row)
+
+
+async def overdue(
+    connection: Connection, queue_timeout: float, *, unwatched: bool = True, since: Since = ALL
+) -> list[Overdue]:
+    """Return queued streams that have waited for too long, in seconds, or that nobody watches: 100 at most."""
+    rows = await connection.fetch(_OVERDUE, since.moment, since.id, queue_timeout, unwatched)
+    return [Overdue(*row) for row in rows]
+
+
+async def end_overdue(connection: Connection, found: Sequence[Overdue]) -> list[Outcome]:
+    """End them, unless they were claimed meanwhile; return their ends."""
     ended = []
-    for stream_id, epoch, timed_out in await connection.fetch(_OVERDUE, queue_timeout, unwatched):
-        outcome = QUEUE_TIMEOUT if timed_out else UNWATCHED
-        with log.putting_off(stream_id):
-            if await end(connection, stream_id, outcome, _TAKE_QUEUED_EPOCH, epoch):
+    for item in found:
+        outcome = QUEUE_TIMEOUT if item.timed_out else UNWATCHED
+        with log.putting_off(item.stream_id):
+            if await end(connection, item.stream_id, outcome, _TAKE_QUEUED_EPOCH, item.epoch):
                 ended.append(outcome)
     return ended
 
 
-async def queue_state(executor: Connection | Pool) -> tuple[int, float]:
+async def queue_state(executor: Connection | Pool, since: Since = ALL) -> tuple[int, float]:
     """Return how many streams wait for a worker, 10,000 at most, and for how many seconds the first of them has."""
-    count, oldest_seconds = await executor.fetchrow(_QUEUE_STATE)  # type: ignore[misc]
+    count, oldest_seconds = await executor.fetchrow(_QUEUE_STATE, since.moment, since.id)  # type: ignore[misc]
     return count, oldest_seconds
 
 
@@ -620,7 +706,9 @@ class _KeyTaken(Exception):
         self.key = key
 
 
-async def _insert(connection: Connection, new: NewStream, key: IdempotencyKey | None, max_live: int | None) -> Stream:
+async def _insert(
+    connection: Connection, new: NewStream, key: IdempotencyKey | None, max_live: int | None, counts: LiveCounts
+) -> Stream:
     columns = (
         new.tenant,
         new.generator,
@@ -633,29 +721,38 @@ async def _insert(connection: Connection, new: NewStream, key: IdempotencyKey | 
         new.limits.unwatched_timeout,
         new.traceparent,
     )
-    row = await _insert_below(connection, columns, max_live)
+    row = await _insert_below(connection, columns, max_live, counts, new.tenant)
     if key is not None and not await _take_key(connection, new.tenant, key, row["id"]):
         raise _KeyTaken(key)
     return _stream(row)
 
 
-async def _insert_below(connection: Connection, columns: tuple[object, ...], max_live: int | None) -> dict[str, Any]:
+async def _insert_below(
+    connection: Connection, columns: tuple[object, ...], max_live: int | None, counts: LiveCounts, tenant: str
+) -> dict[str, Any]:
     """Insert a row if the tenant has fewer streams than that which have not ended; return its columns.
 
-    Creates that are at work at once do not see each other. So near the limit they go one by one. At the limit they are
-    refused without having waited: a tenant that runs against it is not to hold the pool's connections.
+    Far from the limit a number that may be too high will do. Creates that are at work at once do not see each other. So
+    near the limit they go one by one. At the limit they are refused without having waited: a tenant that runs against
+    it is not to hold the pool's connections.
 
     Raises:
         TooManyStreams: the tenant has as many.
     """
     if max_live is None:
         # Counts none, and finds that less than one.
-        live, row = await _try_insert(connection, columns, 1, 0)
+        live, row = await _try_insert(connection, columns, 1, 0, NOTHING)
     else:
-        live, row = await _try_insert(connection, columns, max_live - _NEAR, max_live)
+        plan = counts.plan(tenant)
+        live, row = await _try_insert(connection, columns, max_live - _NEAR, max_live, plan)
+        if row is None and plan.unchecked:
+            live, row = await _try_insert(
+                connection, columns, max_live - _NEAR, max_live, counts.plan(tenant, exact=True)
+            )
         if row is None and live < max_live:
-            await connection.execute(_ONE_BY_ONE, columns[0])
-            live, row = await _try_insert(connection, columns, max_live, max_live)
+            await connection.execute(_ONE_BY_ONE, tenant)
+            plan = counts.plan(tenant, exact=True)
+            live, row = await _try_insert(connection, columns, max_live, max_live, plan)
     if row is None:
         raise TooManyStreams(
             f"You have {live} streams that are queued or running, and no more may be at once. Try again when one of "
@@ -666,11 +763,15 @@ async def _insert_below(connection: Connection, columns: tuple[object, ...], max
 
 
 async def _try_insert(
-    connection: Connection, columns: tuple[object, ...], below: int, count: int
+    connection: Connection, columns: tuple[object, ...], below: int, most: int, plan: Plan
 ) -> tuple[int, dict[str, Any] | None]:
-    row = await connection.fetchrow(_INSERT, *columns, below, count)
-    assert row is not None
-    fields = dict(row)
+    """Insert if the plan counts fewer than `below`; return how many, up to `most` at least, and the row."""
+    found = await connection.fetchrow(_INSERT, *columns, below, most, plan.split, plan.checked, plan.unchecked)
+    assert found is not None
+    fields = dict(found)
+    recent, older = fields.pop("recent") or (), fields.pop("older") or ()
+    moment = Moment(fields.pop("began"), fields.pop("transaction_id"), fields.pop("snapshot"))
+    plan.learn(recent if len(recent) < most else None, older, moment)
     return fields.pop("live"), None if fields["id"] is None else fields
 
 

@@ -73,7 +73,7 @@ async def test_a_burst_of_creates_on_two_pods_is_refused_beyond_the_callers_rate
     assert refused(late) == (429, "creates_too_fast")
     assert 1 <= int(late.headers["retry-after"]) <= 10
     assert sum(rejected(pod, "creates_per_second") for pod in pods) == 50
-    await cluster.pool.execute("UPDATE baton.bucket SET full_at = full_at - interval '10 s'")
+    await cluster.pool.execute("UPDATE baton.token_bucket SET full_at = full_at - interval '10 s'")
     assert await cluster.create(pods[0])
 
 

@@ -197,6 +197,7 @@ KINDS = (
     "notify queue full",
     "listen cut",
     "worker SIGKILL",
+    "old snapshot",
     "pod SIGTERM",
     "queries delayed",
     "listen stalled",

@@ -196,7 +196,7 @@ ROUTES = [
 
 async def _look_around(pod: Pod, tenant: str) -> Surroundings:
     async with translated(), pod.pool.acquire() as connection:
-        queued, oldest_seconds = await streams.queue_state(connection)
+        queued, oldest_seconds = await pod.queue_state(connection)
         waiting, running = await streams.live_counts(connection, tenant)
         return {
             "live": LiveContent(queued=waiting, running=running, at_most=streams.LOOKED_AT),

@@ -37,6 +37,7 @@ CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("indexes", tables.indexes),
     ("autovacuum", tables.autovacuum),
     ("old transactions", sessions.transactions),
+    ("old snapshots", sessions.snapshots),
     ("prepared transactions", sessions.prepared),
     ("replication slots", sessions.slots),
     ("workers", work.workers),

@@ -61,6 +61,7 @@ class Thresholds:
 
     queue_usage: float = 0.1  # of the notify queue
     transaction_seconds: float = 60
+    snapshot_transactions: int = 50_000
     queued_seconds: float = 30
     dead_rows: int = 50_000
     partitions: int = round(0.9 * MOST)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from .. import partitions as log_partitions
+from .. import stream_ids
 from ..database import REVISION, check_schema
 from ..errors import ConfigurationError
 from .finding import Case, Finding, amount, duration, error, ok, refusal, warning
@@ -32,7 +33,7 @@ SELECT current_setting('max_locks_per_transaction')::integer AS each,
 _UNLOGGED: Final = """
 SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = 'baton' AND c.relkind IN ('r', 'p') AND c.relpersistence <> 'p'
-  AND c.relname NOT IN ('bucket', 'pod')
+  AND c.relname NOT IN ('bucket', 'token_bucket', 'pod')
 ORDER BY 1
 """
 # An index of a partitioned table stays invalid until each partition's is attached, so that one is told too.
@@ -142,7 +143,7 @@ async def retention(case: Case) -> AsyncIterator[Finding]:
     if not there:
         return
     due = await log_partitions.now(case.connection) - days * 86_400 - _GRACE_SECONDS
-    overdue = [item.name for item in there if log_partitions.moment_of(item.end) < due]
+    overdue = [item.name for item in there if stream_ids.moment_of(item.end) < due]
     if overdue:
         yield warning(
             "retention_overdue",
