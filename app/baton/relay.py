@@ -385,7 +385,7 @@ class Relays:
         self._poll_now = asyncio.Event()
         self._poll_all = False
         self._doubted: set[Relay] = set()  # named by notifications that cannot be believed
-        self.polled_at = time.monotonic()  # when the database last answered
+        self.answered_at = time.monotonic()  # when the database last answered a poll
         self._relays: dict[str, Relay] = {}
 
     async def subscribe(self, stream_id: UUID, cursor: int, tenant: str = "") -> Subscriber:
@@ -457,7 +457,7 @@ class Relays:
         for relay in self._relays.values():
             if not relay.loaded:
                 relay.hint()
-        # One query finds out which of the others lag behind.
+        # The poll finds out which of the others lag behind.
         self._poll_all = True
         self._poll_now.set()
 
@@ -503,7 +503,6 @@ class Relays:
                 self._poll_all = True
                 await backoff.sleep()
             else:
-                self.polled_at = time.monotonic()
                 backoff.reset()
                 await asyncio.sleep(DOUBT_SECONDS)
 
@@ -537,9 +536,12 @@ class Relays:
         self._metrics.window_bytes = sum(relay.window_bytes for relay in self._relays.values())
 
     async def _compare(self, relays: Iterable[Relay]) -> None:
-        """Find out in one query which relays lag behind the log, and which hold what is not in it any more."""
+        """Find out which relays lag behind the log, and which hold what is not in it any more, if there are any."""
         before = {relay: relay.tail for relay in relays if not (relay.ended or relay.over)}
+        if not before:
+            return
         tails = await log.tails(self._pool, [relay.stream_id for relay in before])
+        self.answered_at = time.monotonic()
         for relay, tail_before in before.items():
             found = tails.get(relay.stream_id)
             if found is None or found.seq < tail_before:

@@ -232,6 +232,7 @@ KINDS = (
     "notify queue full",
     "listen cut",
     "worker SIGKILL",
+    "old snapshot",
     "pod SIGTERM",
     "queries delayed",
     "listen stalled",

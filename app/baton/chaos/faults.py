@@ -226,6 +226,15 @@ class Director:
             await connection.execute("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", pids)
         self._strikes("backends terminated", f"{len(pids)} of {name}")
 
+    async def _hold_snapshot(self) -> None:
+        """Keep a snapshot open, as a dump does: meanwhile vacuum removes nothing from the queue's indexes."""
+        seconds = self._random.uniform(2, 6)
+        with self._in_one_hand("snapshot"):
+            async with _session(self._dsn) as connection:
+                await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM baton.stream LIMIT 1")
+                self._strikes("old snapshot", "everybody", seconds)
+                await asyncio.sleep(seconds)
+
     async def _restart_postgres(self) -> None:
         with self._server_in_hand() as server:
             self._strikes("postgres restart", "immediate")
@@ -287,6 +296,13 @@ class Director:
                 await self._servers.drop_standby()
 
     @contextlib.contextmanager
+    def _in_one_hand(self, name: str) -> Iterator[None]:
+        if name in self._in_hand:
+            raise _NothingToStrike
+        with self._hold(name):
+            yield
+
+    @contextlib.contextmanager
     def _server_in_hand(self) -> Iterator[EmbeddedPostgres]:
         if self._servers is None or "server" in self._in_hand:
             raise _NothingToStrike
@@ -328,6 +344,7 @@ _ANYWHERE: Final[dict[str, Kind]] = {
         "listen black-holed", Proxy.blackhole, director._random.uniform(1, 8)
     ),
     "backends terminated": Director._terminate_backends,
+    "old snapshot": Director._hold_snapshot,
 }
 _ON_OWN_SERVER: Final[dict[str, Kind]] = {
     "postgres restart": Director._restart_postgres,

@@ -1,0 +1,108 @@
+"""Seals of notifications: what was sealed here, for this channel and history, is genuine, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.cluster import ended
+from tests.logbook import connected, until
+
+from baton import history, seals
+from baton.database import pool
+from baton.notifications import committed_at, unpack
+from baton.seals import SEAL_BYTES, Seals
+from baton.trust import Trust
+
+HERE = Seals({1: b"a" * 32, 2: b"b" * 32}, "0123abcd/00000001")
+CHANNEL = "baton_events"
+
+
+@given(st.text(), st.from_regex(r"\A[0-9]{13}\Z"))
+def test_what_was_sealed_is_genuine_here_and_nowhere_else(text: str, stamp: str) -> None:
+    payload = HERE.seal(CHANNEL, text, stamp)
+    assert HERE.genuine(CHANNEL, payload)
+    assert not HERE.genuine("baton_kill", payload)
+    assert not Seals(HERE.keys, "0123abcd/00000002").genuine(CHANNEL, payload)
+    assert not Seals({2: b"a" * 32}, HERE.history).genuine(CHANNEL, payload)
+    assert not Seals({1: b"b" * 32}, HERE.history).genuine(CHANNEL, payload)
+    assert committed_at(payload) == int(stamp) / 1000
+
+
+@given(st.data())
+def test_a_sealed_payload_that_was_changed_anywhere_is_not_genuine(data: st.DataObject) -> None:
+    payload = HERE.seal(CHANNEL, data.draw(st.text(max_size=40)), "1764000000125")
+    at = data.draw(st.integers(0, len(payload)))
+    cut = data.draw(st.integers(at, len(payload)))
+    changed = payload[:at] + data.draw(st.text(max_size=5)) + payload[cut:]
+    # The id of the key is not sealed: another way to write the same number changes nothing.
+    assert changed.replace("\n#0", "\n#") == payload or not HERE.genuine(CHANNEL, changed)
+
+
+@given(st.text())
+def test_what_nobody_sealed_is_not_genuine(payload: str) -> None:
+    assert not HERE.genuine(CHANNEL, payload)
+    assert not seals.NONE.genuine(CHANNEL, payload)
+
+
+@pytest.mark.parametrize(
+    "seal", ["#2:", "#:x", "#-1:x", "#\u0662:x", "#99999999999999999999:x", "#2", "#2:\u0662", "#"]
+)
+def test_a_malformed_seal_is_none(seal: str) -> None:
+    assert not HERE.genuine(CHANNEL, f"text\n{seal}\n@1764000000125")
+
+
+def test_no_seal_is_longer_than_is_reserved() -> None:
+    longest = Seals({2**31 - 1: b"x" * 32}, "x").seal(CHANNEL, "", "1")
+    assert len(longest.encode()) == SEAL_BYTES + len("\n@1")
+
+
+def test_a_reader_of_the_release_before_stops_at_the_seal() -> None:
+    payload = HERE.seal(CHANNEL, f"{'0' * 32} 1 2 -", "1764000000125")
+    assert [item.last_seq for item in unpack(payload, {"0" * 32})] == [2]
+
+
+async def test_a_replaced_key_is_read_until_its_grace_is_over_and_then_deleted(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        (first,) = (await seals.read(connection, "")).keys
+        second = await seals.rotate(connection)
+        assert set((await seals.read(connection, "")).keys) == {first, second}
+        await connection.execute("UPDATE baton.notify_key SET created_at = created_at - interval '61 s'")
+        assert set((await seals.read(connection, "")).keys) == {second}
+        third = await seals.rotate(connection)
+        rows = await connection.fetch("SELECT id FROM baton.notify_key ORDER BY id")
+        assert [row[0] for row in rows] == [second, third]
+
+
+@asynccontextmanager
+async def trusting(dsn: str) -> AsyncIterator[Trust]:
+    async with pool(dsn, size=1, timeout_seconds=10) as opened:
+        trust = Trust(opened, look_seconds=0.01)
+        looking = asyncio.create_task(trust.run())
+        yield trust
+        await ended(looking)
+
+
+async def test_a_pod_comes_to_believe_a_new_key_and_to_doubt_an_old_history(dsn: str) -> None:
+    async with connected(dsn) as connection, trusting(dsn) as trust:
+        first = (await seals.read(connection, await history.read(connection))).seal(CHANNEL, "x", "1764000000125")
+        await until(lambda: trust.believes(CHANNEL, first))
+        await seals.rotate(connection)
+        second = (await seals.read(connection, await history.read(connection))).seal(CHANNEL, "x", "1764000000125")
+        await until(lambda: trust.believes(CHANNEL, second))
+        assert trust.believes(CHANNEL, first)
+        await history.mark_restored(connection)
+        await until(lambda: not trust.believes(CHANNEL, second))
+
+
+async def test_a_pod_believes_nothing_until_it_has_looked_again(dsn: str) -> None:
+    async with connected(dsn) as connection, trusting(dsn) as trust:
+        payload = (await seals.read(connection, await history.read(connection))).seal(CHANNEL, "x", "1764000000125")
+        await until(lambda: trust.believes(CHANNEL, payload))
+        trust.forget()
+        assert not trust.believes(CHANNEL, payload)
+        await until(lambda: trust.believes(CHANNEL, payload))
