@@ -247,9 +247,10 @@ ENDS: Final[tuple[Code, ...]] = (
         "log_rewound",
         None,
         "The database lost the log's end",
-        "A failover of the database has lost events that clients may have received.",
+        "A failover or a restore of the database has lost events that clients may have received.",
         "Discard what was received, and create the stream again.",
-        "Have the standby confirm commits (`synchronous_standby_names`) if such a loss is not acceptable.",
+        "Have the standby confirm commits (`synchronous_standby_names`) if such a loss is not acceptable. "
+        "`docs/failover.md` says what to check.",
     ),
     Code(
         "event_too_large",

@@ -69,7 +69,7 @@ class Pod:
             keep_alive_seconds=settings.keep_alive_seconds,
             flush_seconds=settings.write_timeout_seconds,
         )
-        self.trust = Trust(pool, look_seconds=settings.safety_poll_seconds)
+        self.trust = Trust(pool, look_seconds=settings.safety_poll_seconds, on_new_history=self._on_new_history)
         self.relays = Relays(
             pool,
             self.metrics,
@@ -271,6 +271,9 @@ class Pod:
         # One that was sent before, to the pod of this name that it killed, kills nobody again.
         if stamp is not None and stamp > self._made_at:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def _on_new_history(self) -> None:
+        self.relays.doubt_all()
 
     def _on_listener_state(self, state: State) -> None:
         self.metrics.listening = state is State.LISTENING

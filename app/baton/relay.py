@@ -309,14 +309,25 @@ class Relay:
         async with translated():
             batches = await log.read(self._pool, self.stream_id, cursor)
             found = _run_after(batches, cursor)
-            gone = not found and await streams.get(self._pool, self.stream_id) is None
+            there = log.NOTHING if found else (await log.tails(self._pool, [self.stream_id])).get(self.stream_id)
         self._metrics.log_reads += 1
-        if gone:
+        if there is None:
             # It was erased, or has expired: whoever comes back is told so.
             self.leave()
+        elif self._is_contradicted(found, there.seq):
+            # The database went back in time, and the next poll lets this go. Until then nobody gets a mixture.
+            self.leave()
+            found = []
         elif not found:
             self.damage(cursor)
         return found
+
+    def _is_contradicted(self, page: list[Batch], log_seq: int) -> bool:
+        """Whether the log ends before this relay's tail: after this page, or at `log_seq` if there is no page."""
+        if not page:
+            return log_seq < self.tail
+        end = page[-1]
+        return end.terminal and (end.last_seq < self.tail or (end.last_seq == self.tail and not self.ended))
 
     def _apply_all(self, batches: list[Batch]) -> bool:
         """Apply what was read from the log; return whether it moved the tail."""
@@ -447,6 +458,18 @@ class Relays:
             if not relay.loaded:
                 relay.hint()
         # The poll finds out which of the others lag behind.
+        self._poll_all = True
+        self._poll_now.set()
+
+    def doubt_all(self) -> None:
+        """Hear that the database may have gone back in time: compare all relays, and read the ended ones again.
+
+        The others show by their tails that the log lost what they hold. An ended one is not compared otherwise, since
+        nothing follows an end.
+        """
+        for relay in list(self._relays.values()):
+            if relay.ended or relay.over:
+                self._let_go(relay)
         self._poll_all = True
         self._poll_now.set()
 

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
@@ -44,6 +45,14 @@ PARTITIONS_SECONDS: Final = 3600
 CLAIM_PAUSE_SECONDS: Final = 0.01
 
 
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """When this worker has raised its counter, by its own clock, and all workers' counters just before."""
+
+    at: float
+    counters: Mapping[UUID, int]
+
+
 class Worker:
     """Runs until cancelled, or until `leave()` was called and its streams have ended or were handed back."""
 
@@ -60,6 +69,7 @@ class Worker:
             notifier=self._notifier,
             metrics=self.metrics,
             prepare=settings.prepare,
+            vouch=self._vouch,
         )
         self._reaper = Reaper(
             lease_seconds=settings.lease_seconds,
@@ -79,6 +89,7 @@ class Worker:
         self._wake = asyncio.Event()
         self._asked_to_stop: set[UUID] = set()  # by notifications, which the rows must confirm
         self._history = HistoryWatch()
+        self._beats: dict[str, Beat] = {}  # the last one in each history
         self._worker_id: UUID | None = None
         self._place: Place | None = None  # of this worker's row
         self._queue = QueueFloor()  # of the streams that this worker can serve
@@ -190,20 +201,16 @@ class Worker:
 
     async def _beat(self, connection: Connection) -> None:
         """Raise the counter, hear what to cancel, hand back what is not running here, and watch the others."""
-        history = self._history.history
-        counters = await self._history.look(connection)
-        if history not in {None, self._history.history}:
-            logger.error("The database is of another history than before: it was restored, or a standby was promoted.")
-            self._writer.doubt()
-            self._notifier.renew_seals()
-            self._queue.forget()
-            self._whole_queue.forget()
+        counters = await self._look(connection)
+        beat_at = time.monotonic()
         place = None
         if self._worker_id is not None:
             place = await workers.heartbeat(connection, self._worker_id, self.metrics.tokens)
         if self._worker_id is None or place is None:
             await self._register(connection)
+            self._beats[self._history.history or ""] = Beat(beat_at, counters)
             return
+        self._beats[self._history.history or ""] = Beat(beat_at, counters)
         self._place = place
         trust_watched = self._reaper.steady_seconds() > self._unwatched_after_seconds
         for item in await self._owned(connection, self._worker_id):
@@ -244,6 +251,38 @@ class Worker:
             )
         for outcome in await streams.end_overdue(connection, found):
             self._count_end(outcome)
+
+    async def _look(self, connection: Connection) -> Mapping[UUID, int]:
+        """Look at the database's history, and compare the log where it is another one; return all counters."""
+        before = self._history.history
+        counters = await self._history.look(connection)
+        if before not in {None, self._history.history}:
+            logger.error("The database is of another history than before: it was restored, or a standby was promoted.")
+            self._writer.doubt()
+            self._notifier.renew_seals()
+            self._queue.forget()
+            self._whole_queue.forget()
+        return counters
+
+    async def _vouch(self, connection: Connection, history: str) -> bool:
+        """Return whether nobody took this worker's streams before the database left a history.
+
+        Others wait for a whole lease after its last beat, and go on beating meanwhile. What they did in the end may be
+        lost, their claims included, but clients have seen what they wrote. So where the others have gone on for half a
+        lease without this worker, it may be that one of them had its streams.
+        """
+        last = self._beats.get(history)
+        if last is None:
+            return False
+        if time.monotonic() - last.at < self._settings.lease_seconds:
+            return True
+        beats = self._settings.lease_seconds / self._settings.worker_heartbeat_seconds / 2
+        counters = await workers.counters(connection)
+        return all(
+            counter - last.counters.get(worker_id, 0) < beats
+            for worker_id, counter in counters.items()
+            if worker_id != self._worker_id
+        )
 
     async def _create_partitions(self, connection: Connection) -> None:
         """Have the partitions of the coming days at hand, hour by hour."""
