@@ -17,7 +17,7 @@ from uuid import UUID
 
 import asyncpg
 
-from . import ending, log, log_context, partitions, streams, traceparent, tracing, workers
+from . import ending, log, log_context, partitions, stream_queue, streams, traceparent, tracing, workers
 from .backoff import Backoff
 from .database import CONNECTION_ERRORS, Connection, Place, check_schema, connect
 from .errors import ConfigurationError
@@ -33,7 +33,7 @@ from .queue_floor import SWEEP_SECONDS, QueueFloor
 from .reaper import Reaper, release
 from .run import Bounds, Run
 from .settings import Settings
-from .streams import Claim
+from .stream_queue import Claim
 from .tracing import Span
 from .workers import Owned
 from .writer import Notifier, Writer
@@ -242,14 +242,14 @@ class Worker:
         if not self._overdue_pace.due:
             return
         with self._overdue_pace.timed():
-            await self._whole_queue.look(lambda since: streams.first_queued(connection, since))
-            found = await streams.overdue(
+            await self._whole_queue.look(lambda since: stream_queue.first_queued(connection, since))
+            found = await stream_queue.overdue(
                 connection,
                 self._settings.queue_timeout_seconds,
                 unwatched=unwatched,
                 since=self._whole_queue.since,
             )
-        for outcome in await streams.end_overdue(connection, found):
+        for outcome in await stream_queue.end_overdue(connection, found):
             self._count_end(outcome)
 
     async def _look(self, connection: Connection) -> Mapping[UUID, int]:
@@ -320,8 +320,8 @@ class Worker:
             return
         generators = list(self._generators)
         if self._queue.due:
-            await self._queue.look(lambda since: streams.first_queued(connection, since, generators))
-        claims = await streams.claim(
+            await self._queue.look(lambda since: stream_queue.first_queued(connection, since, generators))
+        claims = await stream_queue.claim(
             connection, self._worker_id, generators, free, place=self._place, since=self._queue.since
         )
         for item in claims:
