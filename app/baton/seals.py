@@ -1,4 +1,4 @@
-r"""Seals of notifications: what Baton's own roles sent can be told from what anybody else did.
+r"""Seals of notifications, by which what Baton's own roles sent can be distinguished from forgeries.
 
 Every role that may connect to a database may NOTIFY on any channel of it. So a payload that pods are to believe carries
 a MAC (HMAC-SHA256, its first 128 bits) by a key that stands in `baton.notify_key`, which only Baton's roles may read.

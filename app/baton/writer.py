@@ -7,8 +7,8 @@ the streams in that hurry, and comes no sooner than 5 ms after the last.
 
 What always holds: a batch is announced only after its commit; a flush whose outcome is unknown is repeated with the
 same boundaries until the outcome is known; nothing is written to a database that may have gone back in time before its
-log was compared with what was written. In a new history it goes on with a stream only where it knows that nobody else
-can have written to that in the old one.
+log was compared with what was written. In a new history the writer continues a stream only if nobody else can have
+written to it in the old one.
 """
 
 from __future__ import annotations
