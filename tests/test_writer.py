@@ -16,9 +16,10 @@ from baton.database import Connection
 from baton.events import encode_text
 from baton.metrics import WorkerMetrics
 from baton.notifications import unpack
+from baton.notifier import Notifier
 from baton.outbox import Lost, Outbox
 from baton.outcome import Outcome
-from baton.writer import Notifier, Writer
+from baton.writer import Writer
 
 
 class Desk:

@@ -25,6 +25,7 @@ from .history import HistoryWatch
 from .listener import Listener, State, check_delivery
 from .metrics import WorkerMetrics
 from .notifications import CANCEL_CHANNEL, QUEUE_CHANNEL
+from .notifier import Notifier
 from .outbox import Lost, Outbox
 from .outcome import Outcome
 from .pace import Pace
@@ -36,7 +37,7 @@ from .stream_queue import Claim
 from .tracing import Span
 from .witness import Beat, Witness
 from .workers import Owned
-from .writer import Notifier, Writer
+from .writer import Writer
 
 logger = logging.getLogger(__name__)
 

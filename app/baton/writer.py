@@ -1,9 +1,9 @@
-"""A worker's way into the log: group commit of all its streams, then the notifications.
+"""A worker's way into the log: group commit of all its streams.
 
-One connection appends, in one statement for all streams that have something; a second sends the notifications of what
-was committed, so that the next flush does not wait for them. The next flush starts when the last has committed and the
-window has passed. A stream's first event and its terminal event do not wait for the window: such a flush carries only
-the streams in that hurry, and comes no sooner than 5 ms after the last.
+One connection appends, in one statement for all streams that have something. What was committed is announced over
+another one (`notifier`), so that the next flush does not wait for it. The next flush starts when the last has committed
+and the window has passed. A stream's first event and its terminal event do not wait for the window: such a flush
+carries only the streams in that hurry, and comes no sooner than 5 ms after the last.
 
 What always holds: a batch is announced only after its commit; a flush whose outcome is unknown is repeated with the
 same boundaries until the outcome is known; nothing is written to a database that may have gone back in time before its
@@ -15,19 +15,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final
 from uuid import UUID
 
 import asyncpg
 
-from . import history, log, notifications, seals, streams
+from . import history, log, streams
 from .backoff import Backoff
 from .database import CONNECTION_ERRORS, Connection, connect
 from .errors import ConfigurationError
 from .log import Append
 from .metrics import WorkerMetrics
+from .notifier import Notifier
 from .outbox import Lost, Outbox
 
 logger = logging.getLogger(__name__)
@@ -355,64 +355,6 @@ class Writer:
 
 class _HistoryChanged(Exception):
     """The database is of another history than the one in which the log was compared."""
-
-
-class Notifier:
-    """Announces to pods what was appended. What cannot be sent is dropped, and found by polling."""
-
-    MAX_WAITING: Final = 10_000
-
-    def __init__(self, dsn: str, *, with_events: bool, metrics: WorkerMetrics, prepare: bool = True) -> None:
-        self._dsn = dsn
-        self._prepare = prepare
-        self._with_events = with_events
-        self._metrics = metrics
-        self._waiting: list[Append] = []
-        self._committed_at = 0.0  # when the first of these was
-        self._wake = asyncio.Event()
-        self._seals_due_at = 0.0
-
-    def announce(self, appends: Sequence[Append]) -> None:
-        """Queue the announcement of batches that were committed."""
-        if not self._waiting:
-            self._committed_at = time.time()
-        if len(self._waiting) < self.MAX_WAITING:
-            self._waiting.extend(appends)
-            self._wake.set()
-
-    def renew_seals(self) -> None:
-        """Read the keys and the history again before anything else is sent."""
-        self._seals_due_at = 0.0
-
-    async def run(self) -> None:
-        """Send until cancelled, with a new connection whenever one is lost."""
-        backoff = Backoff()
-        while True:
-            try:
-                await self._send_all(backoff)
-            except (*CONNECTION_ERRORS, asyncpg.PostgresError, ConfigurationError) as error:
-                logger.warning("Notifications are not being sent: %r", error)
-                await backoff.sleep()
-
-    async def _send_all(self, backoff: Backoff) -> None:
-        connection = await connect(self._dsn, name="baton worker notify", prepare=self._prepare)
-        self.renew_seals()
-        sealing = seals.NONE
-        try:
-            await log.free_queue(connection)
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                if time.monotonic() >= self._seals_due_at:
-                    self._seals_due_at = time.monotonic() + seals.REREAD_SECONDS
-                    sealing = await seals.read(connection, await history.read(connection))
-                appends, self._waiting = self._waiting, []
-                payloads = notifications.pack(appends, self._committed_at, sealing, with_events=self._with_events)
-                await log.notify(connection, notifications.EVENTS_CHANNEL, payloads)
-                self._metrics.notifications += len(payloads)
-                backoff.reset()
-        finally:
-            connection.terminate()
 
 
 def _of(outbox: Outbox) -> dict[str, str]:
