@@ -55,10 +55,12 @@ class HistoryWatch:
 
     async def look(self, executor: Connection | Pool) -> Mapping[UUID, int]:
         """Look at the history, and begin a new one where a counter has fallen; return all workers' counters."""
-        before, self._counters = self._counters, await workers.counters(executor)
-        fallen = [item for item in before.items() if self._counters.get(item[0], item[1]) < item[1]]
+        counters = await workers.counters(executor)
+        fallen = [item for item in self._counters.items() if counters.get(item[0], item[1]) < item[1]]
         if fallen and self.history is not None:
             self.history = await executor.fetchval(_BEGIN, self.history, *fallen[0])
         else:
             self.history = await read(executor)
-        return self._counters
+        # Not before: what has fallen must be seen again where nobody could be told, as on a standby.
+        self._counters = counters
+        return counters
