@@ -69,14 +69,16 @@ class HistoryWatch:
 
     async def look(self, executor: Connection | Pool) -> Mapping[UUID, int]:
         """Look at the history, and begin a new one where a counter has fallen; return all workers' counters."""
-        before, self._counters = self._counters, await workers.counters(executor)
-        fallen = [item for item in before.items() if self._counters.get(item[0], item[1]) < item[1]]
+        counters = await workers.counters(executor)
+        fallen = [item for item in self._counters.items() if counters.get(item[0], item[1]) < item[1]]
         known = self.history
         if fallen and known is not None:
             self.history = await executor.fetchval(_BEGIN, known, *fallen[0])
         else:
             self.history = await read(executor)
+        # Not before: what has fallen must be seen again where no history could begin, as on a standby.
+        self._counters = counters
         if known not in {None, self.history}:
             logger.error("The database is of another history than before: it was restored, or a standby was promoted.")
             self._on_new_history()
-        return self._counters
+        return counters

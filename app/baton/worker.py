@@ -320,6 +320,7 @@ class Worker:
             max_events=self._settings.buffer_events,
             may_reset=claim.on_worker_lost == "retry",
             claim_token=claim.claim_token,
+            history=claim.history,
         )
         run = Run(claim, self._generators[claim.generator], outbox, self._bounds, self.metrics)
         self._runs[claim.stream_id] = run

@@ -312,19 +312,24 @@ class Writer:
         """End the streams whose log is shorter than it was: a failover has lost what clients may have seen.
 
         The others move to the history that the database is in now, unless somebody else may have written to them in
-        the part that is lost.
+        the part that is lost. Those that were claimed in this history have nothing to do with that.
         """
         self._doubtful = False  # an error closes the connection, and the next one is in doubt again
         before, self._history = self._history, await history.read(connection)
         if not self._open:
             return
-        moved = before not in {None, self._history}
-        vouched = before is None or before == self._history or await self._vouch(connection, before)
+        vouched = {
+            left: left is None or left == self._history or await self._vouch(connection, left)
+            for left in {outbox.history or before for outbox in self._open.values()}
+        }
         tails = await log.tails(connection, list(self._open))
         for outbox in list(self._open.values()):
             found = tails.get(outbox.stream_id)
+            left = outbox.history or before
+            # One that was added while this waited is of the present history, or has the next append refused.
             if found is None or outbox.closed.is_set():
                 continue
+            outbox.history = self._history
             if found.seq < outbox.tail:
                 logger.error(
                     "The log of stream %s went back from %d to %d.",
@@ -334,14 +339,14 @@ class Writer:
                     extra=_of(outbox),
                 )
                 outbox.end_with(Lost.REWOUND, found.seq)
-            elif moved and not vouched:
+            elif not vouched[left]:
                 logger.error(
                     "Stream %s may have been another worker's when the database failed over.",
                     outbox.stream_id,
                     extra=_of(outbox),
                 )
                 outbox.end_with(Lost.REWOUND, found.seq)
-            elif moved:
+            elif left not in {None, self._history}:
                 self._to_adopt.add(outbox)
 
     async def _adopt(self, connection: Connection) -> None:
