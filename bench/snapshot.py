@@ -25,7 +25,7 @@ import asyncpg
 import httpx2
 import uvloop
 
-from baton import pods, rates, streams, workers
+from baton import pods, rates, stream_queue, streams, workers
 from baton.database import Connection, Pool
 from baton.embedded import embedded_postgres
 from baton.live_counts import LiveCounts
@@ -132,7 +132,7 @@ class Probe:
             ("claim", self._claim),
             ("first queued of all", self._look_at_all),
             ("overdue", self._overdue),
-            ("queue state", lambda connection: streams.queue_state(connection, self._whole_queue.since)),
+            ("queue state", lambda connection: stream_queue.state(connection, self._whole_queue.since)),
             ("create", self._create),
             ("token", self._take),
             ("heartbeat", lambda connection: workers.heartbeat(connection, self._worker_id)),
@@ -142,17 +142,17 @@ class Probe:
         )
 
     async def _look(self, connection: Connection) -> None:
-        await self._queue.look(lambda since: streams.first_queued(connection, since, ["load"]))
+        await self._queue.look(lambda since: stream_queue.first_queued(connection, since, ["load"]))
 
     async def _look_at_all(self, connection: Connection) -> None:
-        await self._whole_queue.look(lambda since: streams.first_queued(connection, since))
+        await self._whole_queue.look(lambda since: stream_queue.first_queued(connection, since))
 
     async def _claim(self, connection: Connection) -> None:
         place = await workers.place(self._connection, self._worker_id)
-        await streams.claim(connection, self._worker_id, ["load"], 1, place=place, since=self._queue.since)
+        await stream_queue.claim(connection, self._worker_id, ["load"], 1, place=place, since=self._queue.since)
 
     async def _overdue(self, connection: Connection) -> None:
-        await streams.overdue(connection, 600, since=self._whole_queue.since)
+        await stream_queue.overdue(connection, 600, since=self._whole_queue.since)
 
     async def _create(self, connection: Connection) -> None:
         new = NewStream("load", STREAM, {}, "retry")

@@ -11,13 +11,14 @@ from uuid import UUID
 import asyncpg
 import orjson
 
-from baton import log, streams, workers
+from baton import log, stream_queue, streams, workers
 from baton.database import Connection, pool
 from baton.generators import GenerationRequest, Generator
 from baton.generators.protocol import Yielded
 from baton.settings import Settings
 from baton.snapshot import Snapshot
-from baton.streams import Claim, NewStream, Stream
+from baton.stream_queue import Claim
+from baton.streams import NewStream, Stream
 from baton.worker import Worker
 
 # How long a test waits for what must happen, before it says that it did not: long, for slow machines under load.
@@ -62,7 +63,7 @@ async def claim_as(connection: Connection, worker_id: UUID, generators: list[str
     """Claim as a worker that is registered: others are given nothing."""
     await employ(connection, worker_id)
     place = await workers.place(connection, worker_id)
-    return await streams.claim(connection, worker_id, generators, limit, place=place)
+    return await stream_queue.claim(connection, worker_id, generators, limit, place=place)
 
 
 async def employ(connection: Connection, worker_id: UUID) -> None:

@@ -19,7 +19,7 @@ from tests.cluster import Cluster, RunningPod, text
 from tests.follower import following, frames_after
 from tests.logbook import until
 
-from baton import connections, log, notifications, streams, workers
+from baton import connections, log, notifications, stream_queue, streams, workers
 from baton.database import Connection, Pool, pool
 from baton.events import encode_text
 from baton.generators import GenerationRequest
@@ -167,7 +167,7 @@ async def test_claims_and_ends_are_not_made_in_place_and_notes_of_watchers_are(c
         async with one.acquire() as connection:
             worker_id = await workers.register(connection, "w", ["test"], 1)
             place = await workers.place(connection, worker_id)
-            assert len(await streams.claim(connection, worker_id, ["test"], 1, place=place)) == 1
+            assert len(await stream_queue.claim(connection, worker_id, ["test"], 1, place=place)) == 1
         assert await updates(one) == (1, 0)
         for _ in range(3):
             await streams.note_watched(one, [stream_id])

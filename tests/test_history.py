@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from uuid import UUID
 
+import asyncpg
+import pytest
 from tests.logbook import claim_as, connected, events, queue, row
 
 from baton import history, log, streams, workers
@@ -32,6 +34,22 @@ async def test_a_counter_that_falls_begins_a_new_history_once(dsn: str) -> None:
         assert second.history == first.history
         await second.look(connection)
         assert second.history == first.history == await history.read(connection)
+
+
+async def test_a_fall_of_which_nobody_could_be_told_is_seen_again(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with connected(dsn) as connection:
+        await workers.register(connection, "test", ["test"], 1)
+        await connection.execute("UPDATE baton.worker SET heartbeat = 9")
+        watch = HistoryWatch()
+        await watch.look(connection)
+        old = watch.history
+        await connection.execute("UPDATE baton.worker SET heartbeat = 8")
+        with monkeypatch.context() as patched:
+            patched.setattr(history, "_BEGIN", "SELECT ($3::bigint / 0)::text || $1::text || $2::uuid")
+            with pytest.raises(asyncpg.DivisionByZeroError):
+                await watch.look(connection)
+        await watch.look(connection)
+        assert watch.history not in {None, old}
 
 
 async def test_a_counter_that_did_not_fall_begins_nothing(dsn: str) -> None:

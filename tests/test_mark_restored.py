@@ -15,7 +15,7 @@ async def test_what_is_live_is_marked_and_counted(dsn: str) -> None:
     assert out.startswith("Marked. 1 streams were queued or running.")
     code, out, err = await finished("mark-restored", "--nothing-lost", env=environment(BATON_DATABASE_URL=dsn))
     assert code == 0, err
-    assert out == "1 queued or running streams of an older history go on in this one.\n"
+    assert out == "1 queued or running streams of an older history continue in this one.\n"
 
 
 async def test_a_key_of_notifications_is_replaced(dsn: str) -> None:

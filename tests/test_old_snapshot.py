@@ -14,7 +14,7 @@ from bench.buffers import Counted
 from tests.logbook import claim_as, connected, employ, queue_many
 from tests.test_streams import NEW, is_full
 
-from baton import rates, streams, workers
+from baton import rates, stream_queue, streams, workers
 from baton.database import Connection, pool
 from baton.errors import TooManyStreams
 from baton.live_counts import LiveCounts
@@ -52,17 +52,17 @@ class Pair:
         self.counts = LiveCounts()
 
     async def look(self) -> None:
-        await self.floor.look(lambda since: streams.first_queued(self._connection, since, ["test"]))
+        await self.floor.look(lambda since: stream_queue.first_queued(self._connection, since, ["test"]))
 
     async def claim(self) -> None:
         place = await workers.place(self.counted._connection, WORKER)
-        await streams.claim(self._connection, WORKER, ["test"], 5, place=place, since=self.floor.since)
+        await stream_queue.claim(self._connection, WORKER, ["test"], 5, place=place, since=self.floor.since)
 
     async def overdue(self) -> None:
-        await streams.overdue(self._connection, 600, since=self.floor.since)
+        await stream_queue.overdue(self._connection, 600, since=self.floor.since)
 
     async def queue_state(self) -> None:
-        await streams.queue_state(self._connection, self.floor.since)
+        await stream_queue.state(self._connection, self.floor.since)
 
     async def create(self) -> None:
         await streams._insert(self._connection, NEW, None, TENANT_LIMIT, self.counts)
@@ -141,14 +141,14 @@ async def test_a_stream_that_commits_late_is_claimed(dsn: str) -> None:
         await asyncio.sleep(0.2)
         for _ in range(2):
             clock += 0.1
-            await floor.look(lambda since: streams.first_queued(connection, since))
+            await floor.look(lambda since: stream_queue.first_queued(connection, since))
         assert floor.since.id > stream_id
         await transaction.commit()
         place = await workers.place(connection, WORKER)
-        assert not await streams.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)
+        assert not await stream_queue.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)
         clock += 2
-        await floor.look(lambda since: streams.first_queued(connection, since))
-        (claim,) = await streams.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)
+        await floor.look(lambda since: stream_queue.first_queued(connection, since))
+        (claim,) = await stream_queue.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)
         assert claim.stream_id == stream_id
 
 
@@ -157,14 +157,14 @@ async def test_a_sweep_finds_what_a_clock_left_behind(dsn: str) -> None:
     floor = QueueFloor(clock=lambda: clock)
     async with connected(dsn) as connection:
         await employ(connection, WORKER)
-        await floor.look(lambda since: streams.first_queued(connection, since))
+        await floor.look(lambda since: stream_queue.first_queued(connection, since))
         await connection.execute(QUEUED, 1, 0)
         clock += 3
-        await floor.look(lambda since: streams.first_queued(connection, since))
-        assert await streams.queue_state(connection, floor.since) == (0, 0.0)
+        await floor.look(lambda since: stream_queue.first_queued(connection, since))
+        assert await stream_queue.state(connection, floor.since) == (0, 0.0)
         clock += 60
-        await floor.look(lambda since: streams.first_queued(connection, since))
-        assert (await streams.queue_state(connection, floor.since))[0] == 1
+        await floor.look(lambda since: stream_queue.first_queued(connection, since))
+        assert (await stream_queue.state(connection, floor.since))[0] == 1
 
 
 async def test_a_locked_stream_stays_above_the_floor(dsn: str) -> None:
@@ -175,11 +175,11 @@ async def test_a_locked_stream_stays_above_the_floor(dsn: str) -> None:
         await connection.execute(QUEUED, 1, 0)
         async with other.transaction():
             await other.execute("SELECT FROM baton.stream FOR UPDATE")
-            await floor.look(lambda since: streams.first_queued(connection, since))
+            await floor.look(lambda since: stream_queue.first_queued(connection, since))
             assert await claim_as(connection, WORKER, ["test"], 1) == []
-            await floor.look(lambda since: streams.first_queued(connection, since))
+            await floor.look(lambda since: stream_queue.first_queued(connection, since))
         place = await workers.place(connection, WORKER)
-        assert len(await streams.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)) == 1
+        assert len(await stream_queue.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)) == 1
 
 
 async def test_what_was_given_back_comes_first_and_at_once(dsn: str) -> None:
@@ -188,12 +188,12 @@ async def test_what_was_given_back_comes_first_and_at_once(dsn: str) -> None:
         (given_back,) = await queue_many(connection, 1)
         (claim,) = await claim_as(connection, WORKER, ["test"], 1)
         await queue_many(connection, 3)
-        await floor.look(lambda since: streams.first_queued(connection, since))
+        await floor.look(lambda since: stream_queue.first_queued(connection, since))
         assert await streams.requeue(connection, claim.fence)
         place = await workers.place(connection, WORKER)
-        (first,) = await streams.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)
+        (first,) = await stream_queue.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)
         assert (first.stream_id, first.epoch) == (given_back, 3)
-        assert len(await streams.claim(connection, WORKER, ["test"], 9, place=place, since=floor.since)) == 3
+        assert len(await stream_queue.claim(connection, WORKER, ["test"], 9, place=place, since=floor.since)) == 3
 
 
 @pytest.mark.parametrize("most", [5, 150])

@@ -19,7 +19,7 @@ import pytest
 from tests.logbook import claimed, connected, employ
 from tests.past import old_stream
 
-from baton import log, partitions, pods, rates, streams, workers
+from baton import log, partitions, pods, rates, stream_queue, streams, workers
 from baton.database import Connection
 from baton.events import encode_text
 from baton.log import Append
@@ -90,16 +90,16 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "matching": (MATCHING, ("", FIRST, LAST, MOST_ROWS - 1, None, ['{"chat": "4242"}'], 50), 0),
     "insert": (streams._INSERT, ("", "test", "1", "{}", "retry", *[None] * 5, 936, 1000, FIRST, ["$stream"], 7), 0),
     "take": (rates._TAKE, ("", "caller", 0.1, 10), 0),
-    "claim": (streams._CLAIM, (WORKER, ["test"], 10, "(0,1)", YESTERDAY, FIRST), 0),
-    "first queued": (streams._FIRST_QUEUED, (YESTERDAY, FIRST, ["test"]), 0),
-    "first queued of all": (streams._FIRST_QUEUED, (YESTERDAY, FIRST, None), 0),
-    "overdue": (streams._OVERDUE, (YESTERDAY, FIRST, 600.0, True), 0),
+    "claim": (stream_queue._CLAIM, (WORKER, ["test"], 10, "(0,1)", YESTERDAY, FIRST), 0),
+    "first queued": (stream_queue._FIRST_QUEUED, (YESTERDAY, FIRST, ["test"]), 0),
+    "first queued of all": (stream_queue._FIRST_QUEUED, (YESTERDAY, FIRST, None), 0),
+    "overdue": (stream_queue._OVERDUE, (YESTERDAY, FIRST, 600.0, True), 0),
     "watched": (streams._WATCHED, (["$running"],), 0),
     "close": (streams._CLOSE, ("$running", 1, "failed", "error", "a", "b", None, 1, 0.1, 0.1), 0),
     "owned": (workers._OWNED, (WORKER,), 0),
     "owned of": (workers._OWNED_OF, (WORKER, ["$running"]), 0),
     "live counts": (streams._LIVE_COUNTS, ("", MOST_ROWS), 0),
-    "queue": (streams._QUEUE_STATE, (YESTERDAY, FIRST), 0),
+    "queue": (stream_queue._QUEUE_STATE, (YESTERDAY, FIRST), 0),
     "workers": (workers._LISTED, (), 0),
     "note": (pods._NOTE, (WORKER, 600, "a", "1", "ready", "x", 0, 0, "{}", "{}", "{}", None), 0),
     "viewers": (pods._VIEWERS, (["$stream"], [str(WORKER)]), 0),

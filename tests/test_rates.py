@@ -84,6 +84,20 @@ async def test_full_buckets_are_deleted_by_maintenance_and_others_stay(opened: P
         assert [row[0] for row in await connection.fetch("SELECT caller FROM baton.token_bucket")] == ["here"]
 
 
+async def test_a_bucket_that_is_deleted_meanwhile_refuses_nobody(opened: Pool, dsn: str) -> None:
+    async with connected(dsn) as connection, connected(dsn) as watcher:
+        assert await taken(opened, 1) == 1
+        await later(connection, 1000)
+        async with connection.transaction():
+            await rates.delete_full(connection)
+            taking = asyncio.create_task(taken(opened, 5))
+            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            while await watcher.fetchval(waiting) < 5:
+                await asyncio.sleep(0.01)
+        assert await taking == 5
+        assert await connection.fetchval("SELECT count(*) FROM baton.token_bucket") == 1
+
+
 async def test_a_token_waits_for_no_disk(dsn: str) -> None:
     """Nothing but commits is in the WAL, and those of an unlogged table are not flushed."""
     async with pool(dsn, size=1, timeout_seconds=10) as opened:

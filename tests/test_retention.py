@@ -13,7 +13,7 @@ from tests.follower import following, frames_after, numbers, texts
 from tests.logbook import connected, until
 from tests.past import KEPT_DAYS, day, id_at, maintained, old_stream, state
 
-from baton import partitions, streams
+from baton import partitions, stream_queue, streams
 from baton.database import Connection
 from baton.maintain import DAY_SECONDS
 from baton.streams import NewStream
@@ -191,7 +191,9 @@ async def test_streams_without_a_partition_keep_no_older_one_from_ending(dsn: st
             "ANALYZE baton.stream"
         )  # so few are not looked up by an index, in which they are sorted
         await connection.execute(f"DROP TABLE {partitions.name_of(await day(connection, 0))}")
-        assert await streams.end_overdue(connection, await streams.overdue(connection, 0.0)) == [streams.QUEUE_TIMEOUT]
+        assert await stream_queue.end_overdue(connection, await stream_queue.overdue(connection, 0.0)) == [
+            streams.QUEUE_TIMEOUT
+        ]
         ended = "SELECT id FROM baton.stream WHERE status = 'failed'"
         assert await connection.fetchval(ended) == older
 

@@ -43,6 +43,14 @@ def test_a_sealed_payload_that_was_changed_anywhere_is_not_genuine(data: st.Data
     assert changed.replace("\n#0", "\n#") == payload or not HERE.genuine(CHANNEL, changed)
 
 
+@given(st.data())
+def test_no_line_of_a_sealed_text_can_be_moved_into_the_stamp(data: st.DataObject) -> None:
+    lines = data.draw(st.lists(st.text(max_size=5), min_size=2, max_size=4))
+    text, _, trailer = HERE.seal(CHANNEL, "\n".join(lines), "1764000000125").rpartition("\n#")
+    moved = "\n".join(lines[:1])
+    assert not HERE.genuine(CHANNEL, f"{text[len(moved) + 1 :]}\n#{trailer}\n{moved}")
+
+
 @given(st.text())
 def test_what_nobody_sealed_is_not_genuine(payload: str) -> None:
     assert not HERE.genuine(CHANNEL, payload)

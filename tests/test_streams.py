@@ -14,7 +14,7 @@ import orjson
 import pytest
 from tests.logbook import claim_as, claimed, connected, events, queue_many, row, until
 
-from baton import log, streams
+from baton import log, stream_queue, streams
 from baton.database import Pool, pool
 from baton.errors import ConfigurationError, IdempotencyConflict, TooManyStreams
 from baton.events import MAX_SEQ, encode_text
@@ -296,7 +296,7 @@ async def test_an_erased_stream_leaves_no_text(opened: Pool) -> None:
 async def test_a_worker_without_a_row_claims_nothing(dsn: str) -> None:
     async with connected(dsn) as connection:
         await queue_many(connection, 1)
-        assert await streams.claim(connection, WORKER, ["test"], 1, place=(0, 1)) == []
+        assert await stream_queue.claim(connection, WORKER, ["test"], 1, place=(0, 1)) == []
         assert len(await claim_as(connection, WORKER, ["test"], 1)) == 1
 
 

@@ -11,26 +11,36 @@ from uuid import UUID
 import pytest
 from tests.logbook import claimed, connected, ended, events, row, text, until, until_tail
 
+from baton import history
 from baton.chaos.proxy import Proxy
 from baton.database import Connection
 from baton.events import encode_text
 from baton.metrics import WorkerMetrics
 from baton.notifications import unpack
+from baton.notifier import Notifier
 from baton.outbox import Lost, Outbox
 from baton.outcome import Outcome
-from baton.writer import Notifier, Writer
+from baton.writer import Writer
 
 
 class Desk:
     """A writer at work, and the outboxes that a test fills."""
 
-    def __init__(self, dsn: str, window_seconds: float) -> None:
+    def __init__(self, dsn: str, window_seconds: float, vouches: bool = True) -> None:
         self.metrics = WorkerMetrics()
         self.notifier = Notifier(dsn, with_events=True, metrics=self.metrics)
-        self.writer = Writer(dsn, window_seconds=window_seconds, notifier=self.notifier, metrics=self.metrics)
+
+        async def vouch(_connection: Connection, _history: str) -> bool:
+            return vouches
+
+        self.writer = Writer(
+            dsn, window_seconds=window_seconds, notifier=self.notifier, metrics=self.metrics, vouch=vouch
+        )
         self.lost: dict[UUID, Lost] = {}
 
-    def open(self, stream_id: UUID, *, tail: int = 0, max_events: int = 100, epoch: int = 1) -> Outbox:
+    def open(
+        self, stream_id: UUID, *, tail: int = 0, max_events: int = 100, epoch: int = 1, history: str | None = None
+    ) -> Outbox:
         outbox = Outbox(
             stream_id,
             epoch,
@@ -38,14 +48,15 @@ class Desk:
             on_ready=self.writer.ready,
             on_lost=lambda lost: self.lost.update({stream_id: lost}),
             max_events=max_events,
+            history=history,
         )
         self.writer.add(outbox)
         return outbox
 
 
 @asynccontextmanager
-async def desk(dsn: str, *, window_seconds: float = 0.005) -> AsyncIterator[Desk]:
-    opened = Desk(dsn, window_seconds)
+async def desk(dsn: str, *, window_seconds: float = 0.005, vouches: bool = True) -> AsyncIterator[Desk]:
+    opened = Desk(dsn, window_seconds, vouches)
     tasks = [asyncio.create_task(service.run()) for service in (opened.writer, opened.notifier)]
     try:
         yield opened
@@ -380,3 +391,32 @@ async def test_an_outage_of_many_tries_loses_nothing(dsn: str) -> None:
         outbox.finish(Outcome.completed("stop"))
         await ended(connection, stream_id)
         assert text(await events(connection, stream_id)) == "0 1 2 3 4 "
+
+
+async def test_a_claim_in_the_new_history_is_not_ended_for_what_happened_in_the_old_one(dsn: str) -> None:
+    async with connected(dsn) as connection, desk(dsn, vouches=False) as at:
+        (older,) = await claimed(connection, 1)
+        first = at.open(older, history=await history.read(connection))
+        first.put(encode_text("a"))
+        await until(lambda: first.tail == 1)
+        await history.mark_restored(connection)
+        (newer,) = await claimed(connection, 1)
+        second = at.open(newer, history=await history.read(connection))
+        second.put(encode_text("a"))
+        await until(lambda: at.lost.get(older) is Lost.REWOUND and second.tail == 1)
+        assert newer not in at.lost
+        assert [event["type"] for event in await events(connection, newer)] == ["text"]
+
+
+async def test_a_claim_from_before_the_first_flush_is_of_its_history(dsn: str) -> None:
+    async with connected(dsn) as connection, desk(dsn) as at:
+        (stream_id,) = await claimed(connection, 1)
+        outbox = at.open(stream_id, history=await history.read(connection))
+        await history.mark_restored(connection)
+        at.writer.doubt()
+        outbox.put(encode_text("a"))
+        await until(lambda: outbox.tail == 1)
+        outbox.finish(Outcome.completed("stop"))
+        await outbox.closed.wait()
+        of = await connection.fetchval("SELECT history FROM baton.stream WHERE id = $1", stream_id)
+        assert of == await history.read(connection)

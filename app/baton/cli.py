@@ -149,7 +149,7 @@ def mark_restored(
     )
     live = asyncio.run(asked)
     if nothing_lost:
-        typer.echo(f"{live} queued or running streams of an older history go on in this one.")
+        typer.echo(f"{live} queued or running streams of an older history continue in this one.")
         return
     typer.echo(
         f"Marked. {live} streams were queued or running. Each ends as log_rewound when a worker sees it, unless its "

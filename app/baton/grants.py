@@ -283,7 +283,7 @@ _REVOKES_PUBLIC: Final = """\
 -- At its end it revokes CONNECT on this database from PUBLIC, so that only roles that were granted it, their members,
 -- the database's owner and superusers can connect. Before, it looks for roles that would be locked out. If one has a
 -- session here, or (without --lock-out-others) if there is one at all, it lists them, fails, and nothing was done.
--- Name those that must go on with --keep. To undo it: GRANT CONNECT ON DATABASE ... TO PUBLIC."""
+-- Name those that must still connect with --keep. To undo it: GRANT CONNECT ON DATABASE ... TO PUBLIC."""
 _REVOCATION_DECLARATIONS: Final = """\
     kept constant name[] := ARRAY[{kept}]::name[];
     lock_out_others constant boolean := {lock_out_others};
@@ -312,8 +312,8 @@ _REVOCATION: Final = """
             DETAIL = format('With sessions just now: %s. Without: %s.',
                             coalesce(nullif(rtrim(busy, ', '), ''), 'none'),
                             coalesce(nullif(rtrim(idle, ', '), ''), 'none')),
-            HINT = 'Print this again with --keep ROLE for each that must go on connecting, and --lock-out-others for '
-                   'those without sessions that need not. A session that is there goes on until it reconnects.';
+            HINT = 'Print this again with --keep ROLE for each that must still connect, and --lock-out-others for '
+                   'those without sessions that need not. A session that is open now stays until it reconnects.';
     END IF;
     EXECUTE format('REVOKE CONNECT ON DATABASE %I FROM PUBLIC', current_database());
     IF has_database_privilege('public', current_database(), 'CONNECT') THEN

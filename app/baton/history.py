@@ -12,11 +12,14 @@ log, and moves those that lost nothing to the new history (`streams.adopt`). All
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from uuid import UUID
 
 from . import workers
 from .database import Connection, Pool
+
+logger = logging.getLogger(__name__)
 
 _READ = "SELECT baton.current_history()"
 _BEGIN = "SELECT baton.begin_history($1, $2, $3)"
@@ -57,18 +60,25 @@ async def declare_complete(connection: Connection) -> int:
 
 
 class HistoryWatch:
-    """Remembers the history and the workers' counters, for a pod or a worker, and sees the one change by the other."""
+    """Notices a new history, for a pod or a worker: by reading it, and by the workers' counters, which it remembers."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_new_history: Callable[[], None] = lambda: None) -> None:
         self.history: str | None = None  # as of the last look
         self._counters: Mapping[UUID, int] = {}
+        self._on_new_history = on_new_history
 
     async def look(self, executor: Connection | Pool) -> Mapping[UUID, int]:
         """Look at the history, and begin a new one where a counter has fallen; return all workers' counters."""
-        before, self._counters = self._counters, await workers.counters(executor)
-        fallen = [item for item in before.items() if self._counters.get(item[0], item[1]) < item[1]]
-        if fallen and self.history is not None:
-            self.history = await executor.fetchval(_BEGIN, self.history, *fallen[0])
+        counters = await workers.counters(executor)
+        fallen = [item for item in self._counters.items() if counters.get(item[0], item[1]) < item[1]]
+        known = self.history
+        if fallen and known is not None:
+            self.history = await executor.fetchval(_BEGIN, known, *fallen[0])
         else:
             self.history = await read(executor)
-        return self._counters
+        # Not before: what has fallen must be seen again where no history could begin, as on a standby.
+        self._counters = counters
+        if known not in {None, self.history}:
+            logger.error("The database is of another history than before: it was restored, or a standby was promoted.")
+            self._on_new_history()
+        return counters

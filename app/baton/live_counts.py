@@ -90,7 +90,7 @@ class Plan:
     checked: Sequence[UUID]
     unchecked: int
     learn: Callable[[Sequence[UUID] | None, Sequence[UUID], Moment], None]
-    """Is told what was found: the streams from `split` on (None: not all), those of `checked`, and as of when."""
+    """Call it with what was found: the streams from `split` on (None: not all), those of `checked`, and as of when."""
 
 
 NOTHING: Final = Plan(_LOWEST, (), 0, lambda _recent, _older, _moment: None)

@@ -1,8 +1,8 @@
-"""Who keeps vacuum from removing what has died: an old snapshot of a session, a prepared transaction, or a slot.
+"""Who keeps vacuum from removing dead rows: a session with an old snapshot, a prepared transaction, or a slot.
 
-A role without pg_monitor may not see since when another role's session is in a transaction. But everybody may see what
-it holds back: the id of its transaction, or the oldest one that its snapshot cannot see. As long as that stays the
-same, it is the same snapshot. So whoever looks again and again knows for how long it has been open, at least.
+A role without pg_monitor may not see since when another role's session is in a transaction. But every role may see what
+the session holds back: the id of its transaction, or the oldest one that its snapshot cannot see. As long as that id
+stays the same, it is the same snapshot. So repeated looks show for how long it has been open, at least.
 
 A standby with `hot_standby_feedback` shows as the session that sends it the WAL, or as its slot.
 """
@@ -68,17 +68,17 @@ class Watch:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._since: dict[tuple[str, str, str], float] = {}
-        self._told: set[tuple[str, str, str]] = set()
+        self._logged: set[tuple[str, str, str]] = set()
 
     async def look(self, executor: Connection | Pool) -> float:
         """Return for how many seconds the oldest snapshot has been seen. Log each that is older than a minute, once."""
         seen = {(item.kind, item.name, item.holds): item for item in await holders(executor)}
         now = self._clock()
         self._since = {key: self._since.get(key, now) for key in seen}
-        self._told &= seen.keys()
+        self._logged &= seen.keys()
         for key, holder in seen.items():
-            if now - self._since[key] >= WARN_SECONDS and key not in self._told:
-                self._told.add(key)
+            if now - self._since[key] >= WARN_SECONDS and key not in self._logged:
+                self._logged.add(key)
                 logger.warning(
                     "An old snapshot keeps vacuum from removing anything, for %.0f s now: that of %s. See "
                     "BatonOldSnapshot in docs/runbook.md.",

@@ -62,6 +62,7 @@ class Outbox:
         "claim_token",
         "closed",
         "epoch",
+        "history",
         "stream_id",
         "tail",
         "urgent",
@@ -79,7 +80,9 @@ class Outbox:
         max_bytes: int = 1 << 20,
         may_reset: bool = True,
         claim_token: UUID | None = None,
+        history: str | None = None,
     ) -> None:
+        self.history = history  # of the database, in which its stream was claimed or its log last compared
         self.stream_id = stream_id
         self.epoch = epoch
         self.claim_token = claim_token

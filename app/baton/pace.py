@@ -1,4 +1,4 @@
-"""How often something may be done whose cost is not known before."""
+"""How often to repeat a task whose cost is not known in advance."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ LOG: Final = "baton.batch"
 DAY_SECONDS: Final = 86_400
 # Somebody should look when fewer are left: a day, less the time after midnight in which workers create the next one.
 LEAST_SECONDS: Final = 22 * 3600
-# So many are tested, with as many sessions as a server takes by default (tests/test_ceiling.py).
+# This many are tested, with as many sessions as a server takes by default (tests/test_ceiling.py).
 MOST: Final = 400
 # Room for partitions that are kept because a stream in them has not ended.
 _SPARE: Final = 20
@@ -167,7 +167,7 @@ def planned(there: Sequence[Partition], moment: float, days_ahead: int, width_da
 async def width(executor: Connection | Pool) -> int:
     """Return how many days a new partition holds."""
     found: int | None = None
-    # A schema of before has no other.
+    # The schema of the release before has no such table, and partitions of one day.
     with contextlib.suppress(asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
         found = await executor.fetchval(_WIDTH)
     return found or 1

@@ -14,7 +14,7 @@ from typing import Final, Self
 
 import asyncpg
 
-from . import __version__, database, log, notifications, old_snapshots, partitions, pods, streams, workers
+from . import __version__, database, log, notifications, old_snapshots, partitions, pods, stream_queue, workers
 from .audience import Audience
 from .auth.gate import Gate
 from .census import Census
@@ -217,7 +217,7 @@ class Pod:
         while True:
             try:
                 async with translated(), self.pool.acquire() as connection:
-                    await self.queue.look(lambda since: streams.first_queued(connection, since))
+                    await self.queue.look(lambda since: stream_queue.first_queued(connection, since))
             except (Unavailable, asyncpg.PostgresError):
                 self.queue.forget()
             await asyncio.sleep(QUEUE_SECONDS)
@@ -239,8 +239,8 @@ class Pod:
     async def queue_state(self, connection: Connection) -> tuple[int, float]:
         """Return how many streams wait for a worker, and for how many seconds the first of them has."""
         if self.queue.due:
-            await self.queue.look(lambda since: streams.first_queued(connection, since))
-        return await streams.queue_state(connection, self.queue.since)
+            await self.queue.look(lambda since: stream_queue.first_queued(connection, since))
+        return await stream_queue.state(connection, self.queue.since)
 
     def _note(self) -> Note:
         metrics = self.metrics

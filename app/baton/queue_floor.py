@@ -1,4 +1,4 @@
-"""From which moment on to look for queued streams.
+"""The moment from which on queued streams are looked for.
 
 The queue's index keeps an entry for each stream that has passed through the queue until vacuum may remove it. While an
 old snapshot is open (a `pg_dump`, a forgotten transaction), it may not, and a statement that begins at the start of the
@@ -86,7 +86,7 @@ class QueueFloor:
         return self._look.due
 
     def forget(self) -> None:
-        """Know nothing, as after another server may have taken over."""
+        """Begin at the start again, since another server may have taken over."""
         self.since = ALL
         for pace in (self._look, self._late_look, self._sweep):
             pace.hurry()
@@ -97,11 +97,12 @@ class QueueFloor:
             stack.enter_context(self._look.timed())
             since = self.since
             if self._sweep.due:
+                # A sweep sees what a late look would.
                 stack.enter_context(self._sweep.timed())
+                stack.enter_context(self._late_look.timed())
                 since = ALL
             elif self._late_look.due:
-                since = Since(max(_START, since.moment - LATE))
-            if since != self.since or since is ALL:
                 stack.enter_context(self._late_look.timed())
+                since = Since(max(_START, since.moment - LATE))
             first = await first_since(since)
         self.since = Since(first.floor)

@@ -188,7 +188,7 @@ class Relay:
         await asyncio.shield(self._reading)
 
     def hear(self, announcement: Announcement, committed_at: float | None = None, *, with_events: bool = True) -> None:
-        """Apply what a sealed notification announces, or read it `with_events` False."""
+        """Apply what a sealed notification announces. With `with_events` false, read it from the log instead."""
         _, first, last, terminal, events = announcement
         if not self.loaded or last > self.tail:
             if self.loaded and with_events and events is not None and first == self.tail + 1:
@@ -436,7 +436,7 @@ class Relays:
             relay.idle_since = time.monotonic()
 
     def hear(self, payload: str) -> None:
-        """Take note of a notification about appended batches. Whether it is sealed matters if it is of use here."""
+        """Apply a notification about appended batches. Its seal is checked only if it names a stream followed here."""
         self._metrics.notifications += 1
         announcements = list(notifications.unpack(payload, self._relays))
         if not announcements:

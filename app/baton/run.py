@@ -17,7 +17,7 @@ from .generators import GenerationRequest, Generator, Yielded
 from .metrics import WorkerMetrics
 from .outbox import Outbox
 from .outcome import Outcome, Timings, numbers_only
-from .streams import Claim
+from .stream_queue import Claim
 
 logger = logging.getLogger(__name__)
 

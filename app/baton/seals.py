@@ -1,4 +1,4 @@
-r"""Seals of notifications: what Baton's own roles sent can be told from what anybody else did.
+r"""Seals of notifications, by which what Baton's own roles sent can be distinguished from forgeries.
 
 Every role that may connect to a database may NOTIFY on any channel of it. So a payload that pods are to believe carries
 a MAC (HMAC-SHA256, its first 128 bits) by a key that stands in `baton.notify_key`, which only Baton's roles may read.
@@ -69,6 +69,8 @@ class Seals:
         key_id, colon, mac = seal.partition(":")
         if not (mark and at and colon and key_id.isascii() and key_id.isdecimal() and mac.isascii()):
             return False
+        if not (stamp.isascii() and stamp.isdecimal()):
+            return False  # with a line break in it, lines of a genuine text could be passed off as the stamp's
         key = self.keys.get(int(key_id[:10]))
         return key is not None and hmac.compare_digest(mac, self._mac(key, channel, text, stamp))
 
@@ -79,7 +81,7 @@ class Seals:
         return not mark or not key_id.isdecimal() or int(key_id[:10]) in self.keys
 
     def _mac(self, key: bytes, channel: str, text: str, stamp: str) -> str:
-        # No part but the text can hold a line break, so that no two inputs look alike.
+        # No part but the text has a line break (`genuine` looks), so that no two inputs look alike.
         covered = f"{channel}\n{self.history}\n{stamp}\n{text}".encode(errors="surrogatepass")
         return urlsafe_b64encode(hmac.digest(key, covered, "sha256")[:_MAC_BYTES]).decode()[:_MAC_LENGTH]
 

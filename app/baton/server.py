@@ -54,11 +54,8 @@ OTHER_FILES: Final = 64
 # Seconds of silence until the first probe, seconds between two, and how many are left unanswered.
 KEEPALIVE: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
-
 # RFC 3986's host and port, of which a host may be empty.
 _HOST: Final = re.compile(rb"(\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(:[0-9]*)?")
-
-
 _NO_REQUEST: Final = "This is no request of HTTP/1.1, or one that can be read in two ways."
 
 

@@ -1,6 +1,6 @@
-"""The streams' rows: creating, finding, claiming, cancelling and ending them.
+"""The streams' rows: creating, finding, cancelling and ending them. `stream_queue` claims them.
 
-A row's `epoch` rises with each claim, and whoever writes to the log names the epoch under which it claimed. Rows are
+A row's `epoch` rises with each claim, and a writer names the epoch under which it claimed in each append. Rows are
 locked by what changes them, such as claims, cancels and ends, never by appending events.
 """
 
@@ -17,13 +17,12 @@ import asyncpg
 import orjson
 
 from . import ending, log
-from .database import Connection, Place, Pool
+from .database import Connection, Pool
 from .errors import ConfigurationError, IdempotencyConflict, TooManyStreams
 from .events import MAX_SEQ, Status
 from .live_counts import NOTHING, LiveCounts, Moment, Plan
 from .log import Fence
 from .outcome import Outcome
-from .queue_floor import ALL, First, Since
 
 _COLUMNS = """id, tenant, generator, metadata, status, epoch, unwatched_timeout, attempts, created_at, started_at,
     finished_at, cancel_requested_at, finish_reason, error_code, error_message, usage, tokens,
@@ -122,42 +121,6 @@ SELECT count(*) FILTER (WHERE status = 'queued'), count(*) FILTER (WHERE status 
 FROM (SELECT status FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') LIMIT $2) AS live
 """
 
-# A worker that was taken for dead has no row any more, and claims nothing until it has heard so. The lock on the row
-# has a burial wait for this claim, or this claim for the burial. The row is found at its place, $4: each heartbeat
-# makes a version of it, and while an old snapshot is open its key leads to all of them.
-#
-# Streams that were given back come first: somebody is in the midst of their answers. They are in an index of their own,
-# by the moment at which they were given back; those that were never claimed, by their ids. Each begins at the queue's
-# floor, $5 and $6 (see `queue_floor`).
-_CLAIM = """
-WITH me AS (
-    SELECT id FROM baton.worker WHERE id = $1 AND ctid = $4 FOR KEY SHARE
-), again AS (
-    SELECT id FROM baton.stream
-    WHERE status = 'queued' AND epoch > 0 AND queued_at >= $5 AND generator = ANY ($2) AND EXISTS (SELECT FROM me)
-    ORDER BY queued_at LIMIT $3
-    FOR UPDATE SKIP LOCKED
-), fresh AS (
-    SELECT id FROM baton.stream
-    WHERE status = 'queued' AND epoch = 0 AND id >= $6 AND generator = ANY ($2) AND EXISTS (SELECT FROM me)
-    ORDER BY id LIMIT $3 - (SELECT count(*) FROM again)
-    FOR UPDATE SKIP LOCKED
-), next AS (
-    SELECT id FROM again UNION ALL SELECT id FROM fresh
-)
-UPDATE baton.stream AS s
-SET status = 'running', epoch = s.epoch + 1, claim_token = gen_random_uuid(), attempts = s.attempts + 1,
-    worker_id = $1, started_at = coalesce(s.started_at, clock_timestamp()),
-    history = coalesce(s.history, baton.current_history())
-FROM next WHERE s.id = next.id
-RETURNING s.id, s.epoch, s.attempts, s.on_worker_lost, s.generator, s.input, s.metadata,
-          s.cancel_requested_at IS NOT NULL AS cancelled, s.max_duration, s.idle_timeout,
-          extract(epoch FROM clock_timestamp() - s.started_at)::double precision AS elapsed,
-          extract(epoch FROM s.started_at - s.created_at)::double precision AS queued,
-          s.tenant, s.traceparent, s.claim_token,
-          coalesce(s.history <> baton.current_history(), false) AS rewound
-"""
-
 _REQUEST_CANCEL = """
 UPDATE baton.stream SET cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp())
 WHERE id = $1 AND status IN ('queued', 'running')
@@ -188,43 +151,6 @@ UPDATE baton.stream AS s SET history = baton.current_history()
 FROM unnest($1::uuid[], $2::integer[], $3::uuid[]) AS f (id, epoch, claim_token)
 WHERE s.id = f.id AND s.status = 'running' AND s.epoch = f.epoch AND s.claim_token IS NOT DISTINCT FROM f.claim_token
 """
-
-# All queued streams from the queue's floor on, $1 and $2: those that were given back, and those never claimed.
-_QUEUED = """
-    SELECT id, epoch, queued_at, created_at, queue_timeout, watched_at, unwatched_timeout FROM baton.stream
-    WHERE status = 'queued' AND epoch > 0 AND queued_at >= $1
-    UNION ALL
-    SELECT id, epoch, queued_at, created_at, queue_timeout, watched_at, unwatched_timeout FROM baton.stream
-    WHERE status = 'queued' AND epoch = 0 AND id >= $2
-"""
-
-# The first of both, and as of when that is known. Of all generators, if $3 is null.
-_FIRST_QUEUED = """
-SELECT (SELECT id FROM baton.stream
-        WHERE status = 'queued' AND epoch = 0 AND id >= $2 AND ($3::text[] IS NULL OR generator = ANY ($3))
-        ORDER BY id LIMIT 1),
-       (SELECT queued_at FROM baton.stream
-        WHERE status = 'queued' AND epoch > 0 AND queued_at >= $1 AND ($3::text[] IS NULL OR generator = ANY ($3))
-        ORDER BY queued_at LIMIT 1),
-       now()
-"""
-
-# Queued streams that no worker took in time, or that nobody has watched for as long as they allow. The oldest come
-# first: the newest may have no partition, cannot be ended then, and would keep others out of every page.
-_OVERDUE = f"""
-SELECT id, epoch, coalesce(queued_at, created_at)
-                  < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $3)) AS timed_out
-FROM ({_QUEUED}) AS queued
-WHERE coalesce(queued_at, created_at) < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $3))
-   OR ($4 AND coalesce(watched_at, created_at) < clock_timestamp() - make_interval(secs => unwatched_timeout))
-ORDER BY id
-LIMIT 100
-"""  # noqa: S608
-
-_QUEUE_STATE = f"""
-SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(since)), 0)::double precision
-FROM (SELECT coalesce(queued_at, created_at) AS since FROM ({_QUEUED}) AS each LIMIT 10000) AS queued
-"""  # noqa: S608
 
 _WATCHED = """
 UPDATE baton.stream SET watched_at = clock_timestamp()
@@ -330,42 +256,6 @@ class IdempotencyKey:
     key: str
     request_hash: bytes
     lifetime_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Overdue:
-    """A queued stream that no worker took in time, or else that nobody watches."""
-
-    stream_id: UUID
-    epoch: int
-    timed_out: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A stream that a worker has claimed, with what its generator needs."""
-
-    stream_id: UUID
-    epoch: int
-    attempts: int
-    on_worker_lost: str
-    generator: str
-    input: Any
-    metadata: Mapping[str, Any]
-    cancelled: bool
-    max_duration: float | None = None
-    idle_timeout: float | None = None
-    elapsed: float = 0.0  # since its first claim
-    queued: float = 0.0  # before that
-    tenant: str = ""
-    traceparent: str | None = None
-    claim_token: UUID | None = None
-    rewound: bool = False  # it is of an older history of the database, and must not be generated
-
-    @property
-    def fence(self) -> Fence:
-        """What its row says while it is this worker's."""
-        return Fence(self.stream_id, self.epoch, self.claim_token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -501,42 +391,6 @@ async def live_counts(executor: Connection | Pool, tenant: str) -> tuple[int, in
     return row[0], row[1]
 
 
-async def claim(
-    connection: Connection,
-    worker_id: UUID,
-    generators: Sequence[str],
-    limit: int,
-    *,
-    place: Place | None,
-    since: Since = ALL,
-) -> list[Claim]:
-    """Claim the oldest queued streams that one of `generators` can serve, among those from the queue's floor on.
-
-    `place`: where the worker's row is, as its last heartbeat returned it. Elsewhere there is nothing to claim with.
-    """
-    return [
-        Claim(
-            row["id"],
-            row["epoch"],
-            row["attempts"],
-            row["on_worker_lost"],
-            row["generator"],
-            orjson.loads(row["input"]),
-            orjson.loads(row["metadata"]),
-            row["cancelled"],
-            row["max_duration"],
-            row["idle_timeout"],
-            row["elapsed"],
-            row["queued"],
-            row["tenant"],
-            row["traceparent"],
-            row["claim_token"],
-            row["rewound"],
-        )
-        for row in await connection.fetch(_CLAIM, worker_id, generators, limit, place, since.moment, since.id)
-    ]
-
-
 async def request_cancel(pool: Pool, stream_id: UUID) -> str | None:
     """Ask for a stream's end; return where the request found it: queued, running, or None where it had ended before.
 
@@ -553,45 +407,18 @@ async def end_any(pool: Pool, stream_id: UUID, outcome: Outcome) -> bool:
     return await end(pool, stream_id, outcome, _TAKE_ANY)
 
 
+async def end_queued(connection: Connection, stream_id: UUID, epoch: int, outcome: Outcome) -> bool:
+    """End a queued stream, unless it was claimed meanwhile. Return whether it was ended by this."""
+    with log.putting_off(stream_id):
+        return await end(connection, stream_id, outcome, _TAKE_QUEUED_EPOCH, epoch)
+    return False
+
+
 async def end_claimed(connection: Connection, fence: Fence, outcome: Outcome) -> bool:
     """End a stream that this claim no longer writes to. Return whether it was ended by this."""
     with log.putting_off(fence.stream_id):
         return await end(connection, fence.stream_id, outcome, _TAKE_CLAIMED, fence.epoch, fence.claim_token)
     return False
-
-
-async def first_queued(
-    executor: Connection | Pool, since: Since = ALL, generators: Sequence[str] | None = None
-) -> First:
-    """Return the first queued streams, of these generators or of all."""
-    row = await executor.fetchrow(_FIRST_QUEUED, since.moment, since.id, generators)
-    assert row is not None
-    return First(*row)
-
-
-async def overdue(
-    connection: Connection, queue_timeout: float, *, unwatched: bool = True, since: Since = ALL
-) -> list[Overdue]:
-    """Return queued streams that have waited for too long, in seconds, or that nobody watches: 100 at most."""
-    rows = await connection.fetch(_OVERDUE, since.moment, since.id, queue_timeout, unwatched)
-    return [Overdue(*row) for row in rows]
-
-
-async def end_overdue(connection: Connection, found: Sequence[Overdue]) -> list[Outcome]:
-    """End them, unless they were claimed meanwhile; return their ends."""
-    ended = []
-    for item in found:
-        outcome = QUEUE_TIMEOUT if item.timed_out else UNWATCHED
-        with log.putting_off(item.stream_id):
-            if await end(connection, item.stream_id, outcome, _TAKE_QUEUED_EPOCH, item.epoch):
-                ended.append(outcome)
-    return ended
-
-
-async def queue_state(executor: Connection | Pool, since: Since = ALL) -> tuple[int, float]:
-    """Return how many streams wait for a worker, 10,000 at most, and for how many seconds the first of them has."""
-    count, oldest_seconds = await executor.fetchrow(_QUEUE_STATE, since.moment, since.id)  # type: ignore[misc]
-    return count, oldest_seconds
 
 
 async def note_watched(pool: Pool, stream_ids: Sequence[UUID]) -> None:

@@ -1,8 +1,8 @@
 """Which notifications a pod believes: keeps the keys of their seals and the history of the database at hand.
 
-Keys and history may change at any time. So they are read again every now and then, and at once when the
-LISTEN connection was lost, since it may lead to another server now. Until they are known, nothing is believed, which
-costs time alone: what a pod does not believe makes it read the log.
+Keys and history may change at any time. So both are read again at intervals, and at once after the LISTEN connection
+was lost, since it may lead to another server now. Until they are known, nothing is believed. That costs only time: a
+notification that a pod does not believe makes it read the log.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ logger = logging.getLogger(__name__)
 
 
 class Trust:
-    """The seals that one pod believes. Owned by the pod, which runs `run`, and hears from it of a new history."""
+    """The seals that one pod believes. The pod runs `run`, which calls `on_new_history` when the history changes."""
 
     def __init__(self, pool: Pool, *, look_seconds: float, on_new_history: Callable[[], None] = lambda: None) -> None:
         self._pool = pool
         self._look_seconds = look_seconds
-        self._on_new_history = on_new_history
-        self._watch = HistoryWatch()
+        self._watch = HistoryWatch(on_new_history)
         self._seals = seals.NONE
         self._keys_due_at = 0.0
         self._now = asyncio.Event()
@@ -41,7 +40,7 @@ class Trust:
         if self._seals.genuine(channel, payload):
             return True
         if not self._seals.knows(payload):
-            # A new key. Whoever makes up keys causes a look, and those that come anyway are no rarer.
+            # Perhaps a new key. A made-up key id causes no more looks than there are anyway: one each `look_seconds`.
             self._keys_due_at = 0.0
         return False
 
@@ -74,12 +73,8 @@ class Trust:
                     await self._now.wait()
 
     async def _look(self) -> None:
-        before = self._watch.history
         await self._watch.look(self._pool)
         history = self._watch.history or ""
-        if before not in {None, history}:
-            logger.error("The database is of another history than before: it was restored, or a standby was promoted.")
-            self._on_new_history()
         if history == self._seals.history and time.monotonic() < self._keys_due_at:
             return
         self._keys_due_at = time.monotonic() + seals.REREAD_SECONDS

@@ -11,13 +11,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
 
-from . import ending, log, log_context, partitions, streams, traceparent, tracing, workers
+from . import ending, log, log_context, partitions, stream_queue, streams, traceparent, tracing, workers
 from .backoff import Backoff
 from .database import CONNECTION_ERRORS, Connection, Place, check_schema, connect
 from .errors import ConfigurationError
@@ -26,6 +25,7 @@ from .history import HistoryWatch
 from .listener import Listener, State, check_delivery
 from .metrics import WorkerMetrics
 from .notifications import CANCEL_CHANNEL, QUEUE_CHANNEL
+from .notifier import Notifier
 from .outbox import Lost, Outbox
 from .outcome import Outcome
 from .pace import Pace
@@ -33,24 +33,17 @@ from .queue_floor import SWEEP_SECONDS, QueueFloor
 from .reaper import Reaper, release
 from .run import Bounds, Run
 from .settings import Settings
-from .streams import Claim
+from .stream_queue import Claim
 from .tracing import Span
+from .witness import Beat, Witness
 from .workers import Owned
-from .writer import Notifier, Writer
+from .writer import Writer
 
 logger = logging.getLogger(__name__)
 
 PARTITIONS_SECONDS: Final = 3600
 # Between two claims, however many notifications say that a stream was queued: anybody may send them.
 CLAIM_PAUSE_SECONDS: Final = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """When this worker has raised its counter, by its own clock, and all workers' counters just before."""
-
-    at: float
-    counters: Mapping[UUID, int]
 
 
 class Worker:
@@ -69,7 +62,7 @@ class Worker:
             notifier=self._notifier,
             metrics=self.metrics,
             prepare=settings.prepare,
-            vouch=self._vouch,
+            vouch=lambda connection, left: self._witness.vouch(connection, left, self._worker_id),
         )
         self._reaper = Reaper(
             lease_seconds=settings.lease_seconds,
@@ -88,8 +81,10 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._asked_to_stop: set[UUID] = set()  # by notifications, which the rows must confirm
-        self._history = HistoryWatch()
-        self._beats: dict[str, Beat] = {}  # the last one in each history
+        self._watch = HistoryWatch(self._on_new_history)
+        self._witness = Witness(
+            lease_seconds=settings.lease_seconds, heartbeat_seconds=settings.worker_heartbeat_seconds
+        )
         self._worker_id: UUID | None = None
         self._place: Place | None = None  # of this worker's row
         self._queue = QueueFloor()  # of the streams that this worker can serve
@@ -200,20 +195,24 @@ class Worker:
         await self._hand_over(connection)
 
     async def _beat(self, connection: Connection) -> None:
-        """Raise the counter, hear what to cancel, hand back what is not running here, and watch the others."""
-        counters = await self._look(connection)
-        beat_at = time.monotonic()
+        """Raise the counter, or register where no row is left to raise it in; then do what comes with each beat."""
+        counters = await self._watch.look(connection)
+        beat = Beat(time.monotonic(), counters)
         place = None
         if self._worker_id is not None:
             place = await workers.heartbeat(connection, self._worker_id, self.metrics.tokens)
         if self._worker_id is None or place is None:
             await self._register(connection)
-            self._beats[self._history.history or ""] = Beat(beat_at, counters)
+            self._witness.note(self._watch.history or "", beat)
             return
-        self._beats[self._history.history or ""] = Beat(beat_at, counters)
+        self._witness.note(self._watch.history or "", beat)
         self._place = place
+        await self._look_after(connection, self._worker_id, counters)
+
+    async def _look_after(self, connection: Connection, worker_id: UUID, counters: Mapping[UUID, int]) -> None:
+        """Hear what to cancel, hand back what is not running here, keep to the limits of time, and watch the others."""
         trust_watched = self._reaper.steady_seconds() > self._unwatched_after_seconds
-        for item in await self._owned(connection, self._worker_id):
+        for item in await self._owned(connection, worker_id):
             run = self._runs.get(item.fence.stream_id)
             if run is None:
                 # The reply to a claim was lost, or to the flush of a terminal event whose row somebody else must close.
@@ -227,7 +226,7 @@ class Worker:
                 max_duration=self._settings.max_duration_seconds, idle_timeout=self._settings.idle_timeout_seconds
             )
         await self._create_partitions(connection)
-        await self._reaper.look(connection, self._worker_id, counters)
+        await self._reaper.look(connection, worker_id, counters)
         await self._end_overdue(connection, unwatched=trust_watched)
 
     async def _owned(self, connection: Connection, worker_id: UUID) -> list[Owned]:
@@ -242,47 +241,22 @@ class Worker:
         if not self._overdue_pace.due:
             return
         with self._overdue_pace.timed():
-            await self._whole_queue.look(lambda since: streams.first_queued(connection, since))
-            found = await streams.overdue(
+            await self._whole_queue.look(lambda since: stream_queue.first_queued(connection, since))
+            found = await stream_queue.overdue(
                 connection,
                 self._settings.queue_timeout_seconds,
                 unwatched=unwatched,
                 since=self._whole_queue.since,
             )
-        for outcome in await streams.end_overdue(connection, found):
+        for outcome in await stream_queue.end_overdue(connection, found):
             self._count_end(outcome)
 
-    async def _look(self, connection: Connection) -> Mapping[UUID, int]:
-        """Look at the database's history, and compare the log where it is another one; return all counters."""
-        before = self._history.history
-        counters = await self._history.look(connection)
-        if before not in {None, self._history.history}:
-            logger.error("The database is of another history than before: it was restored, or a standby was promoted.")
-            self._writer.doubt()
-            self._notifier.renew_seals()
-            self._queue.forget()
-            self._whole_queue.forget()
-        return counters
-
-    async def _vouch(self, connection: Connection, history: str) -> bool:
-        """Return whether nobody took this worker's streams before the database left a history.
-
-        Others wait for a whole lease after its last beat, and go on beating meanwhile. What they did in the end may be
-        lost, their claims included, but clients have seen what they wrote. So where the others have gone on for half a
-        lease without this worker, it may be that one of them had its streams.
-        """
-        last = self._beats.get(history)
-        if last is None:
-            return False
-        if time.monotonic() - last.at < self._settings.lease_seconds:
-            return True
-        beats = self._settings.lease_seconds / self._settings.worker_heartbeat_seconds / 2
-        counters = await workers.counters(connection)
-        return all(
-            counter - last.counters.get(worker_id, 0) < beats
-            for worker_id, counter in counters.items()
-            if worker_id != self._worker_id
-        )
+    def _on_new_history(self) -> None:
+        """Compare the log before anything is written, and look at the whole queue again."""
+        self._writer.doubt()
+        self._notifier.renew_seals()
+        self._queue.forget()
+        self._whole_queue.forget()
 
     async def _create_partitions(self, connection: Connection) -> None:
         """Have the partitions of the coming days at hand, hour by hour."""
@@ -320,8 +294,8 @@ class Worker:
             return
         generators = list(self._generators)
         if self._queue.due:
-            await self._queue.look(lambda since: streams.first_queued(connection, since, generators))
-        claims = await streams.claim(
+            await self._queue.look(lambda since: stream_queue.first_queued(connection, since, generators))
+        claims = await stream_queue.claim(
             connection, self._worker_id, generators, free, place=self._place, since=self._queue.since
         )
         for item in claims:
@@ -346,6 +320,7 @@ class Worker:
             max_events=self._settings.buffer_events,
             may_reset=claim.on_worker_lost == "retry",
             claim_token=claim.claim_token,
+            history=claim.history,
         )
         run = Run(claim, self._generators[claim.generator], outbox, self._bounds, self.metrics)
         self._runs[claim.stream_id] = run

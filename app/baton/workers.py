@@ -115,10 +115,10 @@ async def heartbeat(connection: Connection, worker_id: UUID, tokens: int = 0) ->
 
 
 async def owned(connection: Connection, worker_id: UUID, among: Sequence[UUID] | None = None) -> list[Owned]:
-    """Return the streams that the worker owns: those among some, by their key, or all.
+    """Return the streams that the worker owns: all, or those of the ids `among`, which are looked up by their key.
 
-    All are read from an index that keeps an entry for each stream that the worker has run while an old snapshot is
-    open.
+    All are read from an index that, while an old snapshot is open, keeps an entry for each stream that the worker has
+    run since. So that read may be slow.
     """
     if among is None:
         rows = await connection.fetch(_OWNED, worker_id)

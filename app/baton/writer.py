@@ -1,33 +1,33 @@
-"""A worker's way into the log: group commit of all its streams, then the notifications.
+"""A worker's way into the log: group commit of all its streams.
 
-One connection appends, in one statement for all streams that have something; a second sends the notifications of what
-was committed, so that the next flush does not wait for them. The next flush starts when the last has committed and the
-window has passed. A stream's first event and its terminal event do not wait for the window: such a flush carries only
-the streams in that hurry, and comes no sooner than 5 ms after the last.
+One connection appends, in one statement for all streams that have something. What was committed is announced over
+another one (`notifier`), so that the next flush does not wait for it. The next flush starts when the last has committed
+and the window has passed. A stream's first event and its terminal event do not wait for the window: such a flush
+carries only the streams in that hurry, and comes no sooner than 5 ms after the last.
 
 What always holds: a batch is announced only after its commit; a flush whose outcome is unknown is repeated with the
 same boundaries until the outcome is known; nothing is written to a database that may have gone back in time before its
-log was compared with what was written. In a new history it goes on with a stream only where it knows that nobody else
-can have written to that in the old one.
+log was compared with what was written. In a new history the writer continues a stream only if nobody else can have
+written to it in the old one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final
 from uuid import UUID
 
 import asyncpg
 
-from . import history, log, notifications, seals, streams
+from . import history, log, streams
 from .backoff import Backoff
 from .database import CONNECTION_ERRORS, Connection, connect
 from .errors import ConfigurationError
 from .log import Append
 from .metrics import WorkerMetrics
+from .notifier import Notifier
 from .outbox import Lost, Outbox
 
 logger = logging.getLogger(__name__)
@@ -312,19 +312,24 @@ class Writer:
         """End the streams whose log is shorter than it was: a failover has lost what clients may have seen.
 
         The others move to the history that the database is in now, unless somebody else may have written to them in
-        the part that is lost.
+        the part that is lost. Those that were claimed in this history have nothing to do with that.
         """
         self._doubtful = False  # an error closes the connection, and the next one is in doubt again
         before, self._history = self._history, await history.read(connection)
         if not self._open:
             return
-        moved = before not in {None, self._history}
-        vouched = before is None or before == self._history or await self._vouch(connection, before)
+        vouched = {
+            left: left is None or left == self._history or await self._vouch(connection, left)
+            for left in {outbox.history or before for outbox in self._open.values()}
+        }
         tails = await log.tails(connection, list(self._open))
         for outbox in list(self._open.values()):
             found = tails.get(outbox.stream_id)
+            left = outbox.history or before
+            # One that was added while this waited is of the present history, or has the next append refused.
             if found is None or outbox.closed.is_set():
                 continue
+            outbox.history = self._history
             if found.seq < outbox.tail:
                 logger.error(
                     "The log of stream %s went back from %d to %d.",
@@ -334,14 +339,14 @@ class Writer:
                     extra=_of(outbox),
                 )
                 outbox.end_with(Lost.REWOUND, found.seq)
-            elif moved and not vouched:
+            elif not vouched[left]:
                 logger.error(
                     "Stream %s may have been another worker's when the database failed over.",
                     outbox.stream_id,
                     extra=_of(outbox),
                 )
                 outbox.end_with(Lost.REWOUND, found.seq)
-            elif moved:
+            elif left not in {None, self._history}:
                 self._to_adopt.add(outbox)
 
     async def _adopt(self, connection: Connection) -> None:
@@ -355,64 +360,6 @@ class Writer:
 
 class _HistoryChanged(Exception):
     """The database is of another history than the one in which the log was compared."""
-
-
-class Notifier:
-    """Announces to pods what was appended. What cannot be sent is dropped, and found by polling."""
-
-    MAX_WAITING: Final = 10_000
-
-    def __init__(self, dsn: str, *, with_events: bool, metrics: WorkerMetrics, prepare: bool = True) -> None:
-        self._dsn = dsn
-        self._prepare = prepare
-        self._with_events = with_events
-        self._metrics = metrics
-        self._waiting: list[Append] = []
-        self._committed_at = 0.0  # when the first of these was
-        self._wake = asyncio.Event()
-        self._seals_due_at = 0.0
-
-    def announce(self, appends: Sequence[Append]) -> None:
-        """Queue the announcement of batches that were committed."""
-        if not self._waiting:
-            self._committed_at = time.time()
-        if len(self._waiting) < self.MAX_WAITING:
-            self._waiting.extend(appends)
-            self._wake.set()
-
-    def renew_seals(self) -> None:
-        """Read the keys and the history again before anything else is sent."""
-        self._seals_due_at = 0.0
-
-    async def run(self) -> None:
-        """Send until cancelled, with a new connection whenever one is lost."""
-        backoff = Backoff()
-        while True:
-            try:
-                await self._send_all(backoff)
-            except (*CONNECTION_ERRORS, asyncpg.PostgresError, ConfigurationError) as error:
-                logger.warning("Notifications are not being sent: %r", error)
-                await backoff.sleep()
-
-    async def _send_all(self, backoff: Backoff) -> None:
-        connection = await connect(self._dsn, name="baton worker notify", prepare=self._prepare)
-        self.renew_seals()
-        sealing = seals.NONE
-        try:
-            await log.free_queue(connection)
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                if time.monotonic() >= self._seals_due_at:
-                    self._seals_due_at = time.monotonic() + seals.REREAD_SECONDS
-                    sealing = await seals.read(connection, await history.read(connection))
-                appends, self._waiting = self._waiting, []
-                payloads = notifications.pack(appends, self._committed_at, sealing, with_events=self._with_events)
-                await log.notify(connection, notifications.EVENTS_CHANNEL, payloads)
-                self._metrics.notifications += len(payloads)
-                backoff.reset()
-        finally:
-            connection.terminate()
 
 
 def _of(outbox: Outbox) -> dict[str, str]:

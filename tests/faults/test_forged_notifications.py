@@ -25,7 +25,7 @@ from tests.faults.watchers import Script, Watcher
 from tests.logbook import until
 from tests.roles import PASSWORD, as_role
 
-from baton import history, log, notifications, seals, streams, workers
+from baton import history, log, notifications, seals, stream_queue, streams, workers
 from baton.database import Connection
 from baton.log import Append
 from baton.notifications import CANCEL_CHANNEL, EVENTS_CHANNEL, KILL_CHANNEL, QUEUE_CHANNEL
@@ -168,7 +168,8 @@ STEPS: st.SearchStrategy[Step] = st.tuples(
 async def stage(cluster: Cluster, *, payloads: bool) -> AsyncIterator[Play]:
     script = Script()
     pods = [await cluster.pod(notify_payloads=payloads, demo=True) for _ in range(2)]
-    await cluster.worker({"replay": script}, notify_payloads=payloads, worker_concurrency=50)
+    # Its lease is longer than the test, so that it does not bury the worker that never beats.
+    await cluster.worker({"replay": script}, notify_payloads=payloads, worker_concurrency=50, lease_seconds=600)
     # Somebody offers it, so that pods accept it, and has no slot free.
     await cluster.pool.execute("INSERT INTO baton.worker (name, generators, concurrency) VALUES ('busy', '{later}', 1)")
     async with Stranger.connected(cluster.dsn) as stranger:
@@ -226,7 +227,7 @@ async def test_what_a_flood_of_forged_notifications_costs_is_bounded(
 
     async with stage(cluster, payloads=True) as play:
         await play.begin()
-        for module, name in ((log, "tails"), (streams, "claim"), (workers, "cancelled"), (seals, "read")):
+        for module, name in ((log, "tails"), (stream_queue, "claim"), (workers, "cancelled"), (seals, "read")):
             monkeypatch.setattr(module, name, counted(getattr(module, name)))
         reads = sum(pod.metric("baton_log_reads_total") for pod in play.pods)
         began, sent = time.monotonic(), 0

@@ -209,9 +209,9 @@ async def _look_around(pod: Pod, tenant: str) -> Surroundings:
 async def _look_at_streams(pod: Pod, caller: Principal, wanted: ListStreams, errors_page: str) -> ConsolePage:
     first, last = _between(wanted)
     statuses = None if wanted.status is None else sorted(streams.LIVE) if wanted.status == "live" else [wanted.status]
-    alike = Wanted(caller.tenant, first, last, statuses)
+    selection = Wanted(caller.tenant, first, last, statuses)
     async with translated(), pod.pool.acquire() as connection:
-        found = await streams.find(connection, alike, STREAMS_PER_PAGE)
+        found = await streams.find(connection, selection, STREAMS_PER_PAGE)
         pod.reads.charge_rows(caller.tenant, caller.name, found.looked_at)
         ids = [stream.id for stream in found.streams]
         tails = await log.tails(connection, ids)

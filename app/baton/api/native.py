@@ -132,14 +132,14 @@ async def find_streams(request: Request) -> Answer:
     wanted = validated(FindStreams, query)
     principal = principal_of(request)
     principal.require_tenant()
-    alike = Wanted(
+    selection = Wanted(
         principal.tenant,
         last=streams.LAST if wanted.before is None else streams.below(wanted.before),
         statuses=None if wanted.status is None else [wanted.status],
         metadata=metadata_alternatives(metadata),
     )
     async with translated(), pod_of(request).pool.acquire() as connection:
-        page = await streams.find(connection, alike, wanted.limit)
+        page = await streams.find(connection, selection, wanted.limit)
     charge_rows(request, page.looked_at)
     following = None
     if page.before is not None:

@@ -1,6 +1,6 @@
 """Chaos' own Postgres, whose place an asynchronous standby can take, with the loss of what it had not received.
 
-Whoever is to follow the change reaches the server through a proxy that is registered here.
+Processes that are to follow the change reach the server through proxies that are registered here.
 """
 
 from __future__ import annotations

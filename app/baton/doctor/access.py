@@ -7,12 +7,11 @@ from typing import Final
 
 from ..auth import keys
 from ..grants import BY_PUBLIC_ONLY
-from .finding import Case, Finding, amount, ok, warning
+from .finding import Case, Finding, amount, listed, ok, warning
 
 _MAY_LOOK: Final = "SELECT has_table_privilege('baton.api_key', 'SELECT')"
 
 _PUBLIC: Final = "SELECT has_database_privilege('public', current_database(), 'CONNECT')"
-_FEW: Final = 3
 
 
 async def access(case: Case) -> AsyncIterator[Finding]:
@@ -48,11 +47,10 @@ async def public(case: Case) -> AsyncIterator[Finding]:
     if not others:
         yield ok("connect", "Any role can connect to this database, and there is none but Baton's and superusers.")
         return
-    more = f" and {len(others) - _FEW} more" if len(others) > _FEW else ""
     hears = "hear the text of streams" if case.settings.notify_payloads else "hear the ids of streams"
     yield warning(
         "connect_public",
-        f"Any role can connect to this database, such as {', '.join(others[:_FEW])}{more}. It can {hears} with LISTEN, "
+        f"Any role can connect to this database, such as {listed(others)}. It can {hears} with LISTEN, "
         "and make pods and workers look for what is not there with NOTIFY, which costs time.",
         "Run the SQL of `baton grants --revoke-connect`, which first lists roles that would be locked out.",
     )

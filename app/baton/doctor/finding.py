@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from time import time
@@ -65,7 +65,7 @@ class Thresholds:
     queued_seconds: float = 30
     dead_rows: int = 50_000
     partitions: int = round(0.9 * MOST)
-    # So many of them are to fit in at once: a migration, a dump, and people's reports.
+    # As many must fit in at once: a migration, a dump, and people's reports.
     whole_log_statements: int = 4
     clock_seconds: float = 1
     retained_wal_bytes: int = 1 << 30
@@ -94,6 +94,7 @@ class Case:
 
 Check: TypeAlias = Callable[[Case], AsyncIterator[Finding]]
 
+_FEW: Final = 3
 _UNITS: Final = ((86_400, "days"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -103,6 +104,12 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.1f} s"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Name the first three, and say how many more there are."""
+    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
+    return ", ".join(names[:_FEW]) + more
 
 
 def amount(count: int, noun: str) -> str:

@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 
 from ..database import Connection
 from ..grants import GRANTS, Grant
-from .finding import Case, Finding, amount, error, ok, warning
+from .finding import Case, Finding, amount, error, listed, ok, warning
 
 # What, on which table or function, and on which column of it.
 Right: TypeAlias = tuple[str, str, str | None]
@@ -121,5 +121,4 @@ def _described(rights: Set[Right], existing: Set[Right]) -> str:
         f"{what} ({', '.join(some)})" if len(some) < every[what] and len(some) <= _FEW else what
         for what, some in columns.items()
     ]
-    more = f" and {len(named) - _FEW} more" if len(named) > _FEW else ""
-    return ", ".join(named[:_FEW]) + more
+    return listed(named)

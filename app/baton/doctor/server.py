@@ -8,7 +8,7 @@ from typing import Final
 
 from ..database import Connection, connect
 from ..errors import DatabaseUnreachable
-from .finding import Case, Finding, amount, duration, error, ok, warning
+from .finding import Case, Finding, amount, duration, error, listed, ok, warning
 
 OLDEST_VERSION: Final = 15
 NEWEST_VERSION: Final = 18
@@ -19,7 +19,6 @@ WORKER_CONNECTIONS: Final = 4
 _OLD_ID: Final = 1_500_000_000
 _SHORT_STATEMENT_MILLISECONDS: Final = 2000
 _CROWDED: Final = 0.8
-_FEW: Final = 3
 
 _CONNECTIONS: Final = """
 SELECT current_setting('max_connections')::integer AS most,
@@ -166,22 +165,17 @@ async def _standbys(case: Case, synchronous_commit: str) -> AsyncIterator[Findin
     elif others and not synchronous:
         yield warning(
             "standbys_asynchronous",
-            f"No standby is synchronous; asynchronous: {_listed(others)}. A failover to one may lose the last events "
+            f"No standby is synchronous; asynchronous: {listed(others)}. A failover to one may lose the last events "
             "that viewers have seen; those streams then end as log_rewound.",
             "Name it in synchronous_standby_names if a failover may promote it, or accept this: see docs/failover.md.",
         )
     elif rows and synchronous_commit not in _WAITING and synchronous_commit != "off":
         yield warning(
             "synchronous_commit_local",
-            f"synchronous_commit is {synchronous_commit}: commits do not wait for {_listed(synchronous)}. A failover "
+            f"synchronous_commit is {synchronous_commit}: commits do not wait for {listed(synchronous)}. A failover "
             "may lose the last events that viewers have seen.",
             "Reset it for the roles that pods and workers connect as (ALTER ROLE … RESET synchronous_commit).",
         )
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
-    return ", ".join(sorted(names)[:_FEW]) + more
 
 
 async def logged_texts(case: Case) -> AsyncIterator[Finding]:
