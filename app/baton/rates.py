@@ -77,7 +77,8 @@ async def take_in(connection: Connection, tenant: str, caller: str, rate: Rate) 
     """Do the same over a connection."""
     arguments = tenant, caller, 1 / rate.per_second, rate.burst
     row = await connection.fetchrow(_TAKE, *arguments)
-    if row is None:
+    # One that is refused for no time has seen a bucket that was deleted meanwhile, since it was full.
+    if row is None or not (row["taken"] or row["wait"] > 0):
         async with connection.transaction():
             await connection.execute(_ONE_BY_ONE, tenant, caller)
             row = await connection.fetchrow(_TAKE, *arguments)
