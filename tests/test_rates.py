@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from tests.logbook import connected
+from tests.logbook import connected, until
 from tests.past import maintained
 
 from baton import rates
@@ -86,14 +86,17 @@ async def test_full_buckets_are_deleted_by_maintenance_and_others_stay(opened: P
 
 async def test_a_bucket_that_is_deleted_meanwhile_refuses_nobody(opened: Pool, dsn: str) -> None:
     async with connected(dsn) as connection, connected(dsn) as watcher:
+
+        async def all_wait() -> bool:
+            here = "datname = current_database() AND wait_event_type = 'Lock'"
+            return bool(await watcher.fetchval(f"SELECT count(*) = 5 FROM pg_stat_activity WHERE {here}"))
+
         assert await taken(opened, 1) == 1
         await later(connection, 1000)
         async with connection.transaction():
             await rates.delete_full(connection)
             taking = asyncio.create_task(taken(opened, 5))
-            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-            while await watcher.fetchval(waiting) < 5:
-                await asyncio.sleep(0.01)
+            await until(all_wait)
         assert await taking == 5
         assert await connection.fetchval("SELECT count(*) FROM baton.token_bucket") == 1
 

@@ -274,6 +274,8 @@ class Pod:
 
     def _on_new_history(self) -> None:
         self.relays.doubt_all()
+        # What was counted, and the transaction ids by which it is compared, may have gone back too.
+        self.live_counts = LiveCounts()
 
     def _on_listener_state(self, state: State) -> None:
         self.metrics.listening = state is State.LISTENING

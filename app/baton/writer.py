@@ -316,19 +316,20 @@ class Writer:
         """
         self._doubtful = False  # an error closes the connection, and the next one is in doubt again
         before, self._history = self._history, await history.read(connection)
-        if not self._open:
+        # One that is added while this waits is of the present history, or has its claim refused by the next append.
+        compared = list(self._open.values())
+        if not compared:
             return
         vouched = {
             left: left is None or left == self._history or await self._vouch(connection, left)
-            for left in {outbox.history or before for outbox in self._open.values()}
+            for left in {outbox.history or before for outbox in compared}
         }
-        tails = await log.tails(connection, list(self._open))
-        for outbox in list(self._open.values()):
+        tails = await log.tails(connection, [outbox.stream_id for outbox in compared])
+        for outbox in compared:
             found = tails.get(outbox.stream_id)
-            left = outbox.history or before
-            # One that was added while this waited is of the present history, or has the next append refused.
             if found is None or outbox.closed.is_set():
                 continue
+            left = outbox.history or before
             outbox.history = self._history
             if found.seq < outbox.tail:
                 logger.error(
