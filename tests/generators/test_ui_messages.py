@@ -114,7 +114,55 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
     "an answer that was stopped in mid-call": (
         "assistant",
         [text("Let me"), tool("c", "input-streaming", input={})],
-        [{"role": "assistant", "content": "Let me"}],
+        [
+            {"role": "assistant", "content": "Let me", "tool_calls": [calling("c", "{}")]},
+            {"role": "tool", "tool_call_id": "c", "content": "Error: this call was broken off."},
+        ],
+    ),
+    "calls without a result, each for its reason": (
+        "assistant",
+        [
+            tool("a", "input-available", input={"x": 1}),
+            tool("b", "approval-requested", input={}, approval={"id": "1"}),
+            tool("c", "approval-responded", input={}, approval={"id": "2", "approved": True}),
+            tool("d", "approval-responded", input={}, approval={"id": "3", "approved": False}),
+            tool("e", "output-denied", input={}, approval={"id": "4", "approved": False, "reason": "not today"}),
+        ],
+        [
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [calling("a", '{"x":1}'), *(calling(name, "{}") for name in "bcde")],
+            },
+            *(
+                {"role": "tool", "tool_call_id": name, "content": f"Error: {sentence}"}
+                for name, sentence in (
+                    ("a", "this call has no result."),
+                    ("b", "the user has neither allowed nor refused this call."),
+                    ("c", "the user allowed this call, but it has no result."),
+                    ("d", "the user did not allow this call."),
+                    ("e", "the user did not allow this call: not today"),
+                )
+            ),
+        ],
+    ),
+    "a tool that the generator ran": (
+        "assistant",
+        [tool("c", "output-available", output="dry", providerExecuted=True), {"type": "step-start"}, text("Dry.")],
+        [
+            {"role": "assistant", "content": None, "tool_calls": [calling("c", "{}")]},
+            {"role": "tool", "tool_call_id": "c", "content": "dry"},
+            {"role": "assistant", "content": "Dry."},
+        ],
+    ),
+    "what the user said in mid-answer": (
+        "assistant",
+        [text("a"), {"type": "steering-message", "id": "s", "parts": [text("Shorter!")]}, text("b")],
+        [
+            {"role": "assistant", "content": "a"},
+            {"role": "user", "content": "Shorter!"},
+            {"role": "assistant", "content": "b"},
+        ],
     ),
     "an answer that was stopped before it began": ("assistant", [{"type": "step-start"}], []),
     "an answer without a word": ("assistant", [{"type": "step-start"}, text("")], []),
@@ -138,6 +186,10 @@ def test_a_ui_message_becomes_chat_messages(
         ({"type": "tool-f", "toolCallId": 7, "state": "output-available"}, "needs 'toolCallId'"),
         ({"type": "tool-f", "toolCallId": "c", "state": "output-error"}, "needs 'errorText'"),
         ({"type": "hologram"}, "a part of the type 'hologram'"),
+        ({"type": "custom", "kind": "a.b"}, "a part of the type 'custom'"),
+        ({"type": "reasoning-file", "mediaType": "image/png", "url": PIXEL}, "a part of the type 'reasoning-file'"),
+        ({"type": "tool-f", "toolCallId": "c", "state": "new"}, "a tool call in the state 'new'"),
+        ({"type": "tool-f", "toolCallId": "c"}, "a tool call in the state None"),
         ({}, "a part of the type None"),
     ],
 )
