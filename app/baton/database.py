@@ -18,7 +18,7 @@ from asyncpg.pool import PoolConnectionProxy
 from .errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, Unavailable
 
 # The revision of the schema that this code works with; a test holds it equal to the head of `migrations/`.
-REVISION: Final = "0015"
+REVISION: Final = "0016"
 
 # What a database in trouble says over a connection that works: its user or name is gone, a failover left us on a server
 # that only reads, or the log has no partition for today.

@@ -27,16 +27,16 @@ _COLUMNS = """id, tenant, generator, metadata, status, epoch, unwatched_timeout,
     finished_at, cancel_requested_at, finish_reason, error_code, error_message, usage, tokens,
     time_to_first_token_seconds, duration_seconds, traceparent, claim_token"""
 
-# A row if there are fewer than $11 streams of the tenant that have not ended, and in any case how many: $12 at most.
+# A row if there are fewer than $12 streams of the tenant that have not ended, and in any case how many: $13 at most.
 _INSERT = f"""
 WITH live AS (
     SELECT count(*) AS live FROM (
-        SELECT FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') LIMIT $12
+        SELECT FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') LIMIT $13
     ) AS found
 ), made AS (
     INSERT INTO baton.stream (tenant, generator, input, metadata, on_worker_lost, max_duration, idle_timeout,
-                              queue_timeout, unwatched_timeout, traceparent)
-    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10 FROM live WHERE live < $11::bigint
+                              queue_timeout, unwatched_timeout, traceparent, continuation)
+    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11 FROM live WHERE live < $12::bigint
     RETURNING {_COLUMNS}
 )
 SELECT live, made.* FROM live LEFT JOIN made ON true
@@ -60,6 +60,7 @@ _KEY = "SELECT stream_id, request_hash FROM baton.idempotency_key WHERE tenant =
 _GET = f"SELECT {_COLUMNS} FROM baton.stream WHERE id = $1"  # noqa: S608
 
 _INPUT = "SELECT input FROM baton.stream WHERE id = $1"
+_CONTINUATION = "SELECT continuation FROM baton.stream WHERE id = $1"
 
 # One plan for all arguments would walk through all streams of a tenant to find the one with that metadata, or through
 # those of all tenants to find the few of one.
@@ -121,7 +122,7 @@ RETURNING s.id, s.epoch, s.attempts, s.on_worker_lost, s.generator, s.input, s.m
           s.cancel_requested_at IS NOT NULL AS cancelled, s.max_duration, s.idle_timeout,
           extract(epoch FROM clock_timestamp() - s.started_at)::double precision AS elapsed,
           extract(epoch FROM s.started_at - s.created_at)::double precision AS queued,
-          s.tenant, s.traceparent, s.claim_token,
+          s.tenant, s.traceparent, s.claim_token, s.continuation,
           coalesce(s.history <> baton.current_history(), false) AS rewound
 """
 
@@ -261,7 +262,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class NewStream:
-    """What a stream is created from. `input` is any JSON; `metadata` maps names to strings, numbers or booleans."""
+    """What a stream is created from. `input` is any JSON; `metadata` maps names to strings, numbers or booleans.
+
+    `continuation` is what the stream continues: `message`, of an AI SDK's page, and `approvals`, of tool calls.
+    """
 
     generator: str
     input: Any
@@ -270,6 +274,7 @@ class NewStream:
     tenant: str = ""
     limits: Limits = Limits()
     traceparent: str | None = None
+    continuation: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +306,7 @@ class Claim:
     traceparent: str | None = None
     claim_token: UUID | None = None
     rewound: bool = False  # it is of an older history of the database, and must not be generated
+    approvals: Sequence[Mapping[str, Any]] = ()  # fields of `generators.Approval`
 
     @property
     def fence(self) -> Fence:
@@ -345,6 +351,11 @@ async def read_input(pool: Pool, stream_id: UUID) -> Any:
     """Read what a stream was created from; None where there is no such stream."""
     content = await pool.fetchval(_INPUT, stream_id)
     return None if content is None else orjson.loads(content)
+
+
+async def read_continuation(pool: Pool, stream_id: UUID) -> dict[str, Any]:
+    """Read what a stream continues; an empty object where it continues nothing, or is gone."""
+    return _continuation(await pool.fetchval(_CONTINUATION, stream_id))
 
 
 async def find(
@@ -414,6 +425,7 @@ async def claim(connection: Connection, worker_id: UUID, generators: Sequence[st
             row["traceparent"],
             row["claim_token"],
             row["rewound"],
+            _continuation(row["continuation"]).get("approvals", ()),
         )
         for row in await connection.fetch(_CLAIM, worker_id, generators, limit)
     ]
@@ -551,6 +563,11 @@ class _KeyTaken(Exception):
         self.key = key
 
 
+def _continuation(content: bytes | None) -> dict[str, Any]:
+    found: dict[str, Any] = {} if content is None else orjson.loads(content)
+    return found
+
+
 async def _insert(connection: Connection, new: NewStream, key: IdempotencyKey | None, max_live: int | None) -> Stream:
     columns = (
         new.tenant,
@@ -563,6 +580,7 @@ async def _insert(connection: Connection, new: NewStream, key: IdempotencyKey | 
         new.limits.queue_timeout,
         new.limits.unwatched_timeout,
         new.traceparent,
+        None if new.continuation is None else orjson.dumps(new.continuation),
     )
     row = await _insert_below(connection, columns, max_live)
     if key is not None and not await _take_key(connection, new.tenant, key, row["id"]):

@@ -2,11 +2,15 @@
 
 A chat is the id that the page gave it, kept in the metadata of its streams; of these the newest counts. A run is one
 stream: `WorkflowChatTransport` is told its id when it sends, and asks for the rest of it where it would for a chat's.
+
+A request whose last message is the assistant's has that message continued. It is stored with the stream, as the page
+sent it: a run is followed by a client that has the message, a chat by one that may have lost it, and replays it.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final, Literal
 from uuid import UUID
 
@@ -19,14 +23,16 @@ from typing_extensions import TypedDict
 from .. import log, streams
 from ..database import translated
 from ..dialects import aisdk
-from ..dialects.dialect import Reader
+from ..dialects.aisdk_message import Earlier
+from ..dialects.dialect import Encoded, Reader
 from ..errors import GenerationError, InvalidRequest
 from ..events import MAX_SEQ, Status
 from ..generators import conversation
 from ..models import CreateStream, Items, Name, Text, storable, validated
 from ..pod import Pod
 from ..streams import Stream
-from . import actions
+from . import actions, approvals
+from .approvals import Answered
 from .following import follow_frames, require_followable
 from .request import (
     Answer,
@@ -50,8 +56,10 @@ class UIMessage(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
+    id: Any = None
     role: Literal["system", "user", "assistant"]
     parts: Items[dict[str, Any]]
+    metadata: Any = None
 
 
 class SendMessages(BaseModel):
@@ -83,17 +91,22 @@ async def send_messages(request: Request) -> Answer:
     require_followable(request)
     body = await read_body(request)
     sent = validated(SendMessages, parse_json(body))
+    answers = await approvals.answered(request, sent.id, _last_parts(sent))
+    approvals.require_taker(pod_of(request).settings, sent.model, answers)
+    approved = [answer for answer in answers if answer.approved]
     wanted = validated(
         CreateStream,
         {
             "generator": sent.model,
-            "input": {"messages": _chat_messages(sent.messages), **(sent.model_extra or {})},
+            "input": {"messages": _chat_messages(sent.messages, approved), **(sent.model_extra or {})},
             "metadata": {} if sent.id is None else {"chat": sent.id},
         },
     )
+    continuation = _continuation(sent, approved)
     # The protocol cannot say that an answer begins again.
-    stream, _ = await actions.create(request, actions.new_stream(request, wanted, on_worker_lost="fail"), body)
-    return await _follow(request, stream, 0)
+    new = actions.new_stream(request, wanted, on_worker_lost="fail", continuation=continuation)
+    stream, _ = await actions.create(request, new, body, approvals.key_of(request, answers))
+    return await _follow(request, stream, 0, continued=continuation is not None)
 
 
 async def resume(request: Request) -> Answer:
@@ -107,7 +120,7 @@ async def resume(request: Request) -> Answer:
         stream = await _stream_of(request, chat)
     if stream is None or (stream.ended and raw is None and not _RUN.fullmatch(chat)):
         return Response(status_code=204, headers=common_headers(request))
-    return await _follow(request, stream, _start_index(raw))
+    return await _follow(request, stream, _start_index(raw), replay=not _RUN.fullmatch(chat))
 
 
 async def stop(request: Request) -> Answer:
@@ -129,12 +142,45 @@ ROUTES = [
 ]
 
 
-def _chat_messages(messages: list[UIMessage]) -> list[dict[str, Any]]:
+def _chat_messages(messages: list[UIMessage], approved: Sequence[Answered]) -> list[dict[str, Any]]:
     """Convert them here, so that a generator gets one form from all clients."""
+    allowed = {answer.call_id for answer in approved}
     try:
-        return conversation.messages([message.model_dump() for message in messages])
+        found = [conversation.messages([_role_and_parts(message)]) for message in messages[:-1]]
+        found += [conversation.messages([_role_and_parts(message)], allowed=allowed) for message in messages[-1:]]
     except GenerationError as error:
         raise InvalidRequest(error.message) from None
+    return [message for some in found for message in some]
+
+
+def _role_and_parts(message: UIMessage) -> dict[str, Any]:
+    return {"role": message.role, "parts": message.parts}
+
+
+def _last_parts(sent: SendMessages) -> list[dict[str, Any]]:
+    """Return the parts of the message that is continued."""
+    last = sent.messages[-1] if sent.messages else None
+    return last.parts if last is not None and last.role == "assistant" else []
+
+
+def _continuation(sent: SendMessages, approved: Sequence[Answered]) -> dict[str, Any] | None:
+    """Return the message that the stream continues, and the calls that the user has allowed in it."""
+    last = sent.messages[-1] if sent.messages else None
+    if last is None or last.role != "assistant" or not isinstance(last.id, str) or not last.id:
+        return None
+    message = {"id": last.id, "parts": last.parts, "metadata": last.metadata}
+    try:
+        Earlier.of(message)
+    except GenerationError as error:
+        raise InvalidRequest(error.message) from None
+    return {"message": message, "approvals": [answer.as_approval() for answer in approved]}
+
+
+async def _earlier(request: Request, stream: Stream) -> Earlier | None:
+    """Return the message that a stream continues, if it does."""
+    async with translated():
+        message = (await streams.read_continuation(pod_of(request).pool, stream.id)).get("message")
+    return None if message is None else Earlier.of(message)
 
 
 async def _stream_of(request: Request, chat: str) -> Stream | None:
@@ -154,19 +200,23 @@ async def _newest(request: Request, chat: str) -> Stream | None:
     return newest[0]
 
 
-async def _follow(request: Request, stream: Stream, start_index: int) -> Answer:
+async def _follow(
+    request: Request, stream: Stream, start_index: int, *, replay: bool = False, continued: bool = True
+) -> Answer:
     headers = {"x-workflow-run-id": f"run_{stream.id.hex}"}
+    earlier = await _earlier(request, stream) if continued else None
     if start_index < 0:
-        chunks = await _count(pod_of(request), stream.id)
+        chunks = await _count(pod_of(request), aisdk.begin(stream.id, 0, earlier, replay=replay), stream.id)
         headers["x-workflow-stream-tail-index"] = str(chunks - 1)
         start_index = max(0, chunks + start_index)
-    opening = aisdk.begin(stream.id, start_index)
-    return await follow_frames(request, stream.id, aisdk.AI_SDK, opening, after=start_index, headers=headers)
+    opening = aisdk.begin(stream.id, start_index, earlier, replay=replay)
+    dialect = aisdk.REPLAY if replay and earlier is not None else aisdk.AI_SDK
+    return await follow_frames(request, stream.id, dialect, opening, after=start_index, headers=headers)
 
 
-async def _count(pod: Pod, stream_id: UUID) -> int:
+async def _count(pod: Pod, opening: Encoded[aisdk.State], stream_id: UUID) -> int:
     """Count a stream's chunks so far."""
-    reader = Reader(aisdk.AI_SDK, aisdk.begin(stream_id), MAX_SEQ)
+    reader = Reader(aisdk.AI_SDK, opening, MAX_SEQ)
     cursor = 0
     async with translated():
         while page := await log.read(pod.pool, stream_id, cursor):
