@@ -20,12 +20,20 @@ from .database import Connection, Pool
 
 _READ = "SELECT baton.current_history()"
 _BEGIN = "SELECT baton.begin_history($1, $2, $3)"
-_MARK = "UPDATE baton.history SET marker = encode(substring(uuid_send(gen_random_uuid()) FOR 4), 'hex')"
+# A dump may have been made without the row.
+_MARK = """
+INSERT INTO baton.history (marker) VALUES (encode(substring(uuid_send(gen_random_uuid()) FOR 4), 'hex'))
+ON CONFLICT (single) DO UPDATE SET marker = excluded.marker
+"""
 _LIVE = "SELECT count(*) FROM baton.stream WHERE status IN ('queued', 'running')"
 
 
 async def read(executor: Connection | Pool) -> str:
-    """Return the present history."""
+    """Return the present history.
+
+    Raises:
+        ObjectNotInPrerequisiteStateError: the server is a standby. Its log may lag, and proves nothing.
+    """
     history: str = await executor.fetchval(_READ)
     return history
 

@@ -166,7 +166,13 @@ async def _create(request: Request, new: NewStream, key: IdempotencyKey | None) 
     if sentence := await pod.missing_generator(new.generator):
         raise UnknownGenerator(sentence)
     try:
-        stream, created = await streams.create(pod.pool, new, key, max_live=pod.settings.max_tenant_streams)
+        stream, created = await streams.create(
+            pod.pool,
+            new,
+            key,
+            max_live=pod.settings.max_tenant_streams,
+            counts=pod.live_counts,
+        )
     except TooManyStreams:
         pod.metrics.rejected["tenant_streams"] += 1
         raise

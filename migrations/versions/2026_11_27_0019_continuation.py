@@ -1,7 +1,7 @@
 """What a stream continues: the message of the AI SDK's page that it adds to, and the tool calls that the user allowed.
 
-Revision: 0016
-Follows: 0015
+Revision: 0019
+Follows: 0018
 
 A nullable column without a default, so that no row is rewritten. It is JSON as bytes, as the input is.
 """
@@ -11,8 +11,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0016"
-down_revision = "0015"
+revision = "0019"
+down_revision = "0018"
 branch_labels = None
 depends_on = None
 
