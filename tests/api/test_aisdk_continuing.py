@@ -198,6 +198,15 @@ async def test_an_answer_to_what_nobody_asked_is_refused(
     assert await cluster.pool.fetchval("SELECT count(*) FROM baton.stream") == 1
 
 
+async def test_a_message_with_too_many_answers_is_refused(cluster: Cluster) -> None:
+    pod = await cluster.pod()
+    await cluster.worker({"asking": asking})
+    part = answered(await asked(cluster, pod), True)
+    body = sent(assistant(*[part] * 33), model="asking")
+    answer = await cluster.client.post(f"{pod.url}{CHAT}", json=body)
+    assert (answer.status_code, answer.json()["detail"]) == (400, "A message may hold 32 answered approvals at most.")
+
+
 async def test_an_answer_to_what_the_generator_did_not_ask_is_refused(cluster: Cluster) -> None:
     async def running(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         yield CALL

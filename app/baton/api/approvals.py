@@ -28,6 +28,8 @@ from ..streams import IdempotencyKey
 from . import actions
 from .request import found, pod_of
 
+# In a message. A log may have to be read for each.
+_MOST: Final = 32
 # No client can send a key that begins so.
 _KEY_PREFIX: Final = "\tapprovals "
 
@@ -61,17 +63,20 @@ async def answered(request: Request, chat: str | None, parts: Sequence[dict[str,
         InvalidRequest: an answer is malformed, or no stream of this chat asked for it.
         Unavailable: the log cannot be read.
     """
-    found_answers = []
-    for part in parts:
-        if part.get("state") == "approval-responded":
-            answer = await _answered(request, chat, part)
-            part["input"] = answer.arguments
-            if part.get("type") == "dynamic-tool":
-                part["toolName"] = answer.name
-            else:
-                part["type"] = f"tool-{answer.name}"
-            found_answers.append(answer)
-    return found_answers
+    responded = [part for part in parts if part.get("state") == "approval-responded"]
+    if len(responded) > _MOST:
+        raise InvalidRequest(f"A message may hold {_MOST} answered approvals at most.")
+    logs: dict[UUID, Snapshot | None] = {}
+    answers = []
+    for part in responded:
+        answer = await _answered(request, chat, part, logs)
+        part["input"] = answer.arguments
+        if part.get("type") == "dynamic-tool":
+            part["toolName"] = answer.name
+        else:
+            part["type"] = f"tool-{answer.name}"
+        answers.append(answer)
+    return answers
 
 
 def require_taker(settings: Settings, generator: str | None, answers: Sequence[Answered]) -> None:
@@ -96,26 +101,26 @@ def key_of(request: Request, answers: Sequence[Answered]) -> IdempotencyKey | No
     return IdempotencyKey(_KEY_PREFIX + name, hashlib.sha256(orjson.dumps(decided)).digest(), hours * 3600)
 
 
-async def _answered(request: Request, chat: str | None, part: Mapping[str, Any]) -> Answered:
+async def _answered(
+    request: Request, chat: str | None, part: Mapping[str, Any], logs: dict[UUID, Snapshot | None]
+) -> Answered:
     approval, call_id = part.get("approval"), part.get("toolCallId")
     if not isinstance(approval, dict) or not isinstance(call_id, str):
         raise InvalidRequest("A part in the state 'approval-responded' needs an approval and a toolCallId.")
     approval_id, approved, reason = approval.get("id"), approval.get("approved"), approval.get("reason")
     if not isinstance(approval_id, str) or not isinstance(approved, bool) or not isinstance(reason, str | None):
         raise InvalidRequest("An approval needs an id, and whether the call is approved.")
-    call = await _asked(request, chat, approval_id)
+    asked = asked_by(approval_id)
+    if asked is not None and asked[0] not in logs:
+        logs[asked[0]] = await _snapshot(request, chat, asked[0])
+    call = None if asked is None else _waiting(logs[asked[0]], asked[1])
     if call is None:
         raise InvalidRequest(f"No answer of this chat waits for the approval {approval_id!r:.120}.")
     return Answered(approval_id, call_id, approved, call["name"] or "", _arguments(call), reason)
 
 
-async def _asked(request: Request, chat: str | None, approval_id: str) -> ToolCall | None:
-    """Return the call that a stream of this chat asked about under that id."""
-    asked = asked_by(approval_id)
-    if asked is None:
-        return None
-    stream_id, call_id = asked
-    snapshot = await _snapshot(request, chat, stream_id)
+def _waiting(snapshot: Snapshot | None, call_id: str) -> ToolCall | None:
+    """Return a call that the user was asked about and that has no result; None if there is no such call."""
     if snapshot is None or call_id not in {event["id"] for event in snapshot.tool_approvals}:
         return None
     if call_id in {result["id"] for result in snapshot.tool_results}:
