@@ -11,6 +11,7 @@ from tests.dialects.wire import STREAM_ID as ID
 from tests.dialects.wire import batches, data, frames, sent
 
 from baton.dialects.aisdk import AI_SDK, RESET, begin
+from baton.events import Status
 from baton.log import Batch
 from baton.outcome import Outcome
 
@@ -70,12 +71,16 @@ def answered(call_id: str, value: Any) -> dict[str, Any]:
     return {"type": "tool-output-available", "toolCallId": call_id, "output": value}
 
 
+def finish(reason: str, status: Status) -> dict[str, Any]:
+    return {"type": "finish", "finishReason": reason, "messageMetadata": {"status": status}}
+
+
 def finished(reason: str = "stop") -> list[dict[str, Any]]:
-    return [{"type": "finish-step"}, {"type": "finish", "finishReason": reason}]
+    return [{"type": "finish-step"}, finish(reason, "completed")]
 
 
 def failed(message: str) -> list[dict[str, Any]]:
-    return [{"type": "error", "errorText": message}, {"type": "finish", "finishReason": "error"}]
+    return [{"type": "error", "errorText": message}, finish("error", "failed")]
 
 
 CASES: dict[str, tuple[list[Event], list[dict[str, Any]]]] = {
@@ -221,7 +226,18 @@ CASES: dict[str, tuple[list[Event], list[dict[str, Any]]]] = {
         [
             *part("text", 1, "a"),
             {"type": "abort", "reason": "cancelled"},
-            {"type": "finish", "finishReason": "interrupted"},
+            finish("other", "cancelled"),
+        ],
+    ),
+    "a cancellation after a result": (
+        [call(0, id="c", name="f"), result("c", 1), Outcome.cancelled()],
+        [
+            called("c", "f"),
+            available("c", "f", {}),
+            answered("c", 1),
+            {"type": "start-step"},
+            {"type": "abort", "reason": "cancelled"},
+            finish("other", "cancelled"),
         ],
     ),
     "a reset before anything was said": (
@@ -243,10 +259,11 @@ def test_events_become_chunks(events: list[Event], expected: list[dict[str, Any]
     assert chunks(body) == OPENING + expected
 
 
-def test_a_log_with_a_hole_is_an_error_and_an_end() -> None:
+def test_a_log_with_a_gap_is_an_error_and_an_end_whose_status_is_unknown() -> None:
     body, over = AI_SDK.broken(begin(ID).state, "log_damaged", "A part is missing.")
     assert over == "ended"
-    assert chunks(body) == failed("A part is missing.")
+    error, end = failed("A part is missing.")
+    assert chunks(body) == [error, {"type": "finish", "finishReason": end["finishReason"]}]
 
 
 def test_input_that_nests_too_deeply_to_be_told_is_an_error() -> None:

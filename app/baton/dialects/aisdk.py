@@ -7,6 +7,9 @@ as its last chunk, after an `error` or an `abort` too: `WorkflowChatTransport` c
 A tool call stays open, so that calls may interleave, until its result comes or the answer is complete; then its whole
 input is told. What the model says after a result is a new step of the answer. No step begins while a call is open,
 since the SDK would show a call twice that goes on in another step than it began in.
+
+The `finish` of an answer that has ended puts its status into the message's metadata. A page that has saved a message
+without one has saved a part of an answer, and asks for the rest.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from uuid import UUID
 
 import orjson
 
-from ..events import escape_line_ends
+from ..events import Status, escape_line_ends
 from ..log import Batch
 from . import sse
 from .dialect import Chain, Encoded, Header, Over
@@ -28,6 +31,9 @@ Kind = Literal["text", "reasoning"]
 RESET: Final = (
     "The worker that generated this answer went away, and another one begins it again. Send the message again."
 )
+
+# What a chat without an answer has to replay: with this reason, no page sends by itself.
+NO_ANSWER: Final = b'data: {"type":"finish","finishReason":"interrupted"}\n\ndata: [DONE]\n\n'
 
 _DONE: Final = b"data: [DONE]\n\n"
 _NAMELESS: Final = "unknown"  # the protocol wants a name of every tool
@@ -92,7 +98,8 @@ class AiSdk:
         over: Over | None = None
         for event in map(orjson.loads, batch.lines):
             if event["type"] == "reset" and chunks.state.begun:
-                chunks.fail(RESET)
+                # For these clients that is the end: a replay comes to it again.
+                chunks.fail(RESET, "failed")
             else:
                 chunks.add(event)
             if chunks.ended:
@@ -105,7 +112,7 @@ class AiSdk:
         return b""
 
     def broken(self, state: State, code: str, message: str) -> tuple[bytes, Over]:
-        """An error."""
+        """An error, and a `finish` without a status: how the answer ended is not known here."""
         chunks = Chunks(state)
         chunks.fail(message)
         return chunks.encoded(0, "ended").body, "ended"
@@ -142,11 +149,11 @@ class Chunks:
             case "done":
                 self._done(event)
 
-    def fail(self, message: str) -> None:
-        """Add an error, and the end that every stream has."""
+    def fail(self, message: str, status: Status | None = None) -> None:
+        """Add an error, and the end that every stream has; with the status that makes this the answer's end."""
         self._end_part()
         self._emit("error", errorText=message)
-        self._finish("error")
+        self._finish("error", status)
 
     def begin(self, stream_id: UUID) -> None:
         """Add what precedes the first event."""
@@ -264,22 +271,27 @@ class Chunks:
 
     def _done(self, event: Mapping[str, Any]) -> None:
         if event["status"] == "failed":
-            self.fail(event["error"]["message"])
+            self.fail(event["error"]["message"], "failed")
             return
         self._end_part()
         if event["status"] == "cancelled":
+            if self.state.calls or self.state.growing:
+                # The SDK sends by itself what follows on the results in the last step, so that is an empty one.
+                self._emit("start-step")
             self._emit("abort", reason=event["finish_reason"])
-            # With any other word the SDK may send by itself what follows on a tool's result.
-            self._finish("interrupted")
+            # AI SDK 5 and 6 do not know the reason "interrupted".
+            self._finish("other", "cancelled")
         else:
             self._put_back()
             for call in list(self.state.calls.values()):
                 self._close(call)
             self._emit("finish-step")
-            self._finish(_FINISH_REASONS.get(event["finish_reason"], "other"))
+            self._finish(_FINISH_REASONS.get(event["finish_reason"], "other"), "completed")
 
-    def _finish(self, reason: str) -> None:
-        self._emit("finish", finishReason=reason)
+    def _finish(self, reason: str, status: Status | None) -> None:
+        # Metadata also has the page look at the message again, which a step that begins does not.
+        known = {} if status is None else {"messageMetadata": {"status": status}}
+        self._emit("finish", finishReason=reason, **known)
         self.ended = True
 
     def _say(self) -> None:
