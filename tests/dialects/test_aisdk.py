@@ -12,6 +12,7 @@ from tests.dialects.wire import batches, data, frames, sent
 
 from baton.dialects.aisdk import AI_SDK, REPLAY, RESET, begin
 from baton.dialects.aisdk_message import Earlier
+from baton.events import Status
 from baton.log import Batch
 from baton.outcome import Outcome
 
@@ -84,7 +85,7 @@ def answered(call_id: str, value: Any) -> dict[str, Any]:
     return {"type": "tool-output-available", "toolCallId": call_id, "output": value, "providerExecuted": True}
 
 
-def finish(reason: str, status: str) -> dict[str, Any]:
+def finish(reason: str, status: Status) -> dict[str, Any]:
     return {"type": "finish", "finishReason": reason, "messageMetadata": {"status": status}}
 
 
@@ -313,10 +314,11 @@ def test_events_become_chunks(events: list[Event], expected: list[dict[str, Any]
     assert chunks(body) == OPENING + expected
 
 
-def test_a_log_with_a_hole_is_an_error_and_an_end() -> None:
+def test_a_log_with_a_gap_is_an_error_and_an_end_whose_status_is_unknown() -> None:
     body, over = AI_SDK.broken(begin(ID).state, "log_damaged", "A part is missing.")
     assert over == "ended"
-    assert chunks(body) == failed("A part is missing.")
+    error, end = failed("A part is missing.")
+    assert chunks(body) == [error, {"type": "finish", "finishReason": end["finishReason"]}]
 
 
 def test_input_that_nests_too_deeply_to_be_told_is_an_error() -> None:

@@ -52,6 +52,10 @@ from .request import (
 _RUN: Final = re.compile(r"run_([0-9a-f]{32})")
 # In which a chat's newest stream is looked for, if so many streams have its id that an index does not help.
 _PAGES: Final = 5
+_OLD_SDK: Final = (
+    "A message has `parts`; `content` is what AI SDK 3 and 4 send, whose pages cannot read these answers. Use AI SDK "
+    "5, 6 or 7."
+)
 _START_INDEX: Final = re.compile(r"-?[0-9]{1,9}", re.ASCII)
 
 
@@ -64,6 +68,14 @@ class UIMessage(BaseModel):
     role: Literal["system", "user", "assistant"]
     parts: Items[dict[str, Any]]
     metadata: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_readable(cls, message: Any) -> Any:
+        """Refuse a page that cannot read the answer before that costs anything. No later AI SDK sends `content`."""
+        if isinstance(message, dict) and "content" in message:
+            raise ValueError(_OLD_SDK)
+        return message
 
 
 class SendMessages(BaseModel):
@@ -116,15 +128,19 @@ async def send_messages(request: Request) -> Answer:
 async def resume(request: Request) -> Answer:
     """Send the chunks of a chat's newest stream, or of a run, from `startIndex` on.
 
-    Without `startIndex` the client wants to see a stream that is under way, and gets 204 where there is none.
+    Without `startIndex` the client wants to see a stream that is under way, and gets 204 where there is none. With it,
+    the client asks again until it has seen a `finish`, without a pause: it gets one with every answer that is whole.
     """
     chat = request.path_params["chat"]
     raw = query_of(request).get("startIndex")
+    start_index = _start_index(raw)
     async with translated():
         stream = await _stream_of(request, chat)
+    if stream is None and raw is not None:
+        return Response(aisdk.NO_ANSWER, headers=_headers(request))
     if stream is None or (stream.ended and raw is None and not _RUN.fullmatch(chat)):
         return Response(status_code=204, headers=common_headers(request))
-    return await _follow(request, stream, _start_index(raw), replay=not _RUN.fullmatch(chat))
+    return await _follow(request, stream, start_index, replay=not _RUN.fullmatch(chat))
 
 
 async def stop(request: Request) -> Answer:
@@ -224,13 +240,22 @@ async def _follow(
 ) -> Answer:
     headers = {"x-workflow-run-id": f"run_{stream.id.hex}"}
     earlier = await _earlier(request, stream) if continued else None
+    opening = aisdk.begin(stream.id, 0, earlier, replay=replay)
     if start_index < 0:
-        chunks = await _count(pod_of(request), aisdk.begin(stream.id, 0, earlier, replay=replay), stream.id)
+        chunks = await _count(pod_of(request), opening, stream.id)
         headers["x-workflow-stream-tail-index"] = str(chunks - 1)
         start_index = max(0, chunks + start_index)
+    elif start_index and stream.ended and start_index == await _count(pod_of(request), opening, stream.id):
+        start_index -= 1  # nothing is left but to see the `finish` again
     opening = aisdk.begin(stream.id, start_index, earlier, replay=replay)
     dialect = aisdk.REPLAY if replay and earlier is not None else aisdk.AI_SDK
     return await follow_frames(request, stream.id, dialect, opening, after=start_index, headers=headers)
+
+
+def _headers(request: Request) -> dict[str, str]:
+    """What an answer of the dialect carries that is no stream."""
+    dialect = {name.decode(): value.decode() for name, value in aisdk.AI_SDK.headers}
+    return common_headers(request) | dialect
 
 
 async def _count(pod: Pod, opening: Encoded[aisdk.State], stream_id: UUID) -> int:

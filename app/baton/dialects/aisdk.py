@@ -12,6 +12,9 @@ call twice that continues in another step than it began in.
 
 A stream may continue a message that the page has (`aisdk_message`). What is sent then differs between a client that has
 the message, `AI_SDK`, and one that replays it, `REPLAY`; so a chunk's number belongs to one of the two.
+
+The `finish` of an answer that has ended puts its status into the message's metadata. A page that has saved a message
+without one has saved a part of an answer, and asks for the rest.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from uuid import UUID
 
 import orjson
 
-from ..events import FinalStatus, escape_line_ends
+from ..events import Status, escape_line_ends
 from ..log import Batch
 from . import sse
 from .aisdk_message import Earlier
@@ -37,6 +40,9 @@ Kind = Literal["text", "reasoning"]
 RESET: Final = (
     "The worker that generated this answer went away, and another one begins it again. Send the message again."
 )
+
+# What a chat without an answer has to replay: with this reason, no page sends by itself.
+NO_ANSWER: Final = b'data: {"type":"finish","finishReason":"interrupted"}\n\ndata: [DONE]\n\n'
 
 _DONE: Final = b"data: [DONE]\n\n"
 _APPROVAL: Final = re.compile(r"approval_([0-9a-f]{32})_(.+)", re.DOTALL)
@@ -112,7 +118,8 @@ class AiSdk:
         over: Over | None = None
         for event in map(orjson.loads, batch.lines):
             if event["type"] == "reset" and chunks.state.begun:
-                chunks.fail(RESET)
+                # For these clients that is the end: a replay comes to it again.
+                chunks.fail(RESET, "failed")
             else:
                 chunks.add(event)
             if chunks.ended:
@@ -125,7 +132,7 @@ class AiSdk:
         return b""
 
     def broken(self, state: State, code: str, message: str) -> tuple[bytes, Over]:
-        """An error."""
+        """An error, and a `finish` without a status: how the answer ended is not known here."""
         chunks = Chunks(state)
         chunks.fail(message)
         return chunks.encoded(0, "ended").body, "ended"
@@ -164,11 +171,11 @@ class Chunks:
             case "done":
                 self._done(event)
 
-    def fail(self, message: str) -> None:
-        """Add an error, and the end that every stream has."""
+    def fail(self, message: str, status: Status | None = None) -> None:
+        """Add an error, and the end that every stream has; with the status that makes this the answer's end."""
         self._end_part()
         self._emit("error", errorText=message)
-        self._finish("error", "failed")
+        self._finish("error", status)
 
     def begin(self, stream_id: UUID, earlier: Earlier | None, *, replay: bool) -> None:
         """Add what precedes the first event."""
@@ -323,7 +330,7 @@ class Chunks:
 
     def _done(self, event: Mapping[str, Any]) -> None:
         if event["status"] == "failed":
-            self.fail(event["error"]["message"])
+            self.fail(event["error"]["message"], "failed")
             return
         self._end_part()
         if event["status"] == "cancelled":
@@ -340,9 +347,10 @@ class Chunks:
             self._emit("finish-step")
             self._finish(_FINISH_REASONS.get(event["finish_reason"], "other"), "completed")
 
-    def _finish(self, reason: str, status: FinalStatus) -> None:
+    def _finish(self, reason: str, status: Status | None) -> None:
         # Metadata also has the page look at the message again, which a step that begins does not.
-        self._emit("finish", finishReason=reason, messageMetadata={"status": status})
+        known = {} if status is None else {"messageMetadata": {"status": status}}
+        self._emit("finish", finishReason=reason, **known)
         self.ended = True
 
     def _say(self) -> None:
