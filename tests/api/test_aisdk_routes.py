@@ -124,7 +124,7 @@ async def test_a_client_that_asks_until_it_has_seen_a_finish_gets_one_where_ther
         assert answer.headers["x-vercel-ai-ui-message-stream"] == "v1"
         assert answer.headers["content-type"].startswith("text/event-stream")
         assert "x-workflow-run-id" not in answer.headers
-        assert answer.content == b'data: {"type":"finish","finishReason":"interrupted"}\n\n' + DONE
+        assert answer.content == b'data: {"type":"finish","finishReason":"other"}\n\n' + DONE
         head = await cluster.client.head(url)
         assert (head.status_code, head.headers["content-type"]) == (200, answer.headers["content-type"])
     await finished(cluster, pod)

@@ -94,7 +94,8 @@ def finished(reason: str = "stop") -> list[dict[str, Any]]:
 
 
 def failed(message: str) -> list[dict[str, Any]]:
-    return [{"type": "error", "errorText": message}, finish("error", "failed")]
+    status = {"type": "message-metadata", "messageMetadata": {"status": "failed"}}
+    return [status, {"type": "error", "errorText": message}, finish("error", "failed")]
 
 
 CASES: dict[str, tuple[list[Event], list[dict[str, Any]]]] = {
@@ -317,8 +318,8 @@ def test_events_become_chunks(events: list[Event], expected: list[dict[str, Any]
 def test_a_log_with_a_gap_is_an_error_and_an_end_whose_status_is_unknown() -> None:
     body, over = AI_SDK.broken(begin(ID).state, "log_damaged", "A part is missing.")
     assert over == "ended"
-    error, end = failed("A part is missing.")
-    assert chunks(body) == [error, {"type": "finish", "finishReason": end["finishReason"]}]
+    error = {"type": "error", "errorText": "A part is missing."}
+    assert chunks(body) == [error, {"type": "finish", "finishReason": "error"}]
 
 
 def test_input_that_nests_too_deeply_to_be_told_is_an_error() -> None:

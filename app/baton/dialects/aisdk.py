@@ -41,8 +41,8 @@ RESET: Final = (
     "The worker that generated this answer went away, and another one begins it again. Send the message again."
 )
 
-# What a chat without an answer has to replay: with this reason, no page sends by itself.
-NO_ANSWER: Final = b'data: {"type":"finish","finishReason":"interrupted"}\n\ndata: [DONE]\n\n'
+# The replay of a chat without an answer. The AI SDK 7 that `WorkflowChatTransport` brings does not know "interrupted".
+NO_ANSWER: Final = b'data: {"type":"finish","finishReason":"other"}\n\ndata: [DONE]\n\n'
 
 _DONE: Final = b"data: [DONE]\n\n"
 _APPROVAL: Final = re.compile(r"approval_([0-9a-f]{32})_(.+)", re.DOTALL)
@@ -172,8 +172,11 @@ class Chunks:
                 self._done(event)
 
     def fail(self, message: str, status: Status | None = None) -> None:
-        """Add an error, and the end that every stream has; with the status that makes this the answer's end."""
+        """Add an error, and the end that every stream has; with a status if this is the answer's end."""
         self._end_part()
+        if status is not None:
+            # An error is the last chunk that `useChat` reads.
+            self._emit("message-metadata", messageMetadata={"status": status})
         self._emit("error", errorText=message)
         self._finish("error", status)
 
@@ -338,7 +341,7 @@ class Chunks:
                 # The SDK sends by itself what follows on the results in the last step, so that is an empty one.
                 self._emit("start-step")
             self._emit("abort", reason=event["finish_reason"])
-            # AI SDK 5 and 6 do not know the reason "interrupted".
+            # AI SDK 5, 6 and the first of 7 do not know the reason "interrupted".
             self._finish("other", "cancelled")
         else:
             self._put_back()
