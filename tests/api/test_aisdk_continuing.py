@@ -58,7 +58,8 @@ async def test_a_message_is_continued_live_and_replayed_whole_on_every_pod(clust
         for pod in (one, two):
             for index in range(len(whole) + 1):
                 rest = await cluster.client.get(f"{pod.url}{CHAT}/{place}/stream?startIndex={index}")
-                assert chunks(rest.content) == whole[index:]
+                # A client that has everything is sent the end again.
+                assert chunks(rest.content) == (whole[index:] or whole[-1:])
             back = await cluster.client.get(f"{pod.url}{CHAT}/{place}/stream?startIndex=-1")
             assert chunks(back.content) == whole[-1:]
             assert back.headers["x-workflow-stream-tail-index"] == str(len(whole) - 1)

@@ -94,7 +94,7 @@ class ChatPage:
         live = "SELECT count(*) FROM baton.stream WHERE status IN ('queued', 'running')"
 
         async def nothing_is_live() -> bool:
-            return await self.cluster.pool.fetchval(live) == 0
+            return bool(await self.cluster.pool.fetchval(live) == 0)
 
         await until(nothing_is_live)
 
