@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from baton.errors import GenerationError
-from baton.generators.conversation import messages
+from baton.generators.conversation import for_anthropic, for_responses, messages
 
 PIXEL = "data:image/png;base64,AA=="
 PAPER = "data:application/pdf;base64,AA=="
@@ -196,3 +196,28 @@ def test_a_ui_message_becomes_chat_messages(
 def test_a_part_that_cannot_be_sent_on_is_refused(part: dict[str, Any], sentence: str) -> None:
     with pytest.raises(GenerationError, match=sentence):
         messages([{"role": "assistant", "parts": [part]}])
+
+
+RUN = {"type": "mcp_call", "id": "mcp_1", "server_label": "baton", "name": "weather", "arguments": '{"city":"Oslo"}'}
+
+
+@pytest.mark.parametrize(("output", "told"), [("dry", "dry"), (None, "Error: this call has no result.")])
+def test_a_tool_that_a_generator_ran_comes_back_from_responses_as_a_call_and_its_result(
+    output: str | None, told: str
+) -> None:
+    given = {"input": [{"role": "user", "content": "Hello"}, {**RUN, "output": output}]}
+    call = calling("mcp_1", '{"city":"Oslo"}')
+    result = {"role": "tool", "tool_call_id": "mcp_1", "content": told}
+    assert messages(given)[1:] == [{"role": "assistant", "content": None, "tool_calls": [call]}, result]
+    assert for_responses(given)["input"][1:] == [
+        {"type": "function_call", "call_id": "mcp_1", "name": "weather", "arguments": '{"city":"Oslo"}'},
+        {"type": "function_call_output", "call_id": "mcp_1", "output": told},
+    ]
+    use, used = for_anthropic(given)["messages"][1:]
+    assert use["content"] == [{"type": "tool_use", "id": "mcp_1", "name": "weather", "input": {"city": "Oslo"}}]
+    assert used["content"] == [{"type": "tool_result", "tool_use_id": "mcp_1", "content": told}]
+
+
+def test_a_call_of_a_server_of_the_provider_stays_as_it_is() -> None:
+    item = {**RUN, "server_label": "theirs"}
+    assert for_responses({"input": [item]})["input"] == [item]
