@@ -110,7 +110,10 @@ def _add_call(calls: list[ToolCall], newest: dict[int, ToolCall], event: dict[st
 
 
 def _is_the_clients(call: ToolCall, index: int, own: set[Any]) -> bool:
-    return call.get("run_by", "client") == "client" and (call["id"] or f"call_{index}") not in own
+    """What the generator says counts: a client that streams has seen the call by the time of a result."""
+    if run_by := call.get("run_by"):
+        return run_by == "client"
+    return (call["id"] or f"call_{index}") not in own
 
 
 def _without_type(event: dict[str, Any]) -> dict[str, Any]:
