@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from bench.packages import INSTALL_SECONDS
 from tests.clients.node import Node
+from tests.clients.pods import two_pods
 from tests.cluster import Cluster
 
 from baton.generators import GenerationRequest
@@ -116,6 +117,30 @@ async def test_the_pages_own_tool_continues_its_message_live_and_after_a_reload_
     assert [message["role"] for message in sent] == ["user", "assistant", "tool", "assistant", "user"]
     calls = [call["id"] for message in sent for call in message.get("tool_calls", [])]
     assert calls == ["c"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_continued_message_survives_its_pod(
+    cluster: Cluster, node: Node, generators: Generators, version: str
+) -> None:
+    async with (
+        two_pods(cluster) as pods,
+        node.running("tools.mjs", version, "killed", pods.first, pods.second, "client") as page,
+    ):
+        await page.says("half")
+        await pods.kill()
+        await page.says("resumed")
+        generators.rest.set()
+        reloaded = await page.says("reloaded")
+        await page.rest()
+    assert [(part["type"], part.get("text", part.get("output"))) for part in reloaded["messages"][1]["parts"]] == [
+        ("step-start", None),
+        ("reasoning", "Hm."),
+        ("tool-weather", 3),
+        ("step-start", None),
+        ("text", "It is cold."),
+    ]
+    assert (len(reloaded["messages"]), reloaded["called"], len(generators.requests)) == (2, ["c"], 2)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

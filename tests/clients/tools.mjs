@@ -2,7 +2,7 @@
 import { clientTools } from "./client_tools.mjs";
 import { say } from "./say.mjs";
 
-const [version, scenario, url, other] = process.argv.slice(2);
+const [version, scenario, url, other, model = scenario] = process.argv.slice(2);
 const sdk = await import(version === "7" ? "ai" : `ai-${version}`);
 
 class State {
@@ -20,7 +20,7 @@ class State {
 
 class Page extends sdk.AbstractChat {
   constructor({ base = url, messages = [], ...init }) {
-    const transport = new sdk.DefaultChatTransport({ api: `${base}/v1/ai-sdk/chat`, body: { model: scenario } });
+    const transport = new sdk.DefaultChatTransport({ api: `${base}/v1/ai-sdk/chat`, body: { model } });
     super({ id: "chat", transport, state: new State(messages), onError: () => {}, ...init });
   }
   async until(holds) {
@@ -68,6 +68,19 @@ if (scenario === "client") {
   tell("reloaded", reloaded);
   await reloaded.sendMessage({ text: "Thanks." });
   tell("next", reloaded);
+} else if (scenario === "killed") {
+  // The pod dies in step two, and the page is loaded again, from another pod.
+  const live = page({ answer: true });
+  live.sendMessage({ text: "How cold is it?" });
+  await live.until((made) => text(made).includes("It is "));
+  say("half");
+  await live.until((made) => made.status === "error");
+  const reloaded = page({ base: other, messages: structuredClone(live.messages) });
+  reloaded.resumeStream();
+  await reloaded.until((made) => made.status === "streaming" && text(made).includes("It is "));
+  say("resumed");
+  await reloaded.until((made) => settled(made) && text(made).includes("cold"));
+  tell("reloaded", reloaded);
 } else if (scenario === "stopped") {
   // The answer is stopped in a step with an answered call: nothing is sent by itself.
   const live = page({ answer: true });
