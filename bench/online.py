@@ -26,7 +26,7 @@ import asyncpg
 import orjson
 import uvloop
 
-from baton import partitions, streams
+from baton import partitions, stream_ids, streams
 from baton.chaos.viewers import EventSource
 from baton.database import Connection
 from baton.embedded import embedded_postgres
@@ -109,8 +109,8 @@ async def old_partition(connection: Connection, count: int) -> None:
     await connection.execute(
         _OLD_PARTITION.format(
             name=partitions.name_of(midnight),
-            first=partitions.first_id(midnight),
-            last=partitions.first_id(midnight + DAY_SECONDS),
+            first=stream_ids.first_id(midnight),
+            last=stream_ids.first_id(midnight + DAY_SECONDS),
             streams=count,
             event='{"type":"text","delta":" answer"}',
         )

@@ -84,6 +84,8 @@ class Cluster:
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
         self.pods: list[RunningPod] = []
+        self._serving: dict[str, contextlib.AsyncExitStack] = {}
+        self._working: dict[Worker, asyncio.Task[None]] = {}
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -105,7 +107,9 @@ class Cluster:
     async def pod(self, **given: Any) -> RunningPod:
         settings = self.settings(**{"pod_name": f"pod-{len(self.pods) + 1}"} | given)
         app = create_app(settings)
-        url = await self._stack.enter_async_context(serving(app))
+        own = await self._stack.enter_async_context(contextlib.AsyncExitStack())
+        url = await own.enter_async_context(serving(app))
+        self._serving[url] = own
         pod = RunningPod(url, app)
         self.pods.append(pod)
         await until(lambda: pod.pod.ready)
@@ -113,7 +117,7 @@ class Cluster:
 
     async def worker(self, generators: Mapping[str, Generator], **given: Any) -> Worker:
         worker = Worker(self.settings(**given), generators)
-        task = asyncio.create_task(worker.run())
+        task = self._working[worker] = asyncio.create_task(worker.run())
         self._stack.push_async_callback(ended, task)
         ready = asyncio.create_task(worker.ready.wait())
         await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
@@ -121,6 +125,14 @@ class Cluster:
         if task.done():
             task.result()
         return worker
+
+    async def stop_pod(self, pod: RunningPod) -> None:
+        """Have a pod leave now; the others are stopped at the end."""
+        await self._serving.pop(pod.url).aclose()
+
+    async def kill(self, worker: Worker) -> None:
+        """End a worker as the loss of its machine does: it hands nothing over, and signs off nowhere."""
+        await ended(self._working.pop(worker))
 
     async def create(self, pod: RunningPod, **body: Any) -> str:
         """Create a stream; return its id."""

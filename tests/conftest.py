@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(clients):
             item.add_marker(pytest.mark.clients)
-        if shared := {"breakable", "server"} & set(getattr(item, "fixturenames", ())):
+        if shared := {"breakable", "replicas", "server"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group(shared.pop()))
 
 

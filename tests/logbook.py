@@ -11,7 +11,7 @@ from uuid import UUID
 import asyncpg
 import orjson
 
-from baton import log, streams
+from baton import log, streams, workers
 from baton.database import Connection, pool
 from baton.generators import GenerationRequest, Generator
 from baton.generators.protocol import Yielded
@@ -61,7 +61,8 @@ async def claimed(connection: Connection, count: int = 1) -> list[UUID]:
 async def claim_as(connection: Connection, worker_id: UUID, generators: list[str], limit: int) -> list[Claim]:
     """Claim as a worker that is registered: others are given nothing."""
     await employ(connection, worker_id)
-    return await streams.claim(connection, worker_id, generators, limit)
+    place = await workers.place(connection, worker_id)
+    return await streams.claim(connection, worker_id, generators, limit, place=place)
 
 
 async def employ(connection: Connection, worker_id: UUID) -> None:

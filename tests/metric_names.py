@@ -14,6 +14,7 @@ def metric_names() -> set[str]:
     """All of them, with the suffixes that Prometheus gives them."""
     pod = PodMetrics()
     pod.partitions_end = pod.notify_queue_ratio = pod.oldest_queued_seconds = 0.0
+    pod.oldest_snapshot_seconds = 0.0
     pod.queued = 0
     return {
         family.name + suffix

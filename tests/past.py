@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from baton import log, partitions
+from baton import log, partitions, stream_ids
 from baton.database import Connection
 from baton.events import encode_text
 from baton.log import Append
@@ -38,7 +38,7 @@ async def old_partition(connection: Connection, days_ago: int) -> str:
     name = partitions.name_of(begins)
     if await connection.fetchval("SELECT to_regclass($1)", name) is None:
         await connection.execute(f"CREATE TABLE {name} (LIKE baton.batch INCLUDING ALL)")
-        first, end = partitions.first_id(begins), partitions.first_id(begins + DAY_SECONDS)
+        first, end = stream_ids.first_id(begins), stream_ids.first_id(begins + DAY_SECONDS)
         await connection.execute(
             f"ALTER TABLE baton.batch ATTACH PARTITION {name} FOR VALUES FROM ('{first}') TO ('{end}')"
         )
@@ -71,7 +71,7 @@ async def append(connection: Connection, stream_id: UUID, seq: int, outcome: Out
 def id_at(moment: float) -> UUID:
     """An id as the database would have made it at that moment."""
     noise = uuid4().int & ((1 << 76) - 1)
-    return UUID(int=partitions.first_id(moment).int | 7 << 76 | noise & ~(3 << 62) | 2 << 62)
+    return UUID(int=stream_ids.first_id(moment).int | 7 << 76 | noise & ~(3 << 62) | 2 << 62)
 
 
 async def exists(connection: Connection, name: str) -> bool:

@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import asyncpg
 from tests.conftest import execute
 
-from baton.grants import RoleNames, script
+from baton.grants import Revocation, RoleNames, script
 
 PASSWORD = "hunter2"
 
@@ -35,8 +35,8 @@ class Roles:
     def serve_dsn(self) -> str:
         return as_role(self.admin_dsn, self.names.serve)
 
-    async def grant(self) -> None:
-        await execute(self.admin_dsn, script(self.names))
+    async def grant(self, revocation: Revocation | None = None) -> None:
+        await execute(self.admin_dsn, script(self.names, revocation))
 
 
 def unique_names(pattern: str = "{}_{}") -> RoleNames:

@@ -20,6 +20,7 @@ from tests.cluster import Cluster, RunningPod, Tap, echo, text
 from tests.follower import Follower, following, frames_after, parse
 from tests.logbook import DEADLINE_SECONDS, until
 
+from baton import streams
 from baton.api.aisdk import SendMessages, UIMessage
 from baton.api.chat import CreateCompletion
 from baton.api.request import parse_json
@@ -375,6 +376,24 @@ async def test_streams_are_listed_newest_first_in_pages(api: httpx2.AsyncClient)
         following = page["next"]
     assert sorted(found) == sorted(created)
     assert all(newer > older for newer, older in pairwise(found))
+
+
+async def test_what_is_rare_is_found_by_following_next(
+    api: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "LOOKED_AT", 3)
+    created = [(await api.post("/v1/streams", json={"input": n, "metadata": {"a": 1}})).json()["id"] for n in range(8)]
+    for number in (0, 1, 4):
+        await api.post(f"/v1/streams/{created[number]}/cancel")
+    for query in ("status=cancelled", "status=cancelled&metadata.a=1"):
+        pages, following = [], f"/v1/streams?limit=2&{query}"
+        while following:
+            page = (await api.get(following)).json()
+            pages.append(sorted(item["id"] for item in page["data"]))
+            following = page["next"]
+            assert not following or query in following
+        assert [item for page in pages for item in page] == [created[4], *sorted(created[:2])]
+        assert pages[0] == []
 
 
 async def test_streams_are_found_by_metadata_and_status(api: httpx2.AsyncClient) -> None:

@@ -47,6 +47,7 @@ def check(cases: Mapping[str, Case]) -> None:
 
 UNREACHABLE = f"postgresql://u:{SECRET}@127.0.0.1:1/x"
 IS_IT_RUNNING = r"No Postgres could be reached at {}: .+ Is it running, and is BATON_DATABASE_URL right\?"
+ESCAPE = r"BATON_DATABASE_URL cannot be used: it must look like .+ write % .+ as %25 .+"
 WRONG_DATABASES: dict[str, Case] = {
     "none": ("serve", {**ANONYMOUS}, r"No database is configured\. Set BATON_DATABASE_URL=postgresql://.+"),
     "none to migrate": ("migrate", {}, r"No database is configured\. .+"),
@@ -60,6 +61,14 @@ WRONG_DATABASES: dict[str, Case] = {
     "none to maintain": ("maintain", {}, r"No database is configured\. .+"),
     "a broken address": ("serve", database("postgresql://[::1/x"), r"BATON_DATABASE_URL: .+"),
     "a port that is none": ("serve", database(f"postgresql://u:{SECRET}@h:odd/x"), r"BATON_DATABASE_URL.+"),
+    "a password with a slash": ("worker", database(f"postgresql://u:{SECRET}/1@h/x"), ESCAPE),
+    "a password with a question mark": ("worker", database(f"postgresql://u:{SECRET}?1@h/x"), ESCAPE),
+    "a password with a hash": ("serve", database(f"postgresql://u:{SECRET}#1@h/x"), ESCAPE),
+    "a password of digits and a slash": (
+        "worker",
+        database("postgresql://127.0.0.1:1/1@h/x"),
+        IS_IT_RUNNING.format("the address of BATON_DATABASE_URL"),
+    ),
     "a port out of range": (
         "worker",
         database(f"postgresql://u:{SECRET}@127.0.0.1:99999/x"),
@@ -148,7 +157,7 @@ def test_a_generator_that_cannot_be_loaded_is_told(dsn: str, tmp_path: Path) -> 
         "no attribute": ("worker", own("plain:nosuch"), prefix + r"the module 'plain' has no 'nosuch'\."),
         "a function": ("worker", own("plain:generate"), not_async),
         "a coroutine": ("worker", own("plain:answer"), not_async),
-        "no target": ("worker", {"BATON_GENERATORS": "mine"}, r"BATON_GENERATORS: 'mine' must look like .+"),
+        "no target": ("worker", {"BATON_GENERATORS": "mine"}, r"BATON_GENERATORS: item 1 must look like .+"),
     }
     check(on(dsn, cases))
 
@@ -165,7 +174,7 @@ def test_a_setting_that_makes_no_sense_is_told(dsn: str) -> None:
             "out of range in the environment": (
                 "serve",
                 {"BATON_HEARTBEAT_SECONDS": "0"},
-                r"BATON_HEARTBEAT_SECONDS: .+ greater than 0 \(it is '0'\)\.",
+                r"BATON_HEARTBEAT_SECONDS: .+ greater than 0 \(it is 0\)\.",
             ),
             "no number": ("worker", {"BATON_WORKER_CONCURRENCY": "x"}, r"BATON_WORKER_CONCURRENCY: .+ integer.+"),
             "two at once": (

@@ -19,11 +19,13 @@ from tests.cluster import Cluster, RunningPod, text
 from tests.follower import following, frames_after
 from tests.logbook import until
 
-from baton import connections, log, notifications
-from baton.database import Connection
+from baton import connections, log, notifications, streams, workers
+from baton.database import Connection, Pool, pool
 from baton.events import encode_text
 from baton.generators import GenerationRequest
 from baton.metrics import WorkerMetrics
+from baton.outcome import Outcome
+from baton.streams import Limits, NewStream
 
 STREAMS = 40
 TOKENS = 30
@@ -155,6 +157,32 @@ async def test_the_log_takes_so_many_bytes_of_wal_for_a_token(cluster: Cluster, 
     # The row, its place in the key, and now and then a split of a page of it.
     assert plan["WAL Records"] <= 2.2 * len(authors)
     assert plan["WAL Bytes"] / (tokens * len(authors)) < most
+
+
+async def test_claims_and_ends_are_not_made_in_place_and_notes_of_watchers_are(cluster: Cluster) -> None:
+    """What docs/database.md says of HOT updates. Another index would make the notes dearer."""
+    async with pool(cluster.dsn, size=1, timeout_seconds=10) as one:  # whose counts are sent when it is told to
+        new = NewStream("test", None, {}, "retry", limits=Limits(unwatched_timeout=600))
+        stream_id = (await streams.create(one, new))[0].id
+        async with one.acquire() as connection:
+            worker_id = await workers.register(connection, "w", ["test"], 1)
+            place = await workers.place(connection, worker_id)
+            assert len(await streams.claim(connection, worker_id, ["test"], 1, place=place)) == 1
+        assert await updates(one) == (1, 0)
+        for _ in range(3):
+            await streams.note_watched(one, [stream_id])
+        assert await updates(one) == (4, 3)
+        assert await streams.end_any(one, stream_id, Outcome.cancelled())
+        updated, in_place = await updates(one)
+        assert (updated > 4, in_place) == (True, 3)
+
+
+async def updates(one: Pool) -> tuple[int, int]:
+    """How many rows of `stream` were updated, and how many of these in place."""
+    await one.execute("SELECT pg_stat_force_next_flush()")
+    counted = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relid = 'baton.stream'::regclass"
+    (row,) = await one.fetch(counted)
+    return row[0], row[1]
 
 
 class Explained:

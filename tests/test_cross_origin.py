@@ -162,7 +162,7 @@ async def test_it_works_where_the_app_is_mounted(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("https://a.example/", "'https://a.example/' must look like https://host"),
+        ("https://a.example/", "each must look like https://host"),
         ("https://a.example/path", "must look like"),
         ("a.example", "must look like"),
         ("https://A.example", "in lower case"),

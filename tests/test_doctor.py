@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -18,6 +19,7 @@ from rich.console import Console
 from tests.commands import told
 from tests.conftest import execute, named_database
 from tests.data_folder import data_folder
+from tests.faults.servers import postgres_bin
 from tests.logbook import answer, connected, until, working
 from tests.past import old_partition
 from tests.processes import environment, finished
@@ -29,6 +31,7 @@ from baton.doctor.examination import Diagnosis, examine
 from baton.doctor.finding import Finding, Level, Thresholds, duration, error, ok, warning
 from baton.doctor.report import exit_code, show
 from baton.embedded import embedded_server
+from baton.grants import Revocation
 from baton.migrate import migrate
 from baton.settings import Settings
 
@@ -78,12 +81,14 @@ ALL_WELL = {
         "indexes",
         "autovacuum",
         "transactions",
+        "snapshots",
         "replication_slots",
         "workers",
         "queue",
         "connections",
+        "locks",
     ),
-    *("durability", "clock", "transaction_ids", "retention"),
+    *("connect", "parameters", "durability", "clock", "transaction_ids", "retention"),
 }
 OF_WORKERS = ALL_WELL - {"access"}
 
@@ -176,6 +181,26 @@ async def test_it_finds_that_there_is_no_partition_at_all(dsn: str) -> None:
     assert (found.level, found.found) == (ERROR, "0 partitions of the log; new streams have none.")
 
 
+async def test_it_compares_the_partitions_with_the_room_for_locks_and_with_the_ceiling(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        await partitions.create_ahead(connection, 7)
+    well = finding(await diagnose(dsn), "locks")
+    assert (well.level, well.found[:72]) == (
+        WELL,
+        "A statement on the whole log (a report, pg_dump, a migration) takes up t",
+    )
+    assert "27 locks, for 9 partitions; the server has room for" in well.found
+    diagnosis = await diagnose(dsn, thresholds={"partitions": 8, "whole_log_statements": 100_000})
+    assert "locks" not in levels(diagnosis)
+    short, many = finding(diagnosis, "locks_short"), finding(diagnosis, "partitions_many")
+    assert (short.level, many.level) == (WARNING, WARNING)
+    async with connected(dsn) as connection:
+        sessions = await connection.fetchval("SELECT current_setting('max_connections')::integer")
+    assert f"Set max_locks_per_transaction to {27 * 100_000 // sessions}" in short.advice
+    assert many.found == "The log has 9 partitions; Baton is tested with 400 at most."
+    assert "BATON_PARTITION_DAYS" in many.advice
+
+
 async def test_it_finds_a_table_with_the_name_of_a_coming_partition(dsn: str) -> None:
     async with connected(dsn) as connection:
         name = partitions.name_of(await partitions.now(connection) + 2 * partitions.DAY_SECONDS)
@@ -215,6 +240,8 @@ async def test_it_finds_partitions_that_should_be_gone(dsn: str, age_days: int) 
 DATABASE_SETTINGS = {
     "idle_session_timeout = '5min'": ("idle_session_timeout", ERROR, "after 5 min"),
     "statement_timeout = '300ms'": ("statement_timeout", WARNING, "300 ms"),
+    "log_statement = 'all'": ("parameters_logged", WARNING, "this role's statements: inputs and texts"),
+    "idle_in_transaction_session_timeout = 0": ("idle_in_transaction", WARNING, "in a transaction for ever"),
     "synchronous_commit = off": ("synchronous_commit_off", ERROR, "synchronous_commit is off"),
     "default_transaction_read_only = on": ("read_only", ERROR, "read-only"),
 }
@@ -229,6 +256,85 @@ async def test_it_finds_settings_that_do_harm(dsn: str) -> None:
     for code, level, words in DATABASE_SETTINGS.values():
         assert levels(diagnosis)[code] is level
         assert words in finding(diagnosis, code).found
+
+
+async def test_it_finds_that_failing_statements_are_logged_with_what_they_carry(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        name = await connection.fetchval("SELECT current_database()")
+        await connection.execute(f"ALTER DATABASE {name} SET log_parameter_max_length_on_error = 100")
+    assert "statements that fail" in finding(await diagnose(dsn), "parameters_logged").found
+
+
+async def test_it_finds_who_else_may_connect(dsn: str) -> None:
+    async with granted(dsn) as roles, granted(dsn) as others:
+        await execute(dsn, f"REVOKE ALL ON SCHEMA baton FROM {others.names.work}")
+        found = finding(await diagnose(roles.serve_dsn), "connect_public")
+        assert others.names.work in found.found
+        assert roles.names.work not in found.found
+        assert "hear the text of streams" in found.found
+        assert "--revoke-connect" in found.advice
+        silent = finding(await diagnose(roles.serve_dsn, notify_payloads=False), "connect_public")
+        assert "hear the ids of streams" in silent.found
+        await roles.grant(Revocation(lock_out_others=True))
+        assert finding(await diagnose(roles.serve_dsn), "connect").level is WELL
+
+
+@contextlib.asynccontextmanager
+async def receiving(server: str) -> AsyncIterator[None]:
+    """A program that takes the server's WAL as a standby does."""
+    with data_folder() as folder:
+        program = str(postgres_bin("pg_receivewal"))
+        process = await asyncio.create_subprocess_exec(program, "-D", folder, "--synchronous", "-d", server)
+        try:
+
+            async def streaming() -> bool:
+                async with connected(server) as connection:
+                    return bool(await connection.fetchval("SELECT state = 'streaming' FROM pg_stat_replication"))
+
+            await until(streaming)
+            yield
+        finally:
+            process.terminate()
+            await process.wait()
+
+
+async def synchronize(server: str, names: str) -> None:
+    """Name the server's synchronous standbys, and wait until new sessions see it."""
+    await execute(server, f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
+    await execute(server, "SELECT pg_reload_conf()")
+
+    async def changed() -> bool:
+        async with connected(server) as connection:
+            return bool(await connection.fetchval("SHOW synchronous_standby_names") == names)
+
+    await until(changed)
+
+
+async def test_it_finds_what_a_failover_would_lose(server: str) -> None:
+    async with granted(server) as roles, receiving(server):
+        assert levels(await diagnose(roles.serve_dsn))["standbys_hidden"] is WARNING
+        await execute(server, f"GRANT pg_monitor TO {roles.names.serve}")
+        found = finding(await diagnose(roles.serve_dsn), "standbys_asynchronous")
+        assert (found.level, "asynchronous: pg_receivewal." in found.found) == (WARNING, True)
+        try:
+            await synchronize(server, "pg_receivewal")
+
+            async def synchronous() -> bool:
+                return "durability" in levels(await diagnose(roles.serve_dsn))
+
+            await until(synchronous)
+            await execute(server, f"ALTER ROLE {roles.names.serve} SET synchronous_commit = local")
+            assert levels(await diagnose(roles.serve_dsn))["synchronous_commit_local"] is WARNING
+            await execute(server, f"ALTER ROLE {roles.names.serve} RESET synchronous_commit")
+            await synchronize(server, "nosuch")
+
+            async def missing() -> bool:
+                diagnosis = await diagnose(roles.serve_dsn, thresholds={"answer_seconds": 0.5})
+                return levels(diagnosis).get("standbys_missing") is ERROR
+
+            await until(missing)
+        finally:
+            await synchronize(server, "")
 
 
 async def test_it_finds_settings_of_other_roles_that_do_harm(dsn: str) -> None:
@@ -279,6 +385,18 @@ async def test_it_finds_who_holds_vacuum_back(dsn: str) -> None:
         assert f"pid {pid} " in found
         assert "forgotten" in found
         assert "idle in transaction" in found
+
+
+async def test_every_role_finds_whose_old_snapshot_it_is(dsn: str) -> None:
+    async with granted(dsn) as roles, connected(dsn) as old, connected(dsn) as connection:
+        await old.execute("SET application_name = 'nightly dump'; BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+        await connection.execute("SELECT pg_current_xact_id()")
+        await connection.execute("SELECT pg_current_xact_id()")
+        diagnosis = await diagnose(roles.serve_dsn, thresholds={"snapshot_transactions": 0})
+        assert levels(diagnosis)["snapshot_old"] is WARNING
+        found = finding(diagnosis, "snapshot_old").found
+        assert f"pid {old.get_server_pid()} (" in found
+        assert "nightly dump" in found
 
 
 async def test_it_finds_prepared_transactions_and_replication_slots(server: str) -> None:

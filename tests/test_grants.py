@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import astuple
@@ -21,7 +22,7 @@ from baton import schema, streams
 from baton.database import check_schema, pool
 from baton.errors import ConfigurationError
 from baton.generators import Generator
-from baton.grants import GRANTS, RoleNames, Service, script
+from baton.grants import GRANTS, SETTINGS, Revocation, RoleNames, Service, script
 from baton.migrate import migrate
 from baton.streams import Limits, NewStream
 
@@ -146,6 +147,7 @@ NOBODY: tuple[str, ...] = (
     "TRUNCATE baton.batch",
     "TRUNCATE baton.stream",
     "TRUNCATE baton.worker",
+    "UPDATE baton.partitioning SET days = 2",
     "UPDATE baton.batch SET events = ''",
     "UPDATE baton.batch SET terminal = false",
     "SELECT events FROM baton.{partition}",
@@ -179,6 +181,8 @@ FORBIDDEN: dict[Service, tuple[str, ...]] = {
         "UPDATE baton.idempotency_key SET tenant = 'other'",
         "UPDATE baton.bucket SET caller = 'other'",
         "DELETE FROM baton.bucket",
+        "UPDATE baton.token_bucket SET caller = 'other'",
+        "DELETE FROM baton.token_bucket",
         "SELECT baton.create_partitions(1)",
     ),
     "work": (
@@ -198,6 +202,8 @@ FORBIDDEN: dict[Service, tuple[str, ...]] = {
         "DELETE FROM baton.idempotency_key",
         "SELECT * FROM baton.bucket",
         "INSERT INTO baton.bucket VALUES ('', 'x', now())",
+        "SELECT * FROM baton.token_bucket",
+        "INSERT INTO baton.token_bucket VALUES ('', 'x', 1, now())",
     ),
 }
 
@@ -266,7 +272,16 @@ async def test_an_administrator_who_is_no_superuser_may_run_it(postgres: str) ->
     as_superuser = named_database(postgres, database)
     managed = Roles(as_role(as_superuser, admin), names)
     try:
-        await managed.grant()
+        notices: list[str] = []
+        async with connected(managed.admin_dsn) as connection:
+            connection.add_log_listener(lambda _, message: notices.append(message.message))
+            await connection.execute(script(names))
+        # A setting of superusers; the rest is done.
+        assert sorted(line for line in notices if "may not do this" in line) == [
+            f"{admin} may not do this, and went on without: "
+            f"ALTER ROLE {name} IN DATABASE {database} SET log_parameter_max_length = '0';"
+            for name in sorted(astuple(names))
+        ]
         for name in astuple(names):
             await execute(managed.admin_dsn, f"ALTER ROLE {name} PASSWORD '{PASSWORD}'")
         await migrate(managed.migrate_dsn, days_ahead=1)
@@ -274,6 +289,16 @@ async def test_an_administrator_who_is_no_superuser_may_run_it(postgres: str) ->
         await managed.grant()
         await execute(as_superuser, "CREATE SCHEMA other; CREATE TABLE other.secret ()")
         assert await overstepped(Roles(as_superuser, names)) == []
+        async with connected(managed.serve_dsn) as connection:
+            assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == "1min"
+            assert await connection.fetchval("SHOW log_parameter_max_length_on_error") == "0"
+        async with neighbor(as_superuser) as other, connected(as_role(as_superuser, other)):
+            with pytest.raises(asyncpg.RaiseError) as locked_out:
+                await managed.grant(Revocation(lock_out_others=True))
+            assert f'With sessions just now: "{other}" (1).' in str(locked_out.value.detail)
+        await managed.grant(Revocation(lock_out_others=True))
+        async with connected(as_superuser) as connection:
+            assert not await connection.fetchval("SELECT has_database_privilege('public', $1, 'CONNECT')", database)
         async with connected(managed.admin_dsn) as connection:
             with pytest.raises(asyncpg.InsufficientPrivilegeError):  # it has left the role that it had joined
                 await connection.execute(f"SET ROLE {names.migrate}")
@@ -291,7 +316,7 @@ async def test_names_of_any_kind_are_quoted(dsn: str) -> None:
         odd = RoleNames(*(f"{name}{secrets.token_hex(4)}" for name in astuple(ODD)))
         await connection.execute("SET standard_conforming_strings = off")
         try:
-            await connection.execute(script(odd))
+            await connection.execute(script(odd, Revocation(astuple(odd)[:1], lock_out_others=True)))
             made = await connection.fetch("SELECT rolname FROM pg_roles WHERE rolname = ANY ($1)", list(astuple(odd)))
             assert {name for (name,) in made} == set(astuple(odd))
             owner = await connection.fetchval(
@@ -308,6 +333,11 @@ async def test_names_of_any_kind_are_quoted(dsn: str) -> None:
 def test_names_that_postgres_does_not_take_are_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match="cannot be the name of a role"):
         RoleNames(work=name)
+
+
+def test_names_of_roles_to_keep_are_names() -> None:
+    with pytest.raises(ConfigurationError, match="cannot be the name of a role"):
+        Revocation(keep=("public",))
 
 
 def test_one_role_for_two_services_is_refused() -> None:
@@ -334,6 +364,93 @@ async def test_it_grants_what_later_migrations_bring(roles: Roles) -> None:
                     await connection.execute(f"DELETE FROM baton.{name}")
 
 
+async def test_sessions_of_its_roles_end_idle_transactions_and_log_no_texts(roles: Roles) -> None:
+    for dsn in (roles.migrate_dsn, roles.work_dsn, roles.serve_dsn):
+        async with connected(dsn) as connection:
+            shown = {name: await connection.fetchval(f"SHOW {name}") for name in SETTINGS}
+        assert shown == {
+            "idle_in_transaction_session_timeout": "1min",
+            "log_parameter_max_length": "0",
+            "log_parameter_max_length_on_error": "0",
+        }
+
+
+async def test_what_somebody_has_set_for_a_role_stays(roles: Roles) -> None:
+    work, serve = roles.names.work, roles.names.serve
+    async with connected(roles.admin_dsn) as connection:
+        database = await connection.fetchval("SELECT quote_ident(current_database())")
+        await connection.execute(f"ALTER ROLE {work} IN DATABASE {database} RESET ALL")
+        await connection.execute(f"ALTER ROLE {work} SET idle_in_transaction_session_timeout = '5s'")
+        await connection.execute(f"ALTER ROLE {serve} IN DATABASE {database} SET log_parameter_max_length = 7")
+    await roles.grant()
+    async with connected(roles.work_dsn) as connection:
+        assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == "5s"
+        assert await connection.fetchval("SHOW log_parameter_max_length") == "0"
+    async with connected(roles.serve_dsn) as connection:
+        assert await connection.fetchval("SHOW log_parameter_max_length") == "7B"
+
+
+# Who may connect
+
+
+@contextlib.asynccontextmanager
+async def neighbor(admin_dsn: str) -> AsyncIterator[str]:
+    """A role of something else on the same server; it may connect as everybody does."""
+    name = f"report's {secrets.token_hex(4)}"
+    await execute(admin_dsn, f"CREATE ROLE \"{name}\" LOGIN PASSWORD '{PASSWORD}'")
+    try:
+        yield name
+    finally:
+        await drop(admin_dsn, name)
+
+
+async def may_connect(dsn: str, role: str) -> bool:
+    try:
+        async with connected(as_role(dsn, role)):
+            return True
+    except asyncpg.InsufficientPrivilegeError:
+        return False
+
+
+async def test_public_is_shut_out_and_its_own_roles_are_not(roles: Roles) -> None:
+    async with neighbor(roles.admin_dsn) as other, neighbor(roles.admin_dsn) as kept:
+        with pytest.raises(asyncpg.RaiseError, match="would be locked out") as refused:
+            await roles.grant(Revocation(keep=(kept,)))
+        assert f'"{other}"' in str(refused.value.detail)
+        assert f'"{kept}"' not in str(refused.value.detail)
+        assert await may_connect(roles.admin_dsn, other)
+        await roles.grant(Revocation(keep=(kept,), lock_out_others=True))
+        for role in (*astuple(roles.names), kept):
+            assert await may_connect(roles.admin_dsn, role), role
+        assert not await may_connect(roles.admin_dsn, other)
+        await roles.grant()
+        assert not await may_connect(roles.admin_dsn, other)
+        await roles.grant(Revocation())  # nobody is locked out now who was not before
+
+
+async def test_a_role_that_is_connected_is_never_locked_out_by_mistake(roles: Roles) -> None:
+    async with neighbor(roles.admin_dsn) as other:
+        async with connected(as_role(roles.admin_dsn, other)):
+            with pytest.raises(asyncpg.RaiseError) as refused:
+                await roles.grant(Revocation(lock_out_others=True))
+            assert f'With sessions just now: "{other}" (1).' in str(refused.value.detail)
+            assert await may_connect(roles.admin_dsn, other)
+            await roles.grant(Revocation(keep=(other,), lock_out_others=True))
+        assert await may_connect(roles.admin_dsn, other)
+
+
+async def test_a_role_that_may_connect_as_a_member_of_another_is_not_in_the_way(roles: Roles) -> None:
+    async with neighbor(roles.admin_dsn) as group, neighbor(roles.admin_dsn) as member:
+        await execute(roles.admin_dsn, f'GRANT "{group}" TO "{member}"')
+        await roles.grant(Revocation(keep=(group,), lock_out_others=True))
+        assert await may_connect(roles.admin_dsn, member)
+
+
+async def test_a_role_to_keep_that_is_none_stops_it(roles: Roles) -> None:
+    with pytest.raises(asyncpg.UndefinedObjectError, match="nosuch"):
+        await roles.grant(Revocation(keep=("nosuch",), lock_out_others=True))
+
+
 def test_it_knows_the_columns_there_are() -> None:
     tables = {table.name: set(table.columns.keys()) for table in schema.metadata.tables.values()}
     for grants in GRANTS.values():
@@ -344,6 +461,9 @@ def test_it_knows_the_columns_there_are() -> None:
 def test_the_command_prints_it() -> None:
     code, out, err = told("grants", "--serve", "pods", env={})
     assert (code, out, err) == (0, script(RoleNames(serve="pods")), "")
+    code, out, err = told("grants", "--revoke-connect", "--keep", "a", "--keep", "b", "--lock-out-others", env={})
+    assert (code, out, err) == (0, script(RoleNames(), Revocation(("a", "b"), lock_out_others=True)), "")
+    assert told("grants", "--keep", "a", env={})[0] == 2
     code, out, err = told("grants", "--serve", "public", env={})
     assert (code, out) == (2, "")
     assert err.startswith("baton: 'public' cannot be the name of a role")

@@ -382,6 +382,76 @@ async def test_a_body_behind_an_offer_of_another_protocol_is_no_request(cluster:
         assert await client.response() == (200, {"status": "alive"})
 
 
+BARE = b"GET /healthz HTTP/1.1\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_head", "detail"),
+    [
+        pytest.param(BARE, "must have the header Host, once", id="none"),
+        pytest.param(GET + b"Host: here\r\n", "must have the header Host, once", id="two alike"),
+        pytest.param(GET + b"hOST: there\r\n", "must have the header Host, once", id="two"),
+        pytest.param(GET + b"Host:\r\n", "must have the header Host, once", id="two and one is empty"),
+        pytest.param(BARE + UPGRADE, "must have the header Host, once", id="none beside an upgrade"),
+        pytest.param(GET.replace(b"/healthz", b"http://here/healthz") + b"Host: b\r\n", "once", id="two of a proxy"),
+        pytest.param(BARE.replace(b"/healthz", b"http://here/healthz"), "once", id="none but in the target"),
+        pytest.param(GET.replace(b"1.1", b"1.0") + b"Host: b\r\n", "once", id="two in HTTP/1.0"),
+        *(
+            pytest.param(BARE + b"Host: %b\r\n" % host, "must be a host", id=f"malformed {host!r}")
+            for host in (b"[", b"[::1", b"::1", b"a/b?c#d", b"a b", b"\xe4", b"u@h", b"h:p", b"h:1:2", b"a, b", b'"')
+        ),
+    ],
+)
+async def test_a_request_has_one_host(cluster: Cluster, request_head: bytes, detail: str) -> None:
+    pod = await cluster.pod()
+    async with raw(pod) as client:
+        client.send(request_head + b"\r\n" + GET + b"\r\n")
+        status, problem = await client.response()
+        assert (status, problem["code"]) == (400, "bad_request")
+        assert detail in problem["detail"]
+        assert await client.rest() == b""
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        pytest.param(b"GET /healthz HTTP/1.0\r\n", id="HTTP/1.0 has none"),
+        pytest.param(BARE + b"Host:\r\n", id="empty"),
+        pytest.param(BARE + b"Host: here \r\n", id="with spaces around it"),
+        pytest.param(GET.replace(b"/healthz", b"http://there/healthz"), id="the target names another"),
+    ],
+)
+async def test_a_host_need_not_be_ours(cluster: Cluster, request_head: bytes) -> None:
+    pod = await cluster.pod()
+    async with raw(pod) as client:
+        client.send(request_head + b"\r\n")
+        assert await client.response() == (200, {"status": "alive"})
+
+
+TWO_WAYS = {
+    "two lengths": b"Content-Length: 15\r\nContent-Length: 16\r\n",
+    "two lengths alike": b"Content-Length: 15\r\nContent-Length: 15\r\n",
+    "a list of lengths": b"Content-Length: 15, 15\r\n",
+    "a length with a sign": b"Content-Length: +15\r\n",
+    "a length and chunks": b"Content-Length: 15\r\nTransfer-Encoding: chunked\r\n",
+    "chunks and a length": b"Transfer-Encoding: chunked\r\nContent-Length: 15\r\n",
+    "chunks inside something": b"Transfer-Encoding: chunked, identity\r\n",
+    "an encoding of nobody": b"Transfer-Encoding: xchunked\r\n",
+    "a space before the colon": b"Content-Length : 15\r\n",
+    "a folded line": b"X: a\r\n b\r\n",
+    "a bare line feed": b"X: a\nContent-Length: 15\r\n",
+}
+
+
+@pytest.mark.parametrize("name", TWO_WAYS)
+async def test_what_can_be_read_in_two_ways_is_not_read(cluster: Cluster, name: str) -> None:
+    pod = await cluster.pod()
+    async with raw(pod) as client:
+        client.send(POST + TWO_WAYS[name] + b"\r\n" + b'{"input": "one"}')
+        status, problem = await client.response()
+        assert (status, problem["code"]) == (400, "bad_request")
+
+
 async def test_a_trailer_is_no_header(cluster: Cluster) -> None:
     pod = await cluster.pod()
     async with raw(pod) as client:

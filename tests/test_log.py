@@ -11,6 +11,7 @@ import asyncpg
 import orjson
 import pytest
 from tests.logbook import claimed, connected, events, row
+from tests.past import day, id_at, old_stream
 
 from baton import log
 from baton.database import Connection
@@ -203,9 +204,9 @@ async def test_a_read_looks_into_one_partition_by_its_key(dsn: str, statement: s
         (stream_id,) = await claimed(connection)
         await write(connection, stream_id, [1])
         await connection.execute("SET enable_seqscan = off")
+        asked = log.within_day(statement, stream_id)
         plan = "\n".join(
-            line
-            for (line,) in await connection.fetch(f"EXPLAIN (ANALYZE, COSTS OFF) {statement}", stream_id, *arguments)
+            line for (line,) in await connection.fetch(f"EXPLAIN (ANALYZE, COSTS OFF) {asked}", stream_id, *arguments)
         )
         day = f"{await connection.fetchval('SELECT (clock_timestamp() AT TIME ZONE $1)::date', 'UTC'):%Y%m%d}"
         partitions = await connection.fetchval(
@@ -217,15 +218,25 @@ async def test_a_read_looks_into_one_partition_by_its_key(dsn: str, statement: s
     assert "Seq Scan" not in plan
 
 
-async def test_tails_of_many_streams_use_the_key_too(dsn: str) -> None:
+async def test_tails_of_streams_of_several_days(dsn: str) -> None:
     async with connected(dsn) as connection:
-        ids = await claimed(connection, 3)
-        for stream_id in ids:
-            await write(connection, stream_id, [1])
-        await connection.execute("SET enable_seqscan = off")
-        plan = "\n".join(line for (line,) in await connection.fetch(f"EXPLAIN (ANALYZE, COSTS OFF) {log._TAILS}", ids))
-    assert "pkey" in plan
-    assert plan.count("(never executed)") >= 1, "the other partitions are not looked into"
+        expected = {
+            await old_stream(connection, days, batches=days): log.Standing(days + 1, ended=True) for days in (0, 1, 3)
+        }
+        missing = id_at(await day(connection, 2))
+        assert await log.tails(connection, [*expected, missing]) == expected
+
+
+async def test_without_streams_no_tails_are_asked_for(dsn: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    await connection.close()
+    assert await log.tails(connection, []) == {}
+
+
+@pytest.mark.parametrize("number", [0, 1, (1 << 128) - 1])
+async def test_any_id_can_be_read(dsn: str, number: int) -> None:
+    async with connected(dsn) as connection:
+        assert await log.read(connection, UUID(int=number), 0) == []
 
 
 async def test_a_number_beyond_the_last_possible_one_is_refused(dsn: str) -> None:

@@ -23,6 +23,7 @@ from tests.past import (
     day,
     exists,
     has_row,
+    id_at,
     maintained,
     old_partition,
     old_stream,
@@ -30,10 +31,10 @@ from tests.past import (
 )
 from tests.roles import PASSWORD, as_role
 
-from baton import log, partitions, retention, streams
+from baton import log, partitions, retention, stream_ids, streams
 from baton.database import CONNECTION_ERRORS, MAINTENANCE_LOCK, MIGRATION_LOCK, Connection
 from baton.errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, StreamExpired, StreamNotFound
-from baton.maintain import DAY_SECONDS, STATEMENT_SECONDS, Policy, keep_maintaining, maintain
+from baton.maintain import DAY_SECONDS, STATEMENT_SECONDS, Policy, foresee, keep_maintaining, maintain
 from baton.outcome import Outcome
 
 GONE_DAYS = KEPT_DAYS + 1
@@ -73,6 +74,45 @@ async def until_it_waits(connection: Connection, pid: int) -> None:
         return bool(await connection.fetchval(kind, pid) == "Lock")
 
     await until(waits)
+
+
+# Wide partitions
+
+
+async def test_where_streams_are_kept_for_long_new_partitions_are_wider(dsn: str) -> None:
+    policy = Policy(days_ahead=30, retention_days=3 * 365)
+    async with connected(dsn) as connection:
+        foreseen: list[str] = []
+        await foresee(connection, policy, foreseen.append)
+        said = await maintained(connection, policy)
+        assert foreseen[0] == "Would make new partitions for 3 days each."
+        assert said[0] == "New partitions are made for 3 days each."
+        created = [line for line in said if line.startswith("Created")]
+        assert [line.replace("Would create", "Created") for line in foreseen if "create" in line.split()] == created
+        assert 10 <= len(created) <= 11
+        # Workers do not know how long streams are kept, and create partitions of the same width.
+        assert len(await partitions.create_ahead(connection, 60)) == 10
+        assert await maintained(connection, policy) == said[-1:]
+        assert (await maintained(connection))[0] == "New partitions are made for 1 day each."
+
+
+async def test_a_wide_partition_goes_when_all_of_its_days_have_expired(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        first, end = [stream_ids.first_id(await day(connection, days)) for days in (GONE_DAYS + 3, KEPT_DAYS)]
+        name = "baton.batch_wide"
+        await connection.execute(
+            f"CREATE TABLE {name} PARTITION OF baton.batch FOR VALUES FROM ('{first}') TO ('{end}')"
+        )
+        for days in (GONE_DAYS + 3, GONE_DAYS):
+            await connection.execute(
+                "INSERT INTO baton.stream (id, generator, input, on_worker_lost, status) "
+                "VALUES ($1, 'test', 'null', 'retry', 'completed')",
+                id_at(await day(connection, days)),
+            )
+        said = await maintained(connection, Policy(1, KEPT_DAYS + 1))
+        assert said[:-1] == ["Deleted 1 stream, and 0 idempotency keys whose time was over."]
+        assert await state(connection, name) == "attached"
+        assert f"Dropped partition {name}." in await maintained(connection)
 
 
 # What goes and what stays
@@ -181,7 +221,7 @@ async def test_each_batch_of_keys_begins_where_the_one_before_ended(dsn: str) ->
 
 async def test_partitions_of_other_bounds_go_by_their_bounds(dsn: str) -> None:
     async with connected(dsn) as connection:
-        edges = [partitions.first_id(await day(connection, days)) for days in (20, 12, KEPT_DAYS - 2)]
+        edges = [stream_ids.first_id(await day(connection, days)) for days in (20, 12, KEPT_DAYS - 2)]
         for name, first, end in (("old", "MINVALUE", f"'{edges[0]}'"), ("wide", *(f"'{edge}'" for edge in edges[1:]))):
             await connection.execute(
                 f'CREATE TABLE public."{name} One" PARTITION OF baton.batch FOR VALUES FROM ({first}) TO ({end})'

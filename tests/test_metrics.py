@@ -125,10 +125,11 @@ async def test_a_pod_looks_at_the_queues(cluster: Cluster) -> None:
         "FROM generate_series(1, 3)"
     )
     pod = await cluster.pod()
-    await until(lambda: pod.pod.metrics.queued is not None)
+    await until(lambda: pod.pod.metrics.oldest_snapshot_seconds is not None)
     assert pod.metric("baton_queued_streams") == 3
     assert 60 <= pod.metric("baton_oldest_queued_seconds") < 600
     assert 0 <= pod.metric("baton_notify_queue_ratio") <= 1
+    assert pod.metric("baton_oldest_snapshot_seconds") >= 0
     assert pod.metric("baton_pool_connections") >= 1
     assert pod.metric("baton_pool_wait_seconds_count") >= 1
 

@@ -37,7 +37,7 @@ from baton.revisions import History
 SQUAWK = Path(sys.executable).parent / "squawk"
 PROJECT = Path(__file__).parent.parent
 # They have no transaction of their own to look into; tests/test_ddl.py looks at what they take.
-BUILT_CONCURRENTLY = {"0006", "0010"}
+BUILT_CONCURRENTLY = {"0006", "0010", "0018"}
 ADD_COLUMN = 'op.execute("ALTER TABLE baton.stream ADD COLUMN extra integer")'
 # What every run of the migrations begins with.
 LIMITS = "SET lock_timeout = '500ms';\nSET statement_timeout = 0;\n"

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from tests.metric_names import metric_names
 
+from baton import partitions, pod
+
 ROOT = Path(__file__).parents[1]
 ALERTS = ROOT / "deploy/prometheus/alerts.yaml"
 DASHBOARD = ROOT / "deploy/grafana/baton.json"
@@ -61,3 +63,15 @@ def test_prometheus_takes_the_alerts() -> None:
     assert PROMTOOL is not None
     said = subprocess.run([PROMTOOL, "check", "rules", str(ALERTS)], capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stdout + said.stderr
+
+
+def test_the_end_of_partitions_is_near_at_one_time_everywhere() -> None:
+    hours = partitions.LEAST_SECONDS // 3600
+    assert hours * 3600 == partitions.LEAST_SECONDS
+    (rule,) = [rule for rule in rules() if rule["alert"] == "BatonPartitionsEnd"]
+    compared = f"- time() < {hours} * 3600"
+    assert rule["expr"].endswith(compared)
+    database, runbook = [(ROOT / "docs" / page).read_text() for page in ("database.md", "runbook.md")]
+    assert f"baton_partitions_end_timestamp_seconds {compared}`" in database
+    assert f"Below these {hours} h pods log an error every {pod.LOOK_SECONDS} seconds" in database
+    assert f"in less than {hours} hours" in runbook.partition("## BatonPartitionsEnd")[2]

@@ -1,19 +1,24 @@
-"""Partitions: one for each day from yesterday on, made once."""
+"""Partitions: one for each day from yesterday on, or wider ones, made once."""
 
 from __future__ import annotations
 
 import asyncio
 import datetime
+import random
 
 import asyncpg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as some
 from tests.logbook import claimed, connected, until, working
-from tests.past import day
+from tests.past import day, id_at
 
-from baton import log, partitions
+from baton import log, partitions, stream_ids
+from baton.database import Connection
 from baton.events import encode_text
 from baton.log import Append
 from baton.maintain import DAY_SECONDS
+from baton.partitions import Partition
 
 
 async def test_they_reach_from_yesterday_to_so_many_days_ahead(dsn: str) -> None:
@@ -104,3 +109,103 @@ async def test_they_reach_to_the_first_gap(dsn: str) -> None:
         for days in (0, -1, -2):
             await connection.execute(f"DROP TABLE {partitions.name_of(await day(connection, days))}")
         assert abs((await partitions.reach(connection)).left_seconds) < 60
+
+
+async def test_days_far_ahead_take_several_transactions(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        created = await partitions.create_ahead(connection, 100)
+        assert len(created) == 99
+        by_transaction = "SELECT count(*) FROM pg_class WHERE oid = ANY ($1::text[]::regclass[]) GROUP BY xmin::text"
+        assert max(row[0] for row in await connection.fetch(by_transaction, created)) <= 30
+
+
+# Wider ones
+
+
+async def attach(connection: Connection, name: str, first_day: int, end_day: int) -> None:
+    """Attach a partition for days that are counted from today."""
+    first, end = [stream_ids.first_id(await day(connection, -days)) for days in (first_day, end_day)]
+    await connection.execute(f"CREATE TABLE {name} PARTITION OF baton.batch FOR VALUES FROM ('{first}') TO ('{end}')")
+
+
+async def drop_all(connection: Connection) -> None:
+    for item in await partitions.attached(connection):
+        await connection.execute(f"DROP TABLE {item.name}")
+
+
+def held(items: list[Partition]) -> list[tuple[str, int, int]]:
+    return sorted((item.name, item.first.int, item.end.int) for item in items)
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_what_is_missing_is_foreseen_as_it_is_created(dsn: str, seed: int) -> None:
+    choose = random.Random(seed)
+    async with connected(dsn) as connection:
+        await drop_all(connection)
+        first = choose.randint(-9, 3)
+        for number in range(choose.randint(0, 5)):
+            end = first + choose.randint(1, 4)
+            await attach(connection, f"baton.part_{number}", first, end)
+            first = end + choose.choice([0, 0, 1, 5])
+        width, ahead = choose.choice([1, 1, 2, 7, 30]), choose.choice([0, 1, 7, 40])
+        await partitions.set_width(connection, width)
+        before = await partitions.attached(connection)
+        planned = partitions.planned(before, await partitions.now(connection), ahead, width)
+        assert await partitions.missing(connection, ahead) == [item.name for item in planned]
+        assert await partitions.create_ahead(connection, ahead) == [item.name for item in planned]
+        after = await partitions.attached(connection)
+        assert held(after) == held(before + planned)
+        assert await partitions.missing(connection, ahead) == []
+        assert (await partitions.reach(connection)).left_seconds > ahead * DAY_SECONDS
+
+
+async def test_wider_ones_begin_where_those_of_a_day_end(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        assert await partitions.set_width(connection, 7)
+        assert not await partitions.set_width(connection, 7)
+        # As code of the release before asks for them.
+        created = [name for (name,) in await connection.fetch("SELECT baton.create_partitions(30)")]
+        assert 5 <= len(created) <= 6
+        there = sorted(await partitions.attached(connection), key=lambda item: item.first)
+        assert [item.end for item in there[:-1]] == [item.first for item in there[1:]]
+        days = [
+            round((stream_ids.moment_of(item.end) - stream_ids.moment_of(item.first)) / DAY_SECONDS) for item in there
+        ]
+        assert days[:3] == [1, 1, 1]
+        assert days[3] <= 7
+        assert set(days[4:]) == {7}
+        assert there[3].name == partitions.name_of(await day(connection, -2))
+        assert (await partitions.reach(connection)).end == stream_ids.moment_of(there[-1].end)
+
+
+async def test_streams_of_a_wide_partition_are_written_and_read(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        await drop_all(connection)
+        await attach(connection, "baton.batch_wide", -20, 10)
+        ids = [id_at(await day(connection, days)) for days in (20, 5, 0, -9)]
+        for stream_id in ids:
+            await connection.execute(
+                "INSERT INTO baton.stream (id, generator, input, on_worker_lost, status, epoch) "
+                "VALUES ($1, 'test', 'null', 'retry', 'running', 1)",
+                stream_id,
+            )
+            await log.append(connection, [Append(stream_id, 1, 1, 1, encode_text("x"))])
+            assert len(await log.read(connection, stream_id, 0)) == 1
+        assert await log.tails(connection, ids) == dict.fromkeys(ids, log.Standing(1, ended=False))
+
+
+@given(some.integers(1, 36_500), some.integers(1, 365), some.integers(0, 50_000))
+def test_however_long_streams_are_kept_there_are_no_more_than_the_ceiling(
+    retention_days: int, days_ahead: int, today: int
+) -> None:
+    width = partitions.width_for(retention_days, days_ahead)
+    # From the first day that is kept, and one more where maintenance runs once a day, to the last one ahead.
+    first, last = today - retention_days - 1, today + days_ahead
+    count = last // width - first // width + 1
+    assert count <= partitions.MOST
+    assert 1 <= width <= 366
+
+
+def test_a_year_of_days_takes_no_wider_ones() -> None:
+    assert partitions.width_for(365, 7) == 1
+    assert partitions.width_for(3 * 365, 7) == 3

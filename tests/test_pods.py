@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncGenerator
 from itertools import pairwise
+from urllib.parse import urlsplit
 
 import asyncpg
 import httpx2
 import pytest
 from tests.cluster import Cluster, RunningPod, Tap, echo, text
+from tests.conftest import execute
 from tests.follower import Follower, following, frames_after, numbers, parse, texts
 from tests.logbook import DEADLINE_SECONDS, until
 
@@ -369,3 +372,20 @@ async def test_creating_and_following_takes_one_request(cluster: Cluster) -> Non
     assert [parse(frame)["type"] for frame in frames] == ["text", "text", "reasoning", "done"]
     assert await frames_after(cluster.client, pod.url, location.rpartition("/")[2]) == frames
     assert all(later == earlier + 1 for earlier, later in pairwise(numbers(frames)))
+
+
+async def test_a_pod_that_follows_nothing_is_ready_for_as_long_as_the_database_answers(
+    postgres: str, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baton.pod.READY_SILENCE_SECONDS", 0.5)
+    pod = await cluster.pod(safety_poll_seconds=0.05, note_interval_seconds=0.05)
+    opened_at = pod.pod.relays.answered_at
+    await until(lambda: time.monotonic() > opened_at + 1)
+    assert pod.pod.ready
+    assert pod.pod.relays.answered_at == opened_at, "it has polled for no stream"
+    database = urlsplit(cluster.dsn).path[1:]
+    await execute(postgres, f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
+    await execute(postgres, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
+    await until(lambda: not pod.pod.ready)
+    await execute(postgres, f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
+    await until(lambda: pod.pod.ready)

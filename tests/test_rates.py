@@ -32,7 +32,7 @@ async def taken(opened: Pool, count: int, rate: Rate = SLOW, caller: str = "a") 
 
 async def later(connection: asyncpg.Connection[Any], seconds: float) -> None:
     """Let time pass."""
-    await connection.execute("UPDATE baton.bucket SET full_at = full_at - make_interval(secs => $1)", seconds)
+    await connection.execute("UPDATE baton.token_bucket SET full_at = full_at - make_interval(secs => $1)", seconds)
 
 
 async def test_a_burst_is_allowed_and_then_so_many_a_second(opened: Pool, dsn: str) -> None:
@@ -62,7 +62,7 @@ async def test_pods_share_a_bucket_and_callers_do_not(opened: Pool, dsn: str) ->
 async def test_a_refusal_writes_nothing(opened: Pool, dsn: str) -> None:
     async with connected(dsn) as connection:
         await taken(opened, 5)
-        version = "SELECT ctid::text || xmin::text FROM baton.bucket"
+        version = "SELECT ctid::text || xmin::text FROM baton.token_bucket"
         before = await connection.fetchval(version)
         assert await taken(opened, 5) == 0
         assert await connection.fetchval(version) == before
@@ -81,13 +81,16 @@ async def test_full_buckets_are_deleted_by_maintenance_and_others_stay(opened: P
         await later(connection, 501)
         await taken(opened, 1, caller="here")
         await maintained(connection)
-        assert [row[0] for row in await connection.fetch("SELECT caller FROM baton.bucket")] == ["here"]
+        assert [row[0] for row in await connection.fetch("SELECT caller FROM baton.token_bucket")] == ["here"]
 
 
 async def test_a_token_waits_for_no_disk(dsn: str) -> None:
     """Nothing but commits is in the WAL, and those of an unlogged table are not flushed."""
     async with pool(dsn, size=1, timeout_seconds=10) as opened:
-        assert await opened.fetchval("SELECT relpersistence FROM pg_class WHERE oid = 'baton.bucket'::regclass") == b"u"
+        assert (
+            await opened.fetchval("SELECT relpersistence FROM pg_class WHERE oid = 'baton.token_bucket'::regclass")
+            == b"u"
+        )
         await taken(opened, 1)
         before = await opened.fetchval("SELECT pg_current_wal_insert_lsn()")
         await taken(opened, 100, Rate(1e5, 1000))

@@ -43,8 +43,7 @@ async def test_a_counter_that_stands_still_for_a_lease_is_a_dead_workers(dsn: st
         await look(reaper, connection, own_id)
         assert set(await workers.counters(connection)) == {own_id, dead_id, alive_id}
         await lease_over()
-        owned = await workers.heartbeat(connection, alive_id)
-        assert owned is not None
+        assert await workers.heartbeat(connection, alive_id) is not None
         await look(reaper, connection, own_id)
         assert set(await workers.counters(connection)) == {own_id, alive_id}
         assert (await row(connection, dead_stream)).status == "queued"

@@ -242,6 +242,26 @@ async def test_an_erased_stream_lets_its_subscribers_go(cluster: Cluster) -> Non
         assert await asyncio.wait_for(following, DEADLINE_SECONDS) == b""
 
 
+@pytest.mark.parametrize("ended", [False, True], ids=["shorter", "ended since"])
+async def test_a_subscriber_behind_the_window_of_a_relay_that_the_log_contradicts_is_let_go(
+    cluster: Cluster, ended: bool
+) -> None:
+    """The database has gone back in time, and the poll has not seen it yet."""
+    pod, author = Pod(cluster, window_bytes=4096), await cluster.author()
+    await author.write_texts([2, 2, 2], padding=3000)
+    async with pod.subscribed(author) as subscriber:
+        await cluster.pool.execute("DELETE FROM baton.batch WHERE last_seq > 2")
+        if ended:
+            await streams.end_any(cluster.pool, author.id, streams.REWOUND)
+        received = await follow(subscriber)
+    assert received == (b"" if ended else b"".join(author.frames[:2]))
+    assert subscriber.relay.over
+    assert not subscriber.relay.damaged
+    # Whoever comes back gets what the log holds.
+    async with pod.subscribed(author) as subscriber:
+        assert subscriber.relay.tail == (3 if ended else 2)
+
+
 async def test_a_log_with_a_hole_ends_the_connection_and_never_loops(cluster: Cluster) -> None:
     pod, author = Pod(cluster), await cluster.author()
     async with pod.polling(), pod.subscribed(author) as subscriber:

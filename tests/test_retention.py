@@ -191,7 +191,7 @@ async def test_streams_without_a_partition_keep_no_older_one_from_ending(dsn: st
             "ANALYZE baton.stream"
         )  # so few are not looked up by an index, in which they are sorted
         await connection.execute(f"DROP TABLE {partitions.name_of(await day(connection, 0))}")
-        assert await streams.end_overdue(connection, 0.0) == [streams.QUEUE_TIMEOUT]
+        assert await streams.end_overdue(connection, await streams.overdue(connection, 0.0)) == [streams.QUEUE_TIMEOUT]
         ended = "SELECT id FROM baton.stream WHERE status = 'failed'"
         assert await connection.fetchval(ended) == older
 

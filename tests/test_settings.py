@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import AliasChoices
 from tests.settings_page import PAGE, page
 
 from baton.errors import ConfigurationError
+from baton.generators.registry import load_generators
 from baton.settings import Settings
 
 DSN = "postgresql://user:secret@host:5432/name"
@@ -45,11 +48,11 @@ def test_the_environment_goes_before_the_file_and_an_argument_before_both(monkey
         (
             "BATON_WORKER_CONCURRENCY",
             "0",
-            "BATON_WORKER_CONCURRENCY: Input should be greater than or equal to 1 (it is '0').",
+            "BATON_WORKER_CONCURRENCY: Input should be greater than or equal to 1 (it is 0).",
         ),
         ("BATON_LEASE_SECONDS", "soon", "BATON_LEASE_SECONDS: Input should be a valid number"),
-        ("BATON_ON_WORKER_LOST", "shrug", "BATON_ON_WORKER_LOST: Input should be 'retry' or 'fail' (it is 'shrug')."),
-        ("BATON_GENERATORS", "mine=module", "'mine=module' must look like name=package.module:function"),
+        ("BATON_ON_WORKER_LOST", "shrug", "BATON_ON_WORKER_LOST: Input should be 'retry' or 'fail'."),
+        ("BATON_GENERATORS", "a=m:f,mine=module", "item 2 must look like name=package.module:function"),
         ("BATON_OPENAI_BASE_URL", "ftp://x", "BATON_OPENAI_BASE_URL: it must look like https://host:port/path."),
         (
             "BATON_DATABASE_URL",
@@ -59,13 +62,13 @@ def test_the_environment_goes_before_the_file_and_an_argument_before_both(monkey
         (
             "BATON_POD_NAME",
             "pöd",
-            "BATON_POD_NAME: it must be 1 to 100 printable ASCII characters, with no space at an end (it is 'pöd').",
+            "BATON_POD_NAME: it must be 1 to 100 printable ASCII characters, with no space at an end.",
         ),
         ("BATON_POD_NAME", "a\nb", "BATON_POD_NAME: it must be 1 to 100 printable ASCII"),
         ("BATON_POD_NAME", "x" * 101, "BATON_POD_NAME: it must be 1 to 100 printable ASCII"),
         ("BATON_WORKER_NAME", " w", "BATON_WORKER_NAME: it must be 1 to 100 printable ASCII"),
         ("BATON_WORKER_NAME", "", "BATON_WORKER_NAME: it must be 1 to 100 printable ASCII"),
-        ("BATON_PORT", "65536", "BATON_PORT: Input should be less than or equal to 65535 (it is '65536')."),
+        ("BATON_PORT", "65536", "BATON_PORT: Input should be less than or equal to 65535 (it is 65536)."),
     ],
 )
 def test_a_mistake_gets_a_sentence_that_names_the_variable(
@@ -127,10 +130,10 @@ def test_models_are_an_object_of_json(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("fast=openai", "it must be a JSON object"),
         ("[]", "it must be a JSON object"),
-        ('{"": "openai"}', "'' must be 1 to 64 letters"),
-        ('{"-a": "openai"}', "'-a' must be 1 to 64 letters"),
-        ('{"a": ""}', "'a' must be the name of a generator"),
-        ('{"a": {"model": "x"}}', "'a' must be the name of a generator"),
+        ('{"": "openai"}', "name 1 must be 1 to 64 letters"),
+        ('{"b": "openai", "-a": "openai"}', "name 2 must be 1 to 64 letters"),
+        ('{"a": ""}', "value 1 must be the name of a generator"),
+        ('{"a": {"model": "x"}}', "value 1 must be the name of a generator"),
     ],
 )
 def test_models_that_are_none(monkeypatch: pytest.MonkeyPatch, given: str, told: str) -> None:
@@ -138,6 +141,53 @@ def test_models_that_are_none(monkeypatch: pytest.MonkeyPatch, given: str, told:
     with pytest.raises(ConfigurationError) as caught:
         Settings.load()
     assert str(caught.value).startswith(f"BATON_MODELS: {told}")
+
+
+MARKER = "sk-live-4f9d"
+# A secret where it does not belong: alone, in a list, in JSON, in an address, and where Python's own words quote it.
+MALFORMED = (
+    MARKER,
+    f"{MARKER}=x:y,{MARKER}",
+    f"{MARKER}={MARKER},{MARKER}={MARKER}",
+    f'{{"fast": {{"api_key": "{MARKER}"}}}}',
+    f'{{"fast": ["{MARKER}"], "api_key": "{MARKER}"}}',
+    f'{{"-{MARKER}": 7}}',
+    f'{{"{MARKER}": 7}}',
+    f'{{"fast": "openai", "api_key": "{MARKER}"',
+    f'["{MARKER}"]',
+    f"ftp://user:{MARKER}@host/x",
+    f"https://user:{MARKER}@[host/x",
+    f"postgresql://user:{MARKER}\uff0f@host/x",
+    f"\n{MARKER}",
+)
+
+
+def variables() -> list[str]:
+    """Return each variable that a setting is read from."""
+    found: list[Any] = []
+    for name, field in Settings.model_fields.items():
+        alias = field.validation_alias
+        found += alias.choices if isinstance(alias, AliasChoices) else [f"BATON_{name.upper()}"]
+    return [str(name) for name in found]
+
+
+@pytest.mark.parametrize("variable", variables())
+def test_no_mistake_shows_a_secret(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    for value in MALFORMED:
+        monkeypatch.setenv(variable, value)
+        with contextlib.suppress(ImportError):  # what is well-formed may name a module that is not there
+            sentence = mistake()
+            assert sentence is None or MARKER not in sentence, value
+
+
+def mistake() -> str | None:
+    """Return what a worker says of its settings and of its presets."""
+    try:
+        loaded = Settings.load()
+        load_generators(loaded.model_copy(update={"generators": {}, "offered_generators": frozenset()}))
+    except ConfigurationError as error:
+        return str(error)
+    return None
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+asyncpg"])

@@ -6,6 +6,8 @@ import asyncio
 import dataclasses
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -18,7 +20,7 @@ from baton.errors import ConfigurationError, IdempotencyConflict, TooManyStreams
 from baton.events import MAX_SEQ, encode_text
 from baton.log import Append, Fence
 from baton.outcome import Outcome
-from baton.streams import IdempotencyKey, NewStream
+from baton.streams import IdempotencyKey, NewStream, Wanted
 
 WORKER = UUID(int=1)
 NEW = NewStream("test", {"prompt": "a\0b"}, {"chat": 42}, "retry")
@@ -135,7 +137,7 @@ async def test_counting_a_tenants_streams_leaves_updates_in_place(opened: Pool) 
         "JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = d.refobjsubid "
         "WHERE i.indrelid = 'baton.stream'::regclass"
     )
-    assert set(columns) == {"status", "tenant", "id", "worker_id", "metadata"}
+    assert set(columns) == {"status", "tenant", "id", "worker_id", "metadata", "epoch", "queued_at"}
 
 
 def is_full(result: object) -> bool:
@@ -294,7 +296,7 @@ async def test_an_erased_stream_leaves_no_text(opened: Pool) -> None:
 async def test_a_worker_without_a_row_claims_nothing(dsn: str) -> None:
     async with connected(dsn) as connection:
         await queue_many(connection, 1)
-        assert await streams.claim(connection, WORKER, ["test"], 1) == []
+        assert await streams.claim(connection, WORKER, ["test"], 1, place=(0, 1)) == []
         assert len(await claim_as(connection, WORKER, ["test"], 1)) == 1
 
 
@@ -306,14 +308,48 @@ async def test_streams_are_found_newest_first(opened: Pool) -> None:
         await asyncio.sleep(0.002)  # ids are in order from one millisecond to the next
     await streams.create(opened, NEW)
 
-    async def found(**given: object) -> list[UUID]:
-        return [stream.id for stream in await streams.find(opened, tenant="t", **given)]  # type: ignore[arg-type]
+    async def found(limit: int = 20, **given: Any) -> list[UUID]:
+        async with opened.acquire() as connection:
+            page = await streams.find(connection, Wanted("t", **given), limit)
+        return [stream.id for stream in page.streams]
 
     assert await found() == made[::-1]
-    assert await found(limit=2, before=made[3]) == [made[2], made[1]]
+    assert await found(2) == [made[3], made[2]]
+    assert await found(last=streams.below(made[1])) == [made[0]]
     assert await found(metadata=[{"chat": 1}]) == [made[3], made[1]]
     assert await found(metadata=[{"chat": "1"}, {"chat": 1, "user": "u"}]) == [made[3], made[1]]
-    assert await found(status="running") == []
+    assert await found(statuses=["running"]) == []
+    assert await found(statuses=["queued", "failed"]) == made[::-1]
+
+
+async def test_pages_of_what_is_rare_may_be_empty_and_lead_to_all_of_it(
+    opened: Pool, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
+) -> None:
+    monkeypatch.setattr(streams, "LOOKED_AT", 4)
+    made = []
+    for number in range(20):
+        new = NewStream("test", None, {"kind": "x"}, "retry", tenant="t")
+        made.append((await streams.create(opened, new))[0].id)
+        if number % 7 != 3:
+            await streams.end_any(opened, made[-1], streams.QUEUE_TIMEOUT)
+        await asyncio.sleep(0.002)
+    rare = [made[17], made[10], made[3]]
+    for tenant in ("t", None):
+        # Fewer have not ended than are looked at; those that have metadata, or both states, are more.
+        for given in ({"statuses": ["queued"]}, {"statuses": ["queued", "completed"]}, {"metadata": [{"kind": "x"}]}):
+            with subtests.test(f"{tenant} {given}"):
+                wanted = Wanted(tenant, **given)
+                pages: list[list[UUID]] = []
+                async with opened.acquire() as connection:
+                    while len(pages) < 20:
+                        page = await streams.find(connection, wanted, 3)
+                        pages.append([stream.id for stream in page.streams])
+                        assert page.looked_at <= 4
+                        if page.before is None:
+                            break
+                        wanted = replace(wanted, last=streams.below(page.before))
+                assert [item for page in pages for item in page] == (made[::-1] if "metadata" in given else rare)
+                assert ([] in pages) == ("completed" in given.get("statuses", ()))
 
 
 async def test_an_append_in_flight_does_not_outlive_the_erasure(dsn: str) -> None:

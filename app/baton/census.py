@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ class Census:
 
     def __init__(self, pool: Pool, says: Callable[[], Note], *, interval_seconds: float) -> None:
         self.points: deque[Point] = deque()
+        self.answered_at = time.monotonic()  # when the database last answered
         self._pool = pool
         self._says = says
         self._interval_seconds = interval_seconds
@@ -73,7 +75,7 @@ class Census:
 
     async def run(self) -> None:
         """Note and sample until cancelled."""
-        backoff = Backoff(first_seconds=self._interval_seconds, cap_seconds=30)
+        backoff = Backoff(first_seconds=self._interval_seconds, cap_seconds=max(5, self._interval_seconds))
         while True:
             try:
                 async with translated():
@@ -84,6 +86,7 @@ class Census:
                 self._last = None
                 await backoff.sleep()
             else:
+                self.answered_at = time.monotonic()
                 backoff.reset()
                 await asyncio.sleep(self._interval_seconds)
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from . import __version__
 from .errors import ConfigurationError
 from .events import Status
-from .grants import RoleNames
+from .grants import Revocation, RoleNames
 from .grants import script as grants_script
 from .keys import app as keys_app
 from .patience import Patience
@@ -121,7 +121,15 @@ def maintain(
 
 
 @app.command(name="mark-restored")
-def mark_restored() -> None:
+def mark_restored(
+    *,
+    nothing_lost: Annotated[
+        bool,
+        typer.Option(
+            "--nothing-lost", help="After a planned switchover: keep what was queued or running. You vouch for the log."
+        ),
+    ] = False,
+) -> None:
     """After a restore from a snapshot or a dump: end what was queued or running in it, and refuse older cursors.
 
     A promotion, and a restore to a point in time, are noticed without this.
@@ -134,12 +142,15 @@ def mark_restored() -> None:
     settings = _settings()
     asked = ask(
         settings.dsn,
-        history.mark_restored,
+        history.declare_complete if nothing_lost else history.mark_restored,
         name="baton mark-restored",
         role="the one of `baton migrate`",
         prepare=settings.prepare,
     )
     live = asyncio.run(asked)
+    if nothing_lost:
+        typer.echo(f"{live} queued or running streams of an older history go on in this one.")
+        return
     typer.echo(
         f"Marked. {live} streams were queued or running. Each ends as log_rewound when a worker sees it, unless its "
         "own worker lived through the restore and finds all of its events in the log."
@@ -151,9 +162,23 @@ def grants(
     migrate: Annotated[str, typer.Option(help="The role that runs `baton migrate`.")] = _ROLES.migrate,
     work: Annotated[str, typer.Option(help="The role of workers.")] = _ROLES.work,
     serve: Annotated[str, typer.Option(help="The role of pods.")] = _ROLES.serve,
+    *,
+    revoke_connect: Annotated[
+        bool, typer.Option("--revoke-connect", help="Let only roles that were granted it connect to the database.")
+    ] = False,
+    keep: Annotated[
+        list[str] | None, typer.Option(metavar="ROLE", help="With --revoke-connect, a role that may still connect.")
+    ] = None,
+    lock_out_others: Annotated[
+        bool, typer.Option("--lock-out-others", help="With --revoke-connect, lock out others that have no session now.")
+    ] = False,
 ) -> None:
     """Print the SQL that makes three roles with the least rights that Baton needs; changes nothing itself."""
-    typer.echo(grants_script(RoleNames(migrate=migrate, work=work, serve=serve)), nl=False)
+    if (keep or lock_out_others) and not revoke_connect:
+        raise typer.BadParameter("--keep and --lock-out-others are for --revoke-connect.")
+    names = RoleNames(migrate=migrate, work=work, serve=serve)
+    revocation = Revocation(tuple(keep or ()), lock_out_others) if revoke_connect else None
+    typer.echo(grants_script(names, revocation), nl=False)
 
 
 @app.command()
@@ -305,7 +330,7 @@ async def _maintain(settings: Settings, every_seconds: float | None, *, dry_run:
     from .maintain import Policy, keep_maintaining
     from .maintain import maintain as maintain_once
 
-    policy = Policy(settings.partition_days_ahead, settings.retention_days)
+    policy = Policy(settings.partition_days_ahead, settings.retention_days, settings.partition_days)
     if dry_run:
         await maintain_once(settings.dsn, policy, say=typer.echo, dry_run=True)
         return

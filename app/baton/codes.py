@@ -43,7 +43,7 @@ ADVICE: Final[dict[str, Advice]] = {
         _NOTHING,
     ),
     "bad_request": Advice(
-        "Send HTTP/1.1, and JSON where JSON is asked for.",
+        "Send HTTP/1.1 with one `Host`, and JSON where JSON is asked for.",
         "If the client does: look for what changes its requests on the way.",
     ),
     "header_timeout": Advice(
@@ -65,6 +65,16 @@ ADVICE: Final[dict[str, Advice]] = {
     "creates_too_fast": Advice(
         "Wait as many seconds as `Retry-After` says, and spread what you create.",
         "`BATON_CREATES_PER_SECOND` and `BATON_CREATES_BURST` are the limits, for each caller over all pods.",
+    ),
+    "reads_too_fast": Advice(
+        "Wait as many seconds as `Retry-After` says. Follow a stream, or wait for its end with `?wait=`, instead of "
+        "asking again and again; a list that looks at many rows counts as many reads.",
+        "`BATON_READS_PER_SECOND` and `BATON_READS_BURST` are the limits, for each caller on each pod.",
+    ),
+    "too_many_queries": Advice(
+        "Send fewer requests at once, and try again after as many seconds as `Retry-After` says.",
+        "`BATON_TENANT_POOL_SHARE` is the part of a pod's `BATON_DATABASE_POOL_SIZE` connections that one tenant may "
+        "use while others ask, too. Many refusals of one tenant suggest abuse; of all tenants, a slow database.",
     ),
     "too_many_streams": Advice(
         "Wait for some of your streams to end, or cancel those that nobody needs.",
@@ -237,9 +247,10 @@ ENDS: Final[tuple[Code, ...]] = (
         "log_rewound",
         None,
         "The database lost the log's end",
-        "A failover of the database has lost events that clients may have received.",
+        "A failover or a restore of the database has lost events that clients may have received.",
         "Discard what was received, and create the stream again.",
-        "Have the standby confirm commits (`synchronous_standby_names`) if such a loss is not acceptable.",
+        "Have the standby confirm commits (`synchronous_standby_names`) if such a loss is not acceptable. "
+        "`docs/failover.md` says what to check.",
     ),
     Code(
         "event_too_large",

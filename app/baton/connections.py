@@ -25,7 +25,7 @@ from starlette.types import Message, Receive, Scope, Send
 from . import log_context, tracing
 from .dialects.dialect import Header, Reader
 from .epilogue import after_layers
-from .errors import ConnectionCut, LogDamaged, Unavailable
+from .errors import ConnectionCut, LogDamaged, TooManyQueries, Unavailable
 from .log import Batch
 from .metrics import PodMetrics
 from .metrics.pod import Closing, Leaving
@@ -364,7 +364,7 @@ class Connection:
         cursor = subscriber.cursor
         try:
             batches = await subscriber.take()
-        except Unavailable:
+        except (Unavailable, TooManyQueries):
             self._leaving = self._leaving or "database away"
             return b""
         return self._encode(batches, subscriber.cursor - cursor) if batches else b""

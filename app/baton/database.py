@@ -9,16 +9,18 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import asyncpg
-from asyncpg.pool import PoolConnectionProxy
+from asyncpg.pool import PoolAcquireContext, PoolConnectionProxy
 
+from . import shares
 from .errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, Unavailable
+from .shares import Shares
 
 # The revision of the schema that this code works with; a test holds it equal to the head of `migrations/`.
-REVISION: Final = "0015"
+REVISION: Final = "0018"
 
 # What a database in trouble says over a connection that works: its user or name is gone, a failover left us on a server
 # that only reads, or the log has no partition for today.
@@ -39,8 +41,17 @@ _STATEMENT_CACHE_SIZE: Final = 100
 
 Result = TypeVar("Result")
 
+# They are generic for type checkers only.
+if TYPE_CHECKING:
+    _AnyPool: TypeAlias = asyncpg.Pool[asyncpg.Record]
+    _AnyContext: TypeAlias = PoolAcquireContext[asyncpg.Record]
+else:
+    _AnyPool, _AnyContext = asyncpg.Pool, PoolAcquireContext
+
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+# Where a version of a row is: its page, and its number there (`ctid`).
+Place: TypeAlias = tuple[int, int]
 
 # What a lost or refused connection raises, in whichever layer notices it first.
 CONNECTION_ERRORS: Final = (
@@ -108,20 +119,76 @@ async def ask(
         connection.terminate()
 
 
+class SharedPool(_AnyPool):
+    """A pool whose connections go to tenants by turns; see `shares`. What works for no tenant does not wait for one."""
+
+    __slots__ = ("shares",)
+
+    def __init__(self, *arguments: Any, shares: Shares, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.shares = shares
+
+    def acquire(self, *, timeout: float | None = None) -> PoolAcquireContext[asyncpg.Record]:
+        """Acquire a connection, for an `async with` block. All of asyncpg's shortcuts, such as `fetch`, do it by this.
+
+        Raises:
+            TooManyQueries: when the block is entered, the tenant's other requests have its share of the connections.
+        """
+        tenant = shares.acting_for()
+        return super().acquire(timeout=timeout) if tenant is None else _InTurn(self, timeout, tenant)
+
+
+class _InTurn(_AnyContext):
+    """A connection, and the tenant's place for it."""
+
+    __slots__ = ("_shares", "_tenant")
+
+    def __init__(self, pool: SharedPool, timeout: float | None, tenant: str) -> None:
+        super().__init__(pool, timeout)
+        self._shares = pool.shares
+        self._tenant = tenant
+
+    async def __aenter__(self) -> PoolConnectionProxy[asyncpg.Record]:
+        await self._shares.enter(self._tenant)
+        try:
+            return await super().__aenter__()
+        except BaseException:
+            self._shares.leave(self._tenant)
+            raise
+
+    async def __aexit__(self, *exc: object) -> None:
+        try:
+            await super().__aexit__(*exc)
+        finally:
+            self._shares.leave(self._tenant)
+
+
 @contextlib.asynccontextmanager
 async def pool(
-    dsn: str, *, size: int, timeout_seconds: float, name: str = "baton", prepare: bool = True
+    dsn: str,
+    *,
+    size: int,
+    timeout_seconds: float,
+    name: str = "baton",
+    prepare: bool = True,
+    shares: Shares | None = None,
 ) -> AsyncIterator[Pool]:
-    """Open a pool of at most `size` connections, and close it at the end.
+    """Open a pool of at most `size` connections, and close it at the end. Without `shares`, no tenant waits for others.
 
     Raises:
         DatabaseUnreachable: nobody answers there, or the server refuses us.
     """
     with _connecting(dsn):
-        opened = await asyncpg.create_pool(
+        opened = await SharedPool(
             dsn,
+            shares=shares or Shares(size, 1),
             min_size=1,
             max_size=size,
+            max_queries=50_000,
+            max_inactive_connection_lifetime=300,
+            loop=None,
+            connection_class=asyncpg.Connection,
+            record_class=asyncpg.Record,
             timeout=timeout_seconds,
             command_timeout=timeout_seconds,
             statement_cache_size=_STATEMENT_CACHE_SIZE if prepare else 0,
@@ -225,7 +292,13 @@ def _connecting(dsn: str) -> Iterator[None]:
     """Say in one sentence why no connection came about, without the password."""
     try:
         yield
-    except (ValueError, OverflowError, asyncpg.InterfaceError) as error:
+    except (ValueError, OverflowError):
+        # Its own words quote what was taken for a port: a part of the password where that has a `/`, say.
+        raise ConfigurationError(
+            "BATON_DATABASE_URL cannot be used: it must look like postgresql://user:password@host:5432/name. In a user "
+            "or a password, write % / ? # [ ] @ and : as %25 %2F %3F %23 %5B %5D %40 and %3A."
+        ) from None
+    except asyncpg.InterfaceError as error:
         raise ConfigurationError(f"BATON_DATABASE_URL cannot be used: {error}") from None
     except asyncpg.InvalidCatalogNameError:
         raise DatabaseUnreachable(
@@ -243,7 +316,10 @@ def _connecting(dsn: str) -> Iterator[None]:
 
 
 def _place(dsn: str) -> str:
-    where = urlsplit(dsn).netloc.rpartition("@")[2]
+    parts = urlsplit(dsn)
+    where = parts.netloc.rpartition("@")[2]
+    if where == parts.netloc and "@" in f"{parts.path}{parts.query}{parts.fragment}":
+        return "the address of BATON_DATABASE_URL"  # a user or a password that is not escaped may stand in its place
     if not where:
         return "the local socket"
     return where if ":" in where.rpartition("]")[2] else f"{where}:5432"

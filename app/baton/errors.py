@@ -30,6 +30,8 @@
     │   └── PassingError           trying again may help
     │       ├── Unavailable        503
     │       ├── CreatesTooFast     429
+    │       ├── ReadsTooFast       429
+    │       ├── TooManyQueries     429
     │       ├── TooManyStreams     429
     │       ├── TooManySubscribers 429
     │       ├── TooManyConnections 503
@@ -257,6 +259,22 @@ class CreatesTooFast(PassingError):
     status = 429
     code = "creates_too_fast"
     title = "Streams are created too fast"
+
+
+class ReadsTooFast(PassingError):
+    """The caller reads more in a time than it may on one pod."""
+
+    status = 429
+    code = "reads_too_fast"
+    title = "Streams are read too fast"
+
+
+class TooManyQueries(PassingError):
+    """The tenant's other requests use all of the pod's database connections that one tenant may have."""
+
+    status = 429
+    code = "too_many_queries"
+    title = "Too many requests of one tenant are at work"
 
 
 class TooManyStreams(PassingError):

@@ -17,6 +17,26 @@ from typing import Final, Literal, TypeAlias
 from .errors import ConfigurationError
 
 Service: TypeAlias = Literal["work", "serve"]
+# Defaults of the roles in this database. A session that stays in a transaction holds its locks, and keeps vacuum from
+# removing what died since; none of Baton's stays in one for a second. Inputs and texts travel as parameters of
+# statements, and a server's log would keep them for longer than retention does.
+SETTINGS: Final = {
+    "idle_in_transaction_session_timeout": "60s",
+    "log_parameter_max_length": "0",
+    "log_parameter_max_length_on_error": "0",
+}
+
+# Roles that could not connect any more if PUBLIC could not, and whether they may use Baton's schema. Superusers need no
+# privilege.
+BY_PUBLIC_ONLY: Final = """\
+SELECT r.oid, r.rolname, coalesce(has_schema_privilege(r.oid, to_regnamespace('baton'), 'USAGE'), false) AS inside
+FROM pg_roles AS r, pg_database AS d
+WHERE d.datname = current_database() AND r.rolcanlogin AND NOT r.rolsuper
+  AND EXISTS (SELECT FROM aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) AS a
+              WHERE a.privilege_type = 'CONNECT' AND a.grantee = 0)
+  AND NOT EXISTS (SELECT FROM aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) AS a
+                  WHERE a.privilege_type = 'CONNECT' AND a.grantee <> 0 AND pg_has_role(r.oid, a.grantee, 'USAGE'))"""
+
 Privilege: TypeAlias = Literal["SELECT", "INSERT", "UPDATE", "DELETE", "EXECUTE"]
 
 _MAX_NAME_BYTES: Final = 63
@@ -47,13 +67,36 @@ class RoleNames:
     def __post_init__(self) -> None:
         names = (self.migrate, self.work, self.serve)
         for name in names:
-            if not name.isprintable() or not 0 < len(name.encode()) <= _MAX_NAME_BYTES or _RESERVED.fullmatch(name):
-                raise ConfigurationError(
-                    f"{name!r} cannot be the name of a role: it takes 1 to {_MAX_NAME_BYTES} printable characters, and "
-                    "none of the names that Postgres keeps for itself (public, none, pg_…)."
-                )
+            _require_name(name)
         if len(set(names)) < len(names):
             raise ConfigurationError("The roles that migrate, work and serve must be three different ones.")
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """That PUBLIC may not connect to the database any more, and who else still may.
+
+    `keep` are roles that may. A role that could connect through PUBLIC alone and is not among them stops the SQL, which
+    then changes nothing; `lock_out_others` says that those without a session just now may be locked out.
+
+    Raises:
+        ConfigurationError: Postgres has no such names.
+    """
+
+    keep: tuple[str, ...] = ()
+    lock_out_others: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.keep:
+            _require_name(name)
+
+
+def _require_name(name: str) -> None:
+    if not name.isprintable() or not 0 < len(name.encode()) <= _MAX_NAME_BYTES or _RESERVED.fullmatch(name):
+        raise ConfigurationError(
+            f"{name!r} cannot be the name of a role: it takes 1 to {_MAX_NAME_BYTES} printable characters, and "
+            "none of the names that Postgres keeps for itself (public, none, pg_…)."
+        )
 
 
 # A stream's end, as `log.append` and `streams.close` write it.
@@ -69,6 +112,7 @@ _BOTH: Final = (
     Grant("SELECT", "alembic_version"),
     Grant("SELECT", "compatibility"),
     Grant("SELECT", "retention"),
+    Grant("SELECT", "partitioning"),  # for `baton doctor`
     Grant("SELECT", "batch"),
     Grant("INSERT", "batch"),  # a pod ends what it cancels while it is queued, and what it erases
     Grant("SELECT", "worker"),
@@ -103,6 +147,10 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
         Grant("INSERT", "pod"),
         Grant("UPDATE", "pod"),
         Grant("DELETE", "pod"),  # itself when it leaves, and others that are long gone
+        Grant("SELECT", "token_bucket"),
+        Grant("INSERT", "token_bucket"),
+        Grant("UPDATE", "token_bucket", ("slot", "full_at")),
+        # For pods of the release before.
         Grant("SELECT", "bucket"),
         Grant("INSERT", "bucket"),
         Grant("UPDATE", "bucket", ("full_at",)),
@@ -121,8 +169,7 @@ _SCRIPT: Final = """\
 -- The roles can log in, but have no password yet. Give each one what your server asks for, for instance with
 --   ALTER ROLE {serve} PASSWORD '...';    (or \\password in psql, which keeps it out of the server's log)
 --
--- Whoever can connect to a database can hear its notifications, and they carry text unless BATON_NOTIFY_PAYLOADS is
--- false. So mind who can: REVOKE CONNECT ON DATABASE ... FROM PUBLIC. This leaves it as it is.
+{about_public}
 DO {tag}
 DECLARE
     before constant text := current_setting('role');
@@ -133,7 +180,7 @@ DECLARE
     privilege text;
     object text;
     columns name[];
-BEGIN
+{declarations}BEGIN
     SET LOCAL search_path = pg_catalog, pg_temp;
     SET LOCAL lock_timeout = '500ms';
 
@@ -147,6 +194,23 @@ BEGIN
         END IF;
     END LOOP;
     owner := (SELECT oid FROM pg_roles WHERE rolname = {migrate_text});
+
+    -- Their settings in this database, for sessions from now on. What somebody has set for a role stays.
+    FOR grantee, item, privilege IN
+        SELECT r.rolname, s.name, s.value FROM pg_roles AS r, (VALUES {settings}) AS s (name, value)
+        WHERE r.rolname IN ({migrate_text}, {work_text}, {serve_text}) AND NOT EXISTS (
+            SELECT FROM pg_db_role_setting AS t, unnest(t.setconfig) AS c
+            WHERE t.setrole = r.oid AND starts_with(c, s.name || '=')
+              AND t.setdatabase IN (0, (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())))
+    LOOP
+        object := format('ALTER ROLE %I IN DATABASE %I SET %s = %L', grantee, current_database(), item, privilege);
+        BEGIN
+            EXECUTE object;
+        EXCEPTION WHEN insufficient_privilege THEN
+            RAISE NOTICE '% may not do this, and went on without: %;', current_user, object
+                USING HINT = 'Let a superuser run it, or look for the setting in the console of your provider.';
+        END;
+    END LOOP;
 
     -- An administrator who is no superuser must belong to the role that owns the schema, for as long as this runs.
     BEGIN
@@ -206,19 +270,86 @@ BEGIN
     IF joined THEN
         REVOKE {migrate} FROM CURRENT_USER;
     END IF;
-END
+{revocation}END
 {tag};
 """
 
 
-def script(names: RoleNames) -> str:
-    """Return SQL that any client can run, in one statement: it takes effect as a whole or not at all."""
+_LEAVES_PUBLIC: Final = """\
+-- Any role that can connect to a database can hear its notifications, which carry text unless BATON_NOTIFY_PAYLOADS is
+-- false, and can send some, which costs pods and workers work. By default every role of the server can connect. This
+-- leaves it so; `baton grants --revoke-connect` prints SQL that ends it."""
+_REVOKES_PUBLIC: Final = """\
+-- At its end it revokes CONNECT on this database from PUBLIC, so that only roles that were granted it, their members,
+-- the database's owner and superusers can connect. Before, it looks for roles that would be locked out. If one has a
+-- session here, or (without --lock-out-others) if there is one at all, it lists them, fails, and nothing was done.
+-- Name those that must go on with --keep. To undo it: GRANT CONNECT ON DATABASE ... TO PUBLIC."""
+_REVOCATION_DECLARATIONS: Final = """\
+    kept constant name[] := ARRAY[{kept}]::name[];
+    lock_out_others constant boolean := {lock_out_others};
+    sessions bigint;
+    busy text := '';
+    idle text := '';
+"""
+_REVOCATION: Final = """
+    -- Who may connect. It comes last, so that nothing is done if it fails.
+    FOREACH grantee IN ARRAY kept LOOP
+        EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), grantee);
+    END LOOP;
+    FOR grantee, sessions IN
+        SELECT b.rolname, (SELECT count(*) FROM pg_stat_activity AS a
+                           WHERE a.datname = current_database() AND a.usesysid = b.oid)
+        FROM ({by_public_only}) AS b ORDER BY 2 DESC, 1
+    LOOP
+        IF sessions > 0 THEN
+            busy := format('%s%I (%s), ', busy, grantee, sessions);
+        ELSE
+            idle := format('%s%I, ', idle, grantee);
+        END IF;
+    END LOOP;
+    IF busy <> '' OR (idle <> '' AND NOT lock_out_others) THEN
+        RAISE EXCEPTION 'Roles would be locked out of the database %. Nothing was done.', current_database() USING
+            DETAIL = format('With sessions just now: %s. Without: %s.',
+                            coalesce(nullif(rtrim(busy, ', '), ''), 'none'),
+                            coalesce(nullif(rtrim(idle, ', '), ''), 'none')),
+            HINT = 'Print this again with --keep ROLE for each that must go on connecting, and --lock-out-others for '
+                   'those without sessions that need not. A session that is there goes on until it reconnects.';
+    END IF;
+    EXECUTE format('REVOKE CONNECT ON DATABASE %I FROM PUBLIC', current_database());
+    IF has_database_privilege('public', current_database(), 'CONNECT') THEN
+        RAISE EXCEPTION '% may not revoke CONNECT from PUBLIC. Nothing was done.', current_user
+            USING HINT = 'Run this as the owner of the database, or as a superuser.';
+    END IF;
+    IF idle <> '' THEN
+        RAISE NOTICE 'These roles cannot connect to % any more: %.', current_database(), rtrim(idle, ', ')
+            USING HINT = format('To undo it: GRANT CONNECT ON DATABASE %I TO PUBLIC;', current_database());
+    END IF;
+"""
+
+
+def script(names: RoleNames, revocation: Revocation | None = None) -> str:
+    """Return SQL that any client can run, in one statement: it takes effect as a whole or not at all.
+
+    With a `revocation`, it also takes from PUBLIC the right to connect to the database.
+    """
     rows = [_row(getattr(names, service), grant) for service, wanted in GRANTS.items() for grant in wanted]
+    kept = () if revocation is None else (*asdict(names).values(), *revocation.keep)
     return _SCRIPT.format(
-        tag=_tag(names),
+        tag=_tag(*asdict(names).values(), *kept),
         rows=",\n".join(rows),
+        settings=", ".join(f"('{name}', '{value}')" for name, value in SETTINGS.items()),
+        about_public=_LEAVES_PUBLIC if revocation is None else _REVOKES_PUBLIC,
+        declarations="" if revocation is None else _declarations(kept, revocation),
+        revocation="" if revocation is None else _REVOCATION.format(by_public_only=BY_PUBLIC_ONLY),
         **{service: _identifier(name) for service, name in asdict(names).items()},
         **{f"{service}_text": _text(name) for service, name in asdict(names).items()},
+    )
+
+
+def _declarations(kept: tuple[str, ...], revocation: Revocation) -> str:
+    return _REVOCATION_DECLARATIONS.format(
+        kept=", ".join(_text(name) for name in kept),
+        lock_out_others=str(revocation.lock_out_others).lower(),
     )
 
 
@@ -241,9 +372,9 @@ def _text(value: str) -> str:
     return "E" + quoted.replace("\\", "\\\\") if "\\" in value else quoted
 
 
-def _tag(names: RoleNames) -> str:
+def _tag(*names: str) -> str:
     """Return a dollar quote that no name holds."""
     tag = "$baton$"
-    while any(tag in name for name in asdict(names).values()):
+    while any(tag in name for name in names):
         tag = f"{tag[:-1]}_$"
     return tag

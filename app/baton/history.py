@@ -20,12 +20,25 @@ from .database import Connection, Pool
 
 _READ = "SELECT baton.current_history()"
 _BEGIN = "SELECT baton.begin_history($1, $2, $3)"
-_MARK = "UPDATE baton.history SET marker = encode(substring(uuid_send(gen_random_uuid()) FOR 4), 'hex')"
+# A dump may have been made without the row.
+_MARK = """
+INSERT INTO baton.history (marker) VALUES (encode(substring(uuid_send(gen_random_uuid()) FOR 4), 'hex'))
+ON CONFLICT (single) DO UPDATE SET marker = excluded.marker
+"""
+_ADOPT_ALL = """
+UPDATE baton.stream SET history = baton.current_history()
+WHERE status IN ('queued', 'running') AND history <> baton.current_history()
+RETURNING id
+"""
 _LIVE = "SELECT count(*) FROM baton.stream WHERE status IN ('queued', 'running')"
 
 
 async def read(executor: Connection | Pool) -> str:
-    """Return the present history."""
+    """Return the present history.
+
+    Raises:
+        ObjectNotInPrerequisiteStateError: the server is a standby. Its log may lag, and proves nothing.
+    """
     history: str = await executor.fetchval(_READ)
     return history
 
@@ -36,6 +49,11 @@ async def mark_restored(connection: Connection) -> int:
         await connection.execute(_MARK)
         live: int = await connection.fetchval(_LIVE)
     return live
+
+
+async def declare_complete(connection: Connection) -> int:
+    """Move all queued and running streams to the present history, which lost nothing; return how many."""
+    return len(await connection.fetch(_ADOPT_ALL))
 
 
 class HistoryWatch:

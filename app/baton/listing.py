@@ -42,7 +42,8 @@ def list_streams(settings: Settings, wanted: Wanted, *, as_json: bool) -> None:
     """
 
     async def read(connection: Connection) -> list[Stream]:
-        return await streams.newest(connection, tenant=wanted.tenant, status=wanted.status, limit=wanted.limit)
+        alike = streams.Wanted(wanted.tenant, statuses=None if wanted.status is None else [wanted.status])
+        return [stream async for stream in streams.find_all(connection, alike, wanted.limit)]
 
     found = _read(settings, read)
     if as_json:

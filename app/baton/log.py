@@ -13,12 +13,19 @@ written, so that no append leaves a gap behind what a failover lost.
 So an append may leave some of its batches unwritten without an error: it returns which ones it wrote. A place is hardly
 ever taken, and `ON CONFLICT` costs every row a second WAL record. So an append first goes without, and is repeated
 with it where Postgres says that a place is taken.
+
+The log has a partition for each day or more, and Postgres locks each one that a statement might look into. So every
+statement that reads or erases names the day of its streams, in its text: Postgres then plans for one partition and
+locks no other, in a generic plan too. As parameters the bounds would do so only in a plan that is made for each
+execution.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -28,6 +35,7 @@ import asyncpg
 
 from .database import CONNECTION_ERRORS, Connection, Pool
 from .outcome import Outcome
+from .partitions import day_number, ids_of_day
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +74,8 @@ _APPEND_WHERE_FREE = _INSERT + _WHERE_FREE + _RETURNING
 _APPEND_AND_CLOSE = _AND_CLOSE.format(insert=_APPEND)
 _APPEND_WHERE_FREE_AND_CLOSE = _AND_CLOSE.format(insert=_APPEND_WHERE_FREE)
 
+# In those that follow, `{day}` stands for the bounds of the streams' day: see `within_day`.
+
 # A page begins with the batch that holds cursor + 1, and ends after $3 rows or once $4 bytes are in it.
 _READ = """
 SELECT first_seq, last_seq, terminal, events
@@ -73,8 +83,8 @@ FROM (
     SELECT first_seq, last_seq, terminal, events,
            sum(octet_length(events)) OVER (ORDER BY first_seq) - octet_length(events) AS bytes_before
     FROM baton.batch
-    WHERE stream_id = $1 AND last_seq > $2 AND first_seq >= coalesce(
-        (SELECT first_seq FROM baton.batch WHERE stream_id = $1 AND first_seq <= $2 + 1
+    WHERE stream_id = $1 AND {day} AND last_seq > $2 AND first_seq >= coalesce(
+        (SELECT first_seq FROM baton.batch WHERE stream_id = $1 AND {day} AND first_seq <= $2 + 1
          ORDER BY first_seq DESC LIMIT 1), 1)
     ORDER BY first_seq
     LIMIT $3
@@ -89,7 +99,7 @@ FROM (
     SELECT first_seq, last_seq, terminal, events,
            sum(octet_length(events)) OVER (ORDER BY first_seq DESC) - octet_length(events) AS bytes_after
     FROM baton.batch
-    WHERE stream_id = $1
+    WHERE stream_id = $1 AND {day}
     ORDER BY first_seq DESC
     LIMIT $2
 ) AS page
@@ -99,7 +109,7 @@ ORDER BY first_seq
 
 _LAST = """
 SELECT first_seq, last_seq, epoch, terminal, events FROM baton.batch
-WHERE stream_id = $1 ORDER BY first_seq DESC LIMIT 1
+WHERE stream_id = $1 AND {day} ORDER BY first_seq DESC LIMIT 1
 """
 
 _TAILS = """
@@ -107,9 +117,11 @@ SELECT s.id, coalesce(t.last_seq, 0) AS seq, s.status NOT IN ('queued', 'running
 FROM unnest($1::uuid[]) AS k (id)
 JOIN baton.stream AS s USING (id)
 LEFT JOIN LATERAL (
-    SELECT last_seq FROM baton.batch WHERE stream_id = s.id ORDER BY first_seq DESC LIMIT 1
+    SELECT last_seq FROM baton.batch WHERE stream_id = s.id AND {day} ORDER BY first_seq DESC LIMIT 1
 ) AS t ON true
 """
+
+_ERASE = "DELETE FROM baton.batch WHERE stream_id = $1 AND {day} AND NOT (terminal AND $2)"
 
 _NOTIFY = "SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload"
 
@@ -218,17 +230,18 @@ async def append(connection: Connection, appends: Sequence[Append], history: str
 
 async def read(executor: Connection | Pool, stream_id: UUID, cursor: int) -> list[Batch]:
     """Read a page of what follows the cursor; its first batch may begin before it. Empty at the tail."""
-    return _batches(await executor.fetch(_READ, stream_id, cursor, PAGE_ROWS, PAGE_BYTES))
+    return _batches(await executor.fetch(within_day(_READ, stream_id), stream_id, cursor, PAGE_ROWS, PAGE_BYTES))
 
 
 async def read_newest(executor: Connection | Pool, stream_id: UUID, max_bytes: int) -> list[Batch]:
     """Read the newest batches of a stream, oldest first: those that make up `max_bytes`, and at least one."""
-    return _batches(await executor.fetch(_READ_NEWEST, stream_id, PAGE_ROWS, max_bytes))
+    statement = within_day(_READ_NEWEST, stream_id)
+    return _batches(await executor.fetch(statement, stream_id, PAGE_ROWS, max_bytes))
 
 
 async def read_tail(executor: Connection | Pool, stream_id: UUID) -> Tail:
     """Read the end of a stream's log."""
-    row = await executor.fetchrow(_LAST, stream_id)
+    row = await executor.fetchrow(within_day(_LAST, stream_id), stream_id)
     if row is None:
         return Tail()
     outcome = Outcome.decode(row["events"].rpartition(b"\n")[2]) if row["terminal"] else None
@@ -236,8 +249,29 @@ async def read_tail(executor: Connection | Pool, stream_id: UUID) -> Tail:
 
 
 async def tails(executor: Connection | Pool, stream_ids: Sequence[UUID]) -> dict[UUID, Standing]:
-    """Return the highest number of each stream that exists, 0 where nothing was written yet, and if it has ended."""
-    return {row[0]: Standing(row[1], row[2]) for row in await executor.fetch(_TAILS, stream_ids)}
+    """Return the highest number of each stream that exists, 0 where nothing was written yet, and if it has ended.
+
+    Streams of one day are asked for in one statement, and each day's statement has a snapshot of its own. Without
+    streams nothing is asked.
+    """
+    found = {}
+    for same_day in _by_day(stream_ids):
+        for row in await executor.fetch(within_day(_TAILS, same_day[0]), same_day):
+            found[row[0]] = Standing(row[1], row[2])
+    return found
+
+
+async def erase(connection: Connection, stream_id: UUID, *, keep_end: bool) -> None:
+    """Delete a stream's batches; with `keep_end`, all but the terminal one."""
+    await connection.execute(within_day(_ERASE, stream_id), stream_id, keep_end)
+
+
+def within_day(statement: str, stream_id: UUID) -> str:
+    """Return a statement with the bounds of the stream's day as constants in place of `{day}`.
+
+    No partition's edge lies within a day, so the bounds leave one partition.
+    """
+    return _within_day(statement, day_number(stream_id))
 
 
 async def notify(executor: Connection | Pool, channel: str, payloads: Sequence[str]) -> None:
@@ -290,6 +324,19 @@ def putting_off(stream_id: UUID) -> Iterator[None]:
             error,
             extra={"stream_id": str(stream_id)},
         )
+
+
+@functools.lru_cache(maxsize=1024)
+def _within_day(statement: str, day: int) -> str:
+    first, last = ids_of_day(day)
+    return statement.replace("{day}", f"stream_id BETWEEN '{first}' AND '{last}'")
+
+
+def _by_day(stream_ids: Iterable[UUID]) -> list[list[UUID]]:
+    days: defaultdict[int, list[UUID]] = defaultdict(list)
+    for stream_id in stream_ids:
+        days[day_number(stream_id)].append(stream_id)
+    return list(days.values())
 
 
 def _ids(rows: Iterable[asyncpg.Record]) -> set[UUID]:

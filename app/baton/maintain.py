@@ -3,7 +3,7 @@
 It runs under the role that owns the schema, from cron or as a loop; of several at once one works. Each step is a short
 transaction of its own and leaves things as the next run can go on with them, so it may be cut off anywhere:
 
-1. Partitions are created ahead.
+1. Partitions are created ahead, for as many days each as the policy asks for.
 2. The horizon is raised (see `retention`), and committed before anything is deleted.
 3. The rows of ended streams below it are deleted in small batches, with their idempotency keys. Full buckets, which
    say nothing, go too.
@@ -32,7 +32,7 @@ from uuid import UUID
 
 import asyncpg
 
-from . import partitions, rates, retention
+from . import partitions, rates, retention, stream_ids
 from .backoff import Backoff
 from .database import CONNECTION_ERRORS, MAINTENANCE_LOCK, MIGRATION_LOCK, Connection, check_schema, connect
 from .errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch
@@ -55,15 +55,24 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """For how many days ahead there are to be partitions, and for how many whole days streams are kept."""
+    """For how many days ahead there are to be partitions, and for how many whole days streams are kept.
+
+    `partition_days` is for how many days a new partition is made; without it as few as keep their number small.
+    """
 
     days_ahead: int
     retention_days: int
+    partition_days: int | None = None
+
+    @property
+    def width_days(self) -> int:
+        """For how many days a new partition is made."""
+        return self.partition_days or partitions.width_for(self.retention_days, self.days_ahead)
 
     def horizon(self, moment: float) -> UUID:
         """Return the smallest id that is kept at a moment: that of the beginning of a day (UTC)."""
         today = moment // DAY_SECONDS * DAY_SECONDS
-        return partitions.first_id(max(0, today - self.retention_days * DAY_SECONDS))
+        return stream_ids.first_id(max(0, today - self.retention_days * DAY_SECONDS))
 
 
 async def maintain(dsn: str, policy: Policy, *, say: Say, dry_run: bool = False) -> None:
@@ -153,6 +162,9 @@ class Pass:
             await self._connection.execute("SELECT set_config($1, $2, false)", name, f"{seconds * 1000:.0f}ms")
 
     async def _create_partitions(self) -> None:
+        width_days = self._policy.width_days
+        if await partitions.set_width(self._connection, width_days):
+            self._say(f"New partitions are made for {_days(width_days)} each.")
         try:
             names = await partitions.create_ahead(self._connection, self._policy.days_ahead)
         except _IN_THE_WAY:
@@ -269,7 +281,9 @@ async def foresee(connection: Connection, policy: Policy, say: Say) -> None:
     now = await partitions.now(connection)
     horizon = policy.horizon(now)
     found = await partitions.attached(connection)
-    for name in await partitions.missing(connection, policy.days_ahead):
+    if await partitions.width(connection) != policy.width_days:
+        say(f"Would make new partitions for {_days(policy.width_days)} each.")
+    for name in await partitions.missing(connection, policy.days_ahead, policy.width_days):
         say(f"Would create partition {name}.")
     streams, keys = await retention.count(connection, horizon)
     say(f"Would delete {_streams(streams)} created before {partitions.day_of(horizon)} (UTC), and {_keys(keys)}.")
@@ -315,6 +329,10 @@ def _refusals() -> Iterator[None]:
         ) from error
     except asyncpg.PostgresError as error:
         raise ConfigurationError(f"The maintenance could not run: {error}.") from error
+
+
+def _days(count: int) -> str:
+    return f"{count} day{'' if count == 1 else 's'}"
 
 
 def _streams(count: int) -> str:

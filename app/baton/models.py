@@ -173,7 +173,10 @@ class StreamAnswer(TypedDict):
 
 
 class StreamPage(TypedDict):
-    """Some streams, newest first, and the path of the next page where there is one."""
+    """Some streams, newest first. `next` is the path of the next page, and null on the last one.
+
+    A page may be short, or empty, while there is a next one.
+    """
 
     data: list[StreamContent]
     next: str | None

@@ -9,6 +9,7 @@ import io
 
 from alembic import command
 
+from . import partitions
 from .database import MIGRATION_LOCK
 from .patience import Patience
 from .revisions import History, Revision
@@ -57,7 +58,7 @@ DO $$ BEGIN
     END IF;
 END $$;
 
-SELECT baton.create_partitions({days_ahead}) AS "partitions created";
+{partitions}
 SELECT pg_advisory_unlock({advisory_lock}) AS "done";
 """
 
@@ -83,7 +84,10 @@ def script(
         milliseconds=patience.lock_timeout_milliseconds,
         advisory_lock=MIGRATION_LOCK,
     )
-    tail = _TAIL.format(last=last, days_ahead=days_ahead, advisory_lock=MIGRATION_LOCK)
+    created = "\n".join(
+        f'SELECT baton.create_partitions({days}) AS "partitions created";' for days in partitions.steps(days_ahead)
+    )
+    tail = _TAIL.format(last=last, partitions=created, advisory_lock=MIGRATION_LOCK)
     parts = [_part(history, revision) for revision in revisions]
     return "".join([head, "" if start else _SCHEMA, *parts, tail])
 

@@ -1,4 +1,8 @@
-"""Partitions of the log: one for each day of streams, created ahead, and dropped when their day has expired.
+"""Partitions of the log: one for each day of streams or for several, made ahead, and dropped when they have expired.
+
+Each one costs a statement on the whole log three locks, and every session some memory. So there are `MOST` at most:
+where streams are kept for longer than a year, a new partition holds several days. `baton.partitioning` says how
+many, for all that create partitions. Those that are there stay as they are; edges always lie between two days.
 
 There is no default partition: rows in it would make every later partition's creation scan it, and Postgres refuses to
 detach one concurrently beside it.
@@ -11,7 +15,9 @@ nothing any more, is dropped. A comment on it tells a table that is to go from o
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +27,16 @@ from uuid import UUID
 import asyncpg
 
 from .database import Connection, Pool
+from .stream_ids import first_id, moment_of
 
 _CREATE = "SELECT baton.create_partitions($1)"
+
+_WIDTH = "SELECT days FROM baton.partitioning"
+_SET_WIDTH = """
+INSERT INTO baton.partitioning AS p (days) VALUES ($1)
+ON CONFLICT (single) DO UPDATE SET days = excluded.days WHERE p.days <> excluded.days
+RETURNING days
+"""
 
 # From the catalog alone, which every role may read.
 _ATTACHED = """
@@ -78,6 +92,12 @@ LOG: Final = "baton.batch"
 DAY_SECONDS: Final = 86_400
 # Somebody should look when fewer are left: a day, less the time after midnight in which workers create the next one.
 LEAST_SECONDS: Final = 22 * 3600
+# So many are tested, with as many sessions as a server takes by default (tests/test_ceiling.py).
+MOST: Final = 400
+# Room for partitions that are kept because a stream in them has not ended.
+_SPARE: Final = 20
+# A transaction that creates partitions holds seven locks for each, so one transaction creates those of 30 days.
+_STEP_DAYS: Final = 30
 _MARK: Final = "Expired: `baton maintain` drops it."
 _BOUNDS: Final = re.compile(r"FOR VALUES FROM \((\S+)\) TO \((\S+)\)")
 _LEAST, _GREATEST = UUID(int=0), UUID(int=2**128 - 1)
@@ -107,14 +127,61 @@ class Reach:
 
 async def create_ahead(executor: Connection | Pool, days_ahead: int) -> list[str]:
     """Create what is missing from yesterday to `days_ahead` days from today (UTC); return the names."""
-    return [record[0] for record in await executor.fetch(_CREATE, days_ahead)]
+    names = []
+    for days in steps(days_ahead):
+        names += [record[0] for record in await executor.fetch(_CREATE, days)]
+    return names
 
 
-async def missing(executor: Connection | Pool, days_ahead: int) -> list[str]:
-    """Return the names of the partitions that `create_ahead` would create."""
-    moment, there = await now(executor), {item.name for item in await attached(executor)}
-    names = [name_of(moment + offset * DAY_SECONDS) for offset in range(-1, days_ahead + 1)]
-    return [name for name in names if name not in there]
+def steps(days_ahead: int) -> tuple[int, ...]:
+    """Return for how many days ahead to create partitions in one transaction after another."""
+    return *range(_STEP_DAYS, days_ahead, _STEP_DAYS), days_ahead
+
+
+async def missing(executor: Connection | Pool, days_ahead: int, width_days: int | None = None) -> list[str]:
+    """Return the names of the partitions that `create_ahead` would create, if new ones held `width_days`."""
+    if width_days is None:
+        width_days = await width(executor)
+    there, moment = await attached(executor), await now(executor)
+    return [item.name for item in planned(there, moment, days_ahead, width_days)]
+
+
+def planned(there: Sequence[Partition], moment: float, days_ahead: int, width_days: int) -> list[Partition]:
+    """Return what is missing beside the partitions that are there, as `baton.create_partitions` decides it."""
+    today = int(moment // DAY_SECONDS)
+    place, goal = ids_of_day(today - 1)[0], ids_of_day(today + days_ahead + 1)[0]
+    found = []
+    beyond = Partition("", _GREATEST, _GREATEST, detaching=False, marked=False)
+    for item in [*sorted((item for item in there if item.end > place), key=lambda item: item.first), beyond]:
+        while place < min(item.first, goal):
+            edge = ids_of_day((day_number(place) // width_days + 1) * width_days)[0]
+            new = Partition(name_of(moment_of(place)), place, min(edge, item.first), detaching=False, marked=False)
+            found.append(new)
+            place = new.end
+        if place >= goal:
+            break
+        place = item.end
+    return found
+
+
+async def width(executor: Connection | Pool) -> int:
+    """Return how many days a new partition holds."""
+    found: int | None = None
+    # A schema of before has no other.
+    with contextlib.suppress(asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+        found = await executor.fetchval(_WIDTH)
+    return found or 1
+
+
+async def set_width(connection: Connection, days: int) -> bool:
+    """Set how many days a new partition holds, for all processes that create them; return whether that is a change."""
+    return await connection.fetchval(_SET_WIDTH, days) is not None
+
+
+def width_for(retention_days: int, days_ahead: int) -> int:
+    """Return how many days a partition must hold for there to be `MOST` at most."""
+    # Besides there are today, what is yet to be dropped, and the ends of the first and the last one.
+    return math.ceil((retention_days + days_ahead + 3) / (MOST - _SPARE))
 
 
 async def taken(executor: Connection | Pool, names: Sequence[str]) -> list[str]:
@@ -195,18 +262,19 @@ async def reach(executor: Connection | Pool) -> Reach:
 
 
 def name_of(moment: float) -> str:
-    """Return the name of the partition of that moment's day, in seconds since 1970."""
+    """Return the name of a partition that begins on that moment's day, in seconds since 1970."""
     return f"baton.batch_{datetime.datetime.fromtimestamp(moment, datetime.UTC):%Y%m%d}"
 
 
-def first_id(moment: float) -> UUID:
-    """Return the smallest id of a stream that is created at that moment, in seconds since 1970."""
-    return UUID(int=int(moment * 1000) << 80)
+def day_number(stream_id: UUID) -> int:
+    """Return on which day (UTC) a stream was created, in days since 1970."""
+    return (stream_id.int >> 80) // (DAY_SECONDS * 1000)
 
 
-def moment_of(stream_id: UUID) -> float:
-    """Return when a stream was created, in seconds since 1970."""
-    return (stream_id.int >> 80) / 1000
+def ids_of_day(number: int) -> tuple[UUID, UUID]:
+    """Return the smallest and the greatest id of a day's streams; the day as `day_number` has it."""
+    milliseconds = DAY_SECONDS * 1000
+    return UUID(int=number * milliseconds << 80), UUID(int=min(_GREATEST.int, ((number + 1) * milliseconds << 80) - 1))
 
 
 def day_of(stream_id: UUID) -> str:

@@ -14,23 +14,28 @@ from typing import Final, Self
 
 import asyncpg
 
-from . import __version__, database, log, notifications, partitions, pods, streams, workers
+from . import __version__, database, log, notifications, old_snapshots, partitions, pods, streams, workers
 from .audience import Audience
 from .auth.gate import Gate
 from .census import Census
 from .connections import Connections
-from .database import Pool, translated
+from .database import Connection, Pool, translated
 from .errors import ConfigurationError, Unavailable
 from .generators.registry import configured_names, what_is_missing
 from .intake import Intake
 from .listener import Listener, State, check_delivery
+from .live_counts import LiveCounts
 from .metrics import PodMetrics
 from .notifications import EVENTS_CHANNEL, KILL_CHANNEL
 from .pods import Note
 from .pods import State as PodState
+from .queue_floor import SWEEP_SECONDS, QueueFloor
+from .rates import Rate
+from .reads import Reads
 from .relay import Relays
 from .settings import Settings
 from .shared import RecentAnswers
+from .shares import Shares
 from .trust import Trust
 
 logger = logging.getLogger(__name__)
@@ -38,6 +43,7 @@ logger = logging.getLogger(__name__)
 # For so long the database may be silent before new clients are better sent elsewhere.
 READY_SILENCE_SECONDS: Final = 15
 LOOK_SECONDS: Final = 15
+QUEUE_SECONDS: Final = 0.5
 # Consoles ask more often than this, and all of them the same.
 ANSWER_SECONDS: Final = 1
 
@@ -45,10 +51,10 @@ ANSWER_SECONDS: Final = 1
 class Pod:
     """Pool, relays and listener, wired to each other. Made by `Pod.open`."""
 
-    def __init__(self, settings: Settings, pool: Pool) -> None:
+    def __init__(self, settings: Settings, pool: Pool, metrics: PodMetrics) -> None:
         self.settings = settings
         self.pool = pool
-        self.metrics = PodMetrics()
+        self.metrics = metrics
         self.audience = Audience(
             self.metrics,
             max_pod=settings.max_subscribers,
@@ -63,7 +69,7 @@ class Pod:
             keep_alive_seconds=settings.keep_alive_seconds,
             flush_seconds=settings.write_timeout_seconds,
         )
-        self.trust = Trust(pool, look_seconds=settings.safety_poll_seconds)
+        self.trust = Trust(pool, look_seconds=settings.safety_poll_seconds, on_new_history=self._on_new_history)
         self.relays = Relays(
             pool,
             self.metrics,
@@ -86,9 +92,13 @@ class Pod:
             max_age_seconds=settings.max_connection_seconds,
         )
         self.gate = Gate(settings, pool, origin_allowed=settings.allowed_origins.__contains__)
+        self._snapshots = old_snapshots.Watch()
+        self.live_counts = LiveCounts()
+        self.queue = QueueFloor(late_look_seconds=SWEEP_SECONDS)
         self.id = uuid.uuid4()
         self._made_at = time.time()
         self.census = Census(pool, self._note, interval_seconds=settings.note_interval_seconds)
+        self.reads = Reads(Rate(settings.reads_per_second, settings.reads_burst))
         self.recent_answers = RecentAnswers(ANSWER_SECONDS)
         self.draining = False
         self.broken = False
@@ -102,16 +112,19 @@ class Pod:
             ConfigurationError: nobody could be let in, the database cannot be reached, its schema does not fit, or
                 nobody offers the default generator.
         """
+        metrics = PodMetrics()
+        shares = Shares(settings.database_pool_size, settings.tenant_pool_share, metrics.reject_query)
         async with database.pool(
             settings.dsn,
             size=settings.database_pool_size,
             timeout_seconds=settings.database_timeout_seconds,
             name="baton pod",
             prepare=settings.prepare,
+            shares=shares,
         ) as pool:
             await check_delivery(settings.listen_dsn, settings.dsn)
             await database.check_schema(pool)
-            pod = cls(settings, pool)
+            pod = cls(settings, pool, metrics)
             await pod.gate.open()
             if sentence := await pod.missing_generator(settings.default_generator):
                 raise ConfigurationError(f"BATON_DEFAULT_GENERATOR: {sentence}")
@@ -122,6 +135,7 @@ class Pod:
                 asyncio.create_task(pod.relays.note_watched(settings.watch_interval_seconds)),
                 asyncio.create_task(pod.connections.run()),
                 asyncio.create_task(pod.watch_database()),
+                asyncio.create_task(pod.watch_queue()),
                 asyncio.create_task(pod.census.run()),
                 *map(asyncio.create_task, pod.gate.tasks()),
             ]
@@ -141,13 +155,15 @@ class Pod:
     @property
     def ready(self) -> bool:
         """Whether new clients should be sent here."""
-        silence_seconds = time.monotonic() - self.relays.polled_at
+        # A pod that follows nothing polls nothing, and the census asks in any case.
+        silence_seconds = time.monotonic() - max(self.relays.answered_at, self.census.answered_at)
+        interval_seconds = max(self.settings.safety_poll_seconds, self.settings.note_interval_seconds)
         return (
             not self.draining
             and not self.broken
             and not self.full
             and self.listener.state is not State.CONNECTING
-            and silence_seconds < self.settings.safety_poll_seconds + READY_SILENCE_SECONDS
+            and silence_seconds < interval_seconds + READY_SILENCE_SECONDS
         )
 
     @property
@@ -196,8 +212,18 @@ class Pod:
                     )
             await asyncio.sleep(LOOK_SECONDS)
 
+    async def watch_queue(self) -> None:
+        """Keep the queue's floor near, so that what reads the queue reads little, whatever vacuum may remove."""
+        while True:
+            try:
+                async with translated(), self.pool.acquire() as connection:
+                    await self.queue.look(lambda since: streams.first_queued(connection, since))
+            except (Unavailable, asyncpg.PostgresError):
+                self.queue.forget()
+            await asyncio.sleep(QUEUE_SECONDS)
+
     async def _look(self) -> partitions.Reach:
-        """Note how far the partitions reach, how full the queues are, and how long one waits for a connection."""
+        """Note how far the partitions reach, how full the queues are, what holds vacuum back, and the wait for this."""
         metrics = self.metrics
         metrics.pool_connections, metrics.pool_idle = self.pool.get_size(), self.pool.get_idle_size()
         asked_at = time.monotonic()
@@ -205,9 +231,16 @@ class Pod:
             metrics.pool_wait_seconds.observe(time.monotonic() - asked_at)
             reach = await partitions.reach(connection)
             metrics.notify_queue_ratio = await log.queue_usage(connection)
-            metrics.queued, metrics.oldest_queued_seconds = await streams.queue_state(connection)
+            metrics.queued, metrics.oldest_queued_seconds = await self.queue_state(connection)
+            metrics.oldest_snapshot_seconds = await self._snapshots.look(connection)
         metrics.partitions_end = reach.end
         return reach
+
+    async def queue_state(self, connection: Connection) -> tuple[int, float]:
+        """Return how many streams wait for a worker, and for how many seconds the first of them has."""
+        if self.queue.due:
+            await self.queue.look(lambda since: streams.first_queued(connection, since))
+        return await streams.queue_state(connection, self.queue.since)
 
     def _note(self) -> Note:
         metrics = self.metrics
@@ -238,6 +271,9 @@ class Pod:
         # One that was sent before, to the pod of this name that it killed, kills nobody again.
         if stamp is not None and stamp > self._made_at:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def _on_new_history(self) -> None:
+        self.relays.doubt_all()
 
     def _on_listener_state(self, state: State) -> None:
         self.metrics.listening = state is State.LISTENING

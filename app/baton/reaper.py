@@ -16,6 +16,7 @@ from uuid import UUID
 from . import log, streams, workers
 from .database import Connection
 from .outcome import WORKER_LOST_MESSAGE, Outcome
+from .pace import Pace
 from .streams import REWOUND
 from .workers import Orphan
 
@@ -39,7 +40,9 @@ class Reaper:
         self._on_end = on_end
         self._looked_at = self._steady_since = time.monotonic()
         self._seen: dict[UUID, tuple[int, float]] = {}
-        self._orphans_at = time.monotonic()
+        # It reads all that has run since vacuum could last remove anything.
+        self._orphans_pace = Pace(factor=100, least_seconds=lease_seconds)
+        self._orphans_pace.put_off()
 
     def forget(self) -> None:
         """Begin to watch anew, after the connection was interrupted."""
@@ -69,8 +72,7 @@ class Reaper:
                 logger.warning("Worker %s is dead: no sign of life for %.1f s.", worker_id, now - since)
                 await self._bury(connection, own_id, worker_id)
         self._seen = {key: value for key, value in self._seen.items() if key in counters}
-        if now - self._orphans_at > self._lease_seconds:
-            self._orphans_at = now
+        if self._orphans_pace.due:
             await self._release_orphans(connection, own_id)
 
     async def _bury(self, connection: Connection, own_id: UUID, dead_id: UUID) -> None:
@@ -80,7 +82,9 @@ class Reaper:
 
     async def _release_orphans(self, connection: Connection, own_id: UUID) -> None:
         """Release the streams whose worker has no row: it is dead, or has left without them."""
-        for orphan in await workers.orphans(connection, own_id):
+        with self._orphans_pace.timed():
+            orphans = await workers.orphans(connection, own_id)
+        for orphan in orphans:
             outcome = await release(connection, orphan, max_attempts=self._max_attempts)
             if outcome is not None:
                 self._on_end(outcome)

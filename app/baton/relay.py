@@ -309,14 +309,25 @@ class Relay:
         async with translated():
             batches = await log.read(self._pool, self.stream_id, cursor)
             found = _run_after(batches, cursor)
-            gone = not found and await streams.get(self._pool, self.stream_id) is None
+            there = log.NOTHING if found else (await log.tails(self._pool, [self.stream_id])).get(self.stream_id)
         self._metrics.log_reads += 1
-        if gone:
+        if there is None:
             # It was erased, or has expired: whoever comes back is told so.
             self.leave()
+        elif self._is_contradicted(found, there.seq):
+            # The database went back in time, and the next poll lets this go. Until then nobody gets a mixture.
+            self.leave()
+            found = []
         elif not found:
             self.damage(cursor)
         return found
+
+    def _is_contradicted(self, page: list[Batch], log_seq: int) -> bool:
+        """Whether the log ends before this relay's tail: after this page, or at `log_seq` if there is no page."""
+        if not page:
+            return log_seq < self.tail
+        end = page[-1]
+        return end.terminal and (end.last_seq < self.tail or (end.last_seq == self.tail and not self.ended))
 
     def _apply_all(self, batches: list[Batch]) -> bool:
         """Apply what was read from the log; return whether it moved the tail."""
@@ -374,7 +385,7 @@ class Relays:
         self._poll_now = asyncio.Event()
         self._poll_all = False
         self._doubted: set[Relay] = set()  # named by notifications that cannot be believed
-        self.polled_at = time.monotonic()  # when the database last answered
+        self.answered_at = time.monotonic()  # when the database last answered a poll
         self._relays: dict[str, Relay] = {}
 
     async def subscribe(self, stream_id: UUID, cursor: int, tenant: str = "") -> Subscriber:
@@ -446,7 +457,19 @@ class Relays:
         for relay in self._relays.values():
             if not relay.loaded:
                 relay.hint()
-        # One query finds out which of the others lag behind.
+        # The poll finds out which of the others lag behind.
+        self._poll_all = True
+        self._poll_now.set()
+
+    def doubt_all(self) -> None:
+        """Hear that the database may have gone back in time: compare all relays, and read the ended ones again.
+
+        The others show by their tails that the log lost what they hold. An ended one is not compared otherwise, since
+        nothing follows an end.
+        """
+        for relay in list(self._relays.values()):
+            if relay.ended or relay.over:
+                self._let_go(relay)
         self._poll_all = True
         self._poll_now.set()
 
@@ -480,7 +503,6 @@ class Relays:
                 self._poll_all = True
                 await backoff.sleep()
             else:
-                self.polled_at = time.monotonic()
                 backoff.reset()
                 await asyncio.sleep(DOUBT_SECONDS)
 
@@ -514,9 +536,12 @@ class Relays:
         self._metrics.window_bytes = sum(relay.window_bytes for relay in self._relays.values())
 
     async def _compare(self, relays: Iterable[Relay]) -> None:
-        """Find out in one query which relays lag behind the log, and which hold what is not in it any more."""
+        """Find out which relays lag behind the log, and which hold what is not in it any more, if there are any."""
         before = {relay: relay.tail for relay in relays if not (relay.ended or relay.over)}
+        if not before:
+            return
         tails = await log.tails(self._pool, [relay.stream_id for relay in before])
+        self.answered_at = time.monotonic()
         for relay, tail_before in before.items():
             found = tails.get(relay.stream_id)
             if found is None or found.seq < tail_before:

@@ -92,7 +92,9 @@ stream = Table(
     Index("ix_stream_queued", "id", postgresql_where=text("status = 'queued'")),
     Index("ix_stream_running", "worker_id", postgresql_where=text("status = 'running'")),
     Index("ix_stream_tenant_id", "tenant", "id"),
-    Index("ix_stream_live_tenant", "tenant", postgresql_where=text("status IN ('queued', 'running')")),
+    Index("ix_stream_live", "tenant", "id", postgresql_where=text("status IN ('queued', 'running')")),
+    # Those that a worker had and gave back, or lost.
+    Index("ix_stream_requeued", "queued_at", postgresql_where=text("status = 'queued' AND epoch > 0")),
     Index(
         "ix_stream_metadata",
         "metadata",
@@ -199,6 +201,18 @@ history = Table(
 )
 
 # When each caller's bucket will be full of tokens again (see `rates`).
+token_bucket = Table(
+    "token_bucket",
+    metadata,
+    Column("tenant", Text, nullable=False),
+    Column("caller", Text, nullable=False),
+    Column("slot", BIGINT, nullable=False),  # the second in which it was last updated, since 1970
+    Column("full_at", _Timestamp, nullable=False),
+    PrimaryKeyConstraint("tenant", "caller", "slot"),
+    prefixes=["UNLOGGED"],
+)
+
+# The same for pods of the release before; this one does not use it.
 bucket = Table(
     "bucket",
     metadata,
@@ -216,6 +230,16 @@ retention = Table(
     Column("single", Boolean, primary_key=True, server_default=true()),
     Column("expired_before", UUID, nullable=False),
     CheckConstraint("single", name="single"),
+)
+
+# For how many days each new partition of the log is made, in its one row.
+partitioning = Table(
+    "partitioning",
+    metadata,
+    Column("single", Boolean, primary_key=True, server_default=true()),
+    Column("days", Integer, nullable=False),
+    CheckConstraint("single", name="single"),
+    CheckConstraint("days BETWEEN 1 AND 366", name="days"),
 )
 
 # The oldest code that works with this schema, in its one row.

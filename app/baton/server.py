@@ -13,6 +13,7 @@ import functools
 import ipaddress
 import logging
 import math
+import re
 import resource
 import socket
 from collections.abc import Callable, Iterator
@@ -52,6 +53,17 @@ ACCEPTS_PER_TURN: Final = 32
 OTHER_FILES: Final = 64
 # Seconds of silence until the first probe, seconds between two, and how many are left unanswered.
 KEEPALIVE: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+
+
+# RFC 3986's host and port, of which a host may be empty.
+_HOST: Final = re.compile(rb"(\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(:[0-9]*)?")
+
+
+_NO_REQUEST: Final = "This is no request of HTTP/1.1, or one that can be read in two ways."
+
+
+class _Malformed(ValueError):
+    """A request that is refused while it is parsed, with the sentence that its client gets."""
 
 
 class Protocol(HttpToolsProtocol):
@@ -161,6 +173,7 @@ class Protocol(HttpToolsProtocol):
         self._offers_upgrade = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         if self._offers_upgrade:
             return
+        self._check_host()
         super().on_headers_complete()
         self._direct = DirectWay(self.cycle)
         self.scope["extensions"][DIRECT_EXTENSION] = self._direct  # type: ignore[assignment]
@@ -214,11 +227,16 @@ class Protocol(HttpToolsProtocol):
     def _parse(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
+            return
         except httptools.HttpParserUpgrade as upgrade:
-            self._parse_without_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserError:
+            rest = data[upgrade.args[0] :]
+        except httptools.HttpParserError as error:
             if not self._deaf:
-                self.send_400_response("This is no request of HTTP/1.1, or one that can be read in two ways.")
+                known = isinstance(error.__context__, _Malformed)
+                self.send_400_response(str(error.__context__) if known else _NO_REQUEST)
+            return
+        # Not while an exception is handled: it would become the context of the next one.
+        self._parse_without_upgrade(rest)
 
     def _parse_without_upgrade(self, rest: bytes) -> None:
         """Parse a request again without its offer of another protocol, as curl and Java make it, which is not taken.
@@ -231,6 +249,21 @@ class Protocol(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self._parse(b"%b %b HTTP/%b\r\n%b\r\n%b" % (method, self.url, version, headers, rest))
+
+    def _check_host(self) -> None:
+        """Refuse a request whose Host is missing, double or malformed (RFC 9112, section 3.2).
+
+        Of two values a proxy on the way may have chosen the other one. HTTP/1.0 has no Host. Where the target is a
+        whole address, its host counts in place of the header's.
+        """
+        hosts = [value.strip(b" \t") for name, value in self.headers if name == b"host"]
+        if len(hosts) != 1 and (hosts or self.parser.get_http_version() != "1.0"):
+            raise _Malformed("A request of HTTP/1.1 must have the header Host, once.")
+        if not all(_HOST.fullmatch(host) for host in hosts):
+            raise _Malformed("The header Host must be a host, with or without a port: `example.com:8000`.")
+        if not self.url.startswith((b"/", b"*")) and hosts:
+            named = _authority(self.url)
+            self.headers[:] = [(name, named if name == b"host" else value) for name, value in self.headers]
 
     def _count(self, size: int) -> None:
         self._header_bytes += size
@@ -301,6 +334,16 @@ class DirectWay:
             return False
         cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
         return True
+
+
+def _authority(target: bytes) -> bytes:
+    """Return the host of an address, and its port if it names one; empty for a target that is none."""
+    try:
+        parts = httptools.parse_url(target)
+    except httptools.HttpParserInvalidURLError:
+        return b""
+    host: bytes = parts.host or b""
+    return b"%b:%d" % (host, parts.port) if parts.port else host
 
 
 def _encoded(error: RequestError, pod: Pod) -> bytes:

@@ -24,6 +24,8 @@ _KID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TOKEN_SECRET = re.compile(r"[!-~]{32,}")
 # As browsers write it: `null`, which any page can make itself, is none.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z*,]+")
+_NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
+_OUT_OF_RANGE = frozenset({"greater_than", "greater_than_equal", "less_than", "less_than_equal"})
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}")
 
 
@@ -46,6 +48,12 @@ class Settings(BaseSettings):
         description="A DSN for LISTEN that goes around a transaction pooler; without it `BATON_DATABASE_URL` is used",
     )
     database_pool_size: int = Field(8, ge=1, le=200, description="A pod's connections for queries, at most")
+    tenant_pool_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="The part of a pod's connections for queries that one tenant may use while others ask, too",
+    )
     database_timeout_seconds: float = Field(
         10, gt=0, le=300, description="A pod's longest wait for the answer to a query, or for a new connection"
     )
@@ -91,6 +99,13 @@ class Settings(BaseSettings):
         min_length=1,
         description="Which claim of theirs has the scopes (create, read, cancel, admin): a list, or words in a text",
     )
+    jwt_lifetime_seconds: float = Field(
+        86_400,
+        gt=0,
+        le=366 * 86_400,
+        description="How long the identity provider's tokens may live, from `iat` to `exp`; one that lives longer is "
+        "refused",
+    )
     note_interval_seconds: float = Field(
         2, gt=0, le=60, description="How often a pod writes down that it lives and what it counts, for `/console`"
     )
@@ -123,6 +138,16 @@ class Settings(BaseSettings):
     )
     creates_burst: int = Field(
         500, ge=1, le=1_000_000, description="Streams that one caller may create at once, after a pause"
+    )
+    reads_per_second: float = Field(
+        1000,
+        gt=0,
+        le=1_000_000,
+        description="Requests that one caller may make on one pod in the long run, creates not counted; a list counts "
+        "once more for each 20 rows that it looks at",
+    )
+    reads_burst: int = Field(
+        10_000, ge=1, le=10_000_000, description="Requests that one caller may make on one pod at once, after a pause"
     )
     max_subscribers: int = Field(
         5000, ge=1, le=1_000_000, description="Subscribers of one pod; beyond it `/readyz` sends clients elsewhere"
@@ -220,6 +245,13 @@ class Settings(BaseSettings):
         le=365,
         description="For how many days ahead workers, `baton migrate` and `baton maintain` create partitions",
     )
+    partition_days: int | None = Field(
+        None,
+        ge=1,
+        le=366,
+        description="Days that a new partition of the log holds, set by `baton maintain`; by default 1, and more where "
+        "the retention would take more than 400 partitions",
+    )
     retention_days: int = Field(
         30, ge=1, le=36_500, description="For how many days `baton maintain` keeps streams after the day they began"
     )
@@ -233,6 +265,7 @@ class Settings(BaseSettings):
     )
     models: Annotated[dict[str, dict[str, Any]], NoDecode] = Field(
         default_factory=dict,
+        repr=False,  # a preset may hold a key for its server
         description="Further names for generators, a JSON object: name → generator, or → "
         '`{"generator": name, …}` with what to lay over the input; `model` is the further name unless it is given',
     )
@@ -281,7 +314,10 @@ class Settings(BaseSettings):
     def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None or not value.get_secret_value():
             return None
-        scheme = urlsplit(value.get_secret_value()).scheme
+        try:
+            scheme = urlsplit(value.get_secret_value()).scheme
+        except ValueError:  # whose own words may be the password
+            scheme = ""
         if scheme.partition("+")[0] not in {"postgres", "postgresql"}:
             raise ValueError("it must look like postgresql://user:password@host:5432/name")
         return value
@@ -320,8 +356,12 @@ class Settings(BaseSettings):
     def _is_http(cls, value: str | None) -> str | None:
         if not value:
             return None
-        parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        try:
+            parts = urlsplit(value)
+            well = parts.scheme in {"http", "https"} and bool(parts.hostname)
+        except ValueError:
+            well = False
+        if not well:
             raise ValueError("it must look like https://host:port/path")
         return value
 
@@ -331,10 +371,10 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         found = {}
-        for item in filter(None, (part.strip() for part in value.split(","))):
+        for number, item in enumerate(filter(None, (part.strip() for part in value.split(","))), 1):
             match = _GENERATOR.fullmatch(item)
             if not match:
-                raise ValueError(f"{item!r} must look like name=package.module:function")
+                raise ValueError(f"item {number} must look like name=package.module:function")
             found[match["name"]] = match["target"]
         return found
 
@@ -346,9 +386,8 @@ class Settings(BaseSettings):
     @field_validator("allowed_origins")
     @classmethod
     def _are_origins(cls, value: frozenset[str]) -> frozenset[str]:
-        for origin in value - {"*"}:
-            if not _ORIGIN.fullmatch(origin):
-                raise ValueError(f"{origin!r:.80} must look like https://host or https://host:port, in lower case")
+        if not all(_ORIGIN.fullmatch(origin) for origin in value - {"*"}):
+            raise ValueError("each must look like https://host or https://host:port, in lower case")
         if "*" in value and len(value) > 1:
             raise ValueError("* stands for all origins, and goes alone")
         return value
@@ -363,7 +402,7 @@ class Settings(BaseSettings):
                 raise ValueError("it must be a JSON object") from None
         if not isinstance(value, dict):
             raise ValueError("it must be a JSON object")
-        return {name: _model(name, given) for name, given in value.items()}
+        return {name: _model(number, name, given) for number, (name, given) in enumerate(value.items(), 1)}
 
     @model_validator(mode="after")
     def _provider_is_told_from_others(self) -> Self:
@@ -421,12 +460,12 @@ class Settings(BaseSettings):
         return _plain(self.listen_database_url) if self.listen_database_url else self.dsn
 
 
-def _model(name: str, given: Any) -> dict[str, Any]:
+def _model(number: int, name: str, given: Any) -> dict[str, Any]:
     if not _MODEL.fullmatch(name):
-        raise ValueError(f"{name!r:.80} must be 1 to 64 letters, digits and . _ : / -, the first a letter or a digit")
+        raise ValueError(f"name {number} must be 1 to 64 letters, digits and . _ : / -, the first a letter or a digit")
     model = {"generator": given} if isinstance(given, str) else given
     if not isinstance(model, dict) or not isinstance(model.get("generator"), str) or not model["generator"]:
-        raise ValueError(f'{name!r} must be the name of a generator, or look like {{"generator": name, …}}')
+        raise ValueError(f'value {number} must be the name of a generator, or look like {{"generator": name, …}}')
     return model
 
 
@@ -437,11 +476,13 @@ def _plain(url: SecretStr) -> str:
 
 
 def _sentence(error: Any) -> str:
+    """Say what is wrong with a setting. Only a number that is out of range is quoted: anything else may be a secret."""
     message = error["msg"].removeprefix("Value error, ")
     if not error["loc"]:
         # What is wrong with several together names them; the input is all settings, secrets included.
         return f"{message}."
     name = str(error["loc"][0])
     variable = name if name.isupper() else f"BATON_{name.upper()}"
-    given = "" if "url" in name or "key" in name.lower() else f" (it is {error['input']!r:.80})"
-    return f"{variable}: {message}{given}."
+    given = str(error["input"])
+    shown = f" (it is {given})" if error["type"] in _OUT_OF_RANGE and _NUMBER.fullmatch(given) else ""
+    return f"{variable}: {message}{shown}."

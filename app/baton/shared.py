@@ -8,12 +8,19 @@ import time
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, TypeVar
 
+from . import shares
+
 Result = TypeVar("Result")
 
 
 def shared_task(work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-    """Start what many requests wait for. Whoever waits has to shield it."""
-    return asyncio.create_task(work, context=contextvars.Context())
+    """Start what many requests wait for. Each of them has to shield it.
+
+    Its queries count for the tenant of the first request: one tenant's work is shared by that tenant's requests only.
+    """
+    context = contextvars.Context()
+    context.run(shares.act_for, shares.acting_for())
+    return asyncio.create_task(work, context=context)
 
 
 def seen(task: asyncio.Task[Any]) -> None:

@@ -7,8 +7,8 @@ locked by what changes them, such as claims, cancels and ends, never by appendin
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -17,29 +17,41 @@ import asyncpg
 import orjson
 
 from . import ending, log
-from .database import Connection, Pool
+from .database import Connection, Place, Pool
 from .errors import ConfigurationError, IdempotencyConflict, TooManyStreams
 from .events import MAX_SEQ, Status
+from .live_counts import NOTHING, LiveCounts, Moment, Plan
 from .log import Fence
 from .outcome import Outcome
+from .queue_floor import ALL, First, Since
 
 _COLUMNS = """id, tenant, generator, metadata, status, epoch, unwatched_timeout, attempts, created_at, started_at,
     finished_at, cancel_requested_at, finish_reason, error_code, error_message, usage, tokens,
     time_to_first_token_seconds, duration_seconds, traceparent, claim_token"""
 
-# A row if there are fewer than $11 streams of the tenant that have not ended, and in any case how many: $12 at most.
+# A row if there are fewer than $11 streams of the tenant that have not ended, and in any case how many: those from the
+# id $13 on ($12 at most), those among $14 that are still live, and $15 others (see `live_counts`). Those of $14 are
+# found by their key, whatever the planner thinks of the index of live streams. The transaction takes its id before the
+# stream does.
 _INSERT = f"""
-WITH live AS (
-    SELECT count(*) AS live FROM (
-        SELECT FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') LIMIT $12
-    ) AS found
+WITH recent AS (
+    SELECT id FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') AND id >= $13 LIMIT $12
+), known AS MATERIALIZED (
+    SELECT id, status FROM baton.stream WHERE id = ANY ($14::uuid[])
+), older AS (
+    SELECT id FROM known WHERE status IN ('queued', 'running')
+), live AS (
+    SELECT (SELECT count(*) FROM recent) + (SELECT count(*) FROM older) + $15::bigint AS live
 ), made AS (
     INSERT INTO baton.stream (tenant, generator, input, metadata, on_worker_lost, max_duration, idle_timeout,
                               queue_timeout, unwatched_timeout, traceparent)
-    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10 FROM live WHERE live < $11::bigint
+    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10 FROM live
+    WHERE live < $11::bigint AND pg_current_xact_id() IS NOT NULL
     RETURNING {_COLUMNS}
 )
-SELECT live, made.* FROM live LEFT JOIN made ON true
+SELECT live, (SELECT array_agg(id) FROM recent) AS recent, (SELECT array_agg(id) FROM older) AS older, now() AS began,
+       pg_current_xact_id_if_assigned()::text::bigint AS transaction_id, pg_current_snapshot()::text AS snapshot, made.*
+FROM live LEFT JOIN made ON true
 """  # noqa: S608
 
 # Those of one tenant that come near its limit pass one by one, and each sees who came before it.
@@ -61,56 +73,77 @@ _GET = f"SELECT {_COLUMNS} FROM baton.stream WHERE id = $1"  # noqa: S608
 
 _INPUT = "SELECT input FROM baton.stream WHERE id = $1"
 
-# One plan for all arguments would walk through all streams of a tenant to find the one with that metadata, or through
-# those of all tenants to find the few of one.
-_PLAN_ANEW = "SET LOCAL plan_cache_mode = force_custom_plan"
-_FIND = f"""
-SELECT {_COLUMNS} FROM baton.stream
-WHERE tenant = $1 AND ($2::uuid IS NULL OR id < $2) AND ($3::text IS NULL OR status = $3)
-  AND ($4::jsonb[] IS NULL OR metadata @> ANY ($4))
-ORDER BY id DESC LIMIT $5
+# A list looks at a bounded number of rows, $4, whatever it finds. These say which rows: the newest between two ids,
+# those that have not ended, or those with some metadata. The last two are in no order: unless all of them were looked
+# at, they do not show which rows are the newest.
+#
+# Comparing rows makes Postgres use the index on (tenant, id): no other has this order. With statistics from before a
+# tenant grew, a plan for `tenant = $1` may walk through the streams of all others, or sort all that the tenant has.
+_NEWEST_OF_TENANT = """(tenant, id) BETWEEN ROW($1::text, $2::uuid) AND ROW($1::text, $3::uuid)
+    ORDER BY tenant DESC, id DESC LIMIT $4"""
+_NEWEST_OF_ALL = "id BETWEEN $2 AND $3 ORDER BY id DESC LIMIT $4"
+_LIVE_OF_TENANT = "tenant = $1 AND status IN ('queued', 'running') LIMIT $4"
+_LIVE_OF_ALL = "status IN ('queued', 'running') LIMIT $4"
+# The index knows no tenants: the streams of others count, too.
+_MATCHING = "metadata @> ANY ($6::jsonb[]) LIMIT $4"
+
+# Of the rows that are looked at, the page: those of one tenant, between two ids, in one of some states, with metadata.
+# And in any case how many were looked at, and the oldest of them.
+_PAGE = f"""
+WITH looked_at AS MATERIALIZED (
+    SELECT id, ($1::text IS NULL OR tenant = $1) AND id BETWEEN $2::uuid AND $3::uuid
+        AND ($5::text[] IS NULL OR status = ANY ($5)) AND ($6::jsonb[] IS NULL OR metadata @> ANY ($6)) AS fits
+    FROM baton.stream WHERE {{}}
+), whole AS (
+    SELECT count(*) AS looked_at, (SELECT id FROM looked_at ORDER BY id LIMIT 1) AS oldest FROM looked_at
+)
+SELECT whole.*, page.* FROM whole LEFT JOIN (
+    SELECT {_COLUMNS} FROM baton.stream
+    WHERE id = ANY (ARRAY (SELECT id FROM looked_at WHERE fits ORDER BY id DESC LIMIT $7))
+) AS page ON true
+ORDER BY page.id DESC
 """  # noqa: S608
 
-_NEWEST = f"""
-SELECT {_COLUMNS} FROM baton.stream
-WHERE ($1::text IS NULL OR tenant = $1) AND ($2::text IS NULL OR status = $2)
-ORDER BY id DESC LIMIT $3
-"""  # noqa: S608
-
-# Of a tenant, for `/console`. What is looked at is bounded, whatever is found: the newest $4 between two ids, or $4
-# that have not ended, and a partial index has no others.
-_LATEST = f"""
-SELECT {_COLUMNS} FROM (
-    SELECT * FROM baton.stream WHERE tenant = $1 AND id BETWEEN $2 AND $3 ORDER BY id DESC LIMIT $4
-) AS newest
-WHERE $5::text[] IS NULL OR status = ANY ($5)
-ORDER BY id DESC LIMIT $6
-"""  # noqa: S608
-_LIVE = f"""
-SELECT {_COLUMNS} FROM (
-    SELECT * FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') LIMIT $4
-) AS live
-WHERE id BETWEEN $2 AND $3 AND status = ANY ($5)
-ORDER BY id DESC LIMIT $6
-"""  # noqa: S608
-_NTH = """
-SELECT id FROM baton.stream WHERE tenant = $1 AND id BETWEEN $2 AND $3 ORDER BY id DESC OFFSET $4 - 1 LIMIT 1
+# Which rows match is in an index without an order, and a million entries of it take 40 ms. So Postgres is first asked
+# how many it expects. What it says of a rare value is a fixed part of the table, 1 in 10,000, and without statistics
+# it is 1 in 100: so only a larger part says that the value is common.
+_EXPECTED = "EXPLAIN (FORMAT JSON) SELECT FROM baton.stream WHERE metadata @> ANY ($1::jsonb[])"
+_IS_COMMON = """
+SELECT $1 > 0.02 * reltuples AND EXISTS (
+    SELECT FROM pg_stats WHERE schemaname = 'baton' AND tablename = 'stream' AND attname = 'metadata'
+)
+FROM pg_class WHERE oid = 'baton.stream'::regclass
 """
+# Whatever the statistics say: a scan of the table, or sorting before the limit, has no bound.
+_BY_INDEX = "SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off"
+
 _LIVE_COUNTS = """
 SELECT count(*) FILTER (WHERE status = 'queued'), count(*) FILTER (WHERE status = 'running')
 FROM (SELECT status FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') LIMIT $2) AS live
 """
 
 # A worker that was taken for dead has no row any more, and claims nothing until it has heard so. The lock on the row
-# has a burial wait for this claim, or this claim for the burial.
+# has a burial wait for this claim, or this claim for the burial. The row is found at its place, $4: each heartbeat
+# makes a version of it, and while an old snapshot is open its key leads to all of them.
+#
+# Streams that were given back come first: somebody is in the midst of their answers. They are in an index of their own,
+# by the moment at which they were given back; those that were never claimed, by their ids. Each begins at the queue's
+# floor, $5 and $6 (see `queue_floor`).
 _CLAIM = """
 WITH me AS (
-    SELECT id FROM baton.worker WHERE id = $1 FOR KEY SHARE
-), next AS (
+    SELECT id FROM baton.worker WHERE id = $1 AND ctid = $4 FOR KEY SHARE
+), again AS (
     SELECT id FROM baton.stream
-    WHERE status = 'queued' AND generator = ANY ($2) AND EXISTS (SELECT FROM me)
-    ORDER BY id LIMIT $3
+    WHERE status = 'queued' AND epoch > 0 AND queued_at >= $5 AND generator = ANY ($2) AND EXISTS (SELECT FROM me)
+    ORDER BY queued_at LIMIT $3
     FOR UPDATE SKIP LOCKED
+), fresh AS (
+    SELECT id FROM baton.stream
+    WHERE status = 'queued' AND epoch = 0 AND id >= $6 AND generator = ANY ($2) AND EXISTS (SELECT FROM me)
+    ORDER BY id LIMIT $3 - (SELECT count(*) FROM again)
+    FOR UPDATE SKIP LOCKED
+), next AS (
+    SELECT id FROM again UNION ALL SELECT id FROM fresh
 )
 UPDATE baton.stream AS s
 SET status = 'running', epoch = s.epoch + 1, claim_token = gen_random_uuid(), attempts = s.attempts + 1,
@@ -156,24 +189,42 @@ FROM unnest($1::uuid[], $2::integer[], $3::uuid[]) AS f (id, epoch, claim_token)
 WHERE s.id = f.id AND s.status = 'running' AND s.epoch = f.epoch AND s.claim_token IS NOT DISTINCT FROM f.claim_token
 """
 
-# Queued streams that no worker took in time, or that nobody has watched for as long as they allow. The oldest come
-# first: the newest may have no partition, cannot be ended then, and would keep others out of every page.
-_OVERDUE = """
-SELECT id, epoch, coalesce(queued_at, created_at)
-                  < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $1)) AS timed_out
-FROM baton.stream
-WHERE status = 'queued' AND (
-    coalesce(queued_at, created_at) < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $1))
-    OR ($2 AND coalesce(watched_at, created_at) < clock_timestamp() - make_interval(secs => unwatched_timeout)))
-ORDER BY id
-LIMIT 100
+# All queued streams from the queue's floor on, $1 and $2: those that were given back, and those never claimed.
+_QUEUED = """
+    SELECT id, epoch, queued_at, created_at, queue_timeout, watched_at, unwatched_timeout FROM baton.stream
+    WHERE status = 'queued' AND epoch > 0 AND queued_at >= $1
+    UNION ALL
+    SELECT id, epoch, queued_at, created_at, queue_timeout, watched_at, unwatched_timeout FROM baton.stream
+    WHERE status = 'queued' AND epoch = 0 AND id >= $2
 """
 
-_QUEUE_STATE = """
-SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(since)), 0)::double precision
-FROM (SELECT coalesce(queued_at, created_at) AS since FROM baton.stream WHERE status = 'queued' ORDER BY id LIMIT 10000)
-AS queued
+# The first of both, and as of when that is known. Of all generators, if $3 is null.
+_FIRST_QUEUED = """
+SELECT (SELECT id FROM baton.stream
+        WHERE status = 'queued' AND epoch = 0 AND id >= $2 AND ($3::text[] IS NULL OR generator = ANY ($3))
+        ORDER BY id LIMIT 1),
+       (SELECT queued_at FROM baton.stream
+        WHERE status = 'queued' AND epoch > 0 AND queued_at >= $1 AND ($3::text[] IS NULL OR generator = ANY ($3))
+        ORDER BY queued_at LIMIT 1),
+       now()
 """
+
+# Queued streams that no worker took in time, or that nobody has watched for as long as they allow. The oldest come
+# first: the newest may have no partition, cannot be ended then, and would keep others out of every page.
+_OVERDUE = f"""
+SELECT id, epoch, coalesce(queued_at, created_at)
+                  < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $3)) AS timed_out
+FROM ({_QUEUED}) AS queued
+WHERE coalesce(queued_at, created_at) < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $3))
+   OR ($4 AND coalesce(watched_at, created_at) < clock_timestamp() - make_interval(secs => unwatched_timeout))
+ORDER BY id
+LIMIT 100
+"""  # noqa: S608
+
+_QUEUE_STATE = f"""
+SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(since)), 0)::double precision
+FROM (SELECT coalesce(queued_at, created_at) AS since FROM ({_QUEUED}) AS each LIMIT 10000) AS queued
+"""  # noqa: S608
 
 _WATCHED = """
 UPDATE baton.stream SET watched_at = clock_timestamp()
@@ -188,7 +239,6 @@ WHERE id = $1 AND epoch = $2
 """
 
 _DELETE_STREAM = "DELETE FROM baton.stream WHERE id = $1 RETURNING status"
-_DELETE_BATCHES = "DELETE FROM baton.batch WHERE stream_id = $1 AND NOT (terminal AND $2)"
 _DELETE_KEYS = "DELETE FROM baton.idempotency_key WHERE tenant = $1 AND stream_id = $2"
 
 
@@ -198,8 +248,9 @@ _NEAR = 64
 # When some of the tenant's streams may have ended.
 _FULL_RETRY_SECONDS = 5
 
-# Streams that one question of the console looks at, at most.
+# Rows that a list looks at in one statement, at most.
 LOOKED_AT = 2000
+FIRST, LAST = UUID(int=0), UUID(int=(1 << 128) - 1)
 LIVE = frozenset({"queued", "running"})
 
 UNWATCHED = Outcome.cancelled(finish_reason="unwatched")
@@ -282,6 +333,15 @@ class IdempotencyKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Overdue:
+    """A queued stream that no worker took in time, or else that nobody watches."""
+
+    stream_id: UUID
+    epoch: int
+    timed_out: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """A stream that a worker has claimed, with what its generator needs."""
 
@@ -308,10 +368,59 @@ class Claim:
         return Fence(self.stream_id, self.epoch, self.claim_token)
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which streams to list: of one tenant, or of all if it is None, between two ids, in one of some states.
+
+    `metadata`: they have one of these alternatives.
+    """
+
+    tenant: str | None
+    first: UUID = FIRST
+    last: UUID = LAST
+    statuses: Sequence[str] | None = None
+    metadata: Sequence[Mapping[str, Any]] | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether only streams that have not ended are wanted."""
+        return self.statuses is not None and LIVE.issuperset(self.statuses)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a row that is looked at may be one that is not wanted."""
+        return self.statuses is not None or self.metadata is not None
+
+    @property
+    def alternatives(self) -> list[str] | None:
+        """The metadata as JSON."""
+        return None if self.metadata is None else [orjson.dumps(item).decode() for item in self.metadata]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some streams, newest first. There may be more before the id `before`; if it is None, there are none.
+
+    `looked_at`: how many rows it took, of which `oldest` has the lowest id.
+    """
+
+    streams: Sequence[Stream]
+    before: UUID | None
+    looked_at: int
+    oldest: UUID | None
+
+
 async def create(
-    pool: Pool, new: NewStream, key: IdempotencyKey | None = None, *, max_live: int | None = None
+    pool: Pool,
+    new: NewStream,
+    key: IdempotencyKey | None = None,
+    *,
+    max_live: int | None = None,
+    counts: LiveCounts | None = None,
 ) -> tuple[Stream, bool]:
     """Queue a stream; return it, and whether it is new or the one that the idempotency key created before.
+
+    `counts`: what the pod remembers of the tenants' live streams, so that not all are counted each time.
 
     Raises:
         IdempotencyConflict: the key was used for another request.
@@ -321,7 +430,7 @@ async def create(
         for _ in range(_KEY_TRIES):
             try:
                 async with connection.transaction():
-                    return await _insert(connection, new, key, max_live), True
+                    return await _insert(connection, new, key, max_live, counts or LiveCounts()), True
             except _KeyTaken as taken:
                 if stream := await _created_before(connection, new.tenant, taken.key):
                     return stream, False
@@ -347,44 +456,42 @@ async def read_input(pool: Pool, stream_id: UUID) -> Any:
     return None if content is None else orjson.loads(content)
 
 
-async def find(
-    pool: Pool,
-    *,
-    tenant: str = "",
-    before: UUID | None = None,
-    status: str | None = None,
-    metadata: Sequence[Mapping[str, Any]] | None = None,
-    limit: int = 20,
-) -> list[Stream]:
-    """List streams, newest first: those older than `before`, and that hold one of `metadata`'s alternatives."""
-    alternatives = None if metadata is None else [orjson.dumps(item).decode() for item in metadata]
-    rows = await _fetch_anew(pool, _FIND, tenant, before, status, alternatives, limit)
-    return [_stream(row) for row in rows]
+async def find(connection: Connection, wanted: Wanted, limit: int) -> Page:
+    """List the newest streams first, and say where to continue.
 
-
-async def newest(executor: Connection | Pool, *, tenant: str | None, status: str | None, limit: int) -> list[Stream]:
-    """List the newest streams first, of all tenants if none is named: for those who run the service."""
-    return [_stream(row) for row in await executor.fetch(_NEWEST, tenant, status, limit)]
-
-
-async def latest(
-    pool: Pool, tenant: str, between: tuple[UUID, UUID], statuses: Sequence[str] | None, limit: int
-) -> tuple[list[Stream], UUID | None]:
-    """List a tenant's newest streams between two ids, in one of some states, and where to go on: before that id.
-
-    However rare those states are, no more than `LOOKED_AT` streams are looked at, so the page may be short of `limit`.
+    However rare they are, a bounded number of rows is looked at. So a page may be short of `limit`, or empty, while
+    there are more: it is the last one if it says nothing of where to continue.
     """
-    if statuses is not None and LIVE.issuperset(statuses):
-        rows = await pool.fetch(_LIVE, tenant, *between, LOOKED_AT, statuses, limit + 1)
-        looked_at_all = True
-    else:
-        looked_at = LOOKED_AT if statuses is not None else limit + 1
-        rows = await _fetch_anew(pool, _LATEST, tenant, *between, looked_at, statuses, limit + 1)
-        looked_at_all = statuses is None
-    page = [_stream(row) for row in rows[:limit]]
-    if len(rows) > limit:
-        return page, page[-1].id
-    return page, None if looked_at_all else await pool.fetchval(_NTH, tenant, *between, LOOKED_AT)
+    async with connection.transaction(readonly=True):
+        await connection.execute(_BY_INDEX)
+        if wanted.metadata is not None and not await _is_common(connection, wanted):
+            page = await _look(connection, _MATCHING, LOOKED_AT, wanted, limit)
+            if page.looked_at < LOOKED_AT:
+                return page
+        if wanted.live:
+            source = _LIVE_OF_ALL if wanted.tenant is None else _LIVE_OF_TENANT
+            page = await _look(connection, source, LOOKED_AT, wanted, limit)
+            if page.looked_at < LOOKED_AT:
+                return page
+        return await _look_at_newest(connection, wanted, limit)
+
+
+async def find_all(connection: Connection, wanted: Wanted, limit: int) -> AsyncIterator[Stream]:
+    """Yield the newest `limit` streams, however many rows that takes: a page for each statement."""
+    count = 0
+    while count < limit:
+        page = await find(connection, wanted, limit - count)
+        for stream in page.streams:
+            yield stream
+        count += len(page.streams)
+        if page.before is None:
+            return
+        wanted = replace(wanted, last=below(page.before))
+
+
+def below(stream_id: UUID) -> UUID:
+    """Return the id before an id."""
+    return UUID(int=max(0, stream_id.int - 1))
 
 
 async def live_counts(executor: Connection | Pool, tenant: str) -> tuple[int, int]:
@@ -394,8 +501,19 @@ async def live_counts(executor: Connection | Pool, tenant: str) -> tuple[int, in
     return row[0], row[1]
 
 
-async def claim(connection: Connection, worker_id: UUID, generators: Sequence[str], limit: int) -> list[Claim]:
-    """Claim the oldest queued streams that one of `generators` can serve."""
+async def claim(
+    connection: Connection,
+    worker_id: UUID,
+    generators: Sequence[str],
+    limit: int,
+    *,
+    place: Place | None,
+    since: Since = ALL,
+) -> list[Claim]:
+    """Claim the oldest queued streams that one of `generators` can serve, among those from the queue's floor on.
+
+    `place`: where the worker's row is, as its last heartbeat returned it. Elsewhere there is nothing to claim with.
+    """
     return [
         Claim(
             row["id"],
@@ -415,7 +533,7 @@ async def claim(connection: Connection, worker_id: UUID, generators: Sequence[st
             row["claim_token"],
             row["rewound"],
         )
-        for row in await connection.fetch(_CLAIM, worker_id, generators, limit)
+        for row in await connection.fetch(_CLAIM, worker_id, generators, limit, place, since.moment, since.id)
     ]
 
 
@@ -442,20 +560,37 @@ async def end_claimed(connection: Connection, fence: Fence, outcome: Outcome) ->
     return False
 
 
-async def end_overdue(connection: Connection, queue_timeout: float, *, unwatched: bool = True) -> list[Outcome]:
-    """End the queued streams that have waited for too long, in seconds, or that nobody watches; return their ends."""
+async def first_queued(
+    executor: Connection | Pool, since: Since = ALL, generators: Sequence[str] | None = None
+) -> First:
+    """Return the first queued streams, of these generators or of all."""
+    row = await executor.fetchrow(_FIRST_QUEUED, since.moment, since.id, generators)
+    assert row is not None
+    return First(*row)
+
+
+async def overdue(
+    connection: Connection, queue_timeout: float, *, unwatched: bool = True, since: Since = ALL
+) -> list[Overdue]:
+    """Return queued streams that have waited for too long, in seconds, or that nobody watches: 100 at most."""
+    rows = await connection.fetch(_OVERDUE, since.moment, since.id, queue_timeout, unwatched)
+    return [Overdue(*row) for row in rows]
+
+
+async def end_overdue(connection: Connection, found: Sequence[Overdue]) -> list[Outcome]:
+    """End them, unless they were claimed meanwhile; return their ends."""
     ended = []
-    for stream_id, epoch, timed_out in await connection.fetch(_OVERDUE, queue_timeout, unwatched):
-        outcome = QUEUE_TIMEOUT if timed_out else UNWATCHED
-        with log.putting_off(stream_id):
-            if await end(connection, stream_id, outcome, _TAKE_QUEUED_EPOCH, epoch):
+    for item in found:
+        outcome = QUEUE_TIMEOUT if item.timed_out else UNWATCHED
+        with log.putting_off(item.stream_id):
+            if await end(connection, item.stream_id, outcome, _TAKE_QUEUED_EPOCH, item.epoch):
                 ended.append(outcome)
     return ended
 
 
-async def queue_state(executor: Connection | Pool) -> tuple[int, float]:
+async def queue_state(executor: Connection | Pool, since: Since = ALL) -> tuple[int, float]:
     """Return how many streams wait for a worker, 10,000 at most, and for how many seconds the first of them has."""
-    count, oldest_seconds = await executor.fetchrow(_QUEUE_STATE)  # type: ignore[misc]
+    count, oldest_seconds = await executor.fetchrow(_QUEUE_STATE, since.moment, since.id)  # type: ignore[misc]
     return count, oldest_seconds
 
 
@@ -531,16 +666,36 @@ async def delete(pool: Pool, stream_id: UUID, tenant: str = "") -> bool:
     async with pool.acquire() as connection, connection.transaction():
         if await connection.fetchval(_DELETE_STREAM, stream_id) is None:
             return False
-        await connection.execute(_DELETE_BATCHES, stream_id, ended_now)
+        await log.erase(connection, stream_id, keep_end=ended_now)
         await connection.execute(_DELETE_KEYS, tenant, stream_id)
     return True
 
 
-async def _fetch_anew(pool: Pool, query: str, *arguments: object) -> list[asyncpg.Record]:
-    """Fetch by a plan for just these arguments."""
-    async with pool.acquire() as connection, connection.transaction(readonly=True):
-        await connection.execute(_PLAN_ANEW)
-        return await connection.fetch(query, *arguments)
+async def _is_common(connection: Connection, wanted: Wanted) -> bool:
+    """Return whether Postgres knows that too many streams have the metadata to read their part of the index."""
+    plan = orjson.loads(await connection.fetchval(_EXPECTED, wanted.alternatives))
+    expected = plan[0]["Plan"]["Plan Rows"]
+    return expected > LOOKED_AT and bool(await connection.fetchval(_IS_COMMON, float(expected)))
+
+
+async def _look_at_newest(connection: Connection, wanted: Wanted, limit: int) -> Page:
+    source = _NEWEST_OF_ALL if wanted.tenant is None else _NEWEST_OF_TENANT
+    most = LOOKED_AT if wanted.chooses else limit + 1
+    page = await _look(connection, source, most, wanted, limit)
+    if page.before is None and page.looked_at == most:
+        return replace(page, before=page.oldest)
+    return page
+
+
+async def _look(connection: Connection, source: str, most: int, wanted: Wanted, limit: int) -> Page:
+    """Look at no more than `most` rows of a source. The page says to continue only where it is full."""
+    rows = await connection.fetch(
+        _PAGE.format(source),
+        *(wanted.tenant, wanted.first, wanted.last, most, wanted.statuses, wanted.alternatives, limit + 1),
+    )
+    found = [_stream(dict(list(row.items())[2:])) for row in rows if row["id"] is not None]
+    before = found[limit - 1].id if len(found) > limit else None
+    return Page(found[:limit], before, rows[0]["looked_at"], rows[0]["oldest"])
 
 
 class _KeyTaken(Exception):
@@ -551,7 +706,9 @@ class _KeyTaken(Exception):
         self.key = key
 
 
-async def _insert(connection: Connection, new: NewStream, key: IdempotencyKey | None, max_live: int | None) -> Stream:
+async def _insert(
+    connection: Connection, new: NewStream, key: IdempotencyKey | None, max_live: int | None, counts: LiveCounts
+) -> Stream:
     columns = (
         new.tenant,
         new.generator,
@@ -564,29 +721,38 @@ async def _insert(connection: Connection, new: NewStream, key: IdempotencyKey | 
         new.limits.unwatched_timeout,
         new.traceparent,
     )
-    row = await _insert_below(connection, columns, max_live)
+    row = await _insert_below(connection, columns, max_live, counts, new.tenant)
     if key is not None and not await _take_key(connection, new.tenant, key, row["id"]):
         raise _KeyTaken(key)
     return _stream(row)
 
 
-async def _insert_below(connection: Connection, columns: tuple[object, ...], max_live: int | None) -> dict[str, Any]:
+async def _insert_below(
+    connection: Connection, columns: tuple[object, ...], max_live: int | None, counts: LiveCounts, tenant: str
+) -> dict[str, Any]:
     """Insert a row if the tenant has fewer streams than that which have not ended; return its columns.
 
-    Creates that are at work at once do not see each other. So near the limit they go one by one. At the limit they are
-    refused without having waited: a tenant that runs against it is not to hold the pool's connections.
+    Far from the limit a number that may be too high will do. Creates that are at work at once do not see each other. So
+    near the limit they go one by one. At the limit they are refused without having waited: a tenant that runs against
+    it is not to hold the pool's connections.
 
     Raises:
         TooManyStreams: the tenant has as many.
     """
     if max_live is None:
         # Counts none, and finds that less than one.
-        live, row = await _try_insert(connection, columns, 1, 0)
+        live, row = await _try_insert(connection, columns, 1, 0, NOTHING)
     else:
-        live, row = await _try_insert(connection, columns, max_live - _NEAR, max_live)
+        plan = counts.plan(tenant)
+        live, row = await _try_insert(connection, columns, max_live - _NEAR, max_live, plan)
+        if row is None and plan.unchecked:
+            live, row = await _try_insert(
+                connection, columns, max_live - _NEAR, max_live, counts.plan(tenant, exact=True)
+            )
         if row is None and live < max_live:
-            await connection.execute(_ONE_BY_ONE, columns[0])
-            live, row = await _try_insert(connection, columns, max_live, max_live)
+            await connection.execute(_ONE_BY_ONE, tenant)
+            plan = counts.plan(tenant, exact=True)
+            live, row = await _try_insert(connection, columns, max_live, max_live, plan)
     if row is None:
         raise TooManyStreams(
             f"You have {live} streams that are queued or running, and no more may be at once. Try again when one of "
@@ -597,11 +763,15 @@ async def _insert_below(connection: Connection, columns: tuple[object, ...], max
 
 
 async def _try_insert(
-    connection: Connection, columns: tuple[object, ...], below: int, count: int
+    connection: Connection, columns: tuple[object, ...], below: int, most: int, plan: Plan
 ) -> tuple[int, dict[str, Any] | None]:
-    row = await connection.fetchrow(_INSERT, *columns, below, count)
-    assert row is not None
-    fields = dict(row)
+    """Insert if the plan counts fewer than `below`; return how many, up to `most` at least, and the row."""
+    found = await connection.fetchrow(_INSERT, *columns, below, most, plan.split, plan.checked, plan.unchecked)
+    assert found is not None
+    fields = dict(found)
+    recent, older = fields.pop("recent") or (), fields.pop("older") or ()
+    moment = Moment(fields.pop("began"), fields.pop("transaction_id"), fields.pop("snapshot"))
+    plan.learn(recent if len(recent) < most else None, older, moment)
     return fields.pop("live"), None if fields["id"] is None else fields
 
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 
 import asyncpg
 
@@ -24,11 +25,12 @@ logger = logging.getLogger(__name__)
 
 
 class Trust:
-    """The seals that one pod believes. Owned by the pod, which runs `run`."""
+    """The seals that one pod believes. Owned by the pod, which runs `run`, and hears from it of a new history."""
 
-    def __init__(self, pool: Pool, *, look_seconds: float) -> None:
+    def __init__(self, pool: Pool, *, look_seconds: float, on_new_history: Callable[[], None] = lambda: None) -> None:
         self._pool = pool
         self._look_seconds = look_seconds
+        self._on_new_history = on_new_history
         self._watch = HistoryWatch()
         self._seals = seals.NONE
         self._keys_due_at = 0.0
@@ -72,8 +74,12 @@ class Trust:
                     await self._now.wait()
 
     async def _look(self) -> None:
+        before = self._watch.history
         await self._watch.look(self._pool)
         history = self._watch.history or ""
+        if before not in {None, history}:
+            logger.error("The database is of another history than before: it was restored, or a standby was promoted.")
+            self._on_new_history()
         if history == self._seals.history and time.monotonic() < self._keys_due_at:
             return
         self._keys_due_at = time.monotonic() + seals.REREAD_SECONDS

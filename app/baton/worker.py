@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
@@ -18,7 +19,7 @@ import asyncpg
 
 from . import ending, log, log_context, partitions, streams, traceparent, tracing, workers
 from .backoff import Backoff
-from .database import CONNECTION_ERRORS, Connection, check_schema, connect
+from .database import CONNECTION_ERRORS, Connection, Place, check_schema, connect
 from .errors import ConfigurationError
 from .generators import Generator
 from .history import HistoryWatch
@@ -27,11 +28,14 @@ from .metrics import WorkerMetrics
 from .notifications import CANCEL_CHANNEL, QUEUE_CHANNEL
 from .outbox import Lost, Outbox
 from .outcome import Outcome
+from .pace import Pace
+from .queue_floor import SWEEP_SECONDS, QueueFloor
 from .reaper import Reaper, release
 from .run import Bounds, Run
 from .settings import Settings
 from .streams import Claim
 from .tracing import Span
+from .workers import Owned
 from .writer import Notifier, Writer
 
 logger = logging.getLogger(__name__)
@@ -39,6 +43,14 @@ logger = logging.getLogger(__name__)
 PARTITIONS_SECONDS: Final = 3600
 # Between two claims, however many notifications say that a stream was queued: anybody may send them.
 CLAIM_PAUSE_SECONDS: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """When this worker has raised its counter, by its own clock, and all workers' counters just before."""
+
+    at: float
+    counters: Mapping[UUID, int]
 
 
 class Worker:
@@ -57,6 +69,7 @@ class Worker:
             notifier=self._notifier,
             metrics=self.metrics,
             prepare=settings.prepare,
+            vouch=self._vouch,
         )
         self._reaper = Reaper(
             lease_seconds=settings.lease_seconds,
@@ -76,7 +89,15 @@ class Worker:
         self._wake = asyncio.Event()
         self._asked_to_stop: set[UUID] = set()  # by notifications, which the rows must confirm
         self._history = HistoryWatch()
+        self._beats: dict[str, Beat] = {}  # the last one in each history
         self._worker_id: UUID | None = None
+        self._place: Place | None = None  # of this worker's row
+        self._queue = QueueFloor()  # of the streams that this worker can serve
+        # A stream that committed late is not overdue yet: only the claims are in a hurry to find it.
+        self._whole_queue = QueueFloor(late_look_seconds=SWEEP_SECONDS)
+        # What reads an index from its start may take long while an old snapshot is open.
+        self._owned_pace = Pace(factor=100)
+        self._overdue_pace = Pace(factor=20)
         self._leave_at: float | None = None
         self._partitions_due_at = 0.0
         self.ready = asyncio.Event()  # registered and claiming
@@ -155,6 +176,10 @@ class Worker:
 
     async def _serve(self, connection: Connection, backoff: Backoff) -> None:
         beat_at = 0.0
+        # The reply to a claim may have been lost with the last connection, and this may be another server.
+        self._owned_pace.hurry()
+        self._queue.forget()
+        self._whole_queue.forget()
         while not self._may_go:
             if time.monotonic() >= beat_at:
                 beat_at = time.monotonic() + self._settings.worker_heartbeat_seconds
@@ -176,20 +201,19 @@ class Worker:
 
     async def _beat(self, connection: Connection) -> None:
         """Raise the counter, hear what to cancel, hand back what is not running here, and watch the others."""
-        history = self._history.history
-        counters = await self._history.look(connection)
-        if history not in {None, self._history.history}:
-            logger.error("The database is of another history than before: it was restored, or a standby was promoted.")
-            self._writer.doubt()
-            self._notifier.renew_seals()
-        owned = None
+        counters = await self._look(connection)
+        beat_at = time.monotonic()
+        place = None
         if self._worker_id is not None:
-            owned = await workers.heartbeat(connection, self._worker_id, self.metrics.tokens)
-        if self._worker_id is None or owned is None:
+            place = await workers.heartbeat(connection, self._worker_id, self.metrics.tokens)
+        if self._worker_id is None or place is None:
             await self._register(connection)
+            self._beats[self._history.history or ""] = Beat(beat_at, counters)
             return
+        self._beats[self._history.history or ""] = Beat(beat_at, counters)
+        self._place = place
         trust_watched = self._reaper.steady_seconds() > self._unwatched_after_seconds
-        for item in owned:
+        for item in await self._owned(connection, self._worker_id):
             run = self._runs.get(item.fence.stream_id)
             if run is None:
                 # The reply to a claim was lost, or to the flush of a terminal event whose row somebody else must close.
@@ -204,10 +228,61 @@ class Worker:
             )
         await self._create_partitions(connection)
         await self._reaper.look(connection, self._worker_id, counters)
-        for outcome in await streams.end_overdue(
-            connection, self._settings.queue_timeout_seconds, unwatched=trust_watched
-        ):
+        await self._end_overdue(connection, unwatched=trust_watched)
+
+    async def _owned(self, connection: Connection, worker_id: UUID) -> list[Owned]:
+        """Return the streams that are this worker's by the database: all, or where that is slow, those of its runs."""
+        if not self._owned_pace.due:
+            return await workers.owned(connection, worker_id, list(self._runs))
+        with self._owned_pace.timed():
+            return await workers.owned(connection, worker_id)
+
+    async def _end_overdue(self, connection: Connection, *, unwatched: bool) -> None:
+        """End the queued streams that nobody took in time. While one of them stays, the floor stays below it."""
+        if not self._overdue_pace.due:
+            return
+        with self._overdue_pace.timed():
+            await self._whole_queue.look(lambda since: streams.first_queued(connection, since))
+            found = await streams.overdue(
+                connection,
+                self._settings.queue_timeout_seconds,
+                unwatched=unwatched,
+                since=self._whole_queue.since,
+            )
+        for outcome in await streams.end_overdue(connection, found):
             self._count_end(outcome)
+
+    async def _look(self, connection: Connection) -> Mapping[UUID, int]:
+        """Look at the database's history, and compare the log where it is another one; return all counters."""
+        before = self._history.history
+        counters = await self._history.look(connection)
+        if before not in {None, self._history.history}:
+            logger.error("The database is of another history than before: it was restored, or a standby was promoted.")
+            self._writer.doubt()
+            self._notifier.renew_seals()
+            self._queue.forget()
+            self._whole_queue.forget()
+        return counters
+
+    async def _vouch(self, connection: Connection, history: str) -> bool:
+        """Return whether nobody took this worker's streams before the database left a history.
+
+        Others wait for a whole lease after its last beat, and go on beating meanwhile. What they did in the end may be
+        lost, their claims included, but clients have seen what they wrote. So where the others have gone on for half a
+        lease without this worker, it may be that one of them had its streams.
+        """
+        last = self._beats.get(history)
+        if last is None:
+            return False
+        if time.monotonic() - last.at < self._settings.lease_seconds:
+            return True
+        beats = self._settings.lease_seconds / self._settings.worker_heartbeat_seconds / 2
+        counters = await workers.counters(connection)
+        return all(
+            counter - last.counters.get(worker_id, 0) < beats
+            for worker_id, counter in counters.items()
+            if worker_id != self._worker_id
+        )
 
     async def _create_partitions(self, connection: Connection) -> None:
         """Have the partitions of the coming days at hand, hour by hour."""
@@ -234,6 +309,7 @@ class Worker:
             sorted(self._generators),
             self._settings.worker_concurrency,
         )
+        self._place = await workers.place(connection, self._worker_id)
         logger.info("Worker %s is ready for %s", self._settings.worker_name, ", ".join(sorted(self._generators)))
 
     async def _claim(self, connection: Connection) -> None:
@@ -242,7 +318,12 @@ class Worker:
         free = self._settings.worker_concurrency - len(self._runs)
         if free <= 0:
             return
-        claims = await streams.claim(connection, self._worker_id, list(self._generators), free)
+        generators = list(self._generators)
+        if self._queue.due:
+            await self._queue.look(lambda since: streams.first_queued(connection, since, generators))
+        claims = await streams.claim(
+            connection, self._worker_id, generators, free, place=self._place, since=self._queue.since
+        )
         for item in claims:
             if item.rewound:
                 if await streams.end_claimed(connection, item.fence, streams.REWOUND):

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from .database import Connection, Pool
+from .database import Connection, Place, Pool
 from .log import Fence
 
 _REGISTER = """
 INSERT INTO baton.worker (name, generators, concurrency) VALUES ($1, $2, $3) RETURNING id
 """
+_PLACE = "SELECT ctid FROM baton.worker WHERE id = $1"
 _RAISE = """
 UPDATE baton.worker SET heartbeat = heartbeat + 1, heartbeat_at = clock_timestamp(), tokens = $2 WHERE id = $1
-RETURNING id
+RETURNING ctid
 """
 _OWNED = """
 SELECT id, epoch, claim_token, cancel_requested_at IS NOT NULL AS cancelled,
@@ -24,6 +25,11 @@ SELECT id, epoch, claim_token, cancel_requested_at IS NOT NULL AS cancelled,
 FROM baton.stream
 WHERE worker_id = $1 AND status = 'running'
 """
+# By their key, whatever the planner thinks of the index of running streams.
+_OWNED_OF = f"""
+WITH known AS MATERIALIZED (SELECT * FROM baton.stream WHERE id = ANY ($2))
+{_OWNED.replace("baton.stream", "known")}
+"""  # noqa: S608
 _COUNTERS = "SELECT id, heartbeat FROM baton.worker"
 _TOKENS = "SELECT id, tokens FROM baton.worker"
 _REMOVE = "DELETE FROM baton.worker WHERE id = $1"
@@ -93,14 +99,32 @@ async def register(connection: Connection, name: str, generators: Sequence[str],
     return worker_id
 
 
-async def heartbeat(connection: Connection, worker_id: UUID, tokens: int = 0) -> list[Owned] | None:
-    """Raise the worker's counter; return the streams it owns, or None when it was declared dead.
+async def place(connection: Connection, worker_id: UUID) -> Place | None:
+    """Return where a worker's row is, until it is updated."""
+    found: Place | None = await connection.fetchval(_PLACE, worker_id)
+    return found
+
+
+async def heartbeat(connection: Connection, worker_id: UUID, tokens: int = 0) -> Place | None:
+    """Raise the worker's counter; return where its row is now, or None when it was declared dead.
 
     `tokens`: how many it has generated so far.
     """
-    if await connection.fetchval(_RAISE, worker_id, tokens) is None:
-        return None
-    return [Owned(Fence(*row[:3]), *row[3:]) for row in await connection.fetch(_OWNED, worker_id)]
+    place: Place | None = await connection.fetchval(_RAISE, worker_id, tokens)
+    return place
+
+
+async def owned(connection: Connection, worker_id: UUID, among: Sequence[UUID] | None = None) -> list[Owned]:
+    """Return the streams that the worker owns: those among some, by their key, or all.
+
+    All are read from an index that keeps an entry for each stream that the worker has run while an old snapshot is
+    open.
+    """
+    if among is None:
+        rows = await connection.fetch(_OWNED, worker_id)
+    else:
+        rows = await connection.fetch(_OWNED_OF, worker_id, among)
+    return [Owned(Fence(*row[:3]), *row[3:]) for row in rows]
 
 
 async def cancelled(connection: Connection, stream_ids: Sequence[UUID]) -> set[UUID]:

@@ -7,7 +7,8 @@ the streams in that hurry, and comes no sooner than 5 ms after the last.
 
 What always holds: a batch is announced only after its commit; a flush whose outcome is unknown is repeated with the
 same boundaries until the outcome is known; nothing is written to a database that may have gone back in time before its
-log was compared with what was written.
+log was compared with what was written. In a new history it goes on with a stream only where it knows that nobody else
+can have written to that in the old one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -45,12 +46,29 @@ DATA_ERRORS: Final = (
 )
 
 
+Vouch = Callable[[Connection, str], Awaitable[bool]]
+
+
+async def _alone(_connection: Connection, _history: str) -> bool:
+    """Vouch, as the only writer that there is."""
+    return True
+
+
 class Writer:
     """Flushes outboxes into the log. Owned by a worker, which awaits `run()`."""
 
     def __init__(
-        self, dsn: str, *, window_seconds: float, notifier: Notifier, metrics: WorkerMetrics, prepare: bool = True
+        self,
+        dsn: str,
+        *,
+        window_seconds: float,
+        notifier: Notifier,
+        metrics: WorkerMetrics,
+        prepare: bool = True,
+        vouch: Vouch = _alone,
     ) -> None:
+        """`vouch` says of a history that is over whether the worker's claims stood until its end."""
+        self._vouch = vouch
         self._dsn = dsn
         self._prepare = prepare
         self._window_seconds = window_seconds
@@ -293,12 +311,15 @@ class Writer:
     async def _compare(self, connection: Connection) -> None:
         """End the streams whose log is shorter than it was: a failover has lost what clients may have seen.
 
-        The others move to the history that the database is in now.
+        The others move to the history that the database is in now, unless somebody else may have written to them in
+        the part that is lost.
         """
         self._doubtful = False  # an error closes the connection, and the next one is in doubt again
         before, self._history = self._history, await history.read(connection)
         if not self._open:
             return
+        moved = before not in {None, self._history}
+        vouched = before is None or before == self._history or await self._vouch(connection, before)
         tails = await log.tails(connection, list(self._open))
         for outbox in list(self._open.values()):
             found = tails.get(outbox.stream_id)
@@ -313,7 +334,14 @@ class Writer:
                     extra=_of(outbox),
                 )
                 outbox.end_with(Lost.REWOUND, found.seq)
-            elif before not in {None, self._history}:
+            elif moved and not vouched:
+                logger.error(
+                    "Stream %s may have been another worker's when the database failed over.",
+                    outbox.stream_id,
+                    extra=_of(outbox),
+                )
+                outbox.end_with(Lost.REWOUND, found.seq)
+            elif moved:
                 self._to_adopt.add(outbox)
 
     async def _adopt(self, connection: Connection) -> None:

@@ -24,14 +24,17 @@ LOCKS = {"stream": "ACCESS EXCLUSIVE"}
 NEW_MARKER = "encode(substring(uuid_send(gen_random_uuid()) FOR 4), 'hex')"
 
 # Right at once after a promotion, where pg_control_checkpoint() is late. It runs with its owner's rights, so that the
-# default works for roles whose grants are older than this table.
+# default works for roles whose grants are older than this table. On a standby it fails, since a log that lags there
+# proves nothing.
 CURRENT_HISTORY = """
 CREATE FUNCTION baton.current_history() RETURNS text
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    IF pg_is_in_recovery() THEN
+        RAISE object_not_in_prerequisite_state USING MESSAGE = 'this server is a standby';
+    END IF;
     RETURN (SELECT marker FROM baton.history) || '/' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8);
-EXCEPTION WHEN insufficient_privilege OR feature_not_supported OR undefined_function
-            OR object_not_in_prerequisite_state THEN
+EXCEPTION WHEN insufficient_privilege OR feature_not_supported OR undefined_function THEN
     RETURN (SELECT marker FROM baton.history) || '/';
 END
 $$

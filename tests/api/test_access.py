@@ -339,6 +339,23 @@ async def test_a_cookie_changes_nothing_from_another_sites_page(scene: Scene) ->
     assert (await scene.cluster.client.post(f"{url}/cancel", headers=bearer(token) | evil)).status_code == 200
 
 
+async def test_the_host_of_a_whole_address_goes_before_the_header(scene: Scene) -> None:
+    """Else a page's own host in the header would make it one of ours."""
+    where, port = scene.pod.url.removeprefix("http://").split(":")
+    for host, status in (("evil.test", b"403"), ("pods.test", b"200")):
+        reader, writer = await asyncio.open_connection(where, int(port))
+        head = (
+            f"POST http://pods.test/v1/streams/{scene.stream_id}/cancel HTTP/1.1",
+            "Host: evil.test",
+            f"Origin: http://{host}",
+            f"Cookie: baton_token={signed(scene.stream_id)}",
+            "Content-Length: 0",
+        )
+        writer.write("\r\n".join([*head, "", ""]).encode())
+        assert (await asyncio.wait_for(reader.readline(), 10)).split()[1] == status
+        writer.close()
+
+
 async def test_a_page_of_an_allowed_origin_may_use_its_cookie(scene: Scene) -> None:
     pod = await guarded_pod(scene.cluster, allowed_origins="https://chat.test")
     url = f"{pod.url}/v1/streams/{scene.stream_id}/cancel"

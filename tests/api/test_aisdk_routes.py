@@ -9,7 +9,9 @@ from uuid import UUID
 
 import httpx2
 import pytest
-from tests.cluster import Cluster, RunningPod, Tap, echo
+from tests.cluster import Cluster, RunningPod, Tap, echo, text
+
+from baton import streams
 
 DONE = b"data: [DONE]\n\n"
 MESSAGES = [{"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hello"}]}]
@@ -70,6 +72,25 @@ async def test_an_active_stream_is_resumed_from_its_start_and_an_ended_one_is_no
     assert replay == whole
     ended = await cluster.client.get(f"{two.url}{CHAT}/42/stream")
     assert (ended.status_code, ended.content) == (204, b"")
+
+
+async def test_a_chat_whose_id_thousands_of_streams_have_is_found_among_the_newest(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "LOOKED_AT", 3)
+    pod = await cluster.pod()
+    author = await cluster.author(chat="main")
+    await author.write(text(1))
+    for tenant, chat in [("other", "main")] * 4 + [("", "another")] * 10:
+        await asyncio.sleep(0.002)  # ids are in order from one millisecond to the next
+        await cluster.author(tenant=tenant, chat=chat)
+    stopped = await cluster.client.post(f"{pod.url}{CHAT}/main/stop")
+    assert (stopped.status_code, stopped.json()["id"]) == (202, str(author.id))
+    for _ in range(5):
+        await asyncio.sleep(0.002)
+        await cluster.author(chat="another")
+    # One request looks through five pages.
+    assert (await cluster.client.post(f"{pod.url}{CHAT}/main/stop")).status_code == 204
 
 
 async def test_every_start_index_gives_the_chunks_from_there_on(cluster: Cluster) -> None:

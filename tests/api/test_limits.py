@@ -12,9 +12,12 @@ import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI
-from tests.cluster import Cluster, RunningPod, echo, text
+from tests.access import bearer, guarded_pod, make_key
+from tests.cluster import Cluster, RunningPod, Tap, echo, text
 from tests.follower import Follower, following, frames_after
 from tests.logbook import until
+
+from baton import streams
 
 RETRY = re.compile(rb": baton\nretry: (\d+)\n\n")
 PROBLEM = {"accept": "application/problem+json"}
@@ -70,7 +73,7 @@ async def test_a_burst_of_creates_on_two_pods_is_refused_beyond_the_callers_rate
     assert refused(late) == (429, "creates_too_fast")
     assert 1 <= int(late.headers["retry-after"]) <= 10
     assert sum(rejected(pod, "creates_per_second") for pod in pods) == 50
-    await cluster.pool.execute("UPDATE baton.bucket SET full_at = full_at - interval '10 s'")
+    await cluster.pool.execute("UPDATE baton.token_bucket SET full_at = full_at - interval '10 s'")
     assert await cluster.create(pods[0])
 
 
@@ -109,6 +112,156 @@ async def test_openais_clients_are_told_in_their_words_and_try_again(cluster: Cl
 
 async def said(_request: Any, /) -> Any:
     yield "Hello"
+
+
+READS = (
+    "/v1/streams",
+    "/v1/streams/{id}",
+    "/v1/streams/{id}?wait=1",
+    "/v1/streams/{id}/events",
+    "/v1/responses/{id}",
+    "/v1/responses/{id}/input_items",
+    "/v1/models",
+    "/v1/models/replay",
+    "/v1/ai-sdk/chat/run_{hex}/stream",
+    "/v1/ai-sdk/chat/42/stream",
+    "/console/streams",
+    "/console/overview",
+)
+FREE = ("/healthz", "/readyz", "/metrics", "/errors", "/openapi.json", "/console", "/assets/baton.css")
+
+
+async def test_a_caller_that_reads_too_fast_is_refused_by_every_route_and_may_create_still(
+    cluster: Cluster, subtests: pytest.Subtests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baton.reads.REFUSAL_SECONDS", 0)
+    pod, other = [await cluster.pod(reads_per_second=0.1, reads_burst=len(READS)) for _ in range(2)]
+    author = await cluster.author()
+    await author.write(text(1), end=True)
+    addresses = [path.format(id=author.id, hex=author.id.hex) for path in READS]
+    for address in addresses:
+        assert (await cluster.client.get(f"{pod.url}{address}", headers=PROBLEM)).status_code in {200, 204}
+    for address in addresses:
+        with subtests.test(address):
+            answer = await cluster.client.get(f"{pod.url}{address}", headers=PROBLEM)
+            assert answer.status_code == 429, answer.text
+            if "responses" in address or "models" in address:
+                assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+            else:
+                assert refused(answer) == (429, "reads_too_fast")
+            assert 1 <= int(answer.headers["retry-after"]) <= 10
+    assert rejected(pod, "reads_per_second") == len(READS)
+    # Any status but 200 would stop an EventSource forever.
+    async with following(cluster.client, pod.url, author.id, 1) as follower:
+        assert await follower.rest() == []
+        (milliseconds,) = RETRY.fullmatch(follower.comments[0]).groups()  # type: ignore[union-attr]
+        assert 1000 <= int(milliseconds) <= 30_000
+    for path in FREE:
+        assert (await cluster.client.get(f"{pod.url}{path}")).status_code == 200
+    assert await cluster.create(pod)
+    assert await frames_after(cluster.client, other.url, author.id) == author.frames
+
+
+async def test_a_list_that_looks_at_many_streams_counts_as_many_reads(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baton.reads.REFUSAL_SECONDS", 0)
+    pod = await cluster.pod(reads_per_second=0.1, reads_burst=30)
+    await cluster.pool.execute(MANY, "", 200)
+    plain = f"{pod.url}/v1/streams?limit=10"
+    for _ in range(3):
+        assert (await cluster.client.get(plain)).status_code == 200
+    # It costs 11 reads; so do two of them, which leaves 5.
+    for _ in range(2):
+        rare = await cluster.client.get(f"{pod.url}/v1/streams?status=cancelled")
+        assert rare.json() == {"data": [], "next": None}
+    answers = [(await cluster.client.get(plain)).status_code for _ in range(10)]
+    assert Counter(answers) == {200: 5, 429: 5}
+
+
+MANY = """
+INSERT INTO baton.stream (tenant, generator, input, on_worker_lost, status)
+SELECT $1, 'replay', '1', 'retry', 'completed' FROM generate_series(1, $2::integer)
+"""
+
+
+async def test_lists_of_one_tenant_do_not_keep_another_from_creating(cluster: Cluster) -> None:
+    """Twenty-four clients list as fast as they can what the tenant has none of, among 50,000 streams."""
+    (_, large), (_, small) = [await make_key(cluster, tenant=tenant) for tenant in ("large", "small")]
+    pod = await guarded_pod(cluster)
+    await cluster.pool.execute(MANY, "large", 50_000)
+    shares = pod.pod.pool.shares  # type: ignore[attr-defined]
+    pages: list[dict[str, Any]] = []
+
+    async def starve() -> None:
+        while True:
+            answer = await cluster.client.get(f"{pod.url}/v1/streams?status=cancelled", headers=bearer(large))
+            pages.append(answer.json())
+
+    tasks = [asyncio.create_task(starve()) for _ in range(24)]
+    await until(lambda: shares.waiting("large") > 0)
+    most = 0
+    for number in range(20):
+        answer = await cluster.client.post(f"{pod.url}/v1/streams", json={"input": 1}, headers=bearer(small))
+        assert answer.status_code == 201
+        most = max(most, shares.in_use["large"]) if number else 0
+    assert most <= 4
+    assert pages
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(page["data"] == [] and page["next"] for page in pages)
+
+
+async def test_a_tenant_whose_requests_are_stuck_is_refused_and_others_are_served(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its creates wait for a lock, near its limit; all connections but one may be its own, and then half of them."""
+    (_, stuck), (_, other) = [await make_key(cluster, tenant=tenant) for tenant in ("stuck", "other")]
+    pod = await guarded_pod(cluster, max_tenant_streams=5, database_pool_size=4)
+    monkeypatch.setattr("baton.shares.WAIT_SECONDS", 0.1)
+    url = f"{pod.url}/v1/streams"
+
+    async def create(key: str) -> httpx2.Response:
+        return await cluster.client.post(url, json={"input": 1}, headers=bearer(key))
+
+    async with cluster.pool.acquire() as holding, holding.transaction():
+        await holding.execute(streams._ONE_BY_ONE, "stuck")
+        tasks = [asyncio.create_task(create(stuck)) for _ in range(24)]
+        await until(lambda: sum(task.done() for task in tasks) == 21)
+        assert (await create(other)).status_code == 201
+        events = f"{url}/{(await create(other)).json()['id']}/events"
+        assert refused(await cluster.client.get(url, headers=bearer(stuck))) == (429, "too_many_queries")
+        async with cluster.client.stream("GET", events, headers=bearer(other)) as followed:
+            assert followed.status_code == 200
+        # One that follows is asked to come back.
+        answer = await cluster.client.get(events, headers=bearer(stuck))
+        assert (answer.status_code, bool(RETRY.fullmatch(answer.content))) == (200, True)
+    answers = await asyncio.gather(*tasks)
+    assert Counter(answer.status_code for answer in answers) == {201: 3, 429: 21}
+    late = next(answer for answer in answers if answer.status_code == 429)
+    assert (refused(late), late.headers["retry-after"]) == ((429, "too_many_queries"), "1")
+    assert rejected(pod, "tenant_queries") == 23
+    assert pod.pod.ready
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+async def test_what_was_created_and_cannot_be_read_just_now_is_not_created_again(
+    cluster: Cluster, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baton.shares.WAIT_SECONDS", 0)
+    tap = Tap()
+    pod = await cluster.pod()
+    await cluster.worker({"replay": tap})
+    shares = pod.pod.pool.shares  # type: ignore[attr-defined]
+    asked = asyncio.create_task(cluster.client.post(f"{pod.url}{path}", json=CHAT | {"input": "go"}))
+    await until(lambda: pod.metric("baton_subscribers") == 1 and shares.in_use == {} and tap.started.is_set())
+    for _ in range(7):
+        await shares.enter("")
+    tap.end()
+    answer = await asked
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "still_running")
+    assert answer.headers["x-should-retry"] == "false"
 
 
 async def test_one_subscriber_too_many_is_asked_to_come_back_and_let_in_when_one_has_left(cluster: Cluster) -> None:
@@ -221,4 +374,4 @@ async def test_what_is_refused_is_counted_by_limits_that_are_known(cluster: Clus
     assert refused(answer) == (413, "request_too_large")
     told = (await cluster.client.get(f"{pod.url}/metrics")).text
     assert 'baton_rejected_total{limit="body_bytes"} 1.0' in told
-    assert told.count("baton_rejected_total{") == 11
+    assert told.count("baton_rejected_total{") == 13

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -67,7 +68,8 @@ def token(kid: str = "rsa", algorithm: str = "RS256", key: Any = RSA, **changes:
 
 
 def provider(url: str, **given: Any) -> IdentityProvider:
-    wanted = {"issuer": ISSUER, "audience": AUDIENCE, "tenant_claim": "tenant", "scope_claim": "scope"} | given
+    claims = {"tenant_claim": "tenant", "scope_claim": "scope"}
+    wanted: dict[str, Any] = {"issuer": ISSUER, "audience": AUDIENCE, "lifetime_seconds": 3600} | claims | given
     return IdentityProvider(url, **wanted)
 
 
@@ -120,6 +122,19 @@ WRONG: dict[str, dict[str, Any]] = {
     "no end": {"exp": None},
     "an end beyond all numbers": {"exp": 10**400},
     "an end that is a list": {"exp": [NOW + 60]},
+    "an end that is a text": {"exp": str(NOW + 60)},
+    "an end that is a truth": {"exp": True},
+    "an end that is no number": {"exp": math.nan},
+    "an end that never comes": {"exp": math.inf},
+    "an end in the year 10000": {"exp": 253_402_300_800, "iat": 253_402_300_000},
+    "a beginning that is a text": {"iat": str(NOW)},
+    "a beginning that is a truth": {"iat": True},
+    "a beginning that is a list": {"iat": [NOW]},
+    "a beginning before 1970": {"iat": -1},
+    "a validity from a text on": {"nbf": str(NOW)},
+    "a validity from a truth on": {"nbf": True},
+    "a life that is too long": {"iat": NOW - 3000, "exp": NOW + 900},
+    "a life that is too long from now on": {"exp": NOW + 4000},
     "not yet": {"nbf": NOW + 86_400},
     "no subject": {"sub": None},
     "a subject for two lines of a log": {"sub": "a\nb"},
@@ -140,6 +155,11 @@ WRONG: dict[str, dict[str, Any]] = {
 async def test_what_is_wrong_is_refused(idp: IdentityProvider, name: str) -> None:
     with pytest.raises(Unauthenticated):
         await checked(idp, token(**WRONG[name]))
+
+
+async def test_a_token_may_live_for_as_long_as_is_allowed(idp: IdentityProvider) -> None:
+    for claims in ({"iat": NOW, "exp": NOW + 3600}, {"iat": NOW + 0.5, "exp": NOW + 1800.5}, {"exp": NOW + 3500}):
+        assert (await checked(idp, token(**claims))).expires_at == claims["exp"]
 
 
 async def test_a_public_key_is_no_secret_to_sign_with(idp: IdentityProvider) -> None:
@@ -295,6 +315,14 @@ async def test_users_create_and_follow_what_is_their_tenants(cluster: Cluster) -
         ]
         for headers, query, status in ways:
             assert (await cluster.client.get(url + query, headers=headers)).status_code == status, (headers, query)
+
+
+async def test_the_longest_life_of_its_tokens_is_a_setting(cluster: Cluster) -> None:
+    async with ProviderServer(reply()) as server:
+        for seconds, status in ((None, 200), (600, 401)):
+            pod = await cluster.pod(allow_anonymous=False, jwt_lifetime_seconds=seconds, **settings(server.url))
+            long = bearer(token(iat=NOW, exp=NOW + 86_400 if seconds is None else NOW + 601))
+            assert (await cluster.client.get(f"{pod.url}/v1/streams", headers=long)).status_code == status
 
 
 @pytest.mark.parametrize("lacking", ["jwt_issuer", "jwt_audience"])

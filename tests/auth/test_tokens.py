@@ -102,6 +102,15 @@ WRONG_CLAIMS: dict[str, dict[str, Any]] = {
     "for ever": {"exp": 1e300},
     "infinite": {"exp": math.inf},
     "no number": {"exp": "never"},
+    "a number that is a text": {"exp": str(NOW + 60)},
+    "a truth": {"exp": True},
+    "a list": {"exp": [NOW + 60]},
+    "not a number": {"exp": math.nan},
+    "begun at a text": {"iat": str(NOW)},
+    "begun at a truth": {"iat": True, "exp": 80_000},
+    "begun at a list": {"iat": [NOW]},
+    "not before a text": {"nbf": str(NOW)},
+    "not before a list": {"nbf": [NOW]},
 }
 
 

@@ -46,7 +46,7 @@ class BreakablePostgres:
     """Listens on TCP, and does not mind being treated badly."""
 
     def __init__(self, data: Path) -> None:
-        self._data = data
+        self.data = data
         self._wheel = PostgresServer(data, cleanup_mode=None)
         self._port = free_port()
         self.dsn = f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
@@ -57,12 +57,46 @@ class BreakablePostgres:
         with data_folder() as folder:
             (folder / "data").mkdir()
             server = cls(folder / "data")
-            server._wheel.ensure_pgdata_inited()
-            server._pg_ctl("start")
+            server.init()
+            server.start()
             try:
                 yield server
             finally:
-                server._pg_ctl("stop", "-m", "immediate")
+                server.stop()
+
+    def init(self) -> None:
+        """Make a cluster in the folder."""
+        self._wheel.ensure_pgdata_inited()
+
+    def start(self) -> None:
+        """Start, and wait until it accepts connections."""
+        self._pg_ctl("start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        """Stop: at once as in a crash, or in order if `fast`."""
+        self._pg_ctl("stop", "-m", mode)
+
+    def copy(self, primary: BreakablePostgres) -> None:
+        """Become a copy of a server that runs, and its standby from the next start on."""
+        self.data.mkdir(mode=0o700)
+        if self._wheel.system_user is not None:
+            shutil.chown(self.data, self._wheel.system_user)
+        arguments = ("-D", str(self.data), "-d", primary.dsn, "-X", "stream", "-c", "fast", "-R", "--no-sync")
+        pgexec("pg_basebackup", arguments, bin_path=self._wheel.bin_path, user=self._wheel.system_user, timeout=60)
+
+    def restore(self, lost: BreakablePostgres, position: str) -> None:
+        """Be a copy no more, but a primary that has what its origin had at a position, with the rest of its changes."""
+        self.stop("fast")
+        (self.data / "standby.signal").unlink()
+        (self.data / "recovery.signal").touch()
+        with (self.data / "postgresql.auto.conf").open("a") as settings:
+            settings.write(f"restore_command = 'cp {lost.data}/pg_wal/%f %p'\n")
+            settings.write(f"recovery_target_lsn = '{position}'\nrecovery_target_action = 'promote'\n")
+        self.start()
+
+    def promote(self) -> None:
+        """Stop being a standby: take writes."""
+        self._pg_ctl("promote")
 
     async def crash(self) -> None:
         """Restart without a checkpoint, as after a crash: all connections are lost, and the log is replayed."""
@@ -71,7 +105,7 @@ class BreakablePostgres:
     @contextlib.contextmanager
     def standby(self) -> Iterator[None]:
         """Be a server that takes no writes, and waits for a primary's."""
-        signal_file = self._data / "standby.signal"
+        signal_file = self.data / "standby.signal"
         signal_file.touch()
         self._pg_ctl("restart", "-m", "fast")
         try:
@@ -82,8 +116,8 @@ class BreakablePostgres:
 
     def _pg_ctl(self, *command: str) -> None:
         # The least notify queue there is, and the server's end of connections noticed at once.
-        options = f"-h 127.0.0.1 -p {self._port} -k {self._data} -c max_notify_queue_pages=64 -c fsync=on"
-        arguments = ("-w", "-D", str(self._data), "-l", str(self._data / "log"), "-o", options, *command)
+        options = f"-h 127.0.0.1 -p {self._port} -k {self.data} -c max_notify_queue_pages=64 -c fsync=on"
+        arguments = ("-w", "-D", str(self.data), "-l", str(self.data / "log"), "-o", options, *command)
         pgexec("pg_ctl", arguments, bin_path=self._wheel.bin_path, user=self._wheel.system_user, timeout=60)
 
 

@@ -147,6 +147,39 @@ def test_a_broken_log_is_seen(batches: list[Batch], status: str) -> None:
     assert {complaint.kind for complaint in LogCopy(batches, status).complaints} == {"broken log"}
 
 
+LOST_PART = [delta(1), delta(2), '{"type":"done","status":"failed","error":{"code":"log_rewound"}}']
+
+
+@pytest.mark.parametrize(
+    ("received", "refused", "rewound", "kinds"),
+    [
+        (LOST_PART, False, True, set()),
+        (LOST_PART, False, False, {"wrong end"}),
+        # It has what was lost, and no cursor of its leads anywhere.
+        (WHOLE[:3], True, True, set()),
+        (WHOLE[:3], False, True, {"without end", "not the log"}),
+        (WHOLE[:3], True, False, {"without end", "not the log"}),
+        # It had its whole answer before.
+        (WHOLE, False, True, set()),
+        (WHOLE, False, False, {"not the log"}),
+        # Two answers in one are wrong whatever happened.
+        ([delta(1), delta(2), delta(3, "bb"), done()], False, True, {"mixture"}),
+        ([delta(1), delta(2), delta(3, "bb")], True, True, {"mixture"}),
+        ([*LOST_PART, delta(4)], False, True, {"after the end", "not the log"}),
+    ],
+)
+def test_after_a_promotion_one_may_be_refused_and_none_may_have_a_mixture(
+    received: list[str], refused: bool, rewound: bool, kinds: set[str]
+) -> None:
+    account = Account()
+    found = [item for seq, line in numbered(received) for item in account.receive(seq, line.encode())]
+    account.refused = refused
+    asked = Asked(3, "retry", rewound=rewound)
+    found += account.ending(asked)
+    found += account.against(copy_of(LOST_PART, "failed"), rewound=rewound)
+    assert {complaint.kind for complaint in found} == kinds
+
+
 def test_a_text_is_read_as_it_was_written() -> None:
     for padding in (0, 7):
         text = write(Piece("aa", 12), padding)
@@ -190,13 +223,16 @@ class Played:
 
 KINDS = (
     "worker SIGSTOP",
+    "forged notifications",
     "listen black-holed",
+    "promotion",
     "pod SIGKILL",
     "queries cut",
     "replies lost",
     "notify queue full",
     "listen cut",
     "worker SIGKILL",
+    "old snapshot",
     "pod SIGTERM",
     "queries delayed",
     "listen stalled",

@@ -19,7 +19,7 @@ from uuid import UUID
 import pytest
 from tests.logbook import claimed, connected, employ, events, row, settings, text, until
 
-from baton import log, streams
+from baton import log, streams, workers
 from baton.chaos.proxy import Proxy
 from baton.database import Connection, Pool, connect, pool
 from baton.generators import GenerationRequest
@@ -214,6 +214,7 @@ class Scenario:
         worker._worker_id = UUID(int=len(stack._exit_callbacks))  # type: ignore[attr-defined]
         async with connected(self.dsn) as connection:
             await employ(connection, worker._worker_id)
+            worker._place = await workers.place(connection, worker._worker_id)
         player = Player(worker, proxy)
         stack.push_async_callback(player.close)
         return player

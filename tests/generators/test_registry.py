@@ -234,11 +234,11 @@ def test_a_preset_may_take_the_name_of_its_generator() -> None:
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        ("nosuch", "BATON_MODELS: 'fast' names 'nosuch', which is no generator. Known are: replay."),
+        ("nosuch", "BATON_MODELS: 'fast' must name a generator that is known here. Known are: replay."),
         (
             "slow",
             (
-                "BATON_MODELS: 'fast' names 'slow', which is no generator (a preset cannot name another preset). "
+                "BATON_MODELS: 'fast' must name a generator that is known here (a preset cannot name another preset). "
                 "Known are: replay."
             ),
         ),

@@ -157,7 +157,11 @@ async def _create(request: Request, new: NewStream, body: bytes) -> tuple[Stream
         raise UnknownGenerator(sentence)
     try:
         stream, created = await streams.create(
-            pod.pool, new, idempotency_key(request, body), max_live=pod.settings.max_tenant_streams
+            pod.pool,
+            new,
+            idempotency_key(request, body),
+            max_live=pod.settings.max_tenant_streams,
+            counts=pod.live_counts,
         )
     except TooManyStreams:
         pod.metrics.rejected["tenant_streams"] += 1

@@ -7,6 +7,7 @@ stream: `WorkflowChatTransport` is told its id when it sends, and asks for the r
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any, Final, Literal
 from uuid import UUID
 
@@ -25,12 +26,13 @@ from ..events import MAX_SEQ, Status
 from ..generators import conversation
 from ..models import CreateStream, Items, Name, Text, storable, validated
 from ..pod import Pod
-from ..streams import Stream
+from ..streams import Stream, Wanted
 from . import actions
 from .following import follow_frames, require_followable
 from .request import (
     Answer,
     answered,
+    charge_rows,
     common_headers,
     found,
     json_answer,
@@ -46,6 +48,8 @@ _OLD_SDK: Final = (
     "A message has `parts`; `content` is what AI SDK 3 and 4 send, whose pages cannot read these answers. Use AI SDK "
     "5, 6 or 7."
 )
+# In which a chat's newest stream is looked for, if so many streams have its id that an index does not help.
+_PAGES: Final = 5
 _START_INDEX: Final = re.compile(r"-?[0-9]{1,9}", re.ASCII)
 
 
@@ -163,11 +167,26 @@ async def _newest(request: Request, chat: str) -> Stream | None:
     if "\0" in chat:
         raise InvalidRequest("The id of a chat cannot hold a NUL character.")
     principal = principal_of(request)
-    newest = await streams.find(pod_of(request).pool, tenant=principal.tenant, metadata=[{"chat": chat}], limit=1)
-    if not newest or not principal.sees(newest[0].tenant, newest[0].id):
+    newest = await _newest_of_chat(request, principal.tenant, chat)
+    if newest is None or not principal.sees(newest.tenant, newest.id):
         return None
-    principal.require_in_time(newest[0].ended_at)
-    return newest[0]
+    principal.require_in_time(newest.ended_at)
+    return newest
+
+
+async def _newest_of_chat(request: Request, tenant: str, chat: str) -> Stream | None:
+    """Return a chat's newest stream. Where thousands have that chat's id, only as many of the newest are looked at."""
+    wanted = Wanted(tenant, metadata=[{"chat": chat}])
+    async with pod_of(request).pool.acquire() as connection:
+        for _ in range(_PAGES):
+            page = await streams.find(connection, wanted, 1)
+            charge_rows(request, page.looked_at)
+            if page.streams:
+                return page.streams[0]
+            if page.before is None:
+                break
+            wanted = replace(wanted, last=streams.below(page.before))
+    return None
 
 
 async def _follow(request: Request, stream: Stream, start_index: int) -> Answer:

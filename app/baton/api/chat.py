@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from ..dialects.chat import CHAT, completion_of
-from ..errors import InvalidRequest, RequestError
+from ..errors import InvalidRequest, PassingError, RequestError
 from ..models import Items, validated
 from ..snapshot import Snapshot
 from . import actions, openai
@@ -53,9 +53,13 @@ async def create_completion(request: Request) -> Answer:
     if wanted.stream:
         opening = CHAT.begin(stream, wanted.model_dump(exclude_unset=True))
         return await openai.follow(request, stream, CHAT, opening, on_gone=cancel)
-    if await wait_for_end(request, stream.id) == "client left" and cancel is not None:
-        await cancel()
-    return await _answer(request, stream.id)
+    try:
+        if await wait_for_end(request, stream.id) == "client left" and cancel is not None:
+            await cancel()
+        return await _answer(request, stream.id)
+    except PassingError as error:
+        # Asked again by its status, it would be created again.
+        raise openai.still_running(stream) from error
 
 
 ROUTES: Final = [Route("/v1/chat/completions", answered_in_form(create_completion, "create"), methods=["POST"])]

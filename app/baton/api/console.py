@@ -23,8 +23,8 @@ from ..events import Status
 from ..models import ListStreams, ShowSince, StreamError, timings, validated
 from ..outcome import TimingsContent
 from ..pod import Pod
-from ..principal import AuthScope
-from ..streams import Stream
+from ..principal import AuthScope, Principal
+from ..streams import Stream, Wanted
 from . import pages
 from .request import Answer, answered, json_answer, pod_of, principal_of, query_of
 
@@ -34,7 +34,6 @@ MISSED_NOTES: Final = 4
 FILES: Final = frozenset({"baton.css", "console.js", "chart.js", "dom.js", "follow.js", "icon.svg", "stream.js"})
 
 _EXPLAINED: Final = frozenset(end.code for end in ENDS)
-_FIRST, _LAST = UUID(int=0), UUID(int=(1 << 128) - 1)
 _HEX_DIGITS: Final = 32
 
 
@@ -178,10 +177,11 @@ async def overview(request: Request) -> Answer:
 async def list_streams(request: Request) -> Answer:
     """Tell how the newest streams of the caller's tenant do."""
     wanted = validated(ListStreams, query_of(request))
-    pod, tenant = pod_of(request), principal_of(request).tenant
+    pod, principal = pod_of(request), principal_of(request)
     page = problems.address(request, problems.PAGE)
     content = await pod.recent_answers.get(
-        ("streams", tenant, wanted.model_dump_json(), page), lambda: _look_at_streams(pod, tenant, wanted, page)
+        ("streams", principal.tenant, wanted.model_dump_json(), page),
+        lambda: _look_at_streams(pod, principal, wanted, page),
     )
     return json_answer(request, content)
 
@@ -196,7 +196,7 @@ ROUTES = [
 
 async def _look_around(pod: Pod, tenant: str) -> Surroundings:
     async with translated(), pod.pool.acquire() as connection:
-        queued, oldest_seconds = await streams.queue_state(connection)
+        queued, oldest_seconds = await pod.queue_state(connection)
         waiting, running = await streams.live_counts(connection, tenant)
         return {
             "live": LiveContent(queued=waiting, running=running, at_most=streams.LOOKED_AT),
@@ -206,13 +206,14 @@ async def _look_around(pod: Pod, tenant: str) -> Surroundings:
         }
 
 
-async def _look_at_streams(pod: Pod, tenant: str, wanted: ListStreams, errors_page: str) -> ConsolePage:
-    between = _between(wanted)
+async def _look_at_streams(pod: Pod, caller: Principal, wanted: ListStreams, errors_page: str) -> ConsolePage:
+    first, last = _between(wanted)
     statuses = None if wanted.status is None else sorted(streams.LIVE) if wanted.status == "live" else [wanted.status]
-    async with translated():
-        found, onward = await streams.latest(pod.pool, tenant, between, statuses, STREAMS_PER_PAGE)
-    ids = [stream.id for stream in found]
+    alike = Wanted(caller.tenant, first, last, statuses)
     async with translated(), pod.pool.acquire() as connection:
+        found = await streams.find(connection, alike, STREAMS_PER_PAGE)
+        pod.reads.charge_rows(caller.tenant, caller.name, found.looked_at)
+        ids = [stream.id for stream in found.streams]
         tails = await log.tails(connection, ids)
         living = [item for item in await pods.list_all(connection) if _alive(pod, item)]
         watching = await pods.viewers(connection, ids, living)
@@ -220,9 +221,10 @@ async def _look_at_streams(pod: Pod, tenant: str, wanted: ListStreams, errors_pa
     return {
         "at": at,
         "data": [
-            _stream(item, tails.get(item.id, log.NOTHING).seq, watching.get(item.id), errors_page) for item in found
+            _stream(item, tails.get(item.id, log.NOTHING).seq, watching.get(item.id), errors_page)
+            for item in found.streams
         ],
-        "next": None if onward is None else str(onward),
+        "next": None if found.before is None else str(found.before),
     }
 
 
@@ -230,9 +232,7 @@ def _between(wanted: ListStreams) -> tuple[UUID, UUID]:
     """The lowest and the highest id that may be listed."""
     digits = wanted.id.replace("-", "")[:_HEX_DIGITS]
     first, last = (UUID(digits.ljust(_HEX_DIGITS, filler)) for filler in "0f")
-    if wanted.before is not None:
-        last = min(last, UUID(int=max(0, wanted.before.int - 1)))
-    return max(first, _FIRST), min(last, _LAST)
+    return first, last if wanted.before is None else min(last, streams.below(wanted.before))
 
 
 def _stream(item: Stream, tail: int, viewers: int | None, errors_page: str) -> ConsoleStream:

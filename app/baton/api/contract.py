@@ -23,11 +23,13 @@ from ..errors import (
     NotHere,
     OldProtocol,
     PodFull,
+    ReadsTooFast,
     RequestError,
     RequestTooLarge,
     StillRunning,
     StreamExpired,
     StreamNotFound,
+    TooManyQueries,
     TooManyStreams,
     TooManySubscribers,
     Unauthenticated,
@@ -100,10 +102,12 @@ class Operation:
 
 # What any route may say that needs the database, and a credential.
 _GUARDED: Final = (Unauthenticated, Forbidden, InternalError, Unavailable)
-_STREAM: Final = (*_GUARDED, StreamNotFound, StreamExpired)
+_READING: Final = (*_GUARDED, ReadsTooFast, TooManyQueries)
+_STREAM: Final = (*_READING, StreamNotFound, StreamExpired)
 _WHOLE: Final = (*_STREAM, LogDamaged)
 _CREATING: Final = (
     *_GUARDED,
+    TooManyQueries,
     InvalidRequest,
     BodyTimeout,
     RequestTooLarge,
@@ -112,7 +116,17 @@ _CREATING: Final = (
     CreatesTooFast,
     TooManyStreams,
 )
-_FOLLOWING: Final = (*_WHOLE, InvalidRequest, CursorBeyondTail, OldProtocol, TooManySubscribers, PodFull)
+_JOINING: Final = (
+    StreamNotFound,
+    StreamExpired,
+    LogDamaged,
+    InvalidRequest,
+    CursorBeyondTail,
+    OldProtocol,
+    TooManySubscribers,
+    PodFull,
+)
+_FOLLOWING: Final = (*_READING, *_JOINING)
 
 _EVENTS: Final = "One `Event` in the `data` of each block, its number in `id`."
 _PLAIN: Final = "The text of the answer as it comes. A connection that is cut says that the answer is not whole."
@@ -134,7 +148,7 @@ OPERATIONS: Final[dict[tuple[Method, str], Operation]] = {
             201: Given("The new stream.", {JSON: CreatedStream}, _CREATED),
             204: Given("The client has all events of the stream that its `Idempotency-Key` created before."),
         },
-        (*_CREATING, *_FOLLOWING, MalformedCursor, UnknownGenerator),
+        (*_CREATING, *_JOINING, MalformedCursor, UnknownGenerator),
         body=CreateStream,
         query=(FollowEvents,),
         parameters=("Idempotency-Key", "Last-Event-ID"),
@@ -142,8 +156,14 @@ OPERATIONS: Final[dict[tuple[Method, str], Operation]] = {
     ("GET", "/v1/streams"): Operation(
         "streams",
         "read",
-        {200: Given("The newest streams, or those before one.", {JSON: StreamPage})},
-        (*_GUARDED, InvalidRequest),
+        {
+            200: Given(
+                "The newest streams, or those before one. A page may be short, or empty, while `next` says where to "
+                "continue: one request looks at 2,000 streams at most.",
+                {JSON: StreamPage},
+            )
+        },
+        (*_READING, InvalidRequest),
         query=(FindStreams,),
         parameters=("metadata",),
     ),
@@ -191,7 +211,7 @@ OPERATIONS: Final[dict[tuple[Method, str], Operation]] = {
         "OpenAI",
         "create",
         {200: Given("The Response, or its events.", {JSON: ResponseContent, EVENTS: _RESPONSE_EVENTS})},
-        (*_CREATING, *_FOLLOWING, UnknownModel, StillRunning),
+        (*_CREATING, *_JOINING, UnknownModel, StillRunning),
         "openai",
         body=CreateResponse,
         parameters=("Idempotency-Key",),
@@ -227,22 +247,22 @@ OPERATIONS: Final[dict[tuple[Method, str], Operation]] = {
             429: Given("The model provider limits requests."),
             500: Given("The answer failed."),
         },
-        (*_CREATING, *_FOLLOWING, UnknownModel, StillRunning),
+        (*_CREATING, *_JOINING, UnknownModel, StillRunning),
         "openai",
         body=CreateCompletion,
         parameters=("Idempotency-Key",),
     ),
     ("GET", "/v1/models"): Operation(
-        "OpenAI", "read", {200: Given("The models.", {JSON: ModelList})}, _GUARDED, "openai"
+        "OpenAI", "read", {200: Given("The models.", {JSON: ModelList})}, _READING, "openai"
     ),
     ("GET", "/v1/models/{name}"): Operation(
-        "OpenAI", "read", {200: Given("The model.", {JSON: ModelContent})}, (*_GUARDED, UnknownModel), "openai"
+        "OpenAI", "read", {200: Given("The model.", {JSON: ModelContent})}, (*_READING, UnknownModel), "openai"
     ),
     ("POST", "/v1/ai-sdk/chat"): Operation(
         "AI SDK",
         "create",
         {200: Given("The chunks of the answer.", {EVENTS: _UI_CHUNKS}, _RUN)},
-        (*_CREATING, *_FOLLOWING, UnknownGenerator),
+        (*_CREATING, *_JOINING, UnknownGenerator),
         body=SendMessages,
         parameters=("Idempotency-Key",),
     ),
@@ -300,14 +320,14 @@ OPERATIONS: Final[dict[tuple[Method, str], Operation]] = {
         "console",
         "admin",
         {200: Given("Pods, workers, and the last minutes.", {JSON: OverviewContent})},
-        (*_GUARDED, InvalidRequest),
+        (*_READING, InvalidRequest),
         query=(ShowSince,),
     ),
     ("GET", "/console/streams"): Operation(
         "console",
         "admin",
         {200: Given("The newest streams, or those before one.", {JSON: ConsolePage})},
-        (*_GUARDED, InvalidRequest),
+        (*_READING, InvalidRequest),
         query=(ListStreams,),
     ),
 }

@@ -41,7 +41,7 @@ from ..models import (
 )
 from ..principal import View
 from ..snapshot import Snapshot
-from ..streams import Stream
+from ..streams import Stream, Wanted
 from . import actions
 from .following import (
     connection,
@@ -57,6 +57,7 @@ from .request import (
     Handler,
     accepted_of,
     answered,
+    charge_rows,
     common_headers,
     found,
     header_of,
@@ -125,28 +126,27 @@ async def create_stream(request: Request) -> Answer:
 
 
 async def find_streams(request: Request) -> Answer:
-    """List streams, newest first."""
+    """List streams, newest first. Follow `next` until it is null: a page before may be short, or empty."""
     query = query_of(request)
     metadata = {name: query.pop(name) for name in list(query) if name.startswith("metadata.")}
     wanted = validated(FindStreams, query)
     principal = principal_of(request)
     principal.require_tenant()
-    async with translated():
-        listed = await streams.find(
-            pod_of(request).pool,
-            tenant=principal.tenant,
-            before=wanted.before,
-            status=wanted.status,
-            metadata=metadata_alternatives(metadata),
-            limit=wanted.limit + 1,
-        )
-    page = listed[: wanted.limit]
+    alike = Wanted(
+        principal.tenant,
+        last=streams.LAST if wanted.before is None else streams.below(wanted.before),
+        statuses=None if wanted.status is None else [wanted.status],
+        metadata=metadata_alternatives(metadata),
+    )
+    async with translated(), pod_of(request).pool.acquire() as connection:
+        page = await streams.find(connection, alike, wanted.limit)
+    charge_rows(request, page.looked_at)
     following = None
-    if len(listed) > wanted.limit:
+    if page.before is not None:
         left_out = {"before", credentials.QUERY}
         onward = [(name, value) for name, value in request.query_params.multi_items() if name not in left_out]
-        following = f"{problems.address(request, 'streams')}?{urlencode([*onward, ('before', str(page[-1].id))])}"
-    content: StreamPage = {"data": [_described(request, stream) for stream in page], "next": following}
+        following = f"{problems.address(request, 'streams')}?{urlencode([*onward, ('before', str(page.before))])}"
+    content: StreamPage = {"data": [_described(request, stream) for stream in page.streams], "next": following}
     return json_answer(request, content)
 
 

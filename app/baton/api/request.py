@@ -17,10 +17,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .. import log_context, problems, retention, streams
+from .. import log_context, problems, reads, retention, shares, streams
 from ..auth import credentials
 from ..dialects.dialect import Header
-from ..errors import InvalidRequest, LogDamaged, RequestTooLarge, StreamNotFound, Unavailable
+from ..errors import InvalidRequest, LogDamaged, ReadsTooFast, RequestTooLarge, StreamNotFound, Unavailable
 from ..events import STREAM_ID
 from ..pod import Pod
 from ..principal import AuthScope, Principal
@@ -52,8 +52,13 @@ class Answer(Protocol):
 Handler = Callable[[Request], Awaitable[Answer]]
 
 
-def answered(handler: Handler, scope: AuthScope | None, *, narrow: bool = False) -> Handler:
+def answered(
+    handler: Handler, scope: AuthScope | None, *, narrow: bool = False, counted: bool | None = None
+) -> Handler:
     """Let in who may do this; without a scope, anybody.
+
+    A request that is `counted` takes one of the caller's reads: by default those with a scope, but for creates, which
+    have a rate of their own.
 
     A `narrow` handler looks at the principal's view, and tells no more than that has. From all others, those who may
     not see the whole are kept away.
@@ -71,6 +76,9 @@ def answered(handler: Handler, scope: AuthScope | None, *, narrow: bool = False)
                 principal.require(scope)
                 principal.require_view("answer" if narrow else "full")
                 request.state.principal = principal
+                shares.act_for(principal.tenant)
+                if counted if counted is not None else scope != "create":
+                    await _take_read(request)
             return await handler(request)
         except asyncio.CancelledError:
             if not pod_of(request).draining:
@@ -116,6 +124,12 @@ async def found(request: Request, stream_id: UUID) -> Stream:
         raise await retention.absence(pool, stream_id)
     principal.require_in_time(stream.ended_at)
     return stream
+
+
+def charge_rows(request: Request, rows: int) -> None:
+    """Count what a list cost: its caller can make the fewer requests after it."""
+    principal = principal_of(request)
+    pod_of(request).reads.charge_rows(principal.tenant, principal.name, rows)
 
 
 def damaged(stream_id: UUID) -> LogDamaged:
@@ -198,6 +212,21 @@ def parse_json(body: bytes) -> Any:
         return orjson.loads(_ESCAPES.sub(_without_lone_surrogate, body))
     except ValueError as error:
         raise InvalidRequest(f"The body is not JSON: {error}.") from None
+
+
+async def _take_read(request: Request) -> None:
+    """Raise ReadsTooFast unless the caller may make another request now."""
+    pod, principal = pod_of(request), principal_of(request)
+    wait_seconds = pod.reads.take(principal.tenant, principal.name)
+    if wait_seconds is not None:
+        pod.metrics.rejected["reads_per_second"] += 1
+        await asyncio.sleep(reads.REFUSAL_SECONDS)
+        rate = pod.reads.rate
+        raise ReadsTooFast(
+            f"You may make {rate.per_second:g} requests a second of this pod, and {rate.burst} at once after a pause; "
+            f"a list counts more, the more rows it looks at. Try again in {wait_seconds} s.",
+            wait_seconds,
+        )
 
 
 def _without_lone_surrogate(escape: re.Match[bytes]) -> bytes:

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from .. import streams
 from ..database import translated
 from ..dialects.responses import RESPONSES, response_id, response_of
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, PassingError
 from ..models import validated
 from . import actions, openai
 from .following import follow_frames, require_followable, require_staying, wait_for_end
@@ -113,10 +113,14 @@ async def create_response(request: Request) -> Answer:
     given = wanted.model_dump(exclude_unset=True)
     if wanted.stream:
         return await openai.follow(request, stream, RESPONSES, RESPONSES.begin(stream, given))
-    if wanted.background:
-        return await _answer(request, stream.id)
-    await wait_for_end(request, stream.id)
-    return await _answer(request, stream.id, whole=True)
+    try:
+        if wanted.background:
+            return await _answer(request, stream.id)
+        await wait_for_end(request, stream.id)
+        return await _answer(request, stream.id, whole=True)
+    except PassingError as error:
+        # Asked again by its status, it would be created again.
+        raise openai.still_running(stream) from error
 
 
 async def retrieve_response(request: Request) -> Answer:

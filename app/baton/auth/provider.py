@@ -21,6 +21,7 @@ import orjson
 
 from ..errors import Unauthenticated, Unavailable
 from ..principal import SCOPES, AuthScope, Principal, is_name
+from .lifetime import expiry
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class IdentityProvider:
         audience: str,
         tenant_claim: str,
         scope_claim: str,
+        lifetime_seconds: float,
         pause_seconds: float = PAUSE_SECONDS,
         fetch_seconds: float = FETCH_SECONDS,
     ) -> None:
@@ -63,6 +65,7 @@ class IdentityProvider:
         self._audience = audience
         self._tenant_claim = tenant_claim
         self._scope_claim = scope_claim
+        self._lifetime_seconds = lifetime_seconds
         self._pause_seconds = pause_seconds
         self._fetch_seconds = fetch_seconds
         self._client = httpx2.AsyncClient(timeout=fetch_seconds, limits=httpx2.Limits(max_keepalive_connections=0))
@@ -118,7 +121,8 @@ class IdentityProvider:
         if not is_name(subject):
             raise Unauthenticated("The token says of no subject.")
         scopes = _scopes(_claim(claims, self._scope_claim))
-        return Principal(tenant, scopes, f"subject:{subject}", expires_at=float(claims["exp"]))
+        expires = expiry(claims, max_seconds=self._lifetime_seconds)
+        return Principal(tenant, scopes, f"subject:{subject}", expires_at=expires)
 
     async def _key(self, kid: str) -> Key:
         loop = asyncio.get_running_loop()

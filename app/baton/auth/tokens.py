@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from ..errors import Unauthenticated
 from ..principal import AuthScope, Principal, View, is_name
+from .lifetime import expiry
 
 ALGORITHM: Final = "HS256"
 ISSUER: Final = "baton"
@@ -102,7 +103,7 @@ class TokenSigner:
             )
         except jwt.ExpiredSignatureError:
             raise Unauthenticated("The token has expired.") from None
-        except jwt.PyJWTError:
+        except (jwt.PyJWTError, TypeError, ValueError, OverflowError):
             raise Unauthenticated("The token is not valid.") from None
         return self._principal(claims)
 
@@ -111,9 +112,8 @@ class TokenSigner:
             stream_id, view, scopes = UUID(claims["sub"]), claims["view"], frozenset(claims["scope"].split())
         except (KeyError, ValueError, AttributeError):
             raise Unauthenticated("The token has not the claims of a stream's token.") from None
-        expires = claims["exp"]
-        well = is_name(claims.get("tenant")) and view in get_args(View) and scopes <= TOKEN_SCOPES
-        if not well or int(expires) - int(claims["iat"]) > MAX_LIFETIME_SECONDS:
+        expires = expiry(claims, max_seconds=MAX_LIFETIME_SECONDS)
+        if not (is_name(claims.get("tenant")) and view in get_args(View) and scopes <= TOKEN_SCOPES):
             raise Unauthenticated("The token has not the claims of a stream's token.")
         return Principal(
             claims["tenant"],
@@ -121,7 +121,7 @@ class TokenSigner:
             f"token:{stream_id}",
             stream_id=stream_id,
             view=view,
-            expires_at=float(expires),
+            expires_at=expires,
             grace_seconds=self._grace_seconds,
         )
 

@@ -20,7 +20,7 @@ from .. import log, streams
 from ..backoff import Backoff
 from ..cluster import Program
 from ..database import CONNECTION_ERRORS, Pool
-from .verdict import Account, Asked, Complaint, LogCopy
+from .verdict import GONE, Account, Asked, Complaint, LogCopy
 from .viewers import Habits, Traffic, Viewer
 
 ALLOWANCE_SECONDS: Final = 90  # how much longer than its text a stream may take
@@ -77,6 +77,14 @@ class Plan:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Before:
+    """How often something had happened when a stream was about to be created."""
+
+    trouble: int
+    rewinds: int
+
+
 class Audience:
     """The streams and all who watch them. `run()` goes on until `close()` was called and the last stream has ended."""
 
@@ -91,6 +99,7 @@ class Audience:
         rate: float,
         erase: bool,
         worker_trouble: Callable[[], int],
+        rewinds: Callable[[], int],
         violate: Callable[[Complaint, str, str], None],
     ) -> None:
         self.traffic = Traffic()
@@ -107,6 +116,7 @@ class Audience:
         self._rate = rate
         self._erase = erase
         self._worker_trouble = worker_trouble
+        self._rewinds = rewinds
         self._violate = violate
         self._closing = asyncio.Event()
         self._http = httpx2.AsyncClient(
@@ -127,13 +137,16 @@ class Audience:
         await asyncio.sleep(random.uniform(0, 2))
         while not self._closing.is_set():
             plan = Plan.drawn(random, self._rate)
-            trouble = self._worker_trouble()
+            before = Before(self._worker_trouble(), self._rewinds())
             created = await self._create(plan, random)
             if created is not None:
-                await self._play(plan, created, trouble, random)
+                await self._play(plan, created, before, random)
 
-    async def _play(self, plan: Plan, stream: str, trouble: int, random: Random) -> None:
+    async def _play(self, plan: Plan, stream: str, before: Before, random: Random) -> None:
         """Have a stream watched to its end, and judge it."""
+
+        def rewound() -> bool:
+            return self._rewinds() != before.rewinds
 
         def complain(complaint: Complaint, *, pod: str) -> None:
             self._violate(complaint, stream, pod)
@@ -146,15 +159,17 @@ class Audience:
                 random=Random(random.random()),
                 traffic=self.traffic,
                 complain=complain,
+                rewound=rewound,
             )
             for _ in range(max(1, self._viewers + random.randint(-1, 1)))
         ]
         accounts = [viewer.account for viewer in viewers]
         self.live += 1
-        async with self._cancelling(plan, stream, accounts, random) as cancelled:
+        async with self._cancelling(plan, stream, accounts, random, rewound) as cancelled:
             await self._watch(plan, viewers)
         self.live -= 1
-        asked = Asked(plan.events, plan.policy, cancelled.is_set(), self._worker_trouble() != trouble)
+        troubled = self._worker_trouble() != before.trouble
+        asked = Asked(plan.events, plan.policy, cancelled.is_set(), troubled, rewound())
         await self._judge(stream, accounts, asked)
 
     async def _watch(self, plan: Plan, viewers: Sequence[Viewer]) -> None:
@@ -188,7 +203,7 @@ class Audience:
 
     @contextlib.asynccontextmanager
     async def _cancelling(
-        self, plan: Plan, stream: str, accounts: Sequence[Account], random: Random
+        self, plan: Plan, stream: str, accounts: Sequence[Account], random: Random, rewound: Callable[[], bool]
     ) -> AsyncIterator[asyncio.Event]:
         """Cancel the stream when its time has come; the event says that it was, or may have been, cancelled."""
         asked = asyncio.Event()
@@ -202,7 +217,7 @@ class Audience:
             if self._closing.is_set():
                 await asyncio.sleep(random.uniform(1, 4))
             asked.set()
-            await self._request("POST", f"/v1/streams/{stream}/cancel", random)
+            await self._request("POST", f"/v1/streams/{stream}/cancel", random, rewound=rewound)
 
         task = asyncio.create_task(cancel())
         try:
@@ -220,8 +235,13 @@ class Audience:
         reply = await self._request("POST", "/v1/streams", random, content=orjson.dumps(body), headers=key)
         return None if reply is None else str(orjson.loads(reply)["id"])
 
-    async def _request(self, method: str, path: str, random: Random, **content: Any) -> bytes | None:
-        """Ask one pod after another until one agrees; None when that takes until well after the closing."""
+    async def _request(
+        self, method: str, path: str, random: Random, *, rewound: Callable[[], bool] = lambda: False, **content: Any
+    ) -> bytes | None:
+        """Ask one pod after another until one agrees; None when that takes until well after the closing.
+
+        Nothing is there to agree about where a promotion has lost the stream.
+        """
         backoff = Backoff(cap_seconds=1)
         late = asyncio.create_task(self._late(ALLOWANCE_SECONDS))
         try:
@@ -233,6 +253,8 @@ class Audience:
                     reply = None
                 if reply is not None and reply.is_success:
                     return reply.content
+                if reply is not None and reply.status_code == httpx2.codes.NOT_FOUND and rewound():
+                    return None
                 if reply is not None and reply.status_code not in _PASSING:
                     complaint = Complaint("refused", 0, f"{method} {path}: {reply.status_code} {reply.text[:200]}")
                     self._violate(complaint, path, pod.name)
@@ -245,20 +267,35 @@ class Audience:
     async def _judge(self, stream: str, accounts: Sequence[Account], asked: Asked) -> None:
         """Compare with the log, and count."""
         copy = await self._read_log(UUID(stream))
-        complaints = [*copy.complaints]
+        if asked.rewound:
+            copy = await self._ended_log(UUID(stream), copy)
+        complaints = [] if asked.rewound and copy.status == GONE else [*copy.complaints]
         for account in accounts:
             self.missing += account.missing
             self.repeated += account.repeated
             self.misplaced += account.misplaced
-            self.without_end += account.end is None
-            complaints += [*account.against(copy), *account.ending(asked)]
+            self.without_end += account.end is None and not account.refused
+            complaints += [*account.against(copy, rewound=asked.rewound), *account.ending(asked)]
         for complaint in complaints:
             self._violate(complaint, stream, "")
         self.resets += max(account.resets for account in accounts)
-        self.outcomes[next((account.outcome for account in accounts if account.end), "no end")] += 1
+        without = "refused" if any(account.refused for account in accounts) else "no end"
+        self.outcomes[next((account.outcome for account in accounts if account.end), without)] += 1
         self.judged += 1
         if self._erase:
             await self._until_answered(lambda: streams.delete(self._pool, UUID(stream)))
+
+    async def _ended_log(self, stream_id: UUID, copy: LogCopy) -> LogCopy:
+        """Wait for the end of a stream that all its viewers may have left, since they were refused.
+
+        It may come between the look at the log and that at the row.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSING_SECONDS):
+                while copy.status != GONE and (copy.live or copy.complaints):
+                    await asyncio.sleep(0.2)
+                    copy = await self._read_log(stream_id)
+        return copy
 
     async def _read_log(self, stream_id: UUID) -> LogCopy:
         async def read() -> LogCopy:
@@ -266,7 +303,7 @@ class Audience:
             while page := await log.read(self._pool, stream_id, batches[-1].last_seq if batches else 0):
                 batches += page
             row = await streams.get(self._pool, stream_id)
-            return LogCopy(batches, row.status if row else "erased")
+            return LogCopy(batches, row.status if row else GONE)
 
         return await self._until_answered(read)
 

@@ -1,8 +1,8 @@
 """The kinds of faults, and the director who injects them at random, several at once, and heals what can be healed.
 
 A kind picks what it strikes, strikes, waits, and heals in any case. It strikes nothing that another fault has in hand.
-Kinds that are the server's own trouble (a restart, an outage, a slow disk, a full queue) exist only where the server is
-chaos' own.
+Kinds that are the server's own trouble (a restart, an outage, a slow disk, a full queue, a promotion), or that all who
+use it would hear (forged notifications), exist only where the server is chaos' own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from ..cluster import Child, Cluster
 from ..database import CONNECTION_ERRORS, Connection, connect
 from ..embedded import EmbeddedPostgres
 from ..errors import ConfigurationError
+from .forger import Forger
 from .proxy import Proxy
+from .servers import Servers
 
 LEAVE_SECONDS: Final = 12  # after SIGTERM, as on the platform; then it is killed
 CALM_EVERY_SECONDS: Final = 45
@@ -58,25 +60,26 @@ class Director:
         *,
         lease_seconds: float,
         dsn: str,
-        server: EmbeddedPostgres | None,
+        servers: Servers | None,
         spared: Sequence[str],
         now: Callable[[], float],
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.last: deque[str] = deque(maxlen=8)
         self.worker_trouble = 0  # how often a worker was given reason to lose its streams
+        self.rewinds = 0  # how often what runs was given reason to be lost, by a database that goes back in time
         self.expected_ends: set[int] = set()  # pids that were told or made to end
         self._cluster = cluster
         self._lines = lines
         self._random = random
         self._lease_seconds = lease_seconds
         self._dsn = dsn
-        self._server = server
+        self._servers = servers
         self._spared = spared
         self._now = now
         self._in_hand: set[str] = set()
         self._stopping = asyncio.Event()
-        self._kinds = possible_kinds(own_server=server is not None)
+        self._kinds = possible_kinds(own_server=servers is not None)
 
     def stop(self) -> None:
         """Inject no more; those that go on are healed in their time."""
@@ -223,6 +226,15 @@ class Director:
             await connection.execute("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid", pids)
         self._strikes("backends terminated", f"{len(pids)} of {name}")
 
+    async def _hold_snapshot(self) -> None:
+        """Keep a snapshot open, as a dump does: meanwhile vacuum removes nothing from the queue's indexes."""
+        seconds = self._random.uniform(2, 6)
+        with self._in_one_hand("snapshot"):
+            async with _session(self._dsn) as connection:
+                await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM baton.stream LIMIT 1")
+                self._strikes("old snapshot", "everybody", seconds)
+                await asyncio.sleep(seconds)
+
     async def _restart_postgres(self) -> None:
         with self._server_in_hand() as server:
             self._strikes("postgres restart", "immediate")
@@ -257,12 +269,45 @@ class Director:
                 self._strikes("notify queue full", "everybody", seconds)
                 await asyncio.sleep(seconds)
 
+    async def _forge(self) -> None:
+        seconds = self._random.uniform(2, 5)
+        async with _session(self._dsn) as connection:
+            self._strikes("forged notifications", "everybody", seconds)
+            await Forger(connection, self._random).run(seconds)
+
+    async def _promote(self) -> None:
+        """Lose the server, and with it what it committed in the last moments; its standby takes its place."""
+        seconds = self._random.uniform(0.1, 1.5)
+        with self._server_in_hand():
+            assert self._servers is not None
+            try:
+                await self._servers.build_standby()
+                await self._servers.part()
+                self.rewinds += 1
+                # A worker may have registered in the part that is lost.
+                self.worker_trouble += 1
+                self._strikes("promotion", "what the standby lacks is lost", seconds)
+                await asyncio.sleep(seconds)
+                await asyncio.to_thread(self._servers.current.stop)
+                # Once more: what was created since is lost as well.
+                self.rewinds += 1
+                await asyncio.shield(self._servers.promote())
+            finally:
+                await self._servers.drop_standby()
+
+    @contextlib.contextmanager
+    def _in_one_hand(self, name: str) -> Iterator[None]:
+        if name in self._in_hand:
+            raise _NothingToStrike
+        with self._hold(name):
+            yield
+
     @contextlib.contextmanager
     def _server_in_hand(self) -> Iterator[EmbeddedPostgres]:
-        if self._server is None or "server" in self._in_hand:
+        if self._servers is None or "server" in self._in_hand:
             raise _NothingToStrike
         with self._hold("server"):
-            yield self._server
+            yield self._servers.current
 
 
 def possible_kinds(*, own_server: bool) -> Mapping[str, Kind]:
@@ -299,12 +344,15 @@ _ANYWHERE: Final[dict[str, Kind]] = {
         "listen black-holed", Proxy.blackhole, director._random.uniform(1, 8)
     ),
     "backends terminated": Director._terminate_backends,
+    "old snapshot": Director._hold_snapshot,
 }
 _ON_OWN_SERVER: Final[dict[str, Kind]] = {
     "postgres restart": Director._restart_postgres,
     "postgres outage": Director._outage,
     "slow disk": Director._slow_disk,
     "notify queue full": Director._fill_queue,
+    "forged notifications": Director._forge,
+    "promotion": Director._promote,
 }
 
 

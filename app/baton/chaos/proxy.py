@@ -96,6 +96,10 @@ class Proxy:
         for gate in (self._requests, self._replies, self._accepting):
             gate.set()
 
+    def lead_to(self, dsn: str) -> None:
+        """Forward new connections to another server. Those that stand stay where they are, until `cut`."""
+        self._upstream = dsn
+
     def cut(self) -> None:
         """Reset every connection that stands. What was kept back is lost."""
         for writer in list(self._writers):

@@ -33,6 +33,7 @@ from .faults import Director, Lines, possible_kinds
 from .memory import Memory
 from .proxy import Proxy
 from .report import Report
+from .servers import Servers
 from .verdict import Complaint
 
 GROWTH_MEGABYTES: Final = 1.0  # a minute
@@ -161,26 +162,30 @@ class Chaos:
         options = self._options
         self.report.say(f"baton chaos: {options.seconds:g} seconds, seed {self.seed}", "bold")
         async with contextlib.AsyncExitStack() as stack:
-            server = None
+            servers = None
             if self._dsn is None:
                 self.report.say("Starting an embedded Postgres, pods and workers ...")
-                server = stack.enter_context(embedded_server(self.folder))
-                await asyncio.to_thread(prepare, server)
-            dsn = server.dsn if server is not None else self._dsn or ""
-            await self._prepare_schema(dsn, own=server is not None)
+                servers = Servers(stack.enter_context(embedded_server(self.folder)), self.folder)
+                stack.callback(servers.close)
+                await asyncio.to_thread(prepare, servers.current)
+            dsn = servers.current.dsn if servers is not None else self._dsn or ""
+            await self._prepare_schema(dsn, own=servers is not None)
             programs = self._programs(stack)
             lines = {program.name: await _lines(stack, dsn) for program in programs}
+            if servers is not None:
+                # Nothing happens to this way, but that it leads to whichever server is the present one.
+                own = await stack.enter_async_context(Proxy(dsn))
+                servers.follow([own, *(proxy for line in lines.values() for proxy in (line.queries, line.listen))])
+                dsn = own.dsn
             programs = [_through(program, lines[program.name]) for program in programs]
             settings = {**_SETTINGS, "BATON_LEASE_SECONDS": str(options.lease_seconds)}
             cluster = await stack.enter_async_context(Cluster.open(self.folder, programs, settings))
             await self._wait_until_ready(cluster)
             pool = await stack.enter_async_context(database.pool(dsn, size=4, timeout_seconds=10, name="chaos verdict"))
-            self._cast(cluster, lines, pool, dsn, server)
+            self._cast(cluster, lines, pool, dsn, servers)
             yield cluster
 
-    def _cast(
-        self, cluster: Cluster, lines: dict[str, Lines], pool: Pool, dsn: str, server: EmbeddedPostgres | None
-    ) -> None:
+    def _cast(self, cluster: Cluster, lines: dict[str, Lines], pool: Pool, dsn: str, servers: Servers | None) -> None:
         options, random = self._options, Random(self.seed)
         pods = [program for program in cluster.programs.values() if program.is_pod]
         self.director = Director(
@@ -189,7 +194,7 @@ class Chaos:
             Random(random.random()),
             lease_seconds=options.lease_seconds,
             dsn=dsn,
-            server=server,
+            servers=servers,
             spared=("pod-1", "worker-1"),
             now=self._now,
         )
@@ -200,8 +205,9 @@ class Chaos:
             streams_at_once=options.streams,
             viewers=options.viewers,
             rate=options.rate,
-            erase=server is None,
+            erase=servers is None,
             worker_trouble=lambda: self.director.worker_trouble,
+            rewinds=lambda: self.director.rewinds,
             violate=self._violate,
         )
 
@@ -304,7 +310,8 @@ class Chaos:
         if not keep_logs:
             shutil.rmtree(self.folder, ignore_errors=True)
             return
-        shutil.rmtree(self.folder / "postgres", ignore_errors=True)
+        for data in self.folder.glob("postgres*"):
+            shutil.rmtree(data, ignore_errors=True)
         self.report.say(f"The logs of the processes are in {self.folder}")
 
     def _now(self) -> float:

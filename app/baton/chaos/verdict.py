@@ -16,10 +16,14 @@ from typing import Any, Final
 import orjson
 
 from ..log import Batch
+from ..streams import LIVE
 from .text import read
 
 # Endings that chaos may cause. No other code may come of losing a process or a connection.
 LOST: Final = "worker_lost"
+REWOUND: Final = "log_rewound"
+# In place of a status: there is no row.
+GONE: Final = "gone"
 _NOTHING: Final = -1
 
 
@@ -40,12 +44,30 @@ class Asked:
     policy: str
     cancelled: bool = False
     worker_troubled: bool = True  # a worker was in trouble while it ran
+    rewound: bool = False  # the database went back in time while it ran
+
+    @property
+    def excused(self) -> set[str]:
+        """The codes of failures that what happened explains."""
+        return {code for code, happened in ((LOST, self.worker_troubled), (REWOUND, self.rewound)) if happened}
 
 
 class Account:
     """What one viewer received of one stream, event by event."""
 
-    __slots__ = ("_checks", "_missing", "_number", "_run", "end", "misplaced", "received", "repeated", "resets", "tail")
+    __slots__ = (
+        "_checks",
+        "_missing",
+        "_number",
+        "_run",
+        "end",
+        "misplaced",
+        "received",
+        "refused",
+        "repeated",
+        "resets",
+        "tail",
+    )
 
     def __init__(self) -> None:
         self.tail = 0  # the highest number so far
@@ -53,6 +75,7 @@ class Account:
         self.repeated = 0
         self.misplaced = 0
         self.resets = 0
+        self.refused = False  # for good: it has what the log lost
         self.end: Mapping[str, Any] | None = None
         self._missing: set[int] = set()
         self._checks = array("q")
@@ -86,13 +109,21 @@ class Account:
             complaints = self._content(seq, event)
         return complaints
 
-    def against(self, log: LogCopy) -> list[Complaint]:
-        """Compare with the log, at the stream's end."""
-        if self._checks == log.checks:
+    def against(self, log: LogCopy, *, rewound: bool = False) -> list[Complaint]:
+        """Compare with the log, at the stream's end.
+
+        After the database went back, one may have what the log lost: who was refused for it, and who has a whole answer
+        from before. What was a mixture has been seen by its content.
+        """
+        if self._checks == log.checks or (rewound and (self.refused or self._has_other_end)):
             return []
         pairs = zip_longest(self._checks, log.checks, fillvalue=_NOTHING)
         seq = next(seq for seq, (mine, its) in enumerate(pairs, 1) if mine != its)
         return [Complaint("not the log", seq, f"received up to {self.tail}, and the log holds {len(log.checks)}")]
+
+    @property
+    def _has_other_end(self) -> bool:
+        return self.end is not None and (self.end.get("error") or {}).get("code") != REWOUND
 
     def _place(self, seq: int, line: bytes) -> list[Complaint]:
         check = checksum(seq, line)
@@ -142,6 +173,8 @@ class Account:
     def ending(self, asked: Asked) -> list[Complaint]:
         """Whether it ended once, and as a stream may that was asked for this."""
         if self.end is None:
+            if self.refused and asked.rewound:
+                return []
             return [Complaint("without end", self.tail, "no terminal event came")]
         error = self.end.get("error") or {}
         match self.end["status"]:
@@ -151,7 +184,7 @@ class Account:
                 return []
             case "cancelled" if asked.cancelled:
                 return []
-            case "failed" if error.get("code") == LOST and asked.worker_troubled:
+            case "failed" if error.get("code") in asked.excused:
                 return []
             case _:
                 wrong = f"the end is {orjson.dumps(self.end).decode()}"
@@ -162,6 +195,8 @@ class LogCopy:
     """A stream's log as it is read at the end: the checksum of each event, and what is wrong with the log itself."""
 
     def __init__(self, batches: Iterable[Batch], status: str) -> None:
+        self.status = status
+        self.live = status in LIVE
         self.checks = array("q")
         self.complaints: list[Complaint] = []
         terminal = 0

@@ -27,6 +27,8 @@ CONNECT_SECONDS: Final = 3
 SMALL_BUFFER_BYTES: Final = 4096
 LONGEST_STALL_SECONDS: Final = 7
 
+# A cursor beyond what survived a promotion, or a stream that did not.
+_GONE_BACK: Final = frozenset({404, 409})
 _RETRY: Final = re.compile(rb"(?:^|\n)retry: (\d+)$")
 
 
@@ -76,7 +78,10 @@ class Viewer:
         random: Random,
         traffic: Traffic,
         complain: Listening,
+        rewound: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`rewound` says whether the database has gone back in time since the stream was created."""
+        self._rewound = rewound
         self.account = Account()
         self._stream = stream
         self._pods = pods
@@ -89,12 +94,12 @@ class Viewer:
         self._pod = ""
 
     async def run(self) -> None:
-        """Follow, until a pod says with 204 that there is nothing after the last event."""
+        """Follow, until a pod says with 204 that there is nothing after the last event, or refuses what was lost."""
         await asyncio.sleep(self._habits.joins_after_seconds)
         while True:
             self._pod = ""
             reason = await self._follow(self._random.choice(self._pods))
-            if reason == "204":
+            if reason == "204" or self.account.refused:
                 return
             self._traffic.leavings[reason] += 1
             await asyncio.sleep(max(self._backoff.next_seconds(), self._retry_seconds))
@@ -116,6 +121,9 @@ class Viewer:
             self._traffic.connected -= 1
             source.abort()
         self._retry_seconds = source.retry_seconds
+        if source.status in _GONE_BACK and self._rewound():
+            self.account.refused = True
+            return "refused after a promotion"
         if source.status not in {0, 200, 204}:
             complaint = Complaint("refused", self.account.tail, f"{source.status} {source.refusal[:200]!r}")
             self._complain(complaint, pod=self._pod)

@@ -1,4 +1,4 @@
-"""A check of access control: does anybody get in, and not everybody?"""
+"""Checks of access control: does anybody get in, and not everybody, neither to pods nor to the database?"""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from ..auth import keys
+from ..grants import BY_PUBLIC_ONLY
 from .finding import Case, Finding, amount, ok, warning
 
 _MAY_LOOK: Final = "SELECT has_table_privilege('baton.api_key', 'SELECT')"
+
+_PUBLIC: Final = "SELECT has_database_privilege('public', current_database(), 'CONNECT')"
+_FEW: Final = 3
 
 
 async def access(case: Case) -> AsyncIterator[Finding]:
@@ -33,3 +37,22 @@ async def access(case: Case) -> AsyncIterator[Finding]:
     else:
         provider = "" if case.settings.jwks_url is None else ", and an identity provider"
         yield ok("access", f"{amount(live, 'API key')}{provider}.")
+
+
+async def public(case: Case) -> AsyncIterator[Finding]:
+    """Can roles connect that have nothing to do with Baton? Notifications have no privileges of their own."""
+    if not await case.connection.fetchval(_PUBLIC):
+        yield ok("connect", "Only roles that were granted it can connect to this database.")
+        return
+    others = sorted(row["rolname"] for row in await case.connection.fetch(BY_PUBLIC_ONLY) if not row["inside"])
+    if not others:
+        yield ok("connect", "Any role can connect to this database, and there is none but Baton's and superusers.")
+        return
+    more = f" and {len(others) - _FEW} more" if len(others) > _FEW else ""
+    hears = "hear the text of streams" if case.settings.notify_payloads else "hear the ids of streams"
+    yield warning(
+        "connect_public",
+        f"Any role can connect to this database, such as {', '.join(others[:_FEW])}{more}. It can {hears} with LISTEN, "
+        "and make pods and workers look for what is not there with NOTIFY, which costs time.",
+        "Run the SQL of `baton grants --revoke-connect`, which first lists roles that would be locked out.",
+    )

@@ -12,6 +12,7 @@ import asyncpg
 
 from ..database import Connection
 from ..errors import ConfigurationError
+from ..partitions import MOST
 from ..settings import Settings
 
 
@@ -60,8 +61,12 @@ class Thresholds:
 
     queue_usage: float = 0.1  # of the notify queue
     transaction_seconds: float = 60
+    snapshot_transactions: int = 50_000
     queued_seconds: float = 30
     dead_rows: int = 50_000
+    partitions: int = round(0.9 * MOST)
+    # So many of them are to fit in at once: a migration, a dump, and people's reports.
+    whole_log_statements: int = 4
     clock_seconds: float = 1
     retained_wal_bytes: int = 1 << 30
     transaction_ids_a_day: float = 500e6

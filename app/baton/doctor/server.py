@@ -8,7 +8,7 @@ from typing import Final
 
 from ..database import Connection, connect
 from ..errors import DatabaseUnreachable
-from .finding import Case, Finding, duration, error, ok, warning
+from .finding import Case, Finding, amount, duration, error, ok, warning
 
 OLDEST_VERSION: Final = 15
 NEWEST_VERSION: Final = 18
@@ -19,6 +19,7 @@ WORKER_CONNECTIONS: Final = 4
 _OLD_ID: Final = 1_500_000_000
 _SHORT_STATEMENT_MILLISECONDS: Final = 2000
 _CROWDED: Final = 0.8
+_FEW: Final = 3
 
 _CONNECTIONS: Final = """
 SELECT current_setting('max_connections')::integer AS most,
@@ -40,6 +41,26 @@ LEFT JOIN pg_roles AS r ON r.oid = s.setrole
 LEFT JOIN pg_database AS d ON d.oid = s.setdatabase
 WHERE 'synchronous_commit=off' = ANY (s.setconfig) AND (s.setdatabase = 0 OR d.datname = current_database())
 ORDER BY 1
+"""
+
+# A role without pg_monitor sees that a WAL sender is there, and not its state. Neither a backup nor a subscriber of
+# logical replication is a standby.
+_STANDBYS: Final = """
+SELECT coalesce(nullif(r.application_name, ''), 'no name') AS name, r.sync_state, r.sync_state IS NULL AS hidden
+FROM pg_stat_replication AS r
+WHERE r.state IS DISTINCT FROM 'backup'
+  AND NOT EXISTS (SELECT FROM pg_replication_slots AS s WHERE s.active_pid = r.pid AND s.slot_type = 'logical')
+ORDER BY 1
+"""
+# Commits wait for synchronous standbys from `remote_write` on.
+_WAITING: Final = frozenset({"remote_write", "on", "remote_apply"})
+_LOGGED_PARAMETERS: Final = """
+SELECT current_setting('log_parameter_max_length') <> '0'
+       AND (current_setting('log_statement') IN ('mod', 'all') OR current_setting('log_duration') = 'on'
+            OR current_setting('log_min_duration_statement') <> '-1'
+            OR current_setting('log_min_duration_sample') <> '-1'
+            OR current_setting('log_transaction_sample_rate')::real > 0) AS statements,
+       current_setting('log_parameter_max_length_on_error') <> '0' AS errors
 """
 
 SAMPLE: Final = """
@@ -115,8 +136,67 @@ async def durability(case: Case) -> AsyncIterator[Finding]:
             f"synchronous_commit is off in this database for {', '.join(roles)}.",
             "Reset it for the roles that pods and workers connect as (ALTER ROLE … RESET synchronous_commit).",
         )
-    if not off and not roles:
+    well = not off and not roles
+    async for finding in _standbys(case, values["synchronous_commit"]):
+        well = False
+        yield finding
+    if well:
         yield ok("durability", f"Commits are durable (synchronous_commit is {values['synchronous_commit']}).")
+
+
+async def _standbys(case: Case, synchronous_commit: str) -> AsyncIterator[Finding]:
+    """Does a failover lose what was committed? A service that replicates its disks shows no standby."""
+    rows = await case.connection.fetch(_STANDBYS)
+    if any(row["hidden"] for row in rows):
+        yield warning(
+            "standbys_hidden",
+            f"This role may not see whether {amount(len(rows), 'standby connection')} of this server is synchronous.",
+            "Run it as a role that may: GRANT pg_monitor TO that role.",
+        )
+        return
+    names = await case.connection.fetchval("SHOW synchronous_standby_names")
+    synchronous = [row["name"] for row in rows if row["sync_state"] in {"sync", "quorum"}]
+    others = [row["name"] for row in rows if row["sync_state"] not in {"sync", "quorum"}]
+    if names and not synchronous and synchronous_commit in _WAITING:
+        yield error(
+            "standbys_missing",
+            f"synchronous_standby_names is {names!r}, and no such standby is connected: commits wait for one.",
+            "Start the standby; or, if a failover may lose what viewers have seen, empty synchronous_standby_names.",
+        )
+    elif others and not synchronous:
+        yield warning(
+            "standbys_asynchronous",
+            f"No standby is synchronous; asynchronous: {_listed(others)}. A failover to one may lose the last events "
+            "that viewers have seen; those streams then end as log_rewound.",
+            "Name it in synchronous_standby_names if a failover may promote it, or accept this: see docs/failover.md.",
+        )
+    elif rows and synchronous_commit not in _WAITING and synchronous_commit != "off":
+        yield warning(
+            "synchronous_commit_local",
+            f"synchronous_commit is {synchronous_commit}: commits do not wait for {_listed(synchronous)}. A failover "
+            "may lose the last events that viewers have seen.",
+            "Reset it for the roles that pods and workers connect as (ALTER ROLE … RESET synchronous_commit).",
+        )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
+    return ", ".join(sorted(names)[:_FEW]) + more
+
+
+async def logged_texts(case: Case) -> AsyncIterator[Finding]:
+    """Does the server's log get what users ask and are answered? Both are parameters of statements."""
+    statements, errors = await case.row(_LOGGED_PARAMETERS)
+    if statements or errors:
+        which = "statements" if statements else "statements that fail"
+        yield warning(
+            "parameters_logged",
+            f"The server logs the parameters of this role's {which}: inputs and texts of streams are among them.",
+            "Run the SQL of `baton grants` as a superuser, or ALTER ROLE … SET log_parameter_max_length = 0, and "
+            "log_parameter_max_length_on_error too.",
+        )
+    else:
+        yield ok("parameters", "The server does not log inputs and texts that this role sends.")
 
 
 async def clock(case: Case) -> AsyncIterator[Finding]:
@@ -216,7 +296,14 @@ async def timeouts(case: Case) -> AsyncIterator[Finding]:
             f"Statements of this role are cut after {statement} ms.",
             "Raise it for this role, to 10 s at least: an append may have to wait for the disk.",
         )
-    if not idle and not 0 < statement < _SHORT_STATEMENT_MILLISECONDS:
+    in_transaction = await _milliseconds(case.connection, "idle_in_transaction_session_timeout")
+    if not in_transaction:
+        yield warning(
+            "idle_in_transaction",
+            "A session of this role may stay in a transaction for ever, holding its locks and old rows.",
+            "Run the SQL of `baton grants`, or ALTER ROLE … SET idle_in_transaction_session_timeout = '60s'.",
+        )
+    if not idle and in_transaction and not 0 < statement < _SHORT_STATEMENT_MILLISECONDS:
         yield ok("timeouts", "No timeout of this role cuts sessions that listen, or short statements.")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Final
 
+from ..old_snapshots import holders
 from .finding import Case, Finding, amount, duration, ok, warning
 
 _LONG: Final = """
@@ -54,6 +55,28 @@ async def transactions(case: Case) -> AsyncIterator[Finding]:
         )
     elif not rows:
         yield ok("transactions", f"No transaction in this database is older than {duration(limit)}.")
+
+
+_ENDING: Final = {
+    "session": "End it there, or with SELECT pg_terminate_backend(pid). Run pg_dump on a standby. Where it is the "
+    "sender of WAL to a standby, end the old query there, or turn its hot_standby_feedback off.",
+    "prepared transaction": "COMMIT PREPARED or ROLLBACK PREPARED it.",
+    "replication slot": "Its standby has hot_standby_feedback: end the old query there, or turn that off; or drop it.",
+}
+
+
+async def snapshots(case: Case) -> AsyncIterator[Finding]:
+    """Is there a snapshot so old that vacuum removes nothing? Every role may see whose it is."""
+    limit = case.thresholds.snapshot_transactions
+    old = [holder for holder in await holders(case.connection) if holder.transactions > limit]
+    for holder in old[:3]:
+        yield warning(
+            "snapshot_old",
+            f"A snapshot that is {amount(holder.transactions, 'transaction')} old belongs to {holder.title}.",
+            f"While it is open vacuum removes nothing that died since. {_ENDING[holder.kind]}",
+        )
+    if not old:
+        yield ok("snapshots", f"No snapshot is older than {amount(limit, 'transaction')}.")
 
 
 async def prepared(case: Case) -> AsyncIterator[Finding]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import AsyncIterator
 from typing import Final
 
 from .. import partitions as log_partitions
+from .. import stream_ids
 from ..database import REVISION, check_schema
 from ..errors import ConfigurationError
 from .finding import Case, Finding, amount, duration, error, ok, refusal, warning
@@ -19,11 +21,19 @@ SELECT t.partdefid <> 0 FROM pg_partitioned_table AS t
 JOIN pg_class AS c ON c.oid = t.partrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = 'baton' AND c.relname = 'batch'
 """
+# Room for locks that sessions cannot keep to themselves, in the whole server. A statement that looks at the whole log
+# takes one for each partition, and one for each of its indexes.
+_LOCKS: Final = """
+SELECT current_setting('max_locks_per_transaction')::integer AS each,
+       current_setting('max_connections')::integer + current_setting('max_prepared_transactions')::integer AS sessions,
+       (SELECT count(*) FROM pg_inherits WHERE inhparent = 'baton.batch'::regclass)::integer AS partitions,
+       (SELECT 1 + count(*) FROM pg_index WHERE indrelid = 'baton.batch'::regclass)::integer AS locks
+"""
 # The buckets of callers, and what pods say of themselves, are meant to be.
 _UNLOGGED: Final = """
 SELECT c.relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = 'baton' AND c.relkind IN ('r', 'p') AND c.relpersistence <> 'p'
-  AND c.relname NOT IN ('bucket', 'pod')
+  AND c.relname NOT IN ('bucket', 'token_bucket', 'pod')
 ORDER BY 1
 """
 # An index of a partitioned table stays invalid until each partition's is attached, so that one is told too.
@@ -100,6 +110,32 @@ async def partitions(case: Case) -> AsyncIterator[Finding]:
         )
 
 
+async def locks(case: Case) -> AsyncIterator[Finding]:
+    """Are there more partitions than the server has room for locks, or than Baton is tested with?"""
+    row = await case.row(_LOCKS)
+    needed, room = row["partitions"] * row["locks"], row["each"] * row["sessions"]
+    found = (
+        f"A statement on the whole log (a report, pg_dump, a migration) takes up to {needed:,} locks, for "
+        f"{amount(row['partitions'], 'partition')}; the server has room for {room:,} (max_locks_per_transaction "
+        f"{row['each']}, {row['sessions']} sessions). Baton's own statements take locks of their streams' days only."
+    )
+    fewer = "have fewer partitions by a larger BATON_PARTITION_DAYS or a smaller BATON_RETENTION_DAYS"
+    fits = needed * case.thresholds.whole_log_statements <= room
+    if not fits:
+        least = math.ceil(needed * case.thresholds.whole_log_statements / row["sessions"])
+        yield warning(
+            "locks_short", found, f"Set max_locks_per_transaction to {least}, which takes a restart, or {fewer}."
+        )
+    if row["partitions"] > case.thresholds.partitions:
+        yield warning(
+            "partitions_many",
+            f"The log has {row['partitions']} partitions; Baton is tested with {log_partitions.MOST} at most.",
+            f"See that `baton maintain` runs, and {fewer}: those that are there go as they expire.",
+        )
+    elif fits:
+        yield ok("locks", found)
+
+
 async def retention(case: Case) -> AsyncIterator[Finding]:
     """Is there a partition that retention should have dropped?"""
     days = case.settings.retention_days
@@ -107,7 +143,7 @@ async def retention(case: Case) -> AsyncIterator[Finding]:
     if not there:
         return
     due = await log_partitions.now(case.connection) - days * 86_400 - _GRACE_SECONDS
-    overdue = [item.name for item in there if log_partitions.moment_of(item.end) < due]
+    overdue = [item.name for item in there if stream_ids.moment_of(item.end) < due]
     if overdue:
         yield warning(
             "retention_overdue",

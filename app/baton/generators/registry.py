@@ -101,7 +101,8 @@ def _what_a_preset_is_missing(settings: Settings, name: str) -> str | None:
         return f"BATON_MODELS: {name!r} cannot be used yet. {_what_an_account_is_missing(settings, generator)}"
     known = ", ".join(sorted(_usable(settings)))
     also = " (a preset cannot name another preset)" if generator in settings.models else ""
-    return f"BATON_MODELS: {name!r} names {generator!r}, which is no generator{also}. Known are: {known}."
+    # What stands in the place of a generator's name may be a key.
+    return f"BATON_MODELS: {name!r} must name a generator that is known here{also}. Known are: {known}."
 
 
 def _what_an_account_is_missing(settings: Settings, name: str) -> str:

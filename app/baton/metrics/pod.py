@@ -23,6 +23,8 @@ Limit: TypeAlias = Literal[
     "body_bytes",
     "input_bytes",
     "creates_per_second",
+    "reads_per_second",
+    "tenant_queries",
     "tenant_streams",
     "stream_subscribers",
     "tenant_subscribers",
@@ -68,6 +70,7 @@ class PodMetrics(Collector):
         self.notify_queue_ratio: float | None = None
         self.queued: int | None = None
         self.oldest_queued_seconds: float | None = None
+        self.oldest_snapshot_seconds: float | None = None
 
         self.closed = LabelledCounter(
             "baton_event_streams_closed", "Event streams that ended, by the reason", "dialect", "reason"
@@ -95,6 +98,10 @@ class PodMetrics(Collector):
     def of_dialect(self, name: str) -> DialectCounts:
         """The numbers of one dialect, to be counted up."""
         return self._dialects.setdefault(name, DialectCounts())
+
+    def reject_query(self) -> None:
+        """Count a query that did not get its tenant's turn."""
+        self.rejected["tenant_queries"] += 1
 
     def collect(self) -> Iterator[Metric]:
         """Give the numbers to Prometheus."""
@@ -147,6 +154,11 @@ class PodMetrics(Collector):
             ),
             ("baton_queued_streams", "Streams that wait for a worker", self.queued),
             ("baton_oldest_queued_seconds", "For how long the first of them waits", self.oldest_queued_seconds),
+            (
+                "baton_oldest_snapshot_seconds",
+                "How long the oldest snapshot in the database has been seen; while it is open vacuum removes nothing",
+                self.oldest_snapshot_seconds,
+            ),
         ):
             if value is not None:
                 yield GaugeMetricFamily(name, documentation, value)

@@ -1,0 +1,255 @@
+"""What an old snapshot costs, as a `pg_dump` or a forgotten transaction holds one: `python -m bench.snapshot`.
+
+One pod and one worker run as processes of their own on an embedded Postgres. Streams of a second are created over HTTP
+at a steady rate, one stream lives for all the time, and how long each create takes is measured. Beside them this
+process does twenty times a second what a pod or a worker does, in transactions that are undone, and counts the buffers
+that each statement reads. First in calm, and then while a REPEATABLE READ transaction is open.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, cast
+from uuid import UUID
+
+import asyncpg
+import httpx2
+import uvloop
+
+from baton import pods, rates, streams, workers
+from baton.database import Connection, Pool
+from baton.embedded import embedded_postgres
+from baton.live_counts import LiveCounts
+from baton.migrate import migrate
+from baton.queue_floor import SWEEP_SECONDS, QueueFloor
+from baton.rates import Rate
+from baton.streams import NewStream
+
+from .buffers import Counted
+from .cluster import cluster
+
+LOOKS_PER_SECOND: Final = 20
+WARM_UP_SECONDS: Final = 10
+STREAM: Final = {"rate": 5, "tokens": 5}
+MOST_LIVE: Final = 10_000
+LAST_SECONDS: Final = 60
+FACTOR: Final = 2.0  # what an old snapshot may cost at most
+PROMISED: Final = ("claim", "overdue", "queue state", "create")
+
+_CALLER = "SELECT tenant, caller FROM baton.token_bucket ORDER BY slot DESC LIMIT 1"
+
+
+@dataclass(slots=True)
+class Phase:
+    """What was measured in calm, or with the snapshot."""
+
+    name: str
+    created: list[tuple[float, float]] = field(default_factory=list)  # when, and how long it took
+    buffers: dict[str, list[tuple[float, int]]] = field(default_factory=lambda: defaultdict(list))
+    failed: int = 0
+
+
+class Load:
+    """Creates streams at a steady rate, whether or not the ones before are answered."""
+
+    def __init__(self, port: int, rate: float) -> None:
+        self._address = f"http://127.0.0.1:{port}/v1/streams"
+        self._rate = rate
+        self.phase = Phase("warm-up")
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        due_at = time.monotonic()
+        async with httpx2.AsyncClient(timeout=30) as http, asyncio.TaskGroup() as group:
+            await self._create(http, {"rate": 1, "tokens": 100_000})
+            while True:
+                due_at += 1 / self._rate
+                await asyncio.sleep(max(0, due_at - time.monotonic()))
+                group.create_task(self._create(http, STREAM))
+
+    async def _create(self, http: httpx2.AsyncClient, given: dict[str, int]) -> None:
+        phase, started_at = self.phase, time.monotonic()
+        try:
+            answer = await http.post(self._address, json={"generator": "load", "input": given})
+        except httpx2.TransportError as error:
+            # A pod closes connections that were idle, now and then in the moment in which one is used again.
+            phase.failed += 1
+            print(f"a create failed: {error!r}", flush=True)
+            return
+        phase.failed += answer.status_code != httpx2.codes.CREATED
+        phase.created.append((started_at, time.monotonic() - started_at))
+
+
+class Probe:
+    """Does what a pod and a worker do, and counts buffers."""
+
+    def __init__(self, connection: Connection, pool: Pool) -> None:
+        self._connection = connection
+        self._pool = pool
+        self._queue = QueueFloor()
+        self._whole_queue = QueueFloor(late_look_seconds=SWEEP_SECONDS)
+        self._counts = LiveCounts()
+        self._worker_id = UUID(int=0)
+
+    async def run(self, load: Load) -> None:
+        """Go on until cancelled."""
+        row = await self._pool.fetchrow("SELECT id FROM baton.worker LIMIT 1")
+        assert row is not None
+        self._worker_id = row[0]
+        for number in range(sys.maxsize):
+            for name, action in self._actions():
+                if number % 10 and name in {
+                    "first queued of all",
+                    "overdue",
+                    "queue state",
+                    "heartbeat",
+                    "counters",
+                    "owned of",
+                    "pod's row",
+                }:
+                    continue
+                counted = Counted(self._connection)
+                transaction = self._connection.transaction()
+                await transaction.start()
+                with contextlib.suppress(asyncpg.PostgresError):
+                    await action(cast(Connection, counted))
+                await transaction.rollback()
+                load.phase.buffers[name].append((time.monotonic(), counted.buffers))
+            await asyncio.sleep(1 / LOOKS_PER_SECOND)
+
+    def _actions(self) -> Sequence[tuple[str, Callable[[Connection], Awaitable[Any]]]]:
+        return (
+            ("first queued", self._look),
+            ("claim", self._claim),
+            ("first queued of all", self._look_at_all),
+            ("overdue", self._overdue),
+            ("queue state", lambda connection: streams.queue_state(connection, self._whole_queue.since)),
+            ("create", self._create),
+            ("token", self._take),
+            ("heartbeat", lambda connection: workers.heartbeat(connection, self._worker_id)),
+            ("counters", workers.counters),
+            ("pod's row", pods.list_all),
+            ("owned of", self._owned),
+        )
+
+    async def _look(self, connection: Connection) -> None:
+        await self._queue.look(lambda since: streams.first_queued(connection, since, ["load"]))
+
+    async def _look_at_all(self, connection: Connection) -> None:
+        await self._whole_queue.look(lambda since: streams.first_queued(connection, since))
+
+    async def _claim(self, connection: Connection) -> None:
+        place = await workers.place(self._connection, self._worker_id)
+        await streams.claim(connection, self._worker_id, ["load"], 1, place=place, since=self._queue.since)
+
+    async def _overdue(self, connection: Connection) -> None:
+        await streams.overdue(connection, 600, since=self._whole_queue.since)
+
+    async def _create(self, connection: Connection) -> None:
+        new = NewStream("load", STREAM, {}, "retry")
+        await streams._insert(connection, new, None, MOST_LIVE, self._counts)
+
+    async def _take(self, connection: Connection) -> None:
+        row = await self._pool.fetchrow(_CALLER)
+        if row is not None:
+            await rates.take_in(connection, row["tenant"], row["caller"], Rate(1000, 1000))
+
+    async def _owned(self, connection: Connection) -> None:
+        ids = await self._pool.fetch("SELECT id FROM baton.stream WHERE status = 'running' ORDER BY id DESC LIMIT 100")
+        await workers.owned(connection, self._worker_id, [row[0] for row in ids])
+
+
+@contextlib.asynccontextmanager
+async def old_snapshot(dsn: str) -> AsyncIterator[None]:
+    """Hold a snapshot, as a dump does."""
+    connection = await asyncpg.connect(dsn, server_settings={"application_name": "an old snapshot"})
+    try:
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            await connection.execute("SELECT FROM baton.stream LIMIT 1")
+            yield
+    finally:
+        await connection.close()
+
+
+async def run(dsn: str, folder: Path, given: argparse.Namespace) -> list[Phase]:
+    """Measure in calm, and then with the snapshot."""
+    await migrate(dsn, days_ahead=7)
+    further = {"BATON_CREATES_PER_SECOND": "10000", "BATON_CREATES_BURST": "10000"}
+    further |= {"BATON_MAX_TENANT_STREAMS": str(MOST_LIVE)}
+    calm, held = Phase("calm"), Phase(f"snapshot of {given.seconds:.0f} s")
+    async with (
+        asyncpg.create_pool(dsn, min_size=1, max_size=2) as pool,
+        cluster(dsn, folder, 2000, further) as (_, port),
+        asyncpg.create_pool(dsn, min_size=1, max_size=1) as probed,
+        probed.acquire() as connection,
+    ):
+        load = Load(port, given.rate)
+        tasks = [asyncio.create_task(load.run())]
+        await asyncio.sleep(WARM_UP_SECONDS)
+        tasks.append(asyncio.create_task(Probe(cast(Connection, connection), pool).run(load)))
+        await asyncio.sleep(WARM_UP_SECONDS)
+        load.phase = calm
+        await asyncio.sleep(given.calm)
+        async with old_snapshot(dsn):
+            load.phase = held
+            await asyncio.sleep(given.seconds)
+        for task in tasks:
+            if task.done():
+                task.result()
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return [calm, held]
+
+
+def quantiles(values: Sequence[tuple[float, float]], since: float = 0.0) -> tuple[float, float]:
+    """The median and p99 of what was measured since a moment."""
+    found = sorted(value for moment, value in values if moment >= since)
+    return found[len(found) // 2], found[int(len(found) * 0.99)]
+
+
+def report(phases: Sequence[Phase]) -> int:
+    """Print the figures; return the exit status: whether the promised ones stay within the factor."""
+    calm, held = phases
+    within = True
+    end = held.created[-1][0]
+    print("| | calm p50 | p99 | with the snapshot p50 | p99 | its last minute p50 | p99 |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name in calm.buffers:
+        before, during = quantiles(calm.buffers[name]), quantiles(held.buffers[name])
+        last = quantiles(held.buffers[name], end - LAST_SECONDS)
+        print(f"| {name}, buffers | {' | '.join(f'{value:.0f}' for value in (*before, *during, *last))} |")
+        if name in PROMISED:
+            within &= last[0] <= FACTOR * before[0] and last[1] <= FACTOR * before[1]
+    before, during = quantiles(calm.created), quantiles(held.created)
+    last = quantiles(held.created, end - LAST_SECONDS)
+    print(f"| a create, ms | {' | '.join(f'{value * 1000:.1f}' for value in (*before, *during, *last))} |")
+    within &= during[1] <= FACTOR * before[1]
+    print(f"\n{len(calm.created) + len(held.created):,} creates, {calm.failed + held.failed} failed.")
+    print("All of it within the factor." if within else f"Not all of it is within {FACTOR:g} times of calm.")
+    return 0 if within else 1
+
+
+def main() -> int:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=float, default=150, help="creates a second")
+    parser.add_argument("--calm", type=float, default=60, help="seconds without the snapshot")
+    parser.add_argument("--seconds", type=float, default=600, help="seconds with it")
+    given = parser.parse_args()
+    print(__doc__)
+    print(f"{given.rate:g} creates/s.\n", flush=True)
+    with embedded_postgres() as dsn, tempfile.TemporaryDirectory() as folder:
+        return report(uvloop.run(run(dsn, Path(folder), given)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,521 @@
+"""A database that goes back in time: an asynchronous standby is promoted, or something older is restored.
+
+Everything here reaches Postgres through a proxy, which leads to another server afterwards, as a virtual address does.
+What each test loses is known: the standby is parted from its primary at that moment, and not a second before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import asyncpg
+import httpx2
+import pytest
+from tests.cluster import Cluster, RunningPod
+from tests.conftest import execute, named_database
+from tests.faults.replicas import DATABASE, Replicas
+from tests.faults.watchers import DIALECTS, NATIVE, Script, Watcher
+from tests.logbook import until
+
+from baton import history
+from baton.chaos.proxy import Proxy
+from baton.worker import Worker
+
+QUICK_WORKER = {"worker_heartbeat_seconds": 0.1, "lease_seconds": 1, "poll_seconds": 0.2}
+# As where a service does not let anybody see the timeline.
+NO_TIMELINE = """
+CREATE OR REPLACE FUNCTION baton.current_history() RETURNS text LANGUAGE sql STABLE SECURITY DEFINER
+AS $$ SELECT marker || '/' FROM baton.history $$
+"""
+REWOUND = "log_rewound"
+BEYOND = (409, "cursor_beyond_tail")
+
+
+@pytest.fixture(scope="session")
+def replicas() -> Iterator[Replicas]:
+    with Replicas.running() as running:
+        yield running
+
+
+@dataclass
+class Scene:
+    """Pods and workers that reach the primary of the moment through proxies, and those who watch."""
+
+    replicas: Replicas
+    proxy: Proxy
+    cluster: Cluster
+    script: Script
+    pods: list[RunningPod] = field(default_factory=list)
+    watching: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def start(self, pods: int = 1) -> None:
+        for _ in range(pods):
+            self.pods.append(await self.cluster.pod(safety_poll_seconds=0.2, reconnect_milliseconds=50))
+
+    async def worker(self, **given: object) -> Worker:
+        return await self.cluster.worker({"replay": self.script}, **{**QUICK_WORKER, **given})
+
+    async def create(self, name: str, events: int, *, end: bool = False) -> str:
+        """Create a stream that may say so many events for now."""
+        self.script.let(name, events, end=end)
+        return await self.cluster.create(self.pods[0], input=name, on_worker_lost="retry")
+
+    def client(self, stream_id: str, dialect: str = NATIVE) -> Watcher:
+        return Watcher(self.cluster.client, [pod.url for pod in self.pods], dialect, stream_id)
+
+    def watch(self, stream_id: str, dialect: str = NATIVE) -> Watcher:
+        """Follow a stream from now on."""
+        watcher = self.client(stream_id, dialect)
+        self.watching.append(asyncio.create_task(watcher.watch()))
+        return watcher
+
+    async def fail_over(self) -> None:
+        """Promote the standby, and lead everybody there."""
+        await self.replicas.promote()
+        self.lead()
+
+    def lead(self) -> None:
+        self.proxy.lead_to(self.replicas.dsn)
+        self.proxy.cut()
+
+    async def resumed(self, stream_id: str, cursor: int, dialect: str = NATIVE) -> Watcher:
+        """Come back with a cursor, by one connection to the first pod, and read to its end."""
+        watcher = self.client(stream_id, dialect)
+        # Any frames will do: what counts is what comes after them.
+        watcher.frames = [{"type": "had before"}] * cursor
+        await watcher.connect(self.pods[0].url)
+        return watcher
+
+    async def has_ended(self, stream_id: str) -> None:
+        async def ended() -> bool:
+            return (await self.status(stream_id)) not in {"queued", "running"}
+
+        await until(ended)
+
+    async def status(self, stream_id: str) -> str | None:
+        with contextlib.suppress(asyncpg.PostgresError, OSError, asyncpg.InterfaceError):
+            found: str | None = await self.cluster.pool.fetchval(
+                "SELECT coalesce(error_code, status) FROM baton.stream WHERE id = $1", UUID(stream_id)
+            )
+            return found
+        return "running"
+
+    async def log(self, stream_id: str) -> list[tuple[int, str]]:
+        """The numbers and the events of a log, after having seen that it has no gap."""
+        rows = await self.cluster.pool.fetch(
+            "SELECT seq, data FROM baton.event WHERE stream_id = $1 ORDER BY seq", UUID(stream_id)
+        )
+        assert [row["seq"] for row in rows] == list(range(1, len(rows) + 1))
+        return [(row["seq"], str(row["data"])) for row in rows]
+
+    async def close(self) -> None:
+        for task in self.watching:
+            task.cancel()
+        results = await asyncio.gather(*self.watching, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+
+@pytest.fixture
+async def scene(replicas: Replicas) -> AsyncIterator[Scene]:
+    async with replicas.database(), Proxy(replicas.dsn) as proxy, Cluster(proxy.dsn) as cluster:
+        scene = Scene(replicas, proxy, cluster, Script())
+        try:
+            yield scene
+        finally:
+            await scene.close()
+
+
+async def test_with_its_worker_alive_every_answer_ends_as_rewound_or_is_completed(scene: Scene) -> None:
+    await scene.start(pods=2)
+    await scene.worker(lease_seconds=20)
+    lost, whole = await scene.create("lost", 3), await scene.create("whole", 3)
+    watchers = {(stream, dialect): scene.watch(stream, dialect) for stream in (lost, whole) for dialect in DIALECTS}
+    late = [scene.client(lost, dialect) for dialect in DIALECTS]
+    for watcher in watchers.values():
+        await watcher.has(3)
+    await scene.replicas.part()
+    scene.script.let("lost", 7)
+    for dialect in DIALECTS:
+        await watchers[lost, dialect].has(7)
+    await scene.fail_over()
+    scene.script.let("whole", 5, end=True)
+    scene.script.let("lost", 9, end=True)
+    await asyncio.wait_for(asyncio.gather(*scene.watching), 30)
+    for (stream, _), watcher in watchers.items():
+        watcher.require_one_answer()
+        if stream == whole:
+            assert (watcher.code, len(watcher.texts)) == ("completed", 5)
+        else:
+            # They have what is lost, so that no cursor of theirs means anything any more.
+            assert (watcher.refusal, len(watcher.texts)) == (BEYOND, 7)
+    await scene.has_ended(lost)
+    assert await scene.status(lost) == REWOUND
+    assert len(await scene.log(lost)) == 4
+    for watcher in late:
+        await watcher.connect(scene.pods[1].url)
+        watcher.require_one_answer()
+        assert len(watcher.texts) == 3
+        assert watcher.code in {REWOUND, "failed"}
+
+
+@pytest.mark.parametrize("timeline", [True, False], ids=["timeline", "counters"])
+async def test_with_its_worker_dead_no_cursor_continues_into_another_history(scene: Scene, timeline: bool) -> None:
+    if not timeline:
+        await execute(scene.replicas.dsn, NO_TIMELINE)
+    await scene.start(pods=2)
+    worker = await scene.worker()
+    stream = await scene.create("lost", 3)
+    seen = {dialect: scene.watch(stream, dialect) for dialect in DIALECTS}
+    for watcher in seen.values():
+        await watcher.has(3)
+    survived = {dialect: len(watcher.frames) for dialect, watcher in seen.items()}
+    await scene.replicas.part()
+    await counted_on(scene, worker)
+    scene.script.let("lost", 7)
+    for watcher in seen.values():
+        await watcher.has(7)
+    had = {dialect: len(watcher.frames) for dialect, watcher in seen.items()}
+    await scene.close()
+    scene.watching.clear()
+    await scene.cluster.kill(worker)
+    await scene.fail_over()
+    for dialect in DIALECTS:
+        # Before anybody has ended it, and after: the answer is the same.
+        watcher = await until_answered(scene, stream, had[dialect], dialect)
+        assert watcher.refusal == BEYOND
+    await scene.worker()
+    await scene.has_ended(stream)
+    assert await scene.status(stream) == REWOUND
+    assert len(await scene.log(stream)) == 4
+    for dialect in DIALECTS:
+        for cursor in range(survived[dialect] + 1):
+            watcher = await scene.resumed(stream, cursor, dialect)
+            assert watcher.ended, (dialect, cursor)
+        for cursor in range(survived[dialect] + 1, had[dialect] + 1):
+            watcher = await scene.resumed(stream, cursor, dialect)
+            assert watcher.refusal == BEYOND, (dialect, cursor)
+    for dialect in DIALECTS:
+        first, second = await scene.resumed(stream, 0, dialect), scene.client(stream, dialect)
+        await second.connect(scene.pods[1].url)
+        assert first.frames == second.frames
+        assert len(first.texts) == 3
+        assert first.code == (REWOUND if dialect == NATIVE else "failed")
+
+
+@pytest.mark.parametrize("alive", [True, False], ids=["worker alive", "worker dead"])
+async def test_what_was_queued_and_then_claimed_in_the_lost_part_is_not_generated_again(
+    scene: Scene, alive: bool
+) -> None:
+    await scene.start()
+    stream = await scene.create("queued", 5)
+    await scene.replicas.part()
+    worker = await scene.worker()
+    watcher = scene.watch(stream)
+    await watcher.has(5)
+    if not alive:
+        await scene.cluster.kill(worker)
+    await scene.fail_over()
+    if not alive:
+        await scene.worker()
+    scene.script.let("queued", 8, end=True)
+    await asyncio.wait_for(asyncio.gather(*scene.watching), 30)
+    assert (watcher.refusal, len(watcher.texts)) == (BEYOND, 5)
+    watcher.require_one_answer()
+    await scene.has_ended(stream)
+    assert (await scene.status(stream), len(await scene.log(stream))) == (REWOUND, 1)
+    assert (await scene.resumed(stream, 0)).code == REWOUND
+    for cursor in (1, 5, 6):
+        assert (await scene.resumed(stream, cursor)).refusal == BEYOND
+
+
+async def test_what_ended_was_created_or_erased_in_the_lost_part(scene: Scene) -> None:
+    await scene.start()
+    await scene.worker(lease_seconds=20)
+    ended, erased = await scene.create("ended", 3), await scene.create("erased", 2)
+    watcher, other = scene.watch(ended), scene.watch(erased)
+    await watcher.has(3)
+    await other.has(2)
+    await scene.replicas.part()
+    scene.script.let("ended", 5, end=True)
+    await until(lambda: watcher.ended)
+    assert watcher.code == "completed"
+    assert (await scene.cluster.client.delete(f"{scene.pods[0].url}/v1/streams/{erased}")).status_code == 204
+    created = await scene.create("created", 1, end=True)
+    await scene.has_ended(created)
+    await scene.fail_over()
+    for stream in (ended, erased):
+        await scene.has_ended(stream)
+        assert await scene.status(stream) == REWOUND
+    # One that saw the end in the lost part has a whole answer, and is not told that it knows all that there is.
+    assert (await until_answered(scene, ended, 6)).refusal == BEYOND
+    assert (await until_answered(scene, ended, 4)).refusal == BEYOND
+    again = await until_answered(scene, ended, 0)
+    assert (again.code, len(again.texts)) == (REWOUND, 3)
+    # What was erased is there again.
+    again = await until_answered(scene, erased, 0)
+    assert (again.code, len(again.texts)) == (REWOUND, 2)
+    assert (await until_answered(scene, created, 0)).refusal == (404, "stream_not_found")
+
+
+async def test_two_claims_of_one_epoch_leave_one_log(scene: Scene) -> None:
+    await scene.start()
+    stream = await scene.create("claimed twice", 3)
+    await scene.replicas.part()
+    async with Proxy(scene.replicas.dsn) as own:
+        first = await scene.worker(database_url=own.dsn)
+        watcher = scene.watch(stream)
+        await watcher.has(3)
+        own.stall()
+        own.cut()
+        await scene.fail_over()
+        # As if the stream was created after it: the second claim then has the epoch and the number of the first.
+        await until(lambda: fetched(scene, "SELECT true"))
+        await scene.cluster.pool.execute("UPDATE baton.stream SET history = baton.current_history()")
+        await scene.worker()
+        await until(lambda: fetched(scene, "SELECT count(*) = 3 FROM baton.event"))
+        claimed = "SELECT epoch FROM baton.stream"
+        assert await scene.cluster.pool.fetchval(claimed) == 1
+        own.lead_to(scene.replicas.dsn)
+        own.resume()
+        (run,) = first._runs.values()
+        scene.script.let("claimed twice", 4)
+        await until(run.outbox.closed.is_set)
+        scene.script.let("claimed twice", 5, end=True)
+        await scene.has_ended(stream)
+    # By another pod: this one holds what the first claim wrote, of a row that was made to look new.
+    another = await scene.cluster.pod()
+    reader = Watcher(scene.cluster.client, [another.url], NATIVE, stream)
+    await reader.watch()
+    reader.require_one_answer()
+    assert (reader.code, len(reader.texts)) == ("completed", 5)
+    assert len(await scene.log(stream)) == 6
+
+
+async def test_a_worker_that_was_away_does_not_go_on_in_place_of_one_that_took_over_in_the_lost_part(
+    scene: Scene,
+) -> None:
+    await scene.start()
+    async with Proxy(scene.replicas.dsn) as own:
+        first = await scene.worker(database_url=own.dsn, lease_seconds=3)
+        stream = await scene.create("taken over", 3)
+        watcher = scene.watch(stream)
+        await watcher.has(3)
+        second = await scene.worker(lease_seconds=3)
+        own.stall()
+        # The others have gone on for more than half of the lease; the rest of it passes in the lost part.
+        await beaten(scene, second, 17)
+        await scene.replicas.part()
+        scene.script.let("taken over", 4)
+        await until(lambda: any(frame["type"] == "reset" for frame in watcher.frames))
+        await watcher.has(4)
+        await scene.fail_over()
+        own.lead_to(scene.replicas.dsn)
+        own.resume()
+        own.cut()
+        (run,) = first._runs.values()
+        await until(run.outbox.closed.is_set)
+        await scene.has_ended(stream)
+    await asyncio.wait_for(asyncio.gather(*scene.watching), 30)
+    watcher.require_one_answer()
+    assert watcher.code in {REWOUND, "cursor_beyond_tail"}
+    assert await scene.status(stream) == REWOUND
+    reader = await scene.resumed(stream, 0)
+    reader.require_one_answer()
+
+
+async def test_a_failover_that_takes_longer_than_the_lease_ends_no_answer_that_lost_nothing(scene: Scene) -> None:
+    await scene.start()
+    for _ in range(2):
+        await scene.worker()
+    streams = [await scene.create(name, 3) for name in ("one", "two")]
+    watchers = [scene.watch(stream) for stream in streams]
+    for watcher in watchers:
+        await watcher.has(3)
+    await scene.replicas.part()
+    scene.proxy.refuse()
+    scene.proxy.cut()
+    await scene.replicas.promote()
+    scene.proxy.lead_to(scene.replicas.dsn)
+    # Twice the lease. It is the fault, and nothing is awaited by it.
+    await asyncio.sleep(2)
+    for name in ("one", "two"):
+        scene.script.let(name, 5, end=True)
+    scene.proxy.resume()
+    await asyncio.wait_for(asyncio.gather(*scene.watching), 30)
+    for watcher in watchers:
+        watcher.require_one_answer()
+        assert (watcher.code, len(watcher.texts)) == ("completed", 5)
+
+
+async def beaten(scene: Scene, worker: Worker, times: int) -> None:
+    """Wait until a worker has raised its counter so many times more."""
+    counter = "SELECT heartbeat FROM baton.worker WHERE id = $1"
+    before = await scene.cluster.pool.fetchval(counter, worker._worker_id)
+
+    async def raised() -> bool:
+        return bool(await scene.cluster.pool.fetchval(counter, worker._worker_id) >= before + times)
+
+    await until(raised)
+
+
+@pytest.mark.parametrize("lost", [0, 2])
+async def test_a_connection_that_survives_a_failover_is_found_out_by_its_next_append(
+    cluster: Cluster, lost: int
+) -> None:
+    """As behind a pooler: neither the connection nor a heartbeat gives any sign. Time moves for this test alone."""
+    script, pod = Script(), await cluster.pod()
+    await cluster.worker({"replay": script}, worker_heartbeat_seconds=60, lease_seconds=600)
+    await cluster.create(pod, input="one")
+    for count in (1, 2, 3):
+        # One batch each.
+        script.let("one", count)
+        await until(lambda: cluster.pool.fetchval("SELECT count(*) = $1 FROM baton.event", count))  # noqa: B023
+    async with cluster.pool.acquire() as connection, connection.transaction():
+        await connection.execute("DELETE FROM baton.batch WHERE last_seq > $1", 3 - lost)
+        await history.mark_restored(connection)
+    script.let("one", 5, end=True)
+    await until(lambda: cluster.pool.fetchval("SELECT status NOT IN ('queued', 'running') FROM baton.stream"))
+    status = await cluster.pool.fetchval("SELECT coalesce(error_code, status) FROM baton.stream")
+    numbers = [item["seq"] for item in await cluster.pool.fetch("SELECT seq FROM baton.event ORDER BY seq")]
+    if lost:
+        assert (status, numbers) == (REWOUND, [1, 2])
+    else:
+        assert (status, numbers) == ("completed", [1, 2, 3, 4, 5, 6])
+
+
+async def test_a_worker_that_is_led_to_a_standby_ends_nothing(scene: Scene) -> None:
+    await scene.start()
+    await scene.worker(lease_seconds=20)
+    stream = await scene.create("goes on", 3)
+    watcher = scene.watch(stream)
+    await watcher.has(3)
+    await scene.replicas.part()
+    scene.script.let("goes on", 5)
+    await watcher.has(5)
+    assert scene.replicas.standby is not None
+    refused = scene.proxy.accepted
+    scene.proxy.lead_to(named_database(scene.replicas.standby.dsn, DATABASE))
+    scene.proxy.cut()
+    scene.script.let("goes on", 7)
+    await until(lambda: scene.proxy.accepted > refused + 12)
+    scene.lead()
+    scene.script.let("goes on", 8, end=True)
+    await scene.has_ended(stream)
+    assert (await scene.status(stream), len(await scene.log(stream))) == ("completed", 9)
+
+
+async def counted_on(scene: Scene, worker: Worker) -> None:
+    """Wait until pods have seen the worker's counter rise twice, as they do within seconds."""
+    counter = "SELECT heartbeat FROM baton.worker WHERE id = $1"
+    before = await scene.cluster.pool.fetchval(counter, worker._worker_id)
+    await until(
+        lambda: all(
+            pod.pod.trust._watch._counters.get(worker._worker_id or UUID(int=0), 0) > before + 1 for pod in scene.pods
+        )
+    )
+
+
+async def fetched(scene: Scene, query: str) -> bool:
+    with contextlib.suppress(asyncpg.PostgresError, OSError, asyncpg.InterfaceError):
+        return bool(await scene.cluster.pool.fetchval(query))
+    return False
+
+
+async def until_answered(scene: Scene, stream_id: str, cursor: int, dialect: str = NATIVE) -> Watcher:
+    """Come back as often as it takes until a pod has seen that the database is another one."""
+    while True:
+        watcher = scene.client(stream_id, dialect)
+        watcher.frames = [{"type": "had before"}] * cursor
+        with contextlib.suppress(TimeoutError, httpx2.TransportError):
+            async with asyncio.timeout(1):
+                await watcher.connect(scene.pods[0].url)
+        if watcher.refusal is not None or watcher.ended:
+            return watcher
+
+
+# What follows restores something older over the same server, or beside it.
+
+
+async def test_a_restore_to_a_point_in_time_is_noticed_like_a_promotion(scene: Scene) -> None:
+    await scene.start()
+    worker = await scene.worker()
+    stream = await scene.create("restored", 3)
+    watcher = scene.watch(stream)
+    await watcher.has(3)
+    # The backup is older than what it is restored to.
+    await scene.replicas.part()
+    scene.script.let("restored", 4)
+    await watcher.has(4)
+    target = await scene.cluster.pool.fetchval("SELECT pg_current_wal_insert_lsn()::text")
+    scene.script.let("restored", 6)
+    await watcher.has(6)
+    await scene.cluster.kill(worker)
+    await scene.replicas.restore_to(target)
+    scene.lead()
+    await asyncio.wait_for(asyncio.gather(*scene.watching), 30)
+    assert (watcher.refusal, len(watcher.texts)) == (BEYOND, 6)
+    await scene.worker()
+    await scene.has_ended(stream)
+    assert (await scene.status(stream), len(await scene.log(stream))) == (REWOUND, 5)
+
+
+@pytest.mark.parametrize("remembers", ["worker", "pod", "nobody"])
+async def test_a_snapshot_is_noticed_by_counters_or_marked_by_a_command(scene: Scene, remembers: str) -> None:
+    """Files as they were, on the timeline that they were on: only those who saw more can know."""
+    await scene.start()
+    worker = await scene.worker(lease_seconds=20)
+    stream = await scene.create("restored", 3)
+    watcher = scene.watch(stream)
+    await watcher.has(3)
+    scene.proxy.refuse()
+    await scene.replicas.take_snapshot()
+    scene.proxy.resume()
+    await until(lambda: fetched(scene, "SELECT true"))
+    await counted_on(scene, worker)
+    scene.script.let("restored", 6)
+    await watcher.has(6)
+    marker = await scene.cluster.pool.fetchval("SELECT marker FROM baton.history")
+    if remembers != "worker":
+        await scene.cluster.kill(worker)
+    if remembers == "nobody":
+        await scene.cluster.stop_pod(scene.pods[0])
+    await scene.replicas.restore_snapshot()
+    scene.lead()
+    if remembers == "nobody":
+        connection = await asyncpg.connect(scene.replicas.dsn)
+        assert await history.mark_restored(connection) == 1
+        await connection.close()
+        await scene.close()
+        scene.watching.clear()
+        scene.pods.clear()
+        await scene.start()
+    await until(lambda: fetched(scene, f"SELECT marker <> '{marker}' FROM baton.history"))
+    if remembers != "worker":
+        await scene.worker()
+    await scene.has_ended(stream)
+    assert (await scene.status(stream), len(await scene.log(stream))) == (REWOUND, 4)
+    watcher.require_one_answer()
+    assert (await until_answered(scene, stream, 7)).refusal == BEYOND
+    assert (await until_answered(scene, stream, 4)).refusal == BEYOND
+    assert (await until_answered(scene, stream, 3)).code == REWOUND
+
+
+async def test_no_counter_begins_a_history_that_has_not_fallen_or_changed_already(cluster: Cluster) -> None:
+    worker = await cluster.worker({"replay": Script()}, worker_heartbeat_seconds=60, lease_seconds=600)
+    begin = "SELECT baton.begin_history($1, $2, $3)"
+    seen = await history.read(cluster.pool)
+    counter = await cluster.pool.fetchval("SELECT heartbeat FROM baton.worker")
+    for at_most in (counter, counter - 1, 0):
+        assert await cluster.pool.fetchval(begin, seen, worker._worker_id, at_most) == seen
+    assert await cluster.pool.fetchval(begin, seen, UUID(int=1), counter + 1) == seen
+    # Several see it, and the first one's new history is not replaced by the others.
+    assert await cluster.pool.fetchval(begin, "other/00000001", worker._worker_id, counter + 1) == seen
+    begun = await cluster.pool.fetchval(begin, seen, worker._worker_id, counter + 1)
+    assert begun != seen
+    assert await cluster.pool.fetchval(begin, seen, worker._worker_id, counter + 1) == begun
