@@ -6,7 +6,8 @@ as its last chunk, after an `error` or an `abort` too: `WorkflowChatTransport` c
 
 A tool call stays open, so that calls may interleave, until its result comes or the answer is complete; then its whole
 input is told. What the model says after a result is a new step of the answer. No step begins while a call is open,
-since the SDK would show a call twice that goes on in another step than it began in.
+since the SDK would show a call twice that goes on in another step than it began in. Only a stopped answer ends with an
+empty step.
 
 The `finish` of an answer that has ended puts its status into the message's metadata. A page that has saved a message
 without one has saved a part of an answer, and asks for the rest.
