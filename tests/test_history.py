@@ -111,3 +111,17 @@ async def test_an_append_of_another_history_writes_nothing(dsn: str) -> None:
         append = Append(stream_id, item.epoch, 1, 1, encode_text("a"), None, item.claim_token)
         assert await log.append(connection, [append], "another/00000001") == set()
         assert await log.append(connection, [append], now) == {stream_id}
+
+
+async def test_a_switchover_that_lost_nothing_keeps_what_was_queued_or_running(dsn: str) -> None:
+    ids = [await queue(dsn), await queue(dsn)]
+    async with connected(dsn) as connection:
+        (running,) = await claim_as(connection, WORKER, ["test"], 1)
+        await history.mark_restored(connection)
+        assert await history.declare_complete(connection) == 2
+        assert await history.declare_complete(connection) == 0
+        (claimed_now,) = await claim_as(connection, WORKER, ["test"], 9)
+        assert not claimed_now.rewound
+        assert {running.stream_id, claimed_now.stream_id} == set(ids)
+        await workers.remove(connection, WORKER)
+        assert {orphan.rewound for orphan in await workers.orphans(connection, UUID(int=2))} == {False}

@@ -121,7 +121,15 @@ def maintain(
 
 
 @app.command(name="mark-restored")
-def mark_restored() -> None:
+def mark_restored(
+    *,
+    nothing_lost: Annotated[
+        bool,
+        typer.Option(
+            "--nothing-lost", help="After a planned switchover: keep what was queued or running. You vouch for the log."
+        ),
+    ] = False,
+) -> None:
     """After a restore from a snapshot or a dump: end what was queued or running in it, and refuse older cursors.
 
     A promotion, and a restore to a point in time, are noticed without this.
@@ -134,12 +142,15 @@ def mark_restored() -> None:
     settings = _settings()
     asked = ask(
         settings.dsn,
-        history.mark_restored,
+        history.declare_complete if nothing_lost else history.mark_restored,
         name="baton mark-restored",
         role="the one of `baton migrate`",
         prepare=settings.prepare,
     )
     live = asyncio.run(asked)
+    if nothing_lost:
+        typer.echo(f"{live} queued or running streams of an older history go on in this one.")
+        return
     typer.echo(
         f"Marked. {live} streams were queued or running. Each ends as log_rewound when a worker sees it, unless its "
         "own worker lived through the restore and finds all of its events in the log."

@@ -3,6 +3,6 @@ import * as ai from "ai";
 import { useChat } from "@ai-sdk/react";
 import { offer } from "./chat_page.mjs";
 import { useAnswers } from "./chat.mjs";
-import { fetchAnswer, resumable } from "./ai_sdk_5_6.mjs";
+import { fetchAnswer, resumable } from "./resume.mjs";
 
 offer({ ai, useChat, useAnswers, fetchAnswer, resumable }, useChat);

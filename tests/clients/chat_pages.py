@@ -25,7 +25,7 @@ from tests.logbook import until
 
 API: Final = "/v1/ai-sdk/chat"
 # What the SDKs write into the console when an answer breaks off.
-COMPLAINTS: Final = rf"{EXPECTED}|Error in chat|TypeError: network error|network error"
+COMPLAINTS: Final = rf"{EXPECTED}|Error in chat|network error"
 ADDRESS: Final = "http://localhost:8001"  # in the documentation, of the pods
 
 

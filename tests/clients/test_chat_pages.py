@@ -100,6 +100,43 @@ async def test_workflow_chat_transport_asks_once_for_a_chat_without_an_answer(cl
         assert [request["method"] for request in whole["requests"]] == ["GET", "POST"]
 
 
+async def test_tool_results_that_were_not_sent_are_sent_once_where_a_chat_has_no_answer(
+    cluster: Cluster, node: Node
+) -> None:
+    answered = {"type": "tool-look_up", "toolCallId": "c", "state": "output-available", "input": {}, "output": 1}
+    messages = [
+        {"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hello"}]},
+        {"id": "2", "role": "assistant", "parts": [{"type": "step-start"}, answered]},
+    ]
+    sending = "sendAutomaticallyWhen: ai.lastAssistantMessageIsCompleteWithToolCalls"
+    async with chat_page(cluster, node, "7") as page:
+        page.pods.say(*WORDS[:3])
+        page.pods.finish()
+        await page.show(WORKFLOW.replace("resume: true", f"resume: true, {sending}"), messages=messages)
+        sent = await page.until("s.messages.at(-1).metadata?.status && s.status === 'ready'")
+        assert [request["method"] for request in sent["requests"]] == ["GET", "POST"]
+
+
+async def test_workflow_chat_transport_replaces_what_was_saved_in_the_middle_of_a_tool_call(
+    cluster: Cluster, node: Node
+) -> None:
+    call = {"type": "tool_call", "index": 0, "id": "c", "name": "look_up", "arguments_delta": '{"x":'}
+    async with chat_page(cluster, node, "7") as page:
+        await page.show(WORKFLOW, messages=[])
+        await page.until("window.over && s.status === 'ready'")
+        await page.do('chat.sendMessage({ text: "Hello" })')
+        page.pods.say(*WORDS[:3], call)
+        half = await page.until("JSON.stringify(s.messages).includes('look_up')")
+        await page.close()
+        await page.pods.kill()
+        await page.load()
+        await page.show(WORKFLOW.replace("messages,", "messages: resumable(messages),"), messages=half["messages"])
+        page.pods.say({"type": "tool_call", "index": 0, "arguments_delta": "1}"})
+        page.pods.finish()
+        whole = await page.until("window.over && s.status === 'ready'")
+        assert parts(whole) == ["".join(WORDS[:3]), "input-available"]
+
+
 # Where the page is to ask, and what is wrong there.
 CASES = {
     "ended": ("{}", None),

@@ -400,7 +400,7 @@ def test_what_is_told_can_be_shown(events: list[Event], ending: Event, sizes: li
         elif kind == "tool-output-available":
             assert call_id in known_calls
         elif kind == "start-step":
-            # A call that was broken off stays behind.
+            # The last step of a stopped answer is empty: no call continues in it.
             assert not open_calls or after["type"] == "abort"
     assert not open_parts
     assert [chunk["type"] for chunk in told].index("finish") == len(told) - 1

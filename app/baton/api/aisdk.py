@@ -50,12 +50,12 @@ from .request import (
 )
 
 _RUN: Final = re.compile(r"run_([0-9a-f]{32})")
+_OLD_SDK: Final = (
+    "a message has `parts`; `content` is what AI SDK 3 and 4 send, whose pages cannot read these answers: use AI SDK "
+    "5, 6 or 7"
+)
 # In which a chat's newest stream is looked for, if so many streams have its id that an index does not help.
 _PAGES: Final = 5
-_OLD_SDK: Final = (
-    "A message has `parts`; `content` is what AI SDK 3 and 4 send, whose pages cannot read these answers. Use AI SDK "
-    "5, 6 or 7."
-)
 _START_INDEX: Final = re.compile(r"-?[0-9]{1,9}", re.ASCII)
 
 

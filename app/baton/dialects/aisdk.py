@@ -8,7 +8,7 @@ A tool call stays open, so that calls may interleave, until its result comes or 
 input is sent. A call with a result is one that the generator ran, which `providerExecuted` says: without it the page
 would run the tool again, or send the message back for a next step. A call without a result is for the page. What the
 model says after a result is a new step of the answer. No step begins while a call is open, since the SDK would show a
-call twice that continues in another step than it began in.
+call twice that continues in another step than it began in. Only a stopped answer ends with an empty step.
 
 A stream may continue a message that the page has (`aisdk_message`). What is sent then differs between a client that has
 the message, `AI_SDK`, and one that replays it, `REPLAY`; so a chunk's number belongs to one of the two.

@@ -1,0 +1,28 @@
+"""`baton mark-restored` and `baton keys rotate-notify`, as an operator calls them."""
+
+from __future__ import annotations
+
+from tests.logbook import connected, queue
+from tests.processes import environment, finished
+
+from baton import history, seals
+
+
+async def test_what_is_live_is_marked_and_counted(dsn: str) -> None:
+    await queue(dsn)
+    code, out, err = await finished("mark-restored", env=environment(BATON_DATABASE_URL=dsn))
+    assert code == 0, err
+    assert out.startswith("Marked. 1 streams were queued or running.")
+    code, out, err = await finished("mark-restored", "--nothing-lost", env=environment(BATON_DATABASE_URL=dsn))
+    assert code == 0, err
+    assert out == "1 queued or running streams of an older history go on in this one.\n"
+
+
+async def test_a_key_of_notifications_is_replaced(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        now = await history.read(connection)
+        (before,) = (await seals.read(connection, now)).keys
+        code, out, err = await finished("keys", "rotate-notify", env=environment(BATON_DATABASE_URL=dsn))
+        assert code == 0, err
+        assert out == f"Made key {before + 1}. The one before is worth nothing 80 s from now.\n"
+        assert set((await seals.read(connection, now)).keys) == {before, before + 1}
