@@ -26,7 +26,6 @@ REST: Final = {"type": "tool_call", "index": 0, "arguments_delta": "1}"}
 CELLS: Final[dict[str, tuple[Outcome, Outcome]]] = {
     "yes": ("whole", "whole"),
     "with the code below": ("doubled", "whole"),
-    "two messages": ("split", "split"),
     "refused": ("refused", "refused"),
 }
 COLUMNS: Final = ("send", "stop", "reload", "resume", "client tools")
