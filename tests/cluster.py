@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from tests.logbook import DEADLINE_SECONDS, until
 
 from baton import history, log, notifications, seals, streams
+from baton.errors import GenerationError
 from baton.events import encode_event, encode_text
 from baton.generators import GenerationRequest, Generator
 from baton.generators.protocol import Yielded
@@ -205,12 +206,14 @@ class Tap:
     def __init__(self) -> None:
         self.started = asyncio.Event()
         self.cancelled = asyncio.Event()
-        self._allowed: asyncio.Queue[Yielded | None] = asyncio.Queue()
+        self._allowed: asyncio.Queue[Yielded | GenerationError | None] = asyncio.Queue()
 
     async def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
         self.started.set()
         try:
             while (item := await self._allowed.get()) is not None:
+                if isinstance(item, GenerationError):
+                    raise item
                 yield item
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.set()
@@ -222,6 +225,9 @@ class Tap:
 
     def end(self) -> None:
         self._allowed.put_nowait(None)
+
+    def fail(self, error: GenerationError) -> None:
+        self._allowed.put_nowait(error)
 
 
 async def echo(request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:

@@ -88,7 +88,7 @@ def endless() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("event", "sentence"),
     [
-        ({}, "An event's type is one of custom, reasoning, text, tool_call, tool_result, usage, not None."),
+        ({}, "type is one of custom, reasoning, text, tool_approval, tool_call, tool_result, usage, not None."),
         ({"type": "done"}, "not 'done'"),
         ({"type": "reset", "reason": "x"}, "not 'reset'"),
         ({"type": ["text"]}, r"not \['text'\]"),
@@ -101,6 +101,7 @@ def endless() -> dict[str, Any]:
         ({"type": "tool_call", "index": 0, "id": 1}, "A tool_call event's 'id' is a string, where there is one."),
         ({"type": "tool_call", "index": 0, "name": ["x"]}, "A tool_call event's 'name' is a string"),
         ({"type": "tool_call", "index": 0, "arguments_delta": {"a": 1}}, "'arguments_delta' is a string"),
+        ({"type": "tool_call", "index": 0, "run_by": "me"}, "A tool_call event's 'run_by' is one of client, generator"),
         ({"type": "tool_result"}, "A tool_result event needs 'id' as a string."),
         ({"type": "custom", "data": 1}, "A custom event needs 'name' as a string."),
         ({"type": "custom", "name": "x", "data": object()}, "An event holds a value that is not JSON: .*object"),

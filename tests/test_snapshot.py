@@ -85,3 +85,25 @@ def test_an_index_that_comes_again_with_another_id_is_another_call() -> None:
         '{"type":"tool_call","index":0,"id":"b","name":"g","arguments_delta":"[]"}',
     ]
     assert [(call["id"], call["arguments"]) for call in Snapshot.of(lines, 3).tool_calls] == [("a", "{}"), ("b", "[]")]
+
+
+def test_calls_that_the_generator_runs_are_not_the_clients() -> None:
+    def call(call_id: str | None, **fields: str) -> dict[str, Any]:
+        return {"type": "tool_call", "index": 0, "name": "f", "id": call_id, **fields}
+
+    events = [
+        call(None),
+        call("result"),
+        call("approval"),
+        call("own", run_by="generator"),
+        call("theirs", run_by="client"),
+        call("nobody"),
+        {"type": "tool_result", "id": "result"},
+        {"type": "tool_result", "id": "theirs"},
+        {"type": "tool_approval", "id": "approval"},
+    ]
+    made = snapshot(*events)
+    assert made.as_dict().get("tool_approvals") == [{"id": "approval"}]
+    assert "tool_approvals" not in Snapshot().as_dict()
+    # The first has no id before the second names its own.
+    assert [found["id"] for found in made.calls_of_the_client()] == ["theirs", "nobody"]

@@ -28,11 +28,14 @@ _FIELDS: dict[str, dict[str, type]] = {
     "reasoning": {"delta": str},
     "tool_call": {"index": int},
     "tool_result": {"id": str},
+    "tool_approval": {"id": str},
     "usage": {},
     "custom": {"name": str},
 }
 # Strings that may be missing or None. Readers join them, so anything else would make a stream unreadable.
 _OPTIONAL_STRINGS: dict[str, tuple[str, ...]] = {"tool_call": ("id", "name", "arguments_delta")}
+# Strings of which only some are known.
+_WORDS: dict[str, dict[str, frozenset[str]]] = {"tool_call": {"run_by": frozenset({"client", "generator"})}}
 TYPES = frozenset(_FIELDS)
 
 # The types whose events count as tokens in a stream's timings.
@@ -71,6 +74,9 @@ def encode_event(event: Mapping[str, Any]) -> bytes:
     for name in _OPTIONAL_STRINGS.get(kind, ()):
         if not isinstance(event.get(name), str | None):
             raise InvalidEvent(f"A {kind} event's {name!r} is a string, where there is one.")
+    for name, words in _WORDS.get(kind, {}).items():
+        if event.get(name) is not None and event[name] not in words:
+            raise InvalidEvent(f"A {kind} event's {name!r} is one of {', '.join(sorted(words))}, where there is one.")
     return encode_object({"type": kind, **event})
 
 

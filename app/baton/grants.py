@@ -106,7 +106,7 @@ _END: Final = (
 )
 _NEW_STREAM: Final = (
     *("tenant", "generator", "input", "metadata", "on_worker_lost"),
-    *("max_duration", "idle_timeout", "queue_timeout", "unwatched_timeout", "traceparent"),
+    *("max_duration", "idle_timeout", "queue_timeout", "unwatched_timeout", "traceparent", "continuation"),
 )
 _BOTH: Final = (
     Grant("SELECT", "alembic_version"),

@@ -142,6 +142,7 @@ class StreamWithAnswer(StreamContent):
     reasoning: str
     tool_calls: list[ToolCall]
     tool_results: list[dict[str, Any]]
+    tool_approvals: NotRequired[list[dict[str, Any]]]
 
 
 class CreatedStream(StreamContent):

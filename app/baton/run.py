@@ -13,7 +13,7 @@ from typing import Any, Final
 from . import traceparent
 from .errors import GenerationError, InvalidEvent
 from .events import TOKEN_TYPES, encode_event, encode_text
-from .generators import GenerationRequest, Generator, Yielded
+from .generators import Approval, GenerationRequest, Generator, Yielded
 from .metrics import WorkerMetrics
 from .outbox import Outbox
 from .outcome import Outcome, Timings, numbers_only
@@ -113,7 +113,12 @@ class Run:
         claim = self.claim
         parent = traceparent.current()
         request = GenerationRequest(
-            claim.stream_id, claim.input, claim.metadata, claim.attempts, None if parent is None else str(parent)
+            claim.stream_id,
+            claim.input,
+            claim.metadata,
+            claim.attempts,
+            None if parent is None else str(parent),
+            tuple(Approval(**approval) for approval in claim.approvals),
         )
         events = self._generator(request)
         if not hasattr(events, "aclose"):

@@ -87,6 +87,8 @@ stream = Table(
     Column("history", Text, server_default=text("baton.current_history()")),
     # Which claim may write to it, beside the epoch (see `log`).
     Column("claim_token", UUID),
+    # What it continues, as JSON: see `streams.NewStream`.
+    Column("continuation", LargeBinary),
     CheckConstraint("status IN ('queued', 'running', 'completed', 'failed', 'cancelled')", name="status"),
     CheckConstraint("on_worker_lost IN ('retry', 'fail')", name="on_worker_lost"),
     Index("ix_stream_queued", "id", postgresql_where=text("status = 'queued'")),

@@ -13,21 +13,26 @@ from .events import begins_call
 
 
 class ToolCall(TypedDict):
-    """One call of a tool; its arguments are JSON, whole or so far."""
+    """One call of a tool; its arguments are JSON, whole or so far. `run_by` is there if the generator said it."""
 
     id: str | None
     name: str | None
     arguments: str
+    run_by: NotRequired[str]
 
 
 class SnapshotContent(TypedDict):
-    """The answer so far, up to the event with that id. `usage` is there once the generator has told it."""
+    """The answer so far, up to the event with that id.
+
+    `usage` is there once the generator has reported it, `tool_approvals` if it asked for any: the ids of the calls.
+    """
 
     last_event_id: int
     text: str
     reasoning: str
     tool_calls: list[ToolCall]
     tool_results: list[dict[str, Any]]
+    tool_approvals: NotRequired[list[dict[str, Any]]]
     usage: NotRequired[dict[str, Any] | None]
 
 
@@ -40,6 +45,7 @@ class Snapshot:
     reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
     tool_results: list[dict[str, Any]] = field(default_factory=list)
+    tool_approvals: list[dict[str, Any]] = field(default_factory=list)
     usage: dict[str, Any] | None = None
 
     def as_dict(self) -> SnapshotContent:
@@ -51,9 +57,16 @@ class Snapshot:
             "tool_calls": self.tool_calls,
             "tool_results": self.tool_results,
         }
+        if self.tool_approvals:
+            content["tool_approvals"] = self.tool_approvals
         if self.usage is not None:
             content["usage"] = self.usage
         return content
+
+    def calls_of_the_client(self) -> list[ToolCall]:
+        """Return the calls that the client is to answer, of a stream that has ended."""
+        own = {event["id"] for event in (*self.tool_results, *self.tool_approvals)}
+        return [call for index, call in enumerate(self.tool_calls) if _is_the_clients(call, index, own)]
 
     @classmethod
     def of(cls, lines: Iterable[str], last_event_id: int) -> Snapshot:
@@ -72,6 +85,8 @@ class Snapshot:
                     _add_call(snapshot.tool_calls, newest, event)
                 case "tool_result":
                     snapshot.tool_results.append(_without_type(event))
+                case "tool_approval":
+                    snapshot.tool_approvals.append(_without_type(event))
                 case "usage":
                     snapshot.usage = _without_type(event)
                 case "reset":
@@ -90,6 +105,15 @@ def _add_call(calls: list[ToolCall], newest: dict[int, ToolCall], event: dict[st
     call["id"] = event.get("id") or call["id"]
     call["name"] = event.get("name") or call["name"]
     call["arguments"] += event.get("arguments_delta") or ""
+    if event.get("run_by"):
+        call["run_by"] = event["run_by"]
+
+
+def _is_the_clients(call: ToolCall, index: int, own: set[Any]) -> bool:
+    """What the generator says counts: a client that streams has seen the call by the time of a result."""
+    if run_by := call.get("run_by"):
+        return run_by == "client"
+    return (call["id"] or f"call_{index}") not in own
 
 
 def _without_type(event: dict[str, Any]) -> dict[str, Any]:

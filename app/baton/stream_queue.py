@@ -52,7 +52,7 @@ RETURNING s.id, s.epoch, s.attempts, s.on_worker_lost, s.generator, s.input, s.m
           extract(epoch FROM clock_timestamp() - s.started_at)::double precision AS elapsed,
           extract(epoch FROM s.started_at - s.created_at)::double precision AS queued,
           s.tenant, s.traceparent, s.claim_token,
-          coalesce(s.history <> baton.current_history(), false) AS rewound, s.history
+          coalesce(s.history <> baton.current_history(), false) AS rewound, s.history, s.continuation
 """
 
 # All queued streams from the queue's floor on, $1 and $2: those that were given back, and those never claimed.
@@ -114,6 +114,7 @@ class Claim:
     claim_token: UUID | None = None
     rewound: bool = False  # it is of an older history of the database, and must not be generated
     history: str | None = None
+    approvals: Sequence[Mapping[str, Any]] = ()  # fields of `generators.Approval`
 
     @property
     def fence(self) -> Fence:
@@ -162,6 +163,7 @@ async def claim(
             row["claim_token"],
             row["rewound"],
             row["history"],
+            streams.continuation(row["continuation"]).get("approvals", ()),
         )
         for row in await connection.fetch(_CLAIM, worker_id, generators, limit, place, since.moment, since.id)
     ]

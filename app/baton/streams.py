@@ -28,24 +28,24 @@ _COLUMNS = """id, tenant, generator, metadata, status, epoch, unwatched_timeout,
     finished_at, cancel_requested_at, finish_reason, error_code, error_message, usage, tokens,
     time_to_first_token_seconds, duration_seconds, traceparent, claim_token"""
 
-# A row if there are fewer than $11 streams of the tenant that have not ended, and in any case how many: those from the
-# id $13 on ($12 at most), those among $14 that are still live, and $15 others (see `live_counts`). Those of $14 are
+# A row if there are fewer than $12 streams of the tenant that have not ended, and in any case how many: those from the
+# id $14 on ($13 at most), those among $15 that are still live, and $16 others (see `live_counts`). Those of $15 are
 # found by their key, whatever the planner thinks of the index of live streams. The transaction takes its id before the
 # stream does.
 _INSERT = f"""
 WITH recent AS (
-    SELECT id FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') AND id >= $13 LIMIT $12
+    SELECT id FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') AND id >= $14 LIMIT $13
 ), known AS MATERIALIZED (
-    SELECT id, status FROM baton.stream WHERE id = ANY ($14::uuid[])
+    SELECT id, status FROM baton.stream WHERE id = ANY ($15::uuid[])
 ), older AS (
     SELECT id FROM known WHERE status IN ('queued', 'running')
 ), live AS (
-    SELECT (SELECT count(*) FROM recent) + (SELECT count(*) FROM older) + $15::bigint AS live
+    SELECT (SELECT count(*) FROM recent) + (SELECT count(*) FROM older) + $16::bigint AS live
 ), made AS (
     INSERT INTO baton.stream (tenant, generator, input, metadata, on_worker_lost, max_duration, idle_timeout,
-                              queue_timeout, unwatched_timeout, traceparent)
-    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10 FROM live
-    WHERE live < $11::bigint AND pg_current_xact_id() IS NOT NULL
+                              queue_timeout, unwatched_timeout, traceparent, continuation)
+    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11 FROM live
+    WHERE live < $12::bigint AND pg_current_xact_id() IS NOT NULL
     RETURNING {_COLUMNS}
 )
 SELECT live, (SELECT array_agg(id) FROM recent) AS recent, (SELECT array_agg(id) FROM older) AS older, now() AS began,
@@ -71,6 +71,7 @@ _KEY = "SELECT stream_id, request_hash FROM baton.idempotency_key WHERE tenant =
 _GET = f"SELECT {_COLUMNS} FROM baton.stream WHERE id = $1"  # noqa: S608
 
 _INPUT = "SELECT input FROM baton.stream WHERE id = $1"
+_CONTINUATION = "SELECT continuation FROM baton.stream WHERE id = $1"
 
 # A list looks at a bounded number of rows, $4, whatever it finds. These say which rows: the newest between two ids,
 # those that have not ended, or those with some metadata. The last two are in no order: unless all of them were looked
@@ -238,7 +239,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class NewStream:
-    """What a stream is created from. `input` is any JSON; `metadata` maps names to strings, numbers or booleans."""
+    """What a stream is created from. `input` is any JSON; `metadata` maps names to strings, numbers or booleans.
+
+    `continuation` is what the stream continues: `message`, of an AI SDK's page, and `approvals`, of tool calls.
+    """
 
     generator: str
     input: Any
@@ -247,6 +251,7 @@ class NewStream:
     tenant: str = ""
     limits: Limits = Limits()
     traceparent: str | None = None
+    continuation: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +349,11 @@ async def read_input(pool: Pool, stream_id: UUID) -> Any:
     """Read what a stream was created from; None where there is no such stream."""
     content = await pool.fetchval(_INPUT, stream_id)
     return None if content is None else orjson.loads(content)
+
+
+async def read_continuation(pool: Pool, stream_id: UUID) -> dict[str, Any]:
+    """Read what a stream continues; an empty object where it continues nothing, or is gone."""
+    return continuation(await pool.fetchval(_CONTINUATION, stream_id))
 
 
 async def find(connection: Connection, wanted: Wanted, limit: int) -> Page:
@@ -533,6 +543,12 @@ class _KeyTaken(Exception):
         self.key = key
 
 
+def continuation(content: bytes | None) -> dict[str, Any]:
+    """Decode what a row says of the message that its stream continues; an empty object if it continues none."""
+    found: dict[str, Any] = {} if content is None else orjson.loads(content)
+    return found
+
+
 async def _insert(
     connection: Connection, new: NewStream, key: IdempotencyKey | None, max_live: int | None, counts: LiveCounts
 ) -> Stream:
@@ -547,6 +563,7 @@ async def _insert(
         new.limits.queue_timeout,
         new.limits.unwatched_timeout,
         new.traceparent,
+        None if new.continuation is None else orjson.dumps(new.continuation),
     )
     row = await _insert_below(connection, columns, max_live, counts, new.tenant)
     if key is not None and not await _take_key(connection, new.tenant, key, row["id"]):

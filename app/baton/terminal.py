@@ -16,7 +16,13 @@ from .logs import escaped
 
 _WORDS_AND_SPACES: Final = re.compile(r"\s|\S+")
 _HARMLESS: Final = frozenset({" ", "\n", "\t"})
-_STYLES: Final = {"reasoning": "dim italic", "tool_call": "cyan", "tool_result": "dim cyan", "custom": "dim"}
+_STYLES: Final = {
+    "reasoning": "dim italic",
+    "tool_call": "cyan",
+    "tool_result": "dim cyan",
+    "tool_approval": "yellow",
+    "custom": "dim",
+}
 
 
 class Flow:
@@ -115,7 +121,7 @@ class Answer:
 
     def _separate(self, kind: str) -> None:
         self._flow.end_line()
-        if self._kind and kind != "tool_result":
+        if self._kind and kind not in {"tool_result", "tool_approval"}:
             self._flow.line()
         self._kind = kind
         self._call = -1
@@ -125,6 +131,8 @@ class Answer:
             return self._call_words(event)
         if kind == "tool_result":
             return "  = " + _json(event.get("result"))
+        if kind == "tool_approval":
+            return f"  ? {event['id']} waits for the user's approval"
         if kind == "custom":
             return f"{event.get('name')} {_json(event.get('data'))}\n"
         return str(event.get("delta", ""))

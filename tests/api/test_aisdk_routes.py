@@ -99,16 +99,40 @@ async def test_every_start_index_gives_the_chunks_from_there_on(cluster: Cluster
     run, count = answer.headers["x-workflow-run-id"], len(KINDS)
     for place in ("42", run):
         url = f"{pod.url}{CHAT}/{place}/stream"
-        for index in range(count + 1):
+        for index in range(count):
             rest = await cluster.client.get(url, params={"startIndex": index})
             assert (rest.status_code, kinds(rest.content)) == (200, KINDS[index:])
             back = await cluster.client.get(url, params={"startIndex": -index})
             assert kinds(back.content) == (KINDS[-index:] if index else KINDS)
             assert back.headers.get("x-workflow-stream-tail-index") == (str(count - 1) if index else None)
         assert kinds((await cluster.client.get(url, params={"startIndex": -count - 5})).content) == KINDS
+        # A client that asks until it has seen a `finish` would ask for ever.
+        assert kinds((await cluster.client.get(url, params={"startIndex": count})).content) == ["finish"]
         beyond = await cluster.client.get(url, params={"startIndex": count + 1})
         assert (beyond.status_code, beyond.json()["code"]) == (409, "cursor_beyond_tail")
     assert kinds((await cluster.client.get(f"{pod.url}{CHAT}/{run}/stream")).content) == KINDS
+
+
+async def test_a_client_that_asks_until_it_has_seen_a_finish_gets_one_where_there_is_no_answer(
+    cluster: Cluster,
+) -> None:
+    pod = await cluster.pod()
+    for index in ("0", "3", "-5"):
+        url = f"{pod.url}{CHAT}/42/stream?startIndex={index}"
+        answer = await cluster.client.get(url)
+        assert answer.status_code == 200
+        assert answer.headers["x-vercel-ai-ui-message-stream"] == "v1"
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert "x-workflow-run-id" not in answer.headers
+        assert answer.content == b'data: {"type":"finish","finishReason":"other"}\n\n' + DONE
+        head = await cluster.client.head(url)
+        assert (head.status_code, head.headers["content-type"]) == (200, answer.headers["content-type"])
+    await finished(cluster, pod)
+    assert (await cluster.client.get(f"{pod.url}{CHAT}/42/stream")).status_code == 204
+    stream_id = await cluster.pool.fetchval("SELECT id FROM baton.stream")
+    assert (await cluster.client.delete(f"{pod.url}/v1/streams/{stream_id}")).status_code == 204
+    erased = await cluster.client.get(f"{pod.url}{CHAT}/42/stream?startIndex=0")
+    assert kinds(erased.content) == ["finish"]
 
 
 async def test_the_newest_stream_of_a_chat_is_the_one_that_is_stopped(cluster: Cluster) -> None:
@@ -132,7 +156,9 @@ async def test_the_newest_stream_of_a_chat_is_the_one_that_is_stopped(cluster: C
         ({}, 400, "messages: Field required"),
         ({"id": 42, "messages": []}, 400, "id: "),
         ({"id": "\0", "messages": []}, 400, "id: "),
-        ({"messages": [{"role": "user", "content": "Hello"}]}, 400, "messages.0.parts: Field required"),
+        ({"messages": [{"role": "user"}]}, 400, "messages.0.parts: Field required"),
+        ({"messages": [{"role": "user", "content": "Hello"}]}, 400, "use AI SDK 5, 6 or 7"),
+        ({"messages": [{**MESSAGES[0], "content": "Hello"}]}, 400, "use AI SDK 5, 6 or 7"),
         ({"messages": [{"role": "tool", "parts": []}]}, 400, "messages.0.role: "),
         ({"messages": [{"role": "user", "parts": [{"type": "file"}]}]}, 400, "of the type 'file' needs 'url'"),
         ({"messages": [{"role": "user", "parts": [{"type": "x"}]}]}, 400, "cannot take a part of the type 'x'"),

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from tests.cluster import Cluster, Tap
 from tests.processes import SERVES, Running, environment, running
 
+from baton.errors import GenerationError
+from baton.generators.protocol import Yielded
+
 WORDS = [f"word{number} " for number in range(600)]
 ANSWER = "".join(WORDS)
 
@@ -32,9 +35,13 @@ class TwoPods:
         self.processes[0].signal(signal.SIGKILL)
         await self.processes[0].ends()
 
-    def say(self, *words: str) -> None:
+    def say(self, *said: Yielded) -> None:
         """Have the generator yield."""
-        self.tap.let(*words)
+        self.tap.let(*said)
+
+    def fail(self, message: str) -> None:
+        """Have the generator fail."""
+        self.tap.fail(GenerationError("tired", message))
 
     def finish(self) -> None:
         """Have the generator yield its last events, and end."""
@@ -43,11 +50,12 @@ class TwoPods:
 
 
 @contextlib.asynccontextmanager
-async def two_pods(cluster: Cluster) -> AsyncIterator[TwoPods]:
-    """Start them."""
+async def two_pods(cluster: Cluster, *, allowed_origins: str = "") -> AsyncIterator[TwoPods]:
+    """Start them, for pages of these origins."""
     tap = Tap()
     await cluster.worker({"tap": tap, "replay": tap}, flush_window_milliseconds=5)
-    env = environment(BATON_DATABASE_URL=cluster.dsn, BATON_ALLOW_ANONYMOUS="true", BATON_PORT="0")
+    given = {"BATON_DATABASE_URL": cluster.dsn, "BATON_ALLOW_ANONYMOUS": "true", "BATON_PORT": "0"}
+    env = environment(**given, BATON_ALLOWED_ORIGINS=allowed_origins)
     async with running("serve", env=env) as one, running("serve", env=env) as other:
         first, second = (await one.said(SERVES))[2], (await other.said(SERVES))[2]
         yield TwoPods(cluster, tap, (one, other), first, second)

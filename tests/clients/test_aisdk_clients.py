@@ -50,7 +50,7 @@ async def test_use_chat_shows_a_cut_as_an_error_and_resumes_on_another_pod_with_
         row = await cluster.pool.fetchrow("SELECT id, input FROM baton.stream")
         assert row is not None
         usage = {"inputTokens": 1, "outputTokens": len(WORDS)}
-        assert answer["metadata"] == {"streamId": str(row["id"]), "usage": usage}
+        assert answer["metadata"] == {"streamId": str(row["id"]), "usage": usage, "status": "completed"}
         assert json.loads(row["input"]) == {"messages": [{"role": "user", "content": "Hello"}]}
         later = (await page.rest())[-1]
         assert (later["status"], later["messages"]) == ("ready", whole["messages"])
@@ -66,7 +66,7 @@ async def test_use_chat_stops_on_the_server_and_shows_what_the_server_says_is_wr
     async with node.running("use_chat_stop.mjs", "tap", "failing", url=pod.url) as page:
         assert (await page.says("asked"))["status"] == 202
         finish = await page.says("finish")
-        assert finish == {"event": "finish", "isError": False, "isAbort": False, "finishReason": "interrupted"}
+        assert finish == {"event": "finish", "isError": False, "isAbort": False, "finishReason": "other"}
         stopped = await page.says("stopped")
         assert tap.cancelled.is_set()
         assert stopped["status"] == "ready"

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
+from tests.clients.site import served
 from tests.clients.test_browser import CHROMIUM, START_SECONDS, browser
 from tests.cluster import Cluster, echo
 from tests.logbook import until
-
-from baton.server import bind
 
 PAGE = """<!doctype html><script type="module">
 async function fetched(pod) {
@@ -67,14 +62,6 @@ await fetch("/report", { method: "POST", body: JSON.stringify(result) });
 </script>"""
 
 
-class Server(uvicorn.Server):
-    """Leaves the test process's signals alone."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class Site:
     """The page, and what it reports."""
 
@@ -90,24 +77,12 @@ class Site:
         self.report = await request.json()
         return Response()
 
-    @contextlib.asynccontextmanager
-    async def served(self) -> AsyncIterator[str]:
-        with contextlib.closing(bind("127.0.0.1", 0)) as listening:
-            server = Server(uvicorn.Config(self.app, lifespan="off", log_config=None))
-            task = asyncio.create_task(server.serve(sockets=[listening]))
-            await until(lambda: server.started or task.done())
-            try:
-                yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-            finally:
-                server.should_exit = True
-                await task
-
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: CORS was not tried in a browser")
 async def test_a_page_of_another_origin_follows_where_it_is_allowed(cluster: Cluster, tmp_path: Path) -> None:
     await cluster.worker({"replay": echo}, flush_window_milliseconds=5)
     site = Site()
-    async with site.served() as origin:
+    async with served(site.app) as origin:
         allowing = await cluster.pod(allowed_origins=origin)
         refusing = await cluster.pod(allowed_origins="https://another.example.com")
         stream_id = await cluster.create(refusing, input=["secret"])

@@ -145,11 +145,29 @@ async def test_partial_structured_output_is_shown_as_it_grows(cluster: Cluster) 
     assert printed.splitlines() == ["{'x': 1}", "{'x': 1, 'y': 2}", "x=1 y=2"]
 
 
+@pytest.mark.parametrize("approved", [False, True])
+async def test_a_tool_is_run_if_the_user_allows_it(cluster: Cluster, approved: bool) -> None:
+    module: dict[str, Any] = {}
+    exec(code_of("Tools", "python")[0], module)
+    pod = await cluster.pod()
+    await cluster.worker({"agent": module["generate"]})
+    user = {"id": "u", "role": "user", "parts": [{"type": "text", "text": "Delete it."}]}
+    body = {"id": "1", "model": "agent", "messages": [user]}
+    asked = await cluster.client.post(f"{pod.url}/v1/ai-sdk/chat", json=body)
+    approval_id = re.findall('"approvalId":"([^"]+)"', asked.text)[0]
+    part = {"type": "tool-delete", "toolCallId": "c1", "state": "approval-responded", "input": {}}
+    part["approval"] = {"id": approval_id, "approved": approved}
+    body["messages"] = [user, {"id": "a", "role": "assistant", "parts": [part]}]
+    answer = await cluster.client.post(f"{pod.url}/v1/ai-sdk/chat", json=body)
+    assert ("Done: Deleted a.txt." in answer.text) == approved
+    assert ("the user did not allow this call" in answer.text) != approved
+
+
 def test_all_code_is_run() -> None:
     """Each module for node by a script here; the rest by the tests of this file, and the page by a browser."""
     imported = set(re.findall(r'from "\./(\S+)"', "".join(script.read_text() for script in HERE.glob("*.mjs"))))
     assert documented().keys() <= imported
-    assert Counter(LANGUAGE.findall(CLIENTS.read_text())) == {"sh": 1, "html": 1, "python": 4, "js": len(documented())}
+    assert Counter(LANGUAGE.findall(CLIENTS.read_text())) == {"sh": 1, "html": 1, "python": 5, "js": len(documented())}
 
 
 async def test_curl_prints_the_answer(cluster: Cluster) -> None:

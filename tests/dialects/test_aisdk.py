@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from tests.dialects.wire import STREAM_ID as ID
 from tests.dialects.wire import batches, data, frames, sent
 
-from baton.dialects.aisdk import AI_SDK, RESET, begin
+from baton.dialects.aisdk import AI_SDK, REPLAY, RESET, begin
+from baton.dialects.aisdk_message import Earlier
+from baton.events import Status
 from baton.log import Batch
 from baton.outcome import Outcome
 
@@ -40,6 +42,15 @@ def result(call_id: str, value: Any) -> Event:
     return {"type": "tool_result", "id": call_id, "result": value}
 
 
+def approval(call_id: str) -> Event:
+    return {"type": "tool_approval", "id": call_id}
+
+
+def asked(call_id: str) -> dict[str, Any]:
+    approval_id = f"approval_{ID.hex}_{call_id}"
+    return {"type": "tool-approval-request", "approvalId": approval_id, "toolCallId": call_id}
+
+
 def custom(name: str, data: Any, **fields: Any) -> Event:
     return {"type": "custom", "name": name, "data": data, **fields}
 
@@ -66,16 +77,25 @@ def available(call_id: str, name: str, value: Any) -> dict[str, Any]:
     return {"type": "tool-input-available", "toolCallId": call_id, "toolName": name, "input": value}
 
 
+def executed(call_id: str, name: str, value: Any) -> dict[str, Any]:
+    return available(call_id, name, value) | {"providerExecuted": True}
+
+
 def answered(call_id: str, value: Any) -> dict[str, Any]:
-    return {"type": "tool-output-available", "toolCallId": call_id, "output": value}
+    return {"type": "tool-output-available", "toolCallId": call_id, "output": value, "providerExecuted": True}
+
+
+def finish(reason: str, status: Status) -> dict[str, Any]:
+    return {"type": "finish", "finishReason": reason, "messageMetadata": {"status": status}}
 
 
 def finished(reason: str = "stop") -> list[dict[str, Any]]:
-    return [{"type": "finish-step"}, {"type": "finish", "finishReason": reason}]
+    return [{"type": "finish-step"}, finish(reason, "completed")]
 
 
 def failed(message: str) -> list[dict[str, Any]]:
-    return [{"type": "error", "errorText": message}, {"type": "finish", "finishReason": "error"}]
+    status = {"type": "message-metadata", "messageMetadata": {"status": "failed"}}
+    return [status, {"type": "error", "errorText": message}, finish("error", "failed")]
 
 
 CASES: dict[str, tuple[list[Event], list[dict[str, Any]]]] = {
@@ -115,11 +135,11 @@ CASES: dict[str, tuple[list[Event], list[dict[str, Any]]]] = {
             called("d", "g"),
             argued("d", "["),
             argued("c", "}"),
-            available("c", "f", {}),
+            executed("c", "f", {}),
             answered("c", 1),
             argued("d", "]"),
             *part("text", 1, "a"),
-            available("d", "g", []),
+            executed("d", "g", []),
             answered("d", None),
             *STEP,
             *part("text", 2, "b"),
@@ -130,12 +150,12 @@ CASES: dict[str, tuple[list[Event], list[dict[str, Any]]]] = {
         [call(0, id="c", name="f"), result("c", 1), call(0, "{}", id="d", name="g"), result("d", 2), text("a"), end()],
         [
             called("c", "f"),
-            available("c", "f", {}),
+            executed("c", "f", {}),
             answered("c", 1),
             *STEP,
             called("d", "g"),
             argued("d", "{}"),
-            available("d", "g", {}),
+            executed("d", "g", {}),
             answered("d", 2),
             *STEP,
             *part("text", 1, "a"),
@@ -147,7 +167,7 @@ CASES: dict[str, tuple[list[Event], list[dict[str, Any]]]] = {
         [
             called("c", "f"),
             *part("text", 1, "a"),
-            available("c", "f", {}),
+            executed("c", "f", {}),
             answered("c", 1),
             *STEP,
             *part("text", 2, "b"),
@@ -174,14 +194,14 @@ CASES: dict[str, tuple[list[Event], list[dict[str, Any]]]] = {
         [
             called("call_3", "unknown"),
             argued("call_3", "1"),
-            available("call_3", "unknown", 1),
+            executed("call_3", "unknown", 1),
             answered("call_3", 2),
             *finished(),
         ],
     ),
     "a result of no call": (
         [text("a"), result("c", 1), end()],
-        [*part("text", 1, "a"), available("c", "unknown", {}), answered("c", 1), *finished()],
+        [*part("text", 1, "a"), executed("c", "unknown", {}), answered("c", 1), *finished()],
     ),
     "sources and data": (
         [
@@ -221,7 +241,59 @@ CASES: dict[str, tuple[list[Event], list[dict[str, Any]]]] = {
         [
             *part("text", 1, "a"),
             {"type": "abort", "reason": "cancelled"},
-            {"type": "finish", "finishReason": "interrupted"},
+            finish("other", "cancelled"),
+        ],
+    ),
+    "a cancellation after a call": (
+        [call(0, id="c", name="f"), result("c", 1), Outcome.cancelled()],
+        [
+            called("c", "f"),
+            executed("c", "f", {}),
+            answered("c", 1),
+            {"type": "start-step"},
+            {"type": "abort", "reason": "cancelled"},
+            finish("other", "cancelled"),
+        ],
+    ),
+    "a cancellation in a step after a call": (
+        [call(0, id="c", name="f"), result("c", 1), text("a"), Outcome.cancelled()],
+        [
+            called("c", "f"),
+            executed("c", "f", {}),
+            answered("c", 1),
+            *STEP,
+            *part("text", 1, "a"),
+            {"type": "abort", "reason": "cancelled"},
+            finish("other", "cancelled"),
+        ],
+    ),
+    "a tool that the generator says it runs": (
+        [call(0, "{}", id="c", name="f", run_by="generator"), end()],
+        [
+            called("c", "f") | {"providerExecuted": True},
+            argued("c", "{}"),
+            executed("c", "f", {}),
+            *finished(),
+        ],
+    ),
+    "a tool that the user must allow": (
+        [call(0, "{}", id="c", name="f"), approval("c"), approval("c"), approval("d"), end()],
+        [called("c", "f"), argued("c", "{}"), executed("c", "f", {}), asked("c"), *finished()],
+    ),
+    "a tool that nobody can allow, for its arguments are not JSON": (
+        [call(0, "{", id="c", name="f"), approval("c"), end()],
+        [
+            called("c", "f"),
+            argued("c", "{"),
+            {
+                "type": "tool-input-error",
+                "toolCallId": "c",
+                "toolName": "f",
+                "providerExecuted": True,
+                "input": "{",
+                "errorText": "The arguments of this call are not JSON.",
+            },
+            *finished(),
         ],
     ),
     "a reset before anything was said": (
@@ -243,10 +315,11 @@ def test_events_become_chunks(events: list[Event], expected: list[dict[str, Any]
     assert chunks(body) == OPENING + expected
 
 
-def test_a_log_with_a_hole_is_an_error_and_an_end() -> None:
+def test_a_log_with_a_gap_is_an_error_and_an_end_whose_status_is_unknown() -> None:
     body, over = AI_SDK.broken(begin(ID).state, "log_damaged", "A part is missing.")
     assert over == "ended"
-    assert chunks(body) == failed("A part is missing.")
+    error = {"type": "error", "errorText": "A part is missing."}
+    assert chunks(body) == [error, {"type": "finish", "finishReason": "error"}]
 
 
 def test_input_that_nests_too_deeply_to_be_told_is_an_error() -> None:
@@ -263,6 +336,7 @@ EVENTS: st.SearchStrategy[list[Event]] = st.lists(
         DELTAS.map(reasoning),
         st.builds(call, INDEXES, st.sampled_from(["", "{", "}", "1"])),
         st.builds(lambda index: result(f"call_{index}", 1), INDEXES),
+        st.builds(lambda index: approval(f"call_{index}"), INDEXES),
         st.builds(custom, st.sampled_from(["source", "x"]), st.just({"url": "u"})),
         st.just({"type": "usage", "input_tokens": 1}),
         st.just({"type": "reset", "reason": "worker_lost"}),
@@ -306,7 +380,7 @@ def test_what_is_told_can_be_shown(events: list[Event], ending: Event, sizes: li
     open_parts: set[str] = set()
     open_calls: set[str] = set()
     known_calls: set[str] = set()
-    for chunk in told:
+    for chunk, after in zip(told, [*told[1:], {}], strict=True):
         kind, part_id, call_id = chunk["type"], chunk.get("id", ""), chunk.get("toolCallId", "")
         if kind in {"text-start", "reasoning-start"}:
             assert not open_parts
@@ -326,7 +400,8 @@ def test_what_is_told_can_be_shown(events: list[Event], ending: Event, sizes: li
         elif kind == "tool-output-available":
             assert call_id in known_calls
         elif kind == "start-step":
-            assert not open_calls
+            # The last step of a stopped answer is empty: no call continues in it.
+            assert not open_calls or after["type"] == "abort"
     assert not open_parts
     assert [chunk["type"] for chunk in told].index("finish") == len(told) - 1
 
@@ -337,3 +412,130 @@ def read(found: list[Batch], after: int = 0) -> bytes:
 
 def chunks(body: bytes) -> list[dict[str, Any]]:
     return [chunk for chunk in data(body) if chunk != "[DONE]"]
+
+
+def test_a_stream_that_continues_a_message_sends_only_what_is_new() -> None:
+    live = chunks(continuing([text("b"), end()]))
+    assert live == [
+        {"type": "start", "messageId": "m", "messageMetadata": {"status": None, "streamId": str(ID)}},
+        {"type": "tool-output-denied", "toolCallId": "no"},
+        {"type": "start-step"},
+        *part("text", 3, "b"),
+        *finished(),
+    ]
+
+
+def test_a_replay_begins_with_the_parts_of_the_message() -> None:
+    replay = chunks(continuing([text("b"), end()], replay=True))
+    assert replay == [
+        {
+            "type": "start",
+            "messageId": "m",
+            "messageMetadata": {"usage": {"totalTokens": 1}, "status": None, "streamId": str(ID)},
+        },
+        {"type": "start-step"},
+        *part("reasoning", 1, "hm"),
+        {"type": "text-start", "id": "earlier-3"},
+        {"type": "text-delta", "id": "earlier-3", "delta": "a"},
+        {"type": "text-end", "id": "earlier-3"},
+        {"type": "data-weather", "id": "w", "data": 1},
+        called("done", "f"),
+        argued("done", '{"x":1}'),
+        {"type": "tool-output-available", "toolCallId": "done", "output": 2},
+        {"type": "tool-input-start", "toolCallId": "bad", "dynamic": True, "toolName": "g"},
+        argued("bad", '{"x'),
+        {"type": "tool-output-error", "toolCallId": "bad", "dynamic": True, "errorText": "not JSON"},
+        called("no", "f"),
+        argued("no", "{}"),
+        {"type": "tool-output-denied", "toolCallId": "no"},
+        called("yes", "f"),
+        argued("yes", "{}"),
+        called("own", "f") | {"providerExecuted": True},
+        argued("own", "[]"),
+        answered("own", None),
+        {"type": "start-step"},
+        *part("text", 3, "b"),
+        *finished(),
+    ]
+
+
+def test_a_result_of_an_earlier_call_is_its_output_alone() -> None:
+    """It may be of a call that the user allowed. What the model then says is in the same step, which has no call."""
+    for replay in (False, True):
+        found = chunks(continuing([call(0, "{}", id="yes", name="f"), result("yes", 3), text("b"), end()], replay))
+        place = found.index(answered("yes", 3))
+        assert found[place - 1 :] == [{"type": "start-step"}, answered("yes", 3), *part("text", 3, "b"), *finished()]
+
+
+def test_a_new_call_with_the_id_of_an_answered_one_gets_an_id_of_its_own() -> None:
+    events = [call(0, "{}", id="done", name="f"), call(0, " ", id="done"), result("done", 3), end()]
+    assert chunks(continuing(events))[3:] == [
+        called("done-2", "f"),
+        argued("done-2", "{}"),
+        argued("done-2", " "),
+        executed("done-2", "f", {}),
+        answered("done-2", 3),
+        *finished(),
+    ]
+
+
+@given(EVENTS, ENDS, st.lists(st.integers(1, 4)), st.integers(0, 60), st.booleans())
+def test_a_chunk_of_a_continued_message_has_one_number_at_its_address(
+    events: list[Event], ending: Event | None, sizes: list[int], after: int, replay: bool
+) -> None:
+    events = [*events, *([ending] if ending else [])]
+    whole = frames(continuing(events, replay))
+    log = batches(events, sizes)
+    for other in (not replay, replay, replay):
+        dialect = REPLAY if other else AI_SDK
+        rest = frames(sent(dialect, begin(ID, after, Earlier.of(MESSAGE), replay=other), log, after))
+        if other == replay:
+            assert [frame for frame in rest if frame != DONE] == [frame for frame in whole[after:] if frame != DONE]
+
+
+MESSAGE: dict[str, Any] = {
+    "id": "m",
+    "metadata": {"usage": {"totalTokens": 1}, "status": "completed"},
+    "parts": [
+        {"type": "step-start"},
+        {"type": "reasoning", "id": "reasoning-1", "text": "hm", "state": "done"},
+        {"type": "text", "text": "a", "state": "done"},
+        {"type": "data-weather", "id": "w", "data": 1},
+        {"type": "tool-f", "toolCallId": "done", "state": "output-available", "input": {"x": 1}, "output": 2},
+        {
+            "type": "dynamic-tool",
+            "toolName": "g",
+            "toolCallId": "bad",
+            "state": "output-error",
+            "input": '{"x',
+            "errorText": "not JSON",
+        },
+        {
+            "type": "tool-f",
+            "toolCallId": "no",
+            "state": "approval-responded",
+            "input": {},
+            "approval": {"id": "1", "approved": False},
+        },
+        {
+            "type": "tool-f",
+            "toolCallId": "yes",
+            "state": "approval-responded",
+            "input": {},
+            "approval": {"id": "2", "approved": True},
+        },
+        {
+            "type": "tool-f",
+            "toolCallId": "own",
+            "state": "output-available",
+            "input": [],
+            "output": None,
+            "providerExecuted": True,
+        },
+    ],
+}
+
+
+def continuing(events: list[Event], replay: bool = False) -> bytes:
+    dialect = REPLAY if replay else AI_SDK
+    return sent(dialect, begin(ID, 0, Earlier.of(MESSAGE), replay=replay), batches(events))

@@ -45,7 +45,7 @@ def test_usage_comes_last_where_it_was_asked_for() -> None:
 
 def test_tool_calls_are_given_in_pieces() -> None:
     found = told(
-        {"type": "tool_call", "index": 0, "id": "c", "name": "f", "arguments_delta": ""},
+        {"type": "tool_call", "index": 0, "id": "c", "name": "f", "arguments_delta": "", "run_by": "client"},
         {"type": "tool_call", "index": 0, "arguments_delta": "{}"},
         Outcome.completed("tool_calls"),
     )
@@ -77,7 +77,10 @@ def test_calls_are_numbered_as_they_begin_whatever_their_index_is() -> None:
     def call(index: int, delta: str, **rest: str) -> dict[str, Any]:
         return {"type": "tool_call", "index": index, "arguments_delta": delta, **rest}
 
-    found = told(call(0, "{", id="a"), call(0, "}"), call(0, "[", id="b"), call(3, "1", id="c"), call(0, "]"), STOP)
+    def begun(index: int, delta: str, name: str) -> dict[str, Any]:
+        return call(index, delta, id=name, run_by="client")
+
+    found = told(begun(0, "{", "a"), call(0, "}"), begun(0, "[", "b"), begun(3, "1", "c"), call(0, "]"), STOP)
     calls = [chunk["choices"][0]["delta"]["tool_calls"][0] for chunk in found[1:6]]
     assert [(item["index"], item["function"]["arguments"]) for item in calls] == [
         (0, "{"),
@@ -86,6 +89,41 @@ def test_calls_are_numbered_as_they_begin_whatever_their_index_is() -> None:
         (2, "1"),
         (1, "]"),
     ]
+
+
+CALL = {"type": "tool_call", "index": 0, "id": "c", "name": "f", "arguments_delta": "{"}
+REST = {"type": "tool_call", "index": 0, "arguments_delta": "}"}
+WHOLE = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("events", "calls", "reason"),
+    [
+        ([CALL, REST, "a"], [WHOLE], "tool_calls"),
+        ([CALL, REST, "a", {"type": "tool_result", "id": "c", "result": 1}, REST], [], "stop"),
+        ([CALL, REST, {"type": "tool_approval", "id": "c"}], [], "stop"),
+        ([CALL | {"run_by": "generator"}, REST], [], "stop"),
+        ([CALL, {"type": "reset", "reason": "worker_lost"}, CALL, REST], [WHOLE], "tool_calls"),
+        (
+            [CALL | {"id": "d", "run_by": "client"}, CALL, {"type": "tool_result", "id": "c"}],
+            [{"index": 0, "id": "d", "type": "function", "function": {"name": "f", "arguments": "{"}}],
+            "tool_calls",
+        ),
+    ],
+)
+@pytest.mark.parametrize("said", ["stop", "tool_calls", "length"])
+def test_only_the_clients_calls_are_sent_and_the_reason_agrees(
+    events: list[Any], calls: list[Any], reason: str, said: str
+) -> None:
+    *chunks, _ = told(*events, Outcome.completed(said))
+    found = [call for chunk in chunks for call in chunk["choices"][0]["delta"].get("tool_calls", [])]
+    assert found == calls
+    assert chunks[-1]["choices"][0]["finish_reason"] == ("length" if said == "length" else reason)
+    lines = [line for batch in batches(events) for line in batch.lines]
+    (choice,) = completion_of(stream(status="completed", finish_reason=said), Snapshot.of(lines, 1))["choices"]
+    whole = [{name: call[name] for name in ("id", "type", "function")} for call in calls]
+    assert choice["message"].get("tool_calls", []) == whole
+    assert choice["finish_reason"] == chunks[-1]["choices"][0]["finish_reason"]
 
 
 def test_a_reset_before_anything_was_told_is_nothing() -> None:

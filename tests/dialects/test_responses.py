@@ -20,6 +20,9 @@ EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 STOP = Outcome.completed("stop", usage={"input_tokens": 3, "output_tokens": 4, "total_tokens": 7, "cached_tokens": 1})
 
 
+CALL = {"type": "tool_call", "index": 0, "id": "c", "name": "f", "arguments_delta": "["}
+
+
 def told(*events: Any, after: int = 0) -> list[dict[str, Any]]:
     opening = RESPONSES.begin(ROW, INPUT, after)
     return data(sent(RESPONSES, opening, batches(events), after))
@@ -57,7 +60,7 @@ def test_reasoning_ends_where_text_begins_and_text_where_a_call_does() -> None:
     found = told(
         {"type": "reasoning", "delta": "hm"},
         "one",
-        {"type": "tool_call", "index": 0, "id": "c0", "name": "f", "arguments_delta": "{}"},
+        {"type": "tool_call", "index": 0, "id": "c0", "name": "f", "arguments_delta": "{}", "run_by": "client"},
         "two",
         STOP,
     )
@@ -103,19 +106,34 @@ def test_an_index_that_comes_again_with_another_id_is_another_call() -> None:
     assert [(call["call_id"], call["arguments"]) for call in calls] == [("c0", "{}"), ("c1", "[]")]
 
 
-def test_a_result_ends_its_call_and_is_an_item_of_its_own() -> None:
-    found = told(
-        {"type": "tool_call", "index": 0, "id": "c0", "name": "f", "arguments_delta": "{}"},
-        {"type": "tool_result", "id": "c0", "result": {"n": 1}},
-        STOP,
-    )
-    call, result = found[-1]["response"]["output"]
-    assert (call["status"], result["type"], result["call_id"], result["output"]) == (
-        "completed",
-        "function_call_output",
-        "c0",
-        '{"n":1}',
-    )
+@pytest.mark.parametrize("run_by", [{}, {"run_by": "generator"}])
+def test_a_tool_that_the_generator_ran_is_an_item_of_a_server(run_by: dict[str, str]) -> None:
+    result = {"type": "tool_result", "id": "c", "result": {"n": 1}}
+    found = told("a", CALL | run_by, {"type": "tool_call", "index": 0, "arguments_delta": "]"}, result, "b", STOP)
+    kinds = [item["type"] for item in found[-1]["response"]["output"]]
+    assert kinds == ["message", "mcp_call", "message"]
+    run = found[-1]["response"]["output"][1]
+    assert (run["status"], run["server_label"], run["name"]) == ("completed", "baton", "f")
+    assert (run["arguments"], run["output"]) == ("[]", '{"n":1}')
+    assert [item["type"] for item in found if "mcp" in item["type"]].count("response.mcp_call.completed") == 1
+
+
+def test_a_call_is_held_back_until_it_is_known_who_runs_it() -> None:
+    held = data(sent(RESPONSES, RESPONSES.begin(ROW, INPUT), batches([CALL, "a"])))
+    assert [item["item"]["type"] for item in held if item["type"] == "response.output_item.added"] == ["message"]
+    found = told(CALL, "a", STOP)
+    assert [item["type"] for item in found[-1]["response"]["output"]] == ["message", "function_call"]
+
+
+def test_a_call_that_the_user_is_to_allow_is_not_for_the_client() -> None:
+    (run, message) = told(CALL, {"type": "tool_approval", "id": "c"}, STOP)[-1]["response"]["output"]
+    assert (run["type"], run["status"], run["output"]) == ("mcp_call", "incomplete", None)
+    assert message["content"][0]["text"] == ""
+
+
+def test_the_result_of_a_call_of_an_earlier_stream_is_an_item() -> None:
+    (run, _) = told({"type": "tool_result", "id": "x", "result": "dry"}, STOP)[-1]["response"]["output"]
+    assert (run["type"], run["name"], run["arguments"], run["output"]) == ("mcp_call", "unknown", "", "dry")
 
 
 @pytest.mark.parametrize(
@@ -169,7 +187,7 @@ def test_a_response_that_is_retrieved_after_a_reset_is_the_new_answer() -> None:
 
 
 def test_a_response_tells_how_far_it_is() -> None:
-    (batch,) = batches(["a", {"type": "tool_call", "index": 0, "id": "c", "name": "f", "arguments_delta": "["}])
+    (batch,) = batches(["a", {**CALL, "run_by": "client"}])
     assert response_of(ROW, INPUT, [])["status"] == "queued"
     response = response_of(ROW, INPUT, batch.lines)
     assert (response["status"], [item["status"] for item in response["output"]]) == (
@@ -204,8 +222,8 @@ def test_what_grew_is_what_is_told_at_the_end(answer: list[Any]) -> None:
             grown[item["item_id"]] = grown.get(item["item_id"], "") + item["delta"]
     for item in found[-1]["response"]["output"]:
         if item["type"] == "message":
-            assert item["content"][0]["text"] == grown[item["id"]]
-        elif item["type"] == "function_call":
+            assert item["content"][0]["text"] == grown.get(item["id"], "")
+        elif item["type"] in {"function_call", "mcp_call"}:
             assert item["arguments"] == grown.get(item["id"], "")
 
 

@@ -73,14 +73,17 @@ EVENT = st.one_of(
     TEXT,
     TEXT.map(lambda delta: {"type": "reasoning", "delta": delta}),
     st.builds(
-        lambda index, delta, named: (
+        lambda index, delta, named, run_by: (
             {"type": "tool_call", "index": index, "arguments_delta": delta}
             | ({"id": f"c{index}", "name": "f"} if named else {})
+            | ({"run_by": run_by} if run_by else {})
         ),
         st.integers(0, 2),
         TEXT,
         st.booleans(),
+        st.sampled_from([None, "client", "generator"]),
     ),
+    st.builds(lambda index: {"type": "tool_approval", "id": f"c{index}"}, st.integers(0, 2)),
     st.builds(lambda index: {"type": "tool_result", "id": f"c{index}", "result": {"n": index}}, st.integers(0, 2)),
     st.just({"type": "usage", "input_tokens": 3, "output_tokens": 4, "total_tokens": 7}),
     st.just({"type": "custom", "name": "n", "data": 1}),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from baton.errors import GenerationError
-from baton.generators.conversation import messages
+from baton.generators.conversation import for_anthropic, for_responses, messages
 
 PIXEL = "data:image/png;base64,AA=="
 PAPER = "data:application/pdf;base64,AA=="
@@ -114,7 +114,55 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
     "an answer that was stopped in mid-call": (
         "assistant",
         [text("Let me"), tool("c", "input-streaming", input={})],
-        [{"role": "assistant", "content": "Let me"}],
+        [
+            {"role": "assistant", "content": "Let me", "tool_calls": [calling("c", "{}")]},
+            {"role": "tool", "tool_call_id": "c", "content": "Error: this call was broken off."},
+        ],
+    ),
+    "calls without a result, each for its reason": (
+        "assistant",
+        [
+            tool("a", "input-available", input={"x": 1}),
+            tool("b", "approval-requested", input={}, approval={"id": "1"}),
+            tool("c", "approval-responded", input={}, approval={"id": "2", "approved": True}),
+            tool("d", "approval-responded", input={}, approval={"id": "3", "approved": False}),
+            tool("e", "output-denied", input={}, approval={"id": "4", "approved": False, "reason": "not today"}),
+        ],
+        [
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [calling("a", '{"x":1}'), *(calling(name, "{}") for name in "bcde")],
+            },
+            *(
+                {"role": "tool", "tool_call_id": name, "content": f"Error: {sentence}"}
+                for name, sentence in (
+                    ("a", "this call has no result."),
+                    ("b", "the user has neither allowed nor refused this call."),
+                    ("c", "the user allowed this call, but it has no result."),
+                    ("d", "the user did not allow this call."),
+                    ("e", "the user did not allow this call: not today"),
+                )
+            ),
+        ],
+    ),
+    "a tool that the generator ran": (
+        "assistant",
+        [tool("c", "output-available", output="dry", providerExecuted=True), {"type": "step-start"}, text("Dry.")],
+        [
+            {"role": "assistant", "content": None, "tool_calls": [calling("c", "{}")]},
+            {"role": "tool", "tool_call_id": "c", "content": "dry"},
+            {"role": "assistant", "content": "Dry."},
+        ],
+    ),
+    "what the user said in mid-answer": (
+        "assistant",
+        [text("a"), {"type": "steering-message", "id": "s", "parts": [text("Shorter!")]}, text("b")],
+        [
+            {"role": "assistant", "content": "a"},
+            {"role": "user", "content": "Shorter!"},
+            {"role": "assistant", "content": "b"},
+        ],
     ),
     "an answer that was stopped before it began": ("assistant", [{"type": "step-start"}], []),
     "an answer without a word": ("assistant", [{"type": "step-start"}, text("")], []),
@@ -138,9 +186,38 @@ def test_a_ui_message_becomes_chat_messages(
         ({"type": "tool-f", "toolCallId": 7, "state": "output-available"}, "needs 'toolCallId'"),
         ({"type": "tool-f", "toolCallId": "c", "state": "output-error"}, "needs 'errorText'"),
         ({"type": "hologram"}, "a part of the type 'hologram'"),
+        ({"type": "custom", "kind": "a.b"}, "a part of the type 'custom'"),
+        ({"type": "reasoning-file", "mediaType": "image/png", "url": PIXEL}, "a part of the type 'reasoning-file'"),
+        ({"type": "tool-f", "toolCallId": "c", "state": "new"}, "a tool call in the state 'new'"),
+        ({"type": "tool-f", "toolCallId": "c"}, "a tool call in the state None"),
         ({}, "a part of the type None"),
     ],
 )
 def test_a_part_that_cannot_be_sent_on_is_refused(part: dict[str, Any], sentence: str) -> None:
     with pytest.raises(GenerationError, match=sentence):
         messages([{"role": "assistant", "parts": [part]}])
+
+
+RUN = {"type": "mcp_call", "id": "mcp_1", "server_label": "baton", "name": "weather", "arguments": '{"city":"Oslo"}'}
+
+
+@pytest.mark.parametrize(("output", "told"), [("dry", "dry"), (None, "Error: this call has no result.")])
+def test_a_tool_that_a_generator_ran_comes_back_from_responses_as_a_call_and_its_result(
+    output: str | None, told: str
+) -> None:
+    given = {"input": [{"role": "user", "content": "Hello"}, {**RUN, "output": output}]}
+    call = calling("mcp_1", '{"city":"Oslo"}')
+    result = {"role": "tool", "tool_call_id": "mcp_1", "content": told}
+    assert messages(given)[1:] == [{"role": "assistant", "content": None, "tool_calls": [call]}, result]
+    assert for_responses(given)["input"][1:] == [
+        {"type": "function_call", "call_id": "mcp_1", "name": "weather", "arguments": '{"city":"Oslo"}'},
+        {"type": "function_call_output", "call_id": "mcp_1", "output": told},
+    ]
+    use, used = for_anthropic(given)["messages"][1:]
+    assert use["content"] == [{"type": "tool_use", "id": "mcp_1", "name": "weather", "input": {"city": "Oslo"}}]
+    assert used["content"] == [{"type": "tool_result", "tool_use_id": "mcp_1", "content": told}]
+
+
+def test_a_call_of_a_server_of_the_provider_stays_as_it_is() -> None:
+    item = {**RUN, "server_label": "theirs"}
+    assert for_responses({"input": [item]})["input"] == [item]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -19,7 +21,7 @@ from ..pod import Pod
 from ..principal import Principal
 from ..problems import path_of
 from ..rates import Rate
-from ..streams import Limits, NewStream, Stream
+from ..streams import IdempotencyKey, Limits, NewStream, Stream
 from .request import damaged, found, idempotency_key, pod_of, principal_of
 
 logger = logging.getLogger(__name__)
@@ -38,7 +40,9 @@ class Content:
     whole: bool
 
 
-def new_stream(request: Request, wanted: CreateStream, *, on_worker_lost: str) -> NewStream:
+def new_stream(
+    request: Request, wanted: CreateStream, *, on_worker_lost: str, continuation: Mapping[str, Any] | None = None
+) -> NewStream:
     """Return what to create, with this pod's settings for all that a client left open, but for `on_worker_lost`.
 
     Raises:
@@ -47,7 +51,7 @@ def new_stream(request: Request, wanted: CreateStream, *, on_worker_lost: str) -
     """
     pod = pod_of(request)
     max_bytes = pod.settings.max_input_bytes
-    if len(orjson.dumps(wanted.input)) > max_bytes:
+    if any(len(orjson.dumps(content)) > max_bytes for content in (wanted.input, continuation)):
         pod.metrics.rejected["input_bytes"] += 1
         raise InputTooLarge(f"The input of a stream may have {max_bytes} bytes at most, as JSON.")
     return NewStream(
@@ -57,11 +61,16 @@ def new_stream(request: Request, wanted: CreateStream, *, on_worker_lost: str) -
         wanted.on_worker_lost or on_worker_lost,
         tenant=principal_of(request).tenant,
         limits=_limits(pod, wanted),
+        continuation=continuation,
     )
 
 
-async def create(request: Request, new: NewStream, body: bytes) -> tuple[Stream, bool]:
+async def create(
+    request: Request, new: NewStream, body: bytes, key: IdempotencyKey | None = None
+) -> tuple[Stream, bool]:
     """Queue a stream; return it, and whether it is new or the one that this `Idempotency-Key` created before.
+
+    `key` takes the place of the client's own.
 
     Raises:
         CreatesTooFast: the caller has created more than it may in a time.
@@ -73,7 +82,8 @@ async def create(request: Request, new: NewStream, body: bytes) -> tuple[Stream,
     with tracing.span("create", tracing.here(), kind="server", attributes=about) as span:
         async with translated():
             parent = None if span.traceparent is None else str(span.traceparent)
-            stream, created = await _create(request, replace(new, traceparent=parent), body)
+            own_key = key or idempotency_key(request, body)
+            stream, created = await _create(request, replace(new, traceparent=parent), own_key)
         span.set({"baton.stream.id": str(stream.id), "baton.created": created})
         log_context.enter_stream(stream.id)
         if created:
@@ -150,7 +160,7 @@ def token(request: Request, stream: Stream, wish: Wish) -> tuple[str | None, dat
     return (None, None) if issued is None else (issued[0], datetime.fromtimestamp(issued[1], UTC))
 
 
-async def _create(request: Request, new: NewStream, body: bytes) -> tuple[Stream, bool]:
+async def _create(request: Request, new: NewStream, key: IdempotencyKey | None) -> tuple[Stream, bool]:
     pod = pod_of(request)
     await _take_turn(pod, principal_of(request))
     if sentence := await pod.missing_generator(new.generator):
@@ -159,7 +169,7 @@ async def _create(request: Request, new: NewStream, body: bytes) -> tuple[Stream
         stream, created = await streams.create(
             pod.pool,
             new,
-            idempotency_key(request, body),
+            key,
             max_live=pod.settings.max_tenant_streams,
             counts=pod.live_counts,
         )

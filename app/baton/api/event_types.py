@@ -35,6 +35,7 @@ class ToolCallEvent(TypedDict):
     id: NotRequired[str | None]
     name: NotRequired[str | None]
     arguments_delta: NotRequired[str | None]
+    run_by: NotRequired[Literal["client", "generator"] | None]
 
 
 class ToolResultEvent(TypedDict):
@@ -43,6 +44,13 @@ class ToolResultEvent(TypedDict):
     type: Literal["tool_result"]
     id: str
     result: NotRequired[Any]
+
+
+class ToolApprovalEvent(TypedDict):
+    """The user is to allow the call with that id."""
+
+    type: Literal["tool_approval"]
+    id: str
 
 
 class UsageEvent(TypedDict):
@@ -76,6 +84,7 @@ class SnapshotEvent(TypedDict):
     reasoning: NotRequired[str]
     tool_calls: NotRequired[list[ToolCall]]
     tool_results: NotRequired[list[dict[str, Any]]]
+    tool_approvals: NotRequired[list[dict[str, Any]]]
     usage: NotRequired[dict[str, Any]]
 
 
@@ -102,6 +111,7 @@ Event: TypeAlias = Annotated[
     | ReasoningEvent
     | ToolCallEvent
     | ToolResultEvent
+    | ToolApprovalEvent
     | UsageEvent
     | ResetEvent
     | CustomEvent

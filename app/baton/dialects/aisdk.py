@@ -1,26 +1,38 @@
 """The dialect of the Vercel AI SDK: its UI message stream protocol, which `useChat` and its transports read.
 
 Frames are `data: <chunk as JSON>`, with `data: [DONE]` after the last. A chunk's number is its place in the stream,
-and a client's `startIndex` is how many of them it has. Every stream that is told to its end has exactly one `finish`,
+and a client's `startIndex` is how many of them it has. Every stream that is sent to its end has exactly one `finish`,
 as its last chunk, after an `error` or an `abort` too: `WorkflowChatTransport` comes back until it has seen one.
 
 A tool call stays open, so that calls may interleave, until its result comes or the answer is complete; then its whole
-input is told. What the model says after a result is a new step of the answer. No step begins while a call is open,
-since the SDK would show a call twice that goes on in another step than it began in.
+input is sent. A call with a result is one that the generator ran, which `providerExecuted` says: without it the page
+would run the tool again, or send the message back for a next step. A call without a result is for the page. What the
+model says after a result is a new step of the answer. No step begins while a call is open, since the SDK would show a
+call twice that continues in another step than it began in. Only a stopped answer ends with an empty step.
+
+A stream may continue a message that the page has (`aisdk_message`). What is sent then differs between a client that has
+the message, `AI_SDK`, and one that replays it, `REPLAY`; so a chunk's number belongs to one of the two.
+
+The `finish` of an answer that has ended puts its status into the message's metadata. A page that has saved a message
+without one has saved a part of an answer, and asks for the rest.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
+from types import MappingProxyType
 from typing import Any, ClassVar, Final, Literal, NamedTuple
 from uuid import UUID
 
 import orjson
 
-from ..events import escape_line_ends
+from ..events import Status, escape_line_ends
 from ..log import Batch
 from . import sse
+from .aisdk_message import Earlier
 from .dialect import Chain, Encoded, Header, Over
 
 Kind = Literal["text", "reasoning"]
@@ -29,7 +41,11 @@ RESET: Final = (
     "The worker that generated this answer went away, and another one begins it again. Send the message again."
 )
 
+# The replay of a chat without an answer. The AI SDK 7 that `WorkflowChatTransport` brings does not know "interrupted".
+NO_ANSWER: Final = b'data: {"type":"finish","finishReason":"other"}\n\ndata: [DONE]\n\n'
+
 _DONE: Final = b"data: [DONE]\n\n"
+_APPROVAL: Final = re.compile(r"approval_([0-9a-f]{32})_(.+)", re.DOTALL)
 _NAMELESS: Final = "unknown"  # the protocol wants a name of every tool
 _FINISH_REASONS: Final = {
     "stop": "stop",
@@ -58,6 +74,10 @@ class Call:
     head: bytes  # of the frame of each delta: all but the delta
     arguments: Chain = field(default_factory=Chain)
     open: bool = True
+    executed: bool = False  # the generator runs the tool
+
+
+NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class State(NamedTuple):
@@ -74,17 +94,23 @@ class State(NamedTuple):
     part: Part | None = None  # the last one, while it is open
     growing: Call | None = None
     open_calls: int = 0
-    answered: bool = False  # this step has a tool's result
+    called: bool = False  # this step has a tool call
+    answered: bool = False  # and the result of one
     begun: bool = False  # there is something that a reset would take back
+    stream: str = ""  # its id, for the ids of approvals
+    taken: frozenset[str] = frozenset()  # the ids of answered calls of the message that is continued
+    renamed: Mapping[str, str] = NOTHING  # new calls whose ids the message already had
 
 
 class AiSdk:
     """The dialect."""
 
-    name = "aisdk"
     headers: ClassVar[Sequence[Header]] = (*sse.HEADERS, (b"x-vercel-ai-ui-message-stream", b"v1"))
     comment: ClassVar[bytes] = b":\n\n"
     reconnects: ClassVar[bool] = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def encode(self, batch: Batch, state: State, after: int) -> Encoded[State]:
         """Encode the chunks of a batch that follow number `after`."""
@@ -92,7 +118,8 @@ class AiSdk:
         over: Over | None = None
         for event in map(orjson.loads, batch.lines):
             if event["type"] == "reset" and chunks.state.begun:
-                chunks.fail(RESET)
+                # For these clients that is the end: a replay comes to it again.
+                chunks.fail(RESET, "failed")
             else:
                 chunks.add(event)
             if chunks.ended:
@@ -105,7 +132,7 @@ class AiSdk:
         return b""
 
     def broken(self, state: State, code: str, message: str) -> tuple[bytes, Over]:
-        """An error."""
+        """An error, and a `finish` without a status: how the answer ended is not known here."""
         chunks = Chunks(state)
         chunks.fail(message)
         return chunks.encoded(0, "ended").body, "ended"
@@ -134,6 +161,8 @@ class Chunks:
                 self._call(event)
             case "tool_result":
                 self._result(event)
+            case "tool_approval":
+                self._approval(event)
             case "usage":
                 counts = {_camel(name): value for name, value in event.items() if isinstance(value, int | float)}
                 self._emit("message-metadata", messageMetadata={"usage": counts})
@@ -142,15 +171,23 @@ class Chunks:
             case "done":
                 self._done(event)
 
-    def fail(self, message: str) -> None:
-        """Add an error, and the end that every stream has."""
+    def fail(self, message: str, status: Status | None = None) -> None:
+        """Add an error, and the end that every stream has; with a status if this is the answer's end."""
         self._end_part()
+        if status is not None:
+            # An error is the last chunk that `useChat` reads.
+            self._emit("message-metadata", messageMetadata={"status": status})
         self._emit("error", errorText=message)
-        self._finish("error")
+        self._finish("error", status)
 
-    def begin(self, stream_id: UUID) -> None:
+    def begin(self, stream_id: UUID, earlier: Earlier | None, *, replay: bool) -> None:
         """Add what precedes the first event."""
-        self._emit("start", messageId=f"msg_{stream_id.hex}", messageMetadata={"streamId": str(stream_id)})
+        metadata: dict[str, Any] = {"streamId": str(stream_id)}
+        self._set(stream=stream_id.hex)
+        if earlier is None:
+            self._emit("start", messageId=f"msg_{stream_id.hex}", messageMetadata=metadata)
+        else:
+            self._continue(earlier, metadata, replay)
         self._emit("start-step")
 
     def encoded(self, after: int, over: Over | None = None) -> Encoded[State]:
@@ -160,6 +197,12 @@ class Chunks:
         body = escape_line_ends(b"".join(self._frames[max(0, after - self._before) :]))
         state = self.state._replace(chunks=last, growing=self._grown())
         return Encoded(body + _DONE if over else body, first, last, state, over)
+
+    def _continue(self, earlier: Earlier, metadata: dict[str, Any], replay: bool) -> None:
+        self._emit("start", messageId=earlier.id, messageMetadata=earlier.metadata_with(metadata, whole=replay))
+        self._frames.extend(map(_frame, earlier.chunks() if replay else earlier.denials()))
+        calls = {call_id: Call(call_id, name, b"", open=False) for call_id, name in earlier.unanswered.items()}
+        self._set(parts=earlier.prose, calls=calls, taken=earlier.answered)
 
     def _part(self, kind: Kind, delta: str) -> None:
         part = self.state.part
@@ -176,13 +219,13 @@ class Chunks:
         return part
 
     def _call(self, event: Mapping[str, Any]) -> None:
-        call_id = self._id_of(event)
-        call = self._known(call_id)
+        given = self._id_of(event)
+        call = self._known(self._name_of(given))
         if call is None:
             self._say()
-            call = self._begin_call(call_id, event.get("name"))
-            self._set(ids={**self.state.ids, event["index"]: call_id})
-            self._emit("tool-input-start", toolCallId=call_id, toolName=call.name)
+            call = self._begin_call(self._own_name_of(given), event.get("name"), event.get("run_by") == "generator")
+            self._set(ids={**self.state.ids, event["index"]: given})
+            self._emit("tool-input-start", toolCallId=call.id, toolName=call.name, **_executed(call.executed))
         delta = event.get("arguments_delta")
         if call.open and delta:
             if call is not self.state.growing:
@@ -191,11 +234,24 @@ class Chunks:
             self._pieces.append(delta)
             self._frames.append(b"%b%b}\n\n" % (call.head, orjson.dumps(delta)))
 
-    def _begin_call(self, call_id: str, name: str | None) -> Call:
-        call = Call(call_id, name or _NAMELESS, _head("tool-input-delta", "inputTextDelta", toolCallId=call_id))
+    def _begin_call(self, call_id: str, name: str | None, executed: bool) -> Call:
+        head = _head("tool-input-delta", "inputTextDelta", toolCallId=call_id)
+        call = Call(call_id, name or _NAMELESS, head, executed=executed)
         self._put(call)
-        self._set(open_calls=self.state.open_calls + 1)
+        self._set(open_calls=self.state.open_calls + 1, called=True)
         return call
+
+    def _name_of(self, given: str) -> str:
+        """Return the id that a call has on the page."""
+        return self.state.renamed.get(given, given)
+
+    def _own_name_of(self, given: str) -> str:
+        """Return an id that no other call of the message has: some servers count their calls from 0 in each answer."""
+        if given not in self.state.taken:
+            return given
+        name = next(name for n in count(2) if (name := f"{given}-{n}") not in self.state.taken)
+        self._set(renamed={**self.state.renamed, given: name})
+        return name
 
     def _known(self, call_id: str) -> Call | None:
         growing = self.state.growing
@@ -227,21 +283,33 @@ class Chunks:
         return event.get("id") or self.state.ids.get(index) or f"call_{index}"
 
     def _result(self, event: Mapping[str, Any]) -> None:
-        call_id = event["id"]
+        call_id = self._name_of(event["id"])
         self._end_part()
         self._put_back()
-        # To the SDK a result of no call would be an error.
-        self._close(self.state.calls.get(call_id) or self._begin_call(call_id, event.get("name")))
-        self._emit("tool-output-available", toolCallId=call_id, output=event.get("result"))
-        self._set(answered=True, begun=True)
+        if call_id not in self.state.taken:
+            # To the SDK a result of no call would be an error.
+            call = self.state.calls.get(call_id) or self._begin_call(call_id, event.get("name"), True)
+            self._close(call, executed=True)
+        self._emit("tool-output-available", toolCallId=call_id, output=event.get("result"), **_executed(True))
+        self._set(answered=self.state.called, begun=True)
 
-    def _close(self, call: Call) -> None:
-        """Tell a call's whole input."""
+    def _approval(self, event: Mapping[str, Any]) -> None:
+        """Ask the user about a call of this stream. One that is not open has been asked about, or answered."""
+        call_id = self._name_of(event["id"])
+        self._end_part()
+        self._put_back()
+        call = self.state.calls.get(call_id)
+        if call is not None and call.open and self._close(call, executed=True):
+            approval_id = approval_of(self.state.stream, event["id"])
+            self._emit("tool-approval-request", approvalId=approval_id, toolCallId=call_id)
+
+    def _close(self, call: Call, *, executed: bool = False) -> bool:
+        """Send a call's whole input; return whether it was open, and is JSON."""
         if not call.open:
-            return
+            return False
         self._put(replace(call, arguments=Chain(), open=False))
         self._set(open_calls=self.state.open_calls - 1)
-        named = {"toolCallId": call.id, "toolName": call.name}
+        named = {"toolCallId": call.id, "toolName": call.name, **_executed(executed or call.executed)}
         arguments = str(call.arguments)
         try:
             # Encoded here, where what nests too deeply can still be refused.
@@ -249,8 +317,9 @@ class Chunks:
         except (ValueError, TypeError):
             sentence = "The arguments of this call are not JSON."
             self._emit("tool-input-error", **named, input=arguments, errorText=sentence)
-        else:
-            self._emit("tool-input-available", **named, input=value)
+            return False
+        self._emit("tool-input-available", **named, input=value)
+        return True
 
     def _custom(self, event: Mapping[str, Any]) -> None:
         data = event.get("data")
@@ -264,22 +333,27 @@ class Chunks:
 
     def _done(self, event: Mapping[str, Any]) -> None:
         if event["status"] == "failed":
-            self.fail(event["error"]["message"])
+            self.fail(event["error"]["message"], "failed")
             return
         self._end_part()
         if event["status"] == "cancelled":
+            if self.state.called:
+                # The SDK sends by itself what follows on the results in the last step, so that is an empty one.
+                self._emit("start-step")
             self._emit("abort", reason=event["finish_reason"])
-            # With any other word the SDK may send by itself what follows on a tool's result.
-            self._finish("interrupted")
+            # AI SDK 5, 6 and the first of 7 do not know the reason "interrupted".
+            self._finish("other", "cancelled")
         else:
             self._put_back()
             for call in list(self.state.calls.values()):
                 self._close(call)
             self._emit("finish-step")
-            self._finish(_FINISH_REASONS.get(event["finish_reason"], "other"))
+            self._finish(_FINISH_REASONS.get(event["finish_reason"], "other"), "completed")
 
-    def _finish(self, reason: str) -> None:
-        self._emit("finish", finishReason=reason)
+    def _finish(self, reason: str, status: Status | None) -> None:
+        # Metadata also has the page look at the message again, which a step that begins does not.
+        known = {} if status is None else {"messageMetadata": {"status": status}}
+        self._emit("finish", finishReason=reason, **known)
         self.ended = True
 
     def _say(self) -> None:
@@ -288,7 +362,7 @@ class Chunks:
         if self.state.answered and not self.state.open_calls:
             self._emit("finish-step")
             self._emit("start-step")
-            self._set(answered=False)
+            self._set(answered=False, called=False)
         self._set(begun=True)
 
     def _end_part(self) -> None:
@@ -297,17 +371,39 @@ class Chunks:
             self._set(part=None)
 
     def _emit(self, kind: str, **fields: Any) -> None:
-        self._frames.append(b"data: %b\n\n" % orjson.dumps({"type": kind, **fields}))
+        self._frames.append(_frame({"type": kind, **fields}))
 
     def _set(self, **changes: Any) -> None:
         self.state = self.state._replace(**changes)
 
 
-def begin(stream_id: UUID, after: int = 0) -> Encoded[State]:
-    """Return the chunks before a stream's first event, in the body those that follow number `after`."""
+def begin(stream_id: UUID, after: int = 0, earlier: Earlier | None = None, *, replay: bool = False) -> Encoded[State]:
+    """Return the chunks before a stream's first event, in the body those that follow number `after`.
+
+    `earlier` is the message that the stream continues, and `replay` whether the client is to get that too.
+    """
     chunks = Chunks(State({}, {}))
-    chunks.begin(stream_id)
+    chunks.begin(stream_id, earlier, replay=replay)
     return chunks.encoded(after)
+
+
+def approval_of(stream: str, call_id: str) -> str:
+    """Return the id under which the user is asked about a call, from which the stream that asks can be read."""
+    return f"approval_{stream}_{call_id}"
+
+
+def asked_by(approval_id: str) -> tuple[UUID, str] | None:
+    """Return the stream that asked and the id of the call in it; None if no stream asks under such an id."""
+    found = _APPROVAL.fullmatch(approval_id)
+    return None if found is None else (UUID(found[1]), found[2])
+
+
+def _executed(executed: bool) -> dict[str, bool]:
+    return {"providerExecuted": True} if executed else {}
+
+
+def _frame(chunk: Mapping[str, Any]) -> bytes:
+    return b"data: %b\n\n" % orjson.dumps(chunk)
 
 
 def _head(kind: str, last: str, **fields: Any) -> bytes:
@@ -320,4 +416,6 @@ def _camel(name: str) -> str:
     return first + "".join(word.capitalize() for word in rest)
 
 
-AI_SDK: Final = AiSdk()
+# Of a client that has the message which the stream continues, if it continues one, and of a client that has nothing.
+AI_SDK: Final = AiSdk("aisdk")
+REPLAY: Final = AiSdk("aisdk.replay")

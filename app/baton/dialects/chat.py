@@ -1,13 +1,16 @@
 """The dialect of OpenAI's Chat Completions: a stream as chunks of one choice.
 
 Reasoning is `reasoning_content`, which compatible servers and many clients agree on. Events without a counterpart
-(`tool_result`, `custom`) are left out. There is no way to come back to a completion, and none to say that it was
-cancelled or begins again: such an end is an error, without the `[DONE]` that ends a whole answer.
+(`custom`) are left out, and so are the tools that the generator ran: a client runs every call that it is shown. Whose a
+call is shows at its result, or at the end of the stream; until then it is held back, unless its first event says so.
+
+There is no way to come back to a completion, and none to say that it was cancelled or begins again: such an end is an
+error, without the `[DONE]` that ends a whole answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final, Literal, NotRequired
 from uuid import UUID
@@ -20,13 +23,15 @@ from ..log import Batch
 from ..snapshot import Snapshot
 from ..streams import Stream
 from . import sse
-from .dialect import Encoded, Header, Over
+from .dialect import Chain, Encoded, Header, Over
 from .openai import RESET, Tokens, error_of
 
 _DONE: Final = b"data: [DONE]\n\n"
-_FINISH_REASONS: Final = frozenset({"stop", "length", "tool_calls", "content_filter"})
+_FINISH_REASONS: Final = frozenset({"length", "content_filter"})
 
 Fields = dict[str, Any]
+# The state after an event, the frames that it became, and whether they are the last.
+Taken = tuple["State", list[bytes], Over | None]
 
 
 class Function(TypedDict):
@@ -80,15 +85,31 @@ class Completion(Head):
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """A tool call. `number` is its place among the calls that the client was sent; None: it was not sent."""
+
+    index: int
+    id: str | None
+    name: str
+    run_by: str | None
+    number: int | None = None
+    arguments: Chain = field(default_factory=Chain)  # of one that is held back
+
+
+@dataclass(frozen=True, slots=True)
 class State:
-    """What the dialect remembers: what all chunks repeat, and whether any has told something yet."""
+    """What the dialect remembers: what all chunks repeat, and whether any has said something yet.
+
+    `calls` are in the order in which they began; `newest` has the place in it of the newest of an index.
+    """
 
     chunk: Head
     with_usage: bool
     started: bool = False
     usage: Mapping[str, Any] | None = None
-    calls: Mapping[int, tuple[int, str | None]] = field(default_factory=dict)  # number and id of the newest of an index
-    calls_begun: int = 0
+    calls: tuple[Call, ...] = ()
+    newest: Mapping[int, int] = field(default_factory=dict)
+    calls_sent: int = 0
 
 
 class Chat:
@@ -111,29 +132,12 @@ class Chat:
         frames: list[bytes] = []
         over: Over | None = None
         for event in map(orjson.loads, batch.lines):
-            match event["type"]:
-                case "text":
-                    frames.append(_chunk(state, {"content": event["delta"]}))
-                case "reasoning":
-                    frames.append(_chunk(state, {"reasoning_content": event["delta"]}))
-                case "tool_call":
-                    state = _with_call(state, event)
-                    number = state.calls[event["index"]][0]
-                    frames.append(_chunk(state, {"tool_calls": [_call(event, number)]}))
-                case "usage":
-                    state = replace(state, usage=event)
-                    continue
-                case "reset" if state.started:
-                    frames.append(_error("reset", f"{RESET}."))
-                    over = "cut"
-                    break
-                case "done":
-                    frames.extend(_end(event, state))
-                    over = "ended" if event["status"] == "completed" else "cut"
-                case _:
-                    continue
-            if not state.started:
+            state, found, over = _TAKES.get(event["type"], _nothing)(state, event)
+            if found and not state.started:
                 state = replace(state, started=True)
+            frames += found
+            if over:
+                break
         return Encoded(escape_line_ends(b"".join(frames)), batch.first_seq, batch.last_seq, state, over)
 
     def greeting(self, reconnect_milliseconds: int) -> bytes:
@@ -150,20 +154,20 @@ def completion_of(stream: Stream, snapshot: Snapshot) -> Completion:
     message: CompletionMessage = {"role": "assistant", "content": snapshot.text or None, "refusal": None}
     if snapshot.reasoning:
         message["reasoning_content"] = snapshot.reasoning
-    if snapshot.tool_calls:
+    if calls := snapshot.calls_of_the_client():
         message["tool_calls"] = [
             {
                 "id": call["id"] or f"call_{index}",
                 "type": "function",
                 "function": {"name": call["name"] or "", "arguments": call["arguments"]},
             }
-            for index, call in enumerate(snapshot.tool_calls)
+            for index, call in enumerate(calls)
         ]
     choice: Choice = {
         "index": 0,
         "message": message,
         "logprobs": None,
-        "finish_reason": _reason(stream.finish_reason),
+        "finish_reason": _reason(stream.finish_reason, bool(calls)),
     }
     return {
         **_head(stream, "chat.completion"),
@@ -192,13 +196,91 @@ def _chunk(state: State, delta: Fields, finish_reason: str | None = None) -> byt
     return _frame({**state.chunk, "choices": [choice]} | ({"usage": None} if state.with_usage else {}))
 
 
-def _with_call(state: State, event: Fields) -> State:
-    """Number the calls as they begin: clients join what has the same number."""
-    number, current = state.calls.get(event["index"], (None, None))
-    if number is not None and not begins_call(event, current):
-        return state
-    calls = {**state.calls, event["index"]: (state.calls_begun, event.get("id"))}
-    return replace(state, calls=calls, calls_begun=state.calls_begun + 1)
+def _nothing(state: State, _event: Fields) -> Taken:
+    return state, [], None
+
+
+def _text(state: State, event: Fields) -> Taken:
+    return state, [_chunk(state, {"content": event["delta"]})], None
+
+
+def _reasoning(state: State, event: Fields) -> Taken:
+    return state, [_chunk(state, {"reasoning_content": event["delta"]})], None
+
+
+def _tool_call(state: State, event: Fields) -> Taken:
+    state, call = _with_call(state, event)
+    return state, [] if call.number is None else [_chunk(state, {"tool_calls": [_call(event, call.number)]})], None
+
+
+def _own_call(state: State, event: Fields) -> Taken:
+    """A result, or a question to the user: if the call was held back, it is the generator's."""
+    for place, call in enumerate(state.calls):
+        if (call.id or f"call_{call.index}") == event["id"] and call.number is None:
+            state = _with_changed(state, place, replace(call, run_by="generator", arguments=Chain()))
+    return state, [], None
+
+
+def _count(state: State, event: Fields) -> Taken:
+    return replace(state, usage=event), [], None
+
+
+def _reset(state: State, _event: Fields) -> Taken:
+    if state.started:
+        return state, [_error("reset", f"{RESET}.")], "cut"
+    return replace(state, calls=(), newest={}), [], None
+
+
+def _done(state: State, event: Fields) -> Taken:
+    return state, _end(event, state), "ended" if event["status"] == "completed" else "cut"
+
+
+_TAKES: Final[Mapping[str, Callable[[State, Fields], Taken]]] = {
+    "text": _text,
+    "reasoning": _reasoning,
+    "tool_call": _tool_call,
+    "tool_result": _own_call,
+    "tool_approval": _own_call,
+    "usage": _count,
+    "reset": _reset,
+    "done": _done,
+}
+
+
+def _with_call(state: State, event: Fields) -> tuple[State, Call]:
+    """Return the call that an event belongs to. Clients join what has one number: calls get it as they are sent."""
+    place = state.newest.get(event["index"])
+    call = None if place is None else state.calls[place]
+    if place is None or call is None or begins_call(event, call.id):
+        place = len(state.calls)
+        state, call = _begin(state, event)
+    if call.number is None and call.run_by is None:
+        call = replace(call, arguments=call.arguments.plus(event.get("arguments_delta") or ""))
+        state = _with_changed(state, place, call)
+    return state, call
+
+
+def _begin(state: State, event: Fields) -> tuple[State, Call]:
+    index, run_by = event["index"], event.get("run_by")
+    number = state.calls_sent if run_by == "client" else None
+    call = Call(index, event.get("id"), event.get("name") or "", run_by, number)
+    newest = {**state.newest, index: len(state.calls)}
+    sent = state.calls_sent + (number is not None)
+    return replace(state, calls=(*state.calls, call), newest=newest, calls_sent=sent), call
+
+
+def _with_changed(state: State, place: int, call: Call) -> State:
+    return replace(state, calls=(*state.calls[:place], call, *state.calls[place + 1 :]))
+
+
+def _held_back(state: State) -> Iterator[bytes]:
+    """The calls that nobody has run: they are the client's."""
+    held = (call for call in state.calls if call.number is None and call.run_by is None)
+    for number, call in enumerate(held, state.calls_sent):
+        function = {"name": call.name, "arguments": str(call.arguments)}
+        call_id = call.id or f"call_{call.index}"
+        whole = {"index": number, "id": call_id, "type": "function", "function": function}
+        yield _chunk(state, {"tool_calls": [whole]})
 
 
 def _call(event: Fields, number: int) -> Fields:
@@ -215,15 +297,19 @@ def _end(event: Fields, state: State) -> list[bytes]:
         return [_error(event["error"]["code"], event["error"]["message"])]
     if event["status"] == "cancelled":
         return [_error("cancelled", "The answer was cancelled.")]
-    frames = [_chunk(state, {}, _reason(event["finish_reason"]))]
+    held = list(_held_back(state))
+    frames = [*held, _chunk(state, {}, _reason(event["finish_reason"], bool(held or state.calls_sent)))]
     if state.with_usage:
         usage = _usage(event["usage"] or state.usage)
         frames.append(_frame({**state.chunk, "choices": [], "usage": usage}))
     return [*frames, _DONE]
 
 
-def _reason(reason: str | None) -> str:
-    return reason if reason in _FINISH_REASONS else "stop"
+def _reason(reason: str | None, calls: bool) -> str:
+    """Return why the answer ended. Whether there are calls for the client decides, not what the generator says."""
+    if reason in _FINISH_REASONS:
+        return reason
+    return "tool_calls" if calls else "stop"
 
 
 def _usage(counts: Mapping[str, Any] | None) -> Fields | None:

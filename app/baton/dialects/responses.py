@@ -1,8 +1,12 @@
 """The dialect of OpenAI's Responses API: a stream as the events of a Response.
 
 Text, reasoning and tool calls become output items, which begin, grow by deltas and end with the whole of what they
-held. `sequence_number` counts the frames from 0. Function calls may grow side by side, so each stays open until its
-result or the stream's end; text and reasoning end where anything else begins.
+held. `sequence_number` counts the frames from 0. Calls may grow side by side, so each stays open until its result or
+the stream's end; text and reasoning end where anything else begins.
+
+A call for the client is a `function_call`. One that the generator ran is an `mcp_call`, as of a tool that OpenAI's own
+server ran, with its result: clients run every `function_call`. Whose a call is shows at its result, or at the end of
+the stream; until then it is held back, unless its first event says so.
 
 Events without a counterpart (`custom`) are left out. A `reset` takes back deltas that were given already, so the
 stream ends there with an `error` event; who retrieves the Response later gets the new answer.
@@ -12,13 +16,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final, Self, TypeVar
 from uuid import UUID
 
 import orjson
 
 from ..events import begins_call, escape_line_ends
+from ..generators.conversation import SERVER_LABEL
 from ..log import Batch
 from ..streams import Stream
 from . import sse
@@ -44,6 +49,7 @@ _RESET: Final = f"{RESET}. Retrieve the response without streaming to get the ne
 Fields = dict[str, Any]
 Frame = tuple[str, Fields]
 GrowingItem = TypeVar("GrowingItem", bound="Item")
+GrowingCall = TypeVar("GrowingCall", bound="Call")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +57,8 @@ class State:
     """What the dialect remembers.
 
     `frames`: how many there were. `output`: the items that are done, with their places. What still grows is `prose`,
-    which is text or reasoning, and `calls` by their places; `newest` has the place of the newest call of an index.
+    which is text or reasoning, and `calls` in the order in which they began, some of them held back; `newest` says
+    which of them is the newest of an index.
     """
 
     response: Mapping[str, Any]
@@ -60,8 +67,9 @@ class State:
     places: int = 0
     output: tuple[tuple[int, Fields], ...] = ()
     prose: Message | Reasoning | None = None
-    calls: Mapping[int, Call] = field(default_factory=dict)
+    calls: Mapping[int, Call | Held] = field(default_factory=dict)
     newest: Mapping[int, int] = field(default_factory=dict)
+    calls_begun: int = 0
     usage: Mapping[str, Any] | None = None
     over: Over | None = None
 
@@ -228,32 +236,49 @@ class Reasoning(Item):
         return {"id": self.id, "type": "reasoning", "summary": summary}
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A call of which nobody knows yet whether the client or the generator runs it: the client was not sent it."""
+
+    order: int
+    call_id: str
+    name: str
+    arguments: Chain = field(default_factory=Chain)
+
+
 class Call(Item):
-    """A function call, whose text is its arguments."""
+    """A tool call, whose text is its arguments."""
 
-    prefix = "fc"
-    delta_kind = "response.function_call_arguments.delta"
-    __slots__ = ("call_id", "index", "name")
+    __slots__ = ("call_id", "name", "order")
 
-    def __init__(self, item_id: str, place: int, event: Fields) -> None:
+    def __init__(self, item_id: str, place: int, held: Held) -> None:
         super().__init__(item_id, place)
-        self.index: int = event["index"]
-        self.call_id: str = event.get("id") or f"call_{self.index}"
-        self.name: str = event.get("name") or ""
+        self.order, self.call_id, self.name = held.order, held.call_id, held.name
 
     def copy(self) -> Self:
         """The same, to go on with."""
         other = super().copy()
-        other.index, other.call_id, other.name = self.index, self.call_id, self.name
+        other.order, other.call_id, other.name = self.order, self.call_id, self.name
         return other
 
     def as_dict(self, status: str) -> Fields:
-        """A function call."""
+        """A call."""
         return self._as_dict(status, self.text)
 
     def begin(self) -> Iterator[Frame]:
         """The call, without its arguments."""
         yield "response.output_item.added", {"output_index": self.place, "item": self._as_dict("in_progress", "")}
+
+    @abstractmethod
+    def _as_dict(self, status: str, arguments: str) -> Fields: ...
+
+
+class FunctionCall(Call):
+    """A call for the client."""
+
+    prefix = "fc"
+    delta_kind = "response.function_call_arguments.delta"
+    __slots__ = ()
 
     def end(self, text: str) -> Iterator[Frame]:
         """The arguments."""
@@ -270,6 +295,47 @@ class Call(Item):
         }
 
 
+class ToolRun(Call):
+    """A call of a tool that the generator ran, or is to run; `output` is its result, as text."""
+
+    prefix = "mcp"
+    delta_kind = "response.mcp_call_arguments.delta"
+    __slots__ = ("output",)
+
+    def __init__(self, item_id: str, place: int, held: Held) -> None:
+        super().__init__(item_id, place, held)
+        self.output: str | None = None
+
+    def copy(self) -> Self:
+        """The same, to go on with."""
+        other = super().copy()
+        other.output = self.output
+        return other
+
+    def begin(self) -> Iterator[Frame]:
+        """The call, without its arguments, and that it is at work."""
+        yield from super().begin()
+        yield self._frame("response.mcp_call.in_progress")
+
+    def end(self, text: str) -> Iterator[Frame]:
+        """The arguments, and whether there is a result."""
+        yield self._frame("response.mcp_call_arguments.done", arguments=text)
+        yield self._frame("response.mcp_call.failed" if self.output is None else "response.mcp_call.completed")
+
+    def _as_dict(self, status: str, arguments: str) -> Fields:
+        return {
+            "id": self.id,
+            "type": "mcp_call",
+            "status": status,
+            "server_label": SERVER_LABEL,
+            "name": self.name,
+            "arguments": arguments,
+            "output": self.output,
+            "error": None,
+            "approval_request_id": None,
+        }
+
+
 class _Writer:
     """Turns events into frames, from one state to the next."""
 
@@ -283,6 +349,7 @@ class _Writer:
         self._prose = state.prose
         self._calls = dict(state.calls)
         self._newest = dict(state.newest)
+        self._calls_begun = state.calls_begun
         self._own: set[int] = set()  # the places of the growing items that are this writer's, and not the state's
         self._usage = state.usage
         self._over = state.over
@@ -302,6 +369,7 @@ class _Writer:
             self._prose,
             self._calls,
             self._newest,
+            self._calls_begun,
             self._usage,
             self._over,
         )
@@ -349,34 +417,43 @@ class _Writer:
 
     def call(self, event: Fields) -> None:
         """Add to a call, or begin it."""
-        call = self._calls.get(self._newest.get(event["index"], -1))
+        order = self._newest.get(event["index"], -1)
+        call = self._calls.get(order)
+        if call is None and order >= 0 and not (event.get("id") or event.get("name")):
+            return  # of a call that has ended
         if call is None or begins_call(event, call.call_id):
-            self._end_prose()
-            call = self._begin(Call(self._next_id(Call), self._places, event))
-            self._newest[call.index] = call.place
-        elif event.get("arguments_delta") and call.place not in self._own:
-            call = self._owned(call)
-        self._calls[call.place] = call
-        if delta := event.get("arguments_delta"):
+            call = self._begin_call(event)
+        delta = event.get("arguments_delta")
+        if isinstance(call, Held):
+            self._calls[call.order] = replace(call, arguments=call.arguments.plus(delta or ""))
+        elif delta:
+            if call.place not in self._own:
+                call = self._calls[call.order] = self._owned(call)
             self._grow(call, delta)
 
     def result(self, event: Fields) -> None:
-        """End the call that it is the result of."""
+        """End the call that it is the result of: the generator has run it."""
         self._end_prose()
-        for call in [call for call in self._calls.values() if call.call_id == event["id"]]:
-            self._end(call)
         result = event.get("result")
-        output: Fields = {
-            "id": f"fco_{self._suffix()}",
-            "type": "function_call_output",
-            "status": "completed",
-            "call_id": event["id"],
-            "output": result if isinstance(result, str) else orjson.dumps(result).decode(),
-        }
-        self.emit("response.output_item.added", output_index=self._places, item=output)
-        self.emit("response.output_item.done", output_index=self._places, item=output)
-        self._output.append((self._places, output))
-        self._places += 1
+        output = result if isinstance(result, str) else orjson.dumps(result).decode()
+        found = [call for call in self._calls.values() if call.call_id == event["id"]]
+        for call in found or [self._hold(event["id"], event.get("name") or "unknown")]:
+            if isinstance(call, FunctionCall):
+                self._end(call)
+                continue
+            run = self._release(call, ToolRun) if isinstance(call, Held) else call
+            if run.place not in self._own:
+                run = self._owned(run)
+            if isinstance(run, ToolRun):
+                run.output = output
+            self._end(run)
+
+    def approval(self, event: Fields) -> None:
+        """End the call that the user is to allow: there is no way to ask here, and it is not for the client to run."""
+        for call in [call for call in self._calls.values() if call.call_id == event["id"]]:
+            if isinstance(call, Held):
+                self._end_prose()
+                self._end(self._release(call, ToolRun), "incomplete")
 
     def count(self, event: Fields) -> None:
         """Note the usage."""
@@ -392,9 +469,16 @@ class _Writer:
         status, reason = event["status"], event["finish_reason"]
         cause = _INCOMPLETE.get(reason) if status == "completed" else None
         whole = status == "completed" and not cause
+        for held in [call for call in self._calls.values() if isinstance(call, Held)]:
+            self._end_prose()
+            self._release(held, FunctionCall)
         for item in self._growing():
             self._end(item, "completed" if whole else "incomplete")
         self._usage = event["usage"] or self._usage
+        if whole and {item["type"] for _, item in self._output} - {"reasoning"} == {"mcp_call"}:
+            # Agents ask again until there is a message.
+            self._prose = self._begin(Message(self._next_id(Message), self._places))
+            self._end_prose()
         if whole:
             self._finish("completed", "completed")
         elif status == "failed":
@@ -411,8 +495,32 @@ class _Writer:
 
     def _growing(self) -> list[Item]:
         """The items that still grow, in the order of their places."""
-        found: list[Item] = [*self._calls.values(), *([self._prose] if self._prose else [])]
+        begun = [call for call in self._calls.values() if isinstance(call, Item)]
+        found: list[Item] = [*begun, *([self._prose] if self._prose else [])]
         return sorted(found, key=lambda item: item.place)
+
+    def _begin_call(self, event: Fields) -> Call | Held:
+        """Begin a call if it is known who runs it."""
+        held = self._hold(event.get("id") or f"call_{event['index']}", event.get("name") or "")
+        self._newest[event["index"]] = held.order
+        kind = _CALLS.get(event.get("run_by") or "")
+        if kind is None:
+            return held
+        self._end_prose()
+        return self._release(held, kind)
+
+    def _hold(self, call_id: str, name: str) -> Held:
+        held = self._calls[self._calls_begun] = Held(self._calls_begun, call_id, name)
+        self._calls_begun += 1
+        return held
+
+    def _release(self, held: Held, kind: type[GrowingCall]) -> GrowingCall:
+        """Begin a call that was held back."""
+        call = self._begin(kind(self._next_id(kind), self._places, held))
+        self._calls[held.order] = call
+        if arguments := str(held.arguments):
+            self._grow(call, arguments)
+        return call
 
     def _say(self, kind: type[Message] | type[Reasoning], delta: str) -> None:
         if type(self._prose) is not kind:
@@ -448,10 +556,10 @@ class _Writer:
             self._emit_frame(frame)
         self.emit("response.output_item.done", output_index=item.place, item=content)
         self._output.append((item.place, content))
-        if item is self._prose:
-            self._prose = None
+        if isinstance(item, Call):
+            del self._calls[item.order]
         else:
-            del self._calls[item.place]
+            self._prose = None
 
     def _emit_frame(self, frame: Frame) -> None:
         kind, fields = frame
@@ -464,11 +572,13 @@ class _Writer:
         return f"{self.state.response['id'].removeprefix('resp_')}_{self._places}"
 
 
+_CALLS: Final[Mapping[str, type[Call]]] = {"client": FunctionCall, "generator": ToolRun}
 _TAKES: Final[Mapping[str, Callable[[_Writer, Fields], None]]] = {
     "text": _Writer.text,
     "reasoning": _Writer.reasoning,
     "tool_call": _Writer.call,
     "tool_result": _Writer.result,
+    "tool_approval": _Writer.approval,
     "usage": _Writer.count,
     "reset": _Writer.reset,
     "done": _Writer.done,

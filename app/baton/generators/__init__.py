@@ -5,10 +5,11 @@
 their SDKs are installed. A `preset` is another name for any of them.
 """
 
-from .protocol import GenerationRequest, Generator, Yielded
+from .protocol import Approval, GenerationRequest, Generator, Yielded
 from .registry import close_generators, configured_names, load_generators
 
 __all__ = [
+    "Approval",
     "GenerationRequest",
     "Generator",
     "Yielded",

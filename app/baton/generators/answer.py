@@ -47,6 +47,7 @@ class ToolCalls:
             "id": call_id,
             "name": name or "",
             "arguments_delta": arguments,
+            "run_by": "client",
         }
 
     def extend(self, key: Hashable, delta: str | None) -> Iterator[Yielded]:

@@ -7,7 +7,24 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
 
+from ..errors import GenerationError
+
 Yielded = str | Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """A tool call that an earlier stream asked the user about, and that the user allowed: the generator runs it now.
+
+    `name` and `arguments`, a JSON value, are those of the stream that asked, whatever the page sent. `reason` is what
+    the user said about it, if anything. The result belongs to the call `call_id`.
+    """
+
+    id: str
+    call_id: str
+    name: str
+    arguments: Any
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +35,8 @@ class GenerationRequest:
     `baton.generators.conversation.messages(request.input)` makes chat messages of it, whatever form the client used.
     `metadata` holds the stream's labels. `attempt` counts from 1 and rises when another worker takes the stream over
     from one that died, not when it was handed over in order. `traceparent` is the trace that this belongs to, for the
-    provider: the value of the header of that name (W3C Trace Context).
+    provider: the value of the header of that name (W3C Trace Context). `approvals` are the tool calls that the user
+    allowed with this request.
     """
 
     stream_id: UUID
@@ -26,6 +44,7 @@ class GenerationRequest:
     metadata: Mapping[str, Any]
     attempt: int = 1
     traceparent: str | None = None
+    approvals: tuple[Approval, ...] = ()
 
 
 class Generator(Protocol):
@@ -35,8 +54,12 @@ class Generator(Protocol):
 
     - `{"type": "text", "delta": str}` and `{"type": "reasoning", "delta": str}`
     - `{"type": "tool_call", "index": int, "id": str, "name": str, "arguments_delta": str}`: the first event of a call
-      carries its id and name, later ones of the same index may carry `arguments_delta` only
-    - `{"type": "tool_result", "id": str, "result": ...}`
+      carries its id and name, later ones of the same index may carry `arguments_delta` only. The first may also say
+      who runs the tool, `"run_by": "client"` or `"generator"`. Without it a call is the generator's if its result
+      comes, and the client's if the stream ends without one; OpenAI's clients see it only then.
+    - `{"type": "tool_result", "id": str, "result": ...}`: of a tool that the generator ran
+    - `{"type": "tool_approval", "id": str}`: the user is to allow the call with that id; then return. The answer
+      comes with another request, in `request.approvals`, or in its messages as a result that says no.
     - `{"type": "usage", "input_tokens": int, "output_tokens": int, "total_tokens": int, ...}`: the last one counts
     - `{"type": "custom", "name": str, "data": ...}`
     - `{"type": "finish", "finish_reason": str}`: why the model stopped; goes into the terminal event, "stop" if absent
@@ -47,3 +70,18 @@ class Generator(Protocol):
     """
 
     def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]: ...
+
+
+def no_approvals(name: str) -> str:
+    """Return the sentence that refuses approvals for a generator that runs no tools."""
+    return f"The generator {name!r} runs no tools, so it cannot run a call that the user allowed. Use one of your own."
+
+
+def refuse_approvals(name: str, request: GenerationRequest) -> None:
+    """Refuse a request with approvals, for a generator that runs no tools.
+
+    Raises:
+        GenerationError: there are some.
+    """
+    if request.approvals:
+        raise GenerationError("invalid_input", no_approvals(name))

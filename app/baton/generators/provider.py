@@ -23,7 +23,7 @@ import httpx2
 from ..errors import GenerationError
 from ..settings import Settings
 from .answer import Answer, part
-from .protocol import GenerationRequest, Yielded
+from .protocol import GenerationRequest, Yielded, refuse_approvals
 
 # How long usage and the end of the file may still take once the provider has said why it stopped.
 _TRAILER_SECONDS = 2.0
@@ -92,6 +92,7 @@ class Provider(ABC):
 
     async def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
         """Ask the provider and yield its answer as it comes."""
+        refuse_approvals(self.name, request)
         body = self.body(_permitted(request.input))
         model = self._model(body.pop("model", None))
         answer = self.answer()

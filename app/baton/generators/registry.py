@@ -27,6 +27,7 @@ from .protocol import Generator
 
 # The built-in generators that need an SDK of the same name, and a key or an address.
 _ACCOUNTS = ("openai", "anthropic")
+_BUILT_IN = frozenset({"replay", *_ACCOUNTS})
 
 
 def configured_names(settings: Settings) -> frozenset[str]:
@@ -62,6 +63,13 @@ def what_is_missing(settings: Settings, name: str) -> str | None:
     if name in settings.models or (name in _ACCOUNTS and name in _usable(settings)):
         return f"The generator {name!r} is left out of BATON_OFFERED_GENERATORS."
     return _what_an_account_is_missing(settings, name) if name in _ACCOUNTS else None
+
+
+def takes_approvals(settings: Settings, name: str) -> bool:
+    """Whether a generator can be given tool calls that the user allowed: the built-in ones run no tools."""
+    if name in settings.models:
+        name = settings.models[name]["generator"]
+    return name in settings.generators or name not in _BUILT_IN
 
 
 async def close_generators(generators: Mapping[str, Generator]) -> None:

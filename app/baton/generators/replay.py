@@ -27,7 +27,7 @@ import orjson
 from ..errors import GenerationError
 from ..settings import Settings
 from .conversation import messages
-from .protocol import GenerationRequest, Yielded
+from .protocol import GenerationRequest, Yielded, refuse_approvals
 
 DEFAULT_TRANSCRIPT = "outlive"
 
@@ -68,6 +68,7 @@ class ReplayGenerator:
 
     async def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
         """Yield the events of a transcript, each when it is due."""
+        refuse_approvals("replay", request)
         transcript, speed = self.choose(request.input), self._speed_of(request.input)
         loop = asyncio.get_running_loop()
         start = loop.time()

@@ -35,6 +35,8 @@ class Answer {
         return this.#call(event);
       case "tool_result":
         return this.#result(event);
+      case "tool_approval":
+        return this.#approval(event);
       case "reset":
         return this.clear();
       case "snapshot":
@@ -44,6 +46,7 @@ class Answer {
         // So far they have no index: what comes of the last of them is told apart by its id.
         (event.tool_calls ?? []).forEach((call, index) => this.#call({ index, ...call, arguments_delta: call.arguments }));
         (event.tool_results ?? []).forEach((result) => this.#result(result));
+        (event.tool_approvals ?? []).forEach((approval) => this.#approval(approval));
     }
   }
 
@@ -66,6 +69,11 @@ class Answer {
     if (event.name) setText(call.name, event.name);
     call.arguments += event.arguments_delta ?? "";
     setText(call.body, pretty(call.arguments));
+  }
+
+  #approval({ id }) {
+    byId("part-tools").hidden = false;
+    (this.byCallId.get(id)?.node ?? this.tools).append(el("h5", {}, "Waits for the user's approval"));
   }
 
   #result(event) {

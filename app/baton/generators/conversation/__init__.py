@@ -9,6 +9,6 @@ earlier turns is left out where the API cannot take it.
 from .for_anthropic import for_anthropic
 from .for_chat import for_chat
 from .for_responses import for_responses
-from .messages import messages
+from .messages import SERVER_LABEL, messages
 
-__all__ = ["for_anthropic", "for_chat", "for_responses", "messages"]
+__all__ = ["SERVER_LABEL", "for_anthropic", "for_chat", "for_responses", "messages"]

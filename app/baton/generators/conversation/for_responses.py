@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .messages import chat_messages, kinds, shape
+from .messages import chat_messages, is_own_run, kinds, shape
 from .shapes import (
     Json,
     answer_format,
@@ -91,7 +91,7 @@ def _items(element: Json) -> Iterator[Json]:
 
 def _is_item(element: Json) -> bool:
     if isinstance(element.get("type"), str) and element["type"] != "message":
-        return True
+        return not is_own_run(element)
     content = element.get("content")
     if element.get("role") not in _ROLES or _FOREIGN & element.keys():
         return False

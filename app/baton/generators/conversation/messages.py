@@ -5,14 +5,24 @@ One thing is wider than there: the content of a `tool` message may hold images a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
 import orjson
 
 from .shapes import Json, broken, inner, json_text, objects, plain, refusal, told
 
+# The MCP server that the tools of generators seem to be of, in the form of Responses.
+SERVER_LABEL = "baton"
 CHAT_PARTS = frozenset({"text", "image_url", "input_audio", "file", "refusal"})
+
+# What is said of an AI SDK's tool calls without a result, by their states.
+_UNANSWERED = {
+    "input-streaming": "this call was broken off.",
+    "input-available": "this call has no result.",
+    "approval-requested": "the user has neither allowed nor refused this call.",
+    "approval-responded": "the user allowed this call, but it has no result.",
+}
 
 # Kinds of parts that say what a model thought.
 _THOUGHTS = frozenset({"thinking", "redacted_thinking", "reasoning", "reasoning_text"})
@@ -20,17 +30,18 @@ _OF_ITEMS = frozenset({"type", "id", "status", "phase", "content"})
 
 
 @told
-def messages(given: Any) -> list[Json]:
+def messages(given: Any, *, allowed: Set[str] = frozenset()) -> list[Json]:
     """Return a stream's input as chat messages, `{"role", "content", …}`, whatever form the client used.
 
     `content` is a text or a list of parts, `{"type": "text", "text"}`, `{"type": "image_url", "image_url": {"url"}}` or
     `{"type": "file", "file"}`. A text is one user message; instructions are a first message with the role `system`.
+    The tool calls whose ids are `allowed` are about to be run: they have no result yet.
 
     Raises:
         GenerationError: it is no conversation, or holds what messages cannot.
     """
     body = shape(given)
-    return [*leading(body), *chat_messages(body.get("messages", []))]
+    return [*leading(body), *chat_messages(body.get("messages", []), allowed)]
 
 
 def shape(given: Any) -> Json:
@@ -60,11 +71,11 @@ def leading(body: Mapping[str, Any]) -> list[Json]:
     return [{"role": "system", "content": text} for text in texts if text]
 
 
-def chat_messages(elements: list[Json]) -> list[Json]:
+def chat_messages(elements: list[Json], allowed: Set[str] = frozenset()) -> list[Json]:
     """Return messages and items of any form as chat messages; a message's calls are gathered in it."""
     found: list[Json] = []
     for element in elements:
-        for message in _chat(element):
+        for message in _chat(element, allowed):
             if element.get("type") == "function_call" and found and found[-1].get("role") == "assistant":
                 calls = [*(found[-1].get("tool_calls") or []), *message["tool_calls"]]
                 found[-1] = {**found[-1], "tool_calls": calls}
@@ -81,22 +92,30 @@ def is_chat(element: Json) -> bool:
     return not isinstance(content, list) or kinds(content) <= CHAT_PARTS
 
 
+def is_own_run(element: Json) -> bool:
+    """Whether an item says that a generator here ran a tool: no provider knows that server."""
+    return element.get("type") == "mcp_call" and element.get("server_label") == SERVER_LABEL
+
+
 def kinds(content: list[Any]) -> set[Any]:
     """Return the types of a message's parts."""
     return {part.get("type") for part in objects(content, "content")}
 
 
-def _chat(element: Json) -> Iterator[Json]:
+def _chat(element: Json, allowed: Set[str]) -> Iterator[Json]:
     kind = element.get("type")
     if is_chat(element):
         yield element
     elif isinstance(element.get("parts"), list):
-        yield from _ui_message(element)
+        yield from _ui_message(element, allowed)
     elif kind == "function_call":
         call = _call(element.get("call_id"), element.get("name"), element.get("arguments"))
         yield {"role": "assistant", "content": None, "tool_calls": [call]}
     elif kind == "function_call_output":
         yield _result(element.get("call_id"), element.get("output"))
+    elif is_own_run(element):
+        yield {"role": "assistant", "content": None, "tool_calls": [_own_call(element)]}
+        yield _result(element.get("id"), element.get("output") or "Error: this call has no result.")
     elif "role" in element and kind in {None, "message"}:
         yield from _message(element)
     elif kind != "reasoning":
@@ -193,6 +212,10 @@ _PARTS: dict[str, Callable[[Json], Json]] = {
 }
 
 
+def _own_call(element: Json) -> Json:
+    return _call(element.get("id"), element.get("name"), element.get("arguments"))
+
+
 def _call(call_id: Any, name: Any, arguments: Any) -> Json:
     function = {"name": name, "arguments": json_text({} if arguments is None else arguments)}
     return {"id": call_id, "type": "function", "function": function}
@@ -208,19 +231,23 @@ def _result(call_id: Any, output: Any, *, failed: bool = False) -> Json:
     return {"role": "tool", "tool_call_id": call_id, "content": _joined(parts) if parts else content}
 
 
-def _ui_message(element: Json) -> Iterator[Json]:
+def _ui_message(element: Json, allowed: Set[str]) -> Iterator[Json]:
     """An AI SDK's message holds all steps of an answer; with each the model was asked again."""
+    role = element.get("role")
     step: list[Json] = []
     for part in objects(element["parts"], "parts"):
-        if part.get("type") == "step-start":
-            yield from _ui_step(element.get("role"), step)
+        if part.get("type") in {"step-start", "steering-message"}:
+            yield from _ui_step(role, step, allowed)
             step = []
+            if part["type"] == "steering-message":
+                # What the user said in mid-answer.
+                yield from _ui_step("user", list(objects(part.get("parts"), "parts")), allowed)
         else:
             step.append(part)
-    yield from _ui_step(element.get("role"), step)
+    yield from _ui_step(role, step, allowed)
 
 
-def _ui_step(role: Any, step: list[Json]) -> Iterator[Json]:
+def _ui_step(role: Any, step: list[Json], allowed: Set[str]) -> Iterator[Json]:
     """What was said and called in one step, and the results, wherever among the parts the page shows them."""
     parts: list[Json] = []
     calls: list[Json] = []
@@ -228,11 +255,10 @@ def _ui_step(role: Any, step: list[Json]) -> Iterator[Json]:
     for part in step:
         kind = str(part.get("type"))
         if kind == "dynamic-tool" or kind.startswith("tool-"):
-            # A call whose result never came cannot be told: providers refuse it.
-            if (outcome := _ui_outcome(part)) is not None:
-                call_id = _ui_field(part, "toolCallId")
-                calls.append(_call(call_id, _ui_tool(part), _ui_arguments(part)))
-                results.append(_result(call_id, outcome))
+            call_id = _ui_field(part, "toolCallId")
+            calls.append(_call(call_id, _ui_tool(part), _ui_arguments(part)))
+            if call_id not in allowed:
+                results.append(_result(call_id, _ui_outcome(part)))
         elif kind not in _THOUGHTS and not kind.startswith(("data-", "source-")):
             parts.append(_ui_part(part))
     content = _joined(parts, whole=role != "user")
@@ -241,16 +267,20 @@ def _ui_step(role: Any, step: list[Json]) -> Iterator[Json]:
     yield from results
 
 
-def _ui_outcome(part: Json) -> str | None:
-    """How a call ended; None if it has not."""
-    match part.get("state"):
-        case "output-available":
-            return json_text(part.get("output"))
-        case "output-error":
-            return f"Error: {_ui_field(part, 'errorText')}"
-        case "output-denied":
-            return "Error: the user did not allow this call."
-    return None
+def _ui_outcome(part: Json) -> str:
+    """How a call ended. One that has not is said to have no result: providers refuse a call without any."""
+    state = part.get("state")
+    if state == "output-available":
+        return json_text(part.get("output"))
+    if state == "output-error":
+        return f"Error: {_ui_field(part, 'errorText')}"
+    approval = inner(part, "approval")
+    if state == "output-denied" or (state == "approval-responded" and approval.get("approved") is not True):
+        reason = approval.get("reason")
+        return f"Error: the user did not allow this call{f': {reason}' if reason else '.'}"
+    if state not in _UNANSWERED:
+        raise refusal(f"a tool call in the state {state!r:.80}")
+    return f"Error: {_UNANSWERED[state]}"
 
 
 def _ui_tool(part: Json) -> str:
@@ -260,7 +290,7 @@ def _ui_tool(part: Json) -> str:
 def _ui_arguments(part: Json) -> str:
     """Return a call's arguments as JSON, but for those that never were JSON: an error holds them as they came."""
     value = part.get("input")
-    if part["state"] == "output-error":
+    if part.get("state") == "output-error":
         value = part.get("rawInput") if value is None else value
         if isinstance(value, str):
             return value

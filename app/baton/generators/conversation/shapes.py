@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import orjson
 
 from ...errors import GenerationError
 
 Json = dict[str, Any]
+Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 _ANTHROPIC_TOOL = re.compile(r".*_\d{8}|mcp_toolset")
@@ -28,13 +29,13 @@ def broken(sentence: str) -> GenerationError:
     return GenerationError("invalid_input", sentence)
 
 
-def told(convert: Callable[[Any], Result]) -> Callable[[Any], Result]:
+def told(convert: Callable[Given, Result]) -> Callable[Given, Result]:
     """Refuse what is malformed in one sentence: any field at any depth can hold any JSON."""
 
     @wraps(convert)
-    def converting(given: Any) -> Result:
+    def converting(*given: Given.args, **options: Given.kwargs) -> Result:
         try:
-            return convert(given)
+            return convert(*given, **options)
         except (AttributeError, KeyError, TypeError) as error:
             raise broken("The input is malformed: a field is missing, or holds what no API takes there.") from error
 
