@@ -8,13 +8,14 @@ import signal
 import socket
 
 import pytest
-from tests.cluster import Cluster, text
+from tests.cluster import Cluster, InProcessServer, text
 from tests.follower import following, frames_after
-from tests.logbook import DEADLINE_SECONDS
+from tests.logbook import DEADLINE_SECONDS, until
 from tests.processes import SERVES, Running, environment, running
 
 from baton.errors import ConfigurationError
-from baton.server import bind, serve, warn_if_reachable
+from baton.main import create_app
+from baton.server import Protocol, bind, serve, uvicorn_config, warn_if_reachable
 
 
 def pod_environment(cluster: Cluster, **given: str) -> dict[str, str]:
@@ -96,6 +97,37 @@ async def test_a_second_signal_ends_it_at_once(cluster: Cluster) -> None:
             pod.signal(signal.SIGTERM)
             await pod.ends(5)
             await asyncio.gather(*rests, return_exceptions=True)
+
+
+async def test_a_connection_that_is_accepted_while_the_server_closes_asks_no_pod_that_is_closed(
+    cluster: Cluster,
+) -> None:
+    app = create_app(cluster.settings())
+    loop = asyncio.get_running_loop()
+    with bind("127.0.0.1", 0) as listening, bind("127.0.0.1", 0) as late, socket.socket() as client:
+        late.listen()
+        for sock in (late, client):
+            sock.setblocking(False)
+        async with app.router.lifespan_context(app):
+            pod = app.state.pod
+            server = InProcessServer(uvicorn_config(app, pod), pod)
+            serving = asyncio.create_task(server.serve(sockets=[listening]))
+            await until(lambda: server.started)
+            server.handle_exit(signal.SIGTERM, None)
+            await until(lambda: not server.servers[0].is_serving())
+            # uvicorn has closed the connections that it knows. The loop hands it one more, accepted just before.
+            await loop.sock_connect(client, late.getsockname())
+            accepted, _ = await loop.sock_accept(late)
+            await loop.connect_accepted_socket(
+                lambda: Protocol(pod, config=server.config, server_state=server.server_state, app_state={}), accepted
+            )
+            assert len(server.server_state.connections) == 1
+            # Without patience, as time is not to decide this.
+            server.force_exit = True
+            await serving
+        await loop.sock_sendall(client, b"GET /v1/streams HTTP/1.1\r\nHost: here\r\n\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(loop.sock_recv(client, 65_536), DEADLINE_SECONDS) == b""
 
 
 async def test_a_pod_without_clients_leaves_at_once(cluster: Cluster) -> None:

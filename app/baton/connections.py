@@ -232,6 +232,10 @@ class Connection:
         self._counts.connections += 1
         try:
             await self._follow(send)
+        except asyncio.CancelledError:
+            if not self._connections.draining:
+                raise
+            await self._give_up()
         finally:
             self._counts.connections -= 1
             self._connections.remove(self)
@@ -256,6 +260,19 @@ class Connection:
             abort()
         elif self._task is not None:
             self._task.cancel()
+
+    async def _give_up(self) -> None:
+        """Abort the connection as the server ends the response of a pod that leaves; the client can resume.
+
+        The server would log a cancelled response, and one that returns early, as errors of this code. So this returns
+        when the server knows that the connection is lost.
+        """
+        self._leaving = self._leaving or "drained"
+        abort = self._extensions.get(ABORT_EXTENSION)
+        if abort is None:
+            raise asyncio.CancelledError
+        abort()
+        await self._lost()
 
     async def _follow(self, send: Send) -> None:
         subscriber, dialect = self.subscriber, self._reader.dialect
@@ -308,6 +325,10 @@ class Connection:
         # A client that accepts nothing is aborted after a time, as while sending.
         self.sending_since = _now()
         close()
+        await self._lost()
+
+    async def _lost(self) -> None:
+        """Wait until the connection is no more."""
         if not self._gone:
             self._cutting = asyncio.get_running_loop().create_future()
             await self._cutting
@@ -363,7 +384,7 @@ class Connection:
         subscriber = self.subscriber
         cursor = subscriber.cursor
         try:
-            batches = await subscriber.take()
+            batches = await subscriber.take(until_tapped=True)
         except (Unavailable, TooManyQueries):
             self._leaving = self._leaving or "database away"
             return b""

@@ -98,16 +98,39 @@ class Subscriber:
                 while not (self.tapped or self.relay.ended or self.relay.over):
                     await self._woken()
 
-    async def take(self) -> list[Batch]:
-        """Return what follows the cursor and move it there; the first batch may begin before the cursor."""
+    async def take(self, *, until_tapped: bool = False) -> list[Batch]:
+        """Return what follows the cursor and move it there; the first batch may begin before the cursor.
+
+        Behind the window this waits for the database. With `until_tapped`, a tap ends that wait and nothing is
+        returned; the read continues, and the next call shares it.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
         if self.cursor >= self.relay.tail:
             return []
         batches = self.relay.window_after(self.cursor)
         if batches is None:
-            batches = await self.relay.page_after(self.cursor)
+            page = self.relay.page_after(self.cursor)
+            if until_tapped and not await self._awaited(page):
+                return []
+            batches = await asyncio.shield(page)
         if batches:
             self.cursor = batches[-1].last_seq
         return batches
+
+    async def _awaited(self, page: asyncio.Task[list[Batch]]) -> bool:
+        """Wait for a page or a tap; return whether the page is there."""
+        page.add_done_callback(self._wake_for_page)
+        try:
+            while not (page.done() or self.tapped):
+                await self._woken()
+        finally:
+            page.remove_done_callback(self._wake_for_page)
+        return page.done()
+
+    def _wake_for_page(self, _page: asyncio.Task[list[Batch]]) -> None:
+        self.wake()
 
     async def _woken(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
@@ -237,11 +260,10 @@ class Relay:
         found.reverse()
         return found if size <= TAKE_BYTES else _head(found)
 
-    async def page_after(self, cursor: int) -> list[Batch]:
-        """Read a page of the log after the cursor, once for all who are at the same place.
+    def page_after(self, cursor: int) -> asyncio.Task[list[Batch]]:
+        """Return the read of a page of the log after the cursor: one for all subscribers at the same place.
 
-        Raises:
-            Unavailable: the database does not answer.
+        Its waiters have to shield it. It fails with `Unavailable` if the database does not answer.
         """
         page = self._pages.get(cursor)
         if page is None or (page.done() and (page.cancelled() or page.exception() is not None)):
@@ -249,7 +271,7 @@ class Relay:
             page.add_done_callback(seen)
             while len(self._pages) > PAGES_KEPT:
                 del self._pages[next(iter(self._pages))]
-        return await asyncio.shield(page)
+        return page
 
     def require_history(self, cursor: int) -> None:
         """Refuse a cursor that may stand behind events which the log lost.

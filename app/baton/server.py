@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 # What the kernel keeps for a client that does not read; by default it would take megabytes.
 SEND_BUFFER_BYTES: Final = 65_536
 SHUTDOWN_SECONDS: Final = 5
+# How long requests that are cancelled then have for their last words.
+GIVE_UP_SECONDS: Final = 1
 ACCEPTS_PER_TURN: Final = 32
 # What a pod has open besides its clients' connections and its pool.
 OTHER_FILES: Final = 64
@@ -379,6 +381,23 @@ class Server(uvicorn.Server):
         """End the connections whose clients take too long: ten times a second."""
         self._pod.intake.sweep()
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop, and return when nothing asks the pod for anything any more: it is closed next.
+
+        uvicorn cancels the requests that outlast its patience and does not wait for them, and a second signal leaves
+        them running. They would find no pod.
+        """
+        await super().shutdown(sockets)
+        given_up = set(self.server_state.tasks)
+        for task in given_up:
+            if not task.cancelling():
+                task.cancel()
+        if given_up:
+            await asyncio.wait(given_up, timeout=GIVE_UP_SECONDS)
+        # Also those that were accepted while the server closed.
+        for connection in list(self.server_state.connections):
+            connection.transport.close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Hear a signal. This runs in a signal handler, so it only schedules; the process then ends with code 0."""

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cluster import Cluster, Tap, ended
+from tests.cluster import Author, Cluster, Tap, ended
 from tests.faults.servers import free_port
+from tests.faults.test_connections import deaf, fat
 from tests.faults.test_leases import row
 from tests.faults.viewers import Viewer, counted
 from tests.follower import following
@@ -134,6 +135,90 @@ async def test_a_pod_with_many_clients_is_gone_within_ten_seconds_of_its_signal(
             # Told to come back, and ended in order: a cut connection would have raised.
             assert RETRY.fullmatch(follower.comments[-1])
         assert await pod.ends(10) == 0
+
+
+@contextlib.asynccontextmanager
+async def stuck_pod(cluster: Cluster, author: Author) -> AsyncIterator[tuple[Running, str]]:
+    """A pod process that follows a stream from its tail, and whose reads of the log wait for a lock from then on."""
+    env = environment(
+        BATON_DATABASE_URL=cluster.dsn,
+        BATON_ALLOW_ANONYMOUS="true",
+        BATON_PORT="0",
+        BATON_DRAIN_SECONDS="0",
+        BATON_SAFETY_POLL_SECONDS="60",
+        BATON_RELAY_WINDOW_BYTES="65536",
+    )
+    async with running("serve", env=env) as pod:
+        url = (await pod.said(SERVES))[2]
+        async with (
+            following(cluster.client, url, author.id, len(author.lines)) as follower,
+            cluster.pool.acquire() as connection,
+            connection.transaction(),
+        ):
+            await follower.next_block()
+            await connection.execute("LOCK TABLE baton.batch")
+            yield pod, url
+
+
+async def _waits_for_the_log(cluster: Cluster) -> bool:
+    return bool(
+        await cluster.pool.fetchval(
+            "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted "
+            "AND relation = 'baton.batch'::regclass AND application_name = 'baton pod'"
+        )
+    )
+
+
+def faults_of(pod: Running) -> list[str]:
+    return [line for line in pod.lines if "Traceback" in line or "has not been started" in line]
+
+
+async def test_a_client_behind_the_window_is_sent_on_while_its_query_waits(cluster: Cluster) -> None:
+    author = await fat(cluster, batches=4)
+    async with (
+        stuck_pod(cluster, author) as (pod, url),
+        following(cluster.client, url, author.id) as follower,
+    ):
+        await until(lambda: _waits_for_the_log(cluster))
+        pod.signal(signal.SIGTERM)
+        assert await follower.rest() == []
+        assert RETRY.fullmatch(follower.comments[-1])
+        assert await pod.ends() == 0
+    assert faults_of(pod) == []
+
+
+async def test_a_request_whose_query_outlasts_the_pod_is_sent_to_another_one(cluster: Cluster) -> None:
+    author = await fat(cluster, batches=1)
+    async with stuck_pod(cluster, author) as (pod, url):
+        asked = asyncio.create_task(cluster.client.get(f"{url}/v1/streams/{author.id}"))
+        await until(lambda: _waits_for_the_log(cluster))
+        pod.signal(signal.SIGTERM)
+        answer = await asked
+        assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+        assert "is leaving" in answer.json()["detail"]
+        assert answer.headers["connection"] == "close"
+        assert "x-baton-pod" in answer.headers
+        assert await pod.ends() == 0
+    assert faults_of(pod) == []
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_a_client_that_accepts_nothing_is_cut_when_the_pod_leaves(cluster: Cluster, signals: int) -> None:
+    author = await fat(cluster, batches=60)
+    env = environment(
+        BATON_DATABASE_URL=cluster.dsn, BATON_ALLOW_ANONYMOUS="true", BATON_PORT="0", BATON_DRAIN_SECONDS="0"
+    )
+    async with running("serve", env=env) as pod:
+        url = (await pod.said(SERVES))[2]
+        async with deaf(url, author.id), following(cluster.client, url, author.id) as follower:
+            await follower.events(600)
+            for _ in range(signals):
+                pod.signal(signal.SIGTERM)
+                await pod.said("Shutting down")
+            assert await pod.ends() == 0
+    assert faults_of(pod) == []
+    # Both were sent away, one of them without taking leave.
+    assert sum("is closed: drained" in line for line in pod.lines) == 2
 
 
 @contextlib.asynccontextmanager
