@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from uuid import uuid4
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from tests.cluster import Author, Cluster, ended, text
 from tests.logbook import DEADLINE_SECONDS, until
 
-from baton import seals, streams
+from baton import history, seals, streams
 from baton.audience import Audience
 from baton.dialects import native
 from baton.errors import CursorBeyondTail, StreamNotFound
@@ -35,7 +36,7 @@ class Pod:
     def __init__(self, cluster: Cluster, *, window_bytes: int = 131_072, poll_seconds: float = 60) -> None:
         self.metrics = PodMetrics()
         audience = Audience(self.metrics, max_pod=1000, max_tenant=1000, max_stream=1000)
-        self.trust = Trust(cluster.pool, look_seconds=60)
+        self.trust = Trust(cluster.pool, look_seconds=60, on_new_history=lambda: self.relays.doubt_all())
         self.trust._seals = SEALS
         self.relays = Relays(
             cluster.pool, self.metrics, audience, self.trust, window_bytes=window_bytes, poll_seconds=poll_seconds
@@ -260,6 +261,31 @@ async def test_a_subscriber_behind_the_window_of_a_relay_that_the_log_contradict
     # Whoever comes back gets what the log holds.
     async with pod.subscribed(author) as subscriber:
         assert subscriber.relay.tail == (3 if ended else 2)
+
+
+async def test_a_pod_that_was_stopped_looks_at_the_history_before_a_client_resumes(cluster: Cluster) -> None:
+    """It has an end in memory that the database lost, and another end has its number now."""
+    pod, author = Pod(cluster), await cluster.author()
+    await author.write(text(1), text(2), notify=False)
+    await author.write(end=True, notify=False)
+    async with pod.subscribed(author) as subscriber:
+        await follow(subscriber)
+    await pod.trust.renew()
+    async with cluster.pool.acquire() as connection:
+        await connection.execute("DELETE FROM baton.batch WHERE terminal")
+        await connection.execute("UPDATE baton.stream SET status = 'running'")
+        await history.mark_restored(connection)
+    await streams.end_any(cluster.pool, author.id, streams.REWOUND)
+    pod.trust._looked_at -= 10
+    with pytest.raises(CursorBeyondTail, match="lost this stream's events after number 2"):
+        await pod.relays.subscribe(author.id, 3)
+    assert await take_from(pod, author, 2) == [b"log_rewound"]
+
+
+async def take_from(pod: Pod, author: Author, cursor: int) -> list[bytes]:
+    """The codes of the ends that a client gets after the cursor."""
+    async with pod.subscribed(author, cursor) as subscriber:
+        return re.findall(rb'"code":"(\w+)"', await follow(subscriber))
 
 
 async def test_a_log_with_a_hole_ends_the_connection_and_never_loops(cluster: Cluster) -> None:

@@ -420,6 +420,9 @@ class Relays:
             PodFull, TooManySubscribers: there is no room for one more.
             Unavailable: the database does not answer.
         """
+        if (known := self._relays.get(stream_id.hex)) is not None and known.loaded:
+            # What it holds may be of an older history of the database; then this lets it go.
+            await self._trust.renew()
         self._audience.join(tenant, stream_id)
         relay = self._relays.get(stream_id.hex)
         if relay is None or (relay.over and not relay.damaged):

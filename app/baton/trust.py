@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
+from typing import Final
 
 import asyncpg
 
@@ -20,8 +22,13 @@ from .backoff import Backoff
 from .database import Pool, translated
 from .errors import Unavailable
 from .history import HistoryWatch
+from .shared import seen, shared_task
 
 logger = logging.getLogger(__name__)
+
+
+# How old the last look may be when a client joins what this pod has in memory. A promotion takes longer.
+FRESH_SECONDS: Final = 0.2
 
 
 class Trust:
@@ -34,6 +41,8 @@ class Trust:
         self._seals = seals.NONE
         self._keys_due_at = 0.0
         self._now = asyncio.Event()
+        self._looked_at = -math.inf  # when the last look that succeeded began
+        self._renewing: asyncio.Task[None] | None = None
 
     def believes(self, channel: str, payload: str) -> bool:
         """Return whether a worker of this database, in its present history, sent this payload."""
@@ -54,6 +63,23 @@ class Trust:
         """Seal a payload as a worker does."""
         return self._seals.seal(channel, text, stamp)
 
+    async def renew(self) -> None:
+        """Look at the history, once for all that wait, unless that was done just now.
+
+        A pod that was stopped, or cut off from the database, does not know yet that what it has in memory is of an
+        older history.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        if time.monotonic() - self._looked_at < FRESH_SECONDS:
+            return
+        if self._renewing is None or self._renewing.done():
+            self._renewing = shared_task(self._look())
+            self._renewing.add_done_callback(seen)
+        async with translated():
+            await asyncio.shield(self._renewing)
+
     async def run(self) -> None:
         """Read the history every `look_seconds`, and the keys when they are due, until cancelled."""
         backoff = Backoff()
@@ -73,7 +99,9 @@ class Trust:
                     await self._now.wait()
 
     async def _look(self) -> None:
+        began_at = time.monotonic()
         await self._watch.look(self._pool)
+        self._looked_at = began_at
         history = self._watch.history or ""
         if history == self._seals.history and time.monotonic() < self._keys_due_at:
             return
