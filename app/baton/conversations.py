@@ -64,6 +64,16 @@ class Conversation:
         """Whether a message has that id."""
         return self._index(message_id) is not None
 
+    def ends_with(self, message_id: str) -> bool:
+        """Whether a message is the last one, apart from answers without content: a page may not have those."""
+        for index in reversed(range(len(self.places))):
+            place = self.places[index]
+            if place.id == message_id:
+                return True
+            if place.start < len(self.messages):
+                return False
+        return False
+
     def before(self, message_id: str) -> Conversation:
         """Leave out a message and what follows; without such a message, nothing."""
         return self._up_to(self._index(message_id))

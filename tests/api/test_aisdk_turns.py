@@ -65,7 +65,7 @@ class Model:
 @pytest.fixture
 async def model(cluster: Cluster) -> Model:
     made = Model()
-    await cluster.worker({"replay": made})
+    await cluster.worker({"replay": made, "asking": made})
     return made
 
 
@@ -212,7 +212,7 @@ async def test_two_tabs_that_continue_at_once_get_one_stream(
     won = [answer for answer in answers if answer.status_code == 200]
     assert {refused(answer) for answer in answers if answer not in won} <= {(409, "answer_running")}
     lengths = [len(given["messages"]) for given in model.inputs[2:]]
-    assert lengths == [4 + 2 * number for number in range(1, len(won) + 1)]
+    assert lengths == [3 + 2 * number for number in range(1, len(won) + 1)]
 
 
 async def test_the_beginning_of_a_chat_is_one_too(
@@ -230,7 +230,7 @@ async def test_approvals_are_taken_with_the_message_alone(
     approval = {"id": f"approval_{message_id.removeprefix('msg_')}_c", "approved": True}
     part = {"type": "tool-weather", "toolCallId": "c", "state": "approval-responded", "approval": approval}
     message = {"id": message_id, "role": "assistant", "parts": [{"type": "step-start"}, part]}
-    answers = await asyncio.gather(*(send(cluster, pod, message=message) for pod in pods))
+    answers = await asyncio.gather(*(send(cluster, pod, message=message, model="asking") for pod in pods))
     assert len({answer.headers["x-workflow-run-id"] for answer in answers}) == 1
     assert len(model.inputs) == 2
     answer_of(await send(cluster, pods[1], message=user("B")))

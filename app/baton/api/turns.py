@@ -176,7 +176,7 @@ async def _added(request: Request, turn: Turn, conversation: Conversation) -> Co
         rest = conversation.before(turn.message_id) if turn.message_id is not None else conversation
     else:
         rest = conversation if turn.message_id is None else conversation.before(turn.message_id)
-    if turn.previous_id is not None and (not rest.places or rest.places[-1].id != turn.previous_id):
+    if turn.previous_id is not None and not rest.ends_with(turn.previous_id):
         raise await _misfit(request, conversation, turn.previous_id)
     places = [*rest.places, Place(turn.message_id, len(rest.messages))]
     return Continued([*rest.messages, *turn.message], places, _key(request, str(rest.stream.id), turn))
