@@ -82,7 +82,7 @@ def asked(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
-def said(text: str) -> dict[str, Any]:
+def said(text: str | None) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import UnionType
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel
@@ -99,7 +98,7 @@ class Operation:
     answers: Mapping[int, Given]
     refusals: tuple[type[RequestError], ...] = ()
     form: Form = "problem"
-    body: type[BaseModel] | UnionType | None = None
+    body: Any = None  # a model of pydantic, or a union of some
     query: tuple[type[BaseModel], ...] = ()
     parameters: tuple[str, ...] = ()
 
