@@ -36,11 +36,14 @@ class Pod:
     def __init__(self, cluster: Cluster, *, window_bytes: int = 131_072, poll_seconds: float = 60) -> None:
         self.metrics = PodMetrics()
         audience = Audience(self.metrics, max_pod=1000, max_tenant=1000, max_stream=1000)
-        self.trust = Trust(cluster.pool, look_seconds=60, on_new_history=lambda: self.relays.doubt_all())
+        self.trust = Trust(cluster.pool, look_seconds=60, on_new_history=self._doubt_all)
         self.trust._seals = SEALS
         self.relays = Relays(
             cluster.pool, self.metrics, audience, self.trust, window_bytes=window_bytes, poll_seconds=poll_seconds
         )
+
+    def _doubt_all(self) -> None:
+        self.relays.doubt_all()
 
     @property
     def log_reads(self) -> float:

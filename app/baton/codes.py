@@ -118,6 +118,18 @@ ADVICE: Final[dict[str, Advice]] = {
         "If this comes in numbers: the database has lost the end of its log, as in an asynchronous failover, or "
         "clients mix up the ids of different streams.",
     ),
+    "answer_running": Advice(
+        "Wait for the answer's end, or stop it with `POST …/{chat}/stop`; then send the message again.",
+        _NOTHING,
+    ),
+    "conversation_changed": Advice(
+        "Load the conversation again, and send the message after its last one.",
+        _NOTHING,
+    ),
+    "conversation_gone": Advice(
+        "Send all messages (`messages` in place of `message`), or begin a new chat.",
+        "`BATON_RETENTION_DAYS` says for how long streams are kept.",
+    ),
     "request_too_large": Advice(
         "Send less.",
         "`BATON_MAX_BODY_BYTES` is the limit.",

@@ -12,6 +12,9 @@
     │   ├── InvalidRequest         400
     │   ├── MalformedCursor        400
     │   ├── CursorBeyondTail       409
+    │   ├── AnswerRunning          409
+    │   ├── ConversationChanged    409
+    │   ├── ConversationGone       410
     │   ├── Unauthenticated        401
     │   ├── Forbidden              403
     │   ├── StreamNotFound         404
@@ -163,6 +166,30 @@ class CursorBeyondTail(RequestError):
     status = 409
     code = "cursor_beyond_tail"
     title = "The cursor lies beyond the end of the log"
+
+
+class AnswerRunning(RequestError):
+    """The chat's last answer is not complete, so a message cannot be added to the conversation."""
+
+    status = 409
+    code = "answer_running"
+    title = "The chat's last answer is still under way"
+
+
+class ConversationChanged(RequestError):
+    """The message does not fit the end of the stored conversation: another tab or client has continued it."""
+
+    status = 409
+    code = "conversation_changed"
+    title = "The conversation has changed"
+
+
+class ConversationGone(RequestError):
+    """A message of the conversation was erased, has expired, or was never stored here."""
+
+    status = 410
+    code = "conversation_gone"
+    title = "The conversation is not stored here"
 
 
 class RequestTooLarge(RequestError):

@@ -72,6 +72,10 @@ _GET = f"SELECT {_COLUMNS} FROM baton.stream WHERE id = $1"  # noqa: S608
 
 _INPUT = "SELECT input FROM baton.stream WHERE id = $1"
 _CONTINUATION = "SELECT continuation FROM baton.stream WHERE id = $1"
+_MISSING = """
+SELECT asked.id FROM unnest($1::uuid[]) AS asked (id)
+WHERE NOT EXISTS (SELECT FROM baton.stream AS s WHERE s.id = asked.id)
+"""
 
 # A list looks at a bounded number of rows, $4, whatever it finds. These say which rows: the newest between two ids,
 # those that have not ended, or those with some metadata. The last two are in no order: unless all of them were looked
@@ -354,6 +358,11 @@ async def read_input(pool: Pool, stream_id: UUID) -> Any:
 async def read_continuation(pool: Pool, stream_id: UUID) -> dict[str, Any]:
     """Read what a stream continues; an empty object where it continues nothing, or is gone."""
     return continuation(await pool.fetchval(_CONTINUATION, stream_id))
+
+
+async def missing(pool: Pool, stream_ids: Sequence[UUID]) -> list[UUID]:
+    """Return which of some streams have no row: they were erased, have expired, or never were."""
+    return [row[0] for row in await pool.fetch(_MISSING, stream_ids)]
 
 
 async def find(connection: Connection, wanted: Wanted, limit: int) -> Page:

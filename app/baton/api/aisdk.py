@@ -10,8 +10,7 @@ sent it: a run is followed by a client that has the message, a chat by one that 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 from uuid import UUID
 
@@ -21,7 +20,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from typing_extensions import TypedDict
 
-from .. import log, streams
+from .. import conversations, log, streams
+from ..conversations import Place, beside_input
 from ..database import translated
 from ..dialects import aisdk
 from ..dialects.aisdk_message import Earlier
@@ -31,8 +31,8 @@ from ..events import MAX_SEQ, Status
 from ..generators import conversation
 from ..models import CreateStream, Items, Name, Text, storable, validated
 from ..pod import Pod
-from ..streams import Stream, Wanted
-from . import actions, approvals
+from ..streams import NewStream, Stream
+from . import actions, approvals, turns
 from .approvals import Answered
 from .following import follow_frames, require_followable
 from .request import (
@@ -54,8 +54,7 @@ _OLD_SDK: Final = (
     "a message has `parts`; `content` is what AI SDK 3 and 4 send, whose pages cannot read these answers: use AI SDK "
     "5, 6 or 7"
 )
-# In which a chat's newest stream is looked for, if so many streams have its id that an index does not help.
-_PAGES: Final = 5
+_REGENERATE: Final = "regenerate-message"
 _START_INDEX: Final = re.compile(r"-?[0-9]{1,9}", re.ASCII)
 
 
@@ -95,6 +94,27 @@ class SendMessages(BaseModel):
         return storable(content)
 
 
+class SendMessage(BaseModel):
+    """What a page sends that leaves the conversation to the server: its last message, or that an answer is taken back.
+
+    `previousMessageId` is the message before it, if the page gives it: without that message here, it is refused.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    id: Text
+    message: UIMessage | None = None
+    model: Name | None = None
+    trigger: Any = None
+    messageId: Text | None = None  # noqa: N815
+    previousMessageId: Text | None = None  # noqa: N815
+
+    @model_validator(mode="before")
+    @classmethod
+    def _can_be_written(cls, content: Any) -> Any:
+        return storable(content)
+
+
 class Stopped(TypedDict):
     """A stream that was asked to stop."""
 
@@ -106,23 +126,31 @@ async def send_messages(request: Request) -> Answer:
     """Queue the answer to a chat's messages, and follow it in the same round trip."""
     require_followable(request)
     body = await read_body(request)
-    sent = validated(SendMessages, parse_json(body))
-    answers = await approvals.answered(request, sent.id, _last_parts(sent))
-    approvals.require_taker(pod_of(request).settings, sent.model, answers)
-    approved = [answer for answer in answers if answer.approved]
-    wanted = validated(
-        CreateStream,
-        {
-            "generator": sent.model,
-            "input": {"messages": _chat_messages(sent.messages, approved), **(sent.model_extra or {})},
-            "metadata": {} if sent.id is None else {"chat": sent.id},
-        },
-    )
-    continuation = _continuation(sent, approved)
-    # The protocol cannot say that an answer begins again.
-    new = actions.new_stream(request, wanted, on_worker_lost="fail", continuation=continuation)
+    content = parse_json(body)
+    if _leaves_the_rest(content):
+        return await _send_message(request, validated(SendMessage, content), body)
+    sent = validated(SendMessages, content)
+    answers = await _answers(request, sent, sent.messages)
+    messages, places = _converted(sent.messages, answers)
+    continuation = {**_continuation(sent.messages, answers), **({} if sent.id is None else beside_input(places))}
+    new = _new_stream(request, sent, messages, continuation)
     stream, _ = await actions.create(request, new, body, approvals.key_of(request, answers))
-    return await _follow(request, stream, 0, continued=continuation is not None)
+    return await _follow(request, stream, 0, continued="message" in continuation)
+
+
+async def _send_message(request: Request, sent: SendMessage, body: bytes) -> Answer:
+    """Do the same for a page that sends its last message only."""
+    last = [] if sent.message is None or sent.trigger == _REGENERATE else [sent.message]
+    answers = await _answers(request, sent, last)
+    turn = _turn(sent, last, answers)
+    whole = await turns.continued(request, turn)
+    continuation = _continuation(last, answers)
+    stream = whole.repeated
+    if stream is None:
+        beside = {**continuation, **beside_input(whole.places, turn.digest)}
+        new = _new_stream(request, sent, whole.messages, beside)
+        stream = await turns.create(request, new, body, approvals.key_of(request, answers) or whole.key)
+    return await _follow(request, stream, 0, continued="message" in continuation)
 
 
 async def resume(request: Request) -> Answer:
@@ -162,38 +190,83 @@ ROUTES = [
 ]
 
 
-def _chat_messages(messages: list[UIMessage], approved: Sequence[Answered]) -> list[dict[str, Any]]:
-    """Convert them here, so that a generator gets one form from all clients."""
-    allowed = {answer.call_id for answer in approved}
+def _leaves_the_rest(content: Any) -> bool:
+    """Whether a body has the last message only, or none at all."""
+    if not isinstance(content, dict) or content.get("messages") is not None:
+        return False
+    return content.get("message") is not None or content.get("trigger") == _REGENERATE
+
+
+async def _answers(request: Request, sent: SendMessages | SendMessage, messages: Sequence[UIMessage]) -> list[Answered]:
+    """Return the user's answers in the message that is continued."""
+    last = messages[-1] if messages else None
+    parts = last.parts if last is not None and last.role == "assistant" else []
+    answers = await approvals.answered(request, sent.id, parts)
+    approvals.require_taker(pod_of(request).settings, sent.model, answers)
+    return answers
+
+
+def _turn(sent: SendMessage, last: Sequence[UIMessage], answers: Sequence[Answered]) -> turns.Turn:
+    if not last:
+        return turns.Turn(sent.id, None, message_id=sent.messageId)
+    (message,) = last
+    if message.role == "system":
+        raise InvalidRequest("A message that is sent alone is the user's or the assistant's.")
+    if message.role == "assistant" and _id_of(message) is None:
+        raise InvalidRequest("A message of the assistant that is sent alone needs an id.")
+    allowed = [answer.id for answer in answers if answer.approved]
+    messages, _ = _converted(last, answers)
+    return turns.Turn(sent.id, messages, message.role, _id_of(message), sent.previousMessageId, allowed)
+
+
+def _new_stream(
+    request: Request,
+    sent: SendMessages | SendMessage,
+    messages: Sequence[Mapping[str, Any]],
+    continuation: Mapping[str, Any],
+) -> NewStream:
+    wanted = validated(
+        CreateStream,
+        {
+            "generator": sent.model,
+            "input": {"messages": list(messages), **(sent.model_extra or {})},
+            "metadata": {} if sent.id is None else {"chat": sent.id},
+        },
+    )
+    # The protocol cannot say that an answer begins again.
+    return actions.new_stream(request, wanted, on_worker_lost="fail", continuation=continuation or None)
+
+
+def _converted(messages: Sequence[UIMessage], answers: Sequence[Answered]) -> tuple[list[dict[str, Any]], list[Place]]:
+    """Convert messages here, so that a generator gets one form from all clients; return where each begins, too."""
+    allowed = {answer.call_id for answer in answers if answer.approved}
+    found: list[dict[str, Any]] = []
+    places = []
     try:
-        found = [conversation.messages([_role_and_parts(message)]) for message in messages[:-1]]
-        found += [conversation.messages([_role_and_parts(message)], allowed=allowed) for message in messages[-1:]]
+        for message in messages:
+            places.append(Place(_id_of(message), len(found)))
+            last = {"allowed": allowed} if message is messages[-1] else {}
+            found += conversation.messages([{"role": message.role, "parts": message.parts}], **last)
     except GenerationError as error:
         raise InvalidRequest(error.message) from None
-    return [message for some in found for message in some]
+    return found, places
 
 
-def _role_and_parts(message: UIMessage) -> dict[str, Any]:
-    return {"role": message.role, "parts": message.parts}
+def _id_of(message: UIMessage) -> str | None:
+    return message.id if isinstance(message.id, str) and message.id else None
 
 
-def _last_parts(sent: SendMessages) -> list[dict[str, Any]]:
-    """Return the parts of the message that is continued."""
-    last = sent.messages[-1] if sent.messages else None
-    return last.parts if last is not None and last.role == "assistant" else []
-
-
-def _continuation(sent: SendMessages, approved: Sequence[Answered]) -> dict[str, Any] | None:
-    """Return the message that the stream continues, and the calls that the user has allowed in it."""
-    last = sent.messages[-1] if sent.messages else None
-    if last is None or last.role != "assistant" or not isinstance(last.id, str) or not last.id:
-        return None
+def _continuation(messages: Sequence[UIMessage], answers: Sequence[Answered]) -> dict[str, Any]:
+    """Return the message that the stream continues, and the calls that the user has allowed in it, if there is one."""
+    last = messages[-1] if messages else None
+    if last is None or last.role != "assistant" or _id_of(last) is None:
+        return {}
     message = {"id": last.id, "parts": last.parts, "metadata": last.metadata}
     try:
         Earlier.of(message)
     except GenerationError as error:
         raise InvalidRequest(error.message) from None
-    return {"message": message, "approvals": [answer.as_approval() for answer in approved]}
+    return {"message": message, "approvals": [answer.as_approval() for answer in answers if answer.approved]}
 
 
 async def _earlier(request: Request, stream: Stream) -> Earlier | None:
@@ -213,26 +286,13 @@ async def _newest(request: Request, chat: str) -> Stream | None:
     if "\0" in chat:
         raise InvalidRequest("The id of a chat cannot hold a NUL character.")
     principal = principal_of(request)
-    newest = await _newest_of_chat(request, principal.tenant, chat)
+    async with pod_of(request).pool.acquire() as connection:
+        newest, looked_at = await conversations.newest(connection, principal.tenant, chat)
+    charge_rows(request, looked_at)
     if newest is None or not principal.sees(newest.tenant, newest.id):
         return None
     principal.require_in_time(newest.ended_at)
     return newest
-
-
-async def _newest_of_chat(request: Request, tenant: str, chat: str) -> Stream | None:
-    """Return a chat's newest stream. Where thousands have that chat's id, only as many of the newest are looked at."""
-    wanted = Wanted(tenant, metadata=[{"chat": chat}])
-    async with pod_of(request).pool.acquire() as connection:
-        for _ in range(_PAGES):
-            page = await streams.find(connection, wanted, 1)
-            charge_rows(request, page.looked_at)
-            if page.streams:
-                return page.streams[0]
-            if page.before is None:
-                break
-            wanted = replace(wanted, last=streams.below(page.before))
-    return None
 
 
 async def _follow(

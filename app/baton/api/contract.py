@@ -10,7 +10,10 @@ from pydantic import BaseModel
 
 from ..dialects.chat import Completion
 from ..errors import (
+    AnswerRunning,
     BodyTimeout,
+    ConversationChanged,
+    ConversationGone,
     CreatesTooFast,
     CursorBeyondTail,
     Forbidden,
@@ -53,7 +56,7 @@ from ..models import (
     TokenWish,
 )
 from ..principal import AuthScope
-from .aisdk import SendMessages, Stopped
+from .aisdk import SendMessage, SendMessages, Stopped
 from .chat import CreateCompletion
 from .console import ConsolePage, OverviewContent
 from .openai import ModelContent, ModelList
@@ -95,7 +98,7 @@ class Operation:
     answers: Mapping[int, Given]
     refusals: tuple[type[RequestError], ...] = ()
     form: Form = "problem"
-    body: type[BaseModel] | None = None
+    body: Any = None  # a model of pydantic, or a union of some
     query: tuple[type[BaseModel], ...] = ()
     parameters: tuple[str, ...] = ()
 
@@ -262,8 +265,8 @@ OPERATIONS: Final[dict[tuple[Method, str], Operation]] = {
         "AI SDK",
         "create",
         {200: Given("The chunks of the answer.", {EVENTS: _UI_CHUNKS}, _RUN)},
-        (*_CREATING, *_JOINING, UnknownGenerator),
-        body=SendMessages,
+        (*_CREATING, *_JOINING, UnknownGenerator, AnswerRunning, ConversationChanged, ConversationGone),
+        body=SendMessages | SendMessage,
         parameters=("Idempotency-Key",),
     ),
     ("GET", "/v1/ai-sdk/chat/{chat}/stream"): Operation(

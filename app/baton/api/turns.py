@@ -1,0 +1,225 @@
+"""A page of the AI SDK that sends its last message only: what the rest of the conversation is, and what becomes of it.
+
+A message of the user is added to the stored conversation, or takes the place of the one with its id, as an edited one
+does. A message of the assistant takes the place of the newest answer, which it is with the results of the page's tools
+or the user's approvals. `regenerate-message` takes an answer back. The rest is never guessed: what does not fit the end
+of the conversation is refused by name.
+
+Each stream of a chat has one successor. The id of the newest is the idempotency key of the next, so of two tabs that
+send the same at once both get one stream, and of two that send something else one is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+from starlette.requests import Request
+
+from .. import conversations, retention, streams
+from ..conversations import Conversation, Place
+from ..database import translated
+from ..errors import (
+    AnswerRunning,
+    ConversationChanged,
+    ConversationGone,
+    GenerationError,
+    IdempotencyConflict,
+    InvalidRequest,
+    StreamExpired,
+)
+from ..streams import IdempotencyKey, NewStream, Stream
+from . import actions
+from .request import charge_rows, pod_of, principal_of
+
+# No client can send a key that begins so.
+_KEY_PREFIX: Final = "\tchat "
+# How long a message waits for an answer that was asked to stop, in seconds.
+_STOPPING_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+_REUSED: Final = frozenset({"queued", "running", "completed"})
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a page sent. `message` is its last one as chat messages; None asks for the newest answer again."""
+
+    chat: str
+    message: Sequence[Mapping[str, Any]] | None
+    role: str | None = None
+    message_id: str | None = None  # of that message, or of the one to answer again
+    previous_id: str | None = None  # of the message before it, if the page gave it
+    allowed: Sequence[str] = ()  # ids of approvals
+
+    @property
+    def digest(self) -> str:
+        """Tell this from anything else that the same conversation may continue with."""
+        message = None if self.message is None else list(self.message)
+        told = [self.role, self.message_id, message, sorted(self.allowed)]
+        return hashlib.sha256(orjson.dumps(told)).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """The whole conversation with a turn, and the key under which its stream is created.
+
+    `repeated` is the stream that was created by the same turn before.
+    """
+
+    messages: Sequence[Mapping[str, Any]] = ()
+    places: Sequence[Place] = ()
+    key: IdempotencyKey | None = None
+    repeated: Stream | None = None
+
+
+async def continued(request: Request, turn: Turn) -> Continued:
+    """Find out what a turn continues.
+
+    Raises:
+        AnswerRunning: the newest answer is not complete.
+        ConversationChanged, ConversationGone: the turn does not fit what is stored.
+        Forbidden: the caller may not read, or only one stream.
+        LogDamaged, Unavailable: the conversation cannot be read.
+    """
+    principal = principal_of(request)
+    principal.require("read")
+    principal.require_tenant()
+    if "\0" in turn.chat:
+        raise InvalidRequest("The id of a chat cannot hold a NUL character.")
+    async with translated():
+        stream = await _newest(request, turn.chat)
+        if stream is None:
+            return await _begun(request, turn)
+        beside = await streams.read_continuation(pod_of(request).pool, stream.id)
+        if _is_repeated(turn, stream, beside.get("digest")):
+            return Continued(repeated=stream)
+        stream = await _stopped(request, stream)
+        conversation = await _read(request, stream)
+        return await _added(request, turn, conversation)
+
+
+async def create(request: Request, new: NewStream, body: bytes, key: IdempotencyKey | None) -> Stream:
+    """Queue the stream of a turn, or return the one that the same turn created.
+
+    Raises:
+        AnswerRunning: another turn was faster.
+    """
+    try:
+        stream, _ = await actions.create(request, new, body, key)
+    except IdempotencyConflict:
+        raise AnswerRunning("Another message has continued this chat at the same time. Wait for its answer.") from None
+    return stream
+
+
+async def _newest(request: Request, chat: str) -> Stream | None:
+    async with pod_of(request).pool.acquire() as connection:
+        stream, looked_at = await conversations.newest(connection, principal_of(request).tenant, chat)
+    charge_rows(request, looked_at)
+    return stream
+
+
+async def _begun(request: Request, turn: Turn) -> Continued:
+    """Begin a chat, with a question that says of no message before it."""
+    if turn.role != "user" or turn.previous_id is not None or turn.message is None:
+        raise await _gone(request, turn.previous_id or turn.message_id)
+    key = _key(request, f"new {turn.chat}", turn)
+    return Continued(list(turn.message), [Place(turn.message_id, 0)], key)
+
+
+def _is_repeated(turn: Turn, stream: Stream, digest: str | None) -> bool:
+    """Whether a stream answers this very turn.
+
+    To send the same question again once it is answered, or to take back an answer again, asks for another answer. The
+    same continuation of an answer is another tab's, unless its stream has failed.
+    """
+    if digest != turn.digest:
+        return False
+    return not stream.ended if turn.role != "assistant" else stream.status in _REUSED
+
+
+async def _stopped(request: Request, stream: Stream) -> Stream:
+    """Wait for the end of an answer that was asked to stop."""
+    pauses = iter(_STOPPING_SECONDS)
+    while not stream.ended:
+        pause = next(pauses, None)
+        if stream.cancel_requested_at is None or pause is None:
+            raise AnswerRunning(f"The answer {stream.id} of this chat is under way. Wait for its end, or stop it.")
+        await asyncio.sleep(pause)
+        found = await streams.get(pod_of(request).pool, stream.id)
+        if found is None:
+            raise ConversationGone("The last answer of this chat was erased.")
+        stream = found
+    return stream
+
+
+async def _read(request: Request, stream: Stream) -> Conversation:
+    try:
+        conversation = await conversations.read(pod_of(request).pool, stream)
+    except GenerationError as error:
+        raise InvalidRequest(f"The stored conversation cannot be continued: {error.message}") from None
+    for stream_id in await conversations.erased(pod_of(request).pool, conversation):
+        # What has expired is still in the input of the newest stream. What was erased should not be.
+        if not isinstance(await retention.absence(pod_of(request).pool, stream_id), StreamExpired):
+            raise ConversationGone(f"The answer {stream_id} of this chat was erased.")
+    return conversation
+
+
+async def _added(request: Request, turn: Turn, conversation: Conversation) -> Continued:
+    if turn.message is None:
+        return _answered_again(request, turn, await _kept(request, turn, conversation))
+    if turn.role == "assistant":
+        if turn.message_id != conversation.answer_id:
+            raise await _misfit(request, conversation, turn.message_id)
+        rest = conversation.before(turn.message_id) if turn.message_id is not None else conversation
+    else:
+        rest = conversation if turn.message_id is None else conversation.before(turn.message_id)
+    if turn.previous_id is not None and not rest.ends_with(turn.previous_id):
+        raise await _misfit(request, conversation, turn.previous_id)
+    places = [*rest.places, Place(turn.message_id, len(rest.messages))]
+    return Continued([*rest.messages, *turn.message], places, _key(request, str(rest.stream.id), turn))
+
+
+async def _kept(request: Request, turn: Turn, conversation: Conversation) -> Conversation:
+    """Leave out the answer that is taken back, and what follows it."""
+    if turn.message_id is None:
+        return conversation.without_answer()
+    if not conversation.has(turn.message_id):
+        raise await _misfit(request, conversation, turn.message_id)
+    return conversation.before_answer_to(turn.message_id)
+
+
+def _answered_again(request: Request, turn: Turn, rest: Conversation) -> Continued:
+    if not rest.messages:
+        raise InvalidRequest("No message precedes the answer that is to be generated again.")
+    return Continued(rest.messages, rest.places, _key(request, str(rest.stream.id), turn))
+
+
+async def _misfit(
+    request: Request, conversation: Conversation, message_id: str | None
+) -> ConversationChanged | ConversationGone:
+    """Return the error that says why a message is not where the page has it."""
+    stream_id = conversations.stream_of(message_id)
+    if stream_id is not None and await streams.get(pod_of(request).pool, stream_id) is None:
+        return await _gone(request, message_id)
+    return ConversationChanged(
+        f"The message {message_id!r:.120} is not where the page has it: the last answer of this chat is "
+        f"{conversation.answer_id!r:.120}."
+    )
+
+
+async def _gone(request: Request, message_id: str | None) -> ConversationGone:
+    """Return the error that says that a message is not stored."""
+    stream_id = conversations.stream_of(message_id)
+    if stream_id is None:
+        return ConversationGone("No message of this chat is stored: it was erased, has expired, or never was here.")
+    why = await retention.absence(pod_of(request).pool, stream_id)
+    return ConversationGone(f"The message {message_id!r:.120} is not stored. {why}")
+
+
+def _key(request: Request, basis: str, turn: Turn) -> IdempotencyKey:
+    name = hashlib.sha256(basis.encode(errors="surrogatepass")).hexdigest()
+    hours = pod_of(request).settings.idempotency_hours
+    return IdempotencyKey(_KEY_PREFIX + name, bytes.fromhex(turn.digest), hours * 3600)
