@@ -201,14 +201,16 @@ class Author:
 
 
 class Tap:
-    """A generator that yields what the test lets it, one thing at a time."""
+    """A generator that yields what the test lets it, one thing at a time. `requests` are those that it got."""
 
     def __init__(self) -> None:
+        self.requests: list[GenerationRequest] = []
         self.started = asyncio.Event()
         self.cancelled = asyncio.Event()
         self._allowed: asyncio.Queue[Yielded | GenerationError | None] = asyncio.Queue()
 
     async def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
+        self.requests.append(request)
         self.started.set()
         try:
             while (item := await self._allowed.get()) is not None:

@@ -208,6 +208,19 @@ async def test_a_message_with_too_many_answers_is_refused(cluster: Cluster) -> N
     assert (answer.status_code, answer.json()["detail"]) == (400, "A message may hold 32 answered approvals at most.")
 
 
+@pytest.mark.parametrize("twice", [{}, {"toolCallId": "d"}, {"state": "output-available", "output": 3}])
+async def test_a_message_cannot_answer_a_question_twice(cluster: Cluster, twice: dict[str, Any]) -> None:
+    pod = await cluster.pod()
+    await cluster.worker({"asking": asking})
+    part = answered(await asked(cluster, pod), True)
+    for first, second in ((part, part | twice), (part | twice, part)):
+        body = sent(assistant(first, second), model="asking")
+        answer = await cluster.client.post(f"{pod.url}{CHAT}", json=body)
+        assert answer.status_code == 400
+        assert "answer an approval once" in answer.json()["detail"]
+    assert len(SEEN) == 1
+
+
 async def test_an_answer_to_what_the_generator_did_not_ask_is_refused(cluster: Cluster) -> None:
     async def running(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         yield CALL

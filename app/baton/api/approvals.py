@@ -66,6 +66,7 @@ async def answered(request: Request, chat: str | None, parts: Sequence[dict[str,
     responded = [part for part in parts if part.get("state") == "approval-responded"]
     if len(responded) > _MOST:
         raise InvalidRequest(f"A message may hold {_MOST} answered approvals at most.")
+    _require_distinct(parts, responded)
     logs: dict[UUID, Snapshot | None] = {}
     answers = []
     for part in responded:
@@ -117,6 +118,14 @@ async def _answered(
     if call is None:
         raise InvalidRequest(f"No answer of this chat waits for the approval {approval_id!r:.120}.")
     return Answered(approval_id, call_id, approved, call["name"] or "", _arguments(call), reason)
+
+
+def _require_distinct(parts: Sequence[dict[str, Any]], responded: Sequence[dict[str, Any]]) -> None:
+    """Refuse a question that is answered twice: under another id of the call it would run once more."""
+    ids = [str(part["approval"].get("id")) for part in responded if isinstance(part.get("approval"), dict)]
+    calls = [part.get("toolCallId") for part in parts]
+    if len(set(ids)) < len(ids) or any(calls.count(part.get("toolCallId")) > 1 for part in responded):
+        raise InvalidRequest("A message can answer an approval once, and hold a call that waits for one once.")
 
 
 def _waiting(snapshot: Snapshot | None, call_id: str) -> ToolCall | None:
