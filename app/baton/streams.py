@@ -265,6 +265,8 @@ class IdempotencyKey:
     key: str
     request_hash: bytes
     lifetime_seconds: float
+    also: tuple[str, ...] = ()  # keys that the same stream takes besides; where one is taken, none is created
+    conflict: str = "This Idempotency-Key was used for a request with another body. Use a new key for a new request."
 
 
 @dataclass(frozen=True, slots=True)
@@ -575,8 +577,9 @@ async def _insert(
         None if new.continuation is None else orjson.dumps(new.continuation),
     )
     row = await _insert_below(connection, columns, max_live, counts, new.tenant)
-    if key is not None and not await _take_key(connection, new.tenant, key, row["id"]):
-        raise _KeyTaken(key)
+    for each in () if key is None else (key, *(replace(key, key=name) for name in key.also)):
+        if not await _take_key(connection, new.tenant, each, row["id"]):
+            raise _KeyTaken(each)
     return _stream(row)
 
 
@@ -639,9 +642,7 @@ async def _created_before(connection: Connection, tenant: str, key: IdempotencyK
     if row is None:
         return None
     if row["request_hash"] != key.request_hash:
-        raise IdempotencyConflict(
-            "This Idempotency-Key was used for a request with another body. Use a new key for a new request."
-        )
+        raise IdempotencyConflict(key.conflict)
     return await get(connection, row["stream_id"])
 
 

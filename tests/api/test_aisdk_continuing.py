@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 from uuid import UUID
 
+import httpx2
 import pytest
 from tests.cluster import Cluster, RunningPod, Tap, echo
 
@@ -152,6 +153,46 @@ async def test_an_approved_call_is_run_once(cluster: Cluster) -> None:
     )
     assert len({answer.headers["x-workflow-run-id"] for answer in answers}) == 1
     assert len(SEEN) == 2
+
+
+async def asking_twice(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+    """Ask about two calls in one step."""
+    SEEN.append(request)
+    if request.approvals:
+        yield "Done."
+        return
+    for index, call_id in enumerate("cd"):
+        yield {**CALL, "index": index, "id": call_id}
+    for call_id in "cd":
+        yield {"type": "tool_approval", "id": call_id}
+
+
+@pytest.mark.parametrize("then", [{"c": True, "d": True}, {"c": True, "d": False}, {"c": False}])
+async def test_a_question_that_was_answered_is_not_answered_again_with_others(
+    cluster: Cluster, then: dict[str, bool]
+) -> None:
+    pod = await cluster.pod()
+    await cluster.worker({"asking": asking_twice})
+    SEEN.clear()
+    asking_answer = await cluster.client.post(f"{pod.url}{CHAT}", json=sent(model="asking"))
+    asked_for = {
+        chunk["toolCallId"]: chunk["approvalId"]
+        for chunk in chunks(asking_answer.content)
+        if chunk["type"] == "tool-approval-request"
+    }
+
+    async def send(decided: dict[str, bool]) -> httpx2.Response:
+        parts = [answered(asked_for[call_id], yes, toolCallId=call_id) for call_id, yes in decided.items()]
+        return await cluster.client.post(f"{pod.url}{CHAT}", json=sent(assistant(*parts), model="asking"))
+
+    assert (await send({"c": True})).status_code == 200
+    refused = await send(then)
+    assert (refused.status_code, refused.json()["code"]) == (422, "idempotency_conflict")
+    assert (
+        refused.json()["detail"] == "Another request has answered one of these approvals before. Load the chat again."
+    )
+    assert (await send({"d": True})).status_code == 200
+    assert [[approval.call_id for approval in request.approvals] for request in SEEN] == [[], ["c"], ["d"]]
 
 
 async def test_a_denied_call_is_a_result_that_says_so(cluster: Cluster) -> None:

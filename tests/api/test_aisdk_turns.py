@@ -248,12 +248,14 @@ async def test_a_message_waits_for_an_answer_that_stops_and_is_refused_while_one
     assert refused(await send(cluster, two, message=user("B"))) == (409, "answer_running")
     assert refused(await send(cluster, two, trigger="regenerate-message")) == (409, "answer_running")
     # The same message, whose answer the page has lost, gets that answer.
-    again = asyncio.create_task(send(cluster, two, message=user("Wait.")))
-    stop = await cluster.client.post(f"{two.url}{CHAT}/42/stop")
-    assert stop.status_code == 202
-    answer_of(await send(cluster, two, message=user("B")))
-    assert model.inputs[-1]["messages"] == [asked("Wait."), said("Half"), asked("B")]
-    assert answer_of(await again) == answer_of(await running)
+    body = {"id": "42", "message": user("Wait.")}
+    async with cluster.client.stream("POST", f"{two.url}{CHAT}", json=body) as again:
+        stop = await cluster.client.post(f"{two.url}{CHAT}/42/stop")
+        assert stop.status_code == 202
+        answer_of(await send(cluster, two, message=user("B")))
+        assert model.inputs[-1]["messages"] == [asked("Wait."), said("Half"), asked("B")]
+        await again.aread()
+    assert answer_of(again) == answer_of(await running)
 
 
 async def test_a_conversation_that_is_gone_is_refused_by_name(

@@ -2,7 +2,8 @@
 
 A page sends only the answer: which tool was to run, and with which arguments, is read from the log of the stream that
 asked. The id of an approval names that stream, which must belong to the same chat. A call that was allowed is run once:
-the same answers, from another tab or in a repeated request, give the stream that they created first.
+the same answers, from another tab or in a repeated request, give the stream that they created first. Other answers to
+one of these questions are refused.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from .request import found, pod_of
 # In a message. A log may have to be read for each.
 _MOST: Final = 32
 # No client can send a key that begins so.
-_KEY_PREFIX: Final = "\tapprovals "
+_KEY_PREFIX: Final = "\tapproval "
+_ANSWERED_BEFORE: Final = "Another request has answered one of these approvals before. Load the chat again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +94,15 @@ def require_taker(settings: Settings, generator: str | None, answers: Sequence[A
 
 
 def key_of(request: Request, answers: Sequence[Answered]) -> IdempotencyKey | None:
-    """Return the key under which a stream runs the calls that were allowed; None where there are none."""
-    if not any(answer.approved for answer in answers):
+    """Return the key of the stream that gets these answers, one name for each question; None where there are none."""
+    if not answers:
         return None
-    asked = sorted(answer.id for answer in answers)
     decided = sorted((answer.id, answer.approved) for answer in answers)
+    # In one order everywhere, so that two requests wait for each other and never in a circle.
+    first, *others = [_KEY_PREFIX + hashlib.sha256(asked.encode()).hexdigest() for asked, _ in decided]
+    digest = hashlib.sha256(orjson.dumps(decided)).digest()
     hours = pod_of(request).settings.idempotency_hours
-    name = hashlib.sha256(orjson.dumps(asked)).hexdigest()
-    return IdempotencyKey(_KEY_PREFIX + name, hashlib.sha256(orjson.dumps(decided)).digest(), hours * 3600)
+    return IdempotencyKey(first, digest, hours * 3600, tuple(others), _ANSWERED_BEFORE)
 
 
 async def _answered(

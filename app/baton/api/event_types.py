@@ -94,8 +94,9 @@ class DoneEvent(TypedDict):
     type: Literal["done"]
     status: FinalStatus
     finish_reason: str | None
-    usage: dict[str, Any] | None
-    timings: TimingsContent
+    # The answer view leaves these two out.
+    usage: NotRequired[dict[str, Any] | None]
+    timings: NotRequired[TimingsContent]
     error: NotRequired[StreamError]
 
 
