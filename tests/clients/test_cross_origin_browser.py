@@ -23,6 +23,7 @@ async function fetched(pod) {
   const answer = await fetch(pod + "/v1/streams", { method: "POST", headers, body, credentials: "include" });
   const created = await answer.json();
   const events = pod + created.events_url;
+  await fetch(pod + answer.headers.get("Location") + "?wait=20");  // event 1 must be there to continue after it
   const streamed = await fetch(events, { headers: { "Last-Event-ID": "1" } });
   const lost = await fetch(pod + "/v1/streams/x", { headers: { Authorization: "Bearer none" } });
   return {
