@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tests.cluster import ended
 from tests.logbook import connected, until
 
-from baton import history, seals
-from baton.database import pool
+from baton import history, seals, shares
+from baton.database import Pool, pool
+from baton.history import HistoryWatch
 from baton.notifications import committed_at, unpack
 from baton.seals import SEAL_BYTES, Seals
 from baton.trust import Trust
@@ -84,6 +85,21 @@ async def test_a_replaced_key_is_read_until_its_grace_is_over_and_then_deleted(d
         third = await seals.rotate(connection)
         rows = await connection.fetch("SELECT id FROM baton.notify_key ORDER BY id")
         assert [row[0] for row in rows] == [second, third]
+
+
+async def test_a_look_that_all_wait_for_counts_for_no_tenant(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[str | None] = []
+    look = HistoryWatch.look
+
+    async def looking(watch: HistoryWatch, executor: Pool) -> object:
+        counted.append(shares.acting_for())
+        return await look(watch, executor)
+
+    monkeypatch.setattr(HistoryWatch, "look", looking)
+    async with pool(dsn, size=1, timeout_seconds=10) as opened:
+        shares.act_for("acme")
+        await Trust(opened, look_seconds=60).renew()
+    assert counted == [None]
 
 
 @asynccontextmanager

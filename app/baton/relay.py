@@ -518,6 +518,7 @@ class Relays:
                 async with translated():
                     if self._poll_all or loop.time() >= due_at:
                         self._poll_all = False
+                        self._doubted.clear()  # they are among all
                         due_at = loop.time() + self._poll_seconds
                         self._tidy()
                         await self._compare(self._relays.values())

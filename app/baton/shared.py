@@ -13,13 +13,15 @@ from . import shares
 Result = TypeVar("Result")
 
 
-def shared_task(work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+def shared_task(work: Coroutine[Any, Any, Result], *, for_all: bool = False) -> asyncio.Task[Result]:
     """Start what many requests wait for. Each of them has to shield it.
 
-    Its queries count for the tenant of the first request: one tenant's work is shared by that tenant's requests only.
+    Its queries count for the tenant of the first request, since one tenant's work is shared by that tenant's requests
+    only; or, `for_all`, for no tenant.
     """
     context = contextvars.Context()
-    context.run(shares.act_for, shares.acting_for())
+    if not for_all:
+        context.run(shares.act_for, shares.acting_for())
     return asyncio.create_task(work, context=context)
 
 

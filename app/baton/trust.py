@@ -75,7 +75,8 @@ class Trust:
         if time.monotonic() - self._looked_at < FRESH_SECONDS:
             return
         if self._renewing is None or self._renewing.done():
-            self._renewing = shared_task(self._look())
+            # A tenant whose requests are stuck must not hold up the look that the others wait for.
+            self._renewing = shared_task(self._look(), for_all=True)
             self._renewing.add_done_callback(seen)
         async with translated():
             await asyncio.shield(self._renewing)
