@@ -24,11 +24,11 @@ import statistics
 import sys
 import tempfile
 import time
-from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
@@ -45,7 +45,8 @@ from baton.migrate import migrate
 from baton.outcome import Outcome
 from baton.streams import NewStream
 
-from .cluster import ROOT, cluster
+from .attacker import attacking
+from .cluster import cluster
 from .online import Measured, Viewer, phase
 
 SETTLE_SECONDS: Final = 3
@@ -193,20 +194,9 @@ async def background(*jobs: asyncio.Task[None]) -> AsyncIterator[None]:
                 raise result
 
 
-@contextlib.asynccontextmanager
-async def abusers(fates: Mapping[str, Fate], *arguments: str) -> AsyncIterator[None]:
-    """Have the pod abused by another process; note what became of the abusers."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bench.abuse", "--attack", *arguments), stdin=PIPE, stdout=PIPE, cwd=ROOT
-    )
-    assert process.stdout is not None
-    try:
-        assert await process.stdout.readline() == b"ready\n"
-        yield
-    finally:
-        # It ends with its standard input.
-        told, _ = await process.communicate(b"")
-    for kind, counts in orjson.loads(told).items():
+def add_to(fates: Mapping[str, Fate], found: Mapping[str, Any]) -> None:
+    """Note what became of the abusers, by their kind."""
+    for kind, counts in found.items():
         fates[kind].add(counts)
 
 
@@ -233,7 +223,7 @@ async def play(measured: Measured, fates: Mapping[str, Fate], arguments: list[st
     for turn in range(1, given.turns + 1):
         await phase(f"calm {turn}", measured, lambda: asyncio.sleep(0), given.seconds)
         measured.phase = "between"
-        async with abusers(fates, *arguments):
+        async with attacking("bench.abuse", *arguments, on_end=partial(add_to, fates)):
             await phase(f"{ABUSED} {turn}", measured, lambda: asyncio.sleep(0), given.seconds)
             measured.phase = "between"
         print(f"turn {turn} of {given.turns}", file=sys.stderr, flush=True)

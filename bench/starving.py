@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import math
 import statistics
 import sys
 import tempfile
 import time
-from asyncio.subprocess import PIPE
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +29,8 @@ from baton.auth import keys
 from baton.embedded import embedded_postgres
 from baton.migrate import migrate
 
-from .cluster import ROOT, cluster
+from .attacker import attacking
+from .cluster import cluster
 
 SETTINGS: Final = {"BATON_ALLOW_ANONYMOUS": "false", "BATON_MAX_TENANT_STREAMS": "1000000"}
 EVERY_SECONDS: Final = 0.05
@@ -81,22 +79,6 @@ async def create(url: str, key: str, seconds: float) -> list[float]:
         return await asyncio.gather(*tasks)
 
 
-@contextlib.asynccontextmanager
-async def starving(answers: Counter[str], *arguments: str) -> AsyncIterator[None]:
-    """Have another process list meanwhile; count what it was answered."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bench.starving", "--attack", *arguments), stdin=PIPE, stdout=PIPE, cwd=ROOT
-    )
-    assert process.stdout is not None
-    try:
-        assert await process.stdout.readline() == b"ready\n"
-        yield
-    finally:
-        # It ends with its standard input.
-        counted, _ = await process.communicate(b"")
-        answers.update(orjson.loads(counted))
-
-
 async def attack(url: str, key: str, query: str, clients: int) -> Counter[str]:
     """List until standard input ends; return how often each status was answered.
 
@@ -136,7 +118,9 @@ async def run(dsn: str, folder: Path, given: argparse.Namespace) -> tuple[dict[s
             await create(url, made["small"], SETTLE_SECONDS)
             for turn in range(1, given.turns + 1):
                 taken["calm"] += await create(url, made["small"], given.seconds)
-                async with starving(answers, url, made["large"], given.query, str(given.clients)):
+                async with attacking(
+                    "bench.starving", url, made["large"], given.query, str(given.clients), on_end=answers.update
+                ):
                     taken[STARVED] += await create(url, made["small"], given.seconds)
                 print(f"turn {turn} of {given.turns}", file=sys.stderr, flush=True)
                 await asyncio.sleep(SETTLE_SECONDS)

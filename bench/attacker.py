@@ -1,0 +1,30 @@
+"""A process of its own that loads a pod beside what is measured, so that its work is not counted there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import orjson
+
+from .cluster import ROOT
+
+
+@contextlib.asynccontextmanager
+async def attacking(module: str, *arguments: str, on_end: Callable[[Any], None]) -> AsyncIterator[None]:
+    """Run `python -m module --attack …`, once it has printed "ready"; `on_end` gets the JSON that it prints last."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", module, "--attack", *arguments), stdin=PIPE, stdout=PIPE, cwd=ROOT
+    )
+    assert process.stdout is not None
+    try:
+        assert await process.stdout.readline() == b"ready\n"
+        yield
+    finally:
+        # It ends with its standard input.
+        printed, _ = await process.communicate(b"")
+    on_end(orjson.loads(printed))
