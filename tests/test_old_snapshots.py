@@ -1,4 +1,4 @@
-"""Who holds vacuum back: whoever looks with the least rights sees it, and for how long it has been so."""
+"""Which sessions hold vacuum back, and for how long: the role with the least rights can see it."""
 
 from __future__ import annotations
 

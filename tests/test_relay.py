@@ -261,7 +261,7 @@ async def test_a_subscriber_behind_the_window_of_a_relay_that_the_log_contradict
     assert received == (b"" if ended else b"".join(author.frames[:2]))
     assert subscriber.relay.over
     assert not subscriber.relay.damaged
-    # Whoever comes back gets what the log holds.
+    # A client that comes back gets what the log holds.
     async with pod.subscribed(author) as subscriber:
         assert subscriber.relay.tail == (3 if ended else 2)
 

@@ -1,30 +1,15 @@
 // A page with tools, in AI SDK 5, 6 or 7: `AbstractChat`, which useChat is made of, and a state that is a list.
 import { clientTools } from "./client_tools.mjs";
+import { chatOf } from "./abstract_chat.mjs";
 import { say } from "./say.mjs";
 
 const [version, scenario, url, other, model = scenario] = process.argv.slice(2);
-const sdk = await import(version === "7" ? "ai" : `ai-${version}`);
+const { sdk, Chat, State } = await chatOf(version);
 
-class State {
-  status = "ready";
-  error = undefined;
-  constructor(messages) {
-    this.messages = messages;
-  }
-  pushMessage = (message) => (this.messages = [...this.messages, message]);
-  popMessage = () => (this.messages = this.messages.slice(0, -1));
-  replaceMessage = (index, message) =>
-    (this.messages = this.messages.map((one, place) => (place === index ? structuredClone(message) : one)));
-  snapshot = (value) => structuredClone(value);
-}
-
-class Page extends sdk.AbstractChat {
+class Page extends Chat {
   constructor({ base = url, messages = [], ...init }) {
     const transport = new sdk.DefaultChatTransport({ api: `${base}/v1/ai-sdk/chat`, body: { model } });
     super({ id: "chat", transport, state: new State(messages), onError: () => {}, ...init });
-  }
-  async until(holds) {
-    while (!holds(this)) await new Promise((resolve) => setTimeout(resolve, 5));
   }
 }
 

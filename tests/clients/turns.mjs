@@ -1,9 +1,10 @@
 // A page of AI SDK 5, 6 or 7 that sends all messages, or the last only, as the SDK's guide or our documentation has it.
 import { prepareSendMessagesRequest } from "./last_message.mjs";
+import { chatOf } from "./abstract_chat.mjs";
 import { say } from "./say.mjs";
 
 const [version, form, scenario, url, other] = process.argv.slice(2);
-const sdk = await import(version === "7" ? "ai" : `ai-${version}`);
+const { sdk, Chat, State } = await chatOf(version);
 
 const forms = {
   whole: {},
@@ -17,20 +18,7 @@ const forms = {
   },
 };
 
-class State {
-  status = "ready";
-  error = undefined;
-  constructor(messages) {
-    this.messages = messages;
-  }
-  pushMessage = (message) => (this.messages = [...this.messages, message]);
-  popMessage = () => (this.messages = this.messages.slice(0, -1));
-  replaceMessage = (index, message) =>
-    (this.messages = this.messages.map((one, place) => (place === index ? structuredClone(message) : one)));
-  snapshot = (value) => structuredClone(value);
-}
-
-class Page extends sdk.AbstractChat {
+class Page extends Chat {
   constructor(base, messages = []) {
     const transport = new sdk.DefaultChatTransport({ api: `${base}/v1/ai-sdk/chat`, ...forms[form] });
     super({
@@ -43,9 +31,6 @@ class Page extends sdk.AbstractChat {
         if (!providerExecuted) void this.addToolOutput({ tool: toolName, toolCallId, output: 3 });
       },
     });
-  }
-  async until(holds) {
-    while (!holds(this)) await new Promise((resolve) => setTimeout(resolve, 5));
   }
   get text() {
     const last = this.messages.at(-1);
