@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from typing_extensions import TypedDict
 
 from .auth.tokens import Wish
+from .codes import EndCode
 from .errors import InvalidRequest
 from .events import Status
 from .outcome import Timings, TimingsContent
@@ -112,9 +113,9 @@ class FollowEvents(BaseModel):
 
 
 class StreamError(TypedDict):
-    """Why a stream failed."""
+    """Why a stream failed. A generator may give codes of its own."""
 
-    code: str
+    code: EndCode | str
     message: str | None
 
 
