@@ -406,6 +406,8 @@ async def test_streams_are_found_by_metadata_and_status(api: httpx2.AsyncClient)
     assert await found("metadata.chat=42") == [{"chat": "42", "user": "u"}, {"chat": 42}]
     assert await found("metadata.chat=42&metadata.user=u") == [{"chat": "42", "user": "u"}]
     assert await found("metadata.chat=a%20b") == [{"chat": "a b"}]
+    # As generated clients write it, with the brackets encoded or not.
+    assert await found("metadata[chat]=42&metadata%5Buser%5D=u") == [{"chat": "42", "user": "u"}]
     assert await found("metadata.chat=44") == []
     assert len(await found("status=queued")) == 5
     assert await found("status=completed") == []

@@ -9,7 +9,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
+
+from pydantic import WithJsonSchema
+from typing_extensions import TypeAliasType
 
 from .errors import RequestError
 
@@ -384,5 +387,13 @@ def _described(error: type[RequestError]) -> Code:
     return Code(error.code, error.status, error.title, happened, advice.client, advice.operator)
 
 
+def _one_of(codes: tuple[Code, ...], description: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "enum": [code.code for code in codes], "description": description})
+
+
 # All that a request can be refused with, and all that a stream can end with.
 REFUSALS: Final = tuple(_described(error) for error in _errors())
+
+# The same as types, which a client of the OpenAPI document can branch on. A later release may have further codes.
+RefusalCode = TypeAliasType("RefusalCode", Annotated[str, _one_of(REFUSALS, "Why a request is refused.")])
+EndCode = TypeAliasType("EndCode", Annotated[str, _one_of(ENDS, "Why a stream failed, or cannot be followed.")])

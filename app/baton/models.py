@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, NotRequired, TypeVar, cast
@@ -14,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from typing_extensions import TypedDict
 
 from .auth.tokens import Wish
+from .codes import EndCode
 from .errors import InvalidRequest
 from .events import Status
 from .outcome import Timings, TimingsContent
@@ -25,6 +27,7 @@ MAX_WAIT_SECONDS = 60
 _MAX_METADATA_FILTERS = 4
 # To put 100,000 into words would keep a pod busy for a second.
 _MAX_FAULTS_TOLD = 20
+_FILTER = re.compile(r"metadata(?:\.(.*)|\[(.*)\])", re.DOTALL)
 
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
 Text = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]
@@ -84,7 +87,7 @@ class CreateStream(BaseModel):
 
 
 class FindStreams(BaseModel):
-    """The query of `GET /v1/streams`, but for `metadata.<name>=<value>`."""
+    """The query of `GET /v1/streams`, but for `metadata.<name>=<value>` and `metadata[<name>]=<value>`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -110,9 +113,9 @@ class FollowEvents(BaseModel):
 
 
 class StreamError(TypedDict):
-    """Why a stream failed."""
+    """Why a stream failed. A generator may give codes of its own."""
 
-    code: str
+    code: EndCode | str
     message: str | None
 
 
@@ -237,8 +240,23 @@ def _sentence(error: Any) -> str:
     return message.removeprefix("Value error, ")
 
 
+def take_filters(query: dict[str, str]) -> dict[str, str]:
+    """Take the metadata filters out of a query; return the wanted values by the names of the metadata.
+
+    `metadata[chat]=42` is how clients that are generated from the OpenAPI document write `metadata.chat=42`.
+
+    Raises:
+        InvalidRequest: one name is there in both forms.
+    """
+    given = [(name, found) for name in query if (found := _FILTER.fullmatch(name))]
+    filters = {found[1] if found[2] is None else found[2]: query.pop(name) for name, found in given}
+    if len(filters) < len(given):
+        raise InvalidRequest("A metadata filter can come once only, as `metadata.chat=42` or `metadata[chat]=42`.")
+    return filters
+
+
 def metadata_alternatives(filters: Mapping[str, str]) -> list[dict[str, Any]] | None:
-    """Turn `metadata.chat=42` into what to look for: a query cannot tell the string "42" from the number.
+    """Turn the filter of `metadata.chat=42` into what to look for: a query cannot tell the string from the number.
 
     Raises:
         InvalidRequest: there are too many filters, or one holds a NUL.
@@ -249,9 +267,8 @@ def metadata_alternatives(filters: Mapping[str, str]) -> list[dict[str, Any]] | 
         raise InvalidRequest(f"At most {_MAX_METADATA_FILTERS} metadata filters can be used at once.")
     if any("\0" in name + value for name, value in filters.items()):
         raise InvalidRequest("A metadata filter cannot hold a NUL character.")
-    names = [name.removeprefix("metadata.") for name in filters]
     return [
-        dict(zip(names, values, strict=True))
+        dict(zip(filters, values, strict=True))
         for values in itertools.product(*(_readings(value) for value in filters.values()))
     ]
 

@@ -14,6 +14,7 @@ from starlette.routing import Match, Route
 from typing_extensions import TypedDict
 
 from . import request_ids
+from .codes import RefusalCode
 from .errors import (
     InternalError,
     InvalidRequest,
@@ -52,7 +53,7 @@ class Problem(TypedDict):
     title: str
     status: int
     detail: str
-    code: str
+    code: RefusalCode
     request_id: str | None
 
 

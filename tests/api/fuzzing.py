@@ -5,6 +5,7 @@ Hypothesis runs in a thread, and the pod in the loop. Each request goes through 
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections import Counter
@@ -19,6 +20,7 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi import checks
 from starlette.routing import Route
@@ -26,7 +28,8 @@ from tests.cluster import Cluster, RunningPod, echo
 from tests.logbook import until
 
 from baton import api
-from baton.api.openapi_document import document
+from baton.api.contract import EVENTS
+from baton.api.openapi_document import ALTERNATIVES, document
 from baton.codes import ENDS, REFUSALS
 from baton.generators.replay import build
 from baton.problems import SECURITY_HEADERS
@@ -71,7 +74,8 @@ class Fuzzer:
 
     def of_the_document(self, examples: int, number: int) -> None:
         """Send what the document allows, and what it does not, and hold the answers to it."""
-        schema = schemathesis.openapi.from_dict(document(api.ROUTES) | {"servers": [{"url": "/"}]})
+        described, judge_events = with_alternatives(document(api.ROUTES) | {"servers": [{"url": "/"}]})
+        schema = schemathesis.openapi.from_dict(described)
         with requests.Session() as session:
             session.trust_env = False
 
@@ -81,6 +85,8 @@ class Fuzzer:
                 headers = {name: values[0] for name, values in response.headers.items()}
                 self.judge(response.status_code, headers, response.content, what)
                 case.validate_response(response, checks=CHECKS)
+                if headers.get("content-type", "").startswith(EVENTS):
+                    judge_events(case.method, case.operation.path, str(response.status_code), response.content)
 
             for result in schema.get_all_operations():
                 operation: Any = result.ok()  # type: ignore[union-attr]
@@ -168,6 +174,34 @@ async def all_back(fuzzed: Fuzzer) -> None:
     await until(lambda: not any(held()))
 
 
+def with_alternatives(described: dict[str, Any]) -> tuple[dict[str, Any], Callable[[str, str, str, bytes], None]]:
+    """Put the answers of further forms among the others, and take the types of events out, which are no bodies'.
+
+    Return what holds the data of each event to those types, too.
+    """
+    described = copy.deepcopy(described)
+    validators: dict[tuple[str, str, str], Any] = {}
+    for path, item in described["paths"].items():
+        for method, operation in item.items():
+            responses = operation["responses"]
+            for alternative in operation.pop(ALTERNATIVES, []):
+                for status, response in alternative["responses"].items():
+                    content = responses.get(status, {}).get("content", {}) | response.get("content", {})
+                    responses[status] = response | responses.get(status, {}) | ({"content": content} if content else {})
+            for status, response in responses.items():
+                if schema := response.get("content", {}).get(EVENTS, {}).pop("schema", None):
+                    whole = schema | {"components": described["components"]}
+                    validators[method.upper(), path, status] = Draft202012Validator(whole)
+
+    def judge(method: str, path: str, status: str, body: bytes) -> None:
+        for block in body.decode().split("\n\n"):
+            data = [line.removeprefix("data: ") for line in block.split("\n") if line.startswith("data: ")]
+            if data and data != ["[DONE]"]:
+                validators[method, path, status].validate(orjson.loads("\n".join(data)))
+
+    return described, judge
+
+
 def dumps(content: Any) -> bytes:
     """As JSON that may have what orjson refuses to write: escaped lone surrogates, and NaN."""
     return json.dumps(content).encode()
@@ -206,6 +240,7 @@ NAMES = st.sampled_from(
             "before",
             "status",
             "metadata.chat",
+            "metadata[chat]",
             "metadata.",
             "metadata",
             "view",

@@ -59,6 +59,7 @@ from ..principal import AuthScope
 from .aisdk import SendMessage, SendMessages, Stopped
 from .chat import CreateCompletion
 from .console import ConsolePage, OverviewContent
+from .event_types import CompletionChunk, CompletionFailure, Event, ResponseEvent, UIMessageChunk
 from .openai import ModelContent, ModelList
 from .operations import Health, Readiness
 from .responses import (
@@ -82,7 +83,7 @@ Method = Literal["GET", "POST", "DELETE"]
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """An answer: of a media type each, the type of its JSON, or what its text is."""
+    """An answer: of a media type each, the type of its JSON or of each event's data, or what its text is."""
 
     description: str
     content: Mapping[str, Any] = field(default_factory=dict)
@@ -91,7 +92,10 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A route by one of its methods."""
+    """A route by one of its methods.
+
+    `others` are the answers of a further form, each by what the client asks for it with.
+    """
 
     tag: str
     scope: AuthScope | None
@@ -99,8 +103,10 @@ class Operation:
     refusals: tuple[type[RequestError], ...] = ()
     form: Form = "problem"
     body: Any = None  # a model of pydantic, or a union of some
+    body_required: bool = True
     query: tuple[type[BaseModel], ...] = ()
     parameters: tuple[str, ...] = ()
+    others: Mapping[str, Mapping[int, Given]] = field(default_factory=dict)
 
 
 # What any route may say that needs the database, and a credential.
@@ -131,30 +137,37 @@ _JOINING: Final = (
 )
 _FOLLOWING: Final = (*_READING, *_JOINING)
 
-_EVENTS: Final = "One `Event` in the `data` of each block, its number in `id`."
+_DATA: Final = "The `data` of each event is one `Event`, its `id` the event's number."
 _PLAIN: Final = "The text of the answer as it comes. A connection that is cut says that the answer is not whole."
-_RESPONSE_EVENTS: Final = "The events of OpenAI's Responses API, by their `sequence_number`."
-_CHUNKS: Final = "The chunks of OpenAI's Chat Completions, and `[DONE]`."
-_UI_CHUNKS: Final = "The chunks of the AI SDK's UI message stream, and `[DONE]`."
+_RESPONSE_EVENTS: Final = "The events of OpenAI's Responses API."
+_CHUNKS: Final = "The chunks of OpenAI's Chat Completions, and `[DONE]` after the last one."
+_UI_CHUNKS: Final = "the chunks of the AI SDK's UI message stream, and `[DONE]` after the last one"
 _RUN: Final = ("x-workflow-run-id",)
-_CREATED: Final = ("location",)
+_CREATED: Final = ("location", "x-baton-token")
+
+_ACCEPT_EVENTS: Final = "Accept: text/event-stream"
+_ACCEPT_TEXT: Final = "Accept: text/plain"
+_STREAMED: Final = '"stream": true'
 
 OPERATIONS: Final[dict[tuple[Method, str], Operation]] = {
     ("POST", "/v1/streams"): Operation(
         "streams",
         "create",
         {
-            200: Given(
-                "The stream that this `Idempotency-Key` created before; or, by `Accept`, its events or its text.",
-                {JSON: CreatedStream, EVENTS: _EVENTS, TEXT: _PLAIN},
-            ),
+            200: Given("The stream that this `Idempotency-Key` created before.", {JSON: CreatedStream}, _CREATED),
             201: Given("The new stream.", {JSON: CreatedStream}, _CREATED),
-            204: Given("The client has all events of the stream that its `Idempotency-Key` created before."),
         },
         (*_CREATING, *_JOINING, MalformedCursor, UnknownGenerator),
         body=CreateStream,
         query=(FollowEvents,),
         parameters=("Idempotency-Key", "Last-Event-ID"),
+        others={
+            _ACCEPT_EVENTS: {
+                200: Given(f"The stream's events. {_DATA}", {EVENTS: Event}, _CREATED),
+                204: Given("The client has all events of the stream that its `Idempotency-Key` created before."),
+            },
+            _ACCEPT_TEXT: {200: Given("The stream's text.", {TEXT: _PLAIN}, _CREATED)},
+        },
     ),
     ("GET", "/v1/streams"): Operation(
         "streams",
@@ -183,16 +196,17 @@ OPERATIONS: Final[dict[tuple[Method, str], Operation]] = {
         "read",
         {
             200: Given(
-                "The events after the cursor, those in the log first, then those to come. A passing trouble is told as "
-                "an empty stream with a time to come back (`retry:`), but for clients that accept "
+                f"The events after the cursor, those in the log first, then those to come. {_DATA} A passing trouble "
+                "is answered with an empty stream and a time to come back (`retry:`), but for clients that accept "
                 "`application/problem+json`.",
-                {EVENTS: _EVENTS, TEXT: _PLAIN},
+                {EVENTS: Event},
             ),
             204: Given("The client has all events."),
         },
         (*_FOLLOWING, MalformedCursor),
         query=(FollowEvents,),
-        parameters=("Last-Event-ID", "last_event_id", "lastEventId"),
+        parameters=("Last-Event-ID", "last_event_id"),
+        others={_ACCEPT_TEXT: {200: Given("The stream's text from its beginning.", {TEXT: _PLAIN})}},
     ),
     ("POST", "/v1/streams/{id}/cancel"): Operation(
         "streams",
@@ -209,23 +223,26 @@ OPERATIONS: Final[dict[tuple[Method, str], Operation]] = {
         {201: Given("A token that allows what the caller may do, or less.", {JSON: TokenContent})},
         (*_STREAM, InvalidRequest, RequestTooLarge, NotHere),
         body=TokenWish,
+        body_required=False,
     ),
     ("POST", "/v1/responses"): Operation(
         "OpenAI",
         "create",
-        {200: Given("The Response, or its events.", {JSON: ResponseContent, EVENTS: _RESPONSE_EVENTS})},
+        {200: Given("The Response.", {JSON: ResponseContent})},
         (*_CREATING, *_JOINING, UnknownModel, StillRunning),
         "openai",
         body=CreateResponse,
         parameters=("Idempotency-Key",),
+        others={_STREAMED: {200: Given(_RESPONSE_EVENTS, {EVENTS: ResponseEvent})}},
     ),
     ("GET", "/v1/responses/{id}"): Operation(
         "OpenAI",
         "read",
-        {200: Given("The Response, or its events.", {JSON: ResponseContent, EVENTS: _RESPONSE_EVENTS})},
+        {200: Given("The Response.", {JSON: ResponseContent})},
         _FOLLOWING,
         "openai",
         query=(RetrieveResponse,),
+        others={"stream=true": {200: Given(_RESPONSE_EVENTS, {EVENTS: ResponseEvent})}},
     ),
     ("DELETE", "/v1/responses/{id}"): Operation(
         "OpenAI", "admin", {200: Given("It is no more.", {JSON: DeletedResponse})}, _STREAM, "openai"
@@ -245,7 +262,7 @@ OPERATIONS: Final[dict[tuple[Method, str], Operation]] = {
         "OpenAI",
         "create",
         {
-            200: Given("The completion, or its chunks.", {JSON: Completion, EVENTS: _CHUNKS}),
+            200: Given("The completion.", {JSON: Completion}),
             409: Given("The answer was cancelled."),
             429: Given("The model provider limits requests."),
             500: Given("The answer failed."),
@@ -254,6 +271,7 @@ OPERATIONS: Final[dict[tuple[Method, str], Operation]] = {
         "openai",
         body=CreateCompletion,
         parameters=("Idempotency-Key",),
+        others={_STREAMED: {200: Given(_CHUNKS, {EVENTS: CompletionChunk | CompletionFailure})}},
     ),
     ("GET", "/v1/models"): Operation(
         "OpenAI", "read", {200: Given("The models.", {JSON: ModelList})}, _READING, "openai"
@@ -264,7 +282,7 @@ OPERATIONS: Final[dict[tuple[Method, str], Operation]] = {
     ("POST", "/v1/ai-sdk/chat"): Operation(
         "AI SDK",
         "create",
-        {200: Given("The chunks of the answer.", {EVENTS: _UI_CHUNKS}, _RUN)},
+        {200: Given(f"The answer: {_UI_CHUNKS}.", {EVENTS: UIMessageChunk}, _RUN)},
         (*_CREATING, *_JOINING, UnknownGenerator, AnswerRunning, ConversationChanged, ConversationGone),
         body=SendMessages | SendMessage,
         parameters=("Idempotency-Key",),
@@ -273,7 +291,11 @@ OPERATIONS: Final[dict[tuple[Method, str], Operation]] = {
         "AI SDK",
         "read",
         {
-            200: Given("The chunks from `startIndex` on.", {EVENTS: _UI_CHUNKS}, _RUN),
+            200: Given(
+                f"From `startIndex` on: {_UI_CHUNKS}.",
+                {EVENTS: UIMessageChunk},
+                (*_RUN, "x-workflow-stream-tail-index"),
+            ),
             204: Given("There is nothing under way."),
         },
         _FOLLOWING,

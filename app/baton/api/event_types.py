@@ -1,16 +1,23 @@
-"""The events of a stream as JSON, as clients of the native routes get them."""
+"""The events of a stream as JSON, as clients of the native routes get them; and those of the dialects in outline.
+
+The makers of the dialects' clients publish the whole types: OpenAI's SDKs, and `UIMessageChunk` of the AI SDK.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NotRequired, TypeAlias
+from typing import Annotated, Any, Final, Literal, NotRequired
 
 from pydantic import ConfigDict, Field
-from typing_extensions import TypedDict
+from typing_extensions import TypeAliasType, TypedDict
 
+from ..dialects.chat import Head
+from ..dialects.openai import ErrorContent
 from ..events import FinalStatus
 from ..models import StreamError
 from ..outcome import TimingsContent
 from ..snapshot import ToolCall
+
+_OPEN: Final = ConfigDict(extra="allow")
 
 
 class TextEvent(TypedDict):
@@ -56,7 +63,7 @@ class ToolApprovalEvent(TypedDict):
 class UsageEvent(TypedDict):
     """What the generator counted: `input_tokens`, `output_tokens`, and others."""
 
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
 
     type: Literal["usage"]
 
@@ -107,17 +114,99 @@ class ErrorEvent(TypedDict):
     error: StreamError
 
 
-Event: TypeAlias = Annotated[
-    TextEvent
-    | ReasoningEvent
-    | ToolCallEvent
-    | ToolResultEvent
-    | ToolApprovalEvent
-    | UsageEvent
-    | ResetEvent
-    | CustomEvent
-    | SnapshotEvent
-    | DoneEvent
-    | ErrorEvent,
-    Field(discriminator="type"),
-]
+Event = TypeAliasType(
+    "Event",
+    Annotated[
+        TextEvent
+        | ReasoningEvent
+        | ToolCallEvent
+        | ToolResultEvent
+        | ToolApprovalEvent
+        | UsageEvent
+        | ResetEvent
+        | CustomEvent
+        | SnapshotEvent
+        | DoneEvent
+        | ErrorEvent,
+        Field(discriminator="type"),
+    ],
+)
+
+
+class ResponseEvent(TypedDict):
+    """An event of OpenAI's Responses API; each type has fields of its own besides."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    type: Literal[
+        "response.created",
+        "response.queued",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.output_item.done",
+        "response.content_part.added",
+        "response.content_part.done",
+        "response.output_text.delta",
+        "response.output_text.done",
+        "response.reasoning_summary_part.added",
+        "response.reasoning_summary_part.done",
+        "response.reasoning_summary_text.delta",
+        "response.reasoning_summary_text.done",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "response.mcp_call.in_progress",
+        "response.mcp_call.completed",
+        "response.mcp_call.failed",
+        "response.mcp_call_arguments.delta",
+        "response.mcp_call_arguments.done",
+        "response.completed",
+        "response.incomplete",
+        "response.failed",
+        "error",
+    ]
+    sequence_number: int
+    delta: NotRequired[str]
+    response: NotRequired[dict[str, Any]]
+
+
+class CompletionDelta(TypedDict):
+    """What a chunk adds to the answer."""
+
+    role: NotRequired[Literal["assistant"]]
+    content: NotRequired[str]
+    reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[dict[str, Any]]]
+
+
+class ChunkChoice(TypedDict):
+    """The one choice of a chunk."""
+
+    index: int
+    delta: CompletionDelta
+    logprobs: None
+    finish_reason: str | None
+
+
+class CompletionChunk(Head):
+    """A chunk of OpenAI's Chat Completions. The last one has no choice where the client asked for the usage."""
+
+    choices: list[ChunkChoice]
+    usage: NotRequired[dict[str, Any] | None]
+
+
+class CompletionFailure(TypedDict):
+    """The chunk of an answer that cannot be completed."""
+
+    error: ErrorContent
+
+
+class UIMessageChunk(TypedDict):
+    """A chunk of the AI SDK's UI message stream; each type has fields of its own besides."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+
+    type: str
+    id: NotRequired[str]
+    delta: NotRequired[str]
+    errorText: NotRequired[str]
+    finishReason: NotRequired[str]

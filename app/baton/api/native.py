@@ -37,6 +37,7 @@ from ..models import (
     describe_with_answer,
     metadata_alternatives,
     seen,
+    take_filters,
     validated,
 )
 from ..principal import View
@@ -128,7 +129,7 @@ async def create_stream(request: Request) -> Answer:
 async def find_streams(request: Request) -> Answer:
     """List streams, newest first. Follow `next` until it is null: a page before may be short, or empty."""
     query = query_of(request)
-    metadata = {name: query.pop(name) for name in list(query) if name.startswith("metadata.")}
+    metadata = take_filters(query)
     wanted = validated(FindStreams, query)
     principal = principal_of(request)
     principal.require_tenant()

@@ -9,18 +9,20 @@ from http import HTTPStatus
 from typing import Any, Final, TypeAlias
 
 from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
 from starlette.routing import BaseRoute, Route
 
 from .. import __version__, problems
 from ..auth import credentials
-from ..errors import RequestError
+from ..errors import PassingError, RequestError
 from ..events import STREAM_ID
-from .contract import EVENTS, JSON, OPERATIONS, Form, Given, Operation
-from .event_types import Event
+from .contract import JSON, OPERATIONS, Form, Given, Operation
 from .openai import ErrorAnswer
 
 Object: TypeAlias = dict[str, Any]
 
+# What clients that are generated from the document would take for a part of the type of every answer.
+ALTERNATIVES: Final = "x-alternatives"
 _REF: Final = "#/components/schemas/{model}"
 _PARAMETER: Final = re.compile(r"{(\w+)(?::\w+)?}")
 _ERROR_TYPES: Final[Mapping[Form, tuple[str, Any]]] = {
@@ -30,6 +32,10 @@ _ERROR_TYPES: Final[Mapping[Form, tuple[str, Any]]] = {
 
 _DESCRIPTION: Final = """\
 Creates streams, which are answers of language models, and follows them: from any pod, through whatever happens to pods.
+
+An operation's `responses` have one type. The answers of another form, which a client asks for by a header or a field,
+are in its `x-alternatives`, with what it asks for them with. The schema of `text/event-stream` is the type of the JSON
+in the `data` of each event.
 
 Where there is a `GET` there is a `HEAD`, too. Any request may have an `X-Request-Id` (1 to 128 of `A-Z a-z 0-9 . _ :
 -`), and gets it back; else it is given one. A parameter that comes twice is refused.
@@ -69,28 +75,25 @@ _PARAMETERS: Final[dict[str, Object]] = {
     },
     "last_event_id": {
         "in": "query",
-        "description": "As `Last-Event-ID`, for clients that cannot set headers.",
-        "schema": {"type": "string", "pattern": "^[0-9]{0,18}$"},
-    },
-    "lastEventId": {
-        "in": "query",
-        "description": "As `last_event_id`, as some polyfills of EventSource write it.",
+        "description": "As `Last-Event-ID`, for clients that cannot set headers. `lastEventId`, as some polyfills "
+        "of EventSource write it, is understood, too.",
         "schema": {"type": "string", "pattern": "^[0-9]{0,18}$"},
     },
     "startIndex": {
         "in": "query",
         "description": "How many chunks to leave out, or, if negative, how many to send of those that there are.",
-        "schema": {"type": "string", "pattern": "^-?[0-9]{1,9}$"},
+        "schema": {"type": "integer", "minimum": -999_999_999, "maximum": 999_999_999},
     },
+    # Most clients write any object so, whatever `style` says.
     "metadata": {
         "in": "query",
-        "description": "Only streams with these metadata: `metadata.chat=42`. At most 4.",
-        "style": "form",
+        "description": "Only streams with these metadata: `metadata[chat]=42`, or `metadata.chat=42`. At most 4.",
+        "style": "deepObject",
         "explode": True,
         "schema": {
             "type": "object",
-            "patternProperties": {r"^metadata\.[^\x00]*$": {"type": "string", "pattern": r"^[^\x00]*$"}},
-            "additionalProperties": False,
+            "propertyNames": {"pattern": r"^[^\x00]*$"},
+            "additionalProperties": {"anyOf": [{"type": "string", "pattern": r"^[^\x00]*$"}, {"type": "number"}]},
             "maxProperties": 4,
         },
     },
@@ -118,6 +121,14 @@ _HEADERS: Final[Object] = {
     "x-baton-pod": {"description": "The pod that answers.", "schema": {"type": "string"}},
     "location": {"description": "The path of the stream.", "schema": {"type": "string"}},
     "retry-after": {"description": "After how many seconds to try again.", "schema": {"type": "integer"}},
+    "x-baton-token": {
+        "description": "A token of the stream, where the pod has a key to sign one with.",
+        "schema": {"type": "string"},
+    },
+    "x-workflow-stream-tail-index": {
+        "description": "The index of the newest chunk, where `startIndex` is negative.",
+        "schema": {"type": "integer"},
+    },
     "x-workflow-run-id": {
         "description": "The run: `run_` and the id of the stream.",
         "schema": {"type": "string", "pattern": "^run_[0-9a-f]{32}$"},
@@ -161,23 +172,47 @@ def _documented(routes: Iterable[BaseRoute]) -> Iterator[tuple[Route, Any]]:
                 yield route, method
 
 
+class _Schema(GenerateJsonSchema):
+    """Makes schemas that client generators read as they are meant."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """No field has a title: it would repeat the name, and generators call types by it."""
+        return False
+
+    def dict_schema(self, schema: Any) -> Object:
+        """Say with `propertyNames` what keys look like. Few generators know `patternProperties`."""
+        found = super().dict_schema(schema)
+        for pattern, values in found.pop("patternProperties", {}).items():
+            found["additionalProperties"] = values
+            found["propertyNames"] = {**found.get("propertyNames", {}), "pattern": pattern}
+        return found
+
+
+class _BodySchema(_Schema):
+    """The same for bodies, without defaults: openapi-typescript takes what has one for required."""
+
+    def default_schema(self, schema: Any) -> Object:
+        """Leave the default out."""
+        return self.generate_inner(schema["schema"])
+
+
 class _Schemas:
     """The schemas of types, each under its name."""
 
     def __init__(self) -> None:
-        kinds: dict[tuple[Any, Any], TypeAdapter[Any]] = {("Event", "serialization"): TypeAdapter(Event)}
+        kinds: dict[tuple[Any, Any], TypeAdapter[Any]] = {}
         for operation in OPERATIONS.values():
             if operation.body is not None:
                 kinds[operation.body, "validation"] = TypeAdapter(operation.body)
-            for answer in operation.answers.values():
+            for answer in _answers(operation):
                 for kind in answer.content.values():
                     if not isinstance(kind, str):
                         kinds[kind, "serialization"] = TypeAdapter(kind)
         for _, kind in _ERROR_TYPES.values():
             kinds[kind, "serialization"] = TypeAdapter(kind)
         inputs = [(key, mode, adapter) for (key, mode), adapter in kinds.items()]
-        self._made, shared = TypeAdapter.json_schemas(inputs, ref_template=_REF)
-        self._definitions: Object = shared.get("$defs", {}) | {"Event": self._made["Event", "serialization"]}
+        self._made, shared = TypeAdapter.json_schemas(inputs, ref_template=_REF, schema_generator=_BodySchema)
+        self._definitions: Object = shared.get("$defs", {})
 
     def of(self, kind: Any, mode: str = "serialization") -> Object:
         """Return the schema of a type."""
@@ -188,13 +223,18 @@ class _Schemas:
         return self._definitions
 
 
+def _answers(operation: Operation) -> Iterator[Given]:
+    for answers in (operation.answers, *operation.others.values()):
+        yield from answers.values()
+
+
 def _operation(route: Route, path: str, operation: Operation, schemas: _Schemas) -> Object:
     summary, _, rest = (inspect.getdoc(route.endpoint) or "").partition("\n\n")
     described: Object = {
         "operationId": route.endpoint.__name__,
         "tags": [operation.tag],
         "summary": summary.replace("\n", " "),
-        "description": (rest + _needs(operation)).strip(),
+        "description": (rest + _needs(operation) + _other_forms(operation)).strip(),
         "security": [] if operation.scope is None else [{name: []} for name in _SECURITY_SCHEMES] + [{}],
         "parameters": [
             *_path_parameters(path),
@@ -205,12 +245,26 @@ def _operation(route: Route, path: str, operation: Operation, schemas: _Schemas)
     }
     if operation.body is not None:
         content = {JSON: {"schema": schemas.of(operation.body, "validation")}}
-        described["requestBody"] = {"required": True, "content": content}
+        described["requestBody"] = {"required": operation.body_required, "content": content}
+    if operation.others:
+        described[ALTERNATIVES] = [
+            {"with": asked, "responses": _given(answers, schemas)} for asked, answers in operation.others.items()
+        ]
     return described
 
 
 def _needs(operation: Operation) -> str:
     return "" if operation.scope is None else f"\n\nNeeds the scope `{operation.scope}`."
+
+
+def _other_forms(operation: Operation) -> str:
+    forms = [
+        f"With `{asked}` it answers with `{media}`."
+        for asked, answers in operation.others.items()
+        for answer in answers.values()
+        for media in answer.content
+    ]
+    return "\n\n" + " ".join(forms) if forms else ""
 
 
 def _path_parameters(path: str) -> Iterator[Object]:
@@ -220,23 +274,32 @@ def _path_parameters(path: str) -> Iterator[Object]:
 
 
 def _query_parameters(model: type[BaseModel]) -> Iterator[Object]:
-    for name, schema in model.model_json_schema()["properties"].items():
+    for name, schema in model.model_json_schema(schema_generator=_Schema)["properties"].items():
         # A query has no null: what may be None may be left out.
         kinds = [kind for kind in schema.pop("anyOf", []) if kind != {"type": "null"}]
         if schema.get("default", "") is None:
             del schema["default"]
-        yield {"name": name, "in": "query", "schema": {**schema, **(kinds[0] if kinds else {})}}
+        yield {"name": name, "in": "query", "schema": {**schema, **(kinds[0] if len(kinds) == 1 else _any_of(kinds))}}
+
+
+def _any_of(kinds: list[Object]) -> Object:
+    return {"anyOf": kinds} if kinds else {}
 
 
 def _responses(operation: Operation, schemas: _Schemas) -> Object:
-    found: Object = {}
-    for status, answer in operation.answers.items():
-        content = {media: _content(kind, media, schemas) for media, kind in answer.content.items()}
-        found[str(status)] = _response(answer.description, answer, content)
+    found = _given(operation.answers, schemas)
     for status in sorted({error.status for error in operation.refusals} | _own_refusals(operation)):
-        errors = [error for error in operation.refusals if error.status == status]
+        errors = [error for error in dict.fromkeys(operation.refusals) if error.status == status]
         _add_refusal(found.setdefault(str(status), {}), status, errors, operation.form, schemas)
     return dict(sorted(found.items()))
+
+
+def _given(answers: Mapping[int, Given], schemas: _Schemas) -> Object:
+    found: Object = {}
+    for status, answer in answers.items():
+        content = {media: _content(kind, schemas) for media, kind in answer.content.items()}
+        found[str(status)] = _response(answer.description, answer, content)
+    return found
 
 
 def _own_refusals(operation: Operation) -> set[int]:
@@ -249,19 +312,8 @@ def _response(description: str, answer: Given, content: Object) -> Object:
     return {"description": description, "headers": headers, **({"content": content} if content else {})}
 
 
-def _content(kind: Any, media: str, schemas: _Schemas) -> Object:
-    if not isinstance(kind, str):
-        return {"schema": schemas.of(kind)}
-    return {"schema": _event(kind) if media == EVENTS else {"type": "string", "description": kind}}
-
-
-def _event(description: str) -> Object:
-    """The schema of each event of a stream, in the form that OpenAPI 3.2 has for server-sent events."""
-    data: Object = {"type": "string"}
-    if "`Event`" in description:
-        data |= {"contentMediaType": JSON, "contentSchema": {"$ref": _REF.format(model="Event")}}
-    fields = {"data": data, "event": {"type": "string"}, "id": {"type": "string", "pattern": "^[0-9]*$"}}
-    return {"type": "object", "description": f"Each of the events. {description}", "properties": fields}
+def _content(kind: Any, schemas: _Schemas) -> Object:
+    return {"schema": {"type": "string", "description": kind} if isinstance(kind, str) else schemas.of(kind)}
 
 
 def _add_refusal(
@@ -270,6 +322,7 @@ def _add_refusal(
     media, kind = _ERROR_TYPES[form]
     codes = "; ".join(f"`{error.code}`: {error.title}" for error in errors)
     told = [response.get("description", ""), codes or HTTPStatus(status).phrase]
-    empty = Given("", headers=("retry-after",) if status == 503 else ())
+    passing = any(issubclass(error, PassingError) for error in errors)
+    empty = Given("", headers=("retry-after",) if passing else ())
     known = response.get("content", {})
     response |= _response(" ".join(filter(None, told)), empty, known | {media: {"schema": schemas.of(kind)}})

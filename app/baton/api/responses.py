@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 from starlette.requests import Request
 from starlette.routing import Route
 from typing_extensions import TypedDict
@@ -31,10 +31,18 @@ _NOT_HERE: Final = {
 }
 
 
+_INPUT: Final = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "items": {"type": "object", "additionalProperties": True}, "minItems": 1},
+    ]
+}
+
+
 class CreateResponse(Creation):
     """The body of `POST /v1/responses`."""
 
-    input: Any
+    input: Annotated[Any, WithJsonSchema(_INPUT)]
     background: bool | None = False
 
     @field_validator("input")

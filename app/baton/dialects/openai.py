@@ -8,6 +8,8 @@ from typing import Any, Self
 
 from typing_extensions import TypedDict
 
+from ..codes import EndCode, RefusalCode
+
 _MOST = 2**53 - 1
 
 RESET = "The answer is begun again by another worker"
@@ -19,7 +21,7 @@ class ErrorContent(TypedDict):
     message: str
     type: str
     param: None
-    code: str
+    code: RefusalCode | EndCode | str
 
 
 @dataclass(frozen=True, slots=True)
