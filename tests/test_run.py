@@ -73,6 +73,40 @@ async def test_text_and_events_in_their_order(dsn: str) -> None:
     )
 
 
+async def test_the_usages_of_all_calls_of_a_model_are_added_up(dsn: str) -> None:
+    async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "usage", "input_tokens": 3, "output_tokens": 4, "cached_tokens": 1}
+        yield "a"
+        yield {"type": "usage", "input_tokens": 10, "output_tokens": 20, "vendor_credits": 0.5}
+
+    stream, found = await outcome(dsn, generate)
+    used = {"input_tokens": 13, "output_tokens": 24, "cached_tokens": 1, "vendor_credits": 0.5}
+    assert stream.usage == found[-1]["usage"] == used
+    assert stream.usage_by_attempt is None
+    assert "usage_by_attempt" not in found[-1]
+
+
+async def test_one_that_fails_or_is_cancelled_has_what_was_used_so_far(dsn: str) -> None:
+    async def fail(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "usage", "total_tokens": 3}
+        yield {"type": "usage", "total_tokens": 4}
+        raise GenerationError("provider_timeout", "The model provider did not answer in time.")
+
+    async def wait(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "usage", "total_tokens": 3}
+        yield {"type": "usage", "total_tokens": 4}
+        await asyncio.Event().wait()
+
+    failed, _ = await outcome(dsn, fail)
+    stream_id = await queue(dsn)
+    async with working(dsn, wait), connected(dsn) as connection:
+        await until_tail(connection, stream_id, 2)
+        await cancel(dsn, stream_id)
+        cancelled = await ended(connection, stream_id)
+    assert (failed.status, failed.usage) == ("failed", {"total_tokens": 7})
+    assert (cancelled.status, cancelled.usage) == ("cancelled", {"total_tokens": 7})
+
+
 async def test_timings_count_the_tokens(dsn: str) -> None:
     stream, found = await outcome(dsn, answer)
     timings = found[-1]["timings"]

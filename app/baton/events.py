@@ -44,6 +44,8 @@ TOKEN_TYPES = frozenset({"text", "reasoning", "tool_call"})
 _TYPE_NAMES = {str: "a string", int: "a whole number"}
 
 _TEXT_HEAD = b'{"type":"text","delta":'
+# How each line of a usage event begins.
+USAGE_HEAD = b'{"type":"usage"'
 _DIGITS = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 # Line ends to Unicode though not to SSE or JSON. Client libraries that split with `str.splitlines` would cut there.

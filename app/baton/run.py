@@ -16,7 +16,7 @@ from .events import TOKEN_TYPES, encode_event, encode_text
 from .generators import Approval, GenerationRequest, Generator, Yielded
 from .metrics import WorkerMetrics
 from .outbox import Outbox
-from .outcome import Outcome, Timings, numbers_only
+from .outcome import Outcome, Timings
 from .stream_queue import Claim
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,6 @@ class Run:
         self._abandoned = False
         self._held_up = False
         self._finish_reason = "stop"
-        self._usage: dict[str, int | float] | None = None
         self._tokens = 0
         self._first_token_at: float | None = None
         self._last_token_at = self.started_at
@@ -81,7 +80,7 @@ class Run:
                 await self._see_generator_off()
         if self._abandoned:
             return None
-        outcome = self._outcome()
+        outcome = self._outcome().billed(self.outbox.bill)
         if self.outbox.lost is None:
             self.outbox.finish(outcome)
         await self.outbox.closed.wait()
@@ -169,7 +168,7 @@ class Run:
             return None
         line = encode_event(item)
         if kind == "usage":
-            self._usage = numbers_only(item)
+            self.outbox.bill.add(item)
         elif kind in TOKEN_TYPES:
             self._count_token()
         return line
@@ -196,8 +195,8 @@ class Run:
 
     def _outcome(self) -> Outcome:
         if self._stop is not None:
-            return dataclasses.replace(self._stop, usage=self._usage, timings=self._timings())
-        rest: dict[str, Any] = {"usage": self._usage, "timings": self._timings()}
+            return dataclasses.replace(self._stop, timings=self._timings())
+        rest: dict[str, Any] = {"timings": self._timings()}
         assert self._generating is not None
         if self._generating.cancelled():
             return Outcome.failed("generator_error", "The generator was cancelled from inside.", **rest)

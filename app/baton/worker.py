@@ -35,6 +35,7 @@ from .run import Bounds, Run
 from .settings import Settings
 from .stream_queue import Claim
 from .tracing import Span
+from .usage import Bill
 from .witness import Beat, Witness
 from .workers import Owned
 from .writer import Writer
@@ -305,12 +306,13 @@ class Worker:
                 continue
             tail = await log.read_tail(connection, item.stream_id) if item.epoch > 1 else log.Tail()
             if tail.outcome is None:
-                self._start(item, tail.last_seq)
+                used = await log.read_usage(connection, item.stream_id) if tail.last_seq else {}
+                self._start(item, tail.last_seq, Bill(item.epoch, used))
             else:
                 # It landed while the stream was being taken away, when its row was no longer its writer's to close.
                 await streams.close(connection, item.stream_id, item.epoch, tail.outcome)
 
-    def _start(self, claim: Claim, tail: int) -> None:
+    def _start(self, claim: Claim, tail: int, bill: Bill) -> None:
         outbox = Outbox(
             claim.stream_id,
             claim.epoch,
@@ -321,6 +323,7 @@ class Worker:
             may_reset=claim.on_worker_lost == "retry",
             claim_token=claim.claim_token,
             history=claim.history,
+            bill=bill,
         )
         run = Run(claim, self._generators[claim.generator], outbox, self._bounds, self.metrics)
         self._runs[claim.stream_id] = run

@@ -60,7 +60,9 @@ class Generator(Protocol):
     - `{"type": "tool_result", "id": str, "result": ...}`: of a tool that the generator ran
     - `{"type": "tool_approval", "id": str}`: the user is to allow the call with that id; then return. The answer
       comes with another request, in `request.approvals`, or in its messages as a result that says no.
-    - `{"type": "usage", "input_tokens": int, "output_tokens": int, "total_tokens": int, ...}`: the last one counts
+    - `{"type": "usage", "input_tokens": int, "output_tokens": int, "total_tokens": int, ...}`: what one call of a model
+      used, once for each call. All that a stream has are added up, field by field. Where a provider repeats what it has
+      counted so far, yield the last of a call only, or what each adds to the one before.
     - `{"type": "custom", "name": str, "data": ...}`
     - `{"type": "finish", "finish_reason": str}`: why the model stopped; goes into the terminal event, "stop" if absent
 

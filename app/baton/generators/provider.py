@@ -97,17 +97,22 @@ class Provider(ABC):
         model = self._model(body.pop("model", None))
         answer = self.answer()
         stream = await self._open(model, body)
+        failure: GenerationError | None = None
         try:
             events = aiter(stream)
             while (event := await self._next(events, answer)) is not None:
                 for item in answer.translate(event):
                     yield item
+        except GenerationError as error:
+            failure = error
         finally:
             await stream.close()
-        if answer.finish_reason is None:
-            raise GenerationError("provider_cut_off", "The model provider ended the answer before it was complete.")
+        if failure is None and answer.finish_reason is None:
+            failure = GenerationError("provider_cut_off", "The model provider ended the answer before it was complete.")
         if answer.usage is not None:
-            yield answer.usage
+            yield answer.usage  # of an answer that failed, too: the provider bills it
+        if failure is not None:
+            raise failure
         yield {"type": "finish", "finish_reason": answer.finish_reason}
 
     def _model(self, named: Any) -> str:
