@@ -120,8 +120,8 @@ class StreamError(TypedDict):
 class StreamContent(TypedDict):
     """A stream as it is.
 
-    `usage` is the sum of all that its generator has reported, of every attempt; `usage_by_attempt` has each attempt's if
-    several used something.
+    `usage` is the sum of all that its generator has reported, in every attempt; `usage_by_attempt` has that of each
+    attempt if several used something.
     """
 
     id: Annotated[str, Field(json_schema_extra={"format": "uuid"})]

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from . import traceparent
 from .errors import GenerationError, InvalidEvent
-from .events import TOKEN_TYPES, encode_event, encode_text
-from .generators import Approval, GenerationRequest, Generator, Yielded
+from .events import TOKEN_TYPES, begins_call, encode_event, encode_text
+from .generators import Approval, GenerationRequest, Generator, Yielded, as_generation_error
 from .metrics import WorkerMetrics
 from .outbox import Outbox
 from .outcome import Outcome, Timings
@@ -63,6 +63,7 @@ class Run:
         self._abandoned = False
         self._held_up = False
         self._finish_reason = "stop"
+        self._calls: dict[int, str] = {}  # the id of the newest tool call of each index
         self._tokens = 0
         self._first_token_at: float | None = None
         self._last_token_at = self.started_at
@@ -125,7 +126,11 @@ class Run:
         outbox = self.outbox
         async with contextlib.aclosing(events):
             async for item in events:
-                line = self._encode(item)
+                try:
+                    line = self._encode(item)
+                except InvalidEvent as error:
+                    logger.error("What is yielded at %s is no event: %s", _place(events), error.message)
+                    raise
                 if line is None:
                     continue
                 if not self._admit(line):
@@ -162,7 +167,7 @@ class Run:
     def _encode_mapping(self, item: Mapping[str, Any]) -> bytes | None:
         kind = item.get("type")
         if kind == "finish":
-            self._finish_reason = str(item.get("finish_reason") or "stop")
+            self._finish_reason = _finish_reason(item)
             return None
         if kind in {"text", "reasoning"} and item.get("delta") == "":
             return None
@@ -170,8 +175,25 @@ class Run:
         if kind == "usage":
             self.outbox.bill.add(item)
         elif kind in TOKEN_TYPES:
+            if kind == "tool_call":
+                self._note_call(item)
             self._count_token()
         return line
+
+    def _note_call(self, event: Mapping[str, Any]) -> None:
+        """See that a tool call begins with its id and its name, without which no client can answer it.
+
+        Raises:
+            InvalidEvent: one of them is missing.
+        """
+        index = event["index"]
+        current = self._calls.get(index)
+        if current is not None and not begins_call(event, current):
+            return
+        missing = [repr(name) for name in ("id", "name") if not event.get(name)]
+        if missing:
+            raise InvalidEvent(f"The first tool_call event of index {index} lacks {' and '.join(missing)}.")
+        self._calls[index] = event["id"]
 
     def _count_token(self) -> None:
         now = self.last_event_at
@@ -205,9 +227,32 @@ class Run:
             return Outcome.completed(self._finish_reason, **rest)
         if isinstance(error, GenerationError):
             return Outcome.failed(error.code, error.message, **rest)
+        if known := as_generation_error(error, begun=self._tokens > 0, http=False):
+            logger.warning(
+                "The generator of stream %s raised %s: %s.", self.claim.stream_id, type(error).__qualname__, known.code
+            )
+            return Outcome.failed(known.code, known.message, **rest)
         logger.error("The generator of stream %s failed.", self.claim.stream_id, exc_info=error)
         return Outcome.failed("generator_error", "The generator failed; its worker's log says why.", **rest)
 
     def _timings(self) -> Timings:
         first = None if self._first_token_at is None else self._first_token_at - self.started_at
         return Timings(time.monotonic() - self.started_at, first, self._tokens)
+
+
+def _finish_reason(item: Mapping[str, Any]) -> str:
+    """Return why the model stopped. Some providers write it in capitals.
+
+    Raises:
+        InvalidEvent: it is no string.
+    """
+    reason = item.get("finish_reason")
+    if not isinstance(reason, str | None):
+        raise InvalidEvent(f"A finish event's 'finish_reason' is a string, not {type(reason).__name__}.")
+    return (reason or "stop").lower()
+
+
+def _place(events: Any) -> str:
+    """Return where a generator waits in its `yield`, as its file and line."""
+    frame = getattr(events, "ag_frame", None)
+    return "an unknown place" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -25,7 +25,8 @@ class ToolCall(TypedDict):
 class SnapshotContent(TypedDict):
     """The answer so far, up to the event with that id.
 
-    `usage` is the sum of what the generator has reported, once it has, `tool_approvals` if it asked for any: the ids of the calls.
+    `usage` is the sum of what the generator has reported, once it has; `tool_approvals` are there if it asked for any:
+    the ids of the calls.
     """
 
     last_event_id: int

@@ -166,7 +166,8 @@ WHERE id = ANY ($1) AND status IN ('queued', 'running')
 _CLOSE = """
 UPDATE baton.stream
 SET status = $3, finish_reason = $4, error_code = $5, error_message = $6, usage = $7, tokens = $8,
-    time_to_first_token_seconds = $9, duration_seconds = $10, usage_by_attempt = $11, finished_at = clock_timestamp(), worker_id = NULL
+    time_to_first_token_seconds = $9, duration_seconds = $10, usage_by_attempt = $11,
+    finished_at = clock_timestamp(), worker_id = NULL
 WHERE id = $1 AND epoch = $2
 """
 

@@ -1,8 +1,8 @@
 """What a stream has used: the counts of its usage events, added up, and what each attempt had of them.
 
-Each usage event is what one call of a model used, so the events of a stream are added up: those of a generator that asks
-several times, and those of attempts that were given up, since the provider bills them all. An attempt is known by the
-epoch under which its worker claimed the stream.
+Each usage event is what one call of a model used, so the events of a stream are added up: those of a generator that
+asks several times, and those of attempts that were given up, since the provider bills them all. An attempt is known by
+the epoch under which its worker claimed the stream.
 """
 
 from __future__ import annotations
@@ -59,11 +59,14 @@ class Bill:
 
 
 def numbers_only(usage: Mapping[str, Any]) -> Counts:
-    """Return the counts of a usage event, without its type and anything that is no number."""
+    """Return the counts of a usage event, without its type and anything that is no number, or an infinite one."""
     return {
         without_surrogates(str(name)): value
         for name, value in usage.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and "\0" not in str(name)
+        if isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and "\0" not in str(name)
     }
 
 

@@ -67,7 +67,9 @@ class Generator(Protocol):
     - `{"type": "finish", "finish_reason": str}`: why the model stopped; goes into the terminal event, "stop" if absent
 
     Returning ends the stream as completed. Raising `baton.errors.GenerationError` ends it as failed with that code and
-    message, any other exception as failed with the code `generator_error`. Cancelling the stream cancels the generator
+    message. So does an exception of a model provider's SDK, with the code that the built-in generators use (see
+    `baton.generators.as_generation_error`), also if it was wrapped by `raise … from` or in a group. Any other exception
+    ends it as failed with the code `generator_error`. Cancelling the stream cancels the generator
     where it waits (`asyncio.CancelledError`), so `finally` blocks and `async with` close what it holds.
     """
 
