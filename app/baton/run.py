@@ -14,7 +14,7 @@ from . import traceparent
 from .errors import GenerationError, InvalidEvent
 from .events import TOKEN_TYPES, begins_call, encode_event, encode_text
 from .generators import Approval, GenerationRequest, Generator, Yielded, as_generation_error
-from .metrics import WorkerMetrics
+from .metrics import Labels, WorkerMetrics
 from .outbox import Outbox
 from .outcome import Outcome, Timings
 from .stream_queue import Claim
@@ -22,6 +22,7 @@ from .stream_queue import Claim
 logger = logging.getLogger(__name__)
 
 STUBBORN_SECONDS: Final = 5
+NOBODYS: Final = Labels()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,7 +49,14 @@ class Run:
     """
 
     def __init__(
-        self, claim: Claim, generator: Generator, outbox: Outbox, bounds: Bounds, metrics: WorkerMetrics
+        self,
+        claim: Claim,
+        generator: Generator,
+        outbox: Outbox,
+        bounds: Bounds,
+        metrics: WorkerMetrics,
+        *,
+        labels: Labels = NOBODYS,
     ) -> None:
         self.claim = claim
         self.outbox = outbox
@@ -58,7 +66,9 @@ class Run:
         self._bounds = bounds
         self._events = outbox.tail  # a former worker's among them
         self.size_bytes = 0  # of what this run has yielded
-        self._metrics = metrics
+        self.labels = labels  # in the metrics
+        self._first_token_seconds = metrics.first_token_seconds.of(*labels)
+        self._token_gap_seconds = metrics.token_gap_seconds
         self._stop: Outcome | None = None
         self._abandoned = False
         self._held_up = False
@@ -97,6 +107,11 @@ class Run:
             self.stop(Outcome.failed("max_duration", f"The answer took longer than {max_duration:g} seconds."))
         elif not self._held_up and now - self.last_event_at > idle_timeout:
             self.stop(Outcome.failed("idle_timeout", f"The generator was silent for {idle_timeout:g} seconds."))
+
+    @property
+    def silent_seconds(self) -> float:
+        """For how long the generator has yielded nothing; 0 while it waits for the database."""
+        return 0.0 if self._held_up else time.monotonic() - self.last_event_at
 
     def stop(self, outcome: Outcome) -> None:
         """Cancel the generator and end the stream like this. The first call counts."""
@@ -199,9 +214,9 @@ class Run:
         now = self.last_event_at
         if self._first_token_at is None:
             self._first_token_at = now
-            self._metrics.first_token_seconds.observe(now - self.started_at)
+            self._first_token_seconds.observe(now - self.started_at)
         else:
-            self._metrics.token_gap_seconds.observe(now - self._last_token_at)
+            self._token_gap_seconds.observe(now - self._last_token_at)
         self._last_token_at = now
         self._tokens += 1
 

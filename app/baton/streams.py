@@ -71,6 +71,8 @@ _KEY = "SELECT stream_id, request_hash FROM baton.idempotency_key WHERE tenant =
 
 _GET = f"SELECT {_COLUMNS} FROM baton.stream WHERE id = $1"  # noqa: S608
 
+_GET_MANY = f"SELECT {_COLUMNS} FROM baton.stream WHERE id = ANY ($1::uuid[])"  # noqa: S608
+
 _INPUT = "SELECT input FROM baton.stream WHERE id = $1"
 _CONTINUATION = "SELECT continuation FROM baton.stream WHERE id = $1"
 _MISSING = """
@@ -368,6 +370,11 @@ async def read_continuation(pool: Pool, stream_id: UUID) -> dict[str, Any]:
 async def missing(pool: Pool, stream_ids: Sequence[UUID]) -> list[UUID]:
     """Return which of some streams have no row: they were erased, have expired, or never were."""
     return [row[0] for row in await pool.fetch(_MISSING, stream_ids)]
+
+
+async def get_many(executor: Connection | Pool, stream_ids: Sequence[UUID]) -> list[Stream]:
+    """Read some rows, each by its key, in no order; those that are gone are left out."""
+    return [_stream(row) for row in await executor.fetch(_GET_MANY, stream_ids)]
 
 
 async def find(connection: Connection, wanted: Wanted, limit: int) -> Page:

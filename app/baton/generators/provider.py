@@ -19,9 +19,11 @@ from typing import Any, ClassVar, Protocol
 
 import httpx2
 
+from .. import tracing
 from ..errors import GenerationError
 from ..settings import Settings
-from .answer import Answer
+from .answer import Answer, identity
+from .asked import Asked
 from .protocol import GenerationRequest, Yielded, refuse_approvals
 from .sdk_errors import error_object, public, refusal_by_status, reported
 
@@ -89,9 +91,13 @@ class Provider(ABC):
         answer = self.answer()
         stream = await self._open(model, body)
         failure: GenerationError | None = None
+        known = False
         try:
             events = aiter(stream)
             while (event := await self._next(events, answer)) is not None:
+                if not known:
+                    known = True
+                    tracing.note(identity(event))
                 for item in answer.translate(event):
                     yield item
         except GenerationError as error:
@@ -105,6 +111,12 @@ class Provider(ABC):
         if failure is not None:
             raise failure
         yield {"type": "finish", "finish_reason": answer.finish_reason}
+
+    def asked_model(self, given: Any) -> Asked:
+        """Return which model an input asks for."""
+        named = given.get("model") if isinstance(given, Mapping) else None
+        model = (named if named != self.name else None) or self._default_model
+        return Asked(model if isinstance(model, str) else None, self.name)
 
     def _model(self, named: Any) -> str:
         # A client that has to name a model may name the generator.
