@@ -63,7 +63,8 @@ async def test_a_flush_of_many_streams_is_one_statement_and_few_notifications(cl
     ids = [await cluster.create(pod, generator="test") for _ in range(STREAMS)]
     for _ in range(TOKENS):
         await conductor.beat()
-    await until(lambda: value(worker.metrics, "baton_streams_ended_total", status="completed", code="stop") == STREAMS)
+    ended = {"generator": "test", "model": "", "status": "completed", "code": "stop"}
+    await until(lambda: value(worker.metrics, "baton_streams_ended_total", **ended) == STREAMS)
     rows = await cluster.pool.fetchval("SELECT count(*) FROM baton.batch")
     flushes = value(worker.metrics, "baton_flush_seconds_count")
     # First and last events go out at once, in flushes of their own; all others of a beat, or of several, in one.

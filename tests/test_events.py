@@ -52,18 +52,18 @@ def test_any_text_comes_out_of_a_batch_as_it_went_in(deltas: list[str]) -> None:
 
 @given(st.lists(texts, min_size=1))
 def test_a_batch_has_no_line_end_but_its_joints(deltas: list[str]) -> None:
-    events = [encode_event({"type": "custom", "name": delta, "data": {delta: [delta]}}) for delta in deltas]
+    events = [encode_event({"type": "custom", "name": f"n{delta}", "data": {delta: [delta]}}) for delta in deltas]
     assert len(join_lines(events).decode().splitlines()) == len(deltas)
 
 
 @given(texts, st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False))
 def test_any_event_comes_out_as_it_went_in(text: str, number: int, fraction: float) -> None:
-    event = {"type": "tool_result", "id": text, "result": [{"key": (text, number, fraction, None, True)}]}
+    event = {"type": "tool_result", "id": f"t{text}", "result": [{"key": (text, number, fraction, None, True)}]}
     clean = as_utf8_can_hold(text)
     encoded = join_lines([encode_event(event)])
     assert orjson.loads(encoded) == {
         "type": "tool_result",
-        "id": clean,
+        "id": f"t{clean}",
         "result": [{"key": [clean, number, fraction, None, True]}],
     }
 
@@ -88,7 +88,7 @@ def endless() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("event", "sentence"),
     [
-        ({}, "type is one of custom, reasoning, text, tool_approval, tool_call, tool_result, usage, not None."),
+        ({}, "type is one of custom, finish, reasoning, text, tool_approval, tool_call, tool_result, usage, not None."),
         ({"type": "done"}, "not 'done'"),
         ({"type": "reset", "reason": "x"}, "not 'reset'"),
         ({"type": ["text"]}, r"not \['text'\]"),
@@ -103,6 +103,14 @@ def endless() -> dict[str, Any]:
         ({"type": "tool_call", "index": 0, "arguments_delta": {"a": 1}}, "'arguments_delta' is a string"),
         ({"type": "tool_call", "index": 0, "run_by": "me"}, "A tool_call event's 'run_by' is one of client, generator"),
         ({"type": "tool_result"}, "A tool_result event needs 'id' as a string."),
+        ({"type": "tool_result", "id": ""}, "A tool_result event needs 'id' as a string that is not empty."),
+        ({"type": "tool_approval", "id": ""}, "A tool_approval event needs 'id' as a string that is not empty."),
+        ({"type": "tool_call", "index": -1}, "A tool_call event's 'index' counts from 0."),
+        ({"type": "usage", "input_tokens": "3"}, "A usage event's 'input_tokens' is a number, not '3'."),
+        ({"type": "usage", "input_tokens": True}, "A usage event's 'input_tokens' is a number, not True."),
+        ({"type": "usage", "total_tokens": float("nan")}, "A usage event's 'total_tokens' is a number, not nan."),
+        ({"type": "usage", "vendor_credits": -1}, "A usage event's 'vendor_credits' is not negative, as -1 is."),
+        ({"type": "custom", "name": ""}, "A custom event needs 'name' as a string that is not empty."),
         ({"type": "custom", "data": 1}, "A custom event needs 'name' as a string."),
         ({"type": "custom", "name": "x", "data": object()}, "An event holds a value that is not JSON: .*object"),
         ({"type": "custom", "name": "x", "data": {1: 2}}, "not JSON"),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.cluster import Cluster
+from tests.cluster import Cluster, Tap
+from tests.logbook import until
 
-from baton import streams
+from baton import streams, workers
 from baton.generators.registry import load_generators
 from baton.listing import Wanted, list_streams, list_workers
 from baton.streams import NewStream
@@ -63,3 +65,53 @@ async def test_workers_are_listed_with_what_they_do(cluster: Cluster, capsys: py
     (found,) = await printed(capsys, list_workers, settings, as_json=True)
     assert (found["name"], found["generators"], found["running"]) == ("first", ["replay"], 0)
     assert 0 <= found["silent_seconds"] < 60
+
+
+async def test_a_silent_stream_shows_where_streams_are_listed(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = cluster.settings()
+    pod, tap = await cluster.pod(), Tap()
+    # Half of a heartbeat is a long silence here.
+    worker = await cluster.worker({"replay": tap}, silent_seconds=0.05, worker_heartbeat_seconds=0.1)
+    first = await cluster.create(pod)
+    await tap.started.wait()
+
+    async def listed() -> dict[str, Any]:
+        found = await printed(capsys, list_streams, settings, Wanted(None, None, 20, silent=True), as_json=True)
+        return {item["id"]: item["silent_seconds"] for item in found}
+
+    async def both() -> bool:
+        return len(await listed()) == 2
+
+    async def one() -> bool:
+        return first in await listed()
+
+    await until(one)
+    second = await cluster.create(pod)
+    await until(both)
+    found = await listed()
+    assert list(found) == [first, second]
+    assert found[first] > found[second] >= 0.05
+    header, *rows = (await printed(capsys, list_streams, settings, ALL, as_json=False)).splitlines()
+    place = header.split("\t").index("silent for")
+    assert all(row.split("\t")[place].endswith(" s") for row in rows)
+    console = (await cluster.client.get(f"{pod.url}/console/streams")).json()["data"]
+    assert [item["id"] for item in console if item["silent_seconds"]] == [second, first]
+    tap.end()
+    tap.end()
+    await until(lambda: worker.metrics.running == 0)
+    assert await listed() == {}
+    assert (await cluster.client.get(f"{pod.url}/v1/streams/{first}")).json()["status"] == "completed"
+
+
+async def test_a_worker_names_no_more_silent_streams_than_the_longest(cluster: Cluster) -> None:
+    async with cluster.pool.acquire() as connection:
+        worker_id = await workers.register(connection, "w", ["replay"], 1000)
+        silences = {uuid.uuid4(): float(seconds) for seconds in range(workers.MOST_SILENT + 10)}
+        await workers.heartbeat(connection, worker_id, 0, silences)
+        found = await workers.silences(connection)
+        assert len(found) == workers.MOST_SILENT
+        assert min(found.values()) >= 10
+        await workers.heartbeat(connection, worker_id)
+        assert await workers.silences(connection) == {}

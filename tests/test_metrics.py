@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import urllib.request
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
@@ -14,8 +15,9 @@ from tests.logbook import until
 
 from baton.errors import ConfigurationError, GenerationError
 from baton.generators import GenerationRequest
+from baton.generators.asked import Asked
 from baton.generators.protocol import Yielded
-from baton.metrics import PodMetrics, WorkerMetrics
+from baton.metrics import Names, PodMetrics, WorkerMetrics
 from baton.metrics.exposition import exposed
 from baton.metrics.numbers import MOST_VALUES, Histogram, LabelledCounter
 
@@ -81,11 +83,15 @@ async def test_what_a_worker_and_a_pod_did_is_counted(cluster: Cluster) -> None:
 
     await until(lambda: of_worker("baton_worker_streams") == 0)
     assert of_worker("baton_worker_slots") == worker._settings.worker_concurrency
-    assert of_worker("baton_streams_ended_total", status="completed", code="stop") == 1
-    assert of_worker("baton_streams_ended_total", status="failed", code="provider_timeout") == 1
-    assert of_worker("baton_first_token_seconds_count") == 2
+    whole_ones, failed_ones = ({"generator": name, "model": ""} for name in ("three_words", "failing"))
+    assert of_worker("baton_streams_ended_total", **whole_ones, status="completed", code="stop") == 1
+    assert of_worker("baton_streams_ended_total", **failed_ones, status="failed", code="provider_timeout") == 1
+    assert of_worker("baton_first_token_seconds_count", **whole_ones) == 1
+    assert of_worker("baton_first_token_seconds_count", **failed_ones) == 1
+    assert of_worker("baton_stream_seconds_count", **failed_ones) == 1
     assert of_worker("baton_token_gap_seconds_count") == 2
-    assert of_worker("baton_queue_seconds_count") == 2
+    assert of_worker("baton_queue_seconds_count", generator="failing") == 1
+    assert worker.metrics.tokens == 4
     assert of_worker("baton_flush_events_sum") == 6
     assert of_worker("baton_flush_seconds_count") == of_worker("baton_flush_batches_count")
 
@@ -95,6 +101,54 @@ async def test_what_a_worker_and_a_pod_did_is_counted(cluster: Cluster) -> None:
     assert pod.metric("baton_event_streams_closed_total", dialect="native.full", reason="ended") == 2
     assert pod.metric("baton_resumed_events_count") == 1
     assert pod.metric("baton_resumed_events_sum") == 2
+
+
+class Asking:
+    """A generator that asks a model, and says what it used; then it waits."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def asked_model(self, given: Any) -> Asked:
+        return Asked(given["model"], "openai")
+
+    async def __call__(self, _request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
+        self.asked += 1
+        yield {"type": "usage", "input_tokens": 3, "output_tokens": 4, "cached_tokens": 1, "total_tokens": 7}
+
+
+async def test_labels_have_the_models_that_the_settings_name_and_no_other(cluster: Cluster) -> None:
+    asking = Asking()
+    worker = await cluster.worker({"ask": asking}, openai_model="gpt-5")
+    pod = await cluster.pod()
+    for model in ("gpt-5", "mine", "also mine"):
+        stream_id = await cluster.create(pod, generator="ask", input={"model": model})
+        await cluster.client.get(f"{pod.url}/v1/streams/{stream_id}?wait=10")
+    await until(lambda: worker.metrics.running == 0)
+
+    def used(model: str, kind: str) -> float | None:
+        labels = {"generator": "ask", "model": model, "type": kind}
+        return worker.metrics.registry.get_sample_value("baton_usage_tokens_total", labels)
+
+    assert (used("gpt-5", "input"), used("gpt-5", "output"), used("gpt-5", "cached")) == (3, 4, 1)
+    assert (used("other", "input"), used("other", "output")) == (6, 8)
+    assert used("mine", "input") is None
+    labels = {"generator": "ask", "model": "other", "status": "completed", "code": "stop"}
+    assert worker.metrics.registry.get_sample_value("baton_streams_ended_total", labels) == 2
+
+
+def test_a_generator_that_is_not_here_is_another() -> None:
+    names = Names({"mine"}, {"gpt-5"})
+    assert names.labels("mine", "gpt-5") == ("mine", "gpt-5")
+    assert names.labels("theirs") == ("other", "")
+    assert names.labels("mine", "theirs") == ("mine", "other")
+
+
+def test_silent_streams_are_counted_when_prometheus_asks() -> None:
+    metrics = WorkerMetrics(8, silent_seconds=30)
+    metrics.silences = lambda: [("a", 29.9), ("a", 30.0), ("a", 100.0), ("b", 0.0)]
+    silent = {name: metrics.registry.get_sample_value("baton_silent_streams", {"generator": name}) for name in "ab"}
+    assert silent == {"a": 2, "b": 0}
 
 
 async def test_the_delay_of_what_is_live_is_measured_and_of_what_is_replayed_is_not(cluster: Cluster) -> None:

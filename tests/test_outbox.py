@@ -108,10 +108,10 @@ def test_a_former_workers_late_batch_is_reset_by_whoever_thought_that_there_was_
     told = Told()
     told.put("a")
     told.take()
-    told.outbox.retry_after(3)
+    told.outbox.retry_after(3, {})
     item = told.take()
     assert (item.first_seq, item.last_seq, told_by(item)) == (4, 5, ["reset", "a"])
-    told.outbox.retry_after(5)
+    told.outbox.retry_after(5, {})
     assert told_by(told.take()) == ["reset", "a"]
 
 
@@ -120,7 +120,7 @@ def test_a_reset_is_not_repeated_when_the_place_was_taken() -> None:
     told.outbox.begin_anew()
     told.put("a")
     told.take()
-    told.outbox.retry_after(3)
+    told.outbox.retry_after(3, {})
     assert told_by(told.take()) == ["reset", "a"]
 
 
@@ -128,7 +128,7 @@ def test_a_stream_that_cannot_be_reset_ends_with_what_it_has() -> None:
     told = Told(may_reset=False)
     told.put("a")
     told.take()
-    told.outbox.retry_after(3)
+    told.outbox.retry_after(3, {})
     item = told.take()
     assert told.lost == [Lost.OVERTAKEN]
     assert (item.first_seq, told_by(item)) == (4, ["done"])
@@ -165,3 +165,31 @@ async def test_nobody_waits_for_room_in_one_that_can_write_no_more(how: str) -> 
     await waiting
     assert told.outbox.lost is not None
     assert told.lost == [told.outbox.lost]
+
+
+def test_the_end_has_what_a_former_workers_late_batch_says_it_used() -> None:
+    told = Told()
+    told.outbox.bill.add({"type": "usage", "total_tokens": 1})
+    told.put("a")
+    told.outbox.finish(Outcome.completed("stop"))
+    assert orjson.loads(told.take().events.split(b"\n")[-1])["usage"] == {"total_tokens": 1}
+    told.outbox.retry_after(3, {5: {"total_tokens": 10}})
+    item = told.take()
+    assert told_by(item) == ["reset", "a", "done"]
+    assert item.outcome is not None
+    assert item.outcome.usage == {"total_tokens": 11}
+    assert Outcome.decode(item.events.split(b"\n")[-1]) == item.outcome
+    assert item.outcome.usage_by_attempt == [
+        {"epoch": 5, "usage": {"total_tokens": 10}},
+        {"epoch": 7, "usage": {"total_tokens": 1}},
+    ]
+
+
+@pytest.mark.parametrize("lost", [Lost.REJECTED, Lost.REWOUND, Lost.OVERTAKEN])
+def test_an_end_that_the_log_brought_about_has_what_was_used(lost: Lost) -> None:
+    told = Told()
+    told.outbox.bill.add({"type": "usage", "total_tokens": 1})
+    told.outbox.end_with(lost, 2)
+    outcome = told.take().outcome
+    assert outcome is not None
+    assert outcome.usage == {"total_tokens": 1}

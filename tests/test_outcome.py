@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.outcome import Outcome, Timings, numbers_only
+from baton.outcome import Outcome, Timings
+from baton.usage import numbers_only
 
 words = st.from_regex(r"[a-z0-9_.-]{1,64}", fullmatch=True)
 usages = st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 2**53))

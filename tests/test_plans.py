@@ -21,7 +21,7 @@ from tests.past import old_stream
 
 from baton import log, partitions, pods, rates, stream_queue, streams, workers
 from baton.database import Connection
-from baton.events import encode_text
+from baton.events import USAGE_HEAD, encode_text
 from baton.log import Append
 from baton.outcome import Outcome
 from baton.streams import Wanted
@@ -76,9 +76,11 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "read": (log._READ, ("$stream", 10, log.PAGE_ROWS, log.PAGE_BYTES), 1),
     "read_newest": (log._READ_NEWEST, ("$stream", log.PAGE_ROWS, 131_072), 1),
     "last": (log._LAST, ("$stream",), 1),
+    "usage": (log._USAGE, ("$stream", rf"\x{USAGE_HEAD.hex()}"), 1),
     "tails": (log._TAILS, (["$stream", "$running"],), 1),
     "erase": (log._ERASE, ("$stream", True), 1),
     "get": (streams._GET, ("$stream",), 0),
+    "get many": (streams._GET_MANY, (["$stream", "$running"],), 0),
     "newest": (OF_TENANT, ("", FIRST, LAST, 21, None, None, 21), 0),
     "newest failed": (OF_TENANT, ("", FIRST, LAST, MOST_ROWS - 1, ["failed"], None, 51), 0),
     "newest with metadata": (OF_TENANT, ("", FIRST, LAST, MOST_ROWS - 1, None, ['{"chat": "1"}'], 51), 0),
@@ -95,12 +97,13 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "first queued of all": (stream_queue._FIRST_QUEUED, (YESTERDAY, FIRST, None), 0),
     "overdue": (stream_queue._OVERDUE, (YESTERDAY, FIRST, 600.0, True), 0),
     "watched": (streams._WATCHED, (["$running"],), 0),
-    "close": (streams._CLOSE, ("$running", 1, "failed", "error", "a", "b", None, 1, 0.1, 0.1), 0),
+    "close": (streams._CLOSE, ("$running", 1, "failed", "error", "a", "b", None, 1, 0.1, 0.1, None), 0),
     "owned": (workers._OWNED, (WORKER,), 0),
     "owned of": (workers._OWNED_OF, (WORKER, ["$running"]), 0),
     "live counts": (streams._LIVE_COUNTS, ("", MOST_ROWS), 0),
     "queue": (stream_queue._QUEUE_STATE, (YESTERDAY, FIRST), 0),
     "workers": (workers._LISTED, (), 0),
+    "silences": (workers._SILENCES, (), 0),
     "note": (pods._NOTE, (WORKER, 600, "a", "1", "ready", "x", 0, 0, "{}", "{}", "{}", None), 0),
     "viewers": (pods._VIEWERS, (["$stream"], [str(WORKER)]), 0),
     "orphans": (workers._ORPHANS, (WORKER,), 0),
@@ -166,6 +169,7 @@ LOCKING: dict[str, tuple[Callable[[Connection, list[UUID]], Awaitable[object]], 
     "read": (lambda connection, ids: log.read(connection, ids[0], 1), 1),
     "read_newest": (lambda connection, ids: log.read_newest(connection, ids[0], 131_072), 1),
     "read_tail": (lambda connection, ids: log.read_tail(connection, ids[0]), 1),
+    "read_usage": (lambda connection, ids: log.read_usage(connection, ids[0]), 1),
     "tails": (lambda connection, ids: log.tails(connection, ids[:2]), 1),
     "tails of two days": (log.tails, 2),
     "tails of none": (lambda connection, ids: log.tails(connection, []), 0),

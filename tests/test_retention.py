@@ -192,7 +192,7 @@ async def test_streams_without_a_partition_keep_no_older_one_from_ending(dsn: st
         )  # so few are not looked up by an index, in which they are sorted
         await connection.execute(f"DROP TABLE {partitions.name_of(await day(connection, 0))}")
         assert await stream_queue.end_overdue(connection, await stream_queue.overdue(connection, 0.0)) == [
-            streams.QUEUE_TIMEOUT
+            (streams.QUEUE_TIMEOUT, await connection.fetchval("SELECT generator FROM baton.stream LIMIT 1"))
         ]
         ended = "SELECT id FROM baton.stream WHERE status = 'failed'"
         assert await connection.fetchval(ended) == older

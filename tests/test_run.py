@@ -7,6 +7,8 @@ import gc
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
+import httpx2
+import openai
 import pytest
 from tests.logbook import (
     DEADLINE_SECONDS,
@@ -71,6 +73,40 @@ async def test_text_and_events_in_their_order(dsn: str) -> None:
         "length",
         {"input_tokens": 3, "output_tokens": 4},
     )
+
+
+async def test_the_usages_of_all_calls_of_a_model_are_added_up(dsn: str) -> None:
+    async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "usage", "input_tokens": 3, "output_tokens": 4, "cached_tokens": 1}
+        yield "a"
+        yield {"type": "usage", "input_tokens": 10, "output_tokens": 20, "vendor_credits": 0.5}
+
+    stream, found = await outcome(dsn, generate)
+    used = {"input_tokens": 13, "output_tokens": 24, "cached_tokens": 1, "vendor_credits": 0.5}
+    assert stream.usage == found[-1]["usage"] == used
+    assert stream.usage_by_attempt is None
+    assert "usage_by_attempt" not in found[-1]
+
+
+async def test_one_that_fails_or_is_cancelled_has_what_was_used_so_far(dsn: str) -> None:
+    async def fail(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "usage", "total_tokens": 3}
+        yield {"type": "usage", "total_tokens": 4}
+        raise GenerationError("provider_timeout", "The model provider did not answer in time.")
+
+    async def wait(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "usage", "total_tokens": 3}
+        yield {"type": "usage", "total_tokens": 4}
+        await asyncio.Event().wait()
+
+    failed, _ = await outcome(dsn, fail)
+    stream_id = await queue(dsn)
+    async with working(dsn, wait), connected(dsn) as connection:
+        await until_tail(connection, stream_id, 2)
+        await cancel(dsn, stream_id)
+        cancelled = await ended(connection, stream_id)
+    assert (failed.status, failed.usage) == ("failed", {"total_tokens": 7})
+    assert (cancelled.status, cancelled.usage) == ("cancelled", {"total_tokens": 7})
 
 
 async def test_timings_count_the_tokens(dsn: str) -> None:
@@ -159,12 +195,75 @@ async def test_what_is_no_event_ends_the_stream_with_a_sentence(dsn: str, item: 
     assert sentence in (stream.error_message or "")
 
 
+CALL: dict[str, Any] = {"type": "tool_call", "index": 0, "id": "c", "name": "f", "arguments_delta": "{"}
+
+
+@pytest.mark.parametrize(
+    ("items", "sentence"),
+    [
+        ([{**CALL, "id": None}], "The first tool_call event of index 0 lacks 'id'."),
+        ([{**CALL, "name": ""}], "The first tool_call event of index 0 lacks 'name'."),
+        ([{"type": "tool_call", "index": 2, "arguments_delta": "{"}], "of index 2 lacks 'id' and 'name'."),
+        ([CALL, {**CALL, "id": "d", "name": None}], "The first tool_call event of index 0 lacks 'name'."),
+        ([{"type": "finish", "finish_reason": 3}], "A finish event's 'finish_reason' is a string, not int."),
+    ],
+)
+async def test_what_no_client_can_use_is_refused_where_it_is_yielded(
+    dsn: str, items: list[Any], sentence: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield "a"
+        for item in items:
+            yield item
+        yield "after"
+
+    stream, found = await outcome(dsn, generate)
+    assert (stream.error_code, text(found)) == ("invalid_event", "a")
+    assert sentence in (stream.error_message or "")
+    line = generate.__code__.co_firstlineno + 3
+    assert f"What is yielded at {__file__}:{line} is no event" in caplog.text
+
+
+async def test_a_call_that_began_may_go_on_and_be_followed_by_another_of_its_index(dsn: str) -> None:
+    async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield CALL
+        yield {"type": "tool_call", "index": 0, "arguments_delta": "}"}
+        yield CALL | {"id": "d"}
+        yield {"type": "finish", "finish_reason": "STOP"}
+
+    stream, found = await outcome(dsn, generate)
+    assert (stream.status, stream.finish_reason, len(found)) == ("completed", "stop", 4)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_an_sdks_exception_says_what_it_means(dsn: str, begun: bool, caplog: pytest.LogCaptureFixture) -> None:
+    request = httpx2.Request("POST", "https://api.provider.test/v1")
+    limited = openai.RateLimitError(
+        "no", response=httpx2.Response(429, headers={"retry-after": "20"}, request=request), body=None
+    )
+
+    async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        if begun:
+            yield "a"
+            raise openai.APIConnectionError(request=request)
+        try:
+            raise limited
+        except openai.RateLimitError as error:
+            raise RuntimeError("as a framework wraps it") from error
+
+    stream, _ = await outcome(dsn, generate)
+    expected = "provider_cut_off" if begun else "provider_rate_limited"
+    assert (stream.status, stream.error_code) == ("failed", expected)
+    assert ("wait 20 seconds" in (stream.error_message or "")) is not begun
+    assert expected in caplog.text
+
+
 async def test_a_usage_that_no_column_takes_as_it_is_harms_nobody(dsn: str) -> None:
     async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         yield {"type": "usage", "lone\ud800": 1, "nul\0": 2, "nan": float("nan"), "big": 2**63}
 
     stream, _ = await outcome(dsn, generate)
-    assert (stream.status, stream.usage) == ("completed", {"lone\ufffd": 1, "nan": None, "big": 2**63})
+    assert (stream.status, stream.usage) == ("completed", {"lone\ufffd": 1, "big": 2**63})
 
 
 @pytest.mark.parametrize("kind", ["coroutine", "iterator"])

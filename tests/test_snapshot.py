@@ -50,12 +50,12 @@ def test_pieces_of_tool_calls_are_joined_by_index_in_the_order_in_which_calls_be
     assert made.tool_results == [{"id": "a", "result": [1]}]
 
 
-def test_the_last_usage_counts() -> None:
+def test_usages_are_added_up() -> None:
     made = snapshot({"type": "usage", "total_tokens": 1}, {"type": "usage", "total_tokens": 2})
-    assert made.as_dict()["usage"] == {"total_tokens": 2}
+    assert made.as_dict()["usage"] == {"total_tokens": 3}
 
 
-def test_a_reset_empties_it_and_the_numbers_go_on() -> None:
+def test_a_reset_empties_it_but_for_the_usage_and_the_numbers_go_on() -> None:
     before: list[dict[str, Any] | str] = [
         "old",
         {"type": "tool_call", "index": 0, "id": "a"},
@@ -70,6 +70,7 @@ def test_a_reset_empties_it_and_the_numbers_go_on() -> None:
         "reasoning": "",
         "tool_calls": [],
         "tool_results": [],
+        "usage": {"total_tokens": 1},
     }
 
 

@@ -16,12 +16,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
 from tests.cluster import Cluster, Tap, echo
+from tests.generators.provider_server import ProviderServer, Reply, data_frames
 from tests.logbook import until, working
 from tests.processes import environment, finished, running
 
 from baton import traceparent
 from baton.errors import GenerationError
-from baton.generators import GenerationRequest
+from baton.generators import GenerationRequest, close_generators, load_generators
 from baton.generators.protocol import Yielded
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -108,6 +109,7 @@ async def test_a_trace_goes_through_pod_worker_and_another_pod(cluster: Cluster,
         "gen_ai.operation.name": "invoke_agent",
         "gen_ai.agent.name": "replay",
         "gen_ai.response.finish_reasons": ("length",),
+        "gen_ai.response.time_to_first_chunk": told(generated)["gen_ai.response.time_to_first_chunk"],
         "gen_ai.usage.input_tokens": 3,
         "gen_ai.usage.output_tokens": 4,
     }
@@ -320,3 +322,68 @@ async def test_a_process_sends_its_spans_and_names_them_in_its_log(cluster: Clus
         b"generate",
     ):
         assert part in body
+
+
+async def test_a_span_says_which_model_was_asked_and_which_answered(cluster: Cluster, spans: Spans) -> None:
+    """By the conventions for generative AI: the provider's SDK may bring no instrumentation of its own."""
+    chunk = {"id": "chatcmpl-7", "object": "chat.completion.chunk", "created": 1, "model": "gpt-5-2026-01-01"}
+    usage = {
+        "prompt_tokens": 3,
+        "completion_tokens": 4,
+        "total_tokens": 7,
+        "prompt_tokens_details": {"cached_tokens": 2},
+        "completion_tokens_details": {"reasoning_tokens": 1},
+    }
+    choice = {"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}
+    frames = data_frames(chunk | {"choices": [choice]}, chunk | {"choices": [], "usage": usage})
+    pod = await cluster.pod(models={"fast": {"generator": "openai", "model": "gpt-5"}}, openai_api_key="sk-test")
+    async with ProviderServer(Reply([*frames, b"data: [DONE]\n\n"])) as server:
+        settings = cluster.settings(
+            models={"fast": {"generator": "openai", "model": "gpt-5"}},
+            openai_api_key="sk-test",
+            openai_api="chat",
+            openai_base_url=f"{server.url}/v1",
+        )
+        generators = load_generators(settings)
+        await cluster.worker(generators)
+        try:
+            await create(cluster, pod.url, generator="fast", input="Hello")
+            generated = await spans.one("generate")
+        finally:
+            await close_generators(generators)
+    found = told(generated)
+    assert {name: value for name, value in found.items() if name.startswith("gen_ai.")} == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.agent.name": "fast",
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "gpt-5",
+        "gen_ai.request.stream": True,
+        "gen_ai.response.id": "chatcmpl-7",
+        "gen_ai.response.model": "gpt-5-2026-01-01",
+        "gen_ai.response.finish_reasons": ("stop",),
+        "gen_ai.response.time_to_first_chunk": found["gen_ai.response.time_to_first_chunk"],
+        "gen_ai.usage.input_tokens": 3,
+        "gen_ai.usage.output_tokens": 4,
+        "gen_ai.usage.cache_read.input_tokens": 2,
+        "gen_ai.usage.reasoning.output_tokens": 1,
+    }
+
+
+async def test_each_attempts_span_has_its_own_usage(cluster: Cluster, spans: Spans) -> None:
+    pod, first, second = await cluster.pod(), Tap(), Tap()
+    worker = await cluster.worker({"replay": first}, leave_seconds=0)
+    stream_id = await create(cluster, pod.url)
+    first.let({"type": "usage", "input_tokens": 10}, "a")
+    url = f"{pod.url}/v1/streams/{stream_id}"
+
+    async def said() -> bool:
+        return bool((await cluster.client.get(url)).json()["text"] == "a")
+
+    await until(said)
+    worker.leave()
+    await cluster.worker({"replay": second})
+    second.let({"type": "usage", "input_tokens": 3})
+    second.end()
+    await until(lambda: len(spans.named("generate")) == 2)
+    assert sorted(told(span)["gen_ai.usage.input_tokens"] for span in spans.named("generate")) == [3, 10]
+    assert (await cluster.client.get(url)).json()["usage"] == {"input_tokens": 13}

@@ -216,12 +216,18 @@ def streams(
     status: Annotated[Status | None, typer.Option(help="Only those in this state.")] = None,
     tenant: Annotated[str | None, typer.Option(help="Only this tenant's; default: all.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many, at most.")] = 20,
+    silent: Annotated[
+        bool,
+        typer.Option("--silent", help="Only those whose generator is silent (BATON_SILENT_SECONDS), longest first."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """List the newest streams, as the database has them."""
+    if silent and status not in {None, "running"}:
+        raise typer.BadParameter("--silent is for streams that run: leave out --status.")
     from .listing import Wanted, list_streams
 
-    list_streams(_settings(), Wanted(tenant, status, limit), as_json=as_json)
+    list_streams(_settings(), Wanted(tenant, status, limit, silent), as_json=as_json)
 
 
 @app.command()

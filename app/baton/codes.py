@@ -316,6 +316,22 @@ ENDS: Final[tuple[Code, ...]] = (
         _NOTHING,
     ),
     Code(
+        "provider_context_length",
+        None,
+        "The input is too long for the model",
+        "The model takes fewer tokens than the conversation has.",
+        "Send less: a shorter conversation, or smaller files.",
+        "Name a model with a larger context, or have the generator shorten the conversation.",
+    ),
+    Code(
+        "provider_content_filter",
+        None,
+        "The provider's content filter refused",
+        "The model provider does not answer what the input asks.",
+        "Ask in another way.",
+        "See the provider's settings of content filters.",
+    ),
+    Code(
         "provider_refused",
         None,
         "The provider refused the credentials",

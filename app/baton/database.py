@@ -20,7 +20,7 @@ from .errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, Una
 from .shares import Shares
 
 # The revision of the schema that this code works with; a test holds it equal to the head of `migrations/`.
-REVISION: Final = "0019"
+REVISION: Final = "0020"
 
 # What a database in trouble says over a connection that works: its user or name is gone, a failover left us on a server
 # that only reads, or the log has no partition for today.

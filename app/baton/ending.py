@@ -28,6 +28,7 @@ def note(stream_id: UUID, outcome: Outcome, trace: str | None = None, **known: A
         "code": outcome.error_code,
         "finish_reason": outcome.finish_reason,
         "usage": outcome.usage,
+        "usage_by_attempt": outcome.usage_by_attempt,
         **known,
     }
     with traceparent.within(traceparent.parse(trace) or traceparent.current()):

@@ -6,6 +6,7 @@ is such lines joined by newlines: JSON escapes newlines, so a pod can cut a batc
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -38,12 +39,16 @@ _OPTIONAL_STRINGS: dict[str, tuple[str, ...]] = {"tool_call": ("id", "name", "ar
 _WORDS: dict[str, dict[str, frozenset[str]]] = {"tool_call": {"run_by": frozenset({"client", "generator"})}}
 TYPES = frozenset(_FIELDS)
 
+# Most events are of these.
+_DELTAS = frozenset({"text", "reasoning"})
 # The types whose events count as tokens in a stream's timings.
 TOKEN_TYPES = frozenset({"text", "reasoning", "tool_call"})
 
 _TYPE_NAMES = {str: "a string", int: "a whole number"}
 
 _TEXT_HEAD = b'{"type":"text","delta":'
+# How each line of a usage event begins.
+USAGE_HEAD = b'{"type":"usage"'
 _DIGITS = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 # Line ends to Unicode though not to SSE or JSON. Client libraries that split with `str.splitlines` would cut there.
@@ -66,7 +71,7 @@ def encode_event(event: Mapping[str, Any]) -> bytes:
     """
     kind = event.get("type")
     if not isinstance(kind, str) or kind not in _FIELDS:
-        raise InvalidEvent(f"An event's type is one of {', '.join(sorted(TYPES))}, not {kind!r:.80}.")
+        raise InvalidEvent(f"An event's type is one of {', '.join(sorted({*TYPES, 'finish'}))}, not {kind!r:.80}.")
     for name, wanted in _FIELDS[kind].items():
         value = event.get(name)
         if not isinstance(value, wanted) or isinstance(value, bool):
@@ -77,7 +82,39 @@ def encode_event(event: Mapping[str, Any]) -> bytes:
     for name, words in _WORDS.get(kind, {}).items():
         if event.get(name) is not None and event[name] not in words:
             raise InvalidEvent(f"A {kind} event's {name!r} is one of {', '.join(sorted(words))}, where there is one.")
+    if kind not in _DELTAS:
+        _check_values(kind, event)
     return encode_object({"type": kind, **event})
+
+
+def _check_values(kind: str, event: Mapping[str, Any]) -> None:
+    """Refuse what has the right type and can still not be used.
+
+    Raises:
+        InvalidEvent: a name or an id is empty, an index is negative, or a usage cannot be added up.
+    """
+    for name, wanted in _FIELDS[kind].items():
+        if wanted is str and not event[name]:
+            raise InvalidEvent(f"A {kind} event needs {name!r} as {_TYPE_NAMES[str]} that is not empty.")
+    if kind == "tool_call" and event["index"] < 0:
+        raise InvalidEvent("A tool_call event's 'index' counts from 0.")
+    if kind == "usage":
+        _check_counts(event)
+
+
+def _check_counts(event: Mapping[str, Any]) -> None:
+    """Refuse a usage that cannot be added up.
+
+    Raises:
+        InvalidEvent: a count of tokens is no finite number, or any number is negative.
+    """
+    for name, value in event.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        tokens = str(name).endswith("_tokens") and value is not None
+        if tokens and not (number and math.isfinite(value)):
+            raise InvalidEvent(f"A usage event's {name!r:.80} is a number, not {value!r:.80}.")
+        if number and value < 0:
+            raise InvalidEvent(f"A usage event's {name!r:.80} is not negative, as {value!r:.80} is.")
 
 
 def encode_object(event: Mapping[str, Any]) -> bytes:

@@ -102,7 +102,7 @@ def _require_name(name: str) -> None:
 # A stream's end, as `log.append` and `streams.close` write it.
 _END: Final = (
     *("status", "finish_reason", "error_code", "error_message", "usage", "tokens"),
-    *("time_to_first_token_seconds", "duration_seconds", "finished_at", "worker_id"),
+    *("time_to_first_token_seconds", "duration_seconds", "usage_by_attempt", "finished_at", "worker_id"),
 )
 _NEW_STREAM: Final = (
     *("tenant", "generator", "input", "metadata", "on_worker_lost"),
@@ -127,7 +127,7 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
         Grant("SELECT", "stream"),
         Grant("UPDATE", "stream", (*_END, "epoch", "claim_token", "history", "attempts", "queued_at", "started_at")),
         Grant("INSERT", "worker", ("name", "generators", "concurrency")),
-        Grant("UPDATE", "worker", ("heartbeat", "heartbeat_at", "tokens")),
+        Grant("UPDATE", "worker", ("heartbeat", "heartbeat_at", "tokens", "silent", "silent_seconds")),
         Grant("DELETE", "worker"),  # a worker that leaves, or that buries another
         Grant("EXECUTE", "create_partitions(integer)"),
     ),

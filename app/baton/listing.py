@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
+from uuid import UUID
 
 import orjson
 from rich.console import Console
@@ -27,11 +28,15 @@ _STYLES: Final = {"completed": "green", "failed": "bold red", "cancelled": "yell
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which streams: the newest `limit` of one tenant or, if it is None, of all."""
+    """Which streams: the newest `limit` of one tenant or, if it is None, of all.
+
+    `silent`: only those whose generator is silent, the longest first.
+    """
 
     tenant: str | None
     status: str | None
     limit: int
+    silent: bool = False
 
 
 def list_streams(settings: Settings, wanted: Wanted, *, as_json: bool) -> None:
@@ -41,15 +46,29 @@ def list_streams(settings: Settings, wanted: Wanted, *, as_json: bool) -> None:
         ConfigurationError: the database cannot be read.
     """
 
-    async def read(connection: Connection) -> list[Stream]:
+    async def read(connection: Connection) -> tuple[list[Stream], dict[UUID, float]]:
+        silences = await workers.silences(connection)
+        if wanted.silent:
+            return await _most_silent(connection, wanted, silences), silences
         selection = streams.Wanted(wanted.tenant, statuses=None if wanted.status is None else [wanted.status])
-        return [stream async for stream in streams.find_all(connection, selection, wanted.limit)]
+        return [stream async for stream in streams.find_all(connection, selection, wanted.limit)], silences
 
-    found = _read(settings, read)
+    found, silences = _read(settings, read)
+    # What ended since its worker last said so is not silent.
+    silent = {item.id: silences.get(item.id) if item.status == "running" else None for item in found}
     if as_json:
-        _print_json([asdict(item) for item in found])
+        _print_json([{**asdict(item), "silent_seconds": silent[item.id]} for item in found])
     else:
-        _print_rows([_stream_row(item) for item in found], nothing="There are no such streams.")
+        _print_rows([_stream_row(item, silent[item.id]) for item in found], nothing="There are no such streams.")
+
+
+async def _most_silent(connection: Connection, wanted: Wanted, silences: Mapping[UUID, float]) -> list[Stream]:
+    """Return the streams that have been silent for longest, the longest first. Their workers name them."""
+    found = await streams.get_many(connection, list(silences))
+    silent = [
+        item for item in found if item.status == "running" and (wanted.tenant is None or item.tenant == wanted.tenant)
+    ]
+    return sorted(silent, key=lambda item: silences[item.id], reverse=True)[: wanted.limit]
 
 
 def list_workers(settings: Settings, *, as_json: bool) -> None:
@@ -70,7 +89,7 @@ def _read(settings: Settings, question: Callable[[Connection], Awaitable[Result]
     return asyncio.run(ask(settings.dsn, question, name="baton list", role=role, prepare=settings.prepare))
 
 
-def _stream_row(item: Stream) -> Mapping[str, str]:
+def _stream_row(item: Stream, silent_seconds: float | None) -> Mapping[str, str]:
     seconds = item.duration_seconds
     first = item.time_to_first_token_seconds
     return {
@@ -80,6 +99,7 @@ def _stream_row(item: Stream) -> Mapping[str, str]:
         "status": item.status,
         "created (UTC)": _moment(item.created_at),
         "first token": "-" if first is None else f"{first:.2f} s",
+        "silent for": "-" if silent_seconds is None else f"{silent_seconds:.0f} s",
         "took": "-" if seconds is None else f"{seconds:.1f} s",
         "tokens": "-" if item.tokens is None else str(item.tokens),
         "why": item.error_code or item.finish_reason or "-",

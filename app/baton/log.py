@@ -33,7 +33,9 @@ from uuid import UUID
 
 import asyncpg
 
+from . import usage
 from .database import CONNECTION_ERRORS, Connection, Pool
+from .events import USAGE_HEAD
 from .outcome import Outcome
 from .partitions import day_number, ids_of_day
 
@@ -60,10 +62,11 @@ WITH written AS ({insert}), closed AS (
     SET status = e.status, finish_reason = e.finish_reason, error_code = e.error_code,
         error_message = e.error_message, usage = e.usage, tokens = e.tokens,
         time_to_first_token_seconds = e.first_token, duration_seconds = e.duration,
-        finished_at = clock_timestamp(), worker_id = NULL
+        usage_by_attempt = e.usage_by_attempt, finished_at = clock_timestamp(), worker_id = NULL
     FROM unnest($9::uuid[], $10::text[], $11::text[], $12::text[], $13::text[], $14::jsonb[], $15::integer[],
-                $16::double precision[], $17::double precision[], $18::integer[])
-         AS e (id, status, finish_reason, error_code, error_message, usage, tokens, first_token, duration, epoch)
+                $16::double precision[], $17::double precision[], $18::jsonb[], $19::integer[])
+         AS e (id, status, finish_reason, error_code, error_message, usage, tokens, first_token, duration,
+               usage_by_attempt, epoch)
     WHERE s.id = e.id AND s.epoch = e.epoch AND EXISTS (SELECT FROM written AS w WHERE w.stream_id = e.id)
 )
 SELECT stream_id FROM written
@@ -110,6 +113,13 @@ ORDER BY first_seq
 _LAST = """
 SELECT first_seq, last_seq, epoch, terminal, events FROM baton.batch
 WHERE stream_id = $1 AND {day} ORDER BY first_seq DESC LIMIT 1
+"""
+
+# Only the batches with a usage event are sent; all of the stream's are read.
+_USAGE = """
+SELECT epoch, events FROM baton.batch
+WHERE stream_id = $1 AND {day} AND position($2::bytea IN events) > 0
+ORDER BY first_seq
 """
 
 _TAILS = """
@@ -248,6 +258,15 @@ async def read_tail(executor: Connection | Pool, stream_id: UUID) -> Tail:
     return Tail(row["last_seq"], row["epoch"], outcome)
 
 
+async def read_usage(executor: Connection | Pool, stream_id: UUID) -> dict[int, usage.Counts]:
+    """Return what each claim of a stream used, by its epoch and the usage events in the log.
+
+    It reads the whole log of the stream: this is for a stream that changes hands, or that ends without its worker.
+    """
+    rows = await executor.fetch(within_day(_USAGE, stream_id), stream_id, USAGE_HEAD)
+    return usage.of_lines((row["epoch"], row["events"]) for row in rows)
+
+
 async def tails(executor: Connection | Pool, stream_ids: Sequence[UUID]) -> dict[UUID, Standing]:
     """Return the highest number of each stream that exists, 0 where nothing was written yet, and if it has ended.
 
@@ -285,8 +304,8 @@ async def notify(executor: Connection | Pool, channel: str, payloads: Sequence[s
 
 async def queue_usage(executor: Connection | Pool) -> float:
     """Return how full Postgres' queue of notifications is, from 0 to 1."""
-    usage: float = await executor.fetchval("SELECT pg_notification_queue_usage()")
-    return usage
+    ratio: float = await executor.fetchval("SELECT pg_notification_queue_usage()")
+    return ratio
 
 
 async def free_queue(executor: Connection | Pool) -> None:

@@ -22,6 +22,7 @@ from .outcome import Timings, TimingsContent
 from .principal import View
 from .snapshot import Snapshot, ToolCall
 from .streams import Stream
+from .usage import AttemptUsage
 
 MAX_WAIT_SECONDS = 60
 _MAX_METADATA_FILTERS = 4
@@ -120,7 +121,11 @@ class StreamError(TypedDict):
 
 
 class StreamContent(TypedDict):
-    """A stream as it is."""
+    """A stream as it is.
+
+    `usage` is the sum of all that its generator has reported, in every attempt; `usage_by_attempt` has that of each
+    attempt if several used something.
+    """
 
     id: Annotated[str, Field(json_schema_extra={"format": "uuid"})]
     status: Status
@@ -134,6 +139,7 @@ class StreamContent(TypedDict):
     finish_reason: str | None
     error: StreamError | None
     usage: dict[str, Any] | None
+    usage_by_attempt: list[AttemptUsage] | None
     timings: TimingsContent | None
 
 
@@ -296,13 +302,17 @@ def describe(stream: Stream, events_url: str) -> StreamContent:
         "finish_reason": stream.finish_reason,
         "error": _error(stream),
         "usage": None if stream.usage is None else dict(stream.usage),
+        "usage_by_attempt": None if stream.usage_by_attempt is None else list(stream.usage_by_attempt),
         "timings": timings(stream),
     }
 
 
 def describe_with_answer(described: StreamContent, snapshot: Snapshot) -> StreamWithAnswer:
-    """A stream and its answer so far. A usage that was told in the answer is newer than the row's."""
-    return {**described, **snapshot.as_dict()}
+    """A stream and its answer so far. The row has the usage once the stream has ended, the answer until then."""
+    answer = snapshot.as_dict()
+    if described["usage"] is not None:
+        answer["usage"] = described["usage"]
+    return {**described, **answer}
 
 
 def _error(stream: Stream) -> StreamError | None:

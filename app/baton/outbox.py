@@ -8,7 +8,7 @@ place can then be read from the log. Numbers are given when a batch is taken, ne
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Final
 from uuid import UUID
@@ -17,6 +17,7 @@ from .events import encode_object, join_lines
 from .log import Append, Fence
 from .outcome import WORKER_LOST_MESSAGE, Outcome
 from .streams import REWOUND
+from .usage import Bill, Counts
 
 _RESET: Final = encode_object({"type": "reset", "reason": "worker_lost"})
 
@@ -59,6 +60,7 @@ class Outbox:
         "_over",
         "_room",
         "_size",
+        "bill",
         "claim_token",
         "closed",
         "epoch",
@@ -81,11 +83,13 @@ class Outbox:
         may_reset: bool = True,
         claim_token: UUID | None = None,
         history: str | None = None,
+        bill: Bill | None = None,
     ) -> None:
         self.history = history  # of the database, in which its stream was claimed or its log last compared
         self.stream_id = stream_id
         self.epoch = epoch
         self.claim_token = claim_token
+        self.bill = bill or Bill(epoch)  # what the stream has used, which its end says
         self.tail = tail  # the highest number that the log is known to hold
         self.urgent = True  # its next batch shall not wait: the first event, or the terminal one
         self.closed = asyncio.Event()  # the log has the terminal event, or this outbox can write no more
@@ -135,10 +139,10 @@ class Outbox:
             await self._room.wait()
 
     def finish(self, outcome: Outcome) -> None:
-        """Add the terminal event, after which nothing follows."""
-        self._outcome = outcome
+        """Add the terminal event, with what the stream has used. Nothing follows it."""
+        self._outcome = outcome.billed(self.bill)
         self._over = True
-        self._lines.append(outcome.encode())
+        self._lines.append(self._outcome.encode())
         self.urgent = True
         self._on_ready(self)
 
@@ -196,10 +200,17 @@ class Outbox:
         else:
             self.put(_RESET)
 
-    def retry_after(self, tail: int) -> None:
-        """Learn that a former worker's batch took the place: the one in flight comes after `tail`."""
+    def retry_after(self, tail: int, earlier: Mapping[int, Counts]) -> None:
+        """Learn that a former worker's batch took the place: the one in flight comes after `tail`.
+
+        `earlier` is what the former workers used, which that batch may have said.
+        """
         believed_empty = self.tail == 0
         self.tail = tail
+        self.bill.earlier = earlier
+        if self._outcome is not None:
+            self._outcome = self._outcome.billed(self.bill)
+            (self._lines or self._flight)[-1] = self._outcome.encode()
         if believed_empty:
             self.begin_anew()
         self._on_ready(self)

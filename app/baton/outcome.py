@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import orjson
 from typing_extensions import TypedDict
 
 from .events import FinalStatus, encode_object, without_surrogates
+from .usage import AttemptUsage, Bill
 
 WORKER_LOST_MESSAGE: Final = "The worker that generated this answer went away."
 _WORD = re.compile(r"[a-z0-9_.-]{1,64}")
@@ -56,7 +57,10 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A stream's end. `finish_reason` and `error_code` are short lower-case words."""
+    """A stream's end. `finish_reason` and `error_code` are short lower-case words.
+
+    `usage` is that of all attempts, and `usage_by_attempt` is there if several used something.
+    """
 
     status: FinalStatus
     finish_reason: str | None = None
@@ -64,6 +68,7 @@ class Outcome:
     error_message: str | None = None
     usage: Mapping[str, int | float] | None = None
     timings: Timings = field(default_factory=Timings)
+    usage_by_attempt: Sequence[AttemptUsage] | None = None
 
     @classmethod
     def failed(cls, code: str, message: str, **rest: Any) -> Outcome:
@@ -80,6 +85,10 @@ class Outcome:
         """An end that somebody asked for, or that came since nobody watched."""
         return cls("cancelled", finish_reason=finish_reason, **rest)
 
+    def billed(self, bill: Bill) -> Outcome:
+        """The same end, with what the stream has used."""
+        return replace(self, usage=bill.total, usage_by_attempt=bill.attempts)
+
     def encode(self) -> bytes:
         """The terminal event as one line of JSON."""
         event: dict[str, Any] = {
@@ -89,6 +98,8 @@ class Outcome:
             "usage": self.usage,
             "timings": self.timings.as_dict(),
         }
+        if self.usage_by_attempt is not None:
+            event["usage_by_attempt"] = self.usage_by_attempt
         if self.error_code is not None:
             event["error"] = {"code": self.error_code, "message": self.error_message}
         return encode_object(event)
@@ -109,6 +120,7 @@ class Outcome:
             self.timings.tokens,
             self.timings.time_to_first_token_seconds,
             self.timings.duration_seconds,
+            None if self.usage_by_attempt is None else orjson.dumps(self.usage_by_attempt).decode(),
         )
 
     @classmethod
@@ -124,16 +136,8 @@ class Outcome:
             error.get("message"),
             event["usage"],
             Timings(timings["duration_seconds"], timings["time_to_first_token_seconds"], timings["tokens"]),
+            event.get("usage_by_attempt"),
         )
-
-
-def numbers_only(usage: Mapping[str, Any]) -> dict[str, int | float]:
-    """The counts of a usage event, without its type and anything that is no number."""
-    return {
-        without_surrogates(str(name)): value
-        for name, value in usage.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and "\0" not in str(name)
-    }
 
 
 def _word(text: object) -> str:

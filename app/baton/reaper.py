@@ -32,7 +32,7 @@ class Reaper:
         lease_seconds: float,
         max_attempts: int,
         max_pause_seconds: float = math.inf,
-        on_end: Callable[[Outcome], None] = lambda _outcome: None,
+        on_end: Callable[[Outcome, str], None] = lambda _outcome, _generator: None,
     ) -> None:
         self._lease_seconds = lease_seconds
         self._max_attempts = max_attempts
@@ -87,7 +87,7 @@ class Reaper:
         for orphan in orphans:
             outcome = await release(connection, orphan, max_attempts=self._max_attempts)
             if outcome is not None:
-                self._on_end(outcome)
+                self._on_end(outcome, orphan.generator)
 
 
 async def release(

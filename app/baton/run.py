@@ -12,16 +12,17 @@ from typing import Any, Final
 
 from . import traceparent
 from .errors import GenerationError, InvalidEvent
-from .events import TOKEN_TYPES, encode_event, encode_text
-from .generators import Approval, GenerationRequest, Generator, Yielded
-from .metrics import WorkerMetrics
+from .events import TOKEN_TYPES, begins_call, encode_event, encode_text
+from .generators import Approval, GenerationRequest, Generator, Yielded, as_generation_error
+from .metrics import Labels, WorkerMetrics
 from .outbox import Outbox
-from .outcome import Outcome, Timings, numbers_only
+from .outcome import Outcome, Timings
 from .stream_queue import Claim
 
 logger = logging.getLogger(__name__)
 
 STUBBORN_SECONDS: Final = 5
+NOBODYS: Final = Labels()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,7 +49,14 @@ class Run:
     """
 
     def __init__(
-        self, claim: Claim, generator: Generator, outbox: Outbox, bounds: Bounds, metrics: WorkerMetrics
+        self,
+        claim: Claim,
+        generator: Generator,
+        outbox: Outbox,
+        bounds: Bounds,
+        metrics: WorkerMetrics,
+        *,
+        labels: Labels = NOBODYS,
     ) -> None:
         self.claim = claim
         self.outbox = outbox
@@ -58,12 +66,14 @@ class Run:
         self._bounds = bounds
         self._events = outbox.tail  # a former worker's among them
         self.size_bytes = 0  # of what this run has yielded
-        self._metrics = metrics
+        self.labels = labels  # in the metrics
+        self._first_token_seconds = metrics.first_token_seconds.of(*labels)
+        self._token_gap_seconds = metrics.token_gap_seconds
         self._stop: Outcome | None = None
         self._abandoned = False
         self._held_up = False
         self._finish_reason = "stop"
-        self._usage: dict[str, int | float] | None = None
+        self._calls: dict[int, str] = {}  # the id of the newest tool call of each index
         self._tokens = 0
         self._first_token_at: float | None = None
         self._last_token_at = self.started_at
@@ -81,7 +91,7 @@ class Run:
                 await self._see_generator_off()
         if self._abandoned:
             return None
-        outcome = self._outcome()
+        outcome = self._outcome().billed(self.outbox.bill)
         if self.outbox.lost is None:
             self.outbox.finish(outcome)
         await self.outbox.closed.wait()
@@ -97,6 +107,11 @@ class Run:
             self.stop(Outcome.failed("max_duration", f"The answer took longer than {max_duration:g} seconds."))
         elif not self._held_up and now - self.last_event_at > idle_timeout:
             self.stop(Outcome.failed("idle_timeout", f"The generator was silent for {idle_timeout:g} seconds."))
+
+    @property
+    def silent_seconds(self) -> float:
+        """For how long the generator has yielded nothing; 0 while it waits for the database."""
+        return 0.0 if self._held_up else time.monotonic() - self.last_event_at
 
     def stop(self, outcome: Outcome) -> None:
         """Cancel the generator and end the stream like this. The first call counts."""
@@ -126,7 +141,11 @@ class Run:
         outbox = self.outbox
         async with contextlib.aclosing(events):
             async for item in events:
-                line = self._encode(item)
+                try:
+                    line = self._encode(item)
+                except InvalidEvent as error:
+                    logger.error("What is yielded at %s is no event: %s", _place(events), error.message)
+                    raise
                 if line is None:
                     continue
                 if not self._admit(line):
@@ -163,24 +182,41 @@ class Run:
     def _encode_mapping(self, item: Mapping[str, Any]) -> bytes | None:
         kind = item.get("type")
         if kind == "finish":
-            self._finish_reason = str(item.get("finish_reason") or "stop")
+            self._finish_reason = _finish_reason(item)
             return None
         if kind in {"text", "reasoning"} and item.get("delta") == "":
             return None
         line = encode_event(item)
         if kind == "usage":
-            self._usage = numbers_only(item)
+            self.outbox.bill.add(item)
         elif kind in TOKEN_TYPES:
+            if kind == "tool_call":
+                self._note_call(item)
             self._count_token()
         return line
+
+    def _note_call(self, event: Mapping[str, Any]) -> None:
+        """See that a tool call begins with its id and its name, without which no client can answer it.
+
+        Raises:
+            InvalidEvent: one of them is missing.
+        """
+        index = event["index"]
+        current = self._calls.get(index)
+        if current is not None and not begins_call(event, current):
+            return
+        missing = [repr(name) for name in ("id", "name") if not event.get(name)]
+        if missing:
+            raise InvalidEvent(f"The first tool_call event of index {index} lacks {' and '.join(missing)}.")
+        self._calls[index] = event["id"]
 
     def _count_token(self) -> None:
         now = self.last_event_at
         if self._first_token_at is None:
             self._first_token_at = now
-            self._metrics.first_token_seconds.observe(now - self.started_at)
+            self._first_token_seconds.observe(now - self.started_at)
         else:
-            self._metrics.token_gap_seconds.observe(now - self._last_token_at)
+            self._token_gap_seconds.observe(now - self._last_token_at)
         self._last_token_at = now
         self._tokens += 1
 
@@ -196,8 +232,8 @@ class Run:
 
     def _outcome(self) -> Outcome:
         if self._stop is not None:
-            return dataclasses.replace(self._stop, usage=self._usage, timings=self._timings())
-        rest: dict[str, Any] = {"usage": self._usage, "timings": self._timings()}
+            return dataclasses.replace(self._stop, timings=self._timings())
+        rest: dict[str, Any] = {"timings": self._timings()}
         assert self._generating is not None
         if self._generating.cancelled():
             return Outcome.failed("generator_error", "The generator was cancelled from inside.", **rest)
@@ -206,9 +242,32 @@ class Run:
             return Outcome.completed(self._finish_reason, **rest)
         if isinstance(error, GenerationError):
             return Outcome.failed(error.code, error.message, **rest)
+        if known := as_generation_error(error, begun=self._tokens > 0, http=False):
+            logger.warning(
+                "The generator of stream %s raised %s: %s.", self.claim.stream_id, type(error).__qualname__, known.code
+            )
+            return Outcome.failed(known.code, known.message, **rest)
         logger.error("The generator of stream %s failed.", self.claim.stream_id, exc_info=error)
         return Outcome.failed("generator_error", "The generator failed; its worker's log says why.", **rest)
 
     def _timings(self) -> Timings:
         first = None if self._first_token_at is None else self._first_token_at - self.started_at
         return Timings(time.monotonic() - self.started_at, first, self._tokens)
+
+
+def _finish_reason(item: Mapping[str, Any]) -> str:
+    """Return why the model stopped. Some providers write it in capitals.
+
+    Raises:
+        InvalidEvent: it is no string.
+    """
+    reason = item.get("finish_reason")
+    if not isinstance(reason, str | None):
+        raise InvalidEvent(f"A finish event's 'finish_reason' is a string, not {type(reason).__name__}.")
+    return (reason or "stop").lower()
+
+
+def _place(events: Any) -> str:
+    """Return where a generator waits in its `yield`, as its file and line."""
+    frame = getattr(events, "ag_frame", None)
+    return "an unknown place" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -89,6 +89,8 @@ stream = Table(
     Column("claim_token", UUID),
     # What it continues, as JSON: see `streams.NewStream`.
     Column("continuation", LargeBinary),
+    # What each attempt used, where several did: `usage` is the sum.
+    Column("usage_by_attempt", JSONB),
     CheckConstraint("status IN ('queued', 'running', 'completed', 'failed', 'cancelled')", name="status"),
     CheckConstraint("on_worker_lost IN ('retry', 'fail')", name="on_worker_lost"),
     Index("ix_stream_queued", "id", postgresql_where=text("status = 'queued'")),
@@ -131,6 +133,9 @@ worker = Table(
     Column("heartbeat_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
     Column("started_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
     Column("tokens", BIGINT, nullable=False, server_default=text("0")),  # that it has generated
+    # Its streams whose generators were silent for longest at its last heartbeat, and for how many seconds each was.
+    Column("silent", ARRAY(UUID), nullable=False, server_default=text("'{}'")),
+    Column("silent_seconds", ARRAY(Double), nullable=False, server_default=text("'{}'")),
 )
 
 # What each pod says of itself, again and again (see `pods`).

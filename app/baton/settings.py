@@ -228,6 +228,9 @@ class Settings(BaseSettings):
 
     max_duration_seconds: float = Field(3600, gt=0, le=7 * 86_400, description="The longest run of a stream")
     idle_timeout_seconds: float = Field(300, gt=0, le=86_400, description="The longest silence of a generator")
+    silent_seconds: float = Field(
+        30, gt=0, le=86_400, description="Count a generator that has yielded nothing for this long as silent"
+    )
     queue_timeout_seconds: float = Field(600, gt=0, le=7 * 86_400, description="The longest wait for a worker")
     cancel_when_unwatched_seconds: float | None = Field(
         None, gt=0, le=86_400, description="Cancel a stream that nobody has watched for so long; by default none is"

@@ -10,6 +10,7 @@ import orjson
 from typing_extensions import TypedDict
 
 from .events import begins_call
+from .usage import added
 
 
 class ToolCall(TypedDict):
@@ -24,7 +25,8 @@ class ToolCall(TypedDict):
 class SnapshotContent(TypedDict):
     """The answer so far, up to the event with that id.
 
-    `usage` is there once the generator has reported it, `tool_approvals` if it asked for any: the ids of the calls.
+    `usage` is the sum of what the generator has reported, once it has; `tool_approvals` are there if it asked for any:
+    the ids of the calls.
     """
 
     last_event_id: int
@@ -38,7 +40,7 @@ class SnapshotContent(TypedDict):
 
 @dataclass(slots=True)
 class Snapshot:
-    """The answer so far. A `reset` empties it, since the events before it do not count any more."""
+    """The answer so far. A `reset` empties it, since the events before it do not count any more; their usage does."""
 
     last_event_id: int = 0
     text: str = ""
@@ -88,9 +90,9 @@ class Snapshot:
                 case "tool_approval":
                     snapshot.tool_approvals.append(_without_type(event))
                 case "usage":
-                    snapshot.usage = _without_type(event)
+                    snapshot.usage = added(snapshot.usage, event)
                 case "reset":
-                    snapshot = cls()
+                    snapshot = cls(usage=snapshot.usage)
                     text, reasoning, newest = [], [], {}
         snapshot.last_event_id = last_event_id
         snapshot.text, snapshot.reasoning = "".join(text), "".join(reasoning)

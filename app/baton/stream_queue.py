@@ -57,10 +57,12 @@ RETURNING s.id, s.epoch, s.attempts, s.on_worker_lost, s.generator, s.input, s.m
 
 # All queued streams from the queue's floor on, $1 and $2: those that were given back, and those never claimed.
 _QUEUED = """
-    SELECT id, epoch, queued_at, created_at, queue_timeout, watched_at, unwatched_timeout FROM baton.stream
+    SELECT id, epoch, generator, queued_at, created_at, queue_timeout, watched_at, unwatched_timeout
+    FROM baton.stream
     WHERE status = 'queued' AND epoch > 0 AND queued_at >= $1
     UNION ALL
-    SELECT id, epoch, queued_at, created_at, queue_timeout, watched_at, unwatched_timeout FROM baton.stream
+    SELECT id, epoch, generator, queued_at, created_at, queue_timeout, watched_at, unwatched_timeout
+    FROM baton.stream
     WHERE status = 'queued' AND epoch = 0 AND id >= $2
 """
 
@@ -79,7 +81,7 @@ SELECT (SELECT id FROM baton.stream
 # first: the newest may have no partition, cannot be ended then, and would keep others out of every page.
 _OVERDUE = f"""
 SELECT id, epoch, coalesce(queued_at, created_at)
-                  < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $3)) AS timed_out
+                  < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $3)) AS timed_out, generator
 FROM ({_QUEUED}) AS queued
 WHERE coalesce(queued_at, created_at) < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $3))
    OR ($4 AND coalesce(watched_at, created_at) < clock_timestamp() - make_interval(secs => unwatched_timeout))
@@ -129,6 +131,7 @@ class Overdue:
     stream_id: UUID
     epoch: int
     timed_out: bool
+    generator: str
 
 
 async def claim(
@@ -186,13 +189,13 @@ async def overdue(
     return [Overdue(*row) for row in rows]
 
 
-async def end_overdue(connection: Connection, found: Sequence[Overdue]) -> list[Outcome]:
-    """End them, unless they were claimed meanwhile; return their ends."""
+async def end_overdue(connection: Connection, found: Sequence[Overdue]) -> list[tuple[Outcome, str]]:
+    """End them, unless they were claimed meanwhile; return their ends, and whose each is: the generator's name."""
     ended = []
     for item in found:
         outcome = streams.QUEUE_TIMEOUT if item.timed_out else streams.UNWATCHED
         if await streams.end_queued(connection, item.stream_id, item.epoch, outcome):
-            ended.append(outcome)
+            ended.append((outcome, item.generator))
     return ended
 
 

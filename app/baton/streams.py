@@ -23,10 +23,11 @@ from .events import MAX_SEQ, Status
 from .live_counts import NOTHING, LiveCounts, Moment, Plan
 from .log import Fence
 from .outcome import Outcome
+from .usage import AttemptUsage, Bill
 
 _COLUMNS = """id, tenant, generator, metadata, status, epoch, unwatched_timeout, attempts, created_at, started_at,
     finished_at, cancel_requested_at, finish_reason, error_code, error_message, usage, tokens,
-    time_to_first_token_seconds, duration_seconds, traceparent, claim_token"""
+    time_to_first_token_seconds, duration_seconds, traceparent, claim_token, usage_by_attempt"""
 
 # A row if there are fewer than $12 streams of the tenant that have not ended, and in any case how many: those from the
 # id $14 on ($13 at most), those among $15 that are still live, and $16 others (see `live_counts`). Those of $15 are
@@ -69,6 +70,8 @@ RETURNING stream_id
 _KEY = "SELECT stream_id, request_hash FROM baton.idempotency_key WHERE tenant = $1 AND key = $2"
 
 _GET = f"SELECT {_COLUMNS} FROM baton.stream WHERE id = $1"  # noqa: S608
+
+_GET_MANY = f"SELECT {_COLUMNS} FROM baton.stream WHERE id = ANY ($1::uuid[])"  # noqa: S608
 
 _INPUT = "SELECT input FROM baton.stream WHERE id = $1"
 _CONTINUATION = "SELECT continuation FROM baton.stream WHERE id = $1"
@@ -165,7 +168,8 @@ WHERE id = ANY ($1) AND status IN ('queued', 'running')
 _CLOSE = """
 UPDATE baton.stream
 SET status = $3, finish_reason = $4, error_code = $5, error_message = $6, usage = $7, tokens = $8,
-    time_to_first_token_seconds = $9, duration_seconds = $10, finished_at = clock_timestamp(), worker_id = NULL
+    time_to_first_token_seconds = $9, duration_seconds = $10, usage_by_attempt = $11,
+    finished_at = clock_timestamp(), worker_id = NULL
 WHERE id = $1 AND epoch = $2
 """
 
@@ -216,6 +220,7 @@ class Stream:
     duration_seconds: float | None
     traceparent: str | None
     claim_token: UUID | None
+    usage_by_attempt: Sequence[AttemptUsage] | None = None
 
     @property
     def ended(self) -> bool:
@@ -367,6 +372,11 @@ async def missing(pool: Pool, stream_ids: Sequence[UUID]) -> list[UUID]:
     return [row[0] for row in await pool.fetch(_MISSING, stream_ids)]
 
 
+async def get_many(executor: Connection | Pool, stream_ids: Sequence[UUID]) -> list[Stream]:
+    """Read some rows, each by its key, in no order; those that are gone are left out."""
+    return [_stream(row) for row in await executor.fetch(_GET_MANY, stream_ids)]
+
+
 async def find(connection: Connection, wanted: Wanted, limit: int) -> Page:
     """List the newest streams first, and say where to continue.
 
@@ -461,14 +471,15 @@ async def end(executor: Connection | Pool, stream_id: UUID, outcome: Outcome, ta
         with contextlib.suppress(asyncpg.DeadlockDetectedError):
             ended = await _end(executor, stream_id, outcome, take, *arguments)
             if ended is not None:
-                ending.note(stream_id, outcome, **ended)
+                written, known = ended
+                ending.note(stream_id, written, **known)
             return ended is not None
 
 
 async def _end(
     connection: Connection, stream_id: UUID, outcome: Outcome, take: str, *arguments: object
-) -> dict[str, Any] | None:
-    """Return what the log is to say of the stream, if it was ended by this."""
+) -> tuple[Outcome, dict[str, Any]] | None:
+    """Return the end with what the stream has used, and what the log is to say of it, if it was ended by this."""
     async with connection.transaction():
         taken = await connection.fetchrow(take, stream_id, *arguments)
         if taken is None:
@@ -483,10 +494,12 @@ async def _end(
             if tail.last_seq >= MAX_SEQ:
                 raise ConfigurationError(f"Stream {stream_id} has no number left for its terminal event.")
             seq = tail.last_seq + 1
+            if tail.last_seq:
+                outcome = outcome.billed(Bill(epoch, await log.read_usage(connection, stream_id)))
             if await log.append(
                 connection, [log.Append(stream_id, epoch, seq, seq, outcome.encode(), outcome, claim_token)]
             ):
-                return {**known, "epoch": epoch, "events": seq}
+                return outcome, {**known, "epoch": epoch, "events": seq}
 
 
 async def close(connection: Connection, stream_id: UUID, epoch: int, outcome: Outcome) -> None:
@@ -649,5 +662,6 @@ async def _created_before(connection: Connection, tenant: str, key: IdempotencyK
 def _stream(row: asyncpg.Record | Mapping[str, Any]) -> Stream:
     fields = dict(row)
     fields["metadata"] = orjson.loads(fields["metadata"])
-    fields["usage"] = None if fields["usage"] is None else orjson.loads(fields["usage"])
+    for name in ("usage", "usage_by_attempt"):
+        fields[name] = None if fields[name] is None else orjson.loads(fields[name])
     return Stream(**fields)

@@ -85,6 +85,12 @@ def span(
     return _recorded(name, parent, kind=kind, attributes=attributes, link=link)
 
 
+def note(attributes: Mapping[str, Value | None]) -> None:
+    """Say something of the span in which this is called, if one is recorded; None is nothing."""
+    if INSTALLED and (inner := trace.get_current_span()).is_recording():
+        inner.set_attributes({name: value for name, value in attributes.items() if value is not None})
+
+
 def _recording() -> bool:
     """Whether OpenTelemetry is installed and has a provider: until one is set, its tracers only stand in."""
     if not INSTALLED:

@@ -21,9 +21,11 @@ from .backoff import Backoff
 from .database import CONNECTION_ERRORS, Connection, Place, check_schema, connect
 from .errors import ConfigurationError
 from .generators import Generator
+from .generators.asked import Asked, asked_by
+from .generators.registry import configured_models
 from .history import HistoryWatch
 from .listener import Listener, State, check_delivery
-from .metrics import WorkerMetrics
+from .metrics import Names, WorkerMetrics
 from .notifications import CANCEL_CHANNEL, QUEUE_CHANNEL
 from .notifier import Notifier
 from .outbox import Lost, Outbox
@@ -35,6 +37,7 @@ from .run import Bounds, Run
 from .settings import Settings
 from .stream_queue import Claim
 from .tracing import Span
+from .usage import Bill
 from .witness import Beat, Witness
 from .workers import Owned
 from .writer import Writer
@@ -52,7 +55,9 @@ class Worker:
     def __init__(self, settings: Settings, generators: Mapping[str, Generator]) -> None:
         self._settings = settings
         self._generators = generators
-        self.metrics = WorkerMetrics(settings.worker_concurrency)
+        self.metrics = WorkerMetrics(settings.worker_concurrency, silent_seconds=settings.silent_seconds)
+        self.metrics.silences = self._silences
+        self._names = Names(generators.keys(), configured_models(settings))
         self._notifier = Notifier(
             settings.dsn, with_events=settings.notify_payloads, metrics=self.metrics, prepare=settings.prepare
         )
@@ -200,7 +205,7 @@ class Worker:
         beat = Beat(time.monotonic(), counters)
         place = None
         if self._worker_id is not None:
-            place = await workers.heartbeat(connection, self._worker_id, self.metrics.tokens)
+            place = await workers.heartbeat(connection, self._worker_id, self.metrics.tokens, self._silent())
         if self._worker_id is None or place is None:
             await self._register(connection)
             self._witness.note(self._watch.history or "", beat)
@@ -248,8 +253,8 @@ class Worker:
                 unwatched=unwatched,
                 since=self._whole_queue.since,
             )
-        for outcome in await stream_queue.end_overdue(connection, found):
-            self._count_end(outcome)
+        for outcome, generator in await stream_queue.end_overdue(connection, found):
+            self._count_end(outcome, generator)
 
     def _on_new_history(self) -> None:
         """Compare the log before anything is written, and look at the whole queue again."""
@@ -301,16 +306,17 @@ class Worker:
         for item in claims:
             if item.rewound:
                 if await streams.end_claimed(connection, item.fence, streams.REWOUND):
-                    self._count_end(streams.REWOUND)
+                    self._count_end(streams.REWOUND, item.generator)
                 continue
             tail = await log.read_tail(connection, item.stream_id) if item.epoch > 1 else log.Tail()
             if tail.outcome is None:
-                self._start(item, tail.last_seq)
+                used = await log.read_usage(connection, item.stream_id) if tail.last_seq else {}
+                self._start(item, tail.last_seq, Bill(item.epoch, used))
             else:
                 # It landed while the stream was being taken away, when its row was no longer its writer's to close.
                 await streams.close(connection, item.stream_id, item.epoch, tail.outcome)
 
-    def _start(self, claim: Claim, tail: int) -> None:
+    def _start(self, claim: Claim, tail: int, bill: Bill) -> None:
         outbox = Outbox(
             claim.stream_id,
             claim.epoch,
@@ -321,27 +327,32 @@ class Worker:
             may_reset=claim.on_worker_lost == "retry",
             claim_token=claim.claim_token,
             history=claim.history,
+            bill=bill,
         )
-        run = Run(claim, self._generators[claim.generator], outbox, self._bounds, self.metrics)
+        generator = self._generators[claim.generator]
+        asked = asked_by(generator, claim.input)
+        labels = self._names.labels(claim.generator, asked.model)
+        run = Run(claim, generator, outbox, self._bounds, self.metrics, labels=labels)
         self._runs[claim.stream_id] = run
         self._writer.add(outbox)
         if tail > 0:
             outbox.begin_anew()
         if claim.cancelled:
             run.stop(Outcome.cancelled())
-        task = asyncio.create_task(self._see_through(run))
+        task = asyncio.create_task(self._see_through(run, asked))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _see_through(self, run: Run) -> None:
+    async def _see_through(self, run: Run, asked: Asked) -> None:
         """Run a stream to its end, and free its slot."""
         self.metrics.running += 1
         if run.claim.epoch == 1:
-            self.metrics.queue_seconds.observe(run.claim.queued)
+            self.metrics.queue_seconds.of(run.labels.generator).observe(run.claim.queued)
         try:
             with log_context.of_stream(run.claim.stream_id):
-                await self._generate(run)
+                await self._generate(run, asked)
         finally:
+            self.metrics.used(run.labels, run.outbox.bill.own or {})
             self.metrics.running -= 1
             self._writer.remove(run.outbox)
             # Unless this worker, once declared dead, has claimed the stream again meanwhile.
@@ -349,7 +360,7 @@ class Worker:
                 del self._runs[run.claim.stream_id]
             self._wake.set()
 
-    async def _generate(self, run: Run) -> None:
+    async def _generate(self, run: Run, asked: Asked) -> None:
         """Run a stream's generator in the trace of the request that created the stream, and tell how it ended."""
         claim = run.claim
         about: dict[str, tracing.Value | None] = {
@@ -357,20 +368,25 @@ class Worker:
             "baton.tenant": claim.tenant,
             "baton.attempt": claim.attempts,
             "baton.epoch": claim.epoch,
-            "gen_ai.operation.name": "invoke_agent",
+            "gen_ai.operation.name": "chat" if asked.provider else "invoke_agent",
             "gen_ai.agent.name": claim.generator,
+            "gen_ai.provider.name": asked.provider,
+            "gen_ai.request.model": asked.model,
+            "gen_ai.request.stream": True if asked.provider else None,
         }
         parent = traceparent.parse(claim.traceparent)
         with tracing.span("generate", parent, kind="internal", attributes=about) as span:
             started_at = time.time()
             outcome = await run.run()
+            if span.recorded:
+                span.set(_used(run))
             if outcome is None:
                 return  # somebody else has the stream, and ends it
-            self._count_end(outcome)
-            self.metrics.stream_seconds.observe(outcome.timings.duration_seconds)
+            self.metrics.ended.add(*run.labels, outcome.status, outcome.code)
+            self.metrics.stream_seconds.of(*run.labels).observe(outcome.timings.duration_seconds)
             if span.recorded:
                 _tell(span, run, outcome, started_at)
-            ending.note(claim.stream_id, outcome, **_ended(run, outcome))
+            ending.note(claim.stream_id, outcome, **_ended(run, outcome, asked))
 
     async def _hand_over(self, connection: Connection) -> None:
         """Give all streams back to the queue, so that another worker has them at once, and sign off."""
@@ -389,8 +405,18 @@ class Worker:
             orphan = workers.Orphan(claim.fence, claim.attempts, claim.on_worker_lost)
             await release(connection, orphan, max_attempts=self._settings.max_attempts, uncount_attempt=uncount_attempt)
 
-    def _count_end(self, outcome: Outcome) -> None:
-        self.metrics.ended.add(outcome.status, outcome.code)
+    def _count_end(self, outcome: Outcome, generator: str) -> None:
+        """Count the end of a stream that had no run here."""
+        self.metrics.ended.add(*self._names.labels(generator), outcome.status, outcome.code)
+
+    def _silences(self) -> list[tuple[str, float]]:
+        """For how long each stream has been silent. The thread that answers Prometheus calls it."""
+        return [(run.labels.generator, run.silent_seconds) for run in list(self._runs.values())]
+
+    def _silent(self) -> dict[UUID, float]:
+        """Return the streams that are silent for too long, for the worker's row."""
+        seconds = {stream_id: run.silent_seconds for stream_id, run in self._runs.items()}
+        return {stream_id: found for stream_id, found in seconds.items() if found >= self._settings.silent_seconds}
 
     def _lost(self, run: Run, lost: Lost) -> None:
         stream_id = run.claim.stream_id
@@ -420,12 +446,14 @@ class Worker:
             self._wake.set()
 
 
-def _ended(run: Run, outcome: Outcome) -> dict[str, Any]:
+def _ended(run: Run, outcome: Outcome, asked: Asked) -> dict[str, Any]:
     """What the log is to say of a stream that has ended here."""
     claim, timings = run.claim, outcome.timings
     return {
         "tenant": claim.tenant,
         "generator": claim.generator,
+        "model": asked.model,
+        "provider": asked.provider,
         "attempt": claim.attempts,
         "epoch": claim.epoch,
         "events": run.outbox.tail,
@@ -438,17 +466,28 @@ def _ended(run: Run, outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def _used(run: Run) -> dict[str, tracing.Value | None]:
+    """What this attempt has used, by the conventions for generative AI."""
+    usage = run.outbox.bill.own or {}
+    return {
+        "gen_ai.usage.input_tokens": usage.get("input_tokens"),
+        "gen_ai.usage.output_tokens": usage.get("output_tokens"),
+        "gen_ai.usage.cache_read.input_tokens": usage.get("cached_tokens"),
+        "gen_ai.usage.cache_creation.input_tokens": usage.get("cache_write_tokens"),
+        "gen_ai.usage.reasoning.output_tokens": usage.get("reasoning_tokens"),
+    }
+
+
 def _tell(span: Span, run: Run, outcome: Outcome, started_at: float) -> None:
     """Say in a span how a stream ended: by the conventions for generative AI, where they have a word for it."""
-    usage, timings = outcome.usage or {}, outcome.timings
+    timings = outcome.timings
     span.set(
         {
             "baton.status": outcome.status,
             "baton.events": run.outbox.tail,
             "baton.tokens": timings.tokens,
             "gen_ai.response.finish_reasons": [outcome.finish_reason] if outcome.finish_reason else None,
-            "gen_ai.usage.input_tokens": usage.get("input_tokens"),
-            "gen_ai.usage.output_tokens": usage.get("output_tokens"),
+            "gen_ai.response.time_to_first_chunk": timings.time_to_first_token_seconds,
         }
     )
     if timings.time_to_first_token_seconds is not None:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
+from types import MappingProxyType
+from typing import Final
 from uuid import UUID
 
 from .database import Connection, Place, Pool
 from .log import Fence
+
+# A worker names so many of its silent streams, at most.
+MOST_SILENT: Final = 100
+NO_SILENCES: Final[Mapping[UUID, float]] = MappingProxyType({})
 
 _REGISTER = """
 INSERT INTO baton.worker (name, generators, concurrency) VALUES ($1, $2, $3) RETURNING id
 """
 _PLACE = "SELECT ctid FROM baton.worker WHERE id = $1"
 _RAISE = """
-UPDATE baton.worker SET heartbeat = heartbeat + 1, heartbeat_at = clock_timestamp(), tokens = $2 WHERE id = $1
+UPDATE baton.worker
+SET heartbeat = heartbeat + 1, heartbeat_at = clock_timestamp(), tokens = $2, silent = $3, silent_seconds = $4
+WHERE id = $1
 RETURNING ctid
 """
 _OWNED = """
@@ -32,10 +41,16 @@ WITH known AS MATERIALIZED (SELECT * FROM baton.stream WHERE id = ANY ($2))
 """  # noqa: S608
 _COUNTERS = "SELECT id, heartbeat FROM baton.worker"
 _TOKENS = "SELECT id, tokens FROM baton.worker"
+# There is a row for each worker, and each names a few streams.
+_SILENCES = """
+SELECT s.id, s.seconds + extract(epoch FROM clock_timestamp() - w.heartbeat_at)::double precision
+FROM baton.worker AS w, unnest(w.silent, w.silent_seconds) AS s (id, seconds)
+"""
 _REMOVE = "DELETE FROM baton.worker WHERE id = $1"
 _CANCELLED = "SELECT id, cancel_requested_at IS NOT NULL FROM baton.stream WHERE id = ANY ($1)"
 _ORPHANS = """
-SELECT id, epoch, claim_token, attempts, on_worker_lost, coalesce(history <> baton.current_history(), false) AS rewound
+SELECT id, epoch, claim_token, attempts, on_worker_lost, coalesce(history <> baton.current_history(), false) AS rewound,
+       generator
 FROM baton.stream AS s
 WHERE status = 'running' AND worker_id IS DISTINCT FROM $1
   AND NOT EXISTS (SELECT FROM baton.worker AS w WHERE w.id = s.worker_id)
@@ -67,6 +82,7 @@ class Orphan:
     attempts: int
     on_worker_lost: str
     rewound: bool = False
+    generator: str = ""
 
     @property
     def stream_id(self) -> UUID:
@@ -105,13 +121,23 @@ async def place(connection: Connection, worker_id: UUID) -> Place | None:
     return found
 
 
-async def heartbeat(connection: Connection, worker_id: UUID, tokens: int = 0) -> Place | None:
+async def heartbeat(
+    connection: Connection, worker_id: UUID, tokens: int = 0, silences: Mapping[UUID, float] = NO_SILENCES
+) -> Place | None:
     """Raise the worker's counter; return where its row is now, or None when it was declared dead.
 
-    `tokens`: how many it has generated so far.
+    `tokens`: how many it has generated so far. `silences`: for how many seconds which streams have been silent; of more
+    than `MOST_SILENT` the longest are kept.
     """
-    place: Place | None = await connection.fetchval(_RAISE, worker_id, tokens)
+    longest = sorted(silences.items(), key=itemgetter(1), reverse=True)[:MOST_SILENT]
+    ids, seconds = [item[0] for item in longest], [item[1] for item in longest]
+    place: Place | None = await connection.fetchval(_RAISE, worker_id, tokens, ids, seconds)
     return place
+
+
+async def silences(executor: Connection | Pool) -> dict[UUID, float]:
+    """Return for how many seconds which streams have been silent, as their workers said last."""
+    return {row[0]: row[1] for row in await executor.fetch(_SILENCES)}
 
 
 async def owned(connection: Connection, worker_id: UUID, among: Sequence[UUID] | None = None) -> list[Owned]:

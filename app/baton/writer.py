@@ -266,7 +266,7 @@ class Writer:
         elif tail.epoch == item.epoch and tail.last_seq == item.last_seq:
             self._landed(outbox, item)
         elif tail.last_seq >= item.first_seq:
-            outbox.retry_after(tail.last_seq)
+            outbox.retry_after(tail.last_seq, await log.read_usage(connection, item.stream_id))
         else:
             outbox.retry()
 

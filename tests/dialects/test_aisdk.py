@@ -232,6 +232,14 @@ CASES: dict[str, tuple[list[Event], list[dict[str, Any]]]] = {
             *finished("content-filter"),
         ],
     ),
+    "usages, added up": (
+        [{"type": "usage", "input_tokens": 2}, {"type": "usage", "input_tokens": 3, "output_tokens": 1}, end()],
+        [
+            {"type": "message-metadata", "messageMetadata": {"usage": {"inputTokens": 2}}},
+            {"type": "message-metadata", "messageMetadata": {"usage": {"inputTokens": 5, "outputTokens": 1}}},
+            *finished(),
+        ],
+    ),
     "a failure in mid-call": (
         [text("a"), call(0, '{"x', id="c", name="f"), Outcome.failed("tired", "The model is tired.")],
         [*part("text", 1, "a"), called("c", "f"), argued("c", '{"x'), *failed("The model is tired.")],

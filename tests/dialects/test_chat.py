@@ -43,6 +43,13 @@ def test_usage_comes_last_where_it_was_asked_for() -> None:
     assert all(chunk["usage"] is None for chunk in chunks)
 
 
+def test_usages_are_added_up_where_the_end_has_none() -> None:
+    """Ends that the release before wrote without a worker have none."""
+    used = {"type": "usage", "input_tokens": 1, "output_tokens": 2}
+    *_, usage, _ = told("a", used, used, Outcome.completed("stop"), stream_options={"include_usage": True})
+    assert usage["usage"]["total_tokens"] == 6
+
+
 def test_tool_calls_are_given_in_pieces() -> None:
     found = told(
         {"type": "tool_call", "index": 0, "id": "c", "name": "f", "arguments_delta": "", "run_by": "client"},

@@ -74,6 +74,9 @@ def test_reasoning_ends_where_text_begins_and_text_where_a_call_does() -> None:
 
 def test_counts_that_json_cannot_hold_and_that_are_no_whole_numbers_are_told_as_well_as_can_be() -> None:
     usage = {"type": "usage", "input_tokens": 2**63, "output_tokens": 2**64 - 1, "reasoning_tokens": 5.0}
+    used = {"type": "usage", "input_tokens": 1, "output_tokens": 2}
+    added_up = told("a", used, used, Outcome.completed("stop"))[-1]["response"]["usage"]
+    assert (added_up["input_tokens"], added_up["output_tokens"], added_up["total_tokens"]) == (2, 4, 6)
     told_usage = told("a", usage, Outcome.completed("stop"))[-1]["response"]["usage"]
     assert (told_usage["input_tokens"], told_usage["total_tokens"]) == (2**53 - 1, 2**53 - 1)
     assert told_usage["output_tokens_details"] == {"reasoning_tokens": 5}

@@ -50,6 +50,12 @@ async def ask(given: Any, *events: dict[str, Any]) -> tuple[Heard, list[Received
             await generator.aclose()
 
 
+async def test_an_answer_that_is_cut_off_has_the_usage_that_was_reported() -> None:
+    heard = await messages(START)
+    assert heard.code == "provider_cut_off"
+    assert heard.usage["input_tokens"] == 130
+
+
 def block(index: int, **content: Any) -> dict[str, Any]:
     return {"type": "content_block_start", "index": index, "content_block": content}
 

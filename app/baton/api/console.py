@@ -121,7 +121,10 @@ class ConsoleError(StreamError):
 
 
 class ConsoleStream(TypedDict):
-    """How a stream does. `events`: the number of its newest one. `viewers`: null where the stream is too old."""
+    """How a stream does. `events`: the number of its newest one. `viewers`: null where the stream is too old.
+
+    `silent_seconds`: for how long its generator has yielded nothing; null while that is not long.
+    """
 
     id: str
     status: Status
@@ -137,6 +140,7 @@ class ConsoleStream(TypedDict):
     timings: TimingsContent | None
     events: int
     viewers: int | None
+    silent_seconds: float | None
 
 
 class ConsolePage(TypedDict):
@@ -217,11 +221,18 @@ async def _look_at_streams(pod: Pod, caller: Principal, wanted: ListStreams, err
         tails = await log.tails(connection, ids)
         living = [item for item in await pods.list_all(connection) if _alive(pod, item)]
         watching = await pods.viewers(connection, ids, living)
+        silences = await workers.silences(connection)
         at: datetime = await connection.fetchval("SELECT clock_timestamp()")
     return {
         "at": at,
         "data": [
-            _stream(item, tails.get(item.id, log.NOTHING).seq, watching.get(item.id), errors_page)
+            _stream(
+                item,
+                tails.get(item.id, log.NOTHING).seq,
+                watching.get(item.id),
+                silences.get(item.id) if item.status == "running" else None,
+                errors_page,
+            )
             for item in found.streams
         ],
         "next": None if found.before is None else str(found.before),
@@ -235,7 +246,9 @@ def _between(wanted: ListStreams) -> tuple[UUID, UUID]:
     return first, last if wanted.before is None else min(last, streams.below(wanted.before))
 
 
-def _stream(item: Stream, tail: int, viewers: int | None, errors_page: str) -> ConsoleStream:
+def _stream(
+    item: Stream, tail: int, viewers: int | None, silent_seconds: float | None, errors_page: str
+) -> ConsoleStream:
     return {
         "id": str(item.id),
         "status": item.status,
@@ -251,6 +264,7 @@ def _stream(item: Stream, tail: int, viewers: int | None, errors_page: str) -> C
         "timings": timings(item),
         "events": tail,
         "viewers": viewers,
+        "silent_seconds": silent_seconds,
     }
 
 

@@ -16,6 +16,7 @@ from ..events import FinalStatus
 from ..models import StreamError
 from ..outcome import TimingsContent
 from ..snapshot import ToolCall
+from ..usage import AttemptUsage
 
 _OPEN: Final = ConfigDict(extra="allow")
 
@@ -61,7 +62,7 @@ class ToolApprovalEvent(TypedDict):
 
 
 class UsageEvent(TypedDict):
-    """What the generator counted: `input_tokens`, `output_tokens`, and others."""
+    """What one call of a model used: `input_tokens`, `output_tokens`, and others. The events of a stream add up."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
 
@@ -101,8 +102,9 @@ class DoneEvent(TypedDict):
     type: Literal["done"]
     status: FinalStatus
     finish_reason: str | None
-    # The answer view leaves these two out.
+    # The answer view leaves these three out.
     usage: NotRequired[dict[str, Any] | None]
+    usage_by_attempt: NotRequired[list[AttemptUsage]]
     timings: NotRequired[TimingsContent]
     error: NotRequired[StreamError]
 

@@ -31,6 +31,7 @@ import orjson
 
 from ..events import Status, escape_line_ends
 from ..log import Batch
+from ..usage import added
 from . import sse
 from .aisdk_message import Earlier
 from .dialect import Chain, Encoded, Header, Over
@@ -100,6 +101,7 @@ class State(NamedTuple):
     stream: str = ""  # its id, for the ids of approvals
     taken: frozenset[str] = frozenset()  # the ids of answered calls of the message that is continued
     renamed: Mapping[str, str] = NOTHING  # new calls whose ids the message already had
+    usage: Mapping[str, int | float] | None = None  # the sum so far
 
 
 class AiSdk:
@@ -164,8 +166,7 @@ class Chunks:
             case "tool_approval":
                 self._approval(event)
             case "usage":
-                counts = {_camel(name): value for name, value in event.items() if isinstance(value, int | float)}
-                self._emit("message-metadata", messageMetadata={"usage": counts})
+                self._count(event)
             case "custom":
                 self._custom(event)
             case "done":
@@ -203,6 +204,13 @@ class Chunks:
         self._frames.extend(map(_frame, earlier.chunks() if replay else earlier.denials()))
         calls = {call_id: Call(call_id, name, b"", open=False) for call_id, name in earlier.unanswered.items()}
         self._set(parts=earlier.prose, calls=calls, taken=earlier.answered)
+
+    def _count(self, event: Mapping[str, Any]) -> None:
+        """Add to the usage, and say what it is now: clients keep the last."""
+        total = added(self.state.usage, event)
+        self._set(usage=total)
+        counts = {_camel(name): value for name, value in total.items()}
+        self._emit("message-metadata", messageMetadata={"usage": counts})
 
     def _part(self, kind: Kind, delta: str) -> None:
         part = self.state.part

@@ -22,6 +22,7 @@ from ..events import begins_call, escape_line_ends
 from ..log import Batch
 from ..snapshot import Snapshot
 from ..streams import Stream
+from ..usage import added
 from . import sse
 from .dialect import Chain, Encoded, Header, Over
 from .openai import RESET, Tokens, error_of
@@ -222,7 +223,7 @@ def _own_call(state: State, event: Fields) -> Taken:
 
 
 def _count(state: State, event: Fields) -> Taken:
-    return replace(state, usage=event), [], None
+    return replace(state, usage=added(state.usage, event)), [], None
 
 
 def _reset(state: State, _event: Fields) -> Taken:

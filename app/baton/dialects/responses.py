@@ -26,6 +26,7 @@ from ..events import begins_call, escape_line_ends
 from ..generators.conversation import SERVER_LABEL
 from ..log import Batch
 from ..streams import Stream
+from ..usage import added
 from . import sse
 from .dialect import Chain, Encoded, Header, Over
 from .openai import RESET, Tokens, error_of
@@ -456,8 +457,8 @@ class _Writer:
                 self._end(self._release(call, ToolRun), "incomplete")
 
     def count(self, event: Fields) -> None:
-        """Note the usage."""
-        self._usage = {name: value for name, value in event.items() if name != "type"}
+        """Add to the usage."""
+        self._usage = added(self._usage, event)
 
     def reset(self, event: Fields) -> None:
         """End, if anything was told that does not count any more."""

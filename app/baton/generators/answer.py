@@ -70,6 +70,13 @@ def part(value: Any, *path: str) -> Any:
     return value
 
 
+def identity(event: Any) -> dict[str, str | None]:
+    """Return what the first event says of its answer, by OpenTelemetry's names: its id, and the model that gave it."""
+    about = part(event, "message") or part(event, "response") or event
+    found = {"gen_ai.response.id": part(about, "id"), "gen_ai.response.model": part(about, "model")}
+    return {name: value if isinstance(value, str) else None for name, value in found.items()}
+
+
 def usage_event(**tokens: int | None) -> Yielded:
     """Return a usage event of the counts that are known."""
     return {"type": "usage", **{name: count for name, count in tokens.items() if count is not None}}

@@ -60,12 +60,16 @@ class Generator(Protocol):
     - `{"type": "tool_result", "id": str, "result": ...}`: of a tool that the generator ran
     - `{"type": "tool_approval", "id": str}`: the user is to allow the call with that id; then return. The answer
       comes with another request, in `request.approvals`, or in its messages as a result that says no.
-    - `{"type": "usage", "input_tokens": int, "output_tokens": int, "total_tokens": int, ...}`: the last one counts
+    - `{"type": "usage", "input_tokens": int, "output_tokens": int, "total_tokens": int, ...}`: what one call of a model
+      used, once for each call. All that a stream has are added up, field by field. Where a provider repeats what it has
+      counted so far, yield the last of a call only, or what each adds to the one before.
     - `{"type": "custom", "name": str, "data": ...}`
     - `{"type": "finish", "finish_reason": str}`: why the model stopped; goes into the terminal event, "stop" if absent
 
     Returning ends the stream as completed. Raising `baton.errors.GenerationError` ends it as failed with that code and
-    message, any other exception as failed with the code `generator_error`. Cancelling the stream cancels the generator
+    message. So does an exception of a model provider's SDK, with the code that the built-in generators use (see
+    `baton.generators.as_generation_error`), also if it was wrapped by `raise … from` or in a group. Any other exception
+    ends it as failed with the code `generator_error`. Cancelling the stream cancels the generator
     where it waits (`asyncio.CancelledError`), so `finally` blocks and `async with` close what it holds.
     """
 

@@ -12,7 +12,6 @@ Always true of every adapter:
 from __future__ import annotations
 
 import asyncio
-import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -20,10 +19,15 @@ from typing import Any, ClassVar, Protocol
 
 import httpx2
 
+from .. import tracing
 from ..errors import GenerationError
 from ..settings import Settings
-from .answer import Answer, part
+from .answer import Answer, identity
+from .asked import Asked
 from .protocol import GenerationRequest, Yielded, refuse_approvals
+from .sdk_errors import error_object, public, refusal_by_status, reported
+
+__all__ = ["EventStream", "Provider", "SdkErrors", "http_client", "public", "reported"]
 
 # How long usage and the end of the file may still take once the provider has said why it stopped.
 _TRAILER_SECONDS = 2.0
@@ -33,17 +37,6 @@ _RESERVED = frozenset({"extra_body", "extra_headers", "extra_query", "n", "timeo
 
 # What a client asked of us. `background` would go on, and be billed, after a cancellation.
 _OURS = frozenset({"background", "stream"})
-
-_PRIVATE = re.compile(
-    r"""\b\w+://\S+                                  # addresses
-      | \b(?:\d{1,3}\.){3}\d{1,3}\b\S*
-      | \b\S+:\d{2,5}\b\S*
-      | \b[\w-]+(?:\.[\w-]+)*\.(?:cluster|corp|internal|lan|local|svc)\b\S*
-      | \b(?:sk|pk|key|org|proj)-\S+                 # keys and accounts
-      | \bBearer\s+\S+
-      | [\w+/=-]{32,}""",
-    re.VERBOSE | re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,18 +90,33 @@ class Provider(ABC):
         model = self._model(body.pop("model", None))
         answer = self.answer()
         stream = await self._open(model, body)
+        failure: GenerationError | None = None
+        known = False
         try:
             events = aiter(stream)
             while (event := await self._next(events, answer)) is not None:
+                if not known:
+                    known = True
+                    tracing.note(identity(event))
                 for item in answer.translate(event):
                     yield item
+        except GenerationError as error:
+            failure = error
         finally:
             await stream.close()
-        if answer.finish_reason is None:
-            raise GenerationError("provider_cut_off", "The model provider ended the answer before it was complete.")
+        if failure is None and answer.finish_reason is None:
+            failure = GenerationError("provider_cut_off", "The model provider ended the answer before it was complete.")
         if answer.usage is not None:
-            yield answer.usage
+            yield answer.usage  # of an answer that failed, too: the provider bills it
+        if failure is not None:
+            raise failure
         yield {"type": "finish", "finish_reason": answer.finish_reason}
+
+    def asked_model(self, given: Any) -> Asked:
+        """Return which model an input asks for."""
+        named = given.get("model") if isinstance(given, Mapping) else None
+        model = (named if named != self.name else None) or self._default_model
+        return Asked(model if isinstance(model, str) else None, self.name)
 
     def _model(self, named: Any) -> str:
         # A client that has to name a model may name the generator.
@@ -145,7 +153,7 @@ class Provider(ABC):
         if isinstance(error, self.errors.timeout | httpx2.TimeoutException) or status == 408:
             return GenerationError("provider_timeout", "The model provider did not answer in time.")
         if isinstance(status, int):
-            return _refusal_by_status(status, error)
+            return refusal_by_status(status, error)
         if isinstance(error, self.errors.connection | httpx2.HTTPError | OSError):
             return GenerationError("provider_unreachable", "The model provider cannot be reached.")
         return GenerationError("provider_error", "The model provider could not be asked.")
@@ -160,7 +168,7 @@ class Provider(ABC):
         if isinstance(error, self.errors.connection | httpx2.HTTPError | OSError):
             return GenerationError("provider_cut_off", "The connection to the model provider broke in mid-answer.")
         if isinstance(error, self.errors.any):
-            return reported(_error_object(error))
+            return reported(error_object(error))
         return GenerationError("provider_error", "The model provider sent something that cannot be read.")
 
 
@@ -186,45 +194,3 @@ def http_client(settings: Settings) -> httpx2.AsyncClient:
         limits=httpx2.Limits(max_connections=None, max_keepalive_connections=100),
         follow_redirects=True,
     )
-
-
-def reported(error: Mapping[str, Any]) -> GenerationError:
-    """Say that the provider ended its answer with an error, by the code that it gave."""
-    code = error.get("code") or error.get("type")
-    known = isinstance(code, str) and re.fullmatch(r"[a-z_]{1,64}", code)
-    return GenerationError(
-        "provider_error",
-        f"The model provider reported an error in mid-answer{f' ({code})' if known else ''}.",
-    )
-
-
-def _refusal_by_status(status: int, error: Exception) -> GenerationError:
-    if status == 429:
-        return GenerationError("provider_rate_limited", f"The model provider is limiting requests.{_wait(error)}")
-    if status in {401, 403}:
-        return GenerationError("provider_refused", "The model provider refused the credentials, or this use of them.")
-    if status >= 500:
-        return GenerationError("provider_error", f"The model provider failed with status {status}.")
-    detail = public(str(_error_object(error).get("message") or ""))
-    return GenerationError(
-        "provider_invalid_request",
-        f"The model provider did not accept the request (status {status}){f': {detail}' if detail else '.'}",
-    )
-
-
-def _wait(error: Exception) -> str:
-    seconds = part(error, "response", "headers").get("retry-after", "")
-    return f" It asks to wait {seconds} seconds." if re.fullmatch(r"\d{1,6}", seconds) else ""
-
-
-def _error_object(error: Exception) -> Mapping[str, Any]:
-    """Return the provider's error object, which one SDK unwraps and the other does not."""
-    body = part(error, "body")
-    inner = body.get("error", body) if isinstance(body, Mapping) else None
-    return inner if isinstance(inner, Mapping) else {}
-
-
-def public(message: str) -> str:
-    """Shorten a provider's sentence to one line without addresses and keys."""
-    line = _PRIVATE.sub("…", " ".join(message.split()))
-    return line if len(line) <= 300 else f"{line[:299]}…"

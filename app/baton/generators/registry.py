@@ -37,6 +37,12 @@ def configured_names(settings: Settings) -> frozenset[str]:
     return _offered(settings, usable - settings.models.keys() | presets)
 
 
+def configured_models(settings: Settings) -> frozenset[str]:
+    """Return the names of the models that the settings name. Those that clients name may be any, and many."""
+    presets = {str(options.get("model", name)) for name, options in settings.models.items()}
+    return frozenset(presets | {model for model in (settings.openai_model, settings.anthropic_model) if model})
+
+
 def load_generators(settings: Settings) -> dict[str, Generator]:
     """Import and build every generator that these settings offer.
 

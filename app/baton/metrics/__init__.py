@@ -5,6 +5,6 @@ events pass. Names and units follow its conventions. The values of a label are f
 """
 
 from .pod import PodMetrics
-from .worker import WorkerMetrics
+from .worker import Labels, Names, WorkerMetrics
 
-__all__ = ["PodMetrics", "WorkerMetrics"]
+__all__ = ["Labels", "Names", "PodMetrics", "WorkerMetrics"]

@@ -45,11 +45,19 @@ class Histogram:
         """How many values there were."""
         return sum(self._counts)
 
+    @property
+    def sum(self) -> float:
+        """All values together."""
+        return self._sum
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Return how many values are at most as large as each bound, as Prometheus wants it."""
+        bounds = [*map(str, self._bounds), "+Inf"]
+        return list(zip(bounds, map(float, itertools.accumulate(self._counts)), strict=True))
+
     def collect(self) -> Iterator[Metric]:
         """Give the numbers to Prometheus."""
-        bounds = [*map(str, self._bounds), "+Inf"]
-        buckets = list(zip(bounds, map(float, itertools.accumulate(self._counts)), strict=True))
-        yield HistogramMetricFamily(self._name, self._documentation, buckets=buckets, sum_value=self._sum)
+        yield HistogramMetricFamily(self._name, self._documentation, buckets=self.buckets(), sum_value=self._sum)
 
 
 def quantile(bounds: Sequence[float], counts: Sequence[int], part: float) -> float | None:
@@ -68,22 +76,60 @@ def quantile(bounds: Sequence[float], counts: Sequence[int], part: float) -> flo
     return bounds[-1]
 
 
-class LabelledCounter:
-    """A counter for each combination of labels, of which there are 50 at most: what comes then counts as "other"."""
+class LabelledHistogram:
+    """A histogram for each combination of labels. The caller sees that they are few."""
 
-    __slots__ = ("_counts", "_documentation", "_labels", "_name")
+    __slots__ = ("_bounds", "_children", "_documentation", "_labels", "_name")
+
+    def __init__(self, name: str, documentation: str, bounds: Sequence[float], *labels: str) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._bounds = bounds
+        self._labels = labels
+        self._children: dict[tuple[str, ...], Histogram] = {}
+
+    def of(self, *values: str) -> Histogram:
+        """Return the histogram of some values, to observe in."""
+        if values not in self._children:
+            self._children[values] = Histogram(self._name, self._documentation, self._bounds)
+        return self._children[values]
+
+    @property
+    def count(self) -> int:
+        """How many values there were in all."""
+        return sum(child.count for child in list(self._children.values()))
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the numbers to Prometheus."""
+        family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
+        for values, child in list(self._children.items()):
+            family.add_metric(values, child.buckets(), child.sum)
+        yield family
+
+
+class LabelledCounter:
+    """A counter for each combination of labels.
+
+    The last one may have any values: 50 of them count by themselves, and what comes then counts as "other". The caller
+    sees that those of the others are few.
+    """
+
+    __slots__ = ("_counts", "_documentation", "_labels", "_last", "_name")
 
     def __init__(self, name: str, documentation: str, *labels: str) -> None:
         self._name = name
         self._documentation = documentation
         self._labels = labels
         self._counts: Counter[tuple[str, ...]] = Counter()
+        self._last: set[str] = set()
 
-    def add(self, *values: str) -> None:
+    def add(self, *values: str, count: float = 1) -> None:
         """Count."""
-        if values not in self._counts and len(self._counts) >= MOST_VALUES:
+        if values[-1] not in self._last and len(self._last) >= MOST_VALUES:
             values = (*values[:-1], OTHER)
-        self._counts[values] += 1
+        else:
+            self._last.add(values[-1])
+        self._counts[values] += count  # type: ignore[assignment]
 
     def collect(self) -> Iterator[Metric]:
         """Give the numbers to Prometheus."""

@@ -2,26 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from typing import Final, NamedTuple
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from .numbers import COUNTS, MILLISECONDS_TO_SECONDS, SECONDS_TO_MINUTES, Histogram, LabelledCounter
+from .numbers import (
+    COUNTS,
+    MILLISECONDS_TO_SECONDS,
+    OTHER,
+    SECONDS_TO_MINUTES,
+    Histogram,
+    LabelledCounter,
+    LabelledHistogram,
+)
+
+# Which counts of a usage are counted, and as which type. Input includes what was cached, and output the reasoning.
+_TOKEN_TYPES: Final = {
+    "input_tokens": "input",
+    "output_tokens": "output",
+    "cached_tokens": "cached",
+    "cache_write_tokens": "cache_write",
+    "reasoning_tokens": "reasoning",
+}
+
+
+class Labels(NamedTuple):
+    """Whose a number is: both are names that the settings know, "other", or empty where none is known."""
+
+    generator: str = ""
+    model: str = ""
+
+
+class Names:
+    """The names that may stand in labels. Those that clients choose may be any: they would make a series each."""
+
+    def __init__(self, generators: Set[str] = frozenset(), models: Set[str] = frozenset()) -> None:
+        self._generators = generators
+        self._models = models
+
+    def labels(self, generator: str, model: str | None = None) -> Labels:
+        """Return the labels of a generator and the model that it asks."""
+        return Labels(_known(generator, self._generators), _known(model, self._models))
+
+
+def _known(name: str | None, names: Set[str]) -> str:
+    if not name:
+        return ""
+    return name if name in names else OTHER
 
 
 class WorkerMetrics(Collector):
-    """All numbers of a worker."""
+    """All numbers of a worker.
 
-    def __init__(self, slots: int = 0) -> None:
+    `silences` returns for each running stream its generator and for how many seconds it has been silent. It is called
+    by the thread that answers Prometheus: a generator that blocks the event loop is silent, too.
+    """
+
+    def __init__(self, slots: int = 0, *, silent_seconds: float = math.inf) -> None:
         self.slots = slots
+        self.silences: Callable[[], Iterable[tuple[str, float]]] = tuple
+        self._silent_seconds = silent_seconds
         self.running = 0
         self.fenced = 0
         self.notifications = 0
         self.flushed_bytes = 0
         self.flush_failures = 0
-        self.ended = LabelledCounter("baton_streams_ended", "Streams that this worker ended", "status", "code")
+        self.ended = LabelledCounter(
+            "baton_streams_ended", "Streams that this worker ended", "generator", "model", "status", "code"
+        )
+        self.used_tokens = LabelledCounter(
+            "baton_usage_tokens",
+            "Tokens that generators reported; input includes cached, output includes reasoning",
+            "generator",
+            "model",
+            "type",
+        )
         self.flush_seconds = Histogram(
             "baton_flush_seconds", "Duration of an append, the commit included", MILLISECONDS_TO_SECONDS
         )
@@ -29,18 +89,24 @@ class WorkerMetrics(Collector):
             "baton_flush_batches", "Streams that an append wrote to, a batch for each", COUNTS
         )
         self.flush_events = Histogram("baton_flush_events", "Events that an append wrote", COUNTS)
-        self.queue_seconds = Histogram(
-            "baton_queue_seconds", "From a stream's creation to its first claim", SECONDS_TO_MINUTES
+        self.queue_seconds = LabelledHistogram(
+            "baton_queue_seconds", "From a stream's creation to its first claim", SECONDS_TO_MINUTES, "generator"
         )
-        self.first_token_seconds = Histogram(
-            "baton_first_token_seconds", "From a stream's claim to its first token", SECONDS_TO_MINUTES
+        self.first_token_seconds = LabelledHistogram(
+            "baton_first_token_seconds",
+            "From a stream's claim to its first token",
+            SECONDS_TO_MINUTES,
+            "generator",
+            "model",
         )
         self.token_gap_seconds = Histogram(
             "baton_token_gap_seconds",
             "Between two tokens of a stream, as its generator yields them",
             SECONDS_TO_MINUTES,
         )
-        self.stream_seconds = Histogram("baton_stream_seconds", "From a stream's claim to its end", SECONDS_TO_MINUTES)
+        self.stream_seconds = LabelledHistogram(
+            "baton_stream_seconds", "From a stream's claim to its end", SECONDS_TO_MINUTES, "generator", "model"
+        )
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
@@ -56,16 +122,24 @@ class WorkerMetrics(Collector):
         self.flush_seconds.observe(seconds)
         self.flushed_bytes += size_bytes
 
+    def used(self, labels: Labels, usage: Mapping[str, float]) -> None:
+        """Count what an attempt has used."""
+        for name, kind in _TOKEN_TYPES.items():
+            if count := usage.get(name):
+                self.used_tokens.add(*labels, kind, count=count)
+
     def collect(self) -> Iterator[Metric]:
         """Give the numbers to Prometheus."""
         yield GaugeMetricFamily("baton_worker_slots", "Streams that this worker can run at once", self.slots)
         yield GaugeMetricFamily("baton_worker_streams", "Streams being generated", self.running)
+        yield self._silent()
         yield CounterMetricFamily("baton_flushed_bytes", "Bytes of events appended to the log", self.flushed_bytes)
         yield CounterMetricFamily("baton_flush_failures", "Appends that had to be repeated", self.flush_failures)
         yield CounterMetricFamily("baton_appends_fenced", "Batches refused after another's claim", self.fenced)
         yield CounterMetricFamily("baton_notifications_sent", "Notifications sent", self.notifications)
         for numbers in (
             self.ended,
+            self.used_tokens,
             self.flush_seconds,
             self.flush_batches,
             self.flush_events,
@@ -75,3 +149,17 @@ class WorkerMetrics(Collector):
             self.stream_seconds,
         ):
             yield from numbers.collect()
+
+    def _silent(self) -> Metric:
+        """Count the silent streams. A generator that has streams and no silent one has 0."""
+        counts: Counter[str] = Counter()
+        for generator, seconds in self.silences():
+            counts[generator] += seconds >= self._silent_seconds
+        family = GaugeMetricFamily(
+            "baton_silent_streams",
+            "Streams whose generator has yielded nothing for BATON_SILENT_SECONDS",
+            labels=["generator"],
+        )
+        for generator, count in counts.items():
+            family.add_metric([generator], count)
+        return family

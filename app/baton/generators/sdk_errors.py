@@ -1,0 +1,250 @@
+"""Says in Baton's words what an exception of a model provider's SDK means, for generators of any make.
+
+The built-in generators use it, and a worker applies it to what a custom generator raises. A class is known by its
+module and its name, and by those of its bases: no SDK is imported for it. So LiteLLM's exceptions, which are OpenAI's,
+are known too, and exceptions that were wrapped with `raise … from`, or came in a group.
+
+Errors of an HTTP library that no SDK has wrapped may be those of a tool, and say nothing of the model's provider. A
+worker leaves them alone; a generator that knows better calls `as_generation_error` itself.
+
+Sentences of errors reach the client: they hold no key, no address and nothing of a provider's own trouble.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+
+from ..errors import GenerationError
+
+# Which classes of which packages speak of a model's provider; their subclasses do too. Others of the same packages are
+# a program's own mistakes, and limits that it has set. Several SDKs are made by the generator that makes OpenAI's.
+_SDKS: Final = {
+    **{package: {"APIError"} for package in ("openai", "anthropic", "groq", "together", "cerebras")},
+    "cohere": {"ApiError"},
+    "google.genai": {"APIError"},
+    "langchain_core": {"ContextOverflowError"},
+    "mistralai": {"MistralError", "SDKError"},
+    "ollama": {"ResponseError"},
+    "pydantic_ai": {"ModelAPIError", "ContentFilterError"},
+}
+_FINISHES: Final = {"openai": {"ContentFilterFinishReasonError"}}
+_HTTP: Final = {package: {"HTTPError"} for package in ("httpx", "httpx2")}
+
+# What the names of an exception's class and of its bases say.
+_TIMEOUT: Final = re.compile(r"Timeout")
+_CONNECTION: Final = re.compile(r"(Connection|Transport)Error\b")
+_TOO_LONG: Final = re.compile(r"ContextWindowExceeded|ContextOverflow")
+_FILTERED: Final = re.compile(r"ContentPolicyViolation|ContentFilter")
+_LIMITED: Final = re.compile(r"RateLimit")
+_REFUSED: Final = re.compile(r"Authentication|PermissionDenied")
+
+# What providers call these in the body of a refusal.
+_TOO_LONG_CODES: Final = frozenset({"context_length_exceeded", "string_above_max_length"})
+_FILTER_CODES: Final = frozenset({"content_filter", "content_policy_violation", "moderation_blocked"})
+_TOO_LONG_WORDS: Final = re.compile(r"prompt is too long|maximum context length|context window", re.IGNORECASE)
+
+_MOST_WRAPPERS: Final = 50
+_MOST_WAIT_SECONDS: Final = 999_999
+
+_PRIVATE: Final = re.compile(
+    r"""\b\w+://\S+                                  # addresses
+      | \b(?:\d{1,3}\.){3}\d{1,3}\b\S*
+      | \b\S+:\d{2,5}\b\S*
+      | \b[\w-]+(?:\.[\w-]+)*\.(?:cluster|corp|internal|lan|local|svc)\b\S*
+      | \b(?:sk|pk|key|org|proj)-\S+                 # keys and accounts
+      | \bBearer\s+\S+
+      | [\w+/=-]{32,}""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def as_generation_error(error: BaseException, *, begun: bool = False, http: bool = True) -> GenerationError | None:
+    """Return what ends a stream in place of an exception; None if it is no provider's.
+
+    `begun`: a part of the answer has come, so that a lost connection has cut it off. `http`: take errors of an HTTP
+    library for the provider's. A `GenerationError` that was wrapped is returned as it is.
+    """
+    wrapped = list(_unwrapped(error))
+    for item in wrapped:
+        if isinstance(item, GenerationError):
+            return item
+    theirs = [item for item in wrapped if _speaks_of_provider(item, http=http)]
+    for item in theirs:
+        if (found := _specific(item, wrapped, begun=begun)) is not None:
+            return found
+    # Of no class of their own: mostly errors that a provider reported in mid-answer.
+    for item in theirs:
+        return reported(error_object(item)) if begun else _failed()
+    return None
+
+
+def refusal_by_status(status: int, error: BaseException, *causes: BaseException) -> GenerationError:
+    """Say why a provider refused a request, by the status of its answer.
+
+    `causes` may have the headers that `error` lacks.
+    """
+    if status == 408:
+        return _timeout(begun=False)
+    if status == 429:
+        return GenerationError(
+            "provider_rate_limited", f"The model provider is limiting requests.{_wait(error, *causes)}"
+        )
+    if status in {401, 403}:
+        return GenerationError("provider_refused", "The model provider refused the credentials, or this use of them.")
+    if status >= 500:
+        return GenerationError(
+            "provider_error", f"The model provider failed with status {status}.{_wait(error, *causes)}"
+        )
+    return _rejected(status, error)
+
+
+def _rejected(status: int, error: BaseException) -> GenerationError:
+    body = error_object(error)
+    message = str(body.get("message") or "")
+    code = body.get("code") or getattr(error, "code", None)
+    if code in _FILTER_CODES:
+        return _filtered()
+    if code in _TOO_LONG_CODES or _TOO_LONG_WORDS.search(message):
+        return _too_long()
+    detail = public(message)
+    return GenerationError(
+        "provider_invalid_request",
+        f"The model provider did not accept the request (status {status}){f': {detail}' if detail else '.'}",
+    )
+
+
+def reported(error: Mapping[str, Any]) -> GenerationError:
+    """Say that the provider ended its answer with an error, by the code that it gave."""
+    code = error.get("code") or error.get("type")
+    known = isinstance(code, str) and re.fullmatch(r"[a-z_]{1,64}", code)
+    return GenerationError(
+        "provider_error",
+        f"The model provider reported an error in mid-answer{f' ({code})' if known else ''}.",
+    )
+
+
+def error_object(error: BaseException) -> Mapping[str, Any]:
+    """Return the provider's error object, which one SDK unwraps and the other does not."""
+    body = getattr(error, "body", None)
+    inner = body.get("error", body) if isinstance(body, Mapping) else None
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def public(message: str) -> str:
+    """Shorten a provider's sentence to one line without addresses and keys."""
+    line = _PRIVATE.sub("…", " ".join(message.split()))
+    return line if len(line) <= 300 else f"{line[:299]}…"
+
+
+def _unwrapped(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception, what it was raised from on purpose, and the members of groups; each once, and not too many.
+
+    What was merely being handled when it was raised (`__context__`) has not caused it: that is a program's mistake.
+    """
+    waiting, seen = [error], set[int]()
+    while waiting and len(seen) < _MOST_WRAPPERS:
+        item = waiting.pop(0)
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        yield item
+        if isinstance(item, BaseExceptionGroup):
+            waiting += item.exceptions
+        if item.__cause__ is not None:
+            waiting.append(item.__cause__)
+
+
+def _speaks_of_provider(error: BaseException, *, http: bool) -> bool:
+    known = ({**_SDKS, **_HTTP} if http else _SDKS), _FINISHES
+    return any(
+        cls.__name__ in names and f"{cls.__module__}.".startswith(f"{package}.")
+        for cls in type(error).__mro__
+        for table in known
+        for package, names in table.items()
+    )
+
+
+def _specific(error: BaseException, wrapped: list[BaseException], *, begun: bool) -> GenerationError | None:
+    """Return what the names of an exception's classes, or its status, say; None if they say nothing."""
+    names = " ".join(cls.__name__ for cls in type(error).__mro__)
+    status = _status(error)
+    if _TOO_LONG.search(names):
+        return _too_long()
+    if _FILTERED.search(names):
+        return _filtered()
+    if status is not None and "APIStatusError" in names:
+        return refusal_by_status(status, error, *wrapped)
+    if _TIMEOUT.search(names):
+        return _timeout(begun=begun)
+    if _CONNECTION.search(names):
+        return _unreachable(begun=begun)
+    if _LIMITED.search(names):
+        status = 429
+    elif _REFUSED.search(names):
+        status = 401
+    return None if status is None or status < 400 else refusal_by_status(status, error, *wrapped)
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the status of the HTTP answer that an exception speaks of, wherever its SDK keeps it."""
+    response = getattr(error, "response", None)
+    for status in (
+        getattr(error, "status_code", None),
+        getattr(error, "code", None),
+        getattr(response, "status_code", None),
+    ):
+        if isinstance(status, int) and not isinstance(status, bool):
+            return int(status)
+    return None
+
+
+def _wait(*errors: BaseException) -> str:
+    """Return the sentence with which a provider's `Retry-After` is passed on; nothing where there is none."""
+    for error in errors:
+        headers = getattr(getattr(error, "response", None), "headers", None) or getattr(error, "headers", None)
+        if isinstance(headers, Mapping) and (seconds := _seconds(headers.get("retry-after"))) is not None:
+            return f" It asks to wait {seconds} seconds."
+    return ""
+
+
+def _seconds(given: object) -> int | None:
+    """Return a `Retry-After` in whole seconds, whether it is a number or a date."""
+    if not isinstance(given, str):
+        return None
+    if re.fullmatch(r"\d{1,6}(\.\d{1,9})?", given, re.ASCII):
+        return -(-int(float(given) * 1000) // 1000)
+    try:
+        seconds = parsedate_to_datetime(given).timestamp() - time.time()
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return min(_MOST_WAIT_SECONDS, max(1, round(seconds)))
+
+
+def _timeout(*, begun: bool) -> GenerationError:
+    if begun:
+        return GenerationError("provider_timeout", "The model provider was silent for too long in mid-answer.")
+    return GenerationError("provider_timeout", "The model provider did not answer in time.")
+
+
+def _unreachable(*, begun: bool) -> GenerationError:
+    if begun:
+        return GenerationError("provider_cut_off", "The connection to the model provider broke in mid-answer.")
+    return GenerationError("provider_unreachable", "The model provider cannot be reached.")
+
+
+def _failed() -> GenerationError:
+    return GenerationError("provider_error", "The model provider could not be asked.")
+
+
+def _too_long() -> GenerationError:
+    return GenerationError(
+        "provider_context_length", "The input is longer than the model takes. Send less of the conversation."
+    )
+
+
+def _filtered() -> GenerationError:
+    return GenerationError("provider_content_filter", "The model provider's content filter refused the request.")
