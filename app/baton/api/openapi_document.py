@@ -74,12 +74,13 @@ _PARAMETERS: Final[dict[str, Object]] = {
     },
     "lastEventId": {
         "in": "query",
-        "description": "As `last_event_id`, as some polyfills of EventSource write it.",
+        "description": "As `last_event_id`, and before it, as some polyfills of EventSource add it.",
         "schema": {"type": "string", "pattern": "^[0-9]{0,18}$"},
     },
     "startIndex": {
         "in": "query",
-        "description": "How many chunks to leave out, or, if negative, how many to send of those that there are.",
+        "description": "How many chunks to leave out; if negative, how many to send of those that there are, or more: "
+        "the first one opens a part.",
         "schema": {"type": "string", "pattern": "^-?[0-9]{1,9}$"},
     },
     "metadata": {
