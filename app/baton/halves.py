@@ -33,6 +33,8 @@ class Halves:
 
     def join(self, item: Yielded) -> Sequence[Yielded]:
         """Return the events that can be written now that a generator has yielded this one."""
+        if isinstance(item, str) and not self._held and (item.isascii() or not _ends_in_half(item)):
+            return (item,)
         channel, delta = _streamed(item)
         begins = isinstance(channel, int) and self._begins(item)
         if not self._held and not _ends_in_half(delta):
