@@ -314,7 +314,7 @@ async def test_the_header_wins_over_the_query(cluster: Cluster, api: httpx2.Asyn
         ("", {}, 0),
         ("?last_event_id=1", {}, 1),
         ("?lastEventId=2", {}, 2),
-        ("?last_event_id=1&lastEventId=2", {}, 1),
+        ("?last_event_id=1&lastEventId=2", {}, 2),  # a polyfill adds its own
         ("?last_event_id=1&lastEventId=2", {"last-event-id": "3"}, 3),
         ("?last_event_id=x", {"last-event-id": "3"}, 3),
         ("?last_event_id=", {}, 0),

@@ -62,7 +62,8 @@ async def test_text_and_events_in_their_order(dsn: str) -> None:
     stream, found = await outcome(dsn, generate)
     assert found[:-1] == [
         {"type": "reasoning", "delta": "hm"},
-        {"type": "text", "delta": "a\0b \U0001f600 \ufffd"},
+        {"type": "text", "delta": "a\0b \U0001f600 "},
+        {"type": "text", "delta": "\ufffd"},
         {"type": "tool_call", "index": 0, "id": "t", "name": "f", "arguments_delta": "{}"},
         {"type": "tool_result", "id": "t", "result": [1, None]},
         {"type": "custom", "name": "n", "delta": "", "data": {"x": 1.5}},
@@ -107,6 +108,48 @@ async def test_one_that_fails_or_is_cancelled_has_what_was_used_so_far(dsn: str)
         cancelled = await ended(connection, stream_id)
     assert (failed.status, failed.usage) == ("failed", {"total_tokens": 7})
     assert (cancelled.status, cancelled.usage) == ("cancelled", {"total_tokens": 7})
+
+
+async def test_a_character_that_comes_in_two_halves_is_whole_in_the_log(dsn: str) -> None:
+    async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "reasoning", "delta": "\ud83d"}
+        yield {"type": "reasoning", "delta": "\ude00"}
+        yield "a\ud83d"
+        yield "\ude00b"
+        yield {"type": "tool_call", "index": 0, "id": "t", "name": "f", "arguments_delta": '"\ud83d'}
+        yield {"type": "tool_call", "index": 0, "arguments_delta": '\ude00"'}
+        yield {"type": "tool_result", "id": "t", "result": {"\ud83d": ["\ude00", "\0"]}}
+        yield "c\ud83d"
+
+    _, found = await outcome(dsn, generate)
+    assert found[:-1] == [
+        {"type": "reasoning", "delta": "\U0001f600"},
+        {"type": "text", "delta": "a"},
+        {"type": "text", "delta": "\U0001f600b"},
+        {"type": "tool_call", "index": 0, "id": "t", "name": "f", "arguments_delta": '"'},
+        {"type": "tool_call", "index": 0, "arguments_delta": '\U0001f600"'},
+        {"type": "tool_result", "id": "t", "result": {"\ufffd": ["\ufffd", "\0"]}},
+        {"type": "text", "delta": "c"},
+        {"type": "text", "delta": "\ufffd"},
+    ]
+
+
+@pytest.mark.parametrize("error", [GenerationError("x", "y"), asyncio.CancelledError(), RuntimeError()])
+async def test_a_half_that_stays_alone_is_written_before_the_end(dsn: str, error: BaseException) -> None:
+    async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield "\ud83d"
+        raise error
+
+    stream, found = await outcome(dsn, generate)
+    assert (stream.status, text(found)) == ("failed", "\ufffd")
+
+
+async def test_a_half_that_stays_alone_is_no_event_over_the_limit(dsn: str) -> None:
+    async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield "a\ud83d"
+
+    stream, found = await outcome(dsn, generate, max_stream_events=1)
+    assert (stream.error_code, text(found)) == ("too_many_events", "a")
 
 
 async def test_timings_count_the_tokens(dsn: str) -> None:

@@ -54,6 +54,11 @@ _DIGITS = re.compile(r"[0-9]{1,18}", re.ASCII)
 # Line ends to Unicode though not to SSE or JSON. Client libraries that split with `str.splitlines` would cut there.
 _UNICODE_LINE_ENDS = (("\u0085", rb"\u0085"), ("\u2028", rb"\u2028"), ("\u2029", rb"\u2029"))
 
+# In JSON: a backslash, a pair of surrogates, and a lone one.
+_ESCAPES = re.compile(
+    rb"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+)
+
 
 def encode_text(delta: str) -> bytes:
     """Encode a text delta as one line of JSON."""
@@ -160,6 +165,23 @@ def clean(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [clean(item) for item in value]
     return value
+
+
+def read_json(json: bytes | str) -> Any:
+    """Read JSON that others wrote, with escaped lone surrogates replaced by U+FFFD, as JavaScript writes a cut emoji.
+
+    Raises:
+        orjson.JSONDecodeError: it is not JSON.
+    """
+    try:
+        return orjson.loads(json)
+    except ValueError:
+        written = json.encode(errors="surrogatepass") if isinstance(json, str) else json
+        return orjson.loads(_ESCAPES.sub(_without_lone_surrogate, written))
+
+
+def _without_lone_surrogate(escape: re.Match[bytes]) -> bytes:
+    return rb"\ufffd" if len(escape[0]) == len(rb"\ud800") else escape[0]
 
 
 def begins_call(event: Mapping[str, Any], current: str | None) -> bool:

@@ -14,6 +14,7 @@ from . import traceparent
 from .errors import GenerationError, InvalidEvent
 from .events import TOKEN_TYPES, begins_call, encode_event, encode_text
 from .generators import Approval, GenerationRequest, Generator, Yielded, as_generation_error
+from .halves import Halves
 from .metrics import Labels, WorkerMetrics
 from .outbox import Outbox
 from .outcome import Outcome, Timings
@@ -64,6 +65,7 @@ class Run:
         self.started_at = self.last_event_at
         self._generator = generator
         self._bounds = bounds
+        self._halves = Halves()
         self._events = outbox.tail  # a former worker's among them
         self.size_bytes = 0  # of what this run has yielded
         self.labels = labels  # in the metrics
@@ -91,6 +93,7 @@ class Run:
                 await self._see_generator_off()
         if self._abandoned:
             return None
+        self._put_rest()
         outcome = self._outcome().billed(self.outbox.bill)
         if self.outbox.lost is None:
             self.outbox.finish(outcome)
@@ -141,21 +144,33 @@ class Run:
         outbox = self.outbox
         async with contextlib.aclosing(events):
             async for item in events:
-                try:
-                    line = self._encode(item)
-                except InvalidEvent as error:
-                    logger.error("What is yielded at %s is no event: %s", _place(events), error.message)
-                    raise
-                if line is None:
-                    continue
-                if not self._admit(line):
-                    return
-                if not outbox.put(line):
-                    # The database is slow, and not the generator silent.
-                    self._held_up = True
-                    await outbox.wait_for_room()
-                    self.last_event_at = time.monotonic()
-                    self._held_up = False
+                self.last_event_at = time.monotonic()
+                for whole in self._halves.join(item):
+                    try:
+                        line = self._encode(whole)
+                    except InvalidEvent as error:
+                        logger.error("What is yielded at %s is no event: %s", _place(events), error.message)
+                        raise
+                    if line is None:
+                        continue
+                    if not self._admit(line):
+                        return
+                    if not outbox.put(line):
+                        await self._wait_for_room()
+
+    async def _wait_for_room(self) -> None:
+        """Wait for the database, which is slow: the generator is not silent."""
+        self._held_up = True
+        await self.outbox.wait_for_room()
+        self.last_event_at = time.monotonic()
+        self._held_up = False
+
+    def _put_rest(self) -> None:
+        """Write what the generator left of characters that it did not complete."""
+        for item in self._halves.rest():
+            line = self._encode(item)
+            if line is not None and self._admit(line):
+                self.outbox.put(line)
 
     def _admit(self, line: bytes) -> bool:
         """Count an event; if it is one too many, or too large, stop the generator instead."""
@@ -169,7 +184,6 @@ class Run:
 
     def _encode(self, item: Yielded) -> bytes | None:
         """Encode what the generator yielded; None for what makes no event."""
-        self.last_event_at = time.monotonic()
         if isinstance(item, str):
             if not item:
                 return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,7 @@ import pytest
 from tests.cluster import Cluster, RunningPod, Tap, echo, text
 
 from baton import streams
+from baton.generators import GenerationRequest, Yielded
 
 DONE = b"data: [DONE]\n\n"
 MESSAGES = [{"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hello"}]}]
@@ -103,14 +105,36 @@ async def test_every_start_index_gives_the_chunks_from_there_on(cluster: Cluster
             rest = await cluster.client.get(url, params={"startIndex": index})
             assert (rest.status_code, kinds(rest.content)) == (200, KINDS[index:])
             back = await cluster.client.get(url, params={"startIndex": -index})
-            assert kinds(back.content) == (KINDS[-index:] if index else KINDS)
-            assert back.headers.get("x-workflow-stream-tail-index") == (str(count - 1) if index else None)
+            # The text is the only part: a client that has nothing can begin before it only.
+            assert kinds(back.content) == KINDS
+            assert back.headers.get("x-workflow-stream-tail-index") == (str(index - 1) if index else None)
         assert kinds((await cluster.client.get(url, params={"startIndex": -count - 5})).content) == KINDS
         # A client that asks until it has seen a `finish` would ask for ever.
         assert kinds((await cluster.client.get(url, params={"startIndex": count})).content) == ["finish"]
         beyond = await cluster.client.get(url, params={"startIndex": count + 1})
         assert (beyond.status_code, beyond.json()["code"]) == (409, "cursor_beyond_tail")
     assert kinds((await cluster.client.get(f"{pod.url}{CHAT}/{run}/stream")).content) == KINDS
+
+
+async def test_a_negative_start_index_begins_with_the_part_that_it_lands_in(cluster: Cluster) -> None:
+    """The client adds its index to the header for the number of the first chunk that it gets."""
+
+    async def two_parts(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "reasoning", "delta": "Hm. "}
+        yield {"type": "reasoning", "delta": "Well."}
+        yield "It "
+        yield "is."
+
+    pod = await cluster.pod()
+    await cluster.worker({"replay": two_parts})
+    whole = kinds((await cluster.client.post(f"{pod.url}{CHAT}", json=sent())).content)
+    text_start = whole.index("text-start")
+    for index in range(1, len(whole) + 3):
+        url = f"{pod.url}{CHAT}/42/stream?startIndex=-{index}"
+        answer = await cluster.client.get(url)
+        first = max(0, int(answer.headers["x-workflow-stream-tail-index"]) + 1 - index)
+        assert first == (text_start if index <= len(whole) - text_start else 0)
+        assert kinds(answer.content) == whole[first:]
 
 
 async def test_a_client_that_asks_until_it_has_seen_a_finish_gets_one_where_there_is_no_answer(

@@ -207,6 +207,10 @@ async def test_a_response_is_awaited_polled_listed_and_deleted(client: AsyncOpen
     assert (created.status, created.output_text) == ("completed", "You said: two")
     polled = await client.responses.retrieve(created.id)
     assert polled.to_dict() == created.to_dict()
+    listed = await client.responses.retrieve(
+        created.id, include=["message.output_text.logprobs", "reasoning.encrypted_content"]
+    )
+    assert listed.to_dict() == created.to_dict()
     assert (polled.instructions, polled.metadata, polled.temperature) == ("be short", {"chat": "7"}, 0)
     items = [item async for item in client.responses.input_items.list(created.id, limit=1, order="asc")]
     assert [item.content[0].text for item in items] == ["one", "two"]  # type: ignore[union-attr, index]

@@ -189,6 +189,15 @@ CASES: dict[str, tuple[list[Event], list[dict[str, Any]]]] = {
             *finished("length"),
         ],
     ),
+    "arguments with an escaped half of a character": (
+        [call(0, r'{"x":"\ud83d"}', id="c", name="f"), end()],
+        [
+            called("c", "f"),
+            argued("c", r'{"x":"\ud83d"}'),
+            {"type": "tool-input-available", "toolCallId": "c", "toolName": "f", "input": {"x": "\ufffd"}},
+            *finished(),
+        ],
+    ),
     "a call without a name, and a piece of arguments after its result": (
         [call(3, "1"), result("call_3", 2), call(3, "4"), end()],
         [

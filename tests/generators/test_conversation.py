@@ -279,6 +279,14 @@ async def test_results_of_parallel_calls_are_one_message_for_anthropic() -> None
     ]
 
 
+async def test_arguments_with_an_escaped_half_of_a_character_go_to_anthropic_too() -> None:
+    called = {"type": "function_call", "call_id": "a", "name": "f", "arguments": r'{"x":"\ud83d"}'}
+    result = {"type": "function_call_output", "call_id": "a", "output": "1"}
+    body, _ = await sent("anthropic", {"input": [{"role": "user", "content": "Hi"}, called, result]})
+    assert body is not None
+    assert body["messages"][1]["content"][0]["input"] == {"x": "\ufffd"}
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_messages_are_chat_messages_whatever_the_form(form: str) -> None:
     expected = _with_detail(CHAT["messages"]) if form == "responses" else CHAT["messages"]

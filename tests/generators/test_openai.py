@@ -268,8 +268,3 @@ async def test_chat_tool_calls_that_all_have_one_index(index: int | None) -> Non
 async def test_chat_finish_reasons(given: str, reason: str) -> None:
     heard = await chat(choice({"content": "x"}), choice({}, given))
     assert heard.finish_reason == reason
-
-
-async def test_chat_done_without_a_finish_reason_is_a_cut_off() -> None:
-    heard = await chat(choice({"content": "x"}))
-    assert (heard.text, heard.code) == ("x", "provider_cut_off")

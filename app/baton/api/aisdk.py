@@ -25,9 +25,10 @@ from ..conversations import Place, beside_input
 from ..database import translated
 from ..dialects import aisdk
 from ..dialects.aisdk_message import Earlier
+from ..dialects.aisdk_places import Places
 from ..dialects.dialect import Encoded, Reader
 from ..errors import GenerationError, InvalidRequest
-from ..events import MAX_SEQ, Status
+from ..events import Status
 from ..generators import conversation
 from ..models import CreateStream, Items, Name, Text, storable, validated
 from ..pod import Pod
@@ -160,7 +161,7 @@ async def resume(request: Request) -> Answer:
     the client asks again until it has seen a `finish`, without a pause: it gets one with every answer that is whole.
     """
     chat = request.path_params["chat"]
-    raw = query_of(request).get("startIndex")
+    raw = query_of(request, {"startIndex"}).get("startIndex")
     start_index = _start_index(raw)
     async with translated():
         stream = await _stream_of(request, chat)
@@ -302,11 +303,15 @@ async def _follow(
     earlier = await _earlier(request, stream) if continued else None
     opening = aisdk.begin(stream.id, 0, earlier, replay=replay)
     if start_index < 0:
-        chunks = await _count(pod_of(request), opening, stream.id)
-        headers["x-workflow-stream-tail-index"] = str(chunks - 1)
-        start_index = max(0, chunks + start_index)
-    elif start_index and stream.ended and start_index == await _count(pod_of(request), opening, stream.id):
-        start_index -= 1  # nothing is left but to see the `finish` again
+        places = await _places(pod_of(request), opening, stream.id)
+        begun = places.before(max(0, places.chunks + start_index))
+        # The transport adds `startIndex` to this, and counts on from there what it receives.
+        headers["x-workflow-stream-tail-index"] = str(begun - 1 - start_index)
+        start_index = begun
+    elif start_index and stream.ended:
+        places = await _places(pod_of(request), opening, stream.id)
+        if start_index == places.chunks:
+            start_index -= 1  # nothing is left but to see the `finish` again
     opening = aisdk.begin(stream.id, start_index, earlier, replay=replay)
     dialect = aisdk.REPLAY if replay and earlier is not None else aisdk.AI_SDK
     return await follow_frames(request, stream.id, dialect, opening, after=start_index, headers=headers)
@@ -318,15 +323,17 @@ def _headers(request: Request) -> dict[str, str]:
     return common_headers(request) | dialect
 
 
-async def _count(pod: Pod, opening: Encoded[aisdk.State], stream_id: UUID) -> int:
-    """Count a stream's chunks so far."""
-    reader = Reader(aisdk.AI_SDK, opening, MAX_SEQ)
+async def _places(pod: Pod, opening: Encoded[aisdk.State], stream_id: UUID) -> Places:
+    """Read where a client can begin in a stream's chunks so far."""
+    reader = Reader(aisdk.AI_SDK, opening, 0)
+    places = Places()
+    places.read(opening.body)
     cursor = 0
     async with translated():
         while page := await log.read(pod.pool, stream_id, cursor):
-            reader.read(page)
+            places.read(reader.read(page))
             cursor = page[-1].last_seq
-    return reader.last
+    return places
 
 
 def _start_index(raw: str | None) -> int:

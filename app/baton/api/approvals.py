@@ -21,6 +21,7 @@ from starlette.requests import Request
 from ..database import translated
 from ..dialects.aisdk import asked_by
 from ..errors import InvalidRequest, LogDamaged, StreamExpired, StreamNotFound
+from ..events import read_json
 from ..generators.protocol import no_approvals
 from ..generators.registry import takes_approvals
 from ..settings import Settings
@@ -156,7 +157,7 @@ async def _snapshot(request: Request, chat: str | None, stream_id: UUID) -> Snap
 
 
 def _arguments(call: ToolCall) -> Any:
-    return orjson.loads(call["arguments"].strip() or "{}")
+    return read_json(call["arguments"].strip() or "{}")
 
 
 def _is_json(call: ToolCall) -> bool:

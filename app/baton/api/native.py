@@ -75,6 +75,9 @@ from .request import (
 # Where the token of a stream is that was created and followed in one request.
 TOKEN_HEADER: Final = "x-baton-token"  # noqa: S105
 
+# What the cursor is called in the query, newest first: polyfills of EventSource add `lastEventId` when they reconnect.
+_CURSORS: Final = ("lastEventId", "last_event_id")
+
 
 class Retry:
     """An answer of 200 that only says when to come back. Any other status would stop an EventSource for ever."""
@@ -165,10 +168,8 @@ async def get_stream(request: Request) -> Answer:
 
 async def follow_events(request: Request) -> Answer:
     """Send the events after the cursor: first those in the log, then those to come."""
-    query = query_of(request)
     stream_id = _stream_id(request)
-    raw = header_of(request, "Last-Event-ID") or query.get("last_event_id") or query.get("lastEventId")
-    cursor = parse_cursor(raw)
+    cursor = parse_cursor(header_of(request, "Last-Event-ID") or _cursor_in_query(request))
     wanted = validated(FollowEvents, _asked(request))
     if _wants_text(request):
         return await follow_frames(request, stream_id, text.TEXT, text.START)
@@ -308,9 +309,16 @@ def _retry(request: Request, headers: Mapping[str, str] | None = None, *, least_
     return Retry(milliseconds, stream_headers(request, sse.HEADERS, headers))
 
 
+def _cursor_in_query(request: Request) -> str | None:
+    """Return the cursor in the query. A polyfill adds its own behind the one that its page began with."""
+    query = query_of(request, _CURSORS)
+    return next((query[name] for name in _CURSORS if query.get(name)), None)
+
+
 def _asked(request: Request) -> dict[str, str]:
     """What the query says of how events are to be told; the rest is for others."""
-    return {name: value for name, value in query_of(request).items() if name in FollowEvents.model_fields}
+    known = FollowEvents.model_fields
+    return {name: value for name, value in query_of(request, known).items() if name in known}
 
 
 def _wants_text(request: Request) -> bool:

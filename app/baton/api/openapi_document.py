@@ -76,12 +76,13 @@ _PARAMETERS: Final[dict[str, Object]] = {
     "last_event_id": {
         "in": "query",
         "description": "As `Last-Event-ID`, for clients that cannot set headers. `lastEventId`, as some polyfills "
-        "of EventSource write it, is understood, too.",
+        "of EventSource write it, is understood, too, and goes before it.",
         "schema": {"type": "string", "pattern": "^[0-9]{0,18}$"},
     },
     "startIndex": {
         "in": "query",
-        "description": "How many chunks to leave out, or, if negative, how many to send of those that there are.",
+        "description": "How many chunks to leave out; if negative, how many to send of those that there are, or more: "
+        "the first one opens a part.",
         "schema": {"type": "integer", "minimum": -999_999_999, "maximum": 999_999_999},
     },
     # Most clients write any object so, whatever `style` says.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from typing import Any, Final, Protocol
 from uuid import UUID
 
@@ -21,7 +20,7 @@ from .. import log_context, problems, reads, retention, shares, streams
 from ..auth import credentials
 from ..dialects.dialect import Header
 from ..errors import InvalidRequest, LogDamaged, ReadsTooFast, RequestTooLarge, StreamNotFound, Unavailable
-from ..events import STREAM_ID
+from ..events import STREAM_ID, read_json
 from ..pod import Pod
 from ..principal import AuthScope, Principal
 from ..streams import IdempotencyKey, Stream
@@ -37,10 +36,6 @@ register_url_convertor("any", Anything())
 
 _ID: Final = re.compile(STREAM_ID)
 _KEY: Final = re.compile("[ -~]{1,255}")
-# In JSON: a backslash, a pair of surrogates, and a lone one.
-_ESCAPES: Final = re.compile(
-    rb"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
-)
 
 
 class Answer(Protocol):
@@ -149,16 +144,22 @@ def parse_stream_id(raw: str) -> UUID:
     return UUID(raw)
 
 
-def query_of(request: Request) -> dict[str, str]:
+def query_of(request: Request, names: Container[str] | None = None) -> dict[str, str]:
     """Return the query, without the token that may stand in it.
 
+    `names` are the parameters that the route reads; by default, all. Others may come any number of times, as SDKs
+    write lists (`include=a&include=b`, `include[]=a&include[]=b`): of these, the last value is returned.
+
     Raises:
-        InvalidRequest: a name comes twice, and who stands between the client and this pod may have read another value.
+        InvalidRequest: a parameter in `names` has two values, and a proxy on the way may have read the other one.
     """
-    pairs = [pair for pair in request.query_params.multi_items() if pair[0] != credentials.QUERY]
-    query = dict(pairs)
-    if len(query) < len(pairs):
-        raise InvalidRequest("A parameter of the query can come once only.")
+    query: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name == credentials.QUERY:
+            continue
+        if query.get(name, value) != value and (names is None or name in names):
+            raise InvalidRequest(f"The query has two values for {name!r:.80}. Send one.")
+        query[name] = value
     return query
 
 
@@ -206,10 +207,8 @@ def parse_json(body: bytes) -> Any:
     Raises:
         InvalidRequest: it is not JSON.
     """
-    with contextlib.suppress(ValueError):
-        return orjson.loads(body)
     try:
-        return orjson.loads(_ESCAPES.sub(_without_lone_surrogate, body))
+        return read_json(body)
     except ValueError as error:
         raise InvalidRequest(f"The body is not JSON: {error}.") from None
 
@@ -227,10 +226,6 @@ async def _take_read(request: Request) -> None:
             f"a list counts more, the more rows it looks at. Try again in {wait_seconds} s.",
             wait_seconds,
         )
-
-
-def _without_lone_surrogate(escape: re.Match[bytes]) -> bytes:
-    return rb"\ufffd" if len(escape[0]) == len(rb"\ud800") else escape[0]
 
 
 def idempotency_key(request: Request, body: bytes) -> IdempotencyKey | None:

@@ -133,7 +133,7 @@ async def create_response(request: Request) -> Answer:
 
 async def retrieve_response(request: Request) -> Answer:
     """Tell a Response as it is; with `stream=true`, follow it after the frame `starting_after`."""
-    wanted = validated(RetrieveResponse, query_of(request))
+    wanted = validated(RetrieveResponse, query_of(request, RetrieveResponse.model_fields))
     stream_id = _stream_id(request)
     if not wanted.stream:
         return await _answer(request, stream_id)
@@ -163,7 +163,7 @@ async def delete_response(request: Request) -> Answer:
 
 async def list_input_items(request: Request) -> Answer:
     """List what a Response was created from."""
-    wanted = validated(ListItems, query_of(request))
+    wanted = validated(ListItems, query_of(request, ListItems.model_fields))
     stream_id = _stream_id(request)
     async with translated():
         await found(request, stream_id)

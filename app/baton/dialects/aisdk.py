@@ -29,7 +29,7 @@ from uuid import UUID
 
 import orjson
 
-from ..events import Status, escape_line_ends
+from ..events import Status, escape_line_ends, read_json
 from ..log import Batch
 from ..usage import added
 from . import sse
@@ -321,7 +321,7 @@ class Chunks:
         arguments = str(call.arguments)
         try:
             # Encoded here, where what nests too deeply can still be refused.
-            value = orjson.Fragment(orjson.dumps(orjson.loads(arguments) if arguments.strip() else {}))
+            value = orjson.Fragment(orjson.dumps(read_json(arguments) if arguments.strip() else {}))
         except (ValueError, TypeError):
             sentence = "The arguments of this call are not JSON."
             self._emit("tool-input-error", **named, input=arguments, errorText=sentence)

@@ -64,9 +64,9 @@ class ToolCalls:
 
 
 def part(value: Any, *path: str) -> Any:
-    """Follow attributes into an SDK's object, whose fields a compatible server may have left out."""
+    """Follow names into an SDK's object, in which a compatible server may have left out fields, or added dicts."""
     for name in path:
-        value = getattr(value, name, None)
+        value = value.get(name) if isinstance(value, dict) else getattr(value, name, None)
     return value
 
 

@@ -93,6 +93,7 @@ class MessagesAnswer(Answer):
             "content_block_delta": self._delta,
             "content_block_stop": self._block_end,
             "message_delta": self._end,
+            "message_stop": self._stop,
         }
 
     def translate(self, event: Any) -> Iterator[Yielded]:
@@ -112,8 +113,9 @@ class MessagesAnswer(Answer):
         elif block.type == "thinking" and part(block, "thinking"):
             yield {"type": "reasoning", "delta": block.thinking}
         elif block.type == "tool_use":
-            self._input_by_block[event.index] = part(block, "input")
-            yield self.tool_calls.begin(event.index, block.id, block.name)
+            index = part(event, "index")
+            self._input_by_block[index] = part(block, "input")
+            yield self.tool_calls.begin(index, part(block, "id"), part(block, "name"))
 
     def _delta(self, event: Any) -> Iterator[Yielded]:
         delta = event.delta
@@ -122,13 +124,14 @@ class MessagesAnswer(Answer):
         elif delta.type == "thinking_delta" and delta.thinking:
             yield {"type": "reasoning", "delta": delta.thinking}
         elif delta.type == "input_json_delta":
-            yield from self.tool_calls.extend(event.index, delta.partial_json)
+            yield from self.tool_calls.extend(part(event, "index"), delta.partial_json)
 
     def _block_end(self, event: Any) -> Iterator[Yielded]:
         """A call without arguments sends no delta; the empty string would be no JSON."""
-        if event.index in self._input_by_block:
-            whole = orjson.dumps(self._input_by_block.pop(event.index) or {}).decode()
-            yield from self.tool_calls.complete(event.index, whole)
+        index = part(event, "index")
+        if index in self._input_by_block:
+            whole = orjson.dumps(self._input_by_block.pop(index) or {}).decode()
+            yield from self.tool_calls.complete(index, whole)
 
     def _end(self, event: Any) -> Iterator[Yielded]:
         self._count(part(event, "usage"))
@@ -136,6 +139,15 @@ class MessagesAnswer(Answer):
         if reason:
             self.finish_reason = _FINISH_REASONS.get(reason, reason)
         yield from ()
+
+    def _stop(self, event: Any) -> Iterator[Yielded]:
+        """End the answer: some compatible servers never say why it ends, and some do not end its blocks."""
+        self._count(part(event, "usage"))
+        for index, given in self._input_by_block.items():
+            yield from self.tool_calls.complete(index, orjson.dumps(given or {}).decode())
+        self._input_by_block = {}
+        if self.finish_reason is None:
+            self.finish_reason = "tool_calls" if self.tool_calls.count else "stop"
 
     def _count(self, usage: Any) -> None:
         """Keep the counts; they are totals so far, and a later event may leave some out."""

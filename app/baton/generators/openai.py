@@ -7,8 +7,8 @@ does not know is sent too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, Final, cast
 
 import openai
 
@@ -16,8 +16,12 @@ from ..errors import GenerationError
 from ..settings import Settings
 from . import conversation
 from .answer import Answer, part, usage_event
+from .chat_answer import ChatAnswer
+from .done import Marked
 from .protocol import Yielded
 from .provider import EventStream, Provider, SdkErrors, http_client, reported
+
+_CALLS: Final = frozenset({"function_call", "custom_tool_call"})
 
 # Servers without access control take any key, but the SDK insists on one.
 _NO_KEY = "none"
@@ -83,13 +87,14 @@ class ChatGenerator(OpenAIProvider):
             raise GenerationError("invalid_input", 'The input needs "messages".')
         given = body.pop("stream_options", None)
         options = {**(given if isinstance(given, dict) else {}), "include_usage": True}
-        return await self._completions.create(
+        stream = await self._completions.create(
             model=model,
             messages=body.pop("messages"),
             stream=True,
             stream_options=cast(Any, options),
             extra_body=body,
         )
+        return Marked(stream)
 
     def answer(self) -> Answer:
         """Return what translates one streamed response."""
@@ -97,17 +102,27 @@ class ChatGenerator(OpenAIProvider):
 
 
 class ResponsesAnswer(Answer):
-    """Translates the events of the Responses API."""
+    """Translates the events of the Responses API.
+
+    Some compatible servers send a text or a call only once it is whole: as its `done` event, or in the Response at the
+    end. What has come in pieces before is not taken again.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self._known: set[Hashable] = set()  # the output items of which something has come
         self._handlers: dict[str, Callable[[Any], Iterator[Yielded]]] = {
             "response.output_text.delta": self._text,
             "response.refusal.delta": self._text,
             "response.reasoning_text.delta": self._reasoning,
             "response.reasoning_summary_text.delta": self._reasoning,
             "response.reasoning_summary_part.added": self._summary_part,
+            "response.output_text.done": self._whole_text,
+            "response.refusal.done": self._whole_text,
+            "response.reasoning_text.done": self._whole_reasoning,
+            "response.reasoning_summary_text.done": self._whole_reasoning,
             "response.output_item.added": self._item,
+            "response.output_item.done": self._whole_item,
             "response.function_call_arguments.delta": self._arguments,
             "response.custom_tool_call_input.delta": self._arguments,
             "response.function_call_arguments.done": self._all_arguments,
@@ -126,31 +141,68 @@ class ResponsesAnswer(Answer):
 
     def _text(self, event: Any) -> Iterator[Yielded]:
         if event.delta:
+            self._known |= _names_of(event)
             yield event.delta
+
+    def _whole_text(self, event: Any) -> Iterator[Yielded]:
+        whole = part(event, "text") or part(event, "refusal")
+        if whole and _content_of(event) not in self._known:
+            self._known |= _names_of(event)
+            yield whole
 
     def _reasoning(self, event: Any) -> Iterator[Yielded]:
         if event.delta:
+            self._known |= _names_of(event)
             yield {"type": "reasoning", "delta": event.delta}
+
+    def _whole_reasoning(self, event: Any) -> Iterator[Yielded]:
+        for text in self._whole_text(event):
+            yield {"type": "reasoning", "delta": text}
 
     def _summary_part(self, event: Any) -> Iterator[Yielded]:
         if part(event, "summary_index"):
             yield {"type": "reasoning", "delta": "\n\n"}
 
     def _item(self, event: Any) -> Iterator[Yielded]:
-        item = event.item
-        if item.type == "function_call":
-            yield self.tool_calls.begin(event.output_index, item.call_id, item.name, part(item, "arguments") or "")
-        elif item.type == "custom_tool_call":
-            yield self.tool_calls.begin(event.output_index, item.call_id, item.name, part(item, "input") or "")
+        """Begin a call, unless its name is to come with the whole of it."""
+        name = part(event, "item", "name")
+        if part(event, "item", "type") in _CALLS and name and _item_of(event) not in self._known:
+            yield self._begin_call(_item_of(event), event.item)
+
+    def _begin_call(self, key: Hashable, item: Any) -> Yielded:
+        self._known.add(key)
+        arguments = part(item, "arguments") or part(item, "input") or ""
+        return self.tool_calls.begin(key, part(item, "call_id") or part(item, "id"), part(item, "name"), arguments)
 
     def _arguments(self, event: Any) -> Iterator[Yielded]:
-        yield from self.tool_calls.extend(event.output_index, event.delta)
+        yield from self.tool_calls.extend(_item_of(event), event.delta)
 
     def _all_arguments(self, event: Any) -> Iterator[Yielded]:
         whole = part(event, "arguments") or part(event, "input")
-        yield from self.tool_calls.complete(event.output_index, whole)
+        yield from self.tool_calls.complete(_item_of(event), whole)
+
+    def _whole_item(self, event: Any) -> Iterator[Yielded]:
+        item_id = part(event, "item", "id")
+        yield from self._whole(item_id if item_id in self._known else _item_of(event), part(event, "item"))
+
+    def _whole(self, key: Hashable, item: Any) -> Iterator[Yielded]:
+        """Yield an output item, unless it came before; of a call its arguments, if those did not."""
+        kind = part(item, "type")
+        if key in self._known:
+            if kind in _CALLS:
+                yield from self.tool_calls.complete(key, part(item, "arguments") or part(item, "input"))
+        elif kind in _CALLS:
+            yield self._begin_call(key, item)
+        elif kind == "message":
+            self._known.add(key)
+            for content in part(item, "content") or ():
+                if said := part(content, "text") or part(content, "refusal"):
+                    yield said
 
     def _end(self, event: Any) -> Iterator[Yielded]:
+        if not self._known:
+            for number, item in enumerate(part(event, "response", "output") or ()):
+                yield from self._whole(number, item)
         self.usage = _responses_usage(part(event, "response", "usage"))
         reason = part(event, "response", "incomplete_details", "reason")
         if reason:
@@ -159,7 +211,6 @@ class ResponsesAnswer(Answer):
             self.finish_reason = "length"
         else:
             self.finish_reason = "tool_calls" if self.tool_calls.count else "stop"
-        yield from ()
 
     def _failed(self, event: Any) -> Iterator[Yielded]:
         usage = _responses_usage(part(event, "response", "usage"))
@@ -172,49 +223,28 @@ class ResponsesAnswer(Answer):
         raise reported({"code": part(event, "code")})
 
 
-class ChatAnswer(Answer):
-    """Translates the chunks of the Chat Completions API.
-
-    Compatible servers differ: reasoning comes as `reasoning_content` or `reasoning`, and some give every
-    parallel tool call the index 0 and only a new id.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._id_by_index: dict[int, str | None] = {}
-
-    def translate(self, event: Any) -> Iterator[Yielded]:
-        """Yield what a chunk becomes."""
-        if (usage := part(event, "usage")) is not None:
-            self.usage = _chat_usage(usage)
-        for choice in part(event, "choices") or ():
-            yield from self._delta(part(choice, "delta"))
-            if reason := part(choice, "finish_reason"):
-                self.finish_reason = "tool_calls" if reason == "function_call" else reason
-
-    def _delta(self, delta: Any) -> Iterator[Yielded]:
-        reasoning = part(delta, "reasoning_content") or part(delta, "reasoning")
-        if isinstance(reasoning, str) and reasoning:
-            yield {"type": "reasoning", "delta": reasoning}
-        for text in (part(delta, "content"), part(delta, "refusal")):
-            if text:
-                yield text
-        for call in part(delta, "tool_calls") or ():
-            yield from self._tool_call(call)
-
-    def _tool_call(self, call: Any) -> Iterator[Yielded]:
-        key, call_id = part(call, "index") or 0, part(call, "id")
-        arguments = part(call, "function", "arguments") or ""
-        if key in self._id_by_index and call_id in {None, "", self._id_by_index[key]}:
-            yield from self.tool_calls.extend(key, arguments)
-        else:
-            self._id_by_index[key] = call_id
-            yield self.tool_calls.begin(key, call_id, part(call, "function", "name"), arguments)
-
-
 def build(settings: Settings) -> OpenAIProvider:
     """Return the generator for the API that the settings choose."""
     return ChatGenerator(settings) if settings.openai_api == "chat" else ResponsesGenerator(settings)
+
+
+def _item_of(event: Any) -> Hashable:
+    """Return what names the output item that an event belongs to: its place, or else its id."""
+    place: int | None = part(event, "output_index")
+    if place is not None:
+        return place
+    name: Hashable = part(event, "item_id") or part(event, "item", "id")
+    return name
+
+
+def _content_of(event: Any) -> Hashable:
+    """Return what names the text, the refusal or the reasoning of an output item."""
+    return str(part(event, "type")).rpartition(".")[0], _item_of(event), part(event, "summary_index")
+
+
+def _names_of(event: Any) -> set[Hashable]:
+    """Return all names of what an event is a part of."""
+    return {_item_of(event), _content_of(event), part(event, "item_id")}
 
 
 def _responses_usage(usage: Any) -> Yielded | None:
@@ -227,15 +257,4 @@ def _responses_usage(usage: Any) -> Yielded | None:
         cached_tokens=part(usage, "input_tokens_details", "cached_tokens"),
         cache_write_tokens=part(usage, "input_tokens_details", "cache_write_tokens"),
         reasoning_tokens=part(usage, "output_tokens_details", "reasoning_tokens"),
-    )
-
-
-def _chat_usage(usage: Any) -> Yielded:
-    return usage_event(
-        input_tokens=part(usage, "prompt_tokens"),
-        output_tokens=part(usage, "completion_tokens"),
-        total_tokens=part(usage, "total_tokens"),
-        cached_tokens=part(usage, "prompt_tokens_details", "cached_tokens"),
-        cache_write_tokens=part(usage, "prompt_tokens_details", "cache_write_tokens"),
-        reasoning_tokens=part(usage, "completion_tokens_details", "reasoning_tokens"),
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from ...events import read_json
 from .messages import chat_messages, kinds, shape
 from .shapes import (
     Json,
@@ -122,7 +123,7 @@ def _tool_use(call: Json) -> Json:
     if not called:
         raise refusal(f"a tool call of the type {call.get('type')!r:.80}")
     try:
-        arguments = orjson.loads(called.get("arguments") or "{}")
+        arguments = read_json(called.get("arguments") or "{}")
     except orjson.JSONDecodeError:
         raise broken(f"The arguments of the tool call {call.get('id')!r:.80} are not JSON.") from None
     return {"type": "tool_use", "id": call.get("id"), "name": called.get("name"), "input": arguments}

@@ -1,0 +1,121 @@
+"""One answer of the Chat Completions API, as OpenAI's server and the many compatible ones send it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from .answer import Answer, part, usage_event
+from .chat_calls import ChatCalls
+from .done import DONE
+from .protocol import Yielded
+from .provider import reported
+
+_FINISH_REASONS: Final = {
+    "function_call": "tool_calls",
+    "tool_use": "tool_calls",
+    "end_turn": "stop",
+    "eos": "stop",
+    "eos_token": "stop",
+    "stop_sequence": "stop",
+    "complete": "stop",
+    "max_tokens": "length",
+}
+
+
+class ChatAnswer(Answer):
+    """Translates the chunks of one answer.
+
+    Compatible servers differ: reasoning comes as `reasoning_content`, as `reasoning` or as parts of the content; usage
+    in any chunk, and more than once; the reason why the answer ends twice, or not at all.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls = ChatCalls(self.tool_calls)
+        self._choice = 0  # the number of the one choice that is read
+        self._begun = False
+        self._counts: dict[str, Any] = {}
+
+    def translate(self, event: Any) -> Iterator[Yielded]:
+        """Yield what a chunk becomes."""
+        if event is DONE:
+            # A gateway that has no answer may send this alone.
+            if self._begun:
+                yield from self._finish("stop")
+            return
+        if part(event, "object") == "error":
+            raise reported({"code": part(event, "type")})
+        if part(event, "x_groq", "error"):
+            raise reported({})
+        self._count(part(event, "usage") or part(event, "x_groq", "usage"))
+        for choice in part(event, "choices") or ():
+            yield from self._choose(choice)
+
+    def _choose(self, choice: Any) -> Iterator[Yielded]:
+        number = part(choice, "index") or 0
+        if not self._begun:
+            self._choice = number
+        elif number != self._choice:
+            return
+        self._count(part(choice, "usage"))
+        delta = part(choice, "delta")
+        if delta is None and not self._begun:
+            delta = part(choice, "message")  # from a server that does not stream
+        self._begun = True
+        yield from self._delta(delta)
+        reason = part(choice, "finish_reason")
+        if reason == "error":
+            raise reported({"code": part(choice, "error", "code")})
+        if reason and isinstance(reason, str):
+            yield from self._finish(reason)
+
+    def _delta(self, delta: Any) -> Iterator[Yielded]:
+        reasoning = part(delta, "reasoning_content") or part(delta, "reasoning")
+        if isinstance(reasoning, str) and reasoning:
+            yield {"type": "reasoning", "delta": reasoning}
+        for content in (part(delta, "content"), part(delta, "refusal")):
+            yield from _content(content)
+        yield from self._calls.add(part(delta, "tool_calls") or ())
+        if called := part(delta, "function_call"):
+            yield from self._calls.add_legacy(called)
+
+    def _finish(self, reason: str) -> Iterator[Yielded]:
+        """End the answer; a reason that comes again says more only if the first one said nothing special."""
+        yield from self._calls.release()
+        known = _FINISH_REASONS.get(reason.lower(), reason)
+        if self.finish_reason in {None, "stop"}:
+            self.finish_reason = "tool_calls" if known == "stop" and self.tool_calls.count else known
+
+    def _count(self, usage: Any) -> None:
+        """Keep the counts; they are totals so far, and a later chunk may leave some out."""
+        if usage:
+            self._counts.update(_usage(usage))
+            self.usage = self._counts
+
+
+def _content(content: Any) -> Iterator[Yielded]:
+    """Yield what a text becomes, or a list of parts, of which some are what the model thinks."""
+    if isinstance(content, str):
+        if content:
+            yield content
+    elif isinstance(content, list):
+        for item in content:
+            if thought := part(item, "thinking"):
+                for text in _content(thought):
+                    yield {"type": "reasoning", "delta": text}
+            else:
+                yield from _content(part(item, "text"))
+
+
+def _usage(usage: Any) -> Mapping[str, Any]:
+    found = usage_event(
+        input_tokens=part(usage, "prompt_tokens"),
+        output_tokens=part(usage, "completion_tokens"),
+        total_tokens=part(usage, "total_tokens"),
+        cached_tokens=part(usage, "prompt_tokens_details", "cached_tokens"),
+        cache_write_tokens=part(usage, "prompt_tokens_details", "cache_write_tokens"),
+        reasoning_tokens=part(usage, "completion_tokens_details", "reasoning_tokens"),
+    )
+    assert isinstance(found, Mapping)
+    return found

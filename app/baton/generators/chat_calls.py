@@ -1,0 +1,149 @@
+"""The tool calls of one answer of the Chat Completions API, put together from their pieces.
+
+OpenAI's server numbers the calls, and sends each one's id and name once, whole, in its first piece. Compatible servers
+send ids and names late, in pieces, with every piece or not at all. They give all calls the index 0 or none, and send
+the whole arguments once more at the end. So a call is announced when its id, its name and the first of its arguments
+are there, or when it is over. Where the index does not say which call a piece belongs to, its name does, and whether
+the arguments so far are complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+
+from .answer import ToolCalls, part
+from .protocol import Yielded
+
+_LEGACY: Final = "function_call"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one chunk says of one call."""
+
+    index: Hashable
+    id: str
+    name: str
+    arguments: str
+
+    @classmethod
+    def of(cls, given: Any) -> Piece:
+        """Read an entry of `tool_calls`."""
+        called = part(given, "function") or part(given, "custom")
+        arguments = part(called, "arguments") or part(called, "input") or ""
+        if not isinstance(arguments, str):
+            arguments = orjson.dumps(arguments).decode()
+        return cls(part(given, "index"), _text(part(given, "id")), _text(part(called, "name")), arguments)
+
+    @classmethod
+    def of_legacy(cls, given: Any) -> Piece:
+        """Read a `function_call`, which has no id and comes alone."""
+        return cls(_LEGACY, "call_0", _text(part(given, "name")), _text(part(given, "arguments")))
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A call, as far as it has come."""
+
+    id: str = ""
+    name: str = ""
+    arguments: list[str] = field(default_factory=list)
+    announced: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether its arguments are an object of JSON: nothing can follow."""
+        try:
+            return isinstance(orjson.loads("".join(self.arguments)), dict)
+        except ValueError:
+            return False
+
+
+class ChatCalls:
+    """The calls of one answer, in the order in which they begin."""
+
+    def __init__(self, numbered: ToolCalls) -> None:
+        self._numbered = numbered
+        self._calls: list[Call] = []
+        self._by_index: dict[Hashable, Call] = {}
+
+    def add(self, entries: Iterable[Any]) -> Iterator[Yielded]:
+        """Yield what the `tool_calls` of one chunk become."""
+        seen: set[Hashable] = {None}
+        for piece in map(Piece.of, entries):
+            yield from self._add(piece, whole=piece.index in seen)
+            seen.add(piece.index)
+
+    def add_legacy(self, given: Any) -> Iterator[Yielded]:
+        """Yield what a `function_call` becomes; some servers send one beside the same `tool_calls`."""
+        if not self._calls or _LEGACY in self._by_index:
+            yield from self._add(Piece.of_legacy(given), whole=False)
+
+    def release(self) -> Iterator[Yielded]:
+        """Announce what still waits: no more can come of it."""
+        for call in self._calls:
+            yield from self._announce(call)
+
+    def _add(self, piece: Piece, *, whole: bool) -> Iterator[Yielded]:
+        call = self._named(piece)
+        if call is None or _begins(piece, call, whole=whole):
+            if call is not None:
+                yield from self._announce_until(call)
+            call = self._by_index[piece.index] = Call()
+            self._calls.append(call)
+        yield from self._extend(call, piece)
+
+    def _named(self, piece: Piece) -> Call | None:
+        """Return the call that has a piece's index; without one, the call with its id, or the last one."""
+        if piece.index is not None:
+            return self._by_index.get(piece.index)
+        last = self._by_index.get(None)
+        return next((call for call in self._calls if piece.id and call.id == piece.id), last)
+
+    def _extend(self, call: Call, piece: Piece) -> Iterator[Yielded]:
+        arguments = piece.arguments
+        if len(arguments) > 1 and arguments.startswith("{") and arguments == "".join(call.arguments):
+            arguments = ""  # the whole of them once more
+        if arguments:
+            call.arguments.append(arguments)
+        if call.announced:
+            yield from self._numbered.extend(call, arguments)
+            return
+        call.id = call.id or piece.id
+        # A name may come again with every piece, too.
+        call.name = piece.name if piece.name.startswith(call.name) else call.name + piece.name
+        if call.id and call.name and call.arguments:
+            yield from self._announce_until(call)
+
+    def _announce_until(self, call: Call) -> Iterator[Yielded]:
+        """Announce a call, and those before it first: calls are numbered in their order."""
+        for each in self._calls[: self._calls.index(call) + 1]:
+            yield from self._announce(each)
+
+    def _announce(self, call: Call) -> Iterator[Yielded]:
+        if not call.announced:
+            call.announced = True
+            yield self._numbered.begin(call, call.id, call.name, "".join(call.arguments))
+
+
+def _begins(piece: Piece, call: Call, *, whole: bool) -> bool:
+    """Whether a piece begins another call than the one that has its index so far.
+
+    `whole` says that the index cannot tell: it is missing, or comes for the second time in one chunk.
+    """
+    if not piece.name or (piece.id and piece.id == call.id):
+        return False
+    if whole:
+        return True
+    if piece.id and call.id:
+        # Some servers make up an id for each piece.
+        return piece.name != call.name or not call.arguments or call.complete
+    return call.complete and (piece.name != call.name or bool(piece.arguments))
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)

@@ -1,0 +1,56 @@
+"""`[DONE]`, the end of a stream of OpenAI's APIs: it tells an answer that is over from a connection that was lost.
+
+The SDK stops there and does not say so. Some compatible servers say nothing else: their last chunk has no
+`finish_reason`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, Final
+
+import openai
+
+# The event behind the last one of a stream that came to its end.
+DONE: Final = object()
+
+# A line of the body; none within an event can look so, since JSON escapes the ends of lines.
+_LINE: Final = re.compile(rb"[\r\n]data: ?\[DONE\]")
+_LONGEST: Final = len(b"\ndata: [DONE]\r\n\r\n")
+
+
+class Marked:
+    """A streamed response whose events end with `DONE` if the body did."""
+
+    def __init__(self, stream: openai.AsyncStream[Any]) -> None:
+        self._stream = stream
+        self._events = aiter(stream)
+        self._body = stream.response.aiter_bytes
+        self._last = b"\n"  # what the last lines of the body may be in
+        self._over = False
+        stream.response.aiter_bytes = self._watched  # type: ignore[method-assign]
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        """Return itself: it is read once."""
+        return self
+
+    async def __anext__(self) -> Any:
+        """Return the next event."""
+        try:
+            return await anext(self._events)
+        except StopAsyncIteration:
+            if self._over or not _LINE.search(self._last):
+                raise
+            self._over = True
+            return DONE
+
+    async def close(self) -> None:
+        """Close the connection, or give it back."""
+        await self._stream.close()
+
+    async def _watched(self, chunk_size: int | None = None) -> AsyncGenerator[bytes, None]:
+        """Yield the body, and remember its end. The SDK reads no further than the chunk with the mark."""
+        async for chunk in self._body(chunk_size):
+            self._last = self._last[-_LONGEST:] + chunk
+            yield chunk
