@@ -422,7 +422,7 @@ async def serve(settings: Settings) -> None:
         ConfigurationError: a setting, the address or the database is not as it must be.
     """
     settings = within_open_files(settings)
-    app = create_app(settings)
+    app = create_app(settings, on_signals=False)
     # The lifespan is entered here and not by uvicorn, whose log would bury a configuration error in a traceback.
     with contextlib.closing(bind(settings.host, settings.port, settings.write_timeout_seconds)) as listening:
         if settings.demo and not _is_loopback(listening):
