@@ -26,7 +26,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from . import problems, request_ids
+from . import prefix, problems, request_ids
 from .collector import collect_seldom
 from .connections import ABORT_EXTENSION, CLOSE_EXTENSION, DIRECT_EXTENSION
 from .errors import (
@@ -286,7 +286,8 @@ class Protocol(HttpToolsProtocol):
         elif self._in_body:
             self._close()
             return
-        self.transport.write(_encoded(error, self._pod))
+        page = prefix.before(self.scope or {}, self._pod.settings) + problems.PAGE_PATH
+        self.transport.write(_encoded(error, self._pod, page))
         self._close()
 
     def _close(self) -> None:
@@ -345,10 +346,10 @@ def _authority(target: bytes) -> bytes:
     return b"%b:%d" % (host, parts.port) if parts.port else host
 
 
-def _encoded(error: RequestError, pod: Pod) -> bytes:
+def _encoded(error: RequestError, pod: Pod, page: str) -> bytes:
     """The whole answer to what is no request yet, and cannot be given to the application."""
     with request_ids.new():
-        body = problems.encoded(error, problems.PAGE_PATH)
+        body = problems.encoded(error, page)
         common = problems.answer_headers(pod)
     headers = {
         **common,
