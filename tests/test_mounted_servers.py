@@ -134,6 +134,30 @@ async def test_clients_are_sent_on_before_the_process_ends_and_miss_nothing(
 
 
 @pytest.mark.slow
+async def test_while_it_drains_it_accepts_and_sends_on(cluster: Cluster, tmp_path: Path) -> None:
+    author = await cluster.author()
+    await author.write_texts([2])
+    async with mounted("uvicorn", tmp_path, cluster.dsn, BATON_DRAIN_SECONDS="60") as site:
+
+        async def leaves() -> bool:
+            return (await cluster.client.get(f"{site.url}/readyz")).status_code == 503
+
+        viewers = Viewers(cluster.client, site, author)
+        for _ in range(2):
+            viewers.native()
+        await viewers.reached()
+        site.stop()
+        await until(leaves)
+        sent_on = await viewers.native()
+        assert sent_on.clean
+        assert site.process.returncode is None
+        # After a second signal the rest leave at once.
+        site.stop()
+        await site.ends(GRACE_SECONDS)
+        assert all(ending.clean for ending in await asyncio.gather(*viewers.tasks))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("server", SERVERS)
 async def test_one_client_holds_up_no_process(
     server: str, cluster: Cluster, tmp_path: Path, record_property: Callable[[str, object], None]

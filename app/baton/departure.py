@@ -50,6 +50,7 @@ class Departure:
         self._on_signals = on_signals
         self._loop = asyncio.get_running_loop()
         self._drain: asyncio.Task[None] | None = None
+        self._hurry: asyncio.Task[None] | None = None  # the same for those that are left, without a pause
         self._behind: dict[int, _Handler] = {}  # the handlers that were there before
         self._held: list[int] = []  # signals that they have not been given
         self._signalled = False
@@ -84,9 +85,10 @@ class Departure:
             if signal.getsignal(number) == self._on_signal:
                 signal.signal(number, handler)
         self._on_signals = False
-        if self._drain is not None:
-            self._drain.cancel()
-            await asyncio.gather(self._drain, return_exceptions=True)
+        tasks = [task for task in (self._drain, self._hurry) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         """Hear a signal, between any two instructions of the main thread."""
@@ -96,9 +98,10 @@ class Departure:
             self._behind[number](number, frame)
 
     def _heard(self, number: int) -> None:
-        """Drain on the first signal; one more goes to the server at once, and the first with it."""
+        """Drain on the first signal. With one more the rest leave at once, and the server gets both."""
         self._held.append(number)
         if self._signalled:
+            self._hurry = self._hurry or asyncio.create_task(self._send_away(0))
             self._pass_on()
             return
         self._signalled = True
