@@ -116,6 +116,7 @@ class Demo:
         environment = {
             "BATON_ALLOW_ANONYMOUS": "true",
             "BATON_REPLAY_SPEED": str(own.replay_speed),
+            "BATON_PATH_PREFIX": "",
             "BATON_DEMO": str(self._serves).lower(),
         }
         if own.database_url is None:

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final, Self
 
 import asyncpg
@@ -46,6 +46,10 @@ LOOK_SECONDS: Final = 15
 QUEUE_SECONDS: Final = 0.5
 # Consoles ask more often than this, and all of them the same.
 ANSWER_SECONDS: Final = 1
+
+
+def _nothing() -> None:
+    pass
 
 
 class Pod:
@@ -102,6 +106,7 @@ class Pod:
         self.recent_answers = RecentAnswers(ANSWER_SECONDS)
         self.draining = False
         self.broken = False
+        self.before_joining: Callable[[], None] = _nothing  # called when a client is about to follow, or to wait
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -190,10 +195,10 @@ class Pod:
             "Your own are named in BATON_GENERATORS, for pods and workers alike."
         )
 
-    async def drain(self) -> None:
-        """Send the clients away to other pods, spread over `drain_seconds`."""
+    async def drain(self, seconds: float | None = None) -> None:
+        """Send the clients away to other pods, spread over that time, by default `drain_seconds`."""
         self.draining = True
-        await self.connections.drain(self.settings.drain_seconds)
+        await self.connections.drain(self.settings.drain_seconds if seconds is None else seconds)
         self.relays.tap_all()
 
     async def watch_database(self) -> None:

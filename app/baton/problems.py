@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from typing import Any, Final
-from urllib.parse import quote
 
 import orjson
 from starlette.exceptions import HTTPException
@@ -13,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from typing_extensions import TypedDict
 
-from . import request_ids
+from . import prefix, request_ids
 from .codes import RefusalCode
 from .errors import (
     InternalError,
@@ -124,12 +123,13 @@ def path_of(request: Request) -> str:
 
 
 def address(request: Request, name: str, **parameters: Any) -> str:
-    """The path of a route, with the prefix that this app is mounted under.
+    """The path of a route as clients see it: with what proxies took off, and what this app is mounted under.
 
     It has no scheme and no host, which a pod behind a proxy cannot know; nor does it depend on what the app that this
     one is mounted into calls its own routes, as `request.url_for` does.
     """
-    return quote(request.scope.get("root_path", "")) + str(request.app.url_path_for(name, **parameters))
+    path = str(request.app.url_path_for(name, **parameters))
+    return prefix.before(request.scope, request.app.settings) + path
 
 
 def _methods_here(request: Request) -> list[str]:

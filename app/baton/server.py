@@ -26,7 +26,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from . import problems, request_ids
+from . import prefix, problems, request_ids
 from .collector import collect_seldom
 from .connections import ABORT_EXTENSION, CLOSE_EXTENSION, DIRECT_EXTENSION
 from .errors import (
@@ -286,7 +286,8 @@ class Protocol(HttpToolsProtocol):
         elif self._in_body:
             self._close()
             return
-        self.transport.write(_encoded(error, self._pod))
+        page = prefix.before(self.scope or {}, self._pod.settings) + problems.PAGE_PATH
+        self.transport.write(_encoded(error, self._pod, page))
         self._close()
 
     def _close(self) -> None:
@@ -345,10 +346,10 @@ def _authority(target: bytes) -> bytes:
     return b"%b:%d" % (host, parts.port) if parts.port else host
 
 
-def _encoded(error: RequestError, pod: Pod) -> bytes:
+def _encoded(error: RequestError, pod: Pod, page: str) -> bytes:
     """The whole answer to what is no request yet, and cannot be given to the application."""
     with request_ids.new():
-        body = problems.encoded(error, problems.PAGE_PATH)
+        body = problems.encoded(error, page)
         common = problems.answer_headers(pod)
     headers = {
         **common,
@@ -422,7 +423,7 @@ async def serve(settings: Settings) -> None:
         ConfigurationError: a setting, the address or the database is not as it must be.
     """
     settings = within_open_files(settings)
-    app = create_app(settings)
+    app = create_app(settings, on_signals=False)
     # The lifespan is entered here and not by uvicorn, whose log would bury a configuration error in a traceback.
     with contextlib.closing(bind(settings.host, settings.port, settings.write_timeout_seconds)) as listening:
         if settings.demo and not _is_loopback(listening):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import socket
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 from urllib.parse import urlsplit
 
 import orjson
@@ -13,6 +14,9 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_vali
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .errors import ConfigurationError
+
+# The path of an address before Baton's own, as it stands in addresses. Browsers would resolve segments of dots.
+PATH_PREFIX: Final = r"(/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+){0,32}/?"
 
 LogFormat: TypeAlias = Literal["auto", "json", "text"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error", "critical"]
@@ -63,6 +67,16 @@ class Settings(BaseSettings):
     pod_name: str = Field(
         default_factory=_process_name,
         description="What a pod calls itself in `X-Baton-Pod`: 1 to 100 printable ASCII characters",
+    )
+    path_prefix: str = Field(
+        "",
+        description="The path that a proxy takes off before it passes requests on: `/api/ai`. Addresses in answers "
+        "begin with it",
+    )
+    trusted_proxies: Annotated[frozenset[str], NoDecode] = Field(
+        default_factory=frozenset,
+        description="Proxies whose `X-Forwarded-Prefix` replaces `BATON_PATH_PREFIX`: addresses or networks, "
+        "`10.0.0.0/8`, comma-separated; `*` stands for every peer",
     )
     allowed_origins: Annotated[frozenset[str], NoDecode] = Field(
         default_factory=frozenset,
@@ -381,7 +395,7 @@ class Settings(BaseSettings):
             found[match["name"]] = match["target"]
         return found
 
-    @field_validator("offered_generators", "allowed_origins", mode="before")
+    @field_validator("offered_generators", "allowed_origins", "trusted_proxies", mode="before")
     @classmethod
     def _parse_names(cls, value: Any) -> Any:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
@@ -394,6 +408,23 @@ class Settings(BaseSettings):
         if "*" in value and len(value) > 1:
             raise ValueError("* stands for all origins, and goes alone")
         return value
+
+    @field_validator("path_prefix")
+    @classmethod
+    def _is_path(cls, value: str) -> str:
+        if not re.fullmatch(PATH_PREFIX, value):
+            raise ValueError("it must look like /api/ai: letters, digits and . _ ~ - between slashes")
+        return value.rstrip("/")
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: frozenset[str]) -> frozenset[str]:
+        try:
+            return frozenset(item if item == "*" else str(ipaddress.ip_network(item)) for item in value)
+        except ValueError:
+            raise ValueError(
+                "each must be an address or a network, such as 10.1.2.3 or 10.0.0.0/8 (no bits behind the mask), or *"
+            ) from None
 
     @field_validator("models", mode="before")
     @classmethod

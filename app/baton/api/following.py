@@ -162,7 +162,9 @@ async def _join(request: Request, stream_id: UUID, cursor: int) -> Subscriber:
     principal = principal_of(request)
     if not principal.sees(principal.tenant, stream_id):
         raise StreamNotFound(f"There is no stream {stream_id}.")
-    relays = pod_of(request).relays
+    pod = pod_of(request)
+    pod.before_joining()
+    relays = pod.relays
     subscriber = await relays.subscribe(stream_id, cursor, principal.tenant)
     try:
         principal.require_in_time(subscriber.relay.ended_at)

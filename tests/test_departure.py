@@ -1,0 +1,227 @@
+"""Signals, and the pod in somebody else's process that hears them first."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import FrameType
+
+import pytest
+import uvloop
+from tests.cluster import Cluster
+from tests.follower import following
+from tests.logbook import DEADLINE_SECONDS, until
+
+from baton.departure import Departure
+from baton.main import create_app
+
+
+class Drain:
+    """Clients that leave when the test lets them."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.let = asyncio.Event()
+
+    async def __call__(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+        await self.let.wait()
+
+
+class Handler:
+    """A server's, which notes what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[int] = []
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.heard.append(number)
+
+
+@pytest.fixture(autouse=True)
+def _handlers_as_before() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@contextlib.asynccontextmanager
+async def departure(drain: Drain, seconds: float = 3) -> AsyncIterator[Departure]:
+    made = Departure(drain, seconds, on_signals=True)
+    try:
+        yield made
+    finally:
+        drain.let.set()
+        await made.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_server_hears_the_signal_when_the_clients_have_been_sent_away(number: signal.Signals) -> None:
+    server, drain = Handler(), Drain()
+    signal.signal(number, server)
+    async with departure(drain) as leaving:
+        leaving.hear()
+        signal.raise_signal(number)
+        await until(lambda: drain.seconds == [3])
+        assert server.heard == []
+        drain.let.set()
+        await until(lambda: server.heard == [number])
+    assert signal.getsignal(number) is server
+
+
+async def test_after_a_second_signal_the_rest_leave_at_once() -> None:
+    server, drain = Handler(), Drain()
+    signal.signal(signal.SIGINT, server)
+    async with departure(drain) as leaving:
+        leaving.hear()
+        signal.raise_signal(signal.SIGINT)
+        await until(lambda: bool(drain.seconds))
+        signal.raise_signal(signal.SIGINT)
+        # Both, as a server counts them.
+        await until(lambda: server.heard == [signal.SIGINT] * 2)
+        await until(lambda: drain.seconds == [3, 0])
+        signal.raise_signal(signal.SIGINT)
+        await until(lambda: server.heard == [signal.SIGINT] * 3)
+    assert server.heard == [signal.SIGINT] * 3
+    assert drain.seconds == [3, 0]
+
+
+async def test_clients_that_were_sent_away_before_are_not_waited_for_again() -> None:
+    server, drain = Handler(), Drain()
+    signal.signal(signal.SIGTERM, server)
+    async with departure(drain) as leaving:
+        leaving.hear()
+        asked = asyncio.create_task(leaving.drain())
+        await until(lambda: bool(drain.seconds))
+        signal.raise_signal(signal.SIGTERM)
+        # It was heard before the drain ends.
+        await asyncio.sleep(0)
+        drain.let.set()
+        await asked
+        await until(lambda: server.heard == [signal.SIGTERM])
+    assert len(drain.seconds) == 1
+
+
+async def test_what_nobody_handles_stays_as_it_is() -> None:
+    """In tests and scripts, where no server runs: SIGTERM ends a process, and Ctrl-C interrupts it."""
+    drain = Drain()
+    for number, handler in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        signal.signal(number, handler)
+    async with departure(drain) as leaving:
+        leaving.hear()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        leaving.hear()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+def test_a_ctrl_c_that_asyncio_handles_stays_as_it_is() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    async def main() -> None:
+        asyncios = signal.getsignal(signal.SIGINT)
+        assert asyncios is not signal.default_int_handler
+        async with departure(Drain()) as leaving:
+            leaving.hear()
+            assert signal.getsignal(signal.SIGINT) is asyncios
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_loop_that_hears_signals_by_itself_goes_on_hearing_them(run: Callable[..., None]) -> None:
+    async def main() -> None:
+        heard, drain = asyncio.Event(), Drain()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, heard.set)
+        async with departure(drain) as leaving:
+            leaving.hear()
+            signal.raise_signal(signal.SIGTERM)
+            await asyncio.wait_for(heard.wait(), DEADLINE_SECONDS)
+            # Its server stops meanwhile, so there is less time.
+            await until(lambda: drain.seconds == [1.5])
+            heard.clear()
+            drain.let.set()
+            await leaving.drain()
+            await asyncio.sleep(0)
+            assert not heard.is_set()
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.wait_for(heard.wait(), DEADLINE_SECONDS)
+
+    run(main())
+
+
+async def test_a_handler_that_came_between_is_left_alone() -> None:
+    server, other, drain = Handler(), Handler(), Drain()
+    signal.signal(signal.SIGTERM, server)
+    async with departure(drain) as leaving:
+        leaving.hear()
+        signal.signal(signal.SIGTERM, other)
+        leaving.hear()
+        assert signal.getsignal(signal.SIGTERM) is other
+    assert signal.getsignal(signal.SIGTERM) is other
+
+
+async def test_of_two_in_one_process_each_sends_its_clients_away() -> None:
+    server, one, other = Handler(), Drain(), Drain()
+    signal.signal(signal.SIGTERM, server)
+    async with departure(one) as inner, departure(other) as outer:
+        inner.hear()
+        outer.hear()
+        signal.raise_signal(signal.SIGTERM)
+        await until(lambda: bool(other.seconds))
+        other.let.set()
+        await until(lambda: bool(one.seconds))
+        assert server.heard == []
+        one.let.set()
+        await until(lambda: server.heard == [signal.SIGTERM])
+    assert signal.getsignal(signal.SIGTERM) is server
+
+
+def test_in_a_thread_no_signal_is_touched_and_clients_can_be_sent_away() -> None:
+    server = Handler()
+    signal.signal(signal.SIGTERM, server)
+    found: list[Departure] = []
+    drained = threading.Event()
+
+    async def serve() -> None:
+        drain = Drain()
+        async with departure(drain) as leaving:
+            leaving.hear()
+            found.append(leaving)
+            await until(lambda: drain.seconds == [3])
+            drained.set()
+
+    thread = threading.Thread(target=asyncio.run, args=[serve()])
+    thread.start()
+    while not found:
+        thread.join(0.01)
+    found[0].leave()
+    thread.join(DEADLINE_SECONDS)
+    assert drained.is_set()
+    assert signal.getsignal(signal.SIGTERM) is server
+    found[0].leave()  # the loop is closed by now
+
+
+async def test_an_app_can_be_told_to_leave_without_a_signal(cluster: Cluster) -> None:
+    pod = await cluster.pod()
+    author = await cluster.author()
+    await author.write_texts([1])
+    app = pod.app
+    async with following(cluster.client, pod.url, author.id) as follower:
+        await follower.next_event()
+        app.leave()  # type: ignore[attr-defined]
+        await follower.rest()
+        assert follower.comments[-1].startswith(b": baton\nretry: ")
+    await app.drain()  # type: ignore[attr-defined]
+    assert (await cluster.client.get(f"{pod.url}/readyz")).status_code == 503
+
+
+async def test_an_app_that_does_not_run_has_nobody_to_send_away(cluster: Cluster) -> None:
+    app = create_app(cluster.settings())
+    app.leave()
+    await app.drain()

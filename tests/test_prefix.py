@@ -1,0 +1,185 @@
+"""Addresses in answers where a proxy has taken a part of the path off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from tests.cluster import Cluster, echo, serving
+from tests.follower import frames_after, texts
+from tests.nginx import PREFIX, needs_nginx, nginx
+
+from baton.errors import ConfigurationError
+from baton.main import create_app
+from baton.prefix import before
+from baton.settings import Settings
+
+TRUSTING = {"trusted_proxies": "10.0.0.0/8, 192.0.2.7, 2001:db8::/32"}
+
+
+def scope(*prefixes: str, client: str | None = "10.1.2.3", **given: Any) -> dict[str, Any]:
+    headers = [(b"host", b"here"), *((b"x-forwarded-prefix", prefix.encode("latin-1")) for prefix in prefixes)]
+    return {"headers": headers, "client": client and (client, 80), **given}
+
+
+def test_without_a_proxy_it_is_what_the_app_is_mounted_under() -> None:
+    assert before(scope(), Settings.load()) == ""
+    assert before(scope(root_path="/a b", app_root_path=""), Settings.load()) == "/a%20b"
+    assert before({}, Settings.load()) == ""
+
+
+@pytest.mark.parametrize("client", ["10.255.0.1", "192.0.2.7", "2001:db8::1", "::ffff:10.0.0.1"])
+def test_a_trusted_proxy_says_what_it_took_off(client: str) -> None:
+    assert before(scope("/api", client=client), Settings.load(**TRUSTING)) == "/api"
+    # Which is more than a setting knows, for instance of a second proxy.
+    assert before(scope("/api/", client=client), Settings.load(path_prefix="/other", **TRUSTING)) == "/api"
+    assert before(scope("/", client=client), Settings.load(path_prefix="/other", **TRUSTING)) == ""
+
+
+@pytest.mark.parametrize("client", ["192.0.2.8", "11.0.0.1", "2001:db9::1", "::ffff:11.0.0.1", "testclient", "", None])
+def test_nobody_else_does(client: str | None) -> None:
+    assert before(scope("/api", client=client), Settings.load(**TRUSTING)) == ""
+    assert before(scope("/api", client=client), Settings.load(path_prefix="/set", **TRUSTING)) == "/set"
+    assert before(scope("/api", client=client), Settings.load()) == ""
+
+
+@pytest.mark.parametrize("client", ["203.0.113.1", None])
+def test_every_peer_can_be_trusted(client: str | None) -> None:
+    assert before(scope("/api", client=client), Settings.load(trusted_proxies="*")) == "/api"
+
+
+HOSTILE = [
+    *("//evil.com", "/\\evil.com", "\\\\evil.com", "https://evil.com", "javascript:alert(1)", "evil", "/a//b", "/."),
+    *("/a/..", "/../b", "/a/./b", "/%2e%2e/b", "/a%0d%0aSet-Cookie:x", "/a\r\nb", "/a\n", "/a b", "/a?b", "/a#b"),
+    *("/a,/b", "/a, /b", "/a;b", "/ä", "/a'b", '/a"b', "/<b>", "/a\0", "/a" * 33),
+]
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_what_is_no_plain_path_is_neither_taken_nor_allowed_as_a_setting(value: str) -> None:
+    assert before(scope(value), Settings.load(path_prefix="/set", **TRUSTING)) == "/set"
+    with pytest.raises(ConfigurationError, match="BATON_PATH_PREFIX: it must look like /api/ai"):
+        Settings.load(path_prefix=value)
+
+
+def test_of_two_headers_none_counts() -> None:
+    assert before(scope("/a", "/b"), Settings.load(**TRUSTING)) == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [("", ""), ("/", ""), ("/api", "/api"), ("/api/", "/api"), ("/a.b/~c_d-e", "/a.b/~c_d-e")]
+)
+def test_a_setting_says_it_too(given: str, found: str) -> None:
+    assert before(scope(), Settings.load(path_prefix=given)) == found
+
+
+@pytest.mark.parametrize(
+    ("servers", "mount", "whole"),
+    [
+        ("", "/ai", "/api/ai"),  # uvicorn without --root-path
+        ("/api", "/ai", "/api/ai"),  # with it: it is not repeated
+        ("/api", "", "/api"),
+        ("", "/api", "/api/api"),  # the mount is called the same
+        ("/apis", "/ai", "/api/apis/ai"),
+        ("/api/inner", "/ai", "/api/inner/ai"),
+    ],
+)
+def test_what_the_server_and_the_mount_know_comes_behind_it_once(servers: str, mount: str, whole: str) -> None:
+    given = scope("/api", root_path=servers + mount, app_root_path=servers)
+    assert before(given, Settings.load(**TRUSTING)) == whole
+    del given["app_root_path"]
+    if not mount:
+        assert before(given, Settings.load(**TRUSTING)) == whole
+
+
+@pytest.mark.parametrize("value", ["example.com", "10.0.0.1/8", "10.0.0.0/99", "10.0.0.0/8;", "*.*"])
+def test_proxies_are_addresses_and_networks(value: str) -> None:
+    with pytest.raises(ConfigurationError, match="BATON_TRUSTED_PROXIES: each must be an address or a network"):
+        Settings.load(trusted_proxies=value)
+
+
+@contextlib.asynccontextmanager
+async def pod_behind(
+    cluster: Cluster, folder: Path, *, mount: str = "", **given: Any
+) -> AsyncIterator[tuple[str, str]]:
+    """Serve a pod behind nginx; yield nginx' address and the path of Baton there."""
+    app = create_app(cluster.settings(**given))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        async with app.router.lifespan_context(app):
+            yield
+
+    outer = Starlette(routes=[Mount(mount, app)], lifespan=lifespan) if mount else app
+    async with serving(outer, baton_app=app) as url, nginx(folder, url) as address:
+        yield address, PREFIX + mount
+
+
+@needs_nginx
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"trusted_proxies": "127.0.0.1"},
+        {"path_prefix": PREFIX},
+        {"trusted_proxies": "127.0.0.1", "mount": "/inner"},
+        {"path_prefix": PREFIX, "mount": "/inner"},
+    ],
+    ids=" ".join,
+)
+async def test_every_address_in_an_answer_leads_back_through_the_proxy(
+    cluster: Cluster, tmp_path: Path, given: dict[str, str]
+) -> None:
+    client = cluster.client
+    await cluster.worker({"replay": echo})
+    async with pod_behind(cluster, tmp_path, **given) as (address, prefix):
+        url = address + prefix
+        answers = [await client.post(f"{url}/v1/streams", json={"input": ["a", "b"]}) for _ in range(2)]
+        for created in answers:
+            stream = created.json()
+            assert stream["events_url"] == f"{prefix}/v1/streams/{stream['id']}/events"
+            assert created.headers["location"] == f"{prefix}/v1/streams/{stream['id']}"
+            assert (await client.get(address + created.headers["location"])).json()["id"] == stream["id"]
+            assert texts(await frames_after(client, url, stream["id"])) == ["a", "b"]
+            assert (await client.get(address + stream["events_url"], headers={"last-event-id": "3"})).status_code == 204
+        first = (await client.get(f"{url}/v1/streams?limit=1")).json()
+        assert first["next"].startswith(f"{prefix}/v1/streams?")
+        second = (await client.get(address + first["next"])).json()
+        assert [page["data"][0]["id"] for page in (second, first)] == [answer.json()["id"] for answer in answers]
+        assert second["data"][0]["events_url"].startswith(f"{prefix}/v1/streams/")
+        for path in ("v1/streams/x", "v1/responses/x", "nowhere"):
+            answer = await client.get(f"{url}/{path}")
+            if answer.headers["content-type"] == "application/problem+json":
+                page, _, code = answer.json()["type"].partition("#")
+                assert (page, code) == (f"{prefix}/errors", answer.json()["code"])
+                assert (await client.get(address + page)).status_code == 200
+        assert (await client.get(f"{url}/openapi.json")).json()["servers"] == [{"url": prefix}]
+        assert prefix in json.dumps((await client.get(f"{url}/v1/streams/nowhere")).json())
+
+
+async def test_a_request_that_cannot_be_parsed_is_told_where_its_error_is_explained(cluster: Cluster) -> None:
+    async def refused(url: str, header: str) -> dict[str, Any]:
+        host, _, port = url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port))) as client:
+            client.setblocking(False)
+            asking = b"GET / HTTP/1.1\r\n%b\r\n\r\n" % header.encode()
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(client, asking)
+            answer = b""
+            while part := await loop.sock_recv(client, 65_536):
+                answer += part
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        problem: dict[str, Any] = json.loads(body)
+        return problem
+
+    pod = await cluster.pod(path_prefix="/set", trusted_proxies="127.0.0.1")
+    assert (await refused(pod.url, "no host: x"))["type"].startswith("/set/errors#")
+    assert (await refused(pod.url, "X-Forwarded-Prefix: /api"))["type"].startswith("/api/errors#")
