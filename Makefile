@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 UV := $(VENV)/bin/uv
 RUN := $(VENV)/bin/
+LOWEST := $(VENV)-lowest
+UV_RELEASE := uv==0.13.8
 export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_PYTHON_DOWNLOADS := never
 # The tests start hundreds of processes: each would compile Baton anew.
@@ -18,7 +20,7 @@ install: $(VENV)/.installed ## Set up .venv with baton and the tools to develop 
 $(VENV)/.installed: pyproject.toml uv.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"Baton needs Python 3.11 or newer, and $(PYTHON) is {v.major}.{v.minor}. Run: make PYTHON=/path/to/python3.11" if v < (3, 11) else 0)'
 	@test -x $(RUN)python || $(PYTHON) -m venv $(VENV) || { echo 'Python has no venv module here. On Debian and Ubuntu: apt-get install python3-venv'; rm -rf $(VENV); exit 1; }
-	@test -x $(UV) || $(RUN)python -m pip install --quiet --disable-pip-version-check uv==0.13.8
+	@test -x $(UV) || $(RUN)python -m pip install --quiet --disable-pip-version-check $(UV_RELEASE)
 	@echo "Installing Baton into $(VENV) ..."
 	@$(UV) sync --quiet --locked --inexact --all-extras --python $(RUN)python
 	@touch $@
@@ -42,9 +44,18 @@ test: lint ## Lint, then run the tests on a real Postgres (at most 5 minutes)
 test-clients: install ## The tests with real clients: SDKs from PyPI and npm, and Chromium, where they are
 	@$(RUN)pytest -q -n 4 -m clients
 
-test-all: lint ## All tests, those that take longer too, and on the oldest Postgres where there is one
+test-lowest: install ## The tests on the oldest releases of what Baton depends on (Python 3.11 or 3.12)
+	@$(UV) venv --quiet --clear --python $(RUN)python $(LOWEST)
+	@$(UV) pip compile --quiet --all-extras --group test --resolution lowest-direct --python $(LOWEST)/bin/python \
+		--output-file $(LOWEST)/requirements.txt pyproject.toml
+	@VIRTUAL_ENV=$(LOWEST) $(UV) pip sync --quiet $(LOWEST)/requirements.txt
+	@VIRTUAL_ENV=$(LOWEST) $(UV) pip install --quiet --no-deps $(UV_RELEASE) --editable .
+	@$(LOWEST)/bin/pytest -q -n 4 -m "not slow and not clients" --ignore tests/clients
+
+test-all: lint ## All tests, those that take longer too, on the oldest Postgres where there is one, and test-lowest
 	@$(RUN)pytest -q -n 4
 	@$(RUN)pytest -q -n 4 -m "not slow and not clients" --postgres 15
+	@$(MAKE) test-lowest
 
 bench: bench-install ## Measure Baton and what it is compared with, into docs/benchmarks (an hour or two)
 	@$(RUN)python -m bench
@@ -60,6 +71,6 @@ format: install ## Format the code
 	@$(RUN)ruff format --quiet .
 
 clean: ## Remove what the targets above made
-	@rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
+	@rm -rf $(VENV) $(LOWEST) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
 
-.PHONY: help install demo chaos lint test test-clients test-all bench bench-quick bench-install format clean
+.PHONY: help install demo chaos lint test test-clients test-lowest test-all bench bench-quick bench-install format clean

@@ -53,7 +53,13 @@ def json_formatter(*, project: str | None = None, **process: str) -> logging.For
 
 def text_formatter(*, colors: bool = False, lines: bool = False) -> logging.Formatter:
     """Return what makes one line for people of each record; with `lines`, for terminals, tracebacks keep theirs."""
-    render = structlog.dev.ConsoleRenderer(colors=colors, force_colors=colors, sort_keys=False, pad_event_to=0)
+    render = structlog.dev.ConsoleRenderer(
+        colors=colors,
+        force_colors=colors,
+        sort_keys=False,
+        pad_event_to=0,
+        exception_formatter=structlog.dev.plain_traceback,
+    )
     return _formatter(_Text(lines), render)
 
 

@@ -29,8 +29,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("tenant", "caller", name="pk_bucket"),
         schema="baton",
         prefixes=["UNLOGGED"],
-        postgresql_with={"fillfactor": 50},
     )
+    op.execute("ALTER TABLE baton.bucket SET (fillfactor = 50)")
 
 
 def downgrade() -> None:

@@ -41,8 +41,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_pod"),
         schema="baton",
         prefixes=["UNLOGGED"],
-        postgresql_with={"fillfactor": 50},
     )
+    op.execute("ALTER TABLE baton.pod SET (fillfactor = 50)")
 
 
 def downgrade() -> None:

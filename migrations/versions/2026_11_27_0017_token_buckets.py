@@ -30,8 +30,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("tenant", "caller", "slot", name="pk_token_bucket"),
         schema="baton",
         prefixes=["UNLOGGED"],
-        postgresql_with={"fillfactor": 50},
     )
+    op.execute("ALTER TABLE baton.token_bucket SET (fillfactor = 50)")
 
 
 def downgrade() -> None:

@@ -18,7 +18,7 @@ from ..settings import Settings
 from . import conversation
 from .answer import Answer, part, usage_event
 from .protocol import Yielded
-from .provider import EventStream, Provider, SdkErrors, http_client
+from .provider import EventStream, Provider, SdkErrors, http_client, http_library
 
 # Servers without access control take any key; with none, the SDK would look for credentials on the disk.
 _NO_KEY = "none"
@@ -41,6 +41,7 @@ class AnthropicGenerator(Provider):
     name = "anthropic"
     model_setting = "BATON_ANTHROPIC_MODEL"
     errors = SdkErrors(anthropic.AnthropicError, anthropic.APIConnectionError, anthropic.APITimeoutError)
+    http = http_library(anthropic.DefaultAsyncHttpxClient)
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, settings.anthropic_model)
@@ -50,7 +51,7 @@ class AnthropicGenerator(Provider):
             api_key=key or _NO_KEY,
             base_url=settings.anthropic_base_url,
             max_retries=settings.provider_max_retries,
-            http_client=http_client(settings),
+            http_client=http_client(settings, self.http),
         )
         # The SDK imports a resource when it is first touched: now, rather than under running streams.
         self._messages = self._client.messages

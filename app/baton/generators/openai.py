@@ -19,7 +19,7 @@ from .answer import Answer, part, usage_event
 from .chat_answer import ChatAnswer
 from .done import Marked
 from .protocol import Yielded
-from .provider import EventStream, Provider, SdkErrors, http_client, reported
+from .provider import EventStream, Provider, SdkErrors, http_client, http_library, reported
 
 _CALLS: Final = frozenset({"function_call", "custom_tool_call"})
 
@@ -33,6 +33,7 @@ class OpenAIProvider(Provider):
     name = "openai"
     model_setting = "BATON_OPENAI_MODEL"
     errors = SdkErrors(openai.OpenAIError, openai.APIConnectionError, openai.APITimeoutError)
+    http = http_library(openai.DefaultAsyncHttpxClient)
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, settings.openai_model)
@@ -41,7 +42,7 @@ class OpenAIProvider(Provider):
             api_key=key or _NO_KEY,
             base_url=settings.openai_base_url,
             max_retries=settings.provider_max_retries,
-            http_client=http_client(settings),
+            http_client=http_client(settings, self.http),
         )
 
     async def aclose(self) -> None:

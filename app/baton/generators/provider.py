@@ -12,12 +12,11 @@ Always true of every adapter:
 from __future__ import annotations
 
 import asyncio
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
-
-import httpx2
 
 from .. import tracing
 from ..errors import GenerationError
@@ -27,7 +26,7 @@ from .asked import Asked
 from .protocol import GenerationRequest, Yielded, refuse_approvals
 from .sdk_errors import error_object, public, refusal_by_status, reported
 
-__all__ = ["EventStream", "Provider", "SdkErrors", "http_client", "public", "reported"]
+__all__ = ["EventStream", "Provider", "SdkErrors", "http_client", "http_library", "public", "reported"]
 
 # How long usage and the end of the file may still take once the provider has said why it stopped.
 _TRAILER_SECONDS = 2.0
@@ -62,6 +61,7 @@ class Provider(ABC):
     name: ClassVar[str]
     model_setting: ClassVar[str]
     errors: ClassVar[SdkErrors]
+    http: ClassVar[Any]  # the module of the HTTP library that the SDK takes
 
     def __init__(self, settings: Settings, model: str | None) -> None:
         self._default_model = model
@@ -133,7 +133,7 @@ class Provider(ABC):
     async def _open(self, model: str, body: dict[str, Any]) -> EventStream:
         try:
             return await self.open(model, body)
-        except (self.errors.any, httpx2.HTTPError, OSError) as error:
+        except (self.errors.any, self.http.HTTPError, OSError) as error:
             raise self._refusal(error) from error
 
     async def _next(self, events: AsyncIterator[Any], answer: Answer) -> Any:
@@ -150,22 +150,22 @@ class Provider(ABC):
     def _refusal(self, error: Exception) -> GenerationError:
         """Say why no answer began."""
         status = getattr(error, "status_code", None)
-        if isinstance(error, self.errors.timeout | httpx2.TimeoutException) or status == 408:
+        if isinstance(error, self.errors.timeout | self.http.TimeoutException) or status == 408:
             return GenerationError("provider_timeout", "The model provider did not answer in time.")
         if isinstance(status, int):
             return refusal_by_status(status, error)
-        if isinstance(error, self.errors.connection | httpx2.HTTPError | OSError):
+        if isinstance(error, self.errors.connection | self.http.HTTPError | OSError):
             return GenerationError("provider_unreachable", "The model provider cannot be reached.")
         return GenerationError("provider_error", "The model provider could not be asked.")
 
     def _break(self, error: Exception) -> GenerationError:
         """Say why an answer that had begun stopped."""
-        if isinstance(error, self.errors.timeout | httpx2.TimeoutException):
+        if isinstance(error, self.errors.timeout | self.http.TimeoutException):
             return GenerationError(
                 "provider_timeout",
                 f"The model provider was silent for {self._silence_seconds:g} seconds in mid-answer.",
             )
-        if isinstance(error, self.errors.connection | httpx2.HTTPError | OSError):
+        if isinstance(error, self.errors.connection | self.http.HTTPError | OSError):
             return GenerationError("provider_cut_off", "The connection to the model provider broke in mid-answer.")
         if isinstance(error, self.errors.any):
             return reported(error_object(error))
@@ -186,11 +186,20 @@ def _permitted(given: Any) -> Any:
     return body
 
 
-def http_client(settings: Settings) -> httpx2.AsyncClient:
-    """Return a client with as many connections as there are streams: the worker limits those."""
+def http_library(client: type) -> Any:
+    """Return the module `httpx2` or `httpx`: the one whose client an SDK's own client class is made of.
+
+    OpenAI's SDK takes clients of `httpx` up to its second major release, and of `httpx2` from the third on.
+    """
+    made_of = next(base for base in client.__mro__ if base.__name__ == "AsyncClient")
+    return importlib.import_module(made_of.__module__.partition(".")[0])
+
+
+def http_client(settings: Settings, http: Any) -> Any:
+    """Return a client of the library `http` with as many connections as there are streams: the worker limits those."""
     seconds = settings.provider_timeout_seconds
-    return httpx2.AsyncClient(
-        timeout=httpx2.Timeout(seconds, connect=min(seconds, 10)),
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=100),
+    return http.AsyncClient(
+        timeout=http.Timeout(seconds, connect=min(seconds, 10)),
+        limits=http.Limits(max_connections=None, max_keepalive_connections=100),
         follow_redirects=True,
     )
