@@ -112,6 +112,8 @@ class Pod:
             ConfigurationError: nobody could be let in, the database cannot be reached, its schema does not fit, or
                 nobody offers the default generator.
         """
+        for remark in settings.remarks:
+            logger.warning(remark)
         metrics = PodMetrics()
         shares = Shares(settings.database_pool_size, settings.tenant_pool_share, metrics.reject_query)
         async with database.pool(
@@ -216,7 +218,7 @@ class Pod:
         """Keep the queue's floor near, so that what reads the queue reads little, whatever vacuum may remove."""
         while True:
             try:
-                async with translated(), self.pool.acquire() as connection:
+                async with translated(self.pool), self.pool.acquire() as connection:
                     await self.queue.look(lambda since: stream_queue.first_queued(connection, since))
             except (Unavailable, asyncpg.PostgresError):
                 self.queue.forget()
@@ -227,7 +229,7 @@ class Pod:
         metrics = self.metrics
         metrics.pool_connections, metrics.pool_idle = self.pool.get_size(), self.pool.get_idle_size()
         asked_at = time.monotonic()
-        async with translated(), self.pool.acquire() as connection:
+        async with translated(self.pool), self.pool.acquire() as connection:
             metrics.pool_wait_seconds.observe(time.monotonic() - asked_at)
             reach = await partitions.reach(connection)
             metrics.notify_queue_ratio = await log.queue_usage(connection)
