@@ -144,10 +144,10 @@ class PinnedConnection(_AnyConnection):
         """Begin a transaction, or a savepoint in one."""
         return super().transaction(isolation=isolation or "read_committed", readonly=readonly, deferrable=deferrable)
 
-    async def execute(self, *arguments: Any, **options: Any) -> str:
-        """Run statements."""
-        async with self._begun():
-            return await super().execute(*arguments, **options)
+    async def execute(self, query: str, *arguments: Any, **options: Any) -> str:
+        """Run statements. Transactions begin by this, too."""
+        async with _NOTHING if query.startswith("BEGIN") else self._begun():
+            return await super().execute(query, *arguments, **options)
 
     async def fetch(self, *arguments: Any, **options: Any) -> list[Any]:
         """Return all rows."""
@@ -308,9 +308,10 @@ async def translated(pool: Pool, timeout_seconds: float | None = None) -> AsyncI
     Raises:
         Unavailable: the database does not answer, or cannot do this just now. It is the error that a client sees.
     """
-    bound = pool.timeout_seconds if isinstance(pool, SharedPool) else QUERY_SECONDS
+    if timeout_seconds is None:
+        timeout_seconds = pool.timeout_seconds if isinstance(pool, SharedPool) else QUERY_SECONDS
     try:
-        async with asyncio.timeout(bound if timeout_seconds is None else timeout_seconds):
+        async with asyncio.timeout(timeout_seconds):
             yield
     except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
         if not isinstance(error, CONNECTION_ERRORS) and not sqlstates.passes(error):
