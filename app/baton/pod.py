@@ -84,6 +84,7 @@ class Pod:
             {EVENTS_CHANNEL: self.relays.hear} | ({KILL_CHANNEL: self._hear_kill} if settings.demo else {}),
             on_state=self._on_listener_state,
             probe_seconds=settings.listen_probe_seconds,
+            connect_seconds=settings.database_timeout_seconds,
             name="baton pod listen",
         )
         self.connections = Connections(
