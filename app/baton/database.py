@@ -176,15 +176,16 @@ class PinnedConnection(_AnyConnection):
 class SharedPool(_AnyPool):
     """A pool whose connections go to tenants by turns; see `shares`. What works for no tenant does not wait for one.
 
-    `timeout_seconds` bounds what is asked of it, in `translated`.
+    `timeout_seconds` bounds what is asked of it, in `translated`; `disk_full` says that something could not be written.
     """
 
-    __slots__ = ("shares", "timeout_seconds")
+    __slots__ = ("disk_full", "shares", "timeout_seconds")
 
     def __init__(self, *arguments: Any, shares: Shares, timeout_seconds: float, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.shares = shares
         self.timeout_seconds = timeout_seconds
+        self.disk_full = False
 
     def acquire(self, *, timeout: float | None = None) -> PoolAcquireContext[asyncpg.Record]:
         """Acquire a connection, for an `async with` block. All of asyncpg's shortcuts, such as `fetch`, do it by this.
@@ -211,6 +212,7 @@ class _Acquired(_AnyContext):
     async def __aexit__(self, *exc: Any) -> None:
         if sqlstates.only_reads(exc[1]):
             await self._pool.expire_connections()
+        self._pool.disk_full |= sqlstates.disk_is_full(exc[1])
         await super().__aexit__(*exc)
 
 
