@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.roles import PASSWORD, granted
 
 from baton.database import connect, pool
-from baton.dsn import NOT_BOUND, Dsn, UnusableDsn
+from baton.dsn import NOT_BOUND, Dsn
+from baton.dsn_parameters import UnusableDsn
 from baton.errors import ConfigurationError, DatabaseUnreachable
 from baton.migrate import revision_of
 from baton.settings import Settings

@@ -17,7 +17,8 @@ import asyncpg
 from asyncpg.pool import PoolAcquireContext, PoolConnectionProxy
 
 from . import shares, sqlstates
-from .dsn import ESCAPE, Dsn, UnusableDsn
+from .dsn import ESCAPE, Dsn
+from .dsn_parameters import UnusableDsn
 from .errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, Unavailable
 from .shares import Shares
 

@@ -1,9 +1,7 @@
 """Connection strings: what people paste for libpq, as asyncpg takes it.
 
-A string is a URI (`postgresql://…`) or `name=value` pairs, with the parameters of libpq and a few that hosting services
-and other drivers add. Each parameter is passed on, translated, ignored where it is harmless, or refused by its name
-where ignoring it would drop a protection that somebody asked for. Nothing here reads a string twice: commands, pods,
-workers and migrations all connect by `Dsn.arguments`.
+A string is a URI (`postgresql://…`) or `name=value` pairs; `dsn_parameters` says what becomes of each parameter.
+Nothing else reads strings: commands, pods, workers and migrations all connect by `Dsn.arguments`.
 
 No error quotes the string, since any part of it may be a part of a password that is not percent-encoded.
 """
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import quote, unquote, urlencode
 
+from .dsn_parameters import FOR_ASYNCPG, VARIABLES, UnusableDsn, canonical, chosen, is_known, matters
 from .passfile import password_for
 
 SHAPE: Final = "it must look like postgresql://user:password@host:5432/name"
@@ -47,89 +46,14 @@ _BACKSLASH: Final = re.compile(r"\\(.)", re.DOTALL)
 _NAME: Final = re.compile(r"[A-Za-z_]\w{0,40}")
 _PORT: Final = re.compile(r"[0-9]{0,5}")
 
-# What asyncpg reads in a string of its own.
-_FOR_ASYNCPG: Final[tuple[str, ...]] = (
-    *("sslmode", "sslnegotiation", "sslcert", "sslkey", "sslpassword", "sslrootcert", "sslcrl"),
-    *("ssl_min_protocol_version", "ssl_max_protocol_version", "krbsrvname", "gsslib"),
-)
-_TRANSLATED: Final = frozenset(
-    {"host", "hostaddr", "port", "dbname", "user", "password", "passfile", "service", "servicefile", "options"}
-    | {"target_session_attrs", "channel_binding"}
-)
-# Baton has its own settings, or no use, for these.
-_HARMLESS: Final = frozenset(
-    # libpq
-    {"application_name", "fallback_application_name", "connect_timeout", "tcp_user_timeout", "load_balance_hosts"}
-    | {"keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "sslcompression"}
-    | {"min_protocol_version", "max_protocol_version"}
-    # Prisma, Supabase, node-postgres, SQLAlchemy, Rails, pgx
-    | {"pgbouncer", "connection_limit", "pool_timeout", "socket_timeout", "schema", "statement_cache_size", "supa"}
-    | {"workaround", "uselibpqcompat", "pool", "pool_size", "max_overflow", "prepared_statements", "encoding"}
-    | {"prepared_statement_cache_size", "async_fallback", "pool_max_conns", "pool_min_conns", "pool_mode"}
-    | {"default_query_exec_mode", "statement_cache_capacity", "reaping_frequency", "checkout_timeout"}
-)
-_VERIFY: Final = "sslmode=verify-full makes sure of the server; with a public certificate, sslrootcert=system too"
-_LOGIN: Final = "log in by a password"
-# What would be lost without a word, and which values ask for nothing.
-_REFUSED: Final[Mapping[str, tuple[frozenset[str], str]]] = {
-    "require_auth": (frozenset(), f"how the server asks for the password cannot be restricted. {_VERIFY}"),
-    "requirepeer": (frozenset(), "the owner of the server's process cannot be checked"),
-    "gssencmode": (frozenset({"disable", "prefer"}), "GSSAPI encryption is not available. Use sslmode=require or more"),
-    "gssdelegation": (frozenset({"0"}), "credentials cannot be delegated"),
-    "sslcrldir": (frozenset(), "revoked certificates are read from one file. Name it as sslcrl"),
-    "sslcertmode": (frozenset({"allow"}), "when a client certificate is sent cannot be chosen: one of sslcert is"),
-    "sslsni": (frozenset({"1"}), "the server's name is always sent"),
-    "sslkeylogfile": (frozenset(), "keys of TLS are not written anywhere"),
-    "scram_client_key": (frozenset(), _LOGIN),
-    "scram_server_key": (frozenset(), _LOGIN),
-    **dict.fromkeys(
-        ("oauth_issuer", "oauth_client_id", "oauth_client_secret", "oauth_scope"), (frozenset[str](), _LOGIN)
-    ),
-    "replication": (frozenset({"0", "false", "off", "no"}), "Baton does not replicate"),
-    "client_encoding": (frozenset({"utf8", "utf-8", "unicode", "auto"}), "Baton's texts are in UTF-8"),
-    "sslaccept": (frozenset({"accept_invalid_certs"}), _VERIFY),
-    "sslidentity": (frozenset(), "name the client's certificate and key as sslcert and sslkey"),
-}
-_CHOICES: Final[Mapping[str, frozenset[str]]] = {
-    "sslmode": frozenset({"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}),
-    "sslnegotiation": frozenset({"postgres", "direct"}),
-    "channel_binding": frozenset({"disable", "prefer", "require"}),
-    "target_session_attrs": frozenset({"any", "read-write", "read-only", "primary", "standby", "prefer-standby"}),
-    "ssl_min_protocol_version": frozenset({"TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"}),
-    "ssl_max_protocol_version": frozenset({"TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"}),
-    "gsslib": frozenset({"gssapi", "sspi"}),
-}
-_SSL_MODES: Final = {"no-verify": "require", "true": "require", "1": "require", "false": "", "0": ""}
 _FILES: Final = ("sslcert", "sslkey", "sslrootcert", "sslcrl")
 _ENCRYPTING: Final = frozenset({"require", "verify-ca", "verify-full"})
 _VERIFYING: Final = frozenset({"verify-ca", "verify-full"})
-
-# Variables that libpq goes by, and asyncpg does not, or not to the same end.
-_VARIABLES: Final = {
-    "PGHOSTADDR": "hostaddr",
-    "PGSERVICE": "service",
-    "PGSERVICEFILE": "servicefile",
-    "PGPASSFILE": "passfile",
-    "PGSSLMODE": "sslmode",
-    "PGSSLROOTCERT": "sslrootcert",
-    "PGSSLCRL": "sslcrl",
-    "PGSSLCRLDIR": "sslcrldir",
-    "PGSSLCERTMODE": "sslcertmode",
-    "PGSSLSNI": "sslsni",
-    "PGCHANNELBINDING": "channel_binding",
-    "PGREQUIREAUTH": "require_auth",
-    "PGREQUIREPEER": "requirepeer",
-    "PGGSSENCMODE": "gssencmode",
-}
 
 NOT_BOUND: Final = (
     "channel_binding=require is not enforced beyond TLS: Baton's driver cannot bind the password to the connection. "
     "Use sslmode=verify-full (with sslrootcert=system for a public certificate) to make sure of the server."
 )
-
-
-class UnusableDsn(ValueError):
-    """What is wrong with a connection string, in words that hold no part of it. They go on after the setting's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +75,7 @@ class Dsn:
             found = _from_keywords(text)
         else:
             raise UnusableDsn(SHAPE)
-        return cls({name: value for name, value in found.items() if value and _matters(name, value)})
+        return cls({name: value for name, value in found.items() if value and matters(name, value)})
 
     @property
     def remarks(self) -> list[str]:
@@ -194,7 +118,7 @@ class Dsn:
         """
         known = _secured(self._with_defaults())
         hosts = _addresses(known)
-        given = {name: known[name] for name in _FOR_ASYNCPG if name in known}
+        given = {name: known[name] for name in FOR_ASYNCPG if name in known}
         context = _system_context(given) if given.get("sslrootcert") == "system" else None
         if context is not None:
             given = {name: value for name, value in given.items() if name in {"sslnegotiation", "krbsrvname", "gsslib"}}
@@ -213,10 +137,10 @@ class Dsn:
     def _with_defaults(self) -> dict[str, str]:
         """Lay the parameters over those of the service file, and these over libpq's variables."""
         variables = {}
-        for variable, name in _VARIABLES.items():
+        for variable, name in VARIABLES.items():
             value = os.environ.get(variable, "")
-            if value and name not in self.parameters and _matters(name, value, called=variable):
-                variables[name] = _chosen(name, value)
+            if value and name not in self.parameters and matters(name, value, called=variable):
+                variables[name] = chosen(name, value)
         known = {**variables, **self.parameters}
         if "service" in known:
             known = {**variables, **_service(known["service"], known.get("servicefile")), **self.parameters}
@@ -244,15 +168,15 @@ def _from_uri(rest: str) -> dict[str, str]:
     query = parts["query"] or ""
     for item in filter(None, query.split("&")):
         name, equals, value = item.partition("=")
-        name = _canonical(unquote(name))
-        if not equals or not _NAME.fullmatch(name) or ("@" in query and not _is_known(name)):
+        name = canonical(unquote(name))
+        if not equals or not _NAME.fullmatch(name) or ("@" in query and not is_known(name)):
             raise UnusableDsn(ESCAPE)
-        if not _is_known(name):
+        if not is_known(name):
             raise UnusableDsn(
                 f"{name} is no parameter of a connection string. Remove it; a setting of Postgres goes into "
                 "options=-c%20name%3Dvalue"
             )
-        found[name] = _chosen(name, unquote(value))
+        found[name] = chosen(name, unquote(value))
     _check_ports(found)
     return found
 
@@ -265,49 +189,13 @@ def _from_keywords(text: str) -> dict[str, str]:
         if pair is None:
             raise UnusableDsn(_QUOTE)
         position, number = pair.end(), number + 1
-        name = _canonical(pair["name"])
-        if not _is_known(name):
+        name = canonical(pair["name"])
+        if not is_known(name):
             # Its name may be a part of a password with a space.
             raise UnusableDsn(f"its parameter number {number} is none of a connection string. Remove it, or {_QUOTE}")
-        found[name] = _chosen(name, _BACKSLASH.sub(r"\1", pair["plain"] if pair["quoted"] is None else pair["quoted"]))
+        found[name] = chosen(name, _BACKSLASH.sub(r"\1", pair["plain"] if pair["quoted"] is None else pair["quoted"]))
     _check_ports(found)
     return found
-
-
-def _canonical(name: str) -> str:
-    """Return the name that libpq has for a parameter of other drivers."""
-    return {"database": "dbname", "ssl": "sslmode", "username": "user"}.get(name, name)
-
-
-def _is_known(name: str) -> bool:
-    return name in _TRANSLATED or name in _FOR_ASYNCPG or name in _HARMLESS or name in _REFUSED
-
-
-def _chosen(name: str, value: str) -> str:
-    """Return a parameter's value as libpq has it.
-
-    Raises:
-        UnusableDsn: it is none of those that the parameter may have.
-    """
-    if name == "sslmode":
-        value = _SSL_MODES.get(value.lower(), value)
-    if value and name in _CHOICES and value not in _CHOICES[name]:
-        raise UnusableDsn(f"{name} must be one of {', '.join(sorted(_CHOICES[name]))}")
-    return value
-
-
-def _matters(name: str, value: str, *, called: str = "") -> bool:
-    """Return whether a parameter says something that is to be done.
-
-    Raises:
-        UnusableDsn: that cannot be done.
-    """
-    if name not in _REFUSED:
-        return name not in _HARMLESS
-    harmless, why = _REFUSED[name]
-    if value.lower() not in harmless:
-        raise UnusableDsn(f"remove {called or name}, which cannot be honored: {why}")
-    return False
 
 
 def _check_ports(found: Mapping[str, str]) -> None:
@@ -392,8 +280,16 @@ def _password(known: Mapping[str, str]) -> Any:
     user = known.get("user") or os.environ.get("PGUSER") or getpass.getuser()
     database = known.get("dbname") or os.environ.get("PGDATABASE") or user
     hosts = _addresses(known) or _addresses({"host": os.environ.get("PGHOST", "localhost"), **_only_port(known)})
-    path = Path(named) if named else Path.home() / ".pgpass"
-    return functools.partial(password_for, path, hosts, database, user)
+    path = Path(named) if named else _at_home(".pgpass")
+    return None if path is None else functools.partial(password_for, path, hosts, database, user)
+
+
+def _at_home(name: str) -> Path | None:
+    """Return a file of the user's; None for a user without a home, as in a container."""
+    try:
+        return Path.home() / name
+    except (RuntimeError, KeyError):
+        return None
 
 
 def _only_port(known: Mapping[str, str]) -> dict[str, str]:
@@ -403,10 +299,8 @@ def _only_port(known: Mapping[str, str]) -> dict[str, str]:
 def _service(name: str, file: str | None) -> dict[str, str]:
     """Read the parameters of a service, from `file` or where libpq looks for one."""
     folder = os.environ.get("PGSYSCONFDIR")
-    paths = [Path(file)] if file else [Path.home() / ".pg_service.conf"]
-    if folder:
-        paths.append(Path(folder) / "pg_service.conf")
-    for path in paths:
+    paths = [Path(file) if file else _at_home(".pg_service.conf"), Path(folder) / "pg_service.conf" if folder else None]
+    for path in filter(None, paths):
         parser = ConfigParser(interpolation=None, delimiters=("=",), comment_prefixes=("#",), strict=False)
         try:
             parser.read(path)
@@ -418,12 +312,12 @@ def _service(name: str, file: str | None) -> dict[str, str]:
         raise UnusableDsn("there is no such service in the service file")
     found = {}
     for key, value in parser[name].items():
-        known = _canonical(key)
-        if not _is_known(known) or known in {"service", "servicefile"}:
+        known = canonical(key)
+        if not is_known(known) or known in {"service", "servicefile"}:
             raise UnusableDsn(f"the service file has the parameter {key[:40]}, which is none of a connection string")
-        found[known] = _chosen(known, value)
+        found[known] = chosen(known, value)
     _check_ports(found)
-    return {key: value for key, value in found.items() if value and _matters(key, value)}
+    return {key: value for key, value in found.items() if value and matters(key, value)}
 
 
 def _bracketed(host: str) -> str:
