@@ -91,7 +91,7 @@ async def connect(
             timeout=timeout_seconds,
             command_timeout=timeout_seconds if command_timeout_seconds == _AS_CONNECTING else command_timeout_seconds,
             statement_cache_size=_STATEMENT_CACHE_SIZE if prepare else 0,
-            connection_class=PinnedConnection,
+            connection_class=PinnedConnection if prepare else PooledConnection,
         )
         try:
             await _pin(opened, own_session=prepare)
@@ -126,11 +126,21 @@ async def ask(
 
 
 class PinnedConnection(_AnyConnection):
-    """A connection whose transactions are READ COMMITTED.
+    """A connection whose transactions are READ COMMITTED; it is the default of its session, too, set by `_pin`."""
 
-    A session of its own has that as its default, set when it was opened. A pooler in transaction mode hands sessions
-    around, and none of them is ours to set: `BEGIN` says it there, and where the default is another one, a statement by
-    itself becomes a transaction.
+    __slots__ = ()
+
+    def transaction(
+        self, *, isolation: Any = None, readonly: bool = False, deferrable: bool = False
+    ) -> asyncpg.transaction.Transaction:
+        """Begin a transaction, or a savepoint in one."""
+        return super().transaction(isolation=isolation or "read_committed", readonly=readonly, deferrable=deferrable)
+
+
+class PooledConnection(PinnedConnection):
+    """The same behind a pooler in transaction mode, which hands sessions around: none of them is ours to set.
+
+    Where their default is another one, a statement by itself becomes a transaction.
     """
 
     __slots__ = ("begins",)
@@ -138,12 +148,6 @@ class PinnedConnection(_AnyConnection):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.begins = False  # whether each statement needs a BEGIN
-
-    def transaction(
-        self, *, isolation: Any = None, readonly: bool = False, deferrable: bool = False
-    ) -> asyncpg.transaction.Transaction:
-        """Begin a transaction, or a savepoint in one."""
-        return super().transaction(isolation=isolation or "read_committed", readonly=readonly, deferrable=deferrable)
 
     async def execute(self, query: str, *arguments: Any, **options: Any) -> str:
         """Run statements. Transactions begin by this, too."""
@@ -267,7 +271,7 @@ async def pool(
             max_queries=50_000,
             max_inactive_connection_lifetime=300,
             loop=None,
-            connection_class=PinnedConnection,
+            connection_class=PinnedConnection if prepare else PooledConnection,
             record_class=asyncpg.Record,
             timeout=timeout_seconds,
             command_timeout=timeout_seconds,
@@ -290,7 +294,7 @@ async def _pin(opened: Connection, *, own_session: bool) -> None:
     if own_session:
         await opened.execute(_PIN_SESSION)
         return
-    await cast(PinnedConnection, opened).look()
+    await cast(PooledConnection, opened).look()
 
 
 async def close_pool(opened: Pool, *, timeout_seconds: float) -> None:
