@@ -515,7 +515,7 @@ async def test_head_answers_like_get_without_a_body(cluster: Cluster, api: httpx
 async def test_health_readiness_and_metrics(cluster: Cluster, api: httpx2.AsyncClient) -> None:
     assert (await api.get("/healthz")).json() == {"status": "alive"}
     ready = await api.get("/readyz")
-    state = {"status": "ready", "draining": False, "full": False, "listener": "listening"}
+    state = {"status": "ready", "draining": False, "full": False, "disk_full": False, "listener": "listening"}
     assert (ready.status_code, ready.json()) == (200, state)
     told = await api.get("/metrics")
     assert told.headers["content-type"].startswith("text/plain")

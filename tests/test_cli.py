@@ -47,14 +47,18 @@ def check(cases: Mapping[str, Case]) -> None:
 
 UNREACHABLE = f"postgresql://u:{SECRET}@127.0.0.1:1/x"
 IS_IT_RUNNING = r"No Postgres could be reached at {}: .+ Is it running, and is BATON_DATABASE_URL right\?"
-ESCAPE = r"BATON_DATABASE_URL cannot be used: it must look like .+ write % .+ as %25 .+"
+ESCAPE = r"BATON_DATABASE_URL: it must look like .+ Percent-encode the password.+ write % .+ as %25 .+"
 WRONG_DATABASES: dict[str, Case] = {
     "none": ("serve", {**ANONYMOUS}, r"No database is configured\. Set BATON_DATABASE_URL=postgresql://.+"),
     "none to migrate": ("migrate", {}, r"No database is configured\. .+"),
     "an empty one": ("worker", {"BATON_DATABASE_URL": ""}, r"No database is configured\. .+"),
     "another kind": ("serve", database("mysql://h/x"), r"BATON_DATABASE_URL: it must look like postgresql://.+"),
     "no scheme": ("worker", database(f"u:{SECRET}@h/x"), r"BATON_DATABASE_URL: it must look like postgresql://.+"),
-    "a bad option": ("worker", database("postgresql://h/x?sslmode=odd"), r"BATON_DATABASE_URL cannot be used: .+"),
+    "a bad option": (
+        "worker",
+        database("postgresql://h/x?sslmode=odd"),
+        r"BATON_DATABASE_URL: sslmode must be one of .+",
+    ),
     "nobody there": ("serve", database(UNREACHABLE), IS_IT_RUNNING.format("127.0.0.1:1")),
     "nobody there to migrate": ("migrate", database(UNREACHABLE), IS_IT_RUNNING.format("127.0.0.1:1")),
     "none for a worker": ("worker", {}, r"No database is configured\. .+"),
@@ -67,12 +71,12 @@ WRONG_DATABASES: dict[str, Case] = {
     "a password of digits and a slash": (
         "worker",
         database("postgresql://127.0.0.1:1/1@h/x"),
-        IS_IT_RUNNING.format("the address of BATON_DATABASE_URL"),
+        ESCAPE,
     ),
     "a port out of range": (
         "worker",
         database(f"postgresql://u:{SECRET}@127.0.0.1:99999/x"),
-        r".+BATON_DATABASE_URL.+",
+        ESCAPE,
     ),
     "nobody there for a worker": ("worker", database(UNREACHABLE), IS_IT_RUNNING.format("127.0.0.1:1")),
     "nobody there to maintain": ("maintain", database(UNREACHABLE), IS_IT_RUNNING.format("127.0.0.1:1")),

@@ -1,10 +1,13 @@
-"""Connections: what is said when there is none to be had."""
+"""Connections: what is said when none can be made, and how long their answers may take."""
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from tests.cluster import Cluster
 
 from baton.database import connect
 from baton.errors import DatabaseUnreachable
@@ -30,3 +33,26 @@ async def test_with_two_hosts_the_one_that_is_the_primary_is_used(dsn: str) -> N
 async def test_that_there_is_no_primary_just_now_is_told(dsn: str) -> None:
     with pytest.raises(DatabaseUnreachable, match="None of the hosts match"):
         await connect(one_of_two(dsn, "standby", away=False))
+
+
+@pytest.mark.parametrize("seconds", [0.75, 59.5])
+async def test_the_setting_bounds_what_a_request_waits_for_the_database(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    pod = await cluster.pod(database_timeout_seconds=seconds)
+    bounds, timeout = list[Any](), asyncio.timeout
+
+    def noted(delay: float | None) -> asyncio.Timeout:
+        bounds.append(delay)
+        return timeout(delay)
+
+    monkeypatch.setattr(asyncio, "timeout", noted)
+    for method, path in (("GET", "/v1/streams"), ("POST", "/v1/streams")):
+        bounds.clear()
+        answer = await cluster.client.request(
+            method, f"{pod.url}{path}", json={"input": 1} if method == "POST" else None
+        )
+        assert answer.is_success
+        assert seconds in bounds
+        # That of before, whatever the setting.
+        assert 10 not in bounds

@@ -74,7 +74,18 @@ def server() -> Iterator[str]:
 
 
 ALL_WELL = {
-    *("reachable", "version", "encoding", "writable", "schema", "role", "notify_queue", "notifications", "timeouts"),
+    *(
+        "reachable",
+        "version",
+        "encoding",
+        "writable",
+        "disk",
+        "schema",
+        "role",
+        "notify_queue",
+        "notifications",
+        "timeouts",
+    ),
     *(
         "access",
         "partitions",

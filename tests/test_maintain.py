@@ -555,7 +555,7 @@ async def test_at_its_start_the_loop_does_not_wait(dsn: str) -> None:
 async def test_connecting_may_take_less_than_a_statement(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: dict[str, Any] = {}
 
-    async def refused(_dsn: str, **options: Any) -> None:
+    async def refused(**options: Any) -> None:
         opened.update(options)
         raise ConnectionRefusedError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import AliasChoices
+from pydantic import AliasChoices, SecretStr
 from tests.settings_page import PAGE, page
 
 from baton.errors import ConfigurationError
@@ -141,6 +141,65 @@ def test_models_that_are_none(monkeypatch: pytest.MonkeyPatch, given: str, told:
     with pytest.raises(ConfigurationError) as caught:
         Settings.load()
     assert str(caught.value).startswith(f"BATON_MODELS: {told}")
+
+
+@pytest.mark.parametrize("around", ["{}\n", " {}", "{}\r\n", "\t{} \n"])
+def test_what_comes_from_a_mounted_file_loses_its_line_break(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, around: str
+) -> None:
+    given = {
+        "BATON_DATABASE_URL": DSN,
+        "BATON_LISTEN_DATABASE_URL": DSN,
+        "OPENAI_API_KEY": "sk-1",
+        "ANTHROPIC_API_KEY": "sk-2",
+        "OPENAI_BASE_URL": "https://host/v1",
+        "ANTHROPIC_BASE_URL": "https://host/v1",
+        "BATON_JWKS_URL": "https://host/keys",
+        "BATON_JWT_ISSUER": "https://host",
+        "BATON_JWT_AUDIENCE": "baton",
+        "BATON_ALLOWED_ORIGINS": "https://host",
+        "BATON_OPENAI_MODEL": "gpt",
+        "BATON_TOKEN_KEYS": f"a={'k' * 32}",
+        "BATON_HOST": "::1",
+        "BATON_LOG_FORMAT": "json",
+        "BATON_PORT": "80",
+        "GOOGLE_CLOUD_PROJECT": "p",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    clean = Settings.load()
+    for name, value in given.items():
+        monkeypatch.setenv(name, around.format(value))
+    loaded = Settings.load()
+    assert loaded.model_dump() == clean.model_dump()
+    assert (loaded.dsn, loaded.openai_base_url, loaded.port) == (DSN, "https://host/v1", 80)
+    # As arguments, and as files, they are the same.
+    given_key = Settings.load(openai_api_key=SecretStr(around.format("sk-1"))).openai_api_key
+    assert given_key == SecretStr("sk-1")
+    monkeypatch.delenv("BATON_DATABASE_URL")
+    (tmp_path / "BATON_DATABASE_URL").write_text(around.format(DSN))
+    assert Settings.load(_secrets_dir=str(tmp_path)).dsn == DSN
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OPENAI_API_KEY", "sk-1\nsk-2"),
+        ("ANTHROPIC_API_KEY", "sk-1 sk-2"),
+        ("OPENAI_API_KEY", "sk-\u2026"),
+        ("OPENAI_BASE_URL", "https://host/\nv1"),
+        ("BATON_ANTHROPIC_BASE_URL", "https://ho st/v1"),
+        ("OPENAI_BASE_URL", "https://host:odd/v1"),
+        ("BATON_JWKS_URL", "https://host/ke\nys"),
+        ("BATON_DATABASE_URL", "postgresql://u:p\nq@h/n"),
+    ],
+)
+def test_what_no_header_and_no_address_can_hold_is_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=name):
+        Settings.load()
 
 
 MARKER = "sk-live-4f9d"

@@ -1,4 +1,8 @@
-"""Waiting longer after each failure, up to a cap, by a random part of it (AWS's "full jitter")."""
+"""Waiting longer after each failure: a random time between none and a bound that doubles ("full jitter").
+
+So many that failed at once come back spread over the whole bound. AWS compared this with other kinds of jitter in
+"Exponential Backoff And Jitter" (2015).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,14 @@ import random
 
 
 class Backoff:
-    """The pauses between tries at one thing."""
+    """The pauses between tries at one thing.
 
-    def __init__(self, *, first_seconds: float = 0.1, cap_seconds: float = 5.0) -> None:
+    `first_seconds` and `cap_seconds` are the bounds of the first and of the longest pause; none is shorter than
+    `least_seconds`.
+    """
+
+    def __init__(self, *, first_seconds: float = 0.1, cap_seconds: float = 5.0, least_seconds: float = 0.0) -> None:
+        self._least_seconds = least_seconds
         self._first_seconds = first_seconds
         self._cap_seconds = cap_seconds
         self._failures = 0
@@ -22,7 +31,7 @@ class Backoff:
         """Count a failure; return how long to wait after it."""
         longest = min(self._cap_seconds, self._first_seconds * 2**self._failures)
         self._failures = min(self._failures + 1, 30)
-        return random.uniform(longest / 2, longest)
+        return random.uniform(min(self._least_seconds, longest), longest)
 
     async def sleep(self) -> None:
         """Count a failure, and wait."""

@@ -78,7 +78,7 @@ class Census:
         backoff = Backoff(first_seconds=self._interval_seconds, cap_seconds=max(5, self._interval_seconds))
         while True:
             try:
-                async with translated():
+                async with translated(self._pool):
                     await self._look()
             except (Unavailable, asyncpg.PostgresError) as error:
                 logger.warning("What this pod counts cannot be noted: %r", error)
@@ -93,7 +93,7 @@ class Census:
     async def leave(self) -> None:
         """Take the pod's row away, if that can be done at once."""
         try:
-            async with translated(_LEAVING_SECONDS):
+            async with translated(self._pool, _LEAVING_SECONDS):
                 await pods.remove(self._pool, self._says().id)
         except (Unavailable, asyncpg.PostgresError) as error:
             logger.info("This pod's row stays behind for a while: %r", error)

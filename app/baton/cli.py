@@ -207,7 +207,9 @@ def tail(
     """Watch a stream to its end, coming back by itself when a pod goes away."""
     from .tail import run as run_tail
 
-    raise typer.Exit(run_tail(stream, url=url, credential=key, cursor=after, as_json=as_json))
+    # Either may come from a file that ends with a line break.
+    credential = key and key.strip()
+    raise typer.Exit(run_tail(stream, url=url.strip(), credential=credential, cursor=after, as_json=as_json))
 
 
 @app.command()

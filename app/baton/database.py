@@ -1,43 +1,42 @@
 """Connections to Postgres: pools and single connections of asyncpg.
 
-Driver errors become Baton's own here, in `translated`, and nowhere else.
+Driver errors become Baton's own here, in `translated`, and nowhere else. Every transaction is READ COMMITTED, whatever
+the database's or the role's default is: Baton's statements rely on seeing what others have just committed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 import asyncpg
 from asyncpg.pool import PoolAcquireContext, PoolConnectionProxy
 
-from . import shares
+from . import shares, sqlstates
+from .dsn import ESCAPE, Dsn
+from .dsn_parameters import UnusableDsn
 from .errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, Unavailable
 from .shares import Shares
 
 # The revision of the schema that this code works with; a test holds it equal to the head of `migrations/`.
 REVISION: Final = "0020"
 
-# What a database in trouble says over a connection that works: its user or name is gone, a failover left us on a server
-# that only reads, or the log has no partition for today.
-_PASSING_ERRORS: Final = (
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,
-    asyncpg.ObjectNotInPrerequisiteStateError,
-    asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.CheckViolationError,
-)
-
 # Advisory locks of a session. Any constants will do, as long as nobody else in the database uses them.
 MIGRATION_LOCK: Final = 0x6261_746F_6E31
 MAINTENANCE_LOCK: Final = 0x6261_746F_6E32
 
+# What bounds queries over a pool of somebody else's.
 QUERY_SECONDS: Final = 10.0
+# Nobody empties a disk within a second.
+_FULL_RETRY_SECONDS: Final = 10
 _STATEMENT_CACHE_SIZE: Final = 100
+_PIN_SESSION: Final = "SET default_transaction_isolation = 'read committed'"
+_READS_COMMITTED: Final = "SELECT current_setting('transaction_isolation') = 'read committed'"
+_NOTHING: Final = contextlib.nullcontext()
 
 Result = TypeVar("Result")
 
@@ -45,8 +44,9 @@ Result = TypeVar("Result")
 if TYPE_CHECKING:
     _AnyPool: TypeAlias = asyncpg.Pool[asyncpg.Record]
     _AnyContext: TypeAlias = PoolAcquireContext[asyncpg.Record]
+    _AnyConnection: TypeAlias = asyncpg.Connection[asyncpg.Record]
 else:
-    _AnyPool, _AnyContext = asyncpg.Pool, PoolAcquireContext
+    _AnyPool, _AnyContext, _AnyConnection = asyncpg.Pool, PoolAcquireContext, asyncpg.Connection
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
@@ -86,13 +86,19 @@ async def connect(
         ConfigurationError: the DSN is malformed.
     """
     with _connecting(dsn):
-        return await asyncpg.connect(
-            dsn,
+        opened = await asyncpg.connect(
+            **_arguments(dsn, name),
             timeout=timeout_seconds,
             command_timeout=timeout_seconds if command_timeout_seconds == _AS_CONNECTING else command_timeout_seconds,
             statement_cache_size=_STATEMENT_CACHE_SIZE if prepare else 0,
-            server_settings={"application_name": name},
+            connection_class=PinnedConnection if prepare else PooledConnection,
         )
+        try:
+            await _pin(opened, own_session=prepare)
+        except BaseException:
+            opened.terminate()
+            raise
+        return opened
 
 
 async def ask(
@@ -119,14 +125,72 @@ async def ask(
         connection.terminate()
 
 
+class PinnedConnection(_AnyConnection):
+    """A connection whose transactions are READ COMMITTED; it is the default of its session, too, set by `_pin`."""
+
+    __slots__ = ()
+
+    def transaction(
+        self, *, isolation: Any = None, readonly: bool = False, deferrable: bool = False
+    ) -> asyncpg.transaction.Transaction:
+        """Begin a transaction, or a savepoint in one."""
+        return super().transaction(isolation=isolation or "read_committed", readonly=readonly, deferrable=deferrable)
+
+
+class PooledConnection(PinnedConnection):
+    """The same behind a pooler in transaction mode, which hands sessions around: none of them is ours to set.
+
+    Where their default is another one, a statement by itself becomes a transaction.
+    """
+
+    __slots__ = ("begins",)
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.begins = False  # whether each statement needs a BEGIN
+
+    async def execute(self, query: str, *arguments: Any, **options: Any) -> str:
+        """Run statements. Transactions begin by this, too."""
+        async with _NOTHING if query.startswith("BEGIN") else self._begun():
+            return await super().execute(query, *arguments, **options)
+
+    async def fetch(self, *arguments: Any, **options: Any) -> list[Any]:
+        """Return all rows."""
+        async with self._begun():
+            rows: list[Any] = await super().fetch(*arguments, **options)
+            return rows
+
+    async def fetchrow(self, *arguments: Any, **options: Any) -> Any:
+        """Return the first row."""
+        async with self._begun():
+            return await super().fetchrow(*arguments, **options)
+
+    async def fetchval(self, *arguments: Any, **options: Any) -> Any:
+        """Return a value of the first row."""
+        async with self._begun():
+            return await super().fetchval(*arguments, **options)
+
+    async def look(self) -> None:
+        """Find out whether each statement needs a BEGIN."""
+        self.begins = await super().fetchval(_READS_COMMITTED) is False
+
+    def _begun(self) -> contextlib.AbstractAsyncContextManager[Any]:
+        return self.transaction() if self.begins and not self.is_in_transaction() else _NOTHING
+
+
 class SharedPool(_AnyPool):
-    """A pool whose connections go to tenants by turns; see `shares`. What works for no tenant does not wait for one."""
+    """A pool whose connections go to tenants by turns; see `shares`. What works for no tenant does not wait for one.
 
-    __slots__ = ("shares",)
+    `timeout_seconds` bounds what is asked of it, in `translated`; `disk_full` says that something could not be written.
+    """
 
-    def __init__(self, *arguments: Any, shares: Shares, **options: Any) -> None:
+    __slots__ = ("disk_full", "shares", "timeout_seconds")
+
+    def __init__(self, *arguments: Any, shares: Shares, timeout_seconds: float, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.shares = shares
+        self.timeout_seconds = timeout_seconds
+        self.disk_full = False
 
     def acquire(self, *, timeout: float | None = None) -> PoolAcquireContext[asyncpg.Record]:
         """Acquire a connection, for an `async with` block. All of asyncpg's shortcuts, such as `fetch`, do it by this.
@@ -135,10 +199,29 @@ class SharedPool(_AnyPool):
             TooManyQueries: when the block is entered, the tenant's other requests have its share of the connections.
         """
         tenant = shares.acting_for()
-        return super().acquire(timeout=timeout) if tenant is None else _InTurn(self, timeout, tenant)
+        return _Acquired(self, timeout) if tenant is None else _InTurn(self, timeout, tenant)
 
 
-class _InTurn(_AnyContext):
+class _Acquired(_AnyContext):
+    """A connection. If it leads to a server that takes no writes, none of the pool's is used again.
+
+    Its name may lead to another server by now; the connections that stand would stay with a standby for ever.
+    """
+
+    __slots__ = ("_pool",)
+
+    def __init__(self, pool: SharedPool, timeout: float | None) -> None:
+        super().__init__(pool, timeout)
+        self._pool = pool
+
+    async def __aexit__(self, *exc: Any) -> None:
+        if sqlstates.only_reads(exc[1]):
+            await self._pool.expire_connections()
+        self._pool.disk_full |= sqlstates.disk_is_full(exc[1])
+        await super().__aexit__(*exc)
+
+
+class _InTurn(_Acquired):
     """A connection, and the tenant's place for it."""
 
     __slots__ = ("_shares", "_tenant")
@@ -156,7 +239,7 @@ class _InTurn(_AnyContext):
             self._shares.leave(self._tenant)
             raise
 
-    async def __aexit__(self, *exc: object) -> None:
+    async def __aexit__(self, *exc: Any) -> None:
         try:
             await super().__aexit__(*exc)
         finally:
@@ -180,19 +263,20 @@ async def pool(
     """
     with _connecting(dsn):
         opened = await SharedPool(
-            dsn,
+            **_arguments(dsn, name),
             shares=shares or Shares(size, 1),
+            timeout_seconds=timeout_seconds,
             min_size=1,
             max_size=size,
             max_queries=50_000,
             max_inactive_connection_lifetime=300,
             loop=None,
-            connection_class=asyncpg.Connection,
+            connection_class=PinnedConnection if prepare else PooledConnection,
             record_class=asyncpg.Record,
             timeout=timeout_seconds,
             command_timeout=timeout_seconds,
             statement_cache_size=_STATEMENT_CACHE_SIZE if prepare else 0,
-            server_settings={"application_name": name},
+            init=functools.partial(_pin, own_session=prepare),
             reset=_leave_as_it_is,
         )
     try:
@@ -205,6 +289,14 @@ async def _leave_as_it_is(_connection: object) -> None:
     """Spare each query the round trip that resets its session: nothing here changes the session."""
 
 
+async def _pin(opened: Connection, *, own_session: bool) -> None:
+    """See to it that transactions over a new connection are READ COMMITTED. It takes one round trip."""
+    if own_session:
+        await opened.execute(_PIN_SESSION)
+        return
+    await cast(PooledConnection, opened).look()
+
+
 async def close_pool(opened: Pool, *, timeout_seconds: float) -> None:
     """Close a pool, and cut what does not close in time."""
     try:
@@ -215,16 +307,26 @@ async def close_pool(opened: Pool, *, timeout_seconds: float) -> None:
 
 
 @contextlib.asynccontextmanager
-async def translated(timeout_seconds: float = QUERY_SECONDS) -> AsyncIterator[None]:
+async def translated(pool: Pool, timeout_seconds: float | None = None) -> AsyncIterator[None]:
     """Bound the time that queries take, the wait for a connection included, and translate what stops them.
+
+    The bound is the pool's `timeout_seconds`, unless another one is given.
 
     Raises:
         Unavailable: the database does not answer, or cannot do this just now. It is the error that a client sees.
     """
+    if timeout_seconds is None:
+        timeout_seconds = pool.timeout_seconds if isinstance(pool, SharedPool) else QUERY_SECONDS
     try:
         async with asyncio.timeout(timeout_seconds):
             yield
-    except (*CONNECTION_ERRORS, *_PASSING_ERRORS) as error:
+    except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+        if not isinstance(error, CONNECTION_ERRORS) and not sqlstates.passes(error):
+            raise
+        if sqlstates.disk_is_full(error):
+            raise Unavailable(
+                "The database's disk is full. Try again when there is room.", _FULL_RETRY_SECONDS
+            ) from error
         raise Unavailable("The database does not answer just now. Try again in a moment.") from error
 
 
@@ -287,43 +389,36 @@ async def check_schema(executor: Connection | Pool) -> str:
     return found
 
 
+def _arguments(dsn: str, name: str) -> dict[str, Any]:
+    arguments = Dsn.parse(dsn).arguments()
+    arguments["server_settings"]["application_name"] = name
+    return arguments
+
+
 @contextlib.contextmanager
 def _connecting(dsn: str) -> Iterator[None]:
     """Say in one sentence why no connection came about, without the password."""
     try:
         yield
-    except (ValueError, OverflowError):
-        # Its own words quote what was taken for a port: a part of the password where that has a `/`, say.
-        raise ConfigurationError(
-            "BATON_DATABASE_URL cannot be used: it must look like postgresql://user:password@host:5432/name. In a user "
-            "or a password, write % / ? # [ ] @ and : as %25 %2F %3F %23 %5B %5D %40 and %3A."
-        ) from None
+    except UnusableDsn as error:
+        raise ConfigurationError(f"BATON_DATABASE_URL: {error}.") from None
     except asyncpg.InterfaceError as error:
         raise ConfigurationError(f"BATON_DATABASE_URL cannot be used: {error}") from None
     except asyncpg.InvalidCatalogNameError:
+        known = Dsn.parse(dsn)
         raise DatabaseUnreachable(
-            f"There is no database {_database(dsn)!r} on {_place(dsn)}. Create it, or correct BATON_DATABASE_URL."
+            f"There is no database {known.database!r} on {known.place}. Create it, or correct BATON_DATABASE_URL."
         ) from None
     except asyncpg.InvalidAuthorizationSpecificationError as error:
         raise DatabaseUnreachable(
-            f"Postgres on {_place(dsn)} refused the user of BATON_DATABASE_URL: {error}"
+            f"Postgres on {Dsn.parse(dsn).place} refused the user of BATON_DATABASE_URL: {error}"
         ) from None
     except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
         reason = str(error) or type(error).__name__
         raise DatabaseUnreachable(
-            f"No Postgres could be reached at {_place(dsn)}: {reason}. Is it running, and is BATON_DATABASE_URL right?"
+            f"No Postgres could be reached at {Dsn.parse(dsn).place}: {reason}. "
+            "Is it running, and is BATON_DATABASE_URL right?"
         ) from None
-
-
-def _place(dsn: str) -> str:
-    parts = urlsplit(dsn)
-    where = parts.netloc.rpartition("@")[2]
-    if where == parts.netloc and "@" in f"{parts.path}{parts.query}{parts.fragment}":
-        return "the address of BATON_DATABASE_URL"  # a user or a password that is not escaped may stand in its place
-    if not where:
-        return "the local socket"
-    return where if ":" in where.rpartition("]")[2] else f"{where}:5432"
-
-
-def _database(dsn: str) -> str:
-    return urlsplit(dsn).path.lstrip("/")
+    except (ValueError, OverflowError):
+        # Not before: a certificate that fails is one of these too. Their own words may quote the host.
+        raise ConfigurationError(f"BATON_DATABASE_URL: {ESCAPE}.") from None

@@ -51,12 +51,14 @@ class Listener:
         *,
         on_state: Callable[[State], None],
         probe_seconds: float = 5,
+        connect_seconds: float = 10,
         name: str = "baton listen",
     ) -> None:
         self._dsn = dsn
         self._channels = channels
         self._on_state = on_state
         self._probe_seconds = probe_seconds
+        self._connect_seconds = connect_seconds
         self._name = name
         self.state = State.CONNECTING
 
@@ -72,7 +74,7 @@ class Listener:
                 await backoff.sleep()
 
     async def _listen(self, backoff: Backoff) -> None:
-        connection = await connect(self._dsn, name=self._name)
+        connection = await connect(self._dsn, timeout_seconds=self._connect_seconds, name=self._name)
         try:
             await connection.execute(_SET_USER_TIMEOUT, str(USER_TIMEOUT_SECONDS * 1000))
             for channel in self._channels:

@@ -221,7 +221,8 @@ class _Run:
 
     async def _patiently(self, what: str, step: Callable[[], Awaitable[None]]) -> float:
         """Try a step until it gets its locks; return how many seconds the try took that did."""
-        backoff = Backoff(first_seconds=0.5, cap_seconds=10)
+        # In the least pause all that queued behind the lock pass.
+        backoff = Backoff(first_seconds=1, cap_seconds=10, least_seconds=0.5)
         deadline = time.monotonic() + self._patience.give_up_seconds
         while True:
             began = time.monotonic()

@@ -14,12 +14,12 @@ from typing import Final, Self
 
 import asyncpg
 
-from . import __version__, database, log, notifications, old_snapshots, partitions, pods, stream_queue, workers
+from . import __version__, database, disk, log, notifications, old_snapshots, partitions, pods, stream_queue, workers
 from .audience import Audience
 from .auth.gate import Gate
 from .census import Census
 from .connections import Connections
-from .database import Connection, Pool, translated
+from .database import Connection, Pool, SharedPool, translated
 from .errors import ConfigurationError, Unavailable
 from .generators.registry import configured_names, what_is_missing
 from .intake import Intake
@@ -88,6 +88,7 @@ class Pod:
             {EVENTS_CHANNEL: self.relays.hear} | ({KILL_CHANNEL: self._hear_kill} if settings.demo else {}),
             on_state=self._on_listener_state,
             probe_seconds=settings.listen_probe_seconds,
+            connect_seconds=settings.database_timeout_seconds,
             name="baton pod listen",
         )
         self.connections = Connections(
@@ -117,6 +118,8 @@ class Pod:
             ConfigurationError: nobody could be let in, the database cannot be reached, its schema does not fit, or
                 nobody offers the default generator.
         """
+        for remark in settings.remarks:
+            logger.warning(remark)
         metrics = PodMetrics()
         shares = Shares(settings.database_pool_size, settings.tenant_pool_share, metrics.reject_query)
         async with database.pool(
@@ -176,6 +179,11 @@ class Pod:
         """Whether it has as many subscribers, or connections, as it takes, or has just had."""
         return self.audience.full or self.intake.full
 
+    @property
+    def disk_full(self) -> bool:
+        """Whether the database's disk is full. Clients can read then, so the pod stays ready."""
+        return isinstance(self.pool, SharedPool) and self.pool.disk_full
+
     def mourn(self, task: asyncio.Task[None]) -> None:
         """Note that one of the pod's own tasks has ended, which none does unless this code is at fault."""
         logger.critical("A task of this pod has died; restart the pod.", exc_info=task.exception())
@@ -221,7 +229,7 @@ class Pod:
         """Keep the queue's floor near, so that what reads the queue reads little, whatever vacuum may remove."""
         while True:
             try:
-                async with translated(), self.pool.acquire() as connection:
+                async with translated(self.pool), self.pool.acquire() as connection:
                     await self.queue.look(lambda since: stream_queue.first_queued(connection, since))
             except (Unavailable, asyncpg.PostgresError):
                 self.queue.forget()
@@ -232,14 +240,23 @@ class Pod:
         metrics = self.metrics
         metrics.pool_connections, metrics.pool_idle = self.pool.get_size(), self.pool.get_idle_size()
         asked_at = time.monotonic()
-        async with translated(), self.pool.acquire() as connection:
+        async with translated(self.pool), self.pool.acquire() as connection:
             metrics.pool_wait_seconds.observe(time.monotonic() - asked_at)
             reach = await partitions.reach(connection)
             metrics.notify_queue_ratio = await log.queue_usage(connection)
             metrics.queued, metrics.oldest_queued_seconds = await self.queue_state(connection)
             metrics.oldest_snapshot_seconds = await self._snapshots.look(connection)
+            await self._look_at_disk(connection)
         metrics.partitions_end = reach.end
         return reach
+
+    async def _look_at_disk(self, connection: Connection) -> None:
+        """Notice that the disk is full where nobody writes, and that it has room again."""
+        full = not await disk.has_room(connection)
+        if full:
+            logger.error("The database's disk is full: streams can be read, and nothing can be written.")
+        if isinstance(self.pool, SharedPool):
+            self.pool.disk_full = full
 
     async def queue_state(self, connection: Connection) -> tuple[int, float]:
         """Return how many streams wait for a worker, and for how many seconds the first of them has."""

@@ -294,7 +294,7 @@ class Relay:
 
     async def _load(self) -> None:
         self._dirty = False
-        async with translated():
+        async with translated(self._pool):
             stream = await streams.get(self._pool, self.stream_id)
             if stream is None:
                 raise await retention.absence(self._pool, self.stream_id)
@@ -322,13 +322,13 @@ class Relay:
             self._dirty = False
             more = True
             while more and not self.over:
-                async with translated():
+                async with translated(self._pool):
                     batches = await log.read(self._pool, self.stream_id, self.tail)
                 self._metrics.log_reads += 1
                 more = self._apply_all(batches)
 
     async def _read_page(self, cursor: int) -> list[Batch]:
-        async with translated():
+        async with translated(self._pool):
             batches = await log.read(self._pool, self.stream_id, cursor)
             found = _run_after(batches, cursor)
             there = log.NOTHING if found else (await log.tails(self._pool, [self.stream_id])).get(self.stream_id)
@@ -515,7 +515,7 @@ class Relays:
                     await self._poll_now.wait()
             self._poll_now.clear()
             try:
-                async with translated():
+                async with translated(self._pool):
                     if self._poll_all or loop.time() >= due_at:
                         self._poll_all = False
                         self._doubted.clear()  # they are among all
@@ -541,7 +541,7 @@ class Relays:
             if not watched:
                 continue
             try:
-                async with translated():
+                async with translated(self._pool):
                     await streams.note_watched(self._pool, watched)
             except (Unavailable, asyncpg.PostgresError) as error:
                 logger.warning("What is watched cannot be noted: %r", error)

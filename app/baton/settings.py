@@ -10,9 +10,18 @@ from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 from urllib.parse import urlsplit
 
 import orjson
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from .dsn import Dsn
 from .errors import ConfigurationError
 
 # The path of an address before Baton's own, as it stands in addresses. Browsers would resolve segments of dots.
@@ -28,6 +37,10 @@ _KID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TOKEN_SECRET = re.compile(r"[!-~]{32,}")
 # As browsers write it: `null`, which any page can make itself, is none.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z*,]+")
+# What is never trimmed: a space at an end of a name is a mistake.
+_NAMES = frozenset({"pod_name", "worker_name"})
+_WORD = re.compile(r"[!-~]+")
+_BREAK = re.compile(r"[\s\x00-\x1f\x7f]")
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
 _OUT_OF_RANGE = frozenset({"greater_than", "greater_than_equal", "less_than", "less_than_equal"})
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}")
@@ -59,7 +72,10 @@ class Settings(BaseSettings):
         description="The part of a pod's connections for queries that one tenant may use while others ask, too",
     )
     database_timeout_seconds: float = Field(
-        10, gt=0, le=300, description="A pod's longest wait for the answer to a query, or for a new connection"
+        10,
+        gt=0,
+        le=300,
+        description="A pod's longest wait for the database in answering a request, or for a new connection",
     )
 
     host: str = Field("127.0.0.1", description="The address that a pod listens on, and a worker for its metrics")
@@ -294,7 +310,11 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("BATON_OPENAI_API_KEY", "OPENAI_API_KEY"),
         description="The key for OpenAI's API, or for the server of `BATON_OPENAI_BASE_URL`",
     )
-    openai_base_url: str | None = Field(None, description="Any server that speaks OpenAI's API: `https://host/path`")
+    openai_base_url: str | None = Field(
+        None,
+        validation_alias=AliasChoices("BATON_OPENAI_BASE_URL", "OPENAI_BASE_URL"),
+        description="Any server that speaks OpenAI's API: `https://host/path`",
+    )
     openai_model: str | None = Field(None, description="The model for streams whose input names none")
     openai_api: Literal["responses", "chat"] = Field("responses", description="Which of OpenAI's two APIs to call")
     anthropic_api_key: SecretStr | None = Field(
@@ -303,13 +323,17 @@ class Settings(BaseSettings):
         description="The key for Anthropic's API, or for the server of `BATON_ANTHROPIC_BASE_URL`",
     )
     anthropic_base_url: str | None = Field(
-        None, description="Any server that speaks Anthropic's API: `https://host/path`"
+        None,
+        validation_alias=AliasChoices("BATON_ANTHROPIC_BASE_URL", "ANTHROPIC_BASE_URL"),
+        description="Any server that speaks Anthropic's API: `https://host/path`",
     )
     anthropic_model: str | None = Field(None, description="The model for streams whose input names none")
     anthropic_max_tokens: int = Field(
         4096, ge=1, description="The longest answer of a stream whose input does not say, in tokens"
     )
-    provider_timeout_seconds: float = Field(120, gt=0, description="The longest silence of a model provider")
+    provider_timeout_seconds: float = Field(
+        120, gt=0, description="The longest silence of a model provider; connecting may take 10 s at most"
+    )
     provider_max_retries: int = Field(
         2, ge=0, le=10, description="How often a request to a provider is repeated, before an answer begins"
     )
@@ -326,17 +350,29 @@ class Settings(BaseSettings):
         description="The Google Cloud project whose traces the lines of the log are put to, in JSON",
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_trimmed(cls, value: Any, info: ValidationInfo) -> Any:
+        """Take away the line break at the end of a file that is mounted as a secret, and spaces that were pasted."""
+        if isinstance(value, str) and info.field_name not in _NAMES:
+            return value.strip()
+        if isinstance(value, SecretStr):
+            return SecretStr(value.get_secret_value().strip())
+        return value
+
+    @field_validator("openai_api_key", "anthropic_api_key")
+    @classmethod
+    def _is_one_word(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and value.get_secret_value() and not _WORD.fullmatch(value.get_secret_value()):
+            raise ValueError("it must be printable ASCII characters, with no space or line break in it")
+        return value
+
     @field_validator("database_url", "listen_database_url")
     @classmethod
     def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None or not value.get_secret_value():
             return None
-        try:
-            scheme = urlsplit(value.get_secret_value()).scheme
-        except ValueError:  # whose own words may be the password
-            scheme = ""
-        if scheme.partition("+")[0] not in {"postgres", "postgresql"}:
-            raise ValueError("it must look like postgresql://user:password@host:5432/name")
+        Dsn.parse(value.get_secret_value())
         return value
 
     @field_validator("pod_name", "worker_name")
@@ -375,7 +411,9 @@ class Settings(BaseSettings):
             return None
         try:
             parts = urlsplit(value)
-            well = parts.scheme in {"http", "https"} and bool(parts.hostname)
+            # urlsplit() drops line breaks without a word.
+            well = parts.scheme in {"http", "https"} and bool(parts.hostname) and not _BREAK.search(value)
+            _ = parts.port
         except ValueError:
             well = False
         if not well:
@@ -484,6 +522,12 @@ class Settings(BaseSettings):
         return _plain(self.database_url)
 
     @property
+    def remarks(self) -> list[str]:
+        """What an operator should know about the connection strings, once for both."""
+        urls = filter(None, (self.database_url, self.listen_database_url))
+        return sorted({remark for url in urls for remark in Dsn.parse(url.get_secret_value()).remarks})
+
+    @property
     def prepare(self) -> bool:
         """Whether statements may be prepared: not where LISTEN goes around a pooler, for the rest goes through it."""
         return self.listen_database_url is None
@@ -504,8 +548,11 @@ def _model(number: int, name: str, given: Any) -> dict[str, Any]:
 
 
 def _plain(url: SecretStr) -> str:
-    """Drop SQLAlchemy's driver suffix, which asyncpg does not know."""
-    scheme, _, rest = url.get_secret_value().partition("://")
+    """Return a connection string as a URI, without SQLAlchemy's driver suffix."""
+    text = url.get_secret_value()
+    scheme, mark, rest = text.partition("://")
+    if not mark or not scheme.startswith("postgres"):
+        return Dsn.parse(text).uri()
     return f"{scheme.partition('+')[0]}://{rest}"
 
 

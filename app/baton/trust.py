@@ -78,7 +78,7 @@ class Trust:
             # A tenant whose requests are stuck must not hold up the look that the others wait for.
             self._renewing = shared_task(self._look(), for_all=True)
             self._renewing.add_done_callback(seen)
-        async with translated():
+        async with translated(self._pool):
             await asyncio.shield(self._renewing)
 
     async def run(self) -> None:
@@ -87,7 +87,7 @@ class Trust:
         while True:
             self._now.clear()
             try:
-                async with translated():
+                async with translated(self._pool):
                     await self._look()
             except (Unavailable, asyncpg.PostgresError) as error:
                 logger.warning("The keys of notifications cannot be read, and pods read the log instead: %r", error)

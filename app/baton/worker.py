@@ -108,6 +108,8 @@ class Worker:
         Raises:
             ConfigurationError: the database cannot be reached at the start, or its schema does not fit.
         """
+        for remark in self._settings.remarks:
+            logger.warning(remark)
         await check_delivery(self._settings.listen_dsn, self._settings.dsn)
         connection = await connect(self._settings.dsn, name="baton worker", prepare=self._settings.prepare)
         try:

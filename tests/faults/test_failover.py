@@ -519,3 +519,46 @@ async def test_no_counter_begins_a_history_that_has_not_fallen_or_changed_alread
     begun = await cluster.pool.fetchval(begin, seen, worker._worker_id, counter + 1)
     assert begun != seen
     assert await cluster.pool.fetchval(begin, seen, worker._worker_id, counter + 1) == begun
+
+
+ASK = {"role": "user", "content": "hello"}
+CREATES: dict[str, dict[str, object]] = {
+    "/v1/streams": {"input": "x"},
+    "/v1/responses": {"model": "replay", "input": "x", "stream": True},
+    "/v1/chat/completions": {"model": "replay", "messages": [ASK], "stream": True},
+    "/v1/ai-sdk/chat": {
+        "id": "c",
+        "messages": [{"id": "m", "role": "user", "parts": [{"type": "text", "text": "hello"}]}],
+        "trigger": "submit-message",
+    },
+}
+
+
+async def test_on_a_standby_every_change_is_503_and_the_pod_leaves_it_by_itself(scene: Scene) -> None:
+    await scene.start()
+    pod, client = scene.pods[0], scene.cluster.client
+    stream_id = await scene.create("a", 1)
+    await scene.replicas.caught_up()
+    assert scene.replicas.standby is not None
+    scene.proxy.lead_to(named_database(scene.replicas.standby.dsn, DATABASE))
+    scene.proxy.cut()
+    changes = [
+        *(("POST", path, body) for path, body in CREATES.items()),
+        ("POST", f"/v1/streams/{stream_id}/cancel", None),
+        ("DELETE", f"/v1/streams/{stream_id}", None),
+        ("POST", f"/v1/responses/resp_{stream_id}/cancel", None),
+    ]
+    # The first may meet no more than a connection that was cut.
+    for method, path, body in (changes[0], *changes):
+        answer = await client.request(method, f"{pod.url}{path}", json=body)
+        assert answer.status_code == 503, (path, answer.text)
+        assert int(answer.headers["retry-after"]) >= 1, path
+    # Its address leads to the primary again, and nobody cuts the connections that stand.
+    scene.proxy.lead_to(scene.replicas.dsn)
+
+    async def created() -> bool:
+        answer = await client.post(f"{pod.url}/v1/streams", json=CREATES["/v1/streams"])
+        assert answer.status_code in {201, 503}
+        return answer.status_code == 201
+
+    await until(created)

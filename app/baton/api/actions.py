@@ -80,7 +80,7 @@ async def create(
     """
     about = {"baton.generator": new.generator, "baton.tenant": new.tenant, "url.path": path_of(request)}
     with tracing.span("create", tracing.here(), kind="server", attributes=about) as span:
-        async with translated():
+        async with translated(pod_of(request).pool):
             parent = None if span.traceparent is None else str(span.traceparent)
             own_key = key or idempotency_key(request, body)
             stream, created = await _create(request, replace(new, traceparent=parent), own_key)
@@ -102,7 +102,7 @@ async def read(request: Request, stream_id: UUID) -> Content:
     pool = pod_of(request).pool
     lines: list[str] = []
     cursor, whole = 0, False
-    async with translated():
+    async with translated(pod_of(request).pool):
         for _ in range(2):
             stream = await found(request, stream_id)
             while page := await log.read(pool, stream_id, cursor):
@@ -124,7 +124,7 @@ async def cancel(request: Request, stream_id: UUID) -> tuple[Stream, bool]:
         StreamExpired, StreamNotFound, Unavailable: it cannot be cancelled.
     """
     pool = pod_of(request).pool
-    async with translated():
+    async with translated(pod_of(request).pool):
         await found(request, stream_id)
         where = await streams.request_cancel(pool, stream_id)
         if where == "running":
@@ -141,7 +141,7 @@ async def erase(request: Request, stream_id: UUID) -> None:
         StreamExpired, StreamNotFound, Unavailable: it cannot be erased.
     """
     pool = pod_of(request).pool
-    async with translated():
+    async with translated(pod_of(request).pool):
         stream = await found(request, stream_id)
         if not await streams.delete(pool, stream_id, stream.tenant):
             raise await retention.absence(pool, stream_id)

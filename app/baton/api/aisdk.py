@@ -163,7 +163,7 @@ async def resume(request: Request) -> Answer:
     chat = request.path_params["chat"]
     raw = query_of(request, {"startIndex"}).get("startIndex")
     start_index = _start_index(raw)
-    async with translated():
+    async with translated(pod_of(request).pool):
         stream = await _stream_of(request, chat)
     if stream is None and raw is not None:
         return Response(aisdk.NO_ANSWER, headers=_headers(request))
@@ -174,7 +174,7 @@ async def resume(request: Request) -> Answer:
 
 async def stop(request: Request) -> Answer:
     """Ask the generator of a chat's newest stream, or of a run, to stop. What has ended needs nothing."""
-    async with translated():
+    async with translated(pod_of(request).pool):
         stream = await _stream_of(request, request.path_params["chat"])
     if stream is None or stream.ended:
         return Response(status_code=204, headers=common_headers(request))
@@ -272,7 +272,7 @@ def _continuation(messages: Sequence[UIMessage], answers: Sequence[Answered]) ->
 
 async def _earlier(request: Request, stream: Stream) -> Earlier | None:
     """Return the message that a stream continues, if it does."""
-    async with translated():
+    async with translated(pod_of(request).pool):
         message = (await streams.read_continuation(pod_of(request).pool, stream.id)).get("message")
     return None if message is None else Earlier.of(message)
 
@@ -329,7 +329,7 @@ async def _places(pod: Pod, opening: Encoded[aisdk.State], stream_id: UUID) -> P
     places = Places()
     places.read(opening.body)
     cursor = 0
-    async with translated():
+    async with translated(pod.pool):
         while page := await log.read(pod.pool, stream_id, cursor):
             places.read(reader.read(page))
             cursor = page[-1].last_seq

@@ -146,7 +146,7 @@ def _waiting(snapshot: Snapshot | None, call_id: str) -> ToolCall | None:
 async def _snapshot(request: Request, chat: str | None, stream_id: UUID) -> Snapshot | None:
     """Read an answer of a chat; None if there is none any more."""
     try:
-        async with translated():
+        async with translated(pod_of(request).pool):
             stream = await found(request, stream_id)
             if stream.metadata.get("chat") != chat:
                 return None

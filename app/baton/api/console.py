@@ -199,7 +199,7 @@ ROUTES = [
 
 
 async def _look_around(pod: Pod, tenant: str) -> Surroundings:
-    async with translated(), pod.pool.acquire() as connection:
+    async with translated(pod.pool), pod.pool.acquire() as connection:
         queued, oldest_seconds = await pod.queue_state(connection)
         waiting, running = await streams.live_counts(connection, tenant)
         return {
@@ -214,7 +214,7 @@ async def _look_at_streams(pod: Pod, caller: Principal, wanted: ListStreams, err
     first, last = _between(wanted)
     statuses = None if wanted.status is None else sorted(streams.LIVE) if wanted.status == "live" else [wanted.status]
     selection = Wanted(caller.tenant, first, last, statuses)
-    async with translated(), pod.pool.acquire() as connection:
+    async with translated(pod.pool), pod.pool.acquire() as connection:
         found = await streams.find(connection, selection, STREAMS_PER_PAGE)
         pod.reads.charge_rows(caller.tenant, caller.name, found.looked_at)
         ids = [stream.id for stream in found.streams]

@@ -50,7 +50,7 @@ async def kill(request: Request) -> Answer:
     _require_own_page(request)
     name = validated(KillPod, parse_json(await read_body(request))).pod
     pod = pod_of(request)
-    async with translated():
+    async with translated(pod.pool):
         payload = pod.trust.seal(KILL_CHANNEL, name, notifications.stamp_of(time.time()))
         await log.hint(pod.pool, KILL_CHANNEL, [payload])
     return Response(status_code=202, headers=common_headers(request))

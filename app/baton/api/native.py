@@ -142,7 +142,7 @@ async def find_streams(request: Request) -> Answer:
         statuses=None if wanted.status is None else [wanted.status],
         metadata=metadata_alternatives(metadata),
     )
-    async with translated(), pod_of(request).pool.acquire() as connection:
+    async with translated(pod_of(request).pool), pod_of(request).pool.acquire() as connection:
         page = await streams.find(connection, selection, wanted.limit)
     charge_rows(request, page.looked_at)
     following = None
@@ -197,7 +197,7 @@ async def make_token(request: Request) -> Answer:
     body = await read_body(request)
     wish = validated(TokenWish, parse_json(body) if body else {}).wish()
     stream_id = _stream_id(request)
-    async with translated():
+    async with translated(pod_of(request).pool):
         stream = await found(request, stream_id)
     token, expires_at = actions.token(request, stream, wish)
     if token is None:

@@ -163,7 +163,7 @@ def still_running(stream: Stream) -> StillRunning:
 async def list_models(request: Request) -> Answer:
     """List the models: the generators of this pod and of the workers."""
     principal_of(request).require_tenant()
-    async with translated():
+    async with translated(pod_of(request).pool):
         names = await _models(pod_of(request))
     content: ModelList = {"object": "list", "data": [_model(name) for name in sorted(names)]}
     return json_answer(request, content)
@@ -173,7 +173,7 @@ async def get_model(request: Request) -> Answer:
     """Tell that a model exists."""
     principal_of(request).require_tenant()
     name = request.path_params["name"]
-    async with translated():
+    async with translated(pod_of(request).pool):
         if name not in await _models(pod_of(request)):
             raise UnknownModel(f"There is no model called {name!r:.80}.")
     return json_answer(request, _model(name))

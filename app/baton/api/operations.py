@@ -19,11 +19,12 @@ class Health(TypedDict):
 
 
 class Readiness(TypedDict):
-    """Whether clients should be sent to this pod."""
+    """Whether clients should be sent to this pod. `disk_full` is the database's: all pods can serve what there is."""
 
     status: Literal["ready", "not ready"]
     draining: bool
     full: bool
+    disk_full: bool
     listener: str
 
 
@@ -40,6 +41,7 @@ async def readyz(request: Request) -> Answer:
         "status": "ready" if pod.ready else "not ready",
         "draining": pod.draining,
         "full": pod.full,
+        "disk_full": pod.disk_full,
         "listener": pod.listener.state.value,
     }
     return json_answer(request, state, status=200 if pod.ready else 503)

@@ -137,7 +137,7 @@ async def retrieve_response(request: Request) -> Answer:
     stream_id = _stream_id(request)
     if not wanted.stream:
         return await _answer(request, stream_id)
-    async with translated():
+    async with translated(pod_of(request).pool):
         stream = await found(request, stream_id)
         given = await streams.read_input(pod_of(request).pool, stream_id)
     after = 0 if wanted.starting_after is None else wanted.starting_after + 1
@@ -165,7 +165,7 @@ async def list_input_items(request: Request) -> Answer:
     """List what a Response was created from."""
     wanted = validated(ListItems, query_of(request, ListItems.model_fields))
     stream_id = _stream_id(request)
-    async with translated():
+    async with translated(pod_of(request).pool):
         await found(request, stream_id)
         given = await streams.read_input(pod_of(request).pool, stream_id)
     items = _items(given, stream_id)
@@ -201,7 +201,7 @@ async def _answer(request: Request, stream_id: UUID, *, whole: bool = False) -> 
     if whole and not content.stream.ended:
         # The pod is leaving.
         raise openai.still_running(content.stream)
-    async with translated():
+    async with translated(pod_of(request).pool):
         given = await streams.read_input(pod_of(request).pool, stream_id)
     return json_answer(request, await asyncio.to_thread(response_of, content.stream, given, content.lines))
 

@@ -89,7 +89,7 @@ async def continued(request: Request, turn: Turn) -> Continued:
     principal.require_tenant()
     if "\0" in turn.chat:
         raise InvalidRequest("The id of a chat cannot hold a NUL character.")
-    async with translated():
+    async with translated(pod_of(request).pool):
         stream = await _newest(request, turn.chat)
         if stream is None:
             return await _begun(request, turn)

@@ -94,7 +94,7 @@ class KeyRing:
             self._read_at = asyncio.get_running_loop().time()
             self.reads += 1
             self._answering = False
-            async with translated():
+            async with translated(self._pool):
                 self._keys = await keys.live(self._pool)
             self._answering = True
 

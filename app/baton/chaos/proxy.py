@@ -59,6 +59,8 @@ class Proxy:
         user = parts.netloc.rpartition("@")[0] or "postgres"
         query = {name: value for name, value in parse_qsl(parts.query) if name not in {"host", "port"}}
         # A certificate is for another name than this; on a Unix socket there is none.
+        if query.get("sslrootcert") == "system":
+            del query["sslrootcert"]
         query["sslmode"] = "require" if query.get("sslmode") in _ENCRYPTED else "disable"
         return urlunsplit(parts._replace(netloc=f"{user}@127.0.0.1:{self.port}", query=urlencode(query)))
 

@@ -19,6 +19,7 @@ CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("the server's version", server.version),
     ("the encoding", server.encoding),
     ("whether it takes writes", server.writable),
+    ("the disk", server.room),
     ("the schema", tables.revision),
     ("the role's rights", role.rights),
     ("the owners of tables", role.owners),

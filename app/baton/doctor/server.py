@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Final
 
+from .. import disk
 from ..database import Connection, connect
 from ..errors import DatabaseUnreachable
 from .finding import Case, Finding, amount, duration, error, listed, ok, warning
@@ -19,6 +20,8 @@ WORKER_CONNECTIONS: Final = 4
 _OLD_ID: Final = 1_500_000_000
 _SHORT_STATEMENT_MILLISECONDS: Final = 2000
 _CROWDED: Final = 0.8
+# A segment of WAL.
+ROOM_MEGABYTES: Final = 16
 
 _CONNECTIONS: Final = """
 SELECT current_setting('max_connections')::integer AS most,
@@ -114,6 +117,19 @@ async def writable(case: Case) -> AsyncIterator[Finding]:
         )
     else:
         yield ok("writable", "This server is the primary, and takes writes.")
+
+
+async def room(case: Case) -> AsyncIterator[Finding]:
+    """Is the disk full?"""
+    if await disk.has_room(case.connection, ROOM_MEGABYTES):
+        yield ok("disk", f"The database's disk has room for {ROOM_MEGABYTES} MB at least.")
+    else:
+        yield error(
+            "disk_full",
+            f"The database's disk is full: {ROOM_MEGABYTES} MB do not fit on it.",
+            "Enlarge it, or make room: `baton maintain` drops old partitions, and with fewer BATON_RETENTION_DAYS more "
+            "of them. A replication slot that nobody reads keeps WAL, too.",
+        )
 
 
 async def durability(case: Case) -> AsyncIterator[Finding]:

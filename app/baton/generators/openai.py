@@ -7,6 +7,7 @@ does not know is sent too.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Final, cast
 
@@ -40,6 +41,8 @@ class OpenAIProvider(Provider):
         key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else ""
         self.client = openai.AsyncOpenAI(
             api_key=key or _NO_KEY,
+            organization=_variable("OPENAI_ORG_ID"),
+            project=_variable("OPENAI_PROJECT_ID"),
             base_url=settings.openai_base_url,
             max_retries=settings.provider_max_retries,
             http_client=http_client(settings, self.http),
@@ -48,6 +51,11 @@ class OpenAIProvider(Provider):
     async def aclose(self) -> None:
         """Close the connections to the provider."""
         await self.client.close()
+
+
+def _variable(name: str) -> str | None:
+    """Return a variable that the SDK goes by, without the line break of a file that it came from."""
+    return os.environ.get(name, "").strip() or None
 
 
 class ResponsesGenerator(OpenAIProvider):

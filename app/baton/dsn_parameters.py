@@ -1,0 +1,123 @@
+"""The parameters of connection strings: those of libpq, and what hosting services and other drivers add.
+
+Each is passed on, translated, ignored where it is harmless, or refused by its name where ignoring it would drop a
+protection that somebody asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+# What asyncpg reads in a string of its own.
+FOR_ASYNCPG: Final[tuple[str, ...]] = (
+    *("sslmode", "sslnegotiation", "sslcert", "sslkey", "sslpassword", "sslrootcert", "sslcrl"),
+    *("ssl_min_protocol_version", "ssl_max_protocol_version", "krbsrvname", "gsslib"),
+)
+_TRANSLATED: Final = frozenset(
+    {"host", "hostaddr", "port", "dbname", "user", "password", "passfile", "service", "servicefile", "options"}
+    | {"target_session_attrs", "channel_binding"}
+)
+# Baton has its own settings, or no use, for these.
+_HARMLESS: Final = frozenset(
+    # libpq
+    {"application_name", "fallback_application_name", "connect_timeout", "tcp_user_timeout", "load_balance_hosts"}
+    | {"keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "sslcompression"}
+    | {"min_protocol_version", "max_protocol_version"}
+    # Prisma, Supabase, node-postgres, SQLAlchemy, Rails, pgx
+    | {"pgbouncer", "connection_limit", "pool_timeout", "socket_timeout", "schema", "statement_cache_size", "supa"}
+    | {"workaround", "uselibpqcompat", "pool", "pool_size", "max_overflow", "prepared_statements", "encoding"}
+    | {"prepared_statement_cache_size", "async_fallback", "pool_max_conns", "pool_min_conns", "pool_mode"}
+    | {"default_query_exec_mode", "statement_cache_capacity", "reaping_frequency", "checkout_timeout"}
+)
+_VERIFY: Final = "sslmode=verify-full makes sure of the server; with a public certificate, sslrootcert=system too"
+_LOGIN: Final = "log in by a password"
+# What would be lost without a word, and which values ask for nothing.
+_REFUSED: Final[Mapping[str, tuple[frozenset[str], str]]] = {
+    "require_auth": (frozenset(), f"how the server asks for the password cannot be restricted. {_VERIFY}"),
+    "requirepeer": (frozenset(), "the owner of the server's process cannot be checked"),
+    "gssencmode": (frozenset({"disable", "prefer"}), "GSSAPI encryption is not available. Use sslmode=require or more"),
+    "gssdelegation": (frozenset({"0"}), "credentials cannot be delegated"),
+    "sslcrldir": (frozenset(), "revoked certificates are read from one file. Name it as sslcrl"),
+    "sslcertmode": (frozenset({"allow"}), "when a client certificate is sent cannot be chosen: one of sslcert is"),
+    "sslsni": (frozenset({"1"}), "the server's name is always sent"),
+    "sslkeylogfile": (frozenset(), "keys of TLS are not written anywhere"),
+    "scram_client_key": (frozenset(), _LOGIN),
+    "scram_server_key": (frozenset(), _LOGIN),
+    **dict.fromkeys(
+        ("oauth_issuer", "oauth_client_id", "oauth_client_secret", "oauth_scope"), (frozenset[str](), _LOGIN)
+    ),
+    "replication": (frozenset({"0", "false", "off", "no"}), "Baton does not replicate"),
+    "client_encoding": (frozenset({"utf8", "utf-8", "unicode", "auto"}), "Baton's texts are in UTF-8"),
+    "sslaccept": (frozenset({"accept_invalid_certs"}), _VERIFY),
+    "sslidentity": (frozenset(), "name the client's certificate and key as sslcert and sslkey"),
+}
+_CHOICES: Final[Mapping[str, frozenset[str]]] = {
+    "sslmode": frozenset({"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}),
+    "sslnegotiation": frozenset({"postgres", "direct"}),
+    "channel_binding": frozenset({"disable", "prefer", "require"}),
+    "target_session_attrs": frozenset({"any", "read-write", "read-only", "primary", "standby", "prefer-standby"}),
+    "ssl_min_protocol_version": frozenset({"TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"}),
+    "ssl_max_protocol_version": frozenset({"TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"}),
+    "gsslib": frozenset({"gssapi", "sspi"}),
+}
+_SSL_MODES: Final = {"no-verify": "require", "true": "require", "1": "require", "false": "", "0": ""}
+
+# Variables that libpq goes by, and asyncpg does not, or not to the same end.
+VARIABLES: Final = {
+    "PGHOSTADDR": "hostaddr",
+    "PGSERVICE": "service",
+    "PGSERVICEFILE": "servicefile",
+    "PGPASSFILE": "passfile",
+    "PGSSLMODE": "sslmode",
+    "PGSSLROOTCERT": "sslrootcert",
+    "PGSSLCRL": "sslcrl",
+    "PGSSLCRLDIR": "sslcrldir",
+    "PGSSLCERTMODE": "sslcertmode",
+    "PGSSLSNI": "sslsni",
+    "PGCHANNELBINDING": "channel_binding",
+    "PGREQUIREAUTH": "require_auth",
+    "PGREQUIREPEER": "requirepeer",
+    "PGGSSENCMODE": "gssencmode",
+}
+
+
+class UnusableDsn(ValueError):
+    """What is wrong with a connection string, in words that hold no part of it. They go on after the setting's name."""
+
+
+def canonical(name: str) -> str:
+    """Return the name that libpq has for a parameter of other drivers."""
+    return {"database": "dbname", "ssl": "sslmode", "username": "user"}.get(name, name)
+
+
+def is_known(name: str) -> bool:
+    """Return whether a parameter is one of these."""
+    return name in _TRANSLATED or name in FOR_ASYNCPG or name in _HARMLESS or name in _REFUSED
+
+
+def chosen(name: str, value: str) -> str:
+    """Return a parameter's value as libpq has it.
+
+    Raises:
+        UnusableDsn: it is none of those that the parameter may have.
+    """
+    if name == "sslmode":
+        value = _SSL_MODES.get(value.lower(), value)
+    if value and name in _CHOICES and value not in _CHOICES[name]:
+        raise UnusableDsn(f"{name} must be one of {', '.join(sorted(_CHOICES[name]))}")
+    return value
+
+
+def matters(name: str, value: str, *, called: str = "") -> bool:
+    """Return whether a parameter says something that is to be done.
+
+    Raises:
+        UnusableDsn: that cannot be done.
+    """
+    if name not in _REFUSED:
+        return name not in _HARMLESS
+    harmless, why = _REFUSED[name]
+    if value.lower() not in harmless:
+        raise UnusableDsn(f"remove {called or name}, which cannot be honored: {why}")
+    return False

@@ -1,0 +1,50 @@
+r"""Password files (`.pgpass`), as libpq reads them: lines of `host:port:database:user:password`.
+
+A `\` stands before each `:` and `\` in a field.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+logger = logging.getLogger(__name__)
+
+_FIELD: Final = r"((?:\\.|[^\\:])*)"
+_LINE: Final = re.compile(":".join([_FIELD] * 4) + r":(.*)")
+_BACKSLASH: Final = re.compile(r"\\(.)")
+
+
+def password_for(path: Path, hosts: Sequence[tuple[str, int]], database: str, user: str) -> str | None:
+    """Return the password of the first line that fits the first of these servers; None if there is none.
+
+    As with libpq, a file that others may read counts for nothing.
+    """
+    try:
+        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            logger.warning("The password file %s is not used, since others may read it: chmod 600.", path)
+            return None
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    entries = [tuple(map(_plain, match.groups())) for line in lines if line[:1] != "#" and (match := _LINE.match(line))]
+    for host, port in hosts:
+        # A socket has no name but its folder; libpq calls the default one localhost.
+        names = {host, "localhost"} if host.startswith("/") else {host}
+        for entry_host, entry_port, entry_database, entry_user, password in entries:
+            if (
+                entry_host in names | {"*"}
+                and entry_port in {str(port), "*"}
+                and entry_database in {database, "*"}
+                and entry_user in {user, "*"}
+            ):
+                return password
+    return None
+
+
+def _plain(text: str) -> str:
+    return _BACKSLASH.sub(r"\1", text)

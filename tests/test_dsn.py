@@ -1,0 +1,384 @@
+"""Connection strings: what is passed on, translated, ignored and refused, and that no part of a password is shown."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import ssl
+import urllib.parse
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from tests.roles import PASSWORD, granted
+
+from baton.database import connect, pool
+from baton.dsn import NOT_BOUND, Dsn
+from baton.dsn_parameters import UnusableDsn
+from baton.errors import ConfigurationError, DatabaseUnreachable
+from baton.migrate import revision_of
+from baton.settings import Settings
+
+SECRET = "s3cr3t"
+NEON = "postgresql://u:p@ep-cool-1.eu-central-1.aws.neon.tech/neondb?sslmode=require&channel_binding=require"
+
+
+def arguments(text: str) -> dict[str, Any]:
+    return Dsn.parse(text).arguments()
+
+
+def for_asyncpg(text: str) -> dict[str, str]:
+    """What asyncpg is to read by itself."""
+    return dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(arguments(text)["dsn"]).query))
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(UnusableDsn) as caught:
+        arguments(text)
+    assert SECRET not in str(caught.value)
+    assert caught.value.__context__ is None, "what a traceback would show"
+    return str(caught.value)
+
+
+def with_parameter(parameter: str) -> str:
+    return f"postgresql://u:{SECRET}@h/n?{parameter}"
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts", "ports"),
+    [
+        ("postgresql://h/n", ["h"], [5432]),
+        ("postgres://h:5433/n", ["h"], [5433]),
+        ("postgresql+asyncpg://h/n", ["h"], [5432]),
+        ("postgresql://one,two:6/n", ["one", "two"], [5432, 6]),
+        ("postgresql://one,two/n?port=7", ["one", "two"], [7, 7]),
+        ("postgresql://[::1]:6,[fe80::1]/n", ["::1", "fe80::1"], [6, 5432]),
+        ("postgresql://%2Fvar%2Frun/n", ["/var/run"], [5432]),
+        ("postgresql:///n?host=/var/run&port=6", ["/var/run"], [6]),
+        ("postgresql:///n", None, None),
+        ("postgresql://u@:6/n", None, "6"),
+        ("postgresql://h:6/n?hostaddr=10.0.0.1", ["10.0.0.1"], [6]),
+        ("postgresql://h/n?host=other", ["other"], [5432]),
+        ("host=one,two port=6,7 dbname=n", ["one", "two"], [6, 7]),
+    ],
+)
+def test_where_the_server_is(text: str, hosts: list[str] | None, ports: list[int] | str | None) -> None:
+    found = arguments(text)
+    assert (found["host"], found["port"]) == (hosts, ports)
+
+
+@pytest.mark.parametrize(
+    ("text", "login"),
+    [
+        ("postgresql://u:p%40%23%2F%3F%25%3A@h/n", ("u", "p@#/?%:", "n")),
+        ("postgresql://u:a:b[c@h/n", ("u", "a:b[c", "n")),
+        ("postgresql://h/n?user=u%40server&password=a+b", ("u@server", "a+b", "n")),
+        ("postgresql://h/n?user=u@server&password=p", ("u@server", "p", "n")),
+        ("postgresql://u:p@h/?dbname=n", ("u", "p", "n")),
+        ("postgresql://u:p@h?database=n", ("u", "p", "n")),
+        (r"host=h user = u password='it\'s \\ #@ 1' dbname=n", ("u", r"it's \ #@ 1", "n")),
+        (r"host=h user=u password=a\ b dbname='n'", ("u", "a b", "n")),
+    ],
+)
+def test_who_logs_in_and_to_what(text: str, login: tuple[str, str, str]) -> None:
+    found = arguments(text)
+    assert (found["user"], found["password"], found["database"]) == login
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        *(
+            f"{SECRET}{mark}{SECRET}"
+            for mark in ("#", "@", "/", "?", "%", "/@", "#@", "?a=", "?sslmode=", "%zz", "%00", "\n")
+        ),
+        *(f"1{mark}{SECRET}" for mark in ("#", "/", "?", "?a=")),
+        *(f"{mark}{SECRET}" for mark in ("#", "@", "/", "?", "[", "?x=1@")),
+    ],
+)
+async def test_a_password_that_is_not_percent_encoded_is_refused_and_never_shown(password: str) -> None:
+    text = f"postgresql://user:{password}@host/name"
+    if "[" in password:  # which confuses nobody
+        assert arguments(text)["password"] == password
+        return
+    assert "Percent-encode the password" in refusal(text)
+    with pytest.raises(ConfigurationError) as from_settings:
+        Settings.load(database_url=text)
+    with pytest.raises(ConfigurationError) as connecting:
+        await connect(text)
+    with pytest.raises(ConfigurationError) as migrating:
+        await revision_of(text)
+    for caught in (from_settings, connecting, migrating):
+        assert SECRET not in str(caught.value)
+        assert "Percent-encode the password" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", [f"host=h password={SECRET} {SECRET}", f"host=h password={SECRET} {SECRET}=1", f"a={SECRET}"]
+)
+def test_pairs_that_are_not_quoted_are_refused_and_never_shown(text: str) -> None:
+    assert "single quotes" in refusal(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        SECRET,
+        f"jdbc:postgresql://h/n?password={SECRET}",
+        f"mysql://u:{SECRET}@h/n",
+        f"'postgresql://u:{SECRET}@h/n'",
+    ],
+)
+def test_what_is_no_connection_string(text: str) -> None:
+    assert refusal(text).startswith("it must look like postgresql://")
+
+
+HARMLESS = (
+    "application_name=x&fallback_application_name=x&connect_timeout=10&keepalives=1&keepalives_idle=30&"
+    "keepalives_interval=10&keepalives_count=5&tcp_user_timeout=1000&load_balance_hosts=random&sslcompression=0&"
+    "gssencmode=disable&gssdelegation=0&sslcertmode=allow&sslsni=1&replication=false&client_encoding=UTF8&"
+    "channel_binding=prefer&min_protocol_version=3.0&max_protocol_version=latest&pgbouncer=true&connection_limit=1&"
+    "pool_timeout=0&schema=public&sslaccept=accept_invalid_certs&supa=base-pooler.x&statement_cache_size=0&"
+    "workaround=supabase-pooler.vercel&uselibpqcompat=true&prepared_statement_cache_size=0&options=-c%20jit%3Doff&"
+    "target_session_attrs=primary"
+)
+
+
+async def test_what_is_harmless_keeps_nobody_out(dsn: str) -> None:
+    with_all = f"{dsn}{'&' if '?' in dsn else '?'}{HARMLESS}"
+    connection = await connect(Settings.load(database_url=with_all).dsn, name="a test")
+    assert (
+        await connection.fetchval("SELECT current_setting('jit') || current_setting('application_name')") == "offa test"
+    )
+    await connection.close()
+    async with pool(with_all, size=1, timeout_seconds=10) as opened:
+        assert await opened.fetchval("SELECT 1") == 1
+
+
+async def test_pairs_lead_to_the_same_database(dsn: str) -> None:
+    known = Dsn.parse(dsn).parameters
+    text = " ".join(f"{name}='{value}'" for name, value in known.items()) + "\n"
+    settings = Settings.load(database_url=text)
+    assert Dsn.parse(settings.dsn) == Dsn.parse(dsn)
+    connection = await connect(settings.dsn)
+    assert await connection.fetchval("SELECT current_database()") == known["dbname"]
+    await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("parameter", "name"),
+    [
+        ("require_auth=scram-sha-256", "require_auth"),
+        ("requirepeer=postgres", "requirepeer"),
+        ("gssencmode=require", "gssencmode"),
+        ("gssdelegation=1", "gssdelegation"),
+        ("sslcrldir=/crl", "sslcrldir"),
+        ("sslcertmode=require", "sslcertmode"),
+        ("sslsni=0", "sslsni"),
+        ("sslkeylogfile=/tmp/keys", "sslkeylogfile"),
+        (f"scram_client_key={SECRET}", "scram_client_key"),
+        (f"scram_server_key={SECRET}", "scram_server_key"),
+        ("oauth_issuer=https://x", "oauth_issuer"),
+        (f"oauth_client_secret={SECRET}", "oauth_client_secret"),
+        ("replication=database", "replication"),
+        ("client_encoding=latin1", "client_encoding"),
+        ("sslaccept=strict", "sslaccept"),
+        ("sslidentity=/id.p12", "sslidentity"),
+    ],
+)
+def test_what_cannot_be_honored_is_refused_by_its_name(parameter: str, name: str) -> None:
+    assert refusal(with_parameter(parameter)).startswith(f"remove {name}, ")
+
+
+@pytest.mark.parametrize(
+    ("parameter", "said"),
+    [
+        ("statement_timeout=5", "statement_timeout is no parameter of a connection string. Remove it; "),
+        ("sslmode=odd", "sslmode must be one of "),
+        ("target_session_attrs=odd", "target_session_attrs must be one of "),
+        ("ssl_min_protocol_version=SSLv3", "ssl_min_protocol_version must be one of "),
+        ("port=99999", "it must look like "),
+        ("sslrootcert=/nowhere&sslmode=verify-full", "the file of sslrootcert cannot be read"),
+        ("sslcert=/nowhere", "the file of sslcert cannot be read"),
+        ("passfile=/nowhere", None),
+        ("sslrootcert=/dev/null", "sslrootcert is used with sslmode=verify-full"),
+        ("sslrootcert=/dev/null&sslmode=prefer", "sslrootcert is used with sslmode=verify-full"),
+        ("sslcrl=/dev/null&sslmode=require", "sslcrl is used with sslmode=verify-full"),
+        ("sslrootcert=system&sslmode=require", "sslrootcert=system needs sslmode=verify-full"),
+        ("hostaddr=10.0.0.1&sslmode=verify-full", "remove hostaddr: "),
+        ("service=x&servicefile=/nowhere", "there is no such service"),
+    ],
+)
+def test_what_is_wrong_with_a_parameter(parameter: str, said: str | None) -> None:
+    if said is None:  # a password that is given goes before the file
+        assert arguments(with_parameter(parameter))["password"] == SECRET
+    else:
+        assert refusal(with_parameter(parameter)).startswith(said)
+
+
+def test_a_protection_that_is_asked_for_by_a_variable_of_libpq_is_not_dropped_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PGREQUIREAUTH", "scram-sha-256")
+    assert refusal("postgresql://h/n").startswith("remove PGREQUIREAUTH, ")
+    monkeypatch.delenv("PGREQUIREAUTH")
+    monkeypatch.setenv("PGCHANNELBINDING", "require")
+    assert for_asyncpg("postgresql://h/n")["sslmode"] == "require"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("sslmode=no-verify", "require"),
+        ("ssl=true", "require"),
+        ("ssl=verify-full", "verify-full"),
+        ("ssl=false", None),
+        ("channel_binding=require", "require"),
+        ("channel_binding=require&sslmode=disable", "require"),
+        ("channel_binding=require&sslmode=verify-full", "verify-full"),
+    ],
+)
+def test_how_much_tls_is_meant(given: str, meant: str | None) -> None:
+    assert for_asyncpg(with_parameter(given)).get("sslmode") == meant
+
+
+def test_the_string_of_neon_is_understood_and_its_limits_said(caplog: pytest.LogCaptureFixture) -> None:
+    settings = Settings.load(database_url=NEON)
+    assert settings.remarks == [NOT_BOUND]
+    assert for_asyncpg(settings.dsn) == {"sslmode": "require"}
+    assert arguments(settings.dsn)["server_settings"] == {}
+    assert arguments(f"{NEON}&options=endpoint%3Dep-cool-1")["server_settings"] == {"options": "endpoint=ep-cool-1"}
+
+
+def test_nothing_shows_the_password() -> None:
+    known = Dsn.parse(f"postgresql://u:{SECRET}@h/n")
+    settings = Settings.load(database_url=f"host=h password={SECRET}")
+    assert SECRET not in f"{known!r} {known.place} {settings!r}"
+
+
+def test_a_service_is_read_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "services"
+    file.write_text(
+        "[mine]\nhost=h\nuser=u\npassword=50%off:1\nsslmode=require\nchannel_binding=require\n[bad]\nrequire_auth=md5\n"
+    )
+    found = arguments(f"postgresql://other@/n?service=mine&servicefile={file}")
+    assert (found["host"], found["user"], found["password"]) == (["h"], "other", "50%off:1")
+    monkeypatch.setenv("PGSERVICEFILE", str(file))
+    assert arguments("service=mine")["user"] == "u"
+    assert refusal("service=bad").startswith("remove require_auth, ")
+
+
+@pytest.mark.parametrize("folder", ["plain", "a:b"])
+async def test_a_passfile_is_read_at_each_connect(tmp_path: Path, dsn: str, folder: str) -> None:
+    async with granted(dsn) as roles:
+        address = Dsn.parse(dsn)
+        (tmp_path / folder).mkdir()
+        file = tmp_path / folder / "pass"
+        file.touch(0o600)
+        user = roles.names.serve
+        hosts = address.parameters.get("host", "localhost")
+        text = f"host='{hosts}' dbname={address.database} user={user} passfile='{file}'"
+        text += f" port={address.parameters['port']}" if "port" in address.parameters else ""
+        call: Any = arguments(text)["password"]
+        assert call() is None
+        file.write_text(f"# mine\nelsewhere:*:*:*:no\n*:*:*:{user}:{PASSWORD}\\:\\\\\n")
+        assert call() == f"{PASSWORD}:\\"
+        file.chmod(0o644)
+        assert call() is None
+
+
+class TlsFront:
+    """What answers a client's request for TLS in front of a Postgres that has none."""
+
+    def __init__(self, dsn: str, folder: Path) -> None:
+        self.certificate = folder / "server.crt"
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        _make_certificate(self.certificate, folder / "server.key")
+        self._context.load_cert_chain(self.certificate, folder / "server.key")
+        self._known = Dsn.parse(dsn)
+        self.encrypted = 0
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[str]:
+        """Yield the start of a DSN of the same database, as `localhost`."""
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        user = self._known.parameters.get("user", "postgres")
+        try:
+            yield f"postgresql://{user}@localhost:{port}/{self._known.database}"
+        finally:
+            server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if (await reader.readexactly(8))[4:] != b"\x04\xd2\x16\x2f":
+            writer.close()
+            return
+        writer.write(b"S")
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await writer.start_tls(self._context)
+            self.encrypted += 1
+            given = self._known.parameters
+            host, port = given["host"], int(given.get("port", 5432))
+            opening = (
+                asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+                if host.startswith("/")
+                else asyncio.open_connection(host, port)
+            )
+            upstream, to_server = await opening
+            await asyncio.gather(_pump(reader, to_server), _pump(upstream, writer))
+
+
+async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while chunk := await source.read(65_536):
+            target.write(chunk)
+            await target.drain()
+    target.close()
+
+
+def _make_certificate(certificate: Path, key_file: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    key_file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+
+
+async def test_tls_is_what_was_asked_for(dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    front = TlsFront(dsn, tmp_path)
+    async with front.serving() as address:
+        for query in (
+            "channel_binding=require",
+            "sslmode=require&channel_binding=require",
+            f"sslmode=verify-full&sslrootcert={front.certificate}",
+        ):
+            connection = await connect(f"{address}?{query}")
+            assert await connection.fetchval("SELECT 1") == 1
+            await connection.close()
+        assert front.encrypted == 3
+        system = f"{address}?sslrootcert=system"
+        with pytest.raises(DatabaseUnreachable, match="CERTIFICATE_VERIFY_FAILED"):
+            await connect(system)
+        monkeypatch.setenv("SSL_CERT_FILE", str(front.certificate))
+        connection = await connect(system)
+        await connection.close()
