@@ -154,7 +154,7 @@ OPERATIONS: Final[dict[tuple[Method, str], Operation]] = {
         (*_CREATING, *_JOINING, MalformedCursor, UnknownGenerator),
         body=CreateStream,
         query=(FollowEvents,),
-        parameters=("Idempotency-Key", "Last-Event-ID"),
+        parameters=("Idempotency-Key", "Last-Event-ID", "last_event_id", "lastEventId"),
     ),
     ("GET", "/v1/streams"): Operation(
         "streams",

@@ -73,6 +73,8 @@ from .request import (
 
 # Where the token of a stream is that was created and followed in one request.
 TOKEN_HEADER: Final = "x-baton-token"  # noqa: S105
+# How a query names the last event that a client has: as a page writes it, and as polyfills of EventSource add it.
+_CURSORS: Final = ("last_event_id", "lastEventId")
 
 
 class Retry:
@@ -91,7 +93,7 @@ class Retry:
 async def create_stream(request: Request) -> Answer:
     """Queue a stream; with `Accept: text/event-stream` or `text/plain`, follow it in the same round trip.
 
-    A client that repeats such a request, as some do to reconnect, goes on after its `Last-Event-ID`, if its
+    A client that repeats such a request, as some do to reconnect, continues after its last event id, if its
     `Idempotency-Key` says that it is the same stream.
     """
     pod = pod_of(request)
@@ -109,7 +111,7 @@ async def create_stream(request: Request) -> Answer:
             return _later(request, error)
     # Plain text cannot say that it begins again.
     new = actions.new_stream(request, wanted, on_worker_lost="fail" if plain else pod.settings.on_worker_lost)
-    cursor = parse_cursor(header_of(request, "Last-Event-ID"))
+    cursor = _cursor(request)
     # Before anything is created for somebody who wants more than there is to be had.
     granted(principal_of(request), wanted.token.wish())
     stream, created = await actions.create(request, new, body)
@@ -164,10 +166,8 @@ async def get_stream(request: Request) -> Answer:
 
 async def follow_events(request: Request) -> Answer:
     """Send the events after the cursor: first those in the log, then those to come."""
-    query = query_of(request)
     stream_id = _stream_id(request)
-    raw = header_of(request, "Last-Event-ID") or query.get("last_event_id") or query.get("lastEventId")
-    cursor = parse_cursor(raw)
+    cursor = _cursor(request)
     wanted = validated(FollowEvents, _asked(request))
     if _wants_text(request):
         return await follow_frames(request, stream_id, text.TEXT, text.START)
@@ -305,6 +305,21 @@ def _later(request: Request, error: PassingError, headers: Mapping[str, str] | N
 def _retry(request: Request, headers: Mapping[str, str] | None = None, *, least_seconds: int = 0) -> Retry:
     milliseconds = max(pod_of(request).settings.reconnect_milliseconds, 1000 * least_seconds)
     return Retry(milliseconds, stream_headers(request, sse.HEADERS, headers))
+
+
+def _cursor(request: Request) -> int:
+    """Return the number of the last event that the client has: the greatest of those that it names.
+
+    A page names one in its own address. A polyfill of EventSource that reconnects leaves that in place, and adds the
+    id of the last event that it has received. Numbers of events only rise, across attempts too, so the greatest is the
+    newest.
+
+    Raises:
+        MalformedCursor: one of them is not a number.
+    """
+    query = query_of(request)
+    named = (header_of(request, "Last-Event-ID"), *(query.get(name) for name in _CURSORS))
+    return max(map(parse_cursor, named))
 
 
 def _asked(request: Request) -> dict[str, str]:

@@ -64,7 +64,7 @@ _PARAMETERS: Final[dict[str, Object]] = {
     },
     "Last-Event-ID": {
         "in": "header",
-        "description": "The number of the last event that the client has. It goes before the query.",
+        "description": "The number of the last event that the client has. If the query names one too, the greater counts.",
         "schema": {"type": "string", "pattern": "^[0-9]{0,18}$"},
     },
     "last_event_id": {
@@ -74,7 +74,7 @@ _PARAMETERS: Final[dict[str, Object]] = {
     },
     "lastEventId": {
         "in": "query",
-        "description": "As `last_event_id`, as some polyfills of EventSource write it.",
+        "description": "As `last_event_id`, as polyfills of EventSource add it when they reconnect. The greater counts.",
         "schema": {"type": "string", "pattern": "^[0-9]{0,18}$"},
     },
     "startIndex": {
