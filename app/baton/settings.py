@@ -24,6 +24,8 @@ _KID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TOKEN_SECRET = re.compile(r"[!-~]{32,}")
 # As browsers write it: `null`, which any page can make itself, is none.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z*,]+")
+# A token of RFC 9110, but for `*`, which could be mistaken for all names that begin so.
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'+.^_`|~-]{1,100}")
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
 _OUT_OF_RANGE = frozenset({"greater_than", "greater_than_equal", "less_than", "less_than_equal"})
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}")
@@ -68,6 +70,11 @@ class Settings(BaseSettings):
         default_factory=frozenset,
         description="Origins whose pages may use a pod from a browser: `https://chat.example.com`, comma-separated; "
         "`*` stands for all, and then browsers send no cookies",
+    )
+    allowed_headers: Annotated[frozenset[str], NoDecode] = Field(
+        default_factory=frozenset,
+        description="Request headers of your own that pages of these origins may send: `x-csrf-token,x-app-version`; "
+        "`*` stands for all. Those that the usual clients send are allowed in any case",
     )
     allow_anonymous: bool = Field(
         False, description="Let everybody do everything: whoever reaches a pod can read and erase every stream"
@@ -378,7 +385,7 @@ class Settings(BaseSettings):
             found[match["name"]] = match["target"]
         return found
 
-    @field_validator("offered_generators", "allowed_origins", mode="before")
+    @field_validator("offered_generators", "allowed_origins", "allowed_headers", mode="before")
     @classmethod
     def _parse_names(cls, value: Any) -> Any:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
@@ -390,6 +397,15 @@ class Settings(BaseSettings):
             raise ValueError("each must look like https://host or https://host:port, in lower case")
         if "*" in value and len(value) > 1:
             raise ValueError("* stands for all origins, and goes alone")
+        return value
+
+    @field_validator("allowed_headers")
+    @classmethod
+    def _are_header_names(cls, value: frozenset[str]) -> frozenset[str]:
+        if not all(_HEADER.fullmatch(name) for name in value - {"*"}):
+            raise ValueError("each must be the name of a header, such as x-csrf-token")
+        if "*" in value and len(value) > 1:
+            raise ValueError("* stands for all headers, and goes alone")
         return value
 
     @field_validator("models", mode="before")

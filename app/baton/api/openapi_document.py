@@ -64,7 +64,7 @@ _PARAMETERS: Final[dict[str, Object]] = {
     },
     "Last-Event-ID": {
         "in": "header",
-        "description": "The number of the last event that the client has. If the query names one too, the greater counts.",
+        "description": "The number of the last event that the client has. The query may name one: the newest counts.",
         "schema": {"type": "string", "pattern": "^[0-9]{0,18}$"},
     },
     "last_event_id": {
@@ -74,7 +74,7 @@ _PARAMETERS: Final[dict[str, Object]] = {
     },
     "lastEventId": {
         "in": "query",
-        "description": "As `last_event_id`, as polyfills of EventSource add it when they reconnect. The greater counts.",
+        "description": "As `last_event_id`; polyfills of EventSource add it when they reconnect.",
         "schema": {"type": "string", "pattern": "^[0-9]{0,18}$"},
     },
     "startIndex": {
