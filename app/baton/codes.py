@@ -92,6 +92,10 @@ ADVICE: Final[dict[str, Advice]] = {
         "Try again after as many seconds as `Retry-After` says: another pod may have room.",
         "`BATON_MAX_SUBSCRIBERS` is the limit of each pod; add pods.",
     ),
+    "bodies_full": Advice(
+        "Send it again after as many seconds as `Retry-After` says. Smaller images go through sooner.",
+        "`BATON_BODIES_BYTES` is the limit of each pod. Raise it with the memory of the pod, or add pods.",
+    ),
     "malformed_cursor": Advice(
         "Send the `id:` of the last event that was received, as it came, or no cursor to begin with the first event.",
         "If the client sends what it was given: look for a proxy that changes `Last-Event-ID`.",

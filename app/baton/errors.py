@@ -38,6 +38,7 @@
     │       ├── TooManyStreams     429
     │       ├── TooManySubscribers 429
     │       ├── TooManyConnections 503
+    │       ├── BodiesFull         503
     │       └── PodFull            503
     ├── GenerationError            a generator could not go on; becomes the stream's terminal event
     │   └── InvalidEvent           it yielded something that is no event
@@ -72,12 +73,17 @@ class SchemaMismatch(ConfigurationError):
 class RequestError(BatonError):
     """A request that is answered with `application/problem+json` (RFC 9457).
 
-    Of each class `codes` says what is to be done about it.
+    Of each class `codes` says what is to be done about it. The message is for the client, and may be shown to its
+    user. `operator` is for the log: settings, other names, and causes that are nobody else's business.
     """
 
     status: ClassVar[int]
     code: ClassVar[str]
     title: ClassVar[str]
+
+    def __init__(self, message: str, *, operator: str | None = None) -> None:
+        super().__init__(message)
+        self.operator = operator
 
 
 class BadRequest(RequestError):
@@ -267,8 +273,8 @@ class OldProtocol(RequestError):
 class PassingError(RequestError):
     """What cannot be done just now, and may go otherwise after `retry_after_seconds`."""
 
-    def __init__(self, message: str, retry_after_seconds: int = 1) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, retry_after_seconds: int = 1, *, operator: str | None = None) -> None:
+        super().__init__(message, operator=operator)
         self.retry_after_seconds = retry_after_seconds
 
 
@@ -334,6 +340,14 @@ class PodFull(PassingError):
     status = 503
     code = "pod_full"
     title = "This pod is full"
+
+
+class BodiesFull(PassingError):
+    """The pod holds as many bytes of request bodies as it may; others may have room."""
+
+    status = 503
+    code = "bodies_full"
+    title = "Too many large requests come at once"
 
 
 class StillRunning(RequestError):

@@ -133,9 +133,24 @@ class Settings(BaseSettings):
     relay_window_bytes: int = Field(
         131_072, ge=4096, le=64 << 20, description="Recent events of each stream that a pod keeps in memory"
     )
-    max_body_bytes: int = Field(1 << 20, ge=1024, le=256 << 20, description="The largest body of a request")
+    max_body_bytes: int = Field(
+        32 << 20,
+        ge=1024,
+        le=256 << 20,
+        description="The largest body of a request: a page may send its whole conversation, with all images, each time",
+    )
     max_input_bytes: int = Field(
-        1 << 19, ge=256, le=256 << 20, description="The largest `input` of a stream, as JSON, by whatever way it comes"
+        32 << 20,
+        ge=256,
+        le=256 << 20,
+        description="The largest `input` of a stream, as JSON, in every dialect: a conversation with all its images",
+    )
+    bodies_bytes: int = Field(
+        128 << 20,
+        ge=1024,
+        le=1 << 40,
+        description="Bytes of request bodies that a pod holds at once, without the first 64 KiB of each; never less "
+        "than `BATON_MAX_BODY_BYTES`. One tenant leaves room for another one's largest body",
     )
     max_tenant_streams: int = Field(
         1000, ge=1, le=1_000_000, description="A tenant's streams that are queued or running at once"
@@ -171,7 +186,7 @@ class Settings(BaseSettings):
         10, gt=0, le=300, description="A request's header must be there so soon after the connection, or its first byte"
     )
     body_seconds: float = Field(
-        30, gt=0, le=3600, description="A request's body must be there so soon after its header"
+        30, gt=0, le=3600, description="The longest wait for a request's body, or for each further MiB of it"
     )
     keep_alive_seconds: float = Field(
         5, gt=0, le=3600, description="A connection is closed when no request follows the last one for so long"
@@ -186,6 +201,13 @@ class Settings(BaseSettings):
     listen_probe_seconds: float = Field(5, gt=0, le=60, description="How often the LISTEN connection is probed")
 
     worker_concurrency: int = Field(200, ge=1, le=100_000, description="Streams that one worker runs at once")
+    worker_input_bytes: int = Field(
+        128 << 20,
+        ge=1024,
+        le=1 << 40,
+        description="Bytes of the inputs of the streams that one worker runs at once; beyond it the worker claims no "
+        "other until one ends",
+    )
     worker_name: str = Field(
         default_factory=_process_name,
         description="What a worker calls itself in its log and its row: 1 to 100 printable ASCII characters",

@@ -51,7 +51,8 @@ async def test_a_page_that_names_a_cursor_comes_back_after_the_last_event(
         pods.say(*WORDS[:100])
 
         async def has_passed_the_cursor() -> bool:
-            return (await cluster.client.get(f"{url}/v1/streams/{created.json()['id']}")).json()["last_event_id"] >= 2
+            stream = await cluster.client.get(f"{url}/v1/streams/{created.json()['id']}")
+            return bool(stream.json()["last_event_id"] >= 2)
 
         await until(has_passed_the_cursor)
         address = f"{url}{created.json()['events_url']}?last_event_id=2"

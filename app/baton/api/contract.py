@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from ..dialects.chat import Completion
 from ..errors import (
     AnswerRunning,
+    BodiesFull,
     BodyTimeout,
     ConversationChanged,
     ConversationGone,
@@ -114,6 +115,7 @@ _CREATING: Final = (
     InvalidRequest,
     BodyTimeout,
     RequestTooLarge,
+    BodiesFull,
     InputTooLarge,
     IdempotencyConflict,
     CreatesTooFast,
@@ -207,7 +209,7 @@ OPERATIONS: Final[dict[tuple[Method, str], Operation]] = {
         "streams",
         "read",
         {201: Given("A token that allows what the caller may do, or less.", {JSON: TokenContent})},
-        (*_STREAM, InvalidRequest, RequestTooLarge, NotHere),
+        (*_STREAM, InvalidRequest, RequestTooLarge, BodiesFull, NotHere),
         body=TokenWish,
     ),
     ("POST", "/v1/responses"): Operation(
