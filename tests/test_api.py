@@ -198,13 +198,14 @@ async def test_a_body_that_is_too_large_is_refused(cluster: Cluster) -> None:
     assert (await cluster.client.get(f"{pod.url}/healthz")).status_code == 200
 
 
-async def test_an_unknown_generator_is_refused_with_those_that_are_known(
-    cluster: Cluster, api: httpx2.AsyncClient
+async def test_an_unknown_generator_is_refused_and_the_log_names_those_that_are_known(
+    cluster: Cluster, api: httpx2.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     await cluster.worker({"mine": echo})
     answer = await api.post("/v1/streams", json={"input": 1, "generator": "nosuch"})
     assert refused(answer) == (422, "unknown_generator")
-    assert "no generator called 'nosuch'. Known are: mine, replay." in answer.json()["detail"]
+    assert answer.json()["detail"] == "There is no generator called 'nosuch'."
+    assert "Known are: mine, replay." in caplog.text
     answer = await api.post("/v1/streams", json={"input": ["a"], "generator": "mine"})
     assert answer.status_code == 201
 

@@ -199,4 +199,4 @@ def _spoken(asked: Any) -> Any:
 
 
 def _damaged(stream_id: UUID) -> LogDamaged:
-    return LogDamaged(f"The log of stream {stream_id} has a gap, so the conversation cannot be continued.")
+    return LogDamaged(f"A part of the answer {stream_id} is missing, so the conversation cannot be continued.")

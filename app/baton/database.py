@@ -225,7 +225,7 @@ async def translated(timeout_seconds: float = QUERY_SECONDS) -> AsyncIterator[No
         async with asyncio.timeout(timeout_seconds):
             yield
     except (*CONNECTION_ERRORS, *_PASSING_ERRORS) as error:
-        raise Unavailable("The database does not answer just now. Try again in a moment.") from error
+        raise Unavailable("The service does not answer just now. Try again in a moment.") from error
 
 
 async def current_revision(executor: Connection | Pool) -> str | None:

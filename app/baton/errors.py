@@ -51,7 +51,7 @@ The message of each is a sentence for the person who has to act on it.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class BatonError(Exception):
@@ -215,7 +215,7 @@ class InputTooLarge(RequestError):
 
 
 class LogDamaged(RequestError):
-    """The log of a stream has a hole, so nobody can be given the whole of it."""
+    """The log of a stream has a gap, so no client can get the whole of it."""
 
     status = 500
     code = "log_damaged"
@@ -366,23 +366,35 @@ class InternalError(RequestError):
     title = "The pod failed to answer"
 
 
+# What the user reads of a fault of a generator.
+FAILED: Final = "Something went wrong while this answer was generated. Try again."
+# What the user reads of a fault of a pod.
+FAULT: Final = "Something went wrong. Try again; if that fails too, report it."
+
+
 class GenerationError(BatonError):
     """Raise it in a generator to end the stream with status `failed` and this code and message.
 
-    Both reach the client, so neither may hold a secret. What was yielded before stays in the log.
+    Both reach the client and its user, so neither may hold a secret. What only the operator should read is `operator`,
+    which goes to the worker's log. What was yielded before stays in the stream.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, *, operator: str | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.operator = operator
 
 
 class InvalidEvent(GenerationError):
-    """A generator yielded something that is neither text nor an event."""
+    """A generator yielded something that is neither text nor an event. What it was is for its author alone."""
 
     def __init__(self, message: str) -> None:
-        super().__init__("invalid_event", message)
+        super().__init__("invalid_event", FAILED, operator=message)
+
+    def __str__(self) -> str:
+        """What is wrong with it."""
+        return self.operator or self.message
 
 
 class FollowError(BatonError):

@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 
 from . import request_ids
 from .errors import (
+    FAULT,
     BodiesFull,
     InternalError,
     InvalidRequest,
@@ -79,7 +80,7 @@ async def http_error(request: Request, error: Exception) -> Response:
 async def unexpected_error(request: Request, error: Exception) -> Response:
     """Answer a fault of ours, which the server logs with its traceback."""
     del error
-    return _problem(request, InternalError("The pod failed to answer; its log says why."), {})
+    return _problem(request, InternalError(FAULT), {})
 
 
 HANDLERS: Final[dict[Any, Any]] = {
@@ -115,7 +116,7 @@ def error_headers(error: RequestError) -> dict[str, str]:
 def note(request: Request, error: RequestError) -> None:
     """Log an error that is not the client's, and what only the operator is to know of one."""
     if isinstance(error, Unavailable):
-        logger.warning("%s %.200s: %s (%r)", request.method, path_of(request), error, error.__cause__)
+        logger.warning("%s %.200s: %s (%r)", request.method, path_of(request), error.operator or error, error.__cause__)
     elif error.operator is not None:
         logger.warning("%s %.200s: %s: %s", request.method, path_of(request), error.code, error.operator)
 

@@ -115,7 +115,7 @@ class Protocol(HttpToolsProtocol):
         """Begin, if there is room."""
         super().connection_made(cast(asyncio.Transport, transport))
         if not self._intake.enter(self):
-            self._refuse(TooManyConnections("This pod has as many connections as it takes. Try again."))
+            self._refuse(TooManyConnections("Too many connections are open just now. Try again."))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""

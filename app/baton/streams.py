@@ -190,10 +190,8 @@ FIRST, LAST = UUID(int=0), UUID(int=(1 << 128) - 1)
 LIVE = frozenset({"queued", "running"})
 
 UNWATCHED = Outcome.cancelled(finish_reason="unwatched")
-REWOUND = Outcome.failed(
-    "log_rewound", "The database lost the end of this answer in a failover or a restore. Ask again."
-)
-QUEUE_TIMEOUT = Outcome.failed("queue_timeout", "No worker was free to begin this answer in time.")
+REWOUND = Outcome.failed("log_rewound", "The end of this answer was lost. Ask again.")
+QUEUE_TIMEOUT = Outcome.failed("queue_timeout", "This answer could not be begun in time. Try again later.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -626,8 +624,7 @@ async def _insert_below(
             live, row = await _try_insert(connection, columns, max_live, max_live, plan)
     if row is None:
         raise TooManyStreams(
-            f"You have {live} streams that are queued or running, and no more may be at once. Try again when one of "
-            "them has ended.",
+            f"You have {live} answers under way, which is the limit. Try again when one of them has ended.",
             _FULL_RETRY_SECONDS,
         )
     return row

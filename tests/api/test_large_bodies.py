@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import httpx2
@@ -43,7 +43,7 @@ RESPONSE = {
 }
 
 
-async def seen(request: GenerationRequest) -> AsyncIterator[Yielded]:
+async def seen(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
     """Say how much of a picture has come."""
     text = orjson.dumps(messages(request.input)).decode()
     yield f"{text.count(PICTURE)} whole picture"

@@ -167,7 +167,7 @@ async def _create(request: Request, new: NewStream, key: IdempotencyKey | None) 
     pod = pod_of(request)
     await _take_turn(pod, principal_of(request))
     if sentence := await pod.missing_generator(new.generator):
-        raise UnknownGenerator(sentence)
+        raise UnknownGenerator(f"There is no generator called {new.generator!r:.80}.", operator=sentence)
     try:
         stream, created = await streams.create(
             pod.pool,
@@ -202,7 +202,7 @@ def _limits(pod: Pod, wanted: CreateStream) -> Limits:
     least = 2 * pod.settings.watch_interval_seconds
     if unwatched is not None and unwatched < least:
         raise InvalidRequest(
-            f"cancel_when_unwatched_seconds must be at least {least:g}, since pods note every "
-            f"{pod.settings.watch_interval_seconds:g} seconds what is watched."
+            f"cancel_when_unwatched_seconds must be at least {least:g}, since what is watched is noted every "
+            f"{pod.settings.watch_interval_seconds:g} seconds."
         )
     return Limits(wanted.max_duration_seconds, wanted.idle_timeout_seconds, wanted.queue_timeout_seconds, unwatched)

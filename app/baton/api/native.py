@@ -200,8 +200,9 @@ async def make_token(request: Request) -> Answer:
     token, expires_at = actions.token(request, stream, wish)
     if token is None:
         raise NotHere(
-            "There is no token to be had: access is anonymous, BATON_TOKEN_KEYS is not set, or the stream ended longer "
-            "ago than tokens work after that (BATON_TOKEN_GRACE_SECONDS)."
+            "No token can be issued for this stream: tokens are not in use here, or it ended too long ago.",
+            operator="access is anonymous, BATON_TOKEN_KEYS is not set, or the stream ended more than "
+            "BATON_TOKEN_GRACE_SECONDS ago",
         )
     content: TokenContent = {"token": token, "expires_at": expires_at}
     return json_answer(request, content, status=201)

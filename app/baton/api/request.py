@@ -98,7 +98,7 @@ def answered(
         except asyncio.CancelledError:
             if not pod_of(request).draining:
                 raise
-            raise Unavailable("This pod is leaving. Try again to reach another one.") from None
+            raise Unavailable("This part of the service is shutting down. Try again.") from None
         finally:
             release_body(request)
 
@@ -114,8 +114,9 @@ def pod_of(request: Request) -> Pod:
     pod: Pod | None = getattr(request.app.state, "pod", None)
     if pod is None:
         raise Unavailable(
-            "Baton has not been started. Where its app is mounted into another, the outer app's lifespan must enter "
-            "`baton_app.router.lifespan_context(baton_app)`."
+            "The service has not been started. Try again in a moment.",
+            operator="Baton has not been started. Where its app is mounted into another, the outer app's lifespan must "
+            "enter `baton_app.router.lifespan_context(baton_app)`.",
         )
     return pod
 
@@ -151,7 +152,9 @@ def charge_rows(request: Request, rows: int) -> None:
 
 def damaged(stream_id: UUID) -> LogDamaged:
     """Return the error that says that events are missing."""
-    return LogDamaged(f"The log of stream {stream_id} has a hole, and nobody can be told the whole of it.")
+    return LogDamaged(
+        f"A part of the answer {stream_id} is missing, and it cannot be shown.", operator="its log has a gap"
+    )
 
 
 def parse_stream_id(raw: str) -> UUID:
@@ -295,7 +298,7 @@ async def _take_read(request: Request) -> None:
         await asyncio.sleep(reads.REFUSAL_SECONDS)
         rate = pod.reads.rate
         raise ReadsTooFast(
-            f"You may make {rate.per_second:g} requests a second of this pod, and {rate.burst} at once after a pause; "
+            f"You may make {rate.per_second:g} requests a second here, and {rate.burst} at once after a pause; "
             f"a list counts more, the more rows it looks at. Try again in {wait_seconds} s.",
             wait_seconds,
         )

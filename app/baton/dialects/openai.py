@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 _MOST = 2**53 - 1
 
-RESET = "The answer is begun again by another worker"
+RESET = "This answer was interrupted, and begins again"
 
 
 class ErrorContent(TypedDict):
