@@ -117,6 +117,7 @@ async def test_an_unknown_transcript(replay: ReplayGenerator, name: Any) -> None
     heard = await hear(replay, {"transcript": name})
     assert heard.code == "invalid_input"
     assert str(heard.error) == f"There is no transcript {name!r}."
+    assert heard.error is not None
     assert heard.error.operator == "there are claim, outlive, weather"
 
 
