@@ -198,13 +198,14 @@ async def test_a_body_that_is_too_large_is_refused(cluster: Cluster) -> None:
     assert (await cluster.client.get(f"{pod.url}/healthz")).status_code == 200
 
 
-async def test_an_unknown_generator_is_refused_with_those_that_are_known(
-    cluster: Cluster, api: httpx2.AsyncClient
+async def test_an_unknown_generator_is_refused_and_the_log_names_those_that_are_known(
+    cluster: Cluster, api: httpx2.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     await cluster.worker({"mine": echo})
     answer = await api.post("/v1/streams", json={"input": 1, "generator": "nosuch"})
     assert refused(answer) == (422, "unknown_generator")
-    assert "no generator called 'nosuch'. Known are: mine, replay." in answer.json()["detail"]
+    assert answer.json()["detail"] == "There is no generator called 'nosuch'."
+    assert "Known are: mine, replay." in caplog.text
     answer = await api.post("/v1/streams", json={"input": ["a"], "generator": "mine"})
     assert answer.status_code == 201
 
@@ -264,6 +265,9 @@ async def test_creating_and_following_again_with_the_same_key_follows_the_same_s
     onward = headers | {"last-event-id": "2"}
     async with api.stream("POST", "/v1/streams", json={"input": ["a", "b"]}, headers=onward) as response:
         assert await Follower(response).rest() == frames[0][2:]
+    again = "/v1/streams?last_event_id=1&lastEventId=2"
+    async with api.stream("POST", again, json={"input": ["a", "b"]}, headers=headers) as response:
+        assert await Follower(response).rest() == frames[0][2:]
 
 
 async def test_a_new_stream_is_followed_from_its_beginning_whatever_the_last_event_id(
@@ -306,7 +310,7 @@ async def test_a_cursor_beyond_the_tail_is_refused(cluster: Cluster, api: httpx2
         assert refused(await api.get(path, headers={"last-event-id": cursor})) == (409, "cursor_beyond_tail")
 
 
-async def test_the_header_wins_over_the_query(cluster: Cluster, api: httpx2.AsyncClient) -> None:
+async def test_the_newest_cursor_wins_wherever_it_stands(cluster: Cluster, api: httpx2.AsyncClient) -> None:
     author = await cluster.author()
     await author.write(text(1), text(2), text(3), end=True)
     path = f"/v1/streams/{author.id}/events"
@@ -314,13 +318,25 @@ async def test_the_header_wins_over_the_query(cluster: Cluster, api: httpx2.Asyn
         ("", {}, 0),
         ("?last_event_id=1", {}, 1),
         ("?lastEventId=2", {}, 2),
-        ("?last_event_id=1&lastEventId=2", {}, 2),  # a polyfill adds its own
+        ("?last_event_id=1&lastEventId=2", {}, 2),
+        ("?last_event_id=2&lastEventId=1", {}, 2),
         ("?last_event_id=1&lastEventId=2", {"last-event-id": "3"}, 3),
-        ("?last_event_id=x", {"last-event-id": "3"}, 3),
+        ("?last_event_id=3", {"last-event-id": "2"}, 3),
+        ("?lastEventId=3&last_event_id=", {"last-event-id": "1"}, 3),
+        ("?last_event_id=2&lastEventId=10&snapshot=1", {"last-event-id": ""}, None),
         ("?last_event_id=", {}, 0),
     ):
         async with api.stream("GET", path + query, headers=headers) as response:
-            assert await Follower(response).rest() == author.frames[cursor:], query
+            if cursor is None:
+                assert response.status_code == 409, query
+            else:
+                assert await Follower(response).rest() == author.frames[cursor:], query
+    for query, headers in (
+        ("?last_event_id=x", {"last-event-id": "3"}),
+        ("?last_event_id=1&lastEventId=undefined", {}),
+        ("?last_event_id=1", {"last-event-id": "x"}),
+    ):
+        assert refused(await api.get(path + query, headers=headers)) == (400, "malformed_cursor")
 
 
 # Looking, waiting, listing

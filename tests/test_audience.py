@@ -21,7 +21,7 @@ def test_a_stream_has_so_many_and_one_that_leaves_lets_the_next_in() -> None:
     seats = audience(stream=2)
     seats.join("t", A)
     seats.join("t", A)
-    with pytest.raises(TooManySubscribers, match="2 clients follow this stream"):
+    with pytest.raises(TooManySubscribers, match="limit of 2 viewers of this answer"):
         seats.join("t", A)
     seats.join("t", B)
     seats.leave("t", A)
@@ -33,7 +33,7 @@ def test_a_tenant_has_so_many_and_takes_none_of_anothers() -> None:
     seats.join("t", A)
     seats.join("t", B)
     for stream_id in (A, None):
-        with pytest.raises(TooManySubscribers, match="2 clients follow your streams"):
+        with pytest.raises(TooManySubscribers, match="limit of 2 open connections"):
             seats.require_room("t", stream_id)
     seats.join("other", A)
 

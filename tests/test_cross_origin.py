@@ -27,7 +27,7 @@ SENT = (
     *("authorization", "content-type", "accept", "last-event-id", "idempotency-key", "user-agent", "cache-control"),
     *("x-stainless-arch", "x-stainless-lang", "x-stainless-os", "x-stainless-package-version"),
     *("x-stainless-retry-count", "x-stainless-runtime", "x-stainless-runtime-version", "x-stainless-timeout"),
-    *("x-stainless-helper-method", "x-stainless-poll-helper", "x-request-id", "traceparent"),
+    *("x-stainless-helper-method", "x-stainless-poll-helper", "x-request-id", "traceparent", "baggage", "sentry-trace"),
 )
 
 
@@ -141,6 +141,40 @@ async def test_a_star_is_for_all_and_without_cookies(cluster: Cluster) -> None:
         assert "access-control-allow-credentials" not in answer.headers
 
 
+async def test_an_application_sends_headers_of_its_own(cluster: Cluster) -> None:
+    pod = await cluster.pod(allowed_origins=PAGE, allowed_headers="X-CSRF-Token, x-app-version,")
+    url = f"{pod.url}/v1/streams"
+    answer = await preflight(cluster.client, url, PAGE, "POST", "content-type", "x-app-version", "x-csrf-token")
+    assert answer.status_code == 200
+    allowed = answer.headers["access-control-allow-headers"].lower().split(", ")
+    assert {"x-csrf-token", "x-app-version", *SENT} <= set(allowed)
+    for origin, name in ((PAGE, "x-anything"), (OTHER, "x-csrf-token")):
+        assert (await preflight(cluster.client, url, origin, "POST", name)).status_code == 400
+
+
+@pytest.mark.parametrize("origins", [PAGE, "*"])
+async def test_a_star_allows_all_headers_by_their_names(cluster: Cluster, origins: str) -> None:
+    """Browsers take a literal `*` neither with cookies nor for `Authorization`."""
+    pod = await cluster.pod(allowed_origins=origins, allowed_headers="*")
+    answer = await preflight(cluster.client, f"{pod.url}/v1/streams", PAGE, "POST", "authorization", "x-anything")
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-headers"] == "authorization,x-anything"
+    assert answer.headers.get("access-control-allow-credentials") == ("true" if origins == PAGE else None)
+
+
+@pytest.mark.parametrize(("origins", "status"), [(PAGE, 200), ("*", 400)])
+async def test_only_pages_on_the_list_reach_into_a_private_network(cluster: Cluster, origins: str, status: int) -> None:
+    pod = await cluster.pod(allowed_origins=origins)
+    asked = {
+        "origin": PAGE,
+        "access-control-request-method": "POST",
+        "access-control-request-private-network": "true",
+    }
+    answer = await cluster.client.options(f"{pod.url}/v1/streams", headers=asked)
+    assert answer.status_code == status
+    assert answer.headers.get("access-control-allow-private-network") == ("true" if status == 200 else None)
+
+
 async def test_it_works_where_the_app_is_mounted(cluster: Cluster) -> None:
     baton_app = create_app(cluster.settings(allowed_origins=PAGE))
 
@@ -175,6 +209,23 @@ def test_origins_that_are_none(given: str, told: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Settings.load(allowed_origins=given)
     assert str(caught.value).startswith("BATON_ALLOWED_ORIGINS: ")
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("x csrf", "each must be the name of a header"),
+        ("x-csrf:", "must be the name"),
+        ("x-*", "must be the name"),
+        ("x-é", "must be the name"),
+        ("*, x-csrf-token", "* stands for all headers, and goes alone"),
+    ],
+)
+def test_headers_that_are_none(given: str, told: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load(allowed_headers=given)
+    assert str(caught.value).startswith("BATON_ALLOWED_HEADERS: ")
     assert told in str(caught.value)
 
 

@@ -92,7 +92,7 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "matching": (MATCHING, ("", FIRST, LAST, MOST_ROWS - 1, None, ['{"chat": "4242"}'], 50), 0),
     "insert": (streams._INSERT, ("", "test", "1", "{}", "retry", *[None] * 6, 936, 1000, FIRST, ["$stream"], 7), 0),
     "take": (rates._TAKE, ("", "caller", 0.1, 10), 0),
-    "claim": (stream_queue._CLAIM, (WORKER, ["test"], 10, "(0,1)", YESTERDAY, FIRST), 0),
+    "claim": (stream_queue._CLAIM, (WORKER, ["test"], 10, "(0,1)", YESTERDAY, FIRST, 1 << 27), 0),
     "first queued": (stream_queue._FIRST_QUEUED, (YESTERDAY, FIRST, ["test"]), 0),
     "first queued of all": (stream_queue._FIRST_QUEUED, (YESTERDAY, FIRST, None), 0),
     "overdue": (stream_queue._OVERDUE, (YESTERDAY, FIRST, 600.0, True), 0),

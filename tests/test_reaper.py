@@ -115,7 +115,7 @@ async def test_a_lost_stream_is_tried_again_or_ends_with_what_it_has(
         found = await events(connection, stream_id)
         if status == "failed":
             assert found[-1]["error"]["code"] == "worker_lost"
-            assert found[-1]["error"]["message"].endswith("3 workers tried." if attempts == 3 else "went away.")
+            assert found[-1]["error"]["message"].endswith("tried 3 times." if attempts == 3 else "not be finished.")
         assert [event["type"] for event in found].count("text") == emitted
 
 

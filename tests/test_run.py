@@ -26,7 +26,7 @@ from tests.logbook import (
 
 from baton import log, run, streams
 from baton.database import pool
-from baton.errors import GenerationError
+from baton.errors import FAILED, GenerationError
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
 from baton.log import Append
@@ -200,9 +200,9 @@ async def test_it_is_given_what_the_stream_was_created_with(dsn: str) -> None:
         (GenerationError("rate_limited", "Slow \0down."), "rate_limited", "Slow \ufffddown."),
         (GenerationError("Not A Word", "m"), "other", "m"),
         (GenerationError(429, None), "other", "None"),  # type: ignore[arg-type]
-        (RuntimeError("secret"), "generator_error", "The generator failed; its worker's log says why."),
-        (asyncio.CancelledError(), "generator_error", "The generator was cancelled from inside."),
-        (TimeoutError(), "generator_error", "The generator failed; its worker's log says why."),
+        (RuntimeError("secret"), "generator_error", FAILED),
+        (asyncio.CancelledError(), "generator_error", FAILED),
+        (TimeoutError(), "generator_error", FAILED),
     ],
 )
 async def test_what_it_raises_becomes_the_end_and_the_text_stays(
@@ -228,14 +228,17 @@ async def test_what_it_raises_becomes_the_end_and_the_text_stays(
         ({"type": "custom", "name": "x", "data": object()}, "not JSON"),
     ],
 )
-async def test_what_is_no_event_ends_the_stream_with_a_sentence(dsn: str, item: Any, sentence: str) -> None:
+async def test_what_is_no_event_ends_the_stream_and_the_log_says_what_it_was(
+    dsn: str, item: Any, sentence: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         yield "a"
         yield item
 
     stream, found = await outcome(dsn, generate)
     assert (stream.error_code, text(found)) == ("invalid_event", "a")
-    assert sentence in (stream.error_message or "")
+    assert stream.error_message == FAILED
+    assert sentence in caplog.text
 
 
 CALL: dict[str, Any] = {"type": "tool_call", "index": 0, "id": "c", "name": "f", "arguments_delta": "{"}
@@ -262,7 +265,8 @@ async def test_what_no_client_can_use_is_refused_where_it_is_yielded(
 
     stream, found = await outcome(dsn, generate)
     assert (stream.error_code, text(found)) == ("invalid_event", "a")
-    assert sentence in (stream.error_message or "")
+    assert stream.error_message == FAILED
+    assert sentence in caplog.text
     line = generate.__code__.co_firstlineno + 3
     assert f"What is yielded at {__file__}:{line} is no event" in caplog.text
 
@@ -310,7 +314,9 @@ async def test_a_usage_that_no_column_takes_as_it_is_harms_nobody(dsn: str) -> N
 
 
 @pytest.mark.parametrize("kind", ["coroutine", "iterator"])
-async def test_what_is_no_async_generator_gets_a_sentence(dsn: str, kind: str) -> None:
+async def test_what_is_no_async_generator_gets_a_sentence_in_the_log(
+    dsn: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     class Iterates:
         def __aiter__(self) -> AsyncIterator[str]:
             return self
@@ -330,7 +336,8 @@ async def test_what_is_no_async_generator_gets_a_sentence(dsn: str, kind: str) -
     for coroutine in coroutines:
         coroutine.close()
     assert stream.error_code == "invalid_event"
-    assert "must `yield`" in (stream.error_message or "")
+    assert stream.error_message == FAILED
+    assert "must `yield`" in caplog.text
     gc.collect()
 
 

@@ -68,7 +68,7 @@ async def test_who_waits_in_vain_is_refused_and_counted(monkeypatch: pytest.Monk
     shared = Shares(2, 0.5, lambda: refused.append(None))
     await shared.enter("a")
     monkeypatch.setattr(shares, "WAIT_SECONDS", 0)
-    with pytest.raises(TooManyQueries, match="Send fewer at once"):
+    with pytest.raises(TooManyQueries, match="Send fewer, or try again"):
         await shared.enter("a")
     monkeypatch.setattr(shares, "MOST_WAITING", 0)
     with pytest.raises(TooManyQueries):

@@ -117,6 +117,19 @@ async def test_it_runs_no_more_at_once_than_it_may(dsn: str) -> None:
     assert most == 3
 
 
+async def test_it_claims_no_more_than_it_has_room_for_the_inputs_of(dsn: str) -> None:
+    held = Held()
+    for _ in range(3):
+        await queue(dsn, given="x" * 2000)
+    async with connected(dsn) as connection, working(dsn, held, worker_input_bytes=3000):
+        # The one that exceeds the bound is claimed with the first: any input can be.
+        await until(lambda: held.started == 2)
+        rows = await connection.fetch("SELECT status FROM baton.stream ORDER BY id")
+        assert [row[0] for row in rows] == ["running", "running", "queued"]
+        held.release.set()
+        await until_all_completed(connection, 3)
+
+
 async def test_a_notification_wakes_it(dsn: str) -> None:
     slow = {"poll_seconds": 60, "worker_heartbeat_seconds": 60, "lease_seconds": 600}
     async with connected(dsn) as connection, working(dsn, answer, **slow) as worker:
@@ -284,7 +297,7 @@ async def test_a_stream_that_kills_its_workers_ends_after_so_many(dsn: str) -> N
         async with working(dsn, answer, max_attempts=2):
             stream = await ended(connection, stream_id)
         assert stream.error_code == "worker_lost"
-        assert "2 workers tried" in (stream.error_message or "")
+        assert "tried 2 times" in (stream.error_message or "")
 
 
 async def test_an_end_that_landed_while_the_stream_was_taken_away_is_its_end(dsn: str) -> None:

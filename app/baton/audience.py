@@ -72,16 +72,18 @@ class Audience:
         """
         if self._metrics.subscribers >= self._max_pod:
             self._note("pod_subscribers")
-            raise PodFull(f"This pod has {self._max_pod} subscribers and takes no more.", RETRY_AFTER_SECONDS)
+            raise PodFull("Too many people follow answers just now. Try again in a moment.", RETRY_AFTER_SECONDS)
         if self._tenants[tenant] >= self._max_tenant:
             self._note("tenant_subscribers")
             raise TooManySubscribers(
-                f"On this pod {self._max_tenant} clients follow your streams, and no more may.", RETRY_AFTER_SECONDS
+                f"Your limit of {self._max_tenant} open connections is reached. Close some, or try again later.",
+                RETRY_AFTER_SECONDS,
             )
         if stream_id is not None and self._streams[tenant, stream_id] >= self._max_stream:
             self._note("stream_subscribers")
             raise TooManySubscribers(
-                f"On this pod {self._max_stream} clients follow this stream, and no more may.", RETRY_AFTER_SECONDS
+                f"The limit of {self._max_stream} viewers of this answer is reached. Try again later.",
+                RETRY_AFTER_SECONDS,
             )
 
     def join(self, tenant: str, stream_id: UUID) -> None:

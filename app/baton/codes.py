@@ -95,6 +95,10 @@ ADVICE: Final[dict[str, Advice]] = {
         "Try again after as many seconds as `Retry-After` says: another pod may have room.",
         "`BATON_MAX_SUBSCRIBERS` is the limit of each pod; add pods.",
     ),
+    "bodies_full": Advice(
+        "Send it again after as many seconds as `Retry-After` says. Smaller images go through sooner.",
+        "`BATON_BODIES_BYTES` is the limit of each pod. Raise it with the memory of the pod, or add pods.",
+    ),
     "malformed_cursor": Advice(
         "Send the `id:` of the last event that was received, as it came, or no cursor to begin with the first event.",
         "If the client sends what it was given: look for a proxy that changes `Last-Event-ID`.",
@@ -146,13 +150,14 @@ ADVICE: Final[dict[str, Advice]] = {
         _NOTHING,
     ),
     "unknown_generator": Advice(
-        "Name a generator that the sentence lists.",
-        "Start a worker that offers it, and see that `BATON_GENERATORS`, `BATON_OFFERED_GENERATORS` and "
+        "Name a generator that is offered: `GET /v1/models` lists them.",
+        "The pod's log lists those that are known. Start a worker that offers it, and see that `BATON_GENERATORS`, "
+        "`BATON_OFFERED_GENERATORS` and "
         "`BATON_MODELS` are the same for pods and workers.",
     ),
     "model_not_found": Advice(
         "Name a model that `GET /v1/models` lists.",
-        "`BATON_MODELS` gives generators further names.",
+        "The pod's log lists those that are known. `BATON_MODELS` gives generators further names.",
     ),
     "not_found": Advice(
         "See that the base URL and the path are right. `/openapi.json` has all paths.",
@@ -248,7 +253,7 @@ ENDS: Final[tuple[Code, ...]] = (
         "The generator yielded no event",
         "The generator yielded something that is neither text nor an event.",
         "Report the stream's id.",
-        "Correct the generator as the sentence says; `baton.generators.protocol` has all events.",
+        "The worker's log says what was yielded. Correct the generator; `baton.generators.protocol` has all events.",
     ),
     Code(
         "storage_rejected",

@@ -12,7 +12,7 @@ each creates its own (`Conversation.stream` is part of the key).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID
@@ -122,14 +122,16 @@ async def newest(connection: Connection, tenant: str, chat: str) -> tuple[Stream
     return None, looked_at
 
 
-async def read(pool: Pool, stream: Stream) -> Conversation:
+async def read(pool: Pool, stream: Stream, before_large: Callable[[int], Awaitable[None]]) -> Conversation:
     """Read the conversation that a chat's newest stream, which has ended, is the end of.
+
+    `before_large`: see `streams.read_input`.
 
     Raises:
         GenerationError: the stream was created with what is no conversation.
         LogDamaged: events are missing, or the stream was erased meanwhile.
     """
-    asked = await streams.read_input(pool, stream.id)
+    asked = await streams.read_input(pool, stream.id, before_large)
     beside = await streams.read_continuation(pool, stream.id)
     batches = await _whole_log(pool, stream.id)
     return await asyncio.to_thread(_joined, stream, asked, beside, batches)
@@ -197,4 +199,4 @@ def _spoken(asked: Any) -> Any:
 
 
 def _damaged(stream_id: UUID) -> LogDamaged:
-    return LogDamaged(f"The log of stream {stream_id} has a gap, so the conversation cannot be continued.")
+    return LogDamaged(f"A part of the answer {stream_id} is missing, so the conversation cannot be continued.")

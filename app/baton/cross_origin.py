@@ -19,9 +19,10 @@ from . import problems
 METHODS: Final = ("GET", "HEAD", "POST", "DELETE")
 
 # What clients send: ours, those for EventSource and fetch, the AI SDK's, OpenAI's SDKs, and what traces requests.
+# BATON_ALLOWED_HEADERS adds those of an application.
 REQUEST_HEADERS: Final = (
     *("Authorization", "Cache-Control", "Idempotency-Key", "Last-Event-ID", "User-Agent", "X-Request-Id"),
-    *("X-Requested-With", "baggage", "traceparent", "tracestate"),
+    *("X-Requested-With", "baggage", "sentry-trace", "traceparent", "tracestate"),
     *("OpenAI-Beta", "OpenAI-Organization", "OpenAI-Project"),
     *("X-Stainless-Arch", "X-Stainless-Custom-Poll-Interval", "X-Stainless-Helper-Method", "X-Stainless-Lang"),
     *("X-Stainless-OS", "X-Stainless-Package-Version", "X-Stainless-Poll-Helper", "X-Stainless-Retry-Count"),
@@ -40,14 +41,22 @@ PREFLIGHT_SECONDS: Final = 7200
 class CrossOrigin(CORSMiddleware):
     """Starlette's, but for requests of no page, and with what all answers carry on the answers that it gives itself."""
 
-    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, origins: Collection[str], headers: Collection[str] = ()) -> None:
+        """Let in pages of these `origins`, which may send these `headers` besides; `*` stands for all of them.
+
+        A `*` among the headers is answered with the names that the page asks for: browsers take a literal `*` neither
+        together with cookies, nor for `Authorization`.
+        """
+        listed = "*" not in origins
         super().__init__(
             app,
             allow_origins=origins,
             allow_methods=METHODS,
-            allow_headers=REQUEST_HEADERS,
-            # Where anybody is allowed, nobody's cookies are.
-            allow_credentials="*" not in origins,
+            allow_headers={*REQUEST_HEADERS, *headers},
+            # Where any origin is allowed, no cookies are, and no public page reaches into a private network.
+            allow_credentials=listed,
+            # Chromium asks for it in front of a request from a public page to a private address.
+            allow_private_network=listed,
             expose_headers=ANSWER_HEADERS,
             max_age=PREFLIGHT_SECONDS,
         )

@@ -38,6 +38,7 @@
     │       ├── TooManyStreams     429
     │       ├── TooManySubscribers 429
     │       ├── TooManyConnections 503
+    │       ├── BodiesFull         503
     │       └── PodFull            503
     ├── GenerationError            a generator could not go on; becomes the stream's terminal event
     │   └── InvalidEvent           it yielded something that is no event
@@ -50,7 +51,7 @@ The message of each is a sentence for the person who has to act on it.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class BatonError(Exception):
@@ -72,12 +73,17 @@ class SchemaMismatch(ConfigurationError):
 class RequestError(BatonError):
     """A request that is answered with `application/problem+json` (RFC 9457).
 
-    Of each class `codes` says what is to be done about it.
+    Of each class `codes` says what is to be done about it. The message is for the client, and may be shown to its
+    user. `operator` is for the log: settings, other names, and causes that are nobody else's business.
     """
 
     status: ClassVar[int]
     code: ClassVar[str]
     title: ClassVar[str]
+
+    def __init__(self, message: str, *, operator: str | None = None) -> None:
+        super().__init__(message)
+        self.operator = operator
 
 
 class BadRequest(RequestError):
@@ -209,7 +215,7 @@ class InputTooLarge(RequestError):
 
 
 class LogDamaged(RequestError):
-    """The log of a stream has a hole, so nobody can be given the whole of it."""
+    """The log of a stream has a gap, so no client can get the whole of it."""
 
     status = 500
     code = "log_damaged"
@@ -267,8 +273,8 @@ class OldProtocol(RequestError):
 class PassingError(RequestError):
     """What cannot be done just now, and may go otherwise after `retry_after_seconds`."""
 
-    def __init__(self, message: str, retry_after_seconds: int = 1) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, retry_after_seconds: int = 1, *, operator: str | None = None) -> None:
+        super().__init__(message, operator=operator)
         self.retry_after_seconds = retry_after_seconds
 
 
@@ -336,6 +342,14 @@ class PodFull(PassingError):
     title = "This pod is full"
 
 
+class BodiesFull(PassingError):
+    """The pod holds as many bytes of request bodies as it may; others may have room."""
+
+    status = 503
+    code = "bodies_full"
+    title = "Too many large requests come at once"
+
+
 class StillRunning(RequestError):
     """What was created goes on, and its client cannot be told of it here. Asking again would create another one."""
 
@@ -352,23 +366,35 @@ class InternalError(RequestError):
     title = "The pod failed to answer"
 
 
+# What the user reads of a fault of a generator.
+FAILED: Final = "Something went wrong while this answer was generated. Try again."
+# What the user reads of a fault of a pod.
+FAULT: Final = "Something went wrong. Try again; if that fails too, report it."
+
+
 class GenerationError(BatonError):
     """Raise it in a generator to end the stream with status `failed` and this code and message.
 
-    Both reach the client, so neither may hold a secret. What was yielded before stays in the log.
+    Both reach the client and its user, so neither may hold a secret. What only the operator should read is `operator`,
+    which goes to the worker's log. What was yielded before stays in the stream.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, *, operator: str | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.operator = operator
 
 
 class InvalidEvent(GenerationError):
-    """A generator yielded something that is neither text nor an event."""
+    """A generator yielded something that is neither text nor an event. What it was is for its author alone."""
 
     def __init__(self, message: str) -> None:
-        super().__init__("invalid_event", message)
+        super().__init__("invalid_event", FAILED, operator=message)
+
+    def __str__(self) -> str:
+        """What is wrong with it."""
+        return self.operator or self.message
 
 
 class FollowError(BatonError):

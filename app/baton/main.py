@@ -46,7 +46,7 @@ class Application(Starlette):
         """Nothing here wraps bodies. What goes on outside of the layers is still to have the request's id."""
         inner = super().build_middleware_stack()
         if origins := self.settings.allowed_origins:
-            inner = CrossOrigin(inner, origins)
+            inner = CrossOrigin(inner, origins, self.settings.allowed_headers)
         # A layer that somebody has added may wrap bodies, or fail after its route.
         return RequestIds(inner if self.user_middleware else Epilogues(inner))
 

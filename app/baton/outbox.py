@@ -38,7 +38,7 @@ class Lost(Enum):
 
 
 _OUTCOMES: Final = {
-    Lost.REJECTED: Outcome.failed("storage_rejected", "The database refused an event of this stream."),
+    Lost.REJECTED: Outcome.failed("storage_rejected", "A part of this answer could not be stored."),
     Lost.REWOUND: REWOUND,
     Lost.OVERTAKEN: Outcome.failed("worker_lost", WORKER_LOST_MESSAGE),
 }

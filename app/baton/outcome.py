@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 from .events import FinalStatus, encode_object, without_surrogates
 from .usage import AttemptUsage, Bill
 
-WORKER_LOST_MESSAGE: Final = "The worker that generated this answer went away."
+WORKER_LOST_MESSAGE: Final = "This answer was interrupted, and could not be finished."
 _WORD = re.compile(r"[a-z0-9_.-]{1,64}")
 
 

@@ -17,6 +17,7 @@ import asyncpg
 from . import __version__, database, disk, log, notifications, old_snapshots, partitions, pods, stream_queue, workers
 from .audience import Audience
 from .auth.gate import Gate
+from .bodies import Bodies
 from .census import Census
 from .connections import Connections
 from .database import Connection, Pool, SharedPool, translated
@@ -73,6 +74,7 @@ class Pod:
             keep_alive_seconds=settings.keep_alive_seconds,
             flush_seconds=settings.write_timeout_seconds,
         )
+        self.bodies = Bodies(self.metrics, max_bytes=settings.bodies_bytes, max_body_bytes=settings.max_body_bytes)
         self.trust = Trust(pool, look_seconds=settings.safety_poll_seconds, on_new_history=self._on_new_history)
         self.relays = Relays(
             pool,

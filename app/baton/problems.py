@@ -15,6 +15,8 @@ from typing_extensions import TypedDict
 from . import prefix, request_ids
 from .codes import RefusalCode
 from .errors import (
+    FAULT,
+    BodiesFull,
     InternalError,
     InvalidRequest,
     NotHere,
@@ -78,7 +80,7 @@ async def http_error(request: Request, error: Exception) -> Response:
 async def unexpected_error(request: Request, error: Exception) -> Response:
     """Answer a fault of ours, which the server logs with its traceback."""
     del error
-    return _problem(request, InternalError("The pod failed to answer; its log says why."), {})
+    return _problem(request, InternalError(FAULT), {})
 
 
 HANDLERS: Final[dict[Any, Any]] = {
@@ -102,18 +104,21 @@ def answer_headers(pod: Pod | None) -> dict[str, str]:
 
 def error_headers(error: RequestError) -> dict[str, str]:
     """What the answer to a refused request carries besides."""
+    # The server would go on reading, and throwing away, what a client goes on sending.
+    closing = {"connection": "close"} if isinstance(error, RequestTooLarge | BodiesFull) else {}
     if isinstance(error, PassingError):
-        return {"retry-after": str(error.retry_after_seconds)}
-    if isinstance(error, RequestTooLarge):
-        # The server would go on reading, and throwing away, what a client goes on sending.
-        return {"connection": "close"}
+        return {"retry-after": str(error.retry_after_seconds), **closing}
+    if closing:
+        return closing
     return {"www-authenticate": "Bearer"} if isinstance(error, Unauthenticated) else {}
 
 
 def note(request: Request, error: RequestError) -> None:
-    """Log an error that is not the client's."""
+    """Log an error that is not the client's, and what only the operator is to know of one."""
     if isinstance(error, Unavailable):
-        logger.warning("%s %.200s: %s (%r)", request.method, path_of(request), error, error.__cause__)
+        logger.warning("%s %.200s: %s (%r)", request.method, path_of(request), error.operator or error, error.__cause__)
+    elif error.operator is not None:
+        logger.warning("%s %.200s: %s: %s", request.method, path_of(request), error.code, error.operator)
 
 
 def path_of(request: Request) -> str:

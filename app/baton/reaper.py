@@ -106,7 +106,7 @@ async def release(
     if may_retry and (uncount_attempt or orphan.attempts < max_attempts):
         await streams.requeue(connection, orphan.fence, uncount_attempt=uncount_attempt)
         return None
-    tried = f" {orphan.attempts} workers tried." if orphan.attempts > 1 else ""
+    tried = f" It was tried {orphan.attempts} times." if orphan.attempts > 1 else ""
     outcome = Outcome.failed("worker_lost", WORKER_LOST_MESSAGE + tried)
     return outcome if await streams.end_claimed(connection, orphan.fence, outcome) else None
 

@@ -284,7 +284,7 @@ class Relay:
         """
         if self.rewound and cursor >= self.tail:
             raise CursorBeyondTail(
-                f"The database lost this stream's events after number {self.tail - 1} in a failover or a restore, and "
+                f"This stream's events were lost after number {self.tail - 1} in a failover or a restore, and "
                 f"the cursor says {cursor}. Start again without a cursor."
             )
 
@@ -438,7 +438,7 @@ class Relays:
             if relay.tenant != tenant:
                 raise await retention.absence(self._pool, stream_id)
             if relay.damaged:
-                raise LogDamaged(f"The log of stream {stream_id} has a hole, and the stream cannot be followed.")
+                raise LogDamaged(f"A part of the answer {stream_id} is missing, and it cannot be followed.")
             if cursor > relay.tail and not relay.ended:
                 await relay.catch_up()
             if cursor > relay.tail:

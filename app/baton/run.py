@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from . import traceparent
-from .errors import GenerationError, InvalidEvent
+from .errors import FAILED, GenerationError, InvalidEvent
 from .events import TOKEN_TYPES, begins_call, encode_event, encode_text
 from .generators import Approval, GenerationRequest, Generator, Yielded, as_generation_error
 from .halves import Halves
@@ -37,10 +37,10 @@ class Bounds:
     def end_of(self, line: bytes, events: int) -> Outcome:
         """Return the end of a stream that holds too much with this event, its `events`-th."""
         if len(line) > self.max_event_bytes:
-            return Outcome.failed("event_too_large", f"An event may have {self.max_event_bytes} bytes at most.")
+            return Outcome.failed("event_too_large", "A part of this answer is too large, and the answer was ended.")
         if events > self.max_events:
-            return Outcome.failed("too_many_events", f"A stream may have {self.max_events} events at most.")
-        return Outcome.failed("stream_too_large", f"A stream's events may have {self.max_bytes} bytes together.")
+            return Outcome.failed("too_many_events", "This answer is too long, and was ended.")
+        return Outcome.failed("stream_too_large", "This answer is too large, and was ended.")
 
 
 class Run:
@@ -109,7 +109,7 @@ class Run:
         if claim.elapsed + now - self.started_at > max_duration:
             self.stop(Outcome.failed("max_duration", f"The answer took longer than {max_duration:g} seconds."))
         elif not self._held_up and now - self.last_event_at > idle_timeout:
-            self.stop(Outcome.failed("idle_timeout", f"The generator was silent for {idle_timeout:g} seconds."))
+            self.stop(Outcome.failed("idle_timeout", f"Nothing came for {idle_timeout:g} seconds. Try again."))
 
     @property
     def silent_seconds(self) -> float:
@@ -149,8 +149,7 @@ class Run:
                     try:
                         line = self._encode(whole)
                     except InvalidEvent as error:
-                        logger.error("What is yielded at %s is no event: %s", _place(events), error.message)
-                        raise
+                        raise InvalidEvent(f"What is yielded at {_place(events)} is no event: {error}") from error
                     if line is None:
                         continue
                     if not self._admit(line):
@@ -250,11 +249,14 @@ class Run:
         rest: dict[str, Any] = {"timings": self._timings()}
         assert self._generating is not None
         if self._generating.cancelled():
-            return Outcome.failed("generator_error", "The generator was cancelled from inside.", **rest)
+            logger.error("The generator of stream %s was cancelled from inside.", self.claim.stream_id)
+            return Outcome.failed("generator_error", FAILED, **rest)
         error = self._generating.exception()
         if error is None:
             return Outcome.completed(self._finish_reason, **rest)
         if isinstance(error, GenerationError):
+            if error.operator is not None:
+                logger.warning("Stream %s: %s: %s", self.claim.stream_id, error.code, error.operator)
             return Outcome.failed(error.code, error.message, **rest)
         if known := as_generation_error(error, begun=self._tokens > 0, http=False):
             logger.warning(
@@ -262,7 +264,7 @@ class Run:
             )
             return Outcome.failed(known.code, known.message, **rest)
         logger.error("The generator of stream %s failed.", self.claim.stream_id, exc_info=error)
-        return Outcome.failed("generator_error", "The generator failed; its worker's log says why.", **rest)
+        return Outcome.failed("generator_error", FAILED, **rest)
 
     def _timings(self) -> Timings:
         first = None if self._first_token_at is None else self._first_token_at - self.started_at

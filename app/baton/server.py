@@ -51,6 +51,8 @@ SHUTDOWN_SECONDS: Final = 5
 # How long requests that are cancelled then have for their last words.
 GIVE_UP_SECONDS: Final = 1
 ACCEPTS_PER_TURN: Final = 32
+# A body has BATON_BODY_SECONDS for each of these.
+TIMELY_BYTES: Final = 1 << 20
 # What a pod has open besides its clients' connections and its pool.
 OTHER_FILES: Final = 64
 # Seconds of silence until the first probe, seconds between two, and how many are left unanswered.
@@ -88,6 +90,7 @@ class Protocol(HttpToolsProtocol):
         "_max_header_bytes",
         "_offers_upgrade",
         "_pod",
+        "_timely_bytes",
         "_unparsed_bytes",
         "phase",
     )
@@ -103,6 +106,7 @@ class Protocol(HttpToolsProtocol):
         self._unparsed_bytes = 0
         self._asked = False  # something has come of the request that is awaited
         self._in_body = False
+        self._timely_bytes = 0  # of the body, since its time began
         self._offers_upgrade = False
         self._deaf = False  # nothing more is read
         self._direct: DirectWay | None = None
@@ -111,7 +115,7 @@ class Protocol(HttpToolsProtocol):
         """Begin, if there is room."""
         super().connection_made(cast(asyncio.Transport, transport))
         if not self._intake.enter(self):
-            self._refuse(TooManyConnections("This pod has as many connections as it takes. Try again."))
+            self._refuse(TooManyConnections("Too many connections are open just now. Try again."))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
@@ -178,12 +182,18 @@ class Protocol(HttpToolsProtocol):
         self.scope["extensions"][DIRECT_EXTENSION] = self._direct  # type: ignore[assignment]
         self._unparsed_bytes = 0
         self._in_body = True
+        self._timely_bytes = 0
         self._intake.move(self, "body")
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
         super().on_body(body)
         self._unparsed_bytes = 0
+        self._timely_bytes += len(body)
+        if self._timely_bytes >= TIMELY_BYTES and self.phase == "body":
+            # A conversation with images takes a phone longer than a request without: each of these has its time.
+            self._timely_bytes = 0
+            self._intake.move(self, "body")
 
     def on_message_complete(self) -> None:
         """Wait for nothing more; if the answer has been given before that, for another request."""

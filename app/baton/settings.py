@@ -41,6 +41,8 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z*,]+")
 _NAMES = frozenset({"pod_name", "worker_name"})
 _WORD = re.compile(r"[!-~]+")
 _BREAK = re.compile(r"[\s\x00-\x1f\x7f]")
+# A token of RFC 9110, but for `*`, which could be mistaken for all names that begin so.
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'+.^_`|~-]{1,100}")
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
 _OUT_OF_RANGE = frozenset({"greater_than", "greater_than_equal", "less_than", "less_than_equal"})
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}")
@@ -99,6 +101,11 @@ class Settings(BaseSettings):
         description="Origins whose pages may use a pod from a browser: `https://chat.example.com`, comma-separated; "
         "`*` stands for all, and then browsers send no cookies",
     )
+    allowed_headers: Annotated[frozenset[str], NoDecode] = Field(
+        default_factory=frozenset,
+        description="Request headers of your own that pages of these origins may send: `x-csrf-token,x-app-version`; "
+        "`*` stands for all. Those that the usual clients send are allowed in any case",
+    )
     allow_anonymous: bool = Field(
         False, description="Let everybody do everything: whoever reaches a pod can read and erase every stream"
     )
@@ -156,9 +163,24 @@ class Settings(BaseSettings):
     relay_window_bytes: int = Field(
         131_072, ge=4096, le=64 << 20, description="Recent events of each stream that a pod keeps in memory"
     )
-    max_body_bytes: int = Field(1 << 20, ge=1024, le=256 << 20, description="The largest body of a request")
+    max_body_bytes: int = Field(
+        32 << 20,
+        ge=1024,
+        le=256 << 20,
+        description="The largest body of a request: a page may send its whole conversation, with all images, each time",
+    )
     max_input_bytes: int = Field(
-        1 << 19, ge=256, le=256 << 20, description="The largest `input` of a stream, as JSON, by whatever way it comes"
+        32 << 20,
+        ge=256,
+        le=256 << 20,
+        description="The largest `input` of a stream, as JSON, in every dialect: a conversation with all its images",
+    )
+    bodies_bytes: int = Field(
+        128 << 20,
+        ge=1024,
+        le=1 << 40,
+        description="Bytes of request bodies that a pod holds at once, without the first 64 KiB of each; never less "
+        "than `BATON_MAX_BODY_BYTES`. One tenant leaves room for another one's largest body",
     )
     max_tenant_streams: int = Field(
         1000, ge=1, le=1_000_000, description="A tenant's streams that are queued or running at once"
@@ -194,7 +216,7 @@ class Settings(BaseSettings):
         10, gt=0, le=300, description="A request's header must be there so soon after the connection, or its first byte"
     )
     body_seconds: float = Field(
-        30, gt=0, le=3600, description="A request's body must be there so soon after its header"
+        30, gt=0, le=3600, description="The longest wait for a request's body, or for each further MiB of it"
     )
     keep_alive_seconds: float = Field(
         5, gt=0, le=3600, description="A connection is closed when no request follows the last one for so long"
@@ -209,6 +231,13 @@ class Settings(BaseSettings):
     listen_probe_seconds: float = Field(5, gt=0, le=60, description="How often the LISTEN connection is probed")
 
     worker_concurrency: int = Field(200, ge=1, le=100_000, description="Streams that one worker runs at once")
+    worker_input_bytes: int = Field(
+        128 << 20,
+        ge=1024,
+        le=1 << 40,
+        description="Bytes of the inputs of the streams that one worker runs at once; beyond it the worker claims no "
+        "other until one ends",
+    )
     worker_name: str = Field(
         default_factory=_process_name,
         description="What a worker calls itself in its log and its row: 1 to 100 printable ASCII characters",
@@ -433,7 +462,7 @@ class Settings(BaseSettings):
             found[match["name"]] = match["target"]
         return found
 
-    @field_validator("offered_generators", "allowed_origins", "trusted_proxies", mode="before")
+    @field_validator("offered_generators", "allowed_origins", "allowed_headers", "trusted_proxies", mode="before")
     @classmethod
     def _parse_names(cls, value: Any) -> Any:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
@@ -463,6 +492,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 "each must be an address or a network, such as 10.1.2.3 or 10.0.0.0/8 (no bits behind the mask), or *"
             ) from None
+
+    @field_validator("allowed_headers")
+    @classmethod
+    def _are_header_names(cls, value: frozenset[str]) -> frozenset[str]:
+        if not all(_HEADER.fullmatch(name) for name in value - {"*"}):
+            raise ValueError("each must be the name of a header, such as x-csrf-token")
+        if "*" in value and len(value) > 1:
+            raise ValueError("* stands for all headers, and goes alone")
+        return value
 
     @field_validator("models", mode="before")
     @classmethod

@@ -142,7 +142,6 @@ class Shares:
     def _refusal(self) -> TooManyQueries:
         self._on_refused()
         return TooManyQueries(
-            "Your other requests use all of this pod's database connections that one tenant may have. Send fewer at "
-            "once, or try again.",
+            "Too many of your requests are at work at once. Send fewer, or try again.",
             RETRY_AFTER_SECONDS,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import orjson
@@ -26,21 +26,28 @@ from .queue_floor import ALL, First, Since
 # Streams that were given back come first: somebody is in the midst of their answers. They are in an index of their own,
 # by the moment at which they were given back; those that were never claimed, by their ids. Each begins at the queue's
 # floor, $5 and $6 (see `queue_floor`).
+#
+# As many are taken as fit into $7 bytes of input, and the one that exceeds them, so that any input can be taken. How
+# large a value is stands in its row, also where the value itself is elsewhere.
 _CLAIM = """
 WITH me AS (
     SELECT id FROM baton.worker WHERE id = $1 AND ctid = $4 FOR KEY SHARE
 ), again AS (
-    SELECT id FROM baton.stream
+    SELECT id, queued_at, octet_length(input) AS bytes FROM baton.stream
     WHERE status = 'queued' AND epoch > 0 AND queued_at >= $5 AND generator = ANY ($2) AND EXISTS (SELECT FROM me)
     ORDER BY queued_at LIMIT $3
     FOR UPDATE SKIP LOCKED
 ), fresh AS (
-    SELECT id FROM baton.stream
+    SELECT id, octet_length(input) AS bytes FROM baton.stream
     WHERE status = 'queued' AND epoch = 0 AND id >= $6 AND generator = ANY ($2) AND EXISTS (SELECT FROM me)
     ORDER BY id LIMIT $3 - (SELECT count(*) FROM again)
     FOR UPDATE SKIP LOCKED
+), found AS (
+    SELECT id, bytes, queued_at FROM again UNION ALL SELECT id, bytes, NULL FROM fresh
 ), next AS (
-    SELECT id FROM again UNION ALL SELECT id FROM fresh
+    SELECT id, bytes FROM (
+        SELECT id, bytes, sum(bytes) OVER (ORDER BY queued_at NULLS LAST, id) - bytes AS before FROM found
+    ) AS counted WHERE before < $7
 )
 UPDATE baton.stream AS s
 SET status = 'running', epoch = s.epoch + 1, claim_token = gen_random_uuid(), attempts = s.attempts + 1,
@@ -52,7 +59,8 @@ RETURNING s.id, s.epoch, s.attempts, s.on_worker_lost, s.generator, s.input, s.m
           extract(epoch FROM clock_timestamp() - s.started_at)::double precision AS elapsed,
           extract(epoch FROM s.started_at - s.created_at)::double precision AS queued,
           s.tenant, s.traceparent, s.claim_token,
-          coalesce(s.history <> baton.current_history(), false) AS rewound, s.history, s.continuation
+          coalesce(s.history <> baton.current_history(), false) AS rewound, s.history, s.continuation,
+          next.bytes
 """
 
 # All queued streams from the queue's floor on, $1 and $2: those that were given back, and those never claimed.
@@ -95,6 +103,9 @@ FROM (SELECT coalesce(queued_at, created_at) AS since FROM ({_QUEUED}) AS each L
 """  # noqa: S608
 
 
+MAX_BYTES: Final = 2**62
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A stream that a worker has claimed, with what its generator needs."""
@@ -117,6 +128,7 @@ class Claim:
     rewound: bool = False  # it is of an older history of the database, and must not be generated
     history: str | None = None
     approvals: Sequence[Mapping[str, Any]] = ()  # fields of `generators.Approval`
+    input_bytes: int = 0  # as JSON
 
     @property
     def fence(self) -> Fence:
@@ -142,9 +154,11 @@ async def claim(
     *,
     place: Place | None,
     since: Since = ALL,
+    max_bytes: int = MAX_BYTES,
 ) -> list[Claim]:
     """Claim the oldest queued streams that one of `generators` can serve, among those from the queue's floor on.
 
+    Of inputs larger than `max_bytes` together only those are claimed that begin below it.
     `place`: where the worker's row is, as its last heartbeat returned it. Elsewhere there is nothing to claim with.
     """
     return [
@@ -167,8 +181,11 @@ async def claim(
             row["rewound"],
             row["history"],
             streams.continuation(row["continuation"]).get("approvals", ()),
+            row["bytes"],
         )
-        for row in await connection.fetch(_CLAIM, worker_id, generators, limit, place, since.moment, since.id)
+        for row in await connection.fetch(
+            _CLAIM, worker_id, generators, limit, place, since.moment, since.id, max_bytes
+        )
     ]
 
 

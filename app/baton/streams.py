@@ -7,7 +7,7 @@ locked by what changes them, such as claims, cancels and ends, never by appendin
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -17,6 +17,7 @@ import asyncpg
 import orjson
 
 from . import ending, log
+from .bodies import LARGE_BYTES
 from .database import Connection, Pool
 from .errors import ConfigurationError, IdempotencyConflict, TooManyStreams
 from .events import MAX_SEQ, Status
@@ -74,6 +75,10 @@ _GET = f"SELECT {_COLUMNS} FROM baton.stream WHERE id = $1"  # noqa: S608
 _GET_MANY = f"SELECT {_COLUMNS} FROM baton.stream WHERE id = ANY ($1::uuid[])"  # noqa: S608
 
 _INPUT = "SELECT input FROM baton.stream WHERE id = $1"
+# How large a value is stands in its row, also where the value itself is elsewhere.
+_SMALL_INPUT = """
+SELECT octet_length(input), CASE WHEN octet_length(input) <= $2 THEN input END FROM baton.stream WHERE id = $1
+"""
 _CONTINUATION = "SELECT continuation FROM baton.stream WHERE id = $1"
 _MISSING = """
 SELECT asked.id FROM unnest($1::uuid[]) AS asked (id)
@@ -189,10 +194,8 @@ FIRST, LAST = UUID(int=0), UUID(int=(1 << 128) - 1)
 LIVE = frozenset({"queued", "running"})
 
 UNWATCHED = Outcome.cancelled(finish_reason="unwatched")
-REWOUND = Outcome.failed(
-    "log_rewound", "The database lost the end of this answer in a failover or a restore. Ask again."
-)
-QUEUE_TIMEOUT = Outcome.failed("queue_timeout", "No worker was free to begin this answer in time.")
+REWOUND = Outcome.failed("log_rewound", "The end of this answer was lost. Ask again.")
+QUEUE_TIMEOUT = Outcome.failed("queue_timeout", "This answer could not be begun in time. Try again later.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,9 +359,19 @@ async def get(executor: Connection | Pool, stream_id: UUID) -> Stream | None:
     return None if row is None else _stream(row)
 
 
-async def read_input(pool: Pool, stream_id: UUID) -> Any:
-    """Read what a stream was created from; None where there is no such stream."""
-    content = await pool.fetchval(_INPUT, stream_id)
+async def read_input(pool: Pool, stream_id: UUID, before_large: Callable[[int], Awaitable[None]]) -> Any:
+    """Read what a stream was created from; None where there is no such stream.
+
+    `before_large`, given its bytes, is awaited before a large one is read: tens of megabytes should not be read by
+    many requests at once.
+    """
+    row = await pool.fetchrow(_SMALL_INPUT, stream_id, LARGE_BYTES)
+    if row is None:
+        return None
+    size, content = row
+    if content is None:
+        await before_large(size)
+        content = await pool.fetchval(_INPUT, stream_id)
     return None if content is None else orjson.loads(content)
 
 
@@ -624,8 +637,7 @@ async def _insert_below(
             live, row = await _try_insert(connection, columns, max_live, max_live, plan)
     if row is None:
         raise TooManyStreams(
-            f"You have {live} streams that are queued or running, and no more may be at once. Try again when one of "
-            "them has ended.",
+            f"You have {live} answers under way, which is the limit. Try again when one of them has ended.",
             _FULL_RETRY_SECONDS,
         )
     return row

@@ -297,13 +297,20 @@ class Worker:
         """Claim as many queued streams as there are free slots."""
         assert self._worker_id is not None
         free = self._settings.worker_concurrency - len(self._runs)
-        if free <= 0:
+        room_bytes = self._settings.worker_input_bytes - sum(run.claim.input_bytes for run in self._runs.values())
+        if free <= 0 or room_bytes <= 0:
             return
         generators = list(self._generators)
         if self._queue.due:
             await self._queue.look(lambda since: stream_queue.first_queued(connection, since, generators))
         claims = await stream_queue.claim(
-            connection, self._worker_id, generators, free, place=self._place, since=self._queue.since
+            connection,
+            self._worker_id,
+            generators,
+            free,
+            place=self._place,
+            since=self._queue.since,
+            max_bytes=room_bytes,
         )
         for item in claims:
             if item.rewound:

@@ -18,7 +18,8 @@ from tests.logbook import until
 
 PAGE = """<!doctype html><script type="module">
 async function fetched(pod) {
-  const headers = { "Content-Type": "application/json", "Idempotency-Key": "k", "X-Request-Id": "page-1" };
+  const headers = { "Content-Type": "application/json", "Idempotency-Key": "k", "X-Request-Id": "page-1",
+                    "X-CSRF-Token": "t", "sentry-trace": "1-1" };
   const body = JSON.stringify({ input: ["a", "b", "c"] });
   const answer = await fetch(pod + "/v1/streams", { method: "POST", headers, body, credentials: "include" });
   const created = await answer.json();
@@ -84,7 +85,7 @@ async def test_a_page_of_another_origin_follows_where_it_is_allowed(cluster: Clu
     await cluster.worker({"replay": echo}, flush_window_milliseconds=5)
     site = Site()
     async with served(site.app) as origin:
-        allowing = await cluster.pod(allowed_origins=origin)
+        allowing = await cluster.pod(allowed_origins=origin, allowed_headers="x-csrf-token")
         refusing = await cluster.pod(allowed_origins="https://another.example.com")
         stream_id = await cluster.create(refusing, input=["secret"])
         site.pods = [allowing.url, refusing.url, f"/v1/streams/{stream_id}/events"]

@@ -93,9 +93,13 @@ def finished(reason: str = "stop") -> list[dict[str, Any]]:
     return [{"type": "finish-step"}, finish(reason, "completed")]
 
 
-def failed(message: str) -> list[dict[str, Any]]:
-    status = {"type": "message-metadata", "messageMetadata": {"status": "failed"}}
-    return [status, {"type": "error", "errorText": message}, finish("error", "failed")]
+def failed(code: str, message: str) -> list[dict[str, Any]]:
+    known = {"status": "failed", "error": {"code": code, "message": message}}
+    return [
+        {"type": "message-metadata", "messageMetadata": known},
+        {"type": "error", "errorText": f"{message} ({code})"},
+        finish("error", "failed"),
+    ]
 
 
 CASES: dict[str, tuple[list[Event], list[dict[str, Any]]]] = {
@@ -251,7 +255,7 @@ CASES: dict[str, tuple[list[Event], list[dict[str, Any]]]] = {
     ),
     "a failure in mid-call": (
         [text("a"), call(0, '{"x', id="c", name="f"), Outcome.failed("tired", "The model is tired.")],
-        [*part("text", 1, "a"), called("c", "f"), argued("c", '{"x'), *failed("The model is tired.")],
+        [*part("text", 1, "a"), called("c", "f"), argued("c", '{"x'), *failed("tired", "The model is tired.")],
     ),
     "a cancellation": (
         [text("a"), Outcome.cancelled()],
@@ -319,7 +323,7 @@ CASES: dict[str, tuple[list[Event], list[dict[str, Any]]]] = {
     ),
     "a reset in mid-answer": (
         [text("a"), {"type": "reset", "reason": "worker_lost"}, text("a"), end()],
-        [*part("text", 1, "a"), *failed(RESET)],
+        [*part("text", 1, "a"), *failed("reset", RESET)],
     ),
 }
 
@@ -335,7 +339,7 @@ def test_events_become_chunks(events: list[Event], expected: list[dict[str, Any]
 def test_a_log_with_a_gap_is_an_error_and_an_end_whose_status_is_unknown() -> None:
     body, over = AI_SDK.broken(begin(ID).state, "log_damaged", "A part is missing.")
     assert over == "ended"
-    error = {"type": "error", "errorText": "A part is missing."}
+    error = {"type": "error", "errorText": "A part is missing. (log_damaged)"}
     assert chunks(body) == [error, {"type": "finish", "finishReason": "error"}]
 
 

@@ -195,7 +195,7 @@ async def test_a_request_whose_query_outlasts_the_pod_is_sent_to_another_one(clu
         pod.signal(signal.SIGTERM)
         answer = await asked
         assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
-        assert "is leaving" in answer.json()["detail"]
+        assert "is shutting down" in answer.json()["detail"]
         assert answer.headers["connection"] == "close"
         assert "x-baton-pod" in answer.headers
         assert await pod.ends() == 0

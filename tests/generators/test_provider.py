@@ -172,7 +172,9 @@ async def test_no_model_is_named(api: Api) -> None:
     ):
         heard = await hear(generate)
     assert heard.code == "provider_not_configured"
-    assert f"BATON_{api.name.upper()}_MODEL" in str(heard.error)
+    assert str(heard.error) == "No model is named for this answer."
+    assert heard.error is not None
+    assert f"BATON_{api.name.upper()}_MODEL" in (heard.error.operator or "")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from ..principal import Principal
 from ..problems import path_of
 from ..rates import Rate
 from ..streams import IdempotencyKey, Limits, NewStream, Stream
-from .request import damaged, found, idempotency_key, pod_of, principal_of
+from .request import SEND_LESS, damaged, found, idempotency_key, mebibytes, pod_of, principal_of
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,10 @@ def new_stream(
     max_bytes = pod.settings.max_input_bytes
     if any(len(orjson.dumps(content)) > max_bytes for content in (wanted.input, continuation)):
         pod.metrics.rejected["input_bytes"] += 1
-        raise InputTooLarge(f"The input of a stream may have {max_bytes} bytes at most, as JSON.")
+        raise InputTooLarge(
+            f"The conversation is larger than {mebibytes(max_bytes)}, and cannot be sent. {SEND_LESS}",
+            operator=f"an input may have {max_bytes} bytes as JSON (BATON_MAX_INPUT_BYTES)",
+        )
     return NewStream(
         wanted.generator or pod.settings.default_generator,
         wanted.input,
@@ -164,7 +167,7 @@ async def _create(request: Request, new: NewStream, key: IdempotencyKey | None) 
     pod = pod_of(request)
     await _take_turn(pod, principal_of(request))
     if sentence := await pod.missing_generator(new.generator):
-        raise UnknownGenerator(sentence)
+        raise UnknownGenerator(f"There is no generator called {new.generator!r:.80}.", operator=sentence)
     try:
         stream, created = await streams.create(
             pod.pool,
@@ -199,7 +202,7 @@ def _limits(pod: Pod, wanted: CreateStream) -> Limits:
     least = 2 * pod.settings.watch_interval_seconds
     if unwatched is not None and unwatched < least:
         raise InvalidRequest(
-            f"cancel_when_unwatched_seconds must be at least {least:g}, since pods note every "
-            f"{pod.settings.watch_interval_seconds:g} seconds what is watched."
+            f"cancel_when_unwatched_seconds must be at least {least:g}, since what is watched is noted every "
+            f"{pod.settings.watch_interval_seconds:g} seconds."
         )
     return Limits(wanted.max_duration_seconds, wanted.idle_timeout_seconds, wanted.queue_timeout_seconds, unwatched)

@@ -17,14 +17,16 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.routing import Route
 
-from ..dialects.chat import CHAT, completion_of
+from ..dialects.chat import CHAT, State, completion_of
+from ..dialects.dialect import Encoded
 from ..errors import InvalidRequest, PassingError, RequestError
 from ..models import Items, validated
 from ..snapshot import Snapshot
+from ..streams import Stream
 from . import actions, openai
 from .following import require_followable, require_staying, wait_for_end
 from .openai import Creation, answered_in_form, error_body
-from .request import Answer, json_answer, parse_json, read_body
+from .request import Answer, json_answer, parse_json, read_body, release_body
 
 logger = logging.getLogger(__name__)
 
@@ -42,16 +44,10 @@ class CreateCompletion(Creation):
 
 async def create_completion(request: Request) -> Answer:
     """Create a completion, and follow it or wait for it."""
-    body = await read_body(request)
-    wanted = validated(CreateCompletion, parse_json(body))
-    if wanted.n not in {None, 1}:
-        raise InvalidRequest("n: only one answer can be made at a time.")
-    (require_followable if wanted.stream else require_staying)(request)
-    stream = await openai.create(request, wanted, body)
+    stream, opening = await _created(request)
     # With an Idempotency-Key its client can come back: by the same request.
     cancel = None if "idempotency-key" in request.headers else _cancelling(request, stream.id)
-    if wanted.stream:
-        opening = CHAT.begin(stream, wanted.model_dump(exclude_unset=True))
+    if opening is not None:
         return await openai.follow(request, stream, CHAT, opening, on_gone=cancel)
     try:
         if await wait_for_end(request, stream.id) == "client left" and cancel is not None:
@@ -63,6 +59,21 @@ async def create_completion(request: Request) -> Answer:
 
 
 ROUTES: Final = [Route("/v1/chat/completions", answered_in_form(create_completion, "create"), methods=["POST"])]
+
+
+async def _created(request: Request) -> tuple[Stream, Encoded[State] | None]:
+    """Create a stream; return it, and how the completion begins if it is to be streamed.
+
+    What came with the request is dropped with this: its answer may be waited for long.
+    """
+    body = await read_body(request)
+    wanted = validated(CreateCompletion, parse_json(body))
+    if wanted.n not in {None, 1}:
+        raise InvalidRequest("n: only one answer can be made at a time.")
+    (require_followable if wanted.stream else require_staying)(request)
+    stream = await openai.create(request, wanted, body)
+    release_body(request)
+    return stream, CHAT.begin(stream, wanted.model_dump(exclude_unset=True)) if wanted.stream else None
 
 
 async def _answer(request: Request, stream_id: UUID) -> Answer:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from ..dialects.chat import Completion
 from ..errors import (
     AnswerRunning,
+    BodiesFull,
     BodyTimeout,
     ConversationChanged,
     ConversationGone,
@@ -120,6 +121,7 @@ _CREATING: Final = (
     InvalidRequest,
     BodyTimeout,
     RequestTooLarge,
+    BodiesFull,
     InputTooLarge,
     IdempotencyConflict,
     CreatesTooFast,
@@ -160,7 +162,7 @@ OPERATIONS: Final[dict[tuple[Method, str], Operation]] = {
         (*_CREATING, *_JOINING, MalformedCursor, UnknownGenerator),
         body=CreateStream,
         query=(FollowEvents,),
-        parameters=("Idempotency-Key", "Last-Event-ID"),
+        parameters=("Idempotency-Key", "Last-Event-ID", "last_event_id"),
         others={
             _ACCEPT_EVENTS: {
                 200: Given(f"The stream's events. {_DATA}", {EVENTS: Event}, _CREATED),
@@ -221,7 +223,7 @@ OPERATIONS: Final[dict[tuple[Method, str], Operation]] = {
         "streams",
         "read",
         {201: Given("A token that allows what the caller may do, or less.", {JSON: TokenContent})},
-        (*_STREAM, InvalidRequest, RequestTooLarge, NotHere),
+        (*_STREAM, InvalidRequest, RequestTooLarge, BodiesFull, NotHere),
         body=TokenWish,
         body_required=False,
     ),

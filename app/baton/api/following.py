@@ -154,7 +154,7 @@ async def wait_for_end(request: Request, stream_id: UUID, seconds: float | None 
 
 def _refuse_if_leaving(request: Request) -> None:
     if pod_of(request).draining:
-        raise Unavailable("This pod is leaving. Connect again to reach another one.")
+        raise Unavailable("This part of the service is shutting down. Try again.")
 
 
 async def _join(request: Request, stream_id: UUID, cursor: int) -> Subscriber:

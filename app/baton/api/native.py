@@ -74,9 +74,8 @@ from .request import (
 
 # Where the token of a stream is that was created and followed in one request.
 TOKEN_HEADER: Final = "x-baton-token"  # noqa: S105
-
-# What the cursor is called in the query, newest first: polyfills of EventSource add `lastEventId` when they reconnect.
-_CURSORS: Final = ("lastEventId", "last_event_id")
+# How a query names the last event that a client has: as a page writes it, and as polyfills of EventSource add it.
+_CURSORS: Final = ("last_event_id", "lastEventId")
 
 
 class Retry:
@@ -95,7 +94,7 @@ class Retry:
 async def create_stream(request: Request) -> Answer:
     """Queue a stream; with `Accept: text/event-stream` or `text/plain`, follow it in the same round trip.
 
-    A client that repeats such a request, as some do to reconnect, goes on after its `Last-Event-ID`, if its
+    A client that repeats such a request, as some do to reconnect, continues after its last event id, if its
     `Idempotency-Key` says that it is the same stream.
     """
     pod = pod_of(request)
@@ -113,7 +112,7 @@ async def create_stream(request: Request) -> Answer:
             return _later(request, error)
     # Plain text cannot say that it begins again.
     new = actions.new_stream(request, wanted, on_worker_lost="fail" if plain else pod.settings.on_worker_lost)
-    cursor = parse_cursor(header_of(request, "Last-Event-ID"))
+    cursor = _cursor(request)
     # Before anything is created for somebody who wants more than there is to be had.
     granted(principal_of(request), wanted.token.wish())
     stream, created = await actions.create(request, new, body)
@@ -169,7 +168,7 @@ async def get_stream(request: Request) -> Answer:
 async def follow_events(request: Request) -> Answer:
     """Send the events after the cursor: first those in the log, then those to come."""
     stream_id = _stream_id(request)
-    cursor = parse_cursor(header_of(request, "Last-Event-ID") or _cursor_in_query(request))
+    cursor = _cursor(request)
     wanted = validated(FollowEvents, _asked(request))
     if _wants_text(request):
         return await follow_frames(request, stream_id, text.TEXT, text.START)
@@ -202,8 +201,9 @@ async def make_token(request: Request) -> Answer:
     token, expires_at = actions.token(request, stream, wish)
     if token is None:
         raise NotHere(
-            "There is no token to be had: access is anonymous, BATON_TOKEN_KEYS is not set, or the stream ended longer "
-            "ago than tokens work after that (BATON_TOKEN_GRACE_SECONDS)."
+            "No token can be issued for this stream: tokens are not in use here, or it ended too long ago.",
+            operator="access is anonymous, BATON_TOKEN_KEYS is not set, or the stream ended more than "
+            "BATON_TOKEN_GRACE_SECONDS ago",
         )
     content: TokenContent = {"token": token, "expires_at": expires_at}
     return json_answer(request, content, status=201)
@@ -309,10 +309,19 @@ def _retry(request: Request, headers: Mapping[str, str] | None = None, *, least_
     return Retry(milliseconds, stream_headers(request, sse.HEADERS, headers))
 
 
-def _cursor_in_query(request: Request) -> str | None:
-    """Return the cursor in the query. A polyfill adds its own behind the one that its page began with."""
+def _cursor(request: Request) -> int:
+    """Return the number of the last event that the client has: the greatest of those that it names.
+
+    A page names one in its own address. A polyfill of EventSource that reconnects leaves that in place, and adds the
+    id of the last event that it has received. Numbers of events only rise, across attempts too, so the greatest is the
+    newest.
+
+    Raises:
+        MalformedCursor: one of them is not a number.
+    """
     query = query_of(request, _CURSORS)
-    return next((query[name] for name in _CURSORS if query.get(name)), None)
+    named = (header_of(request, "Last-Event-ID"), *(query.get(name) for name in _CURSORS))
+    return max(map(parse_cursor, named))
 
 
 def _asked(request: Request) -> dict[str, str]:

@@ -20,6 +20,7 @@ from ..dialects.dialect import Dialect, Encoded
 from ..dialects.openai import ErrorContent, error_of
 from ..dialects.responses import response_id
 from ..errors import (
+    FAULT,
     InternalError,
     NotHere,
     PassingError,
@@ -96,7 +97,7 @@ def answered_in_form(handler: Handler, scope: AuthScope) -> Handler:
             raise
         except Exception:
             logger.exception("%s %s", request.method, problems.path_of(request))
-            return refusal(request, InternalError("The pod failed to answer; its log says why."))
+            return refusal(request, InternalError(FAULT))
 
     return endpoint
 
@@ -137,7 +138,10 @@ async def create(request: Request, wanted: Creation, body: bytes) -> Stream:
     try:
         stream, _ = await actions.create(request, new, body)
     except UnknownGenerator as error:
-        raise UnknownModel(f"{error} BATON_MODELS names models.") from None
+        raise UnknownModel(
+            f"There is no model called {native.generator or 'by default'!r:.80}.",
+            operator=f"{error.operator} BATON_MODELS names models.",
+        ) from None
     return stream
 
 
@@ -157,7 +161,7 @@ async def follow(
 
 def still_running(stream: Stream) -> StillRunning:
     """Return the error that says where the answer is to be had."""
-    return StillRunning(f"The answer goes on, and this pod cannot give it. Retrieve it as {response_id(stream.id)}.")
+    return StillRunning(f"The answer continues, and cannot be sent just now. Retrieve it as {response_id(stream.id)}.")
 
 
 async def list_models(request: Request) -> Answer:

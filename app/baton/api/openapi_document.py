@@ -70,13 +70,13 @@ _PARAMETERS: Final[dict[str, Object]] = {
     },
     "Last-Event-ID": {
         "in": "header",
-        "description": "The number of the last event that the client has. It goes before the query.",
+        "description": "The number of the last event that the client has. The query may name one: the newest counts.",
         "schema": {"type": "string", "pattern": "^[0-9]{0,18}$"},
     },
     "last_event_id": {
         "in": "query",
-        "description": "As `Last-Event-ID`, for clients that cannot set headers. `lastEventId`, as some polyfills "
-        "of EventSource write it, is understood, too, and goes before it.",
+        "description": "As `Last-Event-ID`, for clients that cannot set headers, and `lastEventId` is the same, since "
+        "polyfills of EventSource add it when they reconnect. Of several, the greatest counts.",
         "schema": {"type": "string", "pattern": "^[0-9]{0,18}$"},
     },
     "startIndex": {

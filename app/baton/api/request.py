@@ -18,8 +18,18 @@ from starlette.types import Receive, Scope, Send
 
 from .. import log_context, problems, reads, retention, shares, streams
 from ..auth import credentials
+from ..bodies import Body
 from ..dialects.dialect import Header
-from ..errors import InvalidRequest, LogDamaged, ReadsTooFast, RequestTooLarge, StreamNotFound, Unavailable
+from ..errors import (
+    BodiesFull,
+    InvalidRequest,
+    LogDamaged,
+    ReadsTooFast,
+    RequestError,
+    RequestTooLarge,
+    StreamNotFound,
+    Unavailable,
+)
 from ..events import STREAM_ID, read_json
 from ..pod import Pod
 from ..principal import AuthScope, Principal
@@ -36,6 +46,11 @@ register_url_convertor("any", Anything())
 
 _ID: Final = re.compile(STREAM_ID)
 _KEY: Final = re.compile("[ -~]{1,255}")
+# What a page sends at most behind what it is refused for and is to see.
+_READ_ON_BYTES: Final = 64 << 20
+SEND_LESS: Final = (
+    "Images and files of earlier messages count with each message: send fewer or smaller ones, or begin a new chat."
+)
 
 
 class Answer(Protocol):
@@ -78,7 +93,9 @@ def answered(
         except asyncio.CancelledError:
             if not pod_of(request).draining:
                 raise
-            raise Unavailable("This pod is leaving. Try again to reach another one.") from None
+            raise Unavailable("This part of the service is shutting down. Try again.") from None
+        finally:
+            release_body(request)
 
     return endpoint
 
@@ -92,8 +109,9 @@ def pod_of(request: Request) -> Pod:
     pod: Pod | None = getattr(request.app.state, "pod", None)
     if pod is None:
         raise Unavailable(
-            "Baton has not been started. Where its app is mounted into another, the outer app's lifespan must enter "
-            "`baton_app.router.lifespan_context(baton_app)`."
+            "The service has not been started. Try again in a moment.",
+            operator="Baton has not been started. Where its app is mounted into another, the outer app's lifespan must "
+            "enter `baton_app.router.lifespan_context(baton_app)`.",
         )
     return pod
 
@@ -129,7 +147,9 @@ def charge_rows(request: Request, rows: int) -> None:
 
 def damaged(stream_id: UUID) -> LogDamaged:
     """Return the error that says that events are missing."""
-    return LogDamaged(f"The log of stream {stream_id} has a hole, and nobody can be told the whole of it.")
+    return LogDamaged(
+        f"A part of the answer {stream_id} is missing, and it cannot be shown.", operator="its log has a gap"
+    )
 
 
 def parse_stream_id(raw: str) -> UUID:
@@ -181,24 +201,79 @@ def accepted_of(request: Request) -> str:
 
 
 async def read_body(request: Request) -> bytes:
-    """Read a body of at most `BATON_MAX_BODY_BYTES`.
+    """Read a body of at most `BATON_MAX_BODY_BYTES`. It counts among those that the pod holds until it is released.
+
+    A body that is refused is read on for a while, and thrown away: a client that is still sending when its connection
+    is closed would not see the refusal, but a lost connection.
 
     Raises:
+        BodiesFull: the pod holds as much of other requests' bodies as it may.
         RequestTooLarge: it has more.
         InvalidRequest: it did not arrive whole.
     """
     pod = pod_of(request)
     max_bytes = pod.settings.max_body_bytes
-    body = bytearray()
+    body = _body_of(request)
+    parts: list[bytes] = []
+    refusal: RequestError | None = None
     try:
         async for part in request.stream():
-            body += part
-            if len(body) > max_bytes:
-                pod.metrics.rejected["body_bytes"] += 1
-                raise RequestTooLarge(f"The body may have {max_bytes} bytes at most.")
+            if refusal is None:
+                refusal = _refusal(pod, body, len(part), max_bytes)
+            if refusal is None:
+                parts.append(part)
+            else:
+                parts.clear()
+                body.release()
+                body.size_bytes += len(part)
+                if body.size_bytes > max_bytes + _READ_ON_BYTES:
+                    break
     except ClientDisconnect:
         raise InvalidRequest("The body did not arrive whole.") from None
-    return bytes(body)
+    if refusal is not None:
+        raise refusal
+    await body.wait_for_turn(body.size_bytes)
+    return b"".join(parts)
+
+
+def release_body(request: Request) -> None:
+    """Count a request's body no longer. To be called by a handler that has dropped it, and waits for long."""
+    body: Body | None = getattr(request.state, "body", None)
+    if body is not None:
+        body.release()
+
+
+def turn_of(request: Request) -> Callable[[int], Awaitable[None]]:
+    """Return what waits until a request may work on so many bytes, which it then may until it is answered."""
+    return _body_of(request).wait_for_turn
+
+
+def _body_of(request: Request) -> Body:
+    body: Body | None = getattr(request.state, "body", None)
+    if body is None:
+        principal: Principal | None = getattr(request.state, "principal", None)
+        body = request.state.body = pod_of(request).bodies.open("" if principal is None else principal.tenant)
+    return body
+
+
+def _refusal(pod: Pod, body: Body, size: int, max_bytes: int) -> RequestError | None:
+    """Count what has arrived of a body; return the error if that is too much."""
+    try:
+        body.grow(size)
+    except BodiesFull as error:
+        return error
+    if body.size_bytes <= max_bytes:
+        return None
+    pod.metrics.rejected["body_bytes"] += 1
+    return RequestTooLarge(
+        f"This is larger than {mebibytes(max_bytes)}, and cannot be sent. {SEND_LESS}",
+        operator=f"a body may have {max_bytes} bytes (BATON_MAX_BODY_BYTES)",
+    )
+
+
+def mebibytes(size: int) -> str:
+    """Write a number of bytes as people do."""
+    return f"{size / (1 << 20):.4g} MiB" if size >= 1 << 20 else f"{size} bytes"
 
 
 def parse_json(body: bytes) -> Any:
@@ -222,7 +297,7 @@ async def _take_read(request: Request) -> None:
         await asyncio.sleep(reads.REFUSAL_SECONDS)
         rate = pod.reads.rate
         raise ReadsTooFast(
-            f"You may make {rate.per_second:g} requests a second of this pod, and {rate.burst} at once after a pause; "
+            f"You may make {rate.per_second:g} requests a second here, and {rate.burst} at once after a pause; "
             f"a list counts more, the more rows it looks at. Try again in {wait_seconds} s.",
             wait_seconds,
         )

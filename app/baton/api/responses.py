@@ -13,13 +13,26 @@ from typing_extensions import TypedDict
 
 from .. import streams
 from ..database import translated
-from ..dialects.responses import RESPONSES, response_id, response_of
+from ..dialects.dialect import Encoded
+from ..dialects.responses import RESPONSES, State, response_id, response_of
 from ..errors import InvalidRequest, PassingError
 from ..models import validated
+from ..streams import Stream
 from . import actions, openai
 from .following import follow_frames, require_followable, require_staying, wait_for_end
 from .openai import Creation, answered_in_form
-from .request import Answer, found, json_answer, parse_json, parse_stream_id, pod_of, query_of, read_body
+from .request import (
+    Answer,
+    found,
+    json_answer,
+    parse_json,
+    parse_stream_id,
+    pod_of,
+    query_of,
+    read_body,
+    release_body,
+    turn_of,
+)
 
 # How long a cancel waits for the generator to stop, so that its answer can say that it has.
 _CANCEL_SECONDS: Final = 5
@@ -108,21 +121,11 @@ class ListItems(BaseModel):
 
 async def create_response(request: Request) -> Answer:
     """Create a Response; follow it, wait for it, or leave it to go on by itself."""
-    body = await read_body(request)
-    wanted = validated(CreateResponse, parse_json(body))
-    for name, instead in _NOT_HERE.items():
-        if (wanted.model_extra or {}).get(name) is not None:
-            raise InvalidRequest(f"{name} is not supported: {instead}.")
-    if wanted.stream:
-        require_followable(request)
-    elif not wanted.background:
-        require_staying(request)
-    stream = await openai.create(request, wanted, body)
-    given = wanted.model_dump(exclude_unset=True)
-    if wanted.stream:
-        return await openai.follow(request, stream, RESPONSES, RESPONSES.begin(stream, given))
+    stream, opening, background = await _created(request)
+    if opening is not None:
+        return await openai.follow(request, stream, RESPONSES, opening)
     try:
-        if wanted.background:
+        if background:
             return await _answer(request, stream.id)
         await wait_for_end(request, stream.id)
         return await _answer(request, stream.id, whole=True)
@@ -139,7 +142,7 @@ async def retrieve_response(request: Request) -> Answer:
         return await _answer(request, stream_id)
     async with translated(pod_of(request).pool):
         stream = await found(request, stream_id)
-        given = await streams.read_input(pod_of(request).pool, stream_id)
+        given = await streams.read_input(pod_of(request).pool, stream_id, turn_of(request))
     after = 0 if wanted.starting_after is None else wanted.starting_after + 1
     return await follow_frames(request, stream_id, RESPONSES, RESPONSES.begin(stream, given, after), after=after)
 
@@ -167,7 +170,7 @@ async def list_input_items(request: Request) -> Answer:
     stream_id = _stream_id(request)
     async with translated(pod_of(request).pool):
         await found(request, stream_id)
-        given = await streams.read_input(pod_of(request).pool, stream_id)
+        given = await streams.read_input(pod_of(request).pool, stream_id, turn_of(request))
     items = _items(given, stream_id)
     if wanted.order == "desc":
         items.reverse()
@@ -196,13 +199,33 @@ ROUTES: Final = [
 ]
 
 
+async def _created(request: Request) -> tuple[Stream, Encoded[State] | None, bool]:
+    """Create a stream; return it, how the Response begins if it is to be streamed, and whether nobody waits for it.
+
+    What came with the request is dropped with this: its answer may be waited for long.
+    """
+    body = await read_body(request)
+    wanted = validated(CreateResponse, parse_json(body))
+    for name, instead in _NOT_HERE.items():
+        if (wanted.model_extra or {}).get(name) is not None:
+            raise InvalidRequest(f"{name} is not supported: {instead}.")
+    if wanted.stream:
+        require_followable(request)
+    elif not wanted.background:
+        require_staying(request)
+    stream = await openai.create(request, wanted, body)
+    release_body(request)
+    opening = RESPONSES.begin(stream, wanted.model_dump(exclude_unset=True)) if wanted.stream else None
+    return stream, opening, bool(wanted.background)
+
+
 async def _answer(request: Request, stream_id: UUID, *, whole: bool = False) -> Answer:
     content = await actions.read(request, stream_id)
     if whole and not content.stream.ended:
         # The pod is leaving.
         raise openai.still_running(content.stream)
     async with translated(pod_of(request).pool):
-        given = await streams.read_input(pod_of(request).pool, stream_id)
+        given = await streams.read_input(pod_of(request).pool, stream_id, turn_of(request))
     return json_answer(request, await asyncio.to_thread(response_of, content.stream, given, content.lines))
 
 

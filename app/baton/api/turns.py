@@ -34,7 +34,7 @@ from ..errors import (
 )
 from ..streams import IdempotencyKey, NewStream, Stream
 from . import actions
-from .request import charge_rows, pod_of, principal_of
+from .request import charge_rows, pod_of, principal_of, turn_of
 
 # No client can send a key that begins so.
 _KEY_PREFIX: Final = "\tchat "
@@ -157,7 +157,7 @@ async def _stopped(request: Request, stream: Stream) -> Stream:
 
 async def _read(request: Request, stream: Stream) -> Conversation:
     try:
-        conversation = await conversations.read(pod_of(request).pool, stream)
+        conversation = await conversations.read(pod_of(request).pool, stream, turn_of(request))
     except GenerationError as error:
         raise InvalidRequest(f"The stored conversation cannot be continued: {error.message}") from None
     for stream_id in await conversations.erased(pod_of(request).pool, conversation):

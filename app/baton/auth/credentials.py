@@ -71,7 +71,8 @@ def require_welcome_page(method: str, headers: Mapping[str, str], origin_allowed
         return
     raise Forbidden(
         "A page of another site, which a person may have opened without knowing what it does, can change nothing here. "
-        "If it is yours, name its origin in BATON_ALLOWED_ORIGINS."
+        "The origin of the page is not allowed.",
+        operator="if the page is yours, name its origin in BATON_ALLOWED_ORIGINS",
     )
 
 

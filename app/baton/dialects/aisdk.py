@@ -38,9 +38,7 @@ from .dialect import Chain, Encoded, Header, Over
 
 Kind = Literal["text", "reasoning"]
 
-RESET: Final = (
-    "The worker that generated this answer went away, and another one begins it again. Send the message again."
-)
+RESET: Final = "This answer was interrupted, and begins again. Send the message again."
 
 # The replay of a chat without an answer. The AI SDK 7 that `WorkflowChatTransport` brings does not know "interrupted".
 NO_ANSWER: Final = b'data: {"type":"finish","finishReason":"other"}\n\ndata: [DONE]\n\n'
@@ -121,7 +119,7 @@ class AiSdk:
         for event in map(orjson.loads, batch.lines):
             if event["type"] == "reset" and chunks.state.begun:
                 # For these clients that is the end: a replay comes to it again.
-                chunks.fail(RESET, "failed")
+                chunks.fail("reset", RESET, "failed")
             else:
                 chunks.add(event)
             if chunks.ended:
@@ -136,7 +134,7 @@ class AiSdk:
     def broken(self, state: State, code: str, message: str) -> tuple[bytes, Over]:
         """An error, and a `finish` without a status: how the answer ended is not known here."""
         chunks = Chunks(state)
-        chunks.fail(message)
+        chunks.fail(code, message)
         return chunks.encoded(0, "ended").body, "ended"
 
 
@@ -172,13 +170,18 @@ class Chunks:
             case "done":
                 self._done(event)
 
-    def fail(self, message: str, status: Status | None = None) -> None:
-        """Add an error, and the end that every stream has; with a status if this is the answer's end."""
+    def fail(self, code: str, message: str, status: Status | None = None) -> None:
+        """Add an error, and the end that every stream has; with a status if this is the answer's end.
+
+        Of the chunk a page gets the text alone, as the message of an `Error`: so the code is behind the sentence. The
+        message's metadata, which a page saves, have both.
+        """
         self._end_part()
         if status is not None:
             # An error is the last chunk that `useChat` reads.
-            self._emit("message-metadata", messageMetadata={"status": status})
-        self._emit("error", errorText=message)
+            known = {"status": status, "error": {"code": code, "message": message}}
+            self._emit("message-metadata", messageMetadata=known)
+        self._emit("error", errorText=f"{message} ({code})")
         self._finish("error", status)
 
     def begin(self, stream_id: UUID, earlier: Earlier | None, *, replay: bool) -> None:
@@ -341,7 +344,7 @@ class Chunks:
 
     def _done(self, event: Mapping[str, Any]) -> None:
         if event["status"] == "failed":
-            self.fail(event["error"]["message"], "failed")
+            self.fail(event["error"]["code"], event["error"]["message"], "failed")
             return
         self._end_part()
         if event["status"] == "cancelled":

@@ -12,7 +12,7 @@ from ..codes import EndCode, RefusalCode
 
 _MOST = 2**53 - 1
 
-RESET = "The answer is begun again by another worker"
+RESET = "This answer was interrupted, and begins again"
 
 
 class ErrorContent(TypedDict):

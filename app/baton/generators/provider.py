@@ -124,7 +124,8 @@ class Provider(ABC):
         if not model:
             raise GenerationError(
                 "provider_not_configured",
-                f'No model is named: set {self.model_setting}, or put "model" into the input.',
+                "No model is named for this answer.",
+                operator=f'set {self.model_setting}, or put "model" into the input',
             )
         if not isinstance(model, str):
             raise GenerationError("invalid_input", 'The input\'s "model" is a string.')

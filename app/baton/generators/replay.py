@@ -88,7 +88,9 @@ class ReplayGenerator:
             return self._transcripts[self._name_for(given)]
         if not isinstance(name, str) or name not in self._transcripts:
             known = ", ".join(sorted(self._transcripts))
-            raise GenerationError("invalid_input", f"There is no transcript {name!r:.80}; there are {known}.")
+            raise GenerationError(
+                "invalid_input", f"There is no transcript {name!r:.80}.", operator=f"there are {known}"
+            )
         return self._transcripts[name]
 
     def _name_for(self, given: Any) -> str:

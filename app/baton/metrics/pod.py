@@ -21,6 +21,7 @@ Closing: TypeAlias = Leaving | Literal["ended", "left", "stuck", "broken"]
 # What was refused, by which limit.
 Limit: TypeAlias = Literal[
     "body_bytes",
+    "bodies_bytes",
     "input_bytes",
     "creates_per_second",
     "reads_per_second",
@@ -59,6 +60,7 @@ class PodMetrics(Collector):
         self.notifications = 0
         self.doubted_notifications = 0
         self.connections = 0  # of TCP
+        self.body_bytes = 0  # of requests that are being read or created from, beyond the free ones
         self.full = False
         self.rejected: dict[Limit, int] = dict.fromkeys(LIMITS, 0)
         self.listening = False
@@ -134,6 +136,7 @@ class PodMetrics(Collector):
     def _collect_state(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("baton_subscribers", "Clients that follow a stream, or wait for one", self.subscribers)
         yield GaugeMetricFamily("baton_connections", "Open TCP connections", self.connections)
+        yield GaugeMetricFamily("baton_body_bytes", "Bytes of requests' bodies that count", self.body_bytes)
         yield GaugeMetricFamily("baton_full", "1 while clients are better sent elsewhere", int(self.full))
         yield GaugeMetricFamily("baton_relays", "Streams that this pod follows", self.relays)
         yield GaugeMetricFamily("baton_relay_window_bytes", "Recent events in memory", self.window_bytes)

@@ -1,0 +1,80 @@
+"""The bytes of request bodies that a pod holds at once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from baton.bodies import FREE_BYTES, LARGE_BYTES, Bodies, Body
+from baton.errors import BodiesFull
+from baton.metrics import PodMetrics
+
+MIB = 1 << 20
+
+
+def bodies(max_bytes: int = 8 * MIB, max_body_bytes: int = 2 * MIB) -> tuple[Bodies, PodMetrics]:
+    metrics = PodMetrics()
+    return Bodies(metrics, max_bytes=max_bytes, max_body_bytes=max_body_bytes), metrics
+
+
+def grown(body: Body, size: int) -> Body:
+    body.grow(size)
+    return body
+
+
+def test_a_body_counts_what_has_arrived_beyond_the_free_bytes_until_it_is_released() -> None:
+    held, metrics = bodies()
+    body = grown(held.open("a"), FREE_BYTES - 1)
+    assert metrics.body_bytes == 0
+    body.grow(11)
+    assert metrics.body_bytes == 10
+    body.grow(5)
+    assert metrics.body_bytes == 15
+    body.release()
+    body.release()
+    assert metrics.body_bytes == 0
+
+
+def test_small_bodies_are_taken_where_there_is_no_room_left() -> None:
+    held, metrics = bodies()
+    full = [grown(held.open(tenant), FREE_BYTES + 2 * MIB) for tenant in "abcd"]
+    with pytest.raises(BodiesFull) as caught:
+        grown(held.open("e"), FREE_BYTES + 1)
+    assert "BATON" not in str(caught.value)
+    assert "BATON_BODIES_BYTES" in (caught.value.operator or "")
+    assert metrics.rejected["bodies_bytes"] == 1
+    grown(held.open("e"), FREE_BYTES)
+    full[0].release()
+    grown(held.open("e"), FREE_BYTES + 2 * MIB)
+
+
+def test_one_tenant_leaves_room_for_the_largest_body_of_another() -> None:
+    held, _ = bodies()
+    for _ in range(3):
+        grown(held.open("a"), FREE_BYTES + 2 * MIB)
+    with pytest.raises(BodiesFull):
+        grown(held.open("a"), FREE_BYTES + 1)
+    grown(held.open("b"), FREE_BYTES + 2 * MIB)
+
+
+def test_the_largest_body_fits_whatever_the_setting() -> None:
+    held, _ = bodies(max_bytes=1024)
+    grown(held.open("a"), 2 * MIB)
+
+
+async def test_large_bodies_are_worked_on_one_by_one() -> None:
+    held, _ = bodies()
+    first, second, small = held.open("a"), held.open("b"), held.open("c")
+    await first.wait_for_turn(LARGE_BYTES + 1)
+    await first.wait_for_turn(LARGE_BYTES + 1)
+    await small.wait_for_turn(LARGE_BYTES)
+    waiting = asyncio.create_task(second.wait_for_turn(LARGE_BYTES + 1))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    small.release()
+    assert held.turn.locked()
+    first.release()
+    await waiting
+    second.release()
+    assert not held.turn.locked()
