@@ -66,6 +66,7 @@ class Run:
         self._usage: dict[str, int | float] | None = None
         self._tokens = 0
         self._first_token_at: float | None = None
+        self.first_token_noted = False  # in the stream's row, before its end
         self._last_token_at = self.started_at
         self._generating: asyncio.Task[None] | None = None
         self._over = asyncio.Event()  # the generator has returned, or is to stop
@@ -209,6 +210,10 @@ class Run:
         logger.error("The generator of stream %s failed.", self.claim.stream_id, exc_info=error)
         return Outcome.failed("generator_error", "The generator failed; its worker's log says why.", **rest)
 
+    @property
+    def time_to_first_token_seconds(self) -> float | None:
+        """From the start of this run to its first token; None before that."""
+        return None if self._first_token_at is None else self._first_token_at - self.started_at
+
     def _timings(self) -> Timings:
-        first = None if self._first_token_at is None else self._first_token_at - self.started_at
-        return Timings(time.monotonic() - self.started_at, first, self._tokens)
+        return Timings(time.monotonic() - self.started_at, self.time_to_first_token_seconds, self._tokens)

@@ -31,7 +31,10 @@ from .request import Answer, answered, json_answer, pod_of, principal_of, query_
 STREAMS_PER_PAGE: Final = 50
 # A pod that has noted nothing for so many of its intervals is not counted as living.
 MISSED_NOTES: Final = 4
-FILES: Final = frozenset({"baton.css", "console.js", "chart.js", "dom.js", "follow.js", "icon.svg", "stream.js"})
+FILES: Final = frozenset(
+    {"answer.js", "baton.css", "chart.js", "console.js", "dom.js", "follow.js", "icon.svg", "markdown.js"}
+    | {"markdown_nodes.js", "marked.js", "marked.LICENSE.md", "process.js", "scrolling.js", "stream.js"}
+)
 
 _EXPLAINED: Final = frozenset(end.code for end in ENDS)
 _HEX_DIGITS: Final = 32
@@ -121,7 +124,11 @@ class ConsoleError(StreamError):
 
 
 class ConsoleStream(TypedDict):
-    """How a stream does. `events`: the number of its newest one. `viewers`: null where the stream is too old."""
+    """State and numbers of a stream.
+
+    `time_to_first_token_seconds`: null until there is a token. `events`: the number of the newest event. `viewers`:
+    null where the stream is too old.
+    """
 
     id: str
     status: Status
@@ -134,6 +141,7 @@ class ConsoleStream(TypedDict):
     finish_reason: str | None
     error: ConsoleError | None
     usage: dict[str, Any] | None
+    time_to_first_token_seconds: float | None
     timings: TimingsContent | None
     events: int
     viewers: int | None
@@ -248,6 +256,7 @@ def _stream(item: Stream, tail: int, viewers: int | None, errors_page: str) -> C
         "finish_reason": item.finish_reason,
         "error": _error(item, errors_page),
         "usage": None if item.usage is None else dict(item.usage),
+        "time_to_first_token_seconds": item.time_to_first_token_seconds,
         "timings": timings(item),
         "events": tail,
         "viewers": viewers,
@@ -262,7 +271,7 @@ def _error(item: Stream, errors_page: str) -> ConsoleError | None:
 
 
 def _alive(pod: Pod, item: pods.Listed) -> bool:
-    return item.silent_seconds < MISSED_NOTES * pod.settings.note_interval_seconds
+    return not item.replaced and item.silent_seconds < MISSED_NOTES * pod.settings.note_interval_seconds
 
 
 def _pod(pod: Pod, item: pods.Listed) -> PodContent:
