@@ -164,7 +164,7 @@ async def test_it_says_so_when_no_pod_answers_and_goes_on_when_one_does(cluster:
         await expect(page.locator("#verdict-list")).to_have_text("No worker is alive, so nothing is generated.")
         await expect(page.locator("#no-streams")).to_contain_text("No streams yet")
         await page.context.set_offline(True)
-        await expect(page.get_by_role("alert")).to_contain_text("No pod answers here. Trying again")
+        await expect(page.get_by_role("alert")).to_contain_text("No pod answers. Trying again")
         await page.context.set_offline(False)
         await expect(page.get_by_role("alert")).to_be_hidden()
 

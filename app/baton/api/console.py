@@ -29,8 +29,10 @@ from . import pages
 from .request import Answer, answered, json_answer, pod_of, principal_of, query_of
 
 STREAMS_PER_PAGE: Final = 50
-# A pod that has noted nothing for so many of its intervals is not counted as living.
+# A pod that has noted nothing for this many intervals counts as dead. After fewer, its viewers count no more: those of
+# a dead pod reconnect at once, and would count twice.
 MISSED_NOTES: Final = 4
+MISSED_NOTES_OF_VIEWERS: Final = 2
 FILES: Final = frozenset(
     {"answer.js", "baton.css", "chart.js", "console.js", "dom.js", "follow.js", "icon.svg", "markdown.js"}
     | {"markdown_nodes.js", "marked.js", "marked.LICENSE.md", "process.js", "scrolling.js", "stream.js"}
@@ -41,7 +43,7 @@ _HEX_DIGITS: Final = 32
 
 
 class PodContent(TypedDict):
-    """A pod, by what it has said of itself last. `alive`: it has said so lately."""
+    """A pod, as it last noted itself. `alive`: it has noted lately. `subscribers`: null if it has not just noted."""
 
     id: str
     name: str
@@ -51,7 +53,7 @@ class PodContent(TypedDict):
     alive: bool
     state: pods.State
     listener: str
-    subscribers: int
+    subscribers: int | None
     connections: int
 
 
@@ -223,8 +225,8 @@ async def _look_at_streams(pod: Pod, caller: Principal, wanted: ListStreams, err
         pod.reads.charge_rows(caller.tenant, caller.name, found.looked_at)
         ids = [stream.id for stream in found.streams]
         tails = await log.tails(connection, ids)
-        living = [item for item in await pods.list_all(connection) if _alive(pod, item)]
-        watching = await pods.viewers(connection, ids, living)
+        counted = [item for item in await pods.list_all(connection) if _counts_viewers(pod, item)]
+        watching = await pods.viewers(connection, ids, counted)
         at: datetime = await connection.fetchval("SELECT clock_timestamp()")
     return {
         "at": at,
@@ -274,6 +276,10 @@ def _alive(pod: Pod, item: pods.Listed) -> bool:
     return not item.replaced and item.silent_seconds < MISSED_NOTES * pod.settings.note_interval_seconds
 
 
+def _counts_viewers(pod: Pod, item: pods.Listed) -> bool:
+    return not item.replaced and item.silent_seconds < MISSED_NOTES_OF_VIEWERS * pod.settings.note_interval_seconds
+
+
 def _pod(pod: Pod, item: pods.Listed) -> PodContent:
     return {
         "id": str(item.id),
@@ -284,7 +290,7 @@ def _pod(pod: Pod, item: pods.Listed) -> PodContent:
         "alive": _alive(pod, item),
         "state": item.state,
         "listener": item.listener,
-        "subscribers": item.subscribers,
+        "subscribers": item.subscribers if _counts_viewers(pod, item) else None,
         "connections": item.connections,
     }
 

@@ -69,7 +69,7 @@ export class Answer {
   #call(event) {
     let call = this.#calls.get(event.index);
     if (!call || beginsCall(event, call)) {
-      call = { id: null, arguments: "", name: el("code"), body: el("pre") };
+      call = { id: null, arguments: "", name: el("code"), body: el("pre", { tabindex: "0" }) };
       call.node = el("article", { class: "tool" }, el("h4", {}, call.name), call.body);
       this.#calls.set(event.index, call);
       this.#addTool(call.node);
@@ -88,7 +88,7 @@ export class Answer {
   #result({ type, id, ...rest }) {
     const [name, ...others] = Object.keys(rest);
     const shown = !others.length && (name === "content" || name === "result") ? rest[name] : rest;
-    const node = el("pre", { class: "result" });
+    const node = el("pre", { tabindex: "0" });
     setText(node, typeof shown === "string" ? shown : JSON.stringify(shown, null, 2));
     this.#addTool(el("h5", {}, "Result"), id);
     this.#addTool(node, id);

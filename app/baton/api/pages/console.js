@@ -174,12 +174,11 @@ function showPoints(points) {
 }
 
 function showFigures({ live, queue, pods, tenant }) {
-  const alive = pods.filter((pod) => pod.alive);
   const last = session.points.at(-1);
   const more = live.queued + live.running >= live.at_most ? "+" : "";
   setText(byId("figure-running"), count(live.running) + more);
   setText(byId("figure-queued"), count(live.queued) + more);
-  setText(byId("figure-viewers"), count(alive.reduce((sum, pod) => sum + pod.subscribers, 0)));
+  setText(byId("figure-viewers"), count(pods.reduce((sum, pod) => sum + (pod.subscribers ?? 0), 0)));
   setText(byId("figure-tokens"), last ? rate(last.tokens / last.seconds) : NONE);
   setText(byId("figure-delay"), seconds(last?.most_delay_seconds));
   const waiting = tenant && queue.streams > live.queued ? `${count(queue.streams)} of all tenants, ` : "";
@@ -251,7 +250,7 @@ function showPods(all) {
   const pods = withoutReplaced(all);
   setText(byId("pods-count"), String(pods.filter((pod) => pod.alive).length));
   keyed(byId("pods"), nodes.pods, pods, (pod) => pod.id, makeProcess, (row, pod) => {
-    showProcess(row, pod, podState(pod), count(pod.alive ? pod.subscribers : null));
+    showProcess(row, pod, podState(pod), count(pod.subscribers));
   });
 }
 

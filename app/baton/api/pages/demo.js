@@ -22,6 +22,7 @@ class Play {
     this.question = question;
     this.stopped = new AbortController();
     this.pod = null;
+    this.hasConnection = false;
     this.last = 0;
     this.seen = new Set();
     this.repeated = 0;
@@ -58,12 +59,14 @@ class Play {
     }
     log(cursor ? `${pod} continues after event ${cursor}` : `${pod} answers`);
     this.pod = pod;
+    this.hasConnection = true;
     allowKill(true);
     this.show("streaming");
   }
 
   dropped(reason, cursor) {
-    log(`${reason} Event ${cursor} was the last.`);
+    if (this.hasConnection) log(`${reason} Event ${cursor} was the last.`);
+    this.hasConnection = false; // further tries are not news
     allowKill(false);
     this.show("reconnecting");
   }
@@ -93,7 +96,10 @@ class Play {
     const unreachable = error instanceof TypeError; // what `fetch` throws
     setText(byId("trouble"), unreachable ? "No pod answers. Check that the demo still runs, and ask again." : error.message);
     this.show("failed");
+    byId("nothing").hidden = this.last > 0;
+    setText(byId("nothing"), "There is no answer.");
     this.over();
+    tail.stop();
   }
 
   over() {

@@ -102,17 +102,27 @@ export class Markdown {
   }
 }
 
-// The top-level blocks of a text. What is nested too deeply to be parsed is one block of plain text.
+// The top-level blocks of a text. A paragraph that is nested too deeply to be parsed is plain text.
 function parse(text) {
-  const lexer = new Lexer();
   try {
-    lexer.blockTokens(text, lexer.tokens);
-    for (const { src, tokens } of lexer.inlineQueue) {
-      if (src.length > LONGEST_PARAGRAPH) tokens.push({ type: "text", raw: src, text: src });
-      else lexer.inlineTokens(src, tokens);
-    }
+    return tokensOf(text);
   } catch {
-    return [{ type: "html", raw: text, text }];
+    return text.split(/(?<=\n\n)/).flatMap((part) => {
+      try {
+        return tokensOf(part);
+      } catch {
+        return [{ type: "plain", raw: part }];
+      }
+    });
+  }
+}
+
+function tokensOf(text) {
+  const lexer = new Lexer();
+  lexer.blockTokens(text, lexer.tokens);
+  for (const { src, tokens } of lexer.inlineQueue) {
+    if (src.length > LONGEST_PARAGRAPH) tokens.push({ type: "text", raw: src, text: src });
+    else lexer.inlineTokens(src, tokens);
   }
   return lexer.tokens;
 }

@@ -14,11 +14,14 @@ const ENTITIES = { "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;
 // The page has an `h1` and an `h2` of its own.
 const HEADINGS_BELOW = 2;
 const LOWEST_HEADING = 6;
+// Deeper nesting is shown as plain text: browsers fail on trees of thousands of levels.
+const DEEPEST = 24;
 
 export class Nodes {
   // `label` returns the label of the next mark.
   constructor(label) {
     this.label = label;
+    this.depth = 0;
   }
 
   block(token) {
@@ -48,7 +51,7 @@ export class Nodes {
   }
 
   blocks(tokens) {
-    return tokens.map((token) => this.block(token));
+    return this.nested(tokens, (token) => [this.block(token)]);
   }
 
   list(token) {
@@ -64,7 +67,15 @@ export class Nodes {
   }
 
   inline(tokens) {
-    return tokens.flatMap((token) => this.span(token));
+    return this.nested(tokens, (token) => this.span(token));
+  }
+
+  nested(tokens, make) {
+    if (this.depth === DEEPEST) return tokens.flatMap((token) => this.text(token.raw));
+    this.depth += 1;
+    const nodes = tokens.flatMap(make);
+    this.depth -= 1;
+    return nodes;
   }
 
   span(token) {

@@ -9,6 +9,7 @@ export class Tail {
   #box;
   #scroll;
   #grows = false;
+  #before = 0; // where the scroller was
   #pinned = false;
 
   // `content` grows at its end. `scroller`: what scrolls, the page unless it is given. `button` is shown while the end
@@ -45,9 +46,12 @@ export class Tail {
     this.#offer();
   }
 
+  // A scroll event may come after the content has grown: only one that goes up means that the reader leaves.
   #scrolled() {
+    const up = this.#scroll.scrollTop < this.#before;
+    this.#before = this.#scroll.scrollTop;
     if (!this.#grows) return;
-    this.#pinned = this.#beyond() <= NEAR_PIXELS;
+    this.#pinned = this.#beyond() <= NEAR_PIXELS || (this.#pinned && !up);
     this.#offer();
   }
 
