@@ -49,7 +49,7 @@ def list_streams(settings: Settings, wanted: Wanted, *, as_json: bool) -> None:
     if as_json:
         _print_json([asdict(item) for item in found])
     else:
-        _print_rows([_stream_row(item) for item in found], nothing="There are no such streams.")
+        _print_rows([_stream_row(item) for item in found], nothing="No stream matches.")
 
 
 def list_workers(settings: Settings, *, as_json: bool) -> None:
@@ -62,7 +62,7 @@ def list_workers(settings: Settings, *, as_json: bool) -> None:
     if as_json:
         _print_json([asdict(item) for item in found])
     else:
-        _print_rows([_worker_row(item) for item in found], nothing="There are no workers. Start one: `baton worker`.")
+        _print_rows([_worker_row(item) for item in found], nothing="No workers. Start one: `baton worker`.")
 
 
 def _read(settings: Settings, question: Callable[[Connection], Awaitable[Result]]) -> Result:
@@ -82,7 +82,7 @@ def _stream_row(item: Stream) -> Mapping[str, str]:
         "first token": "-" if first is None else f"{first:.2f} s",
         "took": "-" if seconds is None else f"{seconds:.1f} s",
         "tokens": "-" if item.tokens is None else str(item.tokens),
-        "why": item.error_code or item.finish_reason or "-",
+        "reason": item.error_code or item.finish_reason or "-",
     }
 
 

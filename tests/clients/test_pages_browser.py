@@ -132,7 +132,7 @@ async def test_both_pages_can_be_read_and_touched(
 
 
 async def test_each_state_has_its_own_words_and_shape(cluster: Cluster) -> None:
-    states = {
+    states: dict[str, tuple[dict[str, Any], str, str]] = {
         "a": ({}, "ready", "well"),
         "b": ({"state": "not ready", "listener": "connecting"}, "not ready", "warned"),
         "c": ({"listener": "degraded"}, "ready, polling only", "warned"),
@@ -140,6 +140,7 @@ async def test_each_state_has_its_own_words_and_shape(cluster: Cluster) -> None:
         "e": ({"alive": False, "silent_seconds": 9.2, "subscribers": None}, "no sign of life for 9 s", "failed"),
     }
     async with both(cluster, "light", WIDE) as (page, _, url):
+        shown = page.locator("#pods .state")
 
         async def overview(route: Any) -> None:
             answer = await route.fetch()
@@ -151,7 +152,6 @@ async def test_each_state_has_its_own_words_and_shape(cluster: Cluster) -> None:
         for path in ("demo", "console"):
             await page.goto(f"{url}/{path}")
             await expect(page.locator("#pods tr")).to_have_count(len(states))
-            shown = page.locator("#pods .state")
             assert await shown.all_inner_texts() == [label for _, label, _ in states.values()]
             assert await shown.evaluate_all("nodes => nodes.map((node) => node.dataset.state)") == [
                 state for _, _, state in states.values()
