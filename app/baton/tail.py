@@ -33,7 +33,9 @@ def run(stream: str, *, url: str, credential: str | None, cursor: int, as_json: 
     if found is None:
         raise ConfigurationError(f"{stream!r:.80} is not the id of a stream. An id looks like 019a5e2c-….")
     if not url.startswith(("http://", "https://")):
-        raise ConfigurationError(f"{url!r:.80} is not the address of a pod. An address looks like http://127.0.0.1:8000.")
+        raise ConfigurationError(
+            f"{url!r:.80} is not the address of a pod. An address looks like http://127.0.0.1:8000."
+        )
     address = f"{url.rstrip('/')}/v1/streams/{found[1]}/events"
     headers = {"authorization": f"Bearer {credential}"} if credential else {}
     shown = _Lines() if as_json else _Screen()

@@ -182,8 +182,9 @@ function showFigures({ live, queue, pods, tenant }) {
   setText(byId("figure-tokens"), last ? rate(last.tokens / last.seconds) : NONE);
   setText(byId("figure-delay"), seconds(last?.most_delay_seconds));
   const waiting = tenant && queue.streams > live.queued ? `${count(queue.streams)} of all tenants, ` : "";
-  setText(byId("note-queued"), queue.streams ? `${waiting}oldest ${span(queue.oldest_seconds)}` : "");
-  setText(byId("note-running"), tenant ? `of ${tenant}` : "");
+  const ofTenant = tenant ? `of ${tenant}` : "";
+  setText(byId("note-queued"), queue.streams ? `${waiting}oldest ${span(queue.oldest_seconds)}` : ofTenant);
+  setText(byId("note-running"), ofTenant);
   setText(byId("note-delay"), last && last.median_delay_seconds !== null ? `p50 ${seconds(last.median_delay_seconds)}` : "");
 }
 
