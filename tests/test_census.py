@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from tests.cluster import Cluster, echo
+from tests.follower import following
 from tests.logbook import until
 
 from baton import pods
@@ -98,6 +99,32 @@ async def test_viewers_are_those_of_all_pods_and_unknown_where_a_pod_cannot_say(
     await pods.note(cluster.pool, note(TWO, viewers=dict.fromkeys(streams[1:], 1)))
     living = await pods.list_all(cluster.pool)
     assert await pods.viewers(cluster.pool, asked, living) == {streams[1]: 1, streams[-1]: 4}
+
+
+async def test_a_viewer_is_counted_at_once_however_rarely_pods_note(cluster: Cluster) -> None:
+    pod = await cluster.pod(note_interval_seconds=60)
+    stream = (await cluster.author()).id
+
+    async def counted() -> tuple[int, dict[UUID, int]]:
+        living = await pods.list_all(cluster.pool)
+        return sum(item.subscribers for item in living), await pods.viewers(cluster.pool, [stream], living)
+
+    async def shows(number: int) -> bool:
+        return await counted() == (number, {stream: number})
+
+    async with following(cluster.client, pod.url, str(stream)), following(cluster.client, pod.url, str(stream)):
+        await until(lambda: shows(2))
+    await until(lambda: shows(0))
+
+
+async def test_a_pod_that_started_again_replaces_the_one_that_was_killed(cluster: Cluster) -> None:
+    await pods.note(cluster.pool, note(ONE, name="a", subscribers=3))
+    await pods.note(cluster.pool, note(UUID(int=3), name="b"))
+    await pods.note(cluster.pool, note(TWO, name="a"))
+    assert {item.id for item in await pods.list_all(cluster.pool) if item.replaced} == {ONE}
+    # Two that live under one name are two.
+    await pods.note(cluster.pool, note(ONE, name="a", subscribers=3))
+    assert not [item for item in await pods.list_all(cluster.pool) if item.replaced]
 
 
 async def test_the_points_hold_each_token_that_workers_have_generated(cluster: Cluster) -> None:

@@ -170,7 +170,7 @@ def test_the_answer_survives_its_pod(folder: Path) -> None:
         assert killed[2] == resumed[2]
         assert killed[3] == resumed[1]
         assert f"{killed[2]}    pid {killed[1]}" in running.output
-        assert f"{resumed[3]} answers to Last-Event-ID: {resumed[1]}" in running.output
+        assert f"{resumed[3]} continues after Last-Event-ID: {resumed[1]}" in running.output
         assert "\x1b" not in running.output
         assert "whole.\n" in running.output
         assert running.left_processes() == []
@@ -246,8 +246,8 @@ def test_serve_stays_up_and_what_it_says_to_try_works(folder: Path, empty_dsn: s
         last = int(re.findall(r"(?m)^id: (\d+)$", first)[-1])
         assert ids(first) == list(range(1, last + 1))
         shell(running.wait_for(rf"(?m)^ +(kill -9 \d+) +# {told[1]}$")[1])
-        running.wait_for(rf"{told[1]} \(pid \d+\) has ended: killed by SIGKILL")
-        running.wait_for(rf"{told[1]} starts again \(pid \d+\)")
+        running.wait_for(rf"{told[1]} \(pid \d+\) ended: killed by SIGKILL")
+        running.wait_for(rf"{told[1]} restarts \(pid \d+\)")
         second = shell(f"URL={url}; {resume}")
         assert ids(second) == list(range(201, last + 1))
         assert re.search(r"x-baton-pod: pod-[ab]", second)

@@ -30,7 +30,7 @@ async def printed(
 
 async def test_streams_are_listed_newest_first(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     settings = cluster.settings()
-    assert await printed(capsys, list_streams, settings, ALL, as_json=False) == "There are no such streams.\n"
+    assert await printed(capsys, list_streams, settings, ALL, as_json=False) == "No stream matches.\n"
     assert await printed(capsys, list_streams, settings, ALL, as_json=True) == []
     first, _ = await streams.create(cluster.pool, NewStream("one", None, {}, "fail", tenant="acme"))
     second, _ = await streams.create(cluster.pool, NewStream("two\t\x1b[2J", None, {}, "fail"))
@@ -57,7 +57,7 @@ async def test_streams_are_listed_newest_first(cluster: Cluster, capsys: pytest.
 async def test_workers_are_listed_with_what_they_do(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     settings = cluster.settings()
     told = await printed(capsys, list_workers, settings, as_json=False)
-    assert told == "There are no workers. Start one: `baton worker`.\n"
+    assert told == "No workers. Start one: `baton worker`.\n"
     await cluster.worker(load_generators(cluster.settings()), worker_name="first", worker_concurrency=3)
     header, row = (await printed(capsys, list_workers, settings, as_json=False)).splitlines()
     assert header.split("\t")[:2] == ["worker", "streams"]

@@ -57,9 +57,9 @@ async def test_a_stream_that_is_not_there_or_failed_is_exit_code_1(
 @pytest.mark.parametrize(
     ("stream", "url", "sentence"),
     [
-        ("chat-1", "http://127.0.0.1:1", "'chat-1' is no id of a stream"),
-        ("019a5e2c00007000800000000000000", "http://127.0.0.1:1", "is no id of a stream"),
-        ("019a5e2c-0000-7000-8000-000000000000", "127.0.0.1:8000", "is no address of a pod"),
+        ("chat-1", "http://127.0.0.1:1", "'chat-1' is not the id of a stream"),
+        ("019a5e2c00007000800000000000000", "http://127.0.0.1:1", "is not the id of a stream"),
+        ("019a5e2c-0000-7000-8000-000000000000", "127.0.0.1:8000", "is not the address of a pod"),
     ],
 )
 def test_what_cannot_be_asked_for_is_told(stream: str, url: str, sentence: str) -> None:

@@ -6,6 +6,7 @@ try with an id that is not theirs takes no place, and tells them nothing.
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from collections import Counter
 from typing import Final, TypeVar
@@ -42,6 +43,7 @@ class Audience:
     """The subscribers of a pod."""
 
     def __init__(self, metrics: PodMetrics, *, max_pod: int, max_tenant: int, max_stream: int) -> None:
+        self.changed = asyncio.Event()  # set when a subscriber joins or leaves; the census clears it
         self._metrics = metrics
         self._max_pod = max_pod
         self._max_tenant = max_tenant
@@ -106,6 +108,7 @@ class Audience:
     def _count(self, change: int) -> None:
         self._metrics.subscribers += change
         self._level.note(self._metrics.subscribers)
+        self.changed.set()
 
     def _note(self, limit: Limit) -> None:
         self._metrics.rejected[limit] += 1

@@ -1,7 +1,9 @@
 """What a pod knows of all pods and workers: it notes what it counts itself, and samples what all of them have noted.
 
-Both happen every few seconds on each pod, whether somebody looks or not, so that whoever opens the console sees the
-last minutes at once. It costs a pod one write of its own row and two reads of tables that have a row for each process.
+Both happen every few seconds on each pod, also while no console is open, so that the console shows the last minutes at
+once. They cost a pod one write of its own row and two reads of tables that have a row for each process. A pod also
+notes when its subscribers change, since a console would otherwise show no viewers for the first seconds of a stream; it
+does so twice a second at most.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from .pods import Note
 logger = logging.getLogger(__name__)
 
 HISTORY_SECONDS: Final = 600
+# Between two notes, at least, however often subscribers come and go.
+NOTE_PAUSE_SECONDS: Final = 0.5
 _LEAVING_SECONDS: Final = 1
 
 
@@ -63,13 +67,16 @@ class Point:
 
 
 class Census:
-    """Notes and samples. `says` returns what this pod has to say of itself just now."""
+    """Notes and samples. `says` returns the pod's note as of now, and `changed` is set when its subscribers change."""
 
-    def __init__(self, pool: Pool, says: Callable[[], Note], *, interval_seconds: float) -> None:
+    def __init__(
+        self, pool: Pool, says: Callable[[], Note], changed: asyncio.Event, *, interval_seconds: float
+    ) -> None:
         self.points: deque[Point] = deque()
         self.answered_at = time.monotonic()  # when the database last answered
         self._pool = pool
         self._says = says
+        self._changed = changed
         self._interval_seconds = interval_seconds
         self._last: Sample | None = None
 
@@ -80,15 +87,14 @@ class Census:
             try:
                 async with translated(self._pool):
                     await self._look()
+                self.answered_at = time.monotonic()
+                backoff.reset()
+                await self._note_changes(self._interval_seconds)
             except (Unavailable, asyncpg.PostgresError) as error:
                 logger.warning("What this pod counts cannot be noted: %r", error)
                 # What was counted meanwhile belongs to no moment.
                 self._last = None
                 await backoff.sleep()
-            else:
-                self.answered_at = time.monotonic()
-                backoff.reset()
-                await asyncio.sleep(self._interval_seconds)
 
     async def leave(self) -> None:
         """Take the pod's row away, if that can be done at once."""
@@ -98,7 +104,22 @@ class Census:
         except (Unavailable, asyncpg.PostgresError) as error:
             logger.info("This pod's row stays behind for a while: %r", error)
 
+    async def _note_changes(self, seconds: float) -> None:
+        """For this many seconds, note again when the subscribers have changed."""
+        over = time.monotonic() + seconds
+        while (left := over - time.monotonic()) > 0:
+            await asyncio.sleep(min(NOTE_PAUSE_SECONDS, left))
+            try:
+                async with asyncio.timeout(max(0, over - time.monotonic())):
+                    await self._changed.wait()
+            except TimeoutError:
+                return
+            self._changed.clear()
+            async with translated(self._pool):
+                await pods.note(self._pool, self._says())
+
     async def _look(self) -> None:
+        self._changed.clear()
         async with self._pool.acquire() as connection:
             await pods.note(connection, self._says())
             at, deliveries = await pods.deliveries(connection)

@@ -245,7 +245,7 @@ def demo(
     serve: Annotated[bool, typer.Option("--serve", help="Stay up, to be tried in a browser and by hand.")] = False,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="The pods' port; default: a free one.")] = None,
 ) -> None:
-    """Stream an answer, kill the pod that tells it, and resume on another; brings its own Postgres."""
+    """Stream an answer, kill the pod that serves it, and resume on another; brings its own Postgres."""
     from .demo import run as run_demo
 
     raise typer.Exit(run_demo(serve=serve, port=port))

@@ -1,4 +1,4 @@
-"""`baton demo`: kills the pod that tells an answer, in mid-answer, and shows that the answer arrives whole.
+"""`baton demo`: kills the pod that serves an answer, in mid-answer, and shows that the answer arrives whole.
 
 One process plays the client and owns the rest: an embedded Postgres, two pods on one port, a worker. Whatever happens,
 it ends them and removes their files; only the logs stay, and are named, when something went wrong.
@@ -32,7 +32,7 @@ from .settings import Settings
 from .terminal import Answer, Flow
 from .verdict import Verdict
 
-QUESTION: Final = "Why should an answer outlive the machine that tells it?"
+QUESTION: Final = "Why should an answer outlive its machine?"
 KILL_AFTER_TEXTS: Final = 110
 ANSWER_SECONDS: Final = 60
 REQUEST_SECONDS: Final = 10
@@ -61,7 +61,7 @@ async def _until_signalled(demo: Demo, *, serve: bool) -> int:
 
 
 class Demo:
-    """The play: what is started, what the client sees of it, and what it tells the person who watches."""
+    """The play: what is started, what the client sees, and what is shown of both."""
 
     def __init__(self, settings: Settings, port: int | None) -> None:
         self._settings = settings
@@ -133,7 +133,7 @@ class Demo:
         self.flow.line()
 
     async def _play(self, cluster: Cluster, http: httpx2.AsyncClient) -> bool:
-        """Ask, watch the answer, kill the pod that tells it; return whether the answer arrived whole."""
+        """Ask, watch the answer, kill the pod that serves it; return whether the answer arrived whole."""
         asked_at_seconds = monotonic()
         created = await _create(cluster, http)
         self.flow.line(f"POST /v1/streams: {QUESTION}", "bold")
@@ -145,7 +145,7 @@ class Demo:
                     Follower(http, cluster.address + created["events_url"], patience_seconds=20), cluster, seen
                 )
         except TimeoutError:
-            raise DemoError("The answer did not come to its end in time.") from None
+            raise DemoError("The answer did not end in time.") from None
         self._answer.end()
         return self._pronounce(Verdict.of(seen, asked_at_seconds=asked_at_seconds))
 
@@ -168,18 +168,18 @@ class Demo:
 
     def _tell_connected(self, sighting: Connected) -> None:
         if sighting.cursor:
-            self.flow.line(f"-- {sighting.pod} answers to Last-Event-ID: {sighting.cursor}", "bold green")
+            self.flow.line(f"-- {sighting.pod} continues after Last-Event-ID: {sighting.cursor}", "bold green")
         else:
             self.flow.line(f"-- {sighting.pod} answers", "bold green")
         self.flow.line()
 
     def _tell_disconnected(self, sighting: Disconnected, child: Child | None) -> None:
-        # The kill is told here: what the pod had sent before still arrived after it.
+        # The kill is shown here: what the pod had sent before still arrived after it.
         if child is not None and child.dismissed and self._mourned is None:
             self._mourned = child
             self.flow.line()
             self.flow.line(f"-- kill -9 {child.pid}: {child.name} is dead, after event {sighting.cursor}", "bold red")
-        self.flow.line(f"-- {sighting.reason}; again in {sighting.pause_seconds:.1f} s", "yellow")
+        self.flow.line(f"-- {sighting.reason}; reconnecting in {sighting.pause_seconds:.1f} s", "yellow")
 
     def _pronounce(self, verdict: Verdict) -> bool:
         self.flow.line()
@@ -191,19 +191,19 @@ class Demo:
         for complaint in complaints:
             self.flow.line(complaint, "bold red")
         if not complaints:
-            self.flow.line("A pod died in mid-answer. Nothing is missing, and nothing came twice.", "bold green")
+            self.flow.line("A pod died in mid-answer. No event is missing, and none came twice.", "bold green")
         return not complaints
 
     async def _stay_up(self, cluster: Cluster) -> bool:
-        """Tell what to try, and start again what ends, until Ctrl-C."""
+        """Print what to try, and restart what ends, until Ctrl-C."""
         for line in _instructions(cluster):
             # Not wrapped, so that a command can be copied.
             self._console.print(line, markup=False, soft_wrap=True)
         while True:
             child = await cluster.next_end()
-            self.flow.line(f"{child.name} (pid {child.pid}) has ended: {child.fate}.", "yellow")
+            self.flow.line(f"{child.name} (pid {child.pid}) ended: {child.fate}.", "yellow")
             again = await cluster.restart(child)
-            self.flow.line(f"{again.name} starts again (pid {again.pid}).", "dim")
+            self.flow.line(f"{again.name} restarts (pid {again.pid}).", "dim")
 
     @contextlib.contextmanager
     def _step(self, what: str) -> Iterator[None]:
@@ -261,17 +261,17 @@ def _instructions(cluster: Cluster) -> list[str]:
 In a browser:
 
       {address}/demo       ask, and kill the pod that answers
-      {address}/console    pods, workers, streams, and the last minutes
+      {address}/console    pods, workers, streams, and the last ten minutes
 
 By hand, in another terminal:
 
   1.  Create a stream, and keep its address:
       URL={address}$(curl -s {address}/v1/streams -d '{body}' | grep -o '/v1[^"]*/events')
-  2.  Follow it; the header x-baton-pod says who tells it:
+  2.  Follow it; the header x-baton-pod names the pod that serves it:
       curl -Ni "$URL"
   3.  Kill that pod in mid-answer:
 {kills}
-  4.  Go on after the last id that you saw, on the other pod:
+  4.  Continue after the last id that you saw, on the other pod:
       curl -Ni -H 'Last-Event-ID: 200' "$URL"
 
 Ctrl-C ends it.

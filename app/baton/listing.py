@@ -59,7 +59,7 @@ def list_streams(settings: Settings, wanted: Wanted, *, as_json: bool) -> None:
     if as_json:
         _print_json([{**asdict(item), "silent_seconds": silent[item.id]} for item in found])
     else:
-        _print_rows([_stream_row(item, silent[item.id]) for item in found], nothing="There are no such streams.")
+        _print_rows([_stream_row(item, silent[item.id]) for item in found], nothing="No stream matches.")
 
 
 async def _most_silent(connection: Connection, wanted: Wanted, silences: Mapping[UUID, float]) -> list[Stream]:
@@ -81,7 +81,7 @@ def list_workers(settings: Settings, *, as_json: bool) -> None:
     if as_json:
         _print_json([asdict(item) for item in found])
     else:
-        _print_rows([_worker_row(item) for item in found], nothing="There are no workers. Start one: `baton worker`.")
+        _print_rows([_worker_row(item) for item in found], nothing="No workers. Start one: `baton worker`.")
 
 
 def _read(settings: Settings, question: Callable[[Connection], Awaitable[Result]]) -> Result:
@@ -102,7 +102,7 @@ def _stream_row(item: Stream, silent_seconds: float | None) -> Mapping[str, str]
         "silent for": "-" if silent_seconds is None else f"{silent_seconds:.0f} s",
         "took": "-" if seconds is None else f"{seconds:.1f} s",
         "tokens": "-" if item.tokens is None else str(item.tokens),
-        "why": item.error_code or item.finish_reason or "-",
+        "reason": item.error_code or item.finish_reason or "-",
     }
 
 

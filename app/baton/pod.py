@@ -104,7 +104,7 @@ class Pod:
         self.queue = QueueFloor(late_look_seconds=SWEEP_SECONDS)
         self.id = uuid.uuid4()
         self._made_at = time.time()
-        self.census = Census(pool, self._note, interval_seconds=settings.note_interval_seconds)
+        self.census = Census(pool, self._note, self.audience.changed, interval_seconds=settings.note_interval_seconds)
         self.reads = Reads(Rate(settings.reads_per_second, settings.reads_burst))
         self.recent_answers = RecentAnswers(ANSWER_SECONDS)
         self.draining = False

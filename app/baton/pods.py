@@ -42,8 +42,9 @@ SELECT extract(epoch FROM clock_timestamp())::double precision, id, deliveries F
 _LISTED = """
 SELECT id, name, version, started_at,
        extract(epoch FROM clock_timestamp() - noted_at)::double precision AS silent_seconds,
-       state, listener, subscribers, connections, watched_from
-FROM baton.pod ORDER BY name, id
+       state, listener, subscribers, connections, watched_from,
+       EXISTS (SELECT FROM baton.pod AS n WHERE n.name = p.name AND n.started_at > p.noted_at) AS replaced
+FROM baton.pod AS p ORDER BY name, id
 """
 _VIEWERS = """
 SELECT v.id, sum(v.viewers)::integer FROM baton.pod AS p, unnest(p.watched, p.viewers) AS v (id, viewers)
@@ -73,7 +74,10 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A pod as the database sees it. What is said of viewers is whole for streams from `watched_from` on."""
+    """A pod as the database sees it. What is said of viewers is whole for streams from `watched_from` on.
+
+    `replaced`: another pod has started under its name since this one last wrote its row.
+    """
 
     id: UUID
     name: str
@@ -85,6 +89,7 @@ class Listed:
     subscribers: int
     connections: int
     watched_from: UUID | None
+    replaced: bool
 
 
 async def note(executor: Connection | Pool, said: Note) -> None:

@@ -78,6 +78,7 @@ class Run:
         self._calls: dict[int, str] = {}  # the id of the newest tool call of each index
         self._tokens = 0
         self._first_token_at: float | None = None
+        self.first_token_noted = False  # in the stream's row, before its end
         self._last_token_at = self.started_at
         self._generating: asyncio.Task[None] | None = None
         self._over = asyncio.Event()  # the generator has returned, or is to stop
@@ -266,9 +267,13 @@ class Run:
         logger.error("The generator of stream %s failed.", self.claim.stream_id, exc_info=error)
         return Outcome.failed("generator_error", FAILED, **rest)
 
+    @property
+    def time_to_first_token_seconds(self) -> float | None:
+        """From the start of this run to its first token; None before that."""
+        return None if self._first_token_at is None else self._first_token_at - self.started_at
+
     def _timings(self) -> Timings:
-        first = None if self._first_token_at is None else self._first_token_at - self.started_at
-        return Timings(time.monotonic() - self.started_at, first, self._tokens)
+        return Timings(time.monotonic() - self.started_at, self.time_to_first_token_seconds, self._tokens)
 
 
 def _finish_reason(item: Mapping[str, Any]) -> str:

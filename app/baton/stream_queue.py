@@ -51,7 +51,7 @@ WITH me AS (
 )
 UPDATE baton.stream AS s
 SET status = 'running', epoch = s.epoch + 1, claim_token = gen_random_uuid(), attempts = s.attempts + 1,
-    worker_id = $1, started_at = coalesce(s.started_at, clock_timestamp()),
+    worker_id = $1, started_at = coalesce(s.started_at, clock_timestamp()), time_to_first_token_seconds = NULL,
     history = coalesce(s.history, baton.current_history())
 FROM next WHERE s.id = next.id
 RETURNING s.id, s.epoch, s.attempts, s.on_worker_lost, s.generator, s.input, s.metadata,

@@ -165,6 +165,19 @@ FROM unnest($1::uuid[], $2::integer[], $3::uuid[]) AS f (id, epoch, claim_token)
 WHERE s.id = f.id AND s.status = 'running' AND s.epoch = f.epoch AND s.claim_token IS NOT DISTINCT FROM f.claim_token
 """
 
+# Rows that somebody else has locked are left out: an operator's number keeps nobody waiting.
+_NOTE_FIRST_TOKENS = """
+WITH due AS (
+    SELECT s.id, f.seconds
+    FROM unnest($1::uuid[], $2::integer[], $3::uuid[], $4::double precision[]) AS f (id, epoch, claim_token, seconds)
+    JOIN baton.stream AS s ON s.id = f.id
+    WHERE s.status = 'running' AND s.epoch = f.epoch AND s.claim_token IS NOT DISTINCT FROM f.claim_token
+    ORDER BY s.id FOR NO KEY UPDATE OF s SKIP LOCKED
+)
+UPDATE baton.stream AS s SET time_to_first_token_seconds = due.seconds FROM due WHERE s.id = due.id
+RETURNING s.id
+"""
+
 _WATCHED = """
 UPDATE baton.stream SET watched_at = clock_timestamp()
 WHERE id = ANY ($1) AND status IN ('queued', 'running')
@@ -523,6 +536,13 @@ async def close(connection: Connection, stream_id: UUID, epoch: int, outcome: Ou
 async def requeue(connection: Connection, fence: Fence, *, uncount_attempt: bool = False) -> bool:
     """Give a claimed stream back to the queue; return whether that claim still had it."""
     return await connection.fetchval(_REQUEUE, *fence, int(uncount_attempt)) is not None
+
+
+async def note_first_tokens(connection: Connection, seconds: Mapping[Fence, float]) -> set[UUID]:
+    """Write how long running streams took to their first tokens; return the ids of those that were written."""
+    rows = [(*fence, found) for fence, found in seconds.items()]
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    return {row[0] for row in await connection.fetch(_NOTE_FIRST_TOKENS, *columns)}
 
 
 async def adopt(connection: Connection, fences: Sequence[Fence]) -> None:

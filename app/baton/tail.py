@@ -22,7 +22,7 @@ _ID: Final = re.compile(f"(?:resp_|run_|chatcmpl-)?({STREAM_ID})")
 
 
 def run(stream: str, *, url: str, credential: str | None, cursor: int, as_json: bool) -> int:
-    """Follow a stream; return 0 if it completed, 1 if it ended in another way or cannot be followed.
+    """Follow a stream; return 0 if it completed, 1 if it ended otherwise or cannot be followed.
 
     `credential`: an API key or a stream's token.
 
@@ -31,9 +31,11 @@ def run(stream: str, *, url: str, credential: str | None, cursor: int, as_json: 
     """
     found = _ID.fullmatch(stream)
     if found is None:
-        raise ConfigurationError(f"{stream!r:.80} is no id of a stream: one looks like 019a5e2c-….")
+        raise ConfigurationError(f"{stream!r:.80} is not the id of a stream. An id looks like 019a5e2c-….")
     if not url.startswith(("http://", "https://")):
-        raise ConfigurationError(f"{url!r:.80} is no address of a pod: one looks like http://127.0.0.1:8000.")
+        raise ConfigurationError(
+            f"{url!r:.80} is not the address of a pod. An address looks like http://127.0.0.1:8000."
+        )
     address = f"{url.rstrip('/')}/v1/streams/{found[1]}/events"
     headers = {"authorization": f"Bearer {credential}"} if credential else {}
     shown = _Lines() if as_json else _Screen()
@@ -72,7 +74,7 @@ class _Lines:
 
 
 class _Screen:
-    """The answer as it comes, and between its lines what became of the connection; where no terminal is, beside it."""
+    """The answer as it arrives, and between its lines the state of the connection; without a terminal, on stderr."""
 
     def __init__(self) -> None:
         self.status: str | None = None
@@ -86,7 +88,7 @@ class _Screen:
             where = f"after event {sighting.cursor}" if sighting.cursor else "from the beginning"
             self._remark(f"· pod {sighting.pod or '?'}, {where}", "dim")
         elif isinstance(sighting, Disconnected):
-            self._remark(f"· {sighting.reason}; again in {sighting.pause_seconds:.1f} s", "yellow")
+            self._remark(f"· {sighting.reason}; reconnecting in {sighting.pause_seconds:.1f} s", "yellow")
         elif sighting.event.get("type") == "done":
             self._end(sighting.event)
         else:

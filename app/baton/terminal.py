@@ -1,6 +1,6 @@
-"""Shows an answer in the terminal as it arrives; where there is no terminal, the same as plain text.
+"""Shows an answer in the terminal as it arrives; without a terminal, the same as plain text.
 
-What a model says may hold control characters, by which a terminal would do what they say: there they are shown escaped.
+A model's text may hold control characters, which a terminal would obey: they are shown escaped there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Flow:
         self._after_line = False
 
     def write(self, text: str, style: str | None = None) -> None:
-        """Write a piece. Its last word is held back until it is known to be whole."""
+        """Write a chunk of text. Its last word is held back until it is known to be whole."""
         if style != self._style:
             self.flush()
             self._style = style
@@ -108,7 +108,7 @@ class Answer:
         """Show an event."""
         kind = event["type"]
         if kind == "reset":
-            self._flow.line(f"The answer begins anew ({event.get('reason')}).", "yellow")
+            self._flow.line(f"The answer restarts ({event.get('reason')}). Discard what came before.", "yellow")
         if kind not in {"text", *_STYLES}:
             return
         if kind != self._kind:
@@ -132,7 +132,7 @@ class Answer:
         if kind == "tool_result":
             return "  = " + _json(event.get("result"))
         if kind == "tool_approval":
-            return f"  ? {event['id']} waits for the user's approval"
+            return f"  ? {event['id']} is waiting for the user's approval"
         if kind == "custom":
             return f"{event.get('name')} {_json(event.get('data'))}\n"
         return str(event.get("delta", ""))

@@ -232,9 +232,22 @@ class Worker:
             run.enforce(
                 max_duration=self._settings.max_duration_seconds, idle_timeout=self._settings.idle_timeout_seconds
             )
+        await self._note_first_tokens(connection)
         await self._create_partitions(connection)
         await self._reaper.look(connection, worker_id, counters)
         await self._end_overdue(connection, unwatched=trust_watched)
+
+    async def _note_first_tokens(self, connection: Connection) -> None:
+        """Write the first tokens since the last beat into the rows of their streams, for those who look at them."""
+        due = {
+            run.outbox.fence: seconds
+            for run in self._runs.values()
+            if not run.first_token_noted and (seconds := run.time_to_first_token_seconds) is not None
+        }
+        if due:
+            for stream_id in await streams.note_first_tokens(connection, due):
+                if run := self._runs.get(stream_id):
+                    run.first_token_noted = True
 
     async def _owned(self, connection: Connection, worker_id: UUID) -> list[Owned]:
         """Return the streams that are this worker's by the database: all, or where that is slow, those of its runs."""

@@ -116,6 +116,31 @@ async def test_the_numbers_of_streams_are_those_of_the_database(cluster: Cluster
     assert page["data"][0]["id"] == str(queued.id)
 
 
+async def test_the_first_token_of_a_stream_is_shown_while_it_runs(cluster: Cluster) -> None:
+    pod = await cluster.pod()
+    tap = Tap()
+    await cluster.worker({"tap": tap}, worker_heartbeat_seconds=0.05)
+    stream_id = await cluster.create(pod, generator="tap")
+
+    async def row() -> Any:
+        return (await get(cluster, pod, "streams", id=stream_id))["data"][0]
+
+    async def has_first() -> bool:
+        return (await row())["time_to_first_token_seconds"] is not None
+
+    await tap.started.wait()
+    assert not await has_first()
+    tap.let("one")
+    await until(has_first)
+    live = await row()
+    assert (live["status"], live["timings"]) == ("running", None)
+    tap.end()
+    await cluster.client.get(f"{pod.url}/v1/streams/{stream_id}?wait=20")
+    row_at_end = await cluster.pool.fetchrow("SELECT time_to_first_token_seconds AS first FROM baton.stream")
+    assert row_at_end is not None
+    assert row_at_end["first"] == live["time_to_first_token_seconds"]
+
+
 async def test_streams_are_found_by_state_and_by_how_their_id_begins(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from playwright.async_api import Page, async_playwright
 from tests.clients.test_browser import CHROMIUM, START_SECONDS
 
-WIDE, PHONE = (1280, 860), (360, 740)
+WIDE, PHONE = (1280, 860), (390, 844)
 # What a browser says by itself of requests that are refused, or cut.
 EXPECTED = "Failed to load resource"
 
@@ -20,9 +20,12 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is ins
 
 @contextlib.asynccontextmanager
 async def browsing(
-    *, scheme: Literal["light", "dark"] = "light", size: tuple[int, int] = WIDE, expected: str = EXPECTED
+    *,
+    scheme: Literal["light", "dark"] = "light",
+    size: tuple[int, int] = WIDE,
+    expected: str = EXPECTED,
 ) -> AsyncIterator[Page]:
-    """Open an empty page.
+    """Open an empty page; at the size of a phone, one that is touched.
 
     What a page complains about, its policy of contents included, fails the test, but for what matches `expected`.
     """
@@ -32,7 +35,14 @@ async def browsing(
             executable_path=CHROMIUM, args=["--no-sandbox", "--no-proxy-server"], timeout=START_SECONDS * 1000
         )
         viewport = {"width": size[0], "height": size[1]}
-        context = await browser.new_context(color_scheme=scheme, viewport=viewport, reduced_motion="reduce")  # type: ignore[arg-type]
+        phone = size == PHONE
+        context = await browser.new_context(
+            color_scheme=scheme,
+            viewport=viewport,  # type: ignore[arg-type]
+            reduced_motion="reduce",
+            is_mobile=phone,
+            has_touch=phone,
+        )
         context.set_default_timeout(START_SECONDS * 1000)
         page = await context.new_page()
         page.on("pageerror", lambda error: complaints.append(str(error)))

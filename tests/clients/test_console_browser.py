@@ -90,13 +90,13 @@ async def test_a_person_watches_a_stream_and_cancels_it_by_keyboard(cluster: Clu
 
         # It asks back, the harmless answer first; Escape means no.
         for answer in ("Escape", "Enter"):
-            await sheet.get_by_role("button", name="Cancel it").focus()
+            await sheet.get_by_role("button", name="Cancel …").focus()
             await page.keyboard.press("Enter")
             await expect(page.get_by_role("button", name="Let it run")).to_be_focused()
             await page.keyboard.press(answer)
             await expect(page.get_by_role("alertdialog")).to_be_hidden()
         assert not tap.cancelled.is_set()
-        await sheet.get_by_role("button", name="Cancel it").focus()
+        await sheet.get_by_role("button", name="Cancel …").focus()
         await page.keyboard.press("Enter")
         await page.keyboard.press("Tab")
         await page.keyboard.press("Enter")
@@ -144,7 +144,7 @@ async def test_a_failed_stream_tells_why_to_a_key_that_reads_no_answers(cluster:
         sheet = page.get_by_role("dialog")
         await expect(sheet.locator("#stream-error")).to_contain_text("The provider is <b>full</b>.")
         await expect(sheet.locator("#stream-note")).to_contain_text("This key may not read conversations")
-        await expect(sheet.get_by_role("button", name="Cancel it")).to_be_hidden()
+        await expect(sheet.get_by_role("button", name="Cancel …")).to_be_hidden()
         await expect(sheet.locator("#text")).to_be_hidden()
         entry = sheet.get_by_role("link", name="What this means")
         assert await entry.get_attribute("href") == "/errors#provider_rate_limited"
@@ -160,11 +160,11 @@ async def test_it_says_so_when_no_pod_answers_and_goes_on_when_one_does(cluster:
     async with browsing() as page:
         await page.goto(f"{pod.url}/console")
         # Nobody is asked for a key where nobody needs one.
-        await expect(page.get_by_role("heading", name="Look at this")).to_be_visible()
+        await expect(page.get_by_role("heading", name="Needs attention")).to_be_visible()
         await expect(page.locator("#verdict-list")).to_have_text("No worker is alive, so nothing is generated.")
         await expect(page.locator("#no-streams")).to_contain_text("No streams yet")
         await page.context.set_offline(True)
-        await expect(page.get_by_role("alert")).to_contain_text("No pod answers here. Trying again")
+        await expect(page.get_by_role("alert")).to_contain_text("No pod answers. Trying again")
         await page.context.set_offline(False)
         await expect(page.get_by_role("alert")).to_be_hidden()
 
@@ -236,5 +236,5 @@ async def test_a_person_kills_the_pod_that_tells_an_answer(cluster: Cluster, siz
         assert told.replace(f"{survivor} from here", "") == "".join(WORDS)
         await expect(page.locator("#reconnects")).to_have_text("1")
         await expect(page.locator("#cursor")).to_have_text(str(len(WORDS) + 1))
-        await expect(page.locator("#log")).to_contain_text(f"{survivor} goes on after event 300")
+        await expect(page.locator("#log")).to_contain_text(f"{survivor} continues after event 300")
         assert await page.evaluate("document.documentElement.scrollWidth") == size[0]

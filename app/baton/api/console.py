@@ -29,16 +29,21 @@ from . import pages
 from .request import Answer, answered, json_answer, pod_of, principal_of, query_of
 
 STREAMS_PER_PAGE: Final = 50
-# A pod that has noted nothing for so many of its intervals is not counted as living.
+# A pod that has noted nothing for this many intervals counts as dead. After fewer, its viewers count no more: those of
+# a dead pod reconnect at once, and would count twice.
 MISSED_NOTES: Final = 4
-FILES: Final = frozenset({"baton.css", "console.js", "chart.js", "dom.js", "follow.js", "icon.svg", "stream.js"})
+MISSED_NOTES_OF_VIEWERS: Final = 2
+FILES: Final = frozenset(
+    {"answer.js", "baton.css", "chart.js", "console.js", "dom.js", "follow.js", "icon.svg", "markdown.js"}
+    | {"markdown_nodes.js", "marked.js", "marked.LICENSE.md", "process.js", "scrolling.js", "stream.js"}
+)
 
 _EXPLAINED: Final = frozenset(end.code for end in ENDS)
 _HEX_DIGITS: Final = 32
 
 
 class PodContent(TypedDict):
-    """A pod, by what it has said of itself last. `alive`: it has said so lately."""
+    """A pod, as it last noted itself. `alive`: it has noted lately. `subscribers`: null if it has not just noted."""
 
     id: str
     name: str
@@ -48,7 +53,7 @@ class PodContent(TypedDict):
     alive: bool
     state: pods.State
     listener: str
-    subscribers: int
+    subscribers: int | None
     connections: int
 
 
@@ -121,9 +126,11 @@ class ConsoleError(StreamError):
 
 
 class ConsoleStream(TypedDict):
-    """How a stream does. `events`: the number of its newest one. `viewers`: null where the stream is too old.
+    """State and numbers of a stream.
 
-    `silent_seconds`: for how long its generator has yielded nothing; null while that is not long.
+    `time_to_first_token_seconds`: null until there is a token. `events`: the number of the newest event. `viewers`:
+    null where the stream is too old. `silent_seconds`: for how long its generator has yielded nothing; null while that
+    is not long.
     """
 
     id: str
@@ -137,6 +144,7 @@ class ConsoleStream(TypedDict):
     finish_reason: str | None
     error: ConsoleError | None
     usage: dict[str, Any] | None
+    time_to_first_token_seconds: float | None
     timings: TimingsContent | None
     events: int
     viewers: int | None
@@ -219,8 +227,8 @@ async def _look_at_streams(pod: Pod, caller: Principal, wanted: ListStreams, err
         pod.reads.charge_rows(caller.tenant, caller.name, found.looked_at)
         ids = [stream.id for stream in found.streams]
         tails = await log.tails(connection, ids)
-        living = [item for item in await pods.list_all(connection) if _alive(pod, item)]
-        watching = await pods.viewers(connection, ids, living)
+        counted = [item for item in await pods.list_all(connection) if _counts_viewers(pod, item)]
+        watching = await pods.viewers(connection, ids, counted)
         silences = await workers.silences(connection)
         at: datetime = await connection.fetchval("SELECT clock_timestamp()")
     return {
@@ -261,6 +269,7 @@ def _stream(
         "finish_reason": item.finish_reason,
         "error": _error(item, errors_page),
         "usage": None if item.usage is None else dict(item.usage),
+        "time_to_first_token_seconds": item.time_to_first_token_seconds,
         "timings": timings(item),
         "events": tail,
         "viewers": viewers,
@@ -276,7 +285,11 @@ def _error(item: Stream, errors_page: str) -> ConsoleError | None:
 
 
 def _alive(pod: Pod, item: pods.Listed) -> bool:
-    return item.silent_seconds < MISSED_NOTES * pod.settings.note_interval_seconds
+    return not item.replaced and item.silent_seconds < MISSED_NOTES * pod.settings.note_interval_seconds
+
+
+def _counts_viewers(pod: Pod, item: pods.Listed) -> bool:
+    return not item.replaced and item.silent_seconds < MISSED_NOTES_OF_VIEWERS * pod.settings.note_interval_seconds
 
 
 def _pod(pod: Pod, item: pods.Listed) -> PodContent:
@@ -289,7 +302,7 @@ def _pod(pod: Pod, item: pods.Listed) -> PodContent:
         "alive": _alive(pod, item),
         "state": item.state,
         "listener": item.listener,
-        "subscribers": item.subscribers,
+        "subscribers": item.subscribers if _counts_viewers(pod, item) else None,
         "connections": item.connections,
     }
 

@@ -1,4 +1,4 @@
-"""The demo's page: it asks, watches the answer, and kills the pod that tells it.
+"""The demo's page: it asks, watches the answer, and kills the pod that serves it.
 
 These routes exist in demo mode only (`BATON_DEMO`). A kill is taken from a page of this pod on this machine, and from
 nobody else.

@@ -23,6 +23,7 @@ _TYPES: Final = {
     "css": "text/css",
     "html": "text/html",
     "js": "text/javascript",
+    "md": "text/markdown",
     "svg": "image/svg+xml",
 }
 

@@ -25,7 +25,7 @@ function scale(highest) {
 
 export class Chart {
   // `series`: [{name, className, area, value(point)}]; `format` writes a value with its unit; `least`: what the axis shows
-  // at least; `none`: what to say where no point has a value; `highest`: whether the highest value is told, too.
+  // at least; `none`: what to say where no point has a value; `highest`: whether its sentence has the highest value, too.
   constructor(figure, { series, format, least, none, highest = false }) {
     this.figure = figure;
     this.series = series;
@@ -120,12 +120,12 @@ export class Chart {
   }
 
   #sentence() {
-    const told = this.series.flatMap((line) => {
-      const values = this.points.map(line.value).filter((value) => value !== null);
-      if (!values.length) return [];
-      const most = this.highest ? `, at most ${this.format(Math.max(...values))}` : "";
-      return [`${line.name} ${this.format(values.at(-1))}${most}`];
+    const values = this.series.flatMap((line) => {
+      const known = this.points.map(line.value).filter((value) => value !== null);
+      if (!known.length) return [];
+      const most = this.highest ? `, highest ${this.format(Math.max(...known))}` : "";
+      return [`${line.name} ${this.format(known.at(-1))}${most}`];
     });
-    return told.join(", ") || this.none;
+    return values.join(", ") || this.none;
   }
 }

@@ -1,11 +1,12 @@
-// The console: asks a pod every second or two how everything does, while somebody looks, and shows it.
+// The console: asks a pod for its numbers every second or two while the page is visible, and shows them.
 
 import { Chart } from "./chart.js";
 import { NONE, byId, clock, count, el, keyed, plural, rate, seconds, setAttribute, setText, shortId, showState, span } from "./dom.js";
 import { Refused, bearer, refusal } from "./follow.js";
+import { podState, withoutReplaced, workerState } from "./process.js";
 import { StreamSheet } from "./stream.js";
 
-const EVERY_MILLISECONDS = 1500;
+const EVERY_MILLISECONDS = 1000;
 const PATIENCE_MILLISECONDS = 8000;
 const HISTORY_SECONDS = 600;
 const LONG_QUEUE_SECONDS = 10;
@@ -25,17 +26,17 @@ const tokensChart = new Chart(byId("chart-tokens"), {
   series: [{ name: "now", className: "median", area: true, value: (point) => point.tokens / point.seconds }],
   format: (value) => `${rate(value)}/s`,
   least: 10,
-  none: "Nothing was counted yet.",
+  none: "No samples yet.",
   highest: true,
 });
 const delayChart = new Chart(byId("chart-delay"), {
   series: [
-    { name: "median", className: "median", value: (point) => point.median_delay_seconds },
-    { name: "95 in 100 below", className: "most", value: (point) => point.most_delay_seconds },
+    { name: "p50", className: "median", value: (point) => point.median_delay_seconds },
+    { name: "p95", className: "most", value: (point) => point.most_delay_seconds },
   ],
   format: seconds,
   least: 0.01,
-  none: "Nothing was sent to anybody.",
+  none: "No events were delivered live.",
 });
 const sheet = new StreamSheet(session, () => {
   if (!location.hash) return;
@@ -71,13 +72,21 @@ async function look() {
     answeredAt = Date.now();
     byId("trouble").hidden = true;
     byId("numbers-now").classList.remove("stale");
-    show(overview, page, opened);
+    if (isNewer(page, wanted)) show(overview, page, opened);
   } catch (error) {
     if (mine.signal.aborted) return;
     fail(error);
     if (session.asks) return;
   }
   again();
+}
+
+// Pods cache what they answer for a second, and each request may reach another pod: an older answer is not shown.
+function isNewer(page, wanted) {
+  const query = streamsPath(wanted);
+  const older = session.shown && session.query === query && Date.parse(page.at) < session.at;
+  if (!older) Object.assign(session, { query, at: Date.parse(page.at) });
+  return !older;
 }
 
 function again() {
@@ -93,8 +102,8 @@ function fail(error) {
   }
   if (!session.shown) reveal();
   const trouble = byId("trouble");
-  const since = answeredAt ? ` What you see is as of ${clock(answeredAt)}.` : "";
-  const what = error instanceof Refused ? error.message : "No pod answers here.";
+  const since = answeredAt ? ` The numbers below are from ${clock(answeredAt)}.` : "";
+  const what = error instanceof Refused ? error.message : "No pod answers.";
   trouble.hidden = false;
   setText(trouble, `${what} Trying again …${since}`);
   byId("numbers-now").classList.add("stale");
@@ -164,32 +173,39 @@ function showPoints(points) {
   delayChart.show(session.points);
 }
 
-function showFigures({ live, queue, pods }) {
-  const alive = pods.filter((pod) => pod.alive);
+function showFigures({ live, queue, pods, tenant }) {
   const last = session.points.at(-1);
   const more = live.queued + live.running >= live.at_most ? "+" : "";
   setText(byId("figure-running"), count(live.running) + more);
   setText(byId("figure-queued"), count(live.queued) + more);
-  setText(byId("figure-viewers"), count(alive.reduce((sum, pod) => sum + pod.subscribers, 0)));
+  setText(byId("figure-viewers"), count(pods.reduce((sum, pod) => sum + (pod.subscribers ?? 0), 0)));
   setText(byId("figure-tokens"), last ? rate(last.tokens / last.seconds) : NONE);
-  setText(byId("figure-delay"), seconds(last?.median_delay_seconds));
+  setText(byId("figure-delay"), seconds(last?.most_delay_seconds));
+  const waiting = tenant && queue.streams > live.queued ? `${count(queue.streams)} of all tenants, ` : "";
+  const ofTenant = tenant ? `of ${tenant}` : "";
+  setText(byId("note-queued"), queue.streams ? `${waiting}oldest ${span(queue.oldest_seconds)}` : ofTenant);
+  setText(byId("note-running"), ofTenant);
+  setText(byId("note-delay"), last && last.median_delay_seconds !== null ? `p50 ${seconds(last.median_delay_seconds)}` : "");
 }
 
-// What a person should know first, in sentences.
+// What an operator should know first, in sentences.
 function problemsOf({ pods, workers, queue }) {
   const found = [];
   const waiting = queue.streams ? ` ${plural(queue.streams, "stream")} ${queue.streams === 1 ? "waits" : "wait"}.` : "";
-  if (!workers.some((worker) => worker.alive)) found.push(`No worker is alive, so nothing is generated.${waiting}`);
+  const alive = workers.filter((worker) => worker.alive);
+  if (!alive.length) found.push(`No worker is alive, so nothing is generated.${waiting}`);
   else if (queue.oldest_seconds > LONG_QUEUE_SECONDS) {
-    found.push(`${plural(queue.streams, "stream")} in the queue, the first for ${span(queue.oldest_seconds)}: the workers are full.`);
+    const full = alive.every((worker) => worker.running >= worker.concurrency);
+    const why = full ? "All workers are full." : "Workers have free slots: check which generators they offer.";
+    found.push(`${plural(queue.streams, "stream")} queued, the oldest for ${span(queue.oldest_seconds)}. ${why}`);
   }
   for (const worker of workers.filter((item) => !item.alive)) {
-    found.push(`Worker ${worker.name} has been silent for ${span(worker.silent_seconds)}.`);
+    found.push(`Worker ${worker.name} has sent no heartbeat for ${span(worker.silent_seconds)}.`);
   }
   for (const pod of pods) {
-    if (!pod.alive) found.push(`Pod ${pod.name} has been silent for ${span(pod.silent_seconds)}.`);
-    else if (pod.listener !== "listening") found.push(`Pod ${pod.name} hears no notifications: what it tells comes late.`);
-    else if (pod.state === "full" || pod.state === "not ready") found.push(`Pod ${pod.name} takes no more clients: it is ${pod.state}.`);
+    if (!pod.alive) found.push(`Pod ${pod.name} has sent no sign of life for ${span(pod.silent_seconds)}.`);
+    else if (pod.state === "full" || pod.state === "not ready") found.push(`Pod ${pod.name} is ${pod.state}. It takes no new clients.`);
+    else if (pod.listener !== "listening") found.push(`Pod ${pod.name} receives no notifications. It polls, so its events arrive late.`);
   }
   return found;
 }
@@ -202,21 +218,15 @@ function failuresOf(page) {
   const failed = ended.filter((item) => item.error);
   const codes = [...new Set(failed.map((item) => item.error.code))].join(", ");
   const many = failed.length >= 3 && failed.length >= ended.length / 5;
-  session.failures = many ? [`Of the newest ${ended.length} streams that ended, ${failed.length} failed: ${codes}.`] : [];
+  session.failures = many ? [`${failed.length} of the last ${ended.length} streams failed: ${codes}.`] : [];
   return session.failures;
 }
 
 function showProblems(overview, page) {
   const found = [...problemsOf({ ...overview, pods: withoutReplaced(overview.pods) }), ...failuresOf(page)];
   setAttribute(byId("verdict"), "data-well", String(!found.length));
-  setText(byId("verdict-head"), found.length ? "Look at this" : "All is well");
+  setText(byId("verdict-head"), found.length ? "Needs attention" : "All is well");
   keyed(byId("verdict-list"), nodes.problems, found, (text) => text, (text) => el("li", {}, text), () => {});
-}
-
-// A pod that died and has come back under its name is the same to a person.
-function withoutReplaced(pods) {
-  const living = new Set(pods.filter((pod) => pod.alive).map((pod) => pod.name));
-  return pods.filter((pod) => pod.alive || !living.has(pod.name));
 }
 
 const cells = (...classes) => classes.map((name) => el("td", name ? { class: name } : {}));
@@ -227,12 +237,12 @@ function makeProcess() {
   return row;
 }
 
-function showProcess(row, item, state, label, number) {
+function showProcess(row, item, { state, label }, number) {
   setAttribute(row, "class", item.alive ? "" : "gone");
   setText(row.children[0], item.name);
   const node = row.children[1].firstChild;
-  setAttribute(node, "data-state", item.alive ? state : "failed");
-  setText(node, item.alive ? label : `silent for ${span(item.silent_seconds)}`);
+  setAttribute(node, "data-state", state);
+  setText(node, label);
   setText(row.children[2], number);
   setText(row.children[3], item.alive ? span((Date.now() - Date.parse(item.started_at)) / 1000) : NONE);
 }
@@ -241,9 +251,7 @@ function showPods(all) {
   const pods = withoutReplaced(all);
   setText(byId("pods-count"), String(pods.filter((pod) => pod.alive).length));
   keyed(byId("pods"), nodes.pods, pods, (pod) => pod.id, makeProcess, (row, pod) => {
-    const hears = pod.listener === "listening";
-    const state = pod.state === "ready" && hears ? "running" : "warned";
-    showProcess(row, pod, state, hears ? pod.state : `${pod.state}, ${pod.listener}`, count(pod.alive ? pod.subscribers : null));
+    showProcess(row, pod, podState(pod), count(pod.subscribers));
   });
 }
 
@@ -251,8 +259,7 @@ function showWorkers(workers) {
   setText(byId("workers-count"), String(workers.filter((worker) => worker.alive).length));
   byId("no-workers").hidden = workers.length > 0;
   keyed(byId("workers"), nodes.workers, workers, (worker) => worker.id, makeProcess, (row, worker) => {
-    const full = worker.running >= worker.concurrency;
-    showProcess(row, worker, full ? "warned" : "running", full ? "full" : "claims", `${worker.running} of ${worker.concurrency}`);
+    showProcess(row, worker, workerState(worker), `${count(worker.running)} of ${count(worker.concurrency)}`);
     setAttribute(row.children[0], "title", `Generators: ${worker.generators.join(", ")}`);
   });
 }
@@ -279,11 +286,11 @@ function showStreams(page) {
   empty.hidden = page.data.length > 0;
   byId("stream-table").hidden = !page.data.length;
   const filtered = view.status || view.id || view.before;
-  setText(empty, filtered ? "No such streams." : "No streams yet. The first one that is created appears here.");
+  setText(empty, filtered ? "No stream matches." : "No streams yet. The first one appears here.");
   byId("older").hidden = !page.next;
   byId("older").dataset.before = page.next ?? "";
   byId("newest").hidden = !view.before;
-  setText(byId("pager-note"), page.next && page.data.length < 50 ? "Only the newest 2,000 were looked through." : "");
+  setText(byId("pager-note"), page.next && page.data.length < 50 ? "Only the newest 2,000 were searched." : "");
 }
 
 function showStream(row, item, now) {
@@ -295,12 +302,12 @@ function showStream(row, item, now) {
   showState(state.firstChild, item.status);
   setText(name.lastChild, item.error ? item.error.code : "");
   setText(generator, item.generator);
-  const waits = !ended && item.events === 0 ? `waits ${span(age(item.created_at))}` : NONE;
-  setText(first, timings ? seconds(timings.time_to_first_token_seconds) : waits);
+  const waiting = !ended && item.events === 0 ? `waiting ${span(age(item.created_at))}` : NONE;
+  setText(first, item.time_to_first_token_seconds === null ? waiting : seconds(item.time_to_first_token_seconds));
   setText(perSecond, rate(timings ? timings.tokens_per_second : rateOf(item)));
   setText(events, count(item.events));
   setText(viewers, count(item.viewers));
-  setText(took, timings ? seconds(timings.duration_seconds) : item.started_at && !ended ? `${span(age(item.started_at))} …` : NONE);
+  setText(took, timings ? seconds(timings.duration_seconds) : item.started_at && !ended ? `${span(age(item.started_at))} so far` : NONE);
   setText(created, `${span(age(item.created_at))} ago`);
   setAttribute(created, "title", new Date(item.created_at).toString());
 }

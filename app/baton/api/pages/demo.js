@@ -1,31 +1,38 @@
-// The demo's page: asks, watches the answer, kills the pod that tells it, and shows where another one went on.
+// The demo's page: asks, shows the answer, kills the pod that serves it, and marks where another pod continues.
 
-import { byId, clock, count, el, keyed, plural, setAttribute, setText, span } from "../assets/dom.js";
+import { Answer } from "../assets/answer.js";
+import { NONE, byId, clock, count, el, keyed, plural, setAttribute, setText, span } from "../assets/dom.js";
 import { follow, refusal } from "../assets/follow.js";
+import { podState } from "../assets/process.js";
+import { Tail } from "../assets/scrolling.js";
 
 const PODS_EVERY_MILLISECONDS = 1000;
+// Of a connection, and the shape and color of each.
+const STATES = { asking: "queued", streaming: "running", reconnecting: "warned" };
 
 const pods = new Map();
+const killed = new Map(); // when, in milliseconds since 1970, by the pod's name
+const answer = new Answer({ reasoning: byId("part-reasoning"), tools: byId("part-tools"), text: byId("part-text") });
+const tail = new Tail(byId("answer"), byId("newest"));
 let play = null;
 
-// One answer: what came of it, and from whom.
+// One question, and what has arrived of its answer.
 class Play {
   constructor(question) {
     this.question = question;
     this.stopped = new AbortController();
     this.pod = null;
+    this.hasConnection = false;
     this.last = 0;
     this.seen = new Set();
     this.repeated = 0;
     this.reconnects = 0;
-    this.seamDue = false;
-    this.calls = new Map();
-    byId("nothing").hidden = true;
-    byId("judged").hidden = true;
-    byId("trouble").hidden = true;
-    for (const id of ["reasoning", "tools", "text", "log"]) byId(id).replaceChildren();
-    byId("quiet").hidden = true;
-    this.show("asks");
+    for (const id of ["nothing", "judged", "trouble", "quiet"]) byId(id).hidden = true;
+    answer.clear();
+    byId("log").replaceChildren();
+    setAttribute(byId("answer"), "aria-busy", "true");
+    this.show("asking");
+    tail.start({ pinned: true });
   }
 
   async run() {
@@ -41,62 +48,36 @@ class Play {
         onDropped: ({ reason, cursor }) => this.dropped(reason, cursor),
       });
     } catch (error) {
-      if (this.stopped.signal.aborted) return;
-      byId("trouble").hidden = false;
-      setText(byId("trouble"), error.message);
-      this.show("failed");
-      byId("kill").disabled = true;
+      if (!this.stopped.signal.aborted) this.failed(error);
     }
   }
 
   connected({ pod, cursor }) {
     if (this.pod !== null) {
       this.reconnects += 1;
-      this.seamDue = true;
-      log(cursor ? `${pod} goes on after event ${cursor}` : `${pod} answers`);
-    } else log(`${pod} answers`);
+      answer.mark(`${pod} from here`);
+    }
+    log(cursor ? `${pod} continues after event ${cursor}` : `${pod} answers`);
     this.pod = pod;
-    byId("kill").disabled = false;
-    this.show("streams");
+    this.hasConnection = true;
+    allowKill(true);
+    this.show("streaming");
   }
 
   dropped(reason, cursor) {
-    log(`${reason} Event ${cursor} was the last.`);
-    byId("kill").disabled = true;
-    this.show("reconnects");
+    if (this.hasConnection) log(`${reason} Event ${cursor} was the last.`);
+    this.hasConnection = false; // further tries are not news
+    allowKill(false);
+    this.show("reconnecting");
   }
 
   take(seq, event) {
     if (this.seen.has(seq)) this.repeated += 1;
     this.seen.add(seq);
     this.last = Math.max(this.last, seq);
-    if (event.type === "text") this.append(byId("text"), event.delta);
-    else if (event.type === "reasoning") this.append(byId("reasoning"), event.delta);
-    else if (event.type === "tool_call") this.call(event);
-    else if (event.type === "reset") for (const id of ["reasoning", "tools", "text"]) byId(id).replaceChildren();
+    answer.take(event);
     if (event.type === "done") this.judge(event);
-    this.show(event.type === "done" ? event.status : "streams");
-  }
-
-  append(node, delta) {
-    if (this.seamDue) {
-      this.seamDue = false;
-      node.append(el("span", { class: "seam", "data-seam": this.pod }, `${this.pod} from here`));
-    }
-    if (node.lastChild?.nodeType !== Node.TEXT_NODE) node.append(document.createTextNode(""));
-    node.lastChild.appendData(delta);
-  }
-
-  call(event) {
-    let call = this.calls.get(event.index);
-    if (!call || (event.id && call.id && event.id !== call.id)) {
-      call = { id: event.id, name: el("code"), body: el("pre") };
-      this.calls.set(event.index, call);
-      byId("tools").append(el("article", { class: "tool" }, el("h4", {}, call.name), call.body));
-    }
-    call.id = event.id || call.id;
-    if (event.name) setText(call.name, event.name);
-    call.body.append(event.arguments_delta ?? "");
+    this.show(event.type === "done" ? event.status : "streaming");
   }
 
   judge(done) {
@@ -106,14 +87,33 @@ class Play {
     judged.hidden = false;
     setAttribute(judged, "data-whole", String(!missing && !this.repeated));
     setText(judged, `${plural(this.seen.size, "event")}, numbered 1 to ${count(this.last)}: ${missing} missing, ${this.repeated} repeated.`);
-    log(`It is ${done.status}.`);
-    byId("kill").disabled = true;
+    log(`The answer ${done.status === "completed" ? "is complete" : done.status === "failed" ? "failed" : "was cancelled"}.`);
+    this.over();
+  }
+
+  failed(error) {
+    byId("trouble").hidden = false;
+    const unreachable = error instanceof TypeError; // what `fetch` throws
+    setText(byId("trouble"), unreachable ? "No pod answers. Check that the demo still runs, and ask again." : error.message);
+    this.show("failed");
+    byId("nothing").hidden = this.last > 0;
+    setText(byId("nothing"), "There is no answer.");
+    this.over();
+    tail.stop();
+  }
+
+  over() {
+    allowKill(false);
+    setAttribute(byId("answer"), "aria-busy", null);
+    // Once the last lines are in view.
+    requestAnimationFrame(() => requestAnimationFrame(() => this === play && tail.stop()));
   }
 
   show(state) {
-    setText(byId("pod"), this.pod ?? "–");
+    setText(byId("pod"), this.pod ?? NONE);
     setText(byId("cursor"), count(this.last));
     setText(byId("reconnects"), count(this.reconnects));
+    setAttribute(byId("state"), "data-state", STATES[state] ?? state);
     setText(byId("state"), state);
     setText(byId("kill"), this.pod ? `Kill this pod (${this.pod})` : "Kill this pod");
   }
@@ -125,14 +125,21 @@ function log(text) {
   list.scrollTop = list.scrollHeight;
 }
 
+// A button that is `disabled` would lose the focus.
+const allowKill = (allowed) => setAttribute(byId("kill"), "aria-disabled", allowed ? null : "true");
+
 async function kill() {
+  if (byId("kill").hasAttribute("aria-disabled")) return;
   const name = play.pod;
-  byId("kill").disabled = true;
+  allowKill(false);
   log(`kill -9 ${name}`);
+  killed.set(name, Date.now());
   try {
     const body = JSON.stringify({ pod: name });
     const response = await fetch("demo/kill", { method: "POST", body, headers: { "Content-Type": "application/json" } });
-    if (!response.ok) log((await refusal(response)).message);
+    if (response.ok) return;
+    log((await refusal(response)).message);
+    killed.delete(name);
   } catch {
     // The pod that was asked was the one that died.
   }
@@ -159,11 +166,13 @@ function listPods(all) {
   }
   const make = () => el("tr", {}, el("th", { scope: "row" }), el("td", {}, el("span", { class: "state" })), el("td", { class: "number" }));
   keyed(byId("pods"), pods, [...newest.values()], (pod) => pod.name, make, (row, pod) => {
-    const quiet = pod.silent_seconds > 3;
+    const started = Date.parse(pod.started_at);
+    const dead = started < killed.get(pod.name);
+    const { state, label } = dead ? { state: "failed", label: "killed" } : podState(pod);
     setText(row.children[0], pod.name);
-    setAttribute(row.children[1].firstChild, "data-state", quiet ? "failed" : "running");
-    setText(row.children[1].firstChild, quiet ? "dead" : pod.state);
-    setText(row.children[2], quiet ? "" : `up ${span((Date.now() - Date.parse(pod.started_at)) / 1000)}`);
+    setAttribute(row.children[1].firstChild, "data-state", state);
+    setText(row.children[1].firstChild, label);
+    setText(row.children[2], dead || !pod.alive ? "" : `up ${span((Date.now() - started) / 1000)}`);
   });
 }
 
@@ -180,5 +189,4 @@ byId("ask").addEventListener("click", (event) => {
   byId("ask").requestSubmit();
 });
 byId("kill").addEventListener("click", kill);
-byId("prompt").select();
 showPods();

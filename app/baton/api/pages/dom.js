@@ -1,4 +1,4 @@
-// Small things that all pages use. Text goes into a page as text, never as markup.
+// What all pages use: finding and making nodes, and writing numbers with their units. Text never becomes markup.
 
 export const byId = (id) => document.getElementById(id);
 

@@ -1,6 +1,6 @@
 // Follows a stream's native events through any number of connections, each after the last event that came.
 //
-// It does what EventSource does, and two things more: it sends a key, and tells which pod answers.
+// It does what EventSource does, and two things more: it sends a key, and reports which pod answers.
 
 const SILENCE_MILLISECONDS = 45_000; // pods send a comment every 15 s
 const LONGEST_PAUSE_MILLISECONDS = 5_000;
@@ -15,7 +15,7 @@ export class Refused extends Error {
 
 export const bearer = (key) => (key ? { Authorization: `Bearer ${key}` } : {});
 
-// What a refusal says of itself, whoever it comes from: a proxy's may be no JSON.
+// The problem that a refusal holds. A proxy's may be no JSON.
 export async function refusal(response) {
   let problem = {};
   try {
@@ -26,8 +26,8 @@ export async function refusal(response) {
   return new Refused({ ...problem, status: response.status });
 }
 
-// `onConnected({pod, cursor})`, `onEvent(seq, event)` and `onDropped({reason, cursor})` tell what happens. Returns at the
-// stream's end, or when `signal` aborts. Throws Refused where coming back would change nothing.
+// `onConnected({pod, cursor})`, `onEvent(seq, event)` and `onDropped({reason, cursor})` report what happens. Returns at the
+// stream's end, or when `signal` aborts. Throws Refused where another try would change nothing.
 export async function follow(url, { key, signal, snapshot = false, onConnected, onEvent, onDropped }) {
   const place = { cursor: 0, over: false, retry: null, failures: 0 };
   while (!place.over && !signal.aborted) {

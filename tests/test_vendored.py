@@ -1,0 +1,34 @@
+"""The code of others that Baton's pages use: what is in the package is what was published."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from importlib import resources
+
+PAGES = resources.files("baton.api") / "pages"
+VENDORED = tomllib.loads((PAGES / "vendored.toml").read_text())
+
+
+def test_vendored_files_have_the_stated_checksums_and_version() -> None:
+    for name, package in VENDORED.items():
+        assert package["source"].endswith(f"/{name}-{package['version']}.tgz")
+        for file, stated in package["files"].items():
+            assert hashlib.sha256((PAGES / file).read_bytes()).hexdigest() == stated["sha256"], file
+    marked = VENDORED["marked"]
+    assert f"marked v{marked['version']} " in (PAGES / "marked.js").read_text()[:200]
+    assert f"({marked['license']} License)" in (PAGES / "marked.js").read_text()[:200]
+    assert "Permission is hereby granted" in (PAGES / "marked.LICENSE.md").read_text()
+
+
+def test_pages_load_no_code_of_others_that_is_not_stated() -> None:
+    own = {item.name for item in PAGES.iterdir()} - {file for one in VENDORED.values() for file in one["files"]}
+    longest = max(len(line) for name in own if name.endswith(".js") for line in (PAGES / name).read_text().splitlines())
+    assert longest < 200  # nothing minified
+    for name in own:
+        if name.endswith(".js"):
+            for source in re.findall(r'from "([^"]+)"', (PAGES / name).read_text()):
+                assert source.startswith(("./", "../assets/")), (name, source)
+            for sink in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
+                assert sink not in (PAGES / name).read_text(), (name, sink)
