@@ -152,6 +152,24 @@ async def test_a_half_that_stays_alone_is_no_event_over_the_limit(dsn: str) -> N
     assert (stream.error_code, text(found)) == ("too_many_events", "a")
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"index": 0},
+        {"index": 0, "id": "t"},
+        {"index": 0, "id": 5, "name": "f"},
+        {"index": -1, "id": "t", "name": "f"},
+        {"index": True, "id": "t", "name": "f"},
+    ],
+)
+async def test_a_half_of_what_is_no_event_ends_the_stream_all_the_same(dsn: str, call: dict[str, Any]) -> None:
+    async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "tool_call", **call, "arguments_delta": "\ud83d"}
+
+    stream, found = await outcome(dsn, generate)
+    assert (stream.error_code, len(found)) == ("invalid_event", 1)
+
+
 async def test_timings_count_the_tokens(dsn: str) -> None:
     stream, found = await outcome(dsn, answer)
     timings = found[-1]["timings"]

@@ -95,12 +95,12 @@ class Run:
         if self._abandoned:
             return None
         self._put_rest()
-        outcome = self._outcome().billed(self.outbox.bill)
+        outcome = self._outcome()
         if self.outbox.lost is None:
             self.outbox.finish(outcome)
         await self.outbox.closed.wait()
         lost = self.outbox.lost
-        return outcome if lost is None or lost.outcome is not None else None
+        return outcome.billed(self.outbox.bill) if lost is None or lost.outcome is not None else None
 
     def enforce(self, *, max_duration: float, idle_timeout: float) -> None:
         """Stop the generator if it ran, or was silent, for longer than the stream, or else this, allows."""
@@ -168,9 +168,11 @@ class Run:
     def _put_rest(self) -> None:
         """Write what the generator left of characters that it did not complete."""
         for item in self._halves.rest():
-            line = self._encode(item)
-            if line is not None and self._admit(line):
-                self.outbox.put(line)
+            # The call that a half belongs to may have been refused.
+            with contextlib.suppress(InvalidEvent):
+                line = self._encode(item)
+                if line is not None and self._admit(line):
+                    self.outbox.put(line)
 
     def _admit(self, line: bytes) -> bool:
         """Count an event; if it is one too many, or too large, stop the generator instead."""
