@@ -83,7 +83,7 @@ VARIABLES: Final = {
 
 
 class UnusableDsn(ValueError):
-    """What is wrong with a connection string, in words that hold no part of it. They go on after the setting's name."""
+    """What is wrong with a connection string, in words that quote no part of it. They follow the setting's name."""
 
 
 def canonical(name: str) -> str:

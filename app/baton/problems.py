@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 from . import prefix, request_ids
 from .codes import RefusalCode
 from .errors import (
-    FAULT,
+    POD_FAULT,
     BodiesFull,
     InternalError,
     InvalidRequest,
@@ -80,7 +80,7 @@ async def http_error(request: Request, error: Exception) -> Response:
 async def unexpected_error(request: Request, error: Exception) -> Response:
     """Answer a fault of ours, which the server logs with its traceback."""
     del error
-    return _problem(request, InternalError(FAULT), {})
+    return _problem(request, InternalError(POD_FAULT), {})
 
 
 HANDLERS: Final[dict[Any, Any]] = {
@@ -104,7 +104,7 @@ def answer_headers(pod: Pod | None) -> dict[str, str]:
 
 def error_headers(error: RequestError) -> dict[str, str]:
     """What the answer to a refused request carries besides."""
-    # The server would go on reading, and throwing away, what a client goes on sending.
+    # The server would read, and throw away, all that a client still sends.
     closing = {"connection": "close"} if isinstance(error, RequestTooLarge | BodiesFull) else {}
     if isinstance(error, PassingError):
         return {"retry-after": str(error.retry_after_seconds), **closing}

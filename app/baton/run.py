@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from . import traceparent
-from .errors import FAILED, GenerationError, InvalidEvent
+from .errors import GENERATOR_FAULT, GenerationError, InvalidEvent
 from .events import TOKEN_TYPES, begins_call, encode_event, encode_text
 from .generators import Approval, GenerationRequest, Generator, Yielded, as_generation_error
 from .halves import Halves
@@ -253,7 +253,7 @@ class Run:
         assert self._generating is not None
         if self._generating.cancelled():
             logger.error("The generator of stream %s was cancelled from inside.", self.claim.stream_id)
-            return Outcome.failed("generator_error", FAILED, **rest)
+            return Outcome.failed("generator_error", GENERATOR_FAULT, **rest)
         error = self._generating.exception()
         if error is None:
             return Outcome.completed(self._finish_reason, **rest)
@@ -267,7 +267,7 @@ class Run:
             )
             return Outcome.failed(known.code, known.message, **rest)
         logger.error("The generator of stream %s failed.", self.claim.stream_id, exc_info=error)
-        return Outcome.failed("generator_error", FAILED, **rest)
+        return Outcome.failed("generator_error", GENERATOR_FAULT, **rest)
 
     @property
     def time_to_first_token_seconds(self) -> float | None:

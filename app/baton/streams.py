@@ -75,7 +75,7 @@ _GET = f"SELECT {_COLUMNS} FROM baton.stream WHERE id = $1"  # noqa: S608
 _GET_MANY = f"SELECT {_COLUMNS} FROM baton.stream WHERE id = ANY ($1::uuid[])"  # noqa: S608
 
 _INPUT = "SELECT input FROM baton.stream WHERE id = $1"
-# How large a value is stands in its row, also where the value itself is elsewhere.
+# The row has the size of a value, also where the value itself is stored elsewhere.
 _SMALL_INPUT = """
 SELECT octet_length(input), CASE WHEN octet_length(input) <= $2 THEN input END FROM baton.stream WHERE id = $1
 """

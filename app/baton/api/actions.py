@@ -105,7 +105,7 @@ async def read(request: Request, stream_id: UUID) -> Content:
     pool = pod_of(request).pool
     lines: list[str] = []
     cursor, whole = 0, False
-    async with translated(pod_of(request).pool):
+    async with translated(pool):
         for _ in range(2):
             stream = await found(request, stream_id)
             while page := await log.read(pool, stream_id, cursor):
@@ -127,7 +127,7 @@ async def cancel(request: Request, stream_id: UUID) -> tuple[Stream, bool]:
         StreamExpired, StreamNotFound, Unavailable: it cannot be cancelled.
     """
     pool = pod_of(request).pool
-    async with translated(pod_of(request).pool):
+    async with translated(pool):
         await found(request, stream_id)
         where = await streams.request_cancel(pool, stream_id)
         if where == "running":
@@ -144,7 +144,7 @@ async def erase(request: Request, stream_id: UUID) -> None:
         StreamExpired, StreamNotFound, Unavailable: it cannot be erased.
     """
     pool = pod_of(request).pool
-    async with translated(pod_of(request).pool):
+    async with translated(pool):
         stream = await found(request, stream_id)
         if not await streams.delete(pool, stream_id, stream.tenant):
             raise await retention.absence(pool, stream_id)

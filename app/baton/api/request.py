@@ -46,7 +46,7 @@ register_url_convertor("any", Anything())
 
 _ID: Final = re.compile(STREAM_ID)
 _KEY: Final = re.compile("[ -~]{1,255}")
-# What a page sends at most behind what it is refused for and is to see.
+# How much of a refused body is read and thrown away, so that the page that sends it sees the refusal.
 _READ_ON_BYTES: Final = 64 << 20
 SEND_LESS: Final = (
     "Images and files of earlier messages count with each message: send fewer or smaller ones, or begin a new chat."
@@ -244,7 +244,7 @@ def release_body(request: Request) -> None:
 
 
 def turn_of(request: Request) -> Callable[[int], Awaitable[None]]:
-    """Return what waits until a request may work on so many bytes, which it then may until it is answered."""
+    """Return what waits for a request's turn to work on many bytes. The turn lasts until the request is answered."""
     return _body_of(request).wait_for_turn
 
 
