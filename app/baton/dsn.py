@@ -230,7 +230,7 @@ def _secured(known: dict[str, str]) -> dict[str, str]:
     """Return the parameters so that TLS is at least what was asked for.
 
     Raises:
-        UnusableDsn: that would go unnoticed.
+        UnusableDsn: a parameter asks for a protection that it would not get.
     """
     for name in _FILES:
         path = known.get(name)

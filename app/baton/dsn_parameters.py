@@ -110,10 +110,10 @@ def chosen(name: str, value: str) -> str:
 
 
 def matters(name: str, value: str, *, called: str = "") -> bool:
-    """Return whether a parameter says something that is to be done.
+    """Return whether a parameter has an effect here. `called`: where it comes from, if not from the string itself.
 
     Raises:
-        UnusableDsn: that cannot be done.
+        UnusableDsn: it asks for something that Baton cannot do.
     """
     if name not in _REFUSED:
         return name not in _HARMLESS

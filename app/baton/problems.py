@@ -114,7 +114,7 @@ def error_headers(error: RequestError) -> dict[str, str]:
 
 
 def note(request: Request, error: RequestError) -> None:
-    """Log an error that is not the client's, and what only the operator is to know of one."""
+    """Log an error that is not the client's, and of any error what is for the operator alone."""
     if isinstance(error, Unavailable):
         logger.warning("%s %.200s: %s (%r)", request.method, path_of(request), error.operator or error, error.__cause__)
     elif error.operator is not None:

@@ -212,7 +212,7 @@ class Run:
         return line
 
     def _note_call(self, event: Mapping[str, Any]) -> None:
-        """See that a tool call begins with its id and its name, without which no client can answer it.
+        """Check that a tool call begins with its id and its name, without which no client can answer it.
 
         Raises:
             InvalidEvent: one of them is missing.

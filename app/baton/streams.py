@@ -165,7 +165,7 @@ FROM unnest($1::uuid[], $2::integer[], $3::uuid[]) AS f (id, epoch, claim_token)
 WHERE s.id = f.id AND s.status = 'running' AND s.epoch = f.epoch AND s.claim_token IS NOT DISTINCT FROM f.claim_token
 """
 
-# Rows that somebody else has locked are left out: an operator's number keeps nobody waiting.
+# Rows that another session has locked are skipped: a number for operators must not wait, nor keep others waiting.
 _NOTE_FIRST_TOKENS = """
 WITH due AS (
     SELECT s.id, f.seconds

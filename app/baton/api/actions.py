@@ -22,7 +22,7 @@ from ..principal import Principal
 from ..problems import path_of
 from ..rates import Rate
 from ..streams import IdempotencyKey, Limits, NewStream, Stream
-from .request import SEND_LESS, damaged, found, idempotency_key, mebibytes, pod_of, principal_of
+from .request import SEND_LESS, damaged, found, idempotency_key, pod_of, principal_of, readable_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def new_stream(
     if any(len(orjson.dumps(content)) > max_bytes for content in (wanted.input, continuation)):
         pod.metrics.rejected["input_bytes"] += 1
         raise InputTooLarge(
-            f"The conversation is larger than {mebibytes(max_bytes)}, and cannot be sent. {SEND_LESS}",
+            f"The conversation is larger than {readable_bytes(max_bytes)}, and cannot be sent. {SEND_LESS}",
             operator=f"an input may have {max_bytes} bytes as JSON (BATON_MAX_INPUT_BYTES)",
         )
     return NewStream(

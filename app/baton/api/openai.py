@@ -139,7 +139,7 @@ async def create(request: Request, wanted: Creation, body: bytes) -> Stream:
         stream, _ = await actions.create(request, new, body)
     except UnknownGenerator as error:
         raise UnknownModel(
-            f"There is no model called {native.generator or 'by default'!r:.80}.",
+            f"There is no model called {new.generator!r:.80}.",
             operator=f"{error.operator} BATON_MODELS names models.",
         ) from None
     return stream
