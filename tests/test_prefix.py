@@ -58,7 +58,7 @@ def test_every_peer_can_be_trusted(client: str | None) -> None:
 
 HOSTILE = [
     *("//evil.com", "/\\evil.com", "\\\\evil.com", "https://evil.com", "javascript:alert(1)", "evil", "/a//b", "/."),
-    *("/a/..", "/../b", "/a/./b", "/%2e%2e/b", "/a%0d%0aSet-Cookie:x", "/a\r\nb", "/a\n", "/a b", "/a?b", "/a#b"),
+    *("/a/..", "/../b", "/a/./b", "/%2e%2e/b", "/a%0d%0aSet-Cookie:x", "/a\r\nb", "/a b", "/a?b", "/a#b"),
     *("/a,/b", "/a, /b", "/a;b", "/ä", "/a'b", '/a"b', "/<b>", "/a\0", "/a" * 33),
 ]
 
