@@ -253,7 +253,7 @@ async def test_a_hostile_request_is_one_line_in_the_log_of_a_pod(dsn: str) -> No
             assert answer.status_code == 503
         read = json.loads((await pod.said("forged")).string)
         assert read["message"].startswith(
-            "GET /v1/ai-sdk/chat/a\n\u2028forged\x1b[31m/stream: The database does not answer"
+            "GET /v1/ai-sdk/chat/a\n\u2028forged\x1b[31m/stream: the database does not answer"
         )
         assert (read["severity"], read["request_id"], read["trace_id"]) == ("WARNING", "hostile", PARENT.trace_id)
         assert read["pod"] == answer.headers["x-baton-pod"]

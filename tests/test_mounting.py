@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from uuid import uuid4
 
+import pytest
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
@@ -64,7 +65,9 @@ async def test_a_layer_that_wraps_bodies_stays_around_them(cluster: Cluster) -> 
         assert texts(await frames_after(cluster.client, url, created.json()["id"])) == ["a", "b"]
 
 
-async def test_without_its_lifespan_it_says_what_is_missing(cluster: Cluster) -> None:
+async def test_without_its_lifespan_the_log_says_what_is_missing(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
     baton_app = create_app(cluster.settings())
     outer = Starlette(routes=[Mount("/ai", baton_app)])
     started = create_app(cluster.settings())
@@ -73,4 +76,6 @@ async def test_without_its_lifespan_it_says_what_is_missing(cluster: Cluster) ->
             answer = await cluster.client.request(method, f"{url}/ai/v1/{path}", json={"input": 1})
             assert answer.status_code == 503
             assert answer.headers["content-type"] == "application/problem+json"
-            assert "the outer app's lifespan must enter `baton_app.router.lifespan_context" in answer.json()["detail"]
+            assert answer.json()["detail"] == "The service has not been started. Try again in a moment."
+            assert "the outer app's lifespan must enter `baton_app.router.lifespan_context" in caplog.text
+            caplog.clear()

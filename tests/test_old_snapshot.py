@@ -231,7 +231,7 @@ async def test_a_create_that_commits_late_is_counted(dsn: str) -> None:
         await transaction.commit()
         for _ in range(4):
             await streams.create(opened, NEW, max_live=200, counts=counts)
-        with pytest.raises(TooManyStreams, match="200 streams"):
+        with pytest.raises(TooManyStreams, match="200 answers"):
             await streams.create(opened, NEW, max_live=200, counts=counts)
 
 

@@ -280,7 +280,7 @@ async def test_a_pod_that_was_stopped_looks_at_the_history_before_a_client_resum
         await history.mark_restored(connection)
     await streams.end_any(cluster.pool, author.id, streams.REWOUND)
     pod.trust._looked_at -= 10
-    with pytest.raises(CursorBeyondTail, match="lost this stream's events after number 2"):
+    with pytest.raises(CursorBeyondTail, match="events were lost after number 2"):
         await pod.relays.subscribe(author.id, 3)
     assert await take_from(pod, author, 2) == [b"log_rewound"]
 

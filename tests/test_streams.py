@@ -93,7 +93,7 @@ async def test_the_key_of_an_erased_stream_is_free(opened: Pool) -> None:
 async def test_a_tenant_has_so_many_at_once_and_another_one_is_not_counted(opened: Pool) -> None:
     for _ in range(3):
         await streams.create(opened, NEW, max_live=3)
-    with pytest.raises(TooManyStreams, match="You have 3 streams that are queued or running"):
+    with pytest.raises(TooManyStreams, match="You have 3 answers under way"):
         await streams.create(opened, NEW, max_live=3)
     await streams.create(opened, dataclasses.replace(NEW, tenant="other"), max_live=1)
     await opened.execute(ENDS_ONE)

@@ -324,8 +324,14 @@ async def translated(pool: Pool, timeout_seconds: float | None = None) -> AsyncI
         if not isinstance(error, CONNECTION_ERRORS) and not sqlstates.passes(error):
             raise
         if sqlstates.disk_is_full(error):
-            raise Unavailable("The service has no room just now. Try again later.", _FULL_RETRY_SECONDS) from error
-        raise Unavailable("The service does not answer just now. Try again in a moment.") from error
+            raise Unavailable(
+                "The service has no room just now. Try again later.",
+                _FULL_RETRY_SECONDS,
+                operator="the database's disk is full",
+            ) from error
+        raise Unavailable(
+            "The service does not answer just now. Try again in a moment.", operator="the database does not answer"
+        ) from error
 
 
 async def current_revision(executor: Connection | Pool) -> str | None:

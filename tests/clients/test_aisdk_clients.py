@@ -71,7 +71,7 @@ async def test_use_chat_stops_on_the_server_and_shows_what_the_server_says_is_wr
         assert tap.cancelled.is_set()
         assert stopped["status"] == "ready"
         assert stopped["parts"][-1] == {"type": "text", "text": "".join(HALF), "state": "done"}
-        assert (await page.says("failed"))["error"] == "The model is tired."
+        assert (await page.says("failed"))["error"] == "The model is tired. (tired)"
         assert "no generator called 'nobody'" in (await page.says("refused"))["error"]
 
 

@@ -38,7 +38,7 @@ async def test_an_answer_that_ended_while_the_tab_was_closed_is_shown_whole(
         whole = await page.until("s.messages.at(-1).metadata.status && s.status !== 'streaming'")
         assert parts(whole) == ["".join(WORDS[: 3 if status == "cancelled" else 6])]
         assert whole["messages"][-1]["metadata"]["status"] == status
-        assert whole["error"] == ("The model is tired." if status == "failed" else None)
+        assert whole["error"] == ("The model is tired. (tired)" if status == "failed" else None)
         assert [request["url"].partition("?")[2] for request in whole["requests"]] == ["startIndex=0"]
         # What is whole is not asked for again.
         await show(page, answers(version), whole["messages"])

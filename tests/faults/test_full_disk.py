@@ -111,7 +111,7 @@ async def test_a_full_disk_is_said_everywhere_and_passes(
             if answer.status_code == 201:
                 return False
             assert answer.status_code == 503, answer.text
-            assert "disk is full" in answer.json()["detail"]
+            assert "no room" in answer.json()["detail"]
             assert int(answer.headers["retry-after"]) >= 1
             return True
 
@@ -132,7 +132,8 @@ async def test_a_full_disk_is_said_everywhere_and_passes(
 
 async def test_an_error_of_a_full_disk_is_noticed_at_once(cluster: Cluster) -> None:
     pod = await cluster.pod()
-    with pytest.raises(Unavailable, match="disk is full"):
+    with pytest.raises(Unavailable, match="no room") as caught:
         async with translated(pod.pod.pool), pod.pod.pool.acquire() as connection:
             await connection.execute("DO $$ BEGIN RAISE disk_full; END $$")
+    assert caught.value.operator == "the database's disk is full"
     assert (await cluster.client.get(f"{pod.url}/readyz")).json()["disk_full"] is True

@@ -108,7 +108,7 @@ async def test_a_stream_that_kills_its_workers_is_tried_so_many_times_and_no_mor
     async with mortal(cluster, deadly, max_attempts=2):
         end = await viewer.end()
     assert end["error"]["code"] == "worker_lost"
-    assert "2 workers tried" in end["error"]["message"]
+    assert "tried 2 times" in end["error"]["message"]
     assert attempts == [1, 2]
     assert [event["type"] for event in viewer.events] == ["text", "reset", "text", "done"]
 

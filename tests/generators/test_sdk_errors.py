@@ -14,10 +14,11 @@ import httpx
 import httpx2
 import openai
 import pytest
-from pydantic_ai import exceptions as pydantic_ai
 
 from baton.errors import GenerationError
 from baton.generators import as_generation_error
+
+pydantic_ai = pytest.importorskip("pydantic_ai.exceptions", reason="it needs newer releases than the oldest")
 
 REQUEST = httpx2.Request("POST", "https://api.provider.test/v1")
 KEY = "sk-test-0123456789abcdef0123456789abcdef"

@@ -136,7 +136,9 @@ class PodMetrics(Collector):
     def _collect_state(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("baton_subscribers", "Clients that follow a stream, or wait for one", self.subscribers)
         yield GaugeMetricFamily("baton_connections", "Open TCP connections", self.connections)
-        yield GaugeMetricFamily("baton_body_bytes", "Bytes of requests' bodies that count", self.body_bytes)
+        yield GaugeMetricFamily(
+            "baton_body_bytes", "Bytes of request bodies held, without the first 64 KiB of each", self.body_bytes
+        )
         yield GaugeMetricFamily("baton_full", "1 while clients are better sent elsewhere", int(self.full))
         yield GaugeMetricFamily("baton_relays", "Streams that this pod follows", self.relays)
         yield GaugeMetricFamily("baton_relay_window_bytes", "Recent events in memory", self.window_bytes)
