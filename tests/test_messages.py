@@ -12,7 +12,7 @@ import pytest
 import baton
 from baton import connections, outbox, outcome, streams
 from baton.dialects import aisdk, openai
-from baton.errors import FAILED, FAULT, GenerationError, InvalidEvent, RequestError
+from baton.errors import GENERATOR_FAULT, POD_FAULT, GenerationError, InvalidEvent, RequestError
 
 HERE = Path(baton.__file__).parent
 # A proxy's setting is for those who set up HTTP/1.1; the names of cookies and queries are the client's own.
@@ -63,7 +63,7 @@ def test_no_error_shows_what_is_for_the_operator() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *(FAILED, FAULT, outcome.WORKER_LOST_MESSAGE, aisdk.RESET, openai.RESET),
+        *(GENERATOR_FAULT, POD_FAULT, outcome.WORKER_LOST_MESSAGE, aisdk.RESET, openai.RESET),
         *(str(end.error_message) for end in (streams.REWOUND, streams.QUEUE_TIMEOUT)),
         *(str(end.error_message) for end in outbox._OUTCOMES.values()),
         connections._UNTELLABLE[1],
@@ -77,5 +77,5 @@ def test_an_error_keeps_for_the_log_what_the_client_is_not_told() -> None:
     error = GenerationError("invalid_input", "There is no transcript 'x'.", operator="there are a, b")
     assert (str(error), error.operator) == ("There is no transcript 'x'.", "there are a, b")
     wrong = InvalidEvent("An event's type is one of a, b, not 'c'.")
-    assert wrong.message == FAILED
+    assert wrong.message == GENERATOR_FAULT
     assert str(wrong) == wrong.operator == "An event's type is one of a, b, not 'c'."

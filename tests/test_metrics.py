@@ -117,6 +117,16 @@ class Asking:
         yield {"type": "usage", "input_tokens": 3, "output_tokens": 4, "cached_tokens": 1, "total_tokens": 7}
 
 
+async def test_a_generator_that_cannot_say_its_model_runs(cluster: Cluster) -> None:
+    worker = await cluster.worker({"ask": Asking()}, openai_model="gpt-5")
+    pod = await cluster.pod()
+    for given in ("text", {"model": ["gpt-5"]}, {"model": "gpt-5"}):
+        stream_id = await cluster.create(pod, generator="ask", input=given)
+        ended = await cluster.client.get(f"{pod.url}/v1/streams/{stream_id}?wait=10")
+        assert ended.json()["status"] == "completed"
+    await until(lambda: worker.metrics.running == 0)
+
+
 async def test_labels_have_the_models_that_the_settings_name_and_no_other(cluster: Cluster) -> None:
     asking = Asking()
     worker = await cluster.worker({"ask": asking}, openai_model="gpt-5")

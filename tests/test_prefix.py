@@ -70,6 +70,10 @@ def test_what_is_no_plain_path_is_neither_taken_nor_allowed_as_a_setting(value: 
         Settings.load(path_prefix=value)
 
 
+def test_a_line_break_at_the_end_is_dropped_from_the_setting_and_spoils_the_header() -> None:
+    assert before(scope("/a\n"), Settings.load(path_prefix="/set\n", **TRUSTING)) == "/set"
+
+
 def test_of_two_headers_none_counts() -> None:
     assert before(scope("/a", "/b"), Settings.load(**TRUSTING)) == ""
 

@@ -18,7 +18,7 @@ from tests.logbook import until
 
 from baton import api, problems
 from baton.codes import ENDS, REFUSALS
-from baton.errors import FAILED, GenerationError, Unavailable
+from baton.errors import GENERATOR_FAULT, GenerationError, Unavailable
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
 from baton.main import create_app
@@ -172,7 +172,7 @@ async def test_an_unexpected_exception_of_a_generator_is_not_told(
     texts.append((await cluster.client.post(f"{pod.url}/v1/chat/completions", json=whole)).text)
     for text in texts:
         silent(text)
-        assert FAILED in text
+        assert GENERATOR_FAULT in text
 
 
 async def test_what_a_generator_means_for_the_client_is_told(cluster: Cluster, pod: RunningPod) -> None:

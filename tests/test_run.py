@@ -26,7 +26,7 @@ from tests.logbook import (
 
 from baton import log, run, streams
 from baton.database import pool
-from baton.errors import FAILED, GenerationError
+from baton.errors import GENERATOR_FAULT, GenerationError
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
 from baton.log import Append
@@ -152,6 +152,24 @@ async def test_a_half_that_stays_alone_is_no_event_over_the_limit(dsn: str) -> N
     assert (stream.error_code, text(found)) == ("too_many_events", "a")
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"index": 0},
+        {"index": 0, "id": "t"},
+        {"index": 0, "id": 5, "name": "f"},
+        {"index": -1, "id": "t", "name": "f"},
+        {"index": True, "id": "t", "name": "f"},
+    ],
+)
+async def test_a_half_of_what_is_no_event_ends_the_stream_all_the_same(dsn: str, call: dict[str, Any]) -> None:
+    async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "tool_call", **call, "arguments_delta": "\ud83d"}
+
+    stream, found = await outcome(dsn, generate)
+    assert (stream.error_code, len(found)) == ("invalid_event", 1)
+
+
 async def test_timings_count_the_tokens(dsn: str) -> None:
     stream, found = await outcome(dsn, answer)
     timings = found[-1]["timings"]
@@ -200,9 +218,9 @@ async def test_it_is_given_what_the_stream_was_created_with(dsn: str) -> None:
         (GenerationError("rate_limited", "Slow \0down."), "rate_limited", "Slow \ufffddown."),
         (GenerationError("Not A Word", "m"), "other", "m"),
         (GenerationError(429, None), "other", "None"),  # type: ignore[arg-type]
-        (RuntimeError("secret"), "generator_error", FAILED),
-        (asyncio.CancelledError(), "generator_error", FAILED),
-        (TimeoutError(), "generator_error", FAILED),
+        (RuntimeError("secret"), "generator_error", GENERATOR_FAULT),
+        (asyncio.CancelledError(), "generator_error", GENERATOR_FAULT),
+        (TimeoutError(), "generator_error", GENERATOR_FAULT),
     ],
 )
 async def test_what_it_raises_becomes_the_end_and_the_text_stays(
@@ -237,7 +255,7 @@ async def test_what_is_no_event_ends_the_stream_and_the_log_says_what_it_was(
 
     stream, found = await outcome(dsn, generate)
     assert (stream.error_code, text(found)) == ("invalid_event", "a")
-    assert stream.error_message == FAILED
+    assert stream.error_message == GENERATOR_FAULT
     assert sentence in caplog.text
 
 
@@ -265,7 +283,7 @@ async def test_what_no_client_can_use_is_refused_where_it_is_yielded(
 
     stream, found = await outcome(dsn, generate)
     assert (stream.error_code, text(found)) == ("invalid_event", "a")
-    assert stream.error_message == FAILED
+    assert stream.error_message == GENERATOR_FAULT
     assert sentence in caplog.text
     line = generate.__code__.co_firstlineno + 3
     assert f"What is yielded at {__file__}:{line} is no event" in caplog.text
@@ -336,7 +354,7 @@ async def test_what_is_no_async_generator_gets_a_sentence_in_the_log(
     for coroutine in coroutines:
         coroutine.close()
     assert stream.error_code == "invalid_event"
-    assert stream.error_message == FAILED
+    assert stream.error_message == GENERATOR_FAULT
     assert "must `yield`" in caplog.text
     gc.collect()
 

@@ -1,7 +1,7 @@
 """Waiting longer after each failure: a random time between none and a bound that doubles ("full jitter").
 
-So many that failed at once come back spread over the whole bound. AWS compared this with other kinds of jitter in
-"Exponential Backoff And Jitter" (2015).
+Clients that failed together then return spread over the whole bound. AWS compares kinds of jitter in "Exponential
+Backoff And Jitter" (2015).
 """
 
 from __future__ import annotations

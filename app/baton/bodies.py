@@ -2,8 +2,8 @@
 
 A conversation with images is tens of megabytes, and comes whole with each message. How large one may be is bounded
 by BATON_MAX_BODY_BYTES. How many of them a pod can hold is bounded here, by what has arrived of them: a client that
-announces much and sends little takes little. The first bytes of each body are free, so that ordinary requests are
-never refused because others send images. One tenant leaves room for the largest body of another.
+announces much and sends little takes little. The first bytes of each body are free, so ordinary requests are never
+refused because others send images. One tenant leaves room for the largest body of another.
 
 A body counts from its first byte until its content is in the database, or refused: then `release` gives its room back.
 A body that finds no room is refused, since bodies that wait for each other, each half read, would all wait forever.
@@ -47,7 +47,7 @@ class Bodies:
         return Body(self, tenant)
 
     def take(self, tenant: str, size: int) -> None:
-        """Take room for so many bytes.
+        """Take room for this many bytes.
 
         Raises:
             BodiesFull: there is none.
@@ -96,9 +96,9 @@ class Body:
             self._counted += more
 
     async def wait_for_turn(self, size: int) -> None:
-        """Wait, with so many bytes that have arrived or are to be read, until no other request has its turn.
+        """Wait until no other large body is worked on; a small one, by its `size` in bytes, need not wait.
 
-        It has its turn until it is released.
+        The turn lasts until the body is released.
         """
         if size > LARGE_BYTES and not self._has_turn:
             await self._bodies.turn.acquire()

@@ -152,8 +152,7 @@ ADVICE: Final[dict[str, Advice]] = {
     "unknown_generator": Advice(
         "Name a generator that is offered: `GET /v1/models` lists them.",
         "The pod's log lists those that are known. Start a worker that offers it, and see that `BATON_GENERATORS`, "
-        "`BATON_OFFERED_GENERATORS` and "
-        "`BATON_MODELS` are the same for pods and workers.",
+        "`BATON_OFFERED_GENERATORS` and `BATON_MODELS` are the same for pods and workers.",
     ),
     "model_not_found": Advice(
         "Name a model that `GET /v1/models` lists.",

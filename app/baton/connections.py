@@ -25,7 +25,7 @@ from starlette.types import Message, Receive, Scope, Send
 from . import log_context, tracing
 from .dialects.dialect import Header, Reader
 from .epilogue import after_layers
-from .errors import FAULT, ConnectionCut, LogDamaged, TooManyQueries, Unavailable
+from .errors import POD_FAULT, ConnectionCut, LogDamaged, TooManyQueries, Unavailable
 from .log import Batch
 from .metrics import PodMetrics
 from .metrics.pod import Closing, Leaving
@@ -466,7 +466,7 @@ class Connection:
 
 # Why a connection ends if something is amiss here.
 _TROUBLE: Final[frozenset[Closing]] = frozenset({"broken", "database away"})
-_UNTELLABLE: Final = ("internal_error", FAULT)
+_UNTELLABLE: Final = ("internal_error", POD_FAULT)
 
 
 _now: Final = time.monotonic

@@ -29,7 +29,7 @@ REVISION: Final = "0020"
 MIGRATION_LOCK: Final = 0x6261_746F_6E31
 MAINTENANCE_LOCK: Final = 0x6261_746F_6E32
 
-# What bounds queries over a pool of somebody else's.
+# Bounds queries over a pool that has no bound of its own.
 QUERY_SECONDS: Final = 10.0
 # Nobody empties a disk within a second.
 _FULL_RETRY_SECONDS: Final = 10
@@ -205,7 +205,7 @@ class SharedPool(_AnyPool):
 class _Acquired(_AnyContext):
     """A connection. If it leads to a server that takes no writes, none of the pool's is used again.
 
-    Its name may lead to another server by now; the connections that stand would stay with a standby for ever.
+    Its name may lead to another server by now, while connections that are open would stay with a standby forever.
     """
 
     __slots__ = ("_pool",)

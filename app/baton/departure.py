@@ -122,7 +122,7 @@ class Departure:
 
 
 def _is_servers(handler: object) -> bool:
-    """Whether it is somebody's who means to go on for a while: not Python's own, which interrupt."""
+    """Whether a handler is a server's or an application's, which end in order: Python's own interrupt."""
     if not callable(handler) or handler is signal.default_int_handler:
         return False
     # What `asyncio.run` installs for Ctrl-C cancels the main task.

@@ -18,7 +18,7 @@ _ROWS: Final = "SELECT count(*) FROM string_to_table(repeat(repeat('x', 1023) ||
 
 
 async def has_room(connection: Connection, megabytes: int = 1) -> bool:
-    """Return whether so many megabytes fit on the disk; true where a limit of the role keeps that from being tried."""
+    """Return whether this many megabytes fit on the disk; true if a limit of the role prevents the attempt."""
     try:
         async with connection.transaction(readonly=True):
             await connection.execute(_SPILL)

@@ -230,7 +230,7 @@ def _secured(known: dict[str, str]) -> dict[str, str]:
     """Return the parameters so that TLS is at least what was asked for.
 
     Raises:
-        UnusableDsn: that would go unnoticed.
+        UnusableDsn: a parameter asks for a protection that it would not get.
     """
     for name in _FILES:
         path = known.get(name)
@@ -246,9 +246,9 @@ def _secured(known: dict[str, str]) -> dict[str, str]:
         # Which there is none of without TLS.
         known["sslmode"] = mode = "require"
     if "sslrootcert" in known and mode not in _ENCRYPTING:
-        raise UnusableDsn("sslrootcert is used with sslmode=verify-full or verify-ca only: add that, or remove it")
+        raise UnusableDsn("sslrootcert is not used with this sslmode: add sslmode=verify-full, or remove it")
     if "sslcrl" in known and mode not in _VERIFYING:
-        raise UnusableDsn("sslcrl is used with sslmode=verify-full or verify-ca only: add that, or remove it")
+        raise UnusableDsn("sslcrl is not used with this sslmode: add sslmode=verify-full, or remove it")
     if "hostaddr" in known and mode == "verify-full":
         raise UnusableDsn(
             "remove hostaddr: with sslmode=verify-full the server is found by the name in its certificate"

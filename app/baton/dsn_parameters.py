@@ -83,7 +83,7 @@ VARIABLES: Final = {
 
 
 class UnusableDsn(ValueError):
-    """What is wrong with a connection string, in words that hold no part of it. They go on after the setting's name."""
+    """What is wrong with a connection string, in words that quote no part of it. They follow the setting's name."""
 
 
 def canonical(name: str) -> str:
@@ -110,10 +110,10 @@ def chosen(name: str, value: str) -> str:
 
 
 def matters(name: str, value: str, *, called: str = "") -> bool:
-    """Return whether a parameter says something that is to be done.
+    """Return whether a parameter has an effect here. `called`: where it comes from, if not from the string itself.
 
     Raises:
-        UnusableDsn: that cannot be done.
+        UnusableDsn: it asks for something that Baton cannot do.
     """
     if name not in _REFUSED:
         return name not in _HARMLESS

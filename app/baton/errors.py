@@ -367,9 +367,9 @@ class InternalError(RequestError):
 
 
 # What the user reads of a fault of a generator.
-FAILED: Final = "Something went wrong while this answer was generated. Try again."
+GENERATOR_FAULT: Final = "Something went wrong while this answer was generated. Try again."
 # What the user reads of a fault of a pod.
-FAULT: Final = "Something went wrong. Try again; if that fails too, report it."
+POD_FAULT: Final = "Something went wrong. Try again; if that fails too, report it."
 
 
 class GenerationError(BatonError):
@@ -390,7 +390,7 @@ class InvalidEvent(GenerationError):
     """A generator yielded something that is neither text nor an event. What it was is for its author alone."""
 
     def __init__(self, message: str) -> None:
-        super().__init__("invalid_event", FAILED, operator=message)
+        super().__init__("invalid_event", GENERATOR_FAULT, operator=message)
 
     def __str__(self) -> str:
         """What is wrong with it."""

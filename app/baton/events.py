@@ -93,7 +93,7 @@ def encode_event(event: Mapping[str, Any]) -> bytes:
 
 
 def _check_values(kind: str, event: Mapping[str, Any]) -> None:
-    """Refuse what has the right type and can still not be used.
+    """Refuse values of the right type that cannot be used.
 
     Raises:
         InvalidEvent: a name or an id is empty, an index is negative, or a usage cannot be added up.
@@ -111,7 +111,7 @@ def _check_counts(event: Mapping[str, Any]) -> None:
     """Refuse a usage that cannot be added up.
 
     Raises:
-        InvalidEvent: a count of tokens is no finite number, or any number is negative.
+        InvalidEvent: a count of tokens is not a finite number, or a number is negative.
     """
     for name, value in event.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)

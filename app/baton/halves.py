@@ -37,6 +37,8 @@ class Halves:
             return (item,)
         channel, delta = _streamed(item)
         begins = isinstance(channel, int) and self._begins(item)
+        if isinstance(channel, int) and channel not in self._call_ids:
+            return (item,)  # of no call, which is refused
         if not self._held and not _ends_in_half(delta):
             return (item,)
         alone = self._left_alone(item, channel, delta, begins=begins)

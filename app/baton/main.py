@@ -31,8 +31,8 @@ class Application(Starlette):
     def leave(self) -> None:
         """Begin to send all clients away to other pods, over `BATON_DRAIN_SECONDS`, and return at once.
 
-        For an application that is told otherwise than by a signal that its process is to end. Any thread, and any
-        signal handler, may call it; before the app's lifespan and after it, and a second time, it does nothing.
+        For an application that learns of its process's end in another way than by a signal. Any thread, and any signal
+        handler, may call it. Outside of the app's lifespan, and when called again, it does nothing.
         """
         if self.departure is not None:
             self.departure.leave()

@@ -221,7 +221,7 @@ class _Run:
 
     async def _patiently(self, what: str, step: Callable[[], Awaitable[None]]) -> float:
         """Try a step until it gets its locks; return how many seconds the try took that did."""
-        # In the least pause all that queued behind the lock pass.
+        # The shortest pause lets all sessions pass that are queued behind the lock.
         backoff = Backoff(first_seconds=1, cap_seconds=10, least_seconds=0.5)
         deadline = time.monotonic() + self._patience.give_up_seconds
         while True:

@@ -20,7 +20,7 @@ HEADER: Final = b"x-forwarded-prefix"
 
 
 def before(scope: Mapping[str, Any], settings: Settings) -> str:
-    """Return what stands before Baton's own paths in the addresses of a request, as it stands in them; often empty.
+    """Return what precedes Baton's own paths in the addresses of an answer, percent-encoded; often empty.
 
     That is what proxies have taken off, and then the path that the app is mounted under. Where the server was given
     the former as its `root_path`, it is not repeated.

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 from . import prefix, request_ids
 from .codes import RefusalCode
 from .errors import (
-    FAULT,
+    POD_FAULT,
     BodiesFull,
     InternalError,
     InvalidRequest,
@@ -80,7 +80,7 @@ async def http_error(request: Request, error: Exception) -> Response:
 async def unexpected_error(request: Request, error: Exception) -> Response:
     """Answer a fault of ours, which the server logs with its traceback."""
     del error
-    return _problem(request, InternalError(FAULT), {})
+    return _problem(request, InternalError(POD_FAULT), {})
 
 
 HANDLERS: Final[dict[Any, Any]] = {
@@ -104,7 +104,7 @@ def answer_headers(pod: Pod | None) -> dict[str, str]:
 
 def error_headers(error: RequestError) -> dict[str, str]:
     """What the answer to a refused request carries besides."""
-    # The server would go on reading, and throwing away, what a client goes on sending.
+    # The server would read, and throw away, all that a client still sends.
     closing = {"connection": "close"} if isinstance(error, RequestTooLarge | BodiesFull) else {}
     if isinstance(error, PassingError):
         return {"retry-after": str(error.retry_after_seconds), **closing}
@@ -114,7 +114,7 @@ def error_headers(error: RequestError) -> dict[str, str]:
 
 
 def note(request: Request, error: RequestError) -> None:
-    """Log an error that is not the client's, and what only the operator is to know of one."""
+    """Log an error that is not the client's, and of any error what is for the operator alone."""
     if isinstance(error, Unavailable):
         logger.warning("%s %.200s: %s (%r)", request.method, path_of(request), error.operator or error, error.__cause__)
     elif error.operator is not None:

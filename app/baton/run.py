@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from . import traceparent
-from .errors import FAILED, GenerationError, InvalidEvent
+from .errors import GENERATOR_FAULT, GenerationError, InvalidEvent
 from .events import TOKEN_TYPES, begins_call, encode_event, encode_text
 from .generators import Approval, GenerationRequest, Generator, Yielded, as_generation_error
 from .halves import Halves
@@ -95,12 +95,12 @@ class Run:
         if self._abandoned:
             return None
         self._put_rest()
-        outcome = self._outcome().billed(self.outbox.bill)
+        outcome = self._outcome()
         if self.outbox.lost is None:
             self.outbox.finish(outcome)
         await self.outbox.closed.wait()
         lost = self.outbox.lost
-        return outcome if lost is None or lost.outcome is not None else None
+        return outcome.billed(self.outbox.bill) if lost is None or lost.outcome is not None else None
 
     def enforce(self, *, max_duration: float, idle_timeout: float) -> None:
         """Stop the generator if it ran, or was silent, for longer than the stream, or else this, allows."""
@@ -168,9 +168,11 @@ class Run:
     def _put_rest(self) -> None:
         """Write what the generator left of characters that it did not complete."""
         for item in self._halves.rest():
-            line = self._encode(item)
-            if line is not None and self._admit(line):
-                self.outbox.put(line)
+            # The call that a half belongs to may have been refused.
+            with contextlib.suppress(InvalidEvent):
+                line = self._encode(item)
+                if line is not None and self._admit(line):
+                    self.outbox.put(line)
 
     def _admit(self, line: bytes) -> bool:
         """Count an event; if it is one too many, or too large, stop the generator instead."""
@@ -210,7 +212,7 @@ class Run:
         return line
 
     def _note_call(self, event: Mapping[str, Any]) -> None:
-        """See that a tool call begins with its id and its name, without which no client can answer it.
+        """Check that a tool call begins with its id and its name, without which no client can answer it.
 
         Raises:
             InvalidEvent: one of them is missing.
@@ -251,7 +253,7 @@ class Run:
         assert self._generating is not None
         if self._generating.cancelled():
             logger.error("The generator of stream %s was cancelled from inside.", self.claim.stream_id)
-            return Outcome.failed("generator_error", FAILED, **rest)
+            return Outcome.failed("generator_error", GENERATOR_FAULT, **rest)
         error = self._generating.exception()
         if error is None:
             return Outcome.completed(self._finish_reason, **rest)
@@ -265,7 +267,7 @@ class Run:
             )
             return Outcome.failed(known.code, known.message, **rest)
         logger.error("The generator of stream %s failed.", self.claim.stream_id, exc_info=error)
-        return Outcome.failed("generator_error", FAILED, **rest)
+        return Outcome.failed("generator_error", GENERATOR_FAULT, **rest)
 
     @property
     def time_to_first_token_seconds(self) -> float | None:

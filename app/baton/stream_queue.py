@@ -23,12 +23,15 @@ from .queue_floor import ALL, First, Since
 # has a burial wait for this claim, or this claim for the burial. The row is found at its place, $4: each heartbeat
 # makes a version of it, and while an old snapshot is open its key leads to all of them.
 #
+# More than all inputs together.
+ALL_BYTES: Final = 2**62
+
 # Streams that were given back come first: somebody is in the midst of their answers. They are in an index of their own,
 # by the moment at which they were given back; those that were never claimed, by their ids. Each begins at the queue's
 # floor, $5 and $6 (see `queue_floor`).
 #
-# As many are taken as fit into $7 bytes of input, and the one that exceeds them, so that any input can be taken. How
-# large a value is stands in its row, also where the value itself is elsewhere.
+# As many are taken as fit into $7 bytes of input, and the one that exceeds them, so that any input can be taken. The
+# row has the size of a value, also where the value itself is stored elsewhere.
 _CLAIM = """
 WITH me AS (
     SELECT id FROM baton.worker WHERE id = $1 AND ctid = $4 FOR KEY SHARE
@@ -103,9 +106,6 @@ FROM (SELECT coalesce(queued_at, created_at) AS since FROM ({_QUEUED}) AS each L
 """  # noqa: S608
 
 
-MAX_BYTES: Final = 2**62
-
-
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A stream that a worker has claimed, with what its generator needs."""
@@ -154,11 +154,11 @@ async def claim(
     *,
     place: Place | None,
     since: Since = ALL,
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int = ALL_BYTES,
 ) -> list[Claim]:
     """Claim the oldest queued streams that one of `generators` can serve, among those from the queue's floor on.
 
-    Of inputs larger than `max_bytes` together only those are claimed that begin below it.
+    `max_bytes`: claim no further stream once the inputs have this many bytes together.
     `place`: where the worker's row is, as its last heartbeat returned it. Elsewhere there is nothing to claim with.
     """
     return [

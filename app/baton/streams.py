@@ -75,7 +75,7 @@ _GET = f"SELECT {_COLUMNS} FROM baton.stream WHERE id = $1"  # noqa: S608
 _GET_MANY = f"SELECT {_COLUMNS} FROM baton.stream WHERE id = ANY ($1::uuid[])"  # noqa: S608
 
 _INPUT = "SELECT input FROM baton.stream WHERE id = $1"
-# How large a value is stands in its row, also where the value itself is elsewhere.
+# The row has the size of a value, also where the value itself is stored elsewhere.
 _SMALL_INPUT = """
 SELECT octet_length(input), CASE WHEN octet_length(input) <= $2 THEN input END FROM baton.stream WHERE id = $1
 """
@@ -165,7 +165,7 @@ FROM unnest($1::uuid[], $2::integer[], $3::uuid[]) AS f (id, epoch, claim_token)
 WHERE s.id = f.id AND s.status = 'running' AND s.epoch = f.epoch AND s.claim_token IS NOT DISTINCT FROM f.claim_token
 """
 
-# Rows that somebody else has locked are left out: an operator's number keeps nobody waiting.
+# Rows that another session has locked are skipped: a number for operators must not wait, nor keep others waiting.
 _NOTE_FIRST_TOKENS = """
 WITH due AS (
     SELECT s.id, f.seconds

@@ -86,7 +86,7 @@ def span(
 
 
 def note(attributes: Mapping[str, Value | None]) -> None:
-    """Say something of the span in which this is called, if one is recorded; None is nothing."""
+    """Set attributes of the current span, if it is recorded. Those that are None are left out."""
     if INSTALLED and (inner := trace.get_current_span()).is_recording():
         inner.set_attributes({name: value for name, value in attributes.items() if value is not None})
 

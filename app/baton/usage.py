@@ -50,7 +50,7 @@ class Bill:
 
     @property
     def attempts(self) -> list[AttemptUsage] | None:
-        """What each attempt used, in their order; None unless several did."""
+        """What each attempt used, in their order; None if fewer than two did."""
         return by_attempt(self._by_epoch())
 
     def _by_epoch(self) -> dict[int, Counts]:
@@ -100,7 +100,7 @@ def total_of(by_epoch: Mapping[int, Counts]) -> Counts | None:
 
 
 def by_attempt(by_epoch: Mapping[int, Counts]) -> list[AttemptUsage] | None:
-    """Return what each epoch used, in their order; None unless several did: then the total says it."""
+    """Return what each epoch used, in their order; None if fewer than two did: then the total is enough."""
     if len(by_epoch) < 2:
         return None
     return [{"epoch": epoch, "usage": by_epoch[epoch]} for epoch in sorted(by_epoch)]

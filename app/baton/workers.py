@@ -13,7 +13,7 @@ from uuid import UUID
 from .database import Connection, Place, Pool
 from .log import Fence
 
-# A worker names so many of its silent streams, at most.
+# A worker names at most this many of its silent streams.
 MOST_SILENT: Final = 100
 NO_SILENCES: Final[Mapping[UUID, float]] = MappingProxyType({})
 

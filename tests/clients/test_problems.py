@@ -11,7 +11,7 @@ from bench.packages import INSTALL_SECONDS
 from tests.clients.node import Node
 from tests.cluster import Cluster
 
-from baton.errors import FAILED, GenerationError
+from baton.errors import GENERATOR_FAULT, GenerationError
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
 
@@ -45,7 +45,7 @@ async def test_a_page_reads_a_code_and_a_sentence_from_each_error(cluster: Clust
         said = await script.rest()
     found = [(each["code"], each["text"]) for each in said]
     unknown = ("unknown_generator", "There is no generator called 'nosuch'.")
-    assert found[:3] == [("tired", "The model is tired."), ("generator_error", FAILED), unknown]
+    assert found[:3] == [("tired", "The model is tired."), ("generator_error", GENERATOR_FAULT), unknown]
     assert found[3][0] == "input_too_large"
     assert found[3][1].startswith("The conversation is larger than 2000 bytes, and cannot be sent.")
     assert found[4:] == [unknown] * (version == "7")

@@ -15,7 +15,7 @@ from tests.generators.provider_server import ProviderServer, Reply, data_frames,
 from tests.logbook import DEADLINE_SECONDS
 
 from baton.generators import Generator, close_generators, load_generators
-from baton.generators.provider import public
+from baton.generators.sdk_errors import public
 from baton.settings import Settings
 
 KEY = "sk-test-0123456789abcdef0123456789abcdef"

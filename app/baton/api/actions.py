@@ -22,7 +22,7 @@ from ..principal import Principal
 from ..problems import path_of
 from ..rates import Rate
 from ..streams import IdempotencyKey, Limits, NewStream, Stream
-from .request import SEND_LESS, damaged, found, idempotency_key, mebibytes, pod_of, principal_of
+from .request import SEND_LESS, damaged, found, idempotency_key, pod_of, principal_of, readable_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def new_stream(
     if any(len(orjson.dumps(content)) > max_bytes for content in (wanted.input, continuation)):
         pod.metrics.rejected["input_bytes"] += 1
         raise InputTooLarge(
-            f"The conversation is larger than {mebibytes(max_bytes)}, and cannot be sent. {SEND_LESS}",
+            f"The conversation is larger than {readable_bytes(max_bytes)}, and cannot be sent. {SEND_LESS}",
             operator=f"an input may have {max_bytes} bytes as JSON (BATON_MAX_INPUT_BYTES)",
         )
     return NewStream(
@@ -105,7 +105,7 @@ async def read(request: Request, stream_id: UUID) -> Content:
     pool = pod_of(request).pool
     lines: list[str] = []
     cursor, whole = 0, False
-    async with translated(pod_of(request).pool):
+    async with translated(pool):
         for _ in range(2):
             stream = await found(request, stream_id)
             while page := await log.read(pool, stream_id, cursor):
@@ -127,7 +127,7 @@ async def cancel(request: Request, stream_id: UUID) -> tuple[Stream, bool]:
         StreamExpired, StreamNotFound, Unavailable: it cannot be cancelled.
     """
     pool = pod_of(request).pool
-    async with translated(pod_of(request).pool):
+    async with translated(pool):
         await found(request, stream_id)
         where = await streams.request_cancel(pool, stream_id)
         if where == "running":
@@ -144,7 +144,7 @@ async def erase(request: Request, stream_id: UUID) -> None:
         StreamExpired, StreamNotFound, Unavailable: it cannot be erased.
     """
     pool = pod_of(request).pool
-    async with translated(pod_of(request).pool):
+    async with translated(pool):
         stream = await found(request, stream_id)
         if not await streams.delete(pool, stream_id, stream.tenant):
             raise await retention.absence(pool, stream_id)

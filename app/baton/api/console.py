@@ -34,8 +34,10 @@ STREAMS_PER_PAGE: Final = 50
 MISSED_NOTES: Final = 4
 MISSED_NOTES_OF_VIEWERS: Final = 2
 FILES: Final = frozenset(
-    {"answer.js", "baton.css", "chart.js", "console.js", "dom.js", "follow.js", "icon.svg", "markdown.js"}
-    | {"markdown_nodes.js", "marked.js", "marked.LICENSE.md", "process.js", "scrolling.js", "stream.js"}
+    (
+        *("answer.js", "baton.css", "chart.js", "console.js", "dom.js", "follow.js", "icon.svg", "markdown.js"),
+        *("markdown_nodes.js", "marked.js", "marked.LICENSE.md", "process.js", "scrolling.js", "stream.js"),
+    )
 )
 
 _EXPLAINED: Final = frozenset(end.code for end in ENDS)
@@ -285,11 +287,15 @@ def _error(item: Stream, errors_page: str) -> ConsoleError | None:
 
 
 def _alive(pod: Pod, item: pods.Listed) -> bool:
-    return not item.replaced and item.silent_seconds < MISSED_NOTES * pod.settings.note_interval_seconds
+    return _has_noted(pod, item, MISSED_NOTES)
 
 
 def _counts_viewers(pod: Pod, item: pods.Listed) -> bool:
-    return not item.replaced and item.silent_seconds < MISSED_NOTES_OF_VIEWERS * pod.settings.note_interval_seconds
+    return _has_noted(pod, item, MISSED_NOTES_OF_VIEWERS)
+
+
+def _has_noted(pod: Pod, item: pods.Listed, intervals: int) -> bool:
+    return not item.replaced and item.silent_seconds < intervals * pod.settings.note_interval_seconds
 
 
 def _pod(pod: Pod, item: pods.Listed) -> PodContent:

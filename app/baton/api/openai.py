@@ -20,7 +20,7 @@ from ..dialects.dialect import Dialect, Encoded
 from ..dialects.openai import ErrorContent, error_of
 from ..dialects.responses import response_id
 from ..errors import (
-    FAULT,
+    POD_FAULT,
     InternalError,
     NotHere,
     PassingError,
@@ -97,7 +97,7 @@ def answered_in_form(handler: Handler, scope: AuthScope) -> Handler:
             raise
         except Exception:
             logger.exception("%s %s", request.method, problems.path_of(request))
-            return refusal(request, InternalError(FAULT))
+            return refusal(request, InternalError(POD_FAULT))
 
     return endpoint
 
@@ -139,7 +139,7 @@ async def create(request: Request, wanted: Creation, body: bytes) -> Stream:
         stream, _ = await actions.create(request, new, body)
     except UnknownGenerator as error:
         raise UnknownModel(
-            f"There is no model called {native.generator or 'by default'!r:.80}.",
+            f"There is no model called {new.generator!r:.80}.",
             operator=f"{error.operator} BATON_MODELS names models.",
         ) from None
     return stream

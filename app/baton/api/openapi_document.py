@@ -21,7 +21,7 @@ from .openai import ErrorAnswer
 
 Object: TypeAlias = dict[str, Any]
 
-# What clients that are generated from the document would take for a part of the type of every answer.
+# Answers in another form. Among `responses`, generated clients would take them for a part of the type of every answer.
 ALTERNATIVES: Final = "x-alternatives"
 _REF: Final = "#/components/schemas/{model}"
 _PARAMETER: Final = re.compile(r"{(\w+)(?::\w+)?}")
@@ -33,12 +33,12 @@ _ERROR_TYPES: Final[Mapping[Form, tuple[str, Any]]] = {
 _DESCRIPTION: Final = """\
 Creates streams, which are answers of language models, and follows them: from any pod, through whatever happens to pods.
 
-An operation's `responses` have one type. The answers of another form, which a client asks for by a header or a field,
-are in its `x-alternatives`, with what it asks for them with. The schema of `text/event-stream` is the type of the JSON
-in the `data` of each event.
+An operation's `responses` have one type. Answers in another form, which a client asks for by a header or a field, are
+in its `x-alternatives`, each with that header or field. The schema of `text/event-stream` is the type of the JSON in
+the `data` of each event.
 
 Where there is a `GET` there is a `HEAD`, too. Any request may have an `X-Request-Id` (1 to 128 of `A-Z a-z 0-9 . _ :
--`), and gets it back; else it is given one. A parameter that comes twice is refused.
+-`), and gets it back; else it is given one. A parameter with two values is refused.
 """
 
 # Each is one way to present a credential; pods that allow anonymous use need none.
@@ -127,7 +127,8 @@ _HEADERS: Final[Object] = {
         "schema": {"type": "string"},
     },
     "x-workflow-stream-tail-index": {
-        "description": "The index of the newest chunk, where `startIndex` is negative.",
+        "description": "Where `startIndex` is negative: this and `startIndex` and 1, added up, are the index of the "
+        "first chunk that is sent.",
         "schema": {"type": "integer"},
     },
     "x-workflow-run-id": {

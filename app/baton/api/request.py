@@ -46,7 +46,7 @@ register_url_convertor("any", Anything())
 
 _ID: Final = re.compile(STREAM_ID)
 _KEY: Final = re.compile("[ -~]{1,255}")
-# What a page sends at most behind what it is refused for and is to see.
+# How much of a refused body is read and thrown away, so that the page that sends it sees the refusal.
 _READ_ON_BYTES: Final = 64 << 20
 SEND_LESS: Final = (
     "Images and files of earlier messages count with each message: send fewer or smaller ones, or begin a new chat."
@@ -203,8 +203,8 @@ def accepted_of(request: Request) -> str:
 async def read_body(request: Request) -> bytes:
     """Read a body of at most `BATON_MAX_BODY_BYTES`. It counts among those that the pod holds until it is released.
 
-    A body that is refused is read on for a while, and thrown away: a client that is still sending when its connection
-    is closed would not see the refusal, but a lost connection.
+    What follows of a refused body is read and thrown away, up to a bound: a client that still sends when its connection
+    is closed sees a lost connection and not the refusal.
 
     Raises:
         BodiesFull: the pod holds as much of other requests' bodies as it may.
@@ -218,16 +218,17 @@ async def read_body(request: Request) -> bytes:
     refusal: RequestError | None = None
     try:
         async for part in request.stream():
-            if refusal is None:
-                refusal = _refusal(pod, body, len(part), max_bytes)
+            if refusal is not None:
+                body.size_bytes += len(part)
+                if body.size_bytes > max_bytes + _READ_ON_BYTES:
+                    break
+                continue
+            refusal = _refusal(pod, body, len(part), max_bytes)
             if refusal is None:
                 parts.append(part)
             else:
                 parts.clear()
                 body.release()
-                body.size_bytes += len(part)
-                if body.size_bytes > max_bytes + _READ_ON_BYTES:
-                    break
     except ClientDisconnect:
         raise InvalidRequest("The body did not arrive whole.") from None
     if refusal is not None:
@@ -237,14 +238,14 @@ async def read_body(request: Request) -> bytes:
 
 
 def release_body(request: Request) -> None:
-    """Count a request's body no longer. To be called by a handler that has dropped it, and waits for long."""
+    """Stop counting a request's body. A handler that has dropped the body calls it before a long wait."""
     body: Body | None = getattr(request.state, "body", None)
     if body is not None:
         body.release()
 
 
 def turn_of(request: Request) -> Callable[[int], Awaitable[None]]:
-    """Return what waits until a request may work on so many bytes, which it then may until it is answered."""
+    """Return what waits for a request's turn to work on many bytes. The turn lasts until the request is answered."""
     return _body_of(request).wait_for_turn
 
 
@@ -266,13 +267,13 @@ def _refusal(pod: Pod, body: Body, size: int, max_bytes: int) -> RequestError | 
         return None
     pod.metrics.rejected["body_bytes"] += 1
     return RequestTooLarge(
-        f"This is larger than {mebibytes(max_bytes)}, and cannot be sent. {SEND_LESS}",
+        f"This is larger than {readable_bytes(max_bytes)}, and cannot be sent. {SEND_LESS}",
         operator=f"a body may have {max_bytes} bytes (BATON_MAX_BODY_BYTES)",
     )
 
 
-def mebibytes(size: int) -> str:
-    """Write a number of bytes as people do."""
+def readable_bytes(size: int) -> str:
+    """Write a number of bytes for people."""
     return f"{size / (1 << 20):.4g} MiB" if size >= 1 << 20 else f"{size} bytes"
 
 

@@ -44,7 +44,7 @@ class AnthropicGenerator(Provider):
     http = http_library(anthropic.DefaultAsyncHttpxClient)
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings, settings.anthropic_model)
+        super().__init__(settings.anthropic_model)
         key = settings.anthropic_api_key.get_secret_value() if settings.anthropic_api_key else ""
         self._max_tokens = settings.anthropic_max_tokens
         self._client = anthropic.AsyncAnthropic(

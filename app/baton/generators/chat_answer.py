@@ -9,7 +9,7 @@ from .answer import Answer, part, usage_event
 from .chat_calls import ChatCalls
 from .done import DONE
 from .protocol import Yielded
-from .provider import reported
+from .sdk_errors import reported
 
 _FINISH_REASONS: Final = {
     "function_call": "tool_calls",

@@ -1,10 +1,10 @@
-"""The tool calls of one answer of the Chat Completions API, put together from their pieces.
+"""The tool calls of one answer of the Chat Completions API, put together from their fragments.
 
-OpenAI's server numbers the calls, and sends each one's id and name once, whole, in its first piece. Compatible servers
-send ids and names late, in pieces, with every piece or not at all. They give all calls the index 0 or none, and send
-the whole arguments once more at the end. So a call is announced when its id, its name and the first of its arguments
-are there, or when it is over. Where the index does not say which call a piece belongs to, its name does, and whether
-the arguments so far are complete.
+OpenAI's server numbers the calls, and sends each one's id and name once, whole, in its first fragment. Compatible
+servers send ids and names late, in parts, with every fragment or not at all. They give all calls the index 0 or none,
+and send the whole arguments once more at the end. So a call is announced when its id, its name and the first of its
+arguments are there, or when it is over. Where the index does not say which call a fragment belongs to, its name does,
+and whether the arguments so far are complete.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LEGACY: Final = "function_call"
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Fragment:
     """What one chunk says of one call."""
 
     index: Hashable
@@ -31,7 +31,7 @@ class Piece:
     arguments: str
 
     @classmethod
-    def of(cls, given: Any) -> Piece:
+    def of(cls, given: Any) -> Fragment:
         """Read an entry of `tool_calls`."""
         called = part(given, "function") or part(given, "custom")
         arguments = part(called, "arguments") or part(called, "input") or ""
@@ -40,7 +40,7 @@ class Piece:
         return cls(part(given, "index"), _text(part(given, "id")), _text(part(called, "name")), arguments)
 
     @classmethod
-    def of_legacy(cls, given: Any) -> Piece:
+    def of_legacy(cls, given: Any) -> Fragment:
         """Read a `function_call`, which has no id and comes alone."""
         return cls(_LEGACY, "call_0", _text(part(given, "name")), _text(part(given, "arguments")))
 
@@ -74,38 +74,38 @@ class ChatCalls:
     def add(self, entries: Iterable[Any]) -> Iterator[Yielded]:
         """Yield what the `tool_calls` of one chunk become."""
         seen: set[Hashable] = {None}
-        for piece in map(Piece.of, entries):
-            yield from self._add(piece, whole=piece.index in seen)
-            seen.add(piece.index)
+        for fragment in map(Fragment.of, entries):
+            yield from self._add(fragment, whole=fragment.index in seen)
+            seen.add(fragment.index)
 
     def add_legacy(self, given: Any) -> Iterator[Yielded]:
         """Yield what a `function_call` becomes; some servers send one beside the same `tool_calls`."""
         if not self._calls or _LEGACY in self._by_index:
-            yield from self._add(Piece.of_legacy(given), whole=False)
+            yield from self._add(Fragment.of_legacy(given), whole=False)
 
     def release(self) -> Iterator[Yielded]:
         """Announce what still waits: no more can come of it."""
         for call in self._calls:
             yield from self._announce(call)
 
-    def _add(self, piece: Piece, *, whole: bool) -> Iterator[Yielded]:
-        call = self._named(piece)
-        if call is None or _begins(piece, call, whole=whole):
+    def _add(self, fragment: Fragment, *, whole: bool) -> Iterator[Yielded]:
+        call = self._named(fragment)
+        if call is None or _begins(fragment, call, whole=whole):
             if call is not None:
                 yield from self._announce_until(call)
-            call = self._by_index[piece.index] = Call()
+            call = self._by_index[fragment.index] = Call()
             self._calls.append(call)
-        yield from self._extend(call, piece)
+        yield from self._extend(call, fragment)
 
-    def _named(self, piece: Piece) -> Call | None:
-        """Return the call that has a piece's index; without one, the call with its id, or the last one."""
-        if piece.index is not None:
-            return self._by_index.get(piece.index)
+    def _named(self, fragment: Fragment) -> Call | None:
+        """Return the call that has a fragment's index; without one, the call with its id, or the last one."""
+        if fragment.index is not None:
+            return self._by_index.get(fragment.index)
         last = self._by_index.get(None)
-        return next((call for call in self._calls if piece.id and call.id == piece.id), last)
+        return next((call for call in self._calls if fragment.id and call.id == fragment.id), last)
 
-    def _extend(self, call: Call, piece: Piece) -> Iterator[Yielded]:
-        arguments = piece.arguments
+    def _extend(self, call: Call, fragment: Fragment) -> Iterator[Yielded]:
+        arguments = fragment.arguments
         if len(arguments) > 1 and arguments.startswith("{") and arguments == "".join(call.arguments):
             arguments = ""  # the whole of them once more
         if arguments:
@@ -113,9 +113,9 @@ class ChatCalls:
         if call.announced:
             yield from self._numbered.extend(call, arguments)
             return
-        call.id = call.id or piece.id
-        # A name may come again with every piece, too.
-        call.name = piece.name if piece.name.startswith(call.name) else call.name + piece.name
+        call.id = call.id or fragment.id
+        # A name may come again with every fragment, too.
+        call.name = fragment.name if fragment.name.startswith(call.name) else call.name + fragment.name
         if call.id and call.name and call.arguments:
             yield from self._announce_until(call)
 
@@ -130,19 +130,19 @@ class ChatCalls:
             yield self._numbered.begin(call, call.id, call.name, "".join(call.arguments))
 
 
-def _begins(piece: Piece, call: Call, *, whole: bool) -> bool:
-    """Whether a piece begins another call than the one that has its index so far.
+def _begins(fragment: Fragment, call: Call, *, whole: bool) -> bool:
+    """Whether a fragment begins another call than the one that has its index so far.
 
     `whole` says that the index cannot tell: it is missing, or comes for the second time in one chunk.
     """
-    if not piece.name or (piece.id and piece.id == call.id):
+    if not fragment.name or (fragment.id and fragment.id == call.id):
         return False
     if whole:
         return True
-    if piece.id and call.id:
-        # Some servers make up an id for each piece.
-        return piece.name != call.name or not call.arguments or call.complete
-    return call.complete and (piece.name != call.name or bool(piece.arguments))
+    if fragment.id and call.id:
+        # Some servers make up an id for each fragment.
+        return fragment.name != call.name or not call.arguments or call.complete
+    return call.complete and (fragment.name != call.name or bool(fragment.arguments))
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""`[DONE]`, the end of a stream of OpenAI's APIs: it tells an answer that is over from a connection that was lost.
+"""`[DONE]`, the end of a stream of OpenAI's APIs: it tells a complete answer from a lost connection.
 
 The SDK stops there and does not say so. Some compatible servers say nothing else: their last chunk has no
 `finish_reason`.
@@ -27,7 +27,7 @@ class Marked:
         self._stream = stream
         self._events = aiter(stream)
         self._body = stream.response.aiter_bytes
-        self._last = b"\n"  # what the last lines of the body may be in
+        self._last = b"\n"  # of the body, long enough to hold the mark
         self._over = False
         stream.response.aiter_bytes = self._watched  # type: ignore[method-assign]
 

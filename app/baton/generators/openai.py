@@ -20,7 +20,8 @@ from .answer import Answer, part, usage_event
 from .chat_answer import ChatAnswer
 from .done import Marked
 from .protocol import Yielded
-from .provider import EventStream, Provider, SdkErrors, http_client, http_library, reported
+from .provider import EventStream, Provider, SdkErrors, http_client, http_library
+from .sdk_errors import reported
 
 _CALLS: Final = frozenset({"function_call", "custom_tool_call"})
 
@@ -37,7 +38,7 @@ class OpenAIProvider(Provider):
     http = http_library(openai.DefaultAsyncHttpxClient)
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings, settings.openai_model)
+        super().__init__(settings.openai_model)
         key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else ""
         self.client = openai.AsyncOpenAI(
             api_key=key or _NO_KEY,

@@ -24,9 +24,7 @@ from ..settings import Settings
 from .answer import Answer, identity
 from .asked import Asked
 from .protocol import GenerationRequest, Yielded, refuse_approvals
-from .sdk_errors import error_object, public, refusal_by_status, reported
-
-__all__ = ["EventStream", "Provider", "SdkErrors", "http_client", "http_library", "public", "reported"]
+from .sdk_errors import error_object, failed, refusal_by_status, reported, timeout, unreachable
 
 # How long usage and the end of the file may still take once the provider has said why it stopped.
 _TRAILER_SECONDS = 2.0
@@ -63,9 +61,8 @@ class Provider(ABC):
     errors: ClassVar[SdkErrors]
     http: ClassVar[Any]  # the module of the HTTP library that the SDK takes
 
-    def __init__(self, settings: Settings, model: str | None) -> None:
+    def __init__(self, model: str | None) -> None:
         self._default_model = model
-        self._silence_seconds = settings.provider_timeout_seconds
 
     @abstractmethod
     def body(self, given: Any) -> dict[str, Any]:
@@ -151,23 +148,20 @@ class Provider(ABC):
     def _refusal(self, error: Exception) -> GenerationError:
         """Say why no answer began."""
         status = getattr(error, "status_code", None)
-        if isinstance(error, self.errors.timeout | self.http.TimeoutException) or status == 408:
-            return GenerationError("provider_timeout", "The model provider did not answer in time.")
+        if isinstance(error, self.errors.timeout | self.http.TimeoutException):
+            return timeout(begun=False)
         if isinstance(status, int):
             return refusal_by_status(status, error)
         if isinstance(error, self.errors.connection | self.http.HTTPError | OSError):
-            return GenerationError("provider_unreachable", "The model provider cannot be reached.")
-        return GenerationError("provider_error", "The model provider could not be asked.")
+            return unreachable(begun=False)
+        return failed()
 
     def _break(self, error: Exception) -> GenerationError:
         """Say why an answer that had begun stopped."""
         if isinstance(error, self.errors.timeout | self.http.TimeoutException):
-            return GenerationError(
-                "provider_timeout",
-                f"The model provider was silent for {self._silence_seconds:g} seconds in mid-answer.",
-            )
+            return timeout(begun=True)
         if isinstance(error, self.errors.connection | self.http.HTTPError | OSError):
-            return GenerationError("provider_cut_off", "The connection to the model provider broke in mid-answer.")
+            return unreachable(begun=True)
         if isinstance(error, self.errors.any):
             return reported(error_object(error))
         return GenerationError("provider_error", "The model provider sent something that cannot be read.")

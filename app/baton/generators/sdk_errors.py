@@ -12,6 +12,7 @@ Sentences of errors reach the client: they hold no key, no address and nothing o
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -21,9 +22,10 @@ from typing import Any, Final
 from ..errors import GenerationError
 
 # Which classes of which packages speak of a model's provider; their subclasses do too. Others of the same packages are
-# a program's own mistakes, and limits that it has set. Several SDKs are made by the generator that makes OpenAI's.
+# a program's own mistakes, and limits that it has set. Several SDKs come from one code generator, and share its names.
 _SDKS: Final = {
-    **{package: {"APIError"} for package in ("openai", "anthropic", "groq", "together", "cerebras")},
+    **{package: {"APIError"} for package in ("anthropic", "groq", "together", "cerebras")},
+    "openai": {"APIError", "ContentFilterFinishReasonError"},
     "cohere": {"ApiError"},
     "google.genai": {"APIError"},
     "langchain_core": {"ContextOverflowError"},
@@ -31,7 +33,6 @@ _SDKS: Final = {
     "ollama": {"ResponseError"},
     "pydantic_ai": {"ModelAPIError", "ContentFilterError"},
 }
-_FINISHES: Final = {"openai": {"ContentFilterFinishReasonError"}}
 _HTTP: Final = {package: {"HTTPError"} for package in ("httpx", "httpx2")}
 
 # What the names of an exception's class and of its bases say.
@@ -78,7 +79,7 @@ def as_generation_error(error: BaseException, *, begun: bool = False, http: bool
             return found
     # Of no class of their own: mostly errors that a provider reported in mid-answer.
     for item in theirs:
-        return reported(error_object(item)) if begun else _failed()
+        return reported(error_object(item)) if begun else failed()
     return None
 
 
@@ -88,7 +89,7 @@ def refusal_by_status(status: int, error: BaseException, *causes: BaseException)
     `causes` may have the headers that `error` lacks.
     """
     if status == 408:
-        return _timeout(begun=False)
+        return timeout(begun=False)
     if status == 429:
         return GenerationError(
             "provider_rate_limited", f"The model provider is limiting requests.{_wait(error, *causes)}"
@@ -127,6 +128,25 @@ def reported(error: Mapping[str, Any]) -> GenerationError:
     )
 
 
+def timeout(*, begun: bool) -> GenerationError:
+    """Say that the provider was silent for too long, before its answer or in the midst of it."""
+    if begun:
+        return GenerationError("provider_timeout", "The model provider was silent for too long in mid-answer.")
+    return GenerationError("provider_timeout", "The model provider did not answer in time.")
+
+
+def unreachable(*, begun: bool) -> GenerationError:
+    """Say that there is no connection to the provider, or none any more."""
+    if begun:
+        return GenerationError("provider_cut_off", "The connection to the model provider broke in mid-answer.")
+    return GenerationError("provider_unreachable", "The model provider cannot be reached.")
+
+
+def failed() -> GenerationError:
+    """Say that no answer began, and nothing tells why."""
+    return GenerationError("provider_error", "The model provider could not be asked.")
+
+
 def error_object(error: BaseException) -> Mapping[str, Any]:
     """Return the provider's error object, which one SDK unwraps and the other does not."""
     body = getattr(error, "body", None)
@@ -159,12 +179,11 @@ def _unwrapped(error: BaseException) -> Iterator[BaseException]:
 
 
 def _speaks_of_provider(error: BaseException, *, http: bool) -> bool:
-    known = ({**_SDKS, **_HTTP} if http else _SDKS), _FINISHES
+    known = {**_SDKS, **_HTTP} if http else _SDKS
     return any(
         cls.__name__ in names and f"{cls.__module__}.".startswith(f"{package}.")
         for cls in type(error).__mro__
-        for table in known
-        for package, names in table.items()
+        for package, names in known.items()
     )
 
 
@@ -179,9 +198,9 @@ def _specific(error: BaseException, wrapped: list[BaseException], *, begun: bool
     if status is not None and "APIStatusError" in names:
         return refusal_by_status(status, error, *wrapped)
     if _TIMEOUT.search(names):
-        return _timeout(begun=begun)
+        return timeout(begun=begun)
     if _CONNECTION.search(names):
-        return _unreachable(begun=begun)
+        return unreachable(begun=begun)
     if _LIMITED.search(names):
         status = 429
     elif _REFUSED.search(names):
@@ -216,28 +235,12 @@ def _seconds(given: object) -> int | None:
     if not isinstance(given, str):
         return None
     if re.fullmatch(r"\d{1,6}(\.\d{1,9})?", given, re.ASCII):
-        return -(-int(float(given) * 1000) // 1000)
+        return math.ceil(float(given))
     try:
         seconds = parsedate_to_datetime(given).timestamp() - time.time()
     except (TypeError, ValueError, OverflowError):
         return None
     return min(_MOST_WAIT_SECONDS, max(1, round(seconds)))
-
-
-def _timeout(*, begun: bool) -> GenerationError:
-    if begun:
-        return GenerationError("provider_timeout", "The model provider was silent for too long in mid-answer.")
-    return GenerationError("provider_timeout", "The model provider did not answer in time.")
-
-
-def _unreachable(*, begun: bool) -> GenerationError:
-    if begun:
-        return GenerationError("provider_cut_off", "The connection to the model provider broke in mid-answer.")
-    return GenerationError("provider_unreachable", "The model provider cannot be reached.")
-
-
-def _failed() -> GenerationError:
-    return GenerationError("provider_error", "The model provider could not be asked.")
 
 
 def _too_long() -> GenerationError:

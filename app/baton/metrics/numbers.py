@@ -77,7 +77,7 @@ def quantile(bounds: Sequence[float], counts: Sequence[int], part: float) -> flo
 
 
 class LabelledHistogram:
-    """A histogram for each combination of labels. The caller sees that they are few."""
+    """A histogram for each combination of labels. The caller keeps these few."""
 
     __slots__ = ("_bounds", "_children", "_documentation", "_labels", "_name")
 
@@ -110,8 +110,8 @@ class LabelledHistogram:
 class LabelledCounter:
     """A counter for each combination of labels.
 
-    The last one may have any values: 50 of them count by themselves, and what comes then counts as "other". The caller
-    sees that those of the others are few.
+    The last one may have any values: the first 50 count separately, and all others as "other". The caller keeps the
+    values of the other labels few.
     """
 
     __slots__ = ("_counts", "_documentation", "_labels", "_last", "_name")

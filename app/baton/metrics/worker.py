@@ -32,14 +32,14 @@ _TOKEN_TYPES: Final = {
 
 
 class Labels(NamedTuple):
-    """Whose a number is: both are names that the settings know, "other", or empty where none is known."""
+    """The generator and the model of a number: each is a name from the settings, "other", or empty if it is unknown."""
 
     generator: str = ""
     model: str = ""
 
 
 class Names:
-    """The names that may stand in labels. Those that clients choose may be any: they would make a series each."""
+    """The names that may stand in labels. Clients may choose any others, and each would make a series."""
 
     def __init__(self, generators: Set[str] = frozenset(), models: Set[str] = frozenset()) -> None:
         self._generators = generators
