@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import openai
 import pytest
 from tests.generators.generation import hear, request
 from tests.generators.provider_server import ProviderServer, Reply, data_frames, event_frames, refusal
@@ -117,7 +118,9 @@ async def test_a_whole_answer(api: Api) -> None:
         again = await hear(generate, [{"role": "user", "content": "And again."}])
     assert (heard.text, heard.finish_reason, heard.error) == ("Hello", "stop", None)
     assert again.text == "Hello"
-    assert server.connections == 1, "a finished answer leaves its connection to the next request"
+    # Before its third major release, OpenAI's SDK closed the connection at `[DONE]`.
+    closed = api.settings.get("openai_api") == "chat" and openai.VERSION < "3"
+    assert server.connections == (2 if closed else 1), "a finished answer leaves its connection to the next request"
     first, second = (item.body for item in server.requests)
     assert first["stream"] is True
     assert first["model"] == "a-model"
