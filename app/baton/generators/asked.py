@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+from ..events import without_surrogates
 from .protocol import Generator
+
+logger = logging.getLogger(__name__)
+
+# Clients may name any model, and the name goes into each line and span of its stream.
+_LONGEST_NAME: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +27,20 @@ NOBODY = Asked()
 
 
 def asked_by(generator: Generator, given: Any) -> Asked:
-    """Return the model that a generator will ask for an input. Of most custom generators that is not known."""
+    """Return the model that a generator will ask for an input. Of most custom generators that is not known.
+
+    It never fails: an input that a custom generator does not expect here is for the generator to refuse.
+    """
     tell = getattr(generator, "asked_model", None)
-    found = tell(given) if callable(tell) else None
-    return found if isinstance(found, Asked) else NOBODY
+    if not callable(tell):
+        return NOBODY
+    try:
+        found = tell(given)
+    except Exception:
+        logger.warning("`asked_model` of the generator %.80r failed.", type(generator).__qualname__, exc_info=True)
+        return NOBODY
+    return Asked(_name(found.model), _name(found.provider)) if isinstance(found, Asked) else NOBODY
+
+
+def _name(given: object) -> str | None:
+    return without_surrogates(given[:_LONGEST_NAME]) if isinstance(given, str) else None
