@@ -76,5 +76,8 @@ async def test_large_bodies_are_worked_on_one_by_one() -> None:
     assert held.turn.locked()
     first.release()
     await waiting
+    assert second.give_turn_away()
+    assert not held.turn.locked()
+    assert not second.give_turn_away()
     second.release()
     assert not held.turn.locked()

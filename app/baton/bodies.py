@@ -104,11 +104,16 @@ class Body:
             await self._bodies.turn.acquire()
             self._has_turn = True
 
+    def give_turn_away(self) -> bool:
+        """Let the next one have its turn; return whether this one had it."""
+        had_turn, self._has_turn = self._has_turn, False
+        if had_turn:
+            self._bodies.turn.release()
+        return had_turn
+
     def release(self) -> None:
         """Count nothing more, and let the next one have its turn: the content is dropped. It may be called again."""
-        if self._has_turn:
-            self._bodies.turn.release()
-            self._has_turn = False
+        self.give_turn_away()
         if self._counted:
             self._bodies.give_back(self._tenant, self._counted)
             self._counted = 0

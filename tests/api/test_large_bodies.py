@@ -12,6 +12,7 @@ import pytest
 from tests.cluster import Cluster, RunningPod, Tap
 from tests.logbook import until
 
+from baton.bodies import FREE_BYTES
 from baton.generators import GenerationRequest
 from baton.generators.conversation import messages
 from baton.generators.protocol import Yielded
@@ -20,19 +21,15 @@ from baton.settings import Settings
 MIB = 1 << 20
 PICTURE = "data:image/jpeg;base64," + "A1b2" * (10 * MIB // 4)
 
-UI = {
-    "id": "chat",
-    "messages": [
-        {
-            "id": "m1",
-            "role": "user",
-            "parts": [
-                {"type": "text", "text": "What is this?"},
-                {"type": "file", "mediaType": "image/jpeg", "url": PICTURE},
-            ],
-        }
+QUESTION = {
+    "id": "m1",
+    "role": "user",
+    "parts": [
+        {"type": "text", "text": "What is this?"},
+        {"type": "file", "mediaType": "image/jpeg", "url": PICTURE},
     ],
 }
+UI = {"id": "chat", "messages": [QUESTION]}
 CHAT = {
     "model": "replay",
     "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PICTURE}}]}],
@@ -142,6 +139,51 @@ async def test_a_client_that_sends_too_much_reads_what_to_do(
     assert b"This is larger than 1 MiB, and cannot be sent. Images and files of earlier messages count" in answer
     assert b"BATON_" not in answer
     assert "BATON_MAX_BODY_BYTES" in caplog.text
+
+
+async def test_a_body_that_can_never_be_taken_is_not_to_be_sent_again(cluster: Cluster) -> None:
+    """Where all bodies together may have as much as one of them, both bounds are exceeded."""
+    pod = await cluster.pod(max_body_bytes=MIB, bodies_bytes=MIB)
+    answer = await said_last(pod, "/v1/streams", b"x" * (8 * MIB))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"retry-after" not in answer
+    assert pod.metric("baton_body_bytes") == 0
+
+
+class Stubborn:
+    """A generator that goes on for a while when it is cancelled."""
+
+    def __init__(self) -> None:
+        self.cancelled = asyncio.Event()
+        self.may_stop = asyncio.Event()
+
+    async def __call__(self, _request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
+        yield "Half"
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+            await self.may_stop.wait()
+
+
+async def test_a_message_that_waits_for_an_answer_to_stop_lets_other_large_bodies_go_first(cluster: Cluster) -> None:
+    pod = await cluster.pod()
+    stubborn = Stubborn()
+    await cluster.worker({"replay": stubborn})
+    url = f"{pod.url}/v1/ai-sdk/chat"
+    first = asyncio.create_task(cluster.client.post(url, json=UI))
+    await until(lambda: pod.metric("baton_subscribers") == 1)
+    assert (await cluster.client.post(f"{url}/chat/stop")).status_code == 202
+    await stubborn.cancelled.wait()
+    body = orjson.dumps({"id": "chat", "message": {**QUESTION, "id": "m2"}})
+    second = asyncio.create_task(cluster.client.post(url, content=body))
+    await until(lambda: pod.pod.metrics.body_bytes == len(body) - FREE_BYTES)
+    other = await cluster.client.post(f"{pod.url}/v1/streams", json={"input": PICTURE})
+    assert other.status_code == 201
+    assert not second.done()
+    second.cancel()
+    stubborn.may_stop.set()
+    await first
 
 
 async def said_last(pod: RunningPod, path: str, body: bytes) -> bytes:

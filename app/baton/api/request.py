@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
 from typing import Any, Final, Protocol
 from uuid import UUID
 
@@ -214,6 +215,8 @@ async def read_body(request: Request) -> bytes:
     pod = pod_of(request)
     max_bytes = pod.settings.max_body_bytes
     body = _body_of(request)
+    announced = request.headers.get("content-length", "")
+    announced_bytes = int(announced[:20]) if announced.isdecimal() else 0
     parts: list[bytes] = []
     refusal: RequestError | None = None
     try:
@@ -223,7 +226,7 @@ async def read_body(request: Request) -> bytes:
                 if body.size_bytes > max_bytes + _READ_ON_BYTES:
                     break
                 continue
-            refusal = _refusal(pod, body, len(part), max_bytes)
+            refusal = _refusal(pod, body, len(part), announced_bytes)
             if refusal is None:
                 parts.append(part)
             else:
@@ -244,6 +247,16 @@ def release_body(request: Request) -> None:
         body.release()
 
 
+@contextlib.asynccontextmanager
+async def without_turn(request: Request) -> AsyncIterator[None]:
+    """Let other large bodies have their turns within the block, which waits for something else than the processor."""
+    body = _body_of(request)
+    had_turn = body.give_turn_away()
+    yield
+    if had_turn:
+        await body.wait_for_turn(body.size_bytes)
+
+
 def turn_of(request: Request) -> Callable[[int], Awaitable[None]]:
     """Return what waits for a request's turn to work on many bytes. The turn lasts until the request is answered."""
     return _body_of(request).wait_for_turn
@@ -257,13 +270,17 @@ def _body_of(request: Request) -> Body:
     return body
 
 
-def _refusal(pod: Pod, body: Body, size: int, max_bytes: int) -> RequestError | None:
-    """Count what has arrived of a body; return the error if that is too much."""
-    try:
-        body.grow(size)
-    except BodiesFull as error:
-        return error
-    if body.size_bytes <= max_bytes:
+def _refusal(pod: Pod, body: Body, size: int, announced_bytes: int) -> RequestError | None:
+    """Count what has arrived of a body; return the error if that is too much, or if too much is to come.
+
+    A body that is too large would be so again: it is not to be sent again, as one that finds no room is.
+    """
+    max_bytes = pod.settings.max_body_bytes
+    if max(body.size_bytes + size, announced_bytes) <= max_bytes:
+        try:
+            body.grow(size)
+        except BodiesFull as error:
+            return error
         return None
     pod.metrics.rejected["body_bytes"] += 1
     return RequestTooLarge(

@@ -34,7 +34,7 @@ from ..errors import (
 )
 from ..streams import IdempotencyKey, NewStream, Stream
 from . import actions
-from .request import charge_rows, pod_of, principal_of, turn_of
+from .request import charge_rows, pod_of, principal_of, turn_of, without_turn
 
 # No client can send a key that begins so.
 _KEY_PREFIX: Final = "\tchat "
@@ -142,16 +142,19 @@ def _is_repeated(turn: Turn, stream: Stream, digest: str | None) -> bool:
 
 async def _stopped(request: Request, stream: Stream) -> Stream:
     """Wait for the end of an answer that was asked to stop."""
+    if stream.ended:
+        return stream
     pauses = iter(_STOPPING_SECONDS)
-    while not stream.ended:
-        pause = next(pauses, None)
-        if stream.cancel_requested_at is None or pause is None:
-            raise AnswerRunning(f"The answer {stream.id} of this chat is under way. Wait for its end, or stop it.")
-        await asyncio.sleep(pause)
-        found = await streams.get(pod_of(request).pool, stream.id)
-        if found is None:
-            raise ConversationGone("The last answer of this chat was erased.")
-        stream = found
+    async with without_turn(request):
+        while not stream.ended:
+            pause = next(pauses, None)
+            if stream.cancel_requested_at is None or pause is None:
+                raise AnswerRunning(f"The answer {stream.id} of this chat is under way. Wait for its end, or stop it.")
+            await asyncio.sleep(pause)
+            found = await streams.get(pod_of(request).pool, stream.id)
+            if found is None:
+                raise ConversationGone("The last answer of this chat was erased.")
+            stream = found
     return stream
 
 

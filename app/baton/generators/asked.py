@@ -6,9 +6,13 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ..events import without_surrogates
 from .protocol import Generator
 
 logger = logging.getLogger(__name__)
+
+# Clients may name any model, and the name goes into each line and span of its stream.
+_LONGEST_NAME: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +29,18 @@ NOBODY: Final = Asked()
 def asked_by(generator: Generator, given: Any) -> Asked:
     """Return the model that a generator will ask for an input. Of most custom generators that is not known.
 
-    A custom generator's own method that fails harms only its labels: the stream runs.
+    It never fails: an input that a custom generator does not expect here is for the generator to refuse.
     """
-    ask = getattr(generator, "asked_model", None)
+    tell = getattr(generator, "asked_model", None)
+    if not callable(tell):
+        return NOBODY
     try:
-        found = ask(given) if callable(ask) else None
+        found = tell(given)
     except Exception:
-        logger.exception("The generator's asked_model() failed, so the stream's model is unknown.")
+        logger.warning("`asked_model` of the generator %.80r failed.", type(generator).__qualname__, exc_info=True)
         return NOBODY
     return Asked(_name(found.model), _name(found.provider)) if isinstance(found, Asked) else NOBODY
 
 
 def _name(given: object) -> str | None:
-    """Return a name. What a client has put in its place may be anything."""
-    return given if isinstance(given, str) else None
+    return without_surrogates(given[:_LONGEST_NAME]) if isinstance(given, str) else None
