@@ -201,8 +201,9 @@ def test_a_signal_ends_it_and_leaves_nothing(folder: Path, moment: str, number: 
         assert running.left_folders() == []
 
 
-def test_a_reader_that_goes_away_leaves_nothing(folder: Path) -> None:
-    command = f"'{sys.executable}' -m baton demo | head -n 4"
+@pytest.mark.parametrize("lines", [4, 12], ids=["while it starts", "in the answer"])
+def test_a_reader_that_goes_away_leaves_nothing(folder: Path, lines: int) -> None:
+    command = f"'{sys.executable}' -m baton demo | head -n {lines}"
     environment = clean_environment() | {"TMPDIR": str(folder)}
     process = subprocess.Popen(["bash", "-o", "pipefail", "-c", command], env=environment, stdout=subprocess.DEVNULL)
     assert process.wait(SECONDS) == 1

@@ -232,6 +232,11 @@ def test_a_protection_that_is_asked_for_by_a_variable_of_libpq_is_not_dropped_ei
     assert for_asyncpg("postgresql://h/n")["sslmode"] == "require"
 
 
+def test_the_options_of_a_variable_of_libpq_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGOPTIONS", "-c search_path=mine")
+    assert arguments("postgresql://h/n")["server_settings"] == {"options": "-c search_path=mine"}
+
+
 @pytest.mark.parametrize(
     ("given", "meant"),
     [

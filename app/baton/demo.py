@@ -29,7 +29,7 @@ from .errors import BatonError, DemoError
 from .interruption import Interrupted, interruptible
 from .migrate import migrate
 from .settings import Settings
-from .terminal import Answer, Flow
+from .terminal import Answer, Flow, Output
 from .verdict import Verdict
 
 QUESTION: Final = "Why should an answer outlive its machine?"
@@ -67,7 +67,7 @@ class Demo:
         self._settings = settings
         self._port = port
         self._serves = False
-        self._console = Console(highlight=False)
+        self._console = Output()
         self.flow = Flow(self._console)
         self._answer = Answer(self.flow)
         self._mourned: Child | None = None

@@ -66,6 +66,7 @@ _SSL_MODES: Final = {"no-verify": "require", "true": "require", "1": "require", 
 # Variables that libpq goes by, and asyncpg does not, or not to the same end.
 VARIABLES: Final = {
     "PGHOSTADDR": "hostaddr",
+    "PGOPTIONS": "options",
     "PGSERVICE": "service",
     "PGSERVICEFILE": "servicefile",
     "PGPASSFILE": "passfile",

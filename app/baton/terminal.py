@@ -5,7 +5,10 @@ A model's text may hold control characters, which a terminal would obey: they ar
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import sys
 from typing import Any, Final
 
 import orjson
@@ -23,6 +26,23 @@ _STYLES: Final = {
     "tool_approval": "yellow",
     "custom": "dim",
 }
+
+
+class Output(Console):
+    """Standard output of a command that has processes to end: it raises when its reader goes away (`| head`).
+
+    rich would end the process with `SystemExit`, which in a task of asyncio's stops the loop and leaves the others
+    without their clean-up.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        """Raise BrokenPipeError, and write nothing more."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 class Flow:

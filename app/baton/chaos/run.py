@@ -28,6 +28,7 @@ from ..errors import ConfigurationError, DemoError
 from ..interruption import Interrupted, interruptible
 from ..migrate import migrate
 from ..settings import Settings
+from ..terminal import Output
 from .audience import Audience, Violation
 from .faults import Director, Lines, possible_kinds
 from .memory import Memory
@@ -85,7 +86,7 @@ def run(options: Options) -> int:
         ConfigurationError: the database or an option is not as it must be.
     """
     dsn = _named_database(options)
-    chaos = Chaos(options, dsn, Console(highlight=False))
+    chaos = Chaos(options, dsn, Output())
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             return runner.run(interruptible(chaos.run()))
