@@ -50,7 +50,7 @@ test-lowest: install ## The tests on the oldest releases of what Baton depends o
 		--output-file $(LOWEST)/requirements.txt pyproject.toml
 	@VIRTUAL_ENV=$(LOWEST) $(UV) pip sync --quiet $(LOWEST)/requirements.txt
 	@VIRTUAL_ENV=$(LOWEST) $(UV) pip install --quiet --no-deps $(UV_RELEASE) --editable .
-	@$(LOWEST)/bin/pytest -q -n 4 -m "not slow and not clients" --ignore tests/clients
+	@$(LOWEST)/bin/pytest -q -n 4 -m "not slow" --ignore tests/clients
 
 test-all: lint ## All tests, those that take longer too, on the oldest Postgres where there is one, and test-lowest
 	@$(RUN)pytest -q -n 4

@@ -16,6 +16,9 @@ from tests.generators.provider_server import Ending, ProviderServer, Reply, even
 from baton.generators import anthropic, openai
 from baton.settings import Settings
 
+# Each body comes whole and byte by byte, through the SDKs: left to `make test-clients` and `make test-lowest`.
+pytestmark = pytest.mark.clients
+
 DONE = b"data: [DONE]\n\n"
 Call = tuple[str, str, str]
 
