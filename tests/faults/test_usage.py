@@ -1,4 +1,4 @@
-"""What a stream has used, when workers die: the sum is in its end and its row, whoever wrote them."""
+"""What a stream has used, when workers die: the sum is in its end and its row, whichever process wrote them."""
 
 from __future__ import annotations
 

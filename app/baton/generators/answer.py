@@ -77,6 +77,18 @@ def identity(event: Any) -> dict[str, str | None]:
     return {name: value if isinstance(value, str) else None for name, value in found.items()}
 
 
-def usage_event(**tokens: int | None) -> Yielded:
+def usage_event(**tokens: int | None) -> dict[str, Any]:
     """Return a usage event of the counts that are known."""
     return {"type": "usage", **{name: count for name, count in tokens.items() if count is not None}}
+
+
+def openai_usage(usage: Any, sent: str, made: str) -> dict[str, Any]:
+    """Return the usage event of one of OpenAI's APIs, which differ in what they call the tokens `sent` and `made`."""
+    return usage_event(
+        input_tokens=part(usage, f"{sent}_tokens"),
+        output_tokens=part(usage, f"{made}_tokens"),
+        total_tokens=part(usage, "total_tokens"),
+        cached_tokens=part(usage, f"{sent}_tokens_details", "cached_tokens"),
+        cache_write_tokens=part(usage, f"{sent}_tokens_details", "cache_write_tokens"),
+        reasoning_tokens=part(usage, f"{made}_tokens_details", "reasoning_tokens"),
+    )

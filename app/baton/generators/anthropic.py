@@ -131,8 +131,7 @@ class MessagesAnswer(Answer):
         """A call without arguments sends no delta; the empty string would be no JSON."""
         index = part(event, "index")
         if index in self._input_by_block:
-            whole = orjson.dumps(self._input_by_block.pop(index) or {}).decode()
-            yield from self.tool_calls.complete(index, whole)
+            yield from self._complete(index)
 
     def _end(self, event: Any) -> Iterator[Yielded]:
         self._count(part(event, "usage"))
@@ -144,11 +143,14 @@ class MessagesAnswer(Answer):
     def _stop(self, event: Any) -> Iterator[Yielded]:
         """End the answer: some compatible servers never say why it ends, and some do not end its blocks."""
         self._count(part(event, "usage"))
-        for index, given in self._input_by_block.items():
-            yield from self.tool_calls.complete(index, orjson.dumps(given or {}).decode())
-        self._input_by_block = {}
+        for index in list(self._input_by_block):
+            yield from self._complete(index)
         if self.finish_reason is None:
             self.finish_reason = "tool_calls" if self.tool_calls.count else "stop"
+
+    def _complete(self, index: int) -> Iterator[Yielded]:
+        whole = orjson.dumps(self._input_by_block.pop(index) or {}).decode()
+        yield from self.tool_calls.complete(index, whole)
 
     def _count(self, usage: Any) -> None:
         """Keep the counts; they are totals so far, and a later event may leave some out."""

@@ -31,11 +31,11 @@ def asked_by(generator: Generator, given: Any) -> Asked:
 
     It never fails: an input that a custom generator does not expect here is for the generator to refuse.
     """
-    tell = getattr(generator, "asked_model", None)
-    if not callable(tell):
+    ask = getattr(generator, "asked_model", None)
+    if not callable(ask):
         return NOBODY
     try:
-        found = tell(given)
+        found = ask(given)
     except Exception:
         logger.warning("`asked_model` of the generator %.80r failed.", type(generator).__qualname__, exc_info=True)
         return NOBODY

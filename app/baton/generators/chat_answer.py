@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 
-from .answer import Answer, part, usage_event
+from .answer import Answer, openai_usage, part
 from .chat_calls import ChatCalls
 from .done import DONE
 from .protocol import Yielded
@@ -90,7 +90,7 @@ class ChatAnswer(Answer):
     def _count(self, usage: Any) -> None:
         """Keep the counts; they are totals so far, and a later chunk may leave some out."""
         if usage:
-            self._counts.update(_usage(usage))
+            self._counts.update(openai_usage(usage, "prompt", "completion"))
             self.usage = self._counts
 
 
@@ -106,16 +106,3 @@ def _content(content: Any) -> Iterator[Yielded]:
                     yield {"type": "reasoning", "delta": text}
             else:
                 yield from _content(part(item, "text"))
-
-
-def _usage(usage: Any) -> Mapping[str, Any]:
-    found = usage_event(
-        input_tokens=part(usage, "prompt_tokens"),
-        output_tokens=part(usage, "completion_tokens"),
-        total_tokens=part(usage, "total_tokens"),
-        cached_tokens=part(usage, "prompt_tokens_details", "cached_tokens"),
-        cache_write_tokens=part(usage, "prompt_tokens_details", "cache_write_tokens"),
-        reasoning_tokens=part(usage, "completion_tokens_details", "reasoning_tokens"),
-    )
-    assert isinstance(found, Mapping)
-    return found

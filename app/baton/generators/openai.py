@@ -16,7 +16,7 @@ import openai
 from ..errors import GenerationError
 from ..settings import Settings
 from . import conversation
-from .answer import Answer, part, usage_event
+from .answer import Answer, openai_usage, part
 from .chat_answer import ChatAnswer
 from .done import Marked
 from .protocol import Yielded
@@ -258,13 +258,4 @@ def _names_of(event: Any) -> set[Hashable]:
 
 
 def _responses_usage(usage: Any) -> Yielded | None:
-    if usage is None:
-        return None
-    return usage_event(
-        input_tokens=part(usage, "input_tokens"),
-        output_tokens=part(usage, "output_tokens"),
-        total_tokens=part(usage, "total_tokens"),
-        cached_tokens=part(usage, "input_tokens_details", "cached_tokens"),
-        cache_write_tokens=part(usage, "input_tokens_details", "cache_write_tokens"),
-        reasoning_tokens=part(usage, "output_tokens_details", "reasoning_tokens"),
-    )
+    return None if usage is None else openai_usage(usage, "input", "output")
