@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 from tests.cluster import Cluster
-from tests.logbook import DEADLINE_SECONDS
+from tests.processes import finished
 
 from baton.generators.registry import load_generators
 from baton.settings import Settings
@@ -31,18 +31,9 @@ def code_of(heading: str) -> str:
 
 
 async def run_script(source: str) -> str:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", source, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    try:
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            output, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0, output.decode()
-    return output.decode()
+    status, out, err = await finished("-c", source, env=os.environ, command=Path(sys.executable))
+    assert status == 0, out + err
+    return out + err
 
 
 async def test_the_python_client_prints_the_answer(cluster: Cluster) -> None:

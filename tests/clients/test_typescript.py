@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
 import re
 import shutil
-from asyncio.subprocess import PIPE, STDOUT
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from tests.clients.balancer import balancer
 from tests.clients.node import CLIENTS, HERE, Node
 from tests.clients.pods import ANSWER, WORDS, two_pods
 from tests.cluster import Cluster
-from tests.logbook import DEADLINE_SECONDS
+from tests.processes import finished
 
 SOURCES = HERE / "typescript"
 STRICT = ("--strict", "--target", "es2022", "--lib", "es2022,dom,dom.iterable")
@@ -62,13 +61,6 @@ async def generate(folder: Path, url: str) -> None:
 
 
 async def run(folder: Path, tool: str, *arguments: str) -> None:
-    command = ("node", str(folder / "node_modules" / ".bin" / tool), *arguments)
-    process = await asyncio.create_subprocess_exec(*command, cwd=folder, stdout=PIPE, stderr=STDOUT)
-    try:
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            said, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0, said.decode()
+    script = folder / "node_modules" / ".bin" / tool
+    status, out, err = await finished(script, *arguments, env=os.environ, command=Path("node"), cwd=folder)
+    assert status == 0, out + err
