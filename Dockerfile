@@ -32,7 +32,7 @@ ENV PATH=/opt/baton/bin:$PATH \
     BATON_HOST=0.0.0.0 \
     BATON_PORT=8000
 # The standard library comes without bytecode, and a user who cannot write there would compile it at each start: 1.5 s.
-RUN ["python", "-c", "import baton.cli, baton.doctor.report, baton.maintain, baton.migrate"]
+RUN ["python", "-c", "import baton.cli, baton.doctor.report, baton.schema.maintain, baton.schema.migrate"]
 # Not every image of Python keeps the interpreter where others than root may go.
 RUN ["chmod", "a+x", "/root"]
 WORKDIR /app

@@ -37,13 +37,13 @@ import orjson
 import psutil
 import uvloop
 
-from baton import log, streams
-from baton.embedded import embedded_postgres
+from baton.db import event_log, streams
+from baton.db.event_log import Append
+from baton.db.streams import NewStream
+from baton.demo.embedded import embedded_postgres
 from baton.events import encode_text
-from baton.log import Append
-from baton.migrate import migrate
 from baton.outcome import Outcome
-from baton.streams import NewStream
+from baton.schema.migrate import migrate
 
 from .attacker import attacking
 from .cluster import cluster
@@ -167,9 +167,9 @@ async def long_stream(pool: asyncpg.Pool[asyncpg.Record]) -> UUID:
     async with pool.acquire() as connection:
         for number in range(LONG_BATCHES):
             first = number * len(lines) + 1
-            await log.append(connection, [Append(stream.id, 1, first, first + len(lines) - 1, b"\n".join(lines))])
+            await event_log.append(connection, [Append(stream.id, 1, first, first + len(lines) - 1, b"\n".join(lines))])
         last, end = LONG_BATCHES * len(lines) + 1, Outcome.completed("stop")
-        await log.append(connection, [Append(stream.id, 1, last, last, end.encode(), end)])
+        await event_log.append(connection, [Append(stream.id, 1, last, last, end.encode(), end)])
     return stream.id
 
 
@@ -262,7 +262,7 @@ async def run(dsn: str, folder: Path, given: argparse.Namespace) -> Result:
 
 async def has_all(pool: asyncpg.Pool[asyncpg.Record], stream_id: UUID, viewer: Viewer) -> bool:
     """Whether a viewer has seen the end, and as many events as there are; that each came once it has seen itself."""
-    tail = await log.read_tail(pool, stream_id)
+    tail = await event_log.read_tail(pool, stream_id)
     return viewer.seq == tail.last_seq and tail.outcome is not None and b'"status":"cancelled"' in viewer.end
 
 

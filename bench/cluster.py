@@ -9,7 +9,7 @@ from typing import Final
 
 import httpx2
 
-from baton.cluster import Cluster, Program, reserved_port
+from baton.demo.cluster import Cluster, Program, reserved_port
 
 ROOT: Final = Path(__file__).parent.parent
 

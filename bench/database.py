@@ -23,11 +23,11 @@ from pathlib import Path
 import asyncpg
 from asyncpg import Record
 
-from baton import streams
-from baton.database import Pool
-from baton.embedded import embedded_postgres
-from baton.migrate import migrate
-from baton.streams import NewStream
+from baton.db import streams
+from baton.db.postgres import Pool
+from baton.db.streams import NewStream
+from baton.demo.embedded import embedded_postgres
+from baton.schema.migrate import migrate
 
 _WAL = """
 SELECT sum(w.wal_bytes)::bigint, sum(w.wal_fpi)::bigint

@@ -23,8 +23,8 @@ import orjson
 import psutil
 import uvloop
 
-from baton.embedded import embedded_postgres
-from baton.migrate import migrate
+from baton.demo.embedded import embedded_postgres
+from baton.schema.migrate import migrate
 
 from .cluster import cluster
 from .postgres import postmaster

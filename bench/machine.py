@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import psutil
 
-from baton.embedded import embedded_postgres
+from baton.demo.embedded import embedded_postgres
 from baton.settings import Settings
 
 from .cluster import ROOT

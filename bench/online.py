@@ -26,12 +26,13 @@ import asyncpg
 import orjson
 import uvloop
 
-from baton import partitions, stream_ids, streams
+from baton import stream_ids
 from baton.chaos.viewers import EventSource
-from baton.database import Connection
-from baton.embedded import embedded_postgres
-from baton.migrate import migrate
-from baton.streams import NewStream
+from baton.db import partitions, streams
+from baton.db.postgres import Connection
+from baton.db.streams import NewStream
+from baton.demo.embedded import embedded_postgres
+from baton.schema.migrate import migrate
 
 from .cluster import ROOT, cluster
 

@@ -25,14 +25,14 @@ import asyncpg
 import httpx2
 import uvloop
 
-from baton import pods, rates, stream_queue, streams, workers
-from baton.database import Connection, Pool
-from baton.embedded import embedded_postgres
-from baton.live_counts import LiveCounts
-from baton.migrate import migrate
-from baton.queue_floor import SWEEP_SECONDS, QueueFloor
-from baton.rates import Rate
-from baton.streams import NewStream
+from baton.db import pod_rows, rate_buckets, stream_queue, streams, worker_rows
+from baton.db.live_counts import LiveCounts
+from baton.db.postgres import Connection, Pool
+from baton.db.queue_floor import SWEEP_SECONDS, QueueFloor
+from baton.db.rate_buckets import Rate
+from baton.db.streams import NewStream
+from baton.demo.embedded import embedded_postgres
+from baton.schema.migrate import migrate
 
 from .buffers import Counted
 from .cluster import cluster
@@ -135,9 +135,9 @@ class Probe:
             ("queue state", lambda connection: stream_queue.state(connection, self._whole_queue.since)),
             ("create", self._create),
             ("token", self._take),
-            ("heartbeat", lambda connection: workers.heartbeat(connection, self._worker_id)),
-            ("counters", workers.counters),
-            ("pod's row", pods.list_all),
+            ("heartbeat", lambda connection: worker_rows.heartbeat(connection, self._worker_id)),
+            ("counters", worker_rows.counters),
+            ("pod's row", pod_rows.list_all),
             ("owned of", self._owned),
         )
 
@@ -148,7 +148,7 @@ class Probe:
         await self._whole_queue.look(lambda since: stream_queue.first_queued(connection, since))
 
     async def _claim(self, connection: Connection) -> None:
-        place = await workers.place(self._connection, self._worker_id)
+        place = await worker_rows.place(self._connection, self._worker_id)
         await stream_queue.claim(connection, self._worker_id, ["load"], 1, place=place, since=self._queue.since)
 
     async def _overdue(self, connection: Connection) -> None:
@@ -161,11 +161,11 @@ class Probe:
     async def _take(self, connection: Connection) -> None:
         row = await self._pool.fetchrow(_CALLER)
         if row is not None:
-            await rates.take_in(connection, row["tenant"], row["caller"], Rate(1000, 1000))
+            await rate_buckets.take_in(connection, row["tenant"], row["caller"], Rate(1000, 1000))
 
     async def _owned(self, connection: Connection) -> None:
         ids = await self._pool.fetch("SELECT id FROM baton.stream WHERE status = 'running' ORDER BY id DESC LIMIT 100")
-        await workers.owned(connection, self._worker_id, [row[0] for row in ids])
+        await worker_rows.owned(connection, self._worker_id, [row[0] for row in ids])
 
 
 @contextlib.asynccontextmanager

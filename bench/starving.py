@@ -26,8 +26,8 @@ import orjson
 import uvloop
 
 from baton.auth import keys
-from baton.embedded import embedded_postgres
-from baton.migrate import migrate
+from baton.demo.embedded import embedded_postgres
+from baton.schema.migrate import migrate
 
 from .attacker import attacking
 from .cluster import cluster

@@ -1,4 +1,4 @@
-"""Runs the migrations on the connection that `baton.migrate` hands over, or writes them down as SQL.
+"""Runs the migrations on the connection that `baton.schema.migrate` hands over, or writes them down as SQL.
 
 `alembic` itself, which developers use, opens its own.
 """
@@ -15,8 +15,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
-from baton.migrate import engine
-from baton.schema import SCHEMA, metadata
+from baton.schema.migrate import engine
+from baton.schema.tables import SCHEMA, metadata
 from baton.settings import Settings
 
 _PARTITION = re.compile(r"batch_\d{8}")

@@ -17,17 +17,17 @@ import httpx2
 from starlette.applications import Starlette
 from tests.logbook import DEADLINE_SECONDS, until
 
-from baton import history, log, notifications, seals, streams
+from baton.app import create_app
+from baton.db import event_log, history, notifications, seals, streams
 from baton.errors import GenerationError
 from baton.events import encode_event, encode_text
 from baton.generators import GenerationRequest, Generator
 from baton.generators.protocol import Yielded
-from baton.main import create_app
 from baton.outcome import Outcome
-from baton.pod import Pod
-from baton.server import Server, bind, uvicorn_config
+from baton.pod.pod import Pod
+from baton.server.server import Server, bind, uvicorn_config
 from baton.settings import Settings
-from baton.worker import Worker
+from baton.worker.worker import Worker
 
 # Where pods and their client share an event loop, a slow one must not let a connection end just as it is used again.
 QUICK = {"allow_anonymous": True, "drain_seconds": 0, "partition_days_ahead": 1, "keep_alive_seconds": 600}
@@ -165,7 +165,7 @@ class Author:
         """What a client is to get of it from its beginning."""
         return [b"id: %d\ndata: %b\n\n" % (seq, line) for seq, line in enumerate(self.lines, 1)]
 
-    async def write(self, *lines: bytes, notify: bool = True, end: bool = False) -> log.Append:
+    async def write(self, *lines: bytes, notify: bool = True, end: bool = False) -> event_log.Append:
         """Append a batch, with the terminal event as its last if this is to be the end."""
         outcome = Outcome.completed("stop") if end else None
         item = self._next((*lines, outcome.encode()) if outcome else lines, outcome)
@@ -184,18 +184,18 @@ class Author:
         """Number events that the log will never hold."""
         self._next(lines)
 
-    async def notify(self, *items: log.Append) -> None:
+    async def notify(self, *items: event_log.Append) -> None:
         sealing = await seals.read(self.pool, await history.read(self.pool))
-        await log.notify(self.pool, notifications.EVENTS_CHANNEL, notifications.pack(items, time.time(), sealing))
+        await event_log.notify(self.pool, notifications.EVENTS_CHANNEL, notifications.pack(items, time.time(), sealing))
 
-    def _next(self, lines: Sequence[bytes], outcome: Outcome | None = None) -> log.Append:
+    def _next(self, lines: Sequence[bytes], outcome: Outcome | None = None) -> event_log.Append:
         first = len(self.lines) + 1
         self.lines.extend(lines)
-        return log.Append(self.id, 1, first, len(self.lines), b"\n".join(lines), outcome)
+        return event_log.Append(self.id, 1, first, len(self.lines), b"\n".join(lines), outcome)
 
-    async def _append(self, items: list[log.Append], *, notify: bool) -> None:
+    async def _append(self, items: list[event_log.Append], *, notify: bool) -> None:
         async with self.pool.acquire() as connection:
-            assert await log.append(connection, items) == {self.id}
+            assert await event_log.append(connection, items) == {self.id}
         if notify:
             await self.notify(*items)
 

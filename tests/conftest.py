@@ -21,8 +21,8 @@ from tests.cluster import Cluster
 from tests.data_folder import data_folder
 from tests.installed import binaries, installed_postgres
 
-from baton.embedded import embedded_postgres
-from baton.migrate import migrate
+from baton.demo.embedded import embedded_postgres
+from baton.schema.migrate import migrate
 
 # How fast inputs are made, and examples run, depends on what else the machine is doing.
 hypothesis.settings.register_profile("all", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

@@ -11,15 +11,15 @@ from uuid import UUID
 import asyncpg
 import orjson
 
-from baton import log, stream_queue, streams, workers
-from baton.database import Connection, pool
+from baton.db import event_log, stream_queue, streams, worker_rows
+from baton.db.postgres import Connection, pool
+from baton.db.stream_queue import Claim
+from baton.db.streams import NewStream, Stream
 from baton.generators import GenerationRequest, Generator
 from baton.generators.protocol import Yielded
 from baton.settings import Settings
 from baton.snapshot import Snapshot
-from baton.stream_queue import Claim
-from baton.streams import NewStream, Stream
-from baton.worker import Worker
+from baton.worker.worker import Worker
 
 # How long a test waits for what must happen, before it says that it did not: long, for slow machines under load.
 DEADLINE_SECONDS = 60
@@ -62,7 +62,7 @@ async def claimed(connection: Connection, count: int = 1) -> list[UUID]:
 async def claim_as(connection: Connection, worker_id: UUID, generators: list[str], limit: int) -> list[Claim]:
     """Claim as a worker that is registered: others are given nothing."""
     await employ(connection, worker_id)
-    place = await workers.place(connection, worker_id)
+    place = await worker_rows.place(connection, worker_id)
     return await stream_queue.claim(connection, worker_id, generators, limit, place=place)
 
 
@@ -123,7 +123,7 @@ async def ended(connection: Connection, stream_id: UUID) -> Stream:
 
 
 async def tail(connection: Connection, stream_id: UUID) -> int:
-    return (await log.read_tail(connection, stream_id)).last_seq
+    return (await event_log.read_tail(connection, stream_id)).last_seq
 
 
 async def until_tail(connection: Connection, stream_id: UUID, least: int) -> None:

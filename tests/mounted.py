@@ -18,7 +18,7 @@ from tests.logbook import until
 from tests.processes import environment
 from tests.test_readme import code_of
 
-from baton.cluster import reserved_port
+from baton.demo.cluster import reserved_port
 
 MODULE = "site_with_baton"
 SITE = code_of("In your own application")

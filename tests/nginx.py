@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.logbook import until
 
-from baton.cluster import reserved_port
+from baton.demo.cluster import reserved_port
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 DOCUMENTATION = Path(__file__).parents[1] / "docs" / "deploy.md"

@@ -7,12 +7,13 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from baton import log, partitions, stream_ids
-from baton.database import Connection
+from baton import stream_ids
+from baton.db import event_log, partitions
+from baton.db.event_log import Append
+from baton.db.postgres import Connection
 from baton.events import encode_text
-from baton.log import Append
-from baton.maintain import DAY_SECONDS, Pass, Policy
 from baton.outcome import Outcome
+from baton.schema.maintain import DAY_SECONDS, Pass, Policy
 
 KEPT_DAYS = 5
 POLICY = Policy(days_ahead=1, retention_days=KEPT_DAYS)
@@ -65,7 +66,7 @@ async def old_stream(
 
 async def append(connection: Connection, stream_id: UUID, seq: int, outcome: Outcome | None = None) -> None:
     events = outcome.encode() if outcome else encode_text(f"token {seq}")
-    assert await log.append(connection, [Append(stream_id, 1, seq, seq, events, outcome)]) == {stream_id}
+    assert await event_log.append(connection, [Append(stream_id, 1, seq, seq, events, outcome)]) == {stream_id}
 
 
 def id_at(moment: float) -> UUID:

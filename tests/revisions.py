@@ -11,8 +11,8 @@ from pathlib import Path
 import asyncpg
 from sqlalchemy import Connection, event, text
 
-from baton.migrate import engine
-from baton.revisions import LOCK_MODES, History, Revision, migrations_folder
+from baton.schema.migrate import engine
+from baton.schema.revisions import LOCK_MODES, History, Revision, migrations_folder
 
 _MODULE = '''\
 """A change for a test."""

@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import asyncpg
 from tests.conftest import execute
 
-from baton.grants import Revocation, RoleNames, script
+from baton.schema.grants import Revocation, RoleNames, script
 
 PASSWORD = "hunter2"
 

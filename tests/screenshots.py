@@ -17,11 +17,11 @@ from tests.clients.browsing import PHONE, WIDE, browsing
 from tests.clients.test_console_browser import created, enter, row, two_demo_pods
 from tests.cluster import Cluster, RunningPod
 
-from baton.embedded import embedded_postgres
+from baton.demo.embedded import embedded_postgres
 from baton.errors import GenerationError
 from baton.generators import GenerationRequest
 from baton.generators.registry import load_generators
-from baton.migrate import migrate
+from baton.schema.migrate import migrate
 
 IMAGES: Final = Path(__file__).parents[1] / "docs" / "images"
 ANSWERS: Final = ("outlive", "weather", "claim")

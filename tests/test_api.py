@@ -20,15 +20,15 @@ from tests.cluster import Cluster, RunningPod, Tap, echo, text
 from tests.follower import Follower, following, frames_after, parse
 from tests.logbook import DEADLINE_SECONDS, until
 
-from baton import streams
 from baton.api.aisdk import SendMessages, UIMessage
 from baton.api.chat import CreateCompletion
+from baton.api.models import CreateStream, TokenWish, validated
 from baton.api.request import parse_json
-from baton.embedded import embedded_postgres
+from baton.db import streams
+from baton.demo.embedded import embedded_postgres
 from baton.errors import InvalidRequest
 from baton.events import without_surrogates
-from baton.migrate import migrate
-from baton.models import CreateStream, TokenWish, validated
+from baton.schema.migrate import migrate
 
 
 @pytest.fixture

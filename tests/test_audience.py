@@ -6,9 +6,9 @@ from uuid import uuid4
 
 import pytest
 
-from baton.audience import Audience, Level
 from baton.errors import PodFull, TooManySubscribers
-from baton.metrics import PodMetrics
+from baton.observability.metrics import PodMetrics
+from baton.pod.subscriber_limits import Audience, Level
 
 A, B = uuid4(), uuid4()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from bench.database import full_pages_off, measure
 
-from baton.embedded import embedded_postgres
+from baton.demo.embedded import embedded_postgres
 from baton.settings import Settings
 
 

@@ -18,16 +18,17 @@ from tests.follower import following, texts
 from tests.logbook import claim_as, claimed, connected, employ, queue_many
 from tests.past import day, maintained, old_partition, old_stream
 
-from baton import log, partitions, reaper, retention, streams, workers
-from baton.database import Connection
+from baton.db import event_log, partitions, retention, streams, worker_rows
+from baton.db.event_log import Append
+from baton.db.postgres import Connection
 from baton.doctor.examination import examine
 from baton.doctor.finding import Thresholds
 from baton.errors import StreamExpired
 from baton.events import encode_text
-from baton.log import Append
-from baton.maintain import Policy
 from baton.outcome import Outcome
+from baton.schema.maintain import Policy
 from baton.settings import Settings
+from baton.worker import reaper
 
 SESSIONS = 80
 WORKER = UUID(int=7)
@@ -60,20 +61,22 @@ async def sessions(dsn: str, count: int) -> AsyncIterator[list[Connection]]:
 
 async def use_the_log(connection: Connection, own: list[UUID], read: list[UUID]) -> None:
     """All that pods and workers do with the log's rows, for streams of their own and for streams that others read."""
-    assert len(await log.append(connection, [Append(item, 1, 1, 1, encode_text("x")) for item in own])) == len(own)
+    assert len(await event_log.append(connection, [Append(item, 1, 1, 1, encode_text("x")) for item in own])) == len(
+        own
+    )
     ending, reset, orphan, erased = own
     outcome = Outcome.completed("stop")
-    assert await log.append(connection, [Append(ending, 1, 2, 2, outcome.encode(), outcome)])
+    assert await event_log.append(connection, [Append(ending, 1, 2, 2, outcome.encode(), outcome)])
     for stream_id in [*own, *read]:
-        assert await log.read(connection, stream_id, 0)
-        assert await log.read_newest(connection, stream_id, 100)
-        assert (await log.read_tail(connection, stream_id)).last_seq
-    assert len(await log.tails(connection, read)) == len(read)
-    assert await log.tails(connection, []) == {}
-    assert await streams.end_claimed(connection, log.Fence(reset, 1), outcome)
-    given = workers.Orphan(log.Fence(orphan, 1), 3, "fail")
+        assert await event_log.read(connection, stream_id, 0)
+        assert await event_log.read_newest(connection, stream_id, 100)
+        assert (await event_log.read_tail(connection, stream_id)).last_seq
+    assert len(await event_log.tails(connection, read)) == len(read)
+    assert await event_log.tails(connection, []) == {}
+    assert await streams.end_claimed(connection, event_log.Fence(reset, 1), outcome)
+    given = worker_rows.Orphan(event_log.Fence(orphan, 1), 3, "fail")
     assert await reaper.release(connection, given, max_attempts=3) is not None
-    await log.erase(connection, erased, keep_end=False)
+    await event_log.erase(connection, erased, keep_end=False)
 
 
 @contextlib.asynccontextmanager

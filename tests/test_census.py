@@ -9,10 +9,10 @@ from tests.cluster import Cluster, echo
 from tests.follower import following
 from tests.logbook import until
 
-from baton import pods
-from baton.census import Point, Sample
-from baton.metrics.numbers import MILLISECONDS_TO_SECONDS, quantile
-from baton.pods import MOST_WATCHED, Note
+from baton.db import pod_rows
+from baton.db.pod_rows import MOST_WATCHED, Note
+from baton.observability.metrics.numbers import MILLISECONDS_TO_SECONDS, quantile
+from baton.pod.census import Point, Sample
 
 ONE, TWO = UUID(int=1), UUID(int=2)
 BUCKETS = len(MILLISECONDS_TO_SECONDS) + 1
@@ -64,41 +64,41 @@ def test_a_quantile_lies_in_the_bucket_that_holds_it() -> None:
 
 async def test_a_pod_notes_itself_and_takes_its_row_away(cluster: Cluster) -> None:
     async def noted(state: str) -> bool:
-        return [item.state for item in await pods.list_all(cluster.pool)] == [state]
+        return [item.state for item in await pod_rows.list_all(cluster.pool)] == [state]
 
     async with Cluster(cluster.dsn) as inner:
         pod = await inner.pod(pod_name="alone", note_interval_seconds=0.05)
         await until(lambda: noted("ready"))
-        (found,) = await pods.list_all(cluster.pool)
+        (found,) = await pod_rows.list_all(cluster.pool)
         assert (found.id, found.name, found.listener) == (pod.pod.id, "alone", "listening")
         pod.pod.draining = True
         await until(lambda: noted("leaving"))
-    assert await pods.list_all(cluster.pool) == []
+    assert await pod_rows.list_all(cluster.pool) == []
 
 
 async def test_a_row_that_nobody_writes_is_forgotten(cluster: Cluster) -> None:
-    await pods.note(cluster.pool, note(ONE))
-    await pods.note(cluster.pool, note(TWO))
+    await pod_rows.note(cluster.pool, note(ONE))
+    await pod_rows.note(cluster.pool, note(TWO))
     await cluster.pool.execute("UPDATE baton.pod SET noted_at = noted_at - interval '9 min' WHERE id = $1", ONE)
-    await pods.note(cluster.pool, note(TWO))
-    assert [item.id for item in await pods.list_all(cluster.pool)] == [ONE, TWO]
+    await pod_rows.note(cluster.pool, note(TWO))
+    assert [item.id for item in await pod_rows.list_all(cluster.pool)] == [ONE, TWO]
     await cluster.pool.execute("UPDATE baton.pod SET noted_at = noted_at - interval '2 min' WHERE id = $1", ONE)
-    await pods.note(cluster.pool, note(TWO))
-    assert [item.id for item in await pods.list_all(cluster.pool)] == [TWO]
+    await pod_rows.note(cluster.pool, note(TWO))
+    assert [item.id for item in await pod_rows.list_all(cluster.pool)] == [TWO]
 
 
 async def test_viewers_are_those_of_all_pods_and_unknown_where_a_pod_cannot_say(cluster: Cluster) -> None:
     streams = sorted(uuid4() for _ in range(MOST_WATCHED + 1))
-    await pods.note(cluster.pool, note(ONE, viewers={streams[0]: 2, streams[-1]: 3}))
-    await pods.note(cluster.pool, note(TWO, viewers={streams[-1]: 4}))
-    living = await pods.list_all(cluster.pool)
+    await pod_rows.note(cluster.pool, note(ONE, viewers={streams[0]: 2, streams[-1]: 3}))
+    await pod_rows.note(cluster.pool, note(TWO, viewers={streams[-1]: 4}))
+    living = await pod_rows.list_all(cluster.pool)
     asked = [streams[0], streams[1], streams[-1]]
-    assert await pods.viewers(cluster.pool, asked, living) == dict(zip(asked, (2, 0, 7), strict=True))
-    assert await pods.viewers(cluster.pool, asked, living[:1]) == dict(zip(asked, (2, 0, 3), strict=True))
+    assert await pod_rows.viewers(cluster.pool, asked, living) == dict(zip(asked, (2, 0, 7), strict=True))
+    assert await pod_rows.viewers(cluster.pool, asked, living[:1]) == dict(zip(asked, (2, 0, 3), strict=True))
     # It follows more than it can say, and says it of the newest.
-    await pods.note(cluster.pool, note(TWO, viewers=dict.fromkeys(streams[1:], 1)))
-    living = await pods.list_all(cluster.pool)
-    assert await pods.viewers(cluster.pool, asked, living) == {streams[1]: 1, streams[-1]: 4}
+    await pod_rows.note(cluster.pool, note(TWO, viewers=dict.fromkeys(streams[1:], 1)))
+    living = await pod_rows.list_all(cluster.pool)
+    assert await pod_rows.viewers(cluster.pool, asked, living) == {streams[1]: 1, streams[-1]: 4}
 
 
 async def test_a_viewer_is_counted_at_once_however_rarely_pods_note(cluster: Cluster) -> None:
@@ -106,8 +106,8 @@ async def test_a_viewer_is_counted_at_once_however_rarely_pods_note(cluster: Clu
     stream = (await cluster.author()).id
 
     async def counted() -> tuple[int, dict[UUID, int]]:
-        living = await pods.list_all(cluster.pool)
-        return sum(item.subscribers for item in living), await pods.viewers(cluster.pool, [stream], living)
+        living = await pod_rows.list_all(cluster.pool)
+        return sum(item.subscribers for item in living), await pod_rows.viewers(cluster.pool, [stream], living)
 
     async def shows(number: int) -> bool:
         return await counted() == (number, {stream: number})
@@ -118,13 +118,13 @@ async def test_a_viewer_is_counted_at_once_however_rarely_pods_note(cluster: Clu
 
 
 async def test_a_pod_that_started_again_replaces_the_one_that_was_killed(cluster: Cluster) -> None:
-    await pods.note(cluster.pool, note(ONE, name="a", subscribers=3))
-    await pods.note(cluster.pool, note(UUID(int=3), name="b"))
-    await pods.note(cluster.pool, note(TWO, name="a"))
-    assert {item.id for item in await pods.list_all(cluster.pool) if item.replaced} == {ONE}
+    await pod_rows.note(cluster.pool, note(ONE, name="a", subscribers=3))
+    await pod_rows.note(cluster.pool, note(UUID(int=3), name="b"))
+    await pod_rows.note(cluster.pool, note(TWO, name="a"))
+    assert {item.id for item in await pod_rows.list_all(cluster.pool) if item.replaced} == {ONE}
     # Two that live under one name are two.
-    await pods.note(cluster.pool, note(ONE, name="a", subscribers=3))
-    assert not [item for item in await pods.list_all(cluster.pool) if item.replaced]
+    await pod_rows.note(cluster.pool, note(ONE, name="a", subscribers=3))
+    assert not [item for item in await pod_rows.list_all(cluster.pool) if item.replaced]
 
 
 async def test_the_points_hold_each_token_that_workers_have_generated(cluster: Cluster) -> None:

@@ -14,9 +14,9 @@ from tests.dialects.wire import stream
 from tests.follower import following
 from tests.logbook import DEADLINE_SECONDS, until
 
-from baton import streams
 from baton.api.native import Retry
-from baton.connections import ABORT_EXTENSION, CLOSE_EXTENSION, Connection
+from baton.db import streams
+from baton.db.event_log import Batch
 from baton.dialects import native
 from baton.dialects.chat import CHAT
 from baton.dialects.dialect import Encoded, Reader
@@ -25,7 +25,7 @@ from baton.dialects.responses import RESPONSES
 from baton.dialects.sse import retry_block
 from baton.dialects.text import START, TEXT
 from baton.errors import ConnectionCut
-from baton.log import Batch
+from baton.pod.event_stream import ABORT_EXTENSION, CLOSE_EXTENSION, Connection
 
 RETRY = re.compile(rb": baton\nretry: (\d+)\n\n")
 

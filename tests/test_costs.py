@@ -19,13 +19,14 @@ from tests.cluster import Cluster, RunningPod, text
 from tests.follower import following, frames_after
 from tests.logbook import until
 
-from baton import connections, log, notifications, stream_queue, streams, workers
-from baton.database import Connection, Pool, pool
+from baton.db import event_log, notifications, stream_queue, streams, worker_rows
+from baton.db.postgres import Connection, Pool, pool
+from baton.db.streams import Limits, NewStream
 from baton.events import encode_text
 from baton.generators import GenerationRequest
-from baton.metrics import WorkerMetrics
+from baton.observability.metrics import WorkerMetrics
 from baton.outcome import Outcome
-from baton.streams import Limits, NewStream
+from baton.pod import event_stream
 
 STREAMS = 40
 TOKENS = 30
@@ -81,14 +82,14 @@ async def test_a_live_batch_costs_one_write_for_each_client_and_no_query(
     pod = await cluster.pod(safety_poll_seconds=60)
     author = await cluster.author()
     woken = 0
-    send = connections.Connection._send
+    send = event_stream.Connection._send
 
-    async def counted(self: connections.Connection, *given: object, **options: object) -> None:
+    async def counted(self: event_stream.Connection, *given: object, **options: object) -> None:
         nonlocal woken
         woken += 1
         await send(self, *given, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(connections.Connection, "_send", counted)
+    monkeypatch.setattr(event_stream.Connection, "_send", counted)
     async with contextlib.AsyncExitStack() as stack:
         followers = [await stack.enter_async_context(following(cluster.client, pod.url, author.id)) for _ in range(10)]
         await until(lambda: waiting(pod) == 10)
@@ -146,9 +147,9 @@ async def test_the_log_takes_so_many_bytes_of_wal_for_a_token(cluster: Cluster, 
     async with cluster.pool.acquire() as connection:
         for number in range(20):
             first = number * tokens + 1
-            items = [log.Append(author.id, 1, first, first + tokens - 1, b"\n".join(lines)) for author in authors]
+            items = [event_log.Append(author.id, 1, first, first + tokens - 1, b"\n".join(lines)) for author in authors]
             explained = Explained(connection)
-            await log.append(cast(Connection, explained), items)
+            await event_log.append(cast(Connection, explained), items)
             plan = explained.plan
             assert plan["Actual Rows"] == len(authors)
             if plan["WAL FPI"] == 0:
@@ -166,8 +167,8 @@ async def test_claims_and_ends_are_not_made_in_place_and_notes_of_watchers_are(c
         new = NewStream("test", None, {}, "retry", limits=Limits(unwatched_timeout=600))
         stream_id = (await streams.create(one, new))[0].id
         async with one.acquire() as connection:
-            worker_id = await workers.register(connection, "w", ["test"], 1)
-            place = await workers.place(connection, worker_id)
+            worker_id = await worker_rows.register(connection, "w", ["test"], 1)
+            place = await worker_rows.place(connection, worker_id)
             assert len(await stream_queue.claim(connection, worker_id, ["test"], 1, place=place)) == 1
         assert await updates(one) == (1, 0)
         for _ in range(3):

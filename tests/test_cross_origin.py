@@ -14,9 +14,9 @@ from tests.cluster import Cluster, RunningPod, echo, serving
 from tests.logbook import DEADLINE_SECONDS
 
 from baton import api
-from baton.cross_origin import ANSWER_HEADERS
+from baton.api.cross_origin import ANSWER_HEADERS
+from baton.app import create_app
 from baton.errors import ConfigurationError
-from baton.main import create_app
 from baton.settings import Settings
 
 PAGE = "https://chat.example.com"

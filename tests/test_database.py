@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from tests.cluster import Cluster
 
-from baton.database import connect
+from baton.db.postgres import connect
 from baton.errors import DatabaseUnreachable
 
 

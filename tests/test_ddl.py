@@ -16,14 +16,15 @@ from tests.logbook import claimed, connected, until
 from tests.revisions import history_with, locks_taken, mode_in_sql
 from tests.test_migrations import dumped, psql
 
-from baton import ddl, log, offline, partitions
-from baton.database import REVISION
+from baton.db import event_log, partitions
+from baton.db.event_log import Append
+from baton.db.postgres import REVISION
 from baton.errors import ConfigurationError
 from baton.events import encode_text
-from baton.log import Append
-from baton.migrate import migrate, revision_of
-from baton.patience import Patience
-from baton.revisions import History
+from baton.schema import ddl, offline
+from baton.schema.migrate import migrate, revision_of
+from baton.schema.patience import Patience
+from baton.schema.revisions import History
 
 CREATE = """ddl.create_log_index("ix_batch_epoch", "(epoch) WHERE epoch > 0 AND events <> '%'")"""
 DROP = 'ddl.drop_log_index("ix_batch_epoch")'
@@ -56,7 +57,7 @@ async def written(dsn: str) -> str:
     """A database with rows in its log."""
     async with connected(dsn) as connection:
         items = [Append(stream_id, 1, 1, 1, encode_text("x")) for stream_id in await claimed(connection, 20)]
-        await log.append(connection, items)
+        await event_log.append(connection, items)
     return dsn
 
 
@@ -88,7 +89,7 @@ async def test_an_index_is_built_while_others_write_and_make_partitions(written:
         await writing.execute("SET lock_timeout = '5s'")
         assert len(await partitions.create_ahead(writing, 4)) == 3
         (stream_id,) = await claimed(writing)
-        assert await log.append(writing, [Append(stream_id, 1, 1, 1, encode_text("x"))]) == {stream_id}
+        assert await event_log.append(writing, [Append(stream_id, 1, 1, 1, encode_text("x"))]) == {stream_id}
         # For longer than one may wait who stops others.
         await writing.execute("SELECT pg_sleep(0.2)")
         assert await is_building(writing)

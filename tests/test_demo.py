@@ -21,9 +21,9 @@ import httpx2
 import psutil
 import pytest
 
-from baton.cluster import Child, Cluster, Program
+from baton.demo.cluster import Child, Cluster, Program
 from baton.errors import DemoError
-from baton.server import bind
+from baton.server.server import bind
 
 SECONDS = 50
 PROGRAMS = [Program("pod-a", 0), Program("pod-b", 0), Program("worker")]

@@ -15,8 +15,8 @@ from tests.cluster import Cluster
 from tests.follower import following
 from tests.logbook import DEADLINE_SECONDS, until
 
-from baton.departure import Departure
-from baton.main import create_app
+from baton.app import create_app
+from baton.pod.departure import Departure
 
 
 class Drain:

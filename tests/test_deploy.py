@@ -32,9 +32,10 @@ from tests.manifests import (
 )
 from tests.metric_names import metric_names
 
-from baton import api, tracing
+from baton import api
 from baton.cli import app
-from baton.server import SHUTDOWN_SECONDS
+from baton.observability import tracing
+from baton.server.server import SHUTDOWN_SECONDS
 from baton.settings import Settings
 
 # The oldest release of Kubernetes that the files are for, and the newest.

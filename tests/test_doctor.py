@@ -25,14 +25,14 @@ from tests.past import old_partition
 from tests.processes import environment, finished
 from tests.roles import granted
 
-from baton import partitions
 from baton.chaos.faults import full_notify_queue
+from baton.db import partitions
+from baton.demo.embedded import embedded_server
 from baton.doctor.examination import Diagnosis, examine
 from baton.doctor.finding import Finding, Level, Thresholds, duration, error, ok, warning
 from baton.doctor.report import exit_code, show
-from baton.embedded import embedded_server
-from baton.grants import Revocation
-from baton.migrate import migrate
+from baton.schema.grants import Revocation
+from baton.schema.migrate import migrate
 from baton.settings import Settings
 
 QUICK = {"sample_seconds": 0}

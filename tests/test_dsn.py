@@ -17,11 +17,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.roles import PASSWORD, granted
 
-from baton.database import connect, pool
-from baton.dsn import NOT_BOUND, Dsn
-from baton.dsn_parameters import UnusableDsn
+from baton.db.postgres import connect, pool
+from baton.dsn.connection_strings import NOT_BOUND, Dsn
+from baton.dsn.parameters import UnusableDsn
 from baton.errors import ConfigurationError, DatabaseUnreachable
-from baton.migrate import revision_of
+from baton.schema.migrate import revision_of
 from baton.settings import Settings
 
 SECRET = "s3cr3t"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from baton import embedded
+from baton.demo import embedded
 
 # Says so when it asks for a server, and again when its turn has come.
 _STARTS = """

@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from baton.epilogue import Epilogues, after_layers
+from baton.pod.epilogue import Epilogues, after_layers
 
 
 class Steps:

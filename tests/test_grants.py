@@ -18,13 +18,14 @@ from tests.follower import following
 from tests.logbook import ANSWER, answer, connected, ended, events, text, until, working
 from tests.roles import PASSWORD, Roles, as_role, drop, granted, unique_names
 
-from baton import schema, streams
-from baton.database import check_schema, pool
+from baton.db import streams
+from baton.db.postgres import check_schema, pool
+from baton.db.streams import Limits, NewStream
 from baton.errors import ConfigurationError
 from baton.generators import Generator
-from baton.grants import GRANTS, SETTINGS, Revocation, RoleNames, Service, script
-from baton.migrate import migrate
-from baton.streams import Limits, NewStream
+from baton.schema import tables
+from baton.schema.grants import GRANTS, SETTINGS, Revocation, RoleNames, Service, script
+from baton.schema.migrate import migrate
 
 
 @pytest.fixture
@@ -352,13 +353,13 @@ async def test_it_runs_on_an_older_schema(empty_dsn: str) -> None:
 
 
 async def test_it_grants_what_later_migrations_bring(roles: Roles) -> None:
-    tables = ("compatibility", "retention")
-    for name in tables:
+    newer = ("compatibility", "retention")
+    for name in newer:
         await execute(roles.migrate_dsn, f"CREATE TABLE IF NOT EXISTS baton.{name} ()")
     await roles.grant()
     for dsn in (roles.work_dsn, roles.serve_dsn):
         async with connected(dsn) as connection:
-            for name in tables:
+            for name in newer:
                 await connection.execute(f"SELECT FROM baton.{name}")
                 with pytest.raises(asyncpg.InsufficientPrivilegeError):
                     await connection.execute(f"DELETE FROM baton.{name}")
@@ -452,10 +453,10 @@ async def test_a_role_to_keep_that_is_none_stops_it(roles: Roles) -> None:
 
 
 def test_it_knows_the_columns_there_are() -> None:
-    tables = {table.name: set(table.columns.keys()) for table in schema.metadata.tables.values()}
+    columns = {table.name: set(table.columns.keys()) for table in tables.metadata.tables.values()}
     for grants in GRANTS.values():
         for grant in grants:
-            assert set(grant.columns) <= tables.get(grant.on, set()), grant
+            assert set(grant.columns) <= columns.get(grant.on, set()), grant
 
 
 def test_the_command_prints_it() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from baton.events import without_surrogates
 from baton.generators import Yielded
-from baton.halves import Halves
+from baton.worker.half_characters import Halves
 
 HIGH, LOW = "\ud83d", "\ude00"
 ALONE = "\ufffd"

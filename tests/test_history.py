@@ -8,18 +8,18 @@ import asyncpg
 import pytest
 from tests.logbook import claim_as, connected, events, queue, row
 
-from baton import history, log, streams, workers
+from baton.db import event_log, history, streams, worker_rows
+from baton.db.event_log import Append, Fence
+from baton.db.history import HistoryWatch
 from baton.events import encode_text, join_lines
-from baton.history import HistoryWatch
-from baton.log import Append, Fence
-from baton.reaper import release
+from baton.worker.reaper import release
 
 WORKER = UUID(int=1)
 
 
 async def test_a_counter_that_falls_begins_a_new_history_once(dsn: str) -> None:
     async with connected(dsn) as connection:
-        worker_id = await workers.register(connection, "test", ["test"], 1)
+        worker_id = await worker_rows.register(connection, "test", ["test"], 1)
         await connection.execute("UPDATE baton.worker SET heartbeat = 9")
         first, second = HistoryWatch(), HistoryWatch()
         before = [await watch.look(connection) for watch in (first, second)]
@@ -38,7 +38,7 @@ async def test_a_counter_that_falls_begins_a_new_history_once(dsn: str) -> None:
 
 async def test_a_fall_of_which_nobody_could_be_told_is_seen_again(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with connected(dsn) as connection:
-        await workers.register(connection, "test", ["test"], 1)
+        await worker_rows.register(connection, "test", ["test"], 1)
         await connection.execute("UPDATE baton.worker SET heartbeat = 9")
         watch = HistoryWatch()
         await watch.look(connection)
@@ -54,7 +54,7 @@ async def test_a_fall_of_which_nobody_could_be_told_is_seen_again(dsn: str, monk
 
 async def test_a_counter_that_did_not_fall_begins_nothing(dsn: str) -> None:
     async with connected(dsn) as connection:
-        worker_id = await workers.register(connection, "test", ["test"], 1)
+        worker_id = await worker_rows.register(connection, "test", ["test"], 1)
         now = await history.read(connection)
         for counter in (-1, 0):
             assert await connection.fetchval(history._BEGIN, now, worker_id, counter) == now
@@ -88,10 +88,10 @@ async def test_an_orphan_of_an_older_history_ends_as_rewound(dsn: str) -> None:
     async with connected(dsn) as connection:
         (item,) = await claim_as(connection, WORKER, ["test"], 1)
         lines = join_lines([encode_text("a"), encode_text("b")])
-        await log.append(connection, [Append(stream_id, 1, 1, 2, lines, None, item.claim_token)])
+        await event_log.append(connection, [Append(stream_id, 1, 1, 2, lines, None, item.claim_token)])
         await history.mark_restored(connection)
-        await workers.remove(connection, WORKER)
-        (orphan,) = await workers.orphans(connection, UUID(int=2))
+        await worker_rows.remove(connection, WORKER)
+        (orphan,) = await worker_rows.orphans(connection, UUID(int=2))
         assert orphan.rewound
         await release(connection, orphan, max_attempts=3)
         assert (await row(connection, stream_id)).error_code == "log_rewound"
@@ -103,11 +103,11 @@ async def test_an_adopted_stream_is_of_the_present_history_if_its_claim_still_ha
     async with connected(dsn) as connection:
         (item,) = await claim_as(connection, WORKER, ["test"], 1)
         await history.mark_restored(connection)
-        await workers.remove(connection, WORKER)
+        await worker_rows.remove(connection, WORKER)
         await streams.adopt(connection, [Fence(stream_id, item.epoch, UUID(int=5))])
-        assert [orphan.rewound for orphan in await workers.orphans(connection, UUID(int=2))] == [True]
+        assert [orphan.rewound for orphan in await worker_rows.orphans(connection, UUID(int=2))] == [True]
         await streams.adopt(connection, [item.fence])
-        assert [orphan.rewound for orphan in await workers.orphans(connection, UUID(int=2))] == [False]
+        assert [orphan.rewound for orphan in await worker_rows.orphans(connection, UUID(int=2))] == [False]
 
 
 async def test_a_writer_of_the_same_epoch_and_another_claim_writes_nothing(dsn: str) -> None:
@@ -116,9 +116,9 @@ async def test_a_writer_of_the_same_epoch_and_another_claim_writes_nothing(dsn: 
         (item,) = await claim_as(connection, WORKER, ["test"], 1)
         line = encode_text("a")
         for token in (None, UUID(int=5)):
-            assert await log.append(connection, [Append(stream_id, item.epoch, 1, 1, line, None, token)]) == set()
+            assert await event_log.append(connection, [Append(stream_id, item.epoch, 1, 1, line, None, token)]) == set()
             assert not await streams.requeue(connection, Fence(stream_id, item.epoch, token))
-        assert await log.append(connection, [Append(stream_id, item.epoch, 1, 1, line, None, item.claim_token)])
+        assert await event_log.append(connection, [Append(stream_id, item.epoch, 1, 1, line, None, item.claim_token)])
 
 
 async def test_an_append_of_another_history_writes_nothing(dsn: str) -> None:
@@ -127,8 +127,8 @@ async def test_an_append_of_another_history_writes_nothing(dsn: str) -> None:
         (item,) = await claim_as(connection, WORKER, ["test"], 1)
         now = await history.read(connection)
         append = Append(stream_id, item.epoch, 1, 1, encode_text("a"), None, item.claim_token)
-        assert await log.append(connection, [append], "another/00000001") == set()
-        assert await log.append(connection, [append], now) == {stream_id}
+        assert await event_log.append(connection, [append], "another/00000001") == set()
+        assert await event_log.append(connection, [append], now) == {stream_id}
 
 
 async def test_a_switchover_that_lost_nothing_keeps_what_was_queued_or_running(dsn: str) -> None:
@@ -141,5 +141,5 @@ async def test_a_switchover_that_lost_nothing_keeps_what_was_queued_or_running(d
         (claimed_now,) = await claim_as(connection, WORKER, ["test"], 9)
         assert not claimed_now.rewound
         assert {running.stream_id, claimed_now.stream_id} == set(ids)
-        await workers.remove(connection, WORKER)
-        assert {orphan.rewound for orphan in await workers.orphans(connection, UUID(int=2))} == {False}
+        await worker_rows.remove(connection, WORKER)
+        assert {orphan.rewound for orphan in await worker_rows.orphans(connection, UUID(int=2))} == {False}

@@ -18,9 +18,9 @@ from tests.follower import following
 from tests.logbook import DEADLINE_SECONDS, until
 from tests.processes import BATON, SERVES, environment, running
 
-from baton.intake import PATIENCE_SECONDS, Intake, Phase
-from baton.metrics import PodMetrics
-from baton.server import bind
+from baton.observability.metrics import PodMetrics
+from baton.pod.tcp_limits import PATIENCE_SECONDS, Intake, Phase
+from baton.server.server import bind
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: here\r\n"
 POST = b"POST /v1/streams HTTP/1.1\r\nHost: here\r\n"

@@ -14,8 +14,8 @@ from tests.roles import Roles, granted
 from typer.testing import CliRunner, Result
 
 from baton.auth import keys
+from baton.commands.keys import app
 from baton.errors import ConfigurationError
-from baton.keys import app
 from baton.settings import Settings
 
 

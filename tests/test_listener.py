@@ -11,7 +11,7 @@ import pytest
 from tests.cluster import ended
 from tests.logbook import until
 
-from baton.listener import Listener, State
+from baton.db.listener import Listener, State
 
 
 class Ear:

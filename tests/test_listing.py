@@ -12,10 +12,10 @@ import pytest
 from tests.cluster import Cluster, Tap
 from tests.logbook import until
 
-from baton import streams, workers
+from baton.commands.listing import Wanted, list_streams, list_workers
+from baton.db import streams, worker_rows
+from baton.db.streams import NewStream
 from baton.generators.registry import load_generators
-from baton.listing import Wanted, list_streams, list_workers
-from baton.streams import NewStream
 
 ALL = Wanted(None, None, 20)
 
@@ -107,11 +107,11 @@ async def test_a_silent_stream_shows_where_streams_are_listed(
 
 async def test_a_worker_names_no_more_silent_streams_than_the_longest(cluster: Cluster) -> None:
     async with cluster.pool.acquire() as connection:
-        worker_id = await workers.register(connection, "w", ["replay"], 1000)
-        silences = {uuid.uuid4(): float(seconds) for seconds in range(workers.MOST_SILENT + 10)}
-        await workers.heartbeat(connection, worker_id, 0, silences)
-        found = await workers.silences(connection)
-        assert len(found) == workers.MOST_SILENT
+        worker_id = await worker_rows.register(connection, "w", ["replay"], 1000)
+        silences = {uuid.uuid4(): float(seconds) for seconds in range(worker_rows.MOST_SILENT + 10)}
+        await worker_rows.heartbeat(connection, worker_id, 0, silences)
+        found = await worker_rows.silences(connection)
+        assert len(found) == worker_rows.MOST_SILENT
         assert min(found.values()) >= 10
-        await workers.heartbeat(connection, worker_id)
-        assert await workers.silences(connection) == {}
+        await worker_rows.heartbeat(connection, worker_id)
+        assert await worker_rows.silences(connection) == {}

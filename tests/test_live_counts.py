@@ -7,8 +7,8 @@ from uuid import UUID
 
 import pytest
 
-from baton import live_counts
-from baton.live_counts import LiveCounts, Moment, Watermark, oldest_in_progress
+from baton.db import live_counts
+from baton.db.live_counts import LiveCounts, Moment, Watermark, oldest_in_progress
 from baton.stream_ids import first_id
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)

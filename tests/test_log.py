@@ -13,10 +13,10 @@ import pytest
 from tests.logbook import claimed, connected, events, row
 from tests.past import day, id_at, old_stream
 
-from baton import log
-from baton.database import Connection
+from baton.db import event_log
+from baton.db.event_log import Append, Batch, Standing
+from baton.db.postgres import Connection
 from baton.events import encode_event, encode_text, join_lines
-from baton.log import Append, Batch, Standing
 from baton.outcome import Outcome, Timings
 
 
@@ -33,7 +33,7 @@ async def write(connection: Connection, stream_id: UUID, sizes: Sequence[int]) -
     """Append batches of so many events each."""
     first = 1
     for size in sizes:
-        assert await log.append(connection, [batch(stream_id, first, first + size - 1)]) == {stream_id}
+        assert await event_log.append(connection, [batch(stream_id, first, first + size - 1)]) == {stream_id}
         first += size
 
 
@@ -55,19 +55,19 @@ async def test_a_read_after_any_cursor_holds_all_that_follows(dsn: str) -> None:
         await write(connection, stream_id, [1, 4, 2, 1, 5])
         batches = [(1, 1), (2, 5), (6, 7), (8, 8), (9, 13)]
         for cursor in range(16):
-            read = await log.read(connection, stream_id, cursor)
+            read = await event_log.read(connection, stream_id, cursor)
             assert [(item.first_seq, item.last_seq) for item in read] == [item for item in batches if item[1] > cursor]
             assert numbers(read)[-1:] == ([] if cursor >= 13 else [13])
 
 
 async def test_pages_by_rows_add_up(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "PAGE_ROWS", 3)
+    monkeypatch.setattr(event_log, "PAGE_ROWS", 3)
     async with connected(dsn) as connection:
         (stream_id,) = await claimed(connection)
         await write(connection, stream_id, [2] * 8)
         for start in range(16):
             cursor, found = start, set[int]()
-            while page := await log.read(connection, stream_id, cursor):
+            while page := await event_log.read(connection, stream_id, cursor):
                 assert len(page) <= 3
                 found |= set(numbers(page))
                 cursor = page[-1].last_seq
@@ -75,13 +75,13 @@ async def test_pages_by_rows_add_up(dsn: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_pages_by_bytes_add_up_and_hold_at_least_one_batch(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "PAGE_BYTES", 1000)
+    monkeypatch.setattr(event_log, "PAGE_BYTES", 1000)
     async with connected(dsn) as connection:
         (stream_id,) = await claimed(connection)
         for seq, size in enumerate([5000, 300, 300, 300, 300, 5000, 10], 1):
-            await log.append(connection, [batch(stream_id, seq, seq, size_bytes=size)])
+            await event_log.append(connection, [batch(stream_id, seq, seq, size_bytes=size)])
         cursor, pages = 0, []
-        while page := await log.read(connection, stream_id, cursor):
+        while page := await event_log.read(connection, stream_id, cursor):
             pages.append([item.first_seq for item in page])
             cursor = page[-1].last_seq
     assert pages == [[1], [2, 3, 4, 5], [6], [7]]
@@ -94,31 +94,31 @@ async def test_the_newest_are_read_oldest_first(dsn: str, max_bytes: int, found:
     async with connected(dsn) as connection:
         (stream_id,) = await claimed(connection)
         for seq in range(1, 6):
-            await log.append(connection, [batch(stream_id, seq, seq, size_bytes=500)])
-        read = await log.read_newest(connection, stream_id, max_bytes)
+            await event_log.append(connection, [batch(stream_id, seq, seq, size_bytes=500)])
+        read = await event_log.read_newest(connection, stream_id, max_bytes)
     assert [item.first_seq for item in read] == found
 
 
 async def test_an_empty_log(dsn: str) -> None:
     async with connected(dsn) as connection:
         (stream_id,) = await claimed(connection)
-        assert await log.read(connection, stream_id, 0) == []
-        assert await log.read_newest(connection, stream_id, 100) == []
-        assert await log.read_tail(connection, stream_id) == log.Tail()
-        assert await log.tails(connection, [stream_id, UUID(int=0)]) == {stream_id: Standing(0, ended=False)}
+        assert await event_log.read(connection, stream_id, 0) == []
+        assert await event_log.read_newest(connection, stream_id, 100) == []
+        assert await event_log.read_tail(connection, stream_id) == event_log.Tail()
+        assert await event_log.tails(connection, [stream_id, UUID(int=0)]) == {stream_id: Standing(0, ended=False)}
 
 
 async def test_tails(dsn: str) -> None:
     async with connected(dsn) as connection:
         first, second = await claimed(connection, 2)
         await write(connection, first, [2, 3])
-        await log.append(connection, [terminal(second, 1, Outcome.cancelled())])
-        assert await log.tails(connection, [first, second]) == {
+        await event_log.append(connection, [terminal(second, 1, Outcome.cancelled())])
+        assert await event_log.tails(connection, [first, second]) == {
             first: Standing(5, ended=False),
             second: Standing(1, ended=True),
         }
-        assert await log.read_tail(connection, first) == log.Tail(5, 1, None)
-        assert await log.read_tail(connection, second) == log.Tail(1, 1, Outcome.cancelled())
+        assert await event_log.read_tail(connection, first) == event_log.Tail(5, 1, None)
+        assert await event_log.read_tail(connection, second) == event_log.Tail(1, 1, Outcome.cancelled())
 
 
 async def test_an_append_leaves_out_what_is_fenced_and_writes_the_rest(dsn: str) -> None:
@@ -127,11 +127,11 @@ async def test_an_append_leaves_out_what_is_fenced_and_writes_the_rest(dsn: str)
         await write(connection, taken, [1])
         await connection.execute("UPDATE baton.stream SET epoch = 2 WHERE id = $1", stale)
         await connection.execute("DELETE FROM baton.stream WHERE id = $1", erased)
-        await log.append(connection, [terminal(ended, 1, Outcome.cancelled())])
+        await event_log.append(connection, [terminal(ended, 1, Outcome.cancelled())])
         appends = [batch(stream_id, 1, 2) for stream_id in (good, stale, taken, erased)]
         appends.append(terminal(ended, 2, Outcome.completed("stop")))
-        assert await log.append(connection, appends) == {good}
-        found = await log.tails(connection, [good, stale, taken])
+        assert await event_log.append(connection, appends) == {good}
+        found = await event_log.tails(connection, [good, stale, taken])
         assert {stream_id: standing.seq for stream_id, standing in found.items()} == {good: 2, stale: 0, taken: 1}
         assert len(await events(connection, ended)) == 1
         assert (await row(connection, ended)).status == "cancelled"
@@ -145,7 +145,7 @@ async def test_a_fenced_terminal_batch_closes_no_row(dsn: str) -> None:
             terminal(stream_id, 1, Outcome.completed("stop")),
             terminal(stream_id, 2, Outcome.cancelled(), epoch=0),
         ):
-            assert await log.append(connection, [late]) == set()
+            assert await event_log.append(connection, [late]) == set()
         assert (await row(connection, stream_id)).status == "running"
 
 
@@ -155,7 +155,7 @@ async def test_the_terminal_batch_and_the_row_are_one_statement(dsn: str) -> Non
     async with connected(dsn) as connection:
         open_id, stream_id = await claimed(connection, 2)
         await connection.execute("UPDATE baton.stream SET worker_id = gen_random_uuid()")
-        assert await log.append(connection, [terminal(stream_id, 1, outcome), batch(open_id, 1, 3)]) == {
+        assert await event_log.append(connection, [terminal(stream_id, 1, outcome), batch(open_id, 1, 3)]) == {
             stream_id,
             open_id,
         }
@@ -169,8 +169,8 @@ async def test_the_terminal_batch_and_the_row_are_one_statement(dsn: str) -> Non
         assert await connection.fetchval("SELECT worker_id FROM baton.stream WHERE id = $1", open_id) is not None
         await connection.execute("ALTER TABLE baton.stream ADD CHECK (status <> 'completed') NOT VALID")
         with pytest.raises(asyncpg.CheckViolationError):
-            await log.append(connection, [terminal(open_id, 4, Outcome.completed("stop"))])
-        assert (await log.read_tail(connection, open_id)).last_seq == 3
+            await event_log.append(connection, [terminal(open_id, 4, Outcome.completed("stop"))])
+        assert (await event_log.read_tail(connection, open_id)).last_seq == 3
 
 
 async def test_the_view_shows_an_event_a_row_whatever_is_in_it(dsn: str) -> None:
@@ -181,9 +181,11 @@ async def test_the_view_shows_an_event_a_row_whatever_is_in_it(dsn: str) -> None
     ]
     async with connected(dsn) as connection:
         (stream_id,) = await claimed(connection)
-        await log.append(connection, [batch(stream_id, 1, 2)])
-        await log.append(connection, [Append(stream_id, 1, 3, 5, join_lines([encode_event(item) for item in given]))])
-        await log.append(connection, [terminal(stream_id, 6, Outcome.cancelled())])
+        await event_log.append(connection, [batch(stream_id, 1, 2)])
+        await event_log.append(
+            connection, [Append(stream_id, 1, 3, 5, join_lines([encode_event(item) for item in given]))]
+        )
+        await event_log.append(connection, [terminal(stream_id, 6, Outcome.cancelled())])
         rows = await connection.fetch(
             "SELECT seq, type, data FROM baton.event WHERE stream_id = $1 ORDER BY seq", stream_id
         )
@@ -196,7 +198,7 @@ async def test_the_view_shows_an_event_a_row_whatever_is_in_it(dsn: str) -> None
 
 @pytest.mark.parametrize(
     ("statement", "arguments"),
-    [(log._READ, [0, 512, 262_144]), (log._READ_NEWEST, [512, 262_144]), (log._LAST, [])],
+    [(event_log._READ, [0, 512, 262_144]), (event_log._READ_NEWEST, [512, 262_144]), (event_log._LAST, [])],
     ids=["read", "read_newest", "read_tail"],
 )
 async def test_a_read_looks_into_one_partition_by_its_key(dsn: str, statement: str, arguments: list[int]) -> None:
@@ -204,7 +206,7 @@ async def test_a_read_looks_into_one_partition_by_its_key(dsn: str, statement: s
         (stream_id,) = await claimed(connection)
         await write(connection, stream_id, [1])
         await connection.execute("SET enable_seqscan = off")
-        asked = log.within_day(statement, stream_id)
+        asked = event_log.within_day(statement, stream_id)
         plan = "\n".join(
             line for (line,) in await connection.fetch(f"EXPLAIN (ANALYZE, COSTS OFF) {asked}", stream_id, *arguments)
         )
@@ -221,35 +223,36 @@ async def test_a_read_looks_into_one_partition_by_its_key(dsn: str, statement: s
 async def test_tails_of_streams_of_several_days(dsn: str) -> None:
     async with connected(dsn) as connection:
         expected = {
-            await old_stream(connection, days, batches=days): log.Standing(days + 1, ended=True) for days in (0, 1, 3)
+            await old_stream(connection, days, batches=days): event_log.Standing(days + 1, ended=True)
+            for days in (0, 1, 3)
         }
         missing = id_at(await day(connection, 2))
-        assert await log.tails(connection, [*expected, missing]) == expected
+        assert await event_log.tails(connection, [*expected, missing]) == expected
 
 
 async def test_without_streams_no_tails_are_asked_for(dsn: str) -> None:
     connection = await asyncpg.connect(dsn)
     await connection.close()
-    assert await log.tails(connection, []) == {}
+    assert await event_log.tails(connection, []) == {}
 
 
 @pytest.mark.parametrize("number", [0, 1, (1 << 128) - 1])
 async def test_any_id_can_be_read(dsn: str, number: int) -> None:
     async with connected(dsn) as connection:
-        assert await log.read(connection, UUID(int=number), 0) == []
+        assert await event_log.read(connection, UUID(int=number), 0) == []
 
 
 async def test_a_number_beyond_the_last_possible_one_is_refused(dsn: str) -> None:
     async with connected(dsn) as connection:
         (stream_id,) = await claimed(connection)
         with pytest.raises(asyncpg.DataError):
-            await log.append(connection, [Append(stream_id, 1, 2**31, 2**31, encode_text("x"))])
+            await event_log.append(connection, [Append(stream_id, 1, 2**31, 2**31, encode_text("x"))])
 
 
 async def test_notify_sends_each_payload(dsn: str) -> None:
     heard: list[str] = []
     async with connected(dsn) as listening, connected(dsn) as sending:
         await listening.add_listener("baton_events", lambda *given: heard.append(str(given[-1])))
-        await log.notify(sending, "baton_events", ["one", "two", "three"])
+        await event_log.notify(sending, "baton_events", ["one", "two", "three"])
         await listening.execute("SELECT 1")
     assert heard == ["one", "two", "three"]

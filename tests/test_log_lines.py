@@ -14,12 +14,12 @@ import pytest
 from tests.cluster import Cluster, Tap, echo
 from tests.logbook import until, working
 
-from baton import streams
+from baton.db import streams
 from baton.errors import GenerationError
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
-from baton.log_context import ContextFilter
-from baton.logs import json_formatter
+from baton.observability.log_config import json_formatter
+from baton.observability.log_context import ContextFilter
 from baton.outcome import Outcome
 
 SECRET = "what was said"
@@ -72,7 +72,7 @@ async def test_a_stream_has_a_line_when_it_is_created_and_one_at_its_end(cluster
     assert line == {
         "severity": "INFO",
         "message": f"Stream {stream_id} has ended: completed (stop).",
-        "logger": "baton.ending",
+        "logger": "baton.observability.stream_end",
         "stream_id": stream_id,
         "status": "completed",
         "finish_reason": "stop",
@@ -191,7 +191,7 @@ async def test_a_connection_has_a_line_at_its_end(cluster: Cluster, log: Log, di
     assert line == {
         "severity": "INFO",
         "message": f"A connection to stream {author.id} is closed: ended.",
-        "logger": "baton.connections",
+        "logger": "baton.pod.event_stream",
         "stream_id": str(author.id),
         "request_id": "mine",
         "dialect": dialect,

@@ -22,9 +22,9 @@ from rich.console import Console
 from tests.logbook import connected
 from tests.processes import SERVES, environment, running
 
-from baton import log_context, logs, traceparent
-from baton.log_context import ContextFilter
-from baton.logs import json_formatter, text_formatter
+from baton.observability import log_config, log_context, traceparent
+from baton.observability.log_config import json_formatter, text_formatter
+from baton.observability.log_context import ContextFilter
 
 HOSTILE = "a\n2026-01-01 INFO forged\r\x1b[2Jb\x00\x85\u2028\u2029\u202e\x9b1mé\ud800"
 ESCAPED = r"a\n2026-01-01 INFO forged\r\x1b[2Jb\x00\x85\u2028\u2029\u202e\x9b1mé\ud800"
@@ -185,7 +185,7 @@ def restored() -> Iterator[None]:
 def configured(monkeypatch: pytest.MonkeyPatch, *, terminal: bool = False, **options: Any) -> io.StringIO:
     shown = io.StringIO()
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
-    logs.configure(
+    log_config.configure(
         Console(file=shown, force_terminal=terminal, color_system="standard" if terminal else None), **options
     )
     return shown

@@ -31,11 +31,12 @@ from tests.past import (
 )
 from tests.roles import PASSWORD, as_role
 
-from baton import log, partitions, retention, stream_ids, streams
-from baton.database import CONNECTION_ERRORS, MAINTENANCE_LOCK, MIGRATION_LOCK, Connection
+from baton import stream_ids
+from baton.db import event_log, partitions, retention, streams
+from baton.db.postgres import CONNECTION_ERRORS, MAINTENANCE_LOCK, MIGRATION_LOCK, Connection
 from baton.errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, StreamExpired, StreamNotFound
-from baton.maintain import DAY_SECONDS, STATEMENT_SECONDS, Policy, foresee, keep_maintaining, maintain
 from baton.outcome import Outcome
+from baton.schema.maintain import DAY_SECONDS, STATEMENT_SECONDS, Policy, foresee, keep_maintaining, maintain
 
 GONE_DAYS = KEPT_DAYS + 1
 Postgres: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -134,7 +135,7 @@ async def test_whole_days_are_kept_and_what_is_older_goes(dsn: str) -> None:
             "Deleted 1 stream, and 0 idempotency keys whose time was over.",
             f"Dropped partition {name}.",
         ]
-        assert len(await log.read(connection, kept, 0)) == 2
+        assert len(await event_log.read(connection, kept, 0)) == 2
         assert await maintained(connection) == said[2:]
 
 
@@ -176,7 +177,7 @@ async def test_a_live_stream_keeps_its_partition_until_it_has_ended(dsn: str, st
         assert await state(connection, name) == "attached"
         assert not await has_row(connection, beside)
         await append(connection, stream_id, 3)
-        assert len(await log.read(connection, stream_id, 0)) == 3
+        assert len(await event_log.read(connection, stream_id, 0)) == 3
         await append(connection, stream_id, 4, Outcome.completed("stop"))
         await maintained(connection)
         assert await state(connection, name) == "gone"
@@ -381,8 +382,8 @@ async def test_nobody_waits_while_a_detachment_waits_for_a_long_transaction(dsn:
             await client.execute("SET lock_timeout = '1s'")
             await append(client, stream_id, 1)
             await append(client, stream_id, 2, Outcome.completed("stop"))
-            assert len(await log.read(client, stream_id, 0)) == 2
-            assert len(await log.read(client, kept, 0)) == 2
+            assert len(await event_log.read(client, stream_id, 0)) == 2
+            assert len(await event_log.read(client, kept, 0)) == 2
             assert len(await partitions.create_ahead(client, 2)) == 1
             assert not run.done()
         assert f"Dropped partition {name}." in await run
@@ -478,7 +479,7 @@ async def test_it_may_be_cut_off_after_any_statement(dsn: str) -> None:
             finished = await broken_off(dsn, connection, number)
             for stream_id in ids:
                 if await has_row(connection, stream_id):
-                    assert len(await log.read(connection, stream_id, 0)) == 2
+                    assert len(await event_log.read(connection, stream_id, 0)) == 2
                 else:
                     assert type(await retention.absence(connection, stream_id)) is StreamExpired
                     assert await keys_of(connection, stream_id) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.logbook import connected, queue
 from tests.processes import environment, finished
 
-from baton import history, seals
+from baton.db import history, seals
 
 
 async def test_what_is_live_is_marked_and_counted(dsn: str) -> None:

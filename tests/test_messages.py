@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 import baton
-from baton import connections, outbox, outcome, streams
+from baton import outcome
+from baton.db import streams
 from baton.dialects import aisdk, openai
 from baton.errors import GENERATOR_FAULT, POD_FAULT, GenerationError, InvalidEvent, RequestError
+from baton.pod import event_stream
+from baton.worker import outbox
 
 HERE = Path(baton.__file__).parent
 # A proxy's setting is for those who set up HTTP/1.1; the names of cookies and queries are the client's own.
@@ -66,7 +69,7 @@ def test_no_error_shows_what_is_for_the_operator() -> None:
         *(GENERATOR_FAULT, POD_FAULT, outcome.WORKER_LOST_MESSAGE, aisdk.RESET, openai.RESET),
         *(str(end.error_message) for end in (streams.REWOUND, streams.QUEUE_TIMEOUT)),
         *(str(end.error_message) for end in outbox._OUTCOMES.values()),
-        connections._UNTELLABLE[1],
+        event_stream._UNTELLABLE[1],
     ],
 )
 def test_no_constant_does(text: str) -> None:

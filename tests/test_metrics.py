@@ -17,9 +17,9 @@ from baton.errors import ConfigurationError, GenerationError
 from baton.generators import GenerationRequest
 from baton.generators.asked import Asked, asked_by
 from baton.generators.protocol import Yielded
-from baton.metrics import Names, PodMetrics, WorkerMetrics
-from baton.metrics.exposition import exposed
-from baton.metrics.numbers import MOST_VALUES, Histogram, LabelledCounter
+from baton.observability.metrics import Names, PodMetrics, WorkerMetrics
+from baton.observability.metrics.exposition import exposed
+from baton.observability.metrics.numbers import MOST_VALUES, Histogram, LabelledCounter
 
 
 async def three_words(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:

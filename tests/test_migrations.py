@@ -24,15 +24,15 @@ from tests.logbook import connected, until
 from tests.processes import environment, finished, running
 from tests.revisions import history_with, locks_taken, revision_at
 
-from baton import offline
-from baton.blockers import pause_seconds
-from baton.database import MIGRATION_LOCK, REVISION, check_schema
+from baton.db.listener import session_dsn
+from baton.db.postgres import MIGRATION_LOCK, REVISION, check_schema
 from baton.errors import ConfigurationError, SchemaMismatch
-from baton.listener import session_dsn
-from baton.migrate import announce, engine, migrate, revision_of
-from baton.offline import revision_sql
-from baton.patience import Patience
-from baton.revisions import History
+from baton.schema import offline
+from baton.schema.blockers import pause_seconds
+from baton.schema.migrate import announce, engine, migrate, revision_of
+from baton.schema.offline import revision_sql
+from baton.schema.patience import Patience
+from baton.schema.revisions import History
 
 SQUAWK = Path(sys.executable).parent / "squawk"
 PROJECT = Path(__file__).parent.parent

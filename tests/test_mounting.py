@@ -15,7 +15,7 @@ from starlette.routing import Mount, Route
 from tests.cluster import Cluster, echo, serving
 from tests.follower import frames_after, texts
 
-from baton.main import create_app
+from baton.app import create_app
 
 
 async def hello(_request: Request) -> PlainTextResponse:

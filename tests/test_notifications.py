@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.logbook import connected, until
 
-from baton import log, notifications
+from baton.db import event_log, notifications
+from baton.db.event_log import Append
+from baton.db.notifications import MAX_BYTES, TRAILER_BYTES, pack, unpack
+from baton.db.seals import Seals
 from baton.events import MAX_SEQ, encode_text, join_lines
-from baton.log import Append
-from baton.notifications import MAX_BYTES, TRAILER_BYTES, pack, unpack
 from baton.outcome import Outcome
-from baton.seals import Seals
 
 
 class Everybody(Container[str]):
@@ -80,13 +80,13 @@ async def test_the_largest_payload_is_one_that_postgres_takes(dsn: str) -> None:
     fits, does_not = batch_of(stream_id, MAX_BYTES - head), batch_of(stream_id, MAX_BYTES - head + 1)
     async with connected(dsn) as listening, connected(dsn) as sending:
         await listening.add_listener("baton_events", lambda *given: heard.append(str(given[-1])))
-        await log.notify(
+        await event_log.notify(
             sending, notifications.EVENTS_CHANNEL, [*pack([fits], NOW, LONG), *pack([does_not], NOW, LONG)]
         )
         await until(lambda: len(heard) == 2)
         assert len(heard[0].encode()) == MAX_BYTES
         with pytest.raises(asyncpg.InvalidParameterValueError):
-            await log.notify(sending, notifications.EVENTS_CHANNEL, [heard[0] + "x"])
+            await event_log.notify(sending, notifications.EVENTS_CHANNEL, [heard[0] + "x"])
     first, second = (next(unpack(payload, EVERYBODY)) for payload in heard)
     assert first.events == fits.events.decode()
     assert second.events is None

@@ -13,7 +13,8 @@ import pytest
 import yaml
 from tests.metric_names import metric_names
 
-from baton import partitions, pod
+from baton.db import partitions
+from baton.pod import pod
 
 ROOT = Path(__file__).parents[1]
 ALERTS = ROOT / "deploy/prometheus/alerts.yaml"

@@ -14,12 +14,12 @@ from bench.buffers import Counted
 from tests.logbook import claim_as, connected, employ, queue_many
 from tests.test_streams import NEW, is_full
 
-from baton import rates, stream_queue, streams, workers
-from baton.database import Connection, pool
+from baton.db import rate_buckets, stream_queue, streams, worker_rows
+from baton.db.live_counts import LiveCounts
+from baton.db.postgres import Connection, pool
+from baton.db.queue_floor import QueueFloor
+from baton.db.rate_buckets import Rate
 from baton.errors import TooManyStreams
-from baton.live_counts import LiveCounts
-from baton.queue_floor import QueueFloor
-from baton.rates import Rate
 
 WORKER = UUID(int=1)
 PASSED = 20_000
@@ -55,7 +55,7 @@ class Pair:
         await self.floor.look(lambda since: stream_queue.first_queued(self._connection, since, ["test"]))
 
     async def claim(self) -> None:
-        place = await workers.place(self.counted._connection, WORKER)
+        place = await worker_rows.place(self.counted._connection, WORKER)
         await stream_queue.claim(self._connection, WORKER, ["test"], 5, place=place, since=self.floor.since)
 
     async def overdue(self) -> None:
@@ -68,10 +68,10 @@ class Pair:
         await streams._insert(self._connection, NEW, None, TENANT_LIMIT, self.counts)
 
     async def take(self) -> None:
-        assert await rates.take_in(self._connection, "", "caller", Rate(1e6, 100_000)) is None
+        assert await rate_buckets.take_in(self._connection, "", "caller", Rate(1e6, 100_000)) is None
 
     async def owned(self) -> None:
-        await workers.owned(self._connection, WORKER, [])
+        await worker_rows.owned(self._connection, WORKER, [])
 
     async def cost(self, action: Callable[[], Awaitable[None]]) -> int:
         self.counted.buffers = 0
@@ -110,7 +110,7 @@ async def pass_through(connection: Connection, count: int, epoch: int = 0) -> No
 async def test_a_bucket_costs_what_its_last_second_costs(dsn: str) -> None:
     async with connected(dsn) as connection, old_snapshot(dsn):
         pair = Pair(connection)
-        assert await rates.take_in(connection, "", "caller", Rate(1e6, 100_000)) is None
+        assert await rate_buckets.take_in(connection, "", "caller", Rate(1e6, 100_000)) is None
         calm = await pair.cost(pair.take)
         for second in range(1, 3_000):
             await connection.execute("UPDATE baton.token_bucket SET slot = slot + 1 + 0 * $1", second)
@@ -124,7 +124,7 @@ async def test_a_worker_finds_its_row_among_all_its_versions(dsn: str) -> None:
         pair = Pair(connection)
         calm = await pair.cost(pair.claim)
         for _ in range(3_000):
-            await workers.heartbeat(connection, WORKER)
+            await worker_rows.heartbeat(connection, WORKER)
         assert await pair.cost(pair.claim) <= calm + 10
 
 
@@ -144,7 +144,7 @@ async def test_a_stream_that_commits_late_is_claimed(dsn: str) -> None:
             await floor.look(lambda since: stream_queue.first_queued(connection, since))
         assert floor.since.id > stream_id
         await transaction.commit()
-        place = await workers.place(connection, WORKER)
+        place = await worker_rows.place(connection, WORKER)
         assert not await stream_queue.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)
         clock += 2
         await floor.look(lambda since: stream_queue.first_queued(connection, since))
@@ -178,7 +178,7 @@ async def test_a_locked_stream_stays_above_the_floor(dsn: str) -> None:
             await floor.look(lambda since: stream_queue.first_queued(connection, since))
             assert await claim_as(connection, WORKER, ["test"], 1) == []
             await floor.look(lambda since: stream_queue.first_queued(connection, since))
-        place = await workers.place(connection, WORKER)
+        place = await worker_rows.place(connection, WORKER)
         assert len(await stream_queue.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)) == 1
 
 
@@ -190,7 +190,7 @@ async def test_what_was_given_back_comes_first_and_at_once(dsn: str) -> None:
         await queue_many(connection, 3)
         await floor.look(lambda since: stream_queue.first_queued(connection, since))
         assert await streams.requeue(connection, claim.fence)
-        place = await workers.place(connection, WORKER)
+        place = await worker_rows.place(connection, WORKER)
         (first,) = await stream_queue.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)
         assert (first.stream_id, first.epoch) == (given_back, 3)
         assert len(await stream_queue.claim(connection, WORKER, ["test"], 9, place=place, since=floor.since)) == 3

@@ -6,7 +6,7 @@ import pytest
 from tests.logbook import connected
 from tests.roles import granted
 
-from baton.old_snapshots import WARN_SECONDS, Watch
+from baton.db.old_snapshots import WARN_SECONDS, Watch
 
 OLD = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1"
 

@@ -8,10 +8,10 @@ import uuid
 import orjson
 import pytest
 
+from baton.db.event_log import Append
 from baton.events import encode_text
-from baton.log import Append
-from baton.outbox import Lost, Outbox
 from baton.outcome import Outcome
+from baton.worker.outbox import Lost, Outbox
 
 
 class Told:

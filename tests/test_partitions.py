@@ -13,12 +13,13 @@ from hypothesis import strategies as some
 from tests.logbook import claimed, connected, until, working
 from tests.past import day, id_at
 
-from baton import log, partitions, stream_ids
-from baton.database import Connection
+from baton import stream_ids
+from baton.db import event_log, partitions
+from baton.db.event_log import Append
+from baton.db.partitions import Partition
+from baton.db.postgres import Connection
 from baton.events import encode_text
-from baton.log import Append
-from baton.maintain import DAY_SECONDS
-from baton.partitions import Partition
+from baton.schema.maintain import DAY_SECONDS
 
 
 async def test_they_reach_from_yesterday_to_so_many_days_ahead(dsn: str) -> None:
@@ -45,7 +46,7 @@ async def test_created_by_many_at_once_each_is_there_once(dsn: str) -> None:
 async def test_a_stream_lives_in_the_partition_of_its_day(dsn: str) -> None:
     async with connected(dsn) as connection:
         (stream_id,) = await claimed(connection)
-        await log.append(connection, [Append(stream_id, 1, 1, 1, encode_text("x"))])
+        await event_log.append(connection, [Append(stream_id, 1, 1, 1, encode_text("x"))])
         name = await connection.fetchval("SELECT tableoid::regclass::text FROM baton.batch")
     made = datetime.datetime.fromtimestamp((stream_id.int >> 80) / 1000, datetime.UTC)
     assert name == f"baton.batch_{made:%Y%m%d}"
@@ -70,7 +71,7 @@ async def test_writers_are_not_locked_out_while_they_are_made(dsn: str) -> None:
         async with creating.transaction():
             assert await partitions.create_ahead(creating, 3)
             await writing.execute("SET lock_timeout = '5s'")
-            assert await log.append(writing, [Append(stream_id, 1, 1, 1, encode_text("x"))]) == {stream_id}
+            assert await event_log.append(writing, [Append(stream_id, 1, 1, 1, encode_text("x"))]) == {stream_id}
 
 
 @pytest.mark.parametrize("days", [-1, 366])
@@ -189,9 +190,9 @@ async def test_streams_of_a_wide_partition_are_written_and_read(dsn: str) -> Non
                 "VALUES ($1, 'test', 'null', 'retry', 'running', 1)",
                 stream_id,
             )
-            await log.append(connection, [Append(stream_id, 1, 1, 1, encode_text("x"))])
-            assert len(await log.read(connection, stream_id, 0)) == 1
-        assert await log.tails(connection, ids) == dict.fromkeys(ids, log.Standing(1, ended=False))
+            await event_log.append(connection, [Append(stream_id, 1, 1, 1, encode_text("x"))])
+            assert len(await event_log.read(connection, stream_id, 0)) == 1
+        assert await event_log.tails(connection, ids) == dict.fromkeys(ids, event_log.Standing(1, ended=False))
 
 
 @given(some.integers(1, 36_500), some.integers(1, 365), some.integers(0, 50_000))

@@ -19,12 +19,12 @@ import pytest
 from tests.logbook import claimed, connected, employ
 from tests.past import old_stream
 
-from baton import log, partitions, pods, rates, stream_queue, streams, workers
-from baton.database import Connection
+from baton.db import event_log, partitions, pod_rows, rate_buckets, stream_queue, streams, worker_rows
+from baton.db.event_log import Append
+from baton.db.postgres import Connection
+from baton.db.streams import Wanted
 from baton.events import USAGE_HEAD, encode_text
-from baton.log import Append
 from baton.outcome import Outcome
-from baton.streams import Wanted
 
 ENDED, QUEUED, RUNNING, BATCHES = 10_000, 20, 60, 20
 MOST_ROWS = 500
@@ -73,12 +73,12 @@ LARGE = 100_000
 
 # Each query with the arguments that a pod or worker gives it, and how many partitions it may look into for them.
 QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
-    "read": (log._READ, ("$stream", 10, log.PAGE_ROWS, log.PAGE_BYTES), 1),
-    "read_newest": (log._READ_NEWEST, ("$stream", log.PAGE_ROWS, 131_072), 1),
-    "last": (log._LAST, ("$stream",), 1),
-    "usage": (log._USAGE, ("$stream", rf"\x{USAGE_HEAD.hex()}"), 1),
-    "tails": (log._TAILS, (["$stream", "$running"],), 1),
-    "erase": (log._ERASE, ("$stream", True), 1),
+    "read": (event_log._READ, ("$stream", 10, event_log.PAGE_ROWS, event_log.PAGE_BYTES), 1),
+    "read_newest": (event_log._READ_NEWEST, ("$stream", event_log.PAGE_ROWS, 131_072), 1),
+    "last": (event_log._LAST, ("$stream",), 1),
+    "usage": (event_log._USAGE, ("$stream", rf"\x{USAGE_HEAD.hex()}"), 1),
+    "tails": (event_log._TAILS, (["$stream", "$running"],), 1),
+    "erase": (event_log._ERASE, ("$stream", True), 1),
     "get": (streams._GET, ("$stream",), 0),
     "get many": (streams._GET_MANY, (["$stream", "$running"],), 0),
     "newest": (OF_TENANT, ("", FIRST, LAST, 21, None, None, 21), 0),
@@ -91,22 +91,22 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "live of all": (LIVE_OF_ALL, (None, FIRST, LAST, MOST_ROWS - 1, ["running"], None, 50), 0),
     "matching": (MATCHING, ("", FIRST, LAST, MOST_ROWS - 1, None, ['{"chat": "4242"}'], 50), 0),
     "insert": (streams._INSERT, ("", "test", "1", "{}", "retry", *[None] * 6, 936, 1000, FIRST, ["$stream"], 7), 0),
-    "take": (rates._TAKE, ("", "caller", 0.1, 10), 0),
+    "take": (rate_buckets._TAKE, ("", "caller", 0.1, 10), 0),
     "claim": (stream_queue._CLAIM, (WORKER, ["test"], 10, "(0,1)", YESTERDAY, FIRST, 1 << 27), 0),
     "first queued": (stream_queue._FIRST_QUEUED, (YESTERDAY, FIRST, ["test"]), 0),
     "first queued of all": (stream_queue._FIRST_QUEUED, (YESTERDAY, FIRST, None), 0),
     "overdue": (stream_queue._OVERDUE, (YESTERDAY, FIRST, 600.0, True), 0),
     "watched": (streams._WATCHED, (["$running"],), 0),
     "close": (streams._CLOSE, ("$running", 1, "failed", "error", "a", "b", None, 1, 0.1, 0.1, None), 0),
-    "owned": (workers._OWNED, (WORKER,), 0),
-    "owned of": (workers._OWNED_OF, (WORKER, ["$running"]), 0),
+    "owned": (worker_rows._OWNED, (WORKER,), 0),
+    "owned of": (worker_rows._OWNED_OF, (WORKER, ["$running"]), 0),
     "live counts": (streams._LIVE_COUNTS, ("", MOST_ROWS), 0),
     "queue": (stream_queue._QUEUE_STATE, (YESTERDAY, FIRST), 0),
-    "workers": (workers._LISTED, (), 0),
-    "silences": (workers._SILENCES, (), 0),
-    "note": (pods._NOTE, (WORKER, 600, "a", "1", "ready", "x", 0, 0, "{}", "{}", "{}", None), 0),
-    "viewers": (pods._VIEWERS, (["$stream"], [str(WORKER)]), 0),
-    "orphans": (workers._ORPHANS, (WORKER,), 0),
+    "workers": (worker_rows._LISTED, (), 0),
+    "silences": (worker_rows._SILENCES, (), 0),
+    "note": (pod_rows._NOTE, (WORKER, 600, "a", "1", "ready", "x", 0, 0, "{}", "{}", "{}", None), 0),
+    "viewers": (pod_rows._VIEWERS, (["$stream"], [str(WORKER)]), 0),
+    "orphans": (worker_rows._ORPHANS, (WORKER,), 0),
 }
 
 
@@ -135,7 +135,7 @@ async def test_what_runs_all_the_time_uses_an_index_and_one_partition(
             await connection.execute(streams._BY_INDEX.replace("LOCAL", "") if listed else "RESET ALL")
             await connection.execute(f"SET plan_cache_mode = {mode}")
             with subtests.test(name):
-                asked = log.within_day(query, UUID(names["$stream"]))
+                asked = event_log.within_day(query, UUID(names["$stream"]))
                 nodes = [node async for node in executed(connection, asked, literals(arguments, names))]
                 relations = {node["Relation Name"]: node["Node Type"] for node in nodes if "Relation Name" in node}
                 # A worker's row is one of a handful, and so is a pod's.
@@ -151,14 +151,16 @@ async def test_an_append_looks_up_its_streams_by_their_key(dsn: str) -> None:
         names = await in_use(connection)
         running = UUID(names["$running"])
         arguments = ([running], [1], [1], [1], [False], [b"{}"], [None], None)
-        plan = orjson.loads(await connection.fetchval(f"EXPLAIN (FORMAT JSON) {log._APPEND}", *arguments))
+        plan = orjson.loads(await connection.fetchval(f"EXPLAIN (FORMAT JSON) {event_log._APPEND}", *arguments))
         kinds = {node.get("Relation Name"): node["Node Type"] for node in walk(plan[0]["Plan"])}
         assert kinds["stream"] == "Index Scan"
 
 
 async def append(connection: Connection, ids: list[UUID], outcome: Outcome | None = None) -> None:
     events = outcome.encode() if outcome else encode_text("x")
-    assert await log.append(connection, [Append(stream_id, 1, 9, 9, events, outcome) for stream_id in ids]) == set(ids)
+    assert await event_log.append(
+        connection, [Append(stream_id, 1, 9, 9, events, outcome) for stream_id in ids]
+    ) == set(ids)
 
 
 # What locks the log, with the number of partitions that hold the streams it is about.
@@ -166,14 +168,14 @@ LOCKING: dict[str, tuple[Callable[[Connection, list[UUID]], Awaitable[object]], 
     "append": (lambda connection, ids: append(connection, ids[:2]), 1),
     "append for two days": (append, 2),
     "append of ends": (lambda connection, ids: append(connection, ids[:2], Outcome.completed("stop")), 1),
-    "read": (lambda connection, ids: log.read(connection, ids[0], 1), 1),
-    "read_newest": (lambda connection, ids: log.read_newest(connection, ids[0], 131_072), 1),
-    "read_tail": (lambda connection, ids: log.read_tail(connection, ids[0]), 1),
-    "read_usage": (lambda connection, ids: log.read_usage(connection, ids[0]), 1),
-    "tails": (lambda connection, ids: log.tails(connection, ids[:2]), 1),
-    "tails of two days": (log.tails, 2),
-    "tails of none": (lambda connection, ids: log.tails(connection, []), 0),
-    "erase": (lambda connection, ids: log.erase(connection, ids[0], keep_end=True), 1),
+    "read": (lambda connection, ids: event_log.read(connection, ids[0], 1), 1),
+    "read_newest": (lambda connection, ids: event_log.read_newest(connection, ids[0], 131_072), 1),
+    "read_tail": (lambda connection, ids: event_log.read_tail(connection, ids[0]), 1),
+    "read_usage": (lambda connection, ids: event_log.read_usage(connection, ids[0]), 1),
+    "tails": (lambda connection, ids: event_log.tails(connection, ids[:2]), 1),
+    "tails of two days": (event_log.tails, 2),
+    "tails of none": (lambda connection, ids: event_log.tails(connection, []), 0),
+    "erase": (lambda connection, ids: event_log.erase(connection, ids[0], keep_end=True), 1),
     "partitions": (lambda connection, _ids: partitions.attached(connection), 0),
     "partitions missing": (lambda connection, _ids: partitions.missing(connection, 30), 0),
     "partitions created before": (lambda connection, _ids: partitions.create_ahead(connection, 30), 0),
@@ -226,7 +228,7 @@ async def never(connection: Connection) -> AsyncIterator[None]:
 
 
 def test_rows_of_the_log_are_touched_in_one_module() -> None:
-    package = Path(log.__file__).parent
+    package = Path(event_log.__file__).parent
     touching = re.compile(r"(FROM|INTO|JOIN|UPDATE) baton\.(batch|event)\b")
     assert [path.name for path in package.rglob("*.py") if touching.search(path.read_text())] == ["log.py"]
 

@@ -377,7 +377,7 @@ async def test_creating_and_following_takes_one_request(cluster: Cluster) -> Non
 async def test_a_pod_that_follows_nothing_is_ready_for_as_long_as_the_database_answers(
     postgres: str, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.pod.READY_SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr("baton.pod.pod.READY_SILENCE_SECONDS", 0.5)
     pod = await cluster.pod(safety_poll_seconds=0.05, note_interval_seconds=0.05)
     opened_at = pod.pod.relays.answered_at
     await until(lambda: time.monotonic() > opened_at + 1)

@@ -17,9 +17,9 @@ from tests.cluster import Cluster, echo, serving
 from tests.follower import frames_after, texts
 from tests.nginx import PREFIX, needs_nginx, nginx
 
+from baton.api.path_prefix import before
+from baton.app import create_app
 from baton.errors import ConfigurationError
-from baton.main import create_app
-from baton.prefix import before
 from baton.settings import Settings
 
 TRUSTING = {"trusted_proxies": "10.0.0.0/8, 192.0.2.7, 2001:db8::/32"}

@@ -16,13 +16,14 @@ from starlette.routing import Mount
 from tests.cluster import Cluster, RunningPod, Tap, serving
 from tests.logbook import until
 
-from baton import api, problems
+from baton import api
+from baton.api import problems
+from baton.api.problems import SECURITY_HEADERS
+from baton.app import create_app
 from baton.codes import ENDS, REFUSALS
 from baton.errors import GENERATOR_FAULT, GenerationError, Unavailable
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
-from baton.main import create_app
-from baton.problems import SECURITY_HEADERS
 
 SECRET = "postgresql://user:hunter2@10.1.2.3/db /etc/secret.py SELECT secret FROM baton.stream"
 SIGNS = ("hunter2", "postgresql", "SELECT", "Traceback", "asyncpg", ".py", "baton.stream", "Error(", "relation")

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from baton.queue_floor import ALL, LATE, TRAIL, First, QueueFloor, Since
+from baton.db.queue_floor import ALL, LATE, TRAIL, First, QueueFloor, Since
 from baton.stream_ids import first_id
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -11,9 +11,9 @@ import pytest
 from tests.logbook import connected, until
 from tests.past import maintained
 
-from baton import rates
-from baton.database import Pool, pool
-from baton.rates import Rate
+from baton.db import rate_buckets
+from baton.db.postgres import Pool, pool
+from baton.db.rate_buckets import Rate
 
 SLOW = Rate(per_second=0.01, burst=5)
 
@@ -26,7 +26,7 @@ async def opened(dsn: str) -> AsyncIterator[Pool]:
 
 async def taken(opened: Pool, count: int, rate: Rate = SLOW, caller: str = "a") -> int:
     """Ask for tokens at once; return how many there were."""
-    waits = await asyncio.gather(*(rates.take(opened, "t", caller, rate) for _ in range(count)))
+    waits = await asyncio.gather(*(rate_buckets.take(opened, "t", caller, rate) for _ in range(count)))
     return waits.count(None)
 
 
@@ -38,9 +38,9 @@ async def later(connection: asyncpg.Connection[Any], seconds: float) -> None:
 async def test_a_burst_is_allowed_and_then_so_many_a_second(opened: Pool, dsn: str) -> None:
     async with connected(dsn) as connection:
         assert await taken(opened, 20) == 5
-        assert await rates.take(opened, "t", "a", SLOW) == 100
+        assert await rate_buckets.take(opened, "t", "a", SLOW) == 100
         await later(connection, 40)
-        assert await rates.take(opened, "t", "a", SLOW) in {60, 61}
+        assert await rate_buckets.take(opened, "t", "a", SLOW) in {60, 61}
         await later(connection, 210)
         assert await taken(opened, 20) == 2
         await later(connection, 1e6)
@@ -49,14 +49,14 @@ async def test_a_burst_is_allowed_and_then_so_many_a_second(opened: Pool, dsn: s
 
 async def test_a_burst_of_one_is_a_pause_between_two(opened: Pool) -> None:
     assert await taken(opened, 10, Rate(0.5, 1)) == 1
-    assert await rates.take(opened, "t", "a", Rate(0.5, 1)) == 2
+    assert await rate_buckets.take(opened, "t", "a", Rate(0.5, 1)) == 2
 
 
 async def test_pods_share_a_bucket_and_callers_do_not(opened: Pool, dsn: str) -> None:
     async with pool(dsn, size=8, timeout_seconds=10) as other:
         assert sum(await asyncio.gather(taken(opened, 100), taken(other, 100))) == 5
         assert await taken(other, 10, caller="b") == 5
-        assert await rates.take(other, "another tenant", "a", SLOW) is None
+        assert await rate_buckets.take(other, "another tenant", "a", SLOW) is None
 
 
 async def test_a_refusal_writes_nothing(opened: Pool, dsn: str) -> None:
@@ -94,7 +94,7 @@ async def test_a_bucket_that_is_deleted_meanwhile_refuses_nobody(opened: Pool, d
         assert await taken(opened, 1) == 1
         await later(connection, 1000)
         async with connection.transaction():
-            await rates.delete_full(connection)
+            await rate_buckets.delete_full(connection)
             taking = asyncio.create_task(taken(opened, 5))
             await until(all_wait)
         assert await taking == 5

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from baton import reads
-from baton.rates import Rate
-from baton.reads import Reads
+from baton.db.rate_buckets import Rate
+from baton.pod import read_limits
+from baton.pod.read_limits import Reads
 
 
 class Clock:
@@ -55,7 +55,7 @@ def test_a_list_that_looks_at_many_rows_counts_as_many_reads_and_may_be_owed(clo
 
 
 def test_memory_is_bounded_and_the_newest_are_kept(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reads, "MOST_CALLERS", 3)
+    monkeypatch.setattr(read_limits, "MOST_CALLERS", 3)
     buckets = Reads(Rate(1, 1), now=clock)
     for caller in ("a", "b", "c", "d"):
         assert taken(buckets, 2, caller) == 1

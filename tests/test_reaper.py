@@ -8,11 +8,11 @@ from uuid import UUID
 import pytest
 from tests.logbook import claimed, connected, events, row
 
-from baton import log, streams, workers
-from baton.database import Connection
+from baton.db import event_log, streams, worker_rows
+from baton.db.event_log import Append, Fence
+from baton.db.postgres import Connection
 from baton.events import encode_text
-from baton.log import Append, Fence
-from baton.reaper import Reaper, release
+from baton.worker.reaper import Reaper, release
 
 LEASE_SECONDS = 0.05
 
@@ -20,7 +20,7 @@ LEASE_SECONDS = 0.05
 async def with_stream(connection: Connection) -> tuple[UUID, UUID]:
     """A worker, and a stream that it runs."""
     (stream_id,) = await claimed(connection)
-    worker_id = await workers.register(connection, "w", ["test"], 1)
+    worker_id = await worker_rows.register(connection, "w", ["test"], 1)
     await connection.execute("UPDATE baton.stream SET worker_id = $1, attempts = 1 WHERE id = $2", worker_id, stream_id)
     return worker_id, stream_id
 
@@ -30,56 +30,56 @@ async def lease_over() -> None:
 
 
 async def look(reaper: Reaper, connection: Connection, own_id: UUID) -> None:
-    await reaper.look(connection, own_id, await workers.counters(connection))
+    await reaper.look(connection, own_id, await worker_rows.counters(connection))
 
 
 async def test_a_counter_that_stands_still_for_a_lease_is_a_dead_workers(dsn: str) -> None:
     async with connected(dsn) as connection:
-        own_id = await workers.register(connection, "own", ["test"], 1)
+        own_id = await worker_rows.register(connection, "own", ["test"], 1)
         dead_id, dead_stream = await with_stream(connection)
         alive_id, alive_stream = await with_stream(connection)
         reaper = Reaper(lease_seconds=LEASE_SECONDS, max_attempts=3)
         await look(reaper, connection, own_id)
         await look(reaper, connection, own_id)
-        assert set(await workers.counters(connection)) == {own_id, dead_id, alive_id}
+        assert set(await worker_rows.counters(connection)) == {own_id, dead_id, alive_id}
         await lease_over()
-        assert await workers.heartbeat(connection, alive_id) is not None
+        assert await worker_rows.heartbeat(connection, alive_id) is not None
         await look(reaper, connection, own_id)
-        assert set(await workers.counters(connection)) == {own_id, alive_id}
+        assert set(await worker_rows.counters(connection)) == {own_id, alive_id}
         assert (await row(connection, dead_stream)).status == "queued"
         assert (await row(connection, alive_stream)).status == "running"
-        assert await workers.heartbeat(connection, dead_id) is None
+        assert await worker_rows.heartbeat(connection, dead_id) is None
 
 
 async def test_after_an_interruption_it_begins_to_watch_anew(dsn: str) -> None:
     async with connected(dsn) as connection:
-        own_id = await workers.register(connection, "own", ["test"], 1)
+        own_id = await worker_rows.register(connection, "own", ["test"], 1)
         other_id, _ = await with_stream(connection)
         reaper = Reaper(lease_seconds=LEASE_SECONDS, max_attempts=3)
         await look(reaper, connection, own_id)
         await lease_over()
         reaper.forget()
         await look(reaper, connection, own_id)
-        assert other_id in await workers.counters(connection)
+        assert other_id in await worker_rows.counters(connection)
         await lease_over()
         await look(reaper, connection, own_id)
-        assert other_id not in await workers.counters(connection)
+        assert other_id not in await worker_rows.counters(connection)
 
 
 async def test_streams_whose_worker_has_no_row_are_found_too(dsn: str) -> None:
     async with connected(dsn) as connection:
-        own_id = await workers.register(connection, "own", ["test"], 1)
+        own_id = await worker_rows.register(connection, "own", ["test"], 1)
         _, stream_id = await with_stream(connection)
         _, own_stream = await with_stream(connection)
         await connection.execute("UPDATE baton.stream SET worker_id = $1 WHERE id = $2", own_id, own_stream)
         await connection.execute("UPDATE baton.stream SET worker_id = $1 WHERE id = $2", UUID(int=9), stream_id)
-        (lost,) = await workers.orphans(connection, own_id)
+        (lost,) = await worker_rows.orphans(connection, own_id)
         assert lost.stream_id == stream_id
 
 
 async def test_they_are_released_though_nobody_dies(dsn: str) -> None:
     async with connected(dsn) as connection:
-        own_id = await workers.register(connection, "own", ["test"], 1)
+        own_id = await worker_rows.register(connection, "own", ["test"], 1)
         _, stream_id = await with_stream(connection)
         await connection.execute("UPDATE baton.stream SET worker_id = $1 WHERE id = $2", UUID(int=9), stream_id)
         reaper = Reaper(lease_seconds=LEASE_SECONDS, max_attempts=3)
@@ -107,8 +107,8 @@ async def test_a_lost_stream_is_tried_again_or_ends_with_what_it_has(
     async with connected(dsn) as connection:
         (stream_id,) = await claimed(connection)
         for seq in range(1, emitted + 1):
-            await log.append(connection, [Append(stream_id, 1, seq, seq, encode_text("a"))])
-        await release(connection, workers.Orphan(Fence(stream_id, 1), attempts, policy), max_attempts=3)
+            await event_log.append(connection, [Append(stream_id, 1, seq, seq, encode_text("a"))])
+        await release(connection, worker_rows.Orphan(Fence(stream_id, 1), attempts, policy), max_attempts=3)
         stream = await row(connection, stream_id)
         assert stream.status == status
         assert stream.epoch == 2
@@ -124,5 +124,5 @@ async def test_a_stream_that_moved_on_meanwhile_is_left_alone(dsn: str) -> None:
         (stream_id,) = await claimed(connection)
         await streams.requeue(connection, Fence(stream_id, 1))
         for policy in ("retry", "fail"):
-            await release(connection, workers.Orphan(Fence(stream_id, 1), 3, policy), max_attempts=3)
+            await release(connection, worker_rows.Orphan(Fence(stream_id, 1), 3, policy), max_attempts=3)
         assert ((await row(connection, stream_id)).status, (await row(connection, stream_id)).epoch) == ("queued", 2)

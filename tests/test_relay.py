@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from tests.cluster import Author, Cluster, ended, text
 from tests.logbook import DEADLINE_SECONDS, until
 
-from baton import history, seals, streams
-from baton.audience import Audience
+from baton.db import history, seals, streams
+from baton.db.event_log import Append
+from baton.db.notifications import gone, hint, pack
+from baton.db.seals import Seals
 from baton.dialects import native
 from baton.errors import CursorBeyondTail, StreamNotFound
-from baton.log import Append
-from baton.metrics import PodMetrics
-from baton.notifications import gone, hint, pack
+from baton.observability.metrics import PodMetrics
 from baton.outcome import Outcome
-from baton.relay import Relays, Subscriber
-from baton.seals import Seals
-from baton.trust import Trust
+from baton.pod.relay import Relays, Subscriber
+from baton.pod.subscriber_limits import Audience
+from baton.pod.trusted_notifications import Trust
 
 SEALS = Seals({7: b"k" * 32}, "here/00000001")
 
@@ -320,7 +320,7 @@ async def test_a_page_that_is_missing_from_the_log_ends_the_connection(cluster: 
 
 
 async def test_relays_that_nobody_uses_are_dropped(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baton.relay.LINGER_SECONDS", 0)
+    monkeypatch.setattr("baton.pod.relay.LINGER_SECONDS", 0)
     pod, author = Pod(cluster, poll_seconds=0.01), await cluster.author()
     polling = asyncio.create_task(pod.relays.run())
     async with pod.subscribed(author):

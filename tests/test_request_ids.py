@@ -10,8 +10,8 @@ import pytest
 from tests.cluster import Cluster, echo
 from tests.logbook import until
 
-from baton.log_context import ContextFilter
-from baton.request_ids import accepted
+from baton.observability.log_context import ContextFilter
+from baton.observability.request_ids import accepted
 
 MADE = re.compile(r"[0-9a-f]{32}")
 PATHS = ("/v1/streams", "/v1/streams/x", "/v1/responses/x", "/nowhere", "/healthz", "/errors", "/openapi.json")

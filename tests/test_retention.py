@@ -13,10 +13,10 @@ from tests.follower import following, frames_after, numbers, texts
 from tests.logbook import connected, until
 from tests.past import KEPT_DAYS, day, id_at, maintained, old_stream, state
 
-from baton import partitions, stream_queue, streams
-from baton.database import Connection
-from baton.maintain import DAY_SECONDS
-from baton.streams import NewStream
+from baton.db import partitions, stream_queue, streams
+from baton.db.postgres import Connection
+from baton.db.streams import NewStream
+from baton.schema.maintain import DAY_SECONDS
 
 GONE_DAYS = KEPT_DAYS + 1
 CALLS = (("GET", ""), ("GET", "?wait=5"), ("GET", "/events"), ("POST", "/cancel"), ("DELETE", ""))
@@ -212,7 +212,7 @@ async def test_a_pod_tells_how_far_partitions_reach(
     cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Whatever the time of day, to the end of tomorrow it is longer than this, and to its beginning shorter.
-    monkeypatch.setattr("baton.partitions.LEAST_SECONDS", DAY_SECONDS)
+    monkeypatch.setattr("baton.db.partitions.LEAST_SECONDS", DAY_SECONDS)
     pod = await cluster.pod()
     metric = "baton_partitions_end_timestamp_seconds"
     await until(lambda: pod.pod.metrics.partitions_end is not None)
@@ -229,7 +229,7 @@ async def test_a_pod_tells_how_far_partitions_reach(
 async def test_a_pod_looks_again_after_a_failure(
     postgres: str, cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.pod.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("baton.pod.pod.LOOK_SECONDS", 0.01)
     pod = await cluster.pod()
     database = urlsplit(cluster.dsn).path[1:]
     await execute(postgres, f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")

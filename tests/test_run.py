@@ -24,13 +24,14 @@ from tests.logbook import (
     working,
 )
 
-from baton import log, run, streams
-from baton.database import pool
+from baton.db import event_log, streams
+from baton.db.event_log import Append
+from baton.db.postgres import pool
+from baton.db.streams import NewStream, Stream
 from baton.errors import GENERATOR_FAULT, GenerationError
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
-from baton.log import Append
-from baton.streams import NewStream, Stream
+from baton.worker import run
 
 Found = tuple[Stream, list[dict[str, Any]]]
 
@@ -525,7 +526,7 @@ async def test_a_former_workers_events_count(dsn: str) -> None:
     async with connected(dsn) as connection:
         await connection.execute("UPDATE baton.stream SET status = 'running', epoch = 1 WHERE id = $1", stream_id)
         lines = b"\n".join([b'{"type":"text","delta":"a"}'] * 5)
-        await log.append(connection, [Append(stream_id, 1, 1, 5, lines)])
+        await event_log.append(connection, [Append(stream_id, 1, 1, 5, lines)])
         await connection.execute("UPDATE baton.stream SET status = 'queued' WHERE id = $1", stream_id)
         async with working(dsn, answer, max_stream_events=7):
             stream = await ended(connection, stream_id)

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from tests.cluster import ended
 from tests.logbook import connected, until
 
-from baton import history, seals, shares
-from baton.database import Pool, pool
-from baton.history import HistoryWatch
-from baton.notifications import committed_at, unpack
-from baton.seals import SEAL_BYTES, Seals
-from baton.trust import Trust
+from baton.db import history, pool_shares, seals
+from baton.db.history import HistoryWatch
+from baton.db.notifications import committed_at, unpack
+from baton.db.postgres import Pool, pool
+from baton.db.seals import SEAL_BYTES, Seals
+from baton.pod.trusted_notifications import Trust
 
 HERE = Seals({1: b"a" * 32, 2: b"b" * 32}, "0123abcd/00000001")
 CHANNEL = "baton_events"
@@ -92,12 +92,12 @@ async def test_a_look_that_all_wait_for_counts_for_no_tenant(dsn: str, monkeypat
     look = HistoryWatch.look
 
     async def looking(watch: HistoryWatch, executor: Pool) -> object:
-        counted.append(shares.acting_for())
+        counted.append(pool_shares.acting_for())
         return await look(watch, executor)
 
     monkeypatch.setattr(HistoryWatch, "look", looking)
     async with pool(dsn, size=1, timeout_seconds=10) as opened:
-        shares.act_for("acme")
+        pool_shares.act_for("acme")
         await Trust(opened, look_seconds=60).renew()
     assert counted == [None]
 

@@ -13,9 +13,9 @@ from tests.follower import following, frames_after
 from tests.logbook import DEADLINE_SECONDS, until
 from tests.processes import SERVES, Running, environment, running
 
+from baton.app import create_app
 from baton.errors import ConfigurationError
-from baton.main import create_app
-from baton.server import Protocol, bind, serve, uvicorn_config, warn_if_reachable
+from baton.server.server import Protocol, bind, serve, uvicorn_config, warn_if_reachable
 
 
 def pod_environment(cluster: Cluster, **given: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from baton.shared import RecentAnswers
+from baton.db.shared_work import RecentAnswers
 
 
 class Finding:

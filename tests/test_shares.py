@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.logbook import connected, until
 
-from baton import shares
-from baton.database import SharedPool, pool
+from baton.db import pool_shares
+from baton.db.pool_shares import Shares
+from baton.db.postgres import SharedPool, pool
+from baton.db.shared_work import shared_task
 from baton.errors import TooManyQueries
-from baton.shared import shared_task
-from baton.shares import Shares
 
 WAIT = "SELECT pg_advisory_xact_lock(1)"
 
@@ -67,10 +67,10 @@ async def test_who_waits_in_vain_is_refused_and_counted(monkeypatch: pytest.Monk
     refused: list[None] = []
     shared = Shares(2, 0.5, lambda: refused.append(None))
     await shared.enter("a")
-    monkeypatch.setattr(shares, "WAIT_SECONDS", 0)
+    monkeypatch.setattr(pool_shares, "WAIT_SECONDS", 0)
     with pytest.raises(TooManyQueries, match="Send fewer, or try again"):
         await shared.enter("a")
-    monkeypatch.setattr(shares, "MOST_WAITING", 0)
+    monkeypatch.setattr(pool_shares, "MOST_WAITING", 0)
     with pytest.raises(TooManyQueries):
         await shared.enter("a")
     assert len(refused) == 2
@@ -133,7 +133,7 @@ async def opened(dsn: str) -> AsyncIterator[SharedPool]:
 
 
 async def asking(opened: SharedPool, tenant: str | None, query: str) -> object:
-    shares.act_for(tenant)
+    pool_shares.act_for(tenant)
     return await opened.fetchval(query)
 
 
@@ -154,7 +154,7 @@ async def test_a_tenant_whose_queries_are_stuck_keeps_neither_others_nor_the_pod
 
 async def test_work_that_is_shared_counts_for_the_tenant_that_asked_for_it(opened: SharedPool, dsn: str) -> None:
     async def ask() -> None:
-        shares.act_for("a")
+        pool_shares.act_for("a")
         await shared_task(opened.fetchval(WAIT))
 
     async with connected(dsn) as holding:
@@ -163,4 +163,4 @@ async def test_work_that_is_shared_counts_for_the_tenant_that_asked_for_it(opene
         await until(lambda: opened.shares.in_use == {"a": 1})
         await holding.execute("SELECT pg_advisory_unlock(1)")
         await task
-    assert shares.acting_for() is None
+    assert pool_shares.acting_for() is None

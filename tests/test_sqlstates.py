@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncpg
 import pytest
 
-from baton import sqlstates
-from baton.database import SharedPool, translated
+from baton.db import sqlstates
+from baton.db.postgres import SharedPool, translated
 from baton.errors import Unavailable
 
 LATER = (

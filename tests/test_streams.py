@@ -14,13 +14,13 @@ import orjson
 import pytest
 from tests.logbook import claim_as, claimed, connected, events, queue_many, row, until
 
-from baton import log, stream_queue, streams
-from baton.database import Pool, pool
+from baton.db import event_log, stream_queue, streams
+from baton.db.event_log import Append, Fence
+from baton.db.postgres import Pool, pool
+from baton.db.streams import IdempotencyKey, NewStream, Wanted
 from baton.errors import ConfigurationError, IdempotencyConflict, TooManyStreams
 from baton.events import MAX_SEQ, encode_text
-from baton.log import Append, Fence
 from baton.outcome import Outcome
-from baton.streams import IdempotencyKey, NewStream, Wanted
 
 WORKER = UUID(int=1)
 NEW = NewStream("test", {"prompt": "a\0b"}, {"chat": 42}, "retry")
@@ -231,7 +231,7 @@ async def test_what_has_ended_or_never_was_is_not_cancelled(opened: Pool) -> Non
     async with opened.acquire() as connection:
         (stream_id,) = await claimed(connection)
         outcome = Outcome.completed("stop")
-        await log.append(connection, [Append(stream_id, 1, 1, 1, outcome.encode(), outcome)])
+        await event_log.append(connection, [Append(stream_id, 1, 1, 1, outcome.encode(), outcome)])
         assert await streams.request_cancel(opened, stream_id) is None
         assert await streams.request_cancel(opened, uuid.uuid4()) is None
         assert (await row(connection, stream_id)).status == "completed"
@@ -250,11 +250,11 @@ async def test_a_cancellation_that_a_claim_forestalls_is_left_to_the_worker(open
 async def test_ending_from_outside_follows_what_is_there_and_fences_the_worker(opened: Pool) -> None:
     async with opened.acquire() as connection:
         (stream_id,) = await claimed(connection)
-        await log.append(connection, [Append(stream_id, 1, 1, 1, encode_text("a"))])
+        await event_log.append(connection, [Append(stream_id, 1, 1, 1, encode_text("a"))])
         assert not await streams.end_claimed(connection, Fence(stream_id, 2), Outcome.failed("worker_lost", ""))
         assert await streams.end_any(opened, stream_id, Outcome.failed("expired", "Too late."))
         assert not await streams.end_any(opened, stream_id, Outcome.cancelled())
-        assert await log.append(connection, [Append(stream_id, 1, 3, 3, encode_text("b"))]) == set()
+        assert await event_log.append(connection, [Append(stream_id, 1, 3, 3, encode_text("b"))]) == set()
         assert [event["type"] for event in await events(connection, stream_id)] == ["text", "done"]
         assert (await row(connection, stream_id)).error_code == "expired"
 
@@ -263,7 +263,7 @@ async def test_an_end_that_is_there_already_closes_the_row(dsn: str) -> None:
     async with connected(dsn) as connection:
         (stream_id,) = await claimed(connection)
         outcome = Outcome.completed("length", usage={"total": 3})
-        await log.append(connection, [Append(stream_id, 1, 1, 1, outcome.encode(), outcome)])
+        await event_log.append(connection, [Append(stream_id, 1, 1, 1, outcome.encode(), outcome)])
         await connection.execute("UPDATE baton.stream SET status = 'running', usage = NULL, finish_reason = NULL")
         assert not await streams.end_claimed(connection, Fence(stream_id, 1), Outcome.failed("worker_lost", ""))
         stream = await row(connection, stream_id)
@@ -274,7 +274,7 @@ async def test_an_end_that_is_there_already_closes_the_row(dsn: str) -> None:
 async def test_a_stream_without_a_number_left_says_so(dsn: str) -> None:
     async with connected(dsn) as connection:
         (stream_id,) = await claimed(connection)
-        await log.append(connection, [Append(stream_id, 1, MAX_SEQ, MAX_SEQ, encode_text("a"))])
+        await event_log.append(connection, [Append(stream_id, 1, MAX_SEQ, MAX_SEQ, encode_text("a"))])
         with pytest.raises(ConfigurationError, match="no number left"):
             await streams.end_claimed(connection, Fence(stream_id, 1), Outcome.cancelled())
         assert (await row(connection, stream_id)).epoch == 1
@@ -284,13 +284,13 @@ async def test_an_erased_stream_leaves_no_text(opened: Pool) -> None:
     stream, _ = await streams.create(opened, NEW, key())
     async with opened.acquire() as connection:
         (item,) = await claim_as(connection, WORKER, ["test"], 1)
-        await log.append(connection, [Append(stream.id, item.epoch, 1, 1, encode_text("a"))])
+        await event_log.append(connection, [Append(stream.id, item.epoch, 1, 1, encode_text("a"))])
         assert await streams.delete(opened, stream.id)
         assert not await streams.delete(opened, stream.id)
         for table in ("stream", "idempotency_key"):
             assert await connection.fetchval(f"SELECT count(*) FROM baton.{table}") == 0
         assert await connection.fetchval("SELECT count(*) FROM baton.event WHERE type = 'text'") == 0
-        assert await log.append(connection, [Append(stream.id, item.epoch, 2, 2, encode_text("b"))]) == set()
+        assert await event_log.append(connection, [Append(stream.id, item.epoch, 2, 2, encode_text("b"))]) == set()
 
 
 async def test_a_worker_without_a_row_claims_nothing(dsn: str) -> None:
@@ -357,13 +357,13 @@ async def test_an_append_in_flight_does_not_outlive_the_erasure(dsn: str) -> Non
         (stream_id,) = await claimed(writing)
         async with writing.transaction():
             text = encode_text("not to be kept")
-            assert await log.append(writing, [log.Append(stream_id, 1, 1, 1, text)]) == {stream_id}
+            assert await event_log.append(writing, [event_log.Append(stream_id, 1, 1, 1, text)]) == {stream_id}
             erasing = asyncio.create_task(streams.delete(opened, stream_id))
             await until_blocked(opened)
         assert await erasing
         # One that starts only now, and has not heard of the end, aims at the place after its last batch.
         for seq in (1, 2):
-            assert await log.append(writing, [log.Append(stream_id, 1, seq, seq, text)]) == set()
+            assert await event_log.append(writing, [event_log.Append(stream_id, 1, seq, seq, text)]) == set()
         left = await writing.fetch("SELECT data::text FROM baton.event WHERE stream_id = $1", stream_id)
         assert [orjson.loads(data)["finish_reason"] for (data,) in left] == ["erased"]
 

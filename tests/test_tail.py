@@ -8,7 +8,7 @@ import json
 import pytest
 from tests.cluster import Cluster, RunningPod
 
-from baton import tail
+from baton.commands import tail
 from baton.errors import ConfigurationError
 from baton.generators.registry import load_generators
 

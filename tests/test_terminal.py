@@ -7,8 +7,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from baton.commands.terminal import Answer, Flow
 from baton.generators.replay import load_transcripts
-from baton.terminal import Answer, Flow
 
 
 def console(*, terminal: bool, width: int = 60) -> tuple[Console, io.StringIO]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from baton.traceparent import MAX_CHARACTERS, TraceParent, given, parse
+from baton.observability.traceparent import MAX_CHARACTERS, TraceParent, given, parse
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 

@@ -20,10 +20,10 @@ from tests.generators.provider_server import ProviderServer, Reply, data_frames
 from tests.logbook import until, working
 from tests.processes import environment, finished, running
 
-from baton import traceparent
 from baton.errors import GenerationError
 from baton.generators import GenerationRequest, close_generators, load_generators
 from baton.generators.protocol import Yielded
+from baton.observability import traceparent
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = {"traceparent": f"00-{TRACE}-{SPAN}-01"}
@@ -52,7 +52,7 @@ class Spans:
 def spans(monkeypatch: pytest.MonkeyPatch) -> Spans:
     """A provider of the test's own: the global one is set once for a process, and would trace all tests after this."""
     found = Spans()
-    monkeypatch.setattr("baton.tracing._tracer", found.tracer)
+    monkeypatch.setattr("baton.observability.tracing._tracer", found.tracer)
     return found
 
 

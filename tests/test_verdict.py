@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pytest
 
 from baton.client import Connected, Disconnected, Received, Sighting
-from baton.verdict import Resumption, Verdict, numbers
+from baton.demo.verdict import Resumption, Verdict, numbers
 
 
 def received(seqs: Iterable[int], *, kind: str = "text", status: str | None = None) -> list[Sighting]:

@@ -27,14 +27,14 @@ from tests.logbook import (
     working,
 )
 
-from baton import log
 from baton.chaos.proxy import Proxy
-from baton.database import Connection
+from baton.db import event_log
+from baton.db.postgres import Connection
 from baton.errors import DatabaseUnreachable, SchemaMismatch
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
 from baton.outcome import Outcome
-from baton.worker import Worker
+from baton.worker.worker import Worker
 
 
 class Held:
@@ -138,7 +138,7 @@ async def test_a_notification_wakes_it(dsn: str) -> None:
         )
         await until(lambda: connection.fetchval(listening))
         stream_id = await queue(dsn)
-        await log.notify(connection, "baton_queue", [""])
+        await event_log.notify(connection, "baton_queue", [""])
         await ended(connection, stream_id)
         assert text(await events(connection, stream_id)) == ANSWER
         await until(lambda: not worker._runs)
@@ -305,8 +305,8 @@ async def test_an_end_that_landed_while_the_stream_was_taken_away_is_its_end(dsn
     async with connected(dsn) as connection:
         stream_id = await queue(dsn)
         (item,) = await claim_as(connection, UUID(int=1), ["test"], 1)
-        append = log.Append(stream_id, item.epoch, 1, 1, outcome.encode(), outcome, item.claim_token)
-        await log.append(connection, [append])
+        append = event_log.Append(stream_id, item.epoch, 1, 1, outcome.encode(), outcome, item.claim_token)
+        await event_log.append(connection, [append])
         await connection.execute("UPDATE baton.stream SET status = 'queued', epoch = 2, finish_reason = NULL")
         async with working(dsn, answer):
             stream = await ended(connection, stream_id)
@@ -377,5 +377,5 @@ async def test_cancelled_by_notification_before_any_heartbeat(dsn: str) -> None:
         stream_id = await queue(dsn)
         await until_tail(connection, stream_id, 2)
         await connection.execute("UPDATE baton.stream SET cancel_requested_at = now() WHERE id = $1", stream_id)
-        await log.notify(connection, "baton_cancel", ["nonsense", str(stream_id)])
+        await event_log.notify(connection, "baton_cancel", ["nonsense", str(stream_id)])
         assert (await ended(connection, stream_id)).status == "cancelled"

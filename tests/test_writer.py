@@ -11,16 +11,16 @@ from uuid import UUID
 import pytest
 from tests.logbook import claimed, connected, ended, events, row, text, until, until_tail
 
-from baton import history
 from baton.chaos.proxy import Proxy
-from baton.database import Connection
+from baton.db import history
+from baton.db.notifications import unpack
+from baton.db.postgres import Connection
 from baton.events import encode_text
-from baton.metrics import WorkerMetrics
-from baton.notifications import unpack
-from baton.notifier import Notifier
-from baton.outbox import Lost, Outbox
+from baton.observability.metrics import WorkerMetrics
 from baton.outcome import Outcome
-from baton.writer import Writer
+from baton.worker.notifier import Notifier
+from baton.worker.outbox import Lost, Outbox
+from baton.worker.writer import Writer
 
 
 class Desk:
@@ -248,7 +248,7 @@ async def test_what_came_before_bad_data_stays(dsn: str) -> None:
 async def test_an_ending_that_is_refused_too_is_written_once_it_may_be(
     dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("baton.writer.PUT_OFF_SECONDS", 0.05)
+    monkeypatch.setattr("baton.worker.writer.PUT_OFF_SECONDS", 0.05)
     async with connected(dsn) as connection, desk(dsn) as at:
         await connection.execute("ALTER TABLE baton.batch ADD CONSTRAINT refusing CHECK (epoch <> 1) NOT VALID")
         (stream_id,) = await claimed(connection)

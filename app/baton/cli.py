@@ -12,12 +12,12 @@ import typer
 from rich.console import Console
 
 from . import __version__
+from .commands.keys import app as keys_app
 from .errors import ConfigurationError
 from .events import Status
-from .grants import Revocation, RoleNames
-from .grants import script as grants_script
-from .keys import app as keys_app
-from .patience import Patience
+from .schema.grants import Revocation, RoleNames
+from .schema.grants import script as grants_script
+from .schema.patience import Patience
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -52,7 +52,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="The port to listen on (BATON_PORT).")] = None,
 ) -> None:
     """Run a pod: create streams, and relay their events to clients."""
-    from .server import serve as serve_pod
+    from .server.server import serve as serve_pod
 
     settings = _settings(host=host, port=port)
     _run(settings, lambda: _traced(settings.pod_name, lambda: serve_pod(settings)), pod=settings.pod_name)
@@ -110,7 +110,7 @@ def maintain(
     """Create partitions ahead, delete what has expired (BATON_RETENTION_DAYS), and drop its partitions."""
     if every is not None and dry_run:
         raise typer.BadParameter("--dry-run cannot be repeated: leave out --every.")
-    from .interruption import Interrupted, interruptible
+    from .commands.interruption import Interrupted, interruptible
 
     settings = _settings()
     try:
@@ -136,8 +136,8 @@ def mark_restored(
     """
     import asyncio
 
-    from . import history
-    from .database import ask
+    from .db import history
+    from .db.postgres import ask
 
     settings = _settings()
     asked = ask(
@@ -205,7 +205,7 @@ def tail(
     as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each event.")] = False,
 ) -> None:
     """Watch a stream to its end, coming back by itself when a pod goes away."""
-    from .tail import run as run_tail
+    from .commands.tail import run as run_tail
 
     # Either may come from a file that ends with a line break.
     credential = key and key.strip()
@@ -227,7 +227,7 @@ def streams(
     """List the newest streams, as the database has them."""
     if silent and status not in {None, "running"}:
         raise typer.BadParameter("--silent is for streams that run: leave out --status.")
-    from .listing import Wanted, list_streams
+    from .commands.listing import Wanted, list_streams
 
     list_streams(_settings(), Wanted(tenant, status, limit, silent), as_json=as_json)
 
@@ -235,7 +235,7 @@ def streams(
 @app.command()
 def workers(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False) -> None:
     """List the workers that live, as the database has them."""
-    from .listing import list_workers
+    from .commands.listing import list_workers
 
     list_workers(_settings(), as_json=as_json)
 
@@ -246,7 +246,7 @@ def demo(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="The pods' port; default: a free one.")] = None,
 ) -> None:
     """Stream an answer, kill the pod that serves it, and resume on another; brings its own Postgres."""
-    from .demo import run as run_demo
+    from .demo.demo import run as run_demo
 
     raise typer.Exit(run_demo(serve=serve, port=port))
 
@@ -298,8 +298,8 @@ def _leave_early(number: int, frame: FrameType | None) -> NoReturn:
 
 
 async def _write_migrations(settings: Settings, start: str | None, to: str | None, patience: Patience) -> None:
-    from .migrate import revision_of
-    from .offline import script
+    from .schema.migrate import revision_of
+    from .schema.offline import script
 
     if start is None and settings.database_url is not None:
         start = await revision_of(settings.dsn)
@@ -308,13 +308,13 @@ async def _write_migrations(settings: Settings, start: str | None, to: str | Non
 
 
 async def _announce_migrations(settings: Settings, to: str | None) -> None:
-    from .migrate import announce
+    from .schema.migrate import announce
 
     await announce(settings.dsn, days_ahead=settings.partition_days_ahead, to=to, say=typer.echo)
 
 
 def _run_migrations(settings: Settings, to: str | None, patience: Patience) -> None:
-    from .interruption import Interrupted, interruptible
+    from .commands.interruption import Interrupted, interruptible
 
     try:
         _run(settings, lambda: interruptible(_migrate(settings, to, patience)))
@@ -324,8 +324,8 @@ def _run_migrations(settings: Settings, to: str | None, patience: Patience) -> N
 
 
 async def _migrate(settings: Settings, to: str | None, patience: Patience) -> None:
-    from .listener import session_dsn
-    from .migrate import migrate
+    from .db.listener import session_dsn
+    from .schema.migrate import migrate
 
     dsn = await session_dsn(settings.dsn, settings.listen_dsn, say=typer.echo)
     await migrate(dsn, days_ahead=settings.partition_days_ahead, to=to, patience=patience, say=typer.echo)
@@ -334,9 +334,9 @@ async def _migrate(settings: Settings, to: str | None, patience: Patience) -> No
 
 
 async def _maintain(settings: Settings, every_seconds: float | None, *, dry_run: bool) -> None:
-    from .listener import session_dsn
-    from .maintain import Policy, keep_maintaining
-    from .maintain import maintain as maintain_once
+    from .db.listener import session_dsn
+    from .schema.maintain import Policy, keep_maintaining
+    from .schema.maintain import maintain as maintain_once
 
     policy = Policy(settings.partition_days_ahead, settings.retention_days, settings.partition_days)
     if dry_run:
@@ -352,10 +352,10 @@ async def _maintain(settings: Settings, every_seconds: float | None, *, dry_run:
 async def _work(settings: Settings) -> None:
     import asyncio
 
-    from .collector import collect_seldom
     from .generators.registry import close_generators, load_generators
-    from .metrics.exposition import exposed
-    from .worker import Worker
+    from .observability.garbage_collector import collect_seldom
+    from .observability.metrics.exposition import exposed
+    from .worker.worker import Worker
 
     generators = load_generators(settings)
     working = Worker(settings, generators)
@@ -372,13 +372,13 @@ async def _work(settings: Settings) -> None:
 
 async def _traced(name: str, work: Callable[[], Awaitable[None]]) -> None:
     """Do the work of a process; where OpenTelemetry's own variables name a collector, send it what is traced."""
-    from . import tracing
+    from .observability import tracing
 
     if not tracing.wanted():
         await work()
         return
     # It takes a while to load, which is for those who want it.
-    from .trace_export import exporting
+    from .observability.trace_export import exporting
 
     with exporting(name):
         await work()
@@ -393,9 +393,9 @@ def _settings(**overrides: Any) -> Settings:
 def _run(settings: Settings, start: Callable[[], Awaitable[None]], **process: str) -> None:
     import uvloop
 
-    from . import logs
+    from .observability import log_config
 
-    logs.configure(
+    log_config.configure(
         _errors,
         form=settings.log_format,
         level=settings.log_level,

@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from .dsn import Dsn
+from .dsn.connection_strings import Dsn
 from .errors import ConfigurationError
 
 # The path of an address before Baton's own, as it stands in addresses. Browsers would resolve segments of dots.

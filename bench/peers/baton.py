@@ -20,9 +20,9 @@ from bench.cluster import cluster
 from bench.postgres import postmaster, slow_commits
 from bench.viewers import Target
 
-from baton.cluster import Child, Cluster
-from baton.embedded import embedded_postgres
-from baton.migrate import migrate
+from baton.demo.cluster import Child, Cluster
+from baton.demo.embedded import embedded_postgres
+from baton.schema.migrate import migrate
 
 from . import Shape, http_client
 

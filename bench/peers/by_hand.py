@@ -17,7 +17,7 @@ from bench.postgres import postmaster, slow_commits
 from bench.processes import free_port, program
 from bench.viewers import Target
 
-from baton.embedded import embedded_postgres
+from baton.demo.embedded import embedded_postgres
 
 from . import Shape, http_client
 

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from baton.database import Pool
+from baton.db.postgres import Pool
 from baton.generators.protocol import GenerationRequest
 
 TABLE = """

@@ -5,7 +5,7 @@ For `bench.observing`, to compare with.
 
 import logging
 
-from baton.metrics import numbers
+from baton.observability.metrics import numbers
 
 
 def _nothing(*_: object) -> None:
@@ -14,5 +14,5 @@ def _nothing(*_: object) -> None:
 
 numbers.Histogram.observe = _nothing  # type: ignore[method-assign, assignment]
 numbers.LabelledCounter.add = _nothing  # type: ignore[method-assign, assignment]
-for _name in ("baton.api.actions", "baton.connections", "baton.ending"):
+for _name in ("baton.api.actions", "baton.pod.event_stream", "baton.observability.stream_end"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)

@@ -9,7 +9,7 @@ index, which the next run replaces.
 
 from __future__ import annotations
 
-from baton import ddl
+from baton.schema import ddl
 
 revision = "0006"
 down_revision = "0005"

@@ -9,7 +9,7 @@ are: `status` is in the conditions of other indexes already, and a stream's tena
 
 from __future__ import annotations
 
-from baton import ddl
+from baton.schema import ddl
 
 revision = "0010"
 down_revision = "0009"

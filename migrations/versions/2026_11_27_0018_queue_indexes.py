@@ -10,7 +10,7 @@ back are few, so an index of them costs a new stream nothing.
 
 from __future__ import annotations
 
-from baton import ddl
+from baton.schema import ddl
 
 revision = "0018"
 down_revision = "0017"

@@ -30,9 +30,9 @@ from tests.logbook import until
 from baton import api
 from baton.api.contract import EVENTS
 from baton.api.openapi_document import ALTERNATIVES, document
+from baton.api.problems import SECURITY_HEADERS
 from baton.codes import ENDS, REFUSALS
 from baton.generators.replay import build
-from baton.problems import SECURITY_HEADERS
 
 # Nothing could be wrong with a request for these, and it takes seconds to find that out.
 UNREFUSABLE = {"/v1/models", "/v1/models/{name}", "/v1/ai-sdk/chat/{chat}/stop"}

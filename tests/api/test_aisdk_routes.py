@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from tests.cluster import Cluster, RunningPod, Tap, echo, text
 
-from baton import streams
+from baton.db import streams
 from baton.generators import GenerationRequest, Yielded
 
 DONE = b"data: [DONE]\n\n"

@@ -13,7 +13,7 @@ import pytest
 from tests.access import bearer, guarded_pod, make_key
 from tests.cluster import Cluster, RunningPod
 
-from baton import retention
+from baton.db import retention
 from baton.errors import GenerationError
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded

@@ -12,10 +12,11 @@ from tests.cluster import Cluster, RunningPod, Tap, echo
 from tests.follower import following
 from tests.logbook import until
 
-from baton import api, streams
+from baton import api
+from baton.db import streams
+from baton.db.streams import NewStream
 from baton.errors import GenerationError
 from baton.generators import GenerationRequest
-from baton.streams import NewStream
 
 QUICK = {"note_interval_seconds": 0.05}
 

@@ -12,10 +12,10 @@ import pytest
 from tests.cluster import Cluster, RunningPod, Tap
 from tests.logbook import until
 
-from baton.bodies import FREE_BYTES
 from baton.generators import GenerationRequest
 from baton.generators.conversation import messages
 from baton.generators.protocol import Yielded
+from baton.pod.request_bodies import FREE_BYTES
 from baton.settings import Settings
 
 MIB = 1 << 20

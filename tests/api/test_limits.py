@@ -17,7 +17,7 @@ from tests.cluster import Cluster, RunningPod, Tap, echo, text
 from tests.follower import Follower, following, frames_after
 from tests.logbook import until
 
-from baton import streams
+from baton.db import streams
 
 RETRY = re.compile(rb": baton\nretry: (\d+)\n\n")
 PROBLEM = {"accept": "application/problem+json"}
@@ -134,7 +134,7 @@ FREE = ("/healthz", "/readyz", "/metrics", "/errors", "/openapi.json", "/console
 async def test_a_caller_that_reads_too_fast_is_refused_by_every_route_and_may_create_still(
     cluster: Cluster, subtests: pytest.Subtests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.reads.REFUSAL_SECONDS", 0)
+    monkeypatch.setattr("baton.pod.read_limits.REFUSAL_SECONDS", 0)
     pod, other = [await cluster.pod(reads_per_second=0.1, reads_burst=len(READS)) for _ in range(2)]
     author = await cluster.author()
     await author.write(text(1), end=True)
@@ -165,7 +165,7 @@ async def test_a_caller_that_reads_too_fast_is_refused_by_every_route_and_may_cr
 async def test_a_list_that_looks_at_many_streams_counts_as_many_reads(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.reads.REFUSAL_SECONDS", 0)
+    monkeypatch.setattr("baton.pod.read_limits.REFUSAL_SECONDS", 0)
     pod = await cluster.pod(reads_per_second=0.1, reads_burst=30)
     await cluster.pool.execute(MANY, "", 200)
     plain = f"{pod.url}/v1/streams?limit=10"
@@ -219,7 +219,7 @@ async def test_a_tenant_whose_requests_are_stuck_is_refused_and_others_are_serve
     """Its creates wait for a lock, near its limit; all connections but one may be its own, and then half of them."""
     (_, stuck), (_, other) = [await make_key(cluster, tenant=tenant) for tenant in ("stuck", "other")]
     pod = await guarded_pod(cluster, max_tenant_streams=5, database_pool_size=4)
-    monkeypatch.setattr("baton.shares.WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("baton.db.pool_shares.WAIT_SECONDS", 0.1)
     url = f"{pod.url}/v1/streams"
 
     async def create(key: str) -> httpx2.Response:
@@ -249,7 +249,7 @@ async def test_a_tenant_whose_requests_are_stuck_is_refused_and_others_are_serve
 async def test_what_was_created_and_cannot_be_read_just_now_is_not_created_again(
     cluster: Cluster, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.shares.WAIT_SECONDS", 0)
+    monkeypatch.setattr("baton.db.pool_shares.WAIT_SECONDS", 0)
     tap = Tap()
     pod = await cluster.pod()
     await cluster.worker({"replay": tap})

@@ -14,7 +14,7 @@ from tests.logbook import connected, until
 
 from baton.auth import keys
 from baton.auth.ring import MAX_WAITING, KeyRing
-from baton.database import Connection, pool
+from baton.db.postgres import Connection, pool
 from baton.errors import ConfigurationError, Unavailable
 
 

@@ -16,7 +16,7 @@ from tests.access import SECRETS, TENANT, signed
 
 from baton.auth.gate import Gate
 from baton.auth.tokens import TokenSigner, Wish
-from baton.database import Pool
+from baton.db.postgres import Pool
 from baton.errors import Forbidden, Unauthenticated
 from baton.principal import SCOPES, Principal
 from baton.settings import Settings

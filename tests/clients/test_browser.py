@@ -20,7 +20,7 @@ from tests.cluster import Cluster, Tap
 from tests.logbook import until
 from tests.processes import environment
 
-from baton.cluster import reserved_port
+from baton.demo.cluster import reserved_port
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "clients.md"

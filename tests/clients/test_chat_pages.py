@@ -12,7 +12,7 @@ from tests.clients.node import Node
 from tests.clients.pods import WORDS
 from tests.cluster import Cluster
 
-from baton import retention
+from baton.db import retention
 
 pytestmark = [pytest.mark.timeout(INSTALL_SECONDS + 60), needs_chromium]
 

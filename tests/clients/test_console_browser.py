@@ -17,7 +17,7 @@ from tests.cluster import Cluster, RunningPod, Tap
 from tests.logbook import until
 from tests.processes import SERVES, environment, running
 
-from baton.cluster import reserved_port
+from baton.demo.cluster import reserved_port
 from baton.errors import GenerationError
 from baton.generators import GenerationRequest
 

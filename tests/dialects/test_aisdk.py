@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tests.dialects.wire import STREAM_ID as ID
 from tests.dialects.wire import batches, data, frames, sent
 
+from baton.db.event_log import Batch
 from baton.dialects.aisdk import AI_SDK, REPLAY, RESET, begin
 from baton.dialects.aisdk_message import Earlier
 from baton.events import Status
-from baton.log import Batch
 from baton.outcome import Outcome
 
 OPENING = [

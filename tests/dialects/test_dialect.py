@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from tests.cluster import Cluster, text
 from tests.dialects.wire import batches
 
+from baton.db.event_log import Batch
 from baton.dialects.dialect import Chain, Encoded, Reader
 from baton.dialects.native import START, Native
-from baton.log import Batch
-from baton.relay import ENCODED_BATCHES_KEPT
+from baton.pod.relay import ENCODED_BATCHES_KEPT
 
 
 class Counting(Native):

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baton.db.event_log import Batch
 from baton.dialects import native
 from baton.events import encode_event, encode_text, join_lines, without_surrogates
-from baton.log import Batch
 
 # Lone surrogates too: `st.text()` leaves them out.
 ANY_TEXT = st.text(st.characters(exclude_categories=()))

@@ -10,11 +10,11 @@ from uuid import UUID
 import orjson
 from hypothesis import strategies as st
 
+from baton.db.event_log import Batch
+from baton.db.streams import Stream
 from baton.dialects.dialect import Dialect, Encoded, Reader
 from baton.events import encode_event, encode_text, join_lines
-from baton.log import Batch
 from baton.outcome import Outcome
-from baton.streams import Stream
 
 Event = Mapping[str, Any]
 STREAM_ID = UUID("019a5e2c-0000-7000-8000-00000000000a")

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import asyncpg
 from tests.data_folder import data_folder
 
-from baton.database import CONNECTION_ERRORS
+from baton.db.postgres import CONNECTION_ERRORS
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from bench.abuse import ABUSED, run
 
-from baton.embedded import embedded_postgres
+from baton.demo.embedded import embedded_postgres
 
 MEGABYTE = 1 << 20
 

@@ -11,8 +11,8 @@ from tests.faults.test_leases import row
 from tests.faults.viewers import Viewer
 from tests.logbook import DEADLINE_SECONDS, until
 
-from baton import streams
 from baton.chaos.proxy import Proxy
+from baton.db import streams
 
 QUICK: dict[str, Any] = {"worker_heartbeat_seconds": 0.1, "poll_seconds": 0.1, "lease_seconds": 2}
 

@@ -20,8 +20,8 @@ from baton.chaos.memory import Samples
 from baton.chaos.run import Chaos, Options
 from baton.chaos.text import Piece, read, write
 from baton.chaos.verdict import Account, Asked, LogCopy
+from baton.db.event_log import Batch
 from baton.errors import ConfigurationError
-from baton.log import Batch
 
 ASKED = Asked(events=3, policy="retry")
 

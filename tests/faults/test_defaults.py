@@ -14,9 +14,9 @@ from tests.faults.servers import PGBOUNCER, pgbouncer
 from tests.faults.viewers import Viewer
 from tests.logbook import until
 
-from baton.database import connect, pool
-from baton.maintain import Policy, maintain
-from baton.migrate import migrate
+from baton.db.postgres import connect, pool
+from baton.schema.maintain import Policy, maintain
+from baton.schema.migrate import migrate
 
 LEVELS = ["repeatable read", "serializable"]
 # Each is a default of the database, and none may be noticed.

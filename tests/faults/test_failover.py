@@ -21,9 +21,9 @@ from tests.faults.replicas import DATABASE, Replicas
 from tests.faults.watchers import DIALECTS, NATIVE, Script, Watcher
 from tests.logbook import until
 
-from baton import history
 from baton.chaos.proxy import Proxy
-from baton.worker import Worker
+from baton.db import history
+from baton.worker.worker import Worker
 
 QUICK_WORKER = {"worker_heartbeat_seconds": 0.1, "lease_seconds": 1, "poll_seconds": 0.2}
 # As where a service does not let anybody see the timeline.

@@ -19,19 +19,19 @@ from uuid import UUID
 import pytest
 from tests.logbook import claimed, connected, employ, events, row, settings, text, until
 
-from baton import log, streams, workers
 from baton.chaos.proxy import Proxy
-from baton.database import Connection, Pool, connect, pool
+from baton.db import event_log, streams, worker_rows
+from baton.db.event_log import Append, Fence
+from baton.db.postgres import Connection, Pool, connect, pool
+from baton.db.streams import NewStream
+from baton.db.worker_rows import Orphan
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
-from baton.log import Append, Fence
-from baton.outbox import Outbox
 from baton.outcome import Outcome
-from baton.reaper import release
-from baton.run import Run
-from baton.streams import NewStream
-from baton.worker import Worker
-from baton.workers import Orphan
+from baton.worker.outbox import Outbox
+from baton.worker.reaper import release
+from baton.worker.run import Run
+from baton.worker.worker import Worker
 
 Held = Literal["before", "after"]
 Reply = Literal["arrives", "lost", "rolled back"]
@@ -214,7 +214,7 @@ class Scenario:
         worker._worker_id = UUID(int=len(stack._exit_callbacks))  # type: ignore[attr-defined]
         async with connected(self.dsn) as connection:
             await employ(connection, worker._worker_id)
-            worker._place = await workers.place(connection, worker._worker_id)
+            worker._place = await worker_rows.place(connection, worker._worker_id)
         player = Player(worker, proxy)
         stack.push_async_callback(player.close)
         return player
@@ -419,7 +419,7 @@ async def test_an_end_from_outside_survives_its_deadlock_with_the_last_owners_en
         ending = asyncio.create_task(streams.end_claimed(reaper, Fence(stream_id, 1), lost))
         await until(lambda: stuck(reaper, at_gate=True))
         append = Append(stream_id, 1, 1, 1, completed.encode(), completed)
-        appending = asyncio.create_task(log.append(owner, [append]))
+        appending = asyncio.create_task(event_log.append(owner, [append]))
         await until(lambda: stuck(owner, at_gate=False))
         await keeper.execute("SELECT pg_advisory_unlock(1)")
         assert not await ending

@@ -25,14 +25,14 @@ from tests.faults.watchers import Script, Watcher
 from tests.logbook import until
 from tests.roles import PASSWORD, as_role
 
-from baton import history, log, notifications, seals, stream_queue, streams, workers
-from baton.database import Connection
-from baton.log import Append
-from baton.notifications import CANCEL_CHANNEL, EVENTS_CHANNEL, KILL_CHANNEL, QUEUE_CHANNEL
+from baton.db import event_log, history, notifications, seals, stream_queue, streams, worker_rows
+from baton.db.event_log import Append
+from baton.db.notifications import CANCEL_CHANNEL, EVENTS_CHANNEL, KILL_CHANNEL, QUEUE_CHANNEL
+from baton.db.postgres import Connection
+from baton.db.seals import Seals
 from baton.outcome import Outcome
-from baton.relay import DOUBT_SECONDS
-from baton.seals import Seals
-from baton.worker import CLAIM_PAUSE_SECONDS
+from baton.pod.relay import DOUBT_SECONDS
+from baton.worker.worker import CLAIM_PAUSE_SECONDS
 
 CHANNELS = (EVENTS_CHANNEL, CANCEL_CHANNEL, QUEUE_CHANNEL, KILL_CHANNEL)
 PROJECT = Path(__file__).parent.parent.parent
@@ -227,7 +227,12 @@ async def test_what_a_flood_of_forged_notifications_costs_is_bounded(
 
     async with stage(cluster, payloads=True) as play:
         await play.begin()
-        for module, name in ((log, "tails"), (stream_queue, "claim"), (workers, "cancelled"), (seals, "read")):
+        for module, name in (
+            (event_log, "tails"),
+            (stream_queue, "claim"),
+            (worker_rows, "cancelled"),
+            (seals, "read"),
+        ):
             monkeypatch.setattr(module, name, counted(getattr(module, name)))
         reads = sum(pod.metric("baton_log_reads_total") for pod in play.pods)
         began, sent = time.monotonic(), 0
@@ -304,7 +309,7 @@ async def test_unsealed_notifications_of_the_release_before_only_delay(cluster: 
 
 
 async def _notify_unsealed(author: Author, item: Append) -> None:
-    await log.notify(author.pool, EVENTS_CHANNEL, notifications.pack([item], time.time()))
+    await event_log.notify(author.pool, EVENTS_CHANNEL, notifications.pack([item], time.time()))
 
 
 READ = """

@@ -18,7 +18,7 @@ from tests.faults.test_postgres import counting
 from tests.faults.viewers import Viewer, counted
 from tests.logbook import until
 
-from baton.database import translated
+from baton.db.postgres import translated
 from baton.doctor.examination import examine
 from baton.doctor.finding import Thresholds
 from baton.errors import Unavailable
@@ -85,7 +85,7 @@ async def findings(cluster: Cluster) -> set[str]:
 async def test_a_full_disk_is_said_everywhere_and_passes(
     small_disk: tuple[SmallDisk, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.pod.LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("baton.pod.pod.LOOK_SECONDS", 0.1)
     disk, dsn = small_disk
     async with Cluster(dsn) as cluster:
         pod = await cluster.pod()

@@ -18,12 +18,12 @@ from tests.faults.viewers import Viewer, counted
 from tests.logbook import DEADLINE_SECONDS, until
 from tests.processes import Running, environment, running
 
-from baton import streams
 from baton.chaos.proxy import Proxy
+from baton.db import streams
+from baton.db.streams import Stream
 from baton.generators import GenerationRequest, Generator
 from baton.generators.protocol import Yielded
-from baton.streams import Stream
-from baton.worker import Worker
+from baton.worker.worker import Worker
 
 QUEUE = "INSERT INTO baton.stream (generator, input, on_worker_lost) VALUES ('replay', 'null', 'retry') RETURNING id"
 FOLDER = Path(__file__).parent

@@ -20,7 +20,7 @@ from tests.follower import following
 from tests.logbook import DEADLINE_SECONDS, until
 from tests.processes import SERVES, Running, environment, running
 
-from baton.worker import Worker
+from baton.worker.worker import Worker
 
 FOLDER = Path(__file__).parent
 RETRY = re.compile(rb": baton\nretry: \d+\n\n")

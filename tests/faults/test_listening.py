@@ -16,8 +16,8 @@ from tests.logbook import until
 from tests.processes import SERVES, environment, running
 
 from baton.chaos.proxy import Proxy
+from baton.db.listener import State, check_delivery
 from baton.errors import ConfigurationError
-from baton.listener import State, check_delivery
 
 NOBODY = "postgresql://nobody@127.0.0.1:1/none"
 
@@ -111,7 +111,7 @@ async def test_a_standby_is_told_at_the_start(breakable: BreakablePostgres) -> N
 
 STOPPABLE_POD = """
 import baton.listener
-baton.listener.USER_TIMEOUT_SECONDS = {seconds}
+baton.db.listener.USER_TIMEOUT_SECONDS = {seconds}
 from baton.cli import main
 main()
 """

@@ -16,7 +16,7 @@ from tests.logbook import connected, until
 from tests.processes import SERVES, Running, environment, running
 from tests.revisions import history_with
 
-from baton.migrate import migrate, revision_of
+from baton.schema.migrate import migrate, revision_of
 
 PROJECT = Path(__file__).parent.parent.parent
 # The last commit whose code works with revision 0002.

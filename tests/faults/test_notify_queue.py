@@ -8,12 +8,12 @@ import asyncpg
 import httpx2
 import pytest
 
+from baton.app import create_app
 from baton.chaos.faults import full_notify_queue
 from baton.chaos.run import prepare
-from baton.embedded import embedded_server
-from baton.log import notify
-from baton.main import create_app
-from baton.migrate import migrate
+from baton.db.event_log import notify
+from baton.demo.embedded import embedded_server
+from baton.schema.migrate import migrate
 from baton.settings import Settings
 
 

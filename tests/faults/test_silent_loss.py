@@ -12,7 +12,7 @@ from tests.logbook import DEADLINE_SECONDS
 from baton.chaos.proxy import Proxy
 from baton.generators import load_generators
 from baton.settings import Settings
-from baton.worker import Worker
+from baton.worker.worker import Worker
 
 LEASE_SECONDS = 3.0
 

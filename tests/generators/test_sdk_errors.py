@@ -197,6 +197,9 @@ def test_exceptions_that_go_round_in_circles_have_an_end(make: Callable[[Excepti
 
 
 def test_it_loads_no_sdk() -> None:
-    code = "import sys, baton.run, baton.worker; print(sorted({'openai', 'anthropic', 'httpx'} & sys.modules.keys()))"
+    code = (
+        "import sys, baton.worker.run, baton.worker.worker\n"
+        "print(sorted({'openai', 'anthropic', 'httpx'} & sys.modules.keys()))"
+    )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"

@@ -12,16 +12,17 @@ from uuid import UUID
 import orjson
 from starlette.requests import Request
 
-from .. import log, log_context, notifications, rates, retention, streams, tracing
 from ..auth.tokens import Wish
-from ..database import translated
+from ..db import event_log, notifications, rate_buckets, retention, streams
+from ..db.postgres import translated
+from ..db.rate_buckets import Rate
+from ..db.streams import IdempotencyKey, Limits, NewStream, Stream
 from ..errors import CreatesTooFast, InputTooLarge, InvalidRequest, TooManyStreams, UnknownGenerator
-from ..models import CreateStream
-from ..pod import Pod
+from ..observability import log_context, tracing
+from ..pod.pod import Pod
 from ..principal import Principal
-from ..problems import path_of
-from ..rates import Rate
-from ..streams import IdempotencyKey, Limits, NewStream, Stream
+from .models import CreateStream
+from .problems import path_of
 from .request import SEND_LESS, damaged, found, idempotency_key, pod_of, principal_of, readable_bytes
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ async def read(request: Request, stream_id: UUID) -> Content:
     async with translated(pool):
         for _ in range(2):
             stream = await found(request, stream_id)
-            while page := await log.read(pool, stream_id, cursor):
+            while page := await event_log.read(pool, stream_id, cursor):
                 for batch in page:
                     if batch.first_seq != cursor + 1:
                         raise damaged(stream_id)
@@ -131,9 +132,9 @@ async def cancel(request: Request, stream_id: UUID) -> tuple[Stream, bool]:
         await found(request, stream_id)
         where = await streams.request_cancel(pool, stream_id)
         if where == "running":
-            await log.hint(pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
+            await event_log.hint(pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
         elif where == "queued":
-            await log.hint(pool, notifications.EVENTS_CHANNEL, [notifications.hint(stream_id)])
+            await event_log.hint(pool, notifications.EVENTS_CHANNEL, [notifications.hint(stream_id)])
         return await found(request, stream_id), where == "running"
 
 
@@ -148,8 +149,8 @@ async def erase(request: Request, stream_id: UUID) -> None:
         stream = await found(request, stream_id)
         if not await streams.delete(pool, stream_id, stream.tenant):
             raise await retention.absence(pool, stream_id)
-        await log.hint(pool, notifications.EVENTS_CHANNEL, [notifications.gone(stream_id)])
-        await log.hint(pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
+        await event_log.hint(pool, notifications.EVENTS_CHANNEL, [notifications.gone(stream_id)])
+        await event_log.hint(pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
 
 
 def token(request: Request, stream: Stream, wish: Wish) -> tuple[str | None, datetime | None]:
@@ -180,14 +181,14 @@ async def _create(request: Request, new: NewStream, key: IdempotencyKey | None) 
         pod.metrics.rejected["tenant_streams"] += 1
         raise
     if created:
-        await log.hint(pod.pool, notifications.QUEUE_CHANNEL, [""])
+        await event_log.hint(pod.pool, notifications.QUEUE_CHANNEL, [""])
     return stream, created
 
 
 async def _take_turn(pod: Pod, caller: Principal) -> None:
     """Raise CreatesTooFast unless the caller may create a stream now."""
     rate = Rate(pod.settings.creates_per_second, pod.settings.creates_burst)
-    wait_seconds = await rates.take(pod.pool, caller.tenant, caller.name, rate)
+    wait_seconds = await rate_buckets.take(pod.pool, caller.tenant, caller.name, rate)
     if wait_seconds is not None:
         pod.metrics.rejected["creates_per_second"] += 1
         raise CreatesTooFast(

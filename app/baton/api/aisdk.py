@@ -20,9 +20,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from typing_extensions import TypedDict
 
-from .. import conversations, log, streams
-from ..conversations import Place, beside_input
-from ..database import translated
+from ..db import event_log, streams
+from ..db.postgres import translated
+from ..db.streams import NewStream, Stream
 from ..dialects import aisdk
 from ..dialects.aisdk_message import Earlier
 from ..dialects.aisdk_places import Places
@@ -30,12 +30,12 @@ from ..dialects.dialect import Encoded, Reader
 from ..errors import GenerationError, InvalidRequest
 from ..events import Status
 from ..generators import conversation
-from ..models import CreateStream, Items, Name, Text, storable, validated
-from ..pod import Pod
-from ..streams import NewStream, Stream
-from . import actions, approvals, turns
+from ..pod.pod import Pod
+from . import actions, approvals, conversations, turns
 from .approvals import Answered
+from .conversations import Place, beside_input
 from .following import follow_frames, require_followable
+from .models import CreateStream, Items, Name, Text, storable, validated
 from .request import (
     Answer,
     answered,
@@ -330,7 +330,7 @@ async def _places(pod: Pod, opening: Encoded[aisdk.State], stream_id: UUID) -> P
     places.read(opening.body)
     cursor = 0
     async with translated(pod.pool):
-        while page := await log.read(pod.pool, stream_id, cursor):
+        while page := await event_log.read(pod.pool, stream_id, cursor):
             places.read(reader.read(page))
             cursor = page[-1].last_seq
     return places

@@ -18,7 +18,8 @@ from uuid import UUID
 import orjson
 from starlette.requests import Request
 
-from ..database import translated
+from ..db.postgres import translated
+from ..db.streams import IdempotencyKey
 from ..dialects.aisdk import asked_by
 from ..errors import InvalidRequest, LogDamaged, StreamExpired, StreamNotFound
 from ..events import read_json
@@ -26,7 +27,6 @@ from ..generators.protocol import no_approvals
 from ..generators.registry import takes_approvals
 from ..settings import Settings
 from ..snapshot import Snapshot, ToolCall
-from ..streams import IdempotencyKey
 from . import actions
 from .request import found, pod_of
 

@@ -17,14 +17,14 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.routing import Route
 
+from ..db.streams import Stream
 from ..dialects.chat import CHAT, State, completion_of
 from ..dialects.dialect import Encoded
 from ..errors import InvalidRequest, PassingError, RequestError
-from ..models import Items, validated
 from ..snapshot import Snapshot
-from ..streams import Stream
 from . import actions, openai
 from .following import require_followable, require_staying, wait_for_end
+from .models import Items, validated
 from .openai import Creation, answered_in_form, error_body
 from .request import Answer, json_answer, parse_json, read_body, release_body
 

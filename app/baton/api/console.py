@@ -15,17 +15,18 @@ from starlette.requests import Request
 from starlette.routing import Route
 from typing_extensions import TypedDict
 
-from .. import __version__, log, pods, problems, streams, workers
-from ..census import Point
+from .. import __version__
 from ..codes import ENDS
-from ..database import translated
+from ..db import event_log, pod_rows, streams, worker_rows
+from ..db.postgres import translated
+from ..db.streams import Stream, Wanted
 from ..events import Status
-from ..models import ListStreams, ShowSince, StreamError, timings, validated
 from ..outcome import TimingsContent
-from ..pod import Pod
+from ..pod.census import Point
+from ..pod.pod import Pod
 from ..principal import AuthScope, Principal
-from ..streams import Stream, Wanted
-from . import pages
+from . import pages, problems
+from .models import ListStreams, ShowSince, StreamError, timings, validated
 from .request import Answer, answered, json_answer, pod_of, principal_of, query_of
 
 STREAMS_PER_PAGE: Final = 50
@@ -53,7 +54,7 @@ class PodContent(TypedDict):
     started_at: datetime
     silent_seconds: float
     alive: bool
-    state: pods.State
+    state: pod_rows.State
     listener: str
     subscribers: int | None
     connections: int
@@ -215,8 +216,8 @@ async def _look_around(pod: Pod, tenant: str) -> Surroundings:
         return {
             "live": LiveContent(queued=waiting, running=running, at_most=streams.LOOKED_AT),
             "queue": QueueContent(streams=queued, oldest_seconds=oldest_seconds),
-            "pods": [_pod(pod, item) for item in await pods.list_all(connection)],
-            "workers": [_worker(pod, item) for item in await workers.list_all(connection)],
+            "pods": [_pod(pod, item) for item in await pod_rows.list_all(connection)],
+            "workers": [_worker(pod, item) for item in await worker_rows.list_all(connection)],
         }
 
 
@@ -228,17 +229,17 @@ async def _look_at_streams(pod: Pod, caller: Principal, wanted: ListStreams, err
         found = await streams.find(connection, selection, STREAMS_PER_PAGE)
         pod.reads.charge_rows(caller.tenant, caller.name, found.looked_at)
         ids = [stream.id for stream in found.streams]
-        tails = await log.tails(connection, ids)
-        counted = [item for item in await pods.list_all(connection) if _counts_viewers(pod, item)]
-        watching = await pods.viewers(connection, ids, counted)
-        silences = await workers.silences(connection)
+        tails = await event_log.tails(connection, ids)
+        counted = [item for item in await pod_rows.list_all(connection) if _counts_viewers(pod, item)]
+        watching = await pod_rows.viewers(connection, ids, counted)
+        silences = await worker_rows.silences(connection)
         at: datetime = await connection.fetchval("SELECT clock_timestamp()")
     return {
         "at": at,
         "data": [
             _stream(
                 item,
-                tails.get(item.id, log.NOTHING).seq,
+                tails.get(item.id, event_log.NOTHING).seq,
                 watching.get(item.id),
                 silences.get(item.id) if item.status == "running" else None,
                 errors_page,
@@ -286,19 +287,19 @@ def _error(item: Stream, errors_page: str) -> ConsoleError | None:
     return {"code": item.error_code, "message": item.error_message, "entry": entry}
 
 
-def _alive(pod: Pod, item: pods.Listed) -> bool:
+def _alive(pod: Pod, item: pod_rows.Listed) -> bool:
     return _has_noted(pod, item, MISSED_NOTES)
 
 
-def _counts_viewers(pod: Pod, item: pods.Listed) -> bool:
+def _counts_viewers(pod: Pod, item: pod_rows.Listed) -> bool:
     return _has_noted(pod, item, MISSED_NOTES_OF_VIEWERS)
 
 
-def _has_noted(pod: Pod, item: pods.Listed, intervals: int) -> bool:
+def _has_noted(pod: Pod, item: pod_rows.Listed, intervals: int) -> bool:
     return not item.replaced and item.silent_seconds < intervals * pod.settings.note_interval_seconds
 
 
-def _pod(pod: Pod, item: pods.Listed) -> PodContent:
+def _pod(pod: Pod, item: pod_rows.Listed) -> PodContent:
     return {
         "id": str(item.id),
         "name": item.name,
@@ -313,7 +314,7 @@ def _pod(pod: Pod, item: pods.Listed) -> PodContent:
     }
 
 
-def _worker(pod: Pod, item: workers.Listed) -> WorkerContent:
+def _worker(pod: Pod, item: worker_rows.Listed) -> WorkerContent:
     return {
         "id": str(item.id),
         "name": item.name,

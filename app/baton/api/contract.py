@@ -41,7 +41,12 @@ from ..errors import (
     UnknownGenerator,
     UnknownModel,
 )
-from ..models import (
+from ..principal import AuthScope
+from .aisdk import SendMessage, SendMessages, Stopped
+from .chat import CreateCompletion
+from .console import ConsolePage, OverviewContent
+from .event_types import CompletionChunk, CompletionFailure, Event, ResponseEvent, UIMessageChunk
+from .models import (
     CreatedStream,
     CreateStream,
     FindStreams,
@@ -56,21 +61,9 @@ from ..models import (
     TokenContent,
     TokenWish,
 )
-from ..principal import AuthScope
-from .aisdk import SendMessage, SendMessages, Stopped
-from .chat import CreateCompletion
-from .console import ConsolePage, OverviewContent
-from .event_types import CompletionChunk, CompletionFailure, Event, ResponseEvent, UIMessageChunk
 from .openai import ModelContent, ModelList
 from .operations import Health, Readiness
-from .responses import (
-    CreateResponse,
-    DeletedResponse,
-    ItemList,
-    ListItems,
-    ResponseContent,
-    RetrieveResponse,
-)
+from .responses import CreateResponse, DeletedResponse, ItemList, ListItems, ResponseContent, RetrieveResponse
 
 EVENTS: Final = "text/event-stream"
 TEXT: Final = "text/plain"

@@ -16,12 +16,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from .. import log, notifications
-from ..database import translated
+from ..db import event_log, notifications
+from ..db.notifications import KILL_CHANNEL
+from ..db.postgres import translated
 from ..errors import Forbidden
-from ..models import validated
-from ..notifications import KILL_CHANNEL
 from . import pages
+from .models import validated
 from .request import Answer, answered, common_headers, parse_json, pod_of, read_body
 
 FILES: Final = frozenset({"demo.js"})
@@ -52,7 +52,7 @@ async def kill(request: Request) -> Answer:
     pod = pod_of(request)
     async with translated(pod.pool):
         payload = pod.trust.seal(KILL_CHANNEL, name, notifications.stamp_of(time.time()))
-        await log.hint(pod.pool, KILL_CHANNEL, [payload])
+        await event_log.hint(pod.pool, KILL_CHANNEL, [payload])
     return Response(status_code=202, headers=common_headers(request))
 
 

@@ -10,8 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from .. import problems
-from . import errors_page
+from . import errors_page, problems
 from .openapi_document import document
 from .request import Answer, answered, common_headers, json_answer
 

@@ -13,10 +13,10 @@ from typing_extensions import TypeAliasType, TypedDict
 from ..dialects.chat import Head
 from ..dialects.openai import ErrorContent
 from ..events import FinalStatus
-from ..models import StreamError
 from ..outcome import TimingsContent
 from ..snapshot import ToolCall
 from ..usage import AttemptUsage
+from .models import StreamError
 
 _OPEN: Final = ConfigDict(extra="allow")
 

@@ -10,11 +10,11 @@ from uuid import UUID
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .. import log_context
-from ..connections import Connection
 from ..dialects.dialect import Dialect, Encoded, Reader
 from ..errors import CursorBeyondTail, OldProtocol, StreamNotFound, Unauthenticated, Unavailable
-from ..relay import Subscriber
+from ..observability import log_context
+from ..pod.event_stream import Connection
+from ..pod.relay import Subscriber
 from .request import Answer, common_headers, damaged, found, pod_of, principal_of, stream_headers
 
 Waited = Literal["ended", "client left", "pod left", "in vain"]

@@ -15,15 +15,28 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from .. import problems, streams
 from ..auth import credentials
 from ..auth.tokens import granted
-from ..database import translated
+from ..db import streams
+from ..db.postgres import translated
+from ..db.streams import Stream, Wanted
 from ..dialects import native, sse, text
 from ..dialects.dialect import Header, Reader
 from ..errors import NotHere, PassingError, Unavailable
 from ..events import parse_cursor
-from ..models import (
+from ..principal import View
+from ..snapshot import Snapshot
+from . import actions, problems
+from .following import (
+    connection,
+    count_resume,
+    follow_frames,
+    require_followable,
+    require_staying,
+    subscribe,
+    wait_for_end,
+)
+from .models import (
     CreatedStream,
     CreateStream,
     FindStreams,
@@ -39,19 +52,6 @@ from ..models import (
     seen,
     take_filters,
     validated,
-)
-from ..principal import View
-from ..snapshot import Snapshot
-from ..streams import Stream, Wanted
-from . import actions
-from .following import (
-    connection,
-    count_resume,
-    follow_frames,
-    require_followable,
-    require_staying,
-    subscribe,
-    wait_for_end,
 )
 from .request import (
     Answer,

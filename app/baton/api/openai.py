@@ -14,8 +14,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from typing_extensions import TypedDict
 
-from .. import problems, workers
-from ..database import translated
+from ..db import worker_rows
+from ..db.postgres import translated
+from ..db.streams import Stream
 from ..dialects.dialect import Dialect, Encoded
 from ..dialects.openai import ErrorContent, error_of
 from ..dialects.responses import response_id
@@ -31,12 +32,11 @@ from ..errors import (
     UnknownModel,
 )
 from ..generators.registry import configured_names
-from ..models import CreateStream, Name, Text, at_most, storable
-from ..pod import Pod
+from ..pod.pod import Pod
 from ..principal import AuthScope
-from ..streams import Stream
-from . import actions
+from . import actions, problems
 from .following import follow_frames
+from .models import CreateStream, Name, Text, at_most, storable
 from .request import Answer, Handler, answered, json_answer, pod_of, principal_of
 
 logger = logging.getLogger(__name__)
@@ -207,7 +207,7 @@ ROUTES: Final = [
 
 
 async def _models(pod: Pod) -> frozenset[str]:
-    return configured_names(pod.settings) | await workers.offered_generators(pod.pool)
+    return configured_names(pod.settings) | await worker_rows.offered_generators(pod.pool)
 
 
 def _model(name: str) -> ModelContent:

@@ -15,8 +15,8 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .. import problems
 from ..errors import NotHere
+from . import problems
 from .request import Answer, common_headers
 
 _TYPES: Final = {

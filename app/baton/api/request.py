@@ -17,9 +17,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .. import log_context, problems, reads, retention, shares, streams
 from ..auth import credentials
-from ..bodies import Body
+from ..db import pool_shares, retention, streams
+from ..db.streams import IdempotencyKey, Stream
 from ..dialects.dialect import Header
 from ..errors import (
     BodiesFull,
@@ -32,9 +32,12 @@ from ..errors import (
     Unavailable,
 )
 from ..events import STREAM_ID, read_json
-from ..pod import Pod
+from ..observability import log_context
+from ..pod import read_limits
+from ..pod.pod import Pod
+from ..pod.request_bodies import Body
 from ..principal import AuthScope, Principal
-from ..streams import IdempotencyKey, Stream
+from . import problems
 
 
 class Anything(PathConvertor):
@@ -87,7 +90,7 @@ def answered(
                 principal.require(scope)
                 principal.require_view("answer" if narrow else "full")
                 request.state.principal = principal
-                shares.act_for(principal.tenant)
+                pool_shares.act_for(principal.tenant)
                 if counted if counted is not None else scope != "create":
                     await _take_read(request)
             return await handler(request)
@@ -312,7 +315,7 @@ async def _take_read(request: Request) -> None:
     wait_seconds = pod.reads.take(principal.tenant, principal.name)
     if wait_seconds is not None:
         pod.metrics.rejected["reads_per_second"] += 1
-        await asyncio.sleep(reads.REFUSAL_SECONDS)
+        await asyncio.sleep(read_limits.REFUSAL_SECONDS)
         rate = pod.reads.rate
         raise ReadsTooFast(
             f"You may make {rate.per_second:g} requests a second here, and {rate.burst} at once after a pause; "

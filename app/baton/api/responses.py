@@ -11,15 +11,15 @@ from starlette.requests import Request
 from starlette.routing import Route
 from typing_extensions import TypedDict
 
-from .. import streams
-from ..database import translated
+from ..db import streams
+from ..db.postgres import translated
+from ..db.streams import Stream
 from ..dialects.dialect import Encoded
 from ..dialects.responses import RESPONSES, State, response_id, response_of
 from ..errors import InvalidRequest, PassingError
-from ..models import validated
-from ..streams import Stream
 from . import actions, openai
 from .following import follow_frames, require_followable, require_staying, wait_for_end
+from .models import validated
 from .openai import Creation, answered_in_form
 from .request import (
     Answer,

@@ -20,9 +20,9 @@ from typing import Any, Final
 import orjson
 from starlette.requests import Request
 
-from .. import conversations, retention, streams
-from ..conversations import Conversation, Place
-from ..database import translated
+from ..db import retention, streams
+from ..db.postgres import translated
+from ..db.streams import IdempotencyKey, NewStream, Stream
 from ..errors import (
     AnswerRunning,
     ConversationChanged,
@@ -32,8 +32,8 @@ from ..errors import (
     InvalidRequest,
     StreamExpired,
 )
-from ..streams import IdempotencyKey, NewStream, Stream
-from . import actions
+from . import actions, conversations
+from .conversations import Conversation, Place
 from .request import charge_rows, pod_of, principal_of, turn_of, without_turn
 
 # No client can send a key that begins so.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import jwt
 
-from ..database import Pool
+from ..db.postgres import Pool
 from ..errors import ConfigurationError, Unauthenticated
 from ..principal import ANONYMOUS, Principal
 from ..settings import Settings

@@ -19,7 +19,7 @@ from uuid import UUID
 
 import asyncpg
 
-from ..database import Connection, Pool
+from ..db.postgres import Connection, Pool
 from ..errors import ConfigurationError
 from ..principal import SCOPES, AuthScope, is_name
 

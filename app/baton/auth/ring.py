@@ -14,9 +14,9 @@ from uuid import UUID
 
 import asyncpg
 
-from ..database import Pool, translated
+from ..db.postgres import Pool, translated
+from ..db.shared_work import seen
 from ..errors import ConfigurationError, DatabaseUnreachable, Unavailable
-from ..shared import seen
 from . import keys
 from .keys import ApiKey
 

@@ -16,10 +16,10 @@ import asyncpg
 import httpx2
 import orjson
 
-from .. import log, streams
 from ..backoff import Backoff
-from ..cluster import Program
-from ..database import CONNECTION_ERRORS, Pool
+from ..db import event_log, streams
+from ..db.postgres import CONNECTION_ERRORS, Pool
+from ..demo.cluster import Program
 from .verdict import GONE, Account, Asked, Complaint, LogCopy
 from .viewers import Habits, Traffic, Viewer
 
@@ -299,8 +299,8 @@ class Audience:
 
     async def _read_log(self, stream_id: UUID) -> LogCopy:
         async def read() -> LogCopy:
-            batches: list[log.Batch] = []
-            while page := await log.read(self._pool, stream_id, batches[-1].last_seq if batches else 0):
+            batches: list[event_log.Batch] = []
+            while page := await event_log.read(self._pool, stream_id, batches[-1].last_seq if batches else 0):
                 batches += page
             row = await streams.get(self._pool, stream_id)
             return LogCopy(batches, row.status if row else GONE)

@@ -18,9 +18,9 @@ from typing import Final
 
 import asyncpg
 
-from ..cluster import Child, Cluster
-from ..database import CONNECTION_ERRORS, Connection, connect
-from ..embedded import EmbeddedPostgres
+from ..db.postgres import CONNECTION_ERRORS, Connection, connect
+from ..demo.cluster import Child, Cluster
+from ..demo.embedded import EmbeddedPostgres
 from ..errors import ConfigurationError
 from .forger import Forger
 from .proxy import Proxy

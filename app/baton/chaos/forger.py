@@ -9,9 +9,9 @@ from random import Random
 from typing import Any, Final
 from uuid import UUID
 
-from .. import notifications
-from ..database import Connection
-from ..notifications import CANCEL_CHANNEL, EVENTS_CHANNEL, QUEUE_CHANNEL
+from ..db import notifications
+from ..db.notifications import CANCEL_CHANNEL, EVENTS_CHANNEL, QUEUE_CHANNEL
+from ..db.postgres import Connection
 from ..outcome import Outcome
 
 PAUSE_SECONDS: Final = 0.02

@@ -20,15 +20,15 @@ import httpx2
 import uvloop
 from rich.console import Console
 
-from .. import database
-from ..cluster import Child, Cluster, Program, reserved_port
-from ..database import Pool, check_schema, connect
-from ..embedded import EmbeddedPostgres, embedded_server
+from ..commands.interruption import Interrupted, interruptible
+from ..commands.terminal import Output
+from ..db import postgres
+from ..db.postgres import Pool, check_schema, connect
+from ..demo.cluster import Child, Cluster, Program, reserved_port
+from ..demo.embedded import EmbeddedPostgres, embedded_server
 from ..errors import ConfigurationError, DemoError
-from ..interruption import Interrupted, interruptible
-from ..migrate import migrate
+from ..schema.migrate import migrate
 from ..settings import Settings
-from ..terminal import Output
 from .audience import Audience, Violation
 from .faults import Director, Lines, possible_kinds
 from .memory import Memory
@@ -182,7 +182,7 @@ class Chaos:
             settings = {**_SETTINGS, "BATON_LEASE_SECONDS": str(options.lease_seconds)}
             cluster = await stack.enter_async_context(Cluster.open(self.folder, programs, settings))
             await self._wait_until_ready(cluster)
-            pool = await stack.enter_async_context(database.pool(dsn, size=4, timeout_seconds=10, name="chaos verdict"))
+            pool = await stack.enter_async_context(postgres.pool(dsn, size=4, timeout_seconds=10, name="chaos verdict"))
             self._cast(cluster, lines, pool, dsn, servers)
             yield cluster
 

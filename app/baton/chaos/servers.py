@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from ..database import Connection, connect
-from ..embedded import EmbeddedPostgres
+from ..db.postgres import Connection, connect
+from ..demo.embedded import EmbeddedPostgres
 from .proxy import Proxy
 
 CATCH_UP_SECONDS: Final = 30

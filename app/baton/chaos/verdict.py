@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import orjson
 
-from ..log import Batch
-from ..streams import LIVE
+from ..db.event_log import Batch
+from ..db.streams import LIVE
 from .text import read
 
 # Endings that chaos may cause. No other code may come of losing a process or a connection.

@@ -18,7 +18,7 @@ from typing import Final, Protocol, cast
 import httptools
 
 from ..backoff import Backoff
-from ..cluster import Program
+from ..demo.cluster import Program
 from .verdict import Account, Complaint
 
 # Pods send a comment every three seconds here; one that sends nothing for so long is left for another.

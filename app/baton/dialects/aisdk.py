@@ -29,8 +29,8 @@ from uuid import UUID
 
 import orjson
 
+from ..db.event_log import Batch
 from ..events import Status, escape_line_ends, read_json
-from ..log import Batch
 from ..usage import added
 from . import sse
 from .aisdk_message import Earlier

@@ -14,8 +14,8 @@ from uuid import UUID
 import orjson
 from pydantic_core import from_json
 
+from ..db.event_log import Batch
 from ..events import MAX_SEQ
-from ..log import Batch
 from . import aisdk
 from .aisdk_message import Earlier, Fields, is_tool
 from .dialect import Reader

@@ -18,10 +18,10 @@ from uuid import UUID
 import orjson
 from typing_extensions import TypedDict
 
+from ..db.event_log import Batch
+from ..db.streams import Stream
 from ..events import begins_call, escape_line_ends
-from ..log import Batch
 from ..snapshot import Snapshot
-from ..streams import Stream
 from ..usage import added
 from . import sse
 from .dialect import Chain, Encoded, Header, Over

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from ..log import Batch
+from ..db.event_log import Batch
 
 State = TypeVar("State")
 

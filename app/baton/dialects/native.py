@@ -13,8 +13,8 @@ from typing import ClassVar, Final
 
 import orjson
 
+from ..db.event_log import Batch
 from ..events import encode_object, join_lines
-from ..log import Batch
 from ..snapshot import Snapshot
 from . import sse
 from .dialect import Encoded, Header, Over

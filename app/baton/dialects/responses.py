@@ -22,10 +22,10 @@ from uuid import UUID
 
 import orjson
 
+from ..db.event_log import Batch
+from ..db.streams import Stream
 from ..events import begins_call, escape_line_ends
 from ..generators.conversation import SERVER_LABEL
-from ..log import Batch
-from ..streams import Stream
 from ..usage import added
 from . import sse
 from .dialect import Chain, Encoded, Header, Over

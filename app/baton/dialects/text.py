@@ -11,7 +11,7 @@ from typing import ClassVar, Final
 
 import orjson
 
-from ..log import Batch
+from ..db.event_log import Batch
 from .dialect import Encoded, Header, Over
 
 

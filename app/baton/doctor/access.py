@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from ..auth import keys
-from ..grants import BY_PUBLIC_ONLY
+from ..schema.grants import BY_PUBLIC_ONLY
 from .finding import Case, Finding, amount, listed, ok, warning
 
 _MAY_LOOK: Final = "SELECT has_table_privilege('baton.api_key', 'SELECT')"

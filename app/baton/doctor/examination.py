@@ -9,7 +9,7 @@ from typing import Final
 
 import asyncpg
 
-from ..database import CONNECTION_ERRORS, connect
+from ..db.postgres import CONNECTION_ERRORS, connect
 from ..errors import DatabaseUnreachable
 from ..settings import Settings
 from . import access, notifications, role, server, sessions, tables, work

@@ -10,9 +10,9 @@ from typing import Final, TypeAlias
 
 import asyncpg
 
-from ..database import Connection
+from ..db.partitions import MOST
+from ..db.postgres import Connection
 from ..errors import ConfigurationError
-from ..partitions import MOST
 from ..settings import Settings
 
 

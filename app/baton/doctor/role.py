@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Set
 from typing import Final, TypeAlias
 
-from ..database import Connection
-from ..grants import GRANTS, Grant
+from ..db.postgres import Connection
+from ..schema.grants import GRANTS, Grant
 from .finding import Case, Finding, amount, error, listed, ok, warning
 
 # What, on which table or function, and on which column of it.

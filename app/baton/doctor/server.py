@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Final
 
-from .. import disk
-from ..database import Connection, connect
+from ..db import disk_space
+from ..db.postgres import Connection, connect
 from ..errors import DatabaseUnreachable
 from .finding import Case, Finding, amount, duration, error, listed, ok, warning
 
@@ -121,7 +121,7 @@ async def writable(case: Case) -> AsyncIterator[Finding]:
 
 async def room(case: Case) -> AsyncIterator[Finding]:
     """Is the disk full?"""
-    if await disk.has_room(case.connection, ROOM_MEGABYTES):
+    if await disk_space.has_room(case.connection, ROOM_MEGABYTES):
         yield ok("disk", f"The database's disk has room for {ROOM_MEGABYTES} MB at least.")
     else:
         yield error(

@@ -7,9 +7,9 @@ import math
 from collections.abc import AsyncIterator
 from typing import Final
 
-from .. import partitions as log_partitions
 from .. import stream_ids
-from ..database import REVISION, check_schema
+from ..db import partitions as log_partitions
+from ..db.postgres import REVISION, check_schema
 from ..errors import ConfigurationError
 from .finding import Case, Finding, amount, duration, error, ok, refusal, warning
 

@@ -18,8 +18,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from .. import tracing
 from ..errors import GenerationError
+from ..observability import tracing
 from ..settings import Settings
 from .answer import Answer, identity
 from .asked import Asked

@@ -1,0 +1,166 @@
+"""What every answer carries, and errors as `application/problem+json` (RFC 9457)."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match, Route
+from typing_extensions import TypedDict
+
+from ..codes import RefusalCode
+from ..errors import (
+    POD_FAULT,
+    BodiesFull,
+    InternalError,
+    InvalidRequest,
+    NotHere,
+    PassingError,
+    RequestError,
+    RequestTooLarge,
+    Unauthenticated,
+    Unavailable,
+    WrongMethod,
+)
+from ..observability import request_ids
+from ..pod.pod import Pod
+from . import path_prefix
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE: Final = "application/problem+json"
+# The name of the route of the page that explains them, and its path where the app is not mounted into another.
+PAGE: Final = "errors"
+PAGE_PATH: Final = "/errors"
+
+# Nothing here is to be kept, guessed at, framed, or embedded by other sites. Pages with something to show say more.
+SECURITY_HEADERS: Final = {
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    # What is asked for by the rules of CORS is judged by these alone, and may come from other sites.
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+class Problem(TypedDict):
+    """An error as its receiver gets it. `type` is the path of a page that explains it."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: RefusalCode
+    request_id: str | None
+
+
+async def request_error(request: Request, error: Exception) -> Response:
+    """Answer what Baton refuses."""
+    assert isinstance(error, RequestError)
+    note(request, error)
+    return _problem(request, error, error_headers(error))
+
+
+async def http_error(request: Request, error: Exception) -> Response:
+    """Answer what the router refuses."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        allowed = ", ".join(_methods_here(request))
+        refused = WrongMethod(f"{path_of(request):.200} takes {allowed}, and not {request.method:.20}.")
+        return _problem(request, refused, {"allow": allowed})
+    if error.status_code == 404:
+        return _problem(request, NotHere(f"There is no {path_of(request):.200} here."), {})
+    return _problem(request, InvalidRequest(error.detail), {})
+
+
+async def unexpected_error(request: Request, error: Exception) -> Response:
+    """Answer a fault of ours, which the server logs with its traceback."""
+    del error
+    return _problem(request, InternalError(POD_FAULT), {})
+
+
+HANDLERS: Final[dict[Any, Any]] = {
+    RequestError: request_error,
+    HTTPException: http_error,
+    Exception: unexpected_error,
+}
+
+
+def answer_headers(pod: Pod | None) -> dict[str, str]:
+    """What every answer carries. A leaving pod has its clients connect anew, or they would stay where they are."""
+    headers = dict(SECURITY_HEADERS)
+    if request_id := request_ids.current():
+        headers[request_ids.HEADER] = request_id
+    if pod is not None:
+        headers["x-baton-pod"] = pod.settings.pod_name
+        if pod.draining:
+            headers["connection"] = "close"
+    return headers
+
+
+def error_headers(error: RequestError) -> dict[str, str]:
+    """What the answer to a refused request carries besides."""
+    # The server would read, and throw away, all that a client still sends.
+    closing = {"connection": "close"} if isinstance(error, RequestTooLarge | BodiesFull) else {}
+    if isinstance(error, PassingError):
+        return {"retry-after": str(error.retry_after_seconds), **closing}
+    if closing:
+        return closing
+    return {"www-authenticate": "Bearer"} if isinstance(error, Unauthenticated) else {}
+
+
+def note(request: Request, error: RequestError) -> None:
+    """Log an error that is not the client's, and of any error what is for the operator alone."""
+    if isinstance(error, Unavailable):
+        logger.warning("%s %.200s: %s (%r)", request.method, path_of(request), error.operator or error, error.__cause__)
+    elif error.operator is not None:
+        logger.warning("%s %.200s: %s: %s", request.method, path_of(request), error.code, error.operator)
+
+
+def path_of(request: Request) -> str:
+    """The path that a request is for. `request.url` would make it out of the header `Host`, too."""
+    path: str = request.scope["path"]
+    return path
+
+
+def address(request: Request, name: str, **parameters: Any) -> str:
+    """The path of a route as clients see it: with what proxies took off, and what this app is mounted under.
+
+    It has no scheme and no host, which a pod behind a proxy cannot know; nor does it depend on what the app that this
+    one is mounted into calls its own routes, as `request.url_for` does.
+    """
+    path = str(request.app.url_path_for(name, **parameters))
+    return path_prefix.before(request.scope, request.app.settings) + path
+
+
+def _methods_here(request: Request) -> list[str]:
+    """The methods of all routes that have this path; the router names those of the first."""
+    here = [
+        route
+        for route in request.app.routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+    ]
+    return sorted({method for route in here for method in route.methods or ()})
+
+
+def encoded(error: RequestError, page: str) -> bytes:
+    """A refusal as JSON, with a link into the page of errors at that address."""
+    content: Problem = {
+        "type": f"{page}#{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "detail": str(error),
+        "code": error.code,
+        "request_id": request_ids.current(),
+    }
+    return orjson.dumps(content)
+
+
+def _problem(request: Request, error: RequestError, headers: dict[str, str]) -> Response:
+    known = answer_headers(getattr(request.app.state, "pod", None))
+    return Response(encoded(error, address(request, PAGE)), error.status, known | headers, MEDIA_TYPE)

@@ -1,0 +1,1 @@
+"""The commands of the terminal, but for those with a package of their own."""

@@ -1,0 +1,140 @@
+"""`baton keys`: makes API keys, lists and revokes them, and makes a secret to sign streams' tokens with.
+
+What is asked for goes to standard output alone, so that a script can take it from there.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import orjson
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..auth.keys import ApiKey
+    from ..db.postgres import Connection, Result
+
+app = typer.Typer(
+    help="Make, list and revoke API keys (as the role that migrates).", no_args_is_help=True, rich_markup_mode=None
+)
+_notes = Console(stderr=True, highlight=False, soft_wrap=True)
+_STYLES: Final = {"live": "green", "expired": "yellow", "revoked": "dim"}
+
+
+@app.command()
+def make(
+    name: Annotated[str, typer.Argument(help="What the key is for; no two keys that work have the same name.")],
+    tenant: Annotated[str, typer.Option(help="Whose streams it is for. Another tenant's do not exist for it.")],
+    scope: Annotated[list[str], typer.Option(help="What it may do: create, read, cancel, admin; once for each.")],
+    expires_days: Annotated[
+        int | None, typer.Option(min=1, max=3650, help="After so many days it ends by itself.")
+    ] = None,
+) -> None:
+    """Make a key and print it, this once."""
+    from ..auth import keys
+
+    key, text = _run(lambda connection: keys.make(connection, name, tenant, scope, expires_days))
+    typer.echo(text)
+    until = "" if key.expires_at is None else f" It works until {key.expires_at:%Y-%m-%d %H:%M} (UTC)."
+    _note(
+        f"This key, {key.name!r} of {key.tenant!r}, will not be shown again: only a hash of it is kept. Pods take it "
+        f"at once.{until}"
+    )
+
+
+@app.command(name="list")
+def list_keys(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False) -> None:
+    """List all keys, those that were revoked or have expired too. The keys themselves cannot be had again."""
+    from ..auth import keys
+
+    found = _run(keys.every)
+    if as_json:
+        content = [_described(key) | {"state": state} for key, state in found]
+        typer.echo(orjson.dumps(content, option=orjson.OPT_INDENT_2))
+    elif found:
+        Console(highlight=False).print(_table(found))
+    else:
+        _note("There are no keys. `baton keys make NAME --tenant TENANT --scope read` makes one.")
+
+
+@app.command()
+def revoke(id_or_name: Annotated[str, typer.Argument(help="The key's id or name.")]) -> None:
+    """End a key for good. Pods hear of it within BATON_KEYS_REFRESH_SECONDS."""
+    from ..auth import keys
+
+    key = _run(lambda connection: keys.revoke(connection, id_or_name))
+    typer.echo(f"Revoked {key.name!r} ({key.id}). Streams' tokens that it made stay good until they expire.")
+
+
+@app.command(name="token-secret")
+def token_secret() -> None:
+    """Print a new secret to sign streams' tokens with, as BATON_TOKEN_KEYS takes it."""
+    typer.echo(f"{secrets.token_hex(4)}={secrets.token_urlsafe(32)}")
+    _note(
+        "Set BATON_TOKEN_KEYS to this for all pods. To replace an old one, first put this behind it, after a comma, on "
+        "all pods; then before it; and take the old one away a day later."
+    )
+
+
+@app.command(name="rotate-notify")
+def rotate_notify() -> None:
+    """Make a new key for sealing notifications. Workers and pods take it by themselves, and nothing is restarted."""
+    from ..db import seals
+
+    key_id = _run(seals.rotate)
+    typer.echo(
+        f"Made key {key_id}. The one before is worth nothing {seals.GRACE_SECONDS + seals.REREAD_SECONDS} s from now."
+    )
+
+
+def _run(work: Callable[[Connection], Awaitable[Result]]) -> Result:
+    import asyncio
+
+    from ..db.postgres import ask
+    from ..settings import Settings
+
+    settings = Settings.load()
+    asked = ask(settings.dsn, work, name="baton keys", role="the one of `baton migrate`", prepare=settings.prepare)
+    return asyncio.run(asked)
+
+
+def _described(key: ApiKey) -> dict[str, Any]:
+    return {
+        "id": str(key.id),
+        "name": key.name,
+        "tenant": key.tenant,
+        "scopes": sorted(key.scopes),
+        "created_at": key.created_at,
+        "expires_at": key.expires_at,
+        "revoked_at": key.revoked_at,
+    }
+
+
+def _table(found: list[tuple[ApiKey, str]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("name", "tenant", "scopes", "state", "created (UTC)", "ends", "id"):
+        table.add_column(heading, overflow="fold")
+    for key, state in found:
+        ends = key.revoked_at or key.expires_at
+        table.add_row(
+            Text(key.name),
+            Text(key.tenant),
+            " ".join(sorted(key.scopes)),
+            Text(state, style=_STYLES[state]),
+            f"{key.created_at:%Y-%m-%d %H:%M}",
+            "never" if ends is None else f"{ends:%Y-%m-%d %H:%M}",
+            str(key.id),
+        )
+    return table
+
+
+def _note(sentence: str) -> None:
+    _notes.print(sentence, markup=False)

@@ -1,0 +1,143 @@
+"""`baton streams` and `baton workers`: what the database says of them, as a table, as lines, or as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..db import streams, worker_rows
+from ..db.postgres import Connection, Result, ask
+from ..db.streams import Stream
+from ..db.worker_rows import Listed
+from ..observability.log_config import escaped
+from ..settings import Settings
+
+_FORM: Final = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+_STYLES: Final = {"completed": "green", "failed": "bold red", "cancelled": "yellow", "running": "cyan"}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which streams: the newest `limit` of one tenant or, if it is None, of all.
+
+    `silent`: only those whose generator is silent, the longest first.
+    """
+
+    tenant: str | None
+    status: str | None
+    limit: int
+    silent: bool = False
+
+
+def list_streams(settings: Settings, wanted: Wanted, *, as_json: bool) -> None:
+    """Print the newest streams, of all tenants unless one is named.
+
+    Raises:
+        ConfigurationError: the database cannot be read.
+    """
+
+    async def read(connection: Connection) -> tuple[list[Stream], dict[UUID, float]]:
+        silences = await worker_rows.silences(connection)
+        if wanted.silent:
+            return await _most_silent(connection, wanted, silences), silences
+        selection = streams.Wanted(wanted.tenant, statuses=None if wanted.status is None else [wanted.status])
+        return [stream async for stream in streams.find_all(connection, selection, wanted.limit)], silences
+
+    found, silences = _read(settings, read)
+    # What ended since its worker last said so is not silent.
+    silent = {item.id: silences.get(item.id) if item.status == "running" else None for item in found}
+    if as_json:
+        _print_json([{**asdict(item), "silent_seconds": silent[item.id]} for item in found])
+    else:
+        _print_rows([_stream_row(item, silent[item.id]) for item in found], nothing="No stream matches.")
+
+
+async def _most_silent(connection: Connection, wanted: Wanted, silences: Mapping[UUID, float]) -> list[Stream]:
+    """Return the streams that have been silent for longest, the longest first. Their workers name them."""
+    found = await streams.get_many(connection, list(silences))
+    silent = [
+        item for item in found if item.status == "running" and (wanted.tenant is None or item.tenant == wanted.tenant)
+    ]
+    return sorted(silent, key=lambda item: silences[item.id], reverse=True)[: wanted.limit]
+
+
+def list_workers(settings: Settings, *, as_json: bool) -> None:
+    """Print the workers that have not left.
+
+    Raises:
+        ConfigurationError: the database cannot be read.
+    """
+    found = _read(settings, worker_rows.list_all)
+    if as_json:
+        _print_json([asdict(item) for item in found])
+    else:
+        _print_rows([_worker_row(item) for item in found], nothing="No workers. Start one: `baton worker`.")
+
+
+def _read(settings: Settings, question: Callable[[Connection], Awaitable[Result]]) -> Result:
+    role = "one of those that `baton grants` makes"
+    return asyncio.run(ask(settings.dsn, question, name="baton list", role=role, prepare=settings.prepare))
+
+
+def _stream_row(item: Stream, silent_seconds: float | None) -> Mapping[str, str]:
+    seconds = item.duration_seconds
+    first = item.time_to_first_token_seconds
+    return {
+        "stream": str(item.id),
+        "tenant": item.tenant or "-",
+        "generator": item.generator,
+        "status": item.status,
+        "created (UTC)": _moment(item.created_at),
+        "first token": "-" if first is None else f"{first:.2f} s",
+        "silent for": "-" if silent_seconds is None else f"{silent_seconds:.0f} s",
+        "took": "-" if seconds is None else f"{seconds:.1f} s",
+        "tokens": "-" if item.tokens is None else str(item.tokens),
+        "reason": item.error_code or item.finish_reason or "-",
+    }
+
+
+def _worker_row(item: Listed) -> Mapping[str, str]:
+    return {
+        "worker": item.name,
+        "streams": f"{item.running} of {item.concurrency}",
+        "last heartbeat": f"{item.silent_seconds:.1f} s ago",
+        "since (UTC)": _moment(item.started_at),
+        "generators": ", ".join(item.generators),
+    }
+
+
+def _moment(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _print_json(items: Sequence[Mapping[str, Any]]) -> None:
+    sys.stdout.write(orjson.dumps(items, default=str, option=_FORM).decode())
+
+
+def _print_rows(rows: Sequence[Mapping[str, str]], *, nothing: str) -> None:
+    """Print a table in a terminal, else lines with tabs, which other programs can cut."""
+    console = Console(highlight=False)
+    # Some of it comes from clients and generators.
+    rows = [{name: escaped(value) for name, value in row.items()} for row in rows]
+    if not rows:
+        console.print(nothing, markup=False, soft_wrap=True)
+    elif console.is_terminal:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name in rows[0]:
+            table.add_column(name, no_wrap=name in {"stream", "status"}, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(value, style=_STYLES.get(value, "")) for value in row.values()))
+        console.print(table)
+    else:
+        for line in (list(rows[0]), *(list(row.values()) for row in rows)):
+            sys.stdout.write("\t".join(line) + "\n")

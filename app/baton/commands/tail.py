@@ -1,0 +1,118 @@
+"""`baton tail`: watch a stream in the terminal, through whichever pods there are, to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import sys
+from typing import Any, Final
+
+import httpx2
+import orjson
+from rich.console import Console
+
+from ..client import Connected, Disconnected, Follower, Sighting
+from ..errors import ConfigurationError, FollowError
+from ..events import STREAM_ID
+from .terminal import Answer, Flow, Output
+
+# A stream's id as the dialects write it.
+_ID: Final = re.compile(f"(?:resp_|run_|chatcmpl-)?({STREAM_ID})")
+
+
+def run(stream: str, *, url: str, credential: str | None, cursor: int, as_json: bool) -> int:
+    """Follow a stream; return 0 if it completed, 1 if it ended otherwise or cannot be followed.
+
+    `credential`: an API key or a stream's token.
+
+    Raises:
+        ConfigurationError: that is no id of a stream, or no address.
+    """
+    found = _ID.fullmatch(stream)
+    if found is None:
+        raise ConfigurationError(f"{stream!r:.80} is not the id of a stream. An id looks like 019a5e2c-….")
+    if not url.startswith(("http://", "https://")):
+        raise ConfigurationError(
+            f"{url!r:.80} is not the address of a pod. An address looks like http://127.0.0.1:8000."
+        )
+    address = f"{url.rstrip('/')}/v1/streams/{found[1]}/events"
+    headers = {"authorization": f"Bearer {credential}"} if credential else {}
+    shown = _Lines() if as_json else _Screen()
+    try:
+        asyncio.run(_follow(address, headers, cursor, shown))
+    except FollowError as error:
+        shown.complain(str(error))
+        return 1
+    return 0 if shown.status in {"completed", None} else 1
+
+
+async def _follow(address: str, headers: dict[str, str], cursor: int, shown: _Lines | _Screen) -> None:
+    async with (
+        httpx2.AsyncClient(headers=headers) as http,
+        contextlib.aclosing(Follower(http, address, cursor=cursor).run()) as sightings,
+    ):
+        async for sighting in sightings:
+            shown.show(sighting)
+
+
+class _Lines:
+    """One line of JSON for each event, on standard output; nothing else is there."""
+
+    def __init__(self) -> None:
+        self.status: str | None = None
+
+    def show(self, sighting: Sighting) -> None:
+        if isinstance(sighting, Connected | Disconnected):
+            return
+        self.status = sighting.event.get("status")
+        sys.stdout.buffer.write(orjson.dumps({"seq": sighting.seq, **sighting.event}, option=orjson.OPT_APPEND_NEWLINE))
+        sys.stdout.buffer.flush()
+
+    def complain(self, sentence: str) -> None:
+        sys.stderr.write(f"baton: {sentence}\n")
+
+
+class _Screen:
+    """The answer as it arrives, and between its lines the state of the connection; without a terminal, on stderr."""
+
+    def __init__(self) -> None:
+        self.status: str | None = None
+        self._console = Output()
+        self._flow = Flow(self._console)
+        self._answer = Answer(self._flow)
+        self._errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def show(self, sighting: Sighting) -> None:
+        if isinstance(sighting, Connected):
+            where = f"after event {sighting.cursor}" if sighting.cursor else "from the beginning"
+            self._remark(f"· pod {sighting.pod or '?'}, {where}", "dim")
+        elif isinstance(sighting, Disconnected):
+            self._remark(f"· {sighting.reason}; reconnecting in {sighting.pause_seconds:.1f} s", "yellow")
+        elif sighting.event.get("type") == "done":
+            self._end(sighting.event)
+        else:
+            self._answer.show(sighting.event)
+
+    def complain(self, sentence: str) -> None:
+        self._answer.end()
+        self._errors.print(f"baton: {sentence}", markup=False)
+
+    def _end(self, event: dict[str, Any]) -> None:
+        self.status = event.get("status")
+        self._answer.end()
+        timings = event.get("timings") or {}
+        words = [f"{self.status} ({event.get('finish_reason')})"]
+        if (error := event.get("error")) is not None:
+            words.append(f"{error.get('code')}: {error.get('message')}")
+        if timings.get("time_to_first_token_seconds") is not None:
+            words.append(f"first token after {timings['time_to_first_token_seconds']:.2f} s")
+        if timings.get("tokens_per_second") is not None:
+            words.append(f"{timings['tokens']} tokens at {timings['tokens_per_second']:.0f}/s")
+        self._remark("· " + ", ".join(words), "green" if self.status == "completed" else "red")
+
+    def _remark(self, text: str, style: str) -> None:
+        if self._console.is_terminal:
+            self._flow.line(text, style)
+        else:
+            self._errors.print(text, markup=False)

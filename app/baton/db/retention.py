@@ -1,0 +1,108 @@
+"""What has expired: the horizon below which streams are gone, and the deleting of their rows.
+
+`baton.retention` holds the horizon: the smallest id of a stream that is kept. It is committed before anything below it
+is deleted, and never goes back, since what was deleted stays so. So whoever finds no row for an id below it knows that
+the stream has expired.
+
+Streams that have not ended, queued ones among them, stay whole below the horizon, and expire when they have ended.
+None comes to life there: ids are made by the database's clock, an ended stream never lives again, and the lock under
+which a row is deleted is taken on an ended one.
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from uuid import UUID
+
+from ..errors import StreamExpired, StreamNotFound
+from . import partitions
+from .postgres import Connection, Pool
+
+_RAISE = """
+INSERT INTO baton.retention AS r (expired_before) VALUES ($1)
+ON CONFLICT (single) DO UPDATE SET expired_before = excluded.expired_before
+WHERE r.expired_before < excluded.expired_before
+"""
+
+_HORIZON = "SELECT expired_before FROM baton.retention"
+
+# Both begin at the last one that was deleted: the index entries of the deleted rows are still there. The arrays have
+# Postgres go by indexes however it estimates.
+_DELETE_STREAMS = """
+WITH expired AS (
+    SELECT id FROM baton.stream
+    WHERE id > $1 AND id < $2 AND status NOT IN ('queued', 'running')
+    ORDER BY id LIMIT $3
+    FOR UPDATE SKIP LOCKED
+), keys AS (
+    DELETE FROM baton.idempotency_key WHERE stream_id = ANY (ARRAY(SELECT id FROM expired))
+)
+DELETE FROM baton.stream WHERE id = ANY (ARRAY(SELECT id FROM expired))
+RETURNING id
+"""
+
+_DELETE_KEYS = """
+WITH expired AS (
+    SELECT ctid FROM baton.idempotency_key
+    WHERE expires_at >= $1 AND expires_at < $2
+    ORDER BY expires_at LIMIT $3
+    FOR UPDATE SKIP LOCKED
+)
+DELETE FROM baton.idempotency_key WHERE ctid = ANY (ARRAY(SELECT ctid FROM expired))
+RETURNING expires_at
+"""
+
+_COUNT_STREAMS = "SELECT count(*) FROM baton.stream WHERE id < $1 AND status NOT IN ('queued', 'running')"
+_COUNT_KEYS = "SELECT count(*) FROM baton.idempotency_key WHERE expires_at < clock_timestamp()"
+
+_OLDEST = """
+SELECT id, status FROM baton.stream
+WHERE id >= $1 AND id < $2 AND (NOT $3 OR status IN ('queued', 'running'))
+ORDER BY id LIMIT 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A stream's row that keeps a partition from being dropped."""
+
+    stream_id: UUID
+    status: str
+
+
+async def raise_horizon(connection: Connection, horizon: UUID) -> None:
+    """Say that streams with smaller ids have expired."""
+    await connection.execute(_RAISE, horizon)
+
+
+async def delete_streams(connection: Connection, after: UUID, before: UUID, limit: int) -> list[UUID]:
+    """Delete the rows of ended streams between two ids, and their idempotency keys; return their ids."""
+    return sorted(row[0] for row in await connection.fetch(_DELETE_STREAMS, after, before, limit))
+
+
+async def delete_keys(
+    connection: Connection, first: datetime.datetime, end: datetime.datetime, limit: int
+) -> list[datetime.datetime]:
+    """Delete idempotency keys whose time was over from one moment on and before another; return when it was."""
+    return sorted(row[0] for row in await connection.fetch(_DELETE_KEYS, first, end, limit))
+
+
+async def count(connection: Connection, before: UUID) -> tuple[int, int]:
+    """Return how many streams and idempotency keys would be deleted."""
+    return await connection.fetchval(_COUNT_STREAMS, before), await connection.fetchval(_COUNT_KEYS)
+
+
+async def oldest_within(connection: Connection, first: UUID, end: UUID, *, live: bool = False) -> Kept | None:
+    """Return the oldest stream with an id from `first` on and before `end`; with `live`, of those that go on."""
+    row = await connection.fetchrow(_OLDEST, first, end, live)
+    return None if row is None else Kept(*row)
+
+
+async def absence(executor: Connection | Pool, stream_id: UUID) -> StreamExpired | StreamNotFound:
+    """Return the error that tells why a stream has no row."""
+    horizon = await executor.fetchval(_HORIZON) if stream_id.version == 7 else None
+    if horizon is None or stream_id >= horizon:
+        return StreamNotFound(f"There is no stream {stream_id}.")
+    day = partitions.day_of(horizon)
+    return StreamExpired(f"The stream {stream_id} has expired: those created before {day} (UTC) are deleted.")

@@ -1,0 +1,222 @@
+"""The queue: claiming streams, and looking at those that wait.
+
+The queue is no table of its own: it is the queued rows of `stream`. Every statement begins at the queue's floor (see
+`queue_floor`), so that it reads no more while an old snapshot keeps vacuum from removing what has passed through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+
+from ..outcome import Outcome
+from . import streams
+from .event_log import Fence
+from .postgres import Connection, Place, Pool
+from .queue_floor import ALL, First, Since
+
+# A worker that was taken for dead has no row any more, and claims nothing until it has heard so. The lock on the row
+# has a burial wait for this claim, or this claim for the burial. The row is found at its place, $4: each heartbeat
+# makes a version of it, and while an old snapshot is open its key leads to all of them.
+#
+# More than all inputs together.
+ALL_BYTES: Final = 2**62
+
+# Streams that were given back come first: somebody is in the midst of their answers. They are in an index of their own,
+# by the moment at which they were given back; those that were never claimed, by their ids. Each begins at the queue's
+# floor, $5 and $6 (see `queue_floor`).
+#
+# As many are taken as fit into $7 bytes of input, and the one that exceeds them, so that any input can be taken. The
+# row has the size of a value, also where the value itself is stored elsewhere.
+_CLAIM = """
+WITH me AS (
+    SELECT id FROM baton.worker WHERE id = $1 AND ctid = $4 FOR KEY SHARE
+), again AS (
+    SELECT id, queued_at, octet_length(input) AS bytes FROM baton.stream
+    WHERE status = 'queued' AND epoch > 0 AND queued_at >= $5 AND generator = ANY ($2) AND EXISTS (SELECT FROM me)
+    ORDER BY queued_at LIMIT $3
+    FOR UPDATE SKIP LOCKED
+), fresh AS (
+    SELECT id, octet_length(input) AS bytes FROM baton.stream
+    WHERE status = 'queued' AND epoch = 0 AND id >= $6 AND generator = ANY ($2) AND EXISTS (SELECT FROM me)
+    ORDER BY id LIMIT $3 - (SELECT count(*) FROM again)
+    FOR UPDATE SKIP LOCKED
+), found AS (
+    SELECT id, bytes, queued_at FROM again UNION ALL SELECT id, bytes, NULL FROM fresh
+), next AS (
+    SELECT id, bytes FROM (
+        SELECT id, bytes, sum(bytes) OVER (ORDER BY queued_at NULLS LAST, id) - bytes AS before FROM found
+    ) AS counted WHERE before < $7
+)
+UPDATE baton.stream AS s
+SET status = 'running', epoch = s.epoch + 1, claim_token = gen_random_uuid(), attempts = s.attempts + 1,
+    worker_id = $1, started_at = coalesce(s.started_at, clock_timestamp()), time_to_first_token_seconds = NULL,
+    history = coalesce(s.history, baton.current_history())
+FROM next WHERE s.id = next.id
+RETURNING s.id, s.epoch, s.attempts, s.on_worker_lost, s.generator, s.input, s.metadata,
+          s.cancel_requested_at IS NOT NULL AS cancelled, s.max_duration, s.idle_timeout,
+          extract(epoch FROM clock_timestamp() - s.started_at)::double precision AS elapsed,
+          extract(epoch FROM s.started_at - s.created_at)::double precision AS queued,
+          s.tenant, s.traceparent, s.claim_token,
+          coalesce(s.history <> baton.current_history(), false) AS rewound, s.history, s.continuation,
+          next.bytes
+"""
+
+# All queued streams from the queue's floor on, $1 and $2: those that were given back, and those never claimed.
+_QUEUED = """
+    SELECT id, epoch, generator, queued_at, created_at, queue_timeout, watched_at, unwatched_timeout
+    FROM baton.stream
+    WHERE status = 'queued' AND epoch > 0 AND queued_at >= $1
+    UNION ALL
+    SELECT id, epoch, generator, queued_at, created_at, queue_timeout, watched_at, unwatched_timeout
+    FROM baton.stream
+    WHERE status = 'queued' AND epoch = 0 AND id >= $2
+"""
+
+# The first of both, and as of when that is known. Of all generators, if $3 is null.
+_FIRST_QUEUED = """
+SELECT (SELECT id FROM baton.stream
+        WHERE status = 'queued' AND epoch = 0 AND id >= $2 AND ($3::text[] IS NULL OR generator = ANY ($3))
+        ORDER BY id LIMIT 1),
+       (SELECT queued_at FROM baton.stream
+        WHERE status = 'queued' AND epoch > 0 AND queued_at >= $1 AND ($3::text[] IS NULL OR generator = ANY ($3))
+        ORDER BY queued_at LIMIT 1),
+       now()
+"""
+
+# Queued streams that no worker took in time, or that nobody has watched for as long as they allow. The oldest come
+# first: the newest may have no partition, cannot be ended then, and would keep others out of every page.
+_OVERDUE = f"""
+SELECT id, epoch, coalesce(queued_at, created_at)
+                  < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $3)) AS timed_out, generator
+FROM ({_QUEUED}) AS queued
+WHERE coalesce(queued_at, created_at) < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $3))
+   OR ($4 AND coalesce(watched_at, created_at) < clock_timestamp() - make_interval(secs => unwatched_timeout))
+ORDER BY id
+LIMIT 100
+"""  # noqa: S608
+
+_QUEUE_STATE = f"""
+SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(since)), 0)::double precision
+FROM (SELECT coalesce(queued_at, created_at) AS since FROM ({_QUEUED}) AS each LIMIT 10000) AS queued
+"""  # noqa: S608
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A stream that a worker has claimed, with what its generator needs."""
+
+    stream_id: UUID
+    epoch: int
+    attempts: int
+    on_worker_lost: str
+    generator: str
+    input: Any
+    metadata: Mapping[str, Any]
+    cancelled: bool
+    max_duration: float | None = None
+    idle_timeout: float | None = None
+    elapsed: float = 0.0  # since its first claim
+    queued: float = 0.0  # before that
+    tenant: str = ""
+    traceparent: str | None = None
+    claim_token: UUID | None = None
+    rewound: bool = False  # it is of an older history of the database, and must not be generated
+    history: str | None = None
+    approvals: Sequence[Mapping[str, Any]] = ()  # fields of `generators.Approval`
+    input_bytes: int = 0  # as JSON
+
+    @property
+    def fence(self) -> Fence:
+        """What its row says while it is this worker's."""
+        return Fence(self.stream_id, self.epoch, self.claim_token)
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A queued stream that no worker took in time, or else that nobody watches."""
+
+    stream_id: UUID
+    epoch: int
+    timed_out: bool
+    generator: str
+
+
+async def claim(
+    connection: Connection,
+    worker_id: UUID,
+    generators: Sequence[str],
+    limit: int,
+    *,
+    place: Place | None,
+    since: Since = ALL,
+    max_bytes: int = ALL_BYTES,
+) -> list[Claim]:
+    """Claim the oldest queued streams that one of `generators` can serve, among those from the queue's floor on.
+
+    `max_bytes`: claim no further stream once the inputs have this many bytes together.
+    `place`: where the worker's row is, as its last heartbeat returned it. Elsewhere there is nothing to claim with.
+    """
+    return [
+        Claim(
+            row["id"],
+            row["epoch"],
+            row["attempts"],
+            row["on_worker_lost"],
+            row["generator"],
+            orjson.loads(row["input"]),
+            orjson.loads(row["metadata"]),
+            row["cancelled"],
+            row["max_duration"],
+            row["idle_timeout"],
+            row["elapsed"],
+            row["queued"],
+            row["tenant"],
+            row["traceparent"],
+            row["claim_token"],
+            row["rewound"],
+            row["history"],
+            streams.continuation(row["continuation"]).get("approvals", ()),
+            row["bytes"],
+        )
+        for row in await connection.fetch(
+            _CLAIM, worker_id, generators, limit, place, since.moment, since.id, max_bytes
+        )
+    ]
+
+
+async def first_queued(
+    executor: Connection | Pool, since: Since = ALL, generators: Sequence[str] | None = None
+) -> First:
+    """Return the first queued streams, of these generators or of all."""
+    row = await executor.fetchrow(_FIRST_QUEUED, since.moment, since.id, generators)
+    assert row is not None
+    return First(*row)
+
+
+async def overdue(
+    connection: Connection, queue_timeout: float, *, unwatched: bool = True, since: Since = ALL
+) -> list[Overdue]:
+    """Return queued streams that have waited for too long, in seconds, or that nobody watches: 100 at most."""
+    rows = await connection.fetch(_OVERDUE, since.moment, since.id, queue_timeout, unwatched)
+    return [Overdue(*row) for row in rows]
+
+
+async def end_overdue(connection: Connection, found: Sequence[Overdue]) -> list[tuple[Outcome, str]]:
+    """End them, unless they were claimed meanwhile; return their ends, and whose each is: the generator's name."""
+    ended = []
+    for item in found:
+        outcome = streams.QUEUE_TIMEOUT if item.timed_out else streams.UNWATCHED
+        if await streams.end_queued(connection, item.stream_id, item.epoch, outcome):
+            ended.append((outcome, item.generator))
+    return ended
+
+
+async def state(executor: Connection | Pool, since: Since = ALL) -> tuple[int, float]:
+    """Return how many streams wait for a worker, 10,000 at most, and for how many seconds the first of them has."""
+    count, oldest_seconds = await executor.fetchrow(_QUEUE_STATE, since.moment, since.id)  # type: ignore[misc]
+    return count, oldest_seconds

@@ -1,0 +1,184 @@
+"""The workers' rows: a counter that each raises while it lives, and what it owns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from operator import itemgetter
+from types import MappingProxyType
+from typing import Final
+from uuid import UUID
+
+from .event_log import Fence
+from .postgres import Connection, Place, Pool
+
+# A worker names at most this many of its silent streams.
+MOST_SILENT: Final = 100
+NO_SILENCES: Final[Mapping[UUID, float]] = MappingProxyType({})
+
+_REGISTER = """
+INSERT INTO baton.worker (name, generators, concurrency) VALUES ($1, $2, $3) RETURNING id
+"""
+_PLACE = "SELECT ctid FROM baton.worker WHERE id = $1"
+_RAISE = """
+UPDATE baton.worker
+SET heartbeat = heartbeat + 1, heartbeat_at = clock_timestamp(), tokens = $2, silent = $3, silent_seconds = $4
+WHERE id = $1
+RETURNING ctid
+"""
+_OWNED = """
+SELECT id, epoch, claim_token, cancel_requested_at IS NOT NULL AS cancelled,
+       coalesce(coalesce(watched_at, created_at) < clock_timestamp() - make_interval(secs => unwatched_timeout), false)
+       AS unwatched
+FROM baton.stream
+WHERE worker_id = $1 AND status = 'running'
+"""
+# By their key, whatever the planner thinks of the index of running streams.
+_OWNED_OF = f"""
+WITH known AS MATERIALIZED (SELECT * FROM baton.stream WHERE id = ANY ($2))
+{_OWNED.replace("baton.stream", "known")}
+"""  # noqa: S608
+_COUNTERS = "SELECT id, heartbeat FROM baton.worker"
+_TOKENS = "SELECT id, tokens FROM baton.worker"
+# There is a row for each worker, and each names a few streams.
+_SILENCES = """
+SELECT s.id, s.seconds + extract(epoch FROM clock_timestamp() - w.heartbeat_at)::double precision
+FROM baton.worker AS w, unnest(w.silent, w.silent_seconds) AS s (id, seconds)
+"""
+_REMOVE = "DELETE FROM baton.worker WHERE id = $1"
+_CANCELLED = "SELECT id, cancel_requested_at IS NOT NULL FROM baton.stream WHERE id = ANY ($1)"
+_ORPHANS = """
+SELECT id, epoch, claim_token, attempts, on_worker_lost, coalesce(history <> baton.current_history(), false) AS rewound,
+       generator
+FROM baton.stream AS s
+WHERE status = 'running' AND worker_id IS DISTINCT FROM $1
+  AND NOT EXISTS (SELECT FROM baton.worker AS w WHERE w.id = s.worker_id)
+"""
+_LISTED = """
+SELECT w.id, w.name, w.generators, w.concurrency, w.started_at,
+       extract(epoch FROM clock_timestamp() - w.heartbeat_at)::double precision AS silent_seconds,
+       (SELECT count(*) FROM baton.stream AS s WHERE s.worker_id = w.id AND s.status = 'running') AS running,
+       w.tokens
+FROM baton.worker AS w ORDER BY w.name, w.id
+"""
+_OFFERED = "SELECT DISTINCT unnest(generators) FROM baton.worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """A stream that a worker's row owns, as the database sees it."""
+
+    fence: Fence
+    cancelled: bool
+    unwatched: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A stream whose worker is gone. `rewound`: it is of an older history of the database."""
+
+    fence: Fence
+    attempts: int
+    on_worker_lost: str
+    rewound: bool = False
+    generator: str = ""
+
+    @property
+    def stream_id(self) -> UUID:
+        """The stream's id."""
+        return self.fence.stream_id
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A worker as the database sees it."""
+
+    id: UUID
+    name: str
+    generators: Sequence[str]
+    concurrency: int
+    started_at: datetime
+    silent_seconds: float
+    running: int
+    tokens: int
+
+
+async def list_all(executor: Connection | Pool) -> list[Listed]:
+    """List the workers that have not left, by name."""
+    return [Listed(*row) for row in await executor.fetch(_LISTED)]
+
+
+async def register(connection: Connection, name: str, generators: Sequence[str], concurrency: int) -> UUID:
+    """Make a row for a worker that starts; return its id."""
+    worker_id: UUID = await connection.fetchval(_REGISTER, name, generators, concurrency)
+    return worker_id
+
+
+async def place(connection: Connection, worker_id: UUID) -> Place | None:
+    """Return where a worker's row is, until it is updated."""
+    found: Place | None = await connection.fetchval(_PLACE, worker_id)
+    return found
+
+
+async def heartbeat(
+    connection: Connection, worker_id: UUID, tokens: int = 0, silences: Mapping[UUID, float] = NO_SILENCES
+) -> Place | None:
+    """Raise the worker's counter; return where its row is now, or None when it was declared dead.
+
+    `tokens`: how many it has generated so far. `silences`: for how many seconds which streams have been silent; of more
+    than `MOST_SILENT` the longest are kept.
+    """
+    longest = sorted(silences.items(), key=itemgetter(1), reverse=True)[:MOST_SILENT]
+    ids, seconds = [item[0] for item in longest], [item[1] for item in longest]
+    place: Place | None = await connection.fetchval(_RAISE, worker_id, tokens, ids, seconds)
+    return place
+
+
+async def silences(executor: Connection | Pool) -> dict[UUID, float]:
+    """Return for how many seconds which streams have been silent, as their workers said last."""
+    return {row[0]: row[1] for row in await executor.fetch(_SILENCES)}
+
+
+async def owned(connection: Connection, worker_id: UUID, among: Sequence[UUID] | None = None) -> list[Owned]:
+    """Return the streams that the worker owns: all, or those of the ids `among`, which are looked up by their key.
+
+    All are read from an index that, while an old snapshot is open, keeps an entry for each stream that the worker has
+    run since. So that read may be slow.
+    """
+    if among is None:
+        rows = await connection.fetch(_OWNED, worker_id)
+    else:
+        rows = await connection.fetch(_OWNED_OF, worker_id, among)
+    return [Owned(Fence(*row[:3]), *row[3:]) for row in rows]
+
+
+async def cancelled(connection: Connection, stream_ids: Sequence[UUID]) -> set[UUID]:
+    """Return which of these streams are to stop, or are no more."""
+    going = {row[0] for row in await connection.fetch(_CANCELLED, stream_ids) if not row[1]}
+    return set(stream_ids) - going
+
+
+async def counters(executor: Connection | Pool) -> dict[UUID, int]:
+    """Return the counter of each worker. None ever falls, unless the database went back in time."""
+    return {row[0]: row[1] for row in await executor.fetch(_COUNTERS)}
+
+
+async def tokens(executor: Connection | Pool) -> dict[UUID, int]:
+    """Return how many tokens each worker has generated."""
+    return {row[0]: row[1] for row in await executor.fetch(_TOKENS)}
+
+
+async def remove(connection: Connection, worker_id: UUID) -> None:
+    """Take a worker's row away: it has left, or it is dead."""
+    await connection.execute(_REMOVE, worker_id)
+
+
+async def orphans(connection: Connection, own_id: UUID) -> list[Orphan]:
+    """Return the streams that run under a worker without a row, except one's own."""
+    return [Orphan(Fence(*row[:3]), *row[3:]) for row in await connection.fetch(_ORPHANS, own_id)]
+
+
+async def offered_generators(executor: Connection | Pool) -> frozenset[str]:
+    """Return the names of the generators that registered workers offer."""
+    return frozenset(row[0] for row in await executor.fetch(_OFFERED))

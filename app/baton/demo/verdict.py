@@ -1,0 +1,131 @@
+"""Whether an answer arrived whole: counted from what its client saw, and from nothing else. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Self
+
+from ..client import Connected, Disconnected, Received, Sighting
+from ..events import TOKEN_TYPES
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """A connection that continued after `seq`; `pause_seconds` passed since the one before it was lost."""
+
+    seq: int
+    from_pod: str
+    to_pod: str
+    pause_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a client received of one stream. `pods` are those that sent events, in order, named again at each change."""
+
+    received: int
+    last_seq: int
+    missing: tuple[int, ...]
+    repeated: tuple[int, ...]
+    misplaced: tuple[int, ...]
+    pods: tuple[str, ...]
+    resumptions: tuple[Resumption, ...]
+    ends: tuple[tuple[int, str], ...]
+    first_token_seconds: float | None
+    duration_seconds: float | None
+
+    @classmethod
+    def of(cls, sightings: Sequence[Sighting], *, asked_at_seconds: float) -> Self:
+        """Count what was seen since the client asked."""
+        events = [item for item in sightings if isinstance(item, Received)]
+        times = Counter(item.seq for item in events)
+        last_seq = max(times, default=0)
+        tokens = (item.at_seconds for item in events if item.event.get("type") in TOKEN_TYPES)
+        first_token_at = next(tokens, None)
+        return cls(
+            received=len(events),
+            last_seq=last_seq,
+            missing=tuple(seq for seq in range(1, last_seq + 1) if seq not in times),
+            repeated=tuple(sorted(seq for seq, count in times.items() if count > 1)),
+            misplaced=tuple(_misplaced(item.seq for item in events)),
+            pods=tuple(pod for pod, _ in groupby(_senders(sightings))),
+            resumptions=tuple(_resumptions(sightings)),
+            ends=tuple((item.seq, _status(item)) for item in events if item.event.get("type") == "done"),
+            first_token_seconds=None if first_token_at is None else first_token_at - asked_at_seconds,
+            duration_seconds=events[-1].at_seconds - asked_at_seconds if events else None,
+        )
+
+    def complaints(self) -> list[str]:
+        """What is wrong, a sentence each. Empty: the answer came whole and once, was completed, and changed its pod."""
+        found = []
+        if self.missing:
+            found.append(f"Missing: {numbers(self.missing)}.")
+        if self.repeated:
+            found.append(f"Received more than once: {numbers(self.repeated)}.")
+        if self.misplaced:
+            found.append(f"Received out of order: {numbers(self.misplaced)}.")
+        if len(self.ends) != 1:
+            found.append(f"The terminal event came {len(self.ends)} times instead of once.")
+        found.extend(self._complaints_of_end())
+        if len(self.pods) < 2:
+            found.append("The answer did not change its pod, so nothing was shown.")
+        return found
+
+    def _complaints_of_end(self) -> Iterable[str]:
+        for seq, status in self.ends:
+            if status != "completed":
+                yield f"The stream did not complete: its status is {status}."
+            if seq != self.last_seq:
+                yield f"Event {self.last_seq} came after the terminal event, which is {seq}."
+
+
+def numbers(seqs: Sequence[int]) -> str:
+    """Write numbers in rising order briefly, runs as ranges: 3, 7-9."""
+    runs: list[list[int]] = []
+    for seq in seqs:
+        if runs and runs[-1][1] == seq - 1:
+            runs[-1][1] = seq
+        else:
+            runs.append([seq, seq])
+    shown = [str(first) if first == last else f"{first}-{last}" for first, last in runs[:10]]
+    return ", ".join(shown) + (" …" if len(runs) > 10 else "")
+
+
+def _misplaced(seqs: Iterable[int]) -> Iterable[int]:
+    """The numbers that came, for the first time, after a higher one."""
+    highest, seen = 0, set()
+    for seq in seqs:
+        if seq < highest and seq not in seen:
+            yield seq
+        seen.add(seq)
+        highest = max(highest, seq)
+
+
+def _senders(sightings: Iterable[Sighting]) -> Iterable[str]:
+    """For each event, the pod that sent it."""
+    pod = ""
+    for item in sightings:
+        if isinstance(item, Connected):
+            pod = item.pod
+        elif isinstance(item, Received):
+            yield pod
+
+
+def _resumptions(sightings: Iterable[Sighting]) -> Iterable[Resumption]:
+    connected: Connected | None = None
+    lost_at: float | None = None
+    for item in sightings:
+        if isinstance(item, Disconnected):
+            lost_at = item.at_seconds if lost_at is None else lost_at
+        elif isinstance(item, Connected):
+            if connected is not None:
+                pause = 0.0 if lost_at is None else item.at_seconds - lost_at
+                yield Resumption(item.cursor, connected.pod, item.pod, pause)
+            connected, lost_at = item, None
+
+
+def _status(item: Received) -> str:
+    return str(item.event.get("status"))

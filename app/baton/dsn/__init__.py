@@ -1,0 +1,1 @@
+"""Connection strings of Postgres as libpq reads them, and what they lead to."""

@@ -1,0 +1,320 @@
+"""A pod: what one serving process holds, from its first connection to its leaving."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Final, Self
+
+import asyncpg
+
+from .. import __version__
+from ..auth.gate import Gate
+from ..db import (
+    disk_space,
+    event_log,
+    notifications,
+    old_snapshots,
+    partitions,
+    pod_rows,
+    postgres,
+    stream_queue,
+    worker_rows,
+)
+from ..db.listener import Listener, State, check_delivery
+from ..db.live_counts import LiveCounts
+from ..db.notifications import EVENTS_CHANNEL, KILL_CHANNEL
+from ..db.pod_rows import Note
+from ..db.pod_rows import State as PodState
+from ..db.pool_shares import Shares
+from ..db.postgres import Connection, Pool, SharedPool, translated
+from ..db.queue_floor import SWEEP_SECONDS, QueueFloor
+from ..db.rate_buckets import Rate
+from ..db.shared_work import RecentAnswers
+from ..errors import ConfigurationError, Unavailable
+from ..generators.registry import configured_names, what_is_missing
+from ..observability.metrics import PodMetrics
+from ..settings import Settings
+from .census import Census
+from .event_stream import Connections
+from .read_limits import Reads
+from .relay import Relays
+from .request_bodies import Bodies
+from .subscriber_limits import Audience
+from .tcp_limits import Intake
+from .trusted_notifications import Trust
+
+logger = logging.getLogger(__name__)
+
+# For so long the database may be silent before new clients are better sent elsewhere.
+READY_SILENCE_SECONDS: Final = 15
+LOOK_SECONDS: Final = 15
+QUEUE_SECONDS: Final = 0.5
+# Consoles ask more often than this, and all of them the same.
+ANSWER_SECONDS: Final = 1
+
+
+def _nothing() -> None:
+    pass
+
+
+class Pod:
+    """Pool, relays and listener, wired to each other. Made by `Pod.open`."""
+
+    def __init__(self, settings: Settings, pool: Pool, metrics: PodMetrics) -> None:
+        self.settings = settings
+        self.pool = pool
+        self.metrics = metrics
+        self.audience = Audience(
+            self.metrics,
+            max_pod=settings.max_subscribers,
+            max_tenant=settings.max_tenant_subscribers,
+            max_stream=settings.max_stream_subscribers,
+        )
+        self.intake = Intake(
+            self.metrics,
+            max_connections=settings.max_connections,
+            header_seconds=settings.header_seconds,
+            body_seconds=settings.body_seconds,
+            keep_alive_seconds=settings.keep_alive_seconds,
+            flush_seconds=settings.write_timeout_seconds,
+        )
+        self.bodies = Bodies(self.metrics, max_bytes=settings.bodies_bytes, max_body_bytes=settings.max_body_bytes)
+        self.trust = Trust(pool, look_seconds=settings.safety_poll_seconds, on_new_history=self._on_new_history)
+        self.relays = Relays(
+            pool,
+            self.metrics,
+            self.audience,
+            self.trust,
+            window_bytes=settings.relay_window_bytes,
+            poll_seconds=settings.safety_poll_seconds,
+            with_events=settings.notify_payloads,
+        )
+        self.listener = Listener(
+            settings.listen_dsn,
+            {EVENTS_CHANNEL: self.relays.hear} | ({KILL_CHANNEL: self._hear_kill} if settings.demo else {}),
+            on_state=self._on_listener_state,
+            probe_seconds=settings.listen_probe_seconds,
+            connect_seconds=settings.database_timeout_seconds,
+            name="baton pod listen",
+        )
+        self.connections = Connections(
+            heartbeat_seconds=settings.heartbeat_seconds,
+            write_timeout_seconds=settings.write_timeout_seconds,
+            max_age_seconds=settings.max_connection_seconds,
+        )
+        self.gate = Gate(settings, pool, origin_allowed=settings.allowed_origins.__contains__)
+        self._snapshots = old_snapshots.Watch()
+        self.live_counts = LiveCounts()
+        self.queue = QueueFloor(late_look_seconds=SWEEP_SECONDS)
+        self.id = uuid.uuid4()
+        self._made_at = time.time()
+        self.census = Census(pool, self._note, self.audience.changed, interval_seconds=settings.note_interval_seconds)
+        self.reads = Reads(Rate(settings.reads_per_second, settings.reads_burst))
+        self.recent_answers = RecentAnswers(ANSWER_SECONDS)
+        self.draining = False
+        self.broken = False
+        self.before_joining: Callable[[], None] = _nothing  # called when a client is about to follow, or to wait
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, settings: Settings) -> AsyncIterator[Self]:
+        """Connect, check the schema, and run the listener, the poll and the heartbeat.
+
+        Raises:
+            ConfigurationError: nobody could be let in, the database cannot be reached, its schema does not fit, or
+                nobody offers the default generator.
+        """
+        for remark in settings.remarks:
+            logger.warning(remark)
+        metrics = PodMetrics()
+        shares = Shares(settings.database_pool_size, settings.tenant_pool_share, metrics.reject_query)
+        async with postgres.pool(
+            settings.dsn,
+            size=settings.database_pool_size,
+            timeout_seconds=settings.database_timeout_seconds,
+            name="baton pod",
+            prepare=settings.prepare,
+            shares=shares,
+        ) as pool:
+            await check_delivery(settings.listen_dsn, settings.dsn)
+            await postgres.check_schema(pool)
+            pod = cls(settings, pool, metrics)
+            await pod.gate.open()
+            if sentence := await pod.missing_generator(settings.default_generator):
+                raise ConfigurationError(f"BATON_DEFAULT_GENERATOR: {sentence}")
+            tasks = [
+                asyncio.create_task(pod.listener.run()),
+                asyncio.create_task(pod.trust.run()),
+                asyncio.create_task(pod.relays.run()),
+                asyncio.create_task(pod.relays.note_watched(settings.watch_interval_seconds)),
+                asyncio.create_task(pod.connections.run()),
+                asyncio.create_task(pod.watch_database()),
+                asyncio.create_task(pod.watch_queue()),
+                asyncio.create_task(pod.census.run()),
+                *map(asyncio.create_task, pod.gate.tasks()),
+            ]
+            for task in tasks:
+                task.add_done_callback(pod.mourn)
+            try:
+                yield pod
+            finally:
+                # Whoever loses the connection from now on did not leave.
+                pod.draining = pod.connections.draining = True
+                for task in tasks:
+                    task.remove_done_callback(pod.mourn)
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await pod.census.leave()
+
+    @property
+    def ready(self) -> bool:
+        """Whether new clients should be sent here."""
+        # A pod that follows nothing polls nothing, and the census asks in any case.
+        silence_seconds = time.monotonic() - max(self.relays.answered_at, self.census.answered_at)
+        interval_seconds = max(self.settings.safety_poll_seconds, self.settings.note_interval_seconds)
+        return (
+            not self.draining
+            and not self.broken
+            and not self.full
+            and self.listener.state is not State.CONNECTING
+            and silence_seconds < interval_seconds + READY_SILENCE_SECONDS
+        )
+
+    @property
+    def full(self) -> bool:
+        """Whether it has as many subscribers, or connections, as it takes, or has just had."""
+        return self.audience.full or self.intake.full
+
+    @property
+    def disk_full(self) -> bool:
+        """Whether the database's disk is full. Clients can read then, so the pod stays ready."""
+        return isinstance(self.pool, SharedPool) and self.pool.disk_full
+
+    def mourn(self, task: asyncio.Task[None]) -> None:
+        """Note that one of the pod's own tasks has ended, which none does unless this code is at fault."""
+        logger.critical("A task of this pod has died; restart the pod.", exc_info=task.exception())
+        self.broken = True
+
+    async def missing_generator(self, name: str) -> str | None:
+        """Return the sentence that says that there is no such generator; None if this pod or a worker knows it."""
+        known = configured_names(self.settings)
+        if name not in known:
+            known |= await worker_rows.offered_generators(self.pool)
+        if name in known:
+            return None
+        if sentence := what_is_missing(self.settings, name):
+            return sentence
+        return (
+            f"There is no generator called {name!r}. Known are: {', '.join(sorted(known))}. "
+            "Your own are named in BATON_GENERATORS, for pods and workers alike."
+        )
+
+    async def drain(self, seconds: float | None = None) -> None:
+        """Send the clients away to other pods, spread over that time, by default `drain_seconds`."""
+        self.draining = True
+        await self.connections.drain(self.settings.drain_seconds if seconds is None else seconds)
+        self.relays.tap_all()
+
+    async def watch_database(self) -> None:
+        """Look again and again at what an operator should know, and complain while there is still time."""
+        while True:
+            try:
+                reach = await self._look()
+            except (Unavailable, asyncpg.PostgresError) as error:
+                logger.warning("The database cannot be looked at: %r", error)
+            else:
+                if reach.left_seconds < partitions.LEAST_SECONDS:
+                    logger.error(
+                        "The log's partitions end in %.1f h, and then nothing can be written. Run `baton maintain`; "
+                        "workers create them too, and their log says why they cannot.",
+                        reach.left_seconds / 3600,
+                    )
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def watch_queue(self) -> None:
+        """Keep the queue's floor near, so that what reads the queue reads little, whatever vacuum may remove."""
+        while True:
+            try:
+                async with translated(self.pool), self.pool.acquire() as connection:
+                    await self.queue.look(lambda since: stream_queue.first_queued(connection, since))
+            except (Unavailable, asyncpg.PostgresError):
+                self.queue.forget()
+            await asyncio.sleep(QUEUE_SECONDS)
+
+    async def _look(self) -> partitions.Reach:
+        """Note how far the partitions reach, how full the queues are, what holds vacuum back, and the wait for this."""
+        metrics = self.metrics
+        metrics.pool_connections, metrics.pool_idle = self.pool.get_size(), self.pool.get_idle_size()
+        asked_at = time.monotonic()
+        async with translated(self.pool), self.pool.acquire() as connection:
+            metrics.pool_wait_seconds.observe(time.monotonic() - asked_at)
+            reach = await partitions.reach(connection)
+            metrics.notify_queue_ratio = await event_log.queue_usage(connection)
+            metrics.queued, metrics.oldest_queued_seconds = await self.queue_state(connection)
+            metrics.oldest_snapshot_seconds = await self._snapshots.look(connection)
+            await self._look_at_disk(connection)
+        metrics.partitions_end = reach.end
+        return reach
+
+    async def _look_at_disk(self, connection: Connection) -> None:
+        """Notice that the disk is full where nobody writes, and that it has room again."""
+        full = not await disk_space.has_room(connection)
+        if full:
+            logger.error("The database's disk is full: streams can be read, and nothing can be written.")
+        if isinstance(self.pool, SharedPool):
+            self.pool.disk_full = full
+
+    async def queue_state(self, connection: Connection) -> tuple[int, float]:
+        """Return how many streams wait for a worker, and for how many seconds the first of them has."""
+        if self.queue.due:
+            await self.queue.look(lambda since: stream_queue.first_queued(connection, since))
+        return await stream_queue.state(connection, self.queue.since)
+
+    def _note(self) -> Note:
+        metrics = self.metrics
+        return Note(
+            self.id,
+            self.settings.pod_name,
+            __version__,
+            self._state(),
+            self.listener.state.value,
+            metrics.subscribers,
+            metrics.connections,
+            metrics.delivery_seconds.counts,
+            self.audience.newest(pod_rows.MOST_WATCHED),
+        )
+
+    def _state(self) -> PodState:
+        if self.draining:
+            return "leaving"
+        if self.full:
+            return "full"
+        return "ready" if self.ready else "not ready"
+
+    def _hear_kill(self, payload: str) -> None:
+        """Die as by the loss of the machine, if this is the pod that somebody wants to see die. In a demo only."""
+        name, stamp = payload.partition("\n")[0], notifications.committed_at(payload)
+        if name != self.settings.pod_name or not self.trust.believes(KILL_CHANNEL, payload):
+            return
+        # One that was sent before, to the pod of this name that it killed, kills nobody again.
+        if stamp is not None and stamp > self._made_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _on_new_history(self) -> None:
+        self.relays.doubt_all()
+        # What was counted, and the transaction ids by which it is compared, may have gone back too.
+        self.live_counts = LiveCounts()
+
+    def _on_listener_state(self, state: State) -> None:
+        self.metrics.listening = state is State.LISTENING
+        self.metrics.listener_losses += state is State.DEGRADED
+        self.trust.forget()
+        if state is State.LISTENING:
+            self.relays.catch_up_all()

@@ -1,0 +1,1 @@
+"""The schema: its tables, migrations, grants and maintenance."""

@@ -1,0 +1,247 @@
+"""One stream's events on their way from its generator to the log.
+
+The generator's side puts lines in, the writer's side takes them out in batches. A batch that was taken keeps its
+boundaries until the log has it or refuses it, however often its write must be repeated: whether a lost write took
+place can then be read from the log. Numbers are given when a batch is taken, never before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Final
+from uuid import UUID
+
+from ..db.event_log import Append, Fence
+from ..db.streams import REWOUND
+from ..events import encode_object, join_lines
+from ..outcome import WORKER_LOST_MESSAGE, Outcome
+from ..usage import Bill, Counts
+
+_RESET: Final = encode_object({"type": "reset", "reason": "worker_lost"})
+
+
+class Lost(Enum):
+    """Why an outbox can write no more."""
+
+    FENCED = "another worker has claimed the stream, or it was erased"
+    ENDED = "the stream has its terminal event already"
+    REJECTED = "the database refused the data"
+    REWOUND = "the log has lost its end"
+    OVERTAKEN = "a former worker's events are in the log, and this stream cannot begin anew"
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """The end that this gives the stream; None if it has one already, or if another is to give it."""
+        return _OUTCOMES.get(self)
+
+
+_OUTCOMES: Final = {
+    Lost.REJECTED: Outcome.failed("storage_rejected", "A part of this answer could not be stored."),
+    Lost.REWOUND: REWOUND,
+    Lost.OVERTAKEN: Outcome.failed("worker_lost", WORKER_LOST_MESSAGE),
+}
+
+
+class Outbox:
+    """A bounded buffer of encoded events. All of it runs on one event loop."""
+
+    __slots__ = (
+        "_flight",
+        "_lines",
+        "_lost",
+        "_max_bytes",
+        "_max_events",
+        "_may_reset",
+        "_on_lost",
+        "_on_ready",
+        "_outcome",
+        "_over",
+        "_room",
+        "_size",
+        "bill",
+        "claim_token",
+        "closed",
+        "epoch",
+        "history",
+        "stream_id",
+        "tail",
+        "urgent",
+    )
+
+    def __init__(
+        self,
+        stream_id: UUID,
+        epoch: int,
+        tail: int,
+        *,
+        on_ready: Callable[[Outbox], None],
+        on_lost: Callable[[Lost], None],
+        max_events: int,
+        max_bytes: int = 1 << 20,
+        may_reset: bool = True,
+        claim_token: UUID | None = None,
+        history: str | None = None,
+        bill: Bill | None = None,
+    ) -> None:
+        self.history = history  # of the database, in which its stream was claimed or its log last compared
+        self.stream_id = stream_id
+        self.epoch = epoch
+        self.claim_token = claim_token
+        self.bill = bill or Bill(epoch)  # what the stream has used, which its end says
+        self.tail = tail  # the highest number that the log is known to hold
+        self.urgent = True  # its next batch shall not wait: the first event, or the terminal one
+        self.closed = asyncio.Event()  # the log has the terminal event, or this outbox can write no more
+        self._over = False  # nothing may follow what is here
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._flight: list[bytes] = []
+        self._outcome: Outcome | None = None
+        self._room: asyncio.Event | None = None
+        self._lost: Lost | None = None
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._may_reset = may_reset
+        self._on_ready = on_ready
+        self._on_lost = on_lost
+
+    @property
+    def lost(self) -> Lost | None:
+        """Why it can write no more, if so."""
+        return self._lost
+
+    @property
+    def full(self) -> bool:
+        """Whether the generator has to wait."""
+        return len(self._lines) >= self._max_events or self._size >= self._max_bytes
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to write."""
+        return bool(self._lines or self._flight) and not self.closed.is_set()
+
+    def put(self, line: bytes) -> bool:
+        """Add an event, unless the stream has ended. Where it returns False, `wait_for_room` before the next one."""
+        if self._over:
+            return True
+        lines = self._lines
+        if not lines:
+            self._on_ready(self)
+        lines.append(line)
+        self._size += len(line)
+        return len(lines) < self._max_events and self._size < self._max_bytes
+
+    async def wait_for_room(self) -> None:
+        """Wait until the writer has taken what is here: so does a slow database slow the generator down."""
+        while self.full and not self.closed.is_set():
+            self._room = self._room or asyncio.Event()
+            await self._room.wait()
+
+    def finish(self, outcome: Outcome) -> None:
+        """Add the terminal event, with what the stream has used. Nothing follows it."""
+        self._outcome = outcome.billed(self.bill)
+        self._over = True
+        self._lines.append(self._outcome.encode())
+        self.urgent = True
+        self._on_ready(self)
+
+    def take(self) -> Append | None:
+        """Return the batch to write next: the one in flight, or all that has come since."""
+        if self.closed.is_set():
+            return None
+        if not self._flight:
+            if not self._lines:
+                return None
+            self._flight, self._lines, self._size = self._lines, [], 0
+            self.urgent = False
+            self._make_room()
+        ends = self._outcome is not None and not self._lines
+        return Append(
+            self.stream_id,
+            self.epoch,
+            self.tail + 1,
+            self.tail + len(self._flight),
+            join_lines(self._flight),
+            self._outcome if ends else None,
+            self.claim_token,
+        )
+
+    def written(self, last_seq: int, *, terminal: bool) -> None:
+        """Learn that the log has the batch in flight, which ends at `last_seq`."""
+        self.tail = last_seq
+        self._flight = []
+        if terminal:
+            self._close()
+        elif self._lines:
+            # They came while that batch was tried again, and their call to the writer was answered with it.
+            self._on_ready(self)
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a batch was taken of which nobody knows yet if the log has it."""
+        return bool(self._flight)
+
+    @property
+    def fence(self) -> Fence:
+        """What the stream's row says while this outbox may write to the log."""
+        return Fence(self.stream_id, self.epoch, self.claim_token)
+
+    def still_has(self, item: Append) -> bool:
+        """Whether a batch that was taken is still waiting to be written."""
+        return bool(self._flight) and self.tail + 1 == item.first_seq and not self.closed.is_set()
+
+    def begin_anew(self) -> None:
+        """Have clients discard a former worker's events; where they cannot be told to, keep those and end."""
+        if not self._may_reset:
+            self.end_with(Lost.OVERTAKEN, self.tail)
+        elif self._flight:
+            self._flight.insert(0, _RESET)
+        else:
+            self.put(_RESET)
+
+    def retry_after(self, tail: int, earlier: Mapping[int, Counts]) -> None:
+        """Learn that a former worker's batch took the place: the one in flight comes after `tail`.
+
+        `earlier` is what the former workers used, which that batch may have said.
+        """
+        believed_empty = self.tail == 0
+        self.tail = tail
+        self.bill.earlier = earlier
+        if self._outcome is not None:
+            self._outcome = self._outcome.billed(self.bill)
+            (self._lines or self._flight)[-1] = self._outcome.encode()
+        if believed_empty:
+            self.begin_anew()
+        self._on_ready(self)
+
+    def retry(self) -> None:
+        """Learn that the batch in flight was not written and may be tried again where it was."""
+        self._on_ready(self)
+
+    def end_with(self, lost: Lost, tail: int) -> None:
+        """Drop what was not written, and write the end that this loss gives the stream after `tail` instead."""
+        assert lost.outcome is not None, lost
+        self.tail = tail
+        self._drop(lost)
+        self.finish(lost.outcome)
+
+    def lose(self, lost: Lost) -> None:
+        """Learn that nothing more of this outbox can be written."""
+        self._close()
+        self._drop(lost)
+
+    def _close(self) -> None:
+        self._over = True
+        self.closed.set()
+
+    def _drop(self, lost: Lost) -> None:
+        self._flight, self._lines, self._size = [], [], 0
+        self._lost = lost
+        self._make_room()
+        self._on_lost(lost)
+
+    def _make_room(self) -> None:
+        if self._room is not None:
+            self._room.set()
+            self._room = None
