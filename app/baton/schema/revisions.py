@@ -111,7 +111,7 @@ def migrations_folder() -> Path:
     Raises:
         ConfigurationError: they are in neither place.
     """
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     for folder in (package / "migrations", package.parent.parent / "migrations"):
         if (folder / "env.py").exists():
             return folder
