@@ -19,7 +19,7 @@ from ..db import streams, worker_rows
 from ..db.postgres import Connection, Result, ask
 from ..db.streams import Stream
 from ..db.worker_rows import Listed
-from ..observability.log_config import escaped
+from ..observability.log_formatters import escaped
 from ..settings import Settings
 
 _FORM: Final = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE

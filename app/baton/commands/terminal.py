@@ -15,7 +15,7 @@ import orjson
 from rich.cells import cell_len, chop_cells
 from rich.console import Console
 
-from ..observability.log_config import escaped
+from ..observability.log_formatters import escaped
 
 _WORDS_AND_SPACES: Final = re.compile(r"\s|\S+")
 _HARMLESS: Final = frozenset({" ", "\n", "\t"})
