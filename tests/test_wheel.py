@@ -18,7 +18,7 @@ PROJECT = Path(__file__).parent.parent
 OUTSIDE = dict(os.environ)  # with the indexes and proxies that installing may need
 
 FOREIGN = """
-from baton.errors import GenerationError
+from baton import GenerationError
 
 async def answer(request):
     yield "from "

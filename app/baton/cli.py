@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from . import __version__
 from .commands.keys import app as keys_app
 from .errors import ConfigurationError
 from .events import Status
 from .schema.grants import Revocation, RoleNames
 from .schema.grants import script as grants_script
 from .schema.patience import Patience
+from .version import __version__
 
 if TYPE_CHECKING:
     from .settings import Settings

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, Literal, TypeAlias
 
-from .. import __version__
 from ..errors import ConfigurationError, RequestError
+from ..version import __version__
 from . import traceparent
 from .traceparent import TraceParent
 
