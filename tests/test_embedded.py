@@ -13,7 +13,7 @@ from baton.demo import embedded
 # Says so when it asks for a server, and again when its turn has come.
 _STARTS = """
 import pathlib, sys
-from baton import embedded
+from baton.demo import embedded
 embedded.get_server = lambda *_, **__: print("starts", flush=True)
 print("asks", flush=True)
 embedded._start(pathlib.Path(sys.argv[1]))

@@ -248,8 +248,8 @@ async def test_an_application_that_it_is_mounted_in_has_the_trace(cluster: Clust
 WITHOUT = """
 import sys
 sys.modules["opentelemetry"] = None
-import baton.cli, baton.main, baton.worker
-from baton import tracing, traceparent
+import baton.cli, baton.app, baton.worker.worker
+from baton.observability import traceparent, tracing
 from baton.errors import ConfigurationError
 parent = traceparent.parse(sys.argv[1])
 with tracing.span("create", parent, kind="server", attributes={"a": 1}, link=parent) as span:

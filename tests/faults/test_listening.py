@@ -110,7 +110,7 @@ async def test_a_standby_is_told_at_the_start(breakable: BreakablePostgres) -> N
 
 
 STOPPABLE_POD = """
-import baton.listener
+import baton.db.listener
 baton.db.listener.USER_TIMEOUT_SECONDS = {seconds}
 from baton.cli import main
 main()
