@@ -14,14 +14,14 @@ from .numbers import COUNTS, MILLISECONDS_TO_SECONDS, Histogram, LabelledCounter
 # Why a connection ended: the stream did; the client left, or was cut off since it accepted nothing; the pod sent it
 # away, since the connection was old, the pod is leaving, the client's key was revoked, or the database does not answer;
 # or it could not tell what follows.
-Leaving: TypeAlias = Literal["renewed", "drained", "revoked", "database away"]
-Closing: TypeAlias = Leaving | Literal["ended", "left", "stuck", "broken"]
+Leaving: TypeAlias = Literal["max_age", "drained", "revoked", "database_unavailable"]
+Closing: TypeAlias = Leaving | Literal["ended", "client_disconnected", "write_timeout", "error"]
 
 
 # What was refused, by which limit.
 Limit: TypeAlias = Literal[
     "body_bytes",
-    "bodies_bytes",
+    "total_body_bytes",
     "input_bytes",
     "creates_per_second",
     "reads_per_second",
@@ -32,8 +32,8 @@ Limit: TypeAlias = Literal[
     "pod_subscribers",
     "connections",
     "header_bytes",
-    "header_seconds",
-    "body_seconds",
+    "header_timeout",
+    "body_timeout",
 ]
 LIMITS: Final[tuple[Limit, ...]] = get_args(Limit)
 
@@ -58,13 +58,13 @@ class PodMetrics(Collector):
         self.window_bytes = 0
         self.log_reads = 0
         self.notifications = 0
-        self.doubted_notifications = 0
+        self.unverified_notifications = 0
         self.connections = 0  # of TCP
         self.body_bytes = 0  # of requests that are being read or created from, beyond the free ones
         self.full = False
         self.rejected: dict[Limit, int] = dict.fromkeys(LIMITS, 0)
         self.listening = False
-        self.listener_losses = 0
+        self.listener_disconnects = 0
         self.pool_connections = 0
         self.pool_idle = 0
         # Of the database, when it was last looked at; None: not known yet.
@@ -112,9 +112,9 @@ class PodMetrics(Collector):
         yield CounterMetricFamily("baton_log_reads", "Pages read from the log", self.log_reads)
         yield CounterMetricFamily("baton_notifications_received", "Notifications received", self.notifications)
         yield CounterMetricFamily(
-            "baton_notifications_doubted",
+            "baton_notifications_unverified",
             "Notifications about followed streams without a valid seal, which only make the pod read the log",
-            self.doubted_notifications,
+            self.unverified_notifications,
         )
         for histogram in (
             self.delivery_seconds,
@@ -124,7 +124,7 @@ class PodMetrics(Collector):
         ):
             yield from histogram.collect()
         yield from self.closed.collect()
-        rejected = CounterMetricFamily("baton_rejected", "Requests and connections beyond a limit", labels=["limit"])
+        rejected = CounterMetricFamily("baton_rejections", "Requests and connections beyond a limit", labels=["limit"])
         for limit, count in self.rejected.items():
             rejected.add_metric([limit], count)
         yield rejected
@@ -135,15 +135,17 @@ class PodMetrics(Collector):
 
     def _collect_state(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("baton_subscribers", "Clients that follow a stream, or wait for one", self.subscribers)
-        yield GaugeMetricFamily("baton_connections", "Open TCP connections", self.connections)
+        yield GaugeMetricFamily("baton_tcp_connections", "Open TCP connections", self.connections)
         yield GaugeMetricFamily(
-            "baton_body_bytes", "Bytes of request bodies held, without the first 64 KiB of each", self.body_bytes
+            "baton_request_body_bytes",
+            "Bytes of request bodies held, without the first 64 KiB of each",
+            self.body_bytes,
         )
-        yield GaugeMetricFamily("baton_full", "1 while clients are better sent elsewhere", int(self.full))
+        yield GaugeMetricFamily("baton_pod_full", "1 while clients are better sent elsewhere", int(self.full))
         yield GaugeMetricFamily("baton_relays", "Streams that this pod follows", self.relays)
         yield GaugeMetricFamily("baton_relay_window_bytes", "Recent events in memory", self.window_bytes)
-        yield GaugeMetricFamily("baton_listener_listening", "1 while notifications arrive", int(self.listening))
-        yield CounterMetricFamily("baton_listener_losses", "LISTEN connections lost", self.listener_losses)
+        yield GaugeMetricFamily("baton_listener_up", "1 while notifications arrive", int(self.listening))
+        yield CounterMetricFamily("baton_listener_disconnects", "LISTEN connections lost", self.listener_disconnects)
         yield GaugeMetricFamily("baton_pool_connections", "Connections of the pool", self.pool_connections)
         yield GaugeMetricFamily("baton_pool_idle_connections", "Those of them that nobody uses", self.pool_idle)
         for name, documentation, value in (
