@@ -58,10 +58,10 @@ CONNECTING: Final = 50
 LONG_BATCHES: Final = 200
 ABUSED: Final = "abused"
 TIMES: Final = {
-    "BATON_HEADER_SECONDS": "4",
-    "BATON_BODY_SECONDS": "4",
+    "BATON_HEADER_TIMEOUT_SECONDS": "4",
+    "BATON_BODY_TIMEOUT_SECONDS": "4",
     "BATON_WRITE_TIMEOUT_SECONDS": "4",
-    "BATON_HEARTBEAT_SECONDS": "2",
+    "BATON_SSE_KEEP_ALIVE_SECONDS": "2",
     "BATON_RELAY_WINDOW_BYTES": "8192",
 }
 HALF_A_HEADER: Final = b"GET /v1/streams HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
@@ -270,7 +270,12 @@ async def counted(port: int) -> dict[str, float]:
     """What the pod says that it has cut off and refused."""
     async with httpx2.AsyncClient() as http:
         lines = (await http.get(f"http://127.0.0.1:{port}/metrics")).text.splitlines()
-    wanted = ("baton_rejected_total", "baton_event_streams_closed_total", "baton_connections ", "baton_subscribers ")
+    wanted = (
+        "baton_rejections_total",
+        "baton_event_streams_closed_total",
+        "baton_tcp_connections ",
+        "baton_subscribers ",
+    )
     found = (line.rpartition(" ") for line in lines if line.startswith(wanted))
     return {name: float(value) for name, _, value in found if float(value)}
 

@@ -77,7 +77,7 @@ async def first_tokens(peer: Peer, system: System, count: int) -> Figures:
         for _ in range(count):
             viewers.watch(await system.begin(1, rate=20, pause_seconds=0.1))
             reports += await until(viewers, lambda found: any(report.events for report in found))
-    delays = sorted(report.longest_ms for report in reports if report.events)
+    delays = sorted(report.max_ms for report in reports if report.events)
     return {"p50_ms": delays[count // 2], "p99_ms": delays[int(count * 0.99)], **sound(*reports)}
 
 
@@ -99,7 +99,7 @@ async def idle(peer: Peer, system: System, connections: int) -> Figures:
             reports += await until(viewers, lambda found, wanted=last: found[-1].open >= wanted)  # type: ignore[misc]
         await asyncio.sleep(SETTLE_SECONDS)
         grown = memory_bytes(processes[0]) - before
-    return {"kilobytes": grown / connections / 1024, **sound(*reports)}
+    return {"kibibytes": grown / connections / 1024, **sound(*reports)}
 
 
 async def storm(system: RunningBaton) -> Figures:

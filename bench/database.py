@@ -115,7 +115,7 @@ def _worker(dsn: str, window_milliseconds: float, count: int) -> Iterator[None]:
     environment = os.environ | {
         "BATON_DATABASE_URL": dsn,
         "BATON_GENERATORS": "load=bench.load:generate",
-        "BATON_FLUSH_WINDOW_MILLISECONDS": str(window_milliseconds),
+        "BATON_FLUSH_INTERVAL_MILLISECONDS": str(window_milliseconds),
         "BATON_WORKER_CONCURRENCY": str(count),
         "PYTHONPATH": str(Path(__file__).parent.parent),
     }
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=100)
     parser.add_argument("--rate", type=float, default=50, help="tokens a second of each stream")
     parser.add_argument("--seconds", type=float, default=20, help="how long each stream runs")
-    parser.add_argument("--windows", type=float, nargs="+", default=[40, 200], help="BATON_FLUSH_WINDOW_MILLISECONDS")
+    parser.add_argument("--windows", type=float, nargs="+", default=[40, 200], help="BATON_FLUSH_INTERVAL_MILLISECONDS")
     given = parser.parse_args()
     print(__doc__)
     print(f"{given.streams} streams at once, {given.rate:g} tokens/s each, for {given.seconds:g} s; Postgres 18.\n")

@@ -39,7 +39,7 @@ def described() -> dict[str, Any]:
         "python_additions_per_second": _additions_per_second(),
         "commit": _commit(),
         "postgres": postgres,
-        "baton": {"flush_window_milliseconds": defaults.flush_window_milliseconds, **SETTINGS},
+        "baton": {"flush_interval_milliseconds": defaults.flush_interval_milliseconds, **SETTINGS},
     }
 
 

@@ -138,7 +138,7 @@ def delay_cell(record: Record, workload: str, peer: str) -> str:
 
 def memory_cell(record: Record, workload: str, peer: str) -> str:
     """Memory of a connection."""
-    return f"{_show(record.range(workload, peer, 'kilobytes'))} KiB"
+    return f"{_show(record.range(workload, peer, 'kibibytes'))} KiB"
 
 
 def highest_cell(record: Record, workload: str, peer: str) -> str:

@@ -126,7 +126,7 @@ def figures(load: Load, begun: Report, ended: Report, cpu: Mapping[str, float]) 
         "bytes": ended.bytes / max(1, ended.events),
         "p50_ms": ended.p50_ms,
         "p99_ms": ended.p99_ms,
-        "longest_ms": ended.longest_ms,
+        "max_ms": ended.max_ms,
         **sound(begun, ended),
     }
 

@@ -50,7 +50,7 @@ class Report:
     p50_ms: float
     p90_ms: float
     p99_ms: float
-    longest_ms: float
+    max_ms: float
     cpu_seconds: float  # of the viewers, since their start
 
 

@@ -271,7 +271,7 @@ def ids(response: str) -> list[int]:
 
 
 async def test_a_pod_that_dies_at_its_start_is_told_with_its_last_lines(tmp_path: Path, dsn: str) -> None:
-    settings = {"BATON_DATABASE_URL": dsn, "BATON_ALLOW_ANONYMOUS": "true", "BATON_HEARTBEAT_SECONDS": "-1"}
+    settings = {"BATON_DATABASE_URL": dsn, "BATON_ALLOW_ANONYMOUS": "true", "BATON_SSE_KEEP_ALIVE_SECONDS": "-1"}
     children: list[Child] = []
 
     async def start() -> None:
@@ -279,7 +279,7 @@ async def test_a_pod_that_dies_at_its_start_is_told_with_its_last_lines(tmp_path
             children.extend(cluster.children.values())
             await cluster.wait_until_ready(http)
 
-    with pytest.raises(DemoError, match=r"(?s)has ended \(exit status 2\).*BATON_HEARTBEAT_SECONDS: ") as told:
+    with pytest.raises(DemoError, match=r"(?s)has ended \(exit status 2\).*BATON_SSE_KEEP_ALIVE_SECONDS: ") as told:
         await start()
     assert str(tmp_path) in str(told.value)
     assert [child.ended.done() for child in children] == [True] * 3

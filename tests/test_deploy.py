@@ -135,7 +135,7 @@ def test_whoever_leaves_is_given_the_time(monkeypatch: pytest.MonkeyPatch) -> No
     for found in (in_compose(), in_kubernetes(), in_cloud_run()):
         pod, worker = found["serve"], found["worker"]
         drain = settings_of(pod, monkeypatch).drain_seconds + SHUTDOWN_SECONDS
-        leave = settings_of(worker, monkeypatch).leave_seconds
+        leave = settings_of(worker, monkeypatch).worker_drain_seconds
         assert grace_of(pod) > pre_stop(pod) + drain
         assert grace_of(worker) > pre_stop(worker) + leave
 
@@ -154,10 +154,10 @@ def pre_stop(container: Container) -> float:
 
 def test_proxies_wait_longer_than_baton(monkeypatch: pytest.MonkeyPatch) -> None:
     cloud_run = in_cloud_run()["serve"]
-    assert cloud_run.around["timeoutSeconds"] > settings_of(cloud_run, monkeypatch).max_connection_seconds
+    assert cloud_run.around["timeoutSeconds"] > settings_of(cloud_run, monkeypatch).max_connection_age_seconds
     directives = dict(re.findall(r"^\s*(\w+) (\S+);", NGINX, re.MULTILINE))
     defaults = settings_of(in_compose()["serve"], monkeypatch)
-    assert seconds(directives["proxy_read_timeout"]) >= 3 * defaults.heartbeat_seconds
+    assert seconds(directives["proxy_read_timeout"]) >= 3 * defaults.sse_keep_alive_seconds
     assert seconds(directives["send_timeout"]) > defaults.write_timeout_seconds
     assert int(directives["client_max_body_size"].removesuffix("m")) << 20 > defaults.max_body_bytes
     assert (directives["proxy_buffering"], directives["proxy_http_version"]) == ("off", "1.1")

@@ -55,7 +55,7 @@ def test_what_has_a_generator_and_a_model_is_shown_by_them() -> None:
     """The labels, too: a panel that sums over all of them shows no model that has slowed down."""
     asked = [expr for expr in expressions() if re.search(r"by \([a-z, ]*\bmodel\b", expr)]
     assert used(" ".join(asked)) == {
-        "baton_first_token_seconds_bucket",
+        "baton_time_to_first_token_seconds_bucket",
         "baton_usage_tokens_total",
         "baton_streams_ended_total",
     }

@@ -6,7 +6,7 @@ import pytest
 from tests.logbook import connected
 from tests.roles import granted
 
-from baton.db.old_snapshots import WARN_SECONDS, Watch
+from baton.db.old_snapshots import WARN_SECONDS, SnapshotWatch
 
 OLD = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1"
 
@@ -15,7 +15,7 @@ async def test_a_pods_role_sees_for_how_long_a_snapshot_is_open_and_whose_it_is(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = 0.0
-    watch = Watch(clock=lambda: clock)
+    watch = SnapshotWatch(clock=lambda: clock)
     async with granted(dsn) as roles, connected(roles.serve_dsn) as connection, connected(dsn) as old:
         await old.execute("SET application_name = 'nightly dump'")
         assert await watch.look(connection) == 0
@@ -31,7 +31,7 @@ async def test_a_pods_role_sees_for_how_long_a_snapshot_is_open_and_whose_it_is(
 
 async def test_another_snapshot_of_the_same_session_is_another(dsn: str) -> None:
     clock = 0.0
-    watch = Watch(clock=lambda: clock)
+    watch = SnapshotWatch(clock=lambda: clock)
     async with connected(dsn) as connection, connected(dsn) as old:
         await old.execute(OLD)
         await watch.look(connection)
@@ -44,7 +44,7 @@ async def test_another_snapshot_of_the_same_session_is_another(dsn: str) -> None
 
 async def test_a_transaction_that_has_written_holds_back_too(dsn: str) -> None:
     clock = 0.0
-    watch = Watch(clock=lambda: clock)
+    watch = SnapshotWatch(clock=lambda: clock)
     async with connected(dsn) as connection, connected(dsn) as old:
         await old.execute("BEGIN; SELECT pg_current_xact_id()")
         await watch.look(connection)

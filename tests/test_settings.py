@@ -243,7 +243,7 @@ def mistake() -> str | None:
     """Return what a worker says of its settings and of its presets."""
     try:
         loaded = Settings.load()
-        load_generators(loaded.model_copy(update={"generators": {}, "offered_generators": frozenset()}))
+        load_generators(loaded.model_copy(update={"generators": {}, "enabled_generators": frozenset()}))
     except ConfigurationError as error:
         return str(error)
     return None

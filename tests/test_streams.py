@@ -17,7 +17,7 @@ from tests.logbook import claim_as, claimed, connected, events, queue_many, row,
 from baton.db import event_log, stream_queue, streams
 from baton.db.event_log import Append, Fence
 from baton.db.postgres import Pool, pool
-from baton.db.streams import IdempotencyKey, NewStream, Wanted
+from baton.db.streams import IdempotencyKey, NewStream, StreamFilter
 from baton.errors import ConfigurationError, IdempotencyConflict, TooManyStreams
 from baton.events import MAX_SEQ, encode_text
 from baton.outcome import Outcome
@@ -310,7 +310,7 @@ async def test_streams_are_found_newest_first(opened: Pool) -> None:
 
     async def found(limit: int = 20, **given: Any) -> list[UUID]:
         async with opened.acquire() as connection:
-            page = await streams.find(connection, Wanted("t", **given), limit)
+            page = await streams.find(connection, StreamFilter("t", **given), limit)
         return [stream.id for stream in page.streams]
 
     assert await found() == made[::-1]
@@ -338,7 +338,7 @@ async def test_pages_of_what_is_rare_may_be_empty_and_lead_to_all_of_it(
         # Fewer have not ended than are looked at; those that have metadata, or both states, are more.
         for given in ({"statuses": ["queued"]}, {"statuses": ["queued", "completed"]}, {"metadata": [{"kind": "x"}]}):
             with subtests.test(f"{tenant} {given}"):
-                wanted = Wanted(tenant, **given)
+                wanted = StreamFilter(tenant, **given)
                 pages: list[list[UUID]] = []
                 async with opened.acquire() as connection:
                     while len(pages) < 20:

@@ -32,12 +32,12 @@ def test_a_whole_answer_that_changed_its_pod() -> None:
     assert found.pods == ("pod-a", "pod-b")
     assert found.resumptions == (Resumption(3, "pod-a", "pod-b", 0.25),)
     assert found.ends == ((6, "completed"),)
-    assert found.first_token_seconds == 2
+    assert found.time_to_first_token_seconds == 2
     assert found.duration_seconds == 7
 
 
 def test_the_first_token_is_text_reasoning_or_a_call() -> None:
-    assert verdict(received([1], kind="custom"), received([2], kind="reasoning")).first_token_seconds == 3
+    assert verdict(received([1], kind="custom"), received([2], kind="reasoning")).time_to_first_token_seconds == 3
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_pod_that_answered_and_sent_nothing_does_not_count() -> None:
 def test_nothing_at_all() -> None:
     found = Verdict.of([], asked_at_seconds=0)
     assert found.received == 0
-    assert found.first_token_seconds is None
+    assert found.time_to_first_token_seconds is None
     assert len(found.complaints()) == 2
 
 

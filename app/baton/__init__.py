@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from .client import Follower
     from .errors import BatonError, ConfigurationError, FollowError, GenerationError
     from .generators import Approval, GenerationRequest, Generator, Yielded, as_generation_error
-    from .generators.asked import Asked
     from .generators.conversation import messages
+    from .generators.requested_model import RequestedModel
     from .observability.log_context import ContextFilter
     from .observability.log_formatters import json_formatter, text_formatter
     from .settings import Settings
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Application",
     "Approval",
-    "Asked",
     "BatonError",
     "ConfigurationError",
     "ContextFilter",
@@ -35,6 +34,7 @@ __all__ = [
     "GenerationError",
     "GenerationRequest",
     "Generator",
+    "RequestedModel",
     "Settings",
     "Yielded",
     "__version__",
@@ -48,7 +48,6 @@ __all__ = [
 _MODULES: Final = {
     "Application": "app",
     "Approval": "generators",
-    "Asked": "generators.asked",
     "BatonError": "errors",
     "ConfigurationError": "errors",
     "ContextFilter": "observability.log_context",
@@ -57,6 +56,7 @@ _MODULES: Final = {
     "GenerationError": "errors",
     "GenerationRequest": "generators",
     "Generator": "generators",
+    "RequestedModel": "generators.requested_model",
     "Settings": "settings",
     "Yielded": "generators",
     "as_generation_error": "generators",

@@ -220,16 +220,18 @@ def streams(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many, at most.")] = 20,
     silent: Annotated[
         bool,
-        typer.Option("--silent", help="Only those whose generator is silent (BATON_SILENT_SECONDS), longest first."),
+        typer.Option(
+            "--silent", help="Only those whose generator is silent (BATON_SILENT_AFTER_SECONDS), longest first."
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """List the newest streams, as the database has them."""
     if silent and status not in {None, "running"}:
         raise typer.BadParameter("--silent is for streams that run: leave out --status.")
-    from .commands.listing import Wanted, list_streams
+    from .commands.listing import StreamQuery, list_streams
 
-    list_streams(_settings(), Wanted(tenant, status, limit, silent), as_json=as_json)
+    list_streams(_settings(), StreamQuery(tenant, status, limit, silent), as_json=as_json)
 
 
 @app.command()
@@ -260,7 +262,7 @@ def chaos(
     viewers: Annotated[int, typer.Option(min=1, help="Viewers of each stream.")] = 4,
     pods: Annotated[int, typer.Option(min=2, help="Pods.")] = 3,
     workers: Annotated[int, typer.Option(min=2, help="Workers.")] = 3,
-    kinds: Annotated[str | None, typer.Option(help="Only these faults, comma-separated, in this order.")] = None,
+    faults: Annotated[str | None, typer.Option(help="Only these faults, comma-separated, in this order.")] = None,
     database_url: Annotated[
         str | None, typer.Option(help="A database to use instead of an embedded one (BATON_DATABASE_URL).")
     ] = None,
@@ -276,7 +278,7 @@ def chaos(
         viewers=viewers,
         pods=pods,
         workers=workers,
-        kinds=None if kinds is None else [kind.strip() for kind in kinds.split(",")],
+        faults=None if faults is None else [fault.strip() for fault in faults.split(",")],
         database_url=database_url,
     )
     raise typer.Exit(run_chaos(options))

@@ -51,11 +51,12 @@ ADVICE: Final[dict[str, Advice]] = {
     ),
     "header_timeout": Advice(
         "Send the head of a request at once. On a poor connection, try again.",
-        "`BATON_HEADER_SECONDS` is the limit. In numbers it is an attack, or a proxy that opens connections early.",
+        "`BATON_HEADER_TIMEOUT_SECONDS` is the limit. In numbers it is an attack, or a proxy that opens connections "
+        "early.",
     ),
     "body_timeout": Advice(
         "Send the body without pauses. On a poor connection, try again.",
-        "`BATON_BODY_SECONDS` is the limit.",
+        "`BATON_BODY_TIMEOUT_SECONDS` is the limit.",
     ),
     "header_too_large": Advice(
         "Send fewer and shorter headers; cookies are the usual reason.",
@@ -65,11 +66,11 @@ ADVICE: Final[dict[str, Advice]] = {
         "Send less, for instance fewer of the earlier messages.",
         "`BATON_MAX_INPUT_BYTES` is the limit.",
     ),
-    "creates_too_fast": Advice(
+    "create_rate_limited": Advice(
         "Wait as many seconds as `Retry-After` says, and spread what you create.",
         "`BATON_CREATES_PER_SECOND` and `BATON_CREATES_BURST` are the limits, for each caller over all pods.",
     ),
-    "reads_too_fast": Advice(
+    "read_rate_limited": Advice(
         "Wait as many seconds as `Retry-After` says. Follow a stream, or wait for its end with `?wait=`, instead of "
         "asking again and again; a list that looks at many rows counts as many reads.",
         "`BATON_READS_PER_SECOND` and `BATON_READS_BURST` are the limits, for each caller on each pod.",
@@ -95,9 +96,9 @@ ADVICE: Final[dict[str, Advice]] = {
         "Try again after as many seconds as `Retry-After` says: another pod may have room.",
         "`BATON_MAX_SUBSCRIBERS` is the limit of each pod; add pods.",
     ),
-    "bodies_full": Advice(
+    "request_memory_full": Advice(
         "Send it again after as many seconds as `Retry-After` says. Smaller images go through sooner.",
-        "`BATON_BODIES_BYTES` is the limit of each pod. Raise it with the memory of the pod, or add pods.",
+        "`BATON_MAX_TOTAL_BODY_BYTES` is the limit of each pod. Raise it with the memory of the pod, or add pods.",
     ),
     "malformed_cursor": Advice(
         "Send the `id:` of the last event that was received, as it came, or no cursor to begin with the first event.",
@@ -152,7 +153,7 @@ ADVICE: Final[dict[str, Advice]] = {
     "unknown_generator": Advice(
         "Name a generator that is offered: `GET /v1/models` lists them.",
         "The pod's log lists those that are known. Start a worker that offers it, and see that `BATON_GENERATORS`, "
-        "`BATON_OFFERED_GENERATORS` and `BATON_MODELS` are the same for pods and workers.",
+        "`BATON_ENABLED_GENERATORS` and `BATON_MODELS` are the same for pods and workers.",
     ),
     "model_not_found": Advice(
         "Name a model that `GET /v1/models` lists.",
@@ -195,7 +196,8 @@ ENDS: Final[tuple[Code, ...]] = (
         "The worker that generated the answer died, or lost the database, and the stream was not to be begun again or "
         "has been too often.",
         "Keep the part that there is, or create the stream again.",
-        "Find out why workers die: out of memory, or killed sooner than `BATON_LEAVE_SECONDS`. `BATON_ON_WORKER_LOST` "
+        "Find out why workers die: out of memory, or killed sooner than `BATON_WORKER_DRAIN_SECONDS`. "
+        "`BATON_ON_WORKER_LOST` "
         "and `BATON_MAX_ATTEMPTS` say whether others begin again.",
     ),
     Code(
@@ -336,7 +338,7 @@ ENDS: Final[tuple[Code, ...]] = (
         "See the provider's settings of content filters.",
     ),
     Code(
-        "provider_refused",
+        "provider_auth_failed",
         None,
         "The provider refused the credentials",
         "The model provider does not let this service, or this use of it, in.",

@@ -32,13 +32,13 @@
     │   ├── InternalError          500
     │   └── PassingError           trying again may help
     │       ├── Unavailable        503
-    │       ├── CreatesTooFast     429
-    │       ├── ReadsTooFast       429
+    │       ├── CreateRateLimited     429
+    │       ├── ReadRateLimited       429
     │       ├── TooManyQueries     429
     │       ├── TooManyStreams     429
     │       ├── TooManySubscribers 429
     │       ├── TooManyConnections 503
-    │       ├── BodiesFull         503
+    │       ├── RequestMemoryFull         503
     │       └── PodFull            503
     ├── GenerationError            a generator could not go on; becomes the stream's terminal event
     │   └── InvalidEvent           it yielded something that is no event
@@ -286,19 +286,19 @@ class Unavailable(PassingError):
     title = "The service cannot answer just now"
 
 
-class CreatesTooFast(PassingError):
+class CreateRateLimited(PassingError):
     """The caller creates more streams in a time than it may."""
 
     status = 429
-    code = "creates_too_fast"
+    code = "create_rate_limited"
     title = "Streams are created too fast"
 
 
-class ReadsTooFast(PassingError):
+class ReadRateLimited(PassingError):
     """The caller reads more in a time than it may on one pod."""
 
     status = 429
-    code = "reads_too_fast"
+    code = "read_rate_limited"
     title = "Streams are read too fast"
 
 
@@ -342,11 +342,11 @@ class PodFull(PassingError):
     title = "This pod is full"
 
 
-class BodiesFull(PassingError):
+class RequestMemoryFull(PassingError):
     """The pod holds as many bytes of request bodies as it may; others may have room."""
 
     status = 503
-    code = "bodies_full"
+    code = "request_memory_full"
     title = "Too many large requests come at once"
 
 

@@ -136,30 +136,30 @@ class Settings(BaseSettings):
         min_length=1,
         description="Which claim of theirs has the scopes (create, read, cancel, admin): a list, or words in a text",
     )
-    jwt_lifetime_seconds: float = Field(
+    jwt_max_lifetime_seconds: float = Field(
         86_400,
         gt=0,
         le=366 * 86_400,
         description="How long the identity provider's tokens may live, from `iat` to `exp`; one that lives longer is "
         "refused",
     )
-    note_interval_seconds: float = Field(
+    pod_heartbeat_seconds: float = Field(
         2, gt=0, le=60, description="How often a pod writes down that it lives and what it counts, for `/console`"
     )
     demo: bool = Field(
         False,
         description="Serve `/demo`, whose page kills pods, on loopback only; `baton demo --serve` sets it",
     )
-    heartbeat_seconds: float = Field(15, gt=0, le=300, description="After so long a silence a client gets a comment")
+    sse_keep_alive_seconds: float = Field(
+        15, gt=0, le=300, description="After so long a silence a client gets a comment"
+    )
     reconnect_milliseconds: int = Field(
         1000,
         ge=0,
         le=60_000,
         description="How long a client that lost its connection waits before it reconnects: `retry:`",
     )
-    safety_poll_seconds: float = Field(
-        1, gt=0, le=60, description="How often a pod looks for what notifications missed"
-    )
+    log_poll_seconds: float = Field(1, gt=0, le=60, description="How often a pod looks for what notifications missed")
     relay_window_bytes: int = Field(
         131_072, ge=4096, le=64 << 20, description="Recent events of each stream that a pod keeps in memory"
     )
@@ -175,7 +175,7 @@ class Settings(BaseSettings):
         le=256 << 20,
         description="The largest `input` of a stream, as JSON, in every dialect: a conversation with all its images",
     )
-    bodies_bytes: int = Field(
+    max_total_body_bytes: int = Field(
         128 << 20,
         ge=1024,
         le=1 << 40,
@@ -212,26 +212,26 @@ class Settings(BaseSettings):
     max_header_bytes: int = Field(
         32_768, ge=1024, le=1 << 20, description="The largest header of a request, with its first line and trailers"
     )
-    header_seconds: float = Field(
+    header_timeout_seconds: float = Field(
         10, gt=0, le=300, description="A request's header must be there so soon after the connection, or its first byte"
     )
-    body_seconds: float = Field(
+    body_timeout_seconds: float = Field(
         30, gt=0, le=3600, description="The longest wait for a request's body, or for each further MiB of it"
     )
-    keep_alive_seconds: float = Field(
+    http_keep_alive_seconds: float = Field(
         5, gt=0, le=3600, description="A connection is closed when no request follows the last one for so long"
     )
     write_timeout_seconds: float = Field(
         30, gt=0, le=3600, description="A client that accepts nothing for so long is cut off; it can resume"
     )
-    max_connection_seconds: float = Field(
+    max_connection_age_seconds: float = Field(
         240, gt=0, le=86_400, description="A client is sent away to reconnect before its connection is so old"
     )
     drain_seconds: float = Field(3, ge=0, le=60, description="Over this long a leaving pod sends its clients away")
     listen_probe_seconds: float = Field(5, gt=0, le=60, description="How often the LISTEN connection is probed")
 
     worker_concurrency: int = Field(200, ge=1, le=100_000, description="Streams that one worker runs at once")
-    worker_input_bytes: int = Field(
+    worker_max_total_input_bytes: int = Field(
         128 << 20,
         ge=1024,
         le=1 << 40,
@@ -245,7 +245,7 @@ class Settings(BaseSettings):
     worker_metrics_port: int | None = Field(
         None, ge=0, le=65535, description="A worker serves its metrics on this port; by default it does not"
     )
-    flush_window_milliseconds: float = Field(
+    flush_interval_milliseconds: float = Field(
         40,
         ge=0,
         le=10_000,
@@ -272,7 +272,7 @@ class Settings(BaseSettings):
         le=600,
         description="A worker silent for so long is dead; at least 3 times `BATON_WORKER_HEARTBEAT_SECONDS`",
     )
-    poll_seconds: float = Field(
+    queue_poll_seconds: float = Field(
         1, gt=0, le=60, description="How often a worker looks for queued streams that notifications missed"
     )
     on_worker_lost: Literal["retry", "fail"] = Field(
@@ -287,7 +287,7 @@ class Settings(BaseSettings):
 
     max_duration_seconds: float = Field(3600, gt=0, le=7 * 86_400, description="The longest run of a stream")
     idle_timeout_seconds: float = Field(300, gt=0, le=86_400, description="The longest silence of a generator")
-    silent_seconds: float = Field(
+    silent_after_seconds: float = Field(
         30, gt=0, le=86_400, description="Count a generator that has yielded nothing for this long as silent"
     )
     queue_timeout_seconds: float = Field(600, gt=0, le=7 * 86_400, description="The longest wait for a worker")
@@ -297,7 +297,7 @@ class Settings(BaseSettings):
     watch_interval_seconds: float = Field(
         5, gt=0, le=300, description="How often a pod notes which streams are watched"
     )
-    leave_seconds: float = Field(
+    worker_drain_seconds: float = Field(
         6, ge=0, le=3600, description="A leaving worker's streams have so long to end; the rest it hands over"
     )
 
@@ -322,7 +322,7 @@ class Settings(BaseSettings):
     generators: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict, description="Your own generators: `name=module:function`, comma-separated"
     )
-    offered_generators: Annotated[frozenset[str], NoDecode] = Field(
+    enabled_generators: Annotated[frozenset[str], NoDecode] = Field(
         default_factory=frozenset, description="Offer only these generators, comma-separated; by default all"
     )
     models: Annotated[dict[str, dict[str, Any]], NoDecode] = Field(
@@ -462,7 +462,7 @@ class Settings(BaseSettings):
             found[match["name"]] = match["target"]
         return found
 
-    @field_validator("offered_generators", "allowed_origins", "allowed_headers", "trusted_proxies", mode="before")
+    @field_validator("enabled_generators", "allowed_origins", "allowed_headers", "trusted_proxies", mode="before")
     @classmethod
     def _parse_names(cls, value: Any) -> Any:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value

@@ -35,7 +35,7 @@ SETTINGS: Final = {
     "BATON_MAX_TENANT_SUBSCRIBERS": "15000",
     "BATON_MAX_STREAM_SUBSCRIBERS": "15000",
     "BATON_MAX_CONNECTIONS": "15000",
-    "BATON_LEAVE_SECONDS": "0",
+    "BATON_WORKER_DRAIN_SECONDS": "0",
     "BATON_DRAIN_SECONDS": "0",
 }
 # A server takes 100 connections by default.
@@ -106,5 +106,5 @@ class Baton:
 
 def with_window(milliseconds: float) -> Baton:
     """Baton with another flush window."""
-    settings = {"BATON_FLUSH_WINDOW_MILLISECONDS": f"{milliseconds:g}"}
+    settings = {"BATON_FLUSH_INTERVAL_MILLISECONDS": f"{milliseconds:g}"}
     return Baton(f"Baton, {milliseconds:g} ms window", settings)

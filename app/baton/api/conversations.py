@@ -20,7 +20,7 @@ from uuid import UUID
 from ..db import event_log, streams
 from ..db.event_log import Batch
 from ..db.postgres import Connection, Pool
-from ..db.streams import Stream, Wanted
+from ..db.streams import Stream, StreamFilter
 from ..dialects.aisdk_message import Earlier
 from ..dialects.aisdk_page import parts_of
 from ..errors import GenerationError, LogDamaged
@@ -109,7 +109,7 @@ async def newest(connection: Connection, tenant: str, chat: str) -> tuple[Stream
 
     Where thousands have that chat's id, only as many of the newest are looked at.
     """
-    wanted = Wanted(tenant, metadata=[{"chat": chat}])
+    wanted = StreamFilter(tenant, metadata=[{"chat": chat}])
     looked_at = 0
     for _ in range(_PAGES):
         page = await streams.find(connection, wanted, 1)

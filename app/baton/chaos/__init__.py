@@ -8,10 +8,10 @@ What runs
     loss of what it had not received; the proxies lead to it from then on.
 
 What is watched
-    The audience (`audience`) keeps a number of streams going, made by a generator of its own (`generator`), of both
+    The audience (`workload`) keeps a number of streams going, made by a generator of its own (`generator`), of both
     policies for a lost worker, short and long, some with large events, some cancelled in mid-stream. Several viewers
     follow each (`viewers`), over any pod, some slow, some moving about; each comes back by itself after the last event
-    that it has, or is refused for good since a promotion lost it. Each keeps an account of what came (`verdict`), and
+    that it has, or is refused for good since a promotion lost it. Each keeps an account of what came (`account`), and
     at a stream's end all accounts are compared with the log, which is read around the proxies.
 
 What breaks

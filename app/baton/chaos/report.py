@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from .audience import Audience, Violation
 from .faults import Director
 from .memory import Samples
+from .workload import Violation, Workload
 
 LINE_EVERY_SECONDS: Final = 10
 SHOWN: Final = 20
@@ -42,11 +42,11 @@ class Report:
         """Write a line."""
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    def progress(self, elapsed: float, seconds: float, audience: Audience, director: Director) -> None:
+    def progress(self, elapsed: float, seconds: float, workload: Workload, director: Director) -> None:
         """Show where things are: at once in a terminal, else as a line now and then."""
-        traffic = audience.traffic
+        traffic = workload.traffic
         line = (
-            f"{elapsed:4.0f} of {seconds:.0f} s   {traffic.events:>9,} events   {audience.live:>3} streams   "
+            f"{elapsed:4.0f} of {seconds:.0f} s   {traffic.events:>9,} events   {workload.live:>3} streams   "
             f"{traffic.connected:>4} viewers   {director.counts.total():>3} faults   {self._violations} wrong"
         )
         if self._console.is_terminal:
@@ -69,20 +69,20 @@ class Report:
         """The table of faults."""
         self._table(("fault", "times"), [(kind, str(count)) for kind, count in sorted(counts.items())])
 
-    def audience(self, audience: Audience, seconds: float) -> None:
+    def workload(self, workload: Workload, seconds: float) -> None:
         """The table of what the clients saw."""
-        traffic = audience.traffic
+        traffic = workload.traffic
         rows = [
             ("events delivered", f"{traffic.events:,} ({traffic.events / seconds:,.0f} a second)"),
-            ("streams", f"{audience.judged:,}"),
+            ("streams", f"{workload.judged:,}"),
             ("connections", f"{traffic.connections:,}"),
             *((f"  came back after: {why}", f"{count:,}") for why, count in traffic.leavings.most_common()),
-            ("resets", f"{audience.resets:,}"),
-            *((f"  {outcome}", f"{count:,}") for outcome, count in audience.outcomes.most_common()),
-            ("missing", str(audience.missing)),
-            ("repeated", str(audience.repeated)),
-            ("out of order", str(audience.misplaced)),
-            ("without end", str(audience.without_end)),
+            ("resets", f"{workload.resets:,}"),
+            *((f"  {outcome}", f"{count:,}") for outcome, count in workload.outcomes.most_common()),
+            ("missing", str(workload.missing)),
+            ("repeated", str(workload.repeated)),
+            ("out of order", str(workload.misplaced)),
+            ("without end", str(workload.without_end)),
         ]
         self._table(("what clients saw", ""), rows)
 

@@ -1,4 +1,4 @@
-"""`baton chaos`: sets the scene, lets faults and audience at it for a time, and pronounces."""
+"""`baton chaos`: sets the scene, lets faults and workload at it for a time, and pronounces."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from ..demo.embedded import EmbeddedPostgres, embedded_server
 from ..errors import ConfigurationError, DemoError
 from ..schema.migrate import migrate
 from ..settings import Settings
-from .audience import Audience, Violation
+from .account import Complaint
 from .faults import Director, Lines, possible_kinds
 from .memory import Memory
 from .proxy import Proxy
 from .report import Report
 from .servers import Servers
-from .verdict import Complaint
+from .workload import Violation, Workload
 
 GROWTH_MEGABYTES: Final = 1.0  # a minute
 RESTART_SECONDS: Final = 1.0
@@ -48,14 +48,14 @@ _RECORD: Final = re.compile(r"^(?=\d{4}-\d\d-\d\d )", re.MULTILINE)
 _SETTINGS: Final = {
     "BATON_ALLOW_ANONYMOUS": "true",
     "BATON_GENERATORS": "chaos=baton.chaos.generator:generate",
-    "BATON_OFFERED_GENERATORS": "chaos",
+    "BATON_ENABLED_GENERATORS": "chaos",
     "BATON_DEFAULT_GENERATOR": "chaos",
-    "BATON_HEARTBEAT_SECONDS": "3",
+    "BATON_SSE_KEEP_ALIVE_SECONDS": "3",
     "BATON_RECONNECT_MILLISECONDS": "200",
     "BATON_WRITE_TIMEOUT_SECONDS": "5",
-    "BATON_MAX_CONNECTION_SECONDS": "30",
+    "BATON_MAX_CONNECTION_AGE_SECONDS": "30",
     "BATON_DRAIN_SECONDS": "1",
-    "BATON_LEAVE_SECONDS": "4",
+    "BATON_WORKER_DRAIN_SECONDS": "4",
     "BATON_LISTEN_PROBE_SECONDS": "2",
     "BATON_DATABASE_TIMEOUT_SECONDS": "5",
     "BATON_RELAY_WINDOW_BYTES": "16384",
@@ -64,7 +64,7 @@ _SETTINGS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to play. `rate` is of events a second and stream; `kinds` None means all that are possible."""
+    """What to play. `rate` is of events a second and stream; `faults` None means all that are possible."""
 
     seconds: float = 60
     seed: int | None = None
@@ -75,7 +75,7 @@ class Options:
     rate: float = 40
     every_seconds: float = 2.0
     lease_seconds: float = 3
-    kinds: Sequence[str] | None = None
+    faults: Sequence[str] | None = None
     database_url: str | None = None
 
 
@@ -102,7 +102,7 @@ class Chaos:
         self.seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
         self.report = Report(console)
         self.violations: list[Violation] = []
-        self.audience: Audience
+        self.workload: Workload
         self.director: Director
         self._options = options
         self._dsn = dsn
@@ -118,7 +118,7 @@ class Chaos:
             ConfigurationError: there is no such fault, or the database is not as it must be.
         """
         possible = possible_kinds(own_server=self._dsn is None)
-        if unknown := set(self._options.kinds or ()) - possible.keys():
+        if unknown := set(self._options.faults or ()) - possible.keys():
             raise ConfigurationError(
                 f"There is no fault called {', '.join(sorted(unknown))} here. There are: {', '.join(possible)}."
             )
@@ -136,18 +136,18 @@ class Chaos:
         return 0 if whole else 1
 
     async def play(self, cluster: Cluster) -> None:
-        """Let faults and audience at it, until all streams have ended."""
+        """Let faults and workload at it, until all streams have ended."""
         self._started_at = time.monotonic()
         keeping = asyncio.create_task(self._keep(cluster))
         watching = asyncio.create_task(self._watch(cluster))
         try:
             with self.report:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(self.director.run(self._options.every_seconds, self._options.kinds))
-                    group.create_task(self.audience.run())
+                    group.create_task(self.director.run(self._options.every_seconds, self._options.faults))
+                    group.create_task(self.workload.run())
                     await asyncio.sleep(self._options.seconds)
                     self.director.stop()
-                    self.audience.close()
+                    self.workload.close()
         finally:
             for task in (keeping, watching):
                 task.cancel()
@@ -199,7 +199,7 @@ class Chaos:
             spared=("pod-1", "worker-1"),
             now=self._now,
         )
-        self.audience = Audience(
+        self.workload = Workload(
             pods,
             pool,
             Random(random.random()),
@@ -256,7 +256,7 @@ class Chaos:
         """Tell the progress, and sample the memory."""
         look_at = 0.0
         while True:
-            self.report.progress(self._now(), self._options.seconds, self.audience, self.director)
+            self.report.progress(self._now(), self._options.seconds, self.workload, self.director)
             if self._now() >= look_at:
                 look_at = self._now() + MEMORY_SECONDS
                 self._memory.look([(child.name, child.pid) for child in cluster.children.values()], self._now())
@@ -288,7 +288,7 @@ class Chaos:
                 self._violate(Complaint("memory", 0, detail), "", item.name)
         self.report.faults(self.director.counts)
         self.report.say(f"{self.director.counts.total()} faults; {self._failed_starts} starts failed meanwhile")
-        self.report.audience(self.audience, now)
+        self.report.workload(self.workload, now)
         self.report.memory(self._memory.survivors(now, least_seconds=60))
         self.report.say("")
         self.report.say(f"The seed was {self.seed}. Again: {self._again()}")

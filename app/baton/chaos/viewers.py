@@ -19,7 +19,7 @@ import httptools
 
 from ..backoff import Backoff
 from ..demo.cluster import Program
-from .verdict import Account, Complaint
+from .account import Account, Complaint
 
 # Pods send a comment every three seconds here; one that sends nothing for so long is left for another.
 SILENCE_SECONDS: Final = 8

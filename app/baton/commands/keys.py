@@ -27,7 +27,7 @@ _STYLES: Final = {"live": "green", "expired": "yellow", "revoked": "dim"}
 
 
 @app.command()
-def make(
+def create(
     name: Annotated[str, typer.Argument(help="What the key is for; no two keys that work have the same name.")],
     tenant: Annotated[str, typer.Option(help="Whose streams it is for. Another tenant's do not exist for it.")],
     scope: Annotated[list[str], typer.Option(help="What it may do: create, read, cancel, admin; once for each.")],
@@ -59,7 +59,7 @@ def list_keys(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSO
     elif found:
         Console(highlight=False).print(_table(found))
     else:
-        _note("There are no keys. `baton keys make NAME --tenant TENANT --scope read` makes one.")
+        _note("There are no keys. `baton keys create NAME --tenant TENANT --scope read` makes one.")
 
 
 @app.command()

@@ -18,7 +18,7 @@ from rich.text import Text
 from ..db import streams, worker_rows
 from ..db.postgres import Connection, Result, ask
 from ..db.streams import Stream
-from ..db.worker_rows import Listed
+from ..db.worker_rows import ListedWorker
 from ..observability.log_formatters import escaped
 from ..settings import Settings
 
@@ -27,7 +27,7 @@ _STYLES: Final = {"completed": "green", "failed": "bold red", "cancelled": "yell
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class StreamQuery:
     """Which streams: the newest `limit` of one tenant or, if it is None, of all.
 
     `silent`: only those whose generator is silent, the longest first.
@@ -39,7 +39,7 @@ class Wanted:
     silent: bool = False
 
 
-def list_streams(settings: Settings, wanted: Wanted, *, as_json: bool) -> None:
+def list_streams(settings: Settings, wanted: StreamQuery, *, as_json: bool) -> None:
     """Print the newest streams, of all tenants unless one is named.
 
     Raises:
@@ -50,7 +50,7 @@ def list_streams(settings: Settings, wanted: Wanted, *, as_json: bool) -> None:
         silences = await worker_rows.silences(connection)
         if wanted.silent:
             return await _most_silent(connection, wanted, silences), silences
-        selection = streams.Wanted(wanted.tenant, statuses=None if wanted.status is None else [wanted.status])
+        selection = streams.StreamFilter(wanted.tenant, statuses=None if wanted.status is None else [wanted.status])
         return [stream async for stream in streams.find_all(connection, selection, wanted.limit)], silences
 
     found, silences = _read(settings, read)
@@ -62,7 +62,7 @@ def list_streams(settings: Settings, wanted: Wanted, *, as_json: bool) -> None:
         _print_rows([_stream_row(item, silent[item.id]) for item in found], nothing="No stream matches.")
 
 
-async def _most_silent(connection: Connection, wanted: Wanted, silences: Mapping[UUID, float]) -> list[Stream]:
+async def _most_silent(connection: Connection, wanted: StreamQuery, silences: Mapping[UUID, float]) -> list[Stream]:
     """Return the streams that have been silent for longest, the longest first. Their workers name them."""
     found = await streams.get_many(connection, list(silences))
     silent = [
@@ -106,7 +106,7 @@ def _stream_row(item: Stream, silent_seconds: float | None) -> Mapping[str, str]
     }
 
 
-def _worker_row(item: Listed) -> Mapping[str, str]:
+def _worker_row(item: ListedWorker) -> Mapping[str, str]:
     return {
         "worker": item.name,
         "streams": f"{item.running} of {item.concurrency}",

@@ -15,7 +15,7 @@ from rich.console import Console
 from ..client import Connected, Disconnected, Follower, Sighting
 from ..errors import ConfigurationError, FollowError
 from ..events import STREAM_ID
-from .terminal import Answer, Flow, Output
+from .terminal import AnswerPrinter, Flow, Output
 
 # A stream's id as the dialects write it.
 _ID: Final = re.compile(f"(?:resp_|run_|chatcmpl-)?({STREAM_ID})")
@@ -80,7 +80,7 @@ class _Screen:
         self.status: str | None = None
         self._console = Output()
         self._flow = Flow(self._console)
-        self._answer = Answer(self._flow)
+        self._answer = AnswerPrinter(self._flow)
         self._errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def show(self, sighting: Sighting) -> None:

@@ -116,7 +116,7 @@ class Flow:
         self._console.out(text, style=self._style if text.strip() else None, end="", highlight=False)
 
 
-class Answer:
+class AnswerPrinter:
     """The events of one stream, each shown by its kind: reasoning dim, calls of tools marked, text as it is."""
 
     def __init__(self, flow: Flow) -> None:

@@ -33,7 +33,7 @@ _SET_USER_TIMEOUT = "SELECT set_config('tcp_user_timeout', $1, false)"
 _PROBE = "SELECT count(*) FROM pg_listening_channels() AS c WHERE c = ANY ($1)"
 
 
-class State(Enum):
+class ListenerState(Enum):
     """What a listener is doing."""
 
     CONNECTING = "connecting"
@@ -49,7 +49,7 @@ class Listener:
         dsn: str,
         channels: Mapping[str, Callable[[str], None]],
         *,
-        on_state: Callable[[State], None],
+        on_state: Callable[[ListenerState], None],
         probe_seconds: float = 5,
         connect_seconds: float = 10,
         name: str = "baton listen",
@@ -60,7 +60,7 @@ class Listener:
         self._probe_seconds = probe_seconds
         self._connect_seconds = connect_seconds
         self._name = name
-        self.state = State.CONNECTING
+        self.state = ListenerState.CONNECTING
 
     async def run(self) -> None:
         """Listen, and begin again after every failure."""
@@ -70,7 +70,7 @@ class Listener:
                 await self._listen(backoff)
             except (*CONNECTION_ERRORS, asyncpg.PostgresError, ConfigurationError) as error:
                 logger.warning("The LISTEN connection is lost; polling until it is back: %r", error)
-                self._set(State.DEGRADED)
+                self._set(ListenerState.DEGRADED)
                 await backoff.sleep()
 
     async def _listen(self, backoff: Backoff) -> None:
@@ -80,7 +80,7 @@ class Listener:
             for channel in self._channels:
                 await connection.add_listener(channel, self._heard)
             backoff.reset()
-            self._set(State.LISTENING)
+            self._set(ListenerState.LISTENING)
             await self._watch(connection)
         finally:
             # Never close(): it talks to a server that may not answer.
@@ -104,7 +104,7 @@ class Listener:
     def _heard(self, _connection: Any, _pid: int, channel: str, payload: Any) -> None:
         self._channels[channel](str(payload))
 
-    def _set(self, state: State) -> None:
+    def _set(self, state: ListenerState) -> None:
         self.state = state
         self._on_state(state)
 

@@ -83,7 +83,7 @@ class Watermark:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CountPlan:
     """How a create is to count: the streams from `split` on, those of `checked` that are still live, and others."""
 
     split: UUID
@@ -93,7 +93,7 @@ class Plan:
     """Call it with what was found: the streams from `split` on (None: not all), those of `checked`, and as of when."""
 
 
-NOTHING: Final = Plan(_LOWEST, (), 0, lambda _recent, _older, _moment: None)
+NOTHING: Final = CountPlan(_LOWEST, (), 0, lambda _recent, _older, _moment: None)
 
 
 class LiveCounts:
@@ -105,7 +105,7 @@ class LiveCounts:
         self._ids = 0
         self._watermark = Watermark()
 
-    def plan(self, tenant: str, *, exact: bool = False) -> Plan:
+    def plan(self, tenant: str, *, exact: bool = False) -> CountPlan:
         """Say how to count a tenant's streams: at most too many of them, or exactly."""
         known = self._tenants.setdefault(tenant, _Tenant())
         self._tenants.move_to_end(tenant)
@@ -114,10 +114,10 @@ class LiveCounts:
         if now >= known.recount_at:
             # The others of this tenant that come meanwhile go by what is known.
             known.recount_at = now + RECOUNT_SECONDS
-            return Plan(_LOWEST, (), 0, partial(self._learn_all, known, (watermark, now)))
+            return CountPlan(_LOWEST, (), 0, partial(self._learn_all, known, (watermark, now)))
         checked = tuple(known.older) if exact else ()
         unchecked = 0 if exact else len(known.older)
-        return Plan(known.split, checked, unchecked, partial(self._learn, known, watermark, checked=checked))
+        return CountPlan(known.split, checked, unchecked, partial(self._learn, known, watermark, checked=checked))
 
     def _learn_all(
         self,

@@ -62,7 +62,7 @@ async def holders(executor: Connection | Pool) -> list[Holder]:
     return [Holder(*row) for row in await executor.fetch(_HOLDERS)]
 
 
-class Watch:
+class SnapshotWatch:
     """Remembers since when it has seen which snapshot."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:

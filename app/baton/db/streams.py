@@ -23,7 +23,7 @@ from ..outcome import Outcome
 from ..usage import AttemptUsage, Bill
 from . import event_log
 from .event_log import Fence
-from .live_counts import NOTHING, LiveCounts, Moment, Plan
+from .live_counts import NOTHING, CountPlan, LiveCounts, Moment
 from .postgres import Connection, Pool
 
 # Larger inputs are parsed and stored one at a time, and so are larger bodies of requests.
@@ -294,7 +294,7 @@ class IdempotencyKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class StreamFilter:
     """Which streams to list: of one tenant, or of all if it is None, between two ids, in one of some states.
 
     `metadata`: they have one of these alternatives.
@@ -406,7 +406,7 @@ async def get_many(executor: Connection | Pool, stream_ids: Sequence[UUID]) -> l
     return [_stream(row) for row in await executor.fetch(_GET_MANY, stream_ids)]
 
 
-async def find(connection: Connection, wanted: Wanted, limit: int) -> Page:
+async def find(connection: Connection, wanted: StreamFilter, limit: int) -> Page:
     """List the newest streams first, and say where to continue.
 
     However rare they are, a bounded number of rows is looked at. So a page may be short of `limit`, or empty, while
@@ -426,7 +426,7 @@ async def find(connection: Connection, wanted: Wanted, limit: int) -> Page:
         return await _look_at_newest(connection, wanted, limit)
 
 
-async def find_all(connection: Connection, wanted: Wanted, limit: int) -> AsyncIterator[Stream]:
+async def find_all(connection: Connection, wanted: StreamFilter, limit: int) -> AsyncIterator[Stream]:
     """Yield the newest `limit` streams, however many rows that takes: a page for each statement."""
     count = 0
     while count < limit:
@@ -568,14 +568,14 @@ async def delete(pool: Pool, stream_id: UUID, tenant: str = "") -> bool:
     return True
 
 
-async def _is_common(connection: Connection, wanted: Wanted) -> bool:
+async def _is_common(connection: Connection, wanted: StreamFilter) -> bool:
     """Return whether Postgres knows that too many streams have the metadata to read their part of the index."""
     plan = orjson.loads(await connection.fetchval(_EXPECTED, wanted.alternatives))
     expected = plan[0]["Plan"]["Plan Rows"]
     return expected > LOOKED_AT and bool(await connection.fetchval(_IS_COMMON, float(expected)))
 
 
-async def _look_at_newest(connection: Connection, wanted: Wanted, limit: int) -> Page:
+async def _look_at_newest(connection: Connection, wanted: StreamFilter, limit: int) -> Page:
     source = _NEWEST_OF_ALL if wanted.tenant is None else _NEWEST_OF_TENANT
     most = LOOKED_AT if wanted.chooses else limit + 1
     page = await _look(connection, source, most, wanted, limit)
@@ -584,7 +584,7 @@ async def _look_at_newest(connection: Connection, wanted: Wanted, limit: int) ->
     return page
 
 
-async def _look(connection: Connection, source: str, most: int, wanted: Wanted, limit: int) -> Page:
+async def _look(connection: Connection, source: str, most: int, wanted: StreamFilter, limit: int) -> Page:
     """Look at no more than `most` rows of a source. The page says to continue only where it is full."""
     rows = await connection.fetch(
         _PAGE.format(source),
@@ -667,7 +667,7 @@ async def _insert_below(
 
 
 async def _try_insert(
-    connection: Connection, columns: tuple[object, ...], below: int, most: int, plan: Plan
+    connection: Connection, columns: tuple[object, ...], below: int, most: int, plan: CountPlan
 ) -> tuple[int, dict[str, Any] | None]:
     """Insert if the plan counts fewer than `below`; return how many, up to `most` at least, and the row."""
     found = await connection.fetchrow(_INSERT, *columns, below, most, plan.split, plan.checked, plan.unchecked)

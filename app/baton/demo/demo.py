@@ -24,7 +24,7 @@ from rich.console import Console
 
 from ..client import Connected, Disconnected, Follower, Sighting
 from ..commands.interruption import Interrupted, interruptible
-from ..commands.terminal import Answer, Flow, Output
+from ..commands.terminal import AnswerPrinter, Flow, Output
 from ..errors import BatonError, DemoError
 from ..schema.migrate import migrate
 from ..settings import Settings
@@ -68,7 +68,7 @@ class Demo:
         self._serves = False
         self._console = Output()
         self.flow = Flow(self._console)
-        self._answer = Answer(self.flow)
+        self._answer = AnswerPrinter(self.flow)
         self._mourned: Child | None = None
 
     async def run(self, *, serve: bool) -> int:
@@ -241,7 +241,7 @@ async def _create(cluster: Cluster, http: httpx2.AsyncClient) -> dict[str, Any]:
 
 
 def _rows(verdict: Verdict) -> Iterator[tuple[str, str]]:
-    first, duration = verdict.first_token_seconds, verdict.duration_seconds
+    first, duration = verdict.time_to_first_token_seconds, verdict.duration_seconds
     yield "events", f"{verdict.received}, numbered 1 to {verdict.last_seq}"
     yield "missing", str(len(verdict.missing))
     yield "repeated", str(len(verdict.repeated))

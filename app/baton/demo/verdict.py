@@ -34,7 +34,7 @@ class Verdict:
     pods: tuple[str, ...]
     resumptions: tuple[Resumption, ...]
     ends: tuple[tuple[int, str], ...]
-    first_token_seconds: float | None
+    time_to_first_token_seconds: float | None
     duration_seconds: float | None
 
     @classmethod
@@ -54,7 +54,7 @@ class Verdict:
             pods=tuple(pod for pod, _ in groupby(_senders(sightings))),
             resumptions=tuple(_resumptions(sightings)),
             ends=tuple((item.seq, _status(item)) for item in events if item.event.get("type") == "done"),
-            first_token_seconds=None if first_token_at is None else first_token_at - asked_at_seconds,
+            time_to_first_token_seconds=None if first_token_at is None else first_token_at - asked_at_seconds,
             duration_seconds=events[-1].at_seconds - asked_at_seconds if events else None,
         )
 

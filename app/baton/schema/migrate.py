@@ -35,7 +35,7 @@ from ..db.postgres import (
     current_revision,
 )
 from ..errors import ConfigurationError
-from .blockers import Blocker, Watch, holder
+from .blockers import Blocker, BlockerWatch, holder
 from .patience import Patience
 from .revisions import History, Revision
 
@@ -226,7 +226,7 @@ class _Run:
         deadline = time.monotonic() + self._patience.give_up_seconds
         while True:
             began = time.monotonic()
-            watch = Watch(self._beside, self._pid, what, self._patience.give_up_seconds, self._say)
+            watch = BlockerWatch(self._beside, self._pid, what, self._patience.give_up_seconds, self._say)
             try:
                 async with watch:
                     await step()

@@ -19,7 +19,7 @@ import asyncpg
 from ..backoff import Backoff
 from ..db import event_log, partitions, stream_queue, streams, worker_rows
 from ..db.history import HistoryWatch
-from ..db.listener import Listener, State, check_delivery
+from ..db.listener import Listener, ListenerState, check_delivery
 from ..db.notifications import CANCEL_CHANNEL, QUEUE_CHANNEL
 from ..db.postgres import CONNECTION_ERRORS, Connection, Place, check_schema, connect
 from ..db.queue_floor import SWEEP_SECONDS, QueueFloor
@@ -27,8 +27,8 @@ from ..db.stream_queue import Claim
 from ..db.worker_rows import Owned
 from ..errors import ConfigurationError
 from ..generators import Generator
-from ..generators.asked import Asked, asked_by
 from ..generators.registry import configured_models
+from ..generators.requested_model import RequestedModel, asked_by
 from ..observability import log_context, stream_end, traceparent, tracing
 from ..observability.metrics import Names, WorkerMetrics
 from ..observability.tracing import Span
@@ -56,7 +56,7 @@ class Worker:
     def __init__(self, settings: Settings, generators: Mapping[str, Generator]) -> None:
         self._settings = settings
         self._generators = generators
-        self.metrics = WorkerMetrics(settings.worker_concurrency, silent_seconds=settings.silent_seconds)
+        self.metrics = WorkerMetrics(settings.worker_concurrency, silent_after_seconds=settings.silent_after_seconds)
         self.metrics.silences = self._silences
         self._names = Names(generators.keys(), configured_models(settings))
         self._notifier = Notifier(
@@ -64,7 +64,7 @@ class Worker:
         )
         self._writer = Writer(
             settings.dsn,
-            window_seconds=settings.flush_window_milliseconds / 1000,
+            window_seconds=settings.flush_interval_milliseconds / 1000,
             notifier=self._notifier,
             metrics=self.metrics,
             prepare=settings.prepare,
@@ -139,11 +139,11 @@ class Worker:
             await asyncio.gather(*self._tasks, control, *services, return_exceptions=True)
 
     def leave(self) -> None:
-        """Stop claiming; give the streams `leave_seconds` to end, hand the rest over, and let `run()` return.
+        """Stop claiming; give the streams `worker_drain_seconds` to end, hand the rest over, and let `run()` return.
 
         Called again, do so at once.
         """
-        self._leave_at = time.monotonic() + (0 if self._leaving else self._settings.leave_seconds)
+        self._leave_at = time.monotonic() + (0 if self._leaving else self._settings.worker_drain_seconds)
         self._wake.set()
 
     @property
@@ -195,7 +195,7 @@ class Worker:
                 await self._claim(connection)
             self.ready.set()
             claim_at = time.monotonic() + CLAIM_PAUSE_SECONDS
-            timeout = min(beat_at - time.monotonic(), self._settings.poll_seconds)
+            timeout = min(beat_at - time.monotonic(), self._settings.queue_poll_seconds)
             timer = asyncio.get_running_loop().call_later(max(0, timeout), self._wake.set)
             await self._wake.wait()
             timer.cancel()
@@ -311,7 +311,9 @@ class Worker:
         """Claim as many queued streams as there are free slots."""
         assert self._worker_id is not None
         free = self._settings.worker_concurrency - len(self._runs)
-        room_bytes = self._settings.worker_input_bytes - sum(run.claim.input_bytes for run in self._runs.values())
+        room_bytes = self._settings.worker_max_total_input_bytes - sum(
+            run.claim.input_bytes for run in self._runs.values()
+        )
         if free <= 0 or room_bytes <= 0:
             return
         generators = list(self._generators)
@@ -366,7 +368,7 @@ class Worker:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _see_through(self, run: Run, asked: Asked) -> None:
+    async def _see_through(self, run: Run, asked: RequestedModel) -> None:
         """Run a stream to its end, and free its slot."""
         self.metrics.running += 1
         if run.claim.epoch == 1:
@@ -383,7 +385,7 @@ class Worker:
                 del self._runs[run.claim.stream_id]
             self._wake.set()
 
-    async def _generate(self, run: Run, asked: Asked) -> None:
+    async def _generate(self, run: Run, asked: RequestedModel) -> None:
         """Run a stream's generator in the trace of the request that created the stream, and tell how it ended."""
         claim = run.claim
         about: dict[str, tracing.Value | None] = {
@@ -439,7 +441,9 @@ class Worker:
     def _silent(self) -> dict[UUID, float]:
         """Return the streams that are silent for too long, for the worker's row."""
         seconds = {stream_id: run.silent_seconds for stream_id, run in self._runs.items()}
-        return {stream_id: found for stream_id, found in seconds.items() if found >= self._settings.silent_seconds}
+        return {
+            stream_id: found for stream_id, found in seconds.items() if found >= self._settings.silent_after_seconds
+        }
 
     def _lost(self, run: Run, lost: Lost) -> None:
         stream_id = run.claim.stream_id
@@ -464,12 +468,12 @@ class Worker:
             if run := self._runs.get(stream_id):
                 run.stop(Outcome.cancelled())
 
-    def _listening(self, state: State) -> None:
-        if state is State.LISTENING:
+    def _listening(self, state: ListenerState) -> None:
+        if state is ListenerState.LISTENING:
             self._wake.set()
 
 
-def _ended(run: Run, outcome: Outcome, asked: Asked) -> dict[str, Any]:
+def _ended(run: Run, outcome: Outcome, asked: RequestedModel) -> dict[str, Any]:
     """What the log is to say of a stream that has ended here."""
     claim, timings = run.claim, outcome.timings
     return {
@@ -483,7 +487,7 @@ def _ended(run: Run, outcome: Outcome, asked: Asked) -> dict[str, Any]:
         "size_bytes": run.size_bytes,
         "tokens": timings.tokens,
         "queue_seconds": claim.queued,
-        "first_token_seconds": timings.time_to_first_token_seconds,
+        "time_to_first_token_seconds": timings.time_to_first_token_seconds,
         "duration_seconds": timings.duration_seconds,
         "total_seconds": claim.queued + claim.elapsed + timings.duration_seconds,
     }

@@ -11,16 +11,16 @@ from prometheus_client.registry import Collector
 
 from .numbers import COUNTS, MILLISECONDS_TO_SECONDS, Histogram, LabeledCounter
 
-# Why an event stream was closed. "ended": the stream ended. "left": the client disconnected. "stuck": the client
-# accepted no data. "broken": the pod could not read what follows. The others: the pod closed it because the connection
-# was old, the pod is leaving, the client's key was revoked, or the database does not answer.
-Leaving: TypeAlias = Literal["renewed", "drained", "revoked", "database away"]
-Closing: TypeAlias = Leaving | Literal["ended", "left", "stuck", "broken"]
+# Why an event stream was closed. "ended": the stream ended. "client_disconnected": the client closed the connection.
+# "write_timeout": the client accepted no data. "error": the pod could not read what follows. The others: the pod closed
+# it because the connection was old, the pod is leaving, the client's key was revoked, or the database does not answer.
+Leaving: TypeAlias = Literal["max_age", "drained", "revoked", "database_unavailable"]
+Closing: TypeAlias = Leaving | Literal["ended", "client_disconnected", "write_timeout", "error"]
 
 # The limits that reject requests and connections.
 Limit: TypeAlias = Literal[
     "body_bytes",
-    "bodies_bytes",
+    "total_body_bytes",
     "input_bytes",
     "creates_per_second",
     "reads_per_second",
@@ -31,8 +31,8 @@ Limit: TypeAlias = Literal[
     "pod_subscribers",
     "connections",
     "header_bytes",
-    "header_seconds",
-    "body_seconds",
+    "header_timeout",
+    "body_timeout",
 ]
 LIMITS: Final[tuple[Limit, ...]] = get_args(Limit)
 
@@ -57,13 +57,13 @@ class PodMetrics(Collector):
         self.window_bytes = 0
         self.log_reads = 0
         self.notifications = 0
-        self.doubted_notifications = 0
+        self.unverified_notifications = 0
         self.connections = 0  # of TCP
         self.body_bytes = 0  # held for requests that are being read or created, beyond the free ones
         self.full = False
         self.rejected: dict[Limit, int] = dict.fromkeys(LIMITS, 0)
         self.listening = False
-        self.listener_losses = 0
+        self.listener_disconnects = 0
         self.pool_connections = 0
         self.pool_idle = 0
         # From the last look at the database; None: not known yet.
@@ -111,9 +111,9 @@ class PodMetrics(Collector):
         yield CounterMetricFamily("baton_log_reads", "Pages read from the log", self.log_reads)
         yield CounterMetricFamily("baton_notifications_received", "Notifications received", self.notifications)
         yield CounterMetricFamily(
-            "baton_notifications_doubted",
+            "baton_notifications_unverified",
             "Notifications about followed streams without a valid seal; they only make the pod read the log",
-            self.doubted_notifications,
+            self.unverified_notifications,
         )
         for histogram in (
             self.delivery_seconds,
@@ -123,7 +123,7 @@ class PodMetrics(Collector):
         ):
             yield from histogram.collect()
         yield from self.closed.collect()
-        rejected = CounterMetricFamily("baton_rejected", "Requests and connections over a limit", labels=["limit"])
+        rejected = CounterMetricFamily("baton_rejections", "Requests and connections over a limit", labels=["limit"])
         for limit, count in self.rejected.items():
             rejected.add_metric([limit], count)
         yield rejected
@@ -134,15 +134,17 @@ class PodMetrics(Collector):
 
     def _collect_state(self) -> Iterator[Metric]:
         yield GaugeMetricFamily("baton_subscribers", "Clients that follow a stream, or wait for one", self.subscribers)
-        yield GaugeMetricFamily("baton_connections", "Open TCP connections", self.connections)
+        yield GaugeMetricFamily("baton_tcp_connections", "Open TCP connections", self.connections)
         yield GaugeMetricFamily(
-            "baton_body_bytes", "Bytes of request bodies held, without the first 64 KiB of each", self.body_bytes
+            "baton_request_body_bytes",
+            "Bytes of request bodies held, without the first 64 KiB of each",
+            self.body_bytes,
         )
-        yield GaugeMetricFamily("baton_full", "1 while balancers should send clients elsewhere", int(self.full))
+        yield GaugeMetricFamily("baton_pod_full", "1 while balancers should send clients elsewhere", int(self.full))
         yield GaugeMetricFamily("baton_relays", "Streams that this pod follows", self.relays)
         yield GaugeMetricFamily("baton_relay_window_bytes", "Recent events in memory", self.window_bytes)
-        yield GaugeMetricFamily("baton_listener_listening", "1 while notifications arrive", int(self.listening))
-        yield CounterMetricFamily("baton_listener_losses", "LISTEN connections lost", self.listener_losses)
+        yield GaugeMetricFamily("baton_listener_up", "1 while notifications arrive", int(self.listening))
+        yield CounterMetricFamily("baton_listener_disconnects", "LISTEN connections lost", self.listener_disconnects)
         yield GaugeMetricFamily("baton_pool_connections", "Connections of the pool", self.pool_connections)
         yield GaugeMetricFamily("baton_pool_idle_connections", "Idle connections of the pool", self.pool_idle)
         for name, documentation, value in (

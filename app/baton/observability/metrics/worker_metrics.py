@@ -63,10 +63,10 @@ class WorkerMetrics(Collector):
     answers Prometheus calls it, so a generator that blocks the event loop is seen as silent too.
     """
 
-    def __init__(self, slots: int = 0, *, silent_seconds: float = math.inf) -> None:
-        self.slots = slots
+    def __init__(self, concurrency: int = 0, *, silent_after_seconds: float = math.inf) -> None:
+        self.concurrency = concurrency
         self.silences: Callable[[], Iterable[tuple[str, float]]] = tuple
-        self._silent_seconds = silent_seconds
+        self._silent_after_seconds = silent_after_seconds
         self.running = 0
         self.fenced = 0
         self.notifications = 0
@@ -92,16 +92,16 @@ class WorkerMetrics(Collector):
         self.queue_seconds = LabeledHistogram(
             "baton_queue_seconds", "From a stream's creation to its first claim", SECONDS_TO_MINUTES, "generator"
         )
-        self.first_token_seconds = LabeledHistogram(
-            "baton_first_token_seconds",
+        self.time_to_first_token_seconds = LabeledHistogram(
+            "baton_time_to_first_token_seconds",
             "From a stream's claim to its first token",
             SECONDS_TO_MINUTES,
             "generator",
             "model",
         )
-        self.token_gap_seconds = Histogram(
-            "baton_token_gap_seconds",
-            "Time between two tokens that a stream's generator yields",
+        self.inter_token_seconds = Histogram(
+            "baton_inter_token_seconds",
+            "Between two tokens of a stream, as its generator yields them",
             SECONDS_TO_MINUTES,
         )
         self.stream_seconds = LabeledHistogram(
@@ -112,8 +112,8 @@ class WorkerMetrics(Collector):
 
     @property
     def tokens(self) -> int:
-        """How many tokens this worker's generators have yielded."""
-        return self.first_token_seconds.count + self.token_gap_seconds.count
+        """How many tokens the generators here have yielded."""
+        return self.time_to_first_token_seconds.count + self.inter_token_seconds.count
 
     def flushed(self, *, batches: int, events: int, size_bytes: int, seconds: float) -> None:
         """Count one append."""
@@ -129,8 +129,10 @@ class WorkerMetrics(Collector):
                 self.used_tokens.add(*labels, kind, count=count)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics for Prometheus."""
-        yield GaugeMetricFamily("baton_worker_slots", "Streams that this worker can run at once", self.slots)
+        """Give the numbers to Prometheus."""
+        yield GaugeMetricFamily(
+            "baton_worker_concurrency", "Streams that this worker can run at once", self.concurrency
+        )
         yield GaugeMetricFamily("baton_worker_streams", "Streams being generated", self.running)
         yield self._silent()
         yield CounterMetricFamily("baton_flushed_bytes", "Bytes of events appended to the log", self.flushed_bytes)
@@ -144,8 +146,8 @@ class WorkerMetrics(Collector):
             self.flush_batches,
             self.flush_events,
             self.queue_seconds,
-            self.first_token_seconds,
-            self.token_gap_seconds,
+            self.time_to_first_token_seconds,
+            self.inter_token_seconds,
             self.stream_seconds,
         ):
             yield from numbers.collect()
@@ -154,10 +156,10 @@ class WorkerMetrics(Collector):
         """Count the silent streams by generator; 0 for a generator whose streams are all active."""
         counts: Counter[str] = Counter()
         for generator, seconds in self.silences():
-            counts[generator] += seconds >= self._silent_seconds
+            counts[generator] += seconds >= self._silent_after_seconds
         family = GaugeMetricFamily(
             "baton_silent_streams",
-            "Streams whose generator has yielded nothing for BATON_SILENT_SECONDS",
+            "Streams whose generator has yielded nothing for BATON_SILENT_AFTER_SECONDS",
             labels=["generator"],
         )
         for generator, count in counts.items():

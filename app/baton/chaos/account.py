@@ -37,7 +37,7 @@ class Complaint:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Expected:
     """What a stream was asked for: how many deltas, its policy, and what was done to it."""
 
     events: int
@@ -170,7 +170,7 @@ class Account:
             return [Complaint("mixture", seq, f"{piece} in place of {self._run} {expected}")]
         return []
 
-    def ending(self, asked: Asked) -> list[Complaint]:
+    def ending(self, asked: Expected) -> list[Complaint]:
         """Whether it ended once, and as a stream may that was asked for this."""
         if self.end is None:
             if self.refused and asked.rewound:

@@ -20,7 +20,7 @@ from ..backoff import Backoff
 from ..db import event_log, streams
 from ..db.postgres import CONNECTION_ERRORS, Pool
 from ..demo.cluster import Program
-from .verdict import GONE, Account, Asked, Complaint, LogCopy
+from .account import GONE, Account, Complaint, Expected, LogCopy
 from .viewers import Habits, Traffic, Viewer
 
 ALLOWANCE_SECONDS: Final = 90  # how much longer than its text a stream may take
@@ -43,7 +43,7 @@ class Violation:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class StreamPlan:
     """What a stream is to be."""
 
     events: int
@@ -60,7 +60,7 @@ class Plan:
         return self.events / self.rate
 
     @classmethod
-    def drawn(cls, random: Random, rate: float) -> Plan:
+    def drawn(cls, random: Random, rate: float) -> StreamPlan:
         """Short and long, fast and slow around a mean rate, in pieces and in bursts, some with large events."""
         rate *= random.uniform(0.6, 1.4)
         seconds = random.choice((random.uniform(0.2, 3), random.uniform(5, 20), random.uniform(20, 60)))
@@ -85,7 +85,7 @@ class Before:
     rewinds: int
 
 
-class Audience:
+class Workload:
     """The streams and all who watch them. `run()` goes on until `close()` was called and the last stream has ended."""
 
     def __init__(
@@ -136,13 +136,13 @@ class Audience:
     async def _slot(self, random: Random) -> None:
         await asyncio.sleep(random.uniform(0, 2))
         while not self._closing.is_set():
-            plan = Plan.drawn(random, self._rate)
+            plan = StreamPlan.drawn(random, self._rate)
             before = Before(self._worker_trouble(), self._rewinds())
             created = await self._create(plan, random)
             if created is not None:
                 await self._play(plan, created, before, random)
 
-    async def _play(self, plan: Plan, stream: str, before: Before, random: Random) -> None:
+    async def _play(self, plan: StreamPlan, stream: str, before: Before, random: Random) -> None:
         """Have a stream watched to its end, and judge it."""
 
         def rewound() -> bool:
@@ -169,10 +169,10 @@ class Audience:
             await self._watch(plan, viewers)
         self.live -= 1
         troubled = self._worker_trouble() != before.trouble
-        asked = Asked(plan.events, plan.policy, cancelled.is_set(), troubled, rewound())
+        asked = Expected(plan.events, plan.policy, cancelled.is_set(), troubled, rewound())
         await self._judge(stream, accounts, asked)
 
-    async def _watch(self, plan: Plan, viewers: Sequence[Viewer]) -> None:
+    async def _watch(self, plan: StreamPlan, viewers: Sequence[Viewer]) -> None:
         """Let the viewers follow until all have seen the end, or it is late: a take-over begins the text anew."""
         resets = 0
         watching = [asyncio.create_task(viewer.run()) for viewer in viewers]
@@ -203,7 +203,7 @@ class Audience:
 
     @contextlib.asynccontextmanager
     async def _cancelling(
-        self, plan: Plan, stream: str, accounts: Sequence[Account], random: Random, rewound: Callable[[], bool]
+        self, plan: StreamPlan, stream: str, accounts: Sequence[Account], random: Random, rewound: Callable[[], bool]
     ) -> AsyncIterator[asyncio.Event]:
         """Cancel the stream when its time has come; the event says that it was, or may have been, cancelled."""
         asked = asyncio.Event()
@@ -226,7 +226,7 @@ class Audience:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _create(self, plan: Plan, random: Random) -> str | None:
+    async def _create(self, plan: StreamPlan, random: Random) -> str | None:
         """Create a stream, with one key for all tries; None when it is time to close."""
         given = {"events": plan.events, "rate": plan.rate, "burst": plan.burst}
         given |= {"every": plan.every, "padding": plan.padding}
@@ -264,7 +264,7 @@ class Audience:
         self._violate(Complaint("refused", 0, f"{method} {path}: no pod agreed"), path, "")
         return None
 
-    async def _judge(self, stream: str, accounts: Sequence[Account], asked: Asked) -> None:
+    async def _judge(self, stream: str, accounts: Sequence[Account], asked: Expected) -> None:
         """Compare with the log, and count."""
         copy = await self._read_log(UUID(stream))
         if asked.rewound:
