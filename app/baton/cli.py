@@ -248,7 +248,7 @@ def demo(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="The pods' port; default: a free one.")] = None,
 ) -> None:
     """Stream an answer, kill the pod that serves it, and resume on another; brings its own Postgres."""
-    from .demo.demo import run as run_demo
+    from .demo.scenario import run as run_demo
 
     raise typer.Exit(run_demo(serve=serve, port=port))
 
@@ -268,8 +268,8 @@ def chaos(
     ] = None,
 ) -> None:
     """Break processes, connections and the database at random, and see that no viewer misses anything."""
-    from .chaos.run import Options
-    from .chaos.run import run as run_chaos
+    from .chaos.experiment import Options
+    from .chaos.experiment import run as run_chaos
 
     options = Options(
         seconds=seconds,
