@@ -12,7 +12,7 @@ async def test_what_is_live_is_marked_and_counted(dsn: str) -> None:
     await queue(dsn)
     code, out, err = await finished("mark-restored", env=environment(BATON_DATABASE_URL=dsn))
     assert code == 0, err
-    assert out.startswith("Marked. 1 streams were queued or running.")
+    assert out.startswith("Marked as restored. 1 streams were queued or running.")
     code, out, err = await finished("mark-restored", "--nothing-lost", env=environment(BATON_DATABASE_URL=dsn))
     assert code == 0, err
     assert out == "1 queued or running streams of an older history continue in this one.\n"
