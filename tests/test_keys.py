@@ -54,7 +54,7 @@ async def test_keys_are_made_listed_and_revoked_by_the_role_that_migrates(roles:
         await run(roles.migrate_dsn, "revoke", "web")
 
 
-async def test_other_roles_may_not_make_keys(roles: Roles) -> None:
+async def test_other_roles_cannot_create_keys(roles: Roles) -> None:
     for dsn in (roles.serve_dsn, roles.work_dsn):
         with pytest.raises(ConfigurationError, match=r"may not do this: .+ Connect as the one of `baton migrate`\."):
             await run(dsn, *MAKE)
@@ -79,7 +79,7 @@ async def test_a_wrong_argument_is_told(arguments: str, sentence: str) -> None:
     assert sentence in result.stderr
 
 
-async def test_a_mistake_is_told_in_a_sentence(dsn: str, tmp_path: Path) -> None:
+async def test_a_mistake_is_reported_in_a_sentence(dsn: str, tmp_path: Path) -> None:
     arguments = ("keys", "create", "a", "--tenant", "t", "--scope", "all")
     assert await finished(*arguments, env=environment(BATON_DATABASE_URL=dsn), cwd=tmp_path) == (
         2,

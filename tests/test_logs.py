@@ -78,14 +78,14 @@ def test_a_line_has_the_fields_of_cloud_logging(level: int, severity: str) -> No
     assert read == {"severity": severity, "message": "1 a", "logger": "baton.x", "pod": "pod-1"}
 
 
-def test_an_error_has_its_traceback_where_error_reporting_looks() -> None:
+def test_a_json_line_has_the_traceback_in_stack_trace() -> None:
     read = line(record("broken", error=raised(HOSTILE), level=logging.ERROR))
     assert read["message"] == "broken"
     assert read["stack_trace"].startswith("Traceback (most recent call last):\n")
     assert read["stack_trace"].rstrip().endswith(HOSTILE.replace("\ud800", "\ufffd"))
 
 
-def test_what_a_program_reads_is_what_was_said() -> None:
+def test_json_keeps_every_character_of_a_message() -> None:
     said = HOSTILE.replace("\ud800", "")
     read = line(record("%s", said, inner={"a": [said]}, stream_id=uuid.UUID(int=1)))
     assert (read["message"], read["inner"]) == (said, {"a": [said]})
@@ -97,20 +97,20 @@ class Circle:
         return HOSTILE
 
 
-def test_what_json_has_no_words_for_is_said_as_text() -> None:
+def test_values_that_json_cannot_represent_are_text() -> None:
     circle: list[Any] = []
     circle.append(circle)
     for odd in (HOSTILE, {"a": HOSTILE}, 1 << 80, circle, Circle(), {HOSTILE: Circle()}, float("nan"), b"\xff"):
         assert "odd" in line(record("a", odd=odd))
 
 
-def test_nobody_takes_the_place_of_a_field() -> None:
+def test_extra_fields_replace_no_standard_field() -> None:
     read = line(record("a", severity="EMERGENCY", time="never", pod="mine", stack_trace="forged"), pod="pod-1")
     assert (read["severity"], read["message"], read["pod"]) == ("INFO", "a", "pod-1")
     assert read["time"] != "never"
 
 
-def test_a_line_says_what_it_belongs_to() -> None:
+def test_a_line_has_its_stream_request_and_trace() -> None:
     stream_id = uuid.uuid4()
     with log_context.of_stream(stream_id), traceparent.within(PARENT):
         made = record("a", request_id="mine")
@@ -125,7 +125,7 @@ def test_a_line_says_what_it_belongs_to() -> None:
     assert not {"stream_id", "request_id", "trace_id", "span_id", "trace_sampled"} & line(record("a")).keys()
 
 
-def test_a_record_that_no_filter_has_seen_is_a_line_too() -> None:
+def test_a_record_without_the_context_filter_is_formatted() -> None:
     made = logging.LogRecord("baton.x", logging.INFO, __file__, 1, "hello", (), None)
     assert line(made, project="mine")["message"] == "hello"
     made.trace_id = "theirs"
@@ -133,7 +133,7 @@ def test_a_record_that_no_filter_has_seen_is_a_line_too() -> None:
 
 
 @given(st.text(st.characters(exclude_categories=())))
-def test_no_text_makes_a_second_line_or_moves_a_cursor(text: str) -> None:
+def test_no_text_adds_a_line_or_moves_the_cursor(text: str) -> None:
     made = record("%s", text, error=raised(text), field=text, level=logging.ERROR)
     assert one_harmless_line(json_formatter().format(made))
     assert one_harmless_line(text_formatter().format(made))
@@ -147,7 +147,7 @@ def test_control_characters_are_escaped() -> None:
         assert f" {ESCAPED} [baton.x]" in text_formatter(lines=lines).format(record("%s", HOSTILE))
 
 
-def test_a_traceback_goes_into_the_line_but_at_a_terminal() -> None:
+def test_a_traceback_is_part_of_the_line_except_in_a_terminal() -> None:
     made = record("broken", error=raised(HOSTILE))
     text = text_formatter().format(made)
     assert "\n" not in text
@@ -158,7 +158,7 @@ def test_a_traceback_goes_into_the_line_but_at_a_terminal() -> None:
     assert not any("\x1b" in line or "\r" in line for line in lines)
 
 
-def test_people_are_told_the_fields_and_a_stream_once() -> None:
+def test_text_has_the_fields_and_names_a_stream_once() -> None:
     stream_id = uuid.uuid4()
     with log_context.of_stream(stream_id):
         text = text_formatter().format(record("Stream %s is gone.", stream_id, reason="a b", events=3))
@@ -210,7 +210,7 @@ def configured(monkeypatch: pytest.MonkeyPatch, *, terminal: bool = False, **opt
 
 
 @pytest.mark.usefixtures("restored")
-def test_at_a_terminal_there_is_colour_and_what_is_said_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_colors_and_messages_add_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     shown = configured(monkeypatch, terminal=True)
     logging.getLogger("baton.x").warning("[red]%s[/red]", "a\x1b[31m\nb")
@@ -221,14 +221,14 @@ def test_at_a_terminal_there_is_colour_and_what_is_said_makes_none(monkeypatch: 
 @pytest.mark.usefixtures("restored")
 @pytest.mark.parametrize("terminal", [False, True])
 @pytest.mark.parametrize("form", ["auto", "json", "text"])
-def test_the_form_is_as_chosen(monkeypatch: pytest.MonkeyPatch, form: str, terminal: bool) -> None:
+def test_the_format_is_the_one_that_was_set(monkeypatch: pytest.MonkeyPatch, form: str, terminal: bool) -> None:
     shown = configured(monkeypatch, terminal=terminal, form=form)
     logging.getLogger("baton.x").info("hello")
     assert shown.getvalue().startswith("{") == (form == "json" or (form == "auto" and not terminal))
 
 
 @pytest.mark.usefixtures("restored")
-def test_a_level_is_that_of_baton_and_details_of_libraries_are_never_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_level_is_for_baton_and_libraries_log_no_details(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = configured(monkeypatch, level="debug")
     for name in ("baton.x", "openai", "httpx2"):
         logging.getLogger(name).debug("details")
@@ -241,7 +241,7 @@ def test_a_level_is_that_of_baton_and_details_of_libraries_are_never_told(monkey
 
 
 @pytest.mark.usefixtures("restored")
-def test_warnings_what_nobody_caught_and_the_loggers_of_structlog_are_lines_too(
+def test_warnings_uncaught_errors_and_structlog_are_logged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shown = configured(monkeypatch, worker="w-1")
@@ -265,7 +265,7 @@ def test_warnings_what_nobody_caught_and_the_loggers_of_structlog_are_lines_too(
     assert "RuntimeError: unexpected" in failed["stack_trace"]
 
 
-async def test_a_hostile_request_is_one_line_in_the_log_of_a_pod(dsn: str) -> None:
+async def test_a_hostile_request_is_one_line_of_a_pods_log(dsn: str) -> None:
     given = {"BATON_DATABASE_URL": dsn, "BATON_ALLOW_ANONYMOUS": "true", "BATON_DATABASE_TIMEOUT_SECONDS": "1"}
     async with running("serve", env=environment(BATON_PORT="0", **given)) as pod, connected(dsn) as connection:
         url = (await pod.said(SERVES))[2]

@@ -117,7 +117,7 @@ class Asking:
         yield {"type": "usage", "input_tokens": 3, "output_tokens": 4, "cached_tokens": 1, "total_tokens": 7}
 
 
-async def test_a_worker_goes_on_where_a_generator_cannot_say_which_model_it_asks(cluster: Cluster) -> None:
+async def test_a_failing_requested_model_does_not_stop_a_worker(cluster: Cluster) -> None:
     """An input that `requested_model` did not expect is one client's: it is not to end the streams of all others."""
     await cluster.worker({"ask": Asking()})
     pod = await cluster.pod()
@@ -132,11 +132,11 @@ async def test_a_worker_goes_on_where_a_generator_cannot_say_which_model_it_asks
     [("gpt-5", "gpt-5"), ("m" * 1_000_000, "m" * 256), (["gpt-5"], None), ("\ud83d", "\ufffd"), (None, None)],
     ids=["known", "long", "list", "half", "none"],
 )
-def test_the_model_that_is_asked_fits_a_line_of_the_log(model: Any, found: str | None) -> None:
+def test_a_long_model_name_is_cut(model: Any, found: str | None) -> None:
     assert asked_by(Asking(), {"model": model}) == RequestedModel(found, "openai")
 
 
-async def test_labels_have_the_models_that_the_settings_name_and_no_other(cluster: Cluster) -> None:
+async def test_only_models_of_the_settings_are_labels(cluster: Cluster) -> None:
     asking = Asking()
     worker = await cluster.worker({"ask": asking}, openai_model="gpt-5")
     pod = await cluster.pod()
@@ -156,7 +156,7 @@ async def test_labels_have_the_models_that_the_settings_name_and_no_other(cluste
     assert worker.metrics.registry.get_sample_value("baton_streams_ended_total", labels) == 2
 
 
-def test_a_generator_that_is_not_here_is_another() -> None:
+def test_an_unknown_generator_is_labeled_other() -> None:
     names = Names({"mine"}, {"gpt-5"})
     assert names.labels("mine", "gpt-5") == ("mine", "gpt-5")
     assert names.labels("theirs") == ("other", "")
@@ -170,7 +170,7 @@ def test_silent_streams_are_counted_when_prometheus_asks() -> None:
     assert silent == {"a": 2, "b": 0}
 
 
-async def test_the_delay_of_what_is_live_is_measured_and_of_what_is_replayed_is_not(cluster: Cluster) -> None:
+async def test_only_live_events_count_for_the_delay(cluster: Cluster) -> None:
     pod = await cluster.pod()
     author = await cluster.author()
     url = f"{pod.url}/v1/streams/{author.id}/events"
@@ -191,7 +191,7 @@ async def test_the_delay_of_what_is_live_is_measured_and_of_what_is_replayed_is_
     assert pod.metric("baton_notification_seconds_count") >= 1
 
 
-async def test_a_pod_looks_at_the_queues(cluster: Cluster) -> None:
+async def test_a_pod_measures_the_queues(cluster: Cluster) -> None:
     await cluster.pool.execute(
         "INSERT INTO baton.stream (generator, input, on_worker_lost, created_at, queued_at) "
         "SELECT 'nobody', 'null', 'fail', now() - interval '1 minute', now() - interval '1 minute' "
@@ -207,7 +207,7 @@ async def test_a_pod_looks_at_the_queues(cluster: Cluster) -> None:
     assert pod.metric("baton_pool_wait_seconds_count") >= 1
 
 
-def test_a_worker_serves_its_metrics_where_it_is_told_to() -> None:
+def test_a_worker_serves_its_metrics_at_its_port() -> None:
     metrics = WorkerMetrics(7)
     with exposed(metrics, "127.0.0.1", None) as url:
         assert url is None
@@ -219,7 +219,7 @@ def test_a_worker_serves_its_metrics_where_it_is_told_to() -> None:
         urllib.request.urlopen(url)
 
 
-def test_an_address_that_cannot_be_had_is_told() -> None:
+def test_a_metrics_address_in_use_is_reported() -> None:
     with (
         pytest.raises(ConfigurationError, match=r"BATON_WORKER_METRICS_PORT: cannot listen on 203\.0\.113\.1:9"),
         exposed(WorkerMetrics(), "203.0.113.1", 9),

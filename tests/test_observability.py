@@ -37,7 +37,7 @@ def used(text: str) -> set[str]:
     return set(re.findall(r"\bbaton_[a-z_]+", text))
 
 
-def test_alerts_and_dashboard_use_metrics_that_there_are() -> None:
+def test_alerts_and_dashboard_use_existing_metrics() -> None:
     asked = used(" ".join(expressions()) + " ".join(rule["expr"] for rule in rules()))
     assert len(asked) > 20
     assert asked <= metric_names()
@@ -51,7 +51,7 @@ def test_every_metric_is_on_the_dashboard() -> None:
     assert known - stems <= {"baton_queued_streams", "baton_flush_events"}
 
 
-def test_what_has_a_generator_and_a_model_is_shown_by_them() -> None:
+def test_the_dashboard_groups_by_generator_and_model() -> None:
     """The labels, too: a panel that sums over all of them shows no model that has slowed down."""
     asked = [expr for expr in expressions() if re.search(r"by \([a-z, ]*\bmodel\b", expr)]
     assert used(" ".join(asked)) == {
@@ -70,13 +70,13 @@ def test_each_alert_has_its_entry_in_the_runbook_and_each_entry_its_alert() -> N
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed: the alerts' grammar was not checked")
-def test_prometheus_takes_the_alerts() -> None:
+def test_prometheus_accepts_the_alerts() -> None:
     assert PROMTOOL is not None
     said = subprocess.run([PROMTOOL, "check", "rules", str(ALERTS)], capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stdout + said.stderr
 
 
-def test_the_end_of_partitions_is_near_at_one_time_everywhere() -> None:
+def test_one_threshold_for_the_end_of_partitions_everywhere() -> None:
     hours = partitions.LEAST_SECONDS // 3600
     assert hours * 3600 == partitions.LEAST_SECONDS
     (rule,) = [rule for rule in rules() if rule["alert"] == "BatonPartitionsEnd"]

@@ -55,12 +55,12 @@ def numbered(lines: list[str]) -> list[tuple[int, str]]:
     return list(enumerate(lines, 1))
 
 
-def test_a_whole_stream_gives_no_reason_to_complain() -> None:
+def test_a_whole_stream_has_no_complaints() -> None:
     assert told(numbered(WHOLE)) == set()
     assert copy_of(WHOLE).complaints == []
 
 
-def test_a_stream_that_began_anew_gives_none_either() -> None:
+def test_a_stream_that_restarted_has_no_complaints() -> None:
     lines = [delta(1), RESET, delta(1, "bb"), delta(2, "bb"), delta(3, "bb"), done()]
     assert told(numbered(lines), lines) == set()
 
@@ -82,7 +82,7 @@ def test_a_wrong_order_is_seen(order: list[int], kinds: set[str]) -> None:
     assert told([(seq, WHOLE[seq - 1]) for seq in order]) == kinds
 
 
-def test_what_was_missing_and_came_later_is_counted_as_misplaced() -> None:
+def test_a_late_event_is_misplaced_and_not_missing() -> None:
     account = Account()
     for seq in (1, 4, 3):
         account.receive(seq, WHOLE[seq - 1].encode())
@@ -103,11 +103,11 @@ def test_what_was_missing_and_came_later_is_counted_as_misplaced() -> None:
         (['{"type":"custom"}', delta(1), delta(2), delta(3), done()], {"mixture"}),
     ],
 )
-def test_wrong_content_is_seen_also_where_the_log_says_the_same(lines: list[str], kinds: set[str]) -> None:
+def test_wrong_content_is_seen_even_if_the_log_agrees(lines: list[str], kinds: set[str]) -> None:
     assert told(numbered(lines), lines) == kinds
 
 
-def test_what_differs_from_the_log_is_seen_with_its_place() -> None:
+def test_a_difference_from_the_log_is_seen_with_its_number() -> None:
     account = Account()
     for seq, line in numbered(WHOLE):
         account.receive(seq, line.encode())
@@ -128,7 +128,7 @@ def test_what_differs_from_the_log_is_seen_with_its_place() -> None:
         (done("completed"), Expected(2, "retry"), {"wrong end"}),
     ],
 )
-def test_an_end_that_nothing_explains_is_seen(end: str, asked: Expected, kinds: set[str]) -> None:
+def test_an_unexplained_end_is_seen(end: str, asked: Expected, kinds: set[str]) -> None:
     lines = [delta(1), delta(2), delta(3), end]
     assert told(numbered(lines), lines, asked) == kinds
 
@@ -168,7 +168,7 @@ LOST_PART = [delta(1), delta(2), '{"type":"done","status":"failed","error":{"cod
         ([*LOST_PART, delta(4)], False, True, {"after the end", "not the log"}),
     ],
 )
-def test_after_a_promotion_one_may_be_refused_and_none_may_have_a_mixture(
+def test_a_promotion_excuses_a_refusal_and_no_mixture(
     received: list[str], refused: bool, rewound: bool, kinds: set[str]
 ) -> None:
     account = Account()
@@ -281,7 +281,7 @@ async def test_nothing_is_lost_whatever_breaks(seconds: float, every_seconds: fl
 
 
 @pytest.mark.slow
-async def test_a_log_that_is_tampered_with_makes_it_fail_loudly(dsn: str) -> None:
+async def test_a_tampered_log_fails_the_run(dsn: str) -> None:
     options = Options(seconds=4, seed=1, streams=3, viewers=2, pods=2, workers=2, faults=["listen cut", "queries cut"])
     played = Played(options, dsn)
     running = asyncio.create_task(played.run())
@@ -314,7 +314,7 @@ async def test_a_log_that_is_tampered_with_makes_it_fail_loudly(dsn: str) -> Non
     shutil.rmtree(folder)
 
 
-async def test_a_kind_that_there_is_not_is_told_at_once() -> None:
+async def test_an_unknown_fault_is_refused_at_once() -> None:
     chaos = Experiment(Options(seconds=1, faults=["postgres outage"]), UNREACHABLE, Console(file=io.StringIO()))
     with pytest.raises(ConfigurationError, match=r"Unknown faults: postgres outage\. Possible here: pod SIGKILL, "):
         await chaos.run()
