@@ -1,4 +1,4 @@
-"""What a delivered event costs Baton, by process: `python -m bench.baton --workload w1 --seconds 20 --flush-ms 2`.
+"""Measures the CPU cost per event and process: `python -m bench.baton --workload w1 --seconds 20 --flush-ms 2`.
 
 Postgres, a pod, a worker and the viewers are processes of this machine. The generator that makes the tokens is part of
 the worker; the viewers are counted apart.
@@ -30,7 +30,7 @@ async def run(peer: Baton, load: Load, folder: Path, given: argparse.Namespace) 
 
 
 def show(figures: Figures) -> str:
-    """The figures on one line."""
+    """Return the figures in one line."""
     parts = ", ".join(f"{part} {cost:.1f}" for part, cost in figures["parts_us"].items())
     return (
         f"{figures['rate']:,.0f} of {figures['offered']:,.0f} events/s; {figures['cpu_us']:.1f} µs/event ({parts}; "

@@ -1,4 +1,4 @@
-"""What a run was made on."""
+"""Describes the machine of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ADDITIONS: Final = 5_000_000
 
 
 def described() -> dict[str, Any]:
-    """The machine, the checkout, and the settings of Postgres and Baton that matter."""
+    """Return the machine, the checkout, and the relevant settings of Postgres and Baton."""
     with embedded_postgres() as dsn:
         postgres = asyncio.run(postgres_settings(dsn))
     defaults = Settings.load()
@@ -44,7 +44,7 @@ def described() -> dict[str, Any]:
 
 
 def _additions_per_second() -> float:
-    """How fast this Python is: one that was built without profile-guided optimisation is a third slower."""
+    """Measure the speed of this Python: without profile-guided optimization it is a third slower."""
     total, begun = 0, time.process_time()
     for number in range(ADDITIONS):
         total += number

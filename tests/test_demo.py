@@ -229,7 +229,7 @@ def test_a_port_that_other_pods_share(folder: Path) -> None:
         port = theirs.getsockname()[1]
         with demo(folder, "--port", str(port)) as running:
             assert running.exit_status() == 2
-            assert f"baton: Something listens on 127.0.0.1:{port} already" in running.output
+            assert f"baton: Another process listens on 127.0.0.1:{port}" in running.output
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
@@ -248,7 +248,7 @@ def test_serve_stays_up_and_what_it_says_to_try_works(folder: Path, empty_dsn: s
         assert ids(first) == list(range(1, last + 1))
         shell(running.wait_for(rf"(?m)^ +(kill -9 \d+) +# {told[1]}$")[1])
         running.wait_for(rf"{told[1]} \(pid \d+\) ended: killed by SIGKILL")
-        running.wait_for(rf"{told[1]} restarts \(pid \d+\)")
+        running.wait_for(rf"{told[1]} restarted \(pid \d+\)")
         second = shell(f"URL={url}; {resume}")
         assert ids(second) == list(range(201, last + 1))
         assert re.search(r"x-baton-pod: pod-[ab]", second)

@@ -221,7 +221,7 @@ def test_images_agree() -> None:
     assert {container.given["image"] for container in in_kubernetes().values()} == {"baton"}
     component = yaml.safe_load((KUBERNETES / "image" / "kustomization.yaml").read_text())
     assert [image["name"] for image in component["images"]] == ["baton"]
-    assert component["images"][0]["newTag"] == distribution("baton").version
+    assert component["images"][0]["newTag"] == distribution("baton-stream").version
     assert len({container.given["image"] for container in in_cloud_run().values()}) == 1
     assert len({container.given["image"] for container in in_compose().values()}) == 1
 

@@ -76,6 +76,7 @@ def server() -> Iterator[str]:
 ALL_WELL = {
     *(
         "reachable",
+        "distribution",
         "version",
         "encoding",
         "writable",

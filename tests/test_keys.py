@@ -39,7 +39,7 @@ MAKE = ("create", "web", "--tenant", "acme", "--scope", "read", "--scope", "crea
 
 async def test_keys_are_made_listed_and_revoked_by_the_role_that_migrates(roles: Roles) -> None:
     made = await run(roles.migrate_dsn, *MAKE)
-    assert (made.exit_code, "will not be shown again" in made.stderr) == (0, True)
+    assert (made.exit_code, "is not shown again" in made.stderr) == (0, True)
     key = made.stdout.removesuffix("\n")
     assert keys.parse(key) is not None
     listed = (await run(roles.migrate_dsn, "list", "--json")).stdout

@@ -57,7 +57,7 @@ async def test_streams_are_listed_newest_first(cluster: Cluster, capsys: pytest.
 async def test_workers_are_listed_with_what_they_do(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     settings = cluster.settings()
     told = await printed(capsys, list_workers, settings, as_json=False)
-    assert told == "No workers. Start one: `baton worker`.\n"
+    assert told == "No workers. Run `baton worker` to start one.\n"
     await cluster.worker(load_generators(cluster.settings()), worker_name="first", worker_concurrency=3)
     header, row = (await printed(capsys, list_workers, settings, as_json=False)).splitlines()
     assert header.split("\t")[:2] == ["worker", "streams"]

@@ -18,8 +18,8 @@ from baton.db import streams
 from baton.errors import GenerationError
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
-from baton.observability.log_config import json_formatter
 from baton.observability.log_context import ContextFilter
+from baton.observability.log_formatters import json_formatter
 from baton.outcome import Outcome
 
 SECRET = "what was said"

@@ -19,7 +19,7 @@ from baton.generators.protocol import Yielded
 from baton.generators.requested_model import RequestedModel, asked_by
 from baton.observability.metrics import Names, PodMetrics, WorkerMetrics
 from baton.observability.metrics.exposition import exposed
-from baton.observability.metrics.numbers import MOST_VALUES, Histogram, LabelledCounter
+from baton.observability.metrics.numbers import MOST_VALUES, Histogram, LabeledCounter
 
 
 async def three_words(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
@@ -42,7 +42,7 @@ def test_a_histogram_counts_into_buckets_that_include_their_bound() -> None:
 
 
 def test_labels_have_few_values_whatever_is_counted() -> None:
-    counter = LabelledCounter("ends", "Ends", "status", "code")
+    counter = LabeledCounter("ends", "Ends", "status", "code")
     for number in range(MOST_VALUES + 10):
         counter.add("failed", f"code_{number}")
     counter.add("failed", "code_0")

@@ -267,7 +267,7 @@ async def test_without_opentelemetry_a_trace_passes_through(cluster: Cluster) ->
     given = environment(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1")
     code, out, err = await finished("-c", WITHOUT, PARENT["traceparent"], env=given, command=sys.executable)  # type: ignore[arg-type]
     assert code == 0, err
-    assert 'pip install "baton[otel]"' in out
+    assert 'pip install "baton-stream[otel]"' in out
 
 
 class Collector:

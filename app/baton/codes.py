@@ -254,7 +254,7 @@ ENDS: Final[tuple[Code, ...]] = (
         "The generator yielded no event",
         "The generator yielded something that is neither text nor an event.",
         "Report the stream's id.",
-        "The worker's log says what was yielded. Correct the generator; `baton.generators.protocol` has all events.",
+        "The worker's log says what was yielded. Correct the generator; `baton.Generator` describes all events.",
     ),
     Code(
         "storage_rejected",

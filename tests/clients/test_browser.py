@@ -36,7 +36,7 @@ from starlette.applications import Starlette
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 
-from baton.app import create_app
+from baton import create_app
 
 baton_app = create_app()
 

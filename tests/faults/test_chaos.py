@@ -16,9 +16,9 @@ import pytest
 from rich.console import Console
 
 from baton.chaos.account import Account, Expected, LogCopy
+from baton.chaos.deltas import Delta, read, write
+from baton.chaos.experiment import Experiment, Options
 from baton.chaos.memory import Samples
-from baton.chaos.run import Chaos, Options
-from baton.chaos.text import Piece, read, write
 from baton.chaos.workload import StreamPlan
 from baton.db.event_log import Batch
 from baton.errors import ConfigurationError
@@ -27,7 +27,7 @@ ASKED = Expected(events=3, policy="retry")
 
 
 def delta(number: int, run: str = "aa") -> str:
-    return orjson.dumps({"type": "text", "delta": write(Piece(run, number))}).decode()
+    return orjson.dumps({"type": "text", "delta": write(Delta(run, number))}).decode()
 
 
 def done(status: str = "completed", code: str | None = None) -> str:
@@ -74,8 +74,8 @@ def test_a_stream_that_began_anew_gives_none_either() -> None:
         ([1, 1, 2, 3, 4], {"repeated"}),
         ([1, 3, 2, 4], {"missing", "out of order", "wrong end"}),
         ([1, 2, 3, 4, 4], {"repeated", "second end"}),
-        ([1, 2, 3], {"without end", "not the log"}),
-        ([], {"without end", "not the log"}),
+        ([1, 2, 3], {"no end", "not the log"}),
+        ([], {"no end", "not the log"}),
     ],
 )
 def test_a_wrong_order_is_seen(order: list[int], kinds: set[str]) -> None:
@@ -157,8 +157,8 @@ LOST_PART = [delta(1), delta(2), '{"type":"done","status":"failed","error":{"cod
         (LOST_PART, False, False, {"wrong end"}),
         # It has what was lost, and no cursor of its leads anywhere.
         (WHOLE[:3], True, True, set()),
-        (WHOLE[:3], False, True, {"without end", "not the log"}),
-        (WHOLE[:3], True, False, {"without end", "not the log"}),
+        (WHOLE[:3], False, True, {"no end", "not the log"}),
+        (WHOLE[:3], True, False, {"no end", "not the log"}),
         # It had its whole answer before.
         (WHOLE, False, True, set()),
         (WHOLE, False, False, {"not the log"}),
@@ -182,8 +182,8 @@ def test_after_a_promotion_one_may_be_refused_and_none_may_have_a_mixture(
 
 def test_a_text_is_read_as_it_was_written() -> None:
     for padding in (0, 7):
-        text = write(Piece("aa", 12), padding)
-        assert read(text) == Piece("aa", 12)
+        text = write(Delta("aa", 12), padding)
+        assert read(text) == Delta("aa", 12)
         assert read(text.replace("12", "13")) is None
     assert read("") is None
 
@@ -211,7 +211,7 @@ class Played:
 
     def __init__(self, options: Options, dsn: str | None) -> None:
         self.output = io.StringIO()
-        self.chaos = Chaos(options, dsn, Console(file=self.output, width=120))
+        self.chaos = Experiment(options, dsn, Console(file=self.output, width=120))
 
     async def run(self) -> int:
         status = await self.chaos.run()
@@ -276,7 +276,7 @@ async def test_nothing_is_lost_whatever_breaks(seconds: float, every_seconds: fl
     assert len(counts.keys() & set(KINDS)) >= 5, counts
     assert played.chaos.workload.traffic.events > 200
     assert played.chaos.workload.judged >= options.streams
-    assert f"The seed was 5. Again: baton chaos --seconds {seconds} --seed 5 --streams 12" in words
+    assert f"The seed was 5. To repeat: baton chaos --seconds {seconds} --seed 5 --streams 12" in words
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
 
 
@@ -315,6 +315,6 @@ async def test_a_log_that_is_tampered_with_makes_it_fail_loudly(dsn: str) -> Non
 
 
 async def test_a_kind_that_there_is_not_is_told_at_once() -> None:
-    chaos = Chaos(Options(seconds=1, faults=["postgres outage"]), UNREACHABLE, Console(file=io.StringIO()))
-    with pytest.raises(ConfigurationError, match=r"no fault called postgres outage here\. There are: pod SIGKILL, "):
+    chaos = Experiment(Options(seconds=1, faults=["postgres outage"]), UNREACHABLE, Console(file=io.StringIO()))
+    with pytest.raises(ConfigurationError, match=r"Unknown faults: postgres outage\. Possible here: pod SIGKILL, "):
         await chaos.run()

@@ -97,10 +97,10 @@ def test_what_a_provider_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     assert what_is_missing(Settings.load(), "nosuch") is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert what_is_missing(Settings.load(openai_api_key="key"), "openai") == (
-        "The generator 'openai' cannot be used yet: install its SDK (`pip install \"baton[openai]\"`)."
+        "The generator 'openai' cannot be used yet: install its SDK (`pip install \"baton-stream[openai]\"`)."
     )
     assert what_is_missing(Settings.load(), "anthropic") == (
-        "The generator 'anthropic' cannot be used yet: install its SDK (`pip install \"baton[anthropic]\"`) "
+        "The generator 'anthropic' cannot be used yet: install its SDK (`pip install \"baton-stream[anthropic]\"`) "
         "and set ANTHROPIC_API_KEY, or BATON_ANTHROPIC_BASE_URL for a compatible server."
     )
 

@@ -15,7 +15,6 @@ from starlette.requests import Request
 from starlette.routing import Route
 from typing_extensions import TypedDict
 
-from .. import __version__
 from ..codes import ENDS
 from ..db import event_log, pod_rows, streams, worker_rows
 from ..db.postgres import translated
@@ -25,6 +24,7 @@ from ..outcome import TimingsContent
 from ..pod.census import Point
 from ..pod.pod import Pod
 from ..principal import AuthScope, Principal
+from ..version import __version__
 from . import pages, problems
 from .models import ListStreams, ShowSince, StreamError, timings, validated
 from .request import AsgiResponse, answered, json_answer, pod_of, principal_of, query_of

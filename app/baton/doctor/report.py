@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import __version__
 from ..settings import Settings
+from ..version import __version__
 from .examination import Diagnosis, examine
 from .finding import Finding, Level, amount
 

@@ -122,7 +122,7 @@ def _what_a_preset_is_missing(settings: Settings, name: str) -> str | None:
 def _what_an_account_is_missing(settings: Settings, name: str) -> str:
     missing = []
     if not importlib.util.find_spec(name):
-        missing.append(f'install its SDK (`pip install "baton[{name}]"`)')
+        missing.append(f'install its SDK (`pip install "baton-stream[{name}]"`)')
     if not _has_account(settings, name):
         missing.append(f"set {name.upper()}_API_KEY, or BATON_{name.upper()}_BASE_URL for a compatible server")
     return f"The generator {name!r} cannot be used yet: {' and '.join(missing)}."

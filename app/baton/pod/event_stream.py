@@ -27,7 +27,7 @@ from ..dialects.dialect import Header, Reader
 from ..errors import POD_FAULT, ConnectionCut, LogDamaged, TooManyQueries, Unavailable
 from ..observability import log_context, tracing
 from ..observability.metrics import PodMetrics
-from ..observability.metrics.pod import Closing, Leaving
+from ..observability.metrics.pod_metrics import Closing, Leaving
 from ..observability.tracing import Span
 from .epilogue import after_layers
 from .relay import Relays, Subscriber

@@ -14,7 +14,6 @@ from typing import Final, Self
 
 import asyncpg
 
-from .. import __version__
 from ..auth.gate import Gate
 from ..db import (
     disk_space,
@@ -40,6 +39,7 @@ from ..errors import ConfigurationError, Unavailable
 from ..generators.registry import configured_names, what_is_missing
 from ..observability.metrics import PodMetrics
 from ..settings import Settings
+from ..version import __version__
 from .census import Census
 from .event_stream import Connections
 from .read_limits import Reads

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from ..errors import PodFull, TooManySubscribers
 from ..observability.metrics import PodMetrics
-from ..observability.metrics.pod import Limit
+from ..observability.metrics.pod_metrics import Limit
 
 Key = TypeVar("Key")
 

@@ -1,4 +1,4 @@
-"""What a worker counts."""
+"""The metrics of a worker."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .numbers import (
     OTHER,
     SECONDS_TO_MINUTES,
     Histogram,
-    LabelledCounter,
-    LabelledHistogram,
+    LabeledCounter,
+    LabeledHistogram,
 )
 
-# Which counts of a usage are counted, and as which type. Input includes what was cached, and output the reasoning.
+# The counts of a usage that are metrics, and their label `type`. Input includes cached, output includes reasoning.
 _TOKEN_TYPES: Final = {
     "input_tokens": "input",
     "output_tokens": "output",
@@ -32,21 +32,21 @@ _TOKEN_TYPES: Final = {
 
 
 class Labels(NamedTuple):
-    """The generator and the model of a number: each is a name from the settings, "other", or empty if it is unknown."""
+    """The labels `generator` and `model`: each a name from the settings, "other", or empty if it is not known."""
 
     generator: str = ""
     model: str = ""
 
 
 class Names:
-    """The names that may stand in labels. Clients may choose any others, and each would make a series."""
+    """The names allowed as labels. Clients may choose any other name, and each would make a time series."""
 
     def __init__(self, generators: Set[str] = frozenset(), models: Set[str] = frozenset()) -> None:
         self._generators = generators
         self._models = models
 
     def labels(self, generator: str, model: str | None = None) -> Labels:
-        """Return the labels of a generator and the model that it asks."""
+        """Return the labels of a generator and of the model that it calls."""
         return Labels(_known(generator, self._generators), _known(model, self._models))
 
 
@@ -57,10 +57,10 @@ def _known(name: str | None, names: Set[str]) -> str:
 
 
 class WorkerMetrics(Collector):
-    """All numbers of a worker.
+    """All metrics of a worker.
 
-    `silences` returns for each running stream its generator and for how many seconds it has been silent. It is called
-    by the thread that answers Prometheus: a generator that blocks the event loop is silent, too.
+    `silences` returns, for each running stream, its generator and how many seconds it has been silent. The thread that
+    answers Prometheus calls it, so a generator that blocks the event loop is seen as silent too.
     """
 
     def __init__(self, concurrency: int = 0, *, silent_after_seconds: float = math.inf) -> None:
@@ -72,10 +72,10 @@ class WorkerMetrics(Collector):
         self.notifications = 0
         self.flushed_bytes = 0
         self.flush_failures = 0
-        self.ended = LabelledCounter(
+        self.ended = LabeledCounter(
             "baton_streams_ended", "Streams that this worker ended", "generator", "model", "status", "code"
         )
-        self.used_tokens = LabelledCounter(
+        self.used_tokens = LabeledCounter(
             "baton_usage_tokens",
             "Tokens that generators reported; input includes cached, output includes reasoning",
             "generator",
@@ -83,16 +83,16 @@ class WorkerMetrics(Collector):
             "type",
         )
         self.flush_seconds = Histogram(
-            "baton_flush_seconds", "Duration of an append, the commit included", MILLISECONDS_TO_SECONDS
+            "baton_flush_seconds", "Duration of an append, including the commit", MILLISECONDS_TO_SECONDS
         )
         self.flush_batches = Histogram(
-            "baton_flush_batches", "Streams that an append wrote to, a batch for each", COUNTS
+            "baton_flush_batches", "Streams that one append wrote to, one batch each", COUNTS
         )
-        self.flush_events = Histogram("baton_flush_events", "Events that an append wrote", COUNTS)
-        self.queue_seconds = LabelledHistogram(
+        self.flush_events = Histogram("baton_flush_events", "Events that one append wrote", COUNTS)
+        self.queue_seconds = LabeledHistogram(
             "baton_queue_seconds", "From a stream's creation to its first claim", SECONDS_TO_MINUTES, "generator"
         )
-        self.time_to_first_token_seconds = LabelledHistogram(
+        self.time_to_first_token_seconds = LabeledHistogram(
             "baton_time_to_first_token_seconds",
             "From a stream's claim to its first token",
             SECONDS_TO_MINUTES,
@@ -104,7 +104,7 @@ class WorkerMetrics(Collector):
             "Between two tokens of a stream, as its generator yields them",
             SECONDS_TO_MINUTES,
         )
-        self.stream_seconds = LabelledHistogram(
+        self.stream_seconds = LabeledHistogram(
             "baton_stream_seconds", "From a stream's claim to its end", SECONDS_TO_MINUTES, "generator", "model"
         )
         self.registry = CollectorRegistry()
@@ -123,7 +123,7 @@ class WorkerMetrics(Collector):
         self.flushed_bytes += size_bytes
 
     def used(self, labels: Labels, usage: Mapping[str, float]) -> None:
-        """Count what an attempt has used."""
+        """Count the usage of one attempt."""
         for name, kind in _TOKEN_TYPES.items():
             if count := usage.get(name):
                 self.used_tokens.add(*labels, kind, count=count)
@@ -136,8 +136,8 @@ class WorkerMetrics(Collector):
         yield GaugeMetricFamily("baton_worker_streams", "Streams being generated", self.running)
         yield self._silent()
         yield CounterMetricFamily("baton_flushed_bytes", "Bytes of events appended to the log", self.flushed_bytes)
-        yield CounterMetricFamily("baton_flush_failures", "Appends that had to be repeated", self.flush_failures)
-        yield CounterMetricFamily("baton_appends_fenced", "Batches refused after another's claim", self.fenced)
+        yield CounterMetricFamily("baton_flush_failures", "Appends that failed and were repeated", self.flush_failures)
+        yield CounterMetricFamily("baton_appends_fenced", "Batches rejected after another worker's claim", self.fenced)
         yield CounterMetricFamily("baton_notifications_sent", "Notifications sent", self.notifications)
         for numbers in (
             self.ended,
@@ -153,7 +153,7 @@ class WorkerMetrics(Collector):
             yield from numbers.collect()
 
     def _silent(self) -> Metric:
-        """Count the silent streams. A generator that has streams and no silent one has 0."""
+        """Count the silent streams by generator; 0 for a generator whose streams are all active."""
         counts: Counter[str] = Counter()
         for generator, seconds in self.silences():
             counts[generator] += seconds >= self._silent_after_seconds
