@@ -28,7 +28,7 @@ async def test_a_key_is_made_used_and_revoked(cluster: Cluster, tmp_path: Path) 
     pod = await guarded_pod(cluster)
     env = environment(BATON_URL=pod.url, BATON_DATABASE_URL=cluster.dsn)
     env["PATH"] = f"{BATON.parent}:{env['PATH']}"
-    code, out, err = await finished("-ec", code_of("Keys", "sh"), env=env, command=Path("/bin/sh"), cwd=tmp_path)
+    code, out, err = await finished("-ec", code_of("API keys", "sh"), env=env, command=Path("/bin/sh"), cwd=tmp_path)
     assert code == 0, err
     assert '"status":"queued"' in out
     assert "Revoked 'web'" in out
@@ -41,9 +41,9 @@ async def test_a_page_gets_a_token_of_the_answer(cluster: Cluster, monkeypatch: 
     monkeypatch.setenv("BATON_URL", pod.url)
     monkeypatch.setenv("BATON_KEY", key)
     names: dict[str, object] = {}
-    exec(code_of("Tokens of a stream", "python"), names)
+    exec(code_of("Stream tokens", "python"), names)
     page = await names["ask"](["Hello"])  # type: ignore[operator]
-    script = code_of("Tokens of a stream", "js")
+    script = code_of("Stream tokens", "js")
     (template,) = re.findall(r"EventSource\(`(.*)`\)", script)
     path = template.replace("${events_url}", page["events_url"]).replace("${token}", page["token"])
     followed = await cluster.client.get(pod.url + path)
@@ -52,7 +52,7 @@ async def test_a_page_gets_a_token_of_the_answer(cluster: Cluster, monkeypatch: 
 
 
 def test_the_settings_of_a_provider_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    for line in code_of("An identity provider", "sh").splitlines():
+    for line in code_of("Identity provider", "sh").splitlines():
         name, _, value = shlex.split(line)[1].partition("=")
         monkeypatch.setenv(name, value)
     loaded = Settings.load(token_keys=TOKEN_KEYS)
