@@ -48,7 +48,9 @@ def test_the_application_can_be_imported() -> None:
     assert names["app"].routes[0].app is names["baton_app"]
 
 
-@pytest.mark.parametrize(("heading", "page"), [("Your own generator", "README.md"), ("Generators", "docs/generators.md")])
+@pytest.mark.parametrize(
+    ("heading", "page"), [("Your own generator", "README.md"), ("Generators", "docs/generators.md")]
+)
 def test_the_generator_can_be_loaded(heading: str, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "my_agent", raising=False)

@@ -62,7 +62,7 @@ def test_the_environment_goes_before_the_file_and_an_argument_before_both(monkey
         (
             "BATON_POD_NAME",
             "pöd",
-            "BATON_POD_NAME: it must be 1 to 100 printable ASCII characters, with no space at an end.",
+            "BATON_POD_NAME: it must be 1 to 100 printable ASCII characters, without a space at either end.",
         ),
         ("BATON_POD_NAME", "a\nb", "BATON_POD_NAME: it must be 1 to 100 printable ASCII"),
         ("BATON_POD_NAME", "x" * 101, "BATON_POD_NAME: it must be 1 to 100 printable ASCII"),
@@ -91,12 +91,12 @@ def test_a_lease_outlasts_three_heartbeats() -> None:
     with pytest.raises(ConfigurationError) as caught:
         Settings.load(database_url=DSN, lease_seconds=2.9, worker_heartbeat_seconds=1)
     assert str(caught.value) == (
-        "BATON_LEASE_SECONDS must be at least 3 times BATON_WORKER_HEARTBEAT_SECONDS, 3 (it is 2.9): "
-        "else a worker whose heartbeat is late counts as dead."
+        "BATON_LEASE_SECONDS must be at least 3 times BATON_WORKER_HEARTBEAT_SECONDS, 3 (it is 2.9). "
+        "Otherwise a worker whose heartbeat is late counts as dead."
     )
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     with pytest.raises(ConfigurationError, match=r"BATON_PORT: .* BATON_MAX_ATTEMPTS: "):
         Settings.load(port=-1, max_attempts=0)
 
