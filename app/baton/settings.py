@@ -540,7 +540,7 @@ class Settings(BaseSettings):
             return frozenset(item if item == "*" else str(ipaddress.ip_network(item)) for item in value)
         except ValueError:
             raise ValueError(
-                "each must be an address, a network without host bits, or *, such as 10.1.2.3 or 10.0.0.0/8"
+                "each must be an address or a network without host bits, such as 10.1.2.3 or 10.0.0.0/8, or *"
             ) from None
 
     @field_validator("allowed_headers")
