@@ -196,7 +196,7 @@ async def test_a_header_that_is_too_large_is_refused(cluster: Cluster, header: b
         assert problem.pop("request_id")
         assert problem == {
             "type": "/errors#header_too_large",
-            "title": "The head of the request is too large",
+            "title": "The header of the request is too large",
             "status": 431,
             "detail": "A request's header may have 4096 bytes at most.",
             "code": "header_too_large",

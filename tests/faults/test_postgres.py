@@ -24,7 +24,7 @@ from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
 
 FILL = "SELECT pg_notify('fill', repeat('x', 7900) || i) FROM generate_series(1, 4) AS i"
-DAMAGED = b'data: {"type":"error","error":{"code":"log_damaged","message":"A part of the stream is missing."}}\n\n'
+DAMAGED = b'data: {"type":"error","error":{"code":"log_damaged","message":"Part of the stream is missing."}}\n\n'
 
 
 async def counting(request: GenerationRequest, /) -> AsyncIterator[Yielded]:
