@@ -254,7 +254,8 @@ ENDS: Final[tuple[Code, ...]] = (
         "The generator yielded an invalid event",
         "The generator yielded something that is neither text nor an event.",
         "Report the stream's id.",
-        "The worker's log says what the generator yielded. Correct the generator. `baton.Generator` documents all events.",
+        "The worker's log says what the generator yielded. Correct the generator. `baton.Generator` documents all "
+        "events.",
     ),
     Code(
         "storage_rejected",
