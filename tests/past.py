@@ -13,7 +13,8 @@ from baton.db.event_log import Append
 from baton.db.postgres import Connection
 from baton.events import encode_text
 from baton.outcome import Outcome
-from baton.schema.maintain import DAY_SECONDS, Pass, Policy
+from baton.schema.maintenance_run import MaintenanceRun
+from baton.schema.retention_policy import DAY_SECONDS, Policy
 
 KEPT_DAYS = 5
 POLICY = Policy(days_ahead=1, retention_days=KEPT_DAYS)
@@ -24,7 +25,7 @@ async def maintained(
 ) -> list[str]:
     """Maintain once; return what was said."""
     said: list[str] = []
-    await Pass(connection, policy, said.append, lock_seconds=lock_seconds, batch_rows=batch_rows).run()
+    await MaintenanceRun(connection, policy, said.append, lock_seconds=lock_seconds, batch_rows=batch_rows).run()
     return said
 
 

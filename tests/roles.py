@@ -11,7 +11,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import asyncpg
 from tests.conftest import execute
 
-from baton.schema.grants import Revocation, RoleNames, script
+from baton.schema.grants import Revocation, RoleNames
+from baton.schema.grants_sql import script
 
 PASSWORD = "hunter2"
 

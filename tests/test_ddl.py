@@ -21,10 +21,10 @@ from baton.db.event_log import Append
 from baton.db.postgres import REVISION
 from baton.errors import ConfigurationError
 from baton.events import encode_text
-from baton.schema import ddl, offline
+from baton.schema import ddl, migration_sql
+from baton.schema.lock_timeouts import LockTimeouts
 from baton.schema.migrate import migrate, revision_of
-from baton.schema.patience import Patience
-from baton.schema.revisions import History
+from baton.schema.revisions import RevisionHistory
 
 CREATE = """ddl.create_log_index("ix_batch_epoch", "(epoch) WHERE epoch > 0 AND events <> '%'")"""
 DROP = 'ddl.drop_log_index("ix_batch_epoch")'
@@ -81,9 +81,9 @@ async def test_an_index_is_built_while_others_write_and_make_partitions(written:
     history = history_with(tmp_path, CREATE, DROP, locks=[ddl.LOG_INDEX_LOCKS, {"batch": "ACCESS EXCLUSIVE"}])
     said: list[str] = []
     async with connected(written) as writing, old_transaction(written) as old:
-        patience = Patience(lock_timeout_milliseconds=100)
+        timeouts = LockTimeouts(lock_timeout_milliseconds=100)
         task = asyncio.create_task(
-            migrate(written, days_ahead=5, to="9001", patience=patience, history=history, say=said.append)
+            migrate(written, days_ahead=5, to="9001", timeouts=timeouts, history=history, say=said.append)
         )
         await until(lambda: is_building(writing))
         await writing.execute("SET lock_timeout = '5s'")
@@ -107,13 +107,13 @@ async def test_an_index_is_built_while_others_write_and_make_partitions(written:
 async def test_an_index_on_another_table_is_built_while_others_write(empty_dsn: str) -> None:
     await migrate(empty_dsn, days_ahead=0, to="0005")
     async with connected(empty_dsn) as writing, old_transaction(empty_dsn) as old:
-        patience = Patience(lock_timeout_milliseconds=100)
-        task = asyncio.create_task(migrate(empty_dsn, days_ahead=0, to="0006", patience=patience))
+        timeouts = LockTimeouts(lock_timeout_milliseconds=100)
+        task = asyncio.create_task(migrate(empty_dsn, days_ahead=0, to="0006", timeouts=timeouts))
         await until(lambda: is_building(writing))
         held = await writing.fetch(
             "SELECT mode FROM pg_locks WHERE relation = 'baton.idempotency_key'::regclass AND granted"
         )
-        assert History().revisions[5].locks == {"idempotency_key": mode_in_sql(held[0]["mode"])}
+        assert RevisionHistory().revisions[5].locks == {"idempotency_key": mode_in_sql(held[0]["mode"])}
         await writing.execute("SET lock_timeout = '5s'")
         await writing.execute("INSERT INTO baton.idempotency_key VALUES ('', 'key', '', gen_random_uuid(), now())")
         await old.execute("COMMIT")
@@ -137,9 +137,9 @@ async def test_a_build_that_was_cut_off_is_done_again(written: str, tmp_path: Pa
 async def cut_off(dsn: str, folder: Path) -> None:
     """Leave what a build leaves that lost its patience."""
     async with old_transaction(dsn) as old:
-        patience, history = Patience(give_up_seconds=0.2), history_with(folder, CREATE)
-        with pytest.raises(ConfigurationError, match=f"In the way: process {old.get_server_pid()} "):
-            await migrate(dsn, days_ahead=1, patience=patience, history=history)
+        timeouts, history = LockTimeouts(give_up_seconds=0.2), history_with(folder, CREATE)
+        with pytest.raises(ConfigurationError, match=f"Blocked by: process {old.get_server_pid()} "):
+            await migrate(dsn, days_ahead=1, timeouts=timeouts, history=history)
     assert await revision_of(dsn) == REVISION
     async with connected(dsn) as looking:
         left = "SELECT count(*) FROM pg_index WHERE NOT indisvalid AND indrelid <> 'baton.batch'::regclass"
@@ -187,7 +187,7 @@ async def test_psql_does_the_same(written: str, empty_dsn: str, tmp_path: Path) 
     history = history_with(tmp_path, CREATE)
     await migrate(empty_dsn, days_ahead=1, history=history)
     await cut_off(written, tmp_path / "cut")
-    sql = offline.script(start=REVISION, to=None, days_ahead=3, history=history)
+    sql = migration_sql.script(start=REVISION, to=None, days_ahead=3, history=history)
     for _ in range(2):
         code, _, err = await psql(written, sql, tmp_path)
         assert (code, err) == (0, "")
@@ -198,10 +198,10 @@ async def test_psql_does_the_same(written: str, empty_dsn: str, tmp_path: Path) 
 
 
 async def test_an_index_takes_the_locks_that_it_states(written: str, tmp_path: Path) -> None:
-    patience, history = Patience(lock_timeout_milliseconds=20_000), history_with(tmp_path, CREATE)
+    timeouts, history = LockTimeouts(lock_timeout_milliseconds=20_000), history_with(tmp_path, CREATE)
     async with connected(written) as writing, connected(written) as looking, old_transaction(written) as old:
         await writing.execute("BEGIN; LOCK TABLE ONLY baton.batch IN ROW EXCLUSIVE MODE")
-        task = asyncio.create_task(migrate(written, days_ahead=1, patience=patience, history=history))
+        task = asyncio.create_task(migrate(written, days_ahead=1, timeouts=timeouts, history=history))
         await until(lambda: waits(looking))
         assert await locks_on_log(looking) == {("batch", "SHARE")}
         await writing.execute("COMMIT")

@@ -36,7 +36,9 @@ from baton.db import event_log, partitions, retention, streams
 from baton.db.postgres import CONNECTION_ERRORS, MAINTENANCE_LOCK, MIGRATION_LOCK, Connection
 from baton.errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, StreamExpired, StreamNotFound
 from baton.outcome import Outcome
-from baton.schema.maintain import DAY_SECONDS, STATEMENT_SECONDS, Policy, foresee, keep_maintaining, maintain
+from baton.schema.maintain import keep_maintaining, maintain, preview
+from baton.schema.maintenance_run import STATEMENT_SECONDS
+from baton.schema.retention_policy import DAY_SECONDS, Policy
 
 GONE_DAYS = KEPT_DAYS + 1
 Postgres: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -83,18 +85,18 @@ async def until_it_waits(connection: Connection, pid: int) -> None:
 async def test_where_streams_are_kept_for_long_new_partitions_are_wider(dsn: str) -> None:
     policy = Policy(days_ahead=30, retention_days=3 * 365)
     async with connected(dsn) as connection:
-        foreseen: list[str] = []
-        await foresee(connection, policy, foreseen.append)
+        previewed: list[str] = []
+        await preview(connection, policy, previewed.append)
         said = await maintained(connection, policy)
-        assert foreseen[0] == "Would make new partitions for 3 days each."
-        assert said[0] == "New partitions are made for 3 days each."
+        assert previewed[0] == "Would make new partitions hold 3 days each."
+        assert said[0] == "New partitions hold 3 days each."
         created = [line for line in said if line.startswith("Created")]
-        assert [line.replace("Would create", "Created") for line in foreseen if "create" in line.split()] == created
+        assert [line.replace("Would create", "Created") for line in previewed if "create" in line.split()] == created
         assert 10 <= len(created) <= 11
         # Workers do not know how long streams are kept, and create partitions of the same width.
         assert len(await partitions.create_ahead(connection, 60)) == 10
         assert await maintained(connection, policy) == said[-1:]
-        assert (await maintained(connection))[0] == "New partitions are made for 1 day each."
+        assert (await maintained(connection))[0] == "New partitions hold 1 day each."
 
 
 async def test_a_wide_partition_goes_when_all_of_its_days_have_expired(dsn: str) -> None:
@@ -111,7 +113,7 @@ async def test_a_wide_partition_goes_when_all_of_its_days_have_expired(dsn: str)
                 id_at(await day(connection, days)),
             )
         said = await maintained(connection, Policy(1, KEPT_DAYS + 1))
-        assert said[:-1] == ["Deleted 1 stream, and 0 idempotency keys whose time was over."]
+        assert said[:-1] == ["Deleted 1 stream and 0 idempotency keys that had expired."]
         assert await state(connection, name) == "attached"
         assert f"Dropped partition {name}." in await maintained(connection)
 
@@ -132,7 +134,7 @@ async def test_whole_days_are_kept_and_what_is_older_goes(dsn: str) -> None:
         name = partitions.name_of(await day(connection, GONE_DAYS))
         assert not await exists(connection, name)
         assert said[:2] == [
-            "Deleted 1 stream, and 0 idempotency keys whose time was over.",
+            "Deleted 1 stream and 0 idempotency keys that had expired.",
             f"Dropped partition {name}.",
         ]
         assert len(await event_log.read(connection, kept, 0)) == 2
@@ -173,7 +175,7 @@ async def test_a_live_stream_keeps_its_partition_until_it_has_ended(dsn: str, st
         beside = await old_stream(connection, GONE_DAYS)
         name = partitions.name_of(await day(connection, GONE_DAYS))
         said = await maintained(connection)
-        assert f"Partition {name} is kept: stream {stream_id} in it is {status}." in said
+        assert f"Kept partition {name}: it holds stream {stream_id}, which is {status}." in said
         assert await state(connection, name) == "attached"
         assert not await has_row(connection, beside)
         await append(connection, stream_id, 3)
@@ -198,7 +200,7 @@ async def test_keys_go_when_their_time_is_over(dsn: str) -> None:
         for lives_seconds in (-1, -1, -1, 60):
             await add_key(connection, stream_id, lives_seconds=lives_seconds)
         said = await maintained(connection, batch_rows=2)
-        assert said[0] == "Deleted 0 streams, and 3 idempotency keys whose time was over."
+        assert said[0] == "Deleted 0 streams and 3 idempotency keys that had expired."
         assert await keys_of(connection, stream_id) == 1
 
 
@@ -236,9 +238,8 @@ async def test_what_somebody_detached_to_keep_stays(dsn: str) -> None:
     async with connected(dsn) as connection:
         name = await old_partition(connection, GONE_DAYS)
         await connection.execute(f"ALTER TABLE baton.batch DETACH PARTITION {name}")
-        assert f"{name} looks like a partition that somebody has detached, and is left alone." in await maintained(
-            connection
-        )
+        left_alone = f"Left {name} alone: it looks like a partition that somebody has detached to keep it."
+        assert left_alone in await maintained(connection)
         assert await state(connection, name) == "detached"
 
 
@@ -252,7 +253,7 @@ async def test_a_dry_run_says_the_same_and_does_nothing(dsn: str) -> None:
         assert said == [
             f"Would create partition {names[-2]}.",
             said[1],
-            f"Would keep partition {names[GONE_DAYS + 1]}: stream {live} in it is running.",
+            f"Would keep partition {names[GONE_DAYS + 1]}: it holds stream {live}, which is running.",
             f"Would drop partition {names[GONE_DAYS]}.",
         ]
         assert said[1].startswith("Would delete 1 stream created before ")
@@ -294,7 +295,7 @@ async def test_a_dry_run_says_what_becomes_of_a_pending_partition(dsn: str, ours
             assert said[1:] == [f"Would drop partition {name}.", f"Would drop partition {other}."]
             assert [await state(connection, each) for each in (name, other)] == ["gone", "gone"]
         else:
-            assert said[1:] == [f"Would drop no partition, since somebody else is detaching {name}."]
+            assert said[1:] == [f"Would drop no partition: another session is detaching {name}."]
             assert [await state(connection, each) for each in (name, other)] == ["pending", "attached"]
 
 
@@ -336,7 +337,7 @@ async def test_of_two_at_once_one_works(dsn: str) -> None:
     async with connected(dsn) as connection, connected(dsn) as other:
         gone = await old_stream(connection, GONE_DAYS)
         await other.execute("SELECT pg_advisory_lock($1)", MAINTENANCE_LOCK)
-        assert await maintained(connection) == ["Another `baton maintain` is at work, and this one leaves it to that."]
+        assert await maintained(connection) == ["Another `baton maintain` is running, so this one does nothing."]
         assert await has_row(connection, gone)
         await other.execute("SELECT pg_advisory_unlock($1)", MAINTENANCE_LOCK)
         await maintained(connection)
@@ -349,7 +350,7 @@ async def test_partitions_are_left_alone_while_a_migration_is_at_work(dsn: str) 
         gone = await old_stream(connection, GONE_DAYS)
         name = partitions.name_of(await day(connection, GONE_DAYS))
         await other.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
-        assert "A migration is at work, and partitions are left to the next run." in await maintained(connection)
+        assert "A migration is running. The next run drops expired partitions." in await maintained(connection)
         assert (await has_row(connection, gone), await state(connection, name)) == (False, "attached")
 
 
@@ -536,7 +537,7 @@ async def test_the_loop_goes_on_after_an_outage(postgres: str, dsn: str, caplog:
         loop = asyncio.create_task(keep_maintaining(dsn, POLICY, every_seconds=0.01, say=say))
         await until(lambda: runs > 1)
         await execute(postgres, f"{database} false")
-        await until(lambda: "It is tried again." in caplog.text)
+        await until(lambda: "Retrying." in caplog.text)
         gone = await old_stream(connection, GONE_DAYS)
         await execute(postgres, f"{database} true")
         runs = 0
@@ -572,7 +573,7 @@ async def test_a_role_that_does_not_own_the_schema_is_told(dsn: str) -> None:
     await execute(dsn, f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'; GRANT USAGE ON SCHEMA baton TO {role}")
     await execute(dsn, f"GRANT SELECT ON ALL TABLES IN SCHEMA baton TO {role}")
     try:
-        with pytest.raises(ConfigurationError, match="needs the role that ran `baton migrate`"):
+        with pytest.raises(ConfigurationError, match="as the role that ran `baton migrate`"):
             await maintain(as_role(dsn, role), POLICY, say=print)
     finally:
         await execute(dsn, f"DROP OWNED BY {role}; DROP ROLE {role}")
@@ -582,6 +583,6 @@ async def test_a_statement_that_takes_too_long_is_not_called_a_lost_connection(d
     async with connected(dsn) as connection:
         await connection.execute(f"ALTER DATABASE {urlsplit(dsn).path[1:]} SET statement_timeout = '50ms'")
         await connection.execute("BEGIN; LOCK TABLE baton.stream")
-        with pytest.raises(ConfigurationError, match="was held up for too long") as caught:
+        with pytest.raises(ConfigurationError, match="waited too long") as caught:
             await maintain(dsn, POLICY, say=print, dry_run=True)
     assert not isinstance(caught.value, DatabaseUnreachable)

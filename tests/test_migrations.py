@@ -27,12 +27,12 @@ from tests.revisions import history_with, locks_taken, revision_at
 from baton.db.listener import session_dsn
 from baton.db.postgres import MIGRATION_LOCK, REVISION, check_schema
 from baton.errors import ConfigurationError, SchemaMismatch
-from baton.schema import offline
-from baton.schema.blockers import pause_seconds
+from baton.schema import migration_sql
+from baton.schema.lock_timeouts import LockTimeouts
+from baton.schema.lock_waits import poll_seconds
 from baton.schema.migrate import announce, engine, migrate, revision_of
-from baton.schema.offline import revision_sql
-from baton.schema.patience import Patience
-from baton.schema.revisions import History
+from baton.schema.migration_sql import revision_sql
+from baton.schema.revisions import RevisionHistory
 
 SQUAWK = Path(sys.executable).parent / "squawk"
 PROJECT = Path(__file__).parent.parent
@@ -45,12 +45,12 @@ AWAITED = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = to_reg
 
 
 def test_there_is_one_head_and_the_code_works_with_it() -> None:
-    assert ScriptDirectory.from_config(History().config()).get_heads() == [REVISION]
+    assert ScriptDirectory.from_config(RevisionHistory().config()).get_heads() == [REVISION]
 
 
 async def test_up_check_down_up(empty_dsn: str) -> None:
     def cycle(connection: Connection) -> None:
-        config = History().config()
+        config = RevisionHistory().config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         command.check(config)
@@ -62,7 +62,7 @@ async def test_up_check_down_up(empty_dsn: str) -> None:
 
 
 async def test_each_revision_takes_the_locks_that_it_states(empty_dsn: str) -> None:
-    history = History()
+    history = RevisionHistory()
     for revision in history.revisions:
         taken = await locks_taken(empty_dsn, history, revision)
         if revision.id not in BUILT_CONCURRENTLY:
@@ -80,7 +80,7 @@ async def test_a_false_statement_about_locks_is_found(dsn: str, tmp_path: Path) 
 
 
 async def test_each_revision_passes_the_linter(tmp_path: Path) -> None:
-    history = History()
+    history = RevisionHistory()
     for revision in history.revisions:
         code, out, err = await lint(tmp_path / f"{revision.id}.sql", revision_sql(history, revision))
         assert code == 0, out + err
@@ -106,8 +106,8 @@ async def lint(file: Path, sql: str) -> tuple[int, str, str]:
 async def test_what_is_to_be_done_is_said_and_only_said(empty_dsn: str) -> None:
     said: list[str] = []
     await announce(empty_dsn, days_ahead=1, say=said.append)
-    assert said[0] == "The database has no Baton tables yet. To do:"
-    assert [line.split()[0] for line in said[1:-3]] == History().ids
+    assert said[0] == "The database has no Baton tables yet. Revisions to run:"
+    assert [line.split()[0] for line in said[1:-3]] == RevisionHistory().ids
     assert all(line.startswith("Would create partition baton.batch_20") for line in said[-3:])
     async with connected(empty_dsn) as connection:
         assert await connection.fetchval("SELECT to_regnamespace('baton')") is None
@@ -117,8 +117,8 @@ async def test_locks_on_tables_that_are_there_are_said(empty_dsn: str) -> None:
     await migrate(empty_dsn, days_ahead=0, to="0001")
     said: list[str] = []
     await announce(empty_dsn, days_ahead=1, to="0003", say=said.append)
-    stated = "       It takes ACCESS EXCLUSIVE on stream (nobody reads or writes while it is held)."
-    assert said[0] == "The database is at revision 0001. To do:"
+    stated = "       It takes ACCESS EXCLUSIVE on stream (blocks reads and writes while it is held)."
+    assert said[0] == "The database is at revision 0001. Revisions to run:"
     assert said[2] == stated
     assert said[4] == "       It takes no lock on existing tables."
     assert [line for line in said[5:] if not line.startswith("Would create partition")] == []
@@ -128,9 +128,9 @@ async def test_locks_on_tables_that_are_there_are_said(empty_dsn: str) -> None:
 async def test_it_goes_as_far_as_it_is_told(empty_dsn: str) -> None:
     await migrate(empty_dsn, days_ahead=0, to="0002")
     assert await revision_of(empty_dsn) == "0002"
-    with pytest.raises(ConfigurationError, match="There is no revision '0815'"):
+    with pytest.raises(ConfigurationError, match="Revision '0815' does not exist"):
         await migrate(empty_dsn, days_ahead=0, to="0815")
-    with pytest.raises(ConfigurationError, match="does not go back"):
+    with pytest.raises(ConfigurationError, match="does not downgrade"):
         await migrate(empty_dsn, days_ahead=0, to="0001")
     await migrate(empty_dsn, days_ahead=0)
     assert await revision_of(empty_dsn) == REVISION
@@ -149,11 +149,11 @@ async def test_whoever_may_hold_the_lock_is_named(dsn: str, tmp_path: Path) -> N
     async with connected(dsn) as holding:
         await holding.execute(f"SELECT pg_advisory_lock({MIGRATION_LOCK})")
         pid = holding.get_server_pid()
-        named = rf"{either} has been at work for 0 s: process {pid} \(.+, user \w+, connected since 20.+\)\. Run"
+        named = rf"{either} is still running after 0 s: process {pid} \(.+, user \w+, connected since 20.+\)\. Run"
         with pytest.raises(ConfigurationError, match=named):
-            await migrate(dsn, days_ahead=1, patience=Patience(give_up_seconds=0))
-        _, _, err = await psql(dsn, offline.script(start=REVISION, to=None, days_ahead=1), tmp_path)
-        assert f"{either} is at work. Run this" in err
+            await migrate(dsn, days_ahead=1, timeouts=LockTimeouts(give_up_seconds=0))
+        _, _, err = await psql(dsn, migration_sql.script(start=REVISION, to=None, days_ahead=1), tmp_path)
+        assert f"{either} is running. Run this" in err
     said: list[str] = []
     await announce(dsn, days_ahead=1, say=said.append)
     assert said == ["No revision is missing."]
@@ -174,14 +174,14 @@ async def test_who_is_in_the_way_is_named_and_nobody_else_waits_for_long(dsn: st
     said: list[str] = []
     history = history_with(tmp_path, ADD_COLUMN)
     async with reading(dsn) as somebody, connected(dsn) as other:
-        patience = Patience(lock_timeout_milliseconds=200)
-        task = asyncio.create_task(migrate(dsn, days_ahead=1, patience=patience, history=history, say=said.append))
-        await until(lambda: any("In the way" in line for line in said) or task.done())
-        (line,) = [line for line in said if "In the way" in line]
+        timeouts = LockTimeouts(lock_timeout_milliseconds=200)
+        task = asyncio.create_task(migrate(dsn, days_ahead=1, timeouts=timeouts, history=history, say=said.append))
+        await until(lambda: any("Blocked by" in line for line in said) or task.done())
+        (line,) = [line for line in said if "Blocked by" in line]
         pid, user = somebody.get_server_pid(), await other.fetchval("SELECT current_user")
-        assert line.startswith("Revision 9001 waited 200 ms for a lock and let everybody pass. In the way: process ")
+        assert line.startswith("Revision 9001 waited 200 ms for a lock, then stood back. Blocked by: process ")
         assert f"process {pid} (somebody, user {user}, in a transaction since 20" in line
-        assert "with: BEGIN; SELECT count(*) FROM baton.stream" in line
+        assert "query: BEGIN; SELECT count(*) FROM baton.stream" in line
         # It asks for the table again, and everybody stands behind it, until its own time is over.
         await until(lambda: awaited(other))
         await other.execute("UPDATE baton.stream SET tenant = tenant")
@@ -193,7 +193,7 @@ async def test_who_is_in_the_way_is_named_and_nobody_else_waits_for_long(dsn: st
 
 def test_who_is_waited_for_long_is_looked_at_more_seldom() -> None:
     now = time.monotonic()
-    assert pause_seconds(None) == pause_seconds(now) < pause_seconds(now - 3600)
+    assert poll_seconds(None) == poll_seconds(now) < poll_seconds(now - 3600)
 
 
 async def awaited(connection: asyncpg.Connection[asyncpg.Record]) -> bool:
@@ -202,12 +202,12 @@ async def awaited(connection: asyncpg.Connection[asyncpg.Record]) -> bool:
 
 async def test_when_patience_ends_it_says_what_to_do_and_can_be_run_again(dsn: str, tmp_path: Path) -> None:
     history = history_with(tmp_path, "pass", ADD_COLUMN)
-    patience = Patience(lock_timeout_milliseconds=100, give_up_seconds=0)
+    timeouts = LockTimeouts(lock_timeout_milliseconds=100, give_up_seconds=0)
     async with reading(dsn) as somebody:
         with pytest.raises(ConfigurationError) as raised:
-            await migrate(dsn, days_ahead=1, patience=patience, history=history)
-        assert "Revision 9002 could not get its lock within 0 s. In the way: process" in str(raised.value)
-        assert f"`SELECT pg_terminate_backend({somebody.get_server_pid()})`, and run" in str(raised.value)
+            await migrate(dsn, days_ahead=1, timeouts=timeouts, history=history)
+        assert "Revision 9002 did not get its lock within 0 s. Blocked by: process" in str(raised.value)
+        assert f"`SELECT pg_terminate_backend({somebody.get_server_pid()})`. Then run" in str(raised.value)
     assert await revision_of(dsn) == "9001"
     await migrate(dsn, days_ahead=1, history=history)
     assert await revision_of(dsn) == "9002"
@@ -232,21 +232,21 @@ async def test_a_deadlock_is_tried_again(dsn: str, tmp_path: Path) -> None:
         await other.execute("BEGIN; LOCK TABLE baton.worker")
         # Whoever is the last to wait finds the deadlock, and is given up: that is to be the migration.
         await other.execute("SET deadlock_timeout = '10min'")
-        patience, history = Patience(lock_timeout_milliseconds=20_000), history_with(tmp_path, both)
-        task = asyncio.create_task(migrate(dsn, days_ahead=1, patience=patience, history=history, say=said.append))
+        timeouts, history = LockTimeouts(lock_timeout_milliseconds=20_000), history_with(tmp_path, both)
+        task = asyncio.create_task(migrate(dsn, days_ahead=1, timeouts=timeouts, history=history, say=said.append))
         held = "mode = 'AccessExclusiveLock' AND relation = 'baton.stream'::regclass"
         await until(lambda: looking.fetchval(f"SELECT count(*) > 0 FROM pg_locks WHERE {held}"))
         await other.execute("LOCK TABLE baton.stream")
         await other.execute("COMMIT")
         await task
-    assert any("Trying again" in line for line in said)
+    assert any("Retrying" in line for line in said)
 
 
 async def test_a_lost_connection_leaves_what_the_next_run_goes_on_with(dsn: str, tmp_path: Path) -> None:
     history = history_with(tmp_path, "pass", ADD_COLUMN)
-    patience = Patience(lock_timeout_milliseconds=60_000)
+    timeouts = LockTimeouts(lock_timeout_milliseconds=60_000)
     async with reading(dsn), connected(dsn) as other:
-        task = asyncio.create_task(migrate(dsn, days_ahead=1, patience=patience, history=history))
+        task = asyncio.create_task(migrate(dsn, days_ahead=1, timeouts=timeouts, history=history))
         await until(lambda: awaited(other))
         await other.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -338,7 +338,7 @@ async def test_the_sql_makes_the_same_schema(dsn: str, empty_dsn: str, tmp_path:
 async def test_the_sql_goes_on_where_it_stopped(empty_dsn: str, tmp_path: Path) -> None:
     await migrate(empty_dsn, days_ahead=0, to="0002")
     from_here = await finished("migrate", "--sql", env=environment(BATON_DATABASE_URL=empty_dsn), cwd=tmp_path)
-    sql = offline.script(start="0002", to=None, days_ahead=7, patience=Patience(lock_timeout_milliseconds=50))
+    sql = migration_sql.script(start="0002", to=None, days_ahead=7, timeouts=LockTimeouts(lock_timeout_milliseconds=50))
     assert from_here[1] == sql.replace("50ms", "500ms")
     async with connected(empty_dsn) as holding:
         await holding.execute("BEGIN; LOCK TABLE baton.stream IN SHARE UPDATE EXCLUSIVE MODE")
@@ -353,9 +353,9 @@ async def test_the_sql_goes_on_where_it_stopped(empty_dsn: str, tmp_path: Path) 
 
 async def test_sql_for_another_place_is_refused(empty_dsn: str, tmp_path: Path) -> None:
     await migrate(empty_dsn, days_ahead=0, to="0001")
-    code, _, err = await psql(empty_dsn, offline.script(start="0002", to="0003", days_ahead=1), tmp_path)
+    code, _, err = await psql(empty_dsn, migration_sql.script(start="0002", to="0003", days_ahead=1), tmp_path)
     assert code == 3
-    assert "this script does not begin where the database is" in err
+    assert "this script starts at another revision" in err
     assert await revision_of(empty_dsn) == "0001"
 
 
@@ -386,7 +386,7 @@ async def test_a_newer_database_will_do_until_it_says_that_it_will_not(dsn: str)
         await connection.execute("UPDATE baton.compatibility SET oldest_code = $1", REVISION)
         await check_schema(connection)
         said: list[str] = []
-        newer = f"The schema is at revision 9999, newer than {REVISION} and fit for it: nothing to migrate."
+        newer = f"The schema is at revision 9999, newer than {REVISION} and compatible with it: nothing to migrate."
         for go in (migrate, announce):
             said.clear()
             await go(dsn, days_ahead=1, say=said.append)
@@ -395,7 +395,7 @@ async def test_a_newer_database_will_do_until_it_says_that_it_will_not(dsn: str)
         await migrate(dsn, days_ahead=1, to=REVISION, say=said.append)
         assert said == [newer]
         with pytest.raises(ConfigurationError, match=f"at revision 9999, newer than .+ up to {REVISION}"):
-            offline.script(start=await revision_of(dsn), to=None, days_ahead=1)
+            migration_sql.script(start=await revision_of(dsn), to=None, days_ahead=1)
         await connection.execute("UPDATE baton.compatibility SET oldest_code = '9998'")
         with pytest.raises(SchemaMismatch, match=r"needs code of revision 9998 at least.+Run a newer version of Baton"):
             await check_schema(connection)

@@ -19,7 +19,7 @@ from baton.db.event_log import Append
 from baton.db.partitions import Partition
 from baton.db.postgres import Connection
 from baton.events import encode_text
-from baton.schema.maintain import DAY_SECONDS
+from baton.schema.retention_policy import DAY_SECONDS
 
 
 async def test_they_reach_from_yesterday_to_so_many_days_ahead(dsn: str) -> None:
