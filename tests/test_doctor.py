@@ -124,9 +124,9 @@ async def test_it_finds_that_nobody_or_everybody_is_let_in(dsn: str) -> None:
     assert levels(await diagnose(dsn))["access_not_configured"] is WARNING
     assert levels(await diagnose(dsn, allow_anonymous=True))["access_anonymous"] is WARNING
     provider: dict[str, Any] = {"jwks_url": "https://idp.test/keys", "jwt_issuer": "idp", "jwt_audience": "baton"}
-    assert finding(await diagnose(dsn, **provider), "access").message == "0 API keys, and an identity provider."
+    assert finding(await diagnose(dsn, **provider), "access").message == "0 valid API keys, and an identity provider."
     await execute(dsn, A_KEY)
-    assert finding(await diagnose(dsn), "access").message == "1 API key."
+    assert finding(await diagnose(dsn), "access").message == "1 valid API key."
     await execute(dsn, "UPDATE baton.api_key SET expires_at = clock_timestamp() - interval '1 s'")
     assert "access_not_configured" in levels(await diagnose(dsn))
 
@@ -189,7 +189,7 @@ async def test_it_finds_that_there_is_no_partition_at_all(dsn: str) -> None:
         for item in await partitions.attached(connection):
             await connection.execute(f"DROP TABLE {item.name}")
     found = finding(await diagnose(dsn), "partitions_run_out")
-    assert (found.level, found.message) == (ERROR, "0 partitions of the log; new streams have none.")
+    assert (found.level, found.message) == (ERROR, "The log has 0 partitions; new streams have no partition.")
 
 
 async def test_it_compares_the_partitions_with_the_room_for_locks_and_with_the_ceiling(dsn: str) -> None:
@@ -251,8 +251,8 @@ async def test_it_finds_partitions_that_should_be_gone(dsn: str, age_days: int) 
 DATABASE_SETTINGS = {
     "idle_session_timeout = '5min'": ("idle_session_timeout", ERROR, "after 5 min"),
     "statement_timeout = '300ms'": ("statement_timeout", WARNING, "300 ms"),
-    "log_statement = 'all'": ("parameters_logged", WARNING, "this role's statements: inputs and texts"),
-    "idle_in_transaction_session_timeout = 0": ("idle_in_transaction", WARNING, "in a transaction for ever"),
+    "log_statement = 'all'": ("parameters_logged", WARNING, "this role's statements, including inputs and texts"),
+    "idle_in_transaction_session_timeout = 0": ("idle_in_transaction", WARNING, "in a transaction forever"),
     "synchronous_commit = off": ("synchronous_commit_off", ERROR, "synchronous_commit is off"),
     "default_transaction_read_only = on": ("read_only", ERROR, "read-only"),
 }
@@ -273,7 +273,7 @@ async def test_it_finds_that_failing_statements_are_logged_with_what_they_carry(
     async with connected(dsn) as connection:
         name = await connection.fetchval("SELECT current_database()")
         await connection.execute(f"ALTER DATABASE {name} SET log_parameter_max_length_on_error = 100")
-    assert "statements that fail" in finding(await diagnose(dsn), "parameters_logged").message
+    assert "failing statements" in finding(await diagnose(dsn), "parameters_logged").message
 
 
 async def test_it_finds_who_else_may_connect(dsn: str) -> None:
@@ -282,10 +282,10 @@ async def test_it_finds_who_else_may_connect(dsn: str) -> None:
         found = finding(await diagnose(roles.serve_dsn), "connect_public")
         assert others.names.work in found.message
         assert roles.names.work not in found.message
-        assert "hear the text of streams" in found.message
+        assert "receives the text of streams" in found.message
         assert "--revoke-connect" in found.advice
         silent = finding(await diagnose(roles.serve_dsn, notify_payloads=False), "connect_public")
-        assert "hear the ids of streams" in silent.message
+        assert "receives the ids of streams" in silent.message
         await roles.grant(Revocation(lock_out_others=True))
         assert finding(await diagnose(roles.serve_dsn), "connect").level is WELL
 
@@ -463,18 +463,18 @@ async def test_an_older_schema_is_told(empty_dsn: str) -> None:
 async def test_roles_are_told_what_they_lack_and_what_they_have_too_much(dsn: str) -> None:
     async with granted(dsn) as roles:
         assert finding(await diagnose(roles.serve_dsn), "role").message.endswith(
-            "may serve, and no more than that takes."
+            "may serve, and has no other privileges."
         )
         assert finding(await diagnose(roles.work_dsn), "role").message.endswith(
-            "may work, and no more than that takes."
+            "may work, and has no other privileges."
         )
         assert "may migrate" in finding(await diagnose(roles.migrate_dsn), "role").message
         await execute(dsn, f"GRANT UPDATE (input) ON baton.stream TO {roles.names.work}")
         await execute(dsn, f"REVOKE DELETE ON baton.stream FROM {roles.names.serve}")
         excess = finding(await diagnose(roles.work_dsn), "role_excess_privileges")
-        assert "more than that takes: UPDATE on stream (input)." in excess.message
+        assert "more privileges than that needs: UPDATE on stream (input)." in excess.message
         lacking = finding(await diagnose(roles.serve_dsn), "role_missing_privileges")
-        assert "To serve it lacks DELETE on stream." in lacking.message
+        assert "To serve, it needs DELETE on stream." in lacking.message
         await execute(dsn, f"ALTER TABLE baton.worker OWNER TO {roles.names.serve}")
         assert roles.names.serve in finding(await diagnose(dsn), "owners_differ").message
 
@@ -498,7 +498,7 @@ async def test_a_check_that_gets_no_answer_stops_no_other(dsn: str) -> None:
         diagnosis = await diagnose(dsn, thresholds={"answer_seconds": 0.5})
     failed = [item.message for item in diagnosis.findings if item.code == "check_failed"]
     assert len(failed) == 3
-    assert failed[0].startswith("Workers could not be looked at: no answer within 0.5 s")
+    assert failed[0].startswith("The check of workers failed: no answer within 0.5 s")
     assert "transaction_ids" in levels(diagnosis)
     assert diagnosis.complete
 
