@@ -1,4 +1,4 @@
-"""Migrations with revisions of a test's own after the real ones, and what they do to a database."""
+"""Migrations with additional revisions of a test, and the locks that revisions take."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _HELD = text("SELECT relation, mode FROM pg_locks WHERE pid = pg_backend_pid() A
 
 
 def history_with(folder: Path, *upgrades: str, locks: Sequence[Mapping[str, str]] = ()) -> RevisionHistory:
-    """All revisions, and after them 9001, 9002 …, which do this."""
+    """Return all revisions, followed by 9001, 9002 … with the given upgrades."""
     copy = folder / "migrations"
     shutil.copytree(migrations_folder(), copy, ignore=shutil.ignore_patterns("__pycache__"))
     before = RevisionHistory().ids[-1]
@@ -59,7 +59,7 @@ def history_with(folder: Path, *upgrades: str, locks: Sequence[Mapping[str, str]
 
 
 async def locks_taken(dsn: str, history: RevisionHistory, revision: Revision) -> dict[str, str]:
-    """Run a revision; return the strongest lock on each table that was there before, seen just before it commits."""
+    """Run a revision; return its strongest lock on each existing table, read just before it commits."""
     taken: dict[str, str] = {}
 
     def look(connection: Connection) -> None:
@@ -80,12 +80,12 @@ async def locks_taken(dsn: str, history: RevisionHistory, revision: Revision) ->
 
 
 def mode_in_sql(mode: str) -> str:
-    """`AccessExclusiveLock` as SQL writes it."""
+    """Return a mode such as `AccessExclusiveLock` in the form of SQL."""
     return " ".join(re.findall("[A-Z][a-z]+", mode.removesuffix("Lock"))).upper()
 
 
 def _note(taken: dict[str, str], table: str, mode: str) -> None:
-    """Keep the strongest. Reading stops nobody but who wants the table alone."""
+    """Keep the strongest mode. ACCESS SHARE, the lock of a read, does not count."""
     name = mode_in_sql(mode)
     if name != "ACCESS SHARE":
         taken[table] = min(name, taken.get(table, name), key=list(LOCK_MODES).index)
