@@ -48,7 +48,7 @@ class Principal:
             )
 
     def require_in_time(self, ended_at: float | None) -> None:
-        """Raise Unauthenticated if a stream ended before the grace period; `ended_at` is in seconds since 1970."""
+        """Raise Unauthenticated if the grace period after a stream's end (in seconds since 1970) is over."""
         if ended_at is not None and time.time() > ended_at + self.grace_seconds:
             raise Unauthenticated("The token has expired, because its stream has ended.")
 

@@ -211,7 +211,7 @@ class _Run:
             await self.set_session_timeouts()
             await self._connection.run_sync(self._history.upgrade, revision.id)
 
-        took_seconds = await self._retried(f"Revision {revision.id}", upgrade)
+        took_seconds = await self._with_retries(f"Revision {revision.id}", upgrade)
         self._say(f"Revision {revision.id} is done. It took {took_seconds:.2f} s.")
 
     async def create_partitions(self, days_ahead: int) -> None:
@@ -224,9 +224,9 @@ class _Run:
             for name in await partitions.create_ahead(driver, days_ahead):
                 self._say(f"Created partition {name}.")
 
-        await self._retried("Creating partitions", create)
+        await self._with_retries("Creating partitions", create)
 
-    async def _retried(self, what: str, step: Callable[[], Awaitable[None]]) -> float:
+    async def _with_retries(self, what: str, step: Callable[[], Awaitable[None]]) -> float:
         """Retry a step until it gets its locks; return how many seconds the successful try took."""
         # Even the shortest pause lets every session through that was queued behind the lock.
         backoff = Backoff(first_seconds=1, cap_seconds=10, least_seconds=0.5)
