@@ -282,10 +282,10 @@ async def test_it_finds_other_roles_that_can_connect(dsn: str) -> None:
         found = finding(await diagnose(roles.serve_dsn), "connect_public")
         assert others.names.work in found.message
         assert roles.names.work not in found.message
-        assert "receives the text of streams" in found.message
+        assert "can receive the text of streams" in found.message
         assert "--revoke-connect" in found.advice
         silent = finding(await diagnose(roles.serve_dsn, notify_payloads=False), "connect_public")
-        assert "receives the ids of streams" in silent.message
+        assert "can receive the ids of streams" in silent.message
         await roles.grant(Revocation(lock_out_others=True))
         assert finding(await diagnose(roles.serve_dsn), "connect").level is WELL
 

@@ -52,7 +52,7 @@ async def public(case: Case) -> AsyncIterator[Finding]:
     received = "the text of streams" if case.settings.notify_payloads else "the ids of streams"
     yield warning(
         "connect_public",
-        f"Any role can connect to this database, such as {listed(others)}. It receives {received} with LISTEN, "
-        "and costs pods and workers time with false NOTIFYs.",
+        f"Any role can connect to this database, such as {listed(others)}. Such a role can receive {received} with "
+        "LISTEN, and slow down pods and workers with forged NOTIFYs.",
         "Run the SQL of `baton grants --revoke-connect`. It first lists the roles that would be locked out.",
     )

@@ -70,7 +70,7 @@ async def partitions(case: Case) -> AsyncIterator[Finding]:
 
 
 async def locks(case: Case) -> AsyncIterator[Finding]:
-    """Does the server have room for the locks of all partitions, and are there no more than Baton is tested with?"""
+    """Does the server have room for the locks of all partitions, and is Baton tested with as many?"""
     row = await case.row(_LOCKS)
     needed, room = row["partitions"] * row["locks"], row["each"] * row["sessions"]
     found = (
@@ -106,7 +106,7 @@ async def retention(case: Case) -> AsyncIterator[Finding]:
     if overdue:
         yield warning(
             "retention_overdue",
-            f"{amount(len(overdue), 'partition')} from {overdue[0]} on outlived BATON_RETENTION_DAYS={days}.",
+            f"{amount(len(overdue), 'expired partition')} from {overdue[0]} on (BATON_RETENTION_DAYS={days}).",
             "Run `baton maintain` from cron each day, as the role that migrates. It prints what keeps a partition.",
         )
     else:

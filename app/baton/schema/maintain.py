@@ -27,7 +27,7 @@ async def maintain(dsn: str, policy: Policy, *, say: Say, dry_run: bool = False)
         SchemaMismatch: the migrations have not run, or this code is older than the schema.
         ConfigurationError: Postgres refuses a step, for example because the role lacks privileges.
     """
-    with _refusals():
+    with _translated_errors():
         connection = await connect(dsn, command_timeout_seconds=STATEMENT_SECONDS + 5, name="baton maintain")
         try:
             await check_schema(connection)
@@ -91,7 +91,7 @@ async def preview(connection: Connection, policy: Policy, say: Say) -> None:
 
 
 @contextlib.contextmanager
-def _refusals() -> Iterator[None]:
+def _translated_errors() -> Iterator[None]:
     """Turn what Postgres or the driver raises into one sentence with advice."""
     try:
         yield

@@ -69,7 +69,7 @@ async def migrate(
         ConfigurationError: Postgres refuses a revision, or other sessions hold a lock until the migration gives up.
     """
     timeouts, history = timeouts or LockTimeouts(), history or RevisionHistory()
-    with _refusals():
+    with _translated_errors():
         async with _second_connection(dsn) as second, engine(dsn) as own, own.connect() as connection:
             run = _Run(connection, second, history, timeouts, say)
             await run.set_session_timeouts()
@@ -91,7 +91,7 @@ async def announce(
         DatabaseUnreachable: no connection can be opened.
         ConfigurationError: the role may not read the revision of the database.
     """
-    with _refusals():
+    with _translated_errors():
         async with _second_connection(dsn) as connection:
             if await _announced(connection, history or RevisionHistory(), to, say) == []:
                 say("No revision is missing.")
@@ -106,7 +106,7 @@ async def revision_of(dsn: str) -> str | None:
         DatabaseUnreachable: no connection can be opened.
         ConfigurationError: the role may not read it.
     """
-    with _refusals():
+    with _translated_errors():
         async with _second_connection(dsn) as connection:
             return await current_revision(connection)
 
@@ -269,7 +269,7 @@ def _blocked_by(blockers: list[Blocker]) -> str:
 
 
 @contextlib.contextmanager
-def _refusals() -> Iterator[None]:
+def _translated_errors() -> Iterator[None]:
     """Turn what Postgres or the driver raises into one sentence with advice."""
     try:
         yield
