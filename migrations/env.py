@@ -1,6 +1,6 @@
-"""Runs the migrations on the connection that `baton.schema.migrate` hands over, or writes them down as SQL.
+"""Runs the migrations on the connection that `baton.schema.migrate` passes, or writes them as SQL.
 
-`alembic` itself, which developers use, opens its own.
+The `alembic` command, which developers use, opens its own connection.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _PARTITION = re.compile(r"batch_\d{8}")
 
 
 def include_object(item: Any, name: str | None, kind: str, _reflected: bool, _compare_to: Any) -> bool:
-    """Leave the partitions, which come and go by the day, out of comparisons."""
+    """Exclude the partitions from comparisons, because they change every day."""
     table = name if kind == "table" else getattr(getattr(item, "table", None), "name", "")
     return not _PARTITION.fullmatch(table or "")
 
 
 def number(_context: MigrationContext, _heads: Any, directives: list[MigrationScript]) -> None:
-    """Give a new revision the next number: code tells by comparing them which is newer."""
+    """Give a new revision the next number: Baton compares numbers to find which revision is newer."""
     head = ScriptDirectory.from_config(context.config).get_current_head()
     directives[0].rev_id = f"{int(head or 0) + 1:04}"
 
 
 def run(connection: Connection) -> None:
     """Run the requested migrations, each in its own transaction."""
-    # IF NOT EXISTS would ask for the right to create schemas even where there is nothing to create.
+    # CREATE SCHEMA IF NOT EXISTS needs the privilege to create schemas even if the schema exists.
     if connection.scalar(text("SELECT to_regnamespace(:name) IS NULL"), {"name": SCHEMA}):
         connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
     connection.commit()
@@ -55,7 +55,7 @@ def run(connection: Connection) -> None:
 
 
 def write() -> None:
-    """Write the requested migrations down as SQL."""
+    """Write the requested migrations as SQL."""
     context.configure(
         dialect_name="postgresql",
         target_metadata=metadata,
@@ -68,15 +68,15 @@ def write() -> None:
         context.run_migrations()
 
 
-async def run_alone() -> None:
+async def run_on_own_connection() -> None:
     async with engine(Settings.load().dsn) as own, own.connect() as connection:
         await connection.run_sync(run)
 
 
-handed_over = context.config.attributes.get("connection")
+passed = context.config.attributes.get("connection")
 if context.is_offline_mode():
     write()
-elif handed_over is not None:
-    run(handed_over)
+elif passed is not None:
+    run(passed)
 else:
-    asyncio.run(run_alone())
+    asyncio.run(run_on_own_connection())

@@ -3,19 +3,19 @@
 Revision: ${up_revision}
 Follows: ${down_revision | comma,n}
 
-Rules, to be deleted when they are kept:
+Rules (follow them, then delete this list):
 
-- It runs while pods and workers of this release and of the one before go on. One change in one revision: a lock is held
-  until the revision's end.
-- Expand, then contract. A release adds (a nullable column, a table, an index); code learns to use it; only a release
-  after that takes away what no running code uses any more, and calls `ddl.require_code`.
-- A column is added without a default that has to be computed for each row, and without NOT NULL. A condition is added
-  by `ddl.add_check` (NOT VALID), and the next revision calls `ddl.validate`. NOT NULL follows a validated CHECK.
-- An index on a table with many rows is built concurrently: on the log by `ddl.create_log_index`, elsewhere
-  by `ddl.create_index`. Such a revision does nothing else, and can be repeated.
-- Rows are changed in small parts, and not here.
-- Names of CHECK constraints stand in `op.f(...)`: else the naming convention is applied to them once more.
-- No `lock_timeout` here: `baton migrate` sets it, and tries again.
+- Pods and workers of this release and of the one before keep running meanwhile. Make one change per revision: a lock is
+  held until the end of the revision.
+- Expand, then contract. One release adds a nullable column, a table or an index, and its code uses it. Only a later
+  release removes what no running code uses any more, and calls `ddl.require_code`.
+- Add a column without NOT NULL, and without a default that is computed for each row. Add a CHECK with `ddl.add_check`
+  (NOT VALID), and call `ddl.validate` in the next revision. NOT NULL follows a validated CHECK.
+- Build an index on a large table concurrently: on the log with `ddl.create_log_index`, elsewhere with
+  `ddl.create_index`. Such a revision does nothing else, and can be repeated.
+- Change rows in small batches, and not in a revision.
+- Put names of CHECK constraints in `op.f(...)`. Otherwise the naming convention is applied to them again.
+- Set no `lock_timeout`: `baton migrate` sets it, and retries.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ down_revision = ${repr(down_revision)}
 branch_labels = ${repr(branch_labels)}
 depends_on = ${repr(depends_on)}
 
-# The strongest lock on each table that was there before, the log's partitions and indexes counted as their table;
-# ACCESS SHARE goes without saying. `baton migrate` tells it, and a test compares it with pg_locks.
+# The strongest lock on each existing table. Partitions of the log and indexes count as their table; ACCESS SHARE is left
+# out. `baton migrate` prints it, and a test compares it with pg_locks.
 LOCKS: dict[str, str] = {}
 
 

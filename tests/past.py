@@ -1,4 +1,4 @@
-"""Streams of days past, and the partitions that they lie in."""
+"""Streams of past days, and the partitions that hold them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from baton.db.event_log import Append
 from baton.db.postgres import Connection
 from baton.events import encode_text
 from baton.outcome import Outcome
-from baton.schema.maintain import DAY_SECONDS, Pass, Policy
+from baton.schema.maintenance_run import MaintenanceRun
+from baton.schema.retention_policy import DAY_SECONDS, Policy
 
 KEPT_DAYS = 5
 POLICY = Policy(days_ahead=1, retention_days=KEPT_DAYS)
@@ -22,19 +23,19 @@ POLICY = Policy(days_ahead=1, retention_days=KEPT_DAYS)
 async def maintained(
     connection: Connection, policy: Policy = POLICY, *, lock_seconds: float = 5, batch_rows: int = 500
 ) -> list[str]:
-    """Maintain once; return what was said."""
+    """Run maintenance once; return the lines that it reports."""
     said: list[str] = []
-    await Pass(connection, policy, said.append, lock_seconds=lock_seconds, batch_rows=batch_rows).run()
+    await MaintenanceRun(connection, policy, said.append, lock_seconds=lock_seconds, batch_rows=batch_rows).run()
     return said
 
 
 async def day(connection: Connection, days_ago: int) -> float:
-    """The beginning of a day, in seconds since 1970."""
+    """Return the start of a day, in seconds since 1970."""
     return (await partitions.now(connection)) // DAY_SECONDS * DAY_SECONDS - days_ago * DAY_SECONDS
 
 
 async def old_partition(connection: Connection, days_ago: int) -> str:
-    """Make a day's partition as the database's own function does; return its name."""
+    """Create the partition of a day as the database's function does; return its name."""
     begins = await day(connection, days_ago)
     name = partitions.name_of(begins)
     if await connection.fetchval("SELECT to_regclass($1)", name) is None:
@@ -49,7 +50,7 @@ async def old_partition(connection: Connection, days_ago: int) -> str:
 async def old_stream(
     connection: Connection, days_ago: int, *, batches: int = 1, ended: bool = True, at_seconds: float = 3600
 ) -> UUID:
-    """Insert a stream of a day past with so many batches of one event, ended after them or running under epoch 1."""
+    """Insert a stream of a past day with some batches of one event, ended after them or running under epoch 1."""
     await old_partition(connection, days_ago)
     stream_id = id_at(await day(connection, days_ago) + at_seconds)
     await connection.execute(
@@ -70,7 +71,7 @@ async def append(connection: Connection, stream_id: UUID, seq: int, outcome: Out
 
 
 def id_at(moment: float) -> UUID:
-    """An id as the database would have made it at that moment."""
+    """Return an id as the database would have created it at that moment."""
     noise = uuid4().int & ((1 << 76) - 1)
     return UUID(int=stream_ids.first_id(moment).int | 7 << 76 | noise & ~(3 << 62) | 2 << 62)
 
@@ -84,7 +85,7 @@ async def has_row(connection: Connection, stream_id: UUID) -> bool:
 
 
 async def state(connection: Connection, name: str) -> str:
-    """Whether a partition is attached, pending (its detachment was cut off), detached or gone."""
+    """Return whether a partition is attached, pending (its detachment was interrupted), detached or gone."""
     if not await exists(connection, name):
         return "gone"
     pending = await connection.fetchval("SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = $1::regclass", name)
@@ -92,7 +93,7 @@ async def state(connection: Connection, name: str) -> str:
 
 
 class Breaking(asyncpg.Connection):
-    """A connection whose session is terminated once it has been answered so many statements."""
+    """A connection whose session is terminated after `answers_left` statements."""
 
     answers_left = 0
     killer: Connection

@@ -1,4 +1,4 @@
-"""Migrations with revisions of a test's own after the real ones, and what they do to a database."""
+"""Migrations with additional revisions of a test, and the locks that revisions take."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import asyncpg
 from sqlalchemy import Connection, event, text
 
 from baton.schema.migrate import engine
-from baton.schema.revisions import LOCK_MODES, History, Revision, migrations_folder
+from baton.schema.revisions import LOCK_MODES, Revision, RevisionHistory, migrations_folder
 
 _MODULE = '''\
 """A change for a test."""
@@ -43,11 +43,11 @@ WHERE c.relnamespace = to_regnamespace('baton') AND root.relname <> 'alembic_ver
 _HELD = text("SELECT relation, mode FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'relation' AND granted")
 
 
-def history_with(folder: Path, *upgrades: str, locks: Sequence[Mapping[str, str]] = ()) -> History:
-    """All revisions, and after them 9001, 9002 …, which do this."""
+def history_with(folder: Path, *upgrades: str, locks: Sequence[Mapping[str, str]] = ()) -> RevisionHistory:
+    """Return all revisions, followed by 9001, 9002 … with the given upgrades."""
     copy = folder / "migrations"
     shutil.copytree(migrations_folder(), copy, ignore=shutil.ignore_patterns("__pycache__"))
-    before = History().ids[-1]
+    before = RevisionHistory().ids[-1]
     for offset, upgrade in enumerate(upgrades):
         revision = str(9001 + offset)
         stated = dict(locks[offset]) if locks else {}
@@ -55,11 +55,11 @@ def history_with(folder: Path, *upgrades: str, locks: Sequence[Mapping[str, str]
         module = _MODULE.format(revision=revision, before=before, locks=stated, upgrade=body)
         (copy / "versions" / f"{revision}.py").write_text(module)
         before = revision
-    return History(copy)
+    return RevisionHistory(copy)
 
 
-async def locks_taken(dsn: str, history: History, revision: Revision) -> dict[str, str]:
-    """Run a revision; return the strongest lock on each table that was there before, seen just before it commits."""
+async def locks_taken(dsn: str, history: RevisionHistory, revision: Revision) -> dict[str, str]:
+    """Run a revision; return its strongest lock on each existing table, read just before it commits."""
     taken: dict[str, str] = {}
 
     def look(connection: Connection) -> None:
@@ -80,12 +80,12 @@ async def locks_taken(dsn: str, history: History, revision: Revision) -> dict[st
 
 
 def mode_in_sql(mode: str) -> str:
-    """`AccessExclusiveLock` as SQL writes it."""
+    """Return a mode such as `AccessExclusiveLock` in the form of SQL."""
     return " ".join(re.findall("[A-Z][a-z]+", mode.removesuffix("Lock"))).upper()
 
 
 def _note(taken: dict[str, str], table: str, mode: str) -> None:
-    """Keep the strongest. Reading stops nobody but who wants the table alone."""
+    """Keep the strongest mode. ACCESS SHARE, the lock of a read, does not count."""
     name = mode_in_sql(mode)
     if name != "ACCESS SHARE":
         taken[table] = min(name, taken.get(table, name), key=list(LOCK_MODES).index)

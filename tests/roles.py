@@ -1,4 +1,4 @@
-"""Roles for a test's database, made by what `baton grants` prints; roles belong to the whole server."""
+"""Roles for a test's database, created by the SQL of `baton grants`. Roles belong to the whole server."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import asyncpg
 from tests.conftest import execute
 
-from baton.schema.grants import Revocation, RoleNames, script
+from baton.schema.grants import Revocation, RoleNames
+from baton.schema.grants_sql import script
 
 PASSWORD = "hunter2"
 
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """The three roles, and the DSN with which each connects."""
+    """The three roles and the DSN of each."""
 
     admin_dsn: str
     names: RoleNames
@@ -46,7 +47,7 @@ def unique_names(pattern: str = "{}_{}") -> RoleNames:
 
 @contextlib.asynccontextmanager
 async def granted(admin_dsn: str, names: RoleNames | None = None) -> AsyncIterator[Roles]:
-    """Run the SQL in a database; drop the roles at the end, and give back what they own there."""
+    """Run the SQL in a database; at the end, reassign what the roles own and drop them."""
     roles = Roles(admin_dsn, names or unique_names())
     try:
         await roles.grant()

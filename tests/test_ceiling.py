@@ -26,7 +26,7 @@ from baton.doctor.finding import Thresholds
 from baton.errors import StreamExpired
 from baton.events import encode_text
 from baton.outcome import Outcome
-from baton.schema.maintain import Policy
+from baton.schema.retention_policy import Policy
 from baton.settings import Settings
 from baton.worker import reaper
 

@@ -32,7 +32,9 @@ def complaint(arguments: str, env: Mapping[str, str], end: tuple[int, str, str])
     code, out, err = end
     assert code == 2, (arguments, env, code, out, err)
     # What `migrate` is about to do it says before it is refused.
-    assert out == "" or (arguments == "migrate" and out.startswith("The database has no Baton tables yet. To do:"))
+    assert out == "" or (
+        arguments == "migrate" and out.startswith("The database has no Baton tables yet. Revisions to run:")
+    )
     assert err.startswith("baton: "), (arguments, env, err)
     assert err.count("\n") == 1, (arguments, env, err)
     assert SECRET not in err
@@ -125,12 +127,12 @@ def test_a_role_without_rights_is_told(dsn: str, empty_dsn: str, nobody: str) ->
         "to migrate": (
             "migrate",
             database(as_role(empty_dsn, nobody)),
-            r"The migrations could not run: permission denied for database \w+\. `baton migrate` needs a role .+",
+            r"The migration failed: permission denied for database \w+\. Run `baton migrate` as a role .+",
         ),
         "to migrate what is another's": (
             "migrate",
             database(as_role(dsn, nobody)),
-            r"The migrations could not run: permission denied for .+\. `baton migrate` needs a role .+",
+            r"The migration failed: permission denied for .+\. Run `baton migrate` as a role .+",
         ),
     }
     check(cases)

@@ -1,4 +1,4 @@
-"""Changes of live tables: indexes on the partitioned log, and conditions, while others write."""
+"""Changes of live tables while others write: indexes on the partitioned log, and checks."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from baton.db.event_log import Append
 from baton.db.postgres import REVISION
 from baton.errors import ConfigurationError
 from baton.events import encode_text
-from baton.schema import ddl, offline
+from baton.schema import ddl, migration_sql
+from baton.schema.lock_timeouts import LockTimeouts
 from baton.schema.migrate import migrate, revision_of
-from baton.schema.patience import Patience
-from baton.schema.revisions import History
+from baton.schema.revisions import RevisionHistory
 
 CREATE = """ddl.create_log_index("ix_batch_epoch", "(epoch) WHERE epoch > 0 AND events <> '%'")"""
 DROP = 'ddl.drop_log_index("ix_batch_epoch")'
 ADD_CHECK = 'ddl.add_check("batch", "ck_batch_epoch", "epoch >= 0")'
 VALIDATE = 'ddl.validate("batch", "ck_batch_epoch")'
 
-# For each partition: the name of its index, whether it is valid and belongs to the parent's.
+# For each partition: its index, whether that is valid, and whether it is attached to the parent's index.
 INDEXES = """
 SELECT part.inhrelid::regclass::text AS partition, i.indexrelid::regclass::text AS index, i.indisvalid AS valid,
        EXISTS (SELECT FROM pg_inherits WHERE inhrelid = i.indexrelid
@@ -49,7 +49,7 @@ FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid) JOIN pg_class AS c ON 
 WHERE a.application_name = 'baton migrate' AND a.datname = current_database() AND c.relname ~ 'batch'
 """
 
-Opened: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+Postgres: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 
 @pytest.fixture
@@ -62,14 +62,14 @@ async def written(dsn: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def old_transaction(dsn: str) -> AsyncIterator[Opened]:
-    """Somebody whom a concurrent build waits for: what he may still read must be in the index."""
+async def old_transaction(dsn: str) -> AsyncIterator[Postgres]:
+    """A transaction that a concurrent build waits for, because its snapshot is older than the index."""
     async with connected(dsn) as connection:
         await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM baton.worker")
         yield connection
 
 
-async def assert_built(connection: Opened) -> None:
+async def assert_built(connection: Postgres) -> None:
     rows = await connection.fetch(INDEXES)
     assert rows
     assert [row for row in rows if not (row["valid"] and row["attached"])] == []
@@ -77,20 +77,20 @@ async def assert_built(connection: Opened) -> None:
     assert await connection.fetchval(VALID) is True
 
 
-async def test_an_index_is_built_while_others_write_and_make_partitions(written: str, tmp_path: Path) -> None:
+async def test_a_log_index_is_built_while_others_write_and_create_partitions(written: str, tmp_path: Path) -> None:
     history = history_with(tmp_path, CREATE, DROP, locks=[ddl.LOG_INDEX_LOCKS, {"batch": "ACCESS EXCLUSIVE"}])
     said: list[str] = []
     async with connected(written) as writing, old_transaction(written) as old:
-        patience = Patience(lock_timeout_milliseconds=100)
+        timeouts = LockTimeouts(lock_timeout_milliseconds=100)
         task = asyncio.create_task(
-            migrate(written, days_ahead=5, to="9001", patience=patience, history=history, say=said.append)
+            migrate(written, days_ahead=5, to="9001", timeouts=timeouts, history=history, say=said.append)
         )
         await until(lambda: is_building(writing))
         await writing.execute("SET lock_timeout = '5s'")
         assert len(await partitions.create_ahead(writing, 4)) == 3
         (stream_id,) = await claimed(writing)
         assert await event_log.append(writing, [Append(stream_id, 1, 1, 1, encode_text("x"))]) == {stream_id}
-        # For longer than one may wait who stops others.
+        # Longer than a statement that blocks others may wait.
         await writing.execute("SELECT pg_sleep(0.2)")
         assert await is_building(writing)
         await old.execute("COMMIT")
@@ -107,13 +107,13 @@ async def test_an_index_is_built_while_others_write_and_make_partitions(written:
 async def test_an_index_on_another_table_is_built_while_others_write(empty_dsn: str) -> None:
     await migrate(empty_dsn, days_ahead=0, to="0005")
     async with connected(empty_dsn) as writing, old_transaction(empty_dsn) as old:
-        patience = Patience(lock_timeout_milliseconds=100)
-        task = asyncio.create_task(migrate(empty_dsn, days_ahead=0, to="0006", patience=patience))
+        timeouts = LockTimeouts(lock_timeout_milliseconds=100)
+        task = asyncio.create_task(migrate(empty_dsn, days_ahead=0, to="0006", timeouts=timeouts))
         await until(lambda: is_building(writing))
         held = await writing.fetch(
             "SELECT mode FROM pg_locks WHERE relation = 'baton.idempotency_key'::regclass AND granted"
         )
-        assert History().revisions[5].locks == {"idempotency_key": mode_in_sql(held[0]["mode"])}
+        assert RevisionHistory().revisions[5].locks == {"idempotency_key": mode_in_sql(held[0]["mode"])}
         await writing.execute("SET lock_timeout = '5s'")
         await writing.execute("INSERT INTO baton.idempotency_key VALUES ('', 'key', '', gen_random_uuid(), now())")
         await old.execute("COMMIT")
@@ -122,24 +122,24 @@ async def test_an_index_on_another_table_is_built_while_others_write(empty_dsn: 
         assert await writing.fetchval(valid)
 
 
-async def is_building(connection: Opened) -> bool:
+async def is_building(connection: Postgres) -> bool:
     return bool(await connection.fetchval(BUILDING))
 
 
-async def test_a_build_that_was_cut_off_is_done_again(written: str, tmp_path: Path) -> None:
+async def test_an_interrupted_build_is_repeated(written: str, tmp_path: Path) -> None:
     history = history_with(tmp_path, CREATE)
     async with connected(written) as looking:
-        await cut_off(written, tmp_path / "cut")
+        await interrupt_build(written, tmp_path / "interrupted")
         await migrate(written, days_ahead=1, history=history)
         await assert_built(looking)
 
 
-async def cut_off(dsn: str, folder: Path) -> None:
-    """Leave what a build leaves that lost its patience."""
+async def interrupt_build(dsn: str, folder: Path) -> None:
+    """Leave what a build leaves that gave up."""
     async with old_transaction(dsn) as old:
-        patience, history = Patience(give_up_seconds=0.2), history_with(folder, CREATE)
-        with pytest.raises(ConfigurationError, match=f"In the way: process {old.get_server_pid()} "):
-            await migrate(dsn, days_ahead=1, patience=patience, history=history)
+        timeouts, history = LockTimeouts(give_up_seconds=0.2), history_with(folder, CREATE)
+        with pytest.raises(ConfigurationError, match=f"Blocked by: process {old.get_server_pid()} "):
+            await migrate(dsn, days_ahead=1, timeouts=timeouts, history=history)
     assert await revision_of(dsn) == REVISION
     async with connected(dsn) as looking:
         left = "SELECT count(*) FROM pg_index WHERE NOT indisvalid AND indrelid <> 'baton.batch'::regclass"
@@ -151,10 +151,10 @@ async def test_a_partition_whose_detachment_is_pending_is_left_alone(written: st
         bounds = f"FROM ('{UUID(int=0)}') TO ('{UUID(int=1)}')"
         await connection.execute(f"CREATE TABLE baton.batch_1 PARTITION OF baton.batch FOR VALUES {bounds}")
         await reading.execute("BEGIN; SELECT FROM baton.batch")
-        leaving = (await partitions.attached(connection))[0]
+        detached = (await partitions.attached(connection))[0]
         await connection.execute("SET lock_timeout = '50ms'")
         with pytest.raises(asyncpg.LockNotAvailableError):
-            await partitions.detach(connection, leaving)
+            await partitions.detach(connection, detached)
         await reading.execute("COMMIT")
         await migrate(written, days_ahead=1, history=history_with(tmp_path, CREATE))
         assert await connection.fetchval(VALID) is True
@@ -173,7 +173,7 @@ async def test_partitions_of_any_name_in_any_schema_are_indexed(written: str, tm
                 f"CREATE TABLE {name} PARTITION OF baton.batch FOR VALUES FROM ('{UUID(int=number)}') "
                 f"TO ('{UUID(int=number + 1)}')"
             )
-        # What a build leaves that was cut off, with a definition that is not the revision's.
+        # An invalid index, as an interrupted build leaves it, with another definition than the revision's.
         oid = await connection.fetchval("SELECT to_regclass($1)::oid", names[1])
         await connection.execute(f"CREATE INDEX ix_batch_epoch_{oid} ON {names[1]} (last_seq)")
         await connection.execute(
@@ -183,11 +183,11 @@ async def test_partitions_of_any_name_in_any_schema_are_indexed(written: str, tm
         await assert_built(connection)
 
 
-async def test_psql_does_the_same(written: str, empty_dsn: str, tmp_path: Path) -> None:
+async def test_psql_builds_the_same_index(written: str, empty_dsn: str, tmp_path: Path) -> None:
     history = history_with(tmp_path, CREATE)
     await migrate(empty_dsn, days_ahead=1, history=history)
-    await cut_off(written, tmp_path / "cut")
-    sql = offline.script(start=REVISION, to=None, days_ahead=3, history=history)
+    await interrupt_build(written, tmp_path / "interrupted")
+    sql = migration_sql.script(start=REVISION, to=None, days_ahead=3, history=history)
     for _ in range(2):
         code, _, err = await psql(written, sql, tmp_path)
         assert (code, err) == (0, "")
@@ -197,18 +197,18 @@ async def test_psql_does_the_same(written: str, empty_dsn: str, tmp_path: Path) 
         await assert_built(looking)
 
 
-async def test_an_index_takes_the_locks_that_it_states(written: str, tmp_path: Path) -> None:
-    patience, history = Patience(lock_timeout_milliseconds=20_000), history_with(tmp_path, CREATE)
+async def test_an_index_takes_the_locks_that_it_declares(written: str, tmp_path: Path) -> None:
+    timeouts, history = LockTimeouts(lock_timeout_milliseconds=20_000), history_with(tmp_path, CREATE)
     async with connected(written) as writing, connected(written) as looking, old_transaction(written) as old:
         await writing.execute("BEGIN; LOCK TABLE ONLY baton.batch IN ROW EXCLUSIVE MODE")
-        task = asyncio.create_task(migrate(written, days_ahead=1, patience=patience, history=history))
+        task = asyncio.create_task(migrate(written, days_ahead=1, timeouts=timeouts, history=history))
         await until(lambda: waits(looking))
         assert await locks_on_log(looking) == {("batch", "SHARE")}
         await writing.execute("COMMIT")
         await until(lambda: is_building(looking))
         ((partition, mode),) = await locks_on_log(looking)
         assert (partition[:6], mode) == ("batch_", "SHARE UPDATE EXCLUSIVE")
-        # Who reads a partition keeps its indexes, this one as well.
+        # A session that reads a partition locks its indexes, including this one.
         await writing.execute("BEGIN; SELECT FROM baton.batch")
         await old.execute("COMMIT")
         await until(lambda: waits(looking))
@@ -219,18 +219,18 @@ async def test_an_index_takes_the_locks_that_it_states(written: str, tmp_path: P
         await task
 
 
-async def waits(connection: Opened) -> bool:
+async def waits(connection: Postgres) -> bool:
     """Whether the migration waits for a lock on a table or an index."""
     return bool(await connection.fetchval(f"SELECT count(*) {LOCKS} AND NOT granted"))
 
 
-async def locks_on_log(connection: Opened) -> set[tuple[str, str]]:
-    """What the migration has locked or waits for, but for reading."""
+async def locks_on_log(connection: Postgres) -> set[tuple[str, str]]:
+    """The locks that the migration holds or waits for, without those for reading."""
     held = await connection.fetch(f"SELECT c.relname, l.mode {LOCKS}")
     return {(name, mode_in_sql(mode)) for name, mode in held if mode != "AccessShareLock"}
 
 
-async def test_a_condition_holds_for_new_rows_first_and_then_for_all(written: str, tmp_path: Path) -> None:
+async def test_a_check_applies_to_new_rows_first_and_then_to_all(written: str, tmp_path: Path) -> None:
     stated = [{"batch": "ACCESS EXCLUSIVE"}, {"batch": "SHARE UPDATE EXCLUSIVE"}]
     history = history_with(tmp_path, ADD_CHECK, VALIDATE, locks=stated)
     add, validate = history.revisions[-2:]
@@ -249,7 +249,7 @@ async def test_a_condition_holds_for_new_rows_first_and_then_for_all(written: st
         )
 
 
-async def test_a_contraction_shuts_older_code_out(dsn: str, tmp_path: Path) -> None:
+async def test_a_contraction_refuses_older_code(dsn: str, tmp_path: Path) -> None:
     await migrate(dsn, days_ahead=1, history=history_with(tmp_path, 'ddl.require_code("9001")'))
     async with connected(dsn) as connection:
         assert await connection.fetchval("SELECT oldest_code FROM baton.compatibility") == "9001"

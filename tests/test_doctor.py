@@ -1,4 +1,4 @@
-"""`baton doctor`: it finds what is wrong, which is brought about for real, and finds nothing where all is well."""
+"""`baton doctor`: it finds real problems, and none in a healthy database."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def troubles(diagnosis: Diagnosis) -> dict[str, Level]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """A migrated database on a server of this module's own: durable, and with room for few notifications."""
+    """A migrated database on a durable server of this module's own, with a small notify queue."""
     with data_folder() as folder, embedded_server(folder) as server:
         for change in ("max_notify_queue_pages = 64", "max_prepared_transactions = 2"):
             asyncio.run(execute(server.dsn, f"ALTER SYSTEM SET {change}"))
@@ -73,7 +73,7 @@ def server() -> Iterator[str]:
         yield server.dsn
 
 
-ALL_WELL = {
+HEALTHY = {
     *(
         "reachable",
         "distribution",
@@ -102,10 +102,10 @@ ALL_WELL = {
     ),
     *("connect", "parameters", "durability", "clock", "transaction_ids", "retention"),
 }
-OF_WORKERS = ALL_WELL - {"access"}
+OF_WORKERS = HEALTHY - {"access"}
 
 
-async def test_where_all_is_well_it_finds_nothing(server: str) -> None:
+async def test_it_finds_no_problem_in_a_healthy_database(server: str) -> None:
     async with granted(server) as roles:
         await execute(server, f"GRANT pg_monitor TO {roles.names.serve}, {roles.names.work}, {roles.names.migrate}")
         await execute(roles.migrate_dsn, A_KEY)
@@ -114,20 +114,20 @@ async def test_where_all_is_well_it_finds_nothing(server: str) -> None:
                 diagnosis = await diagnose(dsn)
                 assert diagnosis.complete
                 assert troubles(diagnosis) == {}, diagnosis.findings
-                assert set(levels(diagnosis)) == (OF_WORKERS if dsn == roles.work_dsn else ALL_WELL)
+                assert set(levels(diagnosis)) == (OF_WORKERS if dsn == roles.work_dsn else HEALTHY)
         await execute(server, "DELETE FROM baton.worker")
 
 
 A_KEY = "INSERT INTO baton.api_key (name, tenant, scopes, secret_hash) VALUES ('web', 'acme', '{read}', '')"
 
 
-async def test_it_finds_that_nobody_or_everybody_is_let_in(dsn: str) -> None:
+async def test_it_finds_missing_and_anonymous_access(dsn: str) -> None:
     assert levels(await diagnose(dsn))["access_not_configured"] is WARNING
     assert levels(await diagnose(dsn, allow_anonymous=True))["access_anonymous"] is WARNING
     provider: dict[str, Any] = {"jwks_url": "https://idp.test/keys", "jwt_issuer": "idp", "jwt_audience": "baton"}
-    assert finding(await diagnose(dsn, **provider), "access").message == "0 API keys, and an identity provider."
+    assert finding(await diagnose(dsn, **provider), "access").message == "0 valid API keys, and an identity provider."
     await execute(dsn, A_KEY)
-    assert finding(await diagnose(dsn), "access").message == "1 API key."
+    assert finding(await diagnose(dsn), "access").message == "1 valid API key."
     await execute(dsn, "UPDATE baton.api_key SET expires_at = clock_timestamp() - interval '1 s'")
     assert "access_not_configured" in levels(await diagnose(dsn))
 
@@ -148,7 +148,7 @@ SELECT pg_stat_force_next_flush()
 """
 
 
-async def test_it_finds_what_is_wrong_with_tables_and_streams(dsn: str) -> None:
+async def test_it_finds_problems_of_tables_and_streams(dsn: str) -> None:
     async with connected(dsn) as connection:
         today = await connection.fetchval("SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date")
         yesterday = f"batch_{today - datetime.timedelta(days=1):%Y%m%d}"
@@ -175,7 +175,7 @@ async def test_it_finds_what_is_wrong_with_tables_and_streams(dsn: str) -> None:
         assert finding(diagnosis, code).advice
 
 
-async def test_it_finds_that_nobody_works(dsn: str) -> None:
+async def test_it_finds_that_no_worker_is_alive(dsn: str) -> None:
     assert levels(await diagnose(dsn))["workers_missing"] is WARNING
     await execute(
         dsn,
@@ -185,15 +185,15 @@ async def test_it_finds_that_nobody_works(dsn: str) -> None:
     assert levels(await diagnose(dsn))["workers_dead"] is ERROR
 
 
-async def test_it_finds_that_there_is_no_partition_at_all(dsn: str) -> None:
+async def test_it_finds_that_there_is_no_partition(dsn: str) -> None:
     async with connected(dsn) as connection:
         for item in await partitions.attached(connection):
             await connection.execute(f"DROP TABLE {item.name}")
     found = finding(await diagnose(dsn), "partitions_run_out")
-    assert (found.level, found.message) == (ERROR, "0 partitions of the log; new streams have none.")
+    assert (found.level, found.message) == (ERROR, "The log has 0 partitions; new streams have no partition.")
 
 
-async def test_it_compares_the_partitions_with_the_room_for_locks_and_with_the_ceiling(dsn: str) -> None:
+async def test_it_compares_partitions_with_the_lock_table_and_the_ceiling(dsn: str) -> None:
     async with connected(dsn) as connection:
         await partitions.create_ahead(connection, 7)
     well = finding(await diagnose(dsn), "locks")
@@ -213,7 +213,7 @@ async def test_it_compares_the_partitions_with_the_room_for_locks_and_with_the_c
     assert "BATON_PARTITION_DAYS" in many.advice
 
 
-async def test_it_finds_a_table_with_the_name_of_a_coming_partition(dsn: str) -> None:
+async def test_it_finds_a_table_with_the_name_of_a_future_partition(dsn: str) -> None:
     async with connected(dsn) as connection:
         name = partitions.name_of(await partitions.now(connection) + 2 * partitions.DAY_SECONDS)
         await connection.execute(f"CREATE TABLE {name} ()")
@@ -239,7 +239,7 @@ async def test_it_finds_that_partitions_run_out(dsn: str, *, reaches_tomorrow: b
 
 
 @pytest.mark.parametrize("age_days", [31, 34])
-async def test_it_finds_partitions_that_should_be_gone(dsn: str, age_days: int) -> None:
+async def test_it_finds_expired_partitions(dsn: str, age_days: int) -> None:
     async with connected(dsn) as connection:
         name = await old_partition(connection, age_days)
     diagnosis = await examine(Settings.load(database_url=dsn), thresholds=limits())
@@ -252,14 +252,14 @@ async def test_it_finds_partitions_that_should_be_gone(dsn: str, age_days: int) 
 DATABASE_SETTINGS = {
     "idle_session_timeout = '5min'": ("idle_session_timeout", ERROR, "after 5 min"),
     "statement_timeout = '300ms'": ("statement_timeout", WARNING, "300 ms"),
-    "log_statement = 'all'": ("parameters_logged", WARNING, "this role's statements: inputs and texts"),
-    "idle_in_transaction_session_timeout = 0": ("idle_in_transaction", WARNING, "in a transaction for ever"),
+    "log_statement = 'all'": ("parameters_logged", WARNING, "this role's statements, including inputs and texts"),
+    "idle_in_transaction_session_timeout = 0": ("idle_in_transaction", WARNING, "in a transaction forever"),
     "synchronous_commit = off": ("synchronous_commit_off", ERROR, "synchronous_commit is off"),
     "default_transaction_read_only = on": ("read_only", ERROR, "read-only"),
 }
 
 
-async def test_it_finds_settings_that_do_harm(dsn: str) -> None:
+async def test_it_finds_harmful_settings(dsn: str) -> None:
     async with connected(dsn) as connection:
         name = await connection.fetchval("SELECT current_database()")
         for setting in DATABASE_SETTINGS:
@@ -270,30 +270,30 @@ async def test_it_finds_settings_that_do_harm(dsn: str) -> None:
         assert words in finding(diagnosis, code).message
 
 
-async def test_it_finds_that_failing_statements_are_logged_with_what_they_carry(dsn: str) -> None:
+async def test_it_finds_that_parameters_of_failing_statements_are_logged(dsn: str) -> None:
     async with connected(dsn) as connection:
         name = await connection.fetchval("SELECT current_database()")
         await connection.execute(f"ALTER DATABASE {name} SET log_parameter_max_length_on_error = 100")
-    assert "statements that fail" in finding(await diagnose(dsn), "parameters_logged").message
+    assert "failing statements" in finding(await diagnose(dsn), "parameters_logged").message
 
 
-async def test_it_finds_who_else_may_connect(dsn: str) -> None:
+async def test_it_finds_other_roles_that_can_connect(dsn: str) -> None:
     async with granted(dsn) as roles, granted(dsn) as others:
         await execute(dsn, f"REVOKE ALL ON SCHEMA baton FROM {others.names.work}")
         found = finding(await diagnose(roles.serve_dsn), "connect_public")
         assert others.names.work in found.message
         assert roles.names.work not in found.message
-        assert "hear the text of streams" in found.message
+        assert "can receive the text of streams" in found.message
         assert "--revoke-connect" in found.advice
         silent = finding(await diagnose(roles.serve_dsn, notify_payloads=False), "connect_public")
-        assert "hear the ids of streams" in silent.message
+        assert "can receive the ids of streams" in silent.message
         await roles.grant(Revocation(lock_out_others=True))
         assert finding(await diagnose(roles.serve_dsn), "connect").level is WELL
 
 
 @contextlib.asynccontextmanager
 async def receiving(server: str) -> AsyncIterator[None]:
-    """A program that takes the server's WAL as a standby does."""
+    """A program that receives the server's WAL as a standby does."""
     with data_folder() as folder:
         program = str(postgres_bin("pg_receivewal"))
         process = await asyncio.create_subprocess_exec(program, "-D", folder, "--synchronous", "-d", server)
@@ -349,14 +349,14 @@ async def test_it_finds_what_a_failover_would_lose(server: str) -> None:
             await synchronize(server, "")
 
 
-async def test_it_finds_settings_of_other_roles_that_do_harm(dsn: str) -> None:
+async def test_it_finds_harmful_settings_of_other_roles(dsn: str) -> None:
     async with granted(dsn) as roles:
         await execute(dsn, f"ALTER ROLE {roles.names.work} SET synchronous_commit = off")
         diagnosis = await diagnose(roles.serve_dsn)
         assert roles.names.work in finding(diagnosis, "synchronous_commit_off_elsewhere").message
 
 
-async def test_it_finds_what_the_server_lacks(server: str) -> None:
+async def test_it_finds_harmful_settings_of_the_server(server: str) -> None:
     names = ("fsync", "full_page_writes", "autovacuum")
     try:
         for name in names:
@@ -378,7 +378,7 @@ async def test_it_finds_what_the_server_lacks(server: str) -> None:
 
 
 async def change(server: str, name: str, value: str | None) -> None:
-    """Change a setting of the server, and wait until new sessions have it."""
+    """Change a setting of the server, and wait until new sessions use it."""
     await execute(server, f"ALTER SYSTEM {'RESET ' + name if value is None else f'SET {name} = {value}'}")
     await execute(server, "SELECT pg_reload_conf()")
 
@@ -389,7 +389,7 @@ async def change(server: str, name: str, value: str | None) -> None:
     await until(changed)
 
 
-async def test_it_finds_who_holds_vacuum_back(dsn: str) -> None:
+async def test_it_finds_the_transaction_that_holds_vacuum_back(dsn: str) -> None:
     async with connected(dsn) as idle:
         await idle.execute("SET application_name = 'forgotten'; BEGIN; SELECT 1")
         pid = idle.get_server_pid()
@@ -399,7 +399,7 @@ async def test_it_finds_who_holds_vacuum_back(dsn: str) -> None:
         assert "idle in transaction" in found
 
 
-async def test_every_role_finds_whose_old_snapshot_it_is(dsn: str) -> None:
+async def test_every_role_finds_the_owner_of_an_old_snapshot(dsn: str) -> None:
     async with granted(dsn) as roles, connected(dsn) as old, connected(dsn) as connection:
         await old.execute("SET application_name = 'nightly dump'; BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
         await connection.execute("SELECT pg_current_xact_id()")
@@ -425,7 +425,7 @@ async def test_it_finds_prepared_transactions_and_replication_slots(server: str)
         assert "'forgotten'" in finding(diagnosis, code).message
 
 
-async def test_it_finds_that_the_notify_queue_is_full_and_who_holds_it_up(server: str) -> None:
+async def test_it_finds_a_full_notify_queue_and_its_holder(server: str) -> None:
     async with full_notify_queue(server), connected(server) as connection:
         pid = await connection.fetchval("SELECT pid FROM pg_stat_activity WHERE state = 'idle in transaction'")
         diagnosis = await diagnose(server)
@@ -445,7 +445,7 @@ async def test_it_counts_transaction_ids(dsn: str) -> None:
     assert levels(await diagnose(dsn, thresholds={"transaction_ids_a_day": 0}))["transaction_ids_fast"] is WARNING
 
 
-async def test_a_database_of_another_encoding_and_without_tables_is_told(postgres: str) -> None:
+async def test_it_finds_another_encoding_and_missing_tables(postgres: str) -> None:
     await execute(postgres, "CREATE DATABASE baton_ascii ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
     try:
         diagnosis = await diagnose(named_database(postgres, "baton_ascii"))
@@ -456,31 +456,31 @@ async def test_a_database_of_another_encoding_and_without_tables_is_told(postgre
     assert "check_failed" not in levels(diagnosis)
 
 
-async def test_an_older_schema_is_told(empty_dsn: str) -> None:
+async def test_it_finds_an_older_schema(empty_dsn: str) -> None:
     await migrate(empty_dsn, days_ahead=0, to="0001")
     assert finding(await diagnose(empty_dsn), "schema").level is ERROR
 
 
-async def test_roles_are_told_what_they_lack_and_what_they_have_too_much(dsn: str) -> None:
+async def test_it_finds_missing_and_excess_privileges(dsn: str) -> None:
     async with granted(dsn) as roles:
         assert finding(await diagnose(roles.serve_dsn), "role").message.endswith(
-            "may serve, and no more than that takes."
+            "may serve, and has no other privileges."
         )
         assert finding(await diagnose(roles.work_dsn), "role").message.endswith(
-            "may work, and no more than that takes."
+            "may work, and has no other privileges."
         )
         assert "may migrate" in finding(await diagnose(roles.migrate_dsn), "role").message
         await execute(dsn, f"GRANT UPDATE (input) ON baton.stream TO {roles.names.work}")
         await execute(dsn, f"REVOKE DELETE ON baton.stream FROM {roles.names.serve}")
         excess = finding(await diagnose(roles.work_dsn), "role_excess_privileges")
-        assert "more than that takes: UPDATE on stream (input)." in excess.message
+        assert "more privileges than that needs: UPDATE on stream (input)." in excess.message
         lacking = finding(await diagnose(roles.serve_dsn), "role_missing_privileges")
-        assert "To serve it lacks DELETE on stream." in lacking.message
+        assert "To serve, it needs DELETE on stream." in lacking.message
         await execute(dsn, f"ALTER TABLE baton.worker OWNER TO {roles.names.serve}")
         assert roles.names.serve in finding(await diagnose(dsn), "owners_differ").message
 
 
-async def test_a_role_that_may_not_look_is_told_so(dsn: str) -> None:
+async def test_it_reports_checks_that_the_role_may_not_run(dsn: str) -> None:
     async with granted(dsn) as roles, connected(dsn):
         assert levels(await diagnose(roles.serve_dsn))["sessions_hidden"] is WARNING
         await execute(dsn, f"REVOKE USAGE ON SCHEMA baton FROM {roles.names.serve}")
@@ -493,24 +493,24 @@ async def test_a_role_that_may_not_look_is_told_so(dsn: str) -> None:
         assert levels(diagnosis)["transaction_ids"] is WELL
 
 
-async def test_a_check_that_gets_no_answer_stops_no_other(dsn: str) -> None:
+async def test_a_check_without_an_answer_does_not_stop_others(dsn: str) -> None:
     async with connected(dsn) as locking, locking.transaction():
         await locking.execute("LOCK baton.worker IN ACCESS EXCLUSIVE MODE")
         diagnosis = await diagnose(dsn, thresholds={"answer_seconds": 0.5})
     failed = [item.message for item in diagnosis.findings if item.code == "check_failed"]
     assert len(failed) == 3
-    assert failed[0].startswith("Workers could not be looked at: no answer within 0.5 s")
+    assert failed[0].startswith("The check of workers failed: no answer within 0.5 s")
     assert "transaction_ids" in levels(diagnosis)
     assert diagnosis.complete
 
 
-async def test_a_listen_dsn_that_leads_nowhere_is_told(dsn: str) -> None:
+async def test_it_reports_an_unreachable_listen_dsn(dsn: str) -> None:
     diagnosis = await diagnose(dsn, listen_database_url="postgresql://u@127.0.0.1:1/x")
     assert levels(diagnosis)["listen_unreachable"] is ERROR
     assert diagnosis.complete
 
 
-async def test_a_refusal_is_told_whole(dsn: str) -> None:
+async def test_a_refused_connection_is_reported_in_full(dsn: str) -> None:
     diagnosis = await diagnose(urlunsplit(urlsplit(dsn)._replace(netloc="nobody@")))
     assert finding(diagnosis, "unreachable").message.endswith('role "nobody" does not exist')
     assert finding(diagnosis, "unreachable").advice == "Correct BATON_DATABASE_URL."
@@ -525,7 +525,7 @@ def test_exit_codes() -> None:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_a_terminal_gets_a_table_that_fits_and_a_file_a_line_each(width: int) -> None:
+def test_a_terminal_gets_a_table_and_a_file_one_line_per_finding(width: int) -> None:
     diagnosis = Diagnosis([ok("fine", "All [b]fine[/b]."), warning("long", "word " * 60, "Do this.")])
     shown = io.StringIO()
     show(diagnosis, Console(file=shown, width=width, force_terminal=True, no_color=True))
@@ -547,7 +547,7 @@ def test_durations() -> None:
     ]
 
 
-def test_the_command_speaks_to_people_and_to_programs(server: str) -> None:
+def test_the_command_prints_text_and_json(server: str) -> None:
     env = {"BATON_DATABASE_URL": server, "BATON_PARTITION_DAYS_AHEAD": "1"}
     code, out, err = told("doctor", env=env)
     assert (code, err) == (0, ""), out
@@ -564,7 +564,7 @@ def test_the_command_speaks_to_people_and_to_programs(server: str) -> None:
         assert bool(item["advice"]) == (item["level"] != "ok")
 
 
-async def test_the_command_says_why_it_cannot_look(tmp_path: Path) -> None:
+async def test_the_command_reports_an_unreachable_database(tmp_path: Path) -> None:
     env = environment(BATON_DATABASE_URL="postgresql://u:hunter2@127.0.0.1:1/x")
     code, out, err = await finished("doctor", "--json", env=env, cwd=tmp_path)
     assert (code, err) == (2, "")
@@ -574,7 +574,7 @@ async def test_the_command_says_why_it_cannot_look(tmp_path: Path) -> None:
     assert "hunter2" not in out
 
 
-def test_the_command_says_what_it_lacks() -> None:
+def test_the_command_reports_a_missing_setting() -> None:
     code, out, err = told("doctor", env={})
     assert (code, out) == (2, "")
     assert err.startswith("baton: No database is configured.")

@@ -1,4 +1,4 @@
-"""Events and cursors: that any text survives its way through a batch, and what a generator may not yield."""
+"""Events and cursors: any text survives a batch, and invalid events are rejected."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from baton.events import encode_event, encode_object, encode_text, join_lines, p
 
 LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 
-# Any Python string, with what is rare among all characters made common: half of the pieces are such characters.
+# Any Python string. Half of its parts are characters that are rare otherwise.
 rare = st.sampled_from(["\\", '"', "\0", "\ud800", "\udbff", "\udc00", "\ud83d\ude00", "\U0001f600", *LINE_ENDS])
 texts = st.lists(rare | st.text(st.characters(), max_size=5), max_size=12).map("".join)
 
 
 def as_utf8_can_hold(text: str) -> str:
-    """The reference: what a UTF-16 program such as a browser makes of it, one code unit after the other."""
+    """The reference: how a UTF-16 program such as a browser reads it, one code unit after the other."""
     units: list[int] = []
     for char in text:
         point = ord(char)
@@ -43,7 +43,7 @@ def as_utf8_can_hold(text: str) -> str:
 
 @given(st.lists(texts, min_size=1))
 @example(["\0", "\ud800", "\udc00\ud800", "\ud83d\ude00", "\U0001f600", LINE_ENDS, "\\u2028\\\u2028"])
-def test_any_text_comes_out_of_a_batch_as_it_went_in(deltas: list[str]) -> None:
+def test_any_text_survives_a_batch(deltas: list[str]) -> None:
     lines = join_lines([encode_text(delta) for delta in deltas]).decode().split("\n")
     assert [orjson.loads(line) for line in lines] == [
         {"type": "text", "delta": as_utf8_can_hold(delta)} for delta in deltas
@@ -51,13 +51,13 @@ def test_any_text_comes_out_of_a_batch_as_it_went_in(deltas: list[str]) -> None:
 
 
 @given(st.lists(texts, min_size=1))
-def test_a_batch_has_no_line_end_but_its_joints(deltas: list[str]) -> None:
+def test_a_batch_has_line_ends_only_between_events(deltas: list[str]) -> None:
     events = [encode_event({"type": "custom", "name": f"n{delta}", "data": {delta: [delta]}}) for delta in deltas]
     assert len(join_lines(events).decode().splitlines()) == len(deltas)
 
 
 @given(texts, st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False))
-def test_any_event_comes_out_as_it_went_in(text: str, number: int, fraction: float) -> None:
+def test_any_event_survives_encoding(text: str, number: int, fraction: float) -> None:
     event = {"type": "tool_result", "id": f"t{text}", "result": [{"key": (text, number, fraction, None, True)}]}
     clean = as_utf8_can_hold(text)
     encoded = join_lines([encode_event(event)])
@@ -69,13 +69,13 @@ def test_any_event_comes_out_as_it_went_in(text: str, number: int, fraction: flo
 
 
 @given(texts)
-def test_what_utf8_can_hold_is_left_alone(text: str) -> None:
+def test_text_without_lone_surrogates_is_unchanged(text: str) -> None:
     once = without_surrogates(text)
     assert once == as_utf8_can_hold(text)
     assert without_surrogates(once) == once
 
 
-def test_an_event_begins_with_its_type_wherever_it_was_written() -> None:
+def test_an_encoded_event_begins_with_its_type() -> None:
     assert encode_event({"delta": "x", "type": "text"}) == encode_text("x") == b'{"type":"text","delta":"x"}'
 
 
@@ -88,7 +88,10 @@ def endless() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("event", "sentence"),
     [
-        ({}, "type is one of custom, finish, reasoning, text, tool_approval, tool_call, tool_result, usage, not None."),
+        (
+            {},
+            "must be one of custom, finish, reasoning, text, tool_approval, tool_call, tool_result, usage, not None.",
+        ),
         ({"type": "done"}, "not 'done'"),
         ({"type": "reset", "reason": "x"}, "not 'reset'"),
         ({"type": ["text"]}, r"not \['text'\]"),
@@ -98,33 +101,42 @@ def endless() -> dict[str, Any]:
         ({"type": "reasoning", "delta": b"x"}, "A reasoning event needs 'delta' as a string."),
         ({"type": "tool_call", "index": "0"}, "A tool_call event needs 'index' as a whole number."),
         ({"type": "tool_call", "index": True}, "A tool_call event needs 'index' as a whole number."),
-        ({"type": "tool_call", "index": 0, "id": 1}, "A tool_call event's 'id' is a string, where there is one."),
-        ({"type": "tool_call", "index": 0, "name": ["x"]}, "A tool_call event's 'name' is a string"),
-        ({"type": "tool_call", "index": 0, "arguments_delta": {"a": 1}}, "'arguments_delta' is a string"),
-        ({"type": "tool_call", "index": 0, "run_by": "me"}, "A tool_call event's 'run_by' is one of client, generator"),
+        ({"type": "tool_call", "index": 0, "id": 1}, "In a tool_call event, 'id' must be a string or missing."),
+        ({"type": "tool_call", "index": 0, "name": ["x"]}, "In a tool_call event, 'name' must be a string"),
+        ({"type": "tool_call", "index": 0, "arguments_delta": {"a": 1}}, "'arguments_delta' must be a string"),
+        (
+            {"type": "tool_call", "index": 0, "run_by": "me"},
+            "In a tool_call event, 'run_by' must be one of client, generator",
+        ),
         ({"type": "tool_result"}, "A tool_result event needs 'id' as a string."),
-        ({"type": "tool_result", "id": ""}, "A tool_result event needs 'id' as a string that is not empty."),
-        ({"type": "tool_approval", "id": ""}, "A tool_approval event needs 'id' as a string that is not empty."),
-        ({"type": "tool_call", "index": -1}, "A tool_call event's 'index' counts from 0."),
-        ({"type": "usage", "input_tokens": "3"}, "A usage event's 'input_tokens' is a number, not '3'."),
-        ({"type": "usage", "input_tokens": True}, "A usage event's 'input_tokens' is a number, not True."),
-        ({"type": "usage", "total_tokens": float("nan")}, "A usage event's 'total_tokens' is a number, not nan."),
-        ({"type": "usage", "vendor_credits": -1}, "A usage event's 'vendor_credits' is not negative, as -1 is."),
-        ({"type": "custom", "name": ""}, "A custom event needs 'name' as a string that is not empty."),
+        ({"type": "tool_result", "id": ""}, "A tool_result event needs 'id' as a non-empty string."),
+        ({"type": "tool_approval", "id": ""}, "A tool_approval event needs 'id' as a non-empty string."),
+        ({"type": "tool_call", "index": -1}, "In a tool_call event, 'index' must be 0 or greater."),
+        ({"type": "usage", "input_tokens": "3"}, "In a usage event, 'input_tokens' must be a number, not '3'."),
+        ({"type": "usage", "input_tokens": True}, "In a usage event, 'input_tokens' must be a number, not True."),
+        (
+            {"type": "usage", "total_tokens": float("nan")},
+            "In a usage event, 'total_tokens' must be a number, not nan.",
+        ),
+        ({"type": "usage", "vendor_credits": -1}, "In a usage event, 'vendor_credits' must not be negative, as -1 is."),
+        ({"type": "custom", "name": ""}, "A custom event needs 'name' as a non-empty string."),
         ({"type": "custom", "data": 1}, "A custom event needs 'name' as a string."),
-        ({"type": "custom", "name": "x", "data": object()}, "An event holds a value that is not JSON: .*object"),
-        ({"type": "custom", "name": "x", "data": {1: 2}}, "not JSON"),
-        ({"type": "custom", "name": "x", "data": 2**64}, "not JSON"),
-        (endless(), "not JSON"),
+        (
+            {"type": "custom", "name": "x", "data": object()},
+            "An event contains a value that JSON cannot represent: .*object",
+        ),
+        ({"type": "custom", "name": "x", "data": {1: 2}}, "JSON cannot represent"),
+        ({"type": "custom", "name": "x", "data": 2**64}, "JSON cannot represent"),
+        (endless(), "JSON cannot represent"),
     ],
 )
-def test_what_is_no_event_gets_a_sentence(event: dict[str, Any], sentence: str) -> None:
+def test_an_invalid_event_is_rejected_with_a_reason(event: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InvalidEvent, match=sentence) as caught:
         encode_event(event)
     assert caught.value.code == "invalid_event"
 
 
-def test_what_json_has_no_word_for_becomes_something_that_it_has() -> None:
+def test_nan_and_times_are_encoded_as_json_values() -> None:
     moment = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
     assert encode_object({"a": float("nan"), "b": moment}) == b'{"a":null,"b":"2026-01-02T00:00:00+00:00"}'
 
@@ -140,6 +152,6 @@ def test_no_cursor_is_zero(raw: str | None) -> None:
 
 
 @pytest.mark.parametrize("raw", ["-1", "+1", "1.0", " 1", "1 ", "1\n", "abc", "1_0", "\u0661", "0x1", "1" * 19, "\0"])
-def test_anything_else_is_malformed(raw: str) -> None:
+def test_other_cursors_are_malformed(raw: str) -> None:
     with pytest.raises(MalformedCursor, match="a whole number such as 42, not"):
         parse_cursor(raw)

@@ -1,4 +1,4 @@
-"""The roles that `baton grants` makes: the services run under them, and each may do no more than it needs."""
+"""The roles of `baton grants`: the services work under them, and each has no more privileges than it needs."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ from baton.db.streams import Limits, NewStream
 from baton.errors import ConfigurationError
 from baton.generators import Generator
 from baton.schema import tables
-from baton.schema.grants import GRANTS, SETTINGS, Revocation, RoleNames, Service, script
+from baton.schema.grants import GRANTS, SETTINGS, Revocation, RoleNames, Service
+from baton.schema.grants_sql import script
 from baton.schema.migrate import migrate
 
 
 @pytest.fixture
 async def roles(dsn: str) -> AsyncIterator[Roles]:
-    """Roles on a database that another role has migrated, which they take over."""
+    """Roles on a database that another role has migrated. They take over the ownership."""
     async with granted(dsn) as roles:
         yield roles
 
 
-async def test_the_migrating_role_needs_no_more_than_its_schema(empty_dsn: str) -> None:
+async def test_the_migrating_role_needs_only_its_schema(empty_dsn: str) -> None:
     async with granted(empty_dsn) as roles:
         await migrate(roles.migrate_dsn, days_ahead=1)
         await roles.grant()
@@ -49,7 +50,7 @@ async def test_the_migrating_role_needs_no_more_than_its_schema(empty_dsn: str) 
                     await connection.execute(statement)
 
 
-async def test_streams_live_and_end_under_these_roles(
+async def test_streams_run_and_end_under_these_roles(
     roles: Roles, cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     pod = await cluster.pod(database_url=roles.serve_dsn, generators={"none": "no:such"})
@@ -107,7 +108,7 @@ async def cancel(cluster: Cluster, url: str, stream_id: UUID) -> None:
     assert cancelled.is_success, cancelled.text
 
 
-async def test_workers_see_to_what_others_left_under_their_role(roles: Roles, caplog: pytest.LogCaptureFixture) -> None:
+async def test_workers_take_over_streams_under_their_role(roles: Roles, caplog: pytest.LogCaptureFixture) -> None:
     tap = Tap()
     async with pool(roles.serve_dsn, size=1, timeout_seconds=10) as creating, connected(roles.admin_dsn) as connection:
 
@@ -211,24 +212,24 @@ FORBIDDEN: dict[Service, tuple[str, ...]] = {
 
 async def test_no_service_may_do_more_than_it_needs(roles: Roles) -> None:
     await execute(roles.admin_dsn, "CREATE SCHEMA other; CREATE TABLE other.secret ()")
-    allowed = await overstepped(roles)
+    allowed = await allowed_though_forbidden(roles)
     assert allowed == []
 
 
-async def test_running_it_again_takes_away_what_is_too_much(roles: Roles) -> None:
+async def test_running_it_again_revokes_excess_privileges(roles: Roles) -> None:
     for role in ("PUBLIC", roles.names.work, roles.names.serve):
         await execute(roles.admin_dsn, f"GRANT ALL ON ALL TABLES IN SCHEMA baton TO {role}")
         await execute(roles.admin_dsn, f"GRANT ALL ON ALL FUNCTIONS IN SCHEMA baton TO {role}")
         await execute(roles.admin_dsn, f"GRANT ALL ON SCHEMA baton TO {role}")
         await execute(roles.admin_dsn, f"GRANT UPDATE (input) ON baton.stream TO {role}")
     await execute(roles.admin_dsn, "CREATE SCHEMA other; CREATE TABLE other.secret ()")
-    assert len(await overstepped(roles)) > 40
+    assert len(await allowed_though_forbidden(roles)) > 40
     await roles.grant()
-    assert await overstepped(roles) == []
+    assert await allowed_though_forbidden(roles) == []
 
 
-async def test_what_is_forbidden_would_work_but_for_the_role(roles: Roles) -> None:
-    """Else a mistake in a statement could pass for a refusal."""
+async def test_forbidden_statements_succeed_for_a_superuser(roles: Roles) -> None:
+    """Otherwise a mistake in a statement could pass for a refusal."""
     await execute(roles.admin_dsn, "CREATE SCHEMA existing; CREATE SCHEMA other; CREATE TABLE other.secret ()")
     async with connected(roles.admin_dsn) as connection:
         partition = await a_partition(connection)
@@ -240,8 +241,8 @@ async def test_what_is_forbidden_would_work_but_for_the_role(roles: Roles) -> No
             await transaction.rollback()
 
 
-async def overstepped(roles: Roles) -> list[str]:
-    """Return what a service may do of what it must not."""
+async def allowed_though_forbidden(roles: Roles) -> list[str]:
+    """Return the forbidden statements that a service can run."""
     allowed = []
     for service in get_args(Service):
         async with connected(roles.admin_dsn) as connection:
@@ -265,7 +266,7 @@ async def a_partition(connection: asyncpg.Connection[asyncpg.Record]) -> str:
     return name
 
 
-async def test_an_administrator_who_is_no_superuser_may_run_it(postgres: str) -> None:
+async def test_an_administrator_without_superuser_rights_can_run_it(postgres: str) -> None:
     suffix = secrets.token_hex(4)
     admin, database, names = f"admin_{suffix}", f"baton_managed_{suffix}", unique_names()
     await execute(postgres, f"CREATE ROLE {admin} LOGIN CREATEROLE PASSWORD '{PASSWORD}'")
@@ -277,9 +278,9 @@ async def test_an_administrator_who_is_no_superuser_may_run_it(postgres: str) ->
         async with connected(managed.admin_dsn) as connection:
             connection.add_log_listener(lambda _, message: notices.append(message.message))
             await connection.execute(script(names))
-        # A setting of superusers; the rest is done.
-        assert sorted(line for line in notices if "may not do this" in line) == [
-            f"{admin} may not do this, and went on without: "
+        # Only superusers may change this setting; everything else was done.
+        assert sorted(line for line in notices if "may not run this" in line) == [
+            f"{admin} may not run this, so it was skipped: "
             f"ALTER ROLE {name} IN DATABASE {database} SET log_parameter_max_length = '0';"
             for name in sorted(astuple(names))
         ]
@@ -289,19 +290,19 @@ async def test_an_administrator_who_is_no_superuser_may_run_it(postgres: str) ->
         await managed.grant()
         await managed.grant()
         await execute(as_superuser, "CREATE SCHEMA other; CREATE TABLE other.secret ()")
-        assert await overstepped(Roles(as_superuser, names)) == []
+        assert await allowed_though_forbidden(Roles(as_superuser, names)) == []
         async with connected(managed.serve_dsn) as connection:
             assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == "1min"
             assert await connection.fetchval("SHOW log_parameter_max_length_on_error") == "0"
         async with neighbor(as_superuser) as other, connected(as_role(as_superuser, other)):
             with pytest.raises(asyncpg.RaiseError) as locked_out:
                 await managed.grant(Revocation(lock_out_others=True))
-            assert f'With sessions just now: "{other}" (1).' in str(locked_out.value.detail)
+            assert f'With open sessions: "{other}" (1).' in str(locked_out.value.detail)
         await managed.grant(Revocation(lock_out_others=True))
         async with connected(as_superuser) as connection:
             assert not await connection.fetchval("SELECT has_database_privilege('public', $1, 'CONNECT')", database)
         async with connected(managed.admin_dsn) as connection:
-            with pytest.raises(asyncpg.InsufficientPrivilegeError):  # it has left the role that it had joined
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):  # it is no longer a member of the role
                 await connection.execute(f"SET ROLE {names.migrate}")
     finally:
         await drop(as_superuser, *astuple(names))
@@ -331,18 +332,18 @@ async def test_names_of_any_kind_are_quoted(dsn: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "x" * 64, "ö" * 32, "a\nb", "a\0", "public", "none", "pg_monitor"])
-def test_names_that_postgres_does_not_take_are_refused(name: str) -> None:
+def test_names_that_postgres_rejects_are_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match="cannot be the name of a role"):
         RoleNames(work=name)
 
 
-def test_names_of_roles_to_keep_are_names() -> None:
+def test_names_of_roles_to_keep_are_validated() -> None:
     with pytest.raises(ConfigurationError, match="cannot be the name of a role"):
         Revocation(keep=("public",))
 
 
 def test_one_role_for_two_services_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="three different"):
+    with pytest.raises(ConfigurationError, match="same name"):
         RoleNames(work="same", serve="same")
 
 
@@ -352,7 +353,7 @@ async def test_it_runs_on_an_older_schema(empty_dsn: str) -> None:
         await connection.fetch("SELECT id, tenant FROM baton.stream")
 
 
-async def test_it_grants_what_later_migrations_bring(roles: Roles) -> None:
+async def test_it_grants_what_later_migrations_add(roles: Roles) -> None:
     newer = ("compatibility", "retention")
     for name in newer:
         await execute(roles.migrate_dsn, f"CREATE TABLE IF NOT EXISTS baton.{name} ()")
@@ -376,7 +377,7 @@ async def test_sessions_of_its_roles_end_idle_transactions_and_log_no_texts(role
         }
 
 
-async def test_what_somebody_has_set_for_a_role_stays(roles: Roles) -> None:
+async def test_existing_settings_of_a_role_stay(roles: Roles) -> None:
     work, serve = roles.names.work, roles.names.serve
     async with connected(roles.admin_dsn) as connection:
         database = await connection.fetchval("SELECT quote_ident(current_database())")
@@ -391,12 +392,12 @@ async def test_what_somebody_has_set_for_a_role_stays(roles: Roles) -> None:
         assert await connection.fetchval("SHOW log_parameter_max_length") == "7B"
 
 
-# Who may connect
+# The right to connect
 
 
 @contextlib.asynccontextmanager
 async def neighbor(admin_dsn: str) -> AsyncIterator[str]:
-    """A role of something else on the same server; it may connect as everybody does."""
+    """A role of another application on the same server, which can connect through PUBLIC."""
     name = f"report's {secrets.token_hex(4)}"
     await execute(admin_dsn, f"CREATE ROLE \"{name}\" LOGIN PASSWORD '{PASSWORD}'")
     try:
@@ -413,7 +414,7 @@ async def may_connect(dsn: str, role: str) -> bool:
         return False
 
 
-async def test_public_is_shut_out_and_its_own_roles_are_not(roles: Roles) -> None:
+async def test_public_is_locked_out_and_the_roles_of_baton_are_not(roles: Roles) -> None:
     async with neighbor(roles.admin_dsn) as other, neighbor(roles.admin_dsn) as kept:
         with pytest.raises(asyncpg.RaiseError, match="would be locked out") as refused:
             await roles.grant(Revocation(keep=(kept,)))
@@ -426,7 +427,7 @@ async def test_public_is_shut_out_and_its_own_roles_are_not(roles: Roles) -> Non
         assert not await may_connect(roles.admin_dsn, other)
         await roles.grant()
         assert not await may_connect(roles.admin_dsn, other)
-        await roles.grant(Revocation())  # nobody is locked out now who was not before
+        await roles.grant(Revocation())  # this locks out nobody else
 
 
 async def test_a_role_that_is_connected_is_never_locked_out_by_mistake(roles: Roles) -> None:
@@ -434,32 +435,32 @@ async def test_a_role_that_is_connected_is_never_locked_out_by_mistake(roles: Ro
         async with connected(as_role(roles.admin_dsn, other)):
             with pytest.raises(asyncpg.RaiseError) as refused:
                 await roles.grant(Revocation(lock_out_others=True))
-            assert f'With sessions just now: "{other}" (1).' in str(refused.value.detail)
+            assert f'With open sessions: "{other}" (1).' in str(refused.value.detail)
             assert await may_connect(roles.admin_dsn, other)
             await roles.grant(Revocation(keep=(other,), lock_out_others=True))
         assert await may_connect(roles.admin_dsn, other)
 
 
-async def test_a_role_that_may_connect_as_a_member_of_another_is_not_in_the_way(roles: Roles) -> None:
+async def test_a_role_that_can_connect_as_a_member_does_not_stop_it(roles: Roles) -> None:
     async with neighbor(roles.admin_dsn) as group, neighbor(roles.admin_dsn) as member:
         await execute(roles.admin_dsn, f'GRANT "{group}" TO "{member}"')
         await roles.grant(Revocation(keep=(group,), lock_out_others=True))
         assert await may_connect(roles.admin_dsn, member)
 
 
-async def test_a_role_to_keep_that_is_none_stops_it(roles: Roles) -> None:
+async def test_an_unknown_role_to_keep_stops_it(roles: Roles) -> None:
     with pytest.raises(asyncpg.UndefinedObjectError, match="nosuch"):
         await roles.grant(Revocation(keep=("nosuch",), lock_out_others=True))
 
 
-def test_it_knows_the_columns_there_are() -> None:
+def test_all_granted_columns_exist() -> None:
     columns = {table.name: set(table.columns.keys()) for table in tables.metadata.tables.values()}
     for grants in GRANTS.values():
         for grant in grants:
             assert set(grant.columns) <= columns.get(grant.on, set()), grant
 
 
-def test_the_command_prints_it() -> None:
+def test_the_command_prints_the_sql() -> None:
     code, out, err = told("grants", "--serve", "pods", env={})
     assert (code, out, err) == (0, script(RoleNames(serve="pods")), "")
     code, out, err = told("grants", "--revoke-connect", "--keep", "a", "--keep", "b", "--lock-out-others", env={})

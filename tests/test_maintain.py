@@ -1,4 +1,4 @@
-"""Maintenance: what goes, what stays, and that it keeps nobody waiting and may be cut off anywhere."""
+"""Maintenance: what it deletes and keeps; it blocks nobody, and may be interrupted anywhere."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ from baton.db import event_log, partitions, retention, streams
 from baton.db.postgres import CONNECTION_ERRORS, MAINTENANCE_LOCK, MIGRATION_LOCK, Connection
 from baton.errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, StreamExpired, StreamNotFound
 from baton.outcome import Outcome
-from baton.schema.maintain import DAY_SECONDS, STATEMENT_SECONDS, Policy, foresee, keep_maintaining, maintain
+from baton.schema.maintain import keep_maintaining, maintain, preview
+from baton.schema.maintenance_run import STATEMENT_SECONDS
+from baton.schema.retention_policy import DAY_SECONDS, Policy
 
 GONE_DAYS = KEPT_DAYS + 1
 Postgres: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -58,7 +60,7 @@ async def keys_of(connection: Connection, stream_id: UUID) -> int:
 
 @asynccontextmanager
 async def using_the_log(dsn: str, *, isolation: str = "READ COMMITTED") -> AsyncIterator[Postgres]:
-    """A transaction that has read the log, all partitions, and stays open."""
+    """An open transaction that has read all partitions of the log."""
     connection = await asyncpg.connect(dsn, server_settings={"application_name": "a long report"})
     try:
         await connection.execute(f"BEGIN ISOLATION LEVEL {isolation}")
@@ -80,24 +82,24 @@ async def until_it_waits(connection: Connection, pid: int) -> None:
 # Wide partitions
 
 
-async def test_where_streams_are_kept_for_long_new_partitions_are_wider(dsn: str) -> None:
+async def test_a_long_retention_makes_new_partitions_wider(dsn: str) -> None:
     policy = Policy(days_ahead=30, retention_days=3 * 365)
     async with connected(dsn) as connection:
-        foreseen: list[str] = []
-        await foresee(connection, policy, foreseen.append)
+        previewed: list[str] = []
+        await preview(connection, policy, previewed.append)
         said = await maintained(connection, policy)
-        assert foreseen[0] == "Would make new partitions for 3 days each."
-        assert said[0] == "New partitions are made for 3 days each."
+        assert previewed[0] == "Would make new partitions hold 3 days each."
+        assert said[0] == "New partitions hold 3 days each."
         created = [line for line in said if line.startswith("Created")]
-        assert [line.replace("Would create", "Created") for line in foreseen if "create" in line.split()] == created
+        assert [line.replace("Would create", "Created") for line in previewed if "create" in line.split()] == created
         assert 10 <= len(created) <= 11
-        # Workers do not know how long streams are kept, and create partitions of the same width.
+        # Workers do not know the retention, but create partitions of the same width.
         assert len(await partitions.create_ahead(connection, 60)) == 10
         assert await maintained(connection, policy) == said[-1:]
-        assert (await maintained(connection))[0] == "New partitions are made for 1 day each."
+        assert (await maintained(connection))[0] == "New partitions hold 1 day each."
 
 
-async def test_a_wide_partition_goes_when_all_of_its_days_have_expired(dsn: str) -> None:
+async def test_a_wide_partition_is_dropped_when_all_of_its_days_have_expired(dsn: str) -> None:
     async with connected(dsn) as connection:
         first, end = [stream_ids.first_id(await day(connection, days)) for days in (GONE_DAYS + 3, KEPT_DAYS)]
         name = "baton.batch_wide"
@@ -111,15 +113,15 @@ async def test_a_wide_partition_goes_when_all_of_its_days_have_expired(dsn: str)
                 id_at(await day(connection, days)),
             )
         said = await maintained(connection, Policy(1, KEPT_DAYS + 1))
-        assert said[:-1] == ["Deleted 1 stream, and 0 idempotency keys whose time was over."]
+        assert said[:-1] == ["Deleted 1 stream and 0 idempotency keys that had expired."]
         assert await state(connection, name) == "attached"
         assert f"Dropped partition {name}." in await maintained(connection)
 
 
-# What goes and what stays
+# What is deleted and what is kept
 
 
-async def test_whole_days_are_kept_and_what_is_older_goes(dsn: str) -> None:
+async def test_whole_days_are_kept_and_older_streams_are_deleted(dsn: str) -> None:
     async with connected(dsn) as connection:
         kept = await old_stream(connection, KEPT_DAYS, at_seconds=0)
         gone = await old_stream(connection, GONE_DAYS, at_seconds=DAY_SECONDS - 0.001)
@@ -132,14 +134,14 @@ async def test_whole_days_are_kept_and_what_is_older_goes(dsn: str) -> None:
         name = partitions.name_of(await day(connection, GONE_DAYS))
         assert not await exists(connection, name)
         assert said[:2] == [
-            "Deleted 1 stream, and 0 idempotency keys whose time was over.",
+            "Deleted 1 stream and 0 idempotency keys that had expired.",
             f"Dropped partition {name}.",
         ]
         assert len(await event_log.read(connection, kept, 0)) == 2
         assert await maintained(connection) == said[2:]
 
 
-async def test_who_asks_for_what_is_gone_is_told_so_and_only_then(dsn: str) -> None:
+async def test_only_a_deleted_stream_is_reported_as_expired(dsn: str) -> None:
     async with connected(dsn) as connection:
         gone = await old_stream(connection, GONE_DAYS)
         never = UUID(int=gone.int ^ 1)
@@ -153,7 +155,7 @@ async def test_who_asks_for_what_is_gone_is_told_so_and_only_then(dsn: str) -> N
         assert type(await retention.absence(connection, no_time)) is StreamNotFound
 
 
-async def test_the_horizon_never_goes_back_and_a_longer_retention_keeps_what_is_left(dsn: str) -> None:
+async def test_the_horizon_never_moves_back_and_a_longer_retention_keeps_the_rest(dsn: str) -> None:
     async with connected(dsn) as connection:
         gone = await old_stream(connection, 4)
         await maintained(connection, Policy(1, retention_days=2))
@@ -173,7 +175,7 @@ async def test_a_live_stream_keeps_its_partition_until_it_has_ended(dsn: str, st
         beside = await old_stream(connection, GONE_DAYS)
         name = partitions.name_of(await day(connection, GONE_DAYS))
         said = await maintained(connection)
-        assert f"Partition {name} is kept: stream {stream_id} in it is {status}." in said
+        assert f"Kept partition {name}: it holds stream {stream_id}, which is {status}." in said
         assert await state(connection, name) == "attached"
         assert not await has_row(connection, beside)
         await append(connection, stream_id, 3)
@@ -183,7 +185,7 @@ async def test_a_live_stream_keeps_its_partition_until_it_has_ended(dsn: str, st
         assert await state(connection, name) == "gone"
 
 
-async def test_many_rows_go_in_small_batches(dsn: str) -> None:
+async def test_many_rows_are_deleted_in_small_batches(dsn: str) -> None:
     async with connected(dsn) as connection:
         for _ in range(5):
             await add_key(connection, await old_stream(connection, GONE_DAYS))
@@ -192,23 +194,23 @@ async def test_many_rows_go_in_small_batches(dsn: str) -> None:
         assert await connection.fetchval("SELECT count(*) FROM baton.idempotency_key") == 0
 
 
-async def test_keys_go_when_their_time_is_over(dsn: str) -> None:
+async def test_expired_keys_are_deleted(dsn: str) -> None:
     async with connected(dsn) as connection:
         (stream_id,) = await claimed(connection)
         for lives_seconds in (-1, -1, -1, 60):
             await add_key(connection, stream_id, lives_seconds=lives_seconds)
         said = await maintained(connection, batch_rows=2)
-        assert said[0] == "Deleted 0 streams, and 3 idempotency keys whose time was over."
+        assert said[0] == "Deleted 0 streams and 3 idempotency keys that had expired."
         assert await keys_of(connection, stream_id) == 1
 
 
 async def test_each_batch_of_keys_begins_where_the_one_before_ended(dsn: str) -> None:
-    """The index entries of what was deleted stay while a long transaction runs: none is to be walked twice."""
+    """While a long transaction runs, index entries of deleted rows stay: none is scanned twice."""
     async with connected(dsn) as connection:
         (stream_id,) = await claimed(connection)
         for lives_seconds in (-40, -30, -20, -10):
             await add_key(connection, stream_id, lives_seconds=lives_seconds)
-        over = [row[0] for row in await connection.fetch("SELECT expires_at FROM baton.idempotency_key ORDER BY 1")]
+        expired = [row[0] for row in await connection.fetch("SELECT expires_at FROM baton.idempotency_key ORDER BY 1")]
         asked: list[object] = []
 
         def note(query: Any) -> None:
@@ -217,10 +219,10 @@ async def test_each_batch_of_keys_begins_where_the_one_before_ended(dsn: str) ->
 
         with connection.query_logger(note):
             await maintained(connection, batch_rows=2)
-        assert asked[1:] == [over[1], over[3]]
+        assert asked[1:] == [expired[1], expired[3]]
 
 
-async def test_partitions_of_other_bounds_go_by_their_bounds(dsn: str) -> None:
+async def test_partitions_with_other_bounds_are_dropped_by_their_bounds(dsn: str) -> None:
     async with connected(dsn) as connection:
         edges = [stream_ids.first_id(await day(connection, days)) for days in (20, 12, KEPT_DAYS - 2)]
         for name, first, end in (("old", "MINVALUE", f"'{edges[0]}'"), ("wide", *(f"'{edge}'" for edge in edges[1:]))):
@@ -232,17 +234,16 @@ async def test_partitions_of_other_bounds_go_by_their_bounds(dsn: str) -> None:
         assert await state(connection, 'public."wide One"') == "attached"
 
 
-async def test_what_somebody_detached_to_keep_stays(dsn: str) -> None:
+async def test_a_partition_that_somebody_detached_is_left_alone(dsn: str) -> None:
     async with connected(dsn) as connection:
         name = await old_partition(connection, GONE_DAYS)
         await connection.execute(f"ALTER TABLE baton.batch DETACH PARTITION {name}")
-        assert f"{name} looks like a partition that somebody has detached, and is left alone." in await maintained(
-            connection
-        )
+        left_alone = f"Left {name} alone: it looks like a partition that somebody has detached to keep it."
+        assert left_alone in await maintained(connection)
         assert await state(connection, name) == "detached"
 
 
-async def test_a_dry_run_says_the_same_and_does_nothing(dsn: str) -> None:
+async def test_a_dry_run_reports_the_changes_and_makes_none(dsn: str) -> None:
     async with connected(dsn) as connection:
         gone, live = await old_stream(connection, GONE_DAYS), await old_stream(connection, GONE_DAYS + 1, ended=False)
         said: list[str] = []
@@ -252,7 +253,7 @@ async def test_a_dry_run_says_the_same_and_does_nothing(dsn: str) -> None:
         assert said == [
             f"Would create partition {names[-2]}.",
             said[1],
-            f"Would keep partition {names[GONE_DAYS + 1]}: stream {live} in it is running.",
+            f"Would keep partition {names[GONE_DAYS + 1]}: it holds stream {live}, which is running.",
             f"Would drop partition {names[GONE_DAYS]}.",
         ]
         assert said[1].startswith("Would delete 1 stream created before ")
@@ -279,7 +280,7 @@ async def begin_to_detach(dsn: str, connection: Connection, name: str) -> None:
 
 
 @pytest.mark.parametrize("ours", [True, False])
-async def test_a_dry_run_says_what_becomes_of_a_pending_partition(dsn: str, ours: bool) -> None:
+async def test_a_dry_run_reports_a_pending_partition(dsn: str, ours: bool) -> None:
     async with connected(dsn) as connection:
         await old_stream(connection, GONE_DAYS + 1)
         await old_stream(connection, GONE_DAYS, ended=False)
@@ -294,7 +295,7 @@ async def test_a_dry_run_says_what_becomes_of_a_pending_partition(dsn: str, ours
             assert said[1:] == [f"Would drop partition {name}.", f"Would drop partition {other}."]
             assert [await state(connection, each) for each in (name, other)] == ["gone", "gone"]
         else:
-            assert said[1:] == [f"Would drop no partition, since somebody else is detaching {name}."]
+            assert said[1:] == [f"Would drop no partition: another session is detaching {name}."]
             assert [await state(connection, each) for each in (name, other)] == ["pending", "attached"]
 
 
@@ -329,14 +330,14 @@ async def plan(connection: Connection, statement: str, *arguments: object) -> st
     return "\n".join(row[0] for row in rows)
 
 
-# Others at work
+# Other sessions
 
 
-async def test_of_two_at_once_one_works(dsn: str) -> None:
+async def test_of_two_concurrent_runs_one_works(dsn: str) -> None:
     async with connected(dsn) as connection, connected(dsn) as other:
         gone = await old_stream(connection, GONE_DAYS)
         await other.execute("SELECT pg_advisory_lock($1)", MAINTENANCE_LOCK)
-        assert await maintained(connection) == ["Another `baton maintain` is at work, and this one leaves it to that."]
+        assert await maintained(connection) == ["Another `baton maintain` is running, so this one does nothing."]
         assert await has_row(connection, gone)
         await other.execute("SELECT pg_advisory_unlock($1)", MAINTENANCE_LOCK)
         await maintained(connection)
@@ -344,16 +345,16 @@ async def test_of_two_at_once_one_works(dsn: str) -> None:
         assert await other.fetchval("SELECT pg_try_advisory_lock($1)", MAINTENANCE_LOCK)
 
 
-async def test_partitions_are_left_alone_while_a_migration_is_at_work(dsn: str) -> None:
+async def test_partitions_are_left_alone_while_a_migration_runs(dsn: str) -> None:
     async with connected(dsn) as connection, connected(dsn) as other:
         gone = await old_stream(connection, GONE_DAYS)
         name = partitions.name_of(await day(connection, GONE_DAYS))
         await other.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
-        assert "A migration is at work, and partitions are left to the next run." in await maintained(connection)
+        assert "A migration is running. The next run drops expired partitions." in await maintained(connection)
         assert (await has_row(connection, gone), await state(connection, name)) == (False, "attached")
 
 
-async def test_what_has_expired_goes_even_if_no_partition_can_be_created(dsn: str) -> None:
+async def test_streams_are_deleted_even_if_no_partition_can_be_created(dsn: str) -> None:
     async with connected(dsn) as connection, connected(dsn) as reader, connected(dsn) as analyzing:
         gone = await old_stream(connection, GONE_DAYS)
         await reader.execute("BEGIN; SELECT count(*) FROM baton.batch")
@@ -390,16 +391,16 @@ async def test_nobody_waits_while_a_detachment_waits_for_a_long_transaction(dsn:
         assert await state(client, name) == "gone"
 
 
-async def test_a_detachment_that_had_to_give_up_is_finished_by_a_later_run(dsn: str) -> None:
+async def test_a_detachment_that_timed_out_is_finished_by_a_later_run(dsn: str) -> None:
     async with connected(dsn) as connection:
         for days in (GONE_DAYS, GONE_DAYS + 1):
             await old_stream(connection, days)
         first, second = [partitions.name_of(await day(connection, days)) for days in (GONE_DAYS + 1, GONE_DAYS)]
         async with using_the_log(dsn) as report:
             for _ in range(2):
-                (told,) = [line for line in await maintained(connection, lock_seconds=0.05) if "in use" in line]
-                assert told.startswith(f"Partition {first} is in use by session {report.get_server_pid()} (")
-                assert "application a long report" in told
+                (line,) = [each for each in await maintained(connection, lock_seconds=0.05) if "in use" in each]
+                assert line.startswith(f"Partition {first} is in use by session {report.get_server_pid()} (")
+                assert "application a long report" in line
                 assert [await state(connection, name) for name in (first, second)] == ["pending", "attached"]
             (stream_id,) = await claimed(connection)
             await append(connection, stream_id, 1)
@@ -407,8 +408,8 @@ async def test_a_detachment_that_had_to_give_up_is_finished_by_a_later_run(dsn: 
         assert [await state(connection, name) for name in (first, second)] == ["gone", "gone"]
 
 
-async def test_who_still_sees_the_partition_attached_is_not_locked_out_of_it(dsn: str) -> None:
-    """A repeatable read from before the detachment began, which has not touched the log yet."""
+async def test_a_reader_that_still_sees_the_partition_is_not_locked_out(dsn: str) -> None:
+    """It is a REPEATABLE READ transaction from before the detachment, which has not read the log yet."""
     async with connected(dsn) as connection, connected(dsn) as reader:
         await old_stream(connection, GONE_DAYS)
         name = partitions.name_of(await day(connection, GONE_DAYS))
@@ -416,15 +417,15 @@ async def test_who_still_sees_the_partition_attached_is_not_locked_out_of_it(dsn
         async with using_the_log(dsn):
             await maintained(connection, lock_seconds=0.05)
             assert await state(connection, name) == "pending"
-        (told,) = [line for line in await maintained(connection) if "in use" in line]
-        assert f"session {reader.get_server_pid()} " in told
+        (line,) = [each for each in await maintained(connection) if "in use" in each]
+        assert f"session {reader.get_server_pid()} " in line
         await reader.execute("SET LOCAL lock_timeout = '1s'")
         assert await reader.fetchval("SELECT count(*) FROM baton.batch") == 2
         await reader.execute("COMMIT")
         assert f"Dropped partition {name}." in await maintained(connection)
 
 
-async def test_the_detachment_of_somebody_else_is_left_to_them(dsn: str) -> None:
+async def test_another_sessions_detachment_is_left_alone(dsn: str) -> None:
     async with connected(dsn) as connection:
         await old_stream(connection, GONE_DAYS + 1)
         name = await old_partition(connection, GONE_DAYS)
@@ -435,7 +436,7 @@ async def test_the_detachment_of_somebody_else_is_left_to_them(dsn: str) -> None
 
 
 async def test_a_partition_that_could_not_be_detached_is_not_marked(dsn: str) -> None:
-    """Else whoever detaches it then, to archive it, would lose it."""
+    """Otherwise a user who then detaches it, to archive it, would lose it."""
     async with connected(dsn) as connection, connected(dsn) as other:
         name = await old_partition(connection, GONE_DAYS)
         await other.execute("BEGIN; LOCK TABLE ONLY baton.batch IN SHARE UPDATE EXCLUSIVE MODE")
@@ -444,10 +445,10 @@ async def test_a_partition_that_could_not_be_detached_is_not_marked(dsn: str) ->
         assert (await state(connection, name), await marked(connection)) == ("attached", [])
 
 
-# Cut off
+# Interruptions
 
 
-async def test_the_mark_of_a_run_that_was_cut_off_goes_where_the_partition_stays(dsn: str) -> None:
+async def test_the_mark_of_an_interrupted_run_is_removed_from_a_kept_partition(dsn: str) -> None:
     async with connected(dsn) as connection, connected(dsn) as analyzing:
         kept = await old_partition(connection, KEPT_DAYS)
         await mark(connection, kept)
@@ -458,7 +459,7 @@ async def test_the_mark_of_a_run_that_was_cut_off_goes_where_the_partition_stays
         assert (await state(connection, kept), await marked(connection)) == ("attached", [])
 
 
-async def test_a_partition_of_another_name_that_was_detached_is_dropped(dsn: str) -> None:
+async def test_a_detached_partition_of_any_name_is_dropped(dsn: str) -> None:
     async with connected(dsn) as connection:
         for name in ("ours One", "theirs"):
             await connection.execute(f'CREATE TABLE public."{name}" (LIKE baton.batch)')
@@ -471,12 +472,12 @@ async def test_a_partition_of_another_name_that_was_detached_is_dropped(dsn: str
         assert await exists(connection, "public.theirs")
 
 
-async def test_it_may_be_cut_off_after_any_statement(dsn: str) -> None:
+async def test_a_run_may_be_interrupted_after_any_statement(dsn: str) -> None:
     async with connected(dsn) as connection:
         for number in range(1, 60):
             ids = [await old_stream(connection, days) for days in (GONE_DAYS, GONE_DAYS, GONE_DAYS + 1)]
             await add_key(connection, ids[0])
-            finished = await broken_off(dsn, connection, number)
+            finished = await interrupted(dsn, connection, number)
             for stream_id in ids:
                 if await has_row(connection, stream_id):
                     assert len(await event_log.read(connection, stream_id, 0)) == 2
@@ -490,11 +491,11 @@ async def test_it_may_be_cut_off_after_any_statement(dsn: str) -> None:
             if finished:
                 assert number > 15
                 return
-        pytest.fail("it never got through")
+        pytest.fail("it never finished")
 
 
-async def broken_off(dsn: str, killer: Connection, answers: int) -> bool:
-    """Maintain over a session that is terminated after so many answers; return whether it got through before."""
+async def interrupted(dsn: str, killer: Connection, answers: int) -> bool:
+    """Run maintenance on a session that is terminated after some answers; return whether it finished before that."""
     breaking = await asyncpg.connect(dsn, connection_class=Breaking)
     breaking.answers_left, breaking.killer = answers, killer
     try:
@@ -506,7 +507,7 @@ async def broken_off(dsn: str, killer: Connection, answers: int) -> bool:
     return True
 
 
-async def test_it_may_be_cut_off_while_it_waits(dsn: str) -> None:
+async def test_a_run_may_be_interrupted_while_it_waits(dsn: str) -> None:
     async with connected(dsn) as connection:
         await old_stream(connection, GONE_DAYS)
         name = partitions.name_of(await day(connection, GONE_DAYS))
@@ -521,10 +522,10 @@ async def test_it_may_be_cut_off_while_it_waits(dsn: str) -> None:
         assert f"Dropped partition {name}." in await maintained(connection)
 
 
-# As a command
+# The loop and the command
 
 
-async def test_the_loop_goes_on_after_an_outage(postgres: str, dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_loop_continues_after_an_outage(postgres: str, dsn: str, caplog: pytest.LogCaptureFixture) -> None:
     runs = 0
 
     def say(line: str) -> None:
@@ -536,7 +537,7 @@ async def test_the_loop_goes_on_after_an_outage(postgres: str, dsn: str, caplog:
         loop = asyncio.create_task(keep_maintaining(dsn, POLICY, every_seconds=0.01, say=say))
         await until(lambda: runs > 1)
         await execute(postgres, f"{database} false")
-        await until(lambda: "It is tried again." in caplog.text)
+        await until(lambda: "Retrying." in caplog.text)
         gone = await old_stream(connection, GONE_DAYS)
         await execute(postgres, f"{database} true")
         runs = 0
@@ -548,12 +549,12 @@ async def test_the_loop_goes_on_after_an_outage(postgres: str, dsn: str, caplog:
             await asyncio.wait_for(loop, DEADLINE_SECONDS)
 
 
-async def test_at_its_start_the_loop_does_not_wait(dsn: str) -> None:
+async def test_the_first_run_of_the_loop_does_not_wait_for_the_database(dsn: str) -> None:
     with pytest.raises(DatabaseUnreachable):
         await keep_maintaining("postgresql://u@127.0.0.1:1/x", POLICY, every_seconds=1, say=print)
 
 
-async def test_connecting_may_take_less_than_a_statement(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connecting_has_a_shorter_timeout_than_statements(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: dict[str, Any] = {}
 
     async def refused(**options: Any) -> None:
@@ -567,21 +568,21 @@ async def test_connecting_may_take_less_than_a_statement(monkeypatch: pytest.Mon
     assert opened["command_timeout"] > STATEMENT_SECONDS
 
 
-async def test_a_role_that_does_not_own_the_schema_is_told(dsn: str) -> None:
+async def test_a_role_that_does_not_own_the_schema_is_refused_with_advice(dsn: str) -> None:
     role = f"other_{secrets.token_hex(4)}"
     await execute(dsn, f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'; GRANT USAGE ON SCHEMA baton TO {role}")
     await execute(dsn, f"GRANT SELECT ON ALL TABLES IN SCHEMA baton TO {role}")
     try:
-        with pytest.raises(ConfigurationError, match="needs the role that ran `baton migrate`"):
+        with pytest.raises(ConfigurationError, match="as the role that ran `baton migrate`"):
             await maintain(as_role(dsn, role), POLICY, say=print)
     finally:
         await execute(dsn, f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
-async def test_a_statement_that_takes_too_long_is_not_called_a_lost_connection(dsn: str) -> None:
+async def test_a_statement_timeout_is_not_reported_as_a_lost_connection(dsn: str) -> None:
     async with connected(dsn) as connection:
         await connection.execute(f"ALTER DATABASE {urlsplit(dsn).path[1:]} SET statement_timeout = '50ms'")
         await connection.execute("BEGIN; LOCK TABLE baton.stream")
-        with pytest.raises(ConfigurationError, match="was held up for too long") as caught:
+        with pytest.raises(ConfigurationError, match="waited too long") as caught:
             await maintain(dsn, POLICY, say=print, dry_run=True)
     assert not isinstance(caught.value, DatabaseUnreachable)

@@ -1,4 +1,4 @@
-"""The schema: that the migrations make it without stopping anybody, that they say so, and what it refuses."""
+"""Migrations: they create the schema without blocking others, report what they do, and refuse what does not fit."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ from tests.revisions import history_with, locks_taken, revision_at
 from baton.db.listener import session_dsn
 from baton.db.postgres import MIGRATION_LOCK, REVISION, check_schema
 from baton.errors import ConfigurationError, SchemaMismatch
-from baton.schema import offline
-from baton.schema.blockers import pause_seconds
+from baton.schema import migration_sql
+from baton.schema.lock_timeouts import LockTimeouts
+from baton.schema.lock_waits import poll_seconds
 from baton.schema.migrate import announce, engine, migrate, revision_of
-from baton.schema.offline import revision_sql
-from baton.schema.patience import Patience
-from baton.schema.revisions import History
+from baton.schema.migration_sql import revision_sql
+from baton.schema.revisions import RevisionHistory
 
 SQUAWK = Path(sys.executable).parent / "squawk"
 PROJECT = Path(__file__).parent.parent
-# They have no transaction of their own to look into; tests/test_ddl.py looks at what they take.
+# These revisions have no transaction of their own to look into. tests/test_ddl.py checks their locks.
 BUILT_CONCURRENTLY = {"0006", "0010", "0018"}
 ADD_COLUMN = 'op.execute("ALTER TABLE baton.stream ADD COLUMN extra integer")'
-# What every run of the migrations begins with.
+# Every run of the migrations starts with this.
 LIMITS = "SET lock_timeout = '500ms';\nSET statement_timeout = 0;\n"
 AWAITED = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = to_regclass('baton.stream')"
 
 
-def test_there_is_one_head_and_the_code_works_with_it() -> None:
-    assert ScriptDirectory.from_config(History().config()).get_heads() == [REVISION]
+def test_there_is_one_head_and_the_code_expects_it() -> None:
+    assert ScriptDirectory.from_config(RevisionHistory().config()).get_heads() == [REVISION]
 
 
-async def test_up_check_down_up(empty_dsn: str) -> None:
+async def test_upgrade_check_downgrade_upgrade(empty_dsn: str) -> None:
     def cycle(connection: Connection) -> None:
-        config = History().config()
+        config = RevisionHistory().config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         command.check(config)
@@ -61,17 +61,17 @@ async def test_up_check_down_up(empty_dsn: str) -> None:
         await connection.run_sync(cycle)
 
 
-async def test_each_revision_takes_the_locks_that_it_states(empty_dsn: str) -> None:
-    history = History()
+async def test_each_revision_takes_the_locks_that_it_declares(empty_dsn: str) -> None:
+    history = RevisionHistory()
     for revision in history.revisions:
         taken = await locks_taken(empty_dsn, history, revision)
         if revision.id not in BUILT_CONCURRENTLY:
             assert taken == revision.locks, revision.id
-        # So that what locks the log finds partitions to lock.
+        # A revision that locks the log needs partitions to lock.
         await execute(empty_dsn, "SELECT baton.create_partitions(0)")
 
 
-async def test_a_false_statement_about_locks_is_found(dsn: str, tmp_path: Path) -> None:
+async def test_undeclared_locks_are_detected(dsn: str, tmp_path: Path) -> None:
     drop = 'op.execute("DROP VIEW baton.event"); op.execute("DROP TABLE baton.batch")'
     attach = 'op.execute("ALTER TABLE baton.batch ADD CHECK (epoch >= 0) NOT VALID")'
     history = history_with(tmp_path, ADD_COLUMN, attach, drop)
@@ -80,13 +80,13 @@ async def test_a_false_statement_about_locks_is_found(dsn: str, tmp_path: Path) 
 
 
 async def test_each_revision_passes_the_linter(tmp_path: Path) -> None:
-    history = History()
+    history = RevisionHistory()
     for revision in history.revisions:
         code, out, err = await lint(tmp_path / f"{revision.id}.sql", revision_sql(history, revision))
         assert code == 0, out + err
 
 
-async def test_the_linter_finds_what_stops_others(tmp_path: Path) -> None:
+async def test_the_linter_finds_statements_that_block_others(tmp_path: Path) -> None:
     statements = {
         "require-concurrent-index-creation": "CREATE INDEX ix_worker_name ON baton.worker (name);",
         "constraint-missing-not-valid": "ALTER TABLE baton.stream ADD CONSTRAINT x CHECK (epoch >= 0);",
@@ -103,34 +103,34 @@ async def lint(file: Path, sql: str) -> tuple[int, str, str]:
     return await finished(*arguments, env=environment(), command=SQUAWK)
 
 
-async def test_what_is_to_be_done_is_said_and_only_said(empty_dsn: str) -> None:
+async def test_a_dry_run_reports_the_revisions_and_changes_nothing(empty_dsn: str) -> None:
     said: list[str] = []
     await announce(empty_dsn, days_ahead=1, say=said.append)
-    assert said[0] == "The database has no Baton tables yet. To do:"
-    assert [line.split()[0] for line in said[1:-3]] == History().ids
+    assert said[0] == "The database has no Baton tables yet. Revisions to run:"
+    assert [line.split()[0] for line in said[1:-3]] == RevisionHistory().ids
     assert all(line.startswith("Would create partition baton.batch_20") for line in said[-3:])
     async with connected(empty_dsn) as connection:
         assert await connection.fetchval("SELECT to_regnamespace('baton')") is None
 
 
-async def test_locks_on_tables_that_are_there_are_said(empty_dsn: str) -> None:
+async def test_a_dry_run_reports_locks_on_existing_tables(empty_dsn: str) -> None:
     await migrate(empty_dsn, days_ahead=0, to="0001")
     said: list[str] = []
     await announce(empty_dsn, days_ahead=1, to="0003", say=said.append)
-    stated = "       It takes ACCESS EXCLUSIVE on stream (nobody reads or writes while it is held)."
-    assert said[0] == "The database is at revision 0001. To do:"
+    stated = "       It takes ACCESS EXCLUSIVE on stream (blocks reads and writes while it is held)."
+    assert said[0] == "The database is at revision 0001. Revisions to run:"
     assert said[2] == stated
     assert said[4] == "       It takes no lock on existing tables."
     assert [line for line in said[5:] if not line.startswith("Would create partition")] == []
     assert len(said) == 6  # yesterday's and today's are there
 
 
-async def test_it_goes_as_far_as_it_is_told(empty_dsn: str) -> None:
+async def test_it_stops_at_the_given_revision(empty_dsn: str) -> None:
     await migrate(empty_dsn, days_ahead=0, to="0002")
     assert await revision_of(empty_dsn) == "0002"
-    with pytest.raises(ConfigurationError, match="There is no revision '0815'"):
+    with pytest.raises(ConfigurationError, match="Revision '0815' does not exist"):
         await migrate(empty_dsn, days_ahead=0, to="0815")
-    with pytest.raises(ConfigurationError, match="does not go back"):
+    with pytest.raises(ConfigurationError, match="does not downgrade"):
         await migrate(empty_dsn, days_ahead=0, to="0001")
     await migrate(empty_dsn, days_ahead=0)
     assert await revision_of(empty_dsn) == REVISION
@@ -144,16 +144,16 @@ async def test_concurrent_migrations_wait_for_each_other(empty_dsn: str) -> None
     assert any("waiting" in line for line in said)
 
 
-async def test_whoever_may_hold_the_lock_is_named(dsn: str, tmp_path: Path) -> None:
+async def test_the_holder_of_the_migration_lock_is_named(dsn: str, tmp_path: Path) -> None:
     either = "Another `baton migrate` or `baton maintain`"
     async with connected(dsn) as holding:
         await holding.execute(f"SELECT pg_advisory_lock({MIGRATION_LOCK})")
         pid = holding.get_server_pid()
-        named = rf"{either} has been at work for 0 s: process {pid} \(.+, user \w+, connected since 20.+\)\. Run"
+        named = rf"{either} is still running after 0 s: process {pid} \(.+, user \w+, connected since 20.+\)\. Run"
         with pytest.raises(ConfigurationError, match=named):
-            await migrate(dsn, days_ahead=1, patience=Patience(give_up_seconds=0))
-        _, _, err = await psql(dsn, offline.script(start=REVISION, to=None, days_ahead=1), tmp_path)
-        assert f"{either} is at work. Run this" in err
+            await migrate(dsn, days_ahead=1, timeouts=LockTimeouts(give_up_seconds=0))
+        _, _, err = await psql(dsn, migration_sql.script(start=REVISION, to=None, days_ahead=1), tmp_path)
+        assert f"{either} is running. Run this" in err
     said: list[str] = []
     await announce(dsn, days_ahead=1, say=said.append)
     assert said == ["No revision is missing."]
@@ -161,7 +161,7 @@ async def test_whoever_may_hold_the_lock_is_named(dsn: str, tmp_path: Path) -> N
 
 @contextlib.asynccontextmanager
 async def reading(dsn: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
-    """Somebody who has read `stream`, and forgot to end the transaction."""
+    """A session that has read `stream` and has not ended its transaction."""
     connection = await asyncpg.connect(dsn, server_settings={"application_name": "somebody"})
     try:
         await connection.execute("BEGIN; SELECT count(*) FROM baton.stream")
@@ -170,19 +170,19 @@ async def reading(dsn: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]
         connection.terminate()
 
 
-async def test_who_is_in_the_way_is_named_and_nobody_else_waits_for_long(dsn: str, tmp_path: Path) -> None:
+async def test_the_blocking_session_is_named_and_others_wait_briefly(dsn: str, tmp_path: Path) -> None:
     said: list[str] = []
     history = history_with(tmp_path, ADD_COLUMN)
     async with reading(dsn) as somebody, connected(dsn) as other:
-        patience = Patience(lock_timeout_milliseconds=200)
-        task = asyncio.create_task(migrate(dsn, days_ahead=1, patience=patience, history=history, say=said.append))
-        await until(lambda: any("In the way" in line for line in said) or task.done())
-        (line,) = [line for line in said if "In the way" in line]
+        timeouts = LockTimeouts(lock_timeout_milliseconds=200)
+        task = asyncio.create_task(migrate(dsn, days_ahead=1, timeouts=timeouts, history=history, say=said.append))
+        await until(lambda: any("Blocked by" in line for line in said) or task.done())
+        (line,) = [line for line in said if "Blocked by" in line]
         pid, user = somebody.get_server_pid(), await other.fetchval("SELECT current_user")
-        assert line.startswith("Revision 9001 waited 200 ms for a lock and let everybody pass. In the way: process ")
+        assert line.startswith("Revision 9001 waited 200 ms for a lock, then stood back. Blocked by: process ")
         assert f"process {pid} (somebody, user {user}, in a transaction since 20" in line
-        assert "with: BEGIN; SELECT count(*) FROM baton.stream" in line
-        # It asks for the table again, and everybody stands behind it, until its own time is over.
+        assert "query: BEGIN; SELECT count(*) FROM baton.stream" in line
+        # It waits for the table again, and blocks the sessions behind it until its lock_timeout.
         await until(lambda: awaited(other))
         await other.execute("UPDATE baton.stream SET tenant = tenant")
         assert not task.done()
@@ -191,30 +191,30 @@ async def test_who_is_in_the_way_is_named_and_nobody_else_waits_for_long(dsn: st
         assert await revision_at(other) == "9001"
 
 
-def test_who_is_waited_for_long_is_looked_at_more_seldom() -> None:
+def test_long_waits_are_polled_less_often() -> None:
     now = time.monotonic()
-    assert pause_seconds(None) == pause_seconds(now) < pause_seconds(now - 3600)
+    assert poll_seconds(None) == poll_seconds(now) < poll_seconds(now - 3600)
 
 
 async def awaited(connection: asyncpg.Connection[asyncpg.Record]) -> bool:
     return bool(await connection.fetchval(AWAITED))
 
 
-async def test_when_patience_ends_it_says_what_to_do_and_can_be_run_again(dsn: str, tmp_path: Path) -> None:
+async def test_giving_up_says_what_to_do_and_the_next_run_continues(dsn: str, tmp_path: Path) -> None:
     history = history_with(tmp_path, "pass", ADD_COLUMN)
-    patience = Patience(lock_timeout_milliseconds=100, give_up_seconds=0)
+    timeouts = LockTimeouts(lock_timeout_milliseconds=100, give_up_seconds=0)
     async with reading(dsn) as somebody:
         with pytest.raises(ConfigurationError) as raised:
-            await migrate(dsn, days_ahead=1, patience=patience, history=history)
-        assert "Revision 9002 could not get its lock within 0 s. In the way: process" in str(raised.value)
-        assert f"`SELECT pg_terminate_backend({somebody.get_server_pid()})`, and run" in str(raised.value)
+            await migrate(dsn, days_ahead=1, timeouts=timeouts, history=history)
+        assert "Revision 9002 did not get its lock within 0 s. Blocked by: process" in str(raised.value)
+        assert f"`SELECT pg_terminate_backend({somebody.get_server_pid()})`. Then run" in str(raised.value)
     assert await revision_of(dsn) == "9001"
     await migrate(dsn, days_ahead=1, history=history)
     assert await revision_of(dsn) == "9002"
 
 
-# Ends at once where the other one has gone.
-UNTIL_IN_EACH_OTHERS_WAY = """
+# Waits until both sessions block each other, or the other one has ended.
+UNTIL_DEADLOCKED = """
 DO $$ BEGIN
     WHILE EXISTS (SELECT FROM pg_locks WHERE granted AND relation = 'baton.worker'::regclass)
           AND NOT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'baton.stream'::regclass) LOOP
@@ -224,29 +224,29 @@ END $$
 """
 
 
-async def test_a_deadlock_is_tried_again(dsn: str, tmp_path: Path) -> None:
+async def test_a_deadlock_is_retried(dsn: str, tmp_path: Path) -> None:
     said: list[str] = []
-    steps = ("LOCK TABLE baton.stream", UNTIL_IN_EACH_OTHERS_WAY, "LOCK TABLE baton.worker")
+    steps = ("LOCK TABLE baton.stream", UNTIL_DEADLOCKED, "LOCK TABLE baton.worker")
     both = "; ".join(f"op.execute({step!r})" for step in steps)
     async with connected(dsn) as other, connected(dsn) as looking:
         await other.execute("BEGIN; LOCK TABLE baton.worker")
-        # Whoever is the last to wait finds the deadlock, and is given up: that is to be the migration.
+        # The session whose deadlock_timeout passes first is cancelled: this must be the migration.
         await other.execute("SET deadlock_timeout = '10min'")
-        patience, history = Patience(lock_timeout_milliseconds=20_000), history_with(tmp_path, both)
-        task = asyncio.create_task(migrate(dsn, days_ahead=1, patience=patience, history=history, say=said.append))
+        timeouts, history = LockTimeouts(lock_timeout_milliseconds=20_000), history_with(tmp_path, both)
+        task = asyncio.create_task(migrate(dsn, days_ahead=1, timeouts=timeouts, history=history, say=said.append))
         held = "mode = 'AccessExclusiveLock' AND relation = 'baton.stream'::regclass"
         await until(lambda: looking.fetchval(f"SELECT count(*) > 0 FROM pg_locks WHERE {held}"))
         await other.execute("LOCK TABLE baton.stream")
         await other.execute("COMMIT")
         await task
-    assert any("Trying again" in line for line in said)
+    assert any("Retrying" in line for line in said)
 
 
-async def test_a_lost_connection_leaves_what_the_next_run_goes_on_with(dsn: str, tmp_path: Path) -> None:
+async def test_after_a_lost_connection_the_next_run_continues(dsn: str, tmp_path: Path) -> None:
     history = history_with(tmp_path, "pass", ADD_COLUMN)
-    patience = Patience(lock_timeout_milliseconds=60_000)
+    timeouts = LockTimeouts(lock_timeout_milliseconds=60_000)
     async with reading(dsn), connected(dsn) as other:
-        task = asyncio.create_task(migrate(dsn, days_ahead=1, patience=patience, history=history))
+        task = asyncio.create_task(migrate(dsn, days_ahead=1, timeouts=timeouts, history=history))
         await until(lambda: awaited(other))
         await other.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -260,7 +260,7 @@ async def test_a_lost_connection_leaves_what_the_next_run_goes_on_with(dsn: str,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-async def test_a_signal_undoes_what_is_under_way(empty_dsn: str, tmp_path: Path, number: signal.Signals) -> None:
+async def test_a_signal_rolls_back_the_current_revision(empty_dsn: str, tmp_path: Path, number: signal.Signals) -> None:
     await migrate(empty_dsn, days_ahead=0, to="0003")
     env = environment(BATON_DATABASE_URL=empty_dsn)
     async with connected(empty_dsn) as holding, connected(empty_dsn) as other:
@@ -284,7 +284,7 @@ async def nobody_migrates(connection: asyncpg.Connection[asyncpg.Record]) -> boo
     return not await connection.fetchval(migrating)
 
 
-async def test_what_the_roles_defaults_forbid_does_not_stop_it(empty_dsn: str, tmp_path: Path) -> None:
+async def test_the_default_timeouts_of_a_role_do_not_apply(empty_dsn: str, tmp_path: Path) -> None:
     name = urlsplit(empty_dsn).path.lstrip("/")
     await execute(empty_dsn, f"ALTER DATABASE {name} SET statement_timeout = '50ms'")
     await migrate(empty_dsn, days_ahead=0, history=history_with(tmp_path, 'op.execute("SELECT pg_sleep(0.1)")'))
@@ -317,7 +317,7 @@ async def dumped(dsn: str) -> str:
     arguments = ("--schema-only", "--no-owner", "--exclude-table=baton.batch_*", dsn)
     code, out, err = await finished(*arguments, env=environment(), command=postgres_bin("pg_dump"))
     assert code == 0, err
-    # Each dump has a key of its own there.
+    # Each dump has a random key there.
     return re.sub(r"^\\(un)?restrict .*$", "", out, flags=re.MULTILINE)
 
 
@@ -335,10 +335,10 @@ async def test_the_sql_makes_the_same_schema(dsn: str, empty_dsn: str, tmp_path:
         assert tuple(await connection.fetchrow(rows) or ()) == (REVISION, "0002")
 
 
-async def test_the_sql_goes_on_where_it_stopped(empty_dsn: str, tmp_path: Path) -> None:
+async def test_the_sql_continues_where_it_stopped(empty_dsn: str, tmp_path: Path) -> None:
     await migrate(empty_dsn, days_ahead=0, to="0002")
     from_here = await finished("migrate", "--sql", env=environment(BATON_DATABASE_URL=empty_dsn), cwd=tmp_path)
-    sql = offline.script(start="0002", to=None, days_ahead=7, patience=Patience(lock_timeout_milliseconds=50))
+    sql = migration_sql.script(start="0002", to=None, days_ahead=7, timeouts=LockTimeouts(lock_timeout_milliseconds=50))
     assert from_here[1] == sql.replace("50ms", "500ms")
     async with connected(empty_dsn) as holding:
         await holding.execute("BEGIN; LOCK TABLE baton.stream IN SHARE UPDATE EXCLUSIVE MODE")
@@ -351,42 +351,42 @@ async def test_the_sql_goes_on_where_it_stopped(empty_dsn: str, tmp_path: Path) 
     assert await revision_of(empty_dsn) == REVISION
 
 
-async def test_sql_for_another_place_is_refused(empty_dsn: str, tmp_path: Path) -> None:
+async def test_sql_that_starts_at_another_revision_is_refused(empty_dsn: str, tmp_path: Path) -> None:
     await migrate(empty_dsn, days_ahead=0, to="0001")
-    code, _, err = await psql(empty_dsn, offline.script(start="0002", to="0003", days_ahead=1), tmp_path)
+    code, _, err = await psql(empty_dsn, migration_sql.script(start="0002", to="0003", days_ahead=1), tmp_path)
     assert code == 3
-    assert "this script does not begin where the database is" in err
+    assert "this script starts at another revision" in err
     assert await revision_of(empty_dsn) == "0001"
 
 
-async def test_updates_of_streams_have_room(dsn: str) -> None:
+async def test_pages_of_streams_leave_room_for_updates(dsn: str) -> None:
     async with connected(dsn) as connection:
         options = await connection.fetchval("SELECT reloptions FROM pg_class WHERE oid = 'baton.stream'::regclass")
     assert {"fillfactor=80", "autovacuum_vacuum_scale_factor=0.02"} <= set(options)
 
 
-async def test_an_unmigrated_database_is_refused_with_what_to_do(empty_dsn: str) -> None:
+async def test_an_unmigrated_database_is_refused_with_advice(empty_dsn: str) -> None:
     connection = await asyncpg.connect(empty_dsn)
     with pytest.raises(SchemaMismatch, match="Run `baton migrate` first"):
         await check_schema(connection)
     await connection.close()
 
 
-async def test_an_older_database_is_refused_with_what_to_do(empty_dsn: str) -> None:
+async def test_an_older_database_is_refused_with_advice(empty_dsn: str) -> None:
     await migrate(empty_dsn, days_ahead=0, to="0002")
     async with connected(empty_dsn) as connection:
         with pytest.raises(SchemaMismatch, match=f"at revision 0002, and this version needs {REVISION}"):
             await check_schema(connection)
 
 
-async def test_a_newer_database_will_do_until_it_says_that_it_will_not(dsn: str) -> None:
+async def test_a_newer_database_is_accepted_until_it_requires_newer_code(dsn: str) -> None:
     async with connected(dsn) as connection:
         await connection.execute("UPDATE baton.alembic_version SET version_num = '9999'")
         await check_schema(connection)
         await connection.execute("UPDATE baton.compatibility SET oldest_code = $1", REVISION)
         await check_schema(connection)
         said: list[str] = []
-        newer = f"The schema is at revision 9999, newer than {REVISION} and fit for it: nothing to migrate."
+        newer = f"The schema is at revision 9999, newer than {REVISION} and compatible with it: nothing to migrate."
         for go in (migrate, announce):
             said.clear()
             await go(dsn, days_ahead=1, say=said.append)
@@ -395,28 +395,28 @@ async def test_a_newer_database_will_do_until_it_says_that_it_will_not(dsn: str)
         await migrate(dsn, days_ahead=1, to=REVISION, say=said.append)
         assert said == [newer]
         with pytest.raises(ConfigurationError, match=f"at revision 9999, newer than .+ up to {REVISION}"):
-            offline.script(start=await revision_of(dsn), to=None, days_ahead=1)
+            migration_sql.script(start=await revision_of(dsn), to=None, days_ahead=1)
         await connection.execute("UPDATE baton.compatibility SET oldest_code = '9998'")
         with pytest.raises(SchemaMismatch, match=r"needs code of revision 9998 at least.+Run a newer version of Baton"):
             await check_schema(connection)
 
 
-async def test_tables_of_no_revision_or_an_unknown_one_are_not_called_missing_or_newer(dsn: str) -> None:
+async def test_tables_without_a_known_revision_are_reported(dsn: str) -> None:
     async with connected(dsn) as connection:
-        for change, told in (
+        for change, message in (
             ("UPDATE baton.alembic_version SET version_num = 'f00dcafe'", "unknown revision, 'f00dcafe'"),
             ("DELETE FROM baton.alembic_version", "has Baton's tables, and baton.alembic_version does not say"),
             ("DROP TABLE baton.alembic_version", "has Baton's tables, and baton.alembic_version does not say"),
         ):
             await connection.execute(change)
-            with pytest.raises(SchemaMismatch, match=told):
+            with pytest.raises(SchemaMismatch, match=message):
                 await check_schema(connection)
-            with pytest.raises(SchemaMismatch, match=told):
+            with pytest.raises(SchemaMismatch, match=message):
                 await migrate(dsn, days_ahead=1)
 
 
 @pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed here")
-async def test_migrating_and_maintaining_go_around_a_pooler(dsn: str, tmp_path: Path) -> None:
+async def test_migrating_and_maintaining_bypass_a_pooler(dsn: str, tmp_path: Path) -> None:
     said: list[str] = []
     assert await session_dsn(dsn, dsn, say=said.append) == dsn
     assert said == []
@@ -430,7 +430,7 @@ async def test_migrating_and_maintaining_go_around_a_pooler(dsn: str, tmp_path: 
 @pytest.mark.slow
 @pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed here")
 @pytest.mark.parametrize("arguments", [("migrate",), ("maintain",), ("maintain", "--every", "60")])
-async def test_a_pooler_without_a_way_around_is_refused(dsn: str, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+async def test_a_pooler_without_a_bypass_is_refused(dsn: str, tmp_path: Path, arguments: tuple[str, ...]) -> None:
     async with pgbouncer(dsn) as pooled:
         code, out, err = await finished(*arguments, env=environment(BATON_DATABASE_URL=pooled), cwd=tmp_path)
     assert (code, out) == (2, "")

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from baton.doctor.finding import Case, Finding, Level
-from baton.doctor.installation import other_distribution
+from baton.doctor.installation_checks import other_distribution
 
 
 def install_other(folder: Path, *files: str) -> None:

@@ -1,4 +1,4 @@
-"""How a stream ends: what of it reaches its terminal event and its row."""
+"""The end of a stream: its terminal event and its row."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ timings = st.builds(
 
 
 @given(st.sampled_from(["completed", "cancelled", "failed"]), words, st.none() | usages, timings)
-def test_a_terminal_event_can_be_read_back(status: Any, word: str, usage: dict[str, int] | None, took: Timings) -> None:
+def test_a_terminal_event_can_be_decoded(status: Any, word: str, usage: dict[str, int] | None, took: Timings) -> None:
     rest: dict[str, Any] = {"usage": usage, "timings": took}
     outcome = {
         "completed": lambda: Outcome.completed(word, **rest),
@@ -63,12 +63,12 @@ def test_a_terminal_event_says_how_it_ended() -> None:
         (Timings(3.0, 0.0, 2), 0.333),
     ],
 )
-def test_a_rate_is_that_after_the_first_token(took: Timings, rate: float | None) -> None:
+def test_the_rate_is_measured_after_the_first_token(took: Timings, rate: float | None) -> None:
     assert took.tokens_per_second == rate
 
 
 @pytest.mark.parametrize("word", ["", "Not A Word", "x" * 65, "caf\u00e9", "stop\n", 429, None, b"stop"])
-def test_what_is_no_word_becomes_other(word: Any) -> None:
+def test_an_invalid_code_becomes_other(word: Any) -> None:
     assert Outcome.failed(word, "").error_code == "other"
     assert Outcome.completed(word).finish_reason == "other"
 
@@ -84,11 +84,11 @@ def test_what_is_no_word_becomes_other(word: Any) -> None:
         (None, "None"),
     ],
 )
-def test_a_message_is_one_that_a_text_column_takes(given_message: Any, message: str) -> None:
+def test_a_message_fits_a_text_column(given_message: Any, message: str) -> None:
     assert Outcome.failed("x", given_message).error_message == message
 
 
-def test_usage_keeps_the_counts_only() -> None:
+def test_usage_keeps_only_numbers() -> None:
     usage = {
         "type": "usage",
         "input_tokens": 3,

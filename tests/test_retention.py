@@ -16,7 +16,7 @@ from tests.past import KEPT_DAYS, day, id_at, maintained, old_stream, state
 from baton.db import partitions, stream_queue, streams
 from baton.db.postgres import Connection
 from baton.db.streams import NewStream
-from baton.schema.maintain import DAY_SECONDS
+from baton.schema.retention_policy import DAY_SECONDS
 
 GONE_DAYS = KEPT_DAYS + 1
 CALLS = (("GET", ""), ("GET", "?wait=5"), ("GET", "/events"), ("POST", "/cancel"), ("DELETE", ""))

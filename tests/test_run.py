@@ -242,7 +242,7 @@ async def test_what_it_raises_becomes_the_end_and_the_text_stays(
     [
         (b"bytes", "A generator yields str or dict, not bytes."),
         (None, "A generator yields str or dict, not NoneType."),
-        ({"type": "nonsense", "delta": ""}, "An event's type is one of"),
+        ({"type": "nonsense", "delta": ""}, "An event's type must be one of"),
         ({"type": "text"}, "A text event needs 'delta'"),
         ({"type": "custom", "name": "x", "data": object()}, "not JSON"),
     ],

@@ -1,4 +1,4 @@
-"""What events add up to."""
+"""Snapshots: what the events of a stream add up to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def snapshot(*events: dict[str, Any] | str) -> Snapshot:
     return Snapshot.of([line.decode() for line in lines], len(lines))
 
 
-def test_of_nothing_it_is_empty() -> None:
+def test_a_snapshot_of_no_events_is_empty() -> None:
     assert snapshot().as_dict() == {
         "last_event_id": 0,
         "text": "",
@@ -27,7 +27,7 @@ def test_of_nothing_it_is_empty() -> None:
 
 
 @given(st.lists(st.text()))
-def test_text_and_reasoning_are_joined_each(deltas: list[str]) -> None:
+def test_text_and_reasoning_are_joined_separately(deltas: list[str]) -> None:
     events = [item for delta in deltas for item in (delta, {"type": "reasoning", "delta": delta[::-1]})]
     made = snapshot(*events)
     assert made.text == "".join(deltas)
@@ -35,7 +35,7 @@ def test_text_and_reasoning_are_joined_each(deltas: list[str]) -> None:
     assert made.last_event_id == 2 * len(deltas)
 
 
-def test_pieces_of_tool_calls_are_joined_by_index_in_the_order_in_which_calls_begin() -> None:
+def test_chunks_of_tool_calls_are_joined_by_index() -> None:
     made = snapshot(
         {"type": "tool_call", "index": 1, "id": "b", "name": "second", "arguments_delta": '{"x"'},
         {"type": "tool_call", "index": 0, "id": "a", "name": "first", "arguments_delta": ""},
@@ -55,7 +55,7 @@ def test_usages_are_added_up() -> None:
     assert made.as_dict()["usage"] == {"total_tokens": 3}
 
 
-def test_a_reset_empties_it_but_for_the_usage_and_the_numbers_go_on() -> None:
+def test_a_reset_clears_everything_but_the_usage() -> None:
     before: list[dict[str, Any] | str] = [
         "old",
         {"type": "tool_call", "index": 0, "id": "a"},
@@ -74,12 +74,12 @@ def test_a_reset_empties_it_but_for_the_usage_and_the_numbers_go_on() -> None:
     }
 
 
-def test_custom_events_and_the_end_add_nothing() -> None:
+def test_custom_events_add_nothing() -> None:
     made = snapshot("a", {"type": "custom", "name": "n", "data": 1})
     assert (made.text, made.tool_results) == ("a", [])
 
 
-def test_an_index_that_comes_again_with_another_id_is_another_call() -> None:
+def test_a_repeated_index_with_another_id_is_a_new_call() -> None:
     lines = [
         '{"type":"tool_call","index":0,"id":"a","name":"f","arguments_delta":"{"}',
         '{"type":"tool_call","index":0,"arguments_delta":"}"}',
@@ -88,7 +88,7 @@ def test_an_index_that_comes_again_with_another_id_is_another_call() -> None:
     assert [(call["id"], call["arguments"]) for call in Snapshot.of(lines, 3).tool_calls] == [("a", "{}"), ("b", "[]")]
 
 
-def test_calls_that_the_generator_runs_are_not_the_clients() -> None:
+def test_calls_run_by_the_generator_are_not_for_the_client() -> None:
     def call(call_id: str | None, **fields: str) -> dict[str, Any]:
         return {"type": "tool_call", "index": 0, "name": "f", "id": call_id, **fields}
 
@@ -106,5 +106,5 @@ def test_calls_that_the_generator_runs_are_not_the_clients() -> None:
     made = snapshot(*events)
     assert made.as_dict().get("tool_approvals") == [{"id": "approval"}]
     assert "tool_approvals" not in Snapshot().as_dict()
-    # The first has no id before the second names its own.
+    # The first call has no id, and the second continues it with one.
     assert [found["id"] for found in made.calls_of_the_client()] == ["theirs", "nobody"]

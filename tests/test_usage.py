@@ -1,4 +1,4 @@
-"""What a stream has used: that no call and no attempt is lost, and none counted twice."""
+"""The usage of a stream: no call and no attempt is lost or counted twice."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def test_a_call_without_a_total_counts_in_the_total() -> None:
     assert "total_tokens" not in added(added(None, without), without)
 
 
-def test_a_sum_is_a_number_that_json_can_hold() -> None:
+def test_a_sum_stays_within_exact_json_integers() -> None:
     assert added({"a": 2**64 - 1, "b": 1e308}, {"a": 2**64 - 1, "b": 1e308}) == {"a": 2**53 - 1, "b": 2**53 - 1}
 
 
 @given(st.lists(st.lists(counts, max_size=4), max_size=4))
-def test_the_bill_of_the_last_attempt_is_that_of_the_whole_log(attempts: list[list[Counts]]) -> None:
-    """Each worker learns from the log what the others used, whatever the boundaries of the batches."""
+def test_the_bill_of_the_last_attempt_covers_the_whole_log(attempts: list[list[Counts]]) -> None:
+    """Each worker reads from the log what earlier attempts used, whatever the boundaries of the batches."""
     written: list[tuple[int, bytes]] = []
     bill = Bill(0)
     for number, events in enumerate(attempts):
@@ -58,7 +58,7 @@ def test_the_bill_of_the_last_attempt_is_that_of_the_whole_log(attempts: list[li
     assert [item["epoch"] for item in bill.attempts or []] == (used if len(used) > 1 else [])
 
 
-def test_what_only_looks_like_a_usage_is_none() -> None:
+def test_text_that_looks_like_usage_does_not_count() -> None:
     lines = [
         encode_event({"type": "custom", "name": "n", "data": {"type": "usage", "total_tokens": 1}}),
         encode_event({"type": "text", "delta": '{"type":"usage","total_tokens":1}'}),

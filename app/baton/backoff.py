@@ -1,7 +1,7 @@
-"""Waiting longer after each failure: a random time between none and a bound that doubles ("full jitter").
+"""Exponential backoff with full jitter: a random pause between zero and a bound that doubles with each failure.
 
-Clients that failed together then return spread over the whole bound. AWS compares kinds of jitter in "Exponential
-Backoff And Jitter" (2015).
+Clients that failed at the same moment so retry spread over the whole bound. AWS compares kinds of jitter in
+"Exponential Backoff And Jitter" (2015).
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import random
 
 
 class Backoff:
-    """The pauses between tries at one thing.
+    """The pauses between attempts at one thing.
 
-    `first_seconds` and `cap_seconds` are the bounds of the first and of the longest pause; none is shorter than
-    `least_seconds`.
+    `first_seconds` bounds the first pause and `cap_seconds` the longest one; no pause is shorter than `least_seconds`.
     """
 
     def __init__(self, *, first_seconds: float = 0.1, cap_seconds: float = 5.0, least_seconds: float = 0.0) -> None:
@@ -24,15 +23,15 @@ class Backoff:
         self._failures = 0
 
     def reset(self) -> None:
-        """Begin again at the shortest pause, after a success."""
+        """Start again with the shortest pause, after a success."""
         self._failures = 0
 
     def next_seconds(self) -> float:
-        """Count a failure; return how long to wait after it."""
+        """Count a failure; return the seconds to wait after it."""
         longest = min(self._cap_seconds, self._first_seconds * 2**self._failures)
         self._failures = min(self._failures + 1, 30)
         return random.uniform(min(self._least_seconds, longest), longest)
 
     async def sleep(self) -> None:
-        """Count a failure, and wait."""
+        """Count a failure and wait."""
         await asyncio.sleep(self.next_seconds())

@@ -15,8 +15,8 @@ from .commands.keys import app as keys_app
 from .errors import ConfigurationError
 from .events import Status
 from .schema.grants import Revocation, RoleNames
-from .schema.grants import script as grants_script
-from .schema.patience import Patience
+from .schema.grants_sql import script as grants_script
+from .schema.lock_timeouts import LockTimeouts
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(keys_app, name="keys")
 
-_PATIENCE = Patience()
+_TIMEOUTS = LockTimeouts()
 _ROLES = RoleNames()
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -81,10 +81,10 @@ def migrate(
     ] = None,
     lock_timeout_milliseconds: Annotated[
         int, typer.Option(min=1, help="The longest wait for a lock. Other sessions queue behind it.")
-    ] = _PATIENCE.lock_timeout_milliseconds,
+    ] = _TIMEOUTS.lock_timeout_milliseconds,
     give_up_seconds: Annotated[
         float, typer.Option(min=0, help="How long to retry a revision.")
-    ] = _PATIENCE.give_up_seconds,
+    ] = _TIMEOUTS.give_up_seconds,
 ) -> None:
     """Migrate the database to this version's schema, and create partitions ahead."""
     if dry_run and sql:
@@ -92,13 +92,13 @@ def migrate(
     if start is not None and not sql:
         raise typer.BadParameter("--from needs --sql. Without it the database's own revision is used.")
     settings = _settings()
-    patience = Patience(lock_timeout_milliseconds, give_up_seconds)
+    timeouts = LockTimeouts(lock_timeout_milliseconds, give_up_seconds)
     if sql:
-        _run(settings, lambda: _write_migrations(settings, start, to, patience))
+        _run(settings, lambda: _write_migrations(settings, start, to, timeouts))
     elif dry_run:
         _run(settings, lambda: _print_migrations(settings, to))
     else:
-        _run_migrations(settings, to, patience)
+        _run_migrations(settings, to, timeouts)
 
 
 @app.command()
@@ -303,14 +303,14 @@ def _exit_early(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-async def _write_migrations(settings: Settings, start: str | None, to: str | None, patience: Patience) -> None:
+async def _write_migrations(settings: Settings, start: str | None, to: str | None, timeouts: LockTimeouts) -> None:
     from .schema.migrate import revision_of
-    from .schema.offline import script
+    from .schema.migration_sql import script
 
     if start is None and settings.database_url is not None:
         start = await revision_of(settings.dsn)
     begin = None if start == "base" else start
-    typer.echo(script(start=begin, to=to, days_ahead=settings.partition_days_ahead, patience=patience), nl=False)
+    typer.echo(script(start=begin, to=to, days_ahead=settings.partition_days_ahead, timeouts=timeouts), nl=False)
 
 
 async def _print_migrations(settings: Settings, to: str | None) -> None:
@@ -319,30 +319,31 @@ async def _print_migrations(settings: Settings, to: str | None) -> None:
     await announce(settings.dsn, days_ahead=settings.partition_days_ahead, to=to, say=typer.echo)
 
 
-def _run_migrations(settings: Settings, to: str | None, patience: Patience) -> None:
+def _run_migrations(settings: Settings, to: str | None, timeouts: LockTimeouts) -> None:
     from .commands.interruption import Interrupted, interruptible
 
     try:
-        _run(settings, lambda: interruptible(_migrate(settings, to, patience)))
+        _run(settings, lambda: interruptible(_migrate(settings, to, timeouts)))
     except Interrupted as interruption:
         _errors.print("baton: Stopped. The current revision is rolled back. Run `baton migrate` again to continue.")
         sys.exit(interruption.exit_status)
 
 
-async def _migrate(settings: Settings, to: str | None, patience: Patience) -> None:
+async def _migrate(settings: Settings, to: str | None, timeouts: LockTimeouts) -> None:
     from .db.listener import session_dsn
     from .schema.migrate import migrate
 
     dsn = await session_dsn(settings.dsn, settings.listen_dsn, say=typer.echo)
-    await migrate(dsn, days_ahead=settings.partition_days_ahead, to=to, patience=patience, say=typer.echo)
+    await migrate(dsn, days_ahead=settings.partition_days_ahead, to=to, timeouts=timeouts, say=typer.echo)
     if to is None:
         typer.echo("The database is up to date.")
 
 
 async def _maintain(settings: Settings, every_seconds: float | None, *, dry_run: bool) -> None:
     from .db.listener import session_dsn
-    from .schema.maintain import Policy, keep_maintaining
+    from .schema.maintain import keep_maintaining
     from .schema.maintain import maintain as maintain_once
+    from .schema.retention_policy import Policy
 
     policy = Policy(settings.partition_days_ahead, settings.retention_days, settings.partition_days)
     if dry_run:

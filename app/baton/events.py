@@ -1,7 +1,7 @@
-"""Events and cursors, as pure functions.
+"""Encodes events and parses cursors; pure functions.
 
-A generator yields `str` (text) or a dict with a `type`. Each becomes one line of UTF-8 JSON, and a batch in the log
-is such lines joined by newlines: JSON escapes newlines, so a pod can cut a batch into events without parsing it.
+A generator yields `str` (text) or a dict with a `type`. Each becomes one line of UTF-8 JSON. A batch in the log is such
+lines joined by newlines. JSON escapes newlines, so a pod splits a batch into events without parsing it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import orjson
 
 from .errors import InvalidEvent, MalformedCursor
 
-# How an id of a stream is written, in the form of a regular expression.
+# A regular expression for the id of a stream.
 STREAM_ID = "[0-9a-fA-F]{8}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{12}"
 
 Status = Literal["queued", "running", "completed", "failed", "cancelled"]
@@ -23,7 +23,7 @@ FinalStatus = Literal["completed", "failed", "cancelled"]
 
 MAX_SEQ = 2**31 - 1
 
-# What a generator may yield: the required fields of each type and what they must be.
+# The events that a generator may yield: for each type, the required fields and their types.
 _FIELDS: dict[str, dict[str, type]] = {
     "text": {"delta": str},
     "reasoning": {"delta": str},
@@ -33,13 +33,13 @@ _FIELDS: dict[str, dict[str, type]] = {
     "usage": {},
     "custom": {"name": str},
 }
-# Strings that may be missing or None. Readers join them, so anything else would make a stream unreadable.
+# Optional fields: a string, None or missing. Readers join them, so anything else would make a stream unreadable.
 _OPTIONAL_STRINGS: dict[str, tuple[str, ...]] = {"tool_call": ("id", "name", "arguments_delta")}
-# Strings of which only some are known.
-_WORDS: dict[str, dict[str, frozenset[str]]] = {"tool_call": {"run_by": frozenset({"client", "generator"})}}
+# Optional fields with a fixed set of values.
+_CHOICES: dict[str, dict[str, frozenset[str]]] = {"tool_call": {"run_by": frozenset({"client", "generator"})}}
 TYPES = frozenset(_FIELDS)
 
-# Most events are of these.
+# The types of most events.
 _DELTAS = frozenset({"text", "reasoning"})
 # The types whose events count as tokens in a stream's timings.
 TOKEN_TYPES = frozenset({"text", "reasoning", "tool_call"})
@@ -47,21 +47,21 @@ TOKEN_TYPES = frozenset({"text", "reasoning", "tool_call"})
 _TYPE_NAMES = {str: "a string", int: "a whole number"}
 
 _TEXT_HEAD = b'{"type":"text","delta":'
-# How each line of a usage event begins.
+# The first bytes of every usage event.
 USAGE_HEAD = b'{"type":"usage"'
 _DIGITS = re.compile(r"[0-9]{1,18}", re.ASCII)
 
-# Line ends to Unicode though not to SSE or JSON. Client libraries that split with `str.splitlines` would cut there.
+# Line ends in Unicode but not in SSE or JSON. Client libraries that use `str.splitlines` would split there.
 _UNICODE_LINE_ENDS = (("\u0085", rb"\u0085"), ("\u2028", rb"\u2028"), ("\u2029", rb"\u2029"))
 
-# In JSON: a backslash, a pair of surrogates, and a lone one.
+# In JSON: an escaped backslash, a pair of escaped surrogates, and a lone one.
 _ESCAPES = re.compile(
     rb"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
 )
 
 
 def encode_text(delta: str) -> bytes:
-    """Encode a text delta as one line of JSON."""
+    """Encode a text delta as one line of JSON. Lone surrogates become U+FFFD."""
     try:
         return _TEXT_HEAD + orjson.dumps(delta) + b"}"
     except TypeError:
@@ -76,39 +76,39 @@ def encode_event(event: Mapping[str, Any]) -> bytes:
     """
     kind = event.get("type")
     if not isinstance(kind, str) or kind not in _FIELDS:
-        raise InvalidEvent(f"An event's type is one of {', '.join(sorted({*TYPES, 'finish'}))}, not {kind!r:.80}.")
+        raise InvalidEvent(f"An event's type must be one of {', '.join(sorted({*TYPES, 'finish'}))}, not {kind!r:.80}.")
     for name, wanted in _FIELDS[kind].items():
         value = event.get(name)
         if not isinstance(value, wanted) or isinstance(value, bool):
             raise InvalidEvent(f"A {kind} event needs {name!r} as {_TYPE_NAMES[wanted]}.")
     for name in _OPTIONAL_STRINGS.get(kind, ()):
         if not isinstance(event.get(name), str | None):
-            raise InvalidEvent(f"A {kind} event's {name!r} is a string, where there is one.")
-    for name, words in _WORDS.get(kind, {}).items():
-        if event.get(name) is not None and event[name] not in words:
-            raise InvalidEvent(f"A {kind} event's {name!r} is one of {', '.join(sorted(words))}, where there is one.")
+            raise InvalidEvent(f"In a {kind} event, {name!r} must be a string or missing.")
+    for name, choices in _CHOICES.get(kind, {}).items():
+        if event.get(name) is not None and event[name] not in choices:
+            raise InvalidEvent(f"In a {kind} event, {name!r} must be one of {', '.join(sorted(choices))}, or missing.")
     if kind not in _DELTAS:
         _check_values(kind, event)
     return encode_object({"type": kind, **event})
 
 
 def _check_values(kind: str, event: Mapping[str, Any]) -> None:
-    """Refuse values of the right type that cannot be used.
+    """Reject values of the right type that are unusable.
 
     Raises:
         InvalidEvent: a name or an id is empty, an index is negative, or a usage cannot be added up.
     """
     for name, wanted in _FIELDS[kind].items():
         if wanted is str and not event[name]:
-            raise InvalidEvent(f"A {kind} event needs {name!r} as {_TYPE_NAMES[str]} that is not empty.")
+            raise InvalidEvent(f"A {kind} event needs {name!r} as a non-empty string.")
     if kind == "tool_call" and event["index"] < 0:
-        raise InvalidEvent("A tool_call event's 'index' counts from 0.")
+        raise InvalidEvent("In a tool_call event, 'index' must be 0 or greater.")
     if kind == "usage":
         _check_counts(event)
 
 
 def _check_counts(event: Mapping[str, Any]) -> None:
-    """Refuse a usage that cannot be added up.
+    """Reject a usage that cannot be added up.
 
     Raises:
         InvalidEvent: a count of tokens is not a finite number, or a number is negative.
@@ -117,13 +117,13 @@ def _check_counts(event: Mapping[str, Any]) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         tokens = str(name).endswith("_tokens") and value is not None
         if tokens and not (number and math.isfinite(value)):
-            raise InvalidEvent(f"A usage event's {name!r:.80} is a number, not {value!r:.80}.")
+            raise InvalidEvent(f"In a usage event, {name!r:.80} must be a number, not {value!r:.80}.")
         if number and value < 0:
-            raise InvalidEvent(f"A usage event's {name!r:.80} is not negative, as {value!r:.80} is.")
+            raise InvalidEvent(f"In a usage event, {name!r:.80} must not be negative, as {value!r:.80} is.")
 
 
 def encode_object(event: Mapping[str, Any]) -> bytes:
-    """Encode any object as one line of JSON, with lone surrogates replaced by U+FFFD.
+    """Encode any object as one line of JSON. Lone surrogates become U+FFFD.
 
     Raises:
         InvalidEvent: a value is not JSON.
@@ -135,16 +135,16 @@ def encode_object(event: Mapping[str, Any]) -> bytes:
     try:
         return orjson.dumps(clean(event))
     except (TypeError, RecursionError) as error:
-        raise InvalidEvent(f"An event holds a value that is not JSON: {error}.") from None
+        raise InvalidEvent(f"An event contains a value that JSON cannot represent: {error}.") from None
 
 
 def join_lines(lines: list[bytes]) -> bytes:
-    """Join encoded events into the content of one batch, with no line end in it but the joints."""
+    """Join encoded events into the content of one batch, in which line ends occur only between events."""
     return escape_line_ends(b"\n".join(lines))
 
 
 def escape_line_ends(json: bytes) -> bytes:
-    """Escape, in JSON, what only Unicode takes for the end of a line: some clients would cut there."""
+    """Escape the characters of JSON that end a line in Unicode only: some clients would split there."""
     if b"\xe2\x80" in json or b"\xc2\x85" in json:
         for char, escape in _UNICODE_LINE_ENDS:
             json = json.replace(char.encode(), escape)
@@ -152,7 +152,7 @@ def escape_line_ends(json: bytes) -> bytes:
 
 
 def without_surrogates(text: str) -> str:
-    """Join surrogate pairs and replace each lone surrogate, which no UTF-8 can hold, by U+FFFD."""
+    """Join surrogate pairs, and replace each lone surrogate, which UTF-8 cannot encode, with U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
@@ -168,7 +168,7 @@ def clean(value: Any) -> Any:
 
 
 def read_json(json: bytes | str) -> Any:
-    """Read JSON that others wrote, with escaped lone surrogates replaced by U+FFFD, as JavaScript writes a cut emoji.
+    """Parse JSON from other programs. Escaped lone surrogates, such as JavaScript's half emoji, become U+FFFD.
 
     Raises:
         orjson.JSONDecodeError: it is not JSON.
@@ -185,16 +185,16 @@ def _without_lone_surrogate(escape: re.Match[bytes]) -> bytes:
 
 
 def begins_call(event: Mapping[str, Any], current: str | None) -> bool:
-    """Whether a tool call's event begins another call than the one of its index so far, whose id is `current`.
+    """Whether a tool_call event begins a new call instead of continuing the call `current` at the same index.
 
-    Agents that take several steps may count the calls of each from 0.
+    Agents with several steps may number the calls of each step from 0.
     """
     given = event.get("id")
     return bool(given) and current is not None and given != current
 
 
 def parse_cursor(raw: str | None) -> int:
-    """Return the sequence number that a client names as its last; 0 for none.
+    """Return the sequence number of the last event that a client has received; 0 for none.
 
     Raises:
         MalformedCursor: it is not a whole number of at most 18 digits.
@@ -203,6 +203,6 @@ def parse_cursor(raw: str | None) -> int:
         return 0
     if not _DIGITS.fullmatch(raw):
         raise MalformedCursor(
-            f"A cursor is the id of the last event received, a whole number such as 42, not {raw!r:.80}."
+            f"A cursor must be the id of the last event received, a whole number such as 42, not {raw!r:.80}."
         )
     return int(raw)

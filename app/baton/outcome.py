@@ -1,4 +1,4 @@
-"""How a stream ends: the content of its terminal event, and of its row afterwards."""
+"""The end of a stream: the content of its terminal event and of its row."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing_extensions import TypedDict
 from .events import FinalStatus, encode_object, without_surrogates
 from .usage import AttemptUsage, Bill
 
-WORKER_LOST_MESSAGE: Final = "This answer was interrupted, and could not be finished."
+WORKER_LOST_MESSAGE: Final = "This answer was interrupted and could not be finished."
 _WORD = re.compile(r"[a-z0-9_.-]{1,64}")
 
 
 class TimingsContent(TypedDict):
-    """How long a stream took, and how fast it was. `tokens` counts events of text, reasoning and tool calls."""
+    """The duration and speed of a stream. `tokens` counts events of text, reasoning and tool calls."""
 
     duration_seconds: float
     time_to_first_token_seconds: float | None
@@ -28,9 +28,9 @@ class TimingsContent(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """How long a stream took, on its worker's clock; a take-over starts them again.
+    """The duration and speed of a stream, on its worker's clock. They start again when another worker takes over.
 
-    `tokens` counts the events of text, reasoning and tool calls; what the provider counted is in the usage.
+    `tokens` counts events of text, reasoning and tool calls. The provider's count is in the usage.
     """
 
     duration_seconds: float = 0.0
@@ -39,14 +39,14 @@ class Timings:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """The rate after the first token, or None where there is none to speak of."""
+        """The rate after the first token, or None for fewer than two tokens."""
         first = self.time_to_first_token_seconds
         if first is None or self.tokens < 2 or self.duration_seconds <= first:
             return None
         return round((self.tokens - 1) / (self.duration_seconds - first), 3)
 
     def as_dict(self) -> TimingsContent:
-        """The form in the terminal event and in the API."""
+        """Return the form in the terminal event and in the API."""
         return {
             "duration_seconds": round(self.duration_seconds, 6),
             "time_to_first_token_seconds": _rounded(self.time_to_first_token_seconds),
@@ -57,9 +57,9 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A stream's end. `finish_reason` and `error_code` are short lower-case words.
+    """The end of a stream. `finish_reason` and `error_code` are short lower-case words.
 
-    `usage` is that of all attempts, and `usage_by_attempt` is there if several used something.
+    `usage` is the sum over all attempts. `usage_by_attempt` is set if several attempts reported any.
     """
 
     status: FinalStatus
@@ -72,25 +72,25 @@ class Outcome:
 
     @classmethod
     def failed(cls, code: str, message: str, **rest: Any) -> Outcome:
-        """A failure, with a code for programs and a sentence for people."""
+        """Return a failure, with a code for programs and a sentence for people."""
         return cls("failed", finish_reason="error", error_code=_word(code), error_message=_text(message), **rest)
 
     @classmethod
     def completed(cls, finish_reason: str, **rest: Any) -> Outcome:
-        """An end that the generator came to by itself."""
+        """Return the end of a stream whose generator finished."""
         return cls("completed", finish_reason=_word(finish_reason), **rest)
 
     @classmethod
     def cancelled(cls, *, finish_reason: str = "cancelled", **rest: Any) -> Outcome:
-        """An end that somebody asked for, or that came since nobody watched."""
+        """Return the end of a stream that was cancelled, by a request or because nobody watched it."""
         return cls("cancelled", finish_reason=finish_reason, **rest)
 
     def billed(self, bill: Bill) -> Outcome:
-        """The same end, with what the stream has used."""
+        """Return the same end with the usage of the stream."""
         return replace(self, usage=bill.total, usage_by_attempt=bill.attempts)
 
     def encode(self) -> bytes:
-        """The terminal event as one line of JSON."""
+        """Return the terminal event as one line of JSON."""
         event: dict[str, Any] = {
             "type": "done",
             "status": self.status,
@@ -106,11 +106,11 @@ class Outcome:
 
     @property
     def code(self) -> str:
-        """Why it ended so, in one word."""
+        """The reason for the end in one word."""
         return self.error_code or self.finish_reason or ""
 
     def columns(self) -> tuple[object, ...]:
-        """What a stream's row says of its end, in the order of the statements that close it."""
+        """Return the columns of the end in a stream's row, in the order of the statements that close a stream."""
         return (
             self.status,
             self.finish_reason,
@@ -125,7 +125,7 @@ class Outcome:
 
     @classmethod
     def decode(cls, line: bytes) -> Outcome:
-        """Read a terminal event back."""
+        """Decode a terminal event."""
         event = orjson.loads(line)
         error = event.get("error") or {}
         timings = event["timings"]
@@ -141,12 +141,12 @@ class Outcome:
 
 
 def _word(text: object) -> str:
-    """A code, whatever a generator gave for one: `GenerationError(429, ...)` is not to break the ending."""
+    """Return a valid code for any value of a generator, so that `GenerationError(429, ...)` does not break the end."""
     return text if isinstance(text, str) and _WORD.fullmatch(text) else "other"
 
 
 def _text(message: object) -> str:
-    """A message that a text column takes too."""
+    """Return a message that a text column can store."""
     return without_surrogates(str(message)).replace("\0", "\ufffd")[:2000]
 
 

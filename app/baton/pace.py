@@ -1,4 +1,4 @@
-"""How often to repeat a task whose cost is not known in advance."""
+"""Decides how often to repeat a task whose cost is not known in advance."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 
 
 class Pace:
-    """Keeps a repeated task to a part of the time: 1/`factor`, and at most once in `least_seconds`.
+    """Limits a repeated task to the fraction 1/`factor` of the time, and to one run per `least_seconds`.
 
-    A statement that Postgres answers in a moment may take a second while an old snapshot is open. Paced, it then runs
-    more rarely instead of taking the whole connection.
+    A fast statement may take a second while an old snapshot is open. Paced, it then runs less often instead of
+    occupying the whole connection.
     """
 
     def __init__(
@@ -24,20 +24,20 @@ class Pace:
 
     @property
     def due(self) -> bool:
-        """Whether it may be done again."""
+        """Whether the task may run again."""
         return self._clock() >= self._due_at
 
     def put_off(self) -> None:
-        """Make it due after the least time."""
+        """Make the task due after `least_seconds`."""
         self._due_at = self._clock() + self._least_seconds
 
     def hurry(self) -> None:
-        """Make it due now."""
+        """Make the task due now."""
         self._due_at = -float("inf")
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
-        """Do it: what it takes decides when it is due again. A try that fails is not counted."""
+        """Time one run of the task, which decides when it is due again. A run that raises does not count."""
         started_at = self._clock()
         yield
         took = self._clock() - started_at

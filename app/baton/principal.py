@@ -1,4 +1,4 @@
-"""Who makes a request, and what that is allowed to do."""
+"""The caller of a request and what it is allowed to do."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ SCOPES: Final[frozenset[AuthScope]] = frozenset(get_args(AuthScope))
 class Principal:
     """A caller whose credential has been checked."""
 
-    tenant: str  # whose streams these are; another tenant's do not exist for this caller
+    tenant: str  # the owner of the streams; streams of other tenants do not exist for this caller
     scopes: frozenset[AuthScope]
-    name: str  # by which what it does is counted and logged
+    name: str  # identifies the caller in counts and logs
     stream_id: UUID | None = None  # the only stream that exists for this caller
-    view: View = "full"  # all that it may see of a stream
-    key_id: UUID | None = None  # of its API key, which may be revoked
-    expires_at: float = math.inf  # when its credential does, in seconds since 1970
-    grace_seconds: float = math.inf  # for so long after a stream's end it may still ask for it
+    view: View = "full"  # the part of a stream that it may see
+    key_id: UUID | None = None  # the id of its API key, which may be revoked
+    expires_at: float = math.inf  # when its credential expires, in seconds since 1970
+    grace_seconds: float = math.inf  # how long it may read a stream after its end
 
     def require(self, scope: AuthScope) -> None:
-        """Raise Forbidden unless this caller may do that."""
+        """Raise Forbidden unless this caller has a scope."""
         if scope not in self.scopes:
             allowed = ", ".join(sorted(self.scopes)) or "nothing"
-            raise Forbidden(f"This needs the scope {scope}, and the credential has: {allowed}.")
+            raise Forbidden(f"This needs the scope {scope}. The credential allows: {allowed}.")
 
     def require_tenant(self) -> None:
-        """Raise Forbidden if this caller is let at one stream only."""
+        """Raise Forbidden if this caller may access only one stream."""
         if self.stream_id is not None:
-            raise Forbidden("A token of one stream is not enough for this.")
+            raise Forbidden("This request needs an API key: a token gives access to one stream only.")
 
     def require_view(self, view: View) -> None:
-        """Raise Forbidden if this caller may not see so much."""
+        """Raise Forbidden if this caller may not see the whole stream and `view` is `full`."""
         if view == "full" and self.view != "full":
             raise Forbidden(
-                "The token shows the answer only: follow it as native events with `view=answer`, or as plain text."
+                "The token gives access to the answer only. Request native events with `view=answer`, or plain text."
             )
 
     def require_in_time(self, ended_at: float | None) -> None:
-        """Raise Unauthenticated if a stream ended too long ago; `ended_at` in seconds since 1970."""
+        """Raise Unauthenticated if the grace period after a stream's end (in seconds since 1970) is over."""
         if ended_at is not None and time.time() > ended_at + self.grace_seconds:
-            raise Unauthenticated("The token has expired, since its stream has ended.")
+            raise Unauthenticated("The token has expired, because its stream has ended.")
 
     def sees(self, tenant: str, stream_id: UUID) -> bool:
         """Whether a stream exists for this caller."""
@@ -58,7 +58,7 @@ class Principal:
 
 
 def is_name(name: object) -> bool:
-    """Whether something can name a tenant or a caller: 1 to 200 printable characters, which Postgres and a log take."""
+    """Whether a value can name a tenant or a caller: 1 to 200 printable characters, safe in Postgres and in logs."""
     return isinstance(name, str) and 0 < len(name) <= 200 and name.isprintable()
 
 

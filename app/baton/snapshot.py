@@ -1,4 +1,4 @@
-"""What a stream's events add up to, for clients that ask once and do not stream."""
+"""The state that a stream's events add up to, for clients that read a stream once instead of following it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .usage import added
 
 
 class ToolCall(TypedDict):
-    """One call of a tool; its arguments are JSON, whole or so far. `run_by` is there if the generator said it."""
+    """One call of a tool. `arguments` is JSON, possibly incomplete. `run_by` is present if the generator gave it."""
 
     id: str | None
     name: str | None
@@ -23,10 +23,10 @@ class ToolCall(TypedDict):
 
 
 class SnapshotContent(TypedDict):
-    """The answer so far, up to the event with that id.
+    """The answer up to the event with the id `last_event_id`.
 
-    `usage` is the sum of what the generator has reported, once it has; `tool_approvals` are there if it asked for any:
-    the ids of the calls.
+    `usage` is the sum of what the generator has reported, and absent before. `tool_approvals` holds the ids of the
+    calls that need an approval, and is absent without any.
     """
 
     last_event_id: int
@@ -40,7 +40,7 @@ class SnapshotContent(TypedDict):
 
 @dataclass(slots=True)
 class Snapshot:
-    """The answer so far. A `reset` empties it, since the events before it do not count any more; their usage does."""
+    """The answer so far. A `reset` empties it, because earlier events no longer count; their usage still does."""
 
     last_event_id: int = 0
     text: str = ""
@@ -51,7 +51,7 @@ class Snapshot:
     usage: dict[str, Any] | None = None
 
     def as_dict(self) -> SnapshotContent:
-        """The form in the API. Without a usage event it has no `usage`, so that it hides none in the stream's row."""
+        """Return the form in the API. Without a usage event it has no `usage`, so it does not hide that of the row."""
         content: SnapshotContent = {
             "last_event_id": self.last_event_id,
             "text": self.text,
@@ -66,13 +66,13 @@ class Snapshot:
         return content
 
     def calls_of_the_client(self) -> list[ToolCall]:
-        """Return the calls that the client is to answer, of a stream that has ended."""
+        """Return the calls of an ended stream that the client must answer."""
         own = {event["id"] for event in (*self.tool_results, *self.tool_approvals)}
-        return [call for index, call in enumerate(self.tool_calls) if _is_the_clients(call, index, own)]
+        return [call for index, call in enumerate(self.tool_calls) if _is_for_client(call, index, own)]
 
     @classmethod
     def of(cls, lines: Iterable[str], last_event_id: int) -> Snapshot:
-        """Add up the events of a stream from its first to `last_event_id`."""
+        """Add up the events of a stream, from the first to the one with the id `last_event_id`."""
         snapshot = cls()
         text: list[str] = []
         reasoning: list[str] = []
@@ -111,8 +111,8 @@ def _add_call(calls: list[ToolCall], newest: dict[int, ToolCall], event: dict[st
         call["run_by"] = event["run_by"]
 
 
-def _is_the_clients(call: ToolCall, index: int, own: set[Any]) -> bool:
-    """What the generator says counts: a client that streams has seen the call by the time of a result."""
+def _is_for_client(call: ToolCall, index: int, own: set[Any]) -> bool:
+    """Whether the client must answer a call. `run_by` decides, because a client may see the call before its result."""
     if run_by := call.get("run_by"):
         return run_by == "client"
     return (call["id"] or f"call_{index}") not in own

@@ -1,4 +1,4 @@
-"""Stream ids as moments: an id is a UUIDv7, whose first 48 bits are milliseconds since 1970 on the database's clock."""
+"""Times in stream ids: an id is a UUIDv7, whose first 48 bits are milliseconds since 1970 on the database's clock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from uuid import UUID
 
 
 def first_id(moment: float) -> UUID:
-    """Return the smallest id of a stream that is created at that moment, in seconds since 1970."""
+    """Return the smallest id that a stream created at `moment` (seconds since 1970) can have."""
     return UUID(int=int(moment * 1000) << 80)
 
 

@@ -1,8 +1,8 @@
-"""What a stream has used: the counts of its usage events, added up, and what each attempt had of them.
+"""The usage of a stream: the sum of its usage events, in total and for each attempt.
 
-Each usage event is what one call of a model used, so the events of a stream are added up: those of a generator that
-asks several times, and those of attempts that were given up, since the provider bills them all. An attempt is known by
-the epoch under which its worker claimed the stream.
+A usage event reports what one call of a model used. The events of a stream are added up, even those of several calls by
+one generator and those of abandoned attempts, because the provider bills all of them. The epoch under which a worker
+claimed the stream identifies an attempt.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from .events import USAGE_HEAD, without_surrogates
 
 Counts: TypeAlias = dict[str, int | float]
 
-# What JSON's readers can hold exactly.
+# The largest integer that every JSON reader holds exactly.
 _MOST: Final = 2**53 - 1
 
 
 class AttemptUsage(TypedDict):
-    """What one attempt used. `epoch` is in the log's line, in the trace and in the batches of that attempt, too."""
+    """The usage of one attempt. Its log lines, trace and batches carry the same `epoch`."""
 
     epoch: int
     usage: Counts
 
 
 class Bill:
-    """What a stream has used so far: by the attempts before this one, and by this one. It belongs to one event loop."""
+    """The usage of a stream so far, by earlier attempts and by this one. Used on one event loop only."""
 
     __slots__ = ("_epoch", "earlier", "own")
 
@@ -45,12 +45,12 @@ class Bill:
 
     @property
     def total(self) -> Counts | None:
-        """What all attempts used together; None if nothing was reported."""
+        """The usage of all attempts together; None if none was reported."""
         return total_of(self._by_epoch())
 
     @property
     def attempts(self) -> list[AttemptUsage] | None:
-        """What each attempt used, in their order; None if fewer than two did."""
+        """The usage of each attempt, in order; None if fewer than two reported any."""
         return by_attempt(self._by_epoch())
 
     def _by_epoch(self) -> dict[int, Counts]:
@@ -59,7 +59,7 @@ class Bill:
 
 
 def numbers_only(usage: Mapping[str, Any]) -> Counts:
-    """Return the counts of a usage event, without its type and anything that is no number, or an infinite one."""
+    """Return the finite numbers of a usage event, without anything else that it holds."""
     return {
         without_surrogates(str(name)): value
         for name, value in usage.items()
@@ -71,7 +71,7 @@ def numbers_only(usage: Mapping[str, Any]) -> Counts:
 
 
 def added(before: Mapping[str, Any] | None, more: Mapping[str, Any]) -> Counts:
-    """Return the counts of two usages, added up. One that has no total has the sum of its input and output as such."""
+    """Return the sum of two usages. If only one has a total, the other's is the sum of its input and output tokens."""
     counts = numbers_only(more)
     if before is None:
         return counts
@@ -82,7 +82,7 @@ def added(before: Mapping[str, Any] | None, more: Mapping[str, Any]) -> Counts:
 
 
 def of_lines(batches: Iterable[tuple[int, bytes]]) -> dict[int, Counts]:
-    """Return what each epoch used, by the batches of a log: each as its epoch, and its events as lines of JSON."""
+    """Return the usage of each epoch from the batches of a log: pairs of an epoch and its events as lines of JSON."""
     found: dict[int, Counts] = {}
     for epoch, events in batches:
         for line in events.split(b"\n"):
@@ -92,7 +92,7 @@ def of_lines(batches: Iterable[tuple[int, bytes]]) -> dict[int, Counts]:
 
 
 def total_of(by_epoch: Mapping[int, Counts]) -> Counts | None:
-    """Return what all epochs used together; None if none did."""
+    """Return the usage of all epochs together; None if there is none."""
     total: Counts | None = None
     for counts in by_epoch.values():
         total = added(total, counts)
@@ -100,7 +100,7 @@ def total_of(by_epoch: Mapping[int, Counts]) -> Counts | None:
 
 
 def by_attempt(by_epoch: Mapping[int, Counts]) -> list[AttemptUsage] | None:
-    """Return what each epoch used, in their order; None if fewer than two did: then the total is enough."""
+    """Return the usage of each epoch, in order; None for fewer than two epochs, for which the total is enough."""
     if len(by_epoch) < 2:
         return None
     return [{"epoch": epoch, "usage": by_epoch[epoch]} for epoch in sorted(by_epoch)]

@@ -1,4 +1,4 @@
-"""Streams, batches, workers, idempotency keys, the view of single events, and partitions ahead.
+"""Tables of streams, batches, workers and idempotency keys, a view of single events, and partitions ahead.
 
 Revision: 0001
 Follows: -
@@ -25,7 +25,8 @@ UUIDV7 = (
     "52, 1), 53, 1), 'hex')::uuid"
 )
 
-# One event a row. `data` is json and not jsonb, and its type is cut out as text, since an event may hold "\u0000".
+# One row per event. `data` is json instead of jsonb, and its type is extracted as text, because an event may contain
+# "\u0000".
 EVENT_VIEW = r"""
 CREATE VIEW baton.event AS
 SELECT b.stream_id,
@@ -36,8 +37,8 @@ FROM baton.batch AS b
 CROSS JOIN LATERAL string_to_table(convert_from(b.events, 'UTF8'), E'\n') WITH ORDINALITY AS e (line, ordinal)
 """
 
-# Ids begin with their creation time in milliseconds, so that a range of ids is a day of streams. A partition is made
-# beside its parent and then attached: CREATE … PARTITION OF would lock the parent against everybody.
+# Ids begin with their creation time in milliseconds, so a range of ids is a day of streams. A partition is created as a
+# table and then attached: CREATE … PARTITION OF would lock the parent exclusively.
 CREATE_PARTITIONS = """
 CREATE FUNCTION baton.create_partitions(days_ahead integer) RETURNS SETOF text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

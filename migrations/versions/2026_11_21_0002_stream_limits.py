@@ -1,10 +1,10 @@
-"""What bounds a stream: how long it may wait, run, be silent, and be unwatched.
+"""Limits of a stream: how long it may wait, run, be silent, and be unwatched.
 
 Revision: 0002
 Follows: 0001
 
-New columns are nullable and without a default for existing rows, so that no row is rewritten; the default of
-`queued_at` comes in a second step, for new rows only.
+The new columns are nullable and have no default for existing rows, so no row is rewritten. The default of `queued_at`
+is set in a second step, for new rows only.
 """
 
 from __future__ import annotations

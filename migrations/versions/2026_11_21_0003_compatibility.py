@@ -1,9 +1,9 @@
-"""Which code works with this schema, so that a release that is being replaced can still start.
+"""The oldest code that works with this schema, so that the release before can still start during a roll-out.
 
 Revision: 0003
 Follows: 0002
 
-The one row is raised by a revision that takes away what older code needs (`ddl.require_code`), and by no other.
+Only a revision that removes what older code needs raises its one row (`ddl.require_code`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LOCKS: dict[str, str] = {}
 def upgrade() -> None:
     op.create_table(
         "compatibility",
-        # There is one row: the key has one value.
+        # The table has one row: the key has one value.
         sa.Column("single", sa.Boolean, server_default=sa.true()),
         sa.Column("oldest_code", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("single", name="pk_compatibility"),

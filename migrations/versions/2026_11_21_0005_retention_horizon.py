@@ -1,9 +1,9 @@
-"""Which streams have expired: the smallest id that is kept.
+"""The horizon of retention: the smallest id of a stream that is kept.
 
 Revision: 0005
 Follows: 0004
 
-A new table, which nobody else has locked.
+A new table, which no other session has locked.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Revision: 0006
 Follows: 0005
 
-It is built concurrently, so that creating streams with keys goes on meanwhile. One that was cut off leaves an invalid
-index, which the next run replaces.
+It is built concurrently, so streams with keys can be created meanwhile. An interrupted build leaves an invalid index,
+which the next run replaces.
 """
 
 from __future__ import annotations

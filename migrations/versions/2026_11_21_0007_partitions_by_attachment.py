@@ -1,10 +1,10 @@
-"""Partitions ahead are there when they are attached, not when a table has their name.
+"""Partitions ahead count as created only if they are attached, not if a table has their name.
 
 Revision: 0007
 Follows: 0006
 
-A table that was called like a coming day's partition passed for it, until that day came and nothing could be written.
-Replacing a function locks nobody out.
+Before, a table with the name of a future partition passed for it, until that day came and nothing could be written.
+Replacing a function blocks no other session.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""API keys: who may do what with which tenant's streams.
+"""API keys: the scopes that each key has on the streams of its tenant.
 
 Revision: 0008
 Follows: 0007
 
-A new table, which nobody else has locked.
+A new table, which no other session has locked.
 """
 
 from __future__ import annotations

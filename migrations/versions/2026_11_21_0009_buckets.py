@@ -1,10 +1,10 @@
-"""Buckets of tokens, by which pods share how fast a caller may create streams.
+"""Token buckets, with which all pods together limit how fast a caller creates streams.
 
 Revision: 0009
 Follows: 0008
 
-A new table, which nobody else has locked. It is UNLOGGED, since what is in it may be lost; a row that is updated again
-and again has room in its page for its versions (HOT).
+A new table, which no other session has locked. It is UNLOGGED, because its content may be lost. Its pages leave room
+for new versions of rows, which are updated often (HOT).
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Revision: 0010
 Follows: 0009
 
-It is built concurrently, so that streams are created and ended meanwhile. Updates that were made in place (HOT) still
-are: `status` is in the conditions of other indexes already, and a stream's tenant does not change.
+It is built concurrently, so streams can be created and ended meanwhile. Updates in place (HOT) stay possible: `status`
+is already in the conditions of other indexes, and a stream's tenant never changes.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The trace that a stream belongs to, for its worker and for whoever follows it.
+"""The trace that a stream belongs to, for its worker and its followers.
 
 Revision: 0011
 Follows: 0010
 
-A nullable column without a default, so that no row is rewritten. Its length is bounded by its type and not by a CHECK,
-for which Postgres would read the whole table under the lock.
+A nullable column without a default, so no row is rewritten. Its type bounds its length, because Postgres would read the
+whole table under the lock for a CHECK.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""A row for each pod, which it writes again and again: that it lives, and what it counts.
+"""A row for each pod, which the pod rewrites at each heartbeat: its state and its counts.
 
 Revision: 0012
 Follows: 0011
 
-A new table, which nobody else has locked. It is UNLOGGED, since a pod that lives writes its row anew within seconds; a
-row that is updated again and again has room in its page for its versions (HOT).
+A new table, which no other session has locked. It is UNLOGGED, because a live pod rewrites its row within seconds. Its
+pages leave room for new versions of rows (HOT).
 """
 
 from __future__ import annotations

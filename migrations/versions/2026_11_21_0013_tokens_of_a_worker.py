@@ -1,9 +1,9 @@
-"""How many tokens each worker has generated, written with its heartbeat.
+"""The number of tokens that each worker has generated, written with its heartbeat.
 
 Revision: 0013
 Follows: 0012
 
-The column has a constant default, so no row is rewritten. Workers of before leave it at 0.
+The column has a constant default, so no row is rewritten. Older workers leave it at 0.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Keys with which workers sign notifications, so that pods know them from forged ones.
+"""Keys with which workers sign notifications, so that pods recognize forged ones.
 
 Revision: 0014
 Follows: 0013
 
-A new table, which nobody else has locked. Its first key is made here, of 244 random bits. Code of the release before
-does not sign, and reads signed notifications as it reads others.
+A new table, which no other session has locked. This revision creates the first key, of 244 random bits. Code of the
+release before does not sign, and reads signed notifications like unsigned ones.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Streams remember in which history of the database they were created, and which claim may write to them.
+"""The history of the database in which a stream was created, and the claim that may write to it.
 
 Revision: 0015
 Follows: 0014
 
-A history is the server's timeline, which each promotion and each restore to a point in time raises, behind a marker for
-what leaves the timeline as it is. Where the server does not show its timeline, the marker stands alone. The column's
-default is set apart from adding it, so that no row is rewritten; streams from before have no history, and count as of
-the present one. Code of the release before creates streams with a history, and claims without a token.
+A history is a marker followed by the server's timeline. Each promotion and each restore to a point in time raises the
+timeline; the marker covers what leaves it unchanged. If the server does not show its timeline, the marker stands alone.
+The column's default is set after the column is added, so no row is rewritten. Older streams have no history, and count
+as streams of the current one. Code of the release before creates streams with a history, and claims without a token.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ LOCKS = {"stream": "ACCESS EXCLUSIVE"}
 
 NEW_MARKER = "encode(substring(uuid_send(gen_random_uuid()) FOR 4), 'hex')"
 
-# Right at once after a promotion, where pg_control_checkpoint() is late. It runs with its owner's rights, so that the
-# default works for roles whose grants are older than this table. On a standby it fails, since a log that lags there
-# proves nothing.
+# It is right immediately after a promotion, when pg_control_checkpoint() is still late. It runs with its owner's
+# rights, so the default works for roles whose grants are older than this table. On a standby it fails, because a log
+# that lags there proves nothing.
 CURRENT_HISTORY = """
 CREATE FUNCTION baton.current_history() RETURNS text
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -40,8 +40,8 @@ END
 $$
 """
 
-# A counter that has fallen proves that the database went back. Several may see it, and the first replaces the marker;
-# nobody does where the timeline has changed by itself.
+# A counter that has fallen proves that the database went back in time. Several sessions may see that, and the first one
+# replaces the marker. If the timeline has changed, none does.
 BEGIN_HISTORY = f"""
 CREATE FUNCTION baton.begin_history(seen text, worker_id uuid, counter bigint) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

@@ -1,10 +1,10 @@
-"""A partition may hold several days: new ones hold as many as `partitioning` says.
+"""Partitions of several days: a new one holds as many days as `partitioning` says.
 
 Revision: 0016
 Follows: 0015
 
-The function looks at the bounds of attached partitions, and no longer at their names, so that daily and wider ones
-stand side by side. Code of the release before calls it as it did. Replacing a function locks nobody out.
+The function reads the bounds of attached partitions instead of their names, so daily and wider partitions can coexist.
+Code of the release before calls it as before. Replacing a function blocks no other session.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ depends_on = None
 
 LOCKS: dict[str, str] = {}
 
-# `place` moves from yesterday to the day after the last one that is wanted. Each partition that is there moves it to
-# its end; the gap before it is filled with new ones. A new one ends where the number of its days since 1970 is a
-# multiple of the width, or before the next partition. `partitions.planned` says beforehand what this will do.
+# `place` moves from yesterday to the day after the last wanted one. Each existing partition moves it to its end, and
+# new partitions fill the gap before. A new partition ends where the number of days since 1970 is a multiple of the
+# width, or before the next partition. `partitions.planned` predicts what this function will do.
 BY_CONTENTS = """
 CREATE OR REPLACE FUNCTION baton.create_partitions(days_ahead integer) RETURNS SETOF text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -80,7 +80,7 @@ END
 $$
 """
 
-# As revision 0007 made it.
+# The function of revision 0007.
 BY_NAMES = """
 CREATE OR REPLACE FUNCTION baton.create_partitions(days_ahead integer) RETURNS SETOF text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -126,7 +126,7 @@ $$
 def upgrade() -> None:
     op.create_table(
         "partitioning",
-        # There is one row: the key has one value.
+        # The table has one row: the key has one value.
         sa.Column("single", sa.Boolean, server_default=sa.true()),
         sa.Column("days", sa.Integer, nullable=False),
         sa.PrimaryKeyConstraint("single", name="pk_partitioning"),

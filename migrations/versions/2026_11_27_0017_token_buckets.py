@@ -1,10 +1,10 @@
-"""Buckets of tokens whose key leads to their newest version.
+"""Token buckets whose key leads to their newest version.
 
 Revision: 0017
 Follows: 0016
 
-A new table, which nobody else has locked. It is UNLOGGED, since what is in it may be lost; a row that is updated again
-and again has room in its page for its versions (HOT). `bucket` stays for the release before, which counts apart.
+A new table, which no other session has locked. It is UNLOGGED, because its content may be lost. Its pages leave room
+for new versions of rows (HOT). `bucket` stays for the release before, which counts separately.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Indexes that let a look at the queue, or a count of live streams, begin in the middle.
+"""Indexes that let a read of the queue, or a count of live streams, start in the middle.
 
 Revision: 0018
 Follows: 0017
 
-They are built concurrently, so that streams are created, claimed and ended meanwhile. One by tenant and id takes the
-place of the one by tenant alone, for the release before too: it begins with the same column. Streams that were given
-back are few, so an index of them costs a new stream nothing.
+They are built concurrently, so streams can be created, claimed and ended meanwhile. The index by tenant and id replaces
+the one by tenant alone, for the release before too, because it begins with the same column. Few streams are given back
+to the queue, so the index of those costs a new stream nothing.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What a stream continues: the message of the AI SDK's page that it adds to, and the tool calls that the user allowed.
+"""What a stream continues: the message of the AI SDK that it adds to, and the tool calls that the user approved.
 
 Revision: 0019
 Follows: 0018
 
-A nullable column without a default, so that no row is rewritten. It is JSON as bytes, as the input is.
+A nullable column without a default, so no row is rewritten. It is JSON as bytes, like the input.
 """
 
 from __future__ import annotations

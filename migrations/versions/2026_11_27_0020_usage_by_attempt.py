@@ -1,9 +1,9 @@
-"""What each attempt of a stream used, and which streams of a worker are silent.
+"""The usage of each attempt of a stream, and the silent streams of a worker.
 
 Revision: 0020
 Follows: 0019
 
-A nullable column without a default, and two with constant defaults, so that no row is rewritten.
+A nullable column without a default, and two with constant defaults, so no row is rewritten.
 """
 
 from __future__ import annotations

@@ -475,7 +475,10 @@ async def test_the_end_that_a_relay_has_seen_begins_the_grace(cluster: Cluster) 
         rest = b"".join([part async for part in parts])
     assert b'"type":"done"' in rest
     answer = await cluster.client.get(url, headers=bearer(signed(author.id)))
-    assert (answer.status_code, answer.json()["detail"]) == (401, "The token has expired, since its stream has ended.")
+    assert (answer.status_code, answer.json()["detail"]) == (
+        401,
+        "The token has expired, because its stream has ended.",
+    )
     assert pod.metric("baton_log_reads_total") == reads
 
 

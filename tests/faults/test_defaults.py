@@ -15,8 +15,9 @@ from tests.faults.viewers import Viewer
 from tests.logbook import until
 
 from baton.db.postgres import connect, pool
-from baton.schema.maintain import Policy, maintain
+from baton.schema.maintain import maintain
 from baton.schema.migrate import migrate
+from baton.schema.retention_policy import Policy
 
 LEVELS = ["repeatable read", "serializable"]
 # Each is a default of the database, and none may be noticed.

@@ -1,5 +1,5 @@
-"""`baton doctor`: looks at a database as a careful administrator would, and says what to do.
+"""`baton doctor`: examines a database as a careful administrator would, and says what to do.
 
-Each check is a small function that yields findings. One that fails or takes too long is told as a finding itself, and
-stops no other.
+Each check is a small function that yields findings. A check that fails or takes too long is itself reported as a
+finding, and the other checks still run.
 """

@@ -1,4 +1,4 @@
-"""Runs the checks, one after another, on one connection."""
+"""Runs the checks one after another on one connection."""
 
 from __future__ import annotations
 
@@ -12,55 +12,67 @@ import asyncpg
 from ..db.postgres import CONNECTION_ERRORS, connect
 from ..errors import DatabaseUnreachable
 from ..settings import Settings
-from . import access, installation, notifications, role, server, sessions, tables, work
+from . import (
+    access_checks,
+    capacity_checks,
+    durability_checks,
+    installation_checks,
+    notify_checks,
+    partition_checks,
+    role_checks,
+    schema_checks,
+    server_checks,
+    vacuum_checks,
+    worker_checks,
+)
 from .finding import Case, Check, Finding, Level, Thresholds, ok, refusal, warning
 
 CHECKS: Final[tuple[tuple[str, Check], ...]] = (
-    ("the installation", installation.other_distribution),
-    ("the server's version", server.version),
-    ("the encoding", server.encoding),
-    ("whether it takes writes", server.writable),
-    ("the disk", server.room),
-    ("the schema", tables.revision),
-    ("the role's rights", role.rights),
-    ("the owners of tables", role.owners),
-    ("access control", access.access),
-    ("who may connect", access.public),
-    # To ask how full it is frees what all have read, and so may let notifications through again.
-    ("the notify queue", notifications.queue),
-    ("notifications", notifications.delivery),
-    ("timeouts of the role", server.timeouts),
-    ("what the server logs", server.logged_texts),
-    ("partitions", tables.partitions),
-    ("locks of partitions", tables.locks),
-    ("retention", tables.retention),
-    ("tables left over", tables.leftovers),
-    ("unlogged tables", tables.unlogged),
-    ("indexes", tables.indexes),
-    ("autovacuum", tables.autovacuum),
-    ("old transactions", sessions.transactions),
-    ("old snapshots", sessions.snapshots),
-    ("prepared transactions", sessions.prepared),
-    ("replication slots", sessions.slots),
-    ("workers", work.workers),
-    ("streams without a worker", work.orphans),
-    ("the queue of streams", work.queue),
-    ("connections", server.connections),
-    ("durability", server.durability),
-    ("the clock", server.clock),
-    ("transaction ids", server.transaction_ids),
+    ("the installation", installation_checks.other_distribution),
+    ("the server's version", server_checks.version),
+    ("the encoding", server_checks.encoding),
+    ("whether the server accepts writes", server_checks.writable),
+    ("the disk", capacity_checks.room),
+    ("the schema", schema_checks.revision),
+    ("the role's privileges", role_checks.privileges),
+    ("the owners of tables", role_checks.owners),
+    ("access control", access_checks.access),
+    ("the roles that can connect", access_checks.public),
+    # Before the check of delivery: asking for the queue's usage frees what every session has read.
+    ("the notify queue", notify_checks.queue),
+    ("notifications", notify_checks.delivery),
+    ("timeouts of the role", server_checks.timeouts),
+    ("the server's logging", server_checks.logged_texts),
+    ("partitions", partition_checks.partitions),
+    ("locks of partitions", partition_checks.locks),
+    ("retention", partition_checks.retention),
+    ("detached partitions", partition_checks.leftovers),
+    ("unlogged tables", schema_checks.unlogged),
+    ("indexes", schema_checks.indexes),
+    ("autovacuum", vacuum_checks.autovacuum),
+    ("old transactions", vacuum_checks.transactions),
+    ("old snapshots", vacuum_checks.snapshots),
+    ("prepared transactions", vacuum_checks.prepared),
+    ("replication slots", vacuum_checks.slots),
+    ("workers", worker_checks.workers),
+    ("streams without a worker", worker_checks.orphans),
+    ("the queue of streams", worker_checks.queue),
+    ("connections", capacity_checks.connections),
+    ("durability", durability_checks.durability),
+    ("the clock", server_checks.clock),
+    ("transaction ids", capacity_checks.transaction_ids),
 )
 
 
 @dataclass(slots=True)
 class Diagnosis:
-    """What was found. `complete` is false if the database could not be reached, at first or in the midst of it."""
+    """The findings of a run. `complete` is false if the database was unreachable, at the start or later."""
 
     findings: list[Finding] = field(default_factory=list)
     complete: bool = True
 
     def count(self, level: Level) -> int:
-        """Return how many findings are of a level."""
+        """Return the number of findings of a level."""
         return sum(finding.level is level for finding in self.findings)
 
 
@@ -71,10 +83,10 @@ async def examine(
     clock: Callable[[], float] = time,
     say: Callable[[str], None] = lambda _what: None,
 ) -> Diagnosis:
-    """Run all checks; `say` is told what is being looked at.
+    """Run all checks. `say` gets the name of each check before it runs.
 
     Raises:
-        ConfigurationError: no database is configured, or its DSN cannot be used.
+        ConfigurationError: no database is configured, or its DSN is invalid.
     """
     limits = thresholds or Thresholds()
     examination = _Examination(settings, limits, clock, say)
@@ -87,7 +99,7 @@ async def examine(
 
 
 class _Examination:
-    """One run of the checks. The connection of a check that got no answer is given up, and the next has a new one."""
+    """One run of the checks. After a check that gets no answer, the next check uses a new connection."""
 
     def __init__(
         self, settings: Settings, thresholds: Thresholds, clock: Callable[[], float], say: Callable[[str], None]
@@ -102,19 +114,19 @@ class _Examination:
 
     async def run(self) -> None:
         remaining = iter(CHECKS)
-        while await self._run_some(remaining):
+        while await self._run_on_one_connection(remaining):
             pass
         if self._forbidden:
             self._add(
                 warning(
                     "not_permitted",
-                    f"Not looked at, since this role may not: {', '.join(self._forbidden)}.",
-                    "Run it as one of the roles of `baton grants`, and GRANT pg_monitor TO that role to see all.",
+                    f"Not checked, because this role lacks the privilege: {', '.join(self._forbidden)}.",
+                    "Run the doctor as one of the roles of `baton grants`, and GRANT pg_monitor TO that role.",
                 )
             )
 
-    async def _run_some(self, remaining: Iterator[tuple[str, Check]]) -> bool:
-        """Run checks over one connection; return whether there are more, that need another one."""
+    async def _run_on_one_connection(self, remaining: Iterator[tuple[str, Check]]) -> bool:
+        """Run checks on one connection; return whether some are left, which need a new one."""
         seconds = self._thresholds.answer_seconds
         started = self._clock()
         connection = await connect(
@@ -122,11 +134,11 @@ class _Examination:
         )
         try:
             if self._sample is None:
-                row = await connection.fetchrow(server.SAMPLE)
+                row = await connection.fetchrow(capacity_checks.SAMPLE)
                 assert row is not None
                 self._sample = row[0], row[1]
                 role = await connection.fetchval("SELECT current_user::text")
-                self._add(ok("reachable", f"Connected as {role!r} within {(self._clock() - started) * 1000:.0f} ms."))
+                self._add(ok("reachable", f"Connected as {role!r} in {(self._clock() - started) * 1000:.0f} ms."))
             case = Case(self._settings, connection, *self._sample, self._thresholds, self._clock)
             for what, check in remaining:
                 self._say(what)
@@ -137,18 +149,18 @@ class _Examination:
             connection.terminate()
 
     async def _run_one(self, what: str, check: Check, case: Case) -> bool:
-        """Run a check; return whether the connection is still good."""
+        """Run a check; return whether the connection is still usable."""
         try:
             async for finding in check(case):
                 self._add(finding)
         except asyncpg.InsufficientPrivilegeError:
             self._forbidden.append(what)
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
-            # There is no schema, or it is of another revision; that was told.
+            # The schema is missing, or at another revision: the check of the schema reports that.
             pass
         except (*CONNECTION_ERRORS, asyncpg.PostgresError) as problem:
             reason = str(problem) or f"no answer within {self._thresholds.answer_seconds:g} s"
-            self._add(warning("check_failed", f"{what.capitalize()} could not be looked at: {reason}.", "Try again."))
+            self._add(warning("check_failed", f"The check of {what} failed: {reason}.", "Run the doctor again."))
             return not isinstance(problem, CONNECTION_ERRORS)
         return True
 

@@ -1,4 +1,4 @@
-"""What a person, or a program, sees of a diagnosis."""
+"""Prints a diagnosis, for people or as JSON for programs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _STYLES: Final = {Level.OK: "green", Level.WARNING: "yellow", Level.ERROR: "bold
 
 
 def run(settings: Settings, *, as_json: bool, strict: bool) -> int:
-    """Examine the database and print what was found.
+    """Examine the database and print the findings; return the exit code.
 
-    Return 0 if there is no error (nor, if `strict`, a warning), 1 if there is, and 2 if the database cannot be reached.
+    It is 0 without errors (with `strict`, without warnings too), 1 with some, and 2 if the database is unreachable.
     """
     errors = Console(stderr=True)
     if errors.is_terminal:
-        with errors.status("Looking at the connection …") as status:
-            say = lambda what: status.update(f"Looking at {what} …")  # noqa: E731
+        with errors.status("Checking the connection …") as status:
+            say = lambda what: status.update(f"Checking {what} …")  # noqa: E731
             diagnosis = asyncio.run(examine(settings, say=say))
     else:
         diagnosis = asyncio.run(examine(settings))
@@ -40,7 +40,7 @@ def run(settings: Settings, *, as_json: bool, strict: bool) -> int:
 
 
 def exit_code(diagnosis: Diagnosis, *, strict: bool) -> int:
-    """Return what a script gets."""
+    """Return the exit code of the command: see `run`."""
     if not diagnosis.complete:
         return 2
     return int(diagnosis.count(Level.ERROR) > 0 or (strict and diagnosis.count(Level.WARNING) > 0))
@@ -59,7 +59,7 @@ def as_document(diagnosis: Diagnosis) -> str:
 
 
 def show(diagnosis: Diagnosis, console: Console) -> None:
-    """Print the findings: a table in a terminal, else a line for each."""
+    """Print the findings: as a table in a terminal, otherwise one per line."""
     if console.is_terminal:
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(no_wrap=True)
@@ -85,5 +85,5 @@ def _text(finding: Finding) -> Text:
 def _summary(diagnosis: Diagnosis) -> str:
     errors, warnings = diagnosis.count(Level.ERROR), diagnosis.count(Level.WARNING)
     if not errors + warnings:
-        return "All is well."
+        return "No problems found."
     return f"{amount(errors, 'error')}, {amount(warnings, 'warning')}."

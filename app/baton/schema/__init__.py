@@ -1,1 +1,1 @@
-"""The schema: its tables, migrations, grants and maintenance."""
+"""The database schema: tables, migrations, privileges and maintenance."""

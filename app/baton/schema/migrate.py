@@ -1,12 +1,12 @@
-"""Brings a database to this version's schema while pods and workers go on, and creates the partitions ahead.
+"""Migrates a database to this version's schema while pods and workers keep running, and creates partitions ahead.
 
-Who waits for a lock stops everybody who comes after him. So a revision waits for a moment only (`lock_timeout`); then
-it is undone, and tried again after a pause, until it gets through or the patience ends. Each revision is a transaction
-of its own, or can be repeated: a run that is cut off leaves a database that the next run goes on with.
+A session that waits for a lock blocks every session queued behind it. So a revision waits only for a moment
+(`lock_timeout`). Then it is rolled back and retried after a pause, until it succeeds or `give_up_seconds` have passed.
+Each revision is a transaction of its own, or can be repeated: after an interrupted run, the next run continues.
 
-Two connections: one migrates, and holds an advisory lock, so that there is one at a time; it lives as long as its
-backend does, even when this process is gone. The other only asks: where the
-database is, and who is in the way.
+There are two connections. One migrates and holds an advisory lock, so that one migration runs at a time; the lock lasts
+as long as the backend of that connection, even when this process is gone. The other one reads the database's revision
+and finds out which sessions block the migration.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from ..db.postgres import (
     current_revision,
 )
 from ..errors import ConfigurationError
-from .blockers import Blocker, BlockerWatch, holder
-from .patience import Patience
-from .revisions import History, Revision
+from .lock_timeouts import LockTimeouts
+from .lock_waits import Blocker, BlockerWatch, advisory_lock_holder
+from .revisions import Revision, RevisionHistory
 
 _TRY_LOCK: Final = text(f"SELECT pg_try_advisory_lock({MIGRATION_LOCK})")
 _NAME: Final = "baton migrate"
-_TRY_AGAIN: Final = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)
+_RETRIED: Final = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)
 
 Say = Callable[[str], None]
 Result = TypeVar("Result")
 
 
 def _quiet(_line: str) -> None:
-    """Say nothing."""
+    """Print nothing."""
 
 
 async def migrate(
@@ -56,25 +56,25 @@ async def migrate(
     *,
     days_ahead: int,
     to: str | None = None,
-    patience: Patience | None = None,
-    history: History | None = None,
+    timeouts: LockTimeouts | None = None,
+    history: RevisionHistory | None = None,
     say: Say = _quiet,
 ) -> None:
-    """Run the revisions that are missing, up to `to`, then create partitions up to `days_ahead` days from today.
+    """Run the missing revisions, up to `to`, then create partitions up to `days_ahead` days from today.
 
-    Concurrent calls wait for each other.
+    Concurrent calls wait for each other. `say` gets each line of progress.
 
     Raises:
-        DatabaseUnreachable: there is no connection to be had.
-        ConfigurationError: Postgres refuses a revision, or somebody held a lock for longer than our patience.
+        DatabaseUnreachable: no connection can be opened.
+        ConfigurationError: Postgres refuses a revision, or other sessions hold a lock until the migration gives up.
     """
-    patience, history = patience or Patience(), history or History()
-    with _refusals():
-        async with _beside(dsn) as beside, engine(dsn) as own, own.connect() as connection:
-            run = _Run(connection, beside, history, patience, say)
-            await run.get_ready()
-            await run.wait_for_others()
-            pending = await _announced(beside, history, to, say)
+    timeouts, history = timeouts or LockTimeouts(), history or RevisionHistory()
+    with _translated_errors():
+        async with _second_connection(dsn) as second, engine(dsn) as own, own.connect() as connection:
+            run = _Run(connection, second, history, timeouts, say)
+            await run.set_session_timeouts()
+            await run.take_migration_lock()
+            pending = await _announced(second, history, to, say)
             for revision in pending or []:
                 await run.apply(revision)
             await run.create_partitions(days_ahead)
@@ -83,37 +83,37 @@ async def migrate(
 
 
 async def announce(
-    dsn: str, *, days_ahead: int, to: str | None = None, history: History | None = None, say: Say = _quiet
+    dsn: str, *, days_ahead: int, to: str | None = None, history: RevisionHistory | None = None, say: Say = _quiet
 ) -> None:
-    """Say what `migrate` would do, and do nothing.
+    """Report what `migrate` would do, and change nothing.
 
     Raises:
-        DatabaseUnreachable: there is no connection to be had.
-        ConfigurationError: the role may not read which revision the database is at.
+        DatabaseUnreachable: no connection can be opened.
+        ConfigurationError: the role may not read the revision of the database.
     """
-    with _refusals():
-        async with _beside(dsn) as connection:
-            if await _announced(connection, history or History(), to, say) == []:
+    with _translated_errors():
+        async with _second_connection(dsn) as connection:
+            if await _announced(connection, history or RevisionHistory(), to, say) == []:
                 say("No revision is missing.")
             for name in await partitions.missing(connection, days_ahead):
                 say(f"Would create partition {name}.")
 
 
 async def revision_of(dsn: str) -> str | None:
-    """Return the revision that a database is at, or None when it has no Baton tables.
+    """Return the revision of a database, or None if it has no Baton tables.
 
     Raises:
-        DatabaseUnreachable: there is no connection to be had.
+        DatabaseUnreachable: no connection can be opened.
         ConfigurationError: the role may not read it.
     """
-    with _refusals():
-        async with _beside(dsn) as connection:
+    with _translated_errors():
+        async with _second_connection(dsn) as connection:
             return await current_revision(connection)
 
 
 @contextlib.asynccontextmanager
 async def engine(dsn: str) -> AsyncIterator[AsyncEngine]:
-    """Open an SQLAlchemy engine whose connections asyncpg makes, so that one parser reads all DSNs."""
+    """Open an SQLAlchemy engine over our own `connect`, so that every DSN is parsed in one place."""
 
     async def connected() -> Connection:
         return await connect(dsn, timeout_seconds=60, command_timeout_seconds=None, name=_NAME)
@@ -126,28 +126,30 @@ async def engine(dsn: str) -> AsyncIterator[AsyncEngine]:
 
 
 @contextlib.asynccontextmanager
-async def _beside(dsn: str) -> AsyncIterator[Connection]:
-    """Open the connection that only asks: where the database is, and who is in the way."""
-    connection = await connect(dsn, name=f"{_NAME} (beside)", prepare=False)
+async def _second_connection(dsn: str) -> AsyncIterator[Connection]:
+    """Open the connection that only reads: the database's revision, and which sessions block the migration."""
+    connection = await connect(dsn, name=f"{_NAME} (monitor)", prepare=False)
     try:
         yield connection
     finally:
         connection.terminate()
 
 
-async def _announced(connection: Connection, history: History, to: str | None, say: Say) -> list[Revision] | None:
-    """Say which revisions are to run; return them, or None if the schema is newer than this code."""
+async def _announced(
+    connection: Connection, history: RevisionHistory, to: str | None, say: Say
+) -> list[Revision] | None:
+    """Report the revisions to run and return them; return None if the schema is newer than this code."""
     current = await current_revision(connection)
     if current is not None and current > history.ids[-1]:
         await check_schema(connection)
-        say(f"The schema is at revision {current}, newer than {REVISION} and fit for it: nothing to migrate.")
+        say(f"The schema is at revision {current}, newer than {REVISION} and compatible with it: nothing to migrate.")
         return None
     pending = history.between(current, to)
     if pending:
         where = "has no Baton tables yet" if current is None else f"is at revision {current}"
-        say(f"The database {where}. To do:")
+        say(f"The database {where}. Revisions to run:")
     for revision in pending:
-        # In a database without Baton there is nobody whom a lock could stop.
+        # Without Baton tables, no pod or worker runs that a lock could block.
         say(f"  {revision.id} {revision.title}")
         if current is not None:
             say(f"       It {revision.describe_locks()}.")
@@ -155,44 +157,49 @@ async def _announced(connection: Connection, history: History, to: str | None, s
 
 
 class _Run:
-    """The steps of one run, each tried until it gets its locks."""
+    """The steps of one run. Each step is retried until it gets its locks."""
 
     def __init__(
-        self, connection: AsyncConnection, beside: Connection, history: History, patience: Patience, say: Say
+        self,
+        connection: AsyncConnection,
+        second: Connection,
+        history: RevisionHistory,
+        timeouts: LockTimeouts,
+        say: Say,
     ) -> None:
         self._connection = connection
-        self._beside = beside
+        self._second = second
         self._history = history
-        self._patience = patience
+        self._timeouts = timeouts
         self._say = say
         self._pid = 0
 
-    async def get_ready(self) -> None:
-        """Set the session's limits: for waiting, and none for working, whatever the role's defaults are."""
-        milliseconds = self._patience.lock_timeout_milliseconds
+    async def set_session_timeouts(self) -> None:
+        """Set the session's timeouts, whatever the role's defaults are: `lock_timeout`, and none for statements."""
+        milliseconds = self._timeouts.lock_timeout_milliseconds
         await self._connection.execute(text(f"SET lock_timeout = '{milliseconds}ms'"))
         await self._connection.execute(text("SET statement_timeout = 0"))
         self._pid = (await self._connection.execute(text("SELECT pg_backend_pid()"))).scalar_one()
         await self._connection.commit()
 
-    async def wait_for_others(self) -> None:
+    async def take_migration_lock(self) -> None:
         """Take the advisory lock of migrations.
 
-        It is polled for: a session that waits inside `pg_advisory_lock` holds a snapshot, and a concurrent index build
-        in the session that has the lock waits for all snapshots to end.
+        This polls: a session that waits inside `pg_advisory_lock` holds a snapshot, and a concurrent index build in the
+        session that has the lock waits for all snapshots to end.
         """
-        deadline = time.monotonic() + self._patience.give_up_seconds
+        deadline = time.monotonic() + self._timeouts.give_up_seconds
         waited = False
         while not (await self._connection.execute(_TRY_LOCK)).scalar_one():
             await self._connection.commit()
             if time.monotonic() > deadline:
                 raise ConfigurationError(
-                    "Another `baton migrate` or `baton maintain` has been at work for "
-                    f"{self._patience.give_up_seconds:g} s{await holder(self._beside, MIGRATION_LOCK)}. "
-                    "Run this one again when it has ended."
+                    "Another `baton migrate` or `baton maintain` is still running after "
+                    f"{self._timeouts.give_up_seconds:g} s{await advisory_lock_holder(self._second, MIGRATION_LOCK)}. "
+                    "Run this again when it has ended."
                 )
             if not waited:
-                self._say("Another `baton migrate` or `baton maintain` is at work; waiting for it.")
+                self._say("Another `baton migrate` or `baton maintain` is running; waiting for it to end.")
                 waited = True
             await asyncio.sleep(0.5)
         await self._connection.commit()
@@ -201,11 +208,11 @@ class _Run:
         """Run one revision."""
 
         async def upgrade() -> None:
-            await self.get_ready()
+            await self.set_session_timeouts()
             await self._connection.run_sync(self._history.upgrade, revision.id)
 
-        took_seconds = await self._patiently(f"Revision {revision.id}", upgrade)
-        self._say(f"Revision {revision.id} is done; it took {took_seconds:.2f} s.")
+        took_seconds = await self._with_retries(f"Revision {revision.id}", upgrade)
+        self._say(f"Revision {revision.id} is done. It took {took_seconds:.2f} s.")
 
     async def create_partitions(self, days_ahead: int) -> None:
         """Create the partitions ahead."""
@@ -217,67 +224,67 @@ class _Run:
             for name in await partitions.create_ahead(driver, days_ahead):
                 self._say(f"Created partition {name}.")
 
-        await self._patiently("Creating partitions", create)
+        await self._with_retries("Creating partitions", create)
 
-    async def _patiently(self, what: str, step: Callable[[], Awaitable[None]]) -> float:
-        """Try a step until it gets its locks; return how many seconds the try took that did."""
-        # The shortest pause lets all sessions pass that are queued behind the lock.
+    async def _with_retries(self, what: str, step: Callable[[], Awaitable[None]]) -> float:
+        """Retry a step until it gets its locks; return how many seconds the successful try took."""
+        # Even the shortest pause lets every session through that was queued behind the lock.
         backoff = Backoff(first_seconds=1, cap_seconds=10, least_seconds=0.5)
-        deadline = time.monotonic() + self._patience.give_up_seconds
+        deadline = time.monotonic() + self._timeouts.give_up_seconds
         while True:
             began = time.monotonic()
-            watch = BlockerWatch(self._beside, self._pid, what, self._patience.give_up_seconds, self._say)
+            watch = BlockerWatch(self._second, self._pid, what, self._timeouts.give_up_seconds, self._say)
             try:
                 async with watch:
                     await step()
                 return time.monotonic() - began
             except (DBAPIError, asyncpg.PostgresError) as error:
                 if watch.gave_up:
-                    raise self._too_long(what, watch.blockers) from error
-                if not isinstance(_reason(error), _TRY_AGAIN):
+                    raise self._gave_up(what, watch.blockers) from error
+                if not isinstance(_driver_error(error), _RETRIED):
                     raise
                 if time.monotonic() > deadline:
-                    raise self._too_long(what, watch.blockers) from error
+                    raise self._gave_up(what, watch.blockers) from error
             await self._connection.rollback()
             pause_seconds = backoff.next_seconds()
             self._say(
-                f"{what} waited {self._patience.lock_timeout_milliseconds} ms for a lock and let everybody pass. "
-                f"{_in_the_way(watch.blockers)} Trying again in {pause_seconds:.1f} s."
+                f"{what} waited {self._timeouts.lock_timeout_milliseconds} ms for a lock, then stood back. "
+                f"{_blocked_by(watch.blockers)} Retrying in {pause_seconds:.1f} s."
             )
             await asyncio.sleep(pause_seconds)
 
-    def _too_long(self, what: str, blockers: list[Blocker]) -> ConfigurationError:
-        ends = " ".join(f"`SELECT pg_terminate_backend({blocker.pid})`" for blocker in blockers if blocker.pid)
-        by_force = f" or end it by {ends}" if ends else ""
+    def _gave_up(self, what: str, blockers: list[Blocker]) -> ConfigurationError:
+        statements = " ".join(f"`SELECT pg_terminate_backend({blocker.pid})`" for blocker in blockers if blocker.pid)
+        by_force = f" or terminate it: {statements}" if statements else ""
         return ConfigurationError(
-            f"{what} could not get its lock within {self._patience.give_up_seconds:g} s. {_in_the_way(blockers)} "
-            f"Wait for its end{by_force}, and run `baton migrate` again: it goes on where it stopped."
+            f"{what} did not get its lock within {self._timeouts.give_up_seconds:g} s. {_blocked_by(blockers)} "
+            f"Let that transaction end{by_force}. Then run `baton migrate` again: it continues where it stopped."
         )
 
 
-def _in_the_way(blockers: list[Blocker]) -> str:
+def _blocked_by(blockers: list[Blocker]) -> str:
     if not blockers:
-        return "Who was in the way was gone before it could be asked."
-    return "In the way: " + "; ".join(blocker.describe() for blocker in blockers) + "."
+        return "The blocking session was gone before it could be identified."
+    return "Blocked by: " + "; ".join(blocker.describe() for blocker in blockers) + "."
 
 
 @contextlib.contextmanager
-def _refusals() -> Iterator[None]:
-    """Say in one sentence what Postgres refused."""
+def _translated_errors() -> Iterator[None]:
+    """Turn what Postgres or the driver raises into one sentence with advice."""
     try:
         yield
     except (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        reason = _reason(error)
+        reason = _driver_error(error)
         advice = ""
         if isinstance(reason, CONNECTION_ERRORS):
-            advice = " Run `baton migrate` again: it goes on where it stopped."
+            advice = " Run `baton migrate` again: it continues where it stopped."
         if isinstance(reason, asyncpg.InsufficientPrivilegeError):
-            advice = " `baton migrate` needs a role that owns the schema `baton`, or may create it: see `baton grants`."
-        raise ConfigurationError(f"The migrations could not run: {reason}.{advice}") from error
+            advice = " Run `baton migrate` as a role that owns the schema `baton` or may create it: see `baton grants`."
+        raise ConfigurationError(f"The migration failed: {reason}.{advice}") from error
 
 
-def _reason(error: BaseException) -> BaseException:
-    """Unwrap what the driver raised, which SQLAlchemy wraps twice."""
+def _driver_error(error: BaseException) -> BaseException:
+    """Return the driver's own error, which SQLAlchemy wraps twice."""
     if isinstance(error, DBAPIError) and error.orig is not None:
         return error.orig.__cause__ or error.orig
     return error

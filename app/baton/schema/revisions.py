@@ -1,7 +1,7 @@
-"""The revisions of the schema: what each one is called, which locks it takes, and which a database is missing.
+"""The revisions of the schema: the title of each, the locks it takes, and which ones a database is missing.
 
-Each revision is a module in `migrations/versions`. Its docstring's first line is its title, and its `LOCKS` says which
-table that was there before is locked and how: a test holds that against what Postgres says.
+Each revision is a module in `migrations/versions`. The first line of its docstring is its title. Its `LOCKS` names the
+existing tables that it locks, and the mode; a test compares that with pg_locks.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from sqlalchemy import Connection as SyncConnection
 
 from ..errors import ConfigurationError
 
-# What a lock does to everybody else, from the strongest; reading alone (ACCESS SHARE) is not worth a word.
+# What each lock does to other sessions, strongest first. ACCESS SHARE, the lock of a plain read, is never listed.
 LOCK_MODES: Final = {
-    "ACCESS EXCLUSIVE": "nobody reads or writes while it is held",
-    "EXCLUSIVE": "nobody writes while it is held",
-    "SHARE ROW EXCLUSIVE": "nobody writes while it is held",
-    "SHARE": "nobody writes while it is held",
-    "SHARE UPDATE EXCLUSIVE": "reads and writes go on",
-    "ROW EXCLUSIVE": "reads and writes go on",
-    "ROW SHARE": "reads and writes go on",
+    "ACCESS EXCLUSIVE": "blocks reads and writes while it is held",
+    "EXCLUSIVE": "blocks writes while it is held",
+    "SHARE ROW EXCLUSIVE": "blocks writes while it is held",
+    "SHARE": "blocks writes while it is held",
+    "SHARE UPDATE EXCLUSIVE": "reads and writes continue",
+    "ROW EXCLUSIVE": "reads and writes continue",
+    "ROW SHARE": "reads and writes continue",
 }
 
 
@@ -39,15 +39,15 @@ class Revision:
     locks: Mapping[str, str]
 
     def describe_locks(self) -> str:
-        """Say in a line which locks it takes on tables that were there before."""
+        """Return, as a verb phrase, which locks it takes on existing tables."""
         if not self.locks:
             return "takes no lock on existing tables"
         each = [f"{mode} on {table} ({LOCK_MODES[mode]})" for table, mode in self.locks.items()]
         return "takes " + " and ".join(each)
 
 
-class History:
-    """All revisions of one folder, the oldest first."""
+class RevisionHistory:
+    """All revisions of one folder, oldest first."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder or migrations_folder()
@@ -58,61 +58,61 @@ class History:
 
     @property
     def ids(self) -> list[str]:
-        """The revisions' numbers."""
+        """The numbers of the revisions, oldest first."""
         return [revision.id for revision in self.revisions]
 
     def config(self) -> Config:
-        """Alembic's configuration for this folder."""
+        """Return Alembic's configuration for this folder."""
         config = Config()
         config.set_main_option("script_location", str(self._folder).replace("%", "%%"))
         return config
 
     def between(self, start: str | None, end: str | None) -> list[Revision]:
-        """Return what leads from revision `start` (None: an empty database) to `end` (None: the newest).
+        """Return the revisions after `start` (None: an empty database) up to `end` (None: the newest).
 
         Raises:
-            ConfigurationError: there is no such revision, it lies behind `start`, or `start` is newer than all of them.
+            ConfigurationError: a revision does not exist, `end` is older than `start`, or `start` is newer than all.
         """
         if start is not None and start > self.ids[-1]:
             raise ConfigurationError(
-                f"The schema is at revision {start}, newer than this version of Baton, which knows those up to "
-                f"{self.ids[-1]}: it has nothing to migrate there. Use the version that the schema is of."
+                f"The schema is at revision {start}, newer than this version of Baton, which knows revisions up to "
+                f"{self.ids[-1]}. Use the version of Baton that made this schema."
             )
-        first = 0 if start is None else self._place(start) + 1
-        last = len(self.revisions) if end is None else self._place(end) + 1
+        first = 0 if start is None else self._index(start) + 1
+        last = len(self.revisions) if end is None else self._index(end) + 1
         if last < first:
             raise ConfigurationError(
-                f"Revision {end} is older than {start}, where the database is, and `baton migrate` does not go back."
+                f"Revision {end} is older than {start}, and `baton migrate` does not downgrade. Name a newer revision."
             )
         return self.revisions[first:last]
 
     def before(self, revision: Revision) -> str | None:
-        """Return the number of the revision that comes before."""
-        place = self._place(revision.id)
-        return self.ids[place - 1] if place else None
+        """Return the number of the revision before; None for the first."""
+        index = self._index(revision.id)
+        return self.ids[index - 1] if index else None
 
     def upgrade(self, connection: SyncConnection, revision: str = "head") -> None:
-        """Run Alembic's upgrade to `revision`."""
+        """Run Alembic's upgrade to `revision` on a connection."""
         config = self.config()
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
 
-    def _place(self, revision: str) -> int:
+    def _index(self, revision: str) -> int:
         if revision not in self.ids:
             raise ConfigurationError(
-                f"There is no revision {revision!r}; they go from {self.ids[0]} to {self.ids[-1]}."
+                f"Revision {revision!r} does not exist. Use one from {self.ids[0]} to {self.ids[-1]}."
             )
         return self.ids.index(revision)
 
 
 def migrations_folder() -> Path:
-    """Where the migrations are: inside the installed package, or at the top of a checkout.
+    """Return the folder of the migrations: inside the installed package, or at the top of a checkout.
 
     Raises:
-        ConfigurationError: they are in neither place.
+        ConfigurationError: it is in neither place.
     """
     package = Path(__file__).parents[1]
     for folder in (package / "migrations", package.parent.parent / "migrations"):
         if (folder / "env.py").exists():
             return folder
-    raise ConfigurationError("The migrations did not come with this installation of Baton. Install it again.")
+    raise ConfigurationError("This installation of Baton has no migrations. Install Baton again.")

@@ -1,7 +1,7 @@
 """The tables, in a Postgres schema of their own called `baton`.
 
-SQLAlchemy declares them for Alembic; the modules that own a table speak to it in SQL (`log`, `streams`, `workers`,
-`pods`, `retention`, `auth.keys`).
+They are declared with SQLAlchemy for Alembic alone. The modules that own a table use SQL: `db.event_log`, `db.streams`,
+`db.worker_rows`, `db.pod_rows`, `db.retention`, `auth.keys` and others.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ stream = Table(
     Column("id", UUID, primary_key=True, server_default=text(UUIDV7)),
     Column("tenant", Text, nullable=False, server_default=text("''")),
     Column("generator", Text, nullable=False),
-    # JSON as bytes: jsonb refuses "\u0000", and people paste anything.
+    # JSON as bytes: jsonb rejects "\u0000", and users paste anything.
     Column("input", LargeBinary, nullable=False),
     Column("metadata", JSONB, nullable=False, server_default=text("'{}'")),
     Column("status", Text, nullable=False, server_default=text("'queued'")),
@@ -68,7 +68,7 @@ stream = Table(
     Column("started_at", _Timestamp),
     Column("finished_at", _Timestamp),
     Column("cancel_requested_at", _Timestamp),
-    # Each in seconds; null: the setting of the worker that has it.
+    # In seconds. NULL: the setting of the worker that runs the stream applies.
     Column("max_duration", Double),
     Column("idle_timeout", Double),
     Column("queue_timeout", Double),
@@ -81,15 +81,15 @@ stream = Table(
     Column("tokens", Integer),
     Column("time_to_first_token_seconds", Double),
     Column("duration_seconds", Double),
-    # Of the span that created it (W3C Trace Context); its length is fixed.
+    # The span that created the stream (W3C Trace Context), in its fixed length.
     Column("traceparent", String(55)),
-    # In which history of the database it was created, or moved to by the worker that has it (see `history`).
+    # The history of the database in which it was created, or to which its worker moved it (see `db.history`).
     Column("history", Text, server_default=text("baton.current_history()")),
-    # Which claim may write to it, beside the epoch (see `log`).
+    # The claim that may write to it, together with the epoch (see `db.event_log`).
     Column("claim_token", UUID),
-    # What it continues, as JSON: see `streams.NewStream`.
+    # What it continues, as JSON: see `db.streams.NewStream`.
     Column("continuation", LargeBinary),
-    # What each attempt used, where several did: `usage` is the sum.
+    # The usage of each attempt, if several used something; `usage` is the sum.
     Column("usage_by_attempt", JSONB),
     CheckConstraint("status IN ('queued', 'running', 'completed', 'failed', 'cancelled')", name="status"),
     CheckConstraint("on_worker_lost IN ('retry', 'fail')", name="on_worker_lost"),
@@ -97,7 +97,7 @@ stream = Table(
     Index("ix_stream_running", "worker_id", postgresql_where=text("status = 'running'")),
     Index("ix_stream_tenant_id", "tenant", "id"),
     Index("ix_stream_live", "tenant", "id", postgresql_where=text("status IN ('queued', 'running')")),
-    # Those that a worker had and gave back, or lost.
+    # Streams that a worker gave back or lost.
     Index("ix_stream_requeued", "queued_at", postgresql_where=text("status = 'queued' AND epoch > 0")),
     Index(
         "ix_stream_metadata",
@@ -133,12 +133,12 @@ worker = Table(
     Column("heartbeat_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
     Column("started_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
     Column("tokens", BIGINT, nullable=False, server_default=text("0")),  # that it has generated
-    # Its streams whose generators were silent for longest at its last heartbeat, and for how many seconds each was.
+    # At its last heartbeat, the streams whose generators had been silent longest, and each silence in seconds.
     Column("silent", ARRAY(UUID), nullable=False, server_default=text("'{}'")),
     Column("silent_seconds", ARRAY(Double), nullable=False, server_default=text("'{}'")),
 )
 
-# What each pod says of itself, again and again (see `pods`).
+# The state of each pod, which it rewrites at each heartbeat (see `db.pod_rows`).
 pod = Table(
     "pod",
     metadata,
@@ -151,9 +151,9 @@ pod = Table(
     Column("listener", Text, nullable=False),
     Column("subscribers", Integer, nullable=False),
     Column("connections", Integer, nullable=False),
-    # How often the delay from commit to socket fell into which bucket of `baton_delivery_seconds`.
+    # The counts in the buckets of the histogram `baton_delivery_seconds` (delay from commit to socket).
     Column("deliveries", ARRAY(BIGINT), nullable=False),
-    # How many viewers there have which streams: of all, or of those from `watched_from` on.
+    # The watched streams and the number of viewers of each: of all streams, or of those from `watched_from` on.
     Column("watched", ARRAY(UUID), nullable=False),
     Column("viewers", ARRAY(Integer), nullable=False),
     Column("watched_from", UUID),
@@ -173,7 +173,7 @@ idempotency_key = Table(
     Index("ix_idempotency_key_stream_id", "stream_id"),
 )
 
-# Servers' credentials; of a secret only its hash.
+# Credentials of callers' servers. Of a secret, only the hash is stored.
 api_key = Table(
     "api_key",
     metadata,
@@ -188,7 +188,7 @@ api_key = Table(
     Index("uq_api_key_name", "name", unique=True, postgresql_where=text("revoked_at IS NULL")),
 )
 
-# By which workers seal notifications (see `seals`).
+# The keys with which workers sign notifications (see `db.seals`).
 notify_key = Table(
     "notify_key",
     metadata,
@@ -198,7 +198,7 @@ notify_key = Table(
     CheckConstraint("octet_length(secret) >= 32", name="secret"),
 )
 
-# One row: what distinguishes this history of the database from others of the same timeline.
+# One row: the marker that tells this history of the database apart from others of the same timeline.
 history = Table(
     "history",
     metadata,
@@ -207,19 +207,19 @@ history = Table(
     CheckConstraint("single", name="single"),
 )
 
-# When each caller's bucket will be full of tokens again (see `rates`).
+# When the token bucket of each caller is full again (see `db.rate_buckets`).
 token_bucket = Table(
     "token_bucket",
     metadata,
     Column("tenant", Text, nullable=False),
     Column("caller", Text, nullable=False),
-    Column("slot", BIGINT, nullable=False),  # the second in which it was last updated, since 1970
+    Column("slot", BIGINT, nullable=False),  # when it was last updated, in seconds since 1970
     Column("full_at", _Timestamp, nullable=False),
     PrimaryKeyConstraint("tenant", "caller", "slot"),
     prefixes=["UNLOGGED"],
 )
 
-# The same for pods of the release before; this one does not use it.
+# The same, for pods of the release before. This release does not use it.
 bucket = Table(
     "bucket",
     metadata,
@@ -230,7 +230,7 @@ bucket = Table(
     prefixes=["UNLOGGED"],
 )
 
-# One row, once something has expired.
+# One row, after the first stream has expired.
 retention = Table(
     "retention",
     metadata,
@@ -239,7 +239,7 @@ retention = Table(
     CheckConstraint("single", name="single"),
 )
 
-# For how many days each new partition of the log is made, in its one row.
+# One row: how many days a new partition of the log holds.
 partitioning = Table(
     "partitioning",
     metadata,
@@ -249,7 +249,7 @@ partitioning = Table(
     CheckConstraint("days BETWEEN 1 AND 366", name="days"),
 )
 
-# The oldest code that works with this schema, in its one row.
+# One row: the oldest code that works with this schema.
 compatibility = Table(
     "compatibility",
     metadata,

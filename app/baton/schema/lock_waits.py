@@ -1,6 +1,6 @@
-"""Who is in a migration's way, and for how long that is borne.
+"""Which sessions block a migration, and how long the migration waits for them.
 
-It is asked of Postgres while it waits, since afterwards it is too late.
+Postgres knows the blockers only during the wait, so a second connection polls while the first one waits.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from typing import Final, Self
 from ..db.postgres import CONNECTION_ERRORS, Connection
 
 _POLL_SECONDS: Final = 0.05
-# Longer than this a step waits only where it stops nobody: in a concurrent index build, which may wait for hours.
-_TELL_AFTER_SECONDS: Final = 5.0
+# Only a step that blocks nobody waits longer than this: a concurrent index build, which may wait for hours.
+_LONG_WAIT_SECONDS: Final = 5.0
 _SLOW_POLL_SECONDS: Final = 1.0
 
-# `pg_blocking_pids` keeps everybody from the lock manager, and is called only while there is something to ask it for.
-# Process 0 stands for a prepared transaction. A role that may not watch others sees neither transaction nor query.
+# `pg_blocking_pids` locks the whole lock manager for a moment, so it is called only while our process waits for a lock.
+# Process 0 stands for a prepared transaction. A role without pg_monitor sees neither the transaction nor the query of
+# other roles' sessions.
 _BLOCKERS: Final = """
 SELECT b.pid, coalesce(nullif(a.application_name, ''), a.backend_type) AS application, a.usename, a.xact_start,
        left(a.query, 80) AS query
@@ -33,7 +34,8 @@ LEFT JOIN pg_stat_activity AS a ON a.pid = b.pid
 WHERE b.pid <> pg_backend_pid()
 ORDER BY a.xact_start, b.pid
 """
-# The two halves of an advisory lock's number. A role that may not watch others does not see since when they are there.
+# pg_locks shows the key of an advisory lock in two halves. A role without pg_monitor does not see when other roles'
+# sessions connected.
 _HOLDER: Final = """
 SELECT a.pid, a.application_name, a.usename, a.backend_start
 FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
@@ -45,7 +47,7 @@ _CANCEL: Final = "SELECT pg_cancel_backend($1)"
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """A process that holds a lock, or stands before us in the queue for one."""
+    """A process that holds the lock that the migration waits for, or that is ahead of it in the queue."""
 
     pid: int
     application: str | None
@@ -54,16 +56,16 @@ class Blocker:
     query: str | None
 
     def describe(self) -> str:
-        """Say who it is."""
+        """Describe the session in half a sentence: process, application, user, transaction and query."""
         if not self.pid:
             return "a prepared transaction (see pg_prepared_xacts)"
         since = f", in a transaction since {self.since:%Y-%m-%d %H:%M:%S %Z}" if self.since else ""
-        query = f", with: {' '.join(self.query.split())}" if self.query else ""
+        query = f", query: {' '.join(self.query.split())}" if self.query else ""
         return f"process {self.pid} ({self.application or 'no name'}, user {self.user or 'unknown'}{since}{query})"
 
 
-async def holder(connection: Connection, lock: int) -> str:
-    """Say, to be added to a sentence, which session has an advisory lock; nothing if it is gone."""
+async def advisory_lock_holder(connection: Connection, lock: int) -> str:
+    """Return which session holds an advisory lock, as the end of a sentence; empty if no session does any more."""
     row = await connection.fetchrow(_HOLDER, lock)
     if row is None:
         return ""
@@ -72,11 +74,11 @@ async def holder(connection: Connection, lock: int) -> str:
 
 
 class BlockerWatch:
-    """Looks at one step of a migration, from a connection of its own, until the step ends.
+    """Polls, on a second connection, which sessions block one step of a migration, until the step ends.
 
-    `blockers` are those that were seen last. A step that has waited for `give_up_seconds` without a break is cancelled.
-    When the connection is lost nobody looks any more: nobody is named, and a concurrent index build, for which no
-    `lock_timeout` holds, waits for as long as it must.
+    `blockers` are the sessions of the last poll that found any. A step that waits for `give_up_seconds` without a break
+    is cancelled. If the second connection is lost, polling stops: no blocker is named, and a concurrent index build,
+    which has no `lock_timeout`, waits without a limit.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class BlockerWatch:
 
     async def __aenter__(self) -> Self:
         self._done = asyncio.Event()
-        self._task = asyncio.create_task(self._look())
+        self._task = asyncio.create_task(self._poll())
         return self
 
     async def __aexit__(
@@ -101,11 +103,11 @@ class BlockerWatch:
         self._done.set()
         await self._task
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         with contextlib.suppress(*CONNECTION_ERRORS):
             since: float | None = None
-            told: set[int] = set()
-            while not await self._over(pause_seconds(since)):
+            reported: set[int] = set()
+            while not await self._ended_within(poll_seconds(since)):
                 found = [Blocker(*row) for row in await self._connection.fetch(_BLOCKERS, self._pid)]
                 if not found:
                     since = None
@@ -117,11 +119,12 @@ class BlockerWatch:
                     self.gave_up = True
                     await self._connection.execute(_CANCEL, self._pid)
                     return
-                if waited_seconds > _TELL_AFTER_SECONDS and not {item.pid for item in found} <= told:
-                    told |= {item.pid for item in found}
-                    self._say(f"{self._what} waits, and stops nobody: {'; '.join(map(Blocker.describe, found))}.")
+                if waited_seconds > _LONG_WAIT_SECONDS and not {item.pid for item in found} <= reported:
+                    reported |= {item.pid for item in found}
+                    blockers = "; ".join(map(Blocker.describe, found))
+                    self._say(f"{self._what} waits for a lock and blocks nobody meanwhile. Blocked by: {blockers}.")
 
-    async def _over(self, seconds: float) -> bool:
+    async def _ended_within(self, seconds: float) -> bool:
         try:
             async with asyncio.timeout(seconds):
                 await self._done.wait()
@@ -130,7 +133,7 @@ class BlockerWatch:
         return True
 
 
-def pause_seconds(since: float | None) -> float:
-    """Return how soon to look again at a step that waits since then: in short waits often enough to see who it is."""
-    long = since is not None and time.monotonic() - since > _TELL_AFTER_SECONDS
+def poll_seconds(since: float | None) -> float:
+    """Return the pause before the next poll of a step that has waited since then: short at first, then longer."""
+    long = since is not None and time.monotonic() - since > _LONG_WAIT_SECONDS
     return _SLOW_POLL_SECONDS if long else _POLL_SECONDS

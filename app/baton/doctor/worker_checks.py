@@ -1,4 +1,4 @@
-"""Checks of the work: workers that are dead, streams that nobody runs, and those that wait."""
+"""Checks of workers and their queue: dead workers, streams without a worker, and streams that wait too long."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FROM baton.stream WHERE status = 'queued' GROUP BY generator ORDER BY 3 DESC
 
 
 async def workers(case: Case) -> AsyncIterator[Finding]:
-    """Is a worker alive, and none dead that still has its row?"""
+    """Is a worker alive, and is there no row of a dead one?"""
     lease = case.settings.lease_seconds
     rows = await case.connection.fetch(_WORKERS)
     dead = [row for row in rows if row["silent"] > 2 * lease]
@@ -34,34 +34,32 @@ async def workers(case: Case) -> AsyncIterator[Finding]:
         level = warning if alive else error
         yield level(
             "workers_dead",
-            f"{amount(len(dead), 'worker')} silent for longer than BATON_LEASE_SECONDS={lease:g}, such as "
+            f"{amount(len(dead), 'worker')} without a heartbeat for longer than BATON_LEASE_SECONDS={lease:g}, such as "
             f"{dead[0]['name']!r} for {duration(dead[0]['silent'])}.",
-            "Start a worker: it gives the streams of dead ones to others, or ends them. If one is alive, read its log.",
+            "Start a worker: it requeues or ends the streams of dead workers. If one is alive, read its log.",
         )
     if not alive:
-        yield warning(
-            "workers_missing", "No worker is alive, so that streams are queued, and none runs.", "Run `baton worker`."
-        )
+        yield warning("workers_missing", "No worker is alive, so streams stay queued.", "Run `baton worker`.")
     elif not dead:
         slots = sum(row["concurrency"] for row in alive)
         running = await case.connection.fetchval(_RUNNING)
-        yield ok("workers", f"{amount(len(alive), 'living worker')}, {running:,} of {slots:,} slots in use.")
+        yield ok("workers", f"{amount(len(alive), 'live worker')}, {running:,} of {slots:,} slots in use.")
 
 
 async def orphans(case: Case) -> AsyncIterator[Finding]:
-    """Is there a stream that runs, and has no worker?"""
+    """Is there a running stream whose worker does not exist?"""
     count, example = await case.row(_ORPHANS)
     if count:
         yield warning(
             "streams_orphaned",
-            f"{amount(count, 'stream')} under no worker, though running by the row: {example}.",
-            f"A living worker sees to it within twice BATON_LEASE_SECONDS={case.settings.lease_seconds:g}; if it is "
-            "still so then, run `baton worker`.",
+            f"{amount(count, 'stream')} marked as running by a worker that does not exist, such as {example}.",
+            f"A live worker requeues or ends it within twice BATON_LEASE_SECONDS={case.settings.lease_seconds:g}. Run "
+            "`baton worker` if none is alive.",
         )
 
 
 async def queue(case: Case) -> AsyncIterator[Finding]:
-    """For how long do streams wait, and does anybody offer what they wait for?"""
+    """How long do streams wait, and does a worker offer their generator?"""
     rows = await case.connection.fetch(_QUEUED)
     lease = case.settings.lease_seconds
     alive = [row for row in await case.connection.fetch(_WORKERS) if row["silent"] <= lease]
@@ -74,13 +72,15 @@ async def queue(case: Case) -> AsyncIterator[Finding]:
             well = False
             yield error(
                 "queue_unserved",
-                f"{found}; no living worker offers it.",
-                "Run a worker that does: BATON_GENERATORS and BATON_ENABLED_GENERATORS say what one offers.",
+                f"{found}; no live worker offers it.",
+                "Run a worker that offers it: see BATON_GENERATORS and BATON_ENABLED_GENERATORS.",
             )
         elif row["seconds"] > case.thresholds.queued_seconds:
             well = False
             yield warning(
-                "queue_slow", f"{found}.", "Run more workers, or raise BATON_WORKER_CONCURRENCY if theirs have room."
+                "queue_slow",
+                f"{found}.",
+                "Run more workers, or raise BATON_WORKER_CONCURRENCY if theirs have capacity left.",
             )
     if well:
         oldest = f", the oldest for {duration(rows[0]['seconds'])}" if rows else ""

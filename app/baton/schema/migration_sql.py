@@ -1,6 +1,6 @@
-"""The migrations as SQL for psql: to be read before they run, or to be run where `baton migrate` may not.
+"""The migrations as SQL for psql, to review them first or to run them where `baton migrate` may not run.
 
-The script can be run again: it skips the revisions that are done, and one that could not get its locks was undone.
+The script can be run again: it skips finished revisions, and a revision that did not get its locks was rolled back.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from alembic import command
 
 from ..db import partitions
 from ..db.postgres import MIGRATION_LOCK
-from .patience import Patience
-from .revisions import History, Revision
+from .lock_timeouts import LockTimeouts
+from .revisions import Revision, RevisionHistory
 
 _HEAD = """\
--- Baton's schema, {what}. Run it by `psql -f`, in a session of its own: it has commands of psql's own.
--- It stops at the first error, as when it waits for a lock for too long. Run it again in a new session: it skips what
--- is done. In the same session, by \\i, it would need a ROLLBACK before.
+-- Baton's schema, {what}. Run it with `psql -f`, in a session of its own: it contains psql commands.
+-- It stops at the first error, such as a lock timeout. Then run it again in a new session: it skips finished revisions.
+-- To repeat it in the same session, with \\i, run ROLLBACK first.
 \\set ON_ERROR_STOP on
 SET lock_timeout = '{milliseconds}ms';
 SET statement_timeout = 0;
 SET client_min_messages = warning;
 DO $$ BEGIN
     IF NOT pg_try_advisory_lock({advisory_lock}) THEN
-        RAISE EXCEPTION 'Another `baton migrate` or `baton maintain` is at work. Run this again when it has ended.';
+        RAISE EXCEPTION 'Another `baton migrate` or `baton maintain` is running. Run this again when it has ended.';
     END IF;
 END $$;
 """
@@ -47,14 +47,14 @@ _REVISION = """
 {sql}
 \\echo 'Revision {id} is done.'
 \\else
-\\echo 'Revision {id} is skipped.'
+\\echo 'Revision {id} is already done: skipped.'
 \\endif
 """
 
 _TAIL = """
 DO $$ BEGIN
     IF NOT EXISTS (SELECT FROM baton.alembic_version WHERE version_num >= '{last}') THEN
-        RAISE EXCEPTION 'The schema is not at revision {last}: this script does not begin where the database is.';
+        RAISE EXCEPTION 'The schema is not at revision {last}: this script starts at another revision.';
     END IF;
 END $$;
 
@@ -68,39 +68,39 @@ def script(
     start: str | None,
     to: str | None,
     days_ahead: int,
-    patience: Patience | None = None,
-    history: History | None = None,
+    timeouts: LockTimeouts | None = None,
+    history: RevisionHistory | None = None,
 ) -> str:
-    """Return what leads from revision `start` (None: an empty database) to `to` (None: the newest).
+    """Return the SQL from revision `start` (None: an empty database) to `to` (None: the newest).
 
     Raises:
-        ConfigurationError: there is no such revision, or `to` lies behind `start`.
+        ConfigurationError: a revision does not exist, or `to` is older than `start`.
     """
-    patience, history = patience or Patience(), history or History()
+    timeouts, history = timeouts or LockTimeouts(), history or RevisionHistory()
     revisions = history.between(start, to)
     last = revisions[-1].id if revisions else start
     head = _HEAD.format(
-        what=f"from revision {start} to {last}" if start else f"from nothing to revision {last}",
-        milliseconds=patience.lock_timeout_milliseconds,
+        what=f"from revision {start} to {last}" if start else f"from an empty database to revision {last}",
+        milliseconds=timeouts.lock_timeout_milliseconds,
         advisory_lock=MIGRATION_LOCK,
     )
     created = "\n".join(
         f'SELECT baton.create_partitions({days}) AS "partitions created";' for days in partitions.steps(days_ahead)
     )
     tail = _TAIL.format(last=last, partitions=created, advisory_lock=MIGRATION_LOCK)
-    parts = [_part(history, revision) for revision in revisions]
-    return "".join([head, "" if start else _SCHEMA, *parts, tail])
+    sections = [_section(history, revision) for revision in revisions]
+    return "".join([head, "" if start else _SCHEMA, *sections, tail])
 
 
-def revision_sql(history: History, revision: Revision) -> str:
-    """Return the SQL of one revision, as Alembic writes it."""
+def revision_sql(history: RevisionHistory, revision: Revision) -> str:
+    """Return the SQL of one revision, as Alembic generates it."""
     config = history.config()
     config.output_buffer = io.StringIO()
     command.upgrade(config, f"{history.before(revision) or 'base'}:{revision.id}", sql=True)
     return config.output_buffer.getvalue().strip()
 
 
-def _part(history: History, revision: Revision) -> str:
+def _section(history: RevisionHistory, revision: Revision) -> str:
     before = history.before(revision)
     return _REVISION.format(
         id=revision.id,

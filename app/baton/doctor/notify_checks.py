@@ -1,4 +1,4 @@
-"""Checks of LISTEN and NOTIFY: that what is sent arrives, and that the server's queue of them is not full."""
+"""Checks of LISTEN and NOTIFY: notifications arrive, and the server's queue of them is not full."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .finding import Case, Finding, duration, error, ok, refusal, warning
 
 _NEARLY_FULL: Final = 0.5
 
-# The queue belongs to the whole server, and is freed only as far as every session that listens has read. One reads when
-# its transaction is over, and when its client takes what it is sent.
+# The queue belongs to the whole server, and is freed only as far as every listening session has read it. A session
+# reads it after its transaction has ended, and as fast as its client reads from the socket.
 _HOLDERS: Final = """
 SELECT pid, usename, datname, application_name, state,
        extract(epoch FROM clock_timestamp() - xact_start)::double precision AS seconds
@@ -28,40 +28,42 @@ ORDER BY xact_start NULLS LAST LIMIT 3
 
 
 async def delivery(case: Case) -> AsyncIterator[Finding]:
-    """Does a notification that one connection sends arrive at another?"""
+    """Does a notification from one connection arrive at another?"""
     try:
         seconds = await deliver(case.settings.listen_dsn, case.settings.dsn)
     except DatabaseUnreachable as problem:
-        yield refusal("listen_unreachable", problem, "Correct BATON_LISTEN_DATABASE_URL, which LISTEN takes first.")
+        yield refusal(
+            "listen_unreachable", problem, "Correct BATON_LISTEN_DATABASE_URL, which LISTEN uses if it is set."
+        )
     except ConfigurationError as problem:
         yield refusal("notifications_lost", problem)
     except asyncpg.ReadOnlySQLTransactionError:
-        return  # a standby, which is told already
+        return  # a standby, which another check reports
     except asyncpg.ProgramLimitExceededError:
         yield error(
             "notifications_refused",
-            "Postgres takes no notifications: its queue of them is full.",
-            "End the session that holds the queue up (see notify_queue). Until then pods poll, and nothing is lost.",
+            "Postgres refuses notifications: their queue is full.",
+            "End the session that holds up the queue (see notify_queue). Until then pods poll, and nothing is lost.",
         )
     else:
-        yield ok("notifications", f"A notification arrives, after {seconds * 1000:.0f} ms.")
+        yield ok("notifications", f"A notification arrived after {seconds * 1000:.0f} ms.")
 
 
 async def queue(case: Case) -> AsyncIterator[Finding]:
-    """How full is the queue of notifications, and who holds it up?"""
+    """How full is the queue of notifications, and which sessions hold it up?"""
     usage = await event_log.queue_usage(case.connection)
     found = f"The queue of notifications is {usage:.1%} full."
     if usage <= case.thresholds.queue_usage:
         yield ok("notify_queue", found)
         return
     holders = [_described(row) for row in await case.connection.fetch(_HOLDERS)]
-    names = f"It may be held up by {'; '.join(holders)}." if holders else "This role may not see who holds it up."
+    names = f"It may be held up by {'; '.join(holders)}." if holders else "This role cannot see what holds it up."
     level = error if usage > _NEARLY_FULL else warning
     yield level(
         "notify_queue",
         f"{found} {names}",
-        "End that session's transaction, or the session: SELECT pg_terminate_backend(pid). A full queue refuses every "
-        "NOTIFY of the whole server.",
+        "End that session's transaction, or the session: SELECT pg_terminate_backend(pid). While the queue is full, "
+        "Postgres refuses every NOTIFY of the whole server.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Checks of the role that this connects as, against what `baton grants` gives."""
+"""Checks that compare the privileges of the connected role with those that `baton grants` grants."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from ..db.postgres import Connection
 from ..schema.grants import GRANTS, Grant
 from .finding import Case, Finding, amount, error, listed, ok, warning
 
-# What, on which table or function, and on which column of it.
-Right: TypeAlias = tuple[str, str, str | None]
+# A privilege, the table or function, and the column.
+ColumnPrivilege: TypeAlias = tuple[str, str, str | None]
 
-_WHO: Final = """
+_ROLE: Final = """
 SELECT current_user::text AS name, rolsuper AS superuser, pg_has_role(n.nspowner, 'USAGE') AS owner,
        pg_get_userbyid(n.nspowner)::text AS owned_by, has_schema_privilege(n.oid, 'USAGE') AS inside
 FROM pg_roles AS r, pg_namespace AS n
 WHERE r.rolname = current_user AND n.nspname = 'baton'
 """
-_RIGHTS: Final = """
+_PRIVILEGES: Final = """
 WITH relation AS (
     SELECT c.oid, c.relname::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE n.nspname = 'baton' AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition
@@ -49,60 +49,62 @@ _FEW: Final = 3
 _ADVICE: Final = "Run the SQL of `baton grants` (again after each `baton migrate`), and connect as one of its roles."
 
 
-async def rights(case: Case) -> AsyncIterator[Finding]:
-    """May the role do what a pod, a worker or a migration must, and no more?"""
-    who = await case.connection.fetchrow(_WHO)
-    if who is None:
+async def privileges(case: Case) -> AsyncIterator[Finding]:
+    """Does the role have the privileges of a pod, a worker or a migration, and no more?"""
+    role = await case.connection.fetchrow(_ROLE)
+    if role is None:
         return
-    name = f"The role {who['name']!r}"
-    if who["superuser"]:
+    name = f"The role {role['name']!r}"
+    if role["superuser"]:
         yield warning(
-            "role_superuser", f"{name} is a superuser.", "Pods and workers need much less: see `baton grants`."
+            "role_superuser",
+            f"{name} is a superuser.",
+            "Pods and workers need far fewer privileges: see `baton grants`.",
         )
         return
-    if who["owner"]:
-        yield ok("role", f"{name} owns Baton's schema: it may migrate, and do all else there.")
+    if role["owner"]:
+        yield ok("role", f"{name} owns Baton's schema: it may migrate, and do everything else there.")
         return
-    held, existing = await _rights(case.connection)
+    held, existing = await _held_and_existing(case.connection)
     if not existing:
         return
     wanted = {service: _expanded(grants, existing) for service, grants in GRANTS.items()}
-    may = [service for service in wanted if who["inside"] and wanted[service] <= held]
+    may = [service for service in wanted if role["inside"] and wanted[service] <= held]
     if not may:
-        lacking = " ".join(
-            f"To {service} it lacks {_described(needed - held, existing)}." for service, needed in wanted.items()
+        missing = " ".join(
+            f"To {service}, it needs {_described(needed - held, existing)}." for service, needed in wanted.items()
         )
-        yield error("role_missing_privileges", f"{name} may neither serve nor work. {lacking}", _ADVICE)
-    elif excess := held - set[Right]().union(*(wanted[service] for service in may)):
+        yield error("role_missing_privileges", f"{name} may neither serve nor work. {missing}", _ADVICE)
+    elif excess := held - set[ColumnPrivilege]().union(*(wanted[service] for service in may)):
         yield warning(
             "role_excess_privileges",
-            f"{name} may {' and '.join(may)}, and more than that takes: {_described(excess, existing)}.",
+            f"{name} may {' and '.join(may)}, and has more privileges than that needs: {_described(excess, existing)}.",
             _ADVICE,
         )
     else:
-        yield ok("role", f"{name} may {' and '.join(may)}, and no more than that takes.")
+        yield ok("role", f"{name} may {' and '.join(may)}, and has no other privileges.")
 
 
 async def owners(case: Case) -> AsyncIterator[Finding]:
-    """Does all that is in the schema belong to its owner? Else migrations and new partitions fail."""
+    """Does everything in the schema belong to its owner? Otherwise migrations and new partitions fail."""
     rows = await case.connection.fetch(_FOREIGN)
     if rows:
         yield error(
             "owners_differ",
-            f"{rows[0]['relname']} belongs to {rows[0]['owner']!r}, and not to the owner of the schema; "
+            f"{rows[0]['relname']} belongs to {rows[0]['owner']!r} and not to the owner of the schema; "
             f"{amount(len(rows), 'such object')} in all.",
-            "Run the SQL of `baton grants`: it gives all to the role that migrates.",
+            "Run the SQL of `baton grants`: it makes the role that migrates the owner of everything.",
         )
 
 
-async def _rights(connection: Connection) -> tuple[set[Right], set[Right]]:
-    """Return what the role has, and what there is to be had."""
-    rows = await connection.fetch(_RIGHTS)
+async def _held_and_existing(connection: Connection) -> tuple[set[ColumnPrivilege], set[ColumnPrivilege]]:
+    """Return the privileges that the role has, and all that exist."""
+    rows = await connection.fetch(_PRIVILEGES)
     return {tuple(row)[:3] for row in rows if row["held"]}, {tuple(row)[:3] for row in rows}
 
 
-def _expanded(grants: Iterable[Grant], existing: Set[Right]) -> set[Right]:
-    """Return the single rights that grants stand for; those on what is not there yet are left out."""
+def _expanded(grants: Iterable[Grant], existing: Set[ColumnPrivilege]) -> set[ColumnPrivilege]:
+    """Return the privilege on each column that grants stand for, without tables and columns that do not exist yet."""
     return {
         (privilege, on, column)
         for privilege, on, column in existing
@@ -111,10 +113,10 @@ def _expanded(grants: Iterable[Grant], existing: Set[Right]) -> set[Right]:
     }
 
 
-def _described(rights: Set[Right], existing: Set[Right]) -> str:
-    """Name the rights table by table, and the columns where they are few and not all."""
+def _described(privileges: Set[ColumnPrivilege], existing: Set[ColumnPrivilege]) -> str:
+    """List the privileges table by table, with the columns if they are few and not all."""
     columns: dict[str, list[str]] = {}
-    for privilege, on, column in sorted(rights, key=lambda right: (right[1], right[0], right[2] or "")):
+    for privilege, on, column in sorted(privileges, key=lambda item: (item[1], item[0], item[2] or "")):
         columns.setdefault(f"{privilege} on {on}", []).append(column or "")
     every = Counter(f"{privilege} on {on}" for privilege, on, _ in existing)
     named = [
