@@ -1,4 +1,4 @@
-"""Streams of days past, and the partitions that they lie in."""
+"""Streams of past days, and their partitions."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def old_partition(connection: Connection, days_ago: int) -> str:
 async def old_stream(
     connection: Connection, days_ago: int, *, batches: int = 1, ended: bool = True, at_seconds: float = 3600
 ) -> UUID:
-    """Insert a stream of a day past with so many batches of one event, ended after them or running under epoch 1."""
+    """Insert a stream of a past day with batches of one event each, either ended or running under epoch 1."""
     await old_partition(connection, days_ago)
     stream_id = id_at(await day(connection, days_ago) + at_seconds)
     await connection.execute(
@@ -92,7 +92,7 @@ async def state(connection: Connection, name: str) -> str:
 
 
 class Breaking(asyncpg.Connection):
-    """A connection whose session is terminated once it has been answered so many statements."""
+    """A connection whose session is terminated after a number of statements."""
 
     answers_left = 0
     killer: Connection

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from baton.backoff import Backoff
+from baton.backoff import Backoff, retry
 
 
 def pauses(failures: int, **given: float) -> list[float]:
-    """The pause after so many failures, of a thousand that failed at once."""
+    """Return the pauses after this many failures, of a thousand that failed at once."""
     found = []
     for _ in range(1000):
         backoff = Backoff(**given)
@@ -19,9 +19,7 @@ def pauses(failures: int, **given: float) -> list[float]:
 
 
 @pytest.mark.parametrize(("failures", "bound"), [(1, 0.1), (2, 0.2), (4, 0.8), (7, 5.0), (100, 5.0)])
-def test_the_pauses_are_spread_over_the_whole_of_a_bound_that_doubles_up_to_the_cap(
-    failures: int, bound: float
-) -> None:
+def test_pauses_spread_over_a_bound_that_doubles_up_to_the_cap(failures: int, bound: float) -> None:
     found = pauses(failures)
     assert 0 <= found[0] < bound / 10
     assert bound * 0.9 < found[-1] <= bound
@@ -34,9 +32,34 @@ def test_there_may_be_a_least_pause() -> None:
     assert 0.9 < found[-1] <= 1
 
 
-def test_after_a_success_it_begins_again() -> None:
+def test_after_a_success_the_pauses_start_again() -> None:
     backoff = Backoff()
     for _ in range(10):
         backoff.next_seconds()
     backoff.reset()
     assert backoff.next_seconds() <= 0.1
+
+
+async def test_work_is_retried_until_it_returns_and_other_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[Backoff] = []
+
+    async def sleep(backoff: Backoff) -> None:
+        pauses.append(backoff)
+
+    monkeypatch.setattr(Backoff, "sleep", sleep)
+    outcomes: list[Exception | str] = [OSError("1"), TimeoutError("2"), "done"]
+    failures: list[Exception] = []
+
+    async def work(_backoff: Backoff) -> str:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    assert await retry(work, errors=(OSError,), on_failure=failures.append) == "done"
+    assert [str(error) for error in failures] == ["1", "2"]
+    assert len(pauses) == 2
+    assert pauses[0] is pauses[1]
+    outcomes.append(ValueError("no"))
+    with pytest.raises(ValueError, match="no"):
+        await retry(work, errors=(OSError,), on_failure=failures.append)

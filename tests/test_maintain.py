@@ -1,4 +1,4 @@
-"""Maintenance: what goes, what stays, and that it keeps nobody waiting and may be cut off anywhere."""
+"""Maintenance: what it deletes and keeps, that it blocks no session, and that it may be interrupted anywhere."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.past import (
 from tests.roles import PASSWORD, as_role
 
 from baton import stream_ids
-from baton.db import event_log, partitions, retention, streams
+from baton.db import event_log, partitions, retention, stream_ending
 from baton.db.postgres import CONNECTION_ERRORS, MAINTENANCE_LOCK, MIGRATION_LOCK, Connection
 from baton.errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, StreamExpired, StreamNotFound
 from baton.outcome import Outcome
@@ -203,7 +203,7 @@ async def test_keys_go_when_their_time_is_over(dsn: str) -> None:
 
 
 async def test_each_batch_of_keys_begins_where_the_one_before_ended(dsn: str) -> None:
-    """The index entries of what was deleted stay while a long transaction runs: none is to be walked twice."""
+    """While a long transaction runs, the index entries of deleted rows stay. None may be read twice."""
     async with connected(dsn) as connection:
         (stream_id,) = await claimed(connection)
         for lives_seconds in (-40, -30, -20, -10):
@@ -315,7 +315,7 @@ async def test_the_rows_are_found_by_indexes(dsn: str) -> None:
             await plan(connection, retention._DELETE_STREAMS, UUID(int=0), top, 500),
             await plan(connection, retention._DELETE_KEYS, *[datetime.datetime.now(datetime.UTC)] * 2, 500),
             await plan(connection, retention._OLDEST, UUID(int=0), top, False),
-            await plan(connection, streams._DELETE_KEYS, "", top),
+            await plan(connection, stream_ending._DELETE_KEYS, "", top),
         ]
         for found, index in zip(
             plans, ("pk_stream", "expires_at", "pk_stream", "ix_idempotency_key_stream_id"), strict=True
@@ -435,7 +435,7 @@ async def test_the_detachment_of_somebody_else_is_left_to_them(dsn: str) -> None
 
 
 async def test_a_partition_that_could_not_be_detached_is_not_marked(dsn: str) -> None:
-    """Else whoever detaches it then, to archive it, would lose it."""
+    """An operator who detaches it later, to archive it, would otherwise lose it."""
     async with connected(dsn) as connection, connected(dsn) as other:
         name = await old_partition(connection, GONE_DAYS)
         await other.execute("BEGIN; LOCK TABLE ONLY baton.batch IN SHARE UPDATE EXCLUSIVE MODE")
@@ -494,7 +494,7 @@ async def test_it_may_be_cut_off_after_any_statement(dsn: str) -> None:
 
 
 async def broken_off(dsn: str, killer: Connection, answers: int) -> bool:
-    """Maintain over a session that is terminated after so many answers; return whether it got through before."""
+    """Maintain over a session that is terminated after a number of replies; return whether it finished before."""
     breaking = await asyncpg.connect(dsn, connection_class=Breaking)
     breaking.answers_left, breaking.killer = answers, killer
     try:

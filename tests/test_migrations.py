@@ -24,8 +24,9 @@ from tests.logbook import connected, until
 from tests.processes import environment, finished, running
 from tests.revisions import history_with, locks_taken, revision_at
 
-from baton.db.listener import session_dsn
-from baton.db.postgres import MIGRATION_LOCK, REVISION, check_schema
+from baton.db.notification_delivery import session_dsn
+from baton.db.postgres import MIGRATION_LOCK
+from baton.db.schema_revision import REVISION, check_schema
 from baton.errors import ConfigurationError, SchemaMismatch
 from baton.schema import offline
 from baton.schema.blockers import pause_seconds
@@ -379,7 +380,7 @@ async def test_an_older_database_is_refused_with_what_to_do(empty_dsn: str) -> N
             await check_schema(connection)
 
 
-async def test_a_newer_database_will_do_until_it_says_that_it_will_not(dsn: str) -> None:
+async def test_a_newer_database_is_accepted_until_it_refuses_this_code(dsn: str) -> None:
     async with connected(dsn) as connection:
         await connection.execute("UPDATE baton.alembic_version SET version_num = '9999'")
         await check_schema(connection)
@@ -397,16 +398,16 @@ async def test_a_newer_database_will_do_until_it_says_that_it_will_not(dsn: str)
         with pytest.raises(ConfigurationError, match=f"at revision 9999, newer than .+ up to {REVISION}"):
             offline.script(start=await revision_of(dsn), to=None, days_ahead=1)
         await connection.execute("UPDATE baton.compatibility SET oldest_code = '9998'")
-        with pytest.raises(SchemaMismatch, match=r"needs code of revision 9998 at least.+Run a newer version of Baton"):
+        with pytest.raises(SchemaMismatch, match=r"needs code of revision 9998 or newer.+Run a newer version of Baton"):
             await check_schema(connection)
 
 
-async def test_tables_of_no_revision_or_an_unknown_one_are_not_called_missing_or_newer(dsn: str) -> None:
+async def test_tables_without_a_known_revision_are_refused(dsn: str) -> None:
     async with connected(dsn) as connection:
         for change, told in (
             ("UPDATE baton.alembic_version SET version_num = 'f00dcafe'", "unknown revision, 'f00dcafe'"),
-            ("DELETE FROM baton.alembic_version", "has Baton's tables, and baton.alembic_version does not say"),
-            ("DROP TABLE baton.alembic_version", "has Baton's tables, and baton.alembic_version does not say"),
+            ("DELETE FROM baton.alembic_version", "has Baton's tables, but their revision is missing"),
+            ("DROP TABLE baton.alembic_version", "has Baton's tables, but their revision is missing"),
         ):
             await connection.execute(change)
             with pytest.raises(SchemaMismatch, match=told):

@@ -1,4 +1,4 @@
-"""Partitions: one for each day from yesterday on, or wider ones, made once."""
+"""Partitions: one for each day from yesterday on, or wider ones, each created once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from baton.events import encode_text
 from baton.schema.maintain import DAY_SECONDS
 
 
-async def test_they_reach_from_yesterday_to_so_many_days_ahead(dsn: str) -> None:
+async def test_partitions_reach_from_yesterday_to_days_ahead(dsn: str) -> None:
     async with connected(dsn) as connection:
         assert len(await partitions.create_ahead(connection, 4)) == 3  # the template has those up to tomorrow
         assert await partitions.create_ahead(connection, 4) == []
@@ -34,7 +34,7 @@ async def test_they_reach_from_yesterday_to_so_many_days_ahead(dsn: str) -> None
     ]
 
 
-async def test_created_by_many_at_once_each_is_there_once(dsn: str) -> None:
+async def test_partitions_created_concurrently_exist_once(dsn: str) -> None:
     async def create() -> list[str]:
         async with connected(dsn) as connection:
             return await partitions.create_ahead(connection, 5)
@@ -52,7 +52,7 @@ async def test_a_stream_lives_in_the_partition_of_its_day(dsn: str) -> None:
     assert name == f"baton.batch_{made:%Y%m%d}"
 
 
-async def test_a_worker_has_them_at_hand(dsn: str) -> None:
+async def test_a_worker_creates_partitions_ahead(dsn: str) -> None:
     async with connected(dsn) as connection, working(dsn, partition_days_ahead=5):
         await until_count(connection, 7)
 
@@ -65,7 +65,7 @@ async def until_count(connection: asyncpg.Connection[asyncpg.Record], count: int
     await until(all_there)
 
 
-async def test_writers_are_not_locked_out_while_they_are_made(dsn: str) -> None:
+async def test_creating_partitions_does_not_lock_out_writers(dsn: str) -> None:
     async with connected(dsn) as creating, connected(dsn) as writing:
         (stream_id,) = await claimed(writing)
         async with creating.transaction():
@@ -81,7 +81,7 @@ async def test_days_out_of_range_are_refused(dsn: str, days: int) -> None:
             await partitions.create_ahead(connection, days)
 
 
-async def test_what_stands_in_the_place_of_a_partition_is_told(dsn: str) -> None:
+async def test_a_table_in_the_place_of_a_partition_is_reported(dsn: str) -> None:
     async with connected(dsn) as connection:
         name = partitions.name_of(await day(connection, -3))
         await connection.execute(f"CREATE TABLE {name} ()")
@@ -91,7 +91,7 @@ async def test_what_stands_in_the_place_of_a_partition_is_told(dsn: str) -> None
         assert len(await partitions.create_ahead(connection, 4)) == 3
 
 
-async def test_a_detachment_that_is_not_finished_is_told(dsn: str) -> None:
+async def test_an_unfinished_detachment_is_reported(dsn: str) -> None:
     async with connected(dsn) as connection:
         name = partitions.name_of(await day(connection, 0))
         # As a DETACH … CONCURRENTLY that was cut off leaves it.
@@ -100,7 +100,7 @@ async def test_a_detachment_that_is_not_finished_is_told(dsn: str) -> None:
             await partitions.create_ahead(connection, 1)
 
 
-async def test_they_reach_to_the_first_gap(dsn: str) -> None:
+async def test_partitions_reach_to_the_first_gap(dsn: str) -> None:
     async with connected(dsn) as connection:
         await partitions.create_ahead(connection, 4)
         await connection.execute(f"DROP TABLE {partitions.name_of(await day(connection, -3))}")
@@ -124,7 +124,7 @@ async def test_days_far_ahead_take_several_transactions(dsn: str) -> None:
 
 
 async def attach(connection: Connection, name: str, first_day: int, end_day: int) -> None:
-    """Attach a partition for days that are counted from today."""
+    """Attach a partition for some days, counted from today."""
     first, end = [stream_ids.first_id(await day(connection, -days)) for days in (first_day, end_day)]
     await connection.execute(f"CREATE TABLE {name} PARTITION OF baton.batch FOR VALUES FROM ('{first}') TO ('{end}')")
 
@@ -139,7 +139,7 @@ def held(items: list[Partition]) -> list[tuple[str, int, int]]:
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_what_is_missing_is_foreseen_as_it_is_created(dsn: str, seed: int) -> None:
+async def test_missing_partitions_are_predicted_as_they_are_created(dsn: str, seed: int) -> None:
     choose = random.Random(seed)
     async with connected(dsn) as connection:
         await drop_all(connection)
@@ -160,11 +160,11 @@ async def test_what_is_missing_is_foreseen_as_it_is_created(dsn: str, seed: int)
         assert (await partitions.reach(connection)).left_seconds > ahead * DAY_SECONDS
 
 
-async def test_wider_ones_begin_where_those_of_a_day_end(dsn: str) -> None:
+async def test_wider_partitions_begin_where_daily_ones_end(dsn: str) -> None:
     async with connected(dsn) as connection:
         assert await partitions.set_width(connection, 7)
         assert not await partitions.set_width(connection, 7)
-        # As code of the release before asks for them.
+        # The statement of the previous release's code.
         created = [name for (name,) in await connection.fetch("SELECT baton.create_partitions(30)")]
         assert 5 <= len(created) <= 6
         there = sorted(await partitions.attached(connection), key=lambda item: item.first)
@@ -196,9 +196,7 @@ async def test_streams_of_a_wide_partition_are_written_and_read(dsn: str) -> Non
 
 
 @given(some.integers(1, 36_500), some.integers(1, 365), some.integers(0, 50_000))
-def test_however_long_streams_are_kept_there_are_no_more_than_the_ceiling(
-    retention_days: int, days_ahead: int, today: int
-) -> None:
+def test_partitions_stay_below_the_ceiling_for_any_retention(retention_days: int, days_ahead: int, today: int) -> None:
     width = partitions.width_for(retention_days, days_ahead)
     # From the first day that is kept, and one more where maintenance runs once a day, to the last one ahead.
     first, last = today - retention_days - 1, today + days_ahead
@@ -207,6 +205,6 @@ def test_however_long_streams_are_kept_there_are_no_more_than_the_ceiling(
     assert 1 <= width <= 366
 
 
-def test_a_year_of_days_takes_no_wider_ones() -> None:
+def test_a_year_of_days_needs_no_wider_partitions() -> None:
     assert partitions.width_for(365, 7) == 1
     assert partitions.width_for(3 * 365, 7) == 3

@@ -1,4 +1,4 @@
-"""Waiting longer after each failure: a random time between none and a bound that doubles ("full jitter").
+"""Waiting longer after each failure: a random time between zero and a bound that doubles ("full jitter").
 
 Clients that failed together then return spread over the whole bound. AWS compares kinds of jitter in "Exponential
 Backoff And Jitter" (2015).
@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 
 class Backoff:
     """The pauses between tries at one thing.
 
-    `first_seconds` and `cap_seconds` are the bounds of the first and of the longest pause; none is shorter than
+    `first_seconds` and `cap_seconds` are the bounds of the first and of the longest pause. No pause is shorter than
     `least_seconds`.
     """
 
@@ -24,7 +28,7 @@ class Backoff:
         self._failures = 0
 
     def reset(self) -> None:
-        """Begin again at the shortest pause, after a success."""
+        """Start again at the shortest pause, after a success."""
         self._failures = 0
 
     def next_seconds(self) -> float:
@@ -36,3 +40,24 @@ class Backoff:
     async def sleep(self) -> None:
         """Count a failure, and wait."""
         await asyncio.sleep(self.next_seconds())
+
+
+async def retry(
+    work: Callable[[Backoff], Awaitable[Result]],
+    *,
+    errors: tuple[type[Exception], ...],
+    on_failure: Callable[[Exception], None] = lambda _error: None,
+    backoff: Backoff | None = None,
+) -> Result:
+    """Run `work` until it returns, and return its result. After one of `errors`, call `on_failure` and wait.
+
+    Work that runs forever resets the backoff that it is given whenever it has succeeded at something. All other errors
+    are raised.
+    """
+    backoff = backoff or Backoff()
+    while True:
+        try:
+            return await work(backoff)
+        except errors as error:
+            on_failure(error)
+        await backoff.sleep()

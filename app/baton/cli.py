@@ -134,20 +134,11 @@ def mark_restored(
 
     A promotion, and a restore to a point in time, are noticed without this.
     """
-    import asyncio
-
+    from .commands.one_connection import MIGRATING_ROLE, run_over_connection
     from .db import history
-    from .db.postgres import ask
 
-    settings = _settings()
-    asked = ask(
-        settings.dsn,
-        history.declare_complete if nothing_lost else history.mark_restored,
-        name="baton mark-restored",
-        role="the one of `baton migrate`",
-        prepare=settings.prepare,
-    )
-    live = asyncio.run(asked)
+    work = history.declare_complete if nothing_lost else history.mark_restored
+    live = run_over_connection(_settings(), work, name="baton mark-restored", role=MIGRATING_ROLE)
     if nothing_lost:
         typer.echo(f"{live} queued or running streams of an older history continue in this one.")
         return
@@ -324,7 +315,7 @@ def _run_migrations(settings: Settings, to: str | None, patience: Patience) -> N
 
 
 async def _migrate(settings: Settings, to: str | None, patience: Patience) -> None:
-    from .db.listener import session_dsn
+    from .db.notification_delivery import session_dsn
     from .schema.migrate import migrate
 
     dsn = await session_dsn(settings.dsn, settings.listen_dsn, say=typer.echo)
@@ -334,7 +325,7 @@ async def _migrate(settings: Settings, to: str | None, patience: Patience) -> No
 
 
 async def _maintain(settings: Settings, every_seconds: float | None, *, dry_run: bool) -> None:
-    from .db.listener import session_dsn
+    from .db.notification_delivery import session_dsn
     from .schema.maintain import Policy, keep_maintaining
     from .schema.maintain import maintain as maintain_once
 

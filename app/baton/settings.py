@@ -282,7 +282,7 @@ class Settings(BaseSettings):
     notify_payloads: bool = Field(
         True,
         description="Workers: put events into notifications, which any role of the database can hear. Pods: take "
-        "events from sealed notifications; else they read the log",
+        "events from signed notifications; else they read the log",
     )
 
     max_duration_seconds: float = Field(3600, gt=0, le=7 * 86_400, description="The longest run of a stream")

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..auth.keys import ApiKey
-    from ..db.postgres import Connection, Result
+    from ..db.postgres import Connection
+    from .one_connection import Result
 
 app = typer.Typer(
     help="Make, list and revoke API keys (as the role that migrates).", no_args_is_help=True, rich_markup_mode=None
@@ -83,24 +84,19 @@ def token_secret() -> None:
 
 @app.command(name="rotate-notify")
 def rotate_notify() -> None:
-    """Make a new key for sealing notifications. Workers and pods take it by themselves, and nothing is restarted."""
-    from ..db import seals
+    """Make a new key for signing notifications. Workers and pods use it by themselves, without a restart."""
+    from ..db import signing_keys
 
-    key_id = _run(seals.rotate)
-    typer.echo(
-        f"Made key {key_id}. The one before is worth nothing {seals.GRACE_SECONDS + seals.REREAD_SECONDS} s from now."
-    )
+    key_id = _run(signing_keys.rotate)
+    seconds = signing_keys.GRACE_SECONDS + signing_keys.REREAD_SECONDS
+    typer.echo(f"Made key {key_id}. The previous key expires {seconds} s from now.")
 
 
 def _run(work: Callable[[Connection], Awaitable[Result]]) -> Result:
-    import asyncio
-
-    from ..db.postgres import ask
     from ..settings import Settings
+    from .one_connection import MIGRATING_ROLE, run_over_connection
 
-    settings = Settings.load()
-    asked = ask(settings.dsn, work, name="baton keys", role="the one of `baton migrate`", prepare=settings.prepare)
-    return asyncio.run(asked)
+    return run_over_connection(Settings.load(), work, name="baton keys", role=MIGRATING_ROLE)
 
 
 def _described(key: ApiKey) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Final
 
 from .. import stream_ids
 from ..db import partitions as log_partitions
-from ..db.postgres import REVISION, check_schema
+from ..db.schema_revision import REVISION, check_schema
 from ..errors import ConfigurationError
 from .finding import Case, Finding, amount, duration, error, ok, refusal, warning
 

@@ -14,6 +14,7 @@ import textwrap
 from dataclasses import asdict, dataclass
 from typing import Final, Literal, TypeAlias
 
+from ..db.end_columns import CHANGED as ENDED
 from ..errors import ConfigurationError
 
 Service: TypeAlias = Literal["work", "serve"]
@@ -99,11 +100,6 @@ def _require_name(name: str) -> None:
         )
 
 
-# A stream's end, as `log.append` and `streams.close` write it.
-_END: Final = (
-    *("status", "finish_reason", "error_code", "error_message", "usage", "tokens"),
-    *("time_to_first_token_seconds", "duration_seconds", "usage_by_attempt", "finished_at", "worker_id"),
-)
 _NEW_STREAM: Final = (
     *("tenant", "generator", "input", "metadata", "on_worker_lost"),
     *("max_duration", "idle_timeout", "queue_timeout", "unwatched_timeout", "traceparent", "continuation"),
@@ -125,7 +121,7 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
     "work": (
         *_BOTH,
         Grant("SELECT", "stream"),
-        Grant("UPDATE", "stream", (*_END, "epoch", "claim_token", "history", "attempts", "queued_at", "started_at")),
+        Grant("UPDATE", "stream", (*ENDED, "epoch", "claim_token", "history", "attempts", "queued_at", "started_at")),
         Grant("INSERT", "worker", ("name", "generators", "concurrency")),
         Grant("UPDATE", "worker", ("heartbeat", "heartbeat_at", "tokens", "silent", "silent_seconds")),
         Grant("DELETE", "worker"),  # a worker that leaves, or that buries another
@@ -135,7 +131,7 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
         *_BOTH,
         Grant("SELECT", "stream"),
         Grant("INSERT", "stream", _NEW_STREAM),
-        Grant("UPDATE", "stream", (*_END, "epoch", "cancel_requested_at", "watched_at")),
+        Grant("UPDATE", "stream", (*ENDED, "epoch", "cancel_requested_at", "watched_at")),
         Grant("DELETE", "stream"),
         Grant("DELETE", "batch"),
         Grant("SELECT", "idempotency_key"),

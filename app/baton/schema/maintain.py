@@ -33,11 +33,12 @@ from uuid import UUID
 import asyncpg
 
 from .. import stream_ids
-from ..backoff import Backoff
+from ..backoff import Backoff, retry
 from ..db import partitions, rate_buckets, retention
 from ..db.partitions import LOG, Partition
-from ..db.postgres import CONNECTION_ERRORS, MAINTENANCE_LOCK, MIGRATION_LOCK, Connection, check_schema, connect
+from ..db.postgres import CONNECTION_ERRORS, MAINTENANCE_LOCK, MIGRATION_LOCK, Connection, connect
 from ..db.retention import Kept
+from ..db.schema_revision import check_schema
 from ..errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch
 
 logger = logging.getLogger(__name__)
@@ -104,20 +105,22 @@ async def keep_maintaining(dsn: str, policy: Policy, *, every_seconds: float, sa
         SchemaMismatch: at the start, or when the schema has changed meanwhile.
         ConfigurationError: Postgres refuses a step at the start.
     """
-    backoff = Backoff(first_seconds=1, cap_seconds=min(60.0, every_seconds))
     await maintain(dsn, policy, say=say)
     await asyncio.sleep(every_seconds)
-    while True:
-        try:
+
+    async def keep_on(backoff: Backoff) -> None:
+        while True:
             await maintain(dsn, policy, say=say)
-        except SchemaMismatch:
-            raise
-        except ConfigurationError as error:
-            logger.warning("%s It is tried again.", error)
-            await backoff.sleep()
-        else:
             backoff.reset()
             await asyncio.sleep(every_seconds)
+
+    def on_failure(error: Exception) -> None:
+        if isinstance(error, SchemaMismatch):
+            raise error
+        logger.warning("%s It is tried again.", error)
+
+    backoff = Backoff(first_seconds=1, cap_seconds=min(60.0, every_seconds))
+    await retry(keep_on, errors=(ConfigurationError,), on_failure=on_failure, backoff=backoff)
 
 
 class Pass:

@@ -87,7 +87,7 @@ stream = Table(
     Column("history", Text, server_default=text("baton.current_history()")),
     # Which claim may write to it, beside the epoch (see `log`).
     Column("claim_token", UUID),
-    # What it continues, as JSON: see `streams.NewStream`.
+    # What it continues, as JSON: see `stream_creation.NewStream`.
     Column("continuation", LargeBinary),
     # What each attempt used, where several did: `usage` is the sum.
     Column("usage_by_attempt", JSONB),
@@ -188,7 +188,7 @@ api_key = Table(
     Index("uq_api_key_name", "name", unique=True, postgresql_where=text("revoked_at IS NULL")),
 )
 
-# By which workers seal notifications (see `seals`).
+# The keys by which workers sign notifications (see `signing_keys`).
 notify_key = Table(
     "notify_key",
     metadata,

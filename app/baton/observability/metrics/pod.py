@@ -113,7 +113,7 @@ class PodMetrics(Collector):
         yield CounterMetricFamily("baton_notifications_received", "Notifications received", self.notifications)
         yield CounterMetricFamily(
             "baton_notifications_doubted",
-            "Notifications about followed streams without a valid seal, which only make the pod read the log",
+            "Notifications about followed streams without a valid signature, which only make the pod read the log",
             self.doubted_notifications,
         )
         for histogram in (
