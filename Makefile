@@ -5,9 +5,10 @@ UV := $(VENV)/bin/uv
 RUN := $(VENV)/bin/
 LOWEST := $(VENV)-lowest
 UV_RELEASE := uv==0.13.8
+EXTRAS := --extra demo --extra openai --extra anthropic --extra otel
 export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_PYTHON_DOWNLOADS := never
-# The tests start hundreds of processes: each would compile Baton anew.
+# The tests start hundreds of processes: each would compile Baton again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -22,13 +23,13 @@ $(VENV)/.installed: pyproject.toml uv.lock
 	@test -x $(RUN)python || $(PYTHON) -m venv $(VENV) || { echo 'Python has no venv module here. On Debian and Ubuntu: apt-get install python3-venv'; rm -rf $(VENV); exit 1; }
 	@test -x $(UV) || $(RUN)python -m pip install --quiet --disable-pip-version-check $(UV_RELEASE)
 	@echo "Installing Baton into $(VENV) ..."
-	@$(UV) sync --quiet --locked --inexact --all-extras --python $(RUN)python
+	@$(UV) sync --quiet --locked --inexact $(EXTRAS) --python $(RUN)python
 	@touch $@
 
 demo: install ## Stream an answer, kill its pod in mid-answer, and resume on another
 	@$(RUN)baton demo
 
-chaos: install ## Break everything at random and judge (SECONDS=600 SEED=7)
+chaos: install ## Break processes, connections and Postgres at random (SECONDS=600 SEED=7)
 	@$(RUN)baton chaos --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
 lint: install ## Check style, types, import contracts and the lock file
@@ -46,7 +47,7 @@ test-clients: install ## The tests with real clients: SDKs from PyPI and npm, an
 
 test-lowest: install ## The tests on the oldest releases of what Baton depends on (Python 3.11 or 3.12)
 	@$(UV) venv --quiet --clear --python $(RUN)python $(LOWEST)
-	@$(UV) pip compile --quiet --all-extras --group test --resolution lowest-direct --python $(LOWEST)/bin/python \
+	@$(UV) pip compile --quiet $(EXTRAS) --group test --resolution lowest-direct --python $(LOWEST)/bin/python \
 		--output-file $(LOWEST)/requirements.txt pyproject.toml
 	@VIRTUAL_ENV=$(LOWEST) $(UV) pip sync --quiet $(LOWEST)/requirements.txt
 	@VIRTUAL_ENV=$(LOWEST) $(UV) pip install --quiet --no-deps $(UV_RELEASE) --editable .
@@ -64,7 +65,7 @@ bench-quick: bench-install ## The main comparisons, once (some minutes)
 	@$(RUN)python -m bench --quick
 
 bench-install: install
-	@$(UV) sync --quiet --locked --inexact --all-extras --group bench --python $(RUN)python
+	@$(UV) sync --quiet --locked --inexact $(EXTRAS) --group bench --python $(RUN)python
 
 format: install ## Format the code
 	@$(RUN)ruff check --quiet --fix .

@@ -1,8 +1,8 @@
-"""Baton and what it is compared with, by the same workloads on this machine in one run: `python -m bench`.
+"""Compares Baton with other systems, by the same workloads on this machine in one run: `python -m bench`.
 
-Every measurement starts its system anew. In each turn all systems do a workload one after the other, each turn
-beginning with another system, so that what else happens on the machine falls on all of them; medians and ranges are
-told. What is recorded is written after each measurement, and the report from that.
+Every measurement restarts its system. In each turn all systems run a workload one after the other, and each turn starts
+with another system, so that other load on the machine affects all of them. The report has medians and ranges. The
+record is written after each measurement, and the report is made from it.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ PEERS: Final[tuple[Peer, ...]] = (
     DurableStreams(keeps=False),
     DurableStreams(keeps=True),
 )
-# Systems that others stand for where there is little time.
+# Systems left out of the quick run, which others represent.
 LEFT_OUT_QUICKLY: Final = 2
 REPORT: Final = ROOT / "docs" / "benchmarks"
 QUICK_REPORT: Final = ROOT / ".cache" / "bench" / "quick"
-# For all that comes before and after what is measured, for each start; a measurement that takes longer has failed.
+# Added to each measurement for its start and its end. One that takes longer has failed.
 MORE_SECONDS: Final = 120
 
 console = Console()
 
 
 def installed(peers: list[Peer], record: Record) -> list[Peer]:
-    """Fetch what can be fetched; those that can run. The others are recorded with the reason."""
+    """Install the peers; return those that can run. The others are recorded with the reason."""
     found = []
     for peer in peers:
         try:
@@ -69,7 +69,7 @@ def installed(peers: list[Peer], record: Record) -> list[Peer]:
 
 
 def plan(workloads: list[Workload], peers: list[Peer], turns: int) -> list[tuple[int, Workload, Peer]]:
-    """What is measured, in this order."""
+    """Return the measurements, in order."""
     return [
         (turn, workload, peer)
         for turn in range(turns)
@@ -81,20 +81,20 @@ def plan(workloads: list[Workload], peers: list[Peer], turns: int) -> list[tuple
 
 
 async def bounded(workload: Workload, peer: Peer, seconds: float) -> Figures:
-    """Measure once. What fails is told in place of figures: the other systems go on."""
+    """Measure once. A failure is returned instead of figures, so that other systems are still measured."""
     limit = (seconds + MORE_SECONDS) * workload.starts
     with tempfile.TemporaryDirectory(prefix="baton-bench-", ignore_cleanup_errors=True) as folder:
         try:
             async with asyncio.timeout(limit):
                 return await workload.measure(peer, Path(folder))
         except TimeoutError:
-            return {"error": f"was not done within {limit:.0f} s"}
-        except Exception as error:  # noqa: BLE001 - whatever breaks in a system is its result
+            return {"error": f"did not finish within {limit:.0f} s"}
+        except Exception as error:  # noqa: BLE001 - any failure of a system is its result
             return {"error": f"{type(error).__name__}: {error}"}
 
 
 def run(record: Record, peers: list[Peer], workloads: list[Workload], given: argparse.Namespace) -> None:
-    """Measure all, and show how far it is."""
+    """Run all measurements, and show the progress."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -109,7 +109,7 @@ def run(record: Record, peers: list[Peer], workloads: list[Workload], given: arg
             step = f"turn {turn + 1}: {workload.key}, {peer.name}"
             progress.update(task, description=step)
             if not console.is_terminal:
-                # There the bar is not drawn before the end.
+                # Without a terminal the bar is drawn only at the end.
                 print(step, flush=True)
             figures = uvloop.run(bounded(workload, peer, given.seconds))
             record.add(workload.key, workload.title, peer.name, turn, figures)
@@ -120,7 +120,7 @@ def run(record: Record, peers: list[Peer], workloads: list[Workload], given: arg
 
 
 def chosen(given: argparse.Namespace) -> tuple[list[Peer], list[Workload]]:
-    """Whom to measure, and by what."""
+    """Return the peers and workloads to measure."""
     peers = list(PEERS[:-LEFT_OUT_QUICKLY] if given.quick else PEERS)
     workloads = quick_workloads(given.seconds) if given.quick else all_workloads(given.seconds)
     if given.peers:
@@ -134,7 +134,7 @@ def chosen(given: argparse.Namespace) -> tuple[list[Peer], list[Workload]]:
 
 
 def arguments() -> argparse.Namespace:
-    """Of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""What those who follow streams notice of clients that mean no good: `python -m bench.abuse`.
+"""Measures what viewers notice of abusive clients: `python -m bench.abuse`.
 
 One pod and one worker run as processes of their own on an embedded Postgres; each stream has one viewer, here. Tokens
 carry the time at which their generator yielded them, and every eighth is looked at when it arrives, on the same clock.
@@ -58,10 +58,10 @@ CONNECTING: Final = 50
 LONG_BATCHES: Final = 200
 ABUSED: Final = "abused"
 TIMES: Final = {
-    "BATON_HEADER_SECONDS": "4",
-    "BATON_BODY_SECONDS": "4",
+    "BATON_HEADER_TIMEOUT_SECONDS": "4",
+    "BATON_BODY_TIMEOUT_SECONDS": "4",
     "BATON_WRITE_TIMEOUT_SECONDS": "4",
-    "BATON_HEARTBEAT_SECONDS": "2",
+    "BATON_SSE_KEEP_ALIVE_SECONDS": "2",
     "BATON_RELAY_WINDOW_BYTES": "8192",
 }
 HALF_A_HEADER: Final = b"GET /v1/streams HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
@@ -70,20 +70,20 @@ HALF_A_BODY: Final = b"POST /v1/streams HTTP/1.1\r\nHost: localhost\r\nContent-L
 
 @dataclass(slots=True)
 class Fate:
-    """What became of a kind of abusers."""
+    """What happened to one kind of abuser."""
 
     connected: int = 0
     cut: int = 0
     failed: int = 0
 
     def add(self, other: Mapping[str, int]) -> None:
-        """Add what became of some more."""
+        """Add the results of more abusers."""
         for name, count in other.items():
             setattr(self, name, getattr(self, name) + count)
 
 
 class Crowd:
-    """Clients of one kind, as many as there are to be at once."""
+    """Abusive clients of one kind, and how many run at once."""
 
     def __init__(self, requests: list[bytes], drip: bytes, port: int) -> None:
         self.fate = Fate()
@@ -94,7 +94,7 @@ class Crowd:
         self.complete = asyncio.Event()
 
     async def attack(self, count: int) -> None:
-        """Keep so many connections open until cancelled."""
+        """Keep this many connections open until cancelled."""
         try:
             while True:
                 for number, opened in list(self._open.items()):
@@ -126,7 +126,7 @@ class Crowd:
             self._open[number] = opened
 
     def _lives(self, opened: socket.socket) -> bool:
-        """Look at the state of the connection, since nothing is read; where there is more to send, send a byte."""
+        """Check the state of the connection, which is never read; send a byte if there is more to send."""
         established = opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\x01"
         if established and self._drip:
             with contextlib.suppress(OSError):
@@ -136,7 +136,7 @@ class Crowd:
 
 @dataclass(slots=True)
 class Result:
-    """What was seen: by phase the delays in milliseconds, the highest memory in bytes; and what became of all."""
+    """The results: delays in milliseconds and highest memory in bytes by phase, and what happened to the abusers."""
 
     measured: Measured
     fates: Mapping[str, Fate]
@@ -146,7 +146,7 @@ class Result:
     whole: int
 
     def percentile(self, kind: str, share: float) -> float:
-        """The median, over the phases of a kind, of a percentile of the delays."""
+        """Return the median, over the phases of a kind, of a percentile of the delays."""
         found = []
         for name, delays in self.measured.delays.items():
             if name.partition(" ")[0] == kind:
@@ -155,12 +155,12 @@ class Result:
         return statistics.median(found)
 
     def highest_memory(self, kind: str) -> int:
-        """The pod's highest memory in the phases of a kind."""
+        """Return the pod's highest memory in the phases of a kind."""
         return max(size for name, size in self.memory.items() if name.partition(" ")[0] == kind)
 
 
 async def long_stream(pool: asyncpg.Pool[asyncpg.Record]) -> UUID:
-    """A stream of some megabytes that has ended."""
+    """Create a stream of some megabytes that has ended."""
     stream, _ = await stream_creation.create(pool, NewStream("load", None, {}, "fail"))
     await pool.execute("UPDATE baton.stream SET status = 'running', epoch = 1 WHERE id = $1", stream.id)
     lines = [encode_text("x" * 1000)] * 20
@@ -174,7 +174,7 @@ async def long_stream(pool: asyncpg.Pool[asyncpg.Record]) -> UUID:
 
 
 async def watch_memory(pod: psutil.Process, measured: Measured, memory: dict[str, int]) -> None:
-    """Note the highest memory of each phase."""
+    """Record the highest memory of each phase."""
     while True:
         memory[measured.phase] = max(memory.get(measured.phase, 0), pod.memory_info().rss)
         await asyncio.sleep(0.1)
@@ -182,7 +182,7 @@ async def watch_memory(pod: psutil.Process, measured: Measured, memory: dict[str
 
 @contextlib.asynccontextmanager
 async def background(*jobs: asyncio.Task[None]) -> AsyncIterator[None]:
-    """Have jobs done meanwhile."""
+    """Run jobs inside the block."""
     try:
         yield
     finally:
@@ -195,13 +195,13 @@ async def background(*jobs: asyncio.Task[None]) -> AsyncIterator[None]:
 
 
 def add_to(fates: Mapping[str, Fate], found: Mapping[str, Any]) -> None:
-    """Note what became of the abusers, by their kind."""
+    """Record what happened to the abusers, by kind."""
     for kind, counts in found.items():
         fates[kind].add(counts)
 
 
 async def attack(port: int, long: str, live: str, deaf: int, half_open: int) -> dict[str, Fate]:
-    """Be the abusers until standard input ends."""
+    """Run the abusers until standard input ends."""
     asked = [f"GET /v1/streams/{found}/events HTTP/1.1\r\nHost: localhost\r\n\r\n" for found in (long, live)]
     crowds = {
         "deaf": Crowd([request.encode() for request in asked], b"", port),
@@ -217,7 +217,7 @@ async def attack(port: int, long: str, live: str, deaf: int, half_open: int) -> 
 
 
 async def play(measured: Measured, fates: Mapping[str, Fate], arguments: list[str], given: argparse.Namespace) -> None:
-    """Play all phases."""
+    """Run all phases."""
     measured.phase = "start"
     await asyncio.sleep(START_SECONDS)
     for turn in range(1, given.turns + 1):
@@ -261,16 +261,21 @@ async def run(dsn: str, folder: Path, given: argparse.Namespace) -> Result:
 
 
 async def has_all(pool: asyncpg.Pool[asyncpg.Record], stream_id: UUID, viewer: Viewer) -> bool:
-    """Whether a viewer has seen the end, and as many events as there are; that each came once it has seen itself."""
+    """Whether a viewer has seen the end and all events. It checks itself that each event arrived once."""
     tail = await event_log.read_tail(pool, stream_id)
     return viewer.seq == tail.last_seq and tail.outcome is not None and b'"status":"cancelled"' in viewer.end
 
 
 async def counted(port: int) -> dict[str, float]:
-    """What the pod says that it has cut off and refused."""
+    """Return what the pod's metrics count as closed and rejected."""
     async with httpx2.AsyncClient() as http:
         lines = (await http.get(f"http://127.0.0.1:{port}/metrics")).text.splitlines()
-    wanted = ("baton_rejected_total", "baton_event_streams_closed_total", "baton_connections ", "baton_subscribers ")
+    wanted = (
+        "baton_rejections_total",
+        "baton_event_streams_closed_total",
+        "baton_tcp_connections ",
+        "baton_subscribers ",
+    )
     found = (line.rpartition(" ") for line in lines if line.startswith(wanted))
     return {name: float(value) for name, _, value in found if float(value)}
 

@@ -1,4 +1,4 @@
-"""A process of its own that loads a pod beside what is measured, so that its work is not counted there."""
+"""Runs a separate process that loads a pod during a measurement, so that its work is not measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .cluster import ROOT
 
 @contextlib.asynccontextmanager
 async def attacking(module: str, *arguments: str, on_end: Callable[[Any], None]) -> AsyncIterator[None]:
-    """Run `python -m module --attack …`, once it has printed "ready"; `on_end` gets the JSON that it prints last."""
+    """Run `python -m module --attack …` and wait for "ready"; `on_end` gets the JSON of its last line."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", module, "--attack", *arguments), stdin=PIPE, stdout=PIPE, cwd=ROOT
     )

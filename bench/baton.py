@@ -1,4 +1,4 @@
-"""What a delivered event costs Baton, by process: `python -m bench.baton --workload w1 --seconds 20 --window-ms 2`.
+"""Measures the CPU cost per event and process: `python -m bench.baton --workload w1 --seconds 20 --flush-ms 2`.
 
 Postgres, a pod, a worker and the viewers are processes of this machine. The generator that makes the tokens is part of
 the worker; the viewers are counted apart.
@@ -30,12 +30,12 @@ async def run(peer: Baton, load: Load, folder: Path, given: argparse.Namespace) 
 
 
 def show(figures: Figures) -> str:
-    """The figures on one line."""
+    """Return the figures in one line."""
     parts = ", ".join(f"{part} {cost:.1f}" for part, cost in figures["parts_us"].items())
     return (
         f"{figures['rate']:,.0f} of {figures['offered']:,.0f} events/s; {figures['cpu_us']:.1f} µs/event ({parts}; "
         f"viewers {figures['viewers_us']:.1f}); p50 {figures['p50_ms']:.1f}, p99 {figures['p99_ms']:.1f}, "
-        f"longest {figures['longest_ms']:.0f} ms; {figures['bytes']:.0f} B/event; {figures['gaps']} gaps, "
+        f"longest {figures['max_ms']:.0f} ms; {figures['bytes']:.0f} B/event; {figures['gaps']} gaps, "
         f"{figures['repeats']} repeats, {figures['lost']} lost, {figures['failed']} failed"
     )
 
@@ -46,13 +46,13 @@ def main() -> None:
     parser.add_argument("--workload", choices=LOADS, default="w1")
     parser.add_argument("--streams", type=int, help="instead of the workload's")
     parser.add_argument("--seconds", type=float, default=20, help="for how long is measured")
-    parser.add_argument("--window-ms", type=float, help="BATON_FLUSH_WINDOW_MILLISECONDS")
+    parser.add_argument("--flush-ms", type=float, help="BATON_FLUSH_INTERVAL_MILLISECONDS")
     parser.add_argument("--slow-commits", action="store_true", help="commit_delay = 1500, as in W6")
     parser.add_argument("--pods", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--turns", type=int, default=1)
     given = parser.parse_args()
-    peer = Baton() if given.window_ms is None else with_window(given.window_ms)
+    peer = Baton() if given.flush_ms is None else with_window(given.flush_ms)
     load = LOADS[given.workload]
     if given.streams:
         load = replace(load, streams=given.streams)

@@ -1,4 +1,4 @@
-"""How many buffers statements read: the pages that they look at, whether Postgres had them in memory or not."""
+"""Counts the buffers that statements read: pages, whether from memory or from disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import orjson
 
 
 class Counted:
-    """A connection that runs each statement twice: once to count its buffers, which is undone, and once to do it."""
+    """A connection that runs each statement twice: once to count buffers, rolled back, and once for its effect."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -32,7 +32,7 @@ class Counted:
         return None if row is None else row[0]
 
     async def execute(self, statement: str, *arguments: object) -> str:
-        """Do without counting: locks and settings."""
+        """Execute without counting: locks and settings."""
         done: str = await self._connection.execute(statement, *arguments)
         return done
 

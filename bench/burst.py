@@ -1,4 +1,4 @@
-"""What is over once it has happened: replays, first tokens, connections that idle, and viewers whose pod is killed."""
+"""Measures single events: replays, first tokens, idle connections, and viewers whose pod is killed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ JOIN pg_inherits AS i ON i.inhrelid = t.relid WHERE i.inhparent = 'baton.batch':
 
 
 async def replay(peer: Peer, system: System, clients: int) -> Figures:
-    """Have so many clients ask at once for a stream of 5,000 events from its start; how long until all have them.
+    """Return how long it takes until this many clients, at once, have replayed a stream of 5,000 events.
 
     Those that the system cuts off get nothing more. The stream has not ended: it waits, as for a slow tool.
     """
@@ -71,18 +71,18 @@ async def replay(peer: Peer, system: System, clients: int) -> Figures:
 
 
 async def first_tokens(peer: Peer, system: System, count: int) -> Figures:
-    """Watch streams of one token, one after the other on an idle system; how long the token takes."""
+    """Return how long the one token of a stream takes on an idle system."""
     async with Viewers.open(*peer.flags) as viewers:
         reports = []
         for _ in range(count):
             viewers.watch(await system.begin(1, rate=20, pause_seconds=0.1))
             reports += await until(viewers, lambda found: any(report.events for report in found))
-    delays = sorted(report.longest_ms for report in reports if report.events)
+    delays = sorted(report.max_ms for report in reports if report.events)
     return {"p50_ms": delays[count // 2], "p99_ms": delays[int(count * 0.99)], **sound(*reports)}
 
 
 async def idle(peer: Peer, system: System, connections: int) -> Figures:
-    """Have so many viewers of streams that say nothing; by how much the process that serves them grows for each."""
+    """Return by how much the serving process grows for each viewer of a silent stream."""
     targets = [
         await system.begin(1, rate=1, pause_seconds=STAYS_SECONDS) for _ in range(-(-connections // IDLE_VIEWERS))
     ]
@@ -99,11 +99,11 @@ async def idle(peer: Peer, system: System, connections: int) -> Figures:
             reports += await until(viewers, lambda found, wanted=last: found[-1].open >= wanted)  # type: ignore[misc]
         await asyncio.sleep(SETTLE_SECONDS)
         grown = memory_bytes(processes[0]) - before
-    return {"kilobytes": grown / connections / 1024, **sound(*reports)}
+    return {"kibibytes": grown / connections / 1024, **sound(*reports)}
 
 
 async def storm(system: RunningBaton) -> Figures:
-    """Kill the pod that all viewers are at; how long until each has an event again, from the other one."""
+    """Kill the pod of all viewers; return how long until each has an event from the other pod."""
     first, second = system.pods
     tokens = STORM_RATE * STAYS_SECONDS
     targets = [await system.begin(tokens, STORM_RATE, STORM_PAUSE_SECONDS) for _ in range(STORM_STREAMS)]
@@ -130,7 +130,7 @@ async def storm(system: RunningBaton) -> Figures:
 
 
 async def until(viewers: Viewers, enough: Callable[[list[Report]], bool]) -> list[Report]:
-    """Reports, until there are enough; who measures sets the deadline."""
+    """Yield reports until the caller has enough. The caller sets the deadline."""
     reports: list[Report] = []
     while not (reports and enough(reports)):
         await asyncio.sleep(LOOK_SECONDS)
@@ -139,12 +139,12 @@ async def until(viewers: Viewers, enough: Callable[[list[Report]], bool]) -> lis
 
 
 def memory_bytes(process: psutil.Process) -> int:
-    """The memory of a process and its children."""
+    """Return the memory of a process and its children."""
     return sum(member.memory_info().rss for member in (process, *process.children(recursive=True)))
 
 
 async def log_reads(address: str) -> float:
-    """How many pages a pod has read from the log."""
+    """Return how many pages a pod has read from the log."""
     async with httpx2.AsyncClient() as http:
         text = (await http.get(f"{address}/metrics")).text
     families = {family.name: family for family in text_string_to_metric_families(text)}
@@ -152,14 +152,14 @@ async def log_reads(address: str) -> float:
 
 
 async def reads_of_a_batch(dsn: str) -> float:
-    """How often each row of the log was read so far, on average."""
+    """Return how often each row of the log was read on average."""
     await asyncio.sleep(STATISTICS_SECONDS)
     # In this order: to count the rows is to read them.
     return await fetch(dsn, _ROWS) / await fetch(dsn, "SELECT count(*) FROM baton.batch")
 
 
 async def fetch(dsn: str, query: str) -> int:
-    """A number."""
+    """Query one number."""
     connection = await asyncpg.connect(dsn)
     try:
         return int(await connection.fetchval(query))

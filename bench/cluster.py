@@ -1,4 +1,4 @@
-"""Pods and workers of this checkout, as processes."""
+"""Runs pods and workers of this checkout as processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def cluster(
     pods: int = 1,
     workers: int = 1,
 ) -> AsyncIterator[tuple[Cluster, int]]:
-    """Pods and workers that run `count` streams each, with `further` settings; with the first pod's port."""
+    """Start pods and workers for `count` streams each, with `further` settings; yield them and the first pod's port."""
     settings = {
         "BATON_DATABASE_URL": dsn,
         "BATON_ALLOW_ANONYMOUS": "true",

@@ -1,4 +1,4 @@
-"""What Baton costs the database: WAL and disk for each token, transactions a second: `python -m bench.database`.
+"""Measures Baton's load on the database: WAL and disk per token, transactions per second: `python -m bench.database`.
 
 One worker runs so many streams at once at a steady rate, on an embedded Postgres of its own, and nobody watches. WAL is
 what `pg_stat_get_backend_wal` (Postgres 18) counts for the worker's four connections, from the creation of the streams
@@ -50,7 +50,7 @@ _WORKERS = "SELECT count(*) FROM baton.worker"
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One run's figures. WAL and sizes are in bytes."""
+    """The figures of one run. WAL and sizes are in bytes."""
 
     window_milliseconds: float
     tokens: int  # the terminal events among them
@@ -66,7 +66,7 @@ class Cost:
 
 
 async def measure(dsn: str, window_milliseconds: float, count: int, rate: float, seconds: float) -> Cost:
-    """Run so many streams to their end in a new database of that server."""
+    """Run this many streams to their end in a new database of the server."""
     name = f"bench_{int(window_milliseconds)}"
     server = await asyncpg.connect(dsn)
     await server.execute(f"CREATE DATABASE {name}")
@@ -115,7 +115,7 @@ def _worker(dsn: str, window_milliseconds: float, count: int) -> Iterator[None]:
     environment = os.environ | {
         "BATON_DATABASE_URL": dsn,
         "BATON_GENERATORS": "load=bench.load:generate",
-        "BATON_FLUSH_WINDOW_MILLISECONDS": str(window_milliseconds),
+        "BATON_FLUSH_INTERVAL_MILLISECONDS": str(window_milliseconds),
         "BATON_WORKER_CONCURRENCY": str(count),
         "PYTHONPATH": str(Path(__file__).parent.parent),
     }
@@ -128,7 +128,7 @@ def _worker(dsn: str, window_milliseconds: float, count: int) -> Iterator[None]:
 
 
 def show(cost: Cost, streams: int) -> str:
-    """The figures as a row of a Markdown table."""
+    """Return the figures as a row of a Markdown table."""
     each = cost.tokens
     return (
         f"| {cost.window_milliseconds:g} ms | {cost.wal / each:.0f} B | {each / cost.batches:.1f} "
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=100)
     parser.add_argument("--rate", type=float, default=50, help="tokens a second of each stream")
     parser.add_argument("--seconds", type=float, default=20, help="how long each stream runs")
-    parser.add_argument("--windows", type=float, nargs="+", default=[40, 200], help="BATON_FLUSH_WINDOW_MILLISECONDS")
+    parser.add_argument("--windows", type=float, nargs="+", default=[40, 200], help="BATON_FLUSH_INTERVAL_MILLISECONDS")
     given = parser.parse_args()
     print(__doc__)
     print(f"{given.streams} streams at once, {given.rate:g} tokens/s each, for {given.seconds:g} s; Postgres 18.\n")
@@ -158,7 +158,7 @@ def main() -> None:
 
 
 async def full_pages_off(dsn: str) -> None:
-    """Have no full-page images written on this server, which is nobody else's."""
+    """Turn off full-page images. The server is used by this measurement alone."""
     server = await asyncpg.connect(dsn)
     await server.execute("ALTER SYSTEM SET full_page_writes = off")
     await server.execute("SELECT pg_reload_conf()")

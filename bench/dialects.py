@@ -1,4 +1,4 @@
-"""What each dialect costs in CPU, against the native one: `python -m bench.dialects`.
+"""Measures the CPU cost of each dialect, compared with the native one: `python -m bench.dialects`.
 
 One pod and one worker run as processes of their own on an embedded Postgres. In each phase streams are created and
 followed in one request each, in one dialect, by viewers that only count bytes. The figures are the CPU time that the
@@ -35,7 +35,7 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How to create and follow a stream in a dialect; `end` is in the last bytes of a whole answer."""
+    """How to create and follow a stream in a dialect. The last bytes of a complete answer contain `end`."""
 
     path: str
     body: Callable[[Body], Body]
@@ -61,7 +61,7 @@ WAYS: Final[Mapping[str, Way]] = {
 
 
 class Viewer(asyncio.Protocol):
-    """Sends one request, and counts what comes."""
+    """Sends one request, and counts the bytes of the response."""
 
     def __init__(self, request: bytes) -> None:
         self.bytes = 0
@@ -70,7 +70,7 @@ class Viewer(asyncio.Protocol):
         self._request = request
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask."""
+        """Send the request."""
         cast(asyncio.Transport, transport).write(self._request)
 
     def data_received(self, data: bytes) -> None:
@@ -79,14 +79,14 @@ class Viewer(asyncio.Protocol):
         self.last = (self.last + data)[-16_384:]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Be over."""
+        """Note the end."""
         if not self.over.done():
             self.over.set_result(None)
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one phase: CPU seconds of the pod and of everything, and the bytes that came, for so many events."""
+    """The cost of one phase: CPU seconds of the pod and of all processes, and received bytes, for this many events."""
 
     pod: float
     all: float
@@ -95,7 +95,7 @@ class Cost:
 
 
 def request_of(way: Way, load: Body) -> bytes:
-    """The request that creates a stream and follows it, on a connection that ends with it."""
+    """Return the request that creates and follows a stream, on a connection that ends with it."""
     body = orjson.dumps(way.body(load))
     return (
         f"POST {way.path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\naccept: {way.accept}\r\n"
@@ -104,7 +104,7 @@ def request_of(way: Way, load: Body) -> bytes:
 
 
 async def phase(way: Way, port: int, processes: list[psutil.Process], given: argparse.Namespace) -> Cost:
-    """Follow streams in one dialect to their ends."""
+    """Follow streams in one dialect to their end."""
     loop = asyncio.get_running_loop()
     tokens = int(given.rate * given.seconds)
     request = request_of(way, {"rate": given.rate, "tokens": tokens})
@@ -123,7 +123,7 @@ async def phase(way: Way, port: int, processes: list[psutil.Process], given: arg
 
 
 async def run(dsn: str, folder: Path, given: argparse.Namespace) -> dict[str, list[Cost]]:
-    """Play all phases."""
+    """Run all phases."""
     await migrate(dsn, days_ahead=7)
     costs: dict[str, list[Cost]] = defaultdict(list)
     async with cluster(dsn, folder, given.streams) as (running, port):

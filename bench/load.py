@@ -17,7 +17,7 @@ WORDS: Final = (" the", " answer", " of", " a", " pod", " is", " handed", " on",
 
 
 class _Ticker:
-    """Wakes all who wait for one tick together, so that timers do not make up the cost that is measured."""
+    """Wakes all streams that wait for a tick together, so that timers do not dominate the measured cost."""
 
     def __init__(self) -> None:
         self._waiting: dict[int, list[asyncio.Future[None]]] = {}
@@ -62,7 +62,7 @@ def _stamp(number: int) -> str:
 
 
 def marked(number: int) -> str:
-    """A word after what the viewers look for; numbers of tokens begin with 0 here, and with 1 there."""
+    """Return the marker that viewers look for, and a word. Tokens are numbered from 0 here and from 1 there."""
     return f"@{number + 1},{time.time_ns() // 1000}@{WORDS[number % len(WORDS)]}"
 
 
@@ -70,7 +70,7 @@ _WAYS: Final = {"stamped": _stamp, "marked": marked, "": _word}
 
 
 async def generate(request: GenerationRequest) -> AsyncIterator[str]:
-    """Yield `input["tokens"]` words, `input["rate"]` a second, beginning at a random phase.
+    """Yield `input["tokens"]` words, `input["rate"]` a second, starting at a random phase.
 
     With `input["stamped"]` each is the time at which it is yielded, in microseconds since 1970, instead; with
     `input["marked"]` it follows `@N,T@`, its number and that time. `input["pause"]` seconds come before the first, and

@@ -1,4 +1,4 @@
-"""What a run was made on."""
+"""Describes the machine of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ADDITIONS: Final = 5_000_000
 
 
 def described() -> dict[str, Any]:
-    """The machine, the checkout, and the settings of Postgres and Baton that matter."""
+    """Return the machine, the checkout, and the relevant settings of Postgres and Baton."""
     with embedded_postgres() as dsn:
         postgres = asyncio.run(postgres_settings(dsn))
     defaults = Settings.load()
@@ -39,12 +39,12 @@ def described() -> dict[str, Any]:
         "python_additions_per_second": _additions_per_second(),
         "commit": _commit(),
         "postgres": postgres,
-        "baton": {"flush_window_milliseconds": defaults.flush_window_milliseconds, **SETTINGS},
+        "baton": {"flush_interval_milliseconds": defaults.flush_interval_milliseconds, **SETTINGS},
     }
 
 
 def _additions_per_second() -> float:
-    """How fast this Python is: one that was built without profile-guided optimisation is a third slower."""
+    """Measure the speed of this Python: without profile-guided optimization it is a third slower."""
     total, begun = 0, time.process_time()
     for number in range(ADDITIONS):
         total += number

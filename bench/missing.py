@@ -1,5 +1,5 @@
-"""What cannot be run here, and why."""
+"""The error for what cannot run on this machine."""
 
 
 class Missing(Exception):
-    """Something that a measurement needs is not here. The message says what to install."""
+    """A measurement needs something that is not installed. The message says what to install."""

@@ -1,4 +1,4 @@
-"""What metrics and logs cost: `python -m bench.observing`.
+"""Measures the cost of metrics and logs: `python -m bench.observing`.
 
 W1 (300 streams of 50 tokens/s, one viewer each; streams of 20 s that are replaced as they end) with metrics and logs as
 they are by default, and without: histograms and labelled counters count nothing, and no line is logged of a stream or a
@@ -34,7 +34,7 @@ async def measure(peer: Baton, folder: Path, seconds: float) -> Figures:
 
 
 def main() -> None:
-    """Measure, and print a line for each turn, the medians, and what the difference is."""
+    """Measure, and print a line for each turn, the medians, and the difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=12, help="for how long each is measured")
     parser.add_argument("--turns", type=int, default=3)

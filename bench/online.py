@@ -1,4 +1,4 @@
-"""What viewers notice of a migration cycle and of a partition's drop, under load: `python -m bench.online`.
+"""Measures what viewers notice of migrations and of a dropped partition under load: `python -m bench.online`.
 
 One pod and one worker run as processes of their own on an embedded Postgres; each stream has one viewer, here. Tokens
 carry the time at which their generator yielded them, and every eighth is looked at when it arrives, on the same clock.
@@ -62,7 +62,7 @@ WHERE mode = 'AccessExclusiveLock' AND granted AND relation IN (
 
 @dataclass(slots=True)
 class Measured:
-    """What came in, by phase. Delays are in milliseconds, lock times in seconds."""
+    """The results by phase. Delays are in milliseconds, lock times in seconds."""
 
     phase: str = "calm"
     delays: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -73,7 +73,7 @@ class Measured:
 
 
 class Viewer:
-    """Follows one stream, and counts what is not the next number."""
+    """Follows one stream, and counts events that are not the next number."""
 
     def __init__(self, measured: Measured, port: int, stream_id: UUID) -> None:
         self.seq = 0
@@ -105,7 +105,7 @@ class Viewer:
 
 
 async def old_partition(connection: Connection, count: int) -> None:
-    """Make a partition of a day long ago, with so many streams of 500 events that have ended."""
+    """Create a partition of a day long ago, with this many ended streams of 500 events."""
     midnight = (time.time() // DAY_SECONDS - OLD_DAYS) * DAY_SECONDS
     await connection.execute(
         _OLD_PARTITION.format(
@@ -119,7 +119,7 @@ async def old_partition(connection: Connection, count: int) -> None:
 
 
 async def watch_locks(dsn: str, measured: Measured) -> None:
-    """Note for how long tables are locked against everybody."""
+    """Record how long tables are locked exclusively."""
     connection = await asyncpg.connect(dsn)
     seen_since: dict[str, float] = {}
     while True:
@@ -140,18 +140,18 @@ async def command(dsn: str, *arguments: str) -> None:
 
 
 async def cycle(dsn: str) -> None:
-    """All migrations but the first two: down, and up again."""
+    """Downgrade all migrations except the first two, and upgrade again."""
     await command(dsn, "alembic", "downgrade", DOWN_TO)
     await command(dsn, "baton", "migrate")
 
 
 async def maintain(dsn: str) -> None:
-    """Drop what is old."""
+    """Drop expired partitions."""
     await command(dsn, "baton", "maintain")
 
 
 async def phase(name: str, measured: Measured, action: Callable[[], Awaitable[None]], least_seconds: float) -> None:
-    """Do something under load, for so long at least."""
+    """Run a job under load, for at least this long."""
     measured.phase, started = name, time.monotonic()
     await action()
     await asyncio.sleep(max(0, started + least_seconds - time.monotonic()))
@@ -159,7 +159,7 @@ async def phase(name: str, measured: Measured, action: Callable[[], Awaitable[No
 
 
 async def run(dsn: str, folder: Path, given: argparse.Namespace) -> Measured:
-    """Play all phases."""
+    """Run all phases."""
     measured = Measured()
     await migrate(dsn, days_ahead=7)
     async with (

@@ -1,4 +1,4 @@
-"""Packages of the systems that are compared: from Debian for the machine, from npm into `.cache` of this checkout."""
+"""Installs the packages of the compared systems: from Debian, and from npm into `.cache` of this checkout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NPM_FILES: Final = ("package.json", "package-lock.json", ".npmrc")
 
 
 def debian(*packages: str) -> None:
-    """Install Debian packages that are not there, if this may be done here.
+    """Install missing Debian packages, if this user may.
 
     Raises:
         Missing: it may not, or it failed.
@@ -30,7 +30,7 @@ def debian(*packages: str) -> None:
         return
     command = ["apt-get", "install", "--yes", "--no-install-recommends", *wanted]
     if not shutil.which("apt-get"):
-        raise Missing(f"Here is no apt-get, to install {' and '.join(wanted)} with")
+        raise Missing(f"apt-get is not available to install {' and '.join(wanted)} with")
     if os.geteuid() != 0:
         raise Missing(f"Only root can install packages. Run: sudo {' '.join(command)}")
     print(f"Running {' '.join(command)} ...", flush=True)
@@ -40,7 +40,7 @@ def debian(*packages: str) -> None:
 
 
 def debian_version(package: str) -> str:
-    """The version of a Debian package that is installed, or nothing."""
+    """Return the version of an installed Debian package, or an empty string."""
     if not shutil.which("dpkg-query"):
         return ""
     command = ["dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Version}", package]
@@ -49,7 +49,7 @@ def debian_version(package: str) -> str:
 
 
 def npm(source: Path, name: str) -> Path:
-    """Install the packages of a folder's `package.json`, unless that was done before; return the folder that has them.
+    """Install the packages of a folder's `package.json`, unless they are installed; return the folder that has them.
 
     With a lock file they are exactly those of it; without one only those that `package.json` names are certain.
 

@@ -1,4 +1,4 @@
-"""The plots of a report, in SVG. Without matplotlib (the dependency group `bench`) there are none."""
+"""Draws the plots of a report as SVG. Without matplotlib (the dependency group `bench`) there are none."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS: Final = {
 
 
 def draw(record: Record, folder: Path) -> list[str]:
-    """Draw what there are figures for; return the files' names."""
+    """Draw every plot that has figures; return the names of the files."""
     if not DRAWS:
         return []
     matplotlib.use("svg")
@@ -43,7 +43,7 @@ def draw(record: Record, folder: Path) -> list[str]:
 
 
 def _bars(record: Record, folder: Path, name: str, figure: str, label: str) -> str:
-    """A group of bars for each workload, from the lowest to the highest of the turns at its end."""
+    """Draw a group of bars for each workload, with the range of its turns."""
     shown = [workload for workload in STEADY if workload in record.titles]
     chart, every = pyplot.subplots(
         1, len(shown), figsize=(4 * len(shown) + 2, 0.4 * len(record.peers) + 1.4), sharey=True
@@ -76,7 +76,7 @@ def _colour(peer: str) -> str:
 
 
 def _growth(record: Record, folder: Path) -> str:
-    """The cost of an event, by how many there are of something."""
+    """Draw the cost of an event against a count."""
     chart, every = pyplot.subplots(1, len(GROWTH), figsize=(12, 3))
     for axes, (kind, label) in zip(every, GROWTH.items(), strict=True):
         keys = {int(key.rpartition(".")[2]): key for key in record.titles if key.startswith(f"w9.{kind}.")}

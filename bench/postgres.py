@@ -1,4 +1,4 @@
-"""The Postgres of a measurement: an embedded one, as its wheel sets it up."""
+"""The Postgres of a measurement: an embedded one with its wheel's settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RECORDED: Final = (
 
 
 async def postmaster(dsn: str) -> psutil.Process:
-    """The parent of all of Postgres' processes."""
+    """Return the parent of all Postgres processes."""
     connection = await asyncpg.connect(dsn)
     try:
         parent = psutil.Process(connection.get_server_pid()).parent()
@@ -30,7 +30,7 @@ async def postmaster(dsn: str) -> psutil.Process:
 
 
 async def slow_commits(dsn: str) -> None:
-    """Have commits take 1.5 ms on this server."""
+    """Make commits take 1.5 ms on this server."""
     connection = await asyncpg.connect(dsn)
     for statement in (*_SLOW_COMMITS, "SELECT pg_reload_conf()"):
         await connection.execute(statement)
@@ -38,7 +38,7 @@ async def slow_commits(dsn: str) -> None:
 
 
 async def postgres_settings(dsn: str) -> dict[str, str]:
-    """The version, and what costs most."""
+    """Return the version, and the settings that cost most."""
     connection = await asyncpg.connect(dsn)
     found = await connection.fetch(_SETTINGS, _RECORDED)
     await connection.close()

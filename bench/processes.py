@@ -1,4 +1,4 @@
-"""Processes: those that a measurement starts, and what they use."""
+"""Starts the processes of a measurement, and reads their CPU time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEAVE_SECONDS: Final = 3
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody has."""
+    """Return a free port of 127.0.0.1."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         port: int = bound.getsockname()[1]
@@ -29,7 +29,7 @@ def free_port() -> int:
 async def program(
     folder: Path, *command: str, port: int, environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[psutil.Process]:
-    """Run a server, from when it listens on its port; what it says goes to a file in the folder.
+    """Run a server, and wait until it listens on its port. Its output goes to a file in the folder.
 
     Raises:
         RuntimeError: it has ended, or does not listen in time.
@@ -71,7 +71,7 @@ async def _listens(port: int, ended: asyncio.Task[int]) -> bool:
 
 
 def cpu_seconds(process: psutil.Process) -> float:
-    """The CPU time of a process and of its children, living and reaped."""
+    """Return the CPU time of a process and its children, running and ended."""
     total = 0.0
     for member in (process, *process.children(recursive=True)):
         try:

@@ -1,4 +1,4 @@
-"""What was measured: a JSON file, from which reports are made."""
+"""The record of a run: a JSON file, from which reports are made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FILE: Final = "results.json"
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The median of what was measured in all turns, the lowest and the highest."""
+    """The median, the lowest and the highest value of all turns."""
 
     median: float
     lowest: float
@@ -24,7 +24,7 @@ class Range:
 
 @dataclass(slots=True)
 class Record:
-    """All of a run. `runs` has the figures of each measurement, or its `error`."""
+    """The record of a run. `runs` has the figures of each measurement, or its `error`."""
 
     machine: Mapping[str, Any]
     options: Mapping[str, Any]
@@ -39,11 +39,11 @@ class Record:
         self.runs.append({"workload": workload, "peer": peer, "turn": turn, "figures": dict(figures)})
 
     def figures(self, workload: str, peer: str) -> list[Mapping[str, Any]]:
-        """Those of all turns that gave some."""
+        """Return the figures of all turns that succeeded."""
         return [figures for figures in self._found(workload, peer) if "error" not in figures]
 
     def errors(self, workload: str, peer: str) -> list[str]:
-        """Those of all turns that failed."""
+        """Return the errors of all turns that failed."""
         return [figures["error"] for figures in self._found(workload, peer) if "error" in figures]
 
     def range(self, workload: str, peer: str, *names: str) -> Range | None:
@@ -58,12 +58,12 @@ class Record:
         return Range(statistics.median(values), min(values), max(values)) if values else None
 
     def write(self, folder: Path) -> None:
-        """Write it into a folder."""
+        """Write the record into a folder."""
         (folder / FILE).write_bytes(orjson.dumps(asdict(self), option=orjson.OPT_INDENT_2) + b"\n")
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read what was written there."""
+        """Read the record of a folder."""
         return cls(**orjson.loads((folder / FILE).read_bytes()))
 
     def _found(self, workload: str, peer: str) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ Cell = Callable[[Record, str, str], str]
 
 
 def write_report(record: Record, folder: Path) -> None:
-    """Write what was recorded, tables and plots into a folder."""
+    """Write the record, tables and plots into a folder."""
     record.write(folder)
     write_tables(record, folder, draw(record, folder))
 
@@ -33,14 +33,14 @@ def write_tables(record: Record, folder: Path, plots: list[str]) -> None:
 
 
 def replaced(page: str, text: str) -> str:
-    """A page with a text between its marks."""
+    """Return a page with the text replaced between its marks."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
 
 
 def sections(record: Record, plots: list[str]) -> Iterator[str]:
-    """All of the report, line by line."""
+    """Yield the lines of the report."""
     yield from machine(record)
     yield from table(record, "CPU and delay of a delivered event", STEADY, steady_cell)
     yield from table(record, "By process, µs of CPU for a delivered event", STEADY, parts_cell)
@@ -57,7 +57,7 @@ def sections(record: Record, plots: list[str]) -> Iterator[str]:
 
 
 def machine(record: Record) -> Iterator[str]:
-    """What it was measured on."""
+    """Yield the lines about the machine."""
     m = record.machine
     python = f"Python {m['python']} ({m['python_additions_per_second'] / 1e6:.0f} million additions a second)"
     yield (
@@ -74,7 +74,7 @@ def machine(record: Record) -> Iterator[str]:
 
 
 def table(record: Record, heading: str, workloads: Iterable[str], cell: Cell) -> Iterator[str]:
-    """A row for each system, a column for each workload that was measured."""
+    """Yield a table with a row for each system and a column for each measured workload."""
     shown = [workload for workload in workloads if workload in record.titles]
     if not shown:
         return
@@ -89,7 +89,7 @@ def table(record: Record, heading: str, workloads: Iterable[str], cell: Cell) ->
 
 
 def failed(record: Record, workload: str, peer: str) -> str:
-    """What is to be told in place of figures, if that is so."""
+    """Return the text that replaces missing figures, if any."""
     if record.figures(workload, peer):
         return ""
     errors = record.errors(workload, peer)
@@ -97,7 +97,7 @@ def failed(record: Record, workload: str, peer: str) -> str:
 
 
 def steady_cell(record: Record, workload: str, peer: str) -> str:
-    """The cost and the delays; of what was not carried, the rate."""
+    """Return the cost and the delays, or the rate if the load was not sustained."""
     carried, rate = record.range(workload, peer, "carried"), record.range(workload, peer, "rate")
     assert carried is not None
     assert rate is not None
@@ -107,14 +107,14 @@ def steady_cell(record: Record, workload: str, peer: str) -> str:
 
 
 def parts_cell(record: Record, workload: str, peer: str) -> str:
-    """The cost by process."""
+    """Return the cost by process."""
     first = record.figures(workload, peer)[0]
     parts = ((part, record.range(workload, peer, "parts_us", part)) for part in first["parts_us"])
     return ", ".join(f"{part} {found.median:.1f}" for part, found in parts if found)
 
 
 def replay_cell(record: Record, workload: str, peer: str) -> str:
-    """How long replays take, and how often a batch was read."""
+    """Return how long replays take, and how often a batch was read."""
     text = f"{_show(record.range(workload, peer, 'seconds'), 2)} s"
     missed = record.range(workload, peer, "missed_by")
     if missed and missed.highest:
@@ -124,31 +124,31 @@ def replay_cell(record: Record, workload: str, peer: str) -> str:
 
 
 def storm_cell(record: Record, workload: str, peer: str) -> str:
-    """How long a storm takes, and how often a stream was read."""
+    """Return how long a reconnect storm takes, and how often a stream was read."""
     reads = record.range(workload, peer, "reads_per_stream")
     assert reads is not None
     return f"{_show(record.range(workload, peer, 'seconds'), 2)} s; {reads.median:.1f} reads of a stream"
 
 
 def delay_cell(record: Record, workload: str, peer: str) -> str:
-    """Delays."""
+    """Return the delays."""
     p50, p99 = (record.range(workload, peer, name) for name in ("p50_ms", "p99_ms"))
     return f"p50 {_ms(p50)}, p99 {_ms(p99)}"
 
 
 def memory_cell(record: Record, workload: str, peer: str) -> str:
-    """Memory of a connection."""
-    return f"{_show(record.range(workload, peer, 'kilobytes'))} KiB"
+    """Return the memory of a connection."""
+    return f"{_show(record.range(workload, peer, 'kibibytes'))} KiB"
 
 
 def highest_cell(record: Record, workload: str, peer: str) -> str:
-    """The highest rate."""
+    """Return the highest rate."""
     rate = record.range(workload, peer, "rate")
     return f"{rate.median:,.0f}/s" if rate and rate.median else "not even the lowest tried"
 
 
 def growth(record: Record) -> Iterator[str]:
-    """What W9 found, a row for each size."""
+    """Yield the table of W9, a row for each size."""
     keys = [key for key in record.titles if key.startswith("w9.")]
     if not keys:
         return
@@ -167,7 +167,7 @@ def growth(record: Record) -> Iterator[str]:
 
 
 def wrong(record: Record) -> Iterator[str]:
-    """Gaps and repeats of each system in all that its viewers got."""
+    """Yield the gaps and repeats of each system."""
     yield "| system | events that were checked | gaps | repeats | streams cut short | refused |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for peer in record.peers:

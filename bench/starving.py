@@ -1,4 +1,4 @@
-"""What one tenant's lists cost another tenant's creates: `python -m bench.starving`.
+"""Measures how one tenant's list requests delay another tenant's creates: `python -m bench.starving`.
 
 One pod runs as a process of its own on an embedded Postgres, with a key for each of two tenants. The large tenant has a
 million streams, of which none was cancelled. Calm phases and starved ones follow each other in turn. In a starved phase
@@ -61,7 +61,7 @@ async def fill(pool: asyncpg.Pool[asyncpg.Record], count: int) -> dict[str, str]
 
 
 async def create(url: str, key: str, seconds: float) -> list[float]:
-    """Create streams for some seconds; return how long each took, in milliseconds. A refusal takes forever.
+    """Create streams for some seconds; return how long each took, in milliseconds. A rejection counts as infinite.
 
     They begin at fixed times, whether those before have been answered or not: else few would be counted that are slow.
     """
@@ -80,7 +80,7 @@ async def create(url: str, key: str, seconds: float) -> list[float]:
 
 
 async def attack(url: str, key: str, query: str, clients: int) -> Counter[str]:
-    """List until standard input ends; return how often each status was answered.
+    """List streams until standard input ends; return the count of each status.
 
     These clients know just enough of HTTP to keep their connections: they are to take little of the machine.
     """
@@ -107,7 +107,7 @@ async def attack(url: str, key: str, query: str, clients: int) -> Counter[str]:
 
 
 async def run(dsn: str, folder: Path, given: argparse.Namespace) -> tuple[dict[str, list[float]], Counter[str]]:
-    """Measure; return the times by kind of phase, and what the lists were answered."""
+    """Measure; return the times by kind of phase, and the statuses of the lists."""
     taken: dict[str, list[float]] = defaultdict(list)
     answers: Counter[str] = Counter()
     await migrate(dsn, days_ahead=7)

@@ -1,4 +1,4 @@
-"""Streams at a steady rate that are replaced as they end, and what it costs to deliver them.
+"""Runs streams at a steady rate, replaces them as they end, and measures the cost of delivery.
 
 All viewers join, and after a pause a time is measured: the CPU time of each part of the system, divided by the events
 that the viewers got in that time; their delays; and how many of the tokens that were to come did. Gaps and repeats are
@@ -30,7 +30,7 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """So many streams at once, each of so many tokens a second and with so many viewers, for so long."""
+    """A load: concurrent streams, tokens a second and viewers of each, and its duration."""
 
     streams: int
     rate: float
@@ -39,16 +39,16 @@ class Load:
 
     @property
     def offered(self) -> float:
-        """Events that viewers are to get a second."""
+        """The events per second that all viewers receive."""
         return self.streams * self.rate * self.viewers
 
     def shape(self) -> Shape:
-        """What a system has to stand."""
+        """The capacity that a system needs."""
         return Shape(self.streams, self.streams * self.viewers)
 
 
 class Crowd:
-    """Keeps the streams of a load alive, and their viewers there."""
+    """Keeps the streams and viewers of a load running."""
 
     def __init__(self, system: System, load: Load) -> None:
         self._system = system
@@ -58,7 +58,7 @@ class Crowd:
 
     @contextlib.asynccontextmanager
     async def gathered(self, flags: tuple[str, ...]) -> AsyncIterator[Viewers]:
-        """Begin all streams, and replace those that end until left. Their first lives end one after the other."""
+        """Start all streams, and replace those that end inside the block. The first ones end at different times."""
         load = self._load
         lives = [
             load.life_seconds * (FIRST_LIFE + (1 - FIRST_LIFE) * number / load.streams)
@@ -91,14 +91,14 @@ class Crowd:
             await self._begin(viewers, self._load.life_seconds)
 
     def _over(self, path: str) -> None:
-        """Note that a stream has ended, when the first of its viewers has its last token."""
+        """Note the end of a stream, when its first viewer has the last token."""
         if path in self._live:
             self._live.remove(path)
             self._ended.put_nowait(path)
 
 
 async def steady(peer: Peer, system: System, load: Load, seconds: float) -> Figures:
-    """Measure a load for so long."""
+    """Measure a load for this long."""
     async with Crowd(system, load).gathered(tuple(peer.flags)) as viewers:
         await asyncio.sleep(WARM_UP_SECONDS)
         begun, before = await viewers.report(), spent(system)
@@ -108,12 +108,12 @@ async def steady(peer: Peer, system: System, load: Load, seconds: float) -> Figu
 
 
 def spent(system: System) -> dict[str, float]:
-    """CPU seconds of each part so far."""
+    """Return the CPU seconds of each part so far."""
     return {part: sum(map(cpu_seconds, processes)) for part, processes in system.parts.items()}
 
 
 def figures(load: Load, begun: Report, ended: Report, cpu: Mapping[str, float]) -> Figures:
-    """What the time between two reports was like."""
+    """Return the figures between two reports."""
     each = 1e6 / max(1, ended.events)
     rate = ended.events / (ended.at - begun.at)
     return {
@@ -126,12 +126,12 @@ def figures(load: Load, begun: Report, ended: Report, cpu: Mapping[str, float]) 
         "bytes": ended.bytes / max(1, ended.events),
         "p50_ms": ended.p50_ms,
         "p99_ms": ended.p99_ms,
-        "longest_ms": ended.longest_ms,
+        "max_ms": ended.max_ms,
         **sound(begun, ended),
     }
 
 
 def sound(*reports: Report) -> Figures:
-    """What went wrong in all of them, and in how many events: gaps and repeats are to be none in any system."""
+    """Return gaps, repeats and the number of events of all reports. No system may have gaps or repeats."""
     names = ("events", "gaps", "repeats", "lost", "failed")
     return {f"all_{name}" if name == "events" else name: sum(getattr(r, name) for r in reports) for name in names}

@@ -1,4 +1,4 @@
-"""The viewers of a measurement: a process of their own, in C, so that their cost is small and apart.
+"""The viewers of a measurement: a separate process in C, so that their cost is small and counted apart.
 
 They check each token's number, and measure its delay by the time that it carries. `bench/native/viewers.c` says how.
 """
@@ -21,7 +21,7 @@ ANSWER_SECONDS: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to watch a stream, on 127.0.0.1, and the number of its last token; 0 where it is not known."""
+    """Where to follow a stream on 127.0.0.1, and the number of its last token, or 0 if it is not known."""
 
     port: int
     path: str
@@ -30,7 +30,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came since the report before. Times are in seconds since 1970, 0 where there was none."""
+    """What viewers received since the previous report. Times are in seconds since 1970, or 0."""
 
     at: float
     events: int
@@ -50,12 +50,12 @@ class Report:
     p50_ms: float
     p90_ms: float
     p99_ms: float
-    longest_ms: float
+    max_ms: float
     cpu_seconds: float  # of the viewers, since their start
 
 
 class Viewers:
-    """The process. Made by `Viewers.open`."""
+    """The process. Use `Viewers.open`."""
 
     def __init__(self, process: Process, over: Callable[[str], None]) -> None:
         self._process = process
@@ -65,7 +65,7 @@ class Viewers:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, *flags: str, over: Callable[[str], None] = lambda path: None) -> AsyncIterator[Self]:
-        """Start it, and end it and all its connections when left.
+        """Start the process; end it and all its connections on exit.
 
         Flags are those of the program; `over` is told the path of whoever has a stream's last token.
 
@@ -82,15 +82,15 @@ class Viewers:
             await asyncio.gather(process.wait(), reading)
 
     def watch(self, target: Target) -> None:
-        """Have one more viewer."""
+        """Add a viewer."""
         self._tell(f"open {target.port} {target.path} {target.last}")
 
     def move(self, port: int) -> None:
-        """Have those who lose their connection connect to this port from now on. Needs `--again`."""
+        """Make viewers that lose their connection reconnect to this port. Needs `--again`."""
         self._tell(f"move {port}")
 
     async def report(self) -> Report:
-        """What came since the last report."""
+        """Return the report since the previous one."""
         self._tell("report")
         async with asyncio.timeout(ANSWER_SECONDS):
             return await self._reports.get()

@@ -1,4 +1,4 @@
-"""What is measured, of whom: the workloads W1 to W9, and the highest rate that is carried."""
+"""The workloads W1 to W9, the search for the highest rate, and the peers that each is for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Measure = Callable[[Peer, Path], Awaitable[Figures]]
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Something to measure, of the peers that it `is_for`."""
+    """A measurement, for the peers that it `is_for`."""
 
     key: str
     title: str
@@ -48,7 +48,7 @@ def steadily(load: Load, seconds: float, *, pods: int = 1, workers: int = 1, slo
 
 
 def highest(seconds: float) -> Measure:
-    """Find the most streams of 50 tokens/s that are carried before the delay's p99 passes 250 ms."""
+    """Find the most streams of 50 tokens/s that run before the delay's p99 passes 250 ms."""
 
     async def measure(peer: Peer, folder: Path) -> Figures:
         best: Figures = {"streams": 0, "rate": 0.0}
@@ -67,7 +67,7 @@ def highest(seconds: float) -> Measure:
 
 
 async def carried(peer: Peer, folder: Path, load: Load, seconds: float) -> Figures | None:
-    """The figures of a load that is carried in time; None if it is not, twice, since a machine hiccups."""
+    """Return the figures of a load that keeps up; None if it fails twice, since a machine may stall once."""
     for attempt in ("first", "second"):
         tried = folder / attempt
         tried.mkdir(parents=True)
@@ -108,7 +108,7 @@ def idling(connections: int) -> Measure:
 
 
 def stormed() -> Measure:
-    """Measure a storm."""
+    """Measure a reconnect storm."""
     shape = Shape(burst.STORM_STREAMS, burst.STORM_STREAMS * burst.STORM_VIEWERS, pods=2)
 
     async def measure(peer: Peer, folder: Path) -> Figures:
@@ -119,22 +119,22 @@ def stormed() -> Measure:
 
 
 def is_default(peer: Peer) -> bool:
-    """Whether it is Baton as it is by default."""
+    """Whether a peer is Baton with default settings."""
     return isinstance(peer, Baton) and not peer.settings
 
 
 def is_on_postgres(peer: Peer) -> bool:
-    """Whether commits matter to it."""
+    """Whether a peer commits."""
     return isinstance(peer, Baton | ByHand)
 
 
 def keeps_up(peer: Peer) -> bool:
-    """Whether it carries the least of the rates among which the highest is looked for."""
+    """Whether a peer sustains the lowest rate of the search."""
     return "Durable" not in peer.name and "by hand" not in peer.name
 
 
 def all_workloads(seconds: float) -> list[Workload]:
-    """Those of `make bench`."""
+    """Return the workloads of `make bench`."""
     found = [*compared(seconds)]
     for streams in (10, 100, 300, 1000, 2000):
         load = Load(streams, 20)
@@ -152,7 +152,7 @@ def all_workloads(seconds: float) -> list[Workload]:
 
 
 def compared(seconds: float) -> list[Workload]:
-    """Those that more than one system is compared by, and the storm."""
+    """Return the workloads that compare several systems, and the storm."""
     slow = steadily(ONE_EACH, seconds, slow_commits=True)
     return [
         Workload("w1", "W1: 300 streams of 50/s, one viewer each", steadily(LOADS["w1"], seconds)),
@@ -167,5 +167,5 @@ def compared(seconds: float) -> list[Workload]:
 
 
 def quick_workloads(seconds: float) -> list[Workload]:
-    """Those of `make bench-quick`."""
+    """Return the workloads of `make bench-quick`."""
     return [workload for workload in compared(seconds) if workload.key in ("w1", "w2", "w3", "w4", "w5")]

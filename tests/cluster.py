@@ -30,7 +30,7 @@ from baton.settings import Settings
 from baton.worker.worker import Worker
 
 # Where pods and their client share an event loop, a slow one must not let a connection end just as it is used again.
-QUICK = {"allow_anonymous": True, "drain_seconds": 0, "partition_days_ahead": 1, "keep_alive_seconds": 600}
+QUICK = {"allow_anonymous": True, "drain_seconds": 0, "partition_days_ahead": 1, "http_keep_alive_seconds": 600}
 
 
 class InProcessServer(Server):

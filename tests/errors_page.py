@@ -1,4 +1,4 @@
-"""Writes docs/errors.md from the codes themselves: `python -m tests.errors_page`."""
+"""Generate docs/errors.md from the codes: `python -m tests.errors_page`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ PAGE = Path(__file__).parent.parent / "docs" / "errors.md"
 HEAD = """\
 # Errors
 
-Every error has a `code`, which never changes its meaning: programs go by it. What else it has is for people.
+Every error has a `code`, which never changes its meaning. Programs branch on it; the rest is for people.
 
-A refused request is answered with `application/problem+json` (RFC 9457):
+A refused request gets `application/problem+json` (RFC 9457):
 
 ```json
 {
@@ -28,31 +28,27 @@ A refused request is answered with `application/problem+json` (RFC 9457):
 }
 ```
 
-`type` is the path of this page on the pod, whatever prefix that is mounted under. `request_id` is in the header
-`X-Request-Id` of every answer, errors or not, and in every line of the pod's log that belongs to the request. A client
-may choose it: an `X-Request-Id` of 1 to 128 of `A-Z a-z 0-9 . _ : -` is taken over, anything else replaced.
+- `type` is the path of this page on the pod, including the prefix that Baton is mounted under.
+- `request_id` is also in the header `X-Request-Id` of every response, and in each line of the pod's log that belongs to
+  the request. A client may choose it: pods keep an `X-Request-Id` of 1 to 128 of `A-Z a-z 0-9 . _ : -`, and replace any
+  other.
 
-The routes for OpenAI's SDKs have the code in `error.code` of OpenAI's form, and the SDKs give the request's id as
-`request_id` of their exceptions. An AI SDK stream ends with an `error` chunk, which has the sentence only.
+The routes for OpenAI's SDKs have the code in `error.code`, in OpenAI's form. The SDKs have the request's id as
+`request_id` of their exceptions. An AI SDK stream ends with an `error` chunk: the message, with the code in
+parentheses.
 
-A stream that fails says why in its terminal event, in `GET /v1/streams/{id}`, and in what its dialect has for errors:
-`{"code": …, "message": …}`. A generator may end a stream with codes of its own; then they are its author's to explain.
-Chat Completions without `stream` answer the failure of the stream by status: 400 for `invalid_input` and
+A stream that fails says why in its terminal event, in `GET /v1/streams/{id}`, and in the error format of its dialect:
+`{"code": …, "message": …}`. A generator may end a stream with codes of its own; its author documents them.
+Chat Completions without `stream` map the failure of the stream to a status: 400 for `invalid_input` and
 `provider_invalid_request`, 409 for `cancelled`, 429 for `provider_rate_limited`, else 500.
 
-This page is made from `app/baton/codes.py` by `python -m tests.errors_page`, and a test compares the two. Pods serve it
+`python -m tests.errors_page` generates this page from `app/baton/codes.py`, and a test compares the two. Pods serve it
 under `/errors`.
 """
 
 
 def page() -> str:
-    return (
-        HEAD
-        + "\n## Requests that are refused\n"
-        + _sections(REFUSALS)
-        + "\n## Streams that end early\n"
-        + _sections(ENDS)
-    )
+    return HEAD + "\n## Refused requests\n" + _sections(REFUSALS) + "\n## Streams that end early\n" + _sections(ENDS)
 
 
 def _sections(codes: Iterable[Code]) -> str:

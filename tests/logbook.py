@@ -143,9 +143,9 @@ async def answer(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
 def settings(dsn: str, **changes: Any) -> Settings:
     """Settings that are quick about everything."""
     quick: dict[str, Any] = {
-        "flush_window_milliseconds": 5,
+        "flush_interval_milliseconds": 5,
         "worker_heartbeat_seconds": 0.05,
-        "poll_seconds": 0.05,
+        "queue_poll_seconds": 0.05,
         "lease_seconds": 0.3,
         "partition_days_ahead": 1,
     }

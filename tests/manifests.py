@@ -1,4 +1,4 @@
-"""The files of deploy/ and compose.yaml, as the tests look at them: each container with its command and environment."""
+"""The containers of deploy/ and compose.yaml, with their commands and environments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLOUD_RUN = DEPLOY / "cloudrun"
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container that runs Baton, and the pod template, revision or service that it is in."""
+    """A container that runs Baton, and its pod template, revision or service."""
 
     where: str
     given: Mapping[str, Any]
@@ -30,7 +30,7 @@ class Container:
 
     @property
     def environment(self) -> dict[str, str | None]:
-        """Its variables; None is the value of one whose value is elsewhere, as in a secret."""
+        """Return its variables. None stands for a value from elsewhere, such as a secret."""
         env = self.given.get("env", [])
         return {item["name"]: item.get("value") for item in env} if env else dict(self.given.get("environment", {}))
 
@@ -40,7 +40,7 @@ class Container:
 
 
 def documents(folder: Path) -> dict[str, dict[str, Any]]:
-    """All documents of a folder, by file, kind and name."""
+    """Return all documents of a folder, by file, kind and name."""
     return {
         f"{path.relative_to(folder)}:{document['kind']}/{document.get('metadata', {}).get('name')}": document
         for path in sorted(folder.rglob("*.yaml"))
@@ -49,13 +49,13 @@ def documents(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def resources(folder: Path) -> dict[str, dict[str, Any]]:
-    """What goes to the platform, without what is for kustomize."""
+    """Return the documents for the platform, without those for kustomize."""
     kustomize = ("Kustomization", "Component")
     return {name: document for name, document in documents(folder).items() if document["kind"] not in kustomize}
 
 
 def compose() -> dict[str, Any]:
-    """compose.yaml, its anchors resolved."""
+    """Return compose.yaml with its anchors resolved."""
     found: dict[str, Any] = yaml.safe_load((PROJECT / "compose.yaml").read_text())
     return found
 
@@ -79,7 +79,7 @@ def everywhere() -> list[Container]:
 
 
 def _containers(where: str, node: Any) -> Iterator[Container]:
-    """Find the containers, however deep the templates are."""
+    """Yield the containers at any depth of the templates."""
     if isinstance(node, Mapping):
         for given in node.get("containers", ()):
             yield Container(where, given, node)

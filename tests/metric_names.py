@@ -1,4 +1,4 @@
-"""The names that Prometheus has the metrics of pods and workers under."""
+"""The names of the metrics of pods and workers in Prometheus."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), 
 
 
 def metric_names() -> set[str]:
-    """All of them, with the suffixes that Prometheus gives them."""
+    """Return all names, with the suffixes that Prometheus adds."""
     pod = PodMetrics()
     pod.partitions_end = pod.notify_queue_ratio = pod.oldest_queued_seconds = 0.0
     pod.oldest_snapshot_seconds = 0.0

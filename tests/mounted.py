@@ -1,4 +1,4 @@
-"""The README's application with Baton in it, as a process, under the servers that people run such applications on."""
+"""The application of docs/deploy.md that mounts Baton, as a process, under the servers that people use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.test_readme import code_of
 from baton.demo.cluster import reserved_port
 
 MODULE = "site_with_baton"
-SITE = code_of("In your own application")
+SITE = code_of("In your own application", "docs/deploy.md")
 START_SECONDS = 60
 
 # What stands behind `python -m`, with the port to be added.

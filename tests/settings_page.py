@@ -1,4 +1,4 @@
-"""Writes docs/settings.md from the settings themselves: `python -m tests.settings_page`."""
+"""Generate docs/settings.md from the settings: `python -m tests.settings_page`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 HEAD = """\
 # Settings
 
-Each is read from the environment, or else from a file called `.env` in the current directory. A setting that is out of
-range is told when a command starts, in one sentence, and the command exits with 2. Names carry their units.
+Baton reads each setting from the environment, or from the file `.env` in the current directory. If a setting is out of
+range, a command says so in one sentence when it starts, and exits with 2. Names carry their units.
 
-This page is made from `app/baton/settings.py` by `python -m tests.settings_page`, and a test compares the two.
+`python -m tests.settings_page` generates this page from `app/baton/settings.py`, and a test compares the two.
 
 | variable | range | default | meaning |
 | --- | --- | --- | --- |

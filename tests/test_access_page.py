@@ -1,4 +1,4 @@
-"""What a person copies from docs/access.md works."""
+"""The code of docs/access.md works."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ def code_of(heading: str, language: str) -> str:
     return match[1]
 
 
-async def test_a_key_is_made_used_and_revoked(cluster: Cluster, tmp_path: Path) -> None:
+async def test_the_key_commands_work(cluster: Cluster, tmp_path: Path) -> None:
     await make_key(cluster, name="other")
     pod = await guarded_pod(cluster)
     env = environment(BATON_URL=pod.url, BATON_DATABASE_URL=cluster.dsn)
     env["PATH"] = f"{BATON.parent}:{env['PATH']}"
-    code, out, err = await finished("-ec", code_of("Keys", "sh"), env=env, command=Path("/bin/sh"), cwd=tmp_path)
+    code, out, err = await finished("-ec", code_of("API keys", "sh"), env=env, command=Path("/bin/sh"), cwd=tmp_path)
     assert code == 0, err
     assert '"status":"queued"' in out
     assert "Revoked 'web'" in out
 
 
-async def test_a_page_gets_a_token_of_the_answer(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_page_gets_a_token_with_the_answer_view(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     _, key = await make_key(cluster)
     pod = await guarded_pod(cluster)
     await cluster.worker({"replay": echo})
     monkeypatch.setenv("BATON_URL", pod.url)
     monkeypatch.setenv("BATON_KEY", key)
     names: dict[str, object] = {}
-    exec(code_of("Tokens of a stream", "python"), names)
+    exec(code_of("Stream tokens", "python"), names)
     page = await names["ask"](["Hello"])  # type: ignore[operator]
-    script = code_of("Tokens of a stream", "js")
+    script = code_of("Stream tokens", "js")
     (template,) = re.findall(r"EventSource\(`(.*)`\)", script)
     path = template.replace("${events_url}", page["events_url"]).replace("${token}", page["token"])
     followed = await cluster.client.get(pod.url + path)
@@ -51,8 +51,8 @@ async def test_a_page_gets_a_token_of_the_answer(cluster: Cluster, monkeypatch: 
     await names["pods"].aclose()  # type: ignore[attr-defined]
 
 
-def test_the_settings_of_a_provider_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    for line in code_of("An identity provider", "sh").splitlines():
+def test_the_provider_settings_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    for line in code_of("Identity provider", "sh").splitlines():
         name, _, value = shlex.split(line)[1].partition("=")
         monkeypatch.setenv(name, value)
     loaded = Settings.load(token_keys=TOKEN_KEYS)

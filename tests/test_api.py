@@ -22,7 +22,7 @@ from tests.logbook import DEADLINE_SECONDS, until
 
 from baton.api.aisdk import SendMessages, UIMessage
 from baton.api.chat import CreateCompletion
-from baton.api.models import CreateStream, TokenWish, validated
+from baton.api.models import CreateStream, TokenOptions, validated
 from baton.api.request import parse_json
 from baton.db import stream_lists
 from baton.demo.embedded import embedded_postgres
@@ -134,7 +134,7 @@ async def test_a_bad_body_is_refused_with_what_is_wrong(api: httpx2.AsyncClient,
 @pytest.mark.parametrize(
     ("model", "content"),
     [
-        (TokenWish, {"scopes": [1, 1]}),
+        (TokenOptions, {"scopes": [1, 1]}),
         (SendMessages, {"messages": [1, 1]}),
         (UIMessage, {"role": "user", "parts": [1, 1]}),
         (CreateCompletion, {"messages": [1, 1]}),

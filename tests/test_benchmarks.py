@@ -31,7 +31,7 @@ MACHINE = {
     "commit": "abc",
     "load_before": 0.1,
     "postgres": {"fsync": "on"},
-    "baton": {"flush_window_milliseconds": 40},
+    "baton": {"flush_interval_milliseconds": 40},
 }
 
 
@@ -66,7 +66,7 @@ def record() -> Record:
     record.add("w4", "W4: replay", "Other", 0, {"seconds": 7.0, "missed_by": 3})
     record.add("w5", "W5: storm", "Baton", 0, {"seconds": 1.5, "reads_per_stream": 2.0})
     record.add("w7", "W7: first", "Baton", 0, {"p50_ms": 4.0, "p99_ms": 1500.0})
-    record.add("w8", "W8: idle", "Baton", 0, {"kilobytes": 12.3})
+    record.add("w8", "W8: idle", "Baton", 0, {"kibibytes": 12.3})
     record.add("highest", "highest rate", "Baton", 0, {"streams": 10, "rate": 100_000.0})
     return record
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from baton.errors import BodiesFull
+from baton.errors import RequestMemoryFull
 from baton.observability.metrics import PodMetrics
 from baton.pod.request_bodies import FREE_BYTES, LARGE_BYTES, Bodies, Body
 
@@ -39,11 +39,11 @@ def test_a_body_counts_what_has_arrived_beyond_the_free_bytes_until_it_is_releas
 def test_small_bodies_are_taken_where_there_is_no_room_left() -> None:
     held, metrics = bodies()
     full = [grown(held.open(tenant), FREE_BYTES + 2 * MIB) for tenant in "abcd"]
-    with pytest.raises(BodiesFull) as caught:
+    with pytest.raises(RequestMemoryFull) as caught:
         grown(held.open("e"), FREE_BYTES + 1)
     assert "BATON" not in str(caught.value)
-    assert "BATON_BODIES_BYTES" in (caught.value.operator or "")
-    assert metrics.rejected["bodies_bytes"] == 1
+    assert "BATON_MAX_TOTAL_BODY_BYTES" in (caught.value.operator or "")
+    assert metrics.rejected["total_body_bytes"] == 1
     grown(held.open("e"), FREE_BYTES)
     full[0].release()
     grown(held.open("e"), FREE_BYTES + 2 * MIB)
@@ -53,7 +53,7 @@ def test_one_tenant_leaves_room_for_the_largest_body_of_another() -> None:
     held, _ = bodies()
     for _ in range(3):
         grown(held.open("a"), FREE_BYTES + 2 * MIB)
-    with pytest.raises(BodiesFull):
+    with pytest.raises(RequestMemoryFull):
         grown(held.open("a"), FREE_BYTES + 1)
     grown(held.open("b"), FREE_BYTES + 2 * MIB)
 

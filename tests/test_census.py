@@ -44,14 +44,14 @@ def test_a_point_is_what_all_have_added() -> None:
     point = Point.between(before, after)
     # One that has gone takes nothing away, and one that has come had nothing before.
     assert (point.at, point.seconds, point.tokens) == (102.0, 2.0, 27)
-    assert point.median_delay_seconds == MILLISECONDS_TO_SECONDS[2]
-    assert point.most_delay_seconds is not None
-    assert MILLISECONDS_TO_SECONDS[3] < point.most_delay_seconds < MILLISECONDS_TO_SECONDS[4]
+    assert point.p50_delay_seconds == MILLISECONDS_TO_SECONDS[2]
+    assert point.p95_delay_seconds is not None
+    assert MILLISECONDS_TO_SECONDS[3] < point.p95_delay_seconds < MILLISECONDS_TO_SECONDS[4]
 
 
 def test_nothing_sent_is_no_delay() -> None:
     point = Point.between(Sample(1, {}, {ONE: counts(b1=3)}), Sample(2, {}, {ONE: counts(b1=3)}))
-    assert (point.tokens, point.median_delay_seconds, point.most_delay_seconds) == (0, None, None)
+    assert (point.tokens, point.p50_delay_seconds, point.p95_delay_seconds) == (0, None, None)
 
 
 def test_a_quantile_lies_in_the_bucket_that_holds_it() -> None:
@@ -67,12 +67,12 @@ async def test_a_pod_notes_itself_and_takes_its_row_away(cluster: Cluster) -> No
         return [item.state for item in await pod_rows.list_all(cluster.pool)] == [state]
 
     async with Cluster(cluster.dsn) as inner:
-        pod = await inner.pod(pod_name="alone", note_interval_seconds=0.05)
+        pod = await inner.pod(pod_name="alone", pod_heartbeat_seconds=0.05)
         await until(lambda: noted("ready"))
         (found,) = await pod_rows.list_all(cluster.pool)
         assert (found.id, found.name, found.listener) == (pod.pod.id, "alone", "listening")
         pod.pod.draining = True
-        await until(lambda: noted("leaving"))
+        await until(lambda: noted("draining"))
     assert await pod_rows.list_all(cluster.pool) == []
 
 
@@ -102,7 +102,7 @@ async def test_viewers_are_those_of_all_pods_and_unknown_where_a_pod_cannot_say(
 
 
 async def test_a_viewer_is_counted_at_once_however_rarely_pods_note(cluster: Cluster) -> None:
-    pod = await cluster.pod(note_interval_seconds=60)
+    pod = await cluster.pod(pod_heartbeat_seconds=60)
     stream = (await cluster.author()).id
 
     async def counted() -> tuple[int, dict[UUID, int]]:
@@ -128,7 +128,7 @@ async def test_a_pod_that_started_again_replaces_the_one_that_was_killed(cluster
 
 
 async def test_the_points_hold_each_token_that_workers_have_generated(cluster: Cluster) -> None:
-    pod = await cluster.pod(note_interval_seconds=0.05)
+    pod = await cluster.pod(pod_heartbeat_seconds=0.05)
     census = pod.pod.census
     await until(lambda: len(census.points) > 0)
     await cluster.worker({"replay": echo}, worker_heartbeat_seconds=0.05, lease_seconds=10)
@@ -143,8 +143,8 @@ async def test_the_points_hold_each_token_that_workers_have_generated(cluster: C
 
 @pytest.mark.parametrize("most", [1, 3])
 async def test_a_pod_says_how_many_follow_which_of_the_newest(cluster: Cluster, most: int) -> None:
-    audience = (await cluster.pod()).pod.audience
+    subscriber_limits = (await cluster.pod()).pod.subscriber_limits
     ids = sorted(uuid4() for _ in range(3))
     for tenant, stream_id in (("a", ids[0]), ("a", ids[2]), ("b", ids[2]), ("b", ids[1])):
-        audience.join(tenant, stream_id)
-    assert audience.newest(most) == ({ids[2]: 2} if most == 1 else {ids[0]: 1, ids[1]: 1, ids[2]: 2})
+        subscriber_limits.join(tenant, stream_id)
+    assert subscriber_limits.newest(most) == ({ids[2]: 2} if most == 1 else {ids[0]: 1, ids[1]: 1, ids[2]: 2})

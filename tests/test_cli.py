@@ -177,14 +177,14 @@ def test_a_setting_that_makes_no_sense_is_told(dsn: str) -> None:
             "out of range": ("serve --port 70000", {}, r"BATON_PORT: .+ 65535 \(it is 70000\)\."),
             "out of range in the environment": (
                 "serve",
-                {"BATON_HEARTBEAT_SECONDS": "0"},
-                r"BATON_HEARTBEAT_SECONDS: .+ greater than 0 \(it is 0\)\.",
+                {"BATON_SSE_KEEP_ALIVE_SECONDS": "0"},
+                r"BATON_SSE_KEEP_ALIVE_SECONDS: .+ greater than 0 \(it is 0\)\.",
             ),
             "no number": ("worker", {"BATON_WORKER_CONCURRENCY": "x"}, r"BATON_WORKER_CONCURRENCY: .+ integer.+"),
             "two at once": (
                 "worker",
-                {"BATON_LEASE_SECONDS": "-1", "BATON_POLL_SECONDS": "x"},
-                r"BATON_LEASE_SECONDS: .+ BATON_POLL_SECONDS: .+",
+                {"BATON_LEASE_SECONDS": "-1", "BATON_QUEUE_POLL_SECONDS": "x"},
+                r"BATON_LEASE_SECONDS: .+ BATON_QUEUE_POLL_SECONDS: .+",
             ),
             "nobody offers the default": (
                 "serve",
@@ -198,8 +198,8 @@ def test_a_setting_that_makes_no_sense_is_told(dsn: str) -> None:
             ),
             "the default is not offered": (
                 "serve",
-                {"BATON_DEFAULT_GENERATOR": "openai", "OPENAI_API_KEY": "k", "BATON_OFFERED_GENERATORS": "replay"},
-                r"BATON_DEFAULT_GENERATOR: The generator 'openai' is left out of BATON_OFFERED_GENERATORS\.",
+                {"BATON_DEFAULT_GENERATOR": "openai", "OPENAI_API_KEY": "k", "BATON_ENABLED_GENERATORS": "replay"},
+                r"BATON_DEFAULT_GENERATOR: The generator 'openai' is left out of BATON_ENABLED_GENERATORS\.",
             ),
             "a port in use": ("serve", {"BATON_PORT": port}, rf"Cannot listen on 127\.0\.0\.1:{port}: .+ in use\."),
             "no such address": ("serve --host nosuch.invalid", {}, r"Cannot listen on nosuch\.invalid:0: .+\."),

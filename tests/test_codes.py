@@ -1,4 +1,4 @@
-"""Every code that a client can be told is explained, once, wherever it is defined."""
+"""Every code that a client can get is explained once."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from baton.codes import ENDS, REFUSALS
 from baton.errors import RequestError
 
 PACKAGE = Path(baton.__file__).parent
-# What makes an end of a stream, by its first argument.
+# Calls that end a stream with the code in their first argument.
 MAKERS = {"GenerationError", "failed"}
-# What tests, the demo and chaos make up.
+# Packages with made-up codes.
 NO_CLIENTS = {"chaos"}
 
 
@@ -26,8 +26,8 @@ def strings(node: ast.expr) -> Iterator[str]:
             yield inner.value
 
 
-def told() -> Iterator[str]:
-    """The codes that the package's source gives to streams."""
+def used() -> Iterator[str]:
+    """Yield the codes that the package's source gives to streams."""
     for file in sorted(PACKAGE.rglob("*.py")):
         if NO_CLIENTS & set(file.relative_to(PACKAGE).parts):
             continue
@@ -47,11 +47,11 @@ def test_each_code_is_explained_once() -> None:
         for text in (code.happened, code.client, code.operator):
             assert text.endswith("."), code
     undescribed = {code.code for code in REFUSALS} - codes.ADVICE.keys()
-    assert not undescribed, "baton.codes says what is to be done about each"
+    assert not undescribed, "Add advice for each to baton.codes"
     assert codes.ADVICE.keys() <= {code.code for code in REFUSALS}
 
 
-def test_all_classes_of_errors_are_there() -> None:
+def test_every_error_class_has_a_code() -> None:
     defined = {
         error.code
         for error in vars(errors).values()
@@ -60,12 +60,12 @@ def test_all_classes_of_errors_are_there() -> None:
     assert defined == {code.code for code in REFUSALS}
 
 
-def test_all_ends_of_streams_are_there() -> None:
-    found = set(told())
+def test_every_end_of_a_stream_is_explained() -> None:
+    found = set(used())
     assert {"worker_lost", "queue_timeout", "generator_error", "provider_cut_off", "max_duration"} <= found
     missing = found - {code.code for code in ENDS} - {code.code for code in REFUSALS}
-    assert not missing, "baton.codes explains each"
+    assert not missing, "Explain each in baton.codes"
 
 
-def test_the_page_of_errors_is_what_they_are() -> None:
+def test_the_errors_page_is_up_to_date() -> None:
     assert PAGE.read_text() == page(), "Run: python -m tests.errors_page"

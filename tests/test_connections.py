@@ -132,7 +132,7 @@ async def test_the_pod_hears_that_a_client_leaves_whatever_of_its_request_has_co
     cluster: Cluster, announced: int, sent: int
 ) -> None:
     # Otherwise a comment that cannot be sent would tell, or the time for the body.
-    pod, author = await cluster.pod(heartbeat_seconds=300, body_seconds=300), await cluster.author()
+    pod, author = await cluster.pod(sse_keep_alive_seconds=300, body_timeout_seconds=300), await cluster.author()
     address = urlsplit(pod.url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     writer.write(f"GET /v1/streams/{author.id}/events HTTP/1.1\r\nHost: here\r\n".encode())
@@ -140,7 +140,9 @@ async def test_the_pod_hears_that_a_client_leaves_whatever_of_its_request_has_co
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
     await until(lambda: pod.metric("baton_subscribers") == 1)
     writer.transport.abort()
-    await until(lambda: pod.metric("baton_event_streams_closed_total", dialect="native.full", reason="left") == 1)
+    await until(
+        lambda: pod.metric("baton_event_streams_closed_total", dialect="native.full", reason="client_disconnected") == 1
+    )
     assert pod.metric("baton_subscribers") == 0
 
 
@@ -156,7 +158,7 @@ async def test_a_pod_that_leaves_tells_when_to_come_back_and_ends_cleanly(cluste
 
 
 async def test_a_comment_goes_out_at_once_and_then_whenever_nothing_else_did(cluster: Cluster) -> None:
-    pod, author = await cluster.pod(heartbeat_seconds=0.1), await cluster.author()
+    pod, author = await cluster.pod(sse_keep_alive_seconds=0.1), await cluster.author()
     async with following(cluster.client, pod.url, author.id) as follower:
         assert RETRY.fullmatch(await follower.next_block())
         assert [await follower.next_block() for _ in range(3)] == [b":\n\n"] * 3
@@ -166,7 +168,7 @@ async def test_a_comment_goes_out_at_once_and_then_whenever_nothing_else_did(clu
 
 
 async def test_a_busy_connection_gets_no_comments(cluster: Cluster) -> None:
-    pod, author = await cluster.pod(heartbeat_seconds=300), await cluster.author()
+    pod, author = await cluster.pod(sse_keep_alive_seconds=300), await cluster.author()
     async with following(cluster.client, pod.url, author.id) as follower:
         for number in range(20):
             await author.write(text(number))

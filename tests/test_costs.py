@@ -58,7 +58,7 @@ class Conductor:
 async def test_a_flush_of_many_streams_is_one_statement_and_few_notifications(cluster: Cluster) -> None:
     conductor = Conductor()
     worker = await cluster.worker(
-        {"test": conductor}, worker_concurrency=STREAMS, flush_window_milliseconds=100, heartbeat_seconds=0.2
+        {"test": conductor}, worker_concurrency=STREAMS, flush_interval_milliseconds=100, sse_keep_alive_seconds=0.2
     )
     pod = await cluster.pod()
     ids = [await cluster.create(pod, generator="test") for _ in range(STREAMS)]
@@ -79,7 +79,7 @@ async def test_a_flush_of_many_streams_is_one_statement_and_few_notifications(cl
 async def test_a_live_batch_costs_one_write_for_each_client_and_no_query(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pod = await cluster.pod(safety_poll_seconds=60)
+    pod = await cluster.pod(log_poll_seconds=60)
     author = await cluster.author()
     woken = 0
     send = event_stream.Connection._send
@@ -129,7 +129,7 @@ def depth(task: asyncio.Task[object]) -> int:
 
 
 async def test_a_storm_reads_each_stream_twice_at_most(cluster: Cluster) -> None:
-    pod = await cluster.pod(safety_poll_seconds=60)
+    pod = await cluster.pod(log_poll_seconds=60)
     authors = [await cluster.author() for _ in range(20)]
     for author in authors:
         await author.write_texts([2] * 50, notify=False)

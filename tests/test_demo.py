@@ -229,7 +229,7 @@ def test_a_port_that_other_pods_share(folder: Path) -> None:
         port = theirs.getsockname()[1]
         with demo(folder, "--port", str(port)) as running:
             assert running.exit_status() == 2
-            assert f"baton: Something listens on 127.0.0.1:{port} already" in running.output
+            assert f"baton: Another process listens on 127.0.0.1:{port}" in running.output
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
@@ -248,7 +248,7 @@ def test_serve_stays_up_and_what_it_says_to_try_works(folder: Path, empty_dsn: s
         assert ids(first) == list(range(1, last + 1))
         shell(running.wait_for(rf"(?m)^ +(kill -9 \d+) +# {told[1]}$")[1])
         running.wait_for(rf"{told[1]} \(pid \d+\) ended: killed by SIGKILL")
-        running.wait_for(rf"{told[1]} restarts \(pid \d+\)")
+        running.wait_for(rf"{told[1]} restarted \(pid \d+\)")
         second = shell(f"URL={url}; {resume}")
         assert ids(second) == list(range(201, last + 1))
         assert re.search(r"x-baton-pod: pod-[ab]", second)
@@ -271,7 +271,7 @@ def ids(response: str) -> list[int]:
 
 
 async def test_a_pod_that_dies_at_its_start_is_told_with_its_last_lines(tmp_path: Path, dsn: str) -> None:
-    settings = {"BATON_DATABASE_URL": dsn, "BATON_ALLOW_ANONYMOUS": "true", "BATON_HEARTBEAT_SECONDS": "-1"}
+    settings = {"BATON_DATABASE_URL": dsn, "BATON_ALLOW_ANONYMOUS": "true", "BATON_SSE_KEEP_ALIVE_SECONDS": "-1"}
     children: list[Child] = []
 
     async def start() -> None:
@@ -279,7 +279,7 @@ async def test_a_pod_that_dies_at_its_start_is_told_with_its_last_lines(tmp_path
             children.extend(cluster.children.values())
             await cluster.wait_until_ready(http)
 
-    with pytest.raises(DemoError, match=r"(?s)has ended \(exit status 2\).*BATON_HEARTBEAT_SECONDS: ") as told:
+    with pytest.raises(DemoError, match=r"(?s)has ended \(exit status 2\).*BATON_SSE_KEEP_ALIVE_SECONDS: ") as told:
         await start()
     assert str(tmp_path) in str(told.value)
     assert [child.ended.done() for child in children] == [True] * 3

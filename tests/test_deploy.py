@@ -1,4 +1,4 @@
-"""The files in deploy/, compose.yaml and the Dockerfile: that they fit each other, the settings and the schemas."""
+"""The files in deploy/, compose.yaml and the Dockerfile fit each other, the settings and the schemas."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ from baton.observability import tracing
 from baton.server.server import SHUTDOWN_SECONDS
 from baton.settings import Settings
 
-# The oldest release of Kubernetes that the files are for, and the newest.
+# The oldest and the newest supported release of Kubernetes.
 KUBERNETES_VERSIONS = ("1.30", "1.37")
-# Cloud Run's, for services, worker pools and jobs.
+# Cloud Run's grace period for services, worker pools and jobs.
 CLOUD_RUN_GRACE_SECONDS = 10
 DOCKERFILE = (PROJECT / "Dockerfile").read_text()
 NGINX = (DEPLOY / "compose" / "nginx.conf").read_text()
 PAGE = (PROJECT / "docs" / "deploy.md").read_text()
 
-# What secrets hold, and how each platform's own variables are filled in.
+# Values of secrets, and of each platform's own variables.
 SAMPLES = {
     "BATON_DATABASE_URL": "postgresql://baton_serve:secret@/baton?host=/cloudsql/project:region:instance",
     "BATON_TOKEN_KEYS": f"one={'x' * 43}",
@@ -64,10 +64,10 @@ def variables() -> set[str]:
 
 
 def settings_of(container: Container, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """The settings that the process in a container would have, those of the image included."""
+    """Return the settings of the process in a container, including those of the image."""
     with monkeypatch.context() as patched:
         for name, value in image_environment().items() | container.environment.items():
-            # Without a value, compose takes it from the shell; the platforms, from a secret.
+            # Without a value, compose reads it from the shell, and the platforms from a secret.
             if (given := value if value is not None else SAMPLES.get(name)) is not None:
                 patched.setenv(name, given)
         return Settings.load()
@@ -82,7 +82,7 @@ def each(containers: list[Container]) -> pytest.MarkDecorator:
 
 
 @each(everywhere())
-def test_each_variable_is_a_setting_and_takes_its_value(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_variable_is_a_setting_with_a_valid_value(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
     assert container.environment.keys() <= variables() | set(tracing.COLLECTOR)
     settings = settings_of(container, monkeypatch)
     assert settings.database_url is not None
@@ -102,9 +102,7 @@ def test_every_platform_has_pods_workers_and_the_migration() -> None:
 
 
 @each([c for c in everywhere() if c.command == "serve"])
-def test_probes_ask_for_what_there_is_where_the_pod_listens(
-    container: Container, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_probes_use_existing_routes_and_the_pods_port(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
     port = settings_of(container, monkeypatch).port
     assert f"EXPOSE {port}" in DOCKERFILE
     names = {}
@@ -116,11 +114,11 @@ def test_probes_ask_for_what_there_is_where_the_pod_listens(
         scope = {"type": "http", "method": "GET", "path": probe["path"]}
         assert any(route.matches(scope)[0] is Match.FULL for route in api.ROUTES), probe
     if not container.where.startswith("compose"):
-        # A pod that cannot reach Postgres is not ready, but to restart it would help nobody.
+        # A pod that cannot reach Postgres is not ready, but a restart would not help.
         assert container.probes["livenessProbe"]["path"] == "/healthz"
 
 
-def test_the_images_health_checks_ask_for_what_there_is() -> None:
+def test_the_images_health_checks_use_existing_routes() -> None:
     (checked,) = (line for line in DOCKERFILE.splitlines() if "HTTPConnection" in line)
     for check in (checked, compose()["services"]["pod"]["healthcheck"]["test"][-1]):
         assert "'GET', '/healthz'" in check
@@ -131,11 +129,11 @@ def seconds(text: str) -> float:
     return float(text.removesuffix("s"))
 
 
-def test_whoever_leaves_is_given_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grace_periods_exceed_the_time_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     for found in (in_compose(), in_kubernetes(), in_cloud_run()):
         pod, worker = found["serve"], found["worker"]
         drain = settings_of(pod, monkeypatch).drain_seconds + SHUTDOWN_SECONDS
-        leave = settings_of(worker, monkeypatch).leave_seconds
+        leave = settings_of(worker, monkeypatch).worker_drain_seconds
         assert grace_of(pod) > pre_stop(pod) + drain
         assert grace_of(worker) > pre_stop(worker) + leave
 
@@ -154,10 +152,10 @@ def pre_stop(container: Container) -> float:
 
 def test_proxies_wait_longer_than_baton(monkeypatch: pytest.MonkeyPatch) -> None:
     cloud_run = in_cloud_run()["serve"]
-    assert cloud_run.around["timeoutSeconds"] > settings_of(cloud_run, monkeypatch).max_connection_seconds
+    assert cloud_run.around["timeoutSeconds"] > settings_of(cloud_run, monkeypatch).max_connection_age_seconds
     directives = dict(re.findall(r"^\s*(\w+) (\S+);", NGINX, re.MULTILINE))
     defaults = settings_of(in_compose()["serve"], monkeypatch)
-    assert seconds(directives["proxy_read_timeout"]) >= 3 * defaults.heartbeat_seconds
+    assert seconds(directives["proxy_read_timeout"]) >= 3 * defaults.sse_keep_alive_seconds
     assert seconds(directives["send_timeout"]) > defaults.write_timeout_seconds
     assert int(directives["client_max_body_size"].removesuffix("m")) << 20 > defaults.max_body_bytes
     assert (directives["proxy_buffering"], directives["proxy_http_version"]) == ("off", "1.1")
@@ -168,7 +166,7 @@ def test_proxies_wait_longer_than_baton(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("name", "document"), resources(KUBERNETES).items(), ids=lambda v: v if isinstance(v, str) else ""
 )
-def test_kubernetes_would_take_it(name: str, document: dict[str, Any], version: str) -> None:
+def test_manifests_match_the_kubernetes_schema(name: str, document: dict[str, Any], version: str) -> None:
     del name
     kubernetes_validate.validate(document, version, strict=True)
 
@@ -176,7 +174,7 @@ def test_kubernetes_would_take_it(name: str, document: dict[str, Any], version: 
 @pytest.mark.parametrize(
     ("name", "document"), resources(CLOUD_RUN).items(), ids=lambda v: v if isinstance(v, str) else ""
 )
-def test_cloud_run_would_take_it(name: str, document: dict[str, Any]) -> None:
+def test_manifests_match_the_cloud_run_schema(name: str, document: dict[str, Any]) -> None:
     del name
     api_versions = {"Service": "serving.knative.dev/v1", "Job": "run.googleapis.com/v1"}
     assert document["apiVersion"] == api_versions.get(document["kind"], "run.googleapis.com/v1")
@@ -187,7 +185,7 @@ def test_cloud_run_would_take_it(name: str, document: dict[str, Any]) -> None:
         assert f"`{annotation}`" in known
 
 
-def test_a_field_that_cloud_run_does_not_know_is_found() -> None:
+def test_an_unknown_cloud_run_field_is_detected() -> None:
     schema = cloud_run_schema()
     service = {"spec": {"template": {"spec": {"containers": [{"image": "a", "securityContext": {}}]}}}}
     errors = [*Draft202012Validator({"$ref": "#/$defs/Service", **schema}).iter_errors(service)]
@@ -195,7 +193,7 @@ def test_a_field_that_cloud_run_does_not_know_is_found() -> None:
 
 
 def cloud_run_schema() -> dict[str, Any]:
-    """The schemas of the API's own description: what it does not know, or does not support, is refused."""
+    """Return the schemas of the API's own description. They refuse unknown and unsupported fields."""
     package = distribution("google-api-python-client")
     path = package.locate_file("googleapiclient/discovery_cache/documents/run.v1.json")
     schemas = json.loads(Path(str(path)).read_text())["schemas"]
@@ -206,7 +204,7 @@ def cloud_run_schema() -> dict[str, Any]:
         }
         schema |= {"properties": kept, "additionalProperties": False}
     named = re.sub(r'"\$ref": "(\w+)"', r'"$ref": "#/$defs/\1"', json.dumps(schemas))
-    # Numbers of 64 bits are strings in JSON, and accepted as numbers in YAML.
+    # 64-bit numbers are strings in JSON. YAML may write them as numbers.
     return {"$defs": json.loads(named)}
 
 
@@ -221,12 +219,12 @@ def test_images_agree() -> None:
     assert {container.given["image"] for container in in_kubernetes().values()} == {"baton"}
     component = yaml.safe_load((KUBERNETES / "image" / "kustomization.yaml").read_text())
     assert [image["name"] for image in component["images"]] == ["baton"]
-    assert component["images"][0]["newTag"] == distribution("baton").version
+    assert component["images"][0]["newTag"] == distribution("baton-stream").version
     assert len({container.given["image"] for container in in_cloud_run().values()}) == 1
     assert len({container.given["image"] for container in in_compose().values()}) == 1
 
 
-def test_kustomizations_name_all_files_that_are_there() -> None:
+def test_kustomizations_name_all_files() -> None:
     for folder in ("migrate", "run"):
         given = yaml.safe_load((KUBERNETES / folder / "kustomization.yaml").read_text())
         assert set(given["resources"]) == {p.name for p in (KUBERNETES / folder).glob("*.yaml")} - {
@@ -240,7 +238,7 @@ def test_kustomizations_name_all_files_that_are_there() -> None:
 def test_kustomize_renders_them(folder: str) -> None:
     kubectl = shutil.which("kubectl")
     if kubectl is None:
-        pytest.skip("There is no kubectl here: the kustomizations were not rendered.")
+        pytest.skip("kubectl is not installed: the kustomizations were not rendered.")
     command = [kubectl, "kustomize", str(KUBERNETES / folder)]
     rendered = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
     for document in yaml.safe_load_all(rendered):
@@ -267,8 +265,8 @@ def labels_of(document: dict[str, Any]) -> dict[str, str]:
 
 
 @each(list(in_kubernetes().values()))
-def test_no_pod_gets_the_services_as_settings_or_rights_it_does_not_need(container: Container) -> None:
-    # A Service called `baton` would come as BATON_PORT=tcp://…
+def test_pods_get_no_service_variables_and_no_extra_privileges(container: Container) -> None:
+    # Otherwise a Service called `baton` sets BATON_PORT=tcp://…
     assert container.around["enableServiceLinks"] is False
     assert container.around["automountServiceAccountToken"] is False
     assert container.around["securityContext"]["runAsNonRoot"] is True
@@ -280,12 +278,12 @@ def test_no_pod_gets_the_services_as_settings_or_rights_it_does_not_need(contain
     }
 
 
-def test_what_is_published_on_this_machine_stays_on_it() -> None:
+def test_compose_publishes_ports_on_loopback_only() -> None:
     for service in compose()["services"].values():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
 
 
-def test_scalers_and_the_page_ask_for_metrics_that_there_are() -> None:
+def test_scalers_and_the_page_name_existing_metrics() -> None:
     scalers = [d for d in documents(KUBERNETES).values() if d["kind"] == "HorizontalPodAutoscaler"]
     asked = [m["pods"]["metric"]["name"] for d in scalers for m in d["spec"]["metrics"] if m["type"] == "Pods"]
     not_metrics = {"baton_app", "baton_serve", "baton_work", "baton_migrate"}
@@ -309,19 +307,19 @@ def test_grafana_finds_prometheus_and_the_dashboard() -> None:
     assert {name for job in scraped for config in job["dns_sd_configs"] for name in config["names"]} <= services.keys()
 
 
-def test_the_image_is_made_by_the_same_uv_as_everything_else() -> None:
+def test_the_image_uses_the_same_uv_as_the_makefile() -> None:
     (version,) = re.findall(r"uv==([\d.]+)", DOCKERFILE)
     assert f"uv=={version}" in (PROJECT / "Makefile").read_text()
 
 
-def test_the_page_names_settings_and_files_that_there_are() -> None:
+def test_the_page_names_existing_settings_and_files() -> None:
     assert set(re.findall(r"\bBATON_[A-Z_]+[A-Z]\b", PAGE)) <= variables() | shell_variables()
     for path in re.findall(r"\bdeploy/[\w./-]+\w", PAGE):
         assert (PROJECT / path).exists(), path
 
 
 def shell_variables() -> set[str]:
-    """What compose.yaml takes from the shell for itself."""
+    """Return the variables that compose.yaml reads from the shell for itself."""
     return set(re.findall(r"\$\{(BATON_[A-Z_]+)", (PROJECT / "compose.yaml").read_text()))
 
 

@@ -76,6 +76,7 @@ def server() -> Iterator[str]:
 ALL_WELL = {
     *(
         "reachable",
+        "distribution",
         "version",
         "encoding",
         "writable",
@@ -121,14 +122,14 @@ A_KEY = "INSERT INTO baton.api_key (name, tenant, scopes, secret_hash) VALUES ('
 
 
 async def test_it_finds_that_nobody_or_everybody_is_let_in(dsn: str) -> None:
-    assert levels(await diagnose(dsn))["access_none"] is WARNING
+    assert levels(await diagnose(dsn))["access_not_configured"] is WARNING
     assert levels(await diagnose(dsn, allow_anonymous=True))["access_anonymous"] is WARNING
     provider: dict[str, Any] = {"jwks_url": "https://idp.test/keys", "jwt_issuer": "idp", "jwt_audience": "baton"}
-    assert finding(await diagnose(dsn, **provider), "access").found == "0 API keys, and an identity provider."
+    assert finding(await diagnose(dsn, **provider), "access").message == "0 API keys, and an identity provider."
     await execute(dsn, A_KEY)
-    assert finding(await diagnose(dsn), "access").found == "1 API key."
+    assert finding(await diagnose(dsn), "access").message == "1 API key."
     await execute(dsn, "UPDATE baton.api_key SET expires_at = clock_timestamp() - interval '1 s'")
-    assert "access_none" in levels(await diagnose(dsn))
+    assert "access_not_configured" in levels(await diagnose(dsn))
 
 
 WRONG_TABLES = """
@@ -170,12 +171,12 @@ async def test_it_finds_what_is_wrong_with_tables_and_streams(dsn: str) -> None:
     }
     for code, (level, words) in expected.items():
         assert levels(diagnosis).get(code) is level, (code, diagnosis.findings)
-        assert words in finding(diagnosis, code).found
+        assert words in finding(diagnosis, code).message
         assert finding(diagnosis, code).advice
 
 
 async def test_it_finds_that_nobody_works(dsn: str) -> None:
-    assert levels(await diagnose(dsn))["workers_none"] is WARNING
+    assert levels(await diagnose(dsn))["workers_missing"] is WARNING
     await execute(
         dsn,
         "INSERT INTO baton.worker (name, generators, concurrency, heartbeat_at) "
@@ -189,26 +190,26 @@ async def test_it_finds_that_there_is_no_partition_at_all(dsn: str) -> None:
         for item in await partitions.attached(connection):
             await connection.execute(f"DROP TABLE {item.name}")
     found = finding(await diagnose(dsn), "partitions_run_out")
-    assert (found.level, found.found) == (ERROR, "0 partitions of the log; new streams have none.")
+    assert (found.level, found.message) == (ERROR, "0 partitions of the log; new streams have none.")
 
 
 async def test_it_compares_the_partitions_with_the_room_for_locks_and_with_the_ceiling(dsn: str) -> None:
     async with connected(dsn) as connection:
         await partitions.create_ahead(connection, 7)
     well = finding(await diagnose(dsn), "locks")
-    assert (well.level, well.found[:72]) == (
+    assert (well.level, well.message[:72]) == (
         WELL,
         "A statement on the whole log (a report, pg_dump, a migration) takes up t",
     )
-    assert "27 locks, for 9 partitions; the server has room for" in well.found
+    assert "27 locks, for 9 partitions; the server has room for" in well.message
     diagnosis = await diagnose(dsn, thresholds={"partitions": 8, "whole_log_statements": 100_000})
     assert "locks" not in levels(diagnosis)
-    short, many = finding(diagnosis, "locks_short"), finding(diagnosis, "partitions_many")
+    short, many = finding(diagnosis, "locks_insufficient"), finding(diagnosis, "partitions_many")
     assert (short.level, many.level) == (WARNING, WARNING)
     async with connected(dsn) as connection:
         sessions = await connection.fetchval("SELECT current_setting('max_connections')::integer")
     assert f"Set max_locks_per_transaction to {27 * 100_000 // sessions}" in short.advice
-    assert many.found == "The log has 9 partitions; Baton is tested with 400 at most."
+    assert many.message == "The log has 9 partitions; Baton is tested with 400 at most."
     assert "BATON_PARTITION_DAYS" in many.advice
 
 
@@ -218,7 +219,7 @@ async def test_it_finds_a_table_with_the_name_of_a_coming_partition(dsn: str) ->
         await connection.execute(f"CREATE TABLE {name} ()")
     assert "partitions_name_taken" not in levels(await diagnose(dsn))
     found = finding(await diagnose(dsn, partition_days_ahead=2), "partitions_name_taken")
-    assert (found.level, found.found.split()[0]) == (ERROR, name)
+    assert (found.level, found.message.split()[0]) == (ERROR, name)
 
 
 @pytest.mark.parametrize("reaches_tomorrow", [True, False])
@@ -245,7 +246,7 @@ async def test_it_finds_partitions_that_should_be_gone(dsn: str, age_days: int) 
     if age_days == 31:  # `baton maintain` has a day or two to run
         assert levels(diagnosis)["retention"] is WELL
     else:
-        assert f"from {name} on" in finding(diagnosis, "retention_overdue").found
+        assert f"from {name} on" in finding(diagnosis, "retention_overdue").message
 
 
 DATABASE_SETTINGS = {
@@ -266,26 +267,26 @@ async def test_it_finds_settings_that_do_harm(dsn: str) -> None:
     diagnosis = await diagnose(dsn)
     for code, level, words in DATABASE_SETTINGS.values():
         assert levels(diagnosis)[code] is level
-        assert words in finding(diagnosis, code).found
+        assert words in finding(diagnosis, code).message
 
 
 async def test_it_finds_that_failing_statements_are_logged_with_what_they_carry(dsn: str) -> None:
     async with connected(dsn) as connection:
         name = await connection.fetchval("SELECT current_database()")
         await connection.execute(f"ALTER DATABASE {name} SET log_parameter_max_length_on_error = 100")
-    assert "statements that fail" in finding(await diagnose(dsn), "parameters_logged").found
+    assert "statements that fail" in finding(await diagnose(dsn), "parameters_logged").message
 
 
 async def test_it_finds_who_else_may_connect(dsn: str) -> None:
     async with granted(dsn) as roles, granted(dsn) as others:
         await execute(dsn, f"REVOKE ALL ON SCHEMA baton FROM {others.names.work}")
         found = finding(await diagnose(roles.serve_dsn), "connect_public")
-        assert others.names.work in found.found
-        assert roles.names.work not in found.found
-        assert "hear the text of streams" in found.found
+        assert others.names.work in found.message
+        assert roles.names.work not in found.message
+        assert "hear the text of streams" in found.message
         assert "--revoke-connect" in found.advice
         silent = finding(await diagnose(roles.serve_dsn, notify_payloads=False), "connect_public")
-        assert "hear the ids of streams" in silent.found
+        assert "hear the ids of streams" in silent.message
         await roles.grant(Revocation(lock_out_others=True))
         assert finding(await diagnose(roles.serve_dsn), "connect").level is WELL
 
@@ -326,7 +327,7 @@ async def test_it_finds_what_a_failover_would_lose(server: str) -> None:
         assert levels(await diagnose(roles.serve_dsn))["standbys_hidden"] is WARNING
         await execute(server, f"GRANT pg_monitor TO {roles.names.serve}")
         found = finding(await diagnose(roles.serve_dsn), "standbys_asynchronous")
-        assert (found.level, "asynchronous: pg_receivewal." in found.found) == (WARNING, True)
+        assert (found.level, "asynchronous: pg_receivewal." in found.message) == (WARNING, True)
         try:
             await synchronize(server, "pg_receivewal")
 
@@ -352,7 +353,7 @@ async def test_it_finds_settings_of_other_roles_that_do_harm(dsn: str) -> None:
     async with granted(dsn) as roles:
         await execute(dsn, f"ALTER ROLE {roles.names.work} SET synchronous_commit = off")
         diagnosis = await diagnose(roles.serve_dsn)
-        assert roles.names.work in finding(diagnosis, "synchronous_commit_off_elsewhere").found
+        assert roles.names.work in finding(diagnosis, "synchronous_commit_off_elsewhere").message
 
 
 async def test_it_finds_what_the_server_lacks(server: str) -> None:
@@ -370,7 +371,7 @@ async def test_it_finds_what_the_server_lacks(server: str) -> None:
             "fsync_off": ERROR,
             "full_page_writes_off": ERROR,
             "autovacuum_off": ERROR,
-            "connections_short": ERROR,
+            "connections_insufficient": ERROR,
             "role_superuser": WARNING,
         }.items()
     )
@@ -392,7 +393,7 @@ async def test_it_finds_who_holds_vacuum_back(dsn: str) -> None:
     async with connected(dsn) as idle:
         await idle.execute("SET application_name = 'forgotten'; BEGIN; SELECT 1")
         pid = idle.get_server_pid()
-        found = finding(await diagnose(dsn, thresholds={"transaction_seconds": 0}), "vacuum_held_back").found
+        found = finding(await diagnose(dsn, thresholds={"transaction_seconds": 0}), "vacuum_held_back").message
         assert f"pid {pid} " in found
         assert "forgotten" in found
         assert "idle in transaction" in found
@@ -405,7 +406,7 @@ async def test_every_role_finds_whose_old_snapshot_it_is(dsn: str) -> None:
         await connection.execute("SELECT pg_current_xact_id()")
         diagnosis = await diagnose(roles.serve_dsn, thresholds={"snapshot_transactions": 0})
         assert levels(diagnosis)["snapshot_old"] is WARNING
-        found = finding(diagnosis, "snapshot_old").found
+        found = finding(diagnosis, "snapshot_old").message
         assert f"pid {old.get_server_pid()} (" in found
         assert "nightly dump" in found
 
@@ -421,7 +422,7 @@ async def test_it_finds_prepared_transactions_and_replication_slots(server: str)
             await connection.execute("SELECT pg_drop_replication_slot('forgotten')")
     for code in ("prepared_transactions", "replication_slots"):
         assert levels(diagnosis)[code] is WARNING
-        assert "'forgotten'" in finding(diagnosis, code).found
+        assert "'forgotten'" in finding(diagnosis, code).message
 
 
 async def test_it_finds_that_the_notify_queue_is_full_and_who_holds_it_up(server: str) -> None:
@@ -430,14 +431,14 @@ async def test_it_finds_that_the_notify_queue_is_full_and_who_holds_it_up(server
         diagnosis = await diagnose(server)
     assert levels(diagnosis)["notifications_refused"] is ERROR
     assert levels(diagnosis)["notify_queue"] is ERROR
-    assert f"pid {pid} (" in finding(diagnosis, "notify_queue").found
+    assert f"pid {pid} (" in finding(diagnosis, "notify_queue").message
 
 
 async def test_it_finds_that_the_clocks_differ(dsn: str) -> None:
     ahead = await examine(Settings.load(database_url=dsn), thresholds=limits(), clock=lambda: time.time() - 100)
-    assert "ahead of" in finding(ahead, "clock_skew").found
+    assert "ahead of" in finding(ahead, "clock_skew").message
     behind = await examine(Settings.load(database_url=dsn), thresholds=limits(), clock=lambda: time.time() + 100)
-    assert "behind" in finding(behind, "clock_skew").found
+    assert "behind" in finding(behind, "clock_skew").message
 
 
 async def test_it_counts_transaction_ids(dsn: str) -> None:
@@ -462,19 +463,21 @@ async def test_an_older_schema_is_told(empty_dsn: str) -> None:
 
 async def test_roles_are_told_what_they_lack_and_what_they_have_too_much(dsn: str) -> None:
     async with granted(dsn) as roles:
-        assert finding(await diagnose(roles.serve_dsn), "role").found.endswith(
+        assert finding(await diagnose(roles.serve_dsn), "role").message.endswith(
             "may serve, and no more than that takes."
         )
-        assert finding(await diagnose(roles.work_dsn), "role").found.endswith("may work, and no more than that takes.")
-        assert "may migrate" in finding(await diagnose(roles.migrate_dsn), "role").found
+        assert finding(await diagnose(roles.work_dsn), "role").message.endswith(
+            "may work, and no more than that takes."
+        )
+        assert "may migrate" in finding(await diagnose(roles.migrate_dsn), "role").message
         await execute(dsn, f"GRANT UPDATE (input) ON baton.stream TO {roles.names.work}")
         await execute(dsn, f"REVOKE DELETE ON baton.stream FROM {roles.names.serve}")
-        excess = finding(await diagnose(roles.work_dsn), "role_excess_rights")
-        assert "more than that takes: UPDATE on stream (input)." in excess.found
-        lacking = finding(await diagnose(roles.serve_dsn), "role_lacks_rights")
-        assert "To serve it lacks DELETE on stream." in lacking.found
+        excess = finding(await diagnose(roles.work_dsn), "role_excess_privileges")
+        assert "more than that takes: UPDATE on stream (input)." in excess.message
+        lacking = finding(await diagnose(roles.serve_dsn), "role_missing_privileges")
+        assert "To serve it lacks DELETE on stream." in lacking.message
         await execute(dsn, f"ALTER TABLE baton.worker OWNER TO {roles.names.serve}")
-        assert roles.names.serve in finding(await diagnose(dsn), "owners_differ").found
+        assert roles.names.serve in finding(await diagnose(dsn), "owners_differ").message
 
 
 async def test_a_role_that_may_not_look_is_told_so(dsn: str) -> None:
@@ -483,9 +486,10 @@ async def test_a_role_that_may_not_look_is_told_so(dsn: str) -> None:
         await execute(dsn, f"REVOKE USAGE ON SCHEMA baton FROM {roles.names.serve}")
         diagnosis = await diagnose(roles.serve_dsn)
         assert (
-            levels(diagnosis).items() >= {"schema": ERROR, "role_lacks_rights": ERROR, "not_permitted": WARNING}.items()
+            levels(diagnosis).items()
+            >= {"schema": ERROR, "role_missing_privileges": ERROR, "not_permitted": WARNING}.items()
         )
-        assert "workers" in finding(diagnosis, "not_permitted").found
+        assert "workers" in finding(diagnosis, "not_permitted").message
         assert levels(diagnosis)["transaction_ids"] is WELL
 
 
@@ -493,7 +497,7 @@ async def test_a_check_that_gets_no_answer_stops_no_other(dsn: str) -> None:
     async with connected(dsn) as locking, locking.transaction():
         await locking.execute("LOCK baton.worker IN ACCESS EXCLUSIVE MODE")
         diagnosis = await diagnose(dsn, thresholds={"answer_seconds": 0.5})
-    failed = [item.found for item in diagnosis.findings if item.code == "check_failed"]
+    failed = [item.message for item in diagnosis.findings if item.code == "check_failed"]
     assert len(failed) == 3
     assert failed[0].startswith("Workers could not be looked at: no answer within 0.5 s")
     assert "transaction_ids" in levels(diagnosis)
@@ -508,7 +512,7 @@ async def test_a_listen_dsn_that_leads_nowhere_is_told(dsn: str) -> None:
 
 async def test_a_refusal_is_told_whole(dsn: str) -> None:
     diagnosis = await diagnose(urlunsplit(urlsplit(dsn)._replace(netloc="nobody@")))
-    assert finding(diagnosis, "unreachable").found.endswith('role "nobody" does not exist')
+    assert finding(diagnosis, "unreachable").message.endswith('role "nobody" does not exist')
     assert finding(diagnosis, "unreachable").advice == "Correct BATON_DATABASE_URL."
 
 
@@ -547,15 +551,15 @@ def test_the_command_speaks_to_people_and_to_programs(server: str) -> None:
     env = {"BATON_DATABASE_URL": server, "BATON_PARTITION_DAYS_AHEAD": "1"}
     code, out, err = told("doctor", env=env)
     assert (code, err) == (0, ""), out
-    assert "warning  workers_none: " in out
+    assert "warning  workers_missing: " in out
     code, out, err = told("doctor", "--json", "--strict", env=env)
     assert (code, err) == (1, "")
     document = orjson.loads(out)
-    assert document.keys() == {"baton", "complete", "errors", "warnings", "findings"}
+    assert document.keys() == {"version", "complete", "errors", "warnings", "findings"}
     assert (document["complete"], document["errors"]) == (True, 0)
     assert document["warnings"] == sum(item["level"] == "warning" for item in document["findings"])
     for item in document["findings"]:
-        assert item.keys() == {"level", "code", "found", "advice"}
+        assert item.keys() == {"level", "code", "message", "advice"}
         assert item["level"] in {"ok", "warning", "error"}
         assert bool(item["advice"]) == (item["level"] != "ok")
 

@@ -51,7 +51,12 @@ class Clock:
 
 def intake_with(clock: Clock, most: int = 100) -> tuple[Intake, PodMetrics]:
     metrics = PodMetrics()
-    seconds = {"header_seconds": 10, "body_seconds": 30, "keep_alive_seconds": 5, "flush_seconds": 7}
+    seconds = {
+        "header_timeout_seconds": 10,
+        "body_timeout_seconds": 30,
+        "http_keep_alive_seconds": 5,
+        "flush_seconds": 7,
+    }
     return Intake(metrics, max_connections=most, clock=clock, **seconds), metrics
 
 
@@ -166,7 +171,7 @@ async def raw(pod: RunningPod) -> AsyncIterator[Raw]:
 
 
 def rejected(pod: RunningPod, limit: str) -> float:
-    return pod.pod.metrics.registry.get_sample_value("baton_rejected_total", {"limit": limit}) or 0
+    return pod.pod.metrics.registry.get_sample_value("baton_rejections_total", {"limit": limit}) or 0
 
 
 @pytest.mark.parametrize(
@@ -191,7 +196,7 @@ async def test_a_header_that_is_too_large_is_refused(cluster: Cluster, header: b
         assert problem.pop("request_id")
         assert problem == {
             "type": "/errors#header_too_large",
-            "title": "The head of the request is too large",
+            "title": "The header of the request is too large",
             "status": 431,
             "detail": "A request's header may have 4096 bytes at most.",
             "code": "header_too_large",
@@ -224,7 +229,7 @@ async def test_a_header_within_the_bound_is_taken_byte_by_byte(cluster: Cluster)
 
 
 async def test_a_header_that_takes_too_long_is_refused_however_it_trickles(cluster: Cluster) -> None:
-    pod = await cluster.pod(header_seconds=0.5)
+    pod = await cluster.pod(header_timeout_seconds=0.5)
     async with raw(pod) as trickling, raw(pod) as second:
         second.send(GET + b"\r\n")
         assert (await second.response())[0] == 200
@@ -239,30 +244,30 @@ async def test_a_header_that_takes_too_long_is_refused_however_it_trickles(clust
             assert ((await response)[0], (await response)[1]["code"]) == (408, "header_timeout")
         assert (await second.response())[0] == 408
         assert await second.rest() == b""
-    assert rejected(pod, "header_seconds") == 2
-    await until(lambda: pod.metric("baton_connections") == 0)
+    assert rejected(pod, "header_timeout") == 2
+    await until(lambda: pod.metric("baton_tcp_connections") == 0)
 
 
 async def test_who_says_nothing_is_closed_without_a_word(cluster: Cluster) -> None:
-    pod = await cluster.pod(header_seconds=0.3)
+    pod = await cluster.pod(header_timeout_seconds=0.3)
     async with raw(pod) as silent:
         assert await silent.rest() == b""
 
 
 @pytest.mark.parametrize("between", [b"", b"\r\n"])
 async def test_a_connection_that_is_not_used_again_is_closed(cluster: Cluster, between: bytes) -> None:
-    pod = await cluster.pod(keep_alive_seconds=0.3, header_seconds=0.3)
+    pod = await cluster.pod(http_keep_alive_seconds=0.3, header_timeout_seconds=0.3)
     async with raw(pod) as client:
         client.send(GET + b"\r\n")
         assert (await client.response())[0] == 200
         client.send(between)
         await client.rest()
-    await until(lambda: pod.metric("baton_connections") == 0)
+    await until(lambda: pod.metric("baton_tcp_connections") == 0)
 
 
 @pytest.mark.parametrize("head", [b"Content-Length: 100\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n"])
 async def test_a_body_that_never_ends_is_refused(cluster: Cluster, head: bytes) -> None:
-    pod = await cluster.pod(body_seconds=0.5)
+    pod = await cluster.pod(body_timeout_seconds=0.5)
     async with raw(pod) as client:
         client.send(POST + head)
         response = asyncio.create_task(client.response())
@@ -272,12 +277,12 @@ async def test_a_body_that_never_ends_is_refused(cluster: Cluster, head: bytes) 
         # What it sends after the end has the kernel reset the connection, which may take the answer away.
         with contextlib.suppress(ConnectionResetError):
             assert ((await response)[0], (await response)[1]["code"]) == (408, "body_timeout")
-    assert rejected(pod, "body_seconds") == 1
+    assert rejected(pod, "body_timeout") == 1
     assert await cluster.pool.fetchval("SELECT count(*) FROM baton.stream") == 0
 
 
 async def test_a_body_that_nobody_asked_for_is_not_read_for_ever(cluster: Cluster) -> None:
-    pod = await cluster.pod(body_seconds=0.5)
+    pod = await cluster.pod(body_timeout_seconds=0.5)
     async with raw(pod) as client:
         client.send(GET + b"Content-Length: 1000000\r\n\r\n")
         assert (await client.response())[0] == 200
@@ -285,7 +290,7 @@ async def test_a_body_that_nobody_asked_for_is_not_read_for_ever(cluster: Cluste
 
 
 async def test_an_answer_that_is_not_read_is_not_kept_for_ever(cluster: Cluster) -> None:
-    pod = await cluster.pod(keep_alive_seconds=0.3, write_timeout_seconds=0.5)
+    pod = await cluster.pod(http_keep_alive_seconds=0.3, write_timeout_seconds=0.5)
     author = await cluster.author()
     await author.write_texts([100] * 10, padding=5000)
     await author.write(end=True)
@@ -294,8 +299,8 @@ async def test_an_answer_that_is_not_read_is_not_kept_for_ever(cluster: Cluster)
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.connect((parts.hostname, parts.port))
         deaf.sendall(f"GET /v1/streams/{author.id} HTTP/1.1\r\nHost: here\r\n\r\n".encode())
-        await until(lambda: pod.metric("baton_connections") == 1)
-        await until(lambda: pod.metric("baton_connections") == 0)
+        await until(lambda: pod.metric("baton_tcp_connections") == 1)
+        await until(lambda: pod.metric("baton_tcp_connections") == 0)
 
 
 async def test_nonsense_in_the_midst_of_a_stream_gets_into_no_answer(cluster: Cluster) -> None:
@@ -317,11 +322,11 @@ async def test_requests_that_are_sent_ahead_are_not_kept(cluster: Cluster) -> No
         answered = await client.rest()
         assert answered.count(b"HTTP/1.1 200 OK") == answered.count(b"HTTP/1.1") == 1
         assert b"\r\nconnection: close\r\n" in answered
-    await until(lambda: pod.metric("baton_connections") == 0)
+    await until(lambda: pod.metric("baton_tcp_connections") == 0)
 
 
 async def test_a_request_that_is_sent_behind_an_open_stream_gets_into_no_answer(cluster: Cluster) -> None:
-    pod, author = await cluster.pod(body_seconds=0.2), await cluster.author()
+    pod, author = await cluster.pod(body_timeout_seconds=0.2), await cluster.author()
     await author.write(text(1))
     async with raw(pod) as client:
         client.send(f"GET /v1/streams/{author.id}/events HTTP/1.1\r\nHost: here\r\n\r\n".encode())
@@ -462,7 +467,12 @@ async def test_a_trailer_is_no_header(cluster: Cluster) -> None:
 
 async def test_a_stream_outlives_all_of_these_times(cluster: Cluster) -> None:
     pod, author = (
-        await cluster.pod(header_seconds=0.2, body_seconds=0.2, keep_alive_seconds=0.2, heartbeat_seconds=0.5),
+        await cluster.pod(
+            header_timeout_seconds=0.2,
+            body_timeout_seconds=0.2,
+            http_keep_alive_seconds=0.2,
+            sse_keep_alive_seconds=0.5,
+        ),
         await cluster.author(),
     )
     async with following(cluster.client, pod.url, author.id) as follower:
@@ -478,12 +488,12 @@ async def test_half_open_connections_keep_nobody_out(cluster: Cluster) -> None:
         for _ in range(20):
             client = await stack.enter_async_context(raw(pod))
             client.send(b"GET / HT")
-        await until(lambda: pod.metric("baton_connections") == 20)
+        await until(lambda: pod.metric("baton_tcp_connections") == 20)
         async with raw(pod) as refused:  # for a second
             assert (await refused.response())[0] == 503
         assert not pod.pod.full
         await until(lambda: answers(pod))
-        assert pod.metric("baton_connections") <= 21
+        assert pod.metric("baton_tcp_connections") <= 21
 
 
 async def answers(pod: RunningPod) -> bool:

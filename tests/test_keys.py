@@ -34,12 +34,12 @@ async def run(dsn: str, *arguments: str) -> Result:
     return result
 
 
-MAKE = ("make", "web", "--tenant", "acme", "--scope", "read", "--scope", "create")
+MAKE = ("create", "web", "--tenant", "acme", "--scope", "read", "--scope", "create")
 
 
 async def test_keys_are_made_listed_and_revoked_by_the_role_that_migrates(roles: Roles) -> None:
     made = await run(roles.migrate_dsn, *MAKE)
-    assert (made.exit_code, "will not be shown again" in made.stderr) == (0, True)
+    assert (made.exit_code, "is not shown again" in made.stderr) == (0, True)
     key = made.stdout.removesuffix("\n")
     assert keys.parse(key) is not None
     listed = (await run(roles.migrate_dsn, "list", "--json")).stdout
@@ -68,9 +68,9 @@ async def test_a_secret_for_tokens_is_made() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("make a --scope read", "Missing option '--tenant'"),
-        ("make a --tenant t", "Missing option '--scope'"),
-        ("make a --tenant t --scope read --expires-days 0", "--expires-days"),
+        ("create a --scope read", "Missing option '--tenant'"),
+        ("create a --tenant t", "Missing option '--scope'"),
+        ("create a --tenant t --scope read --expires-days 0", "--expires-days"),
     ],
 )
 async def test_a_wrong_argument_is_told(arguments: str, sentence: str) -> None:
@@ -80,7 +80,7 @@ async def test_a_wrong_argument_is_told(arguments: str, sentence: str) -> None:
 
 
 async def test_a_mistake_is_told_in_a_sentence(dsn: str, tmp_path: Path) -> None:
-    arguments = ("keys", "make", "a", "--tenant", "t", "--scope", "all")
+    arguments = ("keys", "create", "a", "--tenant", "t", "--scope", "all")
     assert await finished(*arguments, env=environment(BATON_DATABASE_URL=dsn), cwd=tmp_path) == (
         2,
         "",

@@ -11,7 +11,7 @@ import pytest
 from tests.cluster import ended
 from tests.logbook import until
 
-from baton.db.listener import Listener, State
+from baton.db.listener import Listener, ListenerState
 
 
 class Ear:
@@ -19,21 +19,21 @@ class Ear:
 
     def __init__(self, dsn: str, *, probe_seconds: float = 5) -> None:
         self.heard: list[tuple[str, str]] = []
-        self.states: list[State] = []
+        self.states: list[ListenerState] = []
         callbacks: dict[str, Callable[[str], None]] = {
             channel: lambda payload, channel=channel: self.heard.append((channel, payload))  # type: ignore[misc]
             for channel in ("one", "two")
         }
         self.listener = Listener(dsn, callbacks, on_state=self.on_state, probe_seconds=probe_seconds)
 
-    def on_state(self, state: State) -> None:
+    def on_state(self, state: ListenerState) -> None:
         self.states.append(state)
 
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
         task = asyncio.create_task(self.listener.run())
         try:
-            await until(lambda: self.states[-1:] == [State.LISTENING])
+            await until(lambda: self.states[-1:] == [ListenerState.LISTENING])
             yield
         finally:
             await ended(task)
@@ -61,7 +61,7 @@ async def test_a_listener_gets_the_notifications_of_each_channel(
     empty_dsn: str, connection: asyncpg.Connection[asyncpg.Record]
 ) -> None:
     ear = Ear(empty_dsn)
-    assert ear.listener.state is State.CONNECTING
+    assert ear.listener.state is ListenerState.CONNECTING
     async with ear.listening():
         for channel, payload in (("one", ""), ("other", "x"), ("two", "é\n")):
             await notify(connection, channel, payload)
@@ -85,7 +85,7 @@ async def test_a_lost_connection_is_noticed_reported_and_replaced(
         for round_ in range(3):
             (pid,) = await listeners(connection)
             await connection.execute("SELECT pg_terminate_backend($1)", pid)
-            expected = [State.LISTENING, *([State.DEGRADED, State.LISTENING] * (round_ + 1))]
+            expected = [ListenerState.LISTENING, *([ListenerState.DEGRADED, ListenerState.LISTENING] * (round_ + 1))]
             await until(lambda expected=expected: ear.states == expected)  # type: ignore[misc]
             await notify(connection, "one", str(round_))
             await until(lambda round_=round_: ear.heard[-1:] == [("one", str(round_))])  # type: ignore[misc]
@@ -97,7 +97,7 @@ async def test_a_listener_listens_before_it_reports_it(
     sent: list[asyncio.Task[None]] = []
 
     class Notifying(Ear):
-        def on_state(self, state: State) -> None:
+        def on_state(self, state: ListenerState) -> None:
             super().on_state(state)
             sent.append(asyncio.create_task(notify(connection, "two", state.value)))
 
@@ -121,7 +121,7 @@ async def test_probes_of_a_healthy_connection_change_nothing(
         await until(was_probed)
         await notify(connection, "one", "still here")
         await until(lambda: ear.heard == [("one", "still here")])
-    assert ear.states == [State.LISTENING]
+    assert ear.states == [ListenerState.LISTENING]
 
 
 async def test_a_session_that_lost_its_listen_is_abandoned(
@@ -140,7 +140,7 @@ async def test_a_session_that_lost_its_listen_is_abandoned(
     monkeypatch.setattr(asyncpg.Connection, "add_listener", add_listener)
     ear = Ear(empty_dsn, probe_seconds=0.02)
     async with ear.listening():
-        await until(lambda: ear.states == [State.LISTENING, State.DEGRADED, State.LISTENING])
+        await until(lambda: ear.states == [ListenerState.LISTENING, ListenerState.DEGRADED, ListenerState.LISTENING])
         await notify(connection, "two", "heard")
         await until(lambda: ear.heard == [("two", "heard")])
 
@@ -148,5 +148,5 @@ async def test_a_session_that_lost_its_listen_is_abandoned(
 async def test_without_a_server_a_listener_degrades_and_keeps_trying() -> None:
     ear = Ear("postgresql://nobody@127.0.0.1:1/none")
     task = asyncio.create_task(ear.listener.run())
-    await until(lambda: ear.states == [State.DEGRADED] * 3)
+    await until(lambda: ear.states == [ListenerState.DEGRADED] * 3)
     await ended(task)

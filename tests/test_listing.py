@@ -12,12 +12,12 @@ import pytest
 from tests.cluster import Cluster, Tap
 from tests.logbook import until
 
-from baton.commands.listing import Wanted, list_streams, list_workers
+from baton.commands.listing import StreamQuery, list_streams, list_workers
 from baton.db import stream_creation, stream_ending, worker_rows
 from baton.db.stream_creation import NewStream
 from baton.generators.registry import load_generators
 
-ALL = Wanted(None, None, 20)
+ALL = StreamQuery(None, None, 20)
 
 
 async def printed(
@@ -45,10 +45,10 @@ async def test_streams_are_listed_newest_first(cluster: Cluster, capsys: pytest.
     assert rows[1].endswith("\tqueue_timeout")
 
     for wanted, expected in (
-        (Wanted("acme", None, 20), [first.id]),
-        (Wanted(None, "queued", 20), [second.id]),
-        (Wanted(None, None, 1), [second.id]),
-        (Wanted("acme", "queued", 20), []),
+        (StreamQuery("acme", None, 20), [first.id]),
+        (StreamQuery(None, "queued", 20), [second.id]),
+        (StreamQuery(None, None, 1), [second.id]),
+        (StreamQuery("acme", "queued", 20), []),
     ):
         found = await printed(capsys, list_streams, settings, wanted, as_json=True)
         assert [item["id"] for item in found] == list(map(str, expected))
@@ -57,7 +57,7 @@ async def test_streams_are_listed_newest_first(cluster: Cluster, capsys: pytest.
 async def test_workers_are_listed_with_what_they_do(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     settings = cluster.settings()
     told = await printed(capsys, list_workers, settings, as_json=False)
-    assert told == "No workers. Start one: `baton worker`.\n"
+    assert told == "No workers. Run `baton worker` to start one.\n"
     await cluster.worker(load_generators(cluster.settings()), worker_name="first", worker_concurrency=3)
     header, row = (await printed(capsys, list_workers, settings, as_json=False)).splitlines()
     assert header.split("\t")[:2] == ["worker", "streams"]
@@ -73,12 +73,12 @@ async def test_a_silent_stream_shows_where_streams_are_listed(
     settings = cluster.settings()
     pod, tap = await cluster.pod(), Tap()
     # Half of a heartbeat is a long silence here.
-    worker = await cluster.worker({"replay": tap}, silent_seconds=0.05, worker_heartbeat_seconds=0.1)
+    worker = await cluster.worker({"replay": tap}, silent_after_seconds=0.05, worker_heartbeat_seconds=0.1)
     first = await cluster.create(pod)
     await tap.started.wait()
 
     async def listed() -> dict[str, Any]:
-        found = await printed(capsys, list_streams, settings, Wanted(None, None, 20, silent=True), as_json=True)
+        found = await printed(capsys, list_streams, settings, StreamQuery(None, None, 20, silent=True), as_json=True)
         return {item["id"]: item["silent_seconds"] for item in found}
 
     async def both() -> bool:

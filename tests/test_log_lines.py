@@ -18,8 +18,8 @@ from baton.db import stream_ending
 from baton.errors import GenerationError
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
-from baton.observability.log_config import json_formatter
 from baton.observability.log_context import ContextFilter
+from baton.observability.log_formatters import json_formatter
 from baton.outcome import Outcome
 
 SECRET = "what was said"
@@ -66,8 +66,8 @@ async def test_a_stream_has_a_line_when_it_is_created_and_one_at_its_end(cluster
     stream_id = await cluster.create(pod, input=ITEMS)
     line = await log.one("has ended")
     numbers = {name: line.pop(name) for name in list(line) if name.endswith("_seconds")}
-    assert set(numbers) == {"queue_seconds", "first_token_seconds", "duration_seconds", "total_seconds"}
-    assert 0 <= numbers["first_token_seconds"] <= numbers["duration_seconds"] <= numbers["total_seconds"]
+    assert set(numbers) == {"queue_seconds", "time_to_first_token_seconds", "duration_seconds", "total_seconds"}
+    assert 0 <= numbers["time_to_first_token_seconds"] <= numbers["duration_seconds"] <= numbers["total_seconds"]
     del line["time"]
     assert line == {
         "severity": "INFO",
@@ -210,20 +210,20 @@ async def follow(cluster: Cluster, url: str) -> AsyncIterator[bytes]:
 
 
 async def test_the_line_says_why_a_connection_ended(cluster: Cluster, log: Log) -> None:
-    pod = await cluster.pod(heartbeat_seconds=0.2, max_connection_seconds=0.3)
+    pod = await cluster.pod(sse_keep_alive_seconds=0.2, max_connection_age_seconds=0.3)
     author = await cluster.author()
     await author.write_texts([1])
     url = f"{pod.url}/v1/streams/{author.id}/events"
     async for _ in follow(cluster, url):
         pass
-    assert (await log.one("is closed"))["reason"] == "renewed"
+    assert (await log.one("is closed"))["reason"] == "max_age"
     log.lines.clear()
 
     slow = await cluster.pod()
     url = f"{slow.url}/v1/streams/{author.id}/events"
     async with httpx2.AsyncClient(trust_env=False) as leaver, leaver.stream("GET", url) as answer:
         await anext(answer.aiter_raw())
-    assert (await log.one("is closed"))["reason"] == "left"
+    assert (await log.one("is closed"))["reason"] == "client_disconnected"
     log.lines.clear()
 
     client = follow(cluster, url)

@@ -6,6 +6,7 @@ import datetime
 import io
 import json
 import logging
+import re
 import sys
 import unicodedata
 import uuid
@@ -23,8 +24,8 @@ from tests.logbook import connected
 from tests.processes import SERVES, environment, running
 
 from baton.observability import log_config, log_context, traceparent
-from baton.observability.log_config import json_formatter, text_formatter
 from baton.observability.log_context import ContextFilter
+from baton.observability.log_formatters import json_formatter, text_formatter
 
 HOSTILE = "a\n2026-01-01 INFO forged\r\x1b[2Jb\x00\x85\u2028\u2029\u202e\x9b1mé\ud800"
 ESCAPED = r"a\n2026-01-01 INFO forged\r\x1b[2Jb\x00\x85\u2028\u2029\u202e\x9b1mé\ud800"
@@ -165,6 +166,23 @@ def test_people_are_told_the_fields_and_a_stream_once() -> None:
         assert f"stream_id={stream_id}" in text_formatter().format(record("Gone."))
 
 
+def test_a_line_of_text_in_full() -> None:
+    made = record("Stream %s has ended.", "x", level=logging.WARNING, code="a b", events=3, empty="", none=None)
+    made.created = datetime.datetime(2026, 1, 2, 3, 4, 5).timestamp()
+    plain = "2026-01-02 03:04:05 [warning  ] Stream x has ended. [baton.x] code='a b' events=3"
+    assert text_formatter().format(made) == plain
+    colored = text_formatter(colors=True).format(made)
+    assert re.sub("\x1b\\[\\d+m", "", colored) == plain
+    assert "\x1b[33m\x1b[1mwarning  \x1b[0m" in colored
+
+
+def test_a_stack_is_a_field_and_no_error_is_no_traceback() -> None:
+    made = record("where")
+    made.stack_info, made.exc_info = "Stack (most recent call last):", (None, None, None)
+    assert line(made)["stack_info"] == "Stack (most recent call last):"
+    assert "stack_trace" not in line(made)
+
+
 # A process
 
 
@@ -233,12 +251,18 @@ def test_warnings_what_nobody_caught_and_the_loggers_of_structlog_are_lines_too(
         warnings.warn("old", stacklevel=1)
     error = raised("unexpected")
     sys.excepthook(type(error), error, error.__traceback__)
-    structlog.get_logger("mine").info("hello %s", "you", answer=42)
-    warned, ended, own = map(json.loads, shown.getvalue().splitlines())
+    structlog.get_logger("mine").info("hello %s", "you", answer=42, name="a field")
+    try:
+        raise error
+    except RuntimeError:
+        structlog.get_logger("mine").exception("100%")
+    warned, ended, own, failed = map(json.loads, shown.getvalue().splitlines())
     assert (warned["severity"], warned["logger"]) == ("WARNING", "py.warnings")
     assert (ended["severity"], ended["worker"]) == ("CRITICAL", "w-1")
     assert "RuntimeError: unexpected" in ended["stack_trace"]
-    assert (own["message"], own["answer"], own["logger"]) == ("hello you", 42, "mine")
+    assert (own["message"], own["answer"], own["name"], own["logger"]) == ("hello you", 42, "a field", "mine")
+    assert (failed["severity"], failed["message"], failed["logger"]) == ("ERROR", "100%", "mine")
+    assert "RuntimeError: unexpected" in failed["stack_trace"]
 
 
 async def test_a_hostile_request_is_one_line_in_the_log_of_a_pod(dsn: str) -> None:

@@ -12,7 +12,7 @@ async def test_what_is_live_is_marked_and_counted(dsn: str) -> None:
     await queue(dsn)
     code, out, err = await finished("mark-restored", env=environment(BATON_DATABASE_URL=dsn))
     assert code == 0, err
-    assert out.startswith("Marked. 1 streams were queued or running.")
+    assert out.startswith("Marked as restored. 1 streams were queued or running.")
     code, out, err = await finished("mark-restored", "--nothing-lost", env=environment(BATON_DATABASE_URL=dsn))
     assert code == 0, err
     assert out == "1 queued or running streams of an older history continue in this one.\n"
@@ -24,5 +24,5 @@ async def test_a_key_of_notifications_is_replaced(dsn: str) -> None:
         (before,) = (await signing_keys.read(connection, now)).secrets
         code, out, err = await finished("keys", "rotate-notify", env=environment(BATON_DATABASE_URL=dsn))
         assert code == 0, err
-        assert out == f"Made key {before + 1}. The previous key expires 80 s from now.\n"
+        assert out == f"Created key {before + 1}. The previous key becomes invalid in 80 s.\n"
         assert set((await signing_keys.read(connection, now)).secrets) == {before, before + 1}

@@ -15,11 +15,11 @@ from tests.logbook import until
 
 from baton.errors import ConfigurationError, GenerationError
 from baton.generators import GenerationRequest
-from baton.generators.asked import Asked, asked_by
 from baton.generators.protocol import Yielded
+from baton.generators.requested_model import RequestedModel, asked_by
 from baton.observability.metrics import Names, PodMetrics, WorkerMetrics
 from baton.observability.metrics.exposition import exposed
-from baton.observability.metrics.numbers import MOST_VALUES, Histogram, LabelledCounter
+from baton.observability.metrics.numbers import MOST_VALUES, Histogram, LabeledCounter
 
 
 async def three_words(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
@@ -42,7 +42,7 @@ def test_a_histogram_counts_into_buckets_that_include_their_bound() -> None:
 
 
 def test_labels_have_few_values_whatever_is_counted() -> None:
-    counter = LabelledCounter("ends", "Ends", "status", "code")
+    counter = LabeledCounter("ends", "Ends", "status", "code")
     for number in range(MOST_VALUES + 10):
         counter.add("failed", f"code_{number}")
     counter.add("failed", "code_0")
@@ -82,14 +82,14 @@ async def test_what_a_worker_and_a_pod_did_is_counted(cluster: Cluster) -> None:
         return worker.metrics.registry.get_sample_value(name, labels)
 
     await until(lambda: of_worker("baton_worker_streams") == 0)
-    assert of_worker("baton_worker_slots") == worker._settings.worker_concurrency
+    assert of_worker("baton_worker_concurrency") == worker._settings.worker_concurrency
     whole_ones, failed_ones = ({"generator": name, "model": ""} for name in ("three_words", "failing"))
     assert of_worker("baton_streams_ended_total", **whole_ones, status="completed", code="stop") == 1
     assert of_worker("baton_streams_ended_total", **failed_ones, status="failed", code="provider_timeout") == 1
-    assert of_worker("baton_first_token_seconds_count", **whole_ones) == 1
-    assert of_worker("baton_first_token_seconds_count", **failed_ones) == 1
+    assert of_worker("baton_time_to_first_token_seconds_count", **whole_ones) == 1
+    assert of_worker("baton_time_to_first_token_seconds_count", **failed_ones) == 1
     assert of_worker("baton_stream_seconds_count", **failed_ones) == 1
-    assert of_worker("baton_token_gap_seconds_count") == 2
+    assert of_worker("baton_inter_token_seconds_count") == 2
     assert of_worker("baton_queue_seconds_count", generator="failing") == 1
     assert worker.metrics.tokens == 4
     assert of_worker("baton_flush_events_sum") == 6
@@ -109,8 +109,8 @@ class Asking:
     def __init__(self) -> None:
         self.asked = 0
 
-    def asked_model(self, given: Any) -> Asked:
-        return Asked(given["model"], "openai")
+    def requested_model(self, given: Any) -> RequestedModel:
+        return RequestedModel(given["model"], "openai")
 
     async def __call__(self, _request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
         self.asked += 1
@@ -118,7 +118,7 @@ class Asking:
 
 
 async def test_a_worker_goes_on_where_a_generator_cannot_say_which_model_it_asks(cluster: Cluster) -> None:
-    """An input that `asked_model` did not expect is one client's: it is not to end the streams of all others."""
+    """An input that `requested_model` did not expect is one client's: it is not to end the streams of all others."""
     await cluster.worker({"ask": Asking()})
     pod = await cluster.pod()
     for _ in range(2):
@@ -133,7 +133,7 @@ async def test_a_worker_goes_on_where_a_generator_cannot_say_which_model_it_asks
     ids=["known", "long", "list", "half", "none"],
 )
 def test_the_model_that_is_asked_fits_a_line_of_the_log(model: Any, found: str | None) -> None:
-    assert asked_by(Asking(), {"model": model}) == Asked(found, "openai")
+    assert asked_by(Asking(), {"model": model}) == RequestedModel(found, "openai")
 
 
 async def test_labels_have_the_models_that_the_settings_name_and_no_other(cluster: Cluster) -> None:
@@ -164,7 +164,7 @@ def test_a_generator_that_is_not_here_is_another() -> None:
 
 
 def test_silent_streams_are_counted_when_prometheus_asks() -> None:
-    metrics = WorkerMetrics(8, silent_seconds=30)
+    metrics = WorkerMetrics(8, silent_after_seconds=30)
     metrics.silences = lambda: [("a", 29.9), ("a", 30.0), ("a", 100.0), ("b", 0.0)]
     silent = {name: metrics.registry.get_sample_value("baton_silent_streams", {"generator": name}) for name in "ab"}
     assert silent == {"a": 2, "b": 0}
@@ -214,7 +214,7 @@ def test_a_worker_serves_its_metrics_where_it_is_told_to() -> None:
     with exposed(metrics, "127.0.0.1", 0) as url:
         assert url is not None
         with urllib.request.urlopen(url) as answer:
-            assert b"baton_worker_slots 7.0" in answer.read()
+            assert b"baton_worker_concurrency 7.0" in answer.read()
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(url)
 

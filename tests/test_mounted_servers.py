@@ -183,7 +183,7 @@ async def test_who_only_waits_for_an_end_holds_up_no_process(
     async def waits() -> bool:
         return bool(await cluster.pool.fetchval("SELECT sum(subscribers) > 0 FROM baton.pod"))
 
-    async with mounted(server, tmp_path, cluster.dsn, BATON_NOTE_INTERVAL_SECONDS="0.1") as site:
+    async with mounted(server, tmp_path, cluster.dsn, BATON_POD_HEARTBEAT_SECONDS="0.1") as site:
         viewers = Viewers(cluster.client, site, author)
         waiting = viewers.waiting()
         await until(waits)

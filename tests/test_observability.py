@@ -1,4 +1,4 @@
-"""The alerts, the runbook and the dashboard: that they speak of metrics that there are, and of each other."""
+"""The alerts, the runbook and the dashboard name existing metrics, and each other."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def used(text: str) -> set[str]:
     return set(re.findall(r"\bbaton_[a-z_]+", text))
 
 
-def test_alerts_and_dashboard_use_metrics_that_there_are() -> None:
+def test_alerts_and_dashboard_use_existing_metrics() -> None:
     asked = used(" ".join(expressions()) + " ".join(rule["expr"] for rule in rules()))
     assert len(asked) > 20
     assert asked <= metric_names()
@@ -47,21 +47,21 @@ def test_every_metric_is_on_the_dashboard() -> None:
     shown = used(" ".join(expressions()))
     stems = {re.sub(r"_(bucket|sum|count|total)$", "", name) for name in shown}
     known = {re.sub(r"_(bucket|sum|count|total)$", "", name) for name in metric_names()}
-    # How many wait is less than how long.
+    # The number of waiting streams says less than their waiting time.
     assert known - stems <= {"baton_queued_streams", "baton_flush_events"}
 
 
-def test_what_has_a_generator_and_a_model_is_shown_by_them() -> None:
-    """The labels, too: a panel that sums over all of them shows no model that has slowed down."""
+def test_panels_use_the_labels_generator_and_model() -> None:
+    """A panel that sums over all models does not show a slow model."""
     asked = [expr for expr in expressions() if re.search(r"by \([a-z, ]*\bmodel\b", expr)]
     assert used(" ".join(asked)) == {
-        "baton_first_token_seconds_bucket",
+        "baton_time_to_first_token_seconds_bucket",
         "baton_usage_tokens_total",
         "baton_streams_ended_total",
     }
 
 
-def test_each_alert_has_its_entry_in_the_runbook_and_each_entry_its_alert() -> None:
+def test_alerts_and_runbook_entries_match() -> None:
     headings = re.findall(r"^## (\w+)$", (ROOT / "docs/runbook.md").read_text(), re.MULTILINE)
     assert headings == [rule["alert"] for rule in rules()]
     for rule in rules():
@@ -70,13 +70,13 @@ def test_each_alert_has_its_entry_in_the_runbook_and_each_entry_its_alert() -> N
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed: the alerts' grammar was not checked")
-def test_prometheus_takes_the_alerts() -> None:
+def test_prometheus_accepts_the_alerts() -> None:
     assert PROMTOOL is not None
     said = subprocess.run([PROMTOOL, "check", "rules", str(ALERTS)], capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stdout + said.stderr
 
 
-def test_the_end_of_partitions_is_near_at_one_time_everywhere() -> None:
+def test_the_partitions_alert_log_and_pages_use_the_same_hours() -> None:
     hours = partitions.LEAST_SECONDS // 3600
     assert hours * 3600 == partitions.LEAST_SECONDS
     (rule,) = [rule for rule in rules() if rule["alert"] == "BatonPartitionsEnd"]

@@ -33,7 +33,7 @@ from baton.db import (
 )
 from baton.db.event_log import Append
 from baton.db.postgres import Connection
-from baton.db.stream_lists import Wanted
+from baton.db.stream_lists import StreamFilter
 from baton.events import USAGE_HEAD, encode_text
 from baton.outcome import Outcome
 
@@ -66,19 +66,19 @@ SELECT ('01900000' || lpad(to_hex($3::integer), 4, '0') || '7000' || '8000' || l
        $1, 'test', '1', 'retry', $4, jsonb_build_object('kind', $5::text, 'chat', i::text)
 FROM generate_series(1, $2::integer) AS i
 """
-LISTS: dict[str, Wanted] = {
-    "the newest": Wanted("large"),
-    "a state that none has": Wanted("large", statuses=["failed"]),
-    "a state that is rare": Wanted("large", statuses=["cancelled"]),
-    "two states": Wanted("large", statuses=["failed", "cancelled"]),
-    "queued": Wanted("large", statuses=["queued"]),
-    "metadata that all have": Wanted("large", statuses=["failed"], metadata=[{"kind": "x"}]),
-    "metadata that none has": Wanted("large", metadata=[{"kind": "none"}, {"kind": 1}]),
-    "metadata that one has": Wanted("large", metadata=[{"chat": "4242"}, {"chat": 4242}]),
-    "of all": Wanted(None, statuses=["failed"]),
-    "running of all": Wanted(None, statuses=["running"]),
-    "of a small tenant": Wanted("small", statuses=["cancelled"]),
-    "metadata of a small tenant": Wanted("small", metadata=[{"kind": "x"}]),
+LISTS: dict[str, StreamFilter] = {
+    "the newest": StreamFilter("large"),
+    "a state that none has": StreamFilter("large", statuses=["failed"]),
+    "a state that is rare": StreamFilter("large", statuses=["cancelled"]),
+    "two states": StreamFilter("large", statuses=["failed", "cancelled"]),
+    "queued": StreamFilter("large", statuses=["queued"]),
+    "metadata that all have": StreamFilter("large", statuses=["failed"], metadata=[{"kind": "x"}]),
+    "metadata that none has": StreamFilter("large", metadata=[{"kind": "none"}, {"kind": 1}]),
+    "metadata that one has": StreamFilter("large", metadata=[{"chat": "4242"}, {"chat": 4242}]),
+    "of all": StreamFilter(None, statuses=["failed"]),
+    "running of all": StreamFilter(None, statuses=["running"]),
+    "of a small tenant": StreamFilter("small", statuses=["cancelled"]),
+    "metadata of a small tenant": StreamFilter("small", metadata=[{"kind": "x"}]),
 }
 LARGE = 100_000
 
@@ -265,13 +265,13 @@ async def test_a_list_looks_at_a_bounded_number_of_rows_whatever_a_tenant_has(
                     page = await stream_lists.find(connection, wanted, 20)
                     assert page.scanned <= stream_lists.MAX_SCANNED
             await connection.execute("ANALYZE baton.stream")
-        small = await stream_lists.find(connection, Wanted("small", statuses=["cancelled"]), 20)
+        small = await stream_lists.find(connection, StreamFilter("small", statuses=["cancelled"]), 20)
         assert (small.streams, small.before, small.scanned) == ([], None, 50)
         found = [item async for item in stream_lists.find_all(connection, LISTS["a state that is rare"], 20)]
         assert [item.metadata["kind"] for item in found] == ["rare"] * 3
 
 
-async def blocks(connection: Connection, wanted: Wanted) -> int:
+async def blocks(connection: Connection, wanted: StreamFilter) -> int:
     """Count the blocks of `stream` and its indexes that a list of 20 looks at."""
     query = """
         SELECT sum(heap_blks_read + heap_blks_hit + idx_blks_read + idx_blks_hit)::bigint

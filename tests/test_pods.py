@@ -53,7 +53,7 @@ async def test_every_cursor_behind_the_window_continues_inside_its_batch(cluster
 async def test_a_client_that_changes_pods_after_every_event_of_a_live_stream_misses_nothing(cluster: Cluster) -> None:
     pods = await two_pods(cluster)
     tap = Tap()
-    await cluster.worker({"replay": tap}, flush_window_milliseconds=1)
+    await cluster.worker({"replay": tap}, flush_interval_milliseconds=1)
     stream_id = await cluster.create(pods[0])
     words = [f"word {number} " for number in range(40)]
     got: list[str] = []
@@ -79,7 +79,7 @@ async def test_subscribing_at_any_moment_of_a_live_stream_leaves_no_gap_and_no_r
             await asyncio.sleep(random.random() * 0.004)
             yield f"{number} " + "x" * random.choice((1, 30, 400))
 
-    await cluster.worker({"replay": generate}, flush_window_milliseconds=5)
+    await cluster.worker({"replay": generate}, flush_interval_milliseconds=5)
     stream_id = await cluster.create(pods[0])
 
     async def client(number: int) -> list[int]:
@@ -165,7 +165,7 @@ async def test_any_text_arrives_as_it_should(cluster: Cluster) -> None:
 
 
 async def test_text_is_kept_out_of_notifications_where_that_is_wanted(cluster: Cluster) -> None:
-    pod = await cluster.pod(safety_poll_seconds=60)
+    pod = await cluster.pod(log_poll_seconds=60)
     heard: list[str] = []
     connection = await asyncpg.connect(cluster.dsn)
     await connection.add_listener("baton_events", lambda *told: heard.append(str(told[3])))
@@ -184,7 +184,7 @@ async def test_text_is_kept_out_of_notifications_where_that_is_wanted(cluster: C
 
 
 async def test_what_no_notification_told_is_found_by_the_safety_poll(cluster: Cluster) -> None:
-    pod = await cluster.pod(safety_poll_seconds=0.1)
+    pod = await cluster.pod(log_poll_seconds=0.1)
     author = await cluster.author()
     async with following(cluster.client, pod.url, author.id) as follower:
         for number in range(3):
@@ -195,7 +195,7 @@ async def test_what_no_notification_told_is_found_by_the_safety_poll(cluster: Cl
 
 
 async def test_notifications_alone_deliver(cluster: Cluster) -> None:
-    pod = await cluster.pod(safety_poll_seconds=60)
+    pod = await cluster.pod(log_poll_seconds=60)
     author = await cluster.author()
     async with following(cluster.client, pod.url, author.id) as follower:
         await follower.next_block()
@@ -207,7 +207,7 @@ async def test_notifications_alone_deliver(cluster: Cluster) -> None:
 
 
 async def test_notifications_lost_repeated_and_reordered_change_nothing(cluster: Cluster) -> None:
-    pod = await cluster.pod(safety_poll_seconds=60)
+    pod = await cluster.pod(log_poll_seconds=60)
     author = await cluster.author()
     async with following(cluster.client, pod.url, author.id) as follower:
         items = [await author.write(text(number), text(number), notify=False) for number in range(6)]
@@ -237,7 +237,7 @@ async def kill_listener(cluster: Cluster) -> None:
 
 
 async def test_a_killed_listen_connection_is_replaced_and_what_was_missed_is_caught_up_with(cluster: Cluster) -> None:
-    pod = await cluster.pod(safety_poll_seconds=60)
+    pod = await cluster.pod(log_poll_seconds=60)
     author = await cluster.author()
     async with following(cluster.client, pod.url, author.id) as follower:
         for _ in range(3):
@@ -254,7 +254,7 @@ async def test_a_killed_listen_connection_is_replaced_and_what_was_missed_is_cau
 
 
 async def test_erasing_a_stream_closes_its_connections_on_all_pods_and_then_it_is_unknown(cluster: Cluster) -> None:
-    one, two = await two_pods(cluster, safety_poll_seconds=60)
+    one, two = await two_pods(cluster, log_poll_seconds=60)
     tap = Tap()
     await cluster.worker({"replay": tap})
     stream_id = await cluster.create(one)
@@ -275,7 +275,7 @@ async def test_erasing_a_stream_closes_its_connections_on_all_pods_and_then_it_i
 
 
 async def test_an_erased_stream_is_noticed_without_its_notification(cluster: Cluster) -> None:
-    pod = await cluster.pod(safety_poll_seconds=0.1)
+    pod = await cluster.pod(log_poll_seconds=0.1)
     author = await cluster.author()
     async with following(cluster.client, pod.url, author.id) as follower:
         await author.write(text(1))
@@ -285,7 +285,7 @@ async def test_an_erased_stream_is_noticed_without_its_notification(cluster: Clu
 
 
 async def test_who_follows_a_queued_stream_hears_of_its_cancelling(cluster: Cluster) -> None:
-    one, two = await two_pods(cluster, safety_poll_seconds=60)
+    one, two = await two_pods(cluster, log_poll_seconds=60)
     stream_id = await cluster.create(one)
     async with following(cluster.client, two.url, stream_id) as follower:
         await follower.next_block()
@@ -378,7 +378,7 @@ async def test_a_pod_that_follows_nothing_is_ready_for_as_long_as_the_database_a
     postgres: str, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baton.pod.pod.READY_SILENCE_SECONDS", 0.5)
-    pod = await cluster.pod(safety_poll_seconds=0.05, note_interval_seconds=0.05)
+    pod = await cluster.pod(log_poll_seconds=0.05, pod_heartbeat_seconds=0.05)
     opened_at = pod.pod.relays.answered_at
     await until(lambda: time.monotonic() > opened_at + 1)
     assert pod.pod.ready

@@ -24,7 +24,7 @@ from baton.errors import CursorBeyondTail, StreamNotFound
 from baton.observability.metrics import PodMetrics
 from baton.outcome import Outcome
 from baton.pod.relay import Relays, Subscriber
-from baton.pod.subscriber_limits import Audience
+from baton.pod.subscriber_limits import SubscriberLimits
 from baton.pod.trusted_notifications import Trust
 
 KEYS = SigningKeys({7: b"k" * 32}, "here/00000001")
@@ -35,11 +35,16 @@ class Pod:
 
     def __init__(self, cluster: Cluster, *, window_bytes: int = 131_072, poll_seconds: float = 60) -> None:
         self.metrics = PodMetrics()
-        audience = Audience(self.metrics, max_pod=1000, max_tenant=1000, max_stream=1000)
+        subscriber_limits = SubscriberLimits(self.metrics, max_pod=1000, max_tenant=1000, max_stream=1000)
         self.trust = Trust(cluster.pool, look_seconds=60, on_new_history=self._doubt_all)
         self.trust.keys = KEYS
         self.relays = Relays(
-            cluster.pool, self.metrics, audience, self.trust, window_bytes=window_bytes, poll_seconds=poll_seconds
+            cluster.pool,
+            self.metrics,
+            subscriber_limits,
+            self.trust,
+            window_bytes=window_bytes,
+            poll_seconds=poll_seconds,
         )
 
     def _doubt_all(self) -> None:

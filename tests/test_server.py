@@ -139,7 +139,7 @@ async def test_a_pod_without_clients_leaves_at_once(cluster: Cluster) -> None:
 
 async def test_a_worker_that_is_signalled_hands_its_streams_to_the_next(cluster: Cluster) -> None:
     pod = await cluster.pod()
-    env = environment(BATON_DATABASE_URL=cluster.dsn, BATON_REPLAY_SPEED="0.5", BATON_LEAVE_SECONDS="0.5")
+    env = environment(BATON_DATABASE_URL=cluster.dsn, BATON_REPLAY_SPEED="0.5", BATON_WORKER_DRAIN_SECONDS="0.5")
     async with running("worker", env=env) as first:
         stream_id = await cluster.create(pod, input={"transcript": "outlive"})
         async with following(cluster.client, pod.url, stream_id) as follower:

@@ -1,4 +1,4 @@
-"""Settings: where they come from, and the sentence that a mistake gets."""
+"""Sources of settings, and the message for an invalid one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_every_setting_but_the_database_has_a_default() -> None:
         _ = loaded.dsn
 
 
-def test_the_environment_goes_before_the_file_and_an_argument_before_both(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_override_the_environment_which_overrides_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     Path(".env").write_text("BATON_PORT=1\nBATON_MAX_ATTEMPTS=5\nBATON_LEASE_SECONDS=7\nOTHER=1\n")
     monkeypatch.setenv("BATON_MAX_ATTEMPTS", "6")
     monkeypatch.setenv("BATON_LEASE_SECONDS", "8")
@@ -62,7 +62,7 @@ def test_the_environment_goes_before_the_file_and_an_argument_before_both(monkey
         (
             "BATON_POD_NAME",
             "pöd",
-            "BATON_POD_NAME: it must be 1 to 100 printable ASCII characters, with no space at an end.",
+            "BATON_POD_NAME: it must be 1 to 100 printable ASCII characters, without a space at either end.",
         ),
         ("BATON_POD_NAME", "a\nb", "BATON_POD_NAME: it must be 1 to 100 printable ASCII"),
         ("BATON_POD_NAME", "x" * 101, "BATON_POD_NAME: it must be 1 to 100 printable ASCII"),
@@ -71,7 +71,7 @@ def test_the_environment_goes_before_the_file_and_an_argument_before_both(monkey
         ("BATON_PORT", "65536", "BATON_PORT: Input should be less than or equal to 65535 (it is 65536)."),
     ],
 )
-def test_a_mistake_gets_a_sentence_that_names_the_variable(
+def test_an_invalid_setting_gets_a_message_that_names_it(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, sentence: str
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -82,7 +82,7 @@ def test_a_mistake_gets_a_sentence_that_names_the_variable(
 
 
 @pytest.mark.parametrize("name", ["a", "pod-a", "x" * 100, "pod ~ !"])
-def test_a_name_is_what_a_header_can_carry(name: str) -> None:
+def test_a_name_fits_into_a_header(name: str) -> None:
     assert Settings.load(pod_name=name, worker_name=name).pod_name == name
 
 
@@ -91,12 +91,12 @@ def test_a_lease_outlasts_three_heartbeats() -> None:
     with pytest.raises(ConfigurationError) as caught:
         Settings.load(database_url=DSN, lease_seconds=2.9, worker_heartbeat_seconds=1)
     assert str(caught.value) == (
-        "BATON_LEASE_SECONDS must be at least 3 times BATON_WORKER_HEARTBEAT_SECONDS, 3 (it is 2.9): "
-        "else a worker whose heartbeat is late counts as dead."
+        "BATON_LEASE_SECONDS must be at least 3 times BATON_WORKER_HEARTBEAT_SECONDS, 3 (it is 2.9). "
+        "Otherwise a worker whose heartbeat is late counts as dead."
     )
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_invalid_settings_are_reported_at_once() -> None:
     with pytest.raises(ConfigurationError, match=r"BATON_PORT: .* BATON_MAX_ATTEMPTS: "):
         Settings.load(port=-1, max_attempts=0)
 
@@ -115,7 +115,7 @@ def test_generators_are_a_list_of_names(monkeypatch: pytest.MonkeyPatch, given: 
     assert Settings.load().generators == found
 
 
-def test_models_are_an_object_of_json(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_are_a_json_object(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATON_MODELS", "")
     assert Settings.load().models == {}
     monkeypatch.setenv("BATON_MODELS", '{"gpt-5": "openai", "a/b:c": {"generator": "openai", "model": "x"}}')
@@ -126,7 +126,7 @@ def test_models_are_an_object_of_json(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "expected"),
     [
         ("fast=openai", "it must be a JSON object"),
         ("[]", "it must be a JSON object"),
@@ -136,15 +136,15 @@ def test_models_are_an_object_of_json(monkeypatch: pytest.MonkeyPatch) -> None:
         ('{"a": {"model": "x"}}', "value 1 must be the name of a generator"),
     ],
 )
-def test_models_that_are_none(monkeypatch: pytest.MonkeyPatch, given: str, told: str) -> None:
+def test_invalid_models(monkeypatch: pytest.MonkeyPatch, given: str, expected: str) -> None:
     monkeypatch.setenv("BATON_MODELS", given)
     with pytest.raises(ConfigurationError) as caught:
         Settings.load()
-    assert str(caught.value).startswith(f"BATON_MODELS: {told}")
+    assert str(caught.value).startswith(f"BATON_MODELS: {expected}")
 
 
 @pytest.mark.parametrize("around", ["{}\n", " {}", "{}\r\n", "\t{} \n"])
-def test_what_comes_from_a_mounted_file_loses_its_line_break(
+def test_values_of_mounted_files_lose_their_line_break(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, around: str
 ) -> None:
     given = {
@@ -173,7 +173,7 @@ def test_what_comes_from_a_mounted_file_loses_its_line_break(
     loaded = Settings.load()
     assert loaded.model_dump() == clean.model_dump()
     assert (loaded.dsn, loaded.openai_base_url, loaded.port) == (DSN, "https://host/v1", 80)
-    # As arguments, and as files, they are the same.
+    # The same holds for arguments and files.
     given_key = Settings.load(openai_api_key=SecretStr(around.format("sk-1"))).openai_api_key
     assert given_key == SecretStr("sk-1")
     monkeypatch.delenv("BATON_DATABASE_URL")
@@ -194,7 +194,7 @@ def test_what_comes_from_a_mounted_file_loses_its_line_break(
         ("BATON_DATABASE_URL", "postgresql://u:p\nq@h/n"),
     ],
 )
-def test_what_no_header_and_no_address_can_hold_is_refused_at_the_start(
+def test_keys_and_addresses_with_invalid_characters_are_refused(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -203,7 +203,7 @@ def test_what_no_header_and_no_address_can_hold_is_refused_at_the_start(
 
 
 MARKER = "sk-live-4f9d"
-# A secret where it does not belong: alone, in a list, in JSON, in an address, and where Python's own words quote it.
+# A secret in the wrong place: alone, in a list, in JSON, in an address, and where Python's own errors quote it.
 MALFORMED = (
     MARKER,
     f"{MARKER}=x:y,{MARKER}",
@@ -222,7 +222,7 @@ MALFORMED = (
 
 
 def variables() -> list[str]:
-    """Return each variable that a setting is read from."""
+    """Return each variable that sets a setting."""
     found: list[Any] = []
     for name, field in Settings.model_fields.items():
         alias = field.validation_alias
@@ -234,16 +234,16 @@ def variables() -> list[str]:
 def test_no_mistake_shows_a_secret(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     for value in MALFORMED:
         monkeypatch.setenv(variable, value)
-        with contextlib.suppress(ImportError):  # what is well-formed may name a module that is not there
+        with contextlib.suppress(ImportError):  # a well-formed value may name a missing module
             sentence = mistake()
             assert sentence is None or MARKER not in sentence, value
 
 
 def mistake() -> str | None:
-    """Return what a worker says of its settings and of its presets."""
+    """Return a worker's error about its settings and presets, or None."""
     try:
         loaded = Settings.load()
-        load_generators(loaded.model_copy(update={"generators": {}, "offered_generators": frozenset()}))
+        load_generators(loaded.model_copy(update={"generators": {}, "enabled_generators": frozenset()}))
     except ConfigurationError as error:
         return str(error)
     return None
@@ -256,7 +256,7 @@ def test_sqlalchemys_driver_suffix_is_dropped(scheme: str) -> None:
     assert loaded.listen_dsn == loaded.dsn
 
 
-def test_the_listener_can_go_around_a_pooler() -> None:
+def test_the_listener_can_bypass_a_pooler() -> None:
     assert (
         Settings.load(database_url=DSN, listen_database_url="postgres://direct/n").listen_dsn == "postgres://direct/n"
     )
@@ -267,12 +267,12 @@ def test_secrets_are_not_shown(value: Any) -> None:
     assert "secret" not in repr(Settings.load(database_url=value, openai_api_key="secret"))
 
 
-def test_the_providers_own_variables_are_taken_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_providers_own_variables_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "theirs")
     key = Settings.load().openai_api_key
     assert key is not None
     assert key.get_secret_value() == "theirs"
 
 
-def test_the_page_of_settings_is_what_they_are() -> None:
+def test_the_settings_page_is_up_to_date() -> None:
     assert PAGE.read_text() == page(), "Run: python -m tests.settings_page"

@@ -18,7 +18,7 @@ from baton.db import event_log, stream_creation, stream_ending, stream_lists, st
 from baton.db.event_log import Append, Fence
 from baton.db.postgres import Pool, pool
 from baton.db.stream_creation import IdempotencyKey, NewStream
-from baton.db.stream_lists import Wanted
+from baton.db.stream_lists import StreamFilter
 from baton.errors import ConfigurationError, IdempotencyConflict, TooManyStreams
 from baton.events import MAX_SEQ, encode_text
 from baton.outcome import Outcome
@@ -311,7 +311,7 @@ async def test_streams_are_found_newest_first(opened: Pool) -> None:
 
     async def found(limit: int = 20, **given: Any) -> list[UUID]:
         async with opened.acquire() as connection:
-            page = await stream_lists.find(connection, Wanted("t", **given), limit)
+            page = await stream_lists.find(connection, StreamFilter("t", **given), limit)
         return [stream.id for stream in page.streams]
 
     assert await found() == made[::-1]
@@ -339,7 +339,7 @@ async def test_empty_pages_still_lead_to_all_rare_streams(
         # Fewer have not ended than are looked at; those that have metadata, or both states, are more.
         for given in ({"statuses": ["queued"]}, {"statuses": ["queued", "completed"]}, {"metadata": [{"kind": "x"}]}):
             with subtests.test(f"{tenant} {given}"):
-                wanted = Wanted(tenant, **given)
+                wanted = StreamFilter(tenant, **given)
                 pages: list[list[UUID]] = []
                 async with opened.acquire() as connection:
                     while len(pages) < 20:

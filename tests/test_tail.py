@@ -24,7 +24,7 @@ async def test_it_tells_the_answer_and_how_it_ended(cluster: Cluster, capsys: py
     assert await tailed(str(author.id), pod) == 0
     told = capsys.readouterr()
     assert told.out == "Hm. \n\nForty-two\n"
-    assert told.err.startswith(f"· pod {pod.name}, from the beginning\n· completed (stop)")
+    assert told.err.startswith(f"· pod {pod.name}, from the start\n· completed (stop)")
 
 
 async def test_as_json_it_is_a_line_for_each_event_and_nothing_else(

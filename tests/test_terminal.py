@@ -7,7 +7,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from baton.commands.terminal import Answer, Flow
+from baton.commands.terminal import AnswerPrinter, Flow
 from baton.generators.replay import load_transcripts
 
 
@@ -18,7 +18,7 @@ def console(*, terminal: bool, width: int = 60) -> tuple[Console, io.StringIO]:
 
 def shown(events: list[dict[str, Any]], *, terminal: bool = False, width: int = 60) -> str:
     made, file = console(terminal=terminal, width=width)
-    answer = Answer(Flow(made))
+    answer = AnswerPrinter(Flow(made))
     for event in events:
         answer.show(event)
     answer.end()

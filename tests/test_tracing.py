@@ -248,8 +248,8 @@ async def test_an_application_that_it_is_mounted_in_has_the_trace(cluster: Clust
 WITHOUT = """
 import sys
 sys.modules["opentelemetry"] = None
-import baton.cli, baton.main, baton.worker
-from baton import tracing, traceparent
+import baton.cli, baton.app, baton.worker.worker
+from baton.observability import traceparent, tracing
 from baton.errors import ConfigurationError
 parent = traceparent.parse(sys.argv[1])
 with tracing.span("create", parent, kind="server", attributes={"a": 1}, link=parent) as span:
@@ -267,7 +267,7 @@ async def test_without_opentelemetry_a_trace_passes_through(cluster: Cluster) ->
     given = environment(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1")
     code, out, err = await finished("-c", WITHOUT, PARENT["traceparent"], env=given, command=sys.executable)  # type: ignore[arg-type]
     assert code == 0, err
-    assert 'pip install "baton[otel]"' in out
+    assert 'pip install "baton-stream[otel]"' in out
 
 
 class Collector:
@@ -371,7 +371,7 @@ async def test_a_span_says_which_model_was_asked_and_which_answered(cluster: Clu
 
 async def test_each_attempts_span_has_its_own_usage(cluster: Cluster, spans: Spans) -> None:
     pod, first, second = await cluster.pod(), Tap(), Tap()
-    worker = await cluster.worker({"replay": first}, leave_seconds=0)
+    worker = await cluster.worker({"replay": first}, worker_drain_seconds=0)
     stream_id = await create(cluster, pod.url)
     first.let({"type": "usage", "input_tokens": 10}, "a")
     url = f"{pod.url}/v1/streams/{stream_id}"

@@ -32,12 +32,12 @@ def test_a_whole_answer_that_changed_its_pod() -> None:
     assert found.pods == ("pod-a", "pod-b")
     assert found.resumptions == (Resumption(3, "pod-a", "pod-b", 0.25),)
     assert found.ends == ((6, "completed"),)
-    assert found.first_token_seconds == 2
+    assert found.time_to_first_token_seconds == 2
     assert found.duration_seconds == 7
 
 
 def test_the_first_token_is_text_reasoning_or_a_call() -> None:
-    assert verdict(received([1], kind="custom"), received([2], kind="reasoning")).first_token_seconds == 3
+    assert verdict(received([1], kind="custom"), received([2], kind="reasoning")).time_to_first_token_seconds == 3
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_the_first_token_is_text_reasoning_or_a_call() -> None:
         ([1, 2, 3], [3, 4, 5, 6, 7], "Received more than once: 3."),
         ([1, 2, 2, 3], [4, 5, 6, 7], "Received more than once: 2."),
         ([1, 3, 2], [4, 5, 6, 7], "Received out of order: 2."),
-        ([1, 2, 3], [4, 5, 6, 7, 9], "Event 9 came after the terminal event, which is 8."),
+        ([1, 2, 3], [4, 5, 6, 7, 9], "Event 9 arrived after the terminal event 8."),
         ([1, 2, 3, 4, 5, 6, 7], [], ""),
     ],
 )
@@ -61,7 +61,7 @@ def test_what_is_not_whole(before: list[int], after: list[int], complaint: str) 
 @pytest.mark.parametrize(
     ("endings", "complaint"),
     [
-        ([], "The terminal event came 0 times instead of once."),
+        ([], "The terminal event arrived 0 times instead of once."),
         ([end(6, "failed")], "The stream did not complete: its status is failed."),
     ],
 )
@@ -72,13 +72,13 @@ def test_what_does_not_end_well(endings: list[list[Sighting]], complaint: str) -
 
 def test_two_ends_are_one_too_many() -> None:
     found = verdict(received([1, 2]), pod_change(2, 104), received([3]), end(4), end(4))
-    assert "The terminal event came 2 times instead of once." in found.complaints()
+    assert "The terminal event arrived 2 times instead of once." in found.complaints()
     assert "Received more than once: 4." in found.complaints()
 
 
 def test_one_pod_shows_nothing() -> None:
     assert verdict(received([1, 2]), end(3)).complaints() == [
-        "The answer did not change its pod, so nothing was shown."
+        "The answer did not change pods, so the demo shows nothing."
     ]
 
 
@@ -86,13 +86,13 @@ def test_a_pod_that_answered_and_sent_nothing_does_not_count() -> None:
     back = [Connected("pod-a", 2, 105)]
     found = verdict(received([1, 2]), pod_change(2, 104), list(back), received([3]), end(4))
     assert found.pods == ("pod-a",)
-    assert found.complaints() == ["The answer did not change its pod, so nothing was shown."]
+    assert found.complaints() == ["The answer did not change pods, so the demo shows nothing."]
 
 
 def test_nothing_at_all() -> None:
     found = Verdict.of([], asked_at_seconds=0)
     assert found.received == 0
-    assert found.first_token_seconds is None
+    assert found.time_to_first_token_seconds is None
     assert len(found.complaints()) == 2
 
 

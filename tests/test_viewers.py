@@ -112,9 +112,9 @@ async def test_chunks_and_markers_may_be_cut_anywhere() -> None:
 async def test_delays_are_measured_by_the_marker(milliseconds: int) -> None:
     reports, _ = await watched(plain([event(1, ago_seconds=milliseconds / 1e3)]), 1)
     found = next(report for report in reports if report.events)
-    assert found.p50_ms <= found.longest_ms
-    assert found.p50_ms == pytest.approx(found.longest_ms, rel=0.02)
-    assert found.longest_ms >= milliseconds
+    assert found.p50_ms <= found.max_ms
+    assert found.p50_ms == pytest.approx(found.max_ms, rel=0.02)
+    assert found.max_ms >= milliseconds
 
 
 async def test_who_loses_a_connection_goes_on_after_the_last_whole_event() -> None:

@@ -86,7 +86,7 @@ async def test_a_stream_that_has_not_begun_has_no_snapshot(cluster: Cluster, pod
 
 
 async def test_a_window_gathers_what_comes_within_it(cluster: Cluster, pod: RunningPod, author: Author) -> None:
-    url = f"{pod.url}/v1/streams/{author.id}/events?window_ms=1000"
+    url = f"{pod.url}/v1/streams/{author.id}/events?batch_window_ms=1000"
     await author.write(text(0))
     async with cluster.client.stream("GET", url) as response:
         parts = response.aiter_raw()
@@ -101,7 +101,7 @@ async def test_a_window_gathers_what_comes_within_it(cluster: Cluster, pod: Runn
     assert rest == b"".join(author.frames[1:])
 
 
-@pytest.mark.parametrize("query", ["view=other", "window_ms=-1", "window_ms=20000", "snapshot=maybe"])
+@pytest.mark.parametrize("query", ["view=other", "batch_window_ms=-1", "batch_window_ms=20000", "snapshot=maybe"])
 async def test_what_is_asked_for_wrongly_is_refused(
     cluster: Cluster, pod: RunningPod, author: Author, query: str
 ) -> None:
@@ -154,7 +154,7 @@ async def echo(request: object, /) -> AsyncGenerator[str, None]:
 async def test_a_window_holds_back_neither_the_end_nor_the_leaving(
     cluster: Cluster, pod: RunningPod, author: Author
 ) -> None:
-    url = f"{pod.url}/v1/streams/{author.id}/events?window_ms=10000"
+    url = f"{pod.url}/v1/streams/{author.id}/events?batch_window_ms=10000"
     other = await cluster.author()
     await author.write(text(0))
     await other.write(text(0))

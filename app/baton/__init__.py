@@ -1,3 +1,80 @@
-"""Baton hands a live LLM answer from pod to pod without dropping a token, on Postgres alone."""
+"""Baton hands a live LLM answer from pod to pod without dropping a token, on Postgres alone.
 
-__version__ = "0.1.0"
+The public API is what `__all__` names here and in `baton.client`. Everything else may change in any release.
+
+Each name is imported when it is first used: `import baton` loads nothing else, and a worker does not load the server.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .app import Application, create_app
+    from .client import Follower
+    from .errors import BatonError, ConfigurationError, FollowError, GenerationError
+    from .generators import Approval, GenerationRequest, Generator, Yielded, as_generation_error
+    from .generators.conversation import messages
+    from .generators.requested_model import RequestedModel
+    from .observability.log_context import ContextFilter
+    from .observability.log_formatters import json_formatter, text_formatter
+    from .settings import Settings
+
+__all__ = [
+    "Application",
+    "Approval",
+    "BatonError",
+    "ConfigurationError",
+    "ContextFilter",
+    "FollowError",
+    "Follower",
+    "GenerationError",
+    "GenerationRequest",
+    "Generator",
+    "RequestedModel",
+    "Settings",
+    "Yielded",
+    "__version__",
+    "as_generation_error",
+    "create_app",
+    "json_formatter",
+    "messages",
+    "text_formatter",
+]
+
+_MODULES: Final = {
+    "Application": "app",
+    "Approval": "generators",
+    "BatonError": "errors",
+    "ConfigurationError": "errors",
+    "ContextFilter": "observability.log_context",
+    "FollowError": "errors",
+    "Follower": "client",
+    "GenerationError": "errors",
+    "GenerationRequest": "generators",
+    "Generator": "generators",
+    "RequestedModel": "generators.requested_model",
+    "Settings": "settings",
+    "Yielded": "generators",
+    "as_generation_error": "generators",
+    "create_app": "app",
+    "json_formatter": "observability.log_formatters",
+    "messages": "generators.conversation",
+    "text_formatter": "observability.log_formatters",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

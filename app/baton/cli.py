@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from . import __version__
 from .commands.keys import app as keys_app
 from .errors import ConfigurationError
 from .events import Status
 from .schema.grants import Revocation, RoleNames
 from .schema.grants import script as grants_script
 from .schema.patience import Patience
+from .version import __version__
 
 if TYPE_CHECKING:
     from .settings import Settings
 
-# Each command imports what it needs when it is called: all of it together takes more than a second, and Alembic and
-# SQLAlchemy alone 40 MB, which pods and workers, who need neither, shall not pay.
+# Each command imports what it needs when it is called. All imports together take more than a second, and Alembic and
+# SQLAlchemy alone 40 MB, which pods and workers do not need.
 
 app = typer.Typer(
     help="Hands a live LLM answer from pod to pod without dropping a token, on Postgres alone.",
@@ -40,7 +40,7 @@ _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @app.callback(invoke_without_command=True)
-def _options(*, version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False) -> None:
+def _options(*, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
         typer.echo(f"baton {__version__}")
         raise typer.Exit
@@ -51,7 +51,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="The address to listen on (BATON_HOST).")] = None,
     port: Annotated[int | None, typer.Option(help="The port to listen on (BATON_PORT).")] = None,
 ) -> None:
-    """Run a pod: create streams, and relay their events to clients."""
+    """Run a pod, which creates streams and relays their events to clients."""
     from .server.server import serve as serve_pod
 
     settings = _settings(host=host, port=port)
@@ -60,9 +60,11 @@ def serve(
 
 @app.command()
 def worker(
-    concurrency: Annotated[int | None, typer.Option(help="Streams at once (BATON_WORKER_CONCURRENCY).")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(help="How many streams to run at once (BATON_WORKER_CONCURRENCY).")
+    ] = None,
 ) -> None:
-    """Run a worker: claim queued streams, and generate their events."""
+    """Run a worker, which claims queued streams and generates their events."""
     settings = _settings(worker_concurrency=concurrency)
     _run(settings, lambda: _traced(settings.worker_name, lambda: _work(settings)), worker=settings.worker_name)
 
@@ -70,33 +72,31 @@ def worker(
 @app.command()
 def migrate(
     *,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done, and change nothing.")
-    ] = False,
-    sql: Annotated[bool, typer.Option("--sql", help="Print SQL for psql instead, and change nothing.")] = False,
-    to: Annotated[str | None, typer.Option(help="The revision to stop at; default: the newest.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and change nothing.")] = False,
+    sql: Annotated[bool, typer.Option("--sql", help="Print SQL for psql, and change nothing.")] = False,
+    to: Annotated[str | None, typer.Option(help="The revision to stop at. Default: the newest.")] = None,
     start: Annotated[
         str | None,
-        typer.Option("--from", help="With --sql, the revision to begin at, or `base`; default: the database's."),
+        typer.Option("--from", help="With --sql: the revision to start from, or `base`. Default: the database's."),
     ] = None,
     lock_timeout_milliseconds: Annotated[
-        int, typer.Option(min=1, help="The longest wait for a lock, during which others wait behind it.")
+        int, typer.Option(min=1, help="The longest wait for a lock. Other sessions queue behind it.")
     ] = _PATIENCE.lock_timeout_milliseconds,
     give_up_seconds: Annotated[
-        float, typer.Option(min=0, help="How long a revision is tried again.")
+        float, typer.Option(min=0, help="How long to retry a revision.")
     ] = _PATIENCE.give_up_seconds,
 ) -> None:
-    """Bring the database to this version's schema, and create partitions ahead."""
+    """Migrate the database to this version's schema, and create partitions ahead."""
     if dry_run and sql:
-        raise typer.BadParameter("--dry-run and --sql both change nothing: choose one of them.")
+        raise typer.BadParameter("--dry-run and --sql both change nothing. Choose one.")
     if start is not None and not sql:
-        raise typer.BadParameter("--from is for --sql: otherwise the database itself says where it is.")
+        raise typer.BadParameter("--from needs --sql. Without it the database's own revision is used.")
     settings = _settings()
     patience = Patience(lock_timeout_milliseconds, give_up_seconds)
     if sql:
         _run(settings, lambda: _write_migrations(settings, start, to, patience))
     elif dry_run:
-        _run(settings, lambda: _announce_migrations(settings, to))
+        _run(settings, lambda: _print_migrations(settings, to))
     else:
         _run_migrations(settings, to, patience)
 
@@ -104,19 +104,19 @@ def migrate(
 @app.command()
 def maintain(
     *,
-    every: Annotated[float | None, typer.Option(min=1, metavar="SECONDS", help="Do it again and again.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do, and do nothing.")] = False,
+    every: Annotated[float | None, typer.Option(min=1, metavar="SECONDS", help="Repeat at this interval.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and change nothing.")] = False,
 ) -> None:
-    """Create partitions ahead, delete what has expired (BATON_RETENTION_DAYS), and drop its partitions."""
+    """Create partitions ahead, delete expired streams (BATON_RETENTION_DAYS), and drop their partitions."""
     if every is not None and dry_run:
-        raise typer.BadParameter("--dry-run cannot be repeated: leave out --every.")
+        raise typer.BadParameter("--dry-run cannot be combined with --every.")
     from .commands.interruption import Interrupted, interruptible
 
     settings = _settings()
     try:
         _run(settings, lambda: interruptible(_maintain(settings, every, dry_run=dry_run)))
     except Interrupted as interrupted:
-        # Being stopped is how the loop ends.
+        # A signal is the normal end of the loop.
         raise typer.Exit(0 if every is not None else interrupted.exit_status) from None
 
 
@@ -126,13 +126,14 @@ def mark_restored(
     nothing_lost: Annotated[
         bool,
         typer.Option(
-            "--nothing-lost", help="After a planned switchover: keep what was queued or running. You vouch for the log."
+            "--nothing-lost",
+            help="After a planned switchover: keep queued and running streams. You guarantee that the log is complete.",
         ),
     ] = False,
 ) -> None:
-    """After a restore from a snapshot or a dump: end what was queued or running in it, and refuse older cursors.
+    """After a restore from a snapshot or a dump: end the streams that were queued or running, and refuse older cursors.
 
-    A promotion, and a restore to a point in time, are noticed without this.
+    Baton detects a promotion and a restore to a point in time itself.
     """
     from .commands.one_connection import MIGRATING_ROLE, run_over_connection
     from .db import history
@@ -143,8 +144,8 @@ def mark_restored(
         typer.echo(f"{live} queued or running streams of an older history continue in this one.")
         return
     typer.echo(
-        f"Marked. {live} streams were queued or running. Each ends as log_rewound when a worker sees it, unless its "
-        "own worker lived through the restore and finds all of its events in the log."
+        f"Marked as restored. {live} streams were queued or running. Each ends as log_rewound when a worker sees it, "
+        "unless its own worker survived the restore and finds all of its events in the log."
     )
 
 
@@ -155,18 +156,19 @@ def grants(
     serve: Annotated[str, typer.Option(help="The role of pods.")] = _ROLES.serve,
     *,
     revoke_connect: Annotated[
-        bool, typer.Option("--revoke-connect", help="Let only roles that were granted it connect to the database.")
+        bool,
+        typer.Option("--revoke-connect", help="Allow only roles with an explicit grant to connect to the database."),
     ] = False,
     keep: Annotated[
-        list[str] | None, typer.Option(metavar="ROLE", help="With --revoke-connect, a role that may still connect.")
+        list[str] | None, typer.Option(metavar="ROLE", help="With --revoke-connect: a role that may still connect.")
     ] = None,
     lock_out_others: Annotated[
-        bool, typer.Option("--lock-out-others", help="With --revoke-connect, lock out others that have no session now.")
+        bool, typer.Option("--lock-out-others", help="With --revoke-connect: lock out roles that have no session now.")
     ] = False,
 ) -> None:
-    """Print the SQL that makes three roles with the least rights that Baton needs; changes nothing itself."""
+    """Print the SQL that creates three roles with the least privileges for Baton. Changes nothing itself."""
     if (keep or lock_out_others) and not revoke_connect:
-        raise typer.BadParameter("--keep and --lock-out-others are for --revoke-connect.")
+        raise typer.BadParameter("--keep and --lock-out-others need --revoke-connect.")
     names = RoleNames(migrate=migrate, work=work, serve=serve)
     revocation = Revocation(tuple(keep or ()), lock_out_others) if revoke_connect else None
     typer.echo(grants_script(names, revocation), nl=False)
@@ -176,9 +178,9 @@ def grants(
 def doctor(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Let warnings count as errors.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Count warnings as errors.")] = False,
 ) -> None:
-    """Look at the database and say what is wrong, and what to do; exit code 1 if there is an error."""
+    """Examine the database, and print what is wrong and what to do. Exit code 1 if there is an error."""
     from .doctor.report import run as run_doctor
 
     raise typer.Exit(run_doctor(_settings(), as_json=as_json, strict=strict))
@@ -190,15 +192,15 @@ def tail(
     *,
     url: Annotated[str, typer.Option(envvar="BATON_URL", help="The address of the pods.")] = "http://127.0.0.1:8000",
     key: Annotated[
-        str | None, typer.Option(envvar="BATON_KEY", help="An API key or a stream's token; better in BATON_KEY.")
+        str | None, typer.Option(envvar="BATON_KEY", help="An API key or a stream's token. BATON_KEY is safer.")
     ] = None,
-    after: Annotated[int, typer.Option(min=0, help="Begin after the event of this number.")] = 0,
+    after: Annotated[int, typer.Option(min=0, help="Start after the event with this number.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each event.")] = False,
 ) -> None:
-    """Watch a stream to its end, coming back by itself when a pod goes away."""
+    """Follow a stream to its end, and reconnect when a pod goes away."""
     from .commands.tail import run as run_tail
 
-    # Either may come from a file that ends with a line break.
+    # Either may be read from a file that ends with a line break.
     credential = key and key.strip()
     raise typer.Exit(run_tail(stream, url=url.strip(), credential=credential, cursor=after, as_json=as_json))
 
@@ -206,26 +208,28 @@ def tail(
 @app.command()
 def streams(
     *,
-    status: Annotated[Status | None, typer.Option(help="Only those in this state.")] = None,
-    tenant: Annotated[str | None, typer.Option(help="Only this tenant's; default: all.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many, at most.")] = 20,
+    status: Annotated[Status | None, typer.Option(help="Only streams with this status.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only streams of this tenant. Default: all.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The largest number of streams.")] = 20,
     silent: Annotated[
         bool,
-        typer.Option("--silent", help="Only those whose generator is silent (BATON_SILENT_SECONDS), longest first."),
+        typer.Option(
+            "--silent", help="Only streams with a silent generator (BATON_SILENT_AFTER_SECONDS), longest first."
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """List the newest streams, as the database has them."""
+    """List the newest streams in the database."""
     if silent and status not in {None, "running"}:
-        raise typer.BadParameter("--silent is for streams that run: leave out --status.")
-    from .commands.listing import Wanted, list_streams
+        raise typer.BadParameter("--silent lists running streams. Leave out --status.")
+    from .commands.listing import StreamQuery, list_streams
 
-    list_streams(_settings(), Wanted(tenant, status, limit, silent), as_json=as_json)
+    list_streams(_settings(), StreamQuery(tenant, status, limit, silent), as_json=as_json)
 
 
 @app.command()
 def workers(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False) -> None:
-    """List the workers that live, as the database has them."""
+    """List the live workers."""
     from .commands.listing import list_workers
 
     list_workers(_settings(), as_json=as_json)
@@ -233,11 +237,11 @@ def workers(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON,
 
 @app.command()
 def demo(
-    serve: Annotated[bool, typer.Option("--serve", help="Stay up, to be tried in a browser and by hand.")] = False,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="The pods' port; default: a free one.")] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Stay up, for a browser and for curl.")] = False,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="The pods' port. Default: a free one.")] = None,
 ) -> None:
-    """Stream an answer, kill the pod that serves it, and resume on another; brings its own Postgres."""
-    from .demo.demo import run as run_demo
+    """Stream an answer, kill the pod that serves it, and resume on another. Brings its own Postgres (extra `demo`)."""
+    from .demo.scenario import run as run_demo
 
     raise typer.Exit(run_demo(serve=serve, port=port))
 
@@ -245,20 +249,22 @@ def demo(
 @app.command()
 def chaos(
     *,
-    seconds: Annotated[float, typer.Option(min=1, help="How long faults are injected.")] = 60,
-    seed: Annotated[int | None, typer.Option(help="Plays the same faults again; default: a random one.")] = None,
-    streams: Annotated[int, typer.Option(min=1, help="Streams at once.")] = 60,
-    viewers: Annotated[int, typer.Option(min=1, help="Viewers of each stream.")] = 4,
-    pods: Annotated[int, typer.Option(min=2, help="Pods.")] = 3,
-    workers: Annotated[int, typer.Option(min=2, help="Workers.")] = 3,
-    kinds: Annotated[str | None, typer.Option(help="Only these faults, comma-separated, in this order.")] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="How long to inject faults.")] = 60,
+    seed: Annotated[int | None, typer.Option(help="Repeats the faults of an earlier run. Default: random.")] = None,
+    streams: Annotated[int, typer.Option(min=1, help="How many streams to run at once.")] = 60,
+    viewers: Annotated[int, typer.Option(min=1, help="How many viewers follow each stream.")] = 4,
+    pods: Annotated[int, typer.Option(min=2, help="How many pods to run.")] = 3,
+    workers: Annotated[int, typer.Option(min=2, help="How many workers to run.")] = 3,
+    faults: Annotated[
+        str | None, typer.Option(help="Inject only these faults, comma-separated, in this order.")
+    ] = None,
     database_url: Annotated[
-        str | None, typer.Option(help="A database to use instead of an embedded one (BATON_DATABASE_URL).")
+        str | None, typer.Option(help="The database to use instead of an embedded one (BATON_DATABASE_URL).")
     ] = None,
 ) -> None:
-    """Break processes, connections and the database at random, and see that no viewer misses anything."""
-    from .chaos.run import Options
-    from .chaos.run import run as run_chaos
+    """Break processes, connections and the database at random, and check that viewers miss nothing (extra `demo`)."""
+    from .chaos.experiment import Options
+    from .chaos.experiment import run as run_chaos
 
     options = Options(
         seconds=seconds,
@@ -267,23 +273,23 @@ def chaos(
         viewers=viewers,
         pods=pods,
         workers=workers,
-        kinds=None if kinds is None else [kind.strip() for kind in kinds.split(",")],
+        faults=None if faults is None else [fault.strip() for fault in faults.split(",")],
         database_url=database_url,
     )
     raise typer.Exit(run_chaos(options))
 
 
 def main() -> None:
-    """Run the command line; a person's mistake gets a sentence and exit code 2."""
-    # A container's first process hears no signal that it has no handler for. Each command has its own, but not at once.
-    signal.signal(signal.SIGTERM, _leave_early)
+    """Run the command line. A mistake of the user is reported in a sentence, with exit code 2."""
+    # The first process of a container ignores signals without a handler. Commands install their own only later.
+    signal.signal(signal.SIGTERM, _exit_early)
     try:
         app()
     except ConfigurationError as error:
         _fail(str(error))
 
 
-def _leave_early(number: int, frame: FrameType | None) -> NoReturn:
+def _exit_early(number: int, frame: FrameType | None) -> NoReturn:
     del frame
     sys.exit(128 + number)
 
@@ -298,7 +304,7 @@ async def _write_migrations(settings: Settings, start: str | None, to: str | Non
     typer.echo(script(start=begin, to=to, days_ahead=settings.partition_days_ahead, patience=patience), nl=False)
 
 
-async def _announce_migrations(settings: Settings, to: str | None) -> None:
+async def _print_migrations(settings: Settings, to: str | None) -> None:
     from .schema.migrate import announce
 
     await announce(settings.dsn, days_ahead=settings.partition_days_ahead, to=to, say=typer.echo)
@@ -310,7 +316,7 @@ def _run_migrations(settings: Settings, to: str | None, patience: Patience) -> N
     try:
         _run(settings, lambda: interruptible(_migrate(settings, to, patience)))
     except Interrupted as interruption:
-        _errors.print("baton: Stopped. What was under way is undone; run `baton migrate` again to go on.")
+        _errors.print("baton: Stopped. The current revision is rolled back. Run `baton migrate` again to continue.")
         sys.exit(interruption.exit_status)
 
 
@@ -362,13 +368,13 @@ async def _work(settings: Settings) -> None:
 
 
 async def _traced(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Do the work of a process; where OpenTelemetry's own variables name a collector, send it what is traced."""
+    """Run the work of a process. If OpenTelemetry's own variables name a collector, export spans to it."""
     from .observability import tracing
 
     if not tracing.wanted():
         await work()
         return
-    # It takes a while to load, which is for those who want it.
+    # Slow to load, so only if it is used.
     from .observability.trace_export import exporting
 
     with exporting(name):

@@ -19,6 +19,8 @@ import orjson
 from .backoff import Backoff
 from .errors import FollowError
 
+__all__ = ["Connected", "Disconnected", "FollowError", "Follower", "Received", "Sighting"]
+
 # Pods send a comment every 15 seconds; a connection that brings nothing for three of those is dead.
 SILENCE_SECONDS: Final = 45
 CONNECT_SECONDS: Final = 5

@@ -1,10 +1,10 @@
-"""Every error that Baton raises on purpose.
+"""The errors that Baton raises on purpose.
 
     BatonError
-    ├── ConfigurationError         a setting, a generator or the database is not as it must be
+    ├── ConfigurationError         a setting, a generator or the database is wrong
     │   ├── DatabaseUnreachable
     │   └── SchemaMismatch         `baton migrate` has not run, or this code is too old for the schema
-    ├── RequestError               what a client asked for cannot be done
+    ├── RequestError               a client's request cannot be met
     │   ├── BadRequest             400
     │   ├── HeaderTimeout          408
     │   ├── BodyTimeout            408
@@ -30,23 +30,23 @@
     │   ├── InputTooLarge          413
     │   ├── StillRunning           503
     │   ├── InternalError          500
-    │   └── PassingError           trying again may help
+    │   └── PassingError           a retry may help
     │       ├── Unavailable        503
-    │       ├── CreatesTooFast     429
-    │       ├── ReadsTooFast       429
+    │       ├── CreateRateLimited     429
+    │       ├── ReadRateLimited       429
     │       ├── TooManyQueries     429
     │       ├── TooManyStreams     429
     │       ├── TooManySubscribers 429
     │       ├── TooManyConnections 503
-    │       ├── BodiesFull         503
+    │       ├── RequestMemoryFull         503
     │       └── PodFull            503
-    ├── GenerationError            a generator could not go on; becomes the stream's terminal event
-    │   └── InvalidEvent           it yielded something that is no event
+    ├── GenerationError            a generator failed; becomes the stream's terminal event
+    │   └── InvalidEvent           it yielded something other than an event
     ├── FollowError                a client cannot follow a stream to its end
     ├── ConnectionCut              a pod ends a connection before its response has ended
-    └── DemoError                  `baton demo` could not show what it wants to show
+    └── DemoError                  a step of `baton demo` failed
 
-The message of each is a sentence for the person who has to act on it.
+Each message is a sentence for the person who has to act on it.
 """
 
 from __future__ import annotations
@@ -55,26 +55,26 @@ from typing import ClassVar, Final
 
 
 class BatonError(Exception):
-    """The root of all errors here."""
+    """The base of all of Baton's errors."""
 
 
 class ConfigurationError(BatonError):
-    """The process cannot run as it is configured; the command line prints the sentence and exits with 2."""
+    """The process cannot run with its configuration. The command line prints the message and exits with 2."""
 
 
 class DatabaseUnreachable(ConfigurationError):
-    """No connection to the database could be made."""
+    """The database cannot be reached."""
 
 
 class SchemaMismatch(ConfigurationError):
-    """The database's schema is not the one that this code works with."""
+    """The database's schema does not fit this code."""
 
 
 class RequestError(BatonError):
-    """A request that is answered with `application/problem+json` (RFC 9457).
+    """A request that gets `application/problem+json` (RFC 9457) as its response.
 
-    Of each class `codes` says what is to be done about it. The message is for the client, and may be shown to its
-    user. `operator` is for the log: settings, other names, and causes that are nobody else's business.
+    `codes` has advice for each class. The message is for the client, which may show it to its user. `operator` is for
+    the log: settings, other names, and causes that clients must not see.
     """
 
     status: ClassVar[int]
@@ -87,7 +87,7 @@ class RequestError(BatonError):
 
 
 class BadRequest(RequestError):
-    """What came is not HTTP."""
+    """The request is not valid HTTP."""
 
     status = 400
     code = "bad_request"
@@ -95,11 +95,11 @@ class BadRequest(RequestError):
 
 
 class HeaderTimeout(RequestError):
-    """The head of the request took too long to arrive."""
+    """The header of the request took too long to arrive."""
 
     status = 408
     code = "header_timeout"
-    title = "The head of the request came too slowly"
+    title = "The header of the request arrived too slowly"
 
 
 class BodyTimeout(RequestError):
@@ -107,19 +107,19 @@ class BodyTimeout(RequestError):
 
     status = 408
     code = "body_timeout"
-    title = "The body of the request came too slowly"
+    title = "The body of the request arrived too slowly"
 
 
 class HeaderTooLarge(RequestError):
-    """The head of the request has more bytes than the pod accepts."""
+    """The header of the request has more bytes than the pod accepts."""
 
     status = 431
     code = "header_too_large"
-    title = "The head of the request is too large"
+    title = "The header of the request is too large"
 
 
 class InvalidRequest(RequestError):
-    """The body, a header or a parameter is not what the route takes."""
+    """The route does not accept the body, a header or a parameter."""
 
     status = 400
     code = "invalid_request"
@@ -135,7 +135,7 @@ class MalformedCursor(RequestError):
 
 
 class Unauthenticated(RequestError):
-    """There is no credential, or it is not valid."""
+    """The request has no credential, or an invalid one."""
 
     status = 401
     code = "unauthenticated"
@@ -143,7 +143,7 @@ class Unauthenticated(RequestError):
 
 
 class Forbidden(RequestError):
-    """The credential is valid, and does not allow this."""
+    """The credential is valid but does not allow this."""
 
     status = 403
     code = "forbidden"
@@ -151,7 +151,7 @@ class Forbidden(RequestError):
 
 
 class StreamNotFound(RequestError):
-    """There is no such stream, or it is not the caller's."""
+    """The stream does not exist, or it belongs to another tenant."""
 
     status = 404
     code = "stream_not_found"
@@ -159,7 +159,7 @@ class StreamNotFound(RequestError):
 
 
 class StreamExpired(RequestError):
-    """The stream is older than what is kept."""
+    """The stream is older than the retention period."""
 
     status = 410
     code = "stream_expired"
@@ -167,7 +167,7 @@ class StreamExpired(RequestError):
 
 
 class CursorBeyondTail(RequestError):
-    """The client claims to have events that the log does not hold."""
+    """The cursor is higher than the last event in the log."""
 
     status = 409
     code = "cursor_beyond_tail"
@@ -175,11 +175,11 @@ class CursorBeyondTail(RequestError):
 
 
 class AnswerRunning(RequestError):
-    """The chat's last answer is not complete, so a message cannot be added to the conversation."""
+    """The chat's last answer is still running, so no message can be added to the conversation."""
 
     status = 409
     code = "answer_running"
-    title = "The chat's last answer is still under way"
+    title = "The chat's last answer is still running"
 
 
 class ConversationChanged(RequestError):
@@ -215,11 +215,11 @@ class InputTooLarge(RequestError):
 
 
 class LogDamaged(RequestError):
-    """The log of a stream has a gap, so no client can get the whole of it."""
+    """The log of the stream has a gap, so no client can get all of it."""
 
     status = 500
     code = "log_damaged"
-    title = "A part of the stream is missing"
+    title = "Part of the stream is missing"
 
 
 class IdempotencyConflict(RequestError):
@@ -239,7 +239,7 @@ class UnknownGenerator(RequestError):
 
 
 class UnknownModel(RequestError):
-    """No generator has the name that a client of OpenAI's gave as the model."""
+    """No generator has the name that the client gave as the model."""
 
     status = 404
     code = "model_not_found"
@@ -247,7 +247,7 @@ class UnknownModel(RequestError):
 
 
 class NotHere(RequestError):
-    """Baton has no such path; with OpenAI's SDKs, it is a part of their API that Baton does not have."""
+    """Baton has no such path. With an OpenAI SDK, the call is a part of OpenAI's API that Baton does not have."""
 
     status = 404
     code = "not_found"
@@ -255,7 +255,7 @@ class NotHere(RequestError):
 
 
 class WrongMethod(RequestError):
-    """The path exists, though not with this method; the header `Allow` has those that it takes."""
+    """The path exists but not with this method. The header `Allow` lists the methods that it takes."""
 
     status = 405
     code = "method_not_allowed"
@@ -263,7 +263,7 @@ class WrongMethod(RequestError):
 
 
 class OldProtocol(RequestError):
-    """The stream cannot be had by HTTP/1.0, by which a client cannot tell a cut connection from the stream's end."""
+    """The stream is not available over HTTP/1.0, where a cut connection looks like the stream's end."""
 
     status = 400
     code = "http_1_1_required"
@@ -271,7 +271,7 @@ class OldProtocol(RequestError):
 
 
 class PassingError(RequestError):
-    """What cannot be done just now, and may go otherwise after `retry_after_seconds`."""
+    """The request cannot be met at the moment; a retry after `retry_after_seconds` may succeed."""
 
     def __init__(self, message: str, retry_after_seconds: int = 1, *, operator: str | None = None) -> None:
         super().__init__(message, operator=operator)
@@ -279,47 +279,47 @@ class PassingError(RequestError):
 
 
 class Unavailable(PassingError):
-    """The database does not answer just now."""
+    """The pod cannot serve the request at the moment, often because the database does not answer."""
 
     status = 503
     code = "unavailable"
-    title = "The service cannot answer just now"
+    title = "The service is unavailable at the moment"
 
 
-class CreatesTooFast(PassingError):
-    """The caller creates more streams in a time than it may."""
+class CreateRateLimited(PassingError):
+    """The caller creates streams faster than its limit allows."""
 
     status = 429
-    code = "creates_too_fast"
+    code = "create_rate_limited"
     title = "Streams are created too fast"
 
 
-class ReadsTooFast(PassingError):
-    """The caller reads more in a time than it may on one pod."""
+class ReadRateLimited(PassingError):
+    """The caller reads faster than its limit on one pod allows."""
 
     status = 429
-    code = "reads_too_fast"
+    code = "read_rate_limited"
     title = "Streams are read too fast"
 
 
 class TooManyQueries(PassingError):
-    """The tenant's other requests use all of the pod's database connections that one tenant may have."""
+    """Other requests of the tenant use its whole share of the pod's database connections."""
 
     status = 429
     code = "too_many_queries"
-    title = "Too many requests of one tenant are at work"
+    title = "Too many requests of one tenant are in progress"
 
 
 class TooManyStreams(PassingError):
-    """The tenant has as many queued and running streams as it may."""
+    """The tenant has reached its limit of queued and running streams."""
 
     status = 429
     code = "too_many_streams"
-    title = "Too many streams are under way"
+    title = "Too many streams are queued or running"
 
 
 class TooManySubscribers(PassingError):
-    """The tenant, or the stream, has as many subscribers on this pod as it may."""
+    """The tenant or the stream has reached its limit of subscribers on this pod."""
 
     status = 429
     code = "too_many_subscribers"
@@ -327,56 +327,56 @@ class TooManySubscribers(PassingError):
 
 
 class TooManyConnections(PassingError):
-    """The pod has as many connections as it takes; others may have room."""
+    """The pod has reached its limit of connections; other pods may have room."""
 
     status = 503
     code = "too_many_connections"
-    title = "This pod has as many connections as it takes"
+    title = "This pod has too many connections"
 
 
 class PodFull(PassingError):
-    """The pod has as many subscribers as it may; others may have room."""
+    """The pod has reached its limit of subscribers; other pods may have room."""
 
     status = 503
     code = "pod_full"
     title = "This pod is full"
 
 
-class BodiesFull(PassingError):
-    """The pod holds as many bytes of request bodies as it may; others may have room."""
+class RequestMemoryFull(PassingError):
+    """The pod has reached its limit of request bodies in memory; other pods may have room."""
 
     status = 503
-    code = "bodies_full"
-    title = "Too many large requests come at once"
+    code = "request_memory_full"
+    title = "Too many large requests at once"
 
 
 class StillRunning(RequestError):
-    """What was created goes on, and its client cannot be told of it here. Asking again would create another one."""
+    """The stream was created and continues, but this pod cannot follow it. A repeated create makes another one."""
 
     status = 503
     code = "still_running"
-    title = "The answer goes on elsewhere"
+    title = "The answer continues on another pod"
 
 
 class InternalError(RequestError):
-    """The pod failed in a way that nobody foresaw."""
+    """The pod failed unexpectedly."""
 
     status = 500
     code = "internal_error"
     title = "The pod failed to answer"
 
 
-# What the user reads of a fault of a generator.
+# What a user reads when a generator fails.
 GENERATOR_FAULT: Final = "Something went wrong while this answer was generated. Try again."
-# What the user reads of a fault of a pod.
+# What a user reads when a pod fails.
 POD_FAULT: Final = "Something went wrong. Try again; if that fails too, report it."
 
 
 class GenerationError(BatonError):
     """Raise it in a generator to end the stream with status `failed` and this code and message.
 
-    Both reach the client and its user, so neither may hold a secret. What only the operator should read is `operator`,
-    which goes to the worker's log. What was yielded before stays in the stream.
+    The client and its user see both, so neither may contain a secret. `operator` goes to the worker's log only. The
+    stream keeps the events yielded before.
     """
 
     def __init__(self, code: str, message: str, *, operator: str | None = None) -> None:
@@ -387,23 +387,23 @@ class GenerationError(BatonError):
 
 
 class InvalidEvent(GenerationError):
-    """A generator yielded something that is neither text nor an event. What it was is for its author alone."""
+    """A generator yielded something that is neither text nor an event. Only the log says what it was."""
 
     def __init__(self, message: str) -> None:
         super().__init__("invalid_event", GENERATOR_FAULT, operator=message)
 
     def __str__(self) -> str:
-        """What is wrong with it."""
+        """Return what is wrong with the event."""
         return self.operator or self.message
 
 
 class FollowError(BatonError):
-    """A client cannot follow a stream to its end: it is refused for good, or no pod answers any more."""
+    """A client cannot follow a stream to its end: the stream is refused for good, or no pod answers."""
 
 
 class ConnectionCut(BatonError):
-    """A response is broken off on purpose: the server is to close the connection without ending the response."""
+    """A pod cuts a response on purpose: the server must close the connection without ending the response."""
 
 
 class DemoError(BatonError):
-    """The demo could not show what it wants to show."""
+    """A step of the demo failed."""

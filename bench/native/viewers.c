@@ -102,7 +102,7 @@ static void report(void) {
     for (struct viewer *v = viewers; v; v = v->next) open += v->phase == BODY;
     printf("{\"at\":%.6f,\"events\":%ld,\"gaps\":%ld,\"repeats\":%ld,\"bytes\":%ld,\"connected\":%ld,\"failed\":%ld,"
            "\"lost\":%ld,\"whole\":%ld,\"resumed\":%ld,\"open\":%ld,\"first_at\":%.6f,\"last_at\":%.6f,"
-           "\"whole_at\":%.6f,\"resumed_at\":%.6f,\"p50_ms\":%.3f,\"p90_ms\":%.3f,\"p99_ms\":%.3f,\"longest_ms\":%.3f,"
+           "\"whole_at\":%.6f,\"resumed_at\":%.6f,\"p50_ms\":%.3f,\"p90_ms\":%.3f,\"p99_ms\":%.3f,\"max_ms\":%.3f,"
            "\"cpu_seconds\":%.3f}\n",
            clock_us() / 1e6, counts.events, counts.gaps, counts.repeats, counts.bytes, counts.connected, counts.failed,
            counts.lost, counts.whole, counts.resumed, open, counts.first_at / 1e6, counts.last_at / 1e6,

@@ -1,4 +1,4 @@
-"""The systems that are measured: each starts on loopback, makes streams of marked tokens, and says where to watch them.
+"""The measured systems: each starts on loopback, creates streams of marked tokens, and returns where to follow them.
 
 In every one a producer yields `@N,T@ word` at a steady rate, for all streams from one timer of 4 ms, and stops making
 more where the system cannot take them.
@@ -20,13 +20,13 @@ BEGIN_SECONDS: Final = 60
 
 
 def http_client() -> httpx2.AsyncClient:
-    """A client that begins streams. It drops idle connections before the servers do, which may be while it asks."""
+    """Return a client that creates streams. It drops idle connections before a server can, perhaps during a request."""
     return httpx2.AsyncClient(timeout=BEGIN_SECONDS, limits=httpx2.Limits(keepalive_expiry=1), trust_env=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a system is to be started for: as many streams and viewers at once, and how many processes of each kind."""
+    """The capacity to start a system with: concurrent streams and viewers, and processes of each kind."""
 
     streams: int
     viewers: int
@@ -36,15 +36,15 @@ class Shape:
 
 
 class System(Protocol):
-    """A peer that runs."""
+    """A running peer."""
 
     @property
     def parts(self) -> Mapping[str, Sequence[psutil.Process]]:
-        """Whose CPU time counts, by what they are. Their children are counted with them."""
+        """The processes whose CPU time counts, by part. Their children are included."""
         ...
 
     async def begin(self, tokens: int, rate: float, pause_seconds: float = 0, stays_seconds: float = 0) -> Target:
-        """Begin a stream of so many tokens, so many a second, the first after a pause; it ends so long after the last.
+        """Start a stream of this many tokens at this rate, after a pause; it ends some seconds after the last token.
 
         Raises:
             RuntimeError: the system has broken down.
@@ -57,30 +57,30 @@ class Peer(Protocol):
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """The name in tables."""
         ...
 
     @property
     def keeps(self) -> bool:
-        """Whether a crash of any of its processes leaves its events."""
+        """Whether its events survive a crash of any of its processes."""
         ...
 
     @property
     def serves(self) -> str:
-        """Which of its parts the viewers are connected to."""
+        """The part that viewers connect to."""
         ...
 
     @property
     def flags(self) -> Sequence[str]:
-        """What its viewers need."""
+        """The arguments of its viewers."""
         ...
 
     def versions(self) -> Mapping[str, str]:
-        """Of what it is made of, once it is installed."""
+        """The versions of its components, once installed."""
         ...
 
     def install(self) -> None:
-        """Fetch what it needs, where that is possible.
+        """Install what it needs, if possible.
 
         Raises:
             Missing: something that it needs is not here, and how to get it.
@@ -88,5 +88,5 @@ class Peer(Protocol):
         ...
 
     def open(self, folder: Path, shape: Shape) -> AbstractAsyncContextManager[System]:
-        """Start it, with its files in a folder, and end it when left."""
+        """Start it, with its files in a folder; end it on exit."""
         ...

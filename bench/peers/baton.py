@@ -35,7 +35,7 @@ SETTINGS: Final = {
     "BATON_MAX_TENANT_SUBSCRIBERS": "15000",
     "BATON_MAX_STREAM_SUBSCRIBERS": "15000",
     "BATON_MAX_CONNECTIONS": "15000",
-    "BATON_LEAVE_SECONDS": "0",
+    "BATON_WORKER_DRAIN_SECONDS": "0",
     "BATON_DRAIN_SECONDS": "0",
 }
 # A server takes 100 connections by default.
@@ -44,7 +44,7 @@ MOST_POOLED: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class RunningBaton:
-    """Baton as it runs."""
+    """A running Baton."""
 
     dsn: str
     cluster: Cluster
@@ -54,11 +54,11 @@ class RunningBaton:
 
     @property
     def pods(self) -> list[Child]:
-        """The pods that run."""
+        """The running pods."""
         return self.cluster.pods
 
     async def begin(self, tokens: int, rate: float, pause_seconds: float = 0, stays_seconds: float = 0) -> Target:
-        """Create a stream with this generator. One pod after the other is asked for it, and watched."""
+        """Create a stream with this generator, on each pod in turn."""
         pod = self.pods[next(self._turn) % len(self.pods)].program
         load = {"rate": rate, "tokens": tokens, "marked": True, "pause": pause_seconds, "stays": stays_seconds}
         answer = await self.http.post(f"{pod.address}/v1/streams", json={"generator": "load", "input": load})
@@ -77,11 +77,11 @@ class Baton:
     flags: Sequence[str] = ()
 
     def versions(self) -> Mapping[str, str]:
-        """Of this checkout."""
+        """The versions of this checkout."""
         return {"Baton": version("baton"), "Python": platform.python_version()}
 
     def install(self) -> None:
-        """All is there."""
+        """Nothing to install."""
 
     @contextlib.asynccontextmanager
     async def open(self, folder: Path, shape: Shape) -> AsyncIterator[RunningBaton]:
@@ -105,6 +105,6 @@ class Baton:
 
 
 def with_window(milliseconds: float) -> Baton:
-    """Baton with another flush window."""
-    settings = {"BATON_FLUSH_WINDOW_MILLISECONDS": f"{milliseconds:g}"}
+    """Return Baton with another flush interval."""
+    settings = {"BATON_FLUSH_INTERVAL_MILLISECONDS": f"{milliseconds:g}"}
     return Baton(f"Baton, {milliseconds:g} ms window", settings)

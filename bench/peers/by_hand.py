@@ -1,4 +1,4 @@
-"""What one writes by hand on Postgres (`by_hand_app`): a producer and a server, on a Postgres of their own."""
+"""A design written by hand on Postgres (`by_hand_app`): a producer and a server, with their own Postgres."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RunningByHand:
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     async def begin(self, tokens: int, rate: float, pause_seconds: float = 0, stays_seconds: float = 0) -> Target:
-        """Have the producer begin a stream, which is watched at the server."""
+        """Make the producer start a stream, to be followed at the server."""
         path = f"/stream{next(self._numbers)}"
         load = {"rate": rate, "tokens": tokens, "marked": True, "pause": pause_seconds, "stays": stays_seconds}
         (await self.http.post(f"http://127.0.0.1:{self.producer}{path}", json=load)).raise_for_status()
@@ -42,7 +42,7 @@ class RunningByHand:
 
 @dataclass(frozen=True, slots=True)
 class ByHand:
-    """The design by hand."""
+    """The design written by hand."""
 
     name: str = "by hand: transaction + NOTIFY per token"
     keeps: bool = True
@@ -50,11 +50,11 @@ class ByHand:
     flags: Sequence[str] = ()
 
     def versions(self) -> Mapping[str, str]:
-        """Of what it is made of."""
+        """The versions of its components."""
         return {name: version(name) for name in ("sse-starlette", "uvicorn", "asyncpg")}
 
     def install(self) -> None:
-        """All is there."""
+        """Nothing to install."""
 
     @contextlib.asynccontextmanager
     async def open(self, folder: Path, shape: Shape) -> AsyncIterator[RunningByHand]:

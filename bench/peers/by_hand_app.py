@@ -1,4 +1,4 @@
-"""Resumable streams as one writes them by hand: a transaction with INSERT and NOTIFY for each token, sse-starlette.
+"""Resumable streams written by hand: a transaction with INSERT and NOTIFY for each token, and sse-starlette.
 
 One process makes the tokens, another follows; each has one LISTEN connection, and who comes reads the table first.
 """

@@ -1,4 +1,4 @@
-"""The reference server of Durable Streams (npm), in memory or on disk. Its authors do not mean it for production."""
+"""The reference server of Durable Streams (npm), in memory or on disk. Its authors do not intend it for production."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ class DurableStreams:
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """The name in tables."""
         return f"Durable Streams reference server, {'disk' if self.keeps else 'memory'}"
 
     def versions(self) -> Mapping[str, str]:
-        """Of the package."""
+        """The version of the package."""
         node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
         return {"Node": node, PACKAGE: npm_version(PACKAGE)}
 
     def install(self) -> None:
-        """Fetch it from npm."""
+        """Install it from npm."""
         script("durable_streams")
 
     @contextlib.asynccontextmanager
     async def open(self, folder: Path, _shape: Shape) -> AsyncIterator[Published]:
-        """Start the server, and the publisher, which joins what is due as their own client library does."""
+        """Start the server and the publisher, which joins due tokens as their client library does."""
         port = free_port()
         data = [str(folder / "data")] if self.keeps else []
         command = ("node", script("durable_streams"), str(port), *data)

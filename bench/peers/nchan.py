@@ -64,11 +64,11 @@ class Nchan:
     flags: Sequence[str] = ("--leave",)
 
     def versions(self) -> Mapping[str, str]:
-        """Of Debian's packages."""
+        """The versions of Debian's packages."""
         return {package: debian_version(package) for package in PACKAGES}
 
     def install(self) -> None:
-        """Fetch it from Debian."""
+        """Install it from Debian."""
         debian(*PACKAGES)
 
     @contextlib.asynccontextmanager

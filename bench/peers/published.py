@@ -1,4 +1,4 @@
-"""Systems that are told each token by POST, from a publisher in C whose cost is a part of its own.
+"""Systems that receive each token by POST, from a publisher in C whose cost is a separate part.
 
 Such a publisher is cheaper than any application that would make the tokens; it is counted, as Baton's generators are.
 """
@@ -24,7 +24,7 @@ CONNECTIONS: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A server and its publisher. `publish_at` and `watch_at` are addresses with the stream's name in place of `{}`."""
+    """A server and its publisher. `publish_at` and `watch_at` are addresses with the stream's name instead of `{}`."""
 
     port: int
     publish_at: str
@@ -36,11 +36,11 @@ class Published:
 
     @property
     def parts(self) -> Mapping[str, Sequence[psutil.Process]]:
-        """The server's, and the publisher."""
+        """The parts of the server, and the publisher."""
         return {**self.server, "publisher": [psutil.Process(self.publisher.pid)]}
 
     async def begin(self, tokens: int, rate: float, pause_seconds: float = 0, stays_seconds: float = 0) -> Target:
-        """Have tokens published. No stream ends of itself here."""
+        """Publish tokens. Streams of these systems have no end."""
         if self.publisher.returncode is not None:
             raise RuntimeError(f"The publisher has ended with status {self.publisher.returncode}.")
         name = f"stream{next(self._numbers)}"

@@ -1,4 +1,4 @@
-"""resumable-stream (npm) with Redis: node makes the streams in one process, and hands them to viewers in another.
+"""resumable-stream (npm) with Redis: one node process creates the streams, another serves the viewers.
 
 That is what it is for: who comes back to another process than the one that makes the stream. Redis only passes on what
 is said; the stream itself is in the memory of its producer, so that its events are gone with that.
@@ -34,7 +34,7 @@ class RunningResumableStream:
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     async def begin(self, tokens: int, rate: float, pause_seconds: float = 0, stays_seconds: float = 0) -> Target:
-        """Have the producer begin a stream, which is watched at the relay."""
+        """Make the producer start a stream, to be followed at the relay."""
         path = f"/streams/{next(self._numbers)}"
         given = {"tokens": tokens, "rate": rate, "pause": pause_seconds, "stays": stays_seconds}
         answer = await self.http.post(f"http://127.0.0.1:{self.producer}{path}", params=given)
@@ -52,13 +52,13 @@ class ResumableStream:
     flags: Sequence[str] = ()
 
     def versions(self) -> Mapping[str, str]:
-        """Of the packages."""
+        """The versions of the packages."""
         node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
         versions = {name: npm_version(name) for name in ("resumable-stream", "redis")}
         return {"Node": node, "Redis": debian_version("redis-server"), **versions}
 
     def install(self) -> None:
-        """Fetch Redis from Debian, the rest from npm."""
+        """Install Redis from Debian, the rest from npm."""
         debian("redis-server")
         script("resumable_stream")
 

@@ -13,6 +13,6 @@ def _nothing(*_: object) -> None:
 
 
 numbers.Histogram.observe = _nothing  # type: ignore[method-assign, assignment]
-numbers.LabelledCounter.add = _nothing  # type: ignore[method-assign, assignment]
+numbers.LabeledCounter.add = _nothing  # type: ignore[method-assign, assignment]
 for _name in ("baton.api.actions", "baton.pod.event_stream", "baton.observability.stream_end"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)

@@ -148,7 +148,7 @@ class Fuzzer:
 async def fuzzer(cluster: Cluster) -> Fuzzer:
     """Start a pod and a worker, and give them some streams to be asked for."""
     speedy = cluster.settings(replay_speed=1000)
-    await cluster.worker({"replay": build(speedy), "echo": echo}, flush_window_milliseconds=1)
+    await cluster.worker({"replay": build(speedy), "echo": echo}, flush_interval_milliseconds=1)
     pod = await cluster.pod()
     ended = await cluster.create(
         pod, input={"messages": [{"role": "user", "content": "hello"}]}, metadata={"chat": "c"}
@@ -244,7 +244,7 @@ NAMES = st.sampled_from(
             "metadata.",
             "metadata",
             "view",
-            "window_ms",
+            "batch_window_ms",
             "snapshot",
         ),
         *("last_event_id", "lastEventId", "startIndex", "stream", "starting_after", "after", "order", "token", ""),

@@ -576,7 +576,7 @@ async def test_keys_are_replaced_without_a_restart(cluster: Cluster) -> None:
 
 async def test_who_follows_with_a_revoked_key_is_sent_away(cluster: Cluster) -> None:
     key, text = await make_key(cluster, name="first")
-    pod = await guarded_pod(cluster, keys_refresh_seconds=0.05, heartbeat_seconds=0.5)
+    pod = await guarded_pod(cluster, keys_refresh_seconds=0.05, sse_keep_alive_seconds=0.5)
     author = await cluster.author(tenant=TENANT)
     await author.write(encode_text("a"))
     url = f"{pod.url}/v1/streams/{author.id}/events"

@@ -18,7 +18,7 @@ from baton.db.stream_creation import NewStream
 from baton.errors import GenerationError
 from baton.generators import GenerationRequest
 
-QUICK = {"note_interval_seconds": 0.05}
+QUICK = {"pod_heartbeat_seconds": 0.05}
 
 
 async def get(cluster: Cluster, pod: RunningPod, path: str, **query: Any) -> Any:
@@ -49,7 +49,7 @@ async def test_pods_and_workers_are_those_of_the_database(cluster: Cluster) -> N
     assert row is not None
     assert (found["id"], found["name"], found["concurrency"]) == (str(row["id"]), "w", 7)
     assert datetime.fromisoformat(found["started_at"]) == row["started_at"]
-    assert worker.metrics.slots == found["concurrency"]
+    assert worker.metrics.concurrency == found["concurrency"]
     assert [item for item in content["points"] if not item["seconds"] > 0] == []
     newest = content["points"][-1]["at"]
     later = await get(cluster, pod, "overview", since=newest)
@@ -112,8 +112,8 @@ async def test_the_numbers_of_streams_are_those_of_the_database(cluster: Cluster
             assert timings["time_to_first_token_seconds"] == pytest.approx(row["time_to_first_token_seconds"], abs=1e-6)
         assert (item["error"] or {}).get("code") == row["error_code"]
     errors = {item["error"]["code"]: item["error"] for item in page["data"] if item["error"]}
-    assert errors["generator_error"]["entry"] == "/errors#generator_error"
-    assert errors["own_code"] == {"code": "own_code", "message": "No more of it.", "entry": None}
+    assert errors["generator_error"]["doc_url"] == "/errors#generator_error"
+    assert errors["own_code"] == {"code": "own_code", "message": "No more of it.", "doc_url": None}
     assert page["data"][0]["id"] == str(queued.id)
 
 

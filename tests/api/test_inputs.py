@@ -91,7 +91,7 @@ PATHS: list[Any] = [
     ("/v1/streams/{id}/events?last_event_id=999999999999999999", BEYOND),
     ("/v1/streams/{id}/events?lastEventId=2147483648", BEYOND),
     ("/v1/streams/{id}/events?view=all", BAD),
-    ("/v1/streams/{id}/events?window_ms=10001", BAD),
+    ("/v1/streams/{id}/events?batch_window_ms=10001", BAD),
     ("/v1/streams/{id}/events?snapshot=perhaps", BAD),
     ("/v1/responses/resp_{id}", OK),
     ("/v1/responses/resp_{id}?include=message.output_text.logprobs&include=reasoning.encrypted_content", OK),

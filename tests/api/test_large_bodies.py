@@ -66,7 +66,7 @@ async def test_a_conversation_of_ten_mebibytes_is_answered_on_the_defaults(
     answer = await cluster.client.post(f"{pod.url}{path}", json=body, headers=headers)
     assert answer.status_code == 200, answer.text[:500]
     assert "1 whole picture" in answer.text
-    assert pod.metric("baton_body_bytes") == 0
+    assert pod.metric("baton_request_body_bytes") == 0
 
 
 async def test_the_next_message_of_a_chat_is_added_to_its_images(cluster: Cluster) -> None:
@@ -81,7 +81,7 @@ async def test_the_next_message_of_a_chat_is_added_to_its_images(cluster: Cluste
 
 
 async def test_many_large_bodies_at_once_stay_within_the_bound(cluster: Cluster) -> None:
-    pod = await cluster.pod(max_body_bytes=2 * MIB, bodies_bytes=8 * MIB)
+    pod = await cluster.pod(max_body_bytes=2 * MIB, max_total_body_bytes=8 * MIB)
     arrived, highest = asyncio.Event(), 0
     body = orjson.dumps({"input": "x" * (2 * MIB - 100)})
 
@@ -96,7 +96,7 @@ async def test_many_large_bodies_at_once_stay_within_the_bound(cluster: Cluster)
     def is_held() -> bool:
         nonlocal highest
         highest = max(highest, pod.pod.metrics.body_bytes)
-        return pod.metric("baton_rejected_total", limit="bodies_bytes") >= 6
+        return pod.metric("baton_rejections_total", limit="total_body_bytes") >= 6
 
     sending = [asyncio.create_task(send()) for _ in range(10)]
     await until(is_held)
@@ -109,10 +109,10 @@ async def test_many_large_bodies_at_once_stay_within_the_bound(cluster: Cluster)
     assert len(refused) >= 6
     assert len(refused) + sum(answer.status_code == 201 for answer in answers) == 10
     for answer in refused:
-        assert answer.json()["code"] == "bodies_full"
+        assert answer.json()["code"] == "request_memory_full"
         assert answer.headers["retry-after"] == "2"
     assert 0 < highest <= 8 * MIB
-    assert pod.metric("baton_body_bytes") == 0
+    assert pod.metric("baton_request_body_bytes") == 0
 
 
 async def test_an_answer_that_is_waited_for_holds_no_body(cluster: Cluster) -> None:
@@ -122,7 +122,7 @@ async def test_an_answer_that_is_waited_for_holds_no_body(cluster: Cluster) -> N
     for path, body in (("/v1/chat/completions", CHAT), ("/v1/responses", RESPONSE)):
         waiting = asyncio.create_task(cluster.client.post(f"{pod.url}{path}", json=body))
         await until(lambda: pod.metric("baton_subscribers") == 1)
-        assert pod.metric("baton_body_bytes") == 0
+        assert pod.metric("baton_request_body_bytes") == 0
         assert not pod.pod.bodies.turn.locked()
         waiting.cancel()
         await until(lambda: pod.metric("baton_subscribers") == 0)
@@ -143,11 +143,11 @@ async def test_a_client_that_sends_too_much_reads_what_to_do(
 
 async def test_a_body_that_can_never_be_taken_is_not_to_be_sent_again(cluster: Cluster) -> None:
     """Where all bodies together may have as much as one of them, both bounds are exceeded."""
-    pod = await cluster.pod(max_body_bytes=MIB, bodies_bytes=MIB)
+    pod = await cluster.pod(max_body_bytes=MIB, max_total_body_bytes=MIB)
     answer = await said_last(pod, "/v1/streams", b"x" * (8 * MIB))
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"retry-after" not in answer
-    assert pod.metric("baton_body_bytes") == 0
+    assert pod.metric("baton_request_body_bytes") == 0
 
 
 class Stubborn:

@@ -31,7 +31,7 @@ def refused(answer: httpx2.Response) -> tuple[int, str]:
 
 
 def rejected(pod: RunningPod, limit: str) -> float:
-    return pod.pod.metrics.registry.get_sample_value("baton_rejected_total", {"limit": limit}) or 0
+    return pod.pod.metrics.registry.get_sample_value("baton_rejections_total", {"limit": limit}) or 0
 
 
 async def count(cluster: Cluster) -> int:
@@ -70,7 +70,7 @@ async def test_a_burst_of_creates_on_two_pods_is_refused_beyond_the_callers_rate
     assert Counter(answer.status_code for answer in answers) == {201: 10, 429: 50}
     assert await count(cluster) == 10
     late = next(answer for answer in answers if answer.status_code == 429)
-    assert refused(late) == (429, "creates_too_fast")
+    assert refused(late) == (429, "create_rate_limited")
     assert 1 <= int(late.headers["retry-after"]) <= 10
     assert sum(rejected(pod, "creates_per_second") for pod in pods) == 50
     await cluster.pool.execute("UPDATE baton.token_bucket SET full_at = full_at - interval '10 s'")
@@ -148,7 +148,7 @@ async def test_a_caller_that_reads_too_fast_is_refused_by_every_route_and_may_cr
             if "responses" in address or "models" in address:
                 assert answer.json()["error"]["code"] == "rate_limit_exceeded"
             else:
-                assert refused(answer) == (429, "reads_too_fast")
+                assert refused(answer) == (429, "read_rate_limited")
             assert 1 <= int(answer.headers["retry-after"]) <= 10
     assert rejected(pod, "reads_per_second") == len(READS)
     # Any status but 200 would stop an EventSource forever.
@@ -307,7 +307,7 @@ async def test_a_pod_that_is_full_sends_clients_elsewhere_and_creates_nothing_it
             await follower.next_block()
         ready = await cluster.client.get(f"{pod.url}/readyz")
         assert (ready.status_code, ready.json()["full"], ready.json()["draining"]) == (503, True, False)
-        assert "baton_full 1.0" in (await cluster.client.get(f"{pod.url}/metrics")).text
+        assert "baton_pod_full 1.0" in (await cluster.client.get(f"{pod.url}/metrics")).text
         before = await count(cluster)
         assert refused(await cluster.client.post(f"{pod.url}/v1/ai-sdk/chat", json=UI)) == (503, "pod_full")
         for path, body in (("chat/completions", CHAT), ("responses", {"model": "replay", "input": "go"})):
@@ -373,5 +373,5 @@ async def test_what_is_refused_is_counted_by_limits_that_are_known(cluster: Clus
     answer = await cluster.client.post(f"{pod.url}/v1/streams", content=b"x" * 2000)
     assert refused(answer) == (413, "request_too_large")
     told = (await cluster.client.get(f"{pod.url}/metrics")).text
-    assert 'baton_rejected_total{limit="body_bytes"} 1.0' in told
-    assert told.count("baton_rejected_total{") == 14
+    assert 'baton_rejections_total{limit="body_bytes"} 1.0' in told
+    assert told.count("baton_rejections_total{") == 14

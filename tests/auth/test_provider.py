@@ -320,7 +320,7 @@ async def test_users_create_and_follow_what_is_their_tenants(cluster: Cluster) -
 async def test_the_longest_life_of_its_tokens_is_a_setting(cluster: Cluster) -> None:
     async with ProviderServer(reply()) as server:
         for seconds, status in ((None, 200), (600, 401)):
-            pod = await cluster.pod(allow_anonymous=False, jwt_lifetime_seconds=seconds, **settings(server.url))
+            pod = await cluster.pod(allow_anonymous=False, jwt_max_lifetime_seconds=seconds, **settings(server.url))
             long = bearer(token(iat=NOW, exp=NOW + 86_400 if seconds is None else NOW + 601))
             assert (await cluster.client.get(f"{pod.url}/v1/streams", headers=long)).status_code == status
 

@@ -53,7 +53,7 @@ class TwoPods:
 async def two_pods(cluster: Cluster, *, allowed_origins: str = "") -> AsyncIterator[TwoPods]:
     """Start them, for pages of these origins."""
     tap = Tap()
-    await cluster.worker({"tap": tap, "replay": tap}, flush_window_milliseconds=5)
+    await cluster.worker({"tap": tap, "replay": tap}, flush_interval_milliseconds=5)
     given = {"BATON_DATABASE_URL": cluster.dsn, "BATON_ALLOW_ANONYMOUS": "true", "BATON_PORT": "0"}
     env = environment(**given, BATON_ALLOWED_ORIGINS=allowed_origins)
     async with running("serve", env=env) as one, running("serve", env=env) as other:

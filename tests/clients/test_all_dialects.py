@@ -17,7 +17,7 @@ from tests.logbook import until
 async def test_all_dialects_tell_the_same_text(cluster: Cluster) -> None:
     tap = Tap()
     one, other = await cluster.pod(), await cluster.pod()
-    await cluster.worker({"tap": tap}, flush_window_milliseconds=5)
+    await cluster.worker({"tap": tap}, flush_interval_milliseconds=5)
     async with AsyncOpenAI(base_url=f"{one.url}/v1", api_key="none", max_retries=0) as first:
         chunks = await first.chat.completions.create(
             model="tap", messages=[{"role": "user", "content": "go"}], metadata={"chat": "42"}, stream=True

@@ -36,7 +36,7 @@ from starlette.applications import Starlette
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 
-from baton.main import create_app
+from baton import create_app
 
 baton_app = create_app()
 
@@ -111,7 +111,7 @@ async def browser(folder: Path, url: str) -> AsyncIterator[None]:
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the page was not tried in a browser")
 async def test_a_page_goes_on_through_the_death_of_its_pod(cluster: Cluster, tmp_path: Path) -> None:
     tap = Tap()
-    await cluster.worker({"tap": tap}, flush_window_milliseconds=5)
+    await cluster.worker({"tap": tap}, flush_interval_milliseconds=5)
     found = re.search(r"```html\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)
     assert found is not None
     (tmp_path / "page.html").write_text(f"<!doctype html><body>{found[1]}{REPORT}")

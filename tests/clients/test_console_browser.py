@@ -30,7 +30,7 @@ SEEN = """
 Object.defineProperty(document, "visibilityState", {{configurable: true, get: () => "{state}"}});
 document.dispatchEvent(new Event("visibilitychange"));
 """
-QUICK = {"note_interval_seconds": 0.2}
+QUICK = {"pod_heartbeat_seconds": 0.2}
 
 
 async def fails(_request: GenerationRequest, /) -> Any:
@@ -58,7 +58,7 @@ def row(page: Page, stream_id: str) -> Any:
 async def test_a_person_watches_a_stream_and_cancels_it_by_keyboard(cluster: Cluster) -> None:
     _, key = await make_key(cluster)
     tap = Tap()
-    await cluster.worker({"tap": tap}, flush_window_milliseconds=5)
+    await cluster.worker({"tap": tap}, flush_interval_milliseconds=5)
     pod = await guarded_pod(cluster, **QUICK)
     stream_id = await created(cluster, pod, key, "tap")
     tap.let({"type": "reasoning", "delta": "hmm "}, CALL, MARKUP)
@@ -198,7 +198,7 @@ async def two_demo_pods(cluster: Cluster) -> AsyncIterator[str]:
             BATON_ALLOW_ANONYMOUS="true",
             BATON_DEMO="true",
             BATON_PORT=str(port),
-            BATON_NOTE_INTERVAL_SECONDS="0.2",
+            BATON_POD_HEARTBEAT_SECONDS="0.2",
         )
         async with (
             running("serve", env=env | {"BATON_POD_NAME": "pod-a"}) as one,
@@ -213,7 +213,7 @@ async def two_demo_pods(cluster: Cluster) -> AsyncIterator[str]:
 @pytest.mark.parametrize("size", [WIDE, PHONE])
 async def test_a_person_kills_the_pod_that_tells_an_answer(cluster: Cluster, size: tuple[int, int]) -> None:
     tap = Tap()
-    await cluster.worker({"replay": tap}, flush_window_milliseconds=5)
+    await cluster.worker({"replay": tap}, flush_interval_milliseconds=5)
     async with two_demo_pods(cluster) as url, browsing(size=size) as page:
         await page.goto(f"{url}/demo")
         await page.get_by_label("Your question").fill("Who tells this?")

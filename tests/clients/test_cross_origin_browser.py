@@ -82,7 +82,7 @@ class Site:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: CORS was not tried in a browser")
 async def test_a_page_of_another_origin_follows_where_it_is_allowed(cluster: Cluster, tmp_path: Path) -> None:
-    await cluster.worker({"replay": echo}, flush_window_milliseconds=5)
+    await cluster.worker({"replay": echo}, flush_interval_milliseconds=5)
     site = Site()
     async with served(site.app) as origin:
         allowing = await cluster.pod(allowed_origins=origin, allowed_headers="x-csrf-token")

@@ -83,7 +83,7 @@ DEPTH = "function depth(node) { return 1 + Math.max(0, ...[...node.children].map
 @contextlib.asynccontextmanager
 async def asked(cluster: Cluster, tap: Tap, size: tuple[int, int] = (1280, 860)) -> AsyncIterator[Page]:
     """The demo's page, with a question asked; its answer is what `tap` lets through."""
-    await cluster.worker({"replay": tap}, flush_window_milliseconds=5)
+    await cluster.worker({"replay": tap}, flush_interval_milliseconds=5)
     pod = await cluster.pod(demo=True)
     async with browsing(size=size) as page:
         await page.goto(f"{pod.url}/demo")

@@ -86,8 +86,8 @@ async def both(
     cluster: Cluster, scheme: Literal["light", "dark"], size: tuple[int, int]
 ) -> AsyncIterator[tuple[Page, Tap, str]]:
     tap = Tap()
-    await cluster.worker({"replay": tap}, flush_window_milliseconds=5, worker_heartbeat_seconds=0.1)
-    running = await cluster.pod(demo=True, note_interval_seconds=0.2)
+    await cluster.worker({"replay": tap}, flush_interval_milliseconds=5, worker_heartbeat_seconds=0.1)
+    running = await cluster.pod(demo=True, pod_heartbeat_seconds=0.2)
     async with browsing(scheme=scheme, size=size) as page:
         yield page, tap, running.url
 
@@ -136,7 +136,7 @@ async def test_each_state_has_its_own_words_and_shape(cluster: Cluster) -> None:
         "a": ({}, "ready", "well"),
         "b": ({"state": "not ready", "listener": "connecting"}, "not ready", "warned"),
         "c": ({"listener": "degraded"}, "ready, polling only", "warned"),
-        "d": ({"state": "leaving"}, "leaving", "warned"),
+        "d": ({"state": "draining"}, "draining", "warned"),
         "e": ({"alive": False, "silent_seconds": 9.2, "subscribers": None}, "no sign of life for 9 s", "failed"),
     }
     async with both(cluster, "light", WIDE) as (page, _, url):

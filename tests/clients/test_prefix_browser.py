@@ -24,7 +24,7 @@ async def test_the_demo_and_the_console_work(cluster: Cluster, tmp_path: Path, m
             yield word
 
     await cluster.worker({"replay": says})  # type: ignore[dict-item]
-    given = {"demo": True, "trusted_proxies": "127.0.0.1", "note_interval_seconds": 0.2}
+    given = {"demo": True, "trusted_proxies": "127.0.0.1", "pod_heartbeat_seconds": 0.2}
     async with pod_behind(cluster, tmp_path, mount=mount, **given) as (address, prefix), browsing() as page:
         await page.goto(f"{address}{prefix}/demo")
         await page.get_by_label("Your question").fill("Where are you?")

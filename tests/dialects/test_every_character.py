@@ -93,7 +93,7 @@ class Told:
 
 @pytest.fixture
 async def pod(cluster: Cluster) -> RunningPod:
-    await cluster.worker({"replay": alphabet}, flush_window_milliseconds=5)
+    await cluster.worker({"replay": alphabet}, flush_interval_milliseconds=5)
     return await cluster.pod()
 
 

@@ -22,7 +22,7 @@ async def test_those_who_never_read_or_never_ask_are_cut_off_and_cost_the_others
     assert result.measured.delays[f"{ABUSED} 1"]
     assert result.fates["half-open"].cut >= 200
     # Those that asked for more than the kernel keeps for a client.
-    assert result.metrics['baton_event_streams_closed_total{dialect="native.full",reason="stuck"}'] >= 20
-    assert result.metrics['baton_rejected_total{limit="header_seconds"}'] >= 100
-    assert result.metrics['baton_rejected_total{limit="body_seconds"}'] >= 100
+    assert result.metrics['baton_event_streams_closed_total{dialect="native.full",reason="write_timeout"}'] >= 20
+    assert result.metrics['baton_rejections_total{limit="header_timeout"}'] >= 100
+    assert result.metrics['baton_rejections_total{limit="body_timeout"}'] >= 100
     assert result.highest_memory(ABUSED) - result.highest_memory("calm") < 100 * MEGABYTE

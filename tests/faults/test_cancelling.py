@@ -14,7 +14,7 @@ from tests.logbook import DEADLINE_SECONDS, until
 from baton.chaos.proxy import Proxy
 from baton.db import stream_ending
 
-QUICK: dict[str, Any] = {"worker_heartbeat_seconds": 0.1, "poll_seconds": 0.1, "lease_seconds": 2}
+QUICK: dict[str, Any] = {"worker_heartbeat_seconds": 0.1, "queue_poll_seconds": 0.1, "lease_seconds": 2}
 
 
 async def cancel(cluster: Cluster, pod: RunningPod, stream_id: str) -> int:

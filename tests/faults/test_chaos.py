@@ -15,19 +15,19 @@ import psutil
 import pytest
 from rich.console import Console
 
-from baton.chaos.audience import Plan
+from baton.chaos.account import Account, Expected, LogCopy
+from baton.chaos.deltas import Delta, read, write
+from baton.chaos.experiment import Experiment, Options
 from baton.chaos.memory import Samples
-from baton.chaos.run import Chaos, Options
-from baton.chaos.text import Piece, read, write
-from baton.chaos.verdict import Account, Asked, LogCopy
+from baton.chaos.workload import StreamPlan
 from baton.db.event_log import Batch
 from baton.errors import ConfigurationError
 
-ASKED = Asked(events=3, policy="retry")
+ASKED = Expected(events=3, policy="retry")
 
 
 def delta(number: int, run: str = "aa") -> str:
-    return orjson.dumps({"type": "text", "delta": write(Piece(run, number))}).decode()
+    return orjson.dumps({"type": "text", "delta": write(Delta(run, number))}).decode()
 
 
 def done(status: str = "completed", code: str | None = None) -> str:
@@ -38,7 +38,7 @@ RESET = '{"type":"reset","reason":"worker_lost"}'
 WHOLE = [delta(1), delta(2), delta(3), done()]
 
 
-def told(events: Iterable[tuple[int, str]], log: list[str] | None = None, asked: Asked = ASKED) -> set[str]:
+def told(events: Iterable[tuple[int, str]], log: list[str] | None = None, asked: Expected = ASKED) -> set[str]:
     """The kinds of all complaints about a viewer that received this of a stream whose log is that."""
     account = Account()
     found = [complaint for seq, line in events for complaint in account.receive(seq, line.encode())]
@@ -74,8 +74,8 @@ def test_a_stream_that_began_anew_gives_none_either() -> None:
         ([1, 1, 2, 3, 4], {"repeated"}),
         ([1, 3, 2, 4], {"missing", "out of order", "wrong end"}),
         ([1, 2, 3, 4, 4], {"repeated", "second end"}),
-        ([1, 2, 3], {"without end", "not the log"}),
-        ([], {"without end", "not the log"}),
+        ([1, 2, 3], {"no end", "not the log"}),
+        ([], {"no end", "not the log"}),
     ],
 )
 def test_a_wrong_order_is_seen(order: list[int], kinds: set[str]) -> None:
@@ -120,15 +120,15 @@ def test_what_differs_from_the_log_is_seen_with_its_place() -> None:
 @pytest.mark.parametrize(
     ("end", "asked", "kinds"),
     [
-        (done("cancelled"), Asked(3, "retry", cancelled=True), set()),
-        (done("cancelled"), Asked(3, "retry", cancelled=False), {"wrong end"}),
-        (done("failed", "worker_lost"), Asked(3, "fail", worker_troubled=True), set()),
-        (done("failed", "worker_lost"), Asked(3, "fail", worker_troubled=False), {"wrong end"}),
-        (done("failed", "storage_rejected"), Asked(3, "retry"), {"wrong end"}),
-        (done("completed"), Asked(2, "retry"), {"wrong end"}),
+        (done("cancelled"), Expected(3, "retry", cancelled=True), set()),
+        (done("cancelled"), Expected(3, "retry", cancelled=False), {"wrong end"}),
+        (done("failed", "worker_lost"), Expected(3, "fail", worker_troubled=True), set()),
+        (done("failed", "worker_lost"), Expected(3, "fail", worker_troubled=False), {"wrong end"}),
+        (done("failed", "storage_rejected"), Expected(3, "retry"), {"wrong end"}),
+        (done("completed"), Expected(2, "retry"), {"wrong end"}),
     ],
 )
-def test_an_end_that_nothing_explains_is_seen(end: str, asked: Asked, kinds: set[str]) -> None:
+def test_an_end_that_nothing_explains_is_seen(end: str, asked: Expected, kinds: set[str]) -> None:
     lines = [delta(1), delta(2), delta(3), end]
     assert told(numbered(lines), lines, asked) == kinds
 
@@ -157,8 +157,8 @@ LOST_PART = [delta(1), delta(2), '{"type":"done","status":"failed","error":{"cod
         (LOST_PART, False, False, {"wrong end"}),
         # It has what was lost, and no cursor of its leads anywhere.
         (WHOLE[:3], True, True, set()),
-        (WHOLE[:3], False, True, {"without end", "not the log"}),
-        (WHOLE[:3], True, False, {"without end", "not the log"}),
+        (WHOLE[:3], False, True, {"no end", "not the log"}),
+        (WHOLE[:3], True, False, {"no end", "not the log"}),
         # It had its whole answer before.
         (WHOLE, False, True, set()),
         (WHOLE, False, False, {"not the log"}),
@@ -174,7 +174,7 @@ def test_after_a_promotion_one_may_be_refused_and_none_may_have_a_mixture(
     account = Account()
     found = [item for seq, line in numbered(received) for item in account.receive(seq, line.encode())]
     account.refused = refused
-    asked = Asked(3, "retry", rewound=rewound)
+    asked = Expected(3, "retry", rewound=rewound)
     found += account.ending(asked)
     found += account.against(copy_of(LOST_PART, "failed"), rewound=rewound)
     assert {complaint.kind for complaint in found} == kinds
@@ -182,14 +182,14 @@ def test_after_a_promotion_one_may_be_refused_and_none_may_have_a_mixture(
 
 def test_a_text_is_read_as_it_was_written() -> None:
     for padding in (0, 7):
-        text = write(Piece("aa", 12), padding)
-        assert read(text) == Piece("aa", 12)
+        text = write(Delta("aa", 12), padding)
+        assert read(text) == Delta("aa", 12)
         assert read(text.replace("12", "13")) is None
     assert read("") is None
 
 
 def test_the_same_seed_plans_the_same_streams() -> None:
-    plans = [[Plan.drawn(Random(seed), 40) for _ in range(5)] for seed in (1, 1, 2)]
+    plans = [[StreamPlan.drawn(Random(seed), 40) for _ in range(5)] for seed in (1, 1, 2)]
     assert plans[0] == plans[1] != plans[2]
 
 
@@ -211,7 +211,7 @@ class Played:
 
     def __init__(self, options: Options, dsn: str | None) -> None:
         self.output = io.StringIO()
-        self.chaos = Chaos(options, dsn, Console(file=self.output, width=120))
+        self.chaos = Experiment(options, dsn, Console(file=self.output, width=120))
 
     async def run(self) -> int:
         status = await self.chaos.run()
@@ -261,7 +261,7 @@ async def test_nothing_is_lost_whatever_breaks(seconds: float, every_seconds: fl
         workers=2,
         rate=30,
         every_seconds=every_seconds,
-        kinds=KINDS,
+        faults=KINDS,
     )
     played = Played(options, None)
     before = {child.pid for child in psutil.Process().children(recursive=True)}
@@ -274,15 +274,15 @@ async def test_nothing_is_lost_whatever_breaks(seconds: float, every_seconds: fl
     counts = played.chaos.director.counts
     # How much fits into the time is the machine's affair: that each slot played to its end is not.
     assert len(counts.keys() & set(KINDS)) >= 5, counts
-    assert played.chaos.audience.traffic.events > 200
-    assert played.chaos.audience.judged >= options.streams
-    assert f"The seed was 5. Again: baton chaos --seconds {seconds} --seed 5 --streams 12" in words
+    assert played.chaos.workload.traffic.events > 200
+    assert played.chaos.workload.judged >= options.streams
+    assert f"The seed was 5. To repeat: baton chaos --seconds {seconds} --seed 5 --streams 12" in words
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
 
 
 @pytest.mark.slow
 async def test_a_log_that_is_tampered_with_makes_it_fail_loudly(dsn: str) -> None:
-    options = Options(seconds=4, seed=1, streams=3, viewers=2, pods=2, workers=2, kinds=["listen cut", "queries cut"])
+    options = Options(seconds=4, seed=1, streams=3, viewers=2, pods=2, workers=2, faults=["listen cut", "queries cut"])
     played = Played(options, dsn)
     running = asyncio.create_task(played.run())
     connection = await asyncpg.connect(dsn)
@@ -315,6 +315,6 @@ async def test_a_log_that_is_tampered_with_makes_it_fail_loudly(dsn: str) -> Non
 
 
 async def test_a_kind_that_there_is_not_is_told_at_once() -> None:
-    chaos = Chaos(Options(seconds=1, kinds=["postgres outage"]), UNREACHABLE, Console(file=io.StringIO()))
-    with pytest.raises(ConfigurationError, match=r"no fault called postgres outage here\. There are: pod SIGKILL, "):
+    chaos = Experiment(Options(seconds=1, faults=["postgres outage"]), UNREACHABLE, Console(file=io.StringIO()))
+    with pytest.raises(ConfigurationError, match=r"Unknown faults: postgres outage\. Possible here: pod SIGKILL, "):
         await chaos.run()

@@ -20,9 +20,9 @@ MEGABYTE = 1 << 20
 
 
 async def test_connections_rotate_and_nothing_is_lost(cluster: Cluster) -> None:
-    pod = await cluster.pod(max_connection_seconds=0.3, reconnect_milliseconds=10, heartbeat_seconds=0.5)
+    pod = await cluster.pod(max_connection_age_seconds=0.3, reconnect_milliseconds=10, sse_keep_alive_seconds=0.5)
     tap = Tap()
-    await cluster.worker({"replay": tap}, flush_window_milliseconds=1)
+    await cluster.worker({"replay": tap}, flush_interval_milliseconds=1)
     viewer = Viewer(cluster.client, pod.url, await cluster.create(pod))
     words = 0
     while len(viewer.pods) < 4:
@@ -89,7 +89,9 @@ async def test_a_client_that_accepts_nothing_is_cut_and_can_resume_while_others_
         following(cluster.client, pod.url, author.id) as follower,
     ):
         assert len(await follower.events(400)) == 400
-        await until(lambda: pod.metric("baton_event_streams_closed_total", dialect="native.full", reason="stuck") == 1)
+        await until(
+            lambda: pod.metric("baton_event_streams_closed_total", dialect="native.full", reason="write_timeout") == 1
+        )
         # Cut, and not closed after what waits: that would need a client that accepts it.
         await until(lambda: pod.metric("baton_subscribers") == 1)
         assert await _connections(pod.url) == 1
@@ -133,7 +135,7 @@ async def storm(cluster: Cluster, *, streams: int, clients: int) -> None:
     authors = [await cluster.author() for _ in range(streams)]
     for author in authors:
         await author.write_texts([5, 5, 5])
-    pod = await cluster.pod(safety_poll_seconds=60)
+    pod = await cluster.pod(log_poll_seconds=60)
     url = urlsplit(pod.url)
     before = pod.metric("baton_log_reads_total")
 

@@ -25,7 +25,7 @@ from baton.chaos.proxy import Proxy
 from baton.db import history
 from baton.worker.worker import Worker
 
-QUICK_WORKER = {"worker_heartbeat_seconds": 0.1, "lease_seconds": 1, "poll_seconds": 0.2}
+QUICK_WORKER = {"worker_heartbeat_seconds": 0.1, "lease_seconds": 1, "queue_poll_seconds": 0.2}
 # As where a service does not let anybody see the timeline.
 NO_TIMELINE = """
 CREATE OR REPLACE FUNCTION baton.current_history() RETURNS text LANGUAGE sql STABLE SECURITY DEFINER
@@ -54,7 +54,7 @@ class Scene:
 
     async def start(self, pods: int = 1) -> None:
         for _ in range(pods):
-            self.pods.append(await self.cluster.pod(safety_poll_seconds=0.2, reconnect_milliseconds=50))
+            self.pods.append(await self.cluster.pod(log_poll_seconds=0.2, reconnect_milliseconds=50))
 
     async def worker(self, **given: object) -> Worker:
         return await self.cluster.worker({"replay": self.script}, **{**QUICK_WORKER, **given})

@@ -254,7 +254,7 @@ async def test_what_a_flood_of_forged_notifications_costs_is_bounded(
             sent += 1000
             play.say()
             await asyncio.sleep(max(0, began + wave / 10 - time.monotonic()))
-        await until(lambda: all(pod.metric("baton_notifications_doubted_total") >= 10_000 for pod in play.pods))
+        await until(lambda: all(pod.metric("baton_notifications_unverified_total") >= 10_000 for pod in play.pods))
         seconds = time.monotonic() - began
         await play.end()
     polls = seconds + 1
@@ -298,7 +298,7 @@ async def test_keys_are_rotated_while_streams_run_and_the_old_one_is_worth_nothi
 
 
 async def test_unsigned_notifications_of_the_previous_release_only_delay(cluster: Cluster) -> None:
-    pod, author = await cluster.pod(safety_poll_seconds=60), await cluster.author()
+    pod, author = await cluster.pod(log_poll_seconds=60), await cluster.author()
     watcher = Watcher(cluster.client, [pod.url], "native", str(author.id))
     watching = asyncio.create_task(watcher.watch())
     await until(lambda: watcher.connections == 1)
@@ -309,7 +309,7 @@ async def test_unsigned_notifications_of_the_previous_release_only_delay(cluster
     await asyncio.wait_for(watching, 60)
     assert watcher.connections == 1
     assert len(watcher.texts) == 6
-    assert pod.metric("baton_notifications_doubted_total") >= 6
+    assert pod.metric("baton_notifications_unverified_total") >= 6
 
 
 async def _notify_unsigned(author: Author, item: Append) -> None:

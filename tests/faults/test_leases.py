@@ -27,7 +27,7 @@ from baton.worker.worker import Worker
 
 QUEUE = "INSERT INTO baton.stream (generator, input, on_worker_lost) VALUES ('replay', 'null', 'retry') RETURNING id"
 FOLDER = Path(__file__).parent
-QUICK: dict[str, Any] = {"worker_heartbeat_seconds": 0.1, "lease_seconds": 0.8, "poll_seconds": 0.1}
+QUICK: dict[str, Any] = {"worker_heartbeat_seconds": 0.1, "lease_seconds": 0.8, "queue_poll_seconds": 0.1}
 
 
 @contextlib.asynccontextmanager

@@ -44,10 +44,10 @@ async def test_a_leaving_worker_claims_no_more_sees_through_what_ends_and_hands_
     pod = await cluster.pod()
     taps = {name: Tap() for name in ("ends", "retry", "fail", "late")}
     # What makes the others begin at once is that they are told, and no lease that runs out.
-    patient = {"lease_seconds": 600, "poll_seconds": 60, "worker_heartbeat_seconds": 0.1}
+    patient = {"lease_seconds": 600, "queue_poll_seconds": 60, "worker_heartbeat_seconds": 0.1}
     names = dict.fromkeys(taps, "no:where")
     pod = await cluster.pod(generators=names)
-    async with leaver(cluster, taps, **patient, leave_seconds=2) as (worker, task):
+    async with leaver(cluster, taps, **patient, worker_drain_seconds=2) as (worker, task):
         ids = {
             name: await cluster.create(pod, generator=name, on_worker_lost="fail" if name == "fail" else "retry")
             for name in ("ends", "retry", "fail")
@@ -82,9 +82,9 @@ async def test_a_leaving_worker_claims_no_more_sees_through_what_ends_and_hands_
 
 async def test_handed_over_a_stream_begins_at_once_on_another_worker(cluster: Cluster) -> None:
     pod = await cluster.pod()
-    patient = {"lease_seconds": 600, "poll_seconds": 60, "worker_heartbeat_seconds": 60}
+    patient = {"lease_seconds": 600, "queue_poll_seconds": 60, "worker_heartbeat_seconds": 60}
     first, second = Tap(), Tap()
-    async with leaver(cluster, {"replay": first}, **patient, leave_seconds=0) as (worker, task):
+    async with leaver(cluster, {"replay": first}, **patient, worker_drain_seconds=0) as (worker, task):
         viewer = Viewer(cluster.client, pod.url, await cluster.create(pod))
         first.let("so far")
         await viewer.has(1)
@@ -101,7 +101,7 @@ async def test_handed_over_a_stream_begins_at_once_on_another_worker(cluster: Cl
 async def test_asked_twice_a_worker_leaves_at_once(cluster: Cluster) -> None:
     pod = await cluster.pod()
     tap = Tap()
-    async with leaver(cluster, {"replay": tap}, leave_seconds=3600) as (worker, task):
+    async with leaver(cluster, {"replay": tap}, worker_drain_seconds=3600) as (worker, task):
         stream_id = await cluster.create(pod)
         await tap.started.wait()
         worker.leave()
@@ -145,7 +145,7 @@ async def stuck_pod(cluster: Cluster, author: Author) -> AsyncIterator[tuple[Run
         BATON_ALLOW_ANONYMOUS="true",
         BATON_PORT="0",
         BATON_DRAIN_SECONDS="0",
-        BATON_SAFETY_POLL_SECONDS="60",
+        BATON_LOG_POLL_SECONDS="60",
         BATON_RELAY_WINDOW_BYTES="65536",
     )
     async with running("serve", env=env) as pod:
@@ -246,7 +246,7 @@ class Fleet:
             BATON_POD_NAME=f"pod-{self._started}",
             BATON_GENERATORS="counting=answers:counting",
             BATON_DRAIN_SECONDS="0.5",
-            BATON_LEAVE_SECONDS="0.5",
+            BATON_WORKER_DRAIN_SECONDS="0.5",
             BATON_RECONNECT_MILLISECONDS="100",
         )
         process = await self._stack.enter_async_context(running(command, env=env, cwd=FOLDER))

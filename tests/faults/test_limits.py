@@ -10,7 +10,7 @@ from tests.cluster import Cluster, Tap, echo
 from tests.faults.viewers import Viewer
 from tests.logbook import DEADLINE_SECONDS, until
 
-QUICK: dict[str, Any] = {"worker_heartbeat_seconds": 0.1, "poll_seconds": 0.1}
+QUICK: dict[str, Any] = {"worker_heartbeat_seconds": 0.1, "queue_poll_seconds": 0.1}
 
 
 async def ends_with(cluster: Cluster, tap: Tap | None, settings: dict[str, Any], **body: Any) -> tuple[Viewer, str]:

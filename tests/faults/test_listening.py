@@ -16,7 +16,7 @@ from tests.logbook import until
 from tests.processes import SERVES, environment, running
 
 from baton.chaos.proxy import Proxy
-from baton.db.listener import State
+from baton.db.listener import ListenerState
 from baton.db.notification_delivery import check_delivery
 from baton.errors import ConfigurationError
 
@@ -25,7 +25,7 @@ NOBODY = "postgresql://nobody@127.0.0.1:1/none"
 
 async def state(cluster: Cluster, pod: RunningPod) -> tuple[int, str, float]:
     ready = await cluster.client.get(f"{pod.url}/readyz")
-    return ready.status_code, ready.json()["listener"], pod.metric("baton_listener_listening")
+    return ready.status_code, ready.json()["listener"], pod.metric("baton_listener_up")
 
 
 async def hears(cluster: Cluster, pod: RunningPod) -> None:
@@ -59,12 +59,12 @@ async def test_a_black_hole_is_noticed_and_shown_and_listening_comes_back_with_t
         async with following(cluster.client, pod.url, author.id) as follower:
             await hears(cluster, pod)
             proxy.blackhole()
-            await until(lambda: pod.pod.listener.state is State.DEGRADED)
+            await until(lambda: pod.pod.listener.state is ListenerState.DEGRADED)
             assert await state(cluster, pod) == (200, "degraded", 0)
             await author.write(text(1))
             assert (await follower.next_event())["seq"] == 1
             proxy.resume()
-            await until(lambda: pod.pod.listener.state is State.LISTENING)
+            await until(lambda: pod.pod.listener.state is ListenerState.LISTENING)
             assert await state(cluster, pod) == (200, "listening", 1)
             await hears(cluster, pod)
             await author.write(end=True)
@@ -75,7 +75,7 @@ async def test_a_black_hole_is_noticed_and_shown_and_listening_comes_back_with_t
 async def test_what_was_notified_while_nobody_listened_is_caught_up_with(cluster: Cluster, end: str) -> None:
     async with Proxy(cluster.dsn) as proxy:
         # Without a safety poll, so that only the catching up can find it.
-        pod = await cluster.pod(listen_database_url=proxy.dsn, safety_poll_seconds=60)
+        pod = await cluster.pod(listen_database_url=proxy.dsn, log_poll_seconds=60)
         author = await cluster.author()
         async with following(cluster.client, pod.url, author.id) as follower:
             await author.write(text(1))
@@ -86,7 +86,7 @@ async def test_what_was_notified_while_nobody_listened_is_caught_up_with(cluster
                 assert await cluster.pool.fetch(query + " AND datname = current_database()", "baton pod listen")
             else:
                 proxy.cut()
-            await until(lambda: pod.pod.listener.state is State.DEGRADED)
+            await until(lambda: pod.pod.listener.state is ListenerState.DEGRADED)
             await author.write(text(2))
             proxy.resume()
             assert (await follower.next_event())["seq"] == 2
@@ -111,7 +111,7 @@ async def test_a_standby_is_told_at_the_start(breakable: BreakablePostgres) -> N
 
 
 STOPPABLE_POD = """
-import baton.listener
+import baton.db.listener
 baton.db.listener.USER_TIMEOUT_SECONDS = {seconds}
 from baton.cli import main
 main()

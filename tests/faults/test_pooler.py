@@ -40,7 +40,7 @@ async def test_around_it_many_streams_at_once_arrive_whole(
     settings = {"database_url": pooler, "listen_database_url": cluster.dsn}
     pods = [await cluster.pod(**settings) for _ in range(2)]
     for _ in range(2):
-        await cluster.worker({"replay": echo}, flush_window_milliseconds=1, **settings)
+        await cluster.worker({"replay": echo}, flush_interval_milliseconds=1, **settings)
     words = [f"{number} " for number in range(50)]
     ids = await asyncio.gather(*(cluster.create(pods[number % 2], input=words) for number in range(60)))
     viewers = [Viewer(cluster.client, pod.url, stream_id) for stream_id in ids for pod in pods]

@@ -24,7 +24,7 @@ from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
 
 FILL = "SELECT pg_notify('fill', repeat('x', 7900) || i) FROM generate_series(1, 4) AS i"
-DAMAGED = b'data: {"type":"error","error":{"code":"log_damaged","message":"A part of the stream is missing."}}\n\n'
+DAMAGED = b'data: {"type":"error","error":{"code":"log_damaged","message":"Part of the stream is missing."}}\n\n'
 
 
 async def counting(request: GenerationRequest, /) -> AsyncIterator[Yielded]:
@@ -102,7 +102,7 @@ async def test_with_a_full_notify_queue_streams_are_created_written_cancelled_an
     breakable_cluster: Cluster,
 ) -> None:
     cluster, tap = breakable_cluster, Tap()
-    pod = await cluster.pod(safety_poll_seconds=0.2)
+    pod = await cluster.pod(log_poll_seconds=0.2)
     await cluster.worker({"replay": tap})
     async with full_queue(cluster):
         stream_id = await cluster.create(pod)
@@ -117,7 +117,7 @@ async def test_with_a_full_notify_queue_streams_are_created_written_cancelled_an
         assert viewer.text == "one two"
         assert (await cluster.client.delete(f"{pod.url}/v1/streams/{stream_id}")).status_code == 204
         # Pods and workers can be started nevertheless.
-        another = await cluster.pod(safety_poll_seconds=0.2)
+        another = await cluster.pod(log_poll_seconds=0.2)
         await cluster.worker({"echo": echo})
         viewer = Viewer(cluster.client, another.url, await cluster.create(another, generator="echo", input=["hello"]))
         assert (await viewer.end())["status"] == "completed"
@@ -186,7 +186,7 @@ async def _with_hole(cluster: Cluster) -> Author:
 
 @pytest.mark.parametrize("window_bytes", [4096, 1 << 20], ids=["hole behind the window", "hole in the window"])
 async def test_a_hole_in_the_log_is_told_and_then_refused(cluster: Cluster, window_bytes: int) -> None:
-    pod = await cluster.pod(relay_window_bytes=window_bytes, safety_poll_seconds=0.05)
+    pod = await cluster.pod(relay_window_bytes=window_bytes, log_poll_seconds=0.05)
     author = await _with_hole(cluster)
     url = f"{pod.url}/v1/streams/{author.id}/events"
     if window_bytes == 4096:

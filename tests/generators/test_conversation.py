@@ -172,7 +172,7 @@ async def sent(api: str, given: Any) -> tuple[dict[str, Any] | None, Heard]:
                 openai_model="a-model",
                 anthropic_model="a-model",
                 openai_api="chat" if api == "chat" else "responses",
-                offered_generators=name,
+                enabled_generators=name,
             )
         )
         try:

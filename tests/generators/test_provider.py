@@ -189,8 +189,8 @@ async def test_no_model_is_named(api: Api) -> None:
             "wait 20 seconds",
         ),
         (refusal(429, {"message": "slow down"}), "provider_rate_limited", "limiting requests."),
-        (refusal(401, {"message": f"wrong key: {KEY}"}), "provider_refused", "refused the credentials"),
-        (refusal(403, {"message": "not for you"}), "provider_refused", "refused the credentials"),
+        (refusal(401, {"message": f"wrong key: {KEY}"}), "provider_auth_failed", "refused the credentials"),
+        (refusal(403, {"message": "not for you"}), "provider_auth_failed", "refused the credentials"),
         (
             refusal(400, {"message": "Too  many\ntokens."}),
             "provider_invalid_request",

@@ -97,10 +97,10 @@ def test_what_a_provider_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     assert what_is_missing(Settings.load(), "nosuch") is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert what_is_missing(Settings.load(openai_api_key="key"), "openai") == (
-        "The generator 'openai' cannot be used yet: install its SDK (`pip install \"baton[openai]\"`)."
+        "The generator 'openai' cannot be used yet: install its SDK (`pip install \"baton-stream[openai]\"`)."
     )
     assert what_is_missing(Settings.load(), "anthropic") == (
-        "The generator 'anthropic' cannot be used yet: install its SDK (`pip install \"baton[anthropic]\"`) "
+        "The generator 'anthropic' cannot be used yet: install its SDK (`pip install \"baton-stream[anthropic]\"`) "
         "and set ANTHROPIC_API_KEY, or BATON_ANTHROPIC_BASE_URL for a compatible server."
     )
 
@@ -178,7 +178,7 @@ def test_no_async_generator_function(attribute: Any) -> None:
 async def test_only_those_that_are_offered_are_loaded_and_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(here)
     monkeypatch.setenv("BATON_GENERATORS", "mine=my_agent:answer,other=nowhere:at_all")
-    monkeypatch.setenv("BATON_OFFERED_GENERATORS", "mine, absent")
+    monkeypatch.setenv("BATON_ENABLED_GENERATORS", "mine, absent")
     settings = Settings.load()
     assert configured_names(settings) == {"mine"} == load_generators(settings).keys()
 
@@ -218,7 +218,7 @@ async def test_a_model_among_the_options_is_the_one_that_counts() -> None:
 @pytest.mark.usefixtures("here")
 async def test_a_generator_that_presets_share_is_closed_once() -> None:
     settings = Settings.load(
-        generators="other=my_agent:agent", models={"a": "other", "b": "other"}, offered_generators="a,b"
+        generators="other=my_agent:agent", models={"a": "other", "b": "other"}, enabled_generators="a,b"
     )
     generators = load_generators(settings)
     assert set(generators) == configured_names(settings) == {"a", "b"}
@@ -258,8 +258,8 @@ def test_a_preset_of_what_cannot_be_used(model: str, sentence: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load_generators(settings)
     assert str(caught.value) == sentence
-    others = Settings.load(models={"fast": model, "slow": "replay"}, offered_generators="slow")
+    others = Settings.load(models={"fast": model, "slow": "replay"}, enabled_generators="slow")
     assert load_generators(others).keys() == {"slow"}
-    assert what_is_missing(Settings.load(models={"a": "replay"}, offered_generators="b"), "a") == (
-        "The generator 'a' is left out of BATON_OFFERED_GENERATORS."
+    assert what_is_missing(Settings.load(models={"a": "replay"}, enabled_generators="b"), "a") == (
+        "The generator 'a' is left out of BATON_ENABLED_GENERATORS."
     )

@@ -62,8 +62,8 @@ KNOWN: dict[str, tuple[BaseException, str, str]] = {
         "It asks to wait 2 seconds.",
     ),
     "rate limit, no header": (of_openai(anthropic.RateLimitError, 429), "provider_rate_limited", "limiting requests."),
-    "authentication": (of_openai(openai.AuthenticationError, 401), "provider_refused", "refused the credentials"),
-    "permission": (of_openai(anthropic.PermissionDeniedError, 403), "provider_refused", "refused the credentials"),
+    "authentication": (of_openai(openai.AuthenticationError, 401), "provider_auth_failed", "refused the credentials"),
+    "permission": (of_openai(anthropic.PermissionDeniedError, 403), "provider_auth_failed", "refused the credentials"),
     "bad request": (
         of_openai(openai.BadRequestError, 400, body={"message": f"Bad tool: {KEY}"}),
         "provider_invalid_request",
@@ -119,7 +119,7 @@ KNOWN: dict[str, tuple[BaseException, str, str]] = {
     ),
     "Pydantic AI, fallbacks": (
         pydantic_ai.FallbackExceptionGroup("all", [pydantic_ai.ModelHTTPError(401, "gpt-5", None)]),
-        "provider_refused",
+        "provider_auth_failed",
         "refused the credentials",
     ),
 }

@@ -18,7 +18,7 @@ from ..db.postgres import translated
 from ..db.rate_buckets import Rate
 from ..db.stream_creation import IdempotencyKey, Limits, NewStream
 from ..db.streams import Stream
-from ..errors import CreatesTooFast, InputTooLarge, InvalidRequest, TooManyStreams, UnknownGenerator
+from ..errors import CreateRateLimited, InputTooLarge, InvalidRequest, TooManyStreams, UnknownGenerator
 from ..observability import log_context, tracing
 from ..pod.pod import Pod
 from ..principal import Principal
@@ -78,7 +78,7 @@ async def create(
     `key` takes the place of the client's own.
 
     Raises:
-        CreatesTooFast: the caller has created more than it may in a time.
+        CreateRateLimited: the caller has created more than it may in a time.
         TooManyStreams: the tenant has as many that have not ended as it may.
         UnknownGenerator: nobody offers the generator.
         IdempotencyConflict, InvalidRequest, Unavailable: see `stream_creation.create`.
@@ -186,12 +186,12 @@ async def _create(request: Request, new: NewStream, key: IdempotencyKey | None) 
 
 
 async def _take_turn(pod: Pod, caller: Principal) -> None:
-    """Raise CreatesTooFast unless the caller may create a stream now."""
+    """Raise CreateRateLimited unless the caller may create a stream now."""
     rate = Rate(pod.settings.creates_per_second, pod.settings.creates_burst)
     wait_seconds = await rate_buckets.take(pod.pool, caller.tenant, caller.name, rate)
     if wait_seconds is not None:
         pod.metrics.rejected["creates_per_second"] += 1
-        raise CreatesTooFast(
+        raise CreateRateLimited(
             f"You may create {rate.per_second:g} streams a second, and {rate.burst} at once after a pause. Try again "
             f"in {wait_seconds} s.",
             wait_seconds,

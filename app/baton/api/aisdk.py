@@ -38,7 +38,7 @@ from .conversations import Place, beside_input
 from .following import follow_frames, require_followable
 from .models import CreateStream, Items, Name, Text, storable, validated
 from .request import (
-    Answer,
+    AsgiResponse,
     answered,
     charge_rows,
     common_headers,
@@ -124,7 +124,7 @@ class Stopped(TypedDict):
     status: Status
 
 
-async def send_messages(request: Request) -> Answer:
+async def send_messages(request: Request) -> AsgiResponse:
     """Queue the answer to a chat's messages, and follow it in the same round trip."""
     require_followable(request)
     body = await read_body(request)
@@ -140,7 +140,7 @@ async def send_messages(request: Request) -> Answer:
     return await _follow(request, stream, 0, continued="message" in continuation)
 
 
-async def _send_message(request: Request, sent: SendMessage, body: bytes) -> Answer:
+async def _send_message(request: Request, sent: SendMessage, body: bytes) -> AsgiResponse:
     """Do the same for a page that sends its last message only."""
     last = [] if sent.message is None or sent.trigger == _REGENERATE else [sent.message]
     answers = await _answers(request, sent, last)
@@ -155,7 +155,7 @@ async def _send_message(request: Request, sent: SendMessage, body: bytes) -> Ans
     return await _follow(request, stream, 0, continued="message" in continuation)
 
 
-async def resume(request: Request) -> Answer:
+async def resume(request: Request) -> AsgiResponse:
     """Send the chunks of a chat's newest stream, or of a run, from `startIndex` on.
 
     Without `startIndex` the client wants to see a stream that is under way, and gets 204 where there is none. With it,
@@ -173,7 +173,7 @@ async def resume(request: Request) -> Answer:
     return await _follow(request, stream, start_index, replay=not _RUN.fullmatch(chat))
 
 
-async def stop(request: Request) -> Answer:
+async def stop(request: Request) -> AsgiResponse:
     """Ask the generator of a chat's newest stream, or of a run, to stop. What has ended needs nothing."""
     async with translated(pod_of(request).pool):
         stream = await _stream_of(request, request.path_params["chat"])
@@ -299,7 +299,7 @@ async def _newest(request: Request, chat: str) -> Stream | None:
 
 async def _follow(
     request: Request, stream: Stream, start_index: int, *, replay: bool = False, continued: bool = True
-) -> Answer:
+) -> AsgiResponse:
     headers = {"x-workflow-run-id": f"run_{stream.id.hex}"}
     earlier = await _earlier(request, stream) if continued else None
     opening = aisdk.begin(stream.id, 0, earlier, replay=replay)
@@ -324,7 +324,7 @@ def _headers(request: Request) -> dict[str, str]:
     return common_headers(request) | dialect
 
 
-async def _places(pod: Pod, opening: Encoded[aisdk.State], stream_id: UUID) -> Places:
+async def _places(pod: Pod, opening: Encoded[aisdk.AiSdkState], stream_id: UUID) -> Places:
     """Read where a client can begin in a stream's chunks so far."""
     reader = Reader(aisdk.AI_SDK, opening, 0)
     places = Places()

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from ..db.streams import Stream
-from ..dialects.chat import CHAT, State, completion_of
+from ..dialects.chat import CHAT, ChatState, completion_of
 from ..dialects.dialect import Encoded
 from ..errors import InvalidRequest, PassingError, RequestError
 from ..snapshot import Snapshot
@@ -26,7 +26,7 @@ from . import actions, openai
 from .following import require_followable, require_staying, wait_for_end
 from .models import Items, validated
 from .openai import Creation, answered_in_form, error_body
-from .request import Answer, json_answer, parse_json, read_body, release_body
+from .request import AsgiResponse, json_answer, parse_json, read_body, release_body
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class CreateCompletion(Creation):
     n: int | None = None
 
 
-async def create_completion(request: Request) -> Answer:
+async def create_completion(request: Request) -> AsgiResponse:
     """Create a completion, and follow it or wait for it."""
     stream, opening = await _created(request)
     # With an Idempotency-Key its client can come back: by the same request.
@@ -61,7 +61,7 @@ async def create_completion(request: Request) -> Answer:
 ROUTES: Final = [Route("/v1/chat/completions", answered_in_form(create_completion, "create"), methods=["POST"])]
 
 
-async def _created(request: Request) -> tuple[Stream, Encoded[State] | None]:
+async def _created(request: Request) -> tuple[Stream, Encoded[ChatState] | None]:
     """Create a stream; return it, and how the completion begins if it is to be streamed.
 
     What came with the request is dropped with this: its answer may be waited for long.
@@ -76,7 +76,7 @@ async def _created(request: Request) -> tuple[Stream, Encoded[State] | None]:
     return stream, CHAT.begin(stream, wanted.model_dump(exclude_unset=True)) if wanted.stream else None
 
 
-async def _answer(request: Request, stream_id: UUID) -> Answer:
+async def _answer(request: Request, stream_id: UUID) -> AsgiResponse:
     content = await actions.read(request, stream_id)
     stream = content.stream
     if not stream.ended:

@@ -15,20 +15,20 @@ from starlette.requests import Request
 from starlette.routing import Route
 from typing_extensions import TypedDict
 
-from .. import __version__
 from ..codes import ENDS
 from ..db import event_log, pod_rows, stream_lists, streams, worker_rows
 from ..db.postgres import translated
-from ..db.stream_lists import Wanted
+from ..db.stream_lists import StreamFilter
 from ..db.streams import Stream
 from ..events import Status
 from ..outcome import TimingsContent
 from ..pod.census import Point
 from ..pod.pod import Pod
 from ..principal import AuthScope, Principal
+from ..version import __version__
 from . import pages, problems
 from .models import ListStreams, ShowSince, StreamError, timings, validated
-from .request import Answer, answered, json_answer, pod_of, principal_of, query_of
+from .request import AsgiResponse, answered, json_answer, pod_of, principal_of, query_of
 
 STREAMS_PER_PAGE: Final = 50
 # A pod that has noted nothing for this many intervals counts as dead. After fewer, its viewers count no more: those of
@@ -55,7 +55,7 @@ class PodContent(TypedDict):
     started_at: datetime
     silent_seconds: float
     alive: bool
-    state: pod_rows.State
+    state: pod_rows.PodState
     listener: str
     subscribers: int | None
     connections: int
@@ -84,16 +84,16 @@ class PointContent(TypedDict):
     at: float
     seconds: float
     tokens: int
-    median_delay_seconds: float | None
-    most_delay_seconds: float | None
+    p50_delay_seconds: float | None
+    p95_delay_seconds: float | None
 
 
 class LiveContent(TypedDict):
-    """How many streams of the caller's tenant have not ended, up to `at_most` together."""
+    """How many streams of the caller's tenant have not ended, up to `counted_up_to` together."""
 
     queued: int
     running: int
-    at_most: int
+    counted_up_to: int
 
 
 class QueueContent(TypedDict):
@@ -126,7 +126,7 @@ class OverviewContent(Surroundings):
 class ConsoleError(StreamError):
     """Why a stream failed, and the path of what explains that code, where there is such."""
 
-    entry: str | None
+    doc_url: str | None
 
 
 class ConsoleStream(TypedDict):
@@ -163,17 +163,17 @@ class ConsolePage(TypedDict):
     next: str | None
 
 
-async def console(request: Request) -> Answer:
+async def console(request: Request) -> AsgiResponse:
     """Give the console's page."""
     return pages.answer(request, "console.html", {"console.html"})
 
 
-async def asset(request: Request) -> Answer:
+async def asset(request: Request) -> AsgiResponse:
     """Give a file of the console's page."""
     return pages.answer(request, request.path_params["name"], FILES)
 
 
-async def overview(request: Request) -> Answer:
+async def overview(request: Request) -> AsgiResponse:
     """Tell which pods and workers live, and what happened in the last minutes."""
     since = validated(ShowSince, query_of(request)).since
     pod, principal = pod_of(request), principal_of(request)
@@ -190,7 +190,7 @@ async def overview(request: Request) -> Answer:
     return json_answer(request, content)
 
 
-async def list_streams(request: Request) -> Answer:
+async def list_streams(request: Request) -> AsgiResponse:
     """Tell how the newest streams of the caller's tenant do."""
     wanted = validated(ListStreams, query_of(request))
     pod, principal = pod_of(request), principal_of(request)
@@ -215,7 +215,7 @@ async def _look_around(pod: Pod, tenant: str) -> Surroundings:
         queued, oldest_seconds = await pod.queue_state(connection)
         waiting, running = await stream_lists.live_counts(connection, tenant)
         return {
-            "live": LiveContent(queued=waiting, running=running, at_most=stream_lists.MAX_SCANNED),
+            "live": LiveContent(queued=waiting, running=running, counted_up_to=stream_lists.MAX_SCANNED),
             "queue": QueueContent(streams=queued, oldest_seconds=oldest_seconds),
             "pods": [_pod(pod, item) for item in await pod_rows.list_all(connection)],
             "workers": [_worker(pod, item) for item in await worker_rows.list_all(connection)],
@@ -225,7 +225,7 @@ async def _look_around(pod: Pod, tenant: str) -> Surroundings:
 async def _look_at_streams(pod: Pod, caller: Principal, wanted: ListStreams, errors_page: str) -> ConsolePage:
     first, last = _between(wanted)
     statuses = None if wanted.status is None else sorted(streams.LIVE) if wanted.status == "live" else [wanted.status]
-    selection = Wanted(caller.tenant, first, last, statuses)
+    selection = StreamFilter(caller.tenant, first, last, statuses)
     async with translated(pod.pool), pod.pool.acquire() as connection:
         found = await stream_lists.find(connection, selection, STREAMS_PER_PAGE)
         pod.reads.charge_rows(caller.tenant, caller.name, found.scanned)
@@ -285,22 +285,22 @@ def _error(item: Stream, errors_page: str) -> ConsoleError | None:
     if item.error_code is None:
         return None
     entry = f"{errors_page}#{item.error_code}" if item.error_code in _EXPLAINED else None
-    return {"code": item.error_code, "message": item.error_message, "entry": entry}
+    return {"code": item.error_code, "message": item.error_message, "doc_url": entry}
 
 
-def _alive(pod: Pod, item: pod_rows.Listed) -> bool:
+def _alive(pod: Pod, item: pod_rows.ListedPod) -> bool:
     return _has_noted(pod, item, MISSED_NOTES)
 
 
-def _counts_viewers(pod: Pod, item: pod_rows.Listed) -> bool:
+def _counts_viewers(pod: Pod, item: pod_rows.ListedPod) -> bool:
     return _has_noted(pod, item, MISSED_NOTES_OF_VIEWERS)
 
 
-def _has_noted(pod: Pod, item: pod_rows.Listed, intervals: int) -> bool:
-    return not item.replaced and item.silent_seconds < intervals * pod.settings.note_interval_seconds
+def _has_noted(pod: Pod, item: pod_rows.ListedPod, intervals: int) -> bool:
+    return not item.replaced and item.silent_seconds < intervals * pod.settings.pod_heartbeat_seconds
 
 
-def _pod(pod: Pod, item: pod_rows.Listed) -> PodContent:
+def _pod(pod: Pod, item: pod_rows.ListedPod) -> PodContent:
     return {
         "id": str(item.id),
         "name": item.name,
@@ -315,7 +315,7 @@ def _pod(pod: Pod, item: pod_rows.Listed) -> PodContent:
     }
 
 
-def _worker(pod: Pod, item: worker_rows.Listed) -> WorkerContent:
+def _worker(pod: Pod, item: worker_rows.ListedWorker) -> WorkerContent:
     return {
         "id": str(item.id),
         "name": item.name,
@@ -334,6 +334,6 @@ def _point(point: Point) -> PointContent:
         "at": point.at,
         "seconds": point.seconds,
         "tokens": point.tokens,
-        "median_delay_seconds": point.median_delay_seconds,
-        "most_delay_seconds": point.most_delay_seconds,
+        "p50_delay_seconds": point.p50_delay_seconds,
+        "p95_delay_seconds": point.p95_delay_seconds,
     }

@@ -11,11 +11,10 @@ from pydantic import BaseModel
 from ..dialects.chat import Completion
 from ..errors import (
     AnswerRunning,
-    BodiesFull,
     BodyTimeout,
     ConversationChanged,
     ConversationGone,
-    CreatesTooFast,
+    CreateRateLimited,
     CursorBeyondTail,
     Forbidden,
     IdempotencyConflict,
@@ -27,8 +26,9 @@ from ..errors import (
     NotHere,
     OldProtocol,
     PodFull,
-    ReadsTooFast,
+    ReadRateLimited,
     RequestError,
+    RequestMemoryFull,
     RequestTooLarge,
     StillRunning,
     StreamExpired,
@@ -59,7 +59,7 @@ from .models import (
     StreamPage,
     StreamWithAnswer,
     TokenContent,
-    TokenWish,
+    TokenOptions,
 )
 from .openai import ModelContent, ModelList
 from .operations import Health, Readiness
@@ -105,7 +105,7 @@ class Operation:
 
 # What any route may say that needs the database, and a credential.
 _GUARDED: Final = (Unauthenticated, Forbidden, InternalError, Unavailable)
-_READING: Final = (*_GUARDED, ReadsTooFast, TooManyQueries)
+_READING: Final = (*_GUARDED, ReadRateLimited, TooManyQueries)
 _STREAM: Final = (*_READING, StreamNotFound, StreamExpired)
 _WHOLE: Final = (*_STREAM, LogDamaged)
 _CREATING: Final = (
@@ -114,10 +114,10 @@ _CREATING: Final = (
     InvalidRequest,
     BodyTimeout,
     RequestTooLarge,
-    BodiesFull,
+    RequestMemoryFull,
     InputTooLarge,
     IdempotencyConflict,
-    CreatesTooFast,
+    CreateRateLimited,
     TooManyStreams,
 )
 _JOINING: Final = (
@@ -216,8 +216,8 @@ OPERATIONS: Final[dict[tuple[Method, str], Operation]] = {
         "streams",
         "read",
         {201: Given("A token that allows what the caller may do, or less.", {JSON: TokenContent})},
-        (*_STREAM, InvalidRequest, RequestTooLarge, BodiesFull, NotHere),
-        body=TokenWish,
+        (*_STREAM, InvalidRequest, RequestTooLarge, RequestMemoryFull, NotHere),
+        body=TokenOptions,
         body_required=False,
     ),
     ("POST", "/v1/responses"): Operation(

@@ -20,7 +20,7 @@ from uuid import UUID
 from ..db import event_log, stream_lists, streams
 from ..db.event_log import Batch
 from ..db.postgres import Connection, Pool
-from ..db.stream_lists import Wanted
+from ..db.stream_lists import StreamFilter
 from ..db.streams import Stream
 from ..dialects.aisdk_message import Earlier
 from ..dialects.aisdk_page import parts_of
@@ -111,7 +111,7 @@ async def newest(connection: Connection, tenant: str, chat: str) -> tuple[Stream
 
     Where thousands have that chat's id, only as many of the newest are looked at.
     """
-    wanted = Wanted(tenant, metadata=[{"chat": chat}])
+    wanted = StreamFilter(tenant, metadata=[{"chat": chat}])
     looked_at = 0
     for _ in range(_PAGES):
         page = await stream_lists.find(connection, wanted, 1)

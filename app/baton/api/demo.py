@@ -21,7 +21,7 @@ from ..db.postgres import translated
 from ..errors import Forbidden
 from . import pages
 from .models import validated
-from .request import Answer, answered, common_headers, parse_json, pod_of, read_body
+from .request import AsgiResponse, answered, common_headers, parse_json, pod_of, read_body
 
 FILES: Final = frozenset({"demo.js"})
 
@@ -34,17 +34,17 @@ class KillPod(BaseModel):
     pod: str
 
 
-async def demo(request: Request) -> Answer:
+async def demo(request: Request) -> AsgiResponse:
     """Give the demo's page."""
     return pages.answer(request, "demo.html", {"demo.html"})
 
 
-async def asset(request: Request) -> Answer:
+async def asset(request: Request) -> AsgiResponse:
     """Give a file of the demo's page."""
     return pages.answer(request, request.path_params["name"], FILES)
 
 
-async def kill(request: Request) -> Answer:
+async def kill(request: Request) -> AsgiResponse:
     """Have a pod killed, by SIGKILL: this one or another, which is told through the database as all pods are."""
     _require_own_page(request)
     name = validated(KillPod, parse_json(await read_body(request))).pod

@@ -12,16 +12,16 @@ from starlette.routing import Route
 
 from . import errors_page, problems
 from .openapi_document import document
-from .request import Answer, answered, common_headers, json_answer
+from .request import AsgiResponse, answered, common_headers, json_answer
 
 
-async def openapi(request: Request) -> Answer:
+async def openapi(request: Request) -> AsgiResponse:
     """Give the OpenAPI document."""
     servers = [{"url": problems.address(request, "openapi").removesuffix("/openapi.json") or "/"}]
     return json_answer(request, {**await _document(request), "servers": servers})
 
 
-async def errors(request: Request) -> Answer:
+async def errors(request: Request) -> AsgiResponse:
     """Give the page of errors."""
     headers = common_headers(request) | {"content-security-policy": errors_page.content_security_policy()}
     return Response(_page(), headers=headers, media_type="text/html")

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from html import escape
 from typing import Final
 
-from .. import __version__
 from ..codes import ENDS, REFUSALS, Code
+from ..version import __version__
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1d2330; --soft: #5b6474; --paper: #fbfbfd; --card: #fff; --line: #e1e4ea;

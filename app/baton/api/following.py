@@ -15,7 +15,7 @@ from ..errors import CursorBeyondTail, OldProtocol, StreamNotFound, Unauthentica
 from ..observability import log_context
 from ..pod.event_stream import Connection
 from ..pod.relay import Subscriber
-from .request import Answer, common_headers, damaged, found, pod_of, principal_of, stream_headers
+from .request import AsgiResponse, common_headers, damaged, found, pod_of, principal_of, stream_headers
 
 Waited = Literal["ended", "client left", "pod left", "in vain"]
 
@@ -43,7 +43,7 @@ def require_staying(request: Request) -> None:
         PodFull, TooManySubscribers: it has no room for one more of this caller's.
     """
     _refuse_if_leaving(request)
-    pod_of(request).audience.require_room(principal_of(request).tenant)
+    pod_of(request).subscriber_limits.require_room(principal_of(request).tenant)
 
 
 async def subscribe(request: Request, stream_id: UUID, cursor: int = 0) -> Subscriber:
@@ -67,7 +67,7 @@ async def follow_frames(
     after: int = 0,
     headers: Mapping[str, str] | None = None,
     on_gone: Callable[[], Awaitable[None]] | None = None,
-) -> Answer:
+) -> AsgiResponse:
     """Answer with the frames after number `after` of a dialect that counts its frames.
 
     `opening` are the frames before the first event, in its body only those after that number. `on_gone` is awaited

@@ -51,7 +51,7 @@ def at_most(entries: int) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-class TokenWish(BaseModel):
+class TokenOptions(BaseModel):
     """What a stream's token is to allow; what is left out, as much as whoever asks for it may do."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -79,7 +79,7 @@ class CreateStream(BaseModel):
     idle_timeout_seconds: Seconds | None = None
     queue_timeout_seconds: Seconds | None = None
     cancel_when_unwatched_seconds: Seconds | None = None
-    token: TokenWish = Field(default_factory=TokenWish)
+    token: TokenOptions = Field(default_factory=TokenOptions)
 
     @field_validator("input", "metadata")
     @classmethod
@@ -109,7 +109,7 @@ class FollowEvents(BaseModel):
     """The query of `GET /v1/streams/{id}/events`, but for the cursor."""
 
     view: View | None = None
-    window_ms: int = Field(0, ge=0, le=10_000)
+    batch_window_ms: int = Field(0, ge=0, le=10_000)
     snapshot: bool = False
 
 

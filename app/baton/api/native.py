@@ -19,7 +19,7 @@ from ..auth import credentials
 from ..auth.tokens import granted
 from ..db import stream_lists
 from ..db.postgres import translated
-from ..db.stream_lists import Wanted
+from ..db.stream_lists import StreamFilter
 from ..db.streams import Stream
 from ..dialects import native, sse, text
 from ..dialects.dialect import Header, Reader
@@ -46,7 +46,7 @@ from .models import (
     StreamContent,
     StreamPage,
     TokenContent,
-    TokenWish,
+    TokenOptions,
     describe,
     describe_with_answer,
     metadata_alternatives,
@@ -55,7 +55,7 @@ from .models import (
     validated,
 )
 from .request import (
-    Answer,
+    AsgiResponse,
     Handler,
     accepted_of,
     answered,
@@ -92,7 +92,7 @@ class Retry:
         await send({"type": "http.response.body", "body": self._body, "more_body": False})
 
 
-async def create_stream(request: Request) -> Answer:
+async def create_stream(request: Request) -> AsgiResponse:
     """Queue a stream; with `Accept: text/event-stream` or `text/plain`, follow it in the same round trip.
 
     A client that repeats such a request, as some do to reconnect, continues after its last event id, if its
@@ -129,14 +129,14 @@ async def create_stream(request: Request) -> Answer:
     return json_answer(request, content, status=201 if created else 200, headers=headers)
 
 
-async def find_streams(request: Request) -> Answer:
+async def find_streams(request: Request) -> AsgiResponse:
     """List streams, newest first. Follow `next` until it is null: a page before may be short, or empty."""
     query = query_of(request)
     metadata = take_filters(query)
     wanted = validated(FindStreams, query)
     principal = principal_of(request)
     principal.require_tenant()
-    selection = Wanted(
+    selection = StreamFilter(
         principal.tenant,
         last=stream_lists.LAST if wanted.before is None else stream_lists.below(wanted.before),
         statuses=None if wanted.status is None else [wanted.status],
@@ -154,7 +154,7 @@ async def find_streams(request: Request) -> Answer:
     return json_answer(request, content)
 
 
-async def get_stream(request: Request) -> Answer:
+async def get_stream(request: Request) -> AsgiResponse:
     """Tell a stream's state and its answer so far; with `?wait=20`, wait for its end at most so many seconds."""
     wanted = validated(GetStream, query_of(request))
     stream_id = _stream_id(request)
@@ -166,7 +166,7 @@ async def get_stream(request: Request) -> Answer:
     return json_answer(request, seen(described, principal_of(request).view))
 
 
-async def follow_events(request: Request) -> Answer:
+async def follow_events(request: Request) -> AsgiResponse:
     """Send the events after the cursor: first those in the log, then those to come."""
     stream_id = _stream_id(request)
     cursor = _cursor(request)
@@ -179,23 +179,23 @@ async def follow_events(request: Request) -> Answer:
     return await _follow(request, stream_id, wanted, cursor=cursor)
 
 
-async def cancel_stream(request: Request) -> Answer:
+async def cancel_stream(request: Request) -> AsgiResponse:
     """Ask the generator to stop. Doing it again, or after the end, changes nothing."""
     stream, stopping = await actions.cancel(request, _stream_id(request))
     described = seen(_described(request, stream), principal_of(request).view)
     return json_answer(request, described, status=202 if stopping else 200)
 
 
-async def delete_stream(request: Request) -> Answer:
+async def delete_stream(request: Request) -> AsgiResponse:
     """Erase a stream and its events; if it is running, its generator is stopped."""
     await actions.erase(request, _stream_id(request))
     return Response(status_code=204, headers=common_headers(request))
 
 
-async def make_token(request: Request) -> Answer:
+async def make_token(request: Request) -> AsgiResponse:
     """Sign another token of a stream, which allows no more than the caller may do."""
     body = await read_body(request)
-    wish = validated(TokenWish, parse_json(body) if body else {}).wish()
+    wish = validated(TokenOptions, parse_json(body) if body else {}).wish()
     stream_id = _stream_id(request)
     async with translated(pod_of(request).pool):
         stream = await found(request, stream_id)
@@ -217,7 +217,7 @@ def coming_back(handler: Handler) -> Handler:
     """
 
     @functools.wraps(handler)
-    async def endpoint(request: Request) -> Answer:
+    async def endpoint(request: Request) -> AsgiResponse:
         try:
             return await handler(request)
         except PassingError as error:
@@ -244,7 +244,7 @@ ROUTES = [
 ]
 
 
-async def _follow_from_snapshot(request: Request, stream_id: UUID, wanted: FollowEvents) -> Answer:
+async def _follow_from_snapshot(request: Request, stream_id: UUID, wanted: FollowEvents) -> AsgiResponse:
     """Begin with one event that holds the answer so far. The end of a stream comes as itself, behind it."""
     if pod_of(request).draining or request.method == "HEAD":
         return await _follow(request, stream_id, wanted)
@@ -263,7 +263,7 @@ async def _follow(
     cursor: int = 0,
     opening: bytes = b"",
     headers: Mapping[str, str] | None = None,
-) -> Answer:
+) -> AsgiResponse:
     """Subscribe, and answer with events; 204 when the client has all of them.
 
     A passing trouble is answered with 200 and a time to come back, since any other status stops an EventSource for
@@ -293,7 +293,7 @@ async def _follow(
         Reader(native.VIEWS[_view(request, wanted)], native.START, cursor),
         opening=opening,
         headers=headers,
-        window_seconds=wanted.window_ms / 1000,
+        window_seconds=wanted.batch_window_ms / 1000,
     )
 
 

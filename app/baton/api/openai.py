@@ -37,7 +37,7 @@ from ..principal import AuthScope
 from . import actions, problems
 from .following import follow_frames
 from .models import CreateStream, Name, Text, at_most, storable
-from .request import Answer, Handler, answered, json_answer, pod_of, principal_of
+from .request import AsgiResponse, Handler, answered, json_answer, pod_of, principal_of
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def answered_in_form(handler: Handler, scope: AuthScope) -> Handler:
     inner = answered(handler, scope)
 
     @functools.wraps(handler)
-    async def endpoint(request: Request) -> Answer:
+    async def endpoint(request: Request) -> AsgiResponse:
         try:
             return await inner(request)
         except RequestError as error:
@@ -129,7 +129,7 @@ async def create(request: Request, wanted: Creation, body: bytes) -> Stream:
 
     Raises:
         UnknownModel: there is no generator of that name.
-        CreatesTooFast, IdempotencyConflict, InvalidRequest, TooManyStreams, Unavailable: see `actions.create`.
+        CreateRateLimited, IdempotencyConflict, InvalidRequest, TooManyStreams, Unavailable: see `actions.create`.
     """
     given = wanted.model_dump(exclude_unset=True, exclude=set(_OURS))
     native = CreateStream(generator=wanted.model, input=given, metadata=dict(wanted.metadata or {}))
@@ -147,7 +147,7 @@ async def create(request: Request, wanted: Creation, body: bytes) -> Stream:
 
 async def follow(
     request: Request, stream: Stream, dialect: Dialect[Any], opening: Encoded[Any], **options: Any
-) -> Answer:
+) -> AsgiResponse:
     """Follow what was just created; `options` are those of `follow_frames`.
 
     Raises:
@@ -164,7 +164,7 @@ def still_running(stream: Stream) -> StillRunning:
     return StillRunning(f"The answer continues, and cannot be sent just now. Retrieve it as {response_id(stream.id)}.")
 
 
-async def list_models(request: Request) -> Answer:
+async def list_models(request: Request) -> AsgiResponse:
     """List the models: the generators of this pod and of the workers."""
     principal_of(request).require_tenant()
     async with translated(pod_of(request).pool):
@@ -173,7 +173,7 @@ async def list_models(request: Request) -> Answer:
     return json_answer(request, content)
 
 
-async def get_model(request: Request) -> Answer:
+async def get_model(request: Request) -> AsgiResponse:
     """Tell that a model exists."""
     principal_of(request).require_tenant()
     name = request.path_params["name"]
@@ -183,7 +183,7 @@ async def get_model(request: Request) -> Answer:
     return json_answer(request, _model(name))
 
 
-async def not_here(request: Request) -> Answer:
+async def not_here(request: Request) -> AsgiResponse:
     """Answer what OpenAI's clients may ask for and this is not, in the form that they show."""
     raise NotHere(f"There is no {request.method:.20} {problems.path_of(request):.200} here.")
 

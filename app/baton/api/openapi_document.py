@@ -12,10 +12,10 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 from starlette.routing import BaseRoute, Route
 
-from .. import __version__
 from ..auth import credentials
 from ..errors import PassingError, RequestError
 from ..events import STREAM_ID
+from ..version import __version__
 from . import problems
 from .contract import JSON, OPERATIONS, Form, Given, Operation
 from .openai import ErrorAnswer

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from typing_extensions import TypedDict
 
-from .request import Answer, answered, common_headers, json_answer, pod_of
+from .request import AsgiResponse, answered, common_headers, json_answer, pod_of
 
 
 class Health(TypedDict):
@@ -28,13 +28,13 @@ class Readiness(TypedDict):
     listener: str
 
 
-async def healthz(request: Request) -> Answer:
+async def healthz(request: Request) -> AsgiResponse:
     """Tell that the process is alive."""
     content: Health = {"status": "alive"}
     return json_answer(request, content)
 
 
-async def readyz(request: Request) -> Answer:
+async def readyz(request: Request) -> AsgiResponse:
     """Tell whether new clients should be sent to this pod, and what the listener is doing."""
     pod = pod_of(request)
     state: Readiness = {
@@ -47,7 +47,7 @@ async def readyz(request: Request) -> Answer:
     return json_answer(request, state, status=200 if pod.ready else 503)
 
 
-async def metrics(request: Request) -> Answer:
+async def metrics(request: Request) -> AsgiResponse:
     """Give the metrics in Prometheus' text format."""
     pod = pod_of(request)
     pod.metrics.full = pod.full

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from ..errors import NotHere
 from . import problems
-from .request import Answer, common_headers
+from .request import AsgiResponse, common_headers
 
 _TYPES: Final = {
     "css": "text/css",
@@ -60,7 +60,7 @@ class File:
         return cls(content, _TYPES[name.rpartition(".")[2]], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
 
 
-def answer(request: Request, name: str, among: Collection[str]) -> Answer:
+def answer(request: Request, name: str, among: Collection[str]) -> AsgiResponse:
     """Answer with a file that is one of these, or with 304 if the client has it.
 
     Browsers ask each time: after an upgrade they are not to run the old modules with the new page.

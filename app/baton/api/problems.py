@@ -15,12 +15,12 @@ from typing_extensions import TypedDict
 from ..codes import RefusalCode
 from ..errors import (
     POD_FAULT,
-    BodiesFull,
     InternalError,
     InvalidRequest,
     NotHere,
     PassingError,
     RequestError,
+    RequestMemoryFull,
     RequestTooLarge,
     Unauthenticated,
     Unavailable,
@@ -106,7 +106,7 @@ def answer_headers(pod: Pod | None) -> dict[str, str]:
 def error_headers(error: RequestError) -> dict[str, str]:
     """What the answer to a refused request carries besides."""
     # The server would read, and throw away, all that a client still sends.
-    closing = {"connection": "close"} if isinstance(error, RequestTooLarge | BodiesFull) else {}
+    closing = {"connection": "close"} if isinstance(error, RequestTooLarge | RequestMemoryFull) else {}
     if isinstance(error, PassingError):
         return {"retry-after": str(error.retry_after_seconds), **closing}
     if closing:

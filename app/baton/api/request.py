@@ -23,11 +23,11 @@ from ..db.stream_creation import IdempotencyKey
 from ..db.streams import Stream
 from ..dialects.dialect import Header
 from ..errors import (
-    BodiesFull,
     InvalidRequest,
     LogDamaged,
-    ReadsTooFast,
+    ReadRateLimited,
     RequestError,
+    RequestMemoryFull,
     RequestTooLarge,
     StreamNotFound,
     Unavailable,
@@ -58,13 +58,13 @@ SEND_LESS: Final = (
 )
 
 
-class Answer(Protocol):
+class AsgiResponse(Protocol):
     """An ASGI application that answers one request."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
-Handler = Callable[[Request], Awaitable[Answer]]
+Handler = Callable[[Request], Awaitable[AsgiResponse]]
 
 
 def answered(
@@ -82,7 +82,7 @@ def answered(
     """
 
     @functools.wraps(handler)
-    async def endpoint(request: Request) -> Answer:
+    async def endpoint(request: Request) -> AsgiResponse:
         try:
             if scope is not None:
                 principal = await pod_of(request).gate.admit(
@@ -212,7 +212,7 @@ async def read_body(request: Request) -> bytes:
     is closed sees a lost connection and not the refusal.
 
     Raises:
-        BodiesFull: the pod holds as much of other requests' bodies as it may.
+        RequestMemoryFull: the pod holds as much of other requests' bodies as it may.
         RequestTooLarge: it has more.
         InvalidRequest: it did not arrive whole.
     """
@@ -289,7 +289,7 @@ def _refusal(pod: Pod, body: Body, size: int, announced_bytes: int) -> RequestEr
     if max(body.size_bytes + size, announced_bytes) <= max_bytes:
         try:
             body.grow(size)
-        except BodiesFull as error:
+        except RequestMemoryFull as error:
             return error
         return None
     pod.metrics.rejected["body_bytes"] += 1
@@ -317,14 +317,14 @@ def parse_json(body: bytes) -> Any:
 
 
 async def _take_read(request: Request) -> None:
-    """Raise ReadsTooFast unless the caller may make another request now."""
+    """Raise ReadRateLimited unless the caller may make another request now."""
     pod, principal = pod_of(request), principal_of(request)
     wait_seconds = pod.reads.take(principal.tenant, principal.name)
     if wait_seconds is not None:
         pod.metrics.rejected["reads_per_second"] += 1
         await asyncio.sleep(read_limits.REFUSAL_SECONDS)
         rate = pod.reads.rate
-        raise ReadsTooFast(
+        raise ReadRateLimited(
             f"You may make {rate.per_second:g} requests a second here, and {rate.burst} at once after a pause; "
             f"a list counts more, the more rows it looks at. Try again in {wait_seconds} s.",
             wait_seconds,

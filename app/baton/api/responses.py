@@ -14,14 +14,14 @@ from typing_extensions import TypedDict
 from ..db.postgres import translated
 from ..db.streams import Stream
 from ..dialects.dialect import Encoded
-from ..dialects.responses import RESPONSES, State, response_id, response_of
+from ..dialects.responses import RESPONSES, ResponsesState, response_id, response_of
 from ..errors import InvalidRequest, PassingError
 from . import actions, openai
 from .following import follow_frames, require_followable, require_staying, wait_for_end
 from .models import validated
 from .openai import Creation, answered_in_form
 from .request import (
-    Answer,
+    AsgiResponse,
     found,
     json_answer,
     parse_json,
@@ -118,7 +118,7 @@ class ListItems(BaseModel):
     order: Literal["asc", "desc"] = "desc"
 
 
-async def create_response(request: Request) -> Answer:
+async def create_response(request: Request) -> AsgiResponse:
     """Create a Response; follow it, wait for it, or leave it to go on by itself."""
     stream, opening, background = await _created(request)
     if opening is not None:
@@ -133,7 +133,7 @@ async def create_response(request: Request) -> Answer:
         raise openai.still_running(stream) from error
 
 
-async def retrieve_response(request: Request) -> Answer:
+async def retrieve_response(request: Request) -> AsgiResponse:
     """Tell a Response as it is; with `stream=true`, follow it after the frame `starting_after`."""
     wanted = validated(RetrieveResponse, query_of(request, RetrieveResponse.model_fields))
     stream_id = _stream_id(request)
@@ -146,7 +146,7 @@ async def retrieve_response(request: Request) -> Answer:
     return await follow_frames(request, stream_id, RESPONSES, RESPONSES.begin(stream, given, after), after=after)
 
 
-async def cancel_response(request: Request) -> Answer:
+async def cancel_response(request: Request) -> AsgiResponse:
     """Cancel a Response. Doing it again, or after the end, changes nothing."""
     stream_id = _stream_id(request)
     _, stopping = await actions.cancel(request, stream_id)
@@ -155,7 +155,7 @@ async def cancel_response(request: Request) -> Answer:
     return await _answer(request, stream_id)
 
 
-async def delete_response(request: Request) -> Answer:
+async def delete_response(request: Request) -> AsgiResponse:
     """Erase a Response."""
     stream_id = _stream_id(request)
     await actions.erase(request, stream_id)
@@ -163,7 +163,7 @@ async def delete_response(request: Request) -> Answer:
     return json_answer(request, content)
 
 
-async def list_input_items(request: Request) -> Answer:
+async def list_input_items(request: Request) -> AsgiResponse:
     """List what a Response was created from."""
     wanted = validated(ListItems, query_of(request, ListItems.model_fields))
     stream_id = _stream_id(request)
@@ -198,7 +198,7 @@ ROUTES: Final = [
 ]
 
 
-async def _created(request: Request) -> tuple[Stream, Encoded[State] | None, bool]:
+async def _created(request: Request) -> tuple[Stream, Encoded[ResponsesState] | None, bool]:
     """Create a stream; return it, how the Response begins if it is to be streamed, and whether nobody waits for it.
 
     What came with the request is dropped with this: its answer may be waited for long.
@@ -218,7 +218,7 @@ async def _created(request: Request) -> tuple[Stream, Encoded[State] | None, boo
     return stream, opening, bool(wanted.background)
 
 
-async def _answer(request: Request, stream_id: UUID, *, whole: bool = False) -> Answer:
+async def _answer(request: Request, stream_id: UUID, *, whole: bool = False) -> AsgiResponse:
     content = await actions.read(request, stream_id)
     if whole and not content.stream.ended:
         # The pod is leaving.

@@ -133,5 +133,5 @@ def _provider(settings: Settings) -> IdentityProvider | None:
         audience=settings.jwt_audience,
         tenant_claim=settings.jwt_tenant_claim,
         scope_claim=settings.jwt_scope_claim,
-        lifetime_seconds=settings.jwt_lifetime_seconds,
+        lifetime_seconds=settings.jwt_max_lifetime_seconds,
     )

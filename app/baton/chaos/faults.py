@@ -1,8 +1,8 @@
-"""The kinds of faults, and the director who injects them at random, several at once, and heals what can be healed.
+"""The kinds of faults, and the director that injects them at random, several at once, and undoes them.
 
-A kind picks what it strikes, strikes, waits, and heals in any case. It strikes nothing that another fault has in hand.
-Kinds that are the server's own trouble (a restart, an outage, a slow disk, a full queue, a promotion), or that all who
-use it would hear (forged notifications), exist only where the server is chaos' own.
+A fault picks a target that no other fault holds, strikes it, waits, and always undoes what it did. Faults of the server
+itself (a restart, an outage, a slow disk, a full queue, a promotion), and forged notifications, which every client of
+the server would receive, exist only if the server is chaos' own.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from ..demo.cluster import Child, Cluster
 from ..demo.embedded import EmbeddedPostgres
 from ..errors import ConfigurationError
 from .forger import Forger
+from .postgres_pair import PostgresPair
 from .proxy import Proxy
-from .servers import Servers
 
-LEAVE_SECONDS: Final = 12  # after SIGTERM, as on the platform; then it is killed
+LEAVE_SECONDS: Final = 12  # from SIGTERM to SIGKILL, as on a platform
 CALM_EVERY_SECONDS: Final = 45
 CALM_SECONDS: Final = 4
 AT_ONCE: Final = 4
@@ -39,19 +39,19 @@ Kind = Callable[["Director"], Awaitable[None]]
 
 
 class _NothingToStrike(Exception):
-    """All that this fault could strike is in another's hands just now."""
+    """Other faults hold every possible target of this one."""
 
 
 @dataclass(slots=True)
 class Lines:
-    """A process's two ways to Postgres."""
+    """The two proxies between one process and Postgres."""
 
     queries: Proxy
     listen: Proxy
 
 
 class Director:
-    """Injects faults. What was injected is counted in `counts`; `last` holds the latest as text."""
+    """Injects faults. `counts` counts them by kind; `last` holds the latest ones as text."""
 
     def __init__(
         self,
@@ -61,33 +61,33 @@ class Director:
         *,
         lease_seconds: float,
         dsn: str,
-        servers: Servers | None,
+        pair: PostgresPair | None,
         spared: Sequence[str],
         now: Callable[[], float],
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.last: deque[str] = deque(maxlen=8)
-        self.worker_trouble = 0  # how often a worker was given reason to lose its streams
-        self.rewinds = 0  # how often what runs was given reason to be lost, by a database that goes back in time
-        self.expected_ends: set[int] = set()  # pids that were told or made to end
+        self.worker_trouble = 0  # faults after which a worker may lose its streams
+        self.rewinds = 0  # times the database went back, after which running streams may be lost
+        self.expected_ends: set[int] = set()  # pids that a fault ends
         self._cluster = cluster
         self._lines = lines
         self._random = random
         self._lease_seconds = lease_seconds
         self._dsn = dsn
-        self._servers = servers
+        self._pair = pair
         self._spared = spared
         self._now = now
-        self._in_hand: set[str] = set()
+        self._held: set[str] = set()
         self._stopping = asyncio.Event()
-        self._kinds = possible_kinds(own_server=servers is not None)
+        self._kinds = possible_kinds(own_server=pair is not None)
 
     def stop(self) -> None:
-        """Inject no more; those that go on are healed in their time."""
+        """Inject no more faults. Those under way are undone as planned."""
         self._stopping.set()
 
     async def run(self, every_seconds: float, kinds: Sequence[str] | None = None) -> None:
-        """Inject until stopped: with `kinds`, these in their order again and again, else from a shuffled deck."""
+        """Inject faults until stopped: `kinds` in their order, repeatedly, else from a shuffled deck."""
         calm_at = self._now() + CALM_EVERY_SECONDS
         deck: deque[str] = deque()
         running: set[asyncio.Task[None]] = set()
@@ -116,7 +116,7 @@ class Director:
         except _NothingToStrike:
             deck.append(kind)
         except (*CONNECTION_ERRORS, asyncpg.PostgresError, ConfigurationError) as error:
-            # The server is away, so this one cannot be shown just now.
+            # The server is down, so this fault cannot be injected now.
             self.last.append(f"{self._now():.1f} s {kind} was not possible: {error!r:.80}")
             deck.append(kind)
 
@@ -126,19 +126,19 @@ class Director:
 
     @contextlib.contextmanager
     def _hold(self, name: str) -> Iterator[None]:
-        self._in_hand.add(name)
+        self._held.add(name)
         try:
             yield
         finally:
-            self._in_hand.discard(name)
+            self._held.discard(name)
 
     def _child(self, role: str, *, spare: bool) -> Child:
-        """Pick a pod or a worker that is up and that no other fault strikes."""
+        """Pick a pod or a worker that is ready and that no other fault holds."""
         found = [
             child
             for child in self._cluster.children.values()
             if child.program.is_pod is (role == "pod")
-            and child.name not in self._in_hand
+            and child.name not in self._held
             and not child.ended.done()
             and child.ready
             and not (spare and child.name in self._spared)
@@ -170,9 +170,9 @@ class Director:
                 child.signal(signal.SIGCONT)
 
     async def _disturb(self, kind: str, disturb: Callable[[Proxy], None], seconds: float) -> None:
-        """Disturb one process's line, or everybody's."""
+        """Disturb the proxy of one process, or of all."""
         names = list(self._lines) if self._random.random() < 0.25 else [self._random.choice(list(self._lines))]
-        target = "everybody" if len(names) > 1 else names[0]
+        target = "all processes" if len(names) > 1 else names[0]
         line = kind.partition(" ")[0]
         with self._lines_of(names, line) as proxies:
             self._strikes(kind, target, seconds)
@@ -185,7 +185,7 @@ class Director:
         proxy.delay(self._random.uniform(0.01, 0.25))
 
     async def _lose_replies(self) -> None:
-        """Let statements arrive and not their replies, then cut: whether a flush took place is not known."""
+        """Hold the replies to statements, then cut: the worker cannot know whether a flush was committed."""
         name = self._random.choice(list(self._lines))
         seconds = self._random.uniform(0.1, 2)
         with self._lines_of([name], "queries") as proxies:
@@ -200,24 +200,24 @@ class Director:
     @contextlib.contextmanager
     def _lines_of(self, names: Sequence[str], line: str) -> Iterator[list[Proxy]]:
         keys = [f"{line} of {name}" for name in names]
-        if self._in_hand.intersection(keys):
+        if self._held.intersection(keys):
             raise _NothingToStrike
         proxies: list[Proxy] = [getattr(self._lines[name], line) for name in names]
-        self._in_hand.update(keys)
+        self._held.update(keys)
         try:
             yield proxies
         finally:
-            self._in_hand.difference_update(keys)
+            self._held.difference_update(keys)
             for proxy in proxies:
                 proxy.resume()
 
     def _note_trouble(self, names: Sequence[str], line: str) -> None:
-        """A worker that alone cannot reach Postgres may be declared dead; all of them together may not."""
+        """Count trouble of a worker: if it alone cannot reach Postgres, the others may declare it dead."""
         alone = len(names) == 1 and not self._cluster.programs[names[0]].is_pod
         self.worker_trouble += alone and line == "queries"
 
     async def _terminate_backends(self) -> None:
-        """Terminate backends of our own children, which the proxies know by their pids."""
+        """Terminate the backends of one child. The proxies know their pids."""
         name = self._random.choice(list(self._lines))
         lines = self._lines[name]
         pids = sorted(lines.queries.backends | lines.listen.backends)
@@ -228,22 +228,22 @@ class Director:
         self._strikes("backends terminated", f"{len(pids)} of {name}")
 
     async def _hold_snapshot(self) -> None:
-        """Keep a snapshot open, as a dump does: meanwhile vacuum removes nothing from the queue's indexes."""
+        """Keep a snapshot open, as a dump does: until it ends, vacuum removes nothing from the queue's indexes."""
         seconds = self._random.uniform(2, 6)
-        with self._in_one_hand("snapshot"):
+        with self._hold_alone("snapshot"):
             async with _session(self._dsn) as connection:
                 await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM baton.stream LIMIT 1")
-                self._strikes("old snapshot", "everybody", seconds)
+                self._strikes("old snapshot", "all processes", seconds)
                 await asyncio.sleep(seconds)
 
     async def _restart_postgres(self) -> None:
-        with self._server_in_hand() as server:
+        with self._hold_server() as server:
             self._strikes("postgres restart", "immediate")
             await asyncio.to_thread(server.restart)
 
     async def _outage(self) -> None:
         seconds = 3 * self._lease_seconds
-        with self._server_in_hand() as server:
+        with self._hold_server() as server:
             self._strikes("postgres outage", "immediate", seconds)
             await asyncio.to_thread(server.stop)
             try:
@@ -252,12 +252,12 @@ class Director:
                 await asyncio.to_thread(server.start)
 
     async def _slow_disk(self) -> None:
-        """Delay each commit. Without commit_siblings=0 it would wait only where others commit at the same time."""
+        """Delay each commit. Without commit_siblings=0, only concurrent commits would be delayed."""
         seconds, delay = self._random.uniform(3, 6), self._random.randint(2_000, 100_000)
-        with self._server_in_hand():
+        with self._hold_server():
             async with _session(self._dsn) as connection:
                 await _configure(connection, commit_delay=delay, commit_siblings=0)
-                self._strikes("slow disk", f"{delay / 1000:.0f} ms a commit", seconds)
+                self._strikes("slow disk", f"{delay / 1000:.0f} ms per commit", seconds)
                 try:
                     await asyncio.sleep(seconds)
                 finally:
@@ -265,54 +265,54 @@ class Director:
 
     async def _fill_queue(self) -> None:
         seconds = self._random.uniform(2, 5)
-        with self._server_in_hand():
+        with self._hold_server():
             async with full_notify_queue(self._dsn):
-                self._strikes("notify queue full", "everybody", seconds)
+                self._strikes("notify queue full", "all processes", seconds)
                 await asyncio.sleep(seconds)
 
     async def _forge(self) -> None:
         seconds = self._random.uniform(2, 5)
         async with _session(self._dsn) as connection:
-            self._strikes("forged notifications", "everybody", seconds)
+            self._strikes("forged notifications", "all processes", seconds)
             await Forger(connection, self._random).run(seconds)
 
     async def _promote(self) -> None:
-        """Lose the server, and with it what it committed in the last moments; its standby takes its place."""
+        """Promote a standby that lacks the primary's last commits."""
         seconds = self._random.uniform(0.1, 1.5)
-        with self._server_in_hand():
-            assert self._servers is not None
+        with self._hold_server():
+            assert self._pair is not None
             try:
-                await self._servers.build_standby()
-                await self._servers.part()
+                await self._pair.build_standby()
+                await self._pair.detach_standby()
                 self.rewinds += 1
-                # A worker may have registered in the part that is lost.
+                # The lost part may hold a worker's registration.
                 self.worker_trouble += 1
-                self._strikes("promotion", "what the standby lacks is lost", seconds)
+                self._strikes("promotion", "without the last commits", seconds)
                 await asyncio.sleep(seconds)
-                await asyncio.to_thread(self._servers.current.stop)
-                # Once more: what was created since is lost as well.
+                await asyncio.to_thread(self._pair.primary.stop)
+                # Again: streams created since are lost as well.
                 self.rewinds += 1
-                await asyncio.shield(self._servers.promote())
+                await asyncio.shield(self._pair.promote())
             finally:
-                await self._servers.drop_standby()
+                await self._pair.drop_standby()
 
     @contextlib.contextmanager
-    def _in_one_hand(self, name: str) -> Iterator[None]:
-        if name in self._in_hand:
+    def _hold_alone(self, name: str) -> Iterator[None]:
+        if name in self._held:
             raise _NothingToStrike
         with self._hold(name):
             yield
 
     @contextlib.contextmanager
-    def _server_in_hand(self) -> Iterator[EmbeddedPostgres]:
-        if self._servers is None or "server" in self._in_hand:
+    def _hold_server(self) -> Iterator[EmbeddedPostgres]:
+        if self._pair is None or "server" in self._held:
             raise _NothingToStrike
         with self._hold("server"):
-            yield self._servers.current
+            yield self._pair.primary
 
 
 def possible_kinds(*, own_server: bool) -> Mapping[str, Kind]:
-    """All kinds of faults by their names: those that need a server of chaos's own, too, if there is one."""
+    """Return the kinds of faults by name; with `own_server`, also those that need a server of chaos' own."""
     return _ANYWHERE | (_ON_OWN_SERVER if own_server else {})
 
 
@@ -359,7 +359,7 @@ _ON_OWN_SERVER: Final[dict[str, Kind]] = {
 
 @contextlib.asynccontextmanager
 async def full_notify_queue(dsn: str) -> AsyncIterator[None]:
-    """Fill the queue of notifications: a session that listens, in a transaction, keeps the server from emptying it."""
+    """Fill the notification queue. A session that listens inside a transaction keeps the server from emptying it."""
     async with _session(dsn) as holding, _session(dsn) as filling:
         await holding.execute(f"LISTEN {FILLER_CHANNEL}")
         await holding.execute("BEGIN; SELECT 1")

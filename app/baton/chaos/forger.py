@@ -1,4 +1,4 @@
-"""Notifications from somebody who knows no key: what workers sent, with other text, with other ends, and later."""
+"""Sends notifications without knowing the key: what workers sent, with other text, with other ends, and later."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ KEPT: Final = 100
 
 
 class Forger:
-    """Hears what workers send, over a connection of its own, and sends forgeries of it."""
+    """Listens to what workers send, over a connection of its own, and sends forgeries of it."""
 
     def __init__(self, connection: Connection, random: Random) -> None:
         self._connection = connection
         self._random = random
-        self._heard: deque[str] = deque(maxlen=KEPT)
+        self._received: deque[str] = deque(maxlen=KEPT)
 
     async def run(self, seconds: float) -> int:
-        """Forge; return how many were sent."""
+        """Send forgeries for this long; return how many were sent."""
         loop, sent = asyncio.get_running_loop(), 0
         until = loop.time() + seconds
-        await self._connection.add_listener(EVENTS_CHANNEL, self._hear)
+        await self._connection.add_listener(EVENTS_CHANNEL, self._receive)
         while loop.time() < until:
             await asyncio.sleep(PAUSE_SECONDS)
-            if self._heard:
-                for channel, payload in self._forgeries(self._random.choice(self._heard)):
+            if self._received:
+                for channel, payload in self._forgeries(self._random.choice(self._received)):
                     await notifications.notify(self._connection, channel, [payload])
                     sent += 1
         return sent
 
-    def _hear(self, _connection: Any, pid: int, _channel: str, payload: Any) -> None:
+    def _receive(self, _connection: Any, pid: int, _channel: str, payload: Any) -> None:
         if pid != self._connection.get_server_pid():
-            self._heard.append(str(payload))
+            self._received.append(str(payload))
 
     def _forgeries(self, genuine: str) -> Iterator[tuple[str, str]]:
-        """Text and ends at places that may be the next, an erasure, a cancel, and the payload once more."""
+        """Yield text and ends at positions that may be the next, an erasure, a cancel, and the payload again."""
         stream_id = UUID(genuine[:32])
         trailer = "\n#" + genuine.rpartition("\n#")[2]
         for record in notifications.unpack(genuine, [stream_id.hex]):
-            place = record.last_seq + self._random.choice((1, 1, 1, 2, 3))
+            position = record.last_seq + self._random.choice((1, 1, 1, 2, 3))
             line = Outcome.completed("stop").encode().decode()
-            yield EVENTS_CHANNEL, notifications.record(record.stream, place, place, "t", line) + trailer
+            yield EVENTS_CHANNEL, notifications.record(record.stream, position, position, "t", line) + trailer
             if record.events:
                 forged = record.events.replace(" ", "x")
-                last = place + record.events.count("\n")
-                yield EVENTS_CHANNEL, notifications.record(record.stream, place, last, "e", forged) + trailer
+                last = position + record.events.count("\n")
+                yield EVENTS_CHANNEL, notifications.record(record.stream, position, last, "e", forged) + trailer
         yield EVENTS_CHANNEL, notifications.erasure_payload(stream_id)
         yield CANCEL_CHANNEL, str(stream_id)
         yield QUEUE_CHANNEL, ""

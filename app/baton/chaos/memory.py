@@ -1,4 +1,4 @@
-"""The resident memory of processes, and how it grows in those that live for long."""
+"""Samples the resident memory of processes, and fits its growth in those that live long."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ from dataclasses import dataclass, field
 from statistics import linear_regression
 from typing import Final
 
-import psutil
+from ..errors import ConfigurationError
+
+try:
+    import psutil
+except ImportError:
+    raise ConfigurationError(
+        '`baton chaos` needs psutil, which is not installed. Run: pip install "baton-stream[demo]"'
+    ) from None
 
 WARM_SECONDS: Final = 120
-LEAST_SECONDS: Final = 180  # a slope of less says nothing
+LEAST_SECONDS: Final = 180  # a shorter time gives no meaningful slope
 
 
 @dataclass(slots=True)
 class Samples:
-    """One process: seconds since it was first seen, and megabytes."""
+    """The samples of one process: seconds since the first one, and megabytes."""
 
     name: str
     pid: int
@@ -25,7 +32,7 @@ class Samples:
 
     @property
     def per_minute(self) -> list[float]:
-        """What it had at the end of each minute."""
+        """Megabytes at the end of each minute."""
         minutes: dict[int, float] = {}
         for at, size in zip(self.seconds, self.megabytes, strict=True):
             minutes[int(at // 60)] = size
@@ -33,7 +40,7 @@ class Samples:
 
     @property
     def growth(self) -> float | None:
-        """Megabytes a minute since the second minute, as a line through all samples; None where it is too young."""
+        """Megabytes per minute after the first two minutes, by linear regression; None if the process is too young."""
         warm = [(at, size) for at, size in zip(self.seconds, self.megabytes, strict=True) if at >= WARM_SECONDS]
         if not warm or warm[-1][0] - warm[0][0] < LEAST_SECONDS:
             return None
@@ -41,13 +48,13 @@ class Samples:
 
 
 class Memory:
-    """Samples of all processes that were ever looked at."""
+    """The samples of all processes."""
 
     def __init__(self) -> None:
         self._processes: dict[int, Samples] = {}
 
-    def look(self, processes: Iterable[tuple[str, int]], now: float) -> None:
-        """Sample these."""
+    def sample(self, processes: Iterable[tuple[str, int]], now: float) -> None:
+        """Add a sample of each process, given as name and pid."""
         for name, pid in processes:
             try:
                 size = psutil.Process(pid).memory_info().rss / 2**20
@@ -58,7 +65,7 @@ class Memory:
             samples.megabytes.append(size)
 
     def survivors(self, now: float, *, least_seconds: float) -> Iterator[Samples]:
-        """Those that were seen until now, and lived for so long."""
+        """Yield the processes that still run and have lived for at least this long."""
         for samples in self._processes.values():
             age = samples.seconds[-1] if samples.seconds else 0
             if age >= least_seconds and samples.first_seconds + age > now - 30:

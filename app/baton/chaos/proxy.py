@@ -1,4 +1,4 @@
-"""A TCP proxy in front of Postgres that loses, holds, delays and cuts what goes through it, when it is told to."""
+"""A TCP proxy in front of Postgres that can hold, delay, drop and cut what passes through it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 CHUNK_BYTES: Final = 65_536
 _ENCRYPTED: Final = {"require", "verify-ca", "verify-full"}
-# The message that tells a client the pid of its backend, in the wire protocol of Postgres.
+# The message with the pid of a client's backend (BackendKeyData), in the wire protocol of Postgres.
 _BACKEND_KEY: Final = b"K\x00\x00\x00\x0c"
 
 
 class Proxy:
-    """Forwards connections to the server of a DSN; `dsn` leads through it. Use it as an async context manager.
+    """Forwards connections to the server of a DSN; `dsn` leads through the proxy. Use it as an async context manager.
 
-    Each direction has a gate of its own: what the server sends can be held while what the client sends goes through,
-    so that a commit takes place and its reply does not arrive.
+    Each direction has a gate of its own: replies can be held while requests pass, so that a commit takes place and its
+    reply does not arrive.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -26,14 +26,14 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._pipes: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
-        self._requests = _opened()
-        self._replies = _opened()
-        self._accepting = _opened()
+        self._requests = _open_gate()
+        self._replies = _open_gate()
+        self._accepting = _open_gate()
         self._generation = 0
         self._delay_seconds = 0.0
-        self.backends: set[int] = set()  # the pids behind the connections that stand, where they are not encrypted
+        self.backends: set[int] = set()  # the pids behind the open connections, if these are not encrypted
         self.accepted = 0
-        self.holding = 0  # how many directions are keeping something back
+        self.holding = 0  # how many directions hold data back
         self.port = 0
 
     async def __aenter__(self) -> Self:
@@ -54,11 +54,11 @@ class Proxy:
 
     @property
     def dsn(self) -> str:
-        """The DSN of the same database by way of this proxy."""
+        """The DSN of the same database through this proxy."""
         parts = urlsplit(self._upstream)
         user = parts.netloc.rpartition("@")[0] or "postgres"
         query = {name: value for name, value in parse_qsl(parts.query) if name not in {"host", "port"}}
-        # A certificate is for another name than this; on a Unix socket there is none.
+        # The server's certificate is for another host name; on a Unix socket there is none.
         if query.get("sslrootcert") == "system":
             del query["sslrootcert"]
         query["sslmode"] = "require" if query.get("sslmode") in _ENCRYPTED else "disable"
@@ -70,40 +70,40 @@ class Proxy:
         return len(self._writers) // 2
 
     def hold_replies(self) -> None:
-        """Keep back what the server sends; requests still arrive there."""
+        """Hold what the server sends. Requests still reach it."""
         self._replies.clear()
 
     def stall(self) -> None:
-        """Keep back everything, as a network does that drops all packets; new connections hang too."""
+        """Hold everything in both directions, as a network that drops all packets. New connections hang too."""
         self._requests.clear()
         self._replies.clear()
         self._accepting.clear()
 
     def blackhole(self) -> None:
-        """Drop for ever what the connections that stand send, without closing them; new ones hang until `resume`."""
+        """Drop what open connections send from now on, without closing them. New connections hang until `resume`."""
         self._generation += 1
         self._accepting.clear()
 
     def refuse(self) -> None:
-        """Let new connections hang until `resume`; those that stand go on."""
+        """Make new connections hang until `resume`. Open connections continue."""
         self._accepting.clear()
 
     def delay(self, seconds: float) -> None:
-        """Let everything arrive later, in either direction."""
+        """Delay everything by this much, in both directions."""
         self._delay_seconds = seconds
 
     def resume(self) -> None:
-        """Let everything through and without delay, what was kept back first."""
+        """Forward everything without delay, first what was held."""
         self._delay_seconds = 0
         for gate in (self._requests, self._replies, self._accepting):
             gate.set()
 
     def lead_to(self, dsn: str) -> None:
-        """Forward new connections to another server. Those that stand stay where they are, until `cut`."""
+        """Forward new connections to another server. Open connections stay with the old one until `cut`."""
         self._upstream = dsn
 
     def cut(self) -> None:
-        """Reset every connection that stands. What was kept back is lost."""
+        """Reset every open connection. What was held is lost."""
         for writer in list(self._writers):
             writer.transport.abort()
         self._writers.clear()
@@ -119,7 +119,7 @@ class Proxy:
             await self._accepting.wait()
             server_reader, server_writer = await self._connect()
         except OSError:
-            # Nobody is there: so the client hears, too.
+            # No server listens: reset the client's connection as well.
             writer.transport.abort()
             return
         except BaseException:
@@ -153,7 +153,7 @@ class Proxy:
         gate: asyncio.Event,
         backends: set[int] | None = None,
     ) -> None:
-        """Forward one direction; a connection that ended or was cut ends the other direction with it."""
+        """Forward one direction. If its connection ends or is cut, the other direction ends with it."""
         generation = self._generation
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK_BYTES):
@@ -181,7 +181,7 @@ class Proxy:
             self.backends |= backends
 
 
-def _opened() -> asyncio.Event:
+def _open_gate() -> asyncio.Event:
     gate = asyncio.Event()
     gate.set()
     return gate

@@ -1,7 +1,7 @@
-"""Viewers: each follows one stream over one connection at a time, to any pod, and comes back after the last event.
+"""Viewers: each follows one stream over one connection at a time, to any pod, and reconnects after its last event.
 
-The reader is a bare protocol around httptools, which passes on whole SSE blocks as they come: one process has to carry
-the viewers of hundreds of streams, beside the proxies. It repairs nothing: what it is sent is what is accounted for.
+The reader is a bare protocol around httptools that passes on whole SSE blocks: one process has to serve the viewers of
+hundreds of streams beside the proxies. It repairs nothing: the account holds exactly what was received.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ import httptools
 
 from ..backoff import Backoff
 from ..demo.cluster import Program
-from .verdict import Account, Complaint
+from .account import Account, Complaint
 
-# Pods send a comment every three seconds here; one that sends nothing for so long is left for another.
+# Pods send a keep-alive every three seconds here. A viewer leaves a pod that is silent for this long.
 SILENCE_SECONDS: Final = 8
 CONNECT_SECONDS: Final = 3
 SMALL_BUFFER_BYTES: Final = 4096
 LONGEST_STALL_SECONDS: Final = 7
 
-# A cursor beyond what survived a promotion, or a stream that did not.
+# The answers for a cursor beyond what survived a promotion, or for a stream that did not survive it.
 _GONE_BACK: Final = frozenset({404, 409})
 _RETRY: Final = re.compile(rb"(?:^|\n)retry: (\d+)$")
 
 
 @dataclass(slots=True)
 class Habits:
-    """How a viewer behaves. Seconds are means of what is drawn."""
+    """How a viewer behaves. `stays_seconds` is a mean."""
 
     stays_seconds: float | None = None  # how long on one connection, before it moves to another pod
     joins_after_seconds: float = 0.0
-    slow: bool = False  # it stops reading now and then, with little room to buffer
+    slow: bool = False  # it sometimes stops reading, and has a small buffer
 
     @classmethod
     def drawn(cls, random: Random, stream_seconds: float) -> Habits:
-        """What most are like, and some."""
+        """Draw the habits of a viewer."""
         return cls(
             stays_seconds=random.uniform(3, 15) if random.random() < 0.5 else None,
             joins_after_seconds=random.uniform(0, min(10, stream_seconds / 2)) if random.random() < 0.4 else 0,
@@ -52,7 +52,7 @@ class Habits:
 
 @dataclass(slots=True)
 class Traffic:
-    """What all viewers together have seen."""
+    """Counts of what all viewers received."""
 
     events: int = 0
     connected: int = 0
@@ -60,8 +60,8 @@ class Traffic:
     leavings: Counter[str] = field(default_factory=Counter)
 
 
-class Listening(Protocol):
-    """Whoever hears of complaints."""
+class OnComplaint(Protocol):
+    """Called with each complaint of a viewer."""
 
     def __call__(self, complaint: Complaint, *, pod: str) -> None: ...
 
@@ -77,10 +77,10 @@ class Viewer:
         *,
         random: Random,
         traffic: Traffic,
-        complain: Listening,
+        complain: OnComplaint,
         rewound: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`rewound` says whether the database has gone back in time since the stream was created."""
+        """`rewound` returns whether the database has gone back in time since the stream was created."""
         self._rewound = rewound
         self.account = Account()
         self._stream = stream
@@ -94,7 +94,7 @@ class Viewer:
         self._pod = ""
 
     async def run(self) -> None:
-        """Follow, until a pod says with 204 that there is nothing after the last event, or refuses what was lost."""
+        """Follow until a pod answers 204 (nothing follows the last event), or refuses a cursor that the log lost."""
         await asyncio.sleep(self._habits.joins_after_seconds)
         while True:
             self._pod = ""
@@ -105,9 +105,9 @@ class Viewer:
             await asyncio.sleep(max(self._backoff.next_seconds(), self._retry_seconds))
 
     async def _follow(self, pod: Program) -> str:
-        """Follow through one connection; return why it is over."""
+        """Follow over one connection; return why it ended."""
         self._pod = pod.name
-        source = EventSource(self._request(pod), self._receive, self._strange)
+        source = EventSource(self._request(pod), self._receive, self._receive_malformed)
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await self._connect(pod, source)
@@ -131,7 +131,7 @@ class Viewer:
         return "204" if source.status == 204 else reason
 
     async def _attend(self, source: EventSource) -> str:
-        """Stay with a connection until it ends, or until this viewer leaves it."""
+        """Wait until the connection ends or this viewer leaves it; return why."""
         loop = asyncio.get_running_loop()
         stays = self._habits.stays_seconds
         leave_at = loop.time() + (self._random.expovariate(1 / stays) if stays else 86_400)
@@ -141,7 +141,7 @@ class Viewer:
                 break
             if loop.time() > leave_at and self.account.end is None:
                 return "moved"
-            if loop.time() - source.heard_at > SILENCE_SECONDS:
+            if loop.time() - source.received_at > SILENCE_SECONDS:
                 return "silence"
             if self._habits.slow and self._random.random() < 0.2:
                 source.pause()
@@ -161,7 +161,7 @@ class Viewer:
         except BaseException:
             opened.close()
             raise
-        # From here on it is the transport's to close.
+        # From here on the transport closes the socket.
         await loop.create_connection(lambda: source, sock=opened)
 
     def _request(self, pod: Program) -> bytes:
@@ -177,73 +177,73 @@ class Viewer:
         for complaint in self.account.receive(seq, line):
             self._complain(complaint, pod=self._pod)
 
-    def _strange(self, what: str) -> None:
+    def _receive_malformed(self, what: str) -> None:
         self._complain(Complaint("not SSE", self.account.tail, what), pod=self._pod)
 
 
 class EventSource(asyncio.Protocol):
-    """One HTTP response of server-sent events. `over` is done with the reason when nothing more comes."""
+    """One HTTP response of server-sent events. `over` is resolved with the reason when the response has ended."""
 
     def __init__(
-        self, request: bytes, on_event: Callable[[int, bytes], None], on_strange: Callable[[str], None]
+        self, request: bytes, on_event: Callable[[int, bytes], None], on_malformed: Callable[[str], None]
     ) -> None:
         loop = asyncio.get_running_loop()
         self.over: asyncio.Future[str] = loop.create_future()
         self.status = 0
         self.refusal = b""
         self.retry_seconds = 0.0
-        self.heard_at = loop.time()
+        self.received_at = loop.time()
         self._now = loop.time
         self._request = request
         self._on_event = on_event
-        self._on_strange = on_strange
+        self._on_malformed = on_malformed
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._rest = b""
 
     def pause(self) -> None:
-        """Read nothing for now."""
+        """Stop reading."""
         if self._transport is not None and not self.over.done():
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        """Read on."""
+        """Continue reading."""
         if self._transport is not None and not self.over.done():
-            self.heard_at = self._now()
+            self.received_at = self._now()
             self._transport.resume_reading()
 
     def abort(self) -> None:
-        """Drop the connection, as a phone does that changes networks."""
+        """Drop the connection, as a phone does when it changes networks."""
         if self._transport is not None:
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask."""
+        """Send the request."""
         # uvloop's transports are no subclasses of asyncio's.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came."""
-        self.heard_at = self._now()
+        """Parse what was received."""
+        self.received_at = self._now()
         if self.over.done():
             return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self._on_strange(f"not HTTP: {error!r}")
+            self._on_malformed(f"not HTTP: {error!r}")
             self._end("not HTTP")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Learn that it was cut, or was dropped here."""
+        """Note that the connection was cut or dropped."""
         self._end("cut")
 
     def on_headers_complete(self) -> None:
-        """Hear the status."""
+        """Note the status."""
         self.status = self._parser.get_status_code()
 
     def on_body(self, body: bytes) -> None:
-        """Cut the body into blocks; one that is not whole waits for the rest."""
+        """Split the body into blocks. An incomplete block waits for the rest."""
         if self.status != 200:
             self.refusal += body
             return
@@ -256,10 +256,10 @@ class EventSource(asyncio.Protocol):
                 if found := _RETRY.search(block):
                     self.retry_seconds = int(found[1]) / 1000
             else:
-                self._on_strange(f"a block {block!r:.120}")
+                self._on_malformed(f"a block {block!r:.120}")
 
     def on_message_complete(self) -> None:
-        """Learn that the response is over."""
+        """Note that the response has ended."""
         self._end("closed")
 
     def _end(self, reason: str) -> None:

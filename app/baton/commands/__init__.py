@@ -1,1 +1,1 @@
-"""The commands of the terminal, but for those with a package of their own."""
+"""The commands of the terminal, except those that have a package of their own."""

@@ -1,4 +1,4 @@
-"""Signals that ask a command to stop: the first cancels its work, and the tidying up is not disturbed by more."""
+"""Stops a command on a signal: the first one cancels its work, and later ones do not disturb the cleanup."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 class Interrupted(Exception):
-    """The work was cancelled by a signal, and has tidied up. `numbers` are all signals that came."""
+    """A signal cancelled the work, which has cleaned up. `numbers` are all signals that arrived."""
 
     def __init__(self, numbers: list[int]) -> None:
         super().__init__()
@@ -24,15 +24,15 @@ class Interrupted(Exception):
 
     @property
     def exit_status(self) -> int:
-        """What a shell expects of a process that a signal ended."""
+        """The exit status of a process that a signal ended."""
         return 128 + self.numbers[0]
 
 
 async def interruptible(work: Coroutine[Any, Any, Result]) -> Result:
-    """Await the work, which SIGINT, SIGTERM or SIGHUP cancels.
+    """Await the work; cancel it on SIGINT, SIGTERM or SIGHUP.
 
     Raises:
-        Interrupted: one of them came.
+        Interrupted: one of these signals arrived.
     """
     numbers: list[int] = []
     task = asyncio.create_task(work)
@@ -49,10 +49,10 @@ async def interruptible(work: Coroutine[Any, Any, Result]) -> Result:
     try:
         return await task
     except (asyncio.CancelledError, ConfigurationError):
-        # A Ctrl-C reaches initdb too, which fails of it before the loop has heard the signal.
+        # A Ctrl-C also reaches initdb, which fails before the loop has handled the signal.
         await asyncio.sleep(SIGNAL_SECONDS)
         if not numbers:
             raise
-        # Nothing is left to be stopped, and one more shall not change the exit status.
+        # Nothing is left to stop, and another signal must not change the exit status.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         raise Interrupted(numbers) from None

@@ -1,6 +1,6 @@
-"""`baton keys`: makes API keys, lists and revokes them, and makes a secret to sign streams' tokens with.
+"""`baton keys`: creates, lists and revokes API keys, and creates secrets that sign streams' tokens.
 
-What is asked for goes to standard output alone, so that a script can take it from there.
+Results go to standard output, remarks to standard error, so that scripts can read the results.
 """
 
 from __future__ import annotations
@@ -21,36 +21,34 @@ if TYPE_CHECKING:
     from .one_connection import Result
 
 app = typer.Typer(
-    help="Make, list and revoke API keys (as the role that migrates).", no_args_is_help=True, rich_markup_mode=None
+    help="Create, list and revoke API keys (as the role that migrates).", no_args_is_help=True, rich_markup_mode=None
 )
 _notes = Console(stderr=True, highlight=False, soft_wrap=True)
 _STYLES: Final = {"live": "green", "expired": "yellow", "revoked": "dim"}
 
 
 @app.command()
-def make(
-    name: Annotated[str, typer.Argument(help="What the key is for; no two keys that work have the same name.")],
-    tenant: Annotated[str, typer.Option(help="Whose streams it is for. Another tenant's do not exist for it.")],
-    scope: Annotated[list[str], typer.Option(help="What it may do: create, read, cancel, admin; once for each.")],
-    expires_days: Annotated[
-        int | None, typer.Option(min=1, max=3650, help="After so many days it ends by itself.")
-    ] = None,
+def create(
+    name: Annotated[str, typer.Argument(help="What the key is for. Names of valid keys are unique.")],
+    tenant: Annotated[str, typer.Option(help="The tenant whose streams it can use.")],
+    scope: Annotated[list[str], typer.Option(help="What it may do: create, read, cancel, admin. Repeatable.")],
+    expires_days: Annotated[int | None, typer.Option(min=1, max=3650, help="Days after which the key expires.")] = None,
 ) -> None:
-    """Make a key and print it, this once."""
+    """Create a key, and print it once."""
     from ..auth import keys
 
     key, text = _run(lambda connection: keys.make(connection, name, tenant, scope, expires_days))
     typer.echo(text)
-    until = "" if key.expires_at is None else f" It works until {key.expires_at:%Y-%m-%d %H:%M} (UTC)."
+    until = "" if key.expires_at is None else f" It is valid until {key.expires_at:%Y-%m-%d %H:%M} (UTC)."
     _note(
-        f"This key, {key.name!r} of {key.tenant!r}, will not be shown again: only a hash of it is kept. Pods take it "
+        f"This key, {key.name!r} of {key.tenant!r}, is not shown again: only a hash of it is stored. Pods accept it "
         f"at once.{until}"
     )
 
 
 @app.command(name="list")
 def list_keys(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False) -> None:
-    """List all keys, those that were revoked or have expired too. The keys themselves cannot be had again."""
+    """List all keys, including revoked and expired ones. The keys themselves cannot be shown again."""
     from ..auth import keys
 
     found = _run(keys.every)
@@ -60,36 +58,36 @@ def list_keys(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSO
     elif found:
         Console(highlight=False).print(_table(found))
     else:
-        _note("There are no keys. `baton keys make NAME --tenant TENANT --scope read` makes one.")
+        _note("There are no keys. Run `baton keys create NAME --tenant TENANT --scope read` to create one.")
 
 
 @app.command()
 def revoke(id_or_name: Annotated[str, typer.Argument(help="The key's id or name.")]) -> None:
-    """End a key for good. Pods hear of it within BATON_KEYS_REFRESH_SECONDS."""
+    """Revoke a key for good. Pods refuse it within BATON_KEYS_REFRESH_SECONDS."""
     from ..auth import keys
 
     key = _run(lambda connection: keys.revoke(connection, id_or_name))
-    typer.echo(f"Revoked {key.name!r} ({key.id}). Streams' tokens that it made stay good until they expire.")
+    typer.echo(f"Revoked {key.name!r} ({key.id}). Tokens of streams that it created stay valid until they expire.")
 
 
 @app.command(name="token-secret")
 def token_secret() -> None:
-    """Print a new secret to sign streams' tokens with, as BATON_TOKEN_KEYS takes it."""
+    """Print a new secret that signs streams' tokens, in the form of BATON_TOKEN_KEYS."""
     typer.echo(f"{secrets.token_hex(4)}={secrets.token_urlsafe(32)}")
     _note(
-        "Set BATON_TOKEN_KEYS to this for all pods. To replace an old one, first put this behind it, after a comma, on "
-        "all pods; then before it; and take the old one away a day later."
+        "Set BATON_TOKEN_KEYS to this on all pods. To replace an old secret: first append this after it, with a comma, "
+        "on all pods; then move this before it; and remove the old one a day later."
     )
 
 
 @app.command(name="rotate-notify")
 def rotate_notify() -> None:
-    """Make a new key for signing notifications. Workers and pods use it by themselves, without a restart."""
+    """Create a new key that signs notifications. Workers and pods use it without a restart."""
     from ..db import signing_keys
 
     key_id = _run(signing_keys.rotate)
     seconds = signing_keys.GRACE_SECONDS + signing_keys.REREAD_SECONDS
-    typer.echo(f"Made key {key_id}. The previous key expires {seconds} s from now.")
+    typer.echo(f"Created key {key_id}. The previous key becomes invalid in {seconds} s.")
 
 
 def _run(work: Callable[[Connection], Awaitable[Result]]) -> Result:

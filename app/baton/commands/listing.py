@@ -1,4 +1,4 @@
-"""`baton streams` and `baton workers`: what the database says of them, as a table, as lines, or as JSON."""
+"""`baton streams` and `baton workers`: lists both from the database, as a table, as lines, or as JSON."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from rich.text import Text
 from ..db import stream_lists, streams, worker_rows
 from ..db.postgres import Connection
 from ..db.streams import Stream
-from ..db.worker_rows import Listed
-from ..observability.log_config import escaped
+from ..db.worker_rows import ListedWorker
+from ..observability.log_formatters import escaped
 from ..settings import Settings
 from .one_connection import ANY_ROLE, Result, run_over_connection
 
@@ -27,10 +27,10 @@ _STYLES: Final = {"completed": "green", "failed": "bold red", "cancelled": "yell
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which streams: the newest `limit` of one tenant or, if it is None, of all.
+class StreamQuery:
+    """Which streams to list: the newest `limit` of one tenant, or of all if it is None.
 
-    `silent`: only those whose generator is silent, the longest first.
+    `silent`: only streams whose generator is silent, the longest first.
     """
 
     tenant: str | None
@@ -39,7 +39,7 @@ class Wanted:
     silent: bool = False
 
 
-def list_streams(settings: Settings, wanted: Wanted, *, as_json: bool) -> None:
+def list_streams(settings: Settings, wanted: StreamQuery, *, as_json: bool) -> None:
     """Print the newest streams, of all tenants unless one is named.
 
     Raises:
@@ -50,11 +50,13 @@ def list_streams(settings: Settings, wanted: Wanted, *, as_json: bool) -> None:
         silences = await worker_rows.silences(connection)
         if wanted.silent:
             return await _most_silent(connection, wanted, silences), silences
-        selection = stream_lists.Wanted(wanted.tenant, statuses=None if wanted.status is None else [wanted.status])
+        selection = stream_lists.StreamFilter(
+            wanted.tenant, statuses=None if wanted.status is None else [wanted.status]
+        )
         return [stream async for stream in stream_lists.find_all(connection, selection, wanted.limit)], silences
 
     found, silences = _read(settings, read)
-    # What ended since its worker last said so is not silent.
+    # A stream that ended after its worker's last report is not silent.
     silent = {item.id: silences.get(item.id) if item.status == "running" else None for item in found}
     if as_json:
         _print_json([{**asdict(item), "silent_seconds": silent[item.id]} for item in found])
@@ -62,8 +64,8 @@ def list_streams(settings: Settings, wanted: Wanted, *, as_json: bool) -> None:
         _print_rows([_stream_row(item, silent[item.id]) for item in found], nothing="No stream matches.")
 
 
-async def _most_silent(connection: Connection, wanted: Wanted, silences: Mapping[UUID, float]) -> list[Stream]:
-    """Return the streams that have been silent for longest, the longest first. Their workers name them."""
+async def _most_silent(connection: Connection, wanted: StreamQuery, silences: Mapping[UUID, float]) -> list[Stream]:
+    """Return the streams that have been silent longest, the longest first, as their workers reported."""
     found = await streams.get_many(connection, list(silences))
     silent = [
         item for item in found if item.status == "running" and (wanted.tenant is None or item.tenant == wanted.tenant)
@@ -81,7 +83,7 @@ def list_workers(settings: Settings, *, as_json: bool) -> None:
     if as_json:
         _print_json([asdict(item) for item in found])
     else:
-        _print_rows([_worker_row(item) for item in found], nothing="No workers. Start one: `baton worker`.")
+        _print_rows([_worker_row(item) for item in found], nothing="No workers. Run `baton worker` to start one.")
 
 
 def _read(settings: Settings, question: Callable[[Connection], Awaitable[Result]]) -> Result:
@@ -105,7 +107,7 @@ def _stream_row(item: Stream, silent_seconds: float | None) -> Mapping[str, str]
     }
 
 
-def _worker_row(item: Listed) -> Mapping[str, str]:
+def _worker_row(item: ListedWorker) -> Mapping[str, str]:
     return {
         "worker": item.name,
         "streams": f"{item.running} of {item.concurrency}",
@@ -124,9 +126,9 @@ def _print_json(items: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _print_rows(rows: Sequence[Mapping[str, str]], *, nothing: str) -> None:
-    """Print a table in a terminal, else lines with tabs, which other programs can cut."""
+    """Print a table in a terminal, else lines with tabs, for other programs."""
     console = Console(highlight=False)
-    # Some of it comes from clients and generators.
+    # Some values come from clients and generators.
     rows = [{name: escaped(value) for name, value in row.items()} for row in rows]
     if not rows:
         console.print(nothing, markup=False, soft_wrap=True)

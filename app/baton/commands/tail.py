@@ -1,4 +1,4 @@
-"""`baton tail`: watch a stream in the terminal, through whichever pods there are, to its end."""
+"""`baton tail`: follows a stream in the terminal to its end, through any pod."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from ..client import Connected, Disconnected, Follower, Sighting
 from ..errors import ConfigurationError, FollowError
 from ..events import STREAM_ID
-from .terminal import Answer, Flow, Output
+from .terminal import AnswerPrinter, Flow, Output
 
 # A stream's id as the dialects write it.
 _ID: Final = re.compile(f"(?:resp_|run_|chatcmpl-)?({STREAM_ID})")
@@ -27,7 +27,7 @@ def run(stream: str, *, url: str, credential: str | None, cursor: int, as_json: 
     `credential`: an API key or a stream's token.
 
     Raises:
-        ConfigurationError: that is no id of a stream, or no address.
+        ConfigurationError: the id or the address is malformed.
     """
     found = _ID.fullmatch(stream)
     if found is None:
@@ -42,7 +42,7 @@ def run(stream: str, *, url: str, credential: str | None, cursor: int, as_json: 
     try:
         asyncio.run(_follow(address, headers, cursor, shown))
     except FollowError as error:
-        shown.complain(str(error))
+        shown.fail(str(error))
         return 1
     return 0 if shown.status in {"completed", None} else 1
 
@@ -57,7 +57,7 @@ async def _follow(address: str, headers: dict[str, str], cursor: int, shown: _Li
 
 
 class _Lines:
-    """One line of JSON for each event, on standard output; nothing else is there."""
+    """Prints one line of JSON for each event to standard output, and nothing else."""
 
     def __init__(self) -> None:
         self.status: str | None = None
@@ -69,23 +69,23 @@ class _Lines:
         sys.stdout.buffer.write(orjson.dumps({"seq": sighting.seq, **sighting.event}, option=orjson.OPT_APPEND_NEWLINE))
         sys.stdout.buffer.flush()
 
-    def complain(self, sentence: str) -> None:
+    def fail(self, sentence: str) -> None:
         sys.stderr.write(f"baton: {sentence}\n")
 
 
 class _Screen:
-    """The answer as it arrives, and between its lines the state of the connection; without a terminal, on stderr."""
+    """Prints the answer as it arrives, and the state of the connection: between its lines, or else on stderr."""
 
     def __init__(self) -> None:
         self.status: str | None = None
         self._console = Output()
         self._flow = Flow(self._console)
-        self._answer = Answer(self._flow)
+        self._answer = AnswerPrinter(self._flow)
         self._errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def show(self, sighting: Sighting) -> None:
         if isinstance(sighting, Connected):
-            where = f"after event {sighting.cursor}" if sighting.cursor else "from the beginning"
+            where = f"after event {sighting.cursor}" if sighting.cursor else "from the start"
             self._remark(f"· pod {sighting.pod or '?'}, {where}", "dim")
         elif isinstance(sighting, Disconnected):
             self._remark(f"· {sighting.reason}; reconnecting in {sighting.pause_seconds:.1f} s", "yellow")
@@ -94,7 +94,7 @@ class _Screen:
         else:
             self._answer.show(sighting.event)
 
-    def complain(self, sentence: str) -> None:
+    def fail(self, sentence: str) -> None:
         self._answer.end()
         self._errors.print(f"baton: {sentence}", markup=False)
 

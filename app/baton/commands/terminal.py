@@ -1,6 +1,6 @@
-"""Shows an answer in the terminal as it arrives; without a terminal, the same as plain text.
+"""Prints an answer as it arrives: styled in a terminal, else as plain text.
 
-A model's text may hold control characters, which a terminal would obey: they are shown escaped there.
+A model's text may hold control characters, which a terminal would execute: there they are escaped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import orjson
 from rich.cells import cell_len, chop_cells
 from rich.console import Console
 
-from ..observability.log_config import escaped
+from ..observability.log_formatters import escaped
 
 _WORDS_AND_SPACES: Final = re.compile(r"\s|\S+")
 _HARMLESS: Final = frozenset({" ", "\n", "\t"})
@@ -29,24 +29,23 @@ _STYLES: Final = {
 
 
 class Output(Console):
-    """Standard output of a command that has processes to end: it raises when its reader goes away (`| head`).
+    """Standard output of a command that owns processes: it raises when its reader goes away (`| head`).
 
-    rich would end the process with `SystemExit`, which in a task of asyncio's stops the loop and leaves the others
-    without their clean-up.
+    rich would raise `SystemExit`, which in a task of asyncio stops the loop, so that other tasks do not clean up.
     """
 
     def __init__(self) -> None:
         super().__init__(highlight=False)
 
     def on_broken_pipe(self) -> None:
-        """Raise BrokenPipeError, and write nothing more."""
+        """Raise BrokenPipeError, and discard further output."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 class Flow:
-    """Text that is written as it comes, and broken between words at the width of the terminal."""
+    """Writes text as it arrives, wrapped between words at the width of the terminal."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -56,22 +55,22 @@ class Flow:
         self._after_line = False
 
     def write(self, text: str, style: str | None = None) -> None:
-        """Write a chunk of text. Its last word is held back until it is known to be whole."""
+        """Write a chunk of text. Its last word is held until it is complete."""
         if style != self._style:
             self.flush()
             self._style = style
-        for piece in map(self._shown, _WORDS_AND_SPACES.findall(text)):
-            if not piece.isspace():
-                self._word += piece
+        for part in map(self._shown, _WORDS_AND_SPACES.findall(text)):
+            if not part.isspace():
+                self._word += part
                 continue
             self.flush()
-            if piece == "\n":
+            if part == "\n":
                 self._break()
             elif not (self._after_line and self._column == 0):
-                self._space(piece)
+                self._space(part)
 
     def flush(self) -> None:
-        """Write what was held back."""
+        """Write the held word."""
         word, self._word = self._word, ""
         if not word:
             return
@@ -85,7 +84,7 @@ class Flow:
         self._after_line = False
 
     def line(self, text: str = "", style: str | None = None) -> None:
-        """Write a line of its own, wherever the text is just now."""
+        """Write a separate line, wherever the text currently is."""
         self.end_line()
         self._console.print(
             self._shown(text), style=style, markup=False, highlight=False, soft_wrap=not self._console.is_terminal
@@ -93,18 +92,18 @@ class Flow:
         self._after_line = True
 
     def end_line(self) -> None:
-        """Go to the beginning of a line."""
+        """Start a new line, unless at the start of one."""
         self.flush()
         if self._column:
             self._break()
 
-    def _shown(self, piece: str) -> str:
-        return escaped(piece) if self._console.is_terminal and piece not in _HARMLESS else piece
+    def _shown(self, text: str) -> str:
+        return escaped(text) if self._console.is_terminal and text not in _HARMLESS else text
 
-    def _space(self, piece: str) -> None:
-        # A terminal breaks the line by itself after the last column.
+    def _space(self, text: str) -> None:
+        # A terminal wraps the line itself after the last column.
         if not self._console.is_terminal or self._column < self._console.width:
-            self._out(piece)
+            self._out(text)
             self._column += 1
 
     def _break(self) -> None:
@@ -116,8 +115,8 @@ class Flow:
         self._console.out(text, style=self._style if text.strip() else None, end="", highlight=False)
 
 
-class Answer:
-    """The events of one stream, each shown by its kind: reasoning dim, calls of tools marked, text as it is."""
+class AnswerPrinter:
+    """Prints the events of one stream by kind: reasoning dim, tool calls marked, text as it is."""
 
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
@@ -125,7 +124,7 @@ class Answer:
         self._call = -1
 
     def show(self, event: dict[str, Any]) -> None:
-        """Show an event."""
+        """Print an event."""
         kind = event["type"]
         if kind == "reset":
             self._flow.line(f"The answer restarts ({event.get('reason')}). Discard what came before.", "yellow")

@@ -28,7 +28,7 @@ _SET_USER_TIMEOUT = "SELECT set_config('tcp_user_timeout', $1, false)"
 _PROBE = "SELECT count(*) FROM pg_listening_channels() AS c WHERE c = ANY ($1)"
 
 
-class State(Enum):
+class ListenerState(Enum):
     """What a listener is doing."""
 
     CONNECTING = "connecting"
@@ -44,7 +44,7 @@ class Listener:
         dsn: str,
         channels: Mapping[str, Callable[[str], None]],
         *,
-        on_state: Callable[[State], None],
+        on_state: Callable[[ListenerState], None],
         probe_seconds: float = 5,
         connect_seconds: float = 10,
         name: str = "baton listen",
@@ -55,7 +55,7 @@ class Listener:
         self._probe_seconds = probe_seconds
         self._connect_seconds = connect_seconds
         self._name = name
-        self.state = State.CONNECTING
+        self.state = ListenerState.CONNECTING
 
     async def run(self) -> None:
         """Listen, over a new connection after every failure."""
@@ -66,14 +66,14 @@ class Listener:
 
     def _on_failure(self, error: Exception) -> None:
         logger.warning("The LISTEN connection is lost; polling until it is back: %r", error)
-        self._set(State.DEGRADED)
+        self._set(ListenerState.DEGRADED)
 
     async def _listen(self, connection: Connection, backoff: Backoff) -> None:
         await connection.execute(_SET_USER_TIMEOUT, str(USER_TIMEOUT_SECONDS * 1000))
         for channel in self._channels:
             await connection.add_listener(channel, self._on_notification)
         backoff.reset()
-        self._set(State.LISTENING)
+        self._set(ListenerState.LISTENING)
         await self._watch(connection)
 
     async def _watch(self, connection: Connection) -> None:
@@ -94,6 +94,6 @@ class Listener:
     def _on_notification(self, _connection: Any, _pid: int, channel: str, payload: Any) -> None:
         self._channels[channel](str(payload))
 
-    def _set(self, state: State) -> None:
+    def _set(self, state: ListenerState) -> None:
         self.state = state
         self._on_state(state)

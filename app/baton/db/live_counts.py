@@ -83,7 +83,7 @@ class HighWatermark:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CountPlan:
     """How to count: the streams from `split` on, the ones in `checked` that are still live, and `unchecked` others."""
 
     split: UUID
@@ -93,7 +93,7 @@ class Plan:
     """Call it with the live streams from `split` on (None: not all), the live ones of `checked`, and the moment."""
 
 
-NOTHING: Final = Plan(_LOWEST, (), 0, lambda _recent, _older, _moment: None)
+NOTHING: Final = CountPlan(_LOWEST, (), 0, lambda _recent, _older, _moment: None)
 
 
 class LiveCounts:
@@ -105,7 +105,7 @@ class LiveCounts:
         self._ids = 0
         self._watermark = HighWatermark()
 
-    def plan(self, tenant: str, *, exact: bool = False) -> Plan:
+    def plan(self, tenant: str, *, exact: bool = False) -> CountPlan:
         """Return how to count a tenant's streams: with a count that may be too high, or exactly."""
         known = self._tenants.setdefault(tenant, _Tenant())
         self._tenants.move_to_end(tenant)
@@ -114,10 +114,10 @@ class LiveCounts:
         if now >= known.recount_at:
             # Other creates of this tenant use what is known in the meantime.
             known.recount_at = now + RECOUNT_SECONDS
-            return Plan(_LOWEST, (), 0, partial(self._learn_all, known, (watermark, now)))
+            return CountPlan(_LOWEST, (), 0, partial(self._learn_all, known, (watermark, now)))
         checked = tuple(known.older) if exact else ()
         unchecked = 0 if exact else len(known.older)
-        return Plan(known.split, checked, unchecked, partial(self._learn, known, watermark, checked=checked))
+        return CountPlan(known.split, checked, unchecked, partial(self._learn, known, watermark, checked=checked))
 
     def _learn_all(
         self,

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from .postgres import Connection, Pool
 
-State: TypeAlias = Literal["ready", "full", "leaving", "not ready"]
+PodState: TypeAlias = Literal["ready", "full", "draining", "not ready"]
 
 # A row that was not written for this long is deleted.
 FORGOTTEN_SECONDS: Final = 600
@@ -64,7 +64,7 @@ class Note:
     id: UUID
     name: str
     version: str
-    state: State
+    state: PodState
     listener: str
     subscribers: int
     connections: int
@@ -73,7 +73,7 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ListedPod:
     """A pod, as its row describes it. Its viewers are complete for streams from `watched_from` on.
 
     `replaced`: another pod with its name has started since this one last wrote its row.
@@ -84,7 +84,7 @@ class Listed:
     version: str
     started_at: datetime
     silent_seconds: float
-    state: State
+    state: PodState
     listener: str
     subscribers: int
     connections: int
@@ -123,12 +123,14 @@ async def deliveries(executor: Connection | Pool) -> tuple[float, dict[UUID, Seq
     return max((row[0] for row in rows), default=0.0), {row[1]: row[2] for row in rows}
 
 
-async def list_all(executor: Connection | Pool) -> list[Listed]:
+async def list_all(executor: Connection | Pool) -> list[ListedPod]:
     """List the pods that have not left, by name."""
-    return [Listed(*row) for row in await executor.fetch(_LISTED)]
+    return [ListedPod(*row) for row in await executor.fetch(_LISTED)]
 
 
-async def viewers(executor: Connection | Pool, stream_ids: Sequence[UUID], living: Sequence[Listed]) -> dict[UUID, int]:
+async def viewers(
+    executor: Connection | Pool, stream_ids: Sequence[UUID], living: Sequence[ListedPod]
+) -> dict[UUID, int]:
     """Return how many clients follow each of these streams on these pods. Streams too old to be known are left out."""
     known_from = max((pod.watched_from for pod in living if pod.watched_from is not None), default=None)
     rows = await executor.fetch(_VIEWERS, stream_ids, [pod.id for pod in living])

@@ -14,7 +14,7 @@ from uuid import UUID
 import orjson
 
 from ..errors import IdempotencyConflict, TooManyStreams
-from .live_counts import NOTHING, LiveCounts, Moment, Plan
+from .live_counts import NOTHING, CountPlan, LiveCounts, Moment
 from .postgres import Connection, Pool
 from .streams import COLUMNS, Stream, from_row, get
 
@@ -206,7 +206,7 @@ async def _insert_below(
 
 
 async def _try_insert(
-    connection: Connection, columns: tuple[object, ...], below: int, most: int, plan: Plan
+    connection: Connection, columns: tuple[object, ...], below: int, most: int, plan: CountPlan
 ) -> tuple[int, dict[str, Any] | None]:
     """Insert a row if the plan counts fewer than `below`; return the count, up to `most` at least, and the row."""
     found = await connection.fetchrow(_INSERT, *columns, below, most, plan.split, plan.checked, plan.unchecked)

@@ -71,7 +71,7 @@ FIRST, LAST = UUID(int=0), UUID(int=(1 << 128) - 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class StreamFilter:
     """Which streams to list: of one tenant, or of all if it is None; between two ids; in one of some states.
 
     With `metadata`, a stream must have one of these alternatives.
@@ -112,7 +112,7 @@ class Page:
     oldest: UUID | None
 
 
-async def find(connection: Connection, wanted: Wanted, limit: int) -> Page:
+async def find(connection: Connection, wanted: StreamFilter, limit: int) -> Page:
     """Return the newest wanted streams, `limit` at most, and where to continue.
 
     The page may be short or empty while more streams follow: it is the last one only if it has no `before`.
@@ -131,7 +131,7 @@ async def find(connection: Connection, wanted: Wanted, limit: int) -> Page:
         return await _read_newest(connection, wanted, limit)
 
 
-async def find_all(connection: Connection, wanted: Wanted, limit: int) -> AsyncIterator[Stream]:
+async def find_all(connection: Connection, wanted: StreamFilter, limit: int) -> AsyncIterator[Stream]:
     """Yield the newest `limit` wanted streams, one statement for each page, however many pages it takes."""
     count = 0
     while count < limit:
@@ -156,14 +156,14 @@ async def live_counts(executor: Connection | Pool, tenant: str) -> tuple[int, in
     return row[0], row[1]
 
 
-async def _is_common(connection: Connection, wanted: Wanted) -> bool:
+async def _is_common(connection: Connection, wanted: StreamFilter) -> bool:
     """Return whether the statistics show that too many streams have the metadata to read their part of the index."""
     plan = orjson.loads(await connection.fetchval(_EXPECTED, wanted.alternatives))
     expected = plan[0]["Plan"]["Plan Rows"]
     return expected > MAX_SCANNED and bool(await connection.fetchval(_IS_COMMON, float(expected)))
 
 
-async def _read_newest(connection: Connection, wanted: Wanted, limit: int) -> Page:
+async def _read_newest(connection: Connection, wanted: StreamFilter, limit: int) -> Page:
     source = _NEWEST_OF_ALL if wanted.tenant is None else _NEWEST_OF_TENANT
     most = MAX_SCANNED if wanted.filters else limit + 1
     page = await _read_page(connection, source, most, wanted, limit)
@@ -172,7 +172,7 @@ async def _read_newest(connection: Connection, wanted: Wanted, limit: int) -> Pa
     return page
 
 
-async def _read_page(connection: Connection, source: str, most: int, wanted: Wanted, limit: int) -> Page:
+async def _read_page(connection: Connection, source: str, most: int, wanted: StreamFilter, limit: int) -> Page:
     """Scan `most` rows of a source at most. The page says where to continue only if it is full."""
     rows = await connection.fetch(
         _PAGE.format(source),

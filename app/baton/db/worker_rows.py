@@ -91,7 +91,7 @@ class Orphan:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ListedWorker:
     """A worker, as its row describes it."""
 
     id: UUID
@@ -104,9 +104,9 @@ class Listed:
     tokens: int
 
 
-async def list_all(executor: Connection | Pool) -> list[Listed]:
+async def list_all(executor: Connection | Pool) -> list[ListedWorker]:
     """List the workers that have not left, by name."""
-    return [Listed(*row) for row in await executor.fetch(_LISTED)]
+    return [ListedWorker(*row) for row in await executor.fetch(_LISTED)]
 
 
 async def register(connection: Connection, name: str, generators: Sequence[str], concurrency: int) -> UUID:

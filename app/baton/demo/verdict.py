@@ -1,4 +1,4 @@
-"""Whether an answer arrived whole: counted from what its client saw, and from nothing else. Pure."""
+"""Decides whether an answer arrived whole, only from what its client saw. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..events import TOKEN_TYPES
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """A connection that continued after `seq`; `pause_seconds` passed since the one before it was lost."""
+    """A connection that continued after event `seq`, `pause_seconds` after the previous one was lost."""
 
     seq: int
     from_pod: str
@@ -24,7 +24,7 @@ class Resumption:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a client received of one stream. `pods` are those that sent events, in order, named again at each change."""
+    """What a client received of one stream. `pods` sent the events, in order; a pod that returns is named again."""
 
     received: int
     last_seq: int
@@ -34,12 +34,12 @@ class Verdict:
     pods: tuple[str, ...]
     resumptions: tuple[Resumption, ...]
     ends: tuple[tuple[int, str], ...]
-    first_token_seconds: float | None
+    time_to_first_token_seconds: float | None
     duration_seconds: float | None
 
     @classmethod
     def of(cls, sightings: Sequence[Sighting], *, asked_at_seconds: float) -> Self:
-        """Count what was seen since the client asked."""
+        """Count what the client saw since it created the stream."""
         events = [item for item in sightings if isinstance(item, Received)]
         times = Counter(item.seq for item in events)
         last_seq = max(times, default=0)
@@ -54,12 +54,12 @@ class Verdict:
             pods=tuple(pod for pod, _ in groupby(_senders(sightings))),
             resumptions=tuple(_resumptions(sightings)),
             ends=tuple((item.seq, _status(item)) for item in events if item.event.get("type") == "done"),
-            first_token_seconds=None if first_token_at is None else first_token_at - asked_at_seconds,
+            time_to_first_token_seconds=None if first_token_at is None else first_token_at - asked_at_seconds,
             duration_seconds=events[-1].at_seconds - asked_at_seconds if events else None,
         )
 
     def complaints(self) -> list[str]:
-        """What is wrong, a sentence each. Empty: the answer came whole and once, was completed, and changed its pod."""
+        """Return what is wrong, a sentence each. None if each event arrived once, it completed, and its pod changed."""
         found = []
         if self.missing:
             found.append(f"Missing: {numbers(self.missing)}.")
@@ -68,10 +68,10 @@ class Verdict:
         if self.misplaced:
             found.append(f"Received out of order: {numbers(self.misplaced)}.")
         if len(self.ends) != 1:
-            found.append(f"The terminal event came {len(self.ends)} times instead of once.")
+            found.append(f"The terminal event arrived {len(self.ends)} times instead of once.")
         found.extend(self._complaints_of_end())
         if len(self.pods) < 2:
-            found.append("The answer did not change its pod, so nothing was shown.")
+            found.append("The answer did not change pods, so the demo shows nothing.")
         return found
 
     def _complaints_of_end(self) -> Iterable[str]:
@@ -79,11 +79,11 @@ class Verdict:
             if status != "completed":
                 yield f"The stream did not complete: its status is {status}."
             if seq != self.last_seq:
-                yield f"Event {self.last_seq} came after the terminal event, which is {seq}."
+                yield f"Event {self.last_seq} arrived after the terminal event {seq}."
 
 
 def numbers(seqs: Sequence[int]) -> str:
-    """Write numbers in rising order briefly, runs as ranges: 3, 7-9."""
+    """Format ascending numbers, runs as ranges: 3, 7-9."""
     runs: list[list[int]] = []
     for seq in seqs:
         if runs and runs[-1][1] == seq - 1:
@@ -95,7 +95,7 @@ def numbers(seqs: Sequence[int]) -> str:
 
 
 def _misplaced(seqs: Iterable[int]) -> Iterable[int]:
-    """The numbers that came, for the first time, after a higher one."""
+    """Yield the numbers that first arrived after a higher one."""
     highest, seen = 0, set()
     for seq in seqs:
         if seq < highest and seq not in seen:
@@ -105,7 +105,7 @@ def _misplaced(seqs: Iterable[int]) -> Iterable[int]:
 
 
 def _senders(sightings: Iterable[Sighting]) -> Iterable[str]:
-    """For each event, the pod that sent it."""
+    """Yield the sending pod of each event."""
     pod = ""
     for item in sightings:
         if isinstance(item, Connected):

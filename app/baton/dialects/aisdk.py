@@ -65,7 +65,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Call:
+class AiSdkToolCall:
     """A tool call, and its arguments up to the batch at hand."""
 
     id: str
@@ -79,19 +79,19 @@ class Call:
 NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-class State(NamedTuple):
+class AiSdkState(NamedTuple):
     """What is open after so many chunks.
 
     The call that grew last is kept apart, and what `calls` has of it is older. So a delta costs the same however many
     calls there are. It is a tuple because each batch makes one, and a frozen dataclass is slower to make.
     """
 
-    calls: dict[str, Call]
+    calls: dict[str, AiSdkToolCall]
     ids: Mapping[int, str]  # of calls, by index
     chunks: int = 0
     parts: int = 0  # of text and of reasoning, so far
     part: Part | None = None  # the last one, while it is open
-    growing: Call | None = None
+    growing: AiSdkToolCall | None = None
     open_calls: int = 0
     called: bool = False  # this step has a tool call
     answered: bool = False  # and the result of one
@@ -112,7 +112,7 @@ class AiSdk:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def encode(self, batch: Batch, state: State, after: int) -> Encoded[State]:
+    def encode(self, batch: Batch, state: AiSdkState, after: int) -> Encoded[AiSdkState]:
         """Encode the chunks of a batch that follow number `after`."""
         chunks = Chunks(state)
         over: Over | None = None
@@ -131,7 +131,7 @@ class AiSdk:
         """Nothing: the first chunk is there at once."""
         return b""
 
-    def broken(self, state: State, code: str, message: str) -> tuple[bytes, Over]:
+    def broken(self, state: AiSdkState, code: str, message: str) -> tuple[bytes, Over]:
         """An error, and a `finish` without a status: how the answer ended is not known here."""
         chunks = Chunks(state)
         chunks.fail(code, message)
@@ -144,7 +144,7 @@ class Chunks:
     Deltas are most of what there is: they change nothing but what is gathered here.
     """
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: AiSdkState) -> None:
         self.state = state
         self.ended = False
         self._before = state.chunks
@@ -194,7 +194,7 @@ class Chunks:
             self._continue(earlier, metadata, replay)
         self._emit("start-step")
 
-    def encoded(self, after: int, over: Over | None = None) -> Encoded[State]:
+    def encoded(self, after: int, over: Over | None = None) -> Encoded[AiSdkState]:
         """Return the frames that follow number `after`."""
         first = self._before + 1
         last = self._before + len(self._frames)
@@ -205,7 +205,7 @@ class Chunks:
     def _continue(self, earlier: Earlier, metadata: dict[str, Any], replay: bool) -> None:
         self._emit("start", messageId=earlier.id, messageMetadata=earlier.metadata_with(metadata, whole=replay))
         self._frames.extend(map(_frame, earlier.chunks() if replay else earlier.denials()))
-        calls = {call_id: Call(call_id, name, b"", open=False) for call_id, name in earlier.unanswered.items()}
+        calls = {call_id: AiSdkToolCall(call_id, name, b"", open=False) for call_id, name in earlier.unanswered.items()}
         self._set(parts=earlier.prose, calls=calls, taken=earlier.answered)
 
     def _count(self, event: Mapping[str, Any]) -> None:
@@ -245,9 +245,9 @@ class Chunks:
             self._pieces.append(delta)
             self._frames.append(b"%b%b}\n\n" % (call.head, orjson.dumps(delta)))
 
-    def _begin_call(self, call_id: str, name: str | None, executed: bool) -> Call:
+    def _begin_call(self, call_id: str, name: str | None, executed: bool) -> AiSdkToolCall:
         head = _head("tool-input-delta", "inputTextDelta", toolCallId=call_id)
-        call = Call(call_id, name or _NAMELESS, head, executed=executed)
+        call = AiSdkToolCall(call_id, name or _NAMELESS, head, executed=executed)
         self._put(call)
         self._set(open_calls=self.state.open_calls + 1, called=True)
         return call
@@ -264,11 +264,11 @@ class Chunks:
         self._set(renamed={**self.state.renamed, given: name})
         return name
 
-    def _known(self, call_id: str) -> Call | None:
+    def _known(self, call_id: str) -> AiSdkToolCall | None:
         growing = self.state.growing
         return growing if growing and growing.id == call_id else self.state.calls.get(call_id)
 
-    def _grown(self) -> Call | None:
+    def _grown(self) -> AiSdkToolCall | None:
         """Return the growing call with what it grew by."""
         call = self.state.growing
         if call and self._pieces:
@@ -282,7 +282,7 @@ class Chunks:
             self._pieces = []
             self._set(growing=None)
 
-    def _put(self, call: Call) -> None:
+    def _put(self, call: AiSdkToolCall) -> None:
         if not self._copied:
             self._set(calls=dict(self.state.calls))
             self._copied = True
@@ -314,7 +314,7 @@ class Chunks:
             approval_id = approval_of(self.state.stream, event["id"])
             self._emit("tool-approval-request", approvalId=approval_id, toolCallId=call_id)
 
-    def _close(self, call: Call, *, executed: bool = False) -> bool:
+    def _close(self, call: AiSdkToolCall, *, executed: bool = False) -> bool:
         """Send a call's whole input; return whether it was open, and is JSON."""
         if not call.open:
             return False
@@ -388,12 +388,14 @@ class Chunks:
         self.state = self.state._replace(**changes)
 
 
-def begin(stream_id: UUID, after: int = 0, earlier: Earlier | None = None, *, replay: bool = False) -> Encoded[State]:
+def begin(
+    stream_id: UUID, after: int = 0, earlier: Earlier | None = None, *, replay: bool = False
+) -> Encoded[AiSdkState]:
     """Return the chunks before a stream's first event, in the body those that follow number `after`.
 
     `earlier` is the message that the stream continues, and `replay` whether the client is to get that too.
     """
-    chunks = Chunks(State({}, {}))
+    chunks = Chunks(AiSdkState({}, {}))
     chunks.begin(stream_id, earlier, replay=replay)
     return chunks.encoded(after)
 

@@ -50,11 +50,11 @@ _RESET: Final = f"{RESET}. Retrieve the response without streaming to get the ne
 Fields = dict[str, Any]
 Frame = tuple[str, Fields]
 GrowingItem = TypeVar("GrowingItem", bound="Item")
-GrowingCall = TypeVar("GrowingCall", bound="Call")
+GrowingCall = TypeVar("GrowingCall", bound="ToolCallItem")
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class ResponsesState:
     """What the dialect remembers.
 
     `frames`: how many there were. `output`: the items that are done, with their places. What still grows is `prose`,
@@ -68,7 +68,7 @@ class State:
     places: int = 0
     output: tuple[tuple[int, Fields], ...] = ()
     prose: Message | Reasoning | None = None
-    calls: Mapping[int, Call | Held] = field(default_factory=dict)
+    calls: Mapping[int, ToolCallItem | Held] = field(default_factory=dict)
     newest: Mapping[int, int] = field(default_factory=dict)
     calls_begun: int = 0
     usage: Mapping[str, Any] | None = None
@@ -83,14 +83,14 @@ class Responses:
     comment: ClassVar[bytes] = sse.COMMENT
     reconnects: ClassVar[bool] = False
 
-    def begin(self, stream: Stream, given: Any, after: int = 0) -> Encoded[State]:
+    def begin(self, stream: Stream, given: Any, after: int = 0) -> Encoded[ResponsesState]:
         """Return the frames that precede the first event; `given` is the stream's input."""
-        writer = _Writer(State(_unchanging(stream, given)))
+        writer = _Writer(ResponsesState(_unchanging(stream, given)))
         writer.emit("response.created", response=writer.response("queued"))
         writer.emit("response.queued", response=writer.response("queued"))
         return writer.encoded(after)
 
-    def encode(self, batch: Batch, state: State, after: int) -> Encoded[State]:
+    def encode(self, batch: Batch, state: ResponsesState, after: int) -> Encoded[ResponsesState]:
         """Encode a batch."""
         writer = _Writer(state)
         for line in batch.lines:
@@ -101,7 +101,7 @@ class Responses:
         """A comment, which opens the way through proxies."""
         return self.comment
 
-    def broken(self, state: State, code: str, message: str) -> tuple[bytes, Over]:
+    def broken(self, state: ResponsesState, code: str, message: str) -> tuple[bytes, Over]:
         """An error event."""
         writer = _Writer(state)
         writer.fail(code, message)
@@ -110,12 +110,12 @@ class Responses:
 
 def response_of(stream: Stream, given: Any, lines: Iterable[str]) -> Fields:
     """Return the Response that the events so far make up; those before a `reset` do not count."""
-    writer = _Writer(State(_unchanging(stream, given)))
+    writer = _Writer(ResponsesState(_unchanging(stream, given)))
     status = "queued"
     for event in map(orjson.loads, lines):
         status = "in_progress"
         if event["type"] == "reset":
-            writer = _Writer(State(writer.state.response))
+            writer = _Writer(ResponsesState(writer.state.response))
         else:
             writer.take(event)
     return writer.ended or writer.response(status)
@@ -247,7 +247,7 @@ class Held:
     arguments: Chain = field(default_factory=Chain)
 
 
-class Call(Item):
+class ToolCallItem(Item):
     """A tool call, whose text is its arguments."""
 
     __slots__ = ("call_id", "name", "order")
@@ -274,7 +274,7 @@ class Call(Item):
     def _as_dict(self, status: str, arguments: str) -> Fields: ...
 
 
-class FunctionCall(Call):
+class FunctionCall(ToolCallItem):
     """A call for the client."""
 
     prefix = "fc"
@@ -296,7 +296,7 @@ class FunctionCall(Call):
         }
 
 
-class ToolRun(Call):
+class ToolRun(ToolCallItem):
     """A call of a tool that the generator ran, or is to run; `output` is its result, as text."""
 
     prefix = "mcp"
@@ -340,7 +340,7 @@ class ToolRun(Call):
 class _Writer:
     """Turns events into frames, from one state to the next."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: ResponsesState) -> None:
         self.state = state
         self.ended: Fields | None = None  # the Response, once the terminal event has come
         self._frames: list[bytes] = []
@@ -355,13 +355,13 @@ class _Writer:
         self._usage = state.usage
         self._over = state.over
 
-    def encoded(self, after: int) -> Encoded[State]:
+    def encoded(self, after: int) -> Encoded[ResponsesState]:
         """Return the frames that follow number `after`, and the state behind them."""
         before = self.state.frames
         for item in self._growing():
             if item.place in self._own:
                 item.settle()
-        state = State(
+        state = ResponsesState(
             self.state.response,
             before + len(self._frames),
             self._started,
@@ -500,7 +500,7 @@ class _Writer:
         found: list[Item] = [*begun, *([self._prose] if self._prose else [])]
         return sorted(found, key=lambda item: item.place)
 
-    def _begin_call(self, event: Fields) -> Call | Held:
+    def _begin_call(self, event: Fields) -> ToolCallItem | Held:
         """Begin a call if it is known who runs it."""
         held = self._hold(event.get("id") or f"call_{event['index']}", event.get("name") or "")
         self._newest[event["index"]] = held.order
@@ -557,7 +557,7 @@ class _Writer:
             self._emit_frame(frame)
         self.emit("response.output_item.done", output_index=item.place, item=content)
         self._output.append((item.place, content))
-        if isinstance(item, Call):
+        if isinstance(item, ToolCallItem):
             del self._calls[item.order]
         else:
             self._prose = None
@@ -573,7 +573,7 @@ class _Writer:
         return f"{self.state.response['id'].removeprefix('resp_')}_{self._places}"
 
 
-_CALLS: Final[Mapping[str, type[Call]]] = {"client": FunctionCall, "generator": ToolRun}
+_CALLS: Final[Mapping[str, type[ToolCallItem]]] = {"client": FunctionCall, "generator": ToolRun}
 _TAKES: Final[Mapping[str, Callable[[_Writer, Fields], None]]] = {
     "text": _Writer.text,
     "reasoning": _Writer.reasoning,

@@ -20,7 +20,7 @@ async def access(case: Case) -> AsyncIterator[Finding]:
         yield warning(
             "access_anonymous",
             "BATON_ALLOW_ANONYMOUS is set: whoever reaches a pod can read, cancel and erase every stream.",
-            "Make API keys with `baton keys make`, and unset it.",
+            "Make API keys with `baton keys create`, and unset it.",
         )
         return
     # A worker has no business with keys.
@@ -29,9 +29,9 @@ async def access(case: Case) -> AsyncIterator[Finding]:
     live = len(await keys.live(case.connection))
     if not live and case.settings.jwks_url is None:
         yield warning(
-            "access_none",
+            "access_not_configured",
             "There is no API key that works and no identity provider, so that pods refuse to start.",
-            "Run `baton keys make`, or set BATON_JWKS_URL for the pods.",
+            "Run `baton keys create`, or set BATON_JWKS_URL for the pods.",
         )
     else:
         provider = "" if case.settings.jwks_url is None else ", and an identity provider"

@@ -12,10 +12,11 @@ import asyncpg
 from ..db.postgres import CONNECTION_ERRORS, connect
 from ..errors import DatabaseUnreachable
 from ..settings import Settings
-from . import access, notifications, role, server, sessions, tables, work
+from . import access, installation, notifications, role, server, sessions, tables, work
 from .finding import Case, Check, Finding, Level, Thresholds, ok, refusal, warning
 
 CHECKS: Final[tuple[tuple[str, Check], ...]] = (
+    ("the installation", installation.other_distribution),
     ("the server's version", server.version),
     ("the encoding", server.encoding),
     ("whether it takes writes", server.writable),

@@ -30,7 +30,7 @@ class Finding:
 
     level: Level
     code: str
-    found: str
+    message: str
     advice: str = ""
 
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import __version__
 from ..settings import Settings
+from ..version import __version__
 from .examination import Diagnosis, examine
 from .finding import Finding, Level, amount
 
@@ -49,7 +49,7 @@ def exit_code(diagnosis: Diagnosis, *, strict: bool) -> int:
 def as_document(diagnosis: Diagnosis) -> str:
     """Return the findings as JSON."""
     document = {
-        "baton": __version__,
+        "version": __version__,
         "complete": diagnosis.complete,
         "errors": diagnosis.count(Level.ERROR),
         "warnings": diagnosis.count(Level.WARNING),
@@ -69,14 +69,14 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
         console.print(table)
     else:
         for finding in diagnosis.findings:
-            line = f"{finding.level:8} {finding.code}: {finding.found} {finding.advice}"
+            line = f"{finding.level:8} {finding.code}: {finding.message} {finding.advice}"
             console.print(line.rstrip(), markup=False, soft_wrap=True)
     console.print(_summary(diagnosis), markup=False, soft_wrap=True)
 
 
 def _text(finding: Finding) -> Text:
     code = "" if finding.level is Level.OK else f"{finding.code}: "
-    text = Text.assemble((code, "bold"), finding.found)
+    text = Text.assemble((code, "bold"), finding.message)
     if finding.advice:
         text.append(f"\n→ {finding.advice}")
     return text

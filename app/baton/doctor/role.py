@@ -72,10 +72,10 @@ async def rights(case: Case) -> AsyncIterator[Finding]:
         lacking = " ".join(
             f"To {service} it lacks {_described(needed - held, existing)}." for service, needed in wanted.items()
         )
-        yield error("role_lacks_rights", f"{name} may neither serve nor work. {lacking}", _ADVICE)
+        yield error("role_missing_privileges", f"{name} may neither serve nor work. {lacking}", _ADVICE)
     elif excess := held - set[Right]().union(*(wanted[service] for service in may)):
         yield warning(
-            "role_excess_rights",
+            "role_excess_privileges",
             f"{name} may {' and '.join(may)}, and more than that takes: {_described(excess, existing)}.",
             _ADVICE,
         )

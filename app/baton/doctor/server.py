@@ -241,9 +241,9 @@ async def connections(case: Case) -> AsyncIterator[Finding]:
     what, most, used = min((item for item in limits if item[1] >= 0), key=lambda item: item[1] - item[2])
     found = f"{used} of the {most} connections that this {what} allows ordinary roles are in use."
     if most - used < pod + WORKER_CONNECTIONS:
-        yield error("connections_short", found, advice)
+        yield error("connections_insufficient", found, advice)
     elif used > _CROWDED * most:
-        yield warning("connections_crowded", found, advice)
+        yield warning("connections_near_limit", found, advice)
     else:
         yield ok("connections", f"{found} {needed}")
 
@@ -272,7 +272,7 @@ async def transaction_ids(case: Case) -> AsyncIterator[Finding]:
         yield warning(
             "transaction_ids_fast",
             found,
-            "A wider BATON_FLUSH_WINDOW_MILLISECONDS makes fewer of them; see to it that autovacuum keeps up.",
+            "A wider BATON_FLUSH_INTERVAL_MILLISECONDS makes fewer of them; see to it that autovacuum keeps up.",
         )
     else:
         yield ok("transaction_ids", found)

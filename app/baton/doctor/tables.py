@@ -124,7 +124,7 @@ async def locks(case: Case) -> AsyncIterator[Finding]:
     if not fits:
         least = math.ceil(needed * case.thresholds.whole_log_statements / row["sessions"])
         yield warning(
-            "locks_short", found, f"Set max_locks_per_transaction to {least}, which takes a restart, or {fewer}."
+            "locks_insufficient", found, f"Set max_locks_per_transaction to {least}, which takes a restart, or {fewer}."
         )
     if row["partitions"] > case.thresholds.partitions:
         yield warning(

@@ -40,7 +40,7 @@ async def workers(case: Case) -> AsyncIterator[Finding]:
         )
     if not alive:
         yield warning(
-            "workers_none", "No worker is alive, so that streams are queued, and none runs.", "Run `baton worker`."
+            "workers_missing", "No worker is alive, so that streams are queued, and none runs.", "Run `baton worker`."
         )
     elif not dead:
         slots = sum(row["concurrency"] for row in alive)
@@ -75,7 +75,7 @@ async def queue(case: Case) -> AsyncIterator[Finding]:
             yield error(
                 "queue_unserved",
                 f"{found}; no living worker offers it.",
-                "Run a worker that does: BATON_GENERATORS and BATON_OFFERED_GENERATORS say what one offers.",
+                "Run a worker that does: BATON_GENERATORS and BATON_ENABLED_GENERATORS say what one offers.",
             )
         elif row["seconds"] > case.thresholds.queued_seconds:
             well = False

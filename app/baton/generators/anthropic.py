@@ -16,7 +16,7 @@ import orjson
 from ..errors import GenerationError
 from ..settings import Settings
 from . import conversation
-from .answer import Answer, part, usage_event
+from .answer import AnswerReader, part, usage_event
 from .protocol import Yielded
 from .provider import EventStream, Provider, SdkErrors, http_client, http_library
 
@@ -72,7 +72,7 @@ class AnthropicGenerator(Provider):
             extra_body=body,
         )
 
-    def answer(self) -> Answer:
+    def answer(self) -> AnswerReader:
         """Return what translates one streamed response."""
         return MessagesAnswer()
 
@@ -81,7 +81,7 @@ class AnthropicGenerator(Provider):
         await self._client.close()
 
 
-class MessagesAnswer(Answer):
+class MessagesAnswer(AnswerReader):
     """Translates the events of the Messages API."""
 
     def __init__(self) -> None:

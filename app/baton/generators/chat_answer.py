@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from .answer import Answer, openai_usage, part
+from .answer import AnswerReader, openai_usage, part
 from .chat_calls import ChatCalls
 from .done import DONE
 from .protocol import Yielded
@@ -23,7 +23,7 @@ _FINISH_REASONS: Final = {
 }
 
 
-class ChatAnswer(Answer):
+class ChatAnswer(AnswerReader):
     """Translates the chunks of one answer.
 
     Compatible servers differ: reasoning comes as `reasoning_content`, as `reasoning` or as parts of the content; usage

@@ -10,8 +10,8 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from .asked import Asked, asked_by
 from .protocol import GenerationRequest, Generator, Yielded
+from .requested_model import RequestedModel, asked_by
 
 # Names for one thing in different APIs: an option also overrides what a client calls otherwise.
 _SYNONYMS = (
@@ -35,10 +35,10 @@ class Preset:
         """Run the generator on the input under the options."""
         return self.generator(replace(request, input=self._under_options(request.input)))
 
-    def asked_model(self, given: Any) -> Asked:
+    def requested_model(self, given: Any) -> RequestedModel:
         """Return which model is asked: the option, unless the generator knows better."""
         found = asked_by(self.generator, self._under_options(given))
-        return found if found.model else Asked(str(self._options["model"]), found.provider)
+        return found if found.model else RequestedModel(str(self._options["model"]), found.provider)
 
     def _under_options(self, given: Any) -> Any:
         if isinstance(given, Mapping):

@@ -32,7 +32,7 @@ class GenerationRequest:
     """What a generator is asked to answer.
 
     `input` is whatever JSON the creator of the stream sent;
-    `baton.generators.conversation.messages(request.input)` makes chat messages of it, whatever form the client used.
+    `baton.messages(request.input)` makes chat messages of it, whatever form the client used.
     `metadata` holds the stream's labels. `attempt` counts from 1 and rises when another worker takes the stream over
     from one that died, not when it was handed over in order. `traceparent` is the trace that this belongs to, for the
     provider: the value of the header of that name (W3C Trace Context). `approvals` are the tool calls that the user
@@ -66,9 +66,9 @@ class Generator(Protocol):
     - `{"type": "custom", "name": str, "data": ...}`
     - `{"type": "finish", "finish_reason": str}`: why the model stopped; goes into the terminal event, "stop" if absent
 
-    Returning ends the stream as completed. Raising `baton.errors.GenerationError` ends it as failed with that code and
+    Returning ends the stream as completed. Raising `baton.GenerationError` ends it as failed with that code and
     message. So does an exception of a model provider's SDK, with the code that the built-in generators use (see
-    `baton.generators.as_generation_error`), also if it was wrapped by `raise … from` or in a group. Any other exception
+    `baton.as_generation_error`), also if it was wrapped by `raise … from` or in a group. Any other exception
     ends it as failed with the code `generator_error`. Cancelling the stream cancels the generator
     where it waits (`asyncio.CancelledError`), so `finally` blocks and `async with` close what it holds.
     """

@@ -21,9 +21,9 @@ from typing import Any, ClassVar, Protocol
 from ..errors import GenerationError
 from ..observability import tracing
 from ..settings import Settings
-from .answer import Answer, identity
-from .asked import Asked
+from .answer import AnswerReader, identity
 from .protocol import GenerationRequest, Yielded, refuse_approvals
+from .requested_model import RequestedModel
 from .sdk_errors import error_object, failed, refusal_by_status, reported, timeout, unreachable
 
 # How long usage and the end of the file may still take once the provider has said why it stopped.
@@ -73,7 +73,7 @@ class Provider(ABC):
         """Send the request and return its streamed response."""
 
     @abstractmethod
-    def answer(self) -> Answer:
+    def answer(self) -> AnswerReader:
         """Return what translates one streamed response."""
 
     @abstractmethod
@@ -109,11 +109,11 @@ class Provider(ABC):
             raise failure
         yield {"type": "finish", "finish_reason": answer.finish_reason}
 
-    def asked_model(self, given: Any) -> Asked:
+    def requested_model(self, given: Any) -> RequestedModel:
         """Return which model an input asks for."""
         named = given.get("model") if isinstance(given, Mapping) else None
         model = (named if named != self.name else None) or self._default_model
-        return Asked(model if isinstance(model, str) else None, self.name)
+        return RequestedModel(model if isinstance(model, str) else None, self.name)
 
     def _model(self, named: Any) -> str:
         # A client that has to name a model may name the generator.
@@ -134,7 +134,7 @@ class Provider(ABC):
         except (self.errors.any, self.http.HTTPError, OSError) as error:
             raise self._refusal(error) from error
 
-    async def _next(self, events: AsyncIterator[Any], answer: Answer) -> Any:
+    async def _next(self, events: AsyncIterator[Any], answer: AnswerReader) -> Any:
         """Return the next event; None at the end, and on any trouble after the answer is complete."""
         complete = answer.finish_reason is not None
         try:

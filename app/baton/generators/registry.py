@@ -67,7 +67,7 @@ def what_is_missing(settings: Settings, name: str) -> str | None:
     if name in settings.models and (sentence := _what_a_preset_is_missing(settings, name)):
         return sentence
     if name in settings.models or (name in _ACCOUNTS and name in _usable(settings)):
-        return f"The generator {name!r} is left out of BATON_OFFERED_GENERATORS."
+        return f"The generator {name!r} is left out of BATON_ENABLED_GENERATORS."
     return _what_an_account_is_missing(settings, name) if name in _ACCOUNTS else None
 
 
@@ -88,7 +88,7 @@ async def close_generators(generators: Mapping[str, Generator]) -> None:
 
 
 def _offered(settings: Settings, names: Set[str]) -> frozenset[str]:
-    return frozenset(names) & settings.offered_generators if settings.offered_generators else frozenset(names)
+    return frozenset(names) & settings.enabled_generators if settings.enabled_generators else frozenset(names)
 
 
 def _usable(settings: Settings) -> frozenset[str]:
@@ -122,7 +122,7 @@ def _what_a_preset_is_missing(settings: Settings, name: str) -> str | None:
 def _what_an_account_is_missing(settings: Settings, name: str) -> str:
     missing = []
     if not importlib.util.find_spec(name):
-        missing.append(f'install its SDK (`pip install "baton[{name}]"`)')
+        missing.append(f'install its SDK (`pip install "baton-stream[{name}]"`)')
     if not _has_account(settings, name):
         missing.append(f"set {name.upper()}_API_KEY, or BATON_{name.upper()}_BASE_URL for a compatible server")
     return f"The generator {name!r} cannot be used yet: {' and '.join(missing)}."

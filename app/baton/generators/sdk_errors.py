@@ -95,7 +95,9 @@ def refusal_by_status(status: int, error: BaseException, *causes: BaseException)
             "provider_rate_limited", f"The model provider is limiting requests.{_wait(error, *causes)}"
         )
     if status in {401, 403}:
-        return GenerationError("provider_refused", "The model provider refused the credentials, or this use of them.")
+        return GenerationError(
+            "provider_auth_failed", "The model provider refused the credentials, or this use of them."
+        )
     if status >= 500:
         return GenerationError(
             "provider_error", f"The model provider failed with status {status}.{_wait(error, *causes)}"

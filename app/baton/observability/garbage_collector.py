@@ -1,17 +1,17 @@
-"""Python's garbage collector in a process that holds much and makes few cycles."""
+"""Tunes Python's garbage collector for processes that hold many objects and create few cycles."""
 
 from __future__ import annotations
 
 import gc
 from typing import Final
 
-# A pod keeps batches by the ten thousand, and each collection looks at all that is young, then at all that is old. With
-# Python's own thresholds (700, 10, 10) that was a seventh of a pod's CPU time (300 streams, 25 batches a second each).
+# A pod keeps tens of thousands of batches, and each collection visits all young objects, then all old ones. With the
+# default thresholds (700, 10, 10) that was a seventh of a pod's CPU time (300 streams, 25 batches a second each).
 THRESHOLDS: Final = (10_000, 20, 50)
 
 
 def collect_seldom() -> None:
-    """Leave out of every collection what has been imported by now, and collect seldom. For processes of our own."""
+    """Exclude what is imported so far from every collection, and collect seldom. Only for processes that Baton owns."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)

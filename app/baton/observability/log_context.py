@@ -1,7 +1,7 @@
-"""What a record of the log belongs to: a request, a stream, a trace.
+"""Adds the request, the stream and the trace that a log record belongs to.
 
-Each travels in a context variable, which tasks inherit: so it is in the lines, too, that a generator logs, or a library
-that it calls. What is logged of a stream elsewhere, by a task that serves many, names it: `extra={"stream_id": …}`.
+Each is in a context variable, which tasks inherit. So the records of a generator, and of a library that it calls, have
+them too. A task that serves many streams passes the id with the record: `extra={"stream_id": …}`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _stream_id: Final[ContextVar[UUID | None]] = ContextVar("baton_stream_id", defau
 
 
 def enter_stream(stream_id: UUID) -> None:
-    """Have what this task logs from now on belong to a stream: for tasks that end with their request."""
+    """Add a stream's id to all further records of this task. For tasks that end with their request."""
     _stream_id.set(stream_id)
 
 
 @contextlib.contextmanager
 def of_stream(stream_id: UUID) -> Iterator[None]:
-    """Have what is logged meanwhile belong to a stream."""
+    """Add a stream's id to the records logged inside the block."""
     token = _stream_id.set(stream_id)
     try:
         yield
@@ -37,14 +37,14 @@ def of_stream(stream_id: UUID) -> Iterator[None]:
 
 
 class ContextFilter(logging.Filter):
-    """Gives log records the attributes `request_id`, `stream_id`, `trace_id` and `span_id`, "-" where there is none.
+    """Sets the attributes `request_id`, `stream_id`, `trace_id` and `span_id` on log records, "-" where there is none.
 
-    Put it on a handler, so that it sees what all loggers say. It must be one that formats where it is called: in
-    another thread the context is another.
+    Add it to a handler, so that it sees the records of all loggers. That handler must run in the thread that logs: the
+    context of another thread is different.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record pass."""
+        """Set the attributes, and accept the record."""
         known = record.__dict__
         if "request_id" not in known:
             known["request_id"] = request_ids.current() or NOBODYS

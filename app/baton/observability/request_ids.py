@@ -1,7 +1,7 @@
-"""The id of a request: in its answer, and in every log record that belongs to it (see `log_context`).
+"""The id of a request: in its response, and in every log record that belongs to it (see `log_context`).
 
-It travels in a context variable, which the tasks that a request starts inherit. A task that serves many requests is
-started in a context of its own, so that it does not bear the id of the first.
+It is in a context variable, which the tasks that a request starts inherit. A task that serves many requests starts in a
+context of its own, so that it does not keep the id of the first.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Final
-
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from typing import TYPE_CHECKING, Final
 
 from . import traceparent
+
+if TYPE_CHECKING:
+    # Workers, which serve no requests, load this module and not Starlette.
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 HEADER: Final = "x-request-id"
 
@@ -25,18 +26,18 @@ _current: Final[ContextVar[str | None]] = ContextVar("baton_request_id", default
 
 
 def current() -> str | None:
-    """Return the id of the request that is being answered."""
+    """Return the id of the current request."""
     return _current.get()
 
 
 def accepted(given: str | None) -> str:
-    """Return the id that a client gave, or a new one where it gave none or something else."""
+    """Return the client's id if it is valid, else a new one."""
     return given if given and _ACCEPTED.fullmatch(given) else uuid.uuid4().hex
 
 
 @contextlib.contextmanager
 def new() -> Iterator[None]:
-    """Give an id to what is answered before it is a request."""
+    """Set a new id for responses that the server sends before there is a request."""
     token = _current.set(accepted(None))
     try:
         yield
@@ -45,9 +46,9 @@ def new() -> Iterator[None]:
 
 
 class RequestIds:
-    """Gives every request of an application an id: the client's `X-Request-Id`, if it is a decent one.
+    """Gives every request of an application an id: the client's `X-Request-Id` if it is valid, else a new one.
 
-    What is done for the request belongs to the trace that the client says it does.
+    The request belongs to the trace of the client's `traceparent`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -58,10 +59,15 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        token = _current.set(accepted(headers.get(HEADER)))
-        parent = traceparent.enter(traceparent.given(headers.getlist(traceparent.HEADER)))
+        token = _current.set(accepted(next(iter(_values(scope, HEADER)), None)))
+        parent = traceparent.enter(traceparent.given(_values(scope, traceparent.HEADER)))
         await self._app(scope, receive, send)
-        # After an exception they stay, since the server is about to log that in the same task.
+        # After an exception both stay: the server logs it in the same task.
         traceparent.leave(parent)
         _current.reset(token)
+
+
+def _values(scope: Scope, name: str) -> list[str]:
+    """Return the values of a header. ASGI's names are in lower case."""
+    wanted = name.encode()
+    return [value.decode("latin-1") for found, value in scope["headers"] if found == wanted]

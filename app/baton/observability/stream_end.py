@@ -1,4 +1,4 @@
-"""The line that the log has of a stream's end, from whoever brought it about."""
+"""Logs the end of a stream: one line, from the worker or the pod that ended it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _ROUNDED_TO: Final = 6
 
 
 def note(stream_id: UUID, outcome: Outcome, trace: str | None = None, **known: Any) -> None:
-    """Log a stream's end, once it is in the database, with what else is known of the stream.
+    """Log a stream's end, after it is in the database, with the other fields that are known.
 
-    `trace`: the stream's `traceparent`, where this is not called in its trace. What has failed is a warning. The
-    error's message, in which a provider may have quoted the conversation, is in the stream's row alone.
+    `trace`: the stream's `traceparent`, if this is called outside of its trace. A failed stream is a warning. The
+    error's message may quote the conversation, so it is only in the stream's row.
     """
     level = logging.WARNING if outcome.status == "failed" else logging.INFO
     if not logger.isEnabledFor(level):
@@ -38,9 +38,9 @@ def note(stream_id: UUID, outcome: Outcome, trace: str | None = None, **known: A
             stream_id,
             outcome.status,
             outcome.code,
-            extra={"stream_id": str(stream_id)} | {name: _told(value) for name, value in fields.items()},
+            extra={"stream_id": str(stream_id)} | {name: _rounded(value) for name, value in fields.items()},
         )
 
 
-def _told(value: object) -> object:
+def _rounded(value: object) -> object:
     return round(value, _ROUNDED_TO) if isinstance(value, float) else value

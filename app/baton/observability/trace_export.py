@@ -1,4 +1,4 @@
-"""Sends spans to a collector, as OpenTelemetry's own environment variables say. Needs the extra `otel`."""
+"""Exports spans to the collector that OpenTelemetry's own environment variables name. Needs the extra `otel`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, OTELR
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-# A process that leaves has little time, and the collector may be gone.
+# A process that is shutting down has little time, and the collector may be gone.
 SHUTDOWN_SECONDS: Final = 2
 
 
 @contextlib.contextmanager
 def exporting(name: str) -> Iterator[None]:
-    """Send what is traced meanwhile, as the process of this name, and at the end what is left."""
+    """Export the spans made inside the block, as the process of this name; at the end, flush the rest."""
     provider = TracerProvider(resource=resource(name), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
@@ -32,6 +32,6 @@ def exporting(name: str) -> Iterator[None]:
 
 
 def resource(name: str) -> Resource:
-    """Say which process this is; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES count for more."""
+    """Describe this process; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence."""
     ours = Resource.create({SERVICE_NAME: "baton", SERVICE_INSTANCE_ID: name})
     return ours.merge(OTELResourceDetector().detect())

@@ -1,11 +1,11 @@
-"""Spans of OpenTelemetry, where it is installed (`pip install "baton[otel]"`); where not, nothing of it is imported.
+"""Makes OpenTelemetry spans if the extra `otel` is installed; without it, nothing of OpenTelemetry is imported.
 
-The trace of the request that creates a stream goes on wherever the stream does: in the worker that has it, and in every
-connection that follows it, on whichever pod. The stream's row carries it there. Without OpenTelemetry the trace that a
-client began passes through: it is in the row, in the log, and in what generators are given.
+The trace of the request that creates a stream continues in the worker that runs it, and in every connection that
+follows it on any pod: the stream's row holds the `traceparent`. Without OpenTelemetry the client's trace still passes
+through to the row, the log and the generator's request.
 
-Spans go to OpenTelemetry's global provider: the one that `trace_export` sets, or that of the application that Baton is
-mounted in. None is made for an event, or for a batch.
+Spans go to OpenTelemetry's global provider: the one that `trace_export` sets, or the one of the application that mounts
+Baton. No span is made for an event or a batch.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, Literal, TypeAlias
 
-from .. import __version__
 from ..errors import ConfigurationError, RequestError
+from ..version import __version__
 from . import traceparent
 from .traceparent import TraceParent
 
@@ -29,7 +29,7 @@ except ModuleNotFoundError:
 else:
     INSTALLED = True
     _KINDS: Final = {"server": trace.SpanKind.SERVER, "internal": trace.SpanKind.INTERNAL}
-    # It asks for the provider when the first span is made, so that one may be set until then.
+    # It looks up the provider when it makes the first span, so one may be set until then.
     _tracer: Final = trace.get_tracer("baton", __version__)
 
 COLLECTOR: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -39,31 +39,31 @@ Value: TypeAlias = str | bool | int | float | Sequence[str]
 
 
 class Span:
-    """A piece of work in a trace. One that nobody records takes everything and keeps nothing."""
+    """Work in a trace. A span that is not recorded ignores what is set."""
 
     __slots__ = ("_inner", "traceparent")
 
     def __init__(self, parent: TraceParent | None, inner: trace.Span | None = None) -> None:
-        self.traceparent = parent  # what follows from this work belongs to
+        self.traceparent = parent  # the parent of the work that follows
         self._inner = inner
 
     @property
     def recorded(self) -> bool:
-        """Whether it is worth while to find out what it is told."""
+        """Whether attributes are kept; if not, do not compute them."""
         return self._inner is not None
 
     def set(self, attributes: Mapping[str, Value | None]) -> None:
-        """Tell something of it; None is nothing."""
+        """Set attributes, except those that are None."""
         if self._inner is not None:
             self._inner.set_attributes({name: value for name, value in attributes.items() if value is not None})
 
     def event(self, name: str, at_seconds: float) -> None:
-        """Note a moment, in seconds since 1970."""
+        """Add an event at a time in seconds since 1970."""
         if self._inner is not None:
             self._inner.add_event(name, timestamp=int(at_seconds * 1e9))
 
     def fail(self, code: str) -> None:
-        """Say that the work has failed. What the error says is no business of whoever keeps traces."""
+        """Mark the work as failed. The error's message may be private, so only its code is set."""
         if self._inner is not None:
             self._inner.set_attribute("error.type", code)
             self._inner.set_status(trace.StatusCode.ERROR, code)
@@ -77,9 +77,9 @@ def span(
     attributes: Mapping[str, Value | None],
     link: TraceParent | None = None,
 ) -> AbstractContextManager[Span]:
-    """Do a piece of work in a span: what is logged and begun meanwhile belongs to it.
+    """Run a block in a span: log records and spans made inside belong to it.
 
-    `link` is another trace that has to do with it. A refusal of a request is no failure of the work.
+    `link` is a span of another trace that is related. A request that is refused (4xx) is not a failure of the span.
     """
     if not _recording():
         return _Unrecorded(parent)
@@ -87,21 +87,21 @@ def span(
 
 
 def note(attributes: Mapping[str, Value | None]) -> None:
-    """Set attributes of the current span, if it is recorded. Those that are None are left out."""
+    """Set attributes of the current span, if it is recorded, except those that are None."""
     if INSTALLED and (inner := trace.get_current_span()).is_recording():
         inner.set_attributes({name: value for name, value in attributes.items() if value is not None})
 
 
 def _recording() -> bool:
-    """Whether OpenTelemetry is installed and has a provider: until one is set, its tracers only stand in."""
+    """Whether OpenTelemetry is installed and has a provider. Until one is set, its tracers are proxies."""
     if not INSTALLED:
         return False
-    stands_in = isinstance(_tracer, trace.ProxyTracer)
-    return not (stands_in and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider))
+    is_proxy = isinstance(_tracer, trace.ProxyTracer)
+    return not (is_proxy and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider))
 
 
 class _Unrecorded:
-    """A piece of work that belongs to its parent: small, since a connection keeps it for as long as it lasts."""
+    """Work without a span of its own. Small: each connection holds one while it is open."""
 
     __slots__ = ("_parent", "_token")
 
@@ -135,7 +135,7 @@ def _recorded(
 
 
 def wanted() -> bool:
-    """Whether the environment names a collector for traces, as OpenTelemetry's own variables do.
+    """Whether OpenTelemetry's own environment variables name a collector for traces.
 
     Raises:
         ConfigurationError: it does, and OpenTelemetry is not installed.
@@ -147,13 +147,13 @@ def wanted() -> bool:
     if not INSTALLED:
         raise ConfigurationError(
             "OTEL_EXPORTER_OTLP_ENDPOINT asks for traces, and OpenTelemetry is not installed. Install it (`pip install "
-            '"baton[otel]"`), or set OTEL_TRACES_EXPORTER=none.'
+            '"baton-stream[otel]"`), or set OTEL_TRACES_EXPORTER=none.'
         )
     return True
 
 
 def here() -> TraceParent | None:
-    """Return the span in which this is called: the application's own, where it has one, else the client's."""
+    """Return the current span: the application's own if it has one, else the client's."""
     own = _traceparent(trace.get_current_span().get_span_context()) if INSTALLED else None
     return own or traceparent.current()
 
@@ -178,7 +178,7 @@ def _same_trace(one: TraceParent, other: TraceParent | None) -> bool:
 
 
 def _context(parent: TraceParent | None) -> Context:
-    """A context with nothing but the parent in it: whoever's span is open here has nothing to do with it."""
+    """Return a context that holds only the parent: the span that is open here is unrelated."""
     empty = Context()
     if parent is None:
         return empty

@@ -51,8 +51,8 @@ class Point:
     at: float
     seconds: float
     tokens: int
-    median_delay_seconds: float | None
-    most_delay_seconds: float | None  # of 95 in 100
+    p50_delay_seconds: float | None
+    p95_delay_seconds: float | None  # of 95 in 100
 
     @classmethod
     def between(cls, before: Sample, after: Sample) -> Point:

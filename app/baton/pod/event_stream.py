@@ -27,7 +27,7 @@ from ..dialects.dialect import Header, Reader
 from ..errors import POD_FAULT, ConnectionCut, LogDamaged, TooManyQueries, Unavailable
 from ..observability import log_context, tracing
 from ..observability.metrics import PodMetrics
-from ..observability.metrics.pod import Closing, Leaving
+from ..observability.metrics.pod_metrics import Closing, Leaving
 from ..observability.tracing import Span
 from .epilogue import after_layers
 from .relay import Relays, Subscriber
@@ -60,8 +60,8 @@ class Direct(Protocol):
 class Connections:
     """The open event streams of a pod."""
 
-    def __init__(self, *, heartbeat_seconds: float, write_timeout_seconds: float, max_age_seconds: float) -> None:
-        self._heartbeat_seconds = heartbeat_seconds
+    def __init__(self, *, sse_keep_alive_seconds: float, write_timeout_seconds: float, max_age_seconds: float) -> None:
+        self._sse_keep_alive_seconds = sse_keep_alive_seconds
         self._write_timeout_seconds = write_timeout_seconds
         self._max_age_seconds = max_age_seconds
         self._open: set[Connection] = set()
@@ -82,7 +82,7 @@ class Connections:
     async def run(self) -> None:
         """Care for the connections until cancelled."""
         while True:
-            await asyncio.sleep(min(1.0, self._heartbeat_seconds / 10, self._write_timeout_seconds / 5))
+            await asyncio.sleep(min(1.0, self._sse_keep_alive_seconds / 10, self._write_timeout_seconds / 5))
             now = _now()
             for connection in list(self._open):
                 self._look(connection, now)
@@ -103,8 +103,8 @@ class Connections:
         elif not connection.admitted():
             connection.leave("revoked")
         elif connection.renews and now >= connection.leave_at:
-            connection.leave("renewed")
-        elif now - connection.last_sent_at >= self._heartbeat_seconds * 0.9:
+            connection.leave("max_age")
+        elif now - connection.last_sent_at >= self._sse_keep_alive_seconds * 0.9:
             connection.subscriber.tap()
 
 
@@ -386,7 +386,7 @@ class Connection:
         try:
             batches = await subscriber.take(until_tapped=True)
         except (Unavailable, TooManyQueries):
-            self._leaving = self._leaving or "database away"
+            self._leaving = self._leaving or "database_unavailable"
             return b""
         return self._encode(batches, subscriber.cursor - cursor) if batches else b""
 
@@ -428,17 +428,17 @@ class Connection:
 
     def _reason(self) -> Closing:
         if self._stuck:
-            return "stuck"
+            return "write_timeout"
         if self._failed or self.subscriber.relay.damaged:
-            return "broken"
+            return "error"
         if self._leaving:
             return self._leaving
         if self._ending:
             return "ended"
         if self._gone:
-            return "left"
+            return "client_disconnected"
         # The server gives up what still waits when the pod leaves.
-        return "drained" if self._connections.draining else "broken"
+        return "drained" if self._connections.draining else "error"
 
     def _tell_closed(self, span: Span) -> None:
         """Say how it went, once for each connection: in the metrics, in the log, and in its span."""
@@ -465,7 +465,7 @@ class Connection:
 
 
 # Why a connection ends if something is amiss here.
-_TROUBLE: Final[frozenset[Closing]] = frozenset({"broken", "database away"})
+_TROUBLE: Final[frozenset[Closing]] = frozenset({"error", "database_unavailable"})
 _UNTELLABLE: Final = ("internal_error", POD_FAULT)
 
 

@@ -14,7 +14,6 @@ from typing import Final, Self
 
 import asyncpg
 
-from .. import __version__
 from ..auth.gate import Gate
 from ..db import (
     disk_space,
@@ -29,12 +28,11 @@ from ..db import (
 )
 from ..db.fair_pool import FairPool
 from ..db.fair_semaphore import FairSemaphore
-from ..db.listener import Listener, State
+from ..db.listener import Listener, ListenerState
 from ..db.live_counts import LiveCounts
 from ..db.notification_delivery import check_delivery
 from ..db.notifications import EVENTS_CHANNEL, KILL_CHANNEL
-from ..db.pod_rows import Note
-from ..db.pod_rows import State as PodState
+from ..db.pod_rows import Note, PodState
 from ..db.postgres import Connection, Pool, translated
 from ..db.queue_watermark import SWEEP_SECONDS, QueueWatermark
 from ..db.rate_buckets import Rate
@@ -43,12 +41,13 @@ from ..errors import ConfigurationError, Unavailable
 from ..generators.registry import configured_names, what_is_missing
 from ..observability.metrics import PodMetrics
 from ..settings import Settings
+from ..version import __version__
 from .census import Census
 from .event_stream import Connections
 from .read_limits import Reads
 from .relay import Relays
 from .request_bodies import Bodies
-from .subscriber_limits import Audience
+from .subscriber_limits import SubscriberLimits
 from .tcp_limits import Intake
 from .trusted_notifications import Trust
 
@@ -73,7 +72,7 @@ class Pod:
         self.settings = settings
         self.pool = pool
         self.metrics = metrics
-        self.audience = Audience(
+        self.subscriber_limits = SubscriberLimits(
             self.metrics,
             max_pod=settings.max_subscribers,
             max_tenant=settings.max_tenant_subscribers,
@@ -82,20 +81,22 @@ class Pod:
         self.intake = Intake(
             self.metrics,
             max_connections=settings.max_connections,
-            header_seconds=settings.header_seconds,
-            body_seconds=settings.body_seconds,
-            keep_alive_seconds=settings.keep_alive_seconds,
+            header_timeout_seconds=settings.header_timeout_seconds,
+            body_timeout_seconds=settings.body_timeout_seconds,
+            http_keep_alive_seconds=settings.http_keep_alive_seconds,
             flush_seconds=settings.write_timeout_seconds,
         )
-        self.bodies = Bodies(self.metrics, max_bytes=settings.bodies_bytes, max_body_bytes=settings.max_body_bytes)
-        self.trust = Trust(pool, look_seconds=settings.safety_poll_seconds, on_new_history=self._on_new_history)
+        self.bodies = Bodies(
+            self.metrics, max_bytes=settings.max_total_body_bytes, max_body_bytes=settings.max_body_bytes
+        )
+        self.trust = Trust(pool, look_seconds=settings.log_poll_seconds, on_new_history=self._on_new_history)
         self.relays = Relays(
             pool,
             self.metrics,
-            self.audience,
+            self.subscriber_limits,
             self.trust,
             window_bytes=settings.relay_window_bytes,
-            poll_seconds=settings.safety_poll_seconds,
+            poll_seconds=settings.log_poll_seconds,
             with_events=settings.notify_payloads,
         )
         self.listener = Listener(
@@ -107,9 +108,9 @@ class Pod:
             name="baton pod listen",
         )
         self.connections = Connections(
-            heartbeat_seconds=settings.heartbeat_seconds,
+            sse_keep_alive_seconds=settings.sse_keep_alive_seconds,
             write_timeout_seconds=settings.write_timeout_seconds,
-            max_age_seconds=settings.max_connection_seconds,
+            max_age_seconds=settings.max_connection_age_seconds,
         )
         self.gate = Gate(settings, pool, origin_allowed=settings.allowed_origins.__contains__)
         self._snapshots = vacuum_horizon.HorizonWatch()
@@ -117,7 +118,9 @@ class Pod:
         self.queue = QueueWatermark(late_check_seconds=SWEEP_SECONDS)
         self.id = uuid.uuid4()
         self._made_at = time.time()
-        self.census = Census(pool, self._note, self.audience.changed, interval_seconds=settings.note_interval_seconds)
+        self.census = Census(
+            pool, self._note, self.subscriber_limits.changed, interval_seconds=settings.pod_heartbeat_seconds
+        )
         self.reads = Reads(Rate(settings.reads_per_second, settings.reads_burst))
         self.recent_answers = RecentAnswers(ANSWER_SECONDS)
         self.draining = False
@@ -180,19 +183,19 @@ class Pod:
         """Whether new clients should be sent here."""
         # A pod that follows nothing polls nothing, and the census asks in any case.
         silence_seconds = time.monotonic() - max(self.relays.answered_at, self.census.answered_at)
-        interval_seconds = max(self.settings.safety_poll_seconds, self.settings.note_interval_seconds)
+        interval_seconds = max(self.settings.log_poll_seconds, self.settings.pod_heartbeat_seconds)
         return (
             not self.draining
             and not self.broken
             and not self.full
-            and self.listener.state is not State.CONNECTING
+            and self.listener.state is not ListenerState.CONNECTING
             and silence_seconds < interval_seconds + READY_SILENCE_SECONDS
         )
 
     @property
     def full(self) -> bool:
         """Whether it has as many subscribers, or connections, as it takes, or has just had."""
-        return self.audience.full or self.intake.full
+        return self.subscriber_limits.full or self.intake.full
 
     @property
     def disk_full(self) -> bool:
@@ -290,12 +293,12 @@ class Pod:
             metrics.subscribers,
             metrics.connections,
             metrics.delivery_seconds.counts,
-            self.audience.newest(pod_rows.MOST_WATCHED),
+            self.subscriber_limits.newest(pod_rows.MOST_WATCHED),
         )
 
     def _state(self) -> PodState:
         if self.draining:
-            return "leaving"
+            return "draining"
         if self.full:
             return "full"
         return "ready" if self.ready else "not ready"
@@ -314,9 +317,9 @@ class Pod:
         # What was counted, and the transaction ids by which it is compared, may have gone back too.
         self.live_counts = LiveCounts()
 
-    def _on_listener_state(self, state: State) -> None:
-        self.metrics.listening = state is State.LISTENING
-        self.metrics.listener_losses += state is State.DEGRADED
+    def _on_listener_state(self, state: ListenerState) -> None:
+        self.metrics.listening = state is ListenerState.LISTENING
+        self.metrics.listener_disconnects += state is ListenerState.DEGRADED
         self.trust.forget()
-        if state is State.LISTENING:
+        if state is ListenerState.LISTENING:
             self.relays.catch_up_all()

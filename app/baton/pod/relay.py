@@ -41,7 +41,7 @@ from ..observability import traceparent
 from ..observability.metrics import PodMetrics
 from ..observability.traceparent import TraceParent
 from ..outcome import Outcome
-from .subscriber_limits import Audience
+from .subscriber_limits import SubscriberLimits
 from .trusted_notifications import Trust
 
 logger = logging.getLogger(__name__)
@@ -395,7 +395,7 @@ class Relays:
         self,
         pool: Pool,
         metrics: PodMetrics,
-        audience: Audience,
+        subscriber_limits: SubscriberLimits,
         trust: Trust,
         *,
         window_bytes: int,
@@ -404,7 +404,7 @@ class Relays:
     ) -> None:
         self._pool = pool
         self._metrics = metrics
-        self._audience = audience
+        self._subscriber_limits = subscriber_limits
         self._trust = trust
         self._window_bytes = window_bytes
         self._poll_seconds = poll_seconds
@@ -429,7 +429,7 @@ class Relays:
         if (known := self._relays.get(stream_id.hex)) is not None and known.loaded:
             # What it holds may be of an older history of the database; then this lets it go.
             await self._trust.renew()
-        self._audience.join(tenant, stream_id)
+        self._subscriber_limits.join(tenant, stream_id)
         relay = self._relays.get(stream_id.hex)
         if relay is None or (relay.over and not relay.damaged):
             # It stands here before it reads the log, so that no notification from now on is missed.
@@ -462,7 +462,7 @@ class Relays:
         """Leave a stream."""
         relay = subscriber.relay
         relay.subscribers.discard(subscriber)
-        self._audience.leave(subscriber.tenant, relay.stream_id)
+        self._subscriber_limits.leave(subscriber.tenant, relay.stream_id)
         if not relay.subscribers:
             relay.idle_since = time.monotonic()
 
@@ -473,7 +473,7 @@ class Relays:
         if not announcements:
             return
         if not self._trust.believes(notifications.EVENTS_CHANNEL, payload):
-            self._metrics.doubted_notifications += 1
+            self._metrics.unverified_notifications += 1
             self._doubted.update([self._relays[item.stream] for item in announcements])
             self._poll_now.set()
             return

@@ -17,7 +17,7 @@ import asyncio
 from collections import Counter
 from typing import Final
 
-from ..errors import BodiesFull
+from ..errors import RequestMemoryFull
 from ..observability.metrics import PodMetrics
 
 # Of each body. All connections of a pod together hold 640 MB of these at most, and usually a thousandth of that.
@@ -50,14 +50,15 @@ class Bodies:
         """Take room for this many bytes.
 
         Raises:
-            BodiesFull: there is none.
+            RequestMemoryFull: there is none.
         """
         if self.size_bytes + size > self._max_bytes or self._tenants[tenant] + size > self._max_tenant_bytes:
-            self._metrics.rejected["bodies_bytes"] += 1
-            raise BodiesFull(
+            self._metrics.rejected["total_body_bytes"] += 1
+            raise RequestMemoryFull(
                 "Too many large messages are being sent at once. Wait a moment, and send this one again.",
                 RETRY_AFTER_SECONDS,
-                operator=f"requests hold {self.size_bytes} of the {self._max_bytes} bytes of BATON_BODIES_BYTES, of "
+                operator=f"requests hold {self.size_bytes} of the {self._max_bytes} bytes of "
+                f"BATON_MAX_TOTAL_BODY_BYTES, of "
                 f"which one tenant may have {self._max_tenant_bytes}",
             )
         self._metrics.body_bytes += size
@@ -87,7 +88,7 @@ class Body:
         """Count bytes that have arrived.
 
         Raises:
-            BodiesFull: there is no room for them.
+            RequestMemoryFull: there is no room for them.
         """
         self.size_bytes += size
         more = max(0, self.size_bytes - FREE_BYTES) - self._counted

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from ..errors import PodFull, TooManySubscribers
 from ..observability.metrics import PodMetrics
-from ..observability.metrics.pod import Limit
+from ..observability.metrics.pod_metrics import Limit
 
 Key = TypeVar("Key")
 
@@ -23,7 +23,7 @@ RETRY_AFTER_SECONDS: Final = 5
 ROOM_AGAIN: Final = 0.95
 
 
-class Level:
+class Hysteresis:
     """Whether a number has reached its limit, and has not fallen clearly below it since."""
 
     def __init__(self, limit: int) -> None:
@@ -39,7 +39,7 @@ class Level:
             self.reached = False
 
 
-class Audience:
+class SubscriberLimits:
     """The subscribers of a pod."""
 
     def __init__(self, metrics: PodMetrics, *, max_pod: int, max_tenant: int, max_stream: int) -> None:
@@ -48,7 +48,7 @@ class Audience:
         self._max_pod = max_pod
         self._max_tenant = max_tenant
         self._max_stream = max_stream
-        self._level = Level(max_pod)
+        self._level = Hysteresis(max_pod)
         self._tenants: Counter[str] = Counter()
         self._streams: Counter[tuple[str, UUID]] = Counter()
 

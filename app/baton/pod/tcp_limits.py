@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Final, Literal, Protocol, TypeAlias
 
 from ..observability.metrics import PodMetrics
-from .subscriber_limits import Level
+from .subscriber_limits import Hysteresis
 
 Phase: TypeAlias = Literal["header", "body", "idle", "flush"]
 
@@ -54,20 +54,20 @@ class Intake:
         metrics: PodMetrics,
         *,
         max_connections: int,
-        header_seconds: float,
-        body_seconds: float,
-        keep_alive_seconds: float,
+        header_timeout_seconds: float,
+        body_timeout_seconds: float,
+        http_keep_alive_seconds: float,
         flush_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._metrics = metrics
         self._max_connections = max_connections
-        self._level = Level(max_connections)
+        self._level = Hysteresis(max_connections)
         self._clock = clock
         self._seconds: dict[Phase, float] = {
-            "header": header_seconds,
-            "body": body_seconds,
-            "idle": keep_alive_seconds,
+            "header": header_timeout_seconds,
+            "body": body_timeout_seconds,
+            "idle": http_keep_alive_seconds,
             "flush": flush_seconds,
         }
         # In the order in which they came.

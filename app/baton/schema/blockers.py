@@ -71,7 +71,7 @@ async def holder(connection: Connection, lock: int) -> str:
     return f": process {row['pid']} ({row['application_name'] or 'no name'}, user {row['usename']}{since})"
 
 
-class Watch:
+class BlockerWatch:
     """Looks at one step of a migration, from a connection of its own, until the step ends.
 
     `blockers` are those that were seen last. A step that has waited for `give_up_seconds` without a break is cancelled.

@@ -28,7 +28,7 @@ from ..db import partitions
 from ..db.postgres import CONNECTION_ERRORS, MIGRATION_LOCK, Connection, connect
 from ..db.schema_revision import REVISION, check_schema, current_revision
 from ..errors import ConfigurationError
-from .blockers import Blocker, Watch, holder
+from .blockers import Blocker, BlockerWatch, holder
 from .patience import Patience
 from .revisions import History, Revision
 
@@ -219,7 +219,7 @@ class _Run:
         deadline = time.monotonic() + self._patience.give_up_seconds
         while True:
             began = time.monotonic()
-            watch = Watch(self._beside, self._pid, what, self._patience.give_up_seconds, self._say)
+            watch = BlockerWatch(self._beside, self._pid, what, self._patience.give_up_seconds, self._say)
             try:
                 async with watch:
                     await step()

@@ -52,7 +52,7 @@ SHUTDOWN_SECONDS: Final = 5
 # How long requests that are cancelled then have for their last words.
 GIVE_UP_SECONDS: Final = 1
 ACCEPTS_PER_TURN: Final = 32
-# A body has BATON_BODY_SECONDS for each of these.
+# A body has BATON_BODY_TIMEOUT_SECONDS for each of these.
 TIMELY_BYTES: Final = 1 << 20
 # What a pod has open besides its clients' connections and its pool.
 OTHER_FILES: Final = 64
@@ -218,12 +218,12 @@ class Protocol(HttpToolsProtocol):
     def expire(self, phase: Phase) -> None:
         """End a connection whose client takes too long."""
         if phase == "header":
-            self._pod.metrics.rejected["header_seconds"] += 1
+            self._pod.metrics.rejected["header_timeout"] += 1
             # Browsers open connections that they may need: those are no requests to be answered.
             late = HeaderTimeout("The request's header took too long to arrive.")
             self._refuse(late) if self._asked else self._close()
         elif phase == "body":
-            self._pod.metrics.rejected["body_seconds"] += 1
+            self._pod.metrics.rejected["body_timeout"] += 1
             self._refuse(BodyTimeout("The request's body took too long to arrive."))
         elif phase == "idle":
             self._close()
@@ -465,7 +465,7 @@ def warn_if_reachable(listening: socket.socket) -> None:
     if not _is_loopback(listening):
         logger.warning(
             "ANYBODY who can reach %s:%d may read, cancel and erase every stream, since BATON_ALLOW_ANONYMOUS is set. "
-            "Make API keys with `baton keys make` and unset it, or serve on 127.0.0.1.",
+            "Make API keys with `baton keys create` and unset it, or serve on 127.0.0.1.",
             host,
             port,
         )
@@ -509,7 +509,7 @@ def uvicorn_config(app: Starlette, pod: Pod) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=math.ceil(pod.settings.keep_alive_seconds),
+        timeout_keep_alive=math.ceil(pod.settings.http_keep_alive_seconds),
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
 

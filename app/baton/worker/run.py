@@ -71,8 +71,8 @@ class Run:
         self._events = outbox.tail  # including a former worker's
         self.size_bytes = 0  # of what this run has yielded
         self.labels = labels  # in the metrics
-        self._first_token_seconds = metrics.first_token_seconds.of(*labels)
-        self._token_gap_seconds = metrics.token_gap_seconds
+        self._time_to_first_token_seconds = metrics.time_to_first_token_seconds.of(*labels)
+        self._inter_token_seconds = metrics.inter_token_seconds
         self._stop: Outcome | None = None
         self._abandoned = False
         self._waits_for_room = False
@@ -216,9 +216,9 @@ class Run:
         now = self.last_event_at
         if self._first_token_at is None:
             self._first_token_at = now
-            self._first_token_seconds.observe(now - self.started_at)
+            self._time_to_first_token_seconds.observe(now - self.started_at)
         else:
-            self._token_gap_seconds.observe(now - self._last_token_at)
+            self._inter_token_seconds.observe(now - self._last_token_at)
         self._last_token_at = now
         self._tokens += 1
 

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from ..db.stream_queue import Claim
 from ..generators import Generator
-from ..generators.asked import Asked, asked_by
+from ..generators.requested_model import RequestedModel, asked_by
 from ..observability import log_context
 from ..observability.metrics import WorkerMetrics
 from ..outcome import Outcome
@@ -61,7 +61,7 @@ class Slots:
     @property
     def free_bytes(self) -> int:
         """How many more bytes of inputs this worker may hold."""
-        return self._settings.worker_input_bytes - sum(run.claim.input_bytes for run in self.runs.values())
+        return self._settings.worker_max_total_input_bytes - sum(run.claim.input_bytes for run in self.runs.values())
 
     def start(self, claim: Claim, tail: int, bill: Bill) -> None:
         """Run a claimed stream whose log ends at `tail`. `bill` has what earlier attempts used."""
@@ -105,9 +105,11 @@ class Slots:
     def silent(self) -> dict[UUID, float]:
         """Return the streams that have been silent for too long, and for how many seconds, for the worker's row."""
         seconds = {stream_id: run.silent_seconds for stream_id, run in self.runs.items()}
-        return {stream_id: found for stream_id, found in seconds.items() if found >= self._settings.silent_seconds}
+        return {
+            stream_id: found for stream_id, found in seconds.items() if found >= self._settings.silent_after_seconds
+        }
 
-    async def _run(self, run: Run, asked: Asked) -> None:
+    async def _run(self, run: Run, asked: RequestedModel) -> None:
         """Run a stream to its end, and free its slot."""
         try:
             with log_context.of_stream(run.claim.stream_id):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ..generators.asked import Asked
+from ..generators.requested_model import RequestedModel
 from ..observability import stream_end, traceparent, tracing
 from ..observability.metrics import Labels, Names, WorkerMetrics
 from ..observability.tracing import Span
@@ -28,7 +28,7 @@ class Telemetry:
         """Count the end of a stream that had no run here."""
         self._metrics.ended.add(*self.labels(generator), outcome.status, outcome.code)
 
-    async def observe(self, run: Run, asked: Asked) -> None:
+    async def observe(self, run: Run, asked: RequestedModel) -> None:
         """Run a stream to its end, and report it."""
         metrics = self._metrics
         metrics.running += 1
@@ -40,7 +40,7 @@ class Telemetry:
             metrics.used(run.labels, run.outbox.bill.own or {})
             metrics.running -= 1
 
-    async def _trace(self, run: Run, asked: Asked) -> None:
+    async def _trace(self, run: Run, asked: RequestedModel) -> None:
         """Run a stream in the trace of the request that created it."""
         claim = run.claim
         about: dict[str, tracing.Value | None] = {
@@ -69,7 +69,7 @@ class Telemetry:
             stream_end.note(claim.stream_id, outcome, **_log_fields(run, outcome, asked))
 
 
-def _log_fields(run: Run, outcome: Outcome, asked: Asked) -> dict[str, Any]:
+def _log_fields(run: Run, outcome: Outcome, asked: RequestedModel) -> dict[str, Any]:
     """Return the fields of the log's line about a stream that has ended here."""
     claim, timings = run.claim, outcome.timings
     return {
@@ -83,7 +83,7 @@ def _log_fields(run: Run, outcome: Outcome, asked: Asked) -> dict[str, Any]:
         "size_bytes": run.size_bytes,
         "tokens": timings.tokens,
         "queue_seconds": claim.queued,
-        "first_token_seconds": timings.time_to_first_token_seconds,
+        "time_to_first_token_seconds": timings.time_to_first_token_seconds,
         "duration_seconds": timings.duration_seconds,
         "total_seconds": claim.queued + claim.elapsed + timings.duration_seconds,
     }

@@ -15,7 +15,7 @@ from typing import Final
 
 from ..backoff import Backoff
 from ..db import notifications
-from ..db.listener import Listener, State
+from ..db.listener import Listener, ListenerState
 from ..db.notification_delivery import check_delivery
 from ..db.notifications import CANCEL_CHANNEL, QUEUE_CHANNEL
 from ..db.postgres import Connection, connect
@@ -49,7 +49,7 @@ class Worker:
     def __init__(self, settings: Settings, generators: Mapping[str, Generator]) -> None:
         self._settings = settings
         names = sorted(generators)
-        self.metrics = WorkerMetrics(settings.worker_concurrency, silent_seconds=settings.silent_seconds)
+        self.metrics = WorkerMetrics(settings.worker_concurrency, silent_after_seconds=settings.silent_after_seconds)
         telemetry = Telemetry(self.metrics, Names(generators.keys(), configured_models(settings)))
         self._notifier = Notifier(
             settings.dsn, with_events=settings.notify_payloads, metrics=self.metrics, prepare=settings.prepare
@@ -57,7 +57,7 @@ class Worker:
         self.lease = Lease(settings, names, on_new_history=self._on_new_history)
         self.writer = Writer(
             settings.dsn,
-            window_seconds=settings.flush_window_milliseconds / 1000,
+            window_seconds=settings.flush_interval_milliseconds / 1000,
             notifier=self._notifier,
             metrics=self.metrics,
             prepare=settings.prepare,
@@ -100,11 +100,11 @@ class Worker:
             await asyncio.gather(*self.slots.tasks, control, *services, return_exceptions=True)
 
     def leave(self) -> None:
-        """Stop claiming, give the streams `leave_seconds` to end, hand the rest over, and let `run()` return.
+        """Stop claiming, give the streams `worker_drain_seconds` to end, hand the rest over, and let `run()` return.
 
         A second call hands them over at once.
         """
-        self._leave_at = time.monotonic() + (0 if self._leaving else self._settings.leave_seconds)
+        self._leave_at = time.monotonic() + (0 if self._leaving else self._settings.worker_drain_seconds)
         self._wake.set()
 
     @property
@@ -166,7 +166,7 @@ class Worker:
                 await self.claiming.claim(connection)
             self.ready.set()
             claim_at = time.monotonic() + CLAIM_PAUSE_SECONDS
-            timeout = min(beat_at - time.monotonic(), self._settings.poll_seconds)
+            timeout = min(beat_at - time.monotonic(), self._settings.queue_poll_seconds)
             timer = asyncio.get_running_loop().call_later(max(0, timeout), self._wake.set)
             await self._wake.wait()
             timer.cancel()
@@ -220,6 +220,6 @@ class Worker:
         if self._upkeep.note_cancel(payload):
             self._wake.set()
 
-    def _on_listener_state(self, state: State) -> None:
-        if state is State.LISTENING:
+    def _on_listener_state(self, state: ListenerState) -> None:
+        if state is ListenerState.LISTENING:
             self._wake.set()

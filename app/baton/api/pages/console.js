@@ -31,8 +31,8 @@ const tokensChart = new Chart(byId("chart-tokens"), {
 });
 const delayChart = new Chart(byId("chart-delay"), {
   series: [
-    { name: "p50", className: "median", value: (point) => point.median_delay_seconds },
-    { name: "p95", className: "most", value: (point) => point.most_delay_seconds },
+    { name: "p50", className: "median", value: (point) => point.p50_delay_seconds },
+    { name: "p95", className: "most", value: (point) => point.p95_delay_seconds },
   ],
   format: seconds,
   least: 0.01,
@@ -175,17 +175,17 @@ function showPoints(points) {
 
 function showFigures({ live, queue, pods, tenant }) {
   const last = session.points.at(-1);
-  const more = live.queued + live.running >= live.at_most ? "+" : "";
+  const more = live.queued + live.running >= live.counted_up_to ? "+" : "";
   setText(byId("figure-running"), count(live.running) + more);
   setText(byId("figure-queued"), count(live.queued) + more);
   setText(byId("figure-viewers"), count(pods.reduce((sum, pod) => sum + (pod.subscribers ?? 0), 0)));
   setText(byId("figure-tokens"), last ? rate(last.tokens / last.seconds) : NONE);
-  setText(byId("figure-delay"), seconds(last?.most_delay_seconds));
+  setText(byId("figure-delay"), seconds(last?.p95_delay_seconds));
   const waiting = tenant && queue.streams > live.queued ? `${count(queue.streams)} of all tenants, ` : "";
   const ofTenant = tenant ? `of ${tenant}` : "";
   setText(byId("note-queued"), queue.streams ? `${waiting}oldest ${span(queue.oldest_seconds)}` : ofTenant);
   setText(byId("note-running"), ofTenant);
-  setText(byId("note-delay"), last && last.median_delay_seconds !== null ? `p50 ${seconds(last.median_delay_seconds)}` : "");
+  setText(byId("note-delay"), last && last.p50_delay_seconds !== null ? `p50 ${seconds(last.p50_delay_seconds)}` : "");
 }
 
 // What an operator should know first, in sentences.

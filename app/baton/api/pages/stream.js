@@ -111,8 +111,8 @@ export class StreamSheet {
     setText(byId("stream-error-code"), error.code);
     setText(byId("stream-error-message"), error.message ?? "");
     const entry = byId("stream-error-entry");
-    entry.parentElement.hidden = !error.entry;
-    if (error.entry) entry.href = error.entry;
+    entry.parentElement.hidden = !error.doc_url;
+    if (error.doc_url) entry.href = error.doc_url;
   }
 
   #note(facts) {

@@ -1,10 +1,11 @@
-"""Prometheus metrics: one set of them, with a registry of its own, for each pod and each worker in the process.
+"""Prometheus metrics: each pod and each worker in the process has a set of its own, with a registry of its own.
 
-They are plain numbers until Prometheus asks: its own types take a lock at each step, and most of this is counted where
-events pass. Names and units follow its conventions. The values of a label are few, whatever clients and generators do.
+They are plain numbers until Prometheus scrapes them: its own types take a lock at each step, and most of these numbers
+are counted where events pass. Names and units follow its conventions. A label has few values, whatever clients and
+generators do.
 """
 
-from .pod import PodMetrics
-from .worker import Labels, Names, WorkerMetrics
+from .pod_metrics import PodMetrics
+from .worker_metrics import Labels, Names, WorkerMetrics
 
 __all__ = ["Labels", "Names", "PodMetrics", "WorkerMetrics"]

@@ -1,4 +1,4 @@
-"""A worker's metrics over HTTP, from a thread of their own: its event loop belongs to the tokens."""
+"""Serves a worker's metrics over HTTP, from a thread of its own: the event loop is for the tokens."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from prometheus_client import start_http_server
 
 from ...errors import ConfigurationError
-from .worker import WorkerMetrics
+from .worker_metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def exposed(metrics: WorkerMetrics, host: str, port: int | None) -> Iterator[str | None]:
-    """Serve them at `/metrics`, if there is a port (0 takes a free one); yield the address.
+    """Serve the metrics at `/metrics` if `port` is given (0 picks a free one); yield the URL.
 
     Raises:
-        ConfigurationError: the address cannot be had.
+        ConfigurationError: the address cannot be listened on.
     """
     if port is None:
         yield None

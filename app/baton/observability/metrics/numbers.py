@@ -1,4 +1,4 @@
-"""Histograms and labelled counters in plain numbers."""
+"""Histograms and labeled counters in plain numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OTHER: Final = "other"
 
 
 class Histogram:
-    """How often a value fell into which bucket."""
+    """Counts how many values fall into each bucket."""
 
     __slots__ = ("_bounds", "_counts", "_documentation", "_name", "_sum")
 
@@ -37,33 +37,33 @@ class Histogram:
 
     @property
     def counts(self) -> Sequence[int]:
-        """How many values fell into each bucket; the last one is for those beyond all bounds."""
+        """How many values fell into each bucket; the last bucket is for values above all bounds."""
         return tuple(self._counts)
 
     @property
     def count(self) -> int:
-        """How many values there were."""
+        """How many values were observed."""
         return sum(self._counts)
 
     @property
     def sum(self) -> float:
-        """All values together."""
+        """The sum of all values."""
         return self._sum
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Return how many values are at most as large as each bound, as Prometheus wants it."""
+        """Return the cumulative count up to each bound, as Prometheus expects it."""
         bounds = [*map(str, self._bounds), "+Inf"]
         return list(zip(bounds, map(float, itertools.accumulate(self._counts)), strict=True))
 
     def collect(self) -> Iterator[Metric]:
-        """Give the numbers to Prometheus."""
+        """Yield the metric for Prometheus."""
         yield HistogramMetricFamily(self._name, self._documentation, buckets=self.buckets(), sum_value=self._sum)
 
 
 def quantile(bounds: Sequence[float], counts: Sequence[int], part: float) -> float | None:
-    """Return the value that this part of all values does not exceed, as Prometheus estimates it; None of no values.
+    """Estimate the value that this part (0 to 1) of all values does not exceed, as Prometheus does; None of no values.
 
-    Within a bucket values are taken to lie evenly; those beyond all bounds, at the last bound.
+    Values are assumed to lie evenly within a bucket, and at the last bound if they are above it.
     """
     wanted = part * sum(counts)
     if not wanted:
@@ -76,8 +76,8 @@ def quantile(bounds: Sequence[float], counts: Sequence[int], part: float) -> flo
     return bounds[-1]
 
 
-class LabelledHistogram:
-    """A histogram for each combination of labels. The caller keeps these few."""
+class LabeledHistogram:
+    """A histogram for each combination of labels. The caller keeps the combinations few."""
 
     __slots__ = ("_bounds", "_children", "_documentation", "_labels", "_name")
 
@@ -89,29 +89,29 @@ class LabelledHistogram:
         self._children: dict[tuple[str, ...], Histogram] = {}
 
     def of(self, *values: str) -> Histogram:
-        """Return the histogram of some values, to observe in."""
+        """Return the histogram of these label values."""
         if values not in self._children:
             self._children[values] = Histogram(self._name, self._documentation, self._bounds)
         return self._children[values]
 
     @property
     def count(self) -> int:
-        """How many values there were in all."""
+        """How many values all histograms have observed."""
         return sum(child.count for child in list(self._children.values()))
 
     def collect(self) -> Iterator[Metric]:
-        """Give the numbers to Prometheus."""
+        """Yield the metric for Prometheus."""
         family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
         for values, child in list(self._children.items()):
             family.add_metric(values, child.buckets(), child.sum)
         yield family
 
 
-class LabelledCounter:
+class LabeledCounter:
     """A counter for each combination of labels.
 
-    The last one may have any values: the first 50 count separately, and all others as "other". The caller keeps the
-    values of the other labels few.
+    The last label may have any values: the first 50 are counted separately, all others as "other". The caller keeps
+    the values of the other labels few.
     """
 
     __slots__ = ("_counts", "_documentation", "_labels", "_last", "_name")
@@ -124,7 +124,7 @@ class LabelledCounter:
         self._last: set[str] = set()
 
     def add(self, *values: str, count: float = 1) -> None:
-        """Count."""
+        """Add to the counter of these label values."""
         if values[-1] not in self._last and len(self._last) >= MOST_VALUES:
             values = (*values[:-1], OTHER)
         else:
@@ -132,7 +132,7 @@ class LabelledCounter:
         self._counts[values] += count  # type: ignore[assignment]
 
     def collect(self) -> Iterator[Metric]:
-        """Give the numbers to Prometheus."""
+        """Yield the metric for Prometheus."""
         family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
         for values, count in list(self._counts.items()):
             family.add_metric(values, count)

@@ -1,7 +1,7 @@
-"""What each viewer received, held against what must hold: an account for each viewer, and the log as the judge. Pure.
+"""Accounts of what each viewer received, checked event by event and compared with the log at the end. Pure.
 
-An account checks each event as it comes: its number, its text, and that nothing follows the terminal event. Of each
-event it keeps only a checksum of number and bytes, by which it is compared with the log at the end.
+An account checks each event's number and text, and that nothing follows the terminal event. It keeps only a checksum of
+each event's number and bytes, to compare with the log.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import orjson
 
 from ..db.event_log import Batch
 from ..db.streams import LIVE
-from .text import read
+from .deltas import read
 
-# Endings that chaos may cause. No other code may come of losing a process or a connection.
+# Error codes that chaos may cause. Losing a process or a connection must cause no other code.
 LOST: Final = "worker_lost"
 REWOUND: Final = "log_rewound"
-# In place of a status: there is no row.
+# Instead of a status: the stream has no row.
 GONE: Final = "gone"
 _NOTHING: Final = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """One thing that must not be. `kind` is a word or two of the report; `seq` the event at which it was seen."""
+    """One violation. `kind` is a word or two for the report; `seq` is the event at which it was seen."""
 
     kind: str
     seq: int
@@ -37,18 +37,18 @@ class Complaint:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a stream was asked for: how many deltas, its policy, and what was done to it."""
+class Expected:
+    """What a stream must deliver: how many deltas, under which policy, and what was done to it."""
 
     events: int
     policy: str
     cancelled: bool = False
-    worker_troubled: bool = True  # a worker was in trouble while it ran
+    worker_troubled: bool = True  # a worker may have lost it
     rewound: bool = False  # the database went back in time while it ran
 
     @property
     def excused(self) -> set[str]:
-        """The codes of failures that what happened explains."""
+        """The error codes that are explained by what was done to the stream."""
         return {code for code, happened in ((LOST, self.worker_troubled), (REWOUND, self.rewound)) if happened}
 
 
@@ -75,7 +75,7 @@ class Account:
         self.repeated = 0
         self.misplaced = 0
         self.resets = 0
-        self.refused = False  # for good: it has what the log lost
+        self.refused = False  # for good: the log lost an event that it has
         self.end: Mapping[str, Any] | None = None
         self._missing: set[int] = set()
         self._checks = array("q")
@@ -84,17 +84,17 @@ class Account:
 
     @property
     def missing(self) -> int:
-        """How many numbers below the highest have not come."""
+        """How many numbers below the highest have not arrived."""
         return len(self._missing)
 
     @property
     def outcome(self) -> str:
-        """How it ended, with the code of a failure."""
+        """How the stream ended, with the code of a failure."""
         end = self.end or {}
         return f"{end.get('status')} {(end.get('error') or {}).get('code', '')}".strip()
 
     def receive(self, seq: int, line: bytes) -> list[Complaint]:
-        """Take down an event; return what is wrong with it."""
+        """Add an event; return what is wrong with it."""
         self.received += 1
         after_end = self.end is not None
         complaints = self._place(seq, line)
@@ -119,7 +119,7 @@ class Account:
             return []
         pairs = zip_longest(self._checks, log.checks, fillvalue=_NOTHING)
         seq = next(seq for seq, (mine, its) in enumerate(pairs, 1) if mine != its)
-        return [Complaint("not the log", seq, f"received up to {self.tail}, and the log holds {len(log.checks)}")]
+        return [Complaint("not the log", seq, f"received up to {self.tail}; the log holds {len(log.checks)}")]
 
     @property
     def _has_other_end(self) -> bool:
@@ -136,14 +136,14 @@ class Account:
             self._missing.update(range(expected, seq))
             self._checks.extend([_NOTHING] * (seq - expected))
             self._checks.append(check)
-            return [Complaint("missing", expected, f"after {expected - 1} came {seq}")]
+            return [Complaint("missing", expected, f"{seq} arrived after {expected - 1}")]
         if seq in self._missing:
             self._missing.discard(seq)
             self._checks[seq - 1] = check
             self.misplaced += 1
-            return [Complaint("out of order", seq, f"after {self.tail} came {seq}")]
+            return [Complaint("out of order", seq, f"{seq} arrived after {self.tail}")]
         self.repeated += 1
-        return [Complaint("repeated", seq, f"after {self.tail} came {seq} again")]
+        return [Complaint("repeated", seq, f"{seq} arrived again after {self.tail}")]
 
     def _content(self, seq: int, event: Mapping[str, Any]) -> list[Complaint]:
         match event.get("type"):
@@ -159,23 +159,23 @@ class Account:
         return []
 
     def _delta(self, seq: int, delta: str) -> list[Complaint]:
-        piece = read(delta)
-        if piece is None:
+        received = read(delta)
+        if received is None:
             return [Complaint("mixture", seq, f"the checksum is wrong: {delta!r:.120}")]
         if self._run is None:
-            self._run = piece.run
+            self._run = received.run
         expected = self._number + 1
-        self._number = piece.number
-        if piece.run != self._run or piece.number != expected:
-            return [Complaint("mixture", seq, f"{piece} in place of {self._run} {expected}")]
+        self._number = received.number
+        if received.run != self._run or received.number != expected:
+            return [Complaint("mixture", seq, f"{received} instead of {self._run} {expected}")]
         return []
 
-    def ending(self, asked: Asked) -> list[Complaint]:
-        """Whether it ended once, and as a stream may that was asked for this."""
+    def ending(self, asked: Expected) -> list[Complaint]:
+        """Return what is wrong with the stream's end, given what was expected."""
         if self.end is None:
             if self.refused and asked.rewound:
                 return []
-            return [Complaint("without end", self.tail, "no terminal event came")]
+            return [Complaint("no end", self.tail, "no terminal event arrived")]
         error = self.end.get("error") or {}
         match self.end["status"]:
             case "completed" if self._number != asked.events:
@@ -192,7 +192,7 @@ class Account:
 
 
 class LogCopy:
-    """A stream's log as it is read at the end: the checksum of each event, and what is wrong with the log itself."""
+    """A stream's log, read at its end: the checksum of each event, and what is wrong with the log itself."""
 
     def __init__(self, batches: Iterable[Batch], status: str) -> None:
         self.status = status
@@ -203,18 +203,18 @@ class LogCopy:
         for batch in batches:
             seq = len(self.checks) + 1
             if batch.first_seq != seq or batch.last_seq != seq + len(batch.lines) - 1:
-                detail = f"a batch of {len(batch.lines)} events says {batch.first_seq} to {batch.last_seq}"
+                detail = f"a batch of {len(batch.lines)} events claims {batch.first_seq} to {batch.last_seq}"
                 self.complaints.append(Complaint("broken log", seq, detail))
             self.checks.extend(checksum(seq, line.encode()) for seq, line in enumerate(batch.lines, seq))
             terminal += batch.terminal
             end = orjson.loads(batch.lines[-1]) if batch.terminal else {}
             if batch.terminal and (end.get("type"), end.get("status")) != ("done", status):
-                detail = f"the stream's row says {status}, and its terminal event {end}"
+                detail = f"the stream's row has status {status}, and its terminal event is {end}"
                 self.complaints.append(Complaint("broken log", batch.last_seq, detail))
         if terminal != 1:
             self.complaints.append(Complaint("broken log", len(self.checks), f"{terminal} terminal batches"))
 
 
 def checksum(seq: int, line: bytes) -> int:
-    """What an account and the log are compared by."""
+    """Return the checksum by which accounts and logs are compared."""
     return zlib.crc32(line, seq)

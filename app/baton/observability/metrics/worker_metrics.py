@@ -1,4 +1,4 @@
-"""What a worker counts."""
+"""The metrics of a worker."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .numbers import (
     OTHER,
     SECONDS_TO_MINUTES,
     Histogram,
-    LabelledCounter,
-    LabelledHistogram,
+    LabeledCounter,
+    LabeledHistogram,
 )
 
-# Which counts of a usage are counted, and as which type. Input includes what was cached, and output the reasoning.
+# The counts of a usage that are metrics, and their label `type`. Input includes cached, output includes reasoning.
 _TOKEN_TYPES: Final = {
     "input_tokens": "input",
     "output_tokens": "output",
@@ -32,21 +32,21 @@ _TOKEN_TYPES: Final = {
 
 
 class Labels(NamedTuple):
-    """The generator and the model of a number: each is a name from the settings, "other", or empty if it is unknown."""
+    """The labels `generator` and `model`: each a name from the settings, "other", or empty if it is not known."""
 
     generator: str = ""
     model: str = ""
 
 
 class Names:
-    """The names that may stand in labels. Clients may choose any others, and each would make a series."""
+    """The names allowed as labels. Clients may choose any other name, and each would make a time series."""
 
     def __init__(self, generators: Set[str] = frozenset(), models: Set[str] = frozenset()) -> None:
         self._generators = generators
         self._models = models
 
     def labels(self, generator: str, model: str | None = None) -> Labels:
-        """Return the labels of a generator and the model that it asks."""
+        """Return the labels of a generator and of the model that it calls."""
         return Labels(_known(generator, self._generators), _known(model, self._models))
 
 
@@ -57,25 +57,25 @@ def _known(name: str | None, names: Set[str]) -> str:
 
 
 class WorkerMetrics(Collector):
-    """All numbers of a worker.
+    """All metrics of a worker.
 
-    `silences` returns for each running stream its generator and for how many seconds it has been silent. It is called
-    by the thread that answers Prometheus: a generator that blocks the event loop is silent, too.
+    `silences` returns, for each running stream, its generator and how many seconds it has been silent. The thread that
+    answers Prometheus calls it, so a generator that blocks the event loop is seen as silent too.
     """
 
-    def __init__(self, slots: int = 0, *, silent_seconds: float = math.inf) -> None:
-        self.slots = slots
+    def __init__(self, concurrency: int = 0, *, silent_after_seconds: float = math.inf) -> None:
+        self.concurrency = concurrency
         self.silences: Callable[[], Iterable[tuple[str, float]]] = tuple
-        self._silent_seconds = silent_seconds
+        self._silent_after_seconds = silent_after_seconds
         self.running = 0
         self.fenced = 0
         self.notifications = 0
         self.flushed_bytes = 0
         self.flush_failures = 0
-        self.ended = LabelledCounter(
+        self.ended = LabeledCounter(
             "baton_streams_ended", "Streams that this worker ended", "generator", "model", "status", "code"
         )
-        self.used_tokens = LabelledCounter(
+        self.used_tokens = LabeledCounter(
             "baton_usage_tokens",
             "Tokens that generators reported; input includes cached, output includes reasoning",
             "generator",
@@ -83,28 +83,28 @@ class WorkerMetrics(Collector):
             "type",
         )
         self.flush_seconds = Histogram(
-            "baton_flush_seconds", "Duration of an append, the commit included", MILLISECONDS_TO_SECONDS
+            "baton_flush_seconds", "Duration of an append, including the commit", MILLISECONDS_TO_SECONDS
         )
         self.flush_batches = Histogram(
-            "baton_flush_batches", "Streams that an append wrote to, a batch for each", COUNTS
+            "baton_flush_batches", "Streams that one append wrote to, one batch each", COUNTS
         )
-        self.flush_events = Histogram("baton_flush_events", "Events that an append wrote", COUNTS)
-        self.queue_seconds = LabelledHistogram(
+        self.flush_events = Histogram("baton_flush_events", "Events that one append wrote", COUNTS)
+        self.queue_seconds = LabeledHistogram(
             "baton_queue_seconds", "From a stream's creation to its first claim", SECONDS_TO_MINUTES, "generator"
         )
-        self.first_token_seconds = LabelledHistogram(
-            "baton_first_token_seconds",
+        self.time_to_first_token_seconds = LabeledHistogram(
+            "baton_time_to_first_token_seconds",
             "From a stream's claim to its first token",
             SECONDS_TO_MINUTES,
             "generator",
             "model",
         )
-        self.token_gap_seconds = Histogram(
-            "baton_token_gap_seconds",
+        self.inter_token_seconds = Histogram(
+            "baton_inter_token_seconds",
             "Between two tokens of a stream, as its generator yields them",
             SECONDS_TO_MINUTES,
         )
-        self.stream_seconds = LabelledHistogram(
+        self.stream_seconds = LabeledHistogram(
             "baton_stream_seconds", "From a stream's claim to its end", SECONDS_TO_MINUTES, "generator", "model"
         )
         self.registry = CollectorRegistry()
@@ -113,7 +113,7 @@ class WorkerMetrics(Collector):
     @property
     def tokens(self) -> int:
         """How many tokens the generators here have yielded."""
-        return self.first_token_seconds.count + self.token_gap_seconds.count
+        return self.time_to_first_token_seconds.count + self.inter_token_seconds.count
 
     def flushed(self, *, batches: int, events: int, size_bytes: int, seconds: float) -> None:
         """Count one append."""
@@ -123,19 +123,21 @@ class WorkerMetrics(Collector):
         self.flushed_bytes += size_bytes
 
     def used(self, labels: Labels, usage: Mapping[str, float]) -> None:
-        """Count what an attempt has used."""
+        """Count the usage of one attempt."""
         for name, kind in _TOKEN_TYPES.items():
             if count := usage.get(name):
                 self.used_tokens.add(*labels, kind, count=count)
 
     def collect(self) -> Iterator[Metric]:
         """Give the numbers to Prometheus."""
-        yield GaugeMetricFamily("baton_worker_slots", "Streams that this worker can run at once", self.slots)
+        yield GaugeMetricFamily(
+            "baton_worker_concurrency", "Streams that this worker can run at once", self.concurrency
+        )
         yield GaugeMetricFamily("baton_worker_streams", "Streams being generated", self.running)
         yield self._silent()
         yield CounterMetricFamily("baton_flushed_bytes", "Bytes of events appended to the log", self.flushed_bytes)
-        yield CounterMetricFamily("baton_flush_failures", "Appends that had to be repeated", self.flush_failures)
-        yield CounterMetricFamily("baton_appends_fenced", "Batches refused after another's claim", self.fenced)
+        yield CounterMetricFamily("baton_flush_failures", "Appends that failed and were repeated", self.flush_failures)
+        yield CounterMetricFamily("baton_appends_fenced", "Batches rejected after another worker's claim", self.fenced)
         yield CounterMetricFamily("baton_notifications_sent", "Notifications sent", self.notifications)
         for numbers in (
             self.ended,
@@ -144,20 +146,20 @@ class WorkerMetrics(Collector):
             self.flush_batches,
             self.flush_events,
             self.queue_seconds,
-            self.first_token_seconds,
-            self.token_gap_seconds,
+            self.time_to_first_token_seconds,
+            self.inter_token_seconds,
             self.stream_seconds,
         ):
             yield from numbers.collect()
 
     def _silent(self) -> Metric:
-        """Count the silent streams. A generator that has streams and no silent one has 0."""
+        """Count the silent streams by generator; 0 for a generator whose streams are all active."""
         counts: Counter[str] = Counter()
         for generator, seconds in self.silences():
-            counts[generator] += seconds >= self._silent_seconds
+            counts[generator] += seconds >= self._silent_after_seconds
         family = GaugeMetricFamily(
             "baton_silent_streams",
-            "Streams whose generator has yielded nothing for BATON_SILENT_SECONDS",
+            "Streams whose generator has yielded nothing for BATON_SILENT_AFTER_SECONDS",
             labels=["generator"],
         )
         for generator, count in counts.items():

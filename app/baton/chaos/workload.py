@@ -1,4 +1,4 @@
-"""Keeps a number of streams going, each with its viewers; judges each at its end, and begins another in its place."""
+"""Keeps a number of streams running, each with viewers; judges each at its end, and replaces it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ..backoff import Backoff, retry
 from ..db import event_log, stream_ending, streams
 from ..db.postgres import CONNECTION_ERRORS, Pool
 from ..demo.cluster import Program
-from .verdict import GONE, Account, Asked, Complaint, LogCopy
+from .account import GONE, Account, Complaint, Expected, LogCopy
 from .viewers import Habits, Traffic, Viewer
 
-ALLOWANCE_SECONDS: Final = 90  # how much longer than its text a stream may take
+ALLOWANCE_SECONDS: Final = 90  # how much longer a stream may take than its text
 CLOSING_SECONDS: Final = 60
 REQUEST_SECONDS: Final = 5
 
@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A complaint, and where and when. Seconds since the start."""
+    """A complaint, with where and when. Seconds since the start."""
 
     complaint: Complaint
     stream: str
@@ -43,25 +43,25 @@ class Violation:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What a stream is to be."""
+class StreamPlan:
+    """What a stream's generator does, and what its user does."""
 
     events: int
     rate: float
     burst: int
-    every: int  # each so-manieth event is large; 0: none
+    every: int  # every Nth event is large; 0: none
     padding: int
     policy: str
-    cancel_at: int | None  # cancelled by its user after so many events
+    cancel_at: int | None  # the event after which its user cancels it
 
     @property
     def seconds(self) -> float:
-        """How long it takes when nothing breaks."""
+        """How long the stream takes if nothing breaks."""
         return self.events / self.rate
 
     @classmethod
-    def drawn(cls, random: Random, rate: float) -> Plan:
-        """Short and long, fast and slow around a mean rate, in pieces and in bursts, some with large events."""
+    def drawn(cls, random: Random, rate: float) -> StreamPlan:
+        """Draw a plan: short or long, around a mean rate, one by one or in bursts, perhaps with large events."""
         rate *= random.uniform(0.6, 1.4)
         seconds = random.choice((random.uniform(0.2, 3), random.uniform(5, 20), random.uniform(20, 60)))
         events = max(3, int(rate * seconds))
@@ -79,14 +79,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """How often something had happened when a stream was about to be created."""
+    """The counts of trouble just before a stream was created."""
 
     trouble: int
     rewinds: int
 
 
-class Audience:
-    """The streams and all who watch them. `run()` goes on until `close()` was called and the last stream has ended."""
+class Workload:
+    """The streams and their viewers. `run()` returns after `close()`, when the last stream has ended."""
 
     def __init__(
         self,
@@ -124,11 +124,11 @@ class Audience:
         )
 
     def close(self) -> None:
-        """Begin no more streams, and cancel in a while those that go on."""
+        """Create no more streams, and cancel running ones after a few seconds."""
         self._closing.set()
 
     async def run(self) -> None:
-        """Play."""
+        """Run until closed."""
         async with self._http, asyncio.TaskGroup() as slots:
             for _ in range(self._streams_at_once):
                 slots.create_task(self._slot(Random(self._random.random())))
@@ -136,14 +136,14 @@ class Audience:
     async def _slot(self, random: Random) -> None:
         await asyncio.sleep(random.uniform(0, 2))
         while not self._closing.is_set():
-            plan = Plan.drawn(random, self._rate)
+            plan = StreamPlan.drawn(random, self._rate)
             before = Before(self._worker_trouble(), self._rewinds())
             created = await self._create(plan, random)
             if created is not None:
-                await self._play(plan, created, before, random)
+                await self._watch_and_judge(plan, created, before, random)
 
-    async def _play(self, plan: Plan, stream: str, before: Before, random: Random) -> None:
-        """Have a stream watched to its end, and judge it."""
+    async def _watch_and_judge(self, plan: StreamPlan, stream: str, before: Before, random: Random) -> None:
+        """Let viewers follow a stream to its end, and judge it."""
 
         def rewound() -> bool:
             return self._rewinds() != before.rewinds
@@ -169,11 +169,11 @@ class Audience:
             await self._watch(plan, viewers)
         self.live -= 1
         troubled = self._worker_trouble() != before.trouble
-        asked = Asked(plan.events, plan.policy, cancelled.is_set(), troubled, rewound())
+        asked = Expected(plan.events, plan.policy, cancelled.is_set(), troubled, rewound())
         await self._judge(stream, accounts, asked)
 
-    async def _watch(self, plan: Plan, viewers: Sequence[Viewer]) -> None:
-        """Let the viewers follow until all have seen the end, or it is late: a take-over begins the text anew."""
+    async def _watch(self, plan: StreamPlan, viewers: Sequence[Viewer]) -> None:
+        """Let the viewers follow until all have seen the end or time is up. A takeover restarts the time."""
         resets = 0
         watching = [asyncio.create_task(viewer.run()) for viewer in viewers]
         deadline = asyncio.create_task(self._late(plan.seconds + ALLOWANCE_SECONDS))
@@ -195,7 +195,7 @@ class Audience:
                 raise result
 
     async def _late(self, seconds: float) -> None:
-        """Return when a stream takes too long, in ordinary times or after the closing."""
+        """Return when a stream has taken too long, before or after `close()`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._closing.wait()
@@ -203,9 +203,9 @@ class Audience:
 
     @contextlib.asynccontextmanager
     async def _cancelling(
-        self, plan: Plan, stream: str, accounts: Sequence[Account], random: Random, rewound: Callable[[], bool]
+        self, plan: StreamPlan, stream: str, accounts: Sequence[Account], random: Random, rewound: Callable[[], bool]
     ) -> AsyncIterator[asyncio.Event]:
-        """Cancel the stream when its time has come; the event says that it was, or may have been, cancelled."""
+        """Cancel the stream when its plan says so; the event is set once the stream may have been canceled."""
         asked = asyncio.Event()
 
         async def cancel() -> None:
@@ -226,8 +226,8 @@ class Audience:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _create(self, plan: Plan, random: Random) -> str | None:
-        """Create a stream, with one key for all tries; None when it is time to close."""
+    async def _create(self, plan: StreamPlan, random: Random) -> str | None:
+        """Create a stream, with one idempotency key for all attempts; None if time runs out after `close()`."""
         given = {"events": plan.events, "rate": plan.rate, "burst": plan.burst}
         given |= {"every": plan.every, "padding": plan.padding}
         body = {"generator": "chaos", "input": given, "on_worker_lost": plan.policy}
@@ -238,9 +238,9 @@ class Audience:
     async def _request(
         self, method: str, path: str, random: Random, *, rewound: Callable[[], bool] = lambda: False, **content: Any
     ) -> bytes | None:
-        """Ask one pod after another until one agrees; None when that takes until well after the closing.
+        """Send a request to one pod after another until one accepts it; None if none does in time.
 
-        Nothing is there to agree about where a promotion has lost the stream.
+        Return None as well if a promotion has lost the stream.
         """
         backoff = Backoff(cap_seconds=1)
         late = asyncio.create_task(self._late(ALLOWANCE_SECONDS))
@@ -261,11 +261,11 @@ class Audience:
                 await backoff.sleep()
         finally:
             late.cancel()
-        self._violate(Complaint("refused", 0, f"{method} {path}: no pod agreed"), path, "")
+        self._violate(Complaint("refused", 0, f"{method} {path}: no pod accepted it"), path, "")
         return None
 
-    async def _judge(self, stream: str, accounts: Sequence[Account], asked: Asked) -> None:
-        """Compare with the log, and count."""
+    async def _judge(self, stream: str, accounts: Sequence[Account], asked: Expected) -> None:
+        """Compare the accounts with the log, and count the results."""
         copy = await self._read_log(UUID(stream))
         if asked.rewound:
             copy = await self._ended_log(UUID(stream), copy)
@@ -286,9 +286,9 @@ class Audience:
             await self._until_answered(lambda: stream_ending.erase(self._pool, UUID(stream)))
 
     async def _ended_log(self, stream_id: UUID, copy: LogCopy) -> LogCopy:
-        """Wait for the end of a stream that all its viewers may have left, since they were refused.
+        """Wait for the end of a stream whose viewers may all have been refused.
 
-        It may come between the look at the log and that at the row.
+        It may end between the reads of its log and of its row.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSING_SECONDS):

@@ -1,7 +1,7 @@
-"""`baton demo`: kills the pod that serves an answer, in mid-answer, and shows that the answer arrives whole.
+"""`baton demo`: kills the pod that serves an answer, in the middle, and shows that the answer still arrives whole.
 
-One process plays the client and owns the rest: an embedded Postgres, two pods on one port, a worker. Whatever happens,
-it ends them and removes their files; only the logs stay, and are named, when something went wrong.
+One process is the client and owns the rest: an embedded Postgres, two pods on one port, a worker. It always ends them
+and removes their files. Only if something went wrong it keeps the logs, and names their folder.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from rich.console import Console
 
 from ..client import Connected, Disconnected, Follower, Sighting
 from ..commands.interruption import Interrupted, interruptible
-from ..commands.terminal import Answer, Flow, Output
+from ..commands.terminal import AnswerPrinter, Flow, Output
 from ..errors import BatonError, DemoError
 from ..schema.migrate import migrate
 from ..settings import Settings
 from .cluster import Child, Cluster, Program, reserved_port
-from .embedded import embedded_postgres
 from .verdict import Verdict
 
 QUESTION: Final = "Why should an answer outlive its machine?"
@@ -42,26 +41,26 @@ def run(*, serve: bool, port: int | None) -> int:
     """Run the demo, or with `serve` keep its processes up; return the exit status.
 
     Raises:
-        ConfigurationError: a setting, the port or the database is not as it must be.
+        ConfigurationError: a setting, the port or the database cannot be used.
     """
     for stream in (sys.stdout, sys.stderr):
-        # A terminal or a file that cannot hold a character of the answer shall not end the demo.
+        # A terminal or a file that cannot encode a character of the answer must not end the demo.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     settings = Settings.load()
     with asyncio.Runner() as runner:
-        return runner.run(_until_signalled(Demo(settings, port), serve=serve))
+        return runner.run(_until_signalled(Scenario(settings, port), serve=serve))
 
 
-async def _until_signalled(demo: Demo, *, serve: bool) -> int:
+async def _until_signalled(scenario: Scenario, *, serve: bool) -> int:
     try:
-        return await interruptible(demo.run(serve=serve))
+        return await interruptible(scenario.run(serve=serve))
     except Interrupted as interrupted:
-        demo.flow.line("Stopped.")
+        scenario.flow.line("Stopped.")
         return 0 if serve and interrupted.numbers == [signal.SIGINT] else interrupted.exit_status
 
 
-class Demo:
-    """The play: what is started, what the client sees, and what is shown of both."""
+class Scenario:
+    """Starts the processes, follows the answer as their client, and shows both."""
 
     def __init__(self, settings: Settings, port: int | None) -> None:
         self._settings = settings
@@ -69,18 +68,18 @@ class Demo:
         self._serves = False
         self._console = Output()
         self.flow = Flow(self._console)
-        self._answer = Answer(self.flow)
-        self._mourned: Child | None = None
+        self._answer = AnswerPrinter(self.flow)
+        self._shown_as_killed: Child | None = None
 
     async def run(self, *, serve: bool) -> int:
-        """Start everything, play, and tidy up; return the exit status."""
+        """Start everything, run the scenario, and clean up; return the exit status."""
         self._serves = serve
         folder = Path(tempfile.mkdtemp(prefix="baton-demo-"))
         failed = False
         try:
             async with self._cluster(folder) as (cluster, http):
-                played = self._stay_up(cluster) if serve else cluster.guard(self._play(cluster, http))
-                failed = not await played
+                outcome = self._stay_up(cluster) if serve else cluster.guard(self._kill_and_resume(cluster, http))
+                failed = not await outcome
         except BatonError as error:
             failed = True
             self.flow.end_line()
@@ -88,19 +87,19 @@ class Demo:
                 raise
             Console(stderr=True, highlight=False, soft_wrap=True).print(f"baton demo: {error}", markup=False)
         finally:
-            self._tidy_up(folder, keep_logs=failed)
+            self._clean_up(folder, keep_logs=failed)
         return 1 if failed else 0
 
     @contextlib.asynccontextmanager
     async def _cluster(self, folder: Path) -> AsyncIterator[tuple[Cluster, httpx2.AsyncClient]]:
-        """Database, pods, worker, and a client that makes a new connection for each request."""
-        self.flow.line("baton demo: one answer, two pods, and a kill -9 in the middle of it", "bold")
+        """Start the database, pods, a worker, and a client that opens a new connection for each request."""
+        self.flow.line("baton demo: one answer, two pods, and a kill -9 in the middle", "bold")
         self.flow.line()
         limits = httpx2.Limits(max_keepalive_connections=0)
         async with contextlib.AsyncExitStack() as stack:
             port = stack.enter_context(reserved_port(self._port or 0))
             environment = self._database(stack, folder)
-            with self._step("Bringing its schema up to date"):
+            with self._step("Updating the schema"):
                 await migrate(environment["BATON_DATABASE_URL"], days_ahead=self._settings.partition_days_ahead)
             http = httpx2.AsyncClient(trust_env=False, limits=limits, timeout=REQUEST_SECONDS)
             await stack.enter_async_context(http)
@@ -111,7 +110,7 @@ class Demo:
             yield cluster, http
 
     def _database(self, stack: contextlib.AsyncExitStack, folder: Path) -> dict[str, str]:
-        """Start a Postgres, or take the one that is set; return the children's settings."""
+        """Start a Postgres, or use BATON_DATABASE_URL; return the children's settings."""
         own = self._settings
         environment = {
             "BATON_ALLOW_ANONYMOUS": "true",
@@ -120,6 +119,9 @@ class Demo:
             "BATON_DEMO": str(self._serves).lower(),
         }
         if own.database_url is None:
+            # Not needed with another database, and perhaps not installed.
+            from .embedded import embedded_postgres
+
             with self._step("Starting an embedded Postgres"):
                 return environment | {"BATON_DATABASE_URL": stack.enter_context(embedded_postgres(folder))}
         parts = urlsplit(own.dsn)
@@ -132,8 +134,8 @@ class Demo:
             self.flow.line(f"{line} {cluster.address}" if child in cluster.pods else line.rstrip(), "dim")
         self.flow.line()
 
-    async def _play(self, cluster: Cluster, http: httpx2.AsyncClient) -> bool:
-        """Ask, watch the answer, kill the pod that serves it; return whether the answer arrived whole."""
+    async def _kill_and_resume(self, cluster: Cluster, http: httpx2.AsyncClient) -> bool:
+        """Create a stream, follow it, kill the pod that serves it; return whether the answer arrived whole."""
         asked_at_seconds = monotonic()
         created = await _create(cluster, http)
         self.flow.line(f"POST /v1/streams: {QUESTION}", "bold")
@@ -147,41 +149,41 @@ class Demo:
         except TimeoutError:
             raise DemoError("The answer did not end in time.") from None
         self._answer.end()
-        return self._pronounce(Verdict.of(seen, asked_at_seconds=asked_at_seconds))
+        return self._report(Verdict.of(seen, asked_at_seconds=asked_at_seconds))
 
     async def _watch(self, follower: Follower, cluster: Cluster, seen: list[Sighting]) -> None:
-        """Show what comes, and note it; kill the pod once, when part of the text is there."""
+        """Show and record what arrives. Kill the pod once, after part of the text."""
         pod, texts = "", 0
         async with contextlib.aclosing(follower.run()) as sightings:
             async for sighting in sightings:
                 seen.append(sighting)
                 if isinstance(sighting, Connected):
                     pod = sighting.pod
-                    self._tell_connected(sighting)
+                    self._show_connected(sighting)
                 elif isinstance(sighting, Disconnected):
-                    self._tell_disconnected(sighting, cluster.children.get(pod))
+                    self._show_disconnected(sighting, cluster.children.get(pod))
                 else:
                     self._answer.show(sighting.event)
                     texts += sighting.event["type"] == "text"
                     if texts == KILL_AFTER_TEXTS and not cluster.killed:
                         await cluster.kill(pod)
 
-    def _tell_connected(self, sighting: Connected) -> None:
+    def _show_connected(self, sighting: Connected) -> None:
         if sighting.cursor:
             self.flow.line(f"-- {sighting.pod} continues after Last-Event-ID: {sighting.cursor}", "bold green")
         else:
             self.flow.line(f"-- {sighting.pod} answers", "bold green")
         self.flow.line()
 
-    def _tell_disconnected(self, sighting: Disconnected, child: Child | None) -> None:
-        # The kill is shown here: what the pod had sent before still arrived after it.
-        if child is not None and child.dismissed and self._mourned is None:
-            self._mourned = child
+    def _show_disconnected(self, sighting: Disconnected, child: Child | None) -> None:
+        # The kill is shown here: events that the pod had sent before it arrived after it.
+        if child is not None and child.dismissed and self._shown_as_killed is None:
+            self._shown_as_killed = child
             self.flow.line()
             self.flow.line(f"-- kill -9 {child.pid}: {child.name} is dead, after event {sighting.cursor}", "bold red")
         self.flow.line(f"-- {sighting.reason}; reconnecting in {sighting.pause_seconds:.1f} s", "yellow")
 
-    def _pronounce(self, verdict: Verdict) -> bool:
+    def _report(self, verdict: Verdict) -> bool:
         self.flow.line()
         self.flow.line("What the client received", "bold")
         for label, value in _rows(verdict):
@@ -191,30 +193,30 @@ class Demo:
         for complaint in complaints:
             self.flow.line(complaint, "bold red")
         if not complaints:
-            self.flow.line("A pod died in mid-answer. No event is missing, and none came twice.", "bold green")
+            self.flow.line("A pod died in the middle. No event is missing, and none was repeated.", "bold green")
         return not complaints
 
     async def _stay_up(self, cluster: Cluster) -> bool:
-        """Print what to try, and restart what ends, until Ctrl-C."""
+        """Print what to try, and restart processes that end, until Ctrl-C."""
         for line in _instructions(cluster):
-            # Not wrapped, so that a command can be copied.
+            # Not wrapped, so that commands can be copied.
             self._console.print(line, markup=False, soft_wrap=True)
         while True:
             child = await cluster.next_end()
             self.flow.line(f"{child.name} (pid {child.pid}) ended: {child.fate}.", "yellow")
-            again = await cluster.restart(child)
-            self.flow.line(f"{again.name} restarts (pid {again.pid}).", "dim")
+            restarted = await cluster.restart(child)
+            self.flow.line(f"{restarted.name} restarted (pid {restarted.pid}).", "dim")
 
     @contextlib.contextmanager
     def _step(self, what: str) -> Iterator[None]:
-        """Say what is being done and, when it is done, how long it took."""
+        """Print what is being done, and at the end how long it took."""
         started_at = monotonic()
         self.flow.write(f"{what} ... ")
         self.flow.flush()
         yield
         self.flow.write(f"{monotonic() - started_at:.1f} s\n")
 
-    def _tidy_up(self, folder: Path, *, keep_logs: bool) -> None:
+    def _clean_up(self, folder: Path, *, keep_logs: bool) -> None:
         if not keep_logs or not list(folder.glob("*.log")):
             shutil.rmtree(folder, ignore_errors=True)
             return
@@ -239,7 +241,7 @@ async def _create(cluster: Cluster, http: httpx2.AsyncClient) -> dict[str, Any]:
 
 
 def _rows(verdict: Verdict) -> Iterator[tuple[str, str]]:
-    first, duration = verdict.first_token_seconds, verdict.duration_seconds
+    first, duration = verdict.time_to_first_token_seconds, verdict.duration_seconds
     yield "events", f"{verdict.received}, numbered 1 to {verdict.last_seq}"
     yield "missing", str(len(verdict.missing))
     yield "repeated", str(len(verdict.repeated))
@@ -269,9 +271,9 @@ By hand, in another terminal:
       URL={address}$(curl -s {address}/v1/streams -d '{body}' | grep -o '/v1[^"]*/events')
   2.  Follow it; the header x-baton-pod names the pod that serves it:
       curl -Ni "$URL"
-  3.  Kill that pod in mid-answer:
+  3.  Kill that pod in the middle of the answer:
 {kills}
-  4.  Continue after the last id that you saw, on the other pod:
+  4.  Continue after the last id you saw, on the other pod:
       curl -Ni -H 'Last-Event-ID: 200' "$URL"
 
 Ctrl-C ends it.

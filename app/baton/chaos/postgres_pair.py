@@ -1,6 +1,6 @@
-"""Chaos' own Postgres, whose place an asynchronous standby can take, with the loss of what it had not received.
+"""Chaos' own Postgres, and an asynchronous standby that can replace it and lose what it had not received.
 
-Processes that are to follow the change reach the server through proxies that are registered here.
+Processes reach the primary through proxies that are registered here, and so follow a promotion.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ _POSITION = "SELECT pg_current_wal_lsn()::text"
 _REACHED = "SELECT coalesce(pg_last_wal_replay_lsn() >= $1::text::pg_lsn, false)"
 
 
-class Servers:
-    """The server of the moment, and who takes its place. One thing is done to it at a time."""
+class PostgresPair:
+    """The primary, and the standby if there is one. The caller does one thing to them at a time."""
 
     def __init__(self, first: EmbeddedPostgres, folder: Path) -> None:
-        self.current = first
+        self.primary = first
         self._folder = folder
         self._proxies: list[Proxy] = []
         self._standby: EmbeddedPostgres | None = None
         self._count = 0
 
     def follow(self, proxies: Iterable[Proxy]) -> None:
-        """Have these lead to whichever server is the present one."""
+        """Make these proxies lead to whichever server is the primary."""
         self._proxies += proxies
 
     async def build_standby(self) -> None:
-        """Copy the server, have the copy follow it, and wait until it has all that there is.
+        """Copy the primary, make the copy its standby, and wait until it has caught up.
 
         Raises:
             ConfigurationError: it does not start.
             TimeoutError: it does not catch up.
         """
         self._count += 1
-        self._standby = await asyncio.to_thread(self.current.copy, self._folder / f"postgres-{self._count}")
-        primary, standby = await _session(self.current), await _session(self._standby)
+        self._standby = await asyncio.to_thread(self.primary.copy, self._folder / f"postgres-{self._count}")
+        primary, standby = await _session(self.primary), await _session(self._standby)
         try:
             position = await primary.fetchval(_POSITION)
             async with asyncio.timeout(CATCH_UP_SECONDS):
-                await _reach(standby, position)
+                await _wait_for_replay(standby, position)
         finally:
             primary.terminate()
             standby.terminate()
 
-    async def part(self) -> None:
-        """Let the standby receive nothing more."""
+    async def detach_standby(self) -> None:
+        """Stop the replication: the standby receives nothing more."""
         assert self._standby is not None
         standby = await _session(self._standby)
         try:
@@ -64,28 +64,28 @@ class Servers:
             standby.terminate()
 
     async def promote(self) -> None:
-        """Have the standby take the place of the server, which is down for good, and lead everybody there."""
+        """Make the standby the primary, after the primary has stopped for good, and lead all proxies to it."""
         assert self._standby is not None
-        lost, self.current, self._standby = self.current, self._standby, None
-        await asyncio.to_thread(self.current.promote)
+        stopped, self.primary, self._standby = self.primary, self._standby, None
+        await asyncio.to_thread(self.primary.promote)
         for proxy in self._proxies:
-            proxy.lead_to(self.current.dsn)
+            proxy.lead_to(self.primary.dsn)
             proxy.cut()
-        await asyncio.to_thread(_remove, lost)
+        await asyncio.to_thread(_remove, stopped)
 
     async def drop_standby(self) -> None:
-        """Give up a standby that has not taken the server's place."""
+        """Remove a standby that was not promoted."""
         standby, self._standby = self._standby, None
         if standby is not None:
             await asyncio.to_thread(_remove, standby)
 
     def close(self) -> None:
-        """End whatever runs."""
-        for server in filter(None, (self.current, self._standby)):
+        """Stop both servers."""
+        for server in filter(None, (self.primary, self._standby)):
             server.close()
 
 
-async def _reach(standby: Connection, position: str) -> None:
+async def _wait_for_replay(standby: Connection, position: str) -> None:
     while True:
         if await standby.fetchval(_REACHED, position):
             return

@@ -16,30 +16,30 @@ _LONGEST_NAME: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RequestedModel:
     """A model, and its provider by the name that OpenTelemetry's conventions have for it; None is unknown."""
 
     model: str | None = None
     provider: str | None = None
 
 
-NOBODY: Final = Asked()
+NOBODY: Final = RequestedModel()
 
 
-def asked_by(generator: Generator, given: Any) -> Asked:
+def asked_by(generator: Generator, given: Any) -> RequestedModel:
     """Return the model that a generator will ask for an input. Of most custom generators that is not known.
 
     It never fails: an input that a custom generator does not expect here is for the generator to refuse.
     """
-    ask = getattr(generator, "asked_model", None)
+    ask = getattr(generator, "requested_model", None)
     if not callable(ask):
         return NOBODY
     try:
         found = ask(given)
     except Exception:
-        logger.warning("`asked_model` of the generator %.80r failed.", type(generator).__qualname__, exc_info=True)
+        logger.warning("`requested_model` of the generator %.80r failed.", type(generator).__qualname__, exc_info=True)
         return NOBODY
-    return Asked(_name(found.model), _name(found.provider)) if isinstance(found, Asked) else NOBODY
+    return RequestedModel(_name(found.model), _name(found.provider)) if isinstance(found, RequestedModel) else NOBODY
 
 
 def _name(given: object) -> str | None:
