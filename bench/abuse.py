@@ -37,9 +37,9 @@ import orjson
 import psutil
 import uvloop
 
-from baton.db import event_log, streams
+from baton.db import event_log, stream_creation, stream_ending
 from baton.db.event_log import Append
-from baton.db.streams import NewStream
+from baton.db.stream_creation import NewStream
 from baton.demo.embedded import embedded_postgres
 from baton.events import encode_text
 from baton.outcome import Outcome
@@ -161,7 +161,7 @@ class Result:
 
 async def long_stream(pool: asyncpg.Pool[asyncpg.Record]) -> UUID:
     """Create a stream of some megabytes that has ended."""
-    stream, _ = await streams.create(pool, NewStream("load", None, {}, "fail"))
+    stream, _ = await stream_creation.create(pool, NewStream("load", None, {}, "fail"))
     await pool.execute("UPDATE baton.stream SET status = 'running', epoch = 1 WHERE id = $1", stream.id)
     lines = [encode_text("x" * 1000)] * 20
     async with pool.acquire() as connection:
@@ -245,7 +245,7 @@ async def run(dsn: str, folder: Path, given: argparse.Namespace) -> Result:
         tokens = int(given.rate * MOST_SECONDS)
         new = NewStream("load", {"rate": given.rate, "tokens": tokens, "stamped": True}, {}, "retry")
         long = await long_stream(pool)
-        ids = [(await streams.create(pool, new))[0].id for _ in range(given.streams)]
+        ids = [(await stream_creation.create(pool, new))[0].id for _ in range(given.streams)]
         viewers = [Viewer(measured, port, stream_id) for stream_id in ids]
         arguments = [str(item) for item in (port, long, ids[0], given.deaf, given.half_open)]
         pod = psutil.Process(running.children["pod"].pid)
@@ -253,7 +253,7 @@ async def run(dsn: str, folder: Path, given: argparse.Namespace) -> Result:
         async with background(asyncio.create_task(watch_memory(pod, measured, memory))):
             await play(measured, fates, arguments, given)
             for stream_id in ids:
-                await streams.request_cancel(pool, stream_id)
+                await stream_ending.request_cancel(pool, stream_id)
             await following
         whole = [await has_all(pool, stream_id, viewer) for stream_id, viewer in zip(ids, viewers, strict=True)]
         metrics = await counted(port)

@@ -23,9 +23,9 @@ from pathlib import Path
 import asyncpg
 from asyncpg import Record
 
-from baton.db import streams
+from baton.db import stream_creation
 from baton.db.postgres import Pool
-from baton.db.streams import NewStream
+from baton.db.stream_creation import NewStream
 from baton.demo.embedded import embedded_postgres
 from baton.schema.migrate import migrate
 
@@ -81,7 +81,7 @@ async def measure(dsn: str, window_milliseconds: float, count: int, rate: float,
             xid_before, started = await pool.fetchval(_XID), time.monotonic()
             new = NewStream("load", {"rate": rate, "tokens": int(rate * seconds)}, {}, "retry")
             for _ in range(count):
-                await streams.create(pool, new)
+                await stream_creation.create(pool, new)
             while await pool.fetchval(_RUNNING):
                 await asyncio.sleep(0.5)
             took = time.monotonic() - started

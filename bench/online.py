@@ -28,9 +28,9 @@ import uvloop
 
 from baton import stream_ids
 from baton.chaos.viewers import EventSource
-from baton.db import partitions, streams
+from baton.db import partitions, stream_creation
 from baton.db.postgres import Connection
-from baton.db.streams import NewStream
+from baton.db.stream_creation import NewStream
 from baton.demo.embedded import embedded_postgres
 from baton.schema.migrate import migrate
 
@@ -170,7 +170,7 @@ async def run(dsn: str, folder: Path, given: argparse.Namespace) -> Measured:
             await old_partition(connection, given.old_streams)
         tokens = int(given.rate * (3 * given.seconds + COMMANDS_SECONDS))
         new = NewStream("load", {"rate": given.rate, "tokens": tokens, "stamped": True}, {}, "retry")
-        ids = [(await streams.create(pool, new))[0].id for _ in range(given.streams)]
+        ids = [(await stream_creation.create(pool, new))[0].id for _ in range(given.streams)]
         viewers = [Viewer(measured, port, stream_id) for stream_id in ids]
         following = asyncio.gather(*(viewer.follow() for viewer in viewers))
         watching = asyncio.create_task(watch_locks(dsn, measured))

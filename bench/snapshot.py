@@ -25,12 +25,12 @@ import asyncpg
 import httpx2
 import uvloop
 
-from baton.db import pod_rows, rate_buckets, stream_queue, streams, worker_rows
+from baton.db import pod_rows, rate_buckets, stream_creation, stream_queue, worker_rows
 from baton.db.live_counts import LiveCounts
 from baton.db.postgres import Connection, Pool
-from baton.db.queue_floor import SWEEP_SECONDS, QueueFloor
+from baton.db.queue_watermark import SWEEP_SECONDS, QueueWatermark
 from baton.db.rate_buckets import Rate
-from baton.db.streams import NewStream
+from baton.db.stream_creation import NewStream
 from baton.demo.embedded import embedded_postgres
 from baton.schema.migrate import migrate
 
@@ -95,8 +95,8 @@ class Probe:
     def __init__(self, connection: Connection, pool: Pool) -> None:
         self._connection = connection
         self._pool = pool
-        self._queue = QueueFloor()
-        self._whole_queue = QueueFloor(late_look_seconds=SWEEP_SECONDS)
+        self._queue = QueueWatermark()
+        self._whole_queue = QueueWatermark(late_check_seconds=SWEEP_SECONDS)
         self._counts = LiveCounts()
         self._worker_id = UUID(int=0)
 
@@ -142,10 +142,10 @@ class Probe:
         )
 
     async def _look(self, connection: Connection) -> None:
-        await self._queue.look(lambda since: stream_queue.first_queued(connection, since, ["load"]))
+        await self._queue.update(lambda since: stream_queue.first_queued(connection, since, ["load"]))
 
     async def _look_at_all(self, connection: Connection) -> None:
-        await self._whole_queue.look(lambda since: stream_queue.first_queued(connection, since))
+        await self._whole_queue.update(lambda since: stream_queue.first_queued(connection, since))
 
     async def _claim(self, connection: Connection) -> None:
         place = await worker_rows.place(self._connection, self._worker_id)
@@ -156,7 +156,7 @@ class Probe:
 
     async def _create(self, connection: Connection) -> None:
         new = NewStream("load", STREAM, {}, "retry")
-        await streams._insert(connection, new, None, MOST_LIVE, self._counts)
+        await stream_creation._insert(connection, new, None, MOST_LIVE, self._counts)
 
     async def _take(self, connection: Connection) -> None:
         row = await self._pool.fetchrow(_CALLER)

@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from tests.logbook import DEADLINE_SECONDS, until
 
 from baton.app import create_app
-from baton.db import event_log, history, notifications, seals, streams
+from baton.db import event_log, history, notifications, signing_keys, stream_creation
 from baton.errors import GenerationError
 from baton.events import encode_event, encode_text
 from baton.generators import GenerationRequest, Generator
@@ -143,8 +143,8 @@ class Cluster:
 
     async def author(self, *, tenant: str = "", generator: str = "replay", **metadata: Any) -> Author:
         """Return a stream that the test writes by itself. A worker that offers its generator might take it before."""
-        new = streams.NewStream(generator, None, metadata, "fail", tenant=tenant)
-        stream, _ = await streams.create(self.pool, new)
+        new = stream_creation.NewStream(generator, None, metadata, "fail", tenant=tenant)
+        stream, _ = await stream_creation.create(self.pool, new)
         row = await self.pool.fetchval(
             "UPDATE baton.stream SET status = 'running', epoch = 1 WHERE id = $1 RETURNING epoch", stream.id
         )
@@ -185,8 +185,10 @@ class Author:
         self._next(lines)
 
     async def notify(self, *items: event_log.Append) -> None:
-        sealing = await seals.read(self.pool, await history.read(self.pool))
-        await event_log.notify(self.pool, notifications.EVENTS_CHANNEL, notifications.pack(items, time.time(), sealing))
+        keys = await signing_keys.read(self.pool, await history.read(self.pool))
+        await notifications.notify(
+            self.pool, notifications.EVENTS_CHANNEL, notifications.pack(items, time.time(), keys)
+        )
 
     def _next(self, lines: Sequence[bytes], outcome: Outcome | None = None) -> event_log.Append:
         first = len(self.lines) + 1

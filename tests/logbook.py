@@ -11,10 +11,11 @@ from uuid import UUID
 import asyncpg
 import orjson
 
-from baton.db import event_log, stream_queue, streams, worker_rows
+from baton.db import event_log, stream_creation, stream_queue, streams, worker_rows
 from baton.db.postgres import Connection, pool
+from baton.db.stream_creation import NewStream
 from baton.db.stream_queue import Claim
-from baton.db.streams import NewStream, Stream
+from baton.db.streams import Stream
 from baton.generators import GenerationRequest, Generator
 from baton.generators.protocol import Yielded
 from baton.settings import Settings
@@ -27,7 +28,7 @@ ANSWER = "who goes there"
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], within_seconds: float = DEADLINE_SECONDS) -> None:
-    """Poll for what no signal tells."""
+    """Poll until a condition holds that no signal announces."""
     async with asyncio.timeout(within_seconds):
         while True:
             holds = condition()
@@ -39,7 +40,7 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], within_seconds:
 async def queue(dsn: str, *, generator: str = "test", on_worker_lost: str = "retry", given: Any = None) -> UUID:
     async with pool(dsn, size=1, timeout_seconds=10) as opened:
         new = NewStream(generator, given, {}, on_worker_lost)
-        return (await streams.create(opened, new))[0].id
+        return (await stream_creation.create(opened, new))[0].id
 
 
 async def queue_many(connection: Connection, count: int, *, on_worker_lost: str = "retry") -> list[UUID]:

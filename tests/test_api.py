@@ -24,7 +24,7 @@ from baton.api.aisdk import SendMessages, UIMessage
 from baton.api.chat import CreateCompletion
 from baton.api.models import CreateStream, TokenOptions, validated
 from baton.api.request import parse_json
-from baton.db import streams
+from baton.db import stream_lists
 from baton.demo.embedded import embedded_postgres
 from baton.errors import InvalidRequest
 from baton.events import without_surrogates
@@ -397,7 +397,7 @@ async def test_streams_are_listed_newest_first_in_pages(api: httpx2.AsyncClient)
 async def test_what_is_rare_is_found_by_following_next(
     api: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "LOOKED_AT", 3)
+    monkeypatch.setattr(stream_lists, "MAX_SCANNED", 3)
     created = [(await api.post("/v1/streams", json={"input": n, "metadata": {"a": 1}})).json()["id"] for n in range(8)]
     for number in (0, 1, 4):
         await api.post(f"/v1/streams/{created[number]}/cancel")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from baton.backoff import Backoff
+from baton.backoff import Backoff, retry
 
 
 def pauses(failures: int, **given: float) -> list[float]:
@@ -38,3 +38,28 @@ def test_a_success_resets_the_pauses() -> None:
         backoff.next_seconds()
     backoff.reset()
     assert backoff.next_seconds() <= 0.1
+
+
+async def test_work_is_retried_until_it_returns_and_other_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[Backoff] = []
+
+    async def sleep(backoff: Backoff) -> None:
+        pauses.append(backoff)
+
+    monkeypatch.setattr(Backoff, "sleep", sleep)
+    outcomes: list[Exception | str] = [OSError("1"), TimeoutError("2"), "done"]
+    failures: list[Exception] = []
+
+    async def work(_backoff: Backoff) -> str:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    assert await retry(work, errors=(OSError,), on_failure=failures.append) == "done"
+    assert [str(error) for error in failures] == ["1", "2"]
+    assert len(pauses) == 2
+    assert pauses[0] is pauses[1]
+    outcomes.append(ValueError("no"))
+    with pytest.raises(ValueError, match="no"):
+        await retry(work, errors=(OSError,), on_failure=failures.append)

@@ -6,10 +6,9 @@ import asyncio
 
 import pytest
 
-from baton.db.streams import LARGE_BYTES
 from baton.errors import RequestMemoryFull
 from baton.observability.metrics import PodMetrics
-from baton.pod.request_bodies import FREE_BYTES, Bodies, Body
+from baton.pod.request_bodies import FREE_BYTES, LARGE_BYTES, Bodies, Body
 
 MIB = 1 << 20
 

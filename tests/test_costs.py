@@ -19,9 +19,9 @@ from tests.cluster import Cluster, RunningPod, text
 from tests.follower import following, frames_after
 from tests.logbook import until
 
-from baton.db import event_log, notifications, stream_queue, streams, worker_rows
+from baton.db import event_log, notifications, stream_creation, stream_ending, stream_queue, streams, worker_rows
 from baton.db.postgres import Connection, Pool, pool
-from baton.db.streams import Limits, NewStream
+from baton.db.stream_creation import Limits, NewStream
 from baton.events import encode_text
 from baton.generators import GenerationRequest
 from baton.observability.metrics import WorkerMetrics
@@ -165,7 +165,7 @@ async def test_claims_and_ends_are_not_made_in_place_and_notes_of_watchers_are(c
     """What docs/database.md says of HOT updates. Another index would make the notes dearer."""
     async with pool(cluster.dsn, size=1, timeout_seconds=10) as one:  # whose counts are sent when it is told to
         new = NewStream("test", None, {}, "retry", limits=Limits(unwatched_timeout=600))
-        stream_id = (await streams.create(one, new))[0].id
+        stream_id = (await stream_creation.create(one, new))[0].id
         async with one.acquire() as connection:
             worker_id = await worker_rows.register(connection, "w", ["test"], 1)
             place = await worker_rows.place(connection, worker_id)
@@ -174,7 +174,7 @@ async def test_claims_and_ends_are_not_made_in_place_and_notes_of_watchers_are(c
         for _ in range(3):
             await streams.note_watched(one, [stream_id])
         assert await updates(one) == (4, 3)
-        assert await streams.end_any(one, stream_id, Outcome.cancelled())
+        assert await stream_ending.end_any(one, stream_id, Outcome.cancelled())
         updated, in_place = await updates(one)
         assert (updated > 4, in_place) == (True, 3)
 

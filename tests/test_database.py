@@ -1,4 +1,4 @@
-"""Connections: what is said when none can be made, and how long their answers may take."""
+"""Connections: the error if none can be opened, and how long a query may take."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from baton.errors import DatabaseUnreachable
 
 
 def one_of_two(dsn: str, wanted: str, *, away: bool) -> str:
-    """A DSN of two hosts, as one gives for a primary with a standby: the first may be away."""
+    """Return a DSN of two hosts, as for a primary with a standby; the first one may be down."""
     parts = urlsplit(dsn)
     folder = parse_qs(parts.query).get("host")
     second = (folder[0] if folder else parts.hostname, parts.port or 5432)
@@ -24,19 +24,19 @@ def one_of_two(dsn: str, wanted: str, *, away: bool) -> str:
     return f"postgresql:///{parts.path.lstrip('/')}?host={names}&port={ports}&target_session_attrs={wanted}&{login}"
 
 
-async def test_with_two_hosts_the_one_that_is_the_primary_is_used(dsn: str) -> None:
+async def test_of_two_hosts_the_primary_is_used(dsn: str) -> None:
     connection = await connect(one_of_two(dsn, "primary", away=True))
     assert await connection.fetchval("SELECT 1") == 1
     await connection.close()
 
 
-async def test_that_there_is_no_primary_just_now_is_told(dsn: str) -> None:
+async def test_a_missing_primary_is_reported(dsn: str) -> None:
     with pytest.raises(DatabaseUnreachable, match="None of the hosts match"):
         await connect(one_of_two(dsn, "standby", away=False))
 
 
 @pytest.mark.parametrize("seconds", [0.75, 59.5])
-async def test_the_setting_bounds_what_a_request_waits_for_the_database(
+async def test_the_setting_bounds_how_long_a_request_waits(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     pod = await cluster.pod(database_timeout_seconds=seconds)
@@ -54,5 +54,5 @@ async def test_the_setting_bounds_what_a_request_waits_for_the_database(
         )
         assert answer.is_success
         assert seconds in bounds
-        # That of before, whatever the setting.
+        # The bound of other pools, which the setting does not change.
         assert 10 not in bounds

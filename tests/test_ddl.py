@@ -18,7 +18,7 @@ from tests.test_migrations import dumped, psql
 
 from baton.db import event_log, partitions
 from baton.db.event_log import Append
-from baton.db.postgres import REVISION
+from baton.db.schema_revision import REVISION
 from baton.errors import ConfigurationError
 from baton.events import encode_text
 from baton.schema import ddl, migration_sql

@@ -1,4 +1,4 @@
-"""Connection strings: what is passed on, translated, ignored and refused, and that no part of a password is shown."""
+"""Connection strings: which parameters are passed on, translated, ignored or refused. No password is ever shown."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def arguments(text: str) -> dict[str, Any]:
 
 
 def for_asyncpg(text: str) -> dict[str, str]:
-    """What asyncpg is to read by itself."""
+    """Return the part that asyncpg reads."""
     return dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(arguments(text)["dsn"]).query))
 
 
@@ -85,7 +85,7 @@ def test_where_the_server_is(text: str, hosts: list[str] | None, ports: list[int
         (r"host=h user=u password=a\ b dbname='n'", ("u", "a b", "n")),
     ],
 )
-def test_who_logs_in_and_to_what(text: str, login: tuple[str, str, str]) -> None:
+def test_the_user_and_the_database(text: str, login: tuple[str, str, str]) -> None:
     found = arguments(text)
     assert (found["user"], found["password"], found["database"]) == login
 
@@ -103,7 +103,7 @@ def test_who_logs_in_and_to_what(text: str, login: tuple[str, str, str]) -> None
 )
 async def test_a_password_that_is_not_percent_encoded_is_refused_and_never_shown(password: str) -> None:
     text = f"postgresql://user:{password}@host/name"
-    if "[" in password:  # which confuses nobody
+    if "[" in password:  # which is not ambiguous
         assert arguments(text)["password"] == password
         return
     assert "Percent-encode the password" in refusal(text)
@@ -135,7 +135,7 @@ def test_pairs_that_are_not_quoted_are_refused_and_never_shown(text: str) -> Non
         f"'postgresql://u:{SECRET}@h/n'",
     ],
 )
-def test_what_is_no_connection_string(text: str) -> None:
+def test_text_that_is_not_a_connection_string(text: str) -> None:
     assert refusal(text).startswith("it must look like postgresql://")
 
 
@@ -150,7 +150,7 @@ HARMLESS = (
 )
 
 
-async def test_what_is_harmless_keeps_nobody_out(dsn: str) -> None:
+async def test_harmless_parameters_are_ignored(dsn: str) -> None:
     with_all = f"{dsn}{'&' if '?' in dsn else '?'}{HARMLESS}"
     connection = await connect(Settings.load(database_url=with_all).dsn, name="a test")
     assert (
@@ -192,14 +192,14 @@ async def test_pairs_lead_to_the_same_database(dsn: str) -> None:
         ("sslidentity=/id.p12", "sslidentity"),
     ],
 )
-def test_what_cannot_be_honored_is_refused_by_its_name(parameter: str, name: str) -> None:
+def test_an_unsupported_protection_is_refused_by_its_name(parameter: str, name: str) -> None:
     assert refusal(with_parameter(parameter)).startswith(f"remove {name}, ")
 
 
 @pytest.mark.parametrize(
     ("parameter", "said"),
     [
-        ("statement_timeout=5", "statement_timeout is no parameter of a connection string. Remove it; "),
+        ("statement_timeout=5", "statement_timeout is not a parameter of a connection string. Remove it; "),
         ("sslmode=odd", "sslmode must be one of "),
         ("target_session_attrs=odd", "target_session_attrs must be one of "),
         ("ssl_min_protocol_version=SSLv3", "ssl_min_protocol_version must be one of "),
@@ -215,14 +215,14 @@ def test_what_cannot_be_honored_is_refused_by_its_name(parameter: str, name: str
         ("service=x&servicefile=/nowhere", "there is no such service"),
     ],
 )
-def test_what_is_wrong_with_a_parameter(parameter: str, said: str | None) -> None:
+def test_the_error_says_what_is_wrong_with_a_parameter(parameter: str, said: str | None) -> None:
     if said is None:  # a password that is given goes before the file
         assert arguments(with_parameter(parameter))["password"] == SECRET
     else:
         assert refusal(with_parameter(parameter)).startswith(said)
 
 
-def test_a_protection_that_is_asked_for_by_a_variable_of_libpq_is_not_dropped_either(
+def test_a_protection_required_by_a_libpq_variable_is_not_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PGREQUIREAUTH", "scram-sha-256")
@@ -232,7 +232,7 @@ def test_a_protection_that_is_asked_for_by_a_variable_of_libpq_is_not_dropped_ei
     assert for_asyncpg("postgresql://h/n")["sslmode"] == "require"
 
 
-def test_the_options_of_a_variable_of_libpq_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_options_of_a_libpq_variable_reach_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGOPTIONS", "-c search_path=mine")
     assert arguments("postgresql://h/n")["server_settings"] == {"options": "-c search_path=mine"}
 
@@ -249,11 +249,11 @@ def test_the_options_of_a_variable_of_libpq_reach_the_server(monkeypatch: pytest
         ("channel_binding=require&sslmode=verify-full", "verify-full"),
     ],
 )
-def test_how_much_tls_is_meant(given: str, meant: str | None) -> None:
+def test_the_sslmode_that_a_string_means(given: str, meant: str | None) -> None:
     assert for_asyncpg(with_parameter(given)).get("sslmode") == meant
 
 
-def test_the_string_of_neon_is_understood_and_its_limits_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_neons_string_is_understood_and_its_limits_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     settings = Settings.load(database_url=NEON)
     assert settings.remarks == [NOT_BOUND]
     assert for_asyncpg(settings.dsn) == {"sslmode": "require"}
@@ -299,7 +299,7 @@ async def test_a_passfile_is_read_at_each_connect(tmp_path: Path, dsn: str, fold
 
 
 class TlsFront:
-    """What answers a client's request for TLS in front of a Postgres that has none."""
+    """A server that accepts TLS in front of a Postgres without TLS."""
 
     def __init__(self, dsn: str, folder: Path) -> None:
         self.certificate = folder / "server.crt"
@@ -311,7 +311,7 @@ class TlsFront:
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:
-        """Yield the start of a DSN of the same database, as `localhost`."""
+        """Yield the start of a DSN of the same database, by the name `localhost`."""
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         user = self._known.parameters.get("user", "postgres")
@@ -369,7 +369,7 @@ def _make_certificate(certificate: Path, key_file: Path) -> None:
     )
 
 
-async def test_tls_is_what_was_asked_for(dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tls_is_as_strict_as_required(dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     front = TlsFront(dsn, tmp_path)
     async with front.serving() as address:
         for query in (

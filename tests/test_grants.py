@@ -18,9 +18,10 @@ from tests.follower import following
 from tests.logbook import ANSWER, answer, connected, ended, events, text, until, working
 from tests.roles import PASSWORD, Roles, as_role, drop, granted, unique_names
 
-from baton.db import streams
-from baton.db.postgres import check_schema, pool
-from baton.db.streams import Limits, NewStream
+from baton.db import stream_creation, streams
+from baton.db.postgres import pool
+from baton.db.schema_revision import check_schema
+from baton.db.stream_creation import Limits, NewStream
 from baton.errors import ConfigurationError
 from baton.generators import Generator
 from baton.schema import tables
@@ -114,7 +115,7 @@ async def test_workers_take_over_streams_under_their_role(roles: Roles, caplog: 
 
         async def create(generator: str, **limits: float) -> UUID:
             new = NewStream(generator, None, {}, "retry", limits=Limits(**limits))
-            return (await streams.create(creating, new))[0].id
+            return (await stream_creation.create(creating, new))[0].id
 
         taken_over = await create("test")
         async with working(roles.work_dsn, tap):

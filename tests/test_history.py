@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 from tests.logbook import claim_as, connected, events, queue, row
 
-from baton.db import event_log, history, streams, worker_rows
+from baton.db import event_log, history, stream_queue, streams, worker_rows
 from baton.db.event_log import Append, Fence
 from baton.db.history import HistoryWatch
 from baton.events import encode_text, join_lines
@@ -22,37 +22,37 @@ async def test_a_counter_that_falls_begins_a_new_history_once(dsn: str) -> None:
         worker_id = await worker_rows.register(connection, "test", ["test"], 1)
         await connection.execute("UPDATE baton.worker SET heartbeat = 9")
         first, second = HistoryWatch(), HistoryWatch()
-        before = [await watch.look(connection) for watch in (first, second)]
+        before = [await watch.check(connection) for watch in (first, second)]
         assert before == [{worker_id: 9}] * 2
         old = first.history
-        await first.look(connection)
+        await first.check(connection)
         assert first.history == old
         await connection.execute("UPDATE baton.worker SET heartbeat = 8")
-        await first.look(connection)
+        await first.check(connection)
         assert first.history not in {None, old}
-        await second.look(connection)
+        await second.check(connection)
         assert second.history == first.history
-        await second.look(connection)
+        await second.check(connection)
         assert second.history == first.history == await history.read(connection)
 
 
-async def test_a_fall_of_which_nobody_could_be_told_is_seen_again(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fall_that_could_not_begin_a_history_is_seen_again(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with connected(dsn) as connection:
         await worker_rows.register(connection, "test", ["test"], 1)
         await connection.execute("UPDATE baton.worker SET heartbeat = 9")
         watch = HistoryWatch()
-        await watch.look(connection)
+        await watch.check(connection)
         old = watch.history
         await connection.execute("UPDATE baton.worker SET heartbeat = 8")
         with monkeypatch.context() as patched:
             patched.setattr(history, "_BEGIN", "SELECT ($3::bigint / 0)::text || $1::text || $2::uuid")
             with pytest.raises(asyncpg.DivisionByZeroError):
-                await watch.look(connection)
-        await watch.look(connection)
+                await watch.check(connection)
+        await watch.check(connection)
         assert watch.history not in {None, old}
 
 
-async def test_a_counter_that_did_not_fall_begins_nothing(dsn: str) -> None:
+async def test_a_counter_that_did_not_fall_begins_no_history(dsn: str) -> None:
     async with connected(dsn) as connection:
         worker_id = await worker_rows.register(connection, "test", ["test"], 1)
         now = await history.read(connection)
@@ -62,7 +62,7 @@ async def test_a_counter_that_did_not_fall_begins_nothing(dsn: str) -> None:
         assert await connection.fetchval(history._BEGIN, "another/00000001", worker_id, 9) == now
 
 
-async def test_a_history_is_a_marker_and_the_timeline_if_that_is_shown(dsn: str) -> None:
+async def test_a_history_is_a_marker_and_the_visible_timeline(dsn: str) -> None:
     async with connected(dsn) as connection:
         marker, _, timeline = (await history.read(connection)).partition("/")
         assert len(marker) == 8
@@ -98,7 +98,7 @@ async def test_an_orphan_of_an_older_history_ends_as_rewound(dsn: str) -> None:
         assert [event["type"] for event in await events(connection, stream_id)] == ["text", "text", "done"]
 
 
-async def test_an_adopted_stream_is_of_the_present_history_if_its_claim_still_has_it(dsn: str) -> None:
+async def test_an_adopted_stream_has_the_current_history_if_its_claim_holds(dsn: str) -> None:
     stream_id = await queue(dsn)
     async with connected(dsn) as connection:
         (item,) = await claim_as(connection, WORKER, ["test"], 1)
@@ -110,14 +110,14 @@ async def test_an_adopted_stream_is_of_the_present_history_if_its_claim_still_ha
         assert [orphan.rewound for orphan in await worker_rows.orphans(connection, UUID(int=2))] == [False]
 
 
-async def test_a_writer_of_the_same_epoch_and_another_claim_writes_nothing(dsn: str) -> None:
+async def test_a_writer_with_the_same_epoch_but_another_claim_writes_nothing(dsn: str) -> None:
     stream_id = await queue(dsn)
     async with connected(dsn) as connection:
         (item,) = await claim_as(connection, WORKER, ["test"], 1)
         line = encode_text("a")
         for token in (None, UUID(int=5)):
             assert await event_log.append(connection, [Append(stream_id, item.epoch, 1, 1, line, None, token)]) == set()
-            assert not await streams.requeue(connection, Fence(stream_id, item.epoch, token))
+            assert not await stream_queue.requeue(connection, Fence(stream_id, item.epoch, token))
         assert await event_log.append(connection, [Append(stream_id, item.epoch, 1, 1, line, None, item.claim_token)])
 
 

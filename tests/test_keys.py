@@ -56,7 +56,7 @@ async def test_keys_are_made_listed_and_revoked_by_the_role_that_migrates(roles:
 
 async def test_other_roles_may_not_make_keys(roles: Roles) -> None:
     for dsn in (roles.serve_dsn, roles.work_dsn):
-        with pytest.raises(ConfigurationError, match=r"may not do this: .+ Connect as the one of `baton migrate`\."):
+        with pytest.raises(ConfigurationError, match=r"may not do this: .+ Connect as the role of `baton migrate`\."):
             await run(dsn, *MAKE)
 
 

@@ -1,4 +1,4 @@
-"""The LISTEN connection against a real server that cuts it, refuses it, and gives it back."""
+"""The LISTEN connection against a real server that cuts it, refuses it, and accepts it again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from baton.db.listener import Listener, ListenerState
 
 
 class Ear:
-    """Runs a listener, and keeps its states and what it heard."""
+    """Runs a listener, and keeps its states and notifications."""
 
     def __init__(self, dsn: str, *, probe_seconds: float = 5) -> None:
         self.heard: list[tuple[str, str]] = []
@@ -57,7 +57,9 @@ async def listeners(connection: asyncpg.Connection[asyncpg.Record]) -> list[int]
     return [row["pid"] for row in rows]
 
 
-async def test_it_hears_each_of_its_channels(empty_dsn: str, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+async def test_a_listener_gets_the_notifications_of_each_channel(
+    empty_dsn: str, connection: asyncpg.Connection[asyncpg.Record]
+) -> None:
     ear = Ear(empty_dsn)
     assert ear.listener.state is ListenerState.CONNECTING
     async with ear.listening():
@@ -75,7 +77,7 @@ async def until_gone(connection: asyncpg.Connection[asyncpg.Record]) -> None:
     await until(gone)
 
 
-async def test_a_lost_connection_is_noticed_told_and_replaced(
+async def test_a_lost_connection_is_noticed_reported_and_replaced(
     empty_dsn: str, connection: asyncpg.Connection[asyncpg.Record]
 ) -> None:
     ear = Ear(empty_dsn, probe_seconds=60)
@@ -89,18 +91,20 @@ async def test_a_lost_connection_is_noticed_told_and_replaced(
             await until(lambda round_=round_: ear.heard[-1:] == [("one", str(round_))])  # type: ignore[misc]
 
 
-async def test_it_listens_before_it_says_so(empty_dsn: str, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-    told: list[asyncio.Task[None]] = []
+async def test_a_listener_listens_before_it_reports_it(
+    empty_dsn: str, connection: asyncpg.Connection[asyncpg.Record]
+) -> None:
+    sent: list[asyncio.Task[None]] = []
 
-    class Telling(Ear):
+    class Notifying(Ear):
         def on_state(self, state: ListenerState) -> None:
             super().on_state(state)
-            told.append(asyncio.create_task(notify(connection, "two", state.value)))
+            sent.append(asyncio.create_task(notify(connection, "two", state.value)))
 
-    ear = Telling(empty_dsn)
+    ear = Notifying(empty_dsn)
     async with ear.listening():
         await until(lambda: ear.heard == [("two", "listening")])
-    await asyncio.gather(*told)
+    await asyncio.gather(*sent)
 
 
 async def test_probes_of_a_healthy_connection_change_nothing(
@@ -120,7 +124,7 @@ async def test_probes_of_a_healthy_connection_change_nothing(
     assert ear.states == [ListenerState.LISTENING]
 
 
-async def test_a_session_that_has_forgotten_its_listen_is_left(
+async def test_a_session_that_lost_its_listen_is_abandoned(
     empty_dsn: str, connection: asyncpg.Connection[asyncpg.Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What a transaction pooler does: the LISTEN is accepted, and goes to a session that the next query does not get.
@@ -141,7 +145,7 @@ async def test_a_session_that_has_forgotten_its_listen_is_left(
         await until(lambda: ear.heard == [("two", "heard")])
 
 
-async def test_where_nobody_answers_it_degrades_and_keeps_trying() -> None:
+async def test_without_a_server_a_listener_degrades_and_keeps_trying() -> None:
     ear = Ear("postgresql://nobody@127.0.0.1:1/none")
     task = asyncio.create_task(ear.listener.run())
     await until(lambda: ear.states == [ListenerState.DEGRADED] * 3)

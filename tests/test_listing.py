@@ -13,8 +13,8 @@ from tests.cluster import Cluster, Tap
 from tests.logbook import until
 
 from baton.commands.listing import StreamQuery, list_streams, list_workers
-from baton.db import streams, worker_rows
-from baton.db.streams import NewStream
+from baton.db import stream_creation, stream_ending, worker_rows
+from baton.db.stream_creation import NewStream
 from baton.generators.registry import load_generators
 
 ALL = StreamQuery(None, None, 20)
@@ -32,9 +32,9 @@ async def test_streams_are_listed_newest_first(cluster: Cluster, capsys: pytest.
     settings = cluster.settings()
     assert await printed(capsys, list_streams, settings, ALL, as_json=False) == "No stream matches.\n"
     assert await printed(capsys, list_streams, settings, ALL, as_json=True) == []
-    first, _ = await streams.create(cluster.pool, NewStream("one", None, {}, "fail", tenant="acme"))
-    second, _ = await streams.create(cluster.pool, NewStream("two\t\x1b[2J", None, {}, "fail"))
-    assert await streams.end_any(cluster.pool, first.id, streams.QUEUE_TIMEOUT)
+    first, _ = await stream_creation.create(cluster.pool, NewStream("one", None, {}, "fail", tenant="acme"))
+    second, _ = await stream_creation.create(cluster.pool, NewStream("two\t\x1b[2J", None, {}, "fail"))
+    assert await stream_ending.end_any(cluster.pool, first.id, stream_ending.QUEUE_TIMEOUT)
 
     header, *rows = (await printed(capsys, list_streams, settings, ALL, as_json=False)).splitlines()
     assert header.split("\t")[:4] == ["stream", "tenant", "generator", "status"]

@@ -1,4 +1,4 @@
-"""What a pod remembers of the tenants' live streams: in which order it may learn, and how much it keeps."""
+"""What a pod remembers of the tenants' live streams, and how much of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from baton.db import live_counts
-from baton.db.live_counts import LiveCounts, Moment, Watermark, oldest_in_progress
+from baton.db.live_counts import HighWatermark, LiveCounts, Moment, oldest_in_progress
 from baton.stream_ids import first_id
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -31,7 +31,7 @@ def test_the_oldest_transaction_in_progress(snapshot: str, above: int, oldest: i
 
 
 def test_the_watermark_waits_for_every_older_transaction() -> None:
-    mark = Watermark()
+    mark = HighWatermark()
     mark.note(moment(0, 12, "10:10:"))
     assert mark.id == UUID(int=0)
     # The next one sees that of the mark, and one that is older, at work.
@@ -43,22 +43,22 @@ def test_the_watermark_waits_for_every_older_transaction() -> None:
     assert id_at(0.9) < mark.id < id_at(1)
 
 
-def test_a_snapshot_that_ends_below_a_marks_transaction_settles_nothing() -> None:
-    """Ids from its end on count as in progress, whether they are listed or not."""
-    mark = Watermark()
+def test_a_snapshot_below_a_marks_transaction_moves_no_watermark() -> None:
+    """Ids from the end of the snapshot on count as in progress, listed or not."""
+    mark = HighWatermark()
     mark.note(moment(0, 12, "10:10:"))
     mark.note(moment(1, None, "10:11:10"))
     assert mark.id == UUID(int=0)
 
 
-def test_a_long_transaction_holds_it_up_for_a_while_and_no_longer() -> None:
-    mark = Watermark()
+def test_a_long_transaction_delays_the_watermark_only_for_a_while() -> None:
+    mark = HighWatermark()
     for second in range(20):
         mark.note(moment(second, 100 + second, f"7:{100 + second}:7"))
     assert mark.id > id_at(18 - 0.1)
 
 
-def test_it_forgets_the_tenants_that_create_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tenants_that_create_nothing_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_counts, "MOST_TENANTS", 3)
     counts = LiveCounts()
     for tenant in "abcd":
@@ -67,7 +67,7 @@ def test_it_forgets_the_tenants_that_create_nothing(monkeypatch: pytest.MonkeyPa
     assert list(counts._tenants) == ["c", "d", "b"]
 
 
-def test_it_keeps_a_bounded_number_of_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_remembered_ids_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_counts, "MOST_IDS", 10)
     counts = LiveCounts()
     for number, tenant in enumerate("abc"):
@@ -80,7 +80,7 @@ def test_it_keeps_a_bounded_number_of_ids(monkeypatch: pytest.MonkeyPatch) -> No
     assert counts._ids == sum(len(item.older) for item in counts._tenants.values()) <= 10
 
 
-def test_an_older_reply_takes_nothing_back() -> None:
+def test_an_older_reply_undoes_nothing() -> None:
     counts = LiveCounts()
     counts.plan("a").learn([], (), moment(0, 1, "1:1:"))
     counts.plan("a").learn([], (), moment(10, 2, "2:2:"))

@@ -1,4 +1,4 @@
-"""The log: what an append writes and leaves out, and what is read after a cursor."""
+"""The log: what an append writes or leaves out, and what a read returns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tests.logbook import claimed, connected, events, row
 from tests.past import day, id_at, old_stream
 
-from baton.db import event_log
+from baton.db import event_log, notifications
 from baton.db.event_log import Append, Batch, Standing
 from baton.db.postgres import Connection
 from baton.events import encode_event, encode_text, join_lines
@@ -30,7 +30,7 @@ def terminal(stream_id: UUID, seq: int, outcome: Outcome, *, epoch: int = 1) -> 
 
 
 async def write(connection: Connection, stream_id: UUID, sizes: Sequence[int]) -> None:
-    """Append batches of so many events each."""
+    """Append batches with these numbers of events."""
     first = 1
     for size in sizes:
         assert await event_log.append(connection, [batch(stream_id, first, first + size - 1)]) == {stream_id}
@@ -38,7 +38,7 @@ async def write(connection: Connection, stream_id: UUID, sizes: Sequence[int]) -
 
 
 def numbers(batches: list[Batch]) -> list[int]:
-    """The numbers of the events that were read, which the events themselves say too."""
+    """Return the numbers of the events that were read, and check that the events contain them."""
     found = []
     for item in batches:
         assert len(item.lines) == item.last_seq - item.first_seq + 1
@@ -48,7 +48,7 @@ def numbers(batches: list[Batch]) -> list[int]:
     return found
 
 
-async def test_a_read_after_any_cursor_holds_all_that_follows(dsn: str) -> None:
+async def test_a_read_after_any_cursor_has_all_later_events(dsn: str) -> None:
     async with connected(dsn) as connection:
         stream_id, neighbour = await claimed(connection, 2)
         await write(connection, neighbour, [3, 3])
@@ -90,7 +90,7 @@ async def test_pages_by_bytes_add_up_and_hold_at_least_one_batch(dsn: str, monke
 @pytest.mark.parametrize(
     ("max_bytes", "found"), [(1, [5]), (600, [4, 5]), (1100, [3, 4, 5]), (99_999, [1, 2, 3, 4, 5])]
 )
-async def test_the_newest_are_read_oldest_first(dsn: str, max_bytes: int, found: list[int]) -> None:
+async def test_the_newest_batches_are_read_oldest_first(dsn: str, max_bytes: int, found: list[int]) -> None:
     async with connected(dsn) as connection:
         (stream_id,) = await claimed(connection)
         for seq in range(1, 6):
@@ -173,7 +173,7 @@ async def test_the_terminal_batch_and_the_row_are_one_statement(dsn: str) -> Non
         assert (await event_log.read_tail(connection, open_id)).last_seq == 3
 
 
-async def test_the_view_shows_an_event_a_row_whatever_is_in_it(dsn: str) -> None:
+async def test_the_view_has_one_row_for_each_event(dsn: str) -> None:
     given: list[dict[str, Any]] = [
         {"type": "text", "delta": "a\0b"},
         {"type": "custom", "name": "\u2028\u0085", "data": {"lines": "\n"}},
@@ -230,7 +230,7 @@ async def test_tails_of_streams_of_several_days(dsn: str) -> None:
         assert await event_log.tails(connection, [*expected, missing]) == expected
 
 
-async def test_without_streams_no_tails_are_asked_for(dsn: str) -> None:
+async def test_without_streams_tails_run_no_query(dsn: str) -> None:
     connection = await asyncpg.connect(dsn)
     await connection.close()
     assert await event_log.tails(connection, []) == {}
@@ -253,6 +253,6 @@ async def test_notify_sends_each_payload(dsn: str) -> None:
     heard: list[str] = []
     async with connected(dsn) as listening, connected(dsn) as sending:
         await listening.add_listener("baton_events", lambda *given: heard.append(str(given[-1])))
-        await event_log.notify(sending, "baton_events", ["one", "two", "three"])
+        await notifications.notify(sending, "baton_events", ["one", "two", "three"])
         await listening.execute("SELECT 1")
     assert heard == ["one", "two", "three"]

@@ -14,7 +14,7 @@ import pytest
 from tests.cluster import Cluster, Tap, echo
 from tests.logbook import until, working
 
-from baton.db import streams
+from baton.db import stream_ending
 from baton.errors import GenerationError
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
@@ -158,7 +158,7 @@ async def test_a_worker_that_has_lost_a_stream_does_not_say_that_it_ended(cluste
         stream_id = await cluster.create(pod)
         tap.let("a")
         await until(lambda: written(cluster, stream_id))
-        assert await streams.end_any(cluster.pool, UUID(stream_id), Outcome.cancelled())
+        assert await stream_ending.end_any(cluster.pool, UUID(stream_id), Outcome.cancelled())
         tap.end()
         await until(lambda: worker.metrics.running == 0)
     lost = await log.one("is lost to this worker")

@@ -32,7 +32,7 @@ from tests.past import (
 from tests.roles import PASSWORD, as_role
 
 from baton import stream_ids
-from baton.db import event_log, partitions, retention, streams
+from baton.db import event_log, partitions, retention, stream_ending
 from baton.db.postgres import CONNECTION_ERRORS, MAINTENANCE_LOCK, MIGRATION_LOCK, Connection
 from baton.errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch, StreamExpired, StreamNotFound
 from baton.outcome import Outcome
@@ -316,7 +316,7 @@ async def test_the_rows_are_found_by_indexes(dsn: str) -> None:
             await plan(connection, retention._DELETE_STREAMS, UUID(int=0), top, 500),
             await plan(connection, retention._DELETE_KEYS, *[datetime.datetime.now(datetime.UTC)] * 2, 500),
             await plan(connection, retention._OLDEST, UUID(int=0), top, False),
-            await plan(connection, streams._DELETE_KEYS, "", top),
+            await plan(connection, stream_ending._DELETE_KEYS, "", top),
         ]
         for found, index in zip(
             plans, ("pk_stream", "expires_at", "pk_stream", "ix_idempotency_key_stream_id"), strict=True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.logbook import connected, queue
 from tests.processes import environment, finished
 
-from baton.db import history, seals
+from baton.db import history, signing_keys
 
 
 async def test_what_is_live_is_marked_and_counted(dsn: str) -> None:
@@ -21,8 +21,8 @@ async def test_what_is_live_is_marked_and_counted(dsn: str) -> None:
 async def test_a_key_of_notifications_is_replaced(dsn: str) -> None:
     async with connected(dsn) as connection:
         now = await history.read(connection)
-        (before,) = (await seals.read(connection, now)).keys
+        (before,) = (await signing_keys.read(connection, now)).secrets
         code, out, err = await finished("keys", "rotate-notify", env=environment(BATON_DATABASE_URL=dsn))
         assert code == 0, err
         assert out == f"Created key {before + 1}. The previous key becomes invalid in 80 s.\n"
-        assert set((await seals.read(connection, now)).keys) == {before, before + 1}
+        assert set((await signing_keys.read(connection, now)).secrets) == {before, before + 1}

@@ -11,7 +11,7 @@ import pytest
 
 import baton
 from baton import outcome
-from baton.db import streams
+from baton.db import stream_ending
 from baton.dialects import aisdk, openai
 from baton.errors import GENERATOR_FAULT, POD_FAULT, GenerationError, InvalidEvent, RequestError
 from baton.pod import event_stream
@@ -67,7 +67,7 @@ def test_no_error_shows_what_is_for_the_operator() -> None:
     "text",
     [
         *(GENERATOR_FAULT, POD_FAULT, outcome.WORKER_LOST_MESSAGE, aisdk.RESET, openai.RESET),
-        *(str(end.error_message) for end in (streams.REWOUND, streams.QUEUE_TIMEOUT)),
+        *(str(end.error_message) for end in (stream_ending.REWOUND, stream_ending.QUEUE_TIMEOUT)),
         *(str(end.error_message) for end in outbox._OUTCOMES.values()),
         event_stream._UNTELLABLE[1],
     ],

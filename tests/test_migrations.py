@@ -24,8 +24,9 @@ from tests.logbook import connected, until
 from tests.processes import environment, finished, running
 from tests.revisions import history_with, locks_taken, revision_at
 
-from baton.db.listener import session_dsn
-from baton.db.postgres import MIGRATION_LOCK, REVISION, check_schema
+from baton.db.notification_delivery import session_dsn
+from baton.db.postgres import MIGRATION_LOCK
+from baton.db.schema_revision import REVISION, check_schema
 from baton.errors import ConfigurationError, SchemaMismatch
 from baton.schema import migration_sql
 from baton.schema.lock_timeouts import LockTimeouts
@@ -397,7 +398,7 @@ async def test_a_newer_database_is_accepted_until_it_requires_newer_code(dsn: st
         with pytest.raises(ConfigurationError, match=f"at revision 9999, newer than .+ up to {REVISION}"):
             migration_sql.script(start=await revision_of(dsn), to=None, days_ahead=1)
         await connection.execute("UPDATE baton.compatibility SET oldest_code = '9998'")
-        with pytest.raises(SchemaMismatch, match=r"needs code of revision 9998 at least.+Run a newer version of Baton"):
+        with pytest.raises(SchemaMismatch, match=r"needs code of revision 9998 or newer.+Run a newer version of Baton"):
             await check_schema(connection)
 
 
@@ -405,8 +406,8 @@ async def test_tables_without_a_known_revision_are_reported(dsn: str) -> None:
     async with connected(dsn) as connection:
         for change, message in (
             ("UPDATE baton.alembic_version SET version_num = 'f00dcafe'", "unknown revision, 'f00dcafe'"),
-            ("DELETE FROM baton.alembic_version", "has Baton's tables, and baton.alembic_version does not say"),
-            ("DROP TABLE baton.alembic_version", "has Baton's tables, and baton.alembic_version does not say"),
+            ("DELETE FROM baton.alembic_version", "has Baton's tables, but their revision is missing"),
+            ("DROP TABLE baton.alembic_version", "has Baton's tables, but their revision is missing"),
         ):
             await connection.execute(change)
             with pytest.raises(SchemaMismatch, match=message):

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.logbook import connected, until
 
-from baton.db import event_log, notifications
+from baton.db import notifications
 from baton.db.event_log import Append
 from baton.db.notifications import MAX_BYTES, TRAILER_BYTES, pack, unpack
-from baton.db.seals import Seals
+from baton.db.signing_keys import SigningKeys
 from baton.events import MAX_SEQ, encode_text, join_lines
 from baton.outcome import Outcome
 
@@ -28,7 +28,7 @@ class Everybody(Container[str]):
 
 EVERYBODY = Everybody()
 NOW = 1_764_000_000.125
-LONG = Seals({2**31 - 1: b"k" * 32}, "0123abcd/00000001")  # no seal is longer
+LONG = SigningKeys({2**31 - 1: b"k" * 32}, "0123abcd/00000001")  # no signature is longer
 
 
 @st.composite
@@ -48,7 +48,7 @@ def batch_of(stream_id: UUID, size_bytes: int) -> Append:
 
 
 @given(st.lists(appends()))
-def test_what_was_packed_is_unpacked(items: list[Append]) -> None:
+def test_unpacking_returns_what_was_packed(items: list[Append]) -> None:
     payloads = pack(items, NOW)
     assert {notifications.committed_at(payload) for payload in payloads} <= {NOW}
     assert all(len(payload.encode()) <= MAX_BYTES for payload in payloads)
@@ -73,26 +73,26 @@ def test_a_setting_keeps_the_events_out(items: list[Append]) -> None:
     assert all(announcement.events is None for announcement in found)
 
 
-async def test_the_largest_payload_is_one_that_postgres_takes(dsn: str) -> None:
+async def test_postgres_accepts_the_largest_payload(dsn: str) -> None:
     heard: list[str] = []
     stream_id = uuid.uuid4()
     head = len(f"{stream_id.hex} 1 1 e7950\n") + TRAILER_BYTES
     fits, does_not = batch_of(stream_id, MAX_BYTES - head), batch_of(stream_id, MAX_BYTES - head + 1)
     async with connected(dsn) as listening, connected(dsn) as sending:
         await listening.add_listener("baton_events", lambda *given: heard.append(str(given[-1])))
-        await event_log.notify(
+        await notifications.notify(
             sending, notifications.EVENTS_CHANNEL, [*pack([fits], NOW, LONG), *pack([does_not], NOW, LONG)]
         )
         await until(lambda: len(heard) == 2)
         assert len(heard[0].encode()) == MAX_BYTES
         with pytest.raises(asyncpg.InvalidParameterValueError):
-            await event_log.notify(sending, notifications.EVENTS_CHANNEL, [heard[0] + "x"])
+            await notifications.notify(sending, notifications.EVENTS_CHANNEL, [heard[0] + "x"])
     first, second = (next(unpack(payload, EVERYBODY)) for payload in heard)
     assert first.events == fits.events.decode()
     assert second.events is None
 
 
-def test_only_what_is_wanted_is_read() -> None:
+def test_only_wanted_streams_are_read() -> None:
     items = [batch_of(uuid.uuid4(), 100) for _ in range(5)]
     (payload,) = pack(items, NOW)
     assert [found.stream for found in unpack(payload, {items[3].stream_id.hex})] == [items[3].stream_id.hex]
@@ -111,7 +111,7 @@ def test_a_malformed_payload_does_no_harm(lines: list[str]) -> None:
 
 
 @pytest.mark.parametrize("payload", ["", "x", "a b c d", f"{'0' * 32} 1 2 e2\n" + "{}", f"{'0' * 32} 1", "\n\n\n"])
-def test_what_makes_no_sense_announces_nothing(payload: str) -> None:
+def test_a_malformed_payload_announces_nothing(payload: str) -> None:
     assert list(unpack(payload, EVERYBODY)) == []
 
 
@@ -128,16 +128,16 @@ def test_events_are_taken_only_where_they_are_announced(flag: str) -> None:
     assert found.events is None
 
 
-def test_after_what_makes_no_sense_nothing_is_believed() -> None:
+def test_nothing_after_a_malformed_record_is_read() -> None:
     good = pack([batch_of(uuid.uuid4(), 100)], NOW)[0]
     assert len(list(unpack(f"{good}\nnonsense\n{good}", EVERYBODY))) == 1
 
 
-def test_gone_and_hint() -> None:
+def test_an_erasure_and_a_change_are_announced_without_events() -> None:
     stream_id = uuid.uuid4()
-    (gone,) = unpack(notifications.gone(stream_id), EVERYBODY)
+    (gone,) = unpack(notifications.erasure_payload(stream_id), EVERYBODY)
     assert gone.last_seq == 0
     assert gone.stream == stream_id.hex
-    (hint,) = unpack(notifications.hint(stream_id), {stream_id.hex})
+    (hint,) = unpack(notifications.change_payload(stream_id), {stream_id.hex})
     assert hint.events is None
     assert hint.last_seq == MAX_SEQ

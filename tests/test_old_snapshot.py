@@ -1,4 +1,4 @@
-"""An old snapshot keeps vacuum from removing anything: what reads the queue must not read all that has passed since."""
+"""While an old snapshot stops vacuum, reads of the queue must not grow with the streams that have passed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from bench.buffers import Counted
 from tests.logbook import claim_as, connected, employ, queue_many
 from tests.test_streams import NEW, is_full
 
-from baton.db import rate_buckets, stream_queue, streams, worker_rows
+from baton.db import rate_buckets, stream_creation, stream_queue, worker_rows
 from baton.db.live_counts import LiveCounts
 from baton.db.postgres import Connection, pool
-from baton.db.queue_floor import QueueFloor
+from baton.db.queue_watermark import QueueWatermark
 from baton.db.rate_buckets import Rate
 from baton.errors import TooManyStreams
 
@@ -43,16 +43,16 @@ async def old_snapshot(dsn: str) -> AsyncIterator[None]:
 
 
 class Pair:
-    """A worker and a pod, as far as they read the queue."""
+    """The reads of the queue by a worker and a pod."""
 
     def __init__(self, connection: Any) -> None:
         self.counted = Counted(connection)
         self._connection = cast(Connection, self.counted)
-        self.floor = QueueFloor()
+        self.floor = QueueWatermark()
         self.counts = LiveCounts()
 
     async def look(self) -> None:
-        await self.floor.look(lambda since: stream_queue.first_queued(self._connection, since, ["test"]))
+        await self.floor.update(lambda since: stream_queue.first_queued(self._connection, since, ["test"]))
 
     async def claim(self) -> None:
         place = await worker_rows.place(self.counted._connection, WORKER)
@@ -65,7 +65,7 @@ class Pair:
         await stream_queue.state(self._connection, self.floor.since)
 
     async def create(self) -> None:
-        await streams._insert(self._connection, NEW, None, TENANT_LIMIT, self.counts)
+        await stream_creation._insert(self._connection, NEW, None, TENANT_LIMIT, self.counts)
 
     async def take(self) -> None:
         assert await rate_buckets.take_in(self._connection, "", "caller", Rate(1e6, 100_000)) is None
@@ -79,7 +79,7 @@ class Pair:
         return self.counted.buffers
 
 
-async def test_what_reads_the_queue_reads_as_much_as_in_calm(dsn: str, subtests: pytest.Subtests) -> None:
+async def test_an_old_snapshot_makes_queue_reads_no_larger(dsn: str, subtests: pytest.Subtests) -> None:
     async with connected(dsn) as connection, old_snapshot(dsn):
         await employ(connection, WORKER)
         pair = Pair(connection)
@@ -101,7 +101,7 @@ async def test_what_reads_the_queue_reads_as_much_as_in_calm(dsn: str, subtests:
 
 
 async def pass_through(connection: Connection, count: int, epoch: int = 0) -> None:
-    """Have streams queued, claimed and ended; one is queued for all the time, for another generator."""
+    """Queue, claim and end streams, while one of another generator stays queued."""
     await connection.execute(QUEUED, count, epoch)
     await connection.execute(STARTED, WORKER)
     await connection.execute(ENDED)
@@ -117,7 +117,7 @@ async def test_a_bucket_costs_what_its_last_second_costs(dsn: str) -> None:
         assert await pair.cost(pair.take) <= 2 * calm + 10
 
 
-async def test_a_worker_finds_its_row_among_all_its_versions(dsn: str) -> None:
+async def test_a_worker_finds_the_current_version_of_its_row(dsn: str) -> None:
     async with connected(dsn) as connection, old_snapshot(dsn):
         await employ(connection, WORKER)
         await queue_many(connection, 10)
@@ -129,9 +129,9 @@ async def test_a_worker_finds_its_row_among_all_its_versions(dsn: str) -> None:
 
 
 async def test_a_stream_that_commits_late_is_claimed(dsn: str) -> None:
-    """It lies below the floor, and the floor goes back to it."""
+    """It lies below the watermark, which moves back to it."""
     clock = 0.0
-    floor = QueueFloor(clock=lambda: clock)
+    floor = QueueWatermark(clock=lambda: clock)
     async with connected(dsn) as connection, connected(dsn) as late:
         await employ(connection, WORKER)
         transaction = late.transaction()
@@ -141,55 +141,55 @@ async def test_a_stream_that_commits_late_is_claimed(dsn: str) -> None:
         await asyncio.sleep(0.2)
         for _ in range(2):
             clock += 0.1
-            await floor.look(lambda since: stream_queue.first_queued(connection, since))
+            await floor.update(lambda since: stream_queue.first_queued(connection, since))
         assert floor.since.id > stream_id
         await transaction.commit()
         place = await worker_rows.place(connection, WORKER)
         assert not await stream_queue.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)
         clock += 2
-        await floor.look(lambda since: stream_queue.first_queued(connection, since))
+        await floor.update(lambda since: stream_queue.first_queued(connection, since))
         (claim,) = await stream_queue.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)
         assert claim.stream_id == stream_id
 
 
-async def test_a_sweep_finds_what_a_clock_left_behind(dsn: str) -> None:
+async def test_a_sweep_finds_streams_stamped_before_a_clock_change(dsn: str) -> None:
     clock = 0.0
-    floor = QueueFloor(clock=lambda: clock)
+    floor = QueueWatermark(clock=lambda: clock)
     async with connected(dsn) as connection:
         await employ(connection, WORKER)
-        await floor.look(lambda since: stream_queue.first_queued(connection, since))
+        await floor.update(lambda since: stream_queue.first_queued(connection, since))
         await connection.execute(QUEUED, 1, 0)
         clock += 3
-        await floor.look(lambda since: stream_queue.first_queued(connection, since))
+        await floor.update(lambda since: stream_queue.first_queued(connection, since))
         assert await stream_queue.state(connection, floor.since) == (0, 0.0)
         clock += 60
-        await floor.look(lambda since: stream_queue.first_queued(connection, since))
+        await floor.update(lambda since: stream_queue.first_queued(connection, since))
         assert (await stream_queue.state(connection, floor.since))[0] == 1
 
 
-async def test_a_locked_stream_stays_above_the_floor(dsn: str) -> None:
-    """A claim skips it, and what skips rows does not raise the floor."""
-    floor = QueueFloor()
+async def test_a_locked_stream_stays_above_the_watermark(dsn: str) -> None:
+    """A claim skips the locked row, and skipped rows do not raise the watermark."""
+    floor = QueueWatermark()
     async with connected(dsn) as connection, connected(dsn) as other:
         await employ(connection, WORKER)
         await connection.execute(QUEUED, 1, 0)
         async with other.transaction():
             await other.execute("SELECT FROM baton.stream FOR UPDATE")
-            await floor.look(lambda since: stream_queue.first_queued(connection, since))
+            await floor.update(lambda since: stream_queue.first_queued(connection, since))
             assert await claim_as(connection, WORKER, ["test"], 1) == []
-            await floor.look(lambda since: stream_queue.first_queued(connection, since))
+            await floor.update(lambda since: stream_queue.first_queued(connection, since))
         place = await worker_rows.place(connection, WORKER)
         assert len(await stream_queue.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)) == 1
 
 
-async def test_what_was_given_back_comes_first_and_at_once(dsn: str) -> None:
-    floor = QueueFloor()
+async def test_requeued_streams_are_claimed_first_and_at_once(dsn: str) -> None:
+    floor = QueueWatermark()
     async with connected(dsn) as connection:
         (given_back,) = await queue_many(connection, 1)
         (claim,) = await claim_as(connection, WORKER, ["test"], 1)
         await queue_many(connection, 3)
-        await floor.look(lambda since: stream_queue.first_queued(connection, since))
-        assert await streams.requeue(connection, claim.fence)
+        await floor.update(lambda since: stream_queue.first_queued(connection, since))
+        assert await stream_queue.requeue(connection, claim.fence)
         place = await worker_rows.place(connection, WORKER)
         (first,) = await stream_queue.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)
         assert (first.stream_id, first.epoch) == (given_back, 3)
@@ -197,8 +197,8 @@ async def test_what_was_given_back_comes_first_and_at_once(dsn: str) -> None:
 
 
 @pytest.mark.parametrize("most", [5, 150])
-async def test_pods_that_remember_stay_within_the_limit(dsn: str, most: int) -> None:
-    """Streams end, and others are created on both pods: there are never more than the limit, and never fewer."""
+async def test_pods_with_remembered_counts_stay_within_the_limit(dsn: str, most: int) -> None:
+    """While streams end and others are created on both pods, exactly as many as the limit are live."""
     async with pool(dsn, size=8, timeout_seconds=10) as one, pool(dsn, size=8, timeout_seconds=10) as two:
         pods = (one, LiveCounts()), (two, LiveCounts())
         for ended in (0, 1, most // 2, most, 3):
@@ -211,47 +211,47 @@ async def test_pods_that_remember_stay_within_the_limit(dsn: str, most: int) -> 
             creates = []
             for number in range(most + 20):
                 opened, counts = pods[number % 2]
-                creates.append(streams.create(opened, NEW, max_live=most, counts=counts))
+                creates.append(stream_creation.create(opened, NEW, max_live=most, counts=counts))
             results = await asyncio.gather(*creates, return_exceptions=True)
             assert [result for result in results if not is_full(result)] or not ended
             assert await one.fetchval("SELECT count(*) FROM baton.stream WHERE status = 'queued'") == most
 
 
 async def test_a_create_that_commits_late_is_counted(dsn: str) -> None:
-    """The watermark waits for it, however long it takes."""
+    """The high watermark waits for its transaction."""
     async with pool(dsn, size=4, timeout_seconds=10) as opened, connected(dsn) as late:
         counts = LiveCounts()
-        await streams.create(opened, NEW, max_live=200, counts=counts)
+        await stream_creation.create(opened, NEW, max_live=200, counts=counts)
         transaction = late.transaction()
         await transaction.start()
         await queue_many(late, 190)
         for _ in range(5):
             await asyncio.sleep(0.03)
-            await streams.create(opened, NEW, max_live=200, counts=counts)
+            await stream_creation.create(opened, NEW, max_live=200, counts=counts)
         await transaction.commit()
         for _ in range(4):
-            await streams.create(opened, NEW, max_live=200, counts=counts)
+            await stream_creation.create(opened, NEW, max_live=200, counts=counts)
         with pytest.raises(TooManyStreams, match="200 answers"):
-            await streams.create(opened, NEW, max_live=200, counts=counts)
+            await stream_creation.create(opened, NEW, max_live=200, counts=counts)
 
 
 async def test_the_split_follows_the_creates(dsn: str) -> None:
-    """A stream that runs for long does not keep it back, and what has ended is not counted near the limit."""
+    """A long stream does not hold the split back, and ended streams are not counted near the limit."""
     async with pool(dsn, size=1, timeout_seconds=10) as opened:
         counts = LiveCounts()
-        first, _ = await streams.create(opened, NEW, max_live=100, counts=counts)
+        first, _ = await stream_creation.create(opened, NEW, max_live=100, counts=counts)
         stream = first
         for _ in range(20):
             await asyncio.sleep(0.02)
-            stream, _ = await streams.create(opened, NEW, max_live=100, counts=counts)
+            stream, _ = await stream_creation.create(opened, NEW, max_live=100, counts=counts)
         plan = counts.plan("")
         assert first.id < plan.split <= stream.id
         assert plan.unchecked > 5
         await opened.execute("UPDATE baton.stream SET status = 'completed' WHERE id <> $1", first.id)
         for _ in range(99):
-            await streams.create(opened, NEW, max_live=100, counts=counts)
+            await stream_creation.create(opened, NEW, max_live=100, counts=counts)
         with pytest.raises(TooManyStreams):
-            await streams.create(opened, NEW, max_live=100, counts=counts)
+            await stream_creation.create(opened, NEW, max_live=100, counts=counts)
         assert (await opened.fetchval("SELECT count(*) FROM baton.stream WHERE status = 'queued'")) == 100
 
 
@@ -261,6 +261,6 @@ async def test_tenants_are_counted_apart(dsn: str) -> None:
         for tenant in ("a", "b"):
             new = dataclasses.replace(NEW, tenant=tenant)
             for _ in range(3):
-                await streams.create(opened, new, max_live=3, counts=counts)
+                await stream_creation.create(opened, new, max_live=3, counts=counts)
             with pytest.raises(TooManyStreams):
-                await streams.create(opened, new, max_live=3, counts=counts)
+                await stream_creation.create(opened, new, max_live=3, counts=counts)

@@ -1,4 +1,4 @@
-"""Which sessions hold vacuum back, and for how long: the role with the least rights can see it."""
+"""Which sessions hold vacuum's horizon back, and for how long: a role with the least rights can see it."""
 
 from __future__ import annotations
 
@@ -6,47 +6,45 @@ import pytest
 from tests.logbook import connected
 from tests.roles import granted
 
-from baton.db.old_snapshots import WARN_SECONDS, SnapshotWatch
+from baton.db.vacuum_horizon import WARN_SECONDS, HorizonWatch
 
 OLD = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1"
 
 
-async def test_a_pods_role_sees_for_how_long_a_snapshot_is_open_and_whose_it_is(
-    dsn: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_pods_role_sees_the_age_and_owner_of_a_snapshot(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
     clock = 0.0
-    watch = SnapshotWatch(clock=lambda: clock)
+    watch = HorizonWatch(clock=lambda: clock)
     async with granted(dsn) as roles, connected(roles.serve_dsn) as connection, connected(dsn) as old:
         await old.execute("SET application_name = 'nightly dump'")
-        assert await watch.look(connection) == 0
+        assert await watch.check(connection) == 0
         await old.execute(OLD)
         for clock in (0.0, 15.0, WARN_SECONDS, WARN_SECONDS + 15):
-            assert await watch.look(connection) == clock
+            assert await watch.check(connection) == clock
         (message,) = (record.getMessage() for record in caplog.records)
         assert f"pid {old.get_server_pid()} (" in message
         assert "nightly dump" in message
         await old.execute("COMMIT")
-        assert await watch.look(connection) == 0
+        assert await watch.check(connection) == 0
 
 
-async def test_another_snapshot_of_the_same_session_is_another(dsn: str) -> None:
+async def test_a_new_snapshot_of_the_same_session_counts_separately(dsn: str) -> None:
     clock = 0.0
-    watch = SnapshotWatch(clock=lambda: clock)
+    watch = HorizonWatch(clock=lambda: clock)
     async with connected(dsn) as connection, connected(dsn) as old:
         await old.execute(OLD)
-        await watch.look(connection)
+        await watch.check(connection)
         await old.execute("COMMIT")
         await connection.execute("SELECT pg_current_xact_id()")
         await old.execute(OLD)
         clock = 100.0
-        assert await watch.look(connection) == 0
+        assert await watch.check(connection) == 0
 
 
 async def test_a_transaction_that_has_written_holds_back_too(dsn: str) -> None:
     clock = 0.0
-    watch = SnapshotWatch(clock=lambda: clock)
+    watch = HorizonWatch(clock=lambda: clock)
     async with connected(dsn) as connection, connected(dsn) as old:
         await old.execute("BEGIN; SELECT pg_current_xact_id()")
-        await watch.look(connection)
+        await watch.check(connection)
         clock = 100.0
-        assert await watch.look(connection) == 100
+        assert await watch.check(connection) == 100

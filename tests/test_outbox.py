@@ -14,8 +14,8 @@ from baton.outcome import Outcome
 from baton.worker.outbox import Lost, Outbox
 
 
-class Told:
-    """An outbox, and what it told its writer and its run."""
+class Probe:
+    """An outbox, and the calls that it made to its writer and its run."""
 
     def __init__(self, *, tail: int = 0, max_events: int = 3, max_bytes: int = 1 << 20, may_reset: bool = True) -> None:
         self.ready: list[bool] = []
@@ -41,141 +41,141 @@ class Told:
         return item
 
 
-def told_by(item: Append) -> list[str]:
+def deltas_of(item: Append) -> list[str]:
     events = map(orjson.loads, item.events.split(b"\n"))
     return [event.get("delta") or event["type"] for event in events]
 
 
 def test_a_batch_is_numbered_after_the_tail() -> None:
-    told = Told(tail=4)
-    told.put("a", "b")
-    item = told.take()
-    assert (item.first_seq, item.last_seq, item.epoch, told_by(item)) == (5, 6, 7, ["a", "b"])
-    told.outbox.written(6, terminal=False)
-    told.put("c")
-    assert told.take().first_seq == 7
+    probe = Probe(tail=4)
+    probe.put("a", "b")
+    item = probe.take()
+    assert (item.first_seq, item.last_seq, item.epoch, deltas_of(item)) == (5, 6, 7, ["a", "b"])
+    probe.outbox.written(6, terminal=False)
+    probe.put("c")
+    assert probe.take().first_seq == 7
 
 
 def test_a_batch_in_flight_keeps_its_boundaries() -> None:
-    told = Told()
-    told.put("a")
-    first = told.take()
-    told.put("b")
-    told.outbox.finish(Outcome.completed("stop"))
-    assert told.take() == first
-    assert told.outbox.still_has(first)
-    told.outbox.written(1, terminal=False)
-    assert not told.outbox.still_has(first)
-    second = told.take()
-    assert told_by(second) == ["b", "done"]
+    probe = Probe()
+    probe.put("a")
+    first = probe.take()
+    probe.put("b")
+    probe.outbox.finish(Outcome.completed("stop"))
+    assert probe.take() == first
+    assert probe.outbox.still_has(first)
+    probe.outbox.written(1, terminal=False)
+    assert not probe.outbox.still_has(first)
+    second = probe.take()
+    assert deltas_of(second) == ["b", "done"]
     assert second.outcome == Outcome.completed("stop")
-    told.outbox.written(3, terminal=True)
-    assert told.outbox.closed.is_set()
-    assert told.outbox.take() is None
+    probe.outbox.written(3, terminal=True)
+    assert probe.outbox.closed.is_set()
+    assert probe.outbox.take() is None
 
 
 def test_the_first_event_and_the_terminal_one_are_urgent() -> None:
-    told = Told()
-    told.put("a", "b")
-    told.take()
-    told.outbox.written(2, terminal=False)
-    told.put("c")
-    told.outbox.finish(Outcome.completed("stop"))
-    assert told.ready == [True, False, True]
+    probe = Probe()
+    probe.put("a", "b")
+    probe.take()
+    probe.outbox.written(2, terminal=False)
+    probe.put("c")
+    probe.outbox.finish(Outcome.completed("stop"))
+    assert probe.ready == [True, False, True]
 
 
-def test_what_came_while_a_batch_was_tried_again_is_told_to_the_writer() -> None:
-    told = Told()
-    told.put("a")
-    told.take()
-    told.put("b")
-    told.outbox.retry()
-    told.take()
-    told.ready.clear()
-    told.outbox.written(1, terminal=False)
-    assert told.ready
-    assert told_by(told.take()) == ["b"]
+def test_lines_put_during_a_retry_make_the_outbox_ready_again() -> None:
+    probe = Probe()
+    probe.put("a")
+    probe.take()
+    probe.put("b")
+    probe.outbox.retry()
+    probe.take()
+    probe.ready.clear()
+    probe.outbox.written(1, terminal=False)
+    assert probe.ready
+    assert deltas_of(probe.take()) == ["b"]
 
 
 def test_nothing_follows_the_terminal_event() -> None:
-    told = Told()
-    told.outbox.finish(Outcome.cancelled())
-    told.put("late")
-    assert told_by(told.take()) == ["done"]
+    probe = Probe()
+    probe.outbox.finish(Outcome.cancelled())
+    probe.put("late")
+    assert deltas_of(probe.take()) == ["done"]
 
 
-def test_a_former_workers_late_batch_is_reset_by_whoever_thought_that_there_was_none() -> None:
-    told = Told()
-    told.put("a")
-    told.take()
-    told.outbox.retry_after(3, {})
-    item = told.take()
-    assert (item.first_seq, item.last_seq, told_by(item)) == (4, 5, ["reset", "a"])
-    told.outbox.retry_after(5, {})
-    assert told_by(told.take()) == ["reset", "a"]
+def test_a_former_workers_late_batch_is_reset_if_the_log_seemed_empty() -> None:
+    probe = Probe()
+    probe.put("a")
+    probe.take()
+    probe.outbox.retry_after(3, {})
+    item = probe.take()
+    assert (item.first_seq, item.last_seq, deltas_of(item)) == (4, 5, ["reset", "a"])
+    probe.outbox.retry_after(5, {})
+    assert deltas_of(probe.take()) == ["reset", "a"]
 
 
 def test_a_reset_is_not_repeated_when_the_place_was_taken() -> None:
-    told = Told(tail=2)
-    told.outbox.begin_anew()
-    told.put("a")
-    told.take()
-    told.outbox.retry_after(3, {})
-    assert told_by(told.take()) == ["reset", "a"]
+    probe = Probe(tail=2)
+    probe.outbox.reset()
+    probe.put("a")
+    probe.take()
+    probe.outbox.retry_after(3, {})
+    assert deltas_of(probe.take()) == ["reset", "a"]
 
 
 def test_a_stream_that_cannot_be_reset_ends_with_what_it_has() -> None:
-    told = Told(may_reset=False)
-    told.put("a")
-    told.take()
-    told.outbox.retry_after(3, {})
-    item = told.take()
-    assert told.lost == [Lost.OVERTAKEN]
-    assert (item.first_seq, told_by(item)) == (4, ["done"])
+    probe = Probe(may_reset=False)
+    probe.put("a")
+    probe.take()
+    probe.outbox.retry_after(3, {})
+    item = probe.take()
+    assert probe.lost == [Lost.OVERTAKEN]
+    assert (item.first_seq, deltas_of(item)) == (4, ["done"])
     assert item.outcome is not None
     assert item.outcome.error_code == "worker_lost"
 
 
 @pytest.mark.parametrize("limits", [{"max_events": 2}, {"max_events": 99, "max_bytes": 50}])
-async def test_a_full_one_lets_the_generator_wait_until_it_was_emptied(limits: dict[str, int]) -> None:
-    told = Told(**limits)  # type: ignore[arg-type]
-    told.put("a")
-    assert not told.outbox.full
-    told.put("b")
-    assert told.outbox.full
-    waiting = asyncio.create_task(told.outbox.wait_for_room())
+async def test_a_full_outbox_makes_the_generator_wait_for_room(limits: dict[str, int]) -> None:
+    probe = Probe(**limits)  # type: ignore[arg-type]
+    probe.put("a")
+    assert not probe.outbox.full
+    probe.put("b")
+    assert probe.outbox.full
+    waiting = asyncio.create_task(probe.outbox.wait_for_room())
     await asyncio.sleep(0)
     assert not waiting.done()
-    told.take()
+    probe.take()
     await waiting
 
 
 @pytest.mark.parametrize("how", ["lost", "ended"])
-async def test_nobody_waits_for_room_in_one_that_can_write_no_more(how: str) -> None:
-    told = Told(max_events=1)
-    told.put("a")
-    waiting = asyncio.create_task(told.outbox.wait_for_room())
+async def test_no_generator_waits_for_room_in_a_lost_outbox(how: str) -> None:
+    probe = Probe(max_events=1)
+    probe.put("a")
+    waiting = asyncio.create_task(probe.outbox.wait_for_room())
     await asyncio.sleep(0)
     if how == "lost":
-        told.outbox.lose(Lost.FENCED)
-        assert told.outbox.take() is None
+        probe.outbox.lose(Lost.FENCED)
+        assert probe.outbox.take() is None
     else:
-        told.outbox.end_with(Lost.REWOUND, 0)
-        assert told_by(told.take()) == ["done"]
+        probe.outbox.end_with(Lost.REWOUND, 0)
+        assert deltas_of(probe.take()) == ["done"]
     await waiting
-    assert told.outbox.lost is not None
-    assert told.lost == [told.outbox.lost]
+    assert probe.outbox.lost is not None
+    assert probe.lost == [probe.outbox.lost]
 
 
-def test_the_end_has_what_a_former_workers_late_batch_says_it_used() -> None:
-    told = Told()
-    told.outbox.bill.add({"type": "usage", "total_tokens": 1})
-    told.put("a")
-    told.outbox.finish(Outcome.completed("stop"))
-    assert orjson.loads(told.take().events.split(b"\n")[-1])["usage"] == {"total_tokens": 1}
-    told.outbox.retry_after(3, {5: {"total_tokens": 10}})
-    item = told.take()
-    assert told_by(item) == ["reset", "a", "done"]
+def test_the_end_includes_the_usage_in_a_former_workers_late_batch() -> None:
+    probe = Probe()
+    probe.outbox.bill.add({"type": "usage", "total_tokens": 1})
+    probe.put("a")
+    probe.outbox.finish(Outcome.completed("stop"))
+    assert orjson.loads(probe.take().events.split(b"\n")[-1])["usage"] == {"total_tokens": 1}
+    probe.outbox.retry_after(3, {5: {"total_tokens": 10}})
+    item = probe.take()
+    assert deltas_of(item) == ["reset", "a", "done"]
     assert item.outcome is not None
     assert item.outcome.usage == {"total_tokens": 11}
     assert Outcome.decode(item.events.split(b"\n")[-1]) == item.outcome
@@ -186,10 +186,10 @@ def test_the_end_has_what_a_former_workers_late_batch_says_it_used() -> None:
 
 
 @pytest.mark.parametrize("lost", [Lost.REJECTED, Lost.REWOUND, Lost.OVERTAKEN])
-def test_an_end_that_the_log_brought_about_has_what_was_used(lost: Lost) -> None:
-    told = Told()
-    told.outbox.bill.add({"type": "usage", "total_tokens": 1})
-    told.outbox.end_with(lost, 2)
-    outcome = told.take().outcome
+def test_an_end_forced_by_the_log_includes_the_usage(lost: Lost) -> None:
+    probe = Probe()
+    probe.outbox.bill.add({"type": "usage", "total_tokens": 1})
+    probe.outbox.end_with(lost, 2)
+    outcome = probe.take().outcome
     assert outcome is not None
     assert outcome.usage == {"total_tokens": 1}

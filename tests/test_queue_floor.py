@@ -1,4 +1,4 @@
-"""The queue's floor: where it lies after what a look has found, and where the next look begins."""
+"""The queue's low watermark: where a look moves it, and where the next look begins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from baton.db.queue_floor import ALL, LATE, TRAIL, First, QueueFloor, Since
+from baton.db.queue_watermark import ALL, LATE, TRAIL, First, QueueWatermark, Since
 from baton.stream_ids import first_id
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -23,9 +23,9 @@ class Clock:
 
 
 class Looks:
-    """Finds what it is told to, and notes where each look began."""
+    """Finds what the test sets, and notes where each look began."""
 
-    def __init__(self, floor: QueueFloor, clock: Clock) -> None:
+    def __init__(self, floor: QueueWatermark, clock: Clock) -> None:
         self._floor = floor
         self._clock = clock
         self.took = 0.0
@@ -39,7 +39,7 @@ class Looks:
             return first
 
         self._clock.now += after_seconds
-        await self._floor.look(found)
+        await self._floor.update(found)
         return begun[0]
 
 
@@ -49,12 +49,12 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def floor(clock: Clock) -> QueueFloor:
-    return QueueFloor(clock=clock)
+def floor(clock: Clock) -> QueueWatermark:
+    return QueueWatermark(clock=clock)
 
 
 @pytest.fixture
-def looks(floor: QueueFloor, clock: Clock) -> Looks:
+def looks(floor: QueueWatermark, clock: Clock) -> Looks:
     return Looks(floor, clock)
 
 
@@ -69,15 +69,15 @@ def looks(floor: QueueFloor, clock: Clock) -> Looks:
         (First(UUID(int=0), None, NOW), ALL.moment + TRAIL),
     ],
 )
-async def test_it_lies_below_the_first_queued_stream(
-    floor: QueueFloor, looks: Looks, first: First, lies: datetime
+async def test_the_watermark_lies_below_the_first_queued_stream(
+    floor: QueueWatermark, looks: Looks, first: First, lies: datetime
 ) -> None:
     await looks.one(0, first)
     assert floor.since == Since(lies - TRAIL)
 
 
-async def test_looks_begin_at_the_floor_now_and_then_lower_and_rarely_at_the_start(
-    floor: QueueFloor, looks: Looks
+async def test_looks_begin_at_the_watermark_sometimes_lower_rarely_at_the_start(
+    floor: QueueWatermark, looks: Looks
 ) -> None:
     empty = First(None, None, NOW)
     assert await looks.one(0, empty) == ALL
@@ -89,7 +89,7 @@ async def test_looks_begin_at_the_floor_now_and_then_lower_and_rarely_at_the_sta
     assert await looks.one(0.1, empty) == Since(NOW - TRAIL)
 
 
-async def test_a_sweep_that_takes_long_comes_rarely(looks: Looks) -> None:
+async def test_slow_sweeps_are_rare(looks: Looks) -> None:
     empty = First(None, None, NOW)
     looks.took = 0.5
     await looks.one(0, empty)
@@ -98,7 +98,7 @@ async def test_a_sweep_that_takes_long_comes_rarely(looks: Looks) -> None:
     assert await looks.one(100, empty) == ALL
 
 
-async def test_another_connection_may_lead_to_another_server(floor: QueueFloor, looks: Looks) -> None:
+async def test_another_connection_may_lead_to_another_server(floor: QueueWatermark, looks: Looks) -> None:
     await looks.one(0, First(None, None, NOW))
     floor.forget()
     assert floor.since == ALL

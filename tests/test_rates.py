@@ -1,4 +1,4 @@
-"""How fast a caller may create: the bucket that all pods take tokens from."""
+"""How fast a caller may create streams: the token bucket that all pods share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def opened(dsn: str) -> AsyncIterator[Pool]:
 
 
 async def taken(opened: Pool, count: int, rate: Rate = SLOW, caller: str = "a") -> int:
-    """Ask for tokens at once; return how many there were."""
+    """Ask for tokens concurrently; return how many were granted."""
     waits = await asyncio.gather(*(rate_buckets.take(opened, "t", caller, rate) for _ in range(count)))
     return waits.count(None)
 
@@ -35,7 +35,7 @@ async def later(connection: asyncpg.Connection[Any], seconds: float) -> None:
     await connection.execute("UPDATE baton.token_bucket SET full_at = full_at - make_interval(secs => $1)", seconds)
 
 
-async def test_a_burst_is_allowed_and_then_so_many_a_second(opened: Pool, dsn: str) -> None:
+async def test_a_burst_is_allowed_and_then_the_rate(opened: Pool, dsn: str) -> None:
     async with connected(dsn) as connection:
         assert await taken(opened, 20) == 5
         assert await rate_buckets.take(opened, "t", "a", SLOW) == 100
@@ -68,14 +68,14 @@ async def test_a_refusal_writes_nothing(opened: Pool, dsn: str) -> None:
         assert await connection.fetchval(version) == before
 
 
-async def test_a_clock_that_was_put_back_locks_nobody_out(opened: Pool, dsn: str) -> None:
+async def test_a_clock_that_was_set_back_locks_no_caller_out(opened: Pool, dsn: str) -> None:
     async with connected(dsn) as connection:
         await taken(opened, 5)
         await later(connection, -3600)
         assert await taken(opened, 10) == 5
 
 
-async def test_full_buckets_are_deleted_by_maintenance_and_others_stay(opened: Pool, dsn: str) -> None:
+async def test_maintenance_deletes_only_full_buckets(opened: Pool, dsn: str) -> None:
     async with connected(dsn) as connection:
         await taken(opened, 5, caller="gone")
         await later(connection, 501)
@@ -84,7 +84,7 @@ async def test_full_buckets_are_deleted_by_maintenance_and_others_stay(opened: P
         assert [row[0] for row in await connection.fetch("SELECT caller FROM baton.token_bucket")] == ["here"]
 
 
-async def test_a_bucket_that_is_deleted_meanwhile_refuses_nobody(opened: Pool, dsn: str) -> None:
+async def test_a_bucket_deleted_meanwhile_refuses_no_caller(opened: Pool, dsn: str) -> None:
     async with connected(dsn) as connection, connected(dsn) as watcher:
 
         async def all_wait() -> bool:
@@ -102,7 +102,7 @@ async def test_a_bucket_that_is_deleted_meanwhile_refuses_nobody(opened: Pool, d
 
 
 async def test_a_token_waits_for_no_disk(dsn: str) -> None:
-    """Nothing but commits is in the WAL, and those of an unlogged table are not flushed."""
+    """The WAL has only commits, and commits to an unlogged table are not flushed."""
     async with pool(dsn, size=1, timeout_seconds=10) as opened:
         assert (
             await opened.fetchval("SELECT relpersistence FROM pg_class WHERE oid = 'baton.token_bucket'::regclass")

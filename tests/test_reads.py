@@ -28,7 +28,7 @@ def taken(buckets: Reads, count: int, caller: str = "a") -> int:
     return [buckets.take("t", caller) for _ in range(count)].count(None)
 
 
-def test_a_burst_is_allowed_and_then_so_many_a_second(clock: Clock) -> None:
+def test_a_burst_is_allowed_and_then_the_rate(clock: Clock) -> None:
     buckets = Reads(Rate(0.5, 5), now=clock)
     assert taken(buckets, 20) == 5
     assert buckets.take("t", "a") == 2

@@ -1,4 +1,4 @@
-"""The reaper: whom it takes for dead, and what becomes of their streams."""
+"""The reaper: which workers it declares dead, and what happens to their streams."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 from tests.logbook import claimed, connected, events, row
 
-from baton.db import event_log, streams, worker_rows
+from baton.db import event_log, stream_queue, worker_rows
 from baton.db.event_log import Append, Fence
 from baton.db.postgres import Connection
 from baton.events import encode_text
@@ -30,10 +30,10 @@ async def lease_over() -> None:
 
 
 async def look(reaper: Reaper, connection: Connection, own_id: UUID) -> None:
-    await reaper.look(connection, own_id, await worker_rows.counters(connection))
+    await reaper.check(connection, own_id, await worker_rows.counters(connection))
 
 
-async def test_a_counter_that_stands_still_for_a_lease_is_a_dead_workers(dsn: str) -> None:
+async def test_a_worker_is_dead_once_its_counter_stands_still_for_a_lease(dsn: str) -> None:
     async with connected(dsn) as connection:
         own_id = await worker_rows.register(connection, "own", ["test"], 1)
         dead_id, dead_stream = await with_stream(connection)
@@ -51,7 +51,7 @@ async def test_a_counter_that_stands_still_for_a_lease_is_a_dead_workers(dsn: st
         assert await worker_rows.heartbeat(connection, dead_id) is None
 
 
-async def test_after_an_interruption_it_begins_to_watch_anew(dsn: str) -> None:
+async def test_after_an_interruption_the_reaper_starts_to_watch_again(dsn: str) -> None:
     async with connected(dsn) as connection:
         own_id = await worker_rows.register(connection, "own", ["test"], 1)
         other_id, _ = await with_stream(connection)
@@ -77,7 +77,7 @@ async def test_streams_whose_worker_has_no_row_are_found_too(dsn: str) -> None:
         assert lost.stream_id == stream_id
 
 
-async def test_they_are_released_though_nobody_dies(dsn: str) -> None:
+async def test_orphans_are_released_even_if_no_worker_dies(dsn: str) -> None:
     async with connected(dsn) as connection:
         own_id = await worker_rows.register(connection, "own", ["test"], 1)
         _, stream_id = await with_stream(connection)
@@ -101,7 +101,7 @@ async def test_they_are_released_though_nobody_dies(dsn: str) -> None:
         ("fail", 2, 1, "failed"),
     ],
 )
-async def test_a_lost_stream_is_tried_again_or_ends_with_what_it_has(
+async def test_a_lost_stream_is_retried_or_ends_with_its_events(
     dsn: str, policy: str, emitted: int, attempts: int, status: str
 ) -> None:
     async with connected(dsn) as connection:
@@ -119,10 +119,10 @@ async def test_a_lost_stream_is_tried_again_or_ends_with_what_it_has(
         assert [event["type"] for event in found].count("text") == emitted
 
 
-async def test_a_stream_that_moved_on_meanwhile_is_left_alone(dsn: str) -> None:
+async def test_a_stream_with_a_newer_claim_is_left_alone(dsn: str) -> None:
     async with connected(dsn) as connection:
         (stream_id,) = await claimed(connection)
-        await streams.requeue(connection, Fence(stream_id, 1))
+        await stream_queue.requeue(connection, Fence(stream_id, 1))
         for policy in ("retry", "fail"):
             await release(connection, worker_rows.Orphan(Fence(stream_id, 1), 3, policy), max_attempts=3)
         assert ((await row(connection, stream_id)).status, (await row(connection, stream_id)).epoch) == ("queued", 2)

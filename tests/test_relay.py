@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from tests.cluster import Author, Cluster, ended, text
 from tests.logbook import DEADLINE_SECONDS, until
 
-from baton.db import history, seals, streams
+from baton.db import history, signing_keys, stream_ending
 from baton.db.event_log import Append
-from baton.db.notifications import gone, hint, pack
-from baton.db.seals import Seals
+from baton.db.notifications import change_payload, erasure_payload, pack, sign
+from baton.db.signing_keys import SigningKeys
 from baton.dialects import native
 from baton.errors import CursorBeyondTail, StreamNotFound
 from baton.observability.metrics import PodMetrics
@@ -27,7 +27,7 @@ from baton.pod.relay import Relays, Subscriber
 from baton.pod.subscriber_limits import SubscriberLimits
 from baton.pod.trusted_notifications import Trust
 
-SEALS = Seals({7: b"k" * 32}, "here/00000001")
+KEYS = SigningKeys({7: b"k" * 32}, "here/00000001")
 
 
 class Pod:
@@ -37,7 +37,7 @@ class Pod:
         self.metrics = PodMetrics()
         subscriber_limits = SubscriberLimits(self.metrics, max_pod=1000, max_tenant=1000, max_stream=1000)
         self.trust = Trust(cluster.pool, look_seconds=60, on_new_history=self._doubt_all)
-        self.trust._seals = SEALS
+        self.trust.keys = KEYS
         self.relays = Relays(
             cluster.pool,
             self.metrics,
@@ -55,12 +55,12 @@ class Pod:
         return self.metrics.registry.get_sample_value("baton_log_reads_total") or 0
 
     def hear(self, *appends: Append, with_events: bool = True) -> None:
-        for payload in pack(appends, time.time(), SEALS, with_events=with_events):
+        for payload in pack(appends, time.time(), KEYS, with_events=with_events):
             self.relays.hear(payload)
 
     @contextlib.asynccontextmanager
     async def polling(self) -> AsyncIterator[None]:
-        """Run what looks after unsealed notifications."""
+        """Run the poll that follows unsigned notifications."""
         task = asyncio.create_task(self.relays.run())
         try:
             yield
@@ -140,7 +140,7 @@ async def test_a_hint_that_says_nothing_makes_the_relay_read(cluster: Cluster) -
     pod, author = Pod(cluster), await cluster.author()
     async with pod.polling(), pod.subscribed(author) as subscriber:
         await author.write(text(1), notify=False)
-        pod.relays.hear(hint(author.id))
+        pod.relays.hear(change_payload(author.id))
         await asyncio.wait_for(subscriber.wait(), DEADLINE_SECONDS)
         assert await take_all(subscriber) == author.frames[0]
 
@@ -246,8 +246,8 @@ async def test_an_erased_stream_lets_its_subscribers_go(cluster: Cluster) -> Non
     pod, author = Pod(cluster), await cluster.author()
     async with pod.polling(), pod.subscribed(author) as subscriber:
         following = asyncio.create_task(follow(subscriber))
-        await streams.delete(cluster.pool, author.id)
-        pod.relays.hear(gone(author.id))
+        await stream_ending.erase(cluster.pool, author.id)
+        pod.relays.hear(erasure_payload(author.id))
         assert await asyncio.wait_for(following, DEADLINE_SECONDS) == b""
 
 
@@ -261,7 +261,7 @@ async def test_a_subscriber_behind_the_window_of_a_relay_that_the_log_contradict
     async with pod.subscribed(author) as subscriber:
         await cluster.pool.execute("DELETE FROM baton.batch WHERE last_seq > 2")
         if ended:
-            await streams.end_any(cluster.pool, author.id, streams.REWOUND)
+            await stream_ending.end_any(cluster.pool, author.id, stream_ending.REWOUND)
         received = await follow(subscriber)
     assert received == (b"" if ended else b"".join(author.frames[:2]))
     assert subscriber.relay.over
@@ -283,7 +283,7 @@ async def test_a_pod_that_was_stopped_looks_at_the_history_before_a_client_resum
         await connection.execute("DELETE FROM baton.batch WHERE terminal")
         await connection.execute("UPDATE baton.stream SET status = 'running'")
         await history.mark_restored(connection)
-    await streams.end_any(cluster.pool, author.id, streams.REWOUND)
+    await stream_ending.end_any(cluster.pool, author.id, stream_ending.REWOUND)
     pod.trust._looked_at -= 10
     with pytest.raises(CursorBeyondTail, match="events were lost after number 2"):
         await pod.relays.subscribe(author.id, 3)
@@ -302,7 +302,7 @@ async def test_a_log_with_a_hole_ends_the_connection_and_never_loops(cluster: Cl
         await author.write(text(1), notify=False)
         author.lose(text(2))
         await author.write(text(3), notify=False)
-        pod.relays.hear(hint(author.id))
+        pod.relays.hear(change_payload(author.id))
         assert await asyncio.wait_for(follow(subscriber), DEADLINE_SECONDS) in (b"", author.frames[0])
 
 
@@ -348,12 +348,12 @@ STEPS = st.one_of(
 )
 
 
-# A stranger has no key, has a stolen one that was replaced, or sends what was sealed for somewhere else.
+# A stranger has no key, has a stolen key that was replaced, or repeats what was signed for another place.
 STRANGERS = [
-    seals.NONE,
-    Seals({7: b"x" * 32}, SEALS.history),
-    Seals({8: b"k" * 32}, SEALS.history),
-    Seals(SEALS.keys, "here/00000002"),
+    signing_keys.NONE,
+    SigningKeys({7: b"x" * 32}, KEYS.history),
+    SigningKeys({8: b"k" * 32}, KEYS.history),
+    SigningKeys(KEYS.secrets, "here/00000002"),
 ]
 
 
@@ -365,10 +365,10 @@ def forged(author: Author, number: int) -> str:
     (payload,) = pack([Append(author.id, 1, seq, seq, line, outcome)], time.time(), STRANGERS[number % len(STRANGERS)])
     match number:
         case 4:
-            return gone(author.id)
+            return erasure_payload(author.id)
         case 5:
             body, _, stamp = payload.rpartition("\n@")
-            return SEALS.seal("baton_queue", body, stamp)
+            return sign(KEYS, "baton_queue", body, stamp)
     return payload
 
 
@@ -390,7 +390,7 @@ class Story:
                 item = self.appends[-1 - number % len(self.appends)]
                 self.pod.hear(item, with_events=step == "announce")
             case "hint":
-                self.pod.relays.hear(hint(self.author.id))
+                self.pod.relays.hear(change_payload(self.author.id))
             case "forge":
                 self.pod.relays.hear(forged(self.author, number))
             case "join":
@@ -411,7 +411,7 @@ class Story:
     async def end(self) -> None:
         """End the stream; all must get the rest from this one hint."""
         await self.author.write(end=True, notify=False)
-        self.pod.relays.hear(hint(self.author.id))
+        self.pod.relays.hear(change_payload(self.author.id))
         for cursor, reader in self.readers:
             received = await asyncio.wait_for(reader, DEADLINE_SECONDS)
             assert received == b"".join(self.author.frames[cursor:])

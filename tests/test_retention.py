@@ -1,4 +1,4 @@
-"""What clients and workers meet at the edge of what is kept, and where the partitions end."""
+"""What clients and workers get at the retention horizon, and where the partitions end."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tests.follower import following, frames_after, numbers, texts
 from tests.logbook import connected, until
 from tests.past import KEPT_DAYS, day, id_at, maintained, old_stream, state
 
-from baton.db import partitions, stream_queue, streams
+from baton.db import partitions, stream_creation, stream_ending, stream_queue
 from baton.db.postgres import Connection
-from baton.db.streams import NewStream
+from baton.db.stream_creation import NewStream
 from baton.schema.retention_policy import DAY_SECONDS
 
 GONE_DAYS = KEPT_DAYS + 1
@@ -23,7 +23,7 @@ CALLS = (("GET", ""), ("GET", "?wait=5"), ("GET", "/events"), ("POST", "/cancel"
 
 
 async def answers(cluster: Cluster, pod: RunningPod, stream_id: object) -> set[tuple[int, str]]:
-    """Status and code of every call about a stream."""
+    """Return the status and code of every request about a stream."""
     found = set()
     for method, path in CALLS:
         answer = await cluster.client.request(method, f"{pod.url}/v1/streams/{stream_id}{path}")
@@ -37,12 +37,12 @@ async def maintain(cluster: Cluster) -> list[str]:
 
 
 async def old_author(cluster: Cluster, days_ago: int = GONE_DAYS) -> Author:
-    """A running stream of a day past that the test writes."""
+    """A running stream of a past day, which the test writes."""
     async with cluster.pool.acquire() as connection:
         return Author(cluster.pool, await old_stream(connection, days_ago, batches=0, ended=False))
 
 
-async def test_whatever_is_asked_of_an_expired_stream_is_answered_with_gone(cluster: Cluster) -> None:
+async def test_every_request_for_an_expired_stream_gets_410(cluster: Cluster) -> None:
     pod = await cluster.pod()
     author = await old_author(cluster)
     await author.write(b'{"type":"text","delta":"a"}', end=True)
@@ -63,7 +63,7 @@ async def day_of(cluster: Cluster, days_ago: int) -> float:
         return await day(connection, days_ago)
 
 
-async def test_a_stream_that_still_runs_below_the_horizon_is_served_as_ever(cluster: Cluster) -> None:
+async def test_a_stream_that_runs_below_the_horizon_is_served(cluster: Cluster) -> None:
     pod = await cluster.pod()
     author = await old_author(cluster)
     await author.write_texts([1, 2])
@@ -79,7 +79,7 @@ async def test_a_stream_that_still_runs_below_the_horizon_is_served_as_ever(clus
     assert await answers(cluster, await cluster.pod(), author.id) == {(410, "stream_expired")}
 
 
-async def test_who_is_in_the_middle_of_an_expired_stream_is_let_go_and_then_told(
+async def test_a_follower_of_an_expired_stream_is_disconnected_and_then_gets_410(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     pod = await cluster.pod(relay_window_bytes=4096)
@@ -101,7 +101,7 @@ async def test_who_is_in_the_middle_of_an_expired_stream_is_let_go_and_then_told
 
 
 async def test_clients_of_kept_streams_notice_nothing(cluster: Cluster) -> None:
-    """They replay, follow live and create, while a partition goes that a long transaction holds up."""
+    """Clients replay, follow and create while the drop of a partition waits for a long transaction."""
     pod = await cluster.pod(relay_window_bytes=4096)
     gone, kept, live = await old_author(cluster), await old_author(cluster, KEPT_DAYS), await cluster.author()
     await gone.write(end=True)
@@ -143,16 +143,16 @@ async def test_the_key_of_an_expired_stream_creates_a_new_one(cluster: Cluster) 
     again = await cluster.client.post(f"{pod.url}/v1/streams", json={"input": 1}, headers=headers)
     assert (again.status_code, again.json()["id"]) == (200, str(author.id))
     await maintain(cluster)
-    anew = await cluster.client.post(f"{pod.url}/v1/streams", json={"input": 1}, headers=headers)
-    assert anew.status_code == 201
-    assert len({first.json()["id"], again.json()["id"], anew.json()["id"]}) == 3
+    new = await cluster.client.post(f"{pod.url}/v1/streams", json={"input": 1}, headers=headers)
+    assert new.status_code == 201
+    assert len({first.json()["id"], again.json()["id"], new.json()["id"]}) == 3
 
 
 # Where they end
 
 
 async def lose_partitions(cluster: Cluster) -> None:
-    """Take away today's partition and the two after it, once a worker has created the last: then it is done."""
+    """Drop the partitions of today and the next two days once a worker has created the last one."""
     names = [partitions.name_of(await day_of(cluster, days_ago)) for days_ago in (0, -1, -2)]
 
     async def all_there() -> bool:
@@ -163,14 +163,16 @@ async def lose_partitions(cluster: Cluster) -> None:
         await cluster.pool.execute(f"DROP TABLE {name}")
 
 
-async def test_after_partitions_ran_out_everything_goes_on(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+async def test_everything_continues_after_partitions_ran_out(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
     pod = await cluster.pod()
     await cluster.worker({"replay": echo}, worker_heartbeat_seconds=0.05, partition_days_ahead=2)
     await lose_partitions(cluster)
-    limits = streams.Limits(queue_timeout=0.01)
-    overdue, _ = await streams.create(cluster.pool, NewStream("nobody", None, {}, "fail", limits=limits))
+    limits = stream_creation.Limits(queue_timeout=0.01)
+    overdue, _ = await stream_creation.create(cluster.pool, NewStream("nobody", None, {}, "fail", limits=limits))
     await until(lambda: f"Stream {overdue.id} cannot be ended" in caplog.text)
-    # It holds up nobody else, who is held up by the log alone.
+    # It delays no other stream: only the log delays those.
     stuck = await cluster.create(pod, input=["a", "b"])
     await until(lambda: "run `baton maintain`" in caplog.text)
     async with following(cluster.client, pod.url, stuck) as follower:
@@ -182,7 +184,7 @@ async def test_after_partitions_ran_out_everything_goes_on(cluster: Cluster, cap
     assert pod.pod.ready
 
 
-async def test_streams_without_a_partition_keep_no_older_one_from_ending(dsn: str) -> None:
+async def test_streams_without_a_partition_do_not_stop_older_ones_from_ending(dsn: str) -> None:
     async with connected(dsn) as connection:
         for _ in range(100):
             await queued(connection, await day(connection, 0))
@@ -192,14 +194,14 @@ async def test_streams_without_a_partition_keep_no_older_one_from_ending(dsn: st
         )  # so few are not looked up by an index, in which they are sorted
         await connection.execute(f"DROP TABLE {partitions.name_of(await day(connection, 0))}")
         assert await stream_queue.end_overdue(connection, await stream_queue.overdue(connection, 0.0)) == [
-            (streams.QUEUE_TIMEOUT, await connection.fetchval("SELECT generator FROM baton.stream LIMIT 1"))
+            (stream_ending.QUEUE_TIMEOUT, await connection.fetchval("SELECT generator FROM baton.stream LIMIT 1"))
         ]
         ended = "SELECT id FROM baton.stream WHERE status = 'failed'"
         assert await connection.fetchval(ended) == older
 
 
 async def queued(connection: Connection, moment: float) -> UUID:
-    """Insert a stream of that moment that no worker has taken."""
+    """Insert a queued stream that was created at that moment."""
     stream_id = id_at(moment)
     await connection.execute(
         "INSERT INTO baton.stream (id, generator, input, on_worker_lost) VALUES ($1, 'nobody', 'null', 'fail')",
@@ -208,10 +210,10 @@ async def queued(connection: Connection, moment: float) -> UUID:
     return stream_id
 
 
-async def test_a_pod_tells_how_far_partitions_reach(
+async def test_a_pod_reports_how_far_partitions_reach(
     cluster: Cluster, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Whatever the time of day, to the end of tomorrow it is longer than this, and to its beginning shorter.
+    # At any time of day, the end of tomorrow is further away than this, and its beginning is nearer.
     monkeypatch.setattr("baton.db.partitions.LEAST_SECONDS", DAY_SECONDS)
     pod = await cluster.pod()
     metric = "baton_partitions_end_timestamp_seconds"
@@ -242,7 +244,7 @@ async def test_a_pod_looks_again_after_a_failure(
 
 
 @pytest.mark.parametrize("path", ["", "/events", "/events?last_event_id=1"])
-async def test_a_stream_that_goes_between_two_reads_of_a_request_is_not_there(cluster: Cluster, path: str) -> None:
+async def test_a_stream_deleted_during_a_request_is_not_found(cluster: Cluster, path: str) -> None:
     pod = await cluster.pod()
     author = await old_author(cluster)
     await author.write_texts([1])

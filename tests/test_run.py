@@ -1,4 +1,4 @@
-"""One stream in a worker: what its generator yields, raises and ignores, and what comes of it in the log."""
+"""One stream in a worker: what its generator yields, raises or ignores, and what the log gets of it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from tests.logbook import (
     working,
 )
 
-from baton.db import event_log, streams
+from baton.db import event_log, stream_creation, stream_ending
 from baton.db.event_log import Append
 from baton.db.postgres import pool
-from baton.db.streams import NewStream, Stream
+from baton.db.stream_creation import NewStream
+from baton.db.streams import Stream
 from baton.errors import GENERATOR_FAULT, GenerationError
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
@@ -41,16 +42,16 @@ async def outcome(dsn: str, generator: Any, **changes: Any) -> Found:
     stream_id = await queue(dsn)
     async with working(dsn, generator, **changes) as worker, connected(dsn) as connection:
         stream = await ended(connection, stream_id)
-        await until(lambda: not worker._runs)
+        await until(lambda: not worker.slots.runs)
         return stream, await events(connection, stream_id)
 
 
 async def cancel(dsn: str, stream: Any) -> str | None:
     async with pool(dsn, size=1, timeout_seconds=10) as opened:
-        return await streams.request_cancel(opened, stream)
+        return await stream_ending.request_cancel(opened, stream)
 
 
-async def test_text_and_events_in_their_order(dsn: str) -> None:
+async def test_text_and_events_keep_their_order(dsn: str) -> None:
     async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         yield {"type": "reasoning", "delta": "hm"}
         yield "a\0b \ud83d\ude00 \ud800"
@@ -77,7 +78,7 @@ async def test_text_and_events_in_their_order(dsn: str) -> None:
     )
 
 
-async def test_the_usages_of_all_calls_of_a_model_are_added_up(dsn: str) -> None:
+async def test_the_usage_of_all_model_calls_is_added_up(dsn: str) -> None:
     async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         yield {"type": "usage", "input_tokens": 3, "output_tokens": 4, "cached_tokens": 1}
         yield "a"
@@ -90,7 +91,7 @@ async def test_the_usages_of_all_calls_of_a_model_are_added_up(dsn: str) -> None
     assert "usage_by_attempt" not in found[-1]
 
 
-async def test_one_that_fails_or_is_cancelled_has_what_was_used_so_far(dsn: str) -> None:
+async def test_a_failed_or_cancelled_stream_has_its_usage_so_far(dsn: str) -> None:
     async def fail(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         yield {"type": "usage", "total_tokens": 3}
         yield {"type": "usage", "total_tokens": 4}
@@ -111,7 +112,7 @@ async def test_one_that_fails_or_is_cancelled_has_what_was_used_so_far(dsn: str)
     assert (cancelled.status, cancelled.usage) == ("cancelled", {"total_tokens": 7})
 
 
-async def test_a_character_that_comes_in_two_halves_is_whole_in_the_log(dsn: str) -> None:
+async def test_a_character_yielded_as_two_surrogates_is_whole_in_the_log(dsn: str) -> None:
     async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         yield {"type": "reasoning", "delta": "\ud83d"}
         yield {"type": "reasoning", "delta": "\ude00"}
@@ -136,7 +137,7 @@ async def test_a_character_that_comes_in_two_halves_is_whole_in_the_log(dsn: str
 
 
 @pytest.mark.parametrize("error", [GenerationError("x", "y"), asyncio.CancelledError(), RuntimeError()])
-async def test_a_half_that_stays_alone_is_written_before_the_end(dsn: str, error: BaseException) -> None:
+async def test_a_lone_surrogate_is_replaced_before_the_end(dsn: str, error: BaseException) -> None:
     async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         yield "\ud83d"
         raise error
@@ -145,7 +146,7 @@ async def test_a_half_that_stays_alone_is_written_before_the_end(dsn: str, error
     assert (stream.status, text(found)) == ("failed", "\ufffd")
 
 
-async def test_a_half_that_stays_alone_is_no_event_over_the_limit(dsn: str) -> None:
+async def test_the_replacement_of_a_lone_surrogate_keeps_to_the_limit(dsn: str) -> None:
     async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         yield "a\ud83d"
 
@@ -163,7 +164,7 @@ async def test_a_half_that_stays_alone_is_no_event_over_the_limit(dsn: str) -> N
         {"index": True, "id": "t", "name": "f"},
     ],
 )
-async def test_a_half_of_what_is_no_event_ends_the_stream_all_the_same(dsn: str, call: dict[str, Any]) -> None:
+async def test_a_surrogate_in_an_invalid_event_ends_the_stream_too(dsn: str, call: dict[str, Any]) -> None:
     async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         yield {"type": "tool_call", **call, "arguments_delta": "\ud83d"}
 
@@ -190,7 +191,7 @@ async def test_empty_deltas_make_no_event(dsn: str) -> None:
     assert ([event["type"] for event in found], stream.tokens) == (["text", "done"], 1)
 
 
-async def test_one_that_yields_nothing_completes(dsn: str) -> None:
+async def test_a_generator_that_yields_nothing_completes(dsn: str) -> None:
     async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         if False:
             yield ""
@@ -199,7 +200,7 @@ async def test_one_that_yields_nothing_completes(dsn: str) -> None:
     assert (stream.status, stream.tokens, stream.time_to_first_token_seconds, len(found)) == ("completed", 0, None, 1)
 
 
-async def test_it_is_given_what_the_stream_was_created_with(dsn: str) -> None:
+async def test_the_generator_gets_what_the_stream_was_created_with(dsn: str) -> None:
     seen: list[GenerationRequest] = []
 
     async def generate(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
@@ -207,7 +208,7 @@ async def test_it_is_given_what_the_stream_was_created_with(dsn: str) -> None:
         yield "a"
 
     async with pool(dsn, size=1, timeout_seconds=10) as opened:
-        stream, _ = await streams.create(opened, NewStream("test", {"a": ["\0"]}, {"chat": 1}, "retry"))
+        stream, _ = await stream_creation.create(opened, NewStream("test", {"a": ["\0"]}, {"chat": 1}, "retry"))
     async with working(dsn, generate), connected(dsn) as connection:
         await ended(connection, stream.id)
     assert seen == [GenerationRequest(stream.id, {"a": ["\0"]}, {"chat": 1}, 1)]
@@ -224,7 +225,7 @@ async def test_it_is_given_what_the_stream_was_created_with(dsn: str) -> None:
         (TimeoutError(), "generator_error", GENERATOR_FAULT),
     ],
 )
-async def test_what_it_raises_becomes_the_end_and_the_text_stays(
+async def test_a_raised_error_becomes_the_end_and_the_text_stays(
     dsn: str, error: BaseException, code: str, message: str
 ) -> None:
     async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
@@ -247,7 +248,7 @@ async def test_what_it_raises_becomes_the_end_and_the_text_stays(
         ({"type": "custom", "name": "x", "data": object()}, "not JSON"),
     ],
 )
-async def test_what_is_no_event_ends_the_stream_and_the_log_says_what_it_was(
+async def test_an_invalid_event_ends_the_stream_and_is_logged(
     dsn: str, item: Any, sentence: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
@@ -273,7 +274,7 @@ CALL: dict[str, Any] = {"type": "tool_call", "index": 0, "id": "c", "name": "f",
         ([{"type": "finish", "finish_reason": 3}], "A finish event's 'finish_reason' is a string, not int."),
     ],
 )
-async def test_what_no_client_can_use_is_refused_where_it_is_yielded(
+async def test_an_unusable_event_is_refused_with_its_place_in_the_code(
     dsn: str, items: list[Any], sentence: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
@@ -287,10 +288,10 @@ async def test_what_no_client_can_use_is_refused_where_it_is_yielded(
     assert stream.error_message == GENERATOR_FAULT
     assert sentence in caplog.text
     line = generate.__code__.co_firstlineno + 3
-    assert f"What is yielded at {__file__}:{line} is no event" in caplog.text
+    assert f"What is yielded at {__file__}:{line} is not an event" in caplog.text
 
 
-async def test_a_call_that_began_may_go_on_and_be_followed_by_another_of_its_index(dsn: str) -> None:
+async def test_a_tool_call_continues_and_another_may_follow_at_its_index(dsn: str) -> None:
     async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         yield CALL
         yield {"type": "tool_call", "index": 0, "arguments_delta": "}"}
@@ -302,7 +303,9 @@ async def test_a_call_that_began_may_go_on_and_be_followed_by_another_of_its_ind
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_an_sdks_exception_says_what_it_means(dsn: str, begun: bool, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_sdks_exception_becomes_the_matching_error_code(
+    dsn: str, begun: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     request = httpx2.Request("POST", "https://api.provider.test/v1")
     limited = openai.RateLimitError(
         "no", response=httpx2.Response(429, headers={"retry-after": "20"}, request=request), body=None
@@ -324,7 +327,7 @@ async def test_an_sdks_exception_says_what_it_means(dsn: str, begun: bool, caplo
     assert expected in caplog.text
 
 
-async def test_a_usage_that_no_column_takes_as_it_is_harms_nobody(dsn: str) -> None:
+async def test_usage_that_no_column_can_hold_is_made_storable(dsn: str) -> None:
     async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         yield {"type": "usage", "lone\ud800": 1, "nul\0": 2, "nan": float("nan"), "big": 2**63}
 
@@ -333,7 +336,7 @@ async def test_a_usage_that_no_column_takes_as_it_is_harms_nobody(dsn: str) -> N
 
 
 @pytest.mark.parametrize("kind", ["coroutine", "iterator"])
-async def test_what_is_no_async_generator_gets_a_sentence_in_the_log(
+async def test_a_generator_that_is_not_async_is_explained_in_the_log(
     dsn: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Iterates:
@@ -361,7 +364,7 @@ async def test_what_is_no_async_generator_gets_a_sentence_in_the_log(
 
 
 class Waiting:
-    """A generator that yields once, waits, and remembers how it was seen off."""
+    """A generator that yields once, waits, and remembers how it was stopped."""
 
     def __init__(self, *, stubborn: bool = False) -> None:
         self.cancelled = self.cleaned = False
@@ -403,7 +406,7 @@ async def test_cancelling_the_stream_cancels_its_generator_and_lets_it_clean_up(
     assert text(found) == "a"
 
 
-async def test_a_generator_that_ignores_its_cancellation_holds_nobody_up(
+async def test_a_generator_that_ignores_its_cancellation_blocks_nothing(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "STUBBORN_SECONDS", 0.05)
@@ -413,14 +416,14 @@ async def test_a_generator_that_ignores_its_cancellation_holds_nobody_up(
         await until_tail(connection, stream_id, 1)
         await cancel(dsn, stream_id)
         assert (await ended(connection, stream_id)).status == "cancelled"
-        await until(lambda: not worker._runs)
+        await until(lambda: not worker.slots.runs)
         assert not generator.cleaned
         generator.released.set()
         await generator.over.wait()
         assert len(await events(connection, stream_id)) == 2
 
 
-async def test_one_that_raises_when_it_is_cancelled_is_cancelled_all_the_same(dsn: str) -> None:
+async def test_a_generator_that_raises_on_cancellation_counts_as_cancelled(dsn: str) -> None:
     async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         try:
             yield "a"
@@ -461,7 +464,7 @@ LINE_BYTES = len(b'{"type":"text","delta":"12345"}')
         ({"max_stream_bytes": 1024}, "stream_too_large", 1024 // LINE_BYTES),
     ],
 )
-async def test_one_that_yields_too_much_is_stopped_and_what_it_has_stays(
+async def test_a_generator_that_yields_too_much_is_stopped_and_its_text_stays(
     dsn: str, limits: dict[str, int], code: str, kept: int
 ) -> None:
     stopped = asyncio.Event()
@@ -482,7 +485,7 @@ async def test_one_that_yields_too_much_is_stopped_and_what_it_has_stays(
     assert [event["type"] for event in found] == ["text"] * kept + ["done"]
 
 
-async def test_as_many_as_are_allowed_are_no_failure(dsn: str) -> None:
+async def test_the_allowed_number_of_events_is_not_a_failure(dsn: str) -> None:
     stream, found = await outcome(dsn, answer, max_stream_events=3)
     assert (stream.status, len(found)) == ("completed", 4)
 
@@ -499,7 +502,7 @@ async def test_an_event_that_is_too_large_ends_the_stream_before_it(dsn: str, it
     assert [event.get("delta") for event in found] == ["a", None]
 
 
-async def test_one_that_will_not_stop_at_its_limit_writes_nothing_more(
+async def test_a_generator_that_ignores_its_limit_writes_nothing_more(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "STUBBORN_SECONDS", 0.2)

@@ -1,4 +1,4 @@
-"""What many ask for at once is found once."""
+"""Concurrent requests for the same answer share one query."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from baton.db.shared_work import RecentAnswers
 
 
 class Finding:
-    """Finds when the test lets it, and counts."""
+    """Finds an answer when the test allows it, and counts how often."""
 
     def __init__(self) -> None:
         self.found = 0
@@ -24,7 +24,7 @@ class Finding:
         return self.found
 
 
-async def test_all_who_ask_within_the_time_get_one_answer() -> None:
+async def test_all_requests_within_the_time_get_one_answer() -> None:
     finding, answers = Finding(), RecentAnswers(60)
     finding.allowed.set()
     assert await asyncio.gather(*(answers.get("key", finding) for _ in range(20))) == [1] * 20
@@ -32,13 +32,13 @@ async def test_all_who_ask_within_the_time_get_one_answer() -> None:
     assert await answers.get("another", finding) == 2
 
 
-async def test_an_answer_is_found_anew_after_its_time() -> None:
+async def test_an_answer_is_found_again_after_its_time() -> None:
     finding, answers = Finding(), RecentAnswers(0)
     finding.allowed.set()
     assert [await answers.get("key", finding) for _ in range(3)] == [1, 2, 3]
 
 
-async def test_who_asks_first_and_leaves_takes_the_answer_from_nobody() -> None:
+async def test_cancelling_the_first_request_keeps_the_answer_for_the_others() -> None:
     finding, answers = Finding(), RecentAnswers(0)
     first, second = (asyncio.create_task(answers.get("key", finding)) for _ in range(2))
     await finding.asked.wait()
@@ -47,7 +47,7 @@ async def test_who_asks_first_and_leaves_takes_the_answer_from_nobody() -> None:
     assert await second == 1
 
 
-async def test_an_error_is_raised_and_not_kept() -> None:
+async def test_an_error_is_raised_and_not_cached() -> None:
     answers = RecentAnswers(60)
 
     async def fail() -> int:

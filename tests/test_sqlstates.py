@@ -1,4 +1,4 @@
-"""Which of Postgres' errors pass by themselves."""
+"""Which of Postgres' errors are temporary."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncpg
 import pytest
 
 from baton.db import sqlstates
-from baton.db.postgres import SharedPool, translated
+from baton.db.fair_pool import FairPool
+from baton.db.postgres import translated
 from baton.errors import Unavailable
 
 LATER = (
@@ -28,13 +29,13 @@ def postgres_error(code: str, message: str = "no") -> asyncpg.PostgresError:
 
 
 @pytest.fixture
-def pool() -> SharedPool:
-    """One that nobody asks for a connection."""
-    return SharedPool.__new__(SharedPool)
+def pool() -> FairPool:
+    """A pool that is never asked for a connection."""
+    return FairPool.__new__(FairPool)
 
 
 @pytest.mark.parametrize("code", LATER)
-async def test_what_passes_is_answered_with_503(pool: SharedPool, code: str) -> None:
+async def test_temporary_errors_become_503(pool: FairPool, code: str) -> None:
     assert sqlstates.passes(postgres_error(code))
     with pytest.raises(Unavailable) as caught:
         async with translated(pool, 1):
@@ -44,7 +45,7 @@ async def test_what_passes_is_answered_with_503(pool: SharedPool, code: str) -> 
 
 
 @pytest.mark.parametrize("code", NEVER)
-async def test_what_does_not_pass_is_a_fault(pool: SharedPool, code: str) -> None:
+async def test_other_errors_are_raised_unchanged(pool: FairPool, code: str) -> None:
     assert not sqlstates.passes(postgres_error(code))
     with pytest.raises(asyncpg.PostgresError):
         async with translated(pool, 1):
@@ -61,6 +62,6 @@ async def test_what_does_not_pass_is_a_fault(pool: SharedPool, code: str) -> Non
         ("57P01", "terminating connection due to administrator command", False),
     ],
 )
-def test_a_server_that_only_reads_is_recognized(code: str, message: str, reads: bool) -> None:
+def test_a_read_only_server_is_recognized(code: str, message: str, reads: bool) -> None:
     assert sqlstates.only_reads(postgres_error(code, message)) == reads
     assert not sqlstates.only_reads(ValueError())

@@ -1,4 +1,4 @@
-"""The worker: claiming, keeping its lease, being taken for dead, taking over, and leaving."""
+"""The worker: claiming, keeping its lease, being declared dead, taking over, and leaving."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.logbook import (
 )
 
 from baton.chaos.proxy import Proxy
-from baton.db import event_log
+from baton.db import event_log, notifications
 from baton.db.postgres import Connection
 from baton.errors import DatabaseUnreachable, SchemaMismatch
 from baton.generators import GenerationRequest
@@ -100,7 +100,7 @@ async def test_a_thousand_streams_at_once_complete_without_a_gap(dsn: str) -> No
     assert {item[1] for item in answers} == {22}
 
 
-async def test_it_runs_no_more_at_once_than_it_may(dsn: str) -> None:
+async def test_a_worker_runs_no_more_streams_than_it_has_slots(dsn: str) -> None:
     running = most = 0
 
     async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
@@ -117,7 +117,7 @@ async def test_it_runs_no_more_at_once_than_it_may(dsn: str) -> None:
     assert most == 3
 
 
-async def test_it_claims_no_more_than_it_has_room_for_the_inputs_of(dsn: str) -> None:
+async def test_a_worker_claims_only_inputs_that_it_has_room_for(dsn: str) -> None:
     held = Held()
     for _ in range(3):
         await queue(dsn, given="x" * 2000)
@@ -130,7 +130,7 @@ async def test_it_claims_no_more_than_it_has_room_for_the_inputs_of(dsn: str) ->
         await until_all_completed(connection, 3)
 
 
-async def test_a_notification_wakes_it(dsn: str) -> None:
+async def test_a_notification_wakes_a_worker(dsn: str) -> None:
     slow = {"queue_poll_seconds": 60, "worker_heartbeat_seconds": 60, "lease_seconds": 600}
     async with connected(dsn) as connection, working(dsn, answer, **slow) as worker:
         listening = (
@@ -138,13 +138,13 @@ async def test_a_notification_wakes_it(dsn: str) -> None:
         )
         await until(lambda: connection.fetchval(listening))
         stream_id = await queue(dsn)
-        await event_log.notify(connection, "baton_queue", [""])
+        await notifications.notify(connection, "baton_queue", [""])
         await ended(connection, stream_id)
         assert text(await events(connection, stream_id)) == ANSWER
-        await until(lambda: not worker._runs)
+        await until(lambda: not worker.slots.runs)
 
 
-async def test_it_leaves_alone_what_it_has_no_generator_for(dsn: str) -> None:
+async def test_a_worker_leaves_streams_of_unknown_generators_alone(dsn: str) -> None:
     async with connected(dsn) as connection, working(dsn, answer):
         other = await queue(dsn, generator="other")
         mine = await queue(dsn)
@@ -155,13 +155,13 @@ async def test_it_leaves_alone_what_it_has_no_generator_for(dsn: str) -> None:
 async def test_a_claim_whose_reply_was_lost_is_handed_back(dsn: str) -> None:
     held = Held()
     async with connected(dsn) as connection, Proxy(dsn) as proxy, working(proxy.dsn, held) as worker:
-        await until(lambda: worker._worker_id is not None)
+        await until(lambda: worker.lease.worker_id is not None)
         stream_id = await queue(dsn)
         # The claim took place, and the worker does not know.
         await connection.execute(
             "UPDATE baton.stream SET status = 'running', epoch = epoch + 1, attempts = attempts + 1, worker_id = $1 "
             "WHERE id = $2 AND status = 'queued'",
-            worker._worker_id,
+            worker.lease.worker_id,
             stream_id,
         )
         held.release.set()
@@ -170,7 +170,7 @@ async def test_a_claim_whose_reply_was_lost_is_handed_back(dsn: str) -> None:
         assert text(await events(connection, stream_id)) == ANSWER
 
 
-async def test_streams_go_on_through_a_loss_of_all_connections(dsn: str) -> None:
+async def test_streams_continue_through_a_loss_of_all_connections(dsn: str) -> None:
     held = Held()
     async with connected(dsn) as connection, Proxy(dsn) as proxy, working(proxy.dsn, held):
         ids = await queue_many(connection, 5)
@@ -188,18 +188,18 @@ async def test_streams_go_on_through_a_loss_of_all_connections(dsn: str) -> None
 
 
 @pytest.mark.parametrize("given_away", [True, False], ids=["given to others", "overlooked"])
-async def test_a_worker_that_was_declared_dead_stops_its_runs_and_registers_anew(dsn: str, given_away: bool) -> None:
+async def test_a_worker_declared_dead_stops_its_runs_and_registers_again(dsn: str, given_away: bool) -> None:
     held = Held()
     async with connected(dsn) as connection, working(dsn, held) as worker:
         stream_id = await queue(dsn)
         await until_tail(connection, stream_id, 2)
-        before = worker._worker_id
+        before = worker.lease.worker_id
         async with connection.transaction():
             if given_away:
                 await connection.execute("UPDATE baton.stream SET status = 'queued', epoch = 2, worker_id = NULL")
             await connection.execute("DELETE FROM baton.worker")
         await until(lambda: held.stopped == 1)
-        await until(lambda: worker._worker_id != before)
+        await until(lambda: worker.lease.worker_id != before)
         held.release.set()
         # It is the only worker there is, and so it takes its own stream over.
         stream = await ended(connection, stream_id)
@@ -235,10 +235,10 @@ async def test_a_stream_claimed_again_while_its_former_run_cleans_up_has_one_run
             await connection.execute("UPDATE baton.stream SET status = 'queued', epoch = 2, worker_id = NULL")
             await connection.execute("DELETE FROM baton.worker")
         await until_tail(connection, stream_id, 3)
-        former = len(worker._tasks)
+        former = len(worker.slots.tasks)
         cleaned.set()
-        await until(lambda: len(worker._tasks) == former - 1)
-        assert list(worker._runs) == [stream_id]
+        await until(lambda: len(worker.slots.tasks) == former - 1)
+        assert list(worker.slots.runs) == [stream_id]
         finish.set()
         assert (await ended(connection, stream_id)).epoch == 3
         assert text(await events(connection, stream_id)) == ANSWER
@@ -269,7 +269,7 @@ async def test_a_dead_workers_stream_is_taken_over_or_ended(dsn: str, policy: st
         assert snapshot(found).last_event_id == 3
 
 
-async def test_what_had_not_begun_is_taken_over_without_a_reset(dsn: str) -> None:
+async def test_a_stream_without_events_is_taken_over_without_a_reset(dsn: str) -> None:
     started = asyncio.Event()
 
     async def silent(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
@@ -286,7 +286,7 @@ async def test_what_had_not_begun_is_taken_over_without_a_reset(dsn: str) -> Non
         assert [event["type"] for event in await events(connection, stream_id)] == ["text"] * 3 + ["done"]
 
 
-async def test_a_stream_that_kills_its_workers_ends_after_so_many(dsn: str) -> None:
+async def test_a_stream_that_kills_its_workers_ends_after_max_attempts(dsn: str) -> None:
     async with connected(dsn) as connection:
         stream_id = await queue(dsn)
         for attempt in (1, 2):
@@ -300,7 +300,7 @@ async def test_a_stream_that_kills_its_workers_ends_after_so_many(dsn: str) -> N
         assert "tried 2 times" in (stream.error_message or "")
 
 
-async def test_an_end_that_landed_while_the_stream_was_taken_away_is_its_end(dsn: str) -> None:
+async def test_an_end_written_during_a_takeover_is_the_streams_end(dsn: str) -> None:
     outcome = Outcome.completed("length")
     async with connected(dsn) as connection:
         stream_id = await queue(dsn)
@@ -315,7 +315,7 @@ async def test_an_end_that_landed_while_the_stream_was_taken_away_is_its_end(dsn
 
 
 async def leaving(dsn: str, held: Held, connection: Connection, stream_id: UUID) -> None:
-    """Run a worker until the stream has two events, and have it leave."""
+    """Run a worker until the stream has two events, and then let it leave."""
     worker = Worker(settings(dsn, lease_seconds=600, worker_drain_seconds=0.2), {"test": held})
     task = asyncio.create_task(worker.run())
     await until_tail(connection, stream_id, 2)
@@ -323,7 +323,7 @@ async def leaving(dsn: str, held: Held, connection: Connection, stream_id: UUID)
     await task
 
 
-async def test_one_that_leaves_hands_its_streams_over_at_once(dsn: str) -> None:
+async def test_a_leaving_worker_hands_its_streams_over_at_once(dsn: str) -> None:
     held = Held()
     async with connected(dsn) as connection:
         stream_id = await queue(dsn)
@@ -336,7 +336,7 @@ async def test_one_that_leaves_hands_its_streams_over_at_once(dsn: str) -> None:
         assert text(await events(connection, stream_id)) == ANSWER
 
 
-async def test_one_that_leaves_ends_what_nobody_may_take_over(dsn: str) -> None:
+async def test_a_leaving_worker_ends_streams_that_must_not_restart(dsn: str) -> None:
     async with connected(dsn) as connection:
         stream_id = await queue(dsn, on_worker_lost="fail")
         await leaving(dsn, Held(), connection, stream_id)
@@ -363,19 +363,19 @@ async def test_a_stream_whose_row_is_erased_stops_its_generator(dsn: str) -> Non
         assert await tail(connection, stream_id) == 2
 
 
-async def test_it_does_not_start_on_a_database_that_does_not_fit(empty_dsn: str) -> None:
+async def test_a_worker_does_not_start_with_the_wrong_schema(empty_dsn: str) -> None:
     with pytest.raises(SchemaMismatch, match="Run `baton migrate` first"):
         await Worker(settings(empty_dsn), {"test": answer}).run()
     with pytest.raises(DatabaseUnreachable, match=r"No Postgres could be reached at 127\.0\.0\.1:1"):
         await Worker(settings("postgresql://127.0.0.1:1/x"), {"test": answer}).run()
 
 
-async def test_cancelled_by_notification_before_any_heartbeat(dsn: str) -> None:
+async def test_a_notification_cancels_a_stream_before_any_heartbeat(dsn: str) -> None:
     held = Held()
     slow = {"worker_heartbeat_seconds": 60, "lease_seconds": 600}
     async with connected(dsn) as connection, working(dsn, held, **slow):
         stream_id = await queue(dsn)
         await until_tail(connection, stream_id, 2)
         await connection.execute("UPDATE baton.stream SET cancel_requested_at = now() WHERE id = $1", stream_id)
-        await event_log.notify(connection, "baton_cancel", ["nonsense", str(stream_id)])
+        await notifications.notify(connection, "baton_cancel", ["nonsense", str(stream_id)])
         assert (await ended(connection, stream_id)).status == "cancelled"

@@ -1,4 +1,4 @@
-"""The writer: what goes into one flush, and that one stream's trouble stays its own."""
+"""The writer: what one flush carries, and that a failing stream affects no other."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from baton.worker.writer import Writer
 
 
 class Desk:
-    """A writer at work, and the outboxes that a test fills."""
+    """A running writer, and the outboxes that a test fills."""
 
-    def __init__(self, dsn: str, window_seconds: float, vouches: bool = True) -> None:
+    def __init__(self, dsn: str, window_seconds: float, lasted: bool = True) -> None:
         self.metrics = WorkerMetrics()
         self.notifier = Notifier(dsn, with_events=True, metrics=self.metrics)
 
-        async def vouch(_connection: Connection, _history: str) -> bool:
-            return vouches
+        async def lease_lasted(_connection: Connection, _history: str) -> bool:
+            return lasted
 
         self.writer = Writer(
-            dsn, window_seconds=window_seconds, notifier=self.notifier, metrics=self.metrics, vouch=vouch
+            dsn, window_seconds=window_seconds, notifier=self.notifier, metrics=self.metrics, lease_lasted=lease_lasted
         )
         self.lost: dict[UUID, Lost] = {}
 
@@ -55,8 +55,8 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk(dsn: str, *, window_seconds: float = 0.005, vouches: bool = True) -> AsyncIterator[Desk]:
-    opened = Desk(dsn, window_seconds, vouches)
+async def desk(dsn: str, *, window_seconds: float = 0.005, lasted: bool = True) -> AsyncIterator[Desk]:
+    opened = Desk(dsn, window_seconds, lasted)
     tasks = [asyncio.create_task(service.run()) for service in (opened.writer, opened.notifier)]
     try:
         yield opened
@@ -67,7 +67,7 @@ async def desk(dsn: str, *, window_seconds: float = 0.005, vouches: bool = True)
 
 
 async def flushes(connection: Connection) -> list[set[UUID]]:
-    """The streams of each transaction that wrote batches, in the order of their ids."""
+    """Return the streams of each transaction that wrote batches, in the order of the transactions."""
     rows = await connection.fetch(
         "SELECT array_agg(stream_id) FROM baton.batch GROUP BY xmin ORDER BY min(xmin::text::bigint)"
     )
@@ -83,7 +83,7 @@ async def cut_writers(connection: Connection) -> None:
 
 @asynccontextmanager
 async def locked_log(dsn: str) -> AsyncIterator[None]:
-    """Nobody can append meanwhile."""
+    """No session can append within the block."""
     async with connected(dsn) as connection, connection.transaction():
         await connection.execute("LOCK TABLE baton.batch IN ACCESS EXCLUSIVE MODE")
         yield
@@ -100,7 +100,7 @@ async def test_one_flush_carries_all_streams(dsn: str) -> None:
         assert await flushes(connection) == [set(ids)]
 
 
-async def test_an_urgent_flush_carries_only_the_streams_in_a_hurry(dsn: str) -> None:
+async def test_an_urgent_flush_carries_only_urgent_streams(dsn: str) -> None:
     async with connected(dsn) as connection, desk(dsn, window_seconds=3600) as at:
         slow, quick = await claimed(connection, 2)
         first, second = at.open(slow), at.open(quick)
@@ -118,28 +118,28 @@ async def test_an_urgent_flush_carries_only_the_streams_in_a_hurry(dsn: str) -> 
         assert [event["type"] for event in await events(connection, slow)] == ["text", "text", "done"]
 
 
-async def test_urgent_flushes_keep_nobody_else_waiting(dsn: str) -> None:
+async def test_urgent_flushes_do_not_delay_other_streams(dsn: str) -> None:
     async with connected(dsn) as connection, desk(dsn, window_seconds=0.1) as at:
         steady, *others = await claimed(connection, 200)
         first = at.open(steady)
         first.put(encode_text("a"))
         await until(lambda: first.tail == 1)
         first.put(encode_text("b"))
-        # Streams begin one after the other, with no pause as long as the window.
+        # Streams start one after another, with pauses shorter than the window.
         begun = 0
         for stream_id in others:
             outbox = at.open(stream_id)
             outbox.put(encode_text("a"))
-            await until(lambda tell=outbox: tell.tail == 1)  # type: ignore[misc]
+            await until(lambda outbox=outbox: outbox.tail == 1)  # type: ignore[misc]
             begun += 1
             if first.tail == 2:
                 break
         assert first.tail == 2, begun
 
 
-async def test_only_flushes_that_go_on_taking_long_lengthen_the_pause(dsn: str) -> None:
+async def test_only_repeatedly_slow_flushes_lengthen_the_pause(dsn: str) -> None:
     writer = Desk(dsn, window_seconds=0.04).writer
-    pauses = [writer._pause_after(seconds) for seconds in (0.03, 0.001, 0.03, 0.03, 1, 1)]
+    pauses = [writer._schedule._pause_after(seconds) for seconds in (0.03, 0.001, 0.03, 0.03, 1, 1)]
     assert pauses == pytest.approx([0.04, 0.04, 0.04, 0.09, 0.09, 0.16])
 
 
@@ -231,7 +231,7 @@ async def test_bad_data_fails_only_its_own_stream(dsn: str) -> None:
         assert set(at.lost.values()) == {Lost.REJECTED}
 
 
-async def test_what_came_before_bad_data_stays(dsn: str) -> None:
+async def test_events_before_bad_data_stay(dsn: str) -> None:
     async with connected(dsn) as connection, desk(dsn) as at:
         (stream_id,) = await claimed(connection)
         outbox = at.open(stream_id)
@@ -245,7 +245,7 @@ async def test_what_came_before_bad_data_stays(dsn: str) -> None:
         assert text(await events(connection, stream_id)) == "good"
 
 
-async def test_an_ending_that_is_refused_too_is_written_once_it_may_be(
+async def test_a_refused_end_is_retried_until_the_database_accepts_it(
     dsn: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("baton.worker.writer.PUT_OFF_SECONDS", 0.05)
@@ -255,7 +255,7 @@ async def test_an_ending_that_is_refused_too_is_written_once_it_may_be(
         outbox = at.open(stream_id)
         outbox.put(encode_text("a"))
         await until(lambda: caplog.text.count("The database refused data") >= 3)
-        # A row that is closed without its terminal event would be a damaged log to whoever follows.
+        # To a follower, a row that is closed without its terminal event would be a damaged log.
         assert not (await row(connection, stream_id)).ended
         await connection.execute("ALTER TABLE baton.batch DROP CONSTRAINT refusing")
         await outbox.closed.wait()
@@ -263,9 +263,7 @@ async def test_an_ending_that_is_refused_too_is_written_once_it_may_be(
         assert len(await events(connection, stream_id)) == 1
 
 
-async def test_a_missing_partition_holds_up_its_own_streams_only_and_is_tried_again(
-    dsn: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_missing_partition_delays_only_its_own_streams(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
     day = datetime.timedelta(days=3)
     async with connected(dsn) as connection, desk(dsn) as at:
         (today,) = await claimed(connection)
@@ -344,7 +342,7 @@ async def until_waiting(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("in_flight", [False, True])
-async def test_a_log_that_lost_its_end_ends_the_stream_and_has_no_hole(dsn: str, in_flight: bool) -> None:
+async def test_a_log_that_lost_its_end_ends_the_stream_without_a_gap(dsn: str, in_flight: bool) -> None:
     async with connected(dsn) as connection, Proxy(dsn) as proxy, desk(proxy.dsn) as at:
         hurt, whole = await claimed(connection, 2)
         outboxes = [at.open(hurt), at.open(whole)]
@@ -393,8 +391,8 @@ async def test_an_outage_of_many_tries_loses_nothing(dsn: str) -> None:
         assert text(await events(connection, stream_id)) == "0 1 2 3 4 "
 
 
-async def test_a_claim_in_the_new_history_is_not_ended_for_what_happened_in_the_old_one(dsn: str) -> None:
-    async with connected(dsn) as connection, desk(dsn, vouches=False) as at:
+async def test_a_claim_in_the_new_history_survives_a_loss_in_the_old_one(dsn: str) -> None:
+    async with connected(dsn) as connection, desk(dsn, lasted=False) as at:
         (older,) = await claimed(connection, 1)
         first = at.open(older, history=await history.read(connection))
         first.put(encode_text("a"))
@@ -408,7 +406,7 @@ async def test_a_claim_in_the_new_history_is_not_ended_for_what_happened_in_the_
         assert [event["type"] for event in await events(connection, newer)] == ["text"]
 
 
-async def test_a_claim_from_before_the_first_flush_is_of_its_history(dsn: str) -> None:
+async def test_a_claim_before_the_first_flush_belongs_to_its_history(dsn: str) -> None:
     async with connected(dsn) as connection, desk(dsn) as at:
         (stream_id,) = await claimed(connection, 1)
         outbox = at.open(stream_id, history=await history.read(connection))

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 
 class Backoff:
@@ -35,3 +39,24 @@ class Backoff:
     async def sleep(self) -> None:
         """Count a failure and wait."""
         await asyncio.sleep(self.next_seconds())
+
+
+async def retry(
+    work: Callable[[Backoff], Awaitable[Result]],
+    *,
+    errors: tuple[type[Exception], ...],
+    on_failure: Callable[[Exception], None] = lambda _error: None,
+    backoff: Backoff | None = None,
+) -> Result:
+    """Run `work` until it returns, and return its result. After one of `errors`, call `on_failure` and wait.
+
+    Work that runs forever resets the backoff that it is given whenever it has succeeded at something. All other errors
+    are raised.
+    """
+    backoff = backoff or Backoff()
+    while True:
+        try:
+            return await work(backoff)
+        except errors as error:
+            on_failure(error)
+        await backoff.sleep()

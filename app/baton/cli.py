@@ -135,20 +135,11 @@ def mark_restored(
 
     Baton detects a promotion and a restore to a point in time itself.
     """
-    import asyncio
-
+    from .commands.one_connection import MIGRATING_ROLE, run_over_connection
     from .db import history
-    from .db.postgres import ask
 
-    settings = _settings()
-    asked = ask(
-        settings.dsn,
-        history.declare_complete if nothing_lost else history.mark_restored,
-        name="baton mark-restored",
-        role="the one of `baton migrate`",
-        prepare=settings.prepare,
-    )
-    live = asyncio.run(asked)
+    work = history.declare_complete if nothing_lost else history.mark_restored
+    live = run_over_connection(_settings(), work, name="baton mark-restored", role=MIGRATING_ROLE)
     if nothing_lost:
         typer.echo(f"{live} queued or running streams of an older history continue in this one.")
         return
@@ -330,7 +321,7 @@ def _run_migrations(settings: Settings, to: str | None, timeouts: LockTimeouts) 
 
 
 async def _migrate(settings: Settings, to: str | None, timeouts: LockTimeouts) -> None:
-    from .db.listener import session_dsn
+    from .db.notification_delivery import session_dsn
     from .schema.migrate import migrate
 
     dsn = await session_dsn(settings.dsn, settings.listen_dsn, say=typer.echo)
@@ -340,7 +331,7 @@ async def _migrate(settings: Settings, to: str | None, timeouts: LockTimeouts) -
 
 
 async def _maintain(settings: Settings, every_seconds: float | None, *, dry_run: bool) -> None:
-    from .db.listener import session_dsn
+    from .db.notification_delivery import session_dsn
     from .schema.maintain import keep_maintaining
     from .schema.maintain import maintain as maintain_once
     from .schema.retention_policy import Policy

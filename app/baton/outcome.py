@@ -109,20 +109,6 @@ class Outcome:
         """The reason for the end in one word."""
         return self.error_code or self.finish_reason or ""
 
-    def columns(self) -> tuple[object, ...]:
-        """Return the columns of the end in a stream's row, in the order of the statements that close a stream."""
-        return (
-            self.status,
-            self.finish_reason,
-            self.error_code,
-            self.error_message,
-            None if self.usage is None else orjson.dumps(self.usage).decode(),
-            self.timings.tokens,
-            self.timings.time_to_first_token_seconds,
-            self.timings.duration_seconds,
-            None if self.usage_by_attempt is None else orjson.dumps(self.usage_by_attempt).decode(),
-        )
-
     @classmethod
     def decode(cls, line: bytes) -> Outcome:
         """Decode a terminal event."""

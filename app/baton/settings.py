@@ -325,7 +325,7 @@ class Settings(BaseSettings):
     notify_payloads: bool = Field(
         True,
         description="For workers: put events into notifications, which any role of the database can read. For pods: "
-        "deliver events from sealed notifications; if false, pods read the log",
+        "deliver events from signed notifications; if false, pods read the log",
     )
 
     max_duration_seconds: float = Field(3600, gt=0, le=7 * 86_400, description="Longest run of a stream")

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from tests.cluster import Cluster, RunningPod, Tap, echo, text
 
-from baton.db import streams
+from baton.db import stream_lists
 from baton.generators import GenerationRequest, Yielded
 
 DONE = b"data: [DONE]\n\n"
@@ -79,7 +79,7 @@ async def test_an_active_stream_is_resumed_from_its_start_and_an_ended_one_is_no
 async def test_a_chat_whose_id_thousands_of_streams_have_is_found_among_the_newest(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "LOOKED_AT", 3)
+    monkeypatch.setattr(stream_lists, "MAX_SCANNED", 3)
     pod = await cluster.pod()
     author = await cluster.author(chat="main")
     await author.write(text(1))

@@ -13,8 +13,8 @@ from tests.follower import following
 from tests.logbook import until
 
 from baton import api
-from baton.db import streams
-from baton.db.streams import NewStream
+from baton.db import stream_creation, stream_ending, stream_lists
+from baton.db.stream_creation import NewStream
 from baton.errors import GenerationError
 from baton.generators import GenerationRequest
 
@@ -80,7 +80,7 @@ async def test_the_numbers_of_streams_are_those_of_the_database(cluster: Cluster
     for generator, given in (("replay", ["a", "b"]), ("fails", "generator_error"), ("fails", "own_code")):
         stream_id = await cluster.create(pod, generator=generator, input=given)
         await cluster.client.get(f"{pod.url}/v1/streams/{stream_id}?wait=20")
-    queued, _ = await streams.create(cluster.pool, NewStream("nobody", None, {}, "fail"))
+    queued, _ = await stream_creation.create(cluster.pool, NewStream("nobody", None, {}, "fail"))
     async with following(cluster.client, pod.url, live) as here, following(cluster.client, pod.url, live):
         tap.let("one", "two")
         for _ in range(2):
@@ -148,10 +148,10 @@ async def test_streams_are_found_by_state_and_by_how_their_id_begins(
     pod = await cluster.pod()
     # In the order of their ids, which those of one millisecond do not have from the beginning.
     made = sorted(
-        [(await streams.create(cluster.pool, NewStream("nobody", None, {}, "fail")))[0].id for _ in range(60)]
+        [(await stream_creation.create(cluster.pool, NewStream("nobody", None, {}, "fail")))[0].id for _ in range(60)]
     )
     for stream_id in made[:3]:
-        assert await streams.end_any(cluster.pool, stream_id, streams.QUEUE_TIMEOUT)
+        assert await stream_ending.end_any(cluster.pool, stream_id, stream_ending.QUEUE_TIMEOUT)
     newest = [str(item) for item in reversed(made)]
 
     async def ids(**query: Any) -> list[str]:
@@ -167,7 +167,7 @@ async def test_streams_are_found_by_state_and_by_how_their_id_begins(
     assert await ids(status="live") == newest[:50]
     assert await ids(status="running") == []
     # However rare it is, no more are looked at than that; then it tells where to go on.
-    monkeypatch.setattr(streams, "LOOKED_AT", 58)
+    monkeypatch.setattr(stream_lists, "MAX_SCANNED", 58)
     short = await get(cluster, pod, "streams", status="failed", id="0")
     assert [item["id"] for item in short["data"]] == newest[-3:-2]
     assert await ids(status="failed", before=short["next"]) == newest[-2:]
@@ -183,10 +183,10 @@ async def test_the_query_is_checked(cluster: Cluster) -> None:
 async def test_a_key_sees_the_streams_of_its_own_tenant_and_no_conversation(cluster: Cluster) -> None:
     _, admin = await make_key(cluster, "admin")
     pod = await guarded_pod(cluster, **QUICK)
-    own, _ = await streams.create(
+    own, _ = await stream_creation.create(
         cluster.pool, NewStream("nobody", "secret", {"chat": "secret"}, "fail", tenant=TENANT)
     )
-    await streams.create(cluster.pool, NewStream("nobody", "theirs", {}, "fail", tenant="other"))
+    await stream_creation.create(cluster.pool, NewStream("nobody", "theirs", {}, "fail", tenant="other"))
     answer = await cluster.client.get(f"{pod.url}/console/streams", headers=bearer(admin))
     assert [item["id"] for item in answer.json()["data"]] == [str(own.id)]
     assert "secret" not in answer.text

@@ -17,7 +17,7 @@ from tests.cluster import Cluster, RunningPod, Tap, echo, text
 from tests.follower import Follower, following, frames_after
 from tests.logbook import until
 
-from baton.db import streams
+from baton.db import stream_creation
 
 RETRY = re.compile(rb": baton\nretry: (\d+)\n\n")
 PROBLEM = {"accept": "application/problem+json"}
@@ -190,7 +190,7 @@ async def test_lists_of_one_tenant_do_not_keep_another_from_creating(cluster: Cl
     (_, large), (_, small) = [await make_key(cluster, tenant=tenant) for tenant in ("large", "small")]
     pod = await guarded_pod(cluster)
     await cluster.pool.execute(MANY, "large", 50_000)
-    shares = pod.pod.pool.shares  # type: ignore[attr-defined]
+    semaphore = pod.pod.pool.semaphore  # type: ignore[attr-defined]
     pages: list[dict[str, Any]] = []
 
     async def starve() -> None:
@@ -199,12 +199,12 @@ async def test_lists_of_one_tenant_do_not_keep_another_from_creating(cluster: Cl
             pages.append(answer.json())
 
     tasks = [asyncio.create_task(starve()) for _ in range(24)]
-    await until(lambda: shares.waiting("large") > 0)
+    await until(lambda: semaphore.waiting("large") > 0)
     most = 0
     for number in range(20):
         answer = await cluster.client.post(f"{pod.url}/v1/streams", json={"input": 1}, headers=bearer(small))
         assert answer.status_code == 201
-        most = max(most, shares.in_use["large"]) if number else 0
+        most = max(most, semaphore.in_use["large"]) if number else 0
     assert most <= 4
     assert pages
     for task in tasks:
@@ -219,14 +219,14 @@ async def test_a_tenant_whose_requests_are_stuck_is_refused_and_others_are_serve
     """Its creates wait for a lock, near its limit; all connections but one may be its own, and then half of them."""
     (_, stuck), (_, other) = [await make_key(cluster, tenant=tenant) for tenant in ("stuck", "other")]
     pod = await guarded_pod(cluster, max_tenant_streams=5, database_pool_size=4)
-    monkeypatch.setattr("baton.db.pool_shares.WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("baton.db.fair_semaphore.WAIT_SECONDS", 0.1)
     url = f"{pod.url}/v1/streams"
 
     async def create(key: str) -> httpx2.Response:
         return await cluster.client.post(url, json={"input": 1}, headers=bearer(key))
 
     async with cluster.pool.acquire() as holding, holding.transaction():
-        await holding.execute(streams._ONE_BY_ONE, "stuck")
+        await holding.execute(stream_creation._ONE_BY_ONE, "stuck")
         tasks = [asyncio.create_task(create(stuck)) for _ in range(24)]
         await until(lambda: sum(task.done() for task in tasks) == 21)
         assert (await create(other)).status_code == 201
@@ -249,15 +249,15 @@ async def test_a_tenant_whose_requests_are_stuck_is_refused_and_others_are_serve
 async def test_what_was_created_and_cannot_be_read_just_now_is_not_created_again(
     cluster: Cluster, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.db.pool_shares.WAIT_SECONDS", 0)
+    monkeypatch.setattr("baton.db.fair_semaphore.WAIT_SECONDS", 0)
     tap = Tap()
     pod = await cluster.pod()
     await cluster.worker({"replay": tap})
-    shares = pod.pod.pool.shares  # type: ignore[attr-defined]
+    semaphore = pod.pod.pool.semaphore  # type: ignore[attr-defined]
     asked = asyncio.create_task(cluster.client.post(f"{pod.url}{path}", json=CHAT | {"input": "go"}))
-    await until(lambda: pod.metric("baton_subscribers") == 1 and shares.in_use == {} and tap.started.is_set())
+    await until(lambda: pod.metric("baton_subscribers") == 1 and semaphore.in_use == {} and tap.started.is_set())
     for _ in range(7):
-        await shares.enter("")
+        await semaphore.acquire("")
     tap.end()
     answer = await asked
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "still_running")

@@ -12,7 +12,7 @@ from tests.faults.viewers import Viewer
 from tests.logbook import DEADLINE_SECONDS, until
 
 from baton.chaos.proxy import Proxy
-from baton.db import streams
+from baton.db import stream_ending
 
 QUICK: dict[str, Any] = {"worker_heartbeat_seconds": 0.1, "queue_poll_seconds": 0.1, "lease_seconds": 2}
 
@@ -28,7 +28,7 @@ async def test_a_lost_notification_of_a_cancel_is_made_up_for_by_the_heartbeat(c
     viewer = Viewer(cluster.client, pod.url, stream_id)
     tap.let("so far")
     await viewer.has(1)
-    assert await streams.request_cancel(cluster.pool, UUID(stream_id)) == "running"
+    assert await stream_ending.request_cancel(cluster.pool, UUID(stream_id)) == "running"
     end = await viewer.end()
     assert (end["status"], viewer.text) == ("cancelled", "so far")
     assert tap.cancelled.is_set()

@@ -283,7 +283,7 @@ async def test_two_claims_of_one_epoch_leave_one_log(scene: Scene) -> None:
         assert await scene.cluster.pool.fetchval(claimed) == 1
         own.lead_to(scene.replicas.dsn)
         own.resume()
-        (run,) = first._runs.values()
+        (run,) = first.slots.runs.values()
         scene.script.let("claimed twice", 4)
         await until(run.outbox.closed.is_set)
         scene.script.let("claimed twice", 5, end=True)
@@ -318,7 +318,7 @@ async def test_a_worker_that_was_away_does_not_go_on_in_place_of_one_that_took_o
         own.lead_to(scene.replicas.dsn)
         own.resume()
         own.cut()
-        (run,) = first._runs.values()
+        (run,) = first.slots.runs.values()
         await until(run.outbox.closed.is_set)
         await scene.has_ended(stream)
     await asyncio.wait_for(asyncio.gather(*scene.watching), 30)
@@ -356,10 +356,10 @@ async def test_a_failover_that_takes_longer_than_the_lease_ends_no_answer_that_l
 async def beaten(scene: Scene, worker: Worker, times: int) -> None:
     """Wait until a worker has raised its counter so many times more."""
     counter = "SELECT heartbeat FROM baton.worker WHERE id = $1"
-    before = await scene.cluster.pool.fetchval(counter, worker._worker_id)
+    before = await scene.cluster.pool.fetchval(counter, worker.lease.worker_id)
 
     async def raised() -> bool:
-        return bool(await scene.cluster.pool.fetchval(counter, worker._worker_id) >= before + times)
+        return bool(await scene.cluster.pool.fetchval(counter, worker.lease.worker_id) >= before + times)
 
     await until(raised)
 
@@ -413,10 +413,11 @@ async def test_a_worker_that_is_led_to_a_standby_ends_nothing(scene: Scene) -> N
 async def counted_on(scene: Scene, worker: Worker) -> None:
     """Wait until pods have seen the worker's counter rise twice, as they do within seconds."""
     counter = "SELECT heartbeat FROM baton.worker WHERE id = $1"
-    before = await scene.cluster.pool.fetchval(counter, worker._worker_id)
+    before = await scene.cluster.pool.fetchval(counter, worker.lease.worker_id)
     await until(
         lambda: all(
-            pod.pod.trust._watch._counters.get(worker._worker_id or UUID(int=0), 0) > before + 1 for pod in scene.pods
+            pod.pod.trust._watch._counters.get(worker.lease.worker_id or UUID(int=0), 0) > before + 1
+            for pod in scene.pods
         )
     )
 
@@ -512,13 +513,13 @@ async def test_no_counter_begins_a_history_that_has_not_fallen_or_changed_alread
     seen = await history.read(cluster.pool)
     counter = await cluster.pool.fetchval("SELECT heartbeat FROM baton.worker")
     for at_most in (counter, counter - 1, 0):
-        assert await cluster.pool.fetchval(begin, seen, worker._worker_id, at_most) == seen
+        assert await cluster.pool.fetchval(begin, seen, worker.lease.worker_id, at_most) == seen
     assert await cluster.pool.fetchval(begin, seen, UUID(int=1), counter + 1) == seen
     # Several see it, and the first one's new history is not replaced by the others.
-    assert await cluster.pool.fetchval(begin, "other/00000001", worker._worker_id, counter + 1) == seen
-    begun = await cluster.pool.fetchval(begin, seen, worker._worker_id, counter + 1)
+    assert await cluster.pool.fetchval(begin, "other/00000001", worker.lease.worker_id, counter + 1) == seen
+    begun = await cluster.pool.fetchval(begin, seen, worker.lease.worker_id, counter + 1)
     assert begun != seen
-    assert await cluster.pool.fetchval(begin, seen, worker._worker_id, counter + 1) == begun
+    assert await cluster.pool.fetchval(begin, seen, worker.lease.worker_id, counter + 1) == begun
 
 
 ASK = {"role": "user", "content": "hello"}

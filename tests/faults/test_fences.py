@@ -20,10 +20,10 @@ import pytest
 from tests.logbook import claimed, connected, employ, events, row, settings, text, until
 
 from baton.chaos.proxy import Proxy
-from baton.db import event_log, streams, worker_rows
+from baton.db import event_log, stream_creation, stream_ending, worker_rows
 from baton.db.event_log import Append, Fence
 from baton.db.postgres import Connection, Pool, connect, pool
-from baton.db.streams import NewStream
+from baton.db.stream_creation import NewStream
 from baton.db.worker_rows import Orphan
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
@@ -108,18 +108,18 @@ class Player:
 
     @property
     def runs(self) -> dict[UUID, Run]:
-        return self.worker._runs
+        return self.worker.slots.runs
 
     @property
     def outbox(self) -> Outbox:
         return self.outboxes[0]
 
     async def claim(self, connection: Connection) -> None:
-        await self.worker._claim(connection)
+        await self.worker.claiming.claim(connection)
         self.outboxes += [run.outbox for run in self.runs.values()]
 
     def write(self) -> None:
-        self.writing = asyncio.create_task(self.worker._writer.run())
+        self.writing = asyncio.create_task(self.worker.writer.run())
 
     async def put_down_pen(self) -> None:
         if self.writing is not None:
@@ -127,14 +127,14 @@ class Player:
             await asyncio.gather(self.writing, return_exceptions=True)
 
     async def close(self) -> None:
-        tasks = [*self.worker._tasks]
+        tasks = [*self.worker.slots.tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.put_down_pen()
 
     def pids(self) -> list[int]:
-        connection = self.worker._writer._connection
+        connection = self.worker.writer._connection
         return [] if connection is None or connection.is_closed() else [connection.get_server_pid()]
 
     def settled(self) -> bool:
@@ -189,7 +189,7 @@ class Scenario:
     async def _cast(self, stack: AsyncExitStack) -> None:
         name = f"{self.story.reply} {self.order}"
         new = NewStream(name, None, {}, self.story.policy)
-        self.stream_id = (await streams.create(self.witness, new))[0].id
+        self.stream_id = (await stream_creation.create(self.witness, new))[0].id
         self.zombie = await self._player(stack, {name: self.zombies_generator})
         self.successor = await self._player(stack, {name: self.successors_generator})
         self.reaper = await stack.enter_async_context(connected(self.dsn))
@@ -211,10 +211,10 @@ class Scenario:
     async def _player(self, stack: AsyncExitStack, generators: dict[str, Any]) -> Player:
         proxy = await stack.enter_async_context(Proxy(self.dsn))
         worker = Worker(settings(proxy.dsn), generators)
-        worker._worker_id = UUID(int=len(stack._exit_callbacks))  # type: ignore[attr-defined]
+        worker.lease.worker_id = UUID(int=len(stack._exit_callbacks))  # type: ignore[attr-defined]
         async with connected(self.dsn) as connection:
-            await employ(connection, worker._worker_id)
-            worker._place = await worker_rows.place(connection, worker._worker_id)
+            await employ(connection, worker.lease.worker_id)
+            worker.lease.place = await worker_rows.place(connection, worker.lease.worker_id)
         player = Player(worker, proxy)
         stack.push_async_callback(player.close)
         return player
@@ -416,7 +416,7 @@ async def test_an_end_from_outside_survives_its_deadlock_with_the_last_owners_en
             return bool(await keeper.fetchval(STUCK, [connection.get_server_pid()], at_gate))
 
         lost = Outcome.failed("worker_lost", "")
-        ending = asyncio.create_task(streams.end_claimed(reaper, Fence(stream_id, 1), lost))
+        ending = asyncio.create_task(stream_ending.end_claimed(reaper, Fence(stream_id, 1), lost))
         await until(lambda: stuck(reaper, at_gate=True))
         append = Append(stream_id, 1, 1, 1, completed.encode(), completed)
         appending = asyncio.create_task(event_log.append(owner, [append]))

@@ -25,19 +25,19 @@ from tests.faults.watchers import Script, Watcher
 from tests.logbook import until
 from tests.roles import PASSWORD, as_role
 
-from baton.db import event_log, history, notifications, seals, stream_queue, streams, worker_rows
+from baton.db import event_log, history, notifications, signing_keys, stream_ending, stream_queue, streams, worker_rows
 from baton.db.event_log import Append
 from baton.db.notifications import CANCEL_CHANNEL, EVENTS_CHANNEL, KILL_CHANNEL, QUEUE_CHANNEL
 from baton.db.postgres import Connection
-from baton.db.seals import Seals
+from baton.db.signing_keys import SigningKeys
 from baton.outcome import Outcome
 from baton.pod.relay import DOUBT_SECONDS
 from baton.worker.worker import CLAIM_PAUSE_SECONDS
 
 CHANNELS = (EVENTS_CHANNEL, CANCEL_CHANNEL, QUEUE_CHANNEL, KILL_CHANNEL)
 PROJECT = Path(__file__).parent.parent.parent
-# The last commit whose workers seal nothing.
-UNSEALED = "742df4c"
+# The last commit whose workers sign nothing.
+UNSIGNED = "742df4c"
 MAX_BYTES = 7999
 
 
@@ -111,7 +111,7 @@ class Play:
         stream = await streams.get(self.cluster.pool, UUID(self.queued))
         assert stream is not None
         assert (stream.status, stream.cancel_requested_at) == ("queued", None)
-        assert await streams.delete(self.cluster.pool, stream.id)
+        assert await stream_ending.erase(self.cluster.pool, stream.id)
 
     def say(self) -> None:
         self.said += 1
@@ -136,26 +136,30 @@ class Play:
             "replayed": genuine,
             "mutated": genuine[:at] + words + genuine[at + number % 3 :],
             "truncated": genuine[:at],
-            "swapped seal": genuine.rpartition("\n#")[0] + "\n#" + other.rpartition("\n#")[2],
+            "swapped signature": genuine.rpartition("\n#")[0] + "\n#" + other.rpartition("\n#")[2],
             "next": self._next(stream, number, words),
-            "gone": notifications.gone(stream),
-            "hint": notifications.hint(stream),
+            "gone": notifications.erasure_payload(stream),
+            "hint": notifications.change_payload(stream),
             "id": (str(stream), stream.hex, stream.urn, f"{{{stream}}}")[number % 4],
             "pod": f"{self.pods[number % 2].name}\n#{number}:{words}\n@{sent_soon}",
         }
         return forms[kind]
 
     def _next(self, stream: UUID, number: int, words: str) -> str:
-        """What would follow the tail, or end the stream, were it sealed."""
+        """What would follow the tail, or end the stream, if it were signed."""
         seq = self.said + 1 + number % 2
-        outcome = (None, Outcome.completed("stop"), streams.REWOUND, Outcome.cancelled())[number % 4]
+        outcome = (None, Outcome.completed("stop"), stream_ending.REWOUND, Outcome.cancelled())[number % 4]
         line = outcome.encode() if outcome else text(666)
-        sealing = Seals({1 + number % 3: words.encode(errors="ignore").ljust(32)}, "") if number % 5 else seals.NONE
+        sealing = (
+            SigningKeys({1 + number % 3: words.encode(errors="ignore").ljust(32)}, "")
+            if number % 5
+            else signing_keys.NONE
+        )
         return notifications.pack([Append(stream, 1, seq, seq, line, outcome)], time.time(), sealing)[0]
 
 
 Step = tuple[str, str, int, str]
-KINDS = ("say", "say", "words", "replayed", "mutated", "truncated", "swapped seal", "next", "next")
+KINDS = ("say", "say", "words", "replayed", "mutated", "truncated", "swapped signature", "next", "next")
 STEPS: st.SearchStrategy[Step] = st.tuples(
     st.sampled_from((*KINDS, "gone", "hint", "id", "pod")),
     st.sampled_from((*CHANNELS, EVENTS_CHANNEL, CANCEL_CHANNEL)),
@@ -231,7 +235,7 @@ async def test_what_a_flood_of_forged_notifications_costs_is_bounded(
             (event_log, "tails"),
             (stream_queue, "claim"),
             (worker_rows, "cancelled"),
-            (seals, "read"),
+            (signing_keys, "read"),
         ):
             monkeypatch.setattr(module, name, counted(getattr(module, name)))
         reads = sum(pod.metric("baton_log_reads_total") for pod in play.pods)
@@ -269,23 +273,23 @@ async def test_keys_are_rotated_while_streams_run_and_the_old_one_is_worth_nothi
 ) -> None:
     async with stage(cluster, payloads=True) as play:
         await play.begin()
-        (before,) = (await seals.read(cluster.pool, await history.read(cluster.pool))).keys.items()
+        (before,) = (await signing_keys.read(cluster.pool, await history.read(cluster.pool))).secrets.items()
         async with cluster.pool.acquire() as connection:
-            new = await seals.rotate(connection)
+            new = await signing_keys.rotate(connection)
         for pod in play.pods:
             pod.pod.trust.forget()
         play.say()
         for watcher in play.watchers:
             await watcher.has(2)
-        await until(lambda: all(set(pod.pod.trust._seals.keys) == {before[0], new} for pod in play.pods))
+        await until(lambda: all(set(pod.pod.trust.keys.secrets) == {before[0], new} for pod in play.pods))
         await cluster.pool.execute(
             "UPDATE baton.notify_key SET created_at = created_at - make_interval(secs => $1)",
-            float(seals.GRACE_SECONDS + seals.REREAD_SECONDS),
+            float(signing_keys.GRACE_SECONDS + signing_keys.REREAD_SECONDS),
         )
         for pod in play.pods:
             pod.pod.trust.forget()
-        await until(lambda: all(set(pod.pod.trust._seals.keys) == {new} for pod in play.pods))
-        stolen = Seals(dict([before]), await history.read(cluster.pool))
+        await until(lambda: all(set(pod.pod.trust.keys.secrets) == {new} for pod in play.pods))
+        stolen = SigningKeys(dict([before]), await history.read(cluster.pool))
         for stream in map(UUID, play.ids):
             item = Append(stream, 1, play.said + 1, play.said + 1, text(666))
             (payload,) = notifications.pack([item], time.time(), stolen)
@@ -293,23 +297,23 @@ async def test_keys_are_rotated_while_streams_run_and_the_old_one_is_worth_nothi
         await play.end()
 
 
-async def test_unsealed_notifications_of_the_release_before_only_delay(cluster: Cluster) -> None:
+async def test_unsigned_notifications_of_the_previous_release_only_delay(cluster: Cluster) -> None:
     pod, author = await cluster.pod(log_poll_seconds=60), await cluster.author()
     watcher = Watcher(cluster.client, [pod.url], "native", str(author.id))
     watching = asyncio.create_task(watcher.watch())
     await until(lambda: watcher.connections == 1)
     for number in range(5):
-        await _notify_unsealed(author, await author.write(text(number), notify=False))
+        await _notify_unsigned(author, await author.write(text(number), notify=False))
         await watcher.has(number + 1)
-    await _notify_unsealed(author, await author.write(text(5), end=True, notify=False))
+    await _notify_unsigned(author, await author.write(text(5), end=True, notify=False))
     await asyncio.wait_for(watching, 60)
     assert watcher.connections == 1
     assert len(watcher.texts) == 6
     assert pod.metric("baton_notifications_unverified_total") >= 6
 
 
-async def _notify_unsealed(author: Author, item: Append) -> None:
-    await event_log.notify(author.pool, EVENTS_CHANNEL, notifications.pack([item], time.time()))
+async def _notify_unsigned(author: Author, item: Append) -> None:
+    await notifications.notify(author.pool, EVENTS_CHANNEL, notifications.pack([item], time.time()))
 
 
 READ = """
@@ -321,13 +325,13 @@ print(found.first_seq, found.last_seq, found.terminal, repr(found.events), commi
 """
 
 
-def test_sealed_notifications_are_read_by_the_release_before(tmp_path: Path) -> None:
-    archive = subprocess.run(["git", "archive", UNSEALED, "app"], cwd=PROJECT, capture_output=True, check=False)
+def test_signed_notifications_are_read_by_the_previous_release(tmp_path: Path) -> None:
+    archive = subprocess.run(["git", "archive", UNSIGNED, "app"], cwd=PROJECT, capture_output=True, check=False)
     if archive.returncode:
-        pytest.skip(f"Commit {UNSEALED}, the code before, is not here: fetch the whole history.")
+        pytest.skip(f"Commit {UNSIGNED}, the code before, is not here: fetch the whole history.")
     subprocess.run(["tar", "-x", "-C", tmp_path], input=archive.stdout, check=True)
     item = Append(UUID(int=7), 1, 3, 4, text(3) + b"\n" + text(4))
-    (payload,) = notifications.pack([item], 1_700_000_000.5, Seals({3: b"k" * 32}, "here/00000001"))
+    (payload,) = notifications.pack([item], 1_700_000_000.5, SigningKeys({3: b"k" * 32}, "here/00000001"))
     read = subprocess.run(
         [sys.executable, "-c", READ],
         input=payload,

@@ -76,8 +76,8 @@ async def test_waiting_for_a_slow_database_is_no_silence(cluster: Cluster) -> No
     async with cluster.pool.acquire() as connection, connection.transaction():
         await connection.execute("LOCK TABLE baton.batch IN SHARE MODE")
         tap.let(*(f"{number} " for number in range(20)))
-        (run,) = worker._runs.values()
-        await until(lambda: run._held_up)
+        (run,) = worker.slots.runs.values()
+        await until(lambda: run._waits_for_room)
         # Three times the timeout, in which the heartbeat looks again and again.
         beats = "SELECT heartbeat FROM baton.worker"
         goal = await connection.fetchval(beats) + 15

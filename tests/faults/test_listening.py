@@ -16,7 +16,8 @@ from tests.logbook import until
 from tests.processes import SERVES, environment, running
 
 from baton.chaos.proxy import Proxy
-from baton.db.listener import ListenerState, check_delivery
+from baton.db.listener import ListenerState
+from baton.db.notification_delivery import check_delivery
 from baton.errors import ConfigurationError
 
 NOBODY = "postgresql://nobody@127.0.0.1:1/none"

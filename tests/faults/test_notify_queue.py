@@ -11,7 +11,7 @@ import pytest
 from baton.app import create_app
 from baton.chaos.experiment import prepare
 from baton.chaos.faults import full_notify_queue
-from baton.db.event_log import notify
+from baton.db.notifications import notify
 from baton.demo.embedded import embedded_server
 from baton.schema.migrate import migrate
 from baton.settings import Settings

@@ -25,7 +25,7 @@ async def pooler(cluster: Cluster) -> AsyncIterator[str]:
 async def test_it_is_found_at_the_start_each_time(
     cluster: Cluster, pooler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.db.listener.DELIVERY_SECONDS", 1)
+    monkeypatch.setattr("baton.db.notification_delivery.DELIVERY_SECONDS", 1)
     lost = r"A notification did not arrive within 1 s.+Set BATON_LISTEN_DATABASE_URL to one that goes around it\."
     # One after the other: what a start leaves in the pooler's sessions must not hide it from the next.
     with pytest.raises(ConfigurationError, match=lost):

@@ -13,10 +13,11 @@ import orjson
 from starlette.requests import Request
 
 from ..auth.tokens import Wish
-from ..db import event_log, notifications, rate_buckets, retention, streams
+from ..db import event_log, notifications, rate_buckets, retention, stream_creation, stream_ending
 from ..db.postgres import translated
 from ..db.rate_buckets import Rate
-from ..db.streams import IdempotencyKey, Limits, NewStream, Stream
+from ..db.stream_creation import IdempotencyKey, Limits, NewStream
+from ..db.streams import Stream
 from ..errors import CreateRateLimited, InputTooLarge, InvalidRequest, TooManyStreams, UnknownGenerator
 from ..observability import log_context, tracing
 from ..pod.pod import Pod
@@ -80,7 +81,7 @@ async def create(
         CreateRateLimited: the caller has created more than it may in a time.
         TooManyStreams: the tenant has as many that have not ended as it may.
         UnknownGenerator: nobody offers the generator.
-        IdempotencyConflict, InvalidRequest, Unavailable: see `streams.create`.
+        IdempotencyConflict, InvalidRequest, Unavailable: see `stream_creation.create`.
     """
     about = {"baton.generator": new.generator, "baton.tenant": new.tenant, "url.path": path_of(request)}
     with tracing.span("create", tracing.here(), kind="server", attributes=about) as span:
@@ -130,11 +131,11 @@ async def cancel(request: Request, stream_id: UUID) -> tuple[Stream, bool]:
     pool = pod_of(request).pool
     async with translated(pool):
         await found(request, stream_id)
-        where = await streams.request_cancel(pool, stream_id)
+        where = await stream_ending.request_cancel(pool, stream_id)
         if where == "running":
-            await event_log.hint(pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
+            await notifications.announce_cancel(pool, stream_id)
         elif where == "queued":
-            await event_log.hint(pool, notifications.EVENTS_CHANNEL, [notifications.hint(stream_id)])
+            await notifications.announce_change(pool, stream_id)
         return await found(request, stream_id), where == "running"
 
 
@@ -147,10 +148,9 @@ async def erase(request: Request, stream_id: UUID) -> None:
     pool = pod_of(request).pool
     async with translated(pool):
         stream = await found(request, stream_id)
-        if not await streams.delete(pool, stream_id, stream.tenant):
+        if not await stream_ending.erase(pool, stream_id, stream.tenant):
             raise await retention.absence(pool, stream_id)
-        await event_log.hint(pool, notifications.EVENTS_CHANNEL, [notifications.gone(stream_id)])
-        await event_log.hint(pool, notifications.CANCEL_CHANNEL, [stream_id.hex])
+        await notifications.announce_erasure(pool, stream_id)
 
 
 def token(request: Request, stream: Stream, wish: Wish) -> tuple[str | None, datetime | None]:
@@ -170,7 +170,7 @@ async def _create(request: Request, new: NewStream, key: IdempotencyKey | None) 
     if sentence := await pod.missing_generator(new.generator):
         raise UnknownGenerator(f"There is no generator called {new.generator!r:.80}.", operator=sentence)
     try:
-        stream, created = await streams.create(
+        stream, created = await stream_creation.create(
             pod.pool,
             new,
             key,
@@ -181,7 +181,7 @@ async def _create(request: Request, new: NewStream, key: IdempotencyKey | None) 
         pod.metrics.rejected["tenant_streams"] += 1
         raise
     if created:
-        await event_log.hint(pod.pool, notifications.QUEUE_CHANNEL, [""])
+        await notifications.announce_queued(pod.pool)
     return stream, created
 
 

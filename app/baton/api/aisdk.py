@@ -22,7 +22,8 @@ from typing_extensions import TypedDict
 
 from ..db import event_log, streams
 from ..db.postgres import translated
-from ..db.streams import NewStream, Stream
+from ..db.stream_creation import NewStream
+from ..db.streams import Stream
 from ..dialects import aisdk
 from ..dialects.aisdk_message import Earlier
 from ..dialects.aisdk_places import Places

@@ -19,7 +19,7 @@ import orjson
 from starlette.requests import Request
 
 from ..db.postgres import translated
-from ..db.streams import IdempotencyKey
+from ..db.stream_creation import IdempotencyKey
 from ..dialects.aisdk import asked_by
 from ..errors import InvalidRequest, LogDamaged, StreamExpired, StreamNotFound
 from ..events import read_json

@@ -16,9 +16,10 @@ from starlette.routing import Route
 from typing_extensions import TypedDict
 
 from ..codes import ENDS
-from ..db import event_log, pod_rows, streams, worker_rows
+from ..db import event_log, pod_rows, stream_lists, streams, worker_rows
 from ..db.postgres import translated
-from ..db.streams import Stream, StreamFilter
+from ..db.stream_lists import StreamFilter
+from ..db.streams import Stream
 from ..events import Status
 from ..outcome import TimingsContent
 from ..pod.census import Point
@@ -212,9 +213,9 @@ ROUTES = [
 async def _look_around(pod: Pod, tenant: str) -> Surroundings:
     async with translated(pod.pool), pod.pool.acquire() as connection:
         queued, oldest_seconds = await pod.queue_state(connection)
-        waiting, running = await streams.live_counts(connection, tenant)
+        waiting, running = await stream_lists.live_counts(connection, tenant)
         return {
-            "live": LiveContent(queued=waiting, running=running, counted_up_to=streams.LOOKED_AT),
+            "live": LiveContent(queued=waiting, running=running, counted_up_to=stream_lists.MAX_SCANNED),
             "queue": QueueContent(streams=queued, oldest_seconds=oldest_seconds),
             "pods": [_pod(pod, item) for item in await pod_rows.list_all(connection)],
             "workers": [_worker(pod, item) for item in await worker_rows.list_all(connection)],
@@ -226,8 +227,8 @@ async def _look_at_streams(pod: Pod, caller: Principal, wanted: ListStreams, err
     statuses = None if wanted.status is None else sorted(streams.LIVE) if wanted.status == "live" else [wanted.status]
     selection = StreamFilter(caller.tenant, first, last, statuses)
     async with translated(pod.pool), pod.pool.acquire() as connection:
-        found = await streams.find(connection, selection, STREAMS_PER_PAGE)
-        pod.reads.charge_rows(caller.tenant, caller.name, found.looked_at)
+        found = await stream_lists.find(connection, selection, STREAMS_PER_PAGE)
+        pod.reads.charge_rows(caller.tenant, caller.name, found.scanned)
         ids = [stream.id for stream in found.streams]
         tails = await event_log.tails(connection, ids)
         counted = [item for item in await pod_rows.list_all(connection) if _counts_viewers(pod, item)]
@@ -254,7 +255,7 @@ def _between(wanted: ListStreams) -> tuple[UUID, UUID]:
     """The lowest and the highest id that may be listed."""
     digits = wanted.id.replace("-", "")[:_HEX_DIGITS]
     first, last = (UUID(digits.ljust(_HEX_DIGITS, filler)) for filler in "0f")
-    return first, last if wanted.before is None else min(last, streams.below(wanted.before))
+    return first, last if wanted.before is None else min(last, stream_lists.below(wanted.before))
 
 
 def _stream(

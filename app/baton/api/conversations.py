@@ -17,14 +17,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID
 
-from ..db import event_log, streams
+from ..db import event_log, stream_lists, streams
 from ..db.event_log import Batch
 from ..db.postgres import Connection, Pool
-from ..db.streams import Stream, StreamFilter
+from ..db.stream_lists import StreamFilter
+from ..db.streams import Stream
 from ..dialects.aisdk_message import Earlier
 from ..dialects.aisdk_page import parts_of
 from ..errors import GenerationError, LogDamaged
 from ..generators import conversation as forms
+from ..pod.request_bodies import LARGE_BYTES
 
 Json = dict[str, Any]
 
@@ -112,13 +114,13 @@ async def newest(connection: Connection, tenant: str, chat: str) -> tuple[Stream
     wanted = StreamFilter(tenant, metadata=[{"chat": chat}])
     looked_at = 0
     for _ in range(_PAGES):
-        page = await streams.find(connection, wanted, 1)
-        looked_at += page.looked_at
+        page = await stream_lists.find(connection, wanted, 1)
+        looked_at += page.scanned
         if page.streams:
             return page.streams[0], looked_at
         if page.before is None:
             break
-        wanted = replace(wanted, last=streams.below(page.before))
+        wanted = replace(wanted, last=stream_lists.below(page.before))
     return None, looked_at
 
 
@@ -131,7 +133,7 @@ async def read(pool: Pool, stream: Stream, before_large: Callable[[int], Awaitab
         GenerationError: the stream was created with what is no conversation.
         LogDamaged: events are missing, or the stream was erased meanwhile.
     """
-    asked = await streams.read_input(pool, stream.id, before_large)
+    asked = await streams.read_input(pool, stream.id, large_bytes=LARGE_BYTES, before_large=before_large)
     beside = await streams.read_continuation(pool, stream.id)
     batches = await _whole_log(pool, stream.id)
     return await asyncio.to_thread(_joined, stream, asked, beside, batches)

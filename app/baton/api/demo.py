@@ -16,8 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..db import event_log, notifications
-from ..db.notifications import KILL_CHANNEL
+from ..db import notifications
 from ..db.postgres import translated
 from ..errors import Forbidden
 from . import pages
@@ -51,8 +50,7 @@ async def kill(request: Request) -> AsgiResponse:
     name = validated(KillPod, parse_json(await read_body(request))).pod
     pod = pod_of(request)
     async with translated(pod.pool):
-        payload = pod.trust.seal(KILL_CHANNEL, name, notifications.stamp_of(time.time()))
-        await event_log.hint(pod.pool, KILL_CHANNEL, [payload])
+        await notifications.announce_kill(pod.pool, name, time.time(), pod.trust.keys)
     return Response(status_code=202, headers=common_headers(request))
 
 

@@ -17,9 +17,10 @@ from starlette.types import Receive, Scope, Send
 
 from ..auth import credentials
 from ..auth.tokens import granted
-from ..db import streams
+from ..db import stream_lists
 from ..db.postgres import translated
-from ..db.streams import Stream, StreamFilter
+from ..db.stream_lists import StreamFilter
+from ..db.streams import Stream
 from ..dialects import native, sse, text
 from ..dialects.dialect import Header, Reader
 from ..errors import NotHere, PassingError, Unavailable
@@ -137,13 +138,13 @@ async def find_streams(request: Request) -> AsgiResponse:
     principal.require_tenant()
     selection = StreamFilter(
         principal.tenant,
-        last=streams.LAST if wanted.before is None else streams.below(wanted.before),
+        last=stream_lists.LAST if wanted.before is None else stream_lists.below(wanted.before),
         statuses=None if wanted.status is None else [wanted.status],
         metadata=metadata_alternatives(metadata),
     )
     async with translated(pod_of(request).pool), pod_of(request).pool.acquire() as connection:
-        page = await streams.find(connection, selection, wanted.limit)
-    charge_rows(request, page.looked_at)
+        page = await stream_lists.find(connection, selection, wanted.limit)
+    charge_rows(request, page.scanned)
     following = None
     if page.before is not None:
         left_out = {"before", credentials.QUERY}

@@ -18,8 +18,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..auth import credentials
-from ..db import pool_shares, retention, streams
-from ..db.streams import IdempotencyKey, Stream
+from ..db import fair_semaphore, retention, streams
+from ..db.stream_creation import IdempotencyKey
+from ..db.streams import Stream
 from ..dialects.dialect import Header
 from ..errors import (
     InvalidRequest,
@@ -35,7 +36,7 @@ from ..events import STREAM_ID, read_json
 from ..observability import log_context
 from ..pod import read_limits
 from ..pod.pod import Pod
-from ..pod.request_bodies import Body
+from ..pod.request_bodies import LARGE_BYTES, Body
 from ..principal import AuthScope, Principal
 from . import problems
 
@@ -90,7 +91,7 @@ def answered(
                 principal.require(scope)
                 principal.require_view("answer" if narrow else "full")
                 request.state.principal = principal
-                pool_shares.act_for(principal.tenant)
+                fair_semaphore.set_tenant(principal.tenant)
                 if counted if counted is not None else scope != "create":
                     await _take_read(request)
             return await handler(request)
@@ -263,6 +264,12 @@ async def without_turn(request: Request) -> AsyncIterator[None]:
 def turn_of(request: Request) -> Callable[[int], Awaitable[None]]:
     """Return what waits for a request's turn to work on many bytes. The turn lasts until the request is answered."""
     return _body_of(request).wait_for_turn
+
+
+async def read_input(request: Request, stream_id: UUID) -> Any:
+    """Read what a stream was created from, a large input in this request's turn; None if there is no such stream."""
+    pool = pod_of(request).pool
+    return await streams.read_input(pool, stream_id, large_bytes=LARGE_BYTES, before_large=turn_of(request))
 
 
 def _body_of(request: Request) -> Body:

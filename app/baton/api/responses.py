@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.routing import Route
 from typing_extensions import TypedDict
 
-from ..db import streams
 from ..db.postgres import translated
 from ..db.streams import Stream
 from ..dialects.dialect import Encoded
@@ -30,8 +29,8 @@ from .request import (
     pod_of,
     query_of,
     read_body,
+    read_input,
     release_body,
-    turn_of,
 )
 
 # How long a cancel waits for the generator to stop, so that its answer can say that it has.
@@ -142,7 +141,7 @@ async def retrieve_response(request: Request) -> AsgiResponse:
         return await _answer(request, stream_id)
     async with translated(pod_of(request).pool):
         stream = await found(request, stream_id)
-        given = await streams.read_input(pod_of(request).pool, stream_id, turn_of(request))
+        given = await read_input(request, stream_id)
     after = 0 if wanted.starting_after is None else wanted.starting_after + 1
     return await follow_frames(request, stream_id, RESPONSES, RESPONSES.begin(stream, given, after), after=after)
 
@@ -170,7 +169,7 @@ async def list_input_items(request: Request) -> AsgiResponse:
     stream_id = _stream_id(request)
     async with translated(pod_of(request).pool):
         await found(request, stream_id)
-        given = await streams.read_input(pod_of(request).pool, stream_id, turn_of(request))
+        given = await read_input(request, stream_id)
     items = _items(given, stream_id)
     if wanted.order == "desc":
         items.reverse()
@@ -225,7 +224,7 @@ async def _answer(request: Request, stream_id: UUID, *, whole: bool = False) -> 
         # The pod is leaving.
         raise openai.still_running(content.stream)
     async with translated(pod_of(request).pool):
-        given = await streams.read_input(pod_of(request).pool, stream_id, turn_of(request))
+        given = await read_input(request, stream_id)
     return json_answer(request, await asyncio.to_thread(response_of, content.stream, given, content.lines))
 
 

@@ -22,7 +22,8 @@ from starlette.requests import Request
 
 from ..db import retention, streams
 from ..db.postgres import translated
-from ..db.streams import IdempotencyKey, NewStream, Stream
+from ..db.stream_creation import IdempotencyKey, NewStream
+from ..db.streams import Stream
 from ..errors import (
     AnswerRunning,
     ConversationChanged,

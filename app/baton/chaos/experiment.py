@@ -23,7 +23,8 @@ from rich.console import Console
 from ..commands.interruption import Interrupted, interruptible
 from ..commands.terminal import Output
 from ..db import postgres
-from ..db.postgres import Pool, check_schema, connect
+from ..db.postgres import Pool, connect
+from ..db.schema_revision import check_schema
 from ..demo.cluster import Child, Cluster, Program, reserved_port
 from ..demo.embedded import EmbeddedPostgres, embedded_server
 from ..errors import ConfigurationError, DemoError

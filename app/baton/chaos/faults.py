@@ -18,6 +18,7 @@ from typing import Final
 
 import asyncpg
 
+from ..db import notifications
 from ..db.postgres import CONNECTION_ERRORS, Connection, connect
 from ..demo.cluster import Child, Cluster
 from ..demo.embedded import EmbeddedPostgres
@@ -32,7 +33,7 @@ CALM_SECONDS: Final = 4
 AT_ONCE: Final = 4
 FILLER_CHANNEL: Final = "baton_chaos"
 
-_FILL: Final = "SELECT pg_notify($1, i || repeat('x', 7000)) FROM generate_series(1, 20) AS i"
+_FILLING: Final = [f"{number}{'x' * 7000}" for number in range(20)]
 
 Kind = Callable[["Director"], Awaitable[None]]
 
@@ -364,7 +365,7 @@ async def full_notify_queue(dsn: str) -> AsyncIterator[None]:
         await holding.execute("BEGIN; SELECT 1")
         with contextlib.suppress(asyncpg.ProgramLimitExceededError):
             while True:
-                await filling.execute(_FILL, FILLER_CHANNEL)
+                await notifications.notify(filling, FILLER_CHANNEL, _FILLING)
         yield
 
 

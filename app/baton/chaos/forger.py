@@ -35,7 +35,7 @@ class Forger:
             await asyncio.sleep(PAUSE_SECONDS)
             if self._received:
                 for channel, payload in self._forgeries(self._random.choice(self._received)):
-                    await self._connection.execute("SELECT pg_notify($1, $2)", channel, payload)
+                    await notifications.notify(self._connection, channel, [payload])
                     sent += 1
         return sent
 
@@ -50,12 +50,12 @@ class Forger:
         for record in notifications.unpack(genuine, [stream_id.hex]):
             position = record.last_seq + self._random.choice((1, 1, 1, 2, 3))
             line = Outcome.completed("stop").encode().decode()
-            yield EVENTS_CHANNEL, f"{stream_id.hex} {position} {position} t{len(line)}\n{line}{trailer}"
+            yield EVENTS_CHANNEL, notifications.record(record.stream, position, position, "t", line) + trailer
             if record.events:
                 forged = record.events.replace(" ", "x")
                 last = position + record.events.count("\n")
-                yield EVENTS_CHANNEL, f"{stream_id.hex} {position} {last} e{len(forged)}\n{forged}{trailer}"
-        yield EVENTS_CHANNEL, notifications.gone(stream_id)
+                yield EVENTS_CHANNEL, notifications.record(record.stream, position, last, "e", forged) + trailer
+        yield EVENTS_CHANNEL, notifications.erasure_payload(stream_id)
         yield CANCEL_CHANNEL, str(stream_id)
         yield QUEUE_CHANNEL, ""
         yield self._random.choice((EVENTS_CHANNEL, CANCEL_CHANNEL)), genuine

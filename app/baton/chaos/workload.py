@@ -16,8 +16,8 @@ import asyncpg
 import httpx2
 import orjson
 
-from ..backoff import Backoff
-from ..db import event_log, streams
+from ..backoff import Backoff, retry
+from ..db import event_log, stream_ending, streams
 from ..db.postgres import CONNECTION_ERRORS, Pool
 from ..demo.cluster import Program
 from .account import GONE, Account, Complaint, Expected, LogCopy
@@ -283,7 +283,7 @@ class Workload:
         self.outcomes[next((account.outcome for account in accounts if account.end), without)] += 1
         self.judged += 1
         if self._erase:
-            await self._until_answered(lambda: streams.delete(self._pool, UUID(stream)))
+            await self._until_answered(lambda: stream_ending.erase(self._pool, UUID(stream)))
 
     async def _ended_log(self, stream_id: UUID, copy: LogCopy) -> LogCopy:
         """Wait for the end of a stream whose viewers may all have been refused.
@@ -308,10 +308,6 @@ class Workload:
         return await self._until_answered(read)
 
     async def _until_answered(self, ask: Callable[[], Awaitable[Result]]) -> Result:
-        """Query the database until it answers: faults stop and restart it."""
-        backoff = Backoff(cap_seconds=1)
-        while True:
-            try:
-                return await ask()
-            except (*CONNECTION_ERRORS, asyncpg.PostgresError):
-                await backoff.sleep()
+        """Ask the database until it answers: it is being stopped and started."""
+        errors = (*CONNECTION_ERRORS, asyncpg.PostgresError)
+        return await retry(lambda _backoff: ask(), errors=errors, backoff=Backoff(cap_seconds=1))

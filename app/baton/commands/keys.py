@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..auth.keys import ApiKey
-    from ..db.postgres import Connection, Result
+    from ..db.postgres import Connection
+    from .one_connection import Result
 
 app = typer.Typer(
     help="Create, list and revoke API keys (as the role that migrates).", no_args_is_help=True, rich_markup_mode=None
@@ -81,24 +82,19 @@ def token_secret() -> None:
 
 @app.command(name="rotate-notify")
 def rotate_notify() -> None:
-    """Create a new key that seals notifications. Workers and pods use it without a restart."""
-    from ..db import seals
+    """Create a new key that signs notifications. Workers and pods use it without a restart."""
+    from ..db import signing_keys
 
-    key_id = _run(seals.rotate)
-    typer.echo(
-        f"Created key {key_id}. The previous key becomes invalid in {seals.GRACE_SECONDS + seals.REREAD_SECONDS} s."
-    )
+    key_id = _run(signing_keys.rotate)
+    seconds = signing_keys.GRACE_SECONDS + signing_keys.REREAD_SECONDS
+    typer.echo(f"Created key {key_id}. The previous key becomes invalid in {seconds} s.")
 
 
 def _run(work: Callable[[Connection], Awaitable[Result]]) -> Result:
-    import asyncio
-
-    from ..db.postgres import ask
     from ..settings import Settings
+    from .one_connection import MIGRATING_ROLE, run_over_connection
 
-    settings = Settings.load()
-    asked = ask(settings.dsn, work, name="baton keys", role="the one of `baton migrate`", prepare=settings.prepare)
-    return asyncio.run(asked)
+    return run_over_connection(Settings.load(), work, name="baton keys", role=MIGRATING_ROLE)
 
 
 def _described(key: ApiKey) -> dict[str, Any]:

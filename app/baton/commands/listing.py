@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,12 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..db import streams, worker_rows
-from ..db.postgres import Connection, Result, ask
+from ..db import stream_lists, streams, worker_rows
+from ..db.postgres import Connection
 from ..db.streams import Stream
 from ..db.worker_rows import ListedWorker
 from ..observability.log_formatters import escaped
 from ..settings import Settings
+from .one_connection import ANY_ROLE, Result, run_over_connection
 
 _FORM: Final = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
 _STYLES: Final = {"completed": "green", "failed": "bold red", "cancelled": "yellow", "running": "cyan"}
@@ -50,8 +50,10 @@ def list_streams(settings: Settings, wanted: StreamQuery, *, as_json: bool) -> N
         silences = await worker_rows.silences(connection)
         if wanted.silent:
             return await _most_silent(connection, wanted, silences), silences
-        selection = streams.StreamFilter(wanted.tenant, statuses=None if wanted.status is None else [wanted.status])
-        return [stream async for stream in streams.find_all(connection, selection, wanted.limit)], silences
+        selection = stream_lists.StreamFilter(
+            wanted.tenant, statuses=None if wanted.status is None else [wanted.status]
+        )
+        return [stream async for stream in stream_lists.find_all(connection, selection, wanted.limit)], silences
 
     found, silences = _read(settings, read)
     # A stream that ended after its worker's last report is not silent.
@@ -85,8 +87,7 @@ def list_workers(settings: Settings, *, as_json: bool) -> None:
 
 
 def _read(settings: Settings, question: Callable[[Connection], Awaitable[Result]]) -> Result:
-    role = "one of those that `baton grants` makes"
-    return asyncio.run(ask(settings.dsn, question, name="baton list", role=role, prepare=settings.prepare))
+    return run_over_connection(settings, question, name="baton list", role=ANY_ROLE)
 
 
 def _stream_row(item: Stream, silent_seconds: float | None) -> Mapping[str, str]:

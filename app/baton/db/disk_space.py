@@ -1,7 +1,7 @@
-"""Whether the server's disk has room: Postgres does not say, so it is asked to write a temporary file.
+"""Whether the server's disk has room: Postgres has no function for it, so it is made to write a temporary file.
 
-A set that outgrows `work_mem` is written into a file next to the database's tables, and removed with the statement. It
-takes no right, leaves nothing behind, and writes nothing to the WAL; a standby does it as well.
+A set that outgrows `work_mem` is written to a file next to the database's tables, and removed with the statement. This
+needs no privilege, leaves nothing behind, and writes nothing to the WAL. It works on a standby, too.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import asyncpg
 
 from .postgres import Connection
 
-# In the tablespace of the database, wherever the role's temporary files go otherwise.
+# The file goes to the tablespace of the database, even if the role's temporary files normally go elsewhere.
 _SPILL: Final = "SET LOCAL work_mem = '64kB'; SET LOCAL temp_tablespaces = ''"
 _ROWS: Final = "SELECT count(*) FROM string_to_table(repeat(repeat('x', 1023) || ',', $1::integer * 1024), ',')"
 
 
 async def has_room(connection: Connection, megabytes: int = 1) -> bool:
-    """Return whether this many megabytes fit on the disk; true if a limit of the role prevents the attempt."""
+    """Return whether this many megabytes fit on the disk, or true if a limit of the role prevents the test."""
     try:
         async with connection.transaction(readonly=True):
             await connection.execute(_SPILL)

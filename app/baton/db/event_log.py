@@ -1,32 +1,30 @@
 """The log: batches of numbered events, appended under a fence and read after a cursor.
 
-A stream's events are numbered 1, 2, 3 … without gaps, and one row holds those of one flush. Whoever appends aims at the
-tail + 1 as it knows it. Two things keep a writer that has lost its stream from writing:
+A stream's events are numbered 1, 2, 3 … without gaps, and one row holds the events of one flush. An event gets its
+number from its writer (`worker.outbox`), which aims at the tail + 1 as it knows the tail. Two things keep a writer that
+has lost its stream from writing:
 
-- the append joins `stream` on `(id, epoch, claim_token)`, so that after a claim a stale writer starts nothing new. The
-  epoch alone would do, but for a database that went back in time: then a later claim gets the same epoch again;
-- the key `(stream_id, first_seq)` settles what was in flight at that moment, since both writers aim at the same place.
+- the append joins `stream` on `(id, epoch, claim_token)`, so that a stale writer starts nothing new after a claim. The
+  epoch alone would be enough, except after the database went back in time: then a later claim gets the same epoch;
+- the key `(stream_id, first_seq)` decides about appends in flight at that moment, since both writers aim at one place.
 
-A writer also names the history of the database in which its tail is true (see `history`). In another one nothing is
+A writer also names the history of the database in which its tail is true (see `history`). In another history nothing is
 written, so that no append leaves a gap behind what a failover lost.
 
-So an append may leave some of its batches unwritten without an error: it returns which ones it wrote. A place is hardly
-ever taken, and `ON CONFLICT` costs every row a second WAL record. So an append first goes without, and is repeated
-with it where Postgres says that a place is taken.
+So an append may leave some of its batches unwritten without an error: it returns which streams it wrote. A place is
+rarely taken, and `ON CONFLICT` costs every row a second WAL record. So the first try has no `ON CONFLICT`, and it is
+repeated with it if Postgres reports that a place is taken.
 
-The log has a partition for each day or more, and Postgres locks each one that a statement might look into. So every
-statement that reads or erases names the day of its streams, in its text: Postgres then plans for one partition and
-locks no other, in a generic plan too. As parameters the bounds would do so only in a plan that is made for each
-execution.
+The log has a partition for each day or for several, and Postgres locks each one that a statement might look into. So
+every statement that reads or erases names the day of its streams in its text. Postgres then plans for one partition and
+locks no other, in a generic plan too. Bounds in parameters would do so only in a plan that is made for each execution.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -36,10 +34,9 @@ import asyncpg
 from .. import usage
 from ..events import USAGE_HEAD
 from ..outcome import Outcome
+from . import end_columns
 from .partitions import day_number, ids_of_day
-from .postgres import CONNECTION_ERRORS, Connection, Pool
-
-logger = logging.getLogger(__name__)
+from .postgres import Connection, Pool
 
 _INSERT = """
 INSERT INTO baton.batch (stream_id, first_seq, last_seq, epoch, terminal, events)
@@ -53,33 +50,30 @@ WHERE coalesce((SELECT baton.current_history()) = $8, true)
 _WHERE_FREE = "ON CONFLICT DO NOTHING\n"
 _RETURNING = "RETURNING stream_id"
 
-# The terminal batch and the stream's final state are one statement, so that a crash leaves both or neither. Only a
+# The terminal batch and the end of the stream's row are one statement, so that a crash leaves both or neither. Only a
 # requeue that commits between its insert and its update can leave the row open, since under READ COMMITTED the update
-# then finds a newer epoch; whoever claims the stream next finds the terminal batch, and closes the row.
-_AND_CLOSE = """
-WITH written AS ({insert}), closed AS (
-    UPDATE baton.stream AS s
-    SET status = e.status, finish_reason = e.finish_reason, error_code = e.error_code,
-        error_message = e.error_message, usage = e.usage, tokens = e.tokens,
-        time_to_first_token_seconds = e.first_token, duration_seconds = e.duration,
-        usage_by_attempt = e.usage_by_attempt, finished_at = clock_timestamp(), worker_id = NULL
-    FROM unnest($9::uuid[], $10::text[], $11::text[], $12::text[], $13::text[], $14::jsonb[], $15::integer[],
-                $16::double precision[], $17::double precision[], $18::jsonb[], $19::integer[])
-         AS e (id, status, finish_reason, error_code, error_message, usage, tokens, first_token, duration,
-               usage_by_attempt, epoch)
+# then finds a newer epoch. The next claim of the stream finds the terminal batch, and closes the row.
+_CLOSING_PARAMETERS = ", ".join(
+    f"${number}::{kind}[]"
+    for number, kind in enumerate(("uuid", *(column.type for column in end_columns.COLUMNS), "integer"), start=9)
+)
+_AND_CLOSE = f"""
+WITH written AS ({{insert}}), closed AS (
+    UPDATE baton.stream AS s SET {end_columns.assignments(lambda name, _position: f"e.{name}")}
+    FROM unnest({_CLOSING_PARAMETERS}) AS e (id, {", ".join(end_columns.NAMES)}, epoch)
     WHERE s.id = e.id AND s.epoch = e.epoch AND EXISTS (SELECT FROM written AS w WHERE w.stream_id = e.id)
 )
 SELECT stream_id FROM written
-"""
+"""  # noqa: S608
 
 _APPEND = _INSERT + _RETURNING
 _APPEND_WHERE_FREE = _INSERT + _WHERE_FREE + _RETURNING
 _APPEND_AND_CLOSE = _AND_CLOSE.format(insert=_APPEND)
 _APPEND_WHERE_FREE_AND_CLOSE = _AND_CLOSE.format(insert=_APPEND_WHERE_FREE)
 
-# In those that follow, `{day}` stands for the bounds of the streams' day: see `within_day`.
+# In the following statements `{day}` stands for the bounds of the streams' day: see `within_day`.
 
-# A page begins with the batch that holds cursor + 1, and ends after $3 rows or once $4 bytes are in it.
+# A page begins with the batch that holds cursor + 1. It ends after $3 rows, or once it has $4 bytes.
 _READ = """
 SELECT first_seq, last_seq, terminal, events
 FROM (
@@ -115,7 +109,7 @@ SELECT first_seq, last_seq, epoch, terminal, events FROM baton.batch
 WHERE stream_id = $1 AND {day} ORDER BY first_seq DESC LIMIT 1
 """
 
-# Only the batches with a usage event are sent; all of the stream's are read.
+# All batches of the stream are read; only the ones with a usage event are returned.
 _USAGE = """
 SELECT epoch, events FROM baton.batch
 WHERE stream_id = $1 AND {day} AND position($2::bytea IN events) > 0
@@ -133,16 +127,14 @@ LEFT JOIN LATERAL (
 
 _ERASE = "DELETE FROM baton.batch WHERE stream_id = $1 AND {day} AND NOT (terminal AND $2)"
 
-_NOTIFY = "SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload"
-
 PAGE_ROWS = 512
 PAGE_BYTES = 65_536
 
 
 class Fence(NamedTuple):
-    """What the row of a stream must still say for its writer to write: which claim has it.
+    """The claim that a stream's row must still have for its writer to write.
 
-    `claim_token` is random, and None for claims of the release before.
+    `claim_token` is random. Claims of the previous release have none.
     """
 
     stream_id: UUID
@@ -151,9 +143,9 @@ class Fence(NamedTuple):
 
 
 class Append(NamedTuple):
-    """One batch to be written: events `first_seq` to `last_seq` of a stream, as lines of JSON joined by newlines.
+    """One batch to write: the events `first_seq` to `last_seq` of a stream, as lines of JSON joined by newlines.
 
-    With an `outcome` its last event is the terminal one.
+    With an `outcome`, the last event is the terminal one.
     """
 
     stream_id: UUID
@@ -167,10 +159,10 @@ class Append(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """One batch as it is read: `events` are lines of JSON, the first with the number `first_seq`.
+    """One batch as it is read: `events` are lines of JSON, and the first one has the number `first_seq`.
 
-    Pods hold many of them, so it is one string and not a list. `encodings` keeps the batch in the wire formats that it
-    was sent in, so that each is made once for all clients; None: not any more.
+    Pods hold many batches, so `events` is one string and not a list. `encodings` caches the batch in the wire formats
+    that it was sent in, so that each is made once for all clients. It is None once the cache is dropped.
     """
 
     first_seq: int
@@ -178,16 +170,16 @@ class Batch:
     terminal: bool
     events: str
     encodings: dict[str, Any] | None = field(default_factory=dict)
-    committed_at: float | None = None  # on the worker's clock, of one that came as a notification
+    committed_at: float | None = None  # on the worker's clock; only batches from notifications have it
 
     @property
     def lines(self) -> list[str]:
-        """The events, one by one."""
+        """The events, each as one line of JSON."""
         return self.events.split("\n")
 
 
 class Standing(NamedTuple):
-    """How far a stream's log goes, and whether its row is closed."""
+    """The highest number in a stream's log, and whether its row is closed."""
 
     seq: int
     ended: bool
@@ -198,7 +190,7 @@ NOTHING: Final = Standing(0, ended=False)
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """The end of a stream's log: its highest number, and who wrote the batch there."""
+    """The end of a stream's log: its highest number, and the epoch of the claim that wrote the last batch."""
 
     last_seq: int = 0
     epoch: int = 0
@@ -208,11 +200,11 @@ class Tail:
 async def append(connection: Connection, appends: Sequence[Append], history: str | None = None) -> set[UUID]:
     """Write batches of different streams in one statement; return the streams that were written.
 
-    A stream is left out when its epoch or claim token is no longer the batch's, or when its place in the log is taken;
-    all are when the database is of another `history`. Without one that is not looked at: within a transaction which has
+    A stream is left out if its row has another epoch or claim token than the batch, or if its place in the log is
+    taken. All are left out if the database is of another `history`. Leave out `history` only in a transaction that has
     read the tail.
     """
-    # In one order everywhere, so that two appends wait for each other and never in a circle. Ids compare slowly.
+    # One order everywhere, so that two appends may wait for each other but never deadlock. Comparing UUIDs is slow.
     appends = sorted(appends, key=lambda item: item.stream_id.bytes)
     arguments: list[object] = [
         [item.stream_id for item in appends],
@@ -230,7 +222,7 @@ async def append(connection: Connection, appends: Sequence[Append], history: str
         statement, where_free = _APPEND_AND_CLOSE, _APPEND_WHERE_FREE_AND_CLOSE
         arguments += _closing(endings)
     if connection.is_in_transaction():
-        # An error would be the end of the transaction.
+        # An error would abort the transaction.
         return _ids(await connection.fetch(where_free, *arguments))
     try:
         return _ids(await connection.fetch(statement, *arguments))
@@ -239,12 +231,12 @@ async def append(connection: Connection, appends: Sequence[Append], history: str
 
 
 async def read(executor: Connection | Pool, stream_id: UUID, cursor: int) -> list[Batch]:
-    """Read a page of what follows the cursor; its first batch may begin before it. Empty at the tail."""
+    """Read a page of batches after the cursor. The first one may begin before it. At the tail the page is empty."""
     return _batches(await executor.fetch(within_day(_READ, stream_id), stream_id, cursor, PAGE_ROWS, PAGE_BYTES))
 
 
 async def read_newest(executor: Connection | Pool, stream_id: UUID, max_bytes: int) -> list[Batch]:
-    """Read the newest batches of a stream, oldest first: those that make up `max_bytes`, and at least one."""
+    """Read the newest batches of a stream, oldest first: about `max_bytes` of them, and at least one."""
     statement = within_day(_READ_NEWEST, stream_id)
     return _batches(await executor.fetch(statement, stream_id, PAGE_ROWS, max_bytes))
 
@@ -259,19 +251,18 @@ async def read_tail(executor: Connection | Pool, stream_id: UUID) -> Tail:
 
 
 async def read_usage(executor: Connection | Pool, stream_id: UUID) -> dict[int, usage.Counts]:
-    """Return what each claim of a stream used, by its epoch and the usage events in the log.
+    """Return what each claim of a stream used, by epoch, from the usage events in the log.
 
-    It reads the whole log of the stream: this is for a stream that changes hands, or that ends without its worker.
+    This reads the whole log of the stream. It is for a stream that gets another worker, or that ends without one.
     """
     rows = await executor.fetch(within_day(_USAGE, stream_id), stream_id, USAGE_HEAD)
     return usage.of_lines((row["epoch"], row["events"]) for row in rows)
 
 
 async def tails(executor: Connection | Pool, stream_ids: Sequence[UUID]) -> dict[UUID, Standing]:
-    """Return the highest number of each stream that exists, 0 where nothing was written yet, and if it has ended.
+    """Return the highest number of each stream that exists, 0 if nothing was written yet, and whether it has ended.
 
-    Streams of one day are asked for in one statement, and each day's statement has a snapshot of its own. Without
-    streams nothing is asked.
+    There is one statement for each day of the streams, with a snapshot of its own, and none without streams.
     """
     found = {}
     for same_day in _by_day(stream_ids):
@@ -281,68 +272,16 @@ async def tails(executor: Connection | Pool, stream_ids: Sequence[UUID]) -> dict
 
 
 async def erase(connection: Connection, stream_id: UUID, *, keep_end: bool) -> None:
-    """Delete a stream's batches; with `keep_end`, all but the terminal one."""
+    """Delete a stream's batches; with `keep_end`, all except the terminal one."""
     await connection.execute(within_day(_ERASE, stream_id), stream_id, keep_end)
 
 
 def within_day(statement: str, stream_id: UUID) -> str:
-    """Return a statement with the bounds of the stream's day as constants in place of `{day}`.
+    """Return a statement in which the bounds of the stream's day replace `{day}` as constants.
 
-    No partition's edge lies within a day, so the bounds leave one partition.
+    No partition begins or ends within a day, so the bounds select one partition.
     """
     return _within_day(statement, day_number(stream_id))
-
-
-async def notify(executor: Connection | Pool, channel: str, payloads: Sequence[str]) -> None:
-    """Send notifications in one transaction, which must write nothing else.
-
-    A commit that carries a NOTIFY holds a lock of the whole cluster while its WAL is flushed; with no WAL it does not
-    wait.
-    """
-    await executor.execute(_NOTIFY, channel, payloads)
-
-
-async def queue_usage(executor: Connection | Pool) -> float:
-    """Return how full Postgres' queue of notifications is, from 0 to 1."""
-    ratio: float = await executor.fetchval("SELECT pg_notification_queue_usage()")
-    return ratio
-
-
-async def free_queue(executor: Connection | Pool) -> None:
-    """Have Postgres drop the notifications that all have read.
-
-    It does so by itself only when one is sent. So a queue that was full would stay so for ever, since none can be sent.
-    """
-    await queue_usage(executor)
-
-
-async def hint(executor: Connection | Pool, channel: str, payloads: Sequence[str]) -> None:
-    """Send notifications that may get lost, after what they tell of was committed: whoever misses them polls."""
-    try:
-        await notify(executor, channel, payloads)
-    except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
-        logger.warning("A notification was not sent, and will be missed until the next poll: %r", error)
-
-
-def partition_is_missing(error: asyncpg.PostgresError) -> bool:
-    """Whether the log has no partition for the row: nobody's data is at fault, and `baton maintain` mends it."""
-    return isinstance(error, asyncpg.CheckViolationError) and not error.constraint_name
-
-
-@contextlib.contextmanager
-def putting_off(stream_id: UUID) -> Iterator[None]:
-    """Leave a stream that has no partition to a later try, so that it keeps nobody from ending others."""
-    try:
-        yield
-    except asyncpg.CheckViolationError as error:
-        if not partition_is_missing(error):
-            raise
-        logger.error(
-            "Stream %s cannot be ended: %s. Run `baton maintain`, which creates the partitions that are missing.",
-            stream_id,
-            error,
-            extra={"stream_id": str(stream_id)},
-        )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -363,7 +302,7 @@ def _ids(rows: Iterable[asyncpg.Record]) -> set[UUID]:
 
 
 def _closing(endings: Iterable[tuple[Append, Outcome]]) -> list[list[object]]:
-    rows = [(item.stream_id, *outcome.columns(), item.epoch) for item, outcome in endings]
+    rows = [(item.stream_id, *end_columns.values(outcome), item.epoch) for item, outcome in endings]
     return [list(column) for column in zip(*rows, strict=True)]
 
 

@@ -1,13 +1,13 @@
-"""Which history of the database this is. It changes whenever the database may have gone back in time.
+"""The history of the database: an id that changes whenever the database may have gone back in time.
 
-A promoted standby or a restore to a point in time may lack what clients have seen. Postgres numbers such lines of time
-("timelines"), and `baton.current_history()` returns the present number behind a marker. The marker changes where the
+A promoted standby, or a restore to a point in time, may lack what clients have seen. Postgres numbers such timelines,
+and `baton.current_history()` returns a marker with the number of the current timeline. The marker changes where the
 timeline does not show that the database went back: by `baton mark-restored`, after a snapshot or a dump was restored,
-and by itself when a worker's counter has fallen, which no counter ever does.
+and automatically when a worker's counter has fallen, which never happens otherwise.
 
-Each stream has the history that it was created in. A worker that lives through a change compares its streams with the
-log, and moves those that lost nothing to the new history (`streams.adopt`). All others of an older history end as
-`log_rewound`, since nobody can say what their clients have seen.
+Each stream has the history in which it was created. A worker that survives a change compares its streams with the log,
+and moves the streams that lost nothing to the new history (`streams.adopt`). All other streams of an older history end
+as `log_rewound`, since it is unknown what their clients have seen.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _READ = "SELECT baton.current_history()"
 _BEGIN = "SELECT baton.begin_history($1, $2, $3)"
-# A dump may have been made without the row.
+# A restored dump may lack the row.
 _MARK = """
 INSERT INTO baton.history (marker) VALUES (encode(substring(uuid_send(gen_random_uuid()) FOR 4), 'hex'))
 ON CONFLICT (single) DO UPDATE SET marker = excluded.marker
@@ -37,17 +37,17 @@ _LIVE = "SELECT count(*) FROM baton.stream WHERE status IN ('queued', 'running')
 
 
 async def read(executor: Connection | Pool) -> str:
-    """Return the present history.
+    """Return the current history.
 
     Raises:
-        ObjectNotInPrerequisiteStateError: the server is a standby. Its log may lag, and proves nothing.
+        ObjectNotInPrerequisiteStateError: the server is a standby. Its log may lag behind, so it proves nothing.
     """
     history: str = await executor.fetchval(_READ)
     return history
 
 
 async def mark_restored(connection: Connection) -> int:
-    """Begin a new history; return how many streams were queued or running, which end as `log_rewound` now."""
+    """Begin a new history; return how many streams were queued or running. They now end as `log_rewound`."""
     async with connection.transaction():
         await connection.execute(_MARK)
         live: int = await connection.fetchval(_LIVE)
@@ -55,20 +55,20 @@ async def mark_restored(connection: Connection) -> int:
 
 
 async def declare_complete(connection: Connection) -> int:
-    """Move all queued and running streams to the present history, which lost nothing; return how many."""
+    """Move all queued and running streams to the current history, which lost nothing; return how many."""
     return len(await connection.fetch(_ADOPT_ALL))
 
 
 class HistoryWatch:
-    """Notices a new history, for a pod or a worker: by reading it, and by the workers' counters, which it remembers."""
+    """Notices a new history for a pod or a worker: by reading it, and by remembering the workers' counters."""
 
     def __init__(self, on_new_history: Callable[[], None] = lambda: None) -> None:
-        self.history: str | None = None  # as of the last look
+        self.history: str | None = None  # as of the last check
         self._counters: Mapping[UUID, int] = {}
         self._on_new_history = on_new_history
 
-    async def look(self, executor: Connection | Pool) -> Mapping[UUID, int]:
-        """Look at the history, and begin a new one where a counter has fallen; return all workers' counters."""
+    async def check(self, executor: Connection | Pool) -> Mapping[UUID, int]:
+        """Read the history, and begin a new one if a counter has fallen; return all workers' counters."""
         counters = await worker_rows.counters(executor)
         fallen = [item for item in self._counters.items() if counters.get(item[0], item[1]) < item[1]]
         known = self.history
@@ -76,9 +76,9 @@ class HistoryWatch:
             self.history = await executor.fetchval(_BEGIN, known, *fallen[0])
         else:
             self.history = await read(executor)
-        # Not before: what has fallen must be seen again where no history could begin, as on a standby.
+        # Only now: if no history could begin, as on a standby, the next check must see the fallen counter again.
         self._counters = counters
         if known not in {None, self.history}:
-            logger.error("The database is of another history than before: it was restored, or a standby was promoted.")
+            logger.error("The database has another history than before: it was restored, or a standby was promoted.")
             self._on_new_history()
         return counters

@@ -1,15 +1,15 @@
 """How many of a tenant's streams have not ended, counted without reading those that have.
 
-The index of live streams keeps an entry for each stream that has ended until vacuum may remove it, and while an old
-snapshot is open it may not. So a pod remembers, for each tenant, the live streams below a *split*, which is an id. A
-create counts those above it, which are few, and adds the number of the others. That number can only be too high: of the
-streams below the split some may have ended since, and none can appear. Near the tenant's limit they are looked up by
-their primary key, so that the count is exact there.
+The index of live streams keeps an entry for each ended stream until vacuum removes it, which it cannot do while an old
+snapshot is open. So a pod remembers, for each tenant, the live streams below a *split*, which is an id. A create counts
+the streams above it, which are few, and adds the number of the remembered ones. That number can only be too high: some
+of the streams below the split may have ended since, and none can appear. Near the tenant's limit the remembered streams
+are looked up by their primary key, so that the count is exact there.
 
-None can appear, since the split stays below a *watermark*: an id below which no transaction is at work any more. Each
-create notes when its transaction began, and the transaction's id, which it takes before the stream gets its own. Once a
-later snapshot shows that no transaction with a lower id is in progress, all streams that were created before that
-moment are committed, or never will be.
+None can appear because the split stays below a *high watermark*: an id below which no transaction can create a stream
+any more. Each create notes when its transaction began, and the transaction's id, which it takes before the stream gets
+its own. Once a later snapshot shows that no transaction with a lower id is in progress, all streams that were created
+before that moment are committed, or never will be.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from uuid import UUID
 
 from ..stream_ids import first_id
 
-# Pods of the release before give the stream its id first, and microseconds later the transaction.
+# Pods of the previous release give the stream its id first, and microseconds later the transaction.
 SLACK: Final = timedelta(seconds=0.01)
 MARK_EVERY: Final = timedelta(seconds=0.02)
-# A transaction that is in progress for longer does not create a stream: a pod gives up before.
+# A transaction that is in progress for longer does not create a stream: the pod has given up by then.
 LONGEST: Final = timedelta(seconds=15)
-# A clock that was set back leaves streams below the split that were never counted. This finds them.
+# A clock that was set back may leave streams below the split that were never counted. A recount finds them.
 RECOUNT_SECONDS: Final = 300.0
 RECOUNT_FACTOR: Final = 1000
 MOST_TENANTS: Final = 10_000
@@ -55,8 +55,8 @@ class _Tenant:
     forgotten: bool = False
 
 
-class Watermark:
-    """The id below which each stream that will ever be there can be seen."""
+class HighWatermark:
+    """The id below which every stream that will ever exist is visible."""
 
     def __init__(self) -> None:
         self.id = _LOWEST
@@ -74,7 +74,7 @@ class Watermark:
             self._raise(marks.popleft()[0])
         if moment.transaction_id is None:
             return
-        # Replies may arrive in another order than that of their transactions.
+        # Replies may arrive in another order than their transactions began.
         if not marks or (moment.began - marks[-1][0] > MARK_EVERY and moment.transaction_id > marks[-1][1]):
             marks.append((moment.began, moment.transaction_id))
 
@@ -84,35 +84,35 @@ class Watermark:
 
 @dataclass(frozen=True, slots=True)
 class CountPlan:
-    """How a create is to count: the streams from `split` on, those of `checked` that are still live, and others."""
+    """How to count: the streams from `split` on, the ones in `checked` that are still live, and `unchecked` others."""
 
     split: UUID
     checked: Sequence[UUID]
     unchecked: int
     learn: Callable[[Sequence[UUID] | None, Sequence[UUID], Moment], None]
-    """Call it with what was found: the streams from `split` on (None: not all), those of `checked`, and as of when."""
+    """Call it with the live streams from `split` on (None: not all), the live ones of `checked`, and the moment."""
 
 
 NOTHING: Final = CountPlan(_LOWEST, (), 0, lambda _recent, _older, _moment: None)
 
 
 class LiveCounts:
-    """What a pod remembers of all tenants. Bounded: the tenants that have created nothing for longest are forgotten."""
+    """What a pod remembers of all tenants. It is bounded: the tenants whose last create is oldest are forgotten."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
         self._ids = 0
-        self._watermark = Watermark()
+        self._watermark = HighWatermark()
 
     def plan(self, tenant: str, *, exact: bool = False) -> CountPlan:
-        """Say how to count a tenant's streams: at most too many of them, or exactly."""
+        """Return how to count a tenant's streams: with a count that may be too high, or exactly."""
         known = self._tenants.setdefault(tenant, _Tenant())
         self._tenants.move_to_end(tenant)
         self._forget_some()
         now, watermark = self._clock(), self._watermark.id
         if now >= known.recount_at:
-            # The others of this tenant that come meanwhile go by what is known.
+            # Other creates of this tenant use what is known in the meantime.
             known.recount_at = now + RECOUNT_SECONDS
             return CountPlan(_LOWEST, (), 0, partial(self._learn_all, known, (watermark, now)))
         checked = tuple(known.older) if exact else ()
@@ -146,7 +146,7 @@ class LiveCounts:
         *,
         checked: Sequence[UUID],
     ) -> None:
-        """Take what was found. `watermark` is as it was before that was asked for."""
+        """Remember what was found. `watermark` is its value from before the query."""
         self._watermark.note(moment)
         before = len(known.older)
         known.older.difference_update(set(checked).difference(older))
@@ -164,7 +164,7 @@ class LiveCounts:
 
 
 def oldest_in_progress(snapshot: str, above: int) -> int:
-    """Return the lowest id of a transaction that is in progress, from `above` on, or the one that comes next."""
+    """Return the lowest id of a transaction in progress, from `above` on, or else the next id."""
     _, following, listed = snapshot.split(":")
     in_progress = (int(item) for item in listed.split(",") if item)
     return min((item for item in in_progress if item >= above), default=int(following))

@@ -1,44 +1,61 @@
-"""The text of notifications about appended batches.
+r"""NOTIFY: the channels, the text of payloads, and how they are sent.
 
-A payload holds several records, one a line. Each begins with `stream first last `: the stream's id in 32 hexadecimal
-digits and the numbers of its first and last event. Then comes `e`, or `t` if the last event is the terminal one, or `-`
-if it announces no batch. A number behind the letter says that so many characters of events follow on the next lines; a
-batch whose events do not fit is announced without them, and pods read the log. The last line is a stamp: `@` and
-the time of the oldest commit that the payload announces, in milliseconds since 1970 on the worker's clock. The line
-before it is the seal (see `seals`).
+Workers announce the batches that they have appended. Such a payload holds several records, one after another. A record
+begins with a line `stream first last flag`: the stream's id in 32 hexadecimal digits, and the numbers of its first and
+last event. The flag is `e`; or `t` if the last event is the terminal one; or `-` if the record announces no batch. A
+number after the flag is the length, in characters, of the events that follow on the next lines. A batch whose events do
+not fit is announced without them, and pods read the log.
 
-Workers seal what they send, and pods apply the events of sealed payloads alone. All that pods send is unsealed: it only
-makes its receiver read the row or the log.
+The last line is a stamp: `@` and the time of the oldest commit that the payload announces, in milliseconds since 1970
+on the worker's clock. The line before it is the signature: `#<key id>:<MAC>` (see `signing_keys`). It covers the stamp
+too. It comes first, since pods of the release without signatures look for the stamp at the end, and stop reading at a
+line that begins with `#`.
 
-A payload is at most 7,999 bytes, and Postgres folds equal payloads of a transaction into one, which loses nothing.
+Pods apply the events of signed payloads only. A payload without a valid signature is a hint: it may make its receiver
+read the row or the log, and nothing else. All that pods send are hints. Every notification may be lost: its receiver
+finds the same by polling.
+
+A payload has at most 7,999 bytes. Postgres folds equal payloads of a transaction into one, which loses nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
-from typing import NamedTuple
+import hmac
+import logging
+import secrets
+from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
 from uuid import UUID
 
+import asyncpg
+
 from ..events import MAX_SEQ
-from . import seals
+from . import signing_keys
 from .event_log import Append
-from .seals import SEAL_BYTES, Seals
+from .postgres import CONNECTION_ERRORS, Connection, Pool
+from .signing_keys import SigningKeys
 
-EVENTS_CHANNEL = "baton_events"  # pods listen: batches that were appended
-QUEUE_CHANNEL = "baton_queue"  # workers listen: a stream was queued
-CANCEL_CHANNEL = "baton_cancel"  # workers listen: a stream is to stop
-KILL_CHANNEL = "baton_kill"  # a demo's pods listen: the pod of this name is to die; sealed
+logger = logging.getLogger(__name__)
 
-MAX_BYTES = 7999
-STAMP_BYTES = len("\n@1234567890123")
-TRAILER_BYTES = SEAL_BYTES + STAMP_BYTES
-_LENGTH_DIGITS = 4
+EVENTS_CHANNEL: Final = "baton_events"  # pods listen: batches were appended
+QUEUE_CHANNEL: Final = "baton_queue"  # workers listen: a stream was queued
+CANCEL_CHANNEL: Final = "baton_cancel"  # workers listen: a stream is to stop
+KILL_CHANNEL: Final = "baton_kill"  # a demo's pods listen: the pod of this name is to die; signed
+
+MAX_BYTES: Final = 7999
+SIGNATURE_BYTES: Final = len(f"\n#{signing_keys.GREATEST_ID}:") + signing_keys.MAC_LENGTH
+STAMP_BYTES: Final = len("\n@1234567890123")
+TRAILER_BYTES: Final = SIGNATURE_BYTES + STAMP_BYTES
+_LENGTH_DIGITS: Final = 4
+
+_NOTIFY = "SELECT pg_notify($1, payload) FROM unnest($2::text[]) AS payload"
+_QUEUE_USAGE = "SELECT pg_notification_queue_usage()"
 
 
 class Announcement(NamedTuple):
-    """That a batch was appended; `events` are its lines where they fitted in.
+    """A record as it is read. `events` are the batch's lines, if they were sent along.
 
-    A tuple, since one is made for each batch that is heard.
+    It is a tuple because one is made for each batch that is announced.
     """
 
     stream: str
@@ -48,39 +65,157 @@ class Announcement(NamedTuple):
     events: str | None
 
 
-def gone(stream_id: UUID) -> str:
-    """The payload that has pods see that a stream was erased. Pods of the release before believe it."""
-    return f"{stream_id.hex} 0 0 -"
+# Sending.
 
 
-def hint(stream_id: UUID) -> str:
-    """The payload that has pods read on in a stream, without saying how far."""
-    return f"{stream_id.hex} 1 {MAX_SEQ} -"
+async def notify(executor: Connection | Pool, channel: str, payloads: Sequence[str]) -> None:
+    """Send notifications in one transaction, which must write nothing else.
+
+    A commit that carries a NOTIFY holds a lock of the whole cluster while its WAL is flushed. Without WAL it does not
+    wait.
+    """
+    await executor.execute(_NOTIFY, channel, payloads)
+
+
+async def announce_queued(executor: Connection | Pool) -> None:
+    """Wake the workers: streams were queued."""
+    await _try_to_notify(executor, QUEUE_CHANNEL, "")
+
+
+async def announce_cancel(executor: Connection | Pool, stream_id: UUID) -> None:
+    """Have the stream's worker read in its row that it is to stop."""
+    await _try_to_notify(executor, CANCEL_CHANNEL, stream_id.hex)
+
+
+async def announce_change(executor: Connection | Pool, stream_id: UUID) -> None:
+    """Have pods read on in a stream, which was ended by another process than a worker."""
+    await _try_to_notify(executor, EVENTS_CHANNEL, change_payload(stream_id))
+
+
+async def announce_erasure(executor: Connection | Pool, stream_id: UUID) -> None:
+    """Have pods, and the stream's worker, read that a stream was erased."""
+    await _try_to_notify(executor, EVENTS_CHANNEL, erasure_payload(stream_id))
+    await announce_cancel(executor, stream_id)
+
+
+async def announce_kill(executor: Connection | Pool, pod_name: str, moment: float, keys: SigningKeys) -> None:
+    """Have a demo's pod die, if it was started before `moment`, in seconds since 1970."""
+    await _try_to_notify(executor, KILL_CHANNEL, sign(keys, KILL_CHANNEL, pod_name, stamp_of(moment)))
+
+
+async def _try_to_notify(executor: Connection | Pool, channel: str, payload: str) -> None:
+    """Send a notification after the commit of what it announces. If it cannot be sent, its receivers find it later."""
+    try:
+        await notify(executor, channel, [payload])
+    except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+        logger.warning("A notification was not sent, so its receivers wait for their next poll: %r", error)
+
+
+async def queue_usage(executor: Connection | Pool) -> float:
+    """Return how full Postgres' queue of notifications is, from 0 to 1."""
+    ratio: float = await executor.fetchval(_QUEUE_USAGE)
+    return ratio
+
+
+async def free_queue(executor: Connection | Pool) -> None:
+    """Make Postgres drop the notifications that every listener has read.
+
+    Otherwise it does so only when a notification is sent. So a full queue would stay full: none can be sent.
+    """
+    await queue_usage(executor)
+
+
+def check_channel() -> str:
+    """Return the name of a channel that nothing else uses, to test whether notifications arrive."""
+    return f"baton_check_{secrets.token_hex(8)}"
+
+
+# Writing payloads.
 
 
 def pack(
-    appends: Iterable[Append], committed_at: float, sealing: Seals = seals.NONE, *, with_events: bool = True
+    appends: Iterable[Append], committed_at: float, keys: SigningKeys = signing_keys.NONE, *, with_events: bool = True
 ) -> list[str]:
-    """Pack announcements into as few payloads as they need, each with the stamp of that time, and sealed."""
+    """Pack announcements of batches into as few payloads as they need, stamp them with that time, and sign them."""
     stamp = stamp_of(committed_at)
     payloads: list[str] = []
     current: list[str] = []
     size = 0
     for item in appends:
-        record, record_bytes = _record(item, with_events=with_events)
+        record, record_bytes = _packed(item, with_events=with_events)
         if current and size + record_bytes > MAX_BYTES - TRAILER_BYTES:
-            payloads.append(sealing.seal(EVENTS_CHANNEL, "\n".join(current), stamp))
+            payloads.append(sign(keys, EVENTS_CHANNEL, "\n".join(current), stamp))
             current, size = [], 0
         current.append(record)
         size += record_bytes + 1
     if current:
-        payloads.append(sealing.seal(EVENTS_CHANNEL, "\n".join(current), stamp))
+        payloads.append(sign(keys, EVENTS_CHANNEL, "\n".join(current), stamp))
     return payloads
+
+
+def record(stream: str, first_seq: int, last_seq: int, flag: str, events: str | None = None) -> str:
+    """Return one record; `stream` is the id in 32 hexadecimal digits."""
+    head = f"{stream} {first_seq} {last_seq} {flag}"
+    return head if events is None else _with_events(head, events)
+
+
+def erasure_payload(stream_id: UUID) -> str:
+    """Return the payload that makes pods look whether a stream was erased."""
+    return record(stream_id.hex, 0, 0, "-")
+
+
+def change_payload(stream_id: UUID) -> str:
+    """Return the payload that makes pods read on in a stream, however far that is."""
+    return record(stream_id.hex, 1, MAX_SEQ, "-")
+
+
+def sign(keys: SigningKeys, channel: str, text: str, stamp: str) -> str:
+    """Return the payload of a text and its stamp, signed with the newest key. Without keys it is not signed."""
+    key_id = keys.newest_id
+    if key_id is None:
+        return f"{text}\n@{stamp}"
+    return f"{text}\n#{key_id}:{keys.mac(key_id, channel, text, stamp)}\n@{stamp}"
 
 
 def stamp_of(moment: float) -> str:
     """Return the stamp of a moment, in seconds since 1970."""
     return f"{moment * 1000:.0f}"
+
+
+def _packed(item: Append, *, with_events: bool) -> tuple[str, int]:
+    """Return the record of a batch, and its size in bytes."""
+    head = record(item.stream_id.hex, item.first_seq, item.last_seq, "e" if item.outcome is None else "t")
+    size = len(head) + _LENGTH_DIGITS + 1 + len(item.events)
+    if not with_events or size > MAX_BYTES - TRAILER_BYTES:
+        return head, len(head)
+    return _with_events(head, item.events.decode()), size
+
+
+def _with_events(head: str, events: str) -> str:
+    return f"{head}{len(events)}\n{events}"
+
+
+# Reading payloads.
+
+
+def is_signed(keys: SigningKeys, channel: str, payload: str) -> bool:
+    """Return whether one of these keys signed the payload, for this channel and history."""
+    text, mark, end = payload.rpartition("\n#")
+    signature, at, stamp = end.partition("\n@")
+    key_id, colon, mac = signature.partition(":")
+    if not (mark and at and colon and key_id.isascii() and key_id.isdecimal() and mac.isascii()):
+        return False
+    if not (stamp.isascii() and stamp.isdecimal()):
+        return False  # with a line break in the stamp, lines of a genuine text could be moved into it
+    number = int(key_id[:10])
+    return number in keys.secrets and hmac.compare_digest(mac, keys.mac(number, channel, text, stamp))
+
+
+def has_unknown_key(keys: SigningKeys, payload: str) -> bool:
+    """Return whether a payload is signed with a key that is not one of these."""
+    _, mark, end = payload.rpartition("\n#")
+    key_id = end.partition(":")[0]
+    return bool(mark) and key_id.isdecimal() and int(key_id[:10]) not in keys.secrets
 
 
 def committed_at(payload: str) -> float | None:
@@ -91,9 +226,9 @@ def committed_at(payload: str) -> float | None:
 
 
 def unpack(payload: str, wanted: Container[str]) -> Iterator[Announcement]:
-    """Read what a payload says of the wanted streams.
+    """Read the records about wanted streams.
 
-    One that is malformed yields nothing from there on: a notification is only a hint.
+    Where a payload is malformed, reading stops: a notification is only a hint.
     """
     at = 0
     while at < len(payload):
@@ -109,21 +244,10 @@ def unpack(payload: str, wanted: Container[str]) -> Iterator[Announcement]:
             if stream in wanted:
                 first_seq, last_seq = int(first), int(last)
                 events = None if until is None else payload[at:until]
-                # Applied to a relay, fewer events or more would give clients wrong numbers.
+                # In a relay, more or fewer events would give clients wrong numbers.
                 if events is not None and events.count("\n") != last_seq - first_seq:
                     return
                 yield Announcement(stream, first_seq, last_seq, flag == "t", events)
         except (IndexError, ValueError):
             return
         at = at if until is None else until + 1
-
-
-def _record(item: Append, *, with_events: bool) -> tuple[str, int]:
-    """One record, and its size in bytes."""
-    flag = "e" if item.outcome is None else "t"
-    head = f"{item.stream_id.hex} {item.first_seq} {item.last_seq} {flag}"
-    size = len(head) + _LENGTH_DIGITS + 1 + len(item.events)
-    if not with_events or size > MAX_BYTES - TRAILER_BYTES:
-        return head, len(head)
-    events = item.events.decode()
-    return f"{head}{len(events)}\n{events}", size

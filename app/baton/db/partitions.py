@@ -1,16 +1,17 @@
-"""Partitions of the log: one for each day of streams or for several, made ahead, and dropped when they have expired.
+"""Partitions of the log: one for each day of streams or for several, created ahead, and dropped once they have expired.
 
-Each one costs a statement on the whole log three locks, and every session some memory. So there are `MOST` at most:
-where streams are kept for longer than a year, a new partition holds several days. `baton.partitioning` says how
-many, for all that create partitions. Those that are there stay as they are; edges always lie between two days.
+Each partition costs a statement on the whole log three locks, and every session some memory. So there are `MOST` at
+most: where streams are kept for longer than a year, a new partition holds several days. `baton.partitioning` holds that
+number for all processes that create partitions. Existing partitions stay as they are. Each one begins and ends between
+two days.
 
-There is no default partition: rows in it would make every later partition's creation scan it, and Postgres refuses to
-detach one concurrently beside it.
+There is no default partition: creating any later partition would scan its rows, and Postgres refuses to detach a
+partition concurrently beside it.
 
-No step keeps appends or reads waiting. `DETACH PARTITION … CONCURRENTLY` marks the partition, so that new statements
-leave it out, waits without a lock for those that use the log, and then locks the partition alone. It cannot run in a
-transaction: what cuts it off leaves the partition "pending", and it must be finalized. Then the table, which belongs to
-nothing any more, is dropped. A comment on it tells a table that is to go from one that somebody detached to keep.
+No step makes appends or reads wait. `DETACH PARTITION … CONCURRENTLY` marks the partition, so that new statements leave
+it out, waits without a lock for the statements that use the log, and then locks the partition alone. It cannot run in a
+transaction. If it is interrupted, the partition is left "pending" and must be finalized. Then the table, which has no
+parent any more, is dropped. A comment marks a table that is to be dropped, so that one that an operator detached stays.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ ON CONFLICT (single) DO UPDATE SET days = excluded.days WHERE p.days <> excluded
 RETURNING days
 """
 
-# From the catalog alone, which every role may read.
+# From the catalog only, which every role may read.
 _ATTACHED = """
 SELECT format('%I.%I', n.nspname, c.relname) AS name, pg_get_expr(c.relpartbound, c.oid) AS bounds,
        i.inhdetachpending AS detaching, obj_description(c.oid, 'pg_class') IS NOT DISTINCT FROM $1 AS marked
@@ -48,7 +49,7 @@ WHERE i.inhparent = (
     WHERE s.nspname = 'baton' AND p.relname = 'batch')
 ORDER BY 1
 """
-# Those that are marked, and those that look like it by their names.
+# Tables that are marked, and tables whose names look like a partition's.
 _DETACHED = """
 SELECT format('%I.%I', n.nspname, c.relname) AS name, d.description IS NOT DISTINCT FROM $1 AS marked
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -60,9 +61,9 @@ ORDER BY 1
 
 _PENDING = "SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = $1::text::regclass"
 
-# Who has one of these tables locked, but for the modes of $3, or, if the detachment of $2 is pending, a snapshot from
-# before that, in which the partition is still attached. Autovacuum gives way by itself. Only some roles see when
-# another's transaction began.
+# The session that has one of these tables locked, in another mode than those of $3. Or, if the detachment of $2 is
+# pending, the session with a snapshot from before it, in which the partition is still attached. Autovacuum gives way by
+# itself. Only some roles see when another role's transaction began.
 _USER = """
 WITH locked AS (
     SELECT DISTINCT pid FROM pg_locks
@@ -85,16 +86,16 @@ _TAKEN = "SELECT name FROM unnest($1::text[]) AS name WHERE to_regclass(name) IS
 
 _NOW = "SELECT extract(epoch FROM clock_timestamp())::double precision"
 
-# What readers and writers hold, beside which partitions can be attached.
+# The locks of readers and writers, which do not conflict with attaching a partition.
 _HARMLESS: Final = ("AccessShareLock", "RowShareLock", "RowExclusiveLock")
 
 LOG: Final = "baton.batch"
 DAY_SECONDS: Final = 86_400
-# Somebody should look when fewer are left: a day, less the time after midnight in which workers create the next one.
+# An operator should look when less time is left: a day, less the time in which workers create the next one.
 LEAST_SECONDS: Final = 22 * 3600
-# This many are tested, with as many sessions as a server takes by default (tests/test_ceiling.py).
+# This many are tested, with as many sessions as a server accepts by default (tests/test_ceiling.py).
 MOST: Final = 400
-# Room for partitions that are kept because a stream in them has not ended.
+# Room for partitions that stay because a stream in them has not ended.
 _SPARE: Final = 20
 # A transaction that creates partitions holds seven locks for each, so one transaction creates those of 30 days.
 _STEP_DAYS: Final = 30
@@ -105,9 +106,9 @@ _LEAST, _GREATEST = UUID(int=0), UUID(int=2**128 - 1)
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """A partition of the log. It holds the streams whose ids begin at `first` and lie before `end`.
+    """A partition of the log. It holds the streams with ids from `first` on and before `end`.
 
-    `detaching` says that its detachment has begun, and `marked` that it is to be dropped.
+    `detaching`: its detachment has begun. `marked`: it is to be dropped.
     """
 
     name: str
@@ -119,14 +120,14 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """When the partitions end, in seconds since 1970, and how long it is until then on the database's clock."""
+    """When the partitions end, in seconds since 1970, and in how many seconds that is by the database's clock."""
 
     end: float
     left_seconds: float
 
 
 async def create_ahead(executor: Connection | Pool, days_ahead: int) -> list[str]:
-    """Create what is missing from yesterday to `days_ahead` days from today (UTC); return the names."""
+    """Create the missing partitions from yesterday to `days_ahead` days from today (UTC); return their names."""
     names = []
     for days in steps(days_ahead):
         names += [record[0] for record in await executor.fetch(_CREATE, days)]
@@ -134,7 +135,7 @@ async def create_ahead(executor: Connection | Pool, days_ahead: int) -> list[str
 
 
 def steps(days_ahead: int) -> tuple[int, ...]:
-    """Return for how many days ahead to create partitions in one transaction after another."""
+    """Return for how many days ahead to create partitions, in one transaction after another."""
     return *range(_STEP_DAYS, days_ahead, _STEP_DAYS), days_ahead
 
 
@@ -147,7 +148,7 @@ async def missing(executor: Connection | Pool, days_ahead: int, width_days: int 
 
 
 def planned(there: Sequence[Partition], moment: float, days_ahead: int, width_days: int) -> list[Partition]:
-    """Return what is missing beside the partitions that are there, as `baton.create_partitions` decides it."""
+    """Return the missing partitions among the existing ones, as `baton.create_partitions` determines them."""
     today = int(moment // DAY_SECONDS)
     place, goal = ids_of_day(today - 1)[0], ids_of_day(today + days_ahead + 1)[0]
     found = []
@@ -167,54 +168,54 @@ def planned(there: Sequence[Partition], moment: float, days_ahead: int, width_da
 async def width(executor: Connection | Pool) -> int:
     """Return how many days a new partition holds."""
     found: int | None = None
-    # The schema of the release before has no such table, and partitions of one day.
+    # The schema of the previous release has no such table, and partitions of one day.
     with contextlib.suppress(asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
         found = await executor.fetchval(_WIDTH)
     return found or 1
 
 
 async def set_width(connection: Connection, days: int) -> bool:
-    """Set how many days a new partition holds, for all processes that create them; return whether that is a change."""
+    """Set how many days a new partition holds, for all processes that create them; return whether that changed it."""
     return await connection.fetchval(_SET_WIDTH, days) is not None
 
 
 def width_for(retention_days: int, days_ahead: int) -> int:
-    """Return how many days a partition must hold for there to be `MOST` at most."""
-    # Besides there are today, what is yet to be dropped, and the ends of the first and the last one.
+    """Return how many days a partition must hold so that there are at most `MOST`."""
+    # Three more days: today, a day that is not dropped yet, and the days that the first and last one have too many.
     return math.ceil((retention_days + days_ahead + 3) / (MOST - _SPARE))
 
 
 async def taken(executor: Connection | Pool, names: Sequence[str]) -> list[str]:
-    """Return which of these names something else than a partition has."""
+    """Return which of these names are taken by something other than a partition."""
     return [record[0] for record in await executor.fetch(_TAKEN, names)]
 
 
 async def now(executor: Connection | Pool) -> float:
-    """Return the database's time, by which ids are made, in seconds since 1970."""
+    """Return the database's time, from which ids are made, in seconds since 1970."""
     moment: float = await executor.fetchval(_NOW)
     return moment
 
 
 async def attached(executor: Connection | Pool) -> list[Partition]:
-    """Return the log's partitions in the order of their names, but for a default one."""
+    """Return the log's partitions in the order of their names, without a default one."""
     found = []
     for name, bounds, detaching, marked in await executor.fetch(_ATTACHED, _MARK):
-        # One that was dropped in this moment has no bounds.
+        # A partition that was dropped at this very moment has no bounds.
         if match := _BOUNDS.fullmatch(bounds or ""):
             found.append(Partition(name, _edge(match[1]), _edge(match[2]), detaching, marked))
     return found
 
 
 async def detached(executor: Connection | Pool) -> dict[str, bool]:
-    """Return the tables that were partitions once, each with whether it is to be dropped."""
+    """Return the tables that once were partitions, each with whether it is to be dropped."""
     return {row["name"]: row["marked"] for row in await executor.fetch(_DETACHED, _MARK)}
 
 
 async def detach(connection: Connection, partition: Partition) -> None:
-    """Detach a partition, or finish what was begun. Not in a transaction.
+    """Detach a partition, or finish its detachment. This cannot run in a transaction.
 
     Raises:
-        LockNotAvailableError: somebody uses the log, or this partition, for longer than `lock_timeout`.
+        LockNotAvailableError: a session uses the log, or this partition, for longer than `lock_timeout`.
     """
     if partition.detaching:
         await connection.execute(f"ALTER TABLE {LOG} DETACH PARTITION {partition.name} FINALIZE")
@@ -229,21 +230,21 @@ async def detach(connection: Connection, partition: Partition) -> None:
 
 
 async def unmark(connection: Connection, name: str) -> None:
-    """Take away the mark of a partition that stays attached: whoever detaches it by hand means to keep it."""
+    """Remove the mark of a partition that stays attached: an operator who detaches it later means to keep it."""
     await connection.execute(f"COMMENT ON TABLE {name} IS NULL")
 
 
 async def drop(connection: Connection, name: str) -> None:
-    """Drop what was detached."""
+    """Drop a detached table."""
     await connection.execute(f"DROP TABLE {name}")
 
 
 async def user_of(
     connection: Connection, *tables: str, pending: str | None = None, altering: bool = False
 ) -> str | None:
-    """Say which other session has one of the tables locked, or may still see the `pending` partition attached.
+    """Describe another session that has one of the tables locked, or may still see the `pending` partition attached.
 
-    With `altering`, only one that keeps partitions from being attached, and no reader or writer.
+    With `altering`, only sessions that block attaching a partition count, and not readers and writers.
     """
     row = await connection.fetchrow(_USER, tables, pending, _HARMLESS if altering else ())
     if row is None:
@@ -252,7 +253,7 @@ async def user_of(
 
 
 async def reach(executor: Connection | Pool) -> Reach:
-    """Find out until when, from now on, every new stream has a partition."""
+    """Return until when every new stream, from now on, has a partition."""
     moment = await now(executor)
     end = first_id(moment)
     for item in sorted(await attached(executor), key=lambda item: item.first):
@@ -262,7 +263,7 @@ async def reach(executor: Connection | Pool) -> Reach:
 
 
 def name_of(moment: float) -> str:
-    """Return the name of a partition that begins on that moment's day, in seconds since 1970."""
+    """Return the name of a partition that begins on the day of a moment, in seconds since 1970."""
     return f"baton.batch_{datetime.datetime.fromtimestamp(moment, datetime.UTC):%Y%m%d}"
 
 
@@ -272,7 +273,7 @@ def day_number(stream_id: UUID) -> int:
 
 
 def ids_of_day(number: int) -> tuple[UUID, UUID]:
-    """Return the smallest and the greatest id of a day's streams; the day as `day_number` has it."""
+    """Return the smallest and the greatest id of a day's streams; the day is counted as by `day_number`."""
     milliseconds = DAY_SECONDS * 1000
     return UUID(int=number * milliseconds << 80), UUID(int=min(_GREATEST.int, ((number + 1) * milliseconds << 80) - 1))
 

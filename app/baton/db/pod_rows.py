@@ -1,7 +1,7 @@
-"""The pods' rows: what each says of itself, again and again, while it lives.
+"""The pods' rows: each pod reports its state in its row, at intervals, while it lives.
 
-A pod takes its row away when it leaves. One that dies leaves it behind, and shows by it since when it has been silent,
-until another pod forgets it.
+A pod deletes its row when it leaves. The row of a pod that died stays, and shows since when the pod has been silent,
+until another pod deletes it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from .postgres import Connection, Pool
 
 PodState: TypeAlias = Literal["ready", "full", "draining", "not ready"]
 
-# A row that nobody has written for so long is taken away.
+# A row that was not written for this long is deleted.
 FORGOTTEN_SECONDS: Final = 600
-# Streams whose viewers a pod notes, at most: those of the newest.
+# The most streams whose viewers a pod reports: the newest ones.
 MOST_WATCHED: Final = 500
 
 _NOTE = """
@@ -55,10 +55,10 @@ GROUP BY v.id
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What a pod says of itself.
+    """What a pod reports.
 
-    `deliveries`: how often the delay from commit to socket fell into which bucket. `viewers`: how many follow each
-    stream there, of the newest `MOST_WATCHED`.
+    `deliveries`: how often the delay from commit to socket fell into each bucket. `viewers`: how many clients follow
+    each stream there, for the newest `MOST_WATCHED` streams.
     """
 
     id: UUID
@@ -74,9 +74,9 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class ListedPod:
-    """A pod as the database sees it. What is said of viewers is whole for streams from `watched_from` on.
+    """A pod, as its row describes it. Its viewers are complete for streams from `watched_from` on.
 
-    `replaced`: another pod has started under its name since this one last wrote its row.
+    `replaced`: another pod with its name has started since this one last wrote its row.
     """
 
     id: UUID
@@ -92,28 +92,28 @@ class ListedPod:
     replaced: bool
 
 
-async def note(executor: Connection | Pool, said: Note) -> None:
-    """Write a pod's row, and take away those of pods that have been silent for long."""
-    watched_from = min(said.viewers) if len(said.viewers) >= MOST_WATCHED else None
+async def note(executor: Connection | Pool, report: Note) -> None:
+    """Write a pod's row, and delete the rows of pods that have been silent for `FORGOTTEN_SECONDS`."""
+    watched_from = min(report.viewers) if len(report.viewers) >= MOST_WATCHED else None
     await executor.execute(
         _NOTE,
-        said.id,
+        report.id,
         FORGOTTEN_SECONDS,
-        said.name,
-        said.version,
-        said.state,
-        said.listener,
-        said.subscribers,
-        said.connections,
-        said.deliveries,
-        list(said.viewers),
-        list(said.viewers.values()),
+        report.name,
+        report.version,
+        report.state,
+        report.listener,
+        report.subscribers,
+        report.connections,
+        report.deliveries,
+        list(report.viewers),
+        list(report.viewers.values()),
         watched_from,
     )
 
 
 async def remove(executor: Connection | Pool, pod_id: UUID) -> None:
-    """Take a pod's row away: it has left."""
+    """Delete the row of a pod that has left."""
     await executor.execute(_REMOVE, pod_id)
 
 
@@ -131,7 +131,7 @@ async def list_all(executor: Connection | Pool) -> list[ListedPod]:
 async def viewers(
     executor: Connection | Pool, stream_ids: Sequence[UUID], living: Sequence[ListedPod]
 ) -> dict[UUID, int]:
-    """Return how many follow each of these streams on these pods; nothing of a stream that is too old to be known."""
+    """Return how many clients follow each of these streams on these pods. Streams too old to be known are left out."""
     known_from = max((pod.watched_from for pod in living if pod.watched_from is not None), default=None)
     rows = await executor.fetch(_VIEWERS, stream_ids, [pod.id for pod in living])
     found = {row[0]: row[1] for row in rows}

@@ -1,17 +1,17 @@
-"""How fast each caller may create streams, in all pods together: a token bucket for each, in `baton.token_bucket`.
+"""How fast each caller may create streams, over all pods: a token bucket for each, in `baton.token_bucket`.
 
-A row holds one moment, at which its bucket will be full again; each token that is taken puts that off by 1/rate (this
-is the GCRA, as ATM's cells were policed by it). So a row whose moment has passed says no more than no row does, and may
-be deleted at any time.
+A row holds the moment at which its bucket will be full again. Each token that is taken moves it by 1/rate (this is the
+GCRA, by which ATM cells were policed). So a row whose moment has passed means the same as no row, and may be deleted at
+any time.
 
-The table is UNLOGGED: nothing is written to the WAL but the commit, for which nobody waits, and a crash of Postgres
-forgets the buckets. Measured (Postgres 18, `fsync` on, a local socket): a token takes 0.24 ms, where `SELECT 1` takes
-0.19; eight connections take 11,000 tokens a second from one bucket, and as many are refused; 58 bytes of WAL for each,
+The table is UNLOGGED: only the commit is written to the WAL, and no session waits for it. A crash of Postgres forgets
+the buckets. Measured (Postgres 18, `fsync` on, a local socket): a token takes 0.24 ms, where `SELECT 1` takes 0.19.
+Eight connections take 11,000 tokens a second from one bucket, and as many are refused. A token costs 58 bytes of WAL,
 and all updates within a second are made in place.
 
-A bucket in use is one row of many versions, and while an old snapshot is open all of them stay. So its key ends with
-the second in which it was last updated, its `slot`: the highest slot leads to the newest versions, and no statement
-reads those of the seconds before. A row stays one row, which is locked by each update, so that none is counted twice.
+A bucket in use is one row with many versions, and all of them stay while an old snapshot is open. So its key ends with
+its `slot`, the second in which it was last updated: the highest slot leads to the newest versions, and no statement
+reads the versions of earlier seconds. It stays one row, which each update locks, so that no token is taken twice.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from dataclasses import dataclass
 
 from .postgres import Connection, Pool
 
-# $3 seconds make a token, and $4 is how many the bucket holds. Where there is no token, nothing is written. A moment
-# that is too far away to be true is that of a clock that was put back, or of other settings: the bucket begins again.
-# One that waited for another update meets its version, whose slot is not lower. Nothing is returned of no bucket.
+# A token is added every $3 seconds, and the bucket holds $4. Without a token nothing is written. A moment that is too
+# far ahead comes from a clock that was set back, or from other settings: the bucket starts again. A statement that
+# waited for another update sees its version, whose slot is not lower. Without a bucket nothing is returned.
 _TAKE = """
 WITH latest AS (
     SELECT slot, full_at FROM baton.token_bucket WHERE tenant = $1 AND caller = $2 ORDER BY slot DESC LIMIT 1
@@ -48,7 +48,7 @@ SELECT false, extract(epoch FROM full_at - clock_timestamp())::double precision 
 FROM latest WHERE NOT EXISTS (SELECT FROM taken)
 """
 
-# A bucket has no key of its own to be unique by, so the first tokens of a caller are taken one by one.
+# No unique key protects a bucket's first row, so the first tokens of a caller are taken one after another.
 _ONE_BY_ONE = "SELECT pg_advisory_xact_lock(hashtextextended('baton.token_bucket ' || length($1) || $1 || $2, 0))"
 _MAKE = """
 INSERT INTO baton.token_bucket (tenant, caller, slot, full_at)
@@ -61,14 +61,14 @@ _DELETE_FULL = "DELETE FROM baton.token_bucket WHERE full_at < clock_timestamp()
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many a second in the long run, and `burst` at once after a pause."""
+    """`per_second` on average, and `burst` at once after a pause."""
 
     per_second: float
     burst: int
 
 
 async def take(pool: Pool, tenant: str, caller: str, rate: Rate) -> int | None:
-    """Take a token; return None, or where there is none, after how many seconds there will be one."""
+    """Take a token and return None, or return after how many seconds there will be one."""
     async with pool.acquire() as connection:
         return await take_in(connection, tenant, caller, rate)
 
@@ -77,7 +77,7 @@ async def take_in(connection: Connection, tenant: str, caller: str, rate: Rate) 
     """Do the same over a connection."""
     arguments = tenant, caller, 1 / rate.per_second, rate.burst
     row = await connection.fetchrow(_TAKE, *arguments)
-    # One that is refused for no time has seen a bucket that was deleted meanwhile, since it was full.
+    # A refusal without a wait comes from a full bucket that was deleted in the meantime.
     if row is None or not (row["taken"] or row["wait"] > 0):
         async with connection.transaction():
             await connection.execute(_ONE_BY_ONE, tenant, caller)
@@ -89,5 +89,5 @@ async def take_in(connection: Connection, tenant: str, caller: str, rate: Rate) 
 
 
 async def delete_full(connection: Connection) -> None:
-    """Delete the buckets that say nothing any more."""
+    """Delete the full buckets, which mean the same as none."""
     await connection.execute(_DELETE_FULL)

@@ -1,11 +1,11 @@
-"""What has expired: the horizon below which streams are gone, and the deleting of their rows.
+"""Expired streams: the horizon below which streams are deleted, and the deletion of their rows.
 
 `baton.retention` holds the horizon: the smallest id of a stream that is kept. It is committed before anything below it
-is deleted, and never goes back, since what was deleted stays so. So whoever finds no row for an id below it knows that
-the stream has expired.
+is deleted, and it never goes back, since deletions are final. So an id below it without a row means that the stream has
+expired.
 
-Streams that have not ended, queued ones among them, stay whole below the horizon, and expire when they have ended.
-None comes to life there: ids are made by the database's clock, an ended stream never lives again, and the lock under
+Streams that have not ended, including queued ones, stay complete below the horizon, and expire once they have ended. No
+new stream appears there: ids are made by the database's clock, an ended stream never runs again, and the lock under
 which a row is deleted is taken on an ended one.
 """
 
@@ -27,8 +27,8 @@ WHERE r.expired_before < excluded.expired_before
 
 _HORIZON = "SELECT expired_before FROM baton.retention"
 
-# Both begin at the last one that was deleted: the index entries of the deleted rows are still there. The arrays have
-# Postgres go by indexes however it estimates.
+# Both statements begin at the last deleted row, since the index entries of deleted rows are still there. The arrays
+# make Postgres use the indexes, whatever it estimates.
 _DELETE_STREAMS = """
 WITH expired AS (
     SELECT id FROM baton.stream
@@ -72,7 +72,7 @@ class Kept:
 
 
 async def raise_horizon(connection: Connection, horizon: UUID) -> None:
-    """Say that streams with smaller ids have expired."""
+    """Declare that streams with smaller ids have expired."""
     await connection.execute(_RAISE, horizon)
 
 
@@ -84,7 +84,7 @@ async def delete_streams(connection: Connection, after: UUID, before: UUID, limi
 async def delete_keys(
     connection: Connection, first: datetime.datetime, end: datetime.datetime, limit: int
 ) -> list[datetime.datetime]:
-    """Delete idempotency keys whose time was over from one moment on and before another; return when it was."""
+    """Delete idempotency keys that expired from `first` on and before `end`; return when they did."""
     return sorted(row[0] for row in await connection.fetch(_DELETE_KEYS, first, end, limit))
 
 
@@ -94,13 +94,13 @@ async def count(connection: Connection, before: UUID) -> tuple[int, int]:
 
 
 async def oldest_within(connection: Connection, first: UUID, end: UUID, *, live: bool = False) -> Kept | None:
-    """Return the oldest stream with an id from `first` on and before `end`; with `live`, of those that go on."""
+    """Return the oldest stream, or with `live` the oldest live one, with an id from `first` on and before `end`."""
     row = await connection.fetchrow(_OLDEST, first, end, live)
     return None if row is None else Kept(*row)
 
 
 async def absence(executor: Connection | Pool, stream_id: UUID) -> StreamExpired | StreamNotFound:
-    """Return the error that tells why a stream has no row."""
+    """Return the error that explains why a stream has no row."""
     horizon = await executor.fetchval(_HORIZON) if stream_id.version == 7 else None
     if horizon is None or stream_id >= horizon:
         return StreamNotFound(f"There is no stream {stream_id}.")

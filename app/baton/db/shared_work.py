@@ -1,4 +1,4 @@
-"""Work that many wait for: it is done once for all of them, in a context that is not that of the first."""
+"""Work that many requests wait for: it runs once for all of them, not in the context of the first."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ import time
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, TypeVar
 
-from . import pool_shares
+from . import fair_semaphore
 
 Result = TypeVar("Result")
 
 
 def shared_task(work: Coroutine[Any, Any, Result], *, for_all: bool = False) -> asyncio.Task[Result]:
-    """Start what many requests wait for. Each of them has to shield it.
+    """Start work that many requests wait for. Each of them has to shield it.
 
-    Its queries count for the tenant of the first request, since one tenant's work is shared by that tenant's requests
-    only; or, `for_all`, for no tenant.
+    Its queries count for the tenant of the first request, since only that tenant's requests share it. With `for_all`
+    they count for no tenant.
     """
     context = contextvars.Context()
     if not for_all:
-        context.run(pool_shares.act_for, pool_shares.acting_for())
+        context.run(fair_semaphore.set_tenant, fair_semaphore.current_tenant())
     return asyncio.create_task(work, context=context)
 
 
 def seen(task: asyncio.Task[Any]) -> None:
-    """Take note of a task's error, which those who wait for it get too, if there are any left."""
+    """Mark a task's error as retrieved. Requests that still wait for the task get it too."""
     if not task.cancelled():
         task.exception()
 
 
 class RecentAnswers:
-    """Answers to questions that are asked again and again: each is found once in `seconds`, however many ask."""
+    """A cache of answers to repeated questions: each answer is found once in `seconds`, however many ask."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._asked: dict[Hashable, tuple[float, asyncio.Task[Any]]] = {}
 
     async def get(self, key: Hashable, find: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-        """Return the answer to `key`, which `find` finds. What it raises is raised, and not kept."""
+        """Return the cached answer to `key`, or call `find` for it. Its errors are raised and not cached."""
         now = time.monotonic()
         self._forget(now)
         if key not in self._asked:

@@ -1,7 +1,8 @@
-"""The queue: claiming streams, and looking at those that wait.
+"""The queue: claiming streams, giving them back, and looking at the ones that wait.
 
-The queue is no table of its own: it is the queued rows of `stream`. Every statement begins at the queue's floor (see
-`queue_floor`), so that it reads no more while an old snapshot keeps vacuum from removing what has passed through.
+The queue is not a table of its own: it is the queued rows of `stream`. Every statement begins at the queue's low
+watermark (see `queue_watermark`), so that it reads no more while an old snapshot keeps vacuum from removing the entries
+of streams that have passed through.
 """
 
 from __future__ import annotations
@@ -14,24 +15,25 @@ from uuid import UUID
 import orjson
 
 from ..outcome import Outcome
-from . import streams
+from . import stream_ending
 from .event_log import Fence
 from .postgres import Connection, Place, Pool
-from .queue_floor import ALL, First, Since
+from .queue_watermark import ALL, First, Since
+from .streams import CLAIMED, continuation
 
-# A worker that was taken for dead has no row any more, and claims nothing until it has heard so. The lock on the row
-# has a burial wait for this claim, or this claim for the burial. The row is found at its place, $4: each heartbeat
-# makes a version of it, and while an old snapshot is open its key leads to all of them.
-#
 # More than all inputs together.
 ALL_BYTES: Final = 2**62
 
-# Streams that were given back come first: somebody is in the midst of their answers. They are in an index of their own,
-# by the moment at which they were given back; those that were never claimed, by their ids. Each begins at the queue's
-# floor, $5 and $6 (see `queue_floor`).
+# A worker that was declared dead has no row any more, and claims nothing until it notices. The lock on the row makes
+# the reaper wait for this claim, or this claim for the reaper. The row is found at its place, $4: each heartbeat makes
+# a new version of it, and while an old snapshot is open its key leads to all of them.
 #
-# As many are taken as fit into $7 bytes of input, and the one that exceeds them, so that any input can be taken. The
-# row has the size of a value, also where the value itself is stored elsewhere.
+# Requeued streams come first, since clients have seen a part of their answers. They are in an index of their own, by
+# the moment at which they were requeued. Streams that were never claimed are found by their ids. Both begin at the low
+# watermark, $5 and $6.
+#
+# Streams are taken until their inputs have $7 bytes, including the one that exceeds them, so that any input can be
+# taken. The row has the size of a value, also where the value itself is stored elsewhere.
 _CLAIM = """
 WITH me AS (
     SELECT id FROM baton.worker WHERE id = $1 AND ctid = $4 FOR KEY SHARE
@@ -66,7 +68,7 @@ RETURNING s.id, s.epoch, s.attempts, s.on_worker_lost, s.generator, s.input, s.m
           next.bytes
 """
 
-# All queued streams from the queue's floor on, $1 and $2: those that were given back, and those never claimed.
+# All queued streams from the low watermark on, $1 and $2: the requeued ones, and the ones that were never claimed.
 _QUEUED = """
     SELECT id, epoch, generator, queued_at, created_at, queue_timeout, watched_at, unwatched_timeout
     FROM baton.stream
@@ -77,7 +79,7 @@ _QUEUED = """
     WHERE status = 'queued' AND epoch = 0 AND id >= $2
 """
 
-# The first of both, and as of when that is known. Of all generators, if $3 is null.
+# The first stream of both kinds, and the moment as of which this is known. If $3 is null, of all generators.
 _FIRST_QUEUED = """
 SELECT (SELECT id FROM baton.stream
         WHERE status = 'queued' AND epoch = 0 AND id >= $2 AND ($3::text[] IS NULL OR generator = ANY ($3))
@@ -88,8 +90,8 @@ SELECT (SELECT id FROM baton.stream
        now()
 """
 
-# Queued streams that no worker took in time, or that nobody has watched for as long as they allow. The oldest come
-# first: the newest may have no partition, cannot be ended then, and would keep others out of every page.
+# Queued streams that no worker claimed in time, or that had no viewer for as long as they allow. The oldest come first:
+# the newest may have no partition, cannot be ended then, and would take the place of others in every page.
 _OVERDUE = f"""
 SELECT id, epoch, coalesce(queued_at, created_at)
                   < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $3)) AS timed_out, generator
@@ -105,10 +107,17 @@ SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(since)), 0)
 FROM (SELECT coalesce(queued_at, created_at) AS since FROM ({_QUEUED}) AS each LIMIT 10000) AS queued
 """  # noqa: S608
 
+_REQUEUE = f"""
+UPDATE baton.stream
+SET status = 'queued', queued_at = clock_timestamp(), epoch = epoch + 1, worker_id = NULL, attempts = attempts - $4
+WHERE id = $1 AND {CLAIMED}
+RETURNING id
+"""  # noqa: S608
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A stream that a worker has claimed, with what its generator needs."""
+    """A stream that a worker has claimed, with everything that its generator needs."""
 
     stream_id: UUID
     epoch: int
@@ -125,20 +134,20 @@ class Claim:
     tenant: str = ""
     traceparent: str | None = None
     claim_token: UUID | None = None
-    rewound: bool = False  # it is of an older history of the database, and must not be generated
+    rewound: bool = False  # it belongs to an older history of the database, and must not be generated
     history: str | None = None
     approvals: Sequence[Mapping[str, Any]] = ()  # fields of `generators.Approval`
     input_bytes: int = 0  # as JSON
 
     @property
     def fence(self) -> Fence:
-        """What its row says while it is this worker's."""
+        """What its row must have while this claim lasts."""
         return Fence(self.stream_id, self.epoch, self.claim_token)
 
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
-    """A queued stream that no worker took in time, or else that nobody watches."""
+    """A queued stream that no worker claimed in time, or else that has no viewer."""
 
     stream_id: UUID
     epoch: int
@@ -156,10 +165,10 @@ async def claim(
     since: Since = ALL,
     max_bytes: int = ALL_BYTES,
 ) -> list[Claim]:
-    """Claim the oldest queued streams that one of `generators` can serve, among those from the queue's floor on.
+    """Claim the oldest queued streams that one of `generators` can serve, beginning at the low watermark.
 
-    `max_bytes`: claim no further stream once the inputs have this many bytes together.
-    `place`: where the worker's row is, as its last heartbeat returned it. Elsewhere there is nothing to claim with.
+    `max_bytes`: claim no further stream once the inputs have this many bytes in total.
+    `place`: where the worker's row is, as its last heartbeat returned it. With a wrong place nothing is claimed.
     """
     return [
         Claim(
@@ -180,7 +189,7 @@ async def claim(
             row["claim_token"],
             row["rewound"],
             row["history"],
-            streams.continuation(row["continuation"]).get("approvals", ()),
+            continuation(row["continuation"]).get("approvals", ()),
             row["bytes"],
         )
         for row in await connection.fetch(
@@ -189,10 +198,15 @@ async def claim(
     ]
 
 
+async def requeue(connection: Connection, fence: Fence, *, uncount_attempt: bool = False) -> bool:
+    """Give a claimed stream back to the queue; return whether that claim still had it."""
+    return await connection.fetchval(_REQUEUE, *fence, int(uncount_attempt)) is not None
+
+
 async def first_queued(
     executor: Connection | Pool, since: Since = ALL, generators: Sequence[str] | None = None
 ) -> First:
-    """Return the first queued streams, of these generators or of all."""
+    """Return the first queued streams of these generators, or of all."""
     row = await executor.fetchrow(_FIRST_QUEUED, since.moment, since.id, generators)
     assert row is not None
     return First(*row)
@@ -201,22 +215,22 @@ async def first_queued(
 async def overdue(
     connection: Connection, queue_timeout: float, *, unwatched: bool = True, since: Since = ALL
 ) -> list[Overdue]:
-    """Return queued streams that have waited for too long, in seconds, or that nobody watches: 100 at most."""
+    """Return queued streams that have waited for more than `queue_timeout` seconds or have no viewer: 100 at most."""
     rows = await connection.fetch(_OVERDUE, since.moment, since.id, queue_timeout, unwatched)
     return [Overdue(*row) for row in rows]
 
 
 async def end_overdue(connection: Connection, found: Sequence[Overdue]) -> list[tuple[Outcome, str]]:
-    """End them, unless they were claimed meanwhile; return their ends, and whose each is: the generator's name."""
+    """End them unless they were claimed in the meantime; return each end with the name of its generator."""
     ended = []
     for item in found:
-        outcome = streams.QUEUE_TIMEOUT if item.timed_out else streams.UNWATCHED
-        if await streams.end_queued(connection, item.stream_id, item.epoch, outcome):
+        outcome = stream_ending.QUEUE_TIMEOUT if item.timed_out else stream_ending.UNWATCHED
+        if await stream_ending.end_queued(connection, item.stream_id, item.epoch, outcome):
             ended.append((outcome, item.generator))
     return ended
 
 
 async def state(executor: Connection | Pool, since: Since = ALL) -> tuple[int, float]:
-    """Return how many streams wait for a worker, 10,000 at most, and for how many seconds the first of them has."""
+    """Return how many streams wait for a worker, 10,000 at most, and for how many seconds the first has waited."""
     count, oldest_seconds = await executor.fetchrow(_QUEUE_STATE, since.moment, since.id)  # type: ignore[misc]
     return count, oldest_seconds

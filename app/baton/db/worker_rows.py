@@ -1,4 +1,4 @@
-"""The workers' rows: a counter that each raises while it lives, and what it owns."""
+"""The workers' rows: a counter that each worker raises while it lives, and the streams that it owns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uuid import UUID
 from .event_log import Fence
 from .postgres import Connection, Place, Pool
 
-# A worker names at most this many of its silent streams.
+# The most silent streams that a worker reports.
 MOST_SILENT: Final = 100
 NO_SILENCES: Final[Mapping[UUID, float]] = MappingProxyType({})
 
@@ -34,7 +34,7 @@ SELECT id, epoch, claim_token, cancel_requested_at IS NOT NULL AS cancelled,
 FROM baton.stream
 WHERE worker_id = $1 AND status = 'running'
 """
-# By their key, whatever the planner thinks of the index of running streams.
+# By their key, whatever the planner expects of the index of running streams.
 _OWNED_OF = f"""
 WITH known AS MATERIALIZED (SELECT * FROM baton.stream WHERE id = ANY ($2))
 {_OWNED.replace("baton.stream", "known")}
@@ -67,7 +67,7 @@ _OFFERED = "SELECT DISTINCT unnest(generators) FROM baton.worker"
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """A stream that a worker's row owns, as the database sees it."""
+    """A stream that a worker owns according to the database."""
 
     fence: Fence
     cancelled: bool
@@ -76,7 +76,7 @@ class Owned:
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """A stream whose worker is gone. `rewound`: it is of an older history of the database."""
+    """A stream whose worker is gone. `rewound`: it belongs to an older history of the database."""
 
     fence: Fence
     attempts: int
@@ -92,7 +92,7 @@ class Orphan:
 
 @dataclass(frozen=True, slots=True)
 class ListedWorker:
-    """A worker as the database sees it."""
+    """A worker, as its row describes it."""
 
     id: UUID
     name: str
@@ -110,13 +110,13 @@ async def list_all(executor: Connection | Pool) -> list[ListedWorker]:
 
 
 async def register(connection: Connection, name: str, generators: Sequence[str], concurrency: int) -> UUID:
-    """Make a row for a worker that starts; return its id."""
+    """Insert a row for a worker that starts; return its id."""
     worker_id: UUID = await connection.fetchval(_REGISTER, name, generators, concurrency)
     return worker_id
 
 
 async def place(connection: Connection, worker_id: UUID) -> Place | None:
-    """Return where a worker's row is, until it is updated."""
+    """Return where a worker's row is until its next update."""
     found: Place | None = await connection.fetchval(_PLACE, worker_id)
     return found
 
@@ -124,10 +124,10 @@ async def place(connection: Connection, worker_id: UUID) -> Place | None:
 async def heartbeat(
     connection: Connection, worker_id: UUID, tokens: int = 0, silences: Mapping[UUID, float] = NO_SILENCES
 ) -> Place | None:
-    """Raise the worker's counter; return where its row is now, or None when it was declared dead.
+    """Raise the worker's counter; return where its row is now, or None if it was declared dead.
 
-    `tokens`: how many it has generated so far. `silences`: for how many seconds which streams have been silent; of more
-    than `MOST_SILENT` the longest are kept.
+    `tokens`: how many it has generated so far. `silences`: for how many seconds each silent stream has been silent.
+    Only the longest `MOST_SILENT` are kept.
     """
     longest = sorted(silences.items(), key=itemgetter(1), reverse=True)[:MOST_SILENT]
     ids, seconds = [item[0] for item in longest], [item[1] for item in longest]
@@ -136,15 +136,15 @@ async def heartbeat(
 
 
 async def silences(executor: Connection | Pool) -> dict[UUID, float]:
-    """Return for how many seconds which streams have been silent, as their workers said last."""
+    """Return for how many seconds each silent stream has been silent, as its worker last reported."""
     return {row[0]: row[1] for row in await executor.fetch(_SILENCES)}
 
 
 async def owned(connection: Connection, worker_id: UUID, among: Sequence[UUID] | None = None) -> list[Owned]:
-    """Return the streams that the worker owns: all, or those of the ids `among`, which are looked up by their key.
+    """Return the streams that the worker owns: all, or only the ones in `among`, which are looked up by their key.
 
-    All are read from an index that, while an old snapshot is open, keeps an entry for each stream that the worker has
-    run since. So that read may be slow.
+    Reading all of them may be slow: while an old snapshot is open, the index keeps an entry for each stream that the
+    worker has run since.
     """
     if among is None:
         rows = await connection.fetch(_OWNED, worker_id)
@@ -154,13 +154,13 @@ async def owned(connection: Connection, worker_id: UUID, among: Sequence[UUID] |
 
 
 async def cancelled(connection: Connection, stream_ids: Sequence[UUID]) -> set[UUID]:
-    """Return which of these streams are to stop, or are no more."""
-    going = {row[0] for row in await connection.fetch(_CANCELLED, stream_ids) if not row[1]}
-    return set(stream_ids) - going
+    """Return which of these streams must stop, or have no row any more."""
+    running = {row[0] for row in await connection.fetch(_CANCELLED, stream_ids) if not row[1]}
+    return set(stream_ids) - running
 
 
 async def counters(executor: Connection | Pool) -> dict[UUID, int]:
-    """Return the counter of each worker. None ever falls, unless the database went back in time."""
+    """Return the counter of each worker. A counter falls only if the database went back in time."""
     return {row[0]: row[1] for row in await executor.fetch(_COUNTERS)}
 
 
@@ -170,12 +170,12 @@ async def tokens(executor: Connection | Pool) -> dict[UUID, int]:
 
 
 async def remove(connection: Connection, worker_id: UUID) -> None:
-    """Take a worker's row away: it has left, or it is dead."""
+    """Delete the row of a worker that has left or is dead."""
     await connection.execute(_REMOVE, worker_id)
 
 
 async def orphans(connection: Connection, own_id: UUID) -> list[Orphan]:
-    """Return the streams that run under a worker without a row, except one's own."""
+    """Return the streams that run under a worker without a row, except the worker `own_id`."""
     return [Orphan(Fence(*row[:3]), *row[3:]) for row in await connection.fetch(_ORPHANS, own_id)]
 
 

@@ -7,8 +7,8 @@ from typing import Final
 
 import asyncpg
 
-from ..db import event_log
-from ..db.listener import deliver
+from ..db import notifications
+from ..db.notification_delivery import deliver
 from ..errors import ConfigurationError, DatabaseUnreachable
 from .finding import Case, Finding, duration, error, ok, refusal, warning
 
@@ -51,7 +51,7 @@ async def delivery(case: Case) -> AsyncIterator[Finding]:
 
 async def queue(case: Case) -> AsyncIterator[Finding]:
     """How full is the queue of notifications, and which sessions hold it up?"""
-    usage = await event_log.queue_usage(case.connection)
+    usage = await notifications.queue_usage(case.connection)
     found = f"The queue of notifications is {usage:.1%} full."
     if usage <= case.thresholds.queue_usage:
         yield ok("notify_queue", found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Final
 
-from ..db.postgres import REVISION, check_schema
+from ..db.schema_revision import REVISION, check_schema
 from ..errors import ConfigurationError
 from .finding import Case, Finding, error, ok, refusal, warning
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Final
 
-from ..db.old_snapshots import holders
+from ..db.vacuum_horizon import holders
 from .finding import Case, Finding, amount, duration, error, ok, warning
 
 _LONG: Final = """

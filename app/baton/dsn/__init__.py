@@ -1,1 +1,1 @@
-"""Connection strings of Postgres as libpq reads them, and what they lead to."""
+"""Connection strings of Postgres, read as libpq reads them, and the files that they name."""

@@ -1,9 +1,9 @@
-"""Connection strings: what people paste for libpq, as asyncpg takes it.
+"""Connection strings: they are written for libpq, and translated here for asyncpg.
 
-A string is a URI (`postgresql://…`) or `name=value` pairs; `dsn_parameters` says what becomes of each parameter.
-Nothing else reads strings: commands, pods, workers and migrations all connect by `Dsn.arguments`.
+A string is a URI (`postgresql://…`) or `name=value` pairs. `parameters` defines what happens to each parameter. No
+other code reads strings: commands, pods, workers and migrations all connect by `Dsn.arguments`.
 
-No error quotes the string, since any part of it may be a part of a password that is not percent-encoded.
+No error quotes the string, since any part of it may belong to a password that is not percent-encoded.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ NOT_BOUND: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Dsn:
-    """A connection string that was understood: its parameters, by the names that libpq has for them."""
+    """A parsed connection string: its parameters, by libpq's names."""
 
     parameters: Mapping[str, str] = field(repr=False)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Understand a connection string.
+        """Parse a connection string.
 
         Raises:
             UnusableDsn: it is malformed, or has a parameter that cannot be honored.
@@ -79,17 +79,17 @@ class Dsn:
 
     @property
     def remarks(self) -> list[str]:
-        """What an operator should know about what was asked for."""
+        """What an operator should know about these parameters."""
         return [NOT_BOUND] if self.parameters.get("channel_binding") == "require" else []
 
     @property
     def database(self) -> str:
-        """The name of the database, as far as it was given."""
+        """The name of the database; empty if the string has none."""
         return self.parameters.get("dbname", "")
 
     @property
     def place(self) -> str:
-        """Where the server is, for a sentence."""
+        """Where the server is, for use in a sentence."""
         hosts = _addresses(self.parameters)
         if not hosts:
             return "the local socket"
@@ -111,10 +111,10 @@ class Dsn:
         return f"postgresql://{login}{'@' if login else ''}{hosts}/{name}{'?' if query else ''}{query}"
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments for asyncpg. Files that it names are looked for.
+        """Return the arguments for asyncpg. This looks for the files that the string names.
 
         Raises:
-            UnusableDsn: together with the service file and libpq's variables it is not usable here.
+            UnusableDsn: it cannot be used together with the service file and libpq's variables.
         """
         known = _secured(self._with_defaults())
         hosts = _addresses(known)
@@ -135,7 +135,7 @@ class Dsn:
         }
 
     def _with_defaults(self) -> dict[str, str]:
-        """Lay the parameters over those of the service file, and these over libpq's variables."""
+        """Return the parameters; missing ones come from the service file, and then from libpq's variables."""
         variables = {}
         for variable, name in VARIABLES.items():
             value = os.environ.get(variable, "")
@@ -173,7 +173,7 @@ def _from_uri(rest: str) -> dict[str, str]:
             raise UnusableDsn(ESCAPE)
         if not is_known(name):
             raise UnusableDsn(
-                f"{name} is no parameter of a connection string. Remove it; a setting of Postgres goes into "
+                f"{name} is not a parameter of a connection string. Remove it; a setting of Postgres goes into "
                 "options=-c%20name%3Dvalue"
             )
         found[name] = chosen(name, unquote(value))
@@ -191,8 +191,8 @@ def _from_keywords(text: str) -> dict[str, str]:
         position, number = pair.end(), number + 1
         name = canonical(pair["name"])
         if not is_known(name):
-            # Its name may be a part of a password with a space.
-            raise UnusableDsn(f"its parameter number {number} is none of a connection string. Remove it, or {_QUOTE}")
+            # The error does not quote the name, which may be a part of a password with a space.
+            raise UnusableDsn(f"its parameter number {number} is unknown. Remove it, or {_QUOTE}")
         found[name] = chosen(name, _BACKSLASH.sub(r"\1", pair["plain"] if pair["quoted"] is None else pair["quoted"]))
     _check_ports(found)
     return found
@@ -208,7 +208,7 @@ def _check_ports(found: Mapping[str, str]) -> None:
 
 
 def _addresses(known: Mapping[str, str], *, by_address: bool = False) -> list[tuple[str, int]]:
-    """Return the hosts with their ports: by their names, or `by_address` where `hostaddr` says it."""
+    """Return the hosts with their ports: by their names, or with `by_address` as in `hostaddr`, if that is set."""
     names, numbers = known.get("host", ""), known.get("hostaddr", "")
     if not names and not numbers:
         return []
@@ -216,7 +216,7 @@ def _addresses(known: Mapping[str, str], *, by_address: bool = False) -> list[tu
     if by_address and numbers:
         listed = numbers.split(",")
         if len(listed) != len(hosts):
-            raise UnusableDsn("host and hostaddr must name as many servers")
+            raise UnusableDsn("host and hostaddr must name the same number of servers")
         hosts = [number or host for number, host in zip(listed, hosts, strict=True)]
     ports = (known.get("port") or os.environ.get("PGPORT", "")).split(",")
     if len(ports) == 1:
@@ -227,10 +227,10 @@ def _addresses(known: Mapping[str, str], *, by_address: bool = False) -> list[tu
 
 
 def _secured(known: dict[str, str]) -> dict[str, str]:
-    """Return the parameters so that TLS is at least what was asked for.
+    """Return the parameters with TLS at least as strict as the string requires.
 
     Raises:
-        UnusableDsn: a parameter asks for a protection that it would not get.
+        UnusableDsn: a parameter asks for a protection that would not be provided.
     """
     for name in _FILES:
         path = known.get(name)
@@ -243,7 +243,7 @@ def _secured(known: dict[str, str]) -> dict[str, str]:
             raise UnusableDsn("sslcrl needs sslrootcert with a file, and not the system's certificates")
     mode = known.get("sslmode", "prefer")
     if known.get("channel_binding") == "require" and mode not in _ENCRYPTING:
-        # Which there is none of without TLS.
+        # Channel binding needs TLS.
         known["sslmode"] = mode = "require"
     if "sslrootcert" in known and mode not in _ENCRYPTING:
         raise UnusableDsn("sslrootcert is not used with this sslmode: add sslmode=verify-full, or remove it")
@@ -257,7 +257,7 @@ def _secured(known: dict[str, str]) -> dict[str, str]:
 
 
 def _system_context(given: Mapping[str, str]) -> ssl.SSLContext:
-    """Return what verifies a server by the certificates of the system, and presents the client's."""
+    """Return a context that verifies the server by the system's certificates, and has the client's certificate."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["postgresql"])
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -271,7 +271,7 @@ def _system_context(given: Mapping[str, str]) -> ssl.SSLContext:
 
 
 def _password(known: Mapping[str, str]) -> Any:
-    """Return the password, or what asyncpg asks for it at each connect: a file may get another one."""
+    """Return the password, or a function that asyncpg calls at each connect, since a password file may change."""
     if "password" in known or "PGPASSWORD" in os.environ:
         return known.get("password")
     named = known.get("passfile")
@@ -285,7 +285,7 @@ def _password(known: Mapping[str, str]) -> Any:
 
 
 def _at_home(name: str) -> Path | None:
-    """Return a file of the user's; None for a user without a home, as in a container."""
+    """Return a file in the user's home; None for a user without one, as in a container."""
     try:
         return Path.home() / name
     except (RuntimeError, KeyError):
@@ -314,7 +314,7 @@ def _service(name: str, file: str | None) -> dict[str, str]:
     for key, value in parser[name].items():
         known = canonical(key)
         if not is_known(known) or known in {"service", "servicefile"}:
-            raise UnusableDsn(f"the service file has the parameter {key[:40]}, which is none of a connection string")
+            raise UnusableDsn(f"the service file has the unknown parameter {key[:40]}")
         found[known] = chosen(known, value)
     _check_ports(found)
     return {key: value for key, value in found.items() if value and matters(key, value)}

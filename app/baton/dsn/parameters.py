@@ -1,7 +1,7 @@
-"""The parameters of connection strings: those of libpq, and what hosting services and other drivers add.
+"""The parameters of connection strings: libpq's own, and the ones that hosting services and other drivers add.
 
-Each is passed on, translated, ignored where it is harmless, or refused by its name where ignoring it would drop a
-protection that somebody asked for.
+Each parameter is passed on, translated, ignored if it is harmless, or refused by its name if ignoring it would drop a
+protection that the string asks for.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-# What asyncpg reads in a string of its own.
+# Parameters that asyncpg reads in its own connection strings.
 FOR_ASYNCPG: Final[tuple[str, ...]] = (
     *("sslmode", "sslnegotiation", "sslcert", "sslkey", "sslpassword", "sslrootcert", "sslcrl"),
     *("ssl_min_protocol_version", "ssl_max_protocol_version", "krbsrvname", "gsslib"),
@@ -18,7 +18,7 @@ _TRANSLATED: Final = frozenset(
     {"host", "hostaddr", "port", "dbname", "user", "password", "passfile", "service", "servicefile", "options"}
     | {"target_session_attrs", "channel_binding"}
 )
-# Baton has its own settings, or no use, for these.
+# Baton has its own settings for these, or does not need them.
 _HARMLESS: Final = frozenset(
     # libpq
     {"application_name", "fallback_application_name", "connect_timeout", "tcp_user_timeout", "load_balance_hosts"}
@@ -30,18 +30,18 @@ _HARMLESS: Final = frozenset(
     | {"prepared_statement_cache_size", "async_fallback", "pool_max_conns", "pool_min_conns", "pool_mode"}
     | {"default_query_exec_mode", "statement_cache_capacity", "reaping_frequency", "checkout_timeout"}
 )
-_VERIFY: Final = "sslmode=verify-full makes sure of the server; with a public certificate, sslrootcert=system too"
-_LOGIN: Final = "log in by a password"
-# What would be lost without a word, and which values ask for nothing.
+_VERIFY: Final = "Use sslmode=verify-full to verify the server, and sslrootcert=system if its certificate is public"
+_LOGIN: Final = "log in with a password"
+# Protections that must not be dropped silently: the values that ask for nothing, and what to do instead.
 _REFUSED: Final[Mapping[str, tuple[frozenset[str], str]]] = {
-    "require_auth": (frozenset(), f"how the server asks for the password cannot be restricted. {_VERIFY}"),
-    "requirepeer": (frozenset(), "the owner of the server's process cannot be checked"),
+    "require_auth": (frozenset(), f"the authentication methods cannot be restricted. {_VERIFY}"),
+    "requirepeer": (frozenset(), "the owner of the server process cannot be checked"),
     "gssencmode": (frozenset({"disable", "prefer"}), "GSSAPI encryption is not available. Use sslmode=require or more"),
     "gssdelegation": (frozenset({"0"}), "credentials cannot be delegated"),
-    "sslcrldir": (frozenset(), "revoked certificates are read from one file. Name it as sslcrl"),
-    "sslcertmode": (frozenset({"allow"}), "when a client certificate is sent cannot be chosen: one of sslcert is"),
+    "sslcrldir": (frozenset(), "revoked certificates are read from one file. Name it in sslcrl"),
+    "sslcertmode": (frozenset({"allow"}), "a client certificate is always sent if sslcert names one"),
     "sslsni": (frozenset({"1"}), "the server's name is always sent"),
-    "sslkeylogfile": (frozenset(), "keys of TLS are not written anywhere"),
+    "sslkeylogfile": (frozenset(), "TLS keys are never written to a file"),
     "scram_client_key": (frozenset(), _LOGIN),
     "scram_server_key": (frozenset(), _LOGIN),
     **dict.fromkeys(
@@ -50,7 +50,7 @@ _REFUSED: Final[Mapping[str, tuple[frozenset[str], str]]] = {
     "replication": (frozenset({"0", "false", "off", "no"}), "Baton does not replicate"),
     "client_encoding": (frozenset({"utf8", "utf-8", "unicode", "auto"}), "Baton's texts are in UTF-8"),
     "sslaccept": (frozenset({"accept_invalid_certs"}), _VERIFY),
-    "sslidentity": (frozenset(), "name the client's certificate and key as sslcert and sslkey"),
+    "sslidentity": (frozenset(), "name the client certificate and its key in sslcert and sslkey"),
 }
 _CHOICES: Final[Mapping[str, frozenset[str]]] = {
     "sslmode": frozenset({"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}),
@@ -63,7 +63,7 @@ _CHOICES: Final[Mapping[str, frozenset[str]]] = {
 }
 _SSL_MODES: Final = {"no-verify": "require", "true": "require", "1": "require", "false": "", "0": ""}
 
-# Variables that libpq goes by, and asyncpg does not, or not to the same end.
+# Variables that libpq reads, and that asyncpg ignores or reads differently.
 VARIABLES: Final = {
     "PGHOSTADDR": "hostaddr",
     "PGOPTIONS": "options",
@@ -84,24 +84,24 @@ VARIABLES: Final = {
 
 
 class UnusableDsn(ValueError):
-    """What is wrong with a connection string, in words that quote no part of it. They follow the setting's name."""
+    """What is wrong with a connection string, without quoting any part of it. It follows the name of the setting."""
 
 
 def canonical(name: str) -> str:
-    """Return the name that libpq has for a parameter of other drivers."""
+    """Return libpq's name for a parameter of another driver."""
     return {"database": "dbname", "ssl": "sslmode", "username": "user"}.get(name, name)
 
 
 def is_known(name: str) -> bool:
-    """Return whether a parameter is one of these."""
+    """Return whether a parameter is known."""
     return name in _TRANSLATED or name in FOR_ASYNCPG or name in _HARMLESS or name in _REFUSED
 
 
 def chosen(name: str, value: str) -> str:
-    """Return a parameter's value as libpq has it.
+    """Return a parameter's value as libpq writes it.
 
     Raises:
-        UnusableDsn: it is none of those that the parameter may have.
+        UnusableDsn: the parameter cannot have this value.
     """
     if name == "sslmode":
         value = _SSL_MODES.get(value.lower(), value)
@@ -111,7 +111,7 @@ def chosen(name: str, value: str) -> str:
 
 
 def matters(name: str, value: str, *, called: str = "") -> bool:
-    """Return whether a parameter has an effect here. `called`: where it comes from, if not from the string itself.
+    """Return whether a parameter has an effect. `called` is the name of its variable if it is not from the string.
 
     Raises:
         UnusableDsn: it asks for something that Baton cannot do.

@@ -20,20 +20,20 @@ _BACKSLASH: Final = re.compile(r"\\(.)")
 
 
 def password_for(path: Path, hosts: Sequence[tuple[str, int]], database: str, user: str) -> str | None:
-    """Return the password of the first line that fits the first of these servers; None if there is none.
+    """Return the password of the first line that matches one of these servers, in their order; None if none does.
 
-    As with libpq, a file that others may read counts for nothing.
+    As in libpq, a file that others may read is ignored.
     """
     try:
         if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            logger.warning("The password file %s is not used, since others may read it: chmod 600.", path)
+            logger.warning("The password file %s is ignored, since others may read it. Run: chmod 600", path)
             return None
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError):
         return None
     entries = [tuple(map(_plain, match.groups())) for line in lines if line[:1] != "#" and (match := _LINE.match(line))]
     for host, port in hosts:
-        # A socket has no name but its folder; libpq calls the default one localhost.
+        # A socket has no name except its folder. libpq calls the default one localhost.
         names = {host, "localhost"} if host.startswith("/") else {host}
         for entry_host, entry_port, entry_database, entry_user, password in entries:
             if (

@@ -20,7 +20,7 @@ from uuid import UUID
 
 import asyncpg
 
-from ..backoff import Backoff
+from ..backoff import Backoff, retry
 from ..db import pod_rows, worker_rows
 from ..db.pod_rows import Note
 from ..db.postgres import Pool, translated
@@ -82,19 +82,25 @@ class Census:
 
     async def run(self) -> None:
         """Note and sample until cancelled."""
-        backoff = Backoff(first_seconds=self._interval_seconds, cap_seconds=max(5, self._interval_seconds))
+        await retry(
+            self._keep_noting,
+            errors=(Unavailable, asyncpg.PostgresError),
+            on_failure=self._on_failure,
+            backoff=Backoff(first_seconds=self._interval_seconds, cap_seconds=max(5, self._interval_seconds)),
+        )
+
+    async def _keep_noting(self, backoff: Backoff) -> None:
         while True:
-            try:
-                async with translated(self._pool):
-                    await self._look()
-                self.answered_at = time.monotonic()
-                backoff.reset()
-                await self._note_changes(self._interval_seconds)
-            except (Unavailable, asyncpg.PostgresError) as error:
-                logger.warning("What this pod counts cannot be noted: %r", error)
-                # What was counted meanwhile belongs to no moment.
-                self._last = None
-                await backoff.sleep()
+            async with translated(self._pool):
+                await self._look()
+            self.answered_at = time.monotonic()
+            backoff.reset()
+            await self._note_changes(self._interval_seconds)
+
+    def _on_failure(self, error: Exception) -> None:
+        logger.warning("What this pod counts cannot be noted: %r", error)
+        # The counts of the time in between belong to no moment.
+        self._last = None
 
     async def leave(self) -> None:
         """Take the pod's row away, if that can be done at once."""

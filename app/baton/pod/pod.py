@@ -17,22 +17,24 @@ import asyncpg
 from ..auth.gate import Gate
 from ..db import (
     disk_space,
-    event_log,
     notifications,
-    old_snapshots,
     partitions,
     pod_rows,
     postgres,
+    schema_revision,
     stream_queue,
+    vacuum_horizon,
     worker_rows,
 )
-from ..db.listener import Listener, ListenerState, check_delivery
+from ..db.fair_pool import FairPool
+from ..db.fair_semaphore import FairSemaphore
+from ..db.listener import Listener, ListenerState
 from ..db.live_counts import LiveCounts
+from ..db.notification_delivery import check_delivery
 from ..db.notifications import EVENTS_CHANNEL, KILL_CHANNEL
 from ..db.pod_rows import Note, PodState
-from ..db.pool_shares import Shares
-from ..db.postgres import Connection, Pool, SharedPool, translated
-from ..db.queue_floor import SWEEP_SECONDS, QueueFloor
+from ..db.postgres import Connection, Pool, translated
+from ..db.queue_watermark import SWEEP_SECONDS, QueueWatermark
 from ..db.rate_buckets import Rate
 from ..db.shared_work import RecentAnswers
 from ..errors import ConfigurationError, Unavailable
@@ -111,9 +113,9 @@ class Pod:
             max_age_seconds=settings.max_connection_age_seconds,
         )
         self.gate = Gate(settings, pool, origin_allowed=settings.allowed_origins.__contains__)
-        self._snapshots = old_snapshots.SnapshotWatch()
+        self._snapshots = vacuum_horizon.HorizonWatch()
         self.live_counts = LiveCounts()
-        self.queue = QueueFloor(late_look_seconds=SWEEP_SECONDS)
+        self.queue = QueueWatermark(late_check_seconds=SWEEP_SECONDS)
         self.id = uuid.uuid4()
         self._made_at = time.time()
         self.census = Census(
@@ -137,17 +139,17 @@ class Pod:
         for remark in settings.remarks:
             logger.warning(remark)
         metrics = PodMetrics()
-        shares = Shares(settings.database_pool_size, settings.tenant_pool_share, metrics.reject_query)
+        semaphore = FairSemaphore(settings.database_pool_size, settings.tenant_pool_share, metrics.reject_query)
         async with postgres.pool(
             settings.dsn,
             size=settings.database_pool_size,
             timeout_seconds=settings.database_timeout_seconds,
             name="baton pod",
             prepare=settings.prepare,
-            shares=shares,
+            semaphore=semaphore,
         ) as pool:
             await check_delivery(settings.listen_dsn, settings.dsn)
-            await postgres.check_schema(pool)
+            await schema_revision.check_schema(pool)
             pod = cls(settings, pool, metrics)
             await pod.gate.open()
             if sentence := await pod.missing_generator(settings.default_generator):
@@ -198,7 +200,7 @@ class Pod:
     @property
     def disk_full(self) -> bool:
         """Whether the database's disk is full. Clients can read then, so the pod stays ready."""
-        return isinstance(self.pool, SharedPool) and self.pool.disk_full
+        return isinstance(self.pool, FairPool) and self.pool.disk_full
 
     def mourn(self, task: asyncio.Task[None]) -> None:
         """Note that one of the pod's own tasks has ended, which none does unless this code is at fault."""
@@ -246,7 +248,7 @@ class Pod:
         while True:
             try:
                 async with translated(self.pool), self.pool.acquire() as connection:
-                    await self.queue.look(lambda since: stream_queue.first_queued(connection, since))
+                    await self.queue.update(lambda since: stream_queue.first_queued(connection, since))
             except (Unavailable, asyncpg.PostgresError):
                 self.queue.forget()
             await asyncio.sleep(QUEUE_SECONDS)
@@ -259,9 +261,9 @@ class Pod:
         async with translated(self.pool), self.pool.acquire() as connection:
             metrics.pool_wait_seconds.observe(time.monotonic() - asked_at)
             reach = await partitions.reach(connection)
-            metrics.notify_queue_ratio = await event_log.queue_usage(connection)
+            metrics.notify_queue_ratio = await notifications.queue_usage(connection)
             metrics.queued, metrics.oldest_queued_seconds = await self.queue_state(connection)
-            metrics.oldest_snapshot_seconds = await self._snapshots.look(connection)
+            metrics.oldest_snapshot_seconds = await self._snapshots.check(connection)
             await self._look_at_disk(connection)
         metrics.partitions_end = reach.end
         return reach
@@ -271,13 +273,13 @@ class Pod:
         full = not await disk_space.has_room(connection)
         if full:
             logger.error("The database's disk is full: streams can be read, and nothing can be written.")
-        if isinstance(self.pool, SharedPool):
+        if isinstance(self.pool, FairPool):
             self.pool.disk_full = full
 
     async def queue_state(self, connection: Connection) -> tuple[int, float]:
         """Return how many streams wait for a worker, and for how many seconds the first of them has."""
         if self.queue.due:
-            await self.queue.look(lambda since: stream_queue.first_queued(connection, since))
+            await self.queue.update(lambda since: stream_queue.first_queued(connection, since))
         return await stream_queue.state(connection, self.queue.since)
 
     def _note(self) -> Note:

@@ -10,8 +10,8 @@ applied, one that ends at or before the tail is ignored, and anything else makes
 time runs for each relay; a hint that comes meanwhile marks it dirty, and it reads again. A slow poll over all relays
 finds what no notification announced.
 
-Anybody may send notifications. Only what a worker sealed (see `seals`) is applied; anything else makes the pod compare
-the relays that it names with the log, all of them in one query and ten times a second at most.
+Any role may send notifications. Only what a worker signed (see `signing_keys`) is applied. Anything else makes the pod
+compare the relays that it names with the log, all of them in one query and ten times a second at most.
 
 Everything here runs on one event loop, and nothing awaits between looking and acting on what was seen.
 """
@@ -29,13 +29,13 @@ from uuid import UUID
 
 import asyncpg
 
-from ..backoff import Backoff
+from ..backoff import Backoff, retry
 from ..db import event_log, notifications, retention, streams
 from ..db.event_log import Batch
 from ..db.notifications import Announcement
 from ..db.postgres import Pool, translated
 from ..db.shared_work import seen, shared_task
-from ..db.streams import REWOUND
+from ..db.stream_ending import REWOUND
 from ..errors import CursorBeyondTail, LogDamaged, Unavailable
 from ..observability import traceparent
 from ..observability.metrics import PodMetrics
@@ -56,7 +56,7 @@ PAGES_KEPT: Final = 4
 ENCODED_BATCHES_KEPT: Final = 64
 # What a subscriber takes at once, so that one that then reads nothing does not hold more.
 TAKE_BYTES: Final = 65_536
-# The pause between two looks at the log that unsealed notifications cause, however many there are.
+# The pause between two looks at the log that unsigned notifications cause, however many there are.
 DOUBT_SECONDS: Final = 0.1
 
 
@@ -212,7 +212,7 @@ class Relay:
         await asyncio.shield(self._reading)
 
     def hear(self, announcement: Announcement, committed_at: float | None = None, *, with_events: bool = True) -> None:
-        """Apply what a sealed notification announces. With `with_events` false, read it from the log instead."""
+        """Apply what a signed notification announces. With `with_events` false, read it from the log instead."""
         _, first, last, terminal, events = announcement
         if not self.loaded or last > self.tail:
             if self.loaded and with_events and events is not None and first == self.tail + 1:
@@ -411,6 +411,7 @@ class Relays:
         self._with_events = with_events  # take events from notifications
         self._poll_now = asyncio.Event()
         self._poll_all = False
+        self._poll_due_at = 0.0  # on the event loop's clock
         self._doubted: set[Relay] = set()  # named by notifications that cannot be believed
         self.answered_at = time.monotonic()  # when the database last answered a poll
         self._relays: dict[str, Relay] = {}
@@ -466,7 +467,7 @@ class Relays:
             relay.idle_since = time.monotonic()
 
     def hear(self, payload: str) -> None:
-        """Apply a notification about appended batches. Its seal is checked only if it names a stream followed here."""
+        """Apply a notification about appended batches. Its signature is checked if it names a stream followed here."""
         self._metrics.notifications += 1
         announcements = list(notifications.unpack(payload, self._relays))
         if not announcements:
@@ -511,31 +512,31 @@ class Relays:
 
     async def run(self) -> None:
         """Poll until cancelled: all relays every `poll_seconds`, and in between those that are in doubt."""
-        backoff = Backoff()
+        self._poll_due_at = asyncio.get_running_loop().time() + self._poll_seconds
+        await retry(self._keep_polling, errors=(Unavailable, asyncpg.PostgresError), on_failure=self._on_failure)
+
+    async def _keep_polling(self, backoff: Backoff) -> None:
         loop = asyncio.get_running_loop()
-        due_at = loop.time() + self._poll_seconds
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(due_at):
+                async with asyncio.timeout_at(self._poll_due_at):
                     await self._poll_now.wait()
             self._poll_now.clear()
-            try:
-                async with translated(self._pool):
-                    if self._poll_all or loop.time() >= due_at:
-                        self._poll_all = False
-                        self._doubted.clear()  # they are among all
-                        due_at = loop.time() + self._poll_seconds
-                        self._tidy()
-                        await self._compare(self._relays.values())
-                    else:
-                        await self._compare(self._take_doubted())
-            except (Unavailable, asyncpg.PostgresError) as error:
-                logger.warning("The log cannot be polled: %r", error)
-                self._poll_all = True
-                await backoff.sleep()
-            else:
-                backoff.reset()
-                await asyncio.sleep(DOUBT_SECONDS)
+            async with translated(self._pool):
+                if self._poll_all or loop.time() >= self._poll_due_at:
+                    self._poll_all = False
+                    self._doubted.clear()  # they are among all
+                    self._poll_due_at = loop.time() + self._poll_seconds
+                    self._tidy()
+                    await self._compare(self._relays.values())
+                else:
+                    await self._compare(self._take_doubted())
+            backoff.reset()
+            await asyncio.sleep(DOUBT_SECONDS)
+
+    def _on_failure(self, error: Exception) -> None:
+        logger.warning("The log cannot be polled: %r", error)
+        self._poll_all = True
 
     async def note_watched(self, interval_seconds: float) -> None:
         """Write down again and again which streams are watched here, of those that end when nobody does."""

@@ -17,13 +17,14 @@ import asyncio
 from collections import Counter
 from typing import Final
 
-from ..db.streams import LARGE_BYTES
 from ..errors import RequestMemoryFull
 from ..observability.metrics import PodMetrics
 
 # Of each body. All connections of a pod together hold 640 MB of these at most, and usually a thousandth of that.
 FREE_BYTES: Final = 65_536
 RETRY_AFTER_SECONDS: Final = 2
+# Larger bodies, and larger inputs of streams, are parsed and stored one at a time.
+LARGE_BYTES: Final = 1 << 20
 
 
 class Bodies:

@@ -1,4 +1,4 @@
-"""Which notifications a pod believes: keeps the keys of their seals and the history of the database at hand.
+"""Which notifications a pod believes: it keeps the keys that sign them and the history of the database at hand.
 
 Keys and history may change at any time. So both are read again at intervals, and at once after the LISTEN connection
 was lost, since it may lead to another server now. Until they are known, nothing is believed. That costs only time: a
@@ -17,8 +17,8 @@ from typing import Final
 
 import asyncpg
 
-from ..backoff import Backoff
-from ..db import seals
+from ..backoff import Backoff, retry
+from ..db import notifications, signing_keys
 from ..db.history import HistoryWatch
 from ..db.postgres import Pool, translated
 from ..db.shared_work import seen, shared_task
@@ -32,13 +32,13 @@ FRESH_SECONDS: Final = 0.2
 
 
 class Trust:
-    """The seals that one pod believes. The pod runs `run`, which calls `on_new_history` when the history changes."""
+    """The signing keys that a pod believes. The pod runs `run`, which calls `on_new_history` when that changes."""
 
     def __init__(self, pool: Pool, *, look_seconds: float, on_new_history: Callable[[], None] = lambda: None) -> None:
         self._pool = pool
         self._look_seconds = look_seconds
         self._watch = HistoryWatch(on_new_history)
-        self._seals = seals.NONE
+        self.keys = signing_keys.NONE
         self._keys_due_at = 0.0
         self._now = asyncio.Event()
         self._looked_at = -math.inf  # when the last look that succeeded began
@@ -46,22 +46,18 @@ class Trust:
 
     def believes(self, channel: str, payload: str) -> bool:
         """Return whether a worker of this database, in its present history, sent this payload."""
-        if self._seals.genuine(channel, payload):
+        if notifications.is_signed(self.keys, channel, payload):
             return True
-        if not self._seals.knows(payload):
+        if notifications.has_unknown_key(self.keys, payload):
             # Perhaps a new key. A made-up key id causes no more looks than there are anyway: one each `look_seconds`.
             self._keys_due_at = 0.0
         return False
 
     def forget(self) -> None:
         """Believe nothing until the keys and the history were read again."""
-        self._seals = seals.NONE
+        self.keys = signing_keys.NONE
         self._keys_due_at = 0.0
         self._now.set()
-
-    def seal(self, channel: str, text: str, stamp: str) -> str:
-        """Seal a payload as a worker does."""
-        return self._seals.seal(channel, text, stamp)
 
     async def renew(self) -> None:
         """Look at the history, once for all that wait, unless that was done just now.
@@ -83,17 +79,17 @@ class Trust:
 
     async def run(self) -> None:
         """Read the history every `look_seconds`, and the keys when they are due, until cancelled."""
-        backoff = Backoff()
+        await retry(self._keep_looking, errors=(Unavailable, asyncpg.PostgresError), on_failure=self._on_failure)
+
+    def _on_failure(self, error: Exception) -> None:
+        logger.warning("The keys of notifications cannot be read, so this pod reads the log instead: %r", error)
+        self.keys = signing_keys.NONE
+
+    async def _keep_looking(self, backoff: Backoff) -> None:
         while True:
             self._now.clear()
-            try:
-                async with translated(self._pool):
-                    await self._look()
-            except (Unavailable, asyncpg.PostgresError) as error:
-                logger.warning("The keys of notifications cannot be read, and pods read the log instead: %r", error)
-                self._seals = seals.NONE
-                await backoff.sleep()
-                continue
+            async with translated(self._pool):
+                await self._look()
             backoff.reset()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._look_seconds):
@@ -101,12 +97,12 @@ class Trust:
 
     async def _look(self) -> None:
         began_at = time.monotonic()
-        await self._watch.look(self._pool)
+        await self._watch.check(self._pool)
         self._looked_at = began_at
         history = self._watch.history or ""
-        if history == self._seals.history and time.monotonic() < self._keys_due_at:
+        if history == self.keys.history and time.monotonic() < self._keys_due_at:
             return
-        self._keys_due_at = time.monotonic() + seals.REREAD_SECONDS
-        found = await seals.read(self._pool, history)
+        self._keys_due_at = time.monotonic() + signing_keys.REREAD_SECONDS
+        found = await signing_keys.read(self._pool, history)
         if not self._now.is_set():  # else this may be what another server said
-            self._seals = found
+            self.keys = found

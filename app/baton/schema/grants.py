@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
+from ..db.end_columns import CHANGED as ENDED
 from ..errors import ConfigurationError
 
 Service: TypeAlias = Literal["work", "serve"]
@@ -97,11 +98,6 @@ def _require_name(name: str) -> None:
         )
 
 
-# The columns of a stream's end, which `event_log.append` and `streams.close` write.
-_END: Final = (
-    *("status", "finish_reason", "error_code", "error_message", "usage", "tokens"),
-    *("time_to_first_token_seconds", "duration_seconds", "usage_by_attempt", "finished_at", "worker_id"),
-)
 _NEW_STREAM: Final = (
     *("tenant", "generator", "input", "metadata", "on_worker_lost"),
     *("max_duration", "idle_timeout", "queue_timeout", "unwatched_timeout", "traceparent", "continuation"),
@@ -123,7 +119,7 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
     "work": (
         *_BOTH,
         Grant("SELECT", "stream"),
-        Grant("UPDATE", "stream", (*_END, "epoch", "claim_token", "history", "attempts", "queued_at", "started_at")),
+        Grant("UPDATE", "stream", (*ENDED, "epoch", "claim_token", "history", "attempts", "queued_at", "started_at")),
         Grant("INSERT", "worker", ("name", "generators", "concurrency")),
         Grant("UPDATE", "worker", ("heartbeat", "heartbeat_at", "tokens", "silent", "silent_seconds")),
         Grant("DELETE", "worker"),  # a worker that stops, or that removes a dead one
@@ -133,7 +129,7 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
         *_BOTH,
         Grant("SELECT", "stream"),
         Grant("INSERT", "stream", _NEW_STREAM),
-        Grant("UPDATE", "stream", (*_END, "epoch", "cancel_requested_at", "watched_at")),
+        Grant("UPDATE", "stream", (*ENDED, "epoch", "cancel_requested_at", "watched_at")),
         Grant("DELETE", "stream"),
         Grant("DELETE", "batch"),
         Grant("SELECT", "idempotency_key"),

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 import asyncpg
 
-from ..backoff import Backoff
+from ..backoff import Backoff, retry
 from ..db import partitions, retention
-from ..db.postgres import CONNECTION_ERRORS, Connection, check_schema, connect
+from ..db.postgres import CONNECTION_ERRORS, Connection, connect
+from ..db.schema_revision import check_schema
 from ..errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch
 from .maintenance_run import BLOCKED, STATEMENT_SECONDS, MaintenanceRun, Say, amount
 from .retention_policy import Policy, due_of, keeper_of
@@ -47,20 +48,22 @@ async def keep_maintaining(dsn: str, policy: Policy, *, every_seconds: float, sa
         SchemaMismatch: at the start, or after the schema has changed.
         ConfigurationError: Postgres refuses a step of the first run.
     """
-    backoff = Backoff(first_seconds=1, cap_seconds=min(60.0, every_seconds))
     await maintain(dsn, policy, say=say)
     await asyncio.sleep(every_seconds)
-    while True:
-        try:
+
+    async def keep_on(backoff: Backoff) -> None:
+        while True:
             await maintain(dsn, policy, say=say)
-        except SchemaMismatch:
-            raise
-        except ConfigurationError as error:
-            logger.warning("%s Retrying.", error)
-            await backoff.sleep()
-        else:
             backoff.reset()
             await asyncio.sleep(every_seconds)
+
+    def on_failure(error: Exception) -> None:
+        if isinstance(error, SchemaMismatch):
+            raise error
+        logger.warning("%s Retrying.", error)
+
+    backoff = Backoff(first_seconds=1, cap_seconds=min(60.0, every_seconds))
+    await retry(keep_on, errors=(ConfigurationError,), on_failure=on_failure, backoff=backoff)
 
 
 async def preview(connection: Connection, policy: Policy, say: Say) -> None:

@@ -25,15 +25,8 @@ from sqlalchemy.pool import NullPool
 
 from ..backoff import Backoff
 from ..db import partitions
-from ..db.postgres import (
-    CONNECTION_ERRORS,
-    MIGRATION_LOCK,
-    REVISION,
-    Connection,
-    check_schema,
-    connect,
-    current_revision,
-)
+from ..db.postgres import CONNECTION_ERRORS, MIGRATION_LOCK, Connection, connect
+from ..db.schema_revision import REVISION, check_schema, current_revision
 from ..errors import ConfigurationError
 from .lock_timeouts import LockTimeouts
 from .lock_waits import Blocker, BlockerWatch, advisory_lock_holder

@@ -87,7 +87,7 @@ stream = Table(
     Column("history", Text, server_default=text("baton.current_history()")),
     # The claim that may write to it, together with the epoch (see `db.event_log`).
     Column("claim_token", UUID),
-    # What it continues, as JSON: see `db.streams.NewStream`.
+    # What it continues, as JSON: see `db.stream_creation.NewStream`.
     Column("continuation", LargeBinary),
     # The usage of each attempt, if several used something; `usage` is the sum.
     Column("usage_by_attempt", JSONB),
@@ -188,7 +188,7 @@ api_key = Table(
     Index("uq_api_key_name", "name", unique=True, postgresql_where=text("revoked_at IS NULL")),
 )
 
-# The keys with which workers sign notifications (see `db.seals`).
+# The keys with which workers sign notifications (see `db.signing_keys`).
 notify_key = Table(
     "notify_key",
     metadata,

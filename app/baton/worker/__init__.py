@@ -1,5 +1,12 @@
-"""The side of the writer: what a worker does from a queued stream to its last event.
+"""Workers: everything from a queued stream to its last event in the log.
 
-`worker` claims streams, `run` runs one generator, `outbox` batches its events, and `writer` appends
-them under the claim's epoch.
+- `worker` is the process: one loop over one connection, and the services beside it.
+- `claiming` takes queued streams, and `slots` holds the ones that run here.
+- `run` runs one generator. `surrogate_pairs` and `tool_calls` check what it yields.
+- `outbox` buffers, batches and numbers one stream's events. The protocol between it and the writer is described there.
+- `writer` appends the batches of all outboxes under their claims' epochs, as `flush_schedule` times it.
+  `log_comparison` checks the log after the database may have gone back in time. `notifier` announces what was written.
+- `lease` sends heartbeats, `upkeep` does what comes with each heartbeat, and `reaper` finds dead workers.
+  `lease_history` decides whether the lease lasted until a failover.
+- `telemetry` reports runs in metrics, traces and the log.
 """

@@ -1,7 +1,7 @@
-"""A worker's notifications of what it appended, sealed and sent over a connection of their own.
+"""When a worker sends its notifications about appended batches: over a connection of its own, as soon as it can.
 
-Everything here may be late or lost: pods find what was not announced by polling. The keys of the seals and the history
-of the database are read again every `seals.REREAD_SECONDS`, and at once after a reconnect or `renew_seals`.
+Notifications may be late or lost: pods find by polling what was not announced. The signing keys and the history of the
+database are read again every `signing_keys.REREAD_SECONDS`, and at once after a reconnect or `renew_keys`.
 """
 
 from __future__ import annotations
@@ -12,20 +12,18 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-import asyncpg
-
 from ..backoff import Backoff
-from ..db import event_log, history, notifications, seals
+from ..db import history, notifications, signing_keys
 from ..db.event_log import Append
-from ..db.postgres import CONNECTION_ERRORS, connect
-from ..errors import ConfigurationError
+from ..db.postgres import Connection, connect
+from ..db.reconnecting import keep_connected
 from ..observability.metrics import WorkerMetrics
 
 logger = logging.getLogger(__name__)
 
 
 class Notifier:
-    """Announces to pods what was appended. What cannot be sent is dropped, and found by polling."""
+    """Announces appended batches to pods. Announcements that cannot be sent are dropped."""
 
     MAX_WAITING: Final = 10_000
 
@@ -37,46 +35,42 @@ class Notifier:
         self._waiting: list[Append] = []
         self._committed_at = 0.0  # when the first of these was
         self._wake = asyncio.Event()
-        self._seals_due_at = 0.0
+        self._keys_due_at = 0.0
 
     def announce(self, appends: Sequence[Append]) -> None:
-        """Queue the announcement of batches that were committed."""
+        """Queue announcements of batches that were committed."""
         if not self._waiting:
             self._committed_at = time.time()
         if len(self._waiting) < self.MAX_WAITING:
             self._waiting.extend(appends)
             self._wake.set()
 
-    def renew_seals(self) -> None:
-        """Read the keys and the history again before anything else is sent."""
-        self._seals_due_at = 0.0
+    def renew_keys(self) -> None:
+        """Read the keys and the history again before the next notification."""
+        self._keys_due_at = 0.0
 
     async def run(self) -> None:
-        """Send until cancelled, with a new connection whenever one is lost."""
-        backoff = Backoff()
-        while True:
-            try:
-                await self._send_all(backoff)
-            except (*CONNECTION_ERRORS, asyncpg.PostgresError, ConfigurationError) as error:
-                logger.warning("Notifications are not being sent: %r", error)
-                await backoff.sleep()
+        """Send until cancelled, over a new connection whenever one is lost."""
+        await keep_connected(self._connect, self._send, on_failure=self._on_failure)
 
-    async def _send_all(self, backoff: Backoff) -> None:
-        connection = await connect(self._dsn, name="baton worker notify", prepare=self._prepare)
-        self.renew_seals()
-        sealing = seals.NONE
-        try:
-            await event_log.free_queue(connection)
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                if time.monotonic() >= self._seals_due_at:
-                    self._seals_due_at = time.monotonic() + seals.REREAD_SECONDS
-                    sealing = await seals.read(connection, await history.read(connection))
-                appends, self._waiting = self._waiting, []
-                payloads = notifications.pack(appends, self._committed_at, sealing, with_events=self._with_events)
-                await event_log.notify(connection, notifications.EVENTS_CHANNEL, payloads)
-                self._metrics.notifications += len(payloads)
-                backoff.reset()
-        finally:
-            connection.terminate()
+    async def _connect(self) -> Connection:
+        return await connect(self._dsn, name="baton worker notify", prepare=self._prepare)
+
+    def _on_failure(self, error: Exception) -> None:
+        logger.warning("Notifications are not being sent: %r", error)
+
+    async def _send(self, connection: Connection, backoff: Backoff) -> None:
+        self.renew_keys()
+        keys = signing_keys.NONE
+        await notifications.free_queue(connection)
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if time.monotonic() >= self._keys_due_at:
+                self._keys_due_at = time.monotonic() + signing_keys.REREAD_SECONDS
+                keys = await signing_keys.read(connection, await history.read(connection))
+            appends, self._waiting = self._waiting, []
+            payloads = notifications.pack(appends, self._committed_at, keys, with_events=self._with_events)
+            await notifications.notify(connection, notifications.EVENTS_CHANNEL, payloads)
+            self._metrics.notifications += len(payloads)
+            backoff.reset()

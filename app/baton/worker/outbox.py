@@ -1,8 +1,30 @@
-"""One stream's events on their way from its generator to the log.
+"""One stream's events between its generator and the log: buffered, batched and numbered. An event gets its number here.
 
-The generator's side puts lines in, the writer's side takes them out in batches. A batch that was taken keeps its
-boundaries until the log has it or refuses it, however often its write must be repeated: whether a lost write took
-place can then be read from the log. Numbers are given when a batch is taken, never before.
+The run puts lines in, and the writer takes them out in batches. This is the protocol between an outbox and its writer:
+
+1. The outbox calls `on_ready` when it has something to write: at its first line, at the terminal one, after an answer
+   that leaves lines to write, and when a batch must be tried again. The writer may hear it more than once.
+2. The writer calls `take`, which returns the batch to write. Its events are numbered from the tail + 1 on.
+3. The writer answers with exactly one of these calls:
+
+   - `written`: the log has the batch.
+   - `retry`: the log does not have it, and its place is still free.
+   - `retry_after`: a former worker's batch took the place, so this one comes after that.
+   - `end_with`: drop the batch and all lines, and write the end of that loss instead.
+   - `lose`: drop the batch and all lines, and write nothing more.
+
+   While the outcome of a write is unknown the writer does not answer, and repeats the write.
+
+What always holds:
+
+- At most one batch is in flight. Until it is answered, `take` returns the same lines, so its boundaries do not change
+  however often the write is repeated. Whether a lost write happened can then be read from the log.
+- An event gets its number when its batch is taken, never before. It gets another number only by `retry_after`, while
+  the log does not have it.
+- `tail` is the highest number that the log is known to hold. Only answers change it.
+- Nothing follows the terminal event. Lines that are put after it are ignored.
+- `closed` is set by `written` with the terminal event, or by `lose`, and never cleared. Then `take` returns None.
+- Everything runs on one event loop, and only `wait_for_room` awaits. So no call sees another one half done.
 """
 
 from __future__ import annotations
@@ -14,7 +36,7 @@ from typing import Final
 from uuid import UUID
 
 from ..db.event_log import Append, Fence
-from ..db.streams import REWOUND
+from ..db.stream_ending import REWOUND
 from ..events import encode_object, join_lines
 from ..outcome import WORKER_LOST_MESSAGE, Outcome
 from ..usage import Bill, Counts
@@ -23,17 +45,17 @@ _RESET: Final = encode_object({"type": "reset", "reason": "worker_lost"})
 
 
 class Lost(Enum):
-    """Why an outbox can write no more."""
+    """Why an outbox cannot write any more."""
 
     FENCED = "another worker has claimed the stream, or it was erased"
     ENDED = "the stream has its terminal event already"
     REJECTED = "the database refused the data"
     REWOUND = "the log has lost its end"
-    OVERTAKEN = "a former worker's events are in the log, and this stream cannot begin anew"
+    OVERTAKEN = "a former worker's events are in the log, and this stream must not restart"
 
     @property
     def outcome(self) -> Outcome | None:
-        """The end that this gives the stream; None if it has one already, or if another is to give it."""
+        """The end that this gives the stream; None if it has one already, or if another worker ends it."""
         return _OUTCOMES.get(self)
 
 
@@ -45,7 +67,7 @@ _OUTCOMES: Final = {
 
 
 class Outbox:
-    """A bounded buffer of encoded events. All of it runs on one event loop."""
+    """A bounded buffer of encoded events."""
 
     __slots__ = (
         "_flight",
@@ -85,15 +107,15 @@ class Outbox:
         history: str | None = None,
         bill: Bill | None = None,
     ) -> None:
-        self.history = history  # of the database, in which its stream was claimed or its log last compared
+        self.history = history  # of the database, when the stream was claimed or its log last compared
         self.stream_id = stream_id
         self.epoch = epoch
         self.claim_token = claim_token
-        self.bill = bill or Bill(epoch)  # what the stream has used, which its end says
+        self.bill = bill or Bill(epoch)  # what the stream has used, for its end
         self.tail = tail  # the highest number that the log is known to hold
-        self.urgent = True  # its next batch shall not wait: the first event, or the terminal one
-        self.closed = asyncio.Event()  # the log has the terminal event, or this outbox can write no more
-        self._over = False  # nothing may follow what is here
+        self.urgent = True  # the next batch must not wait: it has the first event, or the terminal one
+        self.closed = asyncio.Event()  # the log has the terminal event, or this outbox cannot write any more
+        self._over = False  # nothing may follow the lines that are here
         self._lines: list[bytes] = []
         self._size = 0
         self._flight: list[bytes] = []
@@ -108,7 +130,7 @@ class Outbox:
 
     @property
     def lost(self) -> Lost | None:
-        """Why it can write no more, if so."""
+        """Why it cannot write any more; None if it can."""
         return self._lost
 
     @property
@@ -122,7 +144,7 @@ class Outbox:
         return bool(self._lines or self._flight) and not self.closed.is_set()
 
     def put(self, line: bytes) -> bool:
-        """Add an event, unless the stream has ended. Where it returns False, `wait_for_room` before the next one."""
+        """Add an event, unless the stream has ended. If this returns False, `wait_for_room` before the next one."""
         if self._over:
             return True
         lines = self._lines
@@ -133,13 +155,13 @@ class Outbox:
         return len(lines) < self._max_events and self._size < self._max_bytes
 
     async def wait_for_room(self) -> None:
-        """Wait until the writer has taken what is here: so does a slow database slow the generator down."""
+        """Wait until the writer has taken the lines. So a slow database slows the generator down."""
         while self.full and not self.closed.is_set():
             self._room = self._room or asyncio.Event()
             await self._room.wait()
 
     def finish(self, outcome: Outcome) -> None:
-        """Add the terminal event, with what the stream has used. Nothing follows it."""
+        """Add the terminal event, with what the stream has used."""
         self._outcome = outcome.billed(self.bill)
         self._over = True
         self._lines.append(self._outcome.encode())
@@ -147,7 +169,7 @@ class Outbox:
         self._on_ready(self)
 
     def take(self) -> Append | None:
-        """Return the batch to write next: the one in flight, or all that has come since."""
+        """Return the batch to write: the one in flight, or else a new one of all lines; None without lines."""
         if self.closed.is_set():
             return None
         if not self._flight:
@@ -160,7 +182,7 @@ class Outbox:
         return Append(
             self.stream_id,
             self.epoch,
-            self.tail + 1,
+            self.tail + 1,  # here the events get their numbers
             self.tail + len(self._flight),
             join_lines(self._flight),
             self._outcome if ends else None,
@@ -168,31 +190,31 @@ class Outbox:
         )
 
     def written(self, last_seq: int, *, terminal: bool) -> None:
-        """Learn that the log has the batch in flight, which ends at `last_seq`."""
+        """Note that the log has the batch in flight, which ends at `last_seq`."""
         self.tail = last_seq
         self._flight = []
         if terminal:
             self._close()
         elif self._lines:
-            # They came while that batch was tried again, and their call to the writer was answered with it.
+            # They came while that batch was repeated: the writer took it in answer to their `on_ready`.
             self._on_ready(self)
 
     @property
     def in_flight(self) -> bool:
-        """Whether a batch was taken of which nobody knows yet if the log has it."""
+        """Whether a batch was taken and not answered yet."""
         return bool(self._flight)
 
     @property
     def fence(self) -> Fence:
-        """What the stream's row says while this outbox may write to the log."""
+        """What the stream's row must have while this outbox may write."""
         return Fence(self.stream_id, self.epoch, self.claim_token)
 
     def still_has(self, item: Append) -> bool:
-        """Whether a batch that was taken is still waiting to be written."""
+        """Whether a batch that was taken is still in flight at its place."""
         return bool(self._flight) and self.tail + 1 == item.first_seq and not self.closed.is_set()
 
-    def begin_anew(self) -> None:
-        """Have clients discard a former worker's events; where they cannot be told to, keep those and end."""
+    def reset(self) -> None:
+        """Make clients discard a former worker's events. If the stream must not restart, keep them and end it."""
         if not self._may_reset:
             self.end_with(Lost.OVERTAKEN, self.tail)
         elif self._flight:
@@ -201,9 +223,9 @@ class Outbox:
             self.put(_RESET)
 
     def retry_after(self, tail: int, earlier: Mapping[int, Counts]) -> None:
-        """Learn that a former worker's batch took the place: the one in flight comes after `tail`.
+        """Note that a former worker's batch took the place: the batch in flight comes after `tail`.
 
-        `earlier` is what the former workers used, which that batch may have said.
+        `earlier` is what the former workers used, which may be in that batch.
         """
         believed_empty = self.tail == 0
         self.tail = tail
@@ -212,22 +234,22 @@ class Outbox:
             self._outcome = self._outcome.billed(self.bill)
             (self._lines or self._flight)[-1] = self._outcome.encode()
         if believed_empty:
-            self.begin_anew()
+            self.reset()
         self._on_ready(self)
 
     def retry(self) -> None:
-        """Learn that the batch in flight was not written and may be tried again where it was."""
+        """Note that the batch in flight was not written. It will be tried again at its place."""
         self._on_ready(self)
 
     def end_with(self, lost: Lost, tail: int) -> None:
-        """Drop what was not written, and write the end that this loss gives the stream after `tail` instead."""
+        """Drop everything that was not written, and write the end of this loss after `tail` instead."""
         assert lost.outcome is not None, lost
         self.tail = tail
         self._drop(lost)
         self.finish(lost.outcome)
 
     def lose(self, lost: Lost) -> None:
-        """Learn that nothing more of this outbox can be written."""
+        """Drop everything that was not written: this outbox cannot write any more."""
         self._close()
         self._drop(lost)
 

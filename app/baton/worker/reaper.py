@@ -1,8 +1,8 @@
-"""Finds dead workers, and sees to the streams that they had.
+"""Finds dead workers, and takes care of the streams that they had.
 
 A worker is dead when its counter stood still for a whole lease while this reaper watched over one uninterrupted
-connection. So no clock is compared with another, and an outage of Postgres, which stops all counters, kills nobody:
-whoever lost its connection, or could not look for a while, begins to watch anew.
+connection. So no clock is compared with another, and an outage of Postgres, which stops all counters, kills no worker:
+a reaper that lost its connection, or could not check for a while, starts to watch again.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Mapping
 from uuid import UUID
 
-from ..db import event_log, streams, worker_rows
+from ..db import event_log, stream_ending, stream_queue, worker_rows
 from ..db.postgres import Connection
-from ..db.streams import REWOUND
+from ..db.stream_ending import REWOUND
 from ..db.worker_rows import Orphan
 from ..outcome import WORKER_LOST_MESSAGE, Outcome
 from ..pace import Pace
@@ -38,50 +38,50 @@ class Reaper:
         self._max_attempts = max_attempts
         self._max_pause_seconds = max_pause_seconds
         self._on_end = on_end
-        self._looked_at = self._steady_since = time.monotonic()
+        self._checked_at = self._steady_since = time.monotonic()
         self._seen: dict[UUID, tuple[int, float]] = {}
-        # It reads all that has run since vacuum could last remove anything.
+        # While an old snapshot is open this reads an entry for every stream that has run since.
         self._orphans_pace = Pace(factor=100, least_seconds=lease_seconds)
         self._orphans_pace.put_off()
 
     def forget(self) -> None:
-        """Begin to watch anew, after the connection was interrupted."""
+        """Start to watch again, after the connection was interrupted."""
         self._seen.clear()
         self._steady_since = time.monotonic()
 
     def steady_seconds(self) -> float:
-        """Return for how long it has watched without a pause that was too long.
+        """Return for how many seconds it has watched without a long pause.
 
-        After a stall of the network or of this process the others' counters stand where they stood before it, since
-        they could not raise them either.
+        After a stall of the network or of this process the other counters may be unchanged because their workers
+        stalled too.
         """
         now = time.monotonic()
-        if now - self._looked_at > self._max_pause_seconds:
+        if now - self._checked_at > self._max_pause_seconds:
             self.forget()
         return now - self._steady_since
 
-    async def look(self, connection: Connection, own_id: UUID, counters: Mapping[UUID, int]) -> None:
-        """Look at the workers' counters; bury the workers that stood still for too long."""
+    async def check(self, connection: Connection, own_id: UUID, counters: Mapping[UUID, int]) -> None:
+        """Check the workers' counters, and remove the workers whose counters stood still for too long."""
         self.steady_seconds()
-        self._looked_at = now = time.monotonic()
+        self._checked_at = now = time.monotonic()
         for worker_id, counter in counters.items():
             seen, since = self._seen.get(worker_id, (-1, now))
             if seen != counter:
                 self._seen[worker_id] = (counter, now)
             elif worker_id != own_id and now - since > self._lease_seconds:
-                logger.warning("Worker %s is dead: no sign of life for %.1f s.", worker_id, now - since)
-                await self._bury(connection, own_id, worker_id)
+                logger.warning("Worker %s is dead: its last heartbeat was %.1f s ago.", worker_id, now - since)
+                await self._remove(connection, own_id, worker_id)
         self._seen = {key: value for key, value in self._seen.items() if key in counters}
         if self._orphans_pace.due:
             await self._release_orphans(connection, own_id)
 
-    async def _bury(self, connection: Connection, own_id: UUID, dead_id: UUID) -> None:
-        """Remove a dead worker's row, so that it claims no more, and then release the streams that it had."""
+    async def _remove(self, connection: Connection, own_id: UUID, dead_id: UUID) -> None:
+        """Delete a dead worker's row, so that it claims nothing more, and then release its streams."""
         await worker_rows.remove(connection, dead_id)
         await self._release_orphans(connection, own_id)
 
     async def _release_orphans(self, connection: Connection, own_id: UUID) -> None:
-        """Release the streams whose worker has no row: it is dead, or has left without them."""
+        """Release the streams whose worker has no row: it is dead, or it has left."""
         with self._orphans_pace.timed():
             orphans = await worker_rows.orphans(connection, own_id)
         for orphan in orphans:
@@ -93,22 +93,22 @@ class Reaper:
 async def release(
     connection: Connection, orphan: Orphan, *, max_attempts: int, uncount_attempt: bool = False
 ) -> Outcome | None:
-    """Give a stream that has lost its worker to another one, if it allows that; else end it with what it has.
+    """Give a stream that lost its worker back to the queue, if its policy allows that; else end it.
 
-    Return the end that this gave it.
+    Return the end if this ended it.
 
-    One that has emitted nothing can always start again: nobody has seen anything of it. One of an older history of the
-    database cannot, since its clients may have seen more than the log holds now.
+    A stream without events can always restart, since no client has seen anything of it. A stream of an older history of
+    the database cannot, since its clients may have seen more than the log holds now.
     """
     if orphan.rewound:
-        return REWOUND if await streams.end_claimed(connection, orphan.fence, REWOUND) else None
+        return REWOUND if await stream_ending.end_claimed(connection, orphan.fence, REWOUND) else None
     may_retry = orphan.on_worker_lost == "retry" or not await _tail(connection, orphan.stream_id)
     if may_retry and (uncount_attempt or orphan.attempts < max_attempts):
-        await streams.requeue(connection, orphan.fence, uncount_attempt=uncount_attempt)
+        await stream_queue.requeue(connection, orphan.fence, uncount_attempt=uncount_attempt)
         return None
     tried = f" It was tried {orphan.attempts} times." if orphan.attempts > 1 else ""
     outcome = Outcome.failed("worker_lost", WORKER_LOST_MESSAGE + tried)
-    return outcome if await streams.end_claimed(connection, orphan.fence, outcome) else None
+    return outcome if await stream_ending.end_claimed(connection, orphan.fence, outcome) else None
 
 
 async def _tail(connection: Connection, stream_id: UUID) -> int:

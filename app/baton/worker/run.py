@@ -1,4 +1,4 @@
-"""One claimed stream in a worker: its generator, from the first event to the terminal one."""
+"""One claimed stream in a worker: it runs the generator, from the first event to the terminal one."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from typing import Any, Final
 
 from ..db.stream_queue import Claim
 from ..errors import GENERATOR_FAULT, GenerationError, InvalidEvent
-from ..events import TOKEN_TYPES, begins_call, encode_event, encode_text
+from ..events import TOKEN_TYPES, encode_event, encode_text
 from ..generators import Approval, GenerationRequest, Generator, Yielded, as_generation_error
 from ..observability import traceparent
 from ..observability.metrics import Labels, WorkerMetrics
 from ..outcome import Outcome, Timings
-from .half_characters import Halves
 from .outbox import Outbox
+from .surrogate_pairs import SurrogateJoiner
+from .tool_calls import ToolCalls
 
 logger = logging.getLogger(__name__)
 
 STUBBORN_SECONDS: Final = 5
-NOBODYS: Final = Labels()
+UNKNOWN: Final = Labels()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a stream may hold: the bytes of an event, how many events, and the bytes of all that one run yields."""
+    """The bounds of a stream: bytes in one event, number of events, and bytes that one run may yield."""
 
     max_event_bytes: int
     max_events: int
     max_bytes: int
 
     def end_of(self, line: bytes, events: int) -> Outcome:
-        """Return the end of a stream that holds too much with this event, its `events`-th."""
+        """Return the end of a stream that exceeds a bound with this event, which is its `events`-th."""
         if len(line) > self.max_event_bytes:
             return Outcome.failed("event_too_large", "A part of this answer is too large, and the answer was ended.")
         if events > self.max_events:
@@ -57,7 +58,7 @@ class Run:
         bounds: Bounds,
         metrics: WorkerMetrics,
         *,
-        labels: Labels = NOBODYS,
+        labels: Labels = UNKNOWN,
     ) -> None:
         self.claim = claim
         self.outbox = outbox
@@ -65,17 +66,17 @@ class Run:
         self.started_at = self.last_event_at
         self._generator = generator
         self._bounds = bounds
-        self._halves = Halves()
-        self._events = outbox.tail  # a former worker's among them
+        self._calls = ToolCalls()
+        self._surrogates = SurrogateJoiner(self._calls)
+        self._events = outbox.tail  # including a former worker's
         self.size_bytes = 0  # of what this run has yielded
         self.labels = labels  # in the metrics
         self._time_to_first_token_seconds = metrics.time_to_first_token_seconds.of(*labels)
         self._inter_token_seconds = metrics.inter_token_seconds
         self._stop: Outcome | None = None
         self._abandoned = False
-        self._held_up = False
+        self._waits_for_room = False
         self._finish_reason = "stop"
-        self._calls: dict[int, str] = {}  # the id of the newest tool call of each index
         self._tokens = 0
         self._first_token_at: float | None = None
         self.first_token_noted = False  # in the stream's row, before its end
@@ -91,7 +92,7 @@ class Run:
             try:
                 await self._over.wait()
             finally:
-                await self._see_generator_off()
+                await self._stop_generator()
         if self._abandoned:
             return None
         self._put_rest()
@@ -103,28 +104,28 @@ class Run:
         return outcome.billed(self.outbox.bill) if lost is None or lost.outcome is not None else None
 
     def enforce(self, *, max_duration: float, idle_timeout: float) -> None:
-        """Stop the generator if it ran, or was silent, for longer than the stream, or else this, allows."""
+        """Stop the generator if it ran or was silent for too long. The stream's own limits, in seconds, come first."""
         claim, now = self.claim, time.monotonic()
         max_duration = claim.max_duration or max_duration
         idle_timeout = claim.idle_timeout or idle_timeout
         if claim.elapsed + now - self.started_at > max_duration:
             self.stop(Outcome.failed("max_duration", f"The answer took longer than {max_duration:g} seconds."))
-        elif not self._held_up and now - self.last_event_at > idle_timeout:
+        elif not self._waits_for_room and now - self.last_event_at > idle_timeout:
             self.stop(Outcome.failed("idle_timeout", f"Nothing came for {idle_timeout:g} seconds. Try again."))
 
     @property
     def silent_seconds(self) -> float:
-        """For how long the generator has yielded nothing; 0 while it waits for the database."""
-        return 0.0 if self._held_up else time.monotonic() - self.last_event_at
+        """For how many seconds the generator has yielded nothing; 0 while it waits for the database."""
+        return 0.0 if self._waits_for_room else time.monotonic() - self.last_event_at
 
     def stop(self, outcome: Outcome) -> None:
-        """Cancel the generator and end the stream like this. The first call counts."""
+        """Cancel the generator and end the stream with this outcome. Only the first call counts."""
         if self._stop is None:
             self._stop = outcome
             self._over.set()
 
     def abandon(self) -> None:
-        """Cancel the generator and write nothing more: the stream is somebody else's."""
+        """Cancel the generator and write nothing more: another worker has the stream."""
         self._abandoned = True
         self._over.set()
 
@@ -146,11 +147,11 @@ class Run:
         async with contextlib.aclosing(events):
             async for item in events:
                 self.last_event_at = time.monotonic()
-                for whole in self._halves.join(item):
+                for whole in self._surrogates.join(item):
                     try:
                         line = self._encode(whole)
                     except InvalidEvent as error:
-                        raise InvalidEvent(f"What is yielded at {_place(events)} is no event: {error}") from error
+                        raise InvalidEvent(f"What is yielded at {_place(events)} is not an event: {error}") from error
                     if line is None:
                         continue
                     if not self._admit(line):
@@ -159,23 +160,23 @@ class Run:
                         await self._wait_for_room()
 
     async def _wait_for_room(self) -> None:
-        """Wait for the database, which is slow: the generator is not silent."""
-        self._held_up = True
+        """Wait for a slow database. In the meantime the generator does not count as silent."""
+        self._waits_for_room = True
         await self.outbox.wait_for_room()
         self.last_event_at = time.monotonic()
-        self._held_up = False
+        self._waits_for_room = False
 
     def _put_rest(self) -> None:
-        """Write what the generator left of characters that it did not complete."""
-        for item in self._halves.rest():
-            # The call that a half belongs to may have been refused.
+        """Write replacements for the characters that the generator did not complete."""
+        for item in self._surrogates.rest():
+            # The tool call that a surrogate belongs to may have been refused.
             with contextlib.suppress(InvalidEvent):
                 line = self._encode(item)
                 if line is not None and self._admit(line):
                     self.outbox.put(line)
 
     def _admit(self, line: bytes) -> bool:
-        """Count an event; if it is one too many, or too large, stop the generator instead."""
+        """Count an event and return True, or stop the generator if the event exceeds a bound."""
         bounds, size = self._bounds, len(line)
         self._events += 1
         self.size_bytes += size
@@ -185,7 +186,7 @@ class Run:
         return False
 
     def _encode(self, item: Yielded) -> bytes | None:
-        """Encode what the generator yielded; None for what makes no event."""
+        """Encode what the generator yielded; return None if it makes no event."""
         if isinstance(item, str):
             if not item:
                 return None
@@ -207,24 +208,9 @@ class Run:
             self.outbox.bill.add(item)
         elif kind in TOKEN_TYPES:
             if kind == "tool_call":
-                self._note_call(item)
+                self._calls.note(item)
             self._count_token()
         return line
-
-    def _note_call(self, event: Mapping[str, Any]) -> None:
-        """Check that a tool call begins with its id and its name, without which no client can answer it.
-
-        Raises:
-            InvalidEvent: one of them is missing.
-        """
-        index = event["index"]
-        current = self._calls.get(index)
-        if current is not None and not begins_call(event, current):
-            return
-        missing = [repr(name) for name in ("id", "name") if not event.get(name)]
-        if missing:
-            raise InvalidEvent(f"The first tool_call event of index {index} lacks {' and '.join(missing)}.")
-        self._calls[index] = event["id"]
 
     def _count_token(self) -> None:
         now = self.last_event_at
@@ -236,8 +222,8 @@ class Run:
         self._last_token_at = now
         self._tokens += 1
 
-    async def _see_generator_off(self) -> None:
-        """Cancel the generator if it still runs; one that will not stop can hold nobody up, and writes nothing more."""
+    async def _stop_generator(self) -> None:
+        """Cancel the generator if it still runs. If it does not stop in time, it is ignored from then on."""
         assert self._generating is not None
         if self._generating.done():
             return
@@ -271,7 +257,7 @@ class Run:
 
     @property
     def time_to_first_token_seconds(self) -> float | None:
-        """From the start of this run to its first token; None before that."""
+        """From the start of this run to its first token; None before the first token."""
         return None if self._first_token_at is None else self._first_token_at - self.started_at
 
     def _timings(self) -> Timings:
@@ -279,10 +265,10 @@ class Run:
 
 
 def _finish_reason(item: Mapping[str, Any]) -> str:
-    """Return why the model stopped. Some providers write it in capitals.
+    """Return why the model stopped, in lower case. Some providers use capitals.
 
     Raises:
-        InvalidEvent: it is no string.
+        InvalidEvent: it is not a string.
     """
     reason = item.get("finish_reason")
     if not isinstance(reason, str | None):
@@ -291,6 +277,6 @@ def _finish_reason(item: Mapping[str, Any]) -> str:
 
 
 def _place(events: Any) -> str:
-    """Return where a generator waits in its `yield`, as its file and line."""
+    """Return the file and line of the `yield` at which a generator waits."""
     frame = getattr(events, "ag_frame", None)
     return "an unknown place" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"

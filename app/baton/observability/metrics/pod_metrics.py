@@ -112,7 +112,7 @@ class PodMetrics(Collector):
         yield CounterMetricFamily("baton_notifications_received", "Notifications received", self.notifications)
         yield CounterMetricFamily(
             "baton_notifications_unverified",
-            "Notifications about followed streams without a valid seal; they only make the pod read the log",
+            "Notifications about followed streams without a valid signature; they only make the pod read the log",
             self.unverified_notifications,
         )
         for histogram in (

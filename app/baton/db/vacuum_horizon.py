@@ -1,10 +1,11 @@
-"""Who keeps vacuum from removing dead rows: a session with an old snapshot, a prepared transaction, or a slot.
+"""What holds back vacuum's horizon: a session with an old snapshot, a prepared transaction, or a replication slot.
 
-A role without pg_monitor may not see since when another role's session is in a transaction. But every role may see what
-the session holds back: the id of its transaction, or the oldest one that its snapshot cannot see. As long as that id
-stays the same, it is the same snapshot. So repeated looks show for how long it has been open, at least.
+Vacuum removes no row version that the oldest snapshot may still see. A role without pg_monitor cannot see how long
+another role's session has been in a transaction. But every role can see what the session holds back: the id of its
+transaction, or the oldest one that its snapshot cannot see. While that id stays the same, it is the same snapshot. So
+repeated checks show how long it has been open, at least.
 
-A standby with `hot_standby_feedback` shows as the session that sends it the WAL, or as its slot.
+A standby with `hot_standby_feedback` appears as the session that sends it the WAL, or as its slot.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 WARN_SECONDS: Final = 60.0
 
-# Vacuum itself has a snapshot that holds nothing back; that of autovacuum belongs to no role.
+# Vacuum itself has a snapshot that holds nothing back. That of autovacuum belongs to no role.
 _HOLDERS: Final = """
 SELECT 'session' AS kind, pid::text AS name, usename::text AS owner, application_name AS application,
        coalesce(backend_xid, backend_xmin)::text AS holds, age(coalesce(backend_xid, backend_xmin)) AS transactions
@@ -40,7 +41,7 @@ ORDER BY transactions DESC
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds rows back, and since how many transactions. `holds` is the same for as long as the snapshot is."""
+    """What holds the horizon back, and by how many transactions. `holds` identifies the snapshot."""
 
     kind: str
     name: str
@@ -58,20 +59,20 @@ class Holder:
 
 
 async def holders(executor: Connection | Pool) -> list[Holder]:
-    """Return all that hold rows of this database back, the oldest first."""
+    """Return everything that holds back the horizon of this database, oldest first."""
     return [Holder(*row) for row in await executor.fetch(_HOLDERS)]
 
 
-class SnapshotWatch:
-    """Remembers since when it has seen which snapshot."""
+class HorizonWatch:
+    """Remembers how long each snapshot has been seen."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._since: dict[tuple[str, str, str], float] = {}
         self._logged: set[tuple[str, str, str]] = set()
 
-    async def look(self, executor: Connection | Pool) -> float:
-        """Return for how many seconds the oldest snapshot has been seen. Log each that is older than a minute, once."""
+    async def check(self, executor: Connection | Pool) -> float:
+        """Return for how many seconds the oldest snapshot has been seen. Log each one older than a minute, once."""
         seen = {(item.kind, item.name, item.holds): item for item in await holders(executor)}
         now = self._clock()
         self._since = {key: self._since.get(key, now) for key in seen}
@@ -80,7 +81,7 @@ class SnapshotWatch:
             if now - self._since[key] >= WARN_SECONDS and key not in self._logged:
                 self._logged.add(key)
                 logger.warning(
-                    "An old snapshot keeps vacuum from removing anything, for %.0f s now: that of %s. See "
+                    "An old snapshot has kept vacuum from removing anything for %.0f s. It belongs to %s. See "
                     "BatonOldSnapshot in docs/runbook.md.",
                     now - self._since[key],
                     holder.title,

@@ -1,0 +1,233 @@
+"""Creating streams: below the tenant's limit, and once for each idempotency key.
+
+One transaction inserts the row and takes the idempotency keys. If one of the keys is taken, the transaction is rolled
+back, and the stream that the key created before is returned instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+
+from ..errors import IdempotencyConflict, TooManyStreams
+from .live_counts import NOTHING, CountPlan, LiveCounts, Moment
+from .postgres import Connection, Pool
+from .streams import COLUMNS, Stream, from_row, get
+
+# Inserts a row if fewer than $12 of the tenant's streams are live, and returns in any case how many are: the streams
+# from the id $14 on ($13 at most), the streams among $15 that are still live, and $16 others (see `live_counts`). The
+# streams of $15 are found by their key, whatever the planner expects of the index of live streams. The transaction gets
+# its id before the stream gets one.
+_INSERT = f"""
+WITH recent AS (
+    SELECT id FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') AND id >= $14 LIMIT $13
+), known AS MATERIALIZED (
+    SELECT id, status FROM baton.stream WHERE id = ANY ($15::uuid[])
+), older AS (
+    SELECT id FROM known WHERE status IN ('queued', 'running')
+), live AS (
+    SELECT (SELECT count(*) FROM recent) + (SELECT count(*) FROM older) + $16::bigint AS live
+), made AS (
+    INSERT INTO baton.stream (tenant, generator, input, metadata, on_worker_lost, max_duration, idle_timeout,
+                              queue_timeout, unwatched_timeout, traceparent, continuation)
+    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11 FROM live
+    WHERE live < $12::bigint AND pg_current_xact_id() IS NOT NULL
+    RETURNING {COLUMNS}
+)
+SELECT live, (SELECT array_agg(id) FROM recent) AS recent, (SELECT array_agg(id) FROM older) AS older, now() AS began,
+       pg_current_xact_id_if_assigned()::text::bigint AS transaction_id, pg_current_snapshot()::text AS snapshot, made.*
+FROM live LEFT JOIN made ON true
+"""  # noqa: S608
+
+# Near the limit a tenant's creates run one after another, so that each counts the streams of the ones before.
+_ONE_BY_ONE = "SELECT pg_advisory_xact_lock(hashtextextended('baton.stream ' || $1, 0))"
+
+# Takes the key if it is free or has expired.
+_TAKE_KEY = """
+INSERT INTO baton.idempotency_key AS k (tenant, key, request_hash, stream_id, expires_at)
+VALUES ($1, $2, $3, $4, clock_timestamp() + make_interval(secs => $5))
+ON CONFLICT (tenant, key) DO UPDATE
+SET request_hash = excluded.request_hash, stream_id = excluded.stream_id, expires_at = excluded.expires_at
+WHERE k.expires_at < clock_timestamp()
+RETURNING stream_id
+"""
+
+_KEY = "SELECT stream_id, request_hash FROM baton.idempotency_key WHERE tenant = $1 AND key = $2"
+
+_KEY_TRIES: Final = 3
+# As many creates of a tenant may run at once without one of them noticing the limit too late.
+_NEAR: Final = 64
+# Some of the tenant's streams may have ended by then.
+_FULL_RETRY_SECONDS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a stream, each in seconds. None means the setting of the worker that has the stream.
+
+    Only `unwatched_timeout` has no such setting: None means that the stream continues unwatched.
+    """
+
+    max_duration: float | None = None
+    idle_timeout: float | None = None
+    queue_timeout: float | None = None
+    unwatched_timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewStream:
+    """What a stream is created from. `input` is any JSON; `metadata` maps names to strings, numbers or booleans.
+
+    `continuation` is what the stream continues: the `message` of an AI SDK page, and the `approvals` of tool calls.
+    """
+
+    generator: str
+    input: Any
+    metadata: Mapping[str, Any]
+    on_worker_lost: str
+    tenant: str = ""
+    limits: Limits = Limits()
+    traceparent: str | None = None
+    continuation: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A client's own name for a request, and a digest of the request's body."""
+
+    key: str
+    request_hash: bytes
+    lifetime_seconds: float
+    also: tuple[str, ...] = ()  # further keys for the same stream; if one of them is taken, no stream is created
+    conflict: str = "This Idempotency-Key was used for a request with another body. Use a new key for a new request."
+
+
+async def create(
+    pool: Pool,
+    new: NewStream,
+    key: IdempotencyKey | None = None,
+    *,
+    max_live: int | None = None,
+    counts: LiveCounts | None = None,
+) -> tuple[Stream, bool]:
+    """Queue a stream; return it, and whether it is new or the one that the idempotency key created before.
+
+    `counts` is what the pod remembers of the tenants' live streams, so that not all of them are counted each time.
+
+    Raises:
+        IdempotencyConflict: the key was used for another request.
+        TooManyStreams: the tenant has `max_live` live streams.
+    """
+    async with pool.acquire() as connection:
+        for _ in range(_KEY_TRIES):
+            try:
+                async with connection.transaction():
+                    return await _insert(connection, new, key, max_live, counts or LiveCounts()), True
+            except _KeyTaken as taken:
+                if stream := await _created_before(connection, new.tenant, taken.key):
+                    return stream, False
+            except TooManyStreams:
+                # A stream that exists already needs no room.
+                if key is not None and (stream := await _created_before(connection, new.tenant, key)):
+                    return stream, False
+                raise
+    raise IdempotencyConflict(
+        "The stream that this Idempotency-Key created no longer exists. Use a new key for a new request."
+    )
+
+
+class _KeyTaken(Exception):
+    """Rolls back a creation whose idempotency key is taken."""
+
+    def __init__(self, key: IdempotencyKey) -> None:
+        super().__init__()
+        self.key = key
+
+
+async def _insert(
+    connection: Connection, new: NewStream, key: IdempotencyKey | None, max_live: int | None, counts: LiveCounts
+) -> Stream:
+    columns = (
+        new.tenant,
+        new.generator,
+        orjson.dumps(new.input),
+        orjson.dumps(new.metadata).decode(),
+        new.on_worker_lost,
+        new.limits.max_duration,
+        new.limits.idle_timeout,
+        new.limits.queue_timeout,
+        new.limits.unwatched_timeout,
+        new.traceparent,
+        None if new.continuation is None else orjson.dumps(new.continuation),
+    )
+    row = await _insert_below(connection, columns, max_live, counts, new.tenant)
+    for each in () if key is None else (key, *(replace(key, key=name) for name in key.also)):
+        if not await _take_key(connection, new.tenant, each, row["id"]):
+            raise _KeyTaken(each)
+    return from_row(row)
+
+
+async def _insert_below(
+    connection: Connection, columns: tuple[object, ...], max_live: int | None, counts: LiveCounts, tenant: str
+) -> dict[str, Any]:
+    """Insert a row if the tenant has fewer than `max_live` live streams; return its columns.
+
+    Far from the limit a count that may be too high is enough. Creates that run at once do not see each other, so near
+    the limit they run one after another. At the limit they are refused without waiting: a tenant at its limit must not
+    hold the pool's connections.
+
+    Raises:
+        TooManyStreams: the tenant has `max_live` live streams.
+    """
+    if max_live is None:
+        # Counts nothing, and finds that less than one.
+        live, row = await _try_insert(connection, columns, 1, 0, NOTHING)
+    else:
+        plan = counts.plan(tenant)
+        live, row = await _try_insert(connection, columns, max_live - _NEAR, max_live, plan)
+        if row is None and plan.unchecked:
+            live, row = await _try_insert(
+                connection, columns, max_live - _NEAR, max_live, counts.plan(tenant, exact=True)
+            )
+        if row is None and live < max_live:
+            await connection.execute(_ONE_BY_ONE, tenant)
+            plan = counts.plan(tenant, exact=True)
+            live, row = await _try_insert(connection, columns, max_live, max_live, plan)
+    if row is None:
+        raise TooManyStreams(
+            f"You have {live} answers in progress, which is the limit. Try again when one of them has ended.",
+            _FULL_RETRY_SECONDS,
+        )
+    return row
+
+
+async def _try_insert(
+    connection: Connection, columns: tuple[object, ...], below: int, most: int, plan: CountPlan
+) -> tuple[int, dict[str, Any] | None]:
+    """Insert a row if the plan counts fewer than `below`; return the count, up to `most` at least, and the row."""
+    found = await connection.fetchrow(_INSERT, *columns, below, most, plan.split, plan.checked, plan.unchecked)
+    assert found is not None
+    fields = dict(found)
+    recent, older = fields.pop("recent") or (), fields.pop("older") or ()
+    moment = Moment(fields.pop("began"), fields.pop("transaction_id"), fields.pop("snapshot"))
+    plan.learn(recent if len(recent) < most else None, older, moment)
+    return fields.pop("live"), None if fields["id"] is None else fields
+
+
+async def _take_key(connection: Connection, tenant: str, key: IdempotencyKey, stream_id: UUID) -> bool:
+    row = await connection.fetchval(_TAKE_KEY, tenant, key.key, key.request_hash, stream_id, key.lifetime_seconds)
+    return row is not None
+
+
+async def _created_before(connection: Connection, tenant: str, key: IdempotencyKey) -> Stream | None:
+    """Return the stream that the key created, or None if both have just been erased or have expired."""
+    row = await connection.fetchrow(_KEY, tenant, key.key)
+    if row is None:
+        return None
+    if row["request_hash"] != key.request_hash:
+        raise IdempotencyConflict(key.conflict)
+    return await get(connection, row["stream_id"])

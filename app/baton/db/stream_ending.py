@@ -1,0 +1,180 @@
+"""Ending streams from outside of their writer, closing rows, and erasing.
+
+A stream normally ends by its writer: the append of the terminal event closes the row too (`event_log.append`). This
+module ends the streams that no writer will end: queued ones, ones whose worker is lost, and ones that are erased. Each
+end first takes the stream away from its claim, by raising the epoch, and then writes the terminal event at the tail, in
+one transaction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+
+from ..errors import ConfigurationError
+from ..events import MAX_SEQ
+from ..observability import stream_end
+from ..outcome import Outcome
+from ..usage import Bill
+from . import end_columns, event_log, sqlstates, streams
+from .event_log import Fence
+from .postgres import Connection, Pool
+
+logger = logging.getLogger(__name__)
+
+UNWATCHED: Final = Outcome.cancelled(finish_reason="unwatched")
+REWOUND: Final = Outcome.failed("log_rewound", "The end of this answer was lost. Ask again.")
+QUEUE_TIMEOUT: Final = Outcome.failed("queue_timeout", "This answer could not be begun in time. Try again later.")
+
+
+class _If(Enum):
+    """What the row must say, once it is locked, for a stream to be taken away."""
+
+    LIVE = "status IN ('queued', 'running')"
+    QUEUED = "status = 'queued'"
+    QUEUED_AT_EPOCH = "status = 'queued' AND epoch = $2"
+    CLAIMED = streams.CLAIMED
+
+
+_TAKE = {
+    condition: f"""
+UPDATE baton.stream SET epoch = epoch + 1, worker_id = NULL WHERE id = $1 AND {condition.value}
+RETURNING epoch, claim_token, tenant, generator, attempts AS attempt, traceparent AS trace,
+          extract(epoch FROM clock_timestamp() - created_at)::double precision AS total_seconds
+"""  # noqa: S608
+    for condition in _If
+}
+
+_REQUEST_CANCEL = """
+UPDATE baton.stream SET cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp())
+WHERE id = $1 AND status IN ('queued', 'running')
+RETURNING status
+"""
+
+_CLOSE = f"""
+UPDATE baton.stream SET {end_columns.assignments(lambda _name, position: f"${position + 3}")}
+WHERE id = $1 AND epoch = $2
+"""  # noqa: S608
+
+_DELETE_STREAM = "DELETE FROM baton.stream WHERE id = $1 RETURNING status"
+_DELETE_KEYS = "DELETE FROM baton.idempotency_key WHERE tenant = $1 AND stream_id = $2"
+
+
+async def request_cancel(pool: Pool, stream_id: UUID) -> str | None:
+    """Ask for a stream's end; return the state in which the request found it, or None if it had ended before.
+
+    A queued stream is ended at once, and the answer is "queued". A running one is ended by its worker, which notices
+    the request by the row: the answer is "running".
+    """
+    status: str | None = await pool.fetchval(_REQUEST_CANCEL, stream_id)
+    if status == "queued" and await _end(pool, stream_id, Outcome.cancelled(), _If.QUEUED):
+        return "queued"
+    return status and "running"
+
+
+async def end_any(pool: Pool, stream_id: UUID, outcome: Outcome) -> bool:
+    """End a stream in any state and whichever worker has it; return whether this ended it."""
+    return await _end(pool, stream_id, outcome, _If.LIVE)
+
+
+async def end_queued(connection: Connection, stream_id: UUID, epoch: int, outcome: Outcome) -> bool:
+    """End a queued stream unless it was claimed in the meantime; return whether this ended it."""
+    with _retried_with_partition(stream_id):
+        return await _end(connection, stream_id, outcome, _If.QUEUED_AT_EPOCH, epoch)
+    return False
+
+
+async def end_claimed(connection: Connection, fence: Fence, outcome: Outcome) -> bool:
+    """End a stream for a claim whose worker no longer writes to it; return whether this ended it."""
+    with _retried_with_partition(fence.stream_id):
+        return await _end(connection, fence.stream_id, outcome, _If.CLAIMED, fence.epoch, fence.claim_token)
+    return False
+
+
+async def close(connection: Connection, stream_id: UUID, epoch: int, outcome: Outcome) -> None:
+    """Close the row of a stream whose terminal event is already in the log."""
+    await connection.execute(_CLOSE, stream_id, epoch, *end_columns.values(outcome))
+
+
+async def erase(pool: Pool, stream_id: UUID, tenant: str = "") -> bool:
+    """Delete a stream with its events; return whether it existed. Its worker is fenced by the missing row, and stops.
+
+    A stream that is being written is ended first. That end, which holds no text, stays in the log until its partition
+    is dropped: it takes the place at which an append in flight aims, and which would otherwise be free again.
+    """
+    ended_now = await end_any(pool, stream_id, Outcome.cancelled(finish_reason="erased"))
+    async with pool.acquire() as connection, connection.transaction():
+        if await connection.fetchval(_DELETE_STREAM, stream_id) is None:
+            return False
+        await event_log.erase(connection, stream_id, keep_end=ended_now)
+        await connection.execute(_DELETE_KEYS, tenant, stream_id)
+    return True
+
+
+async def _end(
+    executor: Connection | Pool, stream_id: UUID, outcome: Outcome, condition: _If, *arguments: object
+) -> bool:
+    """Take a stream away if the condition holds, and write its terminal event; return whether this ended it.
+
+    Between the two an append of the last owner may still be written. It then has the place that this aimed at, and this
+    aims again. If that append was the terminal one, the row is closed to match it.
+    """
+    if isinstance(executor, asyncpg.Pool):
+        async with executor.acquire() as connection:
+            return await _end(connection, stream_id, outcome, condition, *arguments)
+    while True:
+        # A terminal append of the last owner in flight waits for the row that this holds, and this for its place.
+        with contextlib.suppress(asyncpg.DeadlockDetectedError):
+            ended = await _take_and_end(executor, stream_id, outcome, condition, *arguments)
+            if ended is not None:
+                written, known = ended
+                stream_end.note(stream_id, written, **known)
+            return ended is not None
+
+
+async def _take_and_end(
+    connection: Connection, stream_id: UUID, outcome: Outcome, condition: _If, *arguments: object
+) -> tuple[Outcome, dict[str, Any]] | None:
+    """Return the end with the stream's usage, and what the log line says of the stream; None if this did not end it."""
+    async with connection.transaction():
+        taken = await connection.fetchrow(_TAKE[condition], stream_id, *arguments)
+        if taken is None:
+            return None
+        known = dict(taken)
+        epoch, claim_token = known.pop("epoch"), known.pop("claim_token")
+        while True:
+            tail = await event_log.read_tail(connection, stream_id)
+            if tail.outcome is not None:
+                await close(connection, stream_id, epoch, tail.outcome)
+                return None
+            if tail.last_seq >= MAX_SEQ:
+                raise ConfigurationError(f"Stream {stream_id} has no number left for its terminal event.")
+            seq = tail.last_seq + 1
+            if tail.last_seq:
+                outcome = outcome.billed(Bill(epoch, await event_log.read_usage(connection, stream_id)))
+            if await event_log.append(
+                connection, [event_log.Append(stream_id, epoch, seq, seq, outcome.encode(), outcome, claim_token)]
+            ):
+                return outcome, {**known, "epoch": epoch, "events": seq}
+
+
+@contextlib.contextmanager
+def _retried_with_partition(stream_id: UUID) -> Iterator[None]:
+    """Leave a stream whose log has no partition to a later try, so that it does not stop others from being ended."""
+    try:
+        yield
+    except asyncpg.CheckViolationError as error:
+        if not sqlstates.partition_is_missing(error):
+            raise
+        logger.error(
+            "Stream %s cannot be ended: %s. Run `baton maintain`, which creates the missing partitions.",
+            stream_id,
+            error,
+            extra={"stream_id": str(stream_id)},
+        )

@@ -1,0 +1,63 @@
+"""Claiming: a worker takes queued streams into its free slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..db import event_log, stream_ending, stream_queue
+from ..db.postgres import Connection
+from ..db.queue_watermark import QueueWatermark
+from ..db.stream_queue import Claim
+from ..usage import Bill
+from .lease import Lease
+from .slots import Slots
+from .telemetry import Telemetry
+
+
+class Claiming:
+    """Claims streams of these generators for one worker."""
+
+    def __init__(self, generators: Sequence[str], lease: Lease, slots: Slots, telemetry: Telemetry) -> None:
+        self._generators = generators
+        self._lease = lease
+        self._slots = slots
+        self._telemetry = telemetry
+        self._watermark = QueueWatermark()  # of the streams that this worker can serve
+
+    def forget(self) -> None:
+        """Look at the whole queue again, since another server may have taken over."""
+        self._watermark.forget()
+
+    async def claim(self, connection: Connection) -> None:
+        """Claim as many queued streams as there are free slots, and start them."""
+        free, free_bytes = self._slots.free, self._slots.free_bytes
+        if free <= 0 or free_bytes <= 0:
+            return
+        if self._watermark.due:
+            await self._watermark.update(lambda since: stream_queue.first_queued(connection, since, self._generators))
+        assert self._lease.worker_id is not None
+        claims = await stream_queue.claim(
+            connection,
+            self._lease.worker_id,
+            self._generators,
+            free,
+            place=self._lease.place,
+            since=self._watermark.since,
+            max_bytes=free_bytes,
+        )
+        for item in claims:
+            await self._begin(connection, item)
+
+    async def _begin(self, connection: Connection, item: Claim) -> None:
+        """Start a claimed stream, unless it has ended already or must end as rewound."""
+        if item.rewound:
+            if await stream_ending.end_claimed(connection, item.fence, stream_ending.REWOUND):
+                self._telemetry.count_end(stream_ending.REWOUND, item.generator)
+            return
+        tail = await event_log.read_tail(connection, item.stream_id) if item.epoch > 1 else event_log.Tail()
+        if tail.outcome is None:
+            used = await event_log.read_usage(connection, item.stream_id) if tail.last_seq else {}
+            self._slots.start(item, tail.last_seq, Bill(item.epoch, used))
+        else:
+            # The terminal batch was written while the stream was taken away, so its writer could not close the row.
+            await stream_ending.close(connection, item.stream_id, item.epoch, tail.outcome)

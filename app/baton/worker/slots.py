@@ -1,0 +1,132 @@
+"""The slots of a worker: the streams that run here, each with an outbox at the writer and a task of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from uuid import UUID
+
+from ..db.stream_queue import Claim
+from ..generators import Generator
+from ..generators.requested_model import RequestedModel, asked_by
+from ..observability import log_context
+from ..observability.metrics import WorkerMetrics
+from ..outcome import Outcome
+from ..settings import Settings
+from ..usage import Bill
+from .outbox import Lost, Outbox
+from .run import Bounds, Run
+from .telemetry import Telemetry
+from .writer import Writer
+
+logger = logging.getLogger(__name__)
+
+
+class Slots:
+    """The runs of one worker, by their streams. `on_freed` is called when a run has ended.
+
+    All of it runs on the worker's event loop, except `silences`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        generators: Mapping[str, Generator],
+        writer: Writer,
+        metrics: WorkerMetrics,
+        telemetry: Telemetry,
+        *,
+        on_freed: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._generators = generators
+        self._writer = writer
+        self._metrics = metrics
+        self._telemetry = telemetry
+        self._on_freed = on_freed
+        self._bounds = Bounds(
+            max_event_bytes=settings.max_event_bytes,
+            max_events=settings.max_stream_events,
+            max_bytes=settings.max_stream_bytes,
+        )
+        self.runs: dict[UUID, Run] = {}
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def free(self) -> int:
+        """How many more streams may run here."""
+        return self._settings.worker_concurrency - len(self.runs)
+
+    @property
+    def free_bytes(self) -> int:
+        """How many more bytes of inputs this worker may hold."""
+        return self._settings.worker_max_total_input_bytes - sum(run.claim.input_bytes for run in self.runs.values())
+
+    def start(self, claim: Claim, tail: int, bill: Bill) -> None:
+        """Run a claimed stream whose log ends at `tail`. `bill` has what earlier attempts used."""
+        outbox = Outbox(
+            claim.stream_id,
+            claim.epoch,
+            tail,
+            on_ready=self._writer.ready,
+            on_lost=lambda lost: self._on_lost(run, lost),
+            max_events=self._settings.buffer_events,
+            may_reset=claim.on_worker_lost == "retry",
+            claim_token=claim.claim_token,
+            history=claim.history,
+            bill=bill,
+        )
+        generator = self._generators[claim.generator]
+        asked = asked_by(generator, claim.input)
+        labels = self._telemetry.labels(claim.generator, asked.model)
+        run = Run(claim, generator, outbox, self._bounds, self._metrics, labels=labels)
+        self.runs[claim.stream_id] = run
+        self._writer.add(outbox)
+        if tail > 0:
+            outbox.reset()
+        if claim.cancelled:
+            run.stop(Outcome.cancelled())
+        task = asyncio.create_task(self._run(run, asked))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def enforce_limits(self) -> None:
+        """Stop the runs that took, or were silent, for longer than they may."""
+        for run in self.runs.values():
+            run.enforce(
+                max_duration=self._settings.max_duration_seconds, idle_timeout=self._settings.idle_timeout_seconds
+            )
+
+    def silences(self) -> list[tuple[str, float]]:
+        """Return the generator of each run, and for how many seconds it has been silent. Any thread may call this."""
+        return [(run.labels.generator, run.silent_seconds) for run in list(self.runs.values())]
+
+    def silent(self) -> dict[UUID, float]:
+        """Return the streams that have been silent for too long, and for how many seconds, for the worker's row."""
+        seconds = {stream_id: run.silent_seconds for stream_id, run in self.runs.items()}
+        return {
+            stream_id: found for stream_id, found in seconds.items() if found >= self._settings.silent_after_seconds
+        }
+
+    async def _run(self, run: Run, asked: RequestedModel) -> None:
+        """Run a stream to its end, and free its slot."""
+        try:
+            with log_context.of_stream(run.claim.stream_id):
+                await self._telemetry.observe(run, asked)
+        finally:
+            self._writer.remove(run.outbox)
+            # A worker that was declared dead may have claimed the stream again in the meantime.
+            if self.runs.get(run.claim.stream_id) is run:
+                del self.runs[run.claim.stream_id]
+            self._on_freed()
+
+    def _on_lost(self, run: Run, lost: Lost) -> None:
+        stream_id = run.claim.stream_id
+        logger.warning(
+            "Stream %s is lost to this worker: %s.", stream_id, lost.value, extra={"stream_id": str(stream_id)}
+        )
+        if lost.outcome is None:
+            run.abandon()
+        else:
+            run.stop(lost.outcome)

@@ -1,0 +1,150 @@
+"""What a worker does after each heartbeat: follow its streams' rows, and take care of streams without a worker."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from typing import Final
+from uuid import UUID
+
+import asyncpg
+
+from ..db import partitions, stream_ending, stream_queue, streams, worker_rows
+from ..db.postgres import Connection
+from ..db.queue_watermark import SWEEP_SECONDS, QueueWatermark
+from ..db.worker_rows import Owned
+from ..outcome import Outcome
+from ..pace import Pace
+from ..settings import Settings
+from .reaper import Reaper
+from .slots import Slots
+from .telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
+
+PARTITIONS_SECONDS: Final = 3600
+
+
+class Upkeep:
+    """The upkeep of one worker, over its control connection."""
+
+    def __init__(self, settings: Settings, slots: Slots, telemetry: Telemetry) -> None:
+        self._settings = settings
+        self._slots = slots
+        self._telemetry = telemetry
+        self._reaper = Reaper(
+            lease_seconds=settings.lease_seconds,
+            max_attempts=settings.max_attempts,
+            max_pause_seconds=settings.lease_seconds / 2,
+            on_end=telemetry.count_end,
+        )
+        # After an outage pods need this long to note which streams were watched in the meantime.
+        self._unwatched_after_seconds = 2 * settings.watch_interval_seconds + settings.database_timeout_seconds
+        # A stream that committed late is not overdue yet: only claims must find it quickly.
+        self._watermark = QueueWatermark(late_check_seconds=SWEEP_SECONDS)
+        # A read from the start of an index may take long while an old snapshot is open.
+        self._owned_pace = Pace(factor=100)
+        self._overdue_pace = Pace(factor=20)
+        self._partitions_due_at = 0.0
+        self._cancelled: set[UUID] = set()  # by notifications, which the rows must confirm
+
+    @property
+    def has_cancels(self) -> bool:
+        """Whether notifications have named streams that may have to stop."""
+        return bool(self._cancelled)
+
+    def note_cancel(self, payload: str) -> bool:
+        """Note a notification about a cancel; return whether it names a stream that runs here.
+
+        The next heartbeat would find the cancel too.
+        """
+        with contextlib.suppress(ValueError):
+            if (stream_id := UUID(payload)) in self._slots.runs:
+                self._cancelled.add(stream_id)
+                return True
+        return False
+
+    def reconnected(self) -> None:
+        """Look at everything again: a reply to a claim may be lost, and this may be another server."""
+        self._owned_pace.hurry()
+        self._watermark.forget()
+
+    def disconnected(self) -> None:
+        """Forget what was known of the other workers: their counters were not watched in the meantime."""
+        self._reaper.forget()
+
+    def forget_queue(self) -> None:
+        """Look at the whole queue again, since another server may have taken over."""
+        self._watermark.forget()
+
+    async def stop_cancelled(self, connection: Connection) -> None:
+        """Stop the streams that were named in notifications, if their rows confirm it."""
+        asked, self._cancelled = self._cancelled, set()
+        for stream_id in await worker_rows.cancelled(connection, list(asked)):
+            if run := self._slots.runs.get(stream_id):
+                run.stop(Outcome.cancelled())
+
+    async def run(self, connection: Connection, worker_id: UUID, counters: Mapping[UUID, int]) -> None:
+        """Do all of it once. `counters` are those of all workers."""
+        trust_watched = self._reaper.steady_seconds() > self._unwatched_after_seconds
+        await self._follow_rows(connection, worker_id, trust_watched=trust_watched)
+        self._slots.enforce_limits()
+        await self._note_first_tokens(connection)
+        await self._create_partitions(connection)
+        await self._reaper.check(connection, worker_id, counters)
+        await self._end_overdue(connection, unwatched=trust_watched)
+
+    async def _follow_rows(self, connection: Connection, worker_id: UUID, *, trust_watched: bool) -> None:
+        """Stop the streams whose rows say so, and give back the ones that do not run here."""
+        for item in await self._owned(connection, worker_id):
+            run = self._slots.runs.get(item.fence.stream_id)
+            if run is None:
+                # The reply to a claim was lost, or the reply to a terminal flush whose row another worker must close.
+                await stream_queue.requeue(connection, item.fence, uncount_attempt=True)
+            elif item.cancelled:
+                run.stop(Outcome.cancelled())
+            elif item.unwatched and trust_watched:
+                run.stop(stream_ending.UNWATCHED)
+
+    async def _owned(self, connection: Connection, worker_id: UUID) -> list[Owned]:
+        """Return the streams that this worker owns by the database: all, or if that is slow, those that run here."""
+        if not self._owned_pace.due:
+            return await worker_rows.owned(connection, worker_id, list(self._slots.runs))
+        with self._owned_pace.timed():
+            return await worker_rows.owned(connection, worker_id)
+
+    async def _note_first_tokens(self, connection: Connection) -> None:
+        """Write first tokens since the last heartbeat into the streams' rows, for operators."""
+        due = {
+            run.outbox.fence: seconds
+            for run in self._slots.runs.values()
+            if not run.first_token_noted and (seconds := run.time_to_first_token_seconds) is not None
+        }
+        if due:
+            for stream_id in await streams.note_first_tokens(connection, due):
+                if run := self._slots.runs.get(stream_id):
+                    run.first_token_noted = True
+
+    async def _create_partitions(self, connection: Connection) -> None:
+        """Create the partitions of the coming days, once an hour."""
+        if time.monotonic() < self._partitions_due_at:
+            return
+        self._partitions_due_at = time.monotonic() + PARTITIONS_SECONDS
+        try:
+            await partitions.create_ahead(connection, self._settings.partition_days_ahead)
+        except asyncpg.PostgresError as error:
+            logger.error("Partitions cannot be created ahead. Run `baton maintain`, which creates them too: %s", error)
+
+    async def _end_overdue(self, connection: Connection, *, unwatched: bool) -> None:
+        """End the queued streams that no worker took in time. The watermark stays below the ones that remain."""
+        if not self._overdue_pace.due:
+            return
+        with self._overdue_pace.timed():
+            await self._watermark.update(lambda since: stream_queue.first_queued(connection, since))
+            found = await stream_queue.overdue(
+                connection, self._settings.queue_timeout_seconds, unwatched=unwatched, since=self._watermark.since
+            )
+        for outcome, generator in await stream_queue.end_overdue(connection, found):
+            self._telemetry.count_end(outcome, generator)
