@@ -118,3 +118,5 @@ def test_the_generator_can_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "my_agent.py").write_text(code_of("Your own generator"))
     assert "agent" in load_generators(Settings.load(generators={"agent": "my_agent:generate"}))
+    # Other tests load modules of this name.
+    del sys.modules["my_agent"]
