@@ -56,6 +56,8 @@ def test_the_generator_can_be_loaded(heading: str, page: str, tmp_path: Path, mo
     monkeypatch.delitem(sys.modules, "my_agent", raising=False)
     (tmp_path / "my_agent.py").write_text(code_of(heading, page))
     assert "agent" in load_generators(Settings.load(generators={"agent": "my_agent:generate"}))
+    # Other tests load modules of this name.
+    del sys.modules["my_agent"]
 
 
 def test_links_lead_to_pages_and_headings() -> None:

@@ -62,9 +62,9 @@ async def test_what_is_logged_of_a_request_bears_its_id_and_nothing_else_does(
     path = f"/v1/streams/{author.id}/events"
     writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nX-Request-Id: deaf\r\n\r\n".encode())
     # It reads nothing, so it is cut off: by the timer that serves all connections.
-    await until(lambda: any("is closed: stuck" in record.getMessage() for record in caplog.records))
+    await until(lambda: any("is closed: write_timeout" in record.getMessage() for record in caplog.records))
     writer.close()
-    (cut,) = (record for record in caplog.records if "is closed: stuck" in record.getMessage())
+    (cut,) = (record for record in caplog.records if "is closed: write_timeout" in record.getMessage())
     assert cut.request_id == "deaf"  # type: ignore[attr-defined]
     del reader
 
