@@ -8,17 +8,17 @@ import pytest
 
 from baton.errors import PodFull, TooManySubscribers
 from baton.observability.metrics import PodMetrics
-from baton.pod.subscriber_limits import Audience, Level
+from baton.pod.subscriber_limits import Level, SubscriberLimits
 
 A, B = uuid4(), uuid4()
 
 
-def audience(*, pod: int = 100, tenant: int = 100, stream: int = 100) -> Audience:
-    return Audience(PodMetrics(), max_pod=pod, max_tenant=tenant, max_stream=stream)
+def limits(*, pod: int = 100, tenant: int = 100, stream: int = 100) -> SubscriberLimits:
+    return SubscriberLimits(PodMetrics(), max_pod=pod, max_tenant=tenant, max_stream=stream)
 
 
 def test_a_stream_has_so_many_and_one_that_leaves_lets_the_next_in() -> None:
-    seats = audience(stream=2)
+    seats = limits(stream=2)
     seats.join("t", A)
     seats.join("t", A)
     with pytest.raises(TooManySubscribers, match="limit of 2 viewers of this answer"):
@@ -29,7 +29,7 @@ def test_a_stream_has_so_many_and_one_that_leaves_lets_the_next_in() -> None:
 
 
 def test_a_tenant_has_so_many_and_takes_none_of_anothers() -> None:
-    seats = audience(tenant=2)
+    seats = limits(tenant=2)
     seats.join("t", A)
     seats.join("t", B)
     for stream_id in (A, None):
@@ -39,13 +39,13 @@ def test_a_tenant_has_so_many_and_takes_none_of_anothers() -> None:
 
 
 def test_places_at_an_id_are_those_of_the_tenant_that_asks() -> None:
-    seats = audience(stream=1)
+    seats = limits(stream=1)
     seats.join("stranger", A)
     seats.join("t", A)
 
 
 def test_a_pod_that_is_full_says_so_until_there_is_clearly_room() -> None:
-    seats = audience(pod=40)
+    seats = limits(pod=40)
     for _ in range(40):
         assert not seats.full
         seats.join("t", A)
@@ -63,14 +63,14 @@ def test_a_pod_that_is_full_says_so_until_there_is_clearly_room() -> None:
 
 def test_what_is_refused_takes_no_place_and_is_counted() -> None:
     metrics = PodMetrics()
-    seats = Audience(metrics, max_pod=2, max_tenant=100, max_stream=1)
+    seats = SubscriberLimits(metrics, max_pod=2, max_tenant=100, max_stream=1)
     seats.join("t", A)
     for _ in range(3):
         with pytest.raises(TooManySubscribers):
             seats.join("t", A)
-    assert (metrics.subscribers, metrics.rejected["stream_subscribers"]) == (1, 3)
+    assert (seats.subscribers, metrics.rejected["stream_subscribers"]) == (1, 3)
     seats.leave("t", A)
-    assert (metrics.subscribers, len(seats._tenants), len(seats._streams)) == (0, 0, 0)
+    assert (seats.subscribers, len(seats._tenants), len(seats._streams)) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 1000])

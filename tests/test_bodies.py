@@ -9,14 +9,14 @@ import pytest
 from baton.db.streams import LARGE_BYTES
 from baton.errors import BodiesFull
 from baton.observability.metrics import PodMetrics
-from baton.pod.request_bodies import FREE_BYTES, Bodies, Body
+from baton.pod.request_bodies import FREE_BYTES, Body, RequestBodies
 
 MIB = 1 << 20
 
 
-def bodies(max_bytes: int = 8 * MIB, max_body_bytes: int = 2 * MIB) -> tuple[Bodies, PodMetrics]:
+def bodies(max_bytes: int = 8 * MIB, max_body_bytes: int = 2 * MIB) -> tuple[RequestBodies, PodMetrics]:
     metrics = PodMetrics()
-    return Bodies(metrics, max_bytes=max_bytes, max_body_bytes=max_body_bytes), metrics
+    return RequestBodies(metrics, max_bytes=max_bytes, max_body_bytes=max_body_bytes), metrics
 
 
 def grown(body: Body, size: int) -> Body:
@@ -25,16 +25,16 @@ def grown(body: Body, size: int) -> Body:
 
 
 def test_a_body_counts_what_has_arrived_beyond_the_free_bytes_until_it_is_released() -> None:
-    held, metrics = bodies()
+    held, _ = bodies()
     body = grown(held.open("a"), FREE_BYTES - 1)
-    assert metrics.body_bytes == 0
+    assert held.size_bytes == 0
     body.grow(11)
-    assert metrics.body_bytes == 10
+    assert held.size_bytes == 10
     body.grow(5)
-    assert metrics.body_bytes == 15
+    assert held.size_bytes == 15
     body.release()
     body.release()
-    assert metrics.body_bytes == 0
+    assert held.size_bytes == 0
 
 
 def test_small_bodies_are_taken_where_there_is_no_room_left() -> None:

@@ -12,7 +12,7 @@ from tests.logbook import until
 from baton.db import pod_rows
 from baton.db.pod_rows import MOST_WATCHED, Note
 from baton.observability.metrics.numbers import MILLISECONDS_TO_SECONDS, quantile
-from baton.pod.census import Point, Sample
+from baton.pod.cluster_sampler import Point, Sample
 
 ONE, TWO = UUID(int=1), UUID(int=2)
 BUCKETS = len(MILLISECONDS_TO_SECONDS) + 1
@@ -129,22 +129,22 @@ async def test_a_pod_that_started_again_replaces_the_one_that_was_killed(cluster
 
 async def test_the_points_hold_each_token_that_workers_have_generated(cluster: Cluster) -> None:
     pod = await cluster.pod(note_interval_seconds=0.05)
-    census = pod.pod.census
-    await until(lambda: len(census.points) > 0)
+    sampler = pod.pod.sampler
+    await until(lambda: len(sampler.points) > 0)
     await cluster.worker({"replay": echo}, worker_heartbeat_seconds=0.05, lease_seconds=10)
     for size in (3, 40):
         stream_id = await cluster.create(pod, input=["x"] * size)
         await cluster.client.get(f"{pod.url}/v1/streams/{stream_id}?wait=20")
     written = await cluster.pool.fetchval("SELECT sum(tokens) FROM baton.stream")
     assert written == 43
-    await until(lambda: sum(point.tokens for point in census.points) >= written)
-    assert sum(point.tokens for point in census.points) == written
+    await until(lambda: sum(point.tokens for point in sampler.points) >= written)
+    assert sum(point.tokens for point in sampler.points) == written
 
 
 @pytest.mark.parametrize("most", [1, 3])
 async def test_a_pod_says_how_many_follow_which_of_the_newest(cluster: Cluster, most: int) -> None:
-    audience = (await cluster.pod()).pod.audience
+    limits = (await cluster.pod()).pod.subscriber_limits
     ids = sorted(uuid4() for _ in range(3))
     for tenant, stream_id in (("a", ids[0]), ("a", ids[2]), ("b", ids[2]), ("b", ids[1])):
-        audience.join(tenant, stream_id)
-    assert audience.newest(most) == ({ids[2]: 2} if most == 1 else {ids[0]: 1, ids[1]: 1, ids[2]: 2})
+        limits.join(tenant, stream_id)
+    assert limits.newest(most) == ({ids[2]: 2} if most == 1 else {ids[0]: 1, ids[1]: 1, ids[2]: 2})

@@ -25,7 +25,8 @@ from baton.dialects.responses import RESPONSES
 from baton.dialects.sse import retry_block
 from baton.dialects.text import START, TEXT
 from baton.errors import ConnectionCut
-from baton.pod.event_stream import ABORT_EXTENSION, CLOSE_EXTENSION, Connection
+from baton.pod.event_stream import EventStream
+from baton.pod.sinks import DIRECT_EXTENSION, OnLost
 
 RETRY = re.compile(rb": baton\nretry: (\d+)\n\n")
 
@@ -53,22 +54,46 @@ class Wire:
         return len(self.sent) > 1 and not self.sent[-1]["more_body"]
 
 
+class Socket:
+    """A server's way to a socket that takes no chunk and is never closed, but can be aborted."""
+
+    ready = False
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._lost: OnLost | None = None
+
+    def write(self, body: bytes) -> None:
+        raise AssertionError
+
+    def on_lost(self, on_lost: OnLost) -> bool:
+        self._lost = on_lost
+        return True
+
+    def close(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        assert self._lost is not None
+        self._lost()
+
+
 async def follow(
     pod: RunningPod, author: Author, cursor: int = 0, reader: Reader[Any] | None = None
 ) -> tuple[Wire, asyncio.Task[None]]:
     """Serve one connection that a test holds in its hands."""
     relays = pod.pod.relays
     subscriber = await relays.subscribe(author.id, cursor)
-    stream = Connection(
+    event_stream = EventStream(
         subscriber,
         reader or Reader(native.FULL, native.START, cursor),
         relays,
-        pod.pod.connections,
+        pod.pod.streams,
         pod.pod.metrics,
         reconnect_milliseconds=700,
     )
     connection = Wire()
-    task = asyncio.create_task(stream({"type": "http"}, connection.receive, connection.send))
+    task = asyncio.create_task(event_stream({"type": "http"}, connection.receive, connection.send))
     await until(lambda: len(connection.sent) > 1)
     return connection, task
 
@@ -109,11 +134,11 @@ async def test_a_connection_that_is_cut_while_sending_is_forgotten(cluster: Clus
         noted.append(True)
 
     subscriber = await pod.pod.relays.subscribe(author.id, 0)
-    stream = Connection(
+    event_stream = EventStream(
         subscriber,
         Reader(native.FULL, native.START, 0),
         pod.pod.relays,
-        pod.pod.connections,
+        pod.pod.streams,
         pod.pod.metrics,
         reconnect_milliseconds=1,
         on_gone=note,
@@ -122,7 +147,7 @@ async def test_a_connection_that_is_cut_while_sending_is_forgotten(cluster: Clus
     async def send(_message: Message) -> None:
         raise ConnectionError("cut")
 
-    await stream({"type": "http"}, Wire().receive, send)
+    await event_stream({"type": "http"}, Wire().receive, send)
     assert noted == [True]
     assert pod.metric("baton_subscribers") == 0
 
@@ -240,7 +265,7 @@ async def test_a_stream_that_is_erased_is_no_end_of_an_answer(cluster: Cluster) 
     assert native_connection.ended
 
 
-class Untellable(Native):
+class Faulty(Native):
     """A dialect with a fault."""
 
     def encode(self, batch: Batch, state: None, after: int) -> Encoded[None]:
@@ -252,11 +277,12 @@ async def test_events_that_a_dialect_cannot_tell_end_in_its_error(
 ) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     await author.write(text(1))
-    connection, task = await follow(pod, author, reader=Reader(Untellable("faulty"), native.START, 0))
+    connection, task = await follow(pod, author, reader=Reader(Faulty("faulty"), native.START, 0))
     await task
     assert connection.ended
     assert b'"code":"internal_error"' in connection.bodies[-1]
-    assert "cannot be told in native.faulty" in caplog.text
+    assert "cannot be encoded in native.faulty" in caplog.text
+    assert "ValueError: a fault" in caplog.text
 
 
 @pytest.mark.parametrize("leaving", [False, True])
@@ -268,21 +294,21 @@ async def test_a_client_that_stalls_has_left_unless_it_was_sent_away(cluster: Cl
         noted.append(True)
 
     subscriber = await pod.pod.relays.subscribe(author.id, 0)
-    stalled = Connection(
+    stalled = EventStream(
         subscriber,
         Reader(CHAT, CHAT.begin(stream(), {}), 0),
         pod.pod.relays,
-        pod.pod.connections,
+        pod.pod.streams,
         pod.pod.metrics,
         reconnect_milliseconds=1,
         on_gone=note,
     )
-    scope = {"type": "http", "extensions": {ABORT_EXTENSION: wire.gone.set, CLOSE_EXTENSION: lambda: None}}
+    scope = {"type": "http", "extensions": {DIRECT_EXTENSION: Socket(wire)}}
     task = asyncio.create_task(stalled(scope, wire.receive, wire.send))
     await until(lambda: len(wire.sent) > 1)
     if leaving:
-        stalled.leave("drained")
-        await until(lambda: stalled.sending_since is not None)
-    stalled.abort()
+        stalled.close("drained")
+        await until(lambda: stalled.state == "cutting")
+    stalled.close("stuck")
     await asyncio.wait_for(task, DEADLINE_SECONDS)
     assert noted == ([] if leaving else [True])

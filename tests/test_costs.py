@@ -82,14 +82,14 @@ async def test_a_live_batch_costs_one_write_for_each_client_and_no_query(
     pod = await cluster.pod(safety_poll_seconds=60)
     author = await cluster.author()
     woken = 0
-    send = event_stream.Connection._send
+    flush = event_stream.EventStream._flush
 
-    async def counted(self: event_stream.Connection, *given: object, **options: object) -> None:
+    async def counted(self: event_stream.EventStream, *given: object, **options: object) -> None:
         nonlocal woken
         woken += 1
-        await send(self, *given, **options)  # type: ignore[arg-type]
+        await flush(self, *given, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(event_stream.Connection, "_send", counted)
+    monkeypatch.setattr(event_stream.EventStream, "_flush", counted)
     async with contextlib.AsyncExitStack() as stack:
         followers = [await stack.enter_async_context(following(cluster.client, pod.url, author.id)) for _ in range(10)]
         await until(lambda: waiting(pod) == 10)
@@ -209,4 +209,4 @@ def value(metrics: WorkerMetrics, name: str, **labels: str) -> float:
 
 def waiting(pod: RunningPod) -> int:
     """How many subscribers wait for events."""
-    return sum(item._waiter is not None for relay in pod.pod.relays._relays.values() for item in relay.subscribers)
+    return sum(item.waiting for relay in pod.pod.relays._relays.values() for item in relay.subscribers)

@@ -16,7 +16,7 @@ from tests.follower import following
 from tests.logbook import DEADLINE_SECONDS, until
 
 from baton.app import create_app
-from baton.pod.departure import Departure
+from baton.pod.mounted_shutdown import MountedShutdown
 
 
 class Drain:
@@ -50,8 +50,8 @@ def _handlers_as_before() -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def departure(drain: Drain, seconds: float = 3) -> AsyncIterator[Departure]:
-    made = Departure(drain, seconds, on_signals=True)
+async def departure(drain: Drain, seconds: float = 3) -> AsyncIterator[MountedShutdown]:
+    made = MountedShutdown(drain, seconds, on_signals=True)
     try:
         yield made
     finally:
@@ -64,7 +64,7 @@ async def test_the_server_hears_the_signal_when_the_clients_have_been_sent_away(
     server, drain = Handler(), Drain()
     signal.signal(number, server)
     async with departure(drain) as leaving:
-        leaving.hear()
+        leaving.install()
         signal.raise_signal(number)
         await until(lambda: drain.seconds == [3])
         assert server.heard == []
@@ -77,7 +77,7 @@ async def test_after_a_second_signal_the_rest_leave_at_once() -> None:
     server, drain = Handler(), Drain()
     signal.signal(signal.SIGINT, server)
     async with departure(drain) as leaving:
-        leaving.hear()
+        leaving.install()
         signal.raise_signal(signal.SIGINT)
         await until(lambda: bool(drain.seconds))
         signal.raise_signal(signal.SIGINT)
@@ -94,7 +94,7 @@ async def test_clients_that_were_sent_away_before_are_not_waited_for_again() -> 
     server, drain = Handler(), Drain()
     signal.signal(signal.SIGTERM, server)
     async with departure(drain) as leaving:
-        leaving.hear()
+        leaving.install()
         asked = asyncio.create_task(leaving.drain())
         await until(lambda: bool(drain.seconds))
         signal.raise_signal(signal.SIGTERM)
@@ -112,11 +112,11 @@ async def test_what_nobody_handles_stays_as_it_is() -> None:
     for number, handler in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
         signal.signal(number, handler)
     async with departure(drain) as leaving:
-        leaving.hear()
+        leaving.install()
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        leaving.hear()
+        leaving.install()
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
 
 
@@ -127,7 +127,7 @@ def test_a_ctrl_c_that_asyncio_handles_stays_as_it_is() -> None:
         asyncios = signal.getsignal(signal.SIGINT)
         assert asyncios is not signal.default_int_handler
         async with departure(Drain()) as leaving:
-            leaving.hear()
+            leaving.install()
             assert signal.getsignal(signal.SIGINT) is asyncios
 
     asyncio.run(main())
@@ -139,7 +139,7 @@ def test_a_loop_that_hears_signals_by_itself_goes_on_hearing_them(run: Callable[
         heard, drain = asyncio.Event(), Drain()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, heard.set)
         async with departure(drain) as leaving:
-            leaving.hear()
+            leaving.install()
             signal.raise_signal(signal.SIGTERM)
             await asyncio.wait_for(heard.wait(), DEADLINE_SECONDS)
             # Its server stops meanwhile, so there is less time.
@@ -159,9 +159,9 @@ async def test_a_handler_that_came_between_is_left_alone() -> None:
     server, other, drain = Handler(), Handler(), Drain()
     signal.signal(signal.SIGTERM, server)
     async with departure(drain) as leaving:
-        leaving.hear()
+        leaving.install()
         signal.signal(signal.SIGTERM, other)
-        leaving.hear()
+        leaving.install()
         assert signal.getsignal(signal.SIGTERM) is other
     assert signal.getsignal(signal.SIGTERM) is other
 
@@ -170,8 +170,8 @@ async def test_of_two_in_one_process_each_sends_its_clients_away() -> None:
     server, one, other = Handler(), Drain(), Drain()
     signal.signal(signal.SIGTERM, server)
     async with departure(one) as inner, departure(other) as outer:
-        inner.hear()
-        outer.hear()
+        inner.install()
+        outer.install()
         signal.raise_signal(signal.SIGTERM)
         await until(lambda: bool(other.seconds))
         other.let.set()
@@ -185,13 +185,13 @@ async def test_of_two_in_one_process_each_sends_its_clients_away() -> None:
 def test_in_a_thread_no_signal_is_touched_and_clients_can_be_sent_away() -> None:
     server = Handler()
     signal.signal(signal.SIGTERM, server)
-    found: list[Departure] = []
+    found: list[MountedShutdown] = []
     drained = threading.Event()
 
     async def serve() -> None:
         drain = Drain()
         async with departure(drain) as leaving:
-            leaving.hear()
+            leaving.install()
             found.append(leaving)
             await until(lambda: drain.seconds == [3])
             drained.set()

@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from baton.pod.epilogue import Epilogues, after_layers
+from baton.pod.outside_middleware import OutsideMiddleware, continue_outside
 
 
 class Steps:
@@ -16,7 +16,7 @@ class Steps:
         self.done: list[str] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await after_layers(scope, receive, send, self.end)
+        await continue_outside(scope, receive, send, self.end)
         self.done.append("layer")
 
     async def end(self, receive: Receive, send: Send) -> None:
@@ -33,7 +33,7 @@ async def send(message: object) -> None:
 
 async def test_it_runs_when_the_layers_have_returned() -> None:
     steps = Steps()
-    await Epilogues(steps)({"type": "http"}, receive, send)
+    await OutsideMiddleware(steps)({"type": "http"}, receive, send)
     assert steps.done == ["layer", "epilogue"]
 
 
@@ -45,5 +45,5 @@ async def test_with_nobody_around_the_layers_it_runs_at_once() -> None:
 
 async def test_the_scope_does_not_keep_it() -> None:
     scope: Scope = {"type": "http"}
-    await Epilogues(Steps())(scope, receive, send)
+    await OutsideMiddleware(Steps())(scope, receive, send)
     assert not any(kept for name, kept in scope.items() if name != "type")

@@ -19,8 +19,8 @@ from tests.logbook import DEADLINE_SECONDS, until
 from tests.processes import BATON, SERVES, environment, running
 
 from baton.observability.metrics import PodMetrics
-from baton.pod.tcp_limits import PATIENCE_SECONDS, Intake, Phase
-from baton.server.server import bind
+from baton.pod.tcp_limits import PATIENCE_SECONDS, Phase, TcpLimits
+from baton.server.listening_socket import bind
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: here\r\n"
 POST = b"POST /v1/streams HTTP/1.1\r\nHost: here\r\n"
@@ -49,10 +49,10 @@ class Clock:
         return self.now
 
 
-def intake_with(clock: Clock, most: int = 100) -> tuple[Intake, PodMetrics]:
+def intake_with(clock: Clock, most: int = 100) -> tuple[TcpLimits, PodMetrics]:
     metrics = PodMetrics()
     seconds = {"header_seconds": 10, "body_seconds": 30, "keep_alive_seconds": 5, "flush_seconds": 7}
-    return Intake(metrics, max_connections=most, clock=clock, **seconds), metrics
+    return TcpLimits(metrics, max_connections=most, clock=clock, **seconds), metrics
 
 
 def test_each_phase_has_its_time_and_answering_has_none() -> None:
@@ -73,7 +73,7 @@ def test_each_phase_has_its_time_and_answering_has_none() -> None:
 
 def test_a_move_begins_a_time_anew_and_leaving_ends_it() -> None:
     clock = Clock()
-    intake, metrics = intake_with(clock)
+    intake, _ = intake_with(clock)
     moved, left = Visitor(), Visitor()
     intake.enter(moved)
     intake.enter(left)
@@ -82,7 +82,7 @@ def test_a_move_begins_a_time_anew_and_leaving_ends_it() -> None:
     intake.leave(left)
     clock.now += 20
     intake.sweep()
-    assert (moved.expired, left.expired, metrics.connections) == ([], [], 1)
+    assert (moved.expired, left.expired, intake.connections) == ([], [], 1)
 
 
 def test_a_crowd_is_ended_bit_by_bit_the_first_first() -> None:
@@ -517,5 +517,5 @@ async def test_the_kernel_gives_up_who_has_vanished() -> None:
 async def test_fewer_open_files_are_fewer_connections(cluster: Cluster) -> None:
     env = environment(BATON_DATABASE_URL=cluster.dsn, BATON_ALLOW_ANONYMOUS="true", BATON_PORT="0")
     async with running("-c", f"ulimit -n 300; exec {BATON} serve", env=env, command=Path("/bin/sh")) as pod:
-        await pod.said("allows this process 300 open files, so it takes 228 connections and not 10000")
+        await pod.said("allows this process 300 open files, so it accepts 228 connections instead of 10000")
         await pod.said(SERVES)

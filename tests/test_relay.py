@@ -23,9 +23,10 @@ from baton.dialects import native
 from baton.errors import CursorBeyondTail, StreamNotFound
 from baton.observability.metrics import PodMetrics
 from baton.outcome import Outcome
-from baton.pod.relay import Relays, Subscriber
-from baton.pod.subscriber_limits import Audience
-from baton.pod.trusted_notifications import Trust
+from baton.pod.notification_verifier import NotificationVerifier
+from baton.pod.relay_registry import RelayRegistry
+from baton.pod.subscriber import Subscriber
+from baton.pod.subscriber_limits import SubscriberLimits
 
 SEALS = Seals({7: b"k" * 32}, "here/00000001")
 
@@ -35,15 +36,15 @@ class Pod:
 
     def __init__(self, cluster: Cluster, *, window_bytes: int = 131_072, poll_seconds: float = 60) -> None:
         self.metrics = PodMetrics()
-        audience = Audience(self.metrics, max_pod=1000, max_tenant=1000, max_stream=1000)
-        self.trust = Trust(cluster.pool, look_seconds=60, on_new_history=self._doubt_all)
-        self.trust._seals = SEALS
-        self.relays = Relays(
-            cluster.pool, self.metrics, audience, self.trust, window_bytes=window_bytes, poll_seconds=poll_seconds
+        limits = SubscriberLimits(self.metrics, max_pod=1000, max_tenant=1000, max_stream=1000)
+        self.verifier = NotificationVerifier(cluster.pool, look_seconds=60, on_new_history=self._distrust_all)
+        self.verifier._seals = SEALS
+        self.relays = RelayRegistry(
+            cluster.pool, self.metrics, limits, self.verifier, window_bytes=window_bytes, poll_seconds=poll_seconds
         )
 
-    def _doubt_all(self) -> None:
-        self.relays.doubt_all()
+    def _distrust_all(self) -> None:
+        self.relays.distrust_all()
 
     @property
     def log_reads(self) -> float:
@@ -214,7 +215,7 @@ async def test_a_cursor_beyond_the_tail_is_refused_by_the_log_and_not_by_a_relay
         await author.write_texts([5], notify=False)
         async with pod.subscribed(author, 4) as ahead:
             assert await take_all(ahead) == author.frames[4]
-        with pytest.raises(CursorBeyondTail, match="5 events so far, and the cursor says 6"):
+        with pytest.raises(CursorBeyondTail, match="5 events so far, and the cursor is 6"):
             await pod.relays.subscribe(author.id, 6)
     assert pod.metrics.registry.get_sample_value("baton_subscribers") == 0
 
@@ -273,13 +274,13 @@ async def test_a_pod_that_was_stopped_looks_at_the_history_before_a_client_resum
     await author.write(end=True, notify=False)
     async with pod.subscribed(author) as subscriber:
         await follow(subscriber)
-    await pod.trust.renew()
+    await pod.verifier.renew()
     async with cluster.pool.acquire() as connection:
         await connection.execute("DELETE FROM baton.batch WHERE terminal")
         await connection.execute("UPDATE baton.stream SET status = 'running'")
         await history.mark_restored(connection)
     await streams.end_any(cluster.pool, author.id, streams.REWOUND)
-    pod.trust._looked_at -= 10
+    pod.verifier._looked_at -= 10
     with pytest.raises(CursorBeyondTail, match="events were lost after number 2"):
         await pod.relays.subscribe(author.id, 3)
     assert await take_from(pod, author, 2) == [b"log_rewound"]
@@ -320,7 +321,7 @@ async def test_a_page_that_is_missing_from_the_log_ends_the_connection(cluster: 
 
 
 async def test_relays_that_nobody_uses_are_dropped(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baton.pod.relay.LINGER_SECONDS", 0)
+    monkeypatch.setattr("baton.pod.relay_registry.LINGER_SECONDS", 0)
     pod, author = Pod(cluster, poll_seconds=0.01), await cluster.author()
     polling = asyncio.create_task(pod.relays.run())
     async with pod.subscribed(author):

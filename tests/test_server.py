@@ -15,7 +15,9 @@ from tests.processes import SERVES, Running, environment, running
 
 from baton.app import create_app
 from baton.errors import ConfigurationError
-from baton.server.server import Protocol, bind, serve, uvicorn_config, warn_if_reachable
+from baton.server.http_protocol import HttpProtocol
+from baton.server.listening_socket import bind
+from baton.server.serve import serve, uvicorn_config, warn_if_reachable
 
 
 def pod_environment(cluster: Cluster, **given: str) -> dict[str, str]:
@@ -119,7 +121,8 @@ async def test_a_connection_that_is_accepted_while_the_server_closes_asks_no_pod
             await loop.sock_connect(client, late.getsockname())
             accepted, _ = await loop.sock_accept(late)
             await loop.connect_accepted_socket(
-                lambda: Protocol(pod, config=server.config, server_state=server.server_state, app_state={}), accepted
+                lambda: HttpProtocol(pod, config=server.config, server_state=server.server_state, app_state={}),
+                accepted,
             )
             assert len(server.server_state.connections) == 1
             # Without patience, as time is not to decide this.

@@ -416,7 +416,8 @@ async def counted_on(scene: Scene, worker: Worker) -> None:
     before = await scene.cluster.pool.fetchval(counter, worker._worker_id)
     await until(
         lambda: all(
-            pod.pod.trust._watch._counters.get(worker._worker_id or UUID(int=0), 0) > before + 1 for pod in scene.pods
+            pod.pod.verifier._watch._counters.get(worker._worker_id or UUID(int=0), 0) > before + 1
+            for pod in scene.pods
         )
     )
 

@@ -51,7 +51,7 @@ async def kill(request: Request) -> Answer:
     name = validated(KillPod, parse_json(await read_body(request))).pod
     pod = pod_of(request)
     async with translated(pod.pool):
-        payload = pod.trust.seal(KILL_CHANNEL, name, notifications.stamp_of(time.time()))
+        payload = pod.verifier.seal(KILL_CHANNEL, name, notifications.stamp_of(time.time()))
         await event_log.hint(pod.pool, KILL_CHANNEL, [payload])
     return Response(status_code=202, headers=common_headers(request))
 

@@ -1,8 +1,8 @@
-"""Which notifications a pod believes: keeps the keys of their seals and the history of the database at hand.
+"""Verifies that a worker of this database sent a notification: by its seal, in the database's present history.
 
 Keys and history may change at any time. So both are read again at intervals, and at once after the LISTEN connection
-was lost, since it may lead to another server now. Until they are known, nothing is believed. That costs only time: a
-notification that a pod does not believe makes it read the log.
+was lost, since the next one may lead to another server. Until they are known, no notification verifies. That costs only
+time: an unverified notification makes the pod read the log.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ from ..errors import Unavailable
 
 logger = logging.getLogger(__name__)
 
-
-# How old the last look may be when a client joins what this pod has in memory. A promotion takes longer.
+# How old the last read of the history may be when a client joins what this pod has in memory. A promotion takes longer.
 FRESH_SECONDS: Final = 0.2
 
 
-class Trust:
-    """The seals that one pod believes. The pod runs `run`, which calls `on_new_history` when the history changes."""
+class NotificationVerifier:
+    """The keys and the history that one pod verifies with. `on_new_history` is called when the history changes."""
 
     def __init__(self, pool: Pool, *, look_seconds: float, on_new_history: Callable[[], None] = lambda: None) -> None:
         self._pool = pool
@@ -41,20 +40,20 @@ class Trust:
         self._seals = seals.NONE
         self._keys_due_at = 0.0
         self._now = asyncio.Event()
-        self._looked_at = -math.inf  # when the last look that succeeded began
+        self._looked_at = -math.inf  # when the last successful read of the history began
         self._renewing: asyncio.Task[None] | None = None
 
-    def believes(self, channel: str, payload: str) -> bool:
+    def verifies(self, channel: str, payload: str) -> bool:
         """Return whether a worker of this database, in its present history, sent this payload."""
         if self._seals.genuine(channel, payload):
             return True
         if not self._seals.knows(payload):
-            # Perhaps a new key. A made-up key id causes no more looks than there are anyway: one each `look_seconds`.
+            # Perhaps a new key. A made-up key id causes no extra reads: there is one each `look_seconds` in any case.
             self._keys_due_at = 0.0
         return False
 
     def forget(self) -> None:
-        """Believe nothing until the keys and the history were read again."""
+        """Verify nothing until the keys and the history have been read again."""
         self._seals = seals.NONE
         self._keys_due_at = 0.0
         self._now.set()
@@ -64,10 +63,10 @@ class Trust:
         return self._seals.seal(channel, text, stamp)
 
     async def renew(self) -> None:
-        """Look at the history, once for all that wait, unless that was done just now.
+        """Read the history, once for all callers that wait, unless that was done a moment ago.
 
-        A pod that was stopped, or cut off from the database, does not know yet that what it has in memory is of an
-        older history.
+        A pod that was suspended, or cut off from the database, does not know yet that what it has in memory belongs to
+        an older history.
 
         Raises:
             Unavailable: the database does not answer.
@@ -75,7 +74,7 @@ class Trust:
         if time.monotonic() - self._looked_at < FRESH_SECONDS:
             return
         if self._renewing is None or self._renewing.done():
-            # A tenant whose requests are stuck must not hold up the look that the others wait for.
+            # A tenant whose requests are stuck must not hold up the read that the others wait for.
             self._renewing = shared_task(self._look(), for_all=True)
             self._renewing.add_done_callback(seen)
         async with translated(self._pool):
@@ -90,7 +89,9 @@ class Trust:
                 async with translated(self._pool):
                     await self._look()
             except (Unavailable, asyncpg.PostgresError) as error:
-                logger.warning("The keys of notifications cannot be read, and pods read the log instead: %r", error)
+                logger.warning(
+                    "The keys that verify notifications cannot be read; the pod reads the log instead: %r", error
+                )
                 self._seals = seals.NONE
                 await backoff.sleep()
                 continue
@@ -108,5 +109,5 @@ class Trust:
             return
         self._keys_due_at = time.monotonic() + seals.REREAD_SECONDS
         found = await seals.read(self._pool, history)
-        if not self._now.is_set():  # else this may be what another server said
+        if not self._now.is_set():  # else this may come from the server of before
             self._seals = found
