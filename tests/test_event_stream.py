@@ -66,9 +66,10 @@ class Server:
         self.sent.append(message)
         await self.accepts.wait()
 
-    def write(self, body: bytes) -> None:
-        assert self.ready
-        self.written.append(body)
+    def write(self, body: bytes) -> bool:
+        if self.ready:
+            self.written.append(body)
+        return self.ready
 
     def on_lost(self, on_lost: OnLost) -> bool:
         self.on_lost_call = on_lost

@@ -38,8 +38,10 @@ class Socket:
         self.lose: OnLost | None = None
         self._whole = whole  # all of the request has arrived
 
-    def write(self, body: bytes) -> None:
-        self.done.append(body)
+    def write(self, body: bytes) -> bool:
+        if self.ready:
+            self.done.append(body)
+        return self.ready
 
     def on_lost(self, on_lost: OnLost) -> bool:
         if self._whole:
@@ -87,7 +89,7 @@ async def test_a_sink_sends_chunks_by_asgi_and_the_last_one_ends_the_response(di
 async def test_a_plain_sink_never_writes_at_once_and_cuts_no_connection() -> None:
     asgi = Asgi()
     sink = AsgiSink(asgi.receive, asgi.send)
-    assert (sink.ready, sink.cuts) == (False, False)
+    assert (sink.write(b"a"), sink.cuts, asgi.sent) == (False, False, [])
 
 
 async def test_a_plain_sink_notices_by_receive_that_the_client_has_left() -> None:
@@ -139,11 +141,10 @@ async def test_a_plain_sink_aborts_by_cancelling_the_task_that_made_it() -> None
 async def test_a_direct_sink_does_with_the_socket_what_the_socket_can() -> None:
     asgi, socket = Asgi(), Socket()
     sink = DirectSink(socket, asgi.receive, asgi.send)
-    assert sink.ready
     assert sink.cuts
-    sink.write(b"a")
+    assert sink.write(b"a")
     socket.ready = False
-    assert not sink.ready
+    assert not sink.write(b"b")
     sink.close()
     sink.abort()
     assert socket.done == [b"a", "close", "abort"]

@@ -21,6 +21,7 @@ class DeliveryCounts:
         "_of_dialect",
         "dialect",
         "from_cursor",
+        "last_sent_at",
         "size_bytes",
     )
 
@@ -28,9 +29,10 @@ class DeliveryCounts:
         self.dialect = dialect
         self.from_cursor = from_cursor
         self.size_bytes = 0
+        self.last_sent_at = _now()
         self._metrics = metrics
         self._of_dialect = metrics.of_dialect(dialect)
-        self._began_at = _now()
+        self._began_at = self.last_sent_at
         self._last_seq = from_cursor
         self._committed_at: float | None = None  # when the newest live event that is about to be sent was committed
 
@@ -48,7 +50,7 @@ class DeliveryCounts:
         """Count an open stream."""
         self._of_dialect.connections += 1
 
-    def count(self, last: Batch, size_bytes: int, *, live: bool) -> None:
+    def count(self, last: Batch, size_bytes: int, live: bool) -> None:
         """Count batches up to `last`, which are this many bytes in the dialect. Call `sent` once they are sent."""
         events = last.last_seq - self._last_seq
         self._last_seq = last.last_seq
@@ -59,7 +61,8 @@ class DeliveryCounts:
             self._committed_at = last.committed_at
 
     def sent(self) -> None:
-        """Measure the delay from the newest live event's commit until now."""
+        """Note that all that was counted is sent, and measure the delay since the newest live event's commit."""
+        self.last_sent_at = _now()
         if self._committed_at is not None:
             delay = time.time() - self._committed_at
             self._metrics.delivery_seconds.observe(delay if delay > 0 else 0.0)

@@ -4,8 +4,8 @@ Its states, in this order; some may be skipped:
 
 - `opening`: it sends the header of the response.
 - `catching up`: it sends what the log has after the cursor.
-- `live`: the client has caught up once. A batch is written in the turn of the loop in which the relay applies it if
-  the sink is ready. Otherwise the stream's task takes it from the relay and sends it.
+- `live`: the client has caught up once. A batch is written in the turn of the loop in which the relay applies it. If
+  that would have to wait for the client, the stream's task sends it.
 - `leaving`: it sends the last bytes, which tell the client to come back, or that this was all.
 - `cutting`: all is sent, and it waits for the connection to close.
 - `closed`: the connection is lost, or the response has ended.
@@ -92,7 +92,6 @@ class EventStream:
         "_subscriber",
         "_window_seconds",
         "admitted",
-        "last_sent_at",
         "renew_at",
         "sending_since",
         "state",
@@ -116,7 +115,6 @@ class EventStream:
     ) -> None:
         self.state: State = "opening"
         self.sending_since: float | None = None
-        self.last_sent_at = _now()
         self.renew_at = math.inf
         self.admitted = admitted
         self._subscriber = subscriber
@@ -162,6 +160,11 @@ class EventStream:
         if reason == "stuck":
             self._sink.abort()
         self._subscriber.tap()
+
+    @property
+    def last_sent_at(self) -> float:
+        """When it last sent something, by `time.monotonic`."""
+        return self._counts.last_sent_at
 
     def keep_alive(self) -> None:
         """Have a comment sent, unless there are events to send."""
@@ -231,14 +234,17 @@ class EventStream:
             self._deliver(batches)
 
     def _hear(self, batch: Batch) -> bool:
-        """Deliver a live batch and write it at once. Return False if the sink is not ready: then the task takes it."""
-        if not self._sink.ready:
+        """Deliver a live batch, and write it at once if possible. Return False if the task has to take it."""
+        if self._pending:
+            # The task is about to send the batch before this one.
             return False
         self._deliver((batch,))
         if self._pending:
-            self._sink.write(self._pending)
-            self._pending = b""
-            self._note_sent()
+            if self._sink.write(self._pending):
+                self._pending = b""
+                self._counts.sent()
+            else:
+                self._subscriber.wake()
         return True
 
     def _deliver(self, batches: Sequence[Batch]) -> None:
@@ -251,7 +257,7 @@ class EventStream:
             self.close("broken")
             return
         self._pending += body
-        self._counts.count(batches[-1], len(body), live=self.state == "live")
+        self._counts.count(batches[-1], len(body), self.state == "live")
         if self._reader.over:
             self._subscriber.tap()
 
@@ -261,10 +267,6 @@ class EventStream:
         self.sending_since = _now()
         await self._sink.send(body, last=last)
         self.sending_since = None
-        self._note_sent()
-
-    def _note_sent(self) -> None:
-        self.last_sent_at = _now()
         self._counts.sent()
 
     def _is_over(self) -> bool:

@@ -25,13 +25,11 @@ OnLost = Callable[[], None]
 class DirectSocket(Protocol):
     """The client's socket, as a server offers it to the response that it is writing."""
 
-    @property
-    def ready(self) -> bool:
-        """Whether a chunk can be written now: the response goes on, and the client has taken most of what was sent."""
-        ...
+    def write(self, body: bytes) -> bool:
+        """Write a chunk of the response and return True.
 
-    def write(self, body: bytes) -> None:
-        """Write a chunk of the response. Call it only while `ready`."""
+        Return False, with nothing written, if the response has ended or the client has not taken most of what was sent.
+        """
         ...
 
     def on_lost(self, on_lost: OnLost) -> bool:
@@ -58,13 +56,8 @@ class Sink(Protocol):
         """Whether it can end the connection in the middle of the response, by `close` or `abort`."""
         ...
 
-    @property
-    def ready(self) -> bool:
-        """Whether `write` may be called now. Where it is False the caller has to `send`."""
-        ...
-
-    def write(self, body: bytes) -> None:
-        """Write a chunk without waiting. Call it only while `ready`."""
+    def write(self, body: bytes) -> bool:
+        """Write a chunk at once and return True. Return False, with nothing written, if the caller has to `send` it."""
         ...
 
     async def send(self, body: bytes, *, last: bool = False) -> None:
@@ -101,14 +94,9 @@ class AsgiSink:
         self._on_lost: OnLost | None = None
         self._watcher: asyncio.Task[None] | None = None
 
-    @property
-    def ready(self) -> bool:
-        """Never: it always has to wait for the server."""
+    def write(self, body: bytes) -> bool:
+        """Return False: it always has to wait for the server."""
         return False
-
-    def write(self, body: bytes) -> None:
-        """Never called."""
-        raise NotImplementedError
 
     async def send(self, body: bytes, *, last: bool = False) -> None:
         """Send a chunk to the server, which returns when the client has taken enough."""
@@ -157,14 +145,9 @@ class DirectSink(AsgiSink):
         super().__init__(receive, send)
         self._socket = socket
 
-    @property
-    def ready(self) -> bool:
-        """Whether the socket takes a chunk now."""
-        return self._socket.ready
-
-    def write(self, body: bytes) -> None:
-        """Write a chunk to the socket."""
-        self._socket.write(body)
+    def write(self, body: bytes) -> bool:
+        """Write a chunk to the socket, if that takes it now."""
+        return self._socket.write(body)
 
     def on_lost(self, on_lost: OnLost) -> None:
         """Have the server call back; only while a part of the request is yet to come a task has to watch."""

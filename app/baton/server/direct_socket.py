@@ -16,19 +16,15 @@ class UvicornSocket:
         self._cycle = cycle
         self._on_lost: OnLost | None = None
 
-    @property
-    def ready(self) -> bool:
-        """Whether a chunk can be written now."""
+    def write(self, body: bytes) -> bool:
+        """Write a chunk and return True, if one can be written now."""
         cycle = self._cycle
-        return (
-            not (cycle.flow.write_paused or cycle.disconnected or cycle.response_complete)
-            and cycle.chunked_encoding is True
-            and not cycle.transport.is_closing()
-        )
-
-    def write(self, body: bytes) -> None:
-        """Write a chunk."""
-        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        if cycle.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
+            return False
+        if cycle.transport.is_closing():
+            return False
+        cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return True
 
     def on_lost(self, on_lost: OnLost) -> bool:
         """Call back when the connection is lost; return False if a part of the request's body is yet to come."""
