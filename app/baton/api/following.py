@@ -103,7 +103,7 @@ def count_resume(request: Request, subscriber: Subscriber) -> None:
 
 
 def event_stream(request: Request, subscriber: Subscriber, reader: Reader[Any], **options: Any) -> EventStream:
-    """Answer with everything that follows a subscriber's cursor. `options` are those of `EventStream`."""
+    """Answer with everything that follows a subscriber's cursor. `options` are passed to `EventStream`."""
     pod, principal = pod_of(request), principal_of(request)
     headers = stream_headers(request, reader.dialect.headers, options.pop("headers", None))
     return EventStream(

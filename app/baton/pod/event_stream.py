@@ -6,7 +6,7 @@ Its states, in this order; some may be skipped:
 - `catching up`: it sends what the log has after the cursor.
 - `live`: the client has caught up once. A batch is written in the turn of the loop in which the relay applies it. If
   that would have to wait for the client, the stream's task sends it.
-- `leaving`: it sends the last bytes, which tell the client to come back, or that this was all.
+- `leaving`: it sends the last bytes, which say that the client is to reconnect, or that the answer is complete.
 - `cutting`: all is sent, and it waits for the connection to close.
 - `closed`: the connection is lost, or the response has ended.
 

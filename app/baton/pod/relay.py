@@ -36,8 +36,7 @@ from ..outcome import Outcome
 logger = logging.getLogger(__name__)
 
 PAGES_KEPT: Final = 4
-# Encodings are several times as large as events. Those of older batches are made again for the few clients that need
-# them.
+# Encodings are several times as large as events. An older batch is encoded again for the few clients that need it.
 ENCODED_BATCHES_KEPT: Final = 64
 # What a subscriber takes at once, so that one that then reads nothing holds no more than this.
 TAKE_BYTES: Final = 65_536

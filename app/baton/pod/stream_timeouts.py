@@ -18,7 +18,7 @@ from ..observability.metrics.pod import Closing
 
 
 class OpenStream(Protocol):
-    """An event stream as its timeouts see it. Times are those of `time.monotonic`."""
+    """An event stream as its timeouts see it. All times are of `time.monotonic`."""
 
     @property
     def sending_since(self) -> float | None:
