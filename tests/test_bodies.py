@@ -24,7 +24,7 @@ def grown(body: Body, size: int) -> Body:
     return body
 
 
-def test_a_body_counts_what_has_arrived_beyond_the_free_bytes_until_it_is_released() -> None:
+def test_a_body_counts_beyond_its_free_bytes_until_it_is_released() -> None:
     held, _ = bodies()
     body = grown(held.open("a"), FREE_BYTES - 1)
     assert held.size_bytes == 0
@@ -37,7 +37,7 @@ def test_a_body_counts_what_has_arrived_beyond_the_free_bytes_until_it_is_releas
     assert held.size_bytes == 0
 
 
-def test_small_bodies_are_taken_where_there_is_no_room_left() -> None:
+def test_small_bodies_are_accepted_when_there_is_no_room_left() -> None:
     held, metrics = bodies()
     full = [grown(held.open(tenant), FREE_BYTES + 2 * MIB) for tenant in "abcd"]
     with pytest.raises(BodiesFull) as caught:
@@ -64,7 +64,7 @@ def test_the_largest_body_fits_whatever_the_setting() -> None:
     grown(held.open("a"), 2 * MIB)
 
 
-async def test_large_bodies_are_worked_on_one_by_one() -> None:
+async def test_large_bodies_are_processed_one_by_one() -> None:
     held, _ = bodies()
     first, second, small = held.open("a"), held.open("b"), held.open("c")
     await first.wait_for_turn(LARGE_BYTES + 1)

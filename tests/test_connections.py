@@ -32,7 +32,7 @@ RETRY = re.compile(rb": baton\nretry: (\d+)\n\n")
 
 
 class Wire:
-    """What a server is to an ASGI application: it keeps what was sent, and tells when the client goes."""
+    """An ASGI server as an application sees it. It keeps what was sent; `receive` returns when the client leaves."""
 
     def __init__(self) -> None:
         self.sent: list[Message] = []
@@ -79,7 +79,7 @@ class Socket:
 async def follow(
     pod: RunningPod, author: Author, cursor: int = 0, reader: Reader[Any] | None = None
 ) -> tuple[Wire, asyncio.Task[None]]:
-    """Serve one connection that a test holds in its hands."""
+    """Serve one event stream to a `Wire`."""
     relays = pod.pod.relays
     subscriber = await relays.subscribe(author.id, cursor)
     event_stream = EventStream(
@@ -115,7 +115,7 @@ async def test_the_end_comes_with_the_last_events(cluster: Cluster) -> None:
     assert pod.metric("baton_subscribers") == 0
 
 
-async def test_a_client_that_goes_is_forgotten(cluster: Cluster) -> None:
+async def test_a_client_that_leaves_is_unsubscribed(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     connection, task = await follow(pod, author)
     assert pod.metric("baton_subscribers") == 1
@@ -124,7 +124,7 @@ async def test_a_client_that_goes_is_forgotten(cluster: Cluster) -> None:
     assert pod.metric("baton_subscribers") == 0
 
 
-async def test_a_connection_that_is_cut_while_sending_is_forgotten(cluster: Cluster) -> None:
+async def test_a_client_cut_off_while_sending_is_unsubscribed(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     noted = list[bool]()
 
@@ -151,10 +151,10 @@ async def test_a_connection_that_is_cut_while_sending_is_forgotten(cluster: Clus
 
 
 @pytest.mark.parametrize(("announced", "sent"), [(0, 0), (70_000, 70_000), (200_000, 100_000)])
-async def test_the_pod_hears_that_a_client_leaves_whatever_of_its_request_has_come(
+async def test_the_pod_notices_that_a_client_leaves_in_the_middle_of_its_request(
     cluster: Cluster, announced: int, sent: int
 ) -> None:
-    # Otherwise a comment that cannot be sent would tell, or the time for the body.
+    # With short times a comment that cannot be sent, or the timeout of the body, would show it too.
     pod, author = await cluster.pod(heartbeat_seconds=300, body_seconds=300), await cluster.author()
     address = urlsplit(pod.url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
@@ -167,7 +167,7 @@ async def test_the_pod_hears_that_a_client_leaves_whatever_of_its_request_has_co
     assert pod.metric("baton_subscribers") == 0
 
 
-async def test_a_pod_that_leaves_tells_when_to_come_back_and_ends_cleanly(cluster: Cluster) -> None:
+async def test_a_pod_that_drains_says_when_to_reconnect_and_ends_cleanly(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     await author.write(text(1))
     connection, task = await follow(pod, author)
@@ -178,7 +178,7 @@ async def test_a_pod_that_leaves_tells_when_to_come_back_and_ends_cleanly(cluste
     assert 0 <= int(milliseconds) <= 1400
 
 
-async def test_a_comment_goes_out_at_once_and_then_whenever_nothing_else_did(cluster: Cluster) -> None:
+async def test_a_comment_is_sent_first_and_then_after_each_silence(cluster: Cluster) -> None:
     pod, author = await cluster.pod(heartbeat_seconds=0.1), await cluster.author()
     async with following(cluster.client, pod.url, author.id) as follower:
         assert RETRY.fullmatch(await follower.next_block())
@@ -188,7 +188,7 @@ async def test_a_comment_goes_out_at_once_and_then_whenever_nothing_else_did(clu
         assert await follower.next_block() == b":\n\n"
 
 
-async def test_a_busy_connection_gets_no_comments(cluster: Cluster) -> None:
+async def test_a_busy_stream_gets_no_comments(cluster: Cluster) -> None:
     pod, author = await cluster.pod(heartbeat_seconds=300), await cluster.author()
     async with following(cluster.client, pod.url, author.id) as follower:
         for number in range(20):
@@ -209,7 +209,7 @@ async def test_the_headers_pass_proxies_unbuffered(cluster: Cluster) -> None:
         assert await follower.next_block() == b": baton\nretry: 250\n\n"
 
 
-async def test_a_retry_says_only_when_to_come_back() -> None:
+async def test_a_retry_says_only_when_to_reconnect() -> None:
     said = set()
     for _ in range(50):
         connection = Wire()
@@ -222,7 +222,7 @@ async def test_a_retry_says_only_when_to_come_back() -> None:
     assert len(said) > 1
 
 
-async def test_a_server_that_cannot_close_in_mid_response_is_told_by_an_error(cluster: Cluster) -> None:
+async def test_a_server_that_cannot_cut_a_response_gets_an_error(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     await author.write(text(1))
     connection, task = await follow(pod, author, reader=Reader(TEXT, START, 0))
@@ -233,7 +233,7 @@ async def test_a_server_that_cannot_close_in_mid_response_is_told_by_an_error(cl
     assert pod.metric("baton_subscribers") == 0
 
 
-async def test_a_hole_in_the_log_is_told_in_the_dialects_words_or_cut(cluster: Cluster) -> None:
+async def test_a_gap_in_the_log_is_an_error_of_the_dialect_or_a_cut(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     await author.write(text(1))
     row = await streams.get(pod.pod.pool, author.id)
@@ -250,7 +250,7 @@ async def test_a_hole_in_the_log_is_told_in_the_dialects_words_or_cut(cluster: C
     assert b"log_damaged" in connection.bodies[-1]
 
 
-async def test_a_stream_that_is_erased_is_no_end_of_an_answer(cluster: Cluster) -> None:
+async def test_an_erased_stream_does_not_look_like_the_end_of_an_answer(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     await author.write(text(1))
     native_connection, native_task = await follow(pod, author)
@@ -258,7 +258,7 @@ async def test_a_stream_that_is_erased_is_no_end_of_an_answer(cluster: Cluster) 
     assert (await cluster.client.delete(f"{pod.url}/v1/streams/{author.id}")).status_code == 204
     with pytest.raises(ConnectionCut):
         await plain
-    # Who comes back is told that it is gone.
+    # A client that reconnects gets an error: the stream is gone.
     await native_task
     assert native_connection.ended
 
@@ -270,7 +270,7 @@ class Faulty(Native):
         raise ValueError("a fault")
 
 
-async def test_events_that_a_dialect_cannot_tell_end_in_its_error(
+async def test_events_that_a_dialect_cannot_encode_end_in_an_error(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     pod, author = await cluster.pod(), await cluster.author()
@@ -284,7 +284,7 @@ async def test_events_that_a_dialect_cannot_tell_end_in_its_error(
 
 
 @pytest.mark.parametrize("leaving", [False, True])
-async def test_a_client_that_stalls_has_left_unless_it_was_sent_away(cluster: Cluster, leaving: bool) -> None:
+async def test_a_stuck_client_has_left_unless_it_was_sent_away(cluster: Cluster, leaving: bool) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     noted, wire = list[bool](), Wire()
 

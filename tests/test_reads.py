@@ -10,7 +10,7 @@ from baton.pod.read_limits import ReadLimits
 
 
 class Clock:
-    """Time that passes when the test says so."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.seconds = 1000.0
@@ -28,7 +28,7 @@ def taken(buckets: ReadLimits, count: int, caller: str = "a") -> int:
     return [buckets.take("t", caller) for _ in range(count)].count(None)
 
 
-def test_a_burst_is_allowed_and_then_so_many_a_second(clock: Clock) -> None:
+def test_a_burst_is_allowed_and_then_the_rate_applies(clock: Clock) -> None:
     buckets = ReadLimits(Rate(0.5, 5), now=clock)
     assert taken(buckets, 20) == 5
     assert buckets.take("t", "a") == 2
@@ -43,7 +43,7 @@ def test_callers_have_buckets_of_their_own(clock: Clock) -> None:
     assert (taken(buckets, 9), taken(buckets, 9, "b"), buckets.take("another tenant", "a")) == (3, 3, None)
 
 
-def test_a_list_that_looks_at_many_rows_counts_as_many_reads_and_may_be_owed(clock: Clock) -> None:
+def test_a_list_of_many_rows_costs_more_tokens_and_may_owe_them(clock: Clock) -> None:
     buckets = ReadLimits(Rate(1, 10), now=clock)
     assert buckets.take("t", "a") is None
     buckets.charge_rows("t", "a", 19)

@@ -53,7 +53,7 @@ def test_no_line_of_a_sealed_text_can_be_moved_into_the_stamp(data: st.DataObjec
 
 
 @given(st.text())
-def test_what_nobody_sealed_is_not_genuine(payload: str) -> None:
+def test_an_unsealed_payload_is_not_genuine(payload: str) -> None:
     assert not HERE.genuine(CHANNEL, payload)
     assert not seals.NONE.genuine(CHANNEL, payload)
 
@@ -61,7 +61,7 @@ def test_what_nobody_sealed_is_not_genuine(payload: str) -> None:
 @pytest.mark.parametrize(
     "seal", ["#2:", "#:x", "#-1:x", "#\u0662:x", "#99999999999999999999:x", "#2", "#2:\u0662", "#"]
 )
-def test_a_malformed_seal_is_none(seal: str) -> None:
+def test_a_malformed_seal_is_not_a_seal(seal: str) -> None:
     assert not HERE.genuine(CHANNEL, f"text\n{seal}\n@1764000000125")
 
 
@@ -87,7 +87,7 @@ async def test_a_replaced_key_is_read_until_its_grace_is_over_and_then_deleted(d
         assert [row[0] for row in rows] == [second, third]
 
 
-async def test_a_look_that_all_wait_for_counts_for_no_tenant(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_read_that_all_wait_for_counts_for_no_tenant(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[str | None] = []
     look = HistoryWatch.look
 
@@ -111,7 +111,7 @@ async def trusting(dsn: str) -> AsyncIterator[NotificationVerifier]:
         await ended(looking)
 
 
-async def test_a_pod_comes_to_believe_a_new_key_and_to_doubt_an_old_history(dsn: str) -> None:
+async def test_a_pod_learns_a_new_key_and_rejects_an_old_history(dsn: str) -> None:
     async with connected(dsn) as connection, trusting(dsn) as verifier:
         first = (await seals.read(connection, await history.read(connection))).seal(CHANNEL, "x", "1764000000125")
         await until(lambda: verifier.verifies(CHANNEL, first))
@@ -123,7 +123,7 @@ async def test_a_pod_comes_to_believe_a_new_key_and_to_doubt_an_old_history(dsn:
         await until(lambda: not verifier.verifies(CHANNEL, second))
 
 
-async def test_a_pod_believes_nothing_until_it_has_looked_again(dsn: str) -> None:
+async def test_after_forget_nothing_verifies_until_the_next_read(dsn: str) -> None:
     async with connected(dsn) as connection, trusting(dsn) as verifier:
         payload = (await seals.read(connection, await history.read(connection))).seal(CHANNEL, "x", "1764000000125")
         await until(lambda: verifier.verifies(CHANNEL, payload))
