@@ -338,6 +338,30 @@ async def test_a_client_is_gone_if_it_was_not_sent_away(given: list[Closing], go
     assert scene.gone == gone
 
 
+async def test_a_stuck_client_is_aborted_at_once() -> None:
+    scene = Scene()
+    task = await scene.live()
+    scene.server.accepts.clear()
+    scene.stream.keep_alive()
+    await until(lambda: scene.stream.sending_since is not None)
+    scene.stream.close("stuck")
+    assert scene.server.aborted
+    await task
+    assert scene.closed == {"stuck": 1}
+
+
+async def test_a_stuck_client_of_a_plain_server_is_aborted_by_a_cancelled_response() -> None:
+    scene = Scene()
+    task = await scene.live(direct=False)
+    scene.server.accepts.clear()
+    scene.stream.keep_alive()
+    await until(lambda: scene.stream.sending_since is not None)
+    scene.stream.close("stuck")
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert scene.closed == {"stuck": 1}
+
+
 async def test_a_client_that_loses_a_pod_that_drains_is_not_gone() -> None:
     scene = Scene()
     task = await scene.live()
