@@ -236,7 +236,7 @@ async def test_a_final_refusal_shows_the_servers_words() -> None:
 
 async def test_a_page_is_not_an_event_stream() -> None:
     async with faulty_pod(Answer(content_type="text/html", body=b"<p>Welcome")) as pod:
-        with pytest.raises(FollowError, match="no stream of events"):
+        with pytest.raises(FollowError, match="is not an event stream"):
             await follow(pod.url)
 
 
