@@ -78,7 +78,7 @@ class MountedShutdown:
         if not self._on_signals:
             return
         for number in SIGNALS:
-            if number not in self._servers and _is_servers(handler := signal.getsignal(number)):
+            if number not in self._servers and _belongs_to_server(handler := signal.getsignal(number)):
                 self._servers[number] = handler  # type: ignore[assignment]
                 signal.signal(number, self._on_signal)
 
@@ -114,17 +114,17 @@ class MountedShutdown:
         held, self._held = self._held, []
         for number in held:
             handler = self._servers[number]
-            if not _is_event_loops(handler):  # an event loop gets the signal by itself
+            if not _belongs_to_event_loop(handler):  # an event loop gets the signal by itself
                 handler(number, None)
 
     def _begin(self) -> asyncio.Task[None]:
         if self._drain is None:
-            share = _SHARE_WHILE_STOPPING if any(map(_is_event_loops, self._servers.values())) else 1
+            share = _SHARE_WHILE_STOPPING if any(map(_belongs_to_event_loop, self._servers.values())) else 1
             self._drain = asyncio.create_task(self._drain_pod(self._seconds * share))
         return self._drain
 
 
-def _is_servers(handler: object) -> bool:
+def _belongs_to_server(handler: object) -> bool:
     """Whether a handler belongs to a server or an application. Python's own handlers only interrupt."""
     if not callable(handler) or handler is signal.default_int_handler:
         return False
@@ -134,6 +134,6 @@ def _is_servers(handler: object) -> bool:
     )
 
 
-def _is_event_loops(handler: object) -> bool:
+def _belongs_to_event_loop(handler: object) -> bool:
     """Whether a handler stands in for one of an event loop, which receives signals through a socket."""
     return str(getattr(handler, "__module__", None)).partition(".")[0] in {"asyncio", "uvloop"}

@@ -55,7 +55,6 @@ class HttpProtocol(HttpToolsProtocol):
 
     # With more than thirty attributes Python does not share the keys of instance dictionaries: 1.2 kB more for each.
     __slots__ = (
-        "_deaf",
         "_has_request",
         "_header_bytes",
         "_in_body",
@@ -64,6 +63,7 @@ class HttpProtocol(HttpToolsProtocol):
         "_offers_upgrade",
         "_pod",
         "_socket",
+        "_stopped_reading",
         "_timely_bytes",
         "_unparsed_bytes",
         "phase",
@@ -82,7 +82,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_body = False
         self._timely_bytes = 0  # of the body, since its time began
         self._offers_upgrade = False
-        self._deaf = False  # nothing more is read
+        self._stopped_reading = False  # nothing more is read
         self._socket: UvicornSocket | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -100,7 +100,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what has arrived."""
-        if self._deaf:
+        if self._stopped_reading:
             return
         if self.phase == "idle":
             self._limits.move(self, "header")
@@ -123,7 +123,7 @@ class HttpProtocol(HttpToolsProtocol):
         last: RequestResponseCycle | None = self.cycle
         if last is not None and not last.response_complete:
             last.keep_alive = False
-            self._deaf = True
+            self._stopped_reading = True
             raise ValueError("the last request has no response yet")
         super().on_message_begin()
         self._header_bytes = 0
@@ -210,7 +210,7 @@ class HttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             rest = data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
-            if not self._deaf:
+            if not self._stopped_reading:
                 known = isinstance(error.__context__, _Malformed)
                 self.send_400_response(str(error.__context__) if known else _NO_REQUEST)
             return
