@@ -147,8 +147,9 @@ class EventStream:
     def close(self, reason: Closing) -> None:
         """Have the stream end for this reason. The strongest reason given counts.
 
-        With "left" the connection is lost already. With "stuck" it is aborted now: the client can resume. With any
-        other reason the stream ends after what the client is getting at the moment.
+        With "left" the connection is lost already.
+        With "stuck" the connection is aborted now, and the client can resume.
+        With any other reason the stream ends after what the client is getting at the moment.
         """
         if self._reason is None or _STRENGTH[reason] > _STRENGTH[self._reason]:
             self._reason = reason
