@@ -25,7 +25,9 @@ from baton.generators import GenerationRequest, Generator
 from baton.generators.protocol import Yielded
 from baton.outcome import Outcome
 from baton.pod.pod import Pod
-from baton.server.server import Server, bind, uvicorn_config
+from baton.server.graceful_shutdown import DrainingServer
+from baton.server.listening_socket import bind
+from baton.server.serve import uvicorn_config
 from baton.settings import Settings
 from baton.worker.worker import Worker
 
@@ -33,7 +35,7 @@ from baton.worker.worker import Worker
 QUICK = {"allow_anonymous": True, "drain_seconds": 0, "partition_days_ahead": 1, "http_keep_alive_seconds": 600}
 
 
-class InProcessServer(Server):
+class InProcessServer(DrainingServer):
     """Leaves the test process's signals alone."""
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Who may follow on a pod: places are counted, given back, and kept apart."""
+"""How many clients may follow streams on a pod."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from baton.pod.subscriber_limits import Hysteresis, SubscriberLimits
 A, B = uuid4(), uuid4()
 
 
-def subscriber_limits(*, pod: int = 100, tenant: int = 100, stream: int = 100) -> SubscriberLimits:
+def limits(*, pod: int = 100, tenant: int = 100, stream: int = 100) -> SubscriberLimits:
     return SubscriberLimits(PodMetrics(), max_pod=pod, max_tenant=tenant, max_stream=stream)
 
 
-def test_a_stream_has_so_many_and_one_that_leaves_lets_the_next_in() -> None:
-    seats = subscriber_limits(stream=2)
+def test_a_stream_has_a_limit_and_leaving_makes_room() -> None:
+    seats = limits(stream=2)
     seats.join("t", A)
     seats.join("t", A)
     with pytest.raises(TooManySubscribers, match="limit of 2 viewers of this answer"):
@@ -28,8 +28,8 @@ def test_a_stream_has_so_many_and_one_that_leaves_lets_the_next_in() -> None:
     seats.join("t", A)
 
 
-def test_a_tenant_has_so_many_and_takes_none_of_anothers() -> None:
-    seats = subscriber_limits(tenant=2)
+def test_a_tenant_has_a_limit_of_its_own() -> None:
+    seats = limits(tenant=2)
     seats.join("t", A)
     seats.join("t", B)
     for stream_id in (A, None):
@@ -38,14 +38,14 @@ def test_a_tenant_has_so_many_and_takes_none_of_anothers() -> None:
     seats.join("other", A)
 
 
-def test_places_at_an_id_are_those_of_the_tenant_that_asks() -> None:
-    seats = subscriber_limits(stream=1)
+def test_a_streams_count_is_kept_by_the_tenant_that_asks() -> None:
+    seats = limits(stream=1)
     seats.join("stranger", A)
     seats.join("t", A)
 
 
-def test_a_pod_that_is_full_says_so_until_there_is_clearly_room() -> None:
-    seats = subscriber_limits(pod=40)
+def test_a_full_pod_stays_full_until_there_is_clearly_room() -> None:
+    seats = limits(pod=40)
     for _ in range(40):
         assert not seats.full
         seats.join("t", A)
@@ -61,20 +61,20 @@ def test_a_pod_that_is_full_says_so_until_there_is_clearly_room() -> None:
     assert not seats.full
 
 
-def test_what_is_refused_takes_no_place_and_is_counted() -> None:
+def test_a_refused_subscriber_takes_no_place_and_is_counted() -> None:
     metrics = PodMetrics()
     seats = SubscriberLimits(metrics, max_pod=2, max_tenant=100, max_stream=1)
     seats.join("t", A)
     for _ in range(3):
         with pytest.raises(TooManySubscribers):
             seats.join("t", A)
-    assert (metrics.subscribers, metrics.rejected["stream_subscribers"]) == (1, 3)
+    assert (seats.subscribers, metrics.rejected["stream_subscribers"]) == (1, 3)
     seats.leave("t", A)
-    assert (metrics.subscribers, len(seats._tenants), len(seats._streams)) == (0, 0, 0)
+    assert (seats.subscribers, len(seats._tenants), len(seats._streams)) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 1000])
-def test_a_level_that_was_reached_is_left_below_it(limit: int) -> None:
+def test_a_level_falls_clearly_below_its_limit_before_it_is_left(limit: int) -> None:
     level = Hysteresis(limit)
     level.note(limit)
     assert level.reached

@@ -8,14 +8,14 @@ import pytest
 
 from baton.errors import RequestMemoryFull
 from baton.observability.metrics import PodMetrics
-from baton.pod.request_bodies import FREE_BYTES, LARGE_BYTES, Bodies, Body
+from baton.pod.request_bodies import FREE_BYTES, LARGE_BYTES, Body, RequestBodies
 
 MIB = 1 << 20
 
 
-def bodies(max_bytes: int = 8 * MIB, max_body_bytes: int = 2 * MIB) -> tuple[Bodies, PodMetrics]:
+def bodies(max_bytes: int = 8 * MIB, max_body_bytes: int = 2 * MIB) -> tuple[RequestBodies, PodMetrics]:
     metrics = PodMetrics()
-    return Bodies(metrics, max_bytes=max_bytes, max_body_bytes=max_body_bytes), metrics
+    return RequestBodies(metrics, max_bytes=max_bytes, max_body_bytes=max_body_bytes), metrics
 
 
 def grown(body: Body, size: int) -> Body:
@@ -23,20 +23,20 @@ def grown(body: Body, size: int) -> Body:
     return body
 
 
-def test_a_body_counts_what_has_arrived_beyond_the_free_bytes_until_it_is_released() -> None:
-    held, metrics = bodies()
+def test_a_body_counts_beyond_its_free_bytes_until_it_is_released() -> None:
+    held, _ = bodies()
     body = grown(held.open("a"), FREE_BYTES - 1)
-    assert metrics.body_bytes == 0
+    assert held.size_bytes == 0
     body.grow(11)
-    assert metrics.body_bytes == 10
+    assert held.size_bytes == 10
     body.grow(5)
-    assert metrics.body_bytes == 15
+    assert held.size_bytes == 15
     body.release()
     body.release()
-    assert metrics.body_bytes == 0
+    assert held.size_bytes == 0
 
 
-def test_small_bodies_are_taken_where_there_is_no_room_left() -> None:
+def test_small_bodies_are_accepted_when_there_is_no_room_left() -> None:
     held, metrics = bodies()
     full = [grown(held.open(tenant), FREE_BYTES + 2 * MIB) for tenant in "abcd"]
     with pytest.raises(RequestMemoryFull) as caught:
@@ -63,7 +63,7 @@ def test_the_largest_body_fits_whatever_the_setting() -> None:
     grown(held.open("a"), 2 * MIB)
 
 
-async def test_large_bodies_are_worked_on_one_by_one() -> None:
+async def test_large_bodies_are_processed_one_by_one() -> None:
     held, _ = bodies()
     first, second, small = held.open("a"), held.open("b"), held.open("c")
     await first.wait_for_turn(LARGE_BYTES + 1)

@@ -1,4 +1,4 @@
-"""What pods note of themselves, and what each makes of what all have noted."""
+"""The rows that pods write of themselves, and the samples that each pod takes of all rows."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tests.logbook import until
 from baton.db import pod_rows
 from baton.db.pod_rows import MOST_WATCHED, Note
 from baton.observability.metrics.numbers import MILLISECONDS_TO_SECONDS, quantile
-from baton.pod.census import Point, Sample
+from baton.pod.cluster_sampler import Point, Sample
 
 ONE, TWO = UUID(int=1), UUID(int=2)
 BUCKETS = len(MILLISECONDS_TO_SECONDS) + 1
 
 
 def counts(**given: int) -> list[int]:
-    """How many delays fell into which bucket; `b3=7` is seven in the fourth."""
+    """Return how many delays are in each bucket; `b3=7` means seven in the fourth."""
     return [given.get(f"b{number}", 0) for number in range(BUCKETS)]
 
 
@@ -38,18 +38,18 @@ def note(pod_id: UUID, **changes: object) -> Note:
     return Note(**given | changes)  # type: ignore[arg-type]
 
 
-def test_a_point_is_what_all_have_added() -> None:
+def test_a_point_is_what_all_processes_have_added() -> None:
     before = Sample(100.0, {ONE: 10, TWO: 50}, {ONE: counts(b0=5)})
     after = Sample(102.0, {ONE: 30, UUID(int=3): 7}, {ONE: counts(b0=5, b2=10), TWO: counts(b4=10)})
     point = Point.between(before, after)
-    # One that has gone takes nothing away, and one that has come had nothing before.
+    # A process that has left takes nothing away, and a new one had nothing before.
     assert (point.at, point.seconds, point.tokens) == (102.0, 2.0, 27)
     assert point.p50_delay_seconds == MILLISECONDS_TO_SECONDS[2]
     assert point.p95_delay_seconds is not None
     assert MILLISECONDS_TO_SECONDS[3] < point.p95_delay_seconds < MILLISECONDS_TO_SECONDS[4]
 
 
-def test_nothing_sent_is_no_delay() -> None:
+def test_without_deliveries_there_is_no_delay() -> None:
     point = Point.between(Sample(1, {}, {ONE: counts(b1=3)}), Sample(2, {}, {ONE: counts(b1=3)}))
     assert (point.tokens, point.p50_delay_seconds, point.p95_delay_seconds) == (0, None, None)
 
@@ -62,7 +62,7 @@ def test_a_quantile_lies_in_the_bucket_that_holds_it() -> None:
     assert quantile(bounds, (0, 0, 0, 3), 0.5) == 4.0
 
 
-async def test_a_pod_notes_itself_and_takes_its_row_away(cluster: Cluster) -> None:
+async def test_a_pod_writes_its_row_and_deletes_it_when_it_leaves(cluster: Cluster) -> None:
     async def noted(state: str) -> bool:
         return [item.state for item in await pod_rows.list_all(cluster.pool)] == [state]
 
@@ -76,7 +76,7 @@ async def test_a_pod_notes_itself_and_takes_its_row_away(cluster: Cluster) -> No
     assert await pod_rows.list_all(cluster.pool) == []
 
 
-async def test_a_row_that_nobody_writes_is_forgotten(cluster: Cluster) -> None:
+async def test_a_row_that_is_no_longer_written_expires(cluster: Cluster) -> None:
     await pod_rows.note(cluster.pool, note(ONE))
     await pod_rows.note(cluster.pool, note(TWO))
     await cluster.pool.execute("UPDATE baton.pod SET noted_at = noted_at - interval '9 min' WHERE id = $1", ONE)
@@ -87,7 +87,7 @@ async def test_a_row_that_nobody_writes_is_forgotten(cluster: Cluster) -> None:
     assert [item.id for item in await pod_rows.list_all(cluster.pool)] == [TWO]
 
 
-async def test_viewers_are_those_of_all_pods_and_unknown_where_a_pod_cannot_say(cluster: Cluster) -> None:
+async def test_viewers_are_added_up_and_unknown_if_a_pod_follows_too_many(cluster: Cluster) -> None:
     streams = sorted(uuid4() for _ in range(MOST_WATCHED + 1))
     await pod_rows.note(cluster.pool, note(ONE, viewers={streams[0]: 2, streams[-1]: 3}))
     await pod_rows.note(cluster.pool, note(TWO, viewers={streams[-1]: 4}))
@@ -95,13 +95,13 @@ async def test_viewers_are_those_of_all_pods_and_unknown_where_a_pod_cannot_say(
     asked = [streams[0], streams[1], streams[-1]]
     assert await pod_rows.viewers(cluster.pool, asked, living) == dict(zip(asked, (2, 0, 7), strict=True))
     assert await pod_rows.viewers(cluster.pool, asked, living[:1]) == dict(zip(asked, (2, 0, 3), strict=True))
-    # It follows more than it can say, and says it of the newest.
+    # It follows more streams than fit into its row, so the row has the newest ones.
     await pod_rows.note(cluster.pool, note(TWO, viewers=dict.fromkeys(streams[1:], 1)))
     living = await pod_rows.list_all(cluster.pool)
     assert await pod_rows.viewers(cluster.pool, asked, living) == {streams[1]: 1, streams[-1]: 4}
 
 
-async def test_a_viewer_is_counted_at_once_however_rarely_pods_note(cluster: Cluster) -> None:
+async def test_a_viewer_is_counted_at_once_between_two_samples(cluster: Cluster) -> None:
     pod = await cluster.pod(pod_heartbeat_seconds=60)
     stream = (await cluster.author()).id
 
@@ -117,34 +117,34 @@ async def test_a_viewer_is_counted_at_once_however_rarely_pods_note(cluster: Clu
     await until(lambda: shows(0))
 
 
-async def test_a_pod_that_started_again_replaces_the_one_that_was_killed(cluster: Cluster) -> None:
+async def test_a_restarted_pod_replaces_the_row_of_the_killed_one(cluster: Cluster) -> None:
     await pod_rows.note(cluster.pool, note(ONE, name="a", subscribers=3))
     await pod_rows.note(cluster.pool, note(UUID(int=3), name="b"))
     await pod_rows.note(cluster.pool, note(TWO, name="a"))
     assert {item.id for item in await pod_rows.list_all(cluster.pool) if item.replaced} == {ONE}
-    # Two that live under one name are two.
+    # Two live pods of one name are two pods.
     await pod_rows.note(cluster.pool, note(ONE, name="a", subscribers=3))
     assert not [item for item in await pod_rows.list_all(cluster.pool) if item.replaced]
 
 
-async def test_the_points_hold_each_token_that_workers_have_generated(cluster: Cluster) -> None:
+async def test_the_points_have_every_token_that_workers_generated(cluster: Cluster) -> None:
     pod = await cluster.pod(pod_heartbeat_seconds=0.05)
-    census = pod.pod.census
-    await until(lambda: len(census.points) > 0)
+    sampler = pod.pod.sampler
+    await until(lambda: len(sampler.points) > 0)
     await cluster.worker({"replay": echo}, worker_heartbeat_seconds=0.05, lease_seconds=10)
     for size in (3, 40):
         stream_id = await cluster.create(pod, input=["x"] * size)
         await cluster.client.get(f"{pod.url}/v1/streams/{stream_id}?wait=20")
     written = await cluster.pool.fetchval("SELECT sum(tokens) FROM baton.stream")
     assert written == 43
-    await until(lambda: sum(point.tokens for point in census.points) >= written)
-    assert sum(point.tokens for point in census.points) == written
+    await until(lambda: sum(point.tokens for point in sampler.points) >= written)
+    assert sum(point.tokens for point in sampler.points) == written
 
 
 @pytest.mark.parametrize("most", [1, 3])
-async def test_a_pod_says_how_many_follow_which_of_the_newest(cluster: Cluster, most: int) -> None:
-    subscriber_limits = (await cluster.pod()).pod.subscriber_limits
+async def test_a_pod_writes_how_many_follow_each_of_the_newest_streams(cluster: Cluster, most: int) -> None:
+    limits = (await cluster.pod()).pod.subscriber_limits
     ids = sorted(uuid4() for _ in range(3))
     for tenant, stream_id in (("a", ids[0]), ("a", ids[2]), ("b", ids[2]), ("b", ids[1])):
-        subscriber_limits.join(tenant, stream_id)
-    assert subscriber_limits.newest(most) == ({ids[2]: 2} if most == 1 else {ids[0]: 1, ids[1]: 1, ids[2]: 2})
+        limits.join(tenant, stream_id)
+    assert limits.newest(most) == ({ids[2]: 2} if most == 1 else {ids[0]: 1, ids[1]: 1, ids[2]: 2})

@@ -1,4 +1,4 @@
-"""The client that comes back, against real servers that fail in the ways pods and proxies do."""
+"""The client that reconnects, against real servers that fail as pods and proxies do."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ async def test_a_reset_in_the_middle_of_an_event() -> None:
     assert pod.cursors == [None, str(lost.cursor) if lost.cursor else None]
 
 
-async def test_a_passing_refusal_is_tried_again() -> None:
+async def test_a_temporary_refusal_is_tried_again() -> None:
     busy = Answer(status="503 Service Unavailable", content_type="text/plain", body=b"busy")
     async with faulty_pod(Answer(ending="eof", cut=1), busy, busy, Answer()) as pod:
         seen = await follow(pod.url)
@@ -203,7 +203,7 @@ async def test_204_after_a_lost_connection_is_the_end() -> None:
     assert connections(seen) == [("pod-1", 0)]
 
 
-async def test_a_pod_that_closes_politely_says_when_to_come_back() -> None:
+async def test_a_pod_that_ends_cleanly_says_when_to_reconnect() -> None:
     async with faulty_pod(Answer(cut=2, before=b": baton\nretry: 400\n\n"), Answer()) as pod:
         seen = await follow(pod.url)
     assert seqs(seen) == [1, 2, 3, 4, 5, 6]
@@ -225,7 +225,7 @@ async def test_any_text_arrives_as_it_was_sent() -> None:
     assert [item.event.get("delta") for item in seen if isinstance(item, Received)] == [text, None]
 
 
-async def test_a_final_refusal_is_told_in_the_servers_words() -> None:
+async def test_a_final_refusal_shows_the_servers_words() -> None:
     body = json.dumps({"detail": "There is no stream x."}).encode()
     refusal = Answer(status="404 Not Found", content_type="application/problem+json", body=body)
     async with faulty_pod(refusal) as pod:
@@ -234,19 +234,19 @@ async def test_a_final_refusal_is_told_in_the_servers_words() -> None:
     assert len(pod.cursors) == 1
 
 
-async def test_a_page_is_no_stream() -> None:
+async def test_a_page_is_not_an_event_stream() -> None:
     async with faulty_pod(Answer(content_type="text/html", body=b"<p>Welcome")) as pod:
-        with pytest.raises(FollowError, match="no stream of events"):
+        with pytest.raises(FollowError, match="is not an event stream"):
             await follow(pod.url)
 
 
-async def test_an_id_that_is_no_number_is_not_ours() -> None:
+async def test_an_id_that_is_not_a_number_is_not_the_native_dialect() -> None:
     async with faulty_pod(Answer(body=b'id: a7\ndata: {"type":"text"}\n\n')) as pod:
         with pytest.raises(FollowError, match="a7"):
             await follow(pod.url)
 
 
-async def test_it_gives_up_when_nobody_answers() -> None:
+async def test_it_gives_up_when_no_pod_answers() -> None:
     busy = Answer(status="503 Service Unavailable", body=b"")
     async with faulty_pod(busy) as pod:
         with pytest.raises(FollowError, match="No pod has answered"):

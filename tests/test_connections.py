@@ -25,13 +25,14 @@ from baton.dialects.responses import RESPONSES
 from baton.dialects.sse import retry_block
 from baton.dialects.text import START, TEXT
 from baton.errors import ConnectionCut
-from baton.pod.event_stream import ABORT_EXTENSION, CLOSE_EXTENSION, Connection
+from baton.pod.event_stream import EventStream
+from baton.pod.sinks import DIRECT_EXTENSION, OnLost
 
 RETRY = re.compile(rb": baton\nretry: (\d+)\n\n")
 
 
 class Wire:
-    """What a server is to an ASGI application: it keeps what was sent, and tells when the client goes."""
+    """An ASGI server as an application sees it. It keeps what was sent; `receive` returns when the client leaves."""
 
     def __init__(self) -> None:
         self.sent: list[Message] = []
@@ -53,22 +54,44 @@ class Wire:
         return len(self.sent) > 1 and not self.sent[-1]["more_body"]
 
 
+class Socket:
+    """A server's way to a socket that takes no chunk and is never closed, but can be aborted."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._lost: OnLost | None = None
+
+    def write(self, body: bytes) -> bool:
+        return False
+
+    def on_lost(self, on_lost: OnLost) -> bool:
+        self._lost = on_lost
+        return True
+
+    def close(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        assert self._lost is not None
+        self._lost()
+
+
 async def follow(
     pod: RunningPod, author: Author, cursor: int = 0, reader: Reader[Any] | None = None
 ) -> tuple[Wire, asyncio.Task[None]]:
-    """Serve one connection that a test holds in its hands."""
+    """Serve one event stream to a `Wire`."""
     relays = pod.pod.relays
     subscriber = await relays.subscribe(author.id, cursor)
-    stream = Connection(
+    event_stream = EventStream(
         subscriber,
         reader or Reader(native.FULL, native.START, cursor),
         relays,
-        pod.pod.connections,
+        pod.pod.streams,
         pod.pod.metrics,
         reconnect_milliseconds=700,
     )
     connection = Wire()
-    task = asyncio.create_task(stream({"type": "http"}, connection.receive, connection.send))
+    task = asyncio.create_task(event_stream({"type": "http"}, connection.receive, connection.send))
     await until(lambda: len(connection.sent) > 1)
     return connection, task
 
@@ -92,7 +115,7 @@ async def test_the_end_comes_with_the_last_events(cluster: Cluster) -> None:
     assert pod.metric("baton_subscribers") == 0
 
 
-async def test_a_client_that_goes_is_forgotten(cluster: Cluster) -> None:
+async def test_a_client_that_leaves_is_unsubscribed(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     connection, task = await follow(pod, author)
     assert pod.metric("baton_subscribers") == 1
@@ -101,7 +124,7 @@ async def test_a_client_that_goes_is_forgotten(cluster: Cluster) -> None:
     assert pod.metric("baton_subscribers") == 0
 
 
-async def test_a_connection_that_is_cut_while_sending_is_forgotten(cluster: Cluster) -> None:
+async def test_a_client_cut_off_while_sending_is_unsubscribed(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     noted = list[bool]()
 
@@ -109,11 +132,11 @@ async def test_a_connection_that_is_cut_while_sending_is_forgotten(cluster: Clus
         noted.append(True)
 
     subscriber = await pod.pod.relays.subscribe(author.id, 0)
-    stream = Connection(
+    event_stream = EventStream(
         subscriber,
         Reader(native.FULL, native.START, 0),
         pod.pod.relays,
-        pod.pod.connections,
+        pod.pod.streams,
         pod.pod.metrics,
         reconnect_milliseconds=1,
         on_gone=note,
@@ -122,16 +145,16 @@ async def test_a_connection_that_is_cut_while_sending_is_forgotten(cluster: Clus
     async def send(_message: Message) -> None:
         raise ConnectionError("cut")
 
-    await stream({"type": "http"}, Wire().receive, send)
+    await event_stream({"type": "http"}, Wire().receive, send)
     assert noted == [True]
     assert pod.metric("baton_subscribers") == 0
 
 
 @pytest.mark.parametrize(("announced", "sent"), [(0, 0), (70_000, 70_000), (200_000, 100_000)])
-async def test_the_pod_hears_that_a_client_leaves_whatever_of_its_request_has_come(
+async def test_the_pod_notices_that_a_client_leaves_in_the_middle_of_its_request(
     cluster: Cluster, announced: int, sent: int
 ) -> None:
-    # Otherwise a comment that cannot be sent would tell, or the time for the body.
+    # With short times a comment that cannot be sent, or the timeout of the body, would show it too.
     pod, author = await cluster.pod(sse_keep_alive_seconds=300, body_timeout_seconds=300), await cluster.author()
     address = urlsplit(pod.url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
@@ -146,7 +169,7 @@ async def test_the_pod_hears_that_a_client_leaves_whatever_of_its_request_has_co
     assert pod.metric("baton_subscribers") == 0
 
 
-async def test_a_pod_that_leaves_tells_when_to_come_back_and_ends_cleanly(cluster: Cluster) -> None:
+async def test_a_pod_that_drains_says_when_to_reconnect_and_ends_cleanly(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     await author.write(text(1))
     connection, task = await follow(pod, author)
@@ -157,7 +180,7 @@ async def test_a_pod_that_leaves_tells_when_to_come_back_and_ends_cleanly(cluste
     assert 0 <= int(milliseconds) <= 1400
 
 
-async def test_a_comment_goes_out_at_once_and_then_whenever_nothing_else_did(cluster: Cluster) -> None:
+async def test_a_comment_is_sent_first_and_then_after_each_silence(cluster: Cluster) -> None:
     pod, author = await cluster.pod(sse_keep_alive_seconds=0.1), await cluster.author()
     async with following(cluster.client, pod.url, author.id) as follower:
         assert RETRY.fullmatch(await follower.next_block())
@@ -167,7 +190,7 @@ async def test_a_comment_goes_out_at_once_and_then_whenever_nothing_else_did(clu
         assert await follower.next_block() == b":\n\n"
 
 
-async def test_a_busy_connection_gets_no_comments(cluster: Cluster) -> None:
+async def test_a_busy_stream_gets_no_comments(cluster: Cluster) -> None:
     pod, author = await cluster.pod(sse_keep_alive_seconds=300), await cluster.author()
     async with following(cluster.client, pod.url, author.id) as follower:
         for number in range(20):
@@ -188,7 +211,7 @@ async def test_the_headers_pass_proxies_unbuffered(cluster: Cluster) -> None:
         assert await follower.next_block() == b": baton\nretry: 250\n\n"
 
 
-async def test_a_retry_says_only_when_to_come_back() -> None:
+async def test_a_retry_says_only_when_to_reconnect() -> None:
     said = set()
     for _ in range(50):
         connection = Wire()
@@ -201,7 +224,7 @@ async def test_a_retry_says_only_when_to_come_back() -> None:
     assert len(said) > 1
 
 
-async def test_a_server_that_cannot_close_in_mid_response_is_told_by_an_error(cluster: Cluster) -> None:
+async def test_a_server_that_cannot_cut_a_response_gets_an_error(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     await author.write(text(1))
     connection, task = await follow(pod, author, reader=Reader(TEXT, START, 0))
@@ -212,7 +235,7 @@ async def test_a_server_that_cannot_close_in_mid_response_is_told_by_an_error(cl
     assert pod.metric("baton_subscribers") == 0
 
 
-async def test_a_hole_in_the_log_is_told_in_the_dialects_words_or_cut(cluster: Cluster) -> None:
+async def test_a_gap_in_the_log_is_an_error_of_the_dialect_or_a_cut(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     await author.write(text(1))
     row = await streams.get(pod.pod.pool, author.id)
@@ -229,7 +252,7 @@ async def test_a_hole_in_the_log_is_told_in_the_dialects_words_or_cut(cluster: C
     assert b"log_damaged" in connection.bodies[-1]
 
 
-async def test_a_stream_that_is_erased_is_no_end_of_an_answer(cluster: Cluster) -> None:
+async def test_an_erased_stream_does_not_look_like_the_end_of_an_answer(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     await author.write(text(1))
     native_connection, native_task = await follow(pod, author)
@@ -237,32 +260,33 @@ async def test_a_stream_that_is_erased_is_no_end_of_an_answer(cluster: Cluster) 
     assert (await cluster.client.delete(f"{pod.url}/v1/streams/{author.id}")).status_code == 204
     with pytest.raises(ConnectionCut):
         await plain
-    # Who comes back is told that it is gone.
+    # A client that reconnects gets an error: the stream is gone.
     await native_task
     assert native_connection.ended
 
 
-class Untellable(Native):
+class Faulty(Native):
     """A dialect with a fault."""
 
     def encode(self, batch: Batch, state: None, after: int) -> Encoded[None]:
         raise ValueError("a fault")
 
 
-async def test_events_that_a_dialect_cannot_tell_end_in_its_error(
+async def test_events_that_a_dialect_cannot_encode_end_in_an_error(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     await author.write(text(1))
-    connection, task = await follow(pod, author, reader=Reader(Untellable("faulty"), native.START, 0))
+    connection, task = await follow(pod, author, reader=Reader(Faulty("faulty"), native.START, 0))
     await task
     assert connection.ended
     assert b'"code":"internal_error"' in connection.bodies[-1]
-    assert "cannot be told in native.faulty" in caplog.text
+    assert "cannot be encoded in native.faulty" in caplog.text
+    assert "ValueError: a fault" in caplog.text
 
 
 @pytest.mark.parametrize("leaving", [False, True])
-async def test_a_client_that_stalls_has_left_unless_it_was_sent_away(cluster: Cluster, leaving: bool) -> None:
+async def test_a_stuck_client_has_left_unless_it_was_sent_away(cluster: Cluster, leaving: bool) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     noted, wire = list[bool](), Wire()
 
@@ -270,21 +294,21 @@ async def test_a_client_that_stalls_has_left_unless_it_was_sent_away(cluster: Cl
         noted.append(True)
 
     subscriber = await pod.pod.relays.subscribe(author.id, 0)
-    stalled = Connection(
+    stalled = EventStream(
         subscriber,
         Reader(CHAT, CHAT.begin(stream(), {}), 0),
         pod.pod.relays,
-        pod.pod.connections,
+        pod.pod.streams,
         pod.pod.metrics,
         reconnect_milliseconds=1,
         on_gone=note,
     )
-    scope = {"type": "http", "extensions": {ABORT_EXTENSION: wire.gone.set, CLOSE_EXTENSION: lambda: None}}
+    scope = {"type": "http", "extensions": {DIRECT_EXTENSION: Socket(wire)}}
     task = asyncio.create_task(stalled(scope, wire.receive, wire.send))
     await until(lambda: len(wire.sent) > 1)
     if leaving:
-        stalled.leave("drained")
-        await until(lambda: stalled.sending_since is not None)
-    stalled.abort()
+        stalled.close("drained")
+        await until(lambda: stalled.state == "cutting")
+    stalled.close("write_timeout")
     await asyncio.wait_for(task, DEADLINE_SECONDS)
     assert noted == ([] if leaving else [True])

@@ -1,7 +1,6 @@
-"""What a token costs, in counts: they are the same on every machine, and noise cannot trip them.
+"""What a token costs, in counts: they are the same on every machine, and noise cannot change them.
 
-The times that follow from them are measured by `make bench`. Who makes one of these numbers larger has found out here
-what it will cost there.
+`make bench` measures the times that follow from them. A change that raises one of these numbers will cost time there.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ WORD = " a word"
 
 
 class Conductor:
-    """A generator whose streams all yield when they are told to, so that a flush has something of each."""
+    """A generator whose streams all yield on a beat, so that a flush has events of each."""
 
     def __init__(self) -> None:
         self.waiting = 0
@@ -68,7 +67,7 @@ async def test_a_flush_of_many_streams_is_one_statement_and_few_notifications(cl
     await until(lambda: value(worker.metrics, "baton_streams_ended_total", **ended) == STREAMS)
     rows = await cluster.pool.fetchval("SELECT count(*) FROM baton.batch")
     flushes = value(worker.metrics, "baton_flush_seconds_count")
-    # First and last events go out at once, in flushes of their own; all others of a beat, or of several, in one.
+    # First and last events are flushed at once, alone. All other events of a beat, or of several, share a flush.
     assert flushes <= 2 * STREAMS + TOKENS
     assert rows <= STREAMS * (TOKENS + 1)
     assert value(worker.metrics, "baton_flush_events_sum") == STREAMS * (TOKENS + 1)
@@ -82,14 +81,14 @@ async def test_a_live_batch_costs_one_write_for_each_client_and_no_query(
     pod = await cluster.pod(log_poll_seconds=60)
     author = await cluster.author()
     woken = 0
-    send = event_stream.Connection._send
+    flush = event_stream.EventStream._flush
 
-    async def counted(self: event_stream.Connection, *given: object, **options: object) -> None:
+    async def counted(self: event_stream.EventStream, *given: object, **options: object) -> None:
         nonlocal woken
         woken += 1
-        await send(self, *given, **options)  # type: ignore[arg-type]
+        await flush(self, *given, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(event_stream.Connection, "_send", counted)
+    monkeypatch.setattr(event_stream.EventStream, "_flush", counted)
     async with contextlib.AsyncExitStack() as stack:
         followers = [await stack.enter_async_context(following(cluster.client, pod.url, author.id)) for _ in range(10)]
         await until(lambda: waiting(pod) == 10)
@@ -100,7 +99,7 @@ async def test_a_live_batch_costs_one_write_for_each_client_and_no_query(
             assert len(await follower.events(100)) == 100
         assert pod.metric("baton_log_reads_total") == reads
         assert pod.metric("baton_delivery_seconds_count") == 200
-        # Each was written where it was heard: no task had to wake up for it.
+        # Each was written in the turn in which it was heard: no task had to wake up for it.
         assert woken == begun
         await author.write(end=True)
         for follower in followers:
@@ -115,12 +114,12 @@ async def test_a_client_that_waits_costs_one_task_and_few_frames(cluster: Cluste
         for _ in range(5):
             await stack.enter_async_context(following(cluster.client, pod.url, author.id, origin="https://example.com"))
         await until(lambda: waiting(pod) == 5)
-        # One task each: the server's frame, three around the layers, and five of the connection's own.
+        # One task each: the server's frame, three around the middleware, and five of the event stream's own.
         await until(lambda: sorted(map(depth, asyncio.all_tasks() - before)) == [9] * 5)
 
 
 def depth(task: asyncio.Task[object]) -> int:
-    """How many frames a task is suspended in."""
+    """Return how many frames a task is suspended in."""
     frames = 0
     inner: object = task.get_coro()
     while isinstance(inner, CoroutineType):
@@ -141,7 +140,7 @@ async def test_a_storm_reads_each_stream_twice_at_most(cluster: Cluster) -> None
 
 
 @pytest.mark.parametrize(("tokens", "most"), [(1, 250), (2, 150), (20, 60)])
-async def test_the_log_takes_so_many_bytes_of_wal_for_a_token(cluster: Cluster, tokens: int, most: int) -> None:
+async def test_the_log_writes_few_bytes_of_wal_per_token(cluster: Cluster, tokens: int, most: int) -> None:
     authors = [await cluster.author() for _ in range(50)]
     lines = [encode_text(WORD)] * tokens
     async with cluster.pool.acquire() as connection:
@@ -161,8 +160,8 @@ async def test_the_log_takes_so_many_bytes_of_wal_for_a_token(cluster: Cluster, 
     assert plan["WAL Bytes"] / (tokens * len(authors)) < most
 
 
-async def test_claims_and_ends_are_not_made_in_place_and_notes_of_watchers_are(cluster: Cluster) -> None:
-    """What docs/database.md says of HOT updates. Another index would make the notes dearer."""
+async def test_only_notes_of_watchers_update_in_place(cluster: Cluster) -> None:
+    """What docs/database.md says about HOT updates. Another index would make the notes more expensive."""
     async with pool(cluster.dsn, size=1, timeout_seconds=10) as one:  # whose counts are sent when it is told to
         new = NewStream("test", None, {}, "retry", limits=Limits(unwatched_timeout=600))
         stream_id = (await stream_creation.create(one, new))[0].id
@@ -180,7 +179,7 @@ async def test_claims_and_ends_are_not_made_in_place_and_notes_of_watchers_are(c
 
 
 async def updates(one: Pool) -> tuple[int, int]:
-    """How many rows of `stream` were updated, and how many of these in place."""
+    """Return how many rows of `stream` were updated, and how many of these in place."""
     await one.execute("SELECT pg_stat_force_next_flush()")
     counted = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relid = 'baton.stream'::regclass"
     (row,) = await one.fetch(counted)
@@ -188,7 +187,7 @@ async def updates(one: Pool) -> tuple[int, int]:
 
 
 class Explained:
-    """A connection that says what a statement did instead of what it returned."""
+    """A connection that keeps the plan of a statement instead of its result."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -209,4 +208,4 @@ def value(metrics: WorkerMetrics, name: str, **labels: str) -> float:
 
 def waiting(pod: RunningPod) -> int:
     """How many subscribers wait for events."""
-    return sum(item._waiter is not None for relay in pod.pod.relays._relays.values() for item in relay.subscribers)
+    return sum(item.waiting for relay in pod.pod.relays._relays.values() for item in relay.subscribers)

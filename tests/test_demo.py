@@ -23,7 +23,7 @@ import pytest
 
 from baton.demo.cluster import Child, Cluster, Program
 from baton.errors import DemoError
-from baton.server.server import bind
+from baton.server.listening_socket import bind
 
 SECONDS = 50
 PROGRAMS = [Program("pod-a", 0), Program("pod-b", 0), Program("worker")]

@@ -1,4 +1,4 @@
-"""Signals, and the pod in somebody else's process that hears them first."""
+"""Signals, in a process where a mounted pod handles them before the server does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.follower import following
 from tests.logbook import DEADLINE_SECONDS, until
 
 from baton.app import create_app
-from baton.pod.departure import Departure
+from baton.pod.mounted_shutdown import MountedShutdown
 
 
 class Drain:
@@ -32,7 +32,7 @@ class Drain:
 
 
 class Handler:
-    """A server's, which notes what it hears."""
+    """A server's signal handler, which keeps what it gets."""
 
     def __init__(self) -> None:
         self.heard: list[int] = []
@@ -50,8 +50,8 @@ def _handlers_as_before() -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def departure(drain: Drain, seconds: float = 3) -> AsyncIterator[Departure]:
-    made = Departure(drain, seconds, on_signals=True)
+async def departure(drain: Drain, seconds: float = 3) -> AsyncIterator[MountedShutdown]:
+    made = MountedShutdown(drain, seconds, on_signals=True)
     try:
         yield made
     finally:
@@ -60,11 +60,11 @@ async def departure(drain: Drain, seconds: float = 3) -> AsyncIterator[Departure
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_the_server_hears_the_signal_when_the_clients_have_been_sent_away(number: signal.Signals) -> None:
+async def test_the_server_gets_the_signal_once_the_clients_are_sent_away(number: signal.Signals) -> None:
     server, drain = Handler(), Drain()
     signal.signal(number, server)
     async with departure(drain) as leaving:
-        leaving.hear()
+        leaving.install()
         signal.raise_signal(number)
         await until(lambda: drain.seconds == [3])
         assert server.heard == []
@@ -77,7 +77,7 @@ async def test_after_a_second_signal_the_rest_leave_at_once() -> None:
     server, drain = Handler(), Drain()
     signal.signal(signal.SIGINT, server)
     async with departure(drain) as leaving:
-        leaving.hear()
+        leaving.install()
         signal.raise_signal(signal.SIGINT)
         await until(lambda: bool(drain.seconds))
         signal.raise_signal(signal.SIGINT)
@@ -90,15 +90,15 @@ async def test_after_a_second_signal_the_rest_leave_at_once() -> None:
     assert drain.seconds == [3, 0]
 
 
-async def test_clients_that_were_sent_away_before_are_not_waited_for_again() -> None:
+async def test_a_signal_after_a_drain_does_not_drain_again() -> None:
     server, drain = Handler(), Drain()
     signal.signal(signal.SIGTERM, server)
     async with departure(drain) as leaving:
-        leaving.hear()
+        leaving.install()
         asked = asyncio.create_task(leaving.drain())
         await until(lambda: bool(drain.seconds))
         signal.raise_signal(signal.SIGTERM)
-        # It was heard before the drain ends.
+        # The second signal arrived before the drain has ended.
         await asyncio.sleep(0)
         drain.let.set()
         await asked
@@ -106,43 +106,43 @@ async def test_clients_that_were_sent_away_before_are_not_waited_for_again() -> 
     assert len(drain.seconds) == 1
 
 
-async def test_what_nobody_handles_stays_as_it_is() -> None:
+async def test_a_signal_that_no_server_handles_keeps_its_handler() -> None:
     """In tests and scripts, where no server runs: SIGTERM ends a process, and Ctrl-C interrupts it."""
     drain = Drain()
     for number, handler in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
         signal.signal(number, handler)
     async with departure(drain) as leaving:
-        leaving.hear()
+        leaving.install()
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        leaving.hear()
+        leaving.install()
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
 
 
-def test_a_ctrl_c_that_asyncio_handles_stays_as_it_is() -> None:
+def test_a_ctrl_c_that_asyncio_handles_keeps_its_handler() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
     async def main() -> None:
         asyncios = signal.getsignal(signal.SIGINT)
         assert asyncios is not signal.default_int_handler
         async with departure(Drain()) as leaving:
-            leaving.hear()
+            leaving.install()
             assert signal.getsignal(signal.SIGINT) is asyncios
 
     asyncio.run(main())
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
-def test_a_loop_that_hears_signals_by_itself_goes_on_hearing_them(run: Callable[..., None]) -> None:
+def test_an_event_loop_that_handles_signals_keeps_handling_them(run: Callable[..., None]) -> None:
     async def main() -> None:
         heard, drain = asyncio.Event(), Drain()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, heard.set)
         async with departure(drain) as leaving:
-            leaving.hear()
+            leaving.install()
             signal.raise_signal(signal.SIGTERM)
             await asyncio.wait_for(heard.wait(), DEADLINE_SECONDS)
-            # Its server stops meanwhile, so there is less time.
+            # Its server stops at the same time, so the drain has less time.
             await until(lambda: drain.seconds == [1.5])
             heard.clear()
             drain.let.set()
@@ -155,23 +155,23 @@ def test_a_loop_that_hears_signals_by_itself_goes_on_hearing_them(run: Callable[
     run(main())
 
 
-async def test_a_handler_that_came_between_is_left_alone() -> None:
+async def test_a_handler_that_was_installed_later_is_kept() -> None:
     server, other, drain = Handler(), Handler(), Drain()
     signal.signal(signal.SIGTERM, server)
     async with departure(drain) as leaving:
-        leaving.hear()
+        leaving.install()
         signal.signal(signal.SIGTERM, other)
-        leaving.hear()
+        leaving.install()
         assert signal.getsignal(signal.SIGTERM) is other
     assert signal.getsignal(signal.SIGTERM) is other
 
 
-async def test_of_two_in_one_process_each_sends_its_clients_away() -> None:
+async def test_two_pods_in_one_process_both_send_their_clients_away() -> None:
     server, one, other = Handler(), Drain(), Drain()
     signal.signal(signal.SIGTERM, server)
     async with departure(one) as inner, departure(other) as outer:
-        inner.hear()
-        outer.hear()
+        inner.install()
+        outer.install()
         signal.raise_signal(signal.SIGTERM)
         await until(lambda: bool(other.seconds))
         other.let.set()
@@ -182,16 +182,16 @@ async def test_of_two_in_one_process_each_sends_its_clients_away() -> None:
     assert signal.getsignal(signal.SIGTERM) is server
 
 
-def test_in_a_thread_no_signal_is_touched_and_clients_can_be_sent_away() -> None:
+def test_in_another_thread_signals_stay_and_leave_still_drains() -> None:
     server = Handler()
     signal.signal(signal.SIGTERM, server)
-    found: list[Departure] = []
+    found: list[MountedShutdown] = []
     drained = threading.Event()
 
     async def serve() -> None:
         drain = Drain()
         async with departure(drain) as leaving:
-            leaving.hear()
+            leaving.install()
             found.append(leaving)
             await until(lambda: drain.seconds == [3])
             drained.set()
@@ -207,7 +207,7 @@ def test_in_a_thread_no_signal_is_touched_and_clients_can_be_sent_away() -> None
     found[0].leave()  # the loop is closed by now
 
 
-async def test_an_app_can_be_told_to_leave_without_a_signal(cluster: Cluster) -> None:
+async def test_an_application_can_leave_without_a_signal(cluster: Cluster) -> None:
     pod = await cluster.pod()
     author = await cluster.author()
     await author.write_texts([1])
@@ -221,7 +221,7 @@ async def test_an_app_can_be_told_to_leave_without_a_signal(cluster: Cluster) ->
     assert (await cluster.client.get(f"{pod.url}/readyz")).status_code == 503
 
 
-async def test_an_app_that_does_not_run_has_nobody_to_send_away(cluster: Cluster) -> None:
+async def test_leave_does_nothing_outside_of_the_lifespan(cluster: Cluster) -> None:
     app = create_app(cluster.settings())
     app.leave()
     await app.drain()

@@ -35,7 +35,7 @@ from tests.metric_names import metric_names
 from baton import api
 from baton.cli import app
 from baton.observability import tracing
-from baton.server.server import SHUTDOWN_SECONDS
+from baton.server.serve import SHUTDOWN_SECONDS
 from baton.settings import Settings
 
 # The oldest and the newest supported release of Kubernetes.

@@ -1,4 +1,4 @@
-"""The rest of a response, outside of the application's layers."""
+"""The rest of a response, outside of the application's middleware."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from baton.pod.epilogue import Epilogues, after_layers
+from baton.pod.outside_middleware import OutsideMiddleware, continue_outside
 
 
 class Steps:
-    """An application of one layer, whose response has an epilogue; it notes in which order all is done."""
+    """An application of one layer, whose response has a rest; it keeps the order in which they run."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await after_layers(scope, receive, send, self.end)
+        await continue_outside(scope, receive, send, self.end)
         self.done.append("layer")
 
     async def end(self, receive: Receive, send: Send) -> None:
-        self.done.append("epilogue")
+        self.done.append("rest")
 
 
 async def receive() -> Any:
@@ -31,19 +31,19 @@ async def send(message: object) -> None:
     raise AssertionError
 
 
-async def test_it_runs_when_the_layers_have_returned() -> None:
+async def test_the_rest_runs_when_the_middleware_has_returned() -> None:
     steps = Steps()
-    await Epilogues(steps)({"type": "http"}, receive, send)
-    assert steps.done == ["layer", "epilogue"]
+    await OutsideMiddleware(steps)({"type": "http"}, receive, send)
+    assert steps.done == ["layer", "rest"]
 
 
-async def test_with_nobody_around_the_layers_it_runs_at_once() -> None:
+async def test_without_the_wrapper_the_rest_runs_at_once() -> None:
     steps = Steps()
     await steps({"type": "http"}, receive, send)
-    assert steps.done == ["epilogue", "layer"]
+    assert steps.done == ["rest", "layer"]
 
 
-async def test_the_scope_does_not_keep_it() -> None:
+async def test_the_scope_does_not_keep_the_rest() -> None:
     scope: Scope = {"type": "http"}
-    await Epilogues(Steps())(scope, receive, send)
+    await OutsideMiddleware(Steps())(scope, receive, send)
     assert not any(kept for name, kept in scope.items() if name != "type")

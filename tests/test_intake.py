@@ -1,4 +1,4 @@
-"""The server's own limits: what clients may send before there is a request, and how long they may take over it."""
+"""The server's own limits: what clients may send before a request is complete, and how long they may take."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.logbook import DEADLINE_SECONDS, until
 from tests.processes import BATON, SERVES, environment, running
 
 from baton.observability.metrics import PodMetrics
-from baton.pod.tcp_limits import PATIENCE_SECONDS, Intake, Phase
-from baton.server.server import bind
+from baton.pod.tcp_limits import PATIENCE_SECONDS, Phase, TcpLimits
+from baton.server.listening_socket import bind
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: here\r\n"
 POST = b"POST /v1/streams HTTP/1.1\r\nHost: here\r\n"
@@ -49,7 +49,7 @@ class Clock:
         return self.now
 
 
-def intake_with(clock: Clock, most: int = 100) -> tuple[Intake, PodMetrics]:
+def intake_with(clock: Clock, most: int = 100) -> tuple[TcpLimits, PodMetrics]:
     metrics = PodMetrics()
     seconds = {
         "header_timeout_seconds": 10,
@@ -57,10 +57,10 @@ def intake_with(clock: Clock, most: int = 100) -> tuple[Intake, PodMetrics]:
         "http_keep_alive_seconds": 5,
         "flush_seconds": 7,
     }
-    return Intake(metrics, max_connections=most, clock=clock, **seconds), metrics
+    return TcpLimits(metrics, max_connections=most, clock=clock, **seconds), metrics
 
 
-def test_each_phase_has_its_time_and_answering_has_none() -> None:
+def test_each_phase_has_a_time_limit_and_answering_has_none() -> None:
     clock = Clock()
     intake, _ = intake_with(clock)
     phases: list[Phase | None] = ["header", "body", "idle", "flush", None]
@@ -76,9 +76,9 @@ def test_each_phase_has_its_time_and_answering_has_none() -> None:
     assert ended == [(5, "idle"), (7, "flush"), (10, "header"), (30, "body")]
 
 
-def test_a_move_begins_a_time_anew_and_leaving_ends_it() -> None:
+def test_a_move_restarts_the_time_and_leaving_ends_it() -> None:
     clock = Clock()
-    intake, metrics = intake_with(clock)
+    intake, _ = intake_with(clock)
     moved, left = Visitor(), Visitor()
     intake.enter(moved)
     intake.enter(left)
@@ -87,10 +87,10 @@ def test_a_move_begins_a_time_anew_and_leaving_ends_it() -> None:
     intake.leave(left)
     clock.now += 20
     intake.sweep()
-    assert (moved.expired, left.expired, metrics.connections) == ([], [], 1)
+    assert (moved.expired, left.expired, intake.connections) == ([], [], 1)
 
 
-def test_a_crowd_is_ended_bit_by_bit_the_first_first() -> None:
+def test_many_late_connections_are_ended_in_order_a_few_at_once() -> None:
     clock = Clock()
     intake, _ = intake_with(clock)
     visitors = [Visitor() for _ in range(25)]
@@ -104,7 +104,7 @@ def test_a_crowd_is_ended_bit_by_bit_the_first_first() -> None:
     assert ended == [10, 20, 25]
 
 
-def test_where_there_are_too_many_the_one_that_waited_longest_gives_way() -> None:
+def test_beyond_the_limit_the_one_that_waited_longest_gives_way() -> None:
     clock = Clock()
     intake, metrics = intake_with(clock, most=4)
     asking, idle, answered, answered_too = (Visitor() for _ in range(4))
@@ -121,7 +121,7 @@ def test_where_there_are_too_many_the_one_that_waited_longest_gives_way() -> Non
     assert metrics.rejected["connections"] == 4
 
 
-def test_who_has_asked_nothing_makes_no_pod_full() -> None:
+def test_connections_without_a_request_do_not_fill_a_pod() -> None:
     clock = Clock()
     intake, _ = intake_with(clock, most=20)
     visitors = [Visitor() for _ in range(20)]
@@ -136,7 +136,7 @@ def test_who_has_asked_nothing_makes_no_pod_full() -> None:
 
 
 class Raw:
-    """A connection of which each byte is the test's."""
+    """A connection whose bytes the test writes itself."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -218,7 +218,7 @@ async def test_an_address_and_a_trailer_count_as_header(cluster: Cluster) -> Non
             assert (await response)[0] == 431
 
 
-async def test_a_header_within_the_bound_is_taken_byte_by_byte(cluster: Cluster) -> None:
+async def test_a_header_within_the_limit_may_arrive_byte_by_byte(cluster: Cluster) -> None:
     pod = await cluster.pod(max_header_bytes=4096)
     async with raw(pod) as client:
         for _ in range(2):
@@ -228,7 +228,7 @@ async def test_a_header_within_the_bound_is_taken_byte_by_byte(cluster: Cluster)
             assert await client.response() == (200, {"status": "alive"})
 
 
-async def test_a_header_that_takes_too_long_is_refused_however_it_trickles(cluster: Cluster) -> None:
+async def test_a_header_that_takes_too_long_is_refused_though_it_trickles(cluster: Cluster) -> None:
     pod = await cluster.pod(header_timeout_seconds=0.5)
     async with raw(pod) as trickling, raw(pod) as second:
         second.send(GET + b"\r\n")
@@ -239,7 +239,7 @@ async def test_a_header_that_takes_too_long_is_refused_however_it_trickles(clust
         while not response.done():
             trickling.send(next(header))
             await asyncio.sleep(0.05)
-        # What it sends after the end has the kernel reset the connection, which may take the answer away.
+        # Bytes that are sent after the end make the kernel reset the connection, which may drop the response.
         with contextlib.suppress(ConnectionResetError):
             assert ((await response)[0], (await response)[1]["code"]) == (408, "header_timeout")
         assert (await second.response())[0] == 408
@@ -248,7 +248,7 @@ async def test_a_header_that_takes_too_long_is_refused_however_it_trickles(clust
     await until(lambda: pod.metric("baton_tcp_connections") == 0)
 
 
-async def test_who_says_nothing_is_closed_without_a_word(cluster: Cluster) -> None:
+async def test_a_connection_without_a_request_is_closed_without_a_response(cluster: Cluster) -> None:
     pod = await cluster.pod(header_timeout_seconds=0.3)
     async with raw(pod) as silent:
         assert await silent.rest() == b""
@@ -274,14 +274,14 @@ async def test_a_body_that_never_ends_is_refused(cluster: Cluster, head: bytes) 
         while not response.done():
             client.send(b"1\r\n \r\n" if b"chunked" in head else b" ")
             await asyncio.sleep(0.05)
-        # What it sends after the end has the kernel reset the connection, which may take the answer away.
+        # Bytes that are sent after the end make the kernel reset the connection, which may drop the response.
         with contextlib.suppress(ConnectionResetError):
             assert ((await response)[0], (await response)[1]["code"]) == (408, "body_timeout")
     assert rejected(pod, "body_timeout") == 1
     assert await cluster.pool.fetchval("SELECT count(*) FROM baton.stream") == 0
 
 
-async def test_a_body_that_nobody_asked_for_is_not_read_for_ever(cluster: Cluster) -> None:
+async def test_an_unexpected_body_is_not_read_forever(cluster: Cluster) -> None:
     pod = await cluster.pod(body_timeout_seconds=0.5)
     async with raw(pod) as client:
         client.send(GET + b"Content-Length: 1000000\r\n\r\n")
@@ -289,7 +289,7 @@ async def test_a_body_that_nobody_asked_for_is_not_read_for_ever(cluster: Cluste
         assert await client.rest() == b""
 
 
-async def test_an_answer_that_is_not_read_is_not_kept_for_ever(cluster: Cluster) -> None:
+async def test_a_response_that_is_not_read_is_not_kept_forever(cluster: Cluster) -> None:
     pod = await cluster.pod(http_keep_alive_seconds=0.3, write_timeout_seconds=0.5)
     author = await cluster.author()
     await author.write_texts([100] * 10, padding=5000)
@@ -303,7 +303,7 @@ async def test_an_answer_that_is_not_read_is_not_kept_for_ever(cluster: Cluster)
         await until(lambda: pod.metric("baton_tcp_connections") == 0)
 
 
-async def test_nonsense_in_the_midst_of_a_stream_gets_into_no_answer(cluster: Cluster) -> None:
+async def test_garbage_sent_during_a_stream_does_not_reach_the_response(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     await author.write(text(1))
     async with raw(pod) as client:
@@ -325,7 +325,7 @@ async def test_requests_that_are_sent_ahead_are_not_kept(cluster: Cluster) -> No
     await until(lambda: pod.metric("baton_tcp_connections") == 0)
 
 
-async def test_a_request_that_is_sent_behind_an_open_stream_gets_into_no_answer(cluster: Cluster) -> None:
+async def test_a_request_sent_during_a_stream_does_not_reach_the_response(cluster: Cluster) -> None:
     pod, author = await cluster.pod(body_timeout_seconds=0.2), await cluster.author()
     await author.write(text(1))
     async with raw(pod) as client:
@@ -354,7 +354,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
         pytest.param(b'Transfer-Encoding: chunked\r\n\r\n10\r\n{"input": "one"}\r\n0\r\n\r\n', id="chunked"),
     ],
 )
-async def test_an_offer_of_another_protocol_is_not_taken_and_costs_no_body(
+async def test_an_upgrade_is_declined_and_the_body_is_kept(
     cluster: Cluster, body: bytes, apart: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     pod = await cluster.pod()
@@ -374,7 +374,7 @@ async def test_an_offer_of_another_protocol_is_not_taken_and_costs_no_body(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def test_a_body_behind_an_offer_of_another_protocol_is_no_request(cluster: Cluster) -> None:
+async def test_a_body_after_an_upgrade_is_not_a_request(cluster: Cluster) -> None:
     pod = await cluster.pod()
     hidden = b"GET /hidden HTTP/1.1\r\n\r\n"
     async with raw(pod) as client:
@@ -426,7 +426,7 @@ async def test_a_request_has_one_host(cluster: Cluster, request_head: bytes, det
         pytest.param(GET.replace(b"/healthz", b"http://there/healthz"), id="the target names another"),
     ],
 )
-async def test_a_host_need_not_be_ours(cluster: Cluster, request_head: bytes) -> None:
+async def test_a_host_may_be_any_name(cluster: Cluster, request_head: bytes) -> None:
     pod = await cluster.pod()
     async with raw(pod) as client:
         client.send(request_head + b"\r\n")
@@ -457,7 +457,7 @@ async def test_what_can_be_read_in_two_ways_is_not_read(cluster: Cluster, name: 
         assert (status, problem["code"]) == (400, "bad_request")
 
 
-async def test_a_trailer_is_no_header(cluster: Cluster) -> None:
+async def test_a_trailer_is_not_a_header(cluster: Cluster) -> None:
     pod = await cluster.pod()
     async with raw(pod) as client:
         body = b'2\r\n{"\r\ne\r\ninput": "one"}\r\n0\r\n'
@@ -482,7 +482,7 @@ async def test_a_stream_outlives_all_of_these_times(cluster: Cluster) -> None:
         assert len(await follower.rest()) == 2
 
 
-async def test_half_open_connections_keep_nobody_out(cluster: Cluster) -> None:
+async def test_half_open_connections_keep_no_client_out(cluster: Cluster) -> None:
     pod = await cluster.pod(max_connections=20)
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(20):
@@ -515,7 +515,7 @@ async def test_at_its_limit_of_connections_a_pod_is_not_ready_until_clients_leav
     await until(lambda: not pod.pod.full)
 
 
-async def test_the_kernel_gives_up_who_has_vanished() -> None:
+async def test_the_kernel_closes_connections_of_clients_that_vanished() -> None:
     with contextlib.closing(bind("127.0.0.1", 0, 30)) as listening:
         listening.listen()
         with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
@@ -524,8 +524,8 @@ async def test_the_kernel_gives_up_who_has_vanished() -> None:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
 
 
-async def test_fewer_open_files_are_fewer_connections(cluster: Cluster) -> None:
+async def test_fewer_open_files_allow_fewer_connections(cluster: Cluster) -> None:
     env = environment(BATON_DATABASE_URL=cluster.dsn, BATON_ALLOW_ANONYMOUS="true", BATON_PORT="0")
     async with running("-c", f"ulimit -n 300; exec {BATON} serve", env=env, command=Path("/bin/sh")) as pod:
-        await pod.said("allows this process 300 open files, so it takes 228 connections and not 10000")
+        await pod.said("allows this process 300 open files, so it accepts 228 connections instead of 10000")
         await pod.said(SERVES)

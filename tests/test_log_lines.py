@@ -183,14 +183,14 @@ async def test_a_connection_has_a_line_at_its_end(cluster: Cluster, log: Log, di
         known["last-event-id"] = "2"
     answer = await cluster.client.get(f"{pod.url}/v1/streams/{author.id}/{path}", headers=known)
     assert answer.status_code == 200
-    line = await log.one("A connection to stream")
+    line = await log.one("An event stream of")
     assert line.pop("duration_seconds") > 0
     del line["time"]
     before = 0 if dialect == "text" else 2
     size = len(answer.content) if dialect == "text" else len(answer.content[answer.content.index(b"id: 3") :])
     assert line == {
         "severity": "INFO",
-        "message": f"A connection to stream {author.id} is closed: ended.",
+        "message": f"An event stream of {author.id} is closed: ended.",
         "logger": "baton.pod.event_stream",
         "stream_id": str(author.id),
         "request_id": "mine",

@@ -69,7 +69,7 @@ def test_no_error_shows_what_is_for_the_operator() -> None:
         *(GENERATOR_FAULT, POD_FAULT, outcome.WORKER_LOST_MESSAGE, aisdk.RESET, openai.RESET),
         *(str(end.error_message) for end in (stream_ending.REWOUND, stream_ending.QUEUE_TIMEOUT)),
         *(str(end.error_message) for end in outbox._OUTCOMES.values()),
-        event_stream._UNTELLABLE[1],
+        event_stream._NOT_ENCODABLE[1],
     ],
 )
 def test_no_constant_does(text: str) -> None:

@@ -181,7 +181,7 @@ async def test_the_delay_of_what_is_live_is_measured_and_of_what_is_replayed_is_
             pass
         # It waits for more from now on.
         await until(
-            lambda: any(item._waiter for relay in pod.pod.relays._relays.values() for item in relay.subscribers)
+            lambda: any(item.waiting for relay in pod.pod.relays._relays.values() for item in relay.subscribers)
         )
         assert pod.metric("baton_delivery_seconds_count") == 0
         await author.write(b'{"type":"text","delta":"after"}', end=True)

@@ -1,4 +1,4 @@
-"""Relays over a real log: whatever is announced and in whatever order, each subscriber gets exactly what follows."""
+"""Relays over a real log: whatever is announced, in any order, each subscriber gets exactly what follows its cursor."""
 
 from __future__ import annotations
 
@@ -23,32 +23,33 @@ from baton.dialects import native
 from baton.errors import CursorBeyondTail, StreamNotFound
 from baton.observability.metrics import PodMetrics
 from baton.outcome import Outcome
-from baton.pod.relay import Relays, Subscriber
+from baton.pod.notification_verifier import NotificationVerifier
+from baton.pod.relay_registry import RelayRegistry
+from baton.pod.subscriber import Subscriber
 from baton.pod.subscriber_limits import SubscriberLimits
-from baton.pod.trusted_notifications import Trust
 
 KEYS = SigningKeys({7: b"k" * 32}, "here/00000001")
 
 
 class Pod:
-    """Relays without a server around them; their listener is the test."""
+    """Relays without a server. The test takes the place of their listener."""
 
     def __init__(self, cluster: Cluster, *, window_bytes: int = 131_072, poll_seconds: float = 60) -> None:
         self.metrics = PodMetrics()
         subscriber_limits = SubscriberLimits(self.metrics, max_pod=1000, max_tenant=1000, max_stream=1000)
-        self.trust = Trust(cluster.pool, look_seconds=60, on_new_history=self._doubt_all)
-        self.trust.keys = KEYS
-        self.relays = Relays(
+        self.verifier = NotificationVerifier(cluster.pool, check_seconds=60, on_new_history=self._distrust_all)
+        self.verifier.keys = KEYS
+        self.relays = RelayRegistry(
             cluster.pool,
             self.metrics,
             subscriber_limits,
-            self.trust,
+            self.verifier,
             window_bytes=window_bytes,
             poll_seconds=poll_seconds,
         )
 
-    def _doubt_all(self) -> None:
-        self.relays.doubt_all()
+    def _distrust_all(self) -> None:
+        self.relays.distrust_all()
 
     @property
     def log_reads(self) -> float:
@@ -77,7 +78,7 @@ class Pod:
 
 
 async def take_all(subscriber: Subscriber) -> bytes:
-    """Take what is there now."""
+    """Take all that the subscriber can take now."""
     received = b""
     while subscriber.cursor < subscriber.relay.tail:
         received += await take(subscriber)
@@ -90,7 +91,7 @@ async def take(subscriber: Subscriber) -> bytes:
 
 
 async def follow(subscriber: Subscriber) -> bytes:
-    """Take until the end of the stream, as a connection does."""
+    """Take until the end of the stream, as an event stream does."""
     received = await take(subscriber)
     while not (subscriber.finished or subscriber.relay.over):
         await subscriber.wait()
@@ -160,7 +161,7 @@ async def test_a_hint_that_says_nothing_makes_the_relay_read(cluster: Cluster) -
         "{id} 1 1 ex\n",
     ],
 )
-async def test_a_malformed_notification_is_of_no_consequence(cluster: Cluster, payload: str) -> None:
+async def test_a_malformed_notification_changes_nothing(cluster: Cluster, payload: str) -> None:
     pod, author = Pod(cluster), await cluster.author()
     async with pod.subscribed(author) as subscriber:
         pod.relays.hear(payload.replace("{id}", author.id.hex))
@@ -179,7 +180,7 @@ async def test_what_is_announced_while_the_relay_loads_is_not_lost(cluster: Clus
     pod.relays.unsubscribe(subscriber)
 
 
-async def test_subscribers_who_come_together_share_one_load(cluster: Cluster) -> None:
+async def test_subscribers_that_join_together_share_one_load(cluster: Cluster) -> None:
     pod, author = Pod(cluster), await cluster.author()
     await author.write_texts([3, 4])
     subscribers = await asyncio.gather(*(pod.relays.subscribe(author.id, cursor % 8) for cursor in range(80)))
@@ -190,7 +191,7 @@ async def test_subscribers_who_come_together_share_one_load(cluster: Cluster) ->
         pod.relays.unsubscribe(subscriber)
 
 
-async def test_one_who_is_cancelled_while_it_joins_does_not_take_the_load_from_others(cluster: Cluster) -> None:
+async def test_cancelling_one_join_leaves_the_load_to_the_others(cluster: Cluster) -> None:
     pod, author = Pod(cluster), await cluster.author()
     await author.write_texts([3])
     first = asyncio.create_task(pod.relays.subscribe(author.id, 0))
@@ -201,7 +202,7 @@ async def test_one_who_is_cancelled_while_it_joins_does_not_take_the_load_from_o
     assert pod.metrics.registry.get_sample_value("baton_subscribers") == 1
 
 
-async def test_those_behind_the_window_share_pages_and_come_back_inside(cluster: Cluster) -> None:
+async def test_subscribers_behind_the_window_share_pages_and_catch_up(cluster: Cluster) -> None:
     pod, author = Pod(cluster, window_bytes=4096), await cluster.author()
     await author.write_texts([1] * 2000, padding=50, notify=False)
     await author.write(end=True, notify=False)
@@ -219,7 +220,7 @@ async def test_a_cursor_beyond_the_tail_is_refused_by_the_log_and_not_by_a_relay
         await author.write_texts([5], notify=False)
         async with pod.subscribed(author, 4) as ahead:
             assert await take_all(ahead) == author.frames[4]
-        with pytest.raises(CursorBeyondTail, match="5 events so far, and the cursor says 6"):
+        with pytest.raises(CursorBeyondTail, match="5 events so far, and the cursor is 6"):
             await pod.relays.subscribe(author.id, 6)
     assert pod.metrics.registry.get_sample_value("baton_subscribers") == 0
 
@@ -242,7 +243,7 @@ async def test_a_stream_that_is_created_after_it_was_asked_for_is_found(cluster:
         assert subscriber.cursor == 0
 
 
-async def test_an_erased_stream_lets_its_subscribers_go(cluster: Cluster) -> None:
+async def test_an_erased_stream_ends_for_its_subscribers(cluster: Cluster) -> None:
     pod, author = Pod(cluster), await cluster.author()
     async with pod.polling(), pod.subscribed(author) as subscriber:
         following = asyncio.create_task(follow(subscriber))
@@ -252,9 +253,7 @@ async def test_an_erased_stream_lets_its_subscribers_go(cluster: Cluster) -> Non
 
 
 @pytest.mark.parametrize("ended", [False, True], ids=["shorter", "ended since"])
-async def test_a_subscriber_behind_the_window_of_a_relay_that_the_log_contradicts_is_let_go(
-    cluster: Cluster, ended: bool
-) -> None:
+async def test_a_relay_that_the_log_contradicts_ends_for_subscribers_behind_it(cluster: Cluster, ended: bool) -> None:
     """The database has gone back in time, and the poll has not seen it yet."""
     pod, author = Pod(cluster, window_bytes=4096), await cluster.author()
     await author.write_texts([2, 2, 2], padding=3000)
@@ -271,32 +270,32 @@ async def test_a_subscriber_behind_the_window_of_a_relay_that_the_log_contradict
         assert subscriber.relay.tail == (3 if ended else 2)
 
 
-async def test_a_pod_that_was_stopped_looks_at_the_history_before_a_client_resumes(cluster: Cluster) -> None:
-    """It has an end in memory that the database lost, and another end has its number now."""
+async def test_a_suspended_pod_reads_the_history_before_a_client_resumes(cluster: Cluster) -> None:
+    """It has a terminal event in memory that the database lost, and another one has its number now."""
     pod, author = Pod(cluster), await cluster.author()
     await author.write(text(1), text(2), notify=False)
     await author.write(end=True, notify=False)
     async with pod.subscribed(author) as subscriber:
         await follow(subscriber)
-    await pod.trust.renew()
+    await pod.verifier.renew()
     async with cluster.pool.acquire() as connection:
         await connection.execute("DELETE FROM baton.batch WHERE terminal")
         await connection.execute("UPDATE baton.stream SET status = 'running'")
         await history.mark_restored(connection)
     await stream_ending.end_any(cluster.pool, author.id, stream_ending.REWOUND)
-    pod.trust._looked_at -= 10
+    pod.verifier._read_at -= 10
     with pytest.raises(CursorBeyondTail, match="events were lost after number 2"):
         await pod.relays.subscribe(author.id, 3)
     assert await take_from(pod, author, 2) == [b"log_rewound"]
 
 
 async def take_from(pod: Pod, author: Author, cursor: int) -> list[bytes]:
-    """The codes of the ends that a client gets after the cursor."""
+    """Return the codes of the terminal events that a client gets after the cursor."""
     async with pod.subscribed(author, cursor) as subscriber:
         return re.findall(rb'"code":"(\w+)"', await follow(subscriber))
 
 
-async def test_a_log_with_a_hole_ends_the_connection_and_never_loops(cluster: Cluster) -> None:
+async def test_a_log_with_a_gap_ends_the_stream_and_never_loops(cluster: Cluster) -> None:
     pod, author = Pod(cluster), await cluster.author()
     async with pod.polling(), pod.subscribed(author) as subscriber:
         await author.write(text(1), notify=False)
@@ -306,7 +305,7 @@ async def test_a_log_with_a_hole_ends_the_connection_and_never_loops(cluster: Cl
         assert await asyncio.wait_for(follow(subscriber), DEADLINE_SECONDS) in (b"", author.frames[0])
 
 
-async def test_a_log_that_went_back_ends_the_connection(cluster: Cluster) -> None:
+async def test_a_log_that_went_back_ends_the_stream(cluster: Cluster) -> None:
     pod, author = Pod(cluster, poll_seconds=0.01), await cluster.author()
     await author.write_texts([1, 1, 1], notify=False)
     async with pod.subscribed(author) as subscriber:
@@ -316,7 +315,7 @@ async def test_a_log_that_went_back_ends_the_connection(cluster: Cluster) -> Non
         await ended(polling)
 
 
-async def test_a_page_that_is_missing_from_the_log_ends_the_connection(cluster: Cluster) -> None:
+async def test_a_page_missing_from_the_log_ends_the_stream(cluster: Cluster) -> None:
     pod, author = Pod(cluster, window_bytes=4096), await cluster.author()
     await author.write_texts([1] * 20, padding=500, notify=False)
     async with pod.subscribed(author) as subscriber:
@@ -324,8 +323,8 @@ async def test_a_page_that_is_missing_from_the_log_ends_the_connection(cluster: 
         assert await asyncio.wait_for(follow(subscriber), DEADLINE_SECONDS) == b""
 
 
-async def test_relays_that_nobody_uses_are_dropped(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baton.pod.relay.LINGER_SECONDS", 0)
+async def test_idle_relays_are_dropped(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baton.pod.relay_registry.LINGER_SECONDS", 0)
     pod, author = Pod(cluster, poll_seconds=0.01), await cluster.author()
     polling = asyncio.create_task(pod.relays.run())
     async with pod.subscribed(author):
@@ -358,7 +357,7 @@ STRANGERS = [
 
 
 def forged(author: Author, number: int) -> str:
-    """A notification that the stream goes on, or ends, or is gone, from somebody who must not be believed."""
+    """A forged notification that the stream continues, ends, or is gone."""
     seq = len(author.lines) + 1
     outcome = Outcome.completed("stop") if number % 2 else None
     line = outcome.encode() if outcome else text(666)
@@ -373,7 +372,7 @@ def forged(author: Author, number: int) -> str:
 
 
 class Story:
-    """Plays steps; each subscriber is a task that keeps what it got."""
+    """Plays steps. Each subscriber is a task that keeps what it received."""
 
     def __init__(self, pod: Pod, author: Author) -> None:
         self.pod = pod

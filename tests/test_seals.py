@@ -17,7 +17,7 @@ from baton.db.history import HistoryWatch
 from baton.db.notifications import SIGNATURE_BYTES, committed_at, is_signed, sign, unpack
 from baton.db.postgres import Connection, Pool, pool
 from baton.db.signing_keys import GREATEST_ID, SigningKeys
-from baton.pod.trusted_notifications import Trust
+from baton.pod.notification_verifier import NotificationVerifier
 
 HERE = SigningKeys({1: b"a" * 32, 2: b"b" * 32}, "0123abcd/00000001")
 CHANNEL = "baton_events"
@@ -100,7 +100,7 @@ async def test_a_look_that_all_requests_wait_for_counts_for_no_tenant(
     monkeypatch.setattr(HistoryWatch, "check", checking)
     async with pool(dsn, size=1, timeout_seconds=10) as opened:
         fair_semaphore.set_tenant("acme")
-        await Trust(opened, look_seconds=60).renew()
+        await NotificationVerifier(opened, check_seconds=60).renew()
     assert counted == [None]
 
 
@@ -109,30 +109,30 @@ async def current_keys(connection: Connection) -> SigningKeys:
 
 
 @asynccontextmanager
-async def trusting(dsn: str) -> AsyncIterator[Trust]:
+async def trusting(dsn: str) -> AsyncIterator[NotificationVerifier]:
     async with pool(dsn, size=1, timeout_seconds=10) as opened:
-        trust = Trust(opened, look_seconds=0.01)
-        looking = asyncio.create_task(trust.run())
-        yield trust
+        verifier = NotificationVerifier(opened, check_seconds=0.01)
+        looking = asyncio.create_task(verifier.run())
+        yield verifier
         await ended(looking)
 
 
 async def test_a_pod_believes_a_new_key_and_doubts_an_old_history(dsn: str) -> None:
-    async with connected(dsn) as connection, trusting(dsn) as trust:
+    async with connected(dsn) as connection, trusting(dsn) as verifier:
         first = sign(await current_keys(connection), CHANNEL, "x", "1764000000125")
-        await until(lambda: trust.believes(CHANNEL, first))
+        await until(lambda: verifier.verifies(CHANNEL, first))
         await signing_keys.rotate(connection)
         second = sign(await current_keys(connection), CHANNEL, "x", "1764000000125")
-        await until(lambda: trust.believes(CHANNEL, second))
-        assert trust.believes(CHANNEL, first)
+        await until(lambda: verifier.verifies(CHANNEL, second))
+        assert verifier.verifies(CHANNEL, first)
         await history.mark_restored(connection)
-        await until(lambda: not trust.believes(CHANNEL, second))
+        await until(lambda: not verifier.verifies(CHANNEL, second))
 
 
 async def test_a_pod_believes_nothing_until_it_has_looked_again(dsn: str) -> None:
-    async with connected(dsn) as connection, trusting(dsn) as trust:
+    async with connected(dsn) as connection, trusting(dsn) as verifier:
         payload = sign(await current_keys(connection), CHANNEL, "x", "1764000000125")
-        await until(lambda: trust.believes(CHANNEL, payload))
-        trust.forget()
-        assert not trust.believes(CHANNEL, payload)
-        await until(lambda: trust.believes(CHANNEL, payload))
+        await until(lambda: verifier.verifies(CHANNEL, payload))
+        verifier.forget()
+        assert not verifier.verifies(CHANNEL, payload)
+        await until(lambda: verifier.verifies(CHANNEL, payload))

@@ -1,4 +1,4 @@
-"""A pod as a process: how it listens, and how it leaves."""
+"""A pod as a process: how it listens, and how it shuts down."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from tests.processes import SERVES, Running, environment, running
 
 from baton.app import create_app
 from baton.errors import ConfigurationError
-from baton.server.server import Protocol, bind, serve, uvicorn_config, warn_if_reachable
+from baton.server.http_protocol import HttpProtocol
+from baton.server.listening_socket import bind
+from baton.server.serve import serve, uvicorn_config, warn_if_reachable
 
 
 def pod_environment(cluster: Cluster, **given: str) -> dict[str, str]:
@@ -89,7 +91,7 @@ async def test_a_second_signal_ends_it_at_once(cluster: Cluster) -> None:
             for follower in followers:
                 await follower.next_block()
             pod.signal(signal.SIGTERM)
-            # The drain has begun when the first client is sent on; the others would have to wait for long.
+            # When the first client is sent on, the drain has begun. The others would wait for up to a minute.
             rests = [asyncio.create_task(follower.next_block()) for follower in followers]
             sent_on, _ = await asyncio.wait(rests, timeout=10, return_when=asyncio.FIRST_COMPLETED)
             assert len(sent_on) == 1
@@ -99,7 +101,7 @@ async def test_a_second_signal_ends_it_at_once(cluster: Cluster) -> None:
             await asyncio.gather(*rests, return_exceptions=True)
 
 
-async def test_a_connection_that_is_accepted_while_the_server_closes_asks_no_pod_that_is_closed(
+async def test_a_connection_accepted_while_the_server_closes_finds_no_closed_pod(
     cluster: Cluster,
 ) -> None:
     app = create_app(cluster.settings())
@@ -119,10 +121,11 @@ async def test_a_connection_that_is_accepted_while_the_server_closes_asks_no_pod
             await loop.sock_connect(client, late.getsockname())
             accepted, _ = await loop.sock_accept(late)
             await loop.connect_accepted_socket(
-                lambda: Protocol(pod, config=server.config, server_state=server.server_state, app_state={}), accepted
+                lambda: HttpProtocol(pod, config=server.config, server_state=server.server_state, app_state={}),
+                accepted,
             )
             assert len(server.server_state.connections) == 1
-            # Without patience, as time is not to decide this.
+            # Without the graceful timeout, so that no time decides this.
             server.force_exit = True
             await serving
         await loop.sock_sendall(client, b"GET /v1/streams HTTP/1.1\r\nHost: here\r\n\r\n")
@@ -167,7 +170,7 @@ def test_what_the_kernel_keeps_for_a_slow_client_is_bounded() -> None:
 
 
 @pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)])
-def test_letting_everybody_in_is_warned_of_where_others_can_connect(
+def test_a_warning_says_that_other_machines_can_connect_without_a_key(
     host: str, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     with contextlib.closing(bind(host, 0)) as opened:
@@ -177,18 +180,18 @@ def test_letting_everybody_in_is_warned_of_where_others_can_connect(
 
 
 @pytest.mark.parametrize("host", ["nosuch.invalid", "192.0.2.1"])
-def test_an_address_that_cannot_be_had_is_told(host: str) -> None:
+def test_an_address_that_is_not_available_is_an_error(host: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"Cannot listen on {host}:80\d\d: .+\."):
         bind(host, 8099)
 
 
-def test_a_port_that_another_program_has_is_told() -> None:
+def test_a_port_in_use_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(ConfigurationError, match="already in use"):
         bind("127.0.0.1", other.getsockname()[1])
 
 
-async def test_a_pod_that_is_still_starting_ends_when_it_is_told_to() -> None:
-    """As the first process of a container it would not even hear it, and be killed after the grace period."""
+async def test_a_pod_that_is_still_starting_ends_on_a_signal() -> None:
+    """As the first process of a container it would ignore the signal, and be killed after the grace period."""
     asked = asyncio.Event()
 
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

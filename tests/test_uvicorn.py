@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from tests.logbook import DEADLINE_SECONDS
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-# What `server.Protocol` overrides, and uvicorn or httptools call.
+# What `HttpProtocol` overrides, and uvicorn or httptools call.
 CALLED = (
     *("connection_made", "connection_lost", "data_received", "send_400_response"),
     *("on_message_begin", "on_url", "on_header", "on_headers_complete", "on_body", "on_message_complete"),
@@ -60,9 +60,9 @@ async def test_a_protocol_and_a_cycle_have_what_baton_uses() -> None:
         assert [name for name in OF_A_PROTOCOL if not hasattr(protocol, name)] == []
         assert [name for name in OF_A_CYCLE if not hasattr(protocol.cycle, name)] == []
         assert isinstance(protocol.cycle, RequestResponseCycle)
-        # The header counts while it comes, and the scope has the same list.
+        # The headers are checked while they arrive, and the scope has the same list.
         assert protocol.scope["headers"] is protocol.headers
-        # A chunk that is written past the response needs that of these two names.
+        # A chunk that is written directly depends on this attribute.
         assert protocol.cycle.chunked_encoding is None
         await send({"type": "http.response.start", "status": 200, "headers": []})
         assert protocol.cycle.chunked_encoding is True
@@ -95,10 +95,10 @@ async def test_a_server_has_what_baton_overrides() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_server_hears_signals_by_a_handler_in_python_which_is_there_before_its_application_starts(
+def test_a_server_installs_its_signal_handlers_before_its_application_starts(
     number: signal.Signals,
 ) -> None:
-    """So a mounted Baton can go in front of it, see `departure`."""
+    """So a mounted Baton can replace them (see `pod.mounted_shutdown`)."""
     found: list[object] = []
 
     async def app(scope: Any, receive: Callable[..., Any], send: Callable[..., Any]) -> None:

@@ -12,14 +12,14 @@ from . import api
 from .api import problems
 from .api.cross_origin import CrossOrigin
 from .observability.request_ids import RequestIds
-from .pod.departure import Departure
-from .pod.epilogue import Epilogues
+from .pod.mounted_shutdown import MountedShutdown
+from .pod.outside_middleware import OutsideMiddleware
 from .pod.pod import Pod
 from .settings import Settings
 
 
 class Application(Starlette):
-    """Starlette's, with what has to stand around all else: also around what answers unexpected errors."""
+    """A Starlette application, with layers outside of Starlette's own middleware and its handler of errors."""
 
     def __init__(self, settings: Settings, *, on_signals: bool) -> None:
         routes = [*api.ROUTES, *(api.DEMO_ROUTES if settings.demo else ())]
@@ -27,35 +27,35 @@ class Application(Starlette):
         self.router.redirect_slashes = False
         self.settings = settings
         self.on_signals = on_signals
-        self.departure: Departure | None = None  # while the app runs
+        self.shutdown: MountedShutdown | None = None  # while the application runs
 
     def leave(self) -> None:
         """Begin to send all clients away to other pods, over `BATON_DRAIN_SECONDS`, and return at once.
 
-        For an application that learns of its process's end in another way than by a signal. Any thread, and any signal
-        handler, may call it. Outside of the app's lifespan, and when called again, it does nothing.
+        Call it if your process shuts down for another reason than a signal. Any thread and any signal handler may call
+        it. Outside of the application's lifespan, and when called again, it does nothing.
         """
-        if self.departure is not None:
-            self.departure.leave()
+        if self.shutdown is not None:
+            self.shutdown.leave()
 
     async def drain(self) -> None:
-        """As `leave`, and return when all have been sent away."""
-        if self.departure is not None:
-            await self.departure.drain()
+        """Send all clients away as `leave` does, and return when that is done."""
+        if self.shutdown is not None:
+            await self.shutdown.drain()
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Nothing here wraps bodies. What goes on outside of the layers is still to have the request's id."""
+        """Add the outer layers. None wraps bodies, and the request's id covers what runs outside of the middleware."""
         inner = super().build_middleware_stack()
         if origins := self.settings.allowed_origins:
             inner = CrossOrigin(inner, origins, self.settings.allowed_headers)
-        # A layer that somebody has added may wrap bodies, or fail after its route.
-        return RequestIds(inner if self.user_middleware else Epilogues(inner))
+        # Middleware that a user has added may wrap bodies, or fail after its route has returned.
+        return RequestIds(inner if self.user_middleware else OutsideMiddleware(inner))
 
 
 def create_app(settings: Settings | None = None, *, on_signals: bool = True) -> Application:
-    """Make a pod's application; its lifespan opens and closes the pod.
+    """Return a pod's ASGI application. Its lifespan opens and closes the pod.
 
-    It can be mounted in another Starlette or FastAPI application, whose lifespan must then enter this one's:
+    You can mount it in another Starlette or FastAPI application. Then that application's lifespan must enter this one:
 
         baton_app = create_app()
 
@@ -64,8 +64,8 @@ def create_app(settings: Settings | None = None, *, on_signals: bool = True) -> 
             async with baton_app.router.lifespan_context(baton_app):
                 yield
 
-    On SIGTERM and SIGINT it sends its clients away before the server hears of it (see `departure`), or, where
-    `on_signals` is false, when `leave` or `drain` of the app is called.
+    On SIGTERM and SIGINT it sends its clients away before the server gets the signal (see `pod.mounted_shutdown`). With
+    `on_signals` false it does so only when `leave` or `drain` of the application is called.
 
     Raises:
         ConfigurationError: a setting is out of range.
@@ -77,11 +77,11 @@ def create_app(settings: Settings | None = None, *, on_signals: bool = True) -> 
 async def _lifespan(app: Application) -> AsyncIterator[None]:
     async with Pod.open(app.settings) as pod:
         app.state.pod = pod
-        app.departure = departure = Departure(pod.drain, app.settings.drain_seconds, on_signals=app.on_signals)
-        pod.before_joining = departure.hear
+        app.shutdown = shutdown = MountedShutdown(pod.drain, app.settings.drain_seconds, on_signals=app.on_signals)
+        pod.before_joining = shutdown.install
         try:
             yield
         finally:
-            app.departure = None
-            await departure.close()
+            app.shutdown = None
+            await shutdown.close()
             app.state.pod = None

@@ -52,7 +52,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="The port to listen on (BATON_PORT).")] = None,
 ) -> None:
     """Run a pod, which creates streams and relays their events to clients."""
-    from .server.server import serve as serve_pod
+    from .server.serve import serve as serve_pod
 
     settings = _settings(host=host, port=port)
     _run(settings, lambda: _traced(settings.pod_name, lambda: serve_pod(settings)), pod=settings.pod_name)

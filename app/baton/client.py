@@ -1,7 +1,7 @@
-"""A client of the native API that comes back: to any pod, after the last event that it has.
+"""A client of the native API that reconnects: to any pod, after the last event that it has.
 
-`Follower` tells what it saw, in the order in which it saw it. It sorts, drops and repairs nothing, so that whoever
-counts what it tells knows what the pods sent.
+`Follower` yields what it received, in the order in which it was received. It sorts, drops and repairs nothing, so that
+its caller can check what the pods sent.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from .errors import FollowError
 
 __all__ = ["Connected", "Disconnected", "FollowError", "Follower", "Received", "Sighting"]
 
-# Pods send a comment every 15 seconds; a connection that brings nothing for three of those is dead.
+# Pods send a comment every 15 seconds. A connection that is silent for three times as long is dead.
 SILENCE_SECONDS: Final = 45
 CONNECT_SECONDS: Final = 5
 MAX_EVENT_BYTES: Final = 64 << 20
 
-_PASSING: Final = frozenset({408, 425, 429})
+_TEMPORARY: Final = frozenset({408, 425, 429})
 
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A pod answered, and continues after `cursor`. Times are those of `time.monotonic`."""
+    """A pod answered, and continues after `cursor`. All times are of `time.monotonic`."""
 
     pod: str
     cursor: int
@@ -40,7 +40,7 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """An event came."""
+    """An event was received."""
 
     seq: int
     event: dict[str, Any]
@@ -49,7 +49,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """A connection ended before the stream did, or was not to be had; the next try follows after `pause_seconds`."""
+    """A connection ended before the stream, or could not be opened. The next attempt follows after `pause_seconds`."""
 
     reason: str
     cursor: int
@@ -63,7 +63,7 @@ Sighting = Connected | Received | Disconnected
 class Follower:
     """Follows one stream from `cursor` to its end, through any number of connections.
 
-    It is over after the terminal event, or when a pod says with 204 that there is nothing more.
+    It ends after the terminal event, or when a pod answers with 204: the stream has no further events.
     """
 
     def __init__(self, http: httpx2.AsyncClient, url: str, *, cursor: int = 0, patience_seconds: float = 60) -> None:
@@ -77,10 +77,10 @@ class Follower:
         self._over = False
 
     async def run(self) -> AsyncGenerator[Sighting, None]:
-        """Follow.
+        """Yield what happens until the stream ends.
 
         Raises:
-            FollowError: the stream is refused for good, or no pod has answered for `patience_seconds`.
+            FollowError: a pod refused the stream for good, or no pod has answered for `patience_seconds`.
         """
         while True:
             least_seconds = 0.0
@@ -90,10 +90,10 @@ class Follower:
                         yield sighting
                 reason, least_seconds = "the pod closed the connection", self._reconnect_seconds
             except httpx2.SSEError as error:
-                raise FollowError(f"What answers at {self._url} is no stream of events: {error}") from error
+                raise FollowError(f"The response from {self._url} is not an event stream: {error}") from error
             except httpx2.TransportError as error:
                 reason = str(error) or type(error).__name__
-            except _Passing as refusal:
+            except _Temporary as refusal:
                 reason = str(refusal)
             if self._over:
                 return
@@ -102,7 +102,7 @@ class Follower:
             await asyncio.sleep(pause_seconds)
 
     async def _connection(self) -> AsyncGenerator[Sighting, None]:
-        """Follow through one connection."""
+        """Follow the stream over one connection."""
         headers = {"last-event-id": str(self.cursor)} if self.cursor else {}
         timeout = httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
         connecting = self._http.sse(self._url, headers=headers, timeout=timeout, max_event_size=MAX_EVENT_BYTES)
@@ -123,7 +123,7 @@ class Follower:
                     return
 
     async def _admit(self, response: httpx2.Response) -> None:
-        """Let a 200 pass; tell whether any other status is the end, worth another try, or neither."""
+        """Accept a 200. Of any other status, decide whether it is the end, worth another attempt, or final."""
         if response.status_code == httpx2.codes.NO_CONTENT:
             self._over = True
         elif response.status_code == httpx2.codes.OK:
@@ -131,15 +131,15 @@ class Follower:
         else:
             await response.aread()
             sentence = f"{response.status_code} {_detail(response)}"
-            if response.status_code in _PASSING or response.is_server_error:
-                raise _Passing(sentence)
+            if response.status_code in _TEMPORARY or response.is_server_error:
+                raise _Temporary(sentence)
             raise FollowError(f"The stream at {self._url} is refused: {sentence}")
 
     def _receive(self, block: httpx2.ServerSentEvent) -> Received:
         try:
             event = orjson.loads(block.data)
         except ValueError:
-            raise FollowError(f"The event {block.id!r} is not JSON: {block.data!r:.80}") from None
+            raise FollowError(f"Event {block.id!r} is not JSON: {block.data!r:.80}") from None
         self._backoff.reset()
         self._answered_at = monotonic()
         self._over = event.get("type") == "done"
@@ -152,18 +152,18 @@ class Follower:
         return max(self._backoff.next_seconds(), least_seconds)
 
 
-class _Passing(Exception):
-    """A status that may be another one after a while."""
+class _Temporary(Exception):
+    """A status that may be another one on the next attempt."""
 
 
 def _seq(raw: str) -> int:
     if not (raw.isascii() and raw.isdigit()):
-        raise FollowError(f"An id is the number of an event, and not {raw!r:.80}: this is not Baton's native dialect.")
+        raise FollowError(f"The event id {raw!r:.80} is not a number. The URL does not serve Baton's native dialect.")
     return int(raw)
 
 
 def _detail(response: httpx2.Response) -> str:
-    """What a problem+json says; of anything else, what the status is called."""
+    """Return the detail of a problem+json, or else the name of the status."""
     try:
         return str(orjson.loads(response.content)["detail"])
     except (ValueError, KeyError, TypeError):

@@ -169,7 +169,7 @@ async def all_back(fuzzed: Fuzzer) -> None:
 
     def held() -> list[int]:
         in_use = pod.pool.get_size() - pod.pool.get_idle_size()
-        return [len(pod.connections._open), len(pod.relays._relays), pod.metrics.subscribers, in_use]
+        return [len(pod.streams), len(pod.relays._relays), pod.subscriber_limits.subscribers, in_use]
 
     await until(lambda: not any(held()))
 

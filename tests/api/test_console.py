@@ -37,7 +37,7 @@ async def test_pods_and_workers_are_those_of_the_database(cluster: Cluster) -> N
     other = await cluster.pod(pod_name="there", **QUICK)
     worker = await cluster.worker({"replay": echo}, worker_name="w", worker_concurrency=7)
     await cluster.create(pod, generator="replay", input=["a"])
-    await until(lambda: bool(pod.pod.census.points and other.pod.census.points))
+    await until(lambda: bool(pod.pod.sampler.points and other.pod.sampler.points))
     content = await get(cluster, pod, "overview")
     assert (content["pod"], content["anonymous"], content["tenant"]) == ("here", True, "")
     assert content["scopes"] == ["admin", "cancel", "create", "read"]

@@ -95,7 +95,7 @@ async def test_many_large_bodies_at_once_stay_within_the_bound(cluster: Cluster)
 
     def is_held() -> bool:
         nonlocal highest
-        highest = max(highest, pod.pod.metrics.body_bytes)
+        highest = max(highest, pod.pod.bodies.size_bytes)
         return pod.metric("baton_rejections_total", limit="total_body_bytes") >= 6
 
     sending = [asyncio.create_task(send()) for _ in range(10)]
@@ -177,7 +177,7 @@ async def test_a_message_that_waits_for_an_answer_to_stop_lets_other_large_bodie
     await stubborn.cancelled.wait()
     body = orjson.dumps({"id": "chat", "message": {**QUESTION, "id": "m2"}})
     second = asyncio.create_task(cluster.client.post(url, content=body))
-    await until(lambda: pod.pod.metrics.body_bytes == len(body) - FREE_BYTES)
+    await until(lambda: pod.pod.bodies.size_bytes == len(body) - FREE_BYTES)
     other = await cluster.client.post(f"{pod.url}/v1/streams", json={"input": PICTURE})
     assert other.status_code == 201
     assert not second.done()
@@ -203,7 +203,7 @@ async def test_each_mebibyte_of_a_body_has_its_time(cluster: Cluster) -> None:
     pod = await cluster.pod()
     host, port = pod.url.removeprefix("http://").split(":")
     head = f"POST /v1/streams HTTP/1.1\r\nhost: {host}\r\ncontent-length: {4 * MIB}\r\n\r\n".encode()
-    queue = pod.pod.intake._since["body"]
+    queue = pod.pod.tcp_limits._since["body"]
     writers = []
     for count in (1, 2):
         _, writer = await asyncio.open_connection(host, int(port))

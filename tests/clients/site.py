@@ -10,7 +10,7 @@ import uvicorn
 from starlette.applications import Starlette
 from tests.logbook import until
 
-from baton.server.server import bind
+from baton.server.listening_socket import bind
 
 
 class Server(uvicorn.Server):

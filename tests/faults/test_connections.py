@@ -1,4 +1,4 @@
-"""The pod's end of connections: their age, clients that accept nothing, and many that come at once."""
+"""A pod's event streams: their age, clients that accept nothing, and many clients that arrive at once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_connections_rotate_and_nothing_is_lost(cluster: Cluster) -> None:
 
 
 class Deaf:
-    """A client that asks for a stream and then reads nothing, with as little room in its kernel as there can be."""
+    """A client that requests a stream and then reads nothing, with the smallest possible buffer in its kernel."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -51,7 +51,7 @@ class Deaf:
         await loop.sock_sendall(self._socket, request.encode())
 
     async def what_came(self) -> bytes:
-        """Read all that was on its way, to the connection's end."""
+        """Read what was in transit, up to the connection's end."""
         came = b""
         with contextlib.suppress(ConnectionResetError):
             while part := await asyncio.get_running_loop().sock_recv(self._socket, 65_536):
@@ -74,14 +74,14 @@ async def deaf(url: str, stream_id: object, count: int = 1) -> AsyncIterator[lis
 
 
 async def fat(cluster: Cluster, *, batches: int, padding: int = 10_000) -> Author:
-    """A stream of so many batches of ten events."""
+    """A stream of this many batches of ten events."""
     author = await cluster.author()
     for _ in range(batches):
         await author.write_texts([10], padding=padding)
     return author
 
 
-async def test_a_client_that_accepts_nothing_is_cut_and_can_resume_while_others_go_on(cluster: Cluster) -> None:
+async def test_a_client_that_accepts_nothing_is_cut_and_can_resume(cluster: Cluster) -> None:
     pod = await cluster.pod(write_timeout_seconds=0.5)
     author = await fat(cluster, batches=40)
     async with (
@@ -92,7 +92,7 @@ async def test_a_client_that_accepts_nothing_is_cut_and_can_resume_while_others_
         await until(
             lambda: pod.metric("baton_event_streams_closed_total", dialect="native.full", reason="write_timeout") == 1
         )
-        # Cut, and not closed after what waits: that would need a client that accepts it.
+        # It is aborted, and not closed after what is pending: that would need a client that accepts it.
         await until(lambda: pod.metric("baton_subscribers") == 1)
         assert await _connections(pod.url) == 1
         came = await client.what_came()
@@ -126,12 +126,12 @@ async def test_clients_that_accept_nothing_cost_a_bounded_memory(cluster: Cluste
             for _ in range(20):
                 await author.write_texts([10] * 10, padding=10_000)
                 await follower.events(100)
-            # 20 MB for each, were it kept for those that do not read.
+            # If the pod kept it for clients that do not read, each would take 20 MB.
             assert process.memory_info().rss - before < 100 * MEGABYTE
 
 
 async def storm(cluster: Cluster, *, streams: int, clients: int) -> None:
-    """Clients of a pod that is no more arrive at another, all at once, each after what it had."""
+    """Let the clients of a lost pod arrive at another one, all at once, each after its last event."""
     authors = [await cluster.author() for _ in range(streams)]
     for author in authors:
         await author.write_texts([5, 5, 5])

@@ -31,7 +31,7 @@ from baton.db.notifications import CANCEL_CHANNEL, EVENTS_CHANNEL, KILL_CHANNEL,
 from baton.db.postgres import Connection
 from baton.db.signing_keys import SigningKeys
 from baton.outcome import Outcome
-from baton.pod.relay import DOUBT_SECONDS
+from baton.pod.relay_registry import DOUBT_SECONDS
 from baton.worker.worker import CLAIM_PAUSE_SECONDS
 
 CHANNELS = (EVENTS_CHANNEL, CANCEL_CHANNEL, QUEUE_CHANNEL, KILL_CHANNEL)
@@ -277,18 +277,18 @@ async def test_keys_are_rotated_while_streams_run_and_the_old_one_is_worth_nothi
         async with cluster.pool.acquire() as connection:
             new = await signing_keys.rotate(connection)
         for pod in play.pods:
-            pod.pod.trust.forget()
+            pod.pod.verifier.forget()
         play.say()
         for watcher in play.watchers:
             await watcher.has(2)
-        await until(lambda: all(set(pod.pod.trust.keys.secrets) == {before[0], new} for pod in play.pods))
+        await until(lambda: all(set(pod.pod.verifier.keys.secrets) == {before[0], new} for pod in play.pods))
         await cluster.pool.execute(
             "UPDATE baton.notify_key SET created_at = created_at - make_interval(secs => $1)",
             float(signing_keys.GRACE_SECONDS + signing_keys.REREAD_SECONDS),
         )
         for pod in play.pods:
-            pod.pod.trust.forget()
-        await until(lambda: all(set(pod.pod.trust.keys.secrets) == {new} for pod in play.pods))
+            pod.pod.verifier.forget()
+        await until(lambda: all(set(pod.pod.verifier.keys.secrets) == {new} for pod in play.pods))
         stolen = SigningKeys(dict([before]), await history.read(cluster.pool))
         for stream in map(UUID, play.ids):
             item = Append(stream, 1, play.said + 1, play.said + 1, text(666))

@@ -22,7 +22,7 @@ from ..db.stream_lists import StreamFilter
 from ..db.streams import Stream
 from ..events import Status
 from ..outcome import TimingsContent
-from ..pod.census import Point
+from ..pod.cluster_sampler import Point
 from ..pod.pod import Pod
 from ..principal import AuthScope, Principal
 from ..version import __version__
@@ -185,7 +185,7 @@ async def overview(request: Request) -> AsgiResponse:
         "anonymous": pod.gate.anonymous,
         "scopes": sorted(principal.scopes),
         **known,
-        "points": [_point(point) for point in pod.census.points if point.at > since],
+        "points": [_point(point) for point in pod.sampler.points if point.at > since],
     }
     return json_answer(request, content)
 

@@ -50,7 +50,7 @@ async def kill(request: Request) -> AsgiResponse:
     name = validated(KillPod, parse_json(await read_body(request))).pod
     pod = pod_of(request)
     async with translated(pod.pool):
-        await notifications.announce_kill(pod.pool, name, time.time(), pod.trust.keys)
+        await notifications.announce_kill(pod.pool, name, time.time(), pod.verifier.keys)
     return Response(status_code=202, headers=common_headers(request))
 
 

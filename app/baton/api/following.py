@@ -13,25 +13,25 @@ from starlette.responses import Response
 from ..dialects.dialect import Dialect, Encoded, Reader
 from ..errors import CursorBeyondTail, OldProtocol, StreamNotFound, Unauthenticated, Unavailable
 from ..observability import log_context
-from ..pod.event_stream import Connection
-from ..pod.relay import Subscriber
+from ..pod.event_stream import EventStream
+from ..pod.subscriber import Subscriber
 from .request import AsgiResponse, common_headers, damaged, found, pod_of, principal_of, stream_headers
 
 Waited = Literal["ended", "client left", "pod left", "in vain"]
 
 
 def require_followable(request: Request) -> None:
-    """Refuse to follow in a dialect whose clients take a clean end for the stream's, before anything is created.
+    """Refuse to follow, before anything is created, in a dialect whose clients take a clean end for the stream's end.
 
     Raises:
-        OldProtocol: the client speaks HTTP/1.0, in which a cut connection has a clean end.
+        OldProtocol: the client uses HTTP/1.0, where a cut connection looks like a clean end.
         PodFull, TooManySubscribers, Unavailable: see `require_staying`.
     """
     require_staying(request)
     if request.scope["http_version"] == "1.0":
         raise OldProtocol(
-            "By HTTP/1.0 a cut connection looks like the end of the answer. A proxy in between may be the one that "
-            "speaks it: nginx needs `proxy_http_version 1.1;`."
+            "With HTTP/1.0 a cut connection looks like the end of the answer. Use HTTP/1.1. If a proxy uses HTTP/1.0, "
+            "configure it: nginx needs `proxy_http_version 1.1;`."
         )
 
 
@@ -40,7 +40,7 @@ def require_staying(request: Request) -> None:
 
     Raises:
         Unavailable: the pod is leaving.
-        PodFull, TooManySubscribers: it has no room for one more of this caller's.
+        PodFull, TooManySubscribers: a limit of subscribers is reached.
     """
     _refuse_if_leaving(request)
     pod_of(request).subscriber_limits.require_room(principal_of(request).tenant)
@@ -51,7 +51,7 @@ async def subscribe(request: Request, stream_id: UUID, cursor: int = 0) -> Subsc
 
     Raises:
         Unavailable: the pod is leaving, or the database does not answer.
-        PodFull, TooManySubscribers: there is no room for one more.
+        PodFull, TooManySubscribers: a limit of subscribers is reached.
         CursorBeyondTail, LogDamaged, StreamExpired, StreamNotFound: it cannot be joined there.
     """
     _refuse_if_leaving(request)
@@ -68,49 +68,49 @@ async def follow_frames(
     headers: Mapping[str, str] | None = None,
     on_gone: Callable[[], Awaitable[None]] | None = None,
 ) -> AsgiResponse:
-    """Answer with the frames after number `after` of a dialect that counts its frames.
+    """Answer with the frames after number `after`, in a dialect that counts its frames.
 
-    `opening` are the frames before the first event, in its body only those after that number. `on_gone` is awaited
+    `opening` has the frames before the first event; its body has only the ones after that number. `on_gone` is awaited
     when the client leaves before the end.
 
     Raises:
         CursorBeyondTail: the stream has fewer frames so far.
-        OldProtocol: the client speaks HTTP/1.0.
-        PodFull, TooManySubscribers: there is no room for one more.
+        OldProtocol: the client uses HTTP/1.0.
+        PodFull, TooManySubscribers: a limit of subscribers is reached.
         LogDamaged, StreamExpired, StreamNotFound, Unavailable: the stream cannot be followed.
     """
     require_followable(request)
     if request.method == "HEAD":
         await found(request, stream_id)
-        told = {name.decode(): value.decode() for name, value in dialect.headers}
-        return Response(headers=common_headers(request) | told | dict(headers or {}))
+        of_dialect = {name.decode(): value.decode() for name, value in dialect.headers}
+        return Response(headers=common_headers(request) | of_dialect | dict(headers or {}))
     subscriber = await subscribe(request, stream_id)
     reader = Reader(dialect, opening, after)
     try:
-        # Before the answer begins, so that it can still be a refusal.
+        # The response has not begun, so it can still be an error.
         first = await _skip(reader, subscriber, after)
     except BaseException:
         pod_of(request).relays.unsubscribe(subscriber)
         raise
     if after:
         count_resume(request, subscriber)
-    return connection(request, subscriber, reader, opening=opening.body + first, headers=headers, on_gone=on_gone)
+    return event_stream(request, subscriber, reader, opening=opening.body + first, headers=headers, on_gone=on_gone)
 
 
 def count_resume(request: Request, subscriber: Subscriber) -> None:
-    """Count a client that came back, and what it has missed."""
+    """Count a client that reconnected, and the events that it had missed."""
     pod_of(request).metrics.resumed_events.observe(subscriber.relay.tail - subscriber.cursor)
 
 
-def connection(request: Request, subscriber: Subscriber, reader: Reader[Any], **options: Any) -> Connection:
-    """Answer with what a subscriber gets from now on; `options` are those of `Connection`."""
+def event_stream(request: Request, subscriber: Subscriber, reader: Reader[Any], **options: Any) -> EventStream:
+    """Answer with everything that follows a subscriber's cursor. `options` are passed to `EventStream`."""
     pod, principal = pod_of(request), principal_of(request)
     headers = stream_headers(request, reader.dialect.headers, options.pop("headers", None))
-    return Connection(
+    return EventStream(
         subscriber,
         reader,
         pod.relays,
-        pod.connections,
+        pod.streams,
         pod.metrics,
         reconnect_milliseconds=pod.settings.reconnect_milliseconds,
         headers=headers,
@@ -120,11 +120,11 @@ def connection(request: Request, subscriber: Subscriber, reader: Reader[Any], **
 
 
 async def wait_for_end(request: Request, stream_id: UUID, seconds: float | None = None) -> Waited:
-    """Wait until a stream has ended, or its client or the pod leaves, or for so many seconds at most.
+    """Wait until a stream ends, its client leaves, the pod leaves, or this many seconds have passed.
 
     Raises:
         LogDamaged, StreamExpired, StreamNotFound, Unavailable: the stream cannot be watched.
-        Unauthenticated: the API key has been revoked meanwhile, or has expired.
+        Unauthenticated: the API key was revoked or has expired during the wait.
     """
     pod = pod_of(request)
     subscriber = await _join(request, stream_id, 0)
@@ -134,9 +134,7 @@ async def wait_for_end(request: Request, stream_id: UUID, seconds: float | None 
     try:
         async with asyncio.timeout(seconds):
             while not (relay.ended or relay.over or pod.draining or client.done()):
-                subscriber.cursor = relay.tail
-                subscriber.tapped = False
-                await subscriber.wait()
+                await subscriber.wait_for_more()
     except TimeoutError:
         return "in vain"
     finally:
@@ -146,7 +144,7 @@ async def wait_for_end(request: Request, stream_id: UUID, seconds: float | None 
     if relay.damaged:
         raise damaged(stream_id)
     if not pod.gate.admits(principal_of(request)):
-        raise Unauthenticated("The API key has been revoked since, or has expired.")
+        raise Unauthenticated("The API key was revoked or has expired. Use another one.")
     if relay.ended or relay.over:
         return "ended"
     return "pod left" if pod.draining else "client left"
@@ -180,7 +178,7 @@ async def _left(request: Request) -> None:
 
 
 async def _skip(reader: Reader[Any], subscriber: Subscriber, after: int) -> bytes:
-    """Read the log up to frame number `after`; return what the batch that holds it has beyond."""
+    """Read the log up to frame number `after`. Return the frames that follow it in the same batch."""
     relay = subscriber.relay
     caught_up = False
     while reader.last < after:
@@ -197,7 +195,7 @@ async def _skip(reader: Reader[Any], subscriber: Subscriber, after: int) -> byte
         if reader.last < after and (reader.over or not batches):
             if caught_up or reader.over or relay.ended or relay.over:
                 raise CursorBeyondTail(
-                    f"The stream has {reader.last} frames so far, and the request is for those that follow the first "
+                    f"The stream has {reader.last} frames so far, and the request is for the frames after number "
                     f"{after}. Start again without a cursor."
                 )
             await relay.catch_up()

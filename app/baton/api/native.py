@@ -29,8 +29,8 @@ from ..principal import View
 from ..snapshot import Snapshot
 from . import actions, problems
 from .following import (
-    connection,
     count_resume,
+    event_stream,
     follow_frames,
     require_followable,
     require_staying,
@@ -287,7 +287,7 @@ async def _follow(
         return _retry(request, headers)
     if cursor and not opening:
         count_resume(request, subscriber)
-    return connection(
+    return event_stream(
         request,
         subscriber,
         Reader(native.VIEWS[_view(request, wanted)], native.START, cursor),

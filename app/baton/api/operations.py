@@ -50,7 +50,6 @@ async def readyz(request: Request) -> AsgiResponse:
 async def metrics(request: Request) -> AsgiResponse:
     """Give the metrics in Prometheus' text format."""
     pod = pod_of(request)
-    pod.metrics.full = pod.full
     return Response(pod.metrics.render(), media_type="text/plain; version=0.0.4", headers=common_headers(request))
 
 

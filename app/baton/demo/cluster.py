@@ -21,7 +21,7 @@ from typing import Any, Final, Self, TypeVar
 import httpx2
 
 from ..errors import ConfigurationError, DemoError
-from ..server.server import bind
+from ..server.listening_socket import bind
 
 READY_SECONDS: Final = 30
 LEAVE_SECONDS: Final = 3

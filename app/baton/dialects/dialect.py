@@ -98,11 +98,6 @@ class Reader(Generic[State]):
             return self._read(batches[0])
         return b"".join([self._read(batch) for batch in batches])
 
-    def peek(self, batch: Batch) -> Encoded[State] | None:
-        """Return the batch that comes next for this client, encoded; None if only `read` can tell what it gets."""
-        encoded = self._encoded(batch)
-        return encoded if encoded.first > self._after and not self.over else None
-
     def advance(self, encoded: Encoded[State]) -> None:
         """Go on behind a batch that the client was sent, or what of it is for this client."""
         self.state, self.last, self.over = encoded.state, encoded.last, encoded.over

@@ -1,4 +1,4 @@
-"""A pod: what one serving process holds, from its first connection to its leaving."""
+"""A pod: everything that one serving process holds, from its start to its shutdown."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ from ..generators.registry import configured_names, what_is_missing
 from ..observability.metrics import PodMetrics
 from ..settings import Settings
 from ..version import __version__
-from .census import Census
-from .event_stream import Connections
-from .read_limits import Reads
-from .relay import Relays
-from .request_bodies import Bodies
+from .cluster_sampler import ClusterSampler
+from .notification_verifier import NotificationVerifier
+from .read_limits import ReadLimits
+from .relay_registry import RelayRegistry
+from .request_bodies import RequestBodies
+from .stream_timeouts import OpenStreams
 from .subscriber_limits import SubscriberLimits
-from .tcp_limits import Intake
-from .trusted_notifications import Trust
+from .tcp_limits import TcpLimits
 
 logger = logging.getLogger(__name__)
 
-# For so long the database may be silent before new clients are better sent elsewhere.
+# How long the database may be silent before the pod is no longer ready for new clients.
 READY_SILENCE_SECONDS: Final = 15
 LOOK_SECONDS: Final = 15
 QUEUE_SECONDS: Final = 0.5
-# Consoles ask more often than this, and all of them the same.
+# How long a console's response is reused: consoles ask more often than this, and all ask the same.
 ANSWER_SECONDS: Final = 1
 
 
@@ -78,7 +78,7 @@ class Pod:
             max_tenant=settings.max_tenant_subscribers,
             max_stream=settings.max_stream_subscribers,
         )
-        self.intake = Intake(
+        self.tcp_limits = TcpLimits(
             self.metrics,
             max_connections=settings.max_connections,
             header_timeout_seconds=settings.header_timeout_seconds,
@@ -86,28 +86,31 @@ class Pod:
             http_keep_alive_seconds=settings.http_keep_alive_seconds,
             flush_seconds=settings.write_timeout_seconds,
         )
-        self.bodies = Bodies(
+        metrics.read("full", lambda: self.full)
+        self.bodies = RequestBodies(
             self.metrics, max_bytes=settings.max_total_body_bytes, max_body_bytes=settings.max_body_bytes
         )
-        self.trust = Trust(pool, look_seconds=settings.log_poll_seconds, on_new_history=self._on_new_history)
-        self.relays = Relays(
+        self.verifier = NotificationVerifier(
+            pool, check_seconds=settings.log_poll_seconds, on_new_history=self._on_new_history
+        )
+        self.relays = RelayRegistry(
             pool,
             self.metrics,
             self.subscriber_limits,
-            self.trust,
+            self.verifier,
             window_bytes=settings.relay_window_bytes,
             poll_seconds=settings.log_poll_seconds,
             with_events=settings.notify_payloads,
         )
         self.listener = Listener(
             settings.listen_dsn,
-            {EVENTS_CHANNEL: self.relays.hear} | ({KILL_CHANNEL: self._hear_kill} if settings.demo else {}),
+            {EVENTS_CHANNEL: self.relays.hear} | ({KILL_CHANNEL: self._on_kill} if settings.demo else {}),
             on_state=self._on_listener_state,
             probe_seconds=settings.listen_probe_seconds,
             connect_seconds=settings.database_timeout_seconds,
             name="baton pod listen",
         )
-        self.connections = Connections(
+        self.streams = OpenStreams(
             sse_keep_alive_seconds=settings.sse_keep_alive_seconds,
             write_timeout_seconds=settings.write_timeout_seconds,
             max_age_seconds=settings.max_connection_age_seconds,
@@ -118,23 +121,23 @@ class Pod:
         self.queue = QueueWatermark(late_check_seconds=SWEEP_SECONDS)
         self.id = uuid.uuid4()
         self._made_at = time.time()
-        self.census = Census(
+        self.sampler = ClusterSampler(
             pool, self._note, self.subscriber_limits.changed, interval_seconds=settings.pod_heartbeat_seconds
         )
-        self.reads = Reads(Rate(settings.reads_per_second, settings.reads_burst))
+        self.reads = ReadLimits(Rate(settings.reads_per_second, settings.reads_burst))
         self.recent_answers = RecentAnswers(ANSWER_SECONDS)
         self.draining = False
         self.broken = False
-        self.before_joining: Callable[[], None] = _nothing  # called when a client is about to follow, or to wait
+        self.before_joining: Callable[[], None] = _nothing  # called when a client is about to follow or to wait
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, settings: Settings) -> AsyncIterator[Self]:
-        """Connect, check the schema, and run the listener, the poll and the heartbeat.
+        """Connect, check the schema, and run the pod's tasks: the listener, the polls, the timeouts and the sampler.
 
         Raises:
-            ConfigurationError: nobody could be let in, the database cannot be reached, its schema does not fit, or
-                nobody offers the default generator.
+            ConfigurationError: no client could authenticate, the database cannot be reached, its schema does not fit,
+                or no process offers the default generator.
         """
         for remark in settings.remarks:
             logger.warning(remark)
@@ -156,33 +159,33 @@ class Pod:
                 raise ConfigurationError(f"BATON_DEFAULT_GENERATOR: {sentence}")
             tasks = [
                 asyncio.create_task(pod.listener.run()),
-                asyncio.create_task(pod.trust.run()),
+                asyncio.create_task(pod.verifier.run()),
                 asyncio.create_task(pod.relays.run()),
                 asyncio.create_task(pod.relays.note_watched(settings.watch_interval_seconds)),
-                asyncio.create_task(pod.connections.run()),
+                asyncio.create_task(pod.streams.run()),
                 asyncio.create_task(pod.watch_database()),
                 asyncio.create_task(pod.watch_queue()),
-                asyncio.create_task(pod.census.run()),
+                asyncio.create_task(pod.sampler.run()),
                 *map(asyncio.create_task, pod.gate.tasks()),
             ]
             for task in tasks:
-                task.add_done_callback(pod.mourn)
+                task.add_done_callback(pod.on_task_death)
             try:
                 yield pod
             finally:
-                # Whoever loses the connection from now on did not leave.
-                pod.draining = pod.connections.draining = True
+                # A client that loses its connection from now on has not left.
+                pod.draining = pod.streams.draining = True
                 for task in tasks:
-                    task.remove_done_callback(pod.mourn)
+                    task.remove_done_callback(pod.on_task_death)
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-                await pod.census.leave()
+                await pod.sampler.leave()
 
     @property
     def ready(self) -> bool:
         """Whether new clients should be sent here."""
-        # A pod that follows nothing polls nothing, and the census asks in any case.
-        silence_seconds = time.monotonic() - max(self.relays.answered_at, self.census.answered_at)
+        # A pod that follows no stream polls nothing. The sampler asks in any case.
+        silence_seconds = time.monotonic() - max(self.relays.answered_at, self.sampler.answered_at)
         interval_seconds = max(self.settings.log_poll_seconds, self.settings.pod_heartbeat_seconds)
         return (
             not self.draining
@@ -194,21 +197,21 @@ class Pod:
 
     @property
     def full(self) -> bool:
-        """Whether it has as many subscribers, or connections, as it takes, or has just had."""
-        return self.subscriber_limits.full or self.intake.full
+        """Whether it has, or had a moment ago, as many subscribers or connections as it accepts."""
+        return self.subscriber_limits.full or self.tcp_limits.full
 
     @property
     def disk_full(self) -> bool:
         """Whether the database's disk is full. Clients can read then, so the pod stays ready."""
         return isinstance(self.pool, FairPool) and self.pool.disk_full
 
-    def mourn(self, task: asyncio.Task[None]) -> None:
-        """Note that one of the pod's own tasks has ended, which none does unless this code is at fault."""
-        logger.critical("A task of this pod has died; restart the pod.", exc_info=task.exception())
+    def on_task_death(self, task: asyncio.Task[None]) -> None:
+        """Mark the pod as broken: one of its own tasks has ended, which only a fault of this code can cause."""
+        logger.critical("A task of this pod has died. Restart the pod.", exc_info=task.exception())
         self.broken = True
 
     async def missing_generator(self, name: str) -> str | None:
-        """Return the sentence that says that there is no such generator; None if this pod or a worker knows it."""
+        """Return None if this pod or a worker has this generator, and otherwise a sentence that says what to do."""
         known = configured_names(self.settings)
         if name not in known:
             known |= await worker_rows.offered_generators(self.pool)
@@ -218,33 +221,33 @@ class Pod:
             return sentence
         return (
             f"There is no generator called {name!r}. Known are: {', '.join(sorted(known))}. "
-            "Your own are named in BATON_GENERATORS, for pods and workers alike."
+            "Add your own to BATON_GENERATORS, for pods and workers alike."
         )
 
     async def drain(self, seconds: float | None = None) -> None:
-        """Send the clients away to other pods, spread over that time, by default `drain_seconds`."""
+        """Send the clients away to other pods, spread over this time, by default `drain_seconds`."""
         self.draining = True
-        await self.connections.drain(self.settings.drain_seconds if seconds is None else seconds)
+        await self.streams.drain(self.settings.drain_seconds if seconds is None else seconds)
         self.relays.tap_all()
 
     async def watch_database(self) -> None:
-        """Look again and again at what an operator should know, and complain while there is still time."""
+        """Measure at intervals what an operator should know, and log problems while there is time to act."""
         while True:
             try:
-                reach = await self._look()
+                reach = await self._measure()
             except (Unavailable, asyncpg.PostgresError) as error:
-                logger.warning("The database cannot be looked at: %r", error)
+                logger.warning("The pod cannot measure the database: %r", error)
             else:
                 if reach.left_seconds < partitions.LEAST_SECONDS:
                     logger.error(
-                        "The log's partitions end in %.1f h, and then nothing can be written. Run `baton maintain`; "
-                        "workers create them too, and their log says why they cannot.",
+                        "The log's partitions end in %.1f h; after that nothing can be written. Run `baton maintain`. "
+                        "Workers create partitions too: their log says why they cannot.",
                         reach.left_seconds / 3600,
                     )
             await asyncio.sleep(LOOK_SECONDS)
 
     async def watch_queue(self) -> None:
-        """Keep the queue's floor near, so that what reads the queue reads little, whatever vacuum may remove."""
+        """Keep the queue's floor up to date, so that reads of the queue stay short even if vacuum removes nothing."""
         while True:
             try:
                 async with translated(self.pool), self.pool.acquire() as connection:
@@ -253,8 +256,8 @@ class Pod:
                 self.queue.forget()
             await asyncio.sleep(QUEUE_SECONDS)
 
-    async def _look(self) -> partitions.Reach:
-        """Note how far the partitions reach, how full the queues are, what holds vacuum back, and the wait for this."""
+    async def _measure(self) -> partitions.Reach:
+        """Measure how far the partitions reach, how full the queues are, what holds vacuum back, and the wait here."""
         metrics = self.metrics
         metrics.pool_connections, metrics.pool_idle = self.pool.get_size(), self.pool.get_idle_size()
         asked_at = time.monotonic()
@@ -269,30 +272,29 @@ class Pod:
         return reach
 
     async def _look_at_disk(self, connection: Connection) -> None:
-        """Notice that the disk is full where nobody writes, and that it has room again."""
+        """Note whether the disk is full. This also covers a pod that writes nothing, and a disk that has room again."""
         full = not await disk_space.has_room(connection)
         if full:
-            logger.error("The database's disk is full: streams can be read, and nothing can be written.")
+            logger.error("The database's disk is full. Streams can be read, but nothing can be written.")
         if isinstance(self.pool, FairPool):
             self.pool.disk_full = full
 
     async def queue_state(self, connection: Connection) -> tuple[int, float]:
-        """Return how many streams wait for a worker, and for how many seconds the first of them has."""
+        """Return how many streams wait for a worker, and how many seconds the oldest one has waited."""
         if self.queue.due:
             await self.queue.update(lambda since: stream_queue.first_queued(connection, since))
         return await stream_queue.state(connection, self.queue.since)
 
     def _note(self) -> Note:
-        metrics = self.metrics
         return Note(
             self.id,
             self.settings.pod_name,
             __version__,
             self._state(),
             self.listener.state.value,
-            metrics.subscribers,
-            metrics.connections,
-            metrics.delivery_seconds.counts,
+            self.subscriber_limits.subscribers,
+            self.tcp_limits.connections,
+            self.metrics.delivery_seconds.counts,
             self.subscriber_limits.newest(pod_rows.MOST_WATCHED),
         )
 
@@ -303,23 +305,23 @@ class Pod:
             return "full"
         return "ready" if self.ready else "not ready"
 
-    def _hear_kill(self, payload: str) -> None:
-        """Die as by the loss of the machine, if this is the pod that somebody wants to see die. In a demo only."""
+    def _on_kill(self, payload: str) -> None:
+        """Kill this process, as the loss of the machine would, if the notification names this pod. In a demo only."""
         name, stamp = payload.partition("\n")[0], notifications.committed_at(payload)
-        if name != self.settings.pod_name or not self.trust.believes(KILL_CHANNEL, payload):
+        if name != self.settings.pod_name or not self.verifier.verifies(KILL_CHANNEL, payload):
             return
-        # One that was sent before, to the pod of this name that it killed, kills nobody again.
+        # A notification from before this pod's start was meant for an earlier pod of the same name.
         if stamp is not None and stamp > self._made_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _on_new_history(self) -> None:
-        self.relays.doubt_all()
-        # What was counted, and the transaction ids by which it is compared, may have gone back too.
+        self.relays.distrust_all()
+        # The counts, and the transaction ids by which they are compared, may have gone back too.
         self.live_counts = LiveCounts()
 
     def _on_listener_state(self, state: ListenerState) -> None:
         self.metrics.listening = state is ListenerState.LISTENING
         self.metrics.listener_disconnects += state is ListenerState.DEGRADED
-        self.trust.forget()
+        self.verifier.forget()
         if state is ListenerState.LISTENING:
             self.relays.catch_up_all()

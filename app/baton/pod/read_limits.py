@@ -1,11 +1,11 @@
 """How fast each caller may read, on this pod: a token bucket for each, in memory.
 
-There are too many reads for a row of the database each. Pods count for themselves: what a read uses up is mostly a
-pod's. A read takes one token. One that turns out to have cost more takes the rest afterwards, so a caller can owe
-tokens, and then waits for longer.
+Reads are too many to write a row of the database for each. So each pod counts its own: what a read uses up is mostly
+that pod's. A read takes one token. A read that turns out to cost more takes the rest afterwards, so a caller can owe
+tokens, and then waits longer.
 
-A bucket is one moment, at which it will be full again (the GCRA, as in `rates`). A full bucket is as good as none. So
-memory is bounded: beyond `MOST_CALLERS` the bucket that was used longest ago is forgotten.
+A bucket is stored as the moment at which it will be full again (the GCRA, as in `db.rate_buckets`). A full bucket is
+the same as no bucket. So memory is bounded: beyond `MOST_CALLERS` the least recently used bucket is dropped.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Final
 
 from ..db.rate_buckets import Rate
 
-# A refusal is given after this time. So a caller that does not care for `Retry-After` keeps its connections busy with
-# waiting, and not the pod with refusing.
+# A refusal is sent after this delay. So a caller that ignores `Retry-After` spends its connections on waiting, and not
+# the pod's time on refusals.
 REFUSAL_SECONDS: Final = 1.0
 MOST_CALLERS: Final = 10_000
-# A list that looks at more rows than this costs a token for each as many.
+# A list costs one token for every this many rows that it reads, besides its first token.
 ROWS_PER_TOKEN: Final = 20
 
 
-class Reads:
+class ReadLimits:
     """The buckets of all callers, by tenant and name. It runs on one event loop and takes no lock."""
 
     def __init__(self, rate: Rate, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -36,17 +36,17 @@ class Reads:
         self._full_at: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     def take(self, tenant: str, caller: str) -> int | None:
-        """Take a token; return None, or where there is none, after how many seconds there will be one."""
+        """Take a token and return None; if there is none, return in how many seconds there will be one."""
         full_at, now = self._full_at.get((tenant, caller), 0.0), self._now()
         wait = full_at - now - self._seconds_per_token * (self.rate.burst - 1)
-        # What is left is the rounding of a float.
+        # Less than this is a rounding error.
         if wait > 1e-9:
             return max(1, math.ceil(wait))
         self._put_off(tenant, caller, 1)
         return None
 
     def charge_rows(self, tenant: str, caller: str, rows: int) -> None:
-        """Take what a list cost beyond its one token. This is never refused: it is done already."""
+        """Take what a list cost beyond its one token. This is never refused: the list is already done."""
         if tokens := rows // ROWS_PER_TOKEN:
             self._put_off(tenant, caller, tokens)
 

@@ -1,166 +1,66 @@
-"""A pod's live copies of streams: one `Relay` for each that somebody here follows, shared by all its subscribers.
+"""A pod's live copy of one stream: a `Relay`, shared by all subscribers of the stream on this pod.
 
 A relay keeps a window of the newest batches. Subscribers have cursors, not queues: each takes what follows its own
-cursor from the window, and one that has fallen behind the window reads pages from the log until it is back inside. So a
-slow client costs nobody memory and loses nothing.
+cursor from the window. One that has fallen behind the window reads pages of the log until it is back inside. So a slow
+client costs no memory and loses nothing.
 
-The log is the truth, and a notification is a hint. What always holds of a relay that is loaded: its window is a
-gap-free run of batches that ends at its tail, and its tail is the end of a batch. A batch that starts at tail + 1 is
-applied, one that ends at or before the tail is ignored, and anything else makes the relay read the log. One read at a
-time runs for each relay; a hint that comes meanwhile marks it dirty, and it reads again. A slow poll over all relays
-finds what no notification announced.
+The log is the truth, and a notification is a hint. What always holds of a loaded relay: its window is a gap-free run of
+batches that ends at its tail, and its tail is the end of a batch. A batch that starts at tail + 1 is applied, one that
+ends at or before the tail is ignored, and anything else makes the relay read the log. One read at a time runs for each
+relay. A hint that comes during a read marks the relay dirty, and it reads again.
 
-Any role may send notifications. Only what a worker signed (see `signing_keys`) is applied. Anything else makes the pod
-compare the relays that it names with the log, all of them in one query and ten times a second at most.
-
-Everything here runs on one event loop, and nothing awaits between looking and acting on what was seen.
+Everything here runs on one event loop, and nothing awaits between a check and the action that depends on it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, Protocol
 from uuid import UUID
 
-import asyncpg
-
-from ..backoff import Backoff, retry
-from ..db import event_log, notifications, retention, streams
+from ..db import event_log, retention, streams
 from ..db.event_log import Batch
 from ..db.notifications import Announcement
 from ..db.postgres import Pool, translated
 from ..db.shared_work import seen, shared_task
 from ..db.stream_ending import REWOUND
-from ..errors import CursorBeyondTail, LogDamaged, Unavailable
+from ..errors import CursorBeyondTail
 from ..observability import traceparent
 from ..observability.metrics import PodMetrics
 from ..observability.traceparent import TraceParent
 from ..outcome import Outcome
-from .subscriber_limits import SubscriberLimits
-from .trusted_notifications import Trust
 
 logger = logging.getLogger(__name__)
 
-OnBatch = Callable[[Batch], bool]
-
-LINGER_SECONDS: Final = 5
-# So long a pod remembers that a log has a hole: clients that come back are refused, and do not come back again.
-DAMAGED_LINGER_SECONDS: Final = 300
 PAGES_KEPT: Final = 4
-# Encodings are several times as large as events: those of older batches are made again for the few who come for them.
+# Encodings are several times as large as events. An older batch is encoded again for the few clients that need it.
 ENCODED_BATCHES_KEPT: Final = 64
-# What a subscriber takes at once, so that one that then reads nothing does not hold more.
+# What a subscriber takes at once, so that one that then reads nothing holds no more than this.
 TAKE_BYTES: Final = 65_536
-# The pause between two looks at the log that unsigned notifications cause, however many there are.
-DOUBT_SECONDS: Final = 0.1
 
 
-class Subscriber:
-    """One client's place in a stream: `cursor` is the last number that it was given."""
-
-    __slots__ = ("_on_batch", "_waiter", "cursor", "relay", "tapped", "tenant")
-
-    def __init__(self, relay: Relay, cursor: int, tenant: str) -> None:
-        self.relay = relay
-        self.cursor = cursor
-        self.tenant = tenant  # whose place it takes
-        self.tapped = False  # woken for another reason than events
-        self._waiter: asyncio.Future[None] | None = None
-        self._on_batch: OnBatch | None = None
+class Recipient(Protocol):
+    """What a relay gives its batches to: a `Subscriber`, whose module imports this one."""
 
     @property
-    def finished(self) -> bool:
-        """Whether it has been given all that there will ever be."""
-        return self.relay.ended and self.cursor >= self.relay.tail
-
-    async def wait(self, on_batch: OnBatch | None = None) -> None:
-        """Wait for events, for the stream's end, or for a tap.
-
-        Meanwhile `on_batch` is given each batch that comes next, other than the last one. Where it returns True the
-        batch is taken, and the wait goes on: so a batch reaches a client without a task that wakes up for it.
-        """
-        if self.tapped or self.relay.over or self.cursor < self.relay.tail:
-            return
-        self._on_batch = on_batch
-        try:
-            await self._woken()
-        finally:
-            self._on_batch = None
-
-    async def pause(self, seconds: float) -> None:
-        """Wait so long, whatever events come, but not beyond the stream's end or a tap."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while not (self.tapped or self.relay.ended or self.relay.over):
-                    await self._woken()
-
-    async def take(self, *, until_tapped: bool = False) -> list[Batch]:
-        """Return what follows the cursor and move it there; the first batch may begin before the cursor.
-
-        Behind the window this waits for the database. With `until_tapped`, a tap ends that wait and nothing is
-        returned; the read continues, and the next call shares it.
-
-        Raises:
-            Unavailable: the database does not answer.
-        """
-        if self.cursor >= self.relay.tail:
-            return []
-        batches = self.relay.window_after(self.cursor)
-        if batches is None:
-            page = self.relay.page_after(self.cursor)
-            if until_tapped and not await self._awaited(page):
-                return []
-            batches = await asyncio.shield(page)
-        if batches:
-            self.cursor = batches[-1].last_seq
-        return batches
-
-    async def _awaited(self, page: asyncio.Task[list[Batch]]) -> bool:
-        """Wait for a page or a tap; return whether the page is there."""
-        page.add_done_callback(self._wake_for_page)
-        try:
-            while not (page.done() or self.tapped):
-                await self._woken()
-        finally:
-            page.remove_done_callback(self._wake_for_page)
-        return page.done()
-
-    def _wake_for_page(self, _page: asyncio.Task[list[Batch]]) -> None:
-        self.wake()
-
-    async def _woken(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+    def waiting(self) -> bool:
+        """Whether a task waits for it to wake."""
+        ...
 
     def give(self, batch: Batch) -> None:
-        """Have it know of a batch that is at the relay's tail now."""
-        if (
-            self._on_batch is not None
-            and self.cursor == batch.first_seq - 1
-            and not (self.tapped or batch.terminal)
-            and self._on_batch(batch)
-        ):
-            self.cursor = batch.last_seq
-        else:
-            self.wake()
+        """Take the batch that is now at the relay's tail."""
+        ...
 
     def tap(self) -> None:
-        """Wake it although there may be no events."""
-        self.tapped = True
-        self.wake()
+        """Wake for another reason than events."""
+        ...
 
     def wake(self) -> None:
-        """Wake it."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        """Look at the relay again."""
+        ...
 
 
 class Relay:
@@ -173,12 +73,12 @@ class Relay:
         self.ends_unwatched = False  # the stream ends when nobody watches it
         self.tail = 0
         self.ended = False  # the terminal event is at the tail
-        self.rewound = False  # it says that the log lost what came before it
-        self.ended_at: float | None = None  # since when, in seconds since 1970, as far as is known here
-        self.over = False  # nothing more will come from here
-        self.damaged = False  # that is because the log has a hole
+        self.rewound = False  # the terminal event says that the log lost what came before it
+        self.ended_at: float | None = None  # in seconds since 1970, as far as this pod knows
+        self.over = False  # nothing more will come from this relay
+        self.damaged = False  # it is over because the log has a gap
         self.idle_since: float | None = time.monotonic()
-        self.subscribers: set[Subscriber] = set()
+        self.subscribers: set[Recipient] = set()
         self._pool = pool
         self._metrics = metrics
         self._window: deque[Batch] = deque()
@@ -204,7 +104,7 @@ class Relay:
         await asyncio.shield(self._loading)
 
     async def catch_up(self) -> None:
-        """Read the log from the tail on, and again as long as hints come meanwhile. Shares a read that is under way."""
+        """Read the log from the tail on, and again while hints arrive. Callers share a read that is in progress."""
         self._dirty = True
         if self._reading is None or self._reading.done():
             self._reading = shared_task(self._read_on())
@@ -224,21 +124,21 @@ class Relay:
                 self.hint()
 
     def hint(self) -> None:
-        """Hear that the log may hold more."""
+        """Read the log: it may hold more."""
         self._dirty = True
         if self.loaded and (self._reading is None or self._reading.done()):
             self._reading = shared_task(self._read_on())
             self._reading.add_done_callback(_log_failure)
 
     def leave(self) -> None:
-        """Let everybody go: there is nothing more to be had."""
+        """End the relay: all subscribers wake and find that nothing more will come."""
         self.over = True
         self._wake_all()
 
     def damage(self, cursor: int) -> None:
-        """Learn that what follows the cursor is not in the log, though later events are."""
+        """End the relay because the log lacks what follows the cursor, though it has later events."""
         logger.error(
-            "The log of stream %s has a hole after event %d.",
+            "The log of stream %s has a gap after event %d.",
             self.stream_id,
             cursor,
             extra={"stream_id": str(self.stream_id)},
@@ -262,7 +162,7 @@ class Relay:
         return found if size <= TAKE_BYTES else _head(found)
 
     def page_after(self, cursor: int) -> asyncio.Task[list[Batch]]:
-        """Return the read of a page of the log after the cursor: one for all subscribers at the same place.
+        """Return the read of a page of the log after the cursor: one for all subscribers at the same cursor.
 
         Its waiters have to shield it. It fails with `Unavailable` if the database does not answer.
         """
@@ -275,10 +175,10 @@ class Relay:
         return page
 
     def require_history(self, cursor: int) -> None:
-        """Refuse a cursor that may stand behind events which the log lost.
+        """Refuse a cursor that may be after events that the log lost.
 
-        The end of a stream whose log was rewound has the number of one of them. So a cursor at that number says
-        nothing: its client may have got either event.
+        The terminal event of a rewound stream has the number of a lost event. So a cursor at that number says nothing:
+        its client may have received either event.
 
         Raises:
             CursorBeyondTail: the log was rewound to before that event.
@@ -286,7 +186,7 @@ class Relay:
         if self.rewound and cursor >= self.tail:
             raise CursorBeyondTail(
                 f"This stream's events were lost after number {self.tail - 1} in a failover or a restore, and "
-                f"the cursor says {cursor}. Start again without a cursor."
+                f"the cursor is {cursor}. Start again without a cursor."
             )
 
     def forget_pages(self) -> None:
@@ -301,7 +201,7 @@ class Relay:
                 raise await retention.absence(self._pool, self.stream_id)
             batches = await event_log.read_newest(self._pool, self.stream_id, self._max_window_bytes)
             if stream.ended and not batches and await streams.get(self._pool, self.stream_id) is None:
-                # It went between the two reads.
+                # It was deleted between the two reads.
                 raise await retention.absence(self._pool, self.stream_id)
         self._metrics.log_reads += 1
         self.tenant = stream.tenant
@@ -312,7 +212,7 @@ class Relay:
             self.tail = batches[0].first_seq - 1
             self._apply_all(batches)
         if stream.ended and not self.ended:
-            # Its row was closed with its terminal event in one statement, so somebody has taken that away.
+            # One statement writes the terminal event and closes the row, so something else has deleted that event.
             self.damage(self.tail)
         self.loaded = True
         if self._dirty:
@@ -339,10 +239,10 @@ class Relay:
             )
         self._metrics.log_reads += 1
         if there is None:
-            # It was erased, or has expired: whoever comes back is told so.
+            # The stream was erased, or has expired. Clients that come back get that answer.
             self.leave()
         elif self._is_contradicted(found, there.seq):
-            # The database went back in time, and the next poll lets this go. Until then nobody gets a mixture.
+            # The database went back in time, and the next poll drops this relay. Until then no client gets a mixture.
             self.leave()
             found = []
         elif not found:
@@ -388,211 +288,8 @@ class Relay:
             subscriber.wake()
 
 
-class Relays:
-    """All relays of a pod."""
-
-    def __init__(
-        self,
-        pool: Pool,
-        metrics: PodMetrics,
-        subscriber_limits: SubscriberLimits,
-        trust: Trust,
-        *,
-        window_bytes: int,
-        poll_seconds: float,
-        with_events: bool = True,
-    ) -> None:
-        self._pool = pool
-        self._metrics = metrics
-        self._subscriber_limits = subscriber_limits
-        self._trust = trust
-        self._window_bytes = window_bytes
-        self._poll_seconds = poll_seconds
-        self._with_events = with_events  # take events from notifications
-        self._poll_now = asyncio.Event()
-        self._poll_all = False
-        self._poll_due_at = 0.0  # on the event loop's clock
-        self._doubted: set[Relay] = set()  # named by notifications that cannot be believed
-        self.answered_at = time.monotonic()  # when the database last answered a poll
-        self._relays: dict[str, Relay] = {}
-
-    async def subscribe(self, stream_id: UUID, cursor: int, tenant: str = "") -> Subscriber:
-        """Join a tenant's stream after the cursor. Call `unsubscribe` at the end.
-
-        Raises:
-            StreamNotFound: the tenant has no such stream.
-            StreamExpired: it is older than what is kept.
-            CursorBeyondTail: the log does not reach that far.
-            PodFull, TooManySubscribers: there is no room for one more.
-            Unavailable: the database does not answer.
-        """
-        if (known := self._relays.get(stream_id.hex)) is not None and known.loaded:
-            # What it holds may be of an older history of the database; then this lets it go.
-            await self._trust.renew()
-        self._subscriber_limits.join(tenant, stream_id)
-        relay = self._relays.get(stream_id.hex)
-        if relay is None or (relay.over and not relay.damaged):
-            # It stands here before it reads the log, so that no notification from now on is missed.
-            relay = Relay(stream_id, self._pool, self._metrics, window_bytes=self._window_bytes)
-            self._relays[stream_id.hex] = relay
-            self._metrics.relays = len(self._relays)
-        subscriber = Subscriber(relay, cursor, tenant)
-        relay.subscribers.add(subscriber)
-        relay.idle_since = None
-        try:
-            await relay.load()
-            if relay.tenant != tenant:
-                raise await retention.absence(self._pool, stream_id)
-            if relay.damaged:
-                raise LogDamaged(f"A part of the answer {stream_id} is missing, and it cannot be followed.")
-            if cursor > relay.tail and not relay.ended:
-                await relay.catch_up()
-            if cursor > relay.tail:
-                raise CursorBeyondTail(
-                    f"The stream has {relay.tail} events so far, and the cursor says {cursor}. "
-                    "Start again without a cursor."
-                )
-            relay.require_history(cursor)
-        except BaseException:
-            self.unsubscribe(subscriber)
-            raise
-        return subscriber
-
-    def unsubscribe(self, subscriber: Subscriber) -> None:
-        """Leave a stream."""
-        relay = subscriber.relay
-        relay.subscribers.discard(subscriber)
-        self._subscriber_limits.leave(subscriber.tenant, relay.stream_id)
-        if not relay.subscribers:
-            relay.idle_since = time.monotonic()
-
-    def hear(self, payload: str) -> None:
-        """Apply a notification about appended batches. Its signature is checked if it names a stream followed here."""
-        self._metrics.notifications += 1
-        announcements = list(notifications.unpack(payload, self._relays))
-        if not announcements:
-            return
-        if not self._trust.believes(notifications.EVENTS_CHANNEL, payload):
-            self._metrics.unverified_notifications += 1
-            self._doubted.update([self._relays[item.stream] for item in announcements])
-            self._poll_now.set()
-            return
-        committed_at = notifications.committed_at(payload)
-        if committed_at is not None:
-            self._metrics.notification_seconds.observe(max(0, time.time() - committed_at))
-        for announcement in announcements:
-            self._relays[announcement.stream].hear(announcement, committed_at, with_events=self._with_events)
-
-    def catch_up_all(self) -> None:
-        """Read on in every relay, after a time in which notifications may have been missed."""
-        for relay in self._relays.values():
-            if not relay.loaded:
-                relay.hint()
-        # The poll finds out which of the others lag behind.
-        self._poll_all = True
-        self._poll_now.set()
-
-    def doubt_all(self) -> None:
-        """Hear that the database may have gone back in time: compare all relays, and read the ended ones again.
-
-        The others show by their tails that the log lost what they hold. An ended one is not compared otherwise, since
-        nothing follows an end.
-        """
-        for relay in list(self._relays.values()):
-            if relay.ended or relay.over:
-                self._let_go(relay)
-        self._poll_all = True
-        self._poll_now.set()
-
-    def tap_all(self) -> None:
-        """Wake every subscriber to look around."""
-        for relay in self._relays.values():
-            for subscriber in relay.subscribers:
-                subscriber.tap()
-
-    async def run(self) -> None:
-        """Poll until cancelled: all relays every `poll_seconds`, and in between those that are in doubt."""
-        self._poll_due_at = asyncio.get_running_loop().time() + self._poll_seconds
-        await retry(self._keep_polling, errors=(Unavailable, asyncpg.PostgresError), on_failure=self._on_failure)
-
-    async def _keep_polling(self, backoff: Backoff) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(self._poll_due_at):
-                    await self._poll_now.wait()
-            self._poll_now.clear()
-            async with translated(self._pool):
-                if self._poll_all or loop.time() >= self._poll_due_at:
-                    self._poll_all = False
-                    self._doubted.clear()  # they are among all
-                    self._poll_due_at = loop.time() + self._poll_seconds
-                    self._tidy()
-                    await self._compare(self._relays.values())
-                else:
-                    await self._compare(self._take_doubted())
-            backoff.reset()
-            await asyncio.sleep(DOUBT_SECONDS)
-
-    def _on_failure(self, error: Exception) -> None:
-        logger.warning("The log cannot be polled: %r", error)
-        self._poll_all = True
-
-    async def note_watched(self, interval_seconds: float) -> None:
-        """Write down again and again which streams are watched here, of those that end when nobody does."""
-        while True:
-            await asyncio.sleep(interval_seconds)
-            relays = self._relays.values()
-            watched = [item.stream_id for item in relays if item.ends_unwatched and item.subscribers and not item.ended]
-            if not watched:
-                continue
-            try:
-                async with translated(self._pool):
-                    await streams.note_watched(self._pool, watched)
-            except (Unavailable, asyncpg.PostgresError) as error:
-                logger.warning("What is watched cannot be noted: %r", error)
-
-    def _take_doubted(self) -> set[Relay]:
-        doubted, self._doubted = self._doubted, set()
-        return doubted
-
-    def _tidy(self) -> None:
-        """Drop the relays that nobody uses."""
-        now = time.monotonic()
-        for key, relay in list(self._relays.items()):
-            relay.forget_pages()
-            linger_seconds = DAMAGED_LINGER_SECONDS if relay.damaged else 0 if relay.over else LINGER_SECONDS
-            if relay.idle_since is not None and now - relay.idle_since > linger_seconds:
-                del self._relays[key]
-        self._metrics.relays = len(self._relays)
-        self._metrics.window_bytes = sum(relay.window_bytes for relay in self._relays.values())
-
-    async def _compare(self, relays: Iterable[Relay]) -> None:
-        """Find out which relays lag behind the log, and which hold what is not in it any more, if there are any."""
-        before = {relay: relay.tail for relay in relays if not (relay.ended or relay.over)}
-        if not before:
-            return
-        tails = await event_log.tails(self._pool, [relay.stream_id for relay in before])
-        self.answered_at = time.monotonic()
-        for relay, tail_before in before.items():
-            found = tails.get(relay.stream_id)
-            if found is None or found.seq < tail_before:
-                self._let_go(relay)
-            elif found.seq > relay.tail:
-                relay.hint()
-            elif found.ended and found.seq == relay.tail and not relay.ended and relay.loaded:
-                # The log lost its end, and was ended with the number of an event that was sent before.
-                self._let_go(relay)
-
-    def _let_go(self, relay: Relay) -> None:
-        relay.leave()
-        # Another may stand in its place by now.
-        if self._relays.get(relay.stream_id.hex) is relay:
-            del self._relays[relay.stream_id.hex]
-
-
 def _head(batches: list[Batch]) -> list[Batch]:
-    """The first batches that make up `TAKE_BYTES`, and at least one."""
+    """Return the first batches that make up `TAKE_BYTES`, and at least one."""
     size = 0
     for count, batch in enumerate(batches):
         size += len(batch.events)
@@ -602,7 +299,7 @@ def _head(batches: list[Batch]) -> list[Batch]:
 
 
 def _run_after(batches: list[Batch], cursor: int) -> list[Batch]:
-    """The batches up to the first hole, of which the first begins right after the cursor, or around it."""
+    """Return the batches up to the first gap. The first one begins right after the cursor, or around it."""
     expected = cursor + 1
     for count, batch in enumerate(batches):
         if batch.first_seq > expected:
@@ -613,4 +310,4 @@ def _run_after(batches: list[Batch], cursor: int) -> list[Batch]:
 
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        logger.warning("A relay could not read the log, and the next poll will try again: %r", error)
+        logger.warning("A relay could not read the log. The next poll tries again: %r", error)

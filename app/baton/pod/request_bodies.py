@@ -1,14 +1,14 @@
 """The bytes of request bodies that a pod holds at once, over all requests.
 
-A conversation with images is tens of megabytes, and comes whole with each message. How large one may be is bounded
-by BATON_MAX_BODY_BYTES. How many of them a pod can hold is bounded here, by what has arrived of them: a client that
-announces much and sends little takes little. The first bytes of each body are free, so ordinary requests are never
-refused because others send images. One tenant leaves room for the largest body of another.
+A conversation with images has tens of megabytes, and each message sends it whole. BATON_MAX_BODY_BYTES bounds one body.
+This bounds all bodies together, by the bytes that have arrived: a client that announces many bytes and sends few takes
+little room. The first bytes of each body are free, so ordinary requests are never refused because other clients send
+images. One tenant always leaves room for another tenant's largest body.
 
-A body counts from its first byte until its content is in the database, or refused: then `release` gives its room back.
-A body that finds no room is refused, since bodies that wait for each other, each half read, would all wait forever.
-Once a large one is whole it waits for its turn: to parse, check and store a conversation takes four times its memory
-for a moment, and one at a time does so. All of this runs on the event loop of the pod.
+A body counts from its first byte until its content is stored in the database or refused: then `release` returns its
+room. A body that finds no room is refused, since half-read bodies that wait for each other would wait forever. A large
+body, once it has arrived, waits for its turn: to parse, check and store a conversation takes four times its memory for
+a moment, and only one body at a time does so. All of this runs on the event loop of the pod.
 """
 
 from __future__ import annotations
@@ -20,27 +20,24 @@ from typing import Final
 from ..errors import RequestMemoryFull
 from ..observability.metrics import PodMetrics
 
-# Of each body. All connections of a pod together hold 640 MB of these at most, and usually a thousandth of that.
+# Of each body. All connections of a pod together hold at most 640 MB of free bytes, and usually a thousandth of that.
 FREE_BYTES: Final = 65_536
 RETRY_AFTER_SECONDS: Final = 2
 # Larger bodies, and larger inputs of streams, are parsed and stored one at a time.
 LARGE_BYTES: Final = 1 << 20
 
 
-class Bodies:
-    """The bodies that a pod holds."""
+class RequestBodies:
+    """The bodies that a pod holds, counted. The metrics read the count here, and get each rejection."""
 
     def __init__(self, metrics: PodMetrics, *, max_bytes: int, max_body_bytes: int) -> None:
+        self.size_bytes = 0  # held now, without the free bytes of each body
         self._metrics = metrics
         self._max_bytes = max(max_bytes, max_body_bytes)
         self._max_tenant_bytes = max(self._max_bytes - max_body_bytes, max_body_bytes)
         self._tenants: Counter[str] = Counter()
         self.turn = asyncio.Lock()
-
-    @property
-    def size_bytes(self) -> int:
-        """What is held, but for the free bytes of each body."""
-        return self._metrics.body_bytes
+        metrics.read("body_bytes", lambda: self.size_bytes)
 
     def open(self, tenant: str) -> Body:
         """Begin to count a body of a tenant's request."""
@@ -50,7 +47,7 @@ class Bodies:
         """Take room for this many bytes.
 
         Raises:
-            RequestMemoryFull: there is none.
+            RequestMemoryFull: there is no room.
         """
         if self.size_bytes + size > self._max_bytes or self._tenants[tenant] + size > self._max_tenant_bytes:
             self._metrics.rejected["total_body_bytes"] += 1
@@ -58,26 +55,26 @@ class Bodies:
                 "Too many large messages are being sent at once. Wait a moment, and send this one again.",
                 RETRY_AFTER_SECONDS,
                 operator=f"requests hold {self.size_bytes} of the {self._max_bytes} bytes of "
-                f"BATON_MAX_TOTAL_BODY_BYTES, of "
-                f"which one tenant may have {self._max_tenant_bytes}",
+                f"BATON_MAX_TOTAL_BODY_BYTES; one "
+                f"tenant may hold {self._max_tenant_bytes}",
             )
-        self._metrics.body_bytes += size
+        self.size_bytes += size
         self._tenants[tenant] += size
 
     def give_back(self, tenant: str, size: int) -> None:
-        """Give room back."""
-        self._metrics.body_bytes -= size
+        """Return room."""
+        self.size_bytes -= size
         self._tenants[tenant] -= size
         if not self._tenants[tenant]:
             del self._tenants[tenant]
 
 
 class Body:
-    """One body: how many of its bytes have arrived, and how many of them count."""
+    """One body: how many of its bytes have arrived, and how many of those take room."""
 
     __slots__ = ("_bodies", "_counted", "_has_turn", "_tenant", "size_bytes")
 
-    def __init__(self, bodies: Bodies, tenant: str) -> None:
+    def __init__(self, bodies: RequestBodies, tenant: str) -> None:
         self._bodies = bodies
         self._tenant = tenant
         self._counted = 0
@@ -97,23 +94,23 @@ class Body:
             self._counted += more
 
     async def wait_for_turn(self, size: int) -> None:
-        """Wait until no other large body is worked on; a small one, by its `size` in bytes, need not wait.
+        """Wait until no other large body is being processed. A small one, by its `size` in bytes, does not wait.
 
-        The turn lasts until the body is released.
+        The turn lasts until `release`, or `give_turn_away`.
         """
         if size > LARGE_BYTES and not self._has_turn:
             await self._bodies.turn.acquire()
             self._has_turn = True
 
     def give_turn_away(self) -> bool:
-        """Let the next one have its turn; return whether this one had it."""
+        """Give the turn to the next body; return whether this one had it."""
         had_turn, self._has_turn = self._has_turn, False
         if had_turn:
             self._bodies.turn.release()
         return had_turn
 
     def release(self) -> None:
-        """Count nothing more, and let the next one have its turn: the content is dropped. It may be called again."""
+        """Return the room and the turn, as the content is dropped. Further calls do nothing."""
         self.give_turn_away()
         if self._counted:
             self._bodies.give_back(self._tenant, self._counted)

@@ -1,7 +1,7 @@
-"""Who follows streams on a pod: counted, and bounded, in all, by tenant, and by stream.
+"""How many clients may follow streams on a pod: in all, per tenant, and per stream.
 
-The counts are those of one pod, and need nobody else's. A stream's are kept by the tenant that asks: so what others
-try with an id that is not theirs takes no place, and tells them nothing.
+The counts are those of one pod, which needs no other pod's. A stream's count is kept by the tenant that asks. So a
+request with another tenant's stream id takes none of that tenant's places, and learns nothing about it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from ..observability.metrics.pod_metrics import Limit
 Key = TypeVar("Key")
 
 RETRY_AFTER_SECONDS: Final = 5
-# Clients come and go: one that leaves a full pod is not to bring the next one at once, and another after it.
+# A pod that was full has room again below this part of its limit. Otherwise each client that leaves would bring the
+# next one at once.
 ROOM_AGAIN: Final = 0.95
 
 
@@ -32,7 +33,7 @@ class Hysteresis:
         self._low = min(limit - 1, int(limit * ROOM_AGAIN))
 
     def note(self, number: int) -> None:
-        """Learn what the number is now."""
+        """Compare the number, as it is now, with the limit."""
         if number >= self.limit:
             self.reached = True
         elif number <= self._low:
@@ -40,10 +41,11 @@ class Hysteresis:
 
 
 class SubscriberLimits:
-    """The subscribers of a pod."""
+    """The subscribers of a pod, counted. The metrics read the count here, and get each rejection."""
 
     def __init__(self, metrics: PodMetrics, *, max_pod: int, max_tenant: int, max_stream: int) -> None:
-        self.changed = asyncio.Event()  # set when a subscriber joins or leaves; the census clears it
+        self.subscribers = 0
+        self.changed = asyncio.Event()  # set when a subscriber joins or leaves; `cluster_sampler` clears it
         self._metrics = metrics
         self._max_pod = max_pod
         self._max_tenant = max_tenant
@@ -51,14 +53,15 @@ class SubscriberLimits:
         self._level = Hysteresis(max_pod)
         self._tenants: Counter[str] = Counter()
         self._streams: Counter[tuple[str, UUID]] = Counter()
+        metrics.read("subscribers", lambda: self.subscribers)
 
     @property
     def full(self) -> bool:
-        """Whether new clients are better sent to other pods."""
+        """Whether new clients should go to other pods."""
         return self._level.reached
 
     def newest(self, most: int) -> dict[UUID, int]:
-        """Return how many follow each stream here, of the newest `most` that are followed."""
+        """Return how many clients follow each stream here, for the newest `most` streams that have any."""
         numbers: Counter[UUID] = Counter()
         for (_, stream_id), count in self._streams.items():
             numbers[stream_id] += count
@@ -67,50 +70,50 @@ class SubscriberLimits:
         return {stream_id: numbers[stream_id] for stream_id in heapq.nlargest(most, numbers)}
 
     def require_room(self, tenant: str, stream_id: UUID | None = None) -> None:
-        """Refuse one subscriber more; without a stream, one of a stream that is yet to be created.
+        """Refuse one more subscriber if a limit is reached. Without a stream, it is one of a stream yet to be created.
 
         Raises:
-            PodFull, TooManySubscribers: there is no room.
+            PodFull, TooManySubscribers: a limit is reached.
         """
-        if self._metrics.subscribers >= self._max_pod:
-            self._note("pod_subscribers")
-            raise PodFull("Too many people follow answers just now. Try again in a moment.", RETRY_AFTER_SECONDS)
+        if self.subscribers >= self._max_pod:
+            self._reject("pod_subscribers")
+            raise PodFull("Too many people are following answers at the moment. Try again soon.", RETRY_AFTER_SECONDS)
         if self._tenants[tenant] >= self._max_tenant:
-            self._note("tenant_subscribers")
+            self._reject("tenant_subscribers")
             raise TooManySubscribers(
                 f"Your limit of {self._max_tenant} open connections is reached. Close some, or try again later.",
                 RETRY_AFTER_SECONDS,
             )
         if stream_id is not None and self._streams[tenant, stream_id] >= self._max_stream:
-            self._note("stream_subscribers")
+            self._reject("stream_subscribers")
             raise TooManySubscribers(
                 f"The limit of {self._max_stream} viewers of this answer is reached. Try again later.",
                 RETRY_AFTER_SECONDS,
             )
 
     def join(self, tenant: str, stream_id: UUID) -> None:
-        """Take a place. Give it back by `leave`.
+        """Count one more subscriber, until `leave`.
 
         Raises:
-            PodFull, TooManySubscribers: there is none.
+            PodFull, TooManySubscribers: a limit is reached.
         """
         self.require_room(tenant, stream_id)
         self._tenants[tenant] += 1
         self._streams[tenant, stream_id] += 1
-        self._count(+1)
+        self._change(+1)
 
     def leave(self, tenant: str, stream_id: UUID) -> None:
-        """Give a place back."""
+        """Count one subscriber less."""
         _take_one(self._tenants, tenant)
         _take_one(self._streams, (tenant, stream_id))
-        self._count(-1)
+        self._change(-1)
 
-    def _count(self, change: int) -> None:
-        self._metrics.subscribers += change
-        self._level.note(self._metrics.subscribers)
+    def _change(self, difference: int) -> None:
+        self.subscribers += difference
+        self._level.note(self.subscribers)
         self.changed.set()
 
-    def _note(self, limit: Limit) -> None:
+    def _reject(self, limit: Limit) -> None:
         self._metrics.rejected[limit] += 1
 
 

@@ -1,18 +1,18 @@
-"""The TCP connections of a pod: how many there may be, and how long each may take over what it is at.
+"""The TCP connections of a pod: how many there may be, and how long each may stay in its phase.
 
-A connection is in one of these phases, or else it is being answered:
+A connection is in one of these phases, unless its request is being answered:
 
-- `header`: the header of its next request has yet to come, or the rest of it;
-- `body`: the rest of its request's body has yet to come;
-- `idle`: it has had its answer, and no other request has begun;
-- `flush`: it is to be closed, once its client has taken what is left.
+- `header`: it waits for the header of its next request, or for the rest of it;
+- `body`: it waits for the rest of its request's body;
+- `idle`: it has its response, and no other request has begun;
+- `flush`: it closes once its client has taken what is left.
 
-A phase may take all connections the same time, so those that entered it first are over first: one look now and then at
-the head of each queue finds whoever is late. There is neither a task nor a timer for a connection, and a move from
-phase to phase costs two operations on dicts.
+Every connection may stay in a phase for the same time, so those that entered first are late first: a regular look at
+the head of each queue finds the late ones. No connection has a task or a timer of its own, and a move from phase to
+phase costs two operations on dicts.
 
-Where there are too many, the one that has been asking, or idle, for longest gives way to the next. So thousands that
-never ask anything do not keep those out that do.
+If there are too many connections, the one that has been in `header`, or in `idle`, for longest gives way to the next.
+So thousands of connections that never send a request do not keep out those that do.
 """
 
 from __future__ import annotations
@@ -27,27 +27,28 @@ from .subscriber_limits import Hysteresis
 
 Phase: TypeAlias = Literal["header", "body", "idle", "flush"]
 
-# Whoever has just come is given a moment to ask.
+# A new connection has this long to send a request before it may have to give way.
 PATIENCE_SECONDS: Final = 1.0
-# To end a connection and have the next one takes 0.2 to 0.4 ms, in which nobody else is served. With 50 in one go, of
-# 1,000 that were late at once, the 99th percentile of others' delays was 2.8 times as high as in calm; with 10, 1.04.
+# To close a connection and accept the next one takes 0.2 to 0.4 ms, and nothing else runs in that time. With 50 closed
+# in one go, of 1,000 that were late at once, the p99 of other clients' delays was 2.8 times as high as without; with 10
+# it was 1.04 times.
 SWEPT_AT_ONCE: Final = 10
 
 
 class Visitor(Protocol):
-    """A connection as it is looked at here."""
+    """A connection as its limits see it."""
 
     phase: Phase | None
 
     def expire(self, phase: Phase) -> None:
-        """Learn that the time for a phase is over."""
+        """End: its time for this phase is over."""
 
     def give_way(self) -> None:
-        """Be closed at once."""
+        """End at once, in favor of another connection."""
 
 
-class Intake:
-    """The connections of a pod."""
+class TcpLimits:
+    """The connections of a pod, counted. The metrics read the count here, and get each rejection."""
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class Intake:
         flush_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.connections = 0
         self._metrics = metrics
         self._max_connections = max_connections
         self._level = Hysteresis(max_connections)
@@ -70,31 +72,32 @@ class Intake:
             "idle": http_keep_alive_seconds,
             "flush": flush_seconds,
         }
-        # In the order in which they came.
+        # In the order in which they entered the phase.
         self._since: dict[Phase, dict[Visitor, float]] = {phase: {} for phase in self._seconds}
+        metrics.read("connections", lambda: self.connections)
 
     @property
     def full(self) -> bool:
-        """Whether new clients are better sent to other pods. Those that have not asked yet do not count."""
-        self._level.note(self._metrics.connections - len(self._since["header"]))
+        """Whether new clients should go to other pods. Connections that have sent no request yet do not count."""
+        self._level.note(self.connections - len(self._since["header"]))
         return self._level.reached
 
     def enter(self, visitor: Visitor) -> bool:
-        """Count a new connection, which is to `leave` when it is lost; return whether there is room for it."""
-        self._metrics.connections += 1
+        """Count a new connection, until `leave`; return whether there is room for it."""
+        self.connections += 1
         self.move(visitor, "header")
-        if self._metrics.connections <= self._max_connections:
+        if self.connections <= self._max_connections:
             return True
         self._metrics.rejected["connections"] += 1
         return self._make_room()
 
     def leave(self, visitor: Visitor) -> None:
-        """Let go of a connection that is no more."""
-        self._metrics.connections -= 1
+        """Stop counting a connection, which is lost."""
+        self.connections -= 1
         self.move(visitor, None)
 
     def move(self, visitor: Visitor, phase: Phase | None) -> None:
-        """Take note of what a connection is at from now on; None: it is being answered."""
+        """Note a connection's phase from now on; None: its request is being answered."""
         if visitor.phase is not None:
             self._since[visitor.phase].pop(visitor, None)
         visitor.phase = phase
@@ -102,7 +105,7 @@ class Intake:
             self._since[phase][visitor] = self._clock()
 
     def sweep(self) -> None:
-        """End what has taken too long, though not all at once. To be called several times a second."""
+        """End connections that are late, at most `SWEPT_AT_ONCE` of each phase. Call it several times a second."""
         now = self._clock()
         for phase, since in self._since.items():
             late = itertools.takewhile(lambda entry: now - entry[1] >= self._seconds[phase], since.items())  # noqa: B023

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Literal, TypeAlias, get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -16,6 +16,10 @@ from .numbers import COUNTS, MILLISECONDS_TO_SECONDS, Histogram, LabeledCounter
 # it because the connection was old, the pod is leaving, the client's key was revoked, or the database does not answer.
 Leaving: TypeAlias = Literal["max_age", "drained", "revoked", "database_unavailable"]
 Closing: TypeAlias = Leaving | Literal["ended", "client_disconnected", "write_timeout", "error"]
+
+
+# The gauges whose values the parts of a pod keep for themselves.
+Reading: TypeAlias = Literal["subscribers", "connections", "body_bytes", "full"]
 
 # The limits that reject requests and connections.
 Limit: TypeAlias = Literal[
@@ -52,15 +56,12 @@ class PodMetrics(Collector):
     """All metrics of a pod."""
 
     def __init__(self) -> None:
-        self.subscribers = 0
+        self._readings: dict[Reading, Callable[[], float]] = {}
         self.relays = 0
         self.window_bytes = 0
         self.log_reads = 0
         self.notifications = 0
         self.unverified_notifications = 0
-        self.connections = 0  # of TCP
-        self.body_bytes = 0  # held for requests that are being read or created, beyond the free ones
-        self.full = False
         self.rejected: dict[Limit, int] = dict.fromkeys(LIMITS, 0)
         self.listening = False
         self.listener_disconnects = 0
@@ -95,6 +96,10 @@ class PodMetrics(Collector):
         self._dialects: dict[str, DialectCounts] = {}
         self.registry = CollectorRegistry()
         self.registry.register(self)
+
+    def read(self, name: Reading, current: Callable[[], float]) -> None:
+        """Have a gauge read its value where it is kept, each time that Prometheus asks."""
+        self._readings[name] = current
 
     def of_dialect(self, name: str) -> DialectCounts:
         """Return the counts of one dialect, for the caller to increase."""
@@ -132,15 +137,22 @@ class PodMetrics(Collector):
         """Return the metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
+    def _reading(self, name: Reading) -> float:
+        return self._readings[name]() if name in self._readings else 0
+
     def _collect_state(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily("baton_subscribers", "Clients that follow a stream, or wait for one", self.subscribers)
-        yield GaugeMetricFamily("baton_tcp_connections", "Open TCP connections", self.connections)
+        yield GaugeMetricFamily(
+            "baton_subscribers", "Clients that follow a stream, or wait for one", self._reading("subscribers")
+        )
+        yield GaugeMetricFamily("baton_tcp_connections", "Open TCP connections", self._reading("connections"))
         yield GaugeMetricFamily(
             "baton_request_body_bytes",
             "Bytes of request bodies held, without the first 64 KiB of each",
-            self.body_bytes,
+            self._reading("body_bytes"),
         )
-        yield GaugeMetricFamily("baton_pod_full", "1 while balancers should send clients elsewhere", int(self.full))
+        yield GaugeMetricFamily(
+            "baton_pod_full", "1 while balancers should send clients elsewhere", self._reading("full")
+        )
         yield GaugeMetricFamily("baton_relays", "Streams that this pod follows", self.relays)
         yield GaugeMetricFamily("baton_relay_window_bytes", "Recent events in memory", self.window_bytes)
         yield GaugeMetricFamily("baton_listener_up", "1 while notifications arrive", int(self.listening))
