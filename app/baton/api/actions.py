@@ -23,7 +23,8 @@ from ..pod.pod import Pod
 from ..principal import Principal
 from .models import CreateStream
 from .problems import path_of
-from .request import SEND_LESS, damaged, found, idempotency_key, pod_of, principal_of, readable_bytes
+from .request import damaged, found, idempotency_key, pod_of, principal_of
+from .request_body import SEND_LESS, readable_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -15,21 +15,25 @@ from uuid import UUID
 import asyncpg
 from pydantic import Field
 from starlette.requests import Request
-from starlette.routing import Route
 
 from ..db.streams import Stream
-from ..dialects.chat import CHAT, State, completion_of
+from ..dialects.chat import CHAT, ChatState, Completion, completion_of
 from ..dialects.dialect import Encoded
-from ..errors import InvalidRequest, PassingError, RequestError
+from ..errors import InvalidRequest, PassingError, RequestError, StillRunning, UnknownModel
 from ..snapshot import Snapshot
-from . import actions, openai
+from . import actions
+from .event_types import CompletionChunk, CompletionFailure
 from .following import require_followable, require_staying, wait_for_end
-from .models import Items, validated
-from .openai import Creation, answered_in_form, error_body
-from .request import Answer, json_answer, parse_json, read_body, release_body
+from .openai_creation import Creation, create, follow_created, still_running
+from .openai_errors import OPENAI_ERROR, error_body
+from .parameters import IDEMPOTENCY_KEY
+from .refusals import CREATING, JOINING
+from .request import Answer, json_answer
+from .request_body import parse_json, read_body, release_body
+from .routing import EVENTS, JSON, Returns, Routes
+from .validation import Items, validated
 
 logger = logging.getLogger(__name__)
-
 
 # Of answers that failed; any other is the server's.
 _STATUSES: Final = {"invalid_input": 400, "provider_invalid_request": 400, "provider_rate_limited": 429}
@@ -42,26 +46,48 @@ class CreateCompletion(Creation):
     n: int | None = None
 
 
+ROUTES: Final = Routes("OpenAI", form=OPENAI_ERROR)
+
+
+@ROUTES.route(
+    "POST",
+    "/v1/chat/completions",
+    "create",
+    {
+        200: Returns("The completion.", {JSON: Completion}),
+        409: Returns("The answer was cancelled."),
+        429: Returns("The model provider limits requests."),
+        500: Returns("The answer failed."),
+    },
+    refusals=(*CREATING, *JOINING, UnknownModel, StillRunning),
+    body=CreateCompletion,
+    parameters=(IDEMPOTENCY_KEY,),
+    others={
+        '"stream": true': {
+            200: Returns(
+                "The chunks of OpenAI's Chat Completions, and `[DONE]` after the last one.",
+                {EVENTS: CompletionChunk | CompletionFailure},
+            )
+        }
+    },
+)
 async def create_completion(request: Request) -> Answer:
     """Create a completion, and follow it or wait for it."""
-    stream, opening = await _created(request)
+    stream, begun = await _created(request)
     # With an Idempotency-Key its client can come back: by the same request.
     cancel = None if "idempotency-key" in request.headers else _cancelling(request, stream.id)
-    if opening is not None:
-        return await openai.follow(request, stream, CHAT, opening, on_gone=cancel)
+    if begun is not None:
+        return await follow_created(request, stream, CHAT, begun, on_gone=cancel)
     try:
         if await wait_for_end(request, stream.id) == "client left" and cancel is not None:
             await cancel()
         return await _answer(request, stream.id)
     except PassingError as error:
         # Asked again by its status, it would be created again.
-        raise openai.still_running(stream) from error
+        raise still_running(stream) from error
 
 
-ROUTES: Final = [Route("/v1/chat/completions", answered_in_form(create_completion, "create"), methods=["POST"])]
-
-
-async def _created(request: Request) -> tuple[Stream, Encoded[State] | None]:
+async def _created(request: Request) -> tuple[Stream, Encoded[ChatState] | None]:
     """Create a stream; return it, and how the completion begins if it is to be streamed.
 
     What came with the request is dropped with this: its answer may be waited for long.
@@ -71,7 +97,7 @@ async def _created(request: Request) -> tuple[Stream, Encoded[State] | None]:
     if wanted.n not in {None, 1}:
         raise InvalidRequest("n: only one answer can be made at a time.")
     (require_followable if wanted.stream else require_staying)(request)
-    stream = await openai.create(request, wanted, body)
+    stream = await create(request, wanted, body)
     release_body(request)
     return stream, CHAT.begin(stream, wanted.model_dump(exclude_unset=True)) if wanted.stream else None
 
@@ -80,7 +106,7 @@ async def _answer(request: Request, stream_id: UUID) -> Answer:
     content = await actions.read(request, stream_id)
     stream = content.stream
     if not stream.ended:
-        raise openai.still_running(stream)
+        raise still_running(stream)
     if stream.status == "completed":
         snapshot = await asyncio.to_thread(Snapshot.of, content.lines, content.last_seq)
         return json_answer(request, completion_of(stream, snapshot))

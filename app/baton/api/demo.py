@@ -14,15 +14,16 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from ..db import event_log, notifications
 from ..db.notifications import KILL_CHANNEL
 from ..db.postgres import translated
 from ..errors import Forbidden
 from . import pages
-from .models import validated
-from .request import Answer, answered, common_headers, parse_json, pod_of, read_body
+from .request import Answer, common_headers, pod_of
+from .request_body import parse_json, read_body
+from .routing import Routes
+from .validation import validated
 
 FILES: Final = frozenset({"demo.js"})
 
@@ -35,16 +36,16 @@ class KillPod(BaseModel):
     pod: str
 
 
+ROUTES: Final = Routes("demo")
+
+
+@ROUTES.undocumented("/demo", None)
 async def demo(request: Request) -> Answer:
     """Give the demo's page."""
     return pages.answer(request, "demo.html", {"demo.html"})
 
 
-async def asset(request: Request) -> Answer:
-    """Give a file of the demo's page."""
-    return pages.answer(request, request.path_params["name"], FILES)
-
-
+@ROUTES.undocumented("/demo/kill", None, methods=("POST",))
 async def kill(request: Request) -> Answer:
     """Have a pod killed, by SIGKILL: this one or another, which is told through the database as all pods are."""
     _require_own_page(request)
@@ -56,11 +57,10 @@ async def kill(request: Request) -> Answer:
     return Response(status_code=202, headers=common_headers(request))
 
 
-ROUTES = [
-    Route("/demo", answered(demo, None), methods=["GET"]),
-    Route("/demo/kill", answered(kill, None), methods=["POST"]),
-    Route("/demo/{name}", answered(asset, None), methods=["GET"]),
-]
+@ROUTES.undocumented("/demo/{name}", None)
+async def asset(request: Request) -> Answer:
+    """Give a file of the demo's page."""
+    return pages.answer(request, request.path_params["name"], FILES)
 
 
 def _require_own_page(request: Request) -> None:

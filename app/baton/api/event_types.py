@@ -16,7 +16,7 @@ from ..events import FinalStatus
 from ..outcome import TimingsContent
 from ..snapshot import ToolCall
 from ..usage import AttemptUsage
-from .models import StreamError
+from .stream_content import StreamError
 
 _OPEN: Final = ConfigDict(extra="allow")
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from typing_extensions import TypedDict
 
-from .request import Answer, answered, common_headers, json_answer, pod_of
+from ..errors import InternalError, Unavailable
+from .refusals import GUARDED
+from .request import Answer, common_headers, json_answer, pod_of
+from .routing import JSON, TEXT, Returns, Routes
 
 
 class Health(TypedDict):
@@ -28,12 +30,26 @@ class Readiness(TypedDict):
     listener: str
 
 
+ROUTES: Final = Routes("platform")
+
+
+@ROUTES.route("GET", "/healthz", None, {200: Returns("It is alive.", {JSON: Health})}, refusals=(InternalError,))
 async def healthz(request: Request) -> Answer:
     """Tell that the process is alive."""
     content: Health = {"status": "alive"}
     return json_answer(request, content)
 
 
+@ROUTES.route(
+    "GET",
+    "/readyz",
+    None,
+    {
+        200: Returns("Send clients here.", {JSON: Readiness}),
+        503: Returns("Send them elsewhere.", {JSON: Readiness}),
+    },
+    refusals=(InternalError, Unavailable),
+)
 async def readyz(request: Request) -> Answer:
     """Tell whether new clients should be sent to this pod, and what the listener is doing."""
     pod = pod_of(request)
@@ -47,15 +63,16 @@ async def readyz(request: Request) -> Answer:
     return json_answer(request, state, status=200 if pod.ready else 503)
 
 
+@ROUTES.route(
+    "GET",
+    "/metrics",
+    "admin",
+    {200: Returns("The metrics.", {TEXT: "Prometheus' text format."})},
+    refusals=GUARDED,
+    counted=False,
+)
 async def metrics(request: Request) -> Answer:
     """Give the metrics in Prometheus' text format."""
     pod = pod_of(request)
     pod.metrics.full = pod.full
     return Response(pod.metrics.render(), media_type="text/plain; version=0.0.4", headers=common_headers(request))
-
-
-ROUTES = [
-    Route("/healthz", answered(healthz, None), methods=["GET"]),
-    Route("/readyz", answered(readyz, None), methods=["GET"]),
-    Route("/metrics", answered(metrics, "admin", counted=False), methods=["GET"]),
-]

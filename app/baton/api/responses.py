@@ -8,42 +8,37 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 from starlette.requests import Request
-from starlette.routing import Route
 from typing_extensions import TypedDict
 
 from ..db import streams
 from ..db.postgres import translated
 from ..db.streams import Stream
 from ..dialects.dialect import Encoded
-from ..dialects.responses import RESPONSES, State, response_id, response_of
-from ..errors import InvalidRequest, PassingError
-from . import actions, openai
-from .following import follow_frames, require_followable, require_staying, wait_for_end
-from .models import validated
-from .openai import Creation, answered_in_form
-from .request import (
-    Answer,
-    found,
-    json_answer,
-    parse_json,
-    parse_stream_id,
-    pod_of,
-    query_of,
-    read_body,
-    release_body,
-    turn_of,
-)
+from ..dialects.responses import RESPONSES, ResponseState, response_id, response_of
+from ..errors import InvalidRequest, PassingError, StillRunning, UnknownModel
+from ..events import STREAM_ID
+from . import actions, opening
+from .event_types import ResponseEvent
+from .following import require_followable, require_staying, wait_for_end
+from .openai_creation import Creation, create, follow_created, still_running
+from .openai_errors import OPENAI_ERROR
+from .opening import Opening
+from .parameters import IDEMPOTENCY_KEY
+from .refusals import CREATING, FOLLOWING, JOINING, STREAM, WHOLE
+from .request import Answer, found, json_answer, parse_stream_id, pod_of, query_of
+from .request_body import parse_json, read_body, release_body, turn_of
+from .routing import EVENTS, JSON, Returns, Routes
+from .validation import validated
 
 # How long a cancel waits for the generator to stop, so that its answer can say that it has.
 _CANCEL_SECONDS: Final = 5
 
-_NOT_HERE: Final = {
+_UNSUPPORTED: Final = {
     "conversation": "send the whole conversation as `input`",
     "previous_response_id": "send the whole conversation as `input`",
     "prompt": "send the text itself as `input`",
 }
-
-
+_EVENTS: Final = "The events of OpenAI's Responses API."
 _INPUT: Final = {
     "anyOf": [
         {"type": "string", "minLength": 1},
@@ -119,11 +114,26 @@ class ListItems(BaseModel):
     order: Literal["asc", "desc"] = "desc"
 
 
+ROUTES: Final = Routes(
+    "OpenAI", path={"id": {"type": "string", "pattern": f"^(resp_)?{STREAM_ID}$"}}, form=OPENAI_ERROR
+)
+
+
+@ROUTES.route(
+    "POST",
+    "/v1/responses",
+    "create",
+    {200: Returns("The Response.", {JSON: ResponseContent})},
+    refusals=(*CREATING, *JOINING, UnknownModel, StillRunning),
+    body=CreateResponse,
+    parameters=(IDEMPOTENCY_KEY,),
+    others={'"stream": true': {200: Returns(_EVENTS, {EVENTS: ResponseEvent})}},
+)
 async def create_response(request: Request) -> Answer:
     """Create a Response; follow it, wait for it, or leave it to go on by itself."""
-    stream, opening, background = await _created(request)
-    if opening is not None:
-        return await openai.follow(request, stream, RESPONSES, opening)
+    stream, begun, background = await _created(request)
+    if begun is not None:
+        return await follow_created(request, stream, RESPONSES, begun)
     try:
         if background:
             return await _answer(request, stream.id)
@@ -131,9 +141,18 @@ async def create_response(request: Request) -> Answer:
         return await _answer(request, stream.id, whole=True)
     except PassingError as error:
         # Asked again by its status, it would be created again.
-        raise openai.still_running(stream) from error
+        raise still_running(stream) from error
 
 
+@ROUTES.route(
+    "GET",
+    "/v1/responses/{id}",
+    "read",
+    {200: Returns("The Response.", {JSON: ResponseContent})},
+    refusals=FOLLOWING,
+    query=(RetrieveResponse,),
+    others={"stream=true": {200: Returns(_EVENTS, {EVENTS: ResponseEvent})}},
+)
 async def retrieve_response(request: Request) -> Answer:
     """Tell a Response as it is; with `stream=true`, follow it after the frame `starting_after`."""
     wanted = validated(RetrieveResponse, query_of(request, RetrieveResponse.model_fields))
@@ -144,9 +163,17 @@ async def retrieve_response(request: Request) -> Answer:
         stream = await found(request, stream_id)
         given = await streams.read_input(pod_of(request).pool, stream_id, turn_of(request))
     after = 0 if wanted.starting_after is None else wanted.starting_after + 1
-    return await follow_frames(request, stream_id, RESPONSES, RESPONSES.begin(stream, given, after), after=after)
+    begin = Opening(dialect=RESPONSES, begun=RESPONSES.begin(stream, given, after), after=after)
+    return await opening.follow(request, stream_id, begin)
 
 
+@ROUTES.route(
+    "POST",
+    "/v1/responses/{id}/cancel",
+    "cancel",
+    {200: Returns("The Response.", {JSON: ResponseContent})},
+    refusals=WHOLE,
+)
 async def cancel_response(request: Request) -> Answer:
     """Cancel a Response. Doing it again, or after the end, changes nothing."""
     stream_id = _stream_id(request)
@@ -156,6 +183,13 @@ async def cancel_response(request: Request) -> Answer:
     return await _answer(request, stream_id)
 
 
+@ROUTES.route(
+    "DELETE",
+    "/v1/responses/{id}",
+    "admin",
+    {200: Returns("It is no more.", {JSON: DeletedResponse})},
+    refusals=STREAM,
+)
 async def delete_response(request: Request) -> Answer:
     """Erase a Response."""
     stream_id = _stream_id(request)
@@ -164,6 +198,14 @@ async def delete_response(request: Request) -> Answer:
     return json_answer(request, content)
 
 
+@ROUTES.route(
+    "GET",
+    "/v1/responses/{id}/input_items",
+    "read",
+    {200: Returns("What it was created from.", {JSON: ItemList})},
+    refusals=(*STREAM, InvalidRequest),
+    query=(ListItems,),
+)
 async def list_input_items(request: Request) -> Answer:
     """List what a Response was created from."""
     wanted = validated(ListItems, query_of(request, ListItems.model_fields))
@@ -190,40 +232,31 @@ async def list_input_items(request: Request) -> Answer:
     return json_answer(request, content)
 
 
-ROUTES: Final = [
-    Route("/v1/responses", answered_in_form(create_response, "create"), methods=["POST"]),
-    Route("/v1/responses/{id}", answered_in_form(retrieve_response, "read"), methods=["GET"]),
-    Route("/v1/responses/{id}", answered_in_form(delete_response, "admin"), methods=["DELETE"]),
-    Route("/v1/responses/{id}/cancel", answered_in_form(cancel_response, "cancel"), methods=["POST"]),
-    Route("/v1/responses/{id}/input_items", answered_in_form(list_input_items, "read"), methods=["GET"]),
-]
-
-
-async def _created(request: Request) -> tuple[Stream, Encoded[State] | None, bool]:
+async def _created(request: Request) -> tuple[Stream, Encoded[ResponseState] | None, bool]:
     """Create a stream; return it, how the Response begins if it is to be streamed, and whether nobody waits for it.
 
     What came with the request is dropped with this: its answer may be waited for long.
     """
     body = await read_body(request)
     wanted = validated(CreateResponse, parse_json(body))
-    for name, instead in _NOT_HERE.items():
+    for name, instead in _UNSUPPORTED.items():
         if (wanted.model_extra or {}).get(name) is not None:
             raise InvalidRequest(f"{name} is not supported: {instead}.")
     if wanted.stream:
         require_followable(request)
     elif not wanted.background:
         require_staying(request)
-    stream = await openai.create(request, wanted, body)
+    stream = await create(request, wanted, body)
     release_body(request)
-    opening = RESPONSES.begin(stream, wanted.model_dump(exclude_unset=True)) if wanted.stream else None
-    return stream, opening, bool(wanted.background)
+    begun = RESPONSES.begin(stream, wanted.model_dump(exclude_unset=True)) if wanted.stream else None
+    return stream, begun, bool(wanted.background)
 
 
 async def _answer(request: Request, stream_id: UUID, *, whole: bool = False) -> Answer:
     content = await actions.read(request, stream_id)
     if whole and not content.stream.ended:
         # The pod is leaving.
-        raise openai.still_running(content.stream)
+        raise still_running(content.stream)
     async with translated(pod_of(request).pool):
         given = await streams.read_input(pod_of(request).pool, stream_id, turn_of(request))
     return json_answer(request, await asyncio.to_thread(response_of, content.stream, given, content.lines))

@@ -79,7 +79,7 @@ class Call:
 NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-class State(NamedTuple):
+class AiSdkState(NamedTuple):
     """What is open after so many chunks.
 
     The call that grew last is kept apart, and what `calls` has of it is older. So a delta costs the same however many
@@ -112,7 +112,7 @@ class AiSdk:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def encode(self, batch: Batch, state: State, after: int) -> Encoded[State]:
+    def encode(self, batch: Batch, state: AiSdkState, after: int) -> Encoded[AiSdkState]:
         """Encode the chunks of a batch that follow number `after`."""
         chunks = Chunks(state)
         over: Over | None = None
@@ -131,7 +131,7 @@ class AiSdk:
         """Nothing: the first chunk is there at once."""
         return b""
 
-    def broken(self, state: State, code: str, message: str) -> tuple[bytes, Over]:
+    def broken(self, state: AiSdkState, code: str, message: str) -> tuple[bytes, Over]:
         """An error, and a `finish` without a status: how the answer ended is not known here."""
         chunks = Chunks(state)
         chunks.fail(code, message)
@@ -144,7 +144,7 @@ class Chunks:
     Deltas are most of what there is: they change nothing but what is gathered here.
     """
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: AiSdkState) -> None:
         self.state = state
         self.ended = False
         self._before = state.chunks
@@ -194,7 +194,7 @@ class Chunks:
             self._continue(earlier, metadata, replay)
         self._emit("start-step")
 
-    def encoded(self, after: int, over: Over | None = None) -> Encoded[State]:
+    def encoded(self, after: int, over: Over | None = None) -> Encoded[AiSdkState]:
         """Return the frames that follow number `after`."""
         first = self._before + 1
         last = self._before + len(self._frames)
@@ -388,12 +388,14 @@ class Chunks:
         self.state = self.state._replace(**changes)
 
 
-def begin(stream_id: UUID, after: int = 0, earlier: Earlier | None = None, *, replay: bool = False) -> Encoded[State]:
+def begin(
+    stream_id: UUID, after: int = 0, earlier: Earlier | None = None, *, replay: bool = False
+) -> Encoded[AiSdkState]:
     """Return the chunks before a stream's first event, in the body those that follow number `after`.
 
     `earlier` is the message that the stream continues, and `replay` whether the client is to get that too.
     """
-    chunks = Chunks(State({}, {}))
+    chunks = Chunks(AiSdkState({}, {}))
     chunks.begin(stream_id, earlier, replay=replay)
     return chunks.encoded(after)
 

@@ -32,7 +32,7 @@ _FINISH_REASONS: Final = frozenset({"length", "content_filter"})
 
 Fields = dict[str, Any]
 # The state after an event, the frames that it became, and whether they are the last.
-Taken = tuple["State", list[bytes], Over | None]
+Taken = tuple["ChatState", list[bytes], Over | None]
 
 
 class Function(TypedDict):
@@ -98,7 +98,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class ChatState:
     """What the dialect remembers: what all chunks repeat, and whether any has said something yet.
 
     `calls` are in the order in which they began; `newest` has the place in it of the newest of an index.
@@ -121,14 +121,14 @@ class Chat:
     comment: ClassVar[bytes] = sse.COMMENT
     reconnects: ClassVar[bool] = False
 
-    def begin(self, stream: Stream, given: Any) -> Encoded[State]:
+    def begin(self, stream: Stream, given: Any) -> Encoded[ChatState]:
         """Return the chunk that precedes the first event; `given` is the stream's input."""
         options = given.get("stream_options") if isinstance(given, Mapping) else None
         with_usage = isinstance(options, Mapping) and options.get("include_usage") is True
-        state = State(_head(stream, "chat.completion.chunk"), with_usage)
+        state = ChatState(_head(stream, "chat.completion.chunk"), with_usage)
         return Encoded(_chunk(state, {"role": "assistant", "content": ""}), 1, 0, state)
 
-    def encode(self, batch: Batch, state: State, after: int) -> Encoded[State]:
+    def encode(self, batch: Batch, state: ChatState, after: int) -> Encoded[ChatState]:
         """Encode a batch. It is always the whole batch: nobody comes back to the middle."""
         frames: list[bytes] = []
         over: Over | None = None
@@ -145,7 +145,7 @@ class Chat:
         """A comment, which opens the way through proxies."""
         return self.comment
 
-    def broken(self, state: State, code: str, message: str) -> tuple[bytes, Over]:
+    def broken(self, state: ChatState, code: str, message: str) -> tuple[bytes, Over]:
         """An error, and no end, for clients that do not know the error."""
         return _error(code, message), "cut"
 
@@ -192,29 +192,29 @@ def _head(stream: Stream, kind: str) -> Head:
     }
 
 
-def _chunk(state: State, delta: Fields, finish_reason: str | None = None) -> bytes:
+def _chunk(state: ChatState, delta: Fields, finish_reason: str | None = None) -> bytes:
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
     return _frame({**state.chunk, "choices": [choice]} | ({"usage": None} if state.with_usage else {}))
 
 
-def _nothing(state: State, _event: Fields) -> Taken:
+def _nothing(state: ChatState, _event: Fields) -> Taken:
     return state, [], None
 
 
-def _text(state: State, event: Fields) -> Taken:
+def _text(state: ChatState, event: Fields) -> Taken:
     return state, [_chunk(state, {"content": event["delta"]})], None
 
 
-def _reasoning(state: State, event: Fields) -> Taken:
+def _reasoning(state: ChatState, event: Fields) -> Taken:
     return state, [_chunk(state, {"reasoning_content": event["delta"]})], None
 
 
-def _tool_call(state: State, event: Fields) -> Taken:
+def _tool_call(state: ChatState, event: Fields) -> Taken:
     state, call = _with_call(state, event)
     return state, [] if call.number is None else [_chunk(state, {"tool_calls": [_call(event, call.number)]})], None
 
 
-def _own_call(state: State, event: Fields) -> Taken:
+def _own_call(state: ChatState, event: Fields) -> Taken:
     """A result, or a question to the user: if the call was held back, it is the generator's."""
     for place, call in enumerate(state.calls):
         if (call.id or f"call_{call.index}") == event["id"] and call.number is None:
@@ -222,21 +222,21 @@ def _own_call(state: State, event: Fields) -> Taken:
     return state, [], None
 
 
-def _count(state: State, event: Fields) -> Taken:
+def _count(state: ChatState, event: Fields) -> Taken:
     return replace(state, usage=added(state.usage, event)), [], None
 
 
-def _reset(state: State, _event: Fields) -> Taken:
+def _reset(state: ChatState, _event: Fields) -> Taken:
     if state.started:
         return state, [_error("reset", f"{RESET}.")], "cut"
     return replace(state, calls=(), newest={}), [], None
 
 
-def _done(state: State, event: Fields) -> Taken:
+def _done(state: ChatState, event: Fields) -> Taken:
     return state, _end(event, state), "ended" if event["status"] == "completed" else "cut"
 
 
-_TAKES: Final[Mapping[str, Callable[[State, Fields], Taken]]] = {
+_TAKES: Final[Mapping[str, Callable[[ChatState, Fields], Taken]]] = {
     "text": _text,
     "reasoning": _reasoning,
     "tool_call": _tool_call,
@@ -248,7 +248,7 @@ _TAKES: Final[Mapping[str, Callable[[State, Fields], Taken]]] = {
 }
 
 
-def _with_call(state: State, event: Fields) -> tuple[State, Call]:
+def _with_call(state: ChatState, event: Fields) -> tuple[ChatState, Call]:
     """Return the call that an event belongs to. Clients join what has one number: calls get it as they are sent."""
     place = state.newest.get(event["index"])
     call = None if place is None else state.calls[place]
@@ -261,7 +261,7 @@ def _with_call(state: State, event: Fields) -> tuple[State, Call]:
     return state, call
 
 
-def _begin(state: State, event: Fields) -> tuple[State, Call]:
+def _begin(state: ChatState, event: Fields) -> tuple[ChatState, Call]:
     index, run_by = event["index"], event.get("run_by")
     number = state.calls_sent if run_by == "client" else None
     call = Call(index, event.get("id"), event.get("name") or "", run_by, number)
@@ -270,11 +270,11 @@ def _begin(state: State, event: Fields) -> tuple[State, Call]:
     return replace(state, calls=(*state.calls, call), newest=newest, calls_sent=sent), call
 
 
-def _with_changed(state: State, place: int, call: Call) -> State:
+def _with_changed(state: ChatState, place: int, call: Call) -> ChatState:
     return replace(state, calls=(*state.calls[:place], call, *state.calls[place + 1 :]))
 
 
-def _held_back(state: State) -> Iterator[bytes]:
+def _held_back(state: ChatState) -> Iterator[bytes]:
     """The calls that nobody has run: they are the client's."""
     held = (call for call in state.calls if call.number is None and call.run_by is None)
     for number, call in enumerate(held, state.calls_sent):
@@ -293,7 +293,7 @@ def _call(event: Fields, number: int) -> Fields:
     return call
 
 
-def _end(event: Fields, state: State) -> list[bytes]:
+def _end(event: Fields, state: ChatState) -> list[bytes]:
     if event["status"] == "failed":
         return [_error(event["error"]["code"], event["error"]["message"])]
     if event["status"] == "cancelled":

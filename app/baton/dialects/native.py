@@ -62,6 +62,11 @@ class Native:
         return _BROKEN % orjson.dumps({"code": code, "message": message}), "ended"
 
 
+def begin(after: int = 0) -> Encoded[None]:
+    """Return the place behind event number `after`. No frames precede the first event."""
+    return Encoded(b"", 1, after, None)
+
+
 def snapshot_frame(snapshot: Snapshot, view: str) -> bytes:
     """Encode the answer so far as one event, with the number of the last event in it."""
     content = {name: value for name, value in snapshot.as_dict().items() if name != "last_event_id"}
@@ -80,4 +85,4 @@ FULL: Final = Native("full")
 # What somebody sees who only reads the answer.
 ANSWER: Final = Native("answer", ("text", "reset", "done"))
 VIEWS: Final = {"full": FULL, "answer": ANSWER}
-START: Final[Encoded[None]] = Encoded(b"", 1, 0, None)
+START: Final = begin()

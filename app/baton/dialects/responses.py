@@ -54,7 +54,7 @@ GrowingCall = TypeVar("GrowingCall", bound="Call")
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class ResponseState:
     """What the dialect remembers.
 
     `frames`: how many there were. `output`: the items that are done, with their places. What still grows is `prose`,
@@ -83,14 +83,14 @@ class Responses:
     comment: ClassVar[bytes] = sse.COMMENT
     reconnects: ClassVar[bool] = False
 
-    def begin(self, stream: Stream, given: Any, after: int = 0) -> Encoded[State]:
+    def begin(self, stream: Stream, given: Any, after: int = 0) -> Encoded[ResponseState]:
         """Return the frames that precede the first event; `given` is the stream's input."""
-        writer = _Writer(State(_unchanging(stream, given)))
+        writer = _Writer(ResponseState(_unchanging(stream, given)))
         writer.emit("response.created", response=writer.response("queued"))
         writer.emit("response.queued", response=writer.response("queued"))
         return writer.encoded(after)
 
-    def encode(self, batch: Batch, state: State, after: int) -> Encoded[State]:
+    def encode(self, batch: Batch, state: ResponseState, after: int) -> Encoded[ResponseState]:
         """Encode a batch."""
         writer = _Writer(state)
         for line in batch.lines:
@@ -101,7 +101,7 @@ class Responses:
         """A comment, which opens the way through proxies."""
         return self.comment
 
-    def broken(self, state: State, code: str, message: str) -> tuple[bytes, Over]:
+    def broken(self, state: ResponseState, code: str, message: str) -> tuple[bytes, Over]:
         """An error event."""
         writer = _Writer(state)
         writer.fail(code, message)
@@ -110,12 +110,12 @@ class Responses:
 
 def response_of(stream: Stream, given: Any, lines: Iterable[str]) -> Fields:
     """Return the Response that the events so far make up; those before a `reset` do not count."""
-    writer = _Writer(State(_unchanging(stream, given)))
+    writer = _Writer(ResponseState(_unchanging(stream, given)))
     status = "queued"
     for event in map(orjson.loads, lines):
         status = "in_progress"
         if event["type"] == "reset":
-            writer = _Writer(State(writer.state.response))
+            writer = _Writer(ResponseState(writer.state.response))
         else:
             writer.take(event)
     return writer.ended or writer.response(status)
@@ -340,7 +340,7 @@ class ToolRun(Call):
 class _Writer:
     """Turns events into frames, from one state to the next."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: ResponseState) -> None:
         self.state = state
         self.ended: Fields | None = None  # the Response, once the terminal event has come
         self._frames: list[bytes] = []
@@ -355,13 +355,13 @@ class _Writer:
         self._usage = state.usage
         self._over = state.over
 
-    def encoded(self, after: int) -> Encoded[State]:
+    def encoded(self, after: int) -> Encoded[ResponseState]:
         """Return the frames that follow number `after`, and the state behind them."""
         before = self.state.frames
         for item in self._growing():
             if item.place in self._own:
                 item.settle()
-        state = State(
+        state = ResponseState(
             self.state.response,
             before + len(self._frames),
             self._started,

@@ -32,9 +32,10 @@ from ..errors import (
     InvalidRequest,
     StreamExpired,
 )
-from . import actions, conversations
-from .conversations import Conversation, Place
-from .request import charge_rows, pod_of, principal_of, turn_of, without_turn
+from . import actions, aisdk_conversations
+from .aisdk_conversations import Conversation, Place
+from .request import charge_rows, pod_of, principal_of
+from .request_body import turn_of, without_turn
 
 # No client can send a key that begins so.
 _KEY_PREFIX: Final = "\tchat "
@@ -116,7 +117,7 @@ async def create(request: Request, new: NewStream, body: bytes, key: Idempotency
 
 async def _newest(request: Request, chat: str) -> Stream | None:
     async with pod_of(request).pool.acquire() as connection:
-        stream, looked_at = await conversations.newest(connection, principal_of(request).tenant, chat)
+        stream, looked_at = await aisdk_conversations.newest(connection, principal_of(request).tenant, chat)
     charge_rows(request, looked_at)
     return stream
 
@@ -160,10 +161,10 @@ async def _stopped(request: Request, stream: Stream) -> Stream:
 
 async def _read(request: Request, stream: Stream) -> Conversation:
     try:
-        conversation = await conversations.read(pod_of(request).pool, stream, turn_of(request))
+        conversation = await aisdk_conversations.read(pod_of(request).pool, stream, turn_of(request))
     except GenerationError as error:
         raise InvalidRequest(f"The stored conversation cannot be continued: {error.message}") from None
-    for stream_id in await conversations.erased(pod_of(request).pool, conversation):
+    for stream_id in await aisdk_conversations.erased(pod_of(request).pool, conversation):
         # What has expired is still in the input of the newest stream. What was erased should not be.
         if not isinstance(await retention.absence(pod_of(request).pool, stream_id), StreamExpired):
             raise ConversationGone(f"The answer {stream_id} of this chat was erased.")
@@ -204,7 +205,7 @@ async def _misfit(
     request: Request, conversation: Conversation, message_id: str | None
 ) -> ConversationChanged | ConversationGone:
     """Return the error that says why a message is not where the page has it."""
-    stream_id = conversations.stream_of(message_id)
+    stream_id = aisdk_conversations.stream_of(message_id)
     if stream_id is not None and await streams.get(pod_of(request).pool, stream_id) is None:
         return await _gone(request, message_id)
     return ConversationChanged(
@@ -215,7 +216,7 @@ async def _misfit(
 
 async def _gone(request: Request, message_id: str | None) -> ConversationGone:
     """Return the error that says that a message is not stored."""
-    stream_id = conversations.stream_of(message_id)
+    stream_id = aisdk_conversations.stream_of(message_id)
     if stream_id is None:
         return ConversationGone("No message of this chat is stored: it was erased, has expired, or never was here.")
     why = await retention.absence(pod_of(request).pool, stream_id)
