@@ -15,7 +15,7 @@ from ..db.postgres import translated
 from ..db.streams import Stream
 from ..dialects.dialect import Encoded
 from ..dialects.responses import RESPONSES, ResponseState, response_id, response_of
-from ..errors import InvalidRequest, PassingError, StillRunning, UnknownModel
+from ..errors import BodiesFull, InvalidRequest, PassingError, StillRunning, UnknownModel
 from ..events import STREAM_ID
 from . import actions, opening
 from .event_types import ResponseEvent
@@ -149,7 +149,7 @@ async def create_response(request: Request) -> Answer:
     "/v1/responses/{id}",
     "read",
     {200: Returns("The Response.", {JSON: ResponseContent})},
-    refusals=FOLLOWING,
+    refusals=(*FOLLOWING, BodiesFull),
     query=(RetrieveResponse,),
     others={"stream=true": {200: Returns(_EVENTS, {EVENTS: ResponseEvent})}},
 )
@@ -172,7 +172,7 @@ async def retrieve_response(request: Request) -> Answer:
     "/v1/responses/{id}/cancel",
     "cancel",
     {200: Returns("The Response.", {JSON: ResponseContent})},
-    refusals=WHOLE,
+    refusals=(*WHOLE, BodiesFull),
 )
 async def cancel_response(request: Request) -> Answer:
     """Cancel a Response. Doing it again, or after the end, changes nothing."""
@@ -203,7 +203,7 @@ async def delete_response(request: Request) -> Answer:
     "/v1/responses/{id}/input_items",
     "read",
     {200: Returns("What it was created from.", {JSON: ItemList})},
-    refusals=(*STREAM, InvalidRequest),
+    refusals=(*STREAM, InvalidRequest, BodiesFull),
     query=(ListItems,),
 )
 async def list_input_items(request: Request) -> Answer:

@@ -8,7 +8,8 @@ refused because others send images. One tenant leaves room for the largest body 
 A body counts from its first byte until its content is in the database, or refused: then `release` gives its room back.
 A body that finds no room is refused, since bodies that wait for each other, each half read, would all wait forever.
 Once a large one is whole it waits for its turn: to parse, check and store a conversation takes four times its memory
-for a moment, and one at a time does so. All of this runs on the event loop of the pod.
+for a moment, and one at a time does so. A body whose turn does not come within `TURN_SECONDS` is refused, too. All of
+this runs on the event loop of the pod.
 """
 
 from __future__ import annotations
@@ -24,17 +25,22 @@ from ..observability.metrics import PodMetrics
 # Of each body. All connections of a pod together hold 640 MB of these at most, and usually a thousandth of that.
 FREE_BYTES: Final = 65_536
 RETRY_AFTER_SECONDS: Final = 2
+# The work on one body takes less than a second. Proxies give a request up after a minute.
+TURN_SECONDS: Final = 30.0
 
 
 class Bodies:
     """The bodies that a pod holds."""
 
-    def __init__(self, metrics: PodMetrics, *, max_bytes: int, max_body_bytes: int) -> None:
+    def __init__(
+        self, metrics: PodMetrics, *, max_bytes: int, max_body_bytes: int, turn_seconds: float = TURN_SECONDS
+    ) -> None:
         self._metrics = metrics
         self._max_bytes = max(max_bytes, max_body_bytes)
         self._max_tenant_bytes = max(self._max_bytes - max_body_bytes, max_body_bytes)
         self._tenants: Counter[str] = Counter()
         self.turn = asyncio.Lock()
+        self.turn_seconds = turn_seconds
 
     @property
     def size_bytes(self) -> int:
@@ -61,6 +67,24 @@ class Bodies:
             )
         self._metrics.body_bytes += size
         self._tenants[tenant] += size
+
+    async def take_turn(self) -> None:
+        """Wait for the turn to work on a large body.
+
+        Raises:
+            BodiesFull: it did not come in time.
+        """
+        try:
+            async with asyncio.timeout(self.turn_seconds):
+                await self.turn.acquire()
+        except TimeoutError:
+            self._metrics.rejected["bodies_turn"] += 1
+            raise BodiesFull(
+                "Too many large messages are being sent at once. Wait a moment, and send this one again.",
+                RETRY_AFTER_SECONDS,
+                operator=f"a large body waited {self.turn_seconds:g} s for others to be parsed and stored; look for a "
+                "slow database, or add pods",
+            ) from None
 
     def give_back(self, tenant: str, size: int) -> None:
         """Give room back."""
@@ -98,9 +122,12 @@ class Body:
         """Wait until no other large body is worked on; a small one, by its `size` in bytes, need not wait.
 
         The turn lasts until the body is released.
+
+        Raises:
+            BodiesFull: the turn did not come in time.
         """
         if size > LARGE_BYTES and not self._has_turn:
-            await self._bodies.turn.acquire()
+            await self._bodies.take_turn()
             self._has_turn = True
 
     def give_turn_away(self) -> bool:

@@ -22,6 +22,7 @@ Closing: TypeAlias = Leaving | Literal["ended", "left", "stuck", "broken"]
 Limit: TypeAlias = Literal[
     "body_bytes",
     "bodies_bytes",
+    "bodies_turn",
     "input_bytes",
     "creates_per_second",
     "reads_per_second",
