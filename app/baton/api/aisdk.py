@@ -24,6 +24,7 @@ from ..db import event_log, streams
 from ..db.postgres import translated
 from ..db.streams import NewStream, Stream
 from ..dialects import aisdk
+from ..dialects.aisdk_chunks import AiSdkState
 from ..dialects.aisdk_message import Earlier
 from ..dialects.aisdk_places import Places
 from ..dialects.dialect import Encoded, Reader
@@ -284,7 +285,7 @@ def _headers(request: Request) -> dict[str, str]:
     return common_headers(request) | dialect
 
 
-async def _places(pod: Pod, begun: Encoded[aisdk.AiSdkState], stream_id: UUID) -> Places:
+async def _places(pod: Pod, begun: Encoded[AiSdkState], stream_id: UUID) -> Places:
     """Read where a client can begin in a stream's chunks so far."""
     reader = Reader(aisdk.AI_SDK, begun, 0)
     places = Places()

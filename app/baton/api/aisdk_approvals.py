@@ -20,7 +20,7 @@ from starlette.requests import Request
 
 from ..db.postgres import translated
 from ..db.streams import IdempotencyKey
-from ..dialects.aisdk import asked_by
+from ..dialects.aisdk_approval import parse_approval_id
 from ..errors import InvalidRequest, LogDamaged, StreamExpired, StreamNotFound
 from ..events import read_json
 from ..generators.protocol import no_approvals
@@ -115,7 +115,7 @@ async def _answered(
     approval_id, approved, reason = approval.get("id"), approval.get("approved"), approval.get("reason")
     if not isinstance(approval_id, str) or not isinstance(approved, bool) or not isinstance(reason, str | None):
         raise InvalidRequest("An approval needs an id, and whether the call is approved.")
-    asked = asked_by(approval_id)
+    asked = parse_approval_id(approval_id)
     if asked is not None and asked[0] not in logs:
         logs[asked[0]] = await _snapshot(request, chat, asked[0])
     call = None if asked is None else _waiting(logs[asked[0]], asked[1])

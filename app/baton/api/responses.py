@@ -14,7 +14,8 @@ from ..db import streams
 from ..db.postgres import translated
 from ..db.streams import Stream
 from ..dialects.dialect import Encoded
-from ..dialects.responses import RESPONSES, ResponseState, response_id, response_of
+from ..dialects.responses import RESPONSES, response_id, response_of
+from ..dialects.responses_writer import ResponseState
 from ..errors import BodiesFull, InvalidRequest, PassingError, StillRunning, UnknownModel
 from ..events import STREAM_ID
 from . import actions, opening

@@ -86,7 +86,7 @@ class Completion(Head):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ChatCall:
     """A tool call. `number` is its place among the calls that the client was sent; None: it was not sent."""
 
     index: int
@@ -108,7 +108,7 @@ class ChatState:
     with_usage: bool
     started: bool = False
     usage: Mapping[str, Any] | None = None
-    calls: tuple[Call, ...] = ()
+    calls: tuple[ChatCall, ...] = ()
     newest: Mapping[int, int] = field(default_factory=dict)
     calls_sent: int = 0
 
@@ -248,7 +248,7 @@ _TAKES: Final[Mapping[str, Callable[[ChatState, Fields], Taken]]] = {
 }
 
 
-def _with_call(state: ChatState, event: Fields) -> tuple[ChatState, Call]:
+def _with_call(state: ChatState, event: Fields) -> tuple[ChatState, ChatCall]:
     """Return the call that an event belongs to. Clients join what has one number: calls get it as they are sent."""
     place = state.newest.get(event["index"])
     call = None if place is None else state.calls[place]
@@ -261,16 +261,16 @@ def _with_call(state: ChatState, event: Fields) -> tuple[ChatState, Call]:
     return state, call
 
 
-def _begin(state: ChatState, event: Fields) -> tuple[ChatState, Call]:
+def _begin(state: ChatState, event: Fields) -> tuple[ChatState, ChatCall]:
     index, run_by = event["index"], event.get("run_by")
     number = state.calls_sent if run_by == "client" else None
-    call = Call(index, event.get("id"), event.get("name") or "", run_by, number)
+    call = ChatCall(index, event.get("id"), event.get("name") or "", run_by, number)
     newest = {**state.newest, index: len(state.calls)}
     sent = state.calls_sent + (number is not None)
     return replace(state, calls=(*state.calls, call), newest=newest, calls_sent=sent), call
 
 
-def _with_changed(state: ChatState, place: int, call: Call) -> ChatState:
+def _with_changed(state: ChatState, place: int, call: ChatCall) -> ChatState:
     return replace(state, calls=(*state.calls[:place], call, *state.calls[place + 1 :]))
 
 

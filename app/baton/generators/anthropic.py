@@ -16,9 +16,9 @@ import orjson
 from ..errors import GenerationError
 from ..settings import Settings
 from . import conversation
-from .answer import Answer, part, usage_event
 from .protocol import Yielded
 from .provider import EventStream, Provider, SdkErrors, http_client, http_library
+from .provider_answer import ProviderAnswer, part, usage_event
 
 # Servers without access control take any key; with none, the SDK would look for credentials on the disk.
 _NO_KEY = "none"
@@ -72,7 +72,7 @@ class AnthropicGenerator(Provider):
             extra_body=body,
         )
 
-    def answer(self) -> Answer:
+    def answer(self) -> ProviderAnswer:
         """Return what translates one streamed response."""
         return MessagesAnswer()
 
@@ -81,7 +81,7 @@ class AnthropicGenerator(Provider):
         await self._client.close()
 
 
-class MessagesAnswer(Answer):
+class MessagesAnswer(ProviderAnswer):
     """Translates the events of the Messages API."""
 
     def __init__(self) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from .answer import Answer, openai_usage, part
 from .chat_calls import ChatCalls
 from .done import DONE
 from .protocol import Yielded
+from .provider_answer import ProviderAnswer, openai_usage, part
 from .sdk_errors import reported
 
 _FINISH_REASONS: Final = {
@@ -23,7 +23,7 @@ _FINISH_REASONS: Final = {
 }
 
 
-class ChatAnswer(Answer):
+class ChatAnswer(ProviderAnswer):
     """Translates the chunks of one answer.
 
     Compatible servers differ: reasoning comes as `reasoning_content`, as `reasoning` or as parts of the content; usage

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import orjson
 
-from .answer import ToolCalls, part
 from .protocol import Yielded
+from .provider_answer import ToolCalls, part
 
 _LEGACY: Final = "function_call"
 
@@ -46,7 +46,7 @@ class Fragment:
 
 
 @dataclass(slots=True, eq=False)
-class Call:
+class PartialCall:
     """A call, as far as it has come."""
 
     id: str = ""
@@ -68,8 +68,8 @@ class ChatCalls:
 
     def __init__(self, numbered: ToolCalls) -> None:
         self._numbered = numbered
-        self._calls: list[Call] = []
-        self._by_index: dict[Hashable, Call] = {}
+        self._calls: list[PartialCall] = []
+        self._by_index: dict[Hashable, PartialCall] = {}
 
     def add(self, entries: Iterable[Any]) -> Iterator[Yielded]:
         """Yield what the `tool_calls` of one chunk become."""
@@ -93,18 +93,18 @@ class ChatCalls:
         if call is None or _begins(fragment, call, whole=whole):
             if call is not None:
                 yield from self._announce_until(call)
-            call = self._by_index[fragment.index] = Call()
+            call = self._by_index[fragment.index] = PartialCall()
             self._calls.append(call)
         yield from self._extend(call, fragment)
 
-    def _named(self, fragment: Fragment) -> Call | None:
+    def _named(self, fragment: Fragment) -> PartialCall | None:
         """Return the call that has a fragment's index; without one, the call with its id, or the last one."""
         if fragment.index is not None:
             return self._by_index.get(fragment.index)
         last = self._by_index.get(None)
         return next((call for call in self._calls if fragment.id and call.id == fragment.id), last)
 
-    def _extend(self, call: Call, fragment: Fragment) -> Iterator[Yielded]:
+    def _extend(self, call: PartialCall, fragment: Fragment) -> Iterator[Yielded]:
         arguments = fragment.arguments
         if len(arguments) > 1 and arguments.startswith("{") and arguments == "".join(call.arguments):
             arguments = ""  # the whole of them once more
@@ -119,18 +119,18 @@ class ChatCalls:
         if call.id and call.name and call.arguments:
             yield from self._announce_until(call)
 
-    def _announce_until(self, call: Call) -> Iterator[Yielded]:
+    def _announce_until(self, call: PartialCall) -> Iterator[Yielded]:
         """Announce a call, and those before it first: calls are numbered in their order."""
         for each in self._calls[: self._calls.index(call) + 1]:
             yield from self._announce(each)
 
-    def _announce(self, call: Call) -> Iterator[Yielded]:
+    def _announce(self, call: PartialCall) -> Iterator[Yielded]:
         if not call.announced:
             call.announced = True
             yield self._numbered.begin(call, call.id, call.name, "".join(call.arguments))
 
 
-def _begins(fragment: Fragment, call: Call, *, whole: bool) -> bool:
+def _begins(fragment: Fragment, call: PartialCall, *, whole: bool) -> bool:
     """Whether a fragment begins another call than the one that has its index so far.
 
     `whole` says that the index cannot tell: it is missing, or comes for the second time in one chunk.

@@ -16,11 +16,11 @@ import openai
 from ..errors import GenerationError
 from ..settings import Settings
 from . import conversation
-from .answer import Answer, openai_usage, part
 from .chat_answer import ChatAnswer
 from .done import Marked
 from .protocol import Yielded
 from .provider import EventStream, Provider, SdkErrors, http_client, http_library
+from .provider_answer import ProviderAnswer, openai_usage, part
 from .sdk_errors import reported
 
 _CALLS: Final = frozenset({"function_call", "custom_tool_call"})
@@ -75,7 +75,7 @@ class ResponsesGenerator(OpenAIProvider):
         """Send the request and return its streamed response."""
         return await self._responses.create(model=model, stream=True, extra_body=body)
 
-    def answer(self) -> Answer:
+    def answer(self) -> ProviderAnswer:
         """Return what translates one streamed response."""
         return ResponsesAnswer()
 
@@ -106,12 +106,12 @@ class ChatGenerator(OpenAIProvider):
         )
         return Marked(stream)
 
-    def answer(self) -> Answer:
+    def answer(self) -> ProviderAnswer:
         """Return what translates one streamed response."""
         return ChatAnswer()
 
 
-class ResponsesAnswer(Answer):
+class ResponsesAnswer(ProviderAnswer):
     """Translates the events of the Responses API.
 
     Some compatible servers send a text or a call only once it is whole: as its `done` event, or in the Response at the

@@ -21,9 +21,9 @@ from typing import Any, ClassVar, Protocol
 from ..errors import GenerationError
 from ..observability import tracing
 from ..settings import Settings
-from .answer import Answer, identity
 from .asked import Asked
 from .protocol import GenerationRequest, Yielded, refuse_approvals
+from .provider_answer import ProviderAnswer, identity
 from .sdk_errors import error_object, failed, refusal_by_status, reported, timeout, unreachable
 
 # How long usage and the end of the file may still take once the provider has said why it stopped.
@@ -73,7 +73,7 @@ class Provider(ABC):
         """Send the request and return its streamed response."""
 
     @abstractmethod
-    def answer(self) -> Answer:
+    def answer(self) -> ProviderAnswer:
         """Return what translates one streamed response."""
 
     @abstractmethod
@@ -134,7 +134,7 @@ class Provider(ABC):
         except (self.errors.any, self.http.HTTPError, OSError) as error:
             raise self._refusal(error) from error
 
-    async def _next(self, events: AsyncIterator[Any], answer: Answer) -> Any:
+    async def _next(self, events: AsyncIterator[Any], answer: ProviderAnswer) -> Any:
         """Return the next event; None at the end, and on any trouble after the answer is complete."""
         complete = answer.finish_reason is not None
         try:

@@ -13,7 +13,7 @@ from typing import Any
 from .protocol import Yielded
 
 
-class Answer(ABC):
+class ProviderAnswer(ABC):
     """Translates one answer; `finish_reason` and `usage` are set when the provider tells them."""
 
     def __init__(self) -> None:
