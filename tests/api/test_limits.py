@@ -374,4 +374,4 @@ async def test_what_is_refused_is_counted_by_limits_that_are_known(cluster: Clus
     assert refused(answer) == (413, "request_too_large")
     told = (await cluster.client.get(f"{pod.url}/metrics")).text
     assert 'baton_rejected_total{limit="body_bytes"} 1.0' in told
-    assert told.count("baton_rejected_total{") == 14
+    assert told.count("baton_rejected_total{") == 15

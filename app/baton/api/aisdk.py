@@ -127,7 +127,7 @@ async def send_messages(request: Request) -> Answer:
     "read",
     {
         200: Returns(f"From `startIndex` on: {_CHUNKS}.", {EVENTS: UIMessageChunk}, (_RUN_ID, _TAIL_INDEX)),
-        204: Returns("There is nothing under way."),
+        204: Returns("No answer is running."),
     },
     refusals=FOLLOWING,
     parameters=(_FROM,),
@@ -135,8 +135,8 @@ async def send_messages(request: Request) -> Answer:
 async def resume(request: Request) -> Answer:
     """Send the chunks of a chat's newest stream, or of a run, from `startIndex` on.
 
-    Without `startIndex` the client wants to see a stream that is under way, and gets 204 where there is none. With it,
-    the client asks again until it has seen a `finish`, without a pause: it gets one with every answer that is whole.
+    Without `startIndex` the client wants a stream that is running, and gets 204 if there is none. With it, the client
+    asks again, without a pause, until it has seen a `finish`: so it gets one with every whole answer.
     """
     chat = request.path_params["chat"]
     raw = query_of(request, {_FROM.name}).get(_FROM.name)
@@ -163,7 +163,7 @@ async def resume(request: Request) -> Answer:
     narrow=True,
 )
 async def stop(request: Request) -> Answer:
-    """Ask the generator of a chat's newest stream, or of a run, to stop. What has ended needs nothing."""
+    """Ask the generator of a chat's newest stream, or of a run, to stop."""
     async with translated(pod_of(request).pool):
         stream = await _stream_of(request, request.path_params["chat"])
     if stream is None or stream.ended:
@@ -174,7 +174,7 @@ async def stop(request: Request) -> Answer:
 
 
 async def _send_message(request: Request, sent: SendMessage, body: bytes) -> Answer:
-    """Do the same for a page that sends its last message only."""
+    """Do the same for a page that sends only its last message."""
     last = [] if sent.message is None or sent.trigger == REGENERATE else [sent.message]
     answers = await _answers(request, sent, last)
     turn = _turn(sent, last, answers)
@@ -193,7 +193,7 @@ async def _answers(request: Request, sent: SendMessages | SendMessage, messages:
     last = messages[-1] if messages else None
     parts = last.parts if last is not None and last.role == "assistant" else []
     answers = await aisdk_approvals.answered(request, sent.id, parts)
-    aisdk_approvals.require_taker(pod_of(request).settings, sent.model, answers)
+    aisdk_approvals.require_tool_runner(pod_of(request).settings, sent.model, answers)
     return answers
 
 
@@ -202,9 +202,9 @@ def _turn(sent: SendMessage, last: Sequence[UIMessage], answers: Sequence[Answer
         return aisdk_turns.Turn(sent.id, None, message_id=sent.messageId)
     (message,) = last
     if message.role == "system":
-        raise InvalidRequest("A message that is sent alone is the user's or the assistant's.")
+        raise InvalidRequest("A message that is sent alone must be the user's or the assistant's.")
     if message.role == "assistant" and id_of(message) is None:
-        raise InvalidRequest("A message of the assistant that is sent alone needs an id.")
+        raise InvalidRequest("An assistant's message that is sent alone needs an id.")
     allowed = [answer.id for answer in answers if answer.approved]
     messages, _ = converted(last, answers)
     return aisdk_turns.Turn(sent.id, messages, message.role, id_of(message), sent.previousMessageId, allowed)
@@ -224,12 +224,12 @@ def _new_stream(
             "metadata": {} if sent.id is None else {"chat": sent.id},
         },
     )
-    # The protocol cannot say that an answer begins again.
+    # The protocol cannot say that an answer restarts.
     return actions.new_stream(request, wanted, on_worker_lost="fail", continuation=continuation or None)
 
 
 async def _earlier(request: Request, stream: Stream) -> Earlier | None:
-    """Return the message that a stream continues, if it does."""
+    """Return the message that a stream continues; None if it continues none."""
     async with translated(pod_of(request).pool):
         message = (await streams.read_continuation(pod_of(request).pool, stream.id)).get("message")
     return None if message is None else Earlier.of(message)
@@ -243,7 +243,7 @@ async def _stream_of(request: Request, chat: str) -> Stream | None:
 
 async def _newest(request: Request, chat: str) -> Stream | None:
     if "\0" in chat:
-        raise InvalidRequest("The id of a chat cannot hold a NUL character.")
+        raise InvalidRequest("A chat's id cannot contain a NUL character.")
     principal = principal_of(request)
     async with pod_of(request).pool.acquire() as connection:
         newest, looked_at = await aisdk_conversations.newest(connection, principal.tenant, chat)
@@ -263,7 +263,7 @@ async def _follow(
     if start_index < 0:
         places = await _places(pod_of(request), whole, stream.id)
         begun = places.before(max(0, places.chunks + start_index))
-        # The transport adds `startIndex` to this, and counts on from there what it receives.
+        # The transport adds `startIndex` to this, and counts the chunks that it receives from there.
         headers[_TAIL_INDEX.name] = str(begun - 1 - start_index)
         start_index = begun
     elif start_index and stream.ended:
@@ -280,13 +280,13 @@ async def _follow(
 
 
 def _headers(request: Request) -> dict[str, str]:
-    """What an answer of the dialect carries that is no stream."""
+    """Return the headers of an answer in the dialect that is not a stream."""
     dialect = {name.decode(): value.decode() for name, value in aisdk.AI_SDK.headers}
     return common_headers(request) | dialect
 
 
 async def _places(pod: Pod, begun: Encoded[AiSdkState], stream_id: UUID) -> Places:
-    """Read where a client can begin in a stream's chunks so far."""
+    """Find where in a stream's chunks so far a client can begin."""
     reader = Reader(aisdk.AI_SDK, begun, 0)
     places = Places()
     places.read(begun.body)
@@ -303,6 +303,6 @@ def _start_index(raw: str | None) -> int:
         return 0
     if not _START_INDEX.fullmatch(raw):
         raise InvalidRequest(
-            f"startIndex is the number of chunks to leave out, or, if negative, of those to send; not {raw!r:.80}."
+            f"startIndex must be the number of chunks to skip, or, if negative, to send; not {raw!r:.80}."
         )
     return int(raw)

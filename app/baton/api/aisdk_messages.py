@@ -16,7 +16,7 @@ from .validation import Items, Name, Text, storable
 
 REGENERATE: Final = "regenerate-message"
 _OLD_SDK: Final = (
-    "a message has `parts`; `content` is what AI SDK 3 and 4 send, whose pages cannot read these answers: use AI SDK "
+    "a message needs `parts`. `content` comes from AI SDK 3 or 4, whose pages cannot read these answers: use AI SDK "
     "5, 6 or 7"
 )
 
@@ -34,14 +34,14 @@ class UIMessage(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _is_readable(cls, message: Any) -> Any:
-        """Refuse a page that cannot read the answer before that costs anything. No later AI SDK sends `content`."""
+        """Refuse a page that cannot read the answer, before it is generated. No later AI SDK sends `content`."""
         if isinstance(message, dict) and "content" in message:
             raise ValueError(_OLD_SDK)
         return message
 
 
 class SendMessages(BaseModel):
-    """What a page sends. `model` names a generator; all that is not named here goes to it with the messages."""
+    """What a page sends. `model` names a generator, which gets the messages and all fields not listed here."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -58,9 +58,9 @@ class SendMessages(BaseModel):
 
 
 class SendMessage(BaseModel):
-    """What a page sends that leaves the conversation to the server: its last message, or that an answer is taken back.
+    """What a page sends if the server keeps the conversation: its last message, or a request to regenerate an answer.
 
-    `previousMessageId` is the message before it, if the page gives it: without that message here, it is refused.
+    `previousMessageId` names the message before it. If that is given and not stored, the request is refused.
     """
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -79,14 +79,14 @@ class SendMessage(BaseModel):
 
 
 def has_last_message_only(content: Any) -> bool:
-    """Whether a body has the last message only, or none at all."""
+    """Whether a body has only the last message, or none."""
     if not isinstance(content, dict) or content.get("messages") is not None:
         return False
     return content.get("message") is not None or content.get("trigger") == REGENERATE
 
 
 def converted(messages: Sequence[UIMessage], answers: Sequence[Answered]) -> tuple[list[dict[str, Any]], list[Place]]:
-    """Convert messages here, so that a generator gets one form from all clients; return where each begins, too."""
+    """Convert messages, so that generators get one form from all clients; also return where each begins."""
     allowed = {answer.call_id for answer in answers if answer.approved}
     found: list[dict[str, Any]] = []
     places = []
@@ -106,7 +106,7 @@ def id_of(message: UIMessage) -> str | None:
 
 
 def continuation_of(messages: Sequence[UIMessage], answers: Sequence[Answered]) -> dict[str, Any]:
-    """Return the message that the stream continues, and the calls that the user has allowed in it, if there is one."""
+    """Return the message that the stream continues, and the calls in it that the user has allowed; empty if none."""
     last = messages[-1] if messages else None
     if last is None or last.role != "assistant" or id_of(last) is None:
         return {}

@@ -1,7 +1,7 @@
 """OpenAI's Chat Completions: create, and get the answer in the same request.
 
-Nobody can come back to a completion. So a stream that was created here is cancelled when its client leaves, though not
-when the pod does.
+A client cannot return to a completion. So a stream that was created here is cancelled when its client leaves, but not
+when the pod leaves.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .validation import Items, validated
 
 logger = logging.getLogger(__name__)
 
-# Of answers that failed; any other is the server's.
+# The statuses of answers that failed. The others get 500.
 _STATUSES: Final = {"invalid_input": 400, "provider_invalid_request": 400, "provider_rate_limited": 429}
 
 
@@ -74,7 +74,7 @@ ROUTES: Final = Routes("OpenAI", form=OPENAI_ERROR)
 async def create_completion(request: Request) -> Answer:
     """Create a completion, and follow it or wait for it."""
     stream, begun = await _created(request)
-    # With an Idempotency-Key its client can come back: by the same request.
+    # With an Idempotency-Key its client can return, by the same request.
     cancel = None if "idempotency-key" in request.headers else _cancelling(request, stream.id)
     if begun is not None:
         return await follow_created(request, stream, CHAT, begun, on_gone=cancel)
@@ -83,19 +83,19 @@ async def create_completion(request: Request) -> Answer:
             await cancel()
         return await _answer(request, stream.id)
     except PassingError as error:
-        # Asked again by its status, it would be created again.
+        # Clients retry by status, and would create another one.
         raise still_running(stream) from error
 
 
 async def _created(request: Request) -> tuple[Stream, Encoded[ChatState] | None]:
-    """Create a stream; return it, and how the completion begins if it is to be streamed.
+    """Create a stream; return it and, if the client wants it streamed, how the completion begins.
 
-    What came with the request is dropped with this: its answer may be waited for long.
+    On return the request's body can be freed: the wait for the answer may be long.
     """
     body = await read_body(request)
     wanted = validated(CreateCompletion, parse_json(body))
     if wanted.n not in {None, 1}:
-        raise InvalidRequest("n: only one answer can be made at a time.")
+        raise InvalidRequest("n: only one answer can be generated.")
     (require_followable if wanted.stream else require_staying)(request)
     stream = await create(request, wanted, body)
     release_body(request)
@@ -110,7 +110,7 @@ async def _answer(request: Request, stream_id: UUID) -> Answer:
     if stream.status == "completed":
         snapshot = await asyncio.to_thread(Snapshot.of, content.lines, content.last_seq)
         return json_answer(request, completion_of(stream, snapshot))
-    # Baton has tried what can be tried; another request would be another answer, and another bill.
+    # Baton has retried what can be retried. Another request would be another answer, and another bill.
     code, message = stream.error_code or "cancelled", stream.error_message or "The answer was cancelled."
     status = 409 if stream.status == "cancelled" else _STATUSES.get(code, 500)
     return json_answer(request, error_body(status, code, message), status=status, headers={"x-should-retry": "false"})
@@ -121,6 +121,6 @@ def _cancelling(request: Request, stream_id: UUID) -> Callable[[], Awaitable[Non
         try:
             await actions.cancel(request, stream_id)
         except (RequestError, asyncpg.PostgresError) as error:
-            logger.warning("The client of stream %s left, and it cannot be cancelled: %r", stream_id, error)
+            logger.warning("The client of stream %s has left, but the stream cannot be cancelled: %r", stream_id, error)
 
     return cancel

@@ -1,8 +1,8 @@
-"""The console: a page for those who run Baton, and what it asks for every second or two.
+"""The console: a page for operators, and the data that it polls every second or two.
 
-The page is public, since it holds nothing. What it asks for needs the scope `admin`, which reads no conversation: of
-streams it gets how they do, and only of the caller's tenant. However many consoles are open, a pod asks the database
-once a second for each thing that they show, and each of these questions has a bounded cost.
+The page is public, since it holds no data. The data needs the scope `admin`, which cannot read conversations: it shows
+the state of streams, and only those of the caller's tenant. However many consoles are open, a pod queries the database
+once a second for each kind of data, and each query has a bounded cost.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ ROUTES: Final = Routes("console", path={"name": {"type": "string", "minLength": 
     "GET", "/console", None, {200: Returns("The page.", {HTML: "A page."})}, refusals=(InternalError,), name="console"
 )
 async def console(request: Request) -> Answer:
-    """Give the console's page."""
+    """Return the console's page."""
     return pages.answer(request, "console.html", {"console.html"})
 
 
@@ -72,7 +72,7 @@ async def console(request: Request) -> Answer:
     refusals=(InternalError, NotHere),
 )
 async def asset(request: Request) -> Answer:
-    """Give a file of the console's page."""
+    """Return a file of the console's page."""
     return pages.answer(request, request.path_params["name"], FILES)
 
 
@@ -85,10 +85,10 @@ async def asset(request: Request) -> Answer:
     query=(ShowSince,),
 )
 async def overview(request: Request) -> Answer:
-    """Tell which pods and workers live, and what happened in the last minutes."""
+    """Return the live pods and workers, and the numbers of the last minutes."""
     since = validated(ShowSince, query_of(request)).since
     pod, principal = pod_of(request), principal_of(request)
-    known = await pod.recent_answers.get(("overview", principal.tenant), lambda: _look_around(pod, principal.tenant))
+    known = await pod.recent_answers.get(("overview", principal.tenant), lambda: _read_overview(pod, principal.tenant))
     content: OverviewContent = {
         "pod": pod.settings.pod_name,
         "version": __version__,
@@ -110,18 +110,18 @@ async def overview(request: Request) -> Answer:
     query=(ListStreams,),
 )
 async def list_streams(request: Request) -> Answer:
-    """Tell how the newest streams of the caller's tenant do."""
+    """Return the state of the newest streams of the caller's tenant."""
     wanted = validated(ListStreams, query_of(request))
     pod, principal = pod_of(request), principal_of(request)
     page = problems.address(request, problems.PAGE)
     content = await pod.recent_answers.get(
         ("streams", principal.tenant, wanted.model_dump_json(), page),
-        lambda: _look_at_streams(pod, principal, wanted, page),
+        lambda: _read_streams(pod, principal, wanted, page),
     )
     return json_answer(request, content)
 
 
-async def _look_around(pod: Pod, tenant: str) -> Surroundings:
+async def _read_overview(pod: Pod, tenant: str) -> Surroundings:
     async with translated(pod.pool), pod.pool.acquire() as connection:
         queued, oldest_seconds = await pod.queue_state(connection)
         waiting, running = await streams.live_counts(connection, tenant)
@@ -133,7 +133,7 @@ async def _look_around(pod: Pod, tenant: str) -> Surroundings:
         }
 
 
-async def _look_at_streams(pod: Pod, caller: Principal, wanted: ListStreams, errors_page: str) -> ConsolePage:
+async def _read_streams(pod: Pod, caller: Principal, wanted: ListStreams, errors_page: str) -> ConsolePage:
     first, last = _between(wanted)
     statuses = None if wanted.status is None else sorted(streams.LIVE) if wanted.status == "live" else [wanted.status]
     selection = Wanted(caller.tenant, first, last, statuses)
@@ -163,7 +163,7 @@ async def _look_at_streams(pod: Pod, caller: Principal, wanted: ListStreams, err
 
 
 def _between(wanted: ListStreams) -> tuple[UUID, UUID]:
-    """The lowest and the highest id that may be listed."""
+    """Return the lowest and the highest id to list."""
     digits = wanted.id.replace("-", "")[:_HEX_DIGITS]
     first, last = (UUID(digits.ljust(_HEX_DIGITS, filler)) for filler in "0f")
     return first, last if wanted.before is None else min(last, streams.below(wanted.before))

@@ -26,7 +26,7 @@ _EXPLAINED: Final = frozenset(end.code for end in ENDS)
 
 
 class PodContent(TypedDict):
-    """A pod, as it last noted itself. `alive`: it has noted lately. `subscribers`: null if it has not just noted."""
+    """A pod's row. `alive`: the row was updated recently. `subscribers`: null if it was not updated just now."""
 
     id: str
     name: str
@@ -41,7 +41,7 @@ class PodContent(TypedDict):
 
 
 class WorkerContent(TypedDict):
-    """A worker that has not left. `tokens`: how many it has generated."""
+    """A worker that has not stopped. `tokens`: how many it has generated."""
 
     id: str
     name: str
@@ -55,9 +55,9 @@ class WorkerContent(TypedDict):
 
 
 class PointContent(TypedDict):
-    """What happened in the seconds before a moment, which is in seconds since 1970: in all pods and workers together.
+    """The numbers of all pods and workers together, in the `seconds` before `at` (seconds since 1970).
 
-    Delays are from commit to socket; null where nothing was sent.
+    Delays are from commit to socket; null if nothing was sent.
     """
 
     at: float
@@ -68,7 +68,7 @@ class PointContent(TypedDict):
 
 
 class LiveContent(TypedDict):
-    """How many streams of the caller's tenant have not ended, up to `at_most` together."""
+    """How many streams of the caller's tenant are queued and running. Counting stops at `at_most`."""
 
     queued: int
     running: int
@@ -76,14 +76,14 @@ class LiveContent(TypedDict):
 
 
 class QueueContent(TypedDict):
-    """How many streams of all tenants wait for a worker, and for how long the first of them has."""
+    """How many streams of all tenants wait for a worker, and how long the first of them has waited."""
 
     streams: int
     oldest_seconds: float
 
 
 class Surroundings(TypedDict):
-    """What the database says of all processes, and of the caller's tenant."""
+    """The part of the overview that is read from the database."""
 
     live: LiveContent
     queue: QueueContent
@@ -92,7 +92,7 @@ class Surroundings(TypedDict):
 
 
 class OverviewContent(Surroundings):
-    """What the console shows but for streams, what its key may do, and which pod says so."""
+    """What the console shows besides streams, what its key may do, and which pod answers."""
 
     pod: str
     version: str
@@ -103,7 +103,7 @@ class OverviewContent(Surroundings):
 
 
 class ConsoleError(StreamError):
-    """Why a stream failed, and the path of what explains that code, where there is such."""
+    """Why a stream failed. `entry`: the path of the page that explains the code; null if there is none."""
 
     entry: str | None
 
@@ -111,9 +111,8 @@ class ConsoleError(StreamError):
 class ConsoleStream(TypedDict):
     """State and numbers of a stream.
 
-    `time_to_first_token_seconds`: null until there is a token. `events`: the number of the newest event. `viewers`:
-    null where the stream is too old. `silent_seconds`: for how long its generator has yielded nothing; null while that
-    is not long.
+    `time_to_first_token_seconds`: null before the first token. `events`: the number of the newest event. `viewers`:
+    null if the stream is too old. `silent_seconds`: how long its generator has yielded nothing; null if not long.
     """
 
     id: str
@@ -135,7 +134,7 @@ class ConsoleStream(TypedDict):
 
 
 class ConsolePage(TypedDict):
-    """Some streams, newest first. There may be more before the id `next`. `at`: when they were looked at."""
+    """Some streams, newest first. There may be more before the id `next`. `at`: when they were read."""
 
     at: datetime
     data: list[ConsoleStream]

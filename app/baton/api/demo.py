@@ -1,7 +1,6 @@
-"""The demo's page: it asks, watches the answer, and kills the pod that serves it.
+"""The demo's page: it asks a question, shows the answer, and kills the pod that serves it.
 
-These routes exist in demo mode only (`BATON_DEMO`). A kill is taken from a page of this pod on this machine, and from
-nobody else.
+These routes exist only in demo mode (`BATON_DEMO`). Only a page of this pod, on this machine, can kill a pod.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ ROUTES: Final = Routes("demo")
 
 @ROUTES.undocumented("/demo", None)
 async def demo(request: Request) -> Answer:
-    """Give the demo's page."""
+    """Return the demo's page."""
     return pages.answer(request, "demo.html", {"demo.html"})
 
 
 @ROUTES.undocumented("/demo/kill", None, methods=("POST",))
 async def kill(request: Request) -> Answer:
-    """Have a pod killed, by SIGKILL: this one or another, which is told through the database as all pods are."""
+    """Kill a pod by SIGKILL: this one or another, by a notification that all pods get."""
     _require_own_page(request)
     name = validated(KillPod, parse_json(await read_body(request))).pod
     pod = pod_of(request)
@@ -59,19 +58,19 @@ async def kill(request: Request) -> Answer:
 
 @ROUTES.undocumented("/demo/{name}", None)
 async def asset(request: Request) -> Answer:
-    """Give a file of the demo's page."""
+    """Return a file of the demo's page."""
     return pages.answer(request, request.path_params["name"], FILES)
 
 
 def _require_own_page(request: Request) -> None:
-    """Raise Forbidden unless a page of this very origin asks, and the origin is this machine.
+    """Raise Forbidden unless a page of this origin asks, and the origin is this machine.
 
-    Another site's page may send a POST here, and may have its own name lead to this machine: so both names count.
+    A page of another site can send a POST here, and its domain can resolve to this machine: so both are checked.
     """
     origin, host = request.headers.get("origin", ""), request.headers.get("host", "")
     client = "" if request.client is None else request.client.host
     if not (_is_loopback(client) and origin == f"http://{host}" and _is_loopback(urlsplit(origin).hostname or "")):
-        raise Forbidden("Only the demo's own page, on this machine, kills pods.")
+        raise Forbidden("Only the demo's own page, on this machine, can kill pods.")
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a pod says of itself: its API as an OpenAPI document, and a page that explains its errors. Anybody may read."""
+"""The documents of a pod: its API as an OpenAPI document, and a page that explains its errors. Both are public."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROUTES: Final = Routes("platform")
     name="openapi",
 )
 async def openapi(request: Request) -> Answer:
-    """Give the OpenAPI document."""
+    """Return the OpenAPI document."""
     servers = [{"url": problems.address(request, "openapi").removesuffix("/openapi.json") or "/"}]
     return json_answer(request, {**await _document(request), "servers": servers})
 
@@ -41,13 +41,13 @@ async def openapi(request: Request) -> Answer:
     name=problems.PAGE,
 )
 async def errors(request: Request) -> Answer:
-    """Give the page of errors."""
+    """Return the page of errors."""
     headers = common_headers(request) | {"content-security-policy": errors_page.content_security_policy()}
     return Response(_page(), headers=headers, media_type="text/html")
 
 
 async def _document(request: Request) -> dict[str, Any]:
-    """The document of the app, made when it is first asked for: that takes long enough to be noticed by others."""
+    """Return the document of the app. It is made once, in a thread, since it takes long enough to delay others."""
     state = request.app.state
     if not hasattr(state, "openapi"):
         state.openapi = await asyncio.to_thread(document, request.app.routes)

@@ -68,10 +68,10 @@ from .validation import validated
 
 _LOCATION: Final = AnswerHeader("location", "The path of the stream.")
 # For a stream that is created and followed in one request.
-_TOKEN: Final = AnswerHeader("x-baton-token", "A token of the stream, where the pod has a key to sign one with.")
+_TOKEN: Final = AnswerHeader("x-baton-token", "A token of the stream, if the pod has a key to sign one with.")
 _CREATED: Final = (_LOCATION, _TOKEN)
 
-# Most clients write any object so, whatever `style` says.
+# Most clients write any object like this, whatever `style` says.
 _METADATA: Final = Parameter(
     "metadata",
     "query",
@@ -113,8 +113,8 @@ ROUTES: Final = Routes("streams", path=PATH)
 async def create_stream(request: Request) -> Answer:
     """Queue a stream; with `Accept: text/event-stream` or `text/plain`, follow it in the same round trip.
 
-    A client that repeats such a request, as some do to reconnect, continues after its last event id, if its
-    `Idempotency-Key` says that it is the same stream.
+    Some clients reconnect by repeating this request. Such a client continues after its last event id, if its
+    `Idempotency-Key` shows that it is the same stream.
     """
     pod = pod_of(request)
     body = await read_body(request)
@@ -153,8 +153,8 @@ async def create_stream(request: Request) -> Answer:
     "read",
     {
         200: Returns(
-            "The newest streams, or those before one. A page may be short, or empty, while `next` says where to "
-            "continue: one request looks at 2,000 streams at most.",
+            "The newest streams, or those before one. A page may be short or empty while `next` says where to "
+            "continue: one request reads at most 2,000 streams.",
             {JSON: StreamPage},
         )
     },
@@ -164,7 +164,7 @@ async def create_stream(request: Request) -> Answer:
     name="streams",
 )
 async def find_streams(request: Request) -> Answer:
-    """List streams, newest first. Follow `next` until it is null: a page before may be short, or empty."""
+    """List streams, newest first. Follow `next` until it is null: earlier pages may be short, or empty."""
     query = query_of(request)
     metadata = take_filters(query)
     wanted = validated(FindStreams, query)
@@ -199,7 +199,7 @@ async def find_streams(request: Request) -> Answer:
     name="stream",
 )
 async def get_stream(request: Request) -> Answer:
-    """Tell a stream's state and its answer so far; with `?wait=20`, wait for its end at most so many seconds."""
+    """Return a stream's state and its answer so far. With `?wait=20`, wait up to 20 seconds for its end."""
     wanted = validated(GetStream, query_of(request))
     stream_id = parse_stream_id(request.path_params["id"])
     if wanted.wait > 0:
@@ -210,7 +210,7 @@ async def get_stream(request: Request) -> Answer:
     return json_answer(request, seen(described, principal_of(request).view))
 
 
-@ROUTES.route("DELETE", "/v1/streams/{id}", "admin", {204: Returns("It is no more.")}, refusals=STREAM)
+@ROUTES.route("DELETE", "/v1/streams/{id}", "admin", {204: Returns("It was erased.")}, refusals=STREAM)
 async def delete_stream(request: Request) -> Answer:
     """Erase a stream and its events; if it is running, its generator is stopped."""
     await actions.erase(request, parse_stream_id(request.path_params["id"]))

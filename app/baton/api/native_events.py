@@ -47,7 +47,7 @@ PATH: Final = {"id": {"type": "string", "pattern": f"^{STREAM_ID}$"}}
 ACCEPT_EVENTS: Final = "Accept: text/event-stream"
 ACCEPT_TEXT: Final = "Accept: text/plain"
 DATA: Final = "The `data` of each event is one `Event`, its `id` the event's number."
-PLAIN: Final = "The text of the answer as it comes. A connection that is cut says that the answer is not whole."
+PLAIN: Final = "The text of the answer as it comes. If the connection is cut, the answer is incomplete."
 
 # How a query names the last event that a client has: as a page writes it, and as polyfills of EventSource add it.
 _QUERY_CURSORS: Final = ("last_event_id", "lastEventId")
@@ -55,14 +55,14 @@ _CURSOR: Final = {"type": "string", "pattern": "^[0-9]{0,18}$"}
 LAST_EVENT_ID: Final = Parameter(
     "Last-Event-ID",
     "header",
-    "The number of the last event that the client has. The query may name one: the newest counts.",
+    "The number of the last event that the client has. The query may name one, too: the greatest counts.",
     _CURSOR,
 )
 QUERY_CURSOR: Final = Parameter(
     _QUERY_CURSORS[0],
     "query",
-    "As `Last-Event-ID`, for clients that cannot set headers, and `lastEventId` is the same, since polyfills of "
-    "EventSource add it when they reconnect. Of several, the greatest counts.",
+    "Like `Last-Event-ID`, for clients that cannot set headers. `lastEventId` means the same: polyfills of "
+    "EventSource add it when they reconnect. If there are several, the greatest counts.",
     _CURSOR,
 )
 
@@ -103,8 +103,8 @@ def coming_back(handler: Handler) -> Handler:
     "read",
     {
         200: Returns(
-            f"The events after the cursor, those in the log first, then those to come. {DATA} A passing trouble "
-            "is answered with an empty stream and a time to come back (`retry:`), but for clients that accept "
+            f"The events after the cursor, those in the log first, then those to come. {DATA} An error that may pass "
+            "is answered with an empty stream and a time to come back (`retry:`), except to clients that accept "
             "`application/problem+json`.",
             {EVENTS: Event},
         ),

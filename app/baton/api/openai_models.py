@@ -59,7 +59,7 @@ async def list_models(request: Request) -> Answer:
     refusals=(*READING, UnknownModel),
 )
 async def get_model(request: Request) -> Answer:
-    """Tell that a model exists."""
+    """Return a model, if it exists."""
     principal_of(request).require_tenant()
     name = request.path_params["name"]
     async with translated(pod_of(request).pool):

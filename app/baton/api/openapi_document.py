@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document of a pod: made once, of the routes, the models of requests and the types of answers."""
+"""The OpenAPI 3.1 document of a pod, made from the declarations of its routes."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from .routing import JSON, AnswerHeader, DeclaredRoute, ErrorForm, Operation, Pa
 
 Object: TypeAlias = dict[str, Any]
 
-# Answers in another form. Among `responses`, generated clients would take them for a part of the type of every answer.
+# Answers in another form. Among `responses`, generated clients would make them part of the type of every answer.
 ALTERNATIVES: Final = "x-alternatives"
 _REF: Final = "#/components/schemas/{model}"
 
 _DESCRIPTION: Final = """\
-Creates streams, which are answers of language models, and follows them: from any pod, through whatever happens to pods.
+Creates streams, which are answers of language models, and follows them: from any pod, even if pods die.
 
-An operation's `responses` have one type. Answers in another form, which a client asks for by a header or a field, are
-in its `x-alternatives`, each with that header or field. The schema of `text/event-stream` is the type of the JSON in
-the `data` of each event.
+An operation's `responses` have one type. Other forms, which a client asks for by a header or a field, are in its
+`x-alternatives`, each with that header or field. The schema of `text/event-stream` is the type of the JSON in the
+`data` of each event.
 
-Where there is a `GET` there is a `HEAD`, too. Any request may have an `X-Request-Id` (1 to 128 of `A-Z a-z 0-9 . _ :
--`), and gets it back; else it is given one. A parameter with two values is refused.
+Every `GET` has a `HEAD`, too. A request may have an `X-Request-Id` (1 to 128 of `A-Z a-z 0-9 . _ : -`), which the
+answer repeats; otherwise it gets one. A parameter with two values is refused.
 """
 
-# Each is one way to present a credential; pods that allow anonymous use need none.
+# The ways to present a credential. Pods that allow anonymous access need none.
 _SECURITY_SCHEMES: Final[Object] = {
     "bearer": {
         "type": "http",
@@ -59,9 +59,9 @@ _EVERYWHERE: Final = (REQUEST_ID, POD)
 
 
 def document(routes: Iterable[BaseRoute]) -> Object:
-    """Return the document of these routes, but for the `servers`, which depend on where the app is mounted.
+    """Return the document of these routes, without `servers`, which depend on where the app is mounted.
 
-    Routes that are not declared, as an application may add, are left out.
+    Other routes, which an application may have added, are left out.
     """
     declared = [
         (route.documented_path, route.operation)
@@ -98,14 +98,14 @@ def _headers(operations: Sequence[Operation]) -> Object:
 
 
 class _Schema(GenerateJsonSchema):
-    """Makes schemas that client generators read as they are meant."""
+    """Makes schemas that client generators read correctly."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
-        """No field has a title: it would repeat the name, and generators call types by it."""
+        """Give no field a title: it would repeat the name, and generators use titles as names of types."""
         return False
 
     def dict_schema(self, schema: Any) -> Object:
-        """Say with `propertyNames` what keys look like. Few generators know `patternProperties`."""
+        """Describe keys by `propertyNames`: few generators know `patternProperties`."""
         found = super().dict_schema(schema)
         for pattern, values in found.pop("patternProperties", {}).items():
             found["additionalProperties"] = values
@@ -114,7 +114,7 @@ class _Schema(GenerateJsonSchema):
 
 
 class _BodySchema(_Schema):
-    """The same for bodies, without defaults: openapi-typescript takes what has one for required."""
+    """The same for bodies, without defaults: openapi-typescript requires every field that has one."""
 
     def default_schema(self, schema: Any) -> Object:
         """Leave the default out."""
@@ -209,7 +209,7 @@ def _parameter(parameter: Parameter) -> Object:
 
 def _query_parameters(model: type[BaseModel]) -> Iterator[Object]:
     for name, schema in model.model_json_schema(schema_generator=_Schema)["properties"].items():
-        # A query has no null: what may be None may be left out.
+        # A query has no null: a field that may be None can be left out.
         kinds = [kind for kind in schema.pop("anyOf", []) if kind != {"type": "null"}]
         if schema.get("default", "") is None:
             del schema["default"]
@@ -237,7 +237,7 @@ def _given(answers: Mapping[int, Returns], schemas: _Schemas) -> Object:
 
 
 def _own_refusals(operation: Operation) -> set[int]:
-    """The statuses of errors that are answers: of no class, and without content of their own."""
+    """Return the statuses of errors that have no class: those among the answers without content."""
     return {status for status, answer in operation.answers.items() if status >= 400 and not answer.content}
 
 
@@ -256,10 +256,10 @@ def _add_refusal(
     response: Object, status: int, errors: list[type[RequestError]], form: ErrorForm, schemas: _Schemas
 ) -> None:
     codes = "; ".join(f"`{error.code}`: {error.title}" for error in errors)
-    told = [response.get("description", ""), codes or HTTPStatus(status).phrase]
+    sentences = [response.get("description", ""), codes or HTTPStatus(status).phrase]
     passing = any(issubclass(error, PassingError) for error in errors)
     empty = Returns("", headers=(RETRY_AFTER,) if passing else ())
     known = response.get("content", {})
     response |= _response(
-        " ".join(filter(None, told)), empty, known | {form.media_type: {"schema": schemas.of(form.content)}}
+        " ".join(filter(None, sentences)), empty, known | {form.media_type: {"schema": schemas.of(form.content)}}
     )

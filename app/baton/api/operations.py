@@ -1,4 +1,4 @@
-"""Routes for the platform: is the process alive, is it able to serve, what does it count."""
+"""Routes for the platform: liveness, readiness, metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Health(TypedDict):
 
 
 class Readiness(TypedDict):
-    """Whether clients should be sent to this pod. `disk_full` is the database's: all pods can serve what there is."""
+    """Whether clients should be sent to this pod. `disk_full`: the database's; pods still serve what is stored."""
 
     status: Literal["ready", "not ready"]
     draining: bool
@@ -35,7 +35,7 @@ ROUTES: Final = Routes("platform")
 
 @ROUTES.route("GET", "/healthz", None, {200: Returns("It is alive.", {JSON: Health})}, refusals=(InternalError,))
 async def healthz(request: Request) -> Answer:
-    """Tell that the process is alive."""
+    """Report that the process is alive."""
     content: Health = {"status": "alive"}
     return json_answer(request, content)
 
@@ -51,7 +51,7 @@ async def healthz(request: Request) -> Answer:
     refusals=(InternalError, Unavailable),
 )
 async def readyz(request: Request) -> Answer:
-    """Tell whether new clients should be sent to this pod, and what the listener is doing."""
+    """Report whether new clients should be sent to this pod, and the state of the listener."""
     pod = pod_of(request)
     state: Readiness = {
         "status": "ready" if pod.ready else "not ready",
@@ -72,7 +72,7 @@ async def readyz(request: Request) -> Answer:
     counted=False,
 )
 async def metrics(request: Request) -> Answer:
-    """Give the metrics in Prometheus' text format."""
+    """Return the metrics in Prometheus' text format."""
     pod = pod_of(request)
     pod.metrics.full = pod.full
     return Response(pod.metrics.render(), media_type="text/plain; version=0.0.4", headers=common_headers(request))

@@ -9,7 +9,7 @@ from .routing import AnswerHeader, Parameter
 IDEMPOTENCY_KEY: Final = Parameter(
     "Idempotency-Key",
     "header",
-    "The client's own name for this request, so that repeating it creates nothing new.",
+    "The client's own name for this request. Repeating the request with it creates nothing new.",
     {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
 )
 

@@ -43,7 +43,7 @@ def pod_of(request: Request) -> Pod:
     pod: Pod | None = getattr(request.app.state, "pod", None)
     if pod is None:
         raise Unavailable(
-            "The service has not started yet. Try again in a moment.",
+            "The service has not been started. Try again in a moment.",
             operator="Baton's app has not started. If it is mounted in another app, the lifespan of the outer app must "
             "enter `baton_app.router.lifespan_context(baton_app)`.",
         )

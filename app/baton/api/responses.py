@@ -31,7 +31,7 @@ from .request_body import parse_json, read_body, release_body, turn_of
 from .routing import EVENTS, JSON, Returns, Routes
 from .validation import validated
 
-# How long a cancel waits for the generator to stop, so that its answer can say that it has.
+# How long a cancel waits for the generator, so that its answer can say that it has stopped.
 _CANCEL_SECONDS: Final = 5
 
 _UNSUPPORTED: Final = {
@@ -59,12 +59,12 @@ class CreateResponse(Creation):
     def _is_said(cls, value: Any) -> Any:
         items = isinstance(value, list) and all(isinstance(item, dict) for item in value)
         if not value or not (isinstance(value, str) or items):
-            raise ValueError("it must be a text, or a list of items, and not be empty")
+            raise ValueError("it must be a text or a list of items, and not empty")
         return value
 
 
 class ResponseContent(TypedDict):
-    """A Response as OpenAI's API has it; it has more than is described here."""
+    """A Response as OpenAI's API has it. It has more fields than these."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
@@ -81,7 +81,7 @@ class ResponseContent(TypedDict):
 
 
 class DeletedResponse(TypedDict):
-    """A Response that is no more."""
+    """A Response that was erased."""
 
     id: str
     object: Literal["response"]
@@ -89,7 +89,7 @@ class DeletedResponse(TypedDict):
 
 
 class ItemList(TypedDict):
-    """Items of what a Response was created from."""
+    """Items of the input of a Response."""
 
     object: Literal["list"]
     data: list[dict[str, Any]]
@@ -131,7 +131,7 @@ ROUTES: Final = Routes(
     others={'"stream": true': {200: Returns(_EVENTS, {EVENTS: ResponseEvent})}},
 )
 async def create_response(request: Request) -> Answer:
-    """Create a Response; follow it, wait for it, or leave it to go on by itself."""
+    """Create a Response; follow it, wait for it, or let it run in the background."""
     stream, begun, background = await _created(request)
     if begun is not None:
         return await follow_created(request, stream, RESPONSES, begun)
@@ -141,7 +141,7 @@ async def create_response(request: Request) -> Answer:
         await wait_for_end(request, stream.id)
         return await _answer(request, stream.id, whole=True)
     except PassingError as error:
-        # Asked again by its status, it would be created again.
+        # Clients retry by status, and would create another one.
         raise still_running(stream) from error
 
 
@@ -155,7 +155,7 @@ async def create_response(request: Request) -> Answer:
     others={"stream=true": {200: Returns(_EVENTS, {EVENTS: ResponseEvent})}},
 )
 async def retrieve_response(request: Request) -> Answer:
-    """Tell a Response as it is; with `stream=true`, follow it after the frame `starting_after`."""
+    """Return a Response; with `stream=true`, follow it after the frame `starting_after`."""
     wanted = validated(RetrieveResponse, query_of(request, RetrieveResponse.model_fields))
     stream_id = _stream_id(request)
     if not wanted.stream:
@@ -188,7 +188,7 @@ async def cancel_response(request: Request) -> Answer:
     "DELETE",
     "/v1/responses/{id}",
     "admin",
-    {200: Returns("It is no more.", {JSON: DeletedResponse})},
+    {200: Returns("It was erased.", {JSON: DeletedResponse})},
     refusals=STREAM,
 )
 async def delete_response(request: Request) -> Answer:
@@ -203,12 +203,12 @@ async def delete_response(request: Request) -> Answer:
     "GET",
     "/v1/responses/{id}/input_items",
     "read",
-    {200: Returns("What it was created from.", {JSON: ItemList})},
+    {200: Returns("The items of its input.", {JSON: ItemList})},
     refusals=(*STREAM, InvalidRequest, BodiesFull),
     query=(ListItems,),
 )
 async def list_input_items(request: Request) -> Answer:
-    """List what a Response was created from."""
+    """List the items of a Response's input."""
     wanted = validated(ListItems, query_of(request, ListItems.model_fields))
     stream_id = _stream_id(request)
     async with translated(pod_of(request).pool):
@@ -220,7 +220,7 @@ async def list_input_items(request: Request) -> Answer:
     ids = [item["id"] for item in items]
     if wanted.after is not None:
         if wanted.after not in ids:
-            raise InvalidRequest(f"after: there is no item {wanted.after!r:.80}.")
+            raise InvalidRequest(f"after: no item has the id {wanted.after!r:.80}.")
         items = items[ids.index(wanted.after) + 1 :]
     page = items[: wanted.limit]
     content: ItemList = {
@@ -234,9 +234,9 @@ async def list_input_items(request: Request) -> Answer:
 
 
 async def _created(request: Request) -> tuple[Stream, Encoded[ResponseState] | None, bool]:
-    """Create a stream; return it, how the Response begins if it is to be streamed, and whether nobody waits for it.
+    """Create a stream; return it, how the Response begins if it is streamed, and whether it runs in the background.
 
-    What came with the request is dropped with this: its answer may be waited for long.
+    On return the request's body can be freed: the wait for the answer may be long.
     """
     body = await read_body(request)
     wanted = validated(CreateResponse, parse_json(body))
@@ -268,7 +268,7 @@ def _stream_id(request: Request) -> UUID:
 
 
 def _items(given: Any, stream_id: UUID) -> list[dict[str, Any]]:
-    """The items of an input, each with an id; a text is one message of the user."""
+    """Return the items of an input, each with an id. A text becomes one message of the user."""
     items = given.get("input", given) if isinstance(given, dict) else given
     if isinstance(items, str):
         items = [{"role": "user", "content": items}]
@@ -280,7 +280,7 @@ def _items(given: Any, stream_id: UUID) -> list[dict[str, Any]]:
 
 
 def _item(item: dict[str, Any], item_id: str) -> dict[str, Any]:
-    # An id of its own may be none, or that of another.
+    # The item's own id may be missing, or be that of another item.
     whole = {"type": "message", **item, "id": item_id}
     if whole["type"] == "message" and isinstance(whole.get("content"), str):
         kind = "output_text" if whole.get("role") == "assistant" else "input_text"

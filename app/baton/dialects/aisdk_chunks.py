@@ -32,20 +32,20 @@ _FINISH_REASONS: Final = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """A part of the answer that is open."""
+    """An open part of the answer."""
 
     kind: Kind
     id: str
-    head: bytes  # of the frame of each delta: all but the delta
+    head: bytes  # the frame of a delta without its text
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ToolInput:
-    """A tool call, and its arguments up to the batch at hand."""
+    """A tool call, and its arguments before this batch."""
 
     id: str
     name: str
-    head: bytes  # of the frame of each delta: all but the delta
+    head: bytes  # the frame of a delta without its text
     arguments: Chain = field(default_factory=Chain)
     open: bool = True
     executed: bool = False  # the generator runs the tool
@@ -55,10 +55,10 @@ NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class AiSdkState(NamedTuple):
-    """What is open after so many chunks.
+    """What is open after a number of chunks.
 
-    The call that grew last is kept apart, and what `calls` has of it is older. So a delta costs the same however many
-    calls there are. It is a tuple because each batch makes one, and a frozen dataclass is slower to make.
+    The call that grew last is kept apart; its entry in `calls` is older. So a delta costs the same however many calls
+    there are. It is a tuple because each batch makes one, and a frozen dataclass takes longer to make.
     """
 
     calls: dict[str, ToolInput]
@@ -70,7 +70,7 @@ class AiSdkState(NamedTuple):
     open_calls: int = 0
     called: bool = False  # this step has a tool call
     answered: bool = False  # and the result of one
-    begun: bool = False  # there is something that a reset would take back
+    begun: bool = False  # a reset would discard something
     stream: str = ""  # its id, for the ids of approvals
     taken: frozenset[str] = frozenset()  # the ids of answered calls of the message that is continued
     renamed: Mapping[str, str] = NOTHING  # new calls whose ids the message already had
@@ -78,9 +78,9 @@ class AiSdkState(NamedTuple):
 
 
 class Chunks:
-    """The chunks that a batch becomes, and the state after them.
+    """The chunks of a batch, and the state after them.
 
-    Deltas are most of what there is: they change nothing but what is gathered here.
+    Most events are deltas, which change only what is gathered here, and not the state.
     """
 
     def __init__(self, state: AiSdkState) -> None:
@@ -88,11 +88,11 @@ class Chunks:
         self.ended = False
         self._before = state.chunks
         self._frames: list[bytes] = []
-        self._pieces: list[str] = []  # of the growing call's arguments
-        self._copied = False  # the state's `calls` are this batch's own
+        self._deltas: list[str] = []  # of the growing call's arguments
+        self._copied = False  # the `calls` of the state are a copy of this batch
 
     def add(self, event: Mapping[str, Any]) -> None:
-        """Add what an event becomes; an event of an unknown kind becomes nothing."""
+        """Add the chunks of an event; those of an unknown type have none."""
         match event["type"]:
             case "text" | "reasoning":
                 self._part(event["type"], event["delta"])
@@ -110,10 +110,10 @@ class Chunks:
                 self._done(event)
 
     def fail(self, code: str, message: str, status: Status | None = None) -> None:
-        """Add an error, and the end that every stream has; with a status if this is the answer's end.
+        """Add an error and the end of the stream; with a status if the answer has ended, too.
 
-        Of the chunk a page gets the text alone, as the message of an `Error`: so the code is behind the sentence. The
-        message's metadata, which a page saves, have both.
+        A page gets only the text of the chunk, as the message of an `Error`: so the code follows the sentence. The
+        message's metadata, which a page saves, has both.
         """
         self._end_part()
         if status is not None:
@@ -124,7 +124,7 @@ class Chunks:
         self._finish("error", status)
 
     def begin(self, stream_id: UUID, earlier: Earlier | None, *, replay: bool) -> None:
-        """Add what precedes the first event."""
+        """Add the chunks before the first event."""
         metadata: dict[str, Any] = {"streamId": str(stream_id)}
         self._set(stream=stream_id.hex)
         if earlier is None:
@@ -148,7 +148,7 @@ class Chunks:
         self._set(parts=earlier.prose, calls=calls, taken=earlier.answered)
 
     def _count(self, event: Mapping[str, Any]) -> None:
-        """Add to the usage, and say what it is now: clients keep the last."""
+        """Add to the usage, and send the new sum: clients keep the last one."""
         total = added(self.state.usage, event)
         self._set(usage=total)
         counts = {_camel(name): value for name, value in total.items()}
@@ -161,7 +161,7 @@ class Chunks:
         self._frames.append(b"%b%b}\n\n" % (part.head, orjson.dumps(delta)))
 
     def _begin_part(self, kind: Kind) -> Part:
-        self._say()
+        self._before_output()
         number = self.state.parts + 1
         part = Part(kind, f"{kind}-{number}", _head(f"{kind}-delta", "delta", id=f"{kind}-{number}"))
         self._set(part=part, parts=number)
@@ -170,10 +170,10 @@ class Chunks:
 
     def _call(self, event: Mapping[str, Any]) -> None:
         given = self._id_of(event)
-        call = self._known(self._name_of(given))
+        call = self._known(self._page_id(given))
         if call is None:
-            self._say()
-            call = self._begin_call(self._own_name_of(given), event.get("name"), event.get("run_by") == "generator")
+            self._before_output()
+            call = self._begin_call(self._new_page_id(given), event.get("name"), event.get("run_by") == "generator")
             self._set(ids={**self.state.ids, event["index"]: given})
             self._emit("tool-input-start", toolCallId=call.id, toolName=call.name, **_executed(call.executed))
         delta = event.get("arguments_delta")
@@ -181,7 +181,7 @@ class Chunks:
             if call is not self.state.growing:
                 self._put_back()
                 self._set(growing=call)
-            self._pieces.append(delta)
+            self._deltas.append(delta)
             self._frames.append(b"%b%b}\n\n" % (call.head, orjson.dumps(delta)))
 
     def _begin_call(self, call_id: str, name: str | None, executed: bool) -> ToolInput:
@@ -191,11 +191,11 @@ class Chunks:
         self._set(open_calls=self.state.open_calls + 1, called=True)
         return call
 
-    def _name_of(self, given: str) -> str:
+    def _page_id(self, given: str) -> str:
         """Return the id that a call has on the page."""
         return self.state.renamed.get(given, given)
 
-    def _own_name_of(self, given: str) -> str:
+    def _new_page_id(self, given: str) -> str:
         """Return an id that no other call of the message has: some servers count their calls from 0 in each answer."""
         if given not in self.state.taken:
             return given
@@ -208,17 +208,17 @@ class Chunks:
         return growing if growing and growing.id == call_id else self.state.calls.get(call_id)
 
     def _grown(self) -> ToolInput | None:
-        """Return the growing call with what it grew by."""
+        """Return the growing call with its new arguments."""
         call = self.state.growing
-        if call and self._pieces:
-            call = replace(call, arguments=call.arguments.plus("".join(self._pieces)))
+        if call and self._deltas:
+            call = replace(call, arguments=call.arguments.plus("".join(self._deltas)))
         return call
 
     def _put_back(self) -> None:
-        """Put the growing call with the others."""
+        """Store the growing call with the others."""
         if call := self._grown():
             self._put(call)
-            self._pieces = []
+            self._deltas = []
             self._set(growing=None)
 
     def _put(self, call: ToolInput) -> None:
@@ -228,24 +228,24 @@ class Chunks:
         self.state.calls[call.id] = call
 
     def _id_of(self, event: Mapping[str, Any]) -> str:
-        """An index that comes again with another id is another call, of an agent that counts from 0 in every step."""
+        """Return the id of an event's call. Agents reuse an index with a new id for another call in the next step."""
         index: int = event["index"]
         return event.get("id") or self.state.ids.get(index) or f"call_{index}"
 
     def _result(self, event: Mapping[str, Any]) -> None:
-        call_id = self._name_of(event["id"])
+        call_id = self._page_id(event["id"])
         self._end_part()
         self._put_back()
         if call_id not in self.state.taken:
-            # To the SDK a result of no call would be an error.
+            # The SDK throws on a result without a call.
             call = self.state.calls.get(call_id) or self._begin_call(call_id, event.get("name"), True)
             self._close(call, executed=True)
         self._emit("tool-output-available", toolCallId=call_id, output=event.get("result"), **_executed(True))
         self._set(answered=self.state.called, begun=True)
 
     def _approval(self, event: Mapping[str, Any]) -> None:
-        """Ask the user about a call of this stream. One that is not open has been asked about, or answered."""
-        call_id = self._name_of(event["id"])
+        """Ask the user about an open call of this stream. Others have been asked about or answered before."""
+        call_id = self._page_id(event["id"])
         self._end_part()
         self._put_back()
         call = self.state.calls.get(call_id)
@@ -262,7 +262,7 @@ class Chunks:
         named = {"toolCallId": call.id, "toolName": call.name, **_executed(executed or call.executed)}
         arguments = str(call.arguments)
         try:
-            # Encoded here, where what nests too deeply can still be refused.
+            # Encoded here, where an error for deep nesting can still be handled.
             value = orjson.Fragment(orjson.dumps(read_json(arguments) if arguments.strip() else {}))
         except (ValueError, TypeError):
             sentence = "The arguments of this call are not JSON."
@@ -288,7 +288,7 @@ class Chunks:
         self._end_part()
         if event["status"] == "cancelled":
             if self.state.called:
-                # The SDK sends by itself what follows on the results in the last step, so that is an empty one.
+                # The SDK sends the results of the last step by itself, so the last step must be empty.
                 self._emit("start-step")
             self._emit("abort", reason=event["finish_reason"])
             # AI SDK 5, 6 and the first of 7 do not know the reason "interrupted".
@@ -301,13 +301,13 @@ class Chunks:
             self._finish(_FINISH_REASONS.get(event["finish_reason"], "other"), "completed")
 
     def _finish(self, reason: str, status: Status | None) -> None:
-        # Metadata also has the page look at the message again, which a step that begins does not.
+        # Metadata also makes the page look at the message again, which a new step does not.
         known = {} if status is None else {"messageMetadata": {"status": status}}
         self._emit("finish", finishReason=reason, **known)
         self.ended = True
 
-    def _say(self) -> None:
-        """Make way for something that the model says: it stands in a step and in no part yet."""
+    def _before_output(self) -> None:
+        """Prepare for new output of the model: end the open part, and begin a new step after a result."""
         self._end_part()
         if self.state.answered and not self.state.open_calls:
             self._emit("finish-step")
@@ -336,7 +336,7 @@ def _frame(chunk: Mapping[str, Any]) -> bytes:
 
 
 def _head(kind: str, last: str, **fields: Any) -> bytes:
-    """Return a frame up to the value of its last field."""
+    """Return the bytes of a frame before the value of its last field."""
     return b'data: %b,"%b":' % (orjson.dumps({"type": kind, **fields})[:-1], last.encode())
 
 

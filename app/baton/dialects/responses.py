@@ -1,15 +1,15 @@
 """The dialect of OpenAI's Responses API: a stream as the events of a Response.
 
-Text, reasoning and tool calls become output items, which begin, grow by deltas and end with the whole of what they
-held. `sequence_number` counts the frames from 0. Calls may grow side by side, so each stays open until its result or
-the stream's end; text and reasoning end where anything else begins.
+Text, reasoning and tool calls become output items, which begin, grow by deltas, and end with their whole content.
+`sequence_number` counts the frames from 0. Calls may grow in parallel, so each stays open until its result or the end
+of the stream. Text and reasoning end when anything else begins.
 
-A call for the client is a `function_call`. One that the generator ran is an `mcp_call`, as of a tool that OpenAI's own
-server ran, with its result: clients run every `function_call`. Whose a call is shows at its result, or at the end of
-the stream; until then it is held back, unless its first event says so.
+A call for the client is a `function_call`. A call that the generator ran is an `mcp_call` with its result, like a tool
+that OpenAI's own server ran: clients run every `function_call`. Who runs a call is known when its result comes or the
+stream ends, unless its first event says so. Until then it is held back.
 
-Events without a counterpart (`custom`) are left out. A `reset` takes back deltas that were given already, so the
-stream ends there with an `error` event; who retrieves the Response later gets the new answer.
+Events without a counterpart (`custom`) are left out. A `reset` discards deltas that were already sent, so the stream
+ends there with an `error` event. Retrieving the Response later returns the new answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .dialect import Encoded, Header, Over
 from .responses_items import Fields
 from .responses_writer import ResponseState, ResponseWriter
 
-# What a Response repeats of its request, with what it says where the request said nothing.
+# The fields of the request that a Response repeats, with their defaults.
 _REPEATED: Final[Mapping[str, Any]] = {
     "instructions": None,
     "max_output_tokens": None,
@@ -61,22 +61,22 @@ class Responses:
         """Encode a batch."""
         writer = ResponseWriter(state)
         for line in batch.lines:
-            writer.take(orjson.loads(line))
+            writer.add(orjson.loads(line))
         return writer.encoded(after)
 
     def greeting(self, reconnect_milliseconds: int) -> bytes:
-        """A comment, which opens the way through proxies."""
+        """Return a comment, which makes proxies forward the response."""
         return self.comment
 
     def broken(self, state: ResponseState, code: str, message: str) -> tuple[bytes, Over]:
-        """An error event."""
+        """Return an error event."""
         writer = ResponseWriter(state)
         writer.fail(code, message)
         return writer.encoded(state.frames).body, "ended"
 
 
 def response_of(stream: Stream, given: Any, lines: Iterable[str]) -> Fields:
-    """Return the Response that the events so far make up; those before a `reset` do not count."""
+    """Return the Response of the events so far, without those before a `reset`."""
     writer = ResponseWriter(ResponseState(_unchanging(stream, given)))
     status = "queued"
     for event in map(orjson.loads, lines):
@@ -84,17 +84,17 @@ def response_of(stream: Stream, given: Any, lines: Iterable[str]) -> Fields:
         if event["type"] == "reset":
             writer = ResponseWriter(ResponseState(writer.state.response))
         else:
-            writer.take(event)
+            writer.add(event)
     return writer.ended or writer.response(status)
 
 
 def response_id(stream_id: UUID) -> str:
-    """The id that a stream has as a Response."""
+    """Return the id that a stream has as a Response."""
     return f"resp_{stream_id.hex}"
 
 
 def _unchanging(stream: Stream, given: Any) -> Fields:
-    """What stays the same in a Response from its first event to its last."""
+    """Return the fields of a Response that never change."""
     request = given if isinstance(given, Mapping) and "input" in given else {}
     repeated = {name: request.get(name, default) for name, default in _REPEATED.items()}
     return {
@@ -102,7 +102,7 @@ def _unchanging(stream: Stream, given: Any) -> Fields:
         "object": "response",
         "created_at": int(stream.created_at.timestamp()),
         "model": request.get("model") or stream.generator,
-        # Each goes on without its client.
+        # Every Response continues without its client.
         "background": True,
         "error": None,
         "incomplete_details": None,

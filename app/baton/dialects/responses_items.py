@@ -17,10 +17,10 @@ Frame = tuple[str, Fields]
 
 
 class Item(ABC):
-    """An output item that grows. A state has some, which no longer change: a writer goes on with copies."""
+    """An output item that grows. Those of a state never change: a writer continues with copies."""
 
     prefix: ClassVar[str]
-    # The event that tells of a delta, and what it says besides.
+    # The type of the event of a delta, and its constant fields.
     delta_kind: ClassVar[str]
     delta_fields: ClassVar[Mapping[str, Any]] = {}
 
@@ -29,21 +29,21 @@ class Item(ABC):
     def __init__(self, item_id: str, place: int) -> None:
         self.id = item_id
         self.place = place
-        self._earlier = Chain()  # its text up to the batch at hand
+        self._earlier = Chain()  # its text before this batch
         self._parts: list[str] = []
         fields = {"type": self.delta_kind, "item_id": item_id, "output_index": place, **self.delta_fields}
-        # All but the number and the text, which each delta has of its own.
+        # The frame of a delta without its number and text.
         self._head = b'event: %b\ndata: %b,"sequence_number":' % (self.delta_kind.encode(), orjson.dumps(fields)[:-1])
 
     def copy(self) -> Self:
-        """The same, to go on with."""
+        """Return a copy that may grow."""
         other = object.__new__(type(self))
         other.id, other.place, other._head = self.id, self.place, self._head
         other._earlier, other._parts = self._earlier, []
         return other
 
     def settle(self) -> Self:
-        """Put what it grew by in this batch behind it."""
+        """Append the text of this batch to the earlier text."""
         if self._parts:
             self._earlier = self._earlier.plus("".join(self._parts))
             self._parts = []
@@ -51,25 +51,25 @@ class Item(ABC):
 
     @property
     def text(self) -> str:
-        """The whole of it so far."""
+        """The whole text so far."""
         return str(self._earlier) + "".join(self._parts)
 
     def grow(self, delta: str, number: int) -> bytes:
-        """Take a delta; return its frame, which has this number."""
+        """Add a delta; return its frame, which has this number."""
         self._parts.append(delta)
         return b'%b%d,"delta":%b}\n\n' % (self._head, number, orjson.dumps(delta))
 
     @abstractmethod
     def as_dict(self, status: str) -> Fields:
-        """The item as a Response's output has it."""
+        """Return the item as in the output of a Response."""
 
     @abstractmethod
     def begin(self) -> Iterator[Frame]:
-        """The frames that it begins with."""
+        """Yield the frames that begin the item."""
 
     @abstractmethod
     def end(self, text: str) -> Iterator[Frame]:
-        """The frames that say that it is complete, but for the last."""
+        """Yield the frames that end the item, without the last one."""
 
     def _frame(self, kind: str, **fields: Any) -> Frame:
         return kind, {"item_id": self.id, "output_index": self.place, **fields}
@@ -84,16 +84,16 @@ class Message(Item):
     __slots__ = ()
 
     def as_dict(self, status: str) -> Fields:
-        """A message of the assistant."""
+        """Return a message of the assistant."""
         return self._as_dict(status, [_text_part(self.text)])
 
     def begin(self) -> Iterator[Frame]:
-        """The message, and its only part."""
+        """Yield the frames of the message and its only part."""
         yield "response.output_item.added", {"output_index": self.place, "item": self._as_dict("in_progress", [])}
         yield self._frame("response.content_part.added", content_index=0, part=_text_part(""))
 
     def end(self, text: str) -> Iterator[Frame]:
-        """The text, and its part."""
+        """Yield the frames of the text and its part."""
         yield self._frame("response.output_text.done", content_index=0, text=text, logprobs=[])
         yield self._frame("response.content_part.done", content_index=0, part=_text_part(text))
 
@@ -102,7 +102,7 @@ class Message(Item):
 
 
 class Reasoning(Item):
-    """Reasoning, as a summary: that is what clients show."""
+    """Reasoning, as a summary, which clients show."""
 
     prefix = "rs"
     delta_kind = "response.reasoning_summary_text.delta"
@@ -110,16 +110,16 @@ class Reasoning(Item):
     __slots__ = ()
 
     def as_dict(self, status: str) -> Fields:
-        """An item of reasoning."""
+        """Return an item of reasoning."""
         return self._as_dict([_summary(self.text)])
 
     def begin(self) -> Iterator[Frame]:
-        """The item, and its only part."""
+        """Yield the frames of the item and its only part."""
         yield "response.output_item.added", {"output_index": self.place, "item": self._as_dict([])}
         yield self._frame("response.reasoning_summary_part.added", summary_index=0, part=_summary(""))
 
     def end(self, text: str) -> Iterator[Frame]:
-        """The text, and its part."""
+        """Yield the frames of the text and its part."""
         yield self._frame("response.reasoning_summary_text.done", summary_index=0, text=text)
         yield self._frame("response.reasoning_summary_part.done", summary_index=0, part=_summary(text))
 
@@ -129,7 +129,7 @@ class Reasoning(Item):
 
 @dataclass(frozen=True, slots=True)
 class HeldCall:
-    """A call of which nobody knows yet whether the client or the generator runs it: the client was not sent it."""
+    """A call that is held back: it is not known yet whether the client or the generator runs it."""
 
     order: int
     call_id: str
@@ -138,7 +138,7 @@ class HeldCall:
 
 
 class CallItem(Item):
-    """A tool call, whose text is its arguments."""
+    """A tool call. Its text is its arguments."""
 
     __slots__ = ("call_id", "name", "order")
 
@@ -147,17 +147,17 @@ class CallItem(Item):
         self.order, self.call_id, self.name = held.order, held.call_id, held.name
 
     def copy(self) -> Self:
-        """The same, to go on with."""
+        """Return a copy that may grow."""
         other = super().copy()
         other.order, other.call_id, other.name = self.order, self.call_id, self.name
         return other
 
     def as_dict(self, status: str) -> Fields:
-        """A call."""
+        """Return the call."""
         return self._as_dict(status, self.text)
 
     def begin(self) -> Iterator[Frame]:
-        """The call, without its arguments."""
+        """Yield the frame of the call without its arguments."""
         yield "response.output_item.added", {"output_index": self.place, "item": self._as_dict("in_progress", "")}
 
     @abstractmethod
@@ -165,14 +165,14 @@ class CallItem(Item):
 
 
 class FunctionCall(CallItem):
-    """A call for the client."""
+    """A call that the client runs."""
 
     prefix = "fc"
     delta_kind = "response.function_call_arguments.delta"
     __slots__ = ()
 
     def end(self, text: str) -> Iterator[Frame]:
-        """The arguments."""
+        """Yield the frame of the arguments."""
         yield self._frame("response.function_call_arguments.done", name=self.name, arguments=text)
 
     def _as_dict(self, status: str, arguments: str) -> Fields:
@@ -187,7 +187,7 @@ class FunctionCall(CallItem):
 
 
 class ToolRun(CallItem):
-    """A call of a tool that the generator ran, or is to run; `output` is its result, as text."""
+    """A call that the generator runs. `output` is its result, as text."""
 
     prefix = "mcp"
     delta_kind = "response.mcp_call_arguments.delta"
@@ -198,18 +198,18 @@ class ToolRun(CallItem):
         self.output: str | None = None
 
     def copy(self) -> Self:
-        """The same, to go on with."""
+        """Return a copy that may grow."""
         other = super().copy()
         other.output = self.output
         return other
 
     def begin(self) -> Iterator[Frame]:
-        """The call, without its arguments, and that it is at work."""
+        """Yield the frames of the call without its arguments, and that it is in progress."""
         yield from super().begin()
         yield self._frame("response.mcp_call.in_progress")
 
     def end(self, text: str) -> Iterator[Frame]:
-        """The arguments, and whether there is a result."""
+        """Yield the frames of the arguments, and of success or failure."""
         yield self._frame("response.mcp_call_arguments.done", arguments=text)
         yield self._frame("response.mcp_call.failed" if self.output is None else "response.mcp_call.completed")
 

@@ -23,11 +23,11 @@ GrowingCall = TypeVar("GrowingCall", bound=CallItem)
 
 @dataclass(frozen=True, slots=True)
 class ResponseState:
-    """What the dialect remembers.
+    """The state of the dialect.
 
-    `frames`: how many there were. `output`: the items that are done, with their places. What still grows is `prose`,
-    which is text or reasoning, and `calls` in the order in which they began, some of them held back; `newest` says
-    which of them is the newest of an index.
+    `frames`: their number so far. `output`: the complete items, with their places. Still growing are `prose`, which is
+    text or reasoning, and `calls`, in the order in which they began; some are held back. `newest` has the newest call
+    of each index.
     """
 
     response: Mapping[str, Any]
@@ -57,12 +57,12 @@ class ResponseWriter:
         self._calls = dict(state.calls)
         self._newest = dict(state.newest)
         self._calls_begun = state.calls_begun
-        self._own: set[int] = set()  # the places of the growing items that are this writer's, and not the state's
+        self._own: set[int] = set()  # the places of the growing items that this writer has copied from the state
         self._usage = state.usage
         self._over = state.over
 
     def encoded(self, after: int) -> Encoded[ResponseState]:
-        """Return the frames that follow number `after`, and the state behind them."""
+        """Return the frames that follow number `after`, and the state after them."""
         before = self.state.frames
         for item in self._growing():
             if item.place in self._own:
@@ -83,15 +83,15 @@ class ResponseWriter:
         body = escape_line_ends(b"".join(self._frames[max(0, after - before) :]))
         return Encoded(body, before + 1, state.frames, state, self._over)
 
-    def take(self, event: Fields) -> None:
+    def add(self, event: Fields) -> None:
         """Turn one event into frames."""
-        take = _TAKES.get(event["type"])
-        if take is None or self._over:
+        handle = _HANDLERS.get(event["type"])
+        if handle is None or self._over:
             return
         if not self._started and event["type"] != "reset":
             self._started = True
             self.emit("response.in_progress", response=self.response("in_progress"))
-        take(self, event)
+        handle(self, event)
 
     def emit(self, kind: str, **fields: Any) -> None:
         """Add a frame."""
@@ -99,7 +99,7 @@ class ResponseWriter:
         self._frames.append(b"event: %b\ndata: %b\n\n" % (kind.encode(), data))
 
     def response(self, status: str, **fields: Any) -> Fields:
-        """Return the Response as it is."""
+        """Return the Response so far."""
         output = [*self._output, *((item.place, item.as_dict("in_progress")) for item in self._growing())]
         return {
             **self.state.response,
@@ -110,24 +110,24 @@ class ResponseWriter:
         }
 
     def fail(self, code: str, message: str) -> None:
-        """End with an error event. Clients look for the error at one place or the other."""
+        """End with an error event. It has the error twice: clients look in different places."""
         self.emit("error", code=code, message=message, param=None, error=error_of(code, message))
         self._over = "ended"
 
     def text(self, event: Fields) -> None:
         """Add to the text, or begin it."""
-        self._say(Message, event["delta"])
+        self._add_prose(Message, event["delta"])
 
     def reasoning(self, event: Fields) -> None:
         """Add to the reasoning, or begin it."""
-        self._say(Reasoning, event["delta"])
+        self._add_prose(Reasoning, event["delta"])
 
     def call(self, event: Fields) -> None:
         """Add to a call, or begin it."""
         order = self._newest.get(event["index"], -1)
         call = self._calls.get(order)
         if call is None and order >= 0 and not (event.get("id") or event.get("name")):
-            return  # of a call that has ended
+            return  # it belongs to a call that has ended
         if call is None or begins_call(event, call.call_id):
             call = self._begin_call(event)
         delta = event.get("arguments_delta")
@@ -139,7 +139,7 @@ class ResponseWriter:
             self._grow(call, delta)
 
     def result(self, event: Fields) -> None:
-        """End the call that it is the result of: the generator has run it."""
+        """End the call of this result: the generator has run it."""
         self._end_prose()
         result = event.get("result")
         output = result if isinstance(result, str) else orjson.dumps(result).decode()
@@ -156,7 +156,7 @@ class ResponseWriter:
             self._end(run)
 
     def approval(self, event: Fields) -> None:
-        """End the call that the user is to allow: there is no way to ask here, and it is not for the client to run."""
+        """End the call that waits for the user's approval: this API cannot ask, and the client must not run it."""
         for call in [call for call in self._calls.values() if call.call_id == event["id"]]:
             if isinstance(call, HeldCall):
                 self._end_prose()
@@ -167,7 +167,7 @@ class ResponseWriter:
         self._usage = added(self._usage, event)
 
     def reset(self, event: Fields) -> None:
-        """End, if anything was told that does not count any more."""
+        """End the stream, if frames were sent that no longer count."""
         if self._started:
             self.fail("reset", _RESET)
 
@@ -191,7 +191,7 @@ class ResponseWriter:
         elif status == "failed":
             self._finish("failed", "failed", error=_error(event["error"]))
         else:
-            # There is no event for what was cancelled; the status tells.
+            # The API has no event for a cancelled Response. The status says it.
             details = {"reason": cause} if cause else None
             self._finish("incomplete", "incomplete" if cause else "cancelled", incomplete_details=details)
 
@@ -201,13 +201,13 @@ class ResponseWriter:
         self.emit(f"response.{kind}", response=self.ended)
 
     def _growing(self) -> list[Item]:
-        """The items that still grow, in the order of their places."""
+        """Return the items that still grow, in the order of their places."""
         begun = [call for call in self._calls.values() if isinstance(call, Item)]
         found: list[Item] = [*begun, *([self._prose] if self._prose else [])]
         return sorted(found, key=lambda item: item.place)
 
     def _begin_call(self, event: Fields) -> CallItem | HeldCall:
-        """Begin a call if it is known who runs it."""
+        """Begin a call if it is known who runs it; otherwise hold it back."""
         held = self._hold(event.get("id") or f"call_{event['index']}", event.get("name") or "")
         self._newest[event["index"]] = held.order
         kind = _CALLS.get(event.get("run_by") or "")
@@ -229,7 +229,7 @@ class ResponseWriter:
             self._grow(call, arguments)
         return call
 
-    def _say(self, kind: type[Message] | type[Reasoning], delta: str) -> None:
+    def _add_prose(self, kind: type[Message] | type[Reasoning], delta: str) -> None:
         if type(self._prose) is not kind:
             self._end_prose()
             self._prose = self._begin(kind(self._next_id(kind), self._places))
@@ -238,7 +238,7 @@ class ResponseWriter:
         self._grow(self._prose, delta)
 
     def _owned(self, item: GrowingItem) -> GrowingItem:
-        """Return a copy that may be changed."""
+        """Return a copy that may change."""
         self._own.add(item.place)
         return item.copy()
 
@@ -253,7 +253,7 @@ class ResponseWriter:
         return item
 
     def _end_prose(self) -> None:
-        """End the text or the reasoning that grows, if any does."""
+        """End the text or the reasoning, if it still grows."""
         if self._prose:
             self._end(self._prose)
 
@@ -280,7 +280,7 @@ class ResponseWriter:
 
 
 _CALLS: Final[Mapping[str, type[CallItem]]] = {"client": FunctionCall, "generator": ToolRun}
-_TAKES: Final[Mapping[str, Callable[[ResponseWriter, Fields], None]]] = {
+_HANDLERS: Final[Mapping[str, Callable[[ResponseWriter, Fields], None]]] = {
     "text": ResponseWriter.text,
     "reasoning": ResponseWriter.reasoning,
     "tool_call": ResponseWriter.call,
@@ -293,7 +293,7 @@ _TAKES: Final[Mapping[str, Callable[[ResponseWriter, Fields], None]]] = {
 
 
 def _error(error: Fields) -> Fields:
-    """An error with one of the codes that OpenAI's clients know, and ours in the sentence."""
+    """Return an error with a code that OpenAI's clients know, and our code in the sentence."""
     code = "rate_limit_exceeded" if error["code"] == "provider_rate_limited" else "server_error"
     return {"code": code, "message": f"{error['message']} ({error['code']})"}
 
