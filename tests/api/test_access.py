@@ -494,7 +494,7 @@ async def test_the_end_that_a_relay_has_seen_begins_the_grace(cluster: Cluster) 
     assert pod.metric("baton_log_reads_total") == reads
 
 
-async def test_while_a_stream_goes_on_its_token_works_for_a_day(cluster: Cluster) -> None:
+async def test_a_token_of_a_running_stream_works_for_a_day(cluster: Cluster) -> None:
     await make_key(cluster)
     pod = await guarded_pod(cluster)
     author = await cluster.author(tenant=TENANT)
@@ -604,7 +604,7 @@ async def test_who_follows_with_a_revoked_key_is_sent_away(cluster: Cluster) -> 
     assert (await cluster.client.get(url, headers=bearer(text))).status_code == 401
 
 
-async def test_who_waits_with_a_revoked_key_is_told_nothing(cluster: Cluster) -> None:
+async def test_a_client_that_waits_with_a_revoked_key_gets_no_answer(cluster: Cluster) -> None:
     key, text = await make_key(cluster)
     pod = await guarded_pod(cluster, keys_refresh_seconds=0.05)
     author = await cluster.author(tenant=TENANT)
@@ -632,7 +632,7 @@ async def test_who_waits_with_a_revoked_key_is_told_nothing(cluster: Cluster) ->
         ({"origin": "https://old.browser.test"}, 201),
     ],
 )
-async def test_where_all_are_let_in_any_page_on_the_web_is_not(
+async def test_without_access_control_pages_of_other_sites_change_nothing(
     cluster: Cluster, headers: dict[str, str], status: int
 ) -> None:
     pod = await cluster.pod(allowed_origins="https://page.test")
@@ -643,7 +643,7 @@ async def test_where_all_are_let_in_any_page_on_the_web_is_not(
     assert (await cluster.client.post(f"{openly.url}/v1/streams", json={"input": 1}, headers=headers)).is_success
 
 
-async def test_where_all_are_let_in_credentials_are_not_looked_at(cluster: Cluster) -> None:
+async def test_without_access_control_credentials_are_ignored(cluster: Cluster) -> None:
     pod = await cluster.pod(token_keys=f"new={SECRETS['new']}")
     location = ""
     for headers in ({}, bearer("sk-none"), bearer("a.b.c"), {"cookie": "baton_token=x", "origin": "https://x.test"}):

@@ -158,7 +158,7 @@ async def test_a_client_that_sends_too_much_reads_what_to_do(
     assert "BATON_MAX_BODY_BYTES" in caplog.text
 
 
-async def test_a_body_that_can_never_be_taken_is_not_to_be_sent_again(cluster: Cluster) -> None:
+async def test_a_body_that_is_too_large_is_not_sent_again(cluster: Cluster) -> None:
     """Where all bodies together may have as much as one of them, both bounds are exceeded."""
     pod = await cluster.pod(max_body_bytes=MIB, bodies_bytes=MIB)
     answer = await said_last(pod, "/v1/streams", b"x" * (8 * MIB))

@@ -96,7 +96,7 @@ def test_each_operation_is_described(described: dict[str, Any]) -> None:
             assert {"x-request-id", "x-baton-pod"} <= response["headers"].keys()
 
 
-def test_each_code_of_a_request_is_told_of_some_operation(described: dict[str, Any]) -> None:
+def test_each_error_code_is_in_some_operation(described: dict[str, Any]) -> None:
     told = set(re.findall(r"`(\w+)`: ", json.dumps(described["paths"])))
     # What the router refuses, or what cannot be read as a request, has no operation.
     nowhere = {"method_not_allowed", "bad_request", "header_timeout", "header_too_large", "too_many_connections"}

@@ -44,8 +44,8 @@ def pod_of(request: Request) -> Pod:
     if pod is None:
         raise Unavailable(
             "The service has not been started. Try again in a moment.",
-            operator="Baton's app has not started. If it is mounted in another app, the lifespan of the outer app must "
-            "enter `baton_app.router.lifespan_context(baton_app)`.",
+            operator="Baton's app has not started. If it is mounted in another app, the outer app's lifespan must enter "
+            "`baton_app.router.lifespan_context(baton_app)`.",
         )
     return pod
 
