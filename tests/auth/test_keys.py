@@ -76,7 +76,7 @@ async def test_an_expired_key_is_listed_and_does_not_work(connection: Connection
         ("a", "x" * 201, ["read"], "tenant"),
         ("a", "acme", [], "scopes"),
         ("a", "acme", ["read", "all"], "scopes"),
-        ("taken", "acme", ["read"], "called 'taken' already"),
+        ("taken", "acme", ["read"], "called 'taken' exists already"),
     ],
 )
 async def test_an_invalid_key_is_refused_with_a_reason(

@@ -95,7 +95,7 @@ KNOWN: dict[str, tuple[BaseException, str, str]] = {
     "timeout": (anthropic.APITimeoutError(request=REQUEST), "provider_timeout", "did not answer in time"),
     "reported": (openai.APIError("x", REQUEST, body=None), "provider_error", "request to the model provider failed"),
     "LiteLLM": (of_openai(RateLimitError, 429, **{"retry-after": "3"}), "provider_rate_limited", "wait 3 seconds"),
-    "LiteLLM, context": (of_openai(ContextWindowExceededError, 400), "provider_context_length", "longer"),
+    "LiteLLM, context": (of_openai(ContextWindowExceededError, 400), "provider_context_length", "too long"),
     "wrapped": (raised_from(ValueError("x"), raised_from(RuntimeError("y"), LIMITED)), "provider_rate_limited", "20"),
     "grouped": (
         ExceptionGroup("tasks", [ValueError("x"), ExceptionGroup("more", [LIMITED])]),

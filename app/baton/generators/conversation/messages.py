@@ -18,7 +18,7 @@ CHAT_PARTS = frozenset({"text", "image_url", "input_audio", "file", "refusal"})
 
 # The results that stand in for missing ones of an AI SDK's tool calls, by their states.
 _UNANSWERED = {
-    "input-streaming": "this call was interrupted.",
+    "input-streaming": "this call was broken off.",
     "input-available": "this call has no result.",
     "approval-requested": "the user has neither allowed nor refused this call.",
     "approval-responded": "the user allowed this call, but it has no result.",
