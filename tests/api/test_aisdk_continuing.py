@@ -249,7 +249,7 @@ async def test_a_message_with_too_many_answers_is_refused(cluster: Cluster) -> N
     part = answered(await asked(cluster, pod), True)
     body = sent(assistant(*[part] * 33), model="asking")
     answer = await cluster.client.post(f"{pod.url}{CHAT}", json=body)
-    assert (answer.status_code, answer.json()["detail"]) == (400, "A message may hold 32 answered approvals at most.")
+    assert (answer.status_code, answer.json()["detail"]) == (400, "A message may hold at most 32 answered approvals.")
 
 
 @pytest.mark.parametrize("twice", [{}, {"toolCallId": "d"}, {"state": "output-available", "output": 3}])

@@ -136,7 +136,7 @@ async def resume(request: Request) -> Answer:
     """Send the chunks of a chat's newest stream, or of a run, from `startIndex` on.
 
     Without `startIndex` the client wants a stream that is running, and gets 204 if there is none. With it, the client
-    asks again, without a pause, until it has seen a `finish`: so it gets one with every whole answer.
+    asks again, without a pause, until it has seen a `finish`. So it gets one with every whole answer.
     """
     chat = request.path_params["chat"]
     raw = query_of(request, {_FROM.name}).get(_FROM.name)
