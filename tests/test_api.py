@@ -20,10 +20,11 @@ from tests.cluster import Cluster, RunningPod, Tap, echo, text
 from tests.follower import Follower, following, frames_after, parse
 from tests.logbook import DEADLINE_SECONDS, until
 
-from baton.api.aisdk import SendMessages, UIMessage
+from baton.api.aisdk_messages import SendMessages, UIMessage
 from baton.api.chat import CreateCompletion
-from baton.api.models import CreateStream, TokenOptions, validated
-from baton.api.request import parse_json
+from baton.api.models import CreateStream, TokenOptions
+from baton.api.request_body import parse_json
+from baton.api.validation import validated
 from baton.db import stream_lists
 from baton.demo.embedded import embedded_postgres
 from baton.errors import InvalidRequest
@@ -113,11 +114,11 @@ BAD_BODIES: dict[str, tuple[bytes, str]] = {
     "long metadata": (b'{"input":1,"metadata":{"a":"%b"}}' % LONG.encode(), "metadata.a"),
     "too much metadata": (
         b'{"input":1,"metadata":{%b}}' % b",".join(b'"%d":1' % number for number in range(33)),
-        "metadata: it may have 32 entries at most",
+        "metadata: it may have at most 32 entries",
     ),
     "more faults than can be told": (
         b'{"input":1,%b}' % b",".join(b'"%d":1' % number for number in range(100)),
-        "100 things in it are not as they must be",
+        "The request has 100 invalid values",
     ),
     "an unknown policy": (b'{"input":1,"on_worker_lost":"maybe"}', "on_worker_lost:"),
 }

@@ -81,3 +81,18 @@ async def test_large_bodies_are_processed_one_by_one() -> None:
     assert not second.give_turn_away()
     second.release()
     assert not held.turn.locked()
+
+
+async def test_a_large_body_whose_turn_does_not_come_is_refused() -> None:
+    held, metrics = bodies()
+    held.turn_seconds = 0
+    first, second = held.open("a"), held.open("b")
+    await first.wait_for_turn(LARGE_BYTES + 1)
+    with pytest.raises(RequestMemoryFull) as caught:
+        await asyncio.wait_for(second.wait_for_turn(LARGE_BYTES + 1), 10)
+    assert caught.value.retry_after_seconds > 0
+    assert metrics.rejected["bodies_turn"] == 1
+    second.release()
+    assert held.turn.locked(), "the first still has its turn"
+    first.release()
+    await second.wait_for_turn(LARGE_BYTES + 1)

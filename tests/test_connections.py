@@ -14,7 +14,7 @@ from tests.dialects.wire import stream
 from tests.follower import following
 from tests.logbook import DEADLINE_SECONDS, until
 
-from baton.api.native import Retry
+from baton.api.native_events import Retry
 from baton.db import streams
 from baton.db.event_log import Batch
 from baton.dialects import native

@@ -28,9 +28,9 @@ from tests.cluster import Cluster, RunningPod, echo
 from tests.logbook import until
 
 from baton import api
-from baton.api.contract import EVENTS
 from baton.api.openapi_document import ALTERNATIVES, document
 from baton.api.problems import SECURITY_HEADERS
+from baton.api.routing import EVENTS
 from baton.codes import ENDS, REFUSALS
 from baton.generators.replay import build
 

@@ -5,91 +5,89 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx2
 import pytest
-from starlette.routing import Route
 from tests.access import SECRETS, TENANT, bearer, guarded_pod, make_key, signed
 from tests.cluster import Cluster, RunningPod, event
 from tests.logbook import DEADLINE_SECONDS, until
 
 from baton.api import ROUTES
+from baton.api.openai_errors import OPENAI_ERROR
+from baton.api.routing import DeclaredRoute
 from baton.events import encode_text
 from baton.principal import SCOPES, AuthScope
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A route: how to call it, and what it answers to whoever may.
+    """A route: how to call it, what it answers to callers who may use it, and who that is.
 
     `of_stream`: it is about one stream, so that a token of that stream is enough, if the scope is one that tokens have.
     `narrow`: so is a token that shows the answer only.
     """
 
     path: str
-    scope: AuthScope | None
     status: int
     body: Any = None
     of_stream: bool = False
+    code: str | None = None
+    scope: AuthScope | None = None
     narrow: bool = False
     openai: bool = False
-    code: str | None = None
+
+    def of(self, route: DeclaredRoute) -> Row:
+        return replace(self, scope=route.scope, narrow=route.narrow, openai=route.form is OPENAI_ERROR)
 
     @property
     def takes_tokens(self) -> bool:
         return self.of_stream and self.scope != "admin"
 
 
-def row(path: str, scope: AuthScope | None, status: int, **rest: Any) -> Row:
-    return Row(path, scope, status, **rest)
+def row(path: str, status: int, **rest: Any) -> Row:
+    return Row(path, status, **rest)
 
 
 def nothing_there(path: str) -> Row:
-    return row(path, "read", 404, of_stream=False, openai=True, code="not_found")
+    return row(path, 404, code="not_found")
 
 
+ROOT = Path(__file__).parents[2]
 MESSAGES = {"model": "replay", "messages": [{"role": "user", "content": "?"}]}
 UI_MESSAGES = {"messages": [{"role": "user", "parts": [{"type": "text", "text": "?"}]}]}
 
-TABLE: dict[tuple[str, str], Row] = {
-    ("POST", "/v1/streams"): row("/v1/streams", "create", 201, body={"input": "?"}),
-    ("GET", "/v1/streams"): row("/v1/streams", "read", 200),
-    ("GET", "/v1/streams/{id}"): row("/v1/streams/{id}", "read", 200, of_stream=True, narrow=True),
-    ("DELETE", "/v1/streams/{id}"): row("/v1/streams/{id}", "admin", 204, of_stream=True),
-    ("GET", "/v1/streams/{id}/events"): row("/v1/streams/{id}/events", "read", 200, of_stream=True, narrow=True),
-    ("POST", "/v1/streams/{id}/cancel"): row("/v1/streams/{id}/cancel", "cancel", 200, of_stream=True, narrow=True),
-    ("POST", "/v1/streams/{id}/token"): row("/v1/streams/{id}/token", "read", 201, of_stream=True, narrow=True),
-    ("POST", "/v1/responses"): row(
-        "/v1/responses", "create", 200, body={"input": "?", "background": True}, openai=True
-    ),
-    ("GET", "/v1/responses/{id}"): row("/v1/responses/resp_{hex}", "read", 200, of_stream=True, openai=True),
-    ("DELETE", "/v1/responses/{id}"): row("/v1/responses/resp_{hex}", "admin", 200, of_stream=True, openai=True),
-    ("POST", "/v1/responses/{id}/cancel"): row(
-        "/v1/responses/resp_{hex}/cancel", "cancel", 200, of_stream=True, openai=True
-    ),
-    ("GET", "/v1/responses/{id}/input_items"): row(
-        "/v1/responses/resp_{hex}/input_items", "read", 200, of_stream=True, openai=True
-    ),
-    ("POST", "/v1/chat/completions"): row("/v1/chat/completions", "create", 200, body=MESSAGES, openai=True),
-    ("GET", "/v1/models"): row("/v1/models", "read", 200, openai=True),
-    ("GET", "/v1/models/{name:any}"): row("/v1/models/replay", "read", 200, openai=True),
-    ("POST", "/v1/ai-sdk/chat"): row("/v1/ai-sdk/chat", "create", 200, body=UI_MESSAGES),
-    ("GET", "/v1/ai-sdk/chat/{chat:any}/stream"): row("/v1/ai-sdk/chat/run_{hex}/stream", "read", 200, of_stream=True),
-    ("POST", "/v1/ai-sdk/chat/{chat:any}/stop"): row(
-        "/v1/ai-sdk/chat/run_{hex}/stop", "cancel", 204, of_stream=True, narrow=True
-    ),
-    ("GET", "/healthz"): row("/healthz", None, 200),
-    ("GET", "/errors"): row("/errors", None, 200),
-    ("GET", "/openapi.json"): row("/openapi.json", None, 200),
-    ("GET", "/readyz"): row("/readyz", None, 200),
-    ("GET", "/metrics"): row("/metrics", "admin", 200),
-    ("GET", "/console"): row("/console", None, 200),
-    ("GET", "/assets/{name}"): row("/assets/baton.css", None, 200),
-    ("GET", "/console/overview"): row("/console/overview", "admin", 200),
-    ("GET", "/console/streams"): row("/console/streams", "admin", 200),
+CALLS: dict[tuple[str, str], Row] = {
+    ("POST", "/v1/streams"): row("/v1/streams", 201, body={"input": "?"}),
+    ("GET", "/v1/streams"): row("/v1/streams", 200),
+    ("GET", "/v1/streams/{id}"): row("/v1/streams/{id}", 200, of_stream=True),
+    ("DELETE", "/v1/streams/{id}"): row("/v1/streams/{id}", 204, of_stream=True),
+    ("GET", "/v1/streams/{id}/events"): row("/v1/streams/{id}/events", 200, of_stream=True),
+    ("POST", "/v1/streams/{id}/cancel"): row("/v1/streams/{id}/cancel", 200, of_stream=True),
+    ("POST", "/v1/streams/{id}/token"): row("/v1/streams/{id}/token", 201, of_stream=True),
+    ("POST", "/v1/responses"): row("/v1/responses", 200, body={"input": "?", "background": True}),
+    ("GET", "/v1/responses/{id}"): row("/v1/responses/resp_{hex}", 200, of_stream=True),
+    ("DELETE", "/v1/responses/{id}"): row("/v1/responses/resp_{hex}", 200, of_stream=True),
+    ("POST", "/v1/responses/{id}/cancel"): row("/v1/responses/resp_{hex}/cancel", 200, of_stream=True),
+    ("GET", "/v1/responses/{id}/input_items"): row("/v1/responses/resp_{hex}/input_items", 200, of_stream=True),
+    ("POST", "/v1/chat/completions"): row("/v1/chat/completions", 200, body=MESSAGES),
+    ("GET", "/v1/models"): row("/v1/models", 200),
+    ("GET", "/v1/models/{name:any}"): row("/v1/models/replay", 200),
+    ("POST", "/v1/ai-sdk/chat"): row("/v1/ai-sdk/chat", 200, body=UI_MESSAGES),
+    ("GET", "/v1/ai-sdk/chat/{chat:any}/stream"): row("/v1/ai-sdk/chat/run_{hex}/stream", 200, of_stream=True),
+    ("POST", "/v1/ai-sdk/chat/{chat:any}/stop"): row("/v1/ai-sdk/chat/run_{hex}/stop", 204, of_stream=True),
+    ("GET", "/healthz"): row("/healthz", 200),
+    ("GET", "/errors"): row("/errors", 200),
+    ("GET", "/openapi.json"): row("/openapi.json", 200),
+    ("GET", "/readyz"): row("/readyz", 200),
+    ("GET", "/metrics"): row("/metrics", 200),
+    ("GET", "/console"): row("/console", 200),
+    ("GET", "/assets/{name}"): row("/assets/baton.css", 200),
+    ("GET", "/console/overview"): row("/console/overview", 200),
+    ("GET", "/console/streams"): row("/console/streams", 200),
     **{
         (method, f"/v1/{path}{{rest:any}}"): nothing_there(f"/v1/{path}/no/such")
         for path in ("responses", "chat/completions")
@@ -102,16 +100,33 @@ TABLE: dict[tuple[str, str], Row] = {
     ("GET", "/v1/models{rest:any}"): nothing_there("/v1/models-x"),
 }
 
+DECLARED = {
+    (method, route.path): route
+    for route in ROUTES
+    if isinstance(route, DeclaredRoute)
+    for method in (route.methods or set()) - {"HEAD"}
+}
+# What each route asks for is declared at its handler; docs/access.md has it for readers.
+TABLE = {key: call.of(DECLARED[key]) for key, call in CALLS.items() if key in DECLARED}
+
 
 def test_no_route_is_without_a_row() -> None:
-    there = {
-        (method, route.path)
-        for route in ROUTES
-        if isinstance(route, Route)
-        for method in (route.methods or set()) - {"HEAD"}
-    }
-    assert len(ROUTES) == len({route.path for route in ROUTES if isinstance(route, Route)}) + 3
-    assert there == TABLE.keys()
+    assert all(isinstance(route, DeclaredRoute) for route in ROUTES)
+    assert CALLS.keys() == DECLARED.keys()
+
+
+def table_for_readers() -> str:
+    lines = ["| route | scope | token of a stream |", "| --- | --- | --- |"]
+    for (method, path), route in DECLARED.items():
+        if route.include_in_schema and route.scope is not None:
+            shown = TABLE[method, path]
+            token = ("also of the answer" if route.narrow else "yes") if shown.takes_tokens else ""
+            lines.append(f"| `{method} {route.documented_path}` | `{route.scope}` | {token} |")
+    return "\n".join(lines)
+
+
+def test_the_page_about_access_has_the_scope_of_each_route() -> None:
+    assert table_for_readers() in (ROOT / "docs" / "access.md").read_text(), table_for_readers()
 
 
 @dataclass(slots=True)
@@ -482,7 +497,7 @@ async def test_the_end_that_a_relay_has_seen_begins_the_grace(cluster: Cluster) 
     assert pod.metric("baton_log_reads_total") == reads
 
 
-async def test_while_a_stream_goes_on_its_token_works_for_a_day(cluster: Cluster) -> None:
+async def test_a_token_of_a_running_stream_works_for_a_day(cluster: Cluster) -> None:
     await make_key(cluster)
     pod = await guarded_pod(cluster)
     author = await cluster.author(tenant=TENANT)
@@ -592,7 +607,7 @@ async def test_who_follows_with_a_revoked_key_is_sent_away(cluster: Cluster) -> 
     assert (await cluster.client.get(url, headers=bearer(text))).status_code == 401
 
 
-async def test_who_waits_with_a_revoked_key_is_told_nothing(cluster: Cluster) -> None:
+async def test_a_client_that_waits_with_a_revoked_key_gets_no_answer(cluster: Cluster) -> None:
     key, text = await make_key(cluster)
     pod = await guarded_pod(cluster, keys_refresh_seconds=0.05)
     author = await cluster.author(tenant=TENANT)
@@ -620,7 +635,7 @@ async def test_who_waits_with_a_revoked_key_is_told_nothing(cluster: Cluster) ->
         ({"origin": "https://old.browser.test"}, 201),
     ],
 )
-async def test_where_all_are_let_in_any_page_on_the_web_is_not(
+async def test_without_access_control_pages_of_other_sites_change_nothing(
     cluster: Cluster, headers: dict[str, str], status: int
 ) -> None:
     pod = await cluster.pod(allowed_origins="https://page.test")
@@ -631,7 +646,7 @@ async def test_where_all_are_let_in_any_page_on_the_web_is_not(
     assert (await cluster.client.post(f"{openly.url}/v1/streams", json={"input": 1}, headers=headers)).is_success
 
 
-async def test_where_all_are_let_in_credentials_are_not_looked_at(cluster: Cluster) -> None:
+async def test_without_access_control_credentials_are_ignored(cluster: Cluster) -> None:
     pod = await cluster.pod(token_keys=f"new={SECRETS['new']}")
     location = ""
     for headers in ({}, bearer("sk-none"), bearer("a.b.c"), {"cookie": "baton_token=x", "origin": "https://x.test"}):

@@ -229,7 +229,7 @@ async def test_a_denied_call_is_a_result_that_says_so(cluster: Cluster) -> None:
         ("1", False, "42", "waits for the approval '1'"),
     ],
 )
-async def test_an_answer_to_what_nobody_asked_is_refused(
+async def test_an_answer_to_an_unasked_question_is_refused(
     cluster: Cluster, approval_id: Any, approved: Any, chat: str, sentence: str
 ) -> None:
     pod = await cluster.pod()
@@ -249,7 +249,7 @@ async def test_a_message_with_too_many_answers_is_refused(cluster: Cluster) -> N
     part = answered(await asked(cluster, pod), True)
     body = sent(assistant(*[part] * 33), model="asking")
     answer = await cluster.client.post(f"{pod.url}{CHAT}", json=body)
-    assert (answer.status_code, answer.json()["detail"]) == (400, "A message may hold 32 answered approvals at most.")
+    assert (answer.status_code, answer.json()["detail"]) == (400, "A message may hold at most 32 answered approvals.")
 
 
 @pytest.mark.parametrize("twice", [{}, {"toolCallId": "d"}, {"state": "output-available", "output": 3}])
@@ -261,7 +261,7 @@ async def test_a_message_cannot_answer_a_question_twice(cluster: Cluster, twice:
         body = sent(assistant(first, second), model="asking")
         answer = await cluster.client.post(f"{pod.url}{CHAT}", json=body)
         assert answer.status_code == 400
-        assert "answer an approval once" in answer.json()["detail"]
+        assert "answer each approval" in answer.json()["detail"]
     assert len(SEEN) == 1
 
 

@@ -185,7 +185,7 @@ async def test_the_newest_stream_of_a_chat_is_the_one_that_is_stopped(cluster: C
         ({"messages": [{**MESSAGES[0], "content": "Hello"}]}, 400, "use AI SDK 5, 6 or 7"),
         ({"messages": [{"role": "tool", "parts": []}]}, 400, "messages.0.role: "),
         ({"messages": [{"role": "user", "parts": [{"type": "file"}]}]}, 400, "of the type 'file' needs 'url'"),
-        ({"messages": [{"role": "user", "parts": [{"type": "x"}]}]}, 400, "cannot take a part of the type 'x'"),
+        ({"messages": [{"role": "user", "parts": [{"type": "x"}]}]}, 400, "does not accept a part of the type 'x'"),
         ({"messages": [], "x": json.loads("[" * 300 + "]" * 300)}, 400, "cannot be stored as JSON"),
         ({"messages": [], "model": "nobody"}, 422, "no generator called 'nobody'"),
     ],
@@ -206,7 +206,7 @@ async def test_a_malformed_start_index_is_refused(cluster: Cluster, index: str) 
     await finished(cluster, pod)
     answer = await cluster.client.get(f"{pod.url}{CHAT}/42/stream", params={"startIndex": index})
     assert answer.status_code == 400
-    assert "startIndex is the number of chunks" in answer.json()["detail"]
+    assert "startIndex must be the number of chunks" in answer.json()["detail"]
 
 
 async def test_an_unknown_run_is_not_found_and_a_bad_chat_is_refused(cluster: Cluster) -> None:

@@ -170,7 +170,7 @@ async def test_an_answer_is_taken_back_with_what_follows_and_generated_again(
     assert model.inputs[-1]["messages"] == [asked("D")]
 
 
-async def test_a_result_of_the_page_takes_the_place_of_the_answer(
+async def test_a_message_with_the_page_s_results_replaces_the_answer(
     cluster: Cluster, model: Model, pods: tuple[RunningPod, RunningPod]
 ) -> None:
     one, two = pods
@@ -320,7 +320,7 @@ async def test_the_conversation_counts_against_the_size_of_an_input(cluster: Clu
     assert refused(await send(cluster, pod, message=user("y" * 100))) == (413, "input_too_large")
 
 
-async def test_it_takes_a_credential_that_may_read_too(cluster: Cluster, model: Model) -> None:
+async def test_it_needs_a_credential_that_may_also_read(cluster: Cluster, model: Model) -> None:
     _, creating = await make_key(cluster, "create")
     _, both = await make_key(cluster, "create", "read")
     _, another = await make_key(cluster, "create", "read", tenant="another")

@@ -115,6 +115,23 @@ async def test_many_large_bodies_at_once_stay_within_the_bound(cluster: Cluster)
     assert pod.metric("baton_request_body_bytes") == 0
 
 
+async def test_what_waits_too_long_for_its_turn_gets_503(cluster: Cluster) -> None:
+    pod = await cluster.pod()
+    created = (await cluster.client.post(f"{pod.url}/v1/responses", json=RESPONSE | {"background": True})).json()
+    pod.pod.bodies.turn_seconds = 0
+    async with pod.pod.bodies.turn:
+        refused = await cluster.client.post(f"{pod.url}/v1/streams", json={"input": "x" * 2 * MIB})
+        assert (refused.status_code, refused.json()["code"]) == (503, "request_memory_full")
+        # To read a large input back takes a turn, too.
+        unread = await cluster.client.get(f"{pod.url}/v1/responses/{created['id']}")
+        assert (unread.status_code, unread.json()["error"]["code"]) == (503, "request_memory_full")
+    for answer in (refused, unread):
+        assert answer.headers["retry-after"] == "2"
+    assert pod.metric("baton_rejections_total", limit="bodies_turn") == 2
+    assert (await cluster.client.get(f"{pod.url}/v1/responses/{created['id']}")).status_code == 200
+    assert not pod.pod.bodies.turn.locked()
+
+
 async def test_an_answer_that_is_waited_for_holds_no_body(cluster: Cluster) -> None:
     pod = await cluster.pod()
     tap = Tap()
@@ -136,12 +153,12 @@ async def test_a_client_that_sends_too_much_reads_what_to_do(
     pod = await cluster.pod(max_body_bytes=MIB)
     answer = await said_last(pod, path, b"x" * (8 * MIB))
     assert answer.startswith(b"HTTP/1.1 413 ")
-    assert b"This is larger than 1 MiB, and cannot be sent. Images and files of earlier messages count" in answer
+    assert b"This message is larger than 1 MiB and cannot be sent. Images and files of earlier messages count" in answer
     assert b"BATON_" not in answer
     assert "BATON_MAX_BODY_BYTES" in caplog.text
 
 
-async def test_a_body_that_can_never_be_taken_is_not_to_be_sent_again(cluster: Cluster) -> None:
+async def test_a_body_that_is_too_large_is_not_sent_again(cluster: Cluster) -> None:
     """Where all bodies together may have as much as one of them, both bounds are exceeded."""
     pod = await cluster.pod(max_body_bytes=MIB, max_total_body_bytes=MIB)
     answer = await said_last(pod, "/v1/streams", b"x" * (8 * MIB))

@@ -95,7 +95,7 @@ async def test_a_tenant_with_too_many_streams_creates_another_when_one_has_ended
     assert await count(cluster) == 6
 
 
-async def test_openais_clients_are_told_in_their_words_and_try_again(cluster: Cluster) -> None:
+async def test_openais_clients_understand_limits_and_retry(cluster: Cluster) -> None:
     pod = await cluster.pod(creates_per_second=1, creates_burst=1)
     await cluster.worker({"replay": said})
     async with AsyncOpenAI(base_url=f"{pod.url}/v1", api_key="none", max_retries=0, timeout=20) as client:
@@ -264,7 +264,7 @@ async def test_what_was_created_and_cannot_be_read_just_now_is_not_created_again
     assert answer.headers["x-should-retry"] == "false"
 
 
-async def test_one_subscriber_too_many_is_asked_to_come_back_and_let_in_when_one_has_left(cluster: Cluster) -> None:
+async def test_a_subscriber_beyond_the_limit_gets_in_once_another_has_left(cluster: Cluster) -> None:
     pod, author = await cluster.pod(max_stream_subscribers=2), await cluster.author()
     await author.write(text(1))
     url = f"{pod.url}/v1/streams/{author.id}/events"
@@ -295,7 +295,7 @@ async def test_one_subscriber_too_many_is_asked_to_come_back_and_let_in_when_one
     assert rejected(pod, "stream_subscribers") == 4
 
 
-async def test_a_pod_that_is_full_sends_clients_elsewhere_and_creates_nothing_it_cannot_tell_of(
+async def test_a_full_pod_refuses_to_create_what_it_cannot_send(
     cluster: Cluster,
 ) -> None:
     pod, other = await cluster.pod(max_subscribers=2), await cluster.pod()
@@ -374,4 +374,4 @@ async def test_what_is_refused_is_counted_by_limits_that_are_known(cluster: Clus
     assert refused(answer) == (413, "request_too_large")
     told = (await cluster.client.get(f"{pod.url}/metrics")).text
     assert 'baton_rejections_total{limit="body_bytes"} 1.0' in told
-    assert told.count("baton_rejections_total{") == 14
+    assert told.count("baton_rejections_total{") == 15

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 import re
 from typing import Any
 
@@ -15,9 +17,9 @@ from tests.cluster import Cluster, RunningPod
 from tests.dialects.wire import ANSWERS, STREAM_ID, batches, data, encoded, sent, stream
 
 from baton import api
-from baton.api.contract import EVENTS, OPERATIONS
 from baton.api.event_types import CompletionChunk, CompletionFailure, Event, ResponseEvent, UIMessageChunk
 from baton.api.openapi_document import ALTERNATIVES, document
+from baton.api.routing import EVENTS, DeclaredRoute
 from baton.codes import ENDS, REFUSALS
 from baton.dialects import aisdk
 from baton.dialects.chat import CHAT
@@ -53,14 +55,34 @@ async def test_a_pod_gives_a_valid_document(cluster: Cluster) -> None:
     openapi_spec_validator.validate(given)
 
 
-def test_each_route_is_in_it_and_nothing_else(described: dict[str, Any]) -> None:
+def test_each_route_of_each_module_is_served() -> None:
+    modules = [importlib.import_module(f"baton.api.{found.name}") for found in pkgutil.iter_modules(api.__path__)]
+    declared = [route for module in modules for route in getattr(module, "ROUTES", ())]
+    assert {id(route) for route in declared} == {id(route) for route in (*api.ROUTES, *api.DEMO_ROUTES)}
+    assert all(isinstance(route, DeclaredRoute) for route in declared)
+
+
+def test_each_declared_route_is_in_it_and_nothing_else(described: dict[str, Any]) -> None:
     routes = {
         (method, re.sub(r":\w+}", "}", route.path))
         for route in api.ROUTES
         if isinstance(route, Route) and route.include_in_schema
         for method in (route.methods or set()) - {"HEAD"}
     }
-    assert routes == operations(described).keys() == OPERATIONS.keys()
+    assert routes == operations(described).keys()
+
+
+def test_each_parameter_in_a_path_is_described(described: dict[str, Any]) -> None:
+    for (method, path), found in operations(described).items():
+        named = [item["name"] for item in found["parameters"] if item["in"] == "path"]
+        assert named == re.findall(r"{(\w+)}", path), (method, path)
+
+
+async def test_a_pod_of_the_demo_describes_its_api(cluster: Cluster) -> None:
+    pod = await cluster.pod(demo=True)
+    answer = await cluster.client.get(f"{pod.url}/openapi.json")
+    assert answer.status_code == 200
+    assert not [path for path in answer.json()["paths"] if path.startswith("/demo")]
 
 
 def test_each_operation_is_described(described: dict[str, Any]) -> None:
@@ -74,7 +96,7 @@ def test_each_operation_is_described(described: dict[str, Any]) -> None:
             assert {"x-request-id", "x-baton-pod"} <= response["headers"].keys()
 
 
-def test_each_code_of_a_request_is_told_of_some_operation(described: dict[str, Any]) -> None:
+def test_each_error_code_is_in_some_operation(described: dict[str, Any]) -> None:
     told = set(re.findall(r"`(\w+)`: ", json.dumps(described["paths"])))
     # What the router refuses, or what cannot be read as a request, has no operation.
     nowhere = {"method_not_allowed", "bad_request", "header_timeout", "header_too_large", "too_many_connections"}

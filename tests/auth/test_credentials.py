@@ -34,7 +34,7 @@ def test_the_header_goes_before_the_cookie_and_that_before_the_query() -> None:
 @pytest.mark.parametrize(
     "headers", [{}, {"authorization": "Basic x"}, {"authorization": ""}, {"cookie": "baton_token=c"}]
 )
-def test_a_request_without_any_is_told_how_to_show_one(headers: dict[str, str]) -> None:
+def test_a_request_without_a_credential_learns_how_to_send_one(headers: dict[str, str]) -> None:
     with pytest.raises(Unauthenticated, match="Authorization: Bearer"):
         found(headers=headers)
 

@@ -76,10 +76,10 @@ async def test_an_expired_key_is_listed_and_does_not_work(connection: Connection
         ("a", "x" * 201, ["read"], "tenant"),
         ("a", "acme", [], "scopes"),
         ("a", "acme", ["read", "all"], "scopes"),
-        ("taken", "acme", ["read"], "called 'taken' already"),
+        ("taken", "acme", ["read"], "called 'taken' exists already"),
     ],
 )
-async def test_what_cannot_be_a_key_is_told(
+async def test_an_invalid_key_is_refused_with_a_reason(
     connection: Connection, name: str, tenant: str, scopes: list[str], sentence: str
 ) -> None:
     await keys.make(connection, "taken", "acme", ["read"])
@@ -156,9 +156,9 @@ async def test_a_pod_that_cannot_check_a_key_asks_an_event_source_to_come_back(c
     assert (await cluster.client.get(f"{pod.url}/v1/streams/{author.id}", headers=bearer(text))).status_code == 200
 
 
-async def test_a_pod_without_anybody_to_let_in_does_not_start(cluster: Cluster) -> None:
+async def test_a_pod_without_any_valid_credential_does_not_start(cluster: Cluster) -> None:
     for _ in range(2):
-        with pytest.raises(ConfigurationError, match="Nobody could be let in"):
+        with pytest.raises(ConfigurationError, match="No client could get in"):
             await guarded_pod(cluster)
         key, _ = await make_key(cluster)
         async with cluster.pool.acquire() as connection:

@@ -187,7 +187,7 @@ async def test_a_public_key_is_no_secret_to_sign_with(idp: IdentityProvider) -> 
         ("a.b", {"a": {"c": "acme"}}, None),
     ],
 )
-async def test_the_tenant_is_where_it_is_said_to_be(path: str, claims: dict[str, Any], tenant: str | None) -> None:
+async def test_the_tenant_is_read_from_its_claim(path: str, claims: dict[str, Any], tenant: str | None) -> None:
     async with ProviderServer(reply()) as server, running(server, tenant_claim=path) as idp:
         if tenant is None:
             with pytest.raises(Unauthenticated, match=f"claim '{path}'"):
@@ -261,7 +261,7 @@ async def test_known_keys_work_while_the_provider_is_away() -> None:
         assert (await checked(idp, token())).tenant == "acme"
 
 
-async def test_a_silent_provider_is_waited_for_so_long_and_no_longer() -> None:
+async def test_the_wait_for_a_silent_provider_is_bounded() -> None:
     async with (
         ProviderServer(Reply(silent=True, ending="hang")) as server,
         running(server, fetch_seconds=0.2) as idp,
@@ -284,7 +284,7 @@ async def test_while_the_provider_is_away_a_pod_starts_and_lets_in_who_has_a_key
         assert (await cluster.client.get(url, headers=bearer(token()))).status_code == 200
 
 
-def test_what_is_no_set_of_keys_is_told() -> None:
+def test_an_invalid_set_of_keys_is_refused_with_a_reason() -> None:
     for document in (b"", b"7", b'{"keys": [{"kid": "a", "kty": "oct", "k": "AAAA"}]}'):
         with pytest.raises(ValueError, match=r".+"):
             public_keys(document)

@@ -55,7 +55,7 @@ def test_a_secret_is_replaced_without_a_token_that_fails() -> None:
             assert stage.check(token, jwt.get_unverified_header(token)["kid"]).stream_id == STREAM
     assert jwt.get_unverified_header(issued(announced))["kid"] == "old"
     assert jwt.get_unverified_header(issued(turned))["kid"] == "new"
-    with pytest.raises(Unauthenticated, match="key that is not known"):
+    with pytest.raises(Unauthenticated, match="key that is unknown here"):
         checked(before, "new")
 
 
@@ -65,7 +65,7 @@ def test_without_a_secret_there_are_none() -> None:
         signer().check(signed(STREAM), "new")
 
 
-def test_nobody_gives_what_they_have_not() -> None:
+def test_a_token_never_allows_more_than_its_issuer() -> None:
     reader = Principal(TENANT, frozenset({"read"}), "key")
     with pytest.raises(Forbidden):
         signer("new").issue(reader, STREAM, Wish(frozenset({"cancel"})))

@@ -280,7 +280,7 @@ async def test_what_is_wrong_is_told_in_openais_form(client: AsyncOpenAI) -> Non
     with pytest.raises(openai.ConflictError) as beyond:
         await client.responses.retrieve(created.id, stream=True, starting_after=500)
     assert beyond.value.code == "cursor_beyond_tail"
-    with pytest.raises(openai.NotFoundError, match="There is no GET /v1/chat/completions here"):
+    with pytest.raises(openai.NotFoundError, match="No route for GET /v1/chat/completions"):
         await client.chat.completions.list()
     with pytest.raises(openai.BadRequestError, match="input: it must be a text"):
         await client.responses.create(model="echo", input=[])

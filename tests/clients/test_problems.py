@@ -47,7 +47,7 @@ async def test_a_page_reads_a_code_and_a_sentence_from_each_error(cluster: Clust
     unknown = ("unknown_generator", "There is no generator called 'nosuch'.")
     assert found[:3] == [("tired", "The model is tired."), ("generator_error", GENERATOR_FAULT), unknown]
     assert found[3][0] == "input_too_large"
-    assert found[3][1].startswith("The conversation is larger than 2000 bytes, and cannot be sent.")
+    assert found[3][1].startswith("The conversation is larger than 2000 bytes and cannot be sent.")
     assert found[4:] == [unknown] * (version == "7")
     assert said[0]["metadata"]["error"] == {"code": "tired", "message": "The model is tired."}
     assert said[0]["metadata"]["status"] == "failed"

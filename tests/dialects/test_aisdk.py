@@ -343,7 +343,7 @@ def test_a_log_with_a_gap_is_an_error_and_an_end_whose_status_is_unknown() -> No
     assert chunks(body) == [error, {"type": "finish", "finishReason": "error"}]
 
 
-def test_input_that_nests_too_deeply_to_be_told_is_an_error() -> None:
+def test_input_that_nests_too_deeply_is_an_error() -> None:
     deep = "[" * 300 + "]" * 300
     told = chunks(read(batches([call(0, deep, id="c", name="f"), end()])))
     assert [chunk["type"] for chunk in told[4:]] == ["tool-input-error", "finish-step", "finish"]
@@ -395,7 +395,7 @@ def test_a_state_is_never_changed(events: list[Event], sizes: list[int]) -> None
 
 
 @given(EVENTS, ENDS.filter(bool), st.lists(st.integers(1, 4)))
-def test_what_is_told_can_be_shown(events: list[Event], ending: Event, sizes: list[int]) -> None:
+def test_every_frame_can_be_shown(events: list[Event], ending: Event, sizes: list[int]) -> None:
     """Parts begin before they go on and end once; a call's input is told before its result; one finish is the last."""
     told = chunks(read(batches([*events, ending], sizes)))
     open_parts: set[str] = set()

@@ -50,7 +50,7 @@ def test_usages_are_added_up_where_the_end_has_none() -> None:
     assert usage["usage"]["total_tokens"] == 6
 
 
-def test_tool_calls_are_given_in_pieces() -> None:
+def test_tool_calls_are_sent_as_deltas() -> None:
     found = told(
         {"type": "tool_call", "index": 0, "id": "c", "name": "f", "arguments_delta": "", "run_by": "client"},
         {"type": "tool_call", "index": 0, "arguments_delta": "{}"},
@@ -133,7 +133,7 @@ def test_only_the_clients_calls_are_sent_and_the_reason_agrees(
     assert choice["finish_reason"] == chunks[-1]["choices"][0]["finish_reason"]
 
 
-def test_a_reset_before_anything_was_told_is_nothing() -> None:
+def test_a_reset_before_any_frame_is_ignored() -> None:
     assert told({"type": "reset", "reason": "worker_lost"}, "b", STOP)[-1] == "[DONE]"
 
 

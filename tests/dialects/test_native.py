@@ -59,7 +59,7 @@ def test_a_client_that_splits_at_unicodes_line_ends_reads_the_same(deltas: list[
 
 
 @given(DELTAS, st.integers(1, 10**6), st.integers(-3, 12))
-def test_a_cursor_inside_a_batch_takes_exactly_what_follows(deltas: list[str], first_seq: int, offset: int) -> None:
+def test_a_cursor_inside_a_batch_gets_exactly_what_follows(deltas: list[str], first_seq: int, offset: int) -> None:
     batch = batch_of(deltas, first_seq)
     whole = dispatched(native.FULL.encode(batch, None, 0).body)
     cursor = max(0, first_seq + offset)

@@ -72,7 +72,7 @@ def test_reasoning_ends_where_text_begins_and_text_where_a_call_does() -> None:
     assert done == ["reasoning", "message", "function_call", "message"]
 
 
-def test_counts_that_json_cannot_hold_and_that_are_no_whole_numbers_are_told_as_well_as_can_be() -> None:
+def test_counts_beyond_json_or_with_fractions_are_rounded() -> None:
     usage = {"type": "usage", "input_tokens": 2**63, "output_tokens": 2**64 - 1, "reasoning_tokens": 5.0}
     used = {"type": "usage", "input_tokens": 1, "output_tokens": 2}
     added_up = told("a", used, used, Outcome.completed("stop"))[-1]["response"]["usage"]
@@ -82,7 +82,7 @@ def test_counts_that_json_cannot_hold_and_that_are_no_whole_numbers_are_told_as_
     assert told_usage["output_tokens_details"] == {"reasoning_tokens": 5}
 
 
-def test_calls_that_grow_side_by_side_lose_no_piece() -> None:
+def test_calls_that_grow_in_parallel_lose_no_delta() -> None:
     def call(index: int, delta: str, **rest: str) -> dict[str, Any]:
         return {"type": "tool_call", "index": index, "arguments_delta": delta, **rest}
 
@@ -159,7 +159,7 @@ def test_the_result_of_a_call_of_an_earlier_stream_is_an_item() -> None:
         ),
     ],
 )
-def test_every_end_is_told(end: Outcome, kind: str, status: str, rest: dict[str, Any]) -> None:
+def test_every_end_is_sent(end: Outcome, kind: str, status: str, rest: dict[str, Any]) -> None:
     last = told("a", end)[-1]
     assert last["type"] == f"response.{kind}"
     assert last["response"]["status"] == status
@@ -177,7 +177,7 @@ def test_after_a_reset_nothing_comes_but_an_error() -> None:
     assert b'"b"' not in encoded.body
 
 
-def test_a_reset_before_anything_was_told_is_nothing() -> None:
+def test_a_reset_before_any_frame_is_ignored() -> None:
     found = told({"type": "reset", "reason": "worker_lost"}, "b", STOP)
     assert found[-1]["response"]["output"][0]["content"][0]["text"] == "b"
 
@@ -189,7 +189,7 @@ def test_a_response_that_is_retrieved_after_a_reset_is_the_new_answer() -> None:
     assert len(response["output"]) == 1
 
 
-def test_a_response_tells_how_far_it_is() -> None:
+def test_a_response_shows_its_progress() -> None:
     (batch,) = batches(["a", {**CALL, "run_by": "client"}])
     assert response_of(ROW, INPUT, [])["status"] == "queued"
     response = response_of(ROW, INPUT, batch.lines)
@@ -217,7 +217,7 @@ def test_every_frame_is_what_the_official_models_take(answer: list[Any], sizes: 
 
 
 @given(ANSWERS)
-def test_what_grew_is_what_is_told_at_the_end(answer: list[Any]) -> None:
+def test_the_end_repeats_exactly_the_deltas(answer: list[Any]) -> None:
     found = data(sent(RESPONSES, RESPONSES.begin(ROW, INPUT), batches(answer)))
     grown: dict[str, str] = {}
     for item in found:

@@ -218,7 +218,7 @@ def _with_detail(given: list[Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("api", APIS)
-async def test_what_is_said_to_baton_breaks_no_call(api: str) -> None:
+async def test_fields_for_baton_are_not_sent_to_the_provider(api: str) -> None:
     ours = {"stream": True, "background": True, "store": False, "n": 1, "metadata": {"chat": "7"}, "user": "u"}
     body, _ = await sent(api, {"input": "Hi", "stream_options": {"include_usage": True}, "model": "openai", **ours})
     said = [{"role": "user", "content": "Hi"}]

@@ -163,7 +163,7 @@ async def test_responses_incomplete(details: Any, reason: str) -> None:
     assert (heard.finish_reason, heard.error) == (reason, None)
 
 
-async def test_responses_failed_tells_usage_and_no_more() -> None:
+async def test_responses_failed_reports_usage_and_nothing_else() -> None:
     heard = await responses(
         text("x"),
         ended(

@@ -151,13 +151,13 @@ async def test_an_object_is_the_body(api: Api) -> None:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (None, "The input is a text, a list of messages, or an object that holds them."),
-        (7, "The input is a text, a list of messages, or an object that holds them."),
+        (None, "The input must be a text, a list of messages, or an object with messages."),
+        (7, "The input must be a text, a list of messages, or an object with messages."),
         (
             {"messages": "x", "extra_headers": {}, "n": 2},
             "The input cannot set 'extra_headers', 'n'.",
         ),
-        ({"messages": "x", "model": 3}, 'The input\'s "model" is a string.'),
+        ({"messages": "x", "model": 3}, 'The input\'s "model" must be a string.'),
     ],
 )
 async def test_an_input_that_cannot_be_sent(api: Api, given: Any, sentence: str) -> None:
@@ -175,7 +175,7 @@ async def test_no_model_is_named(api: Api) -> None:
     ):
         heard = await hear(generate)
     assert heard.code == "provider_not_configured"
-    assert str(heard.error) == "No model is named for this answer."
+    assert str(heard.error) == "The request names no model, and there is no default."
     assert heard.error is not None
     assert f"BATON_{api.name.upper()}_MODEL" in (heard.error.operator or "")
 

@@ -92,7 +92,7 @@ def test_a_provider_without_its_sdk_is_not_offered(monkeypatch: pytest.MonkeyPat
     assert configured_names(settings) == set(load_generators(settings)) == {"replay"}
 
 
-def test_what_a_provider_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_says_what_a_provider_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert what_is_missing(Settings.load(openai_api_key="key"), "openai") is None
     assert what_is_missing(Settings.load(), "nosuch") is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -133,7 +133,7 @@ async def test_an_own_generator_may_take_a_built_in_name() -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_names_are_told_without_importing() -> None:
+def test_names_are_known_without_importing() -> None:
     assert configured_names(settings_with(mine="my_agent:answer")) == {"replay", "mine"}
     assert "my_agent" not in sys.modules
 

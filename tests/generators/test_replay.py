@@ -124,10 +124,10 @@ async def test_an_unknown_transcript(replay: ReplayGenerator, name: Any) -> None
 @pytest.mark.parametrize("speed", [0, -1, 1001, True, "fast", float("nan")])
 async def test_a_speed_that_is_none(replay: ReplayGenerator, speed: Any) -> None:
     heard = await hear(replay, {"speed": speed})
-    assert str(heard.error) == f"The speed is a number from 0.01 to 1000, not {speed!r}."
+    assert str(heard.error) == f"The speed must be a number from 0.01 to 1000, not {speed!r}."
 
 
-async def test_time_that_the_consumer_takes_does_not_add_up() -> None:
+async def test_delays_of_the_consumer_do_not_add_up() -> None:
     """Whatever was due meanwhile comes at once."""
     replay = ReplayGenerator(Settings.load())
     loop = asyncio.get_running_loop()

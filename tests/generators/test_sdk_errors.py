@@ -72,7 +72,7 @@ KNOWN: dict[str, tuple[BaseException, str, str]] = {
     "context length": (
         of_openai(openai.BadRequestError, 400, body={"code": "context_length_exceeded", "message": "x"}),
         "provider_context_length",
-        "longer than the model takes",
+        "too long for the model",
     ),
     "context length, Anthropic": (
         of_openai(
@@ -81,7 +81,7 @@ KNOWN: dict[str, tuple[BaseException, str, str]] = {
             body={"error": {"type": "invalid_request_error", "message": "prompt is too long: 9 tokens > 8 maximum"}},
         ),
         "provider_context_length",
-        "longer than the model takes",
+        "too long for the model",
     ),
     "content filter": (
         of_openai(openai.BadRequestError, 400, body={"code": "content_filter", "message": "x"}),
@@ -93,9 +93,9 @@ KNOWN: dict[str, tuple[BaseException, str, str]] = {
     "overloaded": (of_openai(anthropic.InternalServerError, 529), "provider_error", "failed with status 529."),
     "connection": (openai.APIConnectionError(request=REQUEST), "provider_unreachable", "cannot be reached"),
     "timeout": (anthropic.APITimeoutError(request=REQUEST), "provider_timeout", "did not answer in time"),
-    "reported": (openai.APIError("x", REQUEST, body=None), "provider_error", "could not be asked"),
+    "reported": (openai.APIError("x", REQUEST, body=None), "provider_error", "request to the model provider failed"),
     "LiteLLM": (of_openai(RateLimitError, 429, **{"retry-after": "3"}), "provider_rate_limited", "wait 3 seconds"),
-    "LiteLLM, context": (of_openai(ContextWindowExceededError, 400), "provider_context_length", "longer"),
+    "LiteLLM, context": (of_openai(ContextWindowExceededError, 400), "provider_context_length", "too long"),
     "wrapped": (raised_from(ValueError("x"), raised_from(RuntimeError("y"), LIMITED)), "provider_rate_limited", "20"),
     "grouped": (
         ExceptionGroup("tasks", [ValueError("x"), ExceptionGroup("more", [LIMITED])]),
@@ -182,7 +182,7 @@ def test_in_mid_answer_a_lost_connection_has_cut_it_off(error: Exception, code: 
         assert "mid-answer" in found.message
 
 
-def test_a_date_to_wait_for_is_told_in_seconds() -> None:
+def test_a_retry_after_date_becomes_seconds() -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=3600), usegmt=True)
     found = as_generation_error(of_openai(openai.RateLimitError, 429, **{"retry-after": later}))
     assert found is not None

@@ -1,21 +1,46 @@
-"""The routes of a pod: a module for each dialect, one for the platform, and those for people."""
+"""The routes of a pod: a module for each dialect, one for the platform, and those of the pages for people.
+
+Each route is declared once, by the decorator at its handler (`routing`). To add a dialect:
+
+1. Write its encoding as a module of `baton.dialects`: a class with `encode`, as `dialects.dialect.Dialect` says, whose
+   state says all that it must remember from one batch to the next.
+2. Write a module here with `ROUTES = Routes(...)`. Let each handler find the stream, and where its client is.
+3. State both as an `opening.Opening` and return `await opening.follow(...)`: it admits the client, subscribes, skips
+   what the client has, and answers. A route that creates the stream first calls `following.require_followable`.
+4. Declare each route by `@ROUTES.route(...)`, with the type of its frames in `event_types`, and add the module's
+   `ROUTES` below. A test fails for routes that are not here.
+5. Add the dialect to `tests/dialects` and the lists of dialects in `tests/api/test_openapi.py`, and its routes to the
+   requests in `tests/api/test_access.py`.
+"""
 
 from __future__ import annotations
 
 from starlette.routing import BaseRoute
 
-from . import aisdk, chat, console, demo, documents, native, openai, operations, responses
+from . import (
+    aisdk,
+    chat,
+    console,
+    demo,
+    documents,
+    native,
+    native_events,
+    openai_models,
+    operations,
+    responses,
+)
 
 ROUTES: list[BaseRoute] = [
     *native.ROUTES,
+    *native_events.ROUTES,
     *responses.ROUTES,
     *chat.ROUTES,
-    *openai.ROUTES,
+    *openai_models.ROUTES,
     *aisdk.ROUTES,
     *operations.ROUTES,
     *documents.ROUTES,
     *console.ROUTES,
 ]
 
-# For a demo's pods, besides those.
+# Only the pods of `baton demo` have these as well.
 DEMO_ROUTES: list[BaseRoute] = list(demo.ROUTES)

@@ -1,4 +1,4 @@
-"""What routes of several dialects do with streams: create, read, cancel, erase."""
+"""What the routes of all dialects do with streams: create, read, cancel, erase."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from ..pod.pod import Pod
 from ..principal import Principal
 from .models import CreateStream
 from .problems import path_of
-from .request import SEND_LESS, damaged, found, idempotency_key, pod_of, principal_of, readable_bytes
+from .request import damaged, found, idempotency_key, pod_of, principal_of
+from .request_body import SEND_LESS, readable_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +46,10 @@ class Content:
 def new_stream(
     request: Request, wanted: CreateStream, *, on_worker_lost: str, continuation: Mapping[str, Any] | None = None
 ) -> NewStream:
-    """Return what to create, with this pod's settings for all that a client left open, but for `on_worker_lost`.
+    """Return the stream to create, with this pod's settings for what the client left out, except `on_worker_lost`.
 
     Raises:
-        InputTooLarge: the input is.
+        InputTooLarge: the input, or the message that it continues, is too large.
         InvalidRequest: a limit is too short.
     """
     pod = pod_of(request)
@@ -56,7 +57,7 @@ def new_stream(
     if any(len(orjson.dumps(content)) > max_bytes for content in (wanted.input, continuation)):
         pod.metrics.rejected["input_bytes"] += 1
         raise InputTooLarge(
-            f"The conversation is larger than {readable_bytes(max_bytes)}, and cannot be sent. {SEND_LESS}",
+            f"The conversation is larger than {readable_bytes(max_bytes)} and cannot be sent. {SEND_LESS}",
             operator=f"an input may have {max_bytes} bytes as JSON (BATON_MAX_INPUT_BYTES)",
         )
     return NewStream(
@@ -73,14 +74,14 @@ def new_stream(
 async def create(
     request: Request, new: NewStream, body: bytes, key: IdempotencyKey | None = None
 ) -> tuple[Stream, bool]:
-    """Queue a stream; return it, and whether it is new or the one that this `Idempotency-Key` created before.
+    """Queue a stream; return it and whether it is new. It is not if this `Idempotency-Key` created it before.
 
-    `key` takes the place of the client's own.
+    `key` replaces the client's own key.
 
     Raises:
-        CreateRateLimited: the caller has created more than it may in a time.
-        TooManyStreams: the tenant has as many that have not ended as it may.
-        UnknownGenerator: nobody offers the generator.
+        CreateRateLimited: the caller creates streams faster than it may.
+        TooManyStreams: the tenant has as many queued and running streams as it may.
+        UnknownGenerator: neither this pod nor a worker offers the generator.
         IdempotencyConflict, InvalidRequest, Unavailable: see `stream_creation.create`.
     """
     about = {"baton.generator": new.generator, "baton.tenant": new.tenant, "url.path": path_of(request)}
@@ -118,12 +119,12 @@ async def read(request: Request, stream_id: UUID) -> Content:
                     cursor, whole = batch.last_seq, batch.terminal
             if stream.ended == whole:
                 return Content(stream, lines, cursor, whole)
-            # It has ended between the two reads, or was erased.
+            # It ended or was erased between the two reads.
     raise damaged(stream_id)
 
 
 async def cancel(request: Request, stream_id: UUID) -> tuple[Stream, bool]:
-    """Ask for a stream's end; return it, and whether its generator is yet to stop.
+    """Ask a stream's generator to stop; return the stream, and whether the generator still runs.
 
     Raises:
         StreamExpired, StreamNotFound, Unavailable: it cannot be cancelled.
@@ -154,10 +155,10 @@ async def erase(request: Request, stream_id: UUID) -> None:
 
 
 def token(request: Request, stream: Stream, wish: Wish) -> tuple[str | None, datetime | None]:
-    """Sign a token of a stream that the caller sees; return it and when it expires, or None where there is none.
+    """Sign a token of a stream that the caller sees. Return it and when it expires; None if none can be issued.
 
     Raises:
-        Forbidden: more is asked for than the caller may do.
+        Forbidden: the token would allow more than the caller may do.
     """
     gate = pod_of(request).gate
     issued = None if gate.anonymous else gate.tokens.issue(principal_of(request), stream.id, wish, stream.ended_at)
@@ -166,7 +167,7 @@ def token(request: Request, stream: Stream, wish: Wish) -> tuple[str | None, dat
 
 async def _create(request: Request, new: NewStream, key: IdempotencyKey | None) -> tuple[Stream, bool]:
     pod = pod_of(request)
-    await _take_turn(pod, principal_of(request))
+    await _take_create(pod, principal_of(request))
     if sentence := await pod.missing_generator(new.generator):
         raise UnknownGenerator(f"There is no generator called {new.generator!r:.80}.", operator=sentence)
     try:
@@ -185,7 +186,7 @@ async def _create(request: Request, new: NewStream, key: IdempotencyKey | None) 
     return stream, created
 
 
-async def _take_turn(pod: Pod, caller: Principal) -> None:
+async def _take_create(pod: Pod, caller: Principal) -> None:
     """Raise CreateRateLimited unless the caller may create a stream now."""
     rate = Rate(pod.settings.creates_per_second, pod.settings.creates_burst)
     wait_seconds = await rate_buckets.take(pod.pool, caller.tenant, caller.name, rate)
@@ -203,7 +204,7 @@ def _limits(pod: Pod, wanted: CreateStream) -> Limits:
     least = 2 * pod.settings.watch_interval_seconds
     if unwatched is not None and unwatched < least:
         raise InvalidRequest(
-            f"cancel_when_unwatched_seconds must be at least {least:g}, since what is watched is noted every "
+            f"cancel_when_unwatched_seconds must be at least {least:g}: which streams are watched is recorded every "
             f"{pod.settings.watch_interval_seconds:g} seconds."
         )
     return Limits(wanted.max_duration_seconds, wanted.idle_timeout_seconds, wanted.queue_timeout_seconds, unwatched)

@@ -1,7 +1,7 @@
 """OpenAI's Chat Completions: create, and get the answer in the same request.
 
-Nobody can come back to a completion. So a stream that was created here is cancelled when its client leaves, though not
-when the pod does.
+A client cannot return to a completion. So a stream that was created here is cancelled when its client leaves, but not
+when the pod leaves.
 """
 
 from __future__ import annotations
@@ -15,23 +15,27 @@ from uuid import UUID
 import asyncpg
 from pydantic import Field
 from starlette.requests import Request
-from starlette.routing import Route
 
 from ..db.streams import Stream
-from ..dialects.chat import CHAT, ChatState, completion_of
+from ..dialects.chat import CHAT, ChatState, Completion, completion_of
 from ..dialects.dialect import Encoded
-from ..errors import InvalidRequest, PassingError, RequestError
+from ..errors import InvalidRequest, PassingError, RequestError, StillRunning, UnknownModel
 from ..snapshot import Snapshot
-from . import actions, openai
+from . import actions
+from .event_types import CompletionChunk, CompletionFailure
 from .following import require_followable, require_staying, wait_for_end
-from .models import Items, validated
-from .openai import Creation, answered_in_form, error_body
-from .request import AsgiResponse, json_answer, parse_json, read_body, release_body
+from .openai_creation import Creation, create, follow_created, still_running
+from .openai_errors import OPENAI_ERROR, error_body
+from .parameters import IDEMPOTENCY_KEY
+from .refusals import CREATING, JOINING
+from .request import AsgiResponse, json_answer
+from .request_body import parse_json, read_body, release_body
+from .routing import EVENTS, JSON, Returns, Routes
+from .validation import Items, validated
 
 logger = logging.getLogger(__name__)
 
-
-# Of answers that failed; any other is the server's.
+# The statuses of answers that failed. The others get 500.
 _STATUSES: Final = {"invalid_input": 400, "provider_invalid_request": 400, "provider_rate_limited": 429}
 
 
@@ -42,36 +46,58 @@ class CreateCompletion(Creation):
     n: int | None = None
 
 
+ROUTES: Final = Routes("OpenAI", form=OPENAI_ERROR)
+
+
+@ROUTES.route(
+    "POST",
+    "/v1/chat/completions",
+    "create",
+    {
+        200: Returns("The completion.", {JSON: Completion}),
+        409: Returns("The answer was cancelled."),
+        429: Returns("The model provider limits requests."),
+        500: Returns("The answer failed."),
+    },
+    refusals=(*CREATING, *JOINING, UnknownModel, StillRunning),
+    body=CreateCompletion,
+    parameters=(IDEMPOTENCY_KEY,),
+    others={
+        '"stream": true': {
+            200: Returns(
+                "The chunks of OpenAI's Chat Completions, and `[DONE]` after the last one.",
+                {EVENTS: CompletionChunk | CompletionFailure},
+            )
+        }
+    },
+)
 async def create_completion(request: Request) -> AsgiResponse:
     """Create a completion, and follow it or wait for it."""
-    stream, opening = await _created(request)
-    # With an Idempotency-Key its client can come back: by the same request.
+    stream, begun = await _created(request)
+    # With an Idempotency-Key its client can return, by the same request.
     cancel = None if "idempotency-key" in request.headers else _cancelling(request, stream.id)
-    if opening is not None:
-        return await openai.follow(request, stream, CHAT, opening, on_gone=cancel)
+    if begun is not None:
+        return await follow_created(request, stream, CHAT, begun, on_gone=cancel)
     try:
         if await wait_for_end(request, stream.id) == "client left" and cancel is not None:
             await cancel()
         return await _answer(request, stream.id)
     except PassingError as error:
-        # Asked again by its status, it would be created again.
-        raise openai.still_running(stream) from error
-
-
-ROUTES: Final = [Route("/v1/chat/completions", answered_in_form(create_completion, "create"), methods=["POST"])]
+        # Clients retry by status, and would create another one.
+        raise still_running(stream) from error
 
 
 async def _created(request: Request) -> tuple[Stream, Encoded[ChatState] | None]:
-    """Create a stream; return it, and how the completion begins if it is to be streamed.
+    """Create a stream; return it and, if the client wants it streamed, how the completion begins.
 
-    What came with the request is dropped with this: its answer may be waited for long.
+    On return the request's body can be freed: the wait for the answer may be long.
     """
     body = await read_body(request)
     wanted = validated(CreateCompletion, parse_json(body))
     if wanted.n not in {None, 1}:
-        raise InvalidRequest("n: only one answer can be made at a time.")
+        raise InvalidRequest("n: only one answer can be generated.")
     (require_followable if wanted.stream else require_staying)(request)
-    stream = await openai.create(request, wanted, body)
+    stream = await create(request, wanted, body)
     release_body(request)
     return stream, CHAT.begin(stream, wanted.model_dump(exclude_unset=True)) if wanted.stream else None
 
@@ -80,11 +106,11 @@ async def _answer(request: Request, stream_id: UUID) -> AsgiResponse:
     content = await actions.read(request, stream_id)
     stream = content.stream
     if not stream.ended:
-        raise openai.still_running(stream)
+        raise still_running(stream)
     if stream.status == "completed":
         snapshot = await asyncio.to_thread(Snapshot.of, content.lines, content.last_seq)
         return json_answer(request, completion_of(stream, snapshot))
-    # Baton has tried what can be tried; another request would be another answer, and another bill.
+    # Baton has retried what can be retried. Another request would be another answer, and another bill.
     code, message = stream.error_code or "cancelled", stream.error_message or "The answer was cancelled."
     status = 409 if stream.status == "cancelled" else _STATUSES.get(code, 500)
     return json_answer(request, error_body(status, code, message), status=status, headers={"x-should-retry": "false"})
@@ -95,6 +121,6 @@ def _cancelling(request: Request, stream_id: UUID) -> Callable[[], Awaitable[Non
         try:
             await actions.cancel(request, stream_id)
         except (RequestError, asyncpg.PostgresError) as error:
-            logger.warning("The client of stream %s left, and it cannot be cancelled: %r", stream_id, error)
+            logger.warning("The client of stream %s has left, but the stream cannot be cancelled: %r", stream_id, error)
 
     return cancel

@@ -1,7 +1,7 @@
-"""CORS: which pages of other origins may use a pod from a browser, by an allow-list.
+"""CORS: an allow-list of the other origins whose pages may use a pod.
 
-It stands around the whole application, so that refusals, faults and answers that only say when to come back can be read
-by these pages, too. It touches headers only, and nothing at all of a request that no page of another origin makes.
+It wraps the whole application, so that these pages can read errors, and answers that only say when to come back. It
+changes only headers, and leaves requests without an `Origin` alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from . import problems
 
 METHODS: Final = ("GET", "HEAD", "POST", "DELETE")
 
-# What clients send: ours, those for EventSource and fetch, the AI SDK's, OpenAI's SDKs, and what traces requests.
+# What clients send: Baton's own, those for EventSource and fetch, the AI SDK, OpenAI's SDKs, and tracing.
 # BATON_ALLOWED_HEADERS adds those of an application.
 REQUEST_HEADERS: Final = (
     *("Authorization", "Cache-Control", "Idempotency-Key", "Last-Event-ID", "User-Agent", "X-Request-Id"),
@@ -29,7 +29,7 @@ REQUEST_HEADERS: Final = (
     *("X-Stainless-Runtime", "X-Stainless-Runtime-Version", "X-Stainless-Timeout"),
 )
 
-# What pages may read of an answer, besides what they always may.
+# The headers of an answer that pages may read, besides those that they always may.
 ANSWER_HEADERS: Final = (
     *("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Baton-Pod", "X-Baton-Token", "X-Request-Id"),
     *("X-Should-Retry", "X-Vercel-AI-UI-Message-Stream", "X-Workflow-Run-Id", "X-Workflow-Stream-Tail-Index"),
@@ -39,13 +39,13 @@ PREFLIGHT_SECONDS: Final = 7200
 
 
 class CrossOrigin(CORSMiddleware):
-    """Starlette's, but for requests of no page, and with what all answers carry on the answers that it gives itself."""
+    """Starlette's, but only for requests with an `Origin`, and with the headers of every answer on its own answers."""
 
     def __init__(self, app: ASGIApp, origins: Collection[str], headers: Collection[str] = ()) -> None:
-        """Let in pages of these `origins`, which may send these `headers` besides; `*` stands for all of them.
+        """Allow pages of these `origins`, which may also send these `headers`; `*` means all.
 
-        A `*` among the headers is answered with the names that the page asks for: browsers take a literal `*` neither
-        together with cookies, nor for `Authorization`.
+        A `*` among the headers is answered with the names that the page asks for: browsers do not accept a literal `*`
+        with cookies, or for `Authorization`.
         """
         listed = "*" not in origins
         super().__init__(
@@ -53,9 +53,9 @@ class CrossOrigin(CORSMiddleware):
             allow_origins=origins,
             allow_methods=METHODS,
             allow_headers={*REQUEST_HEADERS, *headers},
-            # Where any origin is allowed, no cookies are, and no public page reaches into a private network.
+            # If any origin is allowed, cookies are not, and no public page may reach into a private network.
             allow_credentials=listed,
-            # Chromium asks for it in front of a request from a public page to a private address.
+            # Chromium asks for it before a request from a public page to a private address.
             allow_private_network=listed,
             expose_headers=ANSWER_HEADERS,
             max_age=PREFLIGHT_SECONDS,
@@ -69,7 +69,7 @@ class CrossOrigin(CORSMiddleware):
             await self.app(scope, receive, send)
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Say what a page may do."""
+        """Answer what a page may send."""
         response = super().preflight_response(request_headers)
         for name, value in problems.answer_headers(None).items():
             response.headers.setdefault(name, value)

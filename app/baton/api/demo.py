@@ -1,7 +1,6 @@
-"""The demo's page: it asks, watches the answer, and kills the pod that serves it.
+"""The demo's page: it asks a question, shows the answer, and kills the pod that serves it.
 
-These routes exist in demo mode only (`BATON_DEMO`). A kill is taken from a page of this pod on this machine, and from
-nobody else.
+These routes exist only in demo mode (`BATON_DEMO`). Only a page of this pod, on this machine, can kill a pod.
 """
 
 from __future__ import annotations
@@ -14,14 +13,15 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from ..db import notifications
 from ..db.postgres import translated
 from ..errors import Forbidden
 from . import pages
-from .models import validated
-from .request import AsgiResponse, answered, common_headers, parse_json, pod_of, read_body
+from .request import AsgiResponse, common_headers, pod_of
+from .request_body import parse_json, read_body
+from .routing import Routes
+from .validation import validated
 
 FILES: Final = frozenset({"demo.js"})
 
@@ -34,18 +34,18 @@ class KillPod(BaseModel):
     pod: str
 
 
+ROUTES: Final = Routes("demo")
+
+
+@ROUTES.undocumented("/demo", None)
 async def demo(request: Request) -> AsgiResponse:
-    """Give the demo's page."""
+    """Return the demo's page."""
     return pages.answer(request, "demo.html", {"demo.html"})
 
 
-async def asset(request: Request) -> AsgiResponse:
-    """Give a file of the demo's page."""
-    return pages.answer(request, request.path_params["name"], FILES)
-
-
+@ROUTES.undocumented("/demo/kill", None, methods=("POST",))
 async def kill(request: Request) -> AsgiResponse:
-    """Have a pod killed, by SIGKILL: this one or another, which is told through the database as all pods are."""
+    """Kill a pod by SIGKILL: this one or another, by a notification that all pods get."""
     _require_own_page(request)
     name = validated(KillPod, parse_json(await read_body(request))).pod
     pod = pod_of(request)
@@ -54,22 +54,21 @@ async def kill(request: Request) -> AsgiResponse:
     return Response(status_code=202, headers=common_headers(request))
 
 
-ROUTES = [
-    Route("/demo", answered(demo, None), methods=["GET"]),
-    Route("/demo/kill", answered(kill, None), methods=["POST"]),
-    Route("/demo/{name}", answered(asset, None), methods=["GET"]),
-]
+@ROUTES.undocumented("/demo/{name}", None)
+async def asset(request: Request) -> AsgiResponse:
+    """Return a file of the demo's page."""
+    return pages.answer(request, request.path_params["name"], FILES)
 
 
 def _require_own_page(request: Request) -> None:
-    """Raise Forbidden unless a page of this very origin asks, and the origin is this machine.
+    """Raise Forbidden unless a page of this origin asks, and the origin is this machine.
 
-    Another site's page may send a POST here, and may have its own name lead to this machine: so both names count.
+    A page of another site can send a POST here, and its domain can resolve to this machine: so both are checked.
     """
     origin, host = request.headers.get("origin", ""), request.headers.get("host", "")
     client = "" if request.client is None else request.client.host
     if not (_is_loopback(client) and origin == f"http://{host}" and _is_loopback(urlsplit(origin).hostname or "")):
-        raise Forbidden("Only the demo's own page, on this machine, kills pods.")
+        raise Forbidden("Only the demo's own page, on this machine, can kill pods.")
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,40 +1,53 @@
-"""What a pod says of itself: its API as an OpenAPI document, and a page that explains its errors. Anybody may read."""
+"""The documents of a pod: its API as an OpenAPI document, and a page that explains its errors. Both are public."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
+from ..errors import InternalError
 from . import errors_page, problems
 from .openapi_document import document
-from .request import AsgiResponse, answered, common_headers, json_answer
+from .request import AsgiResponse, common_headers, json_answer
+from .routing import HTML, JSON, Returns, Routes
+
+ROUTES: Final = Routes("platform")
 
 
+@ROUTES.route(
+    "GET",
+    "/openapi.json",
+    None,
+    {200: Returns("This document.", {JSON: dict[str, Any]})},
+    refusals=(InternalError,),
+    name="openapi",
+)
 async def openapi(request: Request) -> AsgiResponse:
-    """Give the OpenAPI document."""
+    """Return the OpenAPI document."""
     servers = [{"url": problems.address(request, "openapi").removesuffix("/openapi.json") or "/"}]
     return json_answer(request, {**await _document(request), "servers": servers})
 
 
+@ROUTES.route(
+    "GET",
+    problems.PAGE_PATH,
+    None,
+    {200: Returns("What the errors mean.", {HTML: "A page."})},
+    refusals=(InternalError,),
+    name=problems.PAGE,
+)
 async def errors(request: Request) -> AsgiResponse:
-    """Give the page of errors."""
+    """Return the page of errors."""
     headers = common_headers(request) | {"content-security-policy": errors_page.content_security_policy()}
     return Response(_page(), headers=headers, media_type="text/html")
 
 
-ROUTES = [
-    Route("/openapi.json", answered(openapi, None), methods=["GET"], name="openapi"),
-    Route(problems.PAGE_PATH, answered(errors, None), methods=["GET"], name=problems.PAGE),
-]
-
-
 async def _document(request: Request) -> dict[str, Any]:
-    """The document of the app, made when it is first asked for: that takes long enough to be noticed by others."""
+    """Return the document of the app. It is made once, in a thread, since it takes long enough to delay others."""
     state = request.app.state
     if not hasattr(state, "openapi"):
         state.openapi = await asyncio.to_thread(document, request.app.routes)

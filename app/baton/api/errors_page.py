@@ -1,4 +1,4 @@
-"""The page that the `type` of each problem leads to: what has happened, and what to do about it. It is made once."""
+"""The page that the `type` of each problem links to: what happened, and what to do. It is made once."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ _HEAD: Final = f"""\
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Baton: what its errors mean</title>
+<title>Baton errors</title>
 <style>{_STYLE}</style>
 <h1>What Baton&rsquo;s errors mean</h1>
-<p>An answer that is an error has a <code>code</code>, which never changes its meaning, a sentence in
-<code>detail</code>, and a <code>request_id</code>, by which the pod&rsquo;s log has it too.</p>
+<p>Every error has a <code>code</code>, whose meaning never changes, a sentence in <code>detail</code>, and a
+<code>request_id</code>, which the pod&rsquo;s log has too.</p>
 """
 
 _PARTS: Final = (
@@ -66,7 +66,7 @@ def page() -> str:
 
 
 def content_security_policy() -> str:
-    """Allow the page's own style, and nothing else."""
+    """Return a policy that allows only the page's own style."""
     digest = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
     return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; frame-ancestors 'none'"
 

@@ -1,6 +1,6 @@
-"""The events of a stream as JSON, as clients of the native routes get them; and those of the dialects in outline.
+"""The events that clients of the native routes get, as JSON, and those of the other dialects in outline.
 
-The makers of the dialects' clients publish the whole types: OpenAI's SDKs, and `UIMessageChunk` of the AI SDK.
+The clients of these dialects publish the whole types: OpenAI's SDKs, and `UIMessageChunk` of the AI SDK.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from ..events import FinalStatus
 from ..outcome import TimingsContent
 from ..snapshot import ToolCall
 from ..usage import AttemptUsage
-from .models import StreamError
+from .stream_content import StreamError
 
 _OPEN: Final = ConfigDict(extra="allow")
 
 
 class TextEvent(TypedDict):
-    """A piece of the answer."""
+    """A chunk of the answer."""
 
     type: Literal["text"]
     delta: str
 
 
 class ReasoningEvent(TypedDict):
-    """A piece of the reasoning."""
+    """A chunk of the reasoning."""
 
     type: Literal["reasoning"]
     delta: str
 
 
 class ToolCallEvent(TypedDict):
-    """A call of a tool, or a further piece of its arguments."""
+    """A tool call, or the next chunk of its arguments."""
 
     type: Literal["tool_call"]
     index: int
@@ -47,7 +47,7 @@ class ToolCallEvent(TypedDict):
 
 
 class ToolResultEvent(TypedDict):
-    """What a tool gave, for the call with that id."""
+    """The result of the tool call with that id."""
 
     type: Literal["tool_result"]
     id: str
@@ -55,14 +55,14 @@ class ToolResultEvent(TypedDict):
 
 
 class ToolApprovalEvent(TypedDict):
-    """The user is to allow the call with that id."""
+    """The generator asks the user to approve the call with that id."""
 
     type: Literal["tool_approval"]
     id: str
 
 
 class UsageEvent(TypedDict):
-    """What one call of a model used: `input_tokens`, `output_tokens`, and others. The events of a stream add up."""
+    """What one call of a model used: `input_tokens`, `output_tokens`, and others. A stream's usage is their sum."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
 
@@ -70,14 +70,14 @@ class UsageEvent(TypedDict):
 
 
 class ResetEvent(TypedDict):
-    """Discard what came before: another worker begins again."""
+    """Discard what came before: another worker restarts the answer."""
 
     type: Literal["reset"]
     reason: str
 
 
 class CustomEvent(TypedDict):
-    """Whatever a generator and its clients agreed on."""
+    """An event that a generator and its clients agreed on."""
 
     type: Literal["custom"]
     name: str
@@ -85,7 +85,7 @@ class CustomEvent(TypedDict):
 
 
 class SnapshotEvent(TypedDict):
-    """The answer so far, in place of all events up to this one's number. With `view=answer` it has only the text."""
+    """The answer so far. It replaces all events up to its number. With `view=answer` it has only the text."""
 
     type: Literal["snapshot"]
     text: str
@@ -102,7 +102,7 @@ class DoneEvent(TypedDict):
     type: Literal["done"]
     status: FinalStatus
     finish_reason: str | None
-    # The answer view leaves these three out.
+    # The answer view leaves out these three.
     usage: NotRequired[dict[str, Any] | None]
     usage_by_attempt: NotRequired[list[AttemptUsage]]
     timings: NotRequired[TimingsContent]
@@ -136,7 +136,7 @@ Event = TypeAliasType(
 
 
 class ResponseEvent(TypedDict):
-    """An event of OpenAI's Responses API; each type has fields of its own besides."""
+    """An event of OpenAI's Responses API. Each type has more fields."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
 
@@ -190,7 +190,7 @@ class ChunkChoice(TypedDict):
 
 
 class CompletionChunk(Head):
-    """A chunk of OpenAI's Chat Completions. The last one has no choice where the client asked for the usage."""
+    """A chunk of OpenAI's Chat Completions. If the client asked for the usage, the last one has no choice."""
 
     choices: list[ChunkChoice]
     usage: NotRequired[dict[str, Any] | None]
@@ -203,7 +203,7 @@ class CompletionFailure(TypedDict):
 
 
 class UIMessageChunk(TypedDict):
-    """A chunk of the AI SDK's UI message stream; each type has fields of its own besides."""
+    """A chunk of the AI SDK's UI message stream. Each type has more fields."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
 

@@ -1,21 +1,19 @@
-"""Following a stream in a dialect, and waiting for its end."""
+"""Joining a stream, as `opening` does for all dialects, and waiting for its end."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal
 from uuid import UUID
 
 from starlette.requests import Request
-from starlette.responses import Response
 
-from ..dialects.dialect import Dialect, Encoded, Reader
-from ..errors import CursorBeyondTail, OldProtocol, StreamNotFound, Unauthenticated, Unavailable
+from ..dialects.dialect import Reader
+from ..errors import OldProtocol, StreamNotFound, Unauthenticated, Unavailable
 from ..observability import log_context
 from ..pod.event_stream import EventStream
 from ..pod.subscriber import Subscriber
-from .request import AsgiResponse, common_headers, damaged, found, pod_of, principal_of, stream_headers
+from .request import damaged, pod_of, principal_of, stream_headers
 
 Waited = Literal["ended", "client left", "pod left", "in vain"]
 
@@ -56,45 +54,6 @@ async def subscribe(request: Request, stream_id: UUID, cursor: int = 0) -> Subsc
     """
     _refuse_if_leaving(request)
     return await _join(request, stream_id, cursor)
-
-
-async def follow_frames(
-    request: Request,
-    stream_id: UUID,
-    dialect: Dialect[Any],
-    opening: Encoded[Any],
-    *,
-    after: int = 0,
-    headers: Mapping[str, str] | None = None,
-    on_gone: Callable[[], Awaitable[None]] | None = None,
-) -> AsgiResponse:
-    """Answer with the frames after number `after`, in a dialect that counts its frames.
-
-    `opening` has the frames before the first event; its body has only the ones after that number. `on_gone` is awaited
-    when the client leaves before the end.
-
-    Raises:
-        CursorBeyondTail: the stream has fewer frames so far.
-        OldProtocol: the client uses HTTP/1.0.
-        PodFull, TooManySubscribers: a limit of subscribers is reached.
-        LogDamaged, StreamExpired, StreamNotFound, Unavailable: the stream cannot be followed.
-    """
-    require_followable(request)
-    if request.method == "HEAD":
-        await found(request, stream_id)
-        of_dialect = {name.decode(): value.decode() for name, value in dialect.headers}
-        return Response(headers=common_headers(request) | of_dialect | dict(headers or {}))
-    subscriber = await subscribe(request, stream_id)
-    reader = Reader(dialect, opening, after)
-    try:
-        # The response has not begun, so it can still be an error.
-        first = await _skip(reader, subscriber, after)
-    except BaseException:
-        pod_of(request).relays.unsubscribe(subscriber)
-        raise
-    if after:
-        count_resume(request, subscriber)
-    return event_stream(request, subscriber, reader, opening=opening.body + first, headers=headers, on_gone=on_gone)
 
 
 def count_resume(request: Request, subscriber: Subscriber) -> None:
@@ -175,29 +134,3 @@ async def _join(request: Request, stream_id: UUID, cursor: int) -> Subscriber:
 async def _left(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _skip(reader: Reader[Any], subscriber: Subscriber, after: int) -> bytes:
-    """Read the log up to frame number `after`. Return the frames that follow it in the same batch."""
-    relay = subscriber.relay
-    caught_up = False
-    while reader.last < after:
-        batches = await subscriber.take()
-        if relay.damaged:
-            raise damaged(relay.stream_id)
-        if relay.rewound and batches and batches[-1].terminal:
-            body = reader.read(batches[:-1])
-            if reader.last < after:
-                relay.require_history(relay.tail)
-            return body + reader.read(batches[-1:])
-        if body := reader.read(batches):
-            return body
-        if reader.last < after and (reader.over or not batches):
-            if caught_up or reader.over or relay.ended or relay.over:
-                raise CursorBeyondTail(
-                    f"The stream has {reader.last} frames so far, and the request is for the frames after number "
-                    f"{after}. Start again without a cursor."
-                )
-            await relay.catch_up()
-            caught_up = True
-    return b""

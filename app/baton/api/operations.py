@@ -1,15 +1,17 @@
-"""Routes for the platform: is the process alive, is it able to serve, what does it count."""
+"""Routes for the platform: liveness, readiness, metrics."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from typing_extensions import TypedDict
 
-from .request import AsgiResponse, answered, common_headers, json_answer, pod_of
+from ..errors import InternalError, Unavailable
+from .refusals import GUARDED
+from .request import AsgiResponse, common_headers, json_answer, pod_of
+from .routing import JSON, TEXT, Returns, Routes
 
 
 class Health(TypedDict):
@@ -19,7 +21,7 @@ class Health(TypedDict):
 
 
 class Readiness(TypedDict):
-    """Whether clients should be sent to this pod. `disk_full` is the database's: all pods can serve what there is."""
+    """Whether clients should be sent to this pod. `disk_full`: the database's; pods still serve what is stored."""
 
     status: Literal["ready", "not ready"]
     draining: bool
@@ -28,14 +30,28 @@ class Readiness(TypedDict):
     listener: str
 
 
+ROUTES: Final = Routes("platform")
+
+
+@ROUTES.route("GET", "/healthz", None, {200: Returns("It is alive.", {JSON: Health})}, refusals=(InternalError,))
 async def healthz(request: Request) -> AsgiResponse:
-    """Tell that the process is alive."""
+    """Report that the process is alive."""
     content: Health = {"status": "alive"}
     return json_answer(request, content)
 
 
+@ROUTES.route(
+    "GET",
+    "/readyz",
+    None,
+    {
+        200: Returns("Send clients here.", {JSON: Readiness}),
+        503: Returns("Send them elsewhere.", {JSON: Readiness}),
+    },
+    refusals=(InternalError, Unavailable),
+)
 async def readyz(request: Request) -> AsgiResponse:
-    """Tell whether new clients should be sent to this pod, and what the listener is doing."""
+    """Report whether new clients should be sent to this pod, and the state of the listener."""
     pod = pod_of(request)
     state: Readiness = {
         "status": "ready" if pod.ready else "not ready",
@@ -47,14 +63,15 @@ async def readyz(request: Request) -> AsgiResponse:
     return json_answer(request, state, status=200 if pod.ready else 503)
 
 
+@ROUTES.route(
+    "GET",
+    "/metrics",
+    "admin",
+    {200: Returns("The metrics.", {TEXT: "Prometheus' text format."})},
+    refusals=GUARDED,
+    counted=False,
+)
 async def metrics(request: Request) -> AsgiResponse:
-    """Give the metrics in Prometheus' text format."""
+    """Return the metrics in Prometheus' text format."""
     pod = pod_of(request)
     return Response(pod.metrics.render(), media_type="text/plain; version=0.0.4", headers=common_headers(request))
-
-
-ROUTES = [
-    Route("/healthz", answered(healthz, None), methods=["GET"]),
-    Route("/readyz", answered(readyz, None), methods=["GET"]),
-    Route("/metrics", answered(metrics, "admin", counted=False), methods=["GET"]),
-]

@@ -1,6 +1,6 @@
-"""Pages for people, which browsers get as they lie in the package: HTML, and the style and modules that it asks for.
+"""Pages for people: HTML files of the package, with their style and modules.
 
-They hold nothing that is not public. Whatever they show they ask for by themselves, with a key that a person types in.
+They are public and hold no data. They fetch what they show with a key that the user types in.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TYPES: Final = {
     "svg": "image/svg+xml",
 }
 
-# Own files only, and no text is ever taken for code or markup: that which streams hold comes from anywhere.
+# Only our own files, and no text may become code or markup: the content of streams is not trusted.
 _POLICY: Final = "; ".join(
     (
         "default-src 'none'",
@@ -46,7 +46,7 @@ _POLICY: Final = "; ".join(
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One file, and what tells browsers whether they have it already."""
+    """One file, and the tag by which browsers know whether they have it."""
 
     content: bytes
     media_type: str
@@ -61,15 +61,15 @@ class File:
 
 
 def answer(request: Request, name: str, among: Collection[str]) -> AsgiResponse:
-    """Answer with a file that is one of these, or with 304 if the client has it.
+    """Answer with a file if it is `among` those allowed, or with 304 if the client has it.
 
-    Browsers ask each time: after an upgrade they are not to run the old modules with the new page.
+    Browsers ask each time, so that after an upgrade they do not run old modules with the new page.
 
     Raises:
-        NotHere: it is none of them.
+        NotHere: it is not allowed.
     """
     if name not in among:
-        raise NotHere(f"There is no {problems.path_of(request):.200} here.")
+        raise NotHere(f"No route for {problems.path_of(request):.200}.")
     file = File.named(name)
     headers = common_headers(request) | {"cache-control": "no-cache", "etag": file.etag}
     if name.endswith(".html"):

@@ -1,8 +1,8 @@
-"""The part of an address's path that a proxy has taken off, and that the addresses in answers need.
+"""The prefix that a proxy has stripped from the path of a request, and that the addresses in answers need.
 
-A proxy that publishes Baton below `/api/ai` and passes `/api/ai/v1/streams` on as `/v1/streams` says so in
-`X-Forwarded-Prefix`, or the setting `BATON_PATH_PREFIX` does. Anybody can send that header, so it counts only from
-trusted peers. What it says goes into answers of that request alone.
+A proxy that publishes Baton below `/api/ai`, and forwards `/api/ai/v1/streams` as `/v1/streams`, says so in
+`X-Forwarded-Prefix`, or the setting `BATON_PATH_PREFIX` does. Any client can send that header, so it counts only from
+trusted peers. It affects only the answer to that request.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ HEADER: Final = b"x-forwarded-prefix"
 def before(scope: Mapping[str, Any], settings: Settings) -> str:
     """Return what precedes Baton's own paths in the addresses of an answer, percent-encoded; often empty.
 
-    That is what proxies have taken off, and then the path that the app is mounted under. Where the server was given
-    the former as its `root_path`, it is not repeated.
+    That is the prefix that proxies have stripped, and then the path where the app is mounted. If the server has the
+    prefix as its `root_path`, it is not repeated.
     """
     root: str = scope.get("root_path", "")
-    prefix = _taken_off(scope, settings)
-    # What an app is mounted under comes behind the server's own, which `app_root_path` keeps.
+    prefix = _stripped(scope, settings)
+    # The path of a mounted app follows the server's own, which `app_root_path` keeps.
     servers: str = scope.get("app_root_path", root)
     known = servers == prefix or servers.startswith(f"{prefix}/")
     return quote(root) if known else prefix + quote(root)
 
 
-def _taken_off(scope: Mapping[str, Any], settings: Settings) -> str:
-    """Return what the header says if its peer is trusted, else what the setting does."""
+def _stripped(scope: Mapping[str, Any], settings: Settings) -> str:
+    """Return the prefix in the header if the peer is trusted, otherwise the setting."""
     given: list[bytes] = [value for name, value in scope.get("headers", ()) if name == HEADER]
-    # Of several proxies each may have added one, and nobody says in which order.
+    # Several proxies may each have added one, in an unknown order.
     if len(given) != 1 or not _is_trusted(scope.get("client"), settings.trusted_proxies):
         return settings.path_prefix
     text = given[0].decode("latin-1")
@@ -54,8 +54,8 @@ def _is_trusted(client: Iterable[Any] | None, trusted: frozenset[str]) -> bool:
 def _is_among(host: str, trusted: frozenset[str]) -> bool:
     try:
         address = ipaddress.ip_address(host)
-    except ValueError:  # a socket's path, or a name that a server made up
+    except ValueError:  # the path of a socket, or a placeholder of a server
         return False
-    # As a socket for both versions has addresses of IPv4.
+    # A dual-stack socket has IPv4 addresses in this form.
     peer = getattr(address, "ipv4_mapped", None) or address
     return any(peer in ipaddress.ip_network(network) for network in trusted)

@@ -1,4 +1,4 @@
-"""What every answer carries, and errors as `application/problem+json` (RFC 9457)."""
+"""The headers of every answer, and errors as `application/problem+json` (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from . import path_prefix
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
-# The name of the route of the page that explains them, and its path where the app is not mounted into another.
+# The name of the route of the page that explains errors, and its path within the app.
 PAGE: Final = "errors"
 PAGE_PATH: Final = "/errors"
 
-# Nothing here is to be kept, guessed at, framed, or embedded by other sites. Pages with something to show say more.
+# No answer may be cached, sniffed, framed, or embedded by other sites. Pages add their own policies.
 SECURITY_HEADERS: Final = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
-    # What is asked for by the rules of CORS is judged by these alone, and may come from other sites.
+    # CORS requests ignore this one, and follow the rules of CORS.
     "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
@@ -49,7 +49,7 @@ SECURITY_HEADERS: Final = {
 
 
 class Problem(TypedDict):
-    """An error as its receiver gets it. `type` is the path of a page that explains it."""
+    """An error as clients get it. `type` is the path of a page that explains it."""
 
     type: str
     title: str
@@ -60,26 +60,26 @@ class Problem(TypedDict):
 
 
 async def request_error(request: Request, error: Exception) -> Response:
-    """Answer what Baton refuses."""
+    """Answer a request that Baton refuses."""
     assert isinstance(error, RequestError)
     note(request, error)
     return _problem(request, error, error_headers(error))
 
 
 async def http_error(request: Request, error: Exception) -> Response:
-    """Answer what the router refuses."""
+    """Answer a request that the router refuses."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         allowed = ", ".join(_methods_here(request))
-        refused = WrongMethod(f"{path_of(request):.200} takes {allowed}, and not {request.method:.20}.")
+        refused = WrongMethod(f"{path_of(request):.200} allows {allowed}, but not {request.method:.20}.")
         return _problem(request, refused, {"allow": allowed})
     if error.status_code == 404:
-        return _problem(request, NotHere(f"There is no {path_of(request):.200} here."), {})
+        return _problem(request, NotHere(f"No route for {path_of(request):.200}."), {})
     return _problem(request, InvalidRequest(error.detail), {})
 
 
 async def unexpected_error(request: Request, error: Exception) -> Response:
-    """Answer a fault of ours, which the server logs with its traceback."""
+    """Answer a bug of ours, which the server logs with its traceback."""
     del error
     return _problem(request, InternalError(POD_FAULT), {})
 
@@ -92,7 +92,7 @@ HANDLERS: Final[dict[Any, Any]] = {
 
 
 def answer_headers(pod: Pod | None) -> dict[str, str]:
-    """What every answer carries. A leaving pod has its clients connect anew, or they would stay where they are."""
+    """Return the headers of every answer. A leaving pod closes connections, so that clients go to another pod."""
     headers = dict(SECURITY_HEADERS)
     if request_id := request_ids.current():
         headers[request_ids.HEADER] = request_id
@@ -104,8 +104,8 @@ def answer_headers(pod: Pod | None) -> dict[str, str]:
 
 
 def error_headers(error: RequestError) -> dict[str, str]:
-    """What the answer to a refused request carries besides."""
-    # The server would read, and throw away, all that a client still sends.
+    """Return the additional headers of the answer to a refused request."""
+    # Otherwise the server would read and drop all that the client still sends.
     closing = {"connection": "close"} if isinstance(error, RequestTooLarge | RequestMemoryFull) else {}
     if isinstance(error, PassingError):
         return {"retry-after": str(error.retry_after_seconds), **closing}
@@ -115,7 +115,7 @@ def error_headers(error: RequestError) -> dict[str, str]:
 
 
 def note(request: Request, error: RequestError) -> None:
-    """Log an error that is not the client's, and of any error what is for the operator alone."""
+    """Log an error that is not the client's fault, and what any error has for the operator."""
     if isinstance(error, Unavailable):
         logger.warning("%s %.200s: %s (%r)", request.method, path_of(request), error.operator or error, error.__cause__)
     elif error.operator is not None:
@@ -123,23 +123,23 @@ def note(request: Request, error: RequestError) -> None:
 
 
 def path_of(request: Request) -> str:
-    """The path that a request is for. `request.url` would make it out of the header `Host`, too."""
+    """Return the path of a request. `request.url` would also depend on the header `Host`."""
     path: str = request.scope["path"]
     return path
 
 
 def address(request: Request, name: str, **parameters: Any) -> str:
-    """The path of a route as clients see it: with what proxies took off, and what this app is mounted under.
+    """Return the path of a route as clients see it: with the prefix that proxies stripped, and the app's mount path.
 
-    It has no scheme and no host, which a pod behind a proxy cannot know; nor does it depend on what the app that this
-    one is mounted into calls its own routes, as `request.url_for` does.
+    It has no scheme and no host: a pod behind a proxy does not know them. `request.url_for` would also depend on the
+    names of the routes of an outer app.
     """
     path = str(request.app.url_path_for(name, **parameters))
     return path_prefix.before(request.scope, request.app.settings) + path
 
 
 def _methods_here(request: Request) -> list[str]:
-    """The methods of all routes that have this path; the router names those of the first."""
+    """Return the methods of all routes with this path. The router names only those of the first."""
     here = [
         route
         for route in request.app.routes
@@ -149,7 +149,7 @@ def _methods_here(request: Request) -> list[str]:
 
 
 def encoded(error: RequestError, page: str) -> bytes:
-    """A refusal as JSON, with a link into the page of errors at that address."""
+    """Return an error as JSON, with a link into the page of errors at that address."""
     content: Problem = {
         "type": f"{page}#{error.code}",
         "title": error.title,

@@ -8,41 +8,37 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 from starlette.requests import Request
-from starlette.routing import Route
 from typing_extensions import TypedDict
 
 from ..db.postgres import translated
 from ..db.streams import Stream
 from ..dialects.dialect import Encoded
-from ..dialects.responses import RESPONSES, ResponsesState, response_id, response_of
-from ..errors import InvalidRequest, PassingError
-from . import actions, openai
-from .following import follow_frames, require_followable, require_staying, wait_for_end
-from .models import validated
-from .openai import Creation, answered_in_form
-from .request import (
-    AsgiResponse,
-    found,
-    json_answer,
-    parse_json,
-    parse_stream_id,
-    pod_of,
-    query_of,
-    read_body,
-    read_input,
-    release_body,
-)
+from ..dialects.responses import RESPONSES, response_id, response_of
+from ..dialects.responses_writer import ResponseState
+from ..errors import InvalidRequest, PassingError, RequestMemoryFull, StillRunning, UnknownModel
+from ..events import STREAM_ID
+from . import actions, opening
+from .event_types import ResponseEvent
+from .following import require_followable, require_staying, wait_for_end
+from .openai_creation import Creation, create, follow_created, still_running
+from .openai_errors import OPENAI_ERROR
+from .opening import Opening
+from .parameters import IDEMPOTENCY_KEY
+from .refusals import CREATING, FOLLOWING, JOINING, STREAM, WHOLE
+from .request import AsgiResponse, found, json_answer, parse_stream_id, pod_of, query_of
+from .request_body import parse_json, read_body, read_input, release_body
+from .routing import EVENTS, JSON, Returns, Routes
+from .validation import validated
 
-# How long a cancel waits for the generator to stop, so that its answer can say that it has.
+# How long a cancel waits for the generator, so that its answer can say that it has stopped.
 _CANCEL_SECONDS: Final = 5
 
-_NOT_HERE: Final = {
+_UNSUPPORTED: Final = {
     "conversation": "send the whole conversation as `input`",
     "previous_response_id": "send the whole conversation as `input`",
     "prompt": "send the text itself as `input`",
 }
-
-
+_EVENTS: Final = "The events of OpenAI's Responses API."
 _INPUT: Final = {
     "anyOf": [
         {"type": "string", "minLength": 1},
@@ -62,12 +58,12 @@ class CreateResponse(Creation):
     def _is_said(cls, value: Any) -> Any:
         items = isinstance(value, list) and all(isinstance(item, dict) for item in value)
         if not value or not (isinstance(value, str) or items):
-            raise ValueError("it must be a text, or a list of items, and not be empty")
+            raise ValueError("it must be a text or a list of items, and not empty")
         return value
 
 
 class ResponseContent(TypedDict):
-    """A Response as OpenAI's API has it; it has more than is described here."""
+    """A Response as OpenAI's API has it. It has more fields than these."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
@@ -84,7 +80,7 @@ class ResponseContent(TypedDict):
 
 
 class DeletedResponse(TypedDict):
-    """A Response that is no more."""
+    """A Response that was erased."""
 
     id: str
     object: Literal["response"]
@@ -92,7 +88,7 @@ class DeletedResponse(TypedDict):
 
 
 class ItemList(TypedDict):
-    """Items of what a Response was created from."""
+    """Items of the input of a Response."""
 
     object: Literal["list"]
     data: list[dict[str, Any]]
@@ -118,23 +114,47 @@ class ListItems(BaseModel):
     order: Literal["asc", "desc"] = "desc"
 
 
+ROUTES: Final = Routes(
+    "OpenAI", path={"id": {"type": "string", "pattern": f"^(resp_)?{STREAM_ID}$"}}, form=OPENAI_ERROR
+)
+
+
+@ROUTES.route(
+    "POST",
+    "/v1/responses",
+    "create",
+    {200: Returns("The Response.", {JSON: ResponseContent})},
+    refusals=(*CREATING, *JOINING, UnknownModel, StillRunning),
+    body=CreateResponse,
+    parameters=(IDEMPOTENCY_KEY,),
+    others={'"stream": true': {200: Returns(_EVENTS, {EVENTS: ResponseEvent})}},
+)
 async def create_response(request: Request) -> AsgiResponse:
-    """Create a Response; follow it, wait for it, or leave it to go on by itself."""
-    stream, opening, background = await _created(request)
-    if opening is not None:
-        return await openai.follow(request, stream, RESPONSES, opening)
+    """Create a Response; follow it, wait for it, or let it run in the background."""
+    stream, begun, background = await _created(request)
+    if begun is not None:
+        return await follow_created(request, stream, RESPONSES, begun)
     try:
         if background:
             return await _answer(request, stream.id)
         await wait_for_end(request, stream.id)
         return await _answer(request, stream.id, whole=True)
     except PassingError as error:
-        # Asked again by its status, it would be created again.
-        raise openai.still_running(stream) from error
+        # Clients retry by status, and would create another one.
+        raise still_running(stream) from error
 
 
+@ROUTES.route(
+    "GET",
+    "/v1/responses/{id}",
+    "read",
+    {200: Returns("The Response.", {JSON: ResponseContent})},
+    refusals=(*FOLLOWING, RequestMemoryFull),
+    query=(RetrieveResponse,),
+    others={"stream=true": {200: Returns(_EVENTS, {EVENTS: ResponseEvent})}},
+)
 async def retrieve_response(request: Request) -> AsgiResponse:
-    """Tell a Response as it is; with `stream=true`, follow it after the frame `starting_after`."""
+    """Return a Response; with `stream=true`, follow it after the frame `starting_after`."""
     wanted = validated(RetrieveResponse, query_of(request, RetrieveResponse.model_fields))
     stream_id = _stream_id(request)
     if not wanted.stream:
@@ -143,9 +163,17 @@ async def retrieve_response(request: Request) -> AsgiResponse:
         stream = await found(request, stream_id)
         given = await read_input(request, stream_id)
     after = 0 if wanted.starting_after is None else wanted.starting_after + 1
-    return await follow_frames(request, stream_id, RESPONSES, RESPONSES.begin(stream, given, after), after=after)
+    begin = Opening(dialect=RESPONSES, begun=RESPONSES.begin(stream, given, after), after=after)
+    return await opening.follow(request, stream_id, begin)
 
 
+@ROUTES.route(
+    "POST",
+    "/v1/responses/{id}/cancel",
+    "cancel",
+    {200: Returns("The Response.", {JSON: ResponseContent})},
+    refusals=(*WHOLE, RequestMemoryFull),
+)
 async def cancel_response(request: Request) -> AsgiResponse:
     """Cancel a Response. Doing it again, or after the end, changes nothing."""
     stream_id = _stream_id(request)
@@ -155,6 +183,13 @@ async def cancel_response(request: Request) -> AsgiResponse:
     return await _answer(request, stream_id)
 
 
+@ROUTES.route(
+    "DELETE",
+    "/v1/responses/{id}",
+    "admin",
+    {200: Returns("It was erased.", {JSON: DeletedResponse})},
+    refusals=STREAM,
+)
 async def delete_response(request: Request) -> AsgiResponse:
     """Erase a Response."""
     stream_id = _stream_id(request)
@@ -163,8 +198,16 @@ async def delete_response(request: Request) -> AsgiResponse:
     return json_answer(request, content)
 
 
+@ROUTES.route(
+    "GET",
+    "/v1/responses/{id}/input_items",
+    "read",
+    {200: Returns("The items of its input.", {JSON: ItemList})},
+    refusals=(*STREAM, InvalidRequest, RequestMemoryFull),
+    query=(ListItems,),
+)
 async def list_input_items(request: Request) -> AsgiResponse:
-    """List what a Response was created from."""
+    """List the items of a Response's input."""
     wanted = validated(ListItems, query_of(request, ListItems.model_fields))
     stream_id = _stream_id(request)
     async with translated(pod_of(request).pool):
@@ -176,7 +219,7 @@ async def list_input_items(request: Request) -> AsgiResponse:
     ids = [item["id"] for item in items]
     if wanted.after is not None:
         if wanted.after not in ids:
-            raise InvalidRequest(f"after: there is no item {wanted.after!r:.80}.")
+            raise InvalidRequest(f"after: no item has the id {wanted.after!r:.80}.")
         items = items[ids.index(wanted.after) + 1 :]
     page = items[: wanted.limit]
     content: ItemList = {
@@ -189,40 +232,31 @@ async def list_input_items(request: Request) -> AsgiResponse:
     return json_answer(request, content)
 
 
-ROUTES: Final = [
-    Route("/v1/responses", answered_in_form(create_response, "create"), methods=["POST"]),
-    Route("/v1/responses/{id}", answered_in_form(retrieve_response, "read"), methods=["GET"]),
-    Route("/v1/responses/{id}", answered_in_form(delete_response, "admin"), methods=["DELETE"]),
-    Route("/v1/responses/{id}/cancel", answered_in_form(cancel_response, "cancel"), methods=["POST"]),
-    Route("/v1/responses/{id}/input_items", answered_in_form(list_input_items, "read"), methods=["GET"]),
-]
+async def _created(request: Request) -> tuple[Stream, Encoded[ResponseState] | None, bool]:
+    """Create a stream; return it, how the Response begins if it is streamed, and whether it runs in the background.
 
-
-async def _created(request: Request) -> tuple[Stream, Encoded[ResponsesState] | None, bool]:
-    """Create a stream; return it, how the Response begins if it is to be streamed, and whether nobody waits for it.
-
-    What came with the request is dropped with this: its answer may be waited for long.
+    On return the request's body can be freed: the wait for the answer may be long.
     """
     body = await read_body(request)
     wanted = validated(CreateResponse, parse_json(body))
-    for name, instead in _NOT_HERE.items():
+    for name, instead in _UNSUPPORTED.items():
         if (wanted.model_extra or {}).get(name) is not None:
             raise InvalidRequest(f"{name} is not supported: {instead}.")
     if wanted.stream:
         require_followable(request)
     elif not wanted.background:
         require_staying(request)
-    stream = await openai.create(request, wanted, body)
+    stream = await create(request, wanted, body)
     release_body(request)
-    opening = RESPONSES.begin(stream, wanted.model_dump(exclude_unset=True)) if wanted.stream else None
-    return stream, opening, bool(wanted.background)
+    begun = RESPONSES.begin(stream, wanted.model_dump(exclude_unset=True)) if wanted.stream else None
+    return stream, begun, bool(wanted.background)
 
 
 async def _answer(request: Request, stream_id: UUID, *, whole: bool = False) -> AsgiResponse:
     content = await actions.read(request, stream_id)
     if whole and not content.stream.ended:
         # The pod is leaving.
-        raise openai.still_running(content.stream)
+        raise still_running(content.stream)
     async with translated(pod_of(request).pool):
         given = await read_input(request, stream_id)
     return json_answer(request, await asyncio.to_thread(response_of, content.stream, given, content.lines))
@@ -233,7 +267,7 @@ def _stream_id(request: Request) -> UUID:
 
 
 def _items(given: Any, stream_id: UUID) -> list[dict[str, Any]]:
-    """The items of an input, each with an id; a text is one message of the user."""
+    """Return the items of an input, each with an id. A text becomes one message of the user."""
     items = given.get("input", given) if isinstance(given, dict) else given
     if isinstance(items, str):
         items = [{"role": "user", "content": items}]
@@ -245,7 +279,7 @@ def _items(given: Any, stream_id: UUID) -> list[dict[str, Any]]:
 
 
 def _item(item: dict[str, Any], item_id: str) -> dict[str, Any]:
-    # An id of its own may be none, or that of another.
+    # The item's own id may be missing, or be that of another item.
     whole = {"type": "message", **item, "id": item_id}
     if whole["type"] == "message" and isinstance(whole.get("content"), str):
         kind = "output_text" if whole.get("role") == "assistant" else "input_text"

@@ -1,8 +1,9 @@
-"""Who may do what: API keys for servers, tokens of one stream for browsers, tokens of an identity provider.
+"""Access control: API keys for servers, tokens of one stream for browsers, tokens of an identity provider.
 
-A credential is found in a request (`credentials`), and the gate (`gate`) finds out whose it is, by its form: a key of
-the table (`keys`, of which each pod has a copy in its `ring`), a token that was signed here (`tokens`), or one that the
-identity provider signed (`provider`). What it may do is its `principal`.
+`credentials` finds the credential in a request, and `gate` checks it, by its form: an API key from the table (`keys`;
+each pod has a copy in its `ring`), a token that a pod signed (`tokens`), or one of the identity provider (`provider`).
+The result is a `Principal`, which says what the caller may do.
 
-No request costs a query, or a fetch. What cannot be checked just now is no refusal, but `Unavailable`.
+No request costs a query or a fetch. A credential that cannot be checked just now is not refused: the answer is
+`Unavailable`.
 """

@@ -19,13 +19,13 @@ _DEFAULT_PORTS: Final = (":80", ":443")
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """What a request shows of its maker, unchecked."""
+    """A credential of a request, not checked yet."""
 
     value: str
     place: Literal["header", "cookie", "query"]
 
     def __repr__(self) -> str:
-        """Say where it was, and not what it is."""
+        """Return its place, without its value."""
         return f"Credential({self.place})"
 
 
@@ -36,14 +36,14 @@ def find(
     query: Mapping[str, str],
     origin_allowed: Callable[[str], bool],
 ) -> Credential:
-    """Return a request's credential. `headers` must be found whatever their case.
+    """Return a request's credential. The names of `headers` must ignore case.
 
     Raises:
         Unauthenticated: it has none.
-        Forbidden: another site's page has a browser send its cookie with a request that changes something.
+        Forbidden: a page of another site makes a browser send its cookie with a request that changes something.
     """
     scheme, _, value = headers.get("authorization", "").partition(" ")
-    # What has another scheme is for a proxy on the way.
+    # Other schemes are for a proxy.
     if scheme.lower() == "bearer":
         return Credential(value.strip(), "header")
     if COOKIE in cookies:
@@ -58,20 +58,19 @@ def find(
     )
 
 
-def require_welcome_page(method: str, headers: Mapping[str, str], origin_allowed: Callable[[str], bool]) -> None:
-    """Where no credential is asked for: refuse what any page on the web could have a browser change here.
+def require_allowed_page(method: str, headers: Mapping[str, str], origin_allowed: Callable[[str], bool]) -> None:
+    """Without access control, refuse a change that a page of another site makes a browser send.
 
-    A browser reaches pods that the rest of the web does not, such as those on its own machine.
+    A browser can reach pods that the rest of the web cannot, such as those on its own machine.
 
     Raises:
-        Forbidden: another site's page asks for a change, and its origin is not allowed.
+        Forbidden: the request is a change from a page of another site, and its origin is not allowed.
     """
     elsewhere = headers.get("sec-fetch-site") == "cross-site"
     if method in _SAFE_METHODS or not elsewhere or origin_allowed(headers.get("origin", "")):
         return
     raise Forbidden(
-        "A page of another site, which a person may have opened without knowing what it does, can change nothing here. "
-        "The origin of the page is not allowed.",
+        "A page of another site cannot change anything here: its origin is not allowed.",
         operator="if the page is yours, name its origin in BATON_ALLOWED_ORIGINS",
     )
 
@@ -81,13 +80,12 @@ def _require_own_page(headers: Mapping[str, str], origin_allowed: Callable[[str]
     if origin is None or origin_allowed(origin) or _same_host(origin, headers.get("host", "")):
         return
     raise Forbidden(
-        "A cookie is not taken from the page of another origin, which a person may have opened without knowing what it "
-        "does. Send the token in `Authorization: Bearer …`."
+        "The cookie is not accepted from a page of another origin. Send the token in `Authorization: Bearer …`."
     )
 
 
 def _same_host(origin: str, host: str) -> bool:
-    # Behind a proxy a pod knows no scheme, so that the default ports of both count as none.
+    # Behind a proxy a pod does not know the scheme, so the default ports of both count as no port.
     try:
         place = urlsplit(origin).netloc.lower()
     except ValueError:

@@ -46,22 +46,22 @@ class Gate:
         """Read the API keys.
 
         Raises:
-            ConfigurationError: nobody could be let in, or the keys cannot be read.
+            ConfigurationError: no credential could be valid, or the keys cannot be read.
         """
         if self.anonymous:
             return
         await self.ring.open()
         if self.provider is not None and self.provider.url.startswith("http:"):
-            logger.warning("BATON_JWKS_URL is not https: who is on the way to it can put keys of their own there.")
+            logger.warning("BATON_JWKS_URL is not https: anyone on the network path can replace the keys.")
         if not len(self.ring) and self.provider is None:
             raise ConfigurationError(
-                "Nobody could be let in: there is no API key, and no identity provider. Make a key with `baton keys "
+                "No client could get in: there is no API key and no identity provider. Make a key with `baton keys "
                 "make NAME --tenant TENANT --scope create --scope read --scope cancel`, or set BATON_JWKS_URL. "
-                "BATON_ALLOW_ANONYMOUS=true serves without access control, to whoever reaches the pod."
+                "BATON_ALLOW_ANONYMOUS=true turns access control off: anyone who can reach the pod can do everything."
             )
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
-        """What has to run as long as the pod does."""
+        """Return what must run as long as the pod does."""
         if self.anonymous:
             return []
         return [self.ring.run()] + ([] if self.provider is None else [self.provider.run()])
@@ -69,15 +69,15 @@ class Gate:
     async def admit(
         self, method: str, headers: Mapping[str, str], cookies: Mapping[str, str], query: Mapping[str, str]
     ) -> Principal:
-        """Return who makes a request. Where everybody is let in, credentials are not looked at.
+        """Return the caller of a request. Without access control, credentials are ignored.
 
         Raises:
-            Unauthenticated: it shows no credential, or none that is valid.
-            Forbidden: its cookie comes from another site's page; or it does, and would change something uninvited.
+            Unauthenticated: the request has no valid credential.
+            Forbidden: a page of another site sends its cookie, or a change without access control.
             Unavailable: the credential cannot be checked just now.
         """
         if self.anonymous:
-            credentials.require_welcome_page(method, headers, self._origin_welcome)
+            credentials.require_allowed_page(method, headers, self._may_change)
             return ANONYMOUS
         credential = credentials.find(method, headers, cookies, query, self._origin_allowed)
         value = credential.value
@@ -88,11 +88,11 @@ class Gate:
         return await self._admit_key(credential)
 
     def admits(self, principal: Principal) -> bool:
-        """Whether a principal's API key still works, as long as it follows a stream."""
+        """Whether a principal's API key still works. Pods ask this while it follows a stream."""
         return principal.key_id is None or principal.key_id in self.ring
 
-    def _origin_welcome(self, origin: str) -> bool:
-        # With `*` a page may do what any other client may. Its cookie, where one is asked for, would still not count.
+    def _may_change(self, origin: str) -> bool:
+        # With `*` a page may do what any other client may. With access control, its cookie would still be refused.
         return self._origin_allowed("*") or self._origin_allowed(origin)
 
     async def _admit_key(self, credential: Credential) -> Principal:
@@ -100,7 +100,7 @@ class Gate:
         if parsed is None:
             raise Unauthenticated(_INVALID)
         if credential.place != "header":
-            raise Unauthenticated("An API key is taken from the header `Authorization: Bearer …` only.")
+            raise Unauthenticated("Send an API key only in the header `Authorization: Bearer …`.")
         key_id, secret = parsed
         key = await self.ring.find(key_id)
         if key is None or not key.has_secret(secret) or key.expired(datetime.datetime.now(datetime.UTC)):
@@ -117,14 +117,16 @@ class Gate:
         if self.provider is None:
             raise Unauthenticated("The token is not valid.")
         if credential.place == "query":
-            raise Unauthenticated("Of tokens only those of one stream are taken from the query.")
+            raise Unauthenticated(
+                "Only the token of one stream can be in the query. Send this one in the header `Authorization`."
+            )
         return await self.provider.check(credential.value, header)
 
 
 def _provider(settings: Settings) -> IdentityProvider | None:
     if settings.jwks_url is None or settings.jwt_issuer is None or settings.jwt_audience is None:
         return None
-    # It brings an HTTP client along, which other pods need not load.
+    # It imports an HTTP client, which other pods do not need.
     from .provider import IdentityProvider
 
     return IdentityProvider(

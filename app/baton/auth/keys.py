@@ -1,8 +1,8 @@
 """API keys: the table that holds them, and the form in which a client shows one.
 
 A key looks like `baton_<id>_<secret>`, both in hexadecimal. Its secret is 256 random bits, and the table has the
-SHA-256 of it. A slow hash, as passwords need, would bring nothing: nobody guesses 256 random bits, however fast each
-guess is, and each request would pay for it.
+SHA-256 of it. A slow hash, as for passwords, would not help: 256 random bits cannot be guessed, however fast a guess
+is, and every request would pay for it.
 """
 
 from __future__ import annotations
@@ -58,27 +58,27 @@ class ApiKey:
     secret_hash: bytes = field(default=b"", repr=False)
 
     def has_secret(self, secret: str) -> bool:
-        """Whether this is its secret, in a time that tells nothing about it."""
+        """Whether this is its secret, compared in constant time."""
         return hmac.compare_digest(hashed(secret), self.secret_hash)
 
     def expired(self, now: datetime) -> bool:
-        """Whether its time is over."""
+        """Whether it has expired."""
         return self.expires_at is not None and self.expires_at <= now
 
     def state(self, now: datetime) -> str:
-        """Whether it works: live, expired or revoked."""
+        """Return live, expired or revoked."""
         if self.revoked_at is not None:
             return "revoked"
         return "expired" if self.expired(now) else "live"
 
 
 def hashed(secret: str) -> bytes:
-    """What the table has of a secret."""
+    """Return the hash of a secret that the table stores."""
     return hashlib.sha256(secret.encode()).digest()
 
 
 def parse(text: str) -> tuple[UUID, str] | None:
-    """Return the id and the secret of a key; None if it has not the form of one."""
+    """Return the id and the secret of a key; None if the text does not look like a key."""
     match = _KEY.fullmatch(text)
     return None if match is None else (UUID(match[1]), match[2])
 
@@ -86,7 +86,7 @@ def parse(text: str) -> tuple[UUID, str] | None:
 async def make(
     connection: Connection, name: str, tenant: str, scopes: Collection[str], expires_days: int | None = None
 ) -> tuple[ApiKey, str]:
-    """Make a key; return its row, and the key itself, which cannot be had again.
+    """Make a key; return its row, and the key itself, which is not stored.
 
     Raises:
         ConfigurationError: the name is taken, or it or the tenant cannot be used.
@@ -97,8 +97,8 @@ async def make(
         row = await connection.fetchrow(_INSERT, name, tenant, sorted(set(scopes)), hashed(secret), expires_days)
     except asyncpg.UniqueViolationError:
         raise ConfigurationError(
-            f"There is a key called {name!r} already. Take another name, or revoke that one: `baton keys list` shows "
-            "all. To replace a key without a gap make the new one first."
+            f"A key called {name!r} exists already. Choose another name, or revoke that key: `baton keys list` shows "
+            "all. To replace a key without a gap, make the new one first."
         ) from None
     assert row is not None
     key = _key(row)
@@ -112,15 +112,15 @@ async def every(connection: Connection) -> list[tuple[ApiKey, str]]:
 
 
 async def revoke(connection: Connection, id_or_name: str) -> ApiKey:
-    """End a key for good.
+    """Revoke a key.
 
     Raises:
-        ConfigurationError: there is none of that id or name, or it was revoked before.
+        ConfigurationError: no key has that id or name, or it was revoked before.
     """
     row = await connection.fetchrow(_REVOKE, id_or_name)
     if row is None:
         raise ConfigurationError(
-            f"There is no key {id_or_name!r:.120} that could be revoked. `baton keys list` shows those there are."
+            f"There is no key {id_or_name!r:.120} that could be revoked. `baton keys list` shows all keys."
         )
     return _key(row)
 
@@ -131,16 +131,16 @@ async def live(executor: Connection | Pool) -> dict[UUID, ApiKey]:
 
 
 def _check(name: str, tenant: str, scopes: Collection[str]) -> None:
-    # A name that looked like an id could be taken for one when a key is revoked.
+    # A name that looks like an id would be ambiguous when a key is revoked.
     if not _NAME.fullmatch(name) or re.fullmatch("[0-9a-f-]{32,36}", name):
         raise ConfigurationError(
-            f"{name!r:.120} cannot be the name of a key: it takes 1 to 100 letters, digits, spaces and . _ : @ / -, of "
-            "which the first is a letter or a digit."
+            f"{name!r:.120} cannot be the name of a key. A name has 1 to 100 letters, digits, spaces and . _ : @ / -, "
+            "and begins with a letter or a digit."
         )
     if not is_name(tenant):
         raise ConfigurationError("A tenant has 1 to 200 printable characters.")
     if not scopes or not set(scopes) <= SCOPES:
-        raise ConfigurationError(f"A key has one or more of the scopes {', '.join(sorted(SCOPES))}.")
+        raise ConfigurationError(f"A key needs one or more of the scopes {', '.join(sorted(SCOPES))}.")
 
 
 def _key(row: asyncpg.Record) -> ApiKey:
@@ -148,7 +148,7 @@ def _key(row: asyncpg.Record) -> ApiKey:
         row["id"],
         row["name"],
         row["tenant"],
-        # What a later release may have added means nothing here.
+        # A later release may have added scopes that this one does not know.
         SCOPES.intersection(row["scopes"]),
         row["created_at"],
         row["expires_at"],

@@ -1,10 +1,10 @@
 """Tokens of an identity provider: JWTs that are signed with one of the keys that it publishes (JWKS, RFC 7517).
 
-The keys are fetched when the pod starts and then every few minutes, so that requests wait for no fetch, and a key that
-the provider withdraws is soon refused. A token whose key is not known has them fetched anew, at most every ten seconds
-whoever asks. While the provider is away the last keys stand, for a day at most.
+The keys are fetched when the pod starts and then every few minutes. So requests do not wait for a fetch, and a key that
+the provider withdraws is soon refused. A token with an unknown key causes another fetch, at most every ten seconds for
+all callers together. If the provider does not answer, the last keys are valid for up to a day.
 
-Only algorithms with a public key count. With the others, whoever reads the public key could sign.
+Only algorithms with a public key are accepted. With the others, anyone who reads the published key could sign.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Key:
 
 
 class IdentityProvider:
-    """Whose tokens are accepted beside our own."""
+    """The identity provider whose tokens pods accept, besides their own."""
 
     def __init__(
         self,
@@ -88,15 +88,15 @@ class IdentityProvider:
             await self._client.aclose()
 
     async def check(self, token: str, header: Mapping[str, Any]) -> Principal:
-        """Return whose token this is.
+        """Return the principal of a token.
 
         Raises:
-            Unauthenticated: it is not valid, or says of no tenant.
+            Unauthenticated: it is not valid, or names no tenant.
             Unavailable: its key is not known, and the provider cannot be reached.
         """
         algorithm, kid = header.get("alg"), header.get("kid")
         if not isinstance(algorithm, str) or algorithm not in ALGORITHMS or not isinstance(kid, str):
-            raise Unauthenticated("The token is not signed as the identity provider's are.")
+            raise Unauthenticated("The token is not signed like those of the identity provider.")
         key = await self._key(kid)
         try:
             claims = jwt.decode(
@@ -117,9 +117,9 @@ class IdentityProvider:
     def _principal(self, claims: Mapping[str, Any]) -> Principal:
         tenant, subject = _claim(claims, self._tenant_claim), claims["sub"]
         if not isinstance(tenant, str) or not is_name(tenant):
-            raise Unauthenticated(f"The token says of no tenant: the claim {self._tenant_claim!r} must be a text.")
+            raise Unauthenticated(f"The token names no tenant: the claim {self._tenant_claim!r} must be a text.")
         if not is_name(subject):
-            raise Unauthenticated("The token says of no subject.")
+            raise Unauthenticated("The token names no subject.")
         scopes = _scopes(_claim(claims, self._scope_claim))
         expires = expiry(claims, max_seconds=self._lifetime_seconds)
         return Principal(tenant, scopes, f"subject:{subject}", expires_at=expires)
@@ -133,11 +133,11 @@ class IdentityProvider:
         if kid in self._keys:
             return self._keys[kid]
         if not self._answering:
-            raise Unavailable("The identity provider does not answer, so that the token cannot be checked just now.")
+            raise Unavailable("The identity provider does not answer, so the token cannot be checked just now.")
         raise Unauthenticated("The token was signed with a key that the identity provider does not publish.")
 
     async def _refresh(self) -> None:
-        """Fetch the keys, once for all who ask meanwhile. What goes wrong is logged, and leaves those there were."""
+        """Fetch the keys, once for all concurrent callers. An error is logged, and keeps the last keys."""
         if self._fetching is None:
             self._asked_at = asyncio.get_running_loop().time()
             self._fetching = asyncio.create_task(self._fetch())
@@ -154,7 +154,7 @@ class IdentityProvider:
                 self._keys = public_keys(await self._read())
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, TimeoutError, ValueError) as error:
             self._answering = False
-            logger.warning("The keys of the identity provider (BATON_JWKS_URL) cannot be had: %r", error)
+            logger.warning("The keys of the identity provider (BATON_JWKS_URL) cannot be fetched: %r", error)
         else:
             self._answering = True
             self._fetched_at = asyncio.get_running_loop().time()
@@ -175,15 +175,15 @@ def public_keys(document: bytes) -> dict[str, Key]:
     """Return the keys of a JWKS that can be used, by their ids.
 
     Raises:
-        ValueError: it is no JWKS, or has none.
+        ValueError: it is not a JWKS, or has no such key.
     """
     content = orjson.loads(document)
     listed = content.get("keys") if isinstance(content, dict) else None
     if not isinstance(listed, list):
-        raise ValueError("it is no JWKS")
+        raise ValueError("it is not a JWKS")
     found = {item["kid"]: key for item in listed if isinstance(item, dict) and (key := _key(item)) is not None}
     if not found:
-        raise ValueError("it has no public key for signatures that has a kid")
+        raise ValueError("it has no public key for signatures with a kid")
     return found
 
 
@@ -194,14 +194,14 @@ def _key(item: Mapping[str, Any]) -> Key | None:
         parsed = jwt.PyJWK(dict(item))
     except (jwt.PyJWTError, NotImplementedError, ValueError, TypeError, KeyError):
         return None
-    # A key of RSA that names no algorithm goes with each.
+    # An RSA key without an algorithm is valid for each of them.
     named = _RSA if item.get("kty") == "RSA" and not item.get("alg") else (parsed.algorithm_name,)
     algorithms = [name for name in named if name in ALGORITHMS]
     return Key(parsed.key, algorithms) if algorithms else None
 
 
 def _claim(claims: Mapping[str, Any], path: str) -> Any:
-    """Return a claim by its name, or by the names of objects and a claim in them with dots in between."""
+    """Return a claim by its name, or by a path of names with dots."""
     if path in claims:
         return claims[path]
     found: Any = claims

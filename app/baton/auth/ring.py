@@ -1,8 +1,8 @@
 """A pod's copy of the API keys that work, so that a request needs no query.
 
-It is read anew every few seconds, which is for how long a revoked key may go on working. A key that is not in it may
-have been made since, so it is read for that one at once; though once a second at most, and whoever comes in between
-waits for the next time, so that made-up keys cost next to nothing. While the database is away the last copy stands.
+It is read again every few seconds: a revoked key works for that long. An unknown key may be new, so the copy is read at
+once, but at most once a second: requests in between wait for the next read. So invalid keys cost almost nothing. While
+the database is unreachable, the last copy is valid.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .keys import ApiKey
 logger = logging.getLogger(__name__)
 
 PAUSE_SECONDS: Final = 1.0
-# As many may wait for the next time; beyond it somebody makes keys up.
+# How many requests may wait for the next read. More of them mean that a client sends invalid keys.
 MAX_WAITING: Final = 200
 
 
@@ -35,19 +35,19 @@ class KeyRing:
         self._refresh_seconds = refresh_seconds
         self._pause_seconds = pause_seconds
         self._keys: dict[UUID, ApiKey] = {}
-        self._next: asyncio.Task[None] | None = None  # the next reading for keys that are not known
+        self._next: asyncio.Task[None] | None = None  # the next read for unknown keys
         self._waiting = 0
-        self._reading = asyncio.Lock()  # so that no older copy takes the place of a newer one
+        self._reading = asyncio.Lock()  # so that an older copy never replaces a newer one
         self._read_at = 0.0
-        self._answering = True  # the database did, when it was last asked
+        self._answering = True  # the database answered the last read
         self.reads = 0
 
     def __len__(self) -> int:
-        """How many keys work."""
+        """Return how many keys work."""
         return len(self._keys)
 
     def __contains__(self, key_id: object) -> bool:
-        """Whether a key works, as far as is known."""
+        """Whether a key works, by the last read."""
         return key_id in self._keys
 
     async def open(self) -> None:
@@ -67,24 +67,24 @@ class KeyRing:
             raise DatabaseUnreachable(f"The API keys could not be read. {error}") from error
 
     async def find(self, key_id: UUID) -> ApiKey | None:
-        """Return a key that works; None if there is none.
+        """Return a key that works; None if there is no such key.
 
         Raises:
-            Unavailable: it is not known, and the database does not answer.
+            Unavailable: the key is unknown, and the database does not answer.
         """
         if key_id not in self._keys:
             await self._read_for_unknown()
         return self._keys.get(key_id)
 
     async def run(self) -> None:
-        """Read the keys again and again, until cancelled."""
+        """Read the keys every few seconds, until cancelled."""
         try:
             while True:
                 await asyncio.sleep(self._refresh_seconds)
                 try:
                     await self._read()
                 except (Unavailable, asyncpg.PostgresError) as error:
-                    logger.warning("The API keys cannot be read, and those known before stand: %r", error)
+                    logger.warning("The API keys cannot be read; the last ones stay valid: %r", error)
         finally:
             if self._next is not None:
                 self._next.cancel()
@@ -99,7 +99,7 @@ class KeyRing:
             self._answering = True
 
     async def _read_for_unknown(self) -> None:
-        """Wait for a reading that begins after this call, and share it with all who wait."""
+        """Wait for a read that begins after this call. All waiting requests share it."""
         if self._waiting >= MAX_WAITING:
             if not self._answering:
                 raise Unavailable("The credential cannot be checked just now. Try again in a moment.")
@@ -118,7 +118,7 @@ class KeyRing:
             since = asyncio.get_running_loop().time() - self._read_at
             await asyncio.sleep(max(0.0, self._pause_seconds - since))
         finally:
-            # Whoever comes from now on may want a key that was made after this reading began.
+            # A request from now on may bring a key that was made after this read began.
             self._next = None
         try:
             await self._read()

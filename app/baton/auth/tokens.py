@@ -1,10 +1,10 @@
 """Tokens of one stream, for browsers: JWTs (RFC 7519) that are signed here, with a secret that all pods share.
 
 Claims: `iss` and `aud` are baton, `sub` is the stream's id, `tenant`, `scope` (of read and cancel, separated by a
-space), `view`, `iat`, `exp`. `kid` in the header says which secret signed it. Whoever has the secret may sign such
-tokens too.
+space), `view`, `iat`, `exp`. `kid` in the header names the secret that signed it. Anyone who has the secret can sign
+such tokens.
 
-A token works until `exp`, at most a day after `iat`, and not longer than a grace after the stream's end.
+A token works until `exp`, at most a day after `iat`, and until a grace time after the stream's end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CLAIMS: Final = ["iss", "aud", "sub", "iat", "exp"]
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a token is to allow; None is as much as whoever asks for it may have."""
+    """What a new token should allow; None is as much as the caller may do."""
 
     scopes: frozenset[AuthScope] | None = None
     view: View | None = None
@@ -50,13 +50,13 @@ class TokenSigner:
     def issue(
         self, principal: Principal, stream_id: UUID, wish: Wish, ended_at: float | None = None
     ) -> tuple[str, float] | None:
-        """Return a token and when it expires, in seconds since 1970; None where nothing is asked for or to be had.
+        """Return a token and when it expires, in seconds since 1970; None if no token can be issued.
 
-        A token is worth no more than what its maker may do, and one that is made by a token lives no longer. Of a
-        stream that ended too long ago, at `ended_at`, there is none, since it would never work.
+        A token allows no more than its issuer may do. A token that a token issues does not live longer. A stream that
+        ended too long ago, at `ended_at`, gets no token: it would never work.
 
         Raises:
-            Forbidden: more is asked for than the principal may do.
+            Forbidden: the token would allow more than the principal may do.
         """
         scopes, view = granted(principal, wish)
         if not self._secrets or not scopes:
@@ -83,14 +83,14 @@ class TokenSigner:
         return jwt.encode(claims, self._secrets[kid], ALGORITHM, {"kid": kid}), claims["exp"]
 
     def check(self, token: str, kid: object) -> Principal:
-        """Return whose token this is.
+        """Return the principal of a token.
 
         Raises:
             Unauthenticated: it was not signed here, or has expired.
         """
         secret = self._secrets.get(kid) if isinstance(kid, str) else None
         if secret is None:
-            raise Unauthenticated("The token was signed with a key that is not known here, or not any more.")
+            raise Unauthenticated("The token was signed with a key that is unknown here. Get a new token.")
         try:
             claims = jwt.decode(
                 token,
@@ -111,10 +111,10 @@ class TokenSigner:
         try:
             stream_id, view, scopes = UUID(claims["sub"]), claims["view"], frozenset(claims["scope"].split())
         except (KeyError, ValueError, AttributeError):
-            raise Unauthenticated("The token has not the claims of a stream's token.") from None
+            raise Unauthenticated("The token does not have the claims of a stream's token.") from None
         expires = expiry(claims, max_seconds=MAX_LIFETIME_SECONDS)
         if not (is_name(claims.get("tenant")) and view in get_args(View) and scopes <= TOKEN_SCOPES):
-            raise Unauthenticated("The token has not the claims of a stream's token.")
+            raise Unauthenticated("The token does not have the claims of a stream's token.")
         return Principal(
             claims["tenant"],
             scopes,
@@ -127,10 +127,10 @@ class TokenSigner:
 
 
 def granted(principal: Principal, wish: Wish) -> tuple[frozenset[AuthScope], View]:
-    """Return what a token that a principal makes allows.
+    """Return what a token that a principal issues allows.
 
     Raises:
-        Forbidden: more is asked for than the principal may do.
+        Forbidden: the token would allow more than the principal may do.
     """
     for scope in sorted(wish.scopes or ()):
         principal.require(scope)

@@ -1,1 +1,5 @@
-"""Dialects: the wire formats in which a stream can be followed. Each is a pure function of the log's events."""
+"""Dialects: the wire formats in which a client can follow a stream. Each is a pure function of the log's events.
+
+`dialect` says what a dialect is. `native`, `text`, `chat`, `responses` and `aisdk` are one dialect each; modules with a
+longer name (`responses_items`, `aisdk_chunks`) are parts of one. How to add a dialect: see `baton.api`.
+"""

@@ -1,11 +1,11 @@
 """The assistant's message that a stream continues, as the AI SDK's page sent it, and its parts as chunks.
 
-A client that has the message gets only what is new: the SDK would show repeated parts twice. A client that replays
-the stream gets the parts first. An answered tool call is replayed as the beginning of its input, the input as one
-delta, and its outcome: with `tool-input-available` the page would run the tool again. An answered approval is replayed
-without its question, since AI SDK 6 would show the buttons again.
+A client that has the message gets only what is new: the SDK would show repeated parts twice. A client that replays the
+stream gets the parts first. An answered tool call is replayed as the start of its input, the input as one delta, and
+its outcome: with `tool-input-available` the page would run the tool again. An answered approval is replayed without its
+question: AI SDK 6 would show the buttons again.
 
-All values here are immutable. What a part holds came from a page: only its type and ids are checked.
+All values here are immutable. The parts come from a page: only their types and ids are checked.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Earlier:
 
     @property
     def prose(self) -> int:
-        """How many parts of text and reasoning it has: new ones are numbered after them."""
+        """The number of its parts of text and reasoning. New ones are numbered after them."""
         return sum(1 for part in self.parts if part["type"] in {"text", "reasoning"})
 
     @property
@@ -64,12 +64,12 @@ class Earlier:
         return {part["toolCallId"]: tool_name(part) for part in self._tools() if part.get("state") not in _ANSWERED}
 
     def metadata_with(self, new: Fields, *, whole: bool) -> Fields:
-        """Return metadata for `start`: the message is under way again, so it has no status."""
+        """Return metadata for `start`: the message is growing again, so it has no status."""
         reset = {"status": None} if "status" in self.metadata else {}
         return {**(self.metadata if whole else {}), **reset, **new}
 
     def chunks(self) -> Iterator[Fields]:
-        """Yield what replays all parts."""
+        """Yield the chunks that replay all parts."""
         for number, part in enumerate(self.parts, 1):
             kind = part["type"]
             if kind == "step-start":
@@ -81,10 +81,12 @@ class Earlier:
             elif kind in _WHOLE or kind.startswith("data-"):
                 yield dict(part)
             else:
-                raise GenerationError("invalid_input", f"A message with a part of the type {kind!r:.80} cannot go on.")
+                raise GenerationError(
+                    "invalid_input", f"A message with a part of the type {kind!r:.80} cannot be continued."
+                )
 
     def denials(self) -> Iterator[Fields]:
-        """Yield what is new of the parts themselves: calls that the user has just refused."""
+        """Yield the chunks for parts that have just changed: calls that the user has refused."""
         for part in self._tools():
             if _is_denied(part):
                 yield {"type": "tool-output-denied", "toolCallId": part["toolCallId"]}
@@ -120,7 +122,7 @@ def _tool(part: Fields) -> Iterator[Fields]:
     if "callProviderMetadata" in part:
         about["providerMetadata"] = part["callProviderMetadata"]
     if part.get("state") == "input-available" and not part.get("providerExecuted"):
-        # Nobody has answered it: the page is to run the tool.
+        # It has no result yet: the page must run the tool.
         given = {"toolName": tool_name(part), "input": part.get("input")}
         yield {"type": "tool-input-available", **named, **given, **about}
         return
@@ -149,7 +151,7 @@ def _is_denied(part: Fields) -> bool:
 
 
 def _arguments(part: Fields) -> str | None:
-    """Return the input as the SDK read it: as JSON, or as it came where it was none."""
+    """Return the input as the SDK read it: as JSON, or unchanged if it is not JSON."""
     value = part.get("input")
     if value is None:
         raw = part.get("rawInput")

@@ -1,8 +1,8 @@
-"""The parts of an answer as a page of the AI SDK has them, made from the chunks that it is sent.
+"""The parts of an answer as a page of the AI SDK has them, made from the chunks that it gets.
 
-`useChat` reads chunks into the parts of a message, and sends these back with the next message. A page that sends its
-last message only has them here: what the model is then asked with is the same. An answer that failed, was stopped or
-lost its end has the parts that came before that; a call whose arguments were broken off has what can be read of them.
+`useChat` reads chunks into the parts of a message, and sends them back with the next message. For a page that sends
+only its last message, the parts are made here, so that the model gets the same. An answer that failed, was stopped or
+lost its end has the parts before that. A call with incomplete arguments has what can be parsed of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .dialect import Reader
 
 
 def parts_of(stream_id: UUID, batches: Iterable[Batch], earlier: Earlier | None) -> list[Fields]:
-    """Return the parts of the message that a stream's events make, behind those of the message that it continues."""
+    """Return the parts of the message of a stream's events, after those of the message that it continues."""
     page = _Page(() if earlier is None else earlier.parts)
     opening = aisdk.begin(stream_id, 0, earlier)
     reader = Reader(aisdk.AI_SDK, opening, MAX_SEQ)
@@ -51,13 +51,13 @@ class _Page:
             self._add(chunk)
 
     def finished(self) -> list[Fields]:
-        """Return the parts, with all that has grown."""
-        for part, pieces in self._grown.values():
-            part["text"] = "".join(pieces)
-        for call_id, pieces in self._arguments.items():
+        """Return the parts with their whole text and arguments."""
+        for part, deltas in self._grown.values():
+            part["text"] = "".join(deltas)
+        for call_id, deltas in self._arguments.items():
             call = self._calls[call_id]
             if call["state"] == "input-streaming":
-                call["input"] = _partial("".join(pieces))
+                call["input"] = _partial("".join(deltas))
         return self.parts
 
     def _add(self, chunk: Fields) -> None:
@@ -104,7 +104,7 @@ class _Page:
         self.parts.append(part)
 
     def _data(self, chunk: Fields) -> None:
-        """Add data, in the place of what has its id."""
+        """Add data; it replaces a part with the same type and id."""
         for part in self.parts:
             if "id" in chunk and (part["type"], part.get("id")) == (chunk["type"], chunk["id"]):
                 part["data"] = chunk["data"]

@@ -1,7 +1,7 @@
 """Where in the chunks of the AI SDK's dialect a client that has none of them can begin.
 
-A client shows a part only if it has the chunk that opens it: it throws on a delta of a part that it does not know, or
-drops it. So it begins where nothing is open, with a chunk that opens a part or is one.
+A client needs the chunk that opens a part: it throws on a delta of an unknown part, or drops it. So it begins where no
+part is open, with a chunk that opens a part or is a whole part.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CLOSING: Final = frozenset(
 
 
 class Places:
-    """The places in a stream's chunks, by index, as far as it was read."""
+    """The indexes of these places, in the chunks read so far."""
 
     def __init__(self) -> None:
         self.chunks = 0
@@ -39,7 +39,7 @@ class Places:
         self._places: list[int] = []
 
     def read(self, frames: bytes) -> None:
-        """Read the frames that come next."""
+        """Read the next frames."""
         for frame in frames.split(b"\n\n"):
             if frame.startswith(_DELTAS):
                 self.chunks += 1
@@ -47,7 +47,7 @@ class Places:
                 self._add(orjson.loads(frame.removeprefix(_HEAD)))
 
     def before(self, index: int) -> int:
-        """Return the last place that is not behind `index`; the beginning, if there is nothing to show before it."""
+        """Return the last place at or before `index`; 0 if no part precedes it."""
         number = bisect_right(self._places, index)
         return self._places[number - 1] if number > 1 else 0
 

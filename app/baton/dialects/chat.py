@@ -1,11 +1,11 @@
 """The dialect of OpenAI's Chat Completions: a stream as chunks of one choice.
 
-Reasoning is `reasoning_content`, which compatible servers and many clients agree on. Events without a counterpart
-(`custom`) are left out, and so are the tools that the generator ran: a client runs every call that it is shown. Whose a
-call is shows at its result, or at the end of the stream; until then it is held back, unless its first event says so.
+Reasoning is `reasoning_content`, as in compatible servers and many clients. Events without a counterpart (`custom`) are
+left out, and so are the tools that the generator ran: a client runs every call that it gets. Who runs a call is known
+when its result comes or the stream ends, unless its first event says so. Until then it is held back.
 
-There is no way to come back to a completion, and none to say that it was cancelled or begins again: such an end is an
-error, without the `[DONE]` that ends a whole answer.
+A client cannot resume a completion, and the format cannot say that the answer was cancelled or restarts: such an end is
+an error, without the `[DONE]` that ends a whole answer.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Taken = tuple["ChatState", list[bytes], Over | None]
 
 
 class Function(TypedDict):
-    """What a call is to run; its arguments are JSON."""
+    """The function that a call runs. Its arguments are JSON."""
 
     name: str
     arguments: str
@@ -61,7 +61,7 @@ class CompletionMessage(TypedDict):
 
 
 class Choice(TypedDict):
-    """The one answer that a completion has."""
+    """The only choice of a completion."""
 
     index: int
     message: CompletionMessage
@@ -70,7 +70,7 @@ class Choice(TypedDict):
 
 
 class Head(TypedDict):
-    """What a completion and each of its chunks begin with."""
+    """The first fields of a completion and of each of its chunks."""
 
     id: str
     object: str
@@ -86,29 +86,29 @@ class Completion(Head):
 
 
 @dataclass(frozen=True, slots=True)
-class ChatToolCall:
-    """A tool call. `number` is its place among the calls that the client was sent; None: it was not sent."""
+class ChatCall:
+    """A tool call. `number` is its place among the calls sent to the client; None if it was not sent."""
 
     index: int
     id: str | None
     name: str
     run_by: str | None
     number: int | None = None
-    arguments: Chain = field(default_factory=Chain)  # of one that is held back
+    arguments: Chain = field(default_factory=Chain)  # while it is held back
 
 
 @dataclass(frozen=True, slots=True)
 class ChatState:
-    """What the dialect remembers: what all chunks repeat, and whether any has said something yet.
+    """The state: the fields that all chunks repeat, and whether the client has been sent any content.
 
-    `calls` are in the order in which they began; `newest` has the place in it of the newest of an index.
+    `calls` are in the order in which they began. `newest` has the place of the newest call of each index.
     """
 
     chunk: Head
     with_usage: bool
     started: bool = False
     usage: Mapping[str, Any] | None = None
-    calls: tuple[ChatToolCall, ...] = ()
+    calls: tuple[ChatCall, ...] = ()
     newest: Mapping[int, int] = field(default_factory=dict)
     calls_sent: int = 0
 
@@ -129,7 +129,7 @@ class Chat:
         return Encoded(_chunk(state, {"role": "assistant", "content": ""}), 1, 0, state)
 
     def encode(self, batch: Batch, state: ChatState, after: int) -> Encoded[ChatState]:
-        """Encode a batch. It is always the whole batch: nobody comes back to the middle."""
+        """Encode a batch. It is always the whole batch: clients cannot resume."""
         frames: list[bytes] = []
         over: Over | None = None
         for event in map(orjson.loads, batch.lines):
@@ -142,11 +142,11 @@ class Chat:
         return Encoded(escape_line_ends(b"".join(frames)), batch.first_seq, batch.last_seq, state, over)
 
     def greeting(self, reconnect_milliseconds: int) -> bytes:
-        """A comment, which opens the way through proxies."""
+        """Return a comment, which makes proxies forward the response."""
         return self.comment
 
     def broken(self, state: ChatState, code: str, message: str) -> tuple[bytes, Over]:
-        """An error, and no end, for clients that do not know the error."""
+        """Return an error, and cut the connection, for clients that ignore the error."""
         return _error(code, message), "cut"
 
 
@@ -178,7 +178,7 @@ def completion_of(stream: Stream, snapshot: Snapshot) -> Completion:
 
 
 def completion_id(stream_id: UUID) -> str:
-    """The id that a stream has as a completion."""
+    """Return the id that a stream has as a completion."""
     return f"chatcmpl-{stream_id.hex}"
 
 
@@ -187,7 +187,6 @@ def _head(stream: Stream, kind: str) -> Head:
         "id": completion_id(stream.id),
         "object": kind,
         "created": int(stream.created_at.timestamp()),
-        # Which is the name of its generator.
         "model": stream.generator,
     }
 
@@ -215,7 +214,7 @@ def _tool_call(state: ChatState, event: Fields) -> Taken:
 
 
 def _own_call(state: ChatState, event: Fields) -> Taken:
-    """A result, or a question to the user: if the call was held back, it is the generator's."""
+    """Drop a call that was held back: a result, or a question to the user, shows that the generator runs it."""
     for place, call in enumerate(state.calls):
         if (call.id or f"call_{call.index}") == event["id"] and call.number is None:
             state = _with_changed(state, place, replace(call, run_by="generator", arguments=Chain()))
@@ -248,8 +247,8 @@ _TAKES: Final[Mapping[str, Callable[[ChatState, Fields], Taken]]] = {
 }
 
 
-def _with_call(state: ChatState, event: Fields) -> tuple[ChatState, ChatToolCall]:
-    """Return the call that an event belongs to. Clients join what has one number: calls get it as they are sent."""
+def _with_call(state: ChatState, event: Fields) -> tuple[ChatState, ChatCall]:
+    """Return the call that an event belongs to. Clients join chunks by number: a call gets one when it is sent."""
     place = state.newest.get(event["index"])
     call = None if place is None else state.calls[place]
     if place is None or call is None or begins_call(event, call.id):
@@ -261,21 +260,21 @@ def _with_call(state: ChatState, event: Fields) -> tuple[ChatState, ChatToolCall
     return state, call
 
 
-def _begin(state: ChatState, event: Fields) -> tuple[ChatState, ChatToolCall]:
+def _begin(state: ChatState, event: Fields) -> tuple[ChatState, ChatCall]:
     index, run_by = event["index"], event.get("run_by")
     number = state.calls_sent if run_by == "client" else None
-    call = ChatToolCall(index, event.get("id"), event.get("name") or "", run_by, number)
+    call = ChatCall(index, event.get("id"), event.get("name") or "", run_by, number)
     newest = {**state.newest, index: len(state.calls)}
     sent = state.calls_sent + (number is not None)
     return replace(state, calls=(*state.calls, call), newest=newest, calls_sent=sent), call
 
 
-def _with_changed(state: ChatState, place: int, call: ChatToolCall) -> ChatState:
+def _with_changed(state: ChatState, place: int, call: ChatCall) -> ChatState:
     return replace(state, calls=(*state.calls[:place], call, *state.calls[place + 1 :]))
 
 
 def _held_back(state: ChatState) -> Iterator[bytes]:
-    """The calls that nobody has run: they are the client's."""
+    """Yield the calls without a result: the client runs them."""
     held = (call for call in state.calls if call.number is None and call.run_by is None)
     for number, call in enumerate(held, state.calls_sent):
         function = {"name": call.name, "arguments": str(call.arguments)}
@@ -307,7 +306,7 @@ def _end(event: Fields, state: ChatState) -> list[bytes]:
 
 
 def _reason(reason: str | None, calls: bool) -> str:
-    """Return why the answer ended. Whether there are calls for the client decides, not what the generator says."""
+    """Return why the answer ended. Calls for the client decide, not the generator's reason."""
     if reason in _FINISH_REASONS:
         return reason
     return "tool_calls" if calls else "stop"

@@ -1,11 +1,11 @@
 """What a dialect is: a wire format, as a pure function of a stream's events.
 
-A dialect turns each batch of the log into numbered frames. What it must remember from one batch to the next is its
-state: a value that is given to it with each batch, returned changed, and never changed afterwards. So the encoding of
-a batch is the same on every pod and for every client, is made once, and is kept with the batch.
+A dialect turns each batch of the log into numbered frames. What it remembers from one batch to the next is its state:
+an immutable value that it gets with each batch, and returns a successor of. So the encoding of a batch is the same on
+every pod and for every client. It is made once, and kept with the batch.
 
-The number of a frame is what its clients come back with. Natively it is the number of the event; a dialect whose
-frames are not its events counts its frames, 1, 2, 3 …, which needs its state, and so reads the log from its beginning.
+Clients return with the number of a frame. In the native dialect that is the number of the event. A dialect whose frames
+are not the events counts its frames, 1, 2, 3 …: that needs its state, so it reads the log from the beginning.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Over = Literal["ended", "cut"]
 class Encoded(NamedTuple, Generic[State]):
     """A batch in a wire format.
 
-    `first` and `last` are the numbers of its frames, `last` below `first` where it has none. `over` says that this
-    dialect has nothing more of this stream: "ended" after a last frame that said so, "cut" where only a cut connection
-    can tell the client that what it has is not the whole.
+    `first` and `last` are the numbers of its frames; without frames, `last` is below `first`. `over` says that this
+    dialect has no more frames of the stream: "ended" after a last frame that said so, "cut" if only a cut connection
+    can show the client that the answer is incomplete.
     """
 
     body: bytes
@@ -37,7 +37,7 @@ class Encoded(NamedTuple, Generic[State]):
 
 
 class Chain:
-    """A text that grows: a state that has it shares what came before with the states before. Never changed."""
+    """An immutable text that grows: a state shares the earlier text with the states before it."""
 
     __slots__ = ("_before", "_text")
 
@@ -46,11 +46,11 @@ class Chain:
         self._before = before
 
     def plus(self, text: str) -> Chain:
-        """Return the text with more behind it."""
+        """Return the text with more appended."""
         return Chain(text, self) if text else self
 
     def __str__(self) -> str:
-        """The whole."""
+        """Return the whole text."""
         parts = []
         node: Chain | None = self
         while node is not None:
@@ -60,12 +60,12 @@ class Chain:
 
 
 class Dialect(Protocol[State]):
-    """A wire format. The module of each dialect has one of these, or several that differ by a parameter."""
+    """A wire format. Each dialect's module has one instance, or several that differ by a parameter."""
 
-    name: str  # under which its encodings are kept: all that changes them is in it
+    name: str  # the key of its encodings: every parameter that changes them is in it
     headers: ClassVar[Sequence[Header]]
-    comment: ClassVar[bytes]  # keeps a silent connection open; empty where the format has nothing of the kind
-    # Whether its clients come back by themselves after a clean end. The others take that for the end of the stream.
+    comment: ClassVar[bytes]  # a keep-alive; empty if the format has none
+    # Whether its clients reconnect after a clean end. The others take that for the end of the stream.
     reconnects: ClassVar[bool]
 
     def encode(self, batch: Batch, state: State, after: int) -> Encoded[State]:
@@ -73,11 +73,11 @@ class Dialect(Protocol[State]):
         ...
 
     def greeting(self, reconnect_milliseconds: int) -> bytes:
-        """What a connection begins with."""
+        """Return what a connection begins with."""
         ...
 
     def broken(self, state: State, code: str, message: str) -> tuple[bytes, Over]:
-        """What says that the stream cannot be followed to its end, and how the connection then ends."""
+        """Return the frame that says that the stream cannot be followed to its end, and how the connection ends."""
         ...
 
 
@@ -93,13 +93,13 @@ class Reader(Generic[State]):
         self._after = after
 
     def read(self, batches: Sequence[Batch]) -> bytes:
-        """Return the bytes that the batches, which follow those read before, have for this client."""
+        """Return the bytes for this client of the next batches."""
         if len(batches) == 1:
             return self._read(batches[0])
         return b"".join([self._read(batch) for batch in batches])
 
     def advance(self, encoded: Encoded[State]) -> None:
-        """Go on behind a batch that the client was sent, or what of it is for this client."""
+        """Continue after a batch, of which the client was sent its part."""
         self.state, self.last, self.over = encoded.state, encoded.last, encoded.over
 
     def _read(self, batch: Batch) -> bytes:
@@ -113,7 +113,7 @@ class Reader(Generic[State]):
         return body
 
     def _encoded(self, batch: Batch) -> Encoded[State]:
-        """Return the whole batch, from where it is kept for all."""
+        """Return the whole batch, encoded once for all clients."""
         kept = batch.encodings
         if kept is None:
             return self.dialect.encode(batch, self.state, 0)

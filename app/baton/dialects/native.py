@@ -1,9 +1,9 @@
 """The native dialect: one SSE block for each event, `id: <seq>` and `data: <the event as JSON>`.
 
-There is no `event:` line, so that `EventSource.onmessage` sees everything, and the id is the cursor to come back with.
+There is no `event:` line, so that `EventSource.onmessage` gets every event. The id is the cursor to resume with.
 
-A view leaves out some types of events. The ids of the others stay, so a client may change the view when it comes back.
-What somebody may not see who only reads the answer is left out of the others too: the usage and timings in the end.
+A view leaves out some types of events. The ids of the others stay, so a client can change the view when it resumes.
+The answer view also leaves out the usage and the timings in the last event.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from ..snapshot import Snapshot
 from . import sse
 from .dialect import Encoded, Header, Over
 
-# Of the terminal event, for who reads the answer only.
+# The fields of the last event in the answer view.
 _END: Final = ("type", "status", "finish_reason", "error")
 # Without an id, so that it moves no cursor.
 _BROKEN: Final = b'data: {"type":"error","error":%b}\n\n'
 
 
 class Native:
-    """The dialect. It remembers nothing."""
+    """The dialect. It has no state."""
 
     headers: ClassVar[Sequence[Header]] = sse.HEADERS
     comment: ClassVar[bytes] = b":\n\n"
@@ -54,12 +54,17 @@ class Native:
         return Encoded(body.encode(), batch.first_seq, batch.last_seq, None)
 
     def greeting(self, reconnect_milliseconds: int) -> bytes:
-        """A comment, and when to come back."""
+        """Return a comment, and when to reconnect."""
         return sse.retry_block(reconnect_milliseconds)
 
     def broken(self, state: None, code: str, message: str) -> tuple[bytes, Over]:
-        """An event without a number. Who comes back is refused."""
+        """Return an event without a number. A client that resumes gets an error."""
         return _BROKEN % orjson.dumps({"code": code, "message": message}), "ended"
+
+
+def begin(after: int = 0) -> Encoded[None]:
+    """Return the place behind event number `after`. No frames precede the first event."""
+    return Encoded(b"", 1, after, None)
 
 
 def snapshot_frame(snapshot: Snapshot, view: str) -> bytes:
@@ -77,7 +82,6 @@ def _bare_end(line: str) -> str:
 
 
 FULL: Final = Native("full")
-# What somebody sees who only reads the answer.
 ANSWER: Final = Native("answer", ("text", "reset", "done"))
 VIEWS: Final = {"full": FULL, "answer": ANSWER}
-START: Final[Encoded[None]] = Encoded(b"", 1, 0, None)
+START: Final = begin()

@@ -1,4 +1,4 @@
-"""What the dialects of OpenAI's two APIs share: counts of tokens, and the form of errors."""
+"""What the dialects of OpenAI's two APIs share: token counts and errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..codes import EndCode, RefusalCode
 
 _MOST = 2**53 - 1
 
-RESET = "This answer was interrupted, and begins again"
+RESET = "This answer was interrupted and restarts"
 
 
 class ErrorContent(TypedDict):
@@ -26,7 +26,7 @@ class ErrorContent(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What a stream's usage counts; 0 for what it does not."""
+    """The token counts of a stream; 0 if unknown."""
 
     given: int
     made: int
@@ -37,7 +37,7 @@ class Tokens:
 
     @classmethod
     def of(cls, usage: Mapping[str, Any] | None) -> Self | None:
-        """Read a usage, or what else a generator gave for one."""
+        """Read the usage that a generator reported, which may hold anything."""
         if not usage:
             return None
         known = {name: _count(value) for name, value in usage.items() if isinstance(value, int | float)}
@@ -53,10 +53,10 @@ class Tokens:
 
 
 def _count(value: float) -> int:
-    """A count that JSON can hold, whatever a generator counted."""
+    """Return a count that JavaScript can hold, whatever a generator reported."""
     return int(min(max(value, 0), _MOST))
 
 
 def error_of(code: str, message: str, kind: str = "server_error") -> ErrorContent:
-    """An error as OpenAI's clients read it."""
+    """Return an error as OpenAI's clients read it."""
     return {"message": message, "type": kind, "param": None, "code": code}

@@ -1,4 +1,4 @@
-"""Server-sent events (WHATWG HTML, 9.2): what all dialects that are made of them share."""
+"""What all dialects of server-sent events share (WHATWG HTML, 9.2)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ HEADERS: Final[tuple[Header, ...]] = (
     (b"x-accel-buffering", b"no"),
 )
 
-# With one newline: a blank line would have the official OpenAI client read an event without data.
+# With one newline: after a blank line, the official OpenAI client would read an event without data.
 COMMENT: Final = b":\n"
 
 
 def retry_block(milliseconds: int) -> bytes:
-    """A comment, which opens the way through proxies, and the time after which to reconnect."""
+    """Return a comment, which makes proxies forward the response, and the time after which to reconnect."""
     return b": baton\nretry: %d\n\n" % milliseconds

@@ -1,7 +1,7 @@
-"""The plain text of an answer, as it comes and with nothing around it: for curl, and for clients that parse it as JSON.
+"""The plain text of an answer, as it comes: for curl, and for clients that parse it as JSON.
 
-It can say nothing but text. So an answer that fails, is cancelled, or is begun again by another worker, ends with a cut
-connection, and only a whole one with a clean end.
+It has only text. So a connection ends cleanly only after a whole answer. If the answer fails, is cancelled, or is
+restarted by another worker, the connection is cut.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .dialect import Encoded, Header, Over
 
 
 class Text:
-    """The dialect. Its state is whether there was any text, which a reset then takes back."""
+    """The dialect. Its state is whether there was any text, which a reset discards."""
 
     name = "text"
     headers: ClassVar[Sequence[Header]] = (
@@ -28,7 +28,7 @@ class Text:
     reconnects: ClassVar[bool] = False
 
     def encode(self, batch: Batch, state: bool, after: int) -> Encoded[bool]:
-        """Join the text of a batch, up to a reset. It is always the whole batch: nobody comes back to the middle."""
+        """Join the text of a batch, up to a reset. It is always the whole batch: clients cannot resume."""
         parts: list[str] = []
         over: Over | None = None
         for line in batch.lines:
@@ -42,11 +42,11 @@ class Text:
         return Encoded("".join(parts).encode(), batch.first_seq, batch.last_seq, state or bool(parts), over)
 
     def greeting(self, reconnect_milliseconds: int) -> bytes:
-        """Nothing."""
+        """Return nothing."""
         return b""
 
     def broken(self, state: bool, code: str, message: str) -> tuple[bytes, Over]:
-        """There is no way to say so."""
+        """Cut the connection: the format has no errors."""
         return b"", "cut"
 
 

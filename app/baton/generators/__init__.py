@@ -1,8 +1,9 @@
 """Generators: the code that yields events for one stream.
 
-`protocol` says what a generator is, `registry` finds them by name, and `conversation` knows the forms of requests.
-`replay`, `openai` and `anthropic` are built in; the last two share `provider` and `answer`, and are imported only where
-their SDKs are installed. A `preset` is another name for any of them. `sdk_errors` says what an SDK's exception means.
+`protocol` defines a generator, `registry` finds generators by name, and `conversation` converts the forms of requests.
+`replay`, `openai` and `anthropic` are built in. The last two share `provider` and `provider_answer`, and are imported
+only if their SDKs are installed. A `preset` is another name for a generator, with options. `sdk_errors` translates the
+exceptions of SDKs.
 """
 
 from .protocol import Approval, GenerationRequest, Generator, Yielded

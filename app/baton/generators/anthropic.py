@@ -1,8 +1,8 @@
-"""The `anthropic` generator: Anthropic's models, and any server that speaks the Messages API.
+"""The `anthropic` generator: Anthropic's models, and any server with the Messages API.
 
 The input is a text, a list of messages, or an object of parameters: `model`, `messages`, `system`, `tools`,
-`max_tokens`, `thinking` and so on, in the form of any of the APIs that `conversation` knows. Our `input_tokens` counts
-what came from the cache too, as OpenAI's does and Anthropic's own does not.
+`max_tokens`, `thinking` and so on, in the form of any of the APIs that `conversation` knows. Our `input_tokens` has
+tokens from the cache, too, as OpenAI's does and Anthropic's own does not.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import orjson
 from ..errors import GenerationError
 from ..settings import Settings
 from . import conversation
-from .answer import AnswerReader, part, usage_event
 from .protocol import Yielded
 from .provider import EventStream, Provider, SdkErrors, http_client, http_library
+from .provider_answer import ProviderAnswer, part, usage_event
 
-# Servers without access control take any key; with none, the SDK would look for credentials on the disk.
+# Servers without access control accept any key. Without one, the SDK would look for credentials on the disk.
 _NO_KEY = "none"
 
 _FINISH_REASONS = {
@@ -36,7 +36,7 @@ _COUNTS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_cr
 
 
 class AnthropicGenerator(Provider):
-    """Asks by the Messages API."""
+    """Asks a model through the Messages API."""
 
     name = "anthropic"
     model_setting = "BATON_ANTHROPIC_MODEL"
@@ -53,7 +53,7 @@ class AnthropicGenerator(Provider):
             max_retries=settings.provider_max_retries,
             http_client=http_client(settings, self.http),
         )
-        # The SDK imports a resource when it is first touched: now, rather than under running streams.
+        # The SDK imports a resource at its first use. Do it now, and not while streams run.
         self._messages = self._client.messages
 
     def body(self, given: Any) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class AnthropicGenerator(Provider):
             extra_body=body,
         )
 
-    def answer(self) -> AnswerReader:
+    def answer(self) -> ProviderAnswer:
         """Return what translates one streamed response."""
         return MessagesAnswer()
 
@@ -81,7 +81,7 @@ class AnthropicGenerator(Provider):
         await self._client.close()
 
 
-class MessagesAnswer(AnswerReader):
+class MessagesAnswer(ProviderAnswer):
     """Translates the events of the Messages API."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class MessagesAnswer(AnswerReader):
         }
 
     def translate(self, event: Any) -> Iterator[Yielded]:
-        """Yield what a provider's event becomes."""
+        """Yield the events of a provider's event."""
         handler = self._handlers.get(part(event, "type"))
         if handler is not None:
             yield from handler(event)
@@ -128,7 +128,7 @@ class MessagesAnswer(AnswerReader):
             yield from self.tool_calls.extend(part(event, "index"), delta.partial_json)
 
     def _block_end(self, event: Any) -> Iterator[Yielded]:
-        """A call without arguments sends no delta; the empty string would be no JSON."""
+        """Complete a call. Without arguments it has no delta, and the empty string is not JSON."""
         index = part(event, "index")
         if index in self._input_by_block:
             yield from self._complete(index)
@@ -141,7 +141,7 @@ class MessagesAnswer(AnswerReader):
         yield from ()
 
     def _stop(self, event: Any) -> Iterator[Yielded]:
-        """End the answer: some compatible servers never say why it ends, and some do not end its blocks."""
+        """End the answer. Some compatible servers give no reason, and some do not end the blocks."""
         self._count(part(event, "usage"))
         for index in list(self._input_by_block):
             yield from self._complete(index)
@@ -153,7 +153,7 @@ class MessagesAnswer(AnswerReader):
         yield from self.tool_calls.complete(index, whole)
 
     def _count(self, usage: Any) -> None:
-        """Keep the counts; they are totals so far, and a later event may leave some out."""
+        """Keep the counts. They are running totals, and a later event may leave some out."""
         found = {name: part(usage, name) for name in _COUNTS}
         found["thinking_tokens"] = part(usage, "output_tokens_details", "thinking_tokens")
         self._counts.update({name: count for name, count in found.items() if count is not None})

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from .answer import AnswerReader, openai_usage, part
 from .chat_calls import ChatCalls
 from .done import DONE
 from .protocol import Yielded
+from .provider_answer import ProviderAnswer, openai_usage, part
 from .sdk_errors import reported
 
 _FINISH_REASONS: Final = {
@@ -23,11 +23,11 @@ _FINISH_REASONS: Final = {
 }
 
 
-class ChatAnswer(AnswerReader):
+class ChatAnswer(ProviderAnswer):
     """Translates the chunks of one answer.
 
-    Compatible servers differ: reasoning comes as `reasoning_content`, as `reasoning` or as parts of the content; usage
-    in any chunk, and more than once; the reason why the answer ends twice, or not at all.
+    Compatible servers differ: reasoning comes as `reasoning_content`, `reasoning` or parts of the content; usage comes
+    in any chunk, maybe several times; the finish reason may come twice, or never.
     """
 
     def __init__(self) -> None:
@@ -38,9 +38,9 @@ class ChatAnswer(AnswerReader):
         self._counts: dict[str, Any] = {}
 
     def translate(self, event: Any) -> Iterator[Yielded]:
-        """Yield what a chunk becomes."""
+        """Yield the events of a chunk."""
         if event is DONE:
-            # A gateway that has no answer may send this alone.
+            # A gateway without an answer may send only this.
             if self._begun:
                 yield from self._finish("stop")
             return
@@ -81,21 +81,21 @@ class ChatAnswer(AnswerReader):
             yield from self._calls.add_legacy(called)
 
     def _finish(self, reason: str) -> Iterator[Yielded]:
-        """End the answer; a reason that comes again says more only if the first one said nothing special."""
+        """End the answer. A second reason counts only if the first one was `stop`."""
         yield from self._calls.release()
         known = _FINISH_REASONS.get(reason.lower(), reason)
         if self.finish_reason in {None, "stop"}:
             self.finish_reason = "tool_calls" if known == "stop" and self.tool_calls.count else known
 
     def _count(self, usage: Any) -> None:
-        """Keep the counts; they are totals so far, and a later chunk may leave some out."""
+        """Keep the counts. They are running totals, and a later chunk may leave some out."""
         if usage:
             self._counts.update(openai_usage(usage, "prompt", "completion"))
             self.usage = self._counts
 
 
 def _content(content: Any) -> Iterator[Yielded]:
-    """Yield what a text becomes, or a list of parts, of which some are what the model thinks."""
+    """Yield the events of a text or a list of parts, some of which may be reasoning."""
     if isinstance(content, str):
         if content:
             yield content

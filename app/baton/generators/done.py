@@ -1,6 +1,6 @@
-"""`[DONE]`, the end of a stream of OpenAI's APIs: it tells a complete answer from a lost connection.
+"""`[DONE]`, the end of a stream of OpenAI's APIs: it distinguishes a complete answer from a lost connection.
 
-The SDK stops there and does not say so. Some compatible servers say nothing else: their last chunk has no
+The SDK stops there and does not report it. Some compatible servers send no other end: their last chunk has no
 `finish_reason`.
 """
 
@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import openai
 
-# The event behind the last one of a stream that came to its end.
+# The event after the last one of a complete stream.
 DONE: Final = object()
 
-# A line of the body; none within an event can look so, since JSON escapes the ends of lines.
+# A line of the body. It cannot occur within an event, since JSON escapes line ends.
 _LINE: Final = re.compile(rb"[\r\n]data: ?\[DONE\]")
 _LONGEST: Final = len(b"\ndata: [DONE]\r\n\r\n")
 
@@ -32,7 +32,7 @@ class Marked:
         stream.response.aiter_bytes = self._watched  # type: ignore[method-assign]
 
     def __aiter__(self) -> AsyncIterator[Any]:
-        """Return itself: it is read once."""
+        """Return itself: it can be read once."""
         return self
 
     async def __anext__(self) -> Any:
@@ -50,7 +50,7 @@ class Marked:
         await self._stream.close()
 
     async def _watched(self, chunk_size: int | None = None) -> AsyncGenerator[bytes, None]:
-        """Yield the body, and remember its end. The SDK reads no further than the chunk with the mark."""
+        """Yield the body, and remember its end. The SDK stops reading at the chunk with the mark."""
         async for chunk in self._body(chunk_size):
             self._last = self._last[-_LONGEST:] + chunk
             yield chunk

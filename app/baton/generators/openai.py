@@ -1,8 +1,8 @@
-"""The `openai` generator: OpenAI's models, and any server that speaks either of its two APIs.
+"""The `openai` generator: OpenAI's models, and any server with one of its two APIs.
 
 The input is a text, a list of messages (input items), or an object of parameters: `model`, `messages` or `input`,
-`tools`, `instructions`, `temperature` and so on, in the form of any of the APIs that `conversation` knows. What the SDK
-does not know is sent too.
+`tools`, `instructions`, `temperature` and so on, in the form of any of the APIs that `conversation` knows. Fields that
+the SDK does not know are sent, too.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import openai
 from ..errors import GenerationError
 from ..settings import Settings
 from . import conversation
-from .answer import AnswerReader, openai_usage, part
 from .chat_answer import ChatAnswer
 from .done import Marked
 from .protocol import Yielded
 from .provider import EventStream, Provider, SdkErrors, http_client, http_library
+from .provider_answer import ProviderAnswer, openai_usage, part
 from .sdk_errors import reported
 
 _CALLS: Final = frozenset({"function_call", "custom_tool_call"})
 
-# Servers without access control take any key, but the SDK insists on one.
+# Servers without access control accept any key, but the SDK requires one.
 _NO_KEY = "none"
 
 
@@ -55,16 +55,16 @@ class OpenAIProvider(Provider):
 
 
 def _variable(name: str) -> str | None:
-    """Return a variable that the SDK goes by, without the line break of a file that it came from."""
+    """Return an environment variable of the SDK, without a line break at its end."""
     return os.environ.get(name, "").strip() or None
 
 
 class ResponsesGenerator(OpenAIProvider):
-    """Asks by the Responses API."""
+    """Asks a model through the Responses API."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        # The SDK imports a resource when it is first touched: now, rather than under running streams.
+        # The SDK imports a resource at its first use. Do it now, and not while streams run.
         self._responses = self.client.responses
 
     def body(self, given: Any) -> dict[str, Any]:
@@ -75,13 +75,13 @@ class ResponsesGenerator(OpenAIProvider):
         """Send the request and return its streamed response."""
         return await self._responses.create(model=model, stream=True, extra_body=body)
 
-    def answer(self) -> AnswerReader:
+    def answer(self) -> ProviderAnswer:
         """Return what translates one streamed response."""
         return ResponsesAnswer()
 
 
 class ChatGenerator(OpenAIProvider):
-    """Asks by the Chat Completions API, which most compatible servers speak."""
+    """Asks a model through the Chat Completions API, which most compatible servers have."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -106,21 +106,21 @@ class ChatGenerator(OpenAIProvider):
         )
         return Marked(stream)
 
-    def answer(self) -> AnswerReader:
+    def answer(self) -> ProviderAnswer:
         """Return what translates one streamed response."""
         return ChatAnswer()
 
 
-class ResponsesAnswer(AnswerReader):
+class ResponsesAnswer(ProviderAnswer):
     """Translates the events of the Responses API.
 
-    Some compatible servers send a text or a call only once it is whole: as its `done` event, or in the Response at the
-    end. What has come in pieces before is not taken again.
+    Some compatible servers send a text or a call only when it is whole: as its `done` event, or in the Response at the
+    end. What has already come as deltas is ignored there.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._known: set[Hashable] = set()  # the output items of which something has come
+        self._known: set[Hashable] = set()  # the output items that have begun
         self._handlers: dict[str, Callable[[Any], Iterator[Yielded]]] = {
             "response.output_text.delta": self._text,
             "response.refusal.delta": self._text,
@@ -144,7 +144,7 @@ class ResponsesAnswer(AnswerReader):
         }
 
     def translate(self, event: Any) -> Iterator[Yielded]:
-        """Yield what a provider's event becomes."""
+        """Yield the events of a provider's event."""
         handler = self._handlers.get(part(event, "type"))
         if handler is not None:
             yield from handler(event)
@@ -174,7 +174,7 @@ class ResponsesAnswer(AnswerReader):
             yield {"type": "reasoning", "delta": "\n\n"}
 
     def _item(self, event: Any) -> Iterator[Yielded]:
-        """Begin a call, unless its name is to come with the whole of it."""
+        """Begin a call, unless its name comes only with the whole call."""
         name = part(event, "item", "name")
         if part(event, "item", "type") in _CALLS and name and _item_of(event) not in self._known:
             yield self._begin_call(_item_of(event), event.item)
@@ -196,7 +196,7 @@ class ResponsesAnswer(AnswerReader):
         yield from self._whole(item_id if item_id in self._known else _item_of(event), part(event, "item"))
 
     def _whole(self, key: Hashable, item: Any) -> Iterator[Yielded]:
-        """Yield an output item, unless it came before; of a call its arguments, if those did not."""
+        """Yield an output item if it has not begun; for a call that has, its arguments if they are missing."""
         kind = part(item, "type")
         if key in self._known:
             if kind in _CALLS:
@@ -239,7 +239,7 @@ def build(settings: Settings) -> OpenAIProvider:
 
 
 def _item_of(event: Any) -> Hashable:
-    """Return what names the output item that an event belongs to: its place, or else its id."""
+    """Return the key of the output item of an event: its place, or else its id."""
     place: int | None = part(event, "output_index")
     if place is not None:
         return place
@@ -248,12 +248,12 @@ def _item_of(event: Any) -> Hashable:
 
 
 def _content_of(event: Any) -> Hashable:
-    """Return what names the text, the refusal or the reasoning of an output item."""
+    """Return the key of the text, the refusal or the reasoning of an output item."""
     return str(part(event, "type")).rpartition(".")[0], _item_of(event), part(event, "summary_index")
 
 
 def _names_of(event: Any) -> set[Hashable]:
-    """Return all names of what an event is a part of."""
+    """Return all keys of the item and content of an event."""
     return {_item_of(event), _content_of(event), part(event, "item_id")}
 
 

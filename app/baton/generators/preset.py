@@ -1,7 +1,7 @@
-"""Presets: another name for a generator, with options that are laid over the input of each stream.
+"""Presets: another name for a generator, with options that override the input of each stream.
 
-`model` is always among the options: it is the preset's own name where they name none. What a client sent as `model`
-never counts, since some dialects leave there the name by which it chose the preset, and others do not.
+`model` is always an option; by default it is the preset's own name. A client's `model` is ignored: some dialects leave
+the name of the preset there, and others do not.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from .protocol import GenerationRequest, Generator, Yielded
 from .requested_model import RequestedModel, asked_by
 
-# Names for one thing in different APIs: an option also overrides what a client calls otherwise.
+# Names for the same thing in different APIs: an option overrides all of them.
 _SYNONYMS = (
     frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens"}),
     frozenset({"stop", "stop_sequences"}),
@@ -24,7 +24,7 @@ _SYNONYMS = (
 
 
 class Preset:
-    """Runs a generator that others may share; closing that is the business of whoever loaded it."""
+    """Runs a generator that others may share. The registry that loaded it closes it."""
 
     def __init__(self, generator: Generator, name: str, given: Mapping[str, Any]) -> None:
         self.generator = generator
@@ -32,15 +32,15 @@ class Preset:
         self._overridden = {other for group in _SYNONYMS if group & self._options.keys() for other in group}
 
     def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
-        """Run the generator on the input under the options."""
-        return self.generator(replace(request, input=self._under_options(request.input)))
+        """Run the generator on the input with the options."""
+        return self.generator(replace(request, input=self._with_options(request.input)))
 
     def requested_model(self, given: Any) -> RequestedModel:
-        """Return which model is asked: the option, unless the generator knows better."""
-        found = asked_by(self.generator, self._under_options(given))
+        """Return the model that is asked: the generator's own answer, or else the option."""
+        found = asked_by(self.generator, self._with_options(given))
         return found if found.model else RequestedModel(str(self._options["model"]), found.provider)
 
-    def _under_options(self, given: Any) -> Any:
+    def _with_options(self, given: Any) -> Any:
         if isinstance(given, Mapping):
             kept = {name: value for name, value in given.items() if name not in self._overridden}
             return {**kept, **self._options}

@@ -14,10 +14,10 @@ Yielded = str | Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """A tool call that an earlier stream asked the user about, and that the user allowed: the generator runs it now.
+    """A tool call that the user allowed, after an earlier stream asked: the generator runs it now.
 
-    `name` and `arguments`, a JSON value, are those of the stream that asked, whatever the page sent. `reason` is what
-    the user said about it, if anything. The result belongs to the call `call_id`.
+    `name` and `arguments`, a JSON value, come from the stream that asked, not from the page. `reason` is the user's
+    comment, if any. The result belongs to the call `call_id`.
     """
 
     id: str
@@ -29,14 +29,13 @@ class Approval:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What a generator is asked to answer.
+    """The request that a generator answers.
 
-    `input` is whatever JSON the creator of the stream sent;
-    `baton.messages(request.input)` makes chat messages of it, whatever form the client used.
-    `metadata` holds the stream's labels. `attempt` counts from 1 and rises when another worker takes the stream over
-    from one that died, not when it was handed over in order. `traceparent` is the trace that this belongs to, for the
-    provider: the value of the header of that name (W3C Trace Context). `approvals` are the tool calls that the user
-    allowed with this request.
+    `input` is the JSON that the creator of the stream sent; `baton.messages(request.input)`
+    converts it to chat messages, whatever form the client used. `metadata` holds the stream's labels. `attempt` counts
+    from 1, and rises when another worker takes the stream over after a crash, but not after an orderly handover.
+    `traceparent` is the trace of the stream, to send to the provider as the header of that name (W3C Trace Context).
+    `approvals` are the tool calls that the user allowed with this request.
     """
 
     stream_id: UUID
@@ -54,15 +53,15 @@ class Generator(Protocol):
 
     - `{"type": "text", "delta": str}` and `{"type": "reasoning", "delta": str}`
     - `{"type": "tool_call", "index": int, "id": str, "name": str, "arguments_delta": str}`: the first event of a call
-      carries its id and name, later ones of the same index may carry `arguments_delta` only. The first may also say
-      who runs the tool, `"run_by": "client"` or `"generator"`. Without it a call is the generator's if its result
-      comes, and the client's if the stream ends without one; OpenAI's clients see it only then.
+      has its id and name; later ones of the same index may have only `arguments_delta`. The first may also say who runs
+      the tool: `"run_by": "client"` or `"generator"`. Otherwise the generator runs the call if a result comes, and the
+      client if the stream ends without one; OpenAI's clients get the call only then.
     - `{"type": "tool_result", "id": str, "result": ...}`: of a tool that the generator ran
-    - `{"type": "tool_approval", "id": str}`: the user is to allow the call with that id; then return. The answer
-      comes with another request, in `request.approvals`, or in its messages as a result that says no.
+    - `{"type": "tool_approval", "id": str}`: ask the user to allow the call with that id; then return. The answer comes
+      with another request: in `request.approvals`, or in its messages as a result that refuses.
     - `{"type": "usage", "input_tokens": int, "output_tokens": int, "total_tokens": int, ...}`: what one call of a model
-      used, once for each call. All that a stream has are added up, field by field. Where a provider repeats what it has
-      counted so far, yield the last of a call only, or what each adds to the one before.
+      used, once for each call. A stream's usage is their sum, field by field. If a provider sends running totals, yield
+      only the last of a call, or the differences.
     - `{"type": "custom", "name": str, "data": ...}`
     - `{"type": "finish", "finish_reason": str}`: why the model stopped; goes into the terminal event, "stop" if absent
 
@@ -70,14 +69,14 @@ class Generator(Protocol):
     message. So does an exception of a model provider's SDK, with the code that the built-in generators use (see
     `baton.as_generation_error`), also if it was wrapped by `raise … from` or in a group. Any other exception
     ends it as failed with the code `generator_error`. Cancelling the stream cancels the generator
-    where it waits (`asyncio.CancelledError`), so `finally` blocks and `async with` close what it holds.
+    where it waits (`asyncio.CancelledError`), so `finally` blocks and `async with` close its resources.
     """
 
     def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]: ...
 
 
 def no_approvals(name: str) -> str:
-    """Return the sentence that refuses approvals for a generator that runs no tools."""
+    """Return the error message for approvals to a generator that runs no tools."""
     return f"The generator {name!r} runs no tools, so it cannot run a call that the user allowed. Use one of your own."
 
 

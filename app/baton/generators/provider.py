@@ -1,12 +1,12 @@
-"""What the adapters for model providers share: one streamed call, errors in our words.
+"""What the adapters for model providers share: one streamed call, and errors in our own sentences.
 
-Always true of every adapter:
+Invariants of every adapter:
 
 - An answer counts as complete only when the provider has said why it stopped. A connection that ends before
   that, even cleanly, is `provider_cut_off`.
 - Leaving the generator at any point, by `aclose()` or by cancellation, closes the HTTP response at once, so
   that the provider stops generating and billing.
-- Sentences of errors reach the client: they hold no key, no address and nothing of a provider's own trouble.
+- Error messages reach the client: they contain no key, no address, and no internals of a provider.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from typing import Any, ClassVar, Protocol
 from ..errors import GenerationError
 from ..observability import tracing
 from ..settings import Settings
-from .answer import AnswerReader, identity
 from .protocol import GenerationRequest, Yielded, refuse_approvals
+from .provider_answer import ProviderAnswer, identity
 from .requested_model import RequestedModel
 from .sdk_errors import error_object, failed, refusal_by_status, reported, timeout, unreachable
 
 # How long usage and the end of the file may still take once the provider has said why it stopped.
 _TRAILER_SECONDS = 2.0
 
-# How the request travels is ours to decide; with `n` several answers would be mixed into one.
+# Transport options are Baton's. With `n`, several answers would be mixed into one.
 _RESERVED = frozenset({"extra_body", "extra_headers", "extra_query", "n", "timeout"})
 
-# What a client asked of us. `background` would go on, and be billed, after a cancellation.
+# Fields for Baton. With `background`, the answer would continue, and be billed, after a cancellation.
 _OURS = frozenset({"background", "stream"})
 
 
@@ -59,7 +59,7 @@ class Provider(ABC):
     name: ClassVar[str]
     model_setting: ClassVar[str]
     errors: ClassVar[SdkErrors]
-    http: ClassVar[Any]  # the module of the HTTP library that the SDK takes
+    http: ClassVar[Any]  # the module of the HTTP library that the SDK uses
 
     def __init__(self, model: str | None) -> None:
         self._default_model = model
@@ -73,7 +73,7 @@ class Provider(ABC):
         """Send the request and return its streamed response."""
 
     @abstractmethod
-    def answer(self) -> AnswerReader:
+    def answer(self) -> ProviderAnswer:
         """Return what translates one streamed response."""
 
     @abstractmethod
@@ -104,28 +104,28 @@ class Provider(ABC):
         if failure is None and answer.finish_reason is None:
             failure = GenerationError("provider_cut_off", "The model provider ended the answer before it was complete.")
         if answer.usage is not None:
-            yield answer.usage  # of an answer that failed, too: the provider bills it
+            yield answer.usage  # also after a failure: the provider bills it
         if failure is not None:
             raise failure
         yield {"type": "finish", "finish_reason": answer.finish_reason}
 
     def requested_model(self, given: Any) -> RequestedModel:
-        """Return which model an input asks for."""
+        """Return the model that an input asks for."""
         named = given.get("model") if isinstance(given, Mapping) else None
         model = (named if named != self.name else None) or self._default_model
         return RequestedModel(model if isinstance(model, str) else None, self.name)
 
     def _model(self, named: Any) -> str:
-        # A client that has to name a model may name the generator.
+        # A client that must name a model may name the generator.
         model = (named if named != self.name else None) or self._default_model
         if not model:
             raise GenerationError(
                 "provider_not_configured",
-                "No model is named for this answer.",
+                "The request names no model, and there is no default.",
                 operator=f'set {self.model_setting}, or put "model" into the input',
             )
         if not isinstance(model, str):
-            raise GenerationError("invalid_input", 'The input\'s "model" is a string.')
+            raise GenerationError("invalid_input", 'The input\'s "model" must be a string.')
         return model
 
     async def _open(self, model: str, body: dict[str, Any]) -> EventStream:
@@ -134,8 +134,8 @@ class Provider(ABC):
         except (self.errors.any, self.http.HTTPError, OSError) as error:
             raise self._refusal(error) from error
 
-    async def _next(self, events: AsyncIterator[Any], answer: AnswerReader) -> Any:
-        """Return the next event; None at the end, and on any trouble after the answer is complete."""
+    async def _next(self, events: AsyncIterator[Any], answer: ProviderAnswer) -> Any:
+        """Return the next event; None at the end, and on any error after the answer is complete."""
         complete = answer.finish_reason is not None
         try:
             async with asyncio.timeout(_TRAILER_SECONDS if complete else None):
@@ -146,7 +146,7 @@ class Provider(ABC):
             raise self._break(error) from error
 
     def _refusal(self, error: Exception) -> GenerationError:
-        """Say why no answer began."""
+        """Return the error that says why no answer began."""
         status = getattr(error, "status_code", None)
         if isinstance(error, self.errors.timeout | self.http.TimeoutException):
             return timeout(begun=False)
@@ -157,7 +157,7 @@ class Provider(ABC):
         return failed()
 
     def _break(self, error: Exception) -> GenerationError:
-        """Say why an answer that had begun stopped."""
+        """Return the error that says why an answer stopped."""
         if isinstance(error, self.errors.timeout | self.http.TimeoutException):
             return timeout(begun=True)
         if isinstance(error, self.errors.connection | self.http.HTTPError | OSError):
@@ -168,10 +168,10 @@ class Provider(ABC):
 
 
 def _permitted(given: Any) -> Any:
-    """Return an input without what is not the provider's business.
+    """Return an input without the fields for Baton.
 
     Raises:
-        GenerationError: it holds a field that is not the client's to set.
+        GenerationError: it has a field that clients may not set.
     """
     if not isinstance(given, Mapping):
         return given
@@ -182,9 +182,9 @@ def _permitted(given: Any) -> Any:
 
 
 def http_library(client: type) -> Any:
-    """Return the module `httpx2` or `httpx`: the one whose client an SDK's own client class is made of.
+    """Return the module `httpx2` or `httpx`: the one whose client is a base of an SDK's own client class.
 
-    OpenAI's SDK takes clients of `httpx` up to its second major release, and of `httpx2` from the third on.
+    OpenAI's SDK accepts clients of `httpx` up to its second major release, and of `httpx2` from the third on.
     """
     made_of = next(base for base in client.__mro__ if base.__name__ == "AsyncClient")
     return importlib.import_module(made_of.__module__.partition(".")[0])

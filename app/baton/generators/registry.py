@@ -2,10 +2,10 @@
 `BATON_MODELS`.
 
 `configured_names` and the keys of `load_generators` are always the same for the same settings and
-installation, so that a pod, which imports no generator, accepts what a worker with its settings can run. It also
+installation, so a pod, which imports no generator, accepts what a worker with the same settings can run. It also
 accepts what registered workers offer.
-A custom generator may take the name of a built-in one, and a preset the name of either. A preset names a generator,
-never another preset; that generator need not be offered itself.
+A custom generator may have the name of a built-in one, and a preset the name of either. A preset names a generator,
+never another preset. That generator need not be offered itself.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def configured_names(settings: Settings) -> frozenset[str]:
 
 
 def configured_models(settings: Settings) -> frozenset[str]:
-    """Return the names of the models that the settings name. Those that clients name may be any, and many."""
+    """Return the names of the models that the settings name. Clients may name any others."""
     presets = {str(options.get("model", name)) for name, options in settings.models.items()}
     return frozenset(presets | {model for model in (settings.openai_model, settings.anthropic_model) if model})
 
@@ -47,7 +47,7 @@ def load_generators(settings: Settings) -> dict[str, Generator]:
     """Import and build every generator that these settings offer.
 
     Raises:
-        ConfigurationError: one cannot be imported, is no async generator function, or is a preset of none.
+        ConfigurationError: one cannot be imported, is not an async generator function, or is an unknown preset.
     """
     for name in sorted(_offered(settings, settings.models.keys())):
         if sentence := _what_a_preset_is_missing(settings, name):
@@ -61,7 +61,7 @@ def load_generators(settings: Settings) -> dict[str, Generator]:
 
 
 def what_is_missing(settings: Settings, name: str) -> str | None:
-    """Return why a built-in generator or a preset is not usable here; None if it is no such, or is usable."""
+    """Return why a built-in generator or a preset is not usable here; None if it is usable, or is neither."""
     if name in configured_names(settings):
         return None
     if name in settings.models and (sentence := _what_a_preset_is_missing(settings, name)):
@@ -72,14 +72,14 @@ def what_is_missing(settings: Settings, name: str) -> str | None:
 
 
 def takes_approvals(settings: Settings, name: str) -> bool:
-    """Whether a generator can be given tool calls that the user allowed: the built-in ones run no tools."""
+    """Whether a generator runs tool calls that the user allowed. The built-in ones run no tools."""
     if name in settings.models:
         name = settings.models[name]["generator"]
     return name in settings.generators or name not in _BUILT_IN
 
 
 async def close_generators(generators: Mapping[str, Generator]) -> None:
-    """Close what generators hold open, each once: those that have an `aclose` are asked to."""
+    """Call the `aclose` of each generator that has one, once."""
     held = [item.generator if isinstance(item, Preset) else item for item in generators.values()]
     for generator in {id(item): item for item in held}.values():
         aclose = getattr(generator, "aclose", None)
@@ -92,7 +92,7 @@ def _offered(settings: Settings, names: Set[str]) -> frozenset[str]:
 
 
 def _usable(settings: Settings) -> frozenset[str]:
-    """Return the names of all generators that could be loaded, presets aside."""
+    """Return the names of all generators that could be loaded, without presets."""
     return frozenset(_built_in(settings)) | settings.generators.keys()
 
 
@@ -115,7 +115,7 @@ def _what_a_preset_is_missing(settings: Settings, name: str) -> str | None:
         return f"BATON_MODELS: {name!r} cannot be used yet. {_what_an_account_is_missing(settings, generator)}"
     known = ", ".join(sorted(_usable(settings)))
     also = " (a preset cannot name another preset)" if generator in settings.models else ""
-    # What stands in the place of a generator's name may be a key.
+    # A wrong value in place of a generator's name may be a secret, so it is not shown.
     return f"BATON_MODELS: {name!r} must name a generator that is known here{also}. Known are: {known}."
 
 
@@ -168,14 +168,14 @@ def _import(name: str, module_name: str) -> Any:
                 f"The generator {name!r} cannot be loaded: there is no module {module_name!r}, "
                 "neither installed nor in the current directory."
             ) from None
-        told = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigurationError(
-            f"The generator {name!r} cannot be loaded: importing {module_name!r} fails with {told}"
+            f"The generator {name!r} cannot be loaded: importing {module_name!r} fails with {reason}"
         ) from error
 
 
 def _make_current_directory_importable() -> None:
-    """Find the `my_agent.py` next to which a worker is started: an installed command does not look there."""
+    """Make a `my_agent.py` in the current directory importable. An installed command does not search there."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

@@ -2,7 +2,7 @@
 
 A transcript is a file of JSON lines in `transcripts/`, named `<name>.jsonl`. The first line describes it:
 
-    {"title": "What the reader sees of it", "words": ["words", "that", "choose", "it"]}
+    {"title": "Title for the reader", "words": ["words", "that", "choose", "it"]}
 
 Each further line is one event as a generator yields it (see `protocol`), with `wait_ms`, the milliseconds
 since the event before it:
@@ -10,7 +10,7 @@ since the event before it:
     {"wait_ms": 412, "type": "reasoning", "delta": "They"}
     {"wait_ms": 21, "type": "text", "delta": " the"}
 
-The last line is the `finish` event, and the one before it the `usage`. Lines are as fine as a model's tokens.
+The last line is the `finish` event, and the one before it the `usage`. Each line holds about one token.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """A recorded answer: events with the second at which each is due."""
+    """A recorded answer: its events, and when each is due, in seconds."""
 
     name: str
     title: str
@@ -55,12 +55,12 @@ class Transcript:
 
     @property
     def duration_seconds(self) -> float:
-        """How long it takes at normal speed."""
+        """Its duration at normal speed."""
         return self.events[-1][0]
 
 
 class ReplayGenerator:
-    """Plays the transcript that the input names, or else the one whose words the user used last."""
+    """Plays the transcript that the input names, or else the one with the last matching word of the user."""
 
     def __init__(self, settings: Settings) -> None:
         self._speed = settings.replay_speed
@@ -73,7 +73,7 @@ class ReplayGenerator:
         loop = asyncio.get_running_loop()
         start = loop.time()
         for due_seconds, event in transcript.events:
-            # Against the start, so that what a sleep or a consumer takes too long does not add up.
+            # Relative to the start, so that delays do not add up.
             await asyncio.sleep(max(0, start + due_seconds / speed - loop.time()))
             yield event["delta"] if event["type"] == "text" else dict(event)
 
@@ -108,12 +108,12 @@ class ReplayGenerator:
         if speed is None:
             return self._speed
         if isinstance(speed, bool) or not isinstance(speed, int | float) or not 0.01 <= speed <= 1000:
-            raise GenerationError("invalid_input", f"The speed is a number from 0.01 to 1000, not {speed!r:.80}.")
+            raise GenerationError("invalid_input", f"The speed must be a number from 0.01 to 1000, not {speed!r:.80}.")
         return speed
 
 
 def _last_words(given: Any) -> str:
-    """Return what the user said last; all of an input that is no conversation."""
+    """Return the user's last message; the whole input if it is not a conversation."""
     try:
         said = [item.get("content") for item in messages(given) if item.get("role", "user") == "user"]
     except GenerationError:
@@ -125,7 +125,7 @@ def _last_words(given: Any) -> str:
 
 
 def load_transcripts() -> dict[str, Transcript]:
-    """Read the transcripts that the package carries, by name."""
+    """Read the transcripts of the package, by name."""
     files = resources.files(__package__).joinpath("transcripts").iterdir()
     names = sorted((file.name.removesuffix(".jsonl"), file) for file in files if file.name.endswith(".jsonl"))
     return {name: Transcript.parse(name, file.read_bytes()) for name, file in names}

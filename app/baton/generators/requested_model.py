@@ -1,4 +1,4 @@
-"""Which model a generator will ask for a request, as far as it knows before it begins: for metrics, logs and traces."""
+"""The model that a generator will ask, as far as it is known before it begins: for metrics, logs and traces."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .protocol import Generator
 
 logger = logging.getLogger(__name__)
 
-# Clients may name any model, and the name goes into each line and span of its stream.
+# Clients may name any model, and the name is in each log line and span of the stream.
 _LONGEST_NAME: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
 class RequestedModel:
-    """A model, and its provider by the name that OpenTelemetry's conventions have for it; None is unknown."""
+    """A model, and its provider's name in OpenTelemetry's conventions; None is unknown."""
 
     model: str | None = None
     provider: str | None = None
@@ -27,9 +27,9 @@ NOBODY: Final = RequestedModel()
 
 
 def asked_by(generator: Generator, given: Any) -> RequestedModel:
-    """Return the model that a generator will ask for an input. Of most custom generators that is not known.
+    """Return the model that a generator will ask for an input. For most custom generators it is unknown.
 
-    It never fails: an input that a custom generator does not expect here is for the generator to refuse.
+    It never fails: if the input is invalid, the generator itself refuses it.
     """
     ask = getattr(generator, "requested_model", None)
     if not callable(ask):

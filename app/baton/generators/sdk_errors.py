@@ -1,13 +1,13 @@
-"""Says in Baton's words what an exception of a model provider's SDK means, for generators of any make.
+"""Translates exceptions of model providers' SDKs into Baton's errors, for built-in and custom generators.
 
-The built-in generators use it, and a worker applies it to what a custom generator raises. A class is known by its
-module and its name, and by those of its bases: no SDK is imported for it. So LiteLLM's exceptions, which are OpenAI's,
-are known too, and exceptions that were wrapped with `raise … from`, or came in a group.
+The built-in generators use it, and a worker applies it to exceptions of custom generators. A class is recognized by its
+module and name, or those of its bases, so no SDK is imported. That includes LiteLLM's exceptions, which subclass
+OpenAI's, and exceptions that were wrapped by `raise … from` or in a group.
 
-Errors of an HTTP library that no SDK has wrapped may be those of a tool, and say nothing of the model's provider. A
-worker leaves them alone; a generator that knows better calls `as_generation_error` itself.
+Errors of an HTTP library that no SDK has wrapped may come from a tool, and not from the model's provider. A worker
+ignores them. A generator that knows they come from the provider calls `as_generation_error` itself.
 
-Sentences of errors reach the client: they hold no key, no address and nothing of a provider's own trouble.
+Error messages reach the client: they contain no key, no address, and no internals of a provider.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from typing import Any, Final
 
 from ..errors import GenerationError
 
-# Which classes of which packages speak of a model's provider; their subclasses do too. Others of the same packages are
-# a program's own mistakes, and limits that it has set. Several SDKs come from one code generator, and share its names.
+# The exception classes of each package that report an error of the provider, including their subclasses. Other
+# exceptions of these packages are bugs of the program, or limits that it has set. Several SDKs share a code generator,
+# and so these names.
 _SDKS: Final = {
     **{package: {"APIError"} for package in ("anthropic", "groq", "together", "cerebras")},
     "openai": {"APIError", "ContentFilterFinishReasonError"},
@@ -35,7 +36,7 @@ _SDKS: Final = {
 }
 _HTTP: Final = {package: {"HTTPError"} for package in ("httpx", "httpx2")}
 
-# What the names of an exception's class and of its bases say.
+# Patterns for the names of an exception's class and its bases.
 _TIMEOUT: Final = re.compile(r"Timeout")
 _CONNECTION: Final = re.compile(r"(Connection|Transport)Error\b")
 _TOO_LONG: Final = re.compile(r"ContextWindowExceeded|ContextOverflow")
@@ -43,7 +44,7 @@ _FILTERED: Final = re.compile(r"ContentPolicyViolation|ContentFilter")
 _LIMITED: Final = re.compile(r"RateLimit")
 _REFUSED: Final = re.compile(r"Authentication|PermissionDenied")
 
-# What providers call these in the body of a refusal.
+# The codes of providers for these, in the body of a refusal.
 _TOO_LONG_CODES: Final = frozenset({"context_length_exceeded", "string_above_max_length"})
 _FILTER_CODES: Final = frozenset({"content_filter", "content_policy_violation", "moderation_blocked"})
 _TOO_LONG_WORDS: Final = re.compile(r"prompt is too long|maximum context length|context window", re.IGNORECASE)
@@ -64,27 +65,27 @@ _PRIVATE: Final = re.compile(
 
 
 def as_generation_error(error: BaseException, *, begun: bool = False, http: bool = True) -> GenerationError | None:
-    """Return what ends a stream in place of an exception; None if it is no provider's.
+    """Return the error that ends a stream for an exception; None if it does not come from a provider.
 
-    `begun`: a part of the answer has come, so that a lost connection has cut it off. `http`: take errors of an HTTP
-    library for the provider's. A `GenerationError` that was wrapped is returned as it is.
+    `begun`: part of the answer has arrived, so a lost connection has cut it off. `http`: treat errors of an HTTP
+    library as the provider's. A wrapped `GenerationError` is returned unchanged.
     """
     wrapped = list(_unwrapped(error))
     for item in wrapped:
         if isinstance(item, GenerationError):
             return item
-    theirs = [item for item in wrapped if _speaks_of_provider(item, http=http)]
+    theirs = [item for item in wrapped if _is_of_provider(item, http=http)]
     for item in theirs:
         if (found := _specific(item, wrapped, begun=begun)) is not None:
             return found
-    # Of no class of their own: mostly errors that a provider reported in mid-answer.
+    # Generic classes: mostly errors that a provider reported in mid-answer.
     for item in theirs:
         return reported(error_object(item)) if begun else failed()
     return None
 
 
 def refusal_by_status(status: int, error: BaseException, *causes: BaseException) -> GenerationError:
-    """Say why a provider refused a request, by the status of its answer.
+    """Return the error for a request that a provider refused, by the status of its answer.
 
     `causes` may have the headers that `error` lacks.
     """
@@ -121,7 +122,7 @@ def _rejected(status: int, error: BaseException) -> GenerationError:
 
 
 def reported(error: Mapping[str, Any]) -> GenerationError:
-    """Say that the provider ended its answer with an error, by the code that it gave."""
+    """Return the error for an answer that the provider ended with an error, with its code."""
     code = error.get("code") or error.get("type")
     known = isinstance(code, str) and re.fullmatch(r"[a-z_]{1,64}", code)
     return GenerationError(
@@ -131,22 +132,22 @@ def reported(error: Mapping[str, Any]) -> GenerationError:
 
 
 def timeout(*, begun: bool) -> GenerationError:
-    """Say that the provider was silent for too long, before its answer or in the midst of it."""
+    """Return the error for a provider that was silent for too long, before or within its answer."""
     if begun:
         return GenerationError("provider_timeout", "The model provider was silent for too long in mid-answer.")
     return GenerationError("provider_timeout", "The model provider did not answer in time.")
 
 
 def unreachable(*, begun: bool) -> GenerationError:
-    """Say that there is no connection to the provider, or none any more."""
+    """Return the error for a connection to the provider that failed, or broke."""
     if begun:
         return GenerationError("provider_cut_off", "The connection to the model provider broke in mid-answer.")
     return GenerationError("provider_unreachable", "The model provider cannot be reached.")
 
 
 def failed() -> GenerationError:
-    """Say that no answer began, and nothing tells why."""
-    return GenerationError("provider_error", "The model provider could not be asked.")
+    """Return the error for an answer that never began, for an unknown reason."""
+    return GenerationError("provider_error", "The request to the model provider failed.")
 
 
 def error_object(error: BaseException) -> Mapping[str, Any]:
@@ -163,9 +164,9 @@ def public(message: str) -> str:
 
 
 def _unwrapped(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception, what it was raised from on purpose, and the members of groups; each once, and not too many.
+    """Yield an exception, its explicit causes, and the members of groups; each once, up to a maximum.
 
-    What was merely being handled when it was raised (`__context__`) has not caused it: that is a program's mistake.
+    The implicit `__context__` is not a cause: there the program failed while it handled another error.
     """
     waiting, seen = [error], set[int]()
     while waiting and len(seen) < _MOST_WRAPPERS:
@@ -180,7 +181,7 @@ def _unwrapped(error: BaseException) -> Iterator[BaseException]:
             waiting.append(item.__cause__)
 
 
-def _speaks_of_provider(error: BaseException, *, http: bool) -> bool:
+def _is_of_provider(error: BaseException, *, http: bool) -> bool:
     known = {**_SDKS, **_HTTP} if http else _SDKS
     return any(
         cls.__name__ in names and f"{cls.__module__}.".startswith(f"{package}.")
@@ -190,7 +191,7 @@ def _speaks_of_provider(error: BaseException, *, http: bool) -> bool:
 
 
 def _specific(error: BaseException, wrapped: list[BaseException], *, begun: bool) -> GenerationError | None:
-    """Return what the names of an exception's classes, or its status, say; None if they say nothing."""
+    """Return the error for the names of an exception's classes, or its status; None if they are generic."""
     names = " ".join(cls.__name__ for cls in type(error).__mro__)
     status = _status(error)
     if _TOO_LONG.search(names):
@@ -211,7 +212,7 @@ def _specific(error: BaseException, wrapped: list[BaseException], *, begun: bool
 
 
 def _status(error: BaseException) -> int | None:
-    """Return the status of the HTTP answer that an exception speaks of, wherever its SDK keeps it."""
+    """Return the HTTP status of an exception, wherever its SDK stores it."""
     response = getattr(error, "response", None)
     for status in (
         getattr(error, "status_code", None),
@@ -224,7 +225,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _wait(*errors: BaseException) -> str:
-    """Return the sentence with which a provider's `Retry-After` is passed on; nothing where there is none."""
+    """Return a sentence with the provider's `Retry-After`; an empty string without one."""
     for error in errors:
         headers = getattr(getattr(error, "response", None), "headers", None) or getattr(error, "headers", None)
         if isinstance(headers, Mapping) and (seconds := _seconds(headers.get("retry-after"))) is not None:
@@ -247,7 +248,7 @@ def _seconds(given: object) -> int | None:
 
 def _too_long() -> GenerationError:
     return GenerationError(
-        "provider_context_length", "The input is longer than the model takes. Send less of the conversation."
+        "provider_context_length", "The input is too long for the model. Send less of the conversation."
     )
 
 

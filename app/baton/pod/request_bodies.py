@@ -8,7 +8,8 @@ images. One tenant always leaves room for another tenant's largest body.
 A body counts from its first byte until its content is stored in the database or refused: then `release` returns its
 room. A body that finds no room is refused, since half-read bodies that wait for each other would wait forever. A large
 body, once it has arrived, waits for its turn: to parse, check and store a conversation takes four times its memory for
-a moment, and only one body at a time does so. All of this runs on the event loop of the pod.
+a moment, and only one body at a time does so. A body whose turn does not come within `TURN_SECONDS` is refused, too.
+All of this runs on the event loop of the pod.
 """
 
 from __future__ import annotations
@@ -25,12 +26,16 @@ FREE_BYTES: Final = 65_536
 RETRY_AFTER_SECONDS: Final = 2
 # Larger bodies, and larger inputs of streams, are parsed and stored one at a time.
 LARGE_BYTES: Final = 1 << 20
+# The work on one body takes less than a second. Proxies give up a request after a minute.
+TURN_SECONDS: Final = 30.0
 
 
 class RequestBodies:
     """The bodies that a pod holds, counted. The metrics read the count here, and get each rejection."""
 
-    def __init__(self, metrics: PodMetrics, *, max_bytes: int, max_body_bytes: int) -> None:
+    def __init__(
+        self, metrics: PodMetrics, *, max_bytes: int, max_body_bytes: int, turn_seconds: float = TURN_SECONDS
+    ) -> None:
         self.size_bytes = 0  # held now, without the free bytes of each body
         self._metrics = metrics
         self._max_bytes = max(max_bytes, max_body_bytes)
@@ -38,6 +43,7 @@ class RequestBodies:
         self._tenants: Counter[str] = Counter()
         self.turn = asyncio.Lock()
         metrics.read("body_bytes", lambda: self.size_bytes)
+        self.turn_seconds = turn_seconds
 
     def open(self, tenant: str) -> Body:
         """Begin to count a body of a tenant's request."""
@@ -60,6 +66,24 @@ class RequestBodies:
             )
         self.size_bytes += size
         self._tenants[tenant] += size
+
+    async def take_turn(self) -> None:
+        """Wait for the turn to work on a large body.
+
+        Raises:
+            RequestMemoryFull: it did not come in time.
+        """
+        try:
+            async with asyncio.timeout(self.turn_seconds):
+                await self.turn.acquire()
+        except TimeoutError:
+            self._metrics.rejected["bodies_turn"] += 1
+            raise RequestMemoryFull(
+                "Too many large messages are being sent at once. Wait a moment, and send this one again.",
+                RETRY_AFTER_SECONDS,
+                operator=f"a large body waited {self.turn_seconds:g} s for others to be parsed and stored; look for a "
+                "slow database, or add pods",
+            ) from None
 
     def give_back(self, tenant: str, size: int) -> None:
         """Return room."""
@@ -97,9 +121,12 @@ class Body:
         """Wait until no other large body is being processed. A small one, by its `size` in bytes, does not wait.
 
         The turn lasts until `release`, or `give_turn_away`.
+
+        Raises:
+            RequestMemoryFull: the turn did not come in time.
         """
         if size > LARGE_BYTES and not self._has_turn:
-            await self._bodies.turn.acquire()
+            await self._bodies.take_turn()
             self._has_turn = True
 
     def give_turn_away(self) -> bool:

@@ -1,9 +1,9 @@
-"""Conversations, in whichever form a client wrote them: Chat Completions, Responses, Anthropic's Messages, AI SDK.
+"""Conversations in any form that clients use: Chat Completions, Responses, Anthropic's Messages, AI SDK.
 
-`messages` is for generators of your own. The `for_…` functions make the body of a request for one of the providers'
-APIs. Every message, part, tool and field is known by its own shape: what is in the API's form stays as it is, what is
-in another's is converted through Chat Completions' form, and what the API has no words for is refused. Reasoning of
-earlier turns is left out where the API cannot take it.
+`messages` is for custom generators. The `for_…` functions make the body of a request to a provider's API. Each message,
+part, tool and field is recognized by its own shape. What has the form of the target API stays unchanged. What has
+another form is converted through that of Chat Completions. What the target API cannot express is refused. Reasoning of
+earlier turns is left out if the API does not accept it.
 """
 
 from .for_anthropic import for_anthropic

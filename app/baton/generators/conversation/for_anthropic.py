@@ -19,13 +19,13 @@ from .shapes import (
     inner,
     is_anthropic_choice,
     is_anthropic_tool,
+    malformed_refused,
     objects,
     plain,
     put,
     refusal,
     refuse,
     take,
-    told,
 )
 
 _FOREIGN_KEYS = frozenset({"tool_calls", "function_call", "parts", "type", "refusal", "reasoning_content", "audio"})
@@ -38,9 +38,9 @@ _TIERS = {"auto": "auto", "default": "standard_only", "standard_only": "standard
 _DATA_URL = re.compile(r"data:([\w.+/-]+);base64,(.*)", re.DOTALL)
 
 
-@told
+@malformed_refused
 def for_anthropic(given: Any) -> Json:
-    """Return an input of any form as the Messages API takes it."""
+    """Return an input of any form as a body for the Messages API."""
     body = shape(given)
     if "messages" in body:
         _conversation(body)
@@ -58,7 +58,7 @@ def for_anthropic(given: Any) -> Json:
 
 
 def _conversation(body: Json) -> None:
-    """Instructions at the beginning stand beside the messages; later ones are messages here too."""
+    """Convert the messages. Instructions at the beginning go to `system`; later ones stay messages."""
     texts = [plain(body.pop("instructions", None), "instructions")]
     found: list[Json] = []
     for element in body["messages"]:
@@ -77,7 +77,7 @@ def _conversation(body: Json) -> None:
 
 
 def _append(found: list[Json], message: Json) -> None:
-    """Add a message; what an assistant calls together, and the results of that, belong into one message."""
+    """Add a message. Parallel calls of an assistant belong in one message, and so do their results."""
     last = found[-1] if found else None
     content = message.get("content")
     if last and last["role"] == message["role"] and isinstance(content, list) and isinstance(last["content"], list):
@@ -130,7 +130,7 @@ def _tool_use(call: Json) -> Json:
 
 
 def _blocks(content: Any) -> list[Json]:
-    """Return parts as blocks; empty texts are refused there."""
+    """Return parts as blocks, without empty texts, which the API refuses."""
     return [_block(part) for part in objects(content, "content") if part.get("text") != ""]
 
 
@@ -158,7 +158,7 @@ def _source(url: Any) -> Json:
         return {"type": "base64", "media_type": match[1], "data": match[2]}
     if isinstance(url, str) and url.startswith(("https://", "http://")):
         return {"type": "url", "url": url}
-    raise refusal("an image or file that is neither a data URL with base64 nor an address")
+    raise refusal("an image or file that is neither a base64 data URL nor an http address")
 
 
 _BLOCKS: dict[str, Callable[[Json], Json]] = {
@@ -205,7 +205,7 @@ def _tool(tool: Json) -> Json:
 
 
 def _account(body: Json) -> None:
-    """Whose request it is, and what is kept of it: there is only a user's id here."""
+    """Convert the fields about the user and storage. Here only a user's id exists."""
     user = take(body, "safety_identifier", "user") or inner(body, "metadata").get("user_id")
     body.pop("metadata", None)
     put(body, "metadata", {"user_id": user} if user else None)

@@ -13,18 +13,18 @@ from .shapes import (
     function,
     inner,
     is_anthropic_choice,
+    malformed_refused,
     objects,
     put,
     refusal,
     refuse,
     take,
-    told,
 )
 
 
-@told
+@malformed_refused
 def for_chat(given: Any) -> Json:
-    """Return an input of any form as Chat Completions takes it."""
+    """Return an input of any form as a body for Chat Completions."""
     body = shape(given)
     if "messages" in body:
         body["messages"] = [*leading(body), *chat_messages(body["messages"])]
@@ -35,7 +35,7 @@ def for_chat(given: Any) -> Json:
     put(body, "stop", take(body, "stop_sequences", "stop"))
     _answer(body)
     _tools(body)
-    # OpenAI takes labels only for what it is to keep.
+    # OpenAI accepts metadata only with `store`.
     if not body.get("store"):
         body.pop("metadata", None)
     refuse(body, context_management=[], conversation=None, max_tool_calls=None)
@@ -44,7 +44,7 @@ def for_chat(given: Any) -> Json:
 
 
 def _answer(body: Json) -> None:
-    """What form the answer has, and how hard to think; some servers have a `reasoning` of their own."""
+    """Convert the answer's format and the reasoning effort. Some servers have a `reasoning` of their own."""
     text, config, reasoning = inner(body, "text"), inner(body, "output_config"), body.get("reasoning")
     if "response_format" not in body and (flat := answer_format(body, text)):
         kind = flat.pop("type")
@@ -75,7 +75,7 @@ def _tool(tool: Json) -> Json:
 
 
 def _check(message: Json) -> None:
-    """Refuse what only the other APIs can carry."""
+    """Refuse content that only the other APIs accept."""
     content = message.get("content")
     for part in content if isinstance(content, list) else []:
         if message.get("role") == "tool" and part.get("type") != "text":

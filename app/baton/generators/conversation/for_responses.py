@@ -15,13 +15,13 @@ from .shapes import (
     inner,
     is_anthropic_choice,
     is_anthropic_tool,
+    malformed_refused,
     objects,
     plain,
     put,
     refusal,
     refuse,
     take,
-    told,
 )
 
 _ROLES = frozenset({"user", "assistant", "system", "developer"})
@@ -29,9 +29,9 @@ _PARTS = frozenset({"input_text", "input_image", "input_file", "output_text", "r
 _FOREIGN = frozenset({"tool_calls", "function_call", "parts", "name", "refusal", "audio", "reasoning_content"})
 
 
-@told
+@malformed_refused
 def for_responses(given: Any) -> Json:
-    """Return an input of any form as the Responses API takes it."""
+    """Return an input of any form as a body for the Responses API."""
     body = shape(given)
     if "messages" in body:
         body["input"] = [item for element in body.pop("messages") for item in _items(element)]
@@ -74,7 +74,7 @@ def _tools(body: Json) -> None:
 
 def _tool(tool: Json) -> Json:
     if isinstance(tool.get("function"), dict) or is_anthropic_tool(tool):
-        # Strict is the default here, and only here.
+        # Only in this API is strict the default.
         return {"type": "function", "parameters": {}, "strict": False, **function(tool)}
     if isinstance(tool.get("custom"), dict):
         raise refusal("a custom tool in the form of Chat Completions")

@@ -1,6 +1,6 @@
-"""Turns a conversation of any form into messages as Chat Completions has them.
+"""Converts a conversation of any form into messages of Chat Completions.
 
-One thing is wider than there: the content of a `tool` message may hold images and files.
+Unlike there, the content of a `tool` message may hold images and files.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Any
 
 import orjson
 
-from .shapes import Json, broken, inner, json_text, objects, plain, refusal, told
+from .shapes import Json, broken, inner, json_text, malformed_refused, objects, plain, refusal
 
-# The MCP server that the tools of generators seem to be of, in the form of Responses.
+# The name of the MCP server that appears to run the generators' tools, in the form of Responses.
 SERVER_LABEL = "baton"
 CHAT_PARTS = frozenset({"text", "image_url", "input_audio", "file", "refusal"})
 
-# What is said of an AI SDK's tool calls without a result, by their states.
+# The results that stand in for missing ones of an AI SDK's tool calls, by their states.
 _UNANSWERED = {
     "input-streaming": "this call was broken off.",
     "input-available": "this call has no result.",
@@ -24,39 +24,39 @@ _UNANSWERED = {
     "approval-responded": "the user allowed this call, but it has no result.",
 }
 
-# Kinds of parts that say what a model thought.
+# The types of parts with the model's reasoning.
 _THOUGHTS = frozenset({"thinking", "redacted_thinking", "reasoning", "reasoning_text"})
 _OF_ITEMS = frozenset({"type", "id", "status", "phase", "content"})
 
 
-@told
+@malformed_refused
 def messages(given: Any, *, allowed: Set[str] = frozenset()) -> list[Json]:
     """Return a stream's input as chat messages, `{"role", "content", …}`, whatever form the client used.
 
     `content` is a text or a list of parts, `{"type": "text", "text"}`, `{"type": "image_url", "image_url": {"url"}}` or
     `{"type": "file", "file"}`. A text is one user message; instructions are a first message with the role `system`.
-    The tool calls whose ids are `allowed` are about to be run: they have no result yet.
+    The tool calls whose ids are `allowed` will run now, so they have no result yet.
 
     Raises:
-        GenerationError: it is no conversation, or holds what messages cannot.
+        GenerationError: it is not a conversation, or has content that messages cannot express.
     """
     body = shape(given)
     return [*leading(body), *chat_messages(body.get("messages", []), allowed)]
 
 
 def shape(given: Any) -> Json:
-    """Return an input as an object whose `messages`, if it has any, are a list of objects in any form."""
+    """Return an input as an object. Its `messages`, if any, are a list of objects of any form."""
     if isinstance(given, str | list):
         given = {"messages": given}
     if not isinstance(given, Mapping):
-        raise broken("The input is a text, a list of messages, or an object that holds them.")
+        raise broken("The input must be a text, a list of messages, or an object with messages.")
     body = dict(given)
     if body.get("messages") is None:
         body.pop("messages", None)
         if body.get("input") is not None:
             body["messages"] = body["input"]
     elif body.get("input") is not None:
-        raise broken('The input holds "messages" and "input"; give one of them.')
+        raise broken('The input has both "messages" and "input". Send one of them.')
     body.pop("input", None)
     if isinstance(body.get("messages"), str):
         body["messages"] = [{"role": "user", "content": body["messages"]}]
@@ -66,13 +66,13 @@ def shape(given: Any) -> Json:
 
 
 def leading(body: Mapping[str, Any]) -> list[Json]:
-    """Return the instructions that stand beside the messages as messages."""
+    """Return the instructions beside the messages as messages."""
     texts = [plain(body.get(name), name) for name in ("system", "instructions")]
     return [{"role": "system", "content": text} for text in texts if text]
 
 
 def chat_messages(elements: list[Json], allowed: Set[str] = frozenset()) -> list[Json]:
-    """Return messages and items of any form as chat messages; a message's calls are gathered in it."""
+    """Return messages and items of any form as chat messages. Parallel calls become one message."""
     found: list[Json] = []
     for element in elements:
         for message in _chat(element, allowed):
@@ -93,7 +93,7 @@ def is_chat(element: Json) -> bool:
 
 
 def is_own_run(element: Json) -> bool:
-    """Whether an item says that a generator here ran a tool: no provider knows that server."""
+    """Whether an item is a tool call that a generator ran. No provider knows its server."""
     return element.get("type") == "mcp_call" and element.get("server_label") == SERVER_LABEL
 
 
@@ -123,7 +123,7 @@ def _chat(element: Json, allowed: Set[str]) -> Iterator[Json]:
 
 
 def _message(element: Json) -> Iterator[Json]:
-    """Take apart content that holds parts of other forms: their calls and results stand outside of it here."""
+    """Split content with parts of other forms: tool calls and results stand outside the content here."""
     content, parts = element.get("content"), []
     calls = list(element.get("tool_calls") or [])
     kept = {name: value for name, value in element.items() if name not in _OF_ITEMS}
@@ -147,7 +147,7 @@ def _message(element: Json) -> Iterator[Json]:
 
 
 def _joined(parts: list[Json], *, whole: bool = False) -> Any:
-    """Return a text alone as such, which more servers understand; also several, if they are pieces of one whole."""
+    """Return a single text as a string, which more servers accept; also several, if they form a `whole`."""
     texts = [part["text"] for part in parts if part["type"] == "text"]
     if len(texts) == len(parts) and (whole or len(parts) <= 1):
         return "".join(texts) or None
@@ -170,7 +170,7 @@ def _text(part: Json) -> Json:
 
 def _input_image(part: Json) -> Json:
     if not isinstance(part.get("image_url"), str):
-        raise refusal("an image without its address or data")
+        raise refusal("an image without an address or data")
     detail = {"detail": part["detail"]} if part.get("detail") else {}
     return {"type": "image_url", "image_url": {"url": part["image_url"], **detail}}
 
@@ -222,7 +222,7 @@ def _call(call_id: Any, name: Any, arguments: Any) -> Json:
 
 
 def _result(call_id: Any, output: Any, *, failed: bool = False) -> Json:
-    """A failure is told in words, for which only Anthropic has a flag."""
+    """Return a tool's result. A failure becomes words: only Anthropic has a flag for it."""
     content = output if isinstance(output, str) else ""
     parts = [_part(part) for part in objects(output, "tool results")] if isinstance(output, list) else None
     if failed:
@@ -232,7 +232,7 @@ def _result(call_id: Any, output: Any, *, failed: bool = False) -> Json:
 
 
 def _ui_message(element: Json, allowed: Set[str]) -> Iterator[Json]:
-    """An AI SDK's message holds all steps of an answer; with each the model was asked again."""
+    """Split an AI SDK's message into its steps: each was a request to the model."""
     role = element.get("role")
     step: list[Json] = []
     for part in objects(element["parts"], "parts"):
@@ -240,7 +240,7 @@ def _ui_message(element: Json, allowed: Set[str]) -> Iterator[Json]:
             yield from _ui_step(role, step, allowed)
             step = []
             if part["type"] == "steering-message":
-                # What the user said in mid-answer.
+                # A message of the user in mid-answer.
                 yield from _ui_step("user", list(objects(part.get("parts"), "parts")), allowed)
         else:
             step.append(part)
@@ -248,7 +248,7 @@ def _ui_message(element: Json, allowed: Set[str]) -> Iterator[Json]:
 
 
 def _ui_step(role: Any, step: list[Json], allowed: Set[str]) -> Iterator[Json]:
-    """What was said and called in one step, and the results, wherever among the parts the page shows them."""
+    """Yield the text and the calls of one step, and then the results, wherever they stand among the parts."""
     parts: list[Json] = []
     calls: list[Json] = []
     results: list[Json] = []
@@ -268,7 +268,7 @@ def _ui_step(role: Any, step: list[Json], allowed: Set[str]) -> Iterator[Json]:
 
 
 def _ui_outcome(part: Json) -> str:
-    """How a call ended. One that has not is said to have no result: providers refuse a call without any."""
+    """Return the result of a call. A missing one is replaced: providers refuse a call without a result."""
     state = part.get("state")
     if state == "output-available":
         return json_text(part.get("output"))
@@ -288,7 +288,7 @@ def _ui_tool(part: Json) -> str:
 
 
 def _ui_arguments(part: Json) -> str:
-    """Return a call's arguments as JSON, but for those that never were JSON: an error holds them as they came."""
+    """Return a call's arguments as JSON. Invalid ones, which an error holds, are returned unchanged."""
     value = part.get("input")
     if part.get("state") == "output-error":
         value = part.get("rawInput") if value is None else value

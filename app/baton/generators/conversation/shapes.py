@@ -1,4 +1,4 @@
-"""The smallest shapes in a request: what may be absent, texts, tools, formats, and refusals."""
+"""The smallest shapes in a request: optional fields, texts, tools, formats, and errors."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ _ANTHROPIC_CHOICES = {"auto": "auto", "any": "required", "none": "none", "tool":
 
 
 def refusal(what: str) -> GenerationError:
-    """Say that the API at hand has no words for something."""
-    return GenerationError("invalid_input", f"The model's API cannot take {what}; leave it out, or use another model.")
+    """Return the error for something that the target API cannot express."""
+    return GenerationError(
+        "invalid_input", f"The model's API does not accept {what}. Leave it out, or use another model."
+    )
 
 
 def broken(sentence: str) -> GenerationError:
-    """Say that something has no shape that is known."""
+    """Return the error for something of an unknown shape."""
     return GenerationError("invalid_input", sentence)
 
 
-def told(convert: Callable[Given, Result]) -> Callable[Given, Result]:
-    """Refuse what is malformed in one sentence: any field at any depth can hold any JSON."""
+def malformed_refused(convert: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Turn errors of a conversion into one error for the client: any field at any depth can hold any JSON."""
 
     @wraps(convert)
     def converting(*given: Given.args, **options: Given.kwargs) -> Result:
         try:
             return convert(*given, **options)
         except (AttributeError, KeyError, TypeError) as error:
-            raise broken("The input is malformed: a field is missing, or holds what no API takes there.") from error
+            raise broken("The input is malformed: a field is missing, or has a value that no API accepts.") from error
 
     return converting
 
@@ -46,7 +48,7 @@ def objects(given: Any, name: str) -> Iterator[Json]:
     """Yield the objects of a list.
 
     Raises:
-        GenerationError: it is no list of objects.
+        GenerationError: it is not a list of objects.
     """
     if not isinstance(given, list) or not all(isinstance(item, dict) for item in given):
         raise broken(f"The input's {name} must be a list of objects.")
@@ -68,13 +70,13 @@ def take(body: MutableMapping[str, Any], *names: str) -> Any:
 
 
 def put(body: MutableMapping[str, Any], name: str, value: Any) -> None:
-    """Set a field unless there is nothing to set."""
+    """Set a field, unless the value is None or empty."""
     if value is not None and value != {}:
         body[name] = value
 
 
 def refuse(body: MutableMapping[str, Any], **neutral: Any) -> None:
-    """Remove fields that say nothing, being null or neutral; refuse them otherwise."""
+    """Remove fields that are null or have a neutral value; refuse other values."""
     for name, nothing in neutral.items():
         value = body.pop(name, None)
         if value is not None and value != nothing:
@@ -82,7 +84,7 @@ def refuse(body: MutableMapping[str, Any], **neutral: Any) -> None:
 
 
 def plain(content: Any, where: str) -> str:
-    """Return the text of what holds nothing else."""
+    """Return the text of content that has only text."""
     if content is None or isinstance(content, str):
         return content or ""
     parts = list(objects(content, where))
@@ -131,14 +133,14 @@ def is_anthropic_choice(given: Any) -> bool:
 
 
 def anthropic_parallel(body: MutableMapping[str, Any]) -> None:
-    """Say in OpenAI's words what Anthropic's tool choice says about parallel calls."""
+    """Set OpenAI's `parallel_tool_calls` from Anthropic's tool choice."""
     given = body.get("tool_choice")
     if isinstance(given, dict) and is_anthropic_choice(given) and given.get("disable_parallel_tool_use"):
         body.setdefault("parallel_tool_calls", False)
 
 
 def answer_format(body: MutableMapping[str, Any], text: Json) -> Json | None:
-    """Take the answer's format of any form, and return it as Responses has it."""
+    """Remove the answer's format, in any form, and return it in that of Responses."""
     config = inner(body, "output_config")
     if nested := take(body, "response_format"):
         return {**inner({"it": nested}, "it").get("json_schema", {}), "type": nested["type"]}
@@ -150,5 +152,5 @@ def answer_format(body: MutableMapping[str, Any], text: Json) -> Json | None:
 
 
 def json_text(value: Any) -> str:
-    """Return what a tool takes or gives as a text."""
+    """Return a tool's arguments or result as a text."""
     return value if isinstance(value, str) else orjson.dumps(value).decode()

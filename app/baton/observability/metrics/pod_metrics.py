@@ -25,6 +25,7 @@ Reading: TypeAlias = Literal["subscribers", "connections", "body_bytes", "full"]
 Limit: TypeAlias = Literal[
     "body_bytes",
     "total_body_bytes",
+    "bodies_turn",
     "input_bytes",
     "creates_per_second",
     "reads_per_second",

@@ -1,9 +1,9 @@
-"""What the user answered to the tool calls that an earlier stream asked about.
+"""The user's answers to tool calls that an earlier stream asked about.
 
-A page sends only the answer: which tool was to run, and with which arguments, is read from the log of the stream that
-asked. The id of an approval names that stream, which must belong to the same chat. A call that was allowed is run once:
-the same answers, from another tab or in a repeated request, give the stream that they created first. Other answers to
-one of these questions are refused.
+A page sends only the answer. The tool and its arguments are read from the log of the stream that asked. The id of an
+approval names that stream, which must belong to the same chat. An approved call runs once: the same answers, from
+another tab or in a repeated request, return the stream that they created first. Different answers to the same question
+are refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from starlette.requests import Request
 
 from ..db.postgres import translated
 from ..db.stream_creation import IdempotencyKey
-from ..dialects.aisdk import asked_by
+from ..dialects.aisdk_approval import parse_approval_id
 from ..errors import InvalidRequest, LogDamaged, StreamExpired, StreamNotFound
 from ..events import read_json
 from ..generators.protocol import no_approvals
@@ -30,7 +30,7 @@ from ..snapshot import Snapshot, ToolCall
 from . import actions
 from .request import found, pod_of
 
-# In a message. A log may have to be read for each.
+# In one message. Each may need a log to be read.
 _MOST: Final = 32
 # No client can send a key that begins so.
 _KEY_PREFIX: Final = "\tapproval "
@@ -60,15 +60,15 @@ class Answered:
 
 
 async def answered(request: Request, chat: str | None, parts: Sequence[dict[str, Any]]) -> list[Answered]:
-    """Return the answers in a message's parts, and put into these what the log says about each call.
+    """Return the answers in a message's parts, and copy into these parts what the log says about each call.
 
     Raises:
-        InvalidRequest: an answer is malformed, or no stream of this chat asked for it.
+        InvalidRequest: an answer is malformed, or no stream of this chat asked the question.
         Unavailable: the log cannot be read.
     """
     responded = [part for part in parts if part.get("state") == "approval-responded"]
     if len(responded) > _MOST:
-        raise InvalidRequest(f"A message may hold {_MOST} answered approvals at most.")
+        raise InvalidRequest(f"A message may hold at most {_MOST} answered approvals.")
     _require_distinct(parts, responded)
     logs: dict[UUID, Snapshot | None] = {}
     answers = []
@@ -83,11 +83,11 @@ async def answered(request: Request, chat: str | None, parts: Sequence[dict[str,
     return answers
 
 
-def require_taker(settings: Settings, generator: str | None, answers: Sequence[Answered]) -> None:
-    """Refuse calls to be run for a generator that runs none.
+def require_tool_runner(settings: Settings, generator: str | None, answers: Sequence[Answered]) -> None:
+    """Refuse approved calls for a generator that runs no tools.
 
     Raises:
-        InvalidRequest: it is one of the built-in ones.
+        InvalidRequest: the generator is a built-in one.
     """
     name = generator or settings.default_generator
     if any(answer.approved for answer in answers) and not takes_approvals(settings, name):
@@ -95,11 +95,11 @@ def require_taker(settings: Settings, generator: str | None, answers: Sequence[A
 
 
 def key_of(request: Request, answers: Sequence[Answered]) -> IdempotencyKey | None:
-    """Return the key of the stream that gets these answers, one name for each question; None where there are none."""
+    """Return the key of the stream that gets these answers, with a name for each question; None without answers."""
     if not answers:
         return None
     decided = sorted((answer.id, answer.approved) for answer in answers)
-    # In one order everywhere, so that two requests wait for each other and never in a circle.
+    # Always in the same order, so that two requests never deadlock.
     first, *others = [_KEY_PREFIX + hashlib.sha256(asked.encode()).hexdigest() for asked, _ in decided]
     digest = hashlib.sha256(orjson.dumps(decided)).digest()
     hours = pod_of(request).settings.idempotency_hours
@@ -115,7 +115,7 @@ async def _answered(
     approval_id, approved, reason = approval.get("id"), approval.get("approved"), approval.get("reason")
     if not isinstance(approval_id, str) or not isinstance(approved, bool) or not isinstance(reason, str | None):
         raise InvalidRequest("An approval needs an id, and whether the call is approved.")
-    asked = asked_by(approval_id)
+    asked = parse_approval_id(approval_id)
     if asked is not None and asked[0] not in logs:
         logs[asked[0]] = await _snapshot(request, chat, asked[0])
     call = None if asked is None else _waiting(logs[asked[0]], asked[1])
@@ -125,15 +125,15 @@ async def _answered(
 
 
 def _require_distinct(parts: Sequence[dict[str, Any]], responded: Sequence[dict[str, Any]]) -> None:
-    """Refuse a question that is answered twice: under another id of the call it would run once more."""
+    """Refuse a question that is answered twice: under another id, the call would run again."""
     ids = [str(part["approval"].get("id")) for part in responded if isinstance(part.get("approval"), dict)]
     calls = [part.get("toolCallId") for part in parts]
     if len(set(ids)) < len(ids) or any(calls.count(part.get("toolCallId")) > 1 for part in responded):
-        raise InvalidRequest("A message can answer an approval once, and hold a call that waits for one once.")
+        raise InvalidRequest("A message can answer each approval, and hold the call that waits for it, only once.")
 
 
 def _waiting(snapshot: Snapshot | None, call_id: str) -> ToolCall | None:
-    """Return a call that the user was asked about and that has no result; None if there is no such call."""
+    """Return a call that waits for the user's answer and has no result; None if there is no such call."""
     if snapshot is None or call_id not in {event["id"] for event in snapshot.tool_approvals}:
         return None
     if call_id in {result["id"] for result in snapshot.tool_results}:
@@ -144,7 +144,7 @@ def _waiting(snapshot: Snapshot | None, call_id: str) -> ToolCall | None:
 
 
 async def _snapshot(request: Request, chat: str | None, stream_id: UUID) -> Snapshot | None:
-    """Read an answer of a chat; None if there is none any more."""
+    """Read an answer of a chat; None if it no longer exists."""
     try:
         async with translated(pod_of(request).pool):
             stream = await found(request, stream_id)

@@ -1,12 +1,12 @@
-"""The conversation of a chat, as its newest stream has it.
+"""The conversation of a chat, read from its newest stream.
 
-A chat is an id in the metadata of its streams. The input of each holds the whole conversation up to its answer, as chat
-messages; so the newest stream, and the log of its answer, are all that is read. Beside the input stand the *places* of
-the messages: their ids on the page, and where in the input each begins, since one message of a page may be several chat
-messages. The answer counts as the page saw it: of one that failed or was stopped, what came before that.
+A chat is an id in the metadata of its streams. The input of each stream holds the whole conversation before its answer,
+as chat messages. So only the newest stream and the log of its answer are read. Beside the input, the row has the
+*places* of the messages: their ids on the page, and the index where each begins, since one message of a page may become
+several chat messages. The answer counts as the page saw it: if it failed or was stopped, what came before that.
 
-All values here are immutable. Nothing is locked: two requests that read the same newest stream are told apart when
-each creates its own (`Conversation.stream` is part of the key).
+All values here are immutable. Nothing is locked: if two requests read the same newest stream, only one of them can
+create the next (`Conversation.stream` is part of the key).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from ..pod.request_bodies import LARGE_BYTES
 
 Json = dict[str, Any]
 
-# In which a chat's newest stream is looked for, if so many streams have its id that an index does not help.
+# How many pages are searched for a chat's newest stream, if its id is so common that the index does not help.
 _PAGES: Final = 5
 
-# Which of an input's fields are the conversation: the others are for one request.
-_SPOKEN: Final = ("messages", "input")
+# The fields of an input that hold the conversation. The others are for one request.
+_CONVERSATION: Final = ("messages", "input")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """The messages of a chat up to and with the answer of its newest stream, `stream`.
+    """The messages of a chat, including the answer of its newest stream, `stream`.
 
-    `digest` is what that stream was asked with, if it was created from a conversation.
+    `digest` is that of the turn that created the stream, if it was created from a conversation.
     """
 
     stream: Stream
@@ -67,7 +67,7 @@ class Conversation:
         return self._index(message_id) is not None
 
     def ends_with(self, message_id: str) -> bool:
-        """Whether a message is the last one, apart from answers without content: a page may not have those."""
+        """Whether a message is the last one, ignoring answers without content, which a page may not have."""
         for index in reversed(range(len(self.places))):
             place = self.places[index]
             if place.id == message_id:
@@ -77,7 +77,7 @@ class Conversation:
         return False
 
     def before(self, message_id: str) -> Conversation:
-        """Leave out a message and what follows; without such a message, nothing."""
+        """Leave out a message and all after it; if there is no such message, leave out nothing."""
         return self._up_to(self._index(message_id))
 
     def without_answer(self) -> Conversation:
@@ -85,7 +85,7 @@ class Conversation:
         return self._up_to(len(self.places) - 1)
 
     def before_answer_to(self, message_id: str) -> Conversation:
-        """Leave out an answer and what follows, or what follows a question."""
+        """Leave out an answer and all after it; for a question, leave out all after it."""
         index = self._index(message_id)
         if index is not None and self._is_question(index):
             index += 1
@@ -96,7 +96,7 @@ class Conversation:
 
     def _is_question(self, index: int) -> bool:
         start = self.places[index].start
-        # An answer may have become no chat message at all.
+        # An answer without content has no chat message.
         ends = self.places[index + 1].start if index + 1 < len(self.places) else len(self.messages)
         return start < ends and self.messages[start].get("role") == "user"
 
@@ -107,9 +107,9 @@ class Conversation:
 
 
 async def newest(connection: Connection, tenant: str, chat: str) -> tuple[Stream | None, int]:
-    """Return a chat's newest stream, and how many rows were looked at.
+    """Return a chat's newest stream, and how many rows were read.
 
-    Where thousands have that chat's id, only as many of the newest are looked at.
+    If thousands of streams have the chat's id, only the newest of them are searched.
     """
     wanted = StreamFilter(tenant, metadata=[{"chat": chat}])
     looked_at = 0
@@ -125,12 +125,12 @@ async def newest(connection: Connection, tenant: str, chat: str) -> tuple[Stream
 
 
 async def read(pool: Pool, stream: Stream, before_large: Callable[[int], Awaitable[None]]) -> Conversation:
-    """Read the conversation that a chat's newest stream, which has ended, is the end of.
+    """Read the conversation that ends with a chat's newest stream, which has ended.
 
     `before_large`: see `streams.read_input`.
 
     Raises:
-        GenerationError: the stream was created with what is no conversation.
+        GenerationError: the stream's input is not a conversation.
         LogDamaged: events are missing, or the stream was erased meanwhile.
     """
     asked = await streams.read_input(pool, stream.id, large_bytes=LARGE_BYTES, before_large=before_large)
@@ -140,13 +140,13 @@ async def read(pool: Pool, stream: Stream, before_large: Callable[[int], Awaitab
 
 
 async def erased(pool: Pool, conversation: Conversation) -> list[UUID]:
-    """Return which streams that began an answer of a conversation have no row any more."""
+    """Return the streams that began an answer of a conversation and no longer have a row."""
     named = [stream_id for place in conversation.places if (stream_id := stream_of(place.id)) is not None]
     return await streams.missing(pool, named)
 
 
 def stream_of(message_id: str | None) -> UUID | None:
-    """Return the stream that began an answer, which the id of its message names; None for other ids."""
+    """Return the stream that began an answer, from the id of its message; None for other ids."""
     digits = (message_id or "").removeprefix(_MESSAGE)
     if message_id != f"{_MESSAGE}{digits}" or len(digits) != len(UUID(int=0).hex):
         return None
@@ -158,7 +158,7 @@ def stream_of(message_id: str | None) -> UUID | None:
 
 
 def beside_input(places: Sequence[Place], digest: str | None = None) -> Json:
-    """Return what is stored beside an input, for `read`."""
+    """Return what to store beside an input, for `read`."""
     return {"places": [[place.id, place.start] for place in places], "digest": digest}
 
 
@@ -180,8 +180,8 @@ async def _whole_log(pool: Pool, stream_id: UUID) -> list[Batch]:
 
 
 def _joined(stream: Stream, asked: Any, beside: Mapping[str, Any], batches: Sequence[Batch]) -> Conversation:
-    """Put the answer behind what it answers, in the place of the message that it continues."""
-    messages = forms.messages(_spoken(asked))
+    """Append the answer to its input; it replaces the message that it continues."""
+    messages = forms.messages(_conversation_of(asked))
     if not messages:
         raise GenerationError("invalid_input", "The newest stream of the chat was created without messages.")
     places = [Place(*place) for place in beside.get("places", ())]
@@ -196,9 +196,9 @@ def _joined(stream: Stream, asked: Any, beside: Mapping[str, Any], batches: Sequ
     return Conversation(stream, messages, [*places, answer], beside.get("digest"))
 
 
-def _spoken(asked: Any) -> Any:
-    return {name: asked[name] for name in _SPOKEN if name in asked} if isinstance(asked, dict) else asked
+def _conversation_of(asked: Any) -> Any:
+    return {name: asked[name] for name in _CONVERSATION if name in asked} if isinstance(asked, dict) else asked
 
 
 def _damaged(stream_id: UUID) -> LogDamaged:
-    return LogDamaged(f"A part of the answer {stream_id} is missing, so the conversation cannot be continued.")
+    return LogDamaged(f"Part of the answer {stream_id} is missing, so the conversation cannot be continued.")

@@ -1,12 +1,12 @@
-"""A page of the AI SDK that sends its last message only: what the rest of the conversation is, and what becomes of it.
+"""Turns: what a page of the AI SDK that sends only its last message does to the stored conversation.
 
-A message of the user is added to the stored conversation, or takes the place of the one with its id, as an edited one
-does. A message of the assistant takes the place of the newest answer, which it is with the results of the page's tools
-or the user's approvals. `regenerate-message` takes an answer back. The rest is never guessed: what does not fit the end
-of the conversation is refused by name.
+A message of the user is added to the conversation, or replaces the one with its id, if it was edited. A message of the
+assistant replaces the newest answer: it is that answer, with the results of the page's tools or the user's approvals.
+`regenerate-message` removes an answer. Nothing is guessed: what does not fit the end of the conversation is refused,
+with an error that names it.
 
-Each stream of a chat has one successor. The id of the newest is the idempotency key of the next, so of two tabs that
-send the same at once both get one stream, and of two that send something else one is refused.
+Each stream of a chat has one successor: the id of the newest is the idempotency key of the next. So two tabs that send
+the same turn at once get the same stream. If they send different turns, one of them is refused.
 """
 
 from __future__ import annotations
@@ -33,41 +33,42 @@ from ..errors import (
     InvalidRequest,
     StreamExpired,
 )
-from . import actions, conversations
-from .conversations import Conversation, Place
-from .request import charge_rows, pod_of, principal_of, turn_of, without_turn
+from . import actions, aisdk_conversations
+from .aisdk_conversations import Conversation, Place
+from .request import charge_rows, pod_of, principal_of
+from .request_body import turn_of, without_turn
 
 # No client can send a key that begins so.
 _KEY_PREFIX: Final = "\tchat "
-# How long a message waits for an answer that was asked to stop, in seconds.
+# The pauses, in seconds, while a message waits for an answer that was asked to stop.
 _STOPPING_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 _REUSED: Final = frozenset({"queued", "running", "completed"})
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a page sent. `message` is its last one as chat messages; None asks for the newest answer again."""
+    """What a page sent. `message` is its last message as chat messages; None asks to regenerate the newest answer."""
 
     chat: str
     message: Sequence[Mapping[str, Any]] | None
     role: str | None = None
-    message_id: str | None = None  # of that message, or of the one to answer again
+    message_id: str | None = None  # of that message, or of the one to regenerate
     previous_id: str | None = None  # of the message before it, if the page gave it
     allowed: Sequence[str] = ()  # ids of approvals
 
     @property
     def digest(self) -> str:
-        """Tell this from anything else that the same conversation may continue with."""
+        """A hash that differs for every other turn that may continue the same conversation."""
         message = None if self.message is None else list(self.message)
-        told = [self.role, self.message_id, message, sorted(self.allowed)]
-        return hashlib.sha256(orjson.dumps(told)).hexdigest()
+        content = [self.role, self.message_id, message, sorted(self.allowed)]
+        return hashlib.sha256(orjson.dumps(content)).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Continued:
-    """The whole conversation with a turn, and the key under which its stream is created.
+    """The whole conversation including a turn, and the key under which its stream is created.
 
-    `repeated` is the stream that was created by the same turn before.
+    `repeated` is the stream that the same turn has created before.
     """
 
     messages: Sequence[Mapping[str, Any]] = ()
@@ -77,19 +78,19 @@ class Continued:
 
 
 async def continued(request: Request, turn: Turn) -> Continued:
-    """Find out what a turn continues.
+    """Find the conversation that a turn continues.
 
     Raises:
         AnswerRunning: the newest answer is not complete.
         ConversationChanged, ConversationGone: the turn does not fit what is stored.
-        Forbidden: the caller may not read, or only one stream.
+        Forbidden: the caller may not read, or may read only one stream.
         LogDamaged, Unavailable: the conversation cannot be read.
     """
     principal = principal_of(request)
     principal.require("read")
     principal.require_tenant()
     if "\0" in turn.chat:
-        raise InvalidRequest("The id of a chat cannot hold a NUL character.")
+        raise InvalidRequest("A chat's id cannot contain a NUL character.")
     async with translated(pod_of(request).pool):
         stream = await _newest(request, turn.chat)
         if stream is None:
@@ -106,24 +107,24 @@ async def create(request: Request, new: NewStream, body: bytes, key: Idempotency
     """Queue the stream of a turn, or return the one that the same turn created.
 
     Raises:
-        AnswerRunning: another turn was faster.
+        AnswerRunning: another turn came first.
     """
     try:
         stream, _ = await actions.create(request, new, body, key)
     except IdempotencyConflict:
-        raise AnswerRunning("Another message has continued this chat at the same time. Wait for its answer.") from None
+        raise AnswerRunning("Another message continued this chat at the same time. Wait for its answer.") from None
     return stream
 
 
 async def _newest(request: Request, chat: str) -> Stream | None:
     async with pod_of(request).pool.acquire() as connection:
-        stream, looked_at = await conversations.newest(connection, principal_of(request).tenant, chat)
+        stream, looked_at = await aisdk_conversations.newest(connection, principal_of(request).tenant, chat)
     charge_rows(request, looked_at)
     return stream
 
 
 async def _begun(request: Request, turn: Turn) -> Continued:
-    """Begin a chat, with a question that says of no message before it."""
+    """Begin a chat with a question that names no message before it."""
     if turn.role != "user" or turn.previous_id is not None or turn.message is None:
         raise await _gone(request, turn.previous_id or turn.message_id)
     key = _key(request, f"new {turn.chat}", turn)
@@ -131,10 +132,10 @@ async def _begun(request: Request, turn: Turn) -> Continued:
 
 
 def _is_repeated(turn: Turn, stream: Stream, digest: str | None) -> bool:
-    """Whether a stream answers this very turn.
+    """Whether a stream already answers this turn.
 
-    To send the same question again once it is answered, or to take back an answer again, asks for another answer. The
-    same continuation of an answer is another tab's, unless its stream has failed.
+    The same question after its answer has ended asks for another answer, and so does another `regenerate-message`. The
+    same continuation of an answer comes from another tab, unless its stream has failed.
     """
     if digest != turn.digest:
         return False
@@ -150,7 +151,7 @@ async def _stopped(request: Request, stream: Stream) -> Stream:
         while not stream.ended:
             pause = next(pauses, None)
             if stream.cancel_requested_at is None or pause is None:
-                raise AnswerRunning(f"The answer {stream.id} of this chat is under way. Wait for its end, or stop it.")
+                raise AnswerRunning(f"The answer {stream.id} of this chat still runs. Wait for its end, or stop it.")
             await asyncio.sleep(pause)
             found = await streams.get(pod_of(request).pool, stream.id)
             if found is None:
@@ -161,11 +162,11 @@ async def _stopped(request: Request, stream: Stream) -> Stream:
 
 async def _read(request: Request, stream: Stream) -> Conversation:
     try:
-        conversation = await conversations.read(pod_of(request).pool, stream, turn_of(request))
+        conversation = await aisdk_conversations.read(pod_of(request).pool, stream, turn_of(request))
     except GenerationError as error:
         raise InvalidRequest(f"The stored conversation cannot be continued: {error.message}") from None
-    for stream_id in await conversations.erased(pod_of(request).pool, conversation):
-        # What has expired is still in the input of the newest stream. What was erased should not be.
+    for stream_id in await aisdk_conversations.erased(pod_of(request).pool, conversation):
+        # An expired answer is still in the input of the newest stream, which is fine. An erased one must not be used.
         if not isinstance(await retention.absence(pod_of(request).pool, stream_id), StreamExpired):
             raise ConversationGone(f"The answer {stream_id} of this chat was erased.")
     return conversation
@@ -187,7 +188,7 @@ async def _added(request: Request, turn: Turn, conversation: Conversation) -> Co
 
 
 async def _kept(request: Request, turn: Turn, conversation: Conversation) -> Conversation:
-    """Leave out the answer that is taken back, and what follows it."""
+    """Leave out the answer that is regenerated, and all after it."""
     if turn.message_id is None:
         return conversation.without_answer()
     if not conversation.has(turn.message_id):
@@ -197,28 +198,28 @@ async def _kept(request: Request, turn: Turn, conversation: Conversation) -> Con
 
 def _answered_again(request: Request, turn: Turn, rest: Conversation) -> Continued:
     if not rest.messages:
-        raise InvalidRequest("No message precedes the answer that is to be generated again.")
+        raise InvalidRequest("There is no message before the answer to regenerate.")
     return Continued(rest.messages, rest.places, _key(request, str(rest.stream.id), turn))
 
 
 async def _misfit(
     request: Request, conversation: Conversation, message_id: str | None
 ) -> ConversationChanged | ConversationGone:
-    """Return the error that says why a message is not where the page has it."""
-    stream_id = conversations.stream_of(message_id)
+    """Return the error that says why a message does not fit the stored conversation."""
+    stream_id = aisdk_conversations.stream_of(message_id)
     if stream_id is not None and await streams.get(pod_of(request).pool, stream_id) is None:
         return await _gone(request, message_id)
     return ConversationChanged(
-        f"The message {message_id!r:.120} is not where the page has it: the last answer of this chat is "
+        f"The message {message_id!r:.120} is not at the end of this chat: its last answer is "
         f"{conversation.answer_id!r:.120}."
     )
 
 
 async def _gone(request: Request, message_id: str | None) -> ConversationGone:
     """Return the error that says that a message is not stored."""
-    stream_id = conversations.stream_of(message_id)
+    stream_id = aisdk_conversations.stream_of(message_id)
     if stream_id is None:
-        return ConversationGone("No message of this chat is stored: it was erased, has expired, or never was here.")
+        return ConversationGone("No message of this chat is stored: it was erased, has expired, or never existed.")
     why = await retention.absence(pod_of(request).pool, stream_id)
     return ConversationGone(f"The message {message_id!r:.120} is not stored. {why}")
 

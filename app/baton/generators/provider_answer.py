@@ -1,7 +1,6 @@
 """One streamed answer of a model provider, translated into our events.
 
-Tool calls are numbered 0, 1, 2 … in the order in which they appear, and usage has the same
-flat keys whoever counted.
+Tool calls are numbered 0, 1, 2 … in the order in which they appear. Usage has the same flat keys for all providers.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from typing import Any
 from .protocol import Yielded
 
 
-class AnswerReader(ABC):
-    """Translates one answer; `finish_reason` and `usage` are set when the provider tells them."""
+class ProviderAnswer(ABC):
+    """Translates one answer. `finish_reason` and `usage` are set when the provider sends them."""
 
     def __init__(self) -> None:
         self.finish_reason: str | None = None
@@ -23,7 +22,7 @@ class AnswerReader(ABC):
 
     @abstractmethod
     def translate(self, event: Any) -> Iterator[Yielded]:
-        """Yield what a provider's event becomes; an event of an unknown kind becomes nothing."""
+        """Yield the events of a provider's event; those of an unknown type have none."""
 
 
 class ToolCalls:
@@ -51,39 +50,39 @@ class ToolCalls:
         }
 
     def extend(self, key: Hashable, delta: str | None) -> Iterator[Yielded]:
-        """Add a piece of arguments; of a call that did not begin, nothing is known."""
+        """Add a chunk of arguments; that of an unknown call is dropped."""
         index = self._index_by_key.get(key)
         if index is not None and delta:
             self._with_arguments.add(index)
             yield {"type": "tool_call", "index": index, "arguments_delta": delta}
 
     def complete(self, key: Hashable, arguments: str | None) -> Iterator[Yielded]:
-        """Give the whole arguments of a call, which count unless they came in pieces."""
+        """Add the whole arguments of a call, unless they came as deltas."""
         if self._index_by_key.get(key) not in self._with_arguments:
             yield from self.extend(key, arguments)
 
 
 def part(value: Any, *path: str) -> Any:
-    """Follow names into an SDK's object, in which a compatible server may have left out fields, or added dicts."""
+    """Return a nested field of an SDK's object; None if it is missing. Compatible servers leave out fields."""
     for name in path:
         value = value.get(name) if isinstance(value, dict) else getattr(value, name, None)
     return value
 
 
 def identity(event: Any) -> dict[str, str | None]:
-    """Return what the first event says of its answer, by OpenTelemetry's names: its id, and the model that gave it."""
+    """Return the answer's id and model from its first event, by OpenTelemetry's names."""
     about = part(event, "message") or part(event, "response") or event
     found = {"gen_ai.response.id": part(about, "id"), "gen_ai.response.model": part(about, "model")}
     return {name: value if isinstance(value, str) else None for name, value in found.items()}
 
 
 def usage_event(**tokens: int | None) -> dict[str, Any]:
-    """Return a usage event of the counts that are known."""
+    """Return a usage event with the known counts."""
     return {"type": "usage", **{name: count for name, count in tokens.items() if count is not None}}
 
 
 def openai_usage(usage: Any, sent: str, made: str) -> dict[str, Any]:
-    """Return the usage event of one of OpenAI's APIs, which differ in what they call the tokens `sent` and `made`."""
+    """Return the usage event of one of OpenAI's APIs, which have different names for the tokens `sent` and `made`."""
     return usage_event(
         input_tokens=part(usage, f"{sent}_tokens"),
         output_tokens=part(usage, f"{made}_tokens"),

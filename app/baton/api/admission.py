@@ -1,0 +1,74 @@
+"""Who may use a route: the credential, its scope and view, and the rate of requests."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from starlette.requests import Request
+
+from ..db import fair_semaphore
+from ..errors import ReadRateLimited, Unavailable
+from ..pod import read_limits
+from ..principal import AuthScope
+from .request import AsgiResponse, pod_of, principal_of
+from .request_body import release_body
+
+Handler = Callable[[Request], Awaitable[AsgiResponse]]
+
+LEAVING: Final = "This part of the service is shutting down. Try again."
+
+
+def admitted(
+    handler: Handler, scope: AuthScope | None, *, narrow: bool = False, counted: bool | None = None
+) -> Handler:
+    """Call a handler only for callers who have the scope; without a scope, for everybody.
+
+    A request that is `counted` uses one of the caller's reads. By default that is every request with a scope except
+    creates, which have a rate of their own.
+
+    A `narrow` handler looks at the principal's view, and shows only what that view allows. Callers with a narrow view
+    cannot use any other handler.
+
+    A request that the server cancels while the pod leaves would get 500; this answers it with 503.
+    """
+
+    @functools.wraps(handler)
+    async def endpoint(request: Request) -> AsgiResponse:
+        try:
+            if scope is not None:
+                principal = await pod_of(request).gate.admit(
+                    request.method, request.headers, request.cookies, request.query_params
+                )
+                principal.require(scope)
+                principal.require_view("answer" if narrow else "full")
+                request.state.principal = principal
+                fair_semaphore.set_tenant(principal.tenant)
+                if counted if counted is not None else scope != "create":
+                    await _take_read(request)
+            return await handler(request)
+        except asyncio.CancelledError:
+            if not pod_of(request).draining:
+                raise
+            raise Unavailable(LEAVING) from None
+        finally:
+            release_body(request)
+
+    return endpoint
+
+
+async def _take_read(request: Request) -> None:
+    """Raise ReadRateLimited unless the caller may make another request now."""
+    pod, principal = pod_of(request), principal_of(request)
+    wait_seconds = pod.reads.take(principal.tenant, principal.name)
+    if wait_seconds is not None:
+        pod.metrics.rejected["reads_per_second"] += 1
+        await asyncio.sleep(read_limits.REFUSAL_SECONDS)
+        rate = pod.reads.rate
+        raise ReadRateLimited(
+            f"You may make {rate.per_second:g} requests a second, and {rate.burst} at once after a pause. A list "
+            f"counts more if it reads more rows. Try again in {wait_seconds} s.",
+            wait_seconds,
+        )

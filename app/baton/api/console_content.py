@@ -1,0 +1,227 @@
+"""What the console shows, as typed dicts, and how it is made from rows of the database."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+from typing_extensions import TypedDict
+
+from ..codes import ENDS
+from ..db import pod_rows, worker_rows
+from ..db.streams import Stream
+from ..events import Status
+from ..outcome import TimingsContent
+from ..pod.cluster_sampler import Point
+from ..pod.pod import Pod
+from ..principal import AuthScope
+from .stream_content import StreamError, timings
+
+# A pod that has not updated its row for this many intervals counts as dead. Its viewers stop counting sooner: those of
+# a dead pod reconnect at once, and would count twice.
+MISSED_NOTES: Final = 4
+MISSED_NOTES_OF_VIEWERS: Final = 2
+
+_EXPLAINED: Final = frozenset(end.code for end in ENDS)
+
+
+class PodContent(TypedDict):
+    """A pod's row. `alive`: the row was updated recently. `subscribers`: null if it was not updated just now."""
+
+    id: str
+    name: str
+    version: str
+    started_at: datetime
+    silent_seconds: float
+    alive: bool
+    state: pod_rows.PodState
+    listener: str
+    subscribers: int | None
+    connections: int
+
+
+class WorkerContent(TypedDict):
+    """A worker that has not stopped. `tokens`: how many it has generated."""
+
+    id: str
+    name: str
+    generators: list[str]
+    concurrency: int
+    running: int
+    tokens: int
+    started_at: datetime
+    silent_seconds: float
+    alive: bool
+
+
+class PointContent(TypedDict):
+    """The numbers of all pods and workers together, in the `seconds` before `at` (seconds since 1970).
+
+    Delays are from commit to socket; null if nothing was sent.
+    """
+
+    at: float
+    seconds: float
+    tokens: int
+    p50_delay_seconds: float | None
+    p95_delay_seconds: float | None
+
+
+class LiveContent(TypedDict):
+    """How many streams of the caller's tenant are queued and running. Counting stops at `at_most`."""
+
+    queued: int
+    running: int
+    counted_up_to: int
+
+
+class QueueContent(TypedDict):
+    """How many streams of all tenants wait for a worker, and how long the first of them has waited."""
+
+    streams: int
+    oldest_seconds: float
+
+
+class Surroundings(TypedDict):
+    """The part of the overview that is read from the database."""
+
+    live: LiveContent
+    queue: QueueContent
+    pods: list[PodContent]
+    workers: list[WorkerContent]
+
+
+class OverviewContent(Surroundings):
+    """What the console shows besides streams, what its key may do, and which pod answers."""
+
+    pod: str
+    version: str
+    tenant: str
+    anonymous: bool
+    scopes: list[AuthScope]
+    points: list[PointContent]
+
+
+class ConsoleError(StreamError):
+    """Why a stream failed. `entry`: the path of the page that explains the code; null if there is none."""
+
+    doc_url: str | None
+
+
+class ConsoleStream(TypedDict):
+    """State and numbers of a stream.
+
+    `time_to_first_token_seconds`: null before the first token. `events`: the number of the newest event. `viewers`:
+    null if the stream is too old. `silent_seconds`: how long its generator has yielded nothing; null if not long.
+    """
+
+    id: str
+    status: Status
+    generator: str
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    cancel_requested_at: datetime | None
+    attempts: int
+    finish_reason: str | None
+    error: ConsoleError | None
+    usage: dict[str, Any] | None
+    time_to_first_token_seconds: float | None
+    timings: TimingsContent | None
+    events: int
+    viewers: int | None
+    silent_seconds: float | None
+
+
+class ConsolePage(TypedDict):
+    """Some streams, newest first. There may be more before the id `next`. `at`: when they were read."""
+
+    at: datetime
+    data: list[ConsoleStream]
+    next: str | None
+
+
+def stream_content(
+    item: Stream, tail: int, viewers: int | None, silent_seconds: float | None, errors_page: str
+) -> ConsoleStream:
+    """Return what the console shows of a stream whose newest event has the number `tail`."""
+    return {
+        "id": str(item.id),
+        "status": item.status,
+        "generator": item.generator,
+        "created_at": item.created_at,
+        "started_at": item.started_at,
+        "finished_at": item.finished_at,
+        "cancel_requested_at": item.cancel_requested_at,
+        "attempts": item.attempts,
+        "finish_reason": item.finish_reason,
+        "error": _error(item, errors_page),
+        "usage": None if item.usage is None else dict(item.usage),
+        "time_to_first_token_seconds": item.time_to_first_token_seconds,
+        "timings": timings(item),
+        "events": tail,
+        "viewers": viewers,
+        "silent_seconds": silent_seconds,
+    }
+
+
+def _error(item: Stream, errors_page: str) -> ConsoleError | None:
+    if item.error_code is None:
+        return None
+    entry = f"{errors_page}#{item.error_code}" if item.error_code in _EXPLAINED else None
+    return {"code": item.error_code, "message": item.error_message, "doc_url": entry}
+
+
+def _alive(pod: Pod, item: pod_rows.ListedPod) -> bool:
+    return _has_noted(pod, item, MISSED_NOTES)
+
+
+def counts_viewers(pod: Pod, item: pod_rows.ListedPod) -> bool:
+    """Whether the viewers in a pod's row still count; `pod` is the pod that asks."""
+    return _has_noted(pod, item, MISSED_NOTES_OF_VIEWERS)
+
+
+def _has_noted(pod: Pod, item: pod_rows.ListedPod, intervals: int) -> bool:
+    return not item.replaced and item.silent_seconds < intervals * pod.settings.pod_heartbeat_seconds
+
+
+def pod_content(pod: Pod, item: pod_rows.ListedPod) -> PodContent:
+    """Return what the console shows of a pod; `pod` is the pod that asks."""
+    return {
+        "id": str(item.id),
+        "name": item.name,
+        "version": item.version,
+        "started_at": item.started_at,
+        "silent_seconds": item.silent_seconds,
+        "alive": _alive(pod, item),
+        "state": item.state,
+        "listener": item.listener,
+        "subscribers": item.subscribers if counts_viewers(pod, item) else None,
+        "connections": item.connections,
+    }
+
+
+def worker_content(pod: Pod, item: worker_rows.ListedWorker) -> WorkerContent:
+    """Return what the console shows of a worker."""
+    return {
+        "id": str(item.id),
+        "name": item.name,
+        "generators": list(item.generators),
+        "concurrency": item.concurrency,
+        "running": item.running,
+        "tokens": item.tokens,
+        "started_at": item.started_at,
+        "silent_seconds": item.silent_seconds,
+        "alive": item.silent_seconds < pod.settings.lease_seconds,
+    }
+
+
+def point_content(point: Point) -> PointContent:
+    """Return one point of the console's charts."""
+    return {
+        "at": point.at,
+        "seconds": point.seconds,
+        "tokens": point.tokens,
+        "p50_delay_seconds": point.p50_delay_seconds,
+        "p95_delay_seconds": point.p95_delay_seconds,
+    }

@@ -1,0 +1,217 @@
+"""Routes, each declared once: beside its handler.
+
+A module has one `Routes`, whose decorator states the method, the path, the scope, and what the route takes and returns.
+Starlette's route, the check of the credential and the operation in the OpenAPI document all come from that. The name
+and the docstring of the handler are the operation's id, summary and description.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel
+from starlette.convertors import PathConvertor, register_url_convertor
+from starlette.routing import Route
+
+from ..errors import RequestError
+from ..principal import AuthScope
+from . import problems
+from .admission import Handler, admitted
+
+EVENTS: Final = "text/event-stream"
+TEXT: Final = "text/plain"
+JSON: Final = "application/json"
+HTML: Final = "text/html"
+
+Method = Literal["GET", "POST", "DELETE"]
+Schema = Mapping[str, Any]
+_CONVERTOR: Final = re.compile(r"(?<=\w):\w+}")
+
+
+class Anything(PathConvertor):
+    """Matches any characters of a path, as Starlette's `path` does, and line ends too: an id may have them."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("any", Anything())
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter in a header or in the query; `more` has further fields of OpenAPI's parameter object."""
+
+    name: str
+    place: Literal["header", "query"]
+    description: str
+    schema: Schema
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerHeader:
+    """A header of an answer."""
+
+    name: str
+    description: str
+    schema: Schema = field(default_factory=lambda: {"type": "string"})
+
+
+@dataclass(frozen=True, slots=True)
+class Returns:
+    """One answer of a route.
+
+    `content` has, for each media type, the type of its JSON or of the data of each event, or a sentence about its text.
+    """
+
+    description: str
+    content: Mapping[str, Any] = field(default_factory=dict)
+    headers: tuple[AnswerHeader, ...] = ()
+
+
+def _as_it_is(handler: Handler) -> Handler:
+    return handler
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorForm:
+    """The form in which routes answer errors; `around` wraps a handler so that it does."""
+
+    media_type: str
+    content: Any  # the type of its JSON
+    around: Callable[[Handler], Handler] = _as_it_is
+
+
+# The handlers of the application do it.
+PROBLEM: Final = ErrorForm(problems.MEDIA_TYPE, problems.Problem)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """What the OpenAPI document says about a route.
+
+    `others` has the answers in another form, by what the client asks for that form with. `path` has the schemas of the
+    parameters in the path. `body` is a pydantic model or a union of models.
+    """
+
+    method: Method
+    handler: Handler
+    tag: str
+    scope: AuthScope | None
+    answers: Mapping[int, Returns]
+    refusals: Sequence[type[RequestError]]
+    form: ErrorForm
+    path: Mapping[str, Schema]
+    query: Sequence[type[BaseModel]]
+    parameters: Sequence[Parameter]
+    body: Any
+    body_required: bool
+    others: Mapping[str, Mapping[int, Returns]]
+
+
+class DeclaredRoute(Route):
+    """A route of Starlette's that knows who may use it, and its operation; without one, it is not in the document."""
+
+    def __init__(
+        self,
+        path: str,
+        endpoint: Handler,
+        methods: Sequence[str],
+        *,
+        scope: AuthScope | None,
+        narrow: bool = False,
+        form: ErrorForm = PROBLEM,
+        operation: Operation | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(path, endpoint, methods=methods, name=name, include_in_schema=operation is not None)
+        self.scope = scope
+        self.narrow = narrow
+        self.form = form
+        self.operation = operation
+
+    @property
+    def documented_path(self) -> str:
+        """The path as OpenAPI writes it: without convertors."""
+        return _CONVERTOR.sub("}", self.path)
+
+
+class Routes:
+    """The routes of a module, in the order of their handlers.
+
+    `path` has the schemas of the parameters in their paths. All of them answer errors in one form.
+    """
+
+    def __init__(self, tag: str, *, path: Mapping[str, Schema] | None = None, form: ErrorForm = PROBLEM) -> None:
+        self._tag = tag
+        self._path = dict(path or {})
+        self._form = form
+        self._routes: list[DeclaredRoute] = []
+
+    def __iter__(self) -> Iterator[DeclaredRoute]:
+        """Yield the routes."""
+        return iter(self._routes)
+
+    def route(
+        self,
+        method: Method,
+        path: str,
+        scope: AuthScope | None,
+        answers: Mapping[int, Returns],
+        *,
+        refusals: Sequence[type[RequestError]] = (),
+        query: Sequence[type[BaseModel]] = (),
+        parameters: Sequence[Parameter] = (),
+        body: Any = None,
+        body_required: bool = True,
+        others: Mapping[str, Mapping[int, Returns]] | None = None,
+        narrow: bool = False,
+        counted: bool | None = None,
+        around: Callable[[Handler], Handler] | None = None,
+        name: str | None = None,
+    ) -> Callable[[Handler], Handler]:
+        """Declare the decorated handler's route.
+
+        `scope`, `narrow` and `counted`: see `admitted`. `around` wraps the handler outside of all checks. `name` is for
+        `problems.address`.
+        """
+
+        def declare(handler: Handler) -> Handler:
+            operation = Operation(
+                method=method,
+                handler=handler,
+                tag=self._tag,
+                scope=scope,
+                answers=answers,
+                refusals=refusals,
+                form=self._form,
+                path=self._path,
+                query=query,
+                parameters=parameters,
+                body=body,
+                body_required=body_required,
+                others=others or {},
+            )
+            endpoint = self._form.around(admitted(handler, scope, narrow=narrow, counted=counted))
+            endpoint = endpoint if around is None else around(endpoint)
+            self._add(path, endpoint, [method], scope=scope, narrow=narrow, operation=operation, name=name)
+            return handler
+
+        return declare
+
+    def undocumented(
+        self, path: str, scope: AuthScope | None, *, methods: Sequence[str] = ("GET",)
+    ) -> Callable[[Handler], Handler]:
+        """Declare a route of the decorated handler that the document leaves out."""
+
+        def declare(handler: Handler) -> Handler:
+            self._add(path, self._form.around(admitted(handler, scope)), methods, scope=scope)
+            return handler
+
+        return declare
+
+    def _add(self, path: str, endpoint: Handler, methods: Sequence[str], **declared: Any) -> None:
+        self._routes.append(DeclaredRoute(path, endpoint, methods, form=self._form, **declared))

@@ -1,0 +1,143 @@
+"""What the native API returns about a stream, as typed dicts, and how it is made from the stream's row."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, NotRequired, cast
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from ..codes import EndCode
+from ..db.streams import Stream
+from ..events import Status
+from ..outcome import Timings, TimingsContent
+from ..principal import View
+from ..snapshot import Snapshot, ToolCall
+from ..usage import AttemptUsage
+
+
+class StreamError(TypedDict):
+    """Why a stream failed. A generator may give codes of its own."""
+
+    code: EndCode | str
+    message: str | None
+
+
+class StreamContent(TypedDict):
+    """A stream and its state.
+
+    `usage` is the sum of what its generator has reported in all attempts. `usage_by_attempt` has that of each attempt
+    if several used something.
+    """
+
+    id: Annotated[str, Field(json_schema_extra={"format": "uuid"})]
+    status: Status
+    generator: str
+    metadata: dict[str, str | bool | int | float]
+    events_url: str
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    cancel_requested_at: datetime | None
+    finish_reason: str | None
+    error: StreamError | None
+    usage: dict[str, Any] | None
+    usage_by_attempt: list[AttemptUsage] | None
+    timings: TimingsContent | None
+
+
+class StreamWithAnswer(StreamContent):
+    """A stream, its state, and its answer so far: up to the event with the number `last_event_id`."""
+
+    last_event_id: int
+    text: str
+    reasoning: str
+    tool_calls: list[ToolCall]
+    tool_results: list[dict[str, Any]]
+    tool_approvals: NotRequired[list[dict[str, Any]]]
+
+
+class CreatedStream(StreamContent):
+    """A stream, its state, and a token for its clients if the pod has a key to sign one with."""
+
+    token: str | None
+
+
+class TokenContent(TypedDict):
+    """A token of one stream, and when it expires."""
+
+    token: str
+    expires_at: datetime | None
+
+
+class StreamAnswer(TypedDict):
+    """What a token that sees only the answer gets about a stream."""
+
+    id: Annotated[str, Field(json_schema_extra={"format": "uuid"})]
+    status: Status
+    events_url: str
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    finish_reason: str | None
+    error: StreamError | None
+    last_event_id: NotRequired[int]
+    text: NotRequired[str]
+
+
+class StreamPage(TypedDict):
+    """A page of streams, newest first. `next` is the path of the next page; null on the last one.
+
+    A page may be short, or empty, and still have a next one.
+    """
+
+    data: list[StreamContent]
+    next: str | None
+
+
+def seen(described: StreamContent, view: View) -> StreamContent | StreamAnswer:
+    """Return the part of a stream's description that a view shows."""
+    if view == "full":
+        return described
+    shown = {name: value for name, value in described.items() if name in StreamAnswer.__annotations__}
+    return cast("StreamAnswer", shown)
+
+
+def describe(stream: Stream, events_url: str) -> StreamContent:
+    """Return a stream's row as the API shows it to callers with the full view."""
+    return {
+        "id": str(stream.id),
+        "status": stream.status,
+        "generator": stream.generator,
+        "metadata": dict(stream.metadata),
+        "events_url": events_url,
+        "created_at": stream.created_at,
+        "started_at": stream.started_at,
+        "finished_at": stream.finished_at,
+        "cancel_requested_at": stream.cancel_requested_at,
+        "finish_reason": stream.finish_reason,
+        "error": _error(stream),
+        "usage": None if stream.usage is None else dict(stream.usage),
+        "usage_by_attempt": None if stream.usage_by_attempt is None else list(stream.usage_by_attempt),
+        "timings": timings(stream),
+    }
+
+
+def describe_with_answer(described: StreamContent, snapshot: Snapshot) -> StreamWithAnswer:
+    """Return a stream and its answer so far. The usage is in the row after the end, and in the answer before it."""
+    answer = snapshot.as_dict()
+    if described["usage"] is not None:
+        answer["usage"] = described["usage"]
+    return {**described, **answer}
+
+
+def _error(stream: Stream) -> StreamError | None:
+    return None if stream.error_code is None else {"code": stream.error_code, "message": stream.error_message}
+
+
+def timings(stream: Stream) -> TimingsContent | None:
+    """Return how long a stream took; None before its end."""
+    if stream.duration_seconds is None:
+        return None
+    return Timings(stream.duration_seconds, stream.time_to_first_token_seconds, stream.tokens or 0).as_dict()
