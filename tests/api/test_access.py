@@ -116,7 +116,7 @@ def test_no_route_is_without_a_row() -> None:
 
 
 def table_for_readers() -> str:
-    lines = ["| route | scope | token of a stream |", "| --- | --- | --- |"]
+    lines = ["| route | scope | stream token |", "| --- | --- | --- |"]
     for (method, path), route in DECLARED.items():
         if route.include_in_schema and route.scope is not None:
             shown = TABLE[method, path]

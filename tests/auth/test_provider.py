@@ -328,5 +328,5 @@ async def test_the_longest_life_of_its_tokens_is_a_setting(cluster: Cluster) -> 
 @pytest.mark.parametrize("lacking", ["jwt_issuer", "jwt_audience"])
 def test_a_provider_needs_an_issuer_and_an_audience(lacking: str) -> None:
     given = settings("https://idp.test") | {lacking: None}
-    with pytest.raises(ConfigurationError, match="BATON_JWKS_URL needs BATON_JWT_ISSUER and BATON_JWT_AUDIENCE"):
+    with pytest.raises(ConfigurationError, match="BATON_JWKS_URL also needs BATON_JWT_ISSUER and BATON_JWT_AUDIENCE"):
         Settings.load(**given)
