@@ -66,11 +66,19 @@ bench-quick: bench-install ## The main comparisons, once (some minutes)
 bench-install: install
 	@$(UV) sync --quiet --locked --inexact --all-extras --group bench --python $(RUN)python
 
+docs: install ## Build the documentation site into site/, strictly and offline
+	@$(UV) sync --quiet --locked --inexact --all-extras --group docs --python $(RUN)python
+	@$(RUN)python -m tools.docs_site
+
+coverage: install ## The tests of `make test`, and how much of the code they run
+	@$(UV) sync --quiet --locked --inexact --all-extras --group coverage --python $(RUN)python
+	@$(RUN)pytest -q -n 4 -m "not slow and not clients" --cov --cov-report=term:skip-covered --cov-report=xml --durations=25
+
 format: install ## Format the code
 	@$(RUN)ruff check --quiet --fix .
 	@$(RUN)ruff format --quiet .
 
 clean: ## Remove what the targets above made
-	@rm -rf $(VENV) $(LOWEST) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
+	@rm -rf $(VENV) $(LOWEST) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist build site .coverage coverage.xml
 
-.PHONY: help install demo chaos lint test test-clients test-lowest test-all bench bench-quick bench-install format clean
+.PHONY: help install demo chaos lint test test-clients test-lowest test-all bench bench-quick bench-install docs coverage format clean
