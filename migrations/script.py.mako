@@ -23,7 +23,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from baton import ddl
+from baton.schema import ddl
 % if imports:
 ${imports}
 % endif

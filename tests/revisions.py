@@ -19,7 +19,7 @@ _MODULE = '''\
 
 from alembic import op
 
-from baton import ddl
+from baton.schema import ddl
 
 revision = "{revision}"
 down_revision = "{before}"
