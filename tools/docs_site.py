@@ -27,6 +27,8 @@ REPOSITORY = SETTINGS["extra"]["social"][0]["link"]
 ROOT_PAGES = ("README.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md")
 
 _LINK = re.compile(r"(?<=\]\()([^)\s:#]+)(?=[)#])")
+_ITEM = re.compile(r"([-*]|1\.) ")
+_BEFORE_ITEM = re.compile(r"([-*]|\d+\.) |\s|#")
 # What a browser fetches by itself, by the attribute that names it. Of links, the relations that it fetches.
 _FETCHED = {"script": "src", "img": "src", "source": "src", "iframe": "src", "video": "src", "audio": "src"}
 _FETCHED_RELATIONS = {"stylesheet", "icon", "preload", "preconnect", "modulepreload", "manifest", "dns-prefetch"}
@@ -50,11 +52,24 @@ def copy_pages() -> None:
     for name in ROOT_PAGES:
         shutil.copy(PROJECT / name, PAGES)
     for page in PAGES.rglob("*.md"):
-        page.write_text(_with_links_to_the_repository(page))
+        page.write_text(with_lists_apart(_with_links_to_the_repository(page)))
+
+
+def with_lists_apart(text: str) -> str:
+    """Put an empty line before each list that follows a paragraph: GitHub needs none, and Python-Markdown does."""
+    lines: list[str] = []
+    in_code = False
+    for line in text.splitlines():
+        before = lines[-1] if lines else ""
+        if not in_code and _ITEM.match(line) and before and not _BEFORE_ITEM.match(before):
+            lines.append("")
+        in_code ^= line.startswith("```")
+        lines.append(line)
+    return "\n".join([*lines, ""])
 
 
 def find_faults(site: Path) -> Iterator[str]:
-    """Yield a sentence for each link of a built page that leads nowhere, and for each thing that is loaded from afar."""
+    """Yield a sentence for each link that leads nowhere, and for each thing that is loaded from another server."""
     pages = {path: _Page(path) for path in site.rglob("*.html") if path.name != "404.html"}
     for path, page in pages.items():
         place = path.relative_to(site)

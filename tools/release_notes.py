@@ -1,6 +1,6 @@
 """Prints a release's part of CHANGELOG.md: `python -m tools.release_notes v1.2.3`.
 
-Fails unless the tag is the version in pyproject.toml, and the changelog has a dated heading for it with something below.
+Fails unless the tag is the version in pyproject.toml, and the changelog has a dated section for it that is not empty.
 """
 
 from __future__ import annotations
