@@ -67,11 +67,11 @@ bench-install: install
 	@$(UV) sync --quiet --locked --inexact --all-extras --group bench --python $(RUN)python
 
 docs: install ## Build the documentation site into site/, strictly and offline
-	@$(UV) sync --quiet --locked --inexact --all-extras --group docs --python $(RUN)python
+	@$(UV) sync --quiet --locked --inexact --group docs --python $(RUN)python
 	@$(RUN)python -m tools.docs_site
 
 coverage: install ## The tests of `make test`, and how much of the code they run
-	@$(UV) sync --quiet --locked --inexact --all-extras --group coverage --python $(RUN)python
+	@$(UV) sync --quiet --locked --inexact --group coverage --python $(RUN)python
 	@$(RUN)pytest -q -n 4 -m "not slow and not clients" --cov --cov-report=term:skip-covered --cov-report=xml --durations=25
 
 wheel: install ## Build the wheel and the source distribution into dist/
@@ -79,11 +79,11 @@ wheel: install ## Build the wheel and the source distribution into dist/
 	@$(UV) build --quiet --out-dir dist
 
 hooks: install ## Check each commit: format, lint, imports and the lock file
-	@$(UV) sync --quiet --locked --inexact --all-extras --group hooks --python $(RUN)python
+	@$(UV) sync --quiet --locked --inexact --group hooks --python $(RUN)python
 	@$(RUN)pre-commit install
 
 lint-github: install ## Check the workflows, forms and settings in .github
-	@$(UV) sync --quiet --locked --inexact --all-extras --group github --python $(RUN)python
+	@$(UV) sync --quiet --locked --inexact --group github --python $(RUN)python
 	@$(RUN)check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@$(RUN)check-jsonschema --quiet --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	@$(RUN)check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
