@@ -26,6 +26,8 @@ SITE = PROJECT / SETTINGS["site_dir"]
 REPOSITORY = SETTINGS["extra"]["social"][0]["link"]
 ROOT_PAGES = ("README.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md")
 
+_EXPANDED = PROJECT / ".zensical.toml"  # Zensical takes no patterns
+_PATTERN = re.compile(r'"(docs/[\w/]+/\*\.md)",')
 _LINK = re.compile(r"(?<=\]\()([^)\s:#]+)(?=[)#])")
 _ITEM = re.compile(r"([-*]|1\.) ")
 _BEFORE_ITEM = re.compile(r"([-*]|\d+\.) |\s|#")
@@ -38,8 +40,13 @@ def main() -> None:
     """Copy, build, check; exit with the list of what is wrong."""
     copy_pages()
     zensical = Path(sys.executable).parent / "zensical"
-    if built := subprocess.run([zensical, "build", "--strict", "--clean"], cwd=PROJECT, check=False).returncode:
-        sys.exit(built)
+    _EXPANDED.write_text(with_pages_listed((PROJECT / "zensical.toml").read_text()))
+    try:
+        command: list[str | Path] = [zensical, "build", "--strict", "--clean", "--config-file", _EXPANDED]
+        if built := subprocess.run(command, cwd=PROJECT, check=False).returncode:
+            sys.exit(built)
+    finally:
+        _EXPANDED.unlink()
     if faults := list(find_faults(SITE)):
         sys.exit("\n".join(["The site is built, and not as it must be:", *faults]))
 
@@ -53,6 +60,16 @@ def copy_pages() -> None:
         shutil.copy(PROJECT / name, PAGES)
     for page in PAGES.rglob("*.md"):
         page.write_text(with_lists_apart(_with_links_to_the_repository(page)))
+
+
+def with_pages_listed(settings: str) -> str:
+    """Return the settings with each pattern of the navigation replaced by the pages that match, READMEs aside."""
+
+    def listed(pattern: re.Match[str]) -> str:
+        pages = sorted(page for page in PROJECT.glob(pattern[1]) if page.name != "README.md")
+        return "".join(f'"{page.relative_to(PROJECT)}", ' for page in pages)
+
+    return _PATTERN.sub(listed, settings)
 
 
 def with_lists_apart(text: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools.docs_site import ROOT_PAGES, find_faults, with_lists_apart
+from tools.docs_site import ROOT_PAGES, find_faults, with_lists_apart, with_pages_listed
 from tools.release_notes import notes
 
 import baton
@@ -19,7 +19,7 @@ import baton
 PROJECT = Path(__file__).parents[2]
 DOCS = PROJECT / "docs"
 NAMING = (PROJECT / "CONTRIBUTING.md", DOCS / "architecture.md")
-SETTINGS = tomllib.loads((PROJECT / "zensical.toml").read_text())["project"]
+SETTINGS = tomllib.loads(with_pages_listed((PROJECT / "zensical.toml").read_text()))["project"]
 
 
 def pages_of(nav: Any) -> Iterator[str]:
