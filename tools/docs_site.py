@@ -1,10 +1,10 @@
 """Builds the documentation site into `site/`, strictly: `python -m tools.docs_site`.
 
-Pages are the repository's own Markdown. They are copied with the layout of the repository, so that a link that works on
-GitHub works on the site. Links to files that are no page lead to the repository.
+The pages are the Markdown files of the repository. They are copied with the layout of the repository, so a link that
+works on GitHub works on the site. A link to a file that is not a page leads to the repository.
 
-Zensical fails on a link to a missing page or heading, and on a name of the API that does not exist. Files, images and
-raw HTML it does not check, so the built pages are checked here, too. They must also load nothing from another server.
+Zensical fails on a link to a missing page or heading, and on a missing name of the Python API. It does not check files,
+images and raw HTML, so this module checks the built pages. It also fails if a page loads anything from another server.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
     finally:
         _EXPANDED.unlink()
     if faults := list(find_faults(SITE)):
-        sys.exit("\n".join(["The site is built, and not as it must be:", *faults]))
+        sys.exit("\n".join(["The site has these faults:", *faults]))
 
 
 def copy_pages() -> None:
