@@ -67,11 +67,35 @@ bench-quick: bench-install ## The main comparisons, once (some minutes)
 bench-install: install
 	@$(UV) sync --quiet --locked --inexact $(EXTRAS) --group bench --python $(RUN)python
 
+docs: install ## Build the documentation site into site/, strictly and offline
+	@$(UV) sync --quiet --locked --inexact --group docs --python $(RUN)python
+	@$(RUN)python -m tools.docs_site
+
+coverage: install ## The tests of `make test`, and how much of the code they run
+	@$(UV) sync --quiet --locked --inexact --group coverage --python $(RUN)python
+	@$(RUN)pytest -q -n 4 -m "not slow and not clients" --cov --cov-report=term:skip-covered --cov-report=xml --durations=25
+
+wheel: install ## Build the wheel and the source distribution into dist/
+	@rm -rf dist
+	@$(UV) build --quiet --out-dir dist
+
+hooks: install ## Check each commit: format, lint, imports and the lock file
+	@$(UV) sync --quiet --locked --inexact --group hooks --python $(RUN)python
+	@$(RUN)pre-commit install
+
+lint-github: install ## Check the workflows, forms and settings in .github
+	@$(UV) sync --quiet --locked --inexact --group github --python $(RUN)python
+	@$(RUN)check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(RUN)check-jsonschema --quiet --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	@$(RUN)check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	@$(RUN)check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
+	@$(RUN)zizmor --offline --quiet --config .github/zizmor.yml .
+
 format: install ## Format the code
 	@$(RUN)ruff check --quiet --fix .
 	@$(RUN)ruff format --quiet .
 
 clean: ## Remove what the targets above made
-	@rm -rf $(VENV) $(LOWEST) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
+	@rm -rf $(VENV) $(LOWEST) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist build site .coverage* coverage.xml
 
-.PHONY: help install demo chaos lint test test-clients test-lowest test-all bench bench-quick bench-install format clean
+.PHONY: help install demo chaos lint test test-clients test-lowest test-all bench bench-quick bench-install docs coverage wheel hooks lint-github format clean

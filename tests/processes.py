@@ -21,7 +21,9 @@ SERVES = r'Pod (\S+) serves on (http://[^\s"]+)'
 
 def environment(**given: str) -> dict[str, str]:
     """Nothing but what a command needs, and what is given."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
+    # The last one has coverage measure the command, too, where it is measured.
+    names = ("PATH", "HOME", "TMPDIR", "LANG", "COVERAGE_PROCESS_CONFIG")
+    kept = {name: os.environ[name] for name in names if name in os.environ}
     return kept | given
 
 
