@@ -42,6 +42,9 @@ lint: install ## Check style, types, import contracts and the lock file
 test: lint ## Lint, then run the tests on a real Postgres (at most 5 minutes)
 	@$(RUN)pytest -q -n 4 -m "not slow and not clients"
 
+test-unit: install ## The tests that need no database (seconds)
+	@$(RUN)pytest -q -n 2 -m "not slow" tests/unit
+
 test-clients: install ## The tests with real clients: SDKs from PyPI and npm, and Chromium, where they are
 	@$(RUN)pytest -q -n 4 -m clients
 
@@ -98,4 +101,4 @@ format: install ## Format the code
 clean: ## Remove what the targets above made
 	@rm -rf $(VENV) $(LOWEST) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist build site .coverage* coverage.xml
 
-.PHONY: help install demo chaos lint test test-clients test-lowest test-all bench bench-quick bench-install docs coverage wheel hooks lint-github format clean
+.PHONY: help install demo chaos lint test test-unit test-clients test-lowest test-all bench bench-quick bench-install docs coverage wheel hooks lint-github format clean

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit, urlunsplit
 
-import asyncpg
-import docker
 import hypothesis
 import pytest
-from docker.errors import DockerException
 from testcontainers.community.postgres import PostgresContainer
-from tests.cluster import Cluster
-from tests.data_folder import data_folder
-from tests.installed import binaries, installed_postgres
+from tests.support.cluster import Cluster
+from tests.support.data_folder import data_folder
+from tests.support.databases import create_template, engine_answers, execute, make_quick, memory, named_database
+from tests.support.installed import binaries, installed_postgres
 
 from baton.demo.embedded import embedded_postgres
-from baton.schema.migrate import migrate
 
 # How fast inputs are made, and examples run, depends on what else the machine is doing.
 hypothesis.settings.register_profile("all", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -113,61 +107,3 @@ async def cluster(dsn: str) -> AsyncIterator[Cluster]:
     """No pods and no workers yet, on a database of the test's own."""
     async with Cluster(dsn) as cluster:
         yield cluster
-
-
-def engine_answers() -> bool:
-    kind, _, path = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").partition("://")
-    if kind == "unix" and not Path(path).exists():
-        return False
-    with contextlib.closing(docker.from_env(version="1.40", timeout=2)) as client:
-        try:
-            return bool(client.ping())
-        except (DockerException, OSError):
-            return False
-
-
-def memory() -> Path | None:
-    """A folder in memory with room for a server's data, if there is one.
-
-    Each test makes a database of some 300 files and removes it. On ext4, which does not reuse an inode within seconds
-    of its removal, the 200th costs 0.3 s of CPU; in memory each costs 0.01 s.
-    """
-    folder = Path("/dev/shm")
-    return folder if folder.is_dir() and shutil.disk_usage(folder).free > 4 << 30 else None
-
-
-async def make_quick(server: str) -> None:
-    """Spare the disk: each test makes a database, and no test here pulls the plug of this server."""
-    await execute(server, "ALTER SYSTEM SET fsync = off")
-    await execute(server, "SELECT pg_reload_conf()")
-
-
-async def create_template(server: str, name: str) -> None:
-    await execute(server, f"CREATE DATABASE {name}")
-    await migrate(named_database(server, name), days_ahead=1)
-
-
-def last_words(dsn: str) -> str:
-    """What became of a server that does not answer, as far as its log tells."""
-    log = Path(parse_qs(urlsplit(dsn).query).get("host", [""])[0]) / "log"
-    if not log.parent.is_absolute():
-        return "The server is not one of these tests' own."
-    if not log.exists():
-        return f"The data of its server have been removed: there is no {log}."
-    return "\n".join(["The server's log ends so:", *log.read_text(errors="replace").splitlines()[-20:]])
-
-
-def named_database(server: str, name: str) -> str:
-    return urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
-
-
-async def execute(dsn: str, statement: str) -> None:
-    try:
-        connection = await asyncpg.connect(dsn)
-    except OSError as error:
-        error.add_note(last_words(dsn))
-        raise
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()

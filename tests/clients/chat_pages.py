@@ -20,8 +20,8 @@ from tests.clients.browsing import EXPECTED, browsing
 from tests.clients.node import Node, documented
 from tests.clients.pods import TwoPods, two_pods
 from tests.clients.site import served
-from tests.cluster import Cluster
-from tests.logbook import until
+from tests.support.cluster import Cluster
+from tests.support.logbook import until
 
 API: Final = "/v1/ai-sdk/chat"
 # What the SDKs write into the console when an answer breaks off.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.packages import npm
-from tests.logbook import DEADLINE_SECONDS
+from tests.support.logbook import DEADLINE_SECONDS
 
 HERE = Path(__file__).parent
 CLIENTS = HERE.parent.parent / "docs" / "clients.md"

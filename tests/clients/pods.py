@@ -7,8 +7,8 @@ import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from tests.cluster import Cluster, Tap
-from tests.processes import SERVES, Running, environment, running
+from tests.support.cluster import Cluster, Tap
+from tests.support.processes import SERVES, Running, environment, running
 
 from baton.errors import GenerationError
 from baton.generators.protocol import Yielded

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import uvicorn
 from starlette.applications import Starlette
-from tests.logbook import until
+from tests.support.logbook import until
 
 from baton.server.listening_socket import bind
 

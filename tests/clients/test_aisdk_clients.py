@@ -11,9 +11,9 @@ from bench.packages import INSTALL_SECONDS
 from tests.clients.balancer import balancer
 from tests.clients.node import Node
 from tests.clients.pods import ANSWER, WORDS, two_pods
-from tests.cluster import Cluster, Tap
-from tests.dialects.test_aisdk import CASES, OPENING, read
-from tests.dialects.wire import batches
+from tests.support.cluster import Cluster, Tap
+from tests.support.wire import batches
+from tests.unit.dialects.test_aisdk import CASES, OPENING, read
 
 from baton.errors import GenerationError
 from baton.generators import GenerationRequest

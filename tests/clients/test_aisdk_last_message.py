@@ -11,7 +11,7 @@ import pytest
 from bench.packages import INSTALL_SECONDS
 from tests.clients.node import Node
 from tests.clients.pods import two_pods
-from tests.cluster import Cluster, RunningPod
+from tests.support.cluster import Cluster, RunningPod
 
 from baton.errors import GenerationError
 from baton.generators import GenerationRequest

@@ -10,7 +10,7 @@ import pytest
 from bench.packages import INSTALL_SECONDS
 from tests.clients.node import Node
 from tests.clients.pods import two_pods
-from tests.cluster import Cluster
+from tests.support.cluster import Cluster
 
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded

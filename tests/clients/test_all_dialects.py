@@ -9,9 +9,9 @@ import httpx2
 import orjson
 from openai import AsyncOpenAI
 from tests.clients.pods import ANSWER, WORDS
-from tests.cluster import Cluster, Tap
-from tests.follower import frames_after, texts
-from tests.logbook import until
+from tests.support.cluster import Cluster, Tap
+from tests.support.follower import frames_after, texts
+from tests.support.logbook import until
 
 
 async def test_all_dialects_tell_the_same_text(cluster: Cluster) -> None:

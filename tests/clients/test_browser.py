@@ -16,9 +16,9 @@ import httpx2
 import pytest
 from tests.clients.balancer import balancer
 from tests.clients.pods import ANSWER, WORDS
-from tests.cluster import Cluster, Tap
-from tests.logbook import until
-from tests.processes import environment
+from tests.support.cluster import Cluster, Tap
+from tests.support.logbook import until
+from tests.support.processes import environment
 
 from baton.demo.cluster import reserved_port
 

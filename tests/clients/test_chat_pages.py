@@ -10,7 +10,7 @@ from tests.clients.browsing import needs_chromium
 from tests.clients.chat_pages import API, ChatPage, answers, ask, chat_page, parts, show
 from tests.clients.node import Node
 from tests.clients.pods import WORDS
-from tests.cluster import Cluster
+from tests.support.cluster import Cluster
 
 from baton.db import retention
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from playwright.async_api import Page, expect
-from tests.access import bearer, guarded_pod, make_key
 from tests.clients.browsing import PHONE, WIDE, browsing, needs_chromium
 from tests.clients.pods import WORDS
 from tests.clients.test_browser import START_SECONDS
-from tests.cluster import Cluster, RunningPod, Tap
-from tests.logbook import until
-from tests.processes import SERVES, environment, running
+from tests.support.access import bearer, guarded_pod, make_key
+from tests.support.cluster import Cluster, RunningPod, Tap
+from tests.support.logbook import until
+from tests.support.processes import SERVES, environment, running
 
 from baton.demo.cluster import reserved_port
 from baton.errors import GenerationError

@@ -12,7 +12,7 @@ from bench.packages import INSTALL_SECONDS
 from tests.clients.browsing import needs_chromium
 from tests.clients.chat_pages import ChatPage, answers, chat_page, show
 from tests.clients.node import Node
-from tests.cluster import Cluster
+from tests.support.cluster import Cluster
 
 from baton.generators.conversation import messages
 from baton.generators.protocol import Yielded

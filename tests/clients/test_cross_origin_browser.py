@@ -13,8 +13,8 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from tests.clients.site import served
 from tests.clients.test_browser import CHROMIUM, START_SECONDS, browser
-from tests.cluster import Cluster, echo
-from tests.logbook import until
+from tests.support.cluster import Cluster, echo
+from tests.support.logbook import until
 
 PAGE = """<!doctype html><script type="module">
 async function fetched(pod) {

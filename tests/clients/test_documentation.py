@@ -15,9 +15,9 @@ import pytest
 from tests.clients.balancer import HANGS_UP, LOSES_THE_ANSWER, SAYS_503, balancer
 from tests.clients.node import CLIENTS, HERE, documented
 from tests.clients.pods import ANSWER, WORDS, two_pods
-from tests.cluster import Cluster
-from tests.logbook import DEADLINE_SECONDS
-from tests.processes import environment
+from tests.support.cluster import Cluster
+from tests.support.logbook import DEADLINE_SECONDS
+from tests.support.processes import environment
 
 LANGUAGE = re.compile(r"^```(\w+)$", re.MULTILINE)
 TEXT = "An answer that outlives its machine."

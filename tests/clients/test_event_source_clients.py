@@ -7,8 +7,8 @@ from bench.packages import INSTALL_SECONDS
 from tests.clients.balancer import balancer
 from tests.clients.node import Node
 from tests.clients.pods import ANSWER, WORDS, two_pods
-from tests.cluster import Cluster
-from tests.logbook import until
+from tests.support.cluster import Cluster
+from tests.support.logbook import until
 
 pytestmark = pytest.mark.timeout(INSTALL_SECONDS + 60)
 

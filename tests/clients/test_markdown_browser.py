@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import Page, expect
 from tests.clients.browsing import PHONE, browsing, needs_chromium
 from tests.clients.test_browser import START_SECONDS
-from tests.cluster import Cluster, Tap
+from tests.support.cluster import Cluster, Tap
 
 pytestmark = [pytest.mark.timeout(180), needs_chromium]
 expect.set_options(timeout=START_SECONDS * 1000)

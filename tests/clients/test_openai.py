@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from tests.clients.balancer import HANGS_UP, SAYS_503, balancer
 from tests.clients.node import Node
 from tests.clients.pods import ANSWER, WORDS, two_pods
-from tests.cluster import Cluster, RunningPod, Tap, echo
-from tests.logbook import DEADLINE_SECONDS, until
+from tests.support.cluster import Cluster, RunningPod, Tap, echo
+from tests.support.logbook import DEADLINE_SECONDS, until
 
 from baton.errors import GenerationError
 

@@ -10,7 +10,7 @@ import pytest
 from playwright.async_api import Page, expect
 from tests.clients.browsing import PHONE, WIDE, browsing, needs_chromium
 from tests.clients.test_browser import START_SECONDS
-from tests.cluster import Cluster, Tap
+from tests.support.cluster import Cluster, Tap
 
 from baton.errors import GenerationError
 

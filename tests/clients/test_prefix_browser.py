@@ -8,9 +8,9 @@ import pytest
 from playwright.async_api import expect
 from tests.clients.browsing import browsing, needs_chromium
 from tests.clients.test_browser import START_SECONDS
-from tests.cluster import Cluster
-from tests.nginx import needs_nginx
-from tests.test_prefix import pod_behind
+from tests.integration.api.test_path_prefix import pod_behind
+from tests.support.cluster import Cluster
+from tests.support.nginx import needs_nginx
 
 pytestmark = [pytest.mark.timeout(180), needs_chromium, needs_nginx]
 expect.set_options(timeout=START_SECONDS * 1000)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from bench.packages import INSTALL_SECONDS
 from tests.clients.node import Node
-from tests.cluster import Cluster
+from tests.support.cluster import Cluster
 
 from baton.errors import GENERATOR_FAULT, GenerationError
 from baton.generators import GenerationRequest

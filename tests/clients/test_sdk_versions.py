@@ -13,7 +13,7 @@ from tests.clients.browsing import needs_chromium
 from tests.clients.chat_pages import API, SDKS, ChatPage, answers, ask, chat_page, parts, show
 from tests.clients.node import CLIENTS, HERE, Node
 from tests.clients.pods import WORDS
-from tests.cluster import Cluster
+from tests.support.cluster import Cluster
 
 pytestmark = [pytest.mark.timeout(INSTALL_SECONDS + 60), needs_chromium]
 

@@ -13,7 +13,7 @@ from pydantic_ai import Agent
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from tests.clients.node import Node
-from tests.cluster import Cluster
+from tests.support.cluster import Cluster
 
 from baton.generators import GenerationRequest
 from baton.generators.conversation import messages

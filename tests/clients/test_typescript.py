@@ -12,8 +12,8 @@ from bench.packages import INSTALL_SECONDS, npm
 from tests.clients.balancer import balancer
 from tests.clients.node import CLIENTS, HERE, Node
 from tests.clients.pods import ANSWER, WORDS, two_pods
-from tests.cluster import Cluster
-from tests.processes import finished
+from tests.support.cluster import Cluster
+from tests.support.processes import finished
 
 SOURCES = HERE / "typescript"
 STRICT = ("--strict", "--target", "es2022", "--lib", "es2022,dom,dom.iterable")

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from tests.cluster import Cluster
-from tests.conftest import create_template, execute, named_database
 from tests.faults.servers import BreakablePostgres
+from tests.support.cluster import Cluster
+from tests.support.databases import create_template, execute, named_database
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Self
 
 import asyncpg
-from tests.conftest import create_template, execute, memory, named_database
-from tests.data_folder import data_folder
 from tests.faults.servers import BreakablePostgres
-from tests.logbook import until
+from tests.support.data_folder import data_folder
+from tests.support.databases import create_template, execute, memory, named_database
+from tests.support.logbook import until
 
 DATABASE = "baton_test"
 

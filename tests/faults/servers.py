@@ -16,7 +16,7 @@ from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
-from tests.data_folder import data_folder
+from tests.support.data_folder import data_folder
 
 from baton.db.postgres import CONNECTION_ERRORS
 

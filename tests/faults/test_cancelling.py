@@ -6,10 +6,10 @@ import asyncio
 from typing import Any
 from uuid import UUID
 
-from tests.cluster import Cluster, RunningPod, Tap, echo, ended
 from tests.faults.test_leases import row
 from tests.faults.viewers import Viewer
-from tests.logbook import DEADLINE_SECONDS, until
+from tests.support.cluster import Cluster, RunningPod, Tap, echo, ended
+from tests.support.logbook import DEADLINE_SECONDS, until
 
 from baton.chaos.proxy import Proxy
 from baton.db import stream_ending

@@ -1,4 +1,4 @@
-"""The verdict with every violation fed in, and chaos itself: a short run, and one with a log that is tampered with."""
+"""Chaos itself: a short run, and one with a log that is tampered with."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import asyncio
 import io
 import logging
 import shutil
-from collections.abc import Iterable
-from random import Random
 
 import asyncpg
 import orjson
@@ -15,195 +13,11 @@ import psutil
 import pytest
 from rich.console import Console
 
-from baton.chaos.account import Account, Expected, LogCopy
-from baton.chaos.deltas import Delta, read, write
 from baton.chaos.experiment import Experiment, Options
-from baton.chaos.memory import Samples
-from baton.chaos.workload import StreamPlan
-from baton.db.event_log import Batch
-from baton.errors import ConfigurationError
-
-ASKED = Expected(events=3, policy="retry")
-
-
-def delta(number: int, run: str = "aa") -> str:
-    return orjson.dumps({"type": "text", "delta": write(Delta(run, number))}).decode()
 
 
 def done(status: str = "completed", code: str | None = None) -> str:
     return orjson.dumps({"type": "done", "status": status, "error": {"code": code} if code else None}).decode()
-
-
-RESET = '{"type":"reset","reason":"worker_lost"}'
-WHOLE = [delta(1), delta(2), delta(3), done()]
-
-
-def told(events: Iterable[tuple[int, str]], log: list[str] | None = None, asked: Expected = ASKED) -> set[str]:
-    """The kinds of all complaints about a viewer that received this of a stream whose log is that."""
-    account = Account()
-    found = [complaint for seq, line in events for complaint in account.receive(seq, line.encode())]
-    found += account.ending(asked)
-    found += account.against(copy_of(WHOLE if log is None else log))
-    return {complaint.kind for complaint in found}
-
-
-def copy_of(lines: list[str], status: str = "completed") -> LogCopy:
-    return LogCopy([Batch(1, len(lines), True, "\n".join(lines))], status)
-
-
-def numbered(lines: list[str]) -> list[tuple[int, str]]:
-    return list(enumerate(lines, 1))
-
-
-def test_a_whole_stream_gives_no_reason_to_complain() -> None:
-    assert told(numbered(WHOLE)) == set()
-    assert copy_of(WHOLE).complaints == []
-
-
-def test_a_stream_that_began_anew_gives_none_either() -> None:
-    lines = [delta(1), RESET, delta(1, "bb"), delta(2, "bb"), delta(3, "bb"), done()]
-    assert told(numbered(lines), lines) == set()
-
-
-@pytest.mark.parametrize(
-    ("order", "kinds"),
-    [
-        ([1, 3, 4], {"missing", "not the log", "wrong end"}),
-        ([2, 3, 4], {"missing", "mixture", "not the log"}),
-        ([1, 2, 2, 3, 4], {"repeated"}),
-        ([1, 1, 2, 3, 4], {"repeated"}),
-        ([1, 3, 2, 4], {"missing", "out of order", "wrong end"}),
-        ([1, 2, 3, 4, 4], {"repeated", "second end"}),
-        ([1, 2, 3], {"no end", "not the log"}),
-        ([], {"no end", "not the log"}),
-    ],
-)
-def test_a_wrong_order_is_seen(order: list[int], kinds: set[str]) -> None:
-    assert told([(seq, WHOLE[seq - 1]) for seq in order]) == kinds
-
-
-def test_what_was_missing_and_came_later_is_counted_as_misplaced() -> None:
-    account = Account()
-    for seq in (1, 4, 3):
-        account.receive(seq, WHOLE[seq - 1].encode())
-    assert (account.missing, account.misplaced, account.repeated, account.tail) == (1, 1, 0, 4)
-
-
-@pytest.mark.parametrize(
-    ("lines", "kinds"),
-    [
-        ([*WHOLE, done()], {"second end"}),
-        ([*WHOLE, delta(4)], {"after the end"}),
-        ([delta(1), delta(2), delta(3, "bb"), done()], {"mixture"}),
-        ([delta(1), delta(3), delta(3), done()], {"mixture"}),
-        ([delta(1), RESET, delta(2), delta(3), done()], {"mixture"}),
-        ([delta(1), delta(2), delta(3).replace(" 3 ", " 4 "), done()], {"mixture", "wrong end"}),
-        ([delta(1), delta(2), done()], {"wrong end"}),
-        (["{", delta(2), delta(3), done()], {"mixture"}),
-        (['{"type":"custom"}', delta(1), delta(2), delta(3), done()], {"mixture"}),
-    ],
-)
-def test_wrong_content_is_seen_also_where_the_log_says_the_same(lines: list[str], kinds: set[str]) -> None:
-    assert told(numbered(lines), lines) == kinds
-
-
-def test_what_differs_from_the_log_is_seen_with_its_place() -> None:
-    account = Account()
-    for seq, line in numbered(WHOLE):
-        account.receive(seq, line.encode())
-    [complaint] = account.against(copy_of([delta(1), delta(2, "bb"), delta(3), done()]))
-    assert (complaint.kind, complaint.seq) == ("not the log", 2)
-    [complaint] = account.against(copy_of([*WHOLE, delta(5)]))
-    assert complaint.seq == 5
-
-
-@pytest.mark.parametrize(
-    ("end", "asked", "kinds"),
-    [
-        (done("cancelled"), Expected(3, "retry", cancelled=True), set()),
-        (done("cancelled"), Expected(3, "retry", cancelled=False), {"wrong end"}),
-        (done("failed", "worker_lost"), Expected(3, "fail", worker_troubled=True), set()),
-        (done("failed", "worker_lost"), Expected(3, "fail", worker_troubled=False), {"wrong end"}),
-        (done("failed", "storage_rejected"), Expected(3, "retry"), {"wrong end"}),
-        (done("completed"), Expected(2, "retry"), {"wrong end"}),
-    ],
-)
-def test_an_end_that_nothing_explains_is_seen(end: str, asked: Expected, kinds: set[str]) -> None:
-    lines = [delta(1), delta(2), delta(3), end]
-    assert told(numbered(lines), lines, asked) == kinds
-
-
-@pytest.mark.parametrize(
-    ("batches", "status"),
-    [
-        ([Batch(1, 3, False, "\n".join(WHOLE[:3]))], "completed"),
-        ([Batch(1, 3, False, "\n".join(WHOLE[:3])), Batch(5, 5, True, WHOLE[3])], "completed"),
-        ([Batch(1, 5, True, "\n".join(WHOLE))], "completed"),
-        ([Batch(1, 4, True, "\n".join(WHOLE))], "failed"),
-        ([Batch(1, 4, True, "\n".join(WHOLE)), Batch(5, 5, True, done())], "completed"),
-    ],
-)
-def test_a_broken_log_is_seen(batches: list[Batch], status: str) -> None:
-    assert {complaint.kind for complaint in LogCopy(batches, status).complaints} == {"broken log"}
-
-
-LOST_PART = [delta(1), delta(2), '{"type":"done","status":"failed","error":{"code":"log_rewound"}}']
-
-
-@pytest.mark.parametrize(
-    ("received", "refused", "rewound", "kinds"),
-    [
-        (LOST_PART, False, True, set()),
-        (LOST_PART, False, False, {"wrong end"}),
-        # It has what was lost, and no cursor of its leads anywhere.
-        (WHOLE[:3], True, True, set()),
-        (WHOLE[:3], False, True, {"no end", "not the log"}),
-        (WHOLE[:3], True, False, {"no end", "not the log"}),
-        # It had its whole answer before.
-        (WHOLE, False, True, set()),
-        (WHOLE, False, False, {"not the log"}),
-        # Two answers in one are wrong whatever happened.
-        ([delta(1), delta(2), delta(3, "bb"), done()], False, True, {"mixture"}),
-        ([delta(1), delta(2), delta(3, "bb")], True, True, {"mixture"}),
-        ([*LOST_PART, delta(4)], False, True, {"after the end", "not the log"}),
-    ],
-)
-def test_after_a_promotion_one_may_be_refused_and_none_may_have_a_mixture(
-    received: list[str], refused: bool, rewound: bool, kinds: set[str]
-) -> None:
-    account = Account()
-    found = [item for seq, line in numbered(received) for item in account.receive(seq, line.encode())]
-    account.refused = refused
-    asked = Expected(3, "retry", rewound=rewound)
-    found += account.ending(asked)
-    found += account.against(copy_of(LOST_PART, "failed"), rewound=rewound)
-    assert {complaint.kind for complaint in found} == kinds
-
-
-def test_a_text_is_read_as_it_was_written() -> None:
-    for padding in (0, 7):
-        text = write(Delta("aa", 12), padding)
-        assert read(text) == Delta("aa", 12)
-        assert read(text.replace("12", "13")) is None
-    assert read("") is None
-
-
-def test_the_same_seed_plans_the_same_streams() -> None:
-    plans = [[StreamPlan.drawn(Random(seed), 40) for _ in range(5)] for seed in (1, 1, 2)]
-    assert plans[0] == plans[1] != plans[2]
-
-
-def test_memory_grows_by_the_slope_after_the_second_minute() -> None:
-    samples = Samples("pod-1", 1, 0.0)
-    for at in range(0, 601, 5):
-        samples.seconds.append(at)
-        samples.megabytes.append(50 + min(at, 120) + 0.5 * max(0, at - 120) / 60)
-    assert samples.growth == pytest.approx(0.5)
-    assert len(samples.per_minute) == 11
-    assert Samples("pod-2", 2, 0.0, samples.seconds[:40], samples.megabytes[:40]).growth is None
-
-
-UNREACHABLE = "postgresql://u@127.0.0.1:1/x"
 
 
 class Played:
@@ -312,9 +126,3 @@ async def test_a_log_that_is_tampered_with_makes_it_fail_loudly(dsn: str) -> Non
     assert await connection.fetchval("SELECT count(*) FROM baton.batch") == 0
     await connection.close()
     shutil.rmtree(folder)
-
-
-async def test_a_kind_that_there_is_not_is_told_at_once() -> None:
-    chaos = Experiment(Options(seconds=1, faults=["postgres outage"]), UNREACHABLE, Console(file=io.StringIO()))
-    with pytest.raises(ConfigurationError, match=r"Unknown faults: postgres outage\. Possible here: pod SIGKILL, "):
-        await chaos.run()

@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from tests.cluster import Author, Cluster, Tap
 from tests.faults.viewers import Viewer
-from tests.follower import following, frames_after, numbers
-from tests.logbook import until
-from tests.processes import SERVES, environment, running
+from tests.support.cluster import Author, Cluster, Tap
+from tests.support.follower import following, frames_after, numbers
+from tests.support.logbook import until
+from tests.support.processes import SERVES, environment, running
 
 MEGABYTE = 1 << 20
 

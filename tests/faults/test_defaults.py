@@ -8,11 +8,11 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
-from tests.cluster import Cluster, echo
-from tests.conftest import execute
 from tests.faults.servers import PGBOUNCER, pgbouncer
 from tests.faults.viewers import Viewer
-from tests.logbook import until
+from tests.support.cluster import Cluster, echo
+from tests.support.databases import execute
+from tests.support.logbook import until
 
 from baton.db.postgres import connect, pool
 from baton.schema.maintain import maintain

@@ -15,11 +15,11 @@ from uuid import UUID
 import asyncpg
 import httpx2
 import pytest
-from tests.cluster import Cluster, RunningPod
-from tests.conftest import execute, named_database
 from tests.faults.replicas import DATABASE, Replicas
 from tests.faults.watchers import DIALECTS, NATIVE, Script, Watcher
-from tests.logbook import until
+from tests.support.cluster import Cluster, RunningPod
+from tests.support.databases import execute, named_database
+from tests.support.logbook import until
 
 from baton.chaos.proxy import Proxy
 from baton.db import history

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 import pytest
-from tests.logbook import claimed, connected, employ, events, row, settings, text, until
+from tests.support.logbook import claimed, connected, employ, events, row, settings, text, until
 
 from baton.chaos.proxy import Proxy
 from baton.db import event_log, stream_creation, stream_ending, worker_rows

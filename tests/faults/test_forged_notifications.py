@@ -20,10 +20,10 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.cluster import Author, Cluster, RunningPod, text
 from tests.faults.watchers import Script, Watcher
-from tests.logbook import until
-from tests.roles import PASSWORD, as_role
+from tests.support.cluster import Author, Cluster, RunningPod, text
+from tests.support.logbook import until
+from tests.support.roles import PASSWORD, as_role
 
 from baton.db import event_log, history, notifications, signing_keys, stream_ending, stream_queue, streams, worker_rows
 from baton.db.event_log import Append

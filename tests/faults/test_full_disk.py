@@ -11,12 +11,12 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from tests.cluster import Cluster
-from tests.conftest import execute, named_database
 from tests.faults.servers import BreakablePostgres
 from tests.faults.test_postgres import counting
 from tests.faults.viewers import Viewer, counted
-from tests.logbook import until
+from tests.support.cluster import Cluster
+from tests.support.databases import execute, named_database
+from tests.support.logbook import until
 
 from baton.db.postgres import translated
 from baton.doctor.examination import examine

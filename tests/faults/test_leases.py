@@ -13,10 +13,10 @@ from uuid import UUID
 
 import orjson
 import pytest
-from tests.cluster import Cluster, Tap, ended
 from tests.faults.viewers import Viewer, counted
-from tests.logbook import DEADLINE_SECONDS, until
-from tests.processes import Running, environment, running
+from tests.support.cluster import Cluster, Tap, ended
+from tests.support.logbook import DEADLINE_SECONDS, until
+from tests.support.processes import Running, environment, running
 
 from baton.chaos.proxy import Proxy
 from baton.db import streams

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cluster import Author, Cluster, Tap, ended
 from tests.faults.servers import free_port
 from tests.faults.test_connections import deaf, fat
 from tests.faults.test_leases import row
 from tests.faults.viewers import Viewer, counted
-from tests.follower import following
-from tests.logbook import DEADLINE_SECONDS, until
-from tests.processes import SERVES, Running, environment, running
+from tests.support.cluster import Author, Cluster, Tap, ended
+from tests.support.follower import following
+from tests.support.logbook import DEADLINE_SECONDS, until
+from tests.support.processes import SERVES, Running, environment, running
 
 from baton.worker.worker import Worker
 

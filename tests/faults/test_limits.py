@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.cluster import Cluster, Tap, echo
 from tests.faults.viewers import Viewer
-from tests.logbook import DEADLINE_SECONDS, until
+from tests.support.cluster import Cluster, Tap, echo
+from tests.support.logbook import DEADLINE_SECONDS, until
 
 QUICK: dict[str, Any] = {"worker_heartbeat_seconds": 0.1, "queue_poll_seconds": 0.1}
 

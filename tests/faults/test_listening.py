@@ -9,11 +9,11 @@ import sys
 
 import asyncpg
 import pytest
-from tests.cluster import Cluster, RunningPod, echo, text
 from tests.faults.servers import BreakablePostgres
-from tests.follower import following
-from tests.logbook import until
-from tests.processes import SERVES, environment, running
+from tests.support.cluster import Cluster, RunningPod, echo, text
+from tests.support.follower import following
+from tests.support.logbook import until
+from tests.support.processes import SERVES, environment, running
 
 from baton.chaos.proxy import Proxy
 from baton.db.listener import ListenerState

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.cluster import Cluster
-from tests.follower import frames_after, numbers, parse, texts
-from tests.logbook import connected, until
-from tests.processes import SERVES, Running, environment, running
-from tests.revisions import history_with
+from tests.support.cluster import Cluster
+from tests.support.follower import frames_after, numbers, parse, texts
+from tests.support.logbook import connected, until
+from tests.support.processes import SERVES, Running, environment, running
+from tests.support.revisions import history_with
 
 from baton.generators import GenerationRequest
 from baton.schema.migrate import migrate, revision_of

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.cluster import Cluster, echo
 from tests.faults.servers import PGBOUNCER, pgbouncer
 from tests.faults.viewers import Viewer
+from tests.support.cluster import Cluster, echo
 
 from baton.doctor.examination import examine
 from baton.errors import ConfigurationError

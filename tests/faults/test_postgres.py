@@ -12,12 +12,12 @@ from uuid import UUID
 import asyncpg
 import orjson
 import pytest
-from tests.cluster import Author, Cluster, Tap, echo, text
-from tests.conftest import execute
 from tests.faults.servers import BreakablePostgres
 from tests.faults.viewers import Viewer, counted
-from tests.follower import following
-from tests.logbook import until
+from tests.support.cluster import Author, Cluster, Tap, echo, text
+from tests.support.databases import execute
+from tests.support.follower import following
+from tests.support.logbook import until
 
 from baton.chaos.proxy import Proxy
 from baton.generators import GenerationRequest

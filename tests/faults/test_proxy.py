@@ -6,7 +6,7 @@ import asyncio
 
 import asyncpg
 import pytest
-from tests.logbook import until
+from tests.support.logbook import until
 
 from baton.chaos.proxy import Proxy
 

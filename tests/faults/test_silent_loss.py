@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import asyncpg
-from tests.logbook import DEADLINE_SECONDS
+from tests.support.logbook import DEADLINE_SECONDS
 
 from baton.chaos.proxy import Proxy
 from baton.generators import load_generators

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from tests.cluster import Cluster, Tap
 from tests.faults.test_leases import QUICK, log_of, mortal, row
 from tests.faults.viewers import Viewer
-from tests.logbook import until
+from tests.support.cluster import Cluster, Tap
+from tests.support.logbook import until
 
 FIRST = {"type": "usage", "input_tokens": 10, "output_tokens": 1, "total_tokens": 11}
 SECOND = {"type": "usage", "input_tokens": 20, "output_tokens": 2, "total_tokens": 22, "vendor_credits": 3}

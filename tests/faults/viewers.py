@@ -7,7 +7,7 @@ import contextlib
 from typing import Any
 
 import httpx2
-from tests.logbook import DEADLINE_SECONDS, until
+from tests.support.logbook import DEADLINE_SECONDS, until
 
 from baton.client import Connected, Follower, Received
 

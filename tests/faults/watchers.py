@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import httpx2
 import orjson
-from tests.logbook import until
+from tests.support.logbook import until
 
 from baton.generators import GenerationRequest
 

@@ -9,8 +9,8 @@ Each route is declared once, by the decorator at its handler (`routing`). To add
    what the client has, and answers. A route that creates the stream first calls `following.require_followable`.
 4. Declare each route by `@ROUTES.route(...)`, with the type of its frames in `event_types`, and add the module's
    `ROUTES` below. A test fails for routes that are not here.
-5. Add the dialect to `tests/dialects` and the lists of dialects in `tests/api/test_openapi.py`, and its routes to the
-   requests in `tests/api/test_access.py`.
+5. Add the dialect to `tests/unit/dialects`, to the lists of dialects in both `test_openapi.py` (unit and integration),
+   and its routes to the requests in `tests/integration/api/test_access.py`.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ LOG: Final = "baton.batch"
 DAY_SECONDS: Final = 86_400
 # An operator should look when less time is left: a day, less the time in which workers create the next one.
 LEAST_SECONDS: Final = 22 * 3600
-# This many are tested, with as many sessions as a server accepts by default (tests/test_ceiling.py).
+# This many are tested, with as many sessions as a server accepts by default (tests/integration/db/test_ceiling.py).
 MOST: Final = 400
 # Room for partitions that stay because a stream in them has not ended.
 _SPARE: Final = 20

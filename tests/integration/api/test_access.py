@@ -1,0 +1,657 @@
+"""Who gets in: every route with every kind of credential, right or wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx2
+import pytest
+from tests.support.access import SECRETS, TENANT, bearer, guarded_pod, make_key, signed
+from tests.support.cluster import Cluster, RunningPod, event
+from tests.support.logbook import DEADLINE_SECONDS, until
+
+from baton.api import ROUTES
+from baton.api.openai_errors import OPENAI_ERROR
+from baton.api.routing import DeclaredRoute
+from baton.events import encode_text
+from baton.principal import SCOPES, AuthScope
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A route: how to call it, what it answers to callers who may use it, and who that is.
+
+    `of_stream`: it is about one stream, so that a token of that stream is enough, if the scope is one that tokens have.
+    `narrow`: so is a token that shows the answer only.
+    """
+
+    path: str
+    status: int
+    body: Any = None
+    of_stream: bool = False
+    code: str | None = None
+    scope: AuthScope | None = None
+    narrow: bool = False
+    openai: bool = False
+
+    def of(self, route: DeclaredRoute) -> Row:
+        return replace(self, scope=route.scope, narrow=route.narrow, openai=route.form is OPENAI_ERROR)
+
+    @property
+    def takes_tokens(self) -> bool:
+        return self.of_stream and self.scope != "admin"
+
+
+def row(path: str, status: int, **rest: Any) -> Row:
+    return Row(path, status, **rest)
+
+
+def nothing_there(path: str) -> Row:
+    return row(path, 404, code="not_found")
+
+
+ROOT = Path(__file__).parents[3]
+MESSAGES = {"model": "replay", "messages": [{"role": "user", "content": "?"}]}
+UI_MESSAGES = {"messages": [{"role": "user", "parts": [{"type": "text", "text": "?"}]}]}
+
+CALLS: dict[tuple[str, str], Row] = {
+    ("POST", "/v1/streams"): row("/v1/streams", 201, body={"input": "?"}),
+    ("GET", "/v1/streams"): row("/v1/streams", 200),
+    ("GET", "/v1/streams/{id}"): row("/v1/streams/{id}", 200, of_stream=True),
+    ("DELETE", "/v1/streams/{id}"): row("/v1/streams/{id}", 204, of_stream=True),
+    ("GET", "/v1/streams/{id}/events"): row("/v1/streams/{id}/events", 200, of_stream=True),
+    ("POST", "/v1/streams/{id}/cancel"): row("/v1/streams/{id}/cancel", 200, of_stream=True),
+    ("POST", "/v1/streams/{id}/token"): row("/v1/streams/{id}/token", 201, of_stream=True),
+    ("POST", "/v1/responses"): row("/v1/responses", 200, body={"input": "?", "background": True}),
+    ("GET", "/v1/responses/{id}"): row("/v1/responses/resp_{hex}", 200, of_stream=True),
+    ("DELETE", "/v1/responses/{id}"): row("/v1/responses/resp_{hex}", 200, of_stream=True),
+    ("POST", "/v1/responses/{id}/cancel"): row("/v1/responses/resp_{hex}/cancel", 200, of_stream=True),
+    ("GET", "/v1/responses/{id}/input_items"): row("/v1/responses/resp_{hex}/input_items", 200, of_stream=True),
+    ("POST", "/v1/chat/completions"): row("/v1/chat/completions", 200, body=MESSAGES),
+    ("GET", "/v1/models"): row("/v1/models", 200),
+    ("GET", "/v1/models/{name:any}"): row("/v1/models/replay", 200),
+    ("POST", "/v1/ai-sdk/chat"): row("/v1/ai-sdk/chat", 200, body=UI_MESSAGES),
+    ("GET", "/v1/ai-sdk/chat/{chat:any}/stream"): row("/v1/ai-sdk/chat/run_{hex}/stream", 200, of_stream=True),
+    ("POST", "/v1/ai-sdk/chat/{chat:any}/stop"): row("/v1/ai-sdk/chat/run_{hex}/stop", 204, of_stream=True),
+    ("GET", "/healthz"): row("/healthz", 200),
+    ("GET", "/errors"): row("/errors", 200),
+    ("GET", "/openapi.json"): row("/openapi.json", 200),
+    ("GET", "/readyz"): row("/readyz", 200),
+    ("GET", "/metrics"): row("/metrics", 200),
+    ("GET", "/console"): row("/console", 200),
+    ("GET", "/assets/{name}"): row("/assets/baton.css", 200),
+    ("GET", "/console/overview"): row("/console/overview", 200),
+    ("GET", "/console/streams"): row("/console/streams", 200),
+    **{
+        (method, f"/v1/{path}{{rest:any}}"): nothing_there(f"/v1/{path}/no/such")
+        for path in ("responses", "chat/completions")
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
+    },
+    **{
+        (method, "/v1/models{rest:any}"): nothing_there("/v1/models/replay")
+        for method in ("POST", "PUT", "PATCH", "DELETE")
+    },
+    ("GET", "/v1/models{rest:any}"): nothing_there("/v1/models-x"),
+}
+
+DECLARED = {
+    (method, route.path): route
+    for route in ROUTES
+    if isinstance(route, DeclaredRoute)
+    for method in (route.methods or set()) - {"HEAD"}
+}
+# What each route asks for is declared at its handler; docs/access.md has it for readers.
+TABLE = {key: call.of(DECLARED[key]) for key, call in CALLS.items() if key in DECLARED}
+
+
+def test_no_route_is_without_a_row() -> None:
+    assert all(isinstance(route, DeclaredRoute) for route in ROUTES)
+    assert CALLS.keys() == DECLARED.keys()
+
+
+def table_for_readers() -> str:
+    lines = ["| route | scope | stream token |", "| --- | --- | --- |"]
+    for (method, path), route in DECLARED.items():
+        if route.include_in_schema and route.scope is not None:
+            shown = TABLE[method, path]
+            token = ("also of the answer" if route.narrow else "yes") if shown.takes_tokens else ""
+            lines.append(f"| `{method} {route.documented_path}` | `{route.scope}` | {token} |")
+    return "\n".join(lines)
+
+
+def test_the_page_about_access_has_the_scope_of_each_route() -> None:
+    assert table_for_readers() in (ROOT / "docs" / "access.md").read_text(), table_for_readers()
+
+
+@dataclass(slots=True)
+class Scene:
+    """A pod with access control, two tenants, and a stream that has ended."""
+
+    cluster: Cluster
+    pod: RunningPod
+    keys: dict[str, str]
+    stream_id: UUID
+
+    async def call(self, method: str, row: Row, stream_id: UUID, headers: dict[Any, Any]) -> httpx2.Response:
+        path = row.path.format(id=stream_id, hex=stream_id.hex)
+        body = {} if row.body is None else {"json": row.body}
+        return await self.cluster.client.request(method, self.pod.url + path, headers=headers, **body)
+
+    async def ended_stream(self, tenant: str = TENANT) -> UUID:
+        author = await self.cluster.author(tenant=tenant, generator="nobody")
+        await author.write(event(type="reasoning", delta="hidden"), encode_text("shown"), notify=False, end=True)
+        return author.id
+
+
+@pytest.fixture
+async def scene(cluster: Cluster) -> Scene:
+    names = {"right": await make_key(cluster), "wrong tenant": await make_key(cluster, tenant="other")}
+    for scope in SCOPES:
+        names[f"without {scope}"] = await make_key(cluster, *(SCOPES - {scope}))
+    names["revoked"], names["expired"] = await make_key(cluster), await make_key(cluster)
+    now = "clock_timestamp() - interval '1 s'"
+    await cluster.pool.execute(f"UPDATE baton.api_key SET revoked_at = {now} WHERE id = $1", names["revoked"][0].id)
+    await cluster.pool.execute(f"UPDATE baton.api_key SET expires_at = {now} WHERE id = $1", names["expired"][0].id)
+
+    async def generate(request: Any, /) -> Any:
+        yield "shown"
+
+    await cluster.worker({"replay": generate})
+    pod = await guarded_pod(cluster)
+    scene = Scene(cluster, pod, {name: text for name, (_, text) in names.items()}, uuid4())
+    scene.stream_id = await scene.ended_stream()
+    return scene
+
+
+def code_of(answer: httpx2.Response, row: Row) -> str | None:
+    if answer.status_code < 400:
+        return None
+    content = answer.json()
+    return str(content["error"]["code"] if row.openai else content["code"])
+
+
+async def columns(scene: Scene) -> dict[str, dict[Any, Any] | None]:
+    """The headers of each column; None: those of the key that lacks just the scope that is needed."""
+    keys, own, other = scene.keys, scene.stream_id, await scene.ended_stream()
+    key_id, secret = keys["right"].removeprefix("baton_").split("_")
+    wrong_secret = f"{(int(secret, 16) ^ 1):064x}"
+    return {
+        "no credential": {},
+        "malformed": bearer("baton_x_y"),
+        "empty": {"authorization": "Bearer"},
+        "no ASCII": {b"authorization": b"Bearer \xfc.\xfc.\xfc"},
+        "another scheme": {"authorization": "Basic eDp5"},
+        "wrong secret": bearer(f"baton_{key_id}_{wrong_secret}"),
+        "unknown key": bearer(f"baton_{uuid4().hex}_{secret}"),
+        "revoked key": bearer(keys["revoked"]),
+        "expired key": bearer(keys["expired"]),
+        "expired token": bearer(signed(own, iat=int(time.time()) - 3600, exp=int(time.time()) - 60)),
+        "token of an unknown key": bearer(signed(own, kid="never")),
+        "wrong tenant": bearer(keys["wrong tenant"]),
+        "token of the wrong tenant": bearer(signed(own, tenant="other")),
+        "wrong scope": None,
+        "other stream's token": bearer(signed(other)),
+        "token": bearer(signed(own)),
+        "token for reading": bearer(signed(own, scopes=["read"])),
+        "token of the answer": bearer(signed(own, view="answer")),
+        "right": bearer(keys["right"]),
+    }
+
+
+REFUSED = {
+    *(
+        "no credential",
+        "malformed",
+        "empty",
+        "no ASCII",
+        "another scheme",
+        "wrong secret",
+        "unknown key",
+        "revoked key",
+    ),
+    *("expired key", "expired token", "token of an unknown key"),
+}
+
+
+OTHERS = {"other stream's token", "token of the wrong tenant"}
+
+
+def expected(column: str, row: Row) -> tuple[int, str | None]:
+    """The status and, of an error, the code."""
+    right = (row.status, row.code)
+    if row.scope is None or column == "right":
+        return right
+    if column in REFUSED:
+        return 401, "invalid_api_key" if row.openai else "unauthenticated"
+    if column == "wrong tenant":
+        return (404, "stream_not_found") if row.of_stream else right
+    if column == "wrong scope" or not allows(column, row):
+        return 403, "forbidden"
+    return (404, "stream_not_found") if column in OTHERS and row.of_stream else right
+
+
+def allows(token: str, row: Row) -> bool:
+    """Whether what a token is for includes a route, if the stream is its own."""
+    if token == "token of the answer" and not row.narrow:
+        return False
+    if token == "token for reading" and row.scope != "read":
+        return False
+    return row.takes_tokens or row.code == "not_found"
+
+
+async def test_every_route_with_every_credential(scene: Scene, subtests: pytest.Subtests) -> None:
+    async def cell(column: str, key: tuple[str, str], headers: dict[Any, Any]) -> httpx2.Response:
+        fresh = column == "right" and key[0] == "DELETE"
+        stream_id = await scene.ended_stream() if fresh else scene.stream_id
+        return await scene.call(key[0], TABLE[key], stream_id, headers)
+
+    for column, headers in (await columns(scene)).items():
+        given = {
+            key: bearer(scene.keys[f"without {row.scope or 'read'}"]) if headers is None else headers
+            for key, row in TABLE.items()
+        }
+        answers = await asyncio.gather(*(cell(column, key, given[key]) for key in TABLE))
+        for (key, row), answer in zip(TABLE.items(), answers, strict=True):
+            with subtests.test(f"{column}: {' '.join(key)}"):
+                assert (answer.status_code, code_of(answer, row)) == expected(column, row), answer.text
+                assert ("www-authenticate" in answer.headers) == (answer.status_code == 401)
+                assert answer.status_code != 401 or answer.headers["www-authenticate"] == "Bearer"
+
+
+async def test_a_stream_of_others_is_answered_like_none(scene: Scene, subtests: pytest.Subtests) -> None:
+    theirs, nobodys = await scene.ended_stream("other"), uuid4()
+    own = {"key": scene.keys["right"], "token": signed(scene.stream_id)}
+    for kind, credential in own.items():
+        for (method, path), row in TABLE.items():
+            if row.of_stream and (kind == "key" or row.takes_tokens):
+                with subtests.test(f"{kind}: {method} {path}"):
+                    told = []
+                    for stream_id in (theirs, nobodys):
+                        known = bearer(credential) | {"x-request-id": "the-same"}
+                        answer = await scene.call(method, row, stream_id, known)
+                        headers = {name: text for name, text in answer.headers.items() if name != "date"}
+                        content = answer.text.replace(str(stream_id), "{id}").replace(stream_id.hex, "{id}")
+                        told.append((answer.status_code, content, headers))
+                    assert told[0] == told[1]
+                    assert told[0][0] == 404
+
+
+async def test_a_tenant_lists_its_own_streams(scene: Scene) -> None:
+    theirs = await scene.ended_stream("other")
+    for name, listed in (("right", scene.stream_id), ("wrong tenant", theirs)):
+        answer = await scene.cluster.client.get(f"{scene.pod.url}/v1/streams", headers=bearer(scene.keys[name]))
+        assert [item["id"] for item in answer.json()["data"]] == [str(listed)]
+
+
+async def test_no_credential_is_ever_logged(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    token = signed(scene.stream_id)
+    ways: list[tuple[dict[str, str], str]] = [
+        (bearer(token), ""),
+        (bearer(scene.keys["right"]), ""),
+        ({"cookie": f"baton_token={token}"}, ""),
+        ({}, f"?token={token}"),
+        ({}, f"?token={scene.keys['right']}"),
+        ({}, f"?token={signed(scene.stream_id, kid='never')}"),
+    ]
+    for headers, query in ways:
+        for method, row in ((method, row) for (method, _), row in TABLE.items() if row.scope == "read"):
+            path = row.path.format(id=scene.stream_id, hex=scene.stream_id.hex)
+            await scene.cluster.client.request(method, f"{scene.pod.url}{path}{query}", headers=headers)
+    ours = [record for record in caplog.records if not record.name.startswith(("httpx2", "httpcore2"))]
+    said = "\n".join(f"{record.getMessage()} {record.exc_text}" for record in ours)
+    for secret in (token.split(".")[2], scene.keys["right"].split("_")[2], *SECRETS.values()):
+        assert secret not in said
+
+
+# Ways to show a token
+
+
+async def test_a_token_is_taken_from_header_cookie_and_query(scene: Scene) -> None:
+    url = f"{scene.pod.url}/v1/streams/{scene.stream_id}"
+    token, bad = signed(scene.stream_id), "x.y.z"
+    ways: list[tuple[dict[str, str], str, int]] = [
+        (bearer(token), "", 200),
+        ({"authorization": f"bearer  {token}"}, "", 200),
+        ({"cookie": f"a=b; baton_token={token}"}, "", 200),
+        ({}, f"?token={token}", 200),
+        ({"cookie": f"baton_token={token}"}, f"?token={bad}", 200),
+        (bearer(token) | {"cookie": f"baton_token={bad}"}, "", 200),
+        (bearer(bad) | {"cookie": f"baton_token={token}"}, "", 401),
+        ({"authorization": "Basic eDp5"}, f"?token={token}", 200),
+        ({"cookie": f"baton_token={scene.keys['right']}"}, "", 401),
+        ({}, f"?token={scene.keys['right']}", 401),
+    ]
+    for headers, query, status in ways:
+        for path in ("", "/events"):
+            answer = await scene.cluster.client.get(url + path + query, headers=headers)
+            assert answer.status_code == status, (headers, query, path, answer.text)
+
+
+async def test_a_cookie_changes_nothing_from_another_sites_page(scene: Scene) -> None:
+    url = f"{scene.pod.url}/v1/streams/{scene.stream_id}"
+    token = signed(scene.stream_id)
+    cookie, host = {"cookie": f"baton_token={token}"}, scene.pod.url.removeprefix("http://")
+    for origin, status in (
+        (None, 200),
+        (f"http://{host}", 200),
+        (f"https://{host}", 200),
+        ("https://evil.test", 403),
+        ("null", 403),
+        ("", 403),
+        ("http://[", 403),
+    ):
+        headers = cookie | ({} if origin is None else {"origin": origin})
+        assert (await scene.cluster.client.post(f"{url}/cancel", headers=headers)).status_code == status, origin
+        assert (await scene.cluster.client.get(url, headers=headers)).status_code == 200
+    evil = {"origin": "https://evil.test"}
+    assert (await scene.cluster.client.post(f"{url}/cancel", headers=bearer(token) | evil)).status_code == 200
+
+
+async def test_the_host_of_a_whole_address_goes_before_the_header(scene: Scene) -> None:
+    """Else a page's own host in the header would make it one of ours."""
+    where, port = scene.pod.url.removeprefix("http://").split(":")
+    for host, status in (("evil.test", b"403"), ("pods.test", b"200")):
+        reader, writer = await asyncio.open_connection(where, int(port))
+        head = (
+            f"POST http://pods.test/v1/streams/{scene.stream_id}/cancel HTTP/1.1",
+            "Host: evil.test",
+            f"Origin: http://{host}",
+            f"Cookie: baton_token={signed(scene.stream_id)}",
+            "Content-Length: 0",
+        )
+        writer.write("\r\n".join([*head, "", ""]).encode())
+        assert (await asyncio.wait_for(reader.readline(), 10)).split()[1] == status
+        writer.close()
+
+
+async def test_a_page_of_an_allowed_origin_may_use_its_cookie(scene: Scene) -> None:
+    pod = await guarded_pod(scene.cluster, allowed_origins="https://chat.test")
+    url = f"{pod.url}/v1/streams/{scene.stream_id}/cancel"
+    cookie = {"cookie": f"baton_token={signed(scene.stream_id)}"}
+    for origin, status in (("https://chat.test", 200), ("https://evil.test", 403)):
+        answer = await scene.cluster.client.post(url, headers=cookie | {"origin": origin})
+        assert answer.status_code == status
+        assert ("access-control-allow-origin" in answer.headers) == (status == 200)
+
+
+# What tokens are worth
+
+
+async def create(scene: Scene, credential: str, **body: Any) -> httpx2.Response:
+    return await scene.cluster.client.post(
+        f"{scene.pod.url}/v1/streams", json={"input": "?"} | body, headers=bearer(credential)
+    )
+
+
+async def make_token(scene: Scene, stream_id: object, credential: str, **body: Any) -> httpx2.Response:
+    url = f"{scene.pod.url}/v1/streams/{stream_id}/token"
+    return await scene.cluster.client.post(url, json=body, headers=bearer(credential))
+
+
+async def test_a_new_streams_token_reads_and_cancels_it_and_no_more(scene: Scene) -> None:
+    created = (await create(scene, scene.keys["right"])).json()
+    mine = bearer(created["token"])
+    url = scene.pod.url + f"/v1/streams/{created['id']}"
+    client = scene.cluster.client
+    assert b'"type":"done"' in (await client.get(scene.pod.url + created["events_url"], headers=mine)).content
+    assert (await client.post(f"{url}/cancel", headers=mine)).status_code == 200
+    assert (await client.delete(url, headers=mine)).status_code == 403
+    narrow = (await create(scene, scene.keys["right"], token={"scopes": ["read"], "view": "answer"})).json()
+    url = scene.pod.url + f"/v1/streams/{narrow['id']}"
+    assert (await client.get(url, headers=bearer(narrow["token"]))).status_code == 200
+    assert (await client.post(f"{url}/cancel", headers=bearer(narrow["token"]))).status_code == 403
+
+
+async def test_a_token_comes_along_when_a_stream_is_created_and_followed(scene: Scene) -> None:
+    for accept in ("text/event-stream", "text/plain"):
+        answer = await scene.cluster.client.post(
+            f"{scene.pod.url}/v1/streams", json={"input": 1}, headers={"accept": accept} | bearer(scene.keys["right"])
+        )
+        path, token = answer.headers["location"], answer.headers["x-baton-token"]
+        assert (await scene.cluster.client.get(scene.pod.url + path, headers=bearer(token))).status_code == 200
+
+
+async def test_a_token_never_widens(scene: Scene) -> None:
+    _, maker = await make_key(scene.cluster, "create", "read")
+    forbidden = (403, "forbidden")
+    answer = await create(scene, maker, token={"scopes": ["read", "cancel"]})
+    assert (answer.status_code, answer.json()["code"]) == forbidden
+    assert (await create(scene, maker)).status_code == 201
+    _, blind = await make_key(scene.cluster, "create")
+    assert (await create(scene, blind)).json()["token"] is None
+
+    own = scene.stream_id
+    for token, body, status in (
+        (signed(own), {}, 201),
+        (signed(own), {"scopes": ["cancel"], "view": "answer"}, 201),
+        (signed(own, scopes=["read"]), {"scopes": ["cancel"]}, 403),
+        (signed(own, view="answer"), {"view": "full"}, 403),
+        (signed(own, view="answer"), {}, 201),
+        (signed(own, scopes=["cancel"]), {}, 403),
+        (signed(own), {"scopes": []}, 400),
+        (signed(own), {"scopes": ["admin"]}, 400),
+        (signed(own), {"view": "none"}, 400),
+    ):
+        answer = await make_token(scene, own, token, **body)
+        assert answer.status_code == status, (body, answer.text)
+    narrow = (await make_token(scene, own, signed(own, view="answer"))).json()["token"]
+    assert (await make_token(scene, own, narrow, view="full")).status_code == 403
+
+
+async def test_a_token_that_a_token_made_lives_no_longer(scene: Scene) -> None:
+    soon = int(time.time()) + 100
+    answer = (await make_token(scene, scene.stream_id, signed(scene.stream_id, exp=soon))).json()
+    assert answer["expires_at"].startswith(time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(soon)))
+    made = (await make_token(scene, scene.stream_id, scene.keys["right"])).json()["expires_at"]
+    assert made > time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(soon))
+
+
+async def test_a_token_works_for_a_grace_after_the_streams_end(scene: Scene) -> None:
+    old, young = await scene.ended_stream(), await scene.ended_stream()
+    change = "UPDATE baton.stream SET finished_at = clock_timestamp() - make_interval(secs => $2) WHERE id = $1"
+    await scene.cluster.pool.execute(change, old, 901.0)
+    await scene.cluster.pool.execute(change, young, 890.0)
+    reading = [(key, row) for key, row in TABLE.items() if row.takes_tokens]
+    for (method, path), row in reading:
+        assert (await scene.call(method, row, old, bearer(signed(old)))).status_code == 401, path
+        assert (await scene.call(method, row, young, bearer(signed(young)))).status_code == row.status, path
+        for_key = 404 if path.endswith("/token") else row.status
+        assert (await scene.call(method, row, old, bearer(scene.keys["right"]))).status_code == for_key, path
+
+
+async def test_a_token_of_a_stream_that_has_ended_says_when_it_stops_working(scene: Scene) -> None:
+    ended = await scene.ended_stream()
+    change = "UPDATE baton.stream SET finished_at = to_timestamp($2) WHERE id = $1"
+    await scene.cluster.pool.execute(change, ended, time.time() - 100)
+    made = (await make_token(scene, ended, scene.keys["right"])).json()["expires_at"]
+    assert made < time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time.time() + 801))
+    await scene.cluster.pool.execute(change, ended, time.time() - 901)
+    answer = await make_token(scene, ended, scene.keys["right"])
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+async def test_the_end_that_a_relay_has_seen_begins_the_grace(cluster: Cluster) -> None:
+    await make_key(cluster)
+    pod = await guarded_pod(cluster, token_grace_seconds=0)
+    author = await cluster.author(tenant=TENANT)
+    url = f"{pod.url}/v1/streams/{author.id}/events"
+    async with cluster.client.stream("GET", url, headers=bearer(signed(author.id))) as response:
+        parts = response.aiter_raw()
+        await anext(parts)
+        reads = pod.metric("baton_log_reads_total")
+        await author.write(encode_text("shown"), end=True)
+        rest = b"".join([part async for part in parts])
+    assert b'"type":"done"' in rest
+    answer = await cluster.client.get(url, headers=bearer(signed(author.id)))
+    assert (answer.status_code, answer.json()["detail"]) == (
+        401,
+        "The token has expired, because its stream has ended.",
+    )
+    assert pod.metric("baton_log_reads_total") == reads
+
+
+async def test_a_token_of_a_running_stream_works_for_a_day(cluster: Cluster) -> None:
+    await make_key(cluster)
+    pod = await guarded_pod(cluster)
+    author = await cluster.author(tenant=TENANT)
+    url, now = f"{pod.url}/v1/streams/{author.id}", int(time.time())
+    for age, lifetime, status in ((86_300, 86_400, 200), (86_500, 86_400, 401), (0, 86_401, 401), (-10, 60, 200)):
+        token = signed(author.id, iat=now - age, exp=now - age + lifetime)
+        assert (await cluster.client.get(url, headers=bearer(token))).status_code == status, (age, lifetime)
+
+
+# The answer view
+
+
+HIDDEN = ("hidden", "secret", "tool", "usage", "timings", "metadata", "generator", "tokens", "reasoning")
+
+
+@pytest.fixture
+async def rich(scene: Scene) -> UUID:
+    """A stream with something of everything that a viewer of the answer must not see."""
+    author = await scene.cluster.author(tenant=TENANT, generator="nobody", note="secret", chat="hidden")
+    await author.write(
+        event(type="reasoning", delta="hidden"),
+        encode_text("shown"),
+        event(type="tool_call", index=0, id="c0", name="secret", arguments_delta="{}"),
+        event(type="tool_result", id="c0", result="secret"),
+        event(type="usage", total_tokens=7),
+        event(type="custom", name="secret", data={}),
+        end=True,
+    )
+    return author.id
+
+
+async def test_a_token_of_the_answer_shows_nothing_else_by_any_way(scene: Scene, rich: UUID) -> None:
+    headers = bearer(signed(rich, view="answer"))
+    seen = 0
+    for accept in ("*/*", "text/event-stream", "text/plain"):
+        for query in ("", "?view=answer", "?snapshot=1", "?view=full", "?wait=1", "?stream=true", "?startIndex=-3"):
+            for (method, path), row in TABLE.items():
+                if row.scope is None:
+                    continue
+                called = row.path.format(id=rich, hex=rich.hex).replace(
+                    f"run_{rich.hex}", "hidden" if "s" in query else f"run_{rich.hex}"
+                )
+                url = scene.pod.url + called + query
+                answer = await scene.cluster.client.request(method, url, headers=headers | {"accept": accept})
+                if answer.status_code < 400:
+                    seen += 1
+                    content = answer.text if row.path != "/v1/streams/{id}/token" else ""
+                    assert not [word for word in HIDDEN if word in content], (method, path, query, content)
+    assert seen > 20
+
+
+async def test_asking_for_more_than_the_answer_is_forbidden(scene: Scene, rich: UUID) -> None:
+    url = f"{scene.pod.url}/v1/streams/{rich}/events"
+    headers = bearer(signed(rich, view="answer"))
+    answer = await scene.cluster.client.get(f"{url}?view=full", headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    told = await scene.cluster.client.get(url, headers=headers)
+    assert told.text.endswith(
+        'id: 2\ndata: {"type":"text","delta":"shown"}\n\n'
+        'id: 7\ndata: {"type":"done","status":"completed","finish_reason":"stop"}\n\n'
+    )
+    content = (await scene.cluster.client.get(f"{scene.pod.url}/v1/streams/{rich}", headers=headers)).json()
+    assert (content["text"], content["status"], content["last_event_id"]) == ("shown", "completed", 7)
+
+
+# Chats of the AI SDK
+
+
+async def test_a_chat_is_there_for_a_token_if_its_newest_stream_is_the_tokens(scene: Scene) -> None:
+    older = await scene.cluster.author(tenant=TENANT, generator="nobody", chat="c")
+    newer = await scene.cluster.author(tenant=TENANT, generator="nobody", chat="c")
+    url = f"{scene.pod.url}/v1/ai-sdk/chat/c/stop"
+    for stream_id, status in ((older.id, 204), (newer.id, 202)):
+        assert (await scene.cluster.client.post(url, headers=bearer(signed(stream_id)))).status_code == status
+
+
+# Rotation
+
+
+async def test_keys_are_replaced_without_a_restart(cluster: Cluster) -> None:
+    first, old = await make_key(cluster, name="first")
+    pods = [await guarded_pod(cluster, keys_refresh_seconds=0.05) for _ in range(2)]
+    _, new = await make_key(cluster, name="second")
+
+    async def statuses(key: str) -> set[int]:
+        asked = [cluster.client.get(f"{pod.url}/v1/streams", headers=bearer(key)) for pod in pods]
+        return {answer.status_code for answer in await asyncio.gather(*asked)}
+
+    assert await statuses(new) == await statuses(old) == {200}
+    await cluster.pool.execute("UPDATE baton.api_key SET revoked_at = clock_timestamp() WHERE id = $1", first.id)
+    await until(lambda: all(first.id not in pod.pod.gate.ring for pod in pods))
+    assert (await statuses(old), await statuses(new)) == ({401}, {200})
+
+
+async def test_who_follows_with_a_revoked_key_is_sent_away(cluster: Cluster) -> None:
+    key, text = await make_key(cluster, name="first")
+    pod = await guarded_pod(cluster, keys_refresh_seconds=0.05, sse_keep_alive_seconds=0.5)
+    author = await cluster.author(tenant=TENANT)
+    await author.write(encode_text("a"))
+    url = f"{pod.url}/v1/streams/{author.id}/events"
+    async with cluster.client.stream("GET", url, headers=bearer(text)) as response:
+        parts = response.aiter_raw()
+        await anext(parts)
+        await cluster.pool.execute("UPDATE baton.api_key SET revoked_at = clock_timestamp() WHERE id = $1", key.id)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            assert [part async for part in parts][-1].startswith(b": baton\nretry: ")
+    assert (await cluster.client.get(url, headers=bearer(text))).status_code == 401
+
+
+async def test_a_client_that_waits_with_a_revoked_key_gets_no_answer(cluster: Cluster) -> None:
+    key, text = await make_key(cluster)
+    pod = await guarded_pod(cluster, keys_refresh_seconds=0.05)
+    author = await cluster.author(tenant=TENANT)
+    url = f"{pod.url}/v1/streams/{author.id}?wait=20"
+    waiting = asyncio.create_task(cluster.client.get(url, headers=bearer(text)))
+    await until(lambda: pod.metric("baton_subscribers") == 1)
+    await cluster.pool.execute("UPDATE baton.api_key SET revoked_at = clock_timestamp() WHERE id = $1", key.id)
+    await until(lambda: key.id not in pod.pod.gate.ring)
+    await author.write(encode_text("secret"), end=True)
+    assert (await waiting).status_code == 401
+    assert pod.metric("baton_subscribers") == 0
+
+
+# Without access control
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"sec-fetch-site": "cross-site", "origin": "https://evil.test"}, 403),
+        ({"sec-fetch-site": "cross-site", "origin": "null"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "cross-site", "origin": "https://page.test"}, 201),
+        ({"sec-fetch-site": "same-origin", "origin": "https://behind.a.proxy.test"}, 201),
+        ({"origin": "https://old.browser.test"}, 201),
+    ],
+)
+async def test_without_access_control_pages_of_other_sites_change_nothing(
+    cluster: Cluster, headers: dict[str, str], status: int
+) -> None:
+    pod = await cluster.pod(allowed_origins="https://page.test")
+    answer = await cluster.client.post(f"{pod.url}/v1/streams", json={"input": 1}, headers=headers)
+    assert answer.status_code == status
+    assert (await cluster.client.get(f"{pod.url}/v1/streams", headers=headers)).status_code == 200
+    openly = await cluster.pod(allowed_origins="*")
+    assert (await cluster.client.post(f"{openly.url}/v1/streams", json={"input": 1}, headers=headers)).is_success
+
+
+async def test_without_access_control_credentials_are_ignored(cluster: Cluster) -> None:
+    pod = await cluster.pod(token_keys=f"new={SECRETS['new']}")
+    location = ""
+    for headers in ({}, bearer("sk-none"), bearer("a.b.c"), {"cookie": "baton_token=x", "origin": "https://x.test"}):
+        answer = await cluster.client.post(f"{pod.url}/v1/streams", json={"input": 1}, headers=headers)
+        assert (answer.status_code, answer.json()["token"]) == (201, None)
+        location = answer.headers["location"]
+    answer = await cluster.client.post(f"{pod.url}{location}/token")
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")

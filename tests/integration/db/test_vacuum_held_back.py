@@ -1,0 +1,266 @@
+"""While an old snapshot stops vacuum, reads of the queue must not grow with the streams that have passed."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+from bench.buffers import Counted
+from tests.integration.db.test_streams import NEW, is_full
+from tests.support.logbook import claim_as, connected, employ, queue_many
+
+from baton.db import rate_buckets, stream_creation, stream_queue, worker_rows
+from baton.db.live_counts import LiveCounts
+from baton.db.postgres import Connection, pool
+from baton.db.queue_watermark import QueueWatermark
+from baton.db.rate_buckets import Rate
+from baton.errors import TooManyStreams
+
+WORKER = UUID(int=1)
+PASSED = 20_000
+TENANT_LIMIT = 1_000
+# Ids of streams that were created within the last hour, one each 100 ms, and how they passed through the queue.
+QUEUED = """
+INSERT INTO baton.stream (id, generator, input, on_worker_lost, epoch, queued_at, created_at)
+SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || substr(md5(i::text), 1, 20))::uuid,
+       'test', '1', 'retry', $2, at, at
+FROM generate_series(1, $1) AS i, LATERAL (SELECT now() - make_interval(secs => 3600 - i * 0.1) AS at) AS moment
+"""
+STARTED = "UPDATE baton.stream SET status = 'running', worker_id = $1, epoch = epoch + 1 WHERE status = 'queued'"
+ENDED = "UPDATE baton.stream SET status = 'completed', worker_id = NULL WHERE status = 'running'"
+
+
+@asynccontextmanager
+async def old_snapshot(dsn: str) -> AsyncIterator[None]:
+    async with connected(dsn) as holding, holding.transaction(isolation="repeatable_read", readonly=True):
+        await holding.execute("SELECT FROM baton.stream LIMIT 1")
+        yield
+
+
+class Pair:
+    """The reads of the queue by a worker and a pod."""
+
+    def __init__(self, connection: Any) -> None:
+        self.counted = Counted(connection)
+        self._connection = cast(Connection, self.counted)
+        self.floor = QueueWatermark()
+        self.counts = LiveCounts()
+
+    async def look(self) -> None:
+        await self.floor.update(lambda since: stream_queue.first_queued(self._connection, since, ["test"]))
+
+    async def claim(self) -> None:
+        place = await worker_rows.place(self.counted._connection, WORKER)
+        await stream_queue.claim(self._connection, WORKER, ["test"], 5, place=place, since=self.floor.since)
+
+    async def overdue(self) -> None:
+        await stream_queue.overdue(self._connection, 600, since=self.floor.since)
+
+    async def queue_state(self) -> None:
+        await stream_queue.state(self._connection, self.floor.since)
+
+    async def create(self) -> None:
+        await stream_creation._insert(self._connection, NEW, None, TENANT_LIMIT, self.counts)
+
+    async def take(self) -> None:
+        assert await rate_buckets.take_in(self._connection, "", "caller", Rate(1e6, 100_000)) is None
+
+    async def owned(self) -> None:
+        await worker_rows.owned(self._connection, WORKER, [])
+
+    async def cost(self, action: Callable[[], Awaitable[None]]) -> int:
+        self.counted.buffers = 0
+        await action()
+        return self.counted.buffers
+
+
+async def test_an_old_snapshot_makes_queue_reads_no_larger(dsn: str, subtests: pytest.Subtests) -> None:
+    async with connected(dsn) as connection, old_snapshot(dsn):
+        await employ(connection, WORKER)
+        pair = Pair(connection)
+        await pass_through(connection, 10)
+        actions = (pair.create, pair.claim, pair.overdue, pair.queue_state, pair.owned)
+        for _ in range(3):
+            await pair.create()
+            await pair.look()
+        calm = [await pair.cost(action) for action in actions]
+        await pass_through(connection, PASSED)
+        await pass_through(connection, PASSED // 10, epoch=1)
+        # What each of them has done before decides what it knows; the first look after a pause reads what passed in it.
+        for _ in range(3):
+            await pair.create()
+            await pair.look()
+        for action, before in zip(actions, calm, strict=True):
+            with subtests.test(action.__name__):
+                assert await pair.cost(action) <= 2 * before + 20
+
+
+async def pass_through(connection: Connection, count: int, epoch: int = 0) -> None:
+    """Queue, claim and end streams, while one of another generator stays queued."""
+    await connection.execute(QUEUED, count, epoch)
+    await connection.execute(STARTED, WORKER)
+    await connection.execute(ENDED)
+
+
+async def test_a_bucket_costs_what_its_last_second_costs(dsn: str) -> None:
+    async with connected(dsn) as connection, old_snapshot(dsn):
+        pair = Pair(connection)
+        assert await rate_buckets.take_in(connection, "", "caller", Rate(1e6, 100_000)) is None
+        calm = await pair.cost(pair.take)
+        for second in range(1, 3_000):
+            await connection.execute("UPDATE baton.token_bucket SET slot = slot + 1 + 0 * $1", second)
+        assert await pair.cost(pair.take) <= 2 * calm + 10
+
+
+async def test_a_worker_finds_the_current_version_of_its_row(dsn: str) -> None:
+    async with connected(dsn) as connection, old_snapshot(dsn):
+        await employ(connection, WORKER)
+        await queue_many(connection, 10)
+        pair = Pair(connection)
+        calm = await pair.cost(pair.claim)
+        for _ in range(3_000):
+            await worker_rows.heartbeat(connection, WORKER)
+        assert await pair.cost(pair.claim) <= calm + 10
+
+
+async def test_a_stream_that_commits_late_is_claimed(dsn: str) -> None:
+    """It lies below the watermark, which moves back to it."""
+    clock = 0.0
+    floor = QueueWatermark(clock=lambda: clock)
+    async with connected(dsn) as connection, connected(dsn) as late:
+        await employ(connection, WORKER)
+        transaction = late.transaction()
+        await transaction.start()
+        (stream_id,) = await queue_many(late, 1)
+        # So that the floor lies above it.
+        await asyncio.sleep(0.2)
+        for _ in range(2):
+            clock += 0.1
+            await floor.update(lambda since: stream_queue.first_queued(connection, since))
+        assert floor.since.id > stream_id
+        await transaction.commit()
+        place = await worker_rows.place(connection, WORKER)
+        assert not await stream_queue.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)
+        clock += 2
+        await floor.update(lambda since: stream_queue.first_queued(connection, since))
+        (claim,) = await stream_queue.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)
+        assert claim.stream_id == stream_id
+
+
+async def test_a_sweep_finds_streams_stamped_before_a_clock_change(dsn: str) -> None:
+    clock = 0.0
+    floor = QueueWatermark(clock=lambda: clock)
+    async with connected(dsn) as connection:
+        await employ(connection, WORKER)
+        await floor.update(lambda since: stream_queue.first_queued(connection, since))
+        await connection.execute(QUEUED, 1, 0)
+        clock += 3
+        await floor.update(lambda since: stream_queue.first_queued(connection, since))
+        assert await stream_queue.state(connection, floor.since) == (0, 0.0)
+        clock += 60
+        await floor.update(lambda since: stream_queue.first_queued(connection, since))
+        assert (await stream_queue.state(connection, floor.since))[0] == 1
+
+
+async def test_a_locked_stream_stays_above_the_watermark(dsn: str) -> None:
+    """A claim skips the locked row, and skipped rows do not raise the watermark."""
+    floor = QueueWatermark()
+    async with connected(dsn) as connection, connected(dsn) as other:
+        await employ(connection, WORKER)
+        await connection.execute(QUEUED, 1, 0)
+        async with other.transaction():
+            await other.execute("SELECT FROM baton.stream FOR UPDATE")
+            await floor.update(lambda since: stream_queue.first_queued(connection, since))
+            assert await claim_as(connection, WORKER, ["test"], 1) == []
+            await floor.update(lambda since: stream_queue.first_queued(connection, since))
+        place = await worker_rows.place(connection, WORKER)
+        assert len(await stream_queue.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)) == 1
+
+
+async def test_requeued_streams_are_claimed_first_and_at_once(dsn: str) -> None:
+    floor = QueueWatermark()
+    async with connected(dsn) as connection:
+        (given_back,) = await queue_many(connection, 1)
+        (claim,) = await claim_as(connection, WORKER, ["test"], 1)
+        await queue_many(connection, 3)
+        await floor.update(lambda since: stream_queue.first_queued(connection, since))
+        assert await stream_queue.requeue(connection, claim.fence)
+        place = await worker_rows.place(connection, WORKER)
+        (first,) = await stream_queue.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)
+        assert (first.stream_id, first.epoch) == (given_back, 3)
+        assert len(await stream_queue.claim(connection, WORKER, ["test"], 9, place=place, since=floor.since)) == 3
+
+
+@pytest.mark.parametrize("most", [5, 150])
+async def test_pods_with_remembered_counts_stay_within_the_limit(dsn: str, most: int) -> None:
+    """While streams end and others are created on both pods, exactly as many as the limit are live."""
+    async with pool(dsn, size=8, timeout_seconds=10) as one, pool(dsn, size=8, timeout_seconds=10) as two:
+        pods = (one, LiveCounts()), (two, LiveCounts())
+        for ended in (0, 1, most // 2, most, 3):
+            async with one.acquire() as connection:
+                await connection.execute(
+                    "UPDATE baton.stream SET status = 'completed' WHERE id IN "
+                    "(SELECT id FROM baton.stream WHERE status = 'queued' ORDER BY random() LIMIT $1)",
+                    ended,
+                )
+            creates = []
+            for number in range(most + 20):
+                opened, counts = pods[number % 2]
+                creates.append(stream_creation.create(opened, NEW, max_live=most, counts=counts))
+            results = await asyncio.gather(*creates, return_exceptions=True)
+            assert [result for result in results if not is_full(result)] or not ended
+            assert await one.fetchval("SELECT count(*) FROM baton.stream WHERE status = 'queued'") == most
+
+
+async def test_a_create_that_commits_late_is_counted(dsn: str) -> None:
+    """The high watermark waits for its transaction."""
+    async with pool(dsn, size=4, timeout_seconds=10) as opened, connected(dsn) as late:
+        counts = LiveCounts()
+        await stream_creation.create(opened, NEW, max_live=200, counts=counts)
+        transaction = late.transaction()
+        await transaction.start()
+        await queue_many(late, 190)
+        for _ in range(5):
+            await asyncio.sleep(0.03)
+            await stream_creation.create(opened, NEW, max_live=200, counts=counts)
+        await transaction.commit()
+        for _ in range(4):
+            await stream_creation.create(opened, NEW, max_live=200, counts=counts)
+        with pytest.raises(TooManyStreams, match="200 answers"):
+            await stream_creation.create(opened, NEW, max_live=200, counts=counts)
+
+
+async def test_the_split_follows_the_creates(dsn: str) -> None:
+    """A long stream does not hold the split back, and ended streams are not counted near the limit."""
+    async with pool(dsn, size=1, timeout_seconds=10) as opened:
+        counts = LiveCounts()
+        first, _ = await stream_creation.create(opened, NEW, max_live=100, counts=counts)
+        stream = first
+        for _ in range(20):
+            await asyncio.sleep(0.02)
+            stream, _ = await stream_creation.create(opened, NEW, max_live=100, counts=counts)
+        plan = counts.plan("")
+        assert first.id < plan.split <= stream.id
+        assert plan.unchecked > 5
+        await opened.execute("UPDATE baton.stream SET status = 'completed' WHERE id <> $1", first.id)
+        for _ in range(99):
+            await stream_creation.create(opened, NEW, max_live=100, counts=counts)
+        with pytest.raises(TooManyStreams):
+            await stream_creation.create(opened, NEW, max_live=100, counts=counts)
+        assert (await opened.fetchval("SELECT count(*) FROM baton.stream WHERE status = 'queued'")) == 100
+
+
+async def test_tenants_are_counted_apart(dsn: str) -> None:
+    async with pool(dsn, size=2, timeout_seconds=10) as opened:
+        counts = LiveCounts()
+        for tenant in ("a", "b"):
+            new = dataclasses.replace(NEW, tenant=tenant)
+            for _ in range(3):
+                await stream_creation.create(opened, new, max_live=3, counts=counts)
+            with pytest.raises(TooManyStreams):
+                await stream_creation.create(opened, new, max_live=3, counts=counts)

@@ -1,0 +1,98 @@
+"""Addresses in answers where a proxy has taken a part of the path off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from baton.api.path_prefix import before
+from baton.errors import ConfigurationError
+from baton.settings import Settings
+
+TRUSTING = {"trusted_proxies": "10.0.0.0/8, 192.0.2.7, 2001:db8::/32"}
+
+
+def scope(*prefixes: str, client: str | None = "10.1.2.3", **given: Any) -> dict[str, Any]:
+    headers = [(b"host", b"here"), *((b"x-forwarded-prefix", prefix.encode("latin-1")) for prefix in prefixes)]
+    return {"headers": headers, "client": client and (client, 80), **given}
+
+
+def test_without_a_proxy_it_is_what_the_app_is_mounted_under() -> None:
+    assert before(scope(), Settings.load()) == ""
+    assert before(scope(root_path="/a b", app_root_path=""), Settings.load()) == "/a%20b"
+    assert before({}, Settings.load()) == ""
+
+
+@pytest.mark.parametrize("client", ["10.255.0.1", "192.0.2.7", "2001:db8::1", "::ffff:10.0.0.1"])
+def test_a_trusted_proxy_says_what_it_took_off(client: str) -> None:
+    assert before(scope("/api", client=client), Settings.load(**TRUSTING)) == "/api"
+    # Which is more than a setting knows, for instance of a second proxy.
+    assert before(scope("/api/", client=client), Settings.load(path_prefix="/other", **TRUSTING)) == "/api"
+    assert before(scope("/", client=client), Settings.load(path_prefix="/other", **TRUSTING)) == ""
+
+
+@pytest.mark.parametrize("client", ["192.0.2.8", "11.0.0.1", "2001:db9::1", "::ffff:11.0.0.1", "testclient", "", None])
+def test_nobody_else_does(client: str | None) -> None:
+    assert before(scope("/api", client=client), Settings.load(**TRUSTING)) == ""
+    assert before(scope("/api", client=client), Settings.load(path_prefix="/set", **TRUSTING)) == "/set"
+    assert before(scope("/api", client=client), Settings.load()) == ""
+
+
+@pytest.mark.parametrize("client", ["203.0.113.1", None])
+def test_every_peer_can_be_trusted(client: str | None) -> None:
+    assert before(scope("/api", client=client), Settings.load(trusted_proxies="*")) == "/api"
+
+
+HOSTILE = [
+    *("//evil.com", "/\\evil.com", "\\\\evil.com", "https://evil.com", "javascript:alert(1)", "evil", "/a//b", "/."),
+    *("/a/..", "/../b", "/a/./b", "/%2e%2e/b", "/a%0d%0aSet-Cookie:x", "/a\r\nb", "/a b", "/a?b", "/a#b"),
+    *("/a,/b", "/a, /b", "/a;b", "/ä", "/a'b", '/a"b', "/<b>", "/a\0", "/a" * 33),
+]
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_what_is_no_plain_path_is_neither_taken_nor_allowed_as_a_setting(value: str) -> None:
+    assert before(scope(value), Settings.load(path_prefix="/set", **TRUSTING)) == "/set"
+    with pytest.raises(ConfigurationError, match="BATON_PATH_PREFIX: it must look like /api/ai"):
+        Settings.load(path_prefix=value)
+
+
+def test_a_line_break_at_the_end_is_dropped_from_the_setting_and_spoils_the_header() -> None:
+    assert before(scope("/a\n"), Settings.load(path_prefix="/set\n", **TRUSTING)) == "/set"
+
+
+def test_of_two_headers_none_counts() -> None:
+    assert before(scope("/a", "/b"), Settings.load(**TRUSTING)) == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [("", ""), ("/", ""), ("/api", "/api"), ("/api/", "/api"), ("/a.b/~c_d-e", "/a.b/~c_d-e")]
+)
+def test_a_setting_says_it_too(given: str, found: str) -> None:
+    assert before(scope(), Settings.load(path_prefix=given)) == found
+
+
+@pytest.mark.parametrize(
+    ("servers", "mount", "whole"),
+    [
+        ("", "/ai", "/api/ai"),  # uvicorn without --root-path
+        ("/api", "/ai", "/api/ai"),  # with it: it is not repeated
+        ("/api", "", "/api"),
+        ("", "/api", "/api/api"),  # the mount is called the same
+        ("/apis", "/ai", "/api/apis/ai"),
+        ("/api/inner", "/ai", "/api/inner/ai"),
+    ],
+)
+def test_what_the_server_and_the_mount_know_comes_behind_it_once(servers: str, mount: str, whole: str) -> None:
+    given = scope("/api", root_path=servers + mount, app_root_path=servers)
+    assert before(given, Settings.load(**TRUSTING)) == whole
+    del given["app_root_path"]
+    if not mount:
+        assert before(given, Settings.load(**TRUSTING)) == whole
+
+
+@pytest.mark.parametrize("value", ["example.com", "10.0.0.1/8", "10.0.0.0/99", "10.0.0.0/8;", "*.*"])
+def test_proxies_are_addresses_and_networks(value: str) -> None:
+    with pytest.raises(ConfigurationError, match="BATON_TRUSTED_PROXIES: each must be an address or a network"):
+        Settings.load(trusted_proxies=value)

@@ -1,0 +1,41 @@
+"""What all dialects share: encodings that are made once, and texts that grow."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.wire import batches
+
+from baton.db.event_log import Batch
+from baton.dialects.dialect import Chain, Encoded, Reader
+from baton.dialects.native import START, Native
+
+
+class Counting(Native):
+    """The native dialect, which counts how often it encodes."""
+
+    def __init__(self) -> None:
+        super().__init__("counting")
+        self.encoded = 0
+
+    def encode(self, batch: Batch, state: None, after: int) -> Encoded[None]:
+        self.encoded += 1
+        return super().encode(batch, state, after)
+
+
+def test_a_batch_is_encoded_once_for_all_who_take_the_whole_of_it() -> None:
+    dialect, found = Counting(), batches(["a", "b", "c", "d"], [2])
+    bodies = {Reader(dialect, START, 0).read(found) for _ in range(5)}
+    assert (len(bodies), dialect.encoded) == (1, 2)
+    # One who comes back into the middle of a batch has this one made for itself, and shares the rest.
+    (whole,) = bodies
+    assert whole.endswith(Reader(dialect, START, 1).read(found))
+    assert dialect.encoded == 3
+
+
+@given(st.lists(st.text(max_size=3)))
+def test_a_chain_is_the_text_so_far_at_each_of_its_links(parts: list[str]) -> None:
+    chains = [Chain()]
+    for part in parts:
+        chains.append(chains[-1].plus(part))
+    assert [str(chain) for chain in chains] == ["".join(parts[:count]) for count in range(len(parts) + 1)]

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from tests.unit.generators.generation import Heard, hear, request
+
+from baton.events import encode_event
+from baton.generators.replay import DEFAULT_TRANSCRIPT, ReplayGenerator, Transcript, load_transcripts
+from baton.settings import Settings
+
+TRANSCRIPTS = load_transcripts()
+
+
+@pytest.fixture(params=list(TRANSCRIPTS.values()), ids=list(TRANSCRIPTS))
+def transcript(request: pytest.FixtureRequest) -> Transcript:
+    assert isinstance(request.param, Transcript)
+    return request.param
+
+
+@pytest.fixture
+def replay() -> ReplayGenerator:
+    return ReplayGenerator(Settings.load(replay_speed=1000))
+
+
+def heard_of(transcript: Transcript) -> Heard:
+    heard = Heard()
+    for _, event in transcript.events:
+        heard.add(event)
+    return heard
+
+
+def test_a_transcript_has_everything_that_an_answer_can_have(transcript: Transcript) -> None:
+    heard = heard_of(transcript)
+    kinds = [event["type"] for event in heard.events]
+    assert set(kinds) == {"reasoning", "tool_call", "tool_result", "text", "usage", "finish"}
+    assert kinds[0] == "reasoning"
+    assert kinds[-2:] == ["usage", "finish"]
+    assert heard.finish_reason == "stop"
+    for event in heard.events[:-1]:
+        encode_event(event)
+
+
+def test_a_transcript_s_ids_and_counts_agree(transcript: Transcript) -> None:
+    heard = heard_of(transcript)
+    assert [call_id for call_id, _, _ in heard.calls] == [event["id"] for event in heard.of("tool_result")]
+    assert all(arguments.startswith("{") for _, _, arguments in heard.calls)
+    usage = heard.usage
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+    assert usage["reasoning_tokens"] == len(heard.of("reasoning"))
+    assert usage["output_tokens"] >= len(heard.of("text")) + len(heard.of("reasoning"))
+
+
+def test_a_transcript_shows_what_text_can_hold(transcript: Transcript) -> None:
+    text = heard_of(transcript).text
+    assert "**" in text
+    assert any(ord(char) > 0xFFFF or 0x2600 <= ord(char) < 0x2800 for char in text), "an emoji"
+    assert any(0x370 <= ord(char) < 0x2000 or 0x3000 <= ord(char) < 0xD7B0 for char in text), "another script"
+
+
+def test_a_transcript_s_timing_is_a_model_s(transcript: Transcript) -> None:
+    heard, due = heard_of(transcript), [seconds for seconds, _ in transcript.events]
+    assert due == sorted(due)
+    assert 0.2 <= due[0] <= 0.9
+    text_due = [seconds for seconds, event in transcript.events if event["type"] == "text"]
+    assert 35 <= len(heard.of("text")) / (text_due[-1] - text_due[0]) <= 85
+
+
+def test_there_are_short_and_long_ones() -> None:
+    lengths = [transcript.duration_seconds for transcript in TRANSCRIPTS.values()]
+    assert len(lengths) >= 3
+    assert min(lengths) < 7
+    assert 12 <= TRANSCRIPTS[DEFAULT_TRANSCRIPT].duration_seconds == max(lengths) <= 15
+    assert len(TRANSCRIPTS[DEFAULT_TRANSCRIPT].events) >= 500
+
+
+async def test_it_plays_a_whole_transcript(replay: ReplayGenerator, transcript: Transcript) -> None:
+    heard = await hear(replay, {"transcript": transcript.name})
+    assert heard.events == [event for _, event in transcript.events]
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("weather", "weather"),
+        (" claim\n", "claim"),
+        ({"transcript": "claim"}, "claim"),
+        ("Will there be RAIN?", "weather"),
+        ("Show me the code!", "claim"),
+        ([{"role": "user", "content": "rain?"}, {"role": "user", "content": "And SQL?"}], "claim"),
+        ({"messages": [{"content": "The forecast, please"}]}, "weather"),
+        ([{"role": "user", "content": "rain?"}, {"role": "user", "content": "Thanks."}], DEFAULT_TRANSCRIPT),
+        (
+            {
+                "messages": [
+                    {"role": "user", "parts": [{"type": "text", "text": "SQL?"}]},
+                    {"role": "user", "parts": [{"type": "text", "text": "And the rain?"}]},
+                    {"role": "assistant", "parts": [{"type": "text", "text": "As SQL would say."}]},
+                ]
+            },
+            "weather",
+        ),
+        ({"input": [{"role": "user", "content": [{"type": "input_text", "text": "rain?"}]}], "user": "sql"}, "weather"),
+        ("Say something.", DEFAULT_TRANSCRIPT),
+        ("", DEFAULT_TRANSCRIPT),
+        (None, DEFAULT_TRANSCRIPT),
+        ({"speed": 2}, DEFAULT_TRANSCRIPT),
+    ],
+)
+def test_the_input_chooses(replay: ReplayGenerator, given: Any, name: str) -> None:
+    assert replay.choose(given).name == name
+
+
+@pytest.mark.parametrize("name", ["nonsense", 3])
+async def test_an_unknown_transcript(replay: ReplayGenerator, name: Any) -> None:
+    heard = await hear(replay, {"transcript": name})
+    assert heard.code == "invalid_input"
+    assert str(heard.error) == f"There is no transcript {name!r}."
+    assert heard.error is not None
+    assert heard.error.operator == "there are claim, outlive, weather"
+
+
+@pytest.mark.parametrize("speed", [0, -1, 1001, True, "fast", float("nan")])
+async def test_a_speed_that_is_none(replay: ReplayGenerator, speed: Any) -> None:
+    heard = await hear(replay, {"speed": speed})
+    assert str(heard.error) == f"The speed must be a number from 0.01 to 1000, not {speed!r}."
+
+
+async def test_delays_of_the_consumer_do_not_add_up() -> None:
+    """Whatever was due meanwhile comes at once."""
+    replay = ReplayGenerator(Settings.load())
+    loop = asyncio.get_running_loop()
+    due_seconds = TRANSCRIPTS["weather"].duration_seconds / 6
+    running = replay(request({"transcript": "weather", "speed": 6}))
+    await anext(running)
+    await asyncio.sleep(due_seconds)
+    resumed = loop.time()
+    count = sum([1 async for _ in running])
+    assert count == len(TRANSCRIPTS["weather"].events) - 1
+    assert loop.time() - resumed < due_seconds * 0.6
+
+
+async def test_it_can_be_left_at_any_time(replay: ReplayGenerator) -> None:
+    running = replay(request({"speed": 1}))
+    task = asyncio.ensure_future(anext(running))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
