@@ -34,8 +34,7 @@ from ..events import Status
 from ..pod.pod import Pod
 from . import actions, aisdk_approvals, aisdk_conversations, aisdk_turns, opening
 from .aisdk_approvals import Answered
-from .aisdk_conversations import beside_input
-from .aisdk_messages import (
+from .aisdk_bodies import (
     REGENERATE,
     SendMessage,
     SendMessages,
@@ -45,6 +44,7 @@ from .aisdk_messages import (
     has_last_message_only,
     id_of,
 )
+from .aisdk_conversations import beside_input
 from .event_types import UIMessageChunk
 from .following import require_followable
 from .models import CreateStream

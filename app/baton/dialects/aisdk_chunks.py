@@ -13,7 +13,7 @@ import orjson
 
 from ..events import Status, escape_line_ends, read_json
 from ..usage import added
-from .aisdk_approval import approval_id
+from .aisdk_approval_id import approval_id
 from .aisdk_message import Earlier
 from .dialect import Chain, Encoded, Over
 
