@@ -104,7 +104,7 @@ class Scene:
         self.relay.loaded = True
         limits.join("t", ID)
         self.subscriber = Subscriber(self.relay, 0, "t")
-        self.relay.subscribers.add(self.subscriber)
+        self.relay.add(self.subscriber)
         self.streams = OpenStreams(sse_keep_alive_seconds=60, write_timeout_seconds=60, max_age_seconds=600)
         self.reader = reader or Reader(native.FULL, native.START, 0)
         self.gone = 0
