@@ -247,7 +247,7 @@ class Pod:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def watch_queue(self) -> None:
-        """Keep the queue's floor up to date, so that reads of the queue stay short even if vacuum removes nothing."""
+        """Keep the queue's watermark up to date, so that reads of it stay short even if vacuum removes nothing."""
         while True:
             try:
                 async with translated(self.pool), self.pool.acquire() as connection:
