@@ -28,7 +28,7 @@ from ..dialects import aisdk
 from ..dialects.aisdk_chunks import AiSdkState
 from ..dialects.aisdk_message import Earlier
 from ..dialects.aisdk_places import Places
-from ..dialects.dialect import Encoded, Reader
+from ..dialects.protocol import Encoded, Reader
 from ..errors import AnswerRunning, ConversationChanged, ConversationGone, InvalidRequest, UnknownGenerator
 from ..events import Status
 from ..pod.pod import Pod

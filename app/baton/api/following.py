@@ -8,7 +8,7 @@ from uuid import UUID
 
 from starlette.requests import Request
 
-from ..dialects.dialect import Reader
+from ..dialects.protocol import Reader
 from ..errors import OldProtocol, StreamNotFound, Unauthenticated, Unavailable
 from ..observability import log_context
 from ..pod.event_stream import EventStream

@@ -16,8 +16,8 @@ from baton.db.event_log import Batch
 from baton.db.notifications import Announcement
 from baton.db.postgres import Pool
 from baton.dialects import native
-from baton.dialects.dialect import Encoded, Reader
 from baton.dialects.native import Native
+from baton.dialects.protocol import Encoded, Reader
 from baton.dialects.text import START, TEXT
 from baton.events import encode_text
 from baton.observability.metrics import PodMetrics
