@@ -208,7 +208,7 @@ def test_a_setting_that_makes_no_sense_is_told(dsn: str) -> None:
             "no access control": (
                 "serve",
                 {"BATON_ALLOW_ANONYMOUS": "false"},
-                r"No client could get in: there is no API key and no identity provider\. Make a key with .+",
+                r"No client could get in: there is no API key and no identity provider\. Run `baton keys create .+",
             ),
         }
         check(on(dsn, cases))
