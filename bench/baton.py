@@ -1,7 +1,7 @@
 """Measures the CPU cost per event and process: `python -m bench.baton --workload w1 --seconds 20 --flush-ms 2`.
 
 Postgres, a pod, a worker and the viewers are processes of this machine. The generator that makes the tokens is part of
-the worker; the viewers are counted apart.
+the worker; the viewers are counted separately.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Final
 from baton.generators.protocol import GenerationRequest
 
 TICK_SECONDS: Final = 0.004
-# As long as tokens of English text are on average: 4.5 characters, the space included.
+# On average as long as tokens of English text: 4.5 characters, including the space.
 WORDS: Final = (" the", " answer", " of", " a", " pod", " is", " handed", " on", " to", " another", ".", " It", " goes")
 
 
@@ -27,7 +27,7 @@ class _Ticker:
 
     async def until(self, at: float) -> None:
         """Wait until the loop's clock shows `at`, or up to a tick longer."""
-        # Python 3.11 asks the system for its process each time that it is asked for the loop.
+        # Python 3.11 makes a system call, for the process id, each time the running loop is looked up.
         loop = self._loop
         if loop is None or self._task is None or self._task.done():
             loop = self._loop = asyncio.get_running_loop()

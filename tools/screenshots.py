@@ -34,7 +34,7 @@ async def fails(_request: GenerationRequest, /) -> Any:
 
 @contextlib.asynccontextmanager
 async def busy(cluster: Cluster, pods: list[RunningPod], key: str) -> AsyncIterator[None]:
-    """Have people ask, and watch what they are told."""
+    """Ask questions, and follow the answers."""
     headers = {"authorization": f"Bearer {key}", "accept": "text/event-stream"}
 
     async def one() -> None:

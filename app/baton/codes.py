@@ -213,7 +213,7 @@ ENDS: Final[tuple[Code, ...]] = (
         None,
         "The answer was cancelled",
         "A client cancelled the stream, or it had no viewer for longer than it allows.",
-        "Keep the part that there is.",
+        "Keep the partial answer.",
         _NOTHING,
     ),
     Code(

@@ -51,7 +51,7 @@ class Snapshot:
     usage: dict[str, Any] | None = None
 
     def as_dict(self) -> SnapshotContent:
-        """Return the form in the API. Without a usage event it has no `usage`, so it does not hide that of the row."""
+        """Return it as the API shows it. Without a usage event it has no `usage`, so that the row's usage is shown."""
         content: SnapshotContent = {
             "last_event_id": self.last_event_id,
             "text": self.text,

@@ -74,7 +74,7 @@ def new_stream(
 async def create(
     request: Request, new: NewStream, body: bytes, key: IdempotencyKey | None = None
 ) -> tuple[Stream, bool]:
-    """Queue a stream; return it and whether it is new. It is not if this `Idempotency-Key` created it before.
+    """Queue a stream; return it, and whether it is new. A repeated `Idempotency-Key` returns its first stream.
 
     `key` replaces the client's own key.
 

@@ -2,8 +2,8 @@
 
 A message of the user is added to the conversation, or replaces the one with its id, if it was edited. A message of the
 assistant replaces the newest answer: it is that answer, with the results of the page's tools or the user's approvals.
-`regenerate-message` removes an answer. Nothing is guessed: what does not fit the end of the conversation is refused,
-with an error that names it.
+`regenerate-message` removes an answer. Nothing is guessed: a message that does not fit the end of the conversation is
+refused, and the error names it.
 
 Each stream of a chat has one successor: the id of the newest is the idempotency key of the next. So two tabs that send
 the same turn at once get the same stream. If they send different turns, one of them is refused.
@@ -38,7 +38,7 @@ from .aisdk_conversations import Conversation, Place
 from .request import charge_rows, pod_of, principal_of
 from .request_body import turn_of, without_turn
 
-# No client can send a key that begins so.
+# No client can send a key that begins like this.
 _KEY_PREFIX: Final = "\tchat "
 # The pauses, in seconds, while a message waits for an answer that was asked to stop.
 _STOPPING_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
@@ -58,7 +58,7 @@ class Turn:
 
     @property
     def digest(self) -> str:
-        """A hash that differs for every other turn that may continue the same conversation."""
+        """A hash of the turn. Two different turns that continue one conversation have different hashes."""
         message = None if self.message is None else list(self.message)
         content = [self.role, self.message_id, message, sorted(self.allowed)]
         return hashlib.sha256(orjson.dumps(content)).hexdigest()
@@ -134,8 +134,9 @@ async def _begun(request: Request, turn: Turn) -> Continued:
 def _is_repeated(turn: Turn, stream: Stream, digest: str | None) -> bool:
     """Whether a stream already answers this turn.
 
-    The same question after its answer has ended asks for another answer, and so does another `regenerate-message`. The
-    same continuation of an answer comes from another tab, unless its stream has failed.
+    A question that is repeated after its answer has ended asks for another answer. So does another
+    `regenerate-message`. A repeated continuation of an answer comes from another tab, unless the first one's stream has
+    failed.
     """
     if digest != turn.digest:
         return False

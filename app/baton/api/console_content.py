@@ -17,8 +17,8 @@ from ..pod.pod import Pod
 from ..principal import AuthScope
 from .stream_content import StreamError, timings
 
-# A pod that has not updated its row for this many intervals counts as dead. Its viewers stop counting sooner: those of
-# a dead pod reconnect at once, and would count twice.
+# A pod that has not updated its row for this many intervals counts as dead. Its viewers stop counting sooner: the
+# viewers of a dead pod reconnect at once, and would count twice.
 MISSED_NOTES: Final = 4
 MISSED_NOTES_OF_VIEWERS: Final = 2
 
@@ -92,7 +92,7 @@ class Surroundings(TypedDict):
 
 
 class OverviewContent(Surroundings):
-    """What the console shows besides streams, what its key may do, and which pod answers."""
+    """Everything that the console shows except streams, what its key may do, and which pod answers."""
 
     pod: str
     version: str
@@ -112,7 +112,7 @@ class ConsoleStream(TypedDict):
     """State and numbers of a stream.
 
     `time_to_first_token_seconds`: null before the first token. `events`: the number of the newest event. `viewers`:
-    null if the stream is too old. `silent_seconds`: how long its generator has yielded nothing; null if not long.
+    null if the stream is too old. `silent_seconds`: how long its generator has yielded nothing; null if that is short.
     """
 
     id: str
@@ -134,7 +134,7 @@ class ConsoleStream(TypedDict):
 
 
 class ConsolePage(TypedDict):
-    """Some streams, newest first. There may be more before the id `next`. `at`: when they were read."""
+    """A page of streams, newest first. More may follow, with ids below `next`. `at`: when they were read."""
 
     at: datetime
     data: list[ConsoleStream]

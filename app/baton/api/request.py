@@ -121,8 +121,7 @@ def query_of(request: Request, names: Container[str] | None = None) -> dict[str,
 def header_of(request: Request, name: str) -> str | None:
     """Return a header.
 
-    Raises:
-        InvalidRequest: it is there twice.
+    Raises: InvalidRequest: it appears twice.
     """
     given = request.headers.getlist(name)
     if len(given) > 1:
@@ -158,7 +157,7 @@ def common_headers(request: Request) -> dict[str, str]:
 def stream_headers(
     request: Request, dialect: Sequence[Header], headers: Mapping[str, str] | None = None
 ) -> list[Header]:
-    """Return the headers of a streamed answer besides those of its dialect, in the form of ASGI."""
+    """Return the headers of a streamed answer, except those of its dialect, in the form of ASGI."""
     known = common_headers(request) | dict(headers or {})
     taken = {name for name, _ in dialect}
     return [pair for name, value in known.items() if (pair := (name.encode(), value.encode()))[0] not in taken]

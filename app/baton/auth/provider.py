@@ -46,7 +46,7 @@ class Key:
 
 
 class IdentityProvider:
-    """The identity provider whose tokens pods accept, besides their own."""
+    """The identity provider whose tokens pods accept, in addition to their own."""
 
     def __init__(
         self,

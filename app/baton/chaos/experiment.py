@@ -365,7 +365,7 @@ async def _lines(stack: contextlib.AsyncExitStack, dsn: str) -> Lines:
 
 
 def _through(program: Program, lines: Lines) -> Program:
-    """Return the program with its connections to Postgres led through its proxies."""
+    """Return the program, changed to reach Postgres through its proxies."""
     addresses = {"BATON_DATABASE_URL": lines.queries.dsn, "BATON_LISTEN_DATABASE_URL": lines.listen.dsn}
     return Program(program.name, program.port, {**program.settings, **addresses})
 

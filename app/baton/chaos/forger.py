@@ -19,7 +19,7 @@ KEPT: Final = 100
 
 
 class Forger:
-    """Listens to what workers send, over a connection of its own, and sends forgeries of it."""
+    """Listens to what workers send, over a connection of its own, and sends forged copies."""
 
     def __init__(self, connection: Connection, random: Random) -> None:
         self._connection = connection

@@ -205,7 +205,7 @@ class Workload:
     async def _cancelling(
         self, plan: StreamPlan, stream: str, accounts: Sequence[Account], random: Random, rewound: Callable[[], bool]
     ) -> AsyncIterator[asyncio.Event]:
-        """Cancel the stream when its plan says so; the event is set once the stream may have been canceled."""
+        """Cancel the stream when its plan says so; the event is set once the stream may have been cancelled."""
         asked = asyncio.Event()
 
         async def cancel() -> None:

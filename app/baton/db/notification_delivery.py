@@ -16,7 +16,7 @@ from .postgres import connect
 
 logger = logging.getLogger(__name__)
 
-# What one session sends must arrive at another within this time.
+# A notification must arrive at another session within this time.
 DELIVERY_SECONDS: Final = 5
 
 
@@ -54,7 +54,8 @@ async def deliver(listen_dsn: str, dsn: str) -> float:
         try:
             await listening.add_listener(channel, lambda *_: heard.set())
             sent_at = time.monotonic()
-            # A statement without parameters is not prepared. Behind a pooler, preparing one may fail by itself.
+            # A statement without parameters is not prepared. Behind a pooler, preparing a statement may fail on its
+            # own.
             await sending.execute(f"NOTIFY {channel}")
             async with asyncio.timeout(DELIVERY_SECONDS):
                 await heard.wait()

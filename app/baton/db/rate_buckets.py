@@ -21,9 +21,10 @@ from dataclasses import dataclass
 
 from .postgres import Connection, Pool
 
-# A token is added every $3 seconds, and the bucket holds $4. Without a token nothing is written. A moment that is too
-# far ahead comes from a clock that was set back, or from other settings: the bucket starts again. A statement that
-# waited for another update sees its version, whose slot is not lower. Without a bucket nothing is returned.
+# A token is added every $3 seconds, and the bucket holds $4. Without a token nothing is written. A moment too far in
+# the future comes from a clock that was set back, or from other settings: then the bucket starts full again. A
+# statement that waited for another update sees its version, whose slot is not lower. Without a bucket nothing is
+# returned.
 _TAKE = """
 WITH latest AS (
     SELECT slot, full_at FROM baton.token_bucket WHERE tenant = $1 AND caller = $2 ORDER BY slot DESC LIMIT 1

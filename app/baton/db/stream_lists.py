@@ -57,7 +57,7 @@ SELECT $1 > 0.02 * reltuples AND EXISTS (
 )
 FROM pg_class WHERE oid = 'baton.stream'::regclass
 """
-# Whatever the statistics are: a scan of the table, or a sort before the limit, has no bound.
+# This holds whatever the statistics are: a scan of the table, or a sort before the limit, has no bound.
 _BY_INDEX = "SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off"
 
 _LIVE_COUNTS = """
@@ -95,7 +95,7 @@ class StreamFilter:
 
     @property
     def alternatives(self) -> list[str] | None:
-        """The metadata as JSON."""
+        """The alternatives of `metadata` as JSON, for the query."""
         return None if self.metadata is None else [orjson.dumps(item).decode() for item in self.metadata]
 
 

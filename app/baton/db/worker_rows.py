@@ -41,7 +41,7 @@ WITH known AS MATERIALIZED (SELECT * FROM baton.stream WHERE id = ANY ($2))
 """  # noqa: S608
 _COUNTERS = "SELECT id, heartbeat FROM baton.worker"
 _TOKENS = "SELECT id, tokens FROM baton.worker"
-# There is a row for each worker, and each names a few streams.
+# There is one row for each worker, and each row names a few streams.
 _SILENCES = """
 SELECT s.id, s.seconds + extract(epoch FROM clock_timestamp() - w.heartbeat_at)::double precision
 FROM baton.worker AS w, unnest(w.silent, w.silent_seconds) AS s (id, seconds)

@@ -57,8 +57,8 @@ NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 class AiSdkState(NamedTuple):
     """What is open after a number of chunks.
 
-    The call that grew last is kept apart; its entry in `calls` is older. So a delta costs the same however many calls
-    there are. It is a tuple because each batch makes one, and a frozen dataclass takes longer to make.
+    The call that grew last is kept separately; its entry in `calls` is older. So a delta costs the same however many
+    calls there are. It is a tuple because each batch makes one, and a frozen dataclass takes longer to make.
     """
 
     calls: dict[str, ToolInput]
@@ -288,7 +288,7 @@ class Chunks:
         self._end_part()
         if event["status"] == "cancelled":
             if self.state.called:
-                # The SDK sends the results of the last step by itself, so the last step must be empty.
+                # The SDK sends the results of the last step automatically, so the last step must be empty.
                 self._emit("start-step")
             self._emit("abort", reason=event["finish_reason"])
             # AI SDK 5, 6 and the first of 7 do not know the reason "interrupted".
@@ -301,7 +301,7 @@ class Chunks:
             self._finish(_FINISH_REASONS.get(event["finish_reason"], "other"), "completed")
 
     def _finish(self, reason: str, status: Status | None) -> None:
-        # Metadata also makes the page look at the message again, which a new step does not.
+        # Metadata also makes the page render the message again, and a new step does not.
         known = {} if status is None else {"messageMetadata": {"status": status}}
         self._emit("finish", finishReason=reason, **known)
         self.ended = True

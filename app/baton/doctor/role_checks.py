@@ -1,4 +1,4 @@
-"""Checks that compare the privileges of the connected role with those that `baton grants` grants."""
+"""Checks that compare the privileges of the connected role with those in the SQL of `baton grants`."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ async def _held_and_existing(connection: Connection) -> tuple[set[ColumnPrivileg
 
 
 def _expanded(grants: Iterable[Grant], existing: Set[ColumnPrivilege]) -> set[ColumnPrivilege]:
-    """Return the privilege on each column that grants stand for, without tables and columns that do not exist yet."""
+    """Return the privileges on columns that grants give, for the tables and columns that exist."""
     return {
         (privilege, on, column)
         for privilege, on, column in existing

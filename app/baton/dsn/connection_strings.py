@@ -52,7 +52,7 @@ _VERIFYING: Final = frozenset({"verify-ca", "verify-full"})
 
 NOT_BOUND: Final = (
     "channel_binding=require is not enforced beyond TLS: Baton's driver cannot bind the password to the connection. "
-    "Use sslmode=verify-full (with sslrootcert=system for a public certificate) to make sure of the server."
+    "Use sslmode=verify-full (with sslrootcert=system for a public certificate) to verify the server."
 )
 
 

@@ -174,7 +174,7 @@ class ResponsesAnswer(ProviderAnswer):
             yield {"type": "reasoning", "delta": "\n\n"}
 
     def _item(self, event: Any) -> Iterator[Yielded]:
-        """Begin a call, unless its name comes only with the whole call."""
+        """Begin a call if its name is known. Otherwise `_whole` does, once the whole call has come."""
         name = part(event, "item", "name")
         if part(event, "item", "type") in _CALLS and name and _item_of(event) not in self._known:
             yield self._begin_call(_item_of(event), event.item)
@@ -196,7 +196,7 @@ class ResponsesAnswer(ProviderAnswer):
         yield from self._whole(item_id if item_id in self._known else _item_of(event), part(event, "item"))
 
     def _whole(self, key: Hashable, item: Any) -> Iterator[Yielded]:
-        """Yield an output item if it has not begun; for a call that has, its arguments if they are missing."""
+        """Yield an output item that came whole. If it has begun as a call, yield only its missing arguments."""
         kind = part(item, "type")
         if key in self._known:
             if kind in _CALLS:

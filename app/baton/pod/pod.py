@@ -247,7 +247,7 @@ class Pod:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def watch_queue(self) -> None:
-        """Keep the queue's floor up to date, so that reads of the queue stay short even if vacuum removes nothing."""
+        """Keep the queue's low watermark up to date, so that reads of the queue stay short even if vacuum removes nothing."""
         while True:
             try:
                 async with translated(self.pool), self.pool.acquire() as connection:
@@ -257,7 +257,7 @@ class Pod:
             await asyncio.sleep(QUEUE_SECONDS)
 
     async def _measure(self) -> partitions.Reach:
-        """Measure how far the partitions reach, how full the queues are, what holds vacuum back, and the wait here."""
+        """Measure the partitions' reach, the queues, the oldest snapshot, and the wait for a pooled connection."""
         metrics = self.metrics
         metrics.pool_connections, metrics.pool_idle = self.pool.get_size(), self.pool.get_idle_size()
         asked_at = time.monotonic()
@@ -310,7 +310,7 @@ class Pod:
         name, stamp = payload.partition("\n")[0], notifications.committed_at(payload)
         if name != self.settings.pod_name or not self.verifier.verifies(KILL_CHANNEL, payload):
             return
-        # A notification from before this pod's start was meant for an earlier pod of the same name.
+        # A notification sent before this pod started was meant for an earlier pod of the same name.
         if stamp is not None and stamp > self._made_at:
             os.kill(os.getpid(), signal.SIGKILL)
 

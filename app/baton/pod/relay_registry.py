@@ -69,12 +69,9 @@ class RelayRegistry:
     async def subscribe(self, stream_id: UUID, cursor: int, tenant: str = "") -> Subscriber:
         """Join a tenant's stream after the cursor. Call `unsubscribe` at the end.
 
-        Raises:
-            StreamNotFound: the tenant has no such stream.
-            StreamExpired: it is older than what is kept.
-            CursorBeyondTail: the log does not reach that far.
-            PodFull, TooManySubscribers: a limit of subscribers is reached.
-            Unavailable: the database does not answer.
+        Raises: StreamNotFound: the tenant has no such stream. StreamExpired: it is older than the retention time.
+        CursorBeyondTail: the log does not reach that far. PodFull, TooManySubscribers: a limit of subscribers is
+        reached. Unavailable: the database does not answer.
         """
         if (known := self._relays.get(stream_id.hex)) is not None and known.loaded:
             # What it holds may be of an older history of the database. Then this drops it.
@@ -145,8 +142,8 @@ class RelayRegistry:
     def distrust_all(self) -> None:
         """Compare all relays with the log, and drop the ended ones: the database may have gone back in time.
 
-        The others show by their tails that the log lost what they hold. An ended one is never compared otherwise,
-        since nothing follows an end.
+        The tail of a running relay shows whether the log lost what the relay holds. An ended relay is dropped, because
+        it is never compared: nothing follows an end.
         """
         for relay in list(self._relays.values()):
             if relay.ended or relay.over:
@@ -161,7 +158,7 @@ class RelayRegistry:
                 subscriber.tap()
 
     async def run(self) -> None:
-        """Poll until cancelled: all relays every `poll_seconds`, and the doubted ones in between."""
+        """Poll until cancelled: all relays every `poll_seconds`, and in between those that may lag behind."""
         self._poll_due_at = asyncio.get_running_loop().time() + self._poll_seconds
         await retry(self._keep_polling, errors=(Unavailable, asyncpg.PostgresError), on_failure=self._on_failure)
 
@@ -189,7 +186,7 @@ class RelayRegistry:
         self._poll_all = True
 
     async def note_watched(self, interval_seconds: float) -> None:
-        """Record at intervals which streams are watched here, of those that end when nobody watches them."""
+        """Record at intervals which streams have viewers here, for streams that end without viewers."""
         while True:
             await asyncio.sleep(interval_seconds)
             relays = self._relays.values()

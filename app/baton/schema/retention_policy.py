@@ -40,7 +40,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """The partitions to drop unless a stream keeps them, and the name of one that somebody else is detaching."""
+    """The partitions to drop unless a stream keeps them, and the name of one that another session is detaching."""
 
     partitions: list[Partition]
     foreign: str | None = None
@@ -57,8 +57,8 @@ def due_of(found: list[Partition], horizon: UUID) -> Due:
 
 
 async def keeper_of(connection: Connection, partition: Partition, *, live: bool = False) -> Kept | None:
-    """Return a stream that keeps a partition; with `live`, one that the run does not delete first. None to drop it."""
-    # The run that began the detachment checked this, and nobody has read or written the partition since.
+    """Return a stream that still needs a partition; with `live`, a stream that has not ended. None to drop it."""
+    # The run that began the detachment checked this, and no session has read or written the partition since.
     if partition.detaching:
         return None
     return await retention.oldest_within(connection, partition.first, partition.end, live=live)

@@ -205,7 +205,7 @@ def _tool(tool: Json) -> Json:
 
 
 def _account(body: Json) -> None:
-    """Convert the fields about the user and storage. Here only a user's id exists."""
+    """Convert the fields about the user and storage. This API has only a user's id."""
     user = take(body, "safety_identifier", "user") or inner(body, "metadata").get("user_id")
     body.pop("metadata", None)
     put(body, "metadata", {"user_id": user} if user else None)

@@ -61,7 +61,7 @@ class Histogram:
 
 
 def quantile(bounds: Sequence[float], counts: Sequence[int], part: float) -> float | None:
-    """Estimate the value that this part (0 to 1) of all values does not exceed, as Prometheus does; None of no values.
+    """Estimate the value that this part (0 to 1) of all values does not exceed, as Prometheus does; None without values.
 
     Values are assumed to lie evenly within a bucket, and at the last bound if they are above it.
     """

@@ -129,7 +129,7 @@ class WorkerMetrics(Collector):
                 self.used_tokens.add(*labels, kind, count=count)
 
     def collect(self) -> Iterator[Metric]:
-        """Give the numbers to Prometheus."""
+        """Yield the metrics for Prometheus."""
         yield GaugeMetricFamily(
             "baton_worker_concurrency", "Streams that this worker can run at once", self.concurrency
         )
