@@ -129,9 +129,9 @@ class Probe:
 
     def _actions(self) -> Sequence[tuple[str, Callable[[Connection], Awaitable[Any]]]]:
         return (
-            ("first queued", self._look),
+            ("first queued", self._first_queued),
             ("claim", self._claim),
-            ("first queued of all", self._look_at_all),
+            ("first queued of all", self._first_queued_of_all),
             ("overdue", self._overdue),
             ("queue state", lambda connection: stream_queue.state(connection, self._whole_queue.since)),
             ("create", self._create),
@@ -142,10 +142,10 @@ class Probe:
             ("owned of", self._owned),
         )
 
-    async def _look(self, connection: Connection) -> None:
+    async def _first_queued(self, connection: Connection) -> None:
         await self._queue.update(lambda since: stream_queue.first_queued(connection, since, ["load"]))
 
-    async def _look_at_all(self, connection: Connection) -> None:
+    async def _first_queued_of_all(self, connection: Connection) -> None:
         await self._whole_queue.update(lambda since: stream_queue.first_queued(connection, since))
 
     async def _claim(self, connection: Connection) -> None:

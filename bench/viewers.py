@@ -83,19 +83,19 @@ class Viewers:
 
     def watch(self, target: Target) -> None:
         """Add a viewer."""
-        self._tell(f"open {target.port} {target.path} {target.last}")
+        self._send(f"open {target.port} {target.path} {target.last}")
 
     def move(self, port: int) -> None:
         """Make viewers that lose their connection reconnect to this port. Needs `--again`."""
-        self._tell(f"move {port}")
+        self._send(f"move {port}")
 
     async def report(self) -> Report:
         """Return the report since the previous one."""
-        self._tell("report")
+        self._send("report")
         async with asyncio.timeout(ANSWER_SECONDS):
             return await self._reports.get()
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{line}\n".encode())
 

@@ -178,7 +178,7 @@ ADVICE: Final[dict[str, Advice]] = {
         "started. `baton doctor` examines the database.",
     ),
     "still_running": Advice(
-        "Do not create it again: it continues. Get it by the id in the message.",
+        "Do not create the answer again: it continues. Get it by the id in the message.",
         "Give pods time to leave: `BATON_DRAIN_SECONDS`, and the platform's grace period.",
     ),
     "internal_error": Advice(

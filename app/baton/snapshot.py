@@ -25,8 +25,8 @@ class ToolCall(TypedDict):
 class SnapshotContent(TypedDict):
     """The answer up to the event with the id `last_event_id`.
 
-    `usage` is the sum of what the generator has reported, and absent before. `tool_approvals` holds the ids of the
-    calls that need an approval, and is absent without any.
+    `usage` is the sum of what the generator has reported so far; absent before the first report. `tool_approvals` holds
+    the ids of the calls that need an approval, and is absent without any.
     """
 
     last_event_id: int

@@ -94,7 +94,7 @@ async def continued(request: Request, turn: Turn) -> Continued:
     async with translated(pod_of(request).pool):
         stream = await _newest(request, turn.chat)
         if stream is None:
-            return await _begun(request, turn)
+            return await _begin_chat(request, turn)
         beside = await streams.read_continuation(pod_of(request).pool, stream.id)
         if _is_repeated(turn, stream, beside.get("digest")):
             return Continued(repeated=stream)
@@ -123,10 +123,10 @@ async def _newest(request: Request, chat: str) -> Stream | None:
     return stream
 
 
-async def _begun(request: Request, turn: Turn) -> Continued:
+async def _begin_chat(request: Request, turn: Turn) -> Continued:
     """Begin a chat with a question that names no message before it."""
     if turn.role != "user" or turn.previous_id is not None or turn.message is None:
-        raise await _gone(request, turn.previous_id or turn.message_id)
+        raise await _not_stored(request, turn.previous_id or turn.message_id)
     key = _key(request, f"new {turn.chat}", turn)
     return Continued(list(turn.message), [Place(turn.message_id, 0)], key)
 
@@ -175,25 +175,25 @@ async def _read(request: Request, stream: Stream) -> Conversation:
 
 async def _added(request: Request, turn: Turn, conversation: Conversation) -> Continued:
     if turn.message is None:
-        return _answered_again(request, turn, await _kept(request, turn, conversation))
+        return _answered_again(request, turn, await _without_regenerated(request, turn, conversation))
     if turn.role == "assistant":
         if turn.message_id != conversation.answer_id:
-            raise await _misfit(request, conversation, turn.message_id)
+            raise await _mismatch(request, conversation, turn.message_id)
         rest = conversation.before(turn.message_id) if turn.message_id is not None else conversation
     else:
         rest = conversation if turn.message_id is None else conversation.before(turn.message_id)
     if turn.previous_id is not None and not rest.ends_with(turn.previous_id):
-        raise await _misfit(request, conversation, turn.previous_id)
+        raise await _mismatch(request, conversation, turn.previous_id)
     places = [*rest.places, Place(turn.message_id, len(rest.messages))]
     return Continued([*rest.messages, *turn.message], places, _key(request, str(rest.stream.id), turn))
 
 
-async def _kept(request: Request, turn: Turn, conversation: Conversation) -> Conversation:
+async def _without_regenerated(request: Request, turn: Turn, conversation: Conversation) -> Conversation:
     """Leave out the answer that is regenerated, and all after it."""
     if turn.message_id is None:
         return conversation.without_answer()
     if not conversation.has(turn.message_id):
-        raise await _misfit(request, conversation, turn.message_id)
+        raise await _mismatch(request, conversation, turn.message_id)
     return conversation.before_answer_to(turn.message_id)
 
 
@@ -203,20 +203,20 @@ def _answered_again(request: Request, turn: Turn, rest: Conversation) -> Continu
     return Continued(rest.messages, rest.places, _key(request, str(rest.stream.id), turn))
 
 
-async def _misfit(
+async def _mismatch(
     request: Request, conversation: Conversation, message_id: str | None
 ) -> ConversationChanged | ConversationGone:
     """Return the error that says why a message does not fit the stored conversation."""
     stream_id = aisdk_conversations.stream_of(message_id)
     if stream_id is not None and await streams.get(pod_of(request).pool, stream_id) is None:
-        return await _gone(request, message_id)
+        return await _not_stored(request, message_id)
     return ConversationChanged(
         f"The message {message_id!r:.120} is not at the end of this chat: its last answer is "
         f"{conversation.answer_id!r:.120}."
     )
 
 
-async def _gone(request: Request, message_id: str | None) -> ConversationGone:
+async def _not_stored(request: Request, message_id: str | None) -> ConversationGone:
     """Return the error that says that a message is not stored."""
     stream_id = aisdk_conversations.stream_of(message_id)
     if stream_id is None:

@@ -83,7 +83,7 @@ class QueueContent(TypedDict):
 
 
 class Surroundings(TypedDict):
-    """The part of the overview that is read from the database."""
+    """The part of the overview that comes from the database."""
 
     live: LiveContent
     queue: QueueContent
@@ -144,7 +144,7 @@ class ConsolePage(TypedDict):
 def stream_content(
     item: Stream, tail: int, viewers: int | None, silent_seconds: float | None, errors_page: str
 ) -> ConsoleStream:
-    """Return what the console shows of a stream whose newest event has the number `tail`."""
+    """Return what the console shows about a stream whose newest event has the number `tail`."""
     return {
         "id": str(item.id),
         "status": item.status,
@@ -186,7 +186,7 @@ def _has_noted(pod: Pod, item: pod_rows.ListedPod, intervals: int) -> bool:
 
 
 def pod_content(pod: Pod, item: pod_rows.ListedPod) -> PodContent:
-    """Return what the console shows of a pod; `pod` is the pod that asks."""
+    """Return what the console shows about a pod; `pod` is the pod that asks."""
     return {
         "id": str(item.id),
         "name": item.name,
@@ -202,7 +202,7 @@ def pod_content(pod: Pod, item: pod_rows.ListedPod) -> PodContent:
 
 
 def worker_content(pod: Pod, item: worker_rows.ListedWorker) -> WorkerContent:
-    """Return what the console shows of a worker."""
+    """Return what the console shows about a worker."""
     return {
         "id": str(item.id),
         "name": item.name,

@@ -108,7 +108,8 @@ def take_filters(query: dict[str, str]) -> dict[str, str]:
 
     Clients that are generated from the OpenAPI document write `metadata.chat=42` as `metadata[chat]=42`.
 
-    Raises: InvalidRequest: a name appears in both forms.
+    Raises:
+        InvalidRequest: a name appears in both forms.
     """
     given = [(name, found) for name in query if (found := _FILTER.fullmatch(name))]
     filters = {found[1] if found[2] is None else found[2]: query.pop(name) for name, found in given}

@@ -57,7 +57,7 @@ class HeadersOnly:
         self._headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the response."""
         await send({"type": "http.response.start", "status": 200, "headers": self._headers})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -65,9 +65,11 @@ class HeadersOnly:
 async def follow(request: Request, stream_id: UUID, opening: Opening[Any]) -> AsgiResponse:
     """Answer with the frames that the client does not have; with 204 if it has all events of an ended stream.
 
-    Raises: CursorBeyondTail: the stream has fewer frames so far. OldProtocol: the client uses HTTP/1.0, and the dialect
-    relies on cut connections. PodFull, TooManySubscribers: there is no room for another subscriber. LogDamaged,
-    StreamExpired, StreamNotFound, Unavailable: the stream cannot be followed.
+    Raises:
+        CursorBeyondTail: the stream has fewer frames so far.
+        OldProtocol: the client uses HTTP/1.0, and the dialect relies on cut connections.
+        PodFull, TooManySubscribers: there is no room for another subscriber.
+        LogDamaged, StreamExpired, StreamNotFound, Unavailable: the stream cannot be followed.
     """
     try:
         return await _follow(request, stream_id, opening)

@@ -121,7 +121,8 @@ def query_of(request: Request, names: Container[str] | None = None) -> dict[str,
 def header_of(request: Request, name: str) -> str | None:
     """Return a header.
 
-    Raises: InvalidRequest: it appears twice.
+    Raises:
+        InvalidRequest: it appears twice.
     """
     given = request.headers.getlist(name)
     if len(given) > 1:

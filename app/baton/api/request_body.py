@@ -57,7 +57,7 @@ async def read_body(request: Request) -> bytes:
                 parts.clear()
                 body.release()
     except ClientDisconnect:
-        raise InvalidRequest("The body did not arrive whole.") from None
+        raise InvalidRequest("The body is incomplete: the connection ended before its end.") from None
     if refusal is not None:
         raise refusal
     await body.wait_for_turn(body.size_bytes)

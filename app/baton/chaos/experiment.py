@@ -304,11 +304,11 @@ class Experiment:
         return not self.violations
 
     def _repeat_command(self) -> str:
-        options, given = self._options, Options()
+        options, defaults = self._options, Options()
         words = [f"baton chaos --seconds {options.seconds:g} --seed {self.seed}"]
         names = ("streams", "viewers", "pods", "workers")
         words += [
-            f"--{name} {getattr(options, name)}" for name in names if getattr(options, name) != getattr(given, name)
+            f"--{name} {getattr(options, name)}" for name in names if getattr(options, name) != getattr(defaults, name)
         ]
         return " ".join(words)
 

@@ -228,9 +228,9 @@ class Workload:
 
     async def _create(self, plan: StreamPlan, random: Random) -> str | None:
         """Create a stream, with one idempotency key for all attempts; None if time runs out after `close()`."""
-        given = {"events": plan.events, "rate": plan.rate, "burst": plan.burst}
-        given |= {"every": plan.every, "padding": plan.padding}
-        body = {"generator": "chaos", "input": given, "on_worker_lost": plan.policy}
+        generator_input = {"events": plan.events, "rate": plan.rate, "burst": plan.burst}
+        generator_input |= {"every": plan.every, "padding": plan.padding}
+        body = {"generator": "chaos", "input": generator_input, "on_worker_lost": plan.policy}
         key = {"idempotency-key": secrets.token_hex(8)}
         reply = await self._request("POST", "/v1/streams", random, content=orjson.dumps(body), headers=key)
         return None if reply is None else str(orjson.loads(reply)["id"])

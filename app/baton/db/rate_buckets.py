@@ -5,9 +5,9 @@ GCRA, by which ATM cells were policed). So a row whose moment has passed means t
 any time.
 
 The table is UNLOGGED: only the commit is written to the WAL, and no session waits for it. A crash of Postgres forgets
-the buckets. Measured (Postgres 18, `fsync` on, a local socket): a token takes 0.24 ms, where `SELECT 1` takes 0.19.
-Eight connections take 11,000 tokens a second from one bucket, and as many are refused. A token costs 58 bytes of WAL,
-and all updates within a second are made in place.
+the buckets. Measured (Postgres 18, `fsync` on, a local socket): a token takes 0.24 ms; `SELECT 1` takes 0.19 ms. Eight
+connections take 11,000 tokens a second from one bucket, and as many are refused. A token costs 58 bytes of WAL, and all
+updates within a second are made in place.
 
 A bucket in use is one row with many versions, and all of them stay while an old snapshot is open. So its key ends with
 its `slot`, the second in which it was last updated: the highest slot leads to the newest versions, and no statement

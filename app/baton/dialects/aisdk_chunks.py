@@ -170,7 +170,7 @@ class Chunks:
 
     def _call(self, event: Mapping[str, Any]) -> None:
         given = self._id_of(event)
-        call = self._known(self._page_id(given))
+        call = self._find_call(self._page_id(given))
         if call is None:
             self._before_output()
             call = self._begin_call(self._new_page_id(given), event.get("name"), event.get("run_by") == "generator")
@@ -203,7 +203,7 @@ class Chunks:
         self._set(renamed={**self.state.renamed, given: name})
         return name
 
-    def _known(self, call_id: str) -> ToolInput | None:
+    def _find_call(self, call_id: str) -> ToolInput | None:
         growing = self.state.growing
         return growing if growing and growing.id == call_id else self.state.calls.get(call_id)
 

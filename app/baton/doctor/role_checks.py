@@ -68,14 +68,14 @@ async def privileges(case: Case) -> AsyncIterator[Finding]:
     held, existing = await _held_and_existing(case.connection)
     if not existing:
         return
-    wanted = {service: _expanded(grants, existing) for service, grants in GRANTS.items()}
-    may = [service for service in wanted if role["inside"] and wanted[service] <= held]
+    required = {service: _expanded(grants, existing) for service, grants in GRANTS.items()}
+    may = [service for service in required if role["inside"] and required[service] <= held]
     if not may:
         missing = " ".join(
-            f"To {service}, it needs {_described(needed - held, existing)}." for service, needed in wanted.items()
+            f"To {service}, it needs {_described(needed - held, existing)}." for service, needed in required.items()
         )
         yield error("role_missing_privileges", f"{name} may neither serve nor work. {missing}", _ADVICE)
-    elif excess := held - set[ColumnPrivilege]().union(*(wanted[service] for service in may)):
+    elif excess := held - set[ColumnPrivilege]().union(*(required[service] for service in may)):
         yield warning(
             "role_excess_privileges",
             f"{name} may {' and '.join(may)}, and has more privileges than that needs: {_described(excess, existing)}.",

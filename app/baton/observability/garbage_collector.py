@@ -11,7 +11,7 @@ THRESHOLDS: Final = (10_000, 20, 50)
 
 
 def collect_seldom() -> None:
-    """Exclude all objects so far from every collection, and collect rarely. Only for processes that Baton owns."""
+    """Exclude existing objects from every collection, and collect rarely. Only for processes that Baton owns."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)

@@ -299,7 +299,7 @@ class EventStream:
         """End the connection, after all that was sent, so that no client mistakes it for the end of the answer."""
         if not self._sink.cuts:
             raise ConnectionCut(
-                f"The connection of a client of stream {self._subscriber.relay.stream_id} is cut, since the client would "
+                f"A client of stream {self._subscriber.relay.stream_id} is cut off, since it would "
                 "mistake a clean end for the end of the answer. `baton serve` cuts connections without this error."
             )
         self._enter("cutting")

@@ -247,7 +247,7 @@ class Pod:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def watch_queue(self) -> None:
-        """Keep the queue's low watermark up to date, so that reads of the queue stay short even if vacuum removes nothing."""
+        """Keep the queue's low watermark up to date: then reads of the queue stay short even without vacuum."""
         while True:
             try:
                 async with translated(self.pool), self.pool.acquire() as connection:
@@ -267,11 +267,11 @@ class Pod:
             metrics.notify_queue_ratio = await notifications.queue_usage(connection)
             metrics.queued, metrics.oldest_queued_seconds = await self.queue_state(connection)
             metrics.oldest_snapshot_seconds = await self._snapshots.check(connection)
-            await self._look_at_disk(connection)
+            await self._check_disk(connection)
         metrics.partitions_end = reach.end
         return reach
 
-    async def _look_at_disk(self, connection: Connection) -> None:
+    async def _check_disk(self, connection: Connection) -> None:
         """Note whether the disk is full. This also covers a pod that writes nothing, and a disk that has room again."""
         full = not await disk_space.has_room(connection)
         if full:

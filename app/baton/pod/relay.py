@@ -93,8 +93,10 @@ class Relay:
     async def load(self) -> None:
         """Read the stream's newest batches, once for all that wait for it.
 
-        Raises: StreamNotFound: there is no such stream. StreamExpired: it is older than the retention time.
-        Unavailable: the database does not answer.
+        Raises:
+            StreamNotFound: there is no such stream.
+            StreamExpired: it is older than the retention time.
+            Unavailable: the database does not answer.
         """
         if self._loading is None or (self._loading.done() and self._loading.exception() is not None):
             self._loading = shared_task(self._load())

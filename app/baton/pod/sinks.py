@@ -61,7 +61,7 @@ class Sink(Protocol):
         ...
 
     async def send(self, body: bytes, *, last: bool = False) -> None:
-        """Write a chunk, and wait until the client has taken most of what was sent. The `last` one ends the response."""
+        """Write a chunk, and wait until the client has taken most of what was sent. The `last` ends the response."""
         ...
 
     def on_lost(self, on_lost: OnLost) -> None:

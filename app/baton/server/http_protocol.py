@@ -70,8 +70,8 @@ class HttpProtocol(HttpToolsProtocol):
         "phase",
     )
 
-    def __init__(self, pod: Pod, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(self, pod: Pod, **options: Any) -> None:
+        super().__init__(**options)
         self.access_log = False
         self.phase: Phase | None = None
         self._pod = pod

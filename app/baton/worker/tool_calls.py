@@ -35,7 +35,8 @@ class ToolCalls:
     def note(self, event: Mapping[str, Any]) -> None:
         """Remember the call of a valid tool call's event.
 
-        Raises: InvalidEvent: the event begins a call without the id or the name, and a client needs both to answer it.
+        Raises:
+            InvalidEvent: the event begins a call without the id or the name, and a client needs both to answer it.
         """
         index = event["index"]
         if index in self._ids and not self.begins(event):

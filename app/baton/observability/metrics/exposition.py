@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 def exposed(metrics: WorkerMetrics, host: str, port: int | None) -> Iterator[str | None]:
     """Serve the metrics at `/metrics` if `port` is given (0 picks a free one); yield the URL.
 
-    Raises: ConfigurationError: the address is not available.
+    Raises:
+        ConfigurationError: the address is not available.
     """
     if port is None:
         yield None
