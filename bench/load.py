@@ -72,9 +72,9 @@ _WAYS: Final = {"stamped": _stamp, "marked": marked, "": _word}
 async def generate(request: GenerationRequest) -> AsyncIterator[str]:
     """Yield `input["tokens"]` words, `input["rate"]` a second, starting at a random phase.
 
-    With `input["stamped"]` each is the time at which it is yielded, in microseconds since 1970, instead; with
-    `input["marked"]` it follows `@N,T@`, its number and that time. `input["pause"]` seconds come before the first, and
-    `input["stays"]` after the last.
+    With `input["stamped"]` it yields times instead of words: each is the time at which it is yielded, in microseconds
+    since 1970. With `input["marked"]` it puts `@N,T@` before each word: its number and that time. It waits
+    `input["pause"]` seconds before the first word, and `input["stays"]` seconds after the last.
     """
     rate, tokens = request.input["rate"], request.input["tokens"]
     write = _WAYS[next((way for way in _WAYS if request.input.get(way)), "")]

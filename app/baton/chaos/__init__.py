@@ -21,8 +21,8 @@ What breaks
     faults in the same order; the exact moment depends on the machine.
 
 How it ends
-    Faults stop and are undone, finished streams are no longer replaced, and running ones are cancelled. All streams must
-    end, for all viewers, within a bounded time. The exit status is 0 only if no account and no process has a complaint.
+    Faults stop and are undone, finished streams are not replaced, and running ones are cancelled. All streams must end,
+    for all viewers, within a bounded time. The exit status is 0 only if no account and no process has a complaint.
 
 Chaos itself runs on one event loop in one process.
 """

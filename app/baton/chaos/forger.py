@@ -44,7 +44,7 @@ class Forger:
             self._received.append(str(payload))
 
     def _forgeries(self, genuine: str) -> Iterator[tuple[str, str]]:
-        """Yield text and ends at positions that may be the next, an erasure, a cancel, and the payload again."""
+        """Yield forged text and ends for likely next positions, an erasure, a cancel, and the same payload again."""
         stream_id = UUID(genuine[:32])
         trailer = "\n#" + genuine.rpartition("\n#")[2]
         for record in notifications.unpack(genuine, [stream_id.hex]):

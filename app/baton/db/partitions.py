@@ -254,7 +254,7 @@ async def user_of(
 
 
 async def reach(executor: Connection | Pool) -> Reach:
-    """Return until when every new stream, from now on, has a partition."""
+    """Return the time until which every new stream has a partition."""
     moment = await now(executor)
     end = first_id(moment)
     for item in sorted(await attached(executor), key=lambda item: item.first):

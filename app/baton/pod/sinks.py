@@ -136,7 +136,7 @@ class AsgiSink:
 
 
 class DirectSink(AsgiSink):
-    """Writes to the client's socket where that needs no waiting, and else by ASGI."""
+    """Writes to the client's socket if that needs no waiting, and otherwise by ASGI."""
 
     __slots__ = ("_socket",)
     cuts = True

@@ -70,7 +70,7 @@ class SubscriberLimits:
         return {stream_id: numbers[stream_id] for stream_id in heapq.nlargest(most, numbers)}
 
     def require_room(self, tenant: str, stream_id: UUID | None = None) -> None:
-        """Refuse one more subscriber if a limit is reached. Without a stream, it is one of a stream yet to be created.
+        """Refuse one more subscriber if a limit is reached. Without a stream, check for one yet to be created.
 
         Raises:
             PodFull, TooManySubscribers: a limit is reached.
