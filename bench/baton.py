@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=LOADS, default="w1")
     parser.add_argument("--streams", type=int, help="instead of the workload's")
-    parser.add_argument("--seconds", type=float, default=20, help="for how long is measured")
+    parser.add_argument("--seconds", type=float, default=20, help="how long to measure")
     parser.add_argument("--flush-ms", type=float, help="BATON_FLUSH_INTERVAL_MILLISECONDS")
     parser.add_argument("--slow-commits", action="store_true", help="commit_delay = 1500, as in W6")
     parser.add_argument("--pods", type=int, default=1)

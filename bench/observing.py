@@ -36,7 +36,7 @@ async def measure(peer: Baton, folder: Path, seconds: float) -> Figures:
 def main() -> None:
     """Measure, and print a line for each turn, the medians, and the difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=12, help="for how long each is measured")
+    parser.add_argument("--seconds", type=float, default=12, help="how long each is measured")
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args()
     print(__doc__)

@@ -85,7 +85,7 @@ class Conversation:
         return self._up_to(len(self.places) - 1)
 
     def before_answer_to(self, message_id: str) -> Conversation:
-        """Leave out an answer and all after it; for a question, leave out all after it."""
+        """Leave out all that follows a question. For an answer, leave out the answer, too."""
         index = self._index(message_id)
         if index is not None and self._is_question(index):
             index += 1

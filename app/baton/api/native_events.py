@@ -140,7 +140,7 @@ async def follow(
     lead: bytes = b"",
     headers: Mapping[str, str] | None = None,
 ) -> AsgiResponse:
-    """Follow a stream's events after the cursor; `lead` is sent in place of those up to it."""
+    """Follow a stream's events after the cursor; `lead` is sent instead of the events up to the cursor."""
     begun = Opening(
         dialect=native.VIEWS[_view(request, wanted)],
         begun=native.begin(cursor),

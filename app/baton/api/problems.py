@@ -79,7 +79,7 @@ async def http_error(request: Request, error: Exception) -> Response:
 
 
 async def unexpected_error(request: Request, error: Exception) -> Response:
-    """Answer a bug of ours, which the server logs with its traceback."""
+    """Answer an unexpected exception, which the server logs with its traceback."""
     del error
     return _problem(request, InternalError(POD_FAULT), {})
 

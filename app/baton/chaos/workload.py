@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A complaint, with where and when. Seconds since the start."""
+    """A complaint, with its place, and its time in seconds since the start."""
 
     complaint: Complaint
     stream: str

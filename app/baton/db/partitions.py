@@ -149,7 +149,7 @@ async def missing(executor: Connection | Pool, days_ahead: int, width_days: int 
 
 
 def planned(there: Sequence[Partition], moment: float, days_ahead: int, width_days: int) -> list[Partition]:
-    """Return the missing partitions among the existing ones, as `baton.create_partitions` determines them."""
+    """Return the partitions that are missing, as `baton.create_partitions` determines them."""
     today = int(moment // DAY_SECONDS)
     place, goal = ids_of_day(today - 1)[0], ids_of_day(today + days_ahead + 1)[0]
     found = []

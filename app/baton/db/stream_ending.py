@@ -143,7 +143,7 @@ async def _end(
 async def _take_and_end(
     connection: Connection, stream_id: UUID, outcome: Outcome, condition: _If, *arguments: object
 ) -> tuple[Outcome, dict[str, Any]] | None:
-    """Return the end with the stream's usage, and what the log line says of the stream; None if this did not end it."""
+    """Return the end with the stream's usage, and the stream's fields for the log; None if this did not end it."""
     async with connection.transaction():
         taken = await connection.fetchrow(_TAKE[condition], stream_id, *arguments)
         if taken is None:
@@ -168,7 +168,7 @@ async def _take_and_end(
 
 @contextlib.contextmanager
 def _retried_with_partition(stream_id: UUID) -> Iterator[None]:
-    """Leave a stream whose log has no partition to a later try, so that it does not stop others from being ended."""
+    """Skip a stream whose log has no partition, until a later try, so that the other streams are still ended."""
     try:
         yield
     except asyncpg.CheckViolationError as error:

@@ -59,7 +59,7 @@ class Verdict:
         )
 
     def complaints(self) -> list[str]:
-        """Return a sentence for each fault: in the order of the events, in the end, or because one pod sent them all."""
+        """Return a sentence for each fault: in the events, in the end, or because one pod sent them all."""
         found = []
         if self.missing:
             found.append(f"Missing: {numbers(self.missing)}.")

@@ -110,7 +110,7 @@ class Chunks:
                 self._done(event)
 
     def fail(self, code: str, message: str, status: Status | None = None) -> None:
-        """Add an error and the end of the stream; with a status if the answer has ended, too.
+        """Add an error and the end of the stream. The end has a status if the answer has ended.
 
         A page gets only the text of the chunk, as the message of an `Error`: so the code follows the sentence. The
         message's metadata, which a page saves, has both.

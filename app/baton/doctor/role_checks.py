@@ -78,7 +78,8 @@ async def privileges(case: Case) -> AsyncIterator[Finding]:
     elif excess := held - set[ColumnPrivilege]().union(*(required[service] for service in may)):
         yield warning(
             "role_excess_privileges",
-            f"{name} may {' and '.join(may)}, and has more privileges than that needs: {_described(excess, existing)}.",
+            f"{name} may {' and '.join(may)}, and has privileges that it does not need for that: "
+            f"{_described(excess, existing)}.",
             _ADVICE,
         )
     else:

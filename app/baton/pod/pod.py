@@ -306,7 +306,7 @@ class Pod:
         return "ready" if self.ready else "not ready"
 
     def _on_kill(self, payload: str) -> None:
-        """Kill this process, as the loss of the machine would, if the notification names this pod. In a demo only."""
+        """In a demo: kill this process, as if its machine were lost, if the notification names this pod."""
         name, stamp = payload.partition("\n")[0], notifications.committed_at(payload)
         if name != self.settings.pod_name or not self.verifier.verifies(KILL_CHANNEL, payload):
             return

@@ -65,7 +65,7 @@ class Blocker:
 
 
 async def advisory_lock_holder(connection: Connection, lock: int) -> str:
-    """Return which session holds an advisory lock, as the end of a sentence; empty if no session does any more."""
+    """Return which session holds an advisory lock, as the end of a sentence; empty if no session holds it now."""
     row = await connection.fetchrow(_HOLDER, lock)
     if row is None:
         return ""

@@ -33,7 +33,7 @@ class Policy:
         return self.partition_days or partitions.width_for(self.retention_days, self.days_ahead)
 
     def horizon(self, moment: float) -> UUID:
-        """Return the smallest id that is kept at a moment (seconds since 1970): that of the start of a day (UTC)."""
+        """Return the smallest id to keep at a moment (seconds since 1970). It is the first id of a day (UTC)."""
         today = moment // DAY_SECONDS * DAY_SECONDS
         return stream_ids.first_id(max(0, today - self.retention_days * DAY_SECONDS))
 

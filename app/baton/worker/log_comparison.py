@@ -66,7 +66,7 @@ class LogComparison:
                 outbox.end_with(Lost.REWOUND, found.seq)
             elif not lasted[left]:
                 logger.error(
-                    "Stream %s may have been another worker's when the database failed over.",
+                    "Another worker may have had stream %s when the database failed over.",
                     outbox.stream_id,
                     extra=_fields(outbox),
                 )

@@ -254,7 +254,7 @@ class Writer:
 
 
 class _HistoryChanged(Exception):
-    """The database has another history than when the log was compared."""
+    """The history of the database has changed since the log was compared."""
 
 
 def _fields(outbox: Outbox) -> dict[str, str]:
