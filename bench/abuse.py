@@ -147,7 +147,7 @@ class Result:
     whole: int
 
     def percentile(self, kind: str, share: float) -> float:
-        """Return the median, over the phases of a kind, of a percentile of the delays."""
+        """Return a percentile of the delays: the median over all phases of a kind."""
         found = []
         for name, delays in self.measured.delays.items():
             if name.partition(" ")[0] == kind:

@@ -62,7 +62,7 @@ def _stamp(number: int) -> str:
 
 
 def marked(number: int) -> str:
-    """Return the marker that viewers look for, and a word. Tokens are numbered from 0 here and from 1 there."""
+    """Return the marker that viewers look for, and a word. Tokens count from 0 here, and from 1 in the marker."""
     return f"@{number + 1},{time.time_ns() // 1000}@{WORDS[number % len(WORDS)]}"
 
 

@@ -118,7 +118,7 @@ async def main(seconds: float) -> None:
             await the_demo(cluster)
 
 
-def run(seconds: float = typer.Option(600, help="How long the charts are to go back.")) -> None:
+def run(seconds: float = typer.Option(600, help="How far back the charts go.")) -> None:
     asyncio.run(main(seconds))
 
 

@@ -135,8 +135,8 @@ async def send_messages(request: Request) -> AsgiResponse:
 async def resume(request: Request) -> AsgiResponse:
     """Send the chunks of a chat's newest stream, or of a run, from `startIndex` on.
 
-    Without `startIndex` the client wants a stream that is running, and gets 204 if there is none. With it, the client
-    asks again, without a pause, until it has seen a `finish`. So every complete answer ends with one.
+    Without `startIndex` the client asks for a running stream, and gets 204 if there is none. With it, the client asks
+    again, without a pause, until it has seen a `finish`. So every complete answer ends with one.
     """
     chat = request.path_params["chat"]
     raw = query_of(request, {_FROM.name}).get(_FROM.name)

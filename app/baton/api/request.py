@@ -139,7 +139,7 @@ def idempotency_key(request: Request, body: bytes) -> IdempotencyKey | None:
     """Return the client's key for this request, if it sends one.
 
     Raises:
-        InvalidRequest: it is too long or empty, or has other characters than printable ASCII.
+        InvalidRequest: it is too long or empty, or has characters other than printable ASCII.
     """
     key = header_of(request, "Idempotency-Key")
     if key is None:

@@ -133,7 +133,7 @@ PAGE_BYTES = 65_536
 
 
 class Fence(NamedTuple):
-    """The claim that a stream's row must still have for its writer to write.
+    """The claim that a stream's row must still have when its writer appends.
 
     `claim_token` is random. Claims of the previous release have none.
     """
@@ -201,8 +201,8 @@ class Tail:
 async def append(connection: Connection, appends: Sequence[Append], history: str | None = None) -> set[UUID]:
     """Write batches of different streams in one statement; return the streams that were written.
 
-    A stream is left out if its row has another epoch or claim token than the batch, or if its place in the log is
-    taken. All are left out if the database has another `history`. Leave out `history` only in a transaction that has
+    A stream is left out if the epoch or the claim token of its row differs from the batch's, or if its place in the log
+    is taken. All are left out if the database has another `history`. Leave out `history` only in a transaction that has
     read the tail.
     """
     # One order everywhere, so that two appends may wait for each other but never deadlock. Comparing UUIDs is slow.

@@ -61,7 +61,7 @@ ORDER BY 1
 
 _PENDING = "SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = $1::text::regclass"
 
-# The session that has one of these tables locked, in another mode than those of $3. Or, if the detachment of $2 is
+# The session that has one of these tables locked, in a mode other than those of $3. Or, if the detachment of $2 is
 # pending, the session with a snapshot from before it, in which the partition is still attached. Autovacuum gives way
 # without help. Only some roles see when another role's transaction began.
 _USER = """

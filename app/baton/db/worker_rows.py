@@ -175,7 +175,7 @@ async def remove(connection: Connection, worker_id: UUID) -> None:
 
 
 async def orphans(connection: Connection, own_id: UUID) -> list[Orphan]:
-    """Return the streams that run under a worker without a row, except the worker `own_id`."""
+    """Return the running streams whose worker has no row. Those of the worker `own_id` are left out."""
     return [Orphan(Fence(*row[:3]), *row[3:]) for row in await connection.fetch(_ORPHANS, own_id)]
 
 

@@ -55,7 +55,7 @@ class Recipient(Protocol):
         ...
 
     def tap(self) -> None:
-        """Wake for another reason than events."""
+        """Wake for a reason other than events."""
         ...
 
     def wake(self) -> None:

@@ -106,7 +106,7 @@ class Subscriber:
             self.wake()
 
     def tap(self) -> None:
-        """Wake it for another reason than events. The tap lasts until `take_tap`."""
+        """Wake it for a reason other than events. The tap lasts until `take_tap`."""
         self._tapped = True
         self.wake()
 

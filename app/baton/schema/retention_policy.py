@@ -19,8 +19,8 @@ DAY_SECONDS: Final = partitions.DAY_SECONDS
 class Policy:
     """How many days ahead partitions exist, and how many whole days streams are kept.
 
-    `partition_days` is how many days a new partition holds; None chooses as few days as keep the number of partitions
-    small.
+    `partition_days` is how many days a new partition holds; None chooses the fewest days with which the number of
+    partitions stays small.
     """
 
     days_ahead: int

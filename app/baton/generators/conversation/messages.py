@@ -288,7 +288,7 @@ def _ui_tool(part: Json) -> str:
 
 
 def _ui_arguments(part: Json) -> str:
-    """Return a call's arguments as JSON. Invalid ones, which an error holds, are returned unchanged."""
+    """Return a call's arguments as JSON. Invalid arguments of a failed call are returned unchanged."""
     value = part.get("input")
     if part.get("state") == "output-error":
         value = part.get("rawInput") if value is None else value
