@@ -368,7 +368,7 @@ ENDS: Final[tuple[Code, ...]] = (
         "The provider cannot be reached",
         "The worker could not connect to the model provider.",
         "Try again later.",
-        "Check that workers can reach the provider, or `BATON_OPENAI_BASE_URL` or `BATON_ANTHROPIC_BASE_URL`.",
+        "Check that workers can reach the provider, and check `BATON_OPENAI_BASE_URL` or `BATON_ANTHROPIC_BASE_URL`.",
     ),
     Code(
         "provider_cut_off",

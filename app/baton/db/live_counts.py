@@ -90,7 +90,7 @@ class CountPlan:
     checked: Sequence[UUID]
     unchecked: int
     learn: Callable[[Sequence[UUID] | None, Sequence[UUID], Moment], None]
-    """Call it with what was found live: from `split` on (None: too many), and in `checked`; and with the moment."""
+    """Call it with the streams found live, from `split` on (None: too many) and in `checked`, and the moment."""
 
 
 NOTHING: Final = CountPlan(_LOWEST, (), 0, lambda _recent, _older, _moment: None)
