@@ -95,7 +95,7 @@ def require_tool_runner(settings: Settings, generator: str | None, answers: Sequ
 
 
 def key_of(request: Request, answers: Sequence[Answered]) -> IdempotencyKey | None:
-    """Return the idempotency key of the stream for these answers; it covers each question. None without answers."""
+    """Return the idempotency key of the stream for these answers, with one for each question; None without answers."""
     if not answers:
         return None
     decided = sorted((answer.id, answer.approved) for answer in answers)

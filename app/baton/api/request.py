@@ -45,7 +45,7 @@ def pod_of(request: Request) -> Pod:
     if pod is None:
         raise Unavailable(
             "The service has not been started. Try again in a moment.",
-            operator="Baton's app has not started. Where it is mounted in another, the outer app's lifespan must enter "
+            operator="Baton's app has not started. If another app mounts it, that app's lifespan must enter "
             "`baton_app.router.lifespan_context(baton_app)`.",
         )
     return pod

@@ -10,8 +10,8 @@ or send the message for a next step. The page runs a call without a result. Outp
 step. No step begins while a call is open: the SDK would show a call that continues in a later step twice. Only a
 stopped answer ends with an empty step.
 
-A stream may continue a message that the page has (`aisdk_message`). A client that has the message (`AI_SDK`) gets other
-chunks than one that replays it (`REPLAY`). So a chunk's number is valid in only one of the two.
+A stream may continue a message that the page has (`aisdk_message`). A client that has the message (`AI_SDK`) does not
+get the same chunks as a client that replays it (`REPLAY`). So a chunk's number is valid in only one of the two.
 
 The `finish` of an answer that has ended puts its status into the message's metadata. A page that has saved a message
 without a status has saved a part of the answer, and asks for the rest.

@@ -18,7 +18,7 @@ _KEY: Final = "baton.rest"
 
 
 class OutsideMiddleware:
-    """Wraps an application with its middleware, and runs what its responses left to do once the middleware returns."""
+    """Wraps an application with its middleware, and runs the rest of its responses once the middleware returns."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -66,7 +66,7 @@ def shape(given: Any) -> Json:
 
 
 def leading(body: Mapping[str, Any]) -> list[Json]:
-    """Return the instructions beside the messages as messages."""
+    """Return the instructions that are outside of the messages, as messages."""
     texts = [plain(body.get(name), name) for name in ("system", "instructions")]
     return [{"role": "system", "content": text} for text in texts if text]
 
