@@ -1,17 +1,18 @@
 """Measures what viewers notice of abusive clients: `python -m bench.abuse`.
 
-One pod and one worker run as processes of their own on an embedded Postgres; each stream has one viewer, here. Tokens
-carry the time at which their generator yielded them, and every eighth is looked at when it arrives, on the same clock.
-Calm phases and abused ones follow each other in turn. In an abused phase
+One pod and one worker run as processes of their own on an embedded Postgres; each stream has one viewer, here. Each
+token holds the time at which its generator yielded it. The delay of every eighth token is measured when it arrives, on
+the same clock. Calm and abused phases alternate. In an abused phase
 
 - deaf clients ask for a stream, half of them for a long one that has ended, and never read;
 - half-open ones begin a request, half of them its header, half its body, and send a byte a second.
 
-Whoever the pod cuts off connects again within a second, so that there are always about as many; they are another
-process. The pod's times are shorter than by default, so that abusers are cut off and come again within a phase; its
-relays' windows are small, so that they are full before the first phase and hide nothing. Printed are the delays of the
-viewers' tokens, the memory of the pod at its highest, and what became of the abusers (the deaf notice that they were
-cut off only when the kernel has given them up). Every viewer must get every number once.
+A client that the pod cuts off reconnects within a second, so the number of abusive clients stays about the same. They
+run in a process of their own. The pod's timeouts are shorter than by default, so that abusers are cut off and return
+within a phase. Its relays' windows are small, so that they are full before the first phase and do not hide a growth of
+memory. The report has the delays of the viewers' tokens, the highest memory of the pod, and what happened to the
+abusers. Deaf clients notice that they were cut off only when the kernel has given up the connection. Every viewer must
+get every number once.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ SETTLE_SECONDS: Final = 3
 MOST_SECONDS: Final = 600
 # By then the windows are full.
 START_SECONDS: Final = 10
-# So many connect at once.
+# How many connect at once.
 CONNECTING: Final = 50
 LONG_BATCHES: Final = 200
 ABUSED: Final = "abused"
@@ -146,7 +147,7 @@ class Result:
     whole: int
 
     def percentile(self, kind: str, share: float) -> float:
-        """Return the median, over the phases of a kind, of a percentile of the delays."""
+        """Return a percentile of the delays: the median over all phases of a kind."""
         found = []
         for name, delays in self.measured.delays.items():
             if name.partition(" ")[0] == kind:
@@ -241,7 +242,7 @@ async def run(dsn: str, folder: Path, given: argparse.Namespace) -> Result:
         asyncpg.create_pool(dsn, min_size=1, max_size=4) as pool,
         cluster(dsn, folder, given.streams, TIMES) as (running, port),
     ):
-        # They are cancelled before that.
+        # The streams are cancelled before they reach this many.
         tokens = int(given.rate * MOST_SECONDS)
         new = NewStream("load", {"rate": given.rate, "tokens": tokens, "stamped": True}, {}, "retry")
         long = await long_stream(pool)

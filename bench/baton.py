@@ -1,7 +1,7 @@
 """Measures the CPU cost per event and process: `python -m bench.baton --workload w1 --seconds 20 --flush-ms 2`.
 
 Postgres, a pod, a worker and the viewers are processes of this machine. The generator that makes the tokens is part of
-the worker; the viewers are counted apart.
+the worker; the viewers are counted separately.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=LOADS, default="w1")
     parser.add_argument("--streams", type=int, help="instead of the workload's")
-    parser.add_argument("--seconds", type=float, default=20, help="for how long is measured")
+    parser.add_argument("--seconds", type=float, default=20, help="how long to measure")
     parser.add_argument("--flush-ms", type=float, help="BATON_FLUSH_INTERVAL_MILLISECONDS")
     parser.add_argument("--slow-commits", action="store_true", help="commit_delay = 1500, as in W6")
     parser.add_argument("--pods", type=int, default=1)

@@ -19,9 +19,9 @@ from .steady import Figures, sound, spent
 from .viewers import Report, Target, Viewers
 
 REPLAY_EVENTS: Final = 5000
-# What they are made at before they are replayed: about 16 in each of Baton's batches.
+# The rate at which the events are made before they are replayed: about 16 in each of Baton's batches.
 FILL_RATE: Final = 400
-# Streams that are not to end before the measurement.
+# How long streams live that must not end before the measurement.
 STAYS_SECONDS: Final = 600
 IDLE_VIEWERS: Final = 100
 SETTLE_SECONDS: Final = 2
@@ -31,9 +31,9 @@ CONNECTING: Final = 500
 STORM_STREAMS: Final = 500
 STORM_VIEWERS: Final = 4
 STORM_RATE: Final = 5
-# Until all viewers are there the streams say nothing.
+# The streams send nothing until all viewers have connected.
 STORM_PAUSE_SECONDS: Final = 20
-# Backends that idle tell of their reads after ten.
+# An idle backend reports its reads after ten seconds.
 STATISTICS_SECONDS: Final = 12
 
 _ROWS = """
@@ -45,7 +45,7 @@ JOIN pg_inherits AS i ON i.inhrelid = t.relid WHERE i.inhparent = 'baton.batch':
 async def replay(peer: Peer, system: System, clients: int) -> Figures:
     """Return how long it takes until this many clients, at once, have replayed a stream of 5,000 events.
 
-    Those that the system cuts off get nothing more. The stream has not ended: it waits, as for a slow tool.
+    Clients that the system cuts off get nothing more. The stream has not ended: it waits, as for a slow tool.
     """
     filled = asyncio.Event()
     target = await system.begin(REPLAY_EVENTS, FILL_RATE, stays_seconds=STAYS_SECONDS)
@@ -88,7 +88,7 @@ async def idle(peer: Peer, system: System, connections: int) -> Figures:
     ]
     processes = system.parts[peer.serves]
     async with Viewers.open(*peer.flags) as viewers:
-        # What the first one makes it load belongs to none.
+        # The first viewer makes the process load code, which counts for no viewer.
         viewers.watch(targets[0])
         reports = await until(viewers, lambda found: found[-1].open == 1)
         before = memory_bytes(processes[0])
@@ -154,7 +154,7 @@ async def log_reads(address: str) -> float:
 async def reads_of_a_batch(dsn: str) -> float:
     """Return how often each row of the log was read on average."""
     await asyncio.sleep(STATISTICS_SECONDS)
-    # In this order: to count the rows is to read them.
+    # In this order, because counting the rows reads them.
     return await fetch(dsn, _ROWS) / await fetch(dsn, "SELECT count(*) FROM baton.batch")
 
 

@@ -1,9 +1,10 @@
 """Measures Baton's load on the database: WAL and disk per token, transactions per second: `python -m bench.database`.
 
-One worker runs so many streams at once at a steady rate, on an embedded Postgres of its own, and nobody watches. WAL is
-what `pg_stat_get_backend_wal` (Postgres 18) counts for the worker's four connections, from the creation of the streams
-to their end. Full-page images are apart: `full_page_writes` is off on this server, since how many there are depends on
-the time between checkpoints and not on Baton. Sizes are those of the tables after the run, with their indexes.
+One worker runs a number of streams at once, at a steady rate and without viewers, on an embedded Postgres of its own.
+WAL is what `pg_stat_get_backend_wal` (Postgres 18) counts for the worker's four connections, from the creation of the
+streams to their end. Full-page images are not included: `full_page_writes` is off on this server, since their number
+depends on the time between checkpoints and not on Baton. Sizes are those of the tables after the run, with their
+indexes.
 """
 
 from __future__ import annotations

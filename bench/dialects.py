@@ -3,7 +3,7 @@
 One pod and one worker run as processes of their own on an embedded Postgres. In each phase streams are created and
 followed in one request each, in one dialect, by viewers that only count bytes. The figures are the CPU time that the
 pod, and all of pod, worker and Postgres, spent from the first request to the last end, divided by the events of all
-streams. Phases of all dialects follow each other in turn, several times; the medians are printed, with the range.
+streams. The phases of all dialects run in turn, several times. The report has the medians and the ranges.
 """
 
 from __future__ import annotations

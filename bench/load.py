@@ -12,7 +12,7 @@ from typing import Final
 from baton.generators.protocol import GenerationRequest
 
 TICK_SECONDS: Final = 0.004
-# As long as tokens of English text are on average: 4.5 characters, the space included.
+# On average as long as tokens of English text: 4.5 characters, including the space.
 WORDS: Final = (" the", " answer", " of", " a", " pod", " is", " handed", " on", " to", " another", ".", " It", " goes")
 
 
@@ -27,7 +27,7 @@ class _Ticker:
 
     async def until(self, at: float) -> None:
         """Wait until the loop's clock shows `at`, or up to a tick longer."""
-        # Python 3.11 asks the system for its process each time that it is asked for the loop.
+        # Python 3.11 makes a system call, for the process id, each time the running loop is looked up.
         loop = self._loop
         if loop is None or self._task is None or self._task.done():
             loop = self._loop = asyncio.get_running_loop()
@@ -62,7 +62,7 @@ def _stamp(number: int) -> str:
 
 
 def marked(number: int) -> str:
-    """Return the marker that viewers look for, and a word. Tokens are numbered from 0 here and from 1 there."""
+    """Return the marker that viewers look for, and a word. Tokens count from 0 here, and from 1 in the marker."""
     return f"@{number + 1},{time.time_ns() // 1000}@{WORDS[number % len(WORDS)]}"
 
 
@@ -72,9 +72,9 @@ _WAYS: Final = {"stamped": _stamp, "marked": marked, "": _word}
 async def generate(request: GenerationRequest) -> AsyncIterator[str]:
     """Yield `input["tokens"]` words, `input["rate"]` a second, starting at a random phase.
 
-    With `input["stamped"]` each is the time at which it is yielded, in microseconds since 1970, instead; with
-    `input["marked"]` it follows `@N,T@`, its number and that time. `input["pause"]` seconds come before the first, and
-    `input["stays"]` after the last.
+    With `input["stamped"]` it yields times instead of words: each is the time at which it is yielded, in microseconds
+    since 1970. With `input["marked"]` it puts `@N,T@` before each word: its number and that time. It waits
+    `input["pause"]` seconds before the first word, and `input["stays"]` seconds after the last.
     """
     rate, tokens = request.input["rate"], request.input["tokens"]
     write = _WAYS[next((way for way in _WAYS if request.input.get(way)), "")]

@@ -1,9 +1,9 @@
 """Measures the cost of metrics and logs: `python -m bench.observing`.
 
-W1 (300 streams of 50 tokens/s, one viewer each; streams of 20 s that are replaced as they end) with metrics and logs as
-they are by default, and without: histograms and labelled counters count nothing, and no line is logged of a stream or a
-connection (`bench/unobserved`). Both follow each other in turn, each time on a new database with new processes.
-Compared is the CPU of pod, worker and Postgres for each event that a viewer got: the medians, with the range.
+It runs W1 (300 streams of 50 tokens/s, one viewer each; streams of 20 s that are replaced as they end) with the default
+metrics and logs, and without them: histograms and labeled counters count nothing, and no line is logged about a stream
+or a connection (`bench/unobserved`). The two alternate, each time on a new database with new processes. The report
+compares the CPU time of pod, worker and Postgres for each event that a viewer got: medians and ranges.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ async def measure(peer: Baton, folder: Path, seconds: float) -> Figures:
 def main() -> None:
     """Measure, and print a line for each turn, the medians, and the difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=12, help="for how long each is measured")
+    parser.add_argument("--seconds", type=float, default=12, help="how long each is measured")
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args()
     print(__doc__)

@@ -1,10 +1,11 @@
 """Measures what viewers notice of migrations and of a dropped partition under load: `python -m bench.online`.
 
-One pod and one worker run as processes of their own on an embedded Postgres; each stream has one viewer, here. Tokens
-carry the time at which their generator yielded them, and every eighth is looked at when it arrives, on the same clock.
-Meanwhile, each for a phase of its own: nothing; the migrations after the second down and up again; a partition of old
-streams detached and dropped by `baton maintain`. ACCESS EXCLUSIVE locks on Baton's tables are looked for every 5 ms.
-Every viewer must get every number once; appends that failed are counted in the worker's log.
+One pod and one worker run as processes of their own on an embedded Postgres; each stream has one viewer, here. Each
+token holds the time at which its generator yielded it. The delay of every eighth token is measured when it arrives, on
+the same clock. There are three phases: a calm one; one in which all migrations after the second are downgraded and
+upgraded again; and one in which `baton maintain` detaches and drops a partition of old streams. Every 5 ms the
+measurement looks for ACCESS EXCLUSIVE locks on Baton's tables. Every viewer must get every number once. Failed appends
+are counted in the worker's log.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ DOWN_TO = "0002"
 DAY_SECONDS = 86_400
 LOCK_LOOK_SECONDS = 0.005
 OLD_DAYS = 40
-# For what the commands take longer than their phases.
+# How much longer the commands may take than their phases.
 COMMANDS_SECONDS = 15
 
 _OLD_PARTITION = """

@@ -51,7 +51,7 @@ def debian_version(package: str) -> str:
 def npm(source: Path, name: str) -> Path:
     """Install the packages of a folder's `package.json`, unless they are installed; return the folder that has them.
 
-    With a lock file they are exactly those of it; without one only those that `package.json` names are certain.
+    With a lock file exactly its versions are installed. Without one only the versions in `package.json` are certain.
 
     Raises:
         Missing: there is no npm, or it failed.

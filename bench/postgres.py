@@ -7,7 +7,7 @@ from typing import Final
 import asyncpg
 import psutil
 
-# Every commit waits so long, as on an ordinary cloud disk.
+# Every commit waits this long, as on an ordinary cloud disk.
 _SLOW_COMMITS: Final = ("ALTER SYSTEM SET commit_delay = 1500", "ALTER SYSTEM SET commit_siblings = 0")
 _SETTINGS: Final = """
 SELECT name, current_setting(name) FROM unnest($1::text[]) AS name

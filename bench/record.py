@@ -47,7 +47,7 @@ class Record:
         return [figures["error"] for figures in self._found(workload, peer) if "error" in figures]
 
     def range(self, workload: str, peer: str, *names: str) -> Range | None:
-        """Of one figure (`"parts_us", "pod"` lies in another), over the turns; None where there is none."""
+        """Return the range of a figure over the turns; None without one. `"parts_us", "pod"` names a nested one."""
         values = []
         for figures in self.figures(workload, peer):
             value: Any = figures

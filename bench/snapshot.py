@@ -1,9 +1,10 @@
 """Measures the cost of an old snapshot, held by a `pg_dump` or a forgotten transaction: `python -m bench.snapshot`.
 
-One pod and one worker run as processes of their own on an embedded Postgres. Streams of a second are created over HTTP
-at a steady rate, one stream lives for all the time, and how long each create takes is measured. Beside them this
-process does twenty times a second what a pod or a worker does, in transactions that are undone, and counts the buffers
-that each statement reads. First in calm, and then while a REPEATABLE READ transaction is open.
+One pod and one worker run as processes of their own on an embedded Postgres. Streams that last a second are created
+over HTTP at a steady rate, and the time of each create is measured. One more stream lives for the whole run. Twenty
+times a second this process runs the statements of a pod and a worker, in transactions that are rolled back, and counts
+the buffers that each statement reads. It does so first without a snapshot, and then while a REPEATABLE READ transaction
+is open.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _CALLER = "SELECT tenant, caller FROM baton.token_bucket ORDER BY slot DESC LIMI
 
 @dataclass(slots=True)
 class Phase:
-    """The figures without or with the snapshot."""
+    """The figures of one phase, with or without the snapshot."""
 
     name: str
     created: list[tuple[float, float]] = field(default_factory=list)  # when, and how long it took
@@ -81,7 +82,7 @@ class Load:
         try:
             answer = await http.post(self._address, json={"generator": "load", "input": given})
         except httpx2.TransportError as error:
-            # A pod closes connections that were idle, now and then in the moment in which one is used again.
+            # A pod closes idle connections. Sometimes it closes one just when it is used again.
             phase.failed += 1
             print(f"a create failed: {error!r}", flush=True)
             return
@@ -128,9 +129,9 @@ class Probe:
 
     def _actions(self) -> Sequence[tuple[str, Callable[[Connection], Awaitable[Any]]]]:
         return (
-            ("first queued", self._look),
+            ("first queued", self._first_queued),
             ("claim", self._claim),
-            ("first queued of all", self._look_at_all),
+            ("first queued of all", self._first_queued_of_all),
             ("overdue", self._overdue),
             ("queue state", lambda connection: stream_queue.state(connection, self._whole_queue.since)),
             ("create", self._create),
@@ -141,10 +142,10 @@ class Probe:
             ("owned of", self._owned),
         )
 
-    async def _look(self, connection: Connection) -> None:
+    async def _first_queued(self, connection: Connection) -> None:
         await self._queue.update(lambda since: stream_queue.first_queued(connection, since, ["load"]))
 
-    async def _look_at_all(self, connection: Connection) -> None:
+    async def _first_queued_of_all(self, connection: Connection) -> None:
         await self._whole_queue.update(lambda since: stream_queue.first_queued(connection, since))
 
     async def _claim(self, connection: Connection) -> None:

@@ -1,10 +1,10 @@
 """Measures how one tenant's list requests delay another tenant's creates: `python -m bench.starving`.
 
 One pod runs as a process of its own on an embedded Postgres, with a key for each of two tenants. The large tenant has a
-million streams, of which none was cancelled. Calm phases and starved ones follow each other in turn. In a starved phase
-clients of the large tenant, which are another process, list its cancelled streams again and again, without a pause
-and whatever the answer is. In all phases the small tenant creates 20 streams a second.
-Printed is how long its creates take, and what the lists were answered.
+million streams, and none of them was cancelled. Calm and starved phases alternate. In a starved phase clients of the
+large tenant, in a process of their own, list its cancelled streams again and again, without a pause and whatever the
+answer is. In all phases the small tenant creates 20 streams a second. The report has the times of these creates, and
+the statuses of the lists.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .cluster import cluster
 SETTINGS: Final = {"BATON_ALLOW_ANONYMOUS": "false", "BATON_MAX_TENANT_STREAMS": "1000000"}
 EVERY_SECONDS: Final = 0.05
 SETTLE_SECONDS: Final = 3
-# By then all clients have asked.
+# By then all clients have sent a request.
 START_SECONDS: Final = 1
 PART: Final = 50_000
 TENANTS: Final = ("large", "small")
@@ -63,7 +63,8 @@ async def fill(pool: asyncpg.Pool[asyncpg.Record], count: int) -> dict[str, str]
 async def create(url: str, key: str, seconds: float) -> list[float]:
     """Create streams for some seconds; return how long each took, in milliseconds. A rejection counts as infinite.
 
-    They begin at fixed times, whether those before have been answered or not: else few would be counted that are slow.
+    They start at fixed times, whether the earlier ones have been answered or not: otherwise few slow ones would be
+    counted.
     """
 
     async def create_one() -> float:
@@ -82,7 +83,7 @@ async def create(url: str, key: str, seconds: float) -> list[float]:
 async def attack(url: str, key: str, query: str, clients: int) -> Counter[str]:
     """List streams until standard input ends; return the count of each status.
 
-    These clients know just enough of HTTP to keep their connections: they are to take little of the machine.
+    These clients know just enough HTTP to keep their connections, so that they use little of the machine.
     """
     answers: Counter[str] = Counter()
     host = url.removeprefix("http://")

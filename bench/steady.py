@@ -1,8 +1,8 @@
 """Runs streams at a steady rate, replaces them as they end, and measures the cost of delivery.
 
-All viewers join, and after a pause a time is measured: the CPU time of each part of the system, divided by the events
-that the viewers got in that time; their delays; and how many of the tokens that were to come did. Gaps and repeats are
-counted from the first token on.
+All viewers join, and the measurement starts after a pause. It has the CPU time of each part of the system, divided by
+the events that the viewers got in that time; the delays of these events; and the share of the offered tokens that
+arrived. Gaps and repeats are counted from the first token on.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .processes import cpu_seconds
 from .viewers import Report, Viewers
 
 WARM_UP_SECONDS: Final = 3
-# The shortest of the first lives, of a whole one: long enough for viewers to join.
+# The shortest life of the first streams, as a part of a full life: long enough for viewers to join.
 FIRST_LIFE: Final = 0.25
-# So many streams are begun at once.
+# How many streams are started at once.
 BEGINNING: Final = 16
-# Of what is offered; a system that carries less is saturated.
+# The least share of the offered rate; a system that delivers less is saturated.
 LEAST_CARRIED: Final = 0.97
 
 Figures = dict[str, Any]

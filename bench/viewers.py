@@ -1,4 +1,4 @@
-"""The viewers of a measurement: a separate process in C, so that their cost is small and counted apart.
+"""The viewers of a measurement: a separate process in C, so that their cost is small and counted separately.
 
 They check each token's number, and measure its delay by the time that it carries. `bench/native/viewers.c` says how.
 """
@@ -41,7 +41,7 @@ class Report:
     failed: int  # connections that were refused, or not answered with 200
     lost: int  # that ended before the last token
     whole: int  # viewers that got the last token
-    resumed: int  # viewers that got a token after they had connected again
+    resumed: int  # viewers that got a token after a reconnect
     open: int  # now
     first_at: float
     last_at: float
@@ -67,7 +67,7 @@ class Viewers:
     async def open(cls, *flags: str, over: Callable[[str], None] = lambda path: None) -> AsyncIterator[Self]:
         """Start the process; end it and all its connections on exit.
 
-        Flags are those of the program; `over` is told the path of whoever has a stream's last token.
+        Flags are those of the program; `over` is called with the path of each viewer that gets a stream's last token.
 
         Raises:
             Missing: it cannot be compiled here.
@@ -83,19 +83,19 @@ class Viewers:
 
     def watch(self, target: Target) -> None:
         """Add a viewer."""
-        self._tell(f"open {target.port} {target.path} {target.last}")
+        self._send(f"open {target.port} {target.path} {target.last}")
 
     def move(self, port: int) -> None:
         """Make viewers that lose their connection reconnect to this port. Needs `--again`."""
-        self._tell(f"move {port}")
+        self._send(f"move {port}")
 
     async def report(self) -> Report:
         """Return the report since the previous one."""
-        self._tell("report")
+        self._send("report")
         async with asyncio.timeout(ANSWER_SECONDS):
             return await self._reports.get()
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{line}\n".encode())
 

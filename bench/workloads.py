@@ -16,7 +16,7 @@ from .steady import LEAST_CARRIED, Figures, Load, steady
 ONE_EACH: Final = Load(300, 50)
 LOADS: Final = {"w1": ONE_EACH, "w2": Load(1000, 50), "w3": Load(1, 200, viewers=500, life_seconds=600)}
 MOST_DELAY_MS: Final = 250
-# Streams of 50 tokens a second that the search for the highest rate begins with, and how it goes on.
+# The number of streams, of 50 tokens a second, with which the search for the highest rate starts, and how it continues.
 FIRST_STREAMS: Final = 250
 FACTOR: Final = 1.5
 HALVINGS: Final = 2
@@ -33,7 +33,7 @@ class Workload:
     measure: Measure
     is_for: Callable[[Peer], bool] = lambda peer: True
     turns: int = 1_000_000  # at most
-    starts: int = 1  # of a system, about, in one measurement
+    starts: int = 1  # of a system in one measurement, roughly
 
 
 def steadily(load: Load, seconds: float, *, pods: int = 1, workers: int = 1, slow_commits: bool = False) -> Measure:

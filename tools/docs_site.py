@@ -31,7 +31,7 @@ _PATTERN = re.compile(r'"(docs/[\w/]+/\*\.md)",')
 _LINK = re.compile(r"(?<=\]\()([^)\s:#]+)(?=[)#])")
 _ITEM = re.compile(r"([-*]|1\.) ")
 _BEFORE_ITEM = re.compile(r"([-*]|\d+\.) |\s|#")
-# What a browser fetches by itself, by the attribute that names it. Of links, the relations that it fetches.
+# What a browser fetches automatically, by the attribute that names it. For links: the relations that it fetches.
 _FETCHED = {"script": "src", "img": "src", "source": "src", "iframe": "src", "video": "src", "audio": "src"}
 _FETCHED_RELATIONS = {"stylesheet", "icon", "preload", "preconnect", "modulepreload", "manifest", "dns-prefetch"}
 

@@ -40,7 +40,7 @@ parentheses.
 A stream that fails says why in its terminal event, in `GET /v1/streams/{id}`, and in the error format of its dialect:
 `{"code": …, "message": …}`. A generator may end a stream with codes of its own; its author documents them.
 Chat Completions without `stream` map the failure of the stream to a status: 400 for `invalid_input` and
-`provider_invalid_request`, 409 for `cancelled`, 429 for `provider_rate_limited`, else 500.
+`provider_invalid_request`, 409 for `cancelled`, 429 for `provider_rate_limited`, otherwise 500.
 
 `python -m tools.errors_page` generates this page from `app/baton/codes.py`, and a test compares the two. Pods serve it
 under `/errors`.

@@ -34,7 +34,7 @@ async def fails(_request: GenerationRequest, /) -> Any:
 
 @contextlib.asynccontextmanager
 async def busy(cluster: Cluster, pods: list[RunningPod], key: str) -> AsyncIterator[None]:
-    """Have people ask, and watch what they are told."""
+    """Ask questions, and follow the answers."""
     headers = {"authorization": f"Bearer {key}", "accept": "text/event-stream"}
 
     async def one() -> None:
@@ -118,7 +118,7 @@ async def main(seconds: float) -> None:
             await the_demo(cluster)
 
 
-def run(seconds: float = typer.Option(600, help="How long the charts are to go back.")) -> None:
+def run(seconds: float = typer.Option(600, help="How far back the charts go.")) -> None:
     asyncio.run(main(seconds))
 
 

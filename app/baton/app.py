@@ -32,7 +32,7 @@ class Application(Starlette):
     def leave(self) -> None:
         """Begin to send all clients away to other pods, over `BATON_DRAIN_SECONDS`, and return at once.
 
-        Call it if your process shuts down for another reason than a signal. Any thread and any signal handler may call
+        Call it if your process shuts down for a reason other than a signal. Any thread and any signal handler may call
         it. Outside of the application's lifespan, and when called again, it does nothing.
         """
         if self.shutdown is not None:
@@ -44,7 +44,7 @@ class Application(Starlette):
             await self.shutdown.drain()
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Add the outer layers. None wraps bodies, and the request's id covers what runs outside of the middleware."""
+        """Add the outer layers. None wraps bodies. What runs outside of the middleware has the request's id, too."""
         inner = super().build_middleware_stack()
         if origins := self.settings.allowed_origins:
             inner = CrossOrigin(inner, origins, self.settings.allowed_headers)

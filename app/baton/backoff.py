@@ -1,6 +1,6 @@
 """Exponential backoff with full jitter: a random pause between zero and a bound that doubles with each failure.
 
-Clients that failed at the same moment so retry spread over the whole bound. AWS compares kinds of jitter in
+So clients that failed at the same moment spread their retries over the whole bound. AWS compares kinds of jitter in
 "Exponential Backoff And Jitter" (2015).
 """
 

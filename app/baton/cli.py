@@ -375,7 +375,7 @@ async def _traced(name: str, work: Callable[[], Awaitable[None]]) -> None:
     if not tracing.wanted():
         await work()
         return
-    # Slow to load, so only if it is used.
+    # This is slow to import, so it is imported only if it is used.
     from .observability.trace_export import exporting
 
     with exporting(name):

@@ -153,7 +153,7 @@ class Follower:
 
 
 class _Temporary(Exception):
-    """A status that may be another one on the next attempt."""
+    """A status that may change by the next attempt."""
 
 
 def _seq(raw: str) -> int:

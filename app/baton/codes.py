@@ -178,7 +178,7 @@ ADVICE: Final[dict[str, Advice]] = {
         "started. `baton doctor` examines the database.",
     ),
     "still_running": Advice(
-        "Do not create it again: it continues. Get it by the id in the message.",
+        "Do not create the answer again: it continues. Get it by the id in the message.",
         "Give pods time to leave: `BATON_DRAIN_SECONDS`, and the platform's grace period.",
     ),
     "internal_error": Advice(
@@ -213,7 +213,7 @@ ENDS: Final[tuple[Code, ...]] = (
         None,
         "The answer was cancelled",
         "A client cancelled the stream, or it had no viewer for longer than it allows.",
-        "Keep the part that there is.",
+        "Keep the partial answer.",
         _NOTHING,
     ),
     Code(
@@ -368,7 +368,7 @@ ENDS: Final[tuple[Code, ...]] = (
         "The provider cannot be reached",
         "The worker could not connect to the model provider.",
         "Try again later.",
-        "Check that workers can reach the provider, or `BATON_OPENAI_BASE_URL` or `BATON_ANTHROPIC_BASE_URL`.",
+        "Check that workers can reach the provider, and check `BATON_OPENAI_BASE_URL` or `BATON_ANTHROPIC_BASE_URL`.",
     ),
     Code(
         "provider_cut_off",

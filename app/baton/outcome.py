@@ -46,7 +46,7 @@ class Timings:
         return round((self.tokens - 1) / (self.duration_seconds - first), 3)
 
     def as_dict(self) -> TimingsContent:
-        """Return the form in the terminal event and in the API."""
+        """Return it as the terminal event and the API show it."""
         return {
             "duration_seconds": round(self.duration_seconds, 6),
             "time_to_first_token_seconds": _rounded(self.time_to_first_token_seconds),
@@ -82,7 +82,7 @@ class Outcome:
 
     @classmethod
     def cancelled(cls, *, finish_reason: str = "cancelled", **rest: Any) -> Outcome:
-        """Return the end of a stream that was cancelled, by a request or because nobody watched it."""
+        """Return the end of a stream that was cancelled, by a request or because it had no viewer."""
         return cls("cancelled", finish_reason=finish_reason, **rest)
 
     def billed(self, bill: Bill) -> Outcome:

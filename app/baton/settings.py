@@ -190,8 +190,8 @@ class Settings(BaseSettings):
         128 << 20,
         ge=1024,
         le=1 << 40,
-        description="Bytes of request bodies that a pod holds at once, without the first 64 KiB of each; never less "
-        "than `BATON_MAX_BODY_BYTES`. One tenant leaves room for the largest body of another",
+        description="Bytes of request bodies that a pod holds at once, not counting the first 64 KiB of each body; "
+        "never less than `BATON_MAX_BODY_BYTES`. One tenant always leaves room for another tenant's largest body",
     )
     max_tenant_streams: int = Field(
         1000, ge=1, le=1_000_000, description="Number of queued and running streams that a tenant may have at once"

@@ -25,8 +25,8 @@ class ToolCall(TypedDict):
 class SnapshotContent(TypedDict):
     """The answer up to the event with the id `last_event_id`.
 
-    `usage` is the sum of what the generator has reported, and absent before. `tool_approvals` holds the ids of the
-    calls that need an approval, and is absent without any.
+    `usage` is the sum of what the generator has reported so far; absent before the first report. `tool_approvals` holds
+    the ids of the calls that need an approval, and is absent without any.
     """
 
     last_event_id: int
@@ -51,7 +51,7 @@ class Snapshot:
     usage: dict[str, Any] | None = None
 
     def as_dict(self) -> SnapshotContent:
-        """Return the form in the API. Without a usage event it has no `usage`, so it does not hide that of the row."""
+        """Return it as the API shows it. Without a usage event it has no `usage`, so that the row's usage is shown."""
         content: SnapshotContent = {
             "last_event_id": self.last_event_id,
             "text": self.text,

@@ -34,7 +34,7 @@ def _compile(source: Path, program: Path) -> None:
             "There is no C compiler here for the load client. On Debian and Ubuntu: apt-get install gcc libc6-dev"
         )
     program.parent.mkdir(parents=True, exist_ok=True)
-    # Two runs may begin at once: each puts a whole program there.
+    # Two runs may start at once: each puts a complete program there.
     made = program.with_suffix(f".{id(program)}")
     subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", made, source], check=True)
     made.replace(program)

@@ -1,14 +1,14 @@
-// Publishes tokens over HTTP, each when it is due: the producer of systems that are told by POST.
+// Publishes tokens over HTTP, each when it is due: the producer of systems that receive tokens by POST.
 //
 // usage: publisher PORT CONNECTIONS [--join]
-//   --join  what is due of a stream goes in one POST, as a JSON array; otherwise each token has its own
+//   --join  send all due tokens of a stream in one POST, as a JSON array; otherwise each token has its own POST
 //
 // Commands come on standard input, a line each; publisher runs until that ends:
-//   begin PATH TOKENS RATE PAUSE   publish so many tokens there, so many a second, the first after so many seconds
+//   begin PATH TOKENS RATE PAUSE   publish TOKENS tokens there, RATE a second, the first after PAUSE seconds
 //
-// One timer makes the tokens of all streams. A connection has one POST under way; of each stream up to 1,024 tokens
-// may be due and wait, and then it makes no more. A token that had to wait longer than a turn of the timer bears the
-// time at which it was due, so that its delay counts.
+// One timer makes the tokens of all streams. A connection has one POST in flight. Up to 1,024 due tokens of a
+// stream may wait; then no more are made. A token that had to wait for more than one turn of the timer has the time at
+// which it was due, so that its delay counts.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -100,7 +100,7 @@ static void post(struct connection *c, struct stream *s, int64_t now) {
     c->busy = true;
 }
 
-// Posts what is due of the next stream; forgets it if that was its end.
+// Posts the due tokens of the next stream; forgets the stream after its last token.
 static void turn(struct connection *c, int64_t now) {
     for (int tried = c->many; tried > 0 && !c->busy; tried--) {
         c->at = (c->at + 1) % c->many;
@@ -112,7 +112,7 @@ static void turn(struct connection *c, int64_t now) {
     }
 }
 
-// Whether a whole answer is there. What was refused is lost: viewers find the gap. The first refusal is told.
+// Whether a whole answer has arrived. A refused token is lost, and viewers find the gap. The first refusal is reported.
 static bool answered(struct connection *c) {
     c->answer[c->held] = 0;
     char *end = strstr(c->answer, "\r\n\r\n");
@@ -160,7 +160,7 @@ static void begin(char *line) {
     c->streams[c->many++] = s;
 }
 
-// Obeys the lines that are there; returns whether there may be more.
+// Executes the lines that have arrived; returns whether more may come.
 static bool obey(void) {
     static char lines[1 << 16];
     static size_t held;

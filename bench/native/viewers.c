@@ -1,16 +1,16 @@
 // Many viewers of server-sent events in one thread, cheap enough to share a machine with what it measures.
 //
 // usage: viewers [--again] [--leave]
-//   --again  who loses a connection connects again, with the last event's id
-//   --leave  who has a stream's last token leaves; otherwise the server is to end the response
+//   --again  a viewer that loses its connection reconnects, with the last event's id
+//   --leave  a viewer that has a stream's last token closes its connection; otherwise the server ends the response
 //
 // Commands come on standard input, a line each; viewers runs until that ends:
-//   open PORT PATH LAST   watch a stream on 127.0.0.1 whose last token has the number LAST (0: nobody knows)
-//   move PORT             from now on connect again there
+//   open PORT PATH LAST   watch a stream on 127.0.0.1 whose last token has the number LAST (0: unknown)
+//   move PORT             from now on reconnect to this port
 //   report                print what came since the last report, as a line of JSON
 //
 // "over PATH" is printed when a viewer has the last token. Tokens carry `@N,T@`: N counts from 1 in each stream, T is
-// the producer's clock in microseconds since 1970. A number too high is a gap, one that was there before a repeat.
+// the producer's clock in microseconds since 1970. A number too high is a gap; a number that came before is a repeat.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -135,7 +135,7 @@ static void token(struct viewer *v) {
     }
 }
 
-// Finds markers in a piece of the body; they may begin in one piece and end in another.
+// Finds markers in a chunk of the body; a marker may begin in one chunk and end in another.
 static void scan(struct viewer *v, const char *from, long bytes) {
     const char *end = from + bytes;
     for (const char *at = from; at < end; at++) {
@@ -173,7 +173,7 @@ static int hex(char c) {
     return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
 }
 
-// Takes the chunks' sizes out; returns whether the response is over.
+// Removes the chunks' sizes; returns whether the response is over.
 static bool chunks(struct viewer *v, const char *from, long bytes) {
     for (long at = 0; at < bytes;) {
         if (v->chunk == DATA) {
@@ -199,7 +199,7 @@ static bool chunks(struct viewer *v, const char *from, long bytes) {
     return false;
 }
 
-// Reads the header; returns how many of these bytes belong to it, or -1 when there is more of it to come.
+// Reads the header; returns how many of these bytes belong to it, or -1 if it is incomplete.
 static long header(struct viewer *v, const char *from, long bytes) {
     int before = v->held_bytes;
     long piece = bytes < HELD_BYTES - before ? bytes : HELD_BYTES - before;
@@ -217,7 +217,7 @@ static long header(struct viewer *v, const char *from, long bytes) {
     return end + 4 - v->held - before;
 }
 
-// Keeps the id of the last whole event. What was counted of one that was cut off comes again, and is counted then.
+// Keeps the id of the last whole event. An event that was cut off arrives again, and is counted then.
 static void keep_id(struct viewer *v) {
     v->held[v->held_bytes] = 0;
     char *cut = memrchr(v->held, '\n', v->held_bytes);
@@ -319,7 +319,7 @@ static void command(char *line) {
     }
 }
 
-// Obeys the lines that are there; returns whether there may be more.
+// Executes the lines that have arrived; returns whether more may come.
 static bool obey(void) {
     static char lines[1 << 16];
     static size_t held;

@@ -1,7 +1,7 @@
 """The measured systems: each starts on loopback, creates streams of marked tokens, and returns where to follow them.
 
-In every one a producer yields `@N,T@ word` at a steady rate, for all streams from one timer of 4 ms, and stops making
-more where the system cannot take them.
+Each has a producer that yields `@N,T@ word` at a steady rate, with one timer of 4 ms for all streams. It yields no more
+than the system accepts.
 """
 
 from __future__ import annotations

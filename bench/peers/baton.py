@@ -1,6 +1,6 @@
 """Baton: pods and workers of this checkout, on an embedded Postgres of their own.
 
-Its settings are the defaults, but for limits (how many streams and viewers there may be) and what the peer is given.
+Its settings are the defaults, except the limits of streams and viewers, and the settings of the peer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from baton.schema.migrate import migrate
 
 from . import Shape, http_client
 
-# Limits out of the way, and no waiting for generators when all is over.
+# Limits that no measurement reaches, and no wait for generators at the end.
 SETTINGS: Final = {
     "BATON_MAX_TENANT_STREAMS": "100000",
     "BATON_CREATES_PER_SECOND": "100000",
@@ -90,7 +90,7 @@ class Baton:
             await migrate(dsn, days_ahead=7)
             if shape.slow_commits:
                 await slow_commits(dsn)
-            # Streams that take the place of others may begin before those have ended.
+            # A stream that replaces another one may begin before that one has ended.
             count = shape.streams // shape.workers + shape.streams // 5 + 10
             pool = {"BATON_DATABASE_POOL_SIZE": str(MOST_POOLED // shape.pods)} if shape.pods * 8 > MOST_POOLED else {}
             further = {**SETTINGS, **pool, **self.settings}

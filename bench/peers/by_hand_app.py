@@ -1,6 +1,7 @@
 """Resumable streams written by hand: a transaction with INSERT and NOTIFY for each token, and sse-starlette.
 
-One process makes the tokens, another follows; each has one LISTEN connection, and who comes reads the table first.
+One process makes the tokens, and another one serves viewers. Each has one LISTEN connection. A new viewer first gets
+what the table has.
 """
 
 import asyncio

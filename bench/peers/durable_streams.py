@@ -48,7 +48,7 @@ class DurableStreams:
         command = ("node", script("durable_streams"), str(port), *data)
         async with (
             program(folder, *command, port=port) as server,
-            publisher(port, "--join") as told,
+            publisher(port, "--join") as publishing,
             http_client() as http,
         ):
-            yield Published(port, "/{}", "/{}?offset=-1&live=sse", {"server": [server]}, told, http)
+            yield Published(port, "/{}", "/{}?offset=-1&live=sse", {"server": [server]}, publishing, http)

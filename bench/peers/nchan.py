@@ -16,7 +16,7 @@ from . import Shape
 from .published import Published, publisher
 
 PACKAGES: Final = ("nginx", "libnginx-mod-nchan")
-# One process of nginx: more have to tell each other, which costs more for each event.
+# One process of nginx: several would have to notify each other, which costs more for each event.
 CONFIGURATION: Final = """
 load_module /usr/lib/nginx/modules/ngx_nchan_module.so;
 daemon off;
@@ -79,5 +79,5 @@ class Nchan:
         user = "user root;" if os.geteuid() == 0 else ""
         configuration.write_text(CONFIGURATION.format(folder=folder, port=port, user=user))
         command = ("nginx", "-p", str(folder), "-c", str(configuration))
-        async with program(folder, *command, port=port) as nginx, publisher(port) as told:
-            yield Published(port, "/publish/{}", "/watch/{}", {"nginx": [nginx]}, told)
+        async with program(folder, *command, port=port) as nginx, publisher(port) as publishing:
+            yield Published(port, "/publish/{}", "/watch/{}", {"nginx": [nginx]}, publishing)

@@ -18,7 +18,7 @@ import psutil
 from bench.native import compiled
 from bench.viewers import Target
 
-# Each has one POST under way.
+# Each has one POST in flight.
 CONNECTIONS: Final = 256
 
 

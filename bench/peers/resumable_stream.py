@@ -1,7 +1,7 @@
 """resumable-stream (npm) with Redis: one node process creates the streams, another serves the viewers.
 
-That is what it is for: who comes back to another process than the one that makes the stream. Redis only passes on what
-is said; the stream itself is in the memory of its producer, so that its events are gone with that.
+The library is for this case: a client that reconnects to a process other than the one that makes the stream. Redis only
+forwards messages. The stream itself is in the memory of its producer, so its events are lost with that process.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class ResumableStream:
     async def open(self, folder: Path, _shape: Shape) -> AsyncIterator[RunningResumableStream]:
         """Start Redis, which writes nothing to disk, and both processes."""
         redis, producer, relay = free_port(), free_port(), free_port()
-        # By default Redis cuts off a subscriber for whom 32 MB wait, and so much does when many ask for a whole stream.
+        # By default Redis cuts off a subscriber that has 32 MB waiting. That happens when many viewers ask for a whole
+        # stream.
         patient = ("--client-output-buffer-limit", "pubsub 0 0 0")
         quiet = ("--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder), *patient)
         async with contextlib.AsyncExitStack() as stack:

@@ -1,6 +1,6 @@
-"""Has Baton count nothing and log nothing of streams and connections, in a process that finds this folder on its path.
+"""Makes Baton count and log nothing about streams and connections, in a process with this folder on its path.
 
-For `bench.observing`, to compare with.
+`bench.observing` compares this with the default.
 """
 
 import logging

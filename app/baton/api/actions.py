@@ -44,7 +44,7 @@ class Content:
 
 
 def new_stream(
-    request: Request, wanted: CreateStream, *, on_worker_lost: str, continuation: Mapping[str, Any] | None = None
+    request: Request, creation: CreateStream, *, on_worker_lost: str, continuation: Mapping[str, Any] | None = None
 ) -> NewStream:
     """Return the stream to create, with this pod's settings for what the client left out, except `on_worker_lost`.
 
@@ -54,19 +54,19 @@ def new_stream(
     """
     pod = pod_of(request)
     max_bytes = pod.settings.max_input_bytes
-    if any(len(orjson.dumps(content)) > max_bytes for content in (wanted.input, continuation)):
+    if any(len(orjson.dumps(content)) > max_bytes for content in (creation.input, continuation)):
         pod.metrics.rejected["input_bytes"] += 1
         raise InputTooLarge(
             f"The conversation is larger than {readable_bytes(max_bytes)} and cannot be sent. {SEND_LESS}",
             operator=f"an input may have {max_bytes} bytes as JSON (BATON_MAX_INPUT_BYTES)",
         )
     return NewStream(
-        wanted.generator or pod.settings.default_generator,
-        wanted.input,
-        wanted.metadata,
-        wanted.on_worker_lost or on_worker_lost,
+        creation.generator or pod.settings.default_generator,
+        creation.input,
+        creation.metadata,
+        creation.on_worker_lost or on_worker_lost,
         tenant=principal_of(request).tenant,
-        limits=_limits(pod, wanted),
+        limits=_limits(pod, creation),
         continuation=continuation,
     )
 
@@ -74,7 +74,7 @@ def new_stream(
 async def create(
     request: Request, new: NewStream, body: bytes, key: IdempotencyKey | None = None
 ) -> tuple[Stream, bool]:
-    """Queue a stream; return it and whether it is new. It is not if this `Idempotency-Key` created it before.
+    """Queue a stream; return it, and whether it is new. A repeated `Idempotency-Key` returns its first stream.
 
     `key` replaces the client's own key.
 
@@ -199,12 +199,14 @@ async def _take_create(pod: Pod, caller: Principal) -> None:
         )
 
 
-def _limits(pod: Pod, wanted: CreateStream) -> Limits:
-    unwatched = wanted.cancel_when_unwatched_seconds or pod.settings.cancel_when_unwatched_seconds
+def _limits(pod: Pod, creation: CreateStream) -> Limits:
+    unwatched = creation.cancel_when_unwatched_seconds or pod.settings.cancel_when_unwatched_seconds
     least = 2 * pod.settings.watch_interval_seconds
     if unwatched is not None and unwatched < least:
         raise InvalidRequest(
             f"cancel_when_unwatched_seconds must be at least {least:g}: which streams are watched is recorded every "
             f"{pod.settings.watch_interval_seconds:g} seconds."
         )
-    return Limits(wanted.max_duration_seconds, wanted.idle_timeout_seconds, wanted.queue_timeout_seconds, unwatched)
+    return Limits(
+        creation.max_duration_seconds, creation.idle_timeout_seconds, creation.queue_timeout_seconds, unwatched
+    )

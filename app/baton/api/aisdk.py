@@ -1,8 +1,8 @@
 """The routes for the Vercel AI SDK: `useChat` with its `DefaultChatTransport`, and `WorkflowChatTransport`.
 
-A chat is the id that the page gave it, kept in the metadata of its streams; the newest of them counts. A run is one
-stream: `WorkflowChatTransport` gets its id when it sends, and asks for the rest of the run where other clients ask for
-a chat.
+A page gives each chat an id, which is stored in the metadata of the chat's streams. Its newest stream is the current
+answer. A run is one stream. `WorkflowChatTransport` gets the id of the run when it sends a message, and asks for the
+rest of that run; other clients ask for the rest of the chat.
 
 If the last message of a request is the assistant's, the answer continues that message, which is stored with the stream
 as the page sent it. A client that follows a run has the message. One that follows a chat may have lost it, so the
@@ -68,8 +68,8 @@ _CHAT: Final = {
 _FROM: Final = Parameter(
     "startIndex",
     "query",
-    "How many chunks to leave out; if negative, how many to send of those that there are, or more: the first one opens "
-    "a part.",
+    "How many chunks to skip. If negative, how many of the chunks so far to send: a few more may come, since the first "
+    "one must open a part.",
     {"type": "integer", "minimum": -999_999_999, "maximum": 999_999_999},
 )
 _RUN_ID: Final = AnswerHeader(
@@ -79,8 +79,7 @@ _RUN_ID: Final = AnswerHeader(
 )
 _TAIL_INDEX: Final = AnswerHeader(
     "x-workflow-stream-tail-index",
-    "Where `startIndex` is negative: this and `startIndex` and 1, added up, are the index of the first chunk that is "
-    "sent.",
+    "Sent if `startIndex` is negative. The index of the first chunk that is sent is this number + `startIndex` + 1.",
     {"type": "integer"},
 )
 _CHUNKS: Final = "the chunks of the AI SDK's UI message stream, and `[DONE]` after the last one"
@@ -136,8 +135,8 @@ async def send_messages(request: Request) -> AsgiResponse:
 async def resume(request: Request) -> AsgiResponse:
     """Send the chunks of a chat's newest stream, or of a run, from `startIndex` on.
 
-    Without `startIndex` the client wants a stream that is running, and gets 204 if there is none. With it, the client
-    asks again, without a pause, until it has seen a `finish`. So it gets one with every whole answer.
+    Without `startIndex` the client asks for a running stream, and gets 204 if there is none. With it, the client asks
+    again, without a pause, until it has seen a `finish`. So every complete answer ends with one.
     """
     chat = request.path_params["chat"]
     raw = query_of(request, {_FROM.name}).get(_FROM.name)
@@ -175,7 +174,7 @@ async def stop(request: Request) -> AsgiResponse:
 
 
 async def _send_message(request: Request, sent: SendMessage, body: bytes) -> AsgiResponse:
-    """Do the same for a page that sends only its last message."""
+    """Queue and follow the answer for a page that sends only its last message."""
     last = [] if sent.message is None or sent.trigger == REGENERATE else [sent.message]
     answers = await _answers(request, sent, last)
     turn = _turn(sent, last, answers)

@@ -32,7 +32,7 @@ from .request import found, pod_of
 
 # In one message. Each may need a log to be read.
 _MOST: Final = 32
-# No client can send a key that begins so.
+# No client can send a key that begins like this.
 _KEY_PREFIX: Final = "\tapproval "
 _ANSWERED_BEFORE: Final = "Another request has answered one of these approvals before. Load the chat again."
 
@@ -95,7 +95,7 @@ def require_tool_runner(settings: Settings, generator: str | None, answers: Sequ
 
 
 def key_of(request: Request, answers: Sequence[Answered]) -> IdempotencyKey | None:
-    """Return the key of the stream that gets these answers, with a name for each question; None without answers."""
+    """Return the idempotency key of the stream for these answers, with one for each question; None without answers."""
     if not answers:
         return None
     decided = sorted((answer.id, answer.approved) for answer in answers)

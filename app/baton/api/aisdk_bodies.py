@@ -34,7 +34,7 @@ class UIMessage(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _is_readable(cls, message: Any) -> Any:
-        """Refuse a page that cannot read the answer, before it is generated. No later AI SDK sends `content`."""
+        """Refuse a page that cannot read the answer, before it is generated. Newer AI SDKs do not send `content`."""
         if isinstance(message, dict) and "content" in message:
             raise ValueError(_OLD_SDK)
         return message

@@ -3,7 +3,7 @@
 A chat is an id in the metadata of its streams. The input of each stream holds the whole conversation before its answer,
 as chat messages. So only the newest stream and the log of its answer are read. Beside the input, the row has the
 *places* of the messages: their ids on the page, and the index where each begins, since one message of a page may become
-several chat messages. The answer counts as the page saw it: if it failed or was stopped, what came before that.
+several chat messages. An answer that failed or was stopped counts with what the page received before that.
 
 All values here are immutable. Nothing is locked: if two requests read the same newest stream, only one of them can
 create the next (`Conversation.stream` is part of the key).
@@ -85,7 +85,7 @@ class Conversation:
         return self._up_to(len(self.places) - 1)
 
     def before_answer_to(self, message_id: str) -> Conversation:
-        """Leave out an answer and all after it; for a question, leave out all after it."""
+        """Leave out all that follows a question. For an answer, leave out the answer, too."""
         index = self._index(message_id)
         if index is not None and self._is_question(index):
             index += 1

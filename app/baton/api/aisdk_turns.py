@@ -2,8 +2,8 @@
 
 A message of the user is added to the conversation, or replaces the one with its id, if it was edited. A message of the
 assistant replaces the newest answer: it is that answer, with the results of the page's tools or the user's approvals.
-`regenerate-message` removes an answer. Nothing is guessed: what does not fit the end of the conversation is refused,
-with an error that names it.
+`regenerate-message` removes an answer. Nothing is guessed: a message that does not fit the end of the conversation is
+refused, and the error names it.
 
 Each stream of a chat has one successor: the id of the newest is the idempotency key of the next. So two tabs that send
 the same turn at once get the same stream. If they send different turns, one of them is refused.
@@ -38,7 +38,7 @@ from .aisdk_conversations import Conversation, Place
 from .request import charge_rows, pod_of, principal_of
 from .request_body import turn_of, without_turn
 
-# No client can send a key that begins so.
+# No client can send a key that begins like this.
 _KEY_PREFIX: Final = "\tchat "
 # The pauses, in seconds, while a message waits for an answer that was asked to stop.
 _STOPPING_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
@@ -58,7 +58,7 @@ class Turn:
 
     @property
     def digest(self) -> str:
-        """A hash that differs for every other turn that may continue the same conversation."""
+        """A hash of the turn. Two different turns that continue one conversation have different hashes."""
         message = None if self.message is None else list(self.message)
         content = [self.role, self.message_id, message, sorted(self.allowed)]
         return hashlib.sha256(orjson.dumps(content)).hexdigest()
@@ -92,7 +92,7 @@ async def continued(request: Request, turn: Turn) -> Continued:
     async with translated(pod_of(request).pool):
         stream = await newest(request, turn.chat)
         if stream is None:
-            return await _begun(request, turn)
+            return await _begin_chat(request, turn)
         beside = await streams.read_continuation(pod_of(request).pool, stream.id)
         if _is_repeated(turn, stream, beside.get("digest")):
             return Continued(repeated=stream)
@@ -128,10 +128,10 @@ async def newest(request: Request, chat: str) -> Stream | None:
     return stream
 
 
-async def _begun(request: Request, turn: Turn) -> Continued:
+async def _begin_chat(request: Request, turn: Turn) -> Continued:
     """Begin a chat with a question that names no message before it."""
     if turn.role != "user" or turn.previous_id is not None or turn.message is None:
-        raise await _gone(request, turn.previous_id or turn.message_id)
+        raise await _not_stored(request, turn.previous_id or turn.message_id)
     key = _key(request, f"new {turn.chat}", turn)
     return Continued(list(turn.message), [Place(turn.message_id, 0)], key)
 
@@ -139,8 +139,9 @@ async def _begun(request: Request, turn: Turn) -> Continued:
 def _is_repeated(turn: Turn, stream: Stream, digest: str | None) -> bool:
     """Whether a stream already answers this turn.
 
-    The same question after its answer has ended asks for another answer, and so does another `regenerate-message`. The
-    same continuation of an answer comes from another tab, unless its stream has failed.
+    A question that is repeated after its answer has ended asks for another answer. So does another
+    `regenerate-message`. A repeated continuation of an answer comes from another tab, unless the first one's stream has
+    failed.
     """
     if digest != turn.digest:
         return False
@@ -179,25 +180,25 @@ async def _read(request: Request, stream: Stream) -> Conversation:
 
 async def _added(request: Request, turn: Turn, conversation: Conversation) -> Continued:
     if turn.message is None:
-        return _answered_again(request, turn, await _kept(request, turn, conversation))
+        return _answered_again(request, turn, await _without_regenerated(request, turn, conversation))
     if turn.role == "assistant":
         if turn.message_id != conversation.answer_id:
-            raise await _misfit(request, conversation, turn.message_id)
+            raise await _mismatch(request, conversation, turn.message_id)
         rest = conversation.before(turn.message_id) if turn.message_id is not None else conversation
     else:
         rest = conversation if turn.message_id is None else conversation.before(turn.message_id)
     if turn.previous_id is not None and not rest.ends_with(turn.previous_id):
-        raise await _misfit(request, conversation, turn.previous_id)
+        raise await _mismatch(request, conversation, turn.previous_id)
     places = [*rest.places, Place(turn.message_id, len(rest.messages))]
     return Continued([*rest.messages, *turn.message], places, _key(request, str(rest.stream.id), turn))
 
 
-async def _kept(request: Request, turn: Turn, conversation: Conversation) -> Conversation:
+async def _without_regenerated(request: Request, turn: Turn, conversation: Conversation) -> Conversation:
     """Leave out the answer that is regenerated, and all after it."""
     if turn.message_id is None:
         return conversation.without_answer()
     if not conversation.has(turn.message_id):
-        raise await _misfit(request, conversation, turn.message_id)
+        raise await _mismatch(request, conversation, turn.message_id)
     return conversation.before_answer_to(turn.message_id)
 
 
@@ -207,20 +208,20 @@ def _answered_again(request: Request, turn: Turn, rest: Conversation) -> Continu
     return Continued(rest.messages, rest.places, _key(request, str(rest.stream.id), turn))
 
 
-async def _misfit(
+async def _mismatch(
     request: Request, conversation: Conversation, message_id: str | None
 ) -> ConversationChanged | ConversationGone:
     """Return the error that says why a message does not fit the stored conversation."""
     stream_id = aisdk_conversations.stream_of(message_id)
     if stream_id is not None and await streams.get(pod_of(request).pool, stream_id) is None:
-        return await _gone(request, message_id)
+        return await _not_stored(request, message_id)
     return ConversationChanged(
         f"The message {message_id!r:.120} is not at the end of this chat: its last answer is "
         f"{conversation.answer_id!r:.120}."
     )
 
 
-async def _gone(request: Request, message_id: str | None) -> ConversationGone:
+async def _not_stored(request: Request, message_id: str | None) -> ConversationGone:
     """Return the error that says that a message is not stored."""
     stream_id = aisdk_conversations.stream_of(message_id)
     if stream_id is None:

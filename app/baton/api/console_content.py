@@ -17,8 +17,8 @@ from ..pod.pod import Pod
 from ..principal import AuthScope
 from .stream_content import StreamError, timings
 
-# A pod that has not updated its row for this many intervals counts as dead. Its viewers stop counting sooner: those of
-# a dead pod reconnect at once, and would count twice.
+# A pod that has not updated its row for this many intervals counts as dead. Its viewers stop counting sooner: the
+# viewers of a dead pod reconnect at once, and would count twice.
 MISSED_NOTES: Final = 4
 MISSED_NOTES_OF_VIEWERS: Final = 2
 
@@ -83,7 +83,7 @@ class QueueContent(TypedDict):
 
 
 class Surroundings(TypedDict):
-    """The part of the overview that is read from the database."""
+    """The part of the overview that comes from the database."""
 
     live: LiveContent
     queue: QueueContent
@@ -92,7 +92,7 @@ class Surroundings(TypedDict):
 
 
 class OverviewContent(Surroundings):
-    """What the console shows besides streams, what its key may do, and which pod answers."""
+    """Everything that the console shows except streams, what its key may do, and which pod answers."""
 
     pod: str
     version: str
@@ -112,7 +112,7 @@ class ConsoleStream(TypedDict):
     """State and numbers of a stream.
 
     `time_to_first_token_seconds`: null before the first token. `events`: the number of the newest event. `viewers`:
-    null if the stream is too old. `silent_seconds`: how long its generator has yielded nothing; null if not long.
+    null if the stream is too old. `silent_seconds`: how long its generator has yielded nothing; null if that is short.
     """
 
     id: str
@@ -134,7 +134,7 @@ class ConsoleStream(TypedDict):
 
 
 class ConsolePage(TypedDict):
-    """Some streams, newest first. There may be more before the id `next`. `at`: when they were read."""
+    """A page of streams, newest first. More may follow, with ids below `next`. `at`: when they were read."""
 
     at: datetime
     data: list[ConsoleStream]
@@ -144,7 +144,7 @@ class ConsolePage(TypedDict):
 def stream_content(
     item: Stream, tail: int, viewers: int | None, silent_seconds: float | None, errors_page: str
 ) -> ConsoleStream:
-    """Return what the console shows of a stream whose newest event has the number `tail`."""
+    """Return what the console shows about a stream whose newest event has the number `tail`."""
     return {
         "id": str(item.id),
         "status": item.status,
@@ -186,7 +186,7 @@ def _has_noted(pod: Pod, item: pod_rows.ListedPod, intervals: int) -> bool:
 
 
 def pod_content(pod: Pod, item: pod_rows.ListedPod) -> PodContent:
-    """Return what the console shows of a pod; `pod` is the pod that asks."""
+    """Return what the console shows about a pod; `pod` is the pod that asks."""
     return {
         "id": str(item.id),
         "name": item.name,
@@ -202,7 +202,7 @@ def pod_content(pod: Pod, item: pod_rows.ListedPod) -> PodContent:
 
 
 def worker_content(pod: Pod, item: worker_rows.ListedWorker) -> WorkerContent:
-    """Return what the console shows of a worker."""
+    """Return what the console shows about a worker."""
     return {
         "id": str(item.id),
         "name": item.name,

@@ -1,7 +1,7 @@
 """CORS: an allow-list of the other origins whose pages may use a pod.
 
-It wraps the whole application, so that these pages can read errors, and answers that only say when to come back. It
-changes only headers, and leaves requests without an `Origin` alone.
+It wraps the whole application, so that these pages can also read errors, and answers that only ask them to come back
+later. It changes only headers, and leaves requests without an `Origin` alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REQUEST_HEADERS: Final = (
     *("X-Stainless-Runtime", "X-Stainless-Runtime-Version", "X-Stainless-Timeout"),
 )
 
-# The headers of an answer that pages may read, besides those that they always may.
+# The headers of an answer that pages may read, in addition to the ones that browsers always allow.
 ANSWER_HEADERS: Final = (
     *("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Baton-Pod", "X-Baton-Token", "X-Request-Id"),
     *("X-Should-Retry", "X-Vercel-AI-UI-Message-Stream", "X-Workflow-Run-Id", "X-Workflow-Stream-Tail-Index"),
@@ -39,7 +39,7 @@ PREFLIGHT_SECONDS: Final = 7200
 
 
 class CrossOrigin(CORSMiddleware):
-    """Starlette's, but only for requests with an `Origin`, and with the headers of every answer on its own answers."""
+    """Starlette's middleware, for requests with an `Origin` only. Its own answers have the common headers, too."""
 
     def __init__(self, app: ASGIApp, origins: Collection[str], headers: Collection[str] = ()) -> None:
         """Allow pages of these `origins`, which may also send these `headers`; `*` means all.
@@ -53,7 +53,7 @@ class CrossOrigin(CORSMiddleware):
             allow_origins=origins,
             allow_methods=METHODS,
             allow_headers={*REQUEST_HEADERS, *headers},
-            # If any origin is allowed, cookies are not, and no public page may reach into a private network.
+            # With `*`, cookies are not allowed, and no public page may reach into a private network.
             allow_credentials=listed,
             # Chromium asks for it before a request from a public page to a private address.
             allow_private_network=listed,
@@ -69,7 +69,7 @@ class CrossOrigin(CORSMiddleware):
             await self.app(scope, receive, send)
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Answer what a page may send."""
+        """Answer a preflight request: say what the page may send."""
         response = super().preflight_response(request_headers)
         for name, value in problems.answer_headers(None).items():
             response.headers.setdefault(name, value)

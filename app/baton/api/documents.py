@@ -47,7 +47,7 @@ async def errors(request: Request) -> AsgiResponse:
 
 
 async def _document(request: Request) -> dict[str, Any]:
-    """Return the document of the app. It is made once, in a thread, since it takes long enough to delay others."""
+    """Return the document of the app. It is made once, in a thread, because making it would delay other requests."""
     state = request.app.state
     if not hasattr(state, "openapi"):
         state.openapi = await asyncio.to_thread(document, request.app.routes)

@@ -16,11 +16,11 @@ from ..pod.subscriber import Subscriber
 from .admission import LEAVING
 from .request import damaged, pod_of, principal_of, stream_headers
 
-Waited = Literal["ended", "client left", "pod left", "in vain"]
+Waited = Literal["ended", "client left", "pod left", "timed out"]
 
 
 def require_followable(request: Request) -> None:
-    """Refuse to follow, before anything is created, in a dialect whose clients take a clean end for the stream's end.
+    """Refuse, before anything is created, a client that could not distinguish a cut stream from a complete one.
 
     Raises:
         OldProtocol: the client uses HTTP/1.0, where a cut connection looks like a clean end.
@@ -35,7 +35,7 @@ def require_followable(request: Request) -> None:
 
 
 def require_staying(request: Request) -> None:
-    """Refuse to follow or to wait, before anything is created.
+    """Refuse, before anything is created, a client that this pod could not serve until the stream's end.
 
     Raises:
         Unavailable: the pod is leaving.
@@ -96,7 +96,7 @@ async def wait_for_end(request: Request, stream_id: UUID, seconds: float | None 
             while not (relay.ended or relay.over or pod.draining or client.done()):
                 await subscriber.wait_for_more()
     except TimeoutError:
-        return "in vain"
+        return "timed out"
     finally:
         client.cancel()
         await asyncio.gather(client, return_exceptions=True)

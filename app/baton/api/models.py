@@ -24,7 +24,7 @@ _FILTER = re.compile(r"metadata(?:\.(.*)|\[(.*)\])", re.DOTALL)
 
 
 class TokenOptions(BaseModel):
-    """What a stream's token is to allow. What is left out is as much as the caller may do."""
+    """What a stream's token allows. Without a field, it allows as much as the caller may do."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -32,7 +32,7 @@ class TokenOptions(BaseModel):
     view: View | None = None
 
     def wish(self) -> Wish:
-        """Return the wish in the form in which a token is signed."""
+        """Return these options in the form that signing a token takes."""
         return Wish(None if self.scopes is None else frozenset(self.scopes), self.view)
 
 
@@ -109,7 +109,7 @@ def take_filters(query: dict[str, str]) -> dict[str, str]:
     Clients that are generated from the OpenAPI document write `metadata.chat=42` as `metadata[chat]=42`.
 
     Raises:
-        InvalidRequest: one name is there in both forms.
+        InvalidRequest: a name appears in both forms.
     """
     given = [(name, found) for name in query if (found := _FILTER.fullmatch(name))]
     filters = {found[1] if found[2] is None else found[2]: query.pop(name) for name, found in given}

@@ -119,7 +119,7 @@ async def create_stream(request: Request) -> AsgiResponse:
     """
     pod = pod_of(request)
     body = await read_body(request)
-    wanted = validated(CreateStream, parse_json(body))
+    creation = validated(CreateStream, parse_json(body))
     events = native_events.wanted_of(request)
     plain, followed = native_events.wants_text(request), EVENTS in accepted_of(request)
     if plain:
@@ -131,13 +131,13 @@ async def create_stream(request: Request) -> AsgiResponse:
         except PassingError as error:
             return native_events.later(request, error)
     # Plain text cannot say that the answer restarts.
-    new = actions.new_stream(request, wanted, on_worker_lost="fail" if plain else pod.settings.on_worker_lost)
+    new = actions.new_stream(request, creation, on_worker_lost="fail" if plain else pod.settings.on_worker_lost)
     cursor = native_events.cursor_of(request)
     # Before anything is created for a caller that asks for more than it may do.
-    granted(principal_of(request), wanted.token.wish())
+    granted(principal_of(request), creation.token.wish())
     stream, created = await actions.create(request, new, body)
     headers = {_LOCATION.name: problems.address(request, "stream", id=stream.id)}
-    token, _ = actions.token(request, stream, wanted.token.wish())
+    token, _ = actions.token(request, stream, creation.token.wish())
     if token is not None:
         headers[_TOKEN.name] = token
     if plain:
@@ -168,17 +168,17 @@ async def find_streams(request: Request) -> AsgiResponse:
     """List streams, newest first. Follow `next` until it is null: earlier pages may be short, or empty."""
     query = query_of(request)
     metadata = take_filters(query)
-    wanted = validated(FindStreams, query)
+    options = validated(FindStreams, query)
     principal = principal_of(request)
     principal.require_tenant()
     selection = StreamFilter(
         principal.tenant,
-        last=stream_lists.LAST if wanted.before is None else stream_lists.below(wanted.before),
-        statuses=None if wanted.status is None else [wanted.status],
+        last=stream_lists.LAST if options.before is None else stream_lists.below(options.before),
+        statuses=None if options.status is None else [options.status],
         metadata=metadata_alternatives(metadata),
     )
     async with translated(pod_of(request).pool), pod_of(request).pool.acquire() as connection:
-        page = await stream_lists.find(connection, selection, wanted.limit)
+        page = await stream_lists.find(connection, selection, options.limit)
     charge_rows(request, page.scanned)
     following = None
     if page.before is not None:
@@ -201,10 +201,10 @@ async def find_streams(request: Request) -> AsgiResponse:
 )
 async def get_stream(request: Request) -> AsgiResponse:
     """Return a stream's state and its answer so far. With `?wait=20`, wait up to 20 seconds for its end."""
-    wanted = validated(GetStream, query_of(request))
+    options = validated(GetStream, query_of(request))
     stream_id = parse_stream_id(request.path_params["id"])
-    if wanted.wait > 0:
-        await wait_for_end(request, stream_id, wanted.wait)
+    if options.wait > 0:
+        await wait_for_end(request, stream_id, options.wait)
     content = await actions.read(request, stream_id)
     snapshot = await asyncio.to_thread(Snapshot.of, content.lines, content.last_seq)
     described = describe_with_answer(_described(request, content.stream), snapshot)

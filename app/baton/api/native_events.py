@@ -1,8 +1,8 @@
 """The native route of a stream's events, as server-sent events or as plain text.
 
-The number of an event is the cursor that a client returns with. `EventSource` stops for ever at any status but 200, so
-an error that may pass is answered with 200 and a time to come back. Clients that accept `application/problem+json` or
-`text/plain` get the error.
+The number of an event is the cursor that a client returns with. `EventSource` stops forever at any status but 200. So a
+temporary error is answered with 200 and the time after which to reconnect. Clients that accept
+`application/problem+json` or `text/plain` get the error.
 """
 
 from __future__ import annotations
@@ -70,20 +70,20 @@ ROUTES: Final = Routes("streams", path=PATH)
 
 
 class Retry:
-    """An answer of 200 that only says when to come back. Any other status would stop an EventSource for ever."""
+    """An answer of 200 that only says when to reconnect. Any other status would stop an EventSource forever."""
 
     def __init__(self, reconnect_milliseconds: int, headers: Sequence[Header] = ()) -> None:
         self._body = sse.retry_block(random.randint(reconnect_milliseconds, 3 * reconnect_milliseconds))
         self._headers = [*sse.HEADERS, *headers]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the response."""
         await send({"type": "http.response.start", "status": 200, "headers": self._headers})
         await send({"type": "http.response.body", "body": self._body, "more_body": False})
 
 
 def coming_back(handler: Handler) -> Handler:
-    """Answer an error that may pass with a time to come back, wherever in the handler it is raised."""
+    """Answer a temporary error with a time to reconnect, wherever in the handler it is raised."""
 
     @functools.wraps(handler)
     async def endpoint(request: Request) -> AsgiResponse:
@@ -103,8 +103,8 @@ def coming_back(handler: Handler) -> Handler:
     "read",
     {
         200: Returns(
-            f"The events after the cursor, those in the log first, then those to come. {DATA} An error that may pass "
-            "is answered with an empty stream and a time to come back (`retry:`), except to clients that accept "
+            f"The events after the cursor, those in the log first, then those to come. {DATA} A temporary error is "
+            "answered with an empty stream and a time to reconnect (`retry:`), except to clients that accept "
             "`application/problem+json`.",
             {EVENTS: Event},
         ),
@@ -140,7 +140,7 @@ async def follow(
     lead: bytes = b"",
     headers: Mapping[str, str] | None = None,
 ) -> AsgiResponse:
-    """Follow a stream's events after the cursor; `lead` is sent in place of those up to it."""
+    """Follow a stream's events after the cursor; `lead` is sent instead of the events up to the cursor."""
     begun = Opening(
         dialect=native.VIEWS[_view(request, wanted)],
         begun=native.begin(cursor),
@@ -160,10 +160,10 @@ async def follow_text(request: Request, stream_id: UUID, headers: Mapping[str, s
 
 
 def later(request: Request, error: PassingError, headers: Mapping[str, str] | None = None) -> Retry:
-    """Ask the client to come back, or raise the error for a client that accepts it."""
+    """Ask the client to reconnect later, or raise the error for a client that accepts errors."""
     if problems.MEDIA_TYPE in accepted_of(request):
         raise error
-    # A client that waits for room need not ask as often as one whose pod has left.
+    # A client that waits for room can wait longer than a client whose pod has left.
     least_seconds = 0 if isinstance(error, Unavailable) else error.retry_after_seconds
     milliseconds = max(pod_of(request).settings.reconnect_milliseconds, 1000 * least_seconds)
     return Retry(milliseconds, stream_headers(request, sse.HEADERS, headers))
@@ -185,7 +185,7 @@ def cursor_of(request: Request) -> int:
 
 
 def wanted_of(request: Request) -> FollowEvents:
-    """Read how the client wants its events from the query, which may have parameters for others.
+    """Read from the query how the client wants its events. The query may have other parameters, too.
 
     Raises:
         InvalidRequest: a value is wrong.

@@ -51,7 +51,7 @@ OPENAI_ERROR: Final = ErrorForm(JSON, ErrorAnswer, in_openai_form)
 
 
 def refusal(request: Request, error: RequestError) -> Response:
-    """Answer an error. OpenAI's clients retry by status, so an error that would repeat tells them not to."""
+    """Answer an error. OpenAI's clients retry by status: a header stops them if the same error would repeat."""
     headers = problems.error_headers(error)
     if not isinstance(error, PassingError):
         headers["x-should-retry"] = "false"

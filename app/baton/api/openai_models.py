@@ -37,7 +37,7 @@ class ModelList(TypedDict):
     data: list[ModelContent]
 
 
-# They must stand behind those of the Responses API and of Chat Completions: the last one takes all other paths.
+# These routes must come after those of the Responses API and Chat Completions: the last one takes all other paths.
 ROUTES: Final = Routes("OpenAI", path={"name": {"type": "string", "minLength": 1}}, form=OPENAI_ERROR)
 
 

@@ -237,7 +237,7 @@ def _given(answers: Mapping[int, Returns], schemas: _Schemas) -> Object:
 
 
 def _own_refusals(operation: Operation) -> set[int]:
-    """Return the statuses of errors that have no class: those among the answers without content."""
+    """Return the error statuses among the answers without content: no error class has these."""
     return {status for status, answer in operation.answers.items() if status >= 400 and not answer.content}
 
 

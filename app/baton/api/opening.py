@@ -35,8 +35,8 @@ class Opening(Generic[State]):
     number of the last frame that the client has. A dialect whose frames are the events also gives it as `cursor`, from
     which the log is read; the others count their frames from the beginning of the log.
 
-    `lead` is sent first, in place of frames up to `after`. `on_passing` answers an error that may pass, or raises
-    another; by default it is raised. `on_gone` is awaited when the client leaves before the end.
+    `lead` is sent first, in place of frames up to `after`. `on_passing` answers a temporary error, or raises another
+    one; by default the error itself is raised. `on_gone` is awaited when the client leaves before the end.
     """
 
     dialect: Dialect[State]
@@ -57,17 +57,17 @@ class HeadersOnly:
         self._headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the response."""
         await send({"type": "http.response.start", "status": 200, "headers": self._headers})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def follow(request: Request, stream_id: UUID, opening: Opening[Any]) -> AsgiResponse:
-    """Answer with the frames that follow those which the client has; with 204 if it has all events of a whole stream.
+    """Answer with the frames that the client does not have; with 204 if it has all events of an ended stream.
 
     Raises:
         CursorBeyondTail: the stream has fewer frames so far.
-        OldProtocol: the client uses HTTP/1.0, and the dialect needs to tell a cut connection from the end.
+        OldProtocol: the client uses HTTP/1.0, and the dialect relies on cut connections.
         PodFull, TooManySubscribers: there is no room for another subscriber.
         LogDamaged, StreamExpired, StreamNotFound, Unavailable: the stream cannot be followed.
     """
@@ -114,7 +114,7 @@ async def _follow(request: Request, stream_id: UUID, opening: Opening[Any]) -> A
 
 
 async def _skip(reader: Reader[Any], subscriber: Subscriber, after: int) -> bytes:
-    """Read the log up to frame number `after`; return the frames behind it in the batch that holds it."""
+    """Read the log up to frame number `after`; return the frames that follow it in the same batch."""
     relay = subscriber.relay
     caught_up = False
     while reader.last < after:
@@ -131,7 +131,7 @@ async def _skip(reader: Reader[Any], subscriber: Subscriber, after: int) -> byte
         if reader.last < after and (reader.over or not batches):
             if caught_up or reader.over or relay.ended or relay.over:
                 raise CursorBeyondTail(
-                    f"The stream has {reader.last} frames so far, and the request is for those after the first "
+                    f"The stream has only {reader.last} frames so far, but the request asks for frames after number "
                     f"{after}. Start again without a cursor."
                 )
             await relay.catch_up()

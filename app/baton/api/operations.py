@@ -21,7 +21,7 @@ class Health(TypedDict):
 
 
 class Readiness(TypedDict):
-    """Whether clients should be sent to this pod. `disk_full`: the database's; pods still serve what is stored."""
+    """Whether clients should be sent to this pod. `disk_full`: the database's disk is full; pods still send."""
 
     status: Literal["ready", "not ready"]
     draining: bool

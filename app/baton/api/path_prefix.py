@@ -36,7 +36,7 @@ def before(scope: Mapping[str, Any], settings: Settings) -> str:
 def _stripped(scope: Mapping[str, Any], settings: Settings) -> str:
     """Return the prefix in the header if the peer is trusted, otherwise the setting."""
     given: list[bytes] = [value for name, value in scope.get("headers", ()) if name == HEADER]
-    # Several proxies may each have added one, in an unknown order.
+    # Several proxies may each have added such a header, in an unknown order.
     if len(given) != 1 or not _is_trusted(scope.get("client"), settings.trusted_proxies):
         return settings.path_prefix
     text = given[0].decode("latin-1")

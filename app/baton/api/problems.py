@@ -79,7 +79,7 @@ async def http_error(request: Request, error: Exception) -> Response:
 
 
 async def unexpected_error(request: Request, error: Exception) -> Response:
-    """Answer a bug of ours, which the server logs with its traceback."""
+    """Answer an unexpected exception, which the server logs with its traceback."""
     del error
     return _problem(request, InternalError(POD_FAULT), {})
 
@@ -115,7 +115,7 @@ def error_headers(error: RequestError) -> dict[str, str]:
 
 
 def note(request: Request, error: RequestError) -> None:
-    """Log an error that is not the client's fault, and what any error has for the operator."""
+    """Log an error that is not the client's fault, and any error's message for the operator."""
     if isinstance(error, Unavailable):
         logger.warning("%s %.200s: %s (%r)", request.method, path_of(request), error.operator or error, error.__cause__)
     elif error.operator is not None:

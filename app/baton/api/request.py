@@ -45,7 +45,7 @@ def pod_of(request: Request) -> Pod:
     if pod is None:
         raise Unavailable(
             "The service has not been started. Try again in a moment.",
-            operator="Baton's app has not started. Where it is mounted in another, the outer app's lifespan must enter "
+            operator="Baton's app has not started. If another app mounts it, that app's lifespan must enter "
             "`baton_app.router.lifespan_context(baton_app)`.",
         )
     return pod
@@ -122,7 +122,7 @@ def header_of(request: Request, name: str) -> str | None:
     """Return a header.
 
     Raises:
-        InvalidRequest: it is there twice.
+        InvalidRequest: it appears twice.
     """
     given = request.headers.getlist(name)
     if len(given) > 1:
@@ -139,7 +139,7 @@ def idempotency_key(request: Request, body: bytes) -> IdempotencyKey | None:
     """Return the client's key for this request, if it sends one.
 
     Raises:
-        InvalidRequest: it is too long or empty, or has other characters than printable ASCII.
+        InvalidRequest: it is too long or empty, or has characters other than printable ASCII.
     """
     key = header_of(request, "Idempotency-Key")
     if key is None:
@@ -158,7 +158,7 @@ def common_headers(request: Request) -> dict[str, str]:
 def stream_headers(
     request: Request, dialect: Sequence[Header], headers: Mapping[str, str] | None = None
 ) -> list[Header]:
-    """Return the headers of a streamed answer besides those of its dialect, in the form of ASGI."""
+    """Return the headers of a streamed answer, except those of its dialect, in the form of ASGI."""
     known = common_headers(request) | dict(headers or {})
     taken = {name for name, _ in dialect}
     return [pair for name, value in known.items() if (pair := (name.encode(), value.encode()))[0] not in taken]

@@ -1,4 +1,4 @@
-"""The body of a request: reading it, within the limits of the pod, and waiting for the turn to work on a large one."""
+"""The body of a request: reading it, within the limits of the pod, and waiting for a turn to process a large one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SEND_LESS: Final = (
 
 
 async def read_body(request: Request) -> bytes:
-    """Read a body of at most `BATON_MAX_BODY_BYTES`. It counts among those that the pod holds until it is released.
+    """Read a body of at most `BATON_MAX_BODY_BYTES`. It counts against the pod's limits until it is released.
 
     The rest of a refused body is read and dropped, up to a bound: a client that still sends when its connection closes
     sees a lost connection and not the refusal.
@@ -57,7 +57,7 @@ async def read_body(request: Request) -> bytes:
                 parts.clear()
                 body.release()
     except ClientDisconnect:
-        raise InvalidRequest("The body did not arrive whole.") from None
+        raise InvalidRequest("The body is incomplete: the connection ended before its end.") from None
     if refusal is not None:
         raise refusal
     await body.wait_for_turn(body.size_bytes)
@@ -82,12 +82,12 @@ async def without_turn(request: Request) -> AsyncIterator[None]:
 
 
 def turn_of(request: Request) -> Callable[[int], Awaitable[None]]:
-    """Return what waits for a request's turn to work on many bytes. The turn lasts until the request is answered."""
+    """Return a function that waits for the request's turn to process many bytes. The turn ends with the request."""
     return _body_of(request).wait_for_turn
 
 
 async def read_input(request: Request, stream_id: UUID) -> Any:
-    """Read what a stream was created from, a large input in this request's turn; None if there is no such stream."""
+    """Read what a stream was created from; None without such a stream. A large input waits for a turn."""
     pool = pod_of(request).pool
     return await streams.read_input(pool, stream_id, large_bytes=LARGE_BYTES, before_large=turn_of(request))
 
@@ -120,7 +120,7 @@ def _body_of(request: Request) -> Body:
 def _refusal(pod: Pod, body: Body, size: int, announced_bytes: int) -> RequestError | None:
     """Count the bytes of a body that have arrived. Return the error if they are too many, or too many are announced.
 
-    Being too large comes first: such a body must not be sent again, as one that found no room is.
+    The size is checked first: a body that is too large must not be sent again, even if there is no room now either.
     """
     max_bytes = pod.settings.max_body_bytes
     if max(body.size_bytes + size, announced_bytes) <= max_bytes:

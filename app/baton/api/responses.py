@@ -155,14 +155,14 @@ async def create_response(request: Request) -> AsgiResponse:
 )
 async def retrieve_response(request: Request) -> AsgiResponse:
     """Return a Response; with `stream=true`, follow it after the frame `starting_after`."""
-    wanted = validated(RetrieveResponse, query_of(request, RetrieveResponse.model_fields))
+    query = validated(RetrieveResponse, query_of(request, RetrieveResponse.model_fields))
     stream_id = _stream_id(request)
-    if not wanted.stream:
+    if not query.stream:
         return await _answer(request, stream_id)
     async with translated(pod_of(request).pool):
         stream = await found(request, stream_id)
         given = await read_input(request, stream_id)
-    after = 0 if wanted.starting_after is None else wanted.starting_after + 1
+    after = 0 if query.starting_after is None else query.starting_after + 1
     begin = Opening(dialect=RESPONSES, begun=RESPONSES.begin(stream, given, after), after=after)
     return await opening.follow(request, stream_id, begin)
 
@@ -208,20 +208,20 @@ async def delete_response(request: Request) -> AsgiResponse:
 )
 async def list_input_items(request: Request) -> AsgiResponse:
     """List the items of a Response's input."""
-    wanted = validated(ListItems, query_of(request, ListItems.model_fields))
+    query = validated(ListItems, query_of(request, ListItems.model_fields))
     stream_id = _stream_id(request)
     async with translated(pod_of(request).pool):
         await found(request, stream_id)
         given = await read_input(request, stream_id)
     items = _items(given, stream_id)
-    if wanted.order == "desc":
+    if query.order == "desc":
         items.reverse()
     ids = [item["id"] for item in items]
-    if wanted.after is not None:
-        if wanted.after not in ids:
-            raise InvalidRequest(f"after: no item has the id {wanted.after!r:.80}.")
-        items = items[ids.index(wanted.after) + 1 :]
-    page = items[: wanted.limit]
+    if query.after is not None:
+        if query.after not in ids:
+            raise InvalidRequest(f"after: no item has the id {query.after!r:.80}.")
+        items = items[ids.index(query.after) + 1 :]
+    page = items[: query.limit]
     content: ItemList = {
         "object": "list",
         "data": page,
@@ -238,18 +238,18 @@ async def _created(request: Request) -> tuple[Stream, Encoded[ResponseState] | N
     On return the request's body can be freed: the wait for the answer may be long.
     """
     body = await read_body(request)
-    wanted = validated(CreateResponse, parse_json(body))
+    creation = validated(CreateResponse, parse_json(body))
     for name, instead in _UNSUPPORTED.items():
-        if (wanted.model_extra or {}).get(name) is not None:
+        if (creation.model_extra or {}).get(name) is not None:
             raise InvalidRequest(f"{name} is not supported: {instead}.")
-    if wanted.stream:
+    if creation.stream:
         require_followable(request)
-    elif not wanted.background:
+    elif not creation.background:
         require_staying(request)
-    stream = await create(request, wanted, body)
+    stream = await create(request, creation, body)
     release_body(request)
-    begun = RESPONSES.begin(stream, wanted.model_dump(exclude_unset=True)) if wanted.stream else None
-    return stream, begun, bool(wanted.background)
+    begun = RESPONSES.begin(stream, creation.model_dump(exclude_unset=True)) if creation.stream else None
+    return stream, begun, bool(creation.background)
 
 
 async def _answer(request: Request, stream_id: UUID, *, whole: bool = False) -> AsgiResponse:

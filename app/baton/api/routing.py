@@ -93,8 +93,8 @@ PROBLEM: Final = ErrorForm(problems.MEDIA_TYPE, problems.Problem)
 class Operation:
     """What the OpenAPI document says about a route.
 
-    `others` has the answers in another form, by what the client asks for that form with. `path` has the schemas of the
-    parameters in the path. `body` is a pydantic model or a union of models.
+    `others` has the answers in other forms, by the header or field with which a client asks for each. `path` has the
+    schemas of the parameters in the path. `body` is a pydantic model or a union of models.
     """
 
     method: Method
@@ -113,7 +113,7 @@ class Operation:
 
 
 class DeclaredRoute(Route):
-    """A route of Starlette's that knows who may use it, and its operation; without one, it is not in the document."""
+    """A Starlette route that knows its scope and operation. Without an operation it is not in the document."""
 
     def __init__(
         self,

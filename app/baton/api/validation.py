@@ -40,7 +40,7 @@ def storable(value: Any) -> Any:
         ValueError: it cannot be stored as JSON.
     """
     try:
-        # With room for the levels that answers put around it.
+        # This leaves room for the levels that answers put around the value.
         orjson.dumps([[[[[[value]]]]]])
     except TypeError as error:
         raise ValueError(f"cannot be stored as JSON: {error}") from None

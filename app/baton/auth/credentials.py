@@ -85,7 +85,7 @@ def _require_own_page(headers: Mapping[str, str], origin_allowed: Callable[[str]
 
 
 def _same_host(origin: str, host: str) -> bool:
-    # Behind a proxy a pod does not know the scheme, so the default ports of both count as no port.
+    # Behind a proxy a pod does not know the scheme, so the default ports of http and https both count as no port.
     try:
         place = urlsplit(origin).netloc.lower()
     except ValueError:

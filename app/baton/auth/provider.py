@@ -46,7 +46,7 @@ class Key:
 
 
 class IdentityProvider:
-    """The identity provider whose tokens pods accept, besides their own."""
+    """The identity provider whose tokens pods accept, in addition to their own."""
 
     def __init__(
         self,
@@ -183,7 +183,7 @@ def public_keys(document: bytes) -> dict[str, Key]:
         raise ValueError("it is not a JWKS")
     found = {item["kid"]: key for item in listed if isinstance(item, dict) and (key := _key(item)) is not None}
     if not found:
-        raise ValueError("it has no public key for signatures with a kid")
+        raise ValueError("it has no public key for signatures that has a kid")
     return found
 
 

@@ -52,8 +52,8 @@ class TokenSigner:
     ) -> tuple[str, float] | None:
         """Return a token and when it expires, in seconds since 1970; None if no token can be issued.
 
-        A token allows no more than its issuer may do. A token that a token issues does not live longer. A stream that
-        ended too long ago, at `ended_at`, gets no token: it would never work.
+        A token allows no more than its issuer may do. A token that was issued with another token does not outlive it. A
+        stream that ended too long ago, at `ended_at`, gets no token: it would never work.
 
         Raises:
             Forbidden: the token would allow more than the principal may do.

@@ -9,7 +9,7 @@ What runs
 
 What is watched
     The workload (`workload`) keeps a number of streams running, made by a generator of its own (`deltas`): both
-    policies for a lost worker, short and long streams, some with large events, some canceled in the middle. Several
+    policies for a lost worker, short and long streams, some with large events, some cancelled in the middle. Several
     viewers follow each (`viewers`) through any pod; some are slow, some change pods. Each viewer reconnects after its
     last event, or is refused for good because a promotion lost the event. Each viewer has an account of what it
     received (`account`). At a stream's end its accounts are compared with the log, which is read around the proxies.
@@ -21,8 +21,8 @@ What breaks
     faults in the same order; the exact moment depends on the machine.
 
 How it ends
-    Faults stop and are undone, finished streams are no longer replaced, and running ones are canceled. All streams must
-    end, for all viewers, within a bounded time. The exit status is 0 only if no account and no process has a complaint.
+    Faults stop and are undone, finished streams are not replaced, and running ones are cancelled. All streams must end,
+    for all viewers, within a bounded time. The exit status is 0 only if no account and no process has a complaint.
 
 Chaos itself runs on one event loop in one process.
 """

@@ -112,8 +112,9 @@ class Account:
     def against(self, log: LogCopy, *, rewound: bool = False) -> list[Complaint]:
         """Compare with the log, at the stream's end.
 
-        After the database went back, one may have what the log lost: who was refused for it, and who has a whole answer
-        from before. What was a mixture has been seen by its content.
+        After the database went back in time, two kinds of viewers may have events that the log lost: those that were
+        refused for such an event, and those with a complete answer from before. A mixture of both answers was found
+        earlier, by the content of the events.
         """
         if self._checks == log.checks or (rewound and (self.refused or self._has_other_end)):
             return []

@@ -43,7 +43,7 @@ class Display:
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def progress(self, elapsed: float, seconds: float, workload: Workload, director: Director) -> None:
-        """Show the progress: in a terminal at once, else a line every ten seconds."""
+        """Show the progress: in a terminal at once, otherwise a line every ten seconds."""
         traffic = workload.traffic
         line = (
             f"{elapsed:4.0f} of {seconds:.0f} s   {traffic.events:>9,} events   {workload.live:>3} streams   "

@@ -304,11 +304,11 @@ class Experiment:
         return not self.violations
 
     def _repeat_command(self) -> str:
-        options, given = self._options, Options()
+        options, defaults = self._options, Options()
         words = [f"baton chaos --seconds {options.seconds:g} --seed {self.seed}"]
         names = ("streams", "viewers", "pods", "workers")
         words += [
-            f"--{name} {getattr(options, name)}" for name in names if getattr(options, name) != getattr(given, name)
+            f"--{name} {getattr(options, name)}" for name in names if getattr(options, name) != getattr(defaults, name)
         ]
         return " ".join(words)
 
@@ -365,7 +365,7 @@ async def _lines(stack: contextlib.AsyncExitStack, dsn: str) -> Lines:
 
 
 def _through(program: Program, lines: Lines) -> Program:
-    """Return the program with its connections to Postgres led through its proxies."""
+    """Return the program, changed to reach Postgres through its proxies."""
     addresses = {"BATON_DATABASE_URL": lines.queries.dsn, "BATON_LISTEN_DATABASE_URL": lines.listen.dsn}
     return Program(program.name, program.port, {**program.settings, **addresses})
 

@@ -87,7 +87,7 @@ class Director:
         self._stopping.set()
 
     async def run(self, every_seconds: float, kinds: Sequence[str] | None = None) -> None:
-        """Inject faults until stopped: `kinds` in their order, repeatedly, else from a shuffled deck."""
+        """Inject faults until stopped: `kinds` in their order, repeatedly, or otherwise from a shuffled deck."""
         calm_at = self._now() + CALM_EVERY_SECONDS
         deck: deque[str] = deque()
         running: set[asyncio.Task[None]] = set()

@@ -19,7 +19,7 @@ KEPT: Final = 100
 
 
 class Forger:
-    """Listens to what workers send, over a connection of its own, and sends forgeries of it."""
+    """Listens to what workers send, over a connection of its own, and sends forged copies."""
 
     def __init__(self, connection: Connection, random: Random) -> None:
         self._connection = connection
@@ -44,7 +44,7 @@ class Forger:
             self._received.append(str(payload))
 
     def _forgeries(self, genuine: str) -> Iterator[tuple[str, str]]:
-        """Yield text and ends at positions that may be the next, an erasure, a cancel, and the payload again."""
+        """Yield forged text and ends for likely next positions, an erasure, a cancel, and the same payload again."""
         stream_id = UUID(genuine[:32])
         trailer = notifications.trailer(genuine)
         for record in notifications.unpack(genuine, [stream_id.hex]):

@@ -93,7 +93,7 @@ class Proxy:
         self._delay_seconds = seconds
 
     def resume(self) -> None:
-        """Forward everything without delay, first what was held."""
+        """Forward what was held, and then everything else without delay."""
         self._delay_seconds = 0
         for gate in (self._requests, self._replies, self._accepting):
             gate.set()

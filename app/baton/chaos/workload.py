@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A complaint, with where and when. Seconds since the start."""
+    """A complaint, with its place, and its time in seconds since the start."""
 
     complaint: Complaint
     stream: str
@@ -205,7 +205,7 @@ class Workload:
     async def _cancelling(
         self, plan: StreamPlan, stream: str, accounts: Sequence[Account], random: Random, rewound: Callable[[], bool]
     ) -> AsyncIterator[asyncio.Event]:
-        """Cancel the stream when its plan says so; the event is set once the stream may have been canceled."""
+        """Cancel the stream when its plan says so; the event is set once the stream may have been cancelled."""
         asked = asyncio.Event()
 
         async def cancel() -> None:
@@ -228,9 +228,9 @@ class Workload:
 
     async def _create(self, plan: StreamPlan, random: Random) -> str | None:
         """Create a stream, with one idempotency key for all attempts; None if time runs out after `close()`."""
-        given = {"events": plan.events, "rate": plan.rate, "burst": plan.burst}
-        given |= {"every": plan.every, "padding": plan.padding}
-        body = {"generator": "chaos", "input": given, "on_worker_lost": plan.policy}
+        generator_input = {"events": plan.events, "rate": plan.rate, "burst": plan.burst}
+        generator_input |= {"every": plan.every, "padding": plan.padding}
+        body = {"generator": "chaos", "input": generator_input, "on_worker_lost": plan.policy}
         key = {"idempotency-key": secrets.token_hex(8)}
         reply = await self._request("POST", "/v1/streams", random, content=orjson.dumps(body), headers=key)
         return None if reply is None else str(orjson.loads(reply)["id"])

@@ -126,7 +126,7 @@ def _print_json(items: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _print_rows(rows: Sequence[Mapping[str, str]], *, nothing: str) -> None:
-    """Print a table in a terminal, else lines with tabs, for other programs."""
+    """Print a table in a terminal, otherwise lines with tabs, for other programs."""
     console = Console(highlight=False)
     # Some values come from clients and generators.
     rows = [{name: escaped(value) for name, value in row.items()} for row in rows]

@@ -1,4 +1,4 @@
-"""Prints an answer as it arrives: styled in a terminal, else as plain text.
+"""Prints an answer as it arrives: styled in a terminal, otherwise as plain text.
 
 A model's text may hold control characters, which a terminal would execute: there they are escaped.
 """

@@ -1,12 +1,13 @@
 """The log: batches of numbered events, appended under a fence and read after a cursor.
 
 A stream's events are numbered 1, 2, 3 … without gaps, and one row holds the events of one flush. An event gets its
-number from its writer (`worker.outbox`), which aims at the tail + 1 as it knows the tail. Two things keep a writer that
-has lost its stream from writing:
+number from its writer (`worker.outbox`), which appends right after the tail that it knows. Two things keep a writer
+that has lost its stream from writing:
 
 - the append joins `stream` on `(id, epoch, claim_token)`, so that a stale writer starts nothing new after a claim. The
   epoch alone would be enough, except after the database went back in time: then a later claim gets the same epoch;
-- the key `(stream_id, first_seq)` decides about appends in flight at that moment, since both writers aim at one place.
+- the key `(stream_id, first_seq)` decides about appends in flight at that moment, since both writers aim at the same
+  place.
 
 A writer also names the history of the database in which its tail is true (see `history`). In another history nothing is
 written, so that no append leaves a gap behind what a failover lost.
@@ -15,9 +16,9 @@ So an append may leave some of its batches unwritten without an error: it return
 rarely taken, and `ON CONFLICT` costs every row a second WAL record. So the first try has no `ON CONFLICT`, and it is
 repeated with it if Postgres reports that a place is taken.
 
-The log has a partition for each day or for several, and Postgres locks each one that a statement might look into. So
-every statement that reads or erases names the day of its streams in its text. Postgres then plans for one partition and
-locks no other, in a generic plan too. Bounds in parameters would do so only in a plan that is made for each execution.
+The log has a partition for each day or for several, and Postgres locks each one that a statement might read. So every
+statement that reads or erases names the day of its streams in its text. Postgres then plans for one partition and locks
+no other, in a generic plan too. Bounds in parameters would do so only in a plan that is made for each execution.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ PAGE_BYTES = 65_536
 
 
 class Fence(NamedTuple):
-    """The claim that a stream's row must still have for its writer to write.
+    """The claim that a stream's row must still have when its writer appends.
 
     `claim_token` is random. Claims of the previous release have none.
     """
@@ -200,8 +201,8 @@ class Tail:
 async def append(connection: Connection, appends: Sequence[Append], history: str | None = None) -> set[UUID]:
     """Write batches of different streams in one statement; return the streams that were written.
 
-    A stream is left out if its row has another epoch or claim token than the batch, or if its place in the log is
-    taken. All are left out if the database is of another `history`. Leave out `history` only in a transaction that has
+    A stream is left out if the epoch or the claim token of its row differs from the batch's, or if its place in the log
+    is taken. All are left out if the database has another `history`. Leave out `history` only in a transaction that has
     read the tail.
     """
     # One order everywhere, so that two appends may wait for each other but never deadlock. Comparing UUIDs is slow.

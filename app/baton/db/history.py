@@ -79,6 +79,6 @@ class HistoryWatch:
         # Only now: if no history could begin, as on a standby, the next check must see the fallen counter again.
         self._counters = counters
         if known not in {None, self.history}:
-            logger.error("The database has another history than before: it was restored, or a standby was promoted.")
+            logger.error("The history of the database has changed: it was restored, or a standby was promoted.")
             self._on_new_history()
         return counters

@@ -25,7 +25,7 @@ from uuid import UUID
 
 from ..stream_ids import first_id
 
-# Pods of the previous release give the stream its id first, and microseconds later the transaction.
+# Pods of the previous release assign the stream's id first, and the transaction's id microseconds later.
 SLACK: Final = timedelta(seconds=0.01)
 MARK_EVERY: Final = timedelta(seconds=0.02)
 # A transaction that is in progress for longer does not create a stream: the pod has given up by then.
@@ -74,7 +74,7 @@ class HighWatermark:
             self._raise(marks.popleft()[0])
         if moment.transaction_id is None:
             return
-        # Replies may arrive in another order than their transactions began.
+        # Replies may arrive in a different order from the one in which their transactions began.
         if not marks or (moment.began - marks[-1][0] > MARK_EVERY and moment.transaction_id > marks[-1][1]):
             marks.append((moment.began, moment.transaction_id))
 
@@ -90,7 +90,7 @@ class CountPlan:
     checked: Sequence[UUID]
     unchecked: int
     learn: Callable[[Sequence[UUID] | None, Sequence[UUID], Moment], None]
-    """Call it with the live streams from `split` on (None: not all), the live ones of `checked`, and the moment."""
+    """Call it with the streams found live, from `split` on (None: too many) and in `checked`, and the moment."""
 
 
 NOTHING: Final = CountPlan(_LOWEST, (), 0, lambda _recent, _older, _moment: None)

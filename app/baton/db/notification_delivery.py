@@ -16,7 +16,7 @@ from .postgres import connect
 
 logger = logging.getLogger(__name__)
 
-# What one session sends must arrive at another within this time.
+# A notification must arrive at another session within this time.
 DELIVERY_SECONDS: Final = 5
 
 

@@ -56,9 +56,9 @@ _QUEUE_USAGE = "SELECT pg_notification_queue_usage()"
 
 
 class Announcement(NamedTuple):
-    """A record as it is read. `events` are the batch's lines, if they were sent along.
+    """A record of a payload. `events` are the batch's lines, if the payload has them.
 
-    It is a tuple because one is made for each batch that is announced.
+    It is a tuple, which is cheap to make, because there is one for each announced batch.
     """
 
     stream: str
@@ -86,23 +86,23 @@ async def announce_queued(executor: Connection | Pool) -> None:
 
 
 async def announce_cancel(executor: Connection | Pool, stream_id: UUID) -> None:
-    """Have the stream's worker read in its row that it is to stop."""
+    """Make the stream's worker read its row, which says that the stream must stop."""
     await _try_to_notify(executor, CANCEL_CHANNEL, stream_id.hex)
 
 
 async def announce_change(executor: Connection | Pool, stream_id: UUID) -> None:
-    """Have pods read on in a stream, which was ended by another process than a worker."""
+    """Make pods read the rest of a stream that was ended by a process other than its worker."""
     await _try_to_notify(executor, EVENTS_CHANNEL, change_payload(stream_id))
 
 
 async def announce_erasure(executor: Connection | Pool, stream_id: UUID) -> None:
-    """Have pods, and the stream's worker, read that a stream was erased."""
+    """Make pods and the stream's worker find out that a stream was erased."""
     await _try_to_notify(executor, EVENTS_CHANNEL, erasure_payload(stream_id))
     await announce_cancel(executor, stream_id)
 
 
 async def announce_kill(executor: Connection | Pool, pod_name: str, moment: float, keys: SigningKeys) -> None:
-    """Have a demo's pod die, if it was started before `moment`, in seconds since 1970."""
+    """Make a demo's pod kill itself, if it was started before `moment`, in seconds since 1970."""
     await _try_to_notify(executor, KILL_CHANNEL, sign(keys, KILL_CHANNEL, pod_name, stamp_of(moment)))
 
 
@@ -171,12 +171,12 @@ def record(stream: str, first_seq: int, last_seq: int, flag: str, events: str | 
 
 
 def erasure_payload(stream_id: UUID) -> str:
-    """Return the payload that makes pods look whether a stream was erased."""
+    """Return the payload that makes pods check whether a stream was erased."""
     return record(stream_id.hex, 0, 0, "-")
 
 
 def change_payload(stream_id: UUID) -> str:
-    """Return the payload that makes pods read on in a stream, however far that is."""
+    """Return the payload that makes pods read the rest of a stream."""
     return record(stream_id.hex, 1, MAX_SEQ, "-")
 
 
@@ -189,7 +189,7 @@ def sign(keys: SigningKeys, channel: str, text: str, stamp: str) -> str:
 
 
 def stamp_of(moment: float) -> str:
-    """Return the stamp of a moment, in seconds since 1970."""
+    """Return the stamp for a moment, which is given in seconds since 1970."""
     return f"{moment * 1000:.0f}"
 
 

@@ -61,9 +61,9 @@ ORDER BY 1
 
 _PENDING = "SELECT inhdetachpending FROM pg_inherits WHERE inhrelid = $1::text::regclass"
 
-# The session that has one of these tables locked, in another mode than those of $3. Or, if the detachment of $2 is
-# pending, the session with a snapshot from before it, in which the partition is still attached. Autovacuum gives way by
-# itself. Only some roles see when another role's transaction began.
+# The session that has one of these tables locked, in a mode other than those of $3. Or, if the detachment of $2 is
+# pending, the session with a snapshot from before it, in which the partition is still attached. Autovacuum gives way
+# without help. Only some roles see when another role's transaction began.
 _USER = """
 WITH locked AS (
     SELECT DISTINCT pid FROM pg_locks
@@ -91,9 +91,10 @@ _HARMLESS: Final = ("AccessShareLock", "RowShareLock", "RowExclusiveLock")
 
 LOG: Final = "baton.batch"
 DAY_SECONDS: Final = 86_400
-# An operator should look when less time is left: a day, less the time in which workers create the next one.
+# When less time is left, an operator should act. It is a day, less the time in which workers create the next partition.
 LEAST_SECONDS: Final = 22 * 3600
-# This many are tested, with as many sessions as a server accepts by default (tests/integration/db/test_ceiling.py).
+# Tests run with this many partitions, and with as many sessions as a server accepts by default
+# (tests/integration/db/test_ceiling.py).
 MOST: Final = 400
 # Room for partitions that stay because a stream in them has not ended.
 _SPARE: Final = 20
@@ -120,7 +121,7 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """When the partitions end, in seconds since 1970, and in how many seconds that is by the database's clock."""
+    """When the partitions end: in seconds since 1970, and in seconds from now on the database's clock."""
 
     end: float
     left_seconds: float
@@ -148,7 +149,7 @@ async def missing(executor: Connection | Pool, days_ahead: int, width_days: int 
 
 
 def planned(there: Sequence[Partition], moment: float, days_ahead: int, width_days: int) -> list[Partition]:
-    """Return the missing partitions among the existing ones, as `baton.create_partitions` determines them."""
+    """Return the partitions that are missing, as `baton.create_partitions` determines them."""
     today = int(moment // DAY_SECONDS)
     place, goal = ids_of_day(today - 1)[0], ids_of_day(today + days_ahead + 1)[0]
     found = []
@@ -181,7 +182,7 @@ async def set_width(connection: Connection, days: int) -> bool:
 
 def width_for(retention_days: int, days_ahead: int) -> int:
     """Return how many days a partition must hold so that there are at most `MOST`."""
-    # Three more days: today, a day that is not dropped yet, and the days that the first and last one have too many.
+    # Three more days: today, a day that is not dropped yet, and the surplus days in the first and the last partition.
     return math.ceil((retention_days + days_ahead + 3) / (MOST - _SPARE))
 
 
@@ -200,7 +201,7 @@ async def attached(executor: Connection | Pool) -> list[Partition]:
     """Return the log's partitions in the order of their names, without a default one."""
     found = []
     for name, bounds, detaching, marked in await executor.fetch(_ATTACHED, _MARK):
-        # A partition that was dropped at this very moment has no bounds.
+        # A partition that was dropped a moment ago has no bounds.
         if match := _BOUNDS.fullmatch(bounds or ""):
             found.append(Partition(name, _edge(match[1]), _edge(match[2]), detaching, marked))
     return found
@@ -253,7 +254,7 @@ async def user_of(
 
 
 async def reach(executor: Connection | Pool) -> Reach:
-    """Return until when every new stream, from now on, has a partition."""
+    """Return the time until which every new stream has a partition."""
     moment = await now(executor)
     end = first_id(moment)
     for item in sorted(await attached(executor), key=lambda item: item.first):

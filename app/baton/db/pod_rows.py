@@ -131,7 +131,7 @@ async def list_all(executor: Connection | Pool) -> list[ListedPod]:
 async def viewers(
     executor: Connection | Pool, stream_ids: Sequence[UUID], living: Sequence[ListedPod]
 ) -> dict[UUID, int]:
-    """Return how many clients follow each of these streams on these pods. Streams too old to be known are left out."""
+    """Return how many clients follow each of these streams on these pods, without streams too old to be counted."""
     known_from = max((pod.watched_from for pod in living if pod.watched_from is not None), default=None)
     rows = await executor.fetch(_VIEWERS, stream_ids, [pod.id for pod in living])
     found = {row[0]: row[1] for row in rows}

@@ -28,7 +28,7 @@ MAINTENANCE_LOCK: Final = 0x6261_746F_6E32
 
 # Bounds queries over a pool that has no bound of its own.
 QUERY_SECONDS: Final = 10.0
-# A full disk is not emptied within a second.
+# Nobody frees a full disk within a second.
 _FULL_RETRY_SECONDS: Final = 10
 _STATEMENT_CACHE_SIZE: Final = 100
 _AS_CONNECTING: Final = -1.0
@@ -61,7 +61,7 @@ async def connect(
 ) -> Connection:
     """Open one connection. Without `prepare` it uses no named prepared statements, which a pooler would lose.
 
-    `command_timeout_seconds` is by default the same as `timeout_seconds`, which bounds connecting. None is no limit.
+    `command_timeout_seconds` is by default the same as `timeout_seconds`, which bounds connecting. None means no limit.
 
     Raises:
         DatabaseUnreachable: no server answers, or the server refuses the connection.

@@ -11,7 +11,7 @@ watermark, which stays a moment behind. Now and then a check begins ten seconds 
 index. What a check finds becomes the watermark, whether that is higher or lower. Unlike a claim, a check never skips a
 locked row.
 
-Moments are those of the database's clock. They are compared only with each other, never with a clock of this process.
+All moments are on the database's clock. They are compared only with each other, never with a clock of this process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from uuid import UUID
 from ..pace import Pace
 from ..stream_ids import first_id, moment_of
 
-# A create commits within milliseconds of the moment in its id. Where that takes longer, a late check finds the stream.
+# A create commits within milliseconds of the moment in its id. If that takes longer, a late check finds the stream.
 TRAIL: Final = timedelta(seconds=0.1)
 LATE: Final = timedelta(seconds=10)
 CHECK_SECONDS: Final = 0.05

@@ -5,9 +5,9 @@ GCRA, by which ATM cells were policed). So a row whose moment has passed means t
 any time.
 
 The table is UNLOGGED: only the commit is written to the WAL, and no session waits for it. A crash of Postgres forgets
-the buckets. Measured (Postgres 18, `fsync` on, a local socket): a token takes 0.24 ms, where `SELECT 1` takes 0.19.
-Eight connections take 11,000 tokens a second from one bucket, and as many are refused. A token costs 58 bytes of WAL,
-and all updates within a second are made in place.
+the buckets. Measured (Postgres 18, `fsync` on, a local socket): a token takes 0.24 ms; `SELECT 1` takes 0.19 ms. Eight
+connections take 11,000 tokens a second from one bucket, and as many are refused. A token costs 58 bytes of WAL, and all
+updates within a second are made in place.
 
 A bucket in use is one row with many versions, and all of them stay while an old snapshot is open. So its key ends with
 its `slot`, the second in which it was last updated: the highest slot leads to the newest versions, and no statement
@@ -21,9 +21,10 @@ from dataclasses import dataclass
 
 from .postgres import Connection, Pool
 
-# A token is added every $3 seconds, and the bucket holds $4. Without a token nothing is written. A moment that is too
-# far ahead comes from a clock that was set back, or from other settings: the bucket starts again. A statement that
-# waited for another update sees its version, whose slot is not lower. Without a bucket nothing is returned.
+# A token is added every $3 seconds, and the bucket holds $4. Without a token nothing is written. A moment too far in
+# the future comes from a clock that was set back, or from other settings: then the bucket starts full again. A
+# statement that waited for another update sees its version, whose slot is not lower. Without a bucket nothing is
+# returned.
 _TAKE = """
 WITH latest AS (
     SELECT slot, full_at FROM baton.token_bucket WHERE tenant = $1 AND caller = $2 ORDER BY slot DESC LIMIT 1

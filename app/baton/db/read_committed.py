@@ -41,7 +41,7 @@ class PinnedConnection(_AnyConnection):
 class PooledConnection(PinnedConnection):
     """A connection through a pooler in transaction mode, which must not change the sessions that it shares.
 
-    Where their default is another level, each statement by itself becomes a transaction.
+    Where their default is another level, each single statement becomes a transaction.
     """
 
     __slots__ = ("begins",)

@@ -25,8 +25,8 @@ async def keep_connected(
 ) -> None:
     """Serve over a connection, and over a new one after each failure, until `serve` returns.
 
-    `serve` resets the backoff once the connection has proved to work. `until` is asked before each connection whether
-    there is nothing left to do.
+    `serve` resets the backoff once the connection has proved to work. `until` is called before each connection, and
+    returns true once nothing is left to do.
     """
 
     async def once(backoff: Backoff) -> None:

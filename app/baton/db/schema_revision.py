@@ -11,7 +11,7 @@ import asyncpg
 from ..errors import ConfigurationError, SchemaMismatch
 from .postgres import Connection, Pool
 
-# The revision of the schema that this code works with. A test holds it equal to the head of `migrations/`.
+# The revision of the schema that this code works with. A test compares it with the head of `migrations/`.
 REVISION: Final = "0020"
 
 _READ: Final = "SELECT version_num FROM baton.alembic_version"

@@ -1,9 +1,10 @@
 """The keys by which workers sign notifications, in `baton.notify_key`, which only Baton's roles may read.
 
-Every role that may connect to a database may NOTIFY on any of its channels. So pods believe only payloads with a MAC
+Every role that may connect to a database may NOTIFY on any of its channels. So pods trust only payloads with a MAC
 (HMAC-SHA256, its first 128 bits) by one of these keys. The MAC covers the channel and the history of the database (see
-`history`) besides the text. A genuine payload is therefore no longer one when it is sent again on another channel, in a
-copy of the database, or after the log went back. Sent again in the same place, it repeats what was and stays true.
+`history`) besides the text. So a genuine payload becomes invalid when it is sent again on another channel, in a copy of
+the database, or after the log went back. A payload that is sent again in the same place repeats something that is still
+true.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ RETURNING id
 """
 _DELETE = "DELETE FROM baton.notify_key WHERE id < (SELECT max(id) FROM baton.notify_key WHERE id < $1)"
 
-# How long after a key was replaced workers may sign with it, and pods believe it.
+# How long workers may sign with a key after it was replaced, and pods accept it.
 GRACE_SECONDS: Final = 60
 # How often workers and pods read the keys again. Less than the grace, so that no worker signs with an expired key.
 REREAD_SECONDS: Final = 20

@@ -11,7 +11,7 @@ _PASSING_CLASSES: Final = (
     "08",  # the connection
     "28",  # the role is gone, or its password was changed
     "3D",  # the database is gone: it is being restored
-    "40",  # the transaction lost against others: serialization, deadlock
+    "40",  # the transaction lost to another one: serialization, deadlock
     "53",  # no disk, memory or connections left
     "57",  # an operator, a timeout, a server that starts or shuts down
     "58",  # the operating system below Postgres: input and output

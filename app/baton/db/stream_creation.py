@@ -59,7 +59,7 @@ RETURNING stream_id
 _KEY = "SELECT stream_id, request_hash FROM baton.idempotency_key WHERE tenant = $1 AND key = $2"
 
 _KEY_TRIES: Final = 3
-# As many creates of a tenant may run at once without one of them noticing the limit too late.
+# So many creates of one tenant may run at once before one of them could exceed the limit.
 _NEAR: Final = 64
 # Some of the tenant's streams may have ended by then.
 _FULL_RETRY_SECONDS: Final = 5
@@ -184,7 +184,7 @@ async def _insert_below(
         TooManyStreams: the tenant has `max_live` live streams.
     """
     if max_live is None:
-        # Counts nothing, and finds that less than one.
+        # Counts nothing: zero is below one, so the row is inserted.
         live, row = await _try_insert(connection, columns, 1, 0, NOTHING)
     else:
         plan = counts.plan(tenant)
@@ -208,7 +208,7 @@ async def _insert_below(
 async def _try_insert(
     connection: Connection, columns: tuple[object, ...], below: int, most: int, plan: CountPlan
 ) -> tuple[int, dict[str, Any] | None]:
-    """Insert a row if the plan counts fewer than `below`; return the count, up to `most` at least, and the row."""
+    """Insert a row if the plan counts fewer than `below`; return the count (exact up to `most`) and the row."""
     found = await connection.fetchrow(_INSERT, *columns, below, most, plan.split, plan.checked, plan.unchecked)
     assert found is not None
     fields = dict(found)

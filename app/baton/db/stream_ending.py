@@ -1,6 +1,6 @@
 """Ending streams from outside of their writer, closing rows, and erasing.
 
-A stream normally ends by its writer: the append of the terminal event closes the row too (`event_log.append`). This
+Normally a stream's writer ends it: the append of the terminal event also closes the row (`event_log.append`). This
 module ends the streams that no writer will end: queued ones, ones whose worker is lost, and ones that are erased. Each
 end first takes the stream away from its claim, by raising the epoch, and then writes the terminal event at the tail, in
 one transaction.
@@ -34,7 +34,7 @@ QUEUE_TIMEOUT: Final = Outcome.failed("queue_timeout", "This answer could not be
 
 
 class _If(Enum):
-    """What the row must say, once it is locked, for a stream to be taken away."""
+    """The condition that a stream's row must meet, once it is locked, before the stream is taken away."""
 
     LIVE = "status IN ('queued', 'running')"
     QUEUED = "status = 'queued'"
@@ -105,8 +105,9 @@ async def close(connection: Connection, stream_id: UUID, epoch: int, outcome: Ou
 async def erase(pool: Pool, stream_id: UUID, tenant: str = "") -> bool:
     """Delete a stream with its events; return whether it existed. Its worker is fenced by the missing row, and stops.
 
-    A stream that is being written is ended first. That end, which holds no text, stays in the log until its partition
-    is dropped: it takes the place at which an append in flight aims, and which would otherwise be free again.
+    A stream that is being written is ended first. That terminal event, which holds no text, stays in the log until its
+    partition is dropped. It occupies the place that an append in flight may aim at, which would otherwise be free
+    again.
     """
     ended_now = await end_any(pool, stream_id, Outcome.cancelled(finish_reason="erased"))
     async with pool.acquire() as connection, connection.transaction():
@@ -122,14 +123,15 @@ async def _end(
 ) -> bool:
     """Take a stream away if the condition holds, and write its terminal event; return whether this ended it.
 
-    Between the two an append of the last owner may still be written. It then has the place that this aimed at, and this
-    aims again. If that append was the terminal one, the row is closed to match it.
+    Between these two steps an append of the last owner may still succeed. It then has the place at the tail, and this
+    tries again after the new tail. If that append was the terminal one, the row is closed to match it.
     """
     if isinstance(executor, asyncpg.Pool):
         async with executor.acquire() as connection:
             return await _end(connection, stream_id, outcome, condition, *arguments)
     while True:
-        # A terminal append of the last owner in flight waits for the row that this holds, and this for its place.
+        # A terminal append of the last owner that is in flight waits for the row that this locks, while this waits for
+        # the append's place.
         with contextlib.suppress(asyncpg.DeadlockDetectedError):
             ended = await _take_and_end(executor, stream_id, outcome, condition, *arguments)
             if ended is not None:
@@ -141,7 +143,7 @@ async def _end(
 async def _take_and_end(
     connection: Connection, stream_id: UUID, outcome: Outcome, condition: _If, *arguments: object
 ) -> tuple[Outcome, dict[str, Any]] | None:
-    """Return the end with the stream's usage, and what the log line says of the stream; None if this did not end it."""
+    """Return the end with the stream's usage, and the stream's fields for the log; None if this did not end it."""
     async with connection.transaction():
         taken = await connection.fetchrow(_TAKE[condition], stream_id, *arguments)
         if taken is None:
@@ -166,7 +168,7 @@ async def _take_and_end(
 
 @contextlib.contextmanager
 def _retried_with_partition(stream_id: UUID) -> Iterator[None]:
-    """Leave a stream whose log has no partition to a later try, so that it does not stop others from being ended."""
+    """Skip a stream whose log has no partition, until a later try, so that the other streams are still ended."""
     try:
         yield
     except asyncpg.CheckViolationError as error:

@@ -57,7 +57,7 @@ SELECT $1 > 0.02 * reltuples AND EXISTS (
 )
 FROM pg_class WHERE oid = 'baton.stream'::regclass
 """
-# Whatever the statistics are: a scan of the table, or a sort before the limit, has no bound.
+# This holds whatever the statistics are: a scan of the table, or a sort before the limit, has no bound.
 _BY_INDEX = "SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off"
 
 _LIVE_COUNTS = """
@@ -85,17 +85,17 @@ class StreamFilter:
 
     @property
     def live(self) -> bool:
-        """Whether only streams that have not ended are wanted."""
+        """Whether only streams that have not ended match."""
         return self.statuses is not None and LIVE.issuperset(self.statuses)
 
     @property
     def filters(self) -> bool:
-        """Whether a scanned row may not be wanted."""
+        """Whether a scanned row may not match the filter."""
         return self.statuses is not None or self.metadata is not None
 
     @property
     def alternatives(self) -> list[str] | None:
-        """The metadata as JSON."""
+        """The alternatives of `metadata` as JSON, for the query."""
         return None if self.metadata is None else [orjson.dumps(item).decode() for item in self.metadata]
 
 
@@ -112,36 +112,36 @@ class Page:
     oldest: UUID | None
 
 
-async def find(connection: Connection, wanted: StreamFilter, limit: int) -> Page:
+async def find(connection: Connection, selection: StreamFilter, limit: int) -> Page:
     """Return the newest wanted streams, `limit` at most, and where to continue.
 
     The page may be short or empty while more streams follow: it is the last one only if it has no `before`.
     """
     async with connection.transaction(readonly=True):
         await connection.execute(_BY_INDEX)
-        if wanted.metadata is not None and not await _is_common(connection, wanted):
-            page = await _read_page(connection, _MATCHING, MAX_SCANNED, wanted, limit)
+        if selection.metadata is not None and not await _is_common(connection, selection):
+            page = await _read_page(connection, _MATCHING, MAX_SCANNED, selection, limit)
             if page.scanned < MAX_SCANNED:
                 return page
-        if wanted.live:
-            source = _LIVE_OF_ALL if wanted.tenant is None else _LIVE_OF_TENANT
-            page = await _read_page(connection, source, MAX_SCANNED, wanted, limit)
+        if selection.live:
+            source = _LIVE_OF_ALL if selection.tenant is None else _LIVE_OF_TENANT
+            page = await _read_page(connection, source, MAX_SCANNED, selection, limit)
             if page.scanned < MAX_SCANNED:
                 return page
-        return await _read_newest(connection, wanted, limit)
+        return await _read_newest(connection, selection, limit)
 
 
-async def find_all(connection: Connection, wanted: StreamFilter, limit: int) -> AsyncIterator[Stream]:
+async def find_all(connection: Connection, selection: StreamFilter, limit: int) -> AsyncIterator[Stream]:
     """Yield the newest `limit` wanted streams, one statement for each page, however many pages it takes."""
     count = 0
     while count < limit:
-        page = await find(connection, wanted, limit - count)
+        page = await find(connection, selection, limit - count)
         for stream in page.streams:
             yield stream
         count += len(page.streams)
         if page.before is None:
             return
-        wanted = replace(wanted, last=below(page.before))
+        selection = replace(selection, last=below(page.before))
 
 
 def below(stream_id: UUID) -> UUID:
@@ -156,27 +156,35 @@ async def live_counts(executor: Connection | Pool, tenant: str) -> tuple[int, in
     return row[0], row[1]
 
 
-async def _is_common(connection: Connection, wanted: StreamFilter) -> bool:
+async def _is_common(connection: Connection, selection: StreamFilter) -> bool:
     """Return whether the statistics show that too many streams have the metadata to read their part of the index."""
-    plan = orjson.loads(await connection.fetchval(_EXPECTED, wanted.alternatives))
+    plan = orjson.loads(await connection.fetchval(_EXPECTED, selection.alternatives))
     expected = plan[0]["Plan"]["Plan Rows"]
     return expected > MAX_SCANNED and bool(await connection.fetchval(_IS_COMMON, float(expected)))
 
 
-async def _read_newest(connection: Connection, wanted: StreamFilter, limit: int) -> Page:
-    source = _NEWEST_OF_ALL if wanted.tenant is None else _NEWEST_OF_TENANT
-    most = MAX_SCANNED if wanted.filters else limit + 1
-    page = await _read_page(connection, source, most, wanted, limit)
+async def _read_newest(connection: Connection, selection: StreamFilter, limit: int) -> Page:
+    source = _NEWEST_OF_ALL if selection.tenant is None else _NEWEST_OF_TENANT
+    most = MAX_SCANNED if selection.filters else limit + 1
+    page = await _read_page(connection, source, most, selection, limit)
     if page.before is None and page.scanned == most:
         return replace(page, before=page.oldest)
     return page
 
 
-async def _read_page(connection: Connection, source: str, most: int, wanted: StreamFilter, limit: int) -> Page:
+async def _read_page(connection: Connection, source: str, most: int, selection: StreamFilter, limit: int) -> Page:
     """Scan `most` rows of a source at most. The page says where to continue only if it is full."""
     rows = await connection.fetch(
         _PAGE.format(source),
-        *(wanted.tenant, wanted.first, wanted.last, most, wanted.statuses, wanted.alternatives, limit + 1),
+        *(
+            selection.tenant,
+            selection.first,
+            selection.last,
+            most,
+            selection.statuses,
+            selection.alternatives,
+            limit + 1,
+        ),
     )
     found = [from_row(dict(list(row.items())[2:])) for row in rows if row["id"] is not None]
     before = found[limit - 1].id if len(found) > limit else None

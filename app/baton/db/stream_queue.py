@@ -21,7 +21,7 @@ from .postgres import Connection, Place, Pool
 from .queue_watermark import ALL, First, Since
 from .streams import CLAIMED, continuation
 
-# More than all inputs together.
+# This is more than all inputs together.
 ALL_BYTES: Final = 2**62
 
 # A worker that was declared dead has no row any more, and claims nothing until it notices. The lock on the row makes
@@ -141,13 +141,13 @@ class Claim:
 
     @property
     def fence(self) -> Fence:
-        """What its row must have while this claim lasts."""
+        """What the stream's row must contain while this claim lasts."""
         return Fence(self.stream_id, self.epoch, self.claim_token)
 
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
-    """A queued stream that no worker claimed in time, or else that has no viewer."""
+    """A queued stream that no worker claimed in time, or that has no viewer."""
 
     stream_id: UUID
     epoch: int
@@ -221,7 +221,7 @@ async def overdue(
 
 
 async def end_overdue(connection: Connection, found: Sequence[Overdue]) -> list[tuple[Outcome, str]]:
-    """End them unless they were claimed in the meantime; return each end with the name of its generator."""
+    """End overdue streams unless they were claimed in the meantime; return each end with the name of its generator."""
     ended = []
     for item in found:
         outcome = stream_ending.QUEUE_TIMEOUT if item.timed_out else stream_ending.UNWATCHED

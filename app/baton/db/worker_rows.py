@@ -41,7 +41,7 @@ WITH known AS MATERIALIZED (SELECT * FROM baton.stream WHERE id = ANY ($2))
 """  # noqa: S608
 _COUNTERS = "SELECT id, heartbeat FROM baton.worker"
 _TOKENS = "SELECT id, tokens FROM baton.worker"
-# There is a row for each worker, and each names a few streams.
+# There is one row for each worker, and each row names a few streams.
 _SILENCES = """
 SELECT s.id, s.seconds + extract(epoch FROM clock_timestamp() - w.heartbeat_at)::double precision
 FROM baton.worker AS w, unnest(w.silent, w.silent_seconds) AS s (id, seconds)
@@ -175,7 +175,7 @@ async def remove(connection: Connection, worker_id: UUID) -> None:
 
 
 async def orphans(connection: Connection, own_id: UUID) -> list[Orphan]:
-    """Return the streams that run under a worker without a row, except the worker `own_id`."""
+    """Return the running streams whose worker has no row. Those of the worker `own_id` are left out."""
     return [Orphan(Fence(*row[:3]), *row[3:]) for row in await connection.fetch(_ORPHANS, own_id)]
 
 

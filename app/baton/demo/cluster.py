@@ -28,7 +28,7 @@ LEAVE_SECONDS: Final = 3
 POLL_SECONDS: Final = 0.05
 LAST_LINES: Final = 12
 
-# Not passed on: these variables are for the user's own pods and workers.
+# These variables are not passed on: they are for the user's own pods and workers.
 _FOREIGN: Final = ("BATON_", "OPENAI_", "ANTHROPIC_")
 
 Result = TypeVar("Result")
@@ -173,7 +173,7 @@ class Cluster:
             ) from None
 
     async def guard(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Await `work` while all children run that were not dismissed.
+        """Await `work`, as long as all children that were not dismissed run.
 
         Raises:
             DemoError: a child ended.
@@ -212,7 +212,7 @@ class Cluster:
         return child
 
     def check(self) -> None:
-        """Raise DemoError if a child ended that was not dismissed."""
+        """Raise DemoError if a child that was not dismissed has ended."""
         for child in self.children.values():
             if child.ended.done() and not child.dismissed:
                 raise _ended(child)

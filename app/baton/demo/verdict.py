@@ -59,7 +59,7 @@ class Verdict:
         )
 
     def complaints(self) -> list[str]:
-        """Return what is wrong, a sentence each. None if each event arrived once, it completed, and its pod changed."""
+        """Return a sentence for each fault: in the events, in the end, or because one pod sent them all."""
         found = []
         if self.missing:
             found.append(f"Missing: {numbers(self.missing)}.")

@@ -7,11 +7,11 @@ an `error` or an `abort`: `WorkflowChatTransport` reconnects until it has seen o
 A tool call stays open until its result comes or the answer ends, so calls may interleave. Then its whole input is sent.
 The generator ran a call that has a result, and `providerExecuted` says so: otherwise the page would run the tool again,
 or send the message for a next step. The page runs a call without a result. Output of the model after a result is a new
-step. No step begins while a call is open: the SDK would show a call twice that continues in a later step. Only a
+step. No step begins while a call is open: the SDK would show a call that continues in a later step twice. Only a
 stopped answer ends with an empty step.
 
-A stream may continue a message that the page has (`aisdk_message`). A client that has the message (`AI_SDK`) gets other
-chunks than one that replays it (`REPLAY`). So a chunk's number is valid in only one of the two.
+A stream may continue a message that the page has (`aisdk_message`). A client that has the message (`AI_SDK`) does not
+get the same chunks as a client that replays it (`REPLAY`). So a chunk's number is valid in only one of the two.
 
 The `finish` of an answer that has ended puts its status into the message's metadata. A page that has saved a message
 without a status has saved a part of the answer, and asks for the rest.
@@ -33,7 +33,8 @@ from .protocol import Encoded, Header, Over
 
 RESET: Final = "This answer was interrupted and restarts. Send the message again."
 
-# The replay of a chat without an answer. The AI SDK 7 that `WorkflowChatTransport` brings does not know "interrupted".
+# The replay of a chat without an answer. The AI SDK 7 that `WorkflowChatTransport` depends on does not know
+# "interrupted".
 NO_ANSWER: Final = b'data: {"type":"finish","finishReason":"other"}\n\ndata: [DONE]\n\n'
 
 

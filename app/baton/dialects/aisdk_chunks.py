@@ -57,8 +57,8 @@ NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 class AiSdkState(NamedTuple):
     """What is open after a number of chunks.
 
-    The call that grew last is kept apart; its entry in `calls` is older. So a delta costs the same however many calls
-    there are. It is a tuple because each batch makes one, and a frozen dataclass takes longer to make.
+    The call that grew last is kept separately; its entry in `calls` is older. So a delta costs the same however many
+    calls there are. It is a tuple because each batch makes one, and a frozen dataclass takes longer to make.
     """
 
     calls: dict[str, ToolInput]
@@ -110,7 +110,7 @@ class Chunks:
                 self._done(event)
 
     def fail(self, code: str, message: str, status: Status | None = None) -> None:
-        """Add an error and the end of the stream; with a status if the answer has ended, too.
+        """Add an error and the end of the stream. The end has a status if the answer has ended.
 
         A page gets only the text of the chunk, as the message of an `Error`: so the code follows the sentence. The
         message's metadata, which a page saves, has both.
@@ -170,7 +170,7 @@ class Chunks:
 
     def _call(self, event: Mapping[str, Any]) -> None:
         given = self._id_of(event)
-        call = self._known(self._page_id(given))
+        call = self._find_call(self._page_id(given))
         if call is None:
             self._before_output()
             call = self._begin_call(self._new_page_id(given), event.get("name"), event.get("run_by") == "generator")
@@ -203,7 +203,7 @@ class Chunks:
         self._set(renamed={**self.state.renamed, given: name})
         return name
 
-    def _known(self, call_id: str) -> ToolInput | None:
+    def _find_call(self, call_id: str) -> ToolInput | None:
         growing = self.state.growing
         return growing if growing and growing.id == call_id else self.state.calls.get(call_id)
 
@@ -288,7 +288,7 @@ class Chunks:
         self._end_part()
         if event["status"] == "cancelled":
             if self.state.called:
-                # The SDK sends the results of the last step by itself, so the last step must be empty.
+                # The SDK sends the results of the last step automatically, so the last step must be empty.
                 self._emit("start-step")
             self._emit("abort", reason=event["finish_reason"])
             # AI SDK 5, 6 and the first of 7 do not know the reason "interrupted".
@@ -301,7 +301,7 @@ class Chunks:
             self._finish(_FINISH_REASONS.get(event["finish_reason"], "other"), "completed")
 
     def _finish(self, reason: str, status: Status | None) -> None:
-        # Metadata also makes the page look at the message again, which a new step does not.
+        # Metadata also makes the page render the message again, and a new step does not.
         known = {} if status is None else {"messageMetadata": {"status": status}}
         self._emit("finish", finishReason=reason, **known)
         self.ended = True

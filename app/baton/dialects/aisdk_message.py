@@ -123,8 +123,8 @@ def _tool(part: Fields) -> Iterator[Fields]:
         about["providerMetadata"] = part["callProviderMetadata"]
     if part.get("state") == "input-available" and not part.get("providerExecuted"):
         # It has no result yet: the page must run the tool.
-        given = {"toolName": tool_name(part), "input": part.get("input")}
-        yield {"type": "tool-input-available", **named, **given, **about}
+        call = {"toolName": tool_name(part), "input": part.get("input")}
+        yield {"type": "tool-input-available", **named, **call, **about}
         return
     yield {"type": "tool-input-start", **named, "toolName": tool_name(part), **about}
     if (arguments := _arguments(part)) is not None:

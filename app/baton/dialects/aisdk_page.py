@@ -22,7 +22,7 @@ from .protocol import Reader
 
 
 def parts_of(stream_id: UUID, batches: Iterable[Batch], earlier: Earlier | None) -> list[Fields]:
-    """Return the parts of the message of a stream's events, after those of the message that it continues."""
+    """Return the parts of a stream's message: the parts of the message that it continues, and then its own."""
     page = _Page(() if earlier is None else earlier.parts)
     opening = aisdk.begin(stream_id, 0, earlier)
     reader = Reader(aisdk.AI_SDK, opening, MAX_SEQ)

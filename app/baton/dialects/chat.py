@@ -306,7 +306,7 @@ def _end(event: Fields, state: ChatState) -> list[bytes]:
 
 
 def _reason(reason: str | None, calls: bool) -> str:
-    """Return why the answer ended. Calls for the client decide, not the generator's reason."""
+    """Return why the answer ended. Calls for the client take precedence over the generator's reason."""
     if reason in _FINISH_REASONS:
         return reason
     return "tool_calls" if calls else "stop"

@@ -63,7 +63,7 @@ class Native:
 
 
 def begin(after: int = 0) -> Encoded[None]:
-    """Return the place behind event number `after`. No frames precede the first event."""
+    """Return the place after event number `after`. No frames precede the first event."""
     return Encoded(b"", 1, after, None)
 
 

@@ -1,8 +1,8 @@
 """What a dialect is: a wire format, as a pure function of a stream's events.
 
 A dialect turns each batch of the log into numbered frames. What it remembers from one batch to the next is its state:
-an immutable value that it gets with each batch, and returns a successor of. So the encoding of a batch is the same on
-every pod and for every client. It is made once, and kept with the batch.
+an immutable value. It gets the state with each batch, and returns the next one. So the encoding of a batch is the same
+on every pod and for every client. It is made once, and kept with the batch.
 
 Clients return with the number of a frame. In the native dialect that is the number of the event. A dialect whose frames
 are not the events counts its frames, 1, 2, 3 …: that needs its state, so it reads the log from the beginning.
@@ -65,7 +65,7 @@ class Dialect(Protocol[State]):
     name: str  # the key of its encodings: every parameter that changes them is in it
     headers: ClassVar[Sequence[Header]]
     comment: ClassVar[bytes]  # a keep-alive; empty if the format has none
-    # Whether its clients reconnect after a clean end. The others take that for the end of the stream.
+    # Whether its clients reconnect after a clean end. Other clients mistake that for the end of the stream.
     reconnects: ClassVar[bool]
 
     def encode(self, batch: Batch, state: State, after: int) -> Encoded[State]:
@@ -99,7 +99,7 @@ class Reader(Generic[State]):
         return b"".join([self._read(batch) for batch in batches])
 
     def advance(self, encoded: Encoded[State]) -> None:
-        """Continue after a batch, of which the client was sent its part."""
+        """Continue after a batch, whose frames the client was sent."""
         self.state, self.last, self.over = encoded.state, encoded.last, encoded.over
 
     def _read(self, batch: Batch) -> bytes:

@@ -126,7 +126,7 @@ class _Examination:
             )
 
     async def _run_on_one_connection(self, remaining: Iterator[tuple[str, Check]]) -> bool:
-        """Run checks on one connection; return whether some are left, which need a new one."""
+        """Run checks on one connection; return whether checks are left that need a new one."""
         seconds = self._thresholds.answer_seconds
         started = self._clock()
         connection = await connect(

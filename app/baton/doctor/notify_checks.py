@@ -14,7 +14,7 @@ from .finding import Case, Finding, duration, error, ok, refusal, warning
 
 _NEARLY_FULL: Final = 0.5
 
-# The queue belongs to the whole server, and is freed only as far as every listening session has read it. A session
+# The queue belongs to the whole server. Its entries are freed once every listening session has read them. A session
 # reads it after its transaction has ended, and as fast as its client reads from the socket.
 _HOLDERS: Final = """
 SELECT pid, usename, datname, application_name, state,

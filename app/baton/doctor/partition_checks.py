@@ -124,5 +124,5 @@ async def leftovers(case: Case) -> AsyncIterator[Finding]:
         yield warning(
             "partitions_left_over",
             f"Detached from the log, but not by `baton maintain`: {', '.join(kept)}.",
-            "Archive and drop them if nobody needs them. `baton maintain` leaves them alone.",
+            "Archive and drop them if they are not needed. `baton maintain` leaves them alone.",
         )

@@ -1,4 +1,4 @@
-"""Checks that compare the privileges of the connected role with those that `baton grants` grants."""
+"""Checks that compare the privileges of the connected role with those in the SQL of `baton grants`."""
 
 from __future__ import annotations
 
@@ -68,17 +68,18 @@ async def privileges(case: Case) -> AsyncIterator[Finding]:
     held, existing = await _held_and_existing(case.connection)
     if not existing:
         return
-    wanted = {service: _expanded(grants, existing) for service, grants in GRANTS.items()}
-    may = [service for service in wanted if role["inside"] and wanted[service] <= held]
+    required = {service: _expanded(grants, existing) for service, grants in GRANTS.items()}
+    may = [service for service in required if role["inside"] and required[service] <= held]
     if not may:
         missing = " ".join(
-            f"To {service}, it needs {_described(needed - held, existing)}." for service, needed in wanted.items()
+            f"To {service}, it needs {_described(needed - held, existing)}." for service, needed in required.items()
         )
         yield error("role_missing_privileges", f"{name} may neither serve nor work. {missing}", _ADVICE)
-    elif excess := held - set[ColumnPrivilege]().union(*(wanted[service] for service in may)):
+    elif excess := held - set[ColumnPrivilege]().union(*(required[service] for service in may)):
         yield warning(
             "role_excess_privileges",
-            f"{name} may {' and '.join(may)}, and has more privileges than that needs: {_described(excess, existing)}.",
+            f"{name} may {' and '.join(may)}, and has privileges that it does not need for that: "
+            f"{_described(excess, existing)}.",
             _ADVICE,
         )
     else:
@@ -104,7 +105,7 @@ async def _held_and_existing(connection: Connection) -> tuple[set[ColumnPrivileg
 
 
 def _expanded(grants: Iterable[Grant], existing: Set[ColumnPrivilege]) -> set[ColumnPrivilege]:
-    """Return the privilege on each column that grants stand for, without tables and columns that do not exist yet."""
+    """Return the privileges on columns that grants give, for the tables and columns that exist."""
     return {
         (privilege, on, column)
         for privilege, on, column in existing

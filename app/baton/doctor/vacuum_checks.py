@@ -99,7 +99,7 @@ async def snapshots(case: Case) -> AsyncIterator[Finding]:
 
 
 async def prepared(case: Case) -> AsyncIterator[Finding]:
-    """Is there a prepared transaction that nobody has ended?"""
+    """Is there a prepared transaction that was never ended?"""
     rows = await case.connection.fetch(_PREPARED, case.thresholds.transaction_seconds)
     for row in rows[:3]:
         yield warning(

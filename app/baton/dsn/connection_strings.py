@@ -30,7 +30,7 @@ ESCAPE: Final = (
     "as %25 %2F %3F %23 %5B %5D %40 and %3A"
 )
 _QUOTE: Final = (
-    "it must look like host=… user=… password=… dbname=…. Put a value with a space between single quotes, and a "
+    "it must look like host=… user=… password=… dbname=…. Put single quotes around a value with a space, and a "
     "backslash before a quote or a backslash in it"
 )
 
@@ -52,7 +52,7 @@ _VERIFYING: Final = frozenset({"verify-ca", "verify-full"})
 
 NOT_BOUND: Final = (
     "channel_binding=require is not enforced beyond TLS: Baton's driver cannot bind the password to the connection. "
-    "Use sslmode=verify-full (with sslrootcert=system for a public certificate) to make sure of the server."
+    "Use sslmode=verify-full (with sslrootcert=system for a public certificate) to verify the server."
 )
 
 

@@ -1,6 +1,6 @@
 r"""Password files (`.pgpass`), as libpq reads them: lines of `host:port:database:user:password`.
 
-A `\` stands before each `:` and `\` in a field.
+In a field, `:` and `\` are escaped by a `\` before them.
 """
 
 from __future__ import annotations

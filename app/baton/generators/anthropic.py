@@ -1,8 +1,8 @@
 """The `anthropic` generator: Anthropic's models, and any server with the Messages API.
 
 The input is a text, a list of messages, or an object of parameters: `model`, `messages`, `system`, `tools`,
-`max_tokens`, `thinking` and so on, in the form of any of the APIs that `conversation` knows. Our `input_tokens` has
-tokens from the cache, too, as OpenAI's does and Anthropic's own does not.
+`max_tokens`, `thinking` and so on, in the form of any of the APIs that `conversation` knows. Our `input_tokens`
+includes tokens from the cache, as OpenAI's does and Anthropic's does not.
 """
 
 from __future__ import annotations

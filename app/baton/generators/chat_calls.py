@@ -47,7 +47,7 @@ class Fragment:
 
 @dataclass(slots=True, eq=False)
 class PartialCall:
-    """A call, as far as it has arrived."""
+    """The part of a call that has arrived so far."""
 
     id: str = ""
     name: str = ""
@@ -133,7 +133,7 @@ class ChatCalls:
 def _begins(fragment: Fragment, call: PartialCall, *, whole: bool) -> bool:
     """Whether a fragment begins a new call, and does not belong to the one that has its index.
 
-    `whole` says that the index is useless: it is missing, or there twice in one chunk.
+    `whole` says that the index is useless: it is missing, or appears twice in one chunk.
     """
     if not fragment.name or (fragment.id and fragment.id == call.id):
         return False

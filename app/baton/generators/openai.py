@@ -95,8 +95,8 @@ class ChatGenerator(OpenAIProvider):
         """Send the request and return its streamed response."""
         if "messages" not in body:
             raise GenerationError("invalid_input", 'The input needs "messages".')
-        given = body.pop("stream_options", None)
-        options = {**(given if isinstance(given, dict) else {}), "include_usage": True}
+        options = body.pop("stream_options", None)
+        options = {**(options if isinstance(options, dict) else {}), "include_usage": True}
         stream = await self._completions.create(
             model=model,
             messages=body.pop("messages"),
@@ -120,7 +120,7 @@ class ResponsesAnswer(ProviderAnswer):
 
     def __init__(self) -> None:
         super().__init__()
-        self._known: set[Hashable] = set()  # the output items that have begun
+        self._begun: set[Hashable] = set()  # the output items that have begun
         self._handlers: dict[str, Callable[[Any], Iterator[Yielded]]] = {
             "response.output_text.delta": self._text,
             "response.refusal.delta": self._text,
@@ -151,18 +151,18 @@ class ResponsesAnswer(ProviderAnswer):
 
     def _text(self, event: Any) -> Iterator[Yielded]:
         if event.delta:
-            self._known |= _names_of(event)
+            self._begun |= _names_of(event)
             yield event.delta
 
     def _whole_text(self, event: Any) -> Iterator[Yielded]:
         whole = part(event, "text") or part(event, "refusal")
-        if whole and _content_of(event) not in self._known:
-            self._known |= _names_of(event)
+        if whole and _content_of(event) not in self._begun:
+            self._begun |= _names_of(event)
             yield whole
 
     def _reasoning(self, event: Any) -> Iterator[Yielded]:
         if event.delta:
-            self._known |= _names_of(event)
+            self._begun |= _names_of(event)
             yield {"type": "reasoning", "delta": event.delta}
 
     def _whole_reasoning(self, event: Any) -> Iterator[Yielded]:
@@ -174,13 +174,13 @@ class ResponsesAnswer(ProviderAnswer):
             yield {"type": "reasoning", "delta": "\n\n"}
 
     def _item(self, event: Any) -> Iterator[Yielded]:
-        """Begin a call, unless its name comes only with the whole call."""
+        """Begin a call if its name is known. Otherwise `_whole` does, once the whole call has come."""
         name = part(event, "item", "name")
-        if part(event, "item", "type") in _CALLS and name and _item_of(event) not in self._known:
+        if part(event, "item", "type") in _CALLS and name and _item_of(event) not in self._begun:
             yield self._begin_call(_item_of(event), event.item)
 
     def _begin_call(self, key: Hashable, item: Any) -> Yielded:
-        self._known.add(key)
+        self._begun.add(key)
         arguments = part(item, "arguments") or part(item, "input") or ""
         return self.tool_calls.begin(key, part(item, "call_id") or part(item, "id"), part(item, "name"), arguments)
 
@@ -193,24 +193,24 @@ class ResponsesAnswer(ProviderAnswer):
 
     def _whole_item(self, event: Any) -> Iterator[Yielded]:
         item_id = part(event, "item", "id")
-        yield from self._whole(item_id if item_id in self._known else _item_of(event), part(event, "item"))
+        yield from self._whole(item_id if item_id in self._begun else _item_of(event), part(event, "item"))
 
     def _whole(self, key: Hashable, item: Any) -> Iterator[Yielded]:
-        """Yield an output item if it has not begun; for a call that has, its arguments if they are missing."""
+        """Yield an output item that came whole. If it has begun as a call, yield only its missing arguments."""
         kind = part(item, "type")
-        if key in self._known:
+        if key in self._begun:
             if kind in _CALLS:
                 yield from self.tool_calls.complete(key, part(item, "arguments") or part(item, "input"))
         elif kind in _CALLS:
             yield self._begin_call(key, item)
         elif kind == "message":
-            self._known.add(key)
+            self._begun.add(key)
             for content in part(item, "content") or ():
-                if said := part(content, "text") or part(content, "refusal"):
-                    yield said
+                if text := part(content, "text") or part(content, "refusal"):
+                    yield text
 
     def _end(self, event: Any) -> Iterator[Yielded]:
-        if not self._known:
+        if not self._begun:
             for number, item in enumerate(part(event, "response", "output") or ()):
                 yield from self._whole(number, item)
         self.usage = _responses_usage(part(event, "response", "usage"))

@@ -77,7 +77,9 @@ class Generator(Protocol):
 
 def no_approvals(name: str) -> str:
     """Return the error message for approvals to a generator that runs no tools."""
-    return f"The generator {name!r} runs no tools, so it cannot run a call that the user allowed. Use one of your own."
+    return (
+        f"The generator {name!r} runs no tools, so it cannot run a call that the user allowed. Use your own generator."
+    )
 
 
 def refuse_approvals(name: str, request: GenerationRequest) -> None:

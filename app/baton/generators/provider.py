@@ -26,7 +26,7 @@ from .provider_answer import ProviderAnswer, identity
 from .requested_model import RequestedModel
 from .sdk_errors import error_object, failed, refusal_by_status, reported, timeout, unreachable
 
-# How long usage and the end of the file may still take once the provider has said why it stopped.
+# How long the usage and the end of the response may still take after the provider has said why it stopped.
 _TRAILER_SECONDS = 2.0
 
 # Transport options are Baton's. With `n`, several answers would be mixed into one.

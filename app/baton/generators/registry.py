@@ -54,8 +54,8 @@ def load_generators(settings: Settings) -> dict[str, Generator]:
             raise ConfigurationError(sentence)
     offered = configured_names(settings)
     presets = {name: settings.models[name] for name in offered & settings.models.keys()}
-    wanted = (offered - presets.keys()) | {model["generator"] for model in presets.values()}
-    found = _load(settings, wanted)
+    required = (offered - presets.keys()) | {model["generator"] for model in presets.values()}
+    found = _load(settings, required)
     made = {name: Preset(found[model["generator"]], name, model) for name, model in presets.items()}
     return {name: made.get(name) or found[name] for name in sorted(offered)}
 
@@ -114,9 +114,9 @@ def _what_a_preset_is_missing(settings: Settings, name: str) -> str | None:
     if generator in _ACCOUNTS:
         return f"BATON_MODELS: {name!r} cannot be used yet. {_what_an_account_is_missing(settings, generator)}"
     known = ", ".join(sorted(_usable(settings)))
-    also = " (a preset cannot name another preset)" if generator in settings.models else ""
+    hint = " (a preset cannot name another preset)" if generator in settings.models else ""
     # A wrong value in place of a generator's name may be a secret, so it is not shown.
-    return f"BATON_MODELS: {name!r} must name a generator that is known here{also}. Known are: {known}."
+    return f"BATON_MODELS: {name!r} must name a generator that is known here{hint}. Known are: {known}."
 
 
 def _what_an_account_is_missing(settings: Settings, name: str) -> str:

@@ -115,10 +115,10 @@ class ReplayGenerator:
 def _last_words(given: Any) -> str:
     """Return the user's last message; the whole input if it is not a conversation."""
     try:
-        said = [item.get("content") for item in messages(given) if item.get("role", "user") == "user"]
+        questions = [item.get("content") for item in messages(given) if item.get("role", "user") == "user"]
     except GenerationError:
-        said = []
-    content = said[-1] if said else given
+        questions = []
+    content = questions[-1] if questions else given
     if isinstance(content, list):
         content = " ".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
     return content if isinstance(content, str) else orjson.dumps(content, default=str).decode()

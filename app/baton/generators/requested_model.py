@@ -1,4 +1,4 @@
-"""The model that a generator will ask, as far as it is known before it begins: for metrics, logs and traces."""
+"""The model that a generator will ask, if that is known before it begins: for metrics, logs and traces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LONGEST_NAME: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class RequestedModel:
-    """A model, and its provider's name in OpenTelemetry's conventions; None is unknown."""
+    """A model, and its provider's name in OpenTelemetry's conventions; None means unknown."""
 
     model: str | None = None
     provider: str | None = None

@@ -22,8 +22,8 @@ from typing import Any, Final
 from ..errors import GenerationError
 
 # The exception classes of each package that report an error of the provider, including their subclasses. Other
-# exceptions of these packages are bugs of the program, or limits that it has set. Several SDKs share a code generator,
-# and so these names.
+# exceptions of these packages are bugs of the program, or limits that it has set. Several SDKs come from one code
+# generator, so they share these names.
 _SDKS: Final = {
     **{package: {"APIError"} for package in ("anthropic", "groq", "together", "cerebras")},
     "openai": {"APIError", "ContentFilterFinishReasonError"},
@@ -44,7 +44,7 @@ _FILTERED: Final = re.compile(r"ContentPolicyViolation|ContentFilter")
 _LIMITED: Final = re.compile(r"RateLimit")
 _REFUSED: Final = re.compile(r"Authentication|PermissionDenied")
 
-# The codes of providers for these, in the body of a refusal.
+# The providers' codes for these errors, in the body of a refusal.
 _TOO_LONG_CODES: Final = frozenset({"context_length_exceeded", "string_above_max_length"})
 _FILTER_CODES: Final = frozenset({"content_filter", "content_policy_violation", "moderation_blocked"})
 _TOO_LONG_WORDS: Final = re.compile(r"prompt is too long|maximum context length|context window", re.IGNORECASE)
@@ -78,7 +78,7 @@ def as_generation_error(error: BaseException, *, begun: bool = False, http: bool
     for item in theirs:
         if (found := _specific(item, wrapped, begun=begun)) is not None:
             return found
-    # Generic classes: mostly errors that a provider reported in mid-answer.
+    # Generic classes: mostly errors that a provider reported during the answer.
     for item in theirs:
         return reported(error_object(item)) if begun else failed()
     return None
@@ -127,21 +127,21 @@ def reported(error: Mapping[str, Any]) -> GenerationError:
     known = isinstance(code, str) and re.fullmatch(r"[a-z_]{1,64}", code)
     return GenerationError(
         "provider_error",
-        f"The model provider reported an error in mid-answer{f' ({code})' if known else ''}.",
+        f"The model provider reported an error during the answer{f' ({code})' if known else ''}.",
     )
 
 
 def timeout(*, begun: bool) -> GenerationError:
     """Return the error for a provider that was silent for too long, before or within its answer."""
     if begun:
-        return GenerationError("provider_timeout", "The model provider was silent for too long in mid-answer.")
+        return GenerationError("provider_timeout", "The model provider was silent for too long during the answer.")
     return GenerationError("provider_timeout", "The model provider did not answer in time.")
 
 
 def unreachable(*, begun: bool) -> GenerationError:
     """Return the error for a connection to the provider that failed, or broke."""
     if begun:
-        return GenerationError("provider_cut_off", "The connection to the model provider broke in mid-answer.")
+        return GenerationError("provider_cut_off", "The connection to the model provider broke during the answer.")
     return GenerationError("provider_unreachable", "The model provider cannot be reached.")
 
 

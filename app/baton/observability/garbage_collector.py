@@ -11,7 +11,7 @@ THRESHOLDS: Final = (10_000, 20, 50)
 
 
 def collect_seldom() -> None:
-    """Exclude what is imported so far from every collection, and collect seldom. Only for processes that Baton owns."""
+    """Exclude existing objects from every collection, and collect rarely. Only for processes that Baton owns."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)

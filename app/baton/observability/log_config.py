@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 # They log each request that they make, and some of the addresses may hold a key.
 _CHATTY: Final = ("alembic", "httpx", "httpx2")
-# What structlog passes to the logger of the standard library as it is.
+# The arguments that structlog passes unchanged to the logger of the standard library.
 _LOGGER_ARGUMENTS: Final = ("exc_info", "stack_info", "stacklevel")
 
 

@@ -20,8 +20,8 @@ import orjson
 from ..events import without_surrogates
 from .log_context import FIELDS, NOBODYS
 
-# The attribute of a record that holds the fields of a structlog logger. They may have any names, also those of a
-# record's own attributes, which `extra` does not accept.
+# The attribute of a record that holds the fields of a structlog logger. They may have any name, even that of a record's
+# own attribute, which `extra` does not accept.
 STRUCTLOG_FIELDS: Final = "_structlog_fields"
 
 # C0, DEL and C1; other characters that end a line or change the writing direction; lone surrogates, which no stream
@@ -134,7 +134,7 @@ class _TextFormatter(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    """Return what a record holds beside its message and its error, without fields that say nothing."""
+    """Return a record's fields except its message and its error, without empty ones."""
     own = {name: value for name, value in record.__dict__.items() if name not in _NOT_FIELDS}
     if record.stack_info:
         own = {"stack_info": record.stack_info, **own}
@@ -174,7 +174,7 @@ def _time(record: logging.LogRecord) -> datetime.datetime:
 
 
 def _json(line: dict[str, Any]) -> str:
-    """Encode a line so that a reader gets back each character, and no character acts on what is in between."""
+    """Encode a line. A reader decodes each character, and none can control a terminal or a program in between."""
     try:
         encoded = orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS)
     except TypeError:

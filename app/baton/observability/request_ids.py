@@ -69,5 +69,5 @@ class RequestIds:
 
 def _values(scope: Scope, name: str) -> list[str]:
     """Return the values of a header. ASGI's names are in lower case."""
-    wanted = name.encode()
-    return [value.decode("latin-1") for found, value in scope["headers"] if found == wanted]
+    key = name.encode()
+    return [value.decode("latin-1") for found, value in scope["headers"] if found == key]

@@ -65,7 +65,7 @@ def current() -> TraceParent | None:
 
 @contextlib.contextmanager
 def within(parent: TraceParent | None) -> Iterator[None]:
-    """Make a span, or none, the current one inside the block."""
+    """Make a span the current one inside the block. None means no span."""
     token = enter(parent)
     try:
         yield
@@ -74,7 +74,7 @@ def within(parent: TraceParent | None) -> Iterator[None]:
 
 
 def enter(parent: TraceParent | None) -> Token[TraceParent | None]:
-    """Make a span, or none, the current one of this task, until it calls `leave` with the token."""
+    """Make a span, or None for no span, the current one of this task until it calls `leave` with the token."""
     return _current.set(parent)
 
 

@@ -153,7 +153,7 @@ def wanted() -> bool:
 
 
 def here() -> TraceParent | None:
-    """Return the current span: the application's own if it has one, else the client's."""
+    """Return the current span: the application's own if it has one, otherwise the client's."""
     own = _traceparent(trace.get_current_span().get_span_context()) if INSTALLED else None
     return own or traceparent.current()
 

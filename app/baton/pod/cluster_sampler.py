@@ -1,9 +1,9 @@
 """Writes this pod's counts to its row, and samples the rows of all pods and workers, for the console.
 
-Both happen every few seconds on each pod, also while no console is open, so that a console shows the last minutes at
-once. They cost a pod one write of its own row, and two reads of tables that have one row for each process. A pod also
-writes its row when its subscribers change, since a console would otherwise show no viewers for the first seconds of a
-stream; it does so at most twice a second.
+Both happen every few seconds on each pod, also while no console is open, so that a console that opens shows the last
+minutes. They cost a pod one write of its own row, and two reads of tables that have one row for each process. A pod
+also writes its row when its subscribers change, since a console would otherwise show no viewers for the first seconds
+of a stream; it does so at most twice a second.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class ClusterSampler:
 
     def _on_failure(self, error: Exception) -> None:
         logger.warning("The pod cannot write its counts to the database: %r", error)
-        # The counts of this gap would look like those of one interval.
+        # Otherwise the counts of the whole gap would look like those of one interval.
         self._last = None
 
     async def leave(self) -> None:

@@ -10,13 +10,13 @@ Its states, in this order; some may be skipped:
 - `cutting`: all is sent, and it waits for the connection to close.
 - `closed`: the connection is lost, or the response has ended.
 
-`close` gives a reason to end, and the task does the rest. Most clients take a clean end for the end of the answer. So a
-stream that has to end early ends cleanly only in a dialect whose clients reconnect. In any other dialect the connection
-is cut, which the client reports as an error.
+`close` gives a reason to end, and the task does the rest. Most clients treat a clean close as the end of the answer. So
+a stream that has to end early ends cleanly only in a dialect whose clients reconnect. In any other dialect the
+connection is cut, which the client reports as an error.
 
-The response is no Starlette response on purpose: all that is pending goes into one `send`, and nothing stands between
-this task and the server, since it runs outside of the middleware once its header is sent (`outside_middleware`).
-`stream_timeouts` closes the streams of slow clients. Everything runs on the pod's event loop.
+On purpose the response is not a Starlette response: everything that is pending goes into one `send`, and no other layer
+is between this task and the server, since it runs outside of the middleware once its header is sent
+(`outside_middleware`). `stream_timeouts` closes the streams of slow clients. Everything runs on the pod's event loop.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _STRENGTH: Final[dict[Closing, int]] = {
     "error": 3,
     "write_timeout": 4,
 }
-# The pod or the database is at fault.
+# Here the pod or the database is at fault.
 _FAULTS: Final[frozenset[Closing]] = frozenset({"error", "database_unavailable"})
 # What a client gets instead of the rest: a code and a message.
 _DAMAGED: Final = (LogDamaged.code, f"{LogDamaged.title}.")
@@ -136,7 +136,7 @@ class EventStream:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self._headers})
         except OSError:
-            # Servers may raise it where the client has left.
+            # Servers may raise it if the client has left.
             self.close("client_disconnected")
         except BaseException:
             self._relays.unsubscribe(self._subscriber)
@@ -145,7 +145,7 @@ class EventStream:
         await continue_outside(scope, receive, send, lambda *outside: self._run(sink_of(scope, *outside)))
 
     def close(self, reason: Closing) -> None:
-        """Have the stream end for this reason. The strongest reason given counts.
+        """Make the stream end for this reason. If there are several, the strongest one counts.
 
         With "client_disconnected" the connection is lost already.
         With "write_timeout" the connection is aborted now, and the client can resume.
@@ -154,7 +154,7 @@ class EventStream:
         if self._reason is None or _STRENGTH[reason] > _STRENGTH[self._reason]:
             self._reason = reason
         if reason in _SENT_AWAY:
-            # From now on its going says nothing about the client.
+            # From now on a lost connection does not mean that the client left.
             self._on_gone = None
         if reason in {"client_disconnected", "write_timeout"}:
             self._lose()
@@ -168,7 +168,7 @@ class EventStream:
         return self._counts.last_sent_at
 
     def keep_alive(self) -> None:
-        """Have a comment sent, unless there are events to send."""
+        """Make the stream's task send a comment, unless there are events to send."""
         self._subscriber.tap()
 
     async def _run(self, sink: Sink) -> None:
@@ -225,7 +225,7 @@ class EventStream:
             await self._end()
 
     async def _take(self) -> None:
-        """Deliver what the relay has. If the log cannot be read, have the client come back later."""
+        """Deliver what the relay has. If the log cannot be read, ask the client to reconnect later."""
         try:
             batches = await self._subscriber.take(until_tapped=True)
         except (Unavailable, TooManyQueries):
@@ -253,7 +253,7 @@ class EventStream:
         try:
             body = self._reader.read(batches)
         except Exception as error:  # noqa: BLE001 - `_report_closed` logs it
-            # The same would happen on every pod that the client came back to.
+            # The same would happen on every other pod.
             self._failure = error
             self.close("error")
             return
@@ -271,7 +271,7 @@ class EventStream:
         self._counts.sent()
 
     def _is_over(self) -> bool:
-        """Whether the client gets nothing more but the end."""
+        """Whether only the end is left to send."""
         subscriber = self._subscriber
         return self._reason is not None or subscriber.finished or subscriber.relay.over or self._reader.over is not None
 
@@ -286,7 +286,7 @@ class EventStream:
             last, over = reader.dialect.broken(reader.state, code, message)
             self._pending += last
         elif reader.dialect.reconnects and not self._subscriber.finished:
-            # At a random time within a moment, so that the clients do not all reach the next pod at once.
+            # After a short random pause, so that the clients do not all reach the next pod at once.
             self._pending += reader.dialect.greeting(random.randint(0, self._reconnect_milliseconds))
         if over == "ended" or reader.dialect.reconnects:
             await self._flush(last=True)
@@ -296,11 +296,11 @@ class EventStream:
         await self._cut()
 
     async def _cut(self) -> None:
-        """End the connection, after all that was sent, so that no client takes it for the end of the answer."""
+        """End the connection, after all that was sent, so that no client mistakes it for the end of the answer."""
         if not self._sink.cuts:
             raise ConnectionCut(
-                f"A client of stream {self._subscriber.relay.stream_id} is cut off, since it would take a clean end "
-                "for the end of the stream. `baton serve` does this without an error."
+                f"A client of stream {self._subscriber.relay.stream_id} is cut off, since it would "
+                "mistake a clean end for the end of the answer. `baton serve` cuts connections without this error."
             )
         self._enter("cutting")
         # A client that accepts nothing is aborted after a time, as while sending.
@@ -309,7 +309,7 @@ class EventStream:
         await self._until_lost()
 
     async def _give_up(self) -> None:
-        """Abort the connection, as the server of a pod that drains cancels the response. The client can resume.
+        """Abort the connection after the server of a draining pod cancelled the response. The client can resume.
 
         The server would log a cancelled response, or one that returns early, as an error of the application. So this
         returns when the server knows that the connection is lost.

@@ -33,14 +33,14 @@ logger = logging.getLogger(__name__)
 _Handler: TypeAlias = Callable[[int, FrameType | None], Any]
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-# The part of the drain time that is used where the server does not wait for it. hypercorn gives connections 3 s.
+# The part of the drain time that is used if the server does not wait for the drain. hypercorn gives connections 3 s.
 _SHARE_WHILE_STOPPING: Final = 0.5
 
 
 class MountedShutdown:
     """Drains a pod once, and delays the server's signal handlers until that is done.
 
-    `drain` sends the clients away, spread over the seconds that it is given: `seconds`, or less.
+    `drain` sends the clients away, spread over the seconds that it is called with: at most `seconds`.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class MountedShutdown:
         held, self._held = self._held, []
         for number in held:
             handler = self._servers[number]
-            if not _belongs_to_event_loop(handler):  # an event loop gets the signal by itself
+            if not _belongs_to_event_loop(handler):  # an event loop gets the signal in its own way
                 handler(number, None)
 
     def _begin(self) -> asyncio.Task[None]:
@@ -135,5 +135,5 @@ def _belongs_to_server(handler: object) -> bool:
 
 
 def _belongs_to_event_loop(handler: object) -> bool:
-    """Whether a handler stands in for one of an event loop, which receives signals through a socket."""
+    """Whether a handler is an event loop's placeholder: the loop receives signals through a socket."""
     return str(getattr(handler, "__module__", None)).partition(".")[0] in {"asyncio", "uvloop"}

@@ -103,5 +103,5 @@ class NotificationVerifier:
             return
         self._keys_due_at = time.monotonic() + signing_keys.REREAD_SECONDS
         found = await signing_keys.read(self._pool, history)
-        if not self._now.is_set():  # else this may come from the server of before
+        if not self._now.is_set():  # otherwise the previous server may have answered
             self.keys = found

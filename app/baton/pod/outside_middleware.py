@@ -18,7 +18,7 @@ _KEY: Final = "baton.rest"
 
 
 class OutsideMiddleware:
-    """Wraps an application with its middleware, and runs what its responses left to do once the middleware returns."""
+    """Wraps an application with its middleware, and runs the rest of its responses once the middleware returns."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -29,12 +29,12 @@ class OutsideMiddleware:
         scope[_KEY] = left
         await self._app(scope, receive, send)
         while left:
-            # The scope outlives the response, so it must not keep what that held.
+            # The scope outlives the response, so it must not keep the response's objects alive.
             await left.pop()(receive, send)
 
 
 async def continue_outside(scope: Scope, receive: Receive, send: Send, rest: Rest) -> None:
-    """Have the rest of a response run when all middleware has returned; without `OutsideMiddleware`, run it at once.
+    """Run the rest of a response when all middleware has returned, or immediately without `OutsideMiddleware`.
 
     It gets the `receive` and `send` of `OutsideMiddleware`: the middleware sees nothing more of the response.
     """

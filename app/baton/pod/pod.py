@@ -257,7 +257,7 @@ class Pod:
             await asyncio.sleep(QUEUE_SECONDS)
 
     async def _measure(self) -> partitions.Reach:
-        """Measure how far the partitions reach, how full the queues are, what holds vacuum back, and the wait here."""
+        """Measure the partitions' reach, the queues, the oldest snapshot, and the wait for a pooled connection."""
         metrics = self.metrics
         metrics.pool_connections, metrics.pool_idle = self.pool.get_size(), self.pool.get_idle_size()
         asked_at = time.monotonic()
@@ -267,11 +267,11 @@ class Pod:
             metrics.notify_queue_ratio = await notifications.queue_usage(connection)
             metrics.queued, metrics.oldest_queued_seconds = await self.queue_state(connection)
             metrics.oldest_snapshot_seconds = await self._snapshots.check(connection)
-            await self._look_at_disk(connection)
+            await self._check_disk(connection)
         metrics.partitions_end = reach.end
         return reach
 
-    async def _look_at_disk(self, connection: Connection) -> None:
+    async def _check_disk(self, connection: Connection) -> None:
         """Note whether the disk is full. This also covers a pod that writes nothing, and a disk that has room again."""
         full = not await disk_space.has_room(connection)
         if full:
@@ -306,11 +306,11 @@ class Pod:
         return "ready" if self.ready else "not ready"
 
     def _on_kill(self, payload: str) -> None:
-        """Kill this process, as the loss of the machine would, if the notification names this pod. In a demo only."""
+        """In a demo: kill this process, as if its machine were lost, if the notification names this pod."""
         name, stamp = notifications.killed_pod(payload), notifications.committed_at(payload)
         if name != self.settings.pod_name or not self.verifier.verifies(KILL_CHANNEL, payload):
             return
-        # A notification from before this pod's start was meant for an earlier pod of the same name.
+        # A notification sent before this pod started was meant for an earlier pod of the same name.
         if stamp is not None and stamp > self._made_at:
             os.kill(os.getpid(), signal.SIGKILL)
 

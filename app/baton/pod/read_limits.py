@@ -1,8 +1,8 @@
 """How fast each caller may read, on this pod: a token bucket for each, in memory.
 
-Reads are too many to write a row of the database for each. So each pod counts its own: what a read uses up is mostly
-that pod's. A read takes one token. A read that turns out to cost more takes the rest afterwards, so a caller can owe
-tokens, and then waits longer.
+Reads are too frequent to write a row of the database for each. So each pod counts its own: what a read uses up is
+mostly that pod's. A read takes one token. A read that turns out to cost more takes the rest afterwards, so a caller can
+owe tokens, and then waits longer.
 
 A bucket is stored as the moment at which it will be full again (the GCRA, as in `db.rate_buckets`). A full bucket is
 the same as no bucket. So memory is bounded: beyond `MOST_CALLERS` the least recently used bucket is dropped.
@@ -18,11 +18,11 @@ from typing import Final
 
 from ..db.rate_buckets import Rate
 
-# A refusal is sent after this delay. So a caller that ignores `Retry-After` spends its connections on waiting, and not
-# the pod's time on refusals.
+# A refusal is sent after this delay. So a caller that ignores `Retry-After` keeps its own connections waiting, and
+# costs the pod little time.
 REFUSAL_SECONDS: Final = 1.0
 MOST_CALLERS: Final = 10_000
-# A list costs one token for every this many rows that it reads, besides its first token.
+# A list costs one more token for each group of this many rows that it reads.
 ROWS_PER_TOKEN: Final = 20
 
 

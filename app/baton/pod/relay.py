@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 PAGES_KEPT: Final = 4
 # Encodings are several times as large as events. An older batch is encoded again for the few clients that need it.
 ENCODED_BATCHES_KEPT: Final = 64
-# What a subscriber takes at once, so that one that then reads nothing holds no more than this.
+# The most that a subscriber takes at once. A client that then stops reading holds no more memory than this.
 TAKE_BYTES: Final = 65_536
 
 
@@ -55,11 +55,11 @@ class Recipient(Protocol):
         ...
 
     def tap(self) -> None:
-        """Wake for another reason than events."""
+        """Wake for a reason other than events."""
         ...
 
     def wake(self) -> None:
-        """Look at the relay again."""
+        """Make the waiting task look at the relay again."""
         ...
 
 
@@ -70,11 +70,11 @@ class Relay:
         self.stream_id = stream_id
         self.tenant = ""  # whose stream it is, once it is loaded
         self.traceparent: TraceParent | None = None  # of the span that created it
-        self.ends_unwatched = False  # the stream ends when nobody watches it
+        self.ends_unwatched = False  # the stream ends when it has no viewer
         self.tail = 0
         self.ended = False  # the terminal event is at the tail
         self.rewound = False  # the terminal event says that the log lost what came before it
-        self.ended_at: float | None = None  # in seconds since 1970, as far as this pod knows
+        self.ended_at: float | None = None  # in seconds since 1970; None if this pod does not know
         self.over = False  # nothing more will come from this relay
         self.damaged = False  # it is over because the log has a gap
         self.idle_since: float | None = time.monotonic()
@@ -106,7 +106,7 @@ class Relay:
 
         Raises:
             StreamNotFound: there is no such stream.
-            StreamExpired: it is older than what is kept.
+            StreamExpired: it is older than the retention time.
             Unavailable: the database does not answer.
         """
         if self._loading is None or (self._loading.done() and self._loading.exception() is not None):
@@ -188,7 +188,7 @@ class Relay:
     def require_history(self, cursor: int) -> None:
         """Refuse a cursor that may be after events that the log lost.
 
-        The terminal event of a rewound stream has the number of a lost event. So a cursor at that number says nothing:
+        The terminal event of a rewound stream has the number of a lost event. So a cursor at that number is ambiguous:
         its client may have received either event.
 
         Raises:
@@ -250,7 +250,7 @@ class Relay:
             )
         self._metrics.log_reads += 1
         if there is None:
-            # The stream was erased, or has expired. Clients that come back get that answer.
+            # The stream was erased, or has expired. Clients that reconnect get that answer.
             self.leave()
         elif self._is_contradicted(found, there.seq):
             # The database went back in time, and the next poll drops this relay. Until then no client gets a mixture.

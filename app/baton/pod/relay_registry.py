@@ -62,7 +62,7 @@ class RelayRegistry:
         self._poll_now = asyncio.Event()
         self._poll_all = False
         self._poll_due_at = 0.0  # on the event loop's clock
-        self._doubted: set[Relay] = set()  # named by unsigned notifications
+        self._suspects: set[Relay] = set()  # named by unsigned notifications
         self.answered_at = time.monotonic()  # when the database last answered a poll
         self._relays: dict[str, Relay] = {}
 
@@ -71,7 +71,7 @@ class RelayRegistry:
 
         Raises:
             StreamNotFound: the tenant has no such stream.
-            StreamExpired: it is older than what is kept.
+            StreamExpired: it is older than the retention time.
             CursorBeyondTail: the log does not reach that far.
             PodFull, TooManySubscribers: a limit of subscribers is reached.
             Unavailable: the database does not answer.
@@ -121,7 +121,7 @@ class RelayRegistry:
             return
         if not self._verifier.verifies(notifications.EVENTS_CHANNEL, payload):
             self._metrics.unverified_notifications += 1
-            self._doubted.update([self._relays[item.stream] for item in announcements])
+            self._suspects.update([self._relays[item.stream] for item in announcements])
             self._poll_now.set()
             return
         committed_at = notifications.committed_at(payload)
@@ -142,8 +142,8 @@ class RelayRegistry:
     def distrust_all(self) -> None:
         """Compare all relays with the log, and drop the ended ones: the database may have gone back in time.
 
-        The others show by their tails that the log lost what they hold. An ended one is never compared otherwise,
-        since nothing follows an end.
+        The tail of a running relay shows whether the log lost what the relay holds. An ended relay is dropped, because
+        it is never compared: nothing follows an end.
         """
         for relay in list(self._relays.values()):
             if relay.ended or relay.over:
@@ -158,7 +158,7 @@ class RelayRegistry:
                 subscriber.tap()
 
     async def run(self) -> None:
-        """Poll until cancelled: all relays every `poll_seconds`, and the doubted ones in between."""
+        """Poll until cancelled: all relays every `poll_seconds`, and more often the relays that may lag behind."""
         self._poll_due_at = asyncio.get_running_loop().time() + self._poll_seconds
         await retry(self._keep_polling, errors=(Unavailable, asyncpg.PostgresError), on_failure=self._on_failure)
 
@@ -172,12 +172,12 @@ class RelayRegistry:
             async with translated(self._pool):
                 if self._poll_all or loop.time() >= self._poll_due_at:
                     self._poll_all = False
-                    self._doubted.clear()  # they are among all
+                    self._suspects.clear()  # they are among all
                     self._poll_due_at = loop.time() + self._poll_seconds
                     self._drop_idle()
                     await self._compare(self._relays.values())
                 else:
-                    await self._compare(self._take_doubted())
+                    await self._compare(self._take_suspects())
             backoff.reset()
             await asyncio.sleep(DOUBT_SECONDS)
 
@@ -186,7 +186,7 @@ class RelayRegistry:
         self._poll_all = True
 
     async def note_watched(self, interval_seconds: float) -> None:
-        """Record at intervals which streams are watched here, of those that end when nobody watches them."""
+        """Record at intervals which streams have viewers here, for streams that end without viewers."""
         while True:
             await asyncio.sleep(interval_seconds)
             relays = self._relays.values()
@@ -199,9 +199,9 @@ class RelayRegistry:
             except (Unavailable, asyncpg.PostgresError) as error:
                 logger.warning("The pod cannot record which streams are watched: %r", error)
 
-    def _take_doubted(self) -> set[Relay]:
-        doubted, self._doubted = self._doubted, set()
-        return doubted
+    def _take_suspects(self) -> set[Relay]:
+        suspects, self._suspects = self._suspects, set()
+        return suspects
 
     def _drop_idle(self) -> None:
         """Drop the relays that have had no subscriber for a while."""

@@ -21,7 +21,8 @@ from typing import Final
 from ..errors import RequestMemoryFull
 from ..observability.metrics import PodMetrics
 
-# Of each body. All connections of a pod together hold at most 640 MB of free bytes, and usually a thousandth of that.
+# These bytes of each body do not count. All connections of a pod together hold at most 640 MB of them, and usually a
+# thousandth of that.
 FREE_BYTES: Final = 65_536
 RETRY_AFTER_SECONDS: Final = 2
 # Larger bodies, and larger inputs of streams, are parsed and stored one at a time.
@@ -92,7 +93,7 @@ class RequestBodies:
 
 
 class Body:
-    """One body: how many of its bytes have arrived, and how many of those take room."""
+    """One body: how many of its bytes have arrived, and how many of those count against the limit."""
 
     __slots__ = ("_bodies", "_counted", "_has_turn", "_tenant", "size_bytes")
 

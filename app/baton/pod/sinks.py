@@ -1,4 +1,4 @@
-"""Where an event stream writes: a `Sink`, of which there are two.
+"""Where an event stream writes: a `Sink`. There are two kinds of sinks.
 
 - `AsgiSink` works on every ASGI server. It writes by `send`, and a task that waits on `receive` notices that the client
   has left. It cannot end a connection in the middle of a response: there the response has to fail.
@@ -44,7 +44,7 @@ class DirectSocket(Protocol):
         ...
 
     def abort(self) -> None:
-        """Drop the connection at once, with what was not sent yet."""
+        """Drop the connection at once, and everything that was not sent yet."""
         ...
 
 
@@ -61,11 +61,11 @@ class Sink(Protocol):
         ...
 
     async def send(self, body: bytes, *, last: bool = False) -> None:
-        """Write a chunk, and wait until the client has taken most of all. The `last` chunk ends the response."""
+        """Write a chunk, and wait until the client has taken most of what was sent. The `last` ends the response."""
         ...
 
     def on_lost(self, on_lost: OnLost) -> None:
-        """Call back when the connection is lost: once or more often, and at once if it already is."""
+        """Call back when the connection is lost, perhaps more than once; if it already is, call back at once."""
         ...
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class AsgiSink:
         try:
             await self._send({"type": "http.response.body", "body": body, "more_body": not last})
         except OSError:
-            # Servers may raise it where the client has left.
+            # Servers may raise it if the client has left.
             if self._on_lost is not None:
                 self._on_lost()
 
@@ -136,7 +136,7 @@ class AsgiSink:
 
 
 class DirectSink(AsgiSink):
-    """Writes to the client's socket where that needs no waiting, and else by ASGI."""
+    """Writes to the client's socket if that needs no waiting, and otherwise by ASGI."""
 
     __slots__ = ("_socket",)
     cuts = True
@@ -146,11 +146,11 @@ class DirectSink(AsgiSink):
         self._socket = socket
 
     def write(self, body: bytes) -> bool:
-        """Write a chunk to the socket, if that takes it now."""
+        """Write a chunk to the socket, if the socket accepts it now."""
         return self._socket.write(body)
 
     def on_lost(self, on_lost: OnLost) -> None:
-        """Have the server call back; only while a part of the request is yet to come a task has to watch."""
+        """Let the server call back. If a part of the request is yet to come, a task has to watch."""
         if self._socket.on_lost(on_lost):
             self._on_lost = on_lost
         else:

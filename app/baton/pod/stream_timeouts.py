@@ -2,7 +2,8 @@
 
 One task sweeps all of them. It closes the stream of a client that is too slow, which means that it has accepted nothing
 for `write_timeout_seconds`. It closes a stream whose API key was revoked. It closes an old stream, before a platform
-would cut the connection, if its client reconnects by itself. It has a comment sent on a stream that has been silent.
+would cut the connection, if its client reconnects by itself. It makes a stream that has been silent send a keep-alive
+comment.
 
 Everything here runs on the pod's event loop.
 """
@@ -32,7 +33,7 @@ class OpenStream(Protocol):
 
     @property
     def renew_at(self) -> float:
-        """When its client is to reconnect; infinite if the client would not."""
+        """When to make its client reconnect; infinite if the client would not."""
         ...
 
     def admitted(self) -> bool:

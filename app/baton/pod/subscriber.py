@@ -94,7 +94,7 @@ class Subscriber:
         return batches
 
     def give(self, batch: Batch) -> None:
-        """Hand it the batch that is now at the relay's tail: to `on_batch` if it waits right before it, or wake it."""
+        """Give the batch at the relay's tail to `on_batch` if the cursor is right before it, or wake the waiter."""
         if (
             self._on_batch is not None
             and self._cursor == batch.first_seq - 1
@@ -106,7 +106,7 @@ class Subscriber:
             self.wake()
 
     def tap(self) -> None:
-        """Wake it for another reason than events. The tap lasts until `take_tap`."""
+        """Wake it for a reason other than events. The tap lasts until `take_tap`."""
         self._tapped = True
         self.wake()
 

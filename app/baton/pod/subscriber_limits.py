@@ -1,7 +1,7 @@
 """How many clients may follow streams on a pod: in all, per tenant, and per stream.
 
-The counts are those of one pod, which needs no other pod's. A stream's count is kept by the tenant that asks. So a
-request with another tenant's stream id takes none of that tenant's places, and learns nothing about it.
+Each pod counts its own clients only. A stream's count is kept for each tenant that asks for the stream. So a request
+with another tenant's stream id takes none of that tenant's places, and learns nothing about it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class SubscriberLimits:
         return {stream_id: numbers[stream_id] for stream_id in heapq.nlargest(most, numbers)}
 
     def require_room(self, tenant: str, stream_id: UUID | None = None) -> None:
-        """Refuse one more subscriber if a limit is reached. Without a stream, it is one of a stream yet to be created.
+        """Refuse one more subscriber if a limit is reached. Without a stream, check for one yet to be created.
 
         Raises:
             PodFull, TooManySubscribers: a limit is reached.

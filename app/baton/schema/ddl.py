@@ -128,7 +128,7 @@ def require_code(revision: str) -> None:
 
 @contextlib.contextmanager
 def _without_lock_timeout() -> Iterator[None]:
-    """Set no `lock_timeout` for statements that block nobody while they wait.
+    """Set no `lock_timeout` for statements that block no other session while they wait.
 
     A failure does not restore it: each retry sets the session's limits first.
     """

@@ -144,7 +144,7 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
         Grant("SELECT", "token_bucket"),
         Grant("INSERT", "token_bucket"),
         Grant("UPDATE", "token_bucket", ("slot", "full_at")),
-        # For pods of the release before.
+        # For pods of the previous release.
         Grant("SELECT", "bucket"),
         Grant("INSERT", "bucket"),
         Grant("UPDATE", "bucket", ("full_at",)),

@@ -188,7 +188,7 @@ def script(names: RoleNames, revocation: Revocation | None = None) -> str:
 
     With a `revocation`, it also revokes the right to connect to the database from PUBLIC.
     """
-    rows = [_row(getattr(names, service), grant) for service, wanted in GRANTS.items() for grant in wanted]
+    rows = [_row(getattr(names, service), grant) for service, grants in GRANTS.items() for grant in grants]
     kept = () if revocation is None else (*asdict(names).values(), *revocation.keep)
     return _SCRIPT.format(
         tag=_tag(*asdict(names).values(), *kept),

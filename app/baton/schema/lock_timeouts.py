@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class LockTimeouts:
     """How long a statement waits for a lock, and how long a step is retried before the migration gives up.
 
-    A concurrent index build blocks nobody while it waits: it waits up to `give_up_seconds` at a time.
+    A concurrent index build blocks no other session while it waits: it waits up to `give_up_seconds` at a time.
     """
 
     lock_timeout_milliseconds: int = 500

@@ -17,7 +17,7 @@ from typing import Final, Self
 from ..db.postgres import CONNECTION_ERRORS, Connection
 
 _POLL_SECONDS: Final = 0.05
-# Only a step that blocks nobody waits longer than this: a concurrent index build, which may wait for hours.
+# Only a step that blocks no other session waits longer than this: a concurrent index build, which may wait for hours.
 _LONG_WAIT_SECONDS: Final = 5.0
 _SLOW_POLL_SECONDS: Final = 1.0
 
@@ -65,7 +65,7 @@ class Blocker:
 
 
 async def advisory_lock_holder(connection: Connection, lock: int) -> str:
-    """Return which session holds an advisory lock, as the end of a sentence; empty if no session does any more."""
+    """Return which session holds an advisory lock, as the end of a sentence; empty if no session holds it now."""
     row = await connection.fetchrow(_HOLDER, lock)
     if row is None:
         return ""
@@ -122,7 +122,9 @@ class BlockerWatch:
                 if waited_seconds > _LONG_WAIT_SECONDS and not {item.pid for item in found} <= reported:
                     reported |= {item.pid for item in found}
                     blockers = "; ".join(map(Blocker.describe, found))
-                    self._say(f"{self._what} waits for a lock and blocks nobody meanwhile. Blocked by: {blockers}.")
+                    self._say(
+                        f"{self._what} waits for a lock and blocks no other session meanwhile. Blocked by: {blockers}."
+                    )
 
     async def _ended_within(self, seconds: float) -> bool:
         try:

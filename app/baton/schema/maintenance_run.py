@@ -9,10 +9,10 @@ stop. Each step is a short transaction of its own that the next run can build on
    which carry no information, are deleted too.
 4. Detach and then drop the partitions that lie wholly below the horizon, if no stream in them has a row any more.
 
-No partition is dropped that a stream still needs. A partition is at least a day old when it is checked, and every row
-that uses it has an id from its days. Ids come from the database's clock, and the transaction that creates a row lasts
-at most as long as a pod waits for it, 10 s, so no row can appear between the check and the drop. An ended stream is
-never claimed or queued again, and an append joins the stream's row: once that row is deleted, a late append writes
+A partition that a stream still needs is never dropped. A partition is at least a day old when it is checked, and every
+row that uses it has an id from its days. Ids come from the database's clock, and the transaction that creates a row
+lasts at most as long as a pod waits for it, 10 s, so no row can appear between the check and the drop. An ended stream
+is never claimed or queued again, and an append joins the stream's row: once that row is deleted, a late append writes
 nothing. An append that began before uses the log, and the detachment waits for it.
 
 A run deletes by its own horizon only, never by a higher one that an earlier run committed. After `BATON_RETENTION_DAYS`
@@ -36,7 +36,7 @@ from .retention_policy import Policy, due_of, keeper_of
 
 BATCH_ROWS: Final = 500
 STATEMENT_SECONDS: Final = 60
-# Long enough for autovacuum to give way, for which Postgres waits for `deadlock_timeout`.
+# Long enough for autovacuum to give way: Postgres cancels it after `deadlock_timeout`.
 LOCK_SECONDS: Final = 5.0
 
 # Another session blocked the step. What was started stays, and a later run continues.
@@ -134,7 +134,7 @@ class MaintenanceRun:
     async def _drop_detached(self) -> None:
         for name, marked in (await partitions.detached(self._connection)).items():
             if not marked:
-                self._say(f"Left {name} alone: it looks like a partition that somebody has detached to keep it.")
+                self._say(f"Left {name} alone: it looks like a partition that was detached on purpose, to keep it.")
             elif await self._is_free(name):
                 await self._drop(name)
 

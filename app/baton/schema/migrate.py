@@ -221,7 +221,7 @@ class _Run:
 
     async def _with_retries(self, what: str, step: Callable[[], Awaitable[None]]) -> float:
         """Retry a step until it gets its locks; return how many seconds the successful try took."""
-        # Even the shortest pause lets every session through that was queued behind the lock.
+        # Even the shortest pause lets through every session that was queued behind the lock.
         backoff = Backoff(first_seconds=1, cap_seconds=10, least_seconds=0.5)
         deadline = time.monotonic() + self._timeouts.give_up_seconds
         while True:
@@ -241,7 +241,7 @@ class _Run:
             await self._connection.rollback()
             pause_seconds = backoff.next_seconds()
             self._say(
-                f"{what} waited {self._timeouts.lock_timeout_milliseconds} ms for a lock, then stood back. "
+                f"{what} waited {self._timeouts.lock_timeout_milliseconds} ms for a lock, then gave way. "
                 f"{_blocked_by(watch.blockers)} Retrying in {pause_seconds:.1f} s."
             )
             await asyncio.sleep(pause_seconds)

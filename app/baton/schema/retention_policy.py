@@ -19,8 +19,8 @@ DAY_SECONDS: Final = partitions.DAY_SECONDS
 class Policy:
     """How many days ahead partitions exist, and how many whole days streams are kept.
 
-    `partition_days` is how many days a new partition holds; None chooses as few days as keep the number of partitions
-    small.
+    `partition_days` is how many days a new partition holds; None chooses the fewest days with which the number of
+    partitions stays small.
     """
 
     days_ahead: int
@@ -33,14 +33,14 @@ class Policy:
         return self.partition_days or partitions.width_for(self.retention_days, self.days_ahead)
 
     def horizon(self, moment: float) -> UUID:
-        """Return the smallest id that is kept at a moment (seconds since 1970): that of the start of a day (UTC)."""
+        """Return the smallest id to keep at a moment (seconds since 1970). It is the first id of a day (UTC)."""
         today = moment // DAY_SECONDS * DAY_SECONDS
         return stream_ids.first_id(max(0, today - self.retention_days * DAY_SECONDS))
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """The partitions to drop unless a stream keeps them, and the name of one that somebody else is detaching."""
+    """The partitions to drop unless a stream keeps them, and the name of one that another session is detaching."""
 
     partitions: list[Partition]
     foreign: str | None = None
@@ -57,8 +57,8 @@ def due_of(found: list[Partition], horizon: UUID) -> Due:
 
 
 async def keeper_of(connection: Connection, partition: Partition, *, live: bool = False) -> Kept | None:
-    """Return a stream that keeps a partition; with `live`, one that the run does not delete first. None to drop it."""
-    # The run that began the detachment checked this, and nobody has read or written the partition since.
+    """Return a stream that still needs a partition; with `live`, a stream that has not ended. None to drop it."""
+    # The run that began the detachment checked this, and no session has read or written the partition since.
     if partition.detaching:
         return None
     return await retention.oldest_within(connection, partition.first, partition.end, live=live)

@@ -219,7 +219,7 @@ token_bucket = Table(
     prefixes=["UNLOGGED"],
 )
 
-# The same, for pods of the release before. This release does not use it.
+# The same, for pods of the previous release. This release does not use it.
 bucket = Table(
     "bucket",
     metadata,

@@ -31,7 +31,7 @@ class UvicornSocket:
         cycle = self._cycle
         if cycle.more_body:
             return False
-        # As `receive` does. A connection that is not read does not notice its loss.
+        # `receive` does the same. A connection that is not read does not notice that it is lost.
         cycle.flow.resume_reading()
         cycle.body = bytearray()
         if cycle.disconnected:

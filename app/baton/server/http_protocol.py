@@ -1,7 +1,7 @@
 """HTTP/1.1 as a pod serves it: uvicorn's protocol, with bounds on what a client may send and how long it may take.
 
-It offers responses the client's socket (`direct_socket`). It refuses by itself what cannot be given to the application:
-a malformed or oversized header, a late body, a connection beyond the limit.
+It offers responses the client's socket (`direct_socket`). It refuses what the application must not get: a malformed or
+oversized header, a late body, a connection beyond the limit.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TIMELY_BYTES: Final = 1 << 20
 
 # A host and a port by RFC 3986. The host may be empty.
 _HOST: Final = re.compile(rb"(\[[0-9A-Za-z:.%_~-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(:[0-9]*)?")
-_NO_REQUEST: Final = "This is not an HTTP/1.1 request, or it can be read in two ways."
+_NO_REQUEST: Final = "This is not an HTTP/1.1 request, or it is ambiguous."
 
 
 class _Malformed(ValueError):
@@ -49,11 +49,12 @@ class HttpProtocol(HttpToolsProtocol):
     bytes since the last message, or since the last part of a body, are counted as well.
 
     It serves one request at a time. What a client sends before it has the last response is not read, and the connection
-    ends after that response. uvicorn would keep all requests that are sent ahead, 18 bytes as 2.4 kB. No client of ours
-    sends ahead.
+    ends after that response. uvicorn would keep all pipelined requests in memory, where a request of 18 bytes takes 2.4
+    kB. None of our clients pipelines requests.
     """
 
-    # With more than thirty attributes Python does not share the keys of instance dictionaries: 1.2 kB more for each.
+    # With more than thirty attributes Python does not share the keys of instance dictionaries, which costs 1.2 kB for
+    # each instance.
     __slots__ = (
         "_has_request",
         "_header_bytes",
@@ -69,8 +70,8 @@ class HttpProtocol(HttpToolsProtocol):
         "phase",
     )
 
-    def __init__(self, pod: Pod, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(self, pod: Pod, **options: Any) -> None:
+        super().__init__(**options)
         self.access_log = False
         self.phase: Phase | None = None
         self._pod = pod
@@ -161,7 +162,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._unparsed_bytes = 0
         self._timely_bytes += len(body)
         if self._timely_bytes >= TIMELY_BYTES and self.phase == "body":
-            # A phone needs long to send a conversation with images: so each part of this size has the full time.
+            # A phone takes long to send a conversation with images, so each part of this size gets the full time.
             self._timely_bytes = 0
             self._limits.move(self, "body")
 
@@ -188,7 +189,7 @@ class HttpProtocol(HttpToolsProtocol):
         """End a connection whose client takes too long."""
         if phase == "header":
             self._pod.metrics.rejected["header_timeout"] += 1
-            # Browsers open connections ahead of need. Without a request there is nothing to answer.
+            # Browsers open connections before they need them. Without a request there is nothing to answer.
             late = HeaderTimeout("The request's header took too long to arrive.")
             self._refuse(late) if self._has_request else self._close()
         elif phase == "body":
@@ -220,8 +221,8 @@ class HttpProtocol(HttpToolsProtocol):
     def _parse_without_upgrade(self, rest: bytes) -> None:
         """Parse a request again without its offer to upgrade the protocol, as curl and Java send it. It is declined.
 
-        The parser takes the bytes after such a header for the other protocol. So a body would be dropped, or be parsed
-        as further requests.
+        The parser assumes that the bytes after such a header are in the other protocol. So a body would be dropped, or
+        be parsed as further requests.
         """
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
         headers = b"".join(b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")

@@ -25,7 +25,7 @@ from .listening_socket import accepting_many, bind, is_loopback
 logger = logging.getLogger(__name__)
 
 SHUTDOWN_SECONDS: Final = 5
-# What a pod has open besides its clients' connections and its pool.
+# The open files of a pod except its clients' connections and its pool.
 OTHER_FILES: Final = 64
 
 
@@ -56,8 +56,8 @@ def warn_if_reachable(listening: socket.socket) -> None:
     host, port = listening.getsockname()[:2]
     if not is_loopback(listening):
         logger.warning(
-            "ANYBODY who can reach %s:%d may read, cancel and erase every stream, since BATON_ALLOW_ANONYMOUS is set. "
-            "Make API keys with `baton keys create` and unset it, or serve on 127.0.0.1.",
+            "Anyone who can reach %s:%d can read, cancel and erase every stream, since BATON_ALLOW_ANONYMOUS is set. "
+            "Create API keys with `baton keys create` and unset it, or serve on 127.0.0.1.",
             host,
             port,
         )

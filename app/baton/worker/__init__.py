@@ -1,6 +1,6 @@
 """Workers: everything from a queued stream to its last event in the log.
 
-- `worker` is the process: one loop over one connection, and the services beside it.
+- `worker` is the process: one loop over one connection, and the services beside it. On SIGTERM its `leave` runs.
 - `claiming` takes queued streams, and `slots` holds the ones that run here.
 - `run` runs one generator. `surrogate_pairs` and `tool_calls` check what it yields.
 - `outbox` buffers, batches and numbers one stream's events. The protocol between it and the writer is described there.

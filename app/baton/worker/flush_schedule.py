@@ -53,7 +53,7 @@ class FlushSchedule:
         self._wake.set()
 
     async def next_flush(self) -> tuple[list[Outbox], bool]:
-        """Wait until a flush is due; return its outboxes, and whether it is of all that have something to write."""
+        """Wait until a flush is due; return its outboxes, and whether these are all that have something to write."""
         loop = asyncio.get_running_loop()
         while True:
             if self._at_once:

@@ -61,7 +61,7 @@ class Lease:
         logger.info("Worker %s is ready for %s", self._name, ", ".join(self._generators))
 
     async def lasted(self, connection: Connection, history: str) -> bool:
-        """Return whether the claims of this worker stood until the database left a history."""
+        """Return whether the claims of this worker were valid until the database left a history."""
         return await self._past.lasted(connection, history, self.worker_id)
 
     async def give_up(self, connection: Connection) -> None:

@@ -19,7 +19,7 @@ from .outbox import Lost, Outbox
 
 logger = logging.getLogger(__name__)
 
-# Returns whether the worker's claims stood until the database left a history.
+# Returns whether the worker's claims were valid until the database left a history.
 LeaseLasted: TypeAlias = Callable[[Connection, str], Awaitable[bool]]
 
 
@@ -41,7 +41,7 @@ class LogComparison:
         """
         self.due = False  # an error closes the connection, which makes it due again
         before, self.history = self.history, await history.read(connection)
-        # An outbox that is added while this waits is of the current history, or the next append refuses its claim.
+        # An outbox that is added while this waits belongs to the current history, or the next append refuses its claim.
         compared = list(self._outboxes.values())
         if not compared:
             return
@@ -67,7 +67,7 @@ class LogComparison:
                 outbox.end_with(Lost.REWOUND, found.seq)
             elif not lasted[left]:
                 logger.error(
-                    "Stream %s may have been another worker's when the database failed over.",
+                    "Another worker may have had stream %s when the database failed over.",
                     outbox.stream_id,
                     extra=fields_of(outbox.stream_id),
                 )

@@ -1,7 +1,8 @@
-"""When a worker sends its notifications about appended batches: over a connection of its own, as soon as it can.
+"""Sends a worker's notifications about appended batches, over a connection of its own, as soon as possible.
 
-Notifications may be late or lost: pods find by polling what was not announced. The signing keys and the history of the
-database are read again every `signing_keys.REREAD_SECONDS`, and at once after a reconnect or `renew_keys`.
+Notifications may be late or lost: a pod finds a batch that was not announced by its next poll. The signing keys and the
+history of the database are read again every `signing_keys.REREAD_SECONDS`, and at once after a reconnect or
+`renew_keys`.
 """
 
 from __future__ import annotations

@@ -3,14 +3,14 @@
 The run puts lines in, and the writer takes them out in batches. This is the protocol between an outbox and its writer:
 
 1. The outbox calls `on_ready` when it has something to write: at its first line, at the terminal one, after an answer
-   that leaves lines to write, and when a batch must be tried again. The writer may hear it more than once.
+   that leaves lines to write, and when a batch must be tried again. It may call it more than once.
 2. The writer calls `take`, which returns the batch to write. Its events are numbered from the tail + 1 on.
 3. The writer answers with exactly one of these calls:
 
    - `written`: the log has the batch.
    - `retry`: the log does not have it, and its place is still free.
    - `retry_after`: a former worker's batch took the place, so this one comes after that.
-   - `end_with`: drop the batch and all lines, and write the end of that loss instead.
+   - `end_with`: drop the batch and all lines, and write a terminal event for that loss instead.
    - `lose`: drop the batch and all lines, and write nothing more.
 
    While the outcome of a write is unknown the writer does not answer, and repeats the write.
@@ -196,7 +196,7 @@ class Outbox:
         if terminal:
             self._close()
         elif self._lines:
-            # They came while that batch was repeated: the writer took it in answer to their `on_ready`.
+            # These lines came while that batch was repeated: the writer repeated it in answer to their `on_ready`.
             self._on_ready(self)
 
     @property
@@ -206,7 +206,7 @@ class Outbox:
 
     @property
     def fence(self) -> Fence:
-        """What the stream's row must have while this outbox may write."""
+        """What the stream's row must contain while this outbox may write."""
         return Fence(self.stream_id, self.epoch, self.claim_token)
 
     def still_has(self, item: Append) -> bool:
@@ -242,7 +242,7 @@ class Outbox:
         self._on_ready(self)
 
     def end_with(self, lost: Lost, tail: int) -> None:
-        """Drop everything that was not written, and write the end of this loss after `tail` instead."""
+        """Drop everything that was not written, and write a terminal event for this loss after `tail` instead."""
         assert lost.outcome is not None, lost
         self.tail = tail
         self._drop(lost)

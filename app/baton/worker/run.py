@@ -36,7 +36,7 @@ class Bounds:
     max_bytes: int
 
     def end_of(self, line: bytes, events: int) -> Outcome:
-        """Return the end of a stream that exceeds a bound with this event, which is its `events`-th."""
+        """Return the end of a stream that exceeds a bound with this event, its number `events`."""
         if len(line) > self.max_event_bytes:
             return Outcome.failed("event_too_large", "A part of this answer is too large, and the answer was ended.")
         if events > self.max_events:
@@ -151,7 +151,7 @@ class Run:
                     try:
                         line = self._encode(whole)
                     except InvalidEvent as error:
-                        raise InvalidEvent(f"What is yielded at {_place(events)} is not an event: {error}") from error
+                        raise InvalidEvent(f"The value yielded at {_place(events)} is not an event: {error}") from error
                     if line is None:
                         continue
                     if not self._admit(line):
@@ -193,7 +193,7 @@ class Run:
             self._count_token()
             return encode_text(item)
         if not isinstance(item, Mapping):
-            raise InvalidEvent(f"A generator yields str or dict, not {type(item).__name__}.")
+            raise InvalidEvent(f"A generator must yield str or dict, not {type(item).__name__}.")
         return self._encode_mapping(item)
 
     def _encode_mapping(self, item: Mapping[str, Any]) -> bytes | None:
@@ -272,7 +272,7 @@ def _finish_reason(item: Mapping[str, Any]) -> str:
     """
     reason = item.get("finish_reason")
     if not isinstance(reason, str | None):
-        raise InvalidEvent(f"A finish event's 'finish_reason' is a string, not {type(reason).__name__}.")
+        raise InvalidEvent(f"A finish event's 'finish_reason' must be a string, not {type(reason).__name__}.")
     return (reason or "stop").lower()
 
 

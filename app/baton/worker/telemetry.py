@@ -1,4 +1,4 @@
-"""What a worker reports of its runs: metrics, a span for each attempt, and a line in the log for each end."""
+"""What a worker reports about its runs: metrics, a span for each attempt, and a line in the log for each end."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class ToolCalls:
         return index in self._ids
 
     def begins(self, event: Mapping[str, Any]) -> bool:
-        """Return whether a tool call's event begins a call: it has an id, and not that of the index's newest call."""
+        """Return whether an event begins a call: it has an id that differs from that of the index's newest call."""
         call_id = event.get("id")
         if not isinstance(call_id, str) or not call_id:
             return False
@@ -36,7 +36,7 @@ class ToolCalls:
         """Remember the call of a valid tool call's event.
 
         Raises:
-            InvalidEvent: the event begins a call without the id or the name, without which no client can answer it.
+            InvalidEvent: the event begins a call without the id or the name, and a client needs both to answer it.
         """
         index = event["index"]
         if index in self._ids and not self.begins(event):

@@ -108,7 +108,7 @@ class Upkeep:
                 run.stop(stream_ending.UNWATCHED)
 
     async def _owned(self, connection: Connection, worker_id: UUID) -> list[Owned]:
-        """Return the streams that this worker owns by the database: all, or if that is slow, those that run here."""
+        """Return the streams that the database says this worker owns: all, or only the running ones if that is slow."""
         if not self._owned_pace.due:
             return await worker_rows.owned(connection, worker_id, list(self._slots.runs))
         with self._owned_pace.timed():

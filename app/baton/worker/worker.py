@@ -72,7 +72,7 @@ class Worker:
         self.ready = asyncio.Event()  # registered and claiming
 
     async def run(self) -> None:
-        """Work.
+        """Claim and run streams, and keep the lease.
 
         Raises:
             ConfigurationError: the database cannot be reached at the start, or its schema does not fit.
@@ -183,13 +183,13 @@ class Worker:
             await self._upkeep.run(connection, self.lease.worker_id, counters)
 
     async def _register(self, connection: Connection) -> None:
-        """Become a worker, or a new one after this one was declared dead: then others have its streams."""
+        """Register. If this worker was declared dead, others have its streams, and it registers as a new worker."""
         if self.lease.worker_id is not None:
             logger.warning("This worker was declared dead, and its streams were given to others.")
             runs = list(self.slots.runs.values())
             for run in runs:
                 run.outbox.lose(Lost.FENCED)
-            # Except the streams that it claimed after the others had looked: those have no worker now.
+            # Streams that it claimed after the others had looked have no worker now: release them.
             await self._release(connection, runs, uncount_attempt=False)
         await self.lease.register(connection)
 

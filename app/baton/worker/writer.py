@@ -61,7 +61,7 @@ class Writer:
         prepare: bool = True,
         lease_lasted: LeaseLasted = _lasted,
     ) -> None:
-        """`lease_lasted` returns of a past history whether the worker's claims stood until its end."""
+        """`lease_lasted` returns whether the worker's claims were valid until the end of a past history."""
         self._dsn = dsn
         self._prepare = prepare
         self._notifier = notifier
@@ -74,8 +74,8 @@ class Writer:
     def add(self, outbox: Outbox) -> None:
         """Follow an outbox, until `remove`.
 
-        A worker that was declared dead may claim its own stream again while it still runs it. The older outbox is then
-        lost at once, and not only when an append refuses it: a flush has one batch of a stream at most.
+        A worker that was declared dead may claim its own stream again while it still runs it. Then the older outbox is
+        lost at once, and not only when its append is refused: a flush has at most one batch of a stream.
         """
         before = self._outboxes.get(outbox.stream_id)
         self._outboxes[outbox.stream_id] = outbox
@@ -139,7 +139,7 @@ class Writer:
         connection = await self._connected()
         if self._comparison.due:
             await self._comparison.compare(connection)
-            # The log may have lost what a batch follows, or the worker its stream.
+            # The log may have lost the events before a batch, or the worker may have lost its stream.
             for outbox, item in list(group.items()):
                 if not outbox.still_has(item):
                     del group[outbox]
@@ -245,7 +245,7 @@ class Writer:
     async def _reject(self, connection: Connection, outbox: Outbox, error: Exception) -> None:
         """End a stream whose data the database refuses. If it refuses the end too, try that again after a while.
 
-        Without its terminal event the row stays open: a closed row tells followers that the log has lost its end.
+        Without its terminal event the row stays open: a closed row means to followers that the log has lost its end.
         """
         # The error is not logged as text, which contains the row that was refused.
         logger.error(

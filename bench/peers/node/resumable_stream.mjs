@@ -24,7 +24,7 @@ function setClock() {
   [offset, best, judgedAt] = [best, -Infinity, now];
 }
 
-// One timer for all streams: whoever waits is woken in the first turn after its time.
+// One timer for all streams: each waiter wakes in the first turn after its time.
 const waiting = new Set();
 const clock = () => offset + performance.now();
 const until = (at) => new Promise((resolve) => waiting.add({ at, resolve }));

@@ -473,7 +473,7 @@ async def test_it_finds_missing_and_excess_privileges(dsn: str) -> None:
         await execute(dsn, f"GRANT UPDATE (input) ON baton.stream TO {roles.names.work}")
         await execute(dsn, f"REVOKE DELETE ON baton.stream FROM {roles.names.serve}")
         excess = finding(await diagnose(roles.work_dsn), "role_excess_privileges")
-        assert "more privileges than that needs: UPDATE on stream (input)." in excess.message
+        assert "privileges that it does not need for that: UPDATE on stream (input)." in excess.message
         lacking = finding(await diagnose(roles.serve_dsn), "role_missing_privileges")
         assert "To serve, it needs DELETE on stream." in lacking.message
         await execute(dsn, f"ALTER TABLE baton.worker OWNER TO {roles.names.serve}")

@@ -238,7 +238,7 @@ async def test_a_partition_that_somebody_detached_is_left_alone(dsn: str) -> Non
     async with connected(dsn) as connection:
         name = await old_partition(connection, GONE_DAYS)
         await connection.execute(f"ALTER TABLE baton.batch DETACH PARTITION {name}")
-        left_alone = f"Left {name} alone: it looks like a partition that somebody has detached to keep it."
+        left_alone = f"Left {name} alone: it looks like a partition that was detached on purpose, to keep it."
         assert left_alone in await maintained(connection)
         assert await state(connection, name) == "detached"
 

@@ -180,7 +180,7 @@ async def test_the_blocking_session_is_named_and_others_wait_briefly(dsn: str, t
         await until(lambda: any("Blocked by" in line for line in said) or task.done())
         (line,) = [line for line in said if "Blocked by" in line]
         pid, user = somebody.get_server_pid(), await other.fetchval("SELECT current_user")
-        assert line.startswith("Revision 9001 waited 200 ms for a lock, then stood back. Blocked by: process ")
+        assert line.startswith("Revision 9001 waited 200 ms for a lock, then gave way. Blocked by: process ")
         assert f"process {pid} (somebody, user {user}, in a transaction since 20" in line
         assert "query: BEGIN; SELECT count(*) FROM baton.stream" in line
         # It waits for the table again, and blocks the sessions behind it until its lock_timeout.

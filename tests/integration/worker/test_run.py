@@ -241,8 +241,8 @@ async def test_a_raised_error_becomes_the_end_and_the_text_stays(
 @pytest.mark.parametrize(
     ("item", "sentence"),
     [
-        (b"bytes", "A generator yields str or dict, not bytes."),
-        (None, "A generator yields str or dict, not NoneType."),
+        (b"bytes", "A generator must yield str or dict, not bytes."),
+        (None, "A generator must yield str or dict, not NoneType."),
         ({"type": "nonsense", "delta": ""}, "An event's type must be one of"),
         ({"type": "text"}, "A text event needs 'delta'"),
         ({"type": "custom", "name": "x", "data": object()}, "not JSON"),
@@ -271,7 +271,7 @@ CALL: dict[str, Any] = {"type": "tool_call", "index": 0, "id": "c", "name": "f",
         ([{**CALL, "name": ""}], "The first tool_call event of index 0 lacks 'name'."),
         ([{"type": "tool_call", "index": 2, "arguments_delta": "{"}], "of index 2 lacks 'id' and 'name'."),
         ([CALL, {**CALL, "id": "d", "name": None}], "The first tool_call event of index 0 lacks 'name'."),
-        ([{"type": "finish", "finish_reason": 3}], "A finish event's 'finish_reason' is a string, not int."),
+        ([{"type": "finish", "finish_reason": 3}], "A finish event's 'finish_reason' must be a string, not int."),
     ],
 )
 async def test_an_unusable_event_is_refused_with_its_place_in_the_code(
@@ -288,7 +288,7 @@ async def test_an_unusable_event_is_refused_with_its_place_in_the_code(
     assert stream.error_message == GENERATOR_FAULT
     assert sentence in caplog.text
     line = generate.__code__.co_firstlineno + 3
-    assert f"What is yielded at {__file__}:{line} is not an event" in caplog.text
+    assert f"The value yielded at {__file__}:{line} is not an event" in caplog.text
 
 
 async def test_a_tool_call_continues_and_another_may_follow_at_its_index(dsn: str) -> None:

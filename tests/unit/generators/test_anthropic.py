@@ -176,7 +176,7 @@ async def test_overloaded_in_mid_answer() -> None:
     error = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
     heard = await messages(START, block(0, type="text", text="x"), error)
     assert (heard.text, heard.code) == ("x", "provider_error")
-    assert str(heard.error) == "The model provider reported an error in mid-answer (overloaded_error)."
+    assert str(heard.error) == "The model provider reported an error during the answer (overloaded_error)."
 
 
 async def test_an_input_without_messages() -> None:

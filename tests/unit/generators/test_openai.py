@@ -174,7 +174,7 @@ async def test_responses_failed_reports_usage_and_nothing_else() -> None:
     )
     assert heard.usage["total_tokens"] == 6
     assert heard.code == "provider_error"
-    assert str(heard.error) == "The model provider reported an error in mid-answer (server_error)."
+    assert str(heard.error) == "The model provider reported an error during the answer (server_error)."
 
 
 async def test_chat_text_and_usage() -> None:

@@ -276,7 +276,7 @@ async def test_an_error_event_in_mid_answer(api: Api, ending: Any) -> None:
         async with asyncio.timeout(DEADLINE_SECONDS):
             await server.disconnected.wait() if ending == "hang" else None
     assert (heard.text, heard.code) == ("Hello", "provider_error")
-    assert "reported an error in mid-answer (" in str(heard.error)
+    assert "reported an error during the answer (" in str(heard.error)
     assert "10.0.0.9" not in str(heard.error)
 
 

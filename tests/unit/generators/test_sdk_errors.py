@@ -174,12 +174,12 @@ def test_an_http_error_is_the_providers_where_the_generator_says_so(error: Excep
         (LIMITED, "provider_rate_limited"),
     ],
 )
-def test_in_mid_answer_a_lost_connection_has_cut_it_off(error: Exception, code: str) -> None:
+def test_during_an_answer_a_lost_connection_has_cut_it_off(error: Exception, code: str) -> None:
     found = as_generation_error(error, begun=True)
     assert found is not None
     assert found.code == code
     if code != "provider_rate_limited":
-        assert "mid-answer" in found.message
+        assert "during the answer" in found.message
 
 
 def test_a_retry_after_date_becomes_seconds() -> None:

@@ -11,8 +11,8 @@ const PATIENCE_MILLISECONDS = 8000;
 const HISTORY_SECONDS = 600;
 const LONG_QUEUE_SECONDS = 10;
 const LATELY_SECONDS = 600;
-// For this tab only, so that a reload asks for no key, and closing the tab forgets it. The policy of this page lets no
-// script run that is not Baton's.
+// For this tab only: a reload asks for no key, and closing the tab forgets it. The policy of this page allows only
+// Baton's own scripts.
 const KEY = "baton.console.key";
 
 const session = { key: sessionStorage.getItem(KEY), scopes: [], points: [], rates: new Map() };
@@ -91,7 +91,7 @@ function isNewer(page, wanted) {
 
 function again() {
   clearTimeout(timer);
-  // Nobody looks at a hidden page. It asks at once when it is seen again.
+  // A hidden page has no viewer. It asks at once when it becomes visible again.
   if (document.visibilityState === "visible") timer = setTimeout(look, EVERY_MILLISECONDS);
 }
 
@@ -210,7 +210,7 @@ function problemsOf({ pods, workers, queue }) {
   return found;
 }
 
-// Several failures among the newest streams, if it is these that are shown.
+// Several failures among the newest streams, if the page shows the newest.
 function failuresOf(page) {
   if (view.status || view.id || view.before) return session.failures ?? [];
   const now = Date.parse(page.at);

@@ -7,7 +7,7 @@ import { podState } from "../assets/process.js";
 import { Tail } from "../assets/scrolling.js";
 
 const PODS_EVERY_MILLISECONDS = 1000;
-// Of a connection, and the shape and color of each.
+// The states of a connection, with the shape and color of each.
 const STATES = { asking: "queued", streaming: "running", reconnecting: "warned" };
 
 const pods = new Map();

@@ -1,6 +1,6 @@
 // Follows a stream's native events through any number of connections, each after the last event that came.
 //
-// It does what EventSource does, and two things more: it sends a key, and reports which pod answers.
+// It works like EventSource, and also sends a key and reports which pod answers.
 
 const SILENCE_MILLISECONDS = 45_000; // pods send a comment every 15 s
 const LONGEST_PAUSE_MILLISECONDS = 5_000;
@@ -27,7 +27,7 @@ export async function refusal(response) {
 }
 
 // `onConnected({pod, cursor})`, `onEvent(seq, event)` and `onDropped({reason, cursor})` report what happens. Returns at the
-// stream's end, or when `signal` aborts. Throws Refused where another try would change nothing.
+// stream's end, or when `signal` aborts. Throws Refused if another try would change nothing.
 export async function follow(url, { key, signal, snapshot = false, onConnected, onEvent, onDropped }) {
   const place = { cursor: 0, over: false, retry: null, failures: 0 };
   while (!place.over && !signal.aborted) {

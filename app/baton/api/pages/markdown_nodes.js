@@ -2,11 +2,11 @@
 //
 // The text comes from models, so nothing in it becomes markup: `marked` only splits it into tokens, and nodes are built
 // here, from a fixed list of elements. Raw HTML is shown as text. A link is kept if it is absolute and its scheme is
-// safe. An image becomes a link: loading it would tell its server that somebody reads this, and what its URL holds.
+// safe. An image becomes a link: loading it would reveal to its server that the page is read, and whatever its URL holds.
 
 import { el } from "./dom.js";
 
-// Stands for a mark in the text. It counts as punctuation, so that emphasis can end before it.
+// Represents a mark in the text. It counts as punctuation, so that emphasis can end before it.
 export const MARK = "\u2e4b";
 
 const SAFE_SCHEMES = new Set(["http:", "https:", "mailto:"]);

@@ -1,4 +1,4 @@
-// Pods and workers in words: what each state means, and the shape and color that go with it.
+// Pods and workers in words: the name, shape and color of each state.
 
 import { span } from "./dom.js";
 

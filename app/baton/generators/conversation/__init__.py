@@ -1,9 +1,9 @@
 """Conversations in any form that clients use: Chat Completions, Responses, Anthropic's Messages, AI SDK.
 
 `messages` is for custom generators. The `for_…` functions make the body of a request to a provider's API. Each message,
-part, tool and field is recognized by its own shape. What has the form of the target API stays unchanged. What has
-another form is converted through that of Chat Completions. What the target API cannot express is refused. Reasoning of
-earlier turns is left out if the API does not accept it.
+part, tool and field is recognized by its own shape. Anything in the form of the target API stays unchanged. Anything in
+another form is first converted to the form of Chat Completions. Anything that the target API cannot express is refused.
+Reasoning of earlier turns is left out if the API does not accept it.
 """
 
 from .for_anthropic import for_anthropic

@@ -109,8 +109,8 @@ def _converted(message: Json) -> Iterator[Json]:
         for name in ("function_call", "audio"):
             if message.get(name) is not None:
                 raise refusal(f"a message's {name!r}")
-        said = content or message.get("refusal") or []
-        blocks = [{"type": "text", "text": said}] if isinstance(said, str) else _blocks(said)
+        content = content or message.get("refusal") or []
+        blocks = [{"type": "text", "text": content}] if isinstance(content, str) else _blocks(content)
         blocks += [_tool_use(call) for call in objects(message.get("tool_calls") or [], "tool_calls")]
         if blocks:
             yield {"role": "assistant", "content": blocks}
@@ -188,9 +188,9 @@ def _answer(body: Json) -> None:
 def _tools(body: Json) -> None:
     if body.get("tools") is not None:
         body["tools"] = [_tool(tool) for tool in objects(body["tools"], "tools")]
-    given, parallel = body.get("tool_choice"), take(body, "parallel_tool_calls")
-    if given is not None and not is_anthropic_choice(given):
-        mode, name = choice(given)
+    tool_choice, parallel = body.get("tool_choice"), take(body, "parallel_tool_calls")
+    if tool_choice is not None and not is_anthropic_choice(tool_choice):
+        mode, name = choice(tool_choice)
         body["tool_choice"] = {"type": "tool", "name": name} if mode == "tool" else {"type": _CHOICES.get(mode, mode)}
     if parallel is False and body.get("tools"):
         chosen = body.get("tool_choice") or {"type": "auto"}
@@ -205,7 +205,7 @@ def _tool(tool: Json) -> Json:
 
 
 def _account(body: Json) -> None:
-    """Convert the fields about the user and storage. Here only a user's id exists."""
+    """Convert the fields about the user and storage. This API has only a user's id."""
     user = take(body, "safety_identifier", "user") or inner(body, "metadata").get("user_id")
     body.pop("metadata", None)
     put(body, "metadata", {"user_id": user} if user else None)

@@ -61,10 +61,10 @@ def _tools(body: Json) -> None:
     anthropic_parallel(body)
     if body.get("tools") is not None:
         body["tools"] = [_tool(tool) for tool in objects(body["tools"], "tools")]
-    given = body.get("tool_choice")
-    flat = isinstance(given, dict) and given.get("type") == "function" and "function" not in given
-    if flat or is_anthropic_choice(given):
-        mode, name = choice(given)
+    tool_choice = body.get("tool_choice")
+    flat = isinstance(tool_choice, dict) and tool_choice.get("type") == "function" and "function" not in tool_choice
+    if flat or is_anthropic_choice(tool_choice):
+        mode, name = choice(tool_choice)
         body["tool_choice"] = {"type": "function", "function": {"name": name}} if mode == "tool" else mode
 
 

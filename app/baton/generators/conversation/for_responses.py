@@ -64,11 +64,11 @@ def _tools(body: Json) -> None:
     anthropic_parallel(body)
     if body.get("tools") is not None:
         body["tools"] = [_tool(tool) for tool in objects(body["tools"], "tools")]
-    given = body.get("tool_choice")
-    if is_anthropic_choice(given) or (isinstance(given, dict) and "function" in given):
-        mode, name = choice(given)
+    tool_choice = body.get("tool_choice")
+    if is_anthropic_choice(tool_choice) or (isinstance(tool_choice, dict) and "function" in tool_choice):
+        mode, name = choice(tool_choice)
         body["tool_choice"] = {"type": "function", "name": name} if mode == "tool" else mode
-    elif isinstance(given, dict) and ("allowed_tools" in given or "custom" in given):
+    elif isinstance(tool_choice, dict) and ("allowed_tools" in tool_choice or "custom" in tool_choice):
         raise refusal("this tool_choice")
 
 
@@ -119,7 +119,7 @@ def _converted(message: Json) -> Iterator[Json]:
 def _assistant(message: Json) -> Iterator[Json]:
     content = message.get("content") or message.get("refusal") or ""
     if not isinstance(content, str):
-        content = "".join(_said(part) for part in objects(content, "content"))
+        content = "".join(_assistant_text(part) for part in objects(content, "content"))
     if content:
         yield {"role": "assistant", "content": content}
     for call in objects(message.get("tool_calls") or [], "tool_calls"):
@@ -130,7 +130,7 @@ def _assistant(message: Json) -> Iterator[Json]:
         yield {"type": "function_call", "call_id": call.get("id"), **names}
 
 
-def _said(part: Json) -> str:
+def _assistant_text(part: Json) -> str:
     text = part.get("text") or part.get("refusal")
     if text is None and part.get("type") not in {"text", "refusal"}:
         raise refusal(f"a part of the type {part.get('type')!r:.80} in an assistant's message")

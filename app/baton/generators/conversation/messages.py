@@ -1,6 +1,6 @@
 """Converts a conversation of any form into messages of Chat Completions.
 
-Unlike there, the content of a `tool` message may hold images and files.
+Here the content of a `tool` message may also hold images and files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .shapes import Json, broken, inner, json_text, malformed_refused, objects, 
 SERVER_LABEL = "baton"
 CHAT_PARTS = frozenset({"text", "image_url", "input_audio", "file", "refusal"})
 
-# The results that stand in for missing ones of an AI SDK's tool calls, by their states.
+# The texts that replace missing results of an AI SDK's tool calls, by the state of the call.
 _UNANSWERED = {
     "input-streaming": "this call was broken off.",
     "input-available": "this call has no result.",
@@ -66,7 +66,7 @@ def shape(given: Any) -> Json:
 
 
 def leading(body: Mapping[str, Any]) -> list[Json]:
-    """Return the instructions beside the messages as messages."""
+    """Return the instructions that are outside of the messages, as messages."""
     texts = [plain(body.get(name), name) for name in ("system", "instructions")]
     return [{"role": "system", "content": text} for text in texts if text]
 
@@ -123,7 +123,7 @@ def _chat(element: Json, allowed: Set[str]) -> Iterator[Json]:
 
 
 def _message(element: Json) -> Iterator[Json]:
-    """Split content with parts of other forms: tool calls and results stand outside the content here."""
+    """Split content with parts of other forms: chat messages have tool calls and results outside the content."""
     content, parts = element.get("content"), []
     calls = list(element.get("tool_calls") or [])
     kept = {name: value for name, value in element.items() if name not in _OF_ITEMS}
@@ -147,7 +147,7 @@ def _message(element: Json) -> Iterator[Json]:
 
 
 def _joined(parts: list[Json], *, whole: bool = False) -> Any:
-    """Return a single text as a string, which more servers accept; also several, if they form a `whole`."""
+    """Return a single text as a string, which more servers accept. If texts form a `whole`, join them."""
     texts = [part["text"] for part in parts if part["type"] == "text"]
     if len(texts) == len(parts) and (whole or len(parts) <= 1):
         return "".join(texts) or None
@@ -240,7 +240,7 @@ def _ui_message(element: Json, allowed: Set[str]) -> Iterator[Json]:
             yield from _ui_step(role, step, allowed)
             step = []
             if part["type"] == "steering-message":
-                # A message of the user in mid-answer.
+                # A message of the user during the answer.
                 yield from _ui_step("user", list(objects(part.get("parts"), "parts")), allowed)
         else:
             step.append(part)
@@ -248,7 +248,7 @@ def _ui_message(element: Json, allowed: Set[str]) -> Iterator[Json]:
 
 
 def _ui_step(role: Any, step: list[Json], allowed: Set[str]) -> Iterator[Json]:
-    """Yield the text and the calls of one step, and then the results, wherever they stand among the parts."""
+    """Yield the text and the calls of one step, and then the results, wherever they are among the parts."""
     parts: list[Json] = []
     calls: list[Json] = []
     results: list[Json] = []
@@ -288,7 +288,7 @@ def _ui_tool(part: Json) -> str:
 
 
 def _ui_arguments(part: Json) -> str:
-    """Return a call's arguments as JSON. Invalid ones, which an error holds, are returned unchanged."""
+    """Return a call's arguments as JSON. Invalid arguments of a failed call are returned unchanged."""
     value = part.get("input")
     if part.get("state") == "output-error":
         value = part.get("rawInput") if value is None else value

@@ -19,7 +19,7 @@ def exposed(metrics: WorkerMetrics, host: str, port: int | None) -> Iterator[str
     """Serve the metrics at `/metrics` if `port` is given (0 picks a free one); yield the URL.
 
     Raises:
-        ConfigurationError: the address cannot be listened on.
+        ConfigurationError: the address is not available.
     """
     if port is None:
         yield None

@@ -61,17 +61,17 @@ class Histogram:
 
 
 def quantile(bounds: Sequence[float], counts: Sequence[int], part: float) -> float | None:
-    """Estimate the value that this part (0 to 1) of all values does not exceed, as Prometheus does; None of no values.
+    """Estimate the quantile at `part` (0 to 1), as Prometheus does; None without values.
 
     Values are assumed to lie evenly within a bucket, and at the last bound if they are above it.
     """
-    wanted = part * sum(counts)
-    if not wanted:
+    target = part * sum(counts)
+    if not target:
         return None
     below = 0
     for lower, upper, count in zip((0.0, *bounds), bounds, counts, strict=False):
-        if below + count >= wanted:
-            return lower + (upper - lower) * (wanted - below) / count
+        if below + count >= target:
+            return lower + (upper - lower) * (target - below) / count
         below += count
     return bounds[-1]
 

@@ -18,7 +18,7 @@ Leaving: TypeAlias = Literal["max_age", "drained", "revoked", "database_unavaila
 Closing: TypeAlias = Leaving | Literal["ended", "client_disconnected", "write_timeout", "error"]
 
 
-# The gauges whose values the parts of a pod keep for themselves.
+# The gauges whose values are kept by parts of the pod.
 Reading: TypeAlias = Literal["subscribers", "connections", "body_bytes", "full"]
 
 # The limits that reject requests and connections.
@@ -68,7 +68,7 @@ class PodMetrics(Collector):
         self.listener_disconnects = 0
         self.pool_connections = 0
         self.pool_idle = 0
-        # From the last look at the database; None: not known yet.
+        # As last read from the database; None if not read yet.
         self.partitions_end: float | None = None
         self.notify_queue_ratio: float | None = None
         self.queued: int | None = None
@@ -99,7 +99,7 @@ class PodMetrics(Collector):
         self.registry.register(self)
 
     def read(self, name: Reading, current: Callable[[], float]) -> None:
-        """Have a gauge read its value where it is kept, each time that Prometheus asks."""
+        """Make a gauge read its value from the part that keeps it, each time that Prometheus scrapes."""
         self._readings[name] = current
 
     def of_dialect(self, name: str) -> DialectCounts:
@@ -148,7 +148,7 @@ class PodMetrics(Collector):
         yield GaugeMetricFamily("baton_tcp_connections", "Open TCP connections", self._reading("connections"))
         yield GaugeMetricFamily(
             "baton_request_body_bytes",
-            "Bytes of request bodies held, without the first 64 KiB of each",
+            "Bytes of request bodies held, not counting the first 64 KiB of each",
             self._reading("body_bytes"),
         )
         yield GaugeMetricFamily(

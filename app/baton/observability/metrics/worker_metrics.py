@@ -47,10 +47,10 @@ class Names:
 
     def labels(self, generator: str, model: str | None = None) -> Labels:
         """Return the labels of a generator and of the model that it calls."""
-        return Labels(_known(generator, self._generators), _known(model, self._models))
+        return Labels(_label(generator, self._generators), _label(model, self._models))
 
 
-def _known(name: str | None, names: Set[str]) -> str:
+def _label(name: str | None, names: Set[str]) -> str:
     if not name:
         return ""
     return name if name in names else OTHER
@@ -129,7 +129,7 @@ class WorkerMetrics(Collector):
                 self.used_tokens.add(*labels, kind, count=count)
 
     def collect(self) -> Iterator[Metric]:
-        """Give the numbers to Prometheus."""
+        """Yield the metrics for Prometheus."""
         yield GaugeMetricFamily(
             "baton_worker_concurrency", "Streams that this worker can run at once", self.concurrency
         )
