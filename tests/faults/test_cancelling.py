@@ -21,7 +21,7 @@ async def cancel(cluster: Cluster, pod: RunningPod, stream_id: str) -> int:
     return (await cluster.client.post(f"{pod.url}/v1/streams/{stream_id}/cancel")).status_code
 
 
-async def test_a_lost_notification_of_a_cancel_is_made_up_for_by_the_heartbeat(cluster: Cluster) -> None:
+async def test_a_heartbeat_finds_a_cancel_whose_notification_was_lost(cluster: Cluster) -> None:
     pod, tap = await cluster.pod(), Tap()
     await cluster.worker({"replay": tap})
     stream_id = await cluster.create(pod)
@@ -34,7 +34,7 @@ async def test_a_lost_notification_of_a_cancel_is_made_up_for_by_the_heartbeat(c
     assert tap.cancelled.is_set()
 
 
-async def test_it_reaches_the_worker_that_has_the_stream_by_notification(cluster: Cluster) -> None:
+async def test_a_notification_of_a_cancel_reaches_the_streams_worker(cluster: Cluster) -> None:
     pod = await cluster.pod()
     taps = [Tap(), Tap()]
     ids = []
@@ -66,7 +66,7 @@ async def test_a_queued_stream_is_cancelled_without_a_worker(cluster: Cluster) -
     await cancel(cluster, pod, after)
 
 
-async def test_after_the_end_it_changes_nothing(cluster: Cluster) -> None:
+async def test_a_cancel_after_the_end_changes_nothing(cluster: Cluster) -> None:
     pod = await cluster.pod()
     await cluster.worker({"replay": echo}, **QUICK)
     stream_id = await cluster.create(pod, input=["done"])
@@ -77,7 +77,7 @@ async def test_after_the_end_it_changes_nothing(cluster: Cluster) -> None:
     assert before.status == "completed"
 
 
-async def test_watched_on_either_pod_a_stream_lives_and_unwatched_it_ends(cluster: Cluster) -> None:
+async def test_a_stream_lives_while_watched_on_any_pod_and_then_ends(cluster: Cluster) -> None:
     settings = {"watch_interval_seconds": 0.1, "database_timeout_seconds": 1}
     pods = [await cluster.pod(**settings) for _ in range(2)]
     tap = Tap()
@@ -95,7 +95,7 @@ async def test_watched_on_either_pod_a_stream_lives_and_unwatched_it_ends(cluste
     assert (found.json()["status"], found.json()["finish_reason"]) == ("cancelled", "unwatched")
 
 
-async def test_a_queued_stream_that_nobody_watches_ends_too(cluster: Cluster) -> None:
+async def test_an_unwatched_queued_stream_ends_too(cluster: Cluster) -> None:
     settings = {"watch_interval_seconds": 0.1, "database_timeout_seconds": 1}
     pod = await cluster.pod(**settings, generators={"elsewhere": "no:where"})
     await cluster.worker({"replay": echo}, **QUICK, **settings)
@@ -107,7 +107,7 @@ async def test_a_queued_stream_that_nobody_watches_ends_too(cluster: Cluster) ->
     await until(unwatched)
 
 
-async def test_an_outage_in_which_pods_cannot_note_who_watches_cancels_nothing(cluster: Cluster) -> None:
+async def test_an_outage_that_stops_pods_from_noting_watchers_cancels_nothing(cluster: Cluster) -> None:
     settings = {"watch_interval_seconds": 0.2, "database_timeout_seconds": 1}
     tap = Tap()
     async with Proxy(cluster.dsn) as proxy:

@@ -169,7 +169,7 @@ async def test_a_claim_has_the_streams_input(opened: Pool, dsn: str) -> None:
     assert (item.input, item.metadata, item.on_worker_lost) == ({"prompt": "a\0b"}, {"chat": 42}, "retry")
 
 
-async def test_two_claimers_never_get_the_same_stream_nor_wait(dsn: str) -> None:
+async def test_two_claimers_never_get_the_same_stream_or_wait(dsn: str) -> None:
     async with connected(dsn) as first, connected(dsn) as second:
         ids = await queue_many(first, 6)
         await second.execute("SET lock_timeout = '2s'")
@@ -238,7 +238,7 @@ async def test_an_ended_or_unknown_stream_is_not_cancelled(opened: Pool) -> None
         assert (await row(connection, stream_id)).status == "completed"
 
 
-async def test_a_cancel_that_loses_against_a_claim_is_left_to_the_worker(opened: Pool) -> None:
+async def test_a_cancel_that_loses_to_a_claim_is_left_to_the_worker(opened: Pool) -> None:
     stream, _ = await stream_creation.create(opened, NEW)
     async with opened.acquire() as connection:
         async with connection.transaction():
@@ -272,7 +272,7 @@ async def test_an_end_already_in_the_log_closes_the_row(dsn: str) -> None:
         assert len(await events(connection, stream_id)) == 1
 
 
-async def test_a_stream_without_a_number_left_says_so(dsn: str) -> None:
+async def test_a_stream_that_runs_out_of_numbers_reports_it(dsn: str) -> None:
     async with connected(dsn) as connection:
         (stream_id,) = await claimed(connection)
         await event_log.append(connection, [Append(stream_id, 1, MAX_SEQ, MAX_SEQ, encode_text("a"))])

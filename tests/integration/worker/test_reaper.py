@@ -66,7 +66,7 @@ async def test_after_an_interruption_the_reaper_starts_to_watch_again(dsn: str) 
         assert other_id not in await worker_rows.counters(connection)
 
 
-async def test_streams_whose_worker_has_no_row_are_found_too(dsn: str) -> None:
+async def test_streams_whose_worker_has_no_row_are_found(dsn: str) -> None:
     async with connected(dsn) as connection:
         own_id = await worker_rows.register(connection, "own", ["test"], 1)
         _, stream_id = await with_stream(connection)
