@@ -110,21 +110,24 @@ async def test_an_unwatched_queued_stream_ends_too(cluster: Cluster) -> None:
 async def test_an_outage_that_stops_pods_from_noting_watchers_cancels_nothing(cluster: Cluster) -> None:
     settings = {"watch_interval_seconds": 0.2, "database_timeout_seconds": 1}
     tap = Tap()
-    async with Proxy(cluster.dsn) as proxy:
-        pod = await cluster.pod(**settings, database_url=proxy.dsn)
-        await cluster.worker({"replay": tap}, **QUICK, **settings)
+    async with Proxy(cluster.dsn) as near, Proxy(cluster.dsn) as far:
+        pod = await cluster.pod(**settings, database_url=near.dsn)
+        # It acts on what pods note once it has watched for three seconds: twice the interval and the timeout.
+        trusting = {"watch_interval_seconds": 1, "database_timeout_seconds": 1, "database_url": far.dsn}
+        await cluster.worker({"replay": tap}, **QUICK, **trusting)
         stream_id = await cluster.create(pod, cancel_when_unwatched_seconds=1.0)
         viewer = Viewer(cluster.client, pod.url, stream_id)
         tap.let("one ")
         await viewer.has(1)
-        await _noted_for(cluster, stream_id, 2)
+        await _noted_for(cluster, stream_id, 3.5)
         # The worker's connections are lost with the pod's, and come back before the pod has noted anything.
-        proxy.stall()
-        worker_connections = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1"
-        await asyncio.sleep(0.9)
-        await cluster.pool.execute(worker_connections, "baton worker control")
-        await asyncio.sleep(0.6)
-        proxy.resume()
+        near.stall()
+        far.stall()
+        far.cut()
+        await until(lambda: _seems_unwatched(cluster, stream_id))
+        far.resume()
+        await _beaten(cluster, 3)
+        near.resume()
         await _noted_for(cluster, stream_id, 2)
         tap.let("two")
         tap.end()
@@ -132,8 +135,24 @@ async def test_an_outage_that_stops_pods_from_noting_watchers_cancels_nothing(cl
         assert viewer.text == "one two"
 
 
+async def _seems_unwatched(cluster: Cluster, stream_id: str) -> bool:
+    query = "SELECT watched_at < clock_timestamp() - make_interval(secs => unwatched_timeout) FROM baton.stream"
+    return bool(await cluster.pool.fetchval(f"{query} WHERE id = $1", UUID(stream_id)))
+
+
+async def _beaten(cluster: Cluster, times: int) -> None:
+    """Wait until the worker has sent this many more heartbeats, after each of which it checks its streams."""
+    beats = "SELECT heartbeat FROM baton.worker"
+    goal = await cluster.pool.fetchval(beats) + times
+
+    async def reached() -> bool:
+        return bool(await cluster.pool.fetchval(beats) >= goal)
+
+    await until(reached)
+
+
 async def _noted_for(cluster: Cluster, stream_id: str, seconds: float) -> None:
-    """Wait until pods have gone on writing down that somebody watches for so long."""
+    """Wait until pods have noted for this long that the stream is watched."""
     query = "SELECT extract(epoch FROM watched_at)::float8 FROM baton.stream WHERE id = $1"
     seen: list[float] = []
 

@@ -12,7 +12,7 @@ import asyncpg
 import orjson
 
 from baton.db import event_log, stream_creation, stream_queue, streams, worker_rows
-from baton.db.postgres import Connection, pool
+from baton.db.postgres import Connection, Pool, pool
 from baton.db.stream_creation import NewStream
 from baton.db.stream_queue import Claim
 from baton.db.streams import Stream
@@ -51,6 +51,21 @@ async def queue_many(connection: Connection, count: int, *, on_worker_lost: str 
         on_worker_lost,
     )
     return [row[0] for row in rows]
+
+
+async def until_after(connection: Connection | Pool, stream_id: UUID, milliseconds: int = 1) -> None:
+    """Wait until the database's clock is this far beyond a stream's id, so that the ids of later streams are greater.
+
+    Ids are ordered by their millisecond, and streams of the same one are in no order.
+    """
+    goal = (stream_id.int >> 80) + milliseconds
+
+    async def reached() -> bool:
+        return bool(
+            await connection.fetchval("SELECT extract(epoch FROM clock_timestamp()) * 1000 >= $1::bigint", goal)
+        )
+
+    await until(reached)
 
 
 async def claimed(connection: Connection, count: int = 1) -> list[UUID]:

@@ -11,6 +11,7 @@ from uuid import UUID
 import httpx2
 import pytest
 from tests.support.cluster import Cluster, RunningPod, Tap, echo, text
+from tests.support.logbook import until_after
 
 from baton.db import stream_lists
 from baton.generators import GenerationRequest, Yielded
@@ -81,16 +82,16 @@ async def test_a_chat_with_thousands_of_streams_is_found_among_the_newest(
 ) -> None:
     monkeypatch.setattr(stream_lists, "MAX_SCANNED", 3)
     pod = await cluster.pod()
-    author = await cluster.author(chat="main")
+    author = newest = await cluster.author(chat="main")
     await author.write(text(1))
     for tenant, chat in [("other", "main")] * 4 + [("", "another")] * 10:
-        await asyncio.sleep(0.002)  # ids are in order from one millisecond to the next
-        await cluster.author(tenant=tenant, chat=chat)
+        await until_after(cluster.pool, newest.id)
+        newest = await cluster.author(tenant=tenant, chat=chat)
     stopped = await cluster.client.post(f"{pod.url}{CHAT}/main/stop")
     assert (stopped.status_code, stopped.json()["id"]) == (202, str(author.id))
     for _ in range(5):
-        await asyncio.sleep(0.002)
-        await cluster.author(chat="another")
+        await until_after(cluster.pool, newest.id)
+        newest = await cluster.author(chat="another")
     # One request looks through five pages.
     assert (await cluster.client.post(f"{pod.url}{CHAT}/main/stop")).status_code == 204
 

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import orjson
 import pytest
-from tests.support.logbook import claim_as, claimed, connected, events, queue_many, row, until
+from tests.support.logbook import claim_as, claimed, connected, events, queue_many, row, until, until_after
 
 from baton.db import event_log, stream_creation, stream_ending, stream_lists, stream_queue, streams
 from baton.db.event_log import Append, Fence
@@ -306,7 +306,7 @@ async def test_streams_are_found_newest_first(opened: Pool) -> None:
     for number in range(4):
         new = NewStream("test", None, {"chat": number % 2, "user": "u"}, "retry", tenant="t")
         made.append((await stream_creation.create(opened, new))[0].id)
-        await asyncio.sleep(0.002)  # ids are in order from one millisecond to the next
+        await until_after(opened, made[-1])
     await stream_creation.create(opened, NEW)
 
     async def found(limit: int = 20, **given: Any) -> list[UUID]:
@@ -333,7 +333,7 @@ async def test_empty_pages_still_lead_to_all_rare_streams(
         made.append((await stream_creation.create(opened, new))[0].id)
         if number % 7 != 3:
             await stream_ending.end_any(opened, made[-1], stream_ending.QUEUE_TIMEOUT)
-        await asyncio.sleep(0.002)
+        await until_after(opened, made[-1])
     rare = [made[17], made[10], made[3]]
     for tenant in ("t", None):
         # Fewer have not ended than are looked at; those that have metadata, or both states, are more.

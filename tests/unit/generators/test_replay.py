@@ -128,17 +128,19 @@ async def test_an_invalid_speed_is_refused(replay: ReplayGenerator, speed: Any) 
 
 
 async def test_consumer_delays_do_not_add_up() -> None:
-    """Whatever was due meanwhile comes at once."""
-    replay = ReplayGenerator(Settings.load())
-    loop = asyncio.get_running_loop()
-    due_seconds = TRANSCRIPTS["weather"].duration_seconds / 6
-    running = replay(request({"transcript": "weather", "speed": 6}))
+    """Events that became due during a delay are yielded at once."""
+    seconds = 0.0
+
+    async def sleep(pause: float) -> None:
+        nonlocal seconds
+        seconds += pause
+
+    replay = ReplayGenerator(Settings.load(), clock=lambda: seconds, sleep=sleep)
+    due = [due_seconds / 2 for due_seconds, _ in TRANSCRIPTS["weather"].events]
+    running = replay(request({"transcript": "weather", "speed": 2}))
     await anext(running)
-    await asyncio.sleep(due_seconds)
-    resumed = loop.time()
-    count = sum([1 async for _ in running])
-    assert count == len(TRANSCRIPTS["weather"].events) - 1
-    assert loop.time() - resumed < due_seconds * 0.6
+    delayed_until = seconds = due[-1] / 2
+    assert [seconds async for _ in running] == pytest.approx([max(delayed_until, item) for item in due[1:]])
 
 
 async def test_replay_can_be_cancelled_at_any_time(replay: ReplayGenerator) -> None:
