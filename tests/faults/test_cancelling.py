@@ -1,4 +1,4 @@
-"""Cancel reaches the generator wherever it runs, and whatever gets lost; and so does it when nobody watches."""
+"""A cancel reaches the generator on any worker, even if its notification is lost. Unwatched streams end too."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def test_a_notification_of_a_cancel_reaches_the_streams_worker(cluster: Cl
     taps = [Tap(), Tap()]
     ids = []
     for tap in taps:
-        # So long between heartbeats that only the notification can be what it hears.
+        # The heartbeats are so rare that only the notification can reach it.
         await cluster.worker({"replay": tap}, worker_concurrency=1, worker_heartbeat_seconds=60, lease_seconds=600)
         ids.append(await cluster.create(pod))
         await tap.started.wait()

@@ -352,7 +352,7 @@ async def test_a_failover_longer_than_the_lease_ends_no_undamaged_answer(scene: 
 
 
 async def beaten(scene: Scene, worker: Worker, times: int) -> None:
-    """Wait until a worker has raised its counter so many times more."""
+    """Wait until a worker has raised its counter this many more times."""
     counter = "SELECT heartbeat FROM baton.worker WHERE id = $1"
     before = await scene.cluster.pool.fetchval(counter, worker.lease.worker_id)
 

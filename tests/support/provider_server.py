@@ -1,4 +1,4 @@
-"""A server on loopback that answers as a model provider does, byte for byte, with the faults tests want."""
+"""A server on loopback that answers byte for byte like a model provider, with the faults that tests ask for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self
 
-# What becomes of the connection after the last frame: a proper end of the body, a reset, or silence.
+# What happens to the connection after the last frame: a proper end of the body, a reset, or silence.
 Ending = Literal["end", "abort", "hang"]
 
 
@@ -49,7 +49,7 @@ def event_frames(*objects: dict[str, Any]) -> list[bytes]:
 
 
 class ProviderServer:
-    """Gives its replies in order, the last one again and again."""
+    """Sends its replies in order, and then repeats the last one."""
 
     def __init__(self, *replies: Reply) -> None:
         self.requests: list[Received] = []
