@@ -32,13 +32,13 @@
     │   ├── InternalError          500
     │   └── PassingError           a retry may help
     │       ├── Unavailable        503
-    │       ├── CreateRateLimited     429
-    │       ├── ReadRateLimited       429
+    │       ├── CreateRateLimited  429
+    │       ├── ReadRateLimited    429
     │       ├── TooManyQueries     429
     │       ├── TooManyStreams     429
     │       ├── TooManySubscribers 429
     │       ├── TooManyConnections 503
-    │       ├── RequestMemoryFull         503
+    │       ├── RequestMemoryFull  503
     │       └── PodFull            503
     ├── GenerationError            a generator failed; becomes the stream's terminal event
     │   └── InvalidEvent           it yielded something other than an event

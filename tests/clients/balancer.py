@@ -16,7 +16,10 @@ SAYS_503: Final = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\ncon
 
 @contextlib.asynccontextmanager
 async def balancer(*urls: str, troubles: list[bytes] | None = None) -> AsyncIterator[str]:
-    """Yield one address for several: a connection goes to the first of them that accepts it.
+    """Yield one address for several: a connection goes to the first of them that answers it.
+
+    A process that is being killed may still accept a connection and close it without a byte. Then the next pod gets
+    it, as with nginx's `proxy_next_upstream`.
 
     As long as there are `troubles`, the next connection takes the first of them, and gets it instead of an answer.
     """
@@ -31,11 +34,13 @@ async def balancer(*urls: str, troubles: list[bytes] | None = None) -> AsyncIter
             if trouble is not None and trouble != LOSES_THE_ANSWER:
                 await _refuse(reader, writer, trouble)
                 return
-            upstream_reader, upstream_writer = await _connect(urls)
+            upstream_reader, upstream_writer, first = await _connect(urls, await reader.read(65_536))
             try:
-                async with asyncio.TaskGroup() as both:
-                    both.create_task(_pass_on(reader, upstream_writer))
-                    both.create_task(_pass_on(upstream_reader, writer, lost=trouble == LOSES_THE_ANSWER))
+                if trouble != LOSES_THE_ANSWER:
+                    writer.write(first)
+                    async with asyncio.TaskGroup() as both:
+                        both.create_task(_pass_on(reader, upstream_writer))
+                        both.create_task(_pass_on(upstream_reader, writer))
             finally:
                 upstream_writer.transport.abort()
         writer.transport.abort()
@@ -58,21 +63,28 @@ async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, an
     await writer.wait_closed()
 
 
-async def _connect(urls: tuple[str, ...]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _connect(urls: tuple[str, ...], request: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
+    """Connect to the first pod that answers; return the connection, and the first bytes of the answer."""
     for url in urls:
         host, port = re.fullmatch(r"http://(.*):(\d+)", url).groups()  # type: ignore[union-attr]
         with contextlib.suppress(OSError):
-            return await asyncio.open_connection(host, int(port))
+            reader, writer = await asyncio.open_connection(host, int(port))
+            first = b""
+            try:
+                writer.write(request)
+                first = await reader.read(65_536)
+            finally:
+                if not first:
+                    writer.transport.abort()
+            if first:
+                return reader, writer, first
     raise ConnectionRefusedError
 
 
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, lost: bool = False) -> None:
-    """Hand on what comes, and the end as an end: what is cut in mid-response stays recognizable as such."""
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Pass on what arrives, and the end as an end: what is cut in mid-response stays recognizable as such."""
     with contextlib.suppress(OSError):
         while part := await reader.read(65_536):
-            if lost:
-                writer.transport.abort()
-                return
             writer.write(part)
             await writer.drain()
     with contextlib.suppress(OSError):

@@ -64,7 +64,7 @@ async def test_an_old_version_is_refused_with_a_sentence(cluster: Cluster, node:
         assert [request["status"] for request in state["requests"]] == [400]
         if version == "4":
             await page.do("chat.experimental_resume()")
-            resumed = await page.until("s.requests[1]?.status && s.error?.includes('takes POST')")
+            resumed = await page.until("s.requests[1]?.status && s.error?.includes('allows POST')")
             assert resumed["requests"][1]["status"] == 405
         assert await cluster.pool.fetchval("SELECT count(*) FROM baton.stream") == 0
     assert {table()[version][column] for column in COLUMNS} == {"refused"}

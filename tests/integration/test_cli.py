@@ -208,7 +208,7 @@ def test_an_invalid_setting_is_reported(dsn: str) -> None:
             "no access control": (
                 "serve",
                 {"BATON_ALLOW_ANONYMOUS": "false"},
-                r"No client could get in: there is no API key and no identity provider\. Make a key with .+",
+                r"No client could get in: there is no API key and no identity provider\. Run `baton keys create .+",
             ),
         }
         check(on(dsn, cases))

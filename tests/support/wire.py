@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from baton.db.event_log import Batch
 from baton.db.streams import Stream
-from baton.dialects.dialect import Dialect, Encoded, Reader
+from baton.dialects.protocol import Dialect, Encoded, Reader
 from baton.events import encode_event, encode_text, join_lines
 from baton.outcome import Outcome
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
 import importlib.util
 import re
@@ -15,6 +17,7 @@ from tools.docs_site import ROOT_PAGES, find_faults, with_lists_apart, with_page
 from tools.release_notes import notes
 
 import baton
+from baton.api import errors_page
 
 PROJECT = Path(__file__).parents[2]
 DOCS = PROJECT / "docs"
@@ -57,6 +60,48 @@ def test_named_tests_exist(page: Path) -> None:
     sources = "".join(file.read_text() for file in (PROJECT / "tests").rglob("*.py"))
     for name in re.findall(r"`(test_\w+)`", page.read_text()):
         assert f"def {name}(" in sources, f"{page.name} names {name}."
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.stem)
+def test_tests_named_on_any_page_exist(page: Path) -> None:
+    files: list[Path] = []
+    for path, test in re.findall(r"`([\w/.]+\.py|…)(?:::(\w+))?`", page.read_text()):
+        if path != "…":  # the file that was named last
+            files = [file for file in (PROJECT / "tests").rglob("*.py") if f"/{file}".endswith(f"/{path}")]
+        if test:
+            assert any(f"def {test}(" in file.read_text() for file in files), f"{page.name} names {path}::{test}."
+
+
+@pytest.mark.parametrize("page", ["failover", "observability", "database"])
+def test_quoted_log_lines_are_in_the_code(page: str) -> None:
+    text = re.sub(r"^```json$.*?^```$", "", (DOCS / f"{page}.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    lines = re.findall(r'"((?:The|A|An|Stream) [^"`]+[.…])"', text) + re.findall(
+        r"^\| `([A-Z][^`]+[.…])` \|", text, re.MULTILINE
+    )
+    lines += re.findall(r"^(?:ERROR|DETAIL|HINT):  (.+?)(?: \.\.\.)?$", text, re.MULTILINE)
+    assert lines
+    for line in lines:
+        for part in re.split(r"…|\d+|\bapp\b|reports.*", " ".join(line.split())):
+            assert part.strip(" .:") in in_the_code(), line
+
+
+@functools.cache
+def in_the_code() -> str:
+    """Return all strings of the package, each on one line."""
+    trees = [ast.parse(file.read_text()) for file in (PROJECT / "app").rglob("*.py")]
+    strings = [node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    text = "\n".join(" ".join(string.split()) for string in strings if isinstance(string, str))
+    return text.replace("' '", "")  # two strings of SQL in a row are one
+
+
+def test_the_page_about_the_database_lists_every_revision() -> None:
+    listed = re.findall(r"^\| (\d{4}) \|", (DOCS / "database.md").read_text(), re.MULTILINE)
+    assert listed == sorted(file.stem.split("_")[3] for file in (PROJECT / "migrations/versions").glob("*.py"))
+
+
+def test_both_pages_of_errors_have_the_same_headings() -> None:
+    headings = re.findall(r"^## (.+)$", (DOCS / "errors.md").read_text(), re.MULTILINE)
+    assert headings == re.findall("<h2>(.+)</h2>", errors_page.page())
 
 
 def test_test_names_are_short() -> None:

@@ -2,7 +2,7 @@
 
 Each route is declared once, by the decorator at its handler (`routing`). To add a dialect:
 
-1. Write its encoding as a module of `baton.dialects`: a class with `encode`, as `dialects.dialect.Dialect` says, whose
+1. Write its encoding as a module of `baton.dialects`: a class with `encode`, as `dialects.protocol.Dialect` says, whose
    state says all that it must remember from one batch to the next.
 2. Write a module here with `ROUTES = Routes(...)`. Let each handler find the stream, and where its client is.
 3. State both as an `opening.Opening` and return `await opening.follow(...)`: it admits the client, subscribes, skips

@@ -28,14 +28,13 @@ from ..dialects import aisdk
 from ..dialects.aisdk_chunks import AiSdkState
 from ..dialects.aisdk_message import Earlier
 from ..dialects.aisdk_places import Places
-from ..dialects.dialect import Encoded, Reader
+from ..dialects.protocol import Encoded, Reader
 from ..errors import AnswerRunning, ConversationChanged, ConversationGone, InvalidRequest, UnknownGenerator
 from ..events import Status
 from ..pod.pod import Pod
-from . import actions, aisdk_approvals, aisdk_conversations, aisdk_turns, opening
+from . import actions, aisdk_approvals, aisdk_turns, opening
 from .aisdk_approvals import Answered
-from .aisdk_conversations import beside_input
-from .aisdk_messages import (
+from .aisdk_bodies import (
     REGENERATE,
     SendMessage,
     SendMessages,
@@ -45,13 +44,14 @@ from .aisdk_messages import (
     has_last_message_only,
     id_of,
 )
+from .aisdk_conversations import beside_input
 from .event_types import UIMessageChunk
 from .following import require_followable
 from .models import CreateStream
 from .opening import Opening
 from .parameters import IDEMPOTENCY_KEY
 from .refusals import CREATING, FOLLOWING, JOINING, STREAM
-from .request import AsgiResponse, charge_rows, common_headers, found, json_answer, pod_of, principal_of, query_of
+from .request import AsgiResponse, common_headers, found, json_answer, pod_of, principal_of, query_of
 from .request_body import parse_json, read_body
 from .routing import EVENTS, JSON, AnswerHeader, Parameter, Returns, Routes
 from .validation import validated
@@ -239,16 +239,13 @@ async def _earlier(request: Request, stream: Stream) -> Earlier | None:
 async def _stream_of(request: Request, chat: str) -> Stream | None:
     """Return the stream of a run, or a chat's newest."""
     run = _RUN.fullmatch(chat)
-    return await found(request, UUID(run[1])) if run else await _newest(request, chat)
+    return await found(request, UUID(run[1])) if run else await _visible(request, chat)
 
 
-async def _newest(request: Request, chat: str) -> Stream | None:
-    if "\0" in chat:
-        raise InvalidRequest("A chat's id cannot contain a NUL character.")
+async def _visible(request: Request, chat: str) -> Stream | None:
+    """Return a chat's newest stream if the caller may see it."""
     principal = principal_of(request)
-    async with pod_of(request).pool.acquire() as connection:
-        newest, looked_at = await aisdk_conversations.newest(connection, principal.tenant, chat)
-    charge_rows(request, looked_at)
+    newest = await aisdk_turns.newest(request, chat)
     if newest is None or not principal.sees(newest.tenant, newest.id):
         return None
     principal.require_in_time(newest.ended_at)

@@ -20,7 +20,7 @@ from starlette.requests import Request
 
 from ..db.postgres import translated
 from ..db.stream_creation import IdempotencyKey
-from ..dialects.aisdk_approval import parse_approval_id
+from ..dialects.aisdk_approval_id import parse_approval_id
 from ..errors import InvalidRequest, LogDamaged, StreamExpired, StreamNotFound
 from ..events import read_json
 from ..generators.protocol import no_approvals

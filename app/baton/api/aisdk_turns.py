@@ -89,10 +89,8 @@ async def continued(request: Request, turn: Turn) -> Continued:
     principal = principal_of(request)
     principal.require("read")
     principal.require_tenant()
-    if "\0" in turn.chat:
-        raise InvalidRequest("A chat's id cannot contain a NUL character.")
     async with translated(pod_of(request).pool):
-        stream = await _newest(request, turn.chat)
+        stream = await newest(request, turn.chat)
         if stream is None:
             return await _begun(request, turn)
         beside = await streams.read_continuation(pod_of(request).pool, stream.id)
@@ -116,7 +114,14 @@ async def create(request: Request, new: NewStream, body: bytes, key: Idempotency
     return stream
 
 
-async def _newest(request: Request, chat: str) -> Stream | None:
+async def newest(request: Request, chat: str) -> Stream | None:
+    """Return a chat's newest stream, and charge the caller for the search; None if it has none.
+
+    Raises:
+        InvalidRequest: the id is not one that a chat can have.
+    """
+    if "\0" in chat:
+        raise InvalidRequest("A chat's id cannot contain a NUL character.")
     async with pod_of(request).pool.acquire() as connection:
         stream, looked_at = await aisdk_conversations.newest(connection, principal_of(request).tenant, chat)
     charge_rows(request, looked_at)

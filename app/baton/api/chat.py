@@ -18,7 +18,7 @@ from starlette.requests import Request
 
 from ..db.streams import Stream
 from ..dialects.chat import CHAT, ChatState, Completion, completion_of
-from ..dialects.dialect import Encoded
+from ..dialects.protocol import Encoded
 from ..errors import InvalidRequest, PassingError, RequestError, StillRunning, UnknownModel
 from ..snapshot import Snapshot
 from . import actions

@@ -53,7 +53,7 @@ _HEAD: Final = f"""\
 """
 
 _PARTS: Final = (
-    ("Requests that are refused", REFUSALS),
+    ("Refused requests", REFUSALS),
     ("Streams that end early", ENDS),
 )
 

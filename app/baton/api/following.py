@@ -8,11 +8,12 @@ from uuid import UUID
 
 from starlette.requests import Request
 
-from ..dialects.dialect import Reader
+from ..dialects.protocol import Reader
 from ..errors import OldProtocol, StreamNotFound, Unauthenticated, Unavailable
 from ..observability import log_context
 from ..pod.event_stream import EventStream
 from ..pod.subscriber import Subscriber
+from .admission import LEAVING
 from .request import damaged, pod_of, principal_of, stream_headers
 
 Waited = Literal["ended", "client left", "pod left", "in vain"]
@@ -111,7 +112,7 @@ async def wait_for_end(request: Request, stream_id: UUID, seconds: float | None 
 
 def _refuse_if_leaving(request: Request) -> None:
     if pod_of(request).draining:
-        raise Unavailable("This part of the service is shutting down. Try again.")
+        raise Unavailable(LEAVING)
 
 
 async def _join(request: Request, stream_id: UUID, cursor: int) -> Subscriber:

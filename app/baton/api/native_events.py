@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from ..dialects import native, sse, text
-from ..dialects.dialect import Header
+from ..dialects.protocol import Header
 from ..errors import MalformedCursor, PassingError, Unavailable
 from ..events import STREAM_ID, parse_cursor
 from ..principal import View

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
 
 from ..db.streams import Stream
-from ..dialects.dialect import Dialect, Encoded
+from ..dialects.protocol import Dialect, Encoded
 from ..dialects.responses import response_id
 from ..errors import PassingError, StillRunning, UnknownGenerator, UnknownModel
 from . import actions, opening

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..dialects.dialect import Dialect, Encoded, Reader
+from ..dialects.protocol import Dialect, Encoded, Reader
 from ..errors import CursorBeyondTail, PassingError, Unavailable
 from ..pod.subscriber import Subscriber
 from .admission import LEAVING

@@ -17,7 +17,7 @@ from ..auth import credentials
 from ..db import retention, streams
 from ..db.stream_creation import IdempotencyKey
 from ..db.streams import Stream
-from ..dialects.dialect import Header
+from ..dialects.protocol import Header
 from ..errors import InvalidRequest, LogDamaged, StreamNotFound, Unavailable
 from ..events import STREAM_ID
 from ..observability import log_context

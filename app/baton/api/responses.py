@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from ..db.postgres import translated
 from ..db.streams import Stream
-from ..dialects.dialect import Encoded
+from ..dialects.protocol import Encoded
 from ..dialects.responses import RESPONSES, response_id, response_of
 from ..dialects.responses_writer import ResponseState
 from ..errors import InvalidRequest, PassingError, RequestMemoryFull, StillRunning, UnknownModel

@@ -55,8 +55,8 @@ class Gate:
             logger.warning("BATON_JWKS_URL is not https: anyone on the network path can replace the keys.")
         if not len(self.ring) and self.provider is None:
             raise ConfigurationError(
-                "No client could get in: there is no API key and no identity provider. Make a key with `baton keys "
-                "make NAME --tenant TENANT --scope create --scope read --scope cancel`, or set BATON_JWKS_URL. "
+                "No client could get in: there is no API key and no identity provider. Run `baton keys create "
+                "NAME --tenant TENANT --scope create --scope read --scope cancel`, or set BATON_JWKS_URL. "
                 "BATON_ALLOW_ANONYMOUS=true turns access control off: anyone who can reach the pod can do everything."
             )
 

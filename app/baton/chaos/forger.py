@@ -46,7 +46,7 @@ class Forger:
     def _forgeries(self, genuine: str) -> Iterator[tuple[str, str]]:
         """Yield text and ends at positions that may be the next, an erasure, a cancel, and the payload again."""
         stream_id = UUID(genuine[:32])
-        trailer = "\n#" + genuine.rpartition("\n#")[2]
+        trailer = notifications.trailer(genuine)
         for record in notifications.unpack(genuine, [stream_id.hex]):
             position = record.last_seq + self._random.choice((1, 1, 1, 2, 3))
             line = Outcome.completed("stop").encode().decode()

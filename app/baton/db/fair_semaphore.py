@@ -5,7 +5,7 @@ served. A connection that becomes free goes to the tenant that has the fewest. W
 than its share. A tenant that is alone may have all connections except one, which the next tenant finds free.
 
 Each request sets its tenant once by `set_tenant`, and the tasks that it starts inherit it. Work for all tenants, such
-as the listener, the poll and the census, has no tenant and does not wait here.
+as the listener, the polls and the sampler, has no tenant and does not wait here.
 
 Everything runs on one event loop and takes no lock. At most `places` are taken, and each one is given back.
 """
@@ -52,7 +52,6 @@ class FairSemaphore:
 
     def __init__(self, places: int, share: float, on_refused: Callable[[], None] = lambda: None) -> None:
         self.in_use: Counter[str] = Counter()
-        self._places = places
         self._alone = max(1, places - 1)
         self._share = max(1, min(self._alone, int(places * share)))
         self._free = places

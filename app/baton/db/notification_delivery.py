@@ -54,8 +54,7 @@ async def deliver(listen_dsn: str, dsn: str) -> float:
         try:
             await listening.add_listener(channel, lambda *_: heard.set())
             sent_at = time.monotonic()
-            # A statement without parameters is not prepared. Behind a pooler, preparing one may fail by itself.
-            await sending.execute(f"NOTIFY {channel}")
+            await notifications.notify_unprepared(sending, channel)
             async with asyncio.timeout(DELIVERY_SECONDS):
                 await heard.wait()
             return time.monotonic() - sent_at

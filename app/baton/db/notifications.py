@@ -15,6 +15,9 @@ Pods apply the events of signed payloads only. A payload without a valid signatu
 read the row or the log, and nothing else. All that pods send are hints. Every notification may be lost: its receiver
 finds the same by polling.
 
+The payloads of the other channels: a cancel is the stream's id in 32 hexadecimal digits, a queued stream has none, and
+a kill is the pod's name, signed and stamped.
+
 A payload has at most 7,999 bytes. Postgres folds equal payloads of a transaction into one, which loses nothing.
 """
 
@@ -130,6 +133,14 @@ def check_channel() -> str:
     return f"baton_check_{secrets.token_hex(8)}"
 
 
+async def notify_unprepared(connection: Connection, channel: str) -> None:
+    """Send a notification without a payload, on a channel of ours, without preparing a statement.
+
+    Behind a pooler, preparing a statement may fail by itself. One without parameters is not prepared.
+    """
+    await connection.execute(f"NOTIFY {channel}")
+
+
 # Writing payloads.
 
 
@@ -223,6 +234,24 @@ def committed_at(payload: str) -> float | None:
     at = payload.rfind("\n@", -STAMP_BYTES)
     stamp = payload[at + 2 :] if at >= 0 else ""
     return int(stamp) / 1000 if stamp.isdecimal() and stamp.isascii() else None
+
+
+def cancelled_stream(payload: str) -> UUID | None:
+    """Read which stream a cancel names; None if it names none."""
+    try:
+        return UUID(payload)
+    except ValueError:
+        return None
+
+
+def killed_pod(payload: str) -> str:
+    """Read the name of the pod that a kill is for."""
+    return payload.partition("\n")[0]
+
+
+def trailer(payload: str) -> str:
+    """Return the signature and the stamp of a signed payload, as they stand after its records."""
+    return "\n#" + payload.rpartition("\n#")[2]
 
 
 def unpack(payload: str, wanted: Container[str]) -> Iterator[Announcement]:

@@ -19,7 +19,7 @@ import asyncpg
 
 from ..errors import ConfigurationError
 from ..events import MAX_SEQ
-from ..observability import stream_end
+from ..observability import log_context, stream_end
 from ..outcome import Outcome
 from ..usage import Bill
 from . import end_columns, event_log, sqlstates, streams
@@ -176,5 +176,5 @@ def _retried_with_partition(stream_id: UUID) -> Iterator[None]:
             "Stream %s cannot be ended: %s. Run `baton maintain`, which creates the missing partitions.",
             stream_id,
             error,
-            extra={"stream_id": str(stream_id)},
+            extra=log_context.fields_of(stream_id),
         )

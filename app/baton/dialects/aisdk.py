@@ -29,7 +29,7 @@ from ..db.event_log import Batch
 from . import sse
 from .aisdk_chunks import AiSdkState, Chunks
 from .aisdk_message import Earlier
-from .dialect import Encoded, Header, Over
+from .protocol import Encoded, Header, Over
 
 RESET: Final = "This answer was interrupted and restarts. Send the message again."
 

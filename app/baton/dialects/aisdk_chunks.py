@@ -13,9 +13,9 @@ import orjson
 
 from ..events import Status, escape_line_ends, read_json
 from ..usage import added
-from .aisdk_approval import approval_id
+from .aisdk_approval_id import approval_id
 from .aisdk_message import Earlier
-from .dialect import Chain, Encoded, Over
+from .protocol import Chain, Encoded, Over
 
 Kind = Literal["text", "reasoning"]
 

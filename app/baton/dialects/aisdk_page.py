@@ -18,7 +18,7 @@ from ..db.event_log import Batch
 from ..events import MAX_SEQ
 from . import aisdk
 from .aisdk_message import Earlier, Fields, is_tool
-from .dialect import Reader
+from .protocol import Reader
 
 
 def parts_of(stream_id: UUID, batches: Iterable[Batch], earlier: Earlier | None) -> list[Fields]:

@@ -24,8 +24,8 @@ from ..events import begins_call, escape_line_ends
 from ..snapshot import Snapshot
 from ..usage import added
 from . import sse
-from .dialect import Chain, Encoded, Header, Over
 from .openai import RESET, Tokens, error_of
+from .protocol import Chain, Encoded, Header, Over
 
 _DONE: Final = b"data: [DONE]\n\n"
 _FINISH_REASONS: Final = frozenset({"length", "content_filter"})

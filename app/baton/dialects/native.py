@@ -17,7 +17,7 @@ from ..db.event_log import Batch
 from ..events import encode_object, join_lines
 from ..snapshot import Snapshot
 from . import sse
-from .dialect import Encoded, Header, Over
+from .protocol import Encoded, Header, Over
 
 # The fields of the last event in the answer view.
 _END: Final = ("type", "status", "finish_reason", "error")

@@ -23,7 +23,7 @@ import orjson
 from ..db.event_log import Batch
 from ..db.streams import Stream
 from . import sse
-from .dialect import Encoded, Header, Over
+from .protocol import Encoded, Header, Over
 from .responses_items import Fields
 from .responses_writer import ResponseState, ResponseWriter
 

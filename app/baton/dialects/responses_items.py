@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import orjson
 
 from ..generators.conversation import SERVER_LABEL
-from .dialect import Chain
+from .protocol import Chain
 
 Fields = dict[str, Any]
 Frame = tuple[str, Fields]

@@ -10,8 +10,8 @@ import orjson
 
 from ..events import begins_call, escape_line_ends
 from ..usage import added
-from .dialect import Encoded, Over
 from .openai import RESET, Tokens, error_of
+from .protocol import Encoded, Over
 from .responses_items import CallItem, Fields, Frame, FunctionCall, HeldCall, Item, Message, Reasoning, ToolRun
 
 _INCOMPLETE: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .dialect import Header
+from .protocol import Header
 
 HEADERS: Final[tuple[Header, ...]] = (
     (b"content-type", b"text/event-stream; charset=utf-8"),

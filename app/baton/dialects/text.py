@@ -12,7 +12,7 @@ from typing import ClassVar, Final
 import orjson
 
 from ..db.event_log import Batch
-from .dialect import Encoded, Header, Over
+from .protocol import Encoded, Header, Over
 
 
 class Text:

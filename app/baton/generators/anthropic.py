@@ -17,7 +17,7 @@ from ..errors import GenerationError
 from ..settings import Settings
 from . import conversation
 from .protocol import Yielded
-from .provider import EventStream, Provider, SdkErrors, http_client, http_library
+from .provider import Provider, SdkErrors, SdkStream, http_client, http_library
 from .provider_answer import ProviderAnswer, part, usage_event
 
 # Servers without access control accept any key. Without one, the SDK would look for credentials on the disk.
@@ -60,7 +60,7 @@ class AnthropicGenerator(Provider):
         """Return an input of any form as the body of a request."""
         return conversation.for_anthropic(given)
 
-    async def open(self, model: str, body: dict[str, Any]) -> EventStream:
+    async def open(self, model: str, body: dict[str, Any]) -> SdkStream:
         """Send the request and return its streamed response."""
         if "messages" not in body:
             raise GenerationError("invalid_input", 'The input needs "messages".')

@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 
 from .protocol import Yielded
-from .provider_answer import ToolCalls, part
+from .provider_answer import CallNumbers, part
 
 _LEGACY: Final = "function_call"
 
@@ -66,8 +66,8 @@ class PartialCall:
 class ChatCalls:
     """The calls of one answer, in the order in which they begin."""
 
-    def __init__(self, numbered: ToolCalls) -> None:
-        self._numbered = numbered
+    def __init__(self, numbers: CallNumbers) -> None:
+        self._numbers = numbers
         self._calls: list[PartialCall] = []
         self._by_index: dict[Hashable, PartialCall] = {}
 
@@ -111,7 +111,7 @@ class ChatCalls:
         if arguments:
             call.arguments.append(arguments)
         if call.announced:
-            yield from self._numbered.extend(call, arguments)
+            yield from self._numbers.extend(call, arguments)
             return
         call.id = call.id or fragment.id
         # A name may be repeated in every fragment, too.
@@ -127,7 +127,7 @@ class ChatCalls:
     def _announce(self, call: PartialCall) -> Iterator[Yielded]:
         if not call.announced:
             call.announced = True
-            yield self._numbered.begin(call, call.id, call.name, "".join(call.arguments))
+            yield self._numbers.begin(call, call.id, call.name, "".join(call.arguments))
 
 
 def _begins(fragment: Fragment, call: PartialCall, *, whole: bool) -> bool:

@@ -19,7 +19,7 @@ from . import conversation
 from .chat_answer import ChatAnswer
 from .done import Marked
 from .protocol import Yielded
-from .provider import EventStream, Provider, SdkErrors, http_client, http_library
+from .provider import Provider, SdkErrors, SdkStream, http_client, http_library
 from .provider_answer import ProviderAnswer, openai_usage, part
 from .sdk_errors import reported
 
@@ -71,7 +71,7 @@ class ResponsesGenerator(OpenAIProvider):
         """Return an input of any form as the body of a request."""
         return conversation.for_responses(given)
 
-    async def open(self, model: str, body: dict[str, Any]) -> EventStream:
+    async def open(self, model: str, body: dict[str, Any]) -> SdkStream:
         """Send the request and return its streamed response."""
         return await self._responses.create(model=model, stream=True, extra_body=body)
 
@@ -91,7 +91,7 @@ class ChatGenerator(OpenAIProvider):
         """Return an input of any form as the body of a request."""
         return conversation.for_chat(given)
 
-    async def open(self, model: str, body: dict[str, Any]) -> EventStream:
+    async def open(self, model: str, body: dict[str, Any]) -> SdkStream:
         """Send the request and return its streamed response."""
         if "messages" not in body:
             raise GenerationError("invalid_input", 'The input needs "messages".')

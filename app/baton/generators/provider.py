@@ -45,7 +45,7 @@ class SdkErrors:
     timeout: type[Exception]
 
 
-class EventStream(Protocol):
+class SdkStream(Protocol):
     """A streamed response of an SDK."""
 
     def __aiter__(self) -> AsyncIterator[Any]: ...
@@ -69,7 +69,7 @@ class Provider(ABC):
         """Return an input of any form as the body of a request."""
 
     @abstractmethod
-    async def open(self, model: str, body: dict[str, Any]) -> EventStream:
+    async def open(self, model: str, body: dict[str, Any]) -> SdkStream:
         """Send the request and return its streamed response."""
 
     @abstractmethod
@@ -128,7 +128,7 @@ class Provider(ABC):
             raise GenerationError("invalid_input", 'The input\'s "model" must be a string.')
         return model
 
-    async def _open(self, model: str, body: dict[str, Any]) -> EventStream:
+    async def _open(self, model: str, body: dict[str, Any]) -> SdkStream:
         try:
             return await self.open(model, body)
         except (self.errors.any, self.http.HTTPError, OSError) as error:

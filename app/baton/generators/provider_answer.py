@@ -18,14 +18,14 @@ class ProviderAnswer(ABC):
     def __init__(self) -> None:
         self.finish_reason: str | None = None
         self.usage: Yielded | None = None
-        self.tool_calls = ToolCalls()
+        self.tool_calls = CallNumbers()
 
     @abstractmethod
     def translate(self, event: Any) -> Iterator[Yielded]:
         """Yield the events of a provider's event; those of an unknown type have none."""
 
 
-class ToolCalls:
+class CallNumbers:
     """Numbers tool calls 0, 1, 2 … in the order in which they appear, whatever a provider's own keys are."""
 
     def __init__(self) -> None:

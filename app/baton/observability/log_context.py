@@ -1,7 +1,7 @@
 """Adds the request, the stream and the trace that a log record belongs to.
 
 Each is in a context variable, which tasks inherit. So the records of a generator, and of a library that it calls, have
-them too. A task that serves many streams passes the id with the record: `extra={"stream_id": …}`.
+them too. A task that serves many streams passes the id with the record: `extra=fields_of(stream_id)`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ def of_stream(stream_id: UUID) -> Iterator[None]:
         yield
     finally:
         _stream_id.reset(token)
+
+
+def fields_of(stream_id: UUID) -> dict[str, str]:
+    """Return the `extra` of one record about a stream, for a task that serves many streams."""
+    return {"stream_id": str(stream_id)}
 
 
 class ContextFilter(logging.Filter):

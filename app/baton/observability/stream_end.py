@@ -7,7 +7,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from ..outcome import Outcome
-from . import traceparent
+from . import log_context, traceparent
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def note(stream_id: UUID, outcome: Outcome, trace: str | None = None, **known: A
             stream_id,
             outcome.status,
             outcome.code,
-            extra={"stream_id": str(stream_id)} | {name: _rounded(value) for name, value in fields.items()},
+            extra=log_context.fields_of(stream_id) | {name: _rounded(value) for name, value in fields.items()},
         )
 
 

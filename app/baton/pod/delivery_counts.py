@@ -48,7 +48,7 @@ class DeliveryCounts:
 
     def open(self) -> None:
         """Count an open stream."""
-        self._of_dialect.connections += 1
+        self._of_dialect.open_streams += 1
 
     def count(self, last: Batch, size_bytes: int, live: bool) -> None:
         """Count batches up to `last`, which are this many bytes in the dialect. Call `sent` once they are sent."""
@@ -70,7 +70,7 @@ class DeliveryCounts:
 
     def close(self, reason: Closing) -> None:
         """Count a closed stream."""
-        self._of_dialect.connections -= 1
+        self._of_dialect.open_streams -= 1
         self._metrics.closed.add(self.dialect, reason)
 
 

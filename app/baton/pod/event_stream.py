@@ -32,7 +32,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 from starlette.types import Receive, Scope, Send
 
 from ..db.event_log import Batch
-from ..dialects.dialect import Header, Reader
+from ..dialects.protocol import Header, Reader
 from ..errors import POD_FAULT, ConnectionCut, LogDamaged, TooManyQueries, Unavailable
 from ..observability import log_context, tracing
 from ..observability.metrics import PodMetrics

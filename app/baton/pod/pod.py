@@ -247,7 +247,7 @@ class Pod:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def watch_queue(self) -> None:
-        """Keep the queue's floor up to date, so that reads of the queue stay short even if vacuum removes nothing."""
+        """Keep the queue's watermark up to date, so that reads of it stay short even if vacuum removes nothing."""
         while True:
             try:
                 async with translated(self.pool), self.pool.acquire() as connection:
@@ -307,7 +307,7 @@ class Pod:
 
     def _on_kill(self, payload: str) -> None:
         """Kill this process, as the loss of the machine would, if the notification names this pod. In a demo only."""
-        name, stamp = payload.partition("\n")[0], notifications.committed_at(payload)
+        name, stamp = notifications.killed_pod(payload), notifications.committed_at(payload)
         if name != self.settings.pod_name or not self.verifier.verifies(KILL_CHANNEL, payload):
             return
         # A notification from before this pod's start was meant for an earlier pod of the same name.

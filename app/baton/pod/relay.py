@@ -28,7 +28,7 @@ from ..db.postgres import Pool, translated
 from ..db.shared_work import seen, shared_task
 from ..db.stream_ending import REWOUND
 from ..errors import CursorBeyondTail
-from ..observability import traceparent
+from ..observability import log_context, traceparent
 from ..observability.metrics import PodMetrics
 from ..observability.traceparent import TraceParent
 from ..outcome import Outcome
@@ -90,6 +90,17 @@ class Relay:
         self._dirty = False
         self._pages: dict[int, asyncio.Task[list[Batch]]] = {}
 
+    def add(self, subscriber: Recipient) -> None:
+        """Give a subscriber the batches from now on, until `remove`."""
+        self.subscribers.add(subscriber)
+        self.idle_since = None
+
+    def remove(self, subscriber: Recipient) -> None:
+        """Stop giving a subscriber batches."""
+        self.subscribers.discard(subscriber)
+        if not self.subscribers:
+            self.idle_since = time.monotonic()
+
     async def load(self) -> None:
         """Read the stream's newest batches, once for all that wait for it.
 
@@ -141,7 +152,7 @@ class Relay:
             "The log of stream %s has a gap after event %d.",
             self.stream_id,
             cursor,
-            extra={"stream_id": str(self.stream_id)},
+            extra=log_context.fields_of(self.stream_id),
         )
         self.damaged = True
         self._window.clear()

@@ -87,8 +87,7 @@ class RelayRegistry:
             self._relays[stream_id.hex] = relay
             self._metrics.relays = len(self._relays)
         subscriber = Subscriber(relay, cursor, tenant)
-        relay.subscribers.add(subscriber)
-        relay.idle_since = None
+        relay.add(subscriber)
         try:
             await relay.load()
             if relay.tenant != tenant:
@@ -111,10 +110,8 @@ class RelayRegistry:
     def unsubscribe(self, subscriber: Subscriber) -> None:
         """Leave a stream."""
         relay = subscriber.relay
-        relay.subscribers.discard(subscriber)
+        relay.remove(subscriber)
         self._limits.leave(subscriber.tenant, relay.stream_id)
-        if not relay.subscribers:
-            relay.idle_since = time.monotonic()
 
     def hear(self, payload: str) -> None:
         """Apply a notification about appended batches. Its signature is checked if it names a stream followed here."""

@@ -33,9 +33,7 @@ TURN_SECONDS: Final = 30.0
 class RequestBodies:
     """The bodies that a pod holds, counted. The metrics read the count here, and get each rejection."""
 
-    def __init__(
-        self, metrics: PodMetrics, *, max_bytes: int, max_body_bytes: int, turn_seconds: float = TURN_SECONDS
-    ) -> None:
+    def __init__(self, metrics: PodMetrics, *, max_bytes: int, max_body_bytes: int) -> None:
         self.size_bytes = 0  # held now, without the free bytes of each body
         self._metrics = metrics
         self._max_bytes = max(max_bytes, max_body_bytes)
@@ -43,7 +41,7 @@ class RequestBodies:
         self._tenants: Counter[str] = Counter()
         self.turn = asyncio.Lock()
         metrics.read("body_bytes", lambda: self.size_bytes)
-        self.turn_seconds = turn_seconds
+        self.turn_seconds = TURN_SECONDS
 
     def open(self, tenant: str) -> Body:
         """Begin to count a body of a tenant's request."""

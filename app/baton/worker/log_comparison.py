@@ -14,6 +14,7 @@ from uuid import UUID
 
 from ..db import event_log, history, streams
 from ..db.postgres import Connection
+from ..observability.log_context import fields_of
 from .outbox import Lost, Outbox
 
 logger = logging.getLogger(__name__)
@@ -61,14 +62,14 @@ class LogComparison:
                     outbox.stream_id,
                     outbox.tail,
                     found.seq,
-                    extra=_fields(outbox),
+                    extra=fields_of(outbox.stream_id),
                 )
                 outbox.end_with(Lost.REWOUND, found.seq)
             elif not lasted[left]:
                 logger.error(
                     "Stream %s may have been another worker's when the database failed over.",
                     outbox.stream_id,
-                    extra=_fields(outbox),
+                    extra=fields_of(outbox.stream_id),
                 )
                 outbox.end_with(Lost.REWOUND, found.seq)
             elif left not in {None, self.history}:
@@ -86,7 +87,3 @@ class LogComparison:
         if fences:
             await streams.adopt(connection, fences)
         self._to_adopt.difference_update(settled)
-
-
-def _fields(outbox: Outbox) -> dict[str, str]:
-    return {"stream_id": str(outbox.stream_id)}

@@ -124,7 +124,7 @@ class Slots:
     def _on_lost(self, run: Run, lost: Lost) -> None:
         stream_id = run.claim.stream_id
         logger.warning(
-            "Stream %s is lost to this worker: %s.", stream_id, lost.value, extra={"stream_id": str(stream_id)}
+            "Stream %s is lost to this worker: %s.", stream_id, lost.value, extra=log_context.fields_of(stream_id)
         )
         if lost.outcome is None:
             run.abandon()

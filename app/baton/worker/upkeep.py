@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from uuid import UUID
 
 import asyncpg
 
-from ..db import partitions, stream_ending, stream_queue, streams, worker_rows
+from ..db import notifications, partitions, stream_ending, stream_queue, streams, worker_rows
 from ..db.postgres import Connection
 from ..db.queue_watermark import SWEEP_SECONDS, QueueWatermark
 from ..db.worker_rows import Owned
@@ -60,11 +59,11 @@ class Upkeep:
 
         The next heartbeat would find the cancel too.
         """
-        with contextlib.suppress(ValueError):
-            if (stream_id := UUID(payload)) in self._slots.runs:
-                self._cancelled.add(stream_id)
-                return True
-        return False
+        stream_id = notifications.cancelled_stream(payload)
+        if stream_id is None or stream_id not in self._slots.runs:
+            return False
+        self._cancelled.add(stream_id)
+        return True
 
     def reconnected(self) -> None:
         """Look at everything again: a reply to a claim may be lost, and this may be another server."""

@@ -25,6 +25,7 @@ from ..db import event_log, history, sqlstates, stream_ending, streams
 from ..db.event_log import Append
 from ..db.postgres import Connection, connect
 from ..db.reconnecting import FAILURES
+from ..observability.log_context import fields_of
 from ..observability.metrics import WorkerMetrics
 from .flush_schedule import FlushSchedule
 from .log_comparison import LeaseLasted, LogComparison
@@ -229,7 +230,9 @@ class Writer:
 
     def _put_off(self, outbox: Outbox, error: Exception) -> None:
         """Try a batch without a partition again after a while. Its generator waits once the buffer is full."""
-        logger.error("%s: run `baton maintain`, which creates the missing partitions.", error, extra=_fields(outbox))
+        logger.error(
+            "%s: run `baton maintain`, which creates the missing partitions.", error, extra=fields_of(outbox.stream_id)
+        )
         self._retry_later(outbox)
 
     def _retry_later(self, outbox: Outbox) -> None:
@@ -245,7 +248,9 @@ class Writer:
         Without its terminal event the row stays open: a closed row tells followers that the log has lost its end.
         """
         # The error is not logged as text, which contains the row that was refused.
-        logger.error("The database refused data of stream %s: %r", outbox.stream_id, error, extra=_fields(outbox))
+        logger.error(
+            "The database refused data of stream %s: %r", outbox.stream_id, error, extra=fields_of(outbox.stream_id)
+        )
         if outbox.lost is Lost.REJECTED:
             self._retry_later(outbox)
             return
@@ -255,8 +260,3 @@ class Writer:
 
 class _HistoryChanged(Exception):
     """The database has another history than when the log was compared."""
-
-
-def _fields(outbox: Outbox) -> dict[str, str]:
-    """Return the log fields of a stream: one connection writes for all of them."""
-    return {"stream_id": str(outbox.stream_id)}

@@ -20,7 +20,7 @@ from tests.support.cluster import Cluster, RunningPod, Tap, echo, text
 from tests.support.follower import Follower, following, frames_after, parse
 from tests.support.logbook import DEADLINE_SECONDS, until
 
-from baton.api.aisdk_messages import SendMessages, UIMessage
+from baton.api.aisdk_bodies import SendMessages, UIMessage
 from baton.api.chat import CreateCompletion
 from baton.api.models import CreateStream, TokenOptions
 from baton.api.request_body import parse_json

@@ -236,7 +236,7 @@ async def test_a_pod_looks_again_after_a_failure(
     database = urlsplit(cluster.dsn).path[1:]
     await execute(postgres, f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
     await execute(postgres, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'")
-    await until(lambda: "The database cannot be looked at" in caplog.text)
+    await until(lambda: "The pod cannot measure the database" in caplog.text)
     await execute(postgres, f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
     pod.pod.metrics.partitions_end = None
     await until(lambda: pod.pod.metrics.partitions_end is not None)

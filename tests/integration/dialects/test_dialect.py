@@ -5,8 +5,8 @@ from __future__ import annotations
 from tests.support.cluster import Cluster, text
 
 from baton.db.event_log import Batch
-from baton.dialects.dialect import Encoded, Reader
 from baton.dialects.native import START, Native
+from baton.dialects.protocol import Encoded, Reader
 from baton.pod.relay import ENCODED_BATCHES_KEPT
 
 

@@ -19,8 +19,8 @@ from baton.db import streams
 from baton.db.event_log import Batch
 from baton.dialects import native
 from baton.dialects.chat import CHAT
-from baton.dialects.dialect import Encoded, Reader
 from baton.dialects.native import Native
+from baton.dialects.protocol import Encoded, Reader
 from baton.dialects.responses import RESPONSES
 from baton.dialects.sse import retry_block
 from baton.dialects.text import START, TEXT

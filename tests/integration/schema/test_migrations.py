@@ -270,7 +270,7 @@ async def test_a_signal_rolls_back_the_current_revision(empty_dsn: str, tmp_path
             await until(lambda: awaited(other))
             migrating.signal(number)
             assert await migrating.ends() == 128 + number
-        assert "run `baton migrate` again to go on" in migrating.lines[-1]
+        assert "Run `baton migrate` again to continue" in migrating.lines[-1]
         await until(lambda: nobody_migrates(other))
         assert await revision_at(other) == "0003"
     await migrate(empty_dsn, days_ahead=0)

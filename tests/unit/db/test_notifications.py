@@ -8,12 +8,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from baton.db import notifications
 from baton.db.event_log import Append
-from baton.db.notifications import MAX_BYTES, pack, unpack
+from baton.db.notifications import MAX_BYTES, TRAILER_BYTES, pack, unpack
 from baton.events import MAX_SEQ, encode_text, join_lines
 from baton.outcome import Outcome
 
@@ -44,6 +44,7 @@ def batch_of(stream_id: UUID, size_bytes: int) -> Append:
 
 
 @given(st.lists(appends()))
+@example([batch_of(UUID(int=1), 7907)])  # the smallest that does not fit, of one event with a short number
 def test_unpacking_returns_what_was_packed(items: list[Append]) -> None:
     payloads = pack(items, NOW)
     assert {notifications.committed_at(payload) for payload in payloads} <= {NOW}
@@ -57,7 +58,8 @@ def test_unpacking_returns_what_was_packed(items: list[Append]) -> None:
         if announcement.events is not None:
             assert announcement.events.encode() == item.events
         else:
-            assert len(item.events) > MAX_BYTES - 70
+            head = notifications.record(item.stream_id.hex, item.first_seq, item.last_seq, "e")
+            assert len(f"{head}9999\n") + len(item.events) > MAX_BYTES - TRAILER_BYTES
 
 
 @given(st.lists(appends()))
@@ -118,3 +120,10 @@ def test_an_erasure_and_a_change_are_announced_without_events() -> None:
     (hint,) = unpack(notifications.change_payload(stream_id), {stream_id.hex})
     assert hint.events is None
     assert hint.last_seq == MAX_SEQ
+
+
+def test_a_cancel_names_its_stream_and_malformed_ones_none() -> None:
+    stream_id = uuid.uuid4()
+    assert notifications.cancelled_stream(stream_id.hex) == stream_id
+    assert notifications.cancelled_stream("") is None
+    assert notifications.cancelled_stream("a stream") is None

@@ -10,7 +10,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from tests.support.wire import ANSWERS, SIZES, STREAM_ID, batches, data, sent, stream
 
 from baton.dialects.chat import CHAT, completion_of
-from baton.dialects.dialect import Reader
+from baton.dialects.protocol import Reader
 from baton.outcome import Outcome
 from baton.snapshot import Snapshot, ToolCall
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from tests.support.wire import batches
 
 from baton.db.event_log import Batch
-from baton.dialects.dialect import Chain, Encoded, Reader
 from baton.dialects.native import START, Native
+from baton.dialects.protocol import Chain, Encoded, Reader
 
 
 class Counting(Native):

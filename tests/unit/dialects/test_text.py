@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from tests.support.wire import ANSWERS, SIZES, batches, sent
 
-from baton.dialects.dialect import Reader
+from baton.dialects.protocol import Reader
 from baton.dialects.text import START, TEXT
 from baton.events import without_surrogates
 from baton.outcome import Outcome

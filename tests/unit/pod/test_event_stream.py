@@ -16,8 +16,8 @@ from baton.db.event_log import Batch
 from baton.db.notifications import Announcement
 from baton.db.postgres import Pool
 from baton.dialects import native
-from baton.dialects.dialect import Encoded, Reader
 from baton.dialects.native import Native
+from baton.dialects.protocol import Encoded, Reader
 from baton.dialects.text import START, TEXT
 from baton.events import encode_text
 from baton.observability.metrics import PodMetrics
@@ -104,7 +104,7 @@ class Scene:
         self.relay.loaded = True
         limits.join("t", ID)
         self.subscriber = Subscriber(self.relay, 0, "t")
-        self.relay.subscribers.add(self.subscriber)
+        self.relay.add(self.subscriber)
         self.streams = OpenStreams(sse_keep_alive_seconds=60, write_timeout_seconds=60, max_age_seconds=600)
         self.reader = reader or Reader(native.FULL, native.START, 0)
         self.gone = 0

@@ -45,10 +45,10 @@ LIMITS: Final[tuple[Limit, ...]] = get_args(Limit)
 class DialectCounts:
     """What a pod sent to the clients of one dialect."""
 
-    __slots__ = ("connections", "events", "size_bytes")
+    __slots__ = ("events", "open_streams", "size_bytes")
 
     def __init__(self) -> None:
-        self.connections = 0
+        self.open_streams = 0
         self.events = 0
         self.size_bytes = 0
 
@@ -183,11 +183,11 @@ class PodMetrics(Collector):
                 yield GaugeMetricFamily(name, documentation, value)
 
     def _collect_dialects(self) -> Iterator[Metric]:
-        connections = GaugeMetricFamily("baton_event_streams", "Open event streams", labels=["dialect"])
+        open_streams = GaugeMetricFamily("baton_event_streams", "Open event streams", labels=["dialect"])
         events = CounterMetricFamily("baton_events_sent", "Events sent to clients", labels=["dialect"])
         sizes = CounterMetricFamily("baton_sent_bytes", "Bytes of events sent to clients", labels=["dialect"])
         for name, counts in list(self._dialects.items()):
-            connections.add_metric([name], counts.connections)
+            open_streams.add_metric([name], counts.open_streams)
             events.add_metric([name], counts.events)
             sizes.add_metric([name], counts.size_bytes)
-        yield from (connections, events, sizes)
+        yield from (open_streams, events, sizes)
