@@ -18,7 +18,7 @@ from tests.support.installed import binaries, installed_postgres
 
 from baton.demo.embedded import embedded_postgres
 
-# How fast inputs are made, and examples run, depends on what else the machine is doing.
+# The speed of examples depends on the load of the machine.
 hypothesis.settings.register_profile("all", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.register_profile("quick", hypothesis.settings.get_profile("all"), max_examples=30)
 
@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests with real clients, and keep those that share a server of their own on one of xdist's workers."""
+    """Mark the tests with real clients. Keep the tests that share a server on one xdist worker."""
     clients = Path(__file__).parent / "clients"
     for item in items:
         if item.path.is_relative_to(clients):
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Keep keys, addresses, proxies and an `.env` of whoever runs the tests out of them."""
+    """Hide the developer's keys, addresses, proxies and `.env` from the tests."""
     for name in list(os.environ):
         if name.startswith(("BATON_", "OPENAI_", "ANTHROPIC_", "OTEL_", "GOOGLE_CLOUD_")) or name.lower().endswith(
             "_proxy"
@@ -57,7 +57,7 @@ def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 @pytest.fixture(scope="session")
 def postgres(pytestconfig: pytest.Config) -> Iterator[str]:
-    """The DSN of a server: the one that was named, or of the version that was, else a container's, else embedded."""
+    """The DSN of a server: the named one, one of the requested version, a container, or the embedded one."""
     named = os.environ.get("BATON_TEST_DATABASE_URL")
     wanted = pytestconfig.getoption("--postgres")
     if named:
@@ -77,7 +77,7 @@ def postgres(pytestconfig: pytest.Config) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def template(postgres: str) -> Iterator[str]:
-    """The name of a migrated database that nobody connects to."""
+    """The name of a migrated database without connections."""
     name = f"baton_template_{secrets.token_hex(4)}"
     asyncio.run(create_template(postgres, name))
     yield name

@@ -24,9 +24,7 @@ pytestmark = pytest.mark.timeout(INSTALL_SECONDS + 60)
 HALF = WORDS[:300]
 
 
-async def test_use_chat_shows_a_cut_as_an_error_and_resumes_on_another_pod_with_the_whole_answer(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_use_chat_shows_a_cut_as_an_error_and_resumes_on_another_pod(cluster: Cluster, node: Node) -> None:
     async with (
         two_pods(cluster) as pods,
         balancer(pods.first, pods.second) as url,
@@ -56,9 +54,7 @@ async def test_use_chat_shows_a_cut_as_an_error_and_resumes_on_another_pod_with_
         assert (later["status"], later["messages"]) == ("ready", whole["messages"])
 
 
-async def test_use_chat_stops_on_the_server_and_shows_what_the_server_says_is_wrong(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_use_chat_stops_on_the_server_and_shows_the_servers_error(cluster: Cluster, node: Node) -> None:
     pod = await cluster.pod()
     tap = Tap()
     tap.let(*HALF)
@@ -76,7 +72,7 @@ async def test_use_chat_stops_on_the_server_and_shows_what_the_server_says_is_wr
 
 
 @pytest.mark.parametrize("cut", [False, True])
-async def test_use_object_shows_partial_objects_and_takes_a_cut_for_an_error(
+async def test_use_object_shows_partial_objects_and_treats_a_cut_as_an_error(
     cluster: Cluster, node: Node, cut: bool
 ) -> None:
     pod = await cluster.pod()
@@ -105,9 +101,7 @@ async def test_use_object_shows_partial_objects_and_takes_a_cut_for_an_error(
         assert said[-1] == {"event": "end"}
 
 
-async def test_workflow_chat_transport_comes_back_by_itself_until_it_has_every_chunk_once(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_workflow_chat_transport_reconnects_until_it_has_every_chunk_once(cluster: Cluster, node: Node) -> None:
     async with (
         two_pods(cluster) as pods,
         balancer(pods.first, pods.second) as url,
@@ -136,7 +130,7 @@ async def test_workflow_chat_transport_comes_back_by_itself_until_it_has_every_c
     assert ends == [len(chunks)] * 3
 
 
-async def test_every_chunk_is_one_by_the_sdks_own_schema_and_reader(node: Node) -> None:
+async def test_every_chunk_is_valid_for_the_sdks_schema_and_reader(node: Node) -> None:
     bodies = [read(batches(events)).decode() for events, _ in CASES.values()]
     async with node.running("read_chunks.mjs", json.dumps(bodies)) as script:
         read_back = await script.rest()

@@ -72,7 +72,7 @@ async def turns(node: Node, model: Model, pods: tuple[RunningPod, RunningPod], *
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_the_model_is_asked_the_same_whether_a_page_sends_all_messages_or_the_last(
+async def test_the_model_gets_the_same_from_all_messages_and_from_the_last(
     cluster: Cluster, node: Node, version: str
 ) -> None:
     model, pods = Model(), (await cluster.pod(), await cluster.pod())
@@ -84,7 +84,7 @@ async def test_the_model_is_asked_the_same_whether_a_page_sends_all_messages_or_
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_a_conversation_goes_on_after_its_pod_was_killed(cluster: Cluster, node: Node, version: str) -> None:
+async def test_a_conversation_continues_after_its_pod_was_killed(cluster: Cluster, node: Node, version: str) -> None:
     async with two_pods(cluster) as pods:
         arguments = (version, "documented", "killed", pods.first, pods.second)
         async with node.running("turns.mjs", *arguments) as page:

@@ -95,7 +95,7 @@ def shown(said: dict[str, Any]) -> list[list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_the_pages_own_tool_continues_its_message_live_and_after_a_reload_on_another_pod(
+async def test_a_page_tool_continues_its_message_live_and_after_a_reload(
     cluster: Cluster, node: Node, generators: Generators, version: str
 ) -> None:
     one, two = await cluster.pod(), await cluster.pod()
@@ -144,7 +144,7 @@ async def test_a_continued_message_survives_its_pod(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_a_tool_that_the_generator_ran_is_asked_for_once(
+async def test_a_tool_run_by_the_generator_is_requested_once(
     cluster: Cluster, node: Node, generators: Generators, version: str
 ) -> None:
     pod = await cluster.pod()
@@ -170,7 +170,7 @@ async def test_a_stopped_answer_with_a_result_is_not_sent_back(
 
 @pytest.mark.parametrize("version", ["6", "7"])
 @pytest.mark.parametrize("scenario", ["asking", "denying"])
-async def test_a_tool_runs_if_the_user_allows_it(
+async def test_a_tool_runs_if_the_user_approves_it(
     cluster: Cluster, node: Node, generators: Generators, version: str, scenario: str
 ) -> None:
     pod = await cluster.pod()

@@ -14,7 +14,7 @@ from tests.support.follower import frames_after, texts
 from tests.support.logbook import until
 
 
-async def test_all_dialects_tell_the_same_text(cluster: Cluster) -> None:
+async def test_all_dialects_send_the_same_text(cluster: Cluster) -> None:
     tap = Tap()
     one, other = await cluster.pod(), await cluster.pod()
     await cluster.worker({"tap": tap}, flush_interval_milliseconds=5)

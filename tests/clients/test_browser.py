@@ -109,7 +109,7 @@ async def browser(folder: Path, url: str) -> AsyncIterator[None]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the page was not tried in a browser")
-async def test_a_page_goes_on_through_the_death_of_its_pod(cluster: Cluster, tmp_path: Path) -> None:
+async def test_a_page_continues_after_its_pod_was_killed(cluster: Cluster, tmp_path: Path) -> None:
     tap = Tap()
     await cluster.worker({"tap": tap}, flush_interval_milliseconds=5)
     found = re.search(r"```html\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)

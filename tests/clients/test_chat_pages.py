@@ -24,7 +24,7 @@ WORKFLOW = (
 
 @pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])
 @pytest.mark.parametrize("version", NEW)
-async def test_an_answer_that_ended_while_the_tab_was_closed_is_shown_whole(
+async def test_an_answer_that_ended_while_the_tab_was_closed_is_complete(
     cluster: Cluster, node: Node, version: str, status: str
 ) -> None:
     async with chat_page(cluster, node, version) as page:
@@ -59,7 +59,7 @@ async def end(page: ChatPage, status: str) -> None:
 
 
 @pytest.mark.parametrize("version", NEW)
-async def test_a_question_whose_answer_came_while_the_tab_was_closed_is_answered(
+async def test_a_question_answered_while_the_tab_was_closed_gets_its_answer(
     cluster: Cluster, node: Node, version: str
 ) -> None:
     async with chat_page(cluster, node, version) as page:
@@ -72,7 +72,7 @@ async def test_a_question_whose_answer_came_while_the_tab_was_closed_is_answered
 
 
 @pytest.mark.parametrize("version", NEW)
-async def test_half_an_answer_that_is_erased_stays_as_it_is(cluster: Cluster, node: Node, version: str) -> None:
+async def test_an_erased_partial_answer_stays_unchanged(cluster: Cluster, node: Node, version: str) -> None:
     async with chat_page(cluster, node, version) as page:
         await show(page, answers(version))
         half = await ask(page, *WORDS[:3])
@@ -100,9 +100,7 @@ async def test_workflow_chat_transport_asks_once_for_a_chat_without_an_answer(cl
         assert [request["method"] for request in whole["requests"]] == ["GET", "POST"]
 
 
-async def test_tool_results_that_were_not_sent_are_sent_once_where_a_chat_has_no_answer(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_unsent_tool_results_are_sent_once_if_a_chat_has_no_answer(cluster: Cluster, node: Node) -> None:
     answered = {"type": "tool-look_up", "toolCallId": "c", "state": "output-available", "input": {}, "output": 1}
     messages = [
         {"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hello"}]},
@@ -117,9 +115,7 @@ async def test_tool_results_that_were_not_sent_are_sent_once_where_a_chat_has_no
         assert [request["method"] for request in sent["requests"]] == ["GET", "POST"]
 
 
-async def test_workflow_chat_transport_replaces_what_was_saved_in_the_middle_of_a_tool_call(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_workflow_chat_transport_replaces_an_incomplete_tool_call(cluster: Cluster, node: Node) -> None:
     call = {"type": "tool_call", "index": 0, "id": "c", "name": "look_up", "arguments_delta": '{"x":'}
     async with chat_page(cluster, node, "7") as page:
         await page.show(WORKFLOW, messages=[])
@@ -151,9 +147,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_workflow_chat_transport_asks_once_for_an_answer_that_is_over(
-    cluster: Cluster, node: Node, case: str
-) -> None:
+async def test_workflow_chat_transport_asks_once_for_an_ended_answer(cluster: Cluster, node: Node, case: str) -> None:
     options, code = CASES[case]
     async with chat_page(cluster, node, "7") as page:
         await page.show(WORKFLOW, messages=[])

@@ -126,7 +126,7 @@ async def test_a_person_watches_a_stream_and_cancels_it_by_keyboard(cluster: Clu
 
 
 @pytest.mark.slow
-async def test_a_failed_stream_tells_why_to_a_key_that_reads_no_answers(cluster: Cluster) -> None:
+async def test_a_failed_stream_shows_its_reason_to_a_key_without_read_access(cluster: Cluster) -> None:
     _, creator = await make_key(cluster, "create")
     _, admin = await make_key(cluster, "admin")
     await cluster.worker({"fails": fails})
@@ -155,7 +155,7 @@ async def test_a_failed_stream_tells_why_to_a_key_that_reads_no_answers(cluster:
 
 
 @pytest.mark.slow
-async def test_it_says_so_when_no_pod_answers_and_goes_on_when_one_does(cluster: Cluster) -> None:
+async def test_the_console_reports_lost_pods_and_continues_with_the_next(cluster: Cluster) -> None:
     pod = await cluster.pod(**QUICK)
     async with browsing() as page:
         await page.goto(f"{pod.url}/console")
@@ -170,7 +170,7 @@ async def test_it_says_so_when_no_pod_answers_and_goes_on_when_one_does(cluster:
 
 
 @pytest.mark.slow
-async def test_a_page_that_nobody_sees_asks_nothing(cluster: Cluster) -> None:
+async def test_a_hidden_page_sends_no_requests(cluster: Cluster) -> None:
     pod = await cluster.pod(**QUICK)
     asked: list[str] = []
     async with browsing() as page:
@@ -211,7 +211,7 @@ async def two_demo_pods(cluster: Cluster) -> AsyncIterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [WIDE, PHONE])
-async def test_a_person_kills_the_pod_that_tells_an_answer(cluster: Cluster, size: tuple[int, int]) -> None:
+async def test_a_person_kills_the_pod_that_serves_an_answer(cluster: Cluster, size: tuple[int, int]) -> None:
     tap = Tap()
     await cluster.worker({"replay": tap}, flush_interval_milliseconds=5)
     async with two_demo_pods(cluster) as url, browsing(size=size) as page:

@@ -81,7 +81,7 @@ class Site:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: CORS was not tried in a browser")
-async def test_a_page_of_another_origin_follows_where_it_is_allowed(cluster: Cluster, tmp_path: Path) -> None:
+async def test_a_page_of_an_allowed_origin_follows_a_stream(cluster: Cluster, tmp_path: Path) -> None:
     await cluster.worker({"replay": echo}, flush_interval_milliseconds=5)
     site = Site()
     async with served(site.app) as origin:

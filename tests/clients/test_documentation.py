@@ -82,9 +82,7 @@ async def test_a_python_client_prints_the_answer(cluster: Cluster, heading: str)
 
 
 @pytest.mark.parametrize("heading", ["Python: OpenAI's Responses", "Python: httpx"])
-async def test_a_python_client_goes_on_when_its_pod_is_killed_and_the_way_to_the_next_is_troubled(
-    cluster: Cluster, heading: str
-) -> None:
+async def test_a_python_client_continues_after_a_killed_pod_and_failed_retries(cluster: Cluster, heading: str) -> None:
     source = code_of(heading, "python")[0]
     troubles: list[bytes] = []
     async with (
@@ -103,7 +101,7 @@ async def test_a_python_client_goes_on_when_its_pod_is_killed_and_the_way_to_the
 
 
 @pytest.mark.slow
-async def test_the_create_of_a_response_is_repeated_and_makes_one_response(cluster: Cluster) -> None:
+async def test_repeating_a_create_makes_one_response(cluster: Cluster) -> None:
     source = code_of("Python: OpenAI's Responses", "python")[0]
     pod = await cluster.pod()
     await cluster.worker({"replay": words})
@@ -114,7 +112,7 @@ async def test_the_create_of_a_response_is_repeated_and_makes_one_response(clust
     assert await cluster.pool.fetchval("SELECT count(*) FROM baton.stream") == 1
 
 
-async def test_a_refusal_that_stays_ends_the_python_clients_at_once(cluster: Cluster) -> None:
+async def test_a_final_refusal_ends_the_python_clients_at_once(cluster: Cluster) -> None:
     pod = await cluster.pod()  # and nobody who knows `nobody`
     source = code_of("Python: OpenAI's Responses", "python")[0].replace('"replay"', '"nobody"')
     async with running(sys.executable, "-c", source, url=pod.url) as client, asyncio.timeout(DEADLINE_SECONDS):
@@ -146,7 +144,7 @@ async def test_partial_structured_output_is_shown_as_it_grows(cluster: Cluster) 
 
 
 @pytest.mark.parametrize("approved", [False, True])
-async def test_a_tool_is_run_if_the_user_allows_it(cluster: Cluster, approved: bool) -> None:
+async def test_a_tool_runs_if_the_user_approves_it(cluster: Cluster, approved: bool) -> None:
     module: dict[str, Any] = {}
     exec(code_of("Tools", "python")[0], module)
     pod = await cluster.pod()
@@ -163,7 +161,7 @@ async def test_a_tool_is_run_if_the_user_allows_it(cluster: Cluster, approved: b
     assert ("the user did not allow this call" in answer.text) != approved
 
 
-def test_all_code_is_run() -> None:
+def test_all_documented_code_is_run() -> None:
     """Each module for node by a script here; the rest by the tests of this file, and the page by a browser."""
     imported = set(re.findall(r'from "\./(\S+)"', "".join(script.read_text() for script in HERE.glob("*.mjs"))))
     assert documented().keys() <= imported

@@ -13,7 +13,7 @@ from tests.support.logbook import until
 pytestmark = pytest.mark.timeout(INSTALL_SECONDS + 60)
 
 
-async def test_eventsource_comes_back_elsewhere_and_misses_nothing(cluster: Cluster, node: Node) -> None:
+async def test_eventsource_reconnects_to_another_pod_and_misses_nothing(cluster: Cluster, node: Node) -> None:
     async with two_pods(cluster) as pods, balancer(pods.first, pods.second) as url:
         created = await cluster.client.post(f"{url}/v1/streams", json={"generator": "tap", "input": None})
         async with node.running("event_source.mjs", created.json()["events_url"], url=url) as client:
@@ -25,9 +25,7 @@ async def test_eventsource_comes_back_elsewhere_and_misses_nothing(cluster: Clus
             judge((await client.rest())[-1])
 
 
-async def test_fetch_event_source_repeats_its_request_elsewhere_and_misses_nothing(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_fetch_event_source_repeats_its_request_and_misses_nothing(cluster: Cluster, node: Node) -> None:
     async with (
         two_pods(cluster) as pods,
         balancer(pods.first, pods.second) as url,
@@ -43,7 +41,7 @@ async def test_fetch_event_source_repeats_its_request_elsewhere_and_misses_nothi
 
 
 @pytest.mark.parametrize("implementation", ["eventsource", "event-source-polyfill"])
-async def test_a_page_that_names_a_cursor_comes_back_after_the_last_event(
+async def test_a_page_with_a_cursor_reconnects_after_the_last_event(
     cluster: Cluster, node: Node, implementation: str
 ) -> None:
     async with two_pods(cluster) as pods, balancer(pods.first, pods.second) as url:

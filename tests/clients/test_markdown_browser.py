@@ -96,7 +96,7 @@ async def html(page: Page) -> str:
     return shown
 
 
-async def test_markdown_is_shown_as_elements_and_in_pieces_as_at_once(cluster: Cluster) -> None:
+async def test_markdown_in_chunks_looks_like_markdown_at_once(cluster: Cluster) -> None:
     tap = Tap()
     async with asked(cluster, tap) as page:
         tap.let(*ANSWER)
@@ -179,9 +179,7 @@ async def test_a_block_that_is_final_is_never_drawn_again(cluster: Cluster) -> N
 
 
 @pytest.mark.parametrize("size", [(1280, 860), PHONE])
-async def test_the_page_stays_at_the_end_of_the_answer_until_its_reader_scrolls(
-    cluster: Cluster, size: tuple[int, int]
-) -> None:
+async def test_the_page_follows_the_answer_until_the_reader_scrolls(cluster: Cluster, size: tuple[int, int]) -> None:
     tap = Tap()
     async with asked(cluster, tap, size) as page:
         newest = page.get_by_role("button", name="Latest text")

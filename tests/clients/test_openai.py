@@ -112,7 +112,7 @@ async def test_the_npm_client_continues_a_response_on_another_pod(cluster: Clust
 
 
 @pytest.mark.timeout(INSTALL_SECONDS + 60)
-async def test_the_npm_client_takes_a_completion_that_is_cut_for_an_error(cluster: Cluster, node: Node) -> None:
+async def test_the_npm_client_treats_a_cut_completion_as_an_error(cluster: Cluster, node: Node) -> None:
     async with two_pods(cluster) as pods, node.running("openai_chat.mjs", "tap", url=pods.first) as client:
         pods.say(*WORDS[:300])
         await client.says("half")
@@ -127,7 +127,7 @@ async def read_on(stream: AsyncIterator[Any], seen: list[Any]) -> None:
         seen.append(event)  # noqa: PERF401
 
 
-async def test_a_pod_that_leaves_is_no_end_of_an_answer(cluster: Cluster) -> None:
+async def test_a_draining_pod_does_not_end_an_answer(cluster: Cluster) -> None:
     tap = Tap()
     pod, other = await cluster.pod(), await cluster.pod()
     await cluster.worker({"tap": tap})
@@ -153,7 +153,7 @@ async def test_a_pod_that_leaves_is_no_end_of_an_answer(cluster: Cluster) -> Non
         assert found.status != "cancelled"
 
 
-async def test_a_pod_that_leaves_creates_nothing_that_would_have_to_be_followed(cluster: Cluster) -> None:
+async def test_a_draining_pod_creates_nothing_that_must_be_followed(cluster: Cluster) -> None:
     pod = await cluster.pod()
     await cluster.worker({"echo": echo})
     pod.pod.draining = True
@@ -169,7 +169,7 @@ async def test_a_pod_that_leaves_creates_nothing_that_would_have_to_be_followed(
     assert await cluster.pool.fetchval("SELECT count(*) FROM baton.stream") == 0
 
 
-async def test_who_waits_at_a_pod_that_leaves_is_told_where_the_answer_is_and_asks_for_no_other(
+async def test_a_client_waiting_at_a_draining_pod_is_sent_to_its_answer(
     cluster: Cluster,
 ) -> None:
     tap = Tap()
@@ -220,7 +220,7 @@ async def test_a_response_is_awaited_polled_listed_and_deleted(client: AsyncOpen
     assert refused.value.code == "stream_not_found"
 
 
-async def test_the_stream_helper_parses_what_was_asked_for(client: AsyncOpenAI) -> None:
+async def test_the_stream_helper_parses_structured_output(client: AsyncOpenAI) -> None:
     async with client.responses.stream(model="json", input="a point", text_format=Point) as stream:
         snapshots = [event.snapshot async for event in stream if event.type == "response.output_text.delta"]
         final = await stream.get_final_response()
@@ -251,7 +251,7 @@ async def test_a_completion_is_streamed_and_awaited(client: AsyncOpenAI) -> None
     assert (text, chunks[-1].usage.completion_tokens) == ("You said: hello", 5)
 
 
-async def test_what_fails_raises_or_says_so(client: AsyncOpenAI) -> None:
+async def test_a_failure_raises_or_is_reported(client: AsyncOpenAI) -> None:
     messages: Any = [{"role": "user", "content": "go"}]
     failed = await client.responses.create(model="fail", input="go")
     assert failed.status == "failed"
@@ -266,7 +266,7 @@ async def test_what_fails_raises_or_says_so(client: AsyncOpenAI) -> None:
             pass
 
 
-async def test_what_is_wrong_is_told_in_openais_form(client: AsyncOpenAI) -> None:
+async def test_errors_have_openais_form(client: AsyncOpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="There is no model called 'gpt-none'") as unknown:
         await client.responses.create(model="gpt-none", input="x")
     assert unknown.value.code == "model_not_found"
@@ -288,7 +288,7 @@ async def test_what_is_wrong_is_told_in_openais_form(client: AsyncOpenAI) -> Non
     assert (await client.models.retrieve("echo")).owned_by == "baton"
 
 
-async def test_what_nests_too_deeply_is_refused_and_makes_nothing(client: AsyncOpenAI, cluster: Cluster) -> None:
+async def test_input_that_nests_too_deeply_creates_nothing(client: AsyncOpenAI, cluster: Cluster) -> None:
     deep: Any = {}
     for _ in range(246):
         deep = {"a": deep}
@@ -297,7 +297,7 @@ async def test_what_nests_too_deeply_is_refused_and_makes_nothing(client: AsyncO
     assert await cluster.pool.fetchval("SELECT count(*) FROM baton.stream") == 0
 
 
-async def test_a_completion_that_can_be_repeated_outlives_its_first_client(cluster: Cluster) -> None:
+async def test_a_completion_with_an_idempotency_key_outlives_its_client(cluster: Cluster) -> None:
     tap = Tap()
     pod = await cluster.pod()
     await cluster.worker({"tap": tap})
@@ -364,7 +364,7 @@ async def leave_when_it_runs(client: AsyncOpenAI, pod: RunningPod, tap: Tap, *, 
         await asyncio.gather(waiting, return_exceptions=True)
 
 
-async def test_http_1_0_is_refused_before_anything_is_made(cluster: Cluster) -> None:
+async def test_http_1_0_is_refused_before_anything_is_created(cluster: Cluster) -> None:
     pod = await cluster.pod()
     await cluster.worker({"echo": echo})
     host, _, port = pod.url.removeprefix("http://").partition(":")

@@ -101,7 +101,7 @@ async def check(page: Page, size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [WIDE, PHONE])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_both_pages_can_be_read_and_touched(
+async def test_both_pages_are_readable_and_usable_by_touch(
     cluster: Cluster, scheme: Literal["light", "dark"], size: tuple[int, int]
 ) -> None:
     async with both(cluster, scheme, size) as (page, tap, url):
@@ -131,7 +131,7 @@ async def test_both_pages_can_be_read_and_touched(
         await check(page, size)
 
 
-async def test_each_state_has_its_own_words_and_shape(cluster: Cluster) -> None:
+async def test_each_state_has_its_own_text_and_shape(cluster: Cluster) -> None:
     states: dict[str, tuple[dict[str, Any], str, str]] = {
         "a": ({}, "ready", "well"),
         "b": ({"state": "not ready", "listener": "connecting"}, "not ready", "warned"),
@@ -164,7 +164,7 @@ async def test_each_state_has_its_own_words_and_shape(cluster: Cluster) -> None:
         assert len(set(shapes.values())) == len(shapes) == 7
 
 
-async def test_the_console_names_percentiles_and_shows_first_token_and_viewer_of_a_running_stream(
+async def test_the_console_shows_percentiles_first_tokens_and_viewers(
     cluster: Cluster,
 ) -> None:
     async with both(cluster, "light", WIDE) as (page, tap, url):

@@ -29,7 +29,7 @@ async def faulty(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
 
 
 @pytest.mark.parametrize("version", ["5", "6", "7"])
-async def test_a_page_reads_a_code_and_a_sentence_from_each_error(cluster: Cluster, node: Node, version: str) -> None:
+async def test_a_page_reads_a_code_and_a_message_from_each_error(cluster: Cluster, node: Node, version: str) -> None:
     pod = await cluster.pod(max_input_bytes=2000)
     await cluster.worker({"replay": tired, "tired": tired, "faulty": faulty})
     cases: list[dict[str, Any]] = [

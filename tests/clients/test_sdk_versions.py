@@ -71,7 +71,7 @@ async def test_an_old_version_is_refused_with_a_sentence(cluster: Cluster, node:
 
 
 @pytest.mark.parametrize(("version", "snippet"), [("5", False), ("5", True), ("6", False), ("6", True), ("7", False)])
-async def test_the_table_says_what_happens(cluster: Cluster, node: Node, version: str, snippet: bool) -> None:
+async def test_the_table_matches_what_happens(cluster: Cluster, node: Node, version: str, snippet: bool) -> None:
     said = {column: CELLS[table()[version][column]][snippet] for column in COLUMNS}
     async with chat_page(cluster, node, version) as page:
         options = answers(version, snippet=snippet)

@@ -44,7 +44,7 @@ async def settled(page: ChatPage, *shown: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("version", ["5", "6", "7"])
-async def test_an_answer_that_ends_with_the_result_of_the_generators_tool_is_asked_for_once(
+async def test_an_answer_that_ends_with_a_tool_result_is_requested_once(
     cluster: Cluster, node: Node, version: str
 ) -> None:
     async with chat_page(cluster, node, version) as page:
@@ -68,7 +68,7 @@ async def test_an_answer_that_ends_with_the_result_of_the_generators_tool_is_ask
 
 @pytest.mark.parametrize("approved", [True, False])
 @pytest.mark.parametrize("version", ["6", "7"])
-async def test_what_the_user_allows_runs_once_on_another_pod(
+async def test_an_approved_call_runs_once_on_another_pod(
     cluster: Cluster, node: Node, version: str, approved: bool
 ) -> None:
     async with chat_page(cluster, node, version) as page:

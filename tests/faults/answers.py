@@ -11,7 +11,7 @@ from baton.generators.protocol import Yielded
 
 
 async def counting(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
-    """Count to `count` with `pause` seconds in between; write down in the file `log` how it ended."""
+    """Count to `count` with `pause` seconds in between; write to the file `log` how it ended."""
     given = request.input
     fate = "ended"
     try:

@@ -1,4 +1,4 @@
-"""What tests of faults start besides pods and workers: a Postgres that may be broken."""
+"""Fixtures for fault tests: a Postgres that tests may break."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class Replicas:
             )
 
     async def part(self) -> None:
-        """Let the standby have all that there is by now, and nothing of what comes."""
+        """Let the standby receive everything up to now, and nothing later."""
         assert self.standby is not None
         await self.caught_up()
         await execute(self.standby.dsn, "ALTER SYSTEM SET primary_conninfo = ''")
@@ -144,5 +144,5 @@ async def _connected(dsn: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Recor
 
 
 def _copy_files(source: Path, target: Path) -> None:
-    """Copy a folder with its owner, who is not the one that runs this."""
+    """Copy a folder with its owner, who is another user."""
     subprocess.run(["cp", "-a", source, target], check=True)

@@ -43,7 +43,7 @@ def postgres_bin(name: str) -> Path:
 
 
 class BreakablePostgres:
-    """Listens on TCP, and does not mind being treated badly."""
+    """A Postgres on TCP that tests may break."""
 
     def __init__(self, data: Path) -> None:
         self.data = data
@@ -85,7 +85,7 @@ class BreakablePostgres:
         pgexec("pg_basebackup", arguments, bin_path=self._wheel.bin_path, user=self._wheel.system_user, timeout=60)
 
     def restore(self, lost: BreakablePostgres, position: str) -> None:
-        """Be a copy no more, but a primary that has what its origin had at a position, with the rest of its changes."""
+        """Stop being a copy: become a primary with the data that its origin had at a position."""
         self.stop("fast")
         (self.data / "standby.signal").unlink()
         (self.data / "recovery.signal").touch()
@@ -104,7 +104,7 @@ class BreakablePostgres:
 
     @contextlib.contextmanager
     def standby(self) -> Iterator[None]:
-        """Be a server that takes no writes, and waits for a primary's."""
+        """Become a standby, which accepts no writes."""
         signal_file = self.data / "standby.signal"
         signal_file.touch()
         self._pg_ctl("restart", "-m", "fast")
@@ -142,7 +142,7 @@ async def pgbouncer(dsn: str, *, pool_size: int = 3) -> AsyncIterator[str]:
 
 
 def _configure_pgbouncer(folder: Path, dsn: str, port: int, pool_size: int) -> tuple[Path, str | None]:
-    """Write its configuration; return that, and as whom to run it."""
+    """Write its configuration; return the file, and the user to run it as."""
     parts = urlsplit(dsn)
     host = parts.hostname or parse_qs(parts.query)["host"][0]
     password = f" password={unquote(parts.password)}" if parts.password else ""

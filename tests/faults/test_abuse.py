@@ -14,7 +14,7 @@ MEGABYTE = 1 << 20
 
 
 @pytest.mark.slow
-async def test_those_who_never_read_or_never_ask_are_cut_off_and_cost_the_others_nothing(tmp_path: Path) -> None:
+async def test_clients_that_never_read_or_ask_are_cut_off_at_no_cost_to_others(tmp_path: Path) -> None:
     given = argparse.Namespace(streams=30, rate=20, deaf=40, half_open=200, seconds=10, turns=1)
     with embedded_postgres() as dsn:
         result = await run(dsn, tmp_path, given)

@@ -65,7 +65,7 @@ KINDS = (
 @pytest.mark.parametrize(
     ("seconds", "every_seconds"), [(6, 0.3), pytest.param(16, 0.7, marks=pytest.mark.slow)], ids=["dense", "long"]
 )
-async def test_nothing_is_lost_whatever_breaks(seconds: float, every_seconds: float) -> None:
+async def test_nothing_is_lost_under_any_fault(seconds: float, every_seconds: float) -> None:
     options = Options(
         seconds=seconds,
         seed=5,
@@ -95,7 +95,7 @@ async def test_nothing_is_lost_whatever_breaks(seconds: float, every_seconds: fl
 
 
 @pytest.mark.slow
-async def test_a_log_that_is_tampered_with_makes_it_fail_loudly(dsn: str) -> None:
+async def test_a_modified_log_makes_chaos_fail(dsn: str) -> None:
     options = Options(seconds=4, seed=1, streams=3, viewers=2, pods=2, workers=2, faults=["listen cut", "queries cut"])
     played = Played(options, dsn)
     running = asyncio.create_task(played.run())

@@ -36,7 +36,7 @@ def processes_of(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_the_middle_of_an_outage_leaves_nothing(folder: Path) -> None:
+def test_ctrl_c_during_an_outage_leaves_no_processes_or_files(folder: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")}
     command = [sys.executable, "-m", "baton", "chaos", "--streams", "2", "--seed", "9", "--faults", "postgres outage"]
     command += ["--pods", "2", "--workers", "2"]

@@ -81,7 +81,7 @@ async def fat(cluster: Cluster, *, batches: int, padding: int = 10_000) -> Autho
     return author
 
 
-async def test_a_client_that_accepts_nothing_is_cut_and_can_resume(cluster: Cluster) -> None:
+async def test_a_client_that_reads_nothing_is_cut_off_and_can_resume(cluster: Cluster) -> None:
     pod = await cluster.pod(write_timeout_seconds=0.5)
     author = await fat(cluster, batches=40)
     async with (
@@ -113,7 +113,7 @@ async def _connections(url: str) -> int:
     return sum(item.status == psutil.CONN_ESTABLISHED and item.laddr.port == port for item in found)
 
 
-async def test_clients_that_accept_nothing_cost_a_bounded_memory(cluster: Cluster) -> None:
+async def test_clients_that_read_nothing_use_bounded_memory(cluster: Cluster) -> None:
     clients = 100
     env = environment(BATON_DATABASE_URL=cluster.dsn, BATON_ALLOW_ANONYMOUS="true", BATON_PORT="0")
     author = await fat(cluster, batches=1)
@@ -164,5 +164,5 @@ async def test_a_reconnect_storm_reads_each_log_once_or_twice(cluster: Cluster) 
 
 
 @pytest.mark.slow
-async def test_a_great_reconnect_storm_reads_each_log_once_or_twice(cluster: Cluster) -> None:
+async def test_a_large_reconnect_storm_reads_each_log_once_or_twice(cluster: Cluster) -> None:
     await storm(cluster, streams=100, clients=2000)

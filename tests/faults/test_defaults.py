@@ -65,7 +65,7 @@ async def creates_all(cluster: Cluster, pod_url: str, count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-async def test_creates_at_once_all_succeed_whatever_the_default_isolation(cluster: Cluster, level: str) -> None:
+async def test_concurrent_creates_succeed_under_any_default_isolation(cluster: Cluster, level: str) -> None:
     await set_defaults(cluster.dsn, {"default_transaction_isolation": level})
     pod = await cluster.pod()
     await cluster.worker({"replay": echo})
@@ -81,7 +81,7 @@ async def pooler(cluster: Cluster) -> AsyncIterator[str]:
 
 
 @pytest.mark.skipif(PGBOUNCER is None, reason="PgBouncer is not installed here")
-async def test_so_they_do_through_a_pooler_whose_sessions_are_left_as_they_are(cluster: Cluster, pooler: str) -> None:
+async def test_concurrent_creates_leave_a_poolers_sessions_unchanged(cluster: Cluster, pooler: str) -> None:
     pod = await cluster.pod(database_url=pooler, listen_database_url=cluster.dsn)
     await cluster.worker({"replay": echo}, database_url=pooler, listen_database_url=cluster.dsn)
     assert set(await creates_all(cluster, pod.url, 40)) <= {200, 201}
@@ -117,7 +117,7 @@ async def test_a_statement_takes_one_round_trip(dsn: str, level: str | None, pre
         await connection.close()
 
 
-async def test_a_database_with_odd_defaults_is_migrated_served_worked_on_and_maintained(
+async def test_everything_works_on_a_database_with_unusual_defaults(
     empty_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await set_defaults(empty_dsn, ODD)

@@ -131,7 +131,7 @@ async def scene(replicas: Replicas) -> AsyncIterator[Scene]:
             await scene.close()
 
 
-async def test_with_its_worker_alive_every_answer_ends_as_rewound_or_is_completed(scene: Scene) -> None:
+async def test_with_a_live_worker_every_answer_is_rewound_or_completed(scene: Scene) -> None:
     await scene.start(pods=2)
     await scene.worker(lease_seconds=20)
     lost, whole = await scene.create("lost", 3), await scene.create("whole", 3)
@@ -165,7 +165,7 @@ async def test_with_its_worker_alive_every_answer_ends_as_rewound_or_is_complete
 
 
 @pytest.mark.parametrize("timeline", [True, False], ids=["timeline", "counters"])
-async def test_with_its_worker_dead_no_cursor_continues_into_another_history(scene: Scene, timeline: bool) -> None:
+async def test_with_a_dead_worker_no_cursor_continues_into_another_history(scene: Scene, timeline: bool) -> None:
     if not timeline:
         await execute(scene.replicas.dsn, NO_TIMELINE)
     await scene.start(pods=2)
@@ -209,9 +209,7 @@ async def test_with_its_worker_dead_no_cursor_continues_into_another_history(sce
 
 
 @pytest.mark.parametrize("alive", [True, False], ids=["worker alive", "worker dead"])
-async def test_what_was_queued_and_then_claimed_in_the_lost_part_is_not_generated_again(
-    scene: Scene, alive: bool
-) -> None:
+async def test_a_stream_claimed_in_the_lost_part_is_not_generated_again(scene: Scene, alive: bool) -> None:
     await scene.start()
     stream = await scene.create("queued", 5)
     await scene.replicas.part()
@@ -234,7 +232,7 @@ async def test_what_was_queued_and_then_claimed_in_the_lost_part_is_not_generate
         assert (await scene.resumed(stream, cursor)).refusal == BEYOND
 
 
-async def test_what_ended_was_created_or_erased_in_the_lost_part(scene: Scene) -> None:
+async def test_streams_ended_created_or_erased_in_the_lost_part(scene: Scene) -> None:
     await scene.start()
     await scene.worker(lease_seconds=20)
     ended, erased = await scene.create("ended", 3), await scene.create("erased", 2)
@@ -297,7 +295,7 @@ async def test_two_claims_of_one_epoch_leave_one_log(scene: Scene) -> None:
     assert len(await scene.log(stream)) == 6
 
 
-async def test_a_worker_that_was_away_does_not_go_on_in_place_of_one_that_took_over_in_the_lost_part(
+async def test_an_absent_worker_does_not_resume_a_stream_taken_over_in_the_lost_part(
     scene: Scene,
 ) -> None:
     await scene.start()
@@ -329,7 +327,7 @@ async def test_a_worker_that_was_away_does_not_go_on_in_place_of_one_that_took_o
     reader.require_one_answer()
 
 
-async def test_a_failover_that_takes_longer_than_the_lease_ends_no_answer_that_lost_nothing(scene: Scene) -> None:
+async def test_a_failover_longer_than_the_lease_ends_no_undamaged_answer(scene: Scene) -> None:
     await scene.start()
     for _ in range(2):
         await scene.worker()
@@ -354,7 +352,7 @@ async def test_a_failover_that_takes_longer_than_the_lease_ends_no_answer_that_l
 
 
 async def beaten(scene: Scene, worker: Worker, times: int) -> None:
-    """Wait until a worker has raised its counter so many times more."""
+    """Wait until a worker has raised its counter this many more times."""
     counter = "SELECT heartbeat FROM baton.worker WHERE id = $1"
     before = await scene.cluster.pool.fetchval(counter, worker.lease.worker_id)
 
@@ -365,9 +363,7 @@ async def beaten(scene: Scene, worker: Worker, times: int) -> None:
 
 
 @pytest.mark.parametrize("lost", [0, 2])
-async def test_a_connection_that_survives_a_failover_is_found_out_by_its_next_append(
-    cluster: Cluster, lost: int
-) -> None:
+async def test_an_append_detects_a_connection_that_survived_a_failover(cluster: Cluster, lost: int) -> None:
     """As behind a pooler: neither the connection nor a heartbeat gives any sign. Time moves for this test alone."""
     script, pod = Script(), await cluster.pod()
     await cluster.worker({"replay": script}, worker_heartbeat_seconds=60, lease_seconds=600)
@@ -389,7 +385,7 @@ async def test_a_connection_that_survives_a_failover_is_found_out_by_its_next_ap
         assert (status, numbers) == ("completed", [1, 2, 3, 4, 5, 6])
 
 
-async def test_a_worker_that_is_led_to_a_standby_ends_nothing(scene: Scene) -> None:
+async def test_a_worker_connected_to_a_standby_ends_no_stream(scene: Scene) -> None:
     await scene.start()
     await scene.worker(lease_seconds=20)
     stream = await scene.create("goes on", 3)
@@ -443,7 +439,7 @@ async def until_answered(scene: Scene, stream_id: str, cursor: int, dialect: str
 # What follows restores something older over the same server, or beside it.
 
 
-async def test_a_restore_to_a_point_in_time_is_noticed_like_a_promotion(scene: Scene) -> None:
+async def test_a_point_in_time_restore_is_noticed_like_a_promotion(scene: Scene) -> None:
     await scene.start()
     worker = await scene.worker()
     stream = await scene.create("restored", 3)
@@ -467,7 +463,7 @@ async def test_a_restore_to_a_point_in_time_is_noticed_like_a_promotion(scene: S
 
 
 @pytest.mark.parametrize("remembers", ["worker", "pod", "nobody"])
-async def test_a_snapshot_is_noticed_by_counters_or_marked_by_a_command(scene: Scene, remembers: str) -> None:
+async def test_a_restored_snapshot_is_noticed_or_marked_by_a_command(scene: Scene, remembers: str) -> None:
     """Files as they were, on the timeline that they were on: only those who saw more can know."""
     await scene.start()
     worker = await scene.worker(lease_seconds=20)
@@ -507,7 +503,7 @@ async def test_a_snapshot_is_noticed_by_counters_or_marked_by_a_command(scene: S
     assert (await until_answered(scene, stream, 3)).code == REWOUND
 
 
-async def test_no_counter_begins_a_history_that_has_not_fallen_or_changed_already(cluster: Cluster) -> None:
+async def test_only_a_counter_that_falls_or_changes_starts_a_history(cluster: Cluster) -> None:
     worker = await cluster.worker({"replay": Script()}, worker_heartbeat_seconds=60, lease_seconds=600)
     begin = "SELECT baton.begin_history($1, $2, $3)"
     seen = await history.read(cluster.pool)
@@ -535,7 +531,7 @@ CREATES: dict[str, dict[str, object]] = {
 }
 
 
-async def test_on_a_standby_every_change_is_503_and_the_pod_leaves_it_by_itself(scene: Scene) -> None:
+async def test_changes_on_a_standby_get_503_and_the_pod_leaves_it(scene: Scene) -> None:
     await scene.start()
     pod, client = scene.pods[0], scene.cluster.client
     stream_id = await scene.create("a", 1)

@@ -372,7 +372,7 @@ async def gated(dsn: str, held: Held) -> AsyncIterator[Pool]:
 
 
 @pytest.mark.parametrize(("story", "step"), list(stories()))
-async def test_every_order_of_zombie_reaper_and_successor_leaves_one_whole_log(
+async def test_zombie_reaper_and_successor_in_any_order_leave_one_complete_log(
     story: Story, step: int, dsn: str
 ) -> None:
     turns = asyncio.Semaphore(AT_ONCE)
@@ -403,7 +403,7 @@ EXECUTE FUNCTION hold_taking()
 """
 
 
-async def test_an_end_from_outside_survives_its_deadlock_with_the_last_owners_end(dsn: str) -> None:
+async def test_an_outside_end_survives_a_deadlock_with_the_last_owners_end(dsn: str) -> None:
     completed = Outcome.completed("stop")
     async with connected(dsn) as keeper, connected(dsn) as reaper, connected(dsn) as owner:
         (stream_id,) = await claimed(keeper)

@@ -82,7 +82,7 @@ async def findings(cluster: Cluster) -> set[str]:
     return {item.code for item in diagnosis.findings}
 
 
-async def test_a_full_disk_is_said_everywhere_and_passes(
+async def test_a_full_disk_is_reported_everywhere_and_recovered_from(
     small_disk: tuple[SmallDisk, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baton.pod.pod.LOOK_SECONDS", 0.1)
@@ -130,7 +130,7 @@ async def test_a_full_disk_is_said_everywhere_and_passes(
         assert "disk" in await findings(cluster)
 
 
-async def test_an_error_of_a_full_disk_is_noticed_at_once(cluster: Cluster) -> None:
+async def test_a_full_disk_error_is_noticed_at_once(cluster: Cluster) -> None:
     pod = await cluster.pod()
     with pytest.raises(Unavailable, match="no room") as caught:
         async with translated(pod.pod.pool), pod.pod.pool.acquire() as connection:

@@ -65,7 +65,7 @@ async def log_of(cluster: Cluster, stream_id: str) -> list[dict[str, Any]]:
 
 # Ten seconds are promised of a machine that is not overwhelmed.
 @pytest.mark.parametrize("within_seconds", [DEADLINE_SECONDS, pytest.param(10, marks=pytest.mark.slow)])
-async def test_what_a_killed_worker_leaves_is_known_to_viewers_within_ten_seconds_by_default(
+async def test_viewers_learn_of_a_killed_worker_within_ten_seconds_by_default(
     cluster: Cluster, within_seconds: float
 ) -> None:
     pod = await cluster.pod()
@@ -90,7 +90,7 @@ async def test_what_a_killed_worker_leaves_is_known_to_viewers_within_ten_second
     await ended(one.task)
 
 
-async def test_a_stream_that_kills_its_workers_is_tried_so_many_times_and_no_more(cluster: Cluster) -> None:
+async def test_a_stream_that_kills_its_workers_is_tried_max_attempts_times(cluster: Cluster) -> None:
     pod = await cluster.pod()
     attempts: list[int] = []
 
@@ -210,7 +210,7 @@ async def _is(cluster: Cluster, stream_id: str, status: str) -> bool:
     return bool((await row(cluster, stream_id)).status == status)
 
 
-async def test_after_all_processes_stood_still_nobody_takes_another_for_dead(cluster: Cluster) -> None:
+async def test_after_all_processes_were_suspended_none_is_declared_dead(cluster: Cluster) -> None:
     pod = await cluster.pod(generators={"counting": "no:where"})
     settings = QUICK | {"lease_seconds": 1.2, "worker_concurrency": 1}
     given = {"generator": "counting", "input": {"count": 100, "pause": 0.02}, "on_worker_lost": "fail"}
@@ -232,7 +232,7 @@ async def test_after_all_processes_stood_still_nobody_takes_another_for_dead(clu
 
 
 @pytest.mark.slow
-async def test_connections_that_die_silently_cost_a_worker_no_stream(cluster: Cluster) -> None:
+async def test_silently_dead_connections_cost_a_worker_no_stream(cluster: Cluster) -> None:
     pod, tap = await cluster.pod(), Tap()
     settings = QUICK | {"lease_seconds": 3}
     async with Proxy(cluster.dsn) as proxy:

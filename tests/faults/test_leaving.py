@@ -38,7 +38,7 @@ async def leaver(cluster: Cluster, generators: dict[str, Any], **settings: Any) 
         await ended(task)
 
 
-async def test_a_leaving_worker_claims_no_more_sees_through_what_ends_and_hands_over_the_rest(
+async def test_a_leaving_worker_finishes_short_streams_and_hands_over_the_rest(
     cluster: Cluster,
 ) -> None:
     pod = await cluster.pod()
@@ -80,7 +80,7 @@ async def test_a_leaving_worker_claims_no_more_sees_through_what_ends_and_hands_
     assert (await row(cluster, ids["retry"])).attempts == 1
 
 
-async def test_handed_over_a_stream_begins_at_once_on_another_worker(cluster: Cluster) -> None:
+async def test_a_stream_handed_over_starts_at_once_on_another_worker(cluster: Cluster) -> None:
     pod = await cluster.pod()
     patient = {"lease_seconds": 600, "queue_poll_seconds": 60, "worker_heartbeat_seconds": 60}
     first, second = Tap(), Tap()
@@ -98,7 +98,7 @@ async def test_handed_over_a_stream_begins_at_once_on_another_worker(cluster: Cl
     assert [event["type"] for event in viewer.events] == ["text", "reset", "text", "done"]
 
 
-async def test_asked_twice_a_worker_leaves_at_once(cluster: Cluster) -> None:
+async def test_a_worker_asked_twice_leaves_at_once(cluster: Cluster) -> None:
     pod = await cluster.pod()
     tap = Tap()
     async with leaver(cluster, {"replay": tap}, worker_drain_seconds=3600) as (worker, task):
@@ -117,7 +117,7 @@ async def _beaten(cluster: Cluster, beats: int) -> bool:
     return bool(await cluster.pool.fetchval("SELECT heartbeat FROM baton.worker") >= beats)
 
 
-async def test_a_pod_with_many_clients_is_gone_within_ten_seconds_of_its_signal(cluster: Cluster) -> None:
+async def test_a_pod_with_many_clients_exits_within_ten_seconds_of_a_signal(cluster: Cluster) -> None:
     author = await cluster.author()
     await author.write_texts([1, 2, 3])
     env = environment(BATON_DATABASE_URL=cluster.dsn, BATON_ALLOW_ANONYMOUS="true", BATON_PORT="0")
@@ -173,7 +173,7 @@ def faults_of(pod: Running) -> list[str]:
     return [line for line in pod.lines if "Traceback" in line or "has not been started" in line]
 
 
-async def test_a_client_behind_the_window_is_sent_on_while_its_query_waits(cluster: Cluster) -> None:
+async def test_a_client_behind_the_window_is_sent_away_while_its_query_waits(cluster: Cluster) -> None:
     author = await fat(cluster, batches=4)
     async with (
         stuck_pod(cluster, author) as (pod, url),
@@ -187,7 +187,7 @@ async def test_a_client_behind_the_window_is_sent_on_while_its_query_waits(clust
     assert faults_of(pod) == []
 
 
-async def test_a_request_whose_query_outlasts_the_pod_is_sent_to_another_one(cluster: Cluster) -> None:
+async def test_a_request_whose_query_outlasts_the_pod_is_sent_to_another(cluster: Cluster) -> None:
     author = await fat(cluster, batches=1)
     async with stuck_pod(cluster, author) as (pod, url):
         asked = asyncio.create_task(cluster.client.get(f"{url}/v1/streams/{author.id}"))
@@ -203,7 +203,7 @@ async def test_a_request_whose_query_outlasts_the_pod_is_sent_to_another_one(clu
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-async def test_a_client_that_accepts_nothing_is_cut_when_the_pod_leaves(cluster: Cluster, signals: int) -> None:
+async def test_a_client_that_reads_nothing_is_cut_off_when_the_pod_leaves(cluster: Cluster, signals: int) -> None:
     author = await fat(cluster, batches=60)
     env = environment(
         BATON_DATABASE_URL=cluster.dsn, BATON_ALLOW_ANONYMOUS="true", BATON_PORT="0", BATON_DRAIN_SECONDS="0"

@@ -24,7 +24,7 @@ async def ends_with(cluster: Cluster, tap: Tap | None, settings: dict[str, Any],
 
 @pytest.mark.parametrize("where", ["setting", "stream"])
 @pytest.mark.parametrize("limit", ["max_duration", "idle_timeout"])
-async def test_a_stream_that_takes_too_long_ends_with_its_code_and_what_it_has(
+async def test_a_stream_that_takes_too_long_ends_with_its_code_and_its_text(
     cluster: Cluster, limit: str, where: str
 ) -> None:
     given = {f"{limit}_seconds": 0.4}
@@ -38,7 +38,7 @@ async def test_a_stream_that_takes_too_long_ends_with_its_code_and_what_it_has(
 
 
 @pytest.mark.parametrize("where", ["setting", "stream"])
-async def test_a_stream_that_no_worker_takes_in_time_ends_with_its_code(cluster: Cluster, where: str) -> None:
+async def test_a_stream_not_claimed_in_time_ends_with_its_code(cluster: Cluster, where: str) -> None:
     given = {"queue_timeout_seconds": 0.4}
     settings, body = (given, {}) if where == "setting" else ({}, given)
     # The pod knows of this generator; the worker, which only watches, does not have it.
@@ -50,7 +50,7 @@ async def test_a_stream_that_no_worker_takes_in_time_ends_with_its_code(cluster:
     assert len(viewer.events) == 1
 
 
-async def test_a_generator_that_is_not_silent_lives_longer_than_its_idle_timeout(cluster: Cluster) -> None:
+async def test_an_active_generator_outlives_its_idle_timeout(cluster: Cluster) -> None:
     pod = await cluster.pod()
     tap = Tap()
     await cluster.worker({"replay": tap}, **QUICK)
@@ -65,7 +65,7 @@ async def test_a_generator_that_is_not_silent_lives_longer_than_its_idle_timeout
     assert (await viewer.end())["status"] == "completed"
 
 
-async def test_waiting_for_a_slow_database_is_no_silence(cluster: Cluster) -> None:
+async def test_waiting_for_a_slow_database_does_not_count_as_idle(cluster: Cluster) -> None:
     pod = await cluster.pod()
     tap = Tap()
     worker = await cluster.worker({"replay": tap}, **QUICK, buffer_events=1)

@@ -35,7 +35,7 @@ async def hears(cluster: Cluster, pod: RunningPod) -> None:
     await until(lambda: pod.metric("baton_notifications_received_total") > before)
 
 
-async def test_behind_a_black_hole_delivery_goes_on_before_anybody_notices(cluster: Cluster) -> None:
+async def test_delivery_continues_behind_a_black_hole_before_it_is_noticed(cluster: Cluster) -> None:
     async with Proxy(cluster.dsn) as proxy:
         pod = await cluster.pod(listen_database_url=proxy.dsn, listen_probe_seconds=60)
         author = await cluster.author()
@@ -52,7 +52,7 @@ async def test_behind_a_black_hole_delivery_goes_on_before_anybody_notices(clust
             assert await follower.rest() == author.frames
 
 
-async def test_a_black_hole_is_noticed_and_shown_and_listening_comes_back_with_the_network(cluster: Cluster) -> None:
+async def test_a_black_hole_is_reported_and_listening_recovers_with_the_network(cluster: Cluster) -> None:
     async with Proxy(cluster.dsn) as proxy:
         pod = await cluster.pod(listen_database_url=proxy.dsn, listen_probe_seconds=0.3)
         author = await cluster.author()
@@ -72,7 +72,7 @@ async def test_a_black_hole_is_noticed_and_shown_and_listening_comes_back_with_t
 
 
 @pytest.mark.parametrize("end", ["killed backend", "reset connection"])
-async def test_what_was_notified_while_nobody_listened_is_caught_up_with(cluster: Cluster, end: str) -> None:
+async def test_notifications_missed_while_not_listening_are_caught_up_on(cluster: Cluster, end: str) -> None:
     async with Proxy(cluster.dsn) as proxy:
         # Without a safety poll, so that only the catching up can find it.
         pod = await cluster.pod(listen_database_url=proxy.dsn, log_poll_seconds=60)
@@ -94,7 +94,7 @@ async def test_what_was_notified_while_nobody_listened_is_caught_up_with(cluster
             assert await follower.rest() == author.frames
 
 
-async def test_where_the_first_connection_fails_nothing_starts(cluster: Cluster) -> None:
+async def test_nothing_starts_if_the_first_connection_fails(cluster: Cluster) -> None:
     for given in ({"listen_database_url": NOBODY}, {"database_url": NOBODY}):
         with pytest.raises(ConfigurationError, match=r"No Postgres could be reached at 127\.0\.0\.1:1"):
             await cluster.pod(**given)
@@ -103,7 +103,7 @@ async def test_where_the_first_connection_fails_nothing_starts(cluster: Cluster)
 
 
 @pytest.mark.slow
-async def test_a_standby_is_told_at_the_start(breakable: BreakablePostgres) -> None:
+async def test_a_standby_is_reported_at_startup(breakable: BreakablePostgres) -> None:
     await check_delivery(breakable.dsn, breakable.dsn)
     with breakable.standby(), pytest.raises(ConfigurationError, match="target_session_attrs=primary"):
         await check_delivery(breakable.dsn, breakable.dsn)
@@ -121,7 +121,7 @@ main()
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seconds", [5, 0])
-async def test_a_stopped_pod_gives_the_notify_queue_free(
+async def test_a_suspended_pod_stops_blocking_the_notify_queue(
     breakable: BreakablePostgres, breakable_cluster: Cluster, seconds: int
 ) -> None:
     cluster = breakable_cluster

@@ -25,7 +25,7 @@ def server() -> Iterator[str]:
         yield server.dsn
 
 
-async def test_streams_are_created_cancelled_and_erased_while_the_queue_is_full(server: str) -> None:
+async def test_streams_can_be_created_cancelled_and_erased_while_the_queue_is_full(server: str) -> None:
     await migrate(server, days_ahead=1)
     app = create_app(Settings(database_url=server, allow_anonymous=True))
     async with (

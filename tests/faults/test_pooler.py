@@ -22,7 +22,7 @@ async def pooler(cluster: Cluster) -> AsyncIterator[str]:
         yield dsn
 
 
-async def test_it_is_found_at_the_start_each_time(
+async def test_a_pooler_is_detected_at_each_start(
     cluster: Cluster, pooler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baton.db.notification_delivery.DELIVERY_SECONDS", 1)
@@ -34,7 +34,7 @@ async def test_it_is_found_at_the_start_each_time(
         await cluster.worker({"replay": echo}, database_url=pooler)
 
 
-async def test_around_it_many_streams_at_once_arrive_whole(
+async def test_many_concurrent_streams_arrive_complete_with_a_pooler(
     cluster: Cluster, pooler: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = {"database_url": pooler, "listen_database_url": cluster.dsn}
@@ -51,7 +51,7 @@ async def test_around_it_many_streams_at_once_arrive_whole(
     assert [record.message for record in caplog.records if record.levelname != "INFO"] == []
 
 
-async def test_the_doctor_looks_through_it(cluster: Cluster, pooler: str) -> None:
+async def test_the_doctor_checks_the_server_behind_a_pooler(cluster: Cluster, pooler: str) -> None:
     diagnosis = await examine(cluster.settings(database_url=pooler, listen_database_url=cluster.dsn))
     assert diagnosis.complete
     codes = {finding.code for finding in diagnosis.findings}
@@ -60,7 +60,7 @@ async def test_the_doctor_looks_through_it(cluster: Cluster, pooler: str) -> Non
 
 
 @pytest.mark.slow
-async def test_the_doctor_finds_that_it_loses_notifications(cluster: Cluster, pooler: str) -> None:
+async def test_the_doctor_finds_that_a_pooler_loses_notifications(cluster: Cluster, pooler: str) -> None:
     diagnosis = await examine(cluster.settings(database_url=pooler))
     (lost,) = [finding for finding in diagnosis.findings if finding.code == "notifications_lost"]
     assert "BATON_LISTEN_DATABASE_URL" in lost.advice

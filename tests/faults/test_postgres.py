@@ -56,7 +56,7 @@ async def under_load(cluster: Cluster, *, count: int = 200) -> AsyncIterator[lis
         assert "reset" not in {event["type"] for event in viewer.events}
 
 
-async def test_a_crash_of_postgres_loses_nothing_that_was_sent_and_ends_no_stream(
+async def test_a_postgres_crash_loses_no_sent_event_and_ends_no_stream(
     breakable: BreakablePostgres, breakable_cluster: Cluster
 ) -> None:
     async with under_load(breakable_cluster):
@@ -98,7 +98,7 @@ async def full_queue(cluster: Cluster) -> AsyncIterator[None]:
         await pinning.close()
 
 
-async def test_with_a_full_notify_queue_streams_are_created_written_cancelled_and_delivered(
+async def test_streams_work_while_the_notify_queue_is_full(
     breakable_cluster: Cluster,
 ) -> None:
     cluster, tap = breakable_cluster, Tap()
@@ -129,7 +129,7 @@ async def test_with_a_full_notify_queue_streams_are_created_written_cancelled_an
     assert (await viewer.end())["status"] == "completed"
 
 
-async def test_a_slow_disk_slows_streams_and_loses_nothing(
+async def test_a_slow_disk_slows_streams_and_loses_no_event(
     breakable: BreakablePostgres, breakable_cluster: Cluster
 ) -> None:
     # commit_delay does nothing while fewer than commit_siblings others are at work: hence none.
@@ -145,7 +145,7 @@ async def test_a_slow_disk_slows_streams_and_loses_nothing(
 
 
 @pytest.mark.parametrize("terminal", [False, True], ids=["middle", "end"])
-async def test_a_flush_whose_outcome_is_unknown_is_there_once(cluster: Cluster, terminal: bool) -> None:
+async def test_a_flush_with_an_unknown_outcome_is_stored_once(cluster: Cluster, terminal: bool) -> None:
     pod, tap = await cluster.pod(), Tap()
     async with Proxy(cluster.dsn) as proxy:
         await cluster.worker({"replay": tap, "echo": echo}, database_url=proxy.dsn)
@@ -185,7 +185,7 @@ async def _with_hole(cluster: Cluster) -> Author:
 
 
 @pytest.mark.parametrize("window_bytes", [4096, 1 << 20], ids=["hole behind the window", "hole in the window"])
-async def test_a_hole_in_the_log_is_told_and_then_refused(cluster: Cluster, window_bytes: int) -> None:
+async def test_a_gap_in_the_log_is_reported_and_then_refused(cluster: Cluster, window_bytes: int) -> None:
     pod = await cluster.pod(relay_window_bytes=window_bytes, log_poll_seconds=0.05)
     author = await _with_hole(cluster)
     url = f"{pod.url}/v1/streams/{author.id}/events"
@@ -204,7 +204,7 @@ async def test_a_hole_in_the_log_is_told_and_then_refused(cluster: Cluster, wind
 
 
 @pytest.mark.parametrize("kept", [0, 2], ids=["nothing left", "the end lost"])
-async def test_the_log_of_an_ended_stream_that_was_not_restored_is_told(cluster: Cluster, kept: int) -> None:
+async def test_a_missing_log_of_an_ended_stream_is_reported(cluster: Cluster, kept: int) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     await author.write_texts([1, 1, 1])
     await author.write(text(4), end=True)
@@ -216,7 +216,7 @@ async def test_the_log_of_an_ended_stream_that_was_not_restored_is_told(cluster:
     assert (answer.status_code, answer.json()["code"]) == (500, "log_damaged")
 
 
-async def test_a_hole_that_a_live_relay_meets_is_told_to_its_subscribers(cluster: Cluster) -> None:
+async def test_subscribers_of_a_live_relay_get_an_error_at_a_gap(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     await author.write(text(1))
     async with following(cluster.client, pod.url, author.id) as follower:

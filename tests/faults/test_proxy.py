@@ -11,7 +11,7 @@ from tests.support.logbook import until
 from baton.chaos.proxy import Proxy
 
 
-async def test_it_forwards_and_cuts(dsn: str) -> None:
+async def test_a_proxy_forwards_and_cuts_connections(dsn: str) -> None:
     async with Proxy(dsn) as proxy:
         connection = await asyncpg.connect(proxy.dsn)
         assert await connection.fetchval("SELECT repeat('x', 1000000)") == "x" * 1_000_000
@@ -24,7 +24,7 @@ async def test_it_forwards_and_cuts(dsn: str) -> None:
         again.terminate()
 
 
-async def test_a_held_reply_is_that_of_a_statement_that_took_place(dsn: str) -> None:
+async def test_a_held_reply_belongs_to_a_statement_that_ran(dsn: str) -> None:
     witness = await asyncpg.connect(dsn)
     async with Proxy(dsn) as proxy:
         connection = await asyncpg.connect(proxy.dsn)
@@ -42,7 +42,7 @@ async def test_a_held_reply_is_that_of_a_statement_that_took_place(dsn: str) -> 
     await witness.close()
 
 
-async def test_while_it_stalls_nothing_arrives_and_new_connections_hang(dsn: str) -> None:
+async def test_a_stalled_proxy_delivers_nothing_and_new_connections_hang(dsn: str) -> None:
     async with Proxy(dsn) as proxy:
         connection = await asyncpg.connect(proxy.dsn)
         proxy.stall()
@@ -57,7 +57,7 @@ async def test_while_it_stalls_nothing_arrives_and_new_connections_hang(dsn: str
             opened.terminate()
 
 
-async def test_a_blackhole_swallows_the_connections_that_stand_and_lets_later_ones_through(dsn: str) -> None:
+async def test_a_black_hole_drops_open_connections_and_passes_new_ones(dsn: str) -> None:
     async with Proxy(dsn) as proxy:
         connection = await asyncpg.connect(proxy.dsn)
         proxy.blackhole()
@@ -72,7 +72,7 @@ async def test_a_blackhole_swallows_the_connections_that_stand_and_lets_later_on
             opened.terminate()
 
 
-async def test_what_is_delayed_arrives_late_and_whole(dsn: str) -> None:
+async def test_delayed_data_arrives_late_and_complete(dsn: str) -> None:
     async with Proxy(dsn) as proxy:
         connection = await asyncpg.connect(proxy.dsn)
         proxy.delay(0.15)
@@ -84,7 +84,7 @@ async def test_what_is_delayed_arrives_late_and_whole(dsn: str) -> None:
         connection.terminate()
 
 
-async def test_it_knows_the_backends_behind_it_and_no_others(dsn: str) -> None:
+async def test_a_proxy_knows_only_the_backends_behind_it(dsn: str) -> None:
     other = await asyncpg.connect(dsn)
     async with Proxy(dsn) as proxy:
         connections = [await asyncpg.connect(proxy.dsn) for _ in range(2)]
@@ -96,7 +96,7 @@ async def test_it_knows_the_backends_behind_it_and_no_others(dsn: str) -> None:
     await other.close()
 
 
-async def test_where_nobody_is_the_client_hears_so(dsn: str) -> None:
+async def test_an_unreachable_upstream_is_reported_to_the_client(dsn: str) -> None:
     async with Proxy("postgresql:///postgres?host=/nowhere") as proxy:
         with pytest.raises((OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)):
             await asyncpg.connect(proxy.dsn, timeout=20)

@@ -32,7 +32,7 @@ async def working(dsn: str, name: str) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_worker_is_not_declared_dead_for_a_connection_that_went_silent(dsn: str) -> None:
+async def test_a_worker_with_a_silent_connection_is_not_declared_dead(dsn: str) -> None:
     connection = await asyncpg.connect(dsn)
     counter = "SELECT heartbeat FROM baton.worker WHERE id = $1"
     async with Proxy(dsn) as proxy, working(proxy.dsn, "struck"):

@@ -18,7 +18,7 @@ async def _epoch(cluster: Cluster, stream_id: str) -> int:
     return (await row(cluster, stream_id)).epoch
 
 
-async def test_a_second_attempt_adds_to_what_the_first_used(cluster: Cluster) -> None:
+async def test_a_second_attempt_adds_to_the_usage_of_the_first(cluster: Cluster) -> None:
     pod, first, second = await cluster.pod(), Tap(), Tap()
     async with mortal(cluster, first):
         stream_id = await cluster.create(pod, on_worker_lost="retry")
@@ -46,7 +46,7 @@ async def test_a_second_attempt_adds_to_what_the_first_used(cluster: Cluster) ->
     assert shown["usage"]["total_tokens"] in {11, 33}  # it was under way
 
 
-async def test_a_stream_that_ends_without_its_worker_has_what_was_used(cluster: Cluster) -> None:
+async def test_a_stream_that_ends_without_its_worker_keeps_its_usage(cluster: Cluster) -> None:
     """By the next worker, as lost; and by a pod, while it waits to be tried again."""
     pod, tap = await cluster.pod(), Tap()
     used = {name: FIRST[name] for name in FIRST if name != "type"}

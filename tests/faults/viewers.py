@@ -1,4 +1,4 @@
-"""Clients that come back whatever happens, and hold against the pods whatever they miss or get twice."""
+"""Clients that reconnect after any fault, and fail if they miss an event or get one twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from baton.client import Connected, Follower, Received
 
 
 class Viewer:
-    """Follows one stream to its end on its own, and checks each event as it comes."""
+    """Follows one stream to its end in a task, and checks each event as it arrives."""
 
     def __init__(self, http: httpx2.AsyncClient, url: str, stream_id: object) -> None:
         self._follower = Follower(http, f"{url}/v1/streams/{stream_id}/events")
@@ -40,7 +40,7 @@ class Viewer:
             return (await self.task)[-1]
 
     async def has(self, count: int) -> None:
-        """Wait until it has so many events, or has failed."""
+        """Wait until it has this many events, or has failed."""
         await until(lambda: len(self.events) >= count or self.task.done())
         if self.task.done():
             self.task.result()

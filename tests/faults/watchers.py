@@ -1,4 +1,4 @@
-"""Clients of the dialects with a cursor that come back by themselves, and keep what they got, frame by frame."""
+"""Clients of the dialects with a cursor. They reconnect by themselves and keep all frames."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DIALECTS: Final = (NATIVE, RESPONSES, AI_SDK)
 
 
 class Script:
-    """A generator whose streams are told by name, the input, how far they may go. Each of its runs says another text.
+    """A generator whose streams are named by their input, and go as far as a test allows. Each run yields another text.
 
     What two runs have said can so be told apart wherever it was mixed.
     """
@@ -44,7 +44,7 @@ class Script:
             await changed.wait()
 
     def let(self, name: str, events: int, *, end: bool = False) -> None:
-        """Let a stream say so many events in all."""
+        """Let a stream yield this many events in all."""
         self._allowed[name] = events
         if end:
             self._over.add(name)
@@ -133,12 +133,12 @@ class Watcher:
         return "failed" if any(frame["type"] == "error" for frame in self.frames) else "completed"
 
     async def has(self, texts: int) -> None:
-        """Wait until it has so many deltas."""
+        """Wait until it has this many deltas."""
         await until(lambda: len(self.texts) >= texts or self.refusal is not None)
         assert self.refusal is None, self.refusal
 
     def require_one_answer(self) -> None:
-        """Hold against it what contradicts: deltas of two runs without a reset, or numbers of one that jump."""
+        """Fail on a contradiction: deltas of two runs without a reset, or a gap in the numbers of one."""
         texts = "".join(self.texts)
         said = [item.split(".") for item in texts.strip("<>").split("><") if item]
         assert len({run for run, _ in said}) <= 1, f"two answers are mixed: {texts}"

@@ -86,18 +86,18 @@ WRONG_DATABASES: dict[str, Case] = {
 }
 
 
-def test_a_wrong_database_is_told() -> None:
+def test_a_wrong_database_is_reported() -> None:
     check(WRONG_DATABASES)
 
 
 @pytest.mark.parametrize("name", ["none", "another kind", "nobody there for a worker", "nobody there to migrate"])
-async def test_a_process_says_its_sentence_and_ends(name: str, tmp_path: Path) -> None:
+async def test_a_process_prints_its_error_and_exits(name: str, tmp_path: Path) -> None:
     arguments, env, expected = WRONG_DATABASES[name]
     end = await finished(arguments, env=environment(**env), cwd=tmp_path)
     assert re.fullmatch(expected, complaint(arguments, env, end))
 
 
-def test_a_database_that_is_missing_or_not_migrated_is_told(empty_dsn: str) -> None:
+def test_a_missing_or_unmigrated_database_is_reported(empty_dsn: str) -> None:
     missing = r"There is no database 'nosuch' on .+\. Create it, or correct BATON_DATABASE_URL\."
     unmigrated = r"The database has no Baton tables yet\. Run `baton migrate` first\."
     cases: dict[str, Case] = {
@@ -119,7 +119,7 @@ async def nobody(dsn: str) -> AsyncIterator[str]:
     await execute(dsn, f"DROP ROLE {role}")
 
 
-def test_a_role_without_rights_is_told(dsn: str, empty_dsn: str, nobody: str) -> None:
+def test_a_role_without_privileges_is_reported(dsn: str, empty_dsn: str, nobody: str) -> None:
     may_not = r"The role of BATON_DATABASE_URL may not use Baton's tables: permission denied for schema baton\. .+"
     cases: dict[str, Case] = {
         "to serve": ("serve", database(as_role(dsn, nobody)), may_not),
@@ -150,7 +150,7 @@ def own(target: str) -> dict[str, str]:
     return {"BATON_GENERATORS": f"mine={target}"}
 
 
-def test_a_generator_that_cannot_be_loaded_is_told(dsn: str, tmp_path: Path) -> None:
+def test_a_generator_that_cannot_be_loaded_is_reported(dsn: str, tmp_path: Path) -> None:
     for name, content in FILES.items():
         (tmp_path / name).write_text(content)
     prefix = r"The generator 'mine' cannot be loaded: "
@@ -172,7 +172,7 @@ def on(dsn: str, cases: Mapping[str, Case]) -> dict[str, Case]:
     return {name: (arguments, database(dsn) | env, expected) for name, (arguments, env, expected) in cases.items()}
 
 
-def test_a_setting_that_makes_no_sense_is_told(dsn: str) -> None:
+def test_an_invalid_setting_is_reported(dsn: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         cases: dict[str, Case] = {
@@ -235,14 +235,14 @@ def test_help() -> None:
         "migrate --from 0001",
     ],
 )
-def test_a_wrong_argument_is_told(arguments: str) -> None:
+def test_a_wrong_argument_is_reported(arguments: str) -> None:
     code, _, err = told(*arguments.split(), env={})
     assert code == 2
     assert "Traceback" not in err
     assert err.startswith("Usage: ")
 
 
-def test_migrating_says_what_it_did_and_can_be_done_again(empty_dsn: str) -> None:
+def test_migrating_reports_its_changes_and_can_be_repeated(empty_dsn: str) -> None:
     env = {"BATON_DATABASE_URL": empty_dsn, "BATON_PARTITION_DAYS_AHEAD": "2"}
     code, out, err = told("migrate", env=env)
     assert (code, err) == (0, "")
@@ -250,7 +250,7 @@ def test_migrating_says_what_it_did_and_can_be_done_again(empty_dsn: str) -> Non
     assert told("migrate", env=env) == (0, "The database is up to date.\n", "")
 
 
-def test_maintaining_says_what_it_did_and_what_it_would_do(dsn: str) -> None:
+def test_maintaining_reports_its_changes_and_its_plan(dsn: str) -> None:
     env = {"BATON_DATABASE_URL": dsn, "BATON_PARTITION_DAYS_AHEAD": "2", "BATON_RETENTION_DAYS": "1"}
     code, out, err = told("maintain", "--dry-run", env=env)
     assert (code, err) == (0, "")
@@ -260,7 +260,7 @@ def test_maintaining_says_what_it_did_and_what_it_would_do(dsn: str) -> None:
     assert re.fullmatch(r"Created partition \S+\.\nStreams created before \S+ \(UTC\) have expired\.\n", out)
 
 
-async def test_the_maintenance_loop_leaves_when_it_is_told_to(dsn: str, tmp_path: Path) -> None:
+async def test_the_maintenance_loop_stops_on_a_signal(dsn: str, tmp_path: Path) -> None:
     env = environment(BATON_DATABASE_URL=dsn, BATON_PARTITION_DAYS_AHEAD="2")
     async with running("maintain", "--every", "3600", env=env, cwd=tmp_path) as loop, connected(dsn) as connection:
 
@@ -273,7 +273,7 @@ async def test_the_maintenance_loop_leaves_when_it_is_told_to(dsn: str, tmp_path
         assert loop.lines == []
 
 
-async def test_settings_are_read_from_a_file_too(dsn: str, tmp_path: Path) -> None:
+async def test_settings_can_be_read_from_a_file(dsn: str, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(
         f"BATON_DATABASE_URL={dsn}\nBATON_ALLOW_ANONYMOUS=true\nBATON_PORT=0\nBATON_POD_NAME=filed\n"
     )

@@ -106,7 +106,7 @@ async def test_a_live_batch_costs_one_write_for_each_client_and_no_query(
             assert await follower.rest() == author.frames
 
 
-async def test_a_client_that_waits_costs_one_task_and_few_frames(cluster: Cluster) -> None:
+async def test_a_waiting_client_costs_one_task_and_few_frames(cluster: Cluster) -> None:
     pod = await cluster.pod(allowed_origins=frozenset({"*"}))
     author = await cluster.author()
     before = asyncio.all_tasks()

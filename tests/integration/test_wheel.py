@@ -91,7 +91,7 @@ async def test_an_installed_wheel_has_no_embedded_postgres(installed: Path, tmp_
 
 
 @pytest.mark.timeout(240)
-async def test_an_installed_wheel_migrates_and_streams_beside_a_foreign_app(
+async def test_an_installed_wheel_migrates_and_streams_beside_another_app(
     installed: Path, empty_dsn: str, tmp_path: Path
 ) -> None:
     where = "import app, app.agent, baton; print(app.OWNER, baton.__file__)"

@@ -21,7 +21,7 @@ TOKEN_KEYS = f"new={SECRETS['new']},old={SECRETS['old']}"
 
 
 async def make_key(cluster: Cluster, *scopes: str, tenant: str = TENANT, name: str = "") -> tuple[ApiKey, str]:
-    """Make a key, by default one that may do everything."""
+    """Create a key, by default with all scopes."""
     async with cluster.pool.acquire() as connection:
         return await keys.make(connection, name or secrets.token_hex(4), tenant, scopes or sorted(SCOPES))
 
@@ -43,7 +43,7 @@ def signed(
     view: str = "full",
     **changes: Any,
 ) -> str:
-    """A stream's token as a pod would sign it, but for some claims."""
+    """A stream's token as a pod would sign it, with some claims changed."""
     now = int(time.time())
     claims = {
         "iss": "baton",

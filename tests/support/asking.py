@@ -1,4 +1,4 @@
-"""A generator that says which model it asks."""
+"""A generator that names the model it asks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from baton.generators.requested_model import RequestedModel
 
 
 class Asking:
-    """A generator that asks a model, and says what it used; then it waits."""
+    """A generator that asks a model and reports its usage; then it waits."""
 
     def __init__(self) -> None:
         self.asked = 0

@@ -36,7 +36,7 @@ QUICK = {"allow_anonymous": True, "drain_seconds": 0, "partition_days_ahead": 1,
 
 
 class InProcessServer(DrainingServer):
-    """Leaves the test process's signals alone."""
+    """A server that does not handle the test process's signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -58,7 +58,7 @@ class RunningPod:
         return self.pod.settings.pod_name
 
     def metric(self, name: str, **labels: str) -> float:
-        """The value of a metric. With labels, 0 until there is something with them."""
+        """The value of a metric. With labels, 0 until it has a value for them."""
         value = self.pod.metrics.registry.get_sample_value(name, labels)
         assert value is not None or labels, name
         return value or 0
@@ -133,7 +133,7 @@ class Cluster:
         await self._serving.pop(pod.url).aclose()
 
     async def kill(self, worker: Worker) -> None:
-        """End a worker as the loss of its machine does: it hands nothing over, and signs off nowhere."""
+        """End a worker as the loss of its machine does: it hands nothing over and keeps its row."""
         await ended(self._working.pop(worker))
 
     async def create(self, pod: RunningPod, **body: Any) -> str:
@@ -164,18 +164,18 @@ class Author:
 
     @property
     def frames(self) -> list[bytes]:
-        """What a client is to get of it from its beginning."""
+        """What a client gets of it from the beginning."""
         return [b"id: %d\ndata: %b\n\n" % (seq, line) for seq, line in enumerate(self.lines, 1)]
 
     async def write(self, *lines: bytes, notify: bool = True, end: bool = False) -> event_log.Append:
-        """Append a batch, with the terminal event as its last if this is to be the end."""
+        """Append a batch, with the terminal event last if `end` is given."""
         outcome = Outcome.completed("stop") if end else None
         item = self._next((*lines, outcome.encode()) if outcome else lines, outcome)
         await self._append([item], notify=notify)
         return item
 
     async def write_texts(self, sizes: Sequence[int], *, padding: int = 0, notify: bool = True) -> None:
-        """Append batches of so many events each."""
+        """Append batches with these numbers of events."""
         items = []
         for size in sizes:
             first = len(self.lines)
@@ -205,7 +205,7 @@ class Author:
 
 
 class Tap:
-    """A generator that yields what the test lets it, one thing at a time. `requests` are those that it got."""
+    """A generator that yields what the test allows, one item at a time. `requests` has the requests it received."""
 
     def __init__(self) -> None:
         self.requests: list[GenerationRequest] = []

@@ -1,4 +1,4 @@
-"""Where a test's own Postgres keeps its data. Neither outlives the run, also where that is killed."""
+"""Where a test's own Postgres keeps its data. Neither outlives the run, even if it is killed."""
 
 from __future__ import annotations
 

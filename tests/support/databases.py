@@ -37,7 +37,7 @@ def memory() -> Path | None:
 
 
 async def make_quick(server: str) -> None:
-    """Spare the disk: each test makes a database, and no test here pulls the plug of this server."""
+    """Turn off durability: each test creates a database, and no test crashes this server."""
     await execute(server, "ALTER SYSTEM SET fsync = off")
     await execute(server, "SELECT pg_reload_conf()")
 
@@ -48,7 +48,7 @@ async def create_template(server: str, name: str) -> None:
 
 
 def last_words(dsn: str) -> str:
-    """What became of a server that does not answer, as far as its log tells."""
+    """Why a server does not answer, according to its log."""
     log = Path(parse_qs(urlsplit(dsn).query).get("host", [""])[0]) / "log"
     if not log.parent.is_absolute():
         return "The server is not one of these tests' own."

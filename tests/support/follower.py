@@ -1,4 +1,4 @@
-"""Clients of an event stream: one that keeps the bytes as they came, block by block."""
+"""Clients of an event stream: one that keeps the bytes as received, block by block."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import orjson
 
 
 class Follower:
-    """One connection. `comments` are the blocks without an event, `frames` those with one, as they came."""
+    """One connection. `comments` are the blocks without an event, `frames` the ones with an event, as received."""
 
     def __init__(self, response: httpx2.Response) -> None:
         self.response = response

@@ -1,4 +1,4 @@
-"""A record of the log, and the line that becomes of it."""
+"""A log record, and the line it becomes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PARENT = traceparent.TraceParent("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0b
 
 
 def line(made: logging.LogRecord, **options: Any) -> dict[str, Any]:
-    """What a program reads of a record."""
+    """The fields that a program reads from a record."""
     text = json_formatter(**options).format(made)
     assert one_harmless_line(text)
     read: dict[str, Any] = json.loads(text)

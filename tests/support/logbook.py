@@ -1,4 +1,4 @@
-"""What the tests of the writing side look at: a stream's log and row, and what must hold of them."""
+"""Helpers for tests of workers: a stream's log and row, and the checks of both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import asyncpg
 import orjson
 
 from baton.db import event_log, stream_creation, stream_queue, streams, worker_rows
-from baton.db.postgres import Connection, pool
+from baton.db.postgres import Connection, Pool, pool
 from baton.db.stream_creation import NewStream
 from baton.db.stream_queue import Claim
 from baton.db.streams import Stream
@@ -22,13 +22,13 @@ from baton.settings import Settings
 from baton.snapshot import Snapshot
 from baton.worker.worker import Worker
 
-# How long a test waits for what must happen, before it says that it did not: long, for slow machines under load.
+# How long a test waits before it fails. It is long, for slow machines under load.
 DEADLINE_SECONDS = 60
 ANSWER = "who goes there"
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], within_seconds: float = DEADLINE_SECONDS) -> None:
-    """Poll until a condition holds that no signal announces."""
+    """Poll for a condition that has no signal."""
     async with asyncio.timeout(within_seconds):
         while True:
             holds = condition()
@@ -53,6 +53,21 @@ async def queue_many(connection: Connection, count: int, *, on_worker_lost: str 
     return [row[0] for row in rows]
 
 
+async def until_after(connection: Connection | Pool, stream_id: UUID, milliseconds: int = 1) -> None:
+    """Wait until the database's clock is this far beyond a stream's id, so that the ids of later streams are greater.
+
+    Ids are ordered by their millisecond, and streams of the same one are in no order.
+    """
+    goal = (stream_id.int >> 80) + milliseconds
+
+    async def reached() -> bool:
+        return bool(
+            await connection.fetchval("SELECT extract(epoch FROM clock_timestamp()) * 1000 >= $1::bigint", goal)
+        )
+
+    await until(reached)
+
+
 async def claimed(connection: Connection, count: int = 1) -> list[UUID]:
     """Streams under epoch 1, in ascending order."""
     ids = await queue_many(connection, count)
@@ -61,7 +76,7 @@ async def claimed(connection: Connection, count: int = 1) -> list[UUID]:
 
 
 async def claim_as(connection: Connection, worker_id: UUID, generators: list[str], limit: int) -> list[Claim]:
-    """Claim as a worker that is registered: others are given nothing."""
+    """Claim as a registered worker; unregistered ones get nothing."""
     await employ(connection, worker_id)
     place = await worker_rows.place(connection, worker_id)
     return await stream_queue.claim(connection, worker_id, generators, limit, place=place)
@@ -83,7 +98,7 @@ async def row(connection: Connection, stream_id: UUID) -> Stream:
 
 
 async def events(connection: Connection, stream_id: UUID) -> list[dict[str, Any]]:
-    """All events of a stream, after having seen that its log has no gap and nothing twice, and ends as its row says."""
+    """Return all events of a stream. Check that its log has no gap and no repeat, and ends as its row says."""
     found: list[dict[str, Any]] = []
     rows = await connection.fetch("SELECT * FROM baton.batch WHERE stream_id = $1 ORDER BY first_seq", stream_id)
     for batch in rows:
@@ -109,7 +124,7 @@ def snapshot(found: list[dict[str, Any]]) -> Snapshot:
 
 
 def text(found: list[dict[str, Any]]) -> str:
-    """What a client shows of them, a `reset` included."""
+    """The text that a client shows for them; a `reset` clears it."""
     return snapshot(found).text
 
 
@@ -141,7 +156,7 @@ async def answer(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
 
 
 def settings(dsn: str, **changes: Any) -> Settings:
-    """Settings that are quick about everything."""
+    """Settings with short intervals."""
     quick: dict[str, Any] = {
         "flush_interval_milliseconds": 5,
         "worker_heartbeat_seconds": 0.05,
@@ -156,7 +171,7 @@ def settings(dsn: str, **changes: Any) -> Settings:
 async def working(
     dsn: str, generators: Mapping[str, Generator] | Generator = answer, **changes: Any
 ) -> AsyncIterator[Worker]:
-    """Run a worker in this process; it is cut off at the end, not asked to leave."""
+    """Run a worker in this process; it is cancelled at the end, without a drain."""
     named = generators if isinstance(generators, Mapping) else {"test": generators}
     worker = Worker(settings(dsn, **changes), named)
     task = asyncio.create_task(worker.run())

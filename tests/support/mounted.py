@@ -47,7 +47,7 @@ class Site:
     process: Process
 
     def stop(self) -> float:
-        """Tell the process to end, as a platform does; return when, by `time.monotonic`."""
+        """Signal the process to end, as a platform does; return the time by `time.monotonic`."""
         self.process.send_signal(signal.SIGTERM)
         return time.monotonic()
 
@@ -62,7 +62,7 @@ def command(server: str, port: int) -> Sequence[str]:
 
 @contextlib.asynccontextmanager
 async def mounted(server: str, folder: Path, dsn: str, *, source: str = SITE, **settings: str) -> AsyncIterator[Site]:
-    """Serve the application; whatever is left of its processes at the end is killed."""
+    """Serve the application; kill the processes that are left at the end."""
     (folder / f"{MODULE}.py").write_text(source)
     given = {"BATON_DATABASE_URL": dsn, "BATON_ALLOW_ANONYMOUS": "true", **settings}
     with reserved_port() as port:

@@ -1,4 +1,4 @@
-"""nginx in front of pods, with what docs/deploy.md shows for a path that it takes off."""
+"""nginx in front of pods, with the configuration in docs/deploy.md for a prefix that it removes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def documented_location() -> str:
 
 @contextlib.asynccontextmanager
 async def nginx(folder: Path, pod_url: str, *, location: str | None = None) -> AsyncIterator[str]:
-    """Run nginx in front of a pod; yield its address, without the path that it takes off."""
+    """Run nginx in front of a pod; yield its address, without the prefix that it removes."""
     assert NGINX is not None
     with reserved_port() as port:
         text = CONFIGURATION.format(

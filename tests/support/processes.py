@@ -20,7 +20,7 @@ SERVES = r'Pod (\S+) serves on (http://[^\s"]+)'
 
 
 def environment(**given: str) -> dict[str, str]:
-    """Nothing but what a command needs, and what is given."""
+    """The variables that a command needs, and the given ones."""
     # The last one has coverage measure the command, too, where it is measured.
     names = ("PATH", "HOME", "TMPDIR", "LANG", "COVERAGE_PROCESS_CONFIG")
     kept = {name: os.environ[name] for name in names if name in os.environ}
@@ -70,7 +70,7 @@ class Running:
 async def running(
     *arguments: str, env: Mapping[str, str], command: Path = BATON, cwd: Path | None = None
 ) -> AsyncIterator[Running]:
-    """Run `baton` in the background; whatever is left of it at the end is killed."""
+    """Run `baton` in the background; kill what is left of it at the end."""
     process = await asyncio.create_subprocess_exec(command, *arguments, env=env, cwd=cwd, stderr=PIPE)
     started = Running(process)
     reading = asyncio.create_task(started.read())

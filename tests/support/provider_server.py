@@ -1,4 +1,4 @@
-"""A server on loopback that answers as a model provider does, byte for byte, with the faults tests want."""
+"""A server on loopback that answers byte for byte like a model provider, with the faults that tests ask for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self
 
-# What becomes of the connection after the last frame: a proper end of the body, a reset, or silence.
+# What happens to the connection after the last frame: a proper end of the body, a reset, or silence.
 Ending = Literal["end", "abort", "hang"]
 
 
@@ -49,7 +49,7 @@ def event_frames(*objects: dict[str, Any]) -> list[bytes]:
 
 
 class ProviderServer:
-    """Gives its replies in order, the last one again and again."""
+    """Sends its replies in order, and then repeats the last one."""
 
     def __init__(self, *replies: Reply) -> None:
         self.requests: list[Received] = []
@@ -81,6 +81,7 @@ class ProviderServer:
             writer.transport.abort()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.set_write_buffer_limits(0)  # `drain` waits until the kernel has everything
         self._writers.append(writer)
         self._serving.add(asyncio.create_task(self._serve(reader, writer)))
 
@@ -101,6 +102,7 @@ class ProviderServer:
         reply = self._replies[min(len(self.requests), len(self._replies)) - 1]
         if not reply.silent:
             writer.write(_head(reply))
+            await writer.drain()
         for frame in reply.frames:
             writer.write(b"%x\r\n%b\r\n" % (len(frame), frame))
             await writer.drain()
@@ -108,7 +110,7 @@ class ProviderServer:
             writer.write(b"0\r\n\r\n")
             return True
         if reply.ending == "abort":
-            await asyncio.sleep(0.05)  # What has been written shall arrive before the reset, which overtakes it.
+            # The frames are in the kernel, which sends them before the end of the connection.
             writer.transport.abort()
         else:
             await reader.read()

@@ -38,7 +38,7 @@ def encoded(event: str | Event | Outcome) -> bytes:
 
 
 def batches(events: Sequence[str | Event | Outcome], sizes: Iterable[int] = ()) -> list[Batch]:
-    """Put events into batches of those sizes, and the rest into one more."""
+    """Put events into batches of these sizes, and the rest into one more."""
     found, first = [], 1
     rest = list(events)
     for size in (*sizes, len(rest)):
@@ -51,7 +51,7 @@ def batches(events: Sequence[str | Event | Outcome], sizes: Iterable[int] = ()) 
 
 
 def sent(dialect: Dialect[Any], opening: Encoded[Any], found: list[Batch], after: int = 0) -> bytes:
-    """What a client gets that has the frames up to number `after`."""
+    """What a client that has the frames up to number `after` gets."""
     return opening.body + Reader(dialect, opening, after).read(found)
 
 

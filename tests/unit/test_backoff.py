@@ -19,7 +19,7 @@ def pauses(failures: int, **given: float) -> list[float]:
 
 
 @pytest.mark.parametrize(("failures", "bound"), [(1, 0.1), (2, 0.2), (4, 0.8), (7, 5.0), (100, 5.0)])
-def test_pauses_spread_over_a_bound_that_doubles_up_to_the_cap(failures: int, bound: float) -> None:
+def test_pauses_are_spread_up_to_a_bound_that_doubles_to_a_cap(failures: int, bound: float) -> None:
     found = pauses(failures)
     assert 0 <= found[0] < bound / 10
     assert bound * 0.9 < found[-1] <= bound

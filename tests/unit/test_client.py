@@ -131,14 +131,14 @@ async def test_a_stream_is_followed_to_its_terminal_event() -> None:
     assert pod.cursors == [None]
 
 
-async def test_it_begins_after_the_cursor_it_is_given() -> None:
+async def test_a_follower_begins_after_the_given_cursor() -> None:
     async with faulty_pod(Answer()) as pod:
         seen = await follow(pod.url, cursor=4)
     assert seqs(seen) == [5, 6]
     assert pod.cursors == ["4"]
 
 
-async def test_an_end_of_file_at_every_byte_of_a_frame_loses_and_repeats_nothing() -> None:
+async def test_a_cut_at_any_byte_of_a_frame_loses_and_repeats_nothing() -> None:
     async def cut_at(http: httpx2.AsyncClient, cut_bytes: int) -> None:
         async with faulty_pod(Answer(ending="eof", cut=2, cut_bytes=cut_bytes), Answer()) as pod:
             seen = await all_of(Follower(http, pod.url))
@@ -161,7 +161,7 @@ async def test_a_reset_in_the_middle_of_an_event() -> None:
     assert pod.cursors == [None, str(lost.cursor) if lost.cursor else None]
 
 
-async def test_a_temporary_refusal_is_tried_again() -> None:
+async def test_a_temporary_refusal_is_retried() -> None:
     busy = Answer(status="503 Service Unavailable", content_type="text/plain", body=b"busy")
     async with faulty_pod(Answer(ending="eof", cut=1), busy, busy, Answer()) as pod:
         seen = await follow(pod.url)
@@ -171,7 +171,7 @@ async def test_a_temporary_refusal_is_tried_again() -> None:
     assert reasons[1:] == ["503 Service Unavailable"] * 2
 
 
-async def test_a_refused_connection_is_tried_again() -> None:
+async def test_a_refused_connection_is_retried() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -203,7 +203,7 @@ async def test_204_after_a_lost_connection_is_the_end() -> None:
     assert connections(seen) == [("pod-1", 0)]
 
 
-async def test_a_pod_that_ends_cleanly_says_when_to_reconnect() -> None:
+async def test_a_pod_that_ends_cleanly_sends_a_time_to_reconnect() -> None:
     async with faulty_pod(Answer(cut=2, before=b": baton\nretry: 400\n\n"), Answer()) as pod:
         seen = await follow(pod.url)
     assert seqs(seen) == [1, 2, 3, 4, 5, 6]
@@ -225,7 +225,7 @@ async def test_any_text_arrives_as_it_was_sent() -> None:
     assert [item.event.get("delta") for item in seen if isinstance(item, Received)] == [text, None]
 
 
-async def test_a_final_refusal_shows_the_servers_words() -> None:
+async def test_a_final_refusal_shows_the_servers_message() -> None:
     body = json.dumps({"detail": "There is no stream x."}).encode()
     refusal = Answer(status="404 Not Found", content_type="application/problem+json", body=body)
     async with faulty_pod(refusal) as pod:
@@ -246,7 +246,7 @@ async def test_an_id_that_is_not_a_number_is_not_the_native_dialect() -> None:
             await follow(pod.url)
 
 
-async def test_it_gives_up_when_no_pod_answers() -> None:
+async def test_a_follower_gives_up_if_no_pod_answers() -> None:
     busy = Answer(status="503 Service Unavailable", body=b"")
     async with faulty_pod(busy) as pod:
         with pytest.raises(FollowError, match="No pod has answered"):

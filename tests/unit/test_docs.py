@@ -104,6 +104,12 @@ def test_both_pages_of_errors_have_the_same_headings() -> None:
     assert headings == re.findall("<h2>(.+)</h2>", errors_page.page())
 
 
+def test_test_names_are_short() -> None:
+    for file in (PROJECT / "tests").rglob("*.py"):
+        names = re.findall(r"^\s*(?:async )?def (test_\w+)", file.read_text(), re.MULTILINE)
+        assert [name for name in names if len(name) >= 80] == [], f"{file.name}: at most 79 characters."
+
+
 def test_named_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
     for page in (*NAMING, PROJECT / ".github/workflows/test.yml", PROJECT / ".pre-commit-config.yaml"):
@@ -111,35 +117,35 @@ def test_named_targets_exist() -> None:
         assert set(named) <= targets, page.name
 
 
-def test_a_list_after_a_paragraph_is_one_on_the_site_too() -> None:
+def test_a_list_after_a_paragraph_is_a_list_on_the_site() -> None:
     text = "Paragraph:\n- one\n  more\n- two\n\n# Heading\n- three\n```\ncode\n- four\n```\n"
     assert with_lists_apart(text) == text.replace("Paragraph:\n", "Paragraph:\n\n")
 
 
-def test_the_reference_has_every_public_name() -> None:
+def test_the_reference_has_each_public_name() -> None:
     described = set(re.findall(r"^::: baton(?:\.\w+)*\.(\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE))
     assert set(getattr(baton, "__all__", ())) - {"__version__"} <= described
 
 
-def test_vendored_files_are_what_was_published() -> None:
+def test_vendored_files_match_the_published_ones() -> None:
     for name, package in tomllib.loads((DOCS / "assets/vendored.toml").read_text()).items():
         for file, stated in package["files"].items():
             assert hashlib.sha256((DOCS / "assets" / file).read_bytes()).hexdigest() == stated["sha256"], file
         assert package["version"] in (DOCS / f"assets/{name}.js").read_text()
 
 
-def test_a_new_revision_imports_what_is_there() -> None:
+def test_a_new_revision_imports_existing_names() -> None:
     template = (PROJECT / "migrations/script.py.mako").read_text()
     for module, name in re.findall(r"^from (\S+) import (\w+)$", template, re.MULTILINE):
         if module != "__future__":
             assert importlib.util.find_spec(f"{module}.{name}") or hasattr(importlib.import_module(module), name)
 
 
-def test_the_version_is_one() -> None:
+def test_the_package_and_the_project_have_one_version() -> None:
     assert tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"] == baton.__version__
 
 
-def test_notes_of_a_release_are_its_part_of_the_changelog() -> None:
+def test_release_notes_are_the_releases_part_of_the_changelog() -> None:
     changelog = (
         "# Changelog\n\n## Unreleased\n\n## 1.1.0 (2026-12-31)\n\n### Added\n- A thing.\n\n## 1.0.0 (2026-12-01)"
     )
@@ -149,7 +155,7 @@ def test_notes_of_a_release_are_its_part_of_the_changelog() -> None:
             notes(changelog, version)
 
 
-def test_what_is_wrong_with_a_built_site_is_found(tmp_path: Path) -> None:
+def test_faults_of_a_built_site_are_found(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other/index.html").write_text('<h1 id="there">Other</h1>')
     (tmp_path / "index.html").write_text(

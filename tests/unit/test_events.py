@@ -69,7 +69,7 @@ def test_any_event_survives_encoding(text: str, number: int, fraction: float) ->
 
 
 @given(texts)
-def test_text_without_lone_surrogates_is_unchanged(text: str) -> None:
+def test_text_without_lone_surrogates_stays_unchanged(text: str) -> None:
     once = without_surrogates(text)
     assert once == as_utf8_can_hold(text)
     assert without_surrogates(once) == once
@@ -147,7 +147,7 @@ def test_a_cursor_is_a_whole_number(number: int) -> None:
 
 
 @pytest.mark.parametrize("raw", [None, ""])
-def test_no_cursor_is_zero(raw: str | None) -> None:
+def test_a_missing_cursor_is_zero(raw: str | None) -> None:
     assert parse_cursor(raw) == 0
 
 

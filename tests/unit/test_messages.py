@@ -57,7 +57,7 @@ def messages() -> Iterator[tuple[str, str]]:
                     yield f"{path.relative_to(HERE)}:{node.lineno}", said(argument)
 
 
-def test_no_error_shows_what_is_for_the_operator() -> None:
+def test_no_error_shows_text_for_the_operator() -> None:
     found = list(messages())
     assert len(found) > 100
     assert [(where, text) for where, text in found if INTERNAL.search(text)] == []
@@ -72,11 +72,11 @@ def test_no_error_shows_what_is_for_the_operator() -> None:
         event_stream._NOT_ENCODABLE[1],
     ],
 )
-def test_no_constant_does(text: str) -> None:
+def test_no_constant_has_text_for_the_operator(text: str) -> None:
     assert not INTERNAL.search(text)
 
 
-def test_an_error_keeps_for_the_log_what_the_client_is_not_told() -> None:
+def test_an_error_keeps_details_for_the_log() -> None:
     error = GenerationError("invalid_input", "There is no transcript 'x'.", operator="there are a, b")
     assert (str(error), error.operator) == ("There is no transcript 'x'.", "there are a, b")
     wrong = InvalidEvent("An event's type is one of a, b, not 'c'.")

@@ -34,7 +34,7 @@ def test_a_terminal_event_can_be_decoded(status: Any, word: str, usage: dict[str
     assert Outcome.decode(outcome.encode()) == outcome
 
 
-def test_a_terminal_event_says_how_it_ended() -> None:
+def test_a_terminal_event_has_its_status_and_reason() -> None:
     outcome = Outcome.failed("rate_limited", "Too many requests.", timings=Timings(2.0, 0.5, 4), usage={"total": 3})
     assert orjson.loads(outcome.encode()) == {
         "type": "done",

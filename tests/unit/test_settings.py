@@ -34,7 +34,7 @@ def test_every_setting_but_the_database_has_a_default() -> None:
         _ = loaded.dsn
 
 
-def test_arguments_override_the_environment_which_overrides_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_override_the_environment_and_it_overrides_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     Path(".env").write_text("BATON_PORT=1\nBATON_MAX_ATTEMPTS=5\nBATON_LEASE_SECONDS=7\nOTHER=1\n")
     monkeypatch.setenv("BATON_MAX_ATTEMPTS", "6")
     monkeypatch.setenv("BATON_LEASE_SECONDS", "8")
@@ -144,7 +144,7 @@ def test_invalid_models(monkeypatch: pytest.MonkeyPatch, given: str, expected: s
 
 
 @pytest.mark.parametrize("around", ["{}\n", " {}", "{}\r\n", "\t{} \n"])
-def test_values_of_mounted_files_lose_their_line_break(
+def test_values_of_mounted_files_lose_their_final_line_break(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, around: str
 ) -> None:
     given = {

@@ -50,7 +50,7 @@ def test_chunks_of_tool_calls_are_joined_by_index() -> None:
     assert made.tool_results == [{"id": "a", "result": [1]}]
 
 
-def test_usages_are_added_up() -> None:
+def test_usages_are_summed() -> None:
     made = snapshot({"type": "usage", "total_tokens": 1}, {"type": "usage", "total_tokens": 2})
     assert made.as_dict()["usage"] == {"total_tokens": 3}
 

@@ -16,7 +16,7 @@ CALL = {"type": "usage", "input_tokens": 3, "output_tokens": 4, "total_tokens": 
 counts = st.dictionaries(st.sampled_from(["input_tokens", "cached_tokens", "vendor_credits"]), st.integers(0, 1000))
 
 
-def test_every_number_is_added_up() -> None:
+def test_every_number_is_summed() -> None:
     more = {"type": "usage", "input_tokens": 1, "reasoning_tokens": 2, "total_tokens": 1}
     assert added(added(None, CALL), more) == {
         "input_tokens": 4,

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Mapping
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Self
@@ -62,7 +63,15 @@ class Transcript:
 class ReplayGenerator:
     """Plays the transcript that the input names, or else the one with the last matching word of the user."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._clock = clock
+        self._sleep = sleep
         self._speed = settings.replay_speed
         self._transcripts = load_transcripts()
 
@@ -70,11 +79,10 @@ class ReplayGenerator:
         """Yield the events of a transcript, each when it is due."""
         refuse_approvals("replay", request)
         transcript, speed = self.choose(request.input), self._speed_of(request.input)
-        loop = asyncio.get_running_loop()
-        start = loop.time()
+        start = self._clock()
         for due_seconds, event in transcript.events:
             # Relative to the start, so that delays do not add up.
-            await asyncio.sleep(max(0, start + due_seconds / speed - loop.time()))
+            await self._sleep(max(0, start + due_seconds / speed - self._clock()))
             yield event["delta"] if event["type"] == "text" else dict(event)
 
     def choose(self, given: Any) -> Transcript:

@@ -33,21 +33,23 @@ class Reaper:
         max_attempts: int,
         max_pause_seconds: float = math.inf,
         on_end: Callable[[Outcome, str], None] = lambda _outcome, _generator: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lease_seconds = lease_seconds
         self._max_attempts = max_attempts
         self._max_pause_seconds = max_pause_seconds
         self._on_end = on_end
-        self._checked_at = self._steady_since = time.monotonic()
+        self._clock = clock
+        self._checked_at = self._steady_since = clock()
         self._seen: dict[UUID, tuple[int, float]] = {}
         # While an old snapshot is open this reads an entry for every stream that has run since.
-        self._orphans_pace = Pace(factor=100, least_seconds=lease_seconds)
+        self._orphans_pace = Pace(factor=100, least_seconds=lease_seconds, clock=clock)
         self._orphans_pace.put_off()
 
     def forget(self) -> None:
         """Start to watch again, after the connection was interrupted."""
         self._seen.clear()
-        self._steady_since = time.monotonic()
+        self._steady_since = self._clock()
 
     def steady_seconds(self) -> float:
         """Return for how many seconds it has watched without a long pause.
@@ -55,7 +57,7 @@ class Reaper:
         After a stall of the network or of this process the other counters may be unchanged because their workers
         stalled too.
         """
-        now = time.monotonic()
+        now = self._clock()
         if now - self._checked_at > self._max_pause_seconds:
             self.forget()
         return now - self._steady_since
@@ -63,7 +65,7 @@ class Reaper:
     async def check(self, connection: Connection, own_id: UUID, counters: Mapping[UUID, int]) -> None:
         """Check the workers' counters, and remove the workers whose counters stood still for too long."""
         self.steady_seconds()
-        self._checked_at = now = time.monotonic()
+        self._checked_at = now = self._clock()
         for worker_id, counter in counters.items():
             seen, since = self._seen.get(worker_id, (-1, now))
             if seen != counter:

@@ -110,7 +110,7 @@ DECLARED = {
 TABLE = {key: call.of(DECLARED[key]) for key, call in CALLS.items() if key in DECLARED}
 
 
-def test_no_route_is_without_a_row() -> None:
+def test_each_route_has_a_row() -> None:
     assert all(isinstance(route, DeclaredRoute) for route in ROUTES)
     assert CALLS.keys() == DECLARED.keys()
 
@@ -245,7 +245,7 @@ def allows(token: str, row: Row) -> bool:
     return row.takes_tokens or row.code == "not_found"
 
 
-async def test_every_route_with_every_credential(scene: Scene, subtests: pytest.Subtests) -> None:
+async def test_each_route_with_each_credential(scene: Scene, subtests: pytest.Subtests) -> None:
     async def cell(column: str, key: tuple[str, str], headers: dict[Any, Any]) -> httpx2.Response:
         fresh = column == "right" and key[0] == "DELETE"
         stream_id = await scene.ended_stream() if fresh else scene.stream_id
@@ -264,7 +264,7 @@ async def test_every_route_with_every_credential(scene: Scene, subtests: pytest.
                 assert answer.status_code != 401 or answer.headers["www-authenticate"] == "Bearer"
 
 
-async def test_a_stream_of_others_is_answered_like_none(scene: Scene, subtests: pytest.Subtests) -> None:
+async def test_another_tenants_stream_is_not_found(scene: Scene, subtests: pytest.Subtests) -> None:
     theirs, nobodys = await scene.ended_stream("other"), uuid4()
     own = {"key": scene.keys["right"], "token": signed(scene.stream_id)}
     for kind, credential in own.items():
@@ -334,7 +334,7 @@ async def test_a_token_is_taken_from_header_cookie_and_query(scene: Scene) -> No
             assert answer.status_code == status, (headers, query, path, answer.text)
 
 
-async def test_a_cookie_changes_nothing_from_another_sites_page(scene: Scene) -> None:
+async def test_a_cookie_sent_by_another_sites_page_changes_nothing(scene: Scene) -> None:
     url = f"{scene.pod.url}/v1/streams/{scene.stream_id}"
     token = signed(scene.stream_id)
     cookie, host = {"cookie": f"baton_token={token}"}, scene.pod.url.removeprefix("http://")
@@ -354,7 +354,7 @@ async def test_a_cookie_changes_nothing_from_another_sites_page(scene: Scene) ->
     assert (await scene.cluster.client.post(f"{url}/cancel", headers=bearer(token) | evil)).status_code == 200
 
 
-async def test_the_host_of_a_whole_address_goes_before_the_header(scene: Scene) -> None:
+async def test_the_host_of_an_absolute_url_overrides_the_header(scene: Scene) -> None:
     """Else a page's own host in the header would make it one of ours."""
     where, port = scene.pod.url.removeprefix("http://").split(":")
     for host, status in (("evil.test", b"403"), ("pods.test", b"200")):
@@ -395,7 +395,7 @@ async def make_token(scene: Scene, stream_id: object, credential: str, **body: A
     return await scene.cluster.client.post(url, json=body, headers=bearer(credential))
 
 
-async def test_a_new_streams_token_reads_and_cancels_it_and_no_more(scene: Scene) -> None:
+async def test_a_new_streams_token_can_only_read_and_cancel_it(scene: Scene) -> None:
     created = (await create(scene, scene.keys["right"])).json()
     mine = bearer(created["token"])
     url = scene.pod.url + f"/v1/streams/{created['id']}"
@@ -409,7 +409,7 @@ async def test_a_new_streams_token_reads_and_cancels_it_and_no_more(scene: Scene
     assert (await client.post(f"{url}/cancel", headers=bearer(narrow["token"]))).status_code == 403
 
 
-async def test_a_token_comes_along_when_a_stream_is_created_and_followed(scene: Scene) -> None:
+async def test_a_token_is_issued_when_a_stream_is_created_and_followed(scene: Scene) -> None:
     for accept in ("text/event-stream", "text/plain"):
         answer = await scene.cluster.client.post(
             f"{scene.pod.url}/v1/streams", json={"input": 1}, headers={"accept": accept} | bearer(scene.keys["right"])
@@ -418,7 +418,7 @@ async def test_a_token_comes_along_when_a_stream_is_created_and_followed(scene: 
         assert (await scene.cluster.client.get(scene.pod.url + path, headers=bearer(token))).status_code == 200
 
 
-async def test_a_token_never_widens(scene: Scene) -> None:
+async def test_a_token_never_gains_rights(scene: Scene) -> None:
     _, maker = await make_key(scene.cluster, "create", "read")
     forbidden = (403, "forbidden")
     answer = await create(scene, maker, token={"scopes": ["read", "cancel"]})
@@ -445,7 +445,7 @@ async def test_a_token_never_widens(scene: Scene) -> None:
     assert (await make_token(scene, own, narrow, view="full")).status_code == 403
 
 
-async def test_a_token_that_a_token_made_lives_no_longer(scene: Scene) -> None:
+async def test_a_token_issued_to_a_token_expires_no_later(scene: Scene) -> None:
     soon = int(time.time()) + 100
     answer = (await make_token(scene, scene.stream_id, signed(scene.stream_id, exp=soon))).json()
     assert answer["expires_at"].startswith(time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(soon)))
@@ -466,7 +466,7 @@ async def test_a_token_works_for_a_grace_after_the_streams_end(scene: Scene) -> 
         assert (await scene.call(method, row, old, bearer(scene.keys["right"]))).status_code == for_key, path
 
 
-async def test_a_token_of_a_stream_that_has_ended_says_when_it_stops_working(scene: Scene) -> None:
+async def test_a_token_of_an_ended_stream_has_its_expiry(scene: Scene) -> None:
     ended = await scene.ended_stream()
     change = "UPDATE baton.stream SET finished_at = to_timestamp($2) WHERE id = $1"
     await scene.cluster.pool.execute(change, ended, time.time() - 100)
@@ -477,7 +477,7 @@ async def test_a_token_of_a_stream_that_has_ended_says_when_it_stops_working(sce
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
-async def test_the_end_that_a_relay_has_seen_begins_the_grace(cluster: Cluster) -> None:
+async def test_the_grace_starts_at_the_end_seen_by_a_relay(cluster: Cluster) -> None:
     await make_key(cluster)
     pod = await guarded_pod(cluster, token_grace_seconds=0)
     author = await cluster.author(tenant=TENANT)
@@ -529,7 +529,7 @@ async def rich(scene: Scene) -> UUID:
     return author.id
 
 
-async def test_a_token_of_the_answer_shows_nothing_else_by_any_way(scene: Scene, rich: UUID) -> None:
+async def test_an_answer_token_shows_only_the_answer(scene: Scene, rich: UUID) -> None:
     headers = bearer(signed(rich, view="answer"))
     seen = 0
     for accept in ("*/*", "text/event-stream", "text/plain"):
@@ -566,7 +566,7 @@ async def test_asking_for_more_than_the_answer_is_forbidden(scene: Scene, rich: 
 # Chats of the AI SDK
 
 
-async def test_a_chat_is_there_for_a_token_if_its_newest_stream_is_the_tokens(scene: Scene) -> None:
+async def test_a_token_finds_a_chat_whose_newest_stream_is_its_own(scene: Scene) -> None:
     older = await scene.cluster.author(tenant=TENANT, generator="nobody", chat="c")
     newer = await scene.cluster.author(tenant=TENANT, generator="nobody", chat="c")
     url = f"{scene.pod.url}/v1/ai-sdk/chat/c/stop"
@@ -592,7 +592,7 @@ async def test_keys_are_replaced_without_a_restart(cluster: Cluster) -> None:
     assert (await statuses(old), await statuses(new)) == ({401}, {200})
 
 
-async def test_who_follows_with_a_revoked_key_is_sent_away(cluster: Cluster) -> None:
+async def test_a_follower_with_a_revoked_key_is_disconnected(cluster: Cluster) -> None:
     key, text = await make_key(cluster, name="first")
     pod = await guarded_pod(cluster, keys_refresh_seconds=0.05, sse_keep_alive_seconds=0.5)
     author = await cluster.author(tenant=TENANT)
@@ -607,7 +607,7 @@ async def test_who_follows_with_a_revoked_key_is_sent_away(cluster: Cluster) -> 
     assert (await cluster.client.get(url, headers=bearer(text))).status_code == 401
 
 
-async def test_a_client_that_waits_with_a_revoked_key_gets_no_answer(cluster: Cluster) -> None:
+async def test_a_waiting_client_with_a_revoked_key_gets_no_answer(cluster: Cluster) -> None:
     key, text = await make_key(cluster)
     pod = await guarded_pod(cluster, keys_refresh_seconds=0.05)
     author = await cluster.author(tenant=TENANT)
@@ -635,7 +635,7 @@ async def test_a_client_that_waits_with_a_revoked_key_gets_no_answer(cluster: Cl
         ({"origin": "https://old.browser.test"}, 201),
     ],
 )
-async def test_without_access_control_pages_of_other_sites_change_nothing(
+async def test_without_access_control_pages_of_other_sites_cannot_write(
     cluster: Cluster, headers: dict[str, str], status: int
 ) -> None:
     pod = await cluster.pod(allowed_origins="https://page.test")

@@ -81,7 +81,7 @@ async def test_a_message_is_continued_live_and_replayed_whole_on_every_pod(clust
     }
 
 
-async def test_a_continued_message_counts_against_the_size_of_an_input_and_must_be_whole(cluster: Cluster) -> None:
+async def test_a_continued_message_counts_as_input_and_must_be_complete(cluster: Cluster) -> None:
     pod = await cluster.pod(max_input_bytes=1000)
     await cluster.worker({"replay": echo})
     large = await cluster.client.post(f"{pod.url}{CHAT}", json=sent(assistant({"type": "data-x", "data": "x" * 1000})))
@@ -128,7 +128,7 @@ def answered(approval_id: Any, approved: Any, **fields: Any) -> dict[str, Any]:
     return part | {"approval": {"id": approval_id, "approved": approved}} | fields
 
 
-async def test_an_approved_call_is_run_by_the_generator_as_the_log_has_it(cluster: Cluster) -> None:
+async def test_the_generator_runs_an_approved_call_as_logged(cluster: Cluster) -> None:
     pod, other = await cluster.pod(), await cluster.pod()
     await cluster.worker({"asking": asking})
     approval_id = await asked(cluster, pod)
@@ -171,9 +171,7 @@ async def asking_twice(request: GenerationRequest) -> AsyncGenerator[Yielded, No
 
 
 @pytest.mark.parametrize("then", [{"c": True, "d": True}, {"c": True, "d": False}, {"c": False}])
-async def test_a_question_that_was_answered_is_not_answered_again_with_others(
-    cluster: Cluster, then: dict[str, bool]
-) -> None:
+async def test_an_answered_question_is_not_answered_again(cluster: Cluster, then: dict[str, bool]) -> None:
     pod = await cluster.pod()
     await cluster.worker({"asking": asking_twice})
     SEEN.clear()
@@ -198,7 +196,7 @@ async def test_a_question_that_was_answered_is_not_answered_again_with_others(
     assert [[approval.call_id for approval in request.approvals] for request in SEEN] == [[], ["c"], ["d"]]
 
 
-async def test_a_denied_call_is_a_result_that_says_so(cluster: Cluster) -> None:
+async def test_a_denied_call_becomes_a_result(cluster: Cluster) -> None:
     pod = await cluster.pod()
     await cluster.worker({"asking": asking, "replay": echo})
     approval_id = await asked(cluster, pod)
@@ -265,7 +263,7 @@ async def test_a_message_cannot_answer_a_question_twice(cluster: Cluster, twice:
     assert len(SEEN) == 1
 
 
-async def test_an_answer_to_what_the_generator_did_not_ask_is_refused(cluster: Cluster) -> None:
+async def test_an_answer_that_the_generator_did_not_ask_for_is_refused(cluster: Cluster) -> None:
     async def running(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         yield CALL
         yield {"type": "tool_call", "index": 1, "id": "d", "name": "f", "arguments_delta": "{"}
@@ -291,7 +289,7 @@ async def test_a_generator_that_runs_no_tools_refuses_an_approved_call_by_name(c
         assert f"The generator '{name or 'replay'}' runs no tools" in answer.json()["detail"]
 
 
-async def test_a_worker_refuses_what_its_generator_cannot_run(cluster: Cluster) -> None:
+async def test_a_worker_refuses_calls_that_its_generator_cannot_run(cluster: Cluster) -> None:
     """A pod may not know that a name is one of a built-in generator."""
     pod = await cluster.pod()
     await cluster.worker({"asking": asking, "fast": ReplayGenerator(cluster.settings())})
@@ -302,7 +300,7 @@ async def test_a_worker_refuses_what_its_generator_cannot_run(cluster: Cluster) 
     assert "runs no tools" in error["errorText"]
 
 
-async def test_a_call_that_was_allowed_long_ago_is_not_run(cluster: Cluster) -> None:
+async def test_a_call_approved_long_ago_is_not_run(cluster: Cluster) -> None:
     pod = await cluster.pod()
     await cluster.worker({"asking": asking})
     await asked(cluster, pod)

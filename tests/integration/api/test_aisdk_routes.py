@@ -11,6 +11,7 @@ from uuid import UUID
 import httpx2
 import pytest
 from tests.support.cluster import Cluster, RunningPod, Tap, echo, text
+from tests.support.logbook import until_after
 
 from baton.db import stream_lists
 from baton.generators import GenerationRequest, Yielded
@@ -76,26 +77,26 @@ async def test_an_active_stream_is_resumed_from_its_start_and_an_ended_one_is_no
     assert (ended.status_code, ended.content) == (204, b"")
 
 
-async def test_a_chat_whose_id_thousands_of_streams_have_is_found_among_the_newest(
+async def test_a_chat_with_thousands_of_streams_is_found_among_the_newest(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream_lists, "MAX_SCANNED", 3)
     pod = await cluster.pod()
-    author = await cluster.author(chat="main")
+    author = newest = await cluster.author(chat="main")
     await author.write(text(1))
     for tenant, chat in [("other", "main")] * 4 + [("", "another")] * 10:
-        await asyncio.sleep(0.002)  # ids are in order from one millisecond to the next
-        await cluster.author(tenant=tenant, chat=chat)
+        await until_after(cluster.pool, newest.id)
+        newest = await cluster.author(tenant=tenant, chat=chat)
     stopped = await cluster.client.post(f"{pod.url}{CHAT}/main/stop")
     assert (stopped.status_code, stopped.json()["id"]) == (202, str(author.id))
     for _ in range(5):
-        await asyncio.sleep(0.002)
-        await cluster.author(chat="another")
+        await until_after(cluster.pool, newest.id)
+        newest = await cluster.author(chat="another")
     # One request looks through five pages.
     assert (await cluster.client.post(f"{pod.url}{CHAT}/main/stop")).status_code == 204
 
 
-async def test_every_start_index_gives_the_chunks_from_there_on(cluster: Cluster) -> None:
+async def test_each_start_index_returns_the_chunks_from_there(cluster: Cluster) -> None:
     pod = await cluster.pod()
     answer = await finished(cluster, pod)
     run, count = answer.headers["x-workflow-run-id"], len(KINDS)
@@ -116,7 +117,7 @@ async def test_every_start_index_gives_the_chunks_from_there_on(cluster: Cluster
     assert kinds((await cluster.client.get(f"{pod.url}{CHAT}/{run}/stream")).content) == KINDS
 
 
-async def test_a_negative_start_index_begins_with_the_part_that_it_lands_in(cluster: Cluster) -> None:
+async def test_a_negative_start_index_begins_at_the_start_of_its_part(cluster: Cluster) -> None:
     """The client adds its index to the header for the number of the first chunk that it gets."""
 
     async def two_parts(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
@@ -137,7 +138,7 @@ async def test_a_negative_start_index_begins_with_the_part_that_it_lands_in(clus
         assert kinds(answer.content) == whole[first:]
 
 
-async def test_a_client_that_asks_until_it_has_seen_a_finish_gets_one_where_there_is_no_answer(
+async def test_a_client_that_waits_for_a_finish_gets_one_if_there_is_no_answer(
     cluster: Cluster,
 ) -> None:
     pod = await cluster.pod()
@@ -159,7 +160,7 @@ async def test_a_client_that_asks_until_it_has_seen_a_finish_gets_one_where_ther
     assert kinds(erased.content) == ["finish"]
 
 
-async def test_the_newest_stream_of_a_chat_is_the_one_that_is_stopped(cluster: Cluster) -> None:
+async def test_stopping_a_chat_stops_its_newest_stream(cluster: Cluster) -> None:
     pod = await cluster.pod()
     await finished(cluster, pod, "other")
     stop = f"{pod.url}{CHAT}/42/stop"
@@ -190,7 +191,7 @@ async def test_the_newest_stream_of_a_chat_is_the_one_that_is_stopped(cluster: C
         ({"messages": [], "model": "nobody"}, 422, "no generator called 'nobody'"),
     ],
 )
-async def test_what_cannot_be_answered_is_refused_with_a_sentence(
+async def test_an_unanswerable_request_is_refused_with_a_reason(
     cluster: Cluster, body: dict[str, Any], status: int, sentence: str
 ) -> None:
     pod = await cluster.pod()
@@ -217,7 +218,7 @@ async def test_an_unknown_run_is_not_found_and_a_bad_chat_is_refused(cluster: Cl
         assert (await cluster.client.request(method, f"{pod.url}{CHAT}/%00/{path}")).status_code == 400
 
 
-async def test_by_http_1_0_nothing_is_created_or_followed(cluster: Cluster) -> None:
+async def test_http_1_0_requests_create_and_follow_nothing(cluster: Cluster) -> None:
     pod = await cluster.pod()
     url = httpx2.URL(pod.url)
     body = json.dumps(sent()).encode()

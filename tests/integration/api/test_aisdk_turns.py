@@ -107,7 +107,7 @@ async def count(cluster: Cluster) -> int:
     return streams
 
 
-async def test_a_message_alone_is_put_behind_the_conversation_on_any_pod(
+async def test_a_single_message_is_appended_to_the_conversation_on_any_pod(
     cluster: Cluster, model: Model, pods: tuple[RunningPod, RunningPod]
 ) -> None:
     one, two = pods
@@ -132,7 +132,7 @@ async def test_a_message_alone_is_put_behind_the_conversation_on_any_pod(
     assert [len(given["messages"]) for given in model.inputs] == [1, 3, 7, 10]
 
 
-async def test_it_continues_what_a_page_sent_whole(
+async def test_a_single_message_continues_a_conversation_sent_in_full(
     cluster: Cluster, model: Model, pods: tuple[RunningPod, RunningPod]
 ) -> None:
     one, two = pods
@@ -147,7 +147,7 @@ async def test_it_continues_what_a_page_sent_whole(
     assert model.inputs[-1] == {"messages": [asked("A")]}
 
 
-async def test_an_answer_is_taken_back_with_what_follows_and_generated_again(
+async def test_an_answer_is_removed_with_all_later_messages_and_regenerated(
     cluster: Cluster, model: Model, pods: tuple[RunningPod, RunningPod]
 ) -> None:
     one, two = pods
@@ -170,7 +170,7 @@ async def test_an_answer_is_taken_back_with_what_follows_and_generated_again(
     assert model.inputs[-1]["messages"] == [asked("D")]
 
 
-async def test_a_message_with_the_page_s_results_replaces_the_answer(
+async def test_a_message_with_the_pages_results_replaces_the_answer(
     cluster: Cluster, model: Model, pods: tuple[RunningPod, RunningPod]
 ) -> None:
     one, two = pods
@@ -215,14 +215,14 @@ async def test_two_tabs_that_continue_at_once_get_one_stream(
     assert lengths == [3 + 2 * number for number in range(1, len(won) + 1)]
 
 
-async def test_the_beginning_of_a_chat_is_one_too(
+async def test_two_tabs_that_start_a_chat_at_once_get_one_stream(
     cluster: Cluster, model: Model, pods: tuple[RunningPod, RunningPod]
 ) -> None:
     answers = await asyncio.gather(*(send(cluster, pod, message=user("A")) for pod in pods))
     assert len({answer_of(answer) for answer in answers}) == len(model.inputs) == 1
 
 
-async def test_approvals_are_taken_with_the_message_alone(
+async def test_approvals_are_accepted_with_a_single_message(
     cluster: Cluster, model: Model, pods: tuple[RunningPod, RunningPod]
 ) -> None:
     asking = await send(cluster, pods[0], message=user("Ask."))
@@ -239,7 +239,7 @@ async def test_approvals_are_taken_with_the_message_alone(
     assert model.inputs[-1]["messages"] == [asked("Ask."), called, result, said("It is cold."), asked("B")]
 
 
-async def test_a_message_waits_for_an_answer_that_stops_and_is_refused_while_one_runs(
+async def test_a_message_waits_for_a_stopping_answer_and_not_for_a_running_one(
     cluster: Cluster, model: Model, pods: tuple[RunningPod, RunningPod]
 ) -> None:
     one, two = pods
@@ -258,7 +258,7 @@ async def test_a_message_waits_for_an_answer_that_stops_and_is_refused_while_one
     assert answer_of(again) == answer_of(await running)
 
 
-async def test_a_conversation_that_is_gone_is_refused_by_name(
+async def test_a_missing_conversation_is_refused_with_its_code(
     cluster: Cluster, model: Model, pods: tuple[RunningPod, RunningPod]
 ) -> None:
     one, two = pods
@@ -290,7 +290,7 @@ async def test_a_conversation_that_is_gone_is_refused_by_name(
     assert len(model.inputs) == 3
 
 
-async def test_what_has_expired_is_still_there_in_what_followed(
+async def test_expired_messages_remain_in_later_streams(
     cluster: Cluster, model: Model, pods: tuple[RunningPod, RunningPod]
 ) -> None:
     first = answer_of(await send(cluster, pods[0], message=user("A")))
@@ -320,7 +320,7 @@ async def test_the_conversation_counts_against_the_size_of_an_input(cluster: Clu
     assert refused(await send(cluster, pod, message=user("y" * 100))) == (413, "input_too_large")
 
 
-async def test_it_needs_a_credential_that_may_also_read(cluster: Cluster, model: Model) -> None:
+async def test_a_single_message_needs_a_credential_that_may_read(cluster: Cluster, model: Model) -> None:
     _, creating = await make_key(cluster, "create")
     _, both = await make_key(cluster, "create", "read")
     _, another = await make_key(cluster, "create", "read", tenant="another")
@@ -351,7 +351,7 @@ async def test_it_needs_a_credential_that_may_also_read(cluster: Cluster, model:
         {},
     ],
 )
-async def test_what_is_no_message_is_refused(cluster: Cluster, model: Model, fields: dict[str, Any]) -> None:
+async def test_a_malformed_message_is_refused(cluster: Cluster, model: Model, fields: dict[str, Any]) -> None:
     pod = await cluster.pod()
     assert refused(await send(cluster, pod, **fields)) == (400, "invalid_request")
     assert await count(cluster) == 0

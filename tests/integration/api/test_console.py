@@ -32,7 +32,7 @@ async def fails(request: GenerationRequest, /) -> Any:
     raise GenerationError(str(request.input), "No more of it.")
 
 
-async def test_pods_and_workers_are_those_of_the_database(cluster: Cluster) -> None:
+async def test_pods_and_workers_match_the_database(cluster: Cluster) -> None:
     pod = await cluster.pod(pod_name="here", **QUICK)
     other = await cluster.pod(pod_name="there", **QUICK)
     worker = await cluster.worker({"replay": echo}, worker_name="w", worker_concurrency=7)
@@ -56,7 +56,7 @@ async def test_pods_and_workers_are_those_of_the_database(cluster: Cluster) -> N
     assert all(item["at"] > newest for item in later["points"])
 
 
-async def test_a_process_that_is_silent_is_not_alive(cluster: Cluster) -> None:
+async def test_a_silent_process_is_not_alive(cluster: Cluster) -> None:
     pod = await cluster.pod(**QUICK)
     await cluster.pool.execute(
         "INSERT INTO baton.pod (id, name, version, noted_at, state, listener, subscribers, connections, deliveries, "
@@ -72,7 +72,7 @@ async def test_a_process_that_is_silent_is_not_alive(cluster: Cluster) -> None:
     assert [(item["alive"], item["silent_seconds"] >= 60) for item in content["workers"]] == [(False, True)]
 
 
-async def test_the_numbers_of_streams_are_those_of_the_database(cluster: Cluster) -> None:
+async def test_the_numbers_of_streams_match_the_database(cluster: Cluster) -> None:
     pod = await cluster.pod(**QUICK)
     tap = Tap()
     await cluster.worker({"tap": tap, "replay": echo, "fails": fails})
@@ -142,9 +142,7 @@ async def test_the_first_token_of_a_stream_is_shown_while_it_runs(cluster: Clust
     assert row_at_end["first"] == live["time_to_first_token_seconds"]
 
 
-async def test_streams_are_found_by_state_and_by_how_their_id_begins(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_streams_are_found_by_state_and_id_prefix(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     pod = await cluster.pod()
     # In the order of their ids, which those of one millisecond do not have from the beginning.
     made = sorted(
@@ -173,7 +171,7 @@ async def test_streams_are_found_by_state_and_by_how_their_id_begins(
     assert await ids(status="failed", before=short["next"]) == newest[-2:]
 
 
-async def test_the_query_is_checked(cluster: Cluster) -> None:
+async def test_an_invalid_query_is_refused(cluster: Cluster) -> None:
     pod = await cluster.pod()
     for query in ({"id": "x"}, {"id": "0" * 37}, {"status": "dead"}, {"before": "1"}, {"limit": "9"}):
         answer = await cluster.client.get(f"{pod.url}/console/streams", params=query)
@@ -197,7 +195,7 @@ async def test_a_key_sees_the_streams_of_its_own_tenant_and_no_conversation(clus
     assert content["queue"]["streams"] == 2
 
 
-async def test_the_page_is_kept_by_browsers_and_asked_for_again(cluster: Cluster) -> None:
+async def test_browsers_cache_the_page_and_revalidate_it(cluster: Cluster) -> None:
     pod = await cluster.pod()
     kinds = {"console": "text/html", "assets/console.js": "text/javascript", "assets/baton.css": "text/css"}
     for path, kind in kinds.items():
@@ -212,7 +210,7 @@ async def test_the_page_is_kept_by_browsers_and_asked_for_again(cluster: Cluster
     assert "unsafe" not in policy
 
 
-async def test_all_files_that_a_page_names_are_there_and_nothing_is_inline(cluster: Cluster) -> None:
+async def test_each_file_of_a_page_exists_and_nothing_is_inline(cluster: Cluster) -> None:
     pod = await cluster.pod(demo=True)
     for page in ("console", "demo"):
         html = (await cluster.client.get(f"{pod.url}/{page}")).text
@@ -227,14 +225,14 @@ async def test_all_files_that_a_page_names_are_there_and_nothing_is_inline(clust
         assert html.count("<script") == html.count('<script type="module" src=')
 
 
-async def test_no_other_file_is_given(cluster: Cluster) -> None:
+async def test_no_other_file_is_served(cluster: Cluster) -> None:
     pod = await cluster.pod()
     for name in ("demo.js", "console.html", "..%2f__init__.py", "%2e%2e", "x.js"):
         answer = await cluster.client.get(f"{pod.url}/assets/{name}")
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), name
 
 
-async def test_the_demo_exists_in_demo_mode_only(cluster: Cluster) -> None:
+async def test_the_demo_page_exists_in_demo_mode_only(cluster: Cluster) -> None:
     pod, playing = await cluster.pod(), await cluster.pod(demo=True)
     for route in api.DEMO_ROUTES:
         assert isinstance(route, Route)
@@ -246,7 +244,7 @@ async def test_the_demo_exists_in_demo_mode_only(cluster: Cluster) -> None:
         assert present.status_code == (403 if method == "POST" else 200)
 
 
-async def test_only_the_demo_s_own_page_kills(cluster: Cluster) -> None:
+async def test_only_the_demos_own_page_can_kill_a_pod(cluster: Cluster) -> None:
     pod = await cluster.pod(demo=True)
     host = pod.url.removeprefix("http://")
     rebound = f"evil.example:{host.rpartition(':')[2]}"

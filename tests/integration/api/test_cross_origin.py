@@ -57,7 +57,7 @@ async def test_preflights_work_on_every_route(cluster: Cluster, pod: RunningPod)
             assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_what_is_not_on_the_lists_is_not_allowed(cluster: Cluster, pod: RunningPod) -> None:
+async def test_only_listed_origins_methods_and_headers_are_allowed(cluster: Cluster, pod: RunningPod) -> None:
     url = f"{pod.url}/v1/streams"
     for origin, method, name in (
         (OTHER, "POST", "content-type"),
@@ -75,7 +75,7 @@ async def test_what_is_not_on_the_lists_is_not_allowed(cluster: Cluster, pod: Ru
     assert "Origin" in answer.headers["vary"]
 
 
-async def test_a_page_can_read_whatever_is_answered(cluster: Cluster, pod: RunningPod) -> None:
+async def test_a_page_can_read_every_response(cluster: Cluster, pod: RunningPod) -> None:
     await cluster.worker({"replay": echo})
     client = cluster.client
     page = {"origin": PAGE}
@@ -118,7 +118,7 @@ async def test_a_page_can_read_whatever_is_answered(cluster: Cluster, pod: Runni
     assert connection.status_code == 200
 
 
-async def test_by_default_no_page_of_another_origin_may(cluster: Cluster) -> None:
+async def test_by_default_no_page_of_another_origin_is_allowed(cluster: Cluster) -> None:
     pod = await cluster.pod()
     answer = await preflight(cluster.client, f"{pod.url}/v1/streams", PAGE, "POST")
     assert answer.status_code == 405
@@ -128,7 +128,7 @@ async def test_by_default_no_page_of_another_origin_may(cluster: Cluster) -> Non
         assert one.headers["cross-origin-resource-policy"] == "same-origin"
 
 
-async def test_a_star_is_for_all_and_without_cookies(cluster: Cluster) -> None:
+async def test_a_star_allows_all_origins_without_cookies(cluster: Cluster) -> None:
     pod = await cluster.pod(allowed_origins="*")
     asked = await preflight(cluster.client, f"{pod.url}/v1/streams", OTHER, "POST", "authorization")
     plain = await cluster.client.get(f"{pod.url}/v1/streams", headers={"origin": OTHER, "cookie": "a=b"})
@@ -138,7 +138,7 @@ async def test_a_star_is_for_all_and_without_cookies(cluster: Cluster) -> None:
         assert "access-control-allow-credentials" not in answer.headers
 
 
-async def test_an_application_sends_headers_of_its_own(cluster: Cluster) -> None:
+async def test_an_application_can_send_its_own_headers(cluster: Cluster) -> None:
     pod = await cluster.pod(allowed_origins=PAGE, allowed_headers="X-CSRF-Token, x-app-version,")
     url = f"{pod.url}/v1/streams"
     answer = await preflight(cluster.client, url, PAGE, "POST", "content-type", "x-app-version", "x-csrf-token")
@@ -160,7 +160,7 @@ async def test_a_star_allows_all_headers_by_their_names(cluster: Cluster, origin
 
 
 @pytest.mark.parametrize(("origins", "status"), [(PAGE, 200), ("*", 400)])
-async def test_only_pages_on_the_list_reach_into_a_private_network(cluster: Cluster, origins: str, status: int) -> None:
+async def test_only_listed_pages_reach_a_private_network(cluster: Cluster, origins: str, status: int) -> None:
     pod = await cluster.pod(allowed_origins=origins)
     asked = {
         "origin": PAGE,
@@ -172,7 +172,7 @@ async def test_only_pages_on_the_list_reach_into_a_private_network(cluster: Clus
     assert answer.headers.get("access-control-allow-private-network") == ("true" if status == 200 else None)
 
 
-async def test_it_works_where_the_app_is_mounted(cluster: Cluster) -> None:
+async def test_cross_origin_access_works_where_the_app_is_mounted(cluster: Cluster) -> None:
     baton_app = create_app(cluster.settings(allowed_origins=PAGE))
 
     @contextlib.asynccontextmanager

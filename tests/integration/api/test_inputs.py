@@ -168,7 +168,7 @@ async def test_idempotency_keys(api: httpx2.AsyncClient) -> None:
     assert told(answer) == BAD
 
 
-async def test_two_idempotency_keys_are_one_too_many(api: httpx2.AsyncClient) -> None:
+async def test_two_idempotency_keys_are_refused(api: httpx2.AsyncClient) -> None:
     given = [("idempotency-key", "a"), ("idempotency-key", "b")]
     assert told(await api.post("/v1/streams", json={"input": 1}, headers=given)) == BAD
 
@@ -234,7 +234,7 @@ async def test_bodies_of_other_dialects(api: httpx2.AsyncClient) -> None:
 HOSTS = ("", "evil.example.com", "EVIL:", "e_v~i!l:99999999", "%65vil", "[::1]", "[fe80::1%25eth0]:80", " evil ")
 
 
-async def test_the_header_host_never_becomes_an_address(cluster: Cluster, pod: RunningPod, stream_id: str) -> None:
+async def test_the_host_header_never_becomes_a_url(cluster: Cluster, pod: RunningPod, stream_id: str) -> None:
     """Nothing that is answered depends on it."""
     del stream_id
     await cluster.create(pod, input=["a"])

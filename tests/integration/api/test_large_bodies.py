@@ -115,7 +115,7 @@ async def test_many_large_bodies_at_once_stay_within_the_bound(cluster: Cluster)
     assert pod.metric("baton_request_body_bytes") == 0
 
 
-async def test_what_waits_too_long_for_its_turn_gets_503(cluster: Cluster) -> None:
+async def test_a_body_that_waits_too_long_for_its_turn_gets_503(cluster: Cluster) -> None:
     pod = await cluster.pod()
     created = (await cluster.client.post(f"{pod.url}/v1/responses", json=RESPONSE | {"background": True})).json()
     pod.pod.bodies.turn_seconds = 0
@@ -132,7 +132,7 @@ async def test_what_waits_too_long_for_its_turn_gets_503(cluster: Cluster) -> No
     assert not pod.pod.bodies.turn.locked()
 
 
-async def test_an_answer_that_is_waited_for_holds_no_body(cluster: Cluster) -> None:
+async def test_a_request_that_waits_for_an_answer_holds_no_body(cluster: Cluster) -> None:
     pod = await cluster.pod()
     tap = Tap()
     await cluster.worker({"replay": tap})
@@ -146,7 +146,7 @@ async def test_an_answer_that_is_waited_for_holds_no_body(cluster: Cluster) -> N
 
 
 @pytest.mark.parametrize("path", ["/v1/streams", "/v1/ai-sdk/chat", "/v1/chat/completions", "/v1/responses"])
-async def test_a_client_that_sends_too_much_reads_what_to_do(
+async def test_a_client_that_sends_too_much_gets_advice(
     cluster: Cluster, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It reads only once it has sent all, as browsers do; a connection that is closed before would be an error."""
@@ -158,7 +158,7 @@ async def test_a_client_that_sends_too_much_reads_what_to_do(
     assert "BATON_MAX_BODY_BYTES" in caplog.text
 
 
-async def test_a_body_that_is_too_large_is_not_sent_again(cluster: Cluster) -> None:
+async def test_an_oversized_body_is_not_sent_again(cluster: Cluster) -> None:
     """Where all bodies together may have as much as one of them, both bounds are exceeded."""
     pod = await cluster.pod(max_body_bytes=MIB, max_total_body_bytes=MIB)
     answer = await said_last(pod, "/v1/streams", b"x" * (8 * MIB))
@@ -183,7 +183,7 @@ class Stubborn:
             await self.may_stop.wait()
 
 
-async def test_a_message_that_waits_for_an_answer_to_stop_lets_other_large_bodies_go_first(cluster: Cluster) -> None:
+async def test_a_message_waiting_for_a_stopping_answer_lets_other_bodies_pass(cluster: Cluster) -> None:
     pod = await cluster.pod()
     stubborn = Stubborn()
     await cluster.worker({"replay": stubborn})
@@ -215,7 +215,7 @@ async def said_last(pod: RunningPod, path: str, body: bytes) -> bytes:
     return answer
 
 
-async def test_each_mebibyte_of_a_body_has_its_time(cluster: Cluster) -> None:
+async def test_the_body_timeout_grows_with_each_mebibyte(cluster: Cluster) -> None:
     """The first connection of the queue is the next one to be late: what keeps arriving goes to its end."""
     pod = await cluster.pod()
     host, port = pod.url.removeprefix("http://").split(":")

@@ -131,7 +131,7 @@ READS = (
 FREE = ("/healthz", "/readyz", "/metrics", "/errors", "/openapi.json", "/console", "/assets/baton.css")
 
 
-async def test_a_caller_that_reads_too_fast_is_refused_by_every_route_and_may_create_still(
+async def test_a_caller_that_reads_too_fast_can_still_create(
     cluster: Cluster, subtests: pytest.Subtests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baton.pod.read_limits.REFUSAL_SECONDS", 0)
@@ -162,7 +162,7 @@ async def test_a_caller_that_reads_too_fast_is_refused_by_every_route_and_may_cr
     assert await frames_after(cluster.client, other.url, author.id) == author.frames
 
 
-async def test_a_list_that_looks_at_many_streams_counts_as_many_reads(
+async def test_a_list_that_scans_many_streams_counts_as_many_reads(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baton.pod.read_limits.REFUSAL_SECONDS", 0)
@@ -185,7 +185,7 @@ SELECT $1, 'replay', '1', 'retry', 'completed' FROM generate_series(1, $2::integ
 """
 
 
-async def test_lists_of_one_tenant_do_not_keep_another_from_creating(cluster: Cluster) -> None:
+async def test_lists_of_one_tenant_do_not_block_creates_of_another(cluster: Cluster) -> None:
     """Twenty-four clients list as fast as they can what the tenant has none of, among 50,000 streams."""
     (_, large), (_, small) = [await make_key(cluster, tenant=tenant) for tenant in ("large", "small")]
     pod = await guarded_pod(cluster)
@@ -246,7 +246,7 @@ async def test_a_tenant_whose_requests_are_stuck_is_refused_and_others_are_serve
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
-async def test_what_was_created_and_cannot_be_read_just_now_is_not_created_again(
+async def test_a_create_whose_read_fails_is_not_repeated(
     cluster: Cluster, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baton.db.fair_semaphore.WAIT_SECONDS", 0)
@@ -295,7 +295,7 @@ async def test_a_subscriber_beyond_the_limit_gets_in_once_another_has_left(clust
     assert rejected(pod, "stream_subscribers") == 4
 
 
-async def test_a_full_pod_refuses_to_create_what_it_cannot_send(
+async def test_a_full_pod_refuses_creates_that_it_cannot_stream(
     cluster: Cluster,
 ) -> None:
     pod, other = await cluster.pod(max_subscribers=2), await cluster.pod()
@@ -331,7 +331,7 @@ async def test_a_full_pod_refuses_to_create_what_it_cannot_send(
     assert await frames_after(cluster.client, pod.url, author.id) == author.frames
 
 
-async def test_a_tenants_subscribers_are_bounded_over_its_streams(cluster: Cluster) -> None:
+async def test_a_tenants_subscribers_are_limited_across_its_streams(cluster: Cluster) -> None:
     pod = await cluster.pod(max_tenant_subscribers=2)
     authors = [await cluster.author() for _ in range(3)]
     async with contextlib.AsyncExitStack() as stack:
@@ -345,7 +345,7 @@ async def test_a_tenants_subscribers_are_bounded_over_its_streams(cluster: Clust
         assert pod.pod.ready
 
 
-async def test_those_who_come_together_are_as_many_as_may_be(cluster: Cluster) -> None:
+async def test_concurrent_subscribers_are_admitted_up_to_the_limit(cluster: Cluster) -> None:
     pod, author = await cluster.pod(max_stream_subscribers=10), await cluster.author()
     await author.write(text(1))
     url = f"{pod.url}/v1/streams/{author.id}/events"
@@ -357,7 +357,7 @@ async def test_those_who_come_together_are_as_many_as_may_be(cluster: Cluster) -
     assert answers == {200: 10, 429: 30}
 
 
-async def test_a_stream_that_breaks_its_bounds_says_so_to_its_viewers(cluster: Cluster) -> None:
+async def test_viewers_see_why_a_stream_exceeded_its_limits(cluster: Cluster) -> None:
     pod = await cluster.pod()
     await cluster.worker({"replay": echo}, max_stream_events=2)
     stream_id = await cluster.create(pod, input=["a", "b", "c"])
@@ -368,7 +368,7 @@ async def test_a_stream_that_breaks_its_bounds_says_so_to_its_viewers(cluster: C
     assert (told["status"], told["text"], told["error"]["code"]) == ("failed", "ab", "too_many_events")
 
 
-async def test_what_is_refused_is_counted_by_limits_that_are_known(cluster: Cluster) -> None:
+async def test_refusals_are_counted_by_limit(cluster: Cluster) -> None:
     pod = await cluster.pod(max_body_bytes=1024)
     answer = await cluster.client.post(f"{pod.url}/v1/streams", content=b"x" * 2000)
     assert refused(answer) == (413, "request_too_large")

@@ -124,7 +124,7 @@ BAD_BODIES: dict[str, tuple[bytes, str]] = {
 }
 
 
-async def test_a_bad_body_is_refused_with_what_is_wrong(api: httpx2.AsyncClient, subtests: pytest.Subtests) -> None:
+async def test_a_bad_body_is_refused_with_the_reason(api: httpx2.AsyncClient, subtests: pytest.Subtests) -> None:
     for name, (content, reason) in BAD_BODIES.items():
         with subtests.test(name):
             answer = await api.post("/v1/streams", content=content)
@@ -141,21 +141,21 @@ async def test_a_bad_body_is_refused_with_what_is_wrong(api: httpx2.AsyncClient,
         (CreateCompletion, {"messages": [1, 1]}),
     ],
 )
-def test_of_a_list_the_first_fault_is_told_since_a_body_has_room_for_many(model: type[Any], content: Any) -> None:
+def test_only_the_first_fault_in_a_list_is_reported(model: type[Any], content: Any) -> None:
     with pytest.raises(InvalidRequest, match=r"\.0: ") as told:
         validated(model, content)
     assert ".1" not in str(told.value)
 
 
 @given(st.lists(st.sampled_from(["\\", '"', "u", "d83d", "\ud83d", "\ude00", "\U0001f600", "a", "\n"])).map("".join))
-def test_lone_surrogates_are_replaced_and_nothing_else_is(content: str) -> None:
+def test_only_lone_surrogates_are_replaced(content: str) -> None:
     assert parse_json(json.dumps({content: [content]}).encode()) == {
         without_surrogates(content): [without_surrogates(content)]
     }
 
 
 @pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
-def test_a_number_that_json_has_no_word_for_is_no_metadata(number: float) -> None:
+def test_nan_and_infinity_are_refused_in_metadata(number: float) -> None:
     with pytest.raises(InvalidRequest, match="finite number"):
         validated(CreateStream, {"input": 1, "metadata": {"a": number}})
 
@@ -199,7 +199,7 @@ async def test_a_body_that_is_too_large_is_refused(cluster: Cluster) -> None:
     assert (await cluster.client.get(f"{pod.url}/healthz")).status_code == 200
 
 
-async def test_an_unknown_generator_is_refused_and_the_log_names_those_that_are_known(
+async def test_an_unknown_generator_is_refused_and_the_log_lists_known_ones(
     cluster: Cluster, api: httpx2.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     await cluster.worker({"mine": echo})
@@ -236,7 +236,7 @@ async def test_concurrent_creations_with_one_key_create_one_stream(cluster: Clus
     assert len({answer.json()["id"] for answer in answers}) == 1
 
 
-async def test_a_key_is_free_again_after_its_time(cluster: Cluster) -> None:
+async def test_a_key_can_be_reused_after_it_expires(cluster: Cluster) -> None:
     pod = await cluster.pod()
     url, headers = f"{pod.url}/v1/streams", {"idempotency-key": "k"}
     first = await cluster.client.post(url, json={"input": 1}, headers=headers)
@@ -271,7 +271,7 @@ async def test_creating_and_following_again_with_the_same_key_follows_the_same_s
         assert await Follower(response).rest() == frames[0][2:]
 
 
-async def test_a_new_stream_is_followed_from_its_beginning_whatever_the_last_event_id(
+async def test_a_new_stream_is_followed_from_its_start_despite_a_last_event_id(
     cluster: Cluster, api: httpx2.AsyncClient
 ) -> None:
     await cluster.worker({"replay": echo})
@@ -311,7 +311,7 @@ async def test_a_cursor_beyond_the_tail_is_refused(cluster: Cluster, api: httpx2
         assert refused(await api.get(path, headers={"last-event-id": cursor})) == (409, "cursor_beyond_tail")
 
 
-async def test_the_newest_cursor_wins_wherever_it_stands(cluster: Cluster, api: httpx2.AsyncClient) -> None:
+async def test_the_newest_of_several_cursors_counts(cluster: Cluster, api: httpx2.AsyncClient) -> None:
     author = await cluster.author()
     await author.write(text(1), text(2), text(3), end=True)
     path = f"/v1/streams/{author.id}/events"
@@ -395,7 +395,7 @@ async def test_streams_are_listed_newest_first_in_pages(api: httpx2.AsyncClient)
     assert all(newer > older for newer, older in pairwise(found))
 
 
-async def test_what_is_rare_is_found_by_following_next(
+async def test_rare_streams_are_found_by_following_next(
     api: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream_lists, "MAX_SCANNED", 3)
@@ -445,7 +445,7 @@ async def test_a_bad_list_query_is_refused(api: httpx2.AsyncClient, subtests: py
             assert refused(await api.get(f"/v1/streams?{query}")) == (400, "invalid_request")
 
 
-async def test_any_text_can_be_looked_for(api: httpx2.AsyncClient, subtests: pytest.Subtests) -> None:
+async def test_any_text_can_be_searched_for(api: httpx2.AsyncClient, subtests: pytest.Subtests) -> None:
     for value in ("%ED%A0%80", "%FF", "1" * 400, "1e999", "NaN", "{", '"', "\\", "'"):
         with subtests.test(value):
             assert (await api.get(f"/v1/streams?metadata.a={value}")).json()["data"] == []
@@ -499,7 +499,7 @@ async def test_an_erased_stream_leaves_nothing_in_the_database(cluster: Cluster,
         assert await cluster.pool.fetchval(f"SELECT count(*) FROM baton.{table}") == 0
 
 
-async def test_a_failed_stream_says_why(cluster: Cluster, api: httpx2.AsyncClient) -> None:
+async def test_a_failed_stream_has_its_reason(cluster: Cluster, api: httpx2.AsyncClient) -> None:
     await cluster.worker({"replay": echo})
     stream_id = (await api.post("/v1/streams", json={"input": ["a", {"type": "odd"}]})).json()["id"]
     ended = (await api.get(f"/v1/streams/{stream_id}?wait=10")).json()
@@ -512,7 +512,7 @@ async def test_a_failed_stream_says_why(cluster: Cluster, api: httpx2.AsyncClien
 # The rest
 
 
-async def test_wrong_paths_and_methods_are_problems_too(api: httpx2.AsyncClient) -> None:
+async def test_wrong_paths_and_methods_are_problems(api: httpx2.AsyncClient) -> None:
     assert refused(await api.get("/nowhere")) == (404, "not_found")
     answer = await api.put("/v1/streams", json={})
     assert refused(answer) == (405, "method_not_allowed")
@@ -539,7 +539,7 @@ async def test_health_readiness_and_metrics(cluster: Cluster, api: httpx2.AsyncC
     assert "baton_subscribers 0.0" in told.text
 
 
-async def test_a_draining_pod_sends_its_clients_on(cluster: Cluster, api: httpx2.AsyncClient) -> None:
+async def test_a_draining_pod_sends_its_clients_away(cluster: Cluster, api: httpx2.AsyncClient) -> None:
     author = await cluster.author()
     await cluster.pods[0].pod.drain()
     assert (await api.get("/readyz")).status_code == 503
@@ -552,7 +552,7 @@ async def test_a_draining_pod_sends_its_clients_on(cluster: Cluster, api: httpx2
     assert refused(answer) == (503, "unavailable")
 
 
-async def test_without_its_database_a_pod_sends_event_sources_away_kindly_and_says_503_to_others() -> None:
+async def test_without_its_database_a_pod_sends_event_sources_away_and_others_503() -> None:
     with embedded_postgres() as dsn:
         await migrate(dsn, days_ahead=1)
         cluster = await Cluster(dsn).__aenter__()

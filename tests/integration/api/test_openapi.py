@@ -6,7 +6,7 @@ import openapi_spec_validator
 from tests.support.cluster import Cluster, RunningPod
 
 
-async def test_a_pod_gives_a_valid_document(cluster: Cluster) -> None:
+async def test_a_pod_serves_a_valid_document(cluster: Cluster) -> None:
     pod: RunningPod = await cluster.pod()
     answer = await cluster.client.get(f"{pod.url}/openapi.json")
     assert answer.headers["content-type"] == "application/json"

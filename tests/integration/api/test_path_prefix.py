@@ -48,7 +48,7 @@ async def pod_behind(
     ],
     ids=" ".join,
 )
-async def test_every_address_in_an_answer_leads_back_through_the_proxy(
+async def test_every_url_in_a_response_works_through_the_proxy(
     cluster: Cluster, tmp_path: Path, given: dict[str, str]
 ) -> None:
     client = cluster.client
@@ -78,7 +78,7 @@ async def test_every_address_in_an_answer_leads_back_through_the_proxy(
         assert prefix in json.dumps((await client.get(f"{url}/v1/streams/nowhere")).json())
 
 
-async def test_a_request_that_cannot_be_parsed_is_told_where_its_error_is_explained(cluster: Cluster) -> None:
+async def test_an_unparsable_request_gets_a_link_to_its_error(cluster: Cluster) -> None:
     async def refused(url: str, header: str) -> dict[str, Any]:
         host, _, port = url.removeprefix("http://").partition(":")
         with socket.create_connection((host, int(port))) as client:

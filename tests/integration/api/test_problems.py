@@ -97,7 +97,7 @@ async def test_every_answer_has_the_security_headers(cluster: Cluster, pod: Runn
             }
 
 
-async def test_a_problem_leads_to_its_explanation(cluster: Cluster, pod: RunningPod) -> None:
+async def test_a_problem_links_to_its_explanation(cluster: Cluster, pod: RunningPod) -> None:
     problem = (await cluster.client.get(f"{pod.url}/v1/streams/x")).json()
     assert problem.keys() == {"type", "title", "status", "detail", "code", "request_id"}
     path, _, code = problem["type"].partition("#")
@@ -110,7 +110,7 @@ async def test_a_problem_leads_to_its_explanation(cluster: Cluster, pod: Running
     assert "style-src 'sha256-" in page.headers["content-security-policy"]
 
 
-async def test_the_link_holds_wherever_the_app_is_mounted(cluster: Cluster) -> None:
+async def test_the_link_works_wherever_the_app_is_mounted(cluster: Cluster) -> None:
     baton_app = create_app(cluster.settings())
 
     @contextlib.asynccontextmanager
@@ -128,16 +128,14 @@ async def test_the_link_holds_wherever_the_app_is_mounted(cluster: Cluster) -> N
         assert servers == [{"url": "/a%20b/c"}]
 
 
-async def test_the_header_allow_has_all_methods_of_a_path(cluster: Cluster, pod: RunningPod) -> None:
+async def test_the_allow_header_has_all_methods_of_a_path(cluster: Cluster, pod: RunningPod) -> None:
     answer = await cluster.client.put(f"{pod.url}/v1/streams")
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, POST")
     answer = await cluster.client.request("OPTIONS", f"{pod.url}/v1/streams/x")
     assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, GET, HEAD")
 
 
-async def test_nothing_internal_is_told_when_the_database_is_not_as_it_must_be(
-    cluster: Cluster, pod: RunningPod
-) -> None:
+async def test_database_problems_expose_nothing_internal(cluster: Cluster, pod: RunningPod) -> None:
     stream_id = await cluster.create(pod)
     await cluster.pool.execute("ALTER TABLE baton.stream RENAME TO gone")
     try:
@@ -155,7 +153,7 @@ async def test_nothing_internal_is_told_when_the_database_is_not_as_it_must_be(
 
 
 @pytest.mark.parametrize("given", ["python", "postgres"])
-async def test_an_unexpected_exception_of_a_generator_is_not_told(
+async def test_an_unexpected_generator_exception_is_not_sent_to_clients(
     cluster: Cluster, pod: RunningPod, given: str
 ) -> None:
     await cluster.worker({"replay": fails})
@@ -176,7 +174,7 @@ async def test_an_unexpected_exception_of_a_generator_is_not_told(
         assert GENERATOR_FAULT in text
 
 
-async def test_what_a_generator_means_for_the_client_is_told(cluster: Cluster, pod: RunningPod) -> None:
+async def test_a_generators_message_for_the_client_is_sent(cluster: Cluster, pod: RunningPod) -> None:
     await cluster.worker({"replay": fails})
     told = await ended(cluster.client, pod, await cluster.create(pod, input="said"))
     assert '"error":{"code":"quota","message":"You have used it up."}' in told
@@ -201,7 +199,7 @@ async def ended(client: httpx2.AsyncClient, pod: RunningPod, stream_id: str) -> 
     return (await client.get(url)).text
 
 
-def test_a_long_path_makes_no_long_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_path_is_truncated_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     request = Request({"type": "http", "method": "GET", "path": "/" + "a" * 20_000, "headers": []})
     problems.note(request, Unavailable("The database does not answer."))
     (record,) = caplog.records

@@ -39,9 +39,7 @@ async def frames(cluster: Cluster, pod: RunningPod, author: Author, query: str, 
         return await Follower(response).rest()
 
 
-async def test_a_reader_of_the_answer_gets_text_and_end_with_the_numbers_they_have(
-    cluster: Cluster, pod: RunningPod, author: Author
-) -> None:
+async def test_the_answer_view_keeps_the_events_numbers(cluster: Cluster, pod: RunningPod, author: Author) -> None:
     await author.write(*LINES, end=True)
     end = b'id: 5\ndata: {"type":"done","status":"completed","finish_reason":"stop"}\n\n'
     shown = [author.frames[1], author.frames[3], end]
@@ -50,9 +48,7 @@ async def test_a_reader_of_the_answer_gets_text_and_end_with_the_numbers_they_ha
     assert await frames(cluster, pod, author, "view=full") == author.frames
 
 
-async def test_a_snapshot_comes_first_and_only_then_what_follows(
-    cluster: Cluster, pod: RunningPod, author: Author
-) -> None:
+async def test_a_snapshot_comes_before_later_events(cluster: Cluster, pod: RunningPod, author: Author) -> None:
     await author.write(*LINES)
     await author.write(encode_text("!"))
     url = f"{pod.url}/v1/streams/{author.id}/events?snapshot=1"
@@ -65,12 +61,12 @@ async def test_a_snapshot_comes_first_and_only_then_what_follows(
         assert (await follower.rest())[1:] == author.frames[5:]
 
 
-async def test_a_snapshot_is_not_sent_to_who_comes_back(cluster: Cluster, pod: RunningPod, author: Author) -> None:
+async def test_a_reconnecting_client_gets_no_snapshot(cluster: Cluster, pod: RunningPod, author: Author) -> None:
     await author.write(*LINES, end=True)
     assert await frames(cluster, pod, author, "snapshot=1", cursor=2) == author.frames[2:]
 
 
-async def test_the_end_stands_behind_a_snapshot_as_itself(cluster: Cluster, pod: RunningPod, author: Author) -> None:
+async def test_a_snapshot_is_followed_by_the_end(cluster: Cluster, pod: RunningPod, author: Author) -> None:
     await author.write(*LINES, end=True)
     snapshot, end = await frames(cluster, pod, author, "snapshot=1&view=answer")
     assert parse(snapshot) == {"seq": 4, "type": "snapshot", "text": "Hello there"}
@@ -78,14 +74,14 @@ async def test_the_end_stands_behind_a_snapshot_as_itself(cluster: Cluster, pod:
     assert (await frames(cluster, pod, author, "snapshot=1"))[1] == author.frames[-1]
 
 
-async def test_a_stream_that_has_not_begun_has_no_snapshot(cluster: Cluster, pod: RunningPod, author: Author) -> None:
+async def test_a_stream_without_events_has_no_snapshot(cluster: Cluster, pod: RunningPod, author: Author) -> None:
     following = asyncio.create_task(frames(cluster, pod, author, "snapshot=1"))
     await until(lambda: pod.metric("baton_subscribers") == 1)
     await author.write(*LINES, end=True)
     assert await following == author.frames
 
 
-async def test_a_window_gathers_what_comes_within_it(cluster: Cluster, pod: RunningPod, author: Author) -> None:
+async def test_a_window_collects_the_events_within_it(cluster: Cluster, pod: RunningPod, author: Author) -> None:
     url = f"{pod.url}/v1/streams/{author.id}/events?batch_window_ms=1000"
     await author.write(text(0))
     async with cluster.client.stream("GET", url) as response:
@@ -102,9 +98,7 @@ async def test_a_window_gathers_what_comes_within_it(cluster: Cluster, pod: Runn
 
 
 @pytest.mark.parametrize("query", ["view=other", "batch_window_ms=-1", "batch_window_ms=20000", "snapshot=maybe"])
-async def test_what_is_asked_for_wrongly_is_refused(
-    cluster: Cluster, pod: RunningPod, author: Author, query: str
-) -> None:
+async def test_an_invalid_view_is_refused(cluster: Cluster, pod: RunningPod, author: Author, query: str) -> None:
     answer = await cluster.client.get(f"{pod.url}/v1/streams/{author.id}/events?{query}")
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
     assert query.partition("=")[0] in answer.json()["detail"]
@@ -118,7 +112,7 @@ async def plain(cluster: Cluster, pod: RunningPod, author: Author) -> AsyncItera
             yield part
 
 
-async def test_plain_text_is_the_text_as_it_comes(cluster: Cluster, pod: RunningPod, author: Author) -> None:
+async def test_plain_text_is_the_text_as_it_arrives(cluster: Cluster, pod: RunningPod, author: Author) -> None:
     parts = plain(cluster, pod, author)
     await author.write(*LINES)
     assert await anext(parts) == b"Hello there"
@@ -126,7 +120,7 @@ async def test_plain_text_is_the_text_as_it_comes(cluster: Cluster, pod: Running
     assert [part async for part in parts] == [b"!"]
 
 
-async def test_plain_text_that_is_not_the_whole_is_cut(cluster: Cluster, pod: RunningPod, author: Author) -> None:
+async def test_incomplete_plain_text_is_cut_off(cluster: Cluster, pod: RunningPod, author: Author) -> None:
     parts = plain(cluster, pod, author)
     await author.write(*LINES)
     assert await anext(parts) == b"Hello there"
@@ -151,9 +145,7 @@ async def echo(request: object, /) -> AsyncGenerator[str, None]:
     yield " two"
 
 
-async def test_a_window_holds_back_neither_the_end_nor_the_leaving(
-    cluster: Cluster, pod: RunningPod, author: Author
-) -> None:
+async def test_a_window_delays_neither_the_end_nor_a_drain(cluster: Cluster, pod: RunningPod, author: Author) -> None:
     url = f"{pod.url}/v1/streams/{author.id}/events?batch_window_ms=10000"
     other = await cluster.author()
     await author.write(text(0))
@@ -176,14 +168,14 @@ async def test_a_window_holds_back_neither_the_end_nor_the_leaving(
 
 
 @pytest.mark.parametrize("accept", ["application/json, text/plain, */*", "*/*", "text/*"])
-async def test_clients_that_name_plain_text_among_others_get_json(
+async def test_clients_that_accept_plain_text_among_others_get_json(
     cluster: Cluster, pod: RunningPod, accept: str
 ) -> None:
     answer = await cluster.client.post(f"{pod.url}/v1/streams", json={"input": 1}, headers={"accept": accept})
     assert (answer.status_code, answer.json()["status"]) == (201, "queued")
 
 
-async def test_who_creates_and_follows_may_say_how(cluster: Cluster, pod: RunningPod) -> None:
+async def test_a_create_that_follows_can_choose_a_view(cluster: Cluster, pod: RunningPod) -> None:
     await cluster.worker({"echo": echo})
     headers = {"accept": "text/event-stream"}
     body = {"generator": "echo", "input": 1}
@@ -193,7 +185,7 @@ async def test_who_creates_and_follows_may_say_how(cluster: Cluster, pod: Runnin
     assert await cluster.pool.fetchval("SELECT count(*) FROM baton.stream") == 1
 
 
-async def test_a_leaving_pod_creates_nothing_to_be_followed(cluster: Cluster, pod: RunningPod) -> None:
+async def test_a_draining_pod_refuses_creates_that_follow(cluster: Cluster, pod: RunningPod) -> None:
     pod.pod.draining = True
     for accept, status in (("text/event-stream", 200), ("text/plain", 503)):
         answer = await cluster.client.post(f"{pod.url}/v1/streams", json={"input": 1}, headers={"accept": accept})
@@ -204,7 +196,7 @@ async def test_a_leaving_pod_creates_nothing_to_be_followed(cluster: Cluster, po
 @pytest.mark.parametrize(
     ("path", "accept"), [("v1/streams/{}/events", "text/plain"), ("v1/responses/{}?stream=true", "*/*")]
 )
-async def test_head_tells_the_headers_and_follows_nothing(
+async def test_head_returns_the_headers_and_follows_nothing(
     cluster: Cluster, pod: RunningPod, author: Author, path: str, accept: str
 ) -> None:
     answer = await cluster.client.head(f"{pod.url}/{path.format(author.id)}", headers={"accept": accept})
@@ -213,7 +205,7 @@ async def test_head_tells_the_headers_and_follows_nothing(
     assert pod.metric("baton_subscribers") == 0
 
 
-async def test_a_hole_in_the_log_is_no_answer(cluster: Cluster, pod: RunningPod, author: Author) -> None:
+async def test_a_gap_in_the_log_is_not_an_answer(cluster: Cluster, pod: RunningPod, author: Author) -> None:
     await author.write(text(0))
     author.lose(text(1))
     await author.write(text(2), end=True)

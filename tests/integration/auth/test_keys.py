@@ -88,7 +88,7 @@ async def test_an_invalid_key_is_refused_with_a_reason(
 
 
 @pytest.mark.parametrize("text", ["", "baton_", f"baton_{'0' * 32}_{'0' * 63}", f"Baton_{'0' * 32}_{'0' * 64}", "sk-x"])
-def test_what_has_not_the_form_is_no_key(text: str) -> None:
+def test_a_string_of_another_form_is_not_a_key(text: str) -> None:
     assert keys.parse(text) is None
     assert keys.parse(f"baton_{'0' * 32}_{'0' * 64}\n") is None
 
@@ -106,7 +106,7 @@ async def test_a_flood_of_unknown_keys_is_one_query_a_second(dsn: str) -> None:
         assert ring.reads == 2
 
 
-async def test_a_key_that_is_made_while_others_are_refused_works_at_once(dsn: str, connection: Connection) -> None:
+async def test_a_key_created_while_others_are_refused_works_at_once(dsn: str, connection: Connection) -> None:
     async with pool(dsn, size=2, timeout_seconds=10) as opened:
         ring = KeyRing(opened, refresh_seconds=60, pause_seconds=0.05)
         await ring.open()
@@ -118,7 +118,7 @@ async def test_a_key_that_is_made_while_others_are_refused_works_at_once(dsn: st
             assert await refused is None
 
 
-async def test_while_the_database_is_away_known_keys_work_and_others_cannot_be_checked(dsn: str) -> None:
+async def test_while_the_database_is_down_only_known_keys_work(dsn: str) -> None:
     async with connected(dsn) as connection, pool(dsn, size=2, timeout_seconds=10) as opened:
         key, _ = await keys.make(connection, "a", "acme", ["read"])
         ring = KeyRing(opened, refresh_seconds=0.01, pause_seconds=0.01)
@@ -133,7 +133,7 @@ async def test_while_the_database_is_away_known_keys_work_and_others_cannot_be_c
         await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_a_pod_that_cannot_check_a_key_asks_an_event_source_to_come_back(cluster: Cluster) -> None:
+async def test_a_pod_that_cannot_check_a_key_asks_event_sources_to_reconnect(cluster: Cluster) -> None:
     _, text = await make_key(cluster)
     pod = await guarded_pod(cluster, database_timeout_seconds=1)
     author = await cluster.author(tenant="acme")
@@ -167,7 +167,7 @@ async def test_a_pod_without_any_valid_credential_does_not_start(cluster: Cluste
     await guarded_pod(cluster)
 
 
-async def test_a_key_that_a_pod_has_read_expires_in_time(cluster: Cluster) -> None:
+async def test_a_cached_key_expires_on_time(cluster: Cluster) -> None:
     key, text = await make_key(cluster)
     change = "UPDATE baton.api_key SET expires_at = clock_timestamp() + interval '1 s' WHERE id = $1"
     await cluster.pool.execute(change, key.id)

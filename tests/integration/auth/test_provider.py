@@ -8,7 +8,7 @@ from tests.support.identity_provider import NOW, reply, settings, token
 from tests.support.provider_server import ProviderServer, Reply
 
 
-async def test_while_the_provider_is_away_a_pod_starts_and_lets_in_who_has_a_key(cluster: Cluster) -> None:
+async def test_while_the_provider_is_down_a_pod_starts_and_accepts_keys(cluster: Cluster) -> None:
     _, text = await make_key(cluster)
     async with ProviderServer(Reply(status=500)) as server:
         pod = await cluster.pod(allow_anonymous=False, **settings(server.url))
@@ -21,7 +21,7 @@ async def test_while_the_provider_is_away_a_pod_starts_and_lets_in_who_has_a_key
         assert (await cluster.client.get(url, headers=bearer(token()))).status_code == 200
 
 
-async def test_users_create_and_follow_what_is_their_tenants(cluster: Cluster) -> None:
+async def test_users_create_and_follow_streams_of_their_tenant(cluster: Cluster) -> None:
     async with ProviderServer(reply()) as server:
         pod = await cluster.pod(allow_anonymous=False, token_keys=f"new={SECRETS['new']}", **settings(server.url))
         user = bearer(token(scope="create read cancel"))

@@ -10,7 +10,7 @@ from baton.settings import Settings
 
 
 @pytest.mark.slow
-async def test_a_token_at_fifty_a_second_costs_so_many_bytes_of_wal_at_most() -> None:
+async def test_a_token_at_fifty_per_second_costs_few_bytes_of_wal() -> None:
     default = Settings.load().flush_interval_milliseconds
     with embedded_postgres() as dsn:
         await full_pages_off(dsn)

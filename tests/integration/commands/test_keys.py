@@ -37,7 +37,7 @@ async def run(dsn: str, *arguments: str) -> Result:
 MAKE = ("create", "web", "--tenant", "acme", "--scope", "read", "--scope", "create")
 
 
-async def test_keys_are_made_listed_and_revoked_by_the_role_that_migrates(roles: Roles) -> None:
+async def test_the_migrating_role_creates_lists_and_revokes_keys(roles: Roles) -> None:
     made = await run(roles.migrate_dsn, *MAKE)
     assert (made.exit_code, "is not shown again" in made.stderr) == (0, True)
     key = made.stdout.removesuffix("\n")
@@ -54,13 +54,13 @@ async def test_keys_are_made_listed_and_revoked_by_the_role_that_migrates(roles:
         await run(roles.migrate_dsn, "revoke", "web")
 
 
-async def test_other_roles_may_not_make_keys(roles: Roles) -> None:
+async def test_other_roles_cannot_create_keys(roles: Roles) -> None:
     for dsn in (roles.serve_dsn, roles.work_dsn):
         with pytest.raises(ConfigurationError, match=r"may not do this: .+ Connect as the role of `baton migrate`\."):
             await run(dsn, *MAKE)
 
 
-async def test_a_secret_for_tokens_is_made() -> None:
+async def test_a_token_secret_is_created() -> None:
     made = await run("", "token-secret")
     assert len(Settings.load(token_keys=made.stdout.strip()).token_keys) == 1
 
@@ -73,13 +73,13 @@ async def test_a_secret_for_tokens_is_made() -> None:
         ("create a --tenant t --scope read --expires-days 0", "--expires-days"),
     ],
 )
-async def test_a_wrong_argument_is_told(arguments: str, sentence: str) -> None:
+async def test_a_wrong_argument_is_reported(arguments: str, sentence: str) -> None:
     result = await run("", *arguments.split())
     assert (result.exit_code, result.stdout) == (2, "")
     assert sentence in result.stderr
 
 
-async def test_a_mistake_is_told_in_a_sentence(dsn: str, tmp_path: Path) -> None:
+async def test_a_mistake_is_reported_in_a_sentence(dsn: str, tmp_path: Path) -> None:
     arguments = ("keys", "create", "a", "--tenant", "t", "--scope", "all")
     assert await finished(*arguments, env=environment(BATON_DATABASE_URL=dsn), cwd=tmp_path) == (
         2,

@@ -67,9 +67,7 @@ async def test_workers_are_listed_with_what_they_do(cluster: Cluster, capsys: py
     assert 0 <= found["silent_seconds"] < 60
 
 
-async def test_a_silent_stream_shows_where_streams_are_listed(
-    cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_a_silent_stream_is_marked_in_the_list(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     settings = cluster.settings()
     pod, tap = await cluster.pod(), Tap()
     # Half of a heartbeat is a long silence here.
@@ -105,7 +103,7 @@ async def test_a_silent_stream_shows_where_streams_are_listed(
     assert (await cluster.client.get(f"{pod.url}/v1/streams/{first}")).json()["status"] == "completed"
 
 
-async def test_a_worker_names_no_more_silent_streams_than_the_longest(cluster: Cluster) -> None:
+async def test_a_worker_lists_only_its_longest_silent_streams(cluster: Cluster) -> None:
     async with cluster.pool.acquire() as connection:
         worker_id = await worker_rows.register(connection, "w", ["replay"], 1000)
         silences = {uuid.uuid4(): float(seconds) for seconds in range(worker_rows.MOST_SILENT + 10)}

@@ -8,7 +8,7 @@ from tests.support.processes import environment, finished
 from baton.db import history, signing_keys
 
 
-async def test_what_is_live_is_marked_and_counted(dsn: str) -> None:
+async def test_live_streams_are_marked_and_counted(dsn: str) -> None:
     await queue(dsn)
     code, out, err = await finished("mark-restored", env=environment(BATON_DATABASE_URL=dsn))
     assert code == 0, err
@@ -18,7 +18,7 @@ async def test_what_is_live_is_marked_and_counted(dsn: str) -> None:
     assert out == "1 queued or running streams of an older history continue in this one.\n"
 
 
-async def test_a_key_of_notifications_is_replaced(dsn: str) -> None:
+async def test_the_signing_key_is_replaced(dsn: str) -> None:
     async with connected(dsn) as connection:
         now = await history.read(connection)
         (before,) = (await signing_keys.read(connection, now)).secrets

@@ -17,7 +17,7 @@ async def tailed(stream: str, pod: RunningPod, *, cursor: int = 0, as_json: bool
     return await asyncio.to_thread(tail.run, stream, url=pod.url, credential=None, cursor=cursor, as_json=as_json)
 
 
-async def test_it_tells_the_answer_and_how_it_ended(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_tail_prints_the_answer_and_how_it_ended(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     pod = await cluster.pod()
     author = await cluster.author()
     await author.write(b'{"type":"reasoning","delta":"Hm. "}', b'{"type":"text","delta":"Forty-two"}', end=True)
@@ -27,9 +27,7 @@ async def test_it_tells_the_answer_and_how_it_ended(cluster: Cluster, capsys: py
     assert told.err.startswith(f"· pod {pod.name}, from the start\n· completed (stop)")
 
 
-async def test_as_json_it_is_a_line_for_each_event_and_nothing_else(
-    cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_json_output_is_one_line_for_each_event(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     pod = await cluster.pod()
     author = await cluster.author()
     await author.write(b'{"type":"text","delta":"one"}', b'{"type":"text","delta":"two\\u2028"}', end=True)
@@ -42,9 +40,7 @@ async def test_as_json_it_is_a_line_for_each_event_and_nothing_else(
         assert told.err == ""
 
 
-async def test_a_stream_that_is_not_there_or_failed_is_exit_code_1(
-    cluster: Cluster, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_a_missing_or_failed_stream_is_exit_code_1(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     await cluster.worker(load_generators(cluster.settings()))
     pod = await cluster.pod()
     assert await tailed("019a5e2c-0000-7000-8000-000000000000", pod) == 1
@@ -62,6 +58,6 @@ async def test_a_stream_that_is_not_there_or_failed_is_exit_code_1(
         ("019a5e2c-0000-7000-8000-000000000000", "127.0.0.1:8000", "is not the address of a pod"),
     ],
 )
-def test_what_cannot_be_asked_for_is_told(stream: str, url: str, sentence: str) -> None:
+def test_an_invalid_request_is_reported(stream: str, url: str, sentence: str) -> None:
     with pytest.raises(ConfigurationError, match=sentence):
         tail.run(stream, url=url, credential=None, cursor=0, as_json=False)

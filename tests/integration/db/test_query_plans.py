@@ -139,7 +139,7 @@ async def in_use(connection: Connection) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
-async def test_what_runs_all_the_time_uses_an_index_and_one_partition(
+async def test_frequent_statements_use_an_index_and_one_partition(
     dsn: str, mode: str, subtests: pytest.Subtests
 ) -> None:
     async with connected(dsn) as connection:
@@ -248,9 +248,7 @@ def test_only_one_module_touches_rows_of_the_log() -> None:
     assert [path.name for path in package.rglob("*.py") if touching.search(path.read_text())] == ["event_log.py"]
 
 
-async def test_a_list_looks_at_a_bounded_number_of_rows_whatever_a_tenant_has(
-    dsn: str, subtests: pytest.Subtests
-) -> None:
+async def test_a_list_scans_a_bounded_number_of_rows(dsn: str, subtests: pytest.Subtests) -> None:
     """The statistics are from before the tenant grew, or of now; the oldest of its streams are the ones wanted."""
     async with connected(dsn) as connection:
         await connection.execute("ALTER TABLE baton.stream SET (autovacuum_enabled = false)")

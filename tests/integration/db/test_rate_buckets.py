@@ -47,7 +47,7 @@ async def test_a_burst_is_allowed_and_then_the_rate(opened: Pool, dsn: str) -> N
         assert await taken(opened, 20) == 5
 
 
-async def test_a_burst_of_one_is_a_pause_between_two(opened: Pool) -> None:
+async def test_a_burst_of_one_is_a_pause_between_requests(opened: Pool) -> None:
     assert await taken(opened, 10, Rate(0.5, 1)) == 1
     assert await rate_buckets.take(opened, "t", "a", Rate(0.5, 1)) == 2
 
@@ -68,7 +68,7 @@ async def test_a_refusal_writes_nothing(opened: Pool, dsn: str) -> None:
         assert await connection.fetchval(version) == before
 
 
-async def test_a_clock_that_was_set_back_locks_no_caller_out(opened: Pool, dsn: str) -> None:
+async def test_a_clock_set_back_locks_no_caller_out(opened: Pool, dsn: str) -> None:
     async with connected(dsn) as connection:
         await taken(opened, 5)
         await later(connection, -3600)
@@ -84,7 +84,7 @@ async def test_maintenance_deletes_only_full_buckets(opened: Pool, dsn: str) -> 
         assert [row[0] for row in await connection.fetch("SELECT caller FROM baton.token_bucket")] == ["here"]
 
 
-async def test_a_bucket_deleted_meanwhile_refuses_no_caller(opened: Pool, dsn: str) -> None:
+async def test_a_bucket_deleted_in_between_refuses_no_caller(opened: Pool, dsn: str) -> None:
     async with connected(dsn) as connection, connected(dsn) as watcher:
 
         async def all_wait() -> bool:
@@ -101,7 +101,7 @@ async def test_a_bucket_deleted_meanwhile_refuses_no_caller(opened: Pool, dsn: s
         assert await connection.fetchval("SELECT count(*) FROM baton.token_bucket") == 1
 
 
-async def test_a_token_waits_for_no_disk(dsn: str) -> None:
+async def test_taking_a_token_does_not_wait_for_the_disk(dsn: str) -> None:
     """The WAL has only commits, and commits to an unlogged table are not flushed."""
     async with pool(dsn, size=1, timeout_seconds=10) as opened:
         assert (

@@ -32,7 +32,7 @@ async def test_a_replaced_key_is_read_until_its_grace_is_over_and_then_deleted(d
         assert [row[0] for row in rows] == [second, third]
 
 
-async def test_a_look_that_all_requests_wait_for_counts_for_no_tenant(
+async def test_a_check_that_all_requests_wait_for_counts_for_no_tenant(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[str | None] = []
@@ -62,7 +62,7 @@ async def trusting(dsn: str) -> AsyncIterator[NotificationVerifier]:
         await ended(looking)
 
 
-async def test_a_pod_believes_a_new_key_and_doubts_an_old_history(dsn: str) -> None:
+async def test_a_pod_accepts_a_new_key_and_doubts_an_old_history(dsn: str) -> None:
     async with connected(dsn) as connection, trusting(dsn) as verifier:
         first = sign(await current_keys(connection), CHANNEL, "x", "1764000000125")
         await until(lambda: verifier.verifies(CHANNEL, first))
@@ -74,7 +74,7 @@ async def test_a_pod_believes_a_new_key_and_doubts_an_old_history(dsn: str) -> N
         await until(lambda: not verifier.verifies(CHANNEL, second))
 
 
-async def test_a_pod_believes_nothing_until_it_has_looked_again(dsn: str) -> None:
+async def test_a_pod_trusts_no_notification_until_its_next_check(dsn: str) -> None:
     async with connected(dsn) as connection, trusting(dsn) as verifier:
         payload = sign(await current_keys(connection), CHANNEL, "x", "1764000000125")
         await until(lambda: verifier.verifies(CHANNEL, payload))

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import orjson
 import pytest
-from tests.support.logbook import claim_as, claimed, connected, events, queue_many, row, until
+from tests.support.logbook import claim_as, claimed, connected, events, queue_many, row, until, until_after
 
 from baton.db import event_log, stream_creation, stream_ending, stream_lists, stream_queue, streams
 from baton.db.event_log import Append, Fence
@@ -169,7 +169,7 @@ async def test_a_claim_has_the_streams_input(opened: Pool, dsn: str) -> None:
     assert (item.input, item.metadata, item.on_worker_lost) == ({"prompt": "a\0b"}, {"chat": 42}, "retry")
 
 
-async def test_two_claimers_never_get_the_same_stream_nor_wait(dsn: str) -> None:
+async def test_two_claimers_never_get_the_same_stream_or_wait(dsn: str) -> None:
     async with connected(dsn) as first, connected(dsn) as second:
         ids = await queue_many(first, 6)
         await second.execute("SET lock_timeout = '2s'")
@@ -238,7 +238,7 @@ async def test_an_ended_or_unknown_stream_is_not_cancelled(opened: Pool) -> None
         assert (await row(connection, stream_id)).status == "completed"
 
 
-async def test_a_cancel_that_loses_against_a_claim_is_left_to_the_worker(opened: Pool) -> None:
+async def test_a_cancel_that_loses_to_a_claim_is_left_to_the_worker(opened: Pool) -> None:
     stream, _ = await stream_creation.create(opened, NEW)
     async with opened.acquire() as connection:
         async with connection.transaction():
@@ -272,7 +272,7 @@ async def test_an_end_already_in_the_log_closes_the_row(dsn: str) -> None:
         assert len(await events(connection, stream_id)) == 1
 
 
-async def test_a_stream_without_a_number_left_says_so(dsn: str) -> None:
+async def test_a_stream_that_runs_out_of_numbers_reports_it(dsn: str) -> None:
     async with connected(dsn) as connection:
         (stream_id,) = await claimed(connection)
         await event_log.append(connection, [Append(stream_id, 1, MAX_SEQ, MAX_SEQ, encode_text("a"))])
@@ -306,7 +306,7 @@ async def test_streams_are_found_newest_first(opened: Pool) -> None:
     for number in range(4):
         new = NewStream("test", None, {"chat": number % 2, "user": "u"}, "retry", tenant="t")
         made.append((await stream_creation.create(opened, new))[0].id)
-        await asyncio.sleep(0.002)  # ids are in order from one millisecond to the next
+        await until_after(opened, made[-1])
     await stream_creation.create(opened, NEW)
 
     async def found(limit: int = 20, **given: Any) -> list[UUID]:
@@ -333,7 +333,7 @@ async def test_empty_pages_still_lead_to_all_rare_streams(
         made.append((await stream_creation.create(opened, new))[0].id)
         if number % 7 != 3:
             await stream_ending.end_any(opened, made[-1], stream_ending.QUEUE_TIMEOUT)
-        await asyncio.sleep(0.002)
+        await until_after(opened, made[-1])
     rare = [made[17], made[10], made[3]]
     for tenant in ("t", None):
         # Fewer have not ended than are looked at; those that have metadata, or both states, are more.

@@ -6,24 +6,27 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any, cast
 from uuid import UUID
 
 import pytest
 from bench.buffers import Counted
 from tests.integration.db.test_streams import NEW, is_full
-from tests.support.logbook import claim_as, connected, employ, queue_many
+from tests.support.logbook import claim_as, connected, employ, queue_many, until, until_after
 
 from baton.db import rate_buckets, stream_creation, stream_queue, worker_rows
-from baton.db.live_counts import LiveCounts
+from baton.db.live_counts import MARK_EVERY, LiveCounts
 from baton.db.postgres import Connection, pool
-from baton.db.queue_watermark import QueueWatermark
+from baton.db.queue_watermark import CHECK_SECONDS, QueueWatermark
 from baton.db.rate_buckets import Rate
 from baton.errors import TooManyStreams
 
 WORKER = UUID(int=1)
 PASSED = 20_000
 TENANT_LIMIT = 1_000
+# From a create that leaves a mark to the next that leaves one.
+MARK_MILLISECONDS = MARK_EVERY // timedelta(milliseconds=1) + 1
 # Ids of streams that were created within the last hour, one each 100 ms, and how they passed through the queue.
 QUEUED = """
 INSERT INTO baton.stream (id, generator, input, on_worker_lost, epoch, queued_at, created_at)
@@ -137,12 +140,14 @@ async def test_a_stream_that_commits_late_is_claimed(dsn: str) -> None:
         transaction = late.transaction()
         await transaction.start()
         (stream_id,) = await queue_many(late, 1)
-        # So that the floor lies above it.
-        await asyncio.sleep(0.2)
-        for _ in range(2):
-            clock += 0.1
+
+        async def is_below_the_watermark() -> bool:
+            nonlocal clock
+            clock += CHECK_SECONDS
             await floor.update(lambda since: stream_queue.first_queued(connection, since))
-        assert floor.since.id > stream_id
+            return floor.since.id > stream_id
+
+        await until(is_below_the_watermark)
         await transaction.commit()
         place = await worker_rows.place(connection, WORKER)
         assert not await stream_queue.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)
@@ -221,13 +226,13 @@ async def test_a_create_that_commits_late_is_counted(dsn: str) -> None:
     """The high watermark waits for its transaction."""
     async with pool(dsn, size=4, timeout_seconds=10) as opened, connected(dsn) as late:
         counts = LiveCounts()
-        await stream_creation.create(opened, NEW, max_live=200, counts=counts)
+        created, _ = await stream_creation.create(opened, NEW, max_live=200, counts=counts)
         transaction = late.transaction()
         await transaction.start()
         await queue_many(late, 190)
         for _ in range(5):
-            await asyncio.sleep(0.03)
-            await stream_creation.create(opened, NEW, max_live=200, counts=counts)
+            await until_after(opened, created.id, MARK_MILLISECONDS)
+            created, _ = await stream_creation.create(opened, NEW, max_live=200, counts=counts)
         await transaction.commit()
         for _ in range(4):
             await stream_creation.create(opened, NEW, max_live=200, counts=counts)
@@ -242,7 +247,7 @@ async def test_the_split_follows_the_creates(dsn: str) -> None:
         first, _ = await stream_creation.create(opened, NEW, max_live=100, counts=counts)
         stream = first
         for _ in range(20):
-            await asyncio.sleep(0.02)
+            await until_after(opened, stream.id, MARK_MILLISECONDS)
             stream, _ = await stream_creation.create(opened, NEW, max_live=100, counts=counts)
         plan = counts.plan("")
         assert first.id < plan.split <= stream.id

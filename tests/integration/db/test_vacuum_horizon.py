@@ -40,7 +40,7 @@ async def test_a_new_snapshot_of_the_same_session_counts_separately(dsn: str) ->
         assert await watch.check(connection) == 0
 
 
-async def test_a_transaction_that_has_written_holds_back_too(dsn: str) -> None:
+async def test_a_transaction_that_has_written_holds_vacuum_back(dsn: str) -> None:
     clock = 0.0
     watch = HorizonWatch(clock=lambda: clock)
     async with connected(dsn) as connection, connected(dsn) as old:

@@ -185,7 +185,7 @@ def test_the_answer_survives_its_pod(folder: Path) -> None:
         pytest.param("The runner and the message", signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_ends_it_and_leaves_nothing(folder: Path, moment: str, number: signal.Signals) -> None:
+def test_a_signal_ends_the_demo_and_leaves_nothing(folder: Path, moment: str, number: signal.Signals) -> None:
     with demo(folder, BATON_REPLAY_SPEED="2") as running:
         running.wait_for(moment)
         if "Postgres" in moment:
@@ -202,7 +202,7 @@ def test_a_signal_ends_it_and_leaves_nothing(folder: Path, moment: str, number: 
 
 
 @pytest.mark.parametrize("lines", [4, 12], ids=["while it starts", "in the answer"])
-def test_a_reader_that_goes_away_leaves_nothing(folder: Path, lines: int) -> None:
+def test_a_closed_output_ends_the_demo_and_leaves_nothing(folder: Path, lines: int) -> None:
     command = f"'{sys.executable}' -m baton demo | head -n {lines}"
     environment = clean_environment() | {"TMPDIR": str(folder)}
     process = subprocess.Popen(["bash", "-o", "pipefail", "-c", command], env=environment, stdout=subprocess.DEVNULL)
@@ -211,7 +211,7 @@ def test_a_reader_that_goes_away_leaves_nothing(folder: Path, lines: int) -> Non
     assert processes_of(folder) == []
 
 
-def test_a_port_that_is_taken(folder: Path) -> None:
+def test_a_port_in_use_is_reported(folder: Path) -> None:
     # It does not listen: whatever does is found before.
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -223,7 +223,7 @@ def test_a_port_that_is_taken(folder: Path) -> None:
             assert running.left_folders() == []
 
 
-def test_a_port_that_other_pods_share(folder: Path) -> None:
+def test_a_port_shared_by_other_pods_is_reported(folder: Path) -> None:
     with bind("127.0.0.1", 0) as theirs:
         theirs.listen()
         port = theirs.getsockname()[1]
@@ -233,7 +233,7 @@ def test_a_port_that_other_pods_share(folder: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
-def test_serve_stays_up_and_what_it_says_to_try_works(folder: Path, empty_dsn: str) -> None:
+def test_serve_stays_up_and_its_suggested_commands_work(folder: Path, empty_dsn: str) -> None:
     with demo(folder, "--serve", BATON_DATABASE_URL=empty_dsn, BATON_REPLAY_SPEED="10") as running:
         running.wait_for("Ctrl-C ends it")
         assert "Using the database of BATON_DATABASE_URL: baton_empty_" in running.output
@@ -270,7 +270,7 @@ def ids(response: str) -> list[int]:
     return [int(seq) for seq in re.findall(r"(?m)^id: (\d+)$", response)]
 
 
-async def test_a_pod_that_dies_at_its_start_is_told_with_its_last_lines(tmp_path: Path, dsn: str) -> None:
+async def test_a_pod_that_dies_at_startup_is_reported_with_its_last_lines(tmp_path: Path, dsn: str) -> None:
     settings = {"BATON_DATABASE_URL": dsn, "BATON_ALLOW_ANONYMOUS": "true", "BATON_SSE_KEEP_ALIVE_SECONDS": "-1"}
     children: list[Child] = []
 
@@ -285,7 +285,7 @@ async def test_a_pod_that_dies_at_its_start_is_told_with_its_last_lines(tmp_path
     assert [child.ended.done() for child in children] == [True] * 3
 
 
-async def test_the_children_end_when_what_they_are_for_is_cancelled(tmp_path: Path, dsn: str) -> None:
+async def test_the_child_processes_end_when_their_task_is_cancelled(tmp_path: Path, dsn: str) -> None:
     settings = {"BATON_DATABASE_URL": dsn, "BATON_ALLOW_ANONYMOUS": "true"}
     async with asyncio.timeout(SECONDS):
         running = Cluster.open(tmp_path, PROGRAMS, settings)

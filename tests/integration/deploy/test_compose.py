@@ -127,7 +127,7 @@ async def healthy(container: str) -> None:
     await until(is_healthy, within_seconds=60)
 
 
-async def test_a_stream_whose_pod_is_killed_goes_on_through_nginx_without_gap_or_repeat(
+async def test_a_stream_continues_through_nginx_after_its_pod_is_killed(
     project: Project, client: httpx2.AsyncClient
 ) -> None:
     url = project.url
@@ -188,7 +188,7 @@ async def test_a_stream_outlives_a_rolling_restart_of_all_pods(project: Project,
     }
 
 
-async def test_both_pods_serve_and_nobody_is_root(project: Project, client: httpx2.AsyncClient) -> None:
+async def test_both_pods_serve_and_no_process_is_root(project: Project, client: httpx2.AsyncClient) -> None:
     url = project.url
     answers = [await client.get(f"{url}/healthz") for _ in range(40)]
     assert {answer.status_code for answer in answers} == {200}
@@ -198,12 +198,12 @@ async def test_both_pods_serve_and_nobody_is_root(project: Project, client: http
         assert docker("exec", container, "id", "-u").strip() == "65532"
 
 
-async def test_pods_and_workers_hear_that_they_are_to_stop(project: Project, client: httpx2.AsyncClient) -> None:
+async def test_pods_and_workers_get_the_signal_to_stop(project: Project, client: httpx2.AsyncClient) -> None:
     await create(client, project.url, transcript="outlive")
     stopped = [*project.containers("pod"), *project.containers("worker")]
     project.compose("stop", "pod", "worker")
     assert [state(container)["ExitCode"] for container in stopped] == [0] * 4
 
 
-def test_the_profile_for_monitoring_is_what_compose_expects(project: Project) -> None:
+def test_the_monitoring_profile_is_valid(project: Project) -> None:
     assert {"prometheus", "grafana"} <= set(project.compose("--profile", "monitoring", "config", "--services").split())

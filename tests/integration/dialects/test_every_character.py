@@ -227,7 +227,7 @@ def put_together(response: Any) -> Told:
     return told
 
 
-def test_the_sample_has_what_is_special_and_the_whole_is_whole() -> None:
+def test_the_sample_has_the_special_characters_and_all_are_complete() -> None:
     assert {"\0", "\r", "\n", "\x85", "\u2028", "\u2029", "\ufeff", "\ufffe", "\uffff", "\U0010ffff"} <= set(sample())
     assert count(everything()) == 0x110000 - len(SURROGATES)
 

@@ -25,7 +25,7 @@ ASKING: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize("way", ASKING)
-async def test_a_name_asks_for_the_same_model_by_every_way_in(cluster: Cluster, way: str) -> None:
+async def test_a_name_means_the_same_model_in_every_dialect(cluster: Cluster, way: str) -> None:
     path, body = ASKING[way]
     chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
     choice = {"index": 0, "delta": {"content": "Hi"}, "finish_reason": "stop"}

@@ -60,7 +60,7 @@ def log() -> Iterator[Log]:
 ITEMS: list[Any] = [SECRET, {"type": "usage", "input_tokens": 3, "output_tokens": 4}]
 
 
-async def test_a_stream_has_a_line_when_it_is_created_and_one_at_its_end(cluster: Cluster, log: Log) -> None:
+async def test_a_stream_logs_a_line_when_created_and_when_it_ends(cluster: Cluster, log: Log) -> None:
     pod = await cluster.pod()
     await cluster.worker({"replay": echo}, worker_name="w-1")
     stream_id = await cluster.create(pod, input=ITEMS)
@@ -90,7 +90,7 @@ async def test_a_stream_has_a_line_when_it_is_created_and_one_at_its_end(cluster
     assert SECRET not in json.dumps(log.lines)
 
 
-async def test_a_failure_is_a_warning_with_its_code_and_without_what_it_says(cluster: Cluster, log: Log) -> None:
+async def test_a_failure_is_a_warning_with_its_code_and_without_its_text(cluster: Cluster, log: Log) -> None:
     async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         yield "a"
         raise GenerationError("rate_limited", SECRET)
@@ -103,7 +103,7 @@ async def test_a_failure_is_a_warning_with_its_code_and_without_what_it_says(clu
     assert SECRET not in json.dumps(log.lines)
 
 
-async def test_what_a_generator_logs_belongs_to_its_stream(cluster: Cluster, log: Log) -> None:
+async def test_lines_logged_by_a_generator_belong_to_its_stream(cluster: Cluster, log: Log) -> None:
     async def inner(words: str) -> None:
         logging.getLogger("my_agent").warning(words)
 
@@ -122,7 +122,7 @@ async def test_what_a_generator_logs_belongs_to_its_stream(cluster: Cluster, log
     assert all("a fault" in line["stack_trace"] for line in log.about("The generator of stream"))
 
 
-async def test_whoever_ends_a_stream_that_nobody_has_says_so(cluster: Cluster, log: Log) -> None:
+async def test_the_process_that_ends_an_unowned_stream_logs_it(cluster: Cluster, log: Log) -> None:
     pod = await cluster.pod()
     cancelled, erased = [await cluster.create(pod) for _ in range(2)]
     known = {"x-request-id": "mine"}
@@ -140,7 +140,7 @@ async def test_whoever_ends_a_stream_that_nobody_has_says_so(cluster: Cluster, l
     assert (line["stream_id"], line["severity"], line["code"]) == (overdue, "WARNING", "queue_timeout")
 
 
-async def test_the_reaper_says_what_a_dead_worker_cannot(cluster: Cluster, log: Log) -> None:
+async def test_the_reaper_logs_the_end_for_a_dead_worker(cluster: Cluster, log: Log) -> None:
     pod, tap = await cluster.pod(), Tap()
     async with working(cluster.dsn, {"replay": tap}):
         stream_id = await cluster.create(pod, on_worker_lost="fail")
@@ -152,7 +152,7 @@ async def test_the_reaper_says_what_a_dead_worker_cannot(cluster: Cluster, log: 
     assert (line["events"], line["attempt"], line["generator"]) == (2, 1, "replay")
 
 
-async def test_a_worker_that_has_lost_a_stream_does_not_say_that_it_ended(cluster: Cluster, log: Log) -> None:
+async def test_a_worker_that_lost_a_stream_does_not_log_its_end(cluster: Cluster, log: Log) -> None:
     pod, tap = await cluster.pod(), Tap()
     async with working(cluster.dsn, {"replay": tap}) as worker:
         stream_id = await cluster.create(pod)
@@ -174,7 +174,7 @@ async def written(cluster: Cluster, stream_id: str) -> bool:
 
 
 @pytest.mark.parametrize(("dialect", "path"), [("native.answer", "events?view=answer"), ("text", "events")])
-async def test_a_connection_has_a_line_at_its_end(cluster: Cluster, log: Log, dialect: str, path: str) -> None:
+async def test_a_connection_logs_a_line_at_its_end(cluster: Cluster, log: Log, dialect: str, path: str) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     await author.write_texts([2, 3])
     await author.write(end=True)
@@ -209,7 +209,7 @@ async def follow(cluster: Cluster, url: str) -> AsyncIterator[bytes]:
             yield part
 
 
-async def test_the_line_says_why_a_connection_ended(cluster: Cluster, log: Log) -> None:
+async def test_the_line_has_the_reason_why_a_connection_ended(cluster: Cluster, log: Log) -> None:
     pod = await cluster.pod(sse_keep_alive_seconds=0.2, max_connection_age_seconds=0.3)
     author = await cluster.author()
     await author.write_texts([1])
@@ -235,7 +235,7 @@ async def test_the_line_says_why_a_connection_ended(cluster: Cluster, log: Log) 
     assert (line["reason"], line["cursor"], line["severity"]) == ("drained", 1, "INFO")
 
 
-async def test_there_are_no_lines_for_events(cluster: Cluster, log: Log) -> None:
+async def test_events_are_not_logged(cluster: Cluster, log: Log) -> None:
     pod = await cluster.pod()
     await cluster.worker({"replay": echo})
     log.lines.clear()

@@ -23,7 +23,7 @@ async def failing(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
     raise GenerationError("provider_timeout", "The model provider did not answer in time.")
 
 
-async def test_what_a_worker_and_a_pod_did_is_counted(cluster: Cluster) -> None:
+async def test_the_work_of_a_worker_and_a_pod_is_counted(cluster: Cluster) -> None:
     worker = await cluster.worker({"three_words": three_words, "failing": failing})
     pod = await cluster.pod()
     stream_id = await cluster.create(pod, generator="three_words")
@@ -60,7 +60,7 @@ async def test_what_a_worker_and_a_pod_did_is_counted(cluster: Cluster) -> None:
     assert pod.metric("baton_resumed_events_sum") == 2
 
 
-async def test_a_worker_goes_on_where_a_generator_cannot_say_which_model_it_asks(cluster: Cluster) -> None:
+async def test_a_worker_continues_if_a_generator_cannot_name_its_model(cluster: Cluster) -> None:
     """An input that `requested_model` did not expect is one client's: it is not to end the streams of all others."""
     await cluster.worker({"ask": Asking()})
     pod = await cluster.pod()
@@ -70,7 +70,7 @@ async def test_a_worker_goes_on_where_a_generator_cannot_say_which_model_it_asks
         assert answer.json()["status"] == "completed"
 
 
-async def test_labels_have_the_models_that_the_settings_name_and_no_other(cluster: Cluster) -> None:
+async def test_labels_have_only_the_models_of_the_settings(cluster: Cluster) -> None:
     asking = Asking()
     worker = await cluster.worker({"ask": asking}, openai_model="gpt-5")
     pod = await cluster.pod()
@@ -90,7 +90,7 @@ async def test_labels_have_the_models_that_the_settings_name_and_no_other(cluste
     assert worker.metrics.registry.get_sample_value("baton_streams_ended_total", labels) == 2
 
 
-async def test_the_delay_of_what_is_live_is_measured_and_of_what_is_replayed_is_not(cluster: Cluster) -> None:
+async def test_delay_is_measured_for_live_events_and_not_for_replayed_ones(cluster: Cluster) -> None:
     pod = await cluster.pod()
     author = await cluster.author()
     url = f"{pod.url}/v1/streams/{author.id}/events"
@@ -111,7 +111,7 @@ async def test_the_delay_of_what_is_live_is_measured_and_of_what_is_replayed_is_
     assert pod.metric("baton_notification_seconds_count") >= 1
 
 
-async def test_a_pod_looks_at_the_queues(cluster: Cluster) -> None:
+async def test_a_pod_reports_the_queues(cluster: Cluster) -> None:
     await cluster.pool.execute(
         "INSERT INTO baton.stream (generator, input, on_worker_lost, created_at, queued_at) "
         "SELECT 'nobody', 'null', 'fail', now() - interval '1 minute', now() - interval '1 minute' "

@@ -18,17 +18,17 @@ PATHS = ("/v1/streams", "/v1/streams/x", "/v1/responses/x", "/nowhere", "/health
 
 
 @pytest.mark.parametrize("given", ["a", "x" * 128, "A-Z.0_9:b", "0192e4a1-7f6c-7000-8000-000000000001"])
-def test_a_decent_one_is_the_clients(given: str) -> None:
+def test_a_valid_id_from_the_client_is_kept(given: str) -> None:
     assert accepted(given) == given
 
 
 @pytest.mark.parametrize("given", [None, "", "x" * 129, "a b", "ä", "a\n", "a\x1b[0m", "<b>", "a,b", "a;b=1"])
-def test_any_other_is_replaced(given: str | None) -> None:
+def test_any_other_id_is_replaced(given: str | None) -> None:
     assert MADE.fullmatch(accepted(given))
     assert accepted(given) != accepted(given)
 
 
-async def test_it_is_in_every_answer(cluster: Cluster) -> None:
+async def test_every_response_has_the_id(cluster: Cluster) -> None:
     pod = await cluster.pod()
     for path in PATHS:
         for method in ("GET", "HEAD", "OPTIONS", "PUT"):
@@ -38,7 +38,7 @@ async def test_it_is_in_every_answer(cluster: Cluster) -> None:
         assert MADE.fullmatch(made)
 
 
-async def test_a_stream_and_a_problem_have_it(cluster: Cluster) -> None:
+async def test_a_stream_and_a_problem_have_the_id(cluster: Cluster) -> None:
     pod = await cluster.pod()
     await cluster.worker({"replay": echo})
     given = {"x-request-id": "follow.1", "accept": "text/event-stream"}
@@ -49,9 +49,7 @@ async def test_a_stream_and_a_problem_have_it(cluster: Cluster) -> None:
     assert problem.json()["request_id"] == problem.headers["x-request-id"] == "lost:1"
 
 
-async def test_what_is_logged_of_a_request_bears_its_id_and_nothing_else_does(
-    cluster: Cluster, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_only_lines_of_a_request_have_its_id(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     caplog.handler.addFilter(ContextFilter())
     caplog.set_level(logging.INFO, "baton")
     pod = await cluster.pod(write_timeout_seconds=0.3, database_timeout_seconds=2)

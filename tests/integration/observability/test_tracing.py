@@ -163,7 +163,7 @@ WAYS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("path", WAYS)
-async def test_every_way_in_has_its_spans(cluster: Cluster, spans: Spans, path: str) -> None:
+async def test_each_dialect_has_its_spans(cluster: Cluster, spans: Spans, path: str) -> None:
     async def words(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         yield "a"
 
@@ -179,7 +179,7 @@ async def test_every_way_in_has_its_spans(cluster: Cluster, spans: Spans, path: 
     assert not followed.links
 
 
-async def test_a_generator_is_in_the_trace_and_can_hand_it_on(cluster: Cluster, spans: Spans) -> None:
+async def test_a_generator_is_in_the_trace_and_can_propagate_it(cluster: Cluster, spans: Spans) -> None:
     async def generate(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         with spans.tracer.start_as_current_span("ask"):
             yield str(request.traceparent)
@@ -193,7 +193,7 @@ async def test_a_generator_is_in_the_trace_and_can_hand_it_on(cluster: Cluster, 
     assert content["text"] == f"00-{TRACE}-{own_id(generated)}-01"
 
 
-async def test_failures_are_told_by_their_code_only(cluster: Cluster, spans: Spans) -> None:
+async def test_failures_are_reported_by_code_only(cluster: Cluster, spans: Spans) -> None:
     async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         yield "a"
         raise GenerationError("rate_limited", "a secret")
@@ -215,7 +215,7 @@ async def test_failures_are_told_by_their_code_only(cluster: Cluster, spans: Spa
     assert (refused.status.status_code, told(refused)["error.type"]) == (StatusCode.UNSET, "unknown_generator")
 
 
-async def test_what_is_not_sampled_is_carried_on_and_not_recorded(cluster: Cluster, spans: Spans) -> None:
+async def test_an_unsampled_trace_is_propagated_and_not_recorded(cluster: Cluster, spans: Spans) -> None:
     pod, seen = await cluster.pod(), list[str | None]()
 
     async def generate(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
@@ -231,7 +231,7 @@ async def test_what_is_not_sampled_is_carried_on_and_not_recorded(cluster: Clust
     assert spans.exporter.get_finished_spans() == ()
 
 
-async def test_an_application_that_it_is_mounted_in_has_the_trace(cluster: Cluster, spans: Spans) -> None:
+async def test_an_application_that_mounts_baton_has_the_trace(cluster: Cluster, spans: Spans) -> None:
     pod = await cluster.pod()
     inner = pod.app.build_middleware_stack()
 
@@ -294,7 +294,7 @@ async def collector() -> AsyncIterator[tuple[Collector, str]]:
         yield hearing, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
-async def test_a_process_sends_its_spans_and_names_them_in_its_log(cluster: Cluster) -> None:
+async def test_a_process_exports_its_spans_and_names_them_in_its_log(cluster: Cluster) -> None:
     pod = await cluster.pod()
     async with collector() as (hearing, url):
         given = {
@@ -324,7 +324,7 @@ async def test_a_process_sends_its_spans_and_names_them_in_its_log(cluster: Clus
         assert part in body
 
 
-async def test_a_span_says_which_model_was_asked_and_which_answered(cluster: Cluster, spans: Spans) -> None:
+async def test_a_span_has_the_requested_and_the_answering_model(cluster: Cluster, spans: Spans) -> None:
     """By the conventions for generative AI: the provider's SDK may bring no instrumentation of its own."""
     chunk = {"id": "chatcmpl-7", "object": "chat.completion.chunk", "created": 1, "model": "gpt-5-2026-01-01"}
     usage = {

@@ -62,7 +62,7 @@ async def test_a_row_that_is_no_longer_written_expires(cluster: Cluster) -> None
     assert [item.id for item in await pod_rows.list_all(cluster.pool)] == [TWO]
 
 
-async def test_viewers_are_added_up_and_unknown_if_a_pod_follows_too_many(cluster: Cluster) -> None:
+async def test_viewers_are_summed_and_unknown_if_a_pod_follows_too_many(cluster: Cluster) -> None:
     streams = sorted(uuid4() for _ in range(MOST_WATCHED + 1))
     await pod_rows.note(cluster.pool, note(ONE, viewers={streams[0]: 2, streams[-1]: 3}))
     await pod_rows.note(cluster.pool, note(TWO, viewers={streams[-1]: 4}))
@@ -117,7 +117,7 @@ async def test_the_points_have_every_token_that_workers_generated(cluster: Clust
 
 
 @pytest.mark.parametrize("most", [1, 3])
-async def test_a_pod_writes_how_many_follow_each_of_the_newest_streams(cluster: Cluster, most: int) -> None:
+async def test_a_pod_writes_the_viewers_of_each_of_the_newest_streams(cluster: Cluster, most: int) -> None:
     limits = (await cluster.pod()).pod.subscriber_limits
     ids = sorted(uuid4() for _ in range(3))
     for tenant, stream_id in (("a", ids[0]), ("a", ids[2]), ("b", ids[2]), ("b", ids[1])):

@@ -96,7 +96,7 @@ async def follow(
     return connection, task
 
 
-async def test_all_that_is_pending_goes_into_one_send(cluster: Cluster) -> None:
+async def test_all_pending_events_go_into_one_send(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     await author.write_texts([1] * 100)
     connection, task = await follow(pod, author, 3)
@@ -169,7 +169,7 @@ async def test_the_pod_notices_that_a_client_leaves_in_the_middle_of_its_request
     assert pod.metric("baton_subscribers") == 0
 
 
-async def test_a_pod_that_drains_says_when_to_reconnect_and_ends_cleanly(cluster: Cluster) -> None:
+async def test_a_draining_pod_sends_a_retry_and_ends_cleanly(cluster: Cluster) -> None:
     pod, author = await cluster.pod(), await cluster.author()
     await author.write(text(1))
     connection, task = await follow(pod, author)
@@ -211,7 +211,7 @@ async def test_the_headers_pass_proxies_unbuffered(cluster: Cluster) -> None:
         assert await follower.next_block() == b": baton\nretry: 250\n\n"
 
 
-async def test_a_retry_says_only_when_to_reconnect() -> None:
+async def test_a_retry_has_only_the_time_to_reconnect() -> None:
     said = set()
     for _ in range(50):
         connection = Wire()

@@ -34,7 +34,7 @@ async def test_an_application_can_leave_without_a_signal(cluster: Cluster) -> No
     assert (await cluster.client.get(f"{pod.url}/readyz")).status_code == 503
 
 
-async def test_leave_does_nothing_outside_of_the_lifespan(cluster: Cluster) -> None:
+async def test_leave_does_nothing_outside_the_lifespan(cluster: Cluster) -> None:
     app = create_app(cluster.settings())
     app.leave()
     await app.drain()

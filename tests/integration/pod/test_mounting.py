@@ -22,7 +22,7 @@ async def hello(_request: Request) -> PlainTextResponse:
     return PlainTextResponse("hello")
 
 
-async def test_mounted_under_a_prefix_it_serves_as_on_its_own(cluster: Cluster) -> None:
+async def test_an_app_mounted_under_a_prefix_serves_as_on_its_own(cluster: Cluster) -> None:
     baton_app = create_app(cluster.settings(pod_name="mounted"))
 
     @contextlib.asynccontextmanager
@@ -55,7 +55,7 @@ async def noted(request: Request, call_next: RequestResponseEndpoint) -> Respons
     return answer
 
 
-async def test_a_layer_that_wraps_bodies_stays_around_them(cluster: Cluster) -> None:
+async def test_a_middleware_that_wraps_bodies_stays_around_them(cluster: Cluster) -> None:
     app = create_app(cluster.settings())
     app.add_middleware(BaseHTTPMiddleware, dispatch=noted)
     await cluster.worker({"replay": echo})
@@ -65,7 +65,7 @@ async def test_a_layer_that_wraps_bodies_stays_around_them(cluster: Cluster) -> 
         assert texts(await frames_after(cluster.client, url, created.json()["id"])) == ["a", "b"]
 
 
-async def test_without_its_lifespan_the_log_says_what_is_missing(
+async def test_without_its_lifespan_the_log_reports_what_is_missing(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     baton_app = create_app(cluster.settings())

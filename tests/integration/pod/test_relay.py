@@ -108,7 +108,7 @@ async def test_a_batch_that_follows_the_tail_is_applied_without_a_read(cluster: 
         assert pod.log_reads == reads
 
 
-async def test_a_batch_that_is_known_is_ignored(cluster: Cluster) -> None:
+async def test_a_known_batch_is_ignored(cluster: Cluster) -> None:
     pod, author = Pod(cluster), await cluster.author()
     item = await author.write(text(1), text(2), notify=False)
     async with pod.subscribed(author, 1) as subscriber:
@@ -137,7 +137,7 @@ async def test_an_announcement_without_events_makes_the_relay_read(cluster: Clus
         assert await take_all(subscriber) == author.frames[0]
 
 
-async def test_a_hint_that_says_nothing_makes_the_relay_read(cluster: Cluster) -> None:
+async def test_an_empty_hint_makes_the_relay_read(cluster: Cluster) -> None:
     pod, author = Pod(cluster), await cluster.author()
     async with pod.polling(), pod.subscribed(author) as subscriber:
         await author.write(text(1), notify=False)
@@ -169,7 +169,7 @@ async def test_a_malformed_notification_changes_nothing(cluster: Cluster, payloa
         assert await take_all(subscriber) == author.frames[0]
 
 
-async def test_what_is_announced_while_the_relay_loads_is_not_lost(cluster: Cluster) -> None:
+async def test_an_announcement_while_the_relay_loads_is_not_lost(cluster: Cluster) -> None:
     pod, author = Pod(cluster), await cluster.author()
     joining = asyncio.create_task(pod.relays.subscribe(author.id, 0))
     await asyncio.sleep(0)
@@ -214,7 +214,7 @@ async def test_subscribers_behind_the_window_share_pages_and_catch_up(cluster: C
     assert pod.log_reads <= 1 + 4
 
 
-async def test_a_cursor_beyond_the_tail_is_refused_by_the_log_and_not_by_a_relay_that_lags(cluster: Cluster) -> None:
+async def test_only_the_log_refuses_a_cursor_beyond_the_tail_not_a_lagging_relay(cluster: Cluster) -> None:
     pod, author = Pod(cluster), await cluster.author()
     async with pod.subscribed(author):
         await author.write_texts([5], notify=False)
@@ -233,7 +233,7 @@ async def test_an_unknown_stream_is_refused_and_leaves_nothing_behind(cluster: C
     assert pod.metrics.registry.get_sample_value("baton_subscribers") == 0
 
 
-async def test_a_stream_that_is_created_after_it_was_asked_for_is_found(cluster: Cluster) -> None:
+async def test_a_stream_created_after_a_failed_lookup_is_found(cluster: Cluster) -> None:
     pod, author = Pod(cluster), await cluster.author()
     await cluster.pool.execute("UPDATE baton.stream SET id = $2 WHERE id = $1", author.id, other := uuid4())
     with pytest.raises(StreamNotFound):

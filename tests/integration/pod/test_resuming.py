@@ -26,7 +26,7 @@ async def two_pods(cluster: Cluster, **settings: object) -> tuple[RunningPod, Ru
     return await cluster.pod(**settings), await cluster.pod(**settings)
 
 
-async def test_every_cursor_of_an_ended_stream_continues_with_exactly_the_rest_on_both_pods(cluster: Cluster) -> None:
+async def test_every_cursor_of_an_ended_stream_gets_exactly_the_rest_on_any_pod(cluster: Cluster) -> None:
     one, two = await two_pods(cluster)
     author = await cluster.author()
     await author.write_texts(BATCHES)
@@ -50,7 +50,7 @@ async def test_every_cursor_behind_the_window_continues_inside_its_batch(cluster
         assert await frames_after(cluster.client, pod.url, author.id, cursor) == author.frames[cursor:]
 
 
-async def test_a_client_that_changes_pods_after_every_event_of_a_live_stream_misses_nothing(cluster: Cluster) -> None:
+async def test_a_client_that_changes_pods_after_every_event_misses_nothing(cluster: Cluster) -> None:
     pods = await two_pods(cluster)
     tap = Tap()
     await cluster.worker({"replay": tap}, flush_interval_milliseconds=1)
@@ -70,7 +70,7 @@ async def test_a_client_that_changes_pods_after_every_event_of_a_live_stream_mis
     assert [parse(frame)["type"] for frame in last] == ["done"]
 
 
-async def test_subscribing_at_any_moment_of_a_live_stream_leaves_no_gap_and_no_repeat(cluster: Cluster) -> None:
+async def test_subscribing_to_a_live_stream_at_any_time_has_no_gap_or_repeat(cluster: Cluster) -> None:
     pods = await two_pods(cluster, relay_window_bytes=4096)
     count = 400
 
@@ -144,7 +144,7 @@ UNICODE = {
 }
 
 
-async def test_any_text_arrives_as_it_should(cluster: Cluster) -> None:
+async def test_any_text_arrives_unchanged(cluster: Cluster) -> None:
     pods = await two_pods(cluster)
     tap = Tap()
     await cluster.worker({"replay": tap})
@@ -164,7 +164,7 @@ async def test_any_text_arrives_as_it_should(cluster: Cluster) -> None:
     assert snapshot["text"] == "".join(expected for _, expected in UNICODE.values())
 
 
-async def test_text_is_kept_out_of_notifications_where_that_is_wanted(cluster: Cluster) -> None:
+async def test_a_setting_keeps_text_out_of_notifications(cluster: Cluster) -> None:
     pod = await cluster.pod(log_poll_seconds=60)
     heard: list[str] = []
     connection = await asyncpg.connect(cluster.dsn)
@@ -183,7 +183,7 @@ async def test_text_is_kept_out_of_notifications_where_that_is_wanted(cluster: C
     await connection.close()
 
 
-async def test_what_no_notification_told_is_found_by_the_safety_poll(cluster: Cluster) -> None:
+async def test_the_safety_poll_finds_events_without_a_notification(cluster: Cluster) -> None:
     pod = await cluster.pod(log_poll_seconds=0.1)
     author = await cluster.author()
     async with following(cluster.client, pod.url, author.id) as follower:
@@ -194,7 +194,7 @@ async def test_what_no_notification_told_is_found_by_the_safety_poll(cluster: Cl
         assert await follower.rest() == author.frames
 
 
-async def test_notifications_alone_deliver(cluster: Cluster) -> None:
+async def test_events_are_delivered_by_notifications_alone(cluster: Cluster) -> None:
     pod = await cluster.pod(log_poll_seconds=60)
     author = await cluster.author()
     async with following(cluster.client, pod.url, author.id) as follower:
@@ -206,7 +206,7 @@ async def test_notifications_alone_deliver(cluster: Cluster) -> None:
         assert pod.metric("baton_log_reads_total") == reads
 
 
-async def test_notifications_lost_repeated_and_reordered_change_nothing(cluster: Cluster) -> None:
+async def test_lost_repeated_and_reordered_notifications_change_nothing(cluster: Cluster) -> None:
     pod = await cluster.pod(log_poll_seconds=60)
     author = await cluster.author()
     async with following(cluster.client, pod.url, author.id) as follower:
@@ -236,7 +236,7 @@ async def kill_listener(cluster: Cluster) -> None:
     await until(replaced)
 
 
-async def test_a_killed_listen_connection_is_replaced_and_what_was_missed_is_caught_up_with(cluster: Cluster) -> None:
+async def test_a_killed_listen_connection_is_replaced_and_catches_up(cluster: Cluster) -> None:
     pod = await cluster.pod(log_poll_seconds=60)
     author = await cluster.author()
     async with following(cluster.client, pod.url, author.id) as follower:
@@ -253,7 +253,7 @@ async def test_a_killed_listen_connection_is_replaced_and_what_was_missed_is_cau
         assert await follower.rest() == author.frames
 
 
-async def test_erasing_a_stream_closes_its_connections_on_all_pods_and_then_it_is_unknown(cluster: Cluster) -> None:
+async def test_erasing_a_stream_disconnects_its_clients_on_all_pods(cluster: Cluster) -> None:
     one, two = await two_pods(cluster, log_poll_seconds=60)
     tap = Tap()
     await cluster.worker({"replay": tap})
@@ -284,7 +284,7 @@ async def test_an_erased_stream_is_noticed_without_its_notification(cluster: Clu
         assert await follower.rest() == author.frames
 
 
-async def test_who_follows_a_queued_stream_hears_of_its_cancelling(cluster: Cluster) -> None:
+async def test_followers_of_a_queued_stream_see_its_cancellation(cluster: Cluster) -> None:
     one, two = await two_pods(cluster, log_poll_seconds=60)
     stream_id = await cluster.create(one)
     async with following(cluster.client, two.url, stream_id) as follower:
@@ -295,7 +295,7 @@ async def test_who_follows_a_queued_stream_hears_of_its_cancelling(cluster: Clus
     assert [(item["seq"], item["type"], item["status"]) for item in map(parse, frames)] == [(1, "done", "cancelled")]
 
 
-async def test_who_follows_a_running_stream_hears_of_its_cancelling(cluster: Cluster) -> None:
+async def test_followers_of_a_running_stream_see_its_cancellation(cluster: Cluster) -> None:
     one, two = await two_pods(cluster)
     tap = Tap()
     await cluster.worker({"replay": tap})
@@ -310,7 +310,7 @@ async def test_who_follows_a_running_stream_hears_of_its_cancelling(cluster: Clu
     assert tap.cancelled.is_set()
 
 
-async def test_a_client_that_does_not_read_misses_nothing_and_costs_no_window(cluster: Cluster) -> None:
+async def test_a_client_that_does_not_read_misses_nothing_and_holds_no_window(cluster: Cluster) -> None:
     pod = await cluster.pod(relay_window_bytes=4096)
     author = await cluster.author()
     reader, writer = await asyncio.open_connection("127.0.0.1", int(pod.url.rpartition(":")[2]), limit=4096)
@@ -338,7 +338,7 @@ def dechunked(body: bytes) -> bytes:
     return b"".join(parts)
 
 
-async def test_many_who_replay_a_long_stream_at_once_share_the_reads(cluster: Cluster) -> None:
+async def test_many_clients_that_replay_a_long_stream_share_the_reads(cluster: Cluster) -> None:
     pod = await cluster.pod(relay_window_bytes=4096)
     author = await cluster.author()
     await author.write_texts([1] * 900, padding=60, notify=False)
@@ -350,7 +350,7 @@ async def test_many_who_replay_a_long_stream_at_once_share_the_reads(cluster: Cl
     assert pod.metric("baton_log_reads_total") <= 12
 
 
-async def test_first_subscribers_who_come_together_share_one_load(cluster: Cluster) -> None:
+async def test_concurrent_first_subscribers_share_one_load(cluster: Cluster) -> None:
     pod = await cluster.pod()
     author = await cluster.author()
     await author.write_texts(BATCHES)
@@ -374,7 +374,7 @@ async def test_creating_and_following_takes_one_request(cluster: Cluster) -> Non
     assert all(later == earlier + 1 for earlier, later in pairwise(numbers(frames)))
 
 
-async def test_a_pod_that_follows_nothing_is_ready_for_as_long_as_the_database_answers(
+async def test_an_idle_pod_is_ready_while_the_database_answers(
     postgres: str, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baton.pod.pod.READY_SILENCE_SECONDS", 0.5)

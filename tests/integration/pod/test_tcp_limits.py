@@ -115,7 +115,7 @@ async def test_a_header_within_the_limit_may_arrive_byte_by_byte(cluster: Cluste
             assert await client.response() == (200, {"status": "alive"})
 
 
-async def test_a_header_that_takes_too_long_is_refused_though_it_trickles(cluster: Cluster) -> None:
+async def test_a_header_that_trickles_for_too_long_is_refused(cluster: Cluster) -> None:
     pod = await cluster.pod(header_timeout_seconds=0.5)
     async with raw(pod) as trickling, raw(pod) as second:
         second.send(GET + b"\r\n")
@@ -202,7 +202,7 @@ async def test_garbage_sent_during_a_stream_does_not_reach_the_response(cluster:
     await until(lambda: pod.metric("baton_subscribers") == 0)
 
 
-async def test_requests_that_are_sent_ahead_are_not_kept(cluster: Cluster) -> None:
+async def test_pipelined_requests_are_not_kept(cluster: Cluster) -> None:
     pod = await cluster.pod()
     async with raw(pod) as client:
         client.send((GET + b"\r\n") * 1000)
@@ -336,7 +336,7 @@ TWO_WAYS = {
 
 
 @pytest.mark.parametrize("name", TWO_WAYS)
-async def test_what_can_be_read_in_two_ways_is_not_read(cluster: Cluster, name: str) -> None:
+async def test_an_ambiguous_request_is_refused(cluster: Cluster, name: str) -> None:
     pod = await cluster.pod()
     async with raw(pod) as client:
         client.send(POST + TWO_WAYS[name] + b"\r\n" + b'{"input": "one"}')
@@ -352,7 +352,7 @@ async def test_a_trailer_is_not_a_header(cluster: Cluster) -> None:
         assert (await client.response())[0] == 201
 
 
-async def test_a_stream_outlives_all_of_these_times(cluster: Cluster) -> None:
+async def test_a_stream_outlives_all_request_timeouts(cluster: Cluster) -> None:
     pod, author = (
         await cluster.pod(
             header_timeout_seconds=0.2,

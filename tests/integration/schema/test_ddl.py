@@ -90,8 +90,8 @@ async def test_a_log_index_is_built_while_others_write_and_create_partitions(wri
         assert len(await partitions.create_ahead(writing, 4)) == 3
         (stream_id,) = await claimed(writing)
         assert await event_log.append(writing, [Append(stream_id, 1, 1, 1, encode_text("x"))]) == {stream_id}
-        # Longer than a statement that blocks others may wait.
-        await writing.execute("SELECT pg_sleep(0.2)")
+        # It waits for longer than a statement that blocks others may.
+        await until(lambda: has_waited(writing, 0.2))
         assert await is_building(writing)
         await old.execute("COMMIT")
         await task
@@ -120,6 +120,17 @@ async def test_an_index_on_another_table_is_built_while_others_write(empty_dsn: 
         await task
         valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'baton.ix_idempotency_key_stream_id'::regclass"
         assert await writing.fetchval(valid)
+
+
+async def has_waited(connection: Postgres, seconds: float) -> bool:
+    """Whether a session of this database waits for a transaction to end, and has done so for this time."""
+    found = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted "
+        "AND locktype = 'virtualxid' AND datname = current_database() "
+        "AND clock_timestamp() - waitstart > make_interval(secs => $1))",
+        seconds,
+    )
+    return bool(found)
 
 
 async def is_building(connection: Postgres) -> bool:

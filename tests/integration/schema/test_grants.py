@@ -393,7 +393,7 @@ async def may_connect(dsn: str, role: str) -> bool:
         return False
 
 
-async def test_public_is_locked_out_and_the_roles_of_baton_are_not(roles: Roles) -> None:
+async def test_public_loses_its_access_and_batons_roles_keep_theirs(roles: Roles) -> None:
     async with neighbor(roles.admin_dsn) as other, neighbor(roles.admin_dsn) as kept:
         with pytest.raises(asyncpg.RaiseError, match="would be locked out") as refused:
             await roles.grant(Revocation(keep=(kept,)))
@@ -409,7 +409,7 @@ async def test_public_is_locked_out_and_the_roles_of_baton_are_not(roles: Roles)
         await roles.grant(Revocation())  # this locks out nobody else
 
 
-async def test_a_role_that_is_connected_is_never_locked_out_by_mistake(roles: Roles) -> None:
+async def test_a_connected_role_is_never_locked_out_by_mistake(roles: Roles) -> None:
     async with neighbor(roles.admin_dsn) as other:
         async with connected(as_role(roles.admin_dsn, other)):
             with pytest.raises(asyncpg.RaiseError) as refused:

@@ -234,7 +234,7 @@ async def test_partitions_with_other_bounds_are_dropped_by_their_bounds(dsn: str
         assert await state(connection, 'public."wide One"') == "attached"
 
 
-async def test_a_partition_that_somebody_detached_is_left_alone(dsn: str) -> None:
+async def test_a_partition_detached_by_another_session_is_left_alone(dsn: str) -> None:
     async with connected(dsn) as connection:
         name = await old_partition(connection, GONE_DAYS)
         await connection.execute(f"ALTER TABLE baton.batch DETACH PARTITION {name}")
@@ -333,7 +333,7 @@ async def plan(connection: Connection, statement: str, *arguments: object) -> st
 # Other sessions
 
 
-async def test_of_two_concurrent_runs_one_works(dsn: str) -> None:
+async def test_only_one_of_two_concurrent_runs_works(dsn: str) -> None:
     async with connected(dsn) as connection, connected(dsn) as other:
         gone = await old_stream(connection, GONE_DAYS)
         await other.execute("SELECT pg_advisory_lock($1)", MAINTENANCE_LOCK)
@@ -371,7 +371,7 @@ async def test_streams_are_deleted_even_if_no_partition_can_be_created(dsn: str)
         assert await state(connection, name) == "attached"
 
 
-async def test_nobody_waits_while_a_detachment_waits_for_a_long_transaction(dsn: str) -> None:
+async def test_no_session_waits_while_a_detachment_waits_for_a_long_transaction(dsn: str) -> None:
     async with connected(dsn) as connection, connected(dsn) as client:
         await old_stream(connection, GONE_DAYS)
         name = partitions.name_of(await day(connection, GONE_DAYS))

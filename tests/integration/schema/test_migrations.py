@@ -20,7 +20,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 from tests.faults.servers import PGBOUNCER, pgbouncer, postgres_bin
 from tests.support.databases import execute
-from tests.support.logbook import connected, until
+from tests.support.logbook import connected, until, until_after
 from tests.support.processes import environment, finished, running
 from tests.support.revisions import history_with, locks_taken, revision_at
 
@@ -448,7 +448,7 @@ async def test_ids_are_uuid_version_7_in_the_order_of_creation(dsn: str) -> None
                 "INSERT INTO baton.stream (generator, input, on_worker_lost) VALUES ('x', '1', 'retry') RETURNING id"
             )
         )
-        await connection.execute("SELECT pg_sleep(0.002)")
+        await until_after(connection, ids[-1])
     now_ms = await connection.fetchval("SELECT extract(epoch FROM clock_timestamp()) * 1000")
     assert ids == sorted(ids)
     assert {item.version for item in ids} == {7}

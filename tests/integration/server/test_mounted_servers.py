@@ -107,7 +107,7 @@ async def stopped(site: Site, viewers: Viewers, record: Callable[[str, object], 
 
 
 @pytest.mark.parametrize("server", SERVERS)
-async def test_clients_are_sent_on_before_the_process_ends_and_miss_nothing(
+async def test_clients_are_sent_away_before_the_process_ends_and_miss_nothing(
     server: str, cluster: Cluster, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     author = await cluster.author(chat="chat")
@@ -134,7 +134,7 @@ async def test_clients_are_sent_on_before_the_process_ends_and_miss_nothing(
 
 
 @pytest.mark.slow
-async def test_while_it_drains_it_accepts_and_sends_on(cluster: Cluster, tmp_path: Path) -> None:
+async def test_a_draining_pod_accepts_clients_and_sends_them_away(cluster: Cluster, tmp_path: Path) -> None:
     author = await cluster.author()
     await author.write_texts([2])
     async with mounted("uvicorn", tmp_path, cluster.dsn, BATON_DRAIN_SECONDS="60") as site:
@@ -159,7 +159,7 @@ async def test_while_it_drains_it_accepts_and_sends_on(cluster: Cluster, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("server", SERVERS)
-async def test_one_client_holds_up_no_process(
+async def test_a_client_does_not_delay_the_exit_of_a_process(
     server: str, cluster: Cluster, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     author = await cluster.author()
@@ -174,7 +174,7 @@ async def test_one_client_holds_up_no_process(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("server", SERVERS)
-async def test_who_only_waits_for_an_end_holds_up_no_process(
+async def test_a_client_waiting_for_an_end_does_not_delay_the_exit(
     server: str, cluster: Cluster, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     author = await cluster.author()

@@ -30,9 +30,7 @@ async def address(pod: Running) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_pod_that_is_signalled_sends_its_clients_on_and_leaves(
-    cluster: Cluster, number: signal.Signals
-) -> None:
+async def test_a_signaled_pod_sends_its_clients_away_and_exits(cluster: Cluster, number: signal.Signals) -> None:
     author = await cluster.author()
     env = pod_environment(cluster, BATON_DRAIN_SECONDS="1")
     async with running("serve", env=env) as leaving, running("serve", env=env) as staying:
@@ -62,7 +60,7 @@ async def test_a_pod_that_is_signalled_sends_its_clients_on_and_leaves(
         assert not any("Traceback" in line for line in leaving.lines)
 
 
-async def test_while_it_drains_it_accepts_and_sends_on(cluster: Cluster) -> None:
+async def test_a_draining_pod_accepts_clients_and_sends_them_away(cluster: Cluster) -> None:
     author = await cluster.author()
     async with running("serve", env=pod_environment(cluster, BATON_DRAIN_SECONDS="30")) as pod:
         url = await address(pod)
@@ -82,7 +80,7 @@ async def test_while_it_drains_it_accepts_and_sends_on(cluster: Cluster) -> None
                 assert b"retry: " in sent_on.comments[0]
 
 
-async def test_a_second_signal_ends_it_at_once(cluster: Cluster) -> None:
+async def test_a_second_signal_ends_a_pod_at_once(cluster: Cluster) -> None:
     author = await cluster.author()
     async with running("serve", env=pod_environment(cluster, BATON_DRAIN_SECONDS="60")) as pod:
         url = await address(pod)
@@ -101,7 +99,7 @@ async def test_a_second_signal_ends_it_at_once(cluster: Cluster) -> None:
             await asyncio.gather(*rests, return_exceptions=True)
 
 
-async def test_a_connection_accepted_while_the_server_closes_finds_no_closed_pod(
+async def test_a_connection_accepted_during_shutdown_meets_no_closed_pod(
     cluster: Cluster,
 ) -> None:
     app = create_app(cluster.settings())
@@ -140,7 +138,7 @@ async def test_a_pod_without_clients_leaves_at_once(cluster: Cluster) -> None:
         assert await pod.ends(5) == 0
 
 
-async def test_a_worker_that_is_signalled_hands_its_streams_to_the_next(cluster: Cluster) -> None:
+async def test_a_signaled_worker_hands_its_streams_to_the_next(cluster: Cluster) -> None:
     pod = await cluster.pod()
     env = environment(BATON_DATABASE_URL=cluster.dsn, BATON_REPLAY_SPEED="0.5", BATON_WORKER_DRAIN_SECONDS="0.5")
     async with running("worker", env=env) as first:
@@ -157,7 +155,7 @@ async def test_a_worker_that_is_signalled_hands_its_streams_to_the_next(cluster:
     assert frames == await frames_after(cluster.client, pod.url, stream_id)
 
 
-async def test_a_pod_that_is_still_starting_ends_on_a_signal() -> None:
+async def test_a_signal_ends_a_pod_that_is_still_starting() -> None:
     """As the first process of a container it would ignore the signal, and be killed after the grace period."""
     asked = asyncio.Event()
 

@@ -19,14 +19,14 @@ with data_folder() as folder:
 """
 
 
-def test_it_goes_at_the_end(tmp_path: Path) -> None:
+def test_the_folder_is_deleted_at_the_end(tmp_path: Path) -> None:
     with data_folder(tmp_path) as folder:
         (folder / "file").touch()
         assert folder.parent == tmp_path
     assert not folder.exists()
 
 
-async def test_it_goes_with_its_server_when_its_process_is_killed() -> None:
+async def test_the_folder_and_its_server_go_when_the_process_is_killed() -> None:
     root = Path(__file__).parents[3]
     holder = await asyncio.create_subprocess_exec(sys.executable, "-c", HOLDS_ONE, cwd=root, stdin=PIPE, stdout=PIPE)
     server = await asyncio.create_subprocess_exec("sleep", "600")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from uuid import UUID
 
 import pytest
@@ -14,7 +13,7 @@ from baton.db.postgres import Connection
 from baton.events import encode_text
 from baton.worker.reaper import Reaper, release
 
-LEASE_SECONDS = 0.05
+LEASE_SECONDS = 10.0
 
 
 async def with_stream(connection: Connection) -> tuple[UUID, UUID]:
@@ -25,12 +24,18 @@ async def with_stream(connection: Connection) -> tuple[UUID, UUID]:
     return worker_id, stream_id
 
 
-async def lease_over() -> None:
-    await asyncio.sleep(LEASE_SECONDS * 1.5)
+class Watching:
+    """A reaper with a clock that only the test moves."""
 
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.reaper = Reaper(lease_seconds=LEASE_SECONDS, max_attempts=3, clock=lambda: self.seconds)
 
-async def look(reaper: Reaper, connection: Connection, own_id: UUID) -> None:
-    await reaper.check(connection, own_id, await worker_rows.counters(connection))
+    async def check(self, connection: Connection, own_id: UUID) -> None:
+        await self.reaper.check(connection, own_id, await worker_rows.counters(connection))
+
+    def pass_lease(self) -> None:
+        self.seconds += LEASE_SECONDS + 1
 
 
 async def test_a_worker_is_dead_once_its_counter_stands_still_for_a_lease(dsn: str) -> None:
@@ -38,13 +43,13 @@ async def test_a_worker_is_dead_once_its_counter_stands_still_for_a_lease(dsn: s
         own_id = await worker_rows.register(connection, "own", ["test"], 1)
         dead_id, dead_stream = await with_stream(connection)
         alive_id, alive_stream = await with_stream(connection)
-        reaper = Reaper(lease_seconds=LEASE_SECONDS, max_attempts=3)
-        await look(reaper, connection, own_id)
-        await look(reaper, connection, own_id)
+        watching = Watching()
+        await watching.check(connection, own_id)
+        await watching.check(connection, own_id)
         assert set(await worker_rows.counters(connection)) == {own_id, dead_id, alive_id}
-        await lease_over()
+        watching.pass_lease()
         assert await worker_rows.heartbeat(connection, alive_id) is not None
-        await look(reaper, connection, own_id)
+        await watching.check(connection, own_id)
         assert set(await worker_rows.counters(connection)) == {own_id, alive_id}
         assert (await row(connection, dead_stream)).status == "queued"
         assert (await row(connection, alive_stream)).status == "running"
@@ -55,18 +60,18 @@ async def test_after_an_interruption_the_reaper_starts_to_watch_again(dsn: str) 
     async with connected(dsn) as connection:
         own_id = await worker_rows.register(connection, "own", ["test"], 1)
         other_id, _ = await with_stream(connection)
-        reaper = Reaper(lease_seconds=LEASE_SECONDS, max_attempts=3)
-        await look(reaper, connection, own_id)
-        await lease_over()
-        reaper.forget()
-        await look(reaper, connection, own_id)
+        watching = Watching()
+        await watching.check(connection, own_id)
+        watching.pass_lease()
+        watching.reaper.forget()
+        await watching.check(connection, own_id)
         assert other_id in await worker_rows.counters(connection)
-        await lease_over()
-        await look(reaper, connection, own_id)
+        watching.pass_lease()
+        await watching.check(connection, own_id)
         assert other_id not in await worker_rows.counters(connection)
 
 
-async def test_streams_whose_worker_has_no_row_are_found_too(dsn: str) -> None:
+async def test_streams_whose_worker_has_no_row_are_found(dsn: str) -> None:
     async with connected(dsn) as connection:
         own_id = await worker_rows.register(connection, "own", ["test"], 1)
         _, stream_id = await with_stream(connection)
@@ -82,11 +87,11 @@ async def test_orphans_are_released_even_if_no_worker_dies(dsn: str) -> None:
         own_id = await worker_rows.register(connection, "own", ["test"], 1)
         _, stream_id = await with_stream(connection)
         await connection.execute("UPDATE baton.stream SET worker_id = $1 WHERE id = $2", UUID(int=9), stream_id)
-        reaper = Reaper(lease_seconds=LEASE_SECONDS, max_attempts=3)
-        await look(reaper, connection, own_id)
+        watching = Watching()
+        await watching.check(connection, own_id)
         assert (await row(connection, stream_id)).status == "running"
-        await lease_over()
-        await look(reaper, connection, own_id)
+        watching.pass_lease()
+        await watching.check(connection, own_id)
         assert (await row(connection, stream_id)).status == "queued"
 
 

@@ -78,7 +78,7 @@ async def test_text_and_events_keep_their_order(dsn: str) -> None:
     )
 
 
-async def test_the_usage_of_all_model_calls_is_added_up(dsn: str) -> None:
+async def test_the_usage_of_all_model_calls_is_summed(dsn: str) -> None:
     async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         yield {"type": "usage", "input_tokens": 3, "output_tokens": 4, "cached_tokens": 1}
         yield "a"
@@ -164,7 +164,7 @@ async def test_the_replacement_of_a_lone_surrogate_keeps_to_the_limit(dsn: str) 
         {"index": True, "id": "t", "name": "f"},
     ],
 )
-async def test_a_surrogate_in_an_invalid_event_ends_the_stream_too(dsn: str, call: dict[str, Any]) -> None:
+async def test_a_surrogate_in_an_invalid_event_ends_the_stream(dsn: str, call: dict[str, Any]) -> None:
     async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         yield {"type": "tool_call", **call, "arguments_delta": "\ud83d"}
 
@@ -200,7 +200,7 @@ async def test_a_generator_that_yields_nothing_completes(dsn: str) -> None:
     assert (stream.status, stream.tokens, stream.time_to_first_token_seconds, len(found)) == ("completed", 0, None, 1)
 
 
-async def test_the_generator_gets_what_the_stream_was_created_with(dsn: str) -> None:
+async def test_the_generator_gets_the_fields_of_the_create(dsn: str) -> None:
     seen: list[GenerationRequest] = []
 
     async def generate(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
@@ -274,7 +274,7 @@ CALL: dict[str, Any] = {"type": "tool_call", "index": 0, "id": "c", "name": "f",
         ([{"type": "finish", "finish_reason": 3}], "A finish event's 'finish_reason' must be a string, not int."),
     ],
 )
-async def test_an_unusable_event_is_refused_with_its_place_in_the_code(
+async def test_an_invalid_event_is_reported_with_its_line_in_the_generator(
     dsn: str, items: list[Any], sentence: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def generate(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:

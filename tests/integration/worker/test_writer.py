@@ -165,7 +165,7 @@ async def test_a_batch_is_announced_after_its_commit(dsn: str) -> None:
         assert (announcement.stream, announcement.events) == (stream_id.hex, encode_text("a").decode())
 
 
-async def test_of_two_claims_of_one_stream_in_one_worker_only_the_later_writes_and_announces(dsn: str) -> None:
+async def test_only_the_later_of_two_claims_in_one_worker_writes_and_announces(dsn: str) -> None:
     async with connected(dsn) as connection, connected(dsn) as listening, desk(dsn) as at:
         (stream_id,) = await claimed(connection)
         await connection.execute("UPDATE baton.stream SET epoch = 2 WHERE id = $1", stream_id)
@@ -183,7 +183,7 @@ async def test_of_two_claims_of_one_stream_in_one_worker_only_the_later_writes_a
         assert [event["type"] for event in await events(connection, stream_id)] == ["text", "done"]
 
 
-async def test_a_blocked_database_slows_the_generator_down_and_nothing_is_lost(dsn: str) -> None:
+async def test_a_blocked_database_slows_the_generator_and_loses_nothing(dsn: str) -> None:
     yielded = 0
     async with connected(dsn) as connection, desk(dsn) as at:
         (stream_id,) = await claimed(connection)
@@ -286,7 +286,7 @@ async def test_a_missing_partition_delays_only_its_own_streams(dsn: str, caplog:
 
 @pytest.mark.parametrize("last", [False, True], ids=["partial", "terminal"])
 @pytest.mark.parametrize("outcome", ["committed", "rolled back"])
-async def test_a_flush_whose_outcome_is_unknown_is_written_once(dsn: str, outcome: str, last: bool) -> None:
+async def test_a_flush_with_an_unknown_outcome_is_written_once(dsn: str, outcome: str, last: bool) -> None:
     async with connected(dsn) as connection, Proxy(dsn) as proxy, desk(proxy.dsn) as at:
         other, *ids = await claimed(connection, 4)
         outboxes = [at.open(stream_id) for stream_id in ids]
@@ -378,7 +378,7 @@ async def test_an_erased_stream_is_lost(dsn: str) -> None:
         assert at.metrics.fenced == 1
 
 
-async def test_an_outage_of_many_tries_loses_nothing(dsn: str) -> None:
+async def test_an_outage_of_many_retries_loses_nothing(dsn: str) -> None:
     async with connected(dsn) as connection, Proxy(dsn) as proxy, desk(proxy.dsn) as at:
         (stream_id,) = await claimed(connection)
         outbox = at.open(stream_id)

@@ -21,7 +21,7 @@ from baton.settings import Settings
         ("*, https://a.example", "* means all origins, and must be the only item"),
     ],
 )
-def test_origins_that_are_none(given: str, told: str) -> None:
+def test_invalid_origins_are_refused(given: str, told: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Settings.load(allowed_origins=given)
     assert str(caught.value).startswith("BATON_ALLOWED_ORIGINS: ")
@@ -38,7 +38,7 @@ def test_origins_that_are_none(given: str, told: str) -> None:
         ("*, x-csrf-token", "* means all headers, and must be the only item"),
     ],
 )
-def test_headers_that_are_none(given: str, told: str) -> None:
+def test_invalid_headers_are_refused(given: str, told: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Settings.load(allowed_headers=given)
     assert str(caught.value).startswith("BATON_ALLOWED_HEADERS: ")

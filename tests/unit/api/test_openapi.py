@@ -50,7 +50,7 @@ def test_each_route_of_each_module_is_served() -> None:
     assert all(isinstance(route, DeclaredRoute) for route in declared)
 
 
-def test_each_declared_route_is_in_it_and_nothing_else(described: dict[str, Any]) -> None:
+def test_the_document_has_exactly_the_declared_routes(described: dict[str, Any]) -> None:
     routes = {
         (method, re.sub(r":\w+}", "}", route.path))
         for route in api.ROUTES
@@ -77,7 +77,7 @@ def test_each_operation_is_described(described: dict[str, Any]) -> None:
             assert {"x-request-id", "x-baton-pod"} <= response["headers"].keys()
 
 
-def test_each_error_code_is_in_some_operation(described: dict[str, Any]) -> None:
+def test_each_error_code_is_in_an_operation(described: dict[str, Any]) -> None:
     told = set(re.findall(r"`(\w+)`: ", json.dumps(described["paths"])))
     # What the router refuses, or what cannot be read as a request, has no operation.
     nowhere = {"method_not_allowed", "bad_request", "header_timeout", "header_too_large", "too_many_connections"}
@@ -92,7 +92,7 @@ def test_errors_have_the_statuses_of_their_classes(described: dict[str, Any]) ->
                 assert statuses[code] == status
 
 
-def test_what_needs_a_credential_says_so(described: dict[str, Any]) -> None:
+def test_operations_that_need_a_credential_declare_it(described: dict[str, Any]) -> None:
     open_to_all = {path for (_, path), found in operations(described).items() if not found["security"]}
     assert open_to_all == {"/healthz", "/readyz", "/openapi.json", "/errors", "/console", "/assets/{name}"}
     for found in operations(described).values():
@@ -144,7 +144,7 @@ def bodies(described: dict[str, Any]) -> list[dict[str, Any]]:
     return list(reached.values())
 
 
-def test_what_may_be_left_out_of_a_body_has_no_default_by_which_generators_require_it(
+def test_optional_body_fields_have_no_default(
     described: dict[str, Any],
 ) -> None:
     assert described["components"]["schemas"]["CreateStream"]["required"] == ["input"]
@@ -153,14 +153,14 @@ def test_what_may_be_left_out_of_a_body_has_no_default_by_which_generators_requi
         assert not [schema for schema in schemas_within(body["properties"]) if "default" in schema], body
 
 
-def test_keys_are_described_as_generators_know_it_and_no_field_has_a_title(described: dict[str, Any]) -> None:
+def test_keys_are_described_portably_and_no_field_has_a_title(described: dict[str, Any]) -> None:
     for schema in schemas_within(described["components"]["schemas"]):
         assert "patternProperties" not in schema
         for field in schema.get("properties", {}).values():
             assert not isinstance(field.get("title"), str), schema
 
 
-def test_all_answers_that_go_well_have_one_type(described: dict[str, Any]) -> None:
+def test_all_successful_responses_of_a_route_have_one_type(described: dict[str, Any]) -> None:
     """A client's type is that of all of them together."""
     for (method, path), found in operations(described).items():
         content = [answer.get("content", {}) for status, answer in found["responses"].items() if status < "300"]
@@ -170,7 +170,7 @@ def test_all_answers_that_go_well_have_one_type(described: dict[str, Any]) -> No
     assert "204" not in described["paths"]["/v1/streams"]["post"]["responses"]
 
 
-def test_answers_of_another_form_are_in_the_alternatives(described: dict[str, Any]) -> None:
+def test_responses_of_another_form_are_in_the_alternatives(described: dict[str, Any]) -> None:
     found = {
         (key, alternative["with"], media)
         for key, operation in operations(described).items()
@@ -197,7 +197,7 @@ def test_each_stream_of_events_has_the_type_of_its_data(described: dict[str, Any
     assert follow["content"][EVENTS]["schema"] == {"$ref": "#/components/schemas/Event"}
 
 
-def test_codes_are_words_to_branch_on(described: dict[str, Any]) -> None:
+def test_error_codes_are_enumerated(described: dict[str, Any]) -> None:
     schemas = described["components"]["schemas"]
     assert schemas["Problem"]["properties"]["code"] == {"$ref": "#/components/schemas/RefusalCode"}
     assert schemas["RefusalCode"]["enum"] == [code.code for code in REFUSALS]
@@ -206,14 +206,14 @@ def test_codes_are_words_to_branch_on(described: dict[str, Any]) -> None:
     assert schemas["EndCode"]["enum"] == [code.code for code in ENDS]
 
 
-def test_a_body_that_may_be_left_out_is_not_required(described: dict[str, Any]) -> None:
+def test_an_optional_body_is_not_required(described: dict[str, Any]) -> None:
     required = {
         key: found["requestBody"]["required"] for key, found in operations(described).items() if "requestBody" in found
     }
     assert [key for key, needed in required.items() if not needed] == [("POST", "/v1/streams/{id}/token")]
 
 
-def test_parameters_keep_all_that_they_may_be(described: dict[str, Any]) -> None:
+def test_parameters_keep_all_their_types(described: dict[str, Any]) -> None:
     def schema(path: str, name: str) -> Any:
         (found,) = [item for item in described["paths"][path]["get"]["parameters"] if item["name"] == name]
         return found
@@ -224,13 +224,13 @@ def test_parameters_keep_all_that_they_may_be(described: dict[str, Any]) -> None
     assert schema("/v1/streams", "metadata")["style"] == "deepObject"
 
 
-def test_no_two_parameters_of_one_kind_are_one_word_to_a_generator(described: dict[str, Any]) -> None:
+def test_parameter_names_stay_distinct_in_generated_code(described: dict[str, Any]) -> None:
     for found in operations(described).values():
         names = [(item["in"], re.sub(r"[-_]", "", item["name"]).lower()) for item in found["parameters"]]
         assert len(names) == len(set(names)), found["operationId"]
 
 
-def test_an_error_that_passes_says_when_to_try_again(described: dict[str, Any]) -> None:
+def test_a_temporary_error_has_a_time_to_retry(described: dict[str, Any]) -> None:
     for found in operations(described).values():
         for status in found["responses"].keys() & {"429", "503"}:
             passing = "`" in found["responses"][status]["description"]

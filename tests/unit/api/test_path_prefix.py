@@ -18,14 +18,14 @@ def scope(*prefixes: str, client: str | None = "10.1.2.3", **given: Any) -> dict
     return {"headers": headers, "client": client and (client, 80), **given}
 
 
-def test_without_a_proxy_it_is_what_the_app_is_mounted_under() -> None:
+def test_without_a_proxy_the_prefix_is_the_mount_path() -> None:
     assert before(scope(), Settings.load()) == ""
     assert before(scope(root_path="/a b", app_root_path=""), Settings.load()) == "/a%20b"
     assert before({}, Settings.load()) == ""
 
 
 @pytest.mark.parametrize("client", ["10.255.0.1", "192.0.2.7", "2001:db8::1", "::ffff:10.0.0.1"])
-def test_a_trusted_proxy_says_what_it_took_off(client: str) -> None:
+def test_a_trusted_proxy_names_the_prefix_that_it_removed(client: str) -> None:
     assert before(scope("/api", client=client), Settings.load(**TRUSTING)) == "/api"
     # Which is more than a setting knows, for instance of a second proxy.
     assert before(scope("/api/", client=client), Settings.load(path_prefix="/other", **TRUSTING)) == "/api"
@@ -33,7 +33,7 @@ def test_a_trusted_proxy_says_what_it_took_off(client: str) -> None:
 
 
 @pytest.mark.parametrize("client", ["192.0.2.8", "11.0.0.1", "2001:db9::1", "::ffff:11.0.0.1", "testclient", "", None])
-def test_nobody_else_does(client: str | None) -> None:
+def test_other_peers_cannot_name_a_prefix(client: str | None) -> None:
     assert before(scope("/api", client=client), Settings.load(**TRUSTING)) == ""
     assert before(scope("/api", client=client), Settings.load(path_prefix="/set", **TRUSTING)) == "/set"
     assert before(scope("/api", client=client), Settings.load()) == ""
@@ -52,24 +52,24 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("value", HOSTILE)
-def test_what_is_no_plain_path_is_neither_taken_nor_allowed_as_a_setting(value: str) -> None:
+def test_a_malformed_prefix_is_ignored_and_refused_as_a_setting(value: str) -> None:
     assert before(scope(value), Settings.load(path_prefix="/set", **TRUSTING)) == "/set"
     with pytest.raises(ConfigurationError, match="BATON_PATH_PREFIX: it must look like /api/ai"):
         Settings.load(path_prefix=value)
 
 
-def test_a_line_break_at_the_end_is_dropped_from_the_setting_and_spoils_the_header() -> None:
+def test_a_final_line_break_is_dropped_from_a_setting_but_not_a_header() -> None:
     assert before(scope("/a\n"), Settings.load(path_prefix="/set\n", **TRUSTING)) == "/set"
 
 
-def test_of_two_headers_none_counts() -> None:
+def test_two_prefix_headers_are_both_ignored() -> None:
     assert before(scope("/a", "/b"), Settings.load(**TRUSTING)) == ""
 
 
 @pytest.mark.parametrize(
     ("given", "found"), [("", ""), ("/", ""), ("/api", "/api"), ("/api/", "/api"), ("/a.b/~c_d-e", "/a.b/~c_d-e")]
 )
-def test_a_setting_says_it_too(given: str, found: str) -> None:
+def test_a_setting_can_name_the_prefix(given: str, found: str) -> None:
     assert before(scope(), Settings.load(path_prefix=given)) == found
 
 
@@ -84,7 +84,7 @@ def test_a_setting_says_it_too(given: str, found: str) -> None:
         ("/api/inner", "/ai", "/api/inner/ai"),
     ],
 )
-def test_what_the_server_and_the_mount_know_comes_behind_it_once(servers: str, mount: str, whole: str) -> None:
+def test_the_server_and_mount_prefixes_follow_once(servers: str, mount: str, whole: str) -> None:
     given = scope("/api", root_path=servers + mount, app_root_path=servers)
     assert before(given, Settings.load(**TRUSTING)) == whole
     del given["app_root_path"]

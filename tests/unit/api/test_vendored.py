@@ -22,7 +22,7 @@ def test_vendored_files_have_the_stated_checksums_and_version() -> None:
     assert "Permission is hereby granted" in (PAGES / "marked.LICENSE.md").read_text()
 
 
-def test_pages_load_no_code_of_others_that_is_not_stated() -> None:
+def test_pages_load_only_stated_third_party_code() -> None:
     own = {item.name for item in PAGES.iterdir()} - {file for one in VENDORED.values() for file in one["files"]}
     longest = max(len(line) for name in own if name.endswith(".js") for line in (PAGES / name).read_text().splitlines())
     assert longest < 200  # nothing minified

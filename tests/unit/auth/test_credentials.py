@@ -22,7 +22,7 @@ def found(
     return credential.place, credential.value
 
 
-def test_the_header_goes_before_the_cookie_and_that_before_the_query() -> None:
+def test_the_header_precedes_the_cookie_and_the_cookie_the_query() -> None:
     assert found(headers=HEADER, cookies=COOKIE, query=QUERY) == ("header", "h")
     assert found(cookies=COOKIE, query=QUERY) == ("cookie", "c")
     assert found(query=QUERY) == ("query", "q")
@@ -34,7 +34,7 @@ def test_the_header_goes_before_the_cookie_and_that_before_the_query() -> None:
 @pytest.mark.parametrize(
     "headers", [{}, {"authorization": "Basic x"}, {"authorization": ""}, {"cookie": "baton_token=c"}]
 )
-def test_a_request_without_a_credential_learns_how_to_send_one(headers: dict[str, str]) -> None:
+def test_a_request_without_a_credential_gets_advice(headers: dict[str, str]) -> None:
     with pytest.raises(Unauthenticated, match="Authorization: Bearer"):
         found(headers=headers)
 
@@ -59,9 +59,7 @@ def test_a_request_without_a_credential_learns_how_to_send_one(headers: dict[str
         ("http://[", "pod", "https://nobody", False),
     ],
 )
-def test_a_cookie_changes_something_for_pages_of_ours_only(
-    origin: str | None, host: str, allowed: str, taken: bool
-) -> None:
+def test_a_cookie_can_write_only_from_our_own_pages(origin: str | None, host: str, allowed: str, taken: bool) -> None:
     headers = {"host": host} | ({} if origin is None else {"origin": origin})
     for method in ("GET", "HEAD", "OPTIONS"):
         assert found(method, headers, COOKIE, allowed=allowed) == ("cookie", "c")
@@ -74,5 +72,5 @@ def test_a_cookie_changes_something_for_pages_of_ours_only(
         assert found(method, headers | HEADER, COOKIE) == ("header", "h")
 
 
-def test_a_credential_does_not_show_itself() -> None:
+def test_the_repr_of_a_credential_hides_it() -> None:
     assert "secret" not in repr(Credential("secret", "header"))

@@ -72,9 +72,7 @@ async def checked(idp: IdentityProvider, text: str) -> Any:
         ("ed", "EdDSA", ED),
     ],
 )
-async def test_each_algorithm_with_a_public_key_will_do(
-    idp: IdentityProvider, kid: str, algorithm: str, key: Any
-) -> None:
+async def test_each_public_key_algorithm_is_accepted(idp: IdentityProvider, kid: str, algorithm: str, key: Any) -> None:
     principal = await checked(idp, token(kid, algorithm, key))
     assert (principal.tenant, principal.name, sorted(principal.scopes)) == ("acme", "subject:user 1", ["read"])
     assert (principal.stream_id, principal.view) == (None, "full")
@@ -119,17 +117,17 @@ WRONG: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-async def test_what_is_wrong_is_refused(idp: IdentityProvider, name: str) -> None:
+async def test_an_invalid_token_is_refused(idp: IdentityProvider, name: str) -> None:
     with pytest.raises(Unauthenticated):
         await checked(idp, token(**WRONG[name]))
 
 
-async def test_a_token_may_live_for_as_long_as_is_allowed(idp: IdentityProvider) -> None:
+async def test_a_token_can_live_up_to_the_limit(idp: IdentityProvider) -> None:
     for claims in ({"iat": NOW, "exp": NOW + 3600}, {"iat": NOW + 0.5, "exp": NOW + 1800.5}, {"exp": NOW + 3500}):
         assert (await checked(idp, token(**claims))).expires_at == claims["exp"]
 
 
-async def test_a_public_key_is_no_secret_to_sign_with(idp: IdentityProvider) -> None:
+async def test_a_public_key_cannot_be_used_as_a_secret(idp: IdentityProvider) -> None:
     pem = RSA.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     head, claims, _ = token().split(".")
     for algorithm, secret in (("HS256", pem), ("HS256", pem.strip()), ("none", b"")):
@@ -185,7 +183,7 @@ async def test_a_flood_of_unknown_keys_is_one_fetch(idp: IdentityProvider) -> No
     assert idp.fetches == 1
 
 
-async def test_a_new_key_is_fetched_when_it_is_first_shown_and_an_old_one_goes() -> None:
+async def test_a_new_key_is_fetched_on_first_use_and_an_old_one_removed() -> None:
     replies = [reply(published("rsa")), reply(published("other"))]
     async with ProviderServer(*replies) as server, running(server, pause_seconds=0) as idp:
         assert (await checked(idp, token("rsa"))).tenant == "acme"
@@ -209,7 +207,7 @@ async def test_a_new_key_is_fetched_when_it_is_first_shown_and_an_old_one_goes()
         Reply(ending="abort"),
     ],
 )
-async def test_a_provider_that_does_not_answer_is_no_refusal(wrong: Reply) -> None:
+async def test_a_silent_provider_is_not_a_refusal(wrong: Reply) -> None:
     async with ProviderServer(wrong) as server, running(server) as idp:
         for _ in range(3):
             with pytest.raises(Unavailable, match="identity provider does not answer"):
@@ -217,7 +215,7 @@ async def test_a_provider_that_does_not_answer_is_no_refusal(wrong: Reply) -> No
         assert idp.fetches == 1
 
 
-async def test_known_keys_work_while_the_provider_is_away() -> None:
+async def test_known_keys_work_while_the_provider_is_down() -> None:
     async with ProviderServer(reply(), Reply(status=503)) as server, running(server, pause_seconds=0) as idp:
         assert (await checked(idp, token())).tenant == "acme"
         with pytest.raises(Unavailable):

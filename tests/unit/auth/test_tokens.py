@@ -40,14 +40,14 @@ def issued(maker: TokenSigner, principal: Principal = SERVER, **wish: Any) -> st
     return made[0]
 
 
-def test_what_is_issued_is_whose_it_says() -> None:
+def test_an_issued_token_belongs_to_its_subject() -> None:
     principal = checked(issued(signer("new"), view="answer", scopes=frozenset({"read"})))
     assert (principal.tenant, principal.stream_id, principal.view) == (TENANT, STREAM, "answer")
     assert (sorted(principal.scopes), principal.grace_seconds) == (["read"], 900)
     assert time.time() + 86_300 < principal.expires_at < time.time() + 86_500
 
 
-def test_a_secret_is_replaced_without_a_token_that_fails() -> None:
+def test_replacing_a_secret_fails_no_token() -> None:
     before = issued(signer("old"))
     announced, turned = signer("old", "new"), signer("new", "old")
     for token in (before, issued(announced), issued(turned)):
@@ -59,7 +59,7 @@ def test_a_secret_is_replaced_without_a_token_that_fails() -> None:
         checked(before, "new")
 
 
-def test_without_a_secret_there_are_none() -> None:
+def test_no_tokens_are_issued_without_a_secret() -> None:
     assert signer().issue(SERVER, STREAM, Wish()) is None
     with pytest.raises(Unauthenticated):
         signer().check(signed(STREAM), "new")
@@ -180,7 +180,7 @@ def test_a_stream_that_has_ended_is_forgotten_after_the_grace() -> None:
     "value",
     ["secret", "a=short", f"a={'x' * 31}", f"a b={'x' * 32}", f"a={'x' * 32},a={'y' * 32}", f"a={'x' * 31} ", "=" * 40],
 )
-def test_secrets_that_are_none_are_refused_and_not_shown(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_secrets_are_refused_and_not_shown(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATON_TOKEN_KEYS", value)
     with pytest.raises(Exception, match="BATON_TOKEN_KEYS") as caught:
         Settings.load()
@@ -196,5 +196,5 @@ def test_a_secret_may_have_equals_signs_and_is_not_shown() -> None:
     assert "xxx" not in repr(loaded)
 
 
-def test_ids_of_streams_may_have_any_form_of_a_uuid() -> None:
+def test_stream_ids_can_have_any_uuid_form() -> None:
     assert checked(signed(STREAM.hex)).stream_id == UUID(STREAM.hex)

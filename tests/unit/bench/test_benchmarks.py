@@ -70,7 +70,7 @@ def rows(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("|")]
 
 
-def test_a_report_is_made_of_what_was_recorded(record: Record, tmp_path: Path) -> None:
+def test_a_report_is_built_from_the_records(record: Record, tmp_path: Path) -> None:
     record.write(tmp_path)
     write_tables(Record.read(tmp_path), tmp_path, ["growth.svg"])
     text = (tmp_path / "table.md").read_text()
@@ -89,7 +89,7 @@ def test_a_report_is_made_of_what_was_recorded(record: Record, tmp_path: Path) -
     assert "![growth](growth.svg)" in text
 
 
-def test_a_report_takes_the_place_of_the_last_one(record: Record, tmp_path: Path) -> None:
+def test_a_report_replaces_the_last_one(record: Record, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"# Above\n\n{BEGIN}\n\nold\n\n{END}\n\nbelow\n")
     for _ in range(2):

@@ -93,7 +93,7 @@ async def test_a_stream_that_ends_early_is_lost() -> None:
     assert (total(reports, "whole"), over) == (0, [])
 
 
-async def test_chunks_and_markers_may_be_cut_anywhere() -> None:
+async def test_chunks_and_markers_can_be_split_anywhere() -> None:
     body = b"".join(event(number) for number in range(1, 6))
 
     async def answer(writer: asyncio.StreamWriter, _asked: str) -> None:
@@ -117,7 +117,7 @@ async def test_delays_are_measured_by_the_marker(milliseconds: int) -> None:
     assert found.max_ms >= milliseconds
 
 
-async def test_who_loses_a_connection_goes_on_after_the_last_whole_event() -> None:
+async def test_a_viewer_reconnects_after_its_last_complete_event() -> None:
     asked_for: list[str] = []
 
     async def answer(writer: asyncio.StreamWriter, asked: str) -> None:
@@ -137,7 +137,7 @@ async def test_who_loses_a_connection_goes_on_after_the_last_whole_event() -> No
     assert total(reports, "resumed") == 3
 
 
-async def test_who_has_the_last_token_leaves_if_told_to() -> None:
+async def test_a_viewer_with_the_last_token_leaves_if_configured() -> None:
     left = asyncio.Event()
 
     async def answer(writer: asyncio.StreamWriter, _asked: str) -> None:

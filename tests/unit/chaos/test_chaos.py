@@ -50,12 +50,12 @@ def numbered(lines: list[str]) -> list[tuple[int, str]]:
     return list(enumerate(lines, 1))
 
 
-def test_a_whole_stream_gives_no_reason_to_complain() -> None:
+def test_a_complete_stream_has_no_faults() -> None:
     assert told(numbered(WHOLE)) == set()
     assert copy_of(WHOLE).complaints == []
 
 
-def test_a_stream_that_began_anew_gives_none_either() -> None:
+def test_a_restarted_stream_has_no_faults() -> None:
     lines = [delta(1), RESET, delta(1, "bb"), delta(2, "bb"), delta(3, "bb"), done()]
     assert told(numbered(lines), lines) == set()
 
@@ -73,11 +73,11 @@ def test_a_stream_that_began_anew_gives_none_either() -> None:
         ([], {"no end", "not the log"}),
     ],
 )
-def test_a_wrong_order_is_seen(order: list[int], kinds: set[str]) -> None:
+def test_a_wrong_order_is_detected(order: list[int], kinds: set[str]) -> None:
     assert told([(seq, WHOLE[seq - 1]) for seq in order]) == kinds
 
 
-def test_what_was_missing_and_came_later_is_counted_as_misplaced() -> None:
+def test_an_event_that_arrives_later_counts_as_misplaced() -> None:
     account = Account()
     for seq in (1, 4, 3):
         account.receive(seq, WHOLE[seq - 1].encode())
@@ -98,11 +98,11 @@ def test_what_was_missing_and_came_later_is_counted_as_misplaced() -> None:
         (['{"type":"custom"}', delta(1), delta(2), delta(3), done()], {"mixture"}),
     ],
 )
-def test_wrong_content_is_seen_also_where_the_log_says_the_same(lines: list[str], kinds: set[str]) -> None:
+def test_wrong_content_is_detected_even_if_the_log_agrees(lines: list[str], kinds: set[str]) -> None:
     assert told(numbered(lines), lines) == kinds
 
 
-def test_what_differs_from_the_log_is_seen_with_its_place() -> None:
+def test_a_difference_from_the_log_is_detected_with_its_position() -> None:
     account = Account()
     for seq, line in numbered(WHOLE):
         account.receive(seq, line.encode())
@@ -123,7 +123,7 @@ def test_what_differs_from_the_log_is_seen_with_its_place() -> None:
         (done("completed"), Expected(2, "retry"), {"wrong end"}),
     ],
 )
-def test_an_end_that_nothing_explains_is_seen(end: str, asked: Expected, kinds: set[str]) -> None:
+def test_an_unexplained_end_is_detected(end: str, asked: Expected, kinds: set[str]) -> None:
     lines = [delta(1), delta(2), delta(3), end]
     assert told(numbered(lines), lines, asked) == kinds
 
@@ -138,7 +138,7 @@ def test_an_end_that_nothing_explains_is_seen(end: str, asked: Expected, kinds: 
         ([Batch(1, 4, True, "\n".join(WHOLE)), Batch(5, 5, True, done())], "completed"),
     ],
 )
-def test_a_broken_log_is_seen(batches: list[Batch], status: str) -> None:
+def test_a_broken_log_is_detected(batches: list[Batch], status: str) -> None:
     assert {complaint.kind for complaint in LogCopy(batches, status).complaints} == {"broken log"}
 
 
@@ -163,7 +163,7 @@ LOST_PART = [delta(1), delta(2), '{"type":"done","status":"failed","error":{"cod
         ([*LOST_PART, delta(4)], False, True, {"after the end", "not the log"}),
     ],
 )
-def test_after_a_promotion_one_may_be_refused_and_none_may_have_a_mixture(
+def test_after_a_promotion_a_refusal_is_allowed_and_a_mixture_is_not(
     received: list[str], refused: bool, rewound: bool, kinds: set[str]
 ) -> None:
     account = Account()
@@ -175,7 +175,7 @@ def test_after_a_promotion_one_may_be_refused_and_none_may_have_a_mixture(
     assert {complaint.kind for complaint in found} == kinds
 
 
-def test_a_text_is_read_as_it_was_written() -> None:
+def test_a_text_is_read_as_written() -> None:
     for padding in (0, 7):
         text = write(Delta("aa", 12), padding)
         assert read(text) == Delta("aa", 12)
@@ -201,7 +201,7 @@ def test_memory_grows_by_the_slope_after_the_second_minute() -> None:
 UNREACHABLE = "postgresql://u@127.0.0.1:1/x"
 
 
-async def test_a_kind_that_there_is_not_is_told_at_once() -> None:
+async def test_an_unknown_kind_of_fault_is_reported_at_once() -> None:
     chaos = Experiment(Options(seconds=1, faults=["postgres outage"]), UNREACHABLE, Console(file=io.StringIO()))
     with pytest.raises(ConfigurationError, match=r"Unknown faults: postgres outage\. Possible here: pod SIGKILL, "):
         await chaos.run()

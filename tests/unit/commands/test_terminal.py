@@ -36,7 +36,7 @@ def transcript(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", sorted(load_transcripts()))
-def test_the_text_is_shown_as_it_is_where_there_is_no_terminal(name: str) -> None:
+def test_text_is_shown_unchanged_without_a_terminal(name: str) -> None:
     events = transcript(name)
     text = "".join(event["delta"] for event in events if event["type"] == "text")
     assert shown(events).endswith(text.rstrip("\n") + "\n")
@@ -51,14 +51,14 @@ def test_a_terminal_breaks_between_words_only(name: str, width: int) -> None:
     assert [line for line in lines if cell_len(line.rstrip()) > width and " " in line.strip()] == []
 
 
-def test_a_word_that_comes_in_pieces_is_not_torn() -> None:
+def test_a_word_that_arrives_in_chunks_is_not_broken() -> None:
     pieces: list[dict[str, Any]] = [
         {"type": "text", "delta": delta} for delta in ("12345", "678", " ab", "cd", "ef", " g")
     ]
     assert shown(pieces, terminal=True, width=10).split("\n") == ["12345678 ", "abcdef g", ""]
 
 
-def test_each_kind_has_a_place_of_its_own() -> None:
+def test_each_kind_of_event_has_its_own_place() -> None:
     events: list[dict[str, Any]] = [
         {"type": "reasoning", "delta": "Hm."},
         {"type": "tool_call", "index": 0, "id": "a", "name": "look", "arguments_delta": '{"x"'},
@@ -88,7 +88,7 @@ def test_control_characters_do_nothing_to_a_terminal() -> None:
     assert "\x1b[7m" not in file.getvalue()
 
 
-def test_a_line_interrupts_the_text_which_then_goes_on_without_its_space() -> None:
+def test_a_line_interrupts_the_text_which_continues_without_its_space() -> None:
     made, file = console(terminal=False)
     flow = Flow(made)
     flow.write("half a")

@@ -58,7 +58,7 @@ def with_parameter(parameter: str) -> str:
         ("host=one,two port=6,7 dbname=n", ["one", "two"], [6, 7]),
     ],
 )
-def test_where_the_server_is(text: str, hosts: list[str] | None, ports: list[int] | str | None) -> None:
+def test_the_server_of_a_connection_string(text: str, hosts: list[str] | None, ports: list[int] | str | None) -> None:
     found = arguments(text)
     assert (found["host"], found["port"]) == (hosts, ports)
 
@@ -174,7 +174,7 @@ def test_an_unsupported_protection_is_refused_by_its_name(parameter: str, name: 
         ("service=x&servicefile=/nowhere", "there is no such service"),
     ],
 )
-def test_the_error_says_what_is_wrong_with_a_parameter(parameter: str, said: str | None) -> None:
+def test_the_error_explains_an_invalid_parameter(parameter: str, said: str | None) -> None:
     if said is None:  # a password that is given goes before the file
         assert arguments(with_parameter(parameter))["password"] == SECRET
     else:
@@ -208,7 +208,7 @@ def test_the_options_of_a_libpq_variable_reach_the_server(monkeypatch: pytest.Mo
         ("channel_binding=require&sslmode=verify-full", "verify-full"),
     ],
 )
-def test_the_sslmode_that_a_string_means(given: str, meant: str | None) -> None:
+def test_the_effective_sslmode_of_a_string(given: str, meant: str | None) -> None:
     assert for_asyncpg(with_parameter(given)).get("sslmode") == meant
 
 

@@ -74,7 +74,7 @@ async def test_a_request_that_waits_too_long_is_refused_and_counted(monkeypatch:
     assert semaphore.in_use == {"a": 1}
 
 
-async def test_a_request_that_gives_up_passes_its_turn_on() -> None:
+async def test_a_request_that_gives_up_passes_on_its_turn() -> None:
     semaphore = FairSemaphore(1, 1)
     await semaphore.acquire("a")
     first, second, third = [await entering(semaphore, "a") for _ in range(3)]

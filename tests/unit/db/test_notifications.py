@@ -83,7 +83,7 @@ def test_many_small_batches_share_a_payload() -> None:
 
 
 @given(st.lists(st.text() | st.from_regex(r"[0-9a-f]{32} -?\d{1,9} -?\d{1,9} [te-][0-9]{0,2}"), max_size=8))
-def test_a_malformed_payload_does_no_harm(lines: list[str]) -> None:
+def test_a_malformed_payload_is_ignored(lines: list[str]) -> None:
     for announcement in unpack("\n".join(lines), EVERYBODY):
         events, count = announcement.events, announcement.last_seq - announcement.first_seq + 1
         assert events is None or len(events.split("\n")) == count
@@ -102,7 +102,7 @@ def test_a_length_beyond_the_payload_ends_the_reading(length: int) -> None:
 
 
 @pytest.mark.parametrize("flag", ["x", "-"])
-def test_events_are_taken_only_where_they_are_announced(flag: str) -> None:
+def test_events_are_accepted_only_where_they_are_announced(flag: str) -> None:
     (found,) = unpack(f"{'0' * 32} 1 1 {flag}3\nabc", EVERYBODY)
     assert found.events is None
 

@@ -76,7 +76,7 @@ async def test_the_watermark_lies_below_the_first_queued_stream(
     assert floor.since == Since(lies - TRAIL)
 
 
-async def test_looks_begin_at_the_watermark_sometimes_lower_rarely_at_the_start(
+async def test_checks_begin_at_the_watermark_or_lower_and_rarely_at_the_start(
     floor: QueueWatermark, looks: Looks
 ) -> None:
     empty = First(None, None, NOW)
@@ -98,7 +98,7 @@ async def test_slow_sweeps_are_rare(looks: Looks) -> None:
     assert await looks.one(100, empty) == ALL
 
 
-async def test_another_connection_may_lead_to_another_server(floor: QueueWatermark, looks: Looks) -> None:
+async def test_a_new_connection_can_lead_to_another_server(floor: QueueWatermark, looks: Looks) -> None:
     await looks.one(0, First(None, None, NOW))
     floor.forget()
     assert floor.since == ALL

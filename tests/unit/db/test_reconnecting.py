@@ -55,7 +55,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
-async def test_it_serves_over_a_new_connection_after_each_failure(pauses: list[float]) -> None:
+async def test_work_continues_over_a_new_connection_after_each_failure(pauses: list[float]) -> None:
     refused, lost = DatabaseUnreachable("Nothing there."), asyncpg.InterfaceError("closed")
     service = Service(connecting=[refused, None, None], serving=[lost, None])
     await keep_connected(service.connect, service.serve, on_failure=service.failures.append)
@@ -64,7 +64,7 @@ async def test_it_serves_over_a_new_connection_after_each_failure(pauses: list[f
     assert [opened.terminated for opened in service.opened] == [True, True]
 
 
-async def test_it_does_not_connect_once_there_is_nothing_left_to_do() -> None:
+async def test_no_connection_is_opened_once_the_work_is_done() -> None:
     service = Service(connecting=[ConfigurationError("No such database.")], serving=[])
     await keep_connected(
         service.connect, service.serve, on_failure=service.failures.append, until=lambda: bool(service.failures)

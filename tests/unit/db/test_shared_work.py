@@ -32,7 +32,7 @@ async def test_all_requests_within_the_time_get_one_answer() -> None:
     assert await answers.get("another", finding) == 2
 
 
-async def test_an_answer_is_found_again_after_its_time() -> None:
+async def test_an_expired_answer_is_computed_again() -> None:
     finding, answers = Finding(), RecentAnswers(0)
     finding.allowed.set()
     assert [await answers.get("key", finding) for _ in range(3)] == [1, 2, 3]

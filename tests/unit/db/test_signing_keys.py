@@ -15,7 +15,7 @@ CHANNEL = "baton_events"
 
 
 @given(st.text(), st.from_regex(r"\A[0-9]{13}\Z"))
-def test_what_was_signed_is_genuine_here_and_nowhere_else(text: str, stamp: str) -> None:
+def test_a_signed_payload_is_genuine_only_on_its_channel(text: str, stamp: str) -> None:
     payload = sign(HERE, CHANNEL, text, stamp)
     assert is_signed(HERE, CHANNEL, payload)
     assert not is_signed(HERE, "baton_kill", payload)

@@ -25,7 +25,7 @@ def verdict(*parts: list[Sighting]) -> Verdict:
     return Verdict.of(seen, asked_at_seconds=99)
 
 
-def test_a_whole_answer_that_changed_its_pod() -> None:
+def test_a_complete_answer_that_changed_pods_passes() -> None:
     found = verdict(received([1, 2, 3]), pod_change(3, 103.5), received([4, 5]), end(6))
     assert found.complaints() == []
     assert found.received == found.last_seq == 6
@@ -52,7 +52,7 @@ def test_the_first_token_is_text_reasoning_or_a_call() -> None:
         ([1, 2, 3, 4, 5, 6, 7], [], ""),
     ],
 )
-def test_what_is_not_whole(before: list[int], after: list[int], complaint: str) -> None:
+def test_an_incomplete_answer_fails(before: list[int], after: list[int], complaint: str) -> None:
     ahead, behind = [seq for seq in after if seq < 8], [seq for seq in after if seq > 8]
     found = verdict(received(before), pod_change(before[-1], 110), received(ahead), end(8), received(behind))
     assert found.complaints() == ([complaint] if complaint else [])
@@ -65,18 +65,18 @@ def test_what_is_not_whole(before: list[int], after: list[int], complaint: str) 
         ([end(6, "failed")], "The stream did not complete: its status is failed."),
     ],
 )
-def test_what_does_not_end_well(endings: list[list[Sighting]], complaint: str) -> None:
+def test_an_unsuccessful_end_fails(endings: list[list[Sighting]], complaint: str) -> None:
     found = verdict(received([1, 2, 3]), pod_change(3, 104), received([4, 5]), *endings)
     assert found.complaints() == [complaint]
 
 
-def test_two_ends_are_one_too_many() -> None:
+def test_two_ends_fail() -> None:
     found = verdict(received([1, 2]), pod_change(2, 104), received([3]), end(4), end(4))
     assert "The terminal event arrived 2 times instead of once." in found.complaints()
     assert "Received more than once: 4." in found.complaints()
 
 
-def test_one_pod_shows_nothing() -> None:
+def test_an_answer_from_one_pod_proves_nothing() -> None:
     assert verdict(received([1, 2]), end(3)).complaints() == [
         "The answer did not change pods, so the demo shows nothing."
     ]
@@ -89,13 +89,13 @@ def test_a_pod_that_answered_and_sent_nothing_does_not_count() -> None:
     assert found.complaints() == ["The answer did not change pods, so the demo shows nothing."]
 
 
-def test_nothing_at_all() -> None:
+def test_an_empty_answer_fails() -> None:
     found = Verdict.of([], asked_at_seconds=0)
     assert found.received == 0
     assert found.time_to_first_token_seconds is None
     assert len(found.complaints()) == 2
 
 
-def test_numbers_are_written_briefly() -> None:
+def test_numbers_are_abbreviated() -> None:
     assert numbers([3, 7, 8, 9, 12]) == "3, 7-9, 12"
     assert numbers(range(1, 100, 2)) == "1, 3, 5, 7, 9, 11, 13, 15, 17, 19 …"

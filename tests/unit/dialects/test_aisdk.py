@@ -368,7 +368,7 @@ ENDS = st.sampled_from([None, end(), Outcome.cancelled(), Outcome.failed("tired"
 
 
 @given(EVENTS, ENDS, st.lists(st.integers(1, 4)), st.integers(0, 60))
-def test_chunks_are_the_same_however_events_are_batched_and_wherever_a_client_begins(
+def test_chunks_do_not_depend_on_batches_or_where_a_client_begins(
     events: list[Event], ending: Event | None, sizes: list[int], after: int
 ) -> None:
     events = [*events, *([ending] if ending else [])]
@@ -395,7 +395,7 @@ def test_a_state_is_never_changed(events: list[Event], sizes: list[int]) -> None
 
 
 @given(EVENTS, ENDS.filter(bool), st.lists(st.integers(1, 4)))
-def test_every_frame_can_be_shown(events: list[Event], ending: Event, sizes: list[int]) -> None:
+def test_every_frame_can_be_displayed(events: list[Event], ending: Event, sizes: list[int]) -> None:
     """Parts begin before they go on and end once; a call's input is told before its result; one finish is the last."""
     told = chunks(read(batches([*events, ending], sizes)))
     open_parts: set[str] = set()
@@ -435,7 +435,7 @@ def chunks(body: bytes) -> list[dict[str, Any]]:
     return [chunk for chunk in data(body) if chunk != "[DONE]"]
 
 
-def test_a_stream_that_continues_a_message_sends_only_what_is_new() -> None:
+def test_a_stream_that_continues_a_message_sends_only_new_parts() -> None:
     live = chunks(continuing([text("b"), end()]))
     assert live == [
         {"type": "start", "messageId": "m", "messageMetadata": {"status": None, "streamId": str(ID)}},

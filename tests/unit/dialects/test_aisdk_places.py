@@ -33,7 +33,7 @@ def orphans(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def test_a_place_is_where_a_part_begins_and_none_is_open() -> None:
+def test_a_restart_point_is_where_a_part_begins_and_none_is_open() -> None:
     places = Places()
     places.read(frames({"type": "start"}, {"type": "start-step"}))
     places.read(frames({"type": "text-start", "id": "a"}, {"type": "text-delta", "id": "a", "delta": "x"}))
@@ -47,7 +47,7 @@ def test_a_place_is_where_a_part_begins_and_none_is_open() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_from_a_place_on_no_chunk_is_without_its_beginning(case: str) -> None:
+def test_every_chunk_after_a_restart_point_has_its_start(case: str) -> None:
     events, _ = CASES[case]
     body = read(batches(events))
     sent = [frame.removeprefix(b"data: ") for frame in body.split(b"\n\n")]

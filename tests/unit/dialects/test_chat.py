@@ -36,14 +36,14 @@ def test_an_answer_is_chunks_and_done() -> None:
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * 4 + ["stop"]
 
 
-def test_usage_comes_last_where_it_was_asked_for() -> None:
+def test_requested_usage_comes_last() -> None:
     *chunks, usage, _ = told("a", STOP, stream_options={"include_usage": True})
     assert usage["choices"] == []
     assert usage["usage"]["total_tokens"] == 7
     assert all(chunk["usage"] is None for chunk in chunks)
 
 
-def test_usages_are_added_up_where_the_end_has_none() -> None:
+def test_usages_are_summed_if_the_end_has_none() -> None:
     """Ends that the release before wrote without a worker have none."""
     used = {"type": "usage", "input_tokens": 1, "output_tokens": 2}
     *_, usage, _ = told("a", used, used, Outcome.completed("stop"), stream_options={"include_usage": True})
@@ -71,7 +71,7 @@ def test_tool_calls_are_sent_as_deltas() -> None:
         ({"type": "reset", "reason": "worker_lost"}, "reset"),
     ],
 )
-def test_an_end_that_is_not_whole_is_an_error_and_a_cut(end: Any, code: str) -> None:
+def test_an_incomplete_end_is_an_error_and_a_cut(end: Any, code: str) -> None:
     found = told("a", end)
     assert found[-1]["error"]["code"] == code
     assert "[DONE]" not in found
@@ -80,7 +80,7 @@ def test_an_end_that_is_not_whole_is_an_error_and_a_cut(end: Any, code: str) -> 
     assert reader.over == "cut"
 
 
-def test_calls_are_numbered_as_they_begin_whatever_their_index_is() -> None:
+def test_calls_are_numbered_in_the_order_of_their_start() -> None:
     def call(index: int, delta: str, **rest: str) -> dict[str, Any]:
         return {"type": "tool_call", "index": index, "arguments_delta": delta, **rest}
 
@@ -138,7 +138,7 @@ def test_a_reset_before_any_frame_is_ignored() -> None:
 
 
 @given(ANSWERS, SIZES)
-def test_every_chunk_is_what_the_official_models_take_whatever_the_batches(answer: list[Any], sizes: list[int]) -> None:
+def test_the_official_models_accept_every_chunk(answer: list[Any], sizes: list[int]) -> None:
     whole = sent(CHAT, CHAT.begin(ROW, {}), batches(answer))
     assert sent(CHAT, CHAT.begin(ROW, {}), batches(answer, sizes)) == whole
     for item in data(whole):
@@ -146,7 +146,7 @@ def test_every_chunk_is_what_the_official_models_take_whatever_the_batches(answe
             ChatCompletionChunk.model_validate(item)
 
 
-def test_a_whole_completion_is_what_the_official_models_take() -> None:
+def test_the_official_models_accept_a_complete_completion() -> None:
     call: ToolCall = {"id": "c", "name": "f", "arguments": "{}"}
     snapshot = Snapshot(3, "hi", "hm", [call], usage={"input_tokens": 1, "output_tokens": 2})
     completion = ChatCompletion.model_validate(completion_of(ROW, snapshot))

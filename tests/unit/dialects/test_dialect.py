@@ -23,7 +23,7 @@ class Counting(Native):
         return super().encode(batch, state, after)
 
 
-def test_a_batch_is_encoded_once_for_all_who_take_the_whole_of_it() -> None:
+def test_a_batch_is_encoded_once_for_all_clients_that_get_all_of_it() -> None:
     dialect, found = Counting(), batches(["a", "b", "c", "d"], [2])
     bodies = {Reader(dialect, START, 0).read(found) for _ in range(5)}
     assert (len(bodies), dialect.encoded) == (1, 2)
@@ -34,7 +34,7 @@ def test_a_batch_is_encoded_once_for_all_who_take_the_whole_of_it() -> None:
 
 
 @given(st.lists(st.text(max_size=3)))
-def test_a_chain_is_the_text_so_far_at_each_of_its_links(parts: list[str]) -> None:
+def test_a_chain_holds_the_text_so_far_at_each_link(parts: list[str]) -> None:
     chains = [Chain()]
     for part in parts:
         chains.append(chains[-1].plus(part))

@@ -44,7 +44,7 @@ def dispatched(stream: bytes) -> list[tuple[str, str, str]]:
 
 
 @given(DELTAS)
-def test_any_text_is_dispatched_as_it_was_but_for_lone_surrogates(deltas: list[str]) -> None:
+def test_any_text_except_lone_surrogates_is_dispatched_unchanged(deltas: list[str]) -> None:
     found = dispatched(native.FULL.encode(batch_of(deltas), None, 0).body)
     assert [(int(seq), kind) for seq, kind, _ in found] == [(seq, "message") for seq in range(1, len(deltas) + 1)]
     assert [json.loads(data)["delta"] for _, _, data in found] == [without_surrogates(delta) for delta in deltas]
@@ -59,7 +59,7 @@ def test_a_client_that_splits_at_unicodes_line_ends_reads_the_same(deltas: list[
 
 
 @given(DELTAS, st.integers(1, 10**6), st.integers(-3, 12))
-def test_a_cursor_inside_a_batch_gets_exactly_what_follows(deltas: list[str], first_seq: int, offset: int) -> None:
+def test_a_cursor_inside_a_batch_gets_exactly_the_later_events(deltas: list[str], first_seq: int, offset: int) -> None:
     batch = batch_of(deltas, first_seq)
     whole = dispatched(native.FULL.encode(batch, None, 0).body)
     cursor = max(0, first_seq + offset)
@@ -68,7 +68,7 @@ def test_a_cursor_inside_a_batch_gets_exactly_what_follows(deltas: list[str], fi
     ]
 
 
-def test_the_bytes_are_those_of_the_documentation() -> None:
+def test_the_bytes_match_the_documentation() -> None:
     assert native.FULL.encode(batch_of(["Hi", "\u2028"], 41), None, 0).body == (
         b'id: 41\ndata: {"type":"text","delta":"Hi"}\n\nid: 42\ndata: {"type":"text","delta":"\\u2028"}\n\n'
     )

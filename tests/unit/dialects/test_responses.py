@@ -32,7 +32,7 @@ def kinds(found: list[dict[str, Any]]) -> list[str]:
     return [item["type"].removeprefix("response.") for item in found]
 
 
-def test_text_is_a_message_with_the_events_that_clients_expect() -> None:
+def test_text_is_a_message_with_the_expected_events() -> None:
     found = told("Hel", "lo", STOP)
     assert kinds(found) == [
         "created",
@@ -56,7 +56,7 @@ def test_text_is_a_message_with_the_events_that_clients_expect() -> None:
     assert (response.usage.total_tokens, response.usage.input_tokens_details.cached_tokens) == (7, 1)
 
 
-def test_reasoning_ends_where_text_begins_and_text_where_a_call_does() -> None:
+def test_text_ends_reasoning_and_a_call_ends_text() -> None:
     found = told(
         {"type": "reasoning", "delta": "hm"},
         "one",
@@ -98,7 +98,7 @@ def test_calls_that_grow_in_parallel_lose_no_delta() -> None:
     assert whole == {item["id"]: item["arguments"] for item in calls}
 
 
-def test_an_index_that_comes_again_with_another_id_is_another_call() -> None:
+def test_an_index_repeated_with_another_id_is_a_new_call() -> None:
     found = told(
         {"type": "tool_call", "index": 0, "id": "c0", "name": "f", "arguments_delta": "{}"},
         {"type": "tool_call", "index": 0, "id": "c1", "name": "g", "arguments_delta": "["},
@@ -110,7 +110,7 @@ def test_an_index_that_comes_again_with_another_id_is_another_call() -> None:
 
 
 @pytest.mark.parametrize("run_by", [{}, {"run_by": "generator"}])
-def test_a_tool_that_the_generator_ran_is_an_item_of_a_server(run_by: dict[str, str]) -> None:
+def test_a_tool_run_by_the_generator_is_a_server_item(run_by: dict[str, str]) -> None:
     result = {"type": "tool_result", "id": "c", "result": {"n": 1}}
     found = told("a", CALL | run_by, {"type": "tool_call", "index": 0, "arguments_delta": "]"}, result, "b", STOP)
     kinds = [item["type"] for item in found[-1]["response"]["output"]]
@@ -121,14 +121,14 @@ def test_a_tool_that_the_generator_ran_is_an_item_of_a_server(run_by: dict[str, 
     assert [item["type"] for item in found if "mcp" in item["type"]].count("response.mcp_call.completed") == 1
 
 
-def test_a_call_is_held_back_until_it_is_known_who_runs_it() -> None:
+def test_a_call_is_held_back_until_its_runner_is_known() -> None:
     held = data(sent(RESPONSES, RESPONSES.begin(ROW, INPUT), batches([CALL, "a"])))
     assert [item["item"]["type"] for item in held if item["type"] == "response.output_item.added"] == ["message"]
     found = told(CALL, "a", STOP)
     assert [item["type"] for item in found[-1]["response"]["output"]] == ["message", "function_call"]
 
 
-def test_a_call_that_the_user_is_to_allow_is_not_for_the_client() -> None:
+def test_a_call_that_needs_approval_is_not_for_the_client() -> None:
     (run, message) = told(CALL, {"type": "tool_approval", "id": "c"}, STOP)[-1]["response"]["output"]
     assert (run["type"], run["status"], run["output"]) == ("mcp_call", "incomplete", None)
     assert message["content"][0]["text"] == ""
@@ -167,7 +167,7 @@ def test_every_end_is_sent(end: Outcome, kind: str, status: str, rest: dict[str,
     assert last["response"]["output"][0]["content"][0]["text"] == "a"
 
 
-def test_after_a_reset_nothing_comes_but_an_error() -> None:
+def test_after_a_reset_only_an_error_is_sent() -> None:
     opening = RESPONSES.begin(ROW, INPUT)
     (batch,) = batches(["a", {"type": "reset", "reason": "worker_lost"}, "b", STOP])
     encoded = RESPONSES.encode(batch, opening.state, 0)
@@ -182,7 +182,7 @@ def test_a_reset_before_any_frame_is_ignored() -> None:
     assert found[-1]["response"]["output"][0]["content"][0]["text"] == "b"
 
 
-def test_a_response_that_is_retrieved_after_a_reset_is_the_new_answer() -> None:
+def test_a_response_retrieved_after_a_reset_is_the_new_answer() -> None:
     (batch,) = batches(["a", {"type": "usage"}, {"type": "reset", "reason": "worker_lost"}, "b", STOP])
     response = response_of(ROW, INPUT, batch.lines)
     assert Response.model_validate(response).output_text == "b"
@@ -200,16 +200,14 @@ def test_a_response_shows_its_progress() -> None:
 
 
 @given(ANSWERS, SIZES, st.integers(0, 40))
-def test_frames_are_the_same_whatever_the_batches_and_the_cursor(
-    answer: list[Any], sizes: list[int], after: int
-) -> None:
+def test_frames_do_not_depend_on_batches_or_the_cursor(answer: list[Any], sizes: list[int], after: int) -> None:
     whole = frames(sent(RESPONSES, RESPONSES.begin(ROW, INPUT), batches(answer)))
     cut = sent(RESPONSES, RESPONSES.begin(ROW, INPUT, after), batches(answer, sizes), after)
     assert frames(cut) == whole[after:]
 
 
 @given(ANSWERS, SIZES)
-def test_every_frame_is_what_the_official_models_take(answer: list[Any], sizes: list[int]) -> None:
+def test_the_official_models_accept_every_frame(answer: list[Any], sizes: list[int]) -> None:
     found = data(sent(RESPONSES, RESPONSES.begin(ROW, INPUT), batches(answer, sizes)))
     for item in found:
         assert EVENT.validate_python(item).type == item["type"]
@@ -230,7 +228,7 @@ def test_the_end_repeats_exactly_the_deltas(answer: list[Any]) -> None:
             assert item["arguments"] == grown.get(item["id"], "")
 
 
-def test_a_state_is_not_changed_by_what_comes_after_it() -> None:
+def test_later_events_do_not_change_a_state() -> None:
     first, second = batches(["a", {"type": "tool_call", "index": 0, "arguments_delta": "x"}, "b", STOP], [2])
     state = RESPONSES.encode(first, RESPONSES.begin(ROW, INPUT).state, 0).state
     once = RESPONSES.encode(second, state, 0).body

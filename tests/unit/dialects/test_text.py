@@ -17,7 +17,7 @@ RESET = {"type": "reset", "reason": "worker_lost"}
 
 
 @given(ANSWERS, SIZES)
-def test_it_is_the_text_and_nothing_else(answer: list[Any], sizes: list[int]) -> None:
+def test_the_dialect_sends_only_the_text(answer: list[Any], sizes: list[int]) -> None:
     text = "".join(without_surrogates(event) for event in answer if isinstance(event, str))
     assert sent(TEXT, START, batches(answer, sizes)).decode() == text
 
@@ -34,7 +34,7 @@ def test_it_is_the_text_and_nothing_else(answer: list[Any], sizes: list[int]) ->
     ],
 )
 @pytest.mark.parametrize("sizes", [(), (1, 1, 1)])
-def test_only_a_whole_answer_ends_cleanly(events: list[Any], over: str | None, sizes: tuple[int, ...]) -> None:
+def test_only_a_complete_answer_ends_cleanly(events: list[Any], over: str | None, sizes: tuple[int, ...]) -> None:
     reader = Reader(TEXT, START, 0)
     body = reader.read(batches(events, sizes))
     assert reader.over == over

@@ -50,7 +50,7 @@ async def ask(given: Any, *events: dict[str, Any]) -> tuple[Heard, list[Received
             await generator.aclose()
 
 
-async def test_an_answer_that_is_cut_off_has_the_usage_that_was_reported() -> None:
+async def test_a_cut_off_answer_has_the_reported_usage() -> None:
     heard = await messages(START)
     assert heard.code == "provider_cut_off"
     assert heard.usage["input_tokens"] == 130

@@ -347,7 +347,7 @@ async def test_messages(events: list[dict[str, Any]], expected: Expected) -> Non
     assert await ask("messages", b"".join(event_frames(*events))) == (expected, expected)
 
 
-async def test_a_connection_that_is_lost_before_the_mark_is_a_cut_off() -> None:
+async def test_a_connection_lost_before_the_end_mark_is_a_cutoff() -> None:
     expected = Expected("Hi", None, code="provider_cut_off")
     assert await ask("chat", b"".join(HI), "abort") == (expected, expected)
 

@@ -190,7 +190,7 @@ async def sent(api: str, given: Any) -> tuple[dict[str, Any] | None, Heard]:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("api", APIS)
-async def test_every_form_is_sent_to_every_api(api: str, form: str) -> None:
+async def test_every_input_form_is_sent_to_every_api(api: str, form: str) -> None:
     body, heard = await sent(api, FORMS[form])
     assert body is not None, heard.error
     expected = {**(FORMS[form] if form == api else SENT[api]), "model": "a-model"}
@@ -240,7 +240,7 @@ async def test_fields_for_baton_are_not_sent_to_the_provider(api: str) -> None:
         ("anthropic", {"tools": [{"type": "web_search_20250305", "name": "w"}], "thinking": {"type": "adaptive"}}),
     ],
 )
-async def test_what_only_this_api_has_is_kept(api: str, given: dict[str, Any]) -> None:
+async def test_fields_that_only_this_api_has_are_kept(api: str, given: dict[str, Any]) -> None:
     body, _ = await sent(api, {"messages": "Hi", **given})
     assert body is not None
     assert {name: body[name] for name in given} == given
@@ -262,7 +262,7 @@ async def test_what_only_this_api_has_is_kept(api: str, given: dict[str, Any]) -
         ("anthropic", {"frequency_penalty": 1}, "'frequency_penalty'"),
     ],
 )
-async def test_what_an_api_has_no_words_for_is_refused(api: str, given: dict[str, Any], named: str) -> None:
+async def test_parts_that_an_api_cannot_express_are_refused(api: str, given: dict[str, Any], named: str) -> None:
     body, heard = await sent(api, given if "input" in given else {"messages": "Hi", **given})
     assert (body, heard.code) == (None, "invalid_input")
     assert named in str(heard.error)
@@ -279,7 +279,7 @@ async def test_results_of_parallel_calls_are_one_message_for_anthropic() -> None
     ]
 
 
-async def test_arguments_with_an_escaped_half_of_a_character_go_to_anthropic_too() -> None:
+async def test_arguments_with_an_escaped_surrogate_are_sent_to_anthropic() -> None:
     called = {"type": "function_call", "call_id": "a", "name": "f", "arguments": r'{"x":"\ud83d"}'}
     result = {"type": "function_call_output", "call_id": "a", "output": "1"}
     body, _ = await sent("anthropic", {"input": [{"role": "user", "content": "Hi"}, called, result]})
@@ -288,7 +288,7 @@ async def test_arguments_with_an_escaped_half_of_a_character_go_to_anthropic_too
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_messages_are_chat_messages_whatever_the_form(form: str) -> None:
+def test_every_form_becomes_chat_messages(form: str) -> None:
     expected = _with_detail(CHAT["messages"]) if form == "responses" else CHAT["messages"]
     assert messages(FORMS[form]) == expected
 
@@ -299,7 +299,7 @@ def test_a_text_is_one_message(given: Any) -> None:
 
 
 @pytest.mark.parametrize("given", [None, 7, ["Hi"], {"messages": 7}, {"messages": [], "input": "x"}])
-def test_what_is_no_conversation(given: Any) -> None:
+def test_inputs_that_are_not_a_conversation(given: Any) -> None:
     with pytest.raises(GenerationError, match="The input"):
         messages(given)
 
@@ -315,6 +315,6 @@ def test_what_is_no_conversation(given: Any) -> None:
         {"messages": "x", "text": 7},
     ],
 )
-def test_what_is_malformed_is_refused(convert: Callable[[Any], Any], given: Any) -> None:
+def test_malformed_conversations_are_refused(convert: Callable[[Any], Any], given: Any) -> None:
     with pytest.raises(GenerationError, match="The input"):
         convert(given)

@@ -206,7 +206,7 @@ async def test_chat_text_and_usage() -> None:
     }
 
 
-async def test_chat_asks_for_usage_whatever_the_input_says() -> None:
+async def test_chat_always_asks_for_usage() -> None:
     reply = Reply(data_frames(choice({"content": "x"}, "stop"), done=True))
     async with ProviderServer(reply) as server:
         generator = build(Settings.load(openai_api="chat", openai_base_url=f"{server.url}/v1", openai_model="a-model"))

@@ -229,7 +229,7 @@ async def test_a_passing_refusal_is_retried(api: Api) -> None:
     assert len(server.requests) == 2
 
 
-async def test_nobody_listens(api: Api) -> None:
+async def test_a_refused_connection(api: Api) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # Bound and not listening, so that nobody else can take the port.
         async with generator_for(api, f"http://127.0.0.1:{taken.getsockname()[1]}") as generate:
@@ -280,7 +280,7 @@ async def test_an_error_event_in_mid_answer(api: Api, ending: Any) -> None:
     assert "10.0.0.9" not in str(heard.error)
 
 
-async def test_trouble_after_the_end_is_none(api: Api) -> None:
+async def test_an_error_after_the_end_is_ignored(api: Api) -> None:
     async with (
         ProviderServer(Reply([*api.begin, *api.end], ending="abort")) as server,
         generator_for(api, server.url) as generate,
@@ -349,7 +349,7 @@ async def test_leaving_before_the_answer_begins(api: Api) -> None:
             await task
 
 
-async def test_a_server_without_access_control_needs_no_key(api: Api) -> None:
+async def test_a_provider_without_access_control_needs_no_key(api: Api) -> None:
     async with (
         ProviderServer(Reply([*api.begin, *api.end])) as server,
         generator_for(api, server.url, **{f"{api.name}_api_key": None}) as generate,
@@ -371,5 +371,5 @@ async def test_a_server_without_access_control_needs_no_key(api: Api) -> None:
         ("x " * 400, "x " * 149 + "x…"),
     ],
 )
-def test_what_is_shown_of_a_provider_s_sentence(message: str, shown: str) -> None:
+def test_the_shown_part_of_a_providers_message(message: str, shown: str) -> None:
     assert public(message) == shown

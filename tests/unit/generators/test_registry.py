@@ -82,7 +82,7 @@ async def test_a_provider_is_offered_with_a_key_or_an_address(name: str, given: 
 
 
 @pytest.mark.parametrize("given", [{"openai_api_key": ""}, {"openai_base_url": ""}])
-def test_an_empty_setting_is_none(given: dict[str, str]) -> None:
+def test_an_empty_setting_counts_as_unset(given: dict[str, str]) -> None:
     assert configured_names(Settings.load(**given)) == {"replay"}
 
 
@@ -92,7 +92,7 @@ def test_a_provider_without_its_sdk_is_not_offered(monkeypatch: pytest.MonkeyPat
     assert configured_names(settings) == set(load_generators(settings)) == {"replay"}
 
 
-def test_the_error_says_what_a_provider_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_what_a_provider_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert what_is_missing(Settings.load(openai_api_key="key"), "openai") is None
     assert what_is_missing(Settings.load(), "nosuch") is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -106,14 +106,14 @@ def test_the_error_says_what_a_provider_lacks(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/v1", "https://"])
-def test_an_address_that_is_none(url: str) -> None:
+def test_an_invalid_address_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Settings.load(openai_base_url=url)
     assert str(caught.value) == "BATON_OPENAI_BASE_URL: it must look like https://host:port/path."
 
 
 @pytest.mark.usefixtures("here")
-async def test_own_generators_next_to_where_the_worker_starts() -> None:
+async def test_own_generators_load_from_the_workers_working_directory() -> None:
     settings = Settings.load(generators="mine=my_agent:answer, other=my_agent:agent, third=my_agent:shouting")
     generators = load_generators(settings)
     assert set(generators) == configured_names(settings) == {"replay", "mine", "other", "third"}
@@ -125,7 +125,7 @@ async def test_own_generators_next_to_where_the_worker_starts() -> None:
 
 
 @pytest.mark.usefixtures("here")
-async def test_an_own_generator_may_take_a_built_in_name() -> None:
+async def test_an_own_generator_can_use_a_built_in_name() -> None:
     settings = Settings.load(generators="replay=my_agent:answer,openai=my_agent:answer", openai_api_key="k")
     generators = load_generators(settings)
     assert set(generators) == configured_names(settings) == {"replay", "openai"}
@@ -175,7 +175,7 @@ def test_no_async_generator_function(attribute: Any) -> None:
     )
 
 
-async def test_only_those_that_are_offered_are_loaded_and_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_offered_generators_are_loaded_and_listed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(here)
     monkeypatch.setenv("BATON_GENERATORS", "mine=my_agent:answer,other=nowhere:at_all")
     monkeypatch.setenv("BATON_ENABLED_GENERATORS", "mine, absent")
@@ -208,7 +208,7 @@ async def test_presets_are_generators_with_options() -> None:
 
 
 @pytest.mark.usefixtures("here")
-async def test_a_model_among_the_options_is_the_one_that_counts() -> None:
+async def test_a_model_in_the_options_takes_precedence() -> None:
     models = {"fast": {"generator": "echo", "model": "small"}}
     preset = load_generators(Settings.load(generators="echo=my_agent:echo", models=models))["fast"]
     for item in ("hi", {"messages": "hi"}, {"messages": "hi", "model": "fast"}, {"messages": "hi", "model": "large"}):
@@ -216,7 +216,7 @@ async def test_a_model_among_the_options_is_the_one_that_counts() -> None:
 
 
 @pytest.mark.usefixtures("here")
-async def test_a_generator_that_presets_share_is_closed_once() -> None:
+async def test_a_generator_shared_by_presets_is_closed_once() -> None:
     settings = Settings.load(
         generators="other=my_agent:agent", models={"a": "other", "b": "other"}, enabled_generators="a,b"
     )
@@ -226,7 +226,7 @@ async def test_a_generator_that_presets_share_is_closed_once() -> None:
     assert sys.modules["my_agent"].agent.closed == 1
 
 
-def test_a_preset_may_take_the_name_of_its_generator() -> None:
+def test_a_preset_can_have_the_name_of_its_generator() -> None:
     settings = Settings.load(models={"replay": {"generator": "replay", "speed": 9}})
     assert load_generators(settings).keys() == configured_names(settings) == {"replay"}
 
@@ -251,7 +251,7 @@ def test_a_preset_may_take_the_name_of_its_generator() -> None:
         ),
     ],
 )
-def test_a_preset_of_what_cannot_be_used(model: str, sentence: str) -> None:
+def test_a_preset_of_an_unusable_generator(model: str, sentence: str) -> None:
     settings = Settings.load(models={"fast": model, "slow": "replay"})
     assert configured_names(settings) == {"replay", "slow"}
     assert what_is_missing(settings, "fast") == sentence

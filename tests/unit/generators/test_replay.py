@@ -31,7 +31,7 @@ def heard_of(transcript: Transcript) -> Heard:
     return heard
 
 
-def test_a_transcript_has_everything_that_an_answer_can_have(transcript: Transcript) -> None:
+def test_a_transcript_has_every_kind_of_event(transcript: Transcript) -> None:
     heard = heard_of(transcript)
     kinds = [event["type"] for event in heard.events]
     assert set(kinds) == {"reasoning", "tool_call", "tool_result", "text", "usage", "finish"}
@@ -42,7 +42,7 @@ def test_a_transcript_has_everything_that_an_answer_can_have(transcript: Transcr
         encode_event(event)
 
 
-def test_a_transcript_s_ids_and_counts_agree(transcript: Transcript) -> None:
+def test_a_transcripts_ids_and_counts_agree(transcript: Transcript) -> None:
     heard = heard_of(transcript)
     assert [call_id for call_id, _, _ in heard.calls] == [event["id"] for event in heard.of("tool_result")]
     assert all(arguments.startswith("{") for _, _, arguments in heard.calls)
@@ -52,14 +52,14 @@ def test_a_transcript_s_ids_and_counts_agree(transcript: Transcript) -> None:
     assert usage["output_tokens"] >= len(heard.of("text")) + len(heard.of("reasoning"))
 
 
-def test_a_transcript_shows_what_text_can_hold(transcript: Transcript) -> None:
+def test_a_transcript_shows_every_kind_of_text(transcript: Transcript) -> None:
     text = heard_of(transcript).text
     assert "**" in text
     assert any(ord(char) > 0xFFFF or 0x2600 <= ord(char) < 0x2800 for char in text), "an emoji"
     assert any(0x370 <= ord(char) < 0x2000 or 0x3000 <= ord(char) < 0xD7B0 for char in text), "another script"
 
 
-def test_a_transcript_s_timing_is_a_model_s(transcript: Transcript) -> None:
+def test_a_transcripts_timing_looks_like_a_models(transcript: Transcript) -> None:
     heard, due = heard_of(transcript), [seconds for seconds, _ in transcript.events]
     assert due == sorted(due)
     assert 0.2 <= due[0] <= 0.9
@@ -67,7 +67,7 @@ def test_a_transcript_s_timing_is_a_model_s(transcript: Transcript) -> None:
     assert 35 <= len(heard.of("text")) / (text_due[-1] - text_due[0]) <= 85
 
 
-def test_there_are_short_and_long_ones() -> None:
+def test_there_are_short_and_long_transcripts() -> None:
     lengths = [transcript.duration_seconds for transcript in TRANSCRIPTS.values()]
     assert len(lengths) >= 3
     assert min(lengths) < 7
@@ -75,7 +75,7 @@ def test_there_are_short_and_long_ones() -> None:
     assert len(TRANSCRIPTS[DEFAULT_TRANSCRIPT].events) >= 500
 
 
-async def test_it_plays_a_whole_transcript(replay: ReplayGenerator, transcript: Transcript) -> None:
+async def test_replay_plays_a_whole_transcript(replay: ReplayGenerator, transcript: Transcript) -> None:
     heard = await hear(replay, {"transcript": transcript.name})
     assert heard.events == [event for _, event in transcript.events]
 
@@ -108,7 +108,7 @@ async def test_it_plays_a_whole_transcript(replay: ReplayGenerator, transcript: 
         ({"speed": 2}, DEFAULT_TRANSCRIPT),
     ],
 )
-def test_the_input_chooses(replay: ReplayGenerator, given: Any, name: str) -> None:
+def test_the_input_chooses_the_transcript(replay: ReplayGenerator, given: Any, name: str) -> None:
     assert replay.choose(given).name == name
 
 
@@ -122,26 +122,28 @@ async def test_an_unknown_transcript(replay: ReplayGenerator, name: Any) -> None
 
 
 @pytest.mark.parametrize("speed", [0, -1, 1001, True, "fast", float("nan")])
-async def test_a_speed_that_is_none(replay: ReplayGenerator, speed: Any) -> None:
+async def test_an_invalid_speed_is_refused(replay: ReplayGenerator, speed: Any) -> None:
     heard = await hear(replay, {"speed": speed})
     assert str(heard.error) == f"The speed must be a number from 0.01 to 1000, not {speed!r}."
 
 
-async def test_delays_of_the_consumer_do_not_add_up() -> None:
-    """Whatever was due meanwhile comes at once."""
-    replay = ReplayGenerator(Settings.load())
-    loop = asyncio.get_running_loop()
-    due_seconds = TRANSCRIPTS["weather"].duration_seconds / 6
-    running = replay(request({"transcript": "weather", "speed": 6}))
+async def test_consumer_delays_do_not_add_up() -> None:
+    """Events that became due during a delay are yielded at once."""
+    seconds = 0.0
+
+    async def sleep(pause: float) -> None:
+        nonlocal seconds
+        seconds += pause
+
+    replay = ReplayGenerator(Settings.load(), clock=lambda: seconds, sleep=sleep)
+    due = [due_seconds / 2 for due_seconds, _ in TRANSCRIPTS["weather"].events]
+    running = replay(request({"transcript": "weather", "speed": 2}))
     await anext(running)
-    await asyncio.sleep(due_seconds)
-    resumed = loop.time()
-    count = sum([1 async for _ in running])
-    assert count == len(TRANSCRIPTS["weather"].events) - 1
-    assert loop.time() - resumed < due_seconds * 0.6
+    delayed_until = seconds = due[-1] / 2
+    assert [seconds async for _ in running] == pytest.approx([max(delayed_until, item) for item in due[1:]])
 
 
-async def test_it_can_be_left_at_any_time(replay: ReplayGenerator) -> None:
+async def test_replay_can_be_cancelled_at_any_time(replay: ReplayGenerator) -> None:
     running = replay(request({"speed": 1}))
     task = asyncio.ensure_future(anext(running))
     await asyncio.sleep(0)

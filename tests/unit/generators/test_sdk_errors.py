@@ -136,7 +136,7 @@ UNKNOWN: dict[str, BaseException] = {
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_what_is_known(name: str) -> None:
+def test_known_exceptions_become_error_codes(name: str) -> None:
     error, code, said = KNOWN[name]
     found = as_generation_error(error, http=False)
     assert found is not None
@@ -147,7 +147,7 @@ def test_what_is_known(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_what_is_not(name: str) -> None:
+def test_unknown_exceptions_stay_unexpected(name: str) -> None:
     assert as_generation_error(UNKNOWN[name], http=False) is None
 
 
@@ -160,7 +160,7 @@ def test_what_is_not(name: str) -> None:
         (ValueError("x"), None),
     ],
 )
-def test_an_http_error_is_the_providers_where_the_generator_says_so(error: Exception, code: str | None) -> None:
+def test_an_http_error_counts_as_the_providers_if_the_generator_says_so(error: Exception, code: str | None) -> None:
     found = as_generation_error(error)
     assert (found and found.code) == code
 
@@ -190,13 +190,13 @@ def test_a_retry_after_date_becomes_seconds() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda error: error, lambda error: raised_from(ValueError(), error)])
-def test_exceptions_that_go_round_in_circles_have_an_end(make: Callable[[Exception], Exception]) -> None:
+def test_circular_exception_chains_are_followed_once(make: Callable[[Exception], Exception]) -> None:
     error = ValueError("x")
     error.__cause__ = make(error)
     assert as_generation_error(error) is None
 
 
-def test_it_loads_no_sdk() -> None:
+def test_reading_an_exception_imports_no_sdk() -> None:
     code = (
         "import sys, baton.worker.run, baton.worker.worker\n"
         "print(sorted({'openai', 'anthropic', 'httpx'} & sys.modules.keys()))"

@@ -193,7 +193,7 @@ def test_a_ui_message_becomes_chat_messages(
         ({}, "a part of the type None"),
     ],
 )
-def test_a_part_that_cannot_be_sent_on_is_refused(part: dict[str, Any], sentence: str) -> None:
+def test_a_part_that_no_provider_accepts_is_refused(part: dict[str, Any], sentence: str) -> None:
     with pytest.raises(GenerationError, match=sentence):
         messages([{"role": "assistant", "parts": [part]}])
 
@@ -202,9 +202,7 @@ RUN = {"type": "mcp_call", "id": "mcp_1", "server_label": "baton", "name": "weat
 
 
 @pytest.mark.parametrize(("output", "told"), [("dry", "dry"), (None, "Error: this call has no result.")])
-def test_a_tool_that_a_generator_ran_comes_back_from_responses_as_a_call_and_its_result(
-    output: str | None, told: str
-) -> None:
+def test_responses_returns_a_generators_tool_as_a_call_and_its_result(output: str | None, told: str) -> None:
     given = {"input": [{"role": "user", "content": "Hello"}, {**RUN, "output": output}]}
     call = calling("mcp_1", '{"city":"Oslo"}')
     result = {"role": "tool", "tool_call_id": "mcp_1", "content": told}
@@ -218,6 +216,6 @@ def test_a_tool_that_a_generator_ran_comes_back_from_responses_as_a_call_and_its
     assert used["content"] == [{"type": "tool_result", "tool_use_id": "mcp_1", "content": told}]
 
 
-def test_a_call_of_a_server_of_the_provider_stays_as_it_is() -> None:
+def test_a_call_run_by_the_providers_server_stays_unchanged() -> None:
     item = {**RUN, "server_label": "theirs"}
     assert for_responses({"input": [item]})["input"] == [item]

@@ -58,14 +58,14 @@ def test_a_line_has_the_fields_of_cloud_logging(level: int, severity: str) -> No
     assert read == {"severity": severity, "message": "1 a", "logger": "baton.x", "pod": "pod-1"}
 
 
-def test_an_error_has_its_traceback_where_error_reporting_looks() -> None:
+def test_an_error_has_its_traceback_where_error_reporting_expects_it() -> None:
     read = line(record("broken", error=raised(HOSTILE), level=logging.ERROR))
     assert read["message"] == "broken"
     assert read["stack_trace"].startswith("Traceback (most recent call last):\n")
     assert read["stack_trace"].rstrip().endswith(HOSTILE.replace("\ud800", "\ufffd"))
 
 
-def test_what_a_program_reads_is_what_was_said() -> None:
+def test_json_lines_have_the_logged_message() -> None:
     said = HOSTILE.replace("\ud800", "")
     read = line(record("%s", said, inner={"a": [said]}, stream_id=uuid.UUID(int=1)))
     assert (read["message"], read["inner"]) == (said, {"a": [said]})
@@ -77,20 +77,20 @@ class Circle:
         return HOSTILE
 
 
-def test_what_json_has_no_words_for_is_said_as_text() -> None:
+def test_values_that_json_cannot_hold_are_logged_as_text() -> None:
     circle: list[Any] = []
     circle.append(circle)
     for odd in (HOSTILE, {"a": HOSTILE}, 1 << 80, circle, Circle(), {HOSTILE: Circle()}, float("nan"), b"\xff"):
         assert "odd" in line(record("a", odd=odd))
 
 
-def test_nobody_takes_the_place_of_a_field() -> None:
+def test_extra_fields_cannot_replace_standard_fields() -> None:
     read = line(record("a", severity="EMERGENCY", time="never", pod="mine", stack_trace="forged"), pod="pod-1")
     assert (read["severity"], read["message"], read["pod"]) == ("INFO", "a", "pod-1")
     assert read["time"] != "never"
 
 
-def test_a_line_says_what_it_belongs_to() -> None:
+def test_a_line_names_its_stream_and_request() -> None:
     stream_id = uuid.uuid4()
     with log_context.of_stream(stream_id), traceparent.within(PARENT):
         made = record("a", request_id="mine")
@@ -105,7 +105,7 @@ def test_a_line_says_what_it_belongs_to() -> None:
     assert not {"stream_id", "request_id", "trace_id", "span_id", "trace_sampled"} & line(record("a")).keys()
 
 
-def test_a_record_that_no_filter_has_seen_is_a_line_too() -> None:
+def test_an_unfiltered_record_is_logged() -> None:
     made = logging.LogRecord("baton.x", logging.INFO, __file__, 1, "hello", (), None)
     assert line(made, project="mine")["message"] == "hello"
     made.trace_id = "theirs"
@@ -135,7 +135,7 @@ def test_a_traceback_goes_into_the_line_but_at_a_terminal() -> None:
     assert not any("\x1b" in line or "\r" in line for line in lines)
 
 
-def test_people_are_told_the_fields_and_a_stream_once() -> None:
+def test_text_lines_show_fields_and_name_a_stream_once() -> None:
     stream_id = uuid.uuid4()
     with log_context.of_stream(stream_id):
         text = text_formatter().format(record("Stream %s is gone.", stream_id, reason="a b", events=3))
@@ -184,7 +184,7 @@ def configured(monkeypatch: pytest.MonkeyPatch, *, terminal: bool = False, **opt
 
 
 @pytest.mark.usefixtures("restored")
-def test_at_a_terminal_there_is_colour_and_what_is_said_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_formatter_adds_color_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     shown = configured(monkeypatch, terminal=True)
     logging.getLogger("baton.x").warning("[red]%s[/red]", "a\x1b[31m\nb")
@@ -195,14 +195,14 @@ def test_at_a_terminal_there_is_colour_and_what_is_said_makes_none(monkeypatch: 
 @pytest.mark.usefixtures("restored")
 @pytest.mark.parametrize("terminal", [False, True])
 @pytest.mark.parametrize("form", ["auto", "json", "text"])
-def test_the_form_is_as_chosen(monkeypatch: pytest.MonkeyPatch, form: str, terminal: bool) -> None:
+def test_the_log_format_follows_the_setting(monkeypatch: pytest.MonkeyPatch, form: str, terminal: bool) -> None:
     shown = configured(monkeypatch, terminal=terminal, form=form)
     logging.getLogger("baton.x").info("hello")
     assert shown.getvalue().startswith("{") == (form == "json" or (form == "auto" and not terminal))
 
 
 @pytest.mark.usefixtures("restored")
-def test_a_level_is_that_of_baton_and_details_of_libraries_are_never_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_level_applies_to_baton_and_hides_debug_lines_of_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = configured(monkeypatch, level="debug")
     for name in ("baton.x", "openai", "httpx2"):
         logging.getLogger(name).debug("details")
@@ -215,7 +215,7 @@ def test_a_level_is_that_of_baton_and_details_of_libraries_are_never_told(monkey
 
 
 @pytest.mark.usefixtures("restored")
-def test_warnings_what_nobody_caught_and_the_loggers_of_structlog_are_lines_too(
+def test_warnings_uncaught_exceptions_and_structlog_lines_are_logged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shown = configured(monkeypatch, worker="w-1")

@@ -27,7 +27,7 @@ def test_a_histogram_counts_into_buckets_that_include_their_bound() -> None:
     assert found == {"1.0": 2, "10.0": 3, "+Inf": 4, "sizes_count": 4, "sizes_sum": 14.5}
 
 
-def test_labels_have_few_values_whatever_is_counted() -> None:
+def test_labels_have_few_values() -> None:
     counter = LabeledCounter("ends", "Ends", "status", "code")
     for number in range(MOST_VALUES + 10):
         counter.add("failed", f"code_{number}")
@@ -57,11 +57,11 @@ def test_names_follow_prometheus_conventions(metrics: PodMetrics | WorkerMetrics
     [("gpt-5", "gpt-5"), ("m" * 1_000_000, "m" * 256), (["gpt-5"], None), ("\ud83d", "\ufffd"), (None, None)],
     ids=["known", "long", "list", "half", "none"],
 )
-def test_the_model_that_is_asked_fits_a_line_of_the_log(model: Any, found: str | None) -> None:
+def test_the_requested_model_fits_a_log_line(model: Any, found: str | None) -> None:
     assert asked_by(Asking(), {"model": model}) == RequestedModel(found, "openai")
 
 
-def test_a_generator_that_is_not_here_is_another() -> None:
+def test_an_unknown_generator_is_labeled_other() -> None:
     names = Names({"mine"}, {"gpt-5"})
     assert names.labels("mine", "gpt-5") == ("mine", "gpt-5")
     assert names.labels("theirs") == ("other", "")
@@ -75,7 +75,7 @@ def test_silent_streams_are_counted_when_prometheus_asks() -> None:
     assert silent == {"a": 2, "b": 0}
 
 
-def test_a_worker_serves_its_metrics_where_it_is_told_to() -> None:
+def test_a_worker_serves_its_metrics_at_the_configured_address() -> None:
     metrics = WorkerMetrics(7)
     with exposed(metrics, "127.0.0.1", None) as url:
         assert url is None
@@ -87,7 +87,7 @@ def test_a_worker_serves_its_metrics_where_it_is_told_to() -> None:
         urllib.request.urlopen(url)
 
 
-def test_an_address_that_cannot_be_had_is_told() -> None:
+def test_an_unavailable_address_is_reported() -> None:
     with (
         pytest.raises(ConfigurationError, match=r"BATON_WORKER_METRICS_PORT: cannot listen on 203\.0\.113\.1:9"),
         exposed(WorkerMetrics(), "203.0.113.1", 9),

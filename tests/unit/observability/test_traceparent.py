@@ -10,7 +10,7 @@ TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
 @pytest.mark.parametrize(("flags", "sampled"), [("00", False), ("01", True), ("02", False), ("03", True), ("ff", True)])
-def test_one_of_today_is_kept_as_it_is(flags: str, sampled: bool) -> None:
+def test_a_current_traceparent_is_kept_unchanged(flags: str, sampled: bool) -> None:
     value = f"00-{TRACE}-{SPAN}-{flags}"
     found = parse(value)
     assert found is not None
@@ -19,7 +19,7 @@ def test_one_of_today_is_kept_as_it_is(flags: str, sampled: bool) -> None:
 
 
 @pytest.mark.parametrize("more", ["", "-what-the-future-brings"])
-def test_of_one_to_come_what_is_known_counts(more: str) -> None:
+def test_known_fields_of_a_later_version_are_read(more: str) -> None:
     assert parse(f"cc-{TRACE}-{SPAN}-ff{more}") == TraceParent(TRACE, SPAN, "01")
 
 
@@ -44,11 +44,11 @@ def test_of_one_to_come_what_is_known_counts(more: str) -> None:
         f"00-{TRACE[:-1]}٣-{SPAN}-01",
     ],
 )
-def test_any_other_is_none(value: str | None) -> None:
+def test_any_other_traceparent_is_ignored(value: str | None) -> None:
     assert parse(value) is None
 
 
-def test_two_are_none() -> None:
+def test_two_traceparents_are_ignored() -> None:
     value = f"00-{TRACE}-{SPAN}-01"
     assert given([value]) == parse(value)
     assert given([]) is given([value, value]) is None

@@ -16,7 +16,7 @@ def counts(**given: int) -> list[int]:
     return [given.get(f"b{number}", 0) for number in range(BUCKETS)]
 
 
-def test_a_point_is_what_all_processes_have_added() -> None:
+def test_a_point_is_the_sum_of_all_processes() -> None:
     before = Sample(100.0, {ONE: 10, TWO: 50}, {ONE: counts(b0=5)})
     after = Sample(102.0, {ONE: 30, UUID(int=3): 7}, {ONE: counts(b0=5, b2=10), TWO: counts(b4=10)})
     point = Point.between(before, after)

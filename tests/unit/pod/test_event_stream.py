@@ -185,7 +185,7 @@ async def test_a_stream_opens_catches_up_and_is_live() -> None:
         assert scene.stream.sending_since is None
 
 
-async def test_a_live_batch_is_written_in_the_turn_in_which_the_relay_applies_it() -> None:
+async def test_a_live_batch_is_written_when_the_relay_applies_it() -> None:
     scene = Scene()
     await scene.live()
     async with ended(scene):
@@ -197,7 +197,7 @@ async def test_a_live_batch_is_written_in_the_turn_in_which_the_relay_applies_it
 
 
 @pytest.mark.parametrize("direct", [True, False])
-async def test_a_batch_that_finds_no_ready_sink_is_sent_by_the_task_and_counted_alike(direct: bool) -> None:
+async def test_a_batch_without_a_ready_sink_is_sent_by_the_task_and_counted(direct: bool) -> None:
     scene = Scene()
     await scene.live(direct=direct)
     async with ended(scene):
@@ -293,7 +293,7 @@ async def test_a_connection_that_is_lost_while_the_last_bytes_are_sent_is_not_cu
         (["over", "drained"], "drained"),
     ],
 )
-async def test_of_several_reasons_the_strongest_counts(given: list[str], counts: Closing) -> None:
+async def test_the_strongest_of_several_reasons_counts(given: list[str], counts: Closing) -> None:
     scene = Scene(Reader(Faulty("full"), native.START, 0))
     task = await scene.live()
     for item in given:
@@ -368,7 +368,7 @@ async def test_a_stuck_client_of_a_plain_server_is_aborted_by_a_cancelled_respon
     assert scene.closed == {"write_timeout": 1}
 
 
-async def test_a_client_that_loses_a_pod_that_drains_is_not_gone() -> None:
+async def test_a_client_that_loses_a_draining_pod_is_not_gone() -> None:
     scene = Scene()
     task = await scene.live()
     scene.streams.draining = True
@@ -416,7 +416,7 @@ async def test_while_it_drains_a_cancelled_response_aborts_its_socket_and_return
     assert scene.closed == {"drained": 1}
 
 
-async def test_a_header_that_fails_to_be_sent_gives_the_place_back() -> None:
+async def test_a_header_that_cannot_be_sent_releases_the_place() -> None:
     scene = Scene()
 
     async def send(_message: Message) -> None:

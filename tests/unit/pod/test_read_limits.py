@@ -43,7 +43,7 @@ def test_callers_have_buckets_of_their_own(clock: Clock) -> None:
     assert (taken(buckets, 9), taken(buckets, 9, "b"), buckets.take("another tenant", "a")) == (3, 3, None)
 
 
-def test_a_list_of_many_rows_costs_more_tokens_and_may_owe_them(clock: Clock) -> None:
+def test_a_list_of_many_rows_costs_more_tokens_and_can_owe_them(clock: Clock) -> None:
     buckets = ReadLimits(Rate(1, 10), now=clock)
     assert buckets.take("t", "a") is None
     buckets.charge_rows("t", "a", 19)

@@ -58,7 +58,7 @@ def test_one_tenant_leaves_room_for_the_largest_body_of_another() -> None:
     grown(held.open("b"), FREE_BYTES + 2 * MIB)
 
 
-def test_the_largest_body_fits_whatever_the_setting() -> None:
+def test_the_largest_body_fits_under_any_setting() -> None:
     held, _ = bodies(max_bytes=1024)
     grown(held.open("a"), 2 * MIB)
 

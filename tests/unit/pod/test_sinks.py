@@ -111,7 +111,7 @@ async def test_a_send_that_fails_is_a_client_that_has_left() -> None:
     await sink.release()
 
 
-async def test_a_released_sink_leaves_no_task_and_calls_nobody() -> None:
+async def test_a_released_sink_leaves_no_task_and_calls_nothing() -> None:
     asgi, lost, before = Asgi(), Lost(), asyncio.all_tasks()
     sink = AsgiSink(asgi.receive, asgi.send)
     sink.on_lost(lost)
@@ -138,7 +138,7 @@ async def test_a_plain_sink_aborts_by_cancelling_the_task_that_made_it() -> None
         await task
 
 
-async def test_a_direct_sink_does_with_the_socket_what_the_socket_can() -> None:
+async def test_a_direct_sink_uses_what_its_socket_can_do() -> None:
     asgi, socket = Asgi(), Socket()
     sink = DirectSink(socket, asgi.receive, asgi.send)
     assert sink.cuts
@@ -152,7 +152,7 @@ async def test_a_direct_sink_does_with_the_socket_what_the_socket_can() -> None:
 
 
 @pytest.mark.parametrize("whole", [True, False])
-async def test_a_direct_sink_needs_a_task_only_while_a_part_of_the_request_is_to_come(whole: bool) -> None:
+async def test_a_direct_sink_needs_a_task_only_while_a_request_is_incomplete(whole: bool) -> None:
     asgi, socket, lost, before = Asgi(), Socket(whole=whole), Lost(), asyncio.all_tasks()
     sink = DirectSink(socket, asgi.receive, asgi.send)
     sink.on_lost(lost)

@@ -38,7 +38,7 @@ def opened(*streams: Stream) -> OpenStreams:
     return found
 
 
-def test_a_client_that_accepts_nothing_for_the_write_timeout_is_too_slow() -> None:
+def test_a_client_that_reads_nothing_for_the_write_timeout_is_too_slow() -> None:
     stream = Stream()
     stream.sending_since = 1000
     streams = opened(stream)
@@ -48,7 +48,7 @@ def test_a_client_that_accepts_nothing_for_the_write_timeout_is_too_slow() -> No
     assert stream.closed == ["write_timeout"]
 
 
-def test_while_a_client_accepts_nothing_no_other_reason_is_looked_for() -> None:
+def test_no_other_reason_is_checked_while_a_client_reads_nothing() -> None:
     stream = Stream()
     stream.sending_since, stream.revoked, stream.renew_at = 1000, True, 0
     opened(stream).sweep(1004)

@@ -38,7 +38,7 @@ def test_a_tenant_has_a_limit_of_its_own() -> None:
     seats.join("other", A)
 
 
-def test_a_streams_count_is_kept_by_the_tenant_that_asks() -> None:
+def test_a_subscriber_counts_for_the_tenant_that_asks() -> None:
     seats = limits(stream=1)
     seats.join("stranger", A)
     seats.join("t", A)
@@ -74,7 +74,7 @@ def test_a_refused_subscriber_takes_no_place_and_is_counted() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 1000])
-def test_a_level_falls_clearly_below_its_limit_before_it_is_left(limit: int) -> None:
+def test_a_level_must_fall_clearly_below_its_limit(limit: int) -> None:
     level = Hysteresis(limit)
     level.note(limit)
     assert level.reached

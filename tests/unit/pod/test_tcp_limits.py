@@ -90,7 +90,7 @@ def test_many_late_connections_are_ended_in_order_a_few_at_once() -> None:
     assert ended == [10, 20, 25]
 
 
-def test_beyond_the_limit_the_one_that_waited_longest_gives_way() -> None:
+def test_beyond_the_limit_the_longest_waiting_connection_is_closed() -> None:
     clock = Clock()
     intake, metrics = intake_with(clock, most=4)
     asking, idle, answered, answered_too = (Visitor() for _ in range(4))

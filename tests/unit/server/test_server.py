@@ -19,7 +19,7 @@ def test_pods_can_share_a_port() -> None:
             assert second.getsockname() == first.getsockname()
 
 
-def test_what_the_kernel_keeps_for_a_slow_client_is_bounded() -> None:
+def test_the_kernel_buffer_of_a_slow_client_is_bounded() -> None:
     with contextlib.closing(bind("127.0.0.1", 0)) as opened:
         assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 2 * 65_536
 

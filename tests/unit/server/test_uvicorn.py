@@ -41,14 +41,14 @@ OF_A_SERVER = ("force_exit", "server_state", "should_exit")
 OVERRIDDEN_OF_A_SERVER = ("capture_signals", "handle_exit", "on_tick", "serve", "shutdown", "startup")
 
 
-def test_its_version_is_bounded_above() -> None:
+def test_the_version_of_uvicorn_is_bounded_above() -> None:
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
     (needed,) = [item for item in map(Requirement, project["dependencies"]) if item.name == "uvicorn"]
     assert {item.operator for item in needed.specifier} == {">=", "<"}
     assert metadata.version("uvicorn") in needed.specifier
 
 
-async def test_a_protocol_and_a_cycle_have_what_baton_uses() -> None:
+async def test_a_protocol_and_a_cycle_have_the_attributes_that_baton_uses() -> None:
     seen: list[HttpToolsProtocol] = []
 
     class Seen(HttpToolsProtocol):
@@ -88,7 +88,7 @@ def test_a_protocol_is_called_by_the_names_that_baton_overrides() -> None:
     assert [name for name in CALLED if not callable(getattr(HttpToolsProtocol, name, None))] == []
 
 
-async def test_a_server_has_what_baton_overrides() -> None:
+async def test_a_server_has_the_methods_that_baton_overrides() -> None:
     server = uvicorn.Server(uvicorn.Config("none:none", log_config=None))
     assert [name for name in (*OF_A_SERVER, *OVERRIDDEN_OF_A_SERVER) if not hasattr(server, name)] == []
     assert list(inspect.signature(uvicorn.Server.shutdown).parameters) == ["self", "sockets"]

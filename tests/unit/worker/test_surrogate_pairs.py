@@ -98,7 +98,7 @@ def test_a_high_surrogate_waits_for_the_low_one(items: list[Yielded], expected: 
 
 
 @given(st.lists(st.sampled_from(["a", HIGH, LOW, "\U0001f600", "\0"]), max_size=12), st.data())
-def test_a_text_is_the_same_however_it_is_cut(units: list[str], data: st.DataObject) -> None:
+def test_a_text_is_the_same_however_it_is_split(units: list[str], data: st.DataObject) -> None:
     text = "".join(units).encode("utf-16-le", "surrogatepass")
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text) // 2))))
     chunks = [

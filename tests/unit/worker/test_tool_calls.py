@@ -14,7 +14,7 @@ def call(index: int, **named: Any) -> dict[str, Any]:
     return {"type": "tool_call", "index": index, **named}
 
 
-def test_a_new_id_begins_a_call_and_its_repetition_does_not() -> None:
+def test_a_new_id_begins_a_call_and_a_repeated_one_does_not() -> None:
     calls = ToolCalls()
     first, other = call(0, id="a", name="f"), call(0, id="b", name="f")
     assert calls.begins(first)
