@@ -19,7 +19,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from .dsn.connection_strings import Dsn
 from .errors import ConfigurationError
@@ -45,6 +45,8 @@ _BREAK = re.compile(r"[\s\x00-\x1f\x7f]")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'+.^_`|~-]{1,100}")
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
 _OUT_OF_RANGE = frozenset({"greater_than", "greater_than_equal", "less_than", "less_than_equal"})
+# Variables of Baton's clients and of `compose.yaml`, and those that Kubernetes sets for each Service.
+_FOREIGN = re.compile(r"BATON_(URL|KEY|IMAGE|(.+_)?PORT(_.+)?|(.+_)?SERVICE_(HOST|PORT_.+))")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}")
 
 
@@ -611,9 +613,23 @@ class Settings(BaseSettings):
 
     @property
     def remarks(self) -> list[str]:
-        """Return what an operator should know about the connection strings, without duplicates."""
+        """Return what an operator should know about the settings, without duplicates."""
         urls = filter(None, (self.database_url, self.listen_database_url))
-        return sorted({remark for url in urls for remark in Dsn.parse(url.get_secret_value()).remarks})
+        remarks = {remark for url in urls for remark in Dsn.parse(url.get_secret_value()).remarks}
+        if unknown := self._unknown_variables():
+            names = ", ".join(unknown)
+            remarks.add(
+                f"Ignored, as no setting has such a name: {names}. CHANGELOG.md lists the settings that were renamed."
+            )
+        return sorted(remarks)
+
+    @classmethod
+    def _unknown_variables(cls) -> list[str]:
+        """Return the variables whose names begin as those of settings, and are not. Other programs' are left out."""
+        given = {*EnvSettingsSource(cls).env_vars, *DotEnvSettingsSource(cls).env_vars}
+        names = {name.upper() for name in given}
+        known = {f"BATON_{name.upper()}" for name in cls.model_fields}
+        return sorted(name for name in names - known if name.startswith("BATON_") and not _FOREIGN.fullmatch(name))
 
     @property
     def prepare(self) -> bool:

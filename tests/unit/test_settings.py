@@ -276,3 +276,15 @@ def test_the_providers_own_variables_are_accepted(monkeypatch: pytest.MonkeyPatc
 
 def test_the_settings_page_is_up_to_date() -> None:
     assert PAGE.read_text() == page(), "Run: python -m tools.settings_page"
+
+
+def test_a_variable_that_is_no_setting_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BATON_LEAVE_SECONDS", "3")
+    monkeypatch.setenv("BATON_WORKER_DRAIN_SECONDS", "3")
+    monkeypatch.setenv("BATON_OPENAI_API_KEY", "sk-1")
+    for foreign in ("URL", "KEY", "IMAGE", "HTTP_PORT", "SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT_8000_TCP_ADDR"):
+        monkeypatch.setenv(f"BATON_{foreign}", "x")
+    Path(".env").write_text("BATON_OFFERED_GENERATORS=secret\n")
+    (remark,) = Settings.load().remarks
+    assert "name: BATON_LEAVE_SECONDS, BATON_OFFERED_GENERATORS. " in remark
+    assert "secret" not in remark

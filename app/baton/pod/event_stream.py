@@ -231,7 +231,8 @@ class EventStream:
         except (Unavailable, TooManyQueries):
             self.close("database_unavailable")
             return
-        if batches:
+        # After a batch that could not be encoded, the client must not get later ones.
+        if batches and self._failure is None:
             self._deliver(batches)
 
     def _hear(self, batch: Batch) -> bool:

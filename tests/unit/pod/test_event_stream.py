@@ -395,6 +395,18 @@ async def test_an_event_that_cannot_be_encoded_is_logged_once_live_or_not(
     assert [record.exc_info is not None for record in caplog.records if "cannot be encoded" in record.message] == [True]
 
 
+@pytest.mark.parametrize("end", [False, True])
+async def test_nothing_follows_a_live_batch_that_cannot_be_encoded(end: bool) -> None:
+    scene = Scene(Reader(Faulty("full"), native.START, 0))
+    task = await scene.live()
+    scene.hear("a fault")
+    scene.hear("later", end=end)
+    await task
+    assert scene.closed == {"error": 1}
+    assert b"later" not in b"".join(scene.server.bodies + scene.server.written)
+    assert b'"internal_error"' in scene.server.bodies[-1]
+
+
 @pytest.mark.parametrize(("draining", "counts"), [(True, "drained"), (False, "error")])
 async def test_a_server_that_cancels_a_plain_response_ends_it(draining: bool, counts: str) -> None:
     scene = Scene()
