@@ -77,5 +77,5 @@ async def test_without_its_lifespan_the_log_reports_what_is_missing(
             assert answer.status_code == 503
             assert answer.headers["content-type"] == "application/problem+json"
             assert answer.json()["detail"] == "The service has not been started. Try again in a moment."
-            assert "the outer app's lifespan must enter `baton_app.router.lifespan_context" in caplog.text
+            assert "that app's lifespan must enter `baton_app.router.lifespan_context" in caplog.text
             caplog.clear()
