@@ -34,15 +34,11 @@ async def balancer(*urls: str, troubles: list[bytes] | None = None) -> AsyncIter
             if trouble is not None and trouble != LOSES_THE_ANSWER:
                 await _refuse(reader, writer, trouble)
                 return
-            upstream_reader, upstream_writer, first = await _connect(urls, await reader.read(65_536))
-            try:
-                if trouble != LOSES_THE_ANSWER:
-                    writer.write(first)
-                    async with asyncio.TaskGroup() as both:
-                        both.create_task(_pass_on(reader, upstream_writer))
-                        both.create_task(_pass_on(upstream_reader, writer))
-            finally:
-                upstream_writer.transport.abort()
+            sent = bytearray()
+            for url in urls:
+                with contextlib.suppress(ConnectionError):
+                    if await _exchange(reader, writer, url, sent, lost=trouble == LOSES_THE_ANSWER):
+                        break
         writer.transport.abort()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -63,28 +59,36 @@ async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, an
     await writer.wait_closed()
 
 
-async def _connect(urls: tuple[str, ...], request: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
-    """Connect to the first pod that answers; return the connection, and the first bytes of the answer."""
-    for url in urls:
-        host, port = re.fullmatch(r"http://(.*):(\d+)", url).groups()  # type: ignore[union-attr]
-        with contextlib.suppress(OSError):
-            reader, writer = await asyncio.open_connection(host, int(port))
-            first = b""
-            try:
-                writer.write(request)
-                first = await reader.read(65_536)
-            finally:
-                if not first:
-                    writer.transport.abort()
-            if first:
-                return reader, writer, first
-    raise ConnectionRefusedError
+async def _exchange(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, url: str, sent: bytearray, *, lost: bool
+) -> bool:
+    """Pass a connection on to a pod until both sides have ended; return whether the pod answered.
+
+    `sent` has what another pod was sent before, and gets what this one is sent. With `lost`, the answer is dropped.
+    """
+    host, port = re.fullmatch(r"http://(.*):(\d+)", url).groups()  # type: ignore[union-attr]
+    upstream_reader, upstream_writer = await asyncio.open_connection(host, int(port))
+    upstream_writer.write(bytes(sent))
+    sending = asyncio.create_task(_pass_on(reader, upstream_writer, sent))
+    try:
+        first = await upstream_reader.read(65_536)
+        if first and not lost:
+            writer.write(first)
+            await _pass_on(upstream_reader, writer)
+            await sending
+        return bool(first)
+    finally:
+        upstream_writer.transport.abort()
+        sending.cancel()
+        await asyncio.wait([sending])
 
 
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, copy: bytearray | None = None) -> None:
     """Pass on what arrives, and the end as an end: what is cut in mid-response stays recognizable as such."""
     with contextlib.suppress(OSError):
         while part := await reader.read(65_536):
+            if copy is not None:
+                copy += part
             writer.write(part)
             await writer.drain()
     with contextlib.suppress(OSError):
