@@ -130,8 +130,10 @@ async def test_a_suspended_pod_stops_blocking_the_notify_queue(
     )
     code = STOPPABLE_POD.format(seconds=seconds)
     async with running("-c", code, "serve", env=env, command=sys.executable) as pod:  # type: ignore[arg-type]
-        await pod.said(SERVES)
-        await until(lambda: _listens(cluster.pool))
+        url = (await pod.said(SERVES))[2]
+        # Its session alone is not enough: stopped before it has sent LISTEN, it would never hold up the queue.
+        await until(lambda: _reports_listening(cluster, url))
+        assert await _listens(cluster.pool)
         os.kill(pod.process.pid, signal.SIGSTOP)
         # More than the kernel keeps for a socket, so that the server must wait for the pod to read.
         pinned = await _fill(cluster.pool)
@@ -145,6 +147,11 @@ async def test_a_suspended_pod_stops_blocking_the_notify_queue(
         assert await _listens(cluster.pool) == (seconds == 0)
         os.kill(pod.process.pid, signal.SIGCONT)
         await until(lambda: _listens(cluster.pool))
+
+
+async def _reports_listening(cluster: Cluster, url: str) -> bool:
+    found: bool = (await cluster.client.get(f"{url}/readyz")).json()["listener"] == "listening"
+    return found
 
 
 async def _listens(pool: asyncpg.Pool[asyncpg.Record]) -> bool:
