@@ -111,7 +111,7 @@ async def read(request: Request, stream_id: UUID) -> Content:
     async with translated(pool):
         for _ in range(2):
             stream = await found(request, stream_id)
-            while page := await event_log.read(pool, stream_id, cursor):
+            async for page in event_log.pages(pool, stream_id, cursor):
                 for batch in page:
                     if batch.first_seq != cursor + 1:
                         raise damaged(stream_id)

@@ -287,11 +287,9 @@ async def _places(pod: Pod, begun: Encoded[AiSdkState], stream_id: UUID) -> Plac
     reader = Reader(aisdk.AI_SDK, begun, 0)
     places = Places()
     places.read(begun.body)
-    cursor = 0
     async with translated(pod.pool):
-        while page := await event_log.read(pod.pool, stream_id, cursor):
+        async for page in event_log.pages(pod.pool, stream_id):
             places.read(reader.read(page))
-            cursor = page[-1].last_seq
     return places
 
 

@@ -28,7 +28,7 @@ from ..generators.registry import takes_approvals
 from ..settings import Settings
 from ..snapshot import Snapshot, ToolCall
 from . import actions
-from .request import found, pod_of
+from .request import found, key_lifetime_seconds, pod_of
 
 # In one message. Each may need a log to be read.
 _MOST: Final = 32
@@ -102,8 +102,7 @@ def key_of(request: Request, answers: Sequence[Answered]) -> IdempotencyKey | No
     # Always in the same order, so that two requests never deadlock.
     first, *others = [_KEY_PREFIX + hashlib.sha256(asked.encode()).hexdigest() for asked, _ in decided]
     digest = hashlib.sha256(orjson.dumps(decided)).digest()
-    hours = pod_of(request).settings.idempotency_hours
-    return IdempotencyKey(first, digest, hours * 3600, tuple(others), _ANSWERED_BEFORE)
+    return IdempotencyKey(first, digest, key_lifetime_seconds(request), tuple(others), _ANSWERED_BEFORE)
 
 
 async def _answered(

@@ -168,7 +168,7 @@ _MESSAGE: Final = "msg_"
 async def _whole_log(pool: Pool, stream_id: UUID) -> list[Batch]:
     batches: list[Batch] = []
     cursor = 0
-    while page := await event_log.read(pool, stream_id, cursor):
+    async for page in event_log.pages(pool, stream_id):
         for batch in page:
             if batch.first_seq != cursor + 1:
                 raise _damaged(stream_id)

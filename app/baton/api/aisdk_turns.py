@@ -35,7 +35,7 @@ from ..errors import (
 )
 from . import actions, aisdk_conversations
 from .aisdk_conversations import Conversation, Place
-from .request import charge_rows, pod_of, principal_of
+from .request import charge_rows, key_lifetime_seconds, pod_of, principal_of
 from .request_body import turn_of, without_turn
 
 # No client can send a key that begins like this.
@@ -232,5 +232,4 @@ async def _not_stored(request: Request, message_id: str | None) -> ConversationG
 
 def _key(request: Request, basis: str, turn: Turn) -> IdempotencyKey:
     name = hashlib.sha256(basis.encode(errors="surrogatepass")).hexdigest()
-    hours = pod_of(request).settings.idempotency_hours
-    return IdempotencyKey(_KEY_PREFIX + name, bytes.fromhex(turn.digest), hours * 3600)
+    return IdempotencyKey(_KEY_PREFIX + name, bytes.fromhex(turn.digest), key_lifetime_seconds(request))

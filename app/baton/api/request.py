@@ -146,8 +146,13 @@ def idempotency_key(request: Request, body: bytes) -> IdempotencyKey | None:
         return None
     if not _KEY.fullmatch(key):
         raise InvalidRequest("An Idempotency-Key has 1 to 255 printable ASCII characters.")
-    hours = pod_of(request).settings.idempotency_hours
-    return IdempotencyKey(key, hashlib.sha256(problems.path_of(request).encode() + b"\n" + body).digest(), hours * 3600)
+    digest = hashlib.sha256(problems.path_of(request).encode() + b"\n" + body).digest()
+    return IdempotencyKey(key, digest, key_lifetime_seconds(request))
+
+
+def key_lifetime_seconds(request: Request) -> float:
+    """Return how long pods remember a key that makes a create idempotent, the client's or one of our own."""
+    return pod_of(request).settings.idempotency_hours * 3600
 
 
 def common_headers(request: Request) -> dict[str, str]:

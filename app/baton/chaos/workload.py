@@ -299,9 +299,7 @@ class Workload:
 
     async def _read_log(self, stream_id: UUID) -> LogCopy:
         async def read() -> LogCopy:
-            batches: list[event_log.Batch] = []
-            while page := await event_log.read(self._pool, stream_id, batches[-1].last_seq if batches else 0):
-                batches += page
+            batches = [batch async for page in event_log.pages(self._pool, stream_id) for batch in page]
             row = await streams.get(self._pool, stream_id)
             return LogCopy(batches, row.status if row else GONE)
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -234,6 +234,13 @@ async def append(connection: Connection, appends: Sequence[Append], history: str
 async def read(executor: Connection | Pool, stream_id: UUID, cursor: int) -> list[Batch]:
     """Read a page of batches after the cursor. The first one may begin before it. At the tail the page is empty."""
     return _batches(await executor.fetch(within_day(_READ, stream_id), stream_id, cursor, PAGE_ROWS, PAGE_BYTES))
+
+
+async def pages(executor: Connection | Pool, stream_id: UUID, cursor: int = 0) -> AsyncIterator[list[Batch]]:
+    """Read all batches after the cursor, page by page, up to the tail."""
+    while page := await read(executor, stream_id, cursor):
+        yield page
+        cursor = page[-1].last_seq
 
 
 async def read_newest(executor: Connection | Pool, stream_id: UUID, max_bytes: int) -> list[Batch]:
