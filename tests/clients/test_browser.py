@@ -18,6 +18,7 @@ from tests.clients.balancer import balancer
 from tests.clients.pods import ANSWER, WORDS
 from tests.support.cluster import Cluster, Tap
 from tests.support.logbook import until
+from tests.support.mounted import answers
 from tests.support.processes import environment
 
 from baton.demo.cluster import reserved_port
@@ -85,13 +86,6 @@ async def site(folder: Path, dsn: str, port: int) -> AsyncIterator[Process]:
         if process.returncode is None:
             process.kill()
         await process.wait()
-
-
-async def answers(client: httpx2.AsyncClient, url: str) -> bool:
-    try:
-        return (await client.get(url)).status_code == 200
-    except httpx2.TransportError:
-        return False
 
 
 @contextlib.asynccontextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -12,8 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
+from tests.support.processes import processes_of
 
 SECONDS = 60
 
@@ -24,15 +23,6 @@ def folder() -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(prefix="bc-"))
     yield made
     shutil.rmtree(made)
-
-
-def processes_of(folder: Path) -> list[str]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("TMPDIR") == str(folder):
-                found.append(f"{process.pid} {process.cmdline()}")
-    return found
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from tests.faults.test_leases import row
 from tests.faults.viewers import Viewer, counted
 from tests.support.cluster import Author, Cluster, Tap, ended
 from tests.support.follower import following
-from tests.support.logbook import DEADLINE_SECONDS, until
+from tests.support.logbook import DEADLINE_SECONDS, pod_waits_for_the_log, until
 from tests.support.processes import SERVES, Running, environment, running
 
 from baton.worker.worker import Worker
@@ -160,15 +160,6 @@ async def stuck_pod(cluster: Cluster, author: Author) -> AsyncIterator[tuple[Run
             yield pod, url
 
 
-async def _waits_for_the_log(cluster: Cluster) -> bool:
-    return bool(
-        await cluster.pool.fetchval(
-            "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted "
-            "AND relation = 'baton.batch'::regclass AND application_name = 'baton pod'"
-        )
-    )
-
-
 def faults_of(pod: Running) -> list[str]:
     return [line for line in pod.lines if "Traceback" in line or "has not been started" in line]
 
@@ -179,7 +170,7 @@ async def test_a_client_behind_the_window_is_sent_away_while_its_query_waits(clu
         stuck_pod(cluster, author) as (pod, url),
         following(cluster.client, url, author.id) as follower,
     ):
-        await until(lambda: _waits_for_the_log(cluster))
+        await until(lambda: pod_waits_for_the_log(cluster.pool))
         pod.signal(signal.SIGTERM)
         assert await follower.rest() == []
         assert RETRY.fullmatch(follower.comments[-1])
@@ -191,7 +182,7 @@ async def test_a_request_whose_query_outlasts_the_pod_is_sent_to_another(cluster
     author = await fat(cluster, batches=1)
     async with stuck_pod(cluster, author) as (pod, url):
         asked = asyncio.create_task(cluster.client.get(f"{url}/v1/streams/{author.id}"))
-        await until(lambda: _waits_for_the_log(cluster))
+        await until(lambda: pod_waits_for_the_log(cluster.pool))
         pod.signal(signal.SIGTERM)
         answer = await asked
         assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")

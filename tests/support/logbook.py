@@ -193,3 +193,19 @@ async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record
         yield connection
     finally:
         connection.terminate()
+
+
+async def has_events(pool: Pool, stream_id: str) -> bool:
+    """Return whether something of a stream is in the log."""
+    found: bool = await pool.fetchval("SELECT EXISTS (SELECT FROM baton.batch WHERE stream_id = $1)", UUID(stream_id))
+    return found
+
+
+async def pod_waits_for_the_log(pool: Pool) -> bool:
+    """Return whether a query of a pod waits for a lock of the log's table."""
+    return bool(
+        await pool.fetchval(
+            "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted "
+            "AND relation = 'baton.batch'::regclass AND application_name = 'baton pod'"
+        )
+    )

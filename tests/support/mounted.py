@@ -72,7 +72,7 @@ async def mounted(server: str, folder: Path, dsn: str, *, source: str = SITE, **
         url = f"http://127.0.0.1:{port}/baton"
         try:
             async with httpx2.AsyncClient(trust_env=False) as client:
-                await until(lambda: _answers(client, f"{url}/readyz"), START_SECONDS)
+                await until(lambda: answers(client, f"{url}/readyz"), START_SECONDS)
             yield Site(url, process)
         finally:
             with contextlib.suppress(ProcessLookupError):  # its workers, too, which are of its group
@@ -80,7 +80,7 @@ async def mounted(server: str, folder: Path, dsn: str, *, source: str = SITE, **
             await process.wait()
 
 
-async def _answers(client: httpx2.AsyncClient, url: str) -> bool:
+async def answers(client: httpx2.AsyncClient, url: str) -> bool:
     try:
         return (await client.get(url)).status_code == 200
     except httpx2.TransportError:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 from tests.support.logbook import DEADLINE_SECONDS
 
 BATON = Path(sys.executable).parent / "baton"
@@ -96,3 +97,13 @@ async def finished(
         raise AssertionError(f"{arguments} did not end: {out.decode()} {err.decode()}") from None
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Return the processes whose folder for temporary files this is, each as its id and its command."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("TMPDIR") == str(folder):
+                found.append(f"{process.pid} {process.cmdline()}")
+    return found

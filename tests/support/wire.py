@@ -10,8 +10,9 @@ from uuid import UUID
 import orjson
 from hypothesis import strategies as st
 
-from baton.db.event_log import Batch
+from baton.db.event_log import Append, Batch
 from baton.db.streams import Stream
+from baton.dialects.native import Native
 from baton.dialects.protocol import Dialect, Encoded, Reader
 from baton.events import encode_event, encode_text, join_lines
 from baton.outcome import Outcome
@@ -19,6 +20,18 @@ from baton.outcome import Outcome
 Event = Mapping[str, Any]
 STREAM_ID = UUID("019a5e2c-0000-7000-8000-00000000000a")
 CREATED_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+class Counting(Native):
+    """The native dialect, which counts how often it encodes."""
+
+    def __init__(self) -> None:
+        super().__init__("counting")
+        self.encoded = 0
+
+    def encode(self, batch: Batch, state: None, after: int) -> Encoded[None]:
+        self.encoded += 1
+        return super().encode(batch, state, after)
 
 
 def stream(**given: Any) -> Stream:
@@ -48,6 +61,13 @@ def batches(events: Sequence[str | Event | Outcome], sizes: Iterable[int] = ()) 
             found.append(Batch(first, first + len(some) - 1, isinstance(some[-1], Outcome), lines))
             first += len(some)
     return found
+
+
+def batch_of(stream_id: UUID, size_bytes: int) -> Append:
+    """A batch of one event whose encoding has just that many bytes."""
+    event = encode_text("x" * (size_bytes - len(encode_text(""))))
+    assert len(event) == size_bytes
+    return Append(stream_id, 1, 1, 1, event)
 
 
 def sent(dialect: Dialect[Any], opening: Encoded[Any], found: list[Batch], after: int = 0) -> bytes:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 from tests.support.cluster import Cluster, echo
-from tests.support.logbook import until
+from tests.support.logbook import pod_waits_for_the_log, until
 from tests.support.processes import SERVES, environment, running
 
 SAID = {"role": "user", "content": "?"}
@@ -59,18 +59,9 @@ async def test_a_create_whose_pod_shuts_down_is_not_repeated(cluster: Cluster, d
             # Following it reads the log.
             await connection.execute("LOCK TABLE baton.batch")
             asked = asyncio.create_task(cluster.client.post(url + path, json=body))
-            await until(lambda: _waits_for_the_log(cluster))
+            await until(lambda: pod_waits_for_the_log(cluster.pool))
             pod.signal(signal.SIGTERM)
             answer = await asked
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "still_running")
             assert answer.headers["x-should-retry"] == "false"
     assert await cluster.pool.fetchval("SELECT count(*) FROM baton.stream") == 1
-
-
-async def _waits_for_the_log(cluster: Cluster) -> bool:
-    return bool(
-        await cluster.pool.fetchval(
-            "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted "
-            "AND relation = 'baton.batch'::regclass AND application_name = 'baton pod'"
-        )
-    )

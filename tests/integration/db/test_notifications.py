@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Container
-from uuid import UUID
 
 import asyncpg
 import pytest
 from tests.support.logbook import connected, until
+from tests.support.wire import batch_of
 
 from baton.db import notifications
-from baton.db.event_log import Append
 from baton.db.notifications import MAX_BYTES, TRAILER_BYTES, pack, unpack
 from baton.db.signing_keys import SigningKeys
-from baton.events import encode_text
 
 
 class Everybody(Container[str]):
@@ -25,13 +23,6 @@ class Everybody(Container[str]):
 EVERYBODY = Everybody()
 NOW = 1_764_000_000.125
 LONG = SigningKeys({2**31 - 1: b"k" * 32}, "0123abcd/00000001")  # no signature is longer
-
-
-def batch_of(stream_id: UUID, size_bytes: int) -> Append:
-    """A batch of one event whose encoding has just that many bytes."""
-    event = encode_text("x" * (size_bytes - len(encode_text(""))))
-    assert len(event) == size_bytes
-    return Append(stream_id, 1, 1, 1, event)
 
 
 async def test_postgres_accepts_the_largest_payload(dsn: str) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import httpx2
 import psutil
 import pytest
+from tests.support.processes import processes_of
 
 from baton.demo.cluster import Child, Cluster, Program
 from baton.errors import DemoError
@@ -113,15 +114,6 @@ def names_of_children(parent: psutil.Process) -> set[str]:
         with contextlib.suppress(psutil.Error):
             names.add(child.name())
     return names
-
-
-def processes_of(folder: Path) -> list[str]:
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("TMPDIR") == str(folder):
-                found.append(f"{process.pid} {process.cmdline()}")
-    return found
 
 
 def clean_environment() -> dict[str, str]:

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 from tests.support.cluster import Cluster, text
+from tests.support.wire import Counting
 
-from baton.db.event_log import Batch
-from baton.dialects.native import START, Native
-from baton.dialects.protocol import Encoded, Reader
+from baton.dialects.native import START
+from baton.dialects.protocol import Reader
 from baton.pod.relay import ENCODED_BATCHES_KEPT
-
-
-class Counting(Native):
-    """The native dialect, which counts how often it encodes."""
-
-    def __init__(self) -> None:
-        super().__init__("counting")
-        self.encoded = 0
-
-    def encode(self, batch: Batch, state: None, after: int) -> Encoded[None]:
-        self.encoded += 1
-        return super().encode(batch, state, after)
 
 
 async def test_a_relay_keeps_the_encodings_of_its_newest_batches_only(cluster: Cluster) -> None:

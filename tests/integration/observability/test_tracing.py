@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
-from uuid import UUID
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -16,7 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
 from tests.support.cluster import Cluster, Tap, echo
-from tests.support.logbook import until, working
+from tests.support.logbook import has_events, until, working
 from tests.support.processes import environment, finished, running
 from tests.support.provider_server import ProviderServer, Reply, data_frames
 
@@ -132,7 +131,7 @@ async def test_a_stream_that_is_taken_over_stays_in_its_trace(cluster: Cluster, 
     async with working(cluster.dsn, {"replay": tap}):
         stream_id = await create(cluster, pod.url)
         tap.let("a")
-        await until(lambda: has_events(cluster, stream_id))
+        await until(lambda: has_events(cluster.pool, stream_id))
     async with working(cluster.dsn, {"replay": echo}):
         answer = await cluster.client.get(f"{pod.url}/v1/streams/{stream_id}/events")
     assert '"reset"' in answer.text
@@ -140,13 +139,6 @@ async def test_a_stream_that_is_taken_over_stays_in_its_trace(cluster: Cluster, 
     created, followed = await spans.one("create"), await spans.one("follow")
     assert [told(span)["baton.attempt"] for span in spans.named("generate")] == [1, 2]
     assert {ids(span) for span in (*spans.named("generate"), followed)} == {(TRACE, own_id(created))}
-
-
-async def has_events(cluster: Cluster, stream_id: str) -> bool:
-    found: bool = await cluster.pool.fetchval(
-        "SELECT EXISTS (SELECT FROM baton.batch WHERE stream_id = $1)", UUID(stream_id)
-    )
-    return found
 
 
 MESSAGES = [{"role": "user", "content": "a"}]

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-
 import pytest
 from tests.support.cluster import Cluster
 from tests.support.follower import following
 
 from baton.app import create_app
 
-
-@pytest.fixture(autouse=True)
-def _handlers_as_before() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("signal_handlers")
 
 
 async def test_an_application_can_leave_without_a_signal(cluster: Cluster) -> None:

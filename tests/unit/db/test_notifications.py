@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.support.wire import batch_of
 
 from baton.db import notifications
 from baton.db.event_log import Append
@@ -34,13 +35,6 @@ def appends(draw: Any) -> Append:
     lines = [encode_text(delta) for delta in deltas] + ([outcome.encode()] if outcome else [])
     first = draw(st.integers(1, MAX_SEQ - len(lines)))
     return Append(draw(st.uuids()), draw(st.integers(1, 99)), first, first + len(lines) - 1, join_lines(lines), outcome)
-
-
-def batch_of(stream_id: UUID, size_bytes: int) -> Append:
-    """A batch of one event whose encoding has just that many bytes."""
-    event = encode_text("x" * (size_bytes - len(encode_text(""))))
-    assert len(event) == size_bytes
-    return Append(stream_id, 1, 1, 1, event)
 
 
 @given(st.lists(appends()))

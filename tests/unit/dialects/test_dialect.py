@@ -4,23 +4,10 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.wire import batches
+from tests.support.wire import Counting, batches
 
-from baton.db.event_log import Batch
-from baton.dialects.native import START, Native
-from baton.dialects.protocol import Chain, Encoded, Reader
-
-
-class Counting(Native):
-    """The native dialect, which counts how often it encodes."""
-
-    def __init__(self) -> None:
-        super().__init__("counting")
-        self.encoded = 0
-
-    def encode(self, batch: Batch, state: None, after: int) -> Encoded[None]:
-        self.encoded += 1
-        return super().encode(batch, state, after)
+from baton.dialects.native import START
+from baton.dialects.protocol import Chain, Reader
 
 
 def test_a_batch_is_encoded_once_for_all_clients_that_get_all_of_it() -> None:
