@@ -101,6 +101,10 @@ def _require_name(name: str) -> None:
 _NEW_STREAM: Final = (
     *("tenant", "generator", "input", "metadata", "on_worker_lost"),
     *("max_duration", "idle_timeout", "queue_timeout", "unwatched_timeout", "traceparent", "continuation"),
+    "may_continue",
+)
+_CLAIMED: Final = (
+    *("epoch", "claim_token", "history", "attempts", "queued_at", "started_at", "continues", "run", "interruption"),
 )
 _BOTH: Final = (
     Grant("SELECT", "alembic_version"),
@@ -109,6 +113,12 @@ _BOTH: Final = (
     Grant("SELECT", "partitioning"),  # for `baton doctor`
     Grant("SELECT", "batch"),
     Grant("INSERT", "batch"),  # a pod ends a queued stream that it cancels, and a stream that it erases
+    # The end of a stream deletes its state and its steps, and may leave a call that stops the provider.
+    Grant("SELECT", "stream_state"),
+    Grant("DELETE", "stream_state"),
+    Grant("SELECT", "step"),
+    Grant("DELETE", "step"),
+    Grant("INSERT", "stop_call", ("stream_id", "generator", "state")),
     Grant("SELECT", "worker"),
     Grant("SELECT", "notify_key"),
     Grant("EXECUTE", "current_history()"),
@@ -119,7 +129,13 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
     "work": (
         *_BOTH,
         Grant("SELECT", "stream"),
-        Grant("UPDATE", "stream", (*ENDED, "epoch", "claim_token", "history", "attempts", "queued_at", "started_at")),
+        Grant("UPDATE", "stream", (*ENDED, *_CLAIMED)),
+        Grant("INSERT", "stream_state"),
+        Grant("UPDATE", "stream_state"),
+        Grant("INSERT", "step"),
+        Grant("SELECT", "stop_call"),
+        Grant("UPDATE", "stop_call", ("due_at", "tries")),
+        Grant("DELETE", "stop_call"),
         Grant("INSERT", "worker", ("name", "generators", "concurrency")),
         Grant("UPDATE", "worker", ("heartbeat", "heartbeat_at", "tokens", "silent", "silent_seconds")),
         Grant("DELETE", "worker"),  # a worker that stops, or that removes a dead one

@@ -21,6 +21,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
     text,
     true,
 )
@@ -91,6 +92,14 @@ stream = Table(
     Column("continuation", LargeBinary),
     # The usage of each attempt, if several used something; `usage` is the sum.
     Column("usage_by_attempt", JSONB),
+    # Whether a new worker may continue it, as its creator wanted; `on_worker_lost` says what happens otherwise.
+    Column("may_continue", Boolean, nullable=False, server_default=false()),
+    # Whether the generator of the last claim can continue it, and `may_continue`.
+    Column("continues", Boolean, nullable=False, server_default=false()),
+    Column("run", Integer, nullable=False, server_default=text("0")),  # how often a worker has started it
+    Column("interruption", Text),  # why its last worker gave it back or lost it
+    # The model and the provider that answered, as JSON.
+    Column("answered_by", JSONB),
     CheckConstraint("status IN ('queued', 'running', 'completed', 'failed', 'cancelled')", name="status"),
     CheckConstraint("on_worker_lost IN ('retry', 'fail')", name="on_worker_lost"),
     Index("ix_stream_queued", "id", postgresql_where=text("status = 'queued'")),
@@ -120,6 +129,41 @@ batch = Table(
     CheckConstraint("first_seq > 0 AND last_seq >= first_seq", name="seq"),
     Index("uq_batch_terminal", "stream_id", unique=True, postgresql_where=text("terminal")),
     postgresql_partition_by="RANGE (stream_id)",
+)
+
+# The last state that each running stream's generator saved (see `db.stream_states`).
+stream_state = Table(
+    "stream_state",
+    metadata,
+    Column("stream_id", UUID, primary_key=True),
+    Column("after_seq", Integer, nullable=False),  # the number of the last event that it covers
+    Column("state", LargeBinary, nullable=False),  # JSON
+    # The generator whose `stop` is called with the state if the stream ends early; NULL if none is.
+    Column("stop_with", Text),
+)
+
+# The results of the steps of running streams: inserted once, never updated (see `db.steps`).
+step = Table(
+    "step",
+    metadata,
+    Column("stream_id", UUID, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),  # of the arguments
+    Column("occurrence", Integer, nullable=False),  # counts the same name and arguments from 0
+    Column("result", LargeBinary, nullable=False),  # JSON
+    PrimaryKeyConstraint("stream_id", "name", "digest", "occurrence"),
+)
+
+# Calls of `stop` that workers have yet to make, for streams that have ended early (see `db.stop_calls`).
+stop_call = Table(
+    "stop_call",
+    metadata,
+    Column("stream_id", UUID, primary_key=True),
+    Column("generator", Text, nullable=False),
+    Column("state", LargeBinary, nullable=False),
+    Column("created_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
+    Column("due_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
+    Column("tries", Integer, nullable=False, server_default=text("0")),
 )
 
 worker = Table(
