@@ -15,8 +15,15 @@ from .version import __version__
 if TYPE_CHECKING:
     from .app import Application, create_app
     from .client import Follower
-    from .errors import BatonError, ConfigurationError, FollowError, GenerationError
-    from .generators import Approval, GenerationRequest, Generator, Yielded, as_generation_error
+    from .errors import BatonError, ConfigurationError, FollowError, GenerationError, StepError
+    from .generators import (
+        Approval,
+        GenerationRequest,
+        Generator,
+        Yielded,
+        as_generation_error,
+        idempotency_key,
+    )
     from .generators.conversation import messages
     from .generators.requested_model import RequestedModel
     from .observability.log_context import ContextFilter
@@ -36,10 +43,12 @@ __all__ = [
     "Generator",
     "RequestedModel",
     "Settings",
+    "StepError",
     "Yielded",
     "__version__",
     "as_generation_error",
     "create_app",
+    "idempotency_key",
     "json_formatter",
     "messages",
     "text_formatter",
@@ -58,9 +67,11 @@ _MODULES: Final = {
     "Generator": "generators",
     "RequestedModel": "generators.requested_model",
     "Settings": "settings",
+    "StepError": "errors",
     "Yielded": "generators",
     "as_generation_error": "generators",
     "create_app": "app",
+    "idempotency_key": "generators",
     "json_formatter": "observability.log_formatters",
     "messages": "generators.conversation",
     "text_formatter": "observability.log_formatters",

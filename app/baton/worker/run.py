@@ -14,6 +14,7 @@ from ..db.stream_queue import Claim
 from ..errors import GENERATOR_FAULT, GenerationError, InvalidEvent
 from ..events import TOKEN_TYPES, encode_event, encode_text
 from ..generators import Approval, GenerationRequest, Generator, Yielded, as_generation_error
+from ..generators.steps import Steps
 from ..observability import traceparent
 from ..observability.metrics import Labels, WorkerMetrics
 from ..outcome import Outcome, Timings
@@ -58,10 +59,12 @@ class Run:
         bounds: Bounds,
         metrics: WorkerMetrics,
         *,
+        steps: Steps,
         labels: Labels = UNKNOWN,
     ) -> None:
         self.claim = claim
         self.outbox = outbox
+        self.steps = steps
         self.last_event_at = time.monotonic()
         self.started_at = self.last_event_at
         self._generator = generator
@@ -110,13 +113,15 @@ class Run:
         idle_timeout = claim.idle_timeout or idle_timeout
         if claim.elapsed + now - self.started_at > max_duration:
             self.stop(Outcome.failed("max_duration", f"The answer took longer than {max_duration:g} seconds."))
-        elif not self._waits_for_room and now - self.last_event_at > idle_timeout:
+        elif self.silent_seconds > idle_timeout:
             self.stop(Outcome.failed("idle_timeout", f"Nothing came for {idle_timeout:g} seconds. Try again."))
 
     @property
     def silent_seconds(self) -> float:
-        """For how many seconds the generator has yielded nothing; 0 while it waits for the database."""
-        return 0.0 if self._waits_for_room else time.monotonic() - self.last_event_at
+        """For how many seconds the generator has yielded nothing; 0 while it waits for the database or for a step."""
+        if self._waits_for_room or self.steps.running:
+            return 0.0
+        return time.monotonic() - max(self.last_event_at, self.steps.ended_at)
 
     def stop(self, outcome: Outcome) -> None:
         """Cancel the generator and end the stream with this outcome. Only the first call counts."""
@@ -139,6 +144,7 @@ class Run:
             claim.attempts,
             None if parent is None else str(parent),
             tuple(Approval(**approval) for approval in claim.approvals),
+            steps=self.steps,
         )
         events = self._generator(request)
         if not hasattr(events, "aclose"):

@@ -10,13 +10,16 @@ from uuid import UUID
 from ..db.stream_queue import Claim
 from ..generators import Generator
 from ..generators.requested_model import RequestedModel, asked_by
+from ..generators.steps import Steps
 from ..observability import log_context
 from ..observability.metrics import WorkerMetrics
 from ..outcome import Outcome
 from ..settings import Settings
 from ..usage import Bill
 from .outbox import Lost, Outbox
+from .records import Records
 from .run import Bounds, Run
+from .steps import StepRecords
 from .telemetry import Telemetry
 from .writer import Writer
 
@@ -37,6 +40,7 @@ class Slots:
         metrics: WorkerMetrics,
         telemetry: Telemetry,
         *,
+        records: Records,
         on_freed: Callable[[], None],
     ) -> None:
         self._settings = settings
@@ -44,6 +48,7 @@ class Slots:
         self._writer = writer
         self._metrics = metrics
         self._telemetry = telemetry
+        self._records = records
         self._on_freed = on_freed
         self._bounds = Bounds(
             max_event_bytes=settings.max_event_bytes,
@@ -80,7 +85,7 @@ class Slots:
         generator = self._generators[claim.generator]
         asked = asked_by(generator, claim.input)
         labels = self._telemetry.labels(claim.generator, asked.model)
-        run = Run(claim, generator, outbox, self._bounds, self._metrics, labels=labels)
+        run = Run(claim, generator, outbox, self._bounds, self._metrics, steps=self._steps(outbox), labels=labels)
         self.runs[claim.stream_id] = run
         self._writer.add(outbox)
         if tail > 0:
@@ -120,6 +125,16 @@ class Slots:
             if self.runs.get(run.claim.stream_id) is run:
                 del self.runs[run.claim.stream_id]
             self._on_freed()
+
+    def _steps(self, outbox: Outbox) -> Steps:
+        """Return the steps of a new run. A refused result is a loss that the run must know, unless it has ended."""
+
+        def on_lost() -> None:
+            if not outbox.closed.is_set():
+                outbox.lose(Lost.FENCED)
+
+        store = StepRecords(self._records, outbox.fence, first_run=outbox.epoch == 1, on_lost=on_lost)
+        return Steps(store, max_result_bytes=self._settings.max_event_bytes)
 
     def _on_lost(self, run: Run, lost: Lost) -> None:
         stream_id = run.claim.stream_id

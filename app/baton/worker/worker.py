@@ -31,6 +31,7 @@ from .lease import Lease
 from .notifier import Notifier
 from .outbox import Lost
 from .reaper import release
+from .records import Records
 from .run import Run
 from .slots import Slots
 from .telemetry import Telemetry
@@ -63,8 +64,17 @@ class Worker:
             prepare=settings.prepare,
             lease_lasted=self.lease.lasted,
         )
+        self._records = Records(settings.dsn, prepare=settings.prepare)
         self._wake = asyncio.Event()
-        self.slots = Slots(settings, generators, self.writer, self.metrics, telemetry, on_freed=self._wake.set)
+        self.slots = Slots(
+            settings,
+            generators,
+            self.writer,
+            self.metrics,
+            telemetry,
+            records=self._records,
+            on_freed=self._wake.set,
+        )
         self.metrics.silences = self.slots.silences
         self.claiming = Claiming(names, self.lease, self.slots, telemetry)
         self._upkeep = Upkeep(settings, self.slots, telemetry)
@@ -98,6 +108,7 @@ class Worker:
             for task in (*self.slots.tasks, control, *services):
                 task.cancel()
             await asyncio.gather(*self.slots.tasks, control, *services, return_exceptions=True)
+            self._records.close()
 
     def leave(self) -> None:
         """Stop claiming, give the streams `worker_drain_seconds` to end, hand the rest over, and let `run()` return.
