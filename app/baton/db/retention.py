@@ -134,13 +134,11 @@ async def delete_stop_calls(connection: Connection, horizon: UUID) -> int:
     return int(status.rpartition(" ")[2])
 
 
-async def count_leftovers(connection: Connection, horizon: UUID) -> int:
+async def count_leftovers(connection: Connection, horizon: UUID) -> tuple[int, int]:
     """Return how many rows of `RUN_TABLES`, and how many calls of `stop`, would be deleted."""
     not_live = _NOT_LIVE.format(rows="rows")
-    found: int = await connection.fetchval(_COUNT_STOP_CALLS, stream_ids.moment_of(horizon))
-    for table in RUN_TABLES:
-        found += await connection.fetchval(_COUNT_LEFTOVERS.format(table=table, not_live=not_live))
-    return found
+    found = [await connection.fetchval(_COUNT_LEFTOVERS.format(table=table, not_live=not_live)) for table in RUN_TABLES]
+    return sum(found), await connection.fetchval(_COUNT_STOP_CALLS, stream_ids.moment_of(horizon))
 
 
 async def oldest_within(connection: Connection, first: UUID, end: UUID, *, live: bool = False) -> Kept | None:

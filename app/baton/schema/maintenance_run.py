@@ -116,7 +116,7 @@ class MaintenanceRun:
             )
 
     async def _delete_leftovers(self, horizon: UUID) -> None:
-        count = await retention.delete_stop_calls(self._connection, horizon)
+        count = 0
         for table in retention.RUN_TABLES:
             last: UUID | None = UUID(int=0)
             while last is not None:
@@ -124,6 +124,8 @@ class MaintenanceRun:
                 count += deleted
         if count:
             self._say(f"Deleted {amount(count, 'row')} of states and steps whose streams have ended.")
+        if calls := await retention.delete_stop_calls(self._connection, horizon):
+            self._say(f"Deleted {amount(calls, 'call')} that no worker could make.")
 
     async def _drop_partitions(self, horizon: UUID) -> None:
         await self._drop_detached()
