@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
+import baton
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
 
@@ -25,3 +26,25 @@ async def counting(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         if "log" in given:
             with Path(given["log"]).open("a") as log:  # noqa: ASYNC230
                 log.write(f"attempt {request.attempt} {fate}\n")
+
+
+async def stepping(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+    """Run a tool as a step, and wait after it for the file `end`. `calls` is a file in which the tool counts."""
+    given = request.input
+
+    async def tool(question: str) -> list[str]:
+        with Path(given["calls"]).open("a") as calls:  # noqa: ASYNC230
+            calls.write(f"{baton.idempotency_key()}\n")
+        await exists(given.get("go"))
+        return [question, "answer"]
+
+    yield "asking "
+    result = await request.step("tool", tool, "question")
+    yield "-".join(result)
+    await exists(given.get("end"))
+
+
+async def exists(path: str | None) -> None:
+    """Wait for a file, if one is named."""
+    while path is not None and not Path(path).exists():  # noqa: ASYNC110, ASYNC240
+        await asyncio.sleep(0.01)

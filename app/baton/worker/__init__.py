@@ -6,6 +6,7 @@
 - `outbox` buffers, batches and numbers one stream's events. The protocol between it and the writer is described there.
 - `writer` appends the batches of all outboxes under their claims' epochs, as `flush_schedule` times it.
   `log_comparison` checks the log after the database may have gone back in time. `notifier` announces what was written.
+- `steps` keeps the results of a generator's steps, over the connection of `records`.
 - `lease` sends heartbeats, `upkeep` does what comes with each heartbeat, and `reaper` finds dead workers.
   `lease_history` decides whether the lease lasted until a failover.
 - `telemetry` reports runs in metrics, traces and the log.

@@ -18,6 +18,7 @@ from ..db.stream_queue import Claim
 from ..errors import GENERATOR_FAULT, GenerationError, InvalidEvent
 from ..events import TOKEN_TYPES, encode_event, encode_object, encode_text
 from ..generators import Approval, GenerationRequest, Generator, SoFar, Yielded, as_generation_error, can_continue
+from ..generators.steps import Steps
 from ..observability import traceparent
 from ..observability.metrics import Labels, WorkerMetrics
 from ..outcome import Outcome, Timings
@@ -68,12 +69,14 @@ class Run:
         *,
         metrics: WorkerMetrics,
         records: Records,
+        steps: Steps,
         resumes: bool = False,
         labels: Labels = UNKNOWN,
     ) -> None:
         """`resumes`: an earlier run may have left something that the generator can continue."""
         self.claim = claim
         self.outbox = outbox
+        self.steps = steps
         self.last_event_at = time.monotonic()
         self.started_at = self.last_event_at
         self._generator = generator
@@ -121,6 +124,7 @@ class Run:
         self._put_rest()
         outcome = self._outcome()
         if self.outbox.lost is None:
+            self.outbox.forgets |= self.steps.used
             self.outbox.finish(outcome)
         await self.outbox.closed.wait()
         lost = self.outbox.lost
@@ -133,13 +137,15 @@ class Run:
         idle_timeout = claim.idle_timeout or idle_timeout
         if claim.elapsed + now - self.started_at > max_duration:
             self.stop(Outcome.failed("max_duration", f"The answer took longer than {max_duration:g} seconds."))
-        elif not self._waits_for_database and now - self.last_event_at > idle_timeout:
+        elif self.silent_seconds > idle_timeout:
             self.stop(Outcome.failed("idle_timeout", f"Nothing came for {idle_timeout:g} seconds. Try again."))
 
     @property
     def silent_seconds(self) -> float:
-        """For how many seconds the generator has yielded nothing; 0 while it waits for the database."""
-        return 0.0 if self._waits_for_database else time.monotonic() - self.last_event_at
+        """For how many seconds the generator has yielded nothing; 0 while it waits for the database or for a step."""
+        if self._waits_for_database or self.steps.running:
+            return 0.0
+        return time.monotonic() - max(self.last_event_at, self.steps.ended_at)
 
     def stop(self, outcome: Outcome) -> None:
         """Cancel the generator and end the stream with this outcome. Only the first call counts."""
@@ -173,6 +179,7 @@ class Run:
                 self.claim.stream_id,
             )
             self._start_over("output_differs")
+            self.steps.restart()
             await self._feed(dataclasses.replace(request, so_far=SoFar(), state=None, state_seq=0))
 
     async def _first_request(self) -> GenerationRequest:
@@ -188,6 +195,7 @@ class Run:
             tuple(Approval(**approval) for approval in claim.approvals),
             claim.run,
             claim.tenant,
+            steps=self.steps,
         )
         if not self._resumes:
             return request

@@ -10,6 +10,7 @@ from uuid import UUID
 from ..db.stream_queue import Claim
 from ..generators import Generator, stopper
 from ..generators.requested_model import RequestedModel, asked_by
+from ..generators.steps import Steps
 from ..observability import log_context
 from ..observability.metrics import WorkerMetrics
 from ..outcome import Outcome
@@ -18,6 +19,7 @@ from ..usage import Bill
 from .outbox import Lost, Outbox
 from .records import Records
 from .run import Bounds, Run
+from .steps import StepRecords
 from .telemetry import Telemetry
 from .writer import Writer
 
@@ -96,6 +98,7 @@ class Slots:
             self._bounds,
             metrics=self._metrics,
             records=self._records,
+            steps=self._steps(outbox),
             resumes=resumes,
             labels=labels,
         )
@@ -140,6 +143,16 @@ class Slots:
                 if run.handed_over:
                     self.handed_over[run.claim.stream_id] = run
             self._on_freed()
+
+    def _steps(self, outbox: Outbox) -> Steps:
+        """Return the steps of a new run. A refused result is a loss that the run must know, unless it has ended."""
+
+        def on_lost() -> None:
+            if not outbox.closed.is_set():
+                outbox.lose(Lost.FENCED)
+
+        store = StepRecords(self._records, outbox.fence, first_run=outbox.epoch == 1, on_lost=on_lost)
+        return Steps(store, max_result_bytes=self._settings.max_event_bytes)
 
     def _on_lost(self, run: Run, lost: Lost) -> None:
         stream_id = run.claim.stream_id
