@@ -393,15 +393,19 @@ async def test_a_cancelled_statement_costs_only_its_connection(dsn: str) -> None
 
 
 async def test_a_stream_is_not_silent_while_its_step_runs(dsn: str) -> None:
-    agent = Agent()
-    async with in_tool(dsn, agent, idle_timeout_seconds=60) as (worker, connection, stream_id):
+    agent = Lasting()
+    async with in_tool(dsn, agent, idle_timeout_seconds=1800) as (worker, _, stream_id):
         run = run_of(worker, stream_id)
         run.last_event_at -= 3600
         worker.slots.enforce_limits()
         assert (run.steps.running, run.silent_seconds) == (1, 0)
         agent.go_on.set()
+        await agent.after_step.wait()
         # Silence is counted from the end of the step.
-        assert (await ended(connection, stream_id)).status == "completed"
+        worker.slots.enforce_limits()
+        assert (run.steps.running, run.silent_seconds < 1800) == (0, True)
+        assert worker.slots.runs[stream_id] is run
+        assert agent.cancelled == 0
 
 
 async def test_a_step_ends_at_the_streams_longest_duration(dsn: str) -> None:
