@@ -40,6 +40,7 @@ class VllmServer(ProviderServer):
         self.reasoning = ""
         self.parses_reasoning = False
         self.refuses_prefixes = False
+        self.refusals: list[Reply] = []  # the answers to the next requests
         self.calls = False
         self.prefixes: list[str | None] = []
         self.tokens = 0
@@ -48,6 +49,8 @@ class VllmServer(ProviderServer):
 
     async def respond(self, request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Generate an answer until it ends, or the client is gone."""
+        if self.refusals:
+            return await self.send(self.refusals.pop(0), reader, writer)
         body = request.body
         continued = bool(body.get("continue_final_message"))
         if continued and (self.refuses_prefixes or body.get("add_generation_prompt", True)):

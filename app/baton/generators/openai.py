@@ -23,7 +23,7 @@ from .provider import Provider, SdkErrors, SdkStream, http_client, http_library
 from .provider_answer import ProviderAnswer, openai_usage, part
 from .sdk_errors import reported
 
-_CALLS: Final = frozenset({"function_call", "custom_tool_call"})
+CALLS: Final = frozenset({"function_call", "custom_tool_call"})
 
 # Servers without access control accept any key, but the SDK requires one.
 _NO_KEY = "none"
@@ -156,7 +156,7 @@ class ResponsesAnswer(ProviderAnswer):
 
     def _whole_text(self, event: Any) -> Iterator[Yielded]:
         whole = part(event, "text") or part(event, "refusal")
-        if whole and _content_of(event) not in self._begun:
+        if whole and content_of(event) not in self._begun:
             self._begun |= _names_of(event)
             yield whole
 
@@ -176,7 +176,7 @@ class ResponsesAnswer(ProviderAnswer):
     def _item(self, event: Any) -> Iterator[Yielded]:
         """Begin a call if its name is known. Otherwise `_whole` does, once the whole call has come."""
         name = part(event, "item", "name")
-        if part(event, "item", "type") in _CALLS and name and _item_of(event) not in self._begun:
+        if part(event, "item", "type") in CALLS and name and _item_of(event) not in self._begun:
             yield self._begin_call(_item_of(event), event.item)
 
     def _begin_call(self, key: Hashable, item: Any) -> Yielded:
@@ -199,9 +199,9 @@ class ResponsesAnswer(ProviderAnswer):
         """Yield an output item that came whole. If it has begun as a call, yield only its missing arguments."""
         kind = part(item, "type")
         if key in self._begun:
-            if kind in _CALLS:
+            if kind in CALLS:
                 yield from self.tool_calls.complete(key, part(item, "arguments") or part(item, "input"))
-        elif kind in _CALLS:
+        elif kind in CALLS:
             yield self._begin_call(key, item)
         elif kind == "message":
             self._begun.add(key)
@@ -247,14 +247,14 @@ def _item_of(event: Any) -> Hashable:
     return name
 
 
-def _content_of(event: Any) -> Hashable:
+def content_of(event: Any) -> Hashable:
     """Return the key of the text, the refusal or the reasoning of an output item."""
     return str(part(event, "type")).rpartition(".")[0], _item_of(event), part(event, "summary_index")
 
 
 def _names_of(event: Any) -> set[Hashable]:
     """Return all keys of the item and content of an event."""
-    return {_item_of(event), _content_of(event), part(event, "item_id")}
+    return {_item_of(event), content_of(event), part(event, "item_id")}
 
 
 def _responses_usage(usage: Any) -> Yielded | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -80,10 +80,14 @@ class Provider(ABC):
     async def aclose(self) -> None:
         """Close the connections to the provider."""
 
-    async def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
+    def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
         """Ask the provider and yield its answer as it comes."""
+        return self.ask(request)
+
+    async def ask(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
+        """Ask the provider once, and yield its answer as it comes."""
         refuse_approvals(self.name, request)
-        body = self.body(_permitted(request.input))
+        body = self.body(permitted(request.input))
         model = self._model(body.pop("model", None))
         answer = self.answer()
         stream = await self._open(model, body)
@@ -101,10 +105,20 @@ class Provider(ABC):
             failure = error
         finally:
             await stream.close()
+        for item in self.conclusion(answer, failure):
+            yield item
+
+    @staticmethod
+    def conclusion(answer: ProviderAnswer, failure: GenerationError | None) -> Iterator[Yielded]:
+        """Yield what follows the events of an answer: its usage, also after a failure, since the provider bills it.
+
+        Raises:
+            GenerationError: the failure, or the answer is not complete.
+        """
         if failure is None and answer.finish_reason is None:
-            failure = GenerationError("provider_cut_off", "The model provider ended the answer before it was complete.")
+            failure = cut_off()
         if answer.usage is not None:
-            yield answer.usage  # also after a failure: the provider bills it
+            yield answer.usage
         if failure is not None:
             raise failure
         yield {"type": "finish", "finish_reason": answer.finish_reason}
@@ -167,7 +181,12 @@ class Provider(ABC):
         return GenerationError("provider_error", "The model provider sent something that cannot be read.")
 
 
-def _permitted(given: Any) -> Any:
+def cut_off() -> GenerationError:
+    """Return the error for an answer that ended without a reason."""
+    return GenerationError("provider_cut_off", "The model provider ended the answer before it was complete.")
+
+
+def permitted(given: Any) -> Any:
     """Return an input without the fields for Baton.
 
     Raises:
