@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
@@ -27,6 +27,12 @@ def continues(generator: _Generator) -> _Generator:
 def can_continue(generator: object) -> bool:
     """Whether a generator can continue an answer that another run has begun."""
     return bool(getattr(generator, "continues", False))
+
+
+def stopper(generator: object) -> Callable[[Any], Awaitable[None]] | None:
+    """Return the `stop` of a generator, which ends at the provider what a state stands for; None if it has none."""
+    found: Callable[[Any], Awaitable[None]] | None = getattr(generator, "stop", None)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +118,9 @@ class Generator(Protocol):
 
     A generator that can continue (see `continues`) may also yield:
 
-    - `{"type": "state", "state": ...}`: save any JSON as of the events yielded so far. It is no event: it has no number,
-      and viewers never get it. It is in the database as soon as these events are. A state that comes before the first
-      event of a run is in the database before the generator is asked for more.
+    - `{"type": "state", "state": ...}`: save any JSON as of the events yielded so far. It is no event: it has no
+      number, and viewers never get it. It is in the database as soon as these events are. A state that comes before the
+      first event of a run is in the database before the generator is asked for more.
     - `{"type": "continue", "after": int}`: the first thing that it yields, to continue after the event of that number,
       from `request.state_seq` to `request.so_far.seq`. After the last event it goes on with what is new. After an
       earlier one it repeats itself: what equals the log is dropped, and a difference starts the answer over.
@@ -124,6 +130,10 @@ class Generator(Protocol):
     `baton.as_generation_error`), also if it was wrapped by `raise … from` or in a group. Any other exception
     ends it as failed with the code `generator_error`. Cancelling the stream cancels the generator
     where it waits (`asyncio.CancelledError`), so `finally` blocks and `async with` close its resources.
+
+    A generator may be an object with a second method, `async def stop(self, state)`: if a stream ends in any way but as
+    completed, a worker calls it with the last state, at least once, to end what still runs elsewhere. It is not called
+    when another worker continues the stream.
     """
 
     def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]: ...
