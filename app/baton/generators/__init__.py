@@ -6,7 +6,7 @@ only if their SDKs are installed. A `preset` is another name for a generator, wi
 exceptions of SDKs.
 """
 
-from .protocol import Approval, GenerationRequest, Generator, SoFar, Yielded, can_continue, continues
+from .protocol import Approval, GenerationRequest, Generator, SoFar, Yielded, can_continue, continues, stopper
 from .registry import close_generators, configured_names, load_generators
 from .sdk_errors import as_generation_error
 
@@ -22,4 +22,5 @@ __all__ = [
     "configured_names",
     "continues",
     "load_generators",
+    "stopper",
 ]

@@ -16,6 +16,7 @@ import openai
 from ..errors import GenerationError
 from ..settings import Settings
 from . import conversation
+from .accounts import Account, default_account
 from .chat_answer import ChatAnswer
 from .done import Marked
 from .protocol import Yielded
@@ -36,18 +37,19 @@ class OpenAIProvider(Provider):
     model_setting = "BATON_OPENAI_MODEL"
     errors = SdkErrors(openai.OpenAIError, openai.APIConnectionError, openai.APITimeoutError)
     http = http_library(openai.DefaultAsyncHttpxClient)
+    request_id_header = "x-request-id"
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings.openai_model)
-        key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else ""
+    def __init__(self, settings: Settings, account: Account) -> None:
+        super().__init__(settings, settings.openai_model)
         self.client = openai.AsyncOpenAI(
-            api_key=key or _NO_KEY,
-            organization=_variable("OPENAI_ORG_ID"),
-            project=_variable("OPENAI_PROJECT_ID"),
-            base_url=settings.openai_base_url,
-            max_retries=settings.provider_max_retries,
+            api_key=account.key or _NO_KEY,
+            base_url=account.base_url,
+            max_retries=0,
             http_client=http_client(settings, self.http),
         )
+        # The SDK reads these variables itself. They belong to the settings' own key.
+        self.client.organization = _variable("OPENAI_ORG_ID") if account.is_default else None
+        self.client.project = _variable("OPENAI_PROJECT_ID") if account.is_default else None
 
     async def aclose(self) -> None:
         """Close the connections to the provider."""
@@ -62,8 +64,8 @@ def _variable(name: str) -> str | None:
 class ResponsesGenerator(OpenAIProvider):
     """Asks a model through the Responses API."""
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: Settings, account: Account) -> None:
+        super().__init__(settings, account)
         # The SDK imports a resource at its first use. Do it now, and not while streams run.
         self._responses = self.client.responses
 
@@ -83,8 +85,8 @@ class ResponsesGenerator(OpenAIProvider):
 class ChatGenerator(OpenAIProvider):
     """Asks a model through the Chat Completions API, which most compatible servers have."""
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: Settings, account: Account) -> None:
+        super().__init__(settings, account)
         self._completions = self.client.chat.completions
 
     def body(self, given: Any) -> dict[str, Any]:
@@ -233,9 +235,10 @@ class ResponsesAnswer(ProviderAnswer):
         raise reported({"code": part(event, "code")})
 
 
-def build(settings: Settings) -> OpenAIProvider:
-    """Return the generator for the API that the settings choose."""
-    return ChatGenerator(settings) if settings.openai_api == "chat" else ResponsesGenerator(settings)
+def build(settings: Settings, account: Account | None = None) -> OpenAIProvider:
+    """Return the generator for the API that the settings choose, with their account by default."""
+    account = account or default_account(settings, "openai")
+    return ChatGenerator(settings, account) if settings.openai_api == "chat" else ResponsesGenerator(settings, account)
 
 
 def _item_of(event: Any) -> Hashable:

@@ -21,8 +21,9 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final
 
-from ..errors import ConfigurationError, GenerationError
+from ..errors import GenerationError
 from ..settings import Settings
+from .accounts import Account
 from .openai import ChatGenerator
 from .protocol import GenerationRequest, SoFar, Yielded
 from .provider import permitted
@@ -136,15 +137,6 @@ def _is_constrained(body: Mapping[str, Any]) -> bool:
     return body.get("tool_choice", "auto") not in ("auto", "none") or any(body.get(name) for name in _CONSTRAINTS)
 
 
-def build(settings: Settings) -> PrefixGenerator:
-    """Return the generator.
-
-    Raises:
-        ConfigurationError: the settings choose the other API.
-    """
-    if settings.openai_api != "chat":
-        raise ConfigurationError(
-            'BATON_MODELS: "resume": "prefix" needs the Chat Completions API. Set BATON_OPENAI_API=chat, or remove '
-            '"resume".'
-        )
-    return PrefixGenerator(settings)
+def build(settings: Settings, account: Account) -> PrefixGenerator:
+    """Return the generator."""
+    return PrefixGenerator(settings, account)

@@ -6,6 +6,7 @@ Invariants of every adapter:
   that, even cleanly, is `provider_cut_off`.
 - Leaving the generator at any point, by `aclose()` or by cancellation, closes the HTTP response at once, so
   that the provider stops generating and billing.
+- One call is tried once here: `attempts` alone repeats calls, and the SDKs do not.
 - Error messages reach the client: they contain no key, no address, and no internals of a provider.
 """
 
@@ -21,6 +22,10 @@ from typing import Any, ClassVar, Protocol
 from ..errors import GenerationError
 from ..observability import tracing
 from ..settings import Settings
+from . import attempts
+from .answer_record import current_record
+from .attempts import Candidate, Patience
+from .concurrency import Concurrency
 from .protocol import GenerationRequest, Yielded, refuse_approvals
 from .provider_answer import ProviderAnswer, identity
 from .requested_model import RequestedModel
@@ -48,6 +53,10 @@ class SdkErrors:
 class SdkStream(Protocol):
     """A streamed response of an SDK."""
 
+    @property
+    def response(self) -> Any:
+        """The HTTP response."""
+
     def __aiter__(self) -> AsyncIterator[Any]: ...
 
     async def close(self) -> None: ...
@@ -60,9 +69,11 @@ class Provider(ABC):
     model_setting: ClassVar[str]
     errors: ClassVar[SdkErrors]
     http: ClassVar[Any]  # the module of the HTTP library that the SDK uses
+    request_id_header: ClassVar[str]
 
-    def __init__(self, model: str | None) -> None:
+    def __init__(self, settings: Settings, model: str | None) -> None:
         self._default_model = model
+        self.patience = Patience(settings.provider_max_retries, settings.provider_max_wait_seconds)
 
     @abstractmethod
     def body(self, given: Any) -> dict[str, Any]:
@@ -81,11 +92,20 @@ class Provider(ABC):
         """Close the connections to the provider."""
 
     def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
-        """Ask the provider and yield its answer as it comes."""
-        return self.ask(request)
+        """Ask the provider, again if it fails before its answer begins, and yield its answer as it comes."""
+        asked = self.requested_model(request.input)
+        return attempts.answer([Candidate(self.name, asked, self.ask, request, Concurrency())], self.patience)
+
+    def knows(self, state: Any) -> bool:
+        """Whether this provider began what a state stands for."""
+        return False
 
     async def ask(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
-        """Ask the provider once, and yield its answer as it comes."""
+        """Ask the provider once, and yield its answer as it comes.
+
+        Raises:
+            GenerationError: its cause is the SDK's exception, if there was one.
+        """
         refuse_approvals(self.name, request)
         body = self.body(permitted(request.input))
         model = self._model(body.pop("model", None))
@@ -98,7 +118,7 @@ class Provider(ABC):
             while (event := await self._next(events, answer)) is not None:
                 if not known:
                     known = True
-                    tracing.note(identity(event))
+                    self._note(identity(event), stream)
                 for item in answer.translate(event):
                     yield item
         except GenerationError as error:
@@ -122,6 +142,15 @@ class Provider(ABC):
         if failure is not None:
             raise failure
         yield {"type": "finish", "finish_reason": answer.finish_reason}
+
+    def _note(self, said: Mapping[str, str | None], stream: SdkStream) -> None:
+        """Note what the provider says about its answer, in the trace and for the stream's row."""
+        tracing.note(said)
+        current_record().identify(
+            model=said["gen_ai.response.model"],
+            response_id=said["gen_ai.response.id"],
+            request_id=stream.response.headers.get(self.request_id_header),
+        )
 
     def requested_model(self, given: Any) -> RequestedModel:
         """Return the model that an input asks for."""

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ..backoff import Backoff
-from ..errors import ConfigurationError, GenerationError
-from ..observability import tracing
+from ..errors import GenerationError
 from ..settings import Settings
+from .accounts import Account
+from .answer_record import current_record
 from .openai import ResponsesGenerator
 from .protocol import GenerationRequest, Yielded, refuse_approvals
 from .provider import SdkStream, cut_off, permitted
@@ -82,6 +83,12 @@ class Reading:
         reading.sequence = reading._saved = state["sequence"]
         reading.answer.restore(state["answer"])
         return reading
+
+    @property
+    def stream(self) -> SdkStream:
+        """The connection."""
+        assert self._stream is not None
+        return self._stream
 
     @property
     def events(self) -> AsyncIterator[Any]:
@@ -155,6 +162,10 @@ class ReattachingGenerator(ResponsesGenerator):
         """The server that knows the ids of its Responses."""
         return str(self.client.base_url)
 
+    def knows(self, state: Any) -> bool:
+        """Whether this server has the Response of a state."""
+        return isinstance(state, Mapping) and state.get("base_url") == self.base_url
+
     async def ask(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
         """Join the Response of an earlier run, or begin one, and yield its answer as it comes."""
         refuse_approvals(self.name, request)
@@ -162,12 +173,13 @@ class ReattachingGenerator(ResponsesGenerator):
         if reading is None:
             reading = await self._begin(request)
         else:
+            current_record().identify(response_id=reading.response_id)
             yield {"type": "continue", "after": request.state_seq}
         failure: GenerationError | None = None
         try:
             while (event := await self._read(reading)) is not None:
                 if reading.identify(event):
-                    tracing.note(identity(event))
+                    self._note(identity(event), reading.stream)
                     yield reading.state(self.base_url)
                 for item in reading.translate(event):
                     yield item
@@ -186,7 +198,7 @@ class ReattachingGenerator(ResponsesGenerator):
         Raises:
             openai.OpenAIError: the provider did not do it, and may do it later.
         """
-        if not isinstance(state, Mapping) or state.get("base_url") != self.base_url:
+        if not self.knows(state):
             return
         try:
             await self._responses.cancel(state["response_id"])
@@ -205,7 +217,7 @@ class ReattachingGenerator(ResponsesGenerator):
     async def _join(self, request: GenerationRequest) -> Reading | None:
         """Open a connection to the Response of an earlier run; None if there is none, or it is unknown by now."""
         reading = Reading.restored(request.state)
-        if reading is None or request.state["base_url"] != self.base_url:
+        if reading is None or not self.knows(request.state):
             return None
         if await self._connect(reading) and (not reading.polls or await self._retrieve(reading) is not None):
             return reading
@@ -292,18 +304,9 @@ class ReattachingGenerator(ResponsesGenerator):
             raise self._refusal(error) from error
 
 
-def build(settings: Settings) -> ReattachingGenerator:
-    """Return the generator.
-
-    Raises:
-        ConfigurationError: the settings choose the other API.
-    """
-    if settings.openai_api != "responses":
-        raise ConfigurationError(
-            'BATON_MODELS: "resume": "reattach" needs the Responses API. Set BATON_OPENAI_API=responses, or remove '
-            '"resume".'
-        )
-    return ReattachingGenerator(settings)
+def build(settings: Settings, account: Account) -> ReattachingGenerator:
+    """Return the generator."""
+    return ReattachingGenerator(settings, account)
 
 
 def _status(error: Exception) -> Any:

@@ -14,6 +14,7 @@ from ..db.stream_queue import Claim
 from ..errors import GENERATOR_FAULT, GenerationError, InvalidEvent
 from ..events import TOKEN_TYPES, encode_event, encode_text
 from ..generators import Approval, GenerationRequest, Generator, Yielded, as_generation_error
+from ..generators.answer_record import AnswerRecord
 from ..observability import traceparent
 from ..observability.metrics import Labels, WorkerMetrics
 from ..outcome import Outcome, Timings
@@ -70,6 +71,7 @@ class Run:
         self._surrogates = SurrogateJoiner(self._calls)
         self._events = outbox.tail  # including a former worker's
         self.size_bytes = 0  # of what this run has yielded
+        self.answer = AnswerRecord()
         self.labels = labels  # in the metrics
         self._time_to_first_token_seconds = metrics.time_to_first_token_seconds.of(*labels)
         self._inter_token_seconds = metrics.inter_token_seconds
@@ -96,7 +98,7 @@ class Run:
         if self._abandoned:
             return None
         self._put_rest()
-        outcome = self._outcome()
+        outcome = dataclasses.replace(self._outcome(), answered_by=self.answer.as_dict())
         if self.outbox.lost is None:
             self.outbox.finish(outcome)
         await self.outbox.closed.wait()
@@ -110,13 +112,19 @@ class Run:
         idle_timeout = claim.idle_timeout or idle_timeout
         if claim.elapsed + now - self.started_at > max_duration:
             self.stop(Outcome.failed("max_duration", f"The answer took longer than {max_duration:g} seconds."))
-        elif not self._waits_for_room and now - self.last_event_at > idle_timeout:
+        elif self.silent_seconds > idle_timeout:
             self.stop(Outcome.failed("idle_timeout", f"Nothing came for {idle_timeout:g} seconds. Try again."))
 
     @property
     def silent_seconds(self) -> float:
-        """For how many seconds the generator has yielded nothing; 0 while it waits for the database."""
-        return 0.0 if self._waits_for_room else time.monotonic() - self.last_event_at
+        """For how many seconds the generator has yielded nothing.
+
+        It is 0 while the generator waits for the database, or for a provider as that provider asks. A call of a model
+        that failed counts as an event.
+        """
+        if self._waits_for_room or self.answer.waiting:
+            return 0.0
+        return time.monotonic() - max(self.last_event_at, self.answer.active_at)
 
     def stop(self, outcome: Outcome) -> None:
         """Cancel the generator and end the stream with this outcome. Only the first call counts."""
@@ -130,6 +138,7 @@ class Run:
         self._over.set()
 
     async def _generate(self) -> None:
+        self.answer.enter()
         claim = self.claim
         parent = traceparent.current()
         request = GenerationRequest(

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from ..db.stream_queue import Claim
 from ..generators import Generator
+from ..generators.preset import concurrency_of
 from ..generators.requested_model import RequestedModel, asked_by
 from ..observability import log_context
 from ..observability.metrics import WorkerMetrics
@@ -62,6 +63,19 @@ class Slots:
     def free_bytes(self) -> int:
         """How many more bytes of inputs this worker may hold."""
         return self._settings.worker_max_total_input_bytes - sum(run.claim.input_bytes for run in self.runs.values())
+
+    def is_limited(self, name: str) -> bool:
+        """Whether a generator may run only a number of streams at once."""
+        return concurrency_of(self._generators[name]).most is not None
+
+    def free_for(self, name: str) -> int:
+        """How many more streams of a generator may run here."""
+        concurrency = concurrency_of(self._generators[name])
+        if concurrency.most is None:
+            return self.free
+        # A stream that was just claimed has not asked for its place yet.
+        claimed = sum(run.claim.generator == name for run in self.runs.values())
+        return min(self.free, concurrency.most - max(claimed, concurrency.taken))
 
     def start(self, claim: Claim, tail: int, bill: Bill) -> None:
         """Run a claimed stream whose log ends at `tail`. `bill` has what earlier attempts used."""

@@ -50,7 +50,9 @@ class Worker:
         self._settings = settings
         names = sorted(generators)
         self.metrics = WorkerMetrics(settings.worker_concurrency, silent_after_seconds=settings.silent_after_seconds)
-        telemetry = Telemetry(self.metrics, Names(generators.keys(), configured_models(settings)))
+        # A model may only be a fallback, and have no streams of its own.
+        names_in_metrics = Names(generators.keys() | settings.models.keys(), configured_models(settings))
+        telemetry = Telemetry(self.metrics, names_in_metrics)
         self._notifier = Notifier(
             settings.dsn, with_events=settings.notify_payloads, metrics=self.metrics, prepare=settings.prepare
         )

@@ -12,8 +12,9 @@ from tests.support.provider_server import refusal
 from tests.support.vllm_server import VllmServer
 from tests.unit.generators.generation import Heard
 
-from baton.errors import ConfigurationError, GenerationError
+from baton.errors import GenerationError
 from baton.generators import GenerationRequest, SoFar
+from baton.generators.accounts import default_account
 from baton.generators.prefix import PrefixGenerator, build
 from baton.settings import Settings
 
@@ -26,7 +27,7 @@ async def generator_of(server: VllmServer) -> AsyncIterator[PrefixGenerator]:
     settings = Settings.load(
         openai_api="chat", openai_base_url=f"{server.url}/v1", openai_model="m", provider_max_retries=0
     )
-    generator = build(settings)
+    generator = build(settings, default_account(settings, "openai"))
     try:
         yield generator
     finally:
@@ -132,8 +133,3 @@ async def test_white_space_that_does_not_come_again_stays_as_it_was() -> None:
     async with VllmServer("First paragraph.Second.") as server, generator_of(server) as generator:
         heard = await run(generator, SoFar(seq=2, text="First paragraph. \n"))
     assert heard.text == "Second."
-
-
-async def test_the_other_api_has_no_prefix() -> None:
-    with pytest.raises(ConfigurationError, match="BATON_OPENAI_API=chat"):
-        build(Settings.load(openai_api="responses", openai_base_url="http://127.0.0.1:9/v1"))

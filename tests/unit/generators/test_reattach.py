@@ -17,8 +17,9 @@ from tests.support.pacing import Pace
 from tests.support.provider_server import refusal
 from tests.unit.generators.generation import Heard
 
-from baton.errors import ConfigurationError, GenerationError
+from baton.errors import GenerationError
 from baton.generators import GenerationRequest, SoFar, reattach
+from baton.generators.accounts import default_account
 from baton.generators.reattach import ReattachingGenerator, build
 from baton.settings import Settings
 
@@ -71,7 +72,8 @@ def later(before: Run) -> GenerationRequest:
 
 @contextlib.asynccontextmanager
 async def generator_of(server: OpenAIServer) -> AsyncIterator[ReattachingGenerator]:
-    generator = build(Settings.load(openai_base_url=f"{server.url}/v1", openai_model="m", provider_max_retries=0))
+    settings = Settings.load(openai_base_url=f"{server.url}/v1", openai_model="m", provider_max_retries=0)
+    generator = build(settings, default_account(settings, "openai"))
     try:
         yield generator
     finally:
@@ -234,8 +236,3 @@ async def test_stop_cancels_once_and_for_all() -> None:
         server.forget()
         await generator.stop(state)
         await generator.stop(state | {"base_url": "http://elsewhere/"})
-
-
-async def test_the_other_api_cannot_reattach() -> None:
-    with pytest.raises(ConfigurationError, match="BATON_OPENAI_API=responses"):
-        build(Settings.load(openai_api="chat", openai_base_url="http://127.0.0.1:9/v1"))
