@@ -4,6 +4,8 @@ The zombie is a worker whose append is in flight while its stream is taken away:
 or after its row is inserted, and then committed with its reply arriving, committed with the reply lost, or rolled back
 with the connection. The reaper gives the stream to a successor or ends it. All of them are the real thing; only the
 order of their steps is the test's.
+
+With the policy `continue` the zombie saves a state with each word, and the successor continues after the last word.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ import pytest
 from tests.support.logbook import claimed, connected, employ, events, row, settings, text, until
 
 from baton.chaos.proxy import Proxy
-from baton.db import event_log, stream_creation, stream_ending, worker_rows
+from baton.db import event_log, stream_creation, stream_ending, stream_queue, stream_states, worker_rows
 from baton.db.event_log import Append, Fence
 from baton.db.postgres import Connection, Pool, connect, pool
 from baton.db.stream_creation import NewStream
+from baton.db.stream_states import State
 from baton.db.worker_rows import Orphan
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
@@ -63,12 +66,20 @@ class Story:
     reply: Reply
     terminal: bool  # the batch in flight is the zombie's last
     prior: bool  # there are events in the log from before
-    policy: Literal["retry", "fail"]
+    policy: Literal["retry", "fail", "continue"]
+
+    @property
+    def continues(self) -> bool:
+        return self.policy == "continue"
+
+    @property
+    def fallback(self) -> str:
+        return "fail" if self.continues else self.policy
 
     @property
     def has_successor(self) -> bool:
         """With `fail`, a stream that has emitted something is ended by the reaper itself."""
-        return self.policy == "retry" or not self.prior
+        return self.policy != "fail" or not self.prior
 
     def orders(self) -> Iterator[str]:
         """Every way to merge the zombie's steps (z) with the others' (s), each in their own order."""
@@ -132,6 +143,7 @@ class Player:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.put_down_pen()
+        self.worker._records.close()
 
     def pids(self) -> list[int]:
         connection = self.worker.writer._connection
@@ -142,6 +154,22 @@ class Player:
         return not self.outbox.ready or self.outbox.closed.is_set()
 
 
+class Cast:
+    """A generator that can continue if the story says so."""
+
+    def __init__(self, generator: Callable[[GenerationRequest], AsyncGenerator[Yielded, None]], story: Story) -> None:
+        self.generator = generator
+        self.continues = story.continues
+
+    async def __call__(self, request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        words = len(request.so_far.text.split())
+        async for item in self.generator(request):
+            yield item
+            if self.continues and isinstance(item, str):
+                words += 1
+                yield {"type": "state", "state": words}
+
+
 class Scenario:
     """One story in one order."""
 
@@ -149,6 +177,7 @@ class Scenario:
         self.story, self.order, self.dsn, self.witness = story, order, dsn, witness
         self.go, self.more, self.go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.cancelled = False
+        self.given: GenerationRequest | None = None
         self.claiming: asyncio.Task[None] | None = None
 
     async def play(self) -> None:
@@ -188,10 +217,10 @@ class Scenario:
 
     async def _cast(self, stack: AsyncExitStack) -> None:
         name = f"{self.story.reply} {self.order}"
-        new = NewStream(name, None, {}, self.story.policy)
+        new = NewStream(name, None, {}, self.story.fallback, may_continue=self.story.continues)
         self.stream_id = (await stream_creation.create(self.witness, new))[0].id
-        self.zombie = await self._player(stack, {name: self.zombies_generator})
-        self.successor = await self._player(stack, {name: self.successors_generator})
+        self.zombie = await self._player(stack, {name: Cast(self.zombies_generator, self.story)})
+        self.successor = await self._player(stack, {name: Cast(self.successors_generator, self.story)})
         self.reaper = await stack.enter_async_context(connected(self.dsn))
         self.keeper = await stack.enter_async_context(self.witness.acquire())
         await self.zombie.claim(self.reaper)
@@ -235,7 +264,14 @@ class Scenario:
             self.cancelled = True
             raise
 
-    async def successors_generator(self, _request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+    async def successors_generator(self, request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        if self.story.continues:
+            self.given = request
+            yield {"type": "continue", "after": request.so_far.seq}
+            await self.go_on.wait()
+            for number in range(len(request.so_far.text.split()) + 1, 5):
+                yield f"Z{number} "
+            return
         yield "S1 "
         await self.go_on.wait()
         yield "S2 "
@@ -282,7 +318,9 @@ class Scenario:
     # The reaper's step, and the successor's.
 
     async def reap(self) -> None:
-        await release(self.reaper, Orphan(self.fence, 1, self.story.policy), max_attempts=3)
+        await release(
+            self.reaper, Orphan(self.fence, 1, self.story.fallback, continues=self.story.continues), max_attempts=3
+        )
 
     async def claim(self) -> None:
         self.successor.proxy.hold_replies()
@@ -321,11 +359,17 @@ class Scenario:
         if self.order.startswith("s"):
             # The stream was taken away before the append began: a stale writer starts nothing new.
             assert acknowledged == (2 if self.story.prior else 0)
-            assert "Z4" not in story
+            assert self.story.continues or "Z4" not in story
         assert [event["delta"] for event in found[:acknowledged] if "delta" in event] == [
             f"Z{number} " for number in range(1, min(acknowledged, 4) + 1)
         ]
-        if stream.status == "completed":
+        if self.story.continues:
+            assert (stream.status, text(found)) == ("completed", ZOMBIES_ANSWER)
+            assert "reset" not in {event["type"] for event in found}
+            if self.given is not None:
+                # Its state is as of the last word that a batch of the zombie's has, and that batch is in the log.
+                assert self.given.state == (len(self.given.so_far.text.split()) or None)
+        elif stream.status == "completed":
             assert text(found) in {ZOMBIES_ANSWER, SUCCESSORS_ANSWER}
             assert self.story.terminal or text(found) == SUCCESSORS_ANSWER
         else:
@@ -349,11 +393,13 @@ def stories() -> Iterator[Any]:
         ("after", "lost"),
         ("after", "rolled back"),
     ):
-        for terminal, prior, policy in product((False, True), (False, True), ("retry", "fail")):
+        for terminal, prior, policy in product((False, True), (False, True), ("retry", "fail", "continue")):
             story = Story(held, reply, terminal, prior, policy)  # type: ignore[arg-type]
             # Each way to be held and answered, each kind of batch and each policy is among those that always run, in
             # every fourth order.
-            if reply == "arrives":
+            if policy == "continue":
+                many = prior != (terminal == (held == "before"))
+            elif reply == "arrives":
                 many = prior or policy != ("retry" if terminal == (held == "before") else "fail")
             else:
                 many = prior or policy == "fail" or terminal != (held == "before")
@@ -426,3 +472,23 @@ async def test_an_outside_end_survives_a_deadlock_with_the_last_owners_end(dsn: 
         assert await appending == {stream_id}
         assert (await row(keeper, stream_id)).status == "completed"
         assert len(await events(keeper, stream_id)) == 1
+
+
+async def test_a_state_without_a_batch_is_refused_once_the_stream_is_taken_away(dsn: str) -> None:
+    async with connected(dsn) as keeper, connected(dsn) as zombie:
+        (stream_id,) = await claimed(keeper)
+        fence = Fence(stream_id, 1)
+        saved = await stream_states.save_alone(zombie, [(fence, State(0, b"1"))], None)
+        assert saved == {stream_id}
+        async with keeper.transaction():
+            assert await stream_queue.requeue(keeper, fence)
+            saving = asyncio.create_task(stream_states.save_alone(zombie, [(fence, State(0, b"2"))], None))
+            await until(lambda: stuck(dsn, zombie))
+        assert await saving == set()
+        assert await stream_states.read(keeper, stream_id) == (0, 1)
+
+
+async def stuck(dsn: str, connection: Connection) -> bool:
+    """Whether a connection waits for another's transaction."""
+    async with connected(dsn) as witness:
+        return bool(await witness.fetchval(STUCK, [connection.get_server_pid()], False))
