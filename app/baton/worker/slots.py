@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class Slots:
-    """The runs of one worker, by their streams. `on_freed` is called when a run has ended.
+    """The runs of one worker, by their streams. `on_freed` is called with its generator's name when a run has ended.
 
     All of it runs on the worker's event loop, except `silences`.
     """
@@ -40,7 +40,7 @@ class Slots:
         records: Records,
         metrics: WorkerMetrics,
         telemetry: Telemetry,
-        on_freed: Callable[[], None],
+        on_freed: Callable[[str], None],
     ) -> None:
         self._settings = settings
         self._generators = generators
@@ -153,7 +153,7 @@ class Slots:
                 del self.runs[run.claim.stream_id]
                 if run.handed_over:
                     self.handed_over[run.claim.stream_id] = run
-            self._on_freed()
+            self._on_freed(run.claim.generator)
 
     def _on_lost(self, run: Run, lost: Lost) -> None:
         stream_id = run.claim.stream_id

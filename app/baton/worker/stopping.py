@@ -12,20 +12,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Final
 from uuid import UUID
 
 from ..backoff import Backoff
 from ..db import stop_calls
 from ..db.postgres import Connection
 from ..db.stop_calls import StopCall
-from ..generators import Generator
+from ..generators import Generator, stopper
 from ..observability import log_context
 from ..pace import Pace
 
 logger = logging.getLogger(__name__)
 
+# How often to look for calls that other processes have left. An end in this worker is followed at once.
+LOOK_SECONDS: Final = 1.0
 MOST_AT_ONCE: Final = 32
 CALL_SECONDS: Final = 30.0
 LEASE_SECONDS: Final = 60.0  # longer than a call, and the time until its result is written
@@ -37,21 +39,19 @@ _GIVE_UP_SECONDS: Final = 24 * 3600.0
 _FORGET_SECONDS: Final = 7 * 24 * 3600.0
 _FORGET_PACE_SECONDS: Final = 3600.0
 
-Stop = Callable[[Any], Awaitable[None]]
-
 
 class Stopping:
     """The calls of one worker. `on_result` is called when `work` has a result to write."""
 
     def __init__(self, generators: Mapping[str, Generator], *, on_result: Callable[[], None]) -> None:
-        found = {name: getattr(generator, "stop", None) for name, generator in generators.items()}
-        self._stops: dict[str, Stop] = {name: stop for name, stop in found.items() if stop is not None}
+        found = {name: stopper(generator) for name, generator in generators.items()}
+        self._stops = {name: stop for name, stop in found.items() if stop is not None}
         self._on_result = on_result
         self._running: dict[UUID, asyncio.Task[None]] = {}
         self._made: set[UUID] = set()
         self._failed: dict[UUID, float] = {}  # when to try again, in seconds
         # A scan takes longer while an old snapshot is open.
-        self._pace = Pace(factor=20)
+        self._pace = Pace(factor=20, least_seconds=LOOK_SECONDS)
         self._forget_pace = Pace(factor=20, least_seconds=_FORGET_PACE_SECONDS)
 
     @property
@@ -85,11 +85,13 @@ class Stopping:
                 await self._forget_old(connection)
 
     async def leave(self, connection: Connection, timeout_seconds: float) -> None:
-        """Wait for the calls that are being made, and leave the rest of them to other workers."""
+        """Make the calls of the streams that have just ended here, and leave to other workers what takes longer."""
+        self._pace.hurry()
+        await self.work(connection)
         if self._running:
             await asyncio.wait(self._running.values(), timeout=timeout_seconds)
         left = dict.fromkeys(self._running, 0.0)
-        await self.aclose()
+        await self.aclose()  # a call that returns meanwhile is repeated, which does no harm
         self._failed |= left
         await self._write_results(connection)
 

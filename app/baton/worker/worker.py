@@ -34,6 +34,7 @@ from .reaper import release
 from .records import Records
 from .run import Run
 from .slots import Slots
+from .stopping import Stopping
 from .telemetry import Telemetry
 from .upkeep import Upkeep
 from .writer import Writer
@@ -42,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 # Between two claims, however many notifications announce queued streams: any role may send them.
 CLAIM_PAUSE_SECONDS: Final = 0.01
+
+# How long a worker that leaves waits for calls that stop a provider. Another worker makes the rest of them.
+STOP_SECONDS: Final = 1.0
 
 
 class Worker:
@@ -75,11 +79,12 @@ class Worker:
             records=self._records,
             metrics=self.metrics,
             telemetry=telemetry,
-            on_freed=self._wake.set,
+            on_freed=self._on_freed,
         )
         self.metrics.silences = self.slots.silences
         self.claiming = Claiming(generators, self.lease, self.slots, telemetry)
         self._upkeep = Upkeep(settings, self.slots, telemetry)
+        self._stopping = Stopping(generators, on_result=self._wake.set)
         self._leave_at: float | None = None
         self.ready = asyncio.Event()  # registered and claiming
 
@@ -110,6 +115,7 @@ class Worker:
             for task in (*self.slots.tasks, control, *services):
                 task.cancel()
             await asyncio.gather(*self.slots.tasks, control, *services, return_exceptions=True)
+            await self._stopping.aclose()
             self._records.close()
 
     def leave(self) -> None:
@@ -178,6 +184,7 @@ class Worker:
             self._wake.clear()
             if self._upkeep.has_cancels:
                 await self._upkeep.stop_cancelled(connection)
+            await self._stopping.work(connection)
             if self._leaving:
                 await self._hand_over_continuing(connection)
             else:
@@ -231,6 +238,7 @@ class Worker:
         await self._release(connection, runs, leaving=True)
         if runs:
             await notifications.announce_queued(connection)
+        await self._stopping.leave(connection, STOP_SECONDS)
         await self.lease.give_up(connection)
 
     async def _release(self, connection: Connection, runs: Sequence[Run], *, leaving: bool) -> None:
@@ -245,6 +253,10 @@ class Worker:
         self._notifier.renew_keys()
         self.claiming.forget()
         self._upkeep.forget_queue()
+
+    def _on_freed(self, generator: str) -> None:
+        self._stopping.hurry(generator)
+        self._wake.set()
 
     def _on_cancel(self, payload: str) -> None:
         if self._upkeep.note_cancel(payload):
