@@ -115,6 +115,8 @@ class OpenAIServer(ProviderServer):
         self.streams_recent_only = False  # refuse to stream, as OpenAI does after some minutes
         self.refusals: list[Reply] = []  # the answers to the next requests
         self.refused_cancels: list[Reply] = []
+        self.silent_cancels = False  # a cancel is not answered, and does nothing
+        self.unanswered = 0
         self._generating: dict[str, asyncio.Task[None]] = {}
         self._streaming: set[asyncio.StreamWriter] = set()
         self._started = 0
@@ -166,6 +168,9 @@ class OpenAIServer(ProviderServer):
         """Route a request."""
         url = urlsplit(request.path)
         rest = url.path.removeprefix("/v1/responses").strip("/").split("/")
+        if rest[-1] == "cancel" and self.silent_cancels:
+            self.unanswered += 1
+            return await self.send(Reply(silent=True, ending="hang"), reader, writer)
         if rest[-1] == "cancel":
             return await self.send(self._cancel(rest[0]), reader, writer)
         if self.refusals:
