@@ -60,7 +60,8 @@ class Timings:
 class Outcome:
     """The end of a stream. `finish_reason` and `error_code` are short lower-case words.
 
-    `usage` is the sum over all attempts. `usage_by_attempt` is set if several attempts reported any.
+    `usage` is the sum over all attempts. `usage_by_attempt` is set if several attempts reported any. `answered_by` is
+    what a built-in provider recorded (`generators.answer_record`). It is in the row, and not in the terminal event.
     """
 
     status: FinalStatus
@@ -70,6 +71,7 @@ class Outcome:
     usage: Mapping[str, int | float] | None = None
     timings: Timings = field(default_factory=Timings)
     usage_by_attempt: Sequence[AttemptUsage] | None = None
+    answered_by: Mapping[str, Any] | None = None
 
     @classmethod
     def failed(cls, code: str, message: str, **rest: Any) -> Outcome:

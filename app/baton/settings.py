@@ -7,7 +7,6 @@ import os
 import re
 import socket
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
-from urllib.parse import urlsplit
 
 import orjson
 from pydantic import (
@@ -21,6 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, NoDecode, SettingsConfigDict
 
+from . import model_entries
 from .dsn.connection_strings import Dsn
 from .errors import ConfigurationError
 
@@ -40,14 +40,12 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@A-Z*,]+")
 # Never trimmed: a space at an end of a name is a mistake.
 _NAMES = frozenset({"pod_name", "worker_name"})
 _WORD = re.compile(r"[!-~]+")
-_BREAK = re.compile(r"[\s\x00-\x1f\x7f]")
 # A token of RFC 9110 without `*`, which could be read as a wildcard.
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'+.^_`|~-]{1,100}")
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?")
 _OUT_OF_RANGE = frozenset({"greater_than", "greater_than_equal", "less_than", "less_than_equal"})
 # Variables of Baton's clients and of `compose.yaml`, and those that Kubernetes sets for each Service.
 _FOREIGN = re.compile(r"BATON_(URL|KEY|IMAGE|(.+_)?PORT(_.+)?|(.+_)?SERVICE_(HOST|PORT_.+))")
-_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}")
 
 
 def _process_name() -> str:
@@ -385,7 +383,8 @@ class Settings(BaseSettings):
         default_factory=dict,
         repr=False,  # a preset may hold a key for its server
         description='Additional names for generators, as a JSON object: name → generator, or → `{"generator": name, '
-        "…}` with fields that override the input; `model` defaults to the additional name",
+        "…}` with fields that override the input; `model` defaults to the additional name. The keys `base_url`, "
+        "`api_key_env`, `fallback`, `max_concurrency` and `resume` are for Baton",
     )
     default_generator: str = Field("replay", description="Generator of streams whose request names none")
     replay_speed: float = Field(1, gt=0, le=1000, description="Speed of `replay`, as a multiple of the recorded speed")
@@ -422,7 +421,18 @@ class Settings(BaseSettings):
         120, gt=0, description="Longest silence of a model provider; connecting may take 10 s at most"
     )
     provider_max_retries: int = Field(
-        2, ge=0, le=10, description="How often a worker retries a request to a provider before an answer begins"
+        2,
+        ge=0,
+        le=10,
+        description="How often a worker asks a model again before an answer begins; then it asks the next one in the "
+        "entry's `fallback`",
+    )
+    provider_max_wait_seconds: float = Field(
+        30,
+        ge=0,
+        le=3600,
+        description="How long after the first request for an answer a worker still asks a model again. A provider that "
+        "asks to wait longer is not asked again",
     )
 
     log_format: LogFormat = Field(
@@ -494,14 +504,7 @@ class Settings(BaseSettings):
     def _is_http(cls, value: str | None) -> str | None:
         if not value:
             return None
-        try:
-            parts = urlsplit(value)
-            # urlsplit() drops line breaks silently.
-            well = parts.scheme in {"http", "https"} and bool(parts.hostname) and not _BREAK.search(value)
-            _ = parts.port
-        except ValueError:
-            well = False
-        if not well:
+        if not model_entries.is_http(value):
             raise ValueError("it must look like https://host:port/path")
         return value
 
@@ -568,7 +571,12 @@ class Settings(BaseSettings):
                 raise ValueError("it must be a JSON object") from None
         if not isinstance(value, dict):
             raise ValueError("it must be a JSON object")
-        return {name: _model(number, name, given) for number, (name, given) in enumerate(value.items(), 1)}
+        return model_entries.parse(value)
+
+    @model_validator(mode="after")
+    def _models_fit_their_generators(self) -> Self:
+        model_entries.refuse_foreign_keys(self.models, self.generators)
+        return self
 
     @model_validator(mode="after")
     def _provider_is_restricted(self) -> Self:
@@ -627,13 +635,29 @@ class Settings(BaseSettings):
             )
         return sorted(remarks)
 
-    @classmethod
-    def _unknown_variables(cls) -> list[str]:
+    def _unknown_variables(self) -> list[str]:
         """Return the variables whose names begin as those of settings, and are not. Other programs' are left out."""
+        cls = type(self)
         given = {*EnvSettingsSource(cls).env_vars, *DotEnvSettingsSource(cls).env_vars}
         names = {name.upper() for name in given}
         known = {f"BATON_{name.upper()}" for name in cls.model_fields}
+        known |= {entry["api_key_env"] for entry in self.models.values() if "api_key_env" in entry}
         return sorted(name for name in names - known if name.startswith("BATON_") and not _FOREIGN.fullmatch(name))
+
+    def secret(self, variable: str) -> SecretStr | None:
+        """Return the key in an environment variable, or in `.env`; None if it is unset or empty.
+
+        Raises:
+            ConfigurationError: it cannot be a key.
+        """
+        found = os.environ.get(variable) or DotEnvSettingsSource(type(self), case_sensitive=True).env_vars.get(variable)
+        key = (found or "").strip()
+        if key and not _WORD.fullmatch(key):
+            raise ConfigurationError(
+                f"The environment variable {variable} must contain printable ASCII characters without spaces or line "
+                "breaks."
+            )
+        return SecretStr(key) if key else None
 
     @property
     def prepare(self) -> bool:
@@ -644,17 +668,6 @@ class Settings(BaseSettings):
     def listen_dsn(self) -> str:
         """Return the DSN for the LISTEN connection."""
         return _plain(self.listen_database_url) if self.listen_database_url else self.dsn
-
-
-def _model(number: int, name: str, given: Any) -> dict[str, Any]:
-    if not _MODEL.fullmatch(name):
-        raise ValueError(
-            f"name {number} must be 1 to 64 letters, digits and . _ : / -, and begin with a letter or a digit"
-        )
-    model = {"generator": given} if isinstance(given, str) else given
-    if not isinstance(model, dict) or not isinstance(model.get("generator"), str) or not model["generator"]:
-        raise ValueError(f'value {number} must be the name of a generator, or look like {{"generator": name, …}}')
-    return model
 
 
 def _plain(url: SecretStr) -> str:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 # What happens to the connection after the last frame: a proper end of the body, a reset, or silence.
 Ending = Literal["end", "abort", "hang"]
@@ -21,6 +21,11 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     content_type: str = "text/event-stream"
     silent: bool = False
+
+
+# A stream that ends with its connection, and the end of its body.
+CLOSING: Final = Reply(headers={"connection": "close"})
+LAST_FRAME: Final = b"0\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +102,24 @@ class ProviderServer:
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        self.requests.append(await _read_request(reader))
+        request = await _read_request(reader)
+        self.requests.append(request)
         self.requested.set()
+        return await self.respond(request, reader, writer)
+
+    async def respond(self, request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Answer a request; return whether the connection stays open for another."""
         reply = self._replies[min(len(self.requests), len(self._replies)) - 1]
+        return await self.send(reply, reader, writer)
+
+    async def send(self, reply: Reply, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Send a reply and end as it says; return whether the connection stays open for another."""
         if not reply.silent:
-            writer.write(_head(reply))
-            await writer.drain()
+            await self.begin(reply, writer)
         for frame in reply.frames:
-            writer.write(b"%x\r\n%b\r\n" % (len(frame), frame))
-            await writer.drain()
+            await self.send_frame(frame, writer)
         if reply.ending == "end":
-            writer.write(b"0\r\n\r\n")
+            writer.write(LAST_FRAME)
             return True
         if reply.ending == "abort":
             # The frames are in the kernel, which sends them before the end of the connection.
@@ -115,6 +127,16 @@ class ProviderServer:
         else:
             await reader.read()
         return False
+
+    async def begin(self, reply: Reply, writer: asyncio.StreamWriter) -> None:
+        """Send a reply's head."""
+        writer.write(_head(reply))
+        await writer.drain()
+
+    async def send_frame(self, frame: bytes, writer: asyncio.StreamWriter) -> None:
+        """Send a frame, and wait until the kernel has it."""
+        writer.write(b"%x\r\n%b\r\n" % (len(frame), frame))
+        await writer.drain()
 
 
 async def _read_request(reader: asyncio.StreamReader) -> Received:

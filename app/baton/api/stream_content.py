@@ -24,11 +24,34 @@ class StreamError(TypedDict):
     message: str | None
 
 
+class FailedModelCall(TypedDict):
+    """A call of a model that failed before its first event; `waited_seconds` is the pause after it."""
+
+    name: str
+    model: NotRequired[str]
+    error: EndCode | str
+    status: NotRequired[int]
+    request_id: NotRequired[str]
+    waited_seconds: float
+
+
+class AnsweredBy(TypedDict):
+    """The model that answered, by the name that Baton knows it by, and the calls that failed before."""
+
+    name: str | None
+    model: str | None
+    provider: str | None
+    response_id: str | None
+    request_id: str | None
+    attempts: list[FailedModelCall]
+
+
 class StreamContent(TypedDict):
     """A stream and its state.
 
     `usage` is the sum of what its generator has reported in all attempts. `usage_by_attempt` has that of each attempt
-    if several used something.
+    if several used something. `answered_by` says which model of the built-in providers answered, and which calls of
+    models failed before that; it is null for other generators, and before the end.
     """
 
     id: Annotated[str, Field(json_schema_extra={"format": "uuid"})]
@@ -44,6 +67,7 @@ class StreamContent(TypedDict):
     error: StreamError | None
     usage: dict[str, Any] | None
     usage_by_attempt: list[AttemptUsage] | None
+    answered_by: AnsweredBy | None
     timings: TimingsContent | None
 
 
@@ -120,6 +144,7 @@ def describe(stream: Stream, events_url: str) -> StreamContent:
         "error": _error(stream),
         "usage": None if stream.usage is None else dict(stream.usage),
         "usage_by_attempt": None if stream.usage_by_attempt is None else list(stream.usage_by_attempt),
+        "answered_by": cast("AnsweredBy | None", stream.answered_by),
         "timings": timings(stream),
     }
 

@@ -40,6 +40,7 @@ COLUMNS: Final = (
     ),
     Column("duration_seconds", "double precision", lambda outcome: outcome.timings.duration_seconds),
     Column("usage_by_attempt", "jsonb", lambda outcome: _json(outcome.usage_by_attempt)),
+    Column("answered_by", "jsonb", lambda outcome: _json(outcome.answered_by)),
 )
 NAMES: Final = tuple(column.name for column in COLUMNS)
 JSON_NAMES: Final = tuple(column.name for column in COLUMNS if column.type == "jsonb")

@@ -53,6 +53,7 @@ class Stream:
     traceparent: str | None
     claim_token: UUID | None
     usage_by_attempt: Sequence[AttemptUsage] | None = None
+    answered_by: Mapping[str, Any] | None = None
 
     @property
     def ended(self) -> bool:

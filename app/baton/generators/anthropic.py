@@ -16,6 +16,7 @@ import orjson
 from ..errors import GenerationError
 from ..settings import Settings
 from . import conversation
+from .accounts import Account, default_account
 from .protocol import Yielded
 from .provider import Provider, SdkErrors, SdkStream, http_client, http_library
 from .provider_answer import ProviderAnswer, part, usage_event
@@ -42,15 +43,15 @@ class AnthropicGenerator(Provider):
     model_setting = "BATON_ANTHROPIC_MODEL"
     errors = SdkErrors(anthropic.AnthropicError, anthropic.APIConnectionError, anthropic.APITimeoutError)
     http = http_library(anthropic.DefaultAsyncHttpxClient)
+    request_id_header = "request-id"
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings.anthropic_model)
-        key = settings.anthropic_api_key.get_secret_value() if settings.anthropic_api_key else ""
+    def __init__(self, settings: Settings, account: Account) -> None:
+        super().__init__(settings, settings.anthropic_model)
         self._max_tokens = settings.anthropic_max_tokens
         self._client = anthropic.AsyncAnthropic(
-            api_key=key or _NO_KEY,
-            base_url=settings.anthropic_base_url,
-            max_retries=settings.provider_max_retries,
+            api_key=account.key or _NO_KEY,
+            base_url=account.base_url,
+            max_retries=0,
             http_client=http_client(settings, self.http),
         )
         # The SDK imports a resource at its first use. Do it now, and not while streams run.
@@ -174,6 +175,6 @@ class MessagesAnswer(ProviderAnswer):
         )
 
 
-def build(settings: Settings) -> AnthropicGenerator:
-    """Return the generator."""
-    return AnthropicGenerator(settings)
+def build(settings: Settings, account: Account | None = None) -> AnthropicGenerator:
+    """Return the generator, with the account of the settings by default."""
+    return AnthropicGenerator(settings, account or default_account(settings, "anthropic"))

@@ -31,6 +31,11 @@ class Marked:
         self._over = False
         stream.response.aiter_bytes = self._watched  # type: ignore[method-assign]
 
+    @property
+    def response(self) -> Any:
+        """The HTTP response."""
+        return self._stream.response
+
     def __aiter__(self) -> AsyncIterator[Any]:
         """Return itself: it can be read once."""
         return self

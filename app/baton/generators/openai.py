@@ -16,6 +16,7 @@ import openai
 from ..errors import GenerationError
 from ..settings import Settings
 from . import conversation
+from .accounts import Account, default_account
 from .chat_answer import ChatAnswer
 from .done import Marked
 from .protocol import Yielded
@@ -23,7 +24,7 @@ from .provider import Provider, SdkErrors, SdkStream, http_client, http_library
 from .provider_answer import ProviderAnswer, openai_usage, part
 from .sdk_errors import reported
 
-_CALLS: Final = frozenset({"function_call", "custom_tool_call"})
+CALLS: Final = frozenset({"function_call", "custom_tool_call"})
 
 # Servers without access control accept any key, but the SDK requires one.
 _NO_KEY = "none"
@@ -36,18 +37,19 @@ class OpenAIProvider(Provider):
     model_setting = "BATON_OPENAI_MODEL"
     errors = SdkErrors(openai.OpenAIError, openai.APIConnectionError, openai.APITimeoutError)
     http = http_library(openai.DefaultAsyncHttpxClient)
+    request_id_header = "x-request-id"
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings.openai_model)
-        key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else ""
+    def __init__(self, settings: Settings, account: Account) -> None:
+        super().__init__(settings, settings.openai_model)
         self.client = openai.AsyncOpenAI(
-            api_key=key or _NO_KEY,
-            organization=_variable("OPENAI_ORG_ID"),
-            project=_variable("OPENAI_PROJECT_ID"),
-            base_url=settings.openai_base_url,
-            max_retries=settings.provider_max_retries,
+            api_key=account.key or _NO_KEY,
+            base_url=account.base_url,
+            max_retries=0,
             http_client=http_client(settings, self.http),
         )
+        # The SDK reads these variables itself. They belong to the settings' own key.
+        self.client.organization = _variable("OPENAI_ORG_ID") if account.is_default else None
+        self.client.project = _variable("OPENAI_PROJECT_ID") if account.is_default else None
 
     async def aclose(self) -> None:
         """Close the connections to the provider."""
@@ -62,8 +64,8 @@ def _variable(name: str) -> str | None:
 class ResponsesGenerator(OpenAIProvider):
     """Asks a model through the Responses API."""
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: Settings, account: Account) -> None:
+        super().__init__(settings, account)
         # The SDK imports a resource at its first use. Do it now, and not while streams run.
         self._responses = self.client.responses
 
@@ -83,8 +85,8 @@ class ResponsesGenerator(OpenAIProvider):
 class ChatGenerator(OpenAIProvider):
     """Asks a model through the Chat Completions API, which most compatible servers have."""
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: Settings, account: Account) -> None:
+        super().__init__(settings, account)
         self._completions = self.client.chat.completions
 
     def body(self, given: Any) -> dict[str, Any]:
@@ -156,7 +158,7 @@ class ResponsesAnswer(ProviderAnswer):
 
     def _whole_text(self, event: Any) -> Iterator[Yielded]:
         whole = part(event, "text") or part(event, "refusal")
-        if whole and _content_of(event) not in self._begun:
+        if whole and content_of(event) not in self._begun:
             self._begun |= _names_of(event)
             yield whole
 
@@ -176,7 +178,7 @@ class ResponsesAnswer(ProviderAnswer):
     def _item(self, event: Any) -> Iterator[Yielded]:
         """Begin a call if its name is known. Otherwise `_whole` does, once the whole call has come."""
         name = part(event, "item", "name")
-        if part(event, "item", "type") in _CALLS and name and _item_of(event) not in self._begun:
+        if part(event, "item", "type") in CALLS and name and _item_of(event) not in self._begun:
             yield self._begin_call(_item_of(event), event.item)
 
     def _begin_call(self, key: Hashable, item: Any) -> Yielded:
@@ -199,9 +201,9 @@ class ResponsesAnswer(ProviderAnswer):
         """Yield an output item that came whole. If it has begun as a call, yield only its missing arguments."""
         kind = part(item, "type")
         if key in self._begun:
-            if kind in _CALLS:
+            if kind in CALLS:
                 yield from self.tool_calls.complete(key, part(item, "arguments") or part(item, "input"))
-        elif kind in _CALLS:
+        elif kind in CALLS:
             yield self._begin_call(key, item)
         elif kind == "message":
             self._begun.add(key)
@@ -233,9 +235,10 @@ class ResponsesAnswer(ProviderAnswer):
         raise reported({"code": part(event, "code")})
 
 
-def build(settings: Settings) -> OpenAIProvider:
-    """Return the generator for the API that the settings choose."""
-    return ChatGenerator(settings) if settings.openai_api == "chat" else ResponsesGenerator(settings)
+def build(settings: Settings, account: Account | None = None) -> OpenAIProvider:
+    """Return the generator for the API that the settings choose, with their account by default."""
+    account = account or default_account(settings, "openai")
+    return ChatGenerator(settings, account) if settings.openai_api == "chat" else ResponsesGenerator(settings, account)
 
 
 def _item_of(event: Any) -> Hashable:
@@ -247,14 +250,14 @@ def _item_of(event: Any) -> Hashable:
     return name
 
 
-def _content_of(event: Any) -> Hashable:
+def content_of(event: Any) -> Hashable:
     """Return the key of the text, the refusal or the reasoning of an output item."""
     return str(part(event, "type")).rpartition(".")[0], _item_of(event), part(event, "summary_index")
 
 
 def _names_of(event: Any) -> set[Hashable]:
     """Return all keys of the item and content of an event."""
-    return {_item_of(event), _content_of(event), part(event, "item_id")}
+    return {_item_of(event), content_of(event), part(event, "item_id")}
 
 
 def _responses_usage(usage: Any) -> Yielded | None:

@@ -6,6 +6,7 @@ Invariants of every adapter:
   that, even cleanly, is `provider_cut_off`.
 - Leaving the generator at any point, by `aclose()` or by cancellation, closes the HTTP response at once, so
   that the provider stops generating and billing.
+- One call is tried once here: `attempts` alone repeats calls, and the SDKs do not.
 - Error messages reach the client: they contain no key, no address, and no internals of a provider.
 """
 
@@ -14,13 +15,17 @@ from __future__ import annotations
 import asyncio
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from ..errors import GenerationError
 from ..observability import tracing
 from ..settings import Settings
+from . import attempts
+from .answer_record import current_record
+from .attempts import Candidate, Patience
+from .concurrency import Concurrency
 from .protocol import GenerationRequest, Yielded, refuse_approvals
 from .provider_answer import ProviderAnswer, identity
 from .requested_model import RequestedModel
@@ -48,6 +53,10 @@ class SdkErrors:
 class SdkStream(Protocol):
     """A streamed response of an SDK."""
 
+    @property
+    def response(self) -> Any:
+        """The HTTP response."""
+
     def __aiter__(self) -> AsyncIterator[Any]: ...
 
     async def close(self) -> None: ...
@@ -60,9 +69,11 @@ class Provider(ABC):
     model_setting: ClassVar[str]
     errors: ClassVar[SdkErrors]
     http: ClassVar[Any]  # the module of the HTTP library that the SDK uses
+    request_id_header: ClassVar[str]
 
-    def __init__(self, model: str | None) -> None:
+    def __init__(self, settings: Settings, model: str | None) -> None:
         self._default_model = model
+        self.patience = Patience(settings.provider_max_retries, settings.provider_max_wait_seconds)
 
     @abstractmethod
     def body(self, given: Any) -> dict[str, Any]:
@@ -80,10 +91,23 @@ class Provider(ABC):
     async def aclose(self) -> None:
         """Close the connections to the provider."""
 
-    async def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
-        """Ask the provider and yield its answer as it comes."""
+    def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
+        """Ask the provider, again if it fails before its answer begins, and yield its answer as it comes."""
+        asked = self.requested_model(request.input)
+        return attempts.answer([Candidate(self.name, asked, self.ask, request, Concurrency())], self.patience)
+
+    def knows(self, state: Any) -> bool:
+        """Whether this provider began what a state stands for."""
+        return False
+
+    async def ask(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
+        """Ask the provider once, and yield its answer as it comes.
+
+        Raises:
+            GenerationError: its cause is the SDK's exception, if there was one.
+        """
         refuse_approvals(self.name, request)
-        body = self.body(_permitted(request.input))
+        body = self.body(permitted(request.input))
         model = self._model(body.pop("model", None))
         answer = self.answer()
         stream = await self._open(model, body)
@@ -94,20 +118,39 @@ class Provider(ABC):
             while (event := await self._next(events, answer)) is not None:
                 if not known:
                     known = True
-                    tracing.note(identity(event))
+                    self._note(identity(event), stream)
                 for item in answer.translate(event):
                     yield item
         except GenerationError as error:
             failure = error
         finally:
             await stream.close()
+        for item in self.conclusion(answer, failure):
+            yield item
+
+    @staticmethod
+    def conclusion(answer: ProviderAnswer, failure: GenerationError | None) -> Iterator[Yielded]:
+        """Yield what follows the events of an answer: its usage, also after a failure, since the provider bills it.
+
+        Raises:
+            GenerationError: the failure, or the answer is not complete.
+        """
         if failure is None and answer.finish_reason is None:
-            failure = GenerationError("provider_cut_off", "The model provider ended the answer before it was complete.")
+            failure = cut_off()
         if answer.usage is not None:
-            yield answer.usage  # also after a failure: the provider bills it
+            yield answer.usage
         if failure is not None:
             raise failure
         yield {"type": "finish", "finish_reason": answer.finish_reason}
+
+    def _note(self, said: Mapping[str, str | None], stream: SdkStream) -> None:
+        """Note what the provider says about its answer, in the trace and for the stream's row."""
+        tracing.note(said)
+        current_record().identify(
+            model=said["gen_ai.response.model"],
+            response_id=said["gen_ai.response.id"],
+            request_id=stream.response.headers.get(self.request_id_header),
+        )
 
     def requested_model(self, given: Any) -> RequestedModel:
         """Return the model that an input asks for."""
@@ -167,7 +210,12 @@ class Provider(ABC):
         return GenerationError("provider_error", "The model provider sent something that cannot be read.")
 
 
-def _permitted(given: Any) -> Any:
+def cut_off() -> GenerationError:
+    """Return the error for an answer that ended without a reason."""
+    return GenerationError("provider_cut_off", "The model provider ended the answer before it was complete.")
+
+
+def permitted(given: Any) -> Any:
     """Return an input without the fields for Baton.
 
     Raises:

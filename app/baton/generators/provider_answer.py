@@ -6,7 +6,7 @@ Tool calls are numbered 0, 1, 2 … in the order in which they appear. Usage has
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 from .protocol import Yielded
@@ -48,6 +48,20 @@ class CallNumbers:
             "arguments_delta": arguments,
             "run_by": "client",
         }
+
+    def index_of(self, key: Hashable) -> int | None:
+        """Return the number of a call; None if it is unknown."""
+        return self._index_by_key.get(key)
+
+    def save(self) -> dict[str, Any]:
+        """Return the calls so far as JSON. Their keys must be numbers or texts."""
+        return {"indices": list(self._index_by_key.items()), "with_arguments": list(self._with_arguments)}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Continue after the calls that were saved."""
+        self._index_by_key = dict(saved["indices"])
+        self._with_arguments = set(saved["with_arguments"])
+        self.count = len(self._index_by_key)
 
     def extend(self, key: Hashable, delta: str | None) -> Iterator[Yielded]:
         """Add a chunk of arguments; that of an unknown call is dropped."""

@@ -16,24 +16,26 @@ import inspect
 import sys
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
-from pydantic import SecretStr
-
+from .. import model_entries
 from ..errors import ConfigurationError
+from ..model_entries import PROVIDERS, RESTART, Entry
 from ..settings import Settings
+from .accounts import Account, account_of, default_account
 from .preset import Preset
 from .protocol import Generator
 
-# The built-in generators that need an SDK of the same name, and a key or an address.
-_ACCOUNTS = ("openai", "anthropic")
-_BUILT_IN = frozenset({"replay", *_ACCOUNTS})
+_BUILT_IN = frozenset({"replay", *PROVIDERS})
+
+# A generator by its name. For a provider there is one for each account and way to resume, with one client.
+_Source: TypeAlias = tuple[str, Account | None, str]
 
 
 def configured_names(settings: Settings) -> frozenset[str]:
     """Return the names of the generators that these settings offer, without importing any."""
     usable = _usable(settings)
-    presets = {name for name, model in settings.models.items() if model["generator"] in usable}
+    presets = {name for name in settings.models if _what_a_preset_is_missing(settings, name) is None}
     return _offered(settings, usable - settings.models.keys() | presets)
 
 
@@ -53,11 +55,11 @@ def load_generators(settings: Settings) -> dict[str, Generator]:
         if sentence := _what_a_preset_is_missing(settings, name):
             raise ConfigurationError(sentence)
     offered = configured_names(settings)
-    presets = {name: settings.models[name] for name in offered & settings.models.keys()}
-    required = (offered - presets.keys()) | {model["generator"] for model in presets.values()}
-    found = _load(settings, required)
-    made = {name: Preset(found[model["generator"]], name, model) for name, model in presets.items()}
-    return {name: made.get(name) or found[name] for name in sorted(offered)}
+    asked = {link for name in offered & settings.models.keys() for link in model_entries.chain(settings.models, name)}
+    plain = {name: _source(settings, {"generator": name}) for name in offered - settings.models.keys()}
+    found = _load(settings, {*plain.values(), *(_source(settings, settings.models[name]) for name in asked)})
+    presets = _Presets(settings, found)
+    return {name: found[plain[name]] if name in plain else presets.named(name) for name in sorted(offered)}
 
 
 def what_is_missing(settings: Settings, name: str) -> str | None:
@@ -66,9 +68,9 @@ def what_is_missing(settings: Settings, name: str) -> str | None:
         return None
     if name in settings.models and (sentence := _what_a_preset_is_missing(settings, name)):
         return sentence
-    if name in settings.models or (name in _ACCOUNTS and name in _usable(settings)):
+    if name in settings.models or (name in PROVIDERS and name in _usable(settings)):
         return f"The generator {name!r} is left out of BATON_ENABLED_GENERATORS."
-    return _what_an_account_is_missing(settings, name) if name in _ACCOUNTS else None
+    return _what_an_account_is_missing(default_account(settings, name), name) if name in PROVIDERS else None
 
 
 def takes_approvals(settings: Settings, name: str) -> bool:
@@ -80,7 +82,7 @@ def takes_approvals(settings: Settings, name: str) -> bool:
 
 async def close_generators(generators: Mapping[str, Generator]) -> None:
     """Call the `aclose` of each generator that has one, once."""
-    held = [item.generator if isinstance(item, Preset) else item for item in generators.values()]
+    held = [part for item in generators.values() for part in (item.parts if isinstance(item, Preset) else [item])]
     for generator in {id(item): item for item in held}.values():
         aclose = getattr(generator, "aclose", None)
         if aclose is not None:
@@ -96,45 +98,87 @@ def _usable(settings: Settings) -> frozenset[str]:
     return frozenset(_built_in(settings)) | settings.generators.keys()
 
 
-def _load(settings: Settings, names: Set[str]) -> dict[str, Generator]:
-    found: dict[str, Generator] = {}
-    for name in sorted(names - settings.generators.keys()):
-        found[name] = _attribute(name, f"{__package__}.{name}:build")(settings)
+def _source(settings: Settings, entry: Entry) -> _Source:
+    """Return which generator an entry is for."""
+    account = account_of(settings, entry) if model_entries.is_provider(entry, settings.generators) else None
+    return entry["generator"], account, entry.get("resume", RESTART)
+
+
+class _Presets:
+    """Makes each preset once, so that all that fall back on it share its limit."""
+
+    def __init__(self, settings: Settings, found: Mapping[_Source, Generator]) -> None:
+        self._settings = settings
+        self._found = found
+        self._made: dict[str, Preset] = {}
+
+    def named(self, name: str) -> Preset:
+        """Return the preset of that name, with those that it falls back on."""
+        if name not in self._made:
+            models = self._settings.models
+            fallback = [self.named(other) for other in model_entries.chain(models, name)[1:]]
+            generator = self._found[_source(self._settings, models[name])]
+            self._made[name] = Preset(generator, name, models[name], fallback)
+        return self._made[name]
+
+
+def _load(settings: Settings, sources: Set[_Source]) -> dict[_Source, Generator]:
+    """Build generators: built-in ones before the current directory can shadow an SDK."""
+    found: dict[_Source, Generator] = {}
+    for name, account, resume in sources:
+        if name not in settings.generators:
+            build = _attribute(name, f"{__package__}.{name if resume == RESTART else resume}:build")
+            found[name, account, resume] = build(settings) if account is None else build(settings, account)
     if settings.generators:
         _make_current_directory_importable()
-    for name in sorted(names & settings.generators.keys()):
-        found[name] = _custom(name, settings.generators[name])
+    for name in sorted(name for name, *_ in sources if name in settings.generators):
+        found[name, None, RESTART] = _custom(name, settings.generators[name])
     return found
 
 
 def _what_a_preset_is_missing(settings: Settings, name: str) -> str | None:
-    generator = settings.models[name]["generator"]
+    """Return why a preset is not usable here, or one that it falls back on; None if they are."""
+    for link in model_entries.chain(settings.models, name):
+        if sentence := _what_an_entry_is_missing(settings, link):
+            return sentence
+    return None
+
+
+def _what_an_entry_is_missing(settings: Settings, name: str) -> str | None:
+    entry = settings.models[name]
+    generator, variable = entry["generator"], entry.get("api_key_env")
+    if model_entries.is_provider(entry, settings.generators):
+        if sentence := model_entries.why_not_resumed(name, entry, settings.openai_api):
+            return sentence
+        account = account_of(settings, entry)
+        if variable and not account.key:
+            return (
+                f"BATON_MODELS: {name!r} cannot be used yet: put its key into the environment variable {variable}, "
+                'which its "api_key_env" names.'
+            )
+        if account.usable and importlib.util.find_spec(generator):
+            return None
+        return f"BATON_MODELS: {name!r} cannot be used yet. {_what_an_account_is_missing(account, generator)}"
     if generator in _usable(settings):
         return None
-    if generator in _ACCOUNTS:
-        return f"BATON_MODELS: {name!r} cannot be used yet. {_what_an_account_is_missing(settings, generator)}"
     known = ", ".join(sorted(_usable(settings)))
     hint = " (a preset cannot name another preset)" if generator in settings.models else ""
     # A wrong value in place of a generator's name may be a secret, so it is not shown.
     return f"BATON_MODELS: {name!r} must name a generator that is known here{hint}. Known are: {known}."
 
 
-def _what_an_account_is_missing(settings: Settings, name: str) -> str:
+def _what_an_account_is_missing(account: Account, name: str) -> str:
     missing = []
     if not importlib.util.find_spec(name):
         missing.append(f'install its SDK (`pip install "baton-stream[{name}]"`)')
-    if not _has_account(settings, name):
+    if not account.usable:
         missing.append(f"set {name.upper()}_API_KEY, or BATON_{name.upper()}_BASE_URL for a compatible server")
     return f"The generator {name!r} cannot be used yet: {' and '.join(missing)}."
 
 
 def _built_in(settings: Settings) -> set[str]:
-    return {"replay"} | {name for name in _ACCOUNTS if _has_account(settings, name) and importlib.util.find_spec(name)}
-
-
-def _has_account(settings: Settings, name: str) -> bool:
-    key: SecretStr | None = getattr(settings, f"{name}_api_key")
-    return bool((key and key.get_secret_value()) or getattr(settings, f"{name}_base_url"))
+    usable = {name for name in PROVIDERS if default_account(settings, name).usable and importlib.util.find_spec(name)}
+    return {"replay", *usable}
 
 
 def _custom(name: str, target: str) -> Generator:

@@ -51,6 +51,7 @@ _TOO_LONG_WORDS: Final = re.compile(r"prompt is too long|maximum context length|
 
 _MOST_WRAPPERS: Final = 50
 _MOST_WAIT_SECONDS: Final = 999_999
+_NUMBER: Final = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
 
 _PRIVATE: Final = re.compile(
     r"""\b\w+://\S+                                  # addresses
@@ -121,14 +122,19 @@ def _rejected(status: int, error: BaseException) -> GenerationError:
     )
 
 
-def reported(error: Mapping[str, Any]) -> GenerationError:
+class ReportedError(GenerationError):
+    """An answer ended with an error that the provider reported; `reported` is its code, if it has a plain one."""
+
+    def __init__(self, reported: str | None) -> None:
+        known = f" ({reported})" if reported else ""
+        super().__init__("provider_error", f"The model provider reported an error during the answer{known}.")
+        self.reported = reported
+
+
+def reported(error: Mapping[str, Any]) -> ReportedError:
     """Return the error for an answer that the provider ended with an error, with its code."""
     code = error.get("code") or error.get("type")
-    known = isinstance(code, str) and re.fullmatch(r"[a-z_]{1,64}", code)
-    return GenerationError(
-        "provider_error",
-        f"The model provider reported an error during the answer{f' ({code})' if known else ''}.",
-    )
+    return ReportedError(code if isinstance(code, str) and re.fullmatch(r"[a-z_]{1,64}", code) else None)
 
 
 def timeout(*, begun: bool) -> GenerationError:
@@ -193,7 +199,7 @@ def _is_of_provider(error: BaseException, *, http: bool) -> bool:
 def _specific(error: BaseException, wrapped: list[BaseException], *, begun: bool) -> GenerationError | None:
     """Return the error for the names of an exception's classes, or its status; None if they are generic."""
     names = " ".join(cls.__name__ for cls in type(error).__mro__)
-    status = _status(error)
+    status = status_of(error)
     if _TOO_LONG.search(names):
         return _too_long()
     if _FILTERED.search(names):
@@ -211,7 +217,7 @@ def _specific(error: BaseException, wrapped: list[BaseException], *, begun: bool
     return None if status is None or status < 400 else refusal_by_status(status, error, *wrapped)
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
     """Return the HTTP status of an exception, wherever its SDK stores it."""
     response = getattr(error, "response", None)
     for status in (
@@ -224,21 +230,42 @@ def _status(error: BaseException) -> int | None:
     return None
 
 
-def _wait(*errors: BaseException) -> str:
-    """Return a sentence with the provider's `Retry-After`; an empty string without one."""
+def header(error: BaseException | None, name: str) -> str | None:
+    """Return a header of the response that an SDK's exception belongs to."""
+    headers = getattr(getattr(error, "response", None), "headers", None) or getattr(error, "headers", None)
+    value = headers.get(name) if isinstance(headers, Mapping) else None
+    return value if isinstance(value, str) else None
+
+
+def request_id(error: BaseException | None) -> str | None:
+    """Return the provider's id of the request that failed, for its support."""
+    found = getattr(error, "request_id", None)
+    return found if isinstance(found, str) else None
+
+
+def wait_seconds(*errors: BaseException | None) -> float | None:
+    """Return how long a provider asks to wait, by the first error that says so: a number of seconds, or a date."""
     for error in errors:
-        headers = getattr(getattr(error, "response", None), "headers", None) or getattr(error, "headers", None)
-        if isinstance(headers, Mapping) and (seconds := _seconds(headers.get("retry-after"))) is not None:
-            return f" It asks to wait {seconds} seconds."
-    return ""
+        milliseconds = header(error, "retry-after-ms")
+        if milliseconds is not None and _NUMBER.fullmatch(milliseconds):
+            return float(milliseconds) / 1000
+        if (seconds := _seconds(header(error, "retry-after"))) is not None:
+            return seconds
+    return None
 
 
-def _seconds(given: object) -> int | None:
-    """Return a `Retry-After` in whole seconds, whether it is a number or a date."""
-    if not isinstance(given, str):
+def _wait(*errors: BaseException) -> str:
+    """Return a sentence with the wait that the provider asks for; an empty string if it asks for none."""
+    seconds = wait_seconds(*errors)
+    return "" if seconds is None else f" It asks to wait {math.ceil(seconds)} seconds."
+
+
+def _seconds(given: str | None) -> float | None:
+    """Return a `Retry-After` in seconds, whether it is a number or a date."""
+    if given is None:
         return None
-    if re.fullmatch(r"\d{1,6}(\.\d{1,9})?", given, re.ASCII):
-        return math.ceil(float(given))
+    if _NUMBER.fullmatch(given):
+        return min(_MOST_WAIT_SECONDS, float(given))
     try:
         seconds = parsedate_to_datetime(given).timestamp() - time.time()
     except (TypeError, ValueError, OverflowError):

@@ -29,6 +29,7 @@ def note(stream_id: UUID, outcome: Outcome, trace: str | None = None, **known: A
         "finish_reason": outcome.finish_reason,
         "usage": outcome.usage,
         "usage_by_attempt": outcome.usage_by_attempt,
+        "answered_by": outcome.answered_by,
         **known,
     }
     with traceparent.within(traceparent.parse(trace) or traceparent.current()):

@@ -92,6 +92,12 @@ def note(attributes: Mapping[str, Value | None]) -> None:
         inner.set_attributes({name: value for name, value in attributes.items() if value is not None})
 
 
+def note_event(name: str, attributes: Mapping[str, Value]) -> None:
+    """Add an event to the current span, if it is recorded."""
+    if INSTALLED and (inner := trace.get_current_span()).is_recording():
+        inner.add_event(name, attributes)
+
+
 def _recording() -> bool:
     """Whether OpenTelemetry is installed and has a provider. Until one is set, its tracers are proxies."""
     if not INSTALLED:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 
 from ..db import event_log, stream_ending, stream_queue
 from ..db.postgres import Connection
@@ -24,6 +25,10 @@ class Claiming:
         self._lease = lease
         self._slots = slots
         self._telemetry = telemetry
+        limited = [name for name in generators if slots.is_limited(name)]
+        unlimited = [name for name in generators if not slots.is_limited(name)]
+        self._groups = deque[Sequence[str]]([unlimited] if unlimited else [])
+        self._groups.extend([name] for name in limited)
         self._watermark = QueueWatermark()  # of the streams that this worker can serve
 
     def forget(self) -> None:
@@ -32,24 +37,35 @@ class Claiming:
 
     async def claim(self, connection: Connection) -> None:
         """Claim as many queued streams as there are free slots, and start them."""
-        free, free_bytes = self._slots.free, self._slots.free_bytes
-        if free <= 0 or free_bytes <= 0:
+        if self._slots.free <= 0 or self._slots.free_bytes <= 0:
             return
         if self._watermark.due:
             await self._watermark.update(lambda since: stream_queue.first_queued(connection, since, self._generators))
         assert self._lease.worker_id is not None
-        claims = await stream_queue.claim(
-            connection,
-            self._lease.worker_id,
-            self._generators,
-            free,
-            place=self._lease.place,
-            since=self._watermark.since,
-            max_bytes=free_bytes,
-            continuing=self._continuing,
-        )
-        for item in claims:
-            await self._begin(connection, item)
+        for names in self._turns():
+            free, free_bytes = self._slots.free_for(names[0]), self._slots.free_bytes
+            if free <= 0 or free_bytes <= 0:
+                continue
+            claims = await stream_queue.claim(
+                connection,
+                self._lease.worker_id,
+                names,
+                free,
+                place=self._lease.place,
+                since=self._watermark.since,
+                max_bytes=free_bytes,
+                continuing=self._continuing,
+            )
+            for item in claims:
+                await self._begin(connection, item)
+
+    def _turns(self) -> list[Sequence[str]]:
+        """Return the names for each claim: a generator with a limit has a claim of its own, for as many as fit.
+
+        They take turns in being first, so that none takes all free slots each time.
+        """
+        self._groups.rotate(-1)
+        return list(self._groups)
 
     async def _begin(self, connection: Connection, item: Claim) -> None:
         """Start a claimed stream, unless it has ended already or must end as rewound."""

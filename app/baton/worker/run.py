@@ -18,6 +18,7 @@ from ..db.stream_queue import Claim
 from ..errors import GENERATOR_FAULT, GenerationError, InvalidEvent
 from ..events import TOKEN_TYPES, encode_event, encode_object, encode_text
 from ..generators import Approval, GenerationRequest, Generator, SoFar, Yielded, as_generation_error, can_continue
+from ..generators.answer_record import AnswerRecord
 from ..generators.steps import Steps
 from ..observability import traceparent
 from ..observability.metrics import Labels, WorkerMetrics
@@ -91,6 +92,7 @@ class Run:
         self._surrogates = SurrogateJoiner(self._calls)
         self._events = outbox.tail  # including a former worker's
         self.size_bytes = 0  # of what this run has yielded
+        self.answer = AnswerRecord()
         self.labels = labels  # in the metrics
         self._time_to_first_token_seconds = metrics.time_to_first_token_seconds.of(*labels)
         self._inter_token_seconds = metrics.inter_token_seconds
@@ -122,7 +124,7 @@ class Run:
             await self._finish_handing_over()
             return None
         self._put_rest()
-        outcome = self._outcome()
+        outcome = dataclasses.replace(self._outcome(), answered_by=self.answer.as_dict())
         if self.outbox.lost is None:
             self.outbox.forgets |= self.steps.used
             self.outbox.finish(outcome)
@@ -142,10 +144,14 @@ class Run:
 
     @property
     def silent_seconds(self) -> float:
-        """For how many seconds the generator has yielded nothing; 0 while it waits for the database or for a step."""
-        if self._waits_for_database or self.steps.running:
+        """For how many seconds the generator has yielded nothing.
+
+        It is 0 while the generator waits for the database, for a step, or for a provider as that provider asks. A call
+        of a model that failed counts as an event.
+        """
+        if self._waits_for_database or self.steps.running or self.answer.waiting:
             return 0.0
-        return time.monotonic() - max(self.last_event_at, self.steps.ended_at)
+        return time.monotonic() - max(self.last_event_at, self.steps.ended_at, self.answer.active_at)
 
     def stop(self, outcome: Outcome) -> None:
         """Cancel the generator and end the stream with this outcome. Only the first call counts."""
@@ -170,6 +176,7 @@ class Run:
         self.handed_over = self.outbox.lost is None
 
     async def _generate(self) -> None:
+        self.answer.enter()
         request = await self._first_request()
         try:
             await self._feed(request)

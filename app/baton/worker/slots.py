@@ -9,6 +9,7 @@ from uuid import UUID
 
 from ..db.stream_queue import Claim
 from ..generators import Generator, stopper
+from ..generators.preset import concurrency_of
 from ..generators.requested_model import RequestedModel, asked_by
 from ..generators.steps import Steps
 from ..observability import log_context
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Slots:
-    """The runs of one worker, by their streams. `on_freed` is called when a run has ended.
+    """The runs of one worker, by their streams. `on_freed` is called with its generator's name when a run has ended.
 
     All of it runs on the worker's event loop, except `silences`.
     """
@@ -41,7 +42,7 @@ class Slots:
         records: Records,
         metrics: WorkerMetrics,
         telemetry: Telemetry,
-        on_freed: Callable[[], None],
+        on_freed: Callable[[str], None],
     ) -> None:
         self._settings = settings
         self._generators = generators
@@ -69,6 +70,19 @@ class Slots:
     def free_bytes(self) -> int:
         """How many more bytes of inputs this worker may hold."""
         return self._settings.worker_max_total_input_bytes - sum(run.claim.input_bytes for run in self.runs.values())
+
+    def is_limited(self, name: str) -> bool:
+        """Whether a generator may run only a number of streams at once."""
+        return concurrency_of(self._generators[name]).most is not None
+
+    def free_for(self, name: str) -> int:
+        """How many more streams of a generator may run here."""
+        concurrency = concurrency_of(self._generators[name])
+        if concurrency.most is None:
+            return self.free
+        # A stream that was just claimed has not asked for its place yet.
+        claimed = sum(run.claim.generator == name for run in self.runs.values())
+        return min(self.free, concurrency.most - max(claimed, concurrency.taken))
 
     def start(self, claim: Claim, tail: int, bill: Bill) -> None:
         """Run a claimed stream whose log ends at `tail`. `bill` has what earlier attempts used."""
@@ -142,7 +156,7 @@ class Slots:
                 del self.runs[run.claim.stream_id]
                 if run.handed_over:
                     self.handed_over[run.claim.stream_id] = run
-            self._on_freed()
+            self._on_freed(run.claim.generator)
 
     def _steps(self, outbox: Outbox) -> Steps:
         """Return the steps of a new run. A refused result is a loss that the run must know, unless it has ended."""

@@ -38,6 +38,8 @@ class Telemetry:
             await self._trace(run, asked)
         finally:
             metrics.used(run.labels, run.outbox.bill.own or {})
+            for call in run.answer.failed_calls:
+                metrics.failed_calls.add(*self.labels(call.name, call.model), call.then, call.code)
             metrics.running -= 1
 
     async def _trace(self, run: Run, asked: RequestedModel) -> None:

@@ -34,6 +34,7 @@ from .reaper import release
 from .records import Records
 from .run import Run
 from .slots import Slots
+from .stopping import Stopping
 from .telemetry import Telemetry
 from .upkeep import Upkeep
 from .writer import Writer
@@ -43,6 +44,9 @@ logger = logging.getLogger(__name__)
 # Between two claims, however many notifications announce queued streams: any role may send them.
 CLAIM_PAUSE_SECONDS: Final = 0.01
 
+# How long a worker that leaves waits for calls that stop a provider. Another worker makes the rest of them.
+STOP_SECONDS: Final = 1.0
+
 
 class Worker:
     """Runs until cancelled, or until `leave()` was called and its streams have ended or were handed over."""
@@ -51,7 +55,9 @@ class Worker:
         self._settings = settings
         names = sorted(generators)
         self.metrics = WorkerMetrics(settings.worker_concurrency, silent_after_seconds=settings.silent_after_seconds)
-        telemetry = Telemetry(self.metrics, Names(generators.keys(), configured_models(settings)))
+        # A model may only be a fallback, and have no streams of its own.
+        names_in_metrics = Names(generators.keys() | settings.models.keys(), configured_models(settings))
+        telemetry = Telemetry(self.metrics, names_in_metrics)
         self._notifier = Notifier(
             settings.dsn, with_events=settings.notify_payloads, metrics=self.metrics, prepare=settings.prepare
         )
@@ -73,11 +79,12 @@ class Worker:
             records=self._records,
             metrics=self.metrics,
             telemetry=telemetry,
-            on_freed=self._wake.set,
+            on_freed=self._on_freed,
         )
         self.metrics.silences = self.slots.silences
         self.claiming = Claiming(generators, self.lease, self.slots, telemetry)
         self._upkeep = Upkeep(settings, self.slots, telemetry)
+        self._stopping = Stopping(generators, on_result=self._wake.set)
         self._leave_at: float | None = None
         self.ready = asyncio.Event()  # registered and claiming
 
@@ -108,6 +115,7 @@ class Worker:
             for task in (*self.slots.tasks, control, *services):
                 task.cancel()
             await asyncio.gather(*self.slots.tasks, control, *services, return_exceptions=True)
+            await self._stopping.aclose()
             self._records.close()
 
     def leave(self) -> None:
@@ -176,6 +184,7 @@ class Worker:
             self._wake.clear()
             if self._upkeep.has_cancels:
                 await self._upkeep.stop_cancelled(connection)
+            await self._stopping.work(connection)
             if self._leaving:
                 await self._hand_over_continuing(connection)
             else:
@@ -232,6 +241,7 @@ class Worker:
         await self._release(connection, runs, leaving=True)
         if runs:
             await notifications.announce_queued(connection)
+        await self._stopping.leave(connection, STOP_SECONDS)
         await self.lease.give_up(connection)
 
     async def _release(self, connection: Connection, runs: Sequence[Run], *, leaving: bool) -> None:
@@ -246,6 +256,10 @@ class Worker:
         self._notifier.renew_keys()
         self.claiming.forget()
         self._upkeep.forget_queue()
+
+    def _on_freed(self, generator: str) -> None:
+        self._stopping.hurry(generator)
+        self._wake.set()
 
     def _on_cancel(self, payload: str) -> None:
         if self._upkeep.note_cancel(payload):

@@ -16,6 +16,7 @@ OUTCOME = Outcome.failed(
     usage={"input_tokens": 3},
     timings=Timings(2.5, 0.5, 7),
     usage_by_attempt=[{"epoch": 1, "usage": {"input_tokens": 3}}, {"epoch": 2, "usage": {}}],
+    answered_by={"name": "fast", "attempts": []},
 )
 
 
@@ -37,6 +38,7 @@ def test_the_values_of_an_end_are_read_back_from_its_row() -> None:
         "time_to_first_token_seconds": 0.5,
         "duration_seconds": 2.5,
         "usage_by_attempt": OUTCOME.usage_by_attempt,
+        "answered_by": OUTCOME.answered_by,
     }
 
 

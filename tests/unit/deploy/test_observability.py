@@ -58,6 +58,7 @@ def test_panels_use_the_labels_generator_and_model() -> None:
         "baton_time_to_first_token_seconds_bucket",
         "baton_usage_tokens_total",
         "baton_streams_ended_total",
+        "baton_model_call_failures_total",
     }
 
 

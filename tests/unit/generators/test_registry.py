@@ -10,6 +10,7 @@ from tests.unit.generators.generation import hear
 
 from baton.errors import ConfigurationError
 from baton.generators import close_generators, configured_names, load_generators
+from baton.generators.protocol import can_continue, stopper
 from baton.generators.registry import what_is_missing
 from baton.settings import Settings
 
@@ -263,3 +264,47 @@ def test_a_preset_of_an_unusable_generator(model: str, sentence: str) -> None:
     assert what_is_missing(Settings.load(models={"a": "replay"}, enabled_generators="b"), "a") == (
         "The generator 'a' is left out of BATON_ENABLED_GENERATORS."
     )
+
+
+RESUMING = {
+    "again": {"generator": "openai", "resume": "reattach"},
+    "twin": {"generator": "openai", "resume": "reattach"},
+    "plain": {"generator": "openai"},
+}
+
+
+async def test_each_way_to_resume_is_a_generator_of_its_own() -> None:
+    settings = Settings.load(openai_base_url="http://127.0.0.1:9/v1", models=RESUMING)
+    generators = load_generators(settings)
+    again, twin, plain = (generators[name] for name in RESUMING)
+    assert [can_continue(generators[name]) for name in RESUMING] == [True, True, False]
+    assert again.generator is twin.generator  # type: ignore[attr-defined]
+    assert again.generator is not plain.generator  # type: ignore[attr-defined]
+    assert [stopper(item) is not None for item in (again, plain)] == [True, False]
+    await close_generators(generators)
+
+
+async def test_a_chain_continues_and_stops_what_any_of_its_models_began() -> None:
+    models = RESUMING | {"chain": {"generator": "openai", "fallback": ["again"]}}
+    generators = load_generators(Settings.load(openai_base_url="http://127.0.0.1:9/v1", models=models))
+    assert can_continue(generators["chain"])
+    assert stopper(generators["chain"]) is not None
+    await close_generators(generators)
+
+
+@pytest.mark.parametrize(
+    ("api", "entry", "hint"),
+    [
+        ("chat", {"generator": "openai", "resume": "reattach"}, "BATON_OPENAI_API=responses"),
+        ("responses", {"generator": "openai", "resume": "prefix"}, "BATON_OPENAI_API=chat"),
+        ("chat", {"generator": "anthropic", "resume": "prefix"}, "only entries of the generator openai"),
+    ],
+)
+def test_a_way_to_resume_that_cannot_work_is_refused_at_the_start(api: str, entry: dict[str, str], hint: str) -> None:
+    settings = Settings.load(
+        openai_api=api, openai_base_url="http://127.0.0.1:9/v1", anthropic_api_key="none", models={"model": entry}
+    )
+    with pytest.raises(ConfigurationError, match=hint):
+        load_generators(settings)
+    assert "model" not in configured_names(settings)
+    assert hint in str(what_is_missing(settings, "model"))

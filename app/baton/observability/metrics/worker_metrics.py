@@ -82,6 +82,14 @@ class WorkerMetrics(Collector):
             "model",
             "type",
         )
+        self.failed_calls = LabeledCounter(
+            "baton_model_call_failures",
+            "Calls of a model that failed before their first event, and what followed: retry, fallback or fail",
+            "generator",
+            "model",
+            "then",
+            "code",
+        )
         self.flush_seconds = Histogram(
             "baton_flush_seconds", "Duration of an append, including the commit", MILLISECONDS_TO_SECONDS
         )
@@ -142,6 +150,7 @@ class WorkerMetrics(Collector):
         for numbers in (
             self.ended,
             self.used_tokens,
+            self.failed_calls,
             self.flush_seconds,
             self.flush_batches,
             self.flush_events,
