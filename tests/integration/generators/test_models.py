@@ -93,7 +93,7 @@ async def test_the_model_that_answered_is_in_the_stream(cluster: Cluster, caplog
             "fast": {"generator": "openai", "model": "gpt-5", "base_url": f"{one.url}/v1", "fallback": ["spare"]},
             "spare": {"generator": "openai", "base_url": f"{two.url}/v1"},
         }
-        async with loaded(cluster, models, provider_max_retries=1, enabled_generators="fast") as running:
+        async with loaded(cluster, models, provider_max_retries=1, enabled_generators="fast,replay") as running:
             described = await running.ended(await running.create("fast"))
             failures = running.worker.metrics.registry.get_sample_value
             labels = {"generator": "fast", "model": "gpt-5", "code": "provider_rate_limited"}
