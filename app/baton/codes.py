@@ -352,7 +352,7 @@ ENDS: Final[tuple[Code, ...]] = (
         "The provider's rate limit is reached",
         "The model provider got too many requests, or too many tokens.",
         "Try again later. The message may say when.",
-        "Ask the provider for a higher limit, or run fewer streams at once.",
+        "Ask the provider for a higher limit, or give the model a `fallback` or a `max_concurrency` in `BATON_MODELS`.",
     ),
     Code(
         "provider_timeout",
@@ -368,7 +368,8 @@ ENDS: Final[tuple[Code, ...]] = (
         "The provider cannot be reached",
         "The worker could not connect to the model provider.",
         "Try again later.",
-        "Check that workers can reach the provider, and check `BATON_OPENAI_BASE_URL` or `BATON_ANTHROPIC_BASE_URL`.",
+        "Check that workers can reach the provider, and check `BATON_OPENAI_BASE_URL`, `BATON_ANTHROPIC_BASE_URL` and "
+        "each `base_url` in `BATON_MODELS`.",
     ),
     Code(
         "provider_cut_off",

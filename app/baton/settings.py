@@ -12,6 +12,7 @@ import orjson
 from pydantic import (
     AliasChoices,
     Field,
+    PrivateAttr,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -445,6 +446,9 @@ class Settings(BaseSettings):
         description="Google Cloud project of the traces in JSON log lines",
     )
 
+    # The variables that `secret` has read. A pod asks for them with each stream that is created.
+    _secrets: dict[str, str] = PrivateAttr(default_factory=dict)
+
     @field_validator("*", mode="before")
     @classmethod
     def _is_trimmed(cls, value: Any, info: ValidationInfo) -> Any:
@@ -650,8 +654,10 @@ class Settings(BaseSettings):
         Raises:
             ConfigurationError: it cannot be a key.
         """
-        found = os.environ.get(variable) or DotEnvSettingsSource(type(self), case_sensitive=True).env_vars.get(variable)
-        key = (found or "").strip()
+        if variable not in self._secrets:
+            dotenv = DotEnvSettingsSource(type(self), case_sensitive=True).env_vars
+            self._secrets[variable] = (os.environ.get(variable) or dotenv.get(variable) or "").strip()
+        key = self._secrets[variable]
         if key and not _WORD.fullmatch(key):
             raise ConfigurationError(
                 f"The environment variable {variable} must contain printable ASCII characters without spaces or line "

@@ -15,7 +15,7 @@ from ..outcome import TimingsContent
 from ..pod.cluster_sampler import Point
 from ..pod.pod import Pod
 from ..principal import AuthScope
-from .stream_content import StreamError, timings
+from .stream_content import AnsweredBy, StreamError, answered_by, timings
 
 # A pod that has not updated its row for this many intervals counts as dead. Its viewers stop counting sooner: the
 # viewers of a dead pod reconnect at once, and would count twice.
@@ -126,6 +126,7 @@ class ConsoleStream(TypedDict):
     finish_reason: str | None
     error: ConsoleError | None
     usage: dict[str, Any] | None
+    answered_by: AnsweredBy | None
     time_to_first_token_seconds: float | None
     timings: TimingsContent | None
     events: int
@@ -157,6 +158,7 @@ def stream_content(
         "finish_reason": item.finish_reason,
         "error": _error(item, errors_page),
         "usage": None if item.usage is None else dict(item.usage),
+        "answered_by": answered_by(item),
         "time_to_first_token_seconds": item.time_to_first_token_seconds,
         "timings": timings(item),
         "events": tail,

@@ -144,7 +144,7 @@ def describe(stream: Stream, events_url: str) -> StreamContent:
         "error": _error(stream),
         "usage": None if stream.usage is None else dict(stream.usage),
         "usage_by_attempt": None if stream.usage_by_attempt is None else list(stream.usage_by_attempt),
-        "answered_by": cast("AnsweredBy | None", stream.answered_by),
+        "answered_by": answered_by(stream),
         "timings": timings(stream),
     }
 
@@ -159,6 +159,11 @@ def describe_with_answer(described: StreamContent, snapshot: Snapshot) -> Stream
 
 def _error(stream: Stream) -> StreamError | None:
     return None if stream.error_code is None else {"code": stream.error_code, "message": stream.error_message}
+
+
+def answered_by(stream: Stream) -> AnsweredBy | None:
+    """Return which model answered; None before the end, and for generators that do not say so."""
+    return cast("AnsweredBy | None", stream.answered_by)
 
 
 def timings(stream: Stream) -> TimingsContent | None:

@@ -308,3 +308,31 @@ def test_a_way_to_resume_that_cannot_work_is_refused_at_the_start(api: str, entr
         load_generators(settings)
     assert "model" not in configured_names(settings)
     assert hint in str(what_is_missing(settings, "model"))
+
+
+def test_a_model_needs_its_own_key_and_those_of_its_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod without the key does not know the model, and accepts it if a worker offers it."""
+    models = {
+        "a": {"generator": "openai", "base_url": "http://localhost:1/v1", "fallback": ["b"]},
+        "b": {"generator": "anthropic", "api_key_env": "B_KEY"},
+    }
+    settings = Settings.load(models=models)
+    sentence = (
+        "BATON_MODELS: 'b' cannot be used yet: put its key into the environment variable B_KEY, which its "
+        '"api_key_env" names.'
+    )
+    assert configured_names(settings) == {"replay"}
+    for name in models:
+        assert what_is_missing(settings, name) == sentence
+    with pytest.raises(ConfigurationError) as caught:
+        load_generators(settings)
+    assert str(caught.value) == sentence
+    monkeypatch.setenv("B_KEY", "key")
+    assert configured_names(Settings.load(models=models)) == {"replay", "a", "b"}
+
+
+@pytest.mark.usefixtures("here")
+async def test_a_models_own_keys_are_no_options() -> None:
+    models = {"a": {"generator": "echo", "max_concurrency": 1, "temperature": 0}}
+    generators = load_generators(Settings.load(generators="echo=my_agent:echo", models=models))
+    assert (await hear(generators["a"], [])).of("custom")[0]["data"] == {"messages": [], "model": "a", "temperature": 0}

@@ -10,6 +10,13 @@ const FACTS = ["Created", "In the queue", "First token", "Took", "Tokens", "Toke
 
 const words = (name) => name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
 
+// Which model of a built-in provider answered, and how many calls failed before; nothing before the end.
+function answerFacts(by) {
+  if (!by) return {};
+  const named = by.model && by.model !== by.name ? `${by.name} (${by.model})` : by.name;
+  return { "Answered by": named ?? NONE, "Failed calls": count(by.attempts.length) };
+}
+
 export class StreamSheet {
   // `session`: {key, scopes}; `onClosed` is called when a person has closed it.
   constructor(session, onClosed) {
@@ -88,6 +95,7 @@ export class StreamSheet {
       "Viewers": count(item.viewers),
       "Attempts": count(item.attempts),
       "Finish reason": item.finish_reason ?? NONE,
+      ...answerFacts(item.answered_by),
       ...Object.fromEntries(Object.entries(item.usage ?? {}).map(([name, value]) => [words(name), count(value)])),
       ...this.seen,
     });
