@@ -38,7 +38,7 @@ def stream(**given: Any) -> Stream:
     """A stream's row."""
     empty = dict.fromkeys(Stream.__dataclass_fields__)
     known = {"id": STREAM_ID, "tenant": "", "generator": "g", "metadata": {}, "status": "running", "epoch": 1}
-    return Stream(**empty | known | {"attempts": 1, "created_at": CREATED_AT} | given)  # type: ignore[arg-type]
+    return Stream(**empty | known | {"attempts": 1, "run": 1, "created_at": CREATED_AT} | given)  # type: ignore[arg-type]
 
 
 def encoded(event: str | Event | Outcome) -> bytes:

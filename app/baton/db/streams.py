@@ -53,6 +53,8 @@ class Stream:
     traceparent: str | None
     claim_token: UUID | None
     usage_by_attempt: Sequence[AttemptUsage] | None = None
+    run: int = 0  # how often a worker has started it
+    interruption: str | None = None  # why its last worker gave it back or lost it
 
     @property
     def ended(self) -> bool:

@@ -71,7 +71,7 @@ def test_the_answer_as_a_whole_does_not_show_it(answer: list[Any], places: list[
     assert response_of(ROW, {}, lines) == response_of(ROW, {}, others)
 
 
-def test_native_clients_see_it_with_its_number_and_the_answer_view_keeps_the_numbers() -> None:
+def test_native_clients_see_it_and_the_answer_view_keeps_the_numbers() -> None:
     log = batches(["a", RESUMED, "b"])
     block = b'id: 2\ndata: {"type":"resumed","run":2,"reason":"worker_lost"}\n\n'
     whole = sent(native.FULL, native.START, log)
