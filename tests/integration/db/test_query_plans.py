@@ -103,7 +103,7 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "matching": (MATCHING, ("", FIRST, LAST, MOST_ROWS - 1, None, ['{"chat": "4242"}'], 50), 0),
     "insert": (
         stream_creation._INSERT,
-        ("", "test", "1", "{}", "retry", *[None] * 6, 936, 1000, FIRST, ["$stream"], 7),
+        ("", "test", "1", "{}", "retry", *[None] * 6, True, 936, 1000, FIRST, ["$stream"], 7),
         0,
     ),
     "take": (rate_buckets._TAKE, ("", "caller", 0.1, 10), 0),
