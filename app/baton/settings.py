@@ -319,10 +319,11 @@ class Settings(BaseSettings):
     queue_poll_seconds: float = Field(
         1, gt=0, le=60, description="How often a worker polls for queued streams whose notification was lost"
     )
-    on_worker_lost: Literal["retry", "fail"] = Field(
-        "retry",
-        description="What happens to a dead worker's stream: `retry` restarts it on another worker, `fail` ends it as "
-        "failed",
+    on_worker_lost: Literal["continue", "retry", "fail"] = Field(
+        "continue",
+        description="What happens to a stream whose worker dies or leaves. `continue`: another worker continues it if "
+        "its generator can, and restarts it otherwise. `retry`: another worker restarts it. `fail`: it ends as failed. "
+        "A stream of OpenAI's APIs, the AI SDK or plain text, which cannot express a restart, ends as failed instead",
     )
     max_attempts: int = Field(
         3, ge=1, le=100, description="Number of workers that may die while they run a stream before it fails"

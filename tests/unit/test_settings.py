@@ -52,7 +52,7 @@ def test_arguments_override_the_environment_and_it_overrides_the_file(monkeypatc
             "BATON_WORKER_CONCURRENCY: Input should be greater than or equal to 1 (it is 0).",
         ),
         ("BATON_LEASE_SECONDS", "soon", "BATON_LEASE_SECONDS: Input should be a valid number"),
-        ("BATON_ON_WORKER_LOST", "shrug", "BATON_ON_WORKER_LOST: Input should be 'retry' or 'fail'."),
+        ("BATON_ON_WORKER_LOST", "shrug", "BATON_ON_WORKER_LOST: Input should be 'continue', 'retry' or 'fail'."),
         ("BATON_GENERATORS", "a=m:f,mine=module", "item 2 must look like name=package.module:function"),
         ("BATON_OPENAI_BASE_URL", "ftp://x", "BATON_OPENAI_BASE_URL: it must look like https://host:port/path."),
         (

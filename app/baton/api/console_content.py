@@ -111,6 +111,7 @@ class ConsoleError(StreamError):
 class ConsoleStream(TypedDict):
     """State and numbers of a stream.
 
+    `run`: how often a worker has started it. `interruption`: why the worker before gave it back or lost it.
     `time_to_first_token_seconds`: null before the first token. `events`: the number of the newest event. `viewers`:
     null if the stream is too old. `silent_seconds`: how long its generator has yielded nothing; null if that is short.
     """
@@ -122,7 +123,9 @@ class ConsoleStream(TypedDict):
     started_at: datetime | None
     finished_at: datetime | None
     cancel_requested_at: datetime | None
+    run: int
     attempts: int
+    interruption: str | None
     finish_reason: str | None
     error: ConsoleError | None
     usage: dict[str, Any] | None
@@ -154,7 +157,9 @@ def stream_content(
         "started_at": item.started_at,
         "finished_at": item.finished_at,
         "cancel_requested_at": item.cancel_requested_at,
+        "run": item.run,
         "attempts": item.attempts,
+        "interruption": item.interruption,
         "finish_reason": item.finish_reason,
         "error": _error(item, errors_page),
         "usage": None if item.usage is None else dict(item.usage),

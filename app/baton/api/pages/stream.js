@@ -5,8 +5,10 @@ import { NONE, byId, clock, count, el, rate, seconds, setText, showState } from 
 import { Refused, bearer, follow, refusal } from "./follow.js";
 import { Tail } from "./scrolling.js";
 
-const FACTS = ["Created", "In the queue", "First token", "Took", "Tokens", "Tokens per second", "Events", "Viewers", "Attempts",
-  "Finish reason", "Served by"];
+const FACTS = ["Created", "In the queue", "First token", "Took", "Tokens", "Tokens per second", "Events", "Viewers", "Runs",
+  "Attempts", "Interrupted", "Finish reason", "Served by"];
+
+const INTERRUPTIONS = { worker_lost: "Its worker was lost", worker_left: "Its worker left" };
 
 const words = (name) => name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
 
@@ -93,7 +95,9 @@ export class StreamSheet {
       "Tokens per second": rate(timings ? timings.tokens_per_second : perSecond),
       "Events": count(Math.max(item.events, this.cursor)),
       "Viewers": count(item.viewers),
+      "Runs": count(item.run),
       "Attempts": count(item.attempts),
+      "Interrupted": item.interruption ? (INTERRUPTIONS[item.interruption] ?? words(item.interruption)) : NONE,
       "Finish reason": item.finish_reason ?? NONE,
       ...answerFacts(item.answered_by),
       ...Object.fromEntries(Object.entries(item.usage ?? {}).map(([name, value]) => [words(name), count(value)])),
