@@ -1,4 +1,4 @@
-"""What a generator is: an async generator function of one argument, the request."""
+"""What a generator is: a generator function of one argument, the request. If it is not async, it runs in a thread."""
 
 from __future__ import annotations
 
@@ -70,6 +70,9 @@ class Generator(Protocol):
     `baton.as_generation_error`), also if it was wrapped by `raise … from` or in a group. Any other exception
     ends it as failed with the code `generator_error`. Cancelling the stream cancels the generator
     where it waits (`asyncio.CancelledError`), so `finally` blocks and `async with` close its resources.
+
+    A function that is defined with `def` yields the same, and runs in a thread of its own for each stream. It is closed
+    at its next `yield` (`GeneratorExit`).
     """
 
     def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]: ...

@@ -20,6 +20,7 @@ from ..outcome import Outcome, Timings
 from .outbox import Outbox
 from .surrogate_pairs import SurrogateJoiner
 from .tool_calls import ToolCalls
+from .turns import Turn, Turns
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Run:
         metrics: WorkerMetrics,
         *,
         labels: Labels = UNKNOWN,
+        turns: Turns | None = None,
     ) -> None:
         self.claim = claim
         self.outbox = outbox
@@ -68,6 +70,7 @@ class Run:
         self._bounds = bounds
         self._calls = ToolCalls()
         self._surrogates = SurrogateJoiner(self._calls)
+        self._turn = Turn(turns or Turns())
         self._events = outbox.tail  # including a former worker's
         self.size_bytes = 0  # of what this run has yielded
         self.labels = labels  # in the metrics
@@ -142,11 +145,13 @@ class Run:
         )
         events = self._generator(request)
         if not hasattr(events, "aclose"):
-            raise InvalidEvent("The generator is not an async generator function: it must `yield` its events.")
+            raise InvalidEvent("The generator is not a generator function: it must `yield` its events.")
         outbox = self.outbox
         async with contextlib.aclosing(events):
             async for item in events:
-                self.last_event_at = time.monotonic()
+                now = self.last_event_at = time.monotonic()
+                if now >= self._turn.look_at and not _is_state(item) and self._turn.is_kept(now):
+                    await asyncio.sleep(0)
                 for whole in self._surrogates.join(item):
                     try:
                         line = self._encode(whole)
@@ -264,6 +269,11 @@ class Run:
         return Timings(time.monotonic() - self.started_at, self.time_to_first_token_seconds, self._tokens)
 
 
+def _is_state(item: Yielded) -> bool:
+    """Return whether this is a state, which must get into the batch of the event before it."""
+    return isinstance(item, Mapping) and item.get("type") == "state"
+
+
 def _finish_reason(item: Mapping[str, Any]) -> str:
     """Return why the model stopped, in lower case. Some providers use capitals.
 
@@ -277,6 +287,8 @@ def _finish_reason(item: Mapping[str, Any]) -> str:
 
 
 def _place(events: Any) -> str:
-    """Return the file and line of the `yield` at which a generator waits."""
+    """Return the file and line of the `yield` at which a generator waits, or at least where it is defined."""
+    if place := getattr(events, "place", None):
+        return str(place)
     frame = getattr(events, "ag_frame", None)
     return "an unknown place" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"

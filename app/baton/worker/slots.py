@@ -18,6 +18,7 @@ from ..usage import Bill
 from .outbox import Lost, Outbox
 from .run import Bounds, Run
 from .telemetry import Telemetry
+from .turns import Turns
 from .writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 class Slots:
     """The runs of one worker, by their streams. `on_freed` is called when a run has ended.
 
-    All of it runs on the worker's event loop, except `silences`.
+    All of it runs on the worker's event loop, except `silences` and `silent`.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Slots:
             max_events=settings.max_stream_events,
             max_bytes=settings.max_stream_bytes,
         )
+        self._turns = Turns()
         self.runs: dict[UUID, Run] = {}
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -80,7 +82,7 @@ class Slots:
         generator = self._generators[claim.generator]
         asked = asked_by(generator, claim.input)
         labels = self._telemetry.labels(claim.generator, asked.model)
-        run = Run(claim, generator, outbox, self._bounds, self._metrics, labels=labels)
+        run = Run(claim, generator, outbox, self._bounds, self._metrics, labels=labels, turns=self._turns)
         self.runs[claim.stream_id] = run
         self._writer.add(outbox)
         if tail > 0:
@@ -103,8 +105,11 @@ class Slots:
         return [(run.labels.generator, run.silent_seconds) for run in list(self.runs.values())]
 
     def silent(self) -> dict[UUID, float]:
-        """Return the streams that have been silent for too long, and for how many seconds, for the worker's row."""
-        seconds = {stream_id: run.silent_seconds for stream_id, run in self.runs.items()}
+        """Return the streams that have been silent for too long, and for how many seconds, for the worker's row.
+
+        Any thread may call this.
+        """
+        seconds = {stream_id: run.silent_seconds for stream_id, run in list(self.runs.items())}
         return {
             stream_id: found for stream_id, found in seconds.items() if found >= self._settings.silent_after_seconds
         }
