@@ -25,6 +25,7 @@ from .turns import Turn, Turns
 logger = logging.getLogger(__name__)
 
 STUBBORN_SECONDS: Final = 5
+_STUCK: Final = ": its generator was stuck"
 UNKNOWN: Final = Labels()
 
 
@@ -84,14 +85,16 @@ class Run:
         self._first_token_at: float | None = None
         self.first_token_noted = False  # in the stream's row, before its end
         self._last_token_at = self.started_at
-        self._generating: asyncio.Task[None] | None = None
+        self.blocked_seconds = 0.0  # of the event loop, by this generator
+        self._blocked_since_event = False  # as of the last block
+        self.generating: asyncio.Task[None] | None = None  # the generator's task
         self._over = asyncio.Event()  # the generator has returned, or is to stop
 
     async def run(self) -> Outcome | None:
         """Generate, and wait until the terminal event is in the log; return the outcome, or None if it was lost."""
         if self._stop is None:
-            self._generating = asyncio.create_task(self._generate())
-            self._generating.add_done_callback(lambda _task: self._over.set())
+            self.generating = asyncio.create_task(self._generate())
+            self.generating.add_done_callback(lambda _task: self._over.set())
             try:
                 await self._over.wait()
             finally:
@@ -112,9 +115,22 @@ class Run:
         max_duration = claim.max_duration or max_duration
         idle_timeout = claim.idle_timeout or idle_timeout
         if claim.elapsed + now - self.started_at > max_duration:
-            self.stop(Outcome.failed("max_duration", f"The answer took longer than {max_duration:g} seconds."))
+            stuck = _STUCK if claim.elapsed + now - self.started_at - self.blocked_seconds <= max_duration else ""
+            self.stop(Outcome.failed("max_duration", f"The answer took longer than {max_duration:g} seconds{stuck}."))
         elif not self._waits_for_room and now - self.last_event_at > idle_timeout:
-            self.stop(Outcome.failed("idle_timeout", f"Nothing came for {idle_timeout:g} seconds. Try again."))
+            stuck = _STUCK if self._blocked_since_event else ""
+            self.stop(Outcome.failed("idle_timeout", f"Nothing came for {idle_timeout:g} seconds{stuck}. Try again."))
+
+    def note_block(self, seconds: float, *, own: bool) -> None:
+        """Note that the event loop was blocked until now: by this run's generator, or by another one.
+
+        What another one has blocked is no silence of this one.
+        """
+        if own:
+            self.blocked_seconds += seconds
+            self._blocked_since_event = time.monotonic() - self.last_event_at > seconds / 2
+        elif not self._waits_for_room:
+            self.last_event_at = min(time.monotonic(), self.last_event_at + seconds)
 
     @property
     def silent_seconds(self) -> float:
@@ -229,23 +245,27 @@ class Run:
 
     async def _stop_generator(self) -> None:
         """Cancel the generator if it still runs. If it does not stop in time, it is ignored from then on."""
-        assert self._generating is not None
-        if self._generating.done():
+        assert self.generating is not None
+        if self.generating.done():
             return
-        self._generating.cancel()
-        _, pending = await asyncio.wait([self._generating], timeout=STUBBORN_SECONDS)
+        self.generating.cancel()
+        _, pending = await asyncio.wait([self.generating], timeout=STUBBORN_SECONDS)
         if pending:
-            logger.error("The generator of stream %s does not stop when it is cancelled.", self.claim.stream_id)
+            logger.error(
+                "The generator %r of stream %s does not stop when it is cancelled.",
+                self.claim.generator,
+                self.claim.stream_id,
+            )
 
     def _outcome(self) -> Outcome:
         if self._stop is not None:
             return dataclasses.replace(self._stop, timings=self._timings())
         rest: dict[str, Any] = {"timings": self._timings()}
-        assert self._generating is not None
-        if self._generating.cancelled():
+        assert self.generating is not None
+        if self.generating.cancelled():
             logger.error("The generator of stream %s was cancelled from inside.", self.claim.stream_id)
             return Outcome.failed("generator_error", GENERATOR_FAULT, **rest)
-        error = self._generating.exception()
+        error = self.generating.exception()
         if error is None:
             return Outcome.completed(self._finish_reason, **rest)
         if isinstance(error, GenerationError):

@@ -54,6 +54,7 @@ class Slots:
         self._turns = Turns()
         self.runs: dict[UUID, Run] = {}
         self.tasks: set[asyncio.Task[None]] = set()
+        self.loop_was_blocked: Callable[[], bool] = lambda: False
 
     @property
     def free(self) -> int:
@@ -94,7 +95,12 @@ class Slots:
         task.add_done_callback(self.tasks.discard)
 
     def enforce_limits(self) -> None:
-        """Stop the runs that took, or were silent, for longer than they may."""
+        """Stop the runs that took, or were silent, for longer than they may.
+
+        If the event loop was blocked until now, this waits for the next call: see `Run.note_block`.
+        """
+        if self.loop_was_blocked():
+            return
         for run in self.runs.values():
             run.enforce(
                 max_duration=self._settings.max_duration_seconds, idle_timeout=self._settings.idle_timeout_seconds
@@ -128,8 +134,15 @@ class Slots:
 
     def _on_lost(self, run: Run, lost: Lost) -> None:
         stream_id = run.claim.stream_id
+        stuck = (
+            f" Its generator had blocked this worker for {run.blocked_seconds:.1f} s." if run.blocked_seconds else ""
+        )
         logger.warning(
-            "Stream %s is lost to this worker: %s.", stream_id, lost.value, extra=log_context.fields_of(stream_id)
+            "Stream %s is lost to this worker: %s.%s",
+            stream_id,
+            lost.value,
+            stuck,
+            extra=log_context.fields_of(stream_id),
         )
         if lost.outcome is None:
             run.abandon()
