@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 from baton.generators import GenerationRequest
@@ -25,3 +26,29 @@ async def counting(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
         if "log" in given:
             with Path(given["log"]).open("a") as log:  # noqa: ASYNC230
                 log.write(f"attempt {request.attempt} {fate}\n")
+
+
+async def blocking(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+    """Yield a word; from the moment that the file `begin` exists, block the event loop until the file `end` exists.
+
+    Only the first attempt blocks.
+    """
+    yield "before "
+    if request.attempt == 1:
+        while not Path(request.input["begin"]).exists():  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.01)
+        wait_for(request.input["end"])
+    yield "after"
+
+
+def waiting(request: GenerationRequest) -> Iterator[Yielded]:
+    """Do the same in a thread."""
+    yield "before "
+    wait_for(request.input["begin"])
+    wait_for(request.input["end"])
+    yield "after"
+
+
+def wait_for(path: str) -> None:
+    while not Path(path).exists():
+        time.sleep(0.01)
