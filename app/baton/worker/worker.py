@@ -70,6 +70,8 @@ class Worker:
         )
         self.slots = Slots(settings, generators, self.writer, self.metrics, telemetry, on_freed=self._wake.set)
         self.metrics.silences = self.slots.silences
+        for name in names:
+            self.metrics.loop_blocked_seconds.add(name, count=0)  # so that the first block is an increase
         self._watchdog = Watchdog(self.slots.runs, self.metrics, hang_seconds=settings.worker_hang_seconds)
         self.slots.loop_was_blocked = lambda: self._watchdog.is_late
         self._heart = Heart(
