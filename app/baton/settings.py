@@ -316,6 +316,12 @@ class Settings(BaseSettings):
         description="How long a worker may be silent before it counts as dead; at least 3 times "
         "`BATON_WORKER_HEARTBEAT_SECONDS`",
     )
+    worker_hang_seconds: float = Field(
+        60,
+        gt=0,
+        le=3600,
+        description="How long a generator may block its worker's event loop before the worker gives up its streams",
+    )
     queue_poll_seconds: float = Field(
         1, gt=0, le=60, description="How often a worker polls for queued streams whose notification was lost"
     )

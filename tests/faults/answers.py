@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import baton
@@ -48,3 +49,29 @@ async def exists(path: str | None) -> None:
     """Wait for a file, if one is named."""
     while path is not None and not Path(path).exists():  # noqa: ASYNC110, ASYNC240
         await asyncio.sleep(0.01)
+
+
+async def blocking(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+    """Yield a word; from the moment that the file `begin` exists, block the event loop until the file `end` exists.
+
+    Only the first attempt blocks.
+    """
+    yield "before "
+    if request.attempt == 1:
+        while not Path(request.input["begin"]).exists():  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.01)
+        wait_for(request.input["end"])
+    yield "after"
+
+
+def waiting(request: GenerationRequest) -> Iterator[Yielded]:
+    """Do the same in a thread."""
+    yield "before "
+    wait_for(request.input["begin"])
+    wait_for(request.input["end"])
+    yield "after"
+
+
+def wait_for(path: str) -> None:
+    while not Path(path).exists():
+        time.sleep(0.01)

@@ -3,8 +3,8 @@
 `protocol` defines a generator, `steps` runs its steps, `registry` finds generators by name, and `conversation` converts
 the forms of requests.
 `replay`, `openai` and `anthropic` are built in. The last two share `provider` and `provider_answer`, and are imported
-only if their SDKs are installed. A `preset` is another name for a generator, with options. `sdk_errors` translates the
-exceptions of SDKs.
+only if their SDKs are installed. A `preset` is another name for a generator, with options. `threaded` runs functions
+that are not async in threads. `sdk_errors` translates the exceptions of SDKs.
 """
 
 from .protocol import Approval, GenerationRequest, Generator, SoFar, Yielded, can_continue, continues, stopper

@@ -1,4 +1,4 @@
-"""What a generator is: an async generator function of one argument, the request."""
+"""What a generator is: a generator function of one argument, the request. If it is not async, it runs in a thread."""
 
 from __future__ import annotations
 
@@ -154,6 +154,9 @@ class Generator(Protocol):
     `baton.as_generation_error`), also if it was wrapped by `raise … from` or in a group. Any other exception
     ends it as failed with the code `generator_error`. Cancelling the stream cancels the generator
     where it waits (`asyncio.CancelledError`), so `finally` blocks and `async with` close its resources.
+
+    A function that is defined with `def` yields the same, and runs in a thread of its own for each stream. It is closed
+    at its next `yield` (`GeneratorExit`).
 
     A generator may be an object with a second method, `async def stop(self, state)`: if a stream ends in any way but as
     completed, a worker calls it with the last state, at least once, to end what still runs elsewhere. It is not called

@@ -38,8 +38,16 @@ shouting = partial(answer)
 async def coroutine(request):
     return "text"
 
+later = partial(coroutine)
+
 def plain(request):
-    yield "text"
+    yield f"You said {request.input}."
+
+class PlainAgent:
+    def __call__(self, request):
+        return [f"You said {request.input}."]
+
+plain_agent = PlainAgent()
 
 number = 7
 """
@@ -126,6 +134,13 @@ async def test_own_generators_load_from_the_workers_working_directory() -> None:
 
 
 @pytest.mark.usefixtures("here")
+async def test_functions_that_are_not_async_are_generators() -> None:
+    generators = load_generators(settings_with(mine="my_agent:plain", other="my_agent:plain_agent"))
+    assert (await hear(generators["mine"], "hi")).text == "You said hi."
+    assert (await hear(generators["other"], "hi")).text == "You said hi."
+
+
+@pytest.mark.usefixtures("here")
 async def test_an_own_generator_can_use_a_built_in_name() -> None:
     settings = Settings.load(generators="replay=my_agent:answer,openai=my_agent:answer", openai_api_key="k")
     generators = load_generators(settings)
@@ -168,11 +183,11 @@ def test_no_such_attribute() -> None:
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("attribute", ["coroutine", "plain", "number", "Agent"])
-def test_no_async_generator_function(attribute: Any) -> None:
+@pytest.mark.parametrize("attribute", ["coroutine", "later", "number", "Agent"])
+def test_no_generator_function(attribute: Any) -> None:
     assert refusal_of(f"my_agent:{attribute}") == (
-        f"The generator 'mine', my_agent:{attribute}, is not an async generator function: "
-        "define it with `async def` and `yield` what it generates."
+        f"The generator 'mine', my_agent:{attribute}, is not a generator function: "
+        "define it with `async def` or `def`, and `yield` what it generates."
     )
 
 
