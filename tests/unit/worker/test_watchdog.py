@@ -66,7 +66,7 @@ class Blocked:
 
 async def test_a_block_is_logged_once_with_its_generator_and_once_at_its_end(caplog: pytest.LogCaptureFixture) -> None:
     run = run_of("slow")
-    run.generating = task = asyncio.current_task()
+    run._generating = task = asyncio.current_task()
     loop = Blocked({run.claim.stream_id: run}, task, hang_seconds=60)
     loop.pass_seconds(TICK_SECONDS)
     loop.answer()
@@ -121,6 +121,16 @@ async def test_a_block_is_the_silence_of_the_generator_that_blocks(own: bool, sa
     assert (run._stop is not None) is own
     if run._stop is not None:
         assert (run._stop.code, (run._stop.error_message or "").startswith(said)) == ("idle_timeout", True)
+
+
+async def test_an_earlier_block_is_no_reason_for_a_later_silence() -> None:
+    run = run_of("slow")
+    run.last_event_at = time.monotonic() - 9
+    run.note_block(8, own=True)
+    run.last_event_at = time.monotonic()
+    run.enforce(max_duration=100, idle_timeout=-1)
+    assert run._stop is not None
+    assert "stuck" not in (run._stop.error_message or "")
 
 
 async def test_an_end_says_that_the_generator_was_stuck_only_if_that_was_the_reason() -> None:
