@@ -64,7 +64,7 @@ class AnswerRecord:
     def __init__(self) -> None:
         self.failed_calls: list[FailedCall] = []
         self.waiting = False  # for a provider's limit or for a free place: silence that is meant
-        self.active_at = time.monotonic()  # when a wait or a call last ended
+        self.active_at = 0.0  # when a wait or a call last ended
         self._answerer: Answerer | None = None
         self._said: dict[str, str | None] = {}
 

@@ -111,15 +111,15 @@ class Run:
         self.first_token_noted = False  # in the stream's row, before its end
         self._last_token_at = self.started_at
         self.blocked_seconds = 0.0  # of the event loop, by this generator
-        self._blocked_since_event = False  # as of the last block
-        self.generating: asyncio.Task[None] | None = None  # the generator's task
+        self._blocked_until = 0.0  # if that was silence of this stream
+        self._generating: asyncio.Task[None] | None = None
         self._over = asyncio.Event()  # the generator has returned, or is to stop
 
     async def run(self) -> Outcome | None:
         """Generate, and wait until the terminal event is in the log; return the outcome, or None if it was lost."""
         if self._stop is None:
-            self.generating = asyncio.create_task(self._generate())
-            self.generating.add_done_callback(lambda _task: self._over.set())
+            self._generating = asyncio.create_task(self._generate())
+            self._generating.add_done_callback(lambda _task: self._over.set())
             try:
                 await self._over.wait()
             finally:
@@ -147,7 +147,7 @@ class Run:
             stuck = _STUCK if claim.elapsed + now - self.started_at - self.blocked_seconds <= max_duration else ""
             self.stop(Outcome.failed("max_duration", f"The answer took longer than {max_duration:g} seconds{stuck}."))
         elif self.silent_seconds > idle_timeout:
-            stuck = _STUCK if self._blocked_since_event else ""
+            stuck = _STUCK if self._blocked_until > self.last_event_at else ""
             self.stop(Outcome.failed("idle_timeout", f"Nothing came for {idle_timeout:g} seconds{stuck}. Try again."))
 
     def note_block(self, seconds: float, *, own: bool) -> None:
@@ -157,9 +157,14 @@ class Run:
         """
         if own:
             self.blocked_seconds += seconds
-            self._blocked_since_event = time.monotonic() - self.last_event_at > seconds / 2
+            now = time.monotonic()
+            self._blocked_until = now if now - self.last_event_at > seconds / 2 else 0.0
         elif not self._waits_for_database:
             self.last_event_at = min(time.monotonic(), self.last_event_at + seconds)
+
+    def has(self, task: asyncio.Task[Any] | None) -> bool:
+        """Return whether this is the generator's task. Any thread may call this."""
+        return task is not None and self._generating is task
 
     @property
     def silent_seconds(self) -> float:
@@ -446,11 +451,11 @@ class Run:
 
     async def _stop_generator(self) -> None:
         """Cancel the generator if it still runs. If it does not stop in time, it is ignored from then on."""
-        assert self.generating is not None
-        if self.generating.done():
+        assert self._generating is not None
+        if self._generating.done():
             return
-        self.generating.cancel()
-        _, pending = await asyncio.wait([self.generating], timeout=STUBBORN_SECONDS)
+        self._generating.cancel()
+        _, pending = await asyncio.wait([self._generating], timeout=STUBBORN_SECONDS)
         if pending:
             logger.error(
                 "The generator %r of stream %s does not stop when it is cancelled.",
@@ -462,11 +467,11 @@ class Run:
         if self._stop is not None:
             return dataclasses.replace(self._stop, timings=self._timings())
         rest: dict[str, Any] = {"timings": self._timings()}
-        assert self.generating is not None
-        if self.generating.cancelled():
+        assert self._generating is not None
+        if self._generating.cancelled():
             logger.error("The generator of stream %s was cancelled from inside.", self.claim.stream_id)
             return Outcome.failed("generator_error", GENERATOR_FAULT, **rest)
-        error = self.generating.exception()
+        error = self._generating.exception()
         if error is None:
             return Outcome.completed(self._finish_reason, **rest)
         if isinstance(error, GenerationError):

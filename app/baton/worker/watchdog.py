@@ -151,7 +151,7 @@ class Watchdog:
         """Return the run that a task works for: its generator's task, or one that the generator has started."""
         runs = list(self._runs.values())
         for run in runs:
-            if task is not None and run.generating is task:
+            if run.has(task):
                 return run
         stream_id = log_context.stream_of(task)
         return next((run for run in runs if run.claim.stream_id == stream_id), None)

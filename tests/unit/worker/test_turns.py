@@ -5,23 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from uuid import uuid4
 
 import pytest
+from tests.support.runs import run_of
 
-from baton.db.stream_queue import Claim
-from baton.generators import GenerationRequest, Generator
+from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
-from baton.observability.metrics import WorkerMetrics
-from baton.worker.outbox import Outbox
-from baton.worker.run import Bounds, Run
 from baton.worker.turns import TURN_SECONDS, Turn, Turns
-
-
-def run_of(generator: Generator) -> Run:
-    claim = Claim(uuid4(), 1, 1, "retry", "test", None, {}, cancelled=False)
-    outbox = Outbox(claim.stream_id, 1, 0, on_ready=lambda _: None, on_lost=lambda _: None, max_events=1000)
-    return Run(claim, generator, outbox, Bounds(1 << 20, 1000, 1 << 20), WorkerMetrics())
 
 
 def busy() -> None:

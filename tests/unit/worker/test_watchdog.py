@@ -6,16 +6,15 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, cast
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
+from tests.support.runs import run_of
 
-from baton.db.stream_queue import Claim
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
-from baton.observability.metrics import Labels, WorkerMetrics
-from baton.worker.outbox import Outbox
-from baton.worker.run import Bounds, Run
+from baton.observability.metrics import WorkerMetrics
+from baton.worker.run import Run
 from baton.worker.side_thread import Owner, SideThread
 from baton.worker.watchdog import TICK_SECONDS, Watchdog
 
@@ -23,12 +22,6 @@ from baton.worker.watchdog import TICK_SECONDS, Watchdog
 async def idle(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
     await asyncio.Event().wait()
     yield ""
-
-
-def run_of(generator: str) -> Run:
-    claim = Claim(uuid4(), 1, 1, "retry", generator, None, {}, cancelled=False)
-    outbox = Outbox(claim.stream_id, 1, 0, on_ready=lambda _: None, on_lost=lambda _: None, max_events=1000)
-    return Run(claim, idle, outbox, Bounds(1, 1, 1), WorkerMetrics(), labels=Labels(generator))
 
 
 class Blocked:
@@ -65,8 +58,8 @@ class Blocked:
 
 
 async def test_a_block_is_logged_once_with_its_generator_and_once_at_its_end(caplog: pytest.LogCaptureFixture) -> None:
-    run = run_of("slow")
-    run.generating = task = asyncio.current_task()
+    run = run_of(idle, "slow")
+    run._generating = task = asyncio.current_task()
     loop = Blocked({run.claim.stream_id: run}, task, hang_seconds=60)
     loop.pass_seconds(TICK_SECONDS)
     loop.answer()
@@ -84,7 +77,7 @@ async def test_a_block_is_logged_once_with_its_generator_and_once_at_its_end(cap
 
 
 async def test_a_task_of_no_stream_is_nobodys_block(caplog: pytest.LogCaptureFixture) -> None:
-    run = run_of("slow")
+    run = run_of(idle, "slow")
     loop = Blocked({run.claim.stream_id: run}, asyncio.current_task(), hang_seconds=60)
     loop.pass_seconds(2)
     assert "by no stream's generator" in caplog.text
@@ -114,7 +107,7 @@ async def test_time_in_which_the_whole_process_stood_still_is_no_block(caplog: p
 
 @pytest.mark.parametrize(("own", "said"), [(True, "Nothing came for 5 seconds: its generator was stuck."), (False, "")])
 async def test_a_block_is_the_silence_of_the_generator_that_blocks(own: bool, said: str) -> None:
-    run = run_of("slow")
+    run = run_of(idle, "slow")
     run.last_event_at = time.monotonic() - 9
     run.note_block(8, own=own)
     run.enforce(max_duration=100, idle_timeout=5)
@@ -123,9 +116,19 @@ async def test_a_block_is_the_silence_of_the_generator_that_blocks(own: bool, sa
         assert (run._stop.code, (run._stop.error_message or "").startswith(said)) == ("idle_timeout", True)
 
 
+async def test_an_earlier_block_is_no_reason_for_a_later_silence() -> None:
+    run = run_of(idle, "slow")
+    run.last_event_at = time.monotonic() - 9
+    run.note_block(8, own=True)
+    run.last_event_at = time.monotonic()
+    run.enforce(max_duration=100, idle_timeout=-1)
+    assert run._stop is not None
+    assert "stuck" not in (run._stop.error_message or "")
+
+
 async def test_an_end_says_that_the_generator_was_stuck_only_if_that_was_the_reason() -> None:
     for seconds, stuck in ((8, True), (2, False)):
-        run = run_of("slow")
+        run = run_of(idle, "slow")
         run.started_at = time.monotonic() - 14
         run.note_block(seconds, own=True)
         run.enforce(max_duration=10, idle_timeout=1000)

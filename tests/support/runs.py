@@ -1,0 +1,28 @@
+"""A run without a worker: nobody writes what it yields."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+from baton.db.stream_queue import Claim
+from baton.generators import Generator
+from baton.generators.steps import Steps
+from baton.observability.metrics import Labels, WorkerMetrics
+from baton.worker.outbox import Outbox
+from baton.worker.records import Records
+from baton.worker.run import Bounds, Run
+
+
+def run_of(generator: Generator, name: str = "test") -> Run:
+    claim = Claim(uuid4(), 1, 1, "retry", name, None, {}, cancelled=False)
+    outbox = Outbox(claim.stream_id, 1, 0, on_ready=lambda _: None, on_lost=lambda _: None, max_events=1000)
+    return Run(
+        claim,
+        generator,
+        outbox,
+        Bounds(1 << 20, 1000, 1 << 20, 1 << 20),
+        metrics=WorkerMetrics(),
+        records=Records(""),
+        steps=Steps(),
+        labels=Labels(name),
+    )
