@@ -24,6 +24,7 @@ WORDS = [f"word{number} " for number in range(40)]
 TEXT = "".join(WORDS)
 HALF = 20
 UNWATCHED_SECONDS = 1.5
+WATCHING: dict[str, Any] = {"watch_interval_seconds": 0.1, "database_timeout_seconds": 1}
 
 
 class Service:
@@ -219,7 +220,7 @@ async def is_stopped(server: OpenAIServer, service: Service) -> None:
 async def test_an_early_end_with_a_living_worker_cancels_the_response(
     dsn: str, end: End, limits: dict[str, float]
 ) -> None:
-    async with openai(dsn) as (server, service), service.worker(watch_interval_seconds=0.1):
+    async with openai(dsn) as (server, service), service.worker(**WATCHING):
         stream_id = await service.create(**limits)
         await until_tail(service.connection, stream_id, HALF)
         await end(service, stream_id)
@@ -244,7 +245,7 @@ async def test_an_early_end_after_the_loss_of_the_worker_cancels_the_response(
         async with service.worker():
             stream_id = await service.create(**limits)
             await until_tail(service.connection, stream_id, HALF)
-        async with service.bystander(watch_interval_seconds=0.1):
+        async with service.bystander(**WATCHING):
             await until(lambda: service.is_free(stream_id))
             await end(service, stream_id)
             assert await service.calls() == 1
