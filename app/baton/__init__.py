@@ -15,7 +15,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from .app import Application, create_app
     from .client import Follower
-    from .errors import BatonError, ConfigurationError, FollowError, GenerationError
+    from .errors import BatonError, ConfigurationError, FollowError, GenerationError, StepError
     from .generators import (
         Approval,
         GenerationRequest,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Yielded,
         as_generation_error,
         continues,
+        idempotency_key,
     )
     from .generators.conversation import messages
     from .generators.requested_model import RequestedModel
@@ -45,11 +46,13 @@ __all__ = [
     "RequestedModel",
     "Settings",
     "SoFar",
+    "StepError",
     "Yielded",
     "__version__",
     "as_generation_error",
     "continues",
     "create_app",
+    "idempotency_key",
     "json_formatter",
     "messages",
     "text_formatter",
@@ -69,10 +72,12 @@ _MODULES: Final = {
     "RequestedModel": "generators.requested_model",
     "Settings": "settings",
     "SoFar": "generators",
+    "StepError": "errors",
     "Yielded": "generators",
     "as_generation_error": "generators",
     "continues": "generators",
     "create_app": "app",
+    "idempotency_key": "generators",
     "json_formatter": "observability.log_formatters",
     "messages": "generators.conversation",
     "text_formatter": "observability.log_formatters",

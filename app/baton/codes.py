@@ -193,20 +193,30 @@ ENDS: Final[tuple[Code, ...]] = (
         "worker_lost",
         None,
         "The worker was lost",
-        "The worker that generated the answer died or lost the database, and the stream may not restart, or has "
-        "restarted too often.",
+        "The worker that generated the answer died or lost the database. No other worker could continue the answer, "
+        "and it may not restart, or was tried too often.",
         "Keep the partial answer, or create the stream again.",
         "Find out why workers die: out of memory, or killed before `BATON_WORKER_DRAIN_SECONDS`. "
-        "`BATON_ON_WORKER_LOST` "
-        "and `BATON_MAX_ATTEMPTS` control whether another worker restarts the stream.",
+        "`BATON_ON_WORKER_LOST` and `BATON_MAX_ATTEMPTS` control whether another worker continues or restarts the "
+        "stream.",
+    ),
+    Code(
+        "worker_left",
+        None,
+        "The worker left",
+        "The worker that generated the answer was deployed or stopped, and no other worker could continue the answer.",
+        "Create the stream again: nothing is wrong with the request.",
+        "A generator that can continue, or a `BATON_WORKER_DRAIN_SECONDS` that is longer than the answers, avoids it. "
+        "`BATON_ON_WORKER_LOST` controls whether another worker restarts the stream.",
     ),
     Code(
         "reset",
         None,
         "The answer starts again",
-        "Another worker starts the answer again, which the dialect cannot express. The stream itself continues.",
+        "A worker starts the answer again, which the dialect cannot express. The stream itself continues.",
         "Discard the partial answer, and get the stream by its id.",
-        "See `worker_lost`.",
+        "See `worker_lost` and `worker_left`. A generator that continued, but not as it began, restarts too: the "
+        "worker's log has the stream's id.",
     ),
     Code(
         "cancelled",
@@ -352,7 +362,7 @@ ENDS: Final[tuple[Code, ...]] = (
         "The provider's rate limit is reached",
         "The model provider got too many requests, or too many tokens.",
         "Try again later. The message may say when.",
-        "Ask the provider for a higher limit, or run fewer streams at once.",
+        "Ask the provider for a higher limit, or give the model a `fallback` or a `max_concurrency` in `BATON_MODELS`.",
     ),
     Code(
         "provider_timeout",
@@ -368,7 +378,8 @@ ENDS: Final[tuple[Code, ...]] = (
         "The provider cannot be reached",
         "The worker could not connect to the model provider.",
         "Try again later.",
-        "Check that workers can reach the provider, and check `BATON_OPENAI_BASE_URL` or `BATON_ANTHROPIC_BASE_URL`.",
+        "Check that workers can reach the provider, and check `BATON_OPENAI_BASE_URL`, `BATON_ANTHROPIC_BASE_URL` and "
+        "each `base_url` in `BATON_MODELS`.",
     ),
     Code(
         "provider_cut_off",

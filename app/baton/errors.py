@@ -42,6 +42,7 @@
     │       └── PodFull            503
     ├── GenerationError            a generator failed; becomes the stream's terminal event
     │   └── InvalidEvent           it yielded something other than an event
+    ├── StepError                  a generator's step cannot be run or kept
     ├── FollowError                a client cannot follow a stream to its end
     ├── ConnectionCut              a pod ends a connection before its response has ended
     └── DemoError                  a step of `baton demo` failed
@@ -395,6 +396,10 @@ class InvalidEvent(GenerationError):
     def __str__(self) -> str:
         """Return what is wrong with the event."""
         return self.operator or self.message
+
+
+class StepError(BatonError):
+    """A generator asks for a step that cannot be run, or whose result cannot be kept. Only the log says why."""
 
 
 class FollowError(BatonError):

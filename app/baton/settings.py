@@ -12,6 +12,7 @@ import orjson
 from pydantic import (
     AliasChoices,
     Field,
+    PrivateAttr,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -315,13 +316,20 @@ class Settings(BaseSettings):
         description="How long a worker may be silent before it counts as dead; at least 3 times "
         "`BATON_WORKER_HEARTBEAT_SECONDS`",
     )
+    worker_hang_seconds: float = Field(
+        60,
+        gt=0,
+        le=3600,
+        description="How long a generator may block its worker's event loop before the worker gives up its streams",
+    )
     queue_poll_seconds: float = Field(
         1, gt=0, le=60, description="How often a worker polls for queued streams whose notification was lost"
     )
-    on_worker_lost: Literal["retry", "fail"] = Field(
-        "retry",
-        description="What happens to a dead worker's stream: `retry` restarts it on another worker, `fail` ends it as "
-        "failed",
+    on_worker_lost: Literal["continue", "retry", "fail"] = Field(
+        "continue",
+        description="What happens to a stream whose worker dies or leaves. `continue`: another worker continues it if "
+        "its generator can, and restarts it otherwise. `retry`: another worker restarts it. `fail`: it ends as failed. "
+        "A stream of OpenAI's APIs, the AI SDK or plain text, which cannot express a restart, ends as failed instead",
     )
     max_attempts: int = Field(
         3, ge=1, le=100, description="Number of workers that may die while they run a stream before it fails"
@@ -444,6 +452,9 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("BATON_GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_PROJECT"),
         description="Google Cloud project of the traces in JSON log lines",
     )
+
+    # The variables that `secret` has read. A pod asks for them with each stream that is created.
+    _secrets: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -650,8 +661,10 @@ class Settings(BaseSettings):
         Raises:
             ConfigurationError: it cannot be a key.
         """
-        found = os.environ.get(variable) or DotEnvSettingsSource(type(self), case_sensitive=True).env_vars.get(variable)
-        key = (found or "").strip()
+        if variable not in self._secrets:
+            dotenv = DotEnvSettingsSource(type(self), case_sensitive=True).env_vars
+            self._secrets[variable] = (os.environ.get(variable) or dotenv.get(variable) or "").strip()
+        key = self._secrets[variable]
         if key and not _WORD.fullmatch(key):
             raise ConfigurationError(
                 f"The environment variable {variable} must contain printable ASCII characters without spaces or line "

@@ -40,7 +40,10 @@ class SnapshotContent(TypedDict):
 
 @dataclass(slots=True)
 class Snapshot:
-    """The answer so far. A `reset` empties it, because earlier events no longer count; their usage still does."""
+    """The answer so far. A `reset` empties it, because earlier events no longer count; their usage still does.
+
+    A `resumed` changes nothing: the answer continues.
+    """
 
     last_event_id: int = 0
     text: str = ""

@@ -19,6 +19,7 @@ from tests.support.processes import SERVES, environment, running
 
 from baton.demo.cluster import reserved_port
 from baton.errors import GenerationError
+from baton.events import encode_text
 from baton.generators import GenerationRequest
 
 pytestmark = [pytest.mark.timeout(180), needs_chromium]
@@ -123,6 +124,24 @@ async def test_a_person_watches_a_stream_and_cancels_it_by_keyboard(cluster: Clu
         await expect(page.get_by_label("API key")).to_be_focused()
         await page.reload()
         await expect(page.get_by_label("API key")).to_be_visible()
+
+
+async def test_a_person_sees_where_another_worker_continues_an_answer(cluster: Cluster) -> None:
+    pod = await cluster.pod(**QUICK)
+    author = await cluster.author()
+    await author.write(encode_text("An answer outlives its pod, and its wor"))
+    async with browsing() as page:
+        await page.goto(f"{pod.url}/console#{author.id}")
+        sheet = page.get_by_role("dialog")
+        await expect(sheet.locator("#text")).to_have_text("An answer outlives its pod, and its wor")
+        await expect(sheet.locator("#stream-facts")).to_contain_text("Runs1Attempts1Interrupted")
+        await author.interrupt("worker_left")
+        await expect(sheet.locator("#stream-state")).to_have_text("Queued")
+        await author.resume()
+        await author.write(encode_text("ker, too."), end=True)
+        await expect(sheet.locator(".seam")).to_have_text("another worker from here")
+        await expect(sheet.locator("#text")).to_contain_text("its worker,another worker from here too.")
+        await expect(sheet.locator("#stream-facts")).to_contain_text("Runs2Attempts2InterruptedIts worker left")
 
 
 @pytest.mark.slow

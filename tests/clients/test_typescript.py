@@ -46,7 +46,7 @@ async def test_a_generated_client_creates_follows_and_is_refused(cluster: Cluste
             pods.say(*WORDS[300:])
             pods.finish()
             whole = (await client.rest())[-1]
-    assert bodies["typed"] == {"events": True, "codeIsNoText": True}
+    assert bodies["typed"] == {"events": True, "codeIsNoText": True, "resumed": True, "run": True}
     assert (refused["status"], none["code"]) == (422, "stream_not_found")
     assert listed["found"] == [listed["created"]]
     assert (whole["text"], whole["count"], whole["status"]) == (ANSWER, len(WORDS) + 2, "completed")

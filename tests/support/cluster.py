@@ -20,7 +20,7 @@ from tests.support.logbook import DEADLINE_SECONDS, until
 from baton.app import create_app
 from baton.db import event_log, history, notifications, signing_keys, stream_creation
 from baton.errors import GenerationError
-from baton.events import encode_event, encode_text
+from baton.events import encode_event, encode_object, encode_text
 from baton.generators import GenerationRequest, Generator
 from baton.generators.protocol import Yielded
 from baton.outcome import Outcome
@@ -147,11 +147,9 @@ class Cluster:
         """Return a stream that the test writes by itself. A worker that offers its generator might take it before."""
         new = stream_creation.NewStream(generator, None, metadata, "fail", tenant=tenant)
         stream, _ = await stream_creation.create(self.pool, new)
-        row = await self.pool.fetchval(
-            "UPDATE baton.stream SET status = 'running', epoch = 1 WHERE id = $1 RETURNING epoch", stream.id
-        )
-        assert row == 1
-        return Author(self.pool, stream.id)
+        author = Author(self.pool, stream.id)
+        await author.claim()
+        return author
 
 
 @dataclass(slots=True)
@@ -161,6 +159,32 @@ class Author:
     pool: asyncpg.Pool[asyncpg.Record]
     id: UUID
     lines: list[bytes] = field(default_factory=list)
+    epoch: int = 0
+
+    async def claim(self) -> tuple[int, str | None]:
+        """Claim the queued stream as a worker would; return the run, and why the one before was interrupted."""
+        row = await self.pool.fetchrow(
+            "UPDATE baton.stream SET status = 'running', epoch = epoch + 1, run = run + 1, attempts = attempts + 1 "
+            "WHERE id = $1 AND status = 'queued' RETURNING epoch, run, interruption",
+            self.id,
+        )
+        assert row is not None
+        self.epoch = row["epoch"]
+        return row["run"], row["interruption"]
+
+    async def interrupt(self, reason: str) -> None:
+        """Give the stream back to the queue, as a worker that leaves does, or the reaper of one that died."""
+        await self.pool.execute(
+            "UPDATE baton.stream SET status = 'queued', epoch = epoch + 1, queued_at = clock_timestamp(), "
+            "interruption = $2 WHERE id = $1",
+            self.id,
+            reason,
+        )
+
+    async def resume(self) -> None:
+        """Claim the interrupted stream and continue its answer."""
+        run, reason = await self.claim()
+        await self.write(encode_object({"type": "resumed", "run": run, "reason": reason}))
 
     @property
     def frames(self) -> list[bytes]:
@@ -195,7 +219,7 @@ class Author:
     def _next(self, lines: Sequence[bytes], outcome: Outcome | None = None) -> event_log.Append:
         first = len(self.lines) + 1
         self.lines.extend(lines)
-        return event_log.Append(self.id, 1, first, len(self.lines), b"\n".join(lines), outcome)
+        return event_log.Append(self.id, self.epoch, first, len(self.lines), b"\n".join(lines), outcome)
 
     async def _append(self, items: list[event_log.Append], *, notify: bool) -> None:
         async with self.pool.acquire() as connection:

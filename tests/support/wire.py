@@ -38,7 +38,7 @@ def stream(**given: Any) -> Stream:
     """A stream's row."""
     empty = dict.fromkeys(Stream.__dataclass_fields__)
     known = {"id": STREAM_ID, "tenant": "", "generator": "g", "metadata": {}, "status": "running", "epoch": 1}
-    return Stream(**empty | known | {"attempts": 1, "created_at": CREATED_AT} | given)  # type: ignore[arg-type]
+    return Stream(**empty | known | {"attempts": 1, "run": 1, "created_at": CREATED_AT} | given)  # type: ignore[arg-type]
 
 
 def encoded(event: str | Event | Outcome) -> bytes:
@@ -47,7 +47,7 @@ def encoded(event: str | Event | Outcome) -> bytes:
         return event.encode()
     if isinstance(event, str):
         return encode_text(event)
-    return orjson.dumps(event) if event["type"] == "reset" else encode_event(event)
+    return orjson.dumps(event) if event["type"] in {"reset", "resumed"} else encode_event(event)
 
 
 def batches(events: Sequence[str | Event | Outcome], sizes: Iterable[int] = ()) -> list[Batch]:
@@ -88,6 +88,7 @@ def data(body: bytes) -> list[Any]:
     return [orjson.loads(item) if item != b"[DONE]" else "[DONE]" for item in found]
 
 
+RESUMED: Event = {"type": "resumed", "run": 2, "reason": "worker_lost"}
 TEXT = st.text(st.characters(exclude_categories=()), min_size=1, max_size=6)
 EVENT = st.one_of(
     TEXT,
@@ -107,6 +108,7 @@ EVENT = st.one_of(
     st.builds(lambda index: {"type": "tool_result", "id": f"c{index}", "result": {"n": index}}, st.integers(0, 2)),
     st.just({"type": "usage", "input_tokens": 3, "output_tokens": 4, "total_tokens": 7}),
     st.just({"type": "custom", "name": "n", "data": 1}),
+    st.just(RESUMED),
 )
 ENDS = st.sampled_from(
     [

@@ -11,6 +11,7 @@ import pytest
 from pydantic import AliasChoices, SecretStr
 from tools.settings_page import PAGE, page
 
+from baton import model_entries
 from baton.errors import ConfigurationError
 from baton.generators.registry import load_generators
 from baton.settings import Settings
@@ -51,7 +52,7 @@ def test_arguments_override_the_environment_and_it_overrides_the_file(monkeypatc
             "BATON_WORKER_CONCURRENCY: Input should be greater than or equal to 1 (it is 0).",
         ),
         ("BATON_LEASE_SECONDS", "soon", "BATON_LEASE_SECONDS: Input should be a valid number"),
-        ("BATON_ON_WORKER_LOST", "shrug", "BATON_ON_WORKER_LOST: Input should be 'retry' or 'fail'."),
+        ("BATON_ON_WORKER_LOST", "shrug", "BATON_ON_WORKER_LOST: Input should be 'continue', 'retry' or 'fail'."),
         ("BATON_GENERATORS", "a=m:f,mine=module", "item 2 must look like name=package.module:function"),
         ("BATON_OPENAI_BASE_URL", "ftp://x", "BATON_OPENAI_BASE_URL: it must look like https://host:port/path."),
         (
@@ -141,6 +142,105 @@ def test_invalid_models(monkeypatch: pytest.MonkeyPatch, given: str, expected: s
     with pytest.raises(ConfigurationError) as caught:
         Settings.load()
     assert str(caught.value).startswith(f"BATON_MODELS: {expected}")
+
+
+def models_refusal(models: dict[str, Any], **settings: Any) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load(models=models, **settings)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"base_url": "localhost:8000"}, '"base_url" must be like https://host:port/path.'),
+        ({"base_url": 7}, '"base_url" must be like https://host:port/path.'),
+        (
+            {"api_key_env": "sk-secret"},
+            (
+                '"api_key_env" must be the name of an environment variable in capitals, such as MY_API_KEY, and not '
+                "the key itself."
+            ),
+        ),
+        ({"fallback": "b"}, '"fallback" must be a list of names of other entries.'),
+        ({"fallback": [["b"]]}, '"fallback" must be a list of names of other entries.'),
+        ({"fallback": ["a"]}, 'its "fallback" names itself. Name other entries.'),
+        ({"fallback": ["b", "b"]}, '"fallback" names an entry twice.'),
+        (
+            {"fallback": ["sk-secret"]},
+            'each name in "fallback" must be another entry of BATON_MODELS. Known are: b, mine.',
+        ),
+        ({"max_concurrency": 0}, '"max_concurrency" must be a whole number from 1 to 100,000.'),
+        ({"max_concurrency": True}, '"max_concurrency" must be a whole number from 1 to 100,000.'),
+        ({"max_concurrency": 1.5}, '"max_concurrency" must be a whole number from 1 to 100,000.'),
+        ({"resume": "always"}, '"resume" must be one of restart, reattach, prefix.'),
+        (
+            {"api_key": "sk-secret"},
+            'must not contain a key. Put it into an environment variable, and the variable\'s name into "api_key_env".',
+        ),
+        (
+            {"fallback": ["mine"]},
+            (
+                "cannot fall back on 'mine'. Name entries of the built-in generators openai and anthropic only: of "
+                "others it is unknown why they failed."
+            ),
+        ),
+    ],
+)
+def test_an_entry_of_models_that_cannot_work(entry: dict[str, Any], expected: str) -> None:
+    models = {"a": {"generator": "openai", **entry}, "b": "anthropic", "mine": "agent"}
+    said = models_refusal(models, generators={"agent": "my_agent:answer"})
+    assert said.removeprefix("BATON_MODELS: 'a'").removeprefix(":").strip() == expected
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize("generator", ["replay", "agent", "anthropic"])
+@pytest.mark.parametrize(
+    "entry", [{"base_url": "http://a/v1"}, {"api_key_env": "MY_KEY"}, {"fallback": []}, {"resume": "restart"}]
+)
+def test_only_models_of_a_provider_have_an_address_a_key_and_a_fallback(generator: str, entry: dict[str, Any]) -> None:
+    """A custom generator may have the name of a provider's."""
+    custom = {"agent": "my_agent:answer", "anthropic": "my_agent:answer"}
+    said = models_refusal({"a": {"generator": generator, **entry}}, generators=custom)
+    assert said == (
+        f"BATON_MODELS: 'a' cannot have \"{next(iter(entry))}\": only entries of the built-in generators openai and "
+        "anthropic can. Remove it, or give it to your generator in another way."
+    )
+
+
+def test_any_generator_may_have_a_limit() -> None:
+    assert (
+        Settings.load(models={"a": {"generator": "replay", "max_concurrency": 2}}).models["a"]["max_concurrency"] == 2
+    )
+
+
+def test_a_fallback_leads_nowhere_twice() -> None:
+    def entry(*fallback: str) -> dict[str, Any]:
+        return {"generator": "openai", "fallback": list(fallback)}
+
+    said = models_refusal({"a": entry("b"), "b": entry("c"), "c": entry("a")})
+    assert said == (
+        "BATON_MODELS: 'a': its \"fallback\" leads back to itself, by way of 'b', 'c'. Remove one of these names from "
+        "a fallback."
+    )
+    diamond = {"a": entry("b", "c"), "b": entry("d"), "c": entry("d"), "d": entry()}
+    assert model_entries.chain(Settings.load(models=diamond).models, "a") == ["a", "b", "d", "c"]
+
+
+def test_a_models_key_may_be_in_the_environment_or_in_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.joinpath(".env").write_text("BATON_FILE_KEY=from-file\nBOTH_KEY=from-file\n")
+    monkeypatch.setenv("BOTH_KEY", "from-environment\n")
+    monkeypatch.setenv("WRONG_KEY", "two words")
+    models = {"a": {"generator": "openai", "api_key_env": "BATON_FILE_KEY"}}
+    settings = Settings.load(models=models)
+    found = [settings.secret(name) for name in ("BATON_FILE_KEY", "BOTH_KEY", "NO_KEY")]
+    assert [key and key.get_secret_value() for key in found] == ["from-file", "from-environment", None]
+    assert settings.remarks == []
+    assert "from-" not in repr(settings)
+    with pytest.raises(ConfigurationError, match="WRONG_KEY must contain printable ASCII") as caught:
+        settings.secret("WRONG_KEY")
+    assert "two words" not in str(caught.value)
 
 
 @pytest.mark.parametrize("around", ["{}\n", " {}", "{}\r\n", "\t{} \n"])

@@ -44,9 +44,11 @@ class Content:
 
 
 def new_stream(
-    request: Request, creation: CreateStream, *, on_worker_lost: str, continuation: Mapping[str, Any] | None = None
+    request: Request, creation: CreateStream, *, can_reset: bool, continuation: Mapping[str, Any] | None = None
 ) -> NewStream:
-    """Return the stream to create, with this pod's settings for what the client left out, except `on_worker_lost`.
+    """Return the stream to create, with this pod's settings for what the client left out.
+
+    `can_reset`: the dialect of the request can say that the answer starts again.
 
     Raises:
         InputTooLarge: the input, or the message that it continues, is too large.
@@ -60,14 +62,16 @@ def new_stream(
             f"The conversation is larger than {readable_bytes(max_bytes)} and cannot be sent. {SEND_LESS}",
             operator=f"an input may have {max_bytes} bytes as JSON (BATON_MAX_INPUT_BYTES)",
         )
+    may_continue, on_worker_lost = _policy(creation.on_worker_lost, pod.settings.on_worker_lost, can_reset=can_reset)
     return NewStream(
         creation.generator or pod.settings.default_generator,
         creation.input,
         creation.metadata,
-        creation.on_worker_lost or on_worker_lost,
+        on_worker_lost,
         tenant=principal_of(request).tenant,
         limits=_limits(pod, creation),
         continuation=continuation,
+        may_continue=may_continue,
     )
 
 
@@ -197,6 +201,17 @@ async def _take_create(pod: Pod, caller: Principal) -> None:
             f"in {wait_seconds} s.",
             wait_seconds,
         )
+
+
+def _policy(wanted: str | None, default: str, *, can_reset: bool) -> tuple[bool, str]:
+    """Return whether a new worker may continue the stream, and what happens if none can: `retry` or `fail`.
+
+    Only a client can choose to restart an answer in a dialect that cannot say so. It may follow it in another one.
+    """
+    if wanted in {"retry", "fail"}:
+        return False, wanted
+    policy = wanted or default
+    return policy == "continue", "retry" if can_reset and policy != "fail" else "fail"
 
 
 def _limits(pod: Pod, creation: CreateStream) -> Limits:

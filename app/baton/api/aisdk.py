@@ -225,7 +225,7 @@ def _new_stream(
         },
     )
     # The protocol cannot say that an answer restarts.
-    return actions.new_stream(request, wanted, on_worker_lost="fail", continuation=continuation or None)
+    return actions.new_stream(request, wanted, can_reset=False, continuation=continuation or None)
 
 
 async def _earlier(request: Request, stream: Stream) -> Earlier | None:

@@ -15,7 +15,7 @@ from ..outcome import TimingsContent
 from ..pod.cluster_sampler import Point
 from ..pod.pod import Pod
 from ..principal import AuthScope
-from .stream_content import StreamError, timings
+from .stream_content import AnsweredBy, StreamError, answered_by, timings
 
 # A pod that has not updated its row for this many intervals counts as dead. Its viewers stop counting sooner: the
 # viewers of a dead pod reconnect at once, and would count twice.
@@ -111,6 +111,7 @@ class ConsoleError(StreamError):
 class ConsoleStream(TypedDict):
     """State and numbers of a stream.
 
+    `run`: how often a worker has started it. `interruption`: why the worker before gave it back or lost it.
     `time_to_first_token_seconds`: null before the first token. `events`: the number of the newest event. `viewers`:
     null if the stream is too old. `silent_seconds`: how long its generator has yielded nothing; null if that is short.
     """
@@ -122,10 +123,13 @@ class ConsoleStream(TypedDict):
     started_at: datetime | None
     finished_at: datetime | None
     cancel_requested_at: datetime | None
+    run: int
     attempts: int
+    interruption: str | None
     finish_reason: str | None
     error: ConsoleError | None
     usage: dict[str, Any] | None
+    answered_by: AnsweredBy | None
     time_to_first_token_seconds: float | None
     timings: TimingsContent | None
     events: int
@@ -153,10 +157,13 @@ def stream_content(
         "started_at": item.started_at,
         "finished_at": item.finished_at,
         "cancel_requested_at": item.cancel_requested_at,
+        "run": item.run,
         "attempts": item.attempts,
+        "interruption": item.interruption,
         "finish_reason": item.finish_reason,
         "error": _error(item, errors_page),
         "usage": None if item.usage is None else dict(item.usage),
+        "answered_by": answered_by(item),
         "time_to_first_token_seconds": item.time_to_first_token_seconds,
         "timings": timings(item),
         "events": tail,

@@ -69,11 +69,25 @@ class UsageEvent(TypedDict):
     type: Literal["usage"]
 
 
+_REASON: Final = (
+    "`worker_lost`: its worker died. `worker_left`: its worker was deployed or stopped. Later releases may add reasons."
+)
+_RESET_REASON: Final = f"{_REASON} `output_differs`: the answer could not be continued as it began."
+
+
+class ResumedEvent(TypedDict):
+    """Another worker continues the answer where it is. What came before still counts. `run` counts the starts."""
+
+    type: Literal["resumed"]
+    run: int
+    reason: Annotated[str, Field(description=_REASON)]
+
+
 class ResetEvent(TypedDict):
-    """Discard what came before: another worker restarts the answer."""
+    """Discard what came before: the answer starts again."""
 
     type: Literal["reset"]
-    reason: str
+    reason: Annotated[str, Field(description=_RESET_REASON)]
 
 
 class CustomEvent(TypedDict):
@@ -125,6 +139,7 @@ Event = TypeAliasType(
         | ToolResultEvent
         | ToolApprovalEvent
         | UsageEvent
+        | ResumedEvent
         | ResetEvent
         | CustomEvent
         | SnapshotEvent

@@ -20,6 +20,11 @@ from .validation import Finite, Items, Name, Seconds, Text, at_most, storable
 
 MAX_WAIT_SECONDS = 60
 _MAX_METADATA_FILTERS = 4
+_ON_WORKER_LOST = (
+    "What happens if the stream's worker dies or is stopped. `continue`: another worker continues the answer if the "
+    "generator can, and starts it again otherwise; or it fails, if it was created in a dialect that cannot say that an "
+    "answer starts again. `retry`: another worker starts it again. `fail`: it fails."
+)
 _FILTER = re.compile(r"metadata(?:\.(.*)|\[(.*)\])", re.DOTALL)
 
 
@@ -46,7 +51,7 @@ class CreateStream(BaseModel):
     metadata: Annotated[dict[Name, Text | bool | int | Finite], at_most(32)] = Field(
         default_factory=dict, max_length=32
     )
-    on_worker_lost: Literal["retry", "fail"] | None = None
+    on_worker_lost: Literal["continue", "retry", "fail"] | None = Field(None, description=_ON_WORKER_LOST)
     max_duration_seconds: Seconds | None = None
     idle_timeout_seconds: Seconds | None = None
     queue_timeout_seconds: Seconds | None = None

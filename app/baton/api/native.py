@@ -117,7 +117,6 @@ async def create_stream(request: Request) -> AsgiResponse:
     Some clients reconnect by repeating this request. Such a client continues after its last event id, if its
     `Idempotency-Key` shows that it is the same stream.
     """
-    pod = pod_of(request)
     body = await read_body(request)
     creation = validated(CreateStream, parse_json(body))
     events = native_events.wanted_of(request)
@@ -131,7 +130,7 @@ async def create_stream(request: Request) -> AsgiResponse:
         except PassingError as error:
             return native_events.later(request, error)
     # Plain text cannot say that the answer restarts.
-    new = actions.new_stream(request, creation, on_worker_lost="fail" if plain else pod.settings.on_worker_lost)
+    new = actions.new_stream(request, creation, can_reset=not plain)
     cursor = native_events.cursor_of(request)
     # Before anything is created for a caller that asks for more than it may do.
     granted(principal_of(request), creation.token.wish())

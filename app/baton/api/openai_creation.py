@@ -47,7 +47,7 @@ async def create(request: Request, wanted: Creation, body: bytes) -> Stream:
     given = wanted.model_dump(exclude_unset=True, exclude=set(_NOT_FOR_GENERATORS))
     native = CreateStream(generator=wanted.model, input=given, metadata=dict(wanted.metadata or {}))
     # There is no way to ask a client of OpenAI's to discard what it has.
-    new = actions.new_stream(request, native, on_worker_lost="fail")
+    new = actions.new_stream(request, native, can_reset=False)
     try:
         stream, _ = await actions.create(request, new, body)
     except UnknownGenerator as error:

@@ -49,6 +49,9 @@ class AnsweredBy(TypedDict):
 class StreamContent(TypedDict):
     """A stream and its state.
 
+    `run` says how often a worker has started its generator: 0 while it waits for the first. `interruption` is why the
+    worker before did not finish it: `worker_lost` if it died, `worker_left` if it was deployed or stopped; null if none
+    gave it up.
     `usage` is the sum of what its generator has reported in all attempts. `usage_by_attempt` has that of each attempt
     if several used something. `answered_by` says which model of the built-in providers answered, and which calls of
     models failed before that; it is null for other generators, and before the end.
@@ -63,6 +66,8 @@ class StreamContent(TypedDict):
     started_at: datetime | None
     finished_at: datetime | None
     cancel_requested_at: datetime | None
+    run: int
+    interruption: str | None
     finish_reason: str | None
     error: StreamError | None
     usage: dict[str, Any] | None
@@ -140,11 +145,13 @@ def describe(stream: Stream, events_url: str) -> StreamContent:
         "started_at": stream.started_at,
         "finished_at": stream.finished_at,
         "cancel_requested_at": stream.cancel_requested_at,
+        "run": stream.run,
+        "interruption": stream.interruption,
         "finish_reason": stream.finish_reason,
         "error": _error(stream),
         "usage": None if stream.usage is None else dict(stream.usage),
         "usage_by_attempt": None if stream.usage_by_attempt is None else list(stream.usage_by_attempt),
-        "answered_by": cast("AnsweredBy | None", stream.answered_by),
+        "answered_by": answered_by(stream),
         "timings": timings(stream),
     }
 
@@ -159,6 +166,11 @@ def describe_with_answer(described: StreamContent, snapshot: Snapshot) -> Stream
 
 def _error(stream: Stream) -> StreamError | None:
     return None if stream.error_code is None else {"code": stream.error_code, "message": stream.error_message}
+
+
+def answered_by(stream: Stream) -> AnsweredBy | None:
+    """Return which model answered; None before the end, and for generators that do not say so."""
+    return cast("AnsweredBy | None", stream.answered_by)
 
 
 def timings(stream: Stream) -> TimingsContent | None:

@@ -21,6 +21,7 @@ from .deltas import read
 
 # Error codes that chaos may cause. Losing a process or a connection must cause no other code.
 LOST: Final = "worker_lost"
+LEFT: Final = "worker_left"
 REWOUND: Final = "log_rewound"
 # Instead of a status: the stream has no row.
 GONE: Final = "gone"
@@ -49,7 +50,8 @@ class Expected:
     @property
     def excused(self) -> set[str]:
         """The error codes that are explained by what was done to the stream."""
-        return {code for code, happened in ((LOST, self.worker_troubled), (REWOUND, self.rewound)) if happened}
+        causes = ((LOST, self.worker_troubled), (LEFT, self.worker_troubled), (REWOUND, self.rewound))
+        return {code for code, happened in causes if happened}
 
 
 class Account:
@@ -66,6 +68,7 @@ class Account:
         "refused",
         "repeated",
         "resets",
+        "resumed",
         "tail",
     )
 
@@ -75,6 +78,7 @@ class Account:
         self.repeated = 0
         self.misplaced = 0
         self.resets = 0
+        self.resumed = 0  # how often another worker continued it
         self.refused = False  # for good: the log lost an event that it has
         self.end: Mapping[str, Any] | None = None
         self._missing: set[int] = set()
@@ -150,6 +154,8 @@ class Account:
         match event.get("type"):
             case "text":
                 return self._delta(seq, event["delta"])
+            case "resumed":
+                self.resumed += 1  # the numbers of its deltas must continue, too
             case "reset":
                 self.resets += 1
                 self._run, self._number = None, 0

@@ -54,6 +54,11 @@ class Flow:
         self._style: str | None = None
         self._after_line = False
 
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person sees it, so that lines may stand between the text."""
+        return self._console.is_terminal
+
     def write(self, text: str, style: str | None = None) -> None:
         """Write a chunk of text. Its last word is held until it is complete."""
         if style != self._style:
@@ -128,6 +133,8 @@ class AnswerPrinter:
         kind = event["type"]
         if kind == "reset":
             self._flow.line(f"The answer restarts ({event.get('reason')}). Discard what came before.", "yellow")
+        if kind == "resumed" and self._flow.is_terminal:
+            self._flow.line(f"· another worker continues the answer ({event.get('reason')})", "dim")
         if kind not in {"text", *_STYLES}:
             return
         if kind != self._kind:

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass
+from typing import Final
 from uuid import UUID
 
+from .. import stream_ids
 from ..errors import StreamExpired, StreamNotFound
 from . import partitions
 from .postgres import Connection, Pool
@@ -52,6 +54,28 @@ WITH expired AS (
 DELETE FROM baton.idempotency_key WHERE ctid = ANY (ARRAY(SELECT ctid FROM expired))
 RETURNING expires_at
 """
+
+# What is kept for a stream's next run, and deleted at its end. A row may stay if it was inserted at that moment.
+RUN_TABLES: Final = ("stream_state", "step")
+
+_NOT_LIVE = "NOT EXISTS (SELECT FROM baton.stream WHERE id = {rows}.stream_id AND status IN ('queued', 'running'))"
+
+# A page of rows begins after the stream $1. Rows of its last stream that are beyond the page are deleted with it.
+_DELETE_LEFTOVERS = """
+WITH page AS MATERIALIZED (
+    SELECT DISTINCT stream_id
+    FROM (SELECT stream_id FROM baton.{table} WHERE stream_id > $1 ORDER BY stream_id LIMIT $2) AS rows
+), deleted AS (
+    DELETE FROM baton.{table} WHERE stream_id = ANY (ARRAY(SELECT stream_id FROM page WHERE {not_live}))
+    RETURNING stream_id
+)
+SELECT (SELECT stream_id FROM page ORDER BY stream_id DESC LIMIT 1), (SELECT count(*) FROM deleted)
+"""
+_COUNT_LEFTOVERS = "SELECT count(*) FROM baton.{table} AS rows WHERE {not_live}"
+
+# They hold a provider's handle, so no call is kept for longer than a stream is.
+_DELETE_STOP_CALLS = "DELETE FROM baton.stop_call WHERE created_at < to_timestamp($1)"
+_COUNT_STOP_CALLS = "SELECT count(*) FROM baton.stop_call WHERE created_at < to_timestamp($1)"
 
 _COUNT_STREAMS = "SELECT count(*) FROM baton.stream WHERE id < $1 AND status NOT IN ('queued', 'running')"
 _COUNT_KEYS = "SELECT count(*) FROM baton.idempotency_key WHERE expires_at < clock_timestamp()"
@@ -91,6 +115,30 @@ async def delete_keys(
 async def count(connection: Connection, before: UUID) -> tuple[int, int]:
     """Return how many streams and idempotency keys would be deleted."""
     return await connection.fetchval(_COUNT_STREAMS, before), await connection.fetchval(_COUNT_KEYS)
+
+
+async def delete_leftovers(connection: Connection, table: str, after: UUID, limit: int) -> tuple[UUID | None, int]:
+    """Delete rows of one of `RUN_TABLES` whose streams have ended or have no row, among the next `limit` rows.
+
+    Return the last stream that was looked at, None at the end of the table, and how many rows were deleted.
+    """
+    not_live = _NOT_LIVE.format(rows="page")
+    row = await connection.fetchrow(_DELETE_LEFTOVERS.format(table=table, not_live=not_live), after, limit)
+    assert row is not None
+    return row[0], row[1]
+
+
+async def delete_stop_calls(connection: Connection, horizon: UUID) -> int:
+    """Delete the calls of `stop` that are older than the streams that are kept; return how many."""
+    status = await connection.execute(_DELETE_STOP_CALLS, stream_ids.moment_of(horizon))
+    return int(status.rpartition(" ")[2])
+
+
+async def count_leftovers(connection: Connection, horizon: UUID) -> tuple[int, int]:
+    """Return how many rows of `RUN_TABLES`, and how many calls of `stop`, would be deleted."""
+    not_live = _NOT_LIVE.format(rows="rows")
+    found = [await connection.fetchval(_COUNT_LEFTOVERS.format(table=table, not_live=not_live)) for table in RUN_TABLES]
+    return sum(found), await connection.fetchval(_COUNT_STOP_CALLS, stream_ids.moment_of(horizon))
 
 
 async def oldest_within(connection: Connection, first: UUID, end: UUID, *, live: bool = False) -> Kept | None:

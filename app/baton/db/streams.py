@@ -54,6 +54,8 @@ class Stream:
     claim_token: UUID | None
     usage_by_attempt: Sequence[AttemptUsage] | None = None
     answered_by: Mapping[str, Any] | None = None
+    run: int = 0  # how often a worker has started it
+    interruption: str | None = None  # why its last worker gave it back or lost it
 
     @property
     def ended(self) -> bool:

@@ -1,14 +1,16 @@
 """Generators: the code that yields events for one stream.
 
-`protocol` defines a generator, `registry` finds generators by name, and `conversation` converts the forms of requests.
+`protocol` defines a generator, `steps` runs its steps, `registry` finds generators by name, and `conversation` converts
+the forms of requests.
 `replay`, `openai` and `anthropic` are built in. The last two share `provider` and `provider_answer`, and are imported
-only if their SDKs are installed. A `preset` is another name for a generator, with options. `sdk_errors` translates the
-exceptions of SDKs.
+only if their SDKs are installed. A `preset` is another name for a generator, with options. `threaded` runs functions
+that are not async in threads. `sdk_errors` translates the exceptions of SDKs.
 """
 
 from .protocol import Approval, GenerationRequest, Generator, SoFar, Yielded, can_continue, continues, stopper
 from .registry import close_generators, configured_names, load_generators
 from .sdk_errors import as_generation_error
+from .steps import idempotency_key
 
 __all__ = [
     "Approval",
@@ -21,6 +23,7 @@ __all__ = [
     "close_generators",
     "configured_names",
     "continues",
+    "idempotency_key",
     "load_generators",
     "stopper",
 ]

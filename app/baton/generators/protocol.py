@@ -1,13 +1,14 @@
-"""What a generator is: an async generator function of one argument, the request."""
+"""What a generator is: a generator function of one argument, the request. If it is not async, it runs in a thread."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from ..errors import GenerationError
+from .steps import Steps
 
 Yielded = str | Mapping[str, Any]
 _Generator = TypeVar("_Generator")
@@ -78,7 +79,8 @@ class GenerationRequest:
     An answer that continues forgets its attempts whenever it has grown. `run` counts all starts from 1, handovers
     included.
     `traceparent` is the trace of the stream, to send to the provider as the header of that name (W3C Trace Context).
-    `approvals` are the tool calls that the user allowed with this request. `tenant` is whose stream it is.
+    `approvals` are the tool calls that the user allowed with this request. `tenant` is whose stream it is. `steps` runs
+    what `step` is given: without a worker, as in a unit test, it keeps results in memory.
 
     A generator that can continue (see `continues`) finds what earlier runs left in `so_far`, and the state that it last
     saved in `state`, which covers the events up to the number `state_seq`.
@@ -95,6 +97,28 @@ class GenerationRequest:
     so_far: SoFar = field(default_factory=SoFar)
     state: Any = None
     state_seq: int = 0
+    steps: Steps = field(default_factory=Steps, repr=False, compare=False)
+
+    def step(
+        self, name: str, function: Callable[..., Any], /, *arguments: Any, **named: Any
+    ) -> Coroutine[Any, Any, Any]:
+        """Run a function, such as a tool, once for the stream: `await request.step("search", search, query)`.
+
+        Return its result as JSON gives it back, so a tuple is a list. The result is kept before this returns. When the
+        generator runs again, after a worker died or left, the same call returns the kept result and does not call the
+        function. A `reset` drops no results. Calls are the same if their name, their arguments, and their number among
+        the calls of one run with that name and those arguments are equal; their order does not matter.
+
+        An `async` function runs on the event loop, any other in a thread. Steps may run at the same time
+        (`asyncio.gather`). While one runs, the stream does not count as silent. An exception of the function is raised
+        here and not kept: the next run calls the function again. If the worker dies between the function's return and
+        the moment at which its result is kept, the function runs again, with the same `baton.idempotency_key()`.
+
+        Raises:
+            StepError: the arguments or the result are not JSON, the result is larger than `BATON_MAX_EVENT_BYTES`, or
+                the name is not 1 to 200 printable characters.
+        """
+        return self.steps.call(self.stream_id, name, function, arguments, named)
 
 
 class Generator(Protocol):
@@ -130,6 +154,9 @@ class Generator(Protocol):
     `baton.as_generation_error`), also if it was wrapped by `raise … from` or in a group. Any other exception
     ends it as failed with the code `generator_error`. Cancelling the stream cancels the generator
     where it waits (`asyncio.CancelledError`), so `finally` blocks and `async with` close its resources.
+
+    A function that is defined with `def` yields the same, and runs in a thread of its own for each stream. It is closed
+    at its next `yield` (`GeneratorExit`).
 
     A generator may be an object with a second method, `async def stop(self, state)`: if a stream ends in any way but as
     completed, a worker calls it with the last state, at least once, to end what still runs elsewhere. It is not called

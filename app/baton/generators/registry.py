@@ -25,6 +25,7 @@ from ..settings import Settings
 from .accounts import Account, account_of, default_account
 from .preset import Preset
 from .protocol import Generator
+from .threaded import Threaded, is_plain
 
 _BUILT_IN = frozenset({"replay", *PROVIDERS})
 
@@ -49,7 +50,7 @@ def load_generators(settings: Settings) -> dict[str, Generator]:
     """Import and build every generator that these settings offer.
 
     Raises:
-        ConfigurationError: one cannot be imported, is not an async generator function, or is an unknown preset.
+        ConfigurationError: one cannot be imported, is not a generator function, or is an unknown preset.
     """
     for name in sorted(_offered(settings, settings.models.keys())):
         if sentence := _what_a_preset_is_missing(settings, name):
@@ -183,12 +184,14 @@ def _built_in(settings: Settings) -> set[str]:
 
 def _custom(name: str, target: str) -> Generator:
     generator = _attribute(name, target)
-    if not (inspect.isasyncgenfunction(generator) or inspect.isasyncgenfunction(type(generator).__call__)):
-        raise ConfigurationError(
-            f"The generator {name!r}, {target}, is not an async generator function: "
-            "define it with `async def` and `yield` what it generates."
-        )
-    return cast(Generator, generator)
+    if inspect.isasyncgenfunction(generator) or inspect.isasyncgenfunction(type(generator).__call__):
+        return cast(Generator, generator)
+    if is_plain(generator):
+        return Threaded(generator)
+    raise ConfigurationError(
+        f"The generator {name!r}, {target}, is not a generator function: "
+        "define it with `async def` or `def`, and `yield` what it generates."
+    )
 
 
 def _attribute(name: str, target: str) -> Any:

@@ -6,11 +6,12 @@ them too. A task that serves many streams passes the id with the record: `extra=
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from . import request_ids, traceparent
@@ -39,6 +40,12 @@ def of_stream(stream_id: UUID) -> Iterator[None]:
 def fields_of(stream_id: UUID) -> dict[str, str]:
     """Return the `extra` of one record about a stream, for a task that serves many streams."""
     return {"stream_id": str(stream_id)}
+
+
+def stream_of(task: asyncio.Task[Any] | None) -> UUID | None:
+    """Return the stream that a task works for. Before Python 3.12 this is not known. Any thread may call this."""
+    context = getattr(task, "get_context", None)
+    return None if context is None else context().get(_stream_id)
 
 
 class ContextFilter(logging.Filter):

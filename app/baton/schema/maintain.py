@@ -80,6 +80,11 @@ async def preview(connection: Connection, policy: Policy, say: Say) -> None:
         f"Would delete {amount(stream_count, 'stream')} created before {partitions.day_of(horizon)} (UTC) and "
         f"{amount(key_count, 'idempotency key')} that have expired."
     )
+    row_count, call_count = await retention.count_leftovers(connection, horizon)
+    if row_count:
+        say(f"Would delete {amount(row_count, 'row')} of states and steps whose streams have ended.")
+    if call_count:
+        say(f"Would delete {amount(call_count, 'call')} that no worker could make.")
     for name, marked in (await partitions.detached(connection)).items():
         say(f"Would {'drop' if marked else 'leave alone'} {name}, which is detached.")
     due = due_of(found, horizon)

@@ -6,7 +6,7 @@ stop. Each step is a short transaction of its own that the next run can build on
 1. Create partitions ahead, each as wide as the policy asks for.
 2. Raise the horizon (see `retention`), and commit it before anything is deleted.
 3. Delete the rows of ended streams below the horizon in small batches, with their idempotency keys. Full rate buckets,
-   which carry no information, are deleted too.
+   which carry no information, are deleted too, and so are states and results of steps whose streams are not live.
 4. Detach and then drop the partitions that lie wholly below the horizon, if no stream in them has a row any more.
 
 A partition that a stream still needs is never dropped. A partition is at least a day old when it is checked, and every
@@ -75,6 +75,7 @@ class MaintenanceRun:
             horizon = self._policy.horizon(now)
             await retention.raise_horizon(self._connection, horizon)
             await self._delete_rows(horizon, now)
+            await self._delete_leftovers(horizon)
             async with _lock(self._connection, MIGRATION_LOCK) as free:
                 if free:
                     await self._drop_partitions(horizon)
@@ -113,6 +114,18 @@ class MaintenanceRun:
             self._say(
                 f"Deleted {amount(stream_count, 'stream')} and {amount(key_count, 'idempotency key')} that had expired."
             )
+
+    async def _delete_leftovers(self, horizon: UUID) -> None:
+        count = 0
+        for table in retention.RUN_TABLES:
+            last: UUID | None = UUID(int=0)
+            while last is not None:
+                last, deleted = await retention.delete_leftovers(self._connection, table, last, self._batch_rows)
+                count += deleted
+        if count:
+            self._say(f"Deleted {amount(count, 'row')} of states and steps whose streams have ended.")
+        if calls := await retention.delete_stop_calls(self._connection, horizon):
+            self._say(f"Deleted {amount(calls, 'call')} that no worker could make.")
 
     async def _drop_partitions(self, horizon: UUID) -> None:
         await self._drop_detached()

@@ -140,7 +140,7 @@ class Outbox:
         self.closed = asyncio.Event()  # the log has the terminal event, or this outbox cannot write any more
         self.interruption = interruption or "worker_lost"
         self.stop_with = stop_with
-        self.forgets = False  # the stream may have a state or steps, which its end deletes
+        self.forgets = epoch > 1  # the stream may have a state or steps, which its end deletes
         self._over = False  # nothing may follow the lines that are here
         self._lines: list[bytes] = []
         self._size = 0

@@ -1,6 +1,6 @@
-"""The connection that the runs of a worker share, for what does not go through the writer.
+"""A worker's connection for what belongs to its streams beside the log, such as the results of steps.
 
-It is opened when a run first needs it: a stream that neither continues nor has steps never does.
+The writer's connection is for appends only, so that no other statement delays them.
 """
 
 from __future__ import annotations
@@ -15,38 +15,46 @@ from ..db.postgres import Connection, connect
 from ..db.reconnecting import FAILURES
 
 logger = logging.getLogger(__name__)
-_Result = TypeVar("_Result")
+
+Result = TypeVar("Result")
 
 
 class Records:
-    """Runs one piece of work at a time over one connection. It belongs to a worker, which closes it."""
+    """Runs statements of all runs of one worker, in turn, over one connection that is opened when it is first used."""
 
     def __init__(self, dsn: str, *, prepare: bool = True) -> None:
         self._dsn = dsn
         self._prepare = prepare
-        self._connection: Connection | None = None
         self._turn = asyncio.Lock()
+        self._connection: Connection | None = None
 
-    async def run(self, work: Callable[[Connection], Awaitable[_Result]]) -> _Result:
-        """Return the result of `work`, which is repeated over new connections until the database answers."""
+    async def run(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
+        """Return what `work` returns. After a failure it is repeated over a new connection, until the caller stops.
 
-        async def once(_backoff: object) -> _Result:
-            async with self._turn:
-                return await work(await self._connected())
-
-        return await retry(once, errors=FAILURES, on_failure=self._on_failure)
+        So `work` must be safe to repeat after it was committed and its reply was lost.
+        """
+        return await retry(lambda _backoff: self._try(work), errors=FAILURES, on_failure=self._on_failure)
 
     def close(self) -> None:
-        """Close the connection, if there is one."""
+        """Close the connection. A later `run` would open another one."""
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
 
-    def _on_failure(self, error: Exception) -> None:
-        logger.warning("A worker's read failed and will be repeated over a new connection: %r", error)
-        self.close()
+    async def _try(self, work: Callable[[Connection], Awaitable[Result]]) -> Result:
+        async with self._turn:
+            connection = await self._connected()
+            try:
+                return await work(connection)
+            except BaseException:
+                # After a failure or a cancellation a statement may still be running on it.
+                connection.terminate()
+                raise
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
             self._connection = await connect(self._dsn, name="baton worker records", prepare=self._prepare)
         return self._connection
+
+    def _on_failure(self, error: Exception) -> None:
+        logger.warning("Records of a stream could not be read or written, and this will be repeated: %r", error)

@@ -28,6 +28,7 @@ from ..generators import (
     stopper,
 )
 from ..generators.answer_record import AnswerRecord
+from ..generators.steps import Steps
 from ..observability import traceparent
 from ..observability.metrics import Labels, WorkerMetrics
 from ..outcome import Outcome, Timings
@@ -37,12 +38,14 @@ from .past import OutputDiffers, Past, Repetition
 from .records import Records
 from .surrogate_pairs import SurrogateJoiner
 from .tool_calls import ToolCalls
+from .turns import Turn, Turns
 
 logger = logging.getLogger(__name__)
 
 STUBBORN_SECONDS: Final = 5
 # How long an answer that starts over waits for its provider to stop the earlier one.
 STOP_SECONDS: Final = 10
+_STUCK: Final = ": its generator was stuck"
 UNKNOWN: Final = Labels()
 
 
@@ -80,12 +83,15 @@ class Run:
         *,
         metrics: WorkerMetrics,
         records: Records,
+        steps: Steps,
         resumes: bool = False,
         labels: Labels = UNKNOWN,
+        turns: Turns | None = None,
     ) -> None:
         """`resumes`: an earlier run may have left something that the generator can continue."""
         self.claim = claim
         self.outbox = outbox
+        self.steps = steps
         self.last_event_at = time.monotonic()
         self.started_at = self.last_event_at
         self._generator = generator
@@ -98,6 +104,7 @@ class Run:
         self._yielded = False  # this run has put an event into the outbox
         self._calls = ToolCalls()
         self._surrogates = SurrogateJoiner(self._calls)
+        self._turn = Turn(turns or Turns())
         self._events = outbox.tail  # including a former worker's
         self.size_bytes = 0  # of what this run has yielded
         self.answer = AnswerRecord()
@@ -114,14 +121,16 @@ class Run:
         self._first_token_at: float | None = None
         self.first_token_noted = False  # in the stream's row, before its end
         self._last_token_at = self.started_at
-        self._generating: asyncio.Task[None] | None = None
+        self.blocked_seconds = 0.0  # of the event loop, by this generator
+        self._blocked_since_event = False  # as of the last block
+        self.generating: asyncio.Task[None] | None = None  # the generator's task
         self._over = asyncio.Event()  # the generator has returned, or is to stop
 
     async def run(self) -> Outcome | None:
         """Generate, and wait until the terminal event is in the log; return the outcome, or None if it was lost."""
         if self._stop is None:
-            self._generating = asyncio.create_task(self._generate())
-            self._generating.add_done_callback(lambda _task: self._over.set())
+            self.generating = asyncio.create_task(self._generate())
+            self.generating.add_done_callback(lambda _task: self._over.set())
             try:
                 await self._over.wait()
             finally:
@@ -134,6 +143,7 @@ class Run:
         self._put_rest()
         outcome = dataclasses.replace(self._outcome(), answered_by=self.answer.as_dict())
         if self.outbox.lost is None:
+            self.outbox.forgets |= self.steps.used
             self.outbox.finish(outcome)
         await self.outbox.closed.wait()
         lost = self.outbox.lost
@@ -145,20 +155,33 @@ class Run:
         max_duration = claim.max_duration or max_duration
         idle_timeout = claim.idle_timeout or idle_timeout
         if claim.elapsed + now - self.started_at > max_duration:
-            self.stop(Outcome.failed("max_duration", f"The answer took longer than {max_duration:g} seconds."))
+            stuck = _STUCK if claim.elapsed + now - self.started_at - self.blocked_seconds <= max_duration else ""
+            self.stop(Outcome.failed("max_duration", f"The answer took longer than {max_duration:g} seconds{stuck}."))
         elif self.silent_seconds > idle_timeout:
-            self.stop(Outcome.failed("idle_timeout", f"Nothing came for {idle_timeout:g} seconds. Try again."))
+            stuck = _STUCK if self._blocked_since_event else ""
+            self.stop(Outcome.failed("idle_timeout", f"Nothing came for {idle_timeout:g} seconds{stuck}. Try again."))
+
+    def note_block(self, seconds: float, *, own: bool) -> None:
+        """Note that the event loop was blocked until now: by this run's generator, or by another one.
+
+        What another one has blocked is no silence of this one.
+        """
+        if own:
+            self.blocked_seconds += seconds
+            self._blocked_since_event = time.monotonic() - self.last_event_at > seconds / 2
+        elif not self._waits_for_database:
+            self.last_event_at = min(time.monotonic(), self.last_event_at + seconds)
 
     @property
     def silent_seconds(self) -> float:
         """For how many seconds the generator has yielded nothing.
 
-        It is 0 while the generator waits for the database, or for a provider as that provider asks. A call of a model
-        that failed counts as an event.
+        It is 0 while the generator waits for the database, for a step, or for a provider as that provider asks. A call
+        of a model that failed counts as an event.
         """
-        if self._waits_for_database or self.answer.waiting:
+        if self._waits_for_database or self.steps.running or self.answer.waiting:
             return 0.0
-        return time.monotonic() - max(self.last_event_at, self.answer.active_at)
+        return time.monotonic() - max(self.last_event_at, self.steps.ended_at, self.answer.active_at)
 
     def stop(self, outcome: Outcome) -> None:
         """Cancel the generator and end the stream with this outcome. Only the first call counts."""
@@ -194,6 +217,7 @@ class Run:
             )
             self._start_over("output_differs")
             await self._stop_earlier(request.state)
+            self.steps.restart()
             await self._feed(dataclasses.replace(request, so_far=SoFar(), state=None, state_seq=0))
 
     async def _first_request(self) -> GenerationRequest:
@@ -209,6 +233,7 @@ class Run:
             tuple(Approval(**approval) for approval in claim.approvals),
             claim.run,
             claim.tenant,
+            steps=self.steps,
         )
         if not self._resumes:
             if claim.run > 1 and stopper(self._generator) is not None:
@@ -247,10 +272,12 @@ class Run:
         """
         events = self._generator(request)
         if not hasattr(events, "aclose"):
-            raise InvalidEvent("The generator is not an async generator function: it must `yield` its events.")
+            raise InvalidEvent("The generator is not a generator function: it must `yield` its events.")
         async with contextlib.aclosing(events):
             async for item in events:
-                self.last_event_at = time.monotonic()
+                now = self.last_event_at = time.monotonic()
+                if now >= self._turn.look_at and not _is_state(item) and self._turn.is_kept(now):
+                    await asyncio.sleep(0)
                 if wait := self._take(item, events):
                     await wait()
                 if self._stop is not None:
@@ -450,23 +477,27 @@ class Run:
 
     async def _stop_generator(self) -> None:
         """Cancel the generator if it still runs. If it does not stop in time, it is ignored from then on."""
-        assert self._generating is not None
-        if self._generating.done():
+        assert self.generating is not None
+        if self.generating.done():
             return
-        self._generating.cancel()
-        _, pending = await asyncio.wait([self._generating], timeout=STUBBORN_SECONDS)
+        self.generating.cancel()
+        _, pending = await asyncio.wait([self.generating], timeout=STUBBORN_SECONDS)
         if pending:
-            logger.error("The generator of stream %s does not stop when it is cancelled.", self.claim.stream_id)
+            logger.error(
+                "The generator %r of stream %s does not stop when it is cancelled.",
+                self.claim.generator,
+                self.claim.stream_id,
+            )
 
     def _outcome(self) -> Outcome:
         if self._stop is not None:
             return dataclasses.replace(self._stop, timings=self._timings())
         rest: dict[str, Any] = {"timings": self._timings()}
-        assert self._generating is not None
-        if self._generating.cancelled():
+        assert self.generating is not None
+        if self.generating.cancelled():
             logger.error("The generator of stream %s was cancelled from inside.", self.claim.stream_id)
             return Outcome.failed("generator_error", GENERATOR_FAULT, **rest)
-        error = self._generating.exception()
+        error = self.generating.exception()
         if error is None:
             return Outcome.completed(self._finish_reason, **rest)
         if isinstance(error, GenerationError):
@@ -493,6 +524,11 @@ class Run:
         return Timings(earlier + time.monotonic() - self.started_at, self.time_to_first_token_seconds, self._tokens)
 
 
+def _is_state(item: Yielded) -> bool:
+    """Return whether this is a state, which must get into the batch of the event before it."""
+    return isinstance(item, Mapping) and item.get("type") == "state"
+
+
 def _finish_reason(item: Mapping[str, Any]) -> str:
     """Return why the model stopped, in lower case. Some providers use capitals.
 
@@ -506,6 +542,8 @@ def _finish_reason(item: Mapping[str, Any]) -> str:
 
 
 def _place(events: Any) -> str:
-    """Return the file and line of the `yield` at which a generator waits."""
+    """Return the file and line of the `yield` at which a generator waits, or at least where it is defined."""
+    if place := getattr(events, "place", None):
+        return str(place)
     frame = getattr(events, "ag_frame", None)
     return "an unknown place" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"

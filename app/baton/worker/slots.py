@@ -11,6 +11,7 @@ from ..db.stream_queue import Claim
 from ..generators import Generator, stopper
 from ..generators.preset import concurrency_of
 from ..generators.requested_model import RequestedModel, asked_by
+from ..generators.steps import Steps
 from ..observability import log_context
 from ..observability.metrics import WorkerMetrics
 from ..outcome import Outcome
@@ -19,7 +20,9 @@ from ..usage import Bill
 from .outbox import Lost, Outbox
 from .records import Records
 from .run import Bounds, Run
+from .steps import StepRecords
 from .telemetry import Telemetry
+from .turns import Turns
 from .writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -28,7 +31,7 @@ logger = logging.getLogger(__name__)
 class Slots:
     """The runs of one worker, by their streams. `on_freed` is called with its generator's name when a run has ended.
 
-    All of it runs on the worker's event loop, except `silences`.
+    All of it runs on the worker's event loop, except `silences` and `silent`.
     """
 
     def __init__(
@@ -55,9 +58,11 @@ class Slots:
             max_bytes=settings.max_stream_bytes,
             max_state_bytes=settings.max_state_bytes,
         )
+        self._turns = Turns()
         self.runs: dict[UUID, Run] = {}
         self.handed_over: dict[UUID, Run] = {}  # to be given back to the queue
         self.tasks: set[asyncio.Task[None]] = set()
+        self.loop_was_blocked: Callable[[], bool] = lambda: False
 
     @property
     def free(self) -> int:
@@ -110,8 +115,10 @@ class Slots:
             self._bounds,
             metrics=self._metrics,
             records=self._records,
+            steps=self._steps(outbox),
             resumes=resumes,
             labels=labels,
+            turns=self._turns,
         )
         self.runs[claim.stream_id] = run
         self._writer.add(outbox)
@@ -124,7 +131,12 @@ class Slots:
         task.add_done_callback(self.tasks.discard)
 
     def enforce_limits(self) -> None:
-        """Stop the runs that took, or were silent, for longer than they may."""
+        """Stop the runs that took, or were silent, for longer than they may.
+
+        If the event loop was blocked until now, this waits for the next call: see `Run.note_block`.
+        """
+        if self.loop_was_blocked():
+            return
         for run in self.runs.values():
             run.enforce(
                 max_duration=self._settings.max_duration_seconds, idle_timeout=self._settings.idle_timeout_seconds
@@ -135,8 +147,11 @@ class Slots:
         return [(run.labels.generator, run.silent_seconds) for run in list(self.runs.values())]
 
     def silent(self) -> dict[UUID, float]:
-        """Return the streams that have been silent for too long, and for how many seconds, for the worker's row."""
-        seconds = {stream_id: run.silent_seconds for stream_id, run in self.runs.items()}
+        """Return the streams that have been silent for too long, and for how many seconds, for the worker's row.
+
+        Any thread may call this.
+        """
+        seconds = {stream_id: run.silent_seconds for stream_id, run in list(self.runs.items())}
         return {
             stream_id: found for stream_id, found in seconds.items() if found >= self._settings.silent_after_seconds
         }
@@ -155,10 +170,27 @@ class Slots:
                     self.handed_over[run.claim.stream_id] = run
             self._on_freed(run.claim.generator)
 
+    def _steps(self, outbox: Outbox) -> Steps:
+        """Return the steps of a new run. A refused result is a loss that the run must know, unless it has ended."""
+
+        def on_lost() -> None:
+            if not outbox.closed.is_set():
+                outbox.lose(Lost.FENCED)
+
+        store = StepRecords(self._records, outbox.fence, first_run=outbox.epoch == 1, on_lost=on_lost)
+        return Steps(store, max_result_bytes=self._settings.max_event_bytes)
+
     def _on_lost(self, run: Run, lost: Lost) -> None:
         stream_id = run.claim.stream_id
+        stuck = (
+            f" Its generator had blocked this worker for {run.blocked_seconds:.1f} s." if run.blocked_seconds else ""
+        )
         logger.warning(
-            "Stream %s is lost to this worker: %s.", stream_id, lost.value, extra=log_context.fields_of(stream_id)
+            "Stream %s is lost to this worker: %s.%s",
+            stream_id,
+            lost.value,
+            stuck,
+            extra=log_context.fields_of(stream_id),
         )
         if lost.outcome is None:
             run.abandon()

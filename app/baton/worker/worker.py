@@ -1,8 +1,9 @@
 """A worker: claims queued streams, runs their generators, and keeps its lease.
 
-One loop over one connection claims streams and sends heartbeats. Each claimed stream is a task of its own, and all of
-them write through one `writer`. At SIGTERM `leave()` is called: the loop stops claiming, waits for the streams to end,
-and hands the rest over to other workers.
+One loop over one connection claims streams, and does the upkeep after each heartbeat. Heartbeats are sent by another
+thread, so that a generator which blocks the event loop costs no stream. Each claimed stream is a task of its own, and
+all of them write through one `writer`. At SIGTERM `leave()` is called: the loop stops claiming, waits for the streams
+to end, and hands the rest over to other workers.
 """
 
 from __future__ import annotations
@@ -27,16 +28,19 @@ from ..generators.registry import configured_models
 from ..observability.metrics import Names, WorkerMetrics
 from ..settings import Settings
 from .claiming import Claiming
+from .heartbeat import Beat, Heart, Report, connect_control
 from .lease import Lease
 from .notifier import Notifier
 from .outbox import Lost
 from .reaper import release
 from .records import Records
 from .run import Run
+from .side_thread import SideThread
 from .slots import Slots
 from .stopping import Stopping
 from .telemetry import Telemetry
 from .upkeep import Upkeep
+from .watchdog import Watchdog
 from .writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -61,7 +65,8 @@ class Worker:
         self._notifier = Notifier(
             settings.dsn, with_events=settings.notify_payloads, metrics=self.metrics, prepare=settings.prepare
         )
-        self.lease = Lease(settings, names, on_new_history=self._on_new_history)
+        self._wake = asyncio.Event()
+        self.lease = Lease(settings, names, on_change=self._wake.set)
         self.writer = Writer(
             settings.dsn,
             window_seconds=settings.flush_interval_milliseconds / 1000,
@@ -82,6 +87,18 @@ class Worker:
             on_freed=self._on_freed,
         )
         self.metrics.silences = self.slots.silences
+        for name in names:
+            self.metrics.loop_blocked_seconds.add(name, count=0)  # so that the first block is an increase
+        self._watchdog = Watchdog(self.slots.runs, self.metrics, hang_seconds=settings.worker_hang_seconds)
+        self.slots.loop_was_blocked = lambda: self._watchdog.is_late
+        self._heart = Heart(
+            settings,
+            report=self._report,
+            hangs=lambda: self._watchdog.hangs,
+            on_beat=self.lease.note,
+            on_failure=self.lease.fail,
+            on_new_history=self._on_new_history,
+        )
         self.claiming = Claiming(generators, self.lease, self.slots, telemetry)
         self._upkeep = Upkeep(settings, self.slots, telemetry)
         self._stopping = Stopping(generators, on_result=self._wake.set)
@@ -104,7 +121,7 @@ class Worker:
         )
         services = [
             asyncio.create_task(service.run(), name=type(service).__name__)
-            for service in (listener, self.writer, self._notifier)
+            for service in (listener, self.writer, self._notifier, SideThread(self._heart.run, self._watchdog.run))
         ]
         control = asyncio.create_task(self._control(), name="control")
         try:
@@ -149,23 +166,13 @@ class Worker:
             await connection.close()
 
     async def _control(self) -> None:
-        """Claim and send heartbeats, over a new connection whenever one is lost."""
+        """Claim streams and do the upkeep, over a new connection whenever one is lost."""
         await keep_connected(
-            self._connect,
+            lambda: connect_control(self._settings, name="baton worker control"),
             self._serve,
             on_failure=self._on_disconnect,
             until=lambda: self._may_go,
             backoff=Backoff(cap_seconds=self._settings.lease_seconds / 4),
-        )
-
-    async def _connect(self) -> Connection:
-        # After an outage the other workers watch again as soon as they are back. So finding a dead connection, or one
-        # that hangs while it is opened, must take less than the lease.
-        return await connect(
-            self._settings.dsn,
-            timeout_seconds=max(1.0, self._settings.lease_seconds / 2),
-            name="baton worker control",
-            prepare=self._settings.prepare,
         )
 
     def _on_disconnect(self, error: Exception) -> None:
@@ -173,41 +180,44 @@ class Worker:
         self._upkeep.disconnected()
 
     async def _serve(self, connection: Connection, backoff: Backoff) -> None:
-        beat_at = 0.0
         self.claiming.forget()
         self._upkeep.reconnected()
+        self._heart.renew(self.lease.renew())
         while not self._may_go:
-            if time.monotonic() >= beat_at:
-                beat_at = time.monotonic() + self._settings.worker_heartbeat_seconds
-                await self._beat(connection)
-                backoff.reset()
             self._wake.clear()
+            if beat := self.lease.take():
+                await self._follow(connection, beat)
+                backoff.reset()
             if self._upkeep.has_cancels:
                 await self._upkeep.stop_cancelled(connection)
             await self._stopping.work(connection)
             if self._leaving:
                 await self._hand_over_continuing(connection)
-            else:
-                await self.claiming.claim(connection)
-            self.ready.set()
+            # A heartbeat during the claim moves the row, and then the claim finds nothing. But the heartbeat also
+            # wakes this loop, which claims again.
+            if self.lease.place is not None:
+                if not self._leaving:
+                    await self.claiming.claim(connection)
+                self.ready.set()
             claim_at = time.monotonic() + CLAIM_PAUSE_SECONDS
-            timeout = min(beat_at - time.monotonic(), self._settings.queue_poll_seconds)
-            timer = asyncio.get_running_loop().call_later(max(0, timeout), self._wake.set)
+            timer = asyncio.get_running_loop().call_later(self._settings.queue_poll_seconds, self._wake.set)
             await self._wake.wait()
             timer.cancel()
             await asyncio.sleep(max(0, claim_at - time.monotonic()))
         await self._hand_over(connection)
 
-    async def _beat(self, connection: Connection) -> None:
-        """Send a heartbeat and do what comes with it, or register if there is no row for the heartbeat."""
-        counters = await self.lease.renew(connection, self.metrics.tokens, self.slots.silent())
-        if counters is None:
-            await self._register(connection)
-        else:
-            assert self.lease.worker_id is not None
-            await self._upkeep.run(connection, self.lease.worker_id, counters)
+    def _report(self) -> Report:
+        """Return what the next heartbeat says of this worker. The side thread calls this."""
+        return Report(self.lease.worker_id, self.metrics.tokens, self.slots.silent())
 
-    async def _register(self, connection: Connection) -> None:
+    async def _follow(self, connection: Connection, beat: Beat) -> None:
+        """Do what comes with a heartbeat, or register if there is no row for it."""
+        if beat.place is None or beat.worker_id is None:
+            await self._register(connection, beat)
+        else:
+            await self._upkeep.run(connection, beat.worker_id, beat.heartbeat.counters)
+
+    async def _register(self, connection: Connection, beat: Beat) -> None:
         """Register. If this worker was declared dead, others have its streams, and it registers as a new worker."""
         if self.lease.worker_id is not None:
             logger.warning("This worker was declared dead, and its streams were given to others.")
@@ -216,12 +226,15 @@ class Worker:
                 run.outbox.lose(Lost.FENCED)
             # Streams that it claimed after the others had looked have no worker now: release them.
             await self._release(connection, runs, leaving=False)
-        await self.lease.register(connection)
+        await self.lease.register(connection, beat)
 
     async def _hand_over_continuing(self, connection: Connection) -> None:
-        """Stop the streams that another worker can continue, and give back those that have stopped."""
+        """Stop the streams that another worker can continue, and give back those that have stopped.
+
+        A step is not interrupted, since the next run would call its function again.
+        """
         for run in self.slots.runs.values():
-            if run.claim.continues:
+            if run.claim.continues and not run.steps.running:
                 run.hand_over()
         stopped = list(self.slots.handed_over.values())
         for run in stopped:

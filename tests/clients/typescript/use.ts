@@ -19,7 +19,9 @@ type Same<A, B> = [A, B] extends [B, A] ? true : false;
 const typed: {
   events: Same<Answer<"/v1/streams/{id}/events", 200>, { "text/event-stream": Event }>;
   codeIsNoText: string extends Problem["code"] ? false : true;
-} = { events: true, codeIsNoText: true };
+  resumed: Same<Extract<Event, { type: "resumed" }>["run"], number>;
+  run: Same<Answer<"/v1/streams", 200>["application/json"]["data"][number]["run"], number>;
+} = { events: true, codeIsNoText: true, resumed: true, run: true };
 
 function say(event: string, content: object = {}): void {
   console.log(JSON.stringify({ event, ...content }));
@@ -28,11 +30,12 @@ function say(event: string, content: object = {}): void {
 async function minimalBodies(): Promise<void> {
   // @ts-expect-error: there is no input
   await baton.POST("/v1/streams", { body: { generator: "tap" } });
+  const continued: Body<"/v1/streams"> = { input: "Hello", on_worker_lost: "continue" };
   const given: Body<"/v1/responses"> = { input: "Hello" };
   const chat: Body<"/v1/chat/completions"> = { messages: [{ role: "user", content: "Hello" }] };
   const page: Body<"/v1/ai-sdk/chat"> = { messages: [{ role: "user", parts: [{ type: "text", text: "Hello" }] }] };
   const last: Body<"/v1/ai-sdk/chat"> = { id: "c", message: { role: "user", parts: [] } };
-  say("bodies", { given, chat, page, last, typed });
+  say("bodies", { continued, given, chat, page, last, typed });
 }
 
 async function refusals(): Promise<void> {

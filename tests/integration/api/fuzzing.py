@@ -330,7 +330,7 @@ REQUESTS = st.fixed_dictionaries(
         "id": st.one_of(st.text(max_size=20), JSON),
         "n": JSON,
         "stream_options": JSON,
-        "on_worker_lost": st.sampled_from(["retry", "fail", 1]),
+        "on_worker_lost": st.sampled_from(["continue", "retry", "fail", 1]),
         "max_duration_seconds": st.one_of(st.floats(), JSON),
         "idle_timeout_seconds": JSON,
         "cancel_when_unwatched_seconds": JSON,

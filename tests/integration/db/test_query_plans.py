@@ -112,7 +112,7 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "first queued of all": (stream_queue._FIRST_QUEUED, (YESTERDAY, FIRST, None), 0),
     "overdue": (stream_queue._OVERDUE, (YESTERDAY, FIRST, 600.0, True), 0),
     "watched": (streams._WATCHED, (["$running"],), 0),
-    "close": (stream_ending._CLOSE, ("$running", 1, "failed", "error", "a", "b", None, 1, 0.1, 0.1, None), 0),
+    "close": (stream_ending._CLOSE, ("$running", 1, "failed", "error", "a", "b", *[None, 1, 0.1, 0.1, None, None]), 0),
     "owned": (worker_rows._OWNED, (WORKER,), 0),
     "owned of": (worker_rows._OWNED_OF, (WORKER, ["$running"]), 0),
     "live counts": (stream_lists._LIVE_COUNTS, ("", MOST_ROWS), 0),

@@ -17,7 +17,7 @@ from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_tra
 from tests.support.cluster import Cluster, Tap, echo
 from tests.support.logbook import has_events, until, working
 from tests.support.processes import environment, finished, running
-from tests.support.provider_server import ProviderServer, Reply, data_frames
+from tests.support.provider_server import ProviderServer, Reply, data_frames, refusal
 
 from baton.errors import GenerationError
 from baton.generators import GenerationRequest, close_generators, load_generators
@@ -358,6 +358,36 @@ async def test_a_span_has_the_requested_and_the_answering_model(cluster: Cluster
         "gen_ai.usage.output_tokens": 4,
         "gen_ai.usage.cache_read.input_tokens": 2,
         "gen_ai.usage.reasoning.output_tokens": 1,
+    }
+
+
+async def test_a_span_has_the_calls_that_failed_and_the_model_that_answered(cluster: Cluster, spans: Spans) -> None:
+    chunk = {"id": "chatcmpl-7", "object": "chat.completion.chunk", "created": 1, "model": "m-2"}
+    choice = {"index": 0, "delta": {"content": "a"}, "finish_reason": "stop"}
+    whole = Reply(data_frames(chunk | {"choices": [choice]}, done=True))
+    async with ProviderServer(refusal(401, {"message": "no"})) as one, ProviderServer(whole) as two:
+        models = {
+            "fast": {"generator": "openai", "base_url": f"{one.url}/v1", "fallback": ["spare"]},
+            "spare": {"generator": "openai", "base_url": f"{two.url}/v1"},
+        }
+        pod = await cluster.pod(models=models)
+        generators = load_generators(cluster.settings(models=models, openai_api="chat"))
+        await cluster.worker(generators)
+        try:
+            await create(cluster, pod.url, generator="fast", input="Hello")
+            generated = await spans.one("generate")
+        finally:
+            await close_generators(generators)
+    found = told(generated)
+    assert (found["gen_ai.request.model"], found["gen_ai.response.model"]) == ("fast", "m-2")
+    assert found["baton.answered_by"] == "spare"
+    (failed,) = [event for event in generated.events if event.name == "provider call failed"]
+    assert dict(failed.attributes or {}) == {
+        "baton.name": "fast",
+        "baton.model": "fast",
+        "baton.error": "provider_auth_failed",
+        "baton.status": 401,
+        "baton.waited_seconds": 0.0,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import astuple
 from typing import get_args
 from uuid import UUID
@@ -17,11 +17,12 @@ from tests.support.follower import following
 from tests.support.logbook import ANSWER, answer, connected, ended, events, text, until, working
 from tests.support.roles import PASSWORD, Roles, as_role, drop, granted, unique_names
 
-from baton.db import stream_creation, streams
+from baton.db import stream_creation, stream_ending, streams
 from baton.db.postgres import pool
 from baton.db.schema_revision import check_schema
 from baton.db.stream_creation import Limits, NewStream
-from baton.generators import Generator
+from baton.generators import GenerationRequest, Generator
+from baton.generators.protocol import Yielded
 from baton.schema.grants import SETTINGS, Revocation, RoleNames, Service
 from baton.schema.grants_sql import script
 from baton.schema.migrate import migrate
@@ -108,6 +109,13 @@ async def cancel(cluster: Cluster, url: str, stream_id: UUID) -> None:
 
 async def test_workers_take_over_streams_under_their_role(roles: Roles, caplog: pytest.LogCaptureFixture) -> None:
     tap = Tap()
+    results: list[int] = []
+
+    async def stepping(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        results.append(await request.step("tool", lambda: len(results)))
+        async for item in tap(request) if len(results) == 1 else answer(request):
+            yield item
+
     async with pool(roles.serve_dsn, size=1, timeout_seconds=10) as creating, connected(roles.admin_dsn) as connection:
 
         async def create(generator: str, **limits: float) -> UUID:
@@ -115,18 +123,21 @@ async def test_workers_take_over_streams_under_their_role(roles: Roles, caplog: 
             return (await stream_creation.create(creating, new))[0].id
 
         taken_over = await create("test")
-        async with working(roles.work_dsn, tap):
+        async with working(roles.work_dsn, stepping):
             tap.let("half")
             await tap.started.wait()
         overdue = await create("none", queue_timeout=0.01)
         unwatched = await create("none", unwatched_timeout=0.01)
         await streams.note_watched(creating, [unwatched])
         watching = {"watch_interval_seconds": 0.05, "database_timeout_seconds": 0.3}
-        async with working(roles.work_dsn, answer, **watching):
+        async with working(roles.work_dsn, stepping, **watching):
             assert (await ended(connection, taken_over)).status == "completed"
             assert text(await events(connection, taken_over)).endswith(ANSWER)
             assert (await ended(connection, overdue)).error_code == "queue_timeout"
             assert (await ended(connection, unwatched)).finish_reason == "unwatched"
+        assert results == [0, 0]
+        assert await stream_ending.erase(creating, taken_over)
+        assert await connection.fetchval("SELECT count(*) FROM baton.step") == 0
     assert not refusals(caplog)
 
 
@@ -166,6 +177,7 @@ NOBODY: tuple[str, ...] = (
     "INSERT INTO baton.api_key (name, tenant, scopes, secret_hash) VALUES ('x', 'x', '{{}}', '')",
     "UPDATE baton.api_key SET revoked_at = NULL",
     "DELETE FROM baton.api_key",
+    "UPDATE baton.step SET result = ''",
     "SELECT * FROM other.secret",
 )
 FORBIDDEN: dict[Service, tuple[str, ...]] = {
@@ -174,6 +186,7 @@ FORBIDDEN: dict[Service, tuple[str, ...]] = {
         "INSERT INTO baton.stream (generator, input, on_worker_lost, status) VALUES ('x', '', 'fail', 'running')",
         "INSERT INTO baton.stream (id, generator, input, on_worker_lost) VALUES (gen_random_uuid(), 'x', '', 'fail')",
         "UPDATE baton.stream SET attempts = 0",
+        "INSERT INTO baton.step VALUES (gen_random_uuid(), 'x', '', 0, '')",
         "INSERT INTO baton.worker (name, generators, concurrency) VALUES ('x', '{{}}', 1)",
         "UPDATE baton.worker SET heartbeat = 0",
         "DELETE FROM baton.worker",

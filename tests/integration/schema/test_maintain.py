@@ -204,6 +204,58 @@ async def test_expired_keys_are_deleted(dsn: str) -> None:
         assert await keys_of(connection, stream_id) == 1
 
 
+async def keep_results(connection: Connection, stream_id: UUID, count: int = 1) -> None:
+    """Insert a state of a stream, results of its steps, and a call of `stop`."""
+    await connection.execute(
+        "INSERT INTO baton.step SELECT $1, 's', '', i, '' FROM generate_series(1, $2) AS i", stream_id, count
+    )
+    await connection.execute(
+        "INSERT INTO baton.stream_state (stream_id, after_seq, state) VALUES ($1, 0, '')", stream_id
+    )
+    await connection.execute(
+        "INSERT INTO baton.stop_call (stream_id, generator, state) VALUES ($1, 'test', '')", stream_id
+    )
+
+
+@pytest.mark.parametrize("batch_rows", [1, 2, 500])
+async def test_states_and_results_of_streams_that_are_not_live_are_deleted(dsn: str, batch_rows: int) -> None:
+    async with connected(dsn) as connection:
+        live = await claimed(connection, 5)
+        over = await claimed(connection, 5)
+        missing = [UUID(int=1), UUID(int=2**128 - 1)]
+        gone = await old_stream(connection, GONE_DAYS)
+        await connection.execute("UPDATE baton.stream SET status = 'completed' WHERE id = ANY ($1)", over)
+        await connection.execute("UPDATE baton.stream SET status = 'queued' WHERE id = $1", live[0])
+        for stream_id in (*live, *over, *missing, gone):
+            await keep_results(connection, stream_id, 3)
+        previewed: list[str] = []
+        await preview(connection, POLICY, previewed.append)
+        assert "Would delete 32 rows of states and steps whose streams have ended." in previewed
+        said = await maintained(connection, batch_rows=batch_rows)
+        assert "Deleted 32 rows of states and steps whose streams have ended." in said
+        for table, each in (("step", 3), ("stream_state", 1)):
+            left = await connection.fetch(f"SELECT stream_id, count(*) FROM baton.{table} GROUP BY 1 ORDER BY 1")
+            assert [tuple(row) for row in left] == [(stream_id, each) for stream_id in live]
+        # Calls of `stop` are due after the end.
+        assert await connection.fetchval("SELECT count(*) FROM baton.stop_call") == 13
+        assert len(await maintained(connection, batch_rows=batch_rows)) == 1
+
+
+async def test_calls_of_stop_are_kept_no_longer_than_streams(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        begins = await day(connection, KEPT_DAYS)
+        for stream_id, second in ((UUID(int=1), -1), (UUID(int=2), 0)):
+            await connection.execute(
+                "INSERT INTO baton.stop_call (stream_id, generator, state, created_at) "
+                "VALUES ($1, 'test', '', to_timestamp($2))",
+                stream_id,
+                begins + second,
+            )
+        said = await maintained(connection)
+        assert "Deleted 1 call that no worker could make." in said
+        assert await connection.fetchval("SELECT stream_id FROM baton.stop_call") == UUID(int=2)
+
+
 async def test_each_batch_of_keys_begins_where_the_one_before_ended(dsn: str) -> None:
     """While a long transaction runs, index entries of deleted rows stay: none is scanned twice."""
     async with connected(dsn) as connection:

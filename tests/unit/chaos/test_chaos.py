@@ -29,6 +29,7 @@ def done(status: str = "completed", code: str | None = None) -> str:
     return orjson.dumps({"type": "done", "status": status, "error": {"code": code} if code else None}).decode()
 
 
+RESUMED = '{"type":"resumed","run":2,"reason":"worker_lost"}'
 RESET = '{"type":"reset","reason":"worker_lost"}'
 WHOLE = [delta(1), delta(2), delta(3), done()]
 
@@ -57,6 +58,11 @@ def test_a_complete_stream_has_no_faults() -> None:
 
 def test_a_restarted_stream_has_no_faults() -> None:
     lines = [delta(1), RESET, delta(1, "bb"), delta(2, "bb"), delta(3, "bb"), done()]
+    assert told(numbered(lines), lines) == set()
+
+
+def test_a_continued_stream_has_no_faults() -> None:
+    lines = [delta(1), RESUMED, delta(2), RESUMED, delta(3), done()]
     assert told(numbered(lines), lines) == set()
 
 
@@ -92,6 +98,9 @@ def test_an_event_that_arrives_later_counts_as_misplaced() -> None:
         ([delta(1), delta(2), delta(3, "bb"), done()], {"mixture"}),
         ([delta(1), delta(3), delta(3), done()], {"mixture"}),
         ([delta(1), RESET, delta(2), delta(3), done()], {"mixture"}),
+        ([delta(1), RESUMED, delta(1), delta(2), delta(3), done()], {"mixture"}),
+        ([delta(1), RESUMED, delta(2, "bb"), delta(3, "bb"), done()], {"mixture"}),
+        ([delta(1), RESUMED, delta(3), done()], {"mixture"}),
         ([delta(1), delta(2), delta(3).replace(" 3 ", " 4 "), done()], {"mixture", "wrong end"}),
         ([delta(1), delta(2), done()], {"wrong end"}),
         (["{", delta(2), delta(3), done()], {"mixture"}),
@@ -119,6 +128,8 @@ def test_a_difference_from_the_log_is_detected_with_its_position() -> None:
         (done("cancelled"), Expected(3, "retry", cancelled=False), {"wrong end"}),
         (done("failed", "worker_lost"), Expected(3, "fail", worker_troubled=True), set()),
         (done("failed", "worker_lost"), Expected(3, "fail", worker_troubled=False), {"wrong end"}),
+        (done("failed", "worker_left"), Expected(3, "fail", worker_troubled=True), set()),
+        (done("failed", "worker_left"), Expected(3, "fail", worker_troubled=False), {"wrong end"}),
         (done("failed", "storage_rejected"), Expected(3, "retry"), {"wrong end"}),
         (done("completed"), Expected(2, "retry"), {"wrong end"}),
     ],

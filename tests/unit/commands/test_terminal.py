@@ -96,3 +96,13 @@ def test_a_line_interrupts_the_text_which_continues_without_its_space() -> None:
     flow.write(" sentence\n  indented")
     flow.end_line()
     assert file.getvalue() == "half a\n-- interrupted\nsentence\n  indented\n"
+
+
+def test_a_continued_answer_is_marked_in_a_terminal_only() -> None:
+    events: list[dict[str, Any]] = [
+        {"type": "text", "delta": "for"},
+        {"type": "resumed", "run": 2, "reason": "worker_left"},
+        {"type": "text", "delta": "ty"},
+    ]
+    assert shown(events) == "forty\n"
+    assert shown(events, terminal=True) == "for\n· another worker continues the answer (worker_left)\nty\n"

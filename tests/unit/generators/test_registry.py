@@ -38,8 +38,16 @@ shouting = partial(answer)
 async def coroutine(request):
     return "text"
 
+later = partial(coroutine)
+
 def plain(request):
-    yield "text"
+    yield f"You said {request.input}."
+
+class PlainAgent:
+    def __call__(self, request):
+        return [f"You said {request.input}."]
+
+plain_agent = PlainAgent()
 
 number = 7
 """
@@ -126,6 +134,13 @@ async def test_own_generators_load_from_the_workers_working_directory() -> None:
 
 
 @pytest.mark.usefixtures("here")
+async def test_functions_that_are_not_async_are_generators() -> None:
+    generators = load_generators(settings_with(mine="my_agent:plain", other="my_agent:plain_agent"))
+    assert (await hear(generators["mine"], "hi")).text == "You said hi."
+    assert (await hear(generators["other"], "hi")).text == "You said hi."
+
+
+@pytest.mark.usefixtures("here")
 async def test_an_own_generator_can_use_a_built_in_name() -> None:
     settings = Settings.load(generators="replay=my_agent:answer,openai=my_agent:answer", openai_api_key="k")
     generators = load_generators(settings)
@@ -168,11 +183,11 @@ def test_no_such_attribute() -> None:
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("attribute", ["coroutine", "plain", "number", "Agent"])
-def test_no_async_generator_function(attribute: Any) -> None:
+@pytest.mark.parametrize("attribute", ["coroutine", "later", "number", "Agent"])
+def test_no_generator_function(attribute: Any) -> None:
     assert refusal_of(f"my_agent:{attribute}") == (
-        f"The generator 'mine', my_agent:{attribute}, is not an async generator function: "
-        "define it with `async def` and `yield` what it generates."
+        f"The generator 'mine', my_agent:{attribute}, is not a generator function: "
+        "define it with `async def` or `def`, and `yield` what it generates."
     )
 
 
@@ -308,3 +323,31 @@ def test_a_way_to_resume_that_cannot_work_is_refused_at_the_start(api: str, entr
         load_generators(settings)
     assert "model" not in configured_names(settings)
     assert hint in str(what_is_missing(settings, "model"))
+
+
+def test_a_model_needs_its_own_key_and_those_of_its_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod without the key does not know the model, and accepts it if a worker offers it."""
+    models = {
+        "a": {"generator": "openai", "base_url": "http://localhost:1/v1", "fallback": ["b"]},
+        "b": {"generator": "anthropic", "api_key_env": "B_KEY"},
+    }
+    settings = Settings.load(models=models)
+    sentence = (
+        "BATON_MODELS: 'b' cannot be used yet: put its key into the environment variable B_KEY, which its "
+        '"api_key_env" names.'
+    )
+    assert configured_names(settings) == {"replay"}
+    for name in models:
+        assert what_is_missing(settings, name) == sentence
+    with pytest.raises(ConfigurationError) as caught:
+        load_generators(settings)
+    assert str(caught.value) == sentence
+    monkeypatch.setenv("B_KEY", "key")
+    assert configured_names(Settings.load(models=models)) == {"replay", "a", "b"}
+
+
+@pytest.mark.usefixtures("here")
+async def test_a_models_own_keys_are_no_options() -> None:
+    models = {"a": {"generator": "echo", "max_concurrency": 1, "temperature": 0}}
+    generators = load_generators(Settings.load(generators="echo=my_agent:echo", models=models))
+    assert (await hear(generators["a"], [])).of("custom")[0]["data"] == {"messages": [], "model": "a", "temperature": 0}

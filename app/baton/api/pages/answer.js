@@ -49,6 +49,8 @@ export class Answer {
         return this.#result(event);
       case "tool_approval":
         return this.#approval(event);
+      case "resumed":
+        return this.mark("another worker from here");
       case "reset":
         return this.clear();
       case "snapshot":

@@ -5,10 +5,19 @@ import { NONE, byId, clock, count, el, rate, seconds, setText, showState } from 
 import { Refused, bearer, follow, refusal } from "./follow.js";
 import { Tail } from "./scrolling.js";
 
-const FACTS = ["Created", "In the queue", "First token", "Took", "Tokens", "Tokens per second", "Events", "Viewers", "Attempts",
-  "Finish reason", "Served by"];
+const FACTS = ["Created", "In the queue", "First token", "Took", "Tokens", "Tokens per second", "Events", "Viewers", "Runs",
+  "Attempts", "Interrupted", "Finish reason", "Served by"];
+
+const INTERRUPTIONS = { worker_lost: "Its worker was lost", worker_left: "Its worker left" };
 
 const words = (name) => name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
+
+// Which model of a built-in provider answered, and how many calls failed before; nothing before the end.
+function answerFacts(by) {
+  if (!by) return {};
+  const named = by.model && by.model !== by.name ? `${by.name} (${by.model})` : by.name;
+  return { "Answered by": named ?? NONE, "Failed calls": count(by.attempts.length) };
+}
 
 export class StreamSheet {
   // `session`: {key, scopes}; `onClosed` is called when a person has closed it.
@@ -86,8 +95,11 @@ export class StreamSheet {
       "Tokens per second": rate(timings ? timings.tokens_per_second : perSecond),
       "Events": count(Math.max(item.events, this.cursor)),
       "Viewers": count(item.viewers),
+      "Runs": count(item.run),
       "Attempts": count(item.attempts),
+      "Interrupted": item.interruption ? (INTERRUPTIONS[item.interruption] ?? words(item.interruption)) : NONE,
       "Finish reason": item.finish_reason ?? NONE,
+      ...answerFacts(item.answered_by),
       ...Object.fromEntries(Object.entries(item.usage ?? {}).map(([name, value]) => [words(name), count(value)])),
       ...this.seen,
     });

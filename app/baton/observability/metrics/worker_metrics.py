@@ -90,6 +90,9 @@ class WorkerMetrics(Collector):
             "then",
             "code",
         )
+        self.loop_blocked_seconds = LabeledCounter(
+            "baton_loop_blocked_seconds", "Time in which a generator blocked the worker's event loop", "generator"
+        )
         self.flush_seconds = Histogram(
             "baton_flush_seconds", "Duration of an append, including the commit", MILLISECONDS_TO_SECONDS
         )
@@ -151,6 +154,7 @@ class WorkerMetrics(Collector):
             self.ended,
             self.used_tokens,
             self.failed_calls,
+            self.loop_blocked_seconds,
             self.flush_seconds,
             self.flush_batches,
             self.flush_events,

@@ -1,0 +1,278 @@
+"""Steps: functions, such as tools, that run once for each stream, though its generator may run several times.
+
+A step's result is kept under its key, and given again when the generator runs again. The key is the step's name, a
+digest of its arguments, and its occurrence, which counts the calls with the same name and arguments in one run.
+
+`Steps` belongs to one run, on one event loop. Where results are kept is up to its store: in memory, or in the database
+of a worker. Steps may run at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import hashlib
+import inspect
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from uuid import UUID
+
+import orjson
+
+from ..errors import StepError
+from ..events import clean
+
+MAX_NAME_CHARACTERS: Final = 200
+MAX_RESULT_BYTES: Final = 1 << 20
+
+Result = TypeVar("Result")
+
+_idempotency_key: contextvars.ContextVar[str] = contextvars.ContextVar("baton_idempotency_key")
+
+
+class StepKey(NamedTuple):
+    """What a step's result is kept under."""
+
+    name: str
+    digest: bytes  # of the arguments
+    occurrence: int  # 0 for the first call with this name and these arguments in a run
+
+    def idempotency_key(self, stream_id: UUID) -> str:
+        """Return a UUID that is the same whenever this step of the stream runs, and for no other step."""
+        return str(uuid.uuid5(stream_id, f"{self.occurrence} {self.digest.hex()} {self.name}"))
+
+
+class StepStore(Protocol):
+    """Keeps the results of one stream's steps, as JSON."""
+
+    async def find(self, key: StepKey) -> bytes | None:
+        """Return the result that a former run kept. Each key is asked for once in a run."""
+
+    async def keep(self, key: StepKey, result: bytes) -> bytes:
+        """Keep a result for good, and return what is kept: the first result of this key."""
+
+    def restart(self) -> None:
+        """Note that the generator is called again, and will ask for the results that were kept."""
+
+
+class StepMemory:
+    """Keeps results in memory, for a generator that runs without a worker, as in a unit test."""
+
+    def __init__(self) -> None:
+        self._results: dict[StepKey, bytes] = {}
+
+    async def find(self, key: StepKey) -> bytes | None:
+        """Return the result that was kept."""
+        return self._results.get(key)
+
+    async def keep(self, key: StepKey, result: bytes) -> bytes:
+        """Keep a result; return the first result of this key."""
+        return self._results.setdefault(key, result)
+
+    def restart(self) -> None:
+        """Do nothing: everything is here."""
+
+
+class Steps:
+    """Runs the steps of one run.
+
+    `used` is whether any was called, `running` how many run now, and `ended_at` the moment at which the last one ended
+    (`time.monotonic`).
+    """
+
+    def __init__(self, store: StepStore | None = None, *, max_result_bytes: int = MAX_RESULT_BYTES) -> None:
+        self._store = store or StepMemory()
+        self._max_result_bytes = max_result_bytes
+        self._occurrences: Counter[tuple[str, bytes]] = Counter()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.used = False
+        self.running = 0
+        self.ended_at = 0.0
+
+    def call(
+        self,
+        stream_id: UUID,
+        name: str,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        named: Mapping[str, Any],
+    ) -> Coroutine[Any, Any, Any]:
+        """Return a step to await. Its occurrence is decided here, by the order of the calls.
+
+        Raises:
+            StepError: the name, the function or the arguments are unusable.
+        """
+        _check(name, function)
+        self.used = True
+        digest = _digest(name, [arguments, named])
+        key = StepKey(name, digest, self._occurrences[name, digest])
+        self._occurrences[name, digest] += 1
+        return self._run(key, key.idempotency_key(stream_id), lambda: function(*arguments, **named), function)
+
+    def restart(self) -> None:
+        """Count occurrences from 0 again: the generator is called again in the same run."""
+        self._occurrences.clear()
+        self._store.restart()
+
+    async def wait_until_idle(self) -> None:
+        """Wait until no step runs."""
+        await self._idle.wait()
+
+    async def _run(
+        self, key: StepKey, idempotency_key: str, call: Callable[[], Any], function: Callable[..., Any]
+    ) -> Any:
+        with self._counted():
+            kept = await self._store.find(key)
+            if kept is None:
+                with _with_idempotency_key(idempotency_key):
+                    result = await _result_of(call, function)
+                kept = await self._store.keep(key, self._encode(key.name, result))
+            # What was kept, and not what the function returned: the first run gets the same as every other.
+            return orjson.loads(kept)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        self.running += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.running -= 1
+            self.ended_at = time.monotonic()
+            if not self.running:
+                self._idle.set()
+
+    def _encode(self, name: str, result: Any) -> bytes:
+        """Encode a result as JSON.
+
+        Raises:
+            StepError: it is not JSON, or it is too large.
+        """
+        try:
+            encoded = _json(result)
+        except (TypeError, RecursionError) as error:
+            raise StepError(
+                f"The function of the step {name!r} returned a value that JSON cannot represent, so its result cannot "
+                f"be kept: {error}. Return text, numbers, lists and dicts."
+            ) from None
+        if len(encoded) > self._max_result_bytes:
+            raise StepError(
+                f"The result of the step {name!r} has {len(encoded)} bytes as JSON, and at most "
+                f"{self._max_result_bytes} can be kept (BATON_MAX_EVENT_BYTES). Store it elsewhere in the function, "
+                "and return where it is."
+            )
+        return encoded
+
+
+def idempotency_key() -> str:
+    """Return a key for the side effect of the step whose function runs now: a UUID.
+
+    It is the same whenever the step runs again, also on another worker. So a service that takes such a key, for example
+    in a header `Idempotency-Key`, does the work once, though a worker may die between the function's return and the
+    moment at which its result is kept.
+
+    Raises:
+        StepError: no function of a step runs here.
+    """
+    key = _idempotency_key.get(None)
+    if key is None:
+        raise StepError(
+            "There is no idempotency key here. Call baton.idempotency_key() in the function that a generator passes to "
+            "request.step()."
+        )
+    return key
+
+
+def _check(name: object, function: object) -> None:
+    """Reject a name that cannot be kept, and a function that was called instead of passed."""
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARACTERS or not name.isprintable():
+        raise StepError(
+            f"The name of a step must be a string of 1 to {MAX_NAME_CHARACTERS} printable characters, not {name!r:.80}."
+        )
+    if not callable(function):
+        raise StepError(
+            f"The step {name!r} needs a function and its arguments, not a {type(function).__name__}: "
+            f"await request.step({name!r}, function, argument)."
+        )
+
+
+def _digest(name: str, arguments: Any) -> bytes:
+    """Return the digest of a step's arguments as JSON with sorted keys.
+
+    Raises:
+        StepError: they are not JSON.
+    """
+    try:
+        return hashlib.sha256(_json(arguments, orjson.OPT_SORT_KEYS)).digest()
+    except (TypeError, RecursionError) as error:
+        raise StepError(
+            f"An argument of the step {name!r} is no JSON: {error}. The arguments identify the step when the generator "
+            "runs again. Bind other values, such as a client, to the function: "
+            f"await request.step({name!r}, functools.partial(function, client), argument)."
+        ) from None
+
+
+def _json(value: Any, option: int = 0) -> bytes:
+    """Encode a value as JSON. Lone surrogates become U+FFFD."""
+    try:
+        return orjson.dumps(value, option=option)
+    except TypeError:
+        return orjson.dumps(clean(value), option=option)
+
+
+@contextlib.contextmanager
+def _with_idempotency_key(key: str) -> Iterator[None]:
+    token = _idempotency_key.set(key)
+    try:
+        yield
+    finally:
+        _idempotency_key.reset(token)
+
+
+async def _result_of(call: Callable[[], Any], function: Callable[..., Any]) -> Any:
+    """Await an async function here, and run a plain one in a thread."""
+    if inspect.iscoroutinefunction(function):
+        return await call()
+    result = await _in_thread(call)
+    # For example a lambda that calls an async function.
+    return await result if inspect.isawaitable(result) else result
+
+
+async def _in_thread(call: Callable[[], Result]) -> Result:
+    """Call a function in a thread of its own, with the context variables of the caller.
+
+    A slow tool must not take the place of others, nor of the look-ups of hosts, as it would in the threads that the
+    loop has in common. It must not keep the process from its end either, so the thread is a daemon. If the caller is
+    cancelled, the function continues, and its result is dropped.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Result] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if answer.done():
+            return
+        if error is None:
+            answer.set_result(result)
+        else:
+            answer.set_exception(error)
+
+    def work() -> None:
+        result: Any = None
+        error: BaseException | None = None
+        try:
+            result = context.run(call)
+        except BaseException as raised:  # noqa: BLE001
+            # A future cannot hold StopIteration: it would end a coroutine.
+            error = RuntimeError("The function raised StopIteration.") if isinstance(raised, StopIteration) else raised
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=work, name="baton step", daemon=True).start()
+    return await answer
