@@ -70,6 +70,12 @@ async def read(connection: Connection, stream_id: UUID) -> Past:
     return Past(base, lines[base:], _so_far(lines), state, seq)
 
 
+async def state(connection: Connection, stream_id: UUID) -> Any:
+    """Return the newest state of a stream; None without one."""
+    found = await stream_states.read(connection, stream_id)
+    return None if found is None else found[1]
+
+
 def _so_far(lines: Sequence[str]) -> SoFar:
     snapshot = Snapshot.of(lines, len(lines))
     custom: list[dict[str, Any]] = []

@@ -17,7 +17,16 @@ from typing import Any, Final
 from ..db.stream_queue import Claim
 from ..errors import GENERATOR_FAULT, GenerationError, InvalidEvent
 from ..events import TOKEN_TYPES, encode_event, encode_object, encode_text
-from ..generators import Approval, GenerationRequest, Generator, SoFar, Yielded, as_generation_error, can_continue
+from ..generators import (
+    Approval,
+    GenerationRequest,
+    Generator,
+    SoFar,
+    Yielded,
+    as_generation_error,
+    can_continue,
+    stopper,
+)
 from ..generators.answer_record import AnswerRecord
 from ..generators.steps import Steps
 from ..observability import traceparent
@@ -34,6 +43,8 @@ from .turns import Turn, Turns
 logger = logging.getLogger(__name__)
 
 STUBBORN_SECONDS: Final = 5
+# How long an answer that starts over waits for its provider to stop the earlier one.
+STOP_SECONDS: Final = 10
 _STUCK: Final = ": its generator was stuck"
 UNKNOWN: Final = Labels()
 
@@ -210,6 +221,7 @@ class Run:
                 self.claim.stream_id,
             )
             self._start_over("output_differs")
+            await self._stop_earlier(request.state)
             self.steps.restart()
             await self._feed(dataclasses.replace(request, so_far=SoFar(), state=None, state_seq=0))
 
@@ -229,6 +241,10 @@ class Run:
             steps=self.steps,
         )
         if not self._resumes:
+            if claim.run > 1 and stopper(self._generator) is not None:
+                await self._stop_earlier(
+                    await self._records.run(lambda connection: past.state(connection, claim.stream_id))
+                )
             return request
         with self._waiting_for_database():
             self.outbox.put(encode_object({"type": "resumed", "run": claim.run, "reason": self.outbox.interruption}))
@@ -237,6 +253,21 @@ class Run:
         self.outbox.urgent = True  # viewers have been waiting
         self._past, self._events = found, self.outbox.tail
         return dataclasses.replace(request, so_far=found.so_far, state=found.state, state_seq=found.state_seq)
+
+    async def _stop_earlier(self, state: Any) -> None:
+        """Stop what an earlier run began at its provider, since this one begins again. A failure is not repeated."""
+        stop = stopper(self._generator)
+        if stop is None or state is None:
+            return
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await stop(state)
+        except Exception:
+            logger.warning(
+                "What an earlier run of stream %s began at its provider could not be stopped.",
+                self.claim.stream_id,
+                exc_info=True,
+            )
 
     async def _feed(self, request: GenerationRequest) -> None:
         """Put what the generator yields into the outbox.

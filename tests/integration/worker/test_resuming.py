@@ -24,6 +24,7 @@ WORDS = [f"word{number} " for number in range(40)]
 TEXT = "".join(WORDS)
 HALF = 20
 UNWATCHED_SECONDS = 1.5
+WATCHING: dict[str, Any] = {"watch_interval_seconds": 0.1, "database_timeout_seconds": 1}
 
 
 class Service:
@@ -51,8 +52,8 @@ class Service:
         """Run a worker that does not offer the model, and takes care of lost streams."""
         return working(self.dsn, {"other": Tap()}, **changes)
 
-    async def create(self, **limits: float) -> UUID:
-        new = NewStream("model", "Hello", {}, "retry", may_continue=True, limits=Limits(**limits))
+    async def create(self, *, may_continue: bool = True, **limits: Any) -> UUID:
+        new = NewStream("model", "Hello", {}, "retry", may_continue=may_continue, limits=Limits(**limits))
         return (await stream_creation.create(self.pool, new))[0].id
 
     async def is_free(self, stream_id: UUID) -> bool:
@@ -153,6 +154,40 @@ async def test_a_response_that_openai_has_forgotten_starts_over(dsn: str) -> Non
         assert [event["reason"] for event in found if event["type"] == "reset"] == ["worker_lost"]
 
 
+async def test_a_stream_that_must_start_over_cancels_the_earlier_response(dsn: str) -> None:
+    async with openai(dsn) as (server, service):
+        async with service.worker():
+            stream_id = await service.create(may_continue=False)
+            await until_tail(service.connection, stream_id, HALF)
+        async with service.worker():
+            await until(lambda: server.started == 2)
+            server.pace.release()
+            await ended(service.connection, stream_id)
+        first, second = server.generations.values()
+        assert (first.status, first.tokens, second.status) == ("cancelled", HALF, "completed")
+        assert text(await events(service.connection, stream_id)) == TEXT
+
+
+async def test_a_response_that_differs_from_the_log_is_cancelled_and_started_over(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reattach, "SAVE_SECONDS", 3600.0)
+    async with openai(dsn) as (server, service):
+        async with service.worker():
+            stream_id = await service.create()
+            await until_tail(service.connection, stream_id, HALF)
+        deltas = [event for event in server.only.events if "delta" in event]
+        deltas[3]["delta"] = "another "
+        async with service.worker():
+            await until(lambda: server.started == 2)
+            server.pace.release()
+            await ended(service.connection, stream_id)
+        found = await events(service.connection, stream_id)
+        assert [generation.status for generation in server.generations.values()] == ["cancelled", "completed"]
+        assert [event["reason"] for event in found if event["type"] == "reset"] == ["output_differs"]
+        assert text(found) == TEXT
+
+
 async def test_the_successor_of_a_lost_worker_sends_vllm_the_text_so_far(dsn: str) -> None:
     async with vllm(dsn) as (server, service):
         async with service.worker():
@@ -217,9 +252,9 @@ async def is_stopped(server: OpenAIServer, service: Service) -> None:
     ids=["cancel", "erase", "max_duration", "idle_timeout", "unwatched"],
 )
 async def test_an_early_end_with_a_living_worker_cancels_the_response(
-    dsn: str, end: End, limits: dict[str, float]
+    dsn: str, end: End, limits: dict[str, Any]
 ) -> None:
-    async with openai(dsn) as (server, service), service.worker(watch_interval_seconds=0.1):
+    async with openai(dsn) as (server, service), service.worker(**WATCHING):
         stream_id = await service.create(**limits)
         await until_tail(service.connection, stream_id, HALF)
         await end(service, stream_id)
@@ -237,14 +272,14 @@ async def test_an_early_end_with_a_living_worker_cancels_the_response(
     ids=["cancel", "erase", "unwatched", "queue_timeout"],
 )
 async def test_an_early_end_after_the_loss_of_the_worker_cancels_the_response(
-    dsn: str, end: End, limits: dict[str, float]
+    dsn: str, end: End, limits: dict[str, Any]
 ) -> None:
     """The stream ends while no worker offers its generator; the next one that does makes the call."""
     async with openai(dsn) as (server, service):
         async with service.worker():
             stream_id = await service.create(**limits)
             await until_tail(service.connection, stream_id, HALF)
-        async with service.bystander(watch_interval_seconds=0.1):
+        async with service.bystander(**WATCHING):
             await until(lambda: service.is_free(stream_id))
             await end(service, stream_id)
             assert await service.calls() == 1
