@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from .app import Application, create_app
     from .client import Follower
     from .errors import BatonError, ConfigurationError, FollowError, GenerationError
-    from .generators import Approval, GenerationRequest, Generator, Yielded, as_generation_error
+    from .generators import (
+        Approval,
+        GenerationRequest,
+        Generator,
+        SoFar,
+        Yielded,
+        as_generation_error,
+        continues,
+    )
     from .generators.conversation import messages
     from .generators.requested_model import RequestedModel
     from .observability.log_context import ContextFilter
@@ -36,9 +44,11 @@ __all__ = [
     "Generator",
     "RequestedModel",
     "Settings",
+    "SoFar",
     "Yielded",
     "__version__",
     "as_generation_error",
+    "continues",
     "create_app",
     "json_formatter",
     "messages",
@@ -58,8 +68,10 @@ _MODULES: Final = {
     "Generator": "generators",
     "RequestedModel": "generators.requested_model",
     "Settings": "settings",
+    "SoFar": "generators",
     "Yielded": "generators",
     "as_generation_error": "generators",
+    "continues": "generators",
     "create_app": "app",
     "json_formatter": "observability.log_formatters",
     "messages": "generators.conversation",

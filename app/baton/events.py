@@ -49,6 +49,9 @@ _TYPE_NAMES = {str: "a string", int: "a whole number"}
 _TEXT_HEAD = b'{"type":"text","delta":'
 # The first bytes of every usage event.
 USAGE_HEAD = b'{"type":"usage"'
+# The first bytes of the events by which another run starts the answer over, or continues it.
+RESET_HEAD = b'{"type":"reset"'
+RESUMED_HEAD = b'{"type":"resumed"'
 _DIGITS = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 # Line ends in Unicode but not in SSE or JSON. Client libraries that use `str.splitlines` would split there.
@@ -122,8 +125,8 @@ def _check_counts(event: Mapping[str, Any]) -> None:
             raise InvalidEvent(f"In a usage event, {name!r:.80} must not be negative, as {value!r:.80} is.")
 
 
-def encode_object(event: Mapping[str, Any]) -> bytes:
-    """Encode any object as one line of JSON. Lone surrogates become U+FFFD.
+def encode_object(event: Any) -> bytes:
+    """Encode any JSON value as one line of JSON. Lone surrogates become U+FFFD.
 
     Raises:
         InvalidEvent: a value is not JSON.

@@ -14,6 +14,7 @@ from .events import FinalStatus, encode_object, without_surrogates
 from .usage import AttemptUsage, Bill
 
 WORKER_LOST_MESSAGE: Final = "This answer was interrupted and could not be finished."
+WORKER_LEFT_MESSAGE: Final = "This answer was interrupted by maintenance and could not be finished. Try again."
 _WORD = re.compile(r"[a-z0-9_.-]{1,64}")
 
 

@@ -301,7 +301,11 @@ class Settings(BaseSettings):
         64 << 20,
         ge=1024,
         le=1 << 40,
-        description="Largest total size of the events of one run of a stream, as JSON; more end it as failed",
+        description="Largest total size of the events of a stream since it last started over, as JSON; more end it as "
+        "failed",
+    )
+    max_state_bytes: int = Field(
+        1 << 20, ge=1024, le=64 << 20, description="Largest state of a generator, as JSON; a larger one ends its stream"
     )
     worker_heartbeat_seconds: float = Field(
         0.5, gt=0, le=60, description="How often a worker updates its heartbeat and reads cancellations"

@@ -4,7 +4,6 @@ Revision: 0021
 Follows: 0020
 
 Five new columns of `stream` that are nullable or have constant defaults, so no row is rewritten, and three new tables.
-A state is overwritten with almost every flush, so its pages leave room for new versions of rows (HOT).
 """
 
 from __future__ import annotations
@@ -33,10 +32,9 @@ def upgrade() -> None:
         sa.Column("after_seq", sa.Integer, nullable=False),
         sa.Column("state", sa.LargeBinary, nullable=False),
         sa.Column("stop_with", sa.Text),
-        sa.PrimaryKeyConstraint("stream_id", name="pk_stream_state"),
+        sa.PrimaryKeyConstraint("stream_id", "after_seq", name="pk_stream_state"),
         schema="baton",
     )
-    op.execute("ALTER TABLE baton.stream_state SET (fillfactor = 50)")
     op.create_table(
         "step",
         sa.Column("stream_id", postgresql.UUID, nullable=False),

@@ -77,7 +77,7 @@ async def test_waiting_for_a_slow_database_does_not_count_as_idle(cluster: Clust
         await connection.execute("LOCK TABLE baton.batch IN SHARE MODE")
         tap.let(*(f"{number} " for number in range(20)))
         (run,) = worker.slots.runs.values()
-        await until(lambda: run._waits_for_room)
+        await until(lambda: run._waits_for_database)
         # Three times the timeout, in which the heartbeat looks again and again.
         beats = "SELECT heartbeat FROM baton.worker"
         goal = await connection.fetchval(beats) + 15

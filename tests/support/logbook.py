@@ -37,9 +37,17 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], within_seconds:
             await asyncio.sleep(0.005)
 
 
-async def queue(dsn: str, *, generator: str = "test", on_worker_lost: str = "retry", given: Any = None) -> UUID:
+async def queue(
+    dsn: str,
+    *,
+    generator: str = "test",
+    on_worker_lost: str = "retry",
+    may_continue: bool = False,
+    given: Any = None,
+    tenant: str = "",
+) -> UUID:
     async with pool(dsn, size=1, timeout_seconds=10) as opened:
-        new = NewStream(generator, given, {}, on_worker_lost)
+        new = NewStream(generator, given, {}, on_worker_lost, tenant, may_continue=may_continue)
         return (await stream_creation.create(opened, new))[0].id
 
 

@@ -33,11 +33,12 @@ from uuid import UUID
 import asyncpg
 
 from .. import usage
-from ..events import USAGE_HEAD
+from ..events import RESET_HEAD, RESUMED_HEAD, USAGE_HEAD
 from ..outcome import Outcome
-from . import end_columns
+from . import end_columns, stream_states
 from .partitions import day_number, ids_of_day
 from .postgres import Connection, Pool
+from .stream_states import State
 
 _INSERT = """
 INSERT INTO baton.batch (stream_id, first_seq, last_seq, epoch, terminal, events)
@@ -47,30 +48,28 @@ FROM unnest($1::uuid[], $2::integer[], $3::integer[], $4::integer[], $5::boolean
 JOIN baton.stream AS s
   ON s.id = b.stream_id AND s.epoch = b.epoch AND s.claim_token IS NOT DISTINCT FROM b.claim_token
 WHERE coalesce((SELECT baton.current_history()) = $8, true)
+{where_free}RETURNING stream_id
 """
 _WHERE_FREE = "ON CONFLICT DO NOTHING\n"
-_RETURNING = "RETURNING stream_id"
+_CLOSING_TYPES: Final = ("uuid", *(column.type for column in end_columns.COLUMNS), "integer")
 
 # The terminal batch and the end of the stream's row are one statement, so that a crash leaves both or neither. Only a
 # requeue that commits between its insert and its update can leave the row open, since under READ COMMITTED the update
 # then finds a newer epoch. The next claim of the stream finds the terminal batch, and closes the row.
-_CLOSING_PARAMETERS = ", ".join(
-    f"${number}::{kind}[]"
-    for number, kind in enumerate(("uuid", *(column.type for column in end_columns.COLUMNS), "integer"), start=9)
-)
-_AND_CLOSE = f"""
-WITH written AS ({{insert}}), closed AS (
+_CLOSE = f"""ending AS MATERIALIZED (
+    SELECT e.* FROM unnest({{parameters}}) AS e (id, {", ".join(end_columns.NAMES)}, epoch)
+    WHERE EXISTS (SELECT FROM written AS w WHERE w.stream_id = e.id)
+), closed AS (
     UPDATE baton.stream AS s SET {end_columns.assignments(lambda name, _position: f"e.{name}")}
-    FROM unnest({_CLOSING_PARAMETERS}) AS e (id, {", ".join(end_columns.NAMES)}, epoch)
-    WHERE s.id = e.id AND s.epoch = e.epoch AND EXISTS (SELECT FROM written AS w WHERE w.stream_id = e.id)
-)
-SELECT stream_id FROM written
-"""  # noqa: S608
-
-_APPEND = _INSERT + _RETURNING
-_APPEND_WHERE_FREE = _INSERT + _WHERE_FREE + _RETURNING
-_APPEND_AND_CLOSE = _AND_CLOSE.format(insert=_APPEND)
-_APPEND_WHERE_FREE_AND_CLOSE = _AND_CLOSE.format(insert=_APPEND_WHERE_FREE)
+    FROM ending AS e WHERE s.id = e.id AND s.epoch = e.epoch
+)"""  # noqa: S608
+_FORGET = f"""ended AS (
+    SELECT id AS stream_id, status <> 'completed' AS early FROM ending
+), {stream_states.FORGET.format(ended="ended")}"""  # noqa: S608
+_SAVE = f"""state AS (
+    SELECT f.* FROM unnest({{parameters}}) AS f (stream_id, after_seq, state, stop_with, replaces)
+    WHERE EXISTS (SELECT FROM written AS w WHERE w.stream_id = f.stream_id)
+), {stream_states.SAVE.format(source="state")}"""  # noqa: S608
 
 # In the following statements `{day}` stands for the bounds of the streams' day: see `within_day`.
 
@@ -117,6 +116,13 @@ WHERE stream_id = $1 AND {day} AND position($2::bytea IN events) > 0
 ORDER BY first_seq
 """
 
+# Whether a claim has written more than that it resumes the stream, and has not started it over.
+_GREW = """
+SELECT coalesce(bool_and(position($3::bytea IN events) = 0)
+                AND bool_or(last_seq > first_seq OR position($4::bytea IN events) <> 1), false)
+FROM baton.batch WHERE stream_id = $1 AND {day} AND epoch = $2
+"""
+
 _TAILS = """
 SELECT s.id, coalesce(t.last_seq, 0) AS seq, s.status NOT IN ('queued', 'running') AS ended
 FROM unnest($1::uuid[]) AS k (id)
@@ -146,7 +152,8 @@ class Fence(NamedTuple):
 class Append(NamedTuple):
     """One batch to write: the events `first_seq` to `last_seq` of a stream, as lines of JSON joined by newlines.
 
-    With an `outcome`, the last event is the terminal one.
+    With an `outcome`, the last event is the terminal one. A batch without events has only a `state` to save, and its
+    `last_seq` is the tail. `forgets`: the stream may have a state or steps, which its end deletes.
     """
 
     stream_id: UUID
@@ -156,6 +163,13 @@ class Append(NamedTuple):
     events: bytes
     outcome: Outcome | None = None
     claim_token: UUID | None = None
+    state: State | None = None
+    forgets: bool = False
+
+    @property
+    def fence(self) -> Fence:
+        """What the stream's row must contain."""
+        return Fence(self.stream_id, self.epoch, self.claim_token)
 
 
 @dataclass(slots=True, eq=False)
@@ -203,10 +217,19 @@ async def append(connection: Connection, appends: Sequence[Append], history: str
 
     A stream is left out if the epoch or the claim token of its row differs from the batch's, or if its place in the log
     is taken. All are left out if the database has another `history`. Leave out `history` only in a transaction that has
-    read the tail.
+    read the tail. Batches without events, which only save a state, are a statement of their own.
     """
     # One order everywhere, so that two appends may wait for each other but never deadlock. Comparing UUIDs is slow.
     appends = sorted(appends, key=lambda item: item.stream_id.bytes)
+    batches = [item for item in appends if item.events]
+    written = await _append(connection, batches, history) if batches else set()
+    if len(batches) < len(appends):
+        alone = [(item.fence, item.state) for item in appends if item.state is not None and not item.events]
+        written |= await stream_states.save_alone(connection, alone, history)
+    return written
+
+
+async def _append(connection: Connection, appends: Sequence[Append], history: str | None) -> set[UUID]:
     arguments: list[object] = [
         [item.stream_id for item in appends],
         [item.first_seq for item in appends],
@@ -217,18 +240,44 @@ async def append(connection: Connection, appends: Sequence[Append], history: str
         [item.claim_token for item in appends],
         history,
     ]
-    statement, where_free = _APPEND, _APPEND_WHERE_FREE
     endings = [(item, item.outcome) for item in appends if item.outcome is not None]
     if endings:
-        statement, where_free = _APPEND_AND_CLOSE, _APPEND_WHERE_FREE_AND_CLOSE
         arguments += _closing(endings)
+    states = [(item.stream_id, item.state) for item in appends if item.state is not None]
+    if states:
+        arguments += stream_states.columns(states)
+    closing, saving = bool(endings), bool(states)
+    forgetting = closing and any(item.forgets for item, _ in endings)
+    where_free = _statement(closing=closing, saving=saving, forgetting=forgetting, where_free=True)
     if connection.is_in_transaction():
         # An error would abort the transaction.
         return _ids(await connection.fetch(where_free, *arguments))
     try:
+        statement = _statement(closing=closing, saving=saving, forgetting=forgetting, where_free=False)
         return _ids(await connection.fetch(statement, *arguments))
     except asyncpg.UniqueViolationError:
         return _ids(await connection.fetch(where_free, *arguments))
+
+
+@functools.cache
+def _statement(*, closing: bool, saving: bool, forgetting: bool, where_free: bool) -> str:
+    """Return the statement that appends batches, and does with their streams what the arguments say."""
+    insert = _INSERT.format(where_free=_WHERE_FREE if where_free else "")
+    parts, first = [], 9
+    if closing:
+        parts.append(_CLOSE.format(parameters=_parameters(_CLOSING_TYPES, first)))
+        first += len(_CLOSING_TYPES)
+    if forgetting:
+        parts.append(_FORGET)
+    if saving:
+        parts.append(_SAVE.format(parameters=_parameters(stream_states.TYPES, first)))
+    if not parts:
+        return insert
+    return f"WITH written AS ({insert}), {', '.join(parts)}\nSELECT stream_id FROM written"
+
+
+def _parameters(types: Sequence[str], first: int) -> str:
+    return ", ".join(f"${number}::{kind}[]" for number, kind in enumerate(types, start=first))
 
 
 async def read(executor: Connection | Pool, stream_id: UUID, cursor: int) -> list[Batch]:
@@ -265,6 +314,17 @@ async def read_usage(executor: Connection | Pool, stream_id: UUID) -> dict[int, 
     """
     rows = await executor.fetch(within_day(_USAGE, stream_id), stream_id, USAGE_HEAD)
     return usage.of_lines((row["epoch"], row["events"]) for row in rows)
+
+
+async def grew(executor: Connection | Pool, fence: Fence) -> bool:
+    """Return whether the log is longer by what a claim has written, and has not started over.
+
+    This reads the whole log of the stream. It is for a stream whose worker has died.
+    """
+    found: bool = await executor.fetchval(
+        within_day(_GREW, fence.stream_id), fence.stream_id, fence.epoch, RESET_HEAD, RESUMED_HEAD
+    )
+    return found
 
 
 async def tails(executor: Connection | Pool, stream_ids: Sequence[UUID]) -> dict[UUID, Standing]:

@@ -18,24 +18,24 @@ from .live_counts import NOTHING, CountPlan, LiveCounts, Moment
 from .postgres import Connection, Pool
 from .streams import COLUMNS, Stream, from_row, get
 
-# Inserts a row if fewer than $12 of the tenant's streams are live, and returns in any case how many are: the streams
-# from the id $14 on ($13 at most), the streams among $15 that are still live, and $16 others (see `live_counts`). The
-# streams of $15 are found by their key, whatever the planner expects of the index of live streams. The transaction gets
+# Inserts a row if fewer than $13 of the tenant's streams are live, and returns in any case how many are: the streams
+# from the id $15 on ($14 at most), the streams among $16 that are still live, and $17 others (see `live_counts`). The
+# streams of $16 are found by their key, whatever the planner expects of the index of live streams. The transaction gets
 # its id before the stream gets one.
 _INSERT = f"""
 WITH recent AS (
-    SELECT id FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') AND id >= $14 LIMIT $13
+    SELECT id FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') AND id >= $15 LIMIT $14
 ), known AS MATERIALIZED (
-    SELECT id, status FROM baton.stream WHERE id = ANY ($15::uuid[])
+    SELECT id, status FROM baton.stream WHERE id = ANY ($16::uuid[])
 ), older AS (
     SELECT id FROM known WHERE status IN ('queued', 'running')
 ), live AS (
-    SELECT (SELECT count(*) FROM recent) + (SELECT count(*) FROM older) + $16::bigint AS live
+    SELECT (SELECT count(*) FROM recent) + (SELECT count(*) FROM older) + $17::bigint AS live
 ), made AS (
     INSERT INTO baton.stream (tenant, generator, input, metadata, on_worker_lost, max_duration, idle_timeout,
-                              queue_timeout, unwatched_timeout, traceparent, continuation)
-    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11 FROM live
-    WHERE live < $12::bigint AND pg_current_xact_id() IS NOT NULL
+                              queue_timeout, unwatched_timeout, traceparent, continuation, may_continue)
+    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 FROM live
+    WHERE live < $13::bigint AND pg_current_xact_id() IS NOT NULL
     RETURNING {COLUMNS}
 )
 SELECT live, (SELECT array_agg(id) FROM recent) AS recent, (SELECT array_agg(id) FROM older) AS older, now() AS began,
@@ -82,7 +82,9 @@ class Limits:
 class NewStream:
     """What a stream is created from. `input` is any JSON; `metadata` maps names to strings, numbers or booleans.
 
-    `continuation` is what the stream continues: the `message` of an AI SDK page, and the `approvals` of tool calls.
+    `may_continue`: if its worker is lost or leaves, another one continues it if the generator can. `on_worker_lost` is
+    what happens otherwise: `retry` starts it again, `fail` ends it. `continuation` is what the stream continues: the
+    `message` of an AI SDK page, and the `approvals` of tool calls.
     """
 
     generator: str
@@ -93,6 +95,7 @@ class NewStream:
     limits: Limits = Limits()
     traceparent: str | None = None
     continuation: Mapping[str, Any] | None = None
+    may_continue: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,7 @@ async def _insert(
         new.limits.unwatched_timeout,
         new.traceparent,
         None if new.continuation is None else orjson.dumps(new.continuation),
+        new.may_continue,
     )
     row = await _insert_below(connection, columns, max_live, counts, new.tenant)
     for each in () if key is None else (key, *(replace(key, key=name) for name in key.also)):

@@ -161,7 +161,8 @@ async def _take_and_end(
             if tail.last_seq:
                 outcome = outcome.billed(Bill(epoch, await event_log.read_usage(connection, stream_id)))
             if await event_log.append(
-                connection, [event_log.Append(stream_id, epoch, seq, seq, outcome.encode(), outcome, claim_token)]
+                connection,
+                [event_log.Append(stream_id, epoch, seq, seq, outcome.encode(), outcome, claim_token, forgets=True)],
             ):
                 return outcome, {**known, "epoch": epoch, "events": seq}
 

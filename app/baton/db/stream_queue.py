@@ -56,7 +56,9 @@ WITH me AS (
 )
 UPDATE baton.stream AS s
 SET status = 'running', epoch = s.epoch + 1, claim_token = gen_random_uuid(), attempts = s.attempts + 1,
-    worker_id = $1, started_at = coalesce(s.started_at, clock_timestamp()), time_to_first_token_seconds = NULL,
+    worker_id = $1, started_at = coalesce(s.started_at, clock_timestamp()),
+    continues = s.may_continue AND s.generator = ANY ($8), run = s.run + 1,
+    time_to_first_token_seconds = CASE WHEN s.continues THEN s.time_to_first_token_seconds END,
     history = coalesce(s.history, baton.current_history())
 FROM next WHERE s.id = next.id
 RETURNING s.id, s.epoch, s.attempts, s.on_worker_lost, s.generator, s.input, s.metadata,
@@ -65,7 +67,7 @@ RETURNING s.id, s.epoch, s.attempts, s.on_worker_lost, s.generator, s.input, s.m
           extract(epoch FROM s.started_at - s.created_at)::double precision AS queued,
           s.tenant, s.traceparent, s.claim_token,
           coalesce(s.history <> baton.current_history(), false) AS rewound, s.history, s.continuation,
-          next.bytes
+          next.bytes, s.continues, s.run, s.interruption, s.time_to_first_token_seconds
 """
 
 # All queued streams from the low watermark on, $1 and $2: the requeued ones, and the ones that were never claimed.
@@ -109,10 +111,35 @@ FROM (SELECT coalesce(queued_at, created_at) AS since FROM ({_QUEUED}) AS each L
 
 _REQUEUE = f"""
 UPDATE baton.stream
-SET status = 'queued', queued_at = clock_timestamp(), epoch = epoch + 1, worker_id = NULL, attempts = attempts - $4
+SET status = 'queued', queued_at = clock_timestamp(), epoch = epoch + 1, worker_id = NULL,
+    attempts = CASE WHEN $4 THEN 0 ELSE attempts - $5 END, run = run - $6, interruption = coalesce($7, interruption)
 WHERE id = $1 AND {CLAIMED}
 RETURNING id
 """  # noqa: S608
+
+
+@dataclass(frozen=True, slots=True)
+class Requeue:
+    """Why a stream goes back to the queue, and what that means for its counts.
+
+    `interruption` is the reason that viewers get; None if no run was interrupted. `uncount_attempts` is how many
+    attempts do not count, and `forget_attempts` forgets all of them. `uncount_runs` is how many runs never started.
+    """
+
+    interruption: str | None
+    uncount_attempts: int = 0
+    forget_attempts: bool = False
+    uncount_runs: int = 0
+
+
+# The worker died, or was declared dead.
+LOST: Final = Requeue("worker_lost")
+# The worker died, but the answer has grown since its last interruption.
+LOST_AFTER_PROGRESS: Final = Requeue("worker_lost", forget_attempts=True)
+# The worker left in good order.
+LEFT: Final = Requeue("worker_left", uncount_attempts=1)
+# The reply to a claim was lost, so the stream never ran.
+NEVER_RAN: Final = Requeue(None, uncount_attempts=1, uncount_runs=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +165,10 @@ class Claim:
     history: str | None = None
     approvals: Sequence[Mapping[str, Any]] = ()  # fields of `generators.Approval`
     input_bytes: int = 0  # as JSON
+    continues: bool = False  # its generator can continue it, and its creator allows that
+    run: int = 1
+    interruption: str | None = None  # why the run before ended
+    time_to_first_token_seconds: float | None = None  # of the runs that this one continues
 
     @property
     def fence(self) -> Fence:
@@ -164,9 +195,11 @@ async def claim(
     place: Place | None,
     since: Since = ALL,
     max_bytes: int = ALL_BYTES,
+    continuing: Sequence[str] = (),
 ) -> list[Claim]:
     """Claim the oldest queued streams that one of `generators` can serve, beginning at the low watermark.
 
+    `continuing`: the generators that can continue what another worker has begun.
     `max_bytes`: claim no further stream once the inputs have this many bytes in total.
     `place`: where the worker's row is, as its last heartbeat returned it. With a wrong place nothing is claimed.
     """
@@ -191,16 +224,21 @@ async def claim(
             row["history"],
             continuation(row["continuation"]).get("approvals", ()),
             row["bytes"],
+            row["continues"],
+            row["run"],
+            row["interruption"],
+            row["time_to_first_token_seconds"],
         )
         for row in await connection.fetch(
-            _CLAIM, worker_id, generators, limit, place, since.moment, since.id, max_bytes
+            _CLAIM, worker_id, generators, limit, place, since.moment, since.id, max_bytes, continuing
         )
     ]
 
 
-async def requeue(connection: Connection, fence: Fence, *, uncount_attempt: bool = False) -> bool:
+async def requeue(connection: Connection, fence: Fence, how: Requeue = LOST) -> bool:
     """Give a claimed stream back to the queue; return whether that claim still had it."""
-    return await connection.fetchval(_REQUEUE, *fence, int(uncount_attempt)) is not None
+    counts = (how.forget_attempts, how.uncount_attempts, how.uncount_runs, how.interruption)
+    return await connection.fetchval(_REQUEUE, *fence, *counts) is not None
 
 
 async def first_queued(

@@ -50,7 +50,7 @@ _REMOVE = "DELETE FROM baton.worker WHERE id = $1"
 _CANCELLED = "SELECT id, cancel_requested_at IS NOT NULL FROM baton.stream WHERE id = ANY ($1)"
 _ORPHANS = """
 SELECT id, epoch, claim_token, attempts, on_worker_lost, coalesce(history <> baton.current_history(), false) AS rewound,
-       generator
+       generator, continues
 FROM baton.stream AS s
 WHERE status = 'running' AND worker_id IS DISTINCT FROM $1
   AND NOT EXISTS (SELECT FROM baton.worker AS w WHERE w.id = s.worker_id)
@@ -83,6 +83,7 @@ class Orphan:
     on_worker_lost: str
     rewound: bool = False
     generator: str = ""
+    continues: bool = False  # another worker can continue it
 
     @property
     def stream_id(self) -> UUID:

@@ -9,8 +9,8 @@ from typing import Final
 from ..db import disk_space
 from .finding import Case, Finding, error, ok, warning
 
-# A worker listens, appends, notifies, claims, and sends heartbeats: one connection each.
-WORKER_CONNECTIONS: Final = 5
+# A worker listens, appends, notifies, claims, sends heartbeats, and reads what it continues: one connection each.
+WORKER_CONNECTIONS: Final = 6
 # The size of a WAL segment.
 ROOM_MEGABYTES: Final = 16
 

@@ -6,7 +6,7 @@ only if their SDKs are installed. A `preset` is another name for a generator, wi
 that are not async in threads. `sdk_errors` translates the exceptions of SDKs.
 """
 
-from .protocol import Approval, GenerationRequest, Generator, Yielded
+from .protocol import Approval, GenerationRequest, Generator, SoFar, Yielded, can_continue, continues, stopper
 from .registry import close_generators, configured_names, load_generators
 from .sdk_errors import as_generation_error
 
@@ -14,9 +14,13 @@ __all__ = [
     "Approval",
     "GenerationRequest",
     "Generator",
+    "SoFar",
     "Yielded",
     "as_generation_error",
+    "can_continue",
     "close_generators",
     "configured_names",
+    "continues",
     "load_generators",
+    "stopper",
 ]

@@ -6,11 +6,11 @@ the name of the preset there, and others do not.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from .protocol import GenerationRequest, Generator, Yielded
+from .protocol import GenerationRequest, Generator, Yielded, can_continue, stopper
 from .requested_model import RequestedModel, asked_by
 
 # Names for the same thing in different APIs: an option overrides all of them.
@@ -30,6 +30,16 @@ class Preset:
         self.generator = generator
         self._options = {"model": name, **{option: value for option, value in given.items() if option != "generator"}}
         self._overridden = {other for group in _SYNONYMS if group & self._options.keys() for other in group}
+
+    @property
+    def continues(self) -> bool:
+        """Whether its generator can continue an answer."""
+        return can_continue(self.generator)
+
+    @property
+    def stop(self) -> Callable[[Any], Awaitable[None]] | None:
+        """The `stop` of its generator."""
+        return stopper(self.generator)
 
     def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
         """Run the generator on the input with the options."""

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from ..errors import GenerationError
 
 Yielded = str | Mapping[str, Any]
+_Generator = TypeVar("_Generator")
+
+
+def continues(generator: _Generator) -> _Generator:
+    """Mark a generator as one that can continue an answer that another run has begun (a decorator).
+
+    Only such a generator may yield `state` and `continue`. It is called again after its worker died or was stopped,
+    with `request.so_far` and `request.state`, and then yields `{"type": "continue", "after": ...}` first. If it does
+    not, the answer starts over.
+    """
+    generator.continues = True  # type: ignore[attr-defined]
+    return generator
+
+
+def can_continue(generator: object) -> bool:
+    """Whether a generator can continue an answer that another run has begun."""
+    return bool(getattr(generator, "continues", False))
+
+
+def stopper(generator: object) -> Callable[[Any], Awaitable[None]] | None:
+    """Return the `stop` of a generator, which ends at the provider what a state stands for; None if it has none."""
+    found: Callable[[Any], Awaitable[None]] | None = getattr(generator, "stop", None)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +51,37 @@ class Approval:
 
 
 @dataclass(frozen=True, slots=True)
+class SoFar:
+    """The answer as earlier runs left it, since the last `reset`.
+
+    `seq` is the number of the last event in the log. `tool_calls` are dicts with `id`, `name` and `arguments` (a
+    string, which may be incomplete). `tool_results` and `custom` are events without their type. `usage` is the sum of
+    all runs, or None.
+    """
+
+    seq: int = 0
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: Sequence[Mapping[str, Any]] = ()
+    tool_results: Sequence[Mapping[str, Any]] = ()
+    custom: Sequence[Mapping[str, Any]] = ()
+    usage: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """The request that a generator answers.
 
     `input` is the JSON that the creator of the stream sent; `baton.messages(request.input)`
     converts it to chat messages, whatever form the client used. `metadata` holds the stream's labels. `attempt` counts
     from 1, and rises when another worker takes the stream over after a crash, but not after an orderly handover.
+    An answer that continues forgets its attempts whenever it has grown. `run` counts all starts from 1, handovers
+    included.
     `traceparent` is the trace of the stream, to send to the provider as the header of that name (W3C Trace Context).
-    `approvals` are the tool calls that the user allowed with this request.
+    `approvals` are the tool calls that the user allowed with this request. `tenant` is whose stream it is.
+
+    A generator that can continue (see `continues`) finds what earlier runs left in `so_far`, and the state that it last
+    saved in `state`, which covers the events up to the number `state_seq`.
     """
 
     stream_id: UUID
@@ -44,6 +90,11 @@ class GenerationRequest:
     attempt: int = 1
     traceparent: str | None = None
     approvals: tuple[Approval, ...] = ()
+    run: int = 1
+    tenant: str = ""
+    so_far: SoFar = field(default_factory=SoFar)
+    state: Any = None
+    state_seq: int = 0
 
 
 class Generator(Protocol):
@@ -65,6 +116,15 @@ class Generator(Protocol):
     - `{"type": "custom", "name": str, "data": ...}`
     - `{"type": "finish", "finish_reason": str}`: why the model stopped; goes into the terminal event, "stop" if absent
 
+    A generator that can continue (see `continues`) may also yield:
+
+    - `{"type": "state", "state": ...}`: save any JSON as of the events yielded so far. It is no event: it has no
+      number, and viewers never get it. It is in the database as soon as these events are. A state that comes before the
+      first event of a run is in the database before the generator is asked for more.
+    - `{"type": "continue", "after": int}`: the first thing that it yields, to continue after the event of that number,
+      from `request.state_seq` to `request.so_far.seq`. After the last event it goes on with what is new. After an
+      earlier one it repeats itself: what equals the log is dropped, and a difference starts the answer over.
+
     Returning ends the stream as completed. Raising `baton.GenerationError` ends it as failed with that code and
     message. So does an exception of a model provider's SDK, with the code that the built-in generators use (see
     `baton.as_generation_error`), also if it was wrapped by `raise … from` or in a group. Any other exception
@@ -73,6 +133,10 @@ class Generator(Protocol):
 
     A function that is defined with `def` yields the same, and runs in a thread of its own for each stream. It is closed
     at its next `yield` (`GeneratorExit`).
+
+    A generator may be an object with a second method, `async def stop(self, state)`: if a stream ends in any way but as
+    completed, a worker calls it with the last state, at least once, to end what still runs elsewhere. It is not called
+    when another worker continues the stream.
     """
 
     def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]: ...

@@ -135,11 +135,12 @@ batch = Table(
 stream_state = Table(
     "stream_state",
     metadata,
-    Column("stream_id", UUID, primary_key=True),
+    Column("stream_id", UUID, nullable=False),
     Column("after_seq", Integer, nullable=False),  # the number of the last event that it covers
     Column("state", LargeBinary, nullable=False),  # JSON
     # The generator whose `stop` is called with the state if the stream ends early; NULL if none is.
     Column("stop_with", Text),
+    PrimaryKeyConstraint("stream_id", "after_seq"),
 )
 
 # The results of the steps of running streams: inserted once, never updated (see `db.steps`).

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from ..db import event_log, stream_ending, stream_queue
 from ..db.postgres import Connection
 from ..db.queue_watermark import QueueWatermark
 from ..db.stream_queue import Claim
+from ..generators import Generator, can_continue
 from ..usage import Bill
 from .lease import Lease
 from .slots import Slots
@@ -17,8 +18,9 @@ from .telemetry import Telemetry
 class Claiming:
     """Claims streams of these generators for one worker."""
 
-    def __init__(self, generators: Sequence[str], lease: Lease, slots: Slots, telemetry: Telemetry) -> None:
-        self._generators = generators
+    def __init__(self, generators: Mapping[str, Generator], lease: Lease, slots: Slots, telemetry: Telemetry) -> None:
+        self._generators = sorted(generators)
+        self._continuing = [name for name in self._generators if can_continue(generators[name])]
         self._lease = lease
         self._slots = slots
         self._telemetry = telemetry
@@ -44,6 +46,7 @@ class Claiming:
             place=self._lease.place,
             since=self._watermark.since,
             max_bytes=free_bytes,
+            continuing=self._continuing,
         )
         for item in claims:
             await self._begin(connection, item)

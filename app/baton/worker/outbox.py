@@ -2,9 +2,10 @@
 
 The run puts lines in, and the writer takes them out in batches. This is the protocol between an outbox and its writer:
 
-1. The outbox calls `on_ready` when it has something to write: at its first line, at the terminal one, after an answer
-   that leaves lines to write, and when a batch must be tried again. It may call it more than once.
-2. The writer calls `take`, which returns the batch to write. Its events are numbered from the tail + 1 on.
+1. The outbox calls `on_ready` when it has something to write: at its first line, at the terminal one, at a state, after
+   an answer that leaves something to write, and when a batch must be tried again. It may call it more than once.
+2. The writer calls `take`, which returns the batch to write. Its events are numbered from the tail + 1 on. A batch may
+   carry the newest state that the generator saved, and may have no events besides it.
 3. The writer answers with exactly one of these calls:
 
    - `written`: the log has the batch.
@@ -32,16 +33,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from ..db.event_log import Append, Fence
 from ..db.stream_ending import REWOUND
+from ..db.stream_states import State
 from ..events import encode_object, join_lines
 from ..outcome import WORKER_LOST_MESSAGE, Outcome
 from ..usage import Bill, Counts
 
-_RESET: Final = encode_object({"type": "reset", "reason": "worker_lost"})
+
+class _Saved(NamedTuple):
+    """A state, and how many of the lines that wait it covers."""
+
+    lines: int
+    content: bytes
 
 
 class Lost(Enum):
@@ -71,6 +78,9 @@ class Outbox:
 
     __slots__ = (
         "_flight",
+        "_flight_state",
+        "_flushed",
+        "_flying",
         "_lines",
         "_lost",
         "_max_bytes",
@@ -80,13 +90,19 @@ class Outbox:
         "_on_ready",
         "_outcome",
         "_over",
+        "_resumes",
         "_room",
         "_size",
+        "_state",
+        "_state_seq",
         "bill",
         "claim_token",
         "closed",
         "epoch",
+        "forgets",
         "history",
+        "interruption",
+        "stop_with",
         "stream_id",
         "tail",
         "urgent",
@@ -103,10 +119,17 @@ class Outbox:
         max_events: int,
         max_bytes: int = 1 << 20,
         may_reset: bool = True,
+        resumes: bool = False,
         claim_token: UUID | None = None,
         history: str | None = None,
         bill: Bill | None = None,
+        interruption: str | None = None,
+        stop_with: str | None = None,
     ) -> None:
+        """`interruption` is why the run before ended. `stop_with`: see `stream_states.State`.
+
+        `resumes`: the run looks into the log before it writes, so nothing that it finds there is a surprise.
+        """
         self.history = history  # of the database, when the stream was claimed or its log last compared
         self.stream_id = stream_id
         self.epoch = epoch
@@ -115,16 +138,25 @@ class Outbox:
         self.tail = tail  # the highest number that the log is known to hold
         self.urgent = True  # the next batch must not wait: it has the first event, or the terminal one
         self.closed = asyncio.Event()  # the log has the terminal event, or this outbox cannot write any more
+        self.interruption = interruption or "worker_lost"
+        self.stop_with = stop_with
+        self.forgets = False  # the stream may have a state or steps, which its end deletes
         self._over = False  # nothing may follow the lines that are here
         self._lines: list[bytes] = []
         self._size = 0
+        self._flying = False  # a batch was taken and not answered yet: `_flight` and `_flight_state`
         self._flight: list[bytes] = []
+        self._state: _Saved | None = None  # the newest one that was not taken yet
+        self._flight_state: _Saved | None = None
+        self._state_seq: int | None = None  # the number that the last state in the database covers
+        self._flushed: asyncio.Event | None = None
         self._outcome: Outcome | None = None
         self._room: asyncio.Event | None = None
         self._lost: Lost | None = None
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._may_reset = may_reset
+        self._resumes = resumes
         self._on_ready = on_ready
         self._on_lost = on_lost
 
@@ -141,7 +173,11 @@ class Outbox:
     @property
     def ready(self) -> bool:
         """Whether there is something to write."""
-        return bool(self._lines or self._flight) and not self.closed.is_set()
+        return self._unwritten and not self.closed.is_set()
+
+    @property
+    def _unwritten(self) -> bool:
+        return bool(self._lines) or self._flying or self._state is not None
 
     def put(self, line: bytes) -> bool:
         """Add an event, unless the stream has ended. If this returns False, `wait_for_room` before the next one."""
@@ -153,6 +189,25 @@ class Outbox:
         lines.append(line)
         self._size += len(line)
         return len(lines) < self._max_events and self._size < self._max_bytes
+
+    def save(self, content: bytes) -> None:
+        """Save a state, as JSON, that covers all events that were put so far. It replaces one that still waits."""
+        if self._over:
+            return
+        self._state = _Saved(len(self._lines), content)
+        self.forgets = True
+        self._on_ready(self)
+
+    @property
+    def saves(self) -> bool:
+        """Whether a state waits to be saved."""
+        return self._state is not None or self._flight_state is not None
+
+    async def flushed(self) -> None:
+        """Wait until everything that was put or saved is in the database, or nothing can be written any more."""
+        while self._unwritten and not self.closed.is_set():
+            self._flushed = self._flushed or asyncio.Event()
+            await self._flushed.wait()
 
     async def wait_for_room(self) -> None:
         """Wait until the writer has taken the lines. So a slow database slows the generator down."""
@@ -169,14 +224,13 @@ class Outbox:
         self._on_ready(self)
 
     def take(self) -> Append | None:
-        """Return the batch to write: the one in flight, or else a new one of all lines; None without lines."""
+        """Return the batch to write: the one in flight, or else a new one of all lines; None without anything."""
         if self.closed.is_set():
             return None
-        if not self._flight:
-            if not self._lines:
+        if not self._flying:
+            if not self._lines and self._state is None:
                 return None
-            self._flight, self._lines, self._size = self._lines, [], 0
-            self.urgent = False
+            self._fill_flight()
             self._make_room()
         ends = self._outcome is not None and not self._lines
         return Append(
@@ -187,22 +241,48 @@ class Outbox:
             join_lines(self._flight),
             self._outcome if ends else None,
             self.claim_token,
+            self._flying_state(),
+            self.forgets,
         )
+
+    def _fill_flight(self) -> None:
+        self._flying = True
+        self._flight_state, self._state = self._state, None
+        self._flight, self._lines, self._size = self._lines, [], 0
+        if self._flight:
+            self.urgent = False
+        if self._outcome is not None and self._flight_state is not None:
+            # The end deletes the state. If that calls `stop`, it must find the newest one.
+            if self._outcome.status == "completed" or self.stop_with is None:
+                self._flight_state = None
+            else:
+                self._lines, self.urgent = [self._flight.pop()], True
+
+    def _flying_state(self) -> State | None:
+        if self._flight_state is None:
+            return None
+        after_seq = self.tail + self._flight_state.lines
+        return State(after_seq, self._flight_state.content, self.stop_with, self._state_seq)
 
     def written(self, last_seq: int, *, terminal: bool) -> None:
         """Note that the log has the batch in flight, which ends at `last_seq`."""
+        if self._flight_state is not None:
+            self._state_seq = last_seq - len(self._flight) + self._flight_state.lines
         self.tail = last_seq
-        self._flight = []
+        self._flying, self._flight, self._flight_state = False, [], None
         if terminal:
             self._close()
-        elif self._lines:
-            # These lines came while that batch was repeated: the writer repeated it in answer to their `on_ready`.
+        elif self._unwritten:
+            # It came while that batch was repeated: the writer repeated it in answer to `on_ready`.
             self._on_ready(self)
+        elif self._flushed is not None:
+            self._flushed.set()
+            self._flushed = None
 
     @property
     def in_flight(self) -> bool:
         """Whether a batch was taken and not answered yet."""
-        return bool(self._flight)
+        return self._flying
 
     @property
     def fence(self) -> Fence:
@@ -211,16 +291,22 @@ class Outbox:
 
     def still_has(self, item: Append) -> bool:
         """Whether a batch that was taken is still in flight at its place."""
-        return bool(self._flight) and self.tail + 1 == item.first_seq and not self.closed.is_set()
+        return self._flying and self.tail + 1 == item.first_seq and not self.closed.is_set()
 
-    def reset(self) -> None:
-        """Make clients discard a former worker's events. If the stream must not restart, keep them and end it."""
+    def reset(self, reason: str | None = None) -> None:
+        """Make clients discard what came before. If the stream must not restart, keep it and end the stream.
+
+        `reason` defaults to why the run before ended.
+        """
+        line = encode_object({"type": "reset", "reason": reason or self.interruption})
         if not self._may_reset:
             self.end_with(Lost.OVERTAKEN, self.tail)
         elif self._flight:
-            self._flight.insert(0, _RESET)
+            self._flight.insert(0, line)
+            if self._flight_state is not None:
+                self._flight_state = self._flight_state._replace(lines=self._flight_state.lines + 1)
         else:
-            self.put(_RESET)
+            self.put(line)
 
     def retry_after(self, tail: int, earlier: Mapping[int, Counts]) -> None:
         """Note that a former worker's batch took the place: the batch in flight comes after `tail`.
@@ -233,7 +319,7 @@ class Outbox:
         if self._outcome is not None:
             self._outcome = self._outcome.billed(self.bill)
             (self._lines or self._flight)[-1] = self._outcome.encode()
-        if believed_empty:
+        if believed_empty and not self._resumes:
             self.reset()
         self._on_ready(self)
 
@@ -256,9 +342,12 @@ class Outbox:
     def _close(self) -> None:
         self._over = True
         self.closed.set()
+        if self._flushed is not None:
+            self._flushed.set()
 
     def _drop(self, lost: Lost) -> None:
-        self._flight, self._lines, self._size = [], [], 0
+        self._flying, self._flight, self._lines, self._size = False, [], [], 0
+        self._state = self._flight_state = None
         self._lost = lost
         self._make_room()
         self._on_lost(lost)

@@ -16,8 +16,9 @@ from uuid import UUID
 from ..db import event_log, stream_ending, stream_queue, worker_rows
 from ..db.postgres import Connection
 from ..db.stream_ending import REWOUND
+from ..db.stream_queue import Requeue
 from ..db.worker_rows import Orphan
-from ..outcome import WORKER_LOST_MESSAGE, Outcome
+from ..outcome import WORKER_LEFT_MESSAGE, WORKER_LOST_MESSAGE, Outcome
 from ..pace import Pace
 
 logger = logging.getLogger(__name__)
@@ -93,24 +94,38 @@ class Reaper:
 
 
 async def release(
-    connection: Connection, orphan: Orphan, *, max_attempts: int, uncount_attempt: bool = False
+    connection: Connection, orphan: Orphan, *, max_attempts: int, leaving: bool = False
 ) -> Outcome | None:
     """Give a stream that lost its worker back to the queue, if its policy allows that; else end it.
 
-    Return the end if this ended it.
+    Return the end if this ended it. `leaving`: the worker stops in good order.
 
     A stream without events can always restart, since no client has seen anything of it. A stream of an older history of
-    the database cannot, since its clients may have seen more than the log holds now.
+    the database cannot, since its clients may have seen more than the log holds now. Only the deaths since the answer
+    last grew count against a stream that continues.
     """
     if orphan.rewound:
         return REWOUND if await stream_ending.end_claimed(connection, orphan.fence, REWOUND) else None
-    may_retry = orphan.on_worker_lost == "retry" or not await _tail(connection, orphan.stream_id)
-    if may_retry and (uncount_attempt or orphan.attempts < max_attempts):
-        await stream_queue.requeue(connection, orphan.fence, uncount_attempt=uncount_attempt)
+    may_requeue = orphan.continues or orphan.on_worker_lost == "retry" or not await _tail(connection, orphan.stream_id)
+    if may_requeue and (how := await _requeue(connection, orphan, max_attempts, leaving=leaving)):
+        await stream_queue.requeue(connection, orphan.fence, how)
         return None
-    tried = f" It was tried {orphan.attempts} times." if orphan.attempts > 1 else ""
-    outcome = Outcome.failed("worker_lost", WORKER_LOST_MESSAGE + tried)
+    outcome = Outcome.failed("worker_left", WORKER_LEFT_MESSAGE) if leaving else _lost(orphan.attempts)
     return outcome if await stream_ending.end_claimed(connection, orphan.fence, outcome) else None
+
+
+def _lost(attempts: int) -> Outcome:
+    tried = f" It was tried {attempts} times." if attempts > 1 else ""
+    return Outcome.failed("worker_lost", WORKER_LOST_MESSAGE + tried)
+
+
+async def _requeue(connection: Connection, orphan: Orphan, max_attempts: int, *, leaving: bool) -> Requeue | None:
+    """Return how a stream goes back to the queue; None if it was tried often enough."""
+    if leaving:
+        return stream_queue.LEFT
+    if orphan.continues and await event_log.grew(connection, orphan.fence):
+        return stream_queue.LOST_AFTER_PROGRESS
+    return stream_queue.LOST if orphan.attempts < max_attempts else None
 
 
 async def _tail(connection: Connection, stream_id: UUID) -> int:

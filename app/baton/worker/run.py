@@ -1,4 +1,8 @@
-"""One claimed stream in a worker: it runs the generator, from the first event to the terminal one."""
+"""One claimed stream in a worker: it runs the generator, from the first event to the terminal one.
+
+A run that may continue an earlier one appends `resumed`, reads what is there (`past`), and lets the generator continue,
+repeat itself, or start the answer over.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,20 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final
 
 from ..db.stream_queue import Claim
 from ..errors import GENERATOR_FAULT, GenerationError, InvalidEvent
-from ..events import TOKEN_TYPES, encode_event, encode_text
-from ..generators import Approval, GenerationRequest, Generator, Yielded, as_generation_error
+from ..events import TOKEN_TYPES, encode_event, encode_object, encode_text
+from ..generators import Approval, GenerationRequest, Generator, SoFar, Yielded, as_generation_error, can_continue
 from ..observability import traceparent
 from ..observability.metrics import Labels, WorkerMetrics
 from ..outcome import Outcome, Timings
+from . import past
 from .outbox import Outbox
+from .past import OutputDiffers, Past, Repetition
+from .records import Records
 from .surrogate_pairs import SurrogateJoiner
 from .tool_calls import ToolCalls
 from .turns import Turn, Turns
@@ -31,11 +38,12 @@ UNKNOWN: Final = Labels()
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Bounds:
-    """The bounds of a stream: bytes in one event, number of events, and bytes that one run may yield."""
+    """The bounds of a stream: bytes in one event, number of events, bytes of all of them, and bytes in one state."""
 
     max_event_bytes: int
     max_events: int
     max_bytes: int
+    max_state_bytes: int
 
     def end_of(self, line: bytes, events: int) -> Outcome:
         """Return the end of a stream that exceeds a bound with this event, its number `events`."""
@@ -49,7 +57,8 @@ class Bounds:
 class Run:
     """Feeds a generator's events into an outbox, and ends the stream whatever the generator does.
 
-    `stop(outcome)` ends it early with that outcome; `abandon()` ends it without writing anything.
+    `stop(outcome)` ends it early with that outcome; `abandon()` ends it without writing anything; `hand_over()` ends it
+    after everything that was yielded is in the log, for another worker to continue.
     """
 
     def __init__(
@@ -58,17 +67,26 @@ class Run:
         generator: Generator,
         outbox: Outbox,
         bounds: Bounds,
-        metrics: WorkerMetrics,
         *,
+        metrics: WorkerMetrics,
+        records: Records,
+        resumes: bool = False,
         labels: Labels = UNKNOWN,
         turns: Turns | None = None,
     ) -> None:
+        """`resumes`: an earlier run may have left something that the generator can continue."""
         self.claim = claim
         self.outbox = outbox
         self.last_event_at = time.monotonic()
         self.started_at = self.last_event_at
         self._generator = generator
         self._bounds = bounds
+        self._records = records
+        self._resumes = resumes
+        self._past: Past | None = None  # what the generator may continue, until it has said whether it does
+        self._continued = False
+        self._repetition: Repetition | None = None
+        self._yielded = False  # this run has put an event into the outbox
         self._calls = ToolCalls()
         self._surrogates = SurrogateJoiner(self._calls)
         self._turn = Turn(turns or Turns())
@@ -79,7 +97,9 @@ class Run:
         self._inter_token_seconds = metrics.inter_token_seconds
         self._stop: Outcome | None = None
         self._abandoned = False
-        self._waits_for_room = False
+        self._handing_over = False
+        self.handed_over = False  # everything is in the log, and the stream waits to be given back
+        self._waits_for_database = False
         self._finish_reason = "stop"
         self._tokens = 0
         self._first_token_at: float | None = None
@@ -101,6 +121,9 @@ class Run:
                 await self._stop_generator()
         if self._abandoned:
             return None
+        if self._handing_over and self._stop is None:
+            await self._finish_handing_over()
+            return None
         self._put_rest()
         outcome = self._outcome()
         if self.outbox.lost is None:
@@ -117,7 +140,7 @@ class Run:
         if claim.elapsed + now - self.started_at > max_duration:
             stuck = _STUCK if claim.elapsed + now - self.started_at - self.blocked_seconds <= max_duration else ""
             self.stop(Outcome.failed("max_duration", f"The answer took longer than {max_duration:g} seconds{stuck}."))
-        elif not self._waits_for_room and now - self.last_event_at > idle_timeout:
+        elif not self._waits_for_database and now - self.last_event_at > idle_timeout:
             stuck = _STUCK if self._blocked_until > self.last_event_at else ""
             self.stop(Outcome.failed("idle_timeout", f"Nothing came for {idle_timeout:g} seconds{stuck}. Try again."))
 
@@ -130,7 +153,7 @@ class Run:
             self.blocked_seconds += seconds
             now = time.monotonic()
             self._blocked_until = now if now - self.last_event_at > seconds / 2 else 0.0
-        elif not self._waits_for_room:
+        elif not self._waits_for_database:
             self.last_event_at = min(time.monotonic(), self.last_event_at + seconds)
 
     def has(self, task: asyncio.Task[Any] | None) -> bool:
@@ -140,7 +163,7 @@ class Run:
     @property
     def silent_seconds(self) -> float:
         """For how many seconds the generator has yielded nothing; 0 while it waits for the database."""
-        return 0.0 if self._waits_for_room else time.monotonic() - self.last_event_at
+        return 0.0 if self._waits_for_database else time.monotonic() - self.last_event_at
 
     def stop(self, outcome: Outcome) -> None:
         """Cancel the generator and end the stream with this outcome. Only the first call counts."""
@@ -153,7 +176,31 @@ class Run:
         self._abandoned = True
         self._over.set()
 
+    def hand_over(self) -> None:
+        """Stop the generator, unless it has just ended, and let another worker continue the stream."""
+        if not self._over.is_set():
+            self._handing_over = True
+            self._over.set()
+
+    async def _finish_handing_over(self) -> None:
+        """Write what the generator has yielded. Half a character is left out: the next run yields it whole."""
+        await self.outbox.flushed()
+        self.handed_over = self.outbox.lost is None
+
     async def _generate(self) -> None:
+        request = await self._first_request()
+        try:
+            await self._feed(request)
+        except OutputDiffers:
+            logger.warning(
+                "The generator of stream %s repeats itself differently, so the answer starts over.",
+                self.claim.stream_id,
+            )
+            self._start_over("output_differs")
+            await self._feed(dataclasses.replace(request, so_far=SoFar(), state=None, state_seq=0))
+
+    async def _first_request(self) -> GenerationRequest:
+        """Return the request for the generator, with what earlier runs left if it can continue that."""
         claim = self.claim
         parent = traceparent.current()
         request = GenerationRequest(
@@ -163,37 +210,128 @@ class Run:
             claim.attempts,
             None if parent is None else str(parent),
             tuple(Approval(**approval) for approval in claim.approvals),
+            claim.run,
+            claim.tenant,
         )
+        if not self._resumes:
+            return request
+        with self._waiting_for_database():
+            self.outbox.put(encode_object({"type": "resumed", "run": claim.run, "reason": self.outbox.interruption}))
+            await self.outbox.flushed()
+            found = await self._records.run(lambda connection: past.read(connection, claim.stream_id))
+        self.outbox.urgent = True  # viewers have been waiting
+        self._past, self._events = found, self.outbox.tail
+        return dataclasses.replace(request, so_far=found.so_far, state=found.state, state_seq=found.state_seq)
+
+    async def _feed(self, request: GenerationRequest) -> None:
+        """Put what the generator yields into the outbox.
+
+        Raises:
+            OutputDiffers: it repeats itself, and not what the log has.
+        """
         events = self._generator(request)
         if not hasattr(events, "aclose"):
             raise InvalidEvent("The generator is not a generator function: it must `yield` its events.")
-        outbox = self.outbox
         async with contextlib.aclosing(events):
             async for item in events:
                 now = self.last_event_at = time.monotonic()
                 if now >= self._turn.look_at and not _is_state(item) and self._turn.is_kept(now):
                     await asyncio.sleep(0)
-                for whole in self._surrogates.join(item):
-                    try:
-                        line = self._encode(whole)
-                    except InvalidEvent as error:
-                        raise InvalidEvent(f"The value yielded at {_place(events)} is not an event: {error}") from error
-                    if line is None:
-                        continue
-                    if not self._admit(line):
-                        return
-                    if not outbox.put(line):
-                        await self._wait_for_room()
+                if wait := self._take(item, events):
+                    await wait()
+                if self._stop is not None:
+                    return
+        self._ended()
+
+    def _take(self, item: Yielded, events: object) -> Callable[[], Awaitable[None]] | None:
+        """Put what the generator yielded into the outbox; return what must be awaited before it continues, if anything.
+
+        Raises:
+            InvalidEvent: it is not an event.
+            OutputDiffers: it repeats itself, and not what the log has.
+        """
+        wait = None
+        try:
+            if self._past is not None and self._continues_with(item):
+                return None
+            for whole in self._surrogates.join(item):
+                line = self._encode(whole)
+                if line is None:
+                    if self.outbox.saves and not self._yielded:
+                        wait = self._wait_for_state
+                elif self._admit(line):
+                    self._yielded = True
+                    if not self.outbox.put(line):
+                        wait = self._wait_for_room
+        except InvalidEvent as error:
+            raise InvalidEvent(f"The value yielded at {_place(events)} is not an event: {error}") from error
+        return wait
 
     async def _wait_for_room(self) -> None:
         """Wait for a slow database. In the meantime the generator does not count as silent."""
-        self._waits_for_room = True
-        await self.outbox.wait_for_room()
-        self.last_event_at = time.monotonic()
-        self._waits_for_room = False
+        with self._waiting_for_database():
+            await self.outbox.wait_for_room()
+
+    async def _wait_for_state(self) -> None:
+        """Wait until a state is saved that comes before the first event."""
+        with self._waiting_for_database():
+            await self.outbox.flushed()
+
+    @contextlib.contextmanager
+    def _waiting_for_database(self) -> Iterator[None]:
+        self._waits_for_database = True
+        try:
+            yield
+        finally:
+            self.last_event_at = time.monotonic()
+            self._waits_for_database = False
+
+    def _continues_with(self, item: Yielded) -> bool:
+        """Continue an earlier run if this first item says so, else start the answer over; return whether it says so."""
+        found, self._past = self._past, None
+        assert found is not None
+        if not isinstance(item, Mapping) or item.get("type") != "continue":
+            if not found.empty:
+                self._start_over(self.outbox.interruption)
+            return False
+        after = item.get("after")
+        if isinstance(after, bool) or not isinstance(after, int) or not found.state_seq <= after <= found.so_far.seq:
+            raise InvalidEvent(
+                f"A continue event's 'after' must be a number from {found.state_seq} to {found.so_far.seq}, "
+                f"not {after!r:.80}."
+            )
+        repetition = Repetition(found.after(after))
+        self._repetition = None if repetition.complete else repetition
+        for event in found.calls:
+            self._calls.note(event)
+        self._continued = True
+        self._tokens, self.size_bytes = found.tokens, found.size_bytes
+        return True
+
+    def _start_over(self, reason: str) -> None:
+        """Make viewers discard what earlier runs yielded, and forget it here."""
+        self._past = self._repetition = None
+        self._calls = ToolCalls()
+        self._surrogates = SurrogateJoiner(self._calls)
+        self._finish_reason = "stop"
+        self._continued, self._tokens, self.size_bytes = False, 0, 0
+        self.outbox.reset(reason)
+
+    def _ended(self) -> None:
+        """Handle a generator that has ended, perhaps before it yielded anything or repeated everything.
+
+        Raises:
+            OutputDiffers: it has repeated only a part.
+        """
+        if self._repetition is not None:
+            raise OutputDiffers
+        if self._past is not None and not self._past.empty:
+            self._start_over(self.outbox.interruption)
 
     def _put_rest(self) -> None:
         """Write replacements for the characters that the generator did not complete."""
+        if self._repetition is not None:
+            return  # the log has them
         for item in self._surrogates.rest():
             # The tool call that a surrogate belongs to may have been refused.
             with contextlib.suppress(InvalidEvent):
@@ -212,7 +350,17 @@ class Run:
         return False
 
     def _encode(self, item: Yielded) -> bytes | None:
-        """Encode what the generator yielded; return None if it makes no event."""
+        """Encode what the generator yielded; return None if it makes no event.
+
+        Raises:
+            InvalidEvent: it is not an event.
+            OutputDiffers: it repeats itself, and not what the log has.
+        """
+        if self._repetition is not None:
+            new = self._unrepeated(item, self._repetition)
+            if new is None:
+                return None
+            item = new
         if isinstance(item, str):
             if not item:
                 return None
@@ -222,11 +370,48 @@ class Run:
             raise InvalidEvent(f"A generator must yield str or dict, not {type(item).__name__}.")
         return self._encode_mapping(item)
 
+    def _unrepeated(self, item: Yielded, repetition: Repetition) -> Yielded | None:
+        """Return what is new in an item of a generator that repeats itself. Its states are as of what it repeats."""
+        if isinstance(item, Mapping):
+            kind = item.get("type")
+            if kind in {"finish", "state"}:
+                return item if kind == "finish" else None
+            encode_event(item)
+        elif not isinstance(item, str):
+            return item
+        new = repetition.strip(item)
+        if repetition.complete:
+            self._repetition = None
+        return new
+
+    def _save(self, item: Mapping[str, Any]) -> None:
+        """Save a state.
+
+        Raises:
+            InvalidEvent: it is not JSON, is too large, or the generator does not say that it can continue.
+        """
+        if not can_continue(self._generator):
+            raise InvalidEvent("Only a generator that is marked with @baton.continues may save a state.")
+        if "state" not in item:
+            raise InvalidEvent("A state needs 'state', any JSON.")
+        content = encode_object(item["state"])
+        if len(content) > self._bounds.max_state_bytes:
+            raise InvalidEvent(
+                f"The state has {len(content)} bytes, and BATON_MAX_STATE_BYTES allows {self._bounds.max_state_bytes}."
+            )
+        if self.claim.continues or self.outbox.stop_with is not None:
+            self.outbox.save(content)
+
     def _encode_mapping(self, item: Mapping[str, Any]) -> bytes | None:
         kind = item.get("type")
         if kind == "finish":
             self._finish_reason = _finish_reason(item)
             return None
+        if kind == "state":
+            self._save(item)
+            return None
+        if kind == "continue" and item.get("after") == 0 and not self._yielded:
+            return None  # there is nothing to continue, and it starts from nothing
         if kind in {"text", "reasoning"} and item.get("delta") == "":
             return None
         line = encode_event(item)
@@ -242,7 +427,8 @@ class Run:
         now = self.last_event_at
         if self._first_token_at is None:
             self._first_token_at = now
-            self._time_to_first_token_seconds.observe(now - self.started_at)
+            if not self._continued:
+                self._time_to_first_token_seconds.observe(now - self.started_at)
         else:
             self._inter_token_seconds.observe(now - self._last_token_at)
         self._last_token_at = now
@@ -287,11 +473,14 @@ class Run:
 
     @property
     def time_to_first_token_seconds(self) -> float | None:
-        """From the start of this run to its first token; None before the first token."""
+        """From the start of the answer to its first token; None before the first token, or if it is not known."""
+        if self._continued and self._tokens:
+            return self.claim.time_to_first_token_seconds
         return None if self._first_token_at is None else self._first_token_at - self.started_at
 
     def _timings(self) -> Timings:
-        return Timings(time.monotonic() - self.started_at, self.time_to_first_token_seconds, self._tokens)
+        earlier = self.claim.elapsed if self._continued else 0.0
+        return Timings(earlier + time.monotonic() - self.started_at, self.time_to_first_token_seconds, self._tokens)
 
 
 def _is_state(item: Yielded) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from uuid import UUID
 
 from ..db.stream_queue import Claim
-from ..generators import Generator
+from ..generators import Generator, stopper
 from ..generators.requested_model import RequestedModel, asked_by
 from ..observability import log_context
 from ..observability.metrics import WorkerMetrics
@@ -16,6 +16,7 @@ from ..outcome import Outcome
 from ..settings import Settings
 from ..usage import Bill
 from .outbox import Lost, Outbox
+from .records import Records
 from .run import Bounds, Run
 from .telemetry import Telemetry
 from .turns import Turns
@@ -34,15 +35,17 @@ class Slots:
         self,
         settings: Settings,
         generators: Mapping[str, Generator],
+        *,
         writer: Writer,
+        records: Records,
         metrics: WorkerMetrics,
         telemetry: Telemetry,
-        *,
         on_freed: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._generators = generators
         self._writer = writer
+        self._records = records
         self._metrics = metrics
         self._telemetry = telemetry
         self._on_freed = on_freed
@@ -50,9 +53,11 @@ class Slots:
             max_event_bytes=settings.max_event_bytes,
             max_events=settings.max_stream_events,
             max_bytes=settings.max_stream_bytes,
+            max_state_bytes=settings.max_state_bytes,
         )
         self._turns = Turns()
         self.runs: dict[UUID, Run] = {}
+        self.handed_over: dict[UUID, Run] = {}  # to be given back to the queue
         self.tasks: set[asyncio.Task[None]] = set()
         self.loop_was_blocked: Callable[[], bool] = lambda: False
 
@@ -68,6 +73,8 @@ class Slots:
 
     def start(self, claim: Claim, tail: int, bill: Bill) -> None:
         """Run a claimed stream whose log ends at `tail`. `bill` has what earlier attempts used."""
+        generator = self._generators[claim.generator]
+        resumes = claim.continues and claim.epoch > 1 and (claim.run > 1 or tail > 0)
         outbox = Outbox(
             claim.stream_id,
             claim.epoch,
@@ -76,17 +83,29 @@ class Slots:
             on_lost=lambda lost: self._on_lost(run, lost),
             max_events=self._settings.buffer_events,
             may_reset=claim.on_worker_lost == "retry",
+            resumes=resumes,
             claim_token=claim.claim_token,
             history=claim.history,
             bill=bill,
+            interruption=claim.interruption,
+            stop_with=claim.generator if stopper(generator) else None,
         )
-        generator = self._generators[claim.generator]
         asked = asked_by(generator, claim.input)
         labels = self._telemetry.labels(claim.generator, asked.model)
-        run = Run(claim, generator, outbox, self._bounds, self._metrics, labels=labels, turns=self._turns)
+        run = Run(
+            claim,
+            generator,
+            outbox,
+            self._bounds,
+            metrics=self._metrics,
+            records=self._records,
+            resumes=resumes,
+            labels=labels,
+            turns=self._turns,
+        )
         self.runs[claim.stream_id] = run
         self._writer.add(outbox)
-        if tail > 0:
+        if tail > 0 and not resumes:
             outbox.reset()
         if claim.cancelled:
             run.stop(Outcome.cancelled())
@@ -130,6 +149,8 @@ class Slots:
             # A worker that was declared dead may have claimed the stream again in the meantime.
             if self.runs.get(run.claim.stream_id) is run:
                 del self.runs[run.claim.stream_id]
+                if run.handed_over:
+                    self.handed_over[run.claim.stream_id] = run
             self._on_freed()
 
     def _on_lost(self, run: Run, lost: Lost) -> None:

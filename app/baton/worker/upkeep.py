@@ -99,9 +99,11 @@ class Upkeep:
         """Stop the streams whose rows say so, and give back the ones that do not run here."""
         for item in await self._owned(connection, worker_id):
             run = self._slots.runs.get(item.fence.stream_id)
+            if item.fence.stream_id in self._slots.handed_over:
+                continue
             if run is None:
                 # The reply to a claim was lost, or the reply to a terminal flush whose row another worker must close.
-                await stream_queue.requeue(connection, item.fence, uncount_attempt=True)
+                await stream_queue.requeue(connection, item.fence, stream_queue.NEVER_RAN)
             elif item.cancelled:
                 run.stop(Outcome.cancelled())
             elif item.unwatched and trust_watched:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ..backoff import Backoff
-from ..db import notifications
+from ..db import notifications, stream_queue
 from ..db.listener import Listener, ListenerState
 from ..db.notification_delivery import check_delivery
 from ..db.notifications import CANCEL_CHANNEL, QUEUE_CHANNEL
@@ -33,6 +33,7 @@ from .lease import Lease
 from .notifier import Notifier
 from .outbox import Lost
 from .reaper import release
+from .records import Records
 from .run import Run
 from .side_thread import SideThread
 from .slots import Slots
@@ -68,7 +69,16 @@ class Worker:
             prepare=settings.prepare,
             lease_lasted=self.lease.lasted,
         )
-        self.slots = Slots(settings, generators, self.writer, self.metrics, telemetry, on_freed=self._wake.set)
+        self._records = Records(settings.dsn, prepare=settings.prepare)
+        self.slots = Slots(
+            settings,
+            generators,
+            writer=self.writer,
+            records=self._records,
+            metrics=self.metrics,
+            telemetry=telemetry,
+            on_freed=self._wake.set,
+        )
         self.metrics.silences = self.slots.silences
         for name in names:
             self.metrics.loop_blocked_seconds.add(name, count=0)  # so that the first block is an increase
@@ -82,7 +92,7 @@ class Worker:
             on_failure=self.lease.fail,
             on_new_history=self._on_new_history,
         )
-        self.claiming = Claiming(names, self.lease, self.slots, telemetry)
+        self.claiming = Claiming(generators, self.lease, self.slots, telemetry)
         self._upkeep = Upkeep(settings, self.slots, telemetry)
         self._leave_at: float | None = None
         self.ready = asyncio.Event()  # registered and claiming
@@ -114,11 +124,13 @@ class Worker:
             for task in (*self.slots.tasks, control, *services):
                 task.cancel()
             await asyncio.gather(*self.slots.tasks, control, *services, return_exceptions=True)
+            self._records.close()
 
     def leave(self) -> None:
-        """Stop claiming, give the streams `worker_drain_seconds` to end, hand the rest over, and let `run()` return.
+        """Stop claiming, hand the streams over, and let `run()` return.
 
-        A second call hands them over at once.
+        Streams that another worker can continue are handed over at once. The others get `worker_drain_seconds` to end,
+        or, after a second call, no time.
         """
         self._leave_at = time.monotonic() + (0 if self._leaving else self._settings.worker_drain_seconds)
         self._wake.set()
@@ -129,7 +141,9 @@ class Worker:
 
     @property
     def _may_go(self) -> bool:
-        return self._leave_at is not None and (not self.slots.runs or time.monotonic() >= self._leave_at)
+        if self._leave_at is None:
+            return False
+        return not (self.slots.runs or self.slots.handed_over) or time.monotonic() >= self._leave_at
 
     async def _check(self) -> None:
         """Check what must be right at the start, and log what an operator should know."""
@@ -167,11 +181,12 @@ class Worker:
                 backoff.reset()
             if self._upkeep.has_cancels:
                 await self._upkeep.stop_cancelled(connection)
-            # A heartbeat during the claim moves the row, and then the claim finds nothing. But the heartbeat also
-            # wakes this loop, which claims again.
-            if self.lease.place is not None:
-                if not self._leaving:
-                    await self.claiming.claim(connection)
+            if self._leaving:
+                await self._hand_over_continuing(connection)
+            elif self.lease.place is not None:
+                # A heartbeat during the claim moves the row, and then the claim finds nothing. But the heartbeat also
+                # wakes this loop, which claims again.
+                await self.claiming.claim(connection)
                 self.ready.set()
             claim_at = time.monotonic() + CLAIM_PAUSE_SECONDS
             timer = asyncio.get_running_loop().call_later(self._settings.queue_poll_seconds, self._wake.set)
@@ -199,24 +214,36 @@ class Worker:
             for run in runs:
                 run.outbox.lose(Lost.FENCED)
             # Streams that it claimed after the others had looked have no worker now: release them.
-            await self._release(connection, runs, uncount_attempt=False)
+            await self._release(connection, runs, leaving=False)
         await self.lease.register(connection, beat)
+
+    async def _hand_over_continuing(self, connection: Connection) -> None:
+        """Stop the streams that another worker can continue, and give back those that have stopped."""
+        for run in self.slots.runs.values():
+            if run.claim.continues:
+                run.hand_over()
+        stopped = list(self.slots.handed_over.values())
+        for run in stopped:
+            await stream_queue.requeue(connection, run.claim.fence, stream_queue.LEFT)
+            del self.slots.handed_over[run.claim.stream_id]
+        if stopped:
+            await notifications.announce_queued(connection)
 
     async def _hand_over(self, connection: Connection) -> None:
         """Give all streams back to the queue, so that another worker takes them at once, and sign off."""
-        runs = list(self.slots.runs.values())
+        runs = [*self.slots.runs.values(), *self.slots.handed_over.values()]
         for run in runs:
             run.abandon()
-        await self._release(connection, runs, uncount_attempt=True)
+        await self._release(connection, runs, leaving=True)
         if runs:
             await notifications.announce_queued(connection)
         await self.lease.give_up(connection)
 
-    async def _release(self, connection: Connection, runs: Sequence[Run], *, uncount_attempt: bool) -> None:
+    async def _release(self, connection: Connection, runs: Sequence[Run], *, leaving: bool) -> None:
         for run in runs:
             claim = run.claim
-            orphan = Orphan(claim.fence, claim.attempts, claim.on_worker_lost)
-            await release(connection, orphan, max_attempts=self._settings.max_attempts, uncount_attempt=uncount_attempt)
+            orphan = Orphan(claim.fence, claim.attempts, claim.on_worker_lost, continues=claim.continues)
+            await release(connection, orphan, max_attempts=self._settings.max_attempts, leaving=leaving)
 
     def _on_new_history(self) -> None:
         """Compare the log before anything is written, and look at the whole queue again."""

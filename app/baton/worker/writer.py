@@ -175,7 +175,7 @@ class Writer:
         if not written and await history.read(connection) != self._comparison.history:
             raise _HistoryChanged
         self._count_flush(group.values(), asyncio.get_running_loop().time() - started_at)
-        self._notifier.announce([item for item in group.values() if item.stream_id in written])
+        self._notifier.announce([item for item in group.values() if item.events and item.stream_id in written])
         for outbox, item in group.items():
             if item.stream_id in written:
                 outbox.written(item.last_seq, terminal=item.outcome is not None)
@@ -216,7 +216,7 @@ class Writer:
                 self._was_written(outbox, item)
             else:
                 outbox.lose(Lost.ENDED)
-        elif tail.epoch == item.epoch and tail.last_seq == item.last_seq:
+        elif item.events and tail.epoch == item.epoch and tail.last_seq == item.last_seq:
             self._was_written(outbox, item)
         elif tail.last_seq >= item.first_seq:
             outbox.retry_after(tail.last_seq, await event_log.read_usage(connection, item.stream_id))

@@ -103,11 +103,11 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "matching": (MATCHING, ("", FIRST, LAST, MOST_ROWS - 1, None, ['{"chat": "4242"}'], 50), 0),
     "insert": (
         stream_creation._INSERT,
-        ("", "test", "1", "{}", "retry", *[None] * 6, 936, 1000, FIRST, ["$stream"], 7),
+        ("", "test", "1", "{}", "retry", *[None] * 6, True, 936, 1000, FIRST, ["$stream"], 7),
         0,
     ),
     "take": (rate_buckets._TAKE, ("", "caller", 0.1, 10), 0),
-    "claim": (stream_queue._CLAIM, (WORKER, ["test"], 10, "(0,1)", YESTERDAY, FIRST, 1 << 27), 0),
+    "claim": (stream_queue._CLAIM, (WORKER, ["test"], 10, "(0,1)", YESTERDAY, FIRST, 1 << 27, ["test"]), 0),
     "first queued": (stream_queue._FIRST_QUEUED, (YESTERDAY, FIRST, ["test"]), 0),
     "first queued of all": (stream_queue._FIRST_QUEUED, (YESTERDAY, FIRST, None), 0),
     "overdue": (stream_queue._OVERDUE, (YESTERDAY, FIRST, 600.0, True), 0),
@@ -166,7 +166,8 @@ async def test_an_append_looks_up_its_streams_by_their_key(dsn: str) -> None:
         names = await in_use(connection)
         running = UUID(names["$running"])
         arguments = ([running], [1], [1], [1], [False], [b"{}"], [None], None)
-        plan = orjson.loads(await connection.fetchval(f"EXPLAIN (FORMAT JSON) {event_log._APPEND}", *arguments))
+        statement = event_log._statement(closing=False, saving=False, forgetting=False, where_free=False)
+        plan = orjson.loads(await connection.fetchval(f"EXPLAIN (FORMAT JSON) {statement}", *arguments))
         kinds = {node.get("Relation Name"): node["Node Type"] for node in walk(plan[0]["Plan"])}
         assert kinds["stream"] == "Index Scan"
 

@@ -202,7 +202,7 @@ async def test_a_stream_given_back_is_claimed_under_a_later_epoch(dsn: str) -> N
         assert (await row(connection, stream_id)).status == "queued"
         (item,) = await claim_as(connection, WORKER, ["test"], 1)
         assert (item.epoch, item.attempts) == (3, 1)
-        assert await stream_queue.requeue(connection, item.fence, uncount_attempt=True)
+        assert await stream_queue.requeue(connection, item.fence, stream_queue.LEFT)
         assert (await row(connection, stream_id)).attempts == 0
 
 

@@ -340,7 +340,7 @@ async def test_a_leaving_worker_ends_streams_that_must_not_restart(dsn: str) -> 
     async with connected(dsn) as connection:
         stream_id = await queue(dsn, on_worker_lost="fail")
         await leaving(dsn, Held(), connection, stream_id)
-        assert (await row(connection, stream_id)).error_code == "worker_lost"
+        assert (await row(connection, stream_id)).error_code == "worker_left"
         assert text(await events(connection, stream_id)) == "who goes"
 
 

@@ -14,6 +14,7 @@ from baton.generators import GenerationRequest, Generator
 from baton.generators.protocol import Yielded
 from baton.observability.metrics import WorkerMetrics
 from baton.worker.outbox import Outbox
+from baton.worker.records import Records
 from baton.worker.run import Bounds, Run
 from baton.worker.turns import TURN_SECONDS, Turn, Turns
 
@@ -21,7 +22,9 @@ from baton.worker.turns import TURN_SECONDS, Turn, Turns
 def run_of(generator: Generator) -> Run:
     claim = Claim(uuid4(), 1, 1, "retry", "test", None, {}, cancelled=False)
     outbox = Outbox(claim.stream_id, 1, 0, on_ready=lambda _: None, on_lost=lambda _: None, max_events=1000)
-    return Run(claim, generator, outbox, Bounds(1 << 20, 1000, 1 << 20), WorkerMetrics())
+    return Run(
+        claim, generator, outbox, Bounds(1 << 20, 1000, 1 << 20, 1), metrics=WorkerMetrics(), records=Records("")
+    )
 
 
 def busy() -> None:

@@ -15,6 +15,7 @@ from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
 from baton.observability.metrics import Labels, WorkerMetrics
 from baton.worker.outbox import Outbox
+from baton.worker.records import Records
 from baton.worker.run import Bounds, Run
 from baton.worker.side_thread import Owner, SideThread
 from baton.worker.watchdog import TICK_SECONDS, Watchdog
@@ -28,7 +29,9 @@ async def idle(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
 def run_of(generator: str) -> Run:
     claim = Claim(uuid4(), 1, 1, "retry", generator, None, {}, cancelled=False)
     outbox = Outbox(claim.stream_id, 1, 0, on_ready=lambda _: None, on_lost=lambda _: None, max_events=1000)
-    return Run(claim, idle, outbox, Bounds(1, 1, 1), WorkerMetrics(), labels=Labels(generator))
+    return Run(
+        claim, idle, outbox, Bounds(1, 1, 1, 1), metrics=WorkerMetrics(), records=Records(""), labels=Labels(generator)
+    )
 
 
 class Blocked:
