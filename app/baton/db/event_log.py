@@ -157,6 +157,11 @@ class Append(NamedTuple):
     outcome: Outcome | None = None
     claim_token: UUID | None = None
 
+    @property
+    def fence(self) -> Fence:
+        """What the stream's row must contain for this to be written."""
+        return Fence(self.stream_id, self.epoch, self.claim_token)
+
 
 @dataclass(slots=True, eq=False)
 class Batch:

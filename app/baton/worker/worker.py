@@ -31,6 +31,7 @@ from .lease import Lease
 from .notifier import Notifier
 from .outbox import Lost
 from .reaper import release
+from .recent_batches import RecentBatches
 from .run import Run
 from .slots import Slots
 from .telemetry import Telemetry
@@ -62,12 +63,13 @@ class Worker:
             metrics=self.metrics,
             prepare=settings.prepare,
             lease_lasted=self.lease.lasted,
+            recent=RecentBatches(settings.failover_keep_seconds, settings.failover_keep_bytes),
         )
         self._wake = asyncio.Event()
         self.slots = Slots(settings, generators, self.writer, self.metrics, telemetry, on_freed=self._wake.set)
         self.metrics.silences = self.slots.silences
         self.claiming = Claiming(names, self.lease, self.slots, telemetry)
-        self._upkeep = Upkeep(settings, self.slots, telemetry)
+        self._upkeep = Upkeep(settings, self.slots, telemetry, self.writer)
         self._leave_at: float | None = None
         self.ready = asyncio.Event()  # registered and claiming
 

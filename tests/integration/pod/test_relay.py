@@ -25,6 +25,7 @@ from baton.observability.metrics import PodMetrics
 from baton.outcome import Outcome
 from baton.pod.notification_verifier import NotificationVerifier
 from baton.pod.relay_registry import RelayRegistry
+from baton.pod.settling import Settling
 from baton.pod.subscriber import Subscriber
 from baton.pod.subscriber_limits import SubscriberLimits
 
@@ -44,6 +45,7 @@ class Pod:
             self.metrics,
             subscriber_limits,
             self.verifier,
+            Settling(cluster.pool, 15),
             window_bytes=window_bytes,
             poll_seconds=poll_seconds,
         )
