@@ -208,10 +208,11 @@ async def test_a_batch_that_is_no_longer_kept_leaves_no_gap(scene: Scene) -> Non
         scene.script.let("lost", count)
         await watcher.has(count)
     (run,) = worker.slots.runs.values()
-    kept = worker.writer._recent.of(run.outbox.fence)
+    recent = worker.writer._recent
+    kept = recent.of(run.outbox.fence)
     assert kept is not None
-    while len(kept.batches) > 2:
-        kept.batches.popleft()
+    recent.forget(kept.fence)
+    recent.note(list(kept.batches)[-2:], kept.history)
     await scene.fail_over()
     scene.script.let("lost", 9, end=True)
     await asyncio.wait_for(asyncio.gather(*scene.watching), 30)
