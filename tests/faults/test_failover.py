@@ -16,7 +16,7 @@ import asyncpg
 import httpx2
 import pytest
 from tests.faults.replicas import DATABASE, Replicas
-from tests.faults.watchers import DIALECTS, NATIVE, Script, Watcher
+from tests.faults.watchers import DIALECTS, NATIVE, Script, Watcher, asking
 from tests.support.cluster import Cluster, RunningPod
 from tests.support.databases import execute, named_database
 from tests.support.logbook import until
@@ -166,6 +166,39 @@ async def test_living_workers_complete_every_answer(scene: Scene) -> None:
         assert len(await scene.log(streams[name])) == (8 if kind == "ended" else 10)
         reader = await scene.resumed(streams[name], 0)
         assert reader.frames == watchers[name, NATIVE].frames
+
+
+async def test_viewers_wait_for_a_worker_that_comes_back_later_than_they(scene: Scene) -> None:
+    await scene.start(pods=2)
+    async with Proxy(scene.replicas.dsn) as own:
+        await scene.worker(lease_seconds=20, database_url=own.dsn)
+        ended, running = await scene.create("ended", 3), await scene.create("running", 3)
+        watchers = [scene.watch(stream, dialect) for stream in (ended, running) for dialect in DIALECTS]
+        for watcher in watchers:
+            await watcher.has(3)
+        await scene.replicas.part()
+        scene.script.let("ended", 7, end=True)
+        scene.script.let("running", 7)
+        for watcher in watchers:
+            await watcher.has(7)
+        await scene.has_ended(ended)
+        had = {dialect: len(watcher.frames) - 1 for dialect, watcher in zip(DIALECTS * 2, watchers, strict=True)}
+        own.stall()
+        own.cut()
+        await scene.fail_over()
+        await until(lambda: fetched(scene, "SELECT true"))
+        # This pod has nothing in memory.
+        pod = await scene.cluster.pod()
+        for stream in (ended, running):
+            await asks_to_wait(scene, pod, stream, had)
+        own.lead_to(scene.replicas.dsn)
+        own.resume()
+        scene.script.let("running", 9, end=True)
+        await asyncio.wait_for(asyncio.gather(*scene.watching), 30)
+        for watcher in watchers:
+            watcher.require_one_answer()
+            assert (watcher.code, watcher.connections) == ("completed", 1)
+            assert len(watcher.texts) == (7 if watcher.stream_id == ended else 9)
 
 
 async def test_of_two_workers_the_living_one_completes_its_answers(scene: Scene) -> None:
@@ -437,6 +470,15 @@ async def test_a_failover_longer_than_the_lease_ends_no_undamaged_answer(scene: 
     for watcher in watchers:
         watcher.require_one_answer()
         assert (watcher.code, len(watcher.texts)) == ("completed", 5)
+
+
+async def asks_to_wait(scene: Scene, pod: RunningPod, stream_id: str, had: dict[str, int]) -> None:
+    """Come back with events that are lost."""
+    for dialect in DIALECTS:
+        path, params, headers = asking(dialect, stream_id, had[dialect])
+        headers |= {"accept": "text/event-stream, application/problem+json"}
+        answer = await scene.cluster.client.get(f"{pod.url}{path}", params=params, headers=headers)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1"), answer.text
 
 
 async def beaten(scene: Scene, worker: Worker, times: int) -> None:
