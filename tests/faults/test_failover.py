@@ -518,6 +518,22 @@ async def test_an_append_detects_a_connection_that_survived_a_failover(
         assert (status, numbers) == ("completed", [1, 2, 3, 4, 5, 6])
 
 
+async def test_a_stream_that_runs_again_gets_its_end_back_where_nothing_shows_the_failover(cluster: Cluster) -> None:
+    """As behind a pooler, and where the timeline cannot be read: only the row shows it, to the worker that ended it."""
+    script, pod = Script(), await cluster.pod()
+    await cluster.worker({"replay": script}, **QUICK_WORKER)
+    await cluster.create(pod, input="one")
+    for count in (1, 2, 3):
+        script.let("one", count, end=count == 3)
+        await until(lambda: cluster.pool.fetchval("SELECT count(*) >= $1 FROM baton.event", count))  # noqa: B023
+    await until(lambda: cluster.pool.fetchval("SELECT status = 'completed' FROM baton.stream"))
+    async with cluster.pool.acquire() as connection, connection.transaction():
+        await connection.execute("DELETE FROM baton.batch WHERE last_seq > 1")
+        await connection.execute("UPDATE baton.stream SET status = 'running', finished_at = NULL")
+    await until(lambda: cluster.pool.fetchval("SELECT status = 'completed' FROM baton.stream"))
+    assert [row["seq"] for row in await cluster.pool.fetch("SELECT seq FROM baton.event ORDER BY seq")] == [1, 2, 3, 4]
+
+
 async def test_a_worker_connected_to_a_standby_ends_no_stream(scene: Scene) -> None:
     await scene.start()
     await scene.worker(lease_seconds=20)
