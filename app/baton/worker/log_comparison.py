@@ -121,6 +121,7 @@ class LogComparison:
             for item in compared
             if (found := tails.get(item.fence.stream_id)) is not None
             and not found.ended
+            and found.seq < item.tail
             and (batches := self._lost(item, found.seq))
         ]
         if not lost:
