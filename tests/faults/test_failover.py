@@ -529,7 +529,9 @@ async def test_a_stream_that_runs_again_gets_its_end_back_where_nothing_shows_th
     await until(lambda: cluster.pool.fetchval("SELECT status = 'completed' FROM baton.stream"))
     async with cluster.pool.acquire() as connection, connection.transaction():
         await connection.execute("DELETE FROM baton.batch WHERE last_seq > 1")
-        await connection.execute("UPDATE baton.stream SET status = 'running', finished_at = NULL")
+        await connection.execute(
+            "UPDATE baton.stream SET status = 'running', finished_at = NULL, worker_id = (SELECT id FROM baton.worker)"
+        )
     await until(lambda: cluster.pool.fetchval("SELECT status = 'completed' FROM baton.stream"))
     assert [row["seq"] for row in await cluster.pool.fetch("SELECT seq FROM baton.event ORDER BY seq")] == [1, 2, 3, 4]
 
