@@ -518,7 +518,7 @@ async def test_an_append_detects_a_connection_that_survived_a_failover(
         assert (status, numbers) == ("completed", [1, 2, 3, 4, 5, 6])
 
 
-async def test_a_stream_that_runs_again_gets_its_end_back_where_nothing_shows_the_failover(cluster: Cluster) -> None:
+async def test_a_loss_that_only_the_row_of_an_ended_stream_shows(cluster: Cluster) -> None:
     """As behind a pooler, and where the timeline cannot be read: only the row shows it, to the worker that ended it."""
     script, pod = Script(), await cluster.pod()
     await cluster.worker({"replay": script}, **QUICK_WORKER)
