@@ -61,7 +61,12 @@ class Transcript:
 
 
 class ReplayGenerator:
-    """Plays the transcript that the input names, or else the one with the last matching word of the user."""
+    """Plays the transcript that the input names, or else the one with the last matching word of the user.
+
+    A later run repeats the transcript without its pauses as far as the earlier ones came, and plays the rest.
+    """
+
+    continues = True
 
     def __init__(
         self,
@@ -79,10 +84,17 @@ class ReplayGenerator:
         """Yield the events of a transcript, each when it is due."""
         refuse_approvals("replay", request)
         transcript, speed = self.choose(request.input), self._speed_of(request.input)
-        start = self._clock()
+        start: float | None = None
+        played, known = 0, len(request.so_far.text) + len(request.so_far.reasoning)
+        if request.run > 1:
+            yield {"type": "continue", "after": request.state_seq}
         for due_seconds, event in transcript.events:
-            # Relative to the start, so that delays do not add up.
-            await self._sleep(max(0, start + due_seconds / speed - self._clock()))
+            if played >= known:
+                if start is None:
+                    start = self._clock() - (due_seconds / speed if known else 0)
+                # Relative to the start, so that delays do not add up.
+                await self._sleep(max(0, start + due_seconds / speed - self._clock()))
+            played += len(event.get("delta", ""))
             yield event["delta"] if event["type"] == "text" else dict(event)
 
     def choose(self, given: Any) -> Transcript:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import pytest
 from tests.unit.generators.generation import Heard, hear, request
 
 from baton.events import encode_event
+from baton.generators import SoFar
 from baton.generators.replay import DEFAULT_TRANSCRIPT, ReplayGenerator, Transcript, load_transcripts
 from baton.settings import Settings
 
@@ -150,3 +152,21 @@ async def test_replay_can_be_cancelled_at_any_time(replay: ReplayGenerator) -> N
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_later_run_repeats_without_pauses_and_plays_the_rest() -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    replay = ReplayGenerator(Settings.load(), clock=lambda: 100.0, sleep=sleep)
+    whole = [event async for event in replay(request({"transcript": "outlive"}))]
+    slept.clear()
+    said = "".join(item for item in whole[:40] if isinstance(item, str))
+    thought = "".join(item["delta"] for item in whole[:40] if isinstance(item, dict) and item["type"] == "reasoning")
+    later = dataclasses.replace(request({"transcript": "outlive"}), run=2, so_far=SoFar(40, said, thought), state_seq=0)
+    again = [event async for event in replay(later)]
+    assert again == [{"type": "continue", "after": 0}, *whole]
+    assert len(slept) == len(whole) - 40
+    assert slept[0] == 0
