@@ -279,10 +279,11 @@ ENDS: Final[tuple[Code, ...]] = (
         "log_rewound",
         None,
         "The database lost the log's end",
-        "A failover or a restore of the database lost events that clients may have received.",
+        "A failover or a restore of the database lost events that clients may have received, and no worker still had "
+        "them.",
         "Discard the partial answer, and create the stream again.",
-        "If such a loss is not acceptable, make the standby synchronous (`synchronous_standby_names`). "
-        "`docs/failover.md` says what to check.",
+        "Compare the standby's lag with `BATON_FAILOVER_KEEP_SECONDS`. If such a loss is not acceptable, make the "
+        "standby synchronous (`synchronous_standby_names`). `docs/failover.md` says what to check.",
     ),
     Code(
         "event_too_large",

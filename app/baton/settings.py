@@ -316,6 +316,23 @@ class Settings(BaseSettings):
         description="How long a worker may be silent before it counts as dead; at least 3 times "
         "`BATON_WORKER_HEARTBEAT_SECONDS`",
     )
+    failover_keep_seconds: float = Field(
+        10,
+        ge=0,
+        le=600,
+        description="How long a worker keeps what it has written, to append it again if a failover of the database "
+        "loses it: more than a standby may lag behind; with 0, answers that lose events end as failed",
+    )
+    failover_keep_bytes: int = Field(
+        32 << 20, ge=0, le=16 << 30, description="Most memory that a worker uses for what it keeps for a failover"
+    )
+    failover_settle_seconds: float = Field(
+        15,
+        ge=0,
+        le=600,
+        description="How long after a failover a pod waits for workers to append lost events again, before it refuses "
+        "clients that have received them; more than `BATON_LEASE_SECONDS`",
+    )
     worker_hang_seconds: float = Field(
         60,
         gt=0,

@@ -16,7 +16,7 @@ import asyncpg
 import httpx2
 import pytest
 from tests.faults.replicas import DATABASE, Replicas
-from tests.faults.watchers import DIALECTS, NATIVE, Script, Watcher
+from tests.faults.watchers import DIALECTS, NATIVE, Script, Watcher, asking
 from tests.support.cluster import Cluster, RunningPod
 from tests.support.databases import execute, named_database
 from tests.support.logbook import until
@@ -52,9 +52,9 @@ class Scene:
     pods: list[RunningPod] = field(default_factory=list)
     watching: list[asyncio.Task[None]] = field(default_factory=list)
 
-    async def start(self, pods: int = 1) -> None:
+    async def start(self, pods: int = 1, **given: object) -> None:
         for _ in range(pods):
-            self.pods.append(await self.cluster.pod(log_poll_seconds=0.2, reconnect_milliseconds=50))
+            self.pods.append(await self.cluster.pod(**{"log_poll_seconds": 0.2, "reconnect_milliseconds": 50, **given}))
 
     async def worker(self, **given: object) -> Worker:
         return await self.cluster.worker({"replay": self.script}, **{**QUICK_WORKER, **given})
@@ -131,9 +131,131 @@ async def scene(replicas: Replicas) -> AsyncIterator[Scene]:
             await scene.close()
 
 
-async def test_with_a_live_worker_every_answer_is_rewound_or_completed(scene: Scene) -> None:
+async def test_living_workers_complete_every_answer(scene: Scene) -> None:
+    """A third ends in the lost part, a third is written there, and the rest is whole. Viewers only have to wait."""
     await scene.start(pods=2)
-    await scene.worker(lease_seconds=20)
+    for _ in range(2):
+        await scene.worker(lease_seconds=20, worker_concurrency=15)
+    kinds = {f"{kind} {number}": kind for number in range(10) for kind in ("ended", "written", "whole")}
+    streams = {name: await scene.create(name, 3) for name in kinds}
+    watchers = {
+        (name, dialect): scene.watch(stream, dialect) for name, stream in streams.items() for dialect in DIALECTS
+    }
+    for watcher in watchers.values():
+        await watcher.has(3)
+    await scene.replicas.part()
+    for name, kind in kinds.items():
+        if kind != "whole":
+            scene.script.let(name, 7, end=kind == "ended")
+    for (name, _), watcher in watchers.items():
+        await watcher.has(3 if kinds[name] == "whole" else 7)
+    await asyncio.gather(*(scene.has_ended(streams[name]) for name, kind in kinds.items() if kind == "ended"))
+    await scene.fail_over()
+    # Before it is settled: these had a part of what is lost, and have left their pod.
+    late = [(name, await until_answered(scene, streams[name], 5)) for name in kinds if kinds[name] == "ended"]
+    for name in kinds:
+        scene.script.let(name, 9, end=True)
+    await asyncio.wait_for(asyncio.gather(*scene.watching), 30)
+    for (name, _), watcher in watchers.items():
+        watcher.require_one_answer()
+        assert (watcher.code, len(watcher.texts)) == ("completed", 7 if kinds[name] == "ended" else 9)
+        assert watcher.connections == 1, "a viewer was cut off"
+    for name, watcher in late:
+        assert (watcher.code, watcher.frames[5:]) == ("completed", watchers[name, NATIVE].frames[5:])
+    for name, kind in kinds.items():
+        assert len(await scene.log(streams[name])) == (8 if kind == "ended" else 10)
+        reader = await scene.resumed(streams[name], 0)
+        assert reader.frames == watchers[name, NATIVE].frames
+
+
+async def test_viewers_wait_for_a_worker_that_comes_back_later_than_they(scene: Scene) -> None:
+    await scene.start(pods=2)
+    async with Proxy(scene.replicas.dsn) as own:
+        await scene.worker(lease_seconds=20, database_url=own.dsn)
+        ended, running = await scene.create("ended", 3), await scene.create("running", 3)
+        watchers = [scene.watch(stream, dialect) for stream in (ended, running) for dialect in DIALECTS]
+        for watcher in watchers:
+            await watcher.has(3)
+        await scene.replicas.part()
+        scene.script.let("ended", 7, end=True)
+        scene.script.let("running", 7)
+        for watcher in watchers:
+            await watcher.has(7)
+        await scene.has_ended(ended)
+        had = {dialect: len(watcher.frames) - 1 for dialect, watcher in zip(DIALECTS * 2, watchers, strict=True)}
+        own.stall()
+        own.cut()
+        await scene.fail_over()
+        await until(lambda: fetched(scene, "SELECT true"))
+        # This pod has nothing in memory.
+        pod = await scene.cluster.pod()
+        for stream in (ended, running):
+            await asks_to_wait(scene, pod, stream, had)
+        own.lead_to(scene.replicas.dsn)
+        own.resume()
+        scene.script.let("running", 9, end=True)
+        await asyncio.wait_for(asyncio.gather(*scene.watching), 30)
+        for watcher in watchers:
+            watcher.require_one_answer()
+            assert (watcher.code, watcher.connections) == ("completed", 1)
+            assert len(watcher.texts) == (7 if watcher.stream_id == ended else 9)
+
+
+async def test_of_two_workers_the_living_one_completes_its_answers(scene: Scene) -> None:
+    await scene.start(pods=2)
+    workers = [await scene.worker(worker_concurrency=3) for _ in range(2)]
+    streams = {name: await scene.create(name, 3) for name in "abcdef"}
+    watchers = {(name, dialect): scene.watch(streams[name], dialect) for name in streams for dialect in DIALECTS}
+    for watcher in watchers.values():
+        await watcher.has(3)
+    await scene.replicas.part()
+    for name in streams:
+        scene.script.let(name, 7)
+    for watcher in watchers.values():
+        await watcher.has(7)
+    gone = {str(stream_id) for stream_id in workers[0].slots.runs}
+    assert len(gone) == 3
+    await scene.cluster.kill(workers[0])
+    await scene.fail_over()
+    for name in streams:
+        scene.script.let(name, 9, end=True)
+    await asyncio.wait_for(asyncio.gather(*scene.watching), 30)
+    for (name, _), watcher in watchers.items():
+        watcher.require_one_answer()
+        if streams[name] in gone:
+            assert (watcher.refusal, len(watcher.texts)) == (BEYOND, 7)
+            assert await scene.status(streams[name]) == REWOUND
+        else:
+            assert (watcher.code, len(watcher.texts), watcher.connections) == ("completed", 9, 1)
+
+
+async def test_a_batch_that_is_no_longer_kept_leaves_no_gap(scene: Scene) -> None:
+    """The worker has the last two batches of four that are lost."""
+    await scene.start()
+    worker = await scene.worker(lease_seconds=20)
+    stream = await scene.create("lost", 3)
+    watcher = scene.watch(stream)
+    await watcher.has(3)
+    await scene.replicas.part()
+    for count in (4, 5, 6, 7):
+        scene.script.let("lost", count)
+        await watcher.has(count)
+    (run,) = worker.slots.runs.values()
+    recent = worker.writer._recent
+    kept = recent.of(run.outbox.fence)
+    assert kept is not None
+    recent.forget(kept.fence)
+    recent.note(list(kept.batches)[-2:], kept.history)
+    await scene.fail_over()
+    scene.script.let("lost", 9, end=True)
+    await asyncio.wait_for(asyncio.gather(*scene.watching), 30)
+    assert (watcher.refusal, len(watcher.texts)) == (BEYOND, 7)
+    assert (await scene.status(stream), len(await scene.log(stream))) == (REWOUND, 4)
+
+
+async def test_without_the_lost_batches_every_answer_is_rewound_or_completed(scene: Scene) -> None:
+    await scene.start(pods=2)
+    await scene.worker(lease_seconds=20, failover_keep_seconds=0)
     lost, whole = await scene.create("lost", 3), await scene.create("whole", 3)
     watchers = {(stream, dialect): scene.watch(stream, dialect) for stream in (lost, whole) for dialect in DIALECTS}
     late = [scene.client(lost, dialect) for dialect in DIALECTS]
@@ -168,7 +290,7 @@ async def test_with_a_live_worker_every_answer_is_rewound_or_completed(scene: Sc
 async def test_with_a_dead_worker_no_cursor_continues_into_another_history(scene: Scene, timeline: bool) -> None:
     if not timeline:
         await execute(scene.replicas.dsn, NO_TIMELINE)
-    await scene.start(pods=2)
+    await scene.start(pods=2, failover_settle_seconds=1)
     worker = await scene.worker()
     stream = await scene.create("lost", 3)
     seen = {dialect: scene.watch(stream, dialect) for dialect in DIALECTS}
@@ -186,7 +308,7 @@ async def test_with_a_dead_worker_no_cursor_continues_into_another_history(scene
     await scene.cluster.kill(worker)
     await scene.fail_over()
     for dialect in DIALECTS:
-        # Before anybody has ended it, and after: the answer is the same.
+        # Before anybody has ended it, and after: the answer is the same, once the pods have waited for its worker.
         watcher = await until_answered(scene, stream, had[dialect], dialect)
         assert watcher.refusal == BEYOND
     await scene.worker()
@@ -247,15 +369,14 @@ async def test_streams_ended_created_or_erased_in_the_lost_part(scene: Scene) ->
     created = await scene.create("created", 1, end=True)
     await scene.has_ended(created)
     await scene.fail_over()
-    for stream in (ended, erased):
-        await scene.has_ended(stream)
-        assert await scene.status(stream) == REWOUND
-    # One that saw the end in the lost part has a whole answer, and is not told that it knows all that there is.
-    assert (await until_answered(scene, ended, 6)).refusal == BEYOND
-    assert (await until_answered(scene, ended, 4)).refusal == BEYOND
+    again = await until_answered(scene, ended, 4)
+    assert again.frames[4:] == watcher.frames[4:]
     again = await until_answered(scene, ended, 0)
-    assert (again.code, len(again.texts)) == (REWOUND, 3)
-    # What was erased is there again.
+    assert again.frames == watcher.frames
+    assert await scene.status(ended) == "completed"
+    # What was erased is there again, and its worker keeps nothing of it.
+    await scene.has_ended(erased)
+    assert await scene.status(erased) == REWOUND
     again = await until_answered(scene, erased, 0)
     assert (again.code, len(again.texts)) == (REWOUND, 2)
     assert (await until_answered(scene, created, 0)).refusal == (404, "stream_not_found")
@@ -351,6 +472,15 @@ async def test_a_failover_longer_than_the_lease_ends_no_undamaged_answer(scene: 
         assert (watcher.code, len(watcher.texts)) == ("completed", 5)
 
 
+async def asks_to_wait(scene: Scene, pod: RunningPod, stream_id: str, had: dict[str, int]) -> None:
+    """Come back with events that are lost."""
+    for dialect in DIALECTS:
+        path, params, headers = asking(dialect, stream_id, had[dialect])
+        headers |= {"accept": "text/event-stream, application/problem+json"}
+        answer = await scene.cluster.client.get(f"{pod.url}{path}", params=params, headers=headers)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1"), answer.text
+
+
 async def beaten(scene: Scene, worker: Worker, times: int) -> None:
     """Wait until a worker has raised its counter this many more times."""
     counter = "SELECT heartbeat FROM baton.worker WHERE id = $1"
@@ -362,11 +492,14 @@ async def beaten(scene: Scene, worker: Worker, times: int) -> None:
     await until(raised)
 
 
-@pytest.mark.parametrize("lost", [0, 2])
-async def test_an_append_detects_a_connection_that_survived_a_failover(cluster: Cluster, lost: int) -> None:
+@pytest.mark.parametrize(("lost", "keep_seconds"), [(0, 0), (2, 0), (2, 10)])
+async def test_an_append_detects_a_connection_that_survived_a_failover(
+    cluster: Cluster, lost: int, keep_seconds: float
+) -> None:
     """As behind a pooler: neither the connection nor a heartbeat gives any sign. Time moves for this test alone."""
     script, pod = Script(), await cluster.pod()
-    await cluster.worker({"replay": script}, worker_heartbeat_seconds=60, lease_seconds=600)
+    quiet = {"worker_heartbeat_seconds": 60, "lease_seconds": 600}
+    await cluster.worker({"replay": script}, **quiet, failover_keep_seconds=keep_seconds)
     await cluster.create(pod, input="one")
     for count in (1, 2, 3):
         # One batch each.
@@ -379,10 +512,28 @@ async def test_an_append_detects_a_connection_that_survived_a_failover(cluster: 
     await until(lambda: cluster.pool.fetchval("SELECT status NOT IN ('queued', 'running') FROM baton.stream"))
     status = await cluster.pool.fetchval("SELECT coalesce(error_code, status) FROM baton.stream")
     numbers = [item["seq"] for item in await cluster.pool.fetch("SELECT seq FROM baton.event ORDER BY seq")]
-    if lost:
+    if lost and not keep_seconds:
         assert (status, numbers) == (REWOUND, [1, 2])
     else:
         assert (status, numbers) == ("completed", [1, 2, 3, 4, 5, 6])
+
+
+async def test_a_loss_that_only_the_row_of_an_ended_stream_shows(cluster: Cluster) -> None:
+    """As behind a pooler, and where the timeline cannot be read: only the row shows it, to the worker that ended it."""
+    script, pod = Script(), await cluster.pod()
+    await cluster.worker({"replay": script}, **QUICK_WORKER)
+    await cluster.create(pod, input="one")
+    for count in (1, 2, 3):
+        script.let("one", count, end=count == 3)
+        await until(lambda: cluster.pool.fetchval("SELECT count(*) >= $1 FROM baton.event", count))  # noqa: B023
+    await until(lambda: cluster.pool.fetchval("SELECT status = 'completed' FROM baton.stream"))
+    async with cluster.pool.acquire() as connection, connection.transaction():
+        await connection.execute("DELETE FROM baton.batch WHERE last_seq > 1")
+        await connection.execute(
+            "UPDATE baton.stream SET status = 'running', finished_at = NULL, worker_id = (SELECT id FROM baton.worker)"
+        )
+    await until(lambda: cluster.pool.fetchval("SELECT status = 'completed' FROM baton.stream"))
+    assert [row["seq"] for row in await cluster.pool.fetch("SELECT seq FROM baton.event ORDER BY seq")] == [1, 2, 3, 4]
 
 
 async def test_a_worker_connected_to_a_standby_ends_no_stream(scene: Scene) -> None:
@@ -440,7 +591,7 @@ async def until_answered(scene: Scene, stream_id: str, cursor: int, dialect: str
 
 
 async def test_a_point_in_time_restore_is_noticed_like_a_promotion(scene: Scene) -> None:
-    await scene.start()
+    await scene.start(failover_settle_seconds=1)
     worker = await scene.worker()
     stream = await scene.create("restored", 3)
     watcher = scene.watch(stream)
@@ -465,7 +616,7 @@ async def test_a_point_in_time_restore_is_noticed_like_a_promotion(scene: Scene)
 @pytest.mark.parametrize("remembers", ["worker", "pod", "nobody"])
 async def test_a_restored_snapshot_is_noticed_or_marked_by_a_command(scene: Scene, remembers: str) -> None:
     """Files as they were, on the timeline that they were on: only those who saw more can know."""
-    await scene.start()
+    await scene.start(failover_settle_seconds=1)
     worker = await scene.worker(lease_seconds=20)
     stream = await scene.create("restored", 3)
     watcher = scene.watch(stream)
@@ -493,8 +644,14 @@ async def test_a_restored_snapshot_is_noticed_or_marked_by_a_command(scene: Scen
         scene.pods.clear()
         await scene.start()
     await until(lambda: fetched(scene, f"SELECT marker <> '{marker}' FROM baton.history"))
-    if remembers != "worker":
-        await scene.worker()
+    if remembers == "worker":
+        # It still has what the snapshot lacks.
+        scene.script.let("restored", 8, end=True)
+        await asyncio.wait_for(asyncio.gather(*scene.watching), 30)
+        watcher.require_one_answer()
+        assert (watcher.code, len(watcher.texts)) == ("completed", 8)
+        return
+    await scene.worker()
     await scene.has_ended(stream)
     assert (await scene.status(stream), len(await scene.log(stream))) == (REWOUND, 4)
     watcher.require_one_answer()

@@ -62,7 +62,7 @@ async def test_a_leaving_worker_finishes_short_streams_and_hands_over_the_rest(
         assert (await viewers["ends"].end())["status"] == "completed"
         assert not task.done()
         end = await viewers["fail"].end()
-        assert (end["error"]["code"], viewers["fail"].text) == ("worker_lost", "so far")
+        assert (end["error"]["code"], viewers["fail"].text) == ("worker_left", "so far")
         await asyncio.wait_for(task, DEADLINE_SECONDS)
         assert taps["retry"].cancelled.is_set()
         assert taps["fail"].cancelled.is_set()

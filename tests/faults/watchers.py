@@ -76,7 +76,7 @@ class Watcher:
 
     async def connect(self, pod: str, cursor: int | None = None) -> None:
         """Follow through one connection, after what it has or the frames that `cursor` says."""
-        path, params, headers = _asking(self.dialect, self.stream_id, len(self.frames) if cursor is None else cursor)
+        path, params, headers = asking(self.dialect, self.stream_id, len(self.frames) if cursor is None else cursor)
         async with self.http.stream("GET", f"{pod}{path}", params=params, headers=headers) as response:
             if response.status_code == 503:
                 return
@@ -145,7 +145,8 @@ class Watcher:
         assert [int(number) for _, number in said] == list(range(1, len(said) + 1)), f"some of it is missing: {texts}"
 
 
-def _asking(dialect: str, stream_id: str, cursor: int) -> tuple[str, dict[str, Any], dict[str, str]]:
+def asking(dialect: str, stream_id: str, cursor: int) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """Return the path, the query and the headers that ask for what follows the first frames of a stream."""
     match dialect:
         case "native":
             return f"/v1/streams/{stream_id}/events", {}, {"last-event-id": str(cursor)} if cursor else {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -98,7 +99,7 @@ async def _follow(request: Request, stream_id: UUID, opening: Opening[Any]) -> A
             return HeadersOnly([*dialect.headers, *headers])
         reader = Reader(dialect, opening.begun, opening.after)
         # Before the answer begins, so that it can still be an error.
-        rest = await _skip(reader, subscriber, opening.after)
+        rest = await _skip(request, reader, subscriber, opening.after)
         unless_followed.pop_all()
     if opening.after and not opening.lead:
         count_resume(request, subscriber)
@@ -113,10 +114,13 @@ async def _follow(request: Request, stream_id: UUID, opening: Opening[Any]) -> A
     )
 
 
-async def _skip(reader: Reader[Any], subscriber: Subscriber, after: int) -> bytes:
+async def _skip(request: Request, reader: Reader[Any], subscriber: Subscriber, after: int) -> bytes:
     """Read the log up to frame number `after`; return the frames that follow it in the same batch."""
     relay = subscriber.relay
-    caught_up = False
+    attempts: list[Callable[[], Awaitable[None]]] = [
+        relay.catch_up,
+        functools.partial(pod_of(request).relays.settle, relay),
+    ]
     while reader.last < after:
         batches = await subscriber.take()
         if relay.damaged:
@@ -129,11 +133,10 @@ async def _skip(reader: Reader[Any], subscriber: Subscriber, after: int) -> byte
         if body := reader.read(batches):
             return body
         if reader.last < after and (reader.over or not batches):
-            if caught_up or reader.over or relay.ended or relay.over:
+            if not attempts or reader.over or relay.ended or relay.over:
                 raise CursorBeyondTail(
                     f"The stream has only {reader.last} frames so far, but the request asks for frames after number "
                     f"{after}. Start again without a cursor."
                 )
-            await relay.catch_up()
-            caught_up = True
+            await attempts.pop(0)()
     return b""

@@ -7,7 +7,7 @@ Claims, cancels and ends lock the row that they change. Appends never lock it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Final
@@ -91,6 +91,12 @@ FROM unnest($1::uuid[], $2::integer[], $3::uuid[]) AS f (id, epoch, claim_token)
 WHERE s.id = f.id AND s.status = 'running' AND s.epoch = f.epoch AND s.claim_token IS NOT DISTINCT FROM f.claim_token
 """
 
+# The history is returned with each row, so that both are of one snapshot.
+_OF_OLDER_HISTORY = """
+SELECT s.id, h.current FROM baton.stream AS s, (SELECT baton.current_history() AS current) AS h
+WHERE s.id = ANY ($1::uuid[]) AND s.status IN ('queued', 'running') AND s.history <> h.current
+"""
+
 # Rows that another session has locked are skipped: a number for operators must neither wait nor block others.
 _NOTE_FIRST_TOKENS = """
 WITH due AS (
@@ -170,6 +176,12 @@ async def note_first_tokens(connection: Connection, seconds: Mapping[Fence, floa
 async def adopt(connection: Connection, fences: Sequence[Fence]) -> None:
     """Move running streams to the current history. Their worker knows that the log holds everything that was sent."""
     await connection.execute(_ADOPT, *map(list, zip(*fences, strict=True)))
+
+
+async def of_older_history(pool: Pool, stream_ids: Collection[UUID]) -> tuple[set[UUID], str | None]:
+    """Return which queued and running streams belong to an older history, and the current one; None without any."""
+    rows = await pool.fetch(_OF_OLDER_HISTORY, list(stream_ids))
+    return {row[0] for row in rows}, rows[0][1] if rows else None
 
 
 def from_row(row: asyncpg.Record | Mapping[str, Any]) -> Stream:

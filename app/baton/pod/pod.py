@@ -47,6 +47,7 @@ from .notification_verifier import NotificationVerifier
 from .read_limits import ReadLimits
 from .relay_registry import RelayRegistry
 from .request_bodies import RequestBodies
+from .settling import Settling
 from .stream_timeouts import OpenStreams
 from .subscriber_limits import SubscriberLimits
 from .tcp_limits import TcpLimits
@@ -98,6 +99,7 @@ class Pod:
             self.metrics,
             self.subscriber_limits,
             self.verifier,
+            Settling(pool, settings.failover_settle_seconds),
             window_bytes=settings.relay_window_bytes,
             poll_seconds=settings.log_poll_seconds,
             with_events=settings.notify_payloads,

@@ -32,6 +32,7 @@ from ..observability import log_context, traceparent
 from ..observability.metrics import PodMetrics
 from ..observability.traceparent import TraceParent
 from ..outcome import Outcome
+from .settling import Settling
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,9 @@ class Recipient(Protocol):
 class Relay:
     """One stream on this pod."""
 
-    def __init__(self, stream_id: UUID, pool: Pool, metrics: PodMetrics, *, window_bytes: int) -> None:
+    def __init__(
+        self, stream_id: UUID, pool: Pool, metrics: PodMetrics, settling: Settling, *, window_bytes: int
+    ) -> None:
         self.stream_id = stream_id
         self.tenant = ""  # whose stream it is, once it is loaded
         self.traceparent: TraceParent | None = None  # of the span that created it
@@ -81,6 +84,7 @@ class Relay:
         self.subscribers: set[Recipient] = set()
         self._pool = pool
         self._metrics = metrics
+        self._settling = settling
         self._window: deque[Batch] = deque()
         self.window_bytes = 0
         self._max_window_bytes = window_bytes
@@ -175,7 +179,8 @@ class Relay:
     def page_after(self, cursor: int) -> asyncio.Task[list[Batch]]:
         """Return the read of a page of the log after the cursor: one for all subscribers at the same cursor.
 
-        Its waiters have to shield it. It fails with `Unavailable` if the database does not answer.
+        Its waiters have to shield it. It fails with `Unavailable` if the database does not answer, or has failed over
+        and may get the page back.
         """
         page = self._pages.get(cursor)
         if page is None or (page.done() and (page.cancelled() or page.exception() is not None)):
@@ -241,19 +246,20 @@ class Relay:
 
     async def _read_page(self, cursor: int) -> list[Batch]:
         async with translated(self._pool):
-            batches = await event_log.read(self._pool, self.stream_id, cursor)
-            found = _run_after(batches, cursor)
-            there = (
-                event_log.NOTHING
-                if found
-                else (await event_log.tails(self._pool, [self.stream_id])).get(self.stream_id)
-            )
+            found = _run_after(await event_log.read(self._pool, self.stream_id, cursor), cursor)
+            there: event_log.Standing | None = event_log.NOTHING
+            if not found:
+                there = (await event_log.tails(self._pool, [self.stream_id])).get(self.stream_id)
+                # What a failover lost may have been appended again since the first read.
+                found = _run_after(await event_log.read(self._pool, self.stream_id, cursor), cursor)
         self._metrics.log_reads += 1
         if there is None:
             # The stream was erased, or has expired. Clients that reconnect get that answer.
             self.leave()
         elif self._is_contradicted(found, there.seq):
-            # The database went back in time, and the next poll drops this relay. Until then no client gets a mixture.
+            # The database went back in time. Without the lost events no client gets more, and the next poll drops this
+            # relay.
+            await self._settling.require_settled(self.stream_id)
             self.leave()
             found = []
         elif not found:

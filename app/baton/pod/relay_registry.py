@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 from uuid import UUID
 
@@ -21,11 +21,13 @@ import asyncpg
 
 from ..backoff import Backoff, retry
 from ..db import event_log, notifications, retention, streams
+from ..db.event_log import NOTHING, Standing
 from ..db.postgres import Pool, translated
 from ..errors import CursorBeyondTail, LogDamaged, Unavailable
 from ..observability.metrics import PodMetrics
 from .notification_verifier import NotificationVerifier
 from .relay import Relay
+from .settling import Settling
 from .subscriber import Subscriber
 from .subscriber_limits import SubscriberLimits
 
@@ -47,6 +49,7 @@ class RelayRegistry:
         metrics: PodMetrics,
         limits: SubscriberLimits,
         verifier: NotificationVerifier,
+        settling: Settling,
         *,
         window_bytes: int,
         poll_seconds: float,
@@ -56,6 +59,7 @@ class RelayRegistry:
         self._metrics = metrics
         self._limits = limits
         self._verifier = verifier
+        self._settling = settling
         self._window_bytes = window_bytes
         self._poll_seconds = poll_seconds
         self._with_events = with_events  # take events from notifications
@@ -74,7 +78,7 @@ class RelayRegistry:
             StreamExpired: it is older than the retention time.
             CursorBeyondTail: the log does not reach that far.
             PodFull, TooManySubscribers: a limit of subscribers is reached.
-            Unavailable: the database does not answer.
+            Unavailable: the database does not answer, or has failed over and the log may get back what it lost.
         """
         if (known := self._relays.get(stream_id.hex)) is not None and known.loaded:
             # What it holds may be of an older history of the database. Then this drops it.
@@ -83,7 +87,7 @@ class RelayRegistry:
         relay = self._relays.get(stream_id.hex)
         if relay is None or (relay.over and not relay.damaged):
             # It is registered before it reads the log, so that it misses no notification from now on.
-            relay = Relay(stream_id, self._pool, self._metrics, window_bytes=self._window_bytes)
+            relay = Relay(stream_id, self._pool, self._metrics, self._settling, window_bytes=self._window_bytes)
             self._relays[stream_id.hex] = relay
             self._metrics.relays = len(self._relays)
         subscriber = Subscriber(relay, cursor, tenant)
@@ -96,6 +100,8 @@ class RelayRegistry:
                 raise LogDamaged(f"A part of the answer {stream_id} is missing, so it cannot be followed.")
             if cursor > relay.tail and not relay.ended:
                 await relay.catch_up()
+            if cursor > relay.tail and not relay.ended:
+                await self.settle(relay)
             if cursor > relay.tail:
                 raise CursorBeyondTail(
                     f"The stream has {relay.tail} events so far, and the cursor is {cursor}. "
@@ -106,6 +112,15 @@ class RelayRegistry:
             self.unsubscribe(subscriber)
             raise
         return subscriber
+
+    async def settle(self, relay: Relay) -> None:
+        """Read the log to its end for a client that has more than it, unless a failover may be the reason.
+
+        Raises:
+            Unavailable: a failover lost the end of the log, and it may come back; or the database does not answer.
+        """
+        await self._settling.require_settled(relay.stream_id)
+        await relay.catch_up()
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
         """Leave a stream."""
@@ -142,8 +157,8 @@ class RelayRegistry:
     def distrust_all(self) -> None:
         """Compare all relays with the log, and drop the ended ones: the database may have gone back in time.
 
-        The tail of a running relay shows whether the log lost what the relay holds. An ended relay is dropped, because
-        it is never compared: nothing follows an end.
+        The tail of a running relay shows whether the log lost what the relay holds, and the relay stays while that may
+        come back. An ended relay is dropped, because it is never compared: nothing follows an end.
         """
         for relay in list(self._relays.values()):
             if relay.ended or relay.over:
@@ -221,8 +236,11 @@ class RelayRegistry:
             return
         tails = await event_log.tails(self._pool, [relay.stream_id for relay in before])
         self.answered_at = time.monotonic()
+        unsettled = await self._unsettled(before, tails)
         for relay, tail_before in before.items():
             found = tails.get(relay.stream_id)
+            if relay.stream_id in unsettled:
+                continue
             if found is None or found.seq < tail_before:
                 self._drop(relay)
             elif found.seq > relay.tail:
@@ -230,6 +248,15 @@ class RelayRegistry:
             elif found.ended and found.seq == relay.tail and not relay.ended and relay.loaded:
                 # The log lost its end, and a new end has the number of an event that was sent before.
                 self._drop(relay)
+
+    async def _unsettled(self, before: Mapping[Relay, int], tails: dict[UUID, Standing]) -> set[UUID]:
+        """Return the streams whose logs lost what their relays had, and may get it back. Update the other tails."""
+        shorter = [relay.stream_id for relay, tail in before.items() if tails.get(relay.stream_id, NOTHING).seq < tail]
+        if not shorter:
+            return set()
+        unsettled = await self._settling.unsettled(shorter)
+        tails |= await event_log.tails(self._pool, [item for item in shorter if item not in unsettled])
+        return unsettled
 
     def _drop(self, relay: Relay) -> None:
         relay.leave()

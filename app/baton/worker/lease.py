@@ -78,8 +78,9 @@ class Lease:
         worker_id = await worker_rows.register(connection, self._name, self._generators, self._concurrency)
         self.place = await worker_rows.place(connection, worker_id)
         self._past.note(beat.history, beat.heartbeat)
-        # Last: from here on the other thread may raise the row's counter, and so move the row.
-        self.worker_id = worker_id
+        # From here on the other thread may raise the row's counter, and so move the row. What it has found during the
+        # registration says nothing of the new row.
+        self.worker_id, self._beat = worker_id, None
         logger.info("Worker %s is ready for %s", self._name, ", ".join(self._generators))
 
     async def lasted(self, connection: Connection, history: str) -> bool:

@@ -11,6 +11,7 @@ from uuid import UUID
 import asyncpg
 
 from ..db import notifications, partitions, stream_ending, stream_queue, streams, worker_rows
+from ..db.event_log import Fence
 from ..db.postgres import Connection
 from ..db.queue_watermark import SWEEP_SECONDS, QueueWatermark
 from ..db.worker_rows import Owned
@@ -20,6 +21,7 @@ from ..settings import Settings
 from .reaper import Reaper
 from .slots import Slots
 from .telemetry import Telemetry
+from .writer import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +31,11 @@ PARTITIONS_SECONDS: Final = 3600
 class Upkeep:
     """The upkeep of one worker, over its control connection."""
 
-    def __init__(self, settings: Settings, slots: Slots, telemetry: Telemetry) -> None:
+    def __init__(self, settings: Settings, slots: Slots, telemetry: Telemetry, writer: Writer) -> None:
         self._settings = settings
         self._slots = slots
         self._telemetry = telemetry
+        self._writer = writer
         self._reaper = Reaper(
             lease_seconds=settings.lease_seconds,
             max_attempts=settings.max_attempts,
@@ -47,6 +50,7 @@ class Upkeep:
         self._owned_pace = Pace(factor=100)
         self._overdue_pace = Pace(factor=20)
         self._partitions_due_at = 0.0
+        self._resurrected: set[Fence] = set()  # running again, as of the last heartbeat, though they ended here
         self._cancelled: set[UUID] = set()  # by notifications, which the rows must confirm
 
     @property
@@ -96,18 +100,28 @@ class Upkeep:
         await self._end_overdue(connection, unwatched=trust_watched)
 
     async def _follow_rows(self, connection: Connection, worker_id: UUID, *, trust_watched: bool) -> None:
-        """Stop the streams whose rows say so, and give back the ones that do not run here."""
+        """Stop the streams whose rows say so, and give back the ones that do not run here.
+
+        A stream that a failover made run again is not given back while the writer may still append its end again.
+        """
+        resurrected: set[Fence] = set()
         for item in await self._owned(connection, worker_id):
             run = self._slots.runs.get(item.fence.stream_id)
             if item.fence.stream_id in self._slots.handed_over:
                 continue
-            if run is None:
+            if run is None and self._writer.has_end(item.fence):
+                resurrected.add(item.fence)
+            elif run is None:
                 # The reply to a claim was lost, or the reply to a terminal flush whose row another worker must close.
                 await stream_queue.requeue(connection, item.fence, stream_queue.NEVER_RAN)
             elif item.cancelled:
                 run.stop(Outcome.cancelled())
             elif item.unwatched and trust_watched:
                 run.stop(stream_ending.UNWATCHED)
+        if resurrected & self._resurrected:
+            # The first time, the stream may have ended just after the rows were read. Now the database went back.
+            self._writer.doubt()
+        self._resurrected = resurrected
 
     async def _owned(self, connection: Connection, worker_id: UUID) -> list[Owned]:
         """Return the streams that the database says this worker owns: all, or only the running ones if that is slow."""

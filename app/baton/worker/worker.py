@@ -33,6 +33,7 @@ from .lease import Lease
 from .notifier import Notifier
 from .outbox import Lost
 from .reaper import release
+from .recent_batches import RecentBatches
 from .records import Records
 from .run import Run
 from .side_thread import SideThread
@@ -74,6 +75,7 @@ class Worker:
             metrics=self.metrics,
             prepare=settings.prepare,
             lease_lasted=self.lease.lasted,
+            recent=RecentBatches(settings.failover_keep_seconds, settings.failover_keep_bytes),
         )
         self._records = Records(settings.dsn, prepare=settings.prepare)
         self._wake = asyncio.Event()
@@ -100,7 +102,7 @@ class Worker:
             on_new_history=self._on_new_history,
         )
         self.claiming = Claiming(generators, self.lease, self.slots, telemetry)
-        self._upkeep = Upkeep(settings, self.slots, telemetry)
+        self._upkeep = Upkeep(settings, self.slots, telemetry, self.writer)
         self._stopping = Stopping(generators, on_result=self._wake.set)
         self._leave_at: float | None = None
         self.ready = asyncio.Event()  # registered and claiming

@@ -8,6 +8,7 @@ What always holds:
 - A batch is announced only after its commit.
 - A flush whose outcome is unknown is repeated with the same boundaries until the outcome is known.
 - Nothing is written to a database that may have gone back in time before the log was compared (`log_comparison`).
+- What was flushed in the last seconds stays here after its stream has ended, and is appended again if it is lost.
 """
 
 from __future__ import annotations
@@ -22,25 +23,22 @@ import asyncpg
 
 from ..backoff import retry
 from ..db import event_log, history, sqlstates, stream_ending, streams
-from ..db.event_log import Append
+from ..db.event_log import Append, Fence
 from ..db.postgres import Connection, connect
 from ..db.reconnecting import FAILURES
 from ..observability.log_context import fields_of
 from ..observability.metrics import WorkerMetrics
+from .appending_again import DATA_ERRORS, HistoryChanged
 from .flush_schedule import FlushSchedule
 from .log_comparison import LeaseLasted, LogComparison
 from .notifier import Notifier
 from .outbox import Lost, Outbox
+from .recent_batches import RecentBatches
 
 logger = logging.getLogger(__name__)
 
 PUT_OFF_SECONDS: Final = 1
 FLUSH_BYTES: Final = 4 << 20
-DATA_ERRORS: Final = (
-    asyncpg.exceptions.DataError,
-    asyncpg.exceptions.IntegrityConstraintViolationError,
-    asyncpg.exceptions.ProgramLimitExceededError,
-)
 
 
 async def _lasted(_connection: Connection, _history: str) -> bool:
@@ -60,15 +58,20 @@ class Writer:
         metrics: WorkerMetrics,
         prepare: bool = True,
         lease_lasted: LeaseLasted = _lasted,
+        recent: RecentBatches | None = None,
     ) -> None:
-        """`lease_lasted` returns whether the worker's claims were valid until the end of a past history."""
+        """`lease_lasted` returns whether the worker's claims were valid until the end of a past history.
+
+        `recent` keeps what is flushed, for a failover; by default nothing is kept.
+        """
         self._dsn = dsn
         self._prepare = prepare
         self._notifier = notifier
         self._metrics = metrics
         self._outboxes: dict[UUID, Outbox] = {}
         self._schedule = FlushSchedule(window_seconds)
-        self._comparison = LogComparison(self._outboxes, lease_lasted)
+        self._recent = recent or RecentBatches()
+        self._comparison = LogComparison(self._outboxes, self._recent, lease_lasted, self._note_appended_again)
         self._connection: Connection | None = None
 
     def add(self, outbox: Outbox) -> None:
@@ -88,6 +91,10 @@ class Writer:
         if self._outboxes.get(outbox.stream_id) is outbox:
             del self._outboxes[outbox.stream_id]
         self._schedule.forget(outbox)
+        lost = outbox.lost
+        if not outbox.closed.is_set() or (lost is not None and lost.outcome is None):
+            # Another worker may write after what this one wrote.
+            self._recent.forget(outbox.fence)
 
     def ready(self, outbox: Outbox) -> None:
         """Note that an outbox has something to write."""
@@ -97,6 +104,11 @@ class Writer:
         """Note that the database may have gone back in time: compare its log before anything else is written."""
         self._comparison.due = True
         self._schedule.flush_at_once()
+
+    def has_end(self, fence: Fence) -> bool:
+        """Return whether the end of this claim was flushed in the last seconds, and is still here."""
+        kept = self._recent.of(fence)
+        return kept is not None and kept.ended
 
     async def run(self) -> None:
         """Flush until cancelled."""
@@ -131,7 +143,7 @@ class Writer:
         """Write a group until its outcome is known, over as many connections as that takes."""
         await retry(
             lambda _backoff: self._try_to_write(group),
-            errors=(*FAILURES, _HistoryChanged),
+            errors=(*FAILURES, HistoryChanged),
             on_failure=self._on_failure,
         )
 
@@ -148,7 +160,7 @@ class Writer:
         await self._comparison.adopt(connection)
 
     def _on_failure(self, error: Exception) -> None:
-        if isinstance(error, _HistoryChanged):
+        if isinstance(error, HistoryChanged):
             self._comparison.due = True
         elif isinstance(error, asyncpg.DeadlockDetectedError):
             logger.warning("An append met a deadlock and will be repeated: %s", error)
@@ -173,9 +185,11 @@ class Writer:
             await self._isolate(connection, group, error)
             return
         if not written and await history.read(connection) != self._comparison.history:
-            raise _HistoryChanged
+            raise HistoryChanged
         self._count_flush(group.values(), asyncio.get_running_loop().time() - started_at)
-        self._notifier.announce([item for item in group.values() if item.events and item.stream_id in written])
+        appended = [item for item in group.values() if item.stream_id in written]
+        self._recent.note(appended, self._comparison.history)
+        self._notifier.announce([item for item in appended if item.events])
         for outbox, item in group.items():
             if item.stream_id in written:
                 outbox.written(item.last_seq, terminal=item.outcome is not None)
@@ -225,8 +239,13 @@ class Writer:
 
     def _was_written(self, outbox: Outbox, item: Append) -> None:
         """Answer a batch that was committed by a flush whose reply was lost."""
+        self._recent.note([item], self._comparison.history)
         self._notifier.announce([item])
         outbox.written(item.last_seq, terminal=item.outcome is not None)
+
+    def _note_appended_again(self, items: Sequence[Append]) -> None:
+        self._metrics.appended_again += len(items)
+        self._notifier.announce([item for item in items if item.events])
 
     def _put_off(self, outbox: Outbox, error: Exception) -> None:
         """Try a batch without a partition again after a while. Its generator waits once the buffer is full."""
@@ -256,7 +275,3 @@ class Writer:
             return
         tail = await event_log.read_tail(connection, outbox.stream_id)
         outbox.end_with(Lost.REJECTED, tail.last_seq)
-
-
-class _HistoryChanged(Exception):
-    """The database has another history than when the log was compared."""

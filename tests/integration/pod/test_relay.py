@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
-from uuid import uuid4
+from collections.abc import AsyncIterator, Collection, Sequence
+from uuid import UUID, uuid4
 
+import asyncpg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,30 +21,46 @@ from baton.db.event_log import Append
 from baton.db.notifications import change_payload, erasure_payload, pack, sign
 from baton.db.signing_keys import SigningKeys
 from baton.dialects import native
-from baton.errors import CursorBeyondTail, StreamNotFound
+from baton.errors import CursorBeyondTail, StreamNotFound, Unavailable
 from baton.observability.metrics import PodMetrics
 from baton.outcome import Outcome
 from baton.pod.notification_verifier import NotificationVerifier
 from baton.pod.relay_registry import RelayRegistry
+from baton.pod.settling import Settling
 from baton.pod.subscriber import Subscriber
 from baton.pod.subscriber_limits import SubscriberLimits
 
 KEYS = SigningKeys({7: b"k" * 32}, "here/00000001")
 
 
+class Watched(Settling):
+    """Counts how often it was asked."""
+
+    asked = 0
+
+    async def unsettled(self, stream_ids: Collection[UUID]) -> set[UUID]:
+        found = await super().unsettled(stream_ids)
+        self.asked += 1
+        return found
+
+
 class Pod:
     """Relays without a server. The test takes the place of their listener."""
 
-    def __init__(self, cluster: Cluster, *, window_bytes: int = 131_072, poll_seconds: float = 60) -> None:
+    def __init__(
+        self, cluster: Cluster, *, window_bytes: int = 131_072, poll_seconds: float = 60, settle_seconds: float = 15
+    ) -> None:
         self.metrics = PodMetrics()
         subscriber_limits = SubscriberLimits(self.metrics, max_pod=1000, max_tenant=1000, max_stream=1000)
         self.verifier = NotificationVerifier(cluster.pool, check_seconds=60, on_new_history=self._distrust_all)
         self.verifier.keys = KEYS
+        self.settling = Watched(cluster.pool, settle_seconds)
         self.relays = RelayRegistry(
             cluster.pool,
             self.metrics,
             subscriber_limits,
             self.verifier,
+            self.settling,
             window_bytes=window_bytes,
             poll_seconds=poll_seconds,
         )
@@ -434,3 +451,126 @@ async def test_any_interleaving_gives_each_subscriber_exactly_the_log(
         for step, number in steps:
             await story.play(step, number)
         await story.end()
+
+
+# After a failover that lost what relays hold, until the stream's worker has appended it again.
+
+
+async def lose(cluster: Cluster, author: Author, after: int) -> list[asyncpg.Record]:
+    """Lose what a stream has after an event, in a new history; return the lost batches."""
+    async with cluster.pool.acquire() as connection, connection.transaction():
+        lost = await connection.fetch("DELETE FROM baton.batch WHERE last_seq > $1 RETURNING *", after)
+        await history.mark_restored(connection)
+    return [row for row in lost if row["stream_id"] == author.id]
+
+
+async def put_back(cluster: Cluster, lost: list[asyncpg.Record]) -> None:
+    async with cluster.pool.acquire() as connection:
+        await connection.executemany(f"INSERT INTO baton.batch VALUES ({PLACES})", [tuple(row) for row in lost])
+
+
+async def settle(cluster: Cluster) -> None:
+    await cluster.pool.execute("UPDATE baton.stream SET history = baton.current_history()")
+
+
+PLACES = ", ".join(f"${number}" for number in range(1, 7))
+
+
+async def test_a_cursor_beyond_the_log_has_to_wait_while_its_events_may_come_back(cluster: Cluster) -> None:
+    pod, author = Pod(cluster), await cluster.author()
+    await author.write_texts([1, 1, 1], notify=False)
+    lost = await lose(cluster, author, 1)
+    with pytest.raises(Unavailable) as refusal:
+        await pod.relays.subscribe(author.id, 3)
+    assert refusal.value.retry_after_seconds == 1
+    await put_back(cluster, lost)
+    await settle(cluster)
+    async with pod.subscribed(author, 3) as subscriber:
+        assert subscriber.cursor == 3
+    with pytest.raises(CursorBeyondTail):
+        await pod.relays.subscribe(author.id, 4)
+
+
+async def test_a_cursor_beyond_the_log_is_refused_once_the_pod_has_waited(cluster: Cluster) -> None:
+    pod, author = Pod(cluster, settle_seconds=0.2), await cluster.author()
+    await author.write_texts([1, 1], notify=False)
+    await lose(cluster, author, 1)
+    with pytest.raises(Unavailable):
+        await pod.relays.subscribe(author.id, 2)
+
+    async def refused() -> bool:
+        try:
+            await pod.relays.subscribe(author.id, 2)
+        except Unavailable:
+            return False
+        except CursorBeyondTail:
+            return True
+        raise AssertionError
+
+    await until(refused)
+
+
+async def test_a_relay_stays_while_what_it_holds_may_come_back(cluster: Cluster) -> None:
+    pod, author = Pod(cluster, poll_seconds=0.01), await cluster.author()
+    await author.write_texts([1, 1, 1], notify=False)
+    async with pod.polling(), pod.subscribed(author, 1) as subscriber:
+        following = asyncio.create_task(follow(subscriber))
+        lost = await lose(cluster, author, 1)
+        pod.relays.distrust_all()
+        await asked_for_history(pod, 3)
+        assert not subscriber.relay.over
+        await put_back(cluster, lost)
+        await settle(cluster)
+        await author.write(text(4), end=True, notify=False)
+        assert await asyncio.wait_for(following, DEADLINE_SECONDS) == b"".join(author.frames[1:])
+
+
+async def test_a_relay_goes_when_what_it_holds_does_not_come_back(cluster: Cluster) -> None:
+    pod, author = Pod(cluster, poll_seconds=0.01), await cluster.author()
+    await author.write_texts([1, 1, 1], notify=False)
+    async with pod.polling(), pod.subscribed(author, 3) as subscriber:
+        following = asyncio.create_task(follow(subscriber))
+        await lose(cluster, author, 1)
+        await asked_for_history(pod, 3)
+        assert not following.done()
+        await stream_ending.end_any(cluster.pool, author.id, stream_ending.REWOUND)
+        assert await asyncio.wait_for(following, DEADLINE_SECONDS) == b""
+        assert subscriber.relay.over
+
+
+async def asked_for_history(pod: Pod, times: int) -> None:
+    """Wait until the pod has compared a relay that is longer than the log this often."""
+    before = pod.settling.asked
+    await until(lambda: pod.settling.asked >= before + times)
+
+
+async def test_a_page_that_comes_back_while_it_is_read_is_no_damage(cluster: Cluster) -> None:
+    pod, author = Pod(cluster, window_bytes=4096), await cluster.author()
+    await author.write_texts([1] * 4, padding=3000, notify=False)
+    async with pod.subscribed(author) as subscriber:
+        lost = await lose(cluster, author, 0)
+        async with cluster.pool.acquire() as connection, connection.transaction():
+            # The first read finds nothing. The next statement, which reads the stream's row, waits.
+            await connection.execute("LOCK TABLE baton.stream IN ACCESS EXCLUSIVE MODE")
+            following = asyncio.create_task(subscriber.take())
+            await until(lambda: pod_waits_for_a_lock(cluster))
+            await connection.executemany(f"INSERT INTO baton.batch VALUES ({PLACES})", [tuple(row) for row in lost])
+        assert (await following)[0].first_seq == 1
+        assert not subscriber.relay.over
+
+
+async def test_a_page_that_may_come_back_ends_no_relay(cluster: Cluster) -> None:
+    pod, author = Pod(cluster, window_bytes=4096), await cluster.author()
+    await author.write_texts([1] * 4, padding=3000, notify=False)
+    async with pod.subscribed(author) as subscriber:
+        lost = await lose(cluster, author, 0)
+        with pytest.raises(Unavailable):
+            await subscriber.take()
+        assert not subscriber.relay.over
+        await put_back(cluster, lost)
+        assert (await subscriber.take())[0].first_seq == 1
+
+
+async def pod_waits_for_a_lock(cluster: Cluster) -> bool:
+    found: bool = await cluster.pool.fetchval("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
+    return found

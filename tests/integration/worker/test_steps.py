@@ -232,6 +232,7 @@ async def test_a_generator_without_steps_opens_no_connection_for_them(dsn: str) 
     assert sorted(name for (name,) in names) == [
         "baton worker append",
         "baton worker control",
+        "baton worker heartbeat",
         "baton worker listen",
         "baton worker notify",
     ]

@@ -27,6 +27,7 @@ from baton.pod.event_stream import EventStream, State
 from baton.pod.notification_verifier import NotificationVerifier
 from baton.pod.relay import Relay
 from baton.pod.relay_registry import RelayRegistry
+from baton.pod.settling import Settling
 from baton.pod.sinks import DIRECT_EXTENSION, OnLost
 from baton.pod.stream_timeouts import OpenStreams
 from baton.pod.subscriber import Subscriber
@@ -99,8 +100,11 @@ class Scene:
         self.metrics = PodMetrics()
         limits = SubscriberLimits(self.metrics, max_pod=10, max_tenant=10, max_stream=10)
         verifier = NotificationVerifier(NO_POOL, check_seconds=60)
-        self.relays = RelayRegistry(NO_POOL, self.metrics, limits, verifier, window_bytes=65_536, poll_seconds=60)
-        self.relay = Relay(ID, NO_POOL, self.metrics, window_bytes=65_536)
+        self.settling = Settling(NO_POOL, 0)
+        self.relays = RelayRegistry(
+            NO_POOL, self.metrics, limits, verifier, self.settling, window_bytes=65_536, poll_seconds=60
+        )
+        self.relay = Relay(ID, NO_POOL, self.metrics, self.settling, window_bytes=65_536)
         self.relay.loaded = True
         limits.join("t", ID)
         self.subscriber = Subscriber(self.relay, 0, "t")

@@ -69,6 +69,7 @@ class WorkerMetrics(Collector):
         self._silent_after_seconds = silent_after_seconds
         self.running = 0
         self.fenced = 0
+        self.appended_again = 0
         self.notifications = 0
         self.flushed_bytes = 0
         self.flush_failures = 0
@@ -149,6 +150,11 @@ class WorkerMetrics(Collector):
         yield CounterMetricFamily("baton_flushed_bytes", "Bytes of events appended to the log", self.flushed_bytes)
         yield CounterMetricFamily("baton_flush_failures", "Appends that failed and were repeated", self.flush_failures)
         yield CounterMetricFamily("baton_appends_fenced", "Batches rejected after another worker's claim", self.fenced)
+        yield CounterMetricFamily(
+            "baton_batches_appended_again",
+            "Batches that a failover lost, and that were appended again",
+            self.appended_again,
+        )
         yield CounterMetricFamily("baton_notifications_sent", "Notifications sent", self.notifications)
         for numbers in (
             self.ended,
