@@ -78,6 +78,7 @@ async def test_a_stream_logs_a_line_when_created_and_when_it_ends(cluster: Clust
         "finish_reason": "stop",
         "generator": "replay",
         "attempt": 1,
+        "run": 1,
         "epoch": 1,
         "events": 3,
         "size_bytes": len('{"type":"text","delta":"what was said"}{"type":"usage","input_tokens":3,"output_tokens":4}'),
