@@ -23,7 +23,8 @@ import asyncpg
 
 from ..backoff import retry
 from ..db import event_log, sqlstates, stream_ending, streams
-from ..db.event_log import Append, Fence
+from ..db.event_log import Append
+from ..db.fence import Fence
 from ..db.postgres import Connection, connect
 from ..db.reconnecting import FAILURES
 from ..observability.log_context import fields_of

@@ -16,7 +16,7 @@ from tests.support.logbook import connected, ended, events, queue, text, until, 
 import baton
 from baton.chaos.proxy import Proxy
 from baton.db import event_log, stream_ending, stream_queue
-from baton.db.event_log import Fence
+from baton.db.fence import Fence
 from baton.db.postgres import Connection, connect, pool
 from baton.errors import GENERATOR_FAULT
 from baton.generators import GenerationRequest
