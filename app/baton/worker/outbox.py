@@ -200,7 +200,7 @@ class Outbox:
         self._on_ready(self)
 
     @property
-    def saves(self) -> bool:
+    def has_unsaved_state(self) -> bool:
         """Whether a state waits to be saved."""
         return self._state is not None or self._flight_state is not None
 
