@@ -1,4 +1,4 @@
-"""Steps: functions, such as tools, that run once for each stream, though its generator may run several times.
+"""Steps: functions, such as tools, that run once for each stream, even if its generator runs several times.
 
 A step's result is kept under its key, and given again when the generator runs again. The key is the step's name, a
 digest of its arguments, and its occurrence, which counts the calls with the same name and arguments in one run.
@@ -174,7 +174,7 @@ def idempotency_key() -> str:
     """Return a key for the side effect of the step whose function runs now: a UUID.
 
     It is the same whenever the step runs again, also on another worker. So a service that takes such a key, for example
-    in a header `Idempotency-Key`, does the work once, though a worker may die between the function's return and the
+    in a header `Idempotency-Key`, does the work once, even if a worker dies between the function's return and the
     moment at which its result is kept.
 
     Raises:
