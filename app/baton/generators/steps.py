@@ -89,8 +89,6 @@ class Steps:
         self._store = store or StepMemory()
         self._max_result_bytes = max_result_bytes
         self._occurrences: Counter[tuple[str, bytes]] = Counter()
-        self._idle = asyncio.Event()
-        self._idle.set()
         self.used = False
         self.running = 0
         self.ended_at = 0.0
@@ -120,10 +118,6 @@ class Steps:
         self._occurrences.clear()
         self._store.restart()
 
-    async def wait_until_idle(self) -> None:
-        """Wait until no step runs."""
-        await self._idle.wait()
-
     async def _run(
         self, key: StepKey, idempotency_key: str, call: Callable[[], Any], function: Callable[..., Any]
     ) -> Any:
@@ -139,14 +133,11 @@ class Steps:
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
         self.running += 1
-        self._idle.clear()
         try:
             yield
         finally:
             self.running -= 1
             self.ended_at = time.monotonic()
-            if not self.running:
-                self._idle.set()
 
     def _encode(self, name: str, result: Any) -> bytes:
         """Encode a result as JSON.

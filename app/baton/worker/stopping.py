@@ -59,11 +59,6 @@ class Stopping:
         """How many calls are being made."""
         return len(self._running)
 
-    @property
-    def has_results(self) -> bool:
-        """Whether calls have results that are not written yet."""
-        return bool(self._made or self._failed)
-
     def hurry(self, generator: str) -> None:
         """Look for calls at once: a stream of this generator has ended here."""
         if generator in self._stops:
