@@ -18,6 +18,7 @@ from tests.support.logbook import connected, until
 from tests.support.processes import SERVES, Running, environment, running
 from tests.support.revisions import history_with
 
+from baton.db.schema_revision import REVISION
 from baton.generators import GenerationRequest
 from baton.schema.migrate import migrate, revision_of
 
@@ -130,6 +131,7 @@ async def test_an_older_release_keeps_streaming_during_blocked_migrations(
     async with Cluster(empty_dsn) as cluster, started(code, empty_dsn, tmp_path) as (url, processes):
         urls = [url]
         if release.beside:
+            await migrate(empty_dsn, days_ahead=1, to=REVISION)  # under the older release, before the first of today's
             urls.append((await cluster.pod(generators={"count": "counting:count"})).url)
             await cluster.worker({"count": count})
 

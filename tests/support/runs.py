@@ -8,9 +8,10 @@ from baton.db.stream_queue import Claim
 from baton.generators import Generator
 from baton.generators.steps import Steps
 from baton.observability.metrics import Labels, WorkerMetrics
+from baton.worker.feed import Bounds
 from baton.worker.outbox import Outbox
 from baton.worker.records import Records
-from baton.worker.run import Bounds, Run
+from baton.worker.run import Run
 
 
 def run_of(generator: Generator, name: str = "test") -> Run:

@@ -4,11 +4,15 @@
 - `side_thread` is a thread beside that loop. In it `heartbeat` raises the worker's counter, and `watchdog` notices that
   a generator blocks the loop.
 - `claiming` takes queued streams, and `slots` holds the ones that run here.
-- `run` runs one generator. `surrogate_pairs` and `tool_calls` check what it yields, and `turns` lets the loop turn.
+- `run` runs one generator, and `feed` puts what it yields into the outbox. `past` reads what earlier runs left, and
+  `repetition` compares with it what a generator repeats. `surrogate_pairs` and `tool_calls` check what it yields, and
+  `turns` lets the loop turn.
 - `outbox` buffers, batches and numbers one stream's events. The protocol between it and the writer is described there.
 - `writer` appends the batches of all outboxes under their claims' epochs, as `flush_schedule` times it.
-  `log_comparison` checks the log after the database may have gone back in time. `notifier` announces what was written.
-- `steps` keeps the results of a generator's steps, over the connection of `records`.
+  `notifier` announces what was written. `log_comparison` checks the log after the database may have gone back in time,
+  and `appending_again` restores what was lost from `recent_batches`.
+- `steps` keeps the results of a generator's steps, over the connection of `records`. `stopping` ends at a provider what
+  a stream that ended early had begun there.
 - `lease` is the worker's row, `upkeep` does what comes with each heartbeat, and `reaper` finds dead workers.
   `lease_history` decides whether the lease lasted until a failover.
 - `telemetry` reports runs in metrics, traces and the log.

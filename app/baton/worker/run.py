@@ -11,12 +11,12 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from ..db.stream_queue import Claim
 from ..errors import GENERATOR_FAULT, GenerationError, InvalidEvent
-from ..events import TOKEN_TYPES, encode_event, encode_object, encode_text
+from ..events import encode_object
 from ..generators import (
     Approval,
     GenerationRequest,
@@ -33,11 +33,10 @@ from ..observability import traceparent
 from ..observability.metrics import Labels, WorkerMetrics
 from ..outcome import Outcome, Timings
 from . import past
+from .feed import Bounds, Feed, Wait
 from .outbox import Outbox
-from .past import OutputDiffers, Past, Repetition
 from .records import Records
-from .surrogate_pairs import SurrogateJoiner
-from .tool_calls import ToolCalls
+from .repetition import OutputDiffers
 from .turns import Turn, Turns
 
 logger = logging.getLogger(__name__)
@@ -47,24 +46,6 @@ STUBBORN_SECONDS: Final = 5
 STOP_SECONDS: Final = 10
 _STUCK: Final = ": its generator was stuck"
 UNKNOWN: Final = Labels()
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Bounds:
-    """The bounds of a stream: bytes in one event, number of events, bytes of all of them, and bytes in one state."""
-
-    max_event_bytes: int
-    max_events: int
-    max_bytes: int
-    max_state_bytes: int
-
-    def end_of(self, line: bytes, events: int) -> Outcome:
-        """Return the end of a stream that exceeds a bound with this event, its number `events`."""
-        if len(line) > self.max_event_bytes:
-            return Outcome.failed("event_too_large", "A part of this answer is too large, and the answer was ended.")
-        if events > self.max_events:
-            return Outcome.failed("too_many_events", "This answer is too long, and was ended.")
-        return Outcome.failed("stream_too_large", "This answer is too large, and was ended.")
 
 
 class Run:
@@ -95,32 +76,18 @@ class Run:
         self.last_event_at = time.monotonic()
         self.started_at = self.last_event_at
         self._generator = generator
-        self._bounds = bounds
         self._records = records
         self._resumes = resumes
-        self._past: Past | None = None  # what the generator may continue, until it has said whether it does
-        self._continued = False
-        self._repetition: Repetition | None = None
-        self._yielded = False  # this run has put an event into the outbox
-        self._calls = ToolCalls()
-        self._surrogates = SurrogateJoiner(self._calls)
+        self.feed = Feed(outbox, bounds, metrics, labels, started_at=self.started_at, saves=can_continue(generator))
         self._turn = Turn(turns or Turns())
-        self._events = outbox.tail  # including a former worker's
-        self.size_bytes = 0  # of what this run has yielded
         self.answer = AnswerRecord()
         self.labels = labels  # in the metrics
-        self._time_to_first_token_seconds = metrics.time_to_first_token_seconds.of(*labels)
-        self._inter_token_seconds = metrics.inter_token_seconds
         self._stop: Outcome | None = None
         self._abandoned = False
         self._handing_over = False
         self.handed_over = False  # everything is in the log, and the stream waits to be given back
         self._waits_for_database = False
-        self._finish_reason = "stop"
-        self._tokens = 0
-        self._first_token_at: float | None = None
         self.first_token_noted = False  # in the stream's row, before its end
-        self._last_token_at = self.started_at
         self.blocked_seconds = 0.0  # of the event loop, by this generator
         self._blocked_until = 0.0  # if that was silence of this stream
         self._generating: asyncio.Task[None] | None = None
@@ -140,7 +107,9 @@ class Run:
         if self._handing_over and self._stop is None:
             await self._finish_handing_over()
             return None
-        self._put_rest()
+        self.feed.put_rest()
+        if self.feed.exceeded is not None:
+            self.stop(self.feed.exceeded)
         outcome = dataclasses.replace(self._outcome(), answered_by=self.answer.as_dict())
         if self.outbox.lost is None:
             self.outbox.forgets |= self.steps.used
@@ -220,7 +189,7 @@ class Run:
                 "The generator of stream %s repeats itself differently, so the answer starts over.",
                 self.claim.stream_id,
             )
-            self._start_over("output_differs")
+            self.feed.start_over("output_differs")
             await self._stop_earlier(request.state)
             self.steps.restart()
             await self._feed(dataclasses.replace(request, so_far=SoFar(), state=None, state_seq=0))
@@ -251,7 +220,7 @@ class Run:
             await self.outbox.flushed()
             found = await self._records.run(lambda connection: past.read(connection, claim.stream_id))
         self.outbox.urgent = True  # viewers have been waiting
-        self._past, self._events = found, self.outbox.tail
+        self.feed.follow(found)
         return dataclasses.replace(request, so_far=found.so_far, state=found.state, state_seq=found.state_seq)
 
     async def _stop_earlier(self, state: Any) -> None:
@@ -283,45 +252,21 @@ class Run:
                 now = self.last_event_at = time.monotonic()
                 if now >= self._turn.look_at and not _is_state(item) and self._turn.is_kept(now):
                     await asyncio.sleep(0)
-                if wait := self._take(item, events):
-                    await wait()
-                if self._stop is not None:
+                try:
+                    wait = self.feed.take(item, now)
+                except InvalidEvent as error:
+                    raise InvalidEvent(f"The value yielded at {_place(events)} is not an event: {error}") from error
+                if wait is not None:
+                    await self._wait(wait)
+                elif self.feed.exceeded is not None:
+                    self.stop(self.feed.exceeded)
                     return
-        self._ended()
+        self.feed.end()
 
-    def _take(self, item: Yielded, events: object) -> Callable[[], Awaitable[None]] | None:
-        """Put what the generator yielded into the outbox; return what must be awaited before it continues, if anything.
-
-        Raises:
-            InvalidEvent: it is not an event.
-            OutputDiffers: it repeats itself, and not what the log has.
-        """
-        wait = None
-        try:
-            if self._past is not None and self._continues_with(item):
-                return None
-            for whole in self._surrogates.join(item):
-                line = self._encode(whole)
-                if line is None:
-                    if self.outbox.saves and not self._yielded:
-                        wait = self._wait_for_state
-                elif self._admit(line):
-                    self._yielded = True
-                    if not self.outbox.put(line):
-                        wait = self._wait_for_room
-        except InvalidEvent as error:
-            raise InvalidEvent(f"The value yielded at {_place(events)} is not an event: {error}") from error
-        return wait
-
-    async def _wait_for_room(self) -> None:
-        """Wait for a slow database. In the meantime the generator does not count as silent."""
+    async def _wait(self, wait: Wait) -> None:
+        """Wait for the database. In the meantime the generator does not count as silent."""
         with self._waiting_for_database():
-            await self.outbox.wait_for_room()
-
-    async def _wait_for_state(self) -> None:
-        """Wait until a state is saved that comes before the first event."""
-        with self._waiting_for_database():
-            await self.outbox.flushed()
+            await (self.outbox.wait_for_room() if wait is Wait.ROOM else self.outbox.flushed())
 
     @contextlib.contextmanager
     def _waiting_for_database(self) -> Iterator[None]:
@@ -331,154 +276,6 @@ class Run:
         finally:
             self.last_event_at = time.monotonic()
             self._waits_for_database = False
-
-    def _continues_with(self, item: Yielded) -> bool:
-        """Continue an earlier run if this first item says so, else start the answer over; return whether it says so."""
-        found, self._past = self._past, None
-        assert found is not None
-        if not isinstance(item, Mapping) or item.get("type") != "continue":
-            if not found.empty:
-                self._start_over(self.outbox.interruption)
-            return False
-        after = item.get("after")
-        if isinstance(after, bool) or not isinstance(after, int) or not found.state_seq <= after <= found.so_far.seq:
-            raise InvalidEvent(
-                f"A continue event's 'after' must be a number from {found.state_seq} to {found.so_far.seq}, "
-                f"not {after!r:.80}."
-            )
-        repetition = Repetition(found.after(after))
-        self._repetition = None if repetition.complete else repetition
-        for event in found.calls:
-            self._calls.note(event)
-        self._continued = True
-        self._tokens, self.size_bytes = found.tokens, found.size_bytes
-        return True
-
-    def _start_over(self, reason: str) -> None:
-        """Make viewers discard what earlier runs yielded, and forget it here."""
-        self._past = self._repetition = None
-        self._calls = ToolCalls()
-        self._surrogates = SurrogateJoiner(self._calls)
-        self._finish_reason = "stop"
-        self._continued, self._tokens, self.size_bytes = False, 0, 0
-        self.outbox.reset(reason)
-
-    def _ended(self) -> None:
-        """Handle a generator that has ended, perhaps before it yielded anything or repeated everything.
-
-        Raises:
-            OutputDiffers: it has repeated only a part.
-        """
-        if self._repetition is not None:
-            raise OutputDiffers
-        if self._past is not None and not self._past.empty:
-            self._start_over(self.outbox.interruption)
-
-    def _put_rest(self) -> None:
-        """Write replacements for the characters that the generator did not complete."""
-        if self._repetition is not None:
-            return  # the log has them
-        for item in self._surrogates.rest():
-            # The tool call that a surrogate belongs to may have been refused.
-            with contextlib.suppress(InvalidEvent):
-                line = self._encode(item)
-                if line is not None and self._admit(line):
-                    self.outbox.put(line)
-
-    def _admit(self, line: bytes) -> bool:
-        """Count an event and return True, or stop the generator if the event exceeds a bound."""
-        bounds, size = self._bounds, len(line)
-        self._events += 1
-        self.size_bytes += size
-        if size <= bounds.max_event_bytes and self._events <= bounds.max_events and self.size_bytes <= bounds.max_bytes:
-            return True
-        self.stop(bounds.end_of(line, self._events))
-        return False
-
-    def _encode(self, item: Yielded) -> bytes | None:
-        """Encode what the generator yielded; return None if it makes no event.
-
-        Raises:
-            InvalidEvent: it is not an event.
-            OutputDiffers: it repeats itself, and not what the log has.
-        """
-        if self._repetition is not None:
-            new = self._unrepeated(item, self._repetition)
-            if new is None:
-                return None
-            item = new
-        if isinstance(item, str):
-            if not item:
-                return None
-            self._count_token()
-            return encode_text(item)
-        if not isinstance(item, Mapping):
-            raise InvalidEvent(f"A generator must yield str or dict, not {type(item).__name__}.")
-        return self._encode_mapping(item)
-
-    def _unrepeated(self, item: Yielded, repetition: Repetition) -> Yielded | None:
-        """Return what is new in an item of a generator that repeats itself. Its states are as of what it repeats."""
-        if isinstance(item, Mapping):
-            kind = item.get("type")
-            if kind in {"finish", "state"}:
-                return item if kind == "finish" else None
-            encode_event(item)
-        elif not isinstance(item, str):
-            return item
-        new = repetition.strip(item)
-        if repetition.complete:
-            self._repetition = None
-        return new
-
-    def _save(self, item: Mapping[str, Any]) -> None:
-        """Save a state.
-
-        Raises:
-            InvalidEvent: it is not JSON, is too large, or the generator does not say that it can continue.
-        """
-        if not can_continue(self._generator):
-            raise InvalidEvent("Only a generator that is marked with @baton.continues may save a state.")
-        if "state" not in item:
-            raise InvalidEvent("A state needs 'state', any JSON.")
-        content = encode_object(item["state"])
-        if len(content) > self._bounds.max_state_bytes:
-            raise InvalidEvent(
-                f"The state has {len(content)} bytes, and BATON_MAX_STATE_BYTES allows {self._bounds.max_state_bytes}."
-            )
-        if self.claim.continues or self.outbox.stop_with is not None:
-            self.outbox.save(content)
-
-    def _encode_mapping(self, item: Mapping[str, Any]) -> bytes | None:
-        kind = item.get("type")
-        if kind == "finish":
-            self._finish_reason = _finish_reason(item)
-            return None
-        if kind == "state":
-            self._save(item)
-            return None
-        if kind == "continue" and item.get("after") == 0 and not self._yielded:
-            return None  # there is nothing to continue, and it starts from nothing
-        if kind in {"text", "reasoning"} and item.get("delta") == "":
-            return None
-        line = encode_event(item)
-        if kind == "usage":
-            self.outbox.bill.add(item)
-        elif kind in TOKEN_TYPES:
-            if kind == "tool_call":
-                self._calls.note(item)
-            self._count_token()
-        return line
-
-    def _count_token(self) -> None:
-        now = self.last_event_at
-        if self._first_token_at is None:
-            self._first_token_at = now
-            if not self._continued:
-                self._time_to_first_token_seconds.observe(now - self.started_at)
-        else:
-            self._inter_token_seconds.observe(now - self._last_token_at)
-        self._last_token_at = now
-        self._tokens += 1
 
     async def _stop_generator(self) -> None:
         """Cancel the generator if it still runs. If it does not stop in time, it is ignored from then on."""
@@ -504,12 +301,12 @@ class Run:
             return Outcome.failed("generator_error", GENERATOR_FAULT, **rest)
         error = self._generating.exception()
         if error is None:
-            return Outcome.completed(self._finish_reason, **rest)
+            return Outcome.completed(self.feed.finish_reason, **rest)
         if isinstance(error, GenerationError):
             if error.operator is not None:
                 logger.warning("Stream %s: %s: %s", self.claim.stream_id, error.code, error.operator)
             return Outcome.failed(error.code, error.message, **rest)
-        if known := as_generation_error(error, begun=self._tokens > 0, http=False):
+        if known := as_generation_error(error, begun=self.feed.tokens > 0, http=False):
             logger.warning(
                 "The generator of stream %s raised %s: %s.", self.claim.stream_id, type(error).__qualname__, known.code
             )
@@ -520,30 +317,20 @@ class Run:
     @property
     def time_to_first_token_seconds(self) -> float | None:
         """From the start of the answer to its first token; None before the first token, or if it is not known."""
-        if self._continued and self._tokens:
+        feed = self.feed
+        if feed.continued and feed.tokens:
             return self.claim.time_to_first_token_seconds
-        return None if self._first_token_at is None else self._first_token_at - self.started_at
+        return None if feed.first_token_at is None else feed.first_token_at - self.started_at
 
     def _timings(self) -> Timings:
-        earlier = self.claim.elapsed if self._continued else 0.0
-        return Timings(earlier + time.monotonic() - self.started_at, self.time_to_first_token_seconds, self._tokens)
+        earlier = self.claim.elapsed if self.feed.continued else 0.0
+        seconds = earlier + time.monotonic() - self.started_at
+        return Timings(seconds, self.time_to_first_token_seconds, self.feed.tokens)
 
 
 def _is_state(item: Yielded) -> bool:
     """Return whether this is a state, which must get into the batch of the event before it."""
     return isinstance(item, Mapping) and item.get("type") == "state"
-
-
-def _finish_reason(item: Mapping[str, Any]) -> str:
-    """Return why the model stopped, in lower case. Some providers use capitals.
-
-    Raises:
-        InvalidEvent: it is not a string.
-    """
-    reason = item.get("finish_reason")
-    if not isinstance(reason, str | None):
-        raise InvalidEvent(f"A finish event's 'finish_reason' must be a string, not {type(reason).__name__}.")
-    return (reason or "stop").lower()
 
 
 def _place(events: Any) -> str:

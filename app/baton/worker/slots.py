@@ -17,9 +17,10 @@ from ..observability.metrics import WorkerMetrics
 from ..outcome import Outcome
 from ..settings import Settings
 from ..usage import Bill
+from .feed import Bounds
 from .outbox import Lost, Outbox
 from .records import Records
-from .run import Bounds, Run
+from .run import Run
 from .steps import StepRecords
 from .telemetry import Telemetry
 from .turns import Turns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -18,7 +19,7 @@ from tests.support.logbook import ANSWER, answer, connected, ended, events, text
 from tests.support.roles import PASSWORD, Roles, as_role, drop, granted, unique_names
 
 from baton.db import stream_creation, stream_ending, streams
-from baton.db.postgres import pool
+from baton.db.postgres import Connection, pool
 from baton.db.schema_revision import check_schema
 from baton.db.stream_creation import Limits, NewStream
 from baton.generators import GenerationRequest, Generator
@@ -139,6 +140,43 @@ async def test_workers_take_over_streams_under_their_role(roles: Roles, caplog: 
         assert await stream_ending.erase(creating, taken_over)
         assert await connection.fetchval("SELECT count(*) FROM baton.step") == 0
     assert not refusals(caplog)
+
+
+async def test_workers_stop_providers_under_their_role(roles: Roles, caplog: pytest.LogCaptureFixture) -> None:
+    provider = Stoppable()
+    async with pool(roles.serve_dsn, size=1, timeout_seconds=10) as creating, connected(roles.admin_dsn) as connection:
+        new = NewStream("test", None, {}, "retry", may_continue=True)
+        stream_id = (await stream_creation.create(creating, new))[0].id
+        async with working(roles.work_dsn, provider):
+            await provider.saved.wait()
+            await stream_ending.request_cancel(creating, stream_id)
+            await until(lambda: provider.stopped == ["failed", "made"])
+            await until(lambda: is_empty(connection, "stop_call"))
+    assert not refusals(caplog)
+
+
+class Stoppable:
+    """A generator that saves a state and waits. The first call of its `stop` fails."""
+
+    continues = True
+
+    def __init__(self) -> None:
+        self.saved = asyncio.Event()
+        self.stopped: list[str] = []
+
+    async def __call__(self, _request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "state", "state": 1}
+        self.saved.set()
+        await asyncio.Event().wait()
+
+    async def stop(self, _state: object) -> None:
+        self.stopped.append("made" if self.stopped else "failed")
+        if len(self.stopped) == 1:
+            raise ConnectionError
+
+
+async def is_empty(connection: Connection, table: str) -> bool:
+    return not await connection.fetchval(f"SELECT count(*) FROM baton.{table}")
 
 
 def refusals(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -220,3 +220,25 @@ async def test_a_stream_whose_row_is_gone_does_not_come_back(dsn: str) -> None:
         at.writer.doubt()
         await until(lambda: not at.writer.has_end(Fence(over, 1)))
         assert await connection.fetchval("SELECT count(*) FROM baton.batch") == 0
+
+
+async def test_states_come_back_with_their_batches(dsn: str) -> None:
+    async with connected(dsn) as connection, desk(dsn) as at:
+        (running,) = await claimed(connection, 1)
+        (outbox,) = await at.write(connection, [running], "ab")
+        for number, item in enumerate("cde", 3):
+            outbox.put(encode_text(item))
+            outbox.save(b'{"after":%d}' % number)
+            await outbox.flushed()
+        # One without a batch.
+        outbox.save(b'{"after":"all"}')
+        await outbox.flushed()
+        saved = "SELECT after_seq, state FROM baton.stream_state"
+        before = await connection.fetch(saved)
+        assert [tuple(row) for row in before] == [(5, b'{"after":"all"}')]
+        # As it was after the third event.
+        await connection.execute("UPDATE baton.stream_state SET after_seq = 3, state = $1", b'{"after":3}')
+        await lose(connection, at, [running], 3)
+        await until(lambda: adopted(connection, running))
+        assert await connection.fetch(saved) == before
+        assert text(await events(connection, running)) == "abcde"

@@ -59,7 +59,7 @@ async def test_nothing_happens_between_an_event_and_the_state_after_it(monkeypat
             yield "an event"
         assert turned
 
-    monkeypatch.setattr(run, "_encode_mapping", lambda _item: None)
+    monkeypatch.setattr(run.feed, "_encode_mapping", lambda _item: None)
     await run._generate()
     assert turned == 3
 

@@ -83,6 +83,13 @@ class WorkerMetrics(Collector):
             "model",
             "type",
         )
+        self.taken_over = LabeledCounter(
+            "baton_runs_taken_over",
+            "Runs that took a stream over, by why the run before had ended, and whether they continued its answer",
+            "generator",
+            "reason",
+            "how",
+        )
         self.failed_calls = LabeledCounter(
             "baton_model_call_failures",
             "Calls of a model that failed before their first event, and what followed: retry, fallback or fail",
@@ -159,6 +166,7 @@ class WorkerMetrics(Collector):
         for numbers in (
             self.ended,
             self.used_tokens,
+            self.taken_over,
             self.failed_calls,
             self.loop_blocked_seconds,
             self.flush_seconds,
