@@ -30,13 +30,16 @@ class Telemetry:
 
     async def observe(self, run: Run, asked: RequestedModel) -> None:
         """Run a stream to its end, and report it."""
-        metrics = self._metrics
+        metrics, claim = self._metrics, run.claim
         metrics.running += 1
-        if run.claim.epoch == 1:
-            metrics.queue_seconds.of(run.labels.generator).observe(run.claim.queued)
+        if claim.epoch == 1:
+            metrics.queue_seconds.of(run.labels.generator).observe(claim.queued)
         try:
             await self._trace(run, asked)
         finally:
+            if claim.interruption is not None:
+                how = "continued" if run.feed.continued else "restarted"
+                metrics.taken_over.add(run.labels.generator, claim.interruption, how)
             metrics.used(run.labels, run.outbox.bill.own or {})
             for call in run.answer.failed_calls:
                 metrics.failed_calls.add(*self.labels(call.name, call.model), call.then, call.code)
@@ -49,6 +52,8 @@ class Telemetry:
             "baton.stream.id": str(claim.stream_id),
             "baton.tenant": claim.tenant,
             "baton.attempt": claim.attempts,
+            "baton.run": claim.run,
+            "baton.interruption": claim.interruption,
             "baton.epoch": claim.epoch,
             "gen_ai.operation.name": "chat" if asked.provider else "invoke_agent",
             "gen_ai.agent.name": claim.generator,
@@ -80,14 +85,16 @@ def _log_fields(run: Run, outcome: Outcome, asked: RequestedModel) -> dict[str, 
         "model": asked.model,
         "provider": asked.provider,
         "attempt": claim.attempts,
+        "run": claim.run,
+        "interruption": claim.interruption,
         "epoch": claim.epoch,
         "events": run.outbox.tail,
-        "size_bytes": run.size_bytes,
+        "size_bytes": run.feed.size_bytes,
         "tokens": timings.tokens,
         "queue_seconds": claim.queued,
         "time_to_first_token_seconds": timings.time_to_first_token_seconds,
         "duration_seconds": timings.duration_seconds,
-        "total_seconds": claim.queued + claim.elapsed + timings.duration_seconds,
+        "total_seconds": claim.queued + claim.elapsed + time.monotonic() - run.started_at,
     }
 
 
