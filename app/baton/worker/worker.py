@@ -78,7 +78,6 @@ class Worker:
             recent=RecentBatches(settings.failover_keep_seconds, settings.failover_keep_bytes),
         )
         self._records = Records(settings.dsn, prepare=settings.prepare)
-        self._wake = asyncio.Event()
         self.slots = Slots(
             settings,
             generators,
