@@ -102,10 +102,15 @@ class Director:
                 if self._stopping.is_set() or len(running) >= AT_ONCE:
                     continue
                 if not deck:
-                    deck.extend(kinds or self._random.sample(list(self._kinds), len(self._kinds)))
+                    deck.extend(kinds or self._shuffled())
                 task = group.create_task(self._inject(deck.popleft(), deck))
                 running.add(task)
                 task.add_done_callback(running.discard)
+
+    def _shuffled(self) -> list[str]:
+        """Return all kinds, and those that cost a worker its streams more often."""
+        kinds = [*self._kinds, *_OF_WORKERS, *_OF_WORKERS]
+        return self._random.sample(kinds, len(kinds))
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -384,6 +389,7 @@ _ANYWHERE: Final[dict[str, Kind]] = {
     "backends terminated": Director._terminate_backends,
     "old snapshot": Director._hold_snapshot,
 }
+_OF_WORKERS: Final = [kind for kind in _ANYWHERE if kind.startswith("worker ")]
 _ON_OWN_SERVER: Final[dict[str, Kind]] = {
     "postgres restart": Director._restart_postgres,
     "postgres outage": Director._outage,

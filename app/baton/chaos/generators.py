@@ -26,6 +26,8 @@ from .tool_calls import Tool
 
 KINDS: Final = ("continuing", "replaying", "restarting")
 
+LONGEST_CALL_SECONDS: Final = 0.2
+
 Events = AsyncGenerator[Yielded, None]
 
 
@@ -175,7 +177,7 @@ async def _result(request: GenerationRequest, index: int, random: Random) -> Map
     """Call the tool as a step, half of the time in a thread; return the event of its result."""
     tool = Tool.from_environment(str(request.stream_id), request.run)
     function = tool.call if index % 2 else tool.call_in_thread
-    pause = random.uniform(0, 0.2)
+    pause = random.uniform(0, LONGEST_CALL_SECONDS)
     result = await request.step("count", partial(function, pause=pause), index)
     tool.note_kept(index, result)
     return {"type": "tool_result", "id": f"step-{index}", "result": result}
