@@ -26,7 +26,7 @@ $(VENV)/.installed: pyproject.toml uv.lock
 	@$(UV) sync --quiet --locked --inexact $(EXTRAS) --python $(RUN)python
 	@touch $@
 
-demo: install ## Stream an answer, kill its pod in mid-answer, and resume on another
+demo: install ## Stream an answer, kill its pod and its worker, and receive it whole
 	@$(RUN)baton demo
 
 chaos: install ## Break processes, connections and Postgres at random (SECONDS=600 SEED=7)

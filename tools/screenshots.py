@@ -13,7 +13,7 @@ from typing import Any, Final
 import typer
 from playwright.async_api import Page, expect
 from tests.clients.browsing import PHONE, WIDE, browsing
-from tests.clients.test_console_browser import created, enter, row, two_demo_pods
+from tests.clients.test_console_browser import created, enter, row, two_demo_pods, two_demo_workers
 from tests.support.access import guarded_pod, make_key
 from tests.support.cluster import Cluster, RunningPod
 
@@ -97,14 +97,20 @@ async def the_console(cluster: Cluster, seconds: float) -> None:
 
 
 async def the_demo(cluster: Cluster) -> None:
-    await cluster.worker(load_generators(cluster.settings()))
     for scheme in ("light", "dark"):
-        async with two_demo_pods(cluster) as url, browsing(scheme=scheme, size=WIDE) as page:
+        async with (
+            two_demo_pods(cluster) as url,
+            two_demo_workers(cluster),
+            browsing(scheme=scheme, size=WIDE) as page,
+        ):
             await page.goto(f"{url}/demo")
             await page.get_by_role("button", name="Ask").click()
             await expect(page.locator("#text")).to_contain_text("The words")
             await page.locator("#kill").click()
             await expect(page.locator("#text")).to_contain_text("a thought and a spinner")
+            await page.locator("#kill-worker").click()
+            await expect(page.locator("#text")).to_contain_text("another worker from here")
+            await expect(page.locator("#text")).to_contain_text("That is the whole handshake")
             await shoot(page, f"demo-{scheme}")
 
 

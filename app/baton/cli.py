@@ -240,7 +240,7 @@ def demo(
     serve: Annotated[bool, typer.Option("--serve", help="Stay up, for a browser and for curl.")] = False,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="The pods' port. Default: a free one.")] = None,
 ) -> None:
-    """Stream an answer, kill the pod that serves it, and resume on another. Brings its own Postgres (extra `demo`)."""
+    """Stream an answer, kill its pod and its worker, and receive it whole. Brings its own Postgres (extra `demo`)."""
     from .demo.scenario import run as run_demo
 
     raise typer.Exit(run_demo(serve=serve, port=port))

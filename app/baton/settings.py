@@ -155,7 +155,7 @@ class Settings(BaseSettings):
     )
     demo: bool = Field(
         False,
-        description="Serve `/demo`, whose page kills pods, on loopback only; `baton demo --serve` sets it",
+        description="Serve `/demo`, whose page kills pods and workers, on loopback only; `baton demo` sets it",
     )
     sse_keep_alive_seconds: float = Field(
         15, gt=0, le=300, description="Send a keep-alive comment to a client after this much silence"

@@ -27,14 +27,15 @@ from tests.support.roles import PASSWORD, as_role
 
 from baton.db import event_log, history, notifications, signing_keys, stream_ending, stream_queue, streams, worker_rows
 from baton.db.event_log import Append
-from baton.db.notifications import CANCEL_CHANNEL, EVENTS_CHANNEL, KILL_CHANNEL, QUEUE_CHANNEL
+from baton.db.notifications import CANCEL_CHANNEL, EVENTS_CHANNEL, KILL_CHANNEL, KILL_WORKER_CHANNEL, QUEUE_CHANNEL
 from baton.db.postgres import Connection
 from baton.db.signing_keys import SigningKeys
 from baton.outcome import Outcome
 from baton.pod.relay_registry import DOUBT_SECONDS
 from baton.worker.worker import CLAIM_PAUSE_SECONDS
 
-CHANNELS = (EVENTS_CHANNEL, CANCEL_CHANNEL, QUEUE_CHANNEL, KILL_CHANNEL)
+CHANNELS = (EVENTS_CHANNEL, CANCEL_CHANNEL, QUEUE_CHANNEL, KILL_CHANNEL, KILL_WORKER_CHANNEL)
+WORKER = "worker-1"
 PROJECT = Path(__file__).parent.parent.parent
 # The last commit whose workers sign nothing.
 UNSIGNED = "742df4c"
@@ -142,6 +143,7 @@ class Play:
             "hint": notifications.change_payload(stream),
             "id": (str(stream), stream.hex, stream.urn, f"{{{stream}}}")[number % 4],
             "pod": f"{self.pods[number % 2].name}\n#{number}:{words}\n@{sent_soon}",
+            "worker": f"{WORKER}\n#{number}:{words}\n@{sent_soon}",
         }
         return forms[kind]
 
@@ -161,7 +163,7 @@ class Play:
 Step = tuple[str, str, int, str]
 KINDS = ("say", "say", "words", "replayed", "mutated", "truncated", "swapped signature", "next", "next")
 STEPS: st.SearchStrategy[Step] = st.tuples(
-    st.sampled_from((*KINDS, "gone", "hint", "id", "pod")),
+    st.sampled_from((*KINDS, "gone", "hint", "id", "pod", "worker")),
     st.sampled_from((*CHANNELS, EVENTS_CHANNEL, CANCEL_CHANNEL)),
     st.integers(0, 1 << 20),
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40),
@@ -173,7 +175,8 @@ async def stage(cluster: Cluster, *, payloads: bool) -> AsyncIterator[Play]:
     script = Script()
     pods = [await cluster.pod(notify_payloads=payloads, demo=True) for _ in range(2)]
     # Its lease is longer than the test, so that it does not bury the worker that never beats.
-    await cluster.worker({"replay": script}, notify_payloads=payloads, worker_concurrency=50, lease_seconds=600)
+    given: dict[str, Any] = {"notify_payloads": payloads, "worker_concurrency": 50, "lease_seconds": 600}
+    await cluster.worker({"replay": script}, demo=True, worker_name=WORKER, **given)
     # Somebody offers it, so that pods accept it, and has no slot free.
     await cluster.pool.execute("INSERT INTO baton.worker (name, generators, concurrency) VALUES ('busy', '{later}', 1)")
     async with Stranger.connected(cluster.dsn) as stranger:

@@ -1,15 +1,22 @@
-"""The README's client, against a pod."""
+"""The code of the README and of other pages, against a pod or a worker."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
+from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 from tests.support.cluster import Cluster
+from tests.support.logbook import connected, ended, events, queue, text, until_tail, working
 from tests.support.processes import finished
 from tests.support.readme import code_of
 
+import baton
+from baton.generators.protocol import Yielded
 from baton.generators.registry import load_generators
 
 
@@ -27,3 +34,42 @@ async def test_the_python_client_prints_the_answer(cluster: Cluster) -> None:
     answer = (await cluster.client.get(f"{pod.url}/v1/streams/{stream['id']}")).json()
     assert answer["status"] == "completed"
     assert printed == answer["text"]
+
+
+async def test_the_generator_that_continues_loses_and_repeats_nothing(dsn: str) -> None:
+    example: dict[str, Any] = {}
+    exec(code_of("A generator that continues", "docs/worker-loss.md"), example)
+    agent, search = example["generate"], example["search"]
+    searched: list[str] = []
+
+    async def counted(topic: str) -> str:
+        searched.append(topic)
+        return str(await search(topic))
+
+    example["search"] = counted
+    topics = ["tides", "bees", "glass"]
+    alone = [item async for item in agent(baton.GenerationRequest(UUID(int=1), {"topics": topics}, {}))]
+    whole = "".join(item for item in alone if isinstance(item, str))
+    searched.clear()
+    items_by_run = {1: 5, 2: 21}  # in the first section, and after the state of the second one
+
+    @baton.continues
+    async def dying(request: baton.GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        left = items_by_run.get(request.run, len(alone))
+        async for item in agent(request):
+            yield item
+            left -= 1
+            if not left:
+                await asyncio.Event().wait()
+
+    async with connected(dsn) as connection:
+        stream_id = await queue(dsn, given={"topics": topics}, may_continue=True, on_worker_lost="fail")
+        for least in (4, 23):
+            async with working(dsn, dying):
+                await until_tail(connection, stream_id, least)
+        async with working(dsn, dying):
+            stream = await ended(connection, stream_id)
+        found = await events(connection, stream_id)
+    assert (stream.status, text(found)) == ("completed", whole)
+    assert [event["type"] for event in found if event["type"] != "text"] == ["resumed", "resumed", "done"]
+    assert searched == topics

@@ -21,7 +21,12 @@ def test_the_application_can_be_imported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("heading", "page"), [("Your own generator", "README.md"), ("Generators", "docs/generators.md")]
+    ("heading", "page"),
+    [
+        ("Your own generator", "README.md"),
+        ("Generators", "docs/generators.md"),
+        ("A generator that continues", "docs/worker-loss.md"),
+    ],
 )
 def test_the_generator_can_be_loaded(heading: str, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -1,37 +1,41 @@
-"""The demo's page: it asks a question, shows the answer, and kills the pod that serves it.
+"""The demo's page: it asks a question, shows the answer, and kills the pod that serves it or the worker that writes it.
 
-These routes exist only in demo mode (`BATON_DEMO`). Only a page of this pod, on this machine, can kill a pod.
+These routes exist only in demo mode (`BATON_DEMO`). Only a page of this pod, on this machine, can kill a process.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import time
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..db import notifications
+from ..db import notifications, worker_rows
+from ..db.notifications import KILL_CHANNEL, KILL_WORKER_CHANNEL
 from ..db.postgres import translated
 from ..errors import Forbidden
 from . import pages
-from .request import AsgiResponse, common_headers, pod_of
+from .request import AsgiResponse, common_headers, json_answer, parse_stream_id, pod_of
 from .request_body import parse_json, read_body
 from .routing import Routes
 from .validation import validated
 
 FILES: Final = frozenset({"demo.js"})
+CHANNELS: Final[Mapping[str, str]] = {"pod": KILL_CHANNEL, "worker": KILL_WORKER_CHANNEL}
 
 
-class KillPod(BaseModel):
-    """The body of `POST /demo/kill`: the pod's name."""
+class Kill(BaseModel):
+    """The body of `POST /demo/kill`: which process dies."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    pod: str
+    role: Literal["pod", "worker"]
+    name: str
 
 
 ROUTES: Final = Routes("demo")
@@ -45,13 +49,22 @@ async def demo(request: Request) -> AsgiResponse:
 
 @ROUTES.undocumented("/demo/kill", None, methods=("POST",))
 async def kill(request: Request) -> AsgiResponse:
-    """Kill a pod by SIGKILL: this one or another, by a notification that all pods get."""
+    """Kill a pod or a worker with SIGKILL, by a notification that all of its kind get. A pod may kill itself."""
     _require_own_page(request)
-    name = validated(KillPod, parse_json(await read_body(request))).pod
+    wanted = validated(Kill, parse_json(await read_body(request)))
     pod = pod_of(request)
     async with translated(pod.pool):
-        await notifications.announce_kill(pod.pool, name, time.time(), pod.verifier.keys)
+        await notifications.announce_kill(pod.pool, CHANNELS[wanted.role], wanted.name, time.time(), pod.verifier.keys)
     return Response(status_code=202, headers=common_headers(request))
+
+
+@ROUTES.undocumented("/demo/streams/{id}", None)
+async def writer(request: Request) -> AsgiResponse:
+    """Return the name of the worker that writes a stream now; null if none does."""
+    stream_id = parse_stream_id(request.path_params["id"])
+    pod = pod_of(request)
+    async with translated(pod.pool):
+        return json_answer(request, {"worker": await worker_rows.name_of_writer(pod.pool, stream_id)})
 
 
 @ROUTES.undocumented("/demo/{name}", None)
@@ -68,7 +81,7 @@ def _require_own_page(request: Request) -> None:
     origin, host = request.headers.get("origin", ""), request.headers.get("host", "")
     client = "" if request.client is None else request.client.host
     if not (_is_loopback(client) and origin == f"http://{host}" and _is_loopback(urlsplit(origin).hostname or "")):
-        raise Forbidden("Only the demo's own page, on this machine, can kill pods.")
+        raise Forbidden("Only the demo's own page, on this machine, can kill pods and workers.")
 
 
 def _is_loopback(host: str) -> bool:

@@ -8,15 +8,18 @@ What runs
     received; the proxies then lead to the standby.
 
 What is watched
-    The workload (`workload`) keeps a number of streams running, made by a generator of its own (`deltas`): both
-    policies for a lost worker, short and long streams, some with large events, some cancelled in the middle. Several
-    viewers follow each (`viewers`) through any pod; some are slow, some change pods. Each viewer reconnects after its
-    last event, or is refused for good because a promotion lost the event. Each viewer has an account of what it
-    received (`account`). At a stream's end its accounts are compared with the log, which is read around the proxies.
+    The workload (`workload`) keeps a number of streams running, made by generators of its own (`generators`): they
+    continue, repeat themselves or restart after their worker was lost, under each policy for a lost worker. There are
+    short and long streams, some with large events, some with steps, some cancelled in the middle. Several viewers
+    follow each (`viewers`) through any pod; some are slow, some change pods. Each viewer reconnects after its last
+    event, or is refused for good because a promotion lost the event. Each viewer has an account of what it received
+    (`account`). At a stream's end its accounts are compared with the log, which is read around the proxies, and with
+    the calls of the steps' tool, which are counted outside Postgres (`tool_calls`).
 
 What breaks
     `faults` holds the kinds of faults. They are drawn from a deck that the seed shuffles: one every two or three
-    seconds on average, several at once, with calm moments between them. One pod and one worker are never killed, though
+    seconds on average, several at once, with calm moments between them. `trouble` records which workers a fault struck
+    and what a promotion may have lost: only that excuses an end. One pod and one worker are never killed, though
     every other fault strikes them, so that their memory can be watched (`memory`). The same seed injects the same
     faults in the same order; the exact moment depends on the machine.
 

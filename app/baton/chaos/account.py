@@ -1,15 +1,18 @@
 """Accounts of what each viewer received, checked event by event and compared with the log at the end. Pure.
 
-An account checks each event's number and text, and that nothing follows the terminal event. It keeps only a checksum of
-each event's number and bytes, to compare with the log.
+An account checks each event's number and text, the place of each step, and that nothing follows the terminal event. It
+keeps only a checksum of each event's number and bytes, to compare with the log. At the end it is judged by the
+stream's contract: whether the answer continues, restarts or fails when its worker is lost.
 """
 
 from __future__ import annotations
 
 import zlib
 from array import array
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from itertools import zip_longest
 from typing import Any, Final
 
@@ -17,41 +20,70 @@ import orjson
 
 from ..db.event_log import Batch
 from ..db.streams import LIVE
-from .deltas import read
+from .complaint import Complaint
+from .deltas import Delta, DeltaReader
 
 # Error codes that chaos may cause. Losing a process or a connection must cause no other code.
 LOST: Final = "worker_lost"
 LEFT: Final = "worker_left"
 REWOUND: Final = "log_rewound"
+# Also a reason of a reset: a generator that repeats itself did not yield what the log has.
+DIFFERS: Final = "output_differs"
 # Instead of a status: the stream has no row.
 GONE: Final = "gone"
 _NOTHING: Final = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Complaint:
-    """One violation. `kind` is a word or two for the report; `seq` is the event at which it was seen."""
+class Contract(Enum):
+    """What happens to an answer whose worker is lost."""
 
-    kind: str
-    seq: int
-    detail: str
+    CONTINUES = "continues"  # exact text once: `resumed`, and never a `reset`
+    RESTARTS = "restarts"  # a `reset`, and a whole new answer
+    FAILS = "fails"
+
+    @classmethod
+    def of(cls, kind: str, policy: str) -> Contract:
+        """Return the contract of a kind of generator under a policy for a lost worker."""
+        if policy == "fail":
+            return cls.FAILS
+        return cls.CONTINUES if policy == "continue" and kind != "restarting" else cls.RESTARTS
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a stream must deliver: how many deltas, under which policy, and what was done to it."""
+    """What a stream must deliver: how many deltas, with a step after every so many, and what was done to it."""
 
     events: int
-    policy: str
+    contract: Contract
+    step_every: int = 0
     cancelled: bool = False
     worker_troubled: bool = True  # a worker may have lost it
-    rewound: bool = False  # the database went back in time while it ran
+    rewound: bool = False  # the database went back in time while it ran, and may have lost it
+    step_forgotten: bool = False  # the database lost the result of a step, and the tool was called again
 
     @property
     def excused(self) -> set[str]:
         """The error codes that are explained by what was done to the stream."""
-        causes = ((LOST, self.worker_troubled), (LEFT, self.worker_troubled), (REWOUND, self.rewound))
+        lost = self.worker_troubled and self.contract is Contract.FAILS
+        causes = ((LOST, lost), (LEFT, lost), (REWOUND, self.rewound))
         return {code for code, happened in causes if happened}
+
+    @property
+    def excused_resets(self) -> set[str]:
+        """The reasons of resets that may be in the log."""
+        restarts = self.worker_troubled and self.contract is Contract.RESTARTS
+        differs = self.step_forgotten and self.contract is Contract.CONTINUES
+        return ({LOST, LEFT} if restarts else set()) | ({DIFFERS} if differs else set())
+
+    @property
+    def excused_resumes(self) -> set[str]:
+        """The reasons of `resumed` events that may be in the log."""
+        return {LOST, LEFT} if self.worker_troubled and self.contract is Contract.CONTINUES else set()
+
+    @property
+    def steps(self) -> int:
+        """How many steps a whole answer has."""
+        return self.events // self.step_every if self.step_every else 0
 
 
 class Account:
@@ -61,35 +93,54 @@ class Account:
         "_checks",
         "_missing",
         "_number",
+        "_reader",
         "_run",
+        "_step_every",
+        "_steps",
+        "_token",
         "end",
         "misplaced",
         "received",
         "refused",
         "repeated",
         "resets",
-        "resumed",
+        "results",
+        "resumes",
         "tail",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, step_every: int = 0) -> None:
+        """`step_every`: a step follows every Nth delta; 0: none."""
         self.tail = 0  # the highest number so far
         self.received = 0
         self.repeated = 0
         self.misplaced = 0
-        self.resets = 0
-        self.resumed = 0  # how often another worker continued it
+        self.resets: Counter[str] = Counter()  # by reason
+        self.resumes: Counter[str] = Counter()  # how often another run continued it, by reason
+        self.results: defaultdict[int, set[str]] = defaultdict(set)  # of steps, by index, in all answers
         self.refused = False  # for good: the log lost an event that it has
         self.end: Mapping[str, Any] | None = None
+        self._step_every = step_every
         self._missing: set[int] = set()
         self._checks = array("q")
-        self._run: str | None = None
-        self._number = 0  # of the last delta of that run
+        self._run = 1  # the last one that continued it
+        self._start_answer()
+
+    def _start_answer(self) -> None:
+        self._reader = DeltaReader()
+        self._token: str | None = None  # of the answer's deltas
+        self._number = 0  # of the last delta
+        self._steps: list[str] = []  # the types of their events
 
     @property
     def missing(self) -> int:
         """How many numbers below the highest have not arrived."""
         return len(self._missing)
+
+    @property
+    def interruptions(self) -> int:
+        """How often another run continued it or started it over."""
+        return self.resets.total() + self.resumes.total()
 
     @property
     def outcome(self) -> str:
@@ -153,28 +204,59 @@ class Account:
     def _content(self, seq: int, event: Mapping[str, Any]) -> list[Complaint]:
         match event.get("type"):
             case "text":
-                return self._delta(seq, event["delta"])
+                return self._text(seq, event["delta"])
+            case "tool_call" | "tool_result":
+                return self._step(seq, event)
             case "resumed":
-                self.resumed += 1  # the numbers of its deltas must continue, too
+                return self._resumed(seq, event)
             case "reset":
-                self.resets += 1
-                self._run, self._number = None, 0
+                self.resets[event["reason"]] += 1
+                self._start_answer()
             case "done":
                 self.end = event
             case kind:
                 return [Complaint("mixture", seq, f"an event of type {kind!r}")]
         return []
 
-    def _delta(self, seq: int, delta: str) -> list[Complaint]:
-        received = read(delta)
-        if received is None:
-            return [Complaint("mixture", seq, f"the checksum is wrong: {delta!r:.120}")]
-        if self._run is None:
-            self._run = received.run
+    def _text(self, seq: int, text: str) -> list[Complaint]:
+        return [found for delta in self._reader.feed(text) for found in self._delta(seq, delta, text)]
+
+    def _delta(self, seq: int, delta: Delta | None, text: str) -> list[Complaint]:
+        if delta is None:
+            return [Complaint("mixture", seq, f"the checksum is wrong at the end of {text!r:.120}")]
+        if self._token is None:
+            self._token = delta.token
         expected = self._number + 1
-        self._number = received.number
-        if received.run != self._run or received.number != expected:
-            return [Complaint("mixture", seq, f"{received} instead of {self._run} {expected}")]
+        self._number = delta.number
+        if delta.token != self._token or delta.number != expected or self._step_is_due(expected - 1):
+            return [Complaint("mixture", seq, f"{delta} instead of {self._token} {expected}, {self._step_place}")]
+        return []
+
+    def _step(self, seq: int, event: Mapping[str, Any]) -> list[Complaint]:
+        kind, index = event["type"], len(self._steps) // 2 + 1
+        expected = "tool_result" if len(self._steps) % 2 else "tool_call"
+        self._steps.append(kind)
+        wrong = kind != expected or event["id"] != f"step-{index}" or self._number != index * self._step_every
+        if wrong or self._reader.rest:
+            return [Complaint("mixture", seq, f"{event} instead of {expected} {index}, {self._step_place}")]
+        if kind == "tool_result":
+            self.results[index].add(event["result"]["nonce"])
+        return []
+
+    def _step_is_due(self, number: int) -> bool:
+        """Return whether an event of a step is missing after this many deltas."""
+        return bool(self._step_every) and len(self._steps) != 2 * (number // self._step_every)
+
+    @property
+    def _step_place(self) -> str:
+        return f"after {self._number} deltas and {len(self._steps)} events of steps"
+
+    def _resumed(self, seq: int, event: Mapping[str, Any]) -> list[Complaint]:
+        """Count a run that continues: its text must continue, too."""
+        before, self._run = self._run, event["run"]
+        self.resumes[event["reason"]] += 1
+        if self._run <= before:
+            return [Complaint("mixture", seq, f"run {self._run} continues run {before}")]
         return []
 
     def ending(self, asked: Expected) -> list[Complaint]:
@@ -183,10 +265,26 @@ class Account:
             if self.refused and asked.rewound:
                 return []
             return [Complaint("no end", self.tail, "no terminal event arrived")]
-        error = self.end.get("error") or {}
-        match self.end["status"]:
-            case "completed" if self._number != asked.events:
-                wrong = f"completed after {self._number} of {asked.events} deltas"
+        return [*self._interruptions(asked), *self._wrong_end(asked, self.end)]
+
+    def _interruptions(self, asked: Expected) -> list[Complaint]:
+        """Return which resets and continuations are against the stream's contract."""
+        wrong = [f"reset because of {reason}" for reason in self.resets.keys() - asked.excused_resets]
+        wrong += [f"continued because of {reason}" for reason in self.resumes.keys() - asked.excused_resumes]
+        wrong += [
+            f"step {index} has the results {sorted(found)}"
+            for index, found in self.results.items()
+            if len(found) > 1 and not asked.step_forgotten
+        ]
+        return [Complaint("contract", self.tail, f"a stream that {asked.contract.value}: {what}") for what in wrong]
+
+    def _wrong_end(self, asked: Expected, end: Mapping[str, Any]) -> list[Complaint]:
+        error = end.get("error") or {}
+        match end["status"]:
+            case "completed" if (self._number, len(self._steps)) != (asked.events, 2 * asked.steps):
+                wrong = f"completed {self._step_place}, not {asked.events} and {2 * asked.steps}"
+            case "completed" if self._reader.rest:
+                wrong = f"completed in the middle of a delta: {self._reader.rest!r:.120}"
             case "completed":
                 return []
             case "cancelled" if asked.cancelled:
@@ -194,7 +292,7 @@ class Account:
             case "failed" if error.get("code") in asked.excused:
                 return []
             case _:
-                wrong = f"the end is {orjson.dumps(self.end).decode()}"
+                wrong = f"the end is {orjson.dumps(end).decode()}"
         return [Complaint("wrong end", self.tail, wrong)]
 
 

@@ -1,46 +1,41 @@
-"""The text of chaos' streams: each delta has its generator's run, its number and a checksum, so that any mix-up shows.
+"""The text of chaos' streams: each delta has its answer's token, its number and a checksum, so that any mix-up shows.
 
-`generate` is the generator that chaos' workers run.
+The text may be cut anywhere: a reader puts it together again.
 """
 
 from __future__ import annotations
 
-import asyncio
-import secrets
 import zlib
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-
-from ..generators import GenerationRequest
-from ..generators.protocol import Yielded
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """The `number`th delta of one run of the generator."""
+    """The `number`th delta of one answer. Answers of different generator runs may have the same token."""
 
-    run: str
+    token: str
     number: int
 
 
-async def generate(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
-    """Yield `events` deltas, `rate` a second, `burst` at once; every `every`th has `padding` more characters."""
-    given = request.input
-    run = secrets.token_hex(4)
-    loop = asyncio.get_running_loop()
-    due = loop.time()
-    for number in range(1, given["events"] + 1):
-        large = given["every"] and number % given["every"] == 0
-        yield write(Delta(run, number), given["padding"] if large else 0)
-        if number % given["burst"] == 0:
-            # After a full outbox it continues at its rate, and does not catch up.
-            due = max(due + given["burst"] / given["rate"], loop.time() - 1)
-            await asyncio.sleep(max(0.0, due - loop.time()))
+class DeltaReader:
+    """Reads deltas from their text, however it is cut. `rest` is the beginning of the next one."""
+
+    __slots__ = ("rest",)
+
+    def __init__(self) -> None:
+        self.rest = ""
+
+    def feed(self, text: str) -> list[Delta | None]:
+        """Return the deltas that end in this text; None for each that is not as it was written."""
+        *words, rest = (self.rest + text).split(" ")
+        whole = len(words) - len(words) % 3
+        self.rest = " ".join([*words[whole:], rest])
+        return [read(" ".join([*words[start : start + 3], ""])) for start in range(0, whole, 3)]
 
 
 def write(delta: Delta, padding: int = 0) -> str:
-    """Encode a delta as text, with this many characters of padding."""
-    body = f"{delta.run} {delta.number} {'·' * padding}"
+    """Encode a delta as text of three words, with this many characters of padding."""
+    body = f"{delta.token} {delta.number} {'·' * padding}"
     return f"{body}{zlib.crc32(body.encode()):08x} "
 
 
@@ -49,5 +44,5 @@ def read(text: str) -> Delta | None:
     body, checksum = text[:-9], text[-9:]
     if checksum != f"{zlib.crc32(body.encode()):08x} ":
         return None
-    run, number, _ = body.split(" ", 2)
-    return Delta(run, int(number))
+    token, number, _ = body.split(" ", 2)
+    return Delta(token, int(number))

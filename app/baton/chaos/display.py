@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from time import monotonic
 from typing import Final
@@ -75,9 +76,15 @@ class Display:
         rows = [
             ("events delivered", f"{traffic.events:,} ({traffic.events / seconds:,.0f} a second)"),
             ("streams", f"{workload.judged:,}"),
+            *((f"  {kind}", f"{count:,}") for kind, count in sorted(workload.kinds.items())),
             ("connections", f"{traffic.connections:,}"),
             *((f"  reconnected after: {why}", f"{count:,}") for why, count in traffic.leavings.most_common()),
-            ("resets", f"{workload.resets:,}"),
+            *self._by_reason("continued by another run", workload.resumes),
+            *self._by_reason("started over (reset)", workload.resets),
+            ("healed after a promotion", f"{workload.healed:,}"),
+            ("steps", f"{workload.steps:,}"),
+            ("  whose tool ran again, before a result was kept", f"{workload.repeated_steps:,}"),
+            ("ends", f"{workload.outcomes.total():,}"),
             *((f"  {outcome}", f"{count:,}") for outcome, count in workload.outcomes.most_common()),
             ("missing", str(workload.missing)),
             ("repeated", str(workload.repeated)),
@@ -85,6 +92,11 @@ class Display:
             ("no end", str(workload.without_end)),
         ]
         self._table(("what clients saw", ""), rows)
+
+    @staticmethod
+    def _by_reason(what: str, counts: Counter[str]) -> list[tuple[str, str]]:
+        rows = [(f"  because of {reason}", f"{count:,}") for reason, count in counts.most_common()]
+        return [(what, f"{counts.total():,}"), *rows]
 
     def memory(self, survivors: Iterable[Samples]) -> None:
         """Print the table of memory by the minute."""

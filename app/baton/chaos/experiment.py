@@ -30,12 +30,14 @@ from ..demo.embedded import EmbeddedPostgres, embedded_server
 from ..errors import ConfigurationError, DemoError
 from ..schema.migrate import migrate
 from ..settings import Settings
-from .account import Complaint
+from .complaint import Complaint
 from .display import Display
 from .faults import Director, Lines, possible_kinds
+from .generators import KINDS
 from .memory import Memory
 from .postgres_pair import PostgresPair
 from .proxy import Proxy
+from .tool_calls import FILE_VARIABLE, ToolCalls
 from .workload import Violation, Workload
 
 GROWTH_MEGABYTES: Final = 1.0  # a minute
@@ -48,9 +50,11 @@ _RECORD: Final = re.compile(r"^(?=\d{4}-\d\d-\d\d )", re.MULTILINE)
 # Shorter than the defaults, so that more happens in a minute.
 _SETTINGS: Final = {
     "BATON_ALLOW_ANONYMOUS": "true",
-    "BATON_GENERATORS": "chaos=baton.chaos.deltas:generate",
-    "BATON_ENABLED_GENERATORS": "chaos",
-    "BATON_DEFAULT_GENERATOR": "chaos",
+    "BATON_GENERATORS": ",".join(f"{kind}=baton.chaos.generators:{kind}" for kind in KINDS),
+    "BATON_ENABLED_GENERATORS": ",".join(KINDS),
+    "BATON_DEFAULT_GENERATOR": KINDS[0],
+    # However often its worker is lost, a stream that may run again must not fail.
+    "BATON_MAX_ATTEMPTS": "100",
     "BATON_SSE_KEEP_ALIVE_SECONDS": "3",
     "BATON_RECONNECT_MILLISECONDS": "200",
     "BATON_WRITE_TIMEOUT_SECONDS": "5",
@@ -180,7 +184,11 @@ class Experiment:
                 pair.follow([own, *(proxy for line in lines.values() for proxy in (line.queries, line.listen))])
                 dsn = own.dsn
             programs = [_through(program, lines[program.name]) for program in programs]
-            settings = {**_SETTINGS, "BATON_LEASE_SECONDS": str(options.lease_seconds)}
+            settings = {
+                **_SETTINGS,
+                "BATON_LEASE_SECONDS": str(options.lease_seconds),
+                FILE_VARIABLE: str(self._tool_calls),
+            }
             cluster = await stack.enter_async_context(Cluster.open(self.folder, programs, settings))
             await self._wait_until_ready(cluster)
             pool = await stack.enter_async_context(postgres.pool(dsn, size=4, timeout_seconds=10, name="chaos judge"))
@@ -210,10 +218,14 @@ class Experiment:
             viewers=options.viewers,
             rate=options.rate,
             erase=pair is None,
-            worker_trouble=lambda: self.director.worker_trouble,
-            rewinds=lambda: self.director.rewinds,
+            trouble=self.director.trouble,
+            tool_calls=ToolCalls(self._tool_calls),
             violate=self._violate,
         )
+
+    @property
+    def _tool_calls(self) -> Path:
+        return self.folder / "tool_calls"
 
     def _programs(self, stack: contextlib.ExitStack | contextlib.AsyncExitStack) -> list[Program]:
         pods = [
@@ -300,7 +312,7 @@ class Experiment:
         if self.violations:
             self.display.say(f"{len(self.violations)} violations.", "bold red")
         else:
-            self.display.say("Nothing is missing, nothing was repeated, and every stream ended.", "bold green")
+            self.display.say("Every stream ended as it must. Nothing is missing, nothing was repeated.", "bold green")
         return not self.violations
 
     def _repeat_command(self) -> str:

@@ -26,11 +26,14 @@ from ..errors import ConfigurationError
 from .forger import Forger
 from .postgres_pair import PostgresPair
 from .proxy import Proxy
+from .trouble import NEAR_SECONDS, Promotion, Trouble
 
 LEAVE_SECONDS: Final = 12  # from SIGTERM to SIGKILL, as on a platform
 CALM_EVERY_SECONDS: Final = 45
 CALM_SECONDS: Final = 4
 AT_ONCE: Final = 4
+# After a promotion, until the workers have appended again what was lost.
+HEALING_SECONDS: Final = 5
 FILLER_CHANNEL: Final = "baton_chaos"
 
 _FILLING: Final = [f"{number}{'x' * 7000}" for number in range(20)]
@@ -67,8 +70,7 @@ class Director:
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.last: deque[str] = deque(maxlen=8)
-        self.worker_trouble = 0  # faults after which a worker may lose its streams
-        self.rewinds = 0  # times the database went back, after which running streams may be lost
+        self.trouble = Trouble()
         self.expected_ends: set[int] = set()  # pids that a fault ends
         self._cluster = cluster
         self._lines = lines
@@ -100,10 +102,15 @@ class Director:
                 if self._stopping.is_set() or len(running) >= AT_ONCE:
                     continue
                 if not deck:
-                    deck.extend(kinds or self._random.sample(list(self._kinds), len(self._kinds)))
+                    deck.extend(kinds or self._shuffled())
                 task = group.create_task(self._inject(deck.popleft(), deck))
                 running.add(task)
                 task.add_done_callback(running.discard)
+
+    def _shuffled(self) -> list[str]:
+        """Return all kinds, and those that cost a worker its streams more often."""
+        kinds = [*self._kinds, *_OF_WORKERS, *_OF_WORKERS]
+        return self._random.sample(kinds, len(kinds))
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -151,23 +158,23 @@ class Director:
         child = self._child(role, spare=True)
         with self._hold(child.name):
             self._strikes(f"{role} {number.name}", child.name)
-            self.worker_trouble += role == "worker"
-            self.expected_ends.add(child.pid)
-            child.signal(number)
-            await asyncio.wait([child.ended], timeout=LEAVE_SECONDS)
-            child.signal(signal.SIGKILL)
-            await child.ended
+            with self._troubles([child.name] if role == "worker" else []):
+                self.expected_ends.add(child.pid)
+                child.signal(number)
+                await asyncio.wait([child.ended], timeout=LEAVE_SECONDS)
+                child.signal(signal.SIGKILL)
+                await child.ended
 
     async def _freeze(self, role: str, seconds: float) -> None:
         child = self._child(role, spare=False)
         with self._hold(child.name):
             self._strikes(f"{role} SIGSTOP", child.name, seconds)
-            self.worker_trouble += role == "worker"
-            child.signal(signal.SIGSTOP)
-            try:
-                await asyncio.sleep(seconds)
-            finally:
-                child.signal(signal.SIGCONT)
+            with self._troubles([child.name] if role == "worker" else []):
+                child.signal(signal.SIGSTOP)
+                try:
+                    await asyncio.sleep(seconds)
+                finally:
+                    child.signal(signal.SIGCONT)
 
     async def _disturb(self, kind: str, disturb: Callable[[Proxy], None], seconds: float) -> None:
         """Disturb the proxy of one process, or of all."""
@@ -176,10 +183,10 @@ class Director:
         line = kind.partition(" ")[0]
         with self._lines_of(names, line) as proxies:
             self._strikes(kind, target, seconds)
-            self._note_trouble(names, line)
-            for proxy in proxies:
-                disturb(proxy)
-            await asyncio.sleep(seconds)
+            with self._troubles(self._alone(names, line)):
+                for proxy in proxies:
+                    disturb(proxy)
+                await asyncio.sleep(seconds)
 
     def _delay(self, proxy: Proxy) -> None:
         proxy.delay(self._random.uniform(0.01, 0.25))
@@ -190,12 +197,12 @@ class Director:
         seconds = self._random.uniform(0.1, 2)
         with self._lines_of([name], "queries") as proxies:
             self._strikes("replies lost", name, seconds)
-            self._note_trouble([name], "queries")
-            for proxy in proxies:
-                proxy.hold_replies()
-            await asyncio.sleep(seconds)
-            for proxy in proxies:
-                proxy.cut()
+            with self._troubles(self._alone([name], "queries")):
+                for proxy in proxies:
+                    proxy.hold_replies()
+                await asyncio.sleep(seconds)
+                for proxy in proxies:
+                    proxy.cut()
 
     @contextlib.contextmanager
     def _lines_of(self, names: Sequence[str], line: str) -> Iterator[list[Proxy]]:
@@ -211,10 +218,21 @@ class Director:
             for proxy in proxies:
                 proxy.resume()
 
-    def _note_trouble(self, names: Sequence[str], line: str) -> None:
-        """Count trouble of a worker: if it alone cannot reach Postgres, the others may declare it dead."""
+    def _alone(self, names: Sequence[str], line: str) -> Sequence[str]:
+        """Return the worker that alone cannot reach Postgres, so that the others may declare it dead."""
         alone = len(names) == 1 and not self._cluster.programs[names[0]].is_pod
-        self.worker_trouble += alone and line == "queries"
+        return names if alone and line == "queries" else []
+
+    @contextlib.contextmanager
+    def _troubles(self, workers: Sequence[str]) -> Iterator[None]:
+        """Record that workers may lose their streams, from the block's beginning to its end."""
+        for name in workers:
+            self.trouble.note_worker(name)
+        try:
+            yield
+        finally:
+            for name in workers:
+                self.trouble.note_worker(name)
 
     async def _terminate_backends(self) -> None:
         """Terminate the backends of one child. The proxies know their pids."""
@@ -277,24 +295,48 @@ class Director:
             await Forger(connection, self._random).run(seconds)
 
     async def _promote(self) -> None:
-        """Promote a standby that lacks the primary's last commits."""
+        """Promote a standby that lacks the primary's last commits. One worker is not disturbed, and must heal them."""
+        with self._hold_worker():
+            with self._hold_server():
+                assert self._pair is not None
+                promotion = None
+                try:
+                    await self._pair.build_standby()
+                    await self._pair.detach_standby()
+                    promotion = self.trouble.note_detached({})
+                    promotion.running = await self._pair.running_on_standby()
+                    await self._lose_commits(self._pair, promotion)
+                finally:
+                    await self._pair.drop_standby()
+                    if promotion is not None and promotion.stopped_at is None:
+                        self.trouble.forget(promotion)
+            await self._pause(HEALING_SECONDS)
+
+    async def _lose_commits(self, pair: PostgresPair, promotion: Promotion) -> None:
         seconds = self._random.uniform(0.1, 1.5)
-        with self._hold_server():
-            assert self._pair is not None
-            try:
-                await self._pair.build_standby()
-                await self._pair.detach_standby()
-                self.rewinds += 1
-                # The lost part may hold a worker's registration.
-                self.worker_trouble += 1
-                self._strikes("promotion", "without the last commits", seconds)
-                await asyncio.sleep(seconds)
-                await asyncio.to_thread(self._pair.primary.stop)
-                # Again: streams created since are lost as well.
-                self.rewinds += 1
-                await asyncio.shield(self._pair.promote())
-            finally:
-                await self._pair.drop_standby()
+        self._strikes("promotion", "without the last commits", seconds)
+        await asyncio.sleep(seconds)
+        await asyncio.to_thread(pair.primary.stop)
+        promotion.stopped_at = self.trouble.now()
+        await asyncio.shield(pair.promote())
+        promotion.promoted_at = self.trouble.now()
+
+    @contextlib.contextmanager
+    def _hold_worker(self) -> Iterator[None]:
+        """Let no fault strike one of the workers that have been undisturbed for a while, if there is one."""
+        found = [
+            name
+            for name, program in self._cluster.programs.items()
+            if not program.is_pod
+            and not self._held.intersection((name, f"queries of {name}"))
+            and self.trouble.seconds_since(name) > NEAR_SECONDS
+        ]
+        keys = {name for first in found[:1] for name in (first, f"queries of {first}")}
+        self._held.update(keys)
+        try:
+            yield
+        finally:
+            self._held.difference_update(keys)
 
     @contextlib.contextmanager
     def _hold_alone(self, name: str) -> Iterator[None]:
@@ -347,6 +389,7 @@ _ANYWHERE: Final[dict[str, Kind]] = {
     "backends terminated": Director._terminate_backends,
     "old snapshot": Director._hold_snapshot,
 }
+_OF_WORKERS: Final = [kind for kind in _ANYWHERE if kind.startswith("worker ")]
 _ON_OWN_SERVER: Final[dict[str, Kind]] = {
     "postgres restart": Director._restart_postgres,
     "postgres outage": Director._outage,

@@ -18,6 +18,12 @@ from .proxy import Proxy
 CATCH_UP_SECONDS: Final = 30
 
 _POSITION = "SELECT pg_current_wal_lsn()::text"
+# Streams whose worker lives according to the standby, and has written to them: it knows that it has them.
+_RUNNING = """
+SELECT s.id::text, w.name
+FROM baton.stream AS s JOIN baton.worker AS w ON w.id = s.worker_id
+WHERE s.status = 'running' AND EXISTS (SELECT FROM baton.batch AS b WHERE b.stream_id = s.id AND b.epoch = s.epoch)
+"""
 _REACHED = "SELECT coalesce(pg_last_wal_replay_lsn() >= $1::text::pg_lsn, false)"
 
 
@@ -60,6 +66,15 @@ class PostgresPair:
         try:
             await standby.execute("ALTER SYSTEM SET primary_conninfo = ''")
             await standby.execute("SELECT pg_reload_conf()")
+        finally:
+            standby.terminate()
+
+    async def running_on_standby(self) -> dict[str, str]:
+        """Return the streams that run and have begun according to the standby, with the names of their workers."""
+        assert self._standby is not None
+        standby = await _session(self._standby)
+        try:
+            return dict(map(tuple, await standby.fetch(_RUNNING)))
         finally:
             standby.terminate()
 

@@ -19,7 +19,8 @@ import httptools
 
 from ..backoff import Backoff
 from ..demo.cluster import Program
-from .account import Account, Complaint
+from .account import Account
+from .complaint import Complaint
 
 # Pods send a keep-alive every three seconds here. A viewer leaves a pod that is silent for this long.
 SILENCE_SECONDS: Final = 8
@@ -79,10 +80,11 @@ class Viewer:
         traffic: Traffic,
         complain: OnComplaint,
         rewound: Callable[[], bool] = lambda: False,
+        step_every: int = 0,
     ) -> None:
-        """`rewound` returns whether the database has gone back in time since the stream was created."""
+        """`rewound` returns whether a promotion may have lost a part of the stream. `step_every`: see `Account`."""
         self._rewound = rewound
-        self.account = Account()
+        self.account = Account(step_every)
         self._stream = stream
         self._pods = pods
         self._habits = habits
@@ -112,7 +114,11 @@ class Viewer:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await self._connect(pod, source)
         except (OSError, TimeoutError):
+            source.abort()
             return "no connection"
+        except asyncio.CancelledError:
+            source.abort()
+            raise
         self._traffic.connections += 1
         self._traffic.connected += 1
         try:
@@ -161,8 +167,9 @@ class Viewer:
         except BaseException:
             opened.close()
             raise
-        # From here on the transport closes the socket.
-        await loop.create_connection(lambda: source, sock=opened)
+        # From here on the transport closes the socket. If this were cancelled, the socket would be closed twice, the
+        # second time perhaps as another connection's.
+        await asyncio.shield(loop.create_connection(lambda: source, sock=opened))
 
     def _request(self, pod: Program) -> bytes:
         cursor = f"Last-Event-ID: {self.account.tail}\r\n" if self.account.tail else ""
@@ -198,6 +205,7 @@ class EventSource(asyncio.Protocol):
         self._on_event = on_event
         self._on_malformed = on_malformed
         self._transport: asyncio.Transport | None = None
+        self._aborted = False
         self._parser = httptools.HttpResponseParser(self)
         self._rest = b""
 
@@ -213,7 +221,8 @@ class EventSource(asyncio.Protocol):
             self._transport.resume_reading()
 
     def abort(self) -> None:
-        """Drop the connection, as a phone does when it changes networks."""
+        """Drop the connection, as a phone does when it changes networks, or do so as soon as there is one."""
+        self._aborted = True
         if self._transport is not None:
             self._transport.abort()
 
@@ -221,7 +230,10 @@ class EventSource(asyncio.Protocol):
         """Send the request."""
         # uvloop's transports are no subclasses of asyncio's.
         self._transport = cast(asyncio.Transport, transport)
-        self._transport.write(self._request)
+        if self._aborted:
+            self._transport.abort()
+        else:
+            self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         """Parse what was received."""

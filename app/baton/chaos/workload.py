@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,11 @@ from ..backoff import Backoff, retry
 from ..db import event_log, stream_ending, streams
 from ..db.postgres import CONNECTION_ERRORS, Pool
 from ..demo.cluster import Program
-from .account import GONE, Account, Complaint, Expected, LogCopy
+from .account import GONE, Account, Contract, Expected, LogCopy
+from .complaint import Complaint
+from .generators import KINDS, Answer
+from .tool_calls import StepAccount, ToolCalls
+from .trouble import Trouble
 from .viewers import Habits, Traffic, Viewer
 
 ALLOWANCE_SECONDS: Final = 90  # how much longer a stream may take than its text
@@ -46,18 +51,20 @@ class Violation:
 class StreamPlan:
     """What a stream's generator does, and what its user does."""
 
-    events: int
-    rate: float
-    burst: int
-    every: int  # every Nth event is large; 0: none
-    padding: int
+    answer: Answer
+    kind: str  # of its generator
     policy: str
     cancel_at: int | None  # the event after which its user cancels it
 
     @property
     def seconds(self) -> float:
         """How long the stream takes if nothing breaks."""
-        return self.events / self.rate
+        return self.answer.events / self.answer.rate
+
+    @property
+    def contract(self) -> Contract:
+        """What happens to it when its worker is lost."""
+        return Contract.of(self.kind, self.policy)
 
     @classmethod
     def drawn(cls, random: Random, rate: float) -> StreamPlan:
@@ -65,24 +72,32 @@ class StreamPlan:
         rate *= random.uniform(0.6, 1.4)
         seconds = random.choice((random.uniform(0.2, 3), random.uniform(5, 20), random.uniform(20, 60)))
         events = max(3, int(rate * seconds))
-        every, padding = random.choice(((0, 0), (0, 0), (0, 0), (5, 800), (40, 5000)))
-        return cls(
+        large_every, padding = random.choice(((0, 0), (0, 0), (0, 0), (5, 800), (40, 5000)))
+        kind = random.choice(KINDS)
+        answer = Answer(
             events=events,
             rate=rate,
             burst=random.choice((1, 2, 2, 4, 25)),
-            every=every,
+            large_every=large_every,
             padding=padding,
-            policy=random.choice(("retry", "fail")),
+            step_every=random.choice((0, 20, 80)),
+            # A generator that repeats itself needs no state.
+            save_every=random.choice((1, 8, 50) if kind == "continuing" else (0, 8, 50)),
+        )
+        return cls(
+            answer=answer,
+            kind=kind,
+            policy=random.choice(("continue", "continue", "continue", "retry", "fail")),
             cancel_at=random.randint(1, events) if random.random() < 0.12 else None,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """The counts of trouble just before a stream was created."""
+    """When a stream was created, and the count of trouble before that."""
 
+    at: float
     trouble: int
-    rewinds: int
 
 
 class Workload:
@@ -98,15 +113,19 @@ class Workload:
         viewers: int,
         rate: float,
         erase: bool,
-        worker_trouble: Callable[[], int],
-        rewinds: Callable[[], int],
+        trouble: Trouble,
+        tool_calls: ToolCalls,
         violate: Callable[[Complaint, str, str], None],
     ) -> None:
         self.traffic = Traffic()
         self.live = 0
         self.judged = 0
-        self.resets = 0
+        self.kinds: Counter[str] = Counter()
+        self.resets: Counter[str] = Counter()
+        self.resumes: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
+        self.steps = self.repeated_steps = 0
+        self.healed = 0  # streams that ran through a promotion with their worker, and lost nothing
         self.missing = self.repeated = self.misplaced = self.without_end = 0
         self._pods = pods
         self._pool = pool
@@ -115,8 +134,8 @@ class Workload:
         self._viewers = viewers
         self._rate = rate
         self._erase = erase
-        self._worker_trouble = worker_trouble
-        self._rewinds = rewinds
+        self._trouble = trouble
+        self._tool_calls = tool_calls
         self._violate = violate
         self._closing = asyncio.Event()
         self._http = httpx2.AsyncClient(
@@ -137,7 +156,7 @@ class Workload:
         await asyncio.sleep(random.uniform(0, 2))
         while not self._closing.is_set():
             plan = StreamPlan.drawn(random, self._rate)
-            before = Before(self._worker_trouble(), self._rewinds())
+            before = Before(time.monotonic(), self._trouble.count)
             created = await self._create(plan, random)
             if created is not None:
                 await self._watch_and_judge(plan, created, before, random)
@@ -146,7 +165,7 @@ class Workload:
         """Let viewers follow a stream to its end, and judge it."""
 
         def rewound() -> bool:
-            return self._rewinds() != before.rewinds
+            return self._trouble.may_have_rewound(stream, before.at)
 
         def complain(complaint: Complaint, *, pod: str) -> None:
             self._violate(complaint, stream, pod)
@@ -160,6 +179,7 @@ class Workload:
                 traffic=self.traffic,
                 complain=complain,
                 rewound=rewound,
+                step_every=plan.answer.step_every,
             )
             for _ in range(max(1, self._viewers + random.randint(-1, 1)))
         ]
@@ -168,13 +188,39 @@ class Workload:
         async with self._cancelling(plan, stream, accounts, random, rewound) as cancelled:
             await self._watch(plan, viewers)
         self.live -= 1
-        troubled = self._worker_trouble() != before.trouble
-        asked = Expected(plan.events, plan.policy, cancelled.is_set(), troubled, rewound())
-        await self._judge(stream, accounts, asked)
+        self.healed += self._trouble.survived(stream, before.at)
+        steps = StepAccount(self._tool_calls.take(stream), self._trouble.lost_at)
+        asked = Expected(
+            plan.answer.events,
+            plan.contract,
+            plan.answer.step_every,
+            cancelled=cancelled.is_set(),
+            worker_troubled=self._trouble.count != before.trouble,
+            rewound=rewound(),
+            step_forgotten=steps.forgotten,
+        )
+        await self._judge(stream, accounts, asked, steps)
+        self._count(plan, accounts, steps)
+
+    def _count(self, plan: StreamPlan, accounts: Sequence[Account], steps: StepAccount) -> None:
+        self.kinds[f"{plan.kind}, {plan.contract.value}"] += 1
+        for account in accounts:
+            self.missing += account.missing
+            self.repeated += account.repeated
+            self.misplaced += account.misplaced
+            self.without_end += account.end is None and not account.refused
+        longest = max(accounts, key=lambda account: account.tail)
+        self.resets += longest.resets
+        self.resumes += longest.resumes
+        self.steps += len(steps.nonces)
+        self.repeated_steps += steps.repeated
+        without = "refused" if any(account.refused for account in accounts) else "no end"
+        self.outcomes[next((account.outcome for account in accounts if account.end), without)] += 1
+        self.judged += 1
 
     async def _watch(self, plan: StreamPlan, viewers: Sequence[Viewer]) -> None:
         """Let the viewers follow until all have seen the end or time is up. A takeover restarts the time."""
-        resets = 0
+        interruptions = 0
         watching = [asyncio.create_task(viewer.run()) for viewer in viewers]
         deadline = asyncio.create_task(self._late(plan.seconds + ALLOWANCE_SECONDS))
         try:
@@ -182,9 +228,9 @@ class Workload:
             while pending and not deadline.done():
                 await asyncio.wait({*pending, deadline}, return_when=asyncio.FIRST_COMPLETED)
                 pending = {task for task in pending if not task.done()}
-                seen = max(viewer.account.resets for viewer in viewers)
-                if deadline.done() and seen > resets and not self._closing.is_set():
-                    resets = seen
+                seen = max(viewer.account.interruptions for viewer in viewers)
+                if deadline.done() and seen > interruptions and not self._closing.is_set():
+                    interruptions = seen
                     deadline = asyncio.create_task(self._late(plan.seconds + ALLOWANCE_SECONDS))
         finally:
             for task in (*watching, deadline):
@@ -228,9 +274,7 @@ class Workload:
 
     async def _create(self, plan: StreamPlan, random: Random) -> str | None:
         """Create a stream, with one idempotency key for all attempts; None if time runs out after `close()`."""
-        generator_input = {"events": plan.events, "rate": plan.rate, "burst": plan.burst}
-        generator_input |= {"every": plan.every, "padding": plan.padding}
-        body = {"generator": "chaos", "input": generator_input, "on_worker_lost": plan.policy}
+        body = {"generator": plan.kind, "input": plan.answer.as_input(), "on_worker_lost": plan.policy}
         key = {"idempotency-key": secrets.token_hex(8)}
         reply = await self._request("POST", "/v1/streams", random, content=orjson.dumps(body), headers=key)
         return None if reply is None else str(orjson.loads(reply)["id"])
@@ -264,24 +308,18 @@ class Workload:
         self._violate(Complaint("refused", 0, f"{method} {path}: no pod accepted it"), path, "")
         return None
 
-    async def _judge(self, stream: str, accounts: Sequence[Account], asked: Expected) -> None:
-        """Compare the accounts with the log, and count the results."""
+    async def _judge(self, stream: str, accounts: Sequence[Account], asked: Expected, steps: StepAccount) -> None:
+        """Compare the accounts with the log and with the calls of the tool."""
         copy = await self._read_log(UUID(stream))
         if asked.rewound:
             copy = await self._ended_log(UUID(stream), copy)
         complaints = [] if asked.rewound and copy.status == GONE else [*copy.complaints]
+        complaints += steps.complaints
         for account in accounts:
-            self.missing += account.missing
-            self.repeated += account.repeated
-            self.misplaced += account.misplaced
-            self.without_end += account.end is None and not account.refused
             complaints += [*account.against(copy, rewound=asked.rewound), *account.ending(asked)]
+            complaints += steps.against(account.results)
         for complaint in complaints:
             self._violate(complaint, stream, "")
-        self.resets += max(account.resets for account in accounts)
-        without = "refused" if any(account.refused for account in accounts) else "no end"
-        self.outcomes[next((account.outcome for account in accounts if account.end), without)] += 1
-        self.judged += 1
         if self._erase:
             await self._until_answered(lambda: stream_ending.erase(self._pool, UUID(stream)))
 

@@ -16,7 +16,7 @@ read the row or the log, and nothing else. All that pods send are hints. Every n
 finds the same by polling.
 
 The payloads of the other channels: a cancel is the stream's id in 32 hexadecimal digits, a queued stream has none, and
-a kill is the pod's name, signed and stamped.
+a kill is the name of the pod or worker, signed and stamped.
 
 A payload has at most 7,999 bytes. Postgres folds equal payloads of a transaction into one, which loses nothing.
 """
@@ -44,6 +44,7 @@ EVENTS_CHANNEL: Final = "baton_events"  # pods listen: batches were appended
 QUEUE_CHANNEL: Final = "baton_queue"  # workers listen: a stream was queued
 CANCEL_CHANNEL: Final = "baton_cancel"  # workers listen: a stream is to stop
 KILL_CHANNEL: Final = "baton_kill"  # a demo's pods listen: the pod of this name is to die; signed
+KILL_WORKER_CHANNEL: Final = "baton_kill_worker"  # a demo's workers listen: the worker of this name is to die; signed
 
 MAX_BYTES: Final = 7999
 SIGNATURE_BYTES: Final = len(f"\n#{signing_keys.GREATEST_ID}:") + signing_keys.MAC_LENGTH
@@ -101,9 +102,9 @@ async def announce_erasure(executor: Connection | Pool, stream_id: UUID) -> None
     await announce_cancel(executor, stream_id)
 
 
-async def announce_kill(executor: Connection | Pool, pod_name: str, moment: float, keys: SigningKeys) -> None:
-    """Make a demo's pod kill itself, if it was started before `moment`, in seconds since 1970."""
-    await _try_to_notify(executor, KILL_CHANNEL, sign(keys, KILL_CHANNEL, pod_name, stamp_of(moment)))
+async def announce_kill(executor: Connection | Pool, channel: str, name: str, moment: float, keys: SigningKeys) -> None:
+    """Make a demo's pod or worker kill itself, if it was started before `moment`, in seconds since 1970."""
+    await _try_to_notify(executor, channel, sign(keys, channel, name, stamp_of(moment)))
 
 
 async def _try_to_notify(executor: Connection | Pool, channel: str, payload: str) -> None:
@@ -244,9 +245,13 @@ def cancelled_stream(payload: str) -> UUID | None:
         return None
 
 
-def killed_pod(payload: str) -> str:
-    """Read the name of the pod that a kill is for."""
-    return payload.partition("\n")[0]
+def kills(payload: str, name: str, made_at: float) -> bool:
+    """Whether a kill, once its signature is verified, means the process of this name that was made at `made_at`.
+
+    A kill that was sent before this process was made meant an earlier process of the same name.
+    """
+    sent_at = committed_at(payload)
+    return payload.partition("\n")[0] == name and sent_at is not None and sent_at > made_at
 
 
 def trailer(payload: str) -> str:

@@ -62,6 +62,10 @@ SELECT w.id, w.name, w.generators, w.concurrency, w.started_at,
        w.tokens
 FROM baton.worker AS w ORDER BY w.name, w.id
 """
+_NAME_OF_WRITER = """
+SELECT w.name FROM baton.stream AS s JOIN baton.worker AS w ON w.id = s.worker_id
+WHERE s.id = $1 AND s.status = 'running'
+"""
 _OFFERED = "SELECT DISTINCT unnest(generators) FROM baton.worker"
 
 
@@ -108,6 +112,12 @@ class ListedWorker:
 async def list_all(executor: Connection | Pool) -> list[ListedWorker]:
     """List the workers that have not left, by name."""
     return [ListedWorker(*row) for row in await executor.fetch(_LISTED)]
+
+
+async def name_of_writer(executor: Connection | Pool, stream_id: UUID) -> str | None:
+    """Return the name of the worker that runs a stream; None if none does."""
+    name: str | None = await executor.fetchval(_NAME_OF_WRITER, stream_id)
+    return name
 
 
 async def register(connection: Connection, name: str, generators: Sequence[str], concurrency: int) -> UUID:

@@ -1,1 +1,1 @@
-"""`baton demo`: a cluster on this machine, on an embedded Postgres, whose pod is killed in the middle of an answer."""
+"""`baton demo`: a cluster on an embedded Postgres, whose pod and worker are killed in the middle of an answer."""

@@ -118,7 +118,6 @@ class Cluster:
     """The child processes. Use `Cluster.open`."""
 
     def __init__(self, folder: Path, programs: Sequence[Program], environment: Mapping[str, str]) -> None:
-        self.killed: Child | None = None
         self.children: dict[str, Child] = {}
         self.programs = {program.name: program for program in programs}
         self._folder = folder
@@ -189,19 +188,19 @@ class Cluster:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def kill(self, name: str) -> None:
-        """Kill a pod with SIGKILL, as if its machine disappeared.
+    async def kill(self, name: str) -> Child:
+        """Kill a pod or a worker with SIGKILL, as if its machine disappeared; return it.
 
         Raises:
-            DemoError: there is no pod of that name.
+            DemoError: there is no child of that name.
         """
         child = self.children.get(name)
         if child is None:
-            raise DemoError(f"{self.address} was answered by {name!r}, which this command did not start.")
-        self.killed = child
+            raise DemoError(f"{name!r} serves or writes the answer, and this command did not start it.")
         child.dismissed = True
         child.signal(signal.SIGKILL)
         await child.ended
+        return child
 
     async def next_end(self) -> Child:
         """Wait until another child ends, and dismiss it."""

@@ -23,8 +23,20 @@ class Resumption:
 
 
 @dataclass(frozen=True, slots=True)
+class Continuation:
+    """Another worker continued the answer after event `seq`. The reader waited `pause_seconds` for the next token."""
+
+    seq: int
+    pause_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a client received of one stream. `pods` sent the events, in order; a pod that returns is named again."""
+    """What a client received of one stream.
+
+    `pods` sent the events, in order; a pod that returns is named again. `text_is_whole`: all text together is the
+    expected one, exactly once.
+    """
 
     received: int
     last_seq: int
@@ -33,12 +45,15 @@ class Verdict:
     misplaced: tuple[int, ...]
     pods: tuple[str, ...]
     resumptions: tuple[Resumption, ...]
+    continuations: tuple[Continuation, ...]
+    resets: int
+    text_is_whole: bool
     ends: tuple[tuple[int, str], ...]
     time_to_first_token_seconds: float | None
     duration_seconds: float | None
 
     @classmethod
-    def of(cls, sightings: Sequence[Sighting], *, asked_at_seconds: float) -> Self:
+    def of(cls, sightings: Sequence[Sighting], *, asked_at_seconds: float, expected_text: str) -> Self:
         """Count what the client saw since it created the stream."""
         events = [item for item in sightings if isinstance(item, Received)]
         times = Counter(item.seq for item in events)
@@ -53,13 +68,16 @@ class Verdict:
             misplaced=tuple(_misplaced(item.seq for item in events)),
             pods=tuple(pod for pod, _ in groupby(_senders(sightings))),
             resumptions=tuple(_resumptions(sightings)),
+            continuations=tuple(_continuations(events)),
+            resets=sum(item.event.get("type") == "reset" for item in events),
+            text_is_whole=_text(events) == expected_text,
             ends=tuple((item.seq, _status(item)) for item in events if item.event.get("type") == "done"),
             time_to_first_token_seconds=None if first_token_at is None else first_token_at - asked_at_seconds,
             duration_seconds=events[-1].at_seconds - asked_at_seconds if events else None,
         )
 
     def complaints(self) -> list[str]:
-        """Return a sentence for each fault: in the events, in the end, or because one pod sent them all."""
+        """Return a sentence for each fault: in the events, in the end, or because nothing changed its pod or worker."""
         found = []
         if self.missing:
             found.append(f"Missing: {numbers(self.missing)}.")
@@ -70,9 +88,18 @@ class Verdict:
         if len(self.ends) != 1:
             found.append(f"The terminal event arrived {len(self.ends)} times instead of once.")
         found.extend(self._complaints_of_end())
+        found.extend(self._complaints_of_answer())
         if len(self.pods) < 2:
             found.append("The answer did not change pods, so the demo shows nothing.")
+        if not self.continuations:
+            found.append("The answer did not change workers, so the demo shows nothing.")
         return found
+
+    def _complaints_of_answer(self) -> Iterable[str]:
+        if self.resets:
+            yield "The answer started over."
+        if not self.text_is_whole:
+            yield "The text differs from the recorded answer."
 
     def _complaints_of_end(self) -> Iterable[str]:
         for seq, status in self.ends:
@@ -125,6 +152,18 @@ def _resumptions(sightings: Iterable[Sighting]) -> Iterable[Resumption]:
                 pause = 0.0 if lost_at is None else item.at_seconds - lost_at
                 yield Resumption(item.cursor, connected.pod, item.pod, pause)
             connected, lost_at = item, None
+
+
+def _continuations(events: Sequence[Received]) -> Iterable[Continuation]:
+    """Yield each change of the worker, with the time between the events around it."""
+    for index, item in enumerate(events):
+        if item.event.get("type") == "resumed":
+            before, after = events[max(index - 1, 0)], events[min(index + 1, len(events) - 1)]
+            yield Continuation(before.seq, after.at_seconds - before.at_seconds)
+
+
+def _text(events: Iterable[Received]) -> str:
+    return "".join(item.event["delta"] for item in events if item.event.get("type") == "text")
 
 
 def _status(item: Received) -> str:

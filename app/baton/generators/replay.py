@@ -55,6 +55,11 @@ class Transcript:
         return cls(name, head["title"], frozenset(head["words"]), tuple(events))
 
     @property
+    def text(self) -> str:
+        """Its text, without reasoning and tools."""
+        return "".join(event["delta"] for _, event in self.events if event["type"] == "text")
+
+    @property
     def duration_seconds(self) -> float:
         """Its duration at normal speed."""
         return self.events[-1][0]

@@ -309,11 +309,8 @@ class Pod:
 
     def _on_kill(self, payload: str) -> None:
         """In a demo: kill this process, as if its machine were lost, if the notification names this pod."""
-        name, stamp = notifications.killed_pod(payload), notifications.committed_at(payload)
-        if name != self.settings.pod_name or not self.verifier.verifies(KILL_CHANNEL, payload):
-            return
-        # A notification sent before this pod started was meant for an earlier pod of the same name.
-        if stamp is not None and stamp > self._made_at:
+        is_meant = notifications.kills(payload, self.settings.pod_name, self._made_at)
+        if is_meant and self.verifier.verifies(KILL_CHANNEL, payload):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _on_new_history(self) -> None:

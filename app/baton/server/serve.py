@@ -41,7 +41,7 @@ async def serve(settings: Settings) -> None:
     with contextlib.closing(bind(settings.host, settings.port, settings.write_timeout_seconds)) as listening:
         if settings.demo and not is_loopback(listening):
             raise ConfigurationError(
-                "BATON_DEMO serves a page that kills pods: set BATON_HOST=127.0.0.1, or unset BATON_DEMO."
+                "BATON_DEMO serves a page that kills pods and workers: set BATON_HOST=127.0.0.1, or unset BATON_DEMO."
             )
         if settings.allow_anonymous:
             warn_if_reachable(listening)

@@ -41,7 +41,7 @@ from ..db.fence import Fence
 from ..db.stream_ending import REWOUND
 from ..db.stream_states import State
 from ..events import encode_object, join_lines
-from ..outcome import WORKER_LOST_MESSAGE, Outcome
+from ..outcome import WORKER_LEFT_MESSAGE, WORKER_LOST_MESSAGE, Outcome
 from ..usage import Bill, Counts
 
 
@@ -60,6 +60,7 @@ class Lost(Enum):
     REJECTED = "the database refused the data"
     REWOUND = "the log has lost its end"
     OVERTAKEN = "a former worker's events are in the log, and this stream must not restart"
+    HANDED_OVER = "the events of a worker that left are in the log, and this stream must not restart"
 
     @property
     def outcome(self) -> Outcome | None:
@@ -71,6 +72,7 @@ _OUTCOMES: Final = {
     Lost.REJECTED: Outcome.failed("storage_rejected", "A part of this answer could not be stored."),
     Lost.REWOUND: REWOUND,
     Lost.OVERTAKEN: Outcome.failed("worker_lost", WORKER_LOST_MESSAGE),
+    Lost.HANDED_OVER: Outcome.failed("worker_left", WORKER_LEFT_MESSAGE),
 }
 
 
@@ -301,7 +303,7 @@ class Outbox:
         """
         line = encode_object({"type": "reset", "reason": reason or self.interruption})
         if not self._may_reset:
-            self.end_with(Lost.OVERTAKEN, self.tail)
+            self.end_with(Lost.HANDED_OVER if self.interruption == "worker_left" else Lost.OVERTAKEN, self.tail)
         elif self._flight:
             self._flight.insert(0, line)
             if self._flight_state is not None:

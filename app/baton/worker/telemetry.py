@@ -94,7 +94,7 @@ def _log_fields(run: Run, outcome: Outcome, asked: RequestedModel) -> dict[str, 
         "queue_seconds": claim.queued,
         "time_to_first_token_seconds": timings.time_to_first_token_seconds,
         "duration_seconds": timings.duration_seconds,
-        "total_seconds": claim.queued + claim.elapsed + timings.duration_seconds,
+        "total_seconds": claim.queued + claim.elapsed + time.monotonic() - run.started_at,
     }
 
 

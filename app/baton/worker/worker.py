@@ -18,7 +18,7 @@ from ..backoff import Backoff
 from ..db import notifications, stream_queue
 from ..db.listener import Listener, ListenerState
 from ..db.notification_delivery import check_delivery
-from ..db.notifications import CANCEL_CHANNEL, QUEUE_CHANNEL
+from ..db.notifications import CANCEL_CHANNEL, KILL_WORKER_CHANNEL, QUEUE_CHANNEL
 from ..db.postgres import Connection, connect
 from ..db.reconnecting import keep_connected
 from ..db.schema_revision import check_schema
@@ -29,6 +29,7 @@ from ..observability.metrics import Names, WorkerMetrics
 from ..settings import Settings
 from .claiming import Claiming
 from .heartbeat import Beat, Heart, Report, connect_control
+from .kill_switch import KillSwitch
 from .lease import Lease
 from .notifier import Notifier
 from .outbox import Lost
@@ -103,6 +104,7 @@ class Worker:
         self.claiming = Claiming(generators, self.lease, self.slots, telemetry)
         self._upkeep = Upkeep(settings, self.slots, telemetry, self.writer)
         self._stopping = Stopping(generators, on_result=self._wake.set)
+        self._kill_switch = KillSwitch(settings.worker_name, on_kill=self._wake.set)
         self._leave_at: float | None = None
         self.ready = asyncio.Event()  # registered and claiming
 
@@ -115,7 +117,8 @@ class Worker:
         await self._check()
         listener = Listener(
             self._settings.listen_dsn,
-            {QUEUE_CHANNEL: lambda _payload: self._wake.set(), CANCEL_CHANNEL: self._on_cancel},
+            {QUEUE_CHANNEL: lambda _payload: self._wake.set(), CANCEL_CHANNEL: self._on_cancel}
+            | ({KILL_WORKER_CHANNEL: self._kill_switch.note} if self._settings.demo else {}),
             on_state=self._on_listener_state,
             probe_seconds=self._settings.listen_probe_seconds,
             name="baton worker listen",
@@ -186,6 +189,7 @@ class Worker:
         self._heart.renew(self.lease.renew())
         while not self._may_go:
             self._wake.clear()
+            await self._kill_switch.obey(connection)
             if beat := self.lease.take():
                 await self._follow(connection, beat)
                 backoff.reset()

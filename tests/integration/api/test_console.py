@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import pytest
 from starlette.routing import Route
@@ -237,15 +238,16 @@ async def test_the_demo_page_exists_in_demo_mode_only(cluster: Cluster) -> None:
     for route in api.DEMO_ROUTES:
         assert isinstance(route, Route)
         method = "POST" if "POST" in (route.methods or ()) else "GET"
-        path = route.path.replace("{name}", "demo.js")
+        path = route.path.replace("{name}", "demo.js").replace("{id}", str(UUID(int=7)))
         absent = await cluster.client.request(method, pod.url + path)
         assert (absent.status_code, absent.json()["code"]) == (404, "not_found"), path
         present = await cluster.client.request(method, playing.url + path)
         assert present.status_code == (403 if method == "POST" else 200)
 
 
-async def test_only_the_demos_own_page_can_kill_a_pod(cluster: Cluster) -> None:
-    pod = await cluster.pod(demo=True)
+@pytest.mark.parametrize("role", ["pod", "worker"])
+async def test_only_the_demos_own_page_can_kill(cluster: Cluster, role: str) -> None:
+    pod, nobody = await cluster.pod(demo=True), {"role": role, "name": "nobody"}
     host = pod.url.removeprefix("http://")
     rebound = f"evil.example:{host.rpartition(':')[2]}"
     for headers in (
@@ -255,8 +257,27 @@ async def test_only_the_demos_own_page_can_kill_a_pod(cluster: Cluster) -> None:
         {"origin": f"https://{host}"},
         {"origin": f"http://{rebound}", "host": rebound},
     ):
-        answer = await cluster.client.post(f"{pod.url}/demo/kill", json={"pod": "nobody"}, headers=headers)
+        answer = await cluster.client.post(f"{pod.url}/demo/kill", json=nobody, headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), headers
-    # One that is no pod here: the real one dies in the test with a browser.
-    answer = await cluster.client.post(f"{pod.url}/demo/kill", json={"pod": "nobody"}, headers={"origin": pod.url})
+    # None has this name: a real one dies in the test with a browser.
+    answer = await cluster.client.post(f"{pod.url}/demo/kill", json=nobody, headers={"origin": pod.url})
     assert answer.status_code == 202
+
+
+async def test_the_demo_names_the_worker_that_writes_a_stream(cluster: Cluster) -> None:
+    pod, tap = await cluster.pod(demo=True), Tap()
+    await cluster.worker({"replay": tap}, worker_name="worker-a")
+    stream_id = await cluster.create(pod)
+
+    async def writer() -> object:
+        return (await cluster.client.get(f"{pod.url}/demo/streams/{stream_id}")).json()["worker"]
+
+    async def is_named() -> bool:
+        return await writer() == "worker-a"
+
+    async def is_nobody() -> bool:
+        return await writer() is None
+
+    await until(is_named)
+    tap.end()
+    await until(is_nobody)

@@ -143,18 +143,22 @@ def counted(output: str) -> Mapping[str, str]:
     return dict(re.findall(r"^  ([a-z]+(?: [a-z]+)?)  +(.+)$", verdict, re.MULTILINE))
 
 
-def test_the_answer_survives_its_pod(folder: Path) -> None:
+def test_the_answer_survives_its_pod_and_its_worker(folder: Path) -> None:
     # What a person has set for their own pods must not reach the demo's, nor what lies in `.env` there.
     foreign = {"BATON_POD_NAME": "mine", "BATON_ALLOW_ANONYMOUS": "false", "BATON_GENERATORS": "mine=nowhere:at_all"}
-    with demo(folder, BATON_REPLAY_SPEED="5", **foreign) as running:
+    with demo(folder, BATON_REPLAY_SPEED="4", **foreign) as running:
         assert running.exit_status() == 0, running.output
         rows = counted(running.output)
         received = re.fullmatch(r"(\d+), numbered 1 to (\d+)", rows["events"])
         resumed = re.fullmatch(r"after event (\d+), (pod-[ab]) -> (pod-[ab]), [\d.]+ s later", rows["resumed"])
+        continued = re.fullmatch(
+            r"after event (\d+), (worker-[ab]) -> (worker-[ab]), [\d.]+ s later", rows["continued"]
+        )
         assert received
         assert resumed
+        assert continued
         assert received[1] == received[2]
-        assert rows["missing"] == rows["repeated"] == "0"
+        assert rows["missing"] == rows["repeated"] == rows["resets"] == "0"
         assert re.match(rf"completed, event {received[1]}, ", rows["end"])
         assert resumed[2] != resumed[3]
         assert 150 < int(resumed[1]) < int(received[1])
@@ -162,6 +166,11 @@ def test_the_answer_survives_its_pod(folder: Path) -> None:
         assert killed[2] == resumed[2]
         assert killed[3] == resumed[1]
         assert f"{killed[2]}    pid {killed[1]}" in running.output
+        assert int(resumed[1]) < int(continued[1]) < int(received[1])
+        assert continued[2] != continued[3]
+        assert re.search(rf"kill -9 \d+: {continued[2]} is dead, after event \d+\n", running.output)
+        assert re.search(rf"{continued[3]} continues after event {continued[1]}, [\d.]+ s later\n", running.output)
+        assert "The answer outlived its pod and its worker: 0 tokens lost, 0 repeated, no reset.\n" in running.output
         assert f"{resumed[3]} continues after Last-Event-ID: {resumed[1]}" in running.output
         assert "\x1b" not in running.output
         assert "whole.\n" in running.output
@@ -184,7 +193,7 @@ def test_a_signal_ends_the_demo_and_leaves_nothing(folder: Path, moment: str, nu
             running.wait_for_child("initdb")
         if "runner" in moment:
             # One that does not hear that it is to leave.
-            os.kill(int(running.wait_for(r"worker +pid (\d+)")[1]), signal.SIGSTOP)
+            os.kill(int(running.wait_for(r"worker-a +pid (\d+)")[1]), signal.SIGSTOP)
         running.signal_until_it_ends(number)
         assert running.exit_status() == 128 + number, running.output
         assert "Traceback" not in running.output
@@ -193,7 +202,7 @@ def test_a_signal_ends_the_demo_and_leaves_nothing(folder: Path, moment: str, nu
         assert running.left_folders() == []
 
 
-@pytest.mark.parametrize("lines", [4, 12], ids=["while it starts", "in the answer"])
+@pytest.mark.parametrize("lines", [4, 13], ids=["while it starts", "in the answer"])
 def test_a_closed_output_ends_the_demo_and_leaves_nothing(folder: Path, lines: int) -> None:
     command = f"'{sys.executable}' -m baton demo | head -n {lines}"
     environment = clean_environment() | {"TMPDIR": str(folder)}

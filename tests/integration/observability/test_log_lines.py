@@ -14,6 +14,7 @@ import pytest
 from tests.support.cluster import Cluster, Tap, echo
 from tests.support.logbook import has_events, until, working
 
+import baton
 from baton.db import stream_ending
 from baton.errors import GenerationError
 from baton.generators import GenerationRequest
@@ -151,6 +152,26 @@ async def test_the_reaper_logs_the_end_for_a_dead_worker(cluster: Cluster, log: 
         line = await log.one("has ended")
     assert (line["stream_id"], line["severity"], line["code"]) == (stream_id, "WARNING", "worker_lost")
     assert (line["events"], line["attempt"], line["generator"]) == (2, 1, "replay")
+
+
+async def test_the_time_of_a_continued_answer_counts_once(cluster: Cluster, log: Log) -> None:
+    @baton.continues
+    async def generate(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "continue", "after": request.so_far.seq}
+        yield "a"
+        if request.run == 1:
+            await asyncio.Event().wait()
+
+    pod = await cluster.pod()
+    async with working(cluster.dsn, {"replay": generate}):
+        stream_id = await cluster.create(pod)
+        await until(lambda: has_events(cluster.pool, stream_id))
+    ago = "created_at = created_at - interval '30 min', started_at = started_at - interval '30 min'"
+    await cluster.pool.execute(f"UPDATE baton.stream SET {ago}")
+    async with working(cluster.dsn, {"replay": generate}):
+        line = await log.one("has ended")
+    assert (line["run"], line["interruption"]) == (2, "worker_lost")
+    assert 1800 <= line["duration_seconds"] <= line["total_seconds"] < 3600
 
 
 async def test_a_worker_that_lost_a_stream_does_not_log_its_end(cluster: Cluster, log: Log) -> None:

@@ -150,7 +150,7 @@ async def test_a_signaled_worker_hands_its_streams_to_the_next(cluster: Cluster)
             async with running("worker", env=env | {"BATON_REPLAY_SPEED": "1000"}):
                 frames = await follower.rest()
     kinds = [frame.partition(b'"type":"')[2].partition(b'"')[0] for frame in frames]
-    assert kinds.count(b"reset") == 1
+    assert (kinds.count(b"resumed"), kinds.count(b"reset")) == (1, 0)
     assert kinds[-1] == b"done"
     assert frames == await frames_after(cluster.client, pod.url, stream_id)
 
@@ -178,5 +178,5 @@ async def test_a_signal_ends_a_pod_that_is_still_starting() -> None:
 
 
 async def test_a_page_that_kills_pods_is_served_on_this_machine_only(cluster: Cluster) -> None:
-    with pytest.raises(ConfigurationError, match="BATON_DEMO serves a page that kills pods"):
+    with pytest.raises(ConfigurationError, match="BATON_DEMO serves a page that kills pods and workers"):
         await serve(cluster.settings(host="0.0.0.0", port=0, demo=True))

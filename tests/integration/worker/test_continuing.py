@@ -153,6 +153,30 @@ async def test_a_generator_that_cannot_restart_or_continue_fails(dsn: str) -> No
         assert (stream.error_code, text(await events(connection, stream_id))) == ("worker_lost", "a")
 
 
+@pytest.mark.parametrize("second", ["a", "b"])
+async def test_an_answer_that_was_handed_over_and_must_not_restart_ends_as_left(dsn: str, second: str) -> None:
+    """`second`: it repeats nothing, or something else."""
+
+    @baton.continues
+    async def generate(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        if second == "b":
+            yield {"type": "continue", "after": 0}
+        yield "a" if request.run == 1 else second
+        if request.run == 1:
+            await asyncio.Event().wait()
+
+    async with connected(dsn) as connection:
+        stream_id = await queue(dsn, may_continue=True, on_worker_lost="fail")
+        worker = Worker(settings(dsn), {"test": generate})
+        task = asyncio.create_task(worker.run())
+        await until_tail(connection, stream_id, 1)
+        worker.leave()
+        await task
+        async with working(dsn, generate):
+            stream = await ended(connection, stream_id)
+        assert (stream.error_code, text(await events(connection, stream_id))) == ("worker_left", "a")
+
+
 class Parrot:
     """Repeats everything from a number on, cut differently in each run."""
 

@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 from tests.support.logbook import (
     ANSWER,
+    DEADLINE_SECONDS,
     answer,
     claim_as,
     connected,
@@ -142,6 +143,12 @@ async def test_a_notification_wakes_a_worker(dsn: str) -> None:
         await ended(connection, stream_id)
         assert text(await events(connection, stream_id)) == ANSWER
         await until(lambda: not worker.slots.runs)
+
+
+async def test_heartbeats_wake_a_worker_that_polls_rarely(dsn: str) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS / 2):
+        async with working(dsn, answer, queue_poll_seconds=60) as worker:
+            await worker.ready.wait()
 
 
 async def test_a_worker_leaves_streams_of_unknown_generators_alone(dsn: str) -> None:

@@ -10,33 +10,53 @@ import orjson
 import pytest
 from rich.console import Console
 
-from baton.chaos.account import Account, Expected, LogCopy
-from baton.chaos.deltas import Delta, read, write
+from baton.chaos.account import Account, Contract, Expected, LogCopy
+from baton.chaos.deltas import Delta, DeltaReader, read, write
 from baton.chaos.experiment import Experiment, Options
 from baton.chaos.memory import Samples
 from baton.chaos.workload import StreamPlan
 from baton.db.event_log import Batch
 from baton.errors import ConfigurationError
 
-ASKED = Expected(events=3, policy="retry")
+RESTARTS, CONTINUES, FAILS = Contract.RESTARTS, Contract.CONTINUES, Contract.FAILS
+ASKED = Expected(3, RESTARTS)
 
 
-def delta(number: int, run: str = "aa") -> str:
-    return orjson.dumps({"type": "text", "delta": write(Delta(run, number))}).decode()
+def text(characters: str) -> str:
+    return orjson.dumps({"type": "text", "delta": characters}).decode()
+
+
+def delta(number: int, token: str = "aa") -> str:
+    return text(write(Delta(token, number)))
+
+
+def resumed(run: int = 2, reason: str = "worker_lost") -> str:
+    return orjson.dumps({"type": "resumed", "run": run, "reason": reason}).decode()
+
+
+def reset(reason: str = "worker_lost") -> str:
+    return orjson.dumps({"type": "reset", "reason": reason}).decode()
+
+
+def call(index: int) -> str:
+    return orjson.dumps({"type": "tool_call", "index": index - 1, "id": f"step-{index}", "name": "count"}).decode()
+
+
+def result(index: int, nonce: str = "11") -> str:
+    return orjson.dumps({"type": "tool_result", "id": f"step-{index}", "result": {"nonce": nonce}}).decode()
 
 
 def done(status: str = "completed", code: str | None = None) -> str:
     return orjson.dumps({"type": "done", "status": status, "error": {"code": code} if code else None}).decode()
 
 
-RESUMED = '{"type":"resumed","run":2,"reason":"worker_lost"}'
-RESET = '{"type":"reset","reason":"worker_lost"}'
+RESET = reset()
 WHOLE = [delta(1), delta(2), delta(3), done()]
 
 
 def told(events: Iterable[tuple[int, str]], log: list[str] | None = None, asked: Expected = ASKED) -> set[str]:
     """The kinds of all complaints about a viewer that received this of a stream whose log is that."""
-    account = Account()
+    account = Account(asked.step_every)
     found = [complaint for seq, line in events for complaint in account.receive(seq, line.encode())]
     found += account.ending(asked)
     found += account.against(copy_of(WHOLE if log is None else log))
@@ -62,8 +82,69 @@ def test_a_restarted_stream_has_no_faults() -> None:
 
 
 def test_a_continued_stream_has_no_faults() -> None:
-    lines = [delta(1), RESUMED, delta(2), RESUMED, delta(3), done()]
-    assert told(numbered(lines), lines) == set()
+    first, second = write(Delta("aa", 2))[:7], write(Delta("aa", 2))[7:]
+    lines = [delta(1), text(first), resumed(2), text(second), resumed(4, "worker_left"), delta(3), done()]
+    assert told(numbered(lines), lines, Expected(3, CONTINUES)) == set()
+
+
+STEPS = [delta(1), call(1), result(1), delta(2), call(2), result(2), delta(3), call(3), result(3), done()]
+
+
+def test_steps_are_expected_where_they_belong() -> None:
+    lines = [delta(1), call(1), RESET, *STEPS]
+    assert told(numbered(lines), lines, Expected(3, RESTARTS, step_every=1)) == set()
+    lines = [*STEPS[:2], resumed(), *STEPS[2:]]
+    assert told(numbered(lines), lines, Expected(3, CONTINUES, step_every=1)) == set()
+
+
+@pytest.mark.parametrize(
+    ("lines", "kinds"),
+    [
+        ([*STEPS[:3], resumed(), *STEPS[4:]], {"mixture"}),
+        ([*STEPS[:2], resumed(), *STEPS[1:]], {"mixture", "wrong end"}),
+        ([*STEPS[:3], resumed(), *STEPS[2:]], {"mixture", "wrong end"}),
+        ([*STEPS[:1], resumed(), *STEPS[2:]], {"mixture", "wrong end"}),
+        ([*STEPS[:8], done()], {"wrong end"}),
+        ([text(write(Delta("aa", 1))[:5]), call(1), result(1), done()], {"mixture", "wrong end"}),
+        ([*STEPS[:9], text("aa"), done()], {"wrong end"}),
+    ],
+)
+def test_a_misplaced_missing_or_repeated_step_is_detected(lines: list[str], kinds: set[str]) -> None:
+    assert told(numbered(lines), lines, Expected(3, CONTINUES, step_every=1)) == kinds
+
+
+@pytest.mark.parametrize(
+    ("interruption", "asked", "allowed"),
+    [
+        (resumed(), Expected(3, CONTINUES), True),
+        (resumed(reason="worker_left"), Expected(3, CONTINUES), True),
+        (resumed(reason="output_differs"), Expected(3, CONTINUES), False),
+        (resumed(run=1), Expected(3, CONTINUES), False),
+        (resumed(), Expected(3, CONTINUES, worker_troubled=False), False),
+        (resumed(), Expected(3, RESTARTS), False),
+        (resumed(), Expected(3, FAILS), False),
+        (reset(), Expected(3, RESTARTS), True),
+        (reset("worker_left"), Expected(3, RESTARTS), True),
+        (reset("output_differs"), Expected(3, RESTARTS), False),
+        (reset(), Expected(3, RESTARTS, worker_troubled=False), False),
+        (reset(), Expected(3, CONTINUES), False),
+        (reset(), Expected(3, CONTINUES, rewound=True), False),
+        (reset("output_differs"), Expected(3, CONTINUES), False),
+        (reset("output_differs"), Expected(3, CONTINUES, step_forgotten=True), True),
+        (reset(), Expected(3, FAILS), False),
+    ],
+)
+def test_each_contract_allows_only_its_own_interruptions(interruption: str, asked: Expected, allowed: bool) -> None:
+    rest = WHOLE if "reset" in interruption else WHOLE[1:]
+    lines = [delta(1), interruption, *rest]
+    assert bool(told(numbered(lines), lines, asked)) is not allowed
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_step_with_another_result_after_a_reset_needs_a_forgotten_one(forgotten: bool) -> None:
+    lines = [delta(1), call(1), result(1), RESET, delta(1), call(1), result(1, "22"), done()]
+    asked = Expected(1, RESTARTS, step_every=1, step_forgotten=forgotten)
+    assert told(numbered(lines), lines, asked) == (set() if forgotten else {"contract"})
 
 
 @pytest.mark.parametrize(
@@ -98,9 +179,9 @@ def test_an_event_that_arrives_later_counts_as_misplaced() -> None:
         ([delta(1), delta(2), delta(3, "bb"), done()], {"mixture"}),
         ([delta(1), delta(3), delta(3), done()], {"mixture"}),
         ([delta(1), RESET, delta(2), delta(3), done()], {"mixture"}),
-        ([delta(1), RESUMED, delta(1), delta(2), delta(3), done()], {"mixture"}),
-        ([delta(1), RESUMED, delta(2, "bb"), delta(3, "bb"), done()], {"mixture"}),
-        ([delta(1), RESUMED, delta(3), done()], {"mixture"}),
+        ([delta(1), resumed(), delta(1), delta(2), delta(3), done()], {"mixture"}),
+        ([delta(1), resumed(), delta(2, "bb"), delta(3, "bb"), done()], {"mixture"}),
+        ([delta(1), resumed(), delta(3), done()], {"mixture"}),
         ([delta(1), delta(2), delta(3).replace(" 3 ", " 4 "), done()], {"mixture", "wrong end"}),
         ([delta(1), delta(2), done()], {"wrong end"}),
         (["{", delta(2), delta(3), done()], {"mixture"}),
@@ -108,7 +189,8 @@ def test_an_event_that_arrives_later_counts_as_misplaced() -> None:
     ],
 )
 def test_wrong_content_is_detected_even_if_the_log_agrees(lines: list[str], kinds: set[str]) -> None:
-    assert told(numbered(lines), lines) == kinds
+    asked = Expected(3, CONTINUES if any("resumed" in line for line in lines) else RESTARTS)
+    assert told(numbered(lines), lines, asked) == kinds
 
 
 def test_a_difference_from_the_log_is_detected_with_its_position() -> None:
@@ -124,14 +206,18 @@ def test_a_difference_from_the_log_is_detected_with_its_position() -> None:
 @pytest.mark.parametrize(
     ("end", "asked", "kinds"),
     [
-        (done("cancelled"), Expected(3, "retry", cancelled=True), set()),
-        (done("cancelled"), Expected(3, "retry", cancelled=False), {"wrong end"}),
-        (done("failed", "worker_lost"), Expected(3, "fail", worker_troubled=True), set()),
-        (done("failed", "worker_lost"), Expected(3, "fail", worker_troubled=False), {"wrong end"}),
-        (done("failed", "worker_left"), Expected(3, "fail", worker_troubled=True), set()),
-        (done("failed", "worker_left"), Expected(3, "fail", worker_troubled=False), {"wrong end"}),
-        (done("failed", "storage_rejected"), Expected(3, "retry"), {"wrong end"}),
-        (done("completed"), Expected(2, "retry"), {"wrong end"}),
+        (done("cancelled"), Expected(3, RESTARTS, cancelled=True), set()),
+        (done("cancelled"), Expected(3, RESTARTS, cancelled=False), {"wrong end"}),
+        (done("failed", "worker_lost"), Expected(3, FAILS), set()),
+        (done("failed", "worker_lost"), Expected(3, FAILS, worker_troubled=False), {"wrong end"}),
+        (done("failed", "worker_left"), Expected(3, FAILS), set()),
+        (done("failed", "worker_left"), Expected(3, FAILS, worker_troubled=False), {"wrong end"}),
+        (done("failed", "worker_lost"), Expected(3, RESTARTS), {"wrong end"}),
+        (done("failed", "worker_left"), Expected(3, CONTINUES), {"wrong end"}),
+        (done("failed", "log_rewound"), Expected(3, CONTINUES), {"wrong end"}),
+        (done("failed", "log_rewound"), Expected(3, CONTINUES, rewound=True), set()),
+        (done("failed", "storage_rejected"), Expected(3, RESTARTS), {"wrong end"}),
+        (done("completed"), Expected(2, RESTARTS), {"wrong end"}),
     ],
 )
 def test_an_unexplained_end_is_detected(end: str, asked: Expected, kinds: set[str]) -> None:
@@ -180,7 +266,7 @@ def test_after_a_promotion_a_refusal_is_allowed_and_a_mixture_is_not(
     account = Account()
     found = [item for seq, line in numbered(received) for item in account.receive(seq, line.encode())]
     account.refused = refused
-    asked = Expected(3, "retry", rewound=rewound)
+    asked = Expected(3, RESTARTS, rewound=rewound)
     found += account.ending(asked)
     found += account.against(copy_of(LOST_PART, "failed"), rewound=rewound)
     assert {complaint.kind for complaint in found} == kinds
@@ -188,10 +274,20 @@ def test_after_a_promotion_a_refusal_is_allowed_and_a_mixture_is_not(
 
 def test_a_text_is_read_as_written() -> None:
     for padding in (0, 7):
-        text = write(Delta("aa", 12), padding)
-        assert read(text) == Delta("aa", 12)
-        assert read(text.replace("12", "13")) is None
+        written = write(Delta("aa", 12), padding)
+        assert read(written) == Delta("aa", 12)
+        assert read(written.replace("12", "13")) is None
     assert read("") is None
+
+
+def test_a_text_is_read_however_it_is_cut() -> None:
+    deltas = [Delta("aa", number) for number in range(1, 6)]
+    written = "".join(write(item, 3) for item in deltas)
+    for size in (1, 2, 3, 7, 50, 1000):
+        reader = DeltaReader()
+        pieces = [written[start : start + size] for start in range(0, len(written), size)]
+        assert [item for piece in pieces for item in reader.feed(piece)] == deltas
+        assert reader.rest == ""
 
 
 def test_the_same_seed_plans_the_same_streams() -> None:

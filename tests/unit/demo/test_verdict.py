@@ -5,11 +5,14 @@ from collections.abc import Iterable
 import pytest
 
 from baton.client import Connected, Disconnected, Received, Sighting
-from baton.demo.verdict import Resumption, Verdict, numbers
+from baton.demo.verdict import Continuation, Resumption, Verdict, numbers
+
+SAME_POD = "The answer did not change pods, so the demo shows nothing."
+SAME_WORKER = "The answer did not change workers, so the demo shows nothing."
 
 
 def received(seqs: Iterable[int], *, kind: str = "text", status: str | None = None) -> list[Sighting]:
-    return [Received(seq, {"type": kind, "status": status}, 100 + seq) for seq in seqs]
+    return [Received(seq, {"type": kind, "status": status, "delta": f"{seq} "}, 100 + seq) for seq in seqs]
 
 
 def end(seq: int, status: str = "completed") -> list[Sighting]:
@@ -20,20 +23,46 @@ def pod_change(cursor: int, at_seconds: float) -> list[Sighting]:
     return [Disconnected("gone", cursor, 0.1, at_seconds), Connected("pod-b", cursor, at_seconds + 0.25)]
 
 
-def verdict(*parts: list[Sighting]) -> Verdict:
+def text_of(seen: Iterable[Sighting]) -> str:
+    events = [item.event for item in seen if isinstance(item, Received)]
+    return "".join(event["delta"] for event in events if event["type"] == "text")
+
+
+def verdict(*parts: list[Sighting], expected: str | None = None) -> Verdict:
+    """The verdict of an answer whose text is the expected one, unless another one is given."""
     seen: list[Sighting] = [Connected("pod-a", 0, 100), *(item for part in parts for item in part)]
-    return Verdict.of(seen, asked_at_seconds=99)
+    return Verdict.of(seen, asked_at_seconds=99, expected_text=text_of(seen) if expected is None else expected)
 
 
-def test_a_complete_answer_that_changed_pods_passes() -> None:
-    found = verdict(received([1, 2, 3]), pod_change(3, 103.5), received([4, 5]), end(6))
+def test_a_complete_answer_that_changed_its_pod_and_worker_passes() -> None:
+    resumed = received([5], kind="resumed")
+    found = verdict(
+        received([1, 2, 3]), pod_change(3, 103.5), received([4]), resumed, received([6]), end(7), expected="1 2 3 4 6 "
+    )
     assert found.complaints() == []
-    assert found.received == found.last_seq == 6
+    assert found.received == found.last_seq == 7
     assert found.pods == ("pod-a", "pod-b")
     assert found.resumptions == (Resumption(3, "pod-a", "pod-b", 0.25),)
-    assert found.ends == ((6, "completed"),)
+    assert found.continuations == (Continuation(4, 2),)
+    assert found.ends == ((7, "completed"),)
     assert found.time_to_first_token_seconds == 2
-    assert found.duration_seconds == 7
+    assert found.duration_seconds == 8
+
+
+@pytest.mark.parametrize("expected", ["1 3 4 ", "1 3 4 5 6 7 ", "1 3 4 5 5 ", "3 1 4 5 ", ""])
+def test_a_text_that_is_not_the_expected_one_exactly_once_fails(expected: str) -> None:
+    parts = (received([1]), received([2], kind="resumed"), received([3]), pod_change(3, 104), received([4, 5]), end(6))
+    assert verdict(*parts, expected=expected).complaints() == ["The text differs from the recorded answer."]
+    assert verdict(*parts, expected="1 3 4 5 ").complaints() == []
+
+
+def test_an_answer_that_started_over_fails() -> None:
+    resumed, reset = received([2], kind="resumed"), received([3], kind="reset")
+    found = verdict(received([1]), resumed, reset, pod_change(3, 104), received([4, 5]), end(6), expected="4 5 ")
+    assert found.complaints() == [
+        "The answer started over.",
+        "The text differs from the recorded answer.",
+    ]
 
 
 def test_the_first_token_is_text_reasoning_or_a_call() -> None:
@@ -55,7 +84,7 @@ def test_the_first_token_is_text_reasoning_or_a_call() -> None:
 def test_an_incomplete_answer_fails(before: list[int], after: list[int], complaint: str) -> None:
     ahead, behind = [seq for seq in after if seq < 8], [seq for seq in after if seq > 8]
     found = verdict(received(before), pod_change(before[-1], 110), received(ahead), end(8), received(behind))
-    assert found.complaints() == ([complaint] if complaint else [])
+    assert found.complaints() == ([complaint, SAME_WORKER] if complaint else [SAME_WORKER])
 
 
 @pytest.mark.parametrize(
@@ -67,7 +96,7 @@ def test_an_incomplete_answer_fails(before: list[int], after: list[int], complai
 )
 def test_an_unsuccessful_end_fails(endings: list[list[Sighting]], complaint: str) -> None:
     found = verdict(received([1, 2, 3]), pod_change(3, 104), received([4, 5]), *endings)
-    assert found.complaints() == [complaint]
+    assert found.complaints() == [complaint, SAME_WORKER]
 
 
 def test_two_ends_fail() -> None:
@@ -76,24 +105,22 @@ def test_two_ends_fail() -> None:
     assert "Received more than once: 4." in found.complaints()
 
 
-def test_an_answer_from_one_pod_proves_nothing() -> None:
-    assert verdict(received([1, 2]), end(3)).complaints() == [
-        "The answer did not change pods, so the demo shows nothing."
-    ]
+def test_an_answer_from_one_pod_and_one_worker_proves_nothing() -> None:
+    assert verdict(received([1, 2]), end(3)).complaints() == [SAME_POD, SAME_WORKER]
 
 
 def test_a_pod_that_answered_and_sent_nothing_does_not_count() -> None:
     back = [Connected("pod-a", 2, 105)]
     found = verdict(received([1, 2]), pod_change(2, 104), list(back), received([3]), end(4))
     assert found.pods == ("pod-a",)
-    assert found.complaints() == ["The answer did not change pods, so the demo shows nothing."]
+    assert found.complaints() == [SAME_POD, SAME_WORKER]
 
 
 def test_an_empty_answer_fails() -> None:
-    found = Verdict.of([], asked_at_seconds=0)
+    found = Verdict.of([], asked_at_seconds=0, expected_text="1 ")
     assert found.received == 0
     assert found.time_to_first_token_seconds is None
-    assert len(found.complaints()) == 2
+    assert len(found.complaints()) == 4
 
 
 def test_numbers_are_abbreviated() -> None:

@@ -185,7 +185,7 @@ def test_the_end_includes_the_usage_in_a_former_workers_late_batch() -> None:
     ]
 
 
-@pytest.mark.parametrize("lost", [Lost.REJECTED, Lost.REWOUND, Lost.OVERTAKEN])
+@pytest.mark.parametrize("lost", [Lost.REJECTED, Lost.REWOUND, Lost.OVERTAKEN, Lost.HANDED_OVER])
 def test_an_end_forced_by_the_log_includes_the_usage(lost: Lost) -> None:
     probe = Probe()
     probe.outbox.bill.add({"type": "usage", "total_tokens": 1})
