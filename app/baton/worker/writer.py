@@ -172,7 +172,9 @@ class Writer:
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
-            self._connection = await connect(self._dsn, name="baton worker append", prepare=self._prepare)
+            self._connection = await connect(
+                self._dsn, name="baton worker append", prepare=self._prepare, by_index=True
+            )
             self._comparison.due = True
         return self._connection
 
