@@ -28,7 +28,7 @@ async def cluster(
     settings = {
         "BATON_DATABASE_URL": dsn,
         "BATON_ALLOW_ANONYMOUS": "true",
-        "BATON_GENERATORS": "load=bench.load:generate",
+        "BATON_GENERATORS": "load=bench.load:generate,saving=bench.load:generate_and_save",
         "BATON_WORKER_CONCURRENCY": str(count),
         "PYTHONPATH": str(ROOT),
         **(further or {}),

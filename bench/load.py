@@ -6,12 +6,14 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final
 
-from baton.generators.protocol import GenerationRequest
+from baton.generators.protocol import GenerationRequest, Yielded, continues
 
 TICK_SECONDS: Final = 0.004
+STATE_BYTES: Final = 1024
+_STATE: Final = "x" * (STATE_BYTES - 2)  # and two quotation marks
 # On average as long as tokens of English text: 4.5 characters, including the space.
 WORDS: Final = (" the", " answer", " of", " a", " pod", " is", " handed", " on", " to", " another", ".", " It", " goes")
 
@@ -86,3 +88,11 @@ async def generate(request: GenerationRequest) -> AsyncIterator[str]:
             await _ticker.until(at)
         yield write(number)
     await asyncio.sleep(request.input.get("stays", 0))
+
+
+@continues
+async def generate_and_save(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+    """Yield the same, and a state of `STATE_BYTES` after each word, so that each flush saves one."""
+    async for word in generate(request):
+        yield word
+        yield {"type": "state", "state": _STATE}

@@ -50,6 +50,7 @@ class RunningBaton:
     cluster: Cluster
     http: httpx2.AsyncClient
     parts: Mapping[str, Sequence[psutil.Process]]
+    generator: str = "load"
     _turn: itertools.count[int] = field(default_factory=itertools.count)
 
     @property
@@ -58,10 +59,10 @@ class RunningBaton:
         return self.cluster.pods
 
     async def begin(self, tokens: int, rate: float, pause_seconds: float = 0, stays_seconds: float = 0) -> Target:
-        """Create a stream with this generator, on each pod in turn."""
+        """Create a stream, on each pod in turn."""
         pod = self.pods[next(self._turn) % len(self.pods)].program
         load = {"rate": rate, "tokens": tokens, "marked": True, "pause": pause_seconds, "stays": stays_seconds}
-        answer = await self.http.post(f"{pod.address}/v1/streams", json={"generator": "load", "input": load})
+        answer = await self.http.post(f"{pod.address}/v1/streams", json={"generator": self.generator, "input": load})
         assert pod.port is not None
         return Target(pod.port, answer.raise_for_status().json()["events_url"], tokens)
 
@@ -75,6 +76,7 @@ class Baton:
     keeps: bool = True
     serves: str = "pod"
     flags: Sequence[str] = ()
+    generator: str = "load"
 
     def versions(self) -> Mapping[str, str]:
         """The versions of this checkout."""
@@ -101,7 +103,7 @@ class Baton:
                     "worker": [psutil.Process(c.pid) for c in children.children.values() if not c.program.is_pod],
                     "postgres": [await postmaster(dsn)],
                 }
-                yield RunningBaton(dsn, children, http, parts)
+                yield RunningBaton(dsn, children, http, parts, self.generator)
 
 
 def with_window(milliseconds: float) -> Baton:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import re
+from collections import defaultdict
 from collections.abc import AsyncGenerator
 from types import CoroutineType
 from typing import Any, cast
@@ -16,13 +19,15 @@ import orjson
 import pytest
 from tests.support.cluster import Cluster, RunningPod, text
 from tests.support.follower import following, frames_after
-from tests.support.logbook import until
+from tests.support.logbook import connected, ended, queue, until, until_tail, working
 
 from baton.db import event_log, notifications, stream_creation, stream_ending, stream_queue, streams, worker_rows
 from baton.db.postgres import Connection, Pool, pool
 from baton.db.stream_creation import Limits, NewStream
+from baton.db.stream_states import State
 from baton.events import encode_text
-from baton.generators import GenerationRequest
+from baton.generators import GenerationRequest, continues
+from baton.generators.protocol import Yielded
 from baton.observability.metrics import WorkerMetrics
 from baton.outcome import Outcome
 from baton.pod import event_stream
@@ -160,6 +165,90 @@ async def test_the_log_writes_few_bytes_of_wal_per_token(cluster: Cluster, token
     assert plan["WAL Bytes"] / (tokens * len(authors)) < most
 
 
+async def test_a_state_costs_a_row_and_no_statement_of_its_own(cluster: Cluster) -> None:
+    """A state of 1 KiB with each of 50 streams' batches, which replaces the one before it."""
+    authors = [await cluster.author() for _ in range(50)]
+    line, content = encode_text(WORD), b'"' + b"x" * 1022 + b'"'
+    async with cluster.pool.acquire() as connection:
+        for number in range(1, 20):
+            states = [State(number, content, None, number - 1 or None) for _ in authors]
+            items = [
+                event_log.Append(author.id, 1, number, number, line, state=state)
+                for author, state in zip(authors, states, strict=True)
+            ]
+            explained = Explained(connection)
+            await event_log.append(cast(Connection, explained), items)
+            assert explained.statements == 1
+            if explained.plan["WAL FPI"] == 0 and number > 1:
+                break
+        else:
+            pytest.fail("each append wrote whole pages")
+        assert await connection.fetchval("SELECT count(*) FROM baton.stream_state") == len(authors)
+    # The batch, the state and their places in their keys; the confirmation of the state's; and the delete.
+    assert explained.plan["WAL Records"] <= 6.5 * len(authors)
+    assert explained.plan["WAL Bytes"] / len(authors) < 250 + 1024 + 350
+
+
+async def test_a_stream_without_states_or_steps_does_nothing_for_them(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statements = spied(monkeypatch)
+    async with connected(dsn) as connection, working(dsn):
+        await ended(connection, await queue(dsn))
+    assert not [
+        said for said in itertools.chain(*statements.values()) if re.search("stream_state|step|stop_call", said)
+    ]
+    # The first event, and the rest with the end.
+    assert sum("INSERT INTO baton.batch" in said for said in statements["baton worker append"]) <= 3
+    assert "baton worker records" not in statements
+
+
+async def test_a_run_that_continues_reads_the_log_and_its_state_once(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    statements = spied(monkeypatch)
+
+    @continues
+    async def generate(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "continue", "after": request.so_far.seq}
+        for number in range(request.state or 0, 10):
+            yield await request.step("word", lambda _number: WORD, number)
+            yield {"type": "state", "state": number + 1}
+            if (request.run, number) == (1, 4):
+                await asyncio.Event().wait()
+
+    async with connected(dsn) as connection:
+        stream_id = await queue(dsn, may_continue=True)
+        async with working(dsn, generate):
+            await until_tail(connection, stream_id, 5)
+        statements.clear()
+        async with working(dsn, generate):
+            await ended(connection, stream_id)
+    reads = [said for said in statements["baton worker records"] if not said.lstrip().startswith("WITH claimed")]
+    # A page of the log and the empty one after it, the state, and the results of all steps.
+    assert [re.findall(r"FROM baton\.(\w+)", said)[0] for said in reads] == ["batch", "batch", "stream_state", "step"]
+    # The reaper reads whether the answer has grown; the claim reads the tail, and what was used.
+    assert sum("FROM baton.batch" in said for said in statements["baton worker control"]) == 3
+
+
+def spied(monkeypatch: pytest.MonkeyPatch) -> defaultdict[str, list[str]]:
+    """Keep the statements of connections to come, by the names of these. Those that set up a session are left out."""
+    statements: defaultdict[str, list[str]] = defaultdict(list)
+    connect = asyncpg.connect
+
+    async def spying(*given: Any, **options: Any) -> Any:
+        connection = await connect(*given, **options)
+        name = options.get("server_settings", {}).get("application_name", "")
+
+        def note(record: Any) -> None:
+            if not record.query.startswith("SET"):
+                statements[name].append(record.query)
+
+        connection.add_query_logger(note)
+        return connection
+
+    monkeypatch.setattr(asyncpg, "connect", spying)
+    return statements
+
+
 async def test_only_notes_of_watchers_update_in_place(cluster: Cluster) -> None:
     """What docs/database.md says about HOT updates. Another index would make the notes more expensive."""
     async with pool(cluster.dsn, size=1, timeout_seconds=10) as one:  # whose counts are sent when it is told to
@@ -192,11 +281,13 @@ class Explained:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self.plan: dict[str, Any] = {}
+        self.statements = 0
 
     def is_in_transaction(self) -> bool:
         return False
 
     async def fetch(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
+        self.statements += 1
         explain = f"EXPLAIN (ANALYZE, WAL, FORMAT JSON) {statement}"
         self.plan = orjson.loads(await self._connection.fetchval(explain, *arguments))[0]["Plan"]
         return []

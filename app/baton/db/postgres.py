@@ -32,6 +32,7 @@ QUERY_SECONDS: Final = 10.0
 _FULL_RETRY_SECONDS: Final = 10
 _STATEMENT_CACHE_SIZE: Final = 100
 _AS_CONNECTING: Final = -1.0
+_BY_INDEX: Final = "SET enable_seqscan = off"
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
@@ -58,8 +59,12 @@ async def connect(
     command_timeout_seconds: float | None = _AS_CONNECTING,
     name: str = "baton",
     prepare: bool = True,
+    by_index: bool = False,
 ) -> Connection:
     """Open one connection. Without `prepare` it uses no named prepared statements, which a pooler would lose.
+
+    `by_index`: never scan a whole table that has an index. Plans are kept, and one that was made while a table was
+    small would scan it until the next vacuum, however large it has become. Without `prepare` each execution is planned.
 
     `command_timeout_seconds` is by default the same as `timeout_seconds`, which bounds connecting. None means no limit.
 
@@ -77,6 +82,8 @@ async def connect(
         )
         try:
             await opened.set_up()
+            if by_index and prepare:
+                await opened.execute(_BY_INDEX)
         except BaseException:
             opened.terminate()
             raise

@@ -39,14 +39,16 @@ SAVE: Final = """saved AS (
     WHERE s.stream_id = f.stream_id AND s.after_seq = f.replaces AND f.replaces <> f.after_seq
 )"""
 
-# Locking the row makes this wait for a claim, a requeue or an end of the stream in progress, and then see it.
+# Locking the row makes this wait for a claim, a requeue or an end of the stream in progress, and then see it. The
+# comparison of the status fits no index, so that the streams are found by their ids and not among all that run.
 _SAVE_ALONE: Final = f"""
 WITH fenced AS MATERIALIZED (
     SELECT s.id AS stream_id, f.after_seq, f.state, f.stop_with, f.replaces
     FROM unnest($1::uuid[], $2::integer[], $3::bytea[], $4::text[], $5::integer[], $6::integer[], $7::uuid[])
          AS f (stream_id, after_seq, state, stop_with, replaces, epoch, claim_token)
     JOIN baton.stream AS s ON s.id = f.stream_id
-    WHERE s.status = 'running' AND s.epoch = f.epoch AND s.claim_token IS NOT DISTINCT FROM f.claim_token
+    WHERE coalesce(s.status = 'running', false)
+      AND s.epoch = f.epoch AND s.claim_token IS NOT DISTINCT FROM f.claim_token
       AND coalesce((SELECT baton.current_history()) = $8, true)
     ORDER BY s.id FOR SHARE OF s
 ), {SAVE.format(source="fenced")}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from ..errors import GenerationError
-from .steps import Steps
+from .steps import StepRunner, Steps, result_of
 
 Yielded = str | Mapping[str, Any]
 _Generator = TypeVar("_Generator")
@@ -31,9 +32,18 @@ def can_continue(generator: object) -> bool:
 
 
 def stopper(generator: object) -> Callable[[Any], Awaitable[None]] | None:
-    """Return the `stop` of a generator, which ends at the provider what a state stands for; None if it has none."""
-    found: Callable[[Any], Awaitable[None]] | None = getattr(generator, "stop", None)
-    return found
+    """Return the `stop` of a generator, which ends at the provider what a state stands for; None if it has none.
+
+    One that is not async runs in a thread.
+    """
+    found: Callable[[Any], Any] | None = getattr(generator, "stop", None)
+    if found is None or inspect.iscoroutinefunction(found):
+        return found
+
+    async def stop(state: Any) -> None:
+        await result_of(lambda: found(state), found)
+
+    return stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +107,12 @@ class GenerationRequest:
     so_far: SoFar = field(default_factory=SoFar)
     state: Any = None
     state_seq: int = 0
-    steps: Steps = field(default_factory=Steps, repr=False, compare=False)
+    steps: StepRunner = field(default_factory=Steps, repr=False, compare=False)
 
-    def step(
-        self, name: str, function: Callable[..., Any], /, *arguments: Any, **named: Any
-    ) -> Coroutine[Any, Any, Any]:
+    def step(self, name: str, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
         """Run a function, such as a tool, once for the stream: `await request.step("search", search, query)`.
+
+        A generator that is defined with `def` leaves out the `await`: there the call itself waits.
 
         Return its result as JSON gives it back, so a tuple is a list. The result is kept before this returns. When the
         generator runs again, after a worker died or left, the same call returns the kept result and does not call the
@@ -156,11 +166,11 @@ class Generator(Protocol):
     where it waits (`asyncio.CancelledError`), so `finally` blocks and `async with` close its resources.
 
     A function that is defined with `def` yields the same, and runs in a thread of its own for each stream. It is closed
-    at its next `yield` (`GeneratorExit`).
+    at its next `yield`, or in the step that it waits for (`GeneratorExit`).
 
     A generator may be an object with a second method, `async def stop(self, state)`: if a stream ends in any way but as
     completed, a worker calls it with the last state, at least once, to end what still runs elsewhere. It is not called
-    when another worker continues the stream.
+    when another worker continues the stream. It may be defined with `def`, and then runs in a thread.
     """
 
     def __call__(self, request: GenerationRequest, /) -> AsyncGenerator[Yielded, None]: ...

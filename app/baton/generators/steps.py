@@ -4,7 +4,7 @@ A step's result is kept under its key, and given again when the generator runs a
 digest of its arguments, and its occurrence, which counts the calls with the same name and arguments in one run.
 
 `Steps` belongs to one run, on one event loop. Where results are kept is up to its store: in memory, or in the database
-of a worker. Steps may run at the same time.
+of a worker. Steps may run at the same time. `waiting_steps` is for generators that have no event loop.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
@@ -60,6 +60,20 @@ class StepStore(Protocol):
         """Note that the generator is called again, and will ask for the results that were kept."""
 
 
+class StepRunner(Protocol):
+    """Runs the steps of a request: `Steps`, or `WaitingSteps`."""
+
+    def call(
+        self,
+        stream_id: UUID,
+        name: str,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        named: Mapping[str, Any],
+    ) -> Any:
+        """Return a step to await; the result of the step, to code that has no event loop."""
+
+
 class StepMemory:
     """Keeps results in memory, for a generator that runs without a worker, as in a unit test."""
 
@@ -87,6 +101,7 @@ class Steps:
 
     def __init__(self, store: StepStore | None = None, *, max_result_bytes: int = MAX_RESULT_BYTES) -> None:
         self._store = store or StepMemory()
+        self._by_itself = store is None
         self._max_result_bytes = max_result_bytes
         self._occurrences: Counter[tuple[str, bytes]] = Counter()
         self.used = False
@@ -100,8 +115,10 @@ class Steps:
         function: Callable[..., Any],
         arguments: tuple[Any, ...],
         named: Mapping[str, Any],
-    ) -> Coroutine[Any, Any, Any]:
+    ) -> Any:
         """Return a step to await. Its occurrence is decided here, by the order of the calls.
+
+        Without a worker and without an event loop, as in a unit test of a plain generator, return the step's result.
 
         Raises:
             StepError: the name, the function or the arguments are unusable.
@@ -111,7 +128,8 @@ class Steps:
         digest = _digest(name, [arguments, named])
         key = StepKey(name, digest, self._occurrences[name, digest])
         self._occurrences[name, digest] += 1
-        return self._run(key, key.idempotency_key(stream_id), lambda: function(*arguments, **named), function)
+        step = self._run(key, key.idempotency_key(stream_id), lambda: function(*arguments, **named), function)
+        return asyncio.run(step) if self._by_itself and not on_event_loop() else step
 
     def restart(self) -> None:
         """Count occurrences from 0 again: the generator is called again in the same run."""
@@ -125,7 +143,7 @@ class Steps:
             kept = await self._store.find(key)
             if kept is None:
                 with _with_idempotency_key(idempotency_key):
-                    result = await _result_of(call, function)
+                    result = await result_of(call, function)
                 kept = await self._store.keep(key, self._encode(key.name, result))
             # What was kept, and not what the function returned: the first run gets the same as every other.
             return orjson.loads(kept)
@@ -159,6 +177,15 @@ class Steps:
                 "and return where it is."
             )
         return encoded
+
+
+def on_event_loop() -> bool:
+    """Return whether an event loop runs in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def idempotency_key() -> str:
@@ -226,8 +253,8 @@ def _with_idempotency_key(key: str) -> Iterator[None]:
         _idempotency_key.reset(token)
 
 
-async def _result_of(call: Callable[[], Any], function: Callable[..., Any]) -> Any:
-    """Await an async function here, and run a plain one in a thread."""
+async def result_of(call: Callable[[], Any], function: Callable[..., Any]) -> Any:
+    """Return what a call of a function returns: await an async function here, and run a plain one in a thread."""
     if inspect.iscoroutinefunction(function):
         return await call()
     result = await _in_thread(call)
@@ -260,8 +287,11 @@ async def _in_thread(call: Callable[[], Result]) -> Result:
         try:
             result = context.run(call)
         except BaseException as raised:  # noqa: BLE001
-            # A future cannot hold StopIteration: it would end a coroutine.
-            error = RuntimeError("The function raised StopIteration.") if isinstance(raised, StopIteration) else raised
+            error = raised
+            if isinstance(raised, StopIteration) or not isinstance(raised, Exception | asyncio.CancelledError):
+                # In a task the first would end a coroutine, and the others, such as SystemExit, the whole worker.
+                error = RuntimeError(f"The function raised {type(raised).__name__}.")
+                error.__cause__ = raised
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(settle, result, error)
 

@@ -8,7 +8,9 @@ What always holds:
 
 - The function runs in a copy of the stream's context, so its log records and spans belong to the stream.
 - After `aclose` the generator is closed in its own thread, at its next `yield`: it gets `GeneratorExit` there, and its
-  `finally` blocks run. `aclose` returns once the thread has ended.
+  `finally` blocks run. If it waits for a step, it gets `GeneratorExit` there, at once. `aclose` returns once the thread
+  has ended.
+- After a state that comes before the first event, the thread waits until the loop asks for more. Then it is saved.
 - A thread cannot be interrupted. One that does not come back is named in the log, and the process does not wait for it
   at its end.
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import dataclasses
 import inspect
 import logging
 import sys
@@ -29,6 +32,7 @@ from typing import Any, Final, Self, cast
 
 from ..errors import InvalidEvent
 from .protocol import GenerationRequest, Yielded
+from .waiting_steps import WaitingSteps
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +70,8 @@ class ThreadedEvents:
 
     def __init__(self, function: PlainGenerator, request: GenerationRequest) -> None:
         self._function = function
-        self._request = request
+        self._steps = WaitingSteps(request.steps)
+        self._request = dataclasses.replace(request, steps=self._steps)
         self._name = getattr(function, "__qualname__", type(function).__qualname__)
         self._thread: threading.Thread | None = None
         self._ready = asyncio.Event()  # something has changed since the loop began to wait
@@ -75,6 +80,7 @@ class ThreadedEvents:
         self._changed = threading.Condition(threading.Lock())
         self._items: deque[Yielded] = deque()
         self._waits = False  # the loop waits for the thread
+        self._begun = False  # the thread has yielded an event
         self._closed = False
         self._ended = False
         self._error: BaseException | None = None
@@ -93,6 +99,7 @@ class ThreadedEvents:
 
         Raises:
             StopAsyncIteration: the generator has returned.
+            CancelledError: a step was cancelled because another worker has the stream, or from inside.
             Exception: what the generator has raised.
         """
         if not self._taken:
@@ -103,7 +110,8 @@ class ThreadedEvents:
         raise error or StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Close the generator at its next `yield`, and wait for the end of its thread."""
+        """Close the generator at its next `yield` or in its step, and wait for the end of its thread."""
+        self._steps.close()
         with self._changed:
             self._closed = True
             self._items.clear()
@@ -117,7 +125,7 @@ class ThreadedEvents:
         if not self._ended:
             logger.error("%s does not come back, and is abandoned. It is here:\n%s", self._thread.name, self._stack())
             await self._until_ended()
-        if self._error is not None:
+        if self._error is not None and not isinstance(self._error, asyncio.CancelledError):
             raise self._error
 
     async def _take(self) -> None:
@@ -144,6 +152,7 @@ class ThreadedEvents:
     def _wait_from_now_on(self) -> None:
         self._waits = True
         self._ready.clear()
+        self._changed.notify()
 
     def _start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -168,7 +177,9 @@ class ThreadedEvents:
             self._iterate()
         except BaseException as caught:  # noqa: BLE001
             error = caught
-            if isinstance(caught, StopAsyncIteration) or not isinstance(caught, Exception):
+            if isinstance(caught, GeneratorExit):
+                error = asyncio.CancelledError()
+            elif isinstance(caught, StopAsyncIteration) or not isinstance(caught, Exception):
                 # In a task it would look like the end of the stream, or end the whole worker.
                 error = RuntimeError(f"The generator raised {type(caught).__name__}.")
                 error.__cause__ = caught
@@ -196,7 +207,11 @@ class ThreadedEvents:
                 return False
             self._items.append(item)
             self._wake()
-        return True
+            if not self._begun and isinstance(item, Mapping) and item.get("type") == "state":
+                while not self._waits and not self._closed:
+                    self._changed.wait()
+            self._begun = self._begun or not _is_about_runs(item)
+            return not self._closed
 
     def _wake(self) -> None:
         """Wake the loop if it waits. It may have been closed at the end of the process."""
@@ -204,6 +219,11 @@ class ThreadedEvents:
             self._waits = False
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._ready.set)
+
+
+def _is_about_runs(item: Yielded) -> bool:
+    """Return whether this is no event, but for the runs of the stream."""
+    return not item or (isinstance(item, Mapping) and item.get("type") in {"state", "continue"})
 
 
 def _iterator(returned: Any) -> Iterator[Yielded]:

@@ -116,23 +116,29 @@ class LogComparison:
     async def _complete(
         self, connection: Connection, compared: Sequence[_Written], tails: Mapping[UUID, Standing]
     ) -> dict[UUID, Standing]:
-        """Append what the log has lost of these streams, where all of it is here; return the new tails."""
+        """Append what the log has lost of these streams, where all of it is here; return the new tails.
+
+        In another history also save again what states came after the last event: the log does not show their loss.
+        """
         lost = [
             batches
             for item in compared
             if (found := tails.get(item.fence.stream_id)) is not None
             and not found.ended
-            and found.seq < item.tail
+            and (found.seq < item.tail or item.left not in {None, self.history})
             and (batches := self._lost(item, found.seq))
         ]
         if not lost:
             return {}
         written = await append_again(connection, lost, self.history)
         self._recent.note(written, self.history)
-        self._on_appended(written)
-        new_tails = {item.stream_id: Standing(item.last_seq, item.outcome is not None) for item in written}
-        logger.warning("The log went back. %d batches of %d streams were appended again.", len(written), len(new_tails))
-        return new_tails
+        if batches := [item for item in written if item.events]:
+            streams_of = {item.stream_id for item in batches}
+            logger.warning(
+                "The log went back. %d batches of %d streams were appended again.", len(batches), len(streams_of)
+            )
+            self._on_appended(batches)
+        return {item.stream_id: Standing(item.last_seq, item.outcome is not None) for item in written}
 
     def _lost(self, item: _Written, seq: int) -> list[Append]:
         """Return what a stream's log lacks after `seq`. The list is empty if that is nothing, or is not here."""

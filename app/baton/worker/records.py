@@ -53,7 +53,9 @@ class Records:
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
-            self._connection = await connect(self._dsn, name="baton worker records", prepare=self._prepare)
+            self._connection = await connect(
+                self._dsn, name="baton worker records", prepare=self._prepare, by_index=True
+            )
         return self._connection
 
     def _on_failure(self, error: Exception) -> None:

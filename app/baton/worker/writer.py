@@ -172,7 +172,9 @@ class Writer:
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
-            self._connection = await connect(self._dsn, name="baton worker append", prepare=self._prepare)
+            self._connection = await connect(
+                self._dsn, name="baton worker append", prepare=self._prepare, by_index=True
+            )
             self._comparison.due = True
         return self._connection
 
@@ -243,7 +245,7 @@ class Writer:
 
     def _note_appended_again(self, items: Sequence[Append]) -> None:
         self._metrics.appended_again += len(items)
-        self._notifier.announce([item for item in items if item.events])
+        self._notifier.announce(items)
 
     def _put_off(self, outbox: Outbox, error: Exception) -> None:
         """Try a batch without a partition again after a while. Its generator waits once the buffer is full."""

@@ -24,17 +24,21 @@ from baton.db import (
     partitions,
     pod_rows,
     rate_buckets,
+    steps,
+    stop_calls,
     stream_creation,
     stream_ending,
     stream_lists,
     stream_queue,
+    stream_states,
     streams,
     worker_rows,
 )
-from baton.db.event_log import Append
-from baton.db.postgres import Connection
+from baton.db.event_log import Append, Fence
+from baton.db.postgres import Connection, connect
 from baton.db.stream_lists import StreamFilter
-from baton.events import USAGE_HEAD, encode_text
+from baton.db.stream_states import State
+from baton.events import RESET_HEAD, RESUMED_HEAD, USAGE_HEAD, encode_text
 from baton.outcome import Outcome
 
 ENDED, QUEUED, RUNNING, BATCHES = 10_000, 20, 60, 20
@@ -57,6 +61,11 @@ _BATCHES = """
 INSERT INTO baton.batch
 SELECT id, i, i, 1, false, '{"type":"text","delta":"x"}'
 FROM (SELECT id FROM baton.stream ORDER BY random() LIMIT 500) AS s, generate_series(1, $1) AS i
+"""
+_KEPT = """
+WITH kept AS (SELECT id, i FROM baton.stream, generate_series(1, 20) AS i WHERE status = 'running'),
+     results AS (INSERT INTO baton.step SELECT id, 'name', '\\x00', i, '{}' FROM kept)
+INSERT INTO baton.stream_state SELECT id, 20, '{}' FROM kept WHERE i = 1
 """
 
 # Streams of which those with a higher `$3` are newer.
@@ -81,6 +90,12 @@ LISTS: dict[str, StreamFilter] = {
     "metadata of a small tenant": StreamFilter("small", metadata=[{"kind": "x"}]),
 }
 LARGE = 100_000
+
+
+def appending(*, closing: bool = False, saving: bool = False, forgetting: bool = False) -> str:
+    """The statement that a worker appends with, at first."""
+    return event_log._statement(closing=closing, saving=saving, forgetting=forgetting, where_free=False)
+
 
 # Each query with the arguments that a pod or worker gives it, and how many partitions it may look into for them.
 QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
@@ -122,6 +137,30 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "note": (pod_rows._NOTE, (WORKER, 600, "a", "1", "ready", "x", 0, 0, "{}", "{}", "{}", None), 0),
     "viewers": (pod_rows._VIEWERS, (["$stream"], [str(WORKER)]), 0),
     "orphans": (worker_rows._ORPHANS, (WORKER,), 0),
+    "grew": (event_log._GREW, ("$stream", 1, rf"\x{RESET_HEAD.hex()}", rf"\x{RESUMED_HEAD.hex()}"), 1),
+    "stop calls": (stop_calls._TAKE, (["test"], 32, 60), 0),
+    "stop calls made": (stop_calls._DELETE, (["$running"],), 0),
+    "stop calls postponed": (stop_calls._POSTPONE, (["$running"], [1]), 0),
+}
+# What a worker asks over the connections that find rows only by an index.
+_STATE = (["$running"], [21], [r"\x7b7d"], ["test"], [20])
+_ROWS = (["$running"], [21], [21], [1], [False], [r"\x7b7d"], [None], None)
+_END = (["$running"], ["failed"], ["error"], ["a"], ["b"], [None], [1], [0.1], [0.1], [None], [None], [1])
+BY_INDEX: dict[str, tuple[str, tuple[Any, ...], int]] = {
+    "append": (appending(), _ROWS, 0),
+    "append with states": (appending(saving=True), (*_ROWS, *_STATE), 0),
+    "append that ends": (appending(closing=True, forgetting=True), (*_ROWS, *_END), 0),
+    "append that ends with states": (
+        appending(closing=True, forgetting=True, saving=True),
+        (*_ROWS, *_END, *_STATE),
+        0,
+    ),
+    "save alone": (stream_states._SAVE_ALONE, (*_STATE, [1], [None], None), 0),
+    "state": (stream_states._READ, ("$running",), 0),
+    "step": (steps._KEEP, ("$running", 1, None, "name", r"\x00", 7, r"\x7b7d"), 0),
+    "step of another run": (steps._READ_ONE, ("$running", "name", r"\x00", 1), 0),
+    "steps": (steps._READ, ("$running",), 0),
+    "steps deleted": (steps._DELETE, ("$running",), 0),
 }
 
 
@@ -132,7 +171,10 @@ async def in_use(connection: Connection) -> dict[str, str]:
     for status, worker, count in (("completed", None, ENDED), ("queued", None, QUEUED), ("running", WORKER, RUNNING)):
         await connection.execute(_STREAMS, status, worker, count)
     await connection.execute(_BATCHES, BATCHES)
-    await connection.execute("ANALYZE baton.stream, baton.batch, baton.worker")
+    await connection.execute(_KEPT)
+    await connection.execute(
+        "ANALYZE baton.stream, baton.batch, baton.worker, baton.stream_state, baton.step, baton.stop_call"
+    )
     stream = await connection.fetchval("SELECT stream_id FROM baton.batch LIMIT 1")
     running = await connection.fetchval("SELECT id FROM baton.stream WHERE status = 'running' LIMIT 1")
     return {"$stream": str(stream), "$running": str(running)}
@@ -153,12 +195,33 @@ async def test_frequent_statements_use_an_index_and_one_partition(
                 asked = event_log.within_day(query, UUID(names["$stream"]))
                 nodes = [node async for node in executed(connection, asked, literals(arguments, names))]
                 relations = {node["Relation Name"]: node["Node Type"] for node in nodes if "Relation Name" in node}
-                # A worker's row is one of a handful, and so is a pod's.
-                scanned = {relation: kind for relation, kind in relations.items() if relation not in {"worker", "pod"}}
+                # A worker's row is one of a handful, and so is a pod's, or a call that is still to be made.
+                few = {"worker", "pod", "stop_call"}
+                scanned = {relation: kind for relation, kind in relations.items() if relation not in few}
                 assert "Seq Scan" not in scanned.values(), relations
                 assert sum(relation.startswith("batch_") for relation in relations) == most, relations
                 read_rows = [(node["Actual Rows"] + removed(node), node["Node Type"]) for node in nodes]
                 assert max(read_rows)[0] < MOST_ROWS, read_rows
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+async def test_a_worker_finds_states_and_steps_by_their_keys(dsn: str, mode: str, subtests: pytest.Subtests) -> None:
+    """Though the tables are small when the plan is made, since it is kept while they grow."""
+    connection = await connect(dsn, by_index=True)
+    names = await in_use(connection)
+    await connection.execute(f"SET plan_cache_mode = {mode}")
+    for name, (query, arguments, most) in BY_INDEX.items():
+        with subtests.test(name):
+            nodes = [node async for node in executed(connection, query, literals(arguments, names))]
+            read = [node for node in nodes if node["Node Type"].endswith("Scan") and "Relation Name" in node]
+            assert {node["Node Type"] for node in read} <= {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}
+            # By the stream at least, whose rows are few.
+            assert all(node["Actual Rows"] + removed(node) <= 20 for node in read), read
+            assert (
+                len({node["Relation Name"] for node in nodes if node.get("Relation Name", "").startswith("batch_")})
+                == most
+            )
+    await connection.close()
 
 
 async def test_an_append_looks_up_its_streams_by_their_key(dsn: str) -> None:
@@ -172,10 +235,13 @@ async def test_an_append_looks_up_its_streams_by_their_key(dsn: str) -> None:
         assert kinds["stream"] == "Index Scan"
 
 
-async def append(connection: Connection, ids: list[UUID], outcome: Outcome | None = None) -> None:
+async def append(
+    connection: Connection, ids: list[UUID], outcome: Outcome | None = None, *, saving: bool = False
+) -> None:
     events = outcome.encode() if outcome else encode_text("x")
+    state = State(9, b"{}", "test", 8) if saving else None
     assert await event_log.append(
-        connection, [Append(stream_id, 1, 9, 9, events, outcome) for stream_id in ids]
+        connection, [Append(stream_id, 1, 9, 9, events, outcome, None, state, saving) for stream_id in ids]
     ) == set(ids)
 
 
@@ -191,6 +257,14 @@ LOCKING: dict[str, tuple[Callable[[Connection, list[UUID]], Awaitable[object]], 
     "tails": (lambda connection, ids: event_log.tails(connection, ids[:2]), 1),
     "tails of two days": (event_log.tails, 2),
     "tails of none": (lambda connection, ids: event_log.tails(connection, []), 0),
+    "append with states": (lambda connection, ids: append(connection, ids[:2], saving=True), 1),
+    "append of ends that forgets": (
+        lambda connection, ids: append(connection, ids[:2], Outcome.cancelled(), saving=True),
+        1,
+    ),
+    "grew": (lambda connection, ids: event_log.grew(connection, Fence(ids[0], 1)), 1),
+    "state": (lambda connection, ids: stream_states.read(connection, ids[0]), 0),
+    "steps": (lambda connection, ids: steps.read(connection, ids[0]), 0),
     "erase": (lambda connection, ids: event_log.erase(connection, ids[0], keep_end=True), 1),
     "partitions": (lambda connection, _ids: partitions.attached(connection), 0),
     "partitions missing": (lambda connection, _ids: partitions.missing(connection, 30), 0),
@@ -318,5 +392,6 @@ def literals(arguments: tuple[Any, ...], names: dict[str, str]) -> str:
 def literal(argument: Any, names: dict[str, str]) -> str:
     """What Postgres reads as any type: an array's items in double quotes."""
     if isinstance(argument, list):
-        return "{" + ",".join(orjson.dumps(literal(item, names)).decode() for item in argument) + "}"
+        items = ("NULL" if item is None else orjson.dumps(literal(item, names)).decode() for item in argument)
+        return "{" + ",".join(items) + "}"
     return names.get(str(argument), str(argument))

@@ -1,4 +1,4 @@
-"""While an old snapshot stops vacuum, reads of the queue must not grow with the streams that have passed."""
+"""While an old snapshot stops vacuum, statements must not read more with each stream, state or step that has passed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,24 @@ from bench.buffers import Counted
 from tests.integration.db.test_streams import NEW, is_full
 from tests.support.logbook import claim_as, connected, employ, queue_many, until, until_after
 
-from baton.db import rate_buckets, stream_creation, stream_queue, worker_rows
+from baton.db import event_log, rate_buckets, steps, stream_creation, stream_queue, stream_states, worker_rows
 from baton.db.live_counts import MARK_EVERY, LiveCounts
-from baton.db.postgres import Connection, pool
+from baton.db.postgres import Connection, connect, pool
 from baton.db.queue_watermark import CHECK_SECONDS, QueueWatermark
 from baton.db.rate_buckets import Rate
+from baton.db.stream_queue import Claim
+from baton.db.stream_states import State
 from baton.errors import TooManyStreams
+from baton.events import encode_text
 
 WORKER = UUID(int=1)
 PASSED = 20_000
 TENANT_LIMIT = 1_000
 # From a create that leaves a mark to the next that leaves one.
 MARK_MILLISECONDS = MARK_EVERY // timedelta(milliseconds=1) + 1
+# After five executions Postgres may change to a plan for any arguments.
+WARM_UP = 10
+SAVES = 1_000
 # Ids of streams that were created within the last hour, one each 100 ms, and how they passed through the queue.
 QUEUED = """
 INSERT INTO baton.stream (id, generator, input, on_worker_lost, epoch, queued_at, created_at)
@@ -129,6 +135,89 @@ async def test_a_worker_finds_the_current_version_of_its_row(dsn: str) -> None:
         for _ in range(3_000):
             await worker_rows.heartbeat(connection, WORKER)
         assert await pair.cost(pair.claim) <= calm + 10
+
+
+class Saving:
+    """A running stream that saves: each save replaces the one before it."""
+
+    def __init__(self, connection: Any, claim: Claim) -> None:
+        self._connection = connection
+        self._claim = claim
+        self._seq = 0
+        self._saved: int | None = None
+
+    def _state(self) -> State:
+        state = State(self._seq, b'"' + b"x" * 1022 + b'"', None, self._saved)
+        self._saved = self._seq
+        return state
+
+    async def append(self) -> None:
+        """Save with a batch."""
+        self._seq += 1
+        fence, events = self._claim.fence, encode_text("x")
+        item = event_log.Append(
+            *(fence.stream_id, fence.epoch, self._seq, self._seq, events, None, fence.claim_token), self._state()
+        )
+        assert await event_log.append(self._connection, [item])
+
+    async def save_alone(self) -> None:
+        """Save without one. The number must be another one each time, as after batches."""
+        self._seq += 1
+        assert await stream_states.save_alone(self._connection, [(self._claim.fence, self._state())], None)
+
+    async def read(self) -> None:
+        """Read the newest state."""
+        assert await stream_states.read(self._connection, self._claim.stream_id)
+
+    async def keep_step(self) -> None:
+        """Keep the result of a step."""
+        self._seq += 1
+        assert await steps.keep(self._connection, self._claim.fence, ("s", b"digest", self._seq), b"1")
+
+
+@pytest.mark.parametrize("name", ["append", "save_alone", "read", "keep_step"])
+async def test_a_save_reads_no_earlier_ones(dsn: str, name: str) -> None:
+    """With the plans that connections keep, which were made while the tables were small."""
+    async with by_index(dsn) as connection, old_snapshot(dsn):
+        await employ(connection, WORKER)
+        await queue_many(connection, 20)
+        claims = await claim_as(connection, WORKER, ["test"], 20)
+        for claim in claims:
+            await Saving(connection, claim).save_alone()
+        await connection.execute("ANALYZE baton.stream, baton.stream_state, baton.step")
+        saving = Saving(connection, claims[0])
+        if name == "read":
+            await saving.save_alone()
+        act, grow = getattr(saving, name), saving.save_alone if name == "read" else getattr(saving, name)
+        for _ in range(WARM_UP):
+            await act()
+        calm = await blocks_of(connection, act)
+        for _ in range(SAVES):
+            await grow()
+        assert await blocks_of(connection, act) <= 1.5 * calm + 10
+
+
+@asynccontextmanager
+async def by_index(dsn: str) -> AsyncIterator[Connection]:
+    """A connection like the ones of a worker that save."""
+    connection = await connect(dsn, by_index=True)
+    yield connection
+    await connection.close()
+
+
+async def blocks_of(connection: Connection, action: Callable[[], Awaitable[None]]) -> float:
+    """Count the blocks of the tables for states and steps that an action looks at, on average."""
+    counted = """
+        SELECT sum(heap_blks_read + heap_blks_hit + idx_blks_read + idx_blks_hit)::bigint FROM pg_statio_all_tables
+        WHERE relid IN ('baton.stream_state'::regclass, 'baton.step'::regclass)
+    """
+    await connection.execute("SELECT pg_stat_force_next_flush()")
+    before: int = await connection.fetchval(counted)
+    for _ in range(10):
+        await action()
+    await connection.execute("SELECT pg_stat_force_next_flush()")
+    after: int = await connection.fetchval(counted)
+    return (after - before) / 10
 
 
 async def test_a_stream_that_commits_late_is_claimed(dsn: str) -> None:

@@ -26,6 +26,7 @@ from baton.worker.outbox import Lost, Outbox
 from baton.worker.recent_batches import RecentBatches
 from baton.worker.writer import Writer
 
+STATES = "SELECT * FROM baton.stream_state ORDER BY after_seq"
 LIVE_AGAIN = "UPDATE baton.stream SET status = 'running', finished_at = NULL WHERE id = ANY ($1)"
 
 
@@ -243,3 +244,26 @@ async def test_states_come_back_with_their_batches(dsn: str) -> None:
         await until(lambda: adopted(connection, running))
         assert await connection.fetch(saved) == before
         assert text(await events(connection, running)) == "abcde"
+
+
+async def test_a_lost_state_without_new_events_is_saved_again(dsn: str) -> None:
+    async with connected(dsn) as connection, desk(dsn) as at:
+        fresh, begun = await claimed(connection, 2)
+        (first,) = await at.write(connection, [fresh], "")
+        (second,) = await at.write(connection, [begun], "ab")
+        for outbox in (first, second):
+            outbox.save(b'{"number":1}')
+            await outbox.flushed()
+            outbox.save(b'{"number":2}')
+            await outbox.flushed()
+        before = await connection.fetch(STATES)
+        async with connection.transaction():
+            await connection.execute("DELETE FROM baton.stream_state")
+            await history.mark_restored(connection)
+        at.writer.doubt()
+        for stream_id in (fresh, begun):
+            await until(lambda stream_id=stream_id: adopted(connection, stream_id))  # type: ignore[misc]
+        assert await connection.fetch(STATES) == before
+        assert [(row["after_seq"], row["state"]) for row in before] == [(0, b'{"number":2}'), (2, b'{"number":2}')]
+        # No batch was lost.
+        assert at.metrics.appended_again == 0
