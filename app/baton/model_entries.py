@@ -86,7 +86,7 @@ def why_not_resumed(name: str, entry: Entry, openai_api: str) -> str | None:
     if entry["generator"] != "openai":
         return (
             f'BATON_MODELS: {name!r} cannot have "resume": "{resume}": only entries of the generator openai can. '
-            f"Remove it: a later run then restarts the answer."
+            "Remove it: a later run then restarts the answer."
         )
     if openai_api != needed:
         return (

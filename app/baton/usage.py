@@ -2,7 +2,7 @@
 
 A usage event reports what one call of a model used. The events of a stream are added up, even those of several calls by
 one generator and those of abandoned attempts, because the provider bills all of them. The epoch under which a worker
-claimed the stream identifies an attempt.
+claimed the stream identifies an attempt, which here is any run, also one that was handed over.
 """
 
 from __future__ import annotations

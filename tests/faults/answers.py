@@ -123,14 +123,13 @@ async def blocking(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
     """
     yield "before "
     if request.attempt == 1:
-        while not Path(request.input["begin"]).exists():  # noqa: ASYNC110, ASYNC240
-            await asyncio.sleep(0.01)
+        await exists(request.input["begin"])
         wait_for(request.input["end"])
     yield "after"
 
 
 def waiting(request: GenerationRequest) -> Iterator[Yielded]:
-    """Do the same in a thread."""
+    """Do the same in a thread, in every attempt."""
     yield "before "
     wait_for(request.input["begin"])
     wait_for(request.input["end"])
@@ -138,5 +137,6 @@ def waiting(request: GenerationRequest) -> Iterator[Yielded]:
 
 
 def wait_for(path: str) -> None:
+    """Wait for a file, and block the thread."""
     while not Path(path).exists():
         time.sleep(0.01)

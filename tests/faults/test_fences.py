@@ -23,7 +23,8 @@ from tests.support.logbook import claimed, connected, employ, events, row, setti
 
 from baton.chaos.proxy import Proxy
 from baton.db import event_log, stream_creation, stream_ending, stream_queue, stream_states, worker_rows
-from baton.db.event_log import Append, Fence
+from baton.db.event_log import Append
+from baton.db.fence import Fence
 from baton.db.postgres import Connection, Pool, connect, pool
 from baton.db.stream_creation import NewStream
 from baton.db.stream_states import State

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from tests.faults.viewers import Viewer, counted
+from tests.faults.worker_processes import QUICK, worker_process
 from tests.support.cluster import Cluster, Tap
 from tests.support.logbook import until
-from tests.support.processes import Running, environment, running
 
-FOLDER = Path(__file__).parent
-OFFERED = {"counting": "answers:counting", "blocking": "answers:blocking", "waiting": "answers:waiting"}
-QUICK: dict[str, Any] = {"worker_heartbeat_seconds": 0.1, "lease_seconds": 0.8, "queue_poll_seconds": 0.1}
+OFFERED = ("counting", "blocking", "waiting")
 COUNT = 100
-
-
-@contextlib.asynccontextmanager
-async def process(cluster: Cluster, **settings: Any) -> AsyncIterator[Running]:
-    """A worker as a process of its own."""
-    given = {f"BATON_{name.upper()}": str(value) for name, value in (QUICK | settings).items()}
-    offered = ",".join(f"{name}={target}" for name, target in OFFERED.items())
-    env = environment(BATON_DATABASE_URL=cluster.dsn, BATON_GENERATORS=offered, **given)
-    async with running("worker", env=env, cwd=FOLDER) as worker:
-        await worker.said("is ready for")
-        yield worker
 
 
 class Room:
@@ -41,7 +25,7 @@ class Room:
 
     async def enter(self, generator: str) -> None:
         """Start all of them, and let the blocking one block."""
-        pod = await self._cluster.pod(generators=OFFERED)
+        pod = await self._cluster.pod(generators={name: f"answers:{name}" for name in OFFERED})
         given = {"generator": "counting", "input": {"count": COUNT, "pause": 0.02}}
         for _ in range(6):
             self.ids.append(await self._cluster.create(pod, **given, idle_timeout_seconds=1))
@@ -69,7 +53,7 @@ async def beats(cluster: Cluster, worker_id: UUID) -> int | None:
 
 async def test_a_plain_generator_that_blocks_delays_no_neighbor(cluster: Cluster, tmp_path: Path) -> None:
     room = Room(cluster, tmp_path)
-    async with process(cluster) as worker:
+    async with worker_process(cluster.dsn, *OFFERED, **QUICK) as worker:
         await room.enter("waiting")
         for viewer in room.neighbors:
             assert (await viewer.end())["status"] == "completed"
@@ -86,7 +70,7 @@ async def test_a_generator_that_blocks_the_loop_for_longer_than_the_lease_costs_
     cluster: Cluster, tmp_path: Path
 ) -> None:
     room = Room(cluster, tmp_path)
-    async with process(cluster) as worker:
+    async with worker_process(cluster.dsn, *OFFERED, **QUICK) as worker:
         worker_id = await cluster.pool.fetchval("SELECT id FROM baton.worker")
         # Another worker that would take over, and generates none of it.
         await cluster.worker({"other": Tap()}, **QUICK)
@@ -116,9 +100,9 @@ async def test_a_generator_that_blocks_the_loop_for_longer_than_the_lease_costs_
 
 async def test_the_streams_of_a_worker_that_hangs_are_taken_over(cluster: Cluster, tmp_path: Path) -> None:
     room = Room(cluster, tmp_path)
-    async with process(cluster, worker_hang_seconds=1.5) as hung:
+    async with worker_process(cluster.dsn, *OFFERED, **QUICK, worker_hang_seconds=1.5) as hung:
         await room.enter("blocking")
-        async with process(cluster):
+        async with worker_process(cluster.dsn, *OFFERED, **QUICK):
             await hung.said(rf"by the generator 'blocking' of stream {room.ids[-1]}\. This worker gives up its streams")
             for viewer in (*room.neighbors, room.blocking):
                 assert (await viewer.end())["status"] == "completed"

@@ -14,9 +14,9 @@ from uuid import UUID
 import orjson
 import pytest
 from tests.faults.viewers import Viewer, counted
+from tests.faults.worker_processes import QUICK, worker_process
 from tests.support.cluster import Cluster, Tap, ended
 from tests.support.logbook import DEADLINE_SECONDS, until
-from tests.support.processes import Running, environment, running
 
 from baton.chaos.proxy import Proxy
 from baton.db import streams
@@ -26,18 +26,6 @@ from baton.generators.protocol import Yielded
 from baton.worker.worker import Worker
 
 QUEUE = "INSERT INTO baton.stream (generator, input, on_worker_lost) VALUES ('replay', 'null', 'retry') RETURNING id"
-FOLDER = Path(__file__).parent
-QUICK: dict[str, Any] = {"worker_heartbeat_seconds": 0.1, "lease_seconds": 0.8, "queue_poll_seconds": 0.1}
-
-
-@contextlib.asynccontextmanager
-async def process(cluster: Cluster, **settings: Any) -> AsyncIterator[Running]:
-    """A worker as a process of its own, with the generator `counting` and else what it is by default."""
-    given = {f"BATON_{name.upper()}": str(value) for name, value in settings.items()}
-    env = environment(BATON_DATABASE_URL=cluster.dsn, BATON_GENERATORS="counting=answers:counting", **given)
-    async with running("worker", env=env, cwd=FOLDER) as worker:
-        await worker.said("is ready for")
-        yield worker
 
 
 @contextlib.asynccontextmanager
@@ -70,12 +58,12 @@ async def test_viewers_learn_of_a_killed_worker_within_ten_seconds_by_default(
 ) -> None:
     pod = await cluster.pod()
     given = {"generator": "counting", "input": {"count": 10_000, "pause": 0.02}}
-    async with process(cluster) as first:
+    async with worker_process(cluster.dsn, "counting") as first:
         retried = await cluster.create(pod, **given, on_worker_lost="retry")
         failed = await cluster.create(pod, **given, on_worker_lost="fail")
         one, two = (Viewer(cluster.client, pod.url, stream_id) for stream_id in (retried, failed))
         await asyncio.gather(one.has(5), two.has(5))
-        async with process(cluster):
+        async with worker_process(cluster.dsn, "counting"):
             first.signal(signal.SIGKILL)
             await first.ends()
             async with asyncio.timeout(within_seconds):
@@ -117,12 +105,12 @@ async def test_a_zombie_writes_nothing_and_its_generator_is_cancelled(cluster: C
     pod = await cluster.pod()
     log = tmp_path / "fates"
     given = {"count": 200, "pause": 0.02, "log": str(log)}
-    async with process(cluster, **QUICK) as zombie:
+    async with worker_process(cluster.dsn, "counting", **QUICK) as zombie:
         stream_id = await cluster.create(pod, generator="counting", input=given)
         viewer = Viewer(cluster.client, pod.url, stream_id)
         await viewer.has(5)
         os.kill(zombie.process.pid, signal.SIGSTOP)
-        async with process(cluster, **QUICK):
+        async with worker_process(cluster.dsn, "counting", **QUICK):
             await until(lambda: any(event["type"] == "reset" for event in viewer.events))
             os.kill(zombie.process.pid, signal.SIGCONT)
             await zombie.said("declared dead|is lost to this worker")
@@ -214,7 +202,10 @@ async def test_after_all_processes_were_suspended_none_is_declared_dead(cluster:
     pod = await cluster.pod(generators={"counting": "no:where"})
     settings = QUICK | {"lease_seconds": 1.2, "worker_concurrency": 1}
     given = {"generator": "counting", "input": {"count": 100, "pause": 0.02}, "on_worker_lost": "fail"}
-    async with process(cluster, **settings) as first, process(cluster, **settings) as second:
+    async with (
+        worker_process(cluster.dsn, "counting", **settings) as first,
+        worker_process(cluster.dsn, "counting", **settings) as second,
+    ):
         viewers = [Viewer(cluster.client, pod.url, await cluster.create(pod, **given)) for _ in range(2)]
         for viewer in viewers:
             await viewer.has(3)

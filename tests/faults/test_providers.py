@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
-from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 
 from tests.faults.viewers import Viewer
+from tests.faults.worker_processes import QUICK, worker_process
 from tests.support.cluster import Cluster
 from tests.support.logbook import until
 from tests.support.openai_server import Item, OpenAIServer
 from tests.support.pacing import Pace
-from tests.support.processes import Running, environment, running
+from tests.support.processes import Running
 
 from baton.db import stream_creation
 from baton.db.stream_creation import NewStream
 
 WORDS = [f"word{number} " for number in range(120)]
 MODELS = {"model": {"generator": "openai", "resume": "reattach"}}
-QUICK = {"BATON_WORKER_HEARTBEAT_SECONDS": "0.1", "BATON_LEASE_SECONDS": "0.8", "BATON_QUEUE_POLL_SECONDS": "0.1"}
 
 
-@contextlib.asynccontextmanager
-async def process(cluster: Cluster, server: OpenAIServer) -> AsyncIterator[Running]:
-    env = environment(
-        BATON_DATABASE_URL=cluster.dsn,
-        BATON_MODELS=json.dumps(MODELS),
-        BATON_OPENAI_BASE_URL=f"{server.url}/v1",
-        **QUICK,
-    )
-    async with running("worker", env=env) as worker:
-        await worker.said("is ready for")
-        yield worker
+def process(cluster: Cluster, server: OpenAIServer) -> AbstractAsyncContextManager[Running]:
+    """A worker that asks this server."""
+    return worker_process(cluster.dsn, models=json.dumps(MODELS), openai_base_url=f"{server.url}/v1", **QUICK)
 
 
 async def test_a_killed_worker_costs_a_pause_and_no_second_generation(cluster: Cluster) -> None:
@@ -75,7 +66,8 @@ async def test_a_cancel_reaches_the_provider_after_the_worker_was_killed(cluster
             await until(lambda: not server.live)
         server.pace.release()
         assert (end["status"], server.only.status, server.tokens, len(server.cancels)) == (
-            *("cancelled", "cancelled"),
+            "cancelled",
+            "cancelled",
             20,
             1,
         )

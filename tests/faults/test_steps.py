@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from tests.faults.viewers import Viewer
+from tests.faults.worker_processes import QUICK, worker_process
 from tests.support.cluster import Cluster
 from tests.support.logbook import until
-from tests.support.processes import Running, environment, running
 
-QUICK: dict[str, Any] = {"worker_heartbeat_seconds": 0.1, "lease_seconds": 0.8, "queue_poll_seconds": 0.1}
 ANSWER = "asking question-answer"
-
-
-@contextlib.asynccontextmanager
-async def process(cluster: Cluster) -> AsyncIterator[Running]:
-    """A worker with the generator `stepping`."""
-    given = {f"BATON_{name.upper()}": str(value) for name, value in QUICK.items()}
-    env = environment(BATON_DATABASE_URL=cluster.dsn, BATON_GENERATORS="stepping=answers:stepping", **given)
-    async with running("worker", env=env, cwd=Path(__file__).parent) as worker:
-        await worker.said("is ready for")
-        yield worker
 
 
 class Scene:
@@ -75,13 +61,13 @@ class Scene:
 async def test_a_tool_runs_once_though_its_worker_dies_right_after_it(cluster: Cluster, tmp_path: Path) -> None:
     scene = Scene(cluster, tmp_path)
     scene.go.touch()
-    async with process(cluster) as first:
+    async with worker_process(cluster.dsn, "stepping", **QUICK) as first:
         await scene.begin()
         await scene.until_kept()
         first.signal(signal.SIGKILL)
         await first.ends()
     scene.end.touch()
-    async with process(cluster):
+    async with worker_process(cluster.dsn, "stepping", **QUICK):
         assert (await scene.viewer.end())["status"] == "completed"
     assert scene.viewer.text == ANSWER
     assert len(scene.keys) == 1
@@ -90,7 +76,7 @@ async def test_a_tool_runs_once_though_its_worker_dies_right_after_it(cluster: C
 async def test_a_tool_whose_result_was_not_kept_runs_again_with_its_key(cluster: Cluster, tmp_path: Path) -> None:
     scene = Scene(cluster, tmp_path)
     scene.end.touch()
-    async with process(cluster) as first:
+    async with worker_process(cluster.dsn, "stepping", **QUICK) as first:
         await scene.begin()
         await until(lambda: len(scene.keys) == 1)
         async with cluster.pool.acquire() as connection, connection.transaction():
@@ -101,7 +87,7 @@ async def test_a_tool_whose_result_was_not_kept_runs_again_with_its_key(cluster:
             await first.ends()
             assert await connection.fetchval("SELECT pg_terminate_backend($1, 5000)", pid)
     assert await scene.results() == 0
-    async with process(cluster):
+    async with worker_process(cluster.dsn, "stepping", **QUICK):
         assert (await scene.viewer.end())["status"] == "completed"
     assert scene.viewer.text == ANSWER
     assert len(scene.keys) == 2
@@ -110,11 +96,11 @@ async def test_a_tool_whose_result_was_not_kept_runs_again_with_its_key(cluster:
 
 async def test_a_suspended_workers_result_is_refused_after_the_take_over(cluster: Cluster, tmp_path: Path) -> None:
     scene = Scene(cluster, tmp_path)
-    async with process(cluster) as zombie:
+    async with worker_process(cluster.dsn, "stepping", **QUICK) as zombie:
         await scene.begin()
         await until(lambda: len(scene.keys) == 1)
         zombie.signal(signal.SIGSTOP)
-        async with process(cluster):
+        async with worker_process(cluster.dsn, "stepping", **QUICK):
             await until(lambda: len(scene.keys) == 2)
             # Its tool returns at the moment at which it continues.
             scene.go.touch()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from tests.faults.test_leases import QUICK, log_of, mortal, row
+from tests.faults.test_leases import log_of, mortal, row
 from tests.faults.viewers import Viewer
+from tests.faults.worker_processes import QUICK
 from tests.support.cluster import Cluster, Tap
 from tests.support.logbook import until
 

@@ -149,7 +149,7 @@ async def _read_request(reader: asyncio.StreamReader) -> Received:
 
 def _head(reply: Reply) -> bytes:
     lines = [
-        f"HTTP/1.1 {reply.status} Told",
+        f"HTTP/1.1 {reply.status} Status",
         f"content-type: {reply.content_type}",
         "transfer-encoding: chunked",
     ]

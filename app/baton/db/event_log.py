@@ -36,6 +36,7 @@ from .. import usage
 from ..events import RESET_HEAD, RESUMED_HEAD, USAGE_HEAD
 from ..outcome import Outcome
 from . import end_columns, stream_states
+from .fence import Fence
 from .partitions import day_number, ids_of_day
 from .postgres import Connection, Pool
 from .stream_states import State
@@ -136,17 +137,6 @@ _ERASE = "DELETE FROM baton.batch WHERE stream_id = $1 AND {day} AND NOT (termin
 
 PAGE_ROWS = 512
 PAGE_BYTES = 65_536
-
-
-class Fence(NamedTuple):
-    """The claim that a stream's row must still have when its writer appends.
-
-    `claim_token` is random. Claims of the previous release have none.
-    """
-
-    stream_id: UUID
-    epoch: int
-    claim_token: UUID | None = None
 
 
 class Append(NamedTuple):

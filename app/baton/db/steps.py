@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Final
 from uuid import UUID
 
-from .event_log import Fence
+from .fence import Fence
 from .postgres import Connection
 from .streams import CLAIMED
 

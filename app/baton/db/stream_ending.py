@@ -22,8 +22,8 @@ from ..events import MAX_SEQ
 from ..observability import log_context, stream_end
 from ..outcome import Outcome
 from ..usage import Bill
-from . import end_columns, event_log, sqlstates, steps, streams
-from .event_log import Fence
+from . import end_columns, event_log, sqlstates, steps, stream_states, streams
+from .fence import Fence
 from .postgres import Connection, Pool
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,6 @@ WHERE id = $1 AND epoch = $2
 """  # noqa: S608
 
 _DELETE_STREAM = "DELETE FROM baton.stream WHERE id = $1 RETURNING status"
-_DELETE_STATE = "DELETE FROM baton.stream_state WHERE stream_id = $1"
 _DELETE_KEYS = "DELETE FROM baton.idempotency_key WHERE tenant = $1 AND stream_id = $2"
 
 
@@ -115,7 +114,7 @@ async def erase(pool: Pool, stream_id: UUID, tenant: str = "") -> bool:
         if await connection.fetchval(_DELETE_STREAM, stream_id) is None:
             return False
         await event_log.erase(connection, stream_id, keep_end=ended_now)
-        await connection.execute(_DELETE_STATE, stream_id)
+        await stream_states.delete(connection, stream_id)
         await steps.delete(connection, stream_id)
         await connection.execute(_DELETE_KEYS, tenant, stream_id)
     return True

@@ -16,7 +16,7 @@ import orjson
 
 from ..outcome import Outcome
 from . import stream_ending
-from .event_log import Fence
+from .fence import Fence
 from .postgres import Connection, Place, Pool
 from .queue_watermark import ALL, First, Since
 from .streams import CLAIMED, continuation

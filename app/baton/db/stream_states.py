@@ -21,6 +21,7 @@ from uuid import UUID
 
 import orjson
 
+from .fence import Fence
 from .postgres import Connection, Pool
 
 # The types of the columns of `columns`.
@@ -71,6 +72,8 @@ _READ: Final = """
 SELECT after_seq, state FROM baton.stream_state WHERE stream_id = $1 ORDER BY after_seq DESC LIMIT 1
 """
 
+_DELETE: Final = "DELETE FROM baton.stream_state WHERE stream_id = $1"
+
 
 @dataclass(frozen=True, slots=True)
 class State:
@@ -94,19 +97,27 @@ async def read(executor: Connection | Pool, stream_id: UUID) -> tuple[int, Any] 
 
 def columns(states: Sequence[tuple[UUID, State]]) -> list[list[object]]:
     """Return the columns of states, as the parameters of a statement with `SAVE`."""
-    rows = [(stream_id, *(item.after_seq, item.content, item.stop_with, item.replaces)) for stream_id, item in states]
-    return [list(column) for column in zip(*rows, strict=True)]
+    return [
+        [stream_id for stream_id, _ in states],
+        [item.after_seq for _, item in states],
+        [item.content for _, item in states],
+        [item.stop_with for _, item in states],
+        [item.replaces for _, item in states],
+    ]
 
 
-async def save_alone(
-    connection: Connection, states: Sequence[tuple[tuple[UUID, int, UUID | None], State]], history: str | None
-) -> set[UUID]:
+async def save_alone(connection: Connection, states: Sequence[tuple[Fence, State]], history: str | None) -> set[UUID]:
     """Save states that no batch carries, each with its stream's fence; return the streams whose claim still holds.
 
     None is saved if the database has another `history`.
     """
-    ordered = sorted(states, key=lambda item: item[0][0].bytes)
-    claims = [[fence[1] for fence, _ in ordered], [fence[2] for fence, _ in ordered]]
-    rows = columns([(fence[0], item) for fence, item in ordered])
+    ordered = sorted(states, key=lambda item: item[0].stream_id.bytes)
+    claims = [[fence.epoch for fence, _ in ordered], [fence.claim_token for fence, _ in ordered]]
+    rows = columns([(fence.stream_id, item) for fence, item in ordered])
     found = await connection.fetch(_SAVE_ALONE, *rows, *claims, history)
     return {row[0] for row in found}
+
+
+async def delete(connection: Connection, stream_id: UUID) -> None:
+    """Delete the state of a stream."""
+    await connection.execute(_DELETE, stream_id)

@@ -19,7 +19,7 @@ import orjson
 from ..events import Status
 from ..usage import AttemptUsage
 from . import end_columns
-from .event_log import Fence
+from .fence import Fence
 from .postgres import Connection, Pool
 
 LIVE: Final = frozenset({"queued", "running"})

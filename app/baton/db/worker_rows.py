@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Final
 from uuid import UUID
 
-from .event_log import Fence
+from .fence import Fence
 from .postgres import Connection, Place, Pool
 
 # The most silent streams that a worker reports.

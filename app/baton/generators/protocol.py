@@ -156,7 +156,7 @@ class Generator(Protocol):
       number, and viewers never get it. It is in the database as soon as these events are. A state that comes before the
       first event of a run is in the database before the generator is asked for more.
     - `{"type": "continue", "after": int}`: the first thing that it yields, to continue after the event of that number,
-      from `request.state_seq` to `request.so_far.seq`. After the last event it goes on with what is new. After an
+      from `request.state_seq` to `request.so_far.seq`. After the last event it continues with what is new. After an
       earlier one it repeats itself: what equals the log is dropped, and a difference starts the answer over.
 
     Returning ends the stream as completed. Raising `baton.GenerationError` ends it as failed with that code and

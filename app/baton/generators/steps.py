@@ -1,4 +1,4 @@
-"""Steps: functions, such as tools, that run once for each stream, though its generator may run several times.
+"""Steps: functions, such as tools, that run once for each stream, even if its generator runs several times.
 
 A step's result is kept under its key, and given again when the generator runs again. The key is the step's name, a
 digest of its arguments, and its occurrence, which counts the calls with the same name and arguments in one run.
@@ -104,8 +104,6 @@ class Steps:
         self._by_itself = store is None
         self._max_result_bytes = max_result_bytes
         self._occurrences: Counter[tuple[str, bytes]] = Counter()
-        self._idle = asyncio.Event()
-        self._idle.set()
         self.used = False
         self.running = 0
         self.ended_at = 0.0
@@ -138,10 +136,6 @@ class Steps:
         self._occurrences.clear()
         self._store.restart()
 
-    async def wait_until_idle(self) -> None:
-        """Wait until no step runs."""
-        await self._idle.wait()
-
     async def _run(
         self, key: StepKey, idempotency_key: str, call: Callable[[], Any], function: Callable[..., Any]
     ) -> Any:
@@ -157,14 +151,11 @@ class Steps:
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
         self.running += 1
-        self._idle.clear()
         try:
             yield
         finally:
             self.running -= 1
             self.ended_at = time.monotonic()
-            if not self.running:
-                self._idle.set()
 
     def _encode(self, name: str, result: Any) -> bytes:
         """Encode a result as JSON.
@@ -201,7 +192,7 @@ def idempotency_key() -> str:
     """Return a key for the side effect of the step whose function runs now: a UUID.
 
     It is the same whenever the step runs again, also on another worker. So a service that takes such a key, for example
-    in a header `Idempotency-Key`, does the work once, though a worker may die between the function's return and the
+    in a header `Idempotency-Key`, does the work once, even if a worker dies between the function's return and the
     moment at which its result is kept.
 
     Raises:

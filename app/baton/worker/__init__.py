@@ -8,7 +8,8 @@
   `repetition` compares with it what a generator repeats. `surrogate_pairs` and `tool_calls` check what it yields, and
   `turns` lets the loop turn.
 - `outbox` buffers, batches and numbers one stream's events. The protocol between it and the writer is described there.
-- `writer` appends the batches of all outboxes under their claims' epochs, as `flush_schedule` times it.
+- `writer` appends the batches of all outboxes under their claims' epochs, as `flush_schedule` times it, in the
+  statements of `appending`.
   `notifier` announces what was written. `log_comparison` checks the log after the database may have gone back in time,
   and `appending_again` restores what was lost from `recent_batches`.
 - `steps` keeps the results of a generator's steps, over the connection of `records`. `stopping` ends at a provider what

@@ -9,27 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
 from uuid import UUID
 
-import asyncpg
-
-from ..db import event_log, history
 from ..db.event_log import Append
 from ..db.postgres import Connection
+from .appending import DATA_ERRORS, STATEMENT_BYTES, append
 
 logger = logging.getLogger(__name__)
-
-STATEMENT_BYTES: Final = 4 << 20
-DATA_ERRORS: Final = (
-    asyncpg.exceptions.DataError,
-    asyncpg.exceptions.IntegrityConstraintViolationError,
-    asyncpg.exceptions.ProgramLimitExceededError,
-)
-
-
-class HistoryChanged(Exception):
-    """The database has another history than when the log was compared."""
 
 
 async def append_again(
@@ -56,14 +42,11 @@ async def append_again(
 
 async def _append(connection: Connection, group: Sequence[Append], current_history: str | None) -> set[UUID]:
     try:
-        written = await event_log.append(connection, group, current_history)
+        return await append(connection, group, current_history)
     except DATA_ERRORS as error:
         # The error is not logged as text, which contains the row that was refused.
         logger.error("The database refused batches that it has lost: %s", type(error).__name__)
         return set()
-    if not written and await history.read(connection) != current_history:
-        raise HistoryChanged
-    return written
 
 
 def _statements(items: Iterable[Append]) -> Iterator[list[Append]]:

@@ -42,7 +42,7 @@ class Claiming:
         if self._watermark.due:
             await self._watermark.update(lambda since: stream_queue.first_queued(connection, since, self._generators))
         assert self._lease.worker_id is not None
-        for names in self._turns():
+        for names in self._groups_in_turn():
             free, free_bytes = self._slots.free_for(names[0]), self._slots.free_bytes
             if free <= 0 or free_bytes <= 0:
                 continue
@@ -59,7 +59,7 @@ class Claiming:
             for item in claims:
                 await self._begin(connection, item)
 
-    def _turns(self) -> list[Sequence[str]]:
+    def _groups_in_turn(self) -> list[Sequence[str]]:
         """Return the names for each claim: a generator with a limit has a claim of its own, for as many as fit.
 
         They take turns in being first, so that none takes all free slots each time.

@@ -63,7 +63,7 @@ class Feed:
         self.exceeded: Outcome | None = None
         self.finish_reason = "stop"
         self.tokens = 0  # of the answer, including what this run continues
-        self.size_bytes = 0  # likewise
+        self.size_bytes = 0  # of the same events
         self.first_token_at: float | None = None
         self.continued = False  # the generator continues what an earlier run has begun
         self._bounds = bounds
@@ -96,7 +96,7 @@ class Feed:
         for whole in self._surrogates.join(item):
             line = self._encode(whole)
             if line is None:
-                if self.outbox.saves and not self._yielded:
+                if self.outbox.has_unsaved_state and not self._yielded:
                     wait = Wait.STATE
             elif not self._admit(line):
                 return None

@@ -20,7 +20,8 @@ from typing import TypeAlias
 from uuid import UUID
 
 from ..db import event_log, history, streams
-from ..db.event_log import Append, Fence, Standing
+from ..db.event_log import Append, Standing
+from ..db.fence import Fence
 from ..db.postgres import Connection
 from ..observability.log_context import fields_of
 from .appending_again import append_again

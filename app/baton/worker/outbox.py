@@ -36,7 +36,8 @@ from enum import Enum
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from ..db.event_log import Append, Fence
+from ..db.event_log import Append
+from ..db.fence import Fence
 from ..db.stream_ending import REWOUND
 from ..db.stream_states import State
 from ..events import encode_object, join_lines
@@ -201,7 +202,7 @@ class Outbox:
         self._on_ready(self)
 
     @property
-    def saves(self) -> bool:
+    def has_unsaved_state(self) -> bool:
         """Whether a state waits to be saved."""
         return self._state is not None or self._flight_state is not None
 

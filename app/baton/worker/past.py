@@ -1,4 +1,4 @@
-"""What earlier runs of a stream left in the log, and the comparison with a generator that repeats it.
+"""What earlier runs of a stream left: the events in the log, and the newest state.
 
 A run that continues first appends a `resumed` event. It takes the place after the tail, so no batch of an earlier run
 can still appear, and what `read` returns is final.
@@ -21,7 +21,6 @@ from ..snapshot import Snapshot
 
 # Events of the runtime, which no generator yields.
 _OURS: Final = frozenset({"resumed", "reset"})
-_TEXTS: Final = frozenset({"text", "reasoning"})
 
 
 @dataclass(frozen=True, slots=True)

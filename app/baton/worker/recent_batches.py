@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
-from ..db.event_log import Append, Fence
+from ..db.event_log import Append
+from ..db.fence import Fence
 
 # What Python needs for a batch beside its events and its state.
 OVERHEAD_BYTES: Final = 400

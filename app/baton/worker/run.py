@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 STUBBORN_SECONDS: Final = 5
 # How long an answer that starts over waits for its provider to stop the earlier one.
-STOP_SECONDS: Final = 10
+STOP_EARLIER_SECONDS: Final = 10
 _STUCK: Final = ": its generator was stuck"
 UNKNOWN: Final = Labels()
 
@@ -229,7 +229,7 @@ class Run:
         if stop is None or state is None:
             return
         try:
-            async with asyncio.timeout(STOP_SECONDS):
+            async with asyncio.timeout(STOP_EARLIER_SECONDS):
                 await stop(state)
         except Exception:
             logger.warning(

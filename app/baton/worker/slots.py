@@ -30,7 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 class Slots:
-    """The runs of one worker, by their streams. `on_freed` is called with its generator's name when a run has ended.
+    """The runs of one worker, by their streams.
+
+    `on_freed` is called with its generator's name when a run has ended. `loop_was_blocked` returns whether the event
+    loop has just been blocked.
 
     All of it runs on the worker's event loop, except `silences` and `silent`.
     """
@@ -44,6 +47,7 @@ class Slots:
         records: Records,
         metrics: WorkerMetrics,
         telemetry: Telemetry,
+        loop_was_blocked: Callable[[], bool],
         on_freed: Callable[[str], None],
     ) -> None:
         self._settings = settings
@@ -52,6 +56,7 @@ class Slots:
         self._records = records
         self._metrics = metrics
         self._telemetry = telemetry
+        self._loop_was_blocked = loop_was_blocked
         self._on_freed = on_freed
         self._bounds = Bounds(
             max_event_bytes=settings.max_event_bytes,
@@ -63,7 +68,6 @@ class Slots:
         self.runs: dict[UUID, Run] = {}
         self.handed_over: dict[UUID, Run] = {}  # to be given back to the queue
         self.tasks: set[asyncio.Task[None]] = set()
-        self.loop_was_blocked: Callable[[], bool] = lambda: False
 
     @property
     def free(self) -> int:
@@ -136,7 +140,7 @@ class Slots:
 
         If the event loop was blocked until now, this waits for the next call: see `Run.note_block`.
         """
-        if self.loop_was_blocked():
+        if self._loop_was_blocked():
             return
         for run in self.runs.values():
             run.enforce(

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from ..db import steps
-from ..db.event_log import Fence
+from ..db.fence import Fence
 from ..generators.steps import StepKey
 from .records import Records
 

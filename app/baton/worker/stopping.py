@@ -48,8 +48,8 @@ class Stopping:
         self._stops = {name: stop for name, stop in found.items() if stop is not None}
         self._on_result = on_result
         self._running: dict[UUID, asyncio.Task[None]] = {}
-        self._made: set[UUID] = set()
-        self._failed: dict[UUID, float] = {}  # when to try again, in seconds
+        self._made: set[UUID] = set()  # or given up
+        self._failed: dict[UUID, float] = {}  # in how many seconds to try again
         # A scan takes longer while an old snapshot is open.
         self._pace = Pace(factor=20, least_seconds=LOOK_SECONDS)
         self._forget_pace = Pace(factor=20, least_seconds=_FORGET_PACE_SECONDS)
@@ -58,11 +58,6 @@ class Stopping:
     def running(self) -> int:
         """How many calls are being made."""
         return len(self._running)
-
-    @property
-    def has_results(self) -> bool:
-        """Whether calls have results that are not written yet."""
-        return bool(self._made or self._failed)
 
     def hurry(self, generator: str) -> None:
         """Look for calls at once: a stream of this generator has ended here."""
@@ -121,25 +116,27 @@ class Stopping:
         self._on_result()
 
     def _note_failure(self, call: StopCall, error: Exception) -> None:
-        fields = {"exc_info": error, "extra": log_context.fields_of(call.stream_id)}
+        fields = log_context.fields_of(call.stream_id)
         if call.age_seconds < _GIVE_UP_SECONDS:
-            pause = Backoff(
-                first_seconds=_FIRST_PAUSE_SECONDS * 2 ** min(call.tries - 1, 20),
-                cap_seconds=_LONGEST_PAUSE_SECONDS,
-            ).next_seconds()
-            self._failed[call.stream_id] = pause
+            pause = self._failed[call.stream_id] = _pause_seconds(call.tries)
             logger.warning(
                 "The generator %r could not stop the stream %s. Another try follows in %.0f s.",
-                *(call.generator, call.stream_id, pause),
-                **fields,  # type: ignore[arg-type]
+                call.generator,
+                call.stream_id,
+                pause,
+                exc_info=error,
+                extra=fields,
             )
             return
         self._made.add(call.stream_id)
         logger.error(
             "The generator %r could not stop the stream %s for %.0f hours, and is not asked again. Stop it at the "
             "provider, which may still be generating.",
-            *(call.generator, call.stream_id, call.age_seconds / 3600),
-            **fields,  # type: ignore[arg-type]
+            call.generator,
+            call.stream_id,
+            call.age_seconds / 3600,
+            exc_info=error,
+            extra=fields,
         )
 
     async def _write_results(self, connection: Connection) -> None:
@@ -155,7 +152,14 @@ class Stopping:
     async def _forget_old(self, connection: Connection) -> None:
         for stream_id, generator in await stop_calls.delete_older(connection, _FORGET_SECONDS):
             logger.error(
-                "No worker offers the generator %r, so the stream %s was never stopped at its provider.",
-                *(generator, stream_id),
+                "No worker offers the generator %r, so the stream %s was never stopped at its provider. Stop it there.",
+                generator,
+                stream_id,
                 extra=log_context.fields_of(stream_id),
             )
+
+
+def _pause_seconds(tries: int) -> float:
+    """Return how long to wait after a call has failed this often."""
+    first_seconds = _FIRST_PAUSE_SECONDS * 2 ** min(tries - 1, 20)
+    return Backoff(first_seconds=first_seconds, cap_seconds=_LONGEST_PAUSE_SECONDS).next_seconds()

@@ -1,4 +1,4 @@
-"""What a worker reports about its runs: metrics, a span for each attempt, and a line in the log for each end."""
+"""What a worker reports about its runs: metrics, a span for each run, and a line in the log for each end."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _log_fields(run: Run, outcome: Outcome, asked: RequestedModel) -> dict[str, 
 
 
 def _usage(run: Run) -> dict[str, tracing.Value | None]:
-    """Return what this attempt used, by the conventions for generative AI."""
+    """Return what this run used, by the conventions for generative AI."""
     usage = run.outbox.bill.own or {}
     return {
         "gen_ai.usage.input_tokens": usage.get("input_tokens"),

@@ -11,7 +11,7 @@ from uuid import UUID
 import asyncpg
 
 from ..db import notifications, partitions, stream_ending, stream_queue, streams, worker_rows
-from ..db.event_log import Fence
+from ..db.fence import Fence
 from ..db.postgres import Connection
 from ..db.queue_watermark import SWEEP_SECONDS, QueueWatermark
 from ..db.worker_rows import Owned

@@ -44,7 +44,7 @@ class Block:
     def culprit(self) -> str:
         """The generator and its stream, for the log."""
         if self.run is None:
-            return "by no stream's generator"
+            return "by something other than a generator"
         return f"by the generator {self.run.claim.generator!r} of stream {self.run.claim.stream_id}"
 
 

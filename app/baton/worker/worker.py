@@ -2,8 +2,8 @@
 
 One loop over one connection claims streams, and does the upkeep after each heartbeat. Heartbeats are sent by another
 thread, so that a generator which blocks the event loop costs no stream. Each claimed stream is a task of its own, and
-all of them write through one `writer`. At SIGTERM `leave()` is called: the loop stops claiming, waits for the streams
-to end, and hands the rest over to other workers.
+all of them write through one `writer`. At SIGTERM `leave()` is called: the loop stops claiming, hands over
+the streams that another worker can continue, waits for the others to end, and then hands over the rest.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 CLAIM_PAUSE_SECONDS: Final = 0.01
 
 # How long a worker that leaves waits for calls that stop a provider. Another worker makes the rest of them.
-STOP_SECONDS: Final = 1.0
+STOP_CALLS_SECONDS: Final = 1.0
 
 
 class Worker:
@@ -86,13 +86,13 @@ class Worker:
             records=self._records,
             metrics=self.metrics,
             telemetry=telemetry,
+            loop_was_blocked=lambda: self._watchdog.is_late,
             on_freed=self._on_freed,
         )
         self.metrics.silences = self.slots.silences
         for name in names:
             self.metrics.loop_blocked_seconds.add(name, count=0)  # so that the first block is an increase
         self._watchdog = Watchdog(self.slots.runs, self.metrics, hang_seconds=settings.worker_hang_seconds)
-        self.slots.loop_was_blocked = lambda: self._watchdog.is_late
         self._heart = Heart(
             settings,
             report=self._report,
@@ -256,7 +256,7 @@ class Worker:
         await self._release(connection, runs, leaving=True)
         if runs:
             await notifications.announce_queued(connection)
-        await self._stopping.leave(connection, STOP_SECONDS)
+        await self._stopping.leave(connection, STOP_CALLS_SECONDS)
         await self.lease.give_up(connection)
 
     async def _release(self, connection: Connection, runs: Sequence[Run], *, leaving: bool) -> None:

@@ -22,13 +22,14 @@ from uuid import UUID
 import asyncpg
 
 from ..backoff import retry
-from ..db import event_log, history, sqlstates, stream_ending, streams
-from ..db.event_log import Append, Fence
+from ..db import event_log, sqlstates, stream_ending, streams
+from ..db.event_log import Append
+from ..db.fence import Fence
 from ..db.postgres import Connection, connect
 from ..db.reconnecting import FAILURES
 from ..observability.log_context import fields_of
 from ..observability.metrics import WorkerMetrics
-from .appending_again import DATA_ERRORS, HistoryChanged
+from .appending import DATA_ERRORS, STATEMENT_BYTES, HistoryChanged, append
 from .flush_schedule import FlushSchedule
 from .log_comparison import LeaseLasted, LogComparison
 from .notifier import Notifier
@@ -38,7 +39,6 @@ from .recent_batches import RecentBatches
 logger = logging.getLogger(__name__)
 
 PUT_OFF_SECONDS: Final = 1
-FLUSH_BYTES: Final = 4 << 20
 
 
 async def _lasted(_connection: Connection, _history: str) -> bool:
@@ -124,14 +124,14 @@ class Writer:
                 self._connection.terminate()
 
     async def _flush(self, due: Sequence[Outbox]) -> None:
-        """Write one batch of each outbox, in statements of `FLUSH_BYTES` at most unless one batch is larger."""
+        """Write one batch of each outbox, in statements of `STATEMENT_BYTES` at most unless one batch is larger."""
         group: dict[Outbox, Append] = {}
         size = 0
         for outbox in due:
             item = outbox.take()
             if item is None:
                 continue
-            if group and size + len(item.events) > FLUSH_BYTES:
+            if group and size + len(item.events) > STATEMENT_BYTES:
                 await self._write(group)
                 group, size = {}, 0
             group[outbox] = item
@@ -182,12 +182,10 @@ class Writer:
         """Write a group in one statement. After an error in the data, halve it until the stream at fault is alone."""
         started_at = asyncio.get_running_loop().time()
         try:
-            written = await event_log.append(connection, list(group.values()), self._comparison.history)
+            written = await append(connection, list(group.values()), self._comparison.history)
         except DATA_ERRORS as error:
             await self._isolate(connection, group, error)
             return
-        if not written and await history.read(connection) != self._comparison.history:
-            raise HistoryChanged
         self._count_flush(group.values(), asyncio.get_running_loop().time() - started_at)
         appended = [item for item in group.values() if item.stream_id in written]
         self._recent.note(appended, self._comparison.history)

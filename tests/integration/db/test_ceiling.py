@@ -20,6 +20,7 @@ from tests.support.past import day, maintained, old_partition, old_stream
 
 from baton.db import event_log, partitions, retention, stream_ending, worker_rows
 from baton.db.event_log import Append
+from baton.db.fence import Fence
 from baton.db.postgres import Connection
 from baton.doctor.examination import examine
 from baton.doctor.finding import Thresholds
@@ -73,8 +74,8 @@ async def use_the_log(connection: Connection, own: list[UUID], read: list[UUID])
         assert (await event_log.read_tail(connection, stream_id)).last_seq
     assert len(await event_log.tails(connection, read)) == len(read)
     assert await event_log.tails(connection, []) == {}
-    assert await stream_ending.end_claimed(connection, event_log.Fence(reset, 1), outcome)
-    given = worker_rows.Orphan(event_log.Fence(orphan, 1), 3, "fail")
+    assert await stream_ending.end_claimed(connection, Fence(reset, 1), outcome)
+    given = worker_rows.Orphan(Fence(orphan, 1), 3, "fail")
     assert await reaper.release(connection, given, max_attempts=3) is not None
     await event_log.erase(connection, erased, keep_end=False)
 

@@ -9,7 +9,8 @@ import pytest
 from tests.support.logbook import claim_as, connected, events, queue, row
 
 from baton.db import event_log, history, stream_queue, streams, worker_rows
-from baton.db.event_log import Append, Fence
+from baton.db.event_log import Append
+from baton.db.fence import Fence
 from baton.db.history import HistoryWatch
 from baton.events import encode_text, join_lines
 from baton.worker.reaper import release

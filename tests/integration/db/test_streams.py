@@ -15,7 +15,8 @@ import pytest
 from tests.support.logbook import claim_as, claimed, connected, events, queue_many, row, until, until_after
 
 from baton.db import event_log, stream_creation, stream_ending, stream_lists, stream_queue, streams
-from baton.db.event_log import Append, Fence
+from baton.db.event_log import Append
+from baton.db.fence import Fence
 from baton.db.postgres import Pool, pool
 from baton.db.stream_creation import IdempotencyKey, NewStream
 from baton.db.stream_lists import StreamFilter

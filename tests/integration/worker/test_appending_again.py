@@ -14,7 +14,8 @@ from tests.support.logbook import claimed, connected, ended, events, text, until
 
 from baton.chaos.proxy import Proxy
 from baton.db import history
-from baton.db.event_log import Append, Fence
+from baton.db.event_log import Append
+from baton.db.fence import Fence
 from baton.db.postgres import Connection
 from baton.events import encode_text
 from baton.observability.metrics import WorkerMetrics

@@ -8,7 +8,8 @@ import pytest
 from tests.support.logbook import claimed, connected, events, row
 
 from baton.db import event_log, stream_queue, worker_rows
-from baton.db.event_log import Append, Fence
+from baton.db.event_log import Append
+from baton.db.fence import Fence
 from baton.db.postgres import Connection
 from baton.events import encode_text
 from baton.worker.reaper import Reaper, release

@@ -1,4 +1,4 @@
-"""Answers of providers that outlive their workers, through the official SDK: what the provider is asked, and told."""
+"""Answers of providers that outlive their workers, through the official SDK: what the provider is asked to do."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Service:
         return found
 
     async def whole(self, stream_id: UUID) -> list[dict[str, Any]]:
-        """Wait for the end of an answer that nobody noticed the loss of a worker in."""
+        """Wait for the end of an answer, and require that viewers have not noticed the loss of its worker."""
         stream = await ended(self.connection, stream_id)
         found = await events(self.connection, stream_id)
         assert (stream.status, text(found)) == ("completed", TEXT)

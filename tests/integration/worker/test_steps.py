@@ -11,12 +11,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from tests.support.logbook import connected, ended, events, queue, text, until, working
+from tests.support.logbook import connected, ended, events, queue, text, until, until_tail, working
 
 import baton
 from baton.chaos.proxy import Proxy
-from baton.db import event_log, stream_ending, stream_queue
-from baton.db.event_log import Fence
+from baton.db import stream_ending, stream_queue
+from baton.db.fence import Fence
 from baton.db.postgres import Connection, connect, pool
 from baton.errors import GENERATOR_FAULT
 from baton.generators import GenerationRequest
@@ -87,7 +87,7 @@ async def kept(connection: Connection) -> list[tuple[str, int, bytes]]:
     return [tuple(row) for row in rows]
 
 
-def run_of(worker: Worker, stream_id: UUID) -> Run:
+def running(worker: Worker, stream_id: UUID) -> Run:
     return worker.slots.runs[stream_id]
 
 
@@ -140,17 +140,13 @@ async def test_steps_survive_a_reset(dsn: str) -> None:
         stream_id = await queue(dsn)
         async with working(dsn, generate):
             await agent.after_step.wait()
-            await until(lambda: event_log_has(connection, stream_id))
+            await until_tail(connection, stream_id, 1)
         async with working(dsn, generate):
             await ended(connection, stream_id)
         found = await events(connection, stream_id)
     assert "reset" in [event["type"] for event in found]
     assert text(found) == "half['q', 1] of run 2"
     assert agent.calls == 1
-
-
-async def event_log_has(connection: Connection, stream_id: UUID) -> bool:
-    return (await event_log.read_tail(connection, stream_id)).last_seq > 0
 
 
 async def test_many_steps_at_once_are_each_kept_once(dsn: str) -> None:
@@ -254,7 +250,7 @@ async def test_its_connection_is_closed_with_the_worker(dsn: str) -> None:
 async def test_a_zombies_result_is_refused_and_its_run_abandoned(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
     agent = Agent()
     async with in_tool(dsn, agent) as (worker, connection, stream_id):
-        run = run_of(worker, stream_id)
+        run = running(worker, stream_id)
         await take_away(connection, run.outbox.fence)
         agent.go_on.set()
         await until(lambda: agent.cancelled == 1)
@@ -271,7 +267,7 @@ async def test_a_result_that_comes_during_a_takeover_is_refused(dsn: str) -> Non
     async with in_tool(dsn, agent) as (worker, connection, stream_id), connected(dsn) as taker:
         transaction = taker.transaction()
         await transaction.start()
-        await take_away(taker, run_of(worker, stream_id).outbox.fence)
+        await take_away(taker, running(worker, stream_id).outbox.fence)
         agent.go_on.set()
         await until(lambda: connection.fetchval(WAITS))
         await transaction.commit()
@@ -289,7 +285,7 @@ async def test_a_takeover_waits_for_a_result_in_flight_and_the_next_run_has_it(d
         )
         await connection.execute("CREATE TRIGGER gate BEFORE INSERT ON baton.step FOR EACH ROW EXECUTE FUNCTION gate()")
         await connection.execute("SELECT pg_advisory_lock(1)")
-        fence = run_of(worker, stream_id).outbox.fence
+        fence = running(worker, stream_id).outbox.fence
         agent.go_on.set()
         await until(lambda: connection.fetchval(WAITS))
         taking = asyncio.create_task(take_away(taker, fence))
@@ -298,7 +294,7 @@ async def test_a_takeover_waits_for_a_result_in_flight_and_the_next_run_has_it(d
         await connection.execute("SELECT pg_advisory_unlock(1)")
         await taking
         await agent.after_step.wait()
-        run_of(worker, stream_id).abandon()  # as its next append or heartbeat would
+        running(worker, stream_id).abandon()  # as its next append or heartbeat would
         await ended(connection, stream_id)
     assert agent.calls == 1
     assert agent.results[-1] == ["q", 1]
@@ -396,7 +392,7 @@ async def test_a_cancelled_statement_costs_only_its_connection(dsn: str) -> None
 async def test_a_stream_is_not_silent_while_its_step_runs(dsn: str) -> None:
     agent = Lasting()
     async with in_tool(dsn, agent, idle_timeout_seconds=1800) as (worker, _, stream_id):
-        run = run_of(worker, stream_id)
+        run = running(worker, stream_id)
         run.last_event_at -= 3600
         worker.slots.enforce_limits()
         assert (run.steps.running, run.silent_seconds) == (1, 0)
@@ -412,7 +408,7 @@ async def test_a_stream_is_not_silent_while_its_step_runs(dsn: str) -> None:
 async def test_a_step_ends_at_the_streams_longest_duration(dsn: str) -> None:
     agent = Agent()
     async with in_tool(dsn, agent) as (worker, connection, stream_id):
-        run_of(worker, stream_id).started_at -= 100_000
+        running(worker, stream_id).started_at -= 100_000
         worker.slots.enforce_limits()
         assert (await ended(connection, stream_id)).error_code == "max_duration"
     assert agent.tool_cancelled == 1

@@ -183,7 +183,7 @@ async def test_results_survive_a_lost_connection(dsn: str) -> None:
     async with connected(dsn) as connection:
         await add(connection)
         await caller.stopping.work(connection)
-        await until(lambda: caller.stopping.has_results)
+        await caller.result.wait()
     with pytest.raises(Exception, match="closed"):
         await caller.stopping.work(connection)
     async with connected(dsn) as connection:

@@ -65,8 +65,8 @@ class Heard:
         return self.error.code if self.error else None
 
 
-def request(given: Any) -> GenerationRequest:
-    return GenerationRequest(stream_id=uuid.uuid4(), input=given, metadata={})
+def request(given: Any = "Say hello.", **known: Any) -> GenerationRequest:
+    return GenerationRequest(stream_id=uuid.uuid4(), input=given, metadata={}, **known)
 
 
 async def hear(generator: Generator, given: Any = "Say hello.") -> Heard:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from tests.support.provider_server import refusal
 from tests.support.vllm_server import VllmServer
-from tests.unit.generators.generation import Heard
+from tests.unit.generators.generation import Heard, request
 
 from baton.errors import GenerationError
-from baton.generators import GenerationRequest, SoFar
+from baton.generators import SoFar
 from baton.generators.accounts import default_account
 from baton.generators.prefix import PrefixGenerator, build
 from baton.settings import Settings
@@ -37,11 +36,9 @@ async def generator_of(server: VllmServer) -> AsyncIterator[PrefixGenerator]:
 async def run(generator: PrefixGenerator, so_far: SoFar | None, given: Any = "Hello") -> Heard:
     """Run it for the first time, or after what another run has left."""
     heard = Heard()
-    request = GenerationRequest(uuid.uuid4(), given, {})
-    if so_far is not None:
-        request = GenerationRequest(uuid.uuid4(), given, {}, run=2, so_far=so_far)
+    known = {} if so_far is None else {"run": 2, "so_far": so_far}
     try:
-        async for item in generator(request):
+        async for item in generator(request(given, **known)):
             if isinstance(item, dict) and item["type"] == "continue":
                 assert not heard.events
                 heard.events.append(item)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,7 @@ from tests.support.logbook import until
 from tests.support.openai_server import Item, OpenAIServer
 from tests.support.pacing import Pace
 from tests.support.provider_server import refusal
-from tests.unit.generators.generation import Heard
+from tests.unit.generators.generation import Heard, request
 
 from baton.errors import GenerationError
 from baton.generators import GenerationRequest, SoFar, reattach
@@ -60,14 +59,10 @@ class Run:
         return self
 
 
-def first(given: Any = "Hello") -> GenerationRequest:
-    return GenerationRequest(uuid.uuid4(), given, {})
-
-
 def later(before: Run) -> GenerationRequest:
     """The request for the run after one that died."""
     (covered, state), tail = before.states[-1], len(before.heard.events)
-    return GenerationRequest(uuid.uuid4(), "Hello", {}, run=2, so_far=SoFar(seq=tail), state=state, state_seq=covered)
+    return request(run=2, so_far=SoFar(seq=tail), state=state, state_seq=covered)
 
 
 @contextlib.asynccontextmanager
@@ -104,7 +99,7 @@ def is_everything(heard: Heard) -> bool:
 
 async def test_the_id_comes_first_and_the_response_is_stored() -> None:
     async with OpenAIServer(*ALL) as server, generator_of(server) as generator:
-        run = await Run().read(generator, first({"input": "Hello", "store": False}))
+        run = await Run().read(generator, request({"input": "Hello", "store": False}))
         assert run.states[0][0] == 0
         assert run.states[0][1]["response_id"] == server.only.id
         assert (server.only.body["background"], server.only.body["store"]) == (True, True)
@@ -115,7 +110,7 @@ async def test_the_id_comes_first_and_the_response_is_stored() -> None:
 @pytest.mark.parametrize("events", [1, 2, 3, 9, 14, 15, 16, 17, 18, 20])
 async def test_a_later_run_asks_only_for_the_rest_wherever_the_first_one_died(events: int) -> None:
     async with OpenAIServer(*ALL) as server, generator_of(server) as generator:
-        before = await Run().read(generator, first(), events)
+        before = await Run().read(generator, request(), events)
         after = await Run().read(generator, later(before))
         covered, state = before.states[-1]
         assert after.after == covered
@@ -128,8 +123,8 @@ async def test_a_later_run_asks_only_for_the_rest_wherever_the_first_one_died(ev
 
 async def test_leaving_it_does_not_stop_the_response() -> None:
     async with OpenAIServer(*ALL, pace=Pace(allowed=5)) as server, generator_of(server) as generator:
-        await Run().read(generator, first(), 3)
-        reading = asyncio.create_task(Run().read(generator, first()))
+        await Run().read(generator, request(), 3)
+        reading = asyncio.create_task(Run().read(generator, request()))
         await until(lambda: server.readers == 1 and server.started == 2)
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
@@ -143,7 +138,7 @@ async def test_leaving_it_does_not_stop_the_response() -> None:
 async def test_a_broken_connection_is_opened_again_behind_the_last_event() -> None:
     async with OpenAIServer(*ALL, pace=Pace(allowed=4)) as server, generator_of(server) as generator:
         run = Run()
-        reading = asyncio.create_task(run.read(generator, first()))
+        reading = asyncio.create_task(run.read(generator, request()))
         await until(lambda: len(run.heard.events) == 4)
         server.refusals = [BUSY]
         server.drop()
@@ -156,7 +151,7 @@ async def test_a_broken_connection_is_opened_again_behind_the_last_event() -> No
 
 async def test_an_unknown_response_starts_over() -> None:
     async with OpenAIServer(*ALL) as server, generator_of(server) as generator:
-        before = await Run().read(generator, first(), 7)
+        before = await Run().read(generator, request(), 7)
         server.forget()
         after = await Run().read(generator, later(before))
         assert (after.after, server.started) == (None, 2)
@@ -167,7 +162,7 @@ async def test_an_unknown_response_starts_over() -> None:
 @pytest.mark.parametrize("events", [1, 7, 14, 15, 17])
 async def test_an_old_response_is_polled_and_its_rest_comes_whole(events: int) -> None:
     async with OpenAIServer(*ALL) as server, generator_of(server) as generator:
-        before = await Run().read(generator, first(), events)
+        before = await Run().read(generator, request(), events)
         server.streams_recent_only = True
         after = await Run().read(generator, later(before))
         heard = whole(before, after)
@@ -179,7 +174,7 @@ async def test_an_old_response_is_polled_and_its_rest_comes_whole(events: int) -
 async def test_a_response_that_is_old_within_a_run_is_polled_until_it_is_over() -> None:
     async with OpenAIServer(*ALL, pace=Pace(allowed=4)) as server, generator_of(server) as generator:
         run = Run()
-        reading = asyncio.create_task(run.read(generator, first()))
+        reading = asyncio.create_task(run.read(generator, request()))
         await until(lambda: len(run.heard.events) == 4)
         server.streams_recent_only = True
         server.drop()
@@ -191,7 +186,7 @@ async def test_a_response_that_is_old_within_a_run_is_polled_until_it_is_over() 
 
 async def test_an_unreachable_provider_ends_the_answer_within_bounds() -> None:
     async with OpenAIServer(*ALL) as server, generator_of(server) as generator:
-        before = await Run().read(generator, first(), 7)
+        before = await Run().read(generator, request(), 7)
         server.refusals = [BUSY] * 100
         after = await Run().read(generator, later(before))
         assert after.heard.code == "provider_error"
@@ -200,7 +195,7 @@ async def test_an_unreachable_provider_ends_the_answer_within_bounds() -> None:
 
 async def test_a_refused_key_ends_the_answer_at_once() -> None:
     async with OpenAIServer(*ALL) as server, generator_of(server) as generator:
-        before = await Run().read(generator, first(), 7)
+        before = await Run().read(generator, request(), 7)
         server.refusals = [refusal(401, {"message": "No."})]
         after = await Run().read(generator, later(before))
         assert after.heard.code == "provider_auth_failed"
@@ -209,12 +204,12 @@ async def test_a_refused_key_ends_the_answer_at_once() -> None:
 async def test_a_response_that_failed_or_was_cancelled_elsewhere_fails() -> None:
     async with OpenAIServer(*ALL) as server, generator_of(server) as generator:
         server.fail_after = 6
-        run = await Run().read(generator, first())
+        run = await Run().read(generator, request())
         assert (run.heard.code, len(run.heard.events)) == ("provider_error", 6)
         server.fail_after = None
         server.pace.allowed = 4
         cancelled = Run()
-        reading = asyncio.create_task(cancelled.read(generator, first()))
+        reading = asyncio.create_task(cancelled.read(generator, request()))
         await until(lambda: len(cancelled.heard.events) == 4)
         await generator.stop(cancelled.states[0][1])
         await reading
@@ -223,7 +218,7 @@ async def test_a_response_that_failed_or_was_cancelled_elsewhere_fails() -> None
 
 async def test_stop_cancels_once_and_for_all() -> None:
     async with OpenAIServer(*ALL, pace=Pace(allowed=4)) as server, generator_of(server) as generator:
-        run = await Run().read(generator, first(), 4)
+        run = await Run().read(generator, request(), 4)
         state = run.states[0][1]
         server.refused_cancels = [BUSY]
         with pytest.raises(openai.InternalServerError):

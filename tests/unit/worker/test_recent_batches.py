@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from uuid import UUID, uuid4
 
-from baton.db.event_log import Append, Fence
+from baton.db.event_log import Append
+from baton.db.fence import Fence
 from baton.outcome import Outcome
 from baton.worker.recent_batches import OVERHEAD_BYTES, RecentBatches
 
