@@ -143,7 +143,7 @@ class Scene:
     [Size(20, 50, 4, 0.8), pytest.param(Size(200, 400, 20, 1.6), marks=pytest.mark.slow)],
     ids=["few", "many"],
 )
-async def test_every_viewer_gets_the_exact_answer_while_workers_are_killed_and_stopped_in_turn(
+async def test_every_viewer_gets_the_exact_answer_while_workers_are_killed_in_turn(
     cluster: Cluster, tmp_path: Path, size: Size
 ) -> None:
     scene = Scene(cluster, tmp_path, size.streams, Plan(str(tmp_path), size.count))

@@ -34,7 +34,8 @@ from baton.db import (
     streams,
     worker_rows,
 )
-from baton.db.event_log import Append, Fence
+from baton.db.event_log import Append
+from baton.db.fence import Fence
 from baton.db.postgres import Connection, connect
 from baton.db.stream_lists import StreamFilter
 from baton.db.stream_states import State
