@@ -349,7 +349,11 @@ class Settings(BaseSettings):
         "A stream of OpenAI's APIs, the AI SDK or plain text, which cannot express a restart, ends as failed instead",
     )
     max_attempts: int = Field(
-        3, ge=1, le=100, description="Number of workers that may die while they run a stream before it fails"
+        3,
+        ge=1,
+        le=100,
+        description="Number of workers that may die while they run a stream before it fails; for an answer that "
+        "continues, since it last grew",
     )
     notify_payloads: bool = Field(
         True,
@@ -377,7 +381,11 @@ class Settings(BaseSettings):
         5, gt=0, le=300, description="How often a pod records which streams have viewers"
     )
     worker_drain_seconds: float = Field(
-        6, ge=0, le=3600, description="How long a leaving worker lets its streams end before it hands the rest over"
+        6,
+        ge=0,
+        le=3600,
+        description="How long a leaving worker lets streams end before it hands the rest over. Streams that another "
+        "worker can continue are handed over at once",
     )
 
     partition_days_ahead: int = Field(

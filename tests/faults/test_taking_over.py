@@ -19,11 +19,11 @@ import pytest
 from tests.faults.answers import lock_now, open_to_append
 from tests.faults.dialects import DIALECTS, GENERATOR
 from tests.faults.viewers import counted
+from tests.faults.worker_processes import worker_process
 from tests.support.cluster import Cluster
 from tests.support.logbook import events, until
-from tests.support.processes import Running, environment, running
+from tests.support.processes import Running
 
-FOLDER = Path(__file__).parent
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 BUSIER = """
 SELECT worker.name, count(*) FROM baton.stream JOIN baton.worker ON worker.id = worker_id
@@ -58,13 +58,11 @@ class Workers:
     def __init__(self, cluster: Cluster, stack: contextlib.AsyncExitStack, size: Size) -> None:
         self._cluster = cluster
         self._stack = stack
-        self._env = environment(
-            BATON_DATABASE_URL=cluster.dsn,
-            BATON_GENERATORS=f"{GENERATOR}=answers:{GENERATOR}",
-            BATON_WORKER_CONCURRENCY=str(size.streams),
-            BATON_LEASE_SECONDS=str(size.lease_seconds),
-            BATON_WORKER_HEARTBEAT_SECONDS=str(size.lease_seconds / 8),
-        )
+        self._settings = {
+            "worker_concurrency": size.streams,
+            "lease_seconds": size.lease_seconds,
+            "worker_heartbeat_seconds": size.lease_seconds / 8,
+        }
         self._living: dict[str, Running] = {}
         self._started = 0
         self.interrupted = Counter[str]()  # streams, by the reason
@@ -72,10 +70,8 @@ class Workers:
     async def start(self) -> None:
         self._started += 1
         name = f"worker-{self._started}"
-        env = self._env | {"BATON_WORKER_NAME": name}
-        worker = await self._stack.enter_async_context(running("worker", env=env, cwd=FOLDER))
-        await worker.said("is ready for")
-        self._living[name] = worker
+        starting = worker_process(self._cluster.dsn, GENERATOR, worker_name=name, **self._settings)
+        self._living[name] = await self._stack.enter_async_context(starting)
 
     async def end_busier(self, number: signal.Signals) -> None:
         """End the worker that has most of the streams."""
