@@ -40,7 +40,7 @@ from ..db.event_log import Append, Fence
 from ..db.stream_ending import REWOUND
 from ..db.stream_states import State
 from ..events import encode_object, join_lines
-from ..outcome import WORKER_LOST_MESSAGE, Outcome
+from ..outcome import WORKER_LEFT_MESSAGE, WORKER_LOST_MESSAGE, Outcome
 from ..usage import Bill, Counts
 
 
@@ -60,6 +60,8 @@ class Lost(Enum):
     REWOUND = "the log has lost its end"
     OVERTAKEN = "a former worker's events are in the log, and this stream must not restart"
 
+    UNFINISHED = "a former worker has left its events in the log, and this stream must not restart"
+
     @property
     def outcome(self) -> Outcome | None:
         """The end that this gives the stream; None if it has one already, or if another worker ends it."""
@@ -70,6 +72,7 @@ _OUTCOMES: Final = {
     Lost.REJECTED: Outcome.failed("storage_rejected", "A part of this answer could not be stored."),
     Lost.REWOUND: REWOUND,
     Lost.OVERTAKEN: Outcome.failed("worker_lost", WORKER_LOST_MESSAGE),
+    Lost.UNFINISHED: Outcome.failed("worker_left", WORKER_LEFT_MESSAGE),
 }
 
 
@@ -300,7 +303,8 @@ class Outbox:
         """
         line = encode_object({"type": "reset", "reason": reason or self.interruption})
         if not self._may_reset:
-            self.end_with(Lost.OVERTAKEN, self.tail)
+            left = self.interruption == "worker_left"
+            self.end_with(Lost.UNFINISHED if left else Lost.OVERTAKEN, self.tail)
         elif self._flight:
             self._flight.insert(0, line)
             if self._flight_state is not None:
