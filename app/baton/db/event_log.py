@@ -171,6 +171,11 @@ class Append(NamedTuple):
         """What the stream's row must contain."""
         return Fence(self.stream_id, self.epoch, self.claim_token)
 
+    @property
+    def size_bytes(self) -> int:
+        """The size of the events and the state."""
+        return len(self.events) + (0 if self.state is None else len(self.state.content))
+
 
 @dataclass(slots=True, eq=False)
 class Batch:
