@@ -118,7 +118,7 @@ ORDER BY first_seq
 
 # Whether a claim has written more than that it resumes the stream, and has not started it over.
 _GREW = """
-SELECT coalesce(bool_and(position($3::bytea IN events) = 0)
+SELECT coalesce(bool_and(position('\\x0a'::bytea || $3::bytea IN '\\x0a'::bytea || events) = 0)
                 AND bool_or(last_seq > first_seq OR position($4::bytea IN events) <> 1), false)
 FROM baton.batch WHERE stream_id = $1 AND {day} AND epoch = $2
 """
