@@ -173,6 +173,8 @@ class Run:
         if not self._over.is_set():
             self._handing_over = True
             self._over.set()
+            # At once: it may be about to call a step, and the function of a step that is cancelled runs again.
+            self._cancel_generator()
 
     async def _finish_handing_over(self) -> None:
         """Write what the generator has yielded. Half a character is left out: the next run yields it whole."""
