@@ -85,6 +85,7 @@ class Run:
         self._stop: Outcome | None = None
         self._abandoned = False
         self._handing_over = False
+        self._cancelled = False  # the generator was told to stop
         self.handed_over = False  # everything is in the log, and the stream waits to be given back
         self._waits_for_database = False
         self.first_token_noted = False  # in the stream's row, before its end
@@ -173,6 +174,8 @@ class Run:
         if not self._over.is_set():
             self._handing_over = True
             self._over.set()
+            # At once: it may be about to call a step, and the function of a step that is cancelled runs again.
+            self._cancel_generator()
 
     async def _finish_handing_over(self) -> None:
         """Write what the generator has yielded. Half a character is left out: the next run yields it whole."""
@@ -190,6 +193,8 @@ class Run:
                 self.claim.stream_id,
             )
             self.feed.start_over("output_differs")
+            if self._stop is not None:
+                return  # the stream may not start over, and has ended
             await self._stop_earlier(request.state)
             self.steps.restart()
             await self._feed(dataclasses.replace(request, so_far=SoFar(), state=None, state_seq=0))
@@ -277,12 +282,18 @@ class Run:
             self.last_event_at = time.monotonic()
             self._waits_for_database = False
 
+    def _cancel_generator(self) -> None:
+        """Cancel the generator if it has begun, once: another time would interrupt how it cleans up."""
+        if self._generating is not None and not self._cancelled:
+            self._cancelled = True
+            self._generating.cancel()
+
     async def _stop_generator(self) -> None:
         """Cancel the generator if it still runs. If it does not stop in time, it is ignored from then on."""
         assert self._generating is not None
         if self._generating.done():
             return
-        self._generating.cancel()
+        self._cancel_generator()
         _, pending = await asyncio.wait([self._generating], timeout=STUBBORN_SECONDS)
         if pending:
             logger.error(
