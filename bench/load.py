@@ -7,9 +7,9 @@ import math
 import random
 import time
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Any, Final
 
-from baton.generators.protocol import GenerationRequest
+from baton.generators.protocol import GenerationRequest, continues
 
 TICK_SECONDS: Final = 0.004
 # On average as long as tokens of English text: 4.5 characters, including the space.
@@ -86,3 +86,18 @@ async def generate(request: GenerationRequest) -> AsyncIterator[str]:
             await _ticker.until(at)
         yield write(number)
     await asyncio.sleep(request.input.get("stays", 0))
+
+
+@continues
+async def continuing(request: GenerationRequest) -> AsyncIterator[str | dict[str, Any]]:
+    """Yield the numbers from 0 to `input["tokens"]`, `input["rate"]` a second, each with a state to continue from."""
+    rate, first = request.input["rate"], request.state or 0
+    yield {"type": "continue", "after": request.state_seq}
+    loop = asyncio.get_running_loop()
+    start = loop.time() + random.random() / rate
+    for number in range(first, request.input["tokens"]):
+        at = start + (number - first) / rate
+        if at > loop.time():
+            await _ticker.until(at)
+        yield f"{number} "
+        yield {"type": "state", "state": number + 1}
