@@ -89,8 +89,7 @@ class Steps:
         self._store = store or StepMemory()
         self._max_result_bytes = max_result_bytes
         self._occurrences: Counter[tuple[str, bytes]] = Counter()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._on_idle: Callable[[], None] | None = None  # once no step may begin
         self.used = False
         self.running = 0
         self.ended_at = 0.0
@@ -120,13 +119,20 @@ class Steps:
         self._occurrences.clear()
         self._store.restart()
 
-    async def wait_until_idle(self) -> None:
-        """Wait until no step runs."""
-        await self._idle.wait()
+    def close(self, on_idle: Callable[[], None]) -> None:
+        """Let no further step begin, and call `on_idle` as soon as none runs.
+
+        Who calls a step after this waits until it is cancelled. A step that a running one calls still begins.
+        """
+        self._on_idle = on_idle
+        if not self.running:
+            on_idle()
 
     async def _run(
         self, key: StepKey, idempotency_key: str, call: Callable[[], Any], function: Callable[..., Any]
     ) -> Any:
+        if self._on_idle is not None and _idempotency_key.get(None) is None:
+            await asyncio.Event().wait()
         with self._counted():
             kept = await self._store.find(key)
             if kept is None:
@@ -139,14 +145,13 @@ class Steps:
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
         self.running += 1
-        self._idle.clear()
         try:
             yield
         finally:
             self.running -= 1
             self.ended_at = time.monotonic()
-            if not self.running:
-                self._idle.set()
+            if self._on_idle is not None and not self.running:
+                self._on_idle()
 
     def _encode(self, name: str, result: Any) -> bytes:
         """Encode a result as JSON.
