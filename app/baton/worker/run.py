@@ -85,7 +85,6 @@ class Run:
         self._stop: Outcome | None = None
         self._abandoned = False
         self._handing_over = False
-        self._cancelled = False  # the generator was told to stop
         self.handed_over = False  # everything is in the log, and the stream waits to be given back
         self._waits_for_database = False
         self.first_token_noted = False  # in the stream's row, before its end
@@ -101,6 +100,8 @@ class Run:
             self._generating.add_done_callback(lambda _task: self._over.set())
             try:
                 await self._over.wait()
+                if self._generating.done():
+                    self._handing_over = False  # it has ended by itself
             finally:
                 await self._stop_generator()
         if self._abandoned:
@@ -170,12 +171,13 @@ class Run:
         self._over.set()
 
     def hand_over(self) -> None:
-        """Stop the generator, unless it has just ended, and let another worker continue the stream."""
-        if not self._over.is_set():
+        """Stop the generator, unless it has just ended, and let another worker continue the stream.
+
+        The steps that run end first, and no further one begins: the next run would call its function again.
+        """
+        if not self._over.is_set() and not self._handing_over:
             self._handing_over = True
-            self._over.set()
-            # At once: it may be about to call a step, and the function of a step that is cancelled runs again.
-            self._cancel_generator()
+            self.steps.close(self._over.set)
 
     async def _finish_handing_over(self) -> None:
         """Write what the generator has yielded. Half a character is left out: the next run yields it whole."""
@@ -282,18 +284,12 @@ class Run:
             self.last_event_at = time.monotonic()
             self._waits_for_database = False
 
-    def _cancel_generator(self) -> None:
-        """Cancel the generator if it has begun, once: another time would interrupt how it cleans up."""
-        if self._generating is not None and not self._cancelled:
-            self._cancelled = True
-            self._generating.cancel()
-
     async def _stop_generator(self) -> None:
         """Cancel the generator if it still runs. If it does not stop in time, it is ignored from then on."""
         assert self._generating is not None
         if self._generating.done():
             return
-        self._cancel_generator()
+        self._generating.cancel()
         _, pending = await asyncio.wait([self._generating], timeout=STUBBORN_SECONDS)
         if pending:
             logger.error(
