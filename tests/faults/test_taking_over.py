@@ -138,7 +138,7 @@ class Scene:
 
 @pytest.mark.parametrize(
     "size",
-    [Size(20, 50, 4, 0.8), pytest.param(Size(200, 400, 20, 1.6), marks=pytest.mark.slow)],
+    [Size(20, 50, 4, 0.8), pytest.param(Size(200, 400, 20, 1.6), marks=[pytest.mark.slow, pytest.mark.timeout(600)])],
     ids=["few", "many"],
 )
 async def test_answers_continue_while_workers_are_killed_and_stopped(
