@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Final
+from typing import Any, Final
 
 from baton.generators.protocol import GenerationRequest, Yielded, continues
 
@@ -96,3 +96,18 @@ async def generate_and_save(request: GenerationRequest) -> AsyncGenerator[Yielde
     async for word in generate(request):
         yield word
         yield {"type": "state", "state": _STATE}
+
+
+@continues
+async def continuing(request: GenerationRequest) -> AsyncIterator[str | dict[str, Any]]:
+    """Yield the numbers from 0 to `input["tokens"]`, `input["rate"]` a second, each with a state to continue from."""
+    rate, first = request.input["rate"], request.state or 0
+    yield {"type": "continue", "after": request.state_seq}
+    loop = asyncio.get_running_loop()
+    start = loop.time() + random.random() / rate
+    for number in range(first, request.input["tokens"]):
+        at = start + (number - first) / rate
+        if at > loop.time():
+            await _ticker.until(at)
+        yield f"{number} "
+        yield {"type": "state", "state": number + 1}

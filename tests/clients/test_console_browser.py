@@ -230,14 +230,13 @@ async def two_demo_pods(cluster: Cluster) -> AsyncIterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def two_demo_workers(cluster: Cluster, **settings: str) -> AsyncIterator[None]:
+async def two_demo_workers(cluster: Cluster) -> AsyncIterator[None]:
     """Two workers that play recorded answers, and that the demo's page can kill."""
     env = environment(
         BATON_DATABASE_URL=cluster.dsn,
         BATON_DEMO="true",
         BATON_LEASE_SECONDS="2",
         BATON_WORKER_HEARTBEAT_SECONDS="0.25",
-        **settings,
     )
     async with (
         running("worker", env=env | {"BATON_WORKER_NAME": "worker-a"}) as one,
@@ -254,7 +253,7 @@ async def test_a_person_kills_the_worker_that_writes_an_answer(cluster: Cluster,
     seam = "another worker from here"
     async with (
         two_demo_pods(cluster) as url,
-        two_demo_workers(cluster, BATON_REPLAY_SPEED="2"),
+        two_demo_workers(cluster),
         browsing(size=size) as page,
     ):
         await page.goto(f"{url}/demo")
@@ -264,6 +263,7 @@ async def test_a_person_kills_the_worker_that_writes_an_answer(cluster: Cluster,
         events = await page.locator("#cursor").inner_text()
         await page.get_by_role("button", name="With a tool call").click()
         await expect(page.locator("#text")).to_be_visible()
+        await expect(page.locator("#worker")).to_have_text(re.compile("worker-[ab]"))
         killed = await page.locator("#worker").inner_text()
         await page.get_by_role("button", name=f"Kill this worker ({killed})").click()
         await expect(page.locator("#state")).to_have_text("waiting")

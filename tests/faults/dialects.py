@@ -56,7 +56,10 @@ class Client:
         """
         headers = {"accept": self.accept}
         async with contextlib.AsyncExitStack() as stack:
-            connecting = http.stream("POST", url + self.path, json=self.body(message), headers=headers)
+            # Plain text has no keep-alives, so on a slow machine it may be silent for long. The caller has deadlines.
+            connecting = http.stream(
+                "POST", url + self.path, json=self.body(message), headers=headers, timeout=httpx2.Timeout(None)
+            )
             async with creating:
                 response = await stack.enter_async_context(connecting)
             assert response.status_code in {200, 201}, await response.aread()

@@ -98,7 +98,9 @@ class Scene:
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[asyncio.TaskGroup]:
         """Create the streams, one half on each of two pods, and read all answers to their ends."""
-        pods = [await self.cluster.pod(generators={GENERATOR: "no:where"}) for _ in range(2)]
+        # On a slow machine connections would rotate.
+        given = {"generators": {GENERATOR: "no:where"}, "max_connection_age_seconds": 3600}
+        pods = [await self.cluster.pod(**given) for _ in range(2)]
         creating = asyncio.Semaphore(4)
         message = json.dumps(dataclasses.asdict(self.plan))
         async with asyncio.TaskGroup() as tasks:
@@ -136,10 +138,10 @@ class Scene:
 
 @pytest.mark.parametrize(
     "size",
-    [Size(20, 50, 4, 0.8), pytest.param(Size(200, 400, 20, 1.6), marks=pytest.mark.slow)],
+    [Size(20, 50, 4, 0.8), pytest.param(Size(200, 400, 20, 1.6), marks=[pytest.mark.slow, pytest.mark.timeout(600)])],
     ids=["few", "many"],
 )
-async def test_every_viewer_gets_the_exact_answer_while_workers_are_killed_and_stopped_in_turn(
+async def test_answers_continue_while_workers_are_killed_and_stopped(
     cluster: Cluster, tmp_path: Path, size: Size
 ) -> None:
     scene = Scene(cluster, tmp_path, size.streams, Plan(str(tmp_path), size.count))

@@ -322,6 +322,7 @@ class Experiment:
         words += [
             f"--{name} {getattr(options, name)}" for name in names if getattr(options, name) != getattr(defaults, name)
         ]
+        words += [f'--faults "{",".join(options.faults)}"'] if options.faults else []
         return " ".join(words)
 
     def _tidy_up(self, *, keep_logs: bool) -> None:

@@ -119,7 +119,7 @@ ORDER BY first_seq
 
 # Whether a claim has written more than that it resumes the stream, and has not started it over.
 _GREW = """
-SELECT coalesce(bool_and(position($3::bytea IN events) = 0)
+SELECT coalesce(bool_and(position('\\x0a'::bytea || $3::bytea IN '\\x0a'::bytea || events) = 0)
                 AND bool_or(last_seq > first_seq OR position($4::bytea IN events) <> 1), false)
 FROM baton.batch WHERE stream_id = $1 AND {day} AND epoch = $2
 """
@@ -160,6 +160,11 @@ class Append(NamedTuple):
     def fence(self) -> Fence:
         """What the stream's row must contain."""
         return Fence(self.stream_id, self.epoch, self.claim_token)
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the events and the state."""
+        return len(self.events) + (0 if self.state is None else len(self.state.content))
 
 
 @dataclass(slots=True, eq=False)

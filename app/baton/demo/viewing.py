@@ -98,7 +98,9 @@ class Viewing:
             self._dead_worker = None
             self._flow.line()
             self._flow.line(f"-- kill -9 {dead.child.pid}: {dead.child.name} is dead, after event {seq}", "bold red")
-            self._flow.line(f"-- another worker takes over after its lease of {self._lease_seconds:g} s", "yellow")
+            self._flow.line(
+                f"-- its lease of {self._lease_seconds:g} s must expire before another worker takes over", "yellow"
+            )
 
     async def _show_resumed(self, received: Received, stream_id: str) -> None:
         name = await self._writer(stream_id) or "another worker"

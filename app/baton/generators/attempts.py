@@ -117,10 +117,11 @@ class _Attempts:
         return None
 
     async def _hold_back_first(self, events: AsyncGenerator[Yielded, None]) -> None:
-        """Wait for the first event that clients would see, and hold back all until then."""
+        """Wait for the first event that clients would see, and hold back all until then. `continue` must come first."""
         async for item in events:
-            self.held_back.append(item)
-            if not (isinstance(item, Mapping) and item.get("type") == "usage"):
+            kind = item.get("type") if isinstance(item, Mapping) else "text"
+            self.held_back.insert(0 if kind == "continue" else len(self.held_back), item)
+            if kind != "usage":
                 return
 
     def _pause(self, retries: int) -> float | None:

@@ -154,7 +154,8 @@ class Generator(Protocol):
 
     - `{"type": "state", "state": ...}`: save any JSON as of the events yielded so far. It is no event: it has no
       number, and viewers never get it. It is in the database as soon as these events are. A state that comes before the
-      first event of a run is in the database before the generator is asked for more.
+      first event of a run is in the database before the generator is asked for more. One that comes between the two
+      halves of a surrogate pair is not saved.
     - `{"type": "continue", "after": int}`: the first thing that it yields, to continue after the event of that number,
       from `request.state_seq` to `request.so_far.seq`. After the last event it continues with what is new. After an
       earlier one it repeats itself: what equals the log is dropped, and a difference starts the answer over.

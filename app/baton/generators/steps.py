@@ -104,6 +104,7 @@ class Steps:
         self._by_itself = store is None
         self._max_result_bytes = max_result_bytes
         self._occurrences: Counter[tuple[str, bytes]] = Counter()
+        self._on_idle: Callable[[], None] | None = None  # once no step may begin
         self.used = False
         self.running = 0
         self.ended_at = 0.0
@@ -136,9 +137,20 @@ class Steps:
         self._occurrences.clear()
         self._store.restart()
 
+    def close(self, on_idle: Callable[[], None]) -> None:
+        """Let no further step begin, and call `on_idle` as soon as none runs.
+
+        Who calls a step after this waits until it is cancelled. A step that a running one calls still begins.
+        """
+        self._on_idle = on_idle
+        if not self.running:
+            on_idle()
+
     async def _run(
         self, key: StepKey, idempotency_key: str, call: Callable[[], Any], function: Callable[..., Any]
     ) -> Any:
+        if self._on_idle is not None and _idempotency_key.get(None) is None:
+            await asyncio.Event().wait()
         with self._counted():
             kept = await self._store.find(key)
             if kept is None:
@@ -156,6 +168,8 @@ class Steps:
         finally:
             self.running -= 1
             self.ended_at = time.monotonic()
+            if self._on_idle is not None and not self.running:
+                self._on_idle()
 
     def _encode(self, name: str, result: Any) -> bytes:
         """Encode a result as JSON.

@@ -54,10 +54,10 @@ def _statements(items: Iterable[Append]) -> Iterator[list[Append]]:
     group: list[Append] = []
     size = 0
     for item in items:
-        if group and size + len(item.events) > STATEMENT_BYTES:
+        if group and size + item.size_bytes > STATEMENT_BYTES:
             yield group
             group, size = [], 0
         group.append(item)
-        size += len(item.events)
+        size += item.size_bytes
     if group:
         yield group

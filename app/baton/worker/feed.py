@@ -205,7 +205,7 @@ class Feed:
         return new
 
     def _save(self, item: Mapping[str, Any]) -> None:
-        """Save a state.
+        """Save a state, unless it covers half a character: the log cannot hold that, so no run could continue there.
 
         Raises:
             InvalidEvent: it is not JSON, is too large, or the generator does not say that it can continue.
@@ -219,7 +219,8 @@ class Feed:
             raise InvalidEvent(
                 f"The state has {len(content)} bytes, and BATON_MAX_STATE_BYTES allows {self._bounds.max_state_bytes}."
             )
-        self.outbox.save(content)
+        if not self._surrogates.holds:
+            self.outbox.save(content)
 
     def _encode_mapping(self, item: Mapping[str, Any]) -> bytes | None:
         kind = item.get("type")

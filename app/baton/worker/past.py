@@ -46,7 +46,7 @@ class Past:
     @property
     def size_bytes(self) -> int:
         """The size of the events."""
-        return sum(len(line) for line in self.lines)
+        return sum(len(line.encode()) for line in self.lines)
 
     @property
     def calls(self) -> list[dict[str, Any]]:

@@ -102,5 +102,4 @@ class RecentBatches:
 
 
 def _size(item: Append) -> int:
-    state = 0 if item.state is None else len(item.state.content)
-    return len(item.events) + state + OVERHEAD_BYTES
+    return item.size_bytes + OVERHEAD_BYTES

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import orjson
 
-from ..events import encode_object
+from ..events import encode_object, without_surrogates
 from ..generators import Yielded
 
 _TEXTS: Final = frozenset({"text", "reasoning"})
@@ -34,17 +35,19 @@ class Repetition:
 
     Deltas are compared by their joined text, since they may be cut differently. Everything else is compared as JSON.
     The order counts. So ids and times that a generator makes must be the same in each run.
+
+    The time that all of it takes grows with the length of the log, and not with its square.
     """
 
     def __init__(self, events: Iterable[Mapping[str, Any]]) -> None:
         self._rest: deque[_Part] = deque()
-        for event in events:
-            for part in _parts(event):
-                last = self._rest[-1] if self._rest else None
-                if last is not None and part.key is not None and part.key == last.key:
-                    self._rest[-1] = _Part(part.key, last.content + part.content)
-                else:
-                    self._rest.append(part)
+        self._repeated = 0  # how many characters of the first part
+        parts = (part for event in events for part in _parts(event))
+        for key, group in groupby(parts, key=lambda part: part.key):
+            if key is None:
+                self._rest.extend(group)
+            else:
+                self._rest.append(_Part(key, "".join(part.content for part in group)))
 
     @property
     def complete(self) -> bool:
@@ -74,14 +77,13 @@ class Repetition:
                     raise OutputDiffers
                 self._rest.popleft()
                 return ""
-            size = min(len(content), len(expected.content))
-            if part.key != expected.key or content[:size] != expected.content[:size]:
+            begin, end = self._repeated, min(self._repeated + len(content), len(expected.content))
+            if part.key != expected.key or not content.startswith(expected.content[begin:end]):
                 raise OutputDiffers
-            content = content[size:]
-            if size < len(expected.content):
-                self._rest[0] = _Part(expected.key, expected.content[size:])
-            else:
+            content, self._repeated = content[end - begin :], end
+            if end == len(expected.content):
                 self._rest.popleft()
+                self._repeated = 0
             if not content:
                 return ""
         return content
@@ -90,16 +92,21 @@ class Repetition:
 def _parts(item: Yielded) -> list[_Part]:
     """Take an item apart: a delta is one text, and the first event of a tool call also says which call it is."""
     if isinstance(item, str):
-        return [_Part(("text", 0), item)] if item else []
+        return [_Part(("text", 0), _stored(item))] if item else []
     kind = item["type"]
     if kind in _TEXTS:
-        return [_Part((kind, 0), item["delta"])] if item["delta"] else []
+        return [_Part((kind, 0), _stored(item["delta"]))] if item["delta"] else []
     if kind != "tool_call":
         return [_Part(None, _canonical(item))]
     delta = item.get("arguments_delta") or ""
     about = {name: value for name, value in item.items() if name != "arguments_delta" and value is not None}
     found = [] if about.keys() <= {"type", "index"} else [_Part(None, _canonical(about))]
-    return [*found, _Part((kind, item["index"]), delta)] if delta else found
+    return [*found, _Part((kind, item["index"]), _stored(delta))] if delta else found
+
+
+def _stored(text: str) -> str:
+    """Return a text as the log has it."""
+    return text if text.isascii() else without_surrogates(text)
 
 
 def _with_text(item: Yielded, text: str) -> Yielded:

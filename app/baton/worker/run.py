@@ -100,6 +100,8 @@ class Run:
             self._generating.add_done_callback(lambda _task: self._over.set())
             try:
                 await self._over.wait()
+                if self._generating.done():
+                    self._handing_over = False  # it has ended by itself
             finally:
                 await self._stop_generator()
         if self._abandoned:
@@ -169,10 +171,13 @@ class Run:
         self._over.set()
 
     def hand_over(self) -> None:
-        """Stop the generator, unless it has just ended, and let another worker continue the stream."""
-        if not self._over.is_set():
+        """Stop the generator, unless it has just ended, and let another worker continue the stream.
+
+        The steps that run end first, and no further one begins: the next run would call its function again.
+        """
+        if not self._over.is_set() and not self._handing_over:
             self._handing_over = True
-            self._over.set()
+            self.steps.close(self._over.set)
 
     async def _finish_handing_over(self) -> None:
         """Write what the generator has yielded. Half a character is left out: the next run yields it whole."""
@@ -190,6 +195,8 @@ class Run:
                 self.claim.stream_id,
             )
             self.feed.start_over("output_differs")
+            if self._stop is not None:
+                return  # the stream may not start over, and has ended
             await self._stop_earlier(request.state)
             self.steps.restart()
             await self._feed(dataclasses.replace(request, so_far=SoFar(), state=None, state_seq=0))

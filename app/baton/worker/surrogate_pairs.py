@@ -34,6 +34,11 @@ class SurrogateJoiner:
         self._held: dict[Channel, str] = {}
         self._calls = calls
 
+    @property
+    def holds(self) -> bool:
+        """Whether half a character waits for its other half."""
+        return bool(self._held)
+
     def join(self, item: Yielded) -> Sequence[Yielded]:
         """Return the events that can be written now that the generator has yielded this one."""
         if isinstance(item, str) and not self._held and (item.isascii() or not _ends_high(item)):

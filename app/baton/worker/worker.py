@@ -234,12 +234,9 @@ class Worker:
         await self.lease.register(connection, beat)
 
     async def _hand_over_continuing(self, connection: Connection) -> None:
-        """Stop the streams that another worker can continue, and give back those that have stopped.
-
-        A step is not interrupted, since the next run would call its function again.
-        """
+        """Stop the streams that another worker can continue, and give back those that have stopped."""
         for run in self.slots.runs.values():
-            if run.claim.continues and not run.steps.running:
+            if run.claim.continues:
                 run.hand_over()
         stopped = list(self.slots.handed_over.values())
         for run in stopped:

@@ -131,11 +131,11 @@ class Writer:
             item = outbox.take()
             if item is None:
                 continue
-            if group and size + len(item.events) > STATEMENT_BYTES:
+            if group and size + item.size_bytes > STATEMENT_BYTES:
                 await self._write(group)
                 group, size = {}, 0
             group[outbox] = item
-            size += len(item.events)
+            size += item.size_bytes
         if group or self._comparison.due:
             await self._write(group)
 

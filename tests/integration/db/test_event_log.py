@@ -15,6 +15,7 @@ from tests.support.past import day, id_at, old_stream
 
 from baton.db import event_log, notifications
 from baton.db.event_log import Append, Batch, Standing
+from baton.db.fence import Fence
 from baton.db.postgres import Connection
 from baton.events import encode_event, encode_text, join_lines
 from baton.outcome import Outcome, Timings
@@ -234,6 +235,16 @@ async def test_without_streams_tails_run_no_query(dsn: str) -> None:
     connection = await asyncpg.connect(dsn)
     await connection.close()
     assert await event_log.tails(connection, []) == {}
+
+
+async def test_data_that_looks_like_a_reset_is_progress(dsn: str) -> None:
+    event = encode_event({"type": "custom", "name": "data", "data": {"type": "reset"}})
+    async with connected(dsn) as connection:
+        (stream_id,) = await claimed(connection)
+        await event_log.append(connection, [Append(stream_id, 1, 1, 1, event)])
+        assert await event_log.grew(connection, Fence(stream_id, 1))
+        await event_log.append(connection, [Append(stream_id, 1, 2, 3, event + b'\n{"type":"reset"}')])
+        assert not await event_log.grew(connection, Fence(stream_id, 1))
 
 
 @pytest.mark.parametrize("number", [0, 1, (1 << 128) - 1])

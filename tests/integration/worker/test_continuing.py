@@ -350,3 +350,14 @@ async def test_a_stream_that_only_starts_over_is_tried_max_attempts_times(dsn: s
             stream = await ended(connection, stream_id)
         # The first run was progress, and two more were not.
         assert stream.error_code == "worker_lost"
+
+
+async def test_a_generator_that_differs_is_not_called_again_if_it_may_not_start_over(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        stream_id = await queue(dsn, may_continue=True, on_worker_lost="fail")
+        parrot = Parrot({1: ["a", None], 2: ["b"]})
+        await died(dsn, parrot, connection, stream_id, 1)
+        async with working(dsn, parrot):
+            stream = await ended(connection, stream_id)
+        assert (stream.error_code, text(await events(connection, stream_id))) == ("worker_lost", "a")
+        assert [request.run for request in parrot.requests] == [1, 2]

@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from tests.support.logbook import connected
+from tests.support.logbook import connected, ended, queue, working
 
 from baton.db import history, notifications, signing_keys
 from baton.db.notifications import KILL_CHANNEL, KILL_WORKER_CHANNEL
@@ -48,3 +48,19 @@ async def test_a_worker_obeys_only_a_signed_kill_that_means_it(
         await switch.obey(connection)
         await switch.obey(connection)  # a kill counts once
     assert killed == expected
+
+
+@pytest.mark.parametrize("demo", [False, True])
+async def test_only_a_worker_of_the_demo_listens_to_kills(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, *, demo: bool
+) -> None:
+    killed: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda *about: killed.append(about))
+    async with connected(dsn) as connection, working(dsn, demo=demo, worker_name="worker-a"):
+        keys = await signing_keys.read(connection, await history.read(connection))
+        until_later = notifications.stamp_of(time.time() + 60)
+        kill = notifications.sign(keys, KILL_WORKER_CHANNEL, "worker-a", until_later)
+        await connection.execute("SELECT pg_notify($1, $2)", KILL_WORKER_CHANNEL, kill)
+        # The worker hears of this stream after the kill.
+        await ended(connection, await queue(dsn))
+        assert killed == (DIES if demo else [])

@@ -18,6 +18,7 @@ from baton.db.postgres import Connection
 from baton.events import encode_text
 from baton.observability.metrics import WorkerMetrics
 from baton.outcome import Outcome
+from baton.worker import writer
 from baton.worker.notifier import Notifier
 from baton.worker.outbox import Lost, Outbox
 from baton.worker.writer import Writer
@@ -418,3 +419,16 @@ async def test_a_claim_before_the_first_flush_belongs_to_its_history(dsn: str) -
         await outbox.closed.wait()
         of = await connection.fetchval("SELECT history FROM baton.stream WHERE id = $1", stream_id)
         assert of == await history.read(connection)
+
+
+async def test_states_count_in_the_size_of_a_statement(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "FLUSH_BYTES", 1000)
+    async with connected(dsn) as connection, desk(dsn) as opened:
+        stream_ids = await claimed(connection, 2)
+        for stream_id in stream_ids:
+            outbox = opened.open(stream_id)
+            outbox.put(encode_text("a"))
+            outbox.save(b'"' + b"x" * 800 + b'"')
+        for stream_id in stream_ids:
+            await until_tail(connection, stream_id, 1)
+        assert sorted(map(len, await flushes(connection))) == [1, 1]

@@ -15,6 +15,7 @@ from baton.chaos.account import Account, Contract, Expected
 from baton.chaos.generators import Answer, continuing, replaying, restarting
 from baton.chaos.tool_calls import FILE_VARIABLE, StepAccount, ToolCalls
 from baton.generators import GenerationRequest, Generator, SoFar
+from baton.generators.steps import Steps
 from baton.worker.repetition import Repetition
 
 ANSWER = Answer(events=12, rate=1e9, burst=3, large_every=4, padding=5, step_every=3, save_every=2)
@@ -36,6 +37,7 @@ def first_run() -> GenerationRequest:
 
 
 async def yielded(generator: Generator, request: GenerationRequest) -> list[Event]:
+    assert isinstance(request.steps, Steps)
     request.steps.restart()  # as a run does: it counts the calls of its steps from 0
     items = [item async for item in generator(request)]
     return [{"type": "text", "delta": item} if isinstance(item, str) else item for item in items]

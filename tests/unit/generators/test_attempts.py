@@ -6,11 +6,12 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from tests.support.logbook import DEADLINE_SECONDS, until
@@ -18,12 +19,15 @@ from tests.support.provider_server import ProviderServer, Reply, event_frames, r
 from tests.unit.generators.generation import Heard, hear, request
 from tests.unit.generators.test_provider import APIS, KEY, Api
 
-from baton.generators import Generator, close_generators, load_generators
+from baton.errors import GenerationError
+from baton.generators import GenerationRequest, Generator, Yielded, attempts, close_generators, load_generators
 from baton.generators.answer_record import AnswerRecord
-from baton.generators.attempts import Patience
+from baton.generators.attempts import Candidate, Patience
+from baton.generators.concurrency import Concurrency
 from baton.generators.openai import OpenAIProvider
 from baton.generators.preset import Preset
 from baton.generators.provider import Provider
+from baton.generators.requested_model import RequestedModel
 from baton.settings import Settings
 
 BUSY = refusal(429, {"message": "slow down"})
@@ -399,3 +403,21 @@ async def test_equal_accounts_share_a_client(monkeypatch: pytest.MonkeyPatch) ->
     for provider in held.values():
         assert isinstance(provider, OpenAIProvider)
         assert provider.client.is_closed()
+
+
+async def test_an_answer_that_continues_says_so_before_the_usage_of_failed_calls() -> None:
+    async def fails(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "usage", "input_tokens": 3}
+        raise GenerationError("provider_error", "It failed.")
+
+    async def continues(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "continue", "after": 2}
+        yield "more"
+
+    again = GenerationRequest(uuid4(), "Hello", {}, run=2)
+    candidates = [
+        Candidate(name, RequestedModel(name, "openai"), ask, again, Concurrency())
+        for name, ask in {"first": fails, "second": continues}.items()
+    ]
+    found = [item async for item in attempts.answer(candidates, Patience(0, 1))]
+    assert found == [{"type": "continue", "after": 2}, {"type": "usage", "input_tokens": 3}, "more"]

@@ -115,10 +115,12 @@ async def test_steps_run_at_the_same_time_and_are_counted() -> None:
     assert (steps.used, steps.running) == (False, 0)
     running = asyncio.gather(*(given.step("s", tool.run, 1) for _ in range(3)))
     await until(lambda: len(tool.calls) == 3)
-    assert (steps.used, steps.running) == (True, 3)
+    idle: list[int] = []
+    steps.close(lambda: idle.append(steps.running))
+    assert (steps.used, steps.running, idle) == (True, 3, [])
     tool.go.set()
     await running
-    assert steps.running == 0
+    assert (steps.running, idle) == (0, [0])
     assert steps.ended_at > 0
 
 

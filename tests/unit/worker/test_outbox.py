@@ -17,7 +17,15 @@ from baton.worker.outbox import Lost, Outbox
 class Probe:
     """An outbox, and the calls that it made to its writer and its run."""
 
-    def __init__(self, *, tail: int = 0, max_events: int = 3, max_bytes: int = 1 << 20, may_reset: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        tail: int = 0,
+        max_events: int = 3,
+        max_bytes: int = 1 << 20,
+        may_reset: bool = True,
+        interruption: str | None = None,
+    ) -> None:
         self.ready: list[bool] = []
         self.lost: list[Lost] = []
         self.outbox = Outbox(
@@ -29,6 +37,7 @@ class Probe:
             max_events=max_events,
             max_bytes=max_bytes,
             may_reset=may_reset,
+            interruption=interruption,
         )
 
     def put(self, *words: str) -> None:
@@ -134,6 +143,15 @@ def test_a_stream_that_cannot_be_reset_ends_with_what_it_has() -> None:
     assert (item.first_seq, deltas_of(item)) == (4, ["done"])
     assert item.outcome is not None
     assert item.outcome.error_code == "worker_lost"
+
+
+def test_the_end_of_a_stream_that_must_not_restart_says_why_its_worker_stopped() -> None:
+    probe = Probe(tail=3, may_reset=False, interruption="worker_left")
+    probe.outbox.reset()
+    item = probe.take()
+    assert probe.lost == [Lost.HANDED_OVER]
+    assert item.outcome is not None
+    assert item.outcome.error_code == "worker_left"
 
 
 @pytest.mark.parametrize("limits", [{"max_events": 2}, {"max_events": 99, "max_bytes": 50}])
