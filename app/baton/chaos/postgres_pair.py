@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from ..db import event_log
 from ..db.postgres import Connection, connect
 from ..demo.embedded import EmbeddedPostgres
 from .proxy import Proxy
@@ -18,11 +19,11 @@ from .proxy import Proxy
 CATCH_UP_SECONDS: Final = 30
 
 _POSITION = "SELECT pg_current_wal_lsn()::text"
-# Streams whose worker lives according to the standby, and has written to them: it knows that it has them.
+# Streams whose worker lives according to the standby.
 _RUNNING = """
-SELECT s.id::text, w.name
+SELECT s.id, s.epoch, w.name
 FROM baton.stream AS s JOIN baton.worker AS w ON w.id = s.worker_id
-WHERE s.status = 'running' AND EXISTS (SELECT FROM baton.batch AS b WHERE b.stream_id = s.id AND b.epoch = s.epoch)
+WHERE s.status = 'running'
 """
 _REACHED = "SELECT coalesce(pg_last_wal_replay_lsn() >= $1::text::pg_lsn, false)"
 
@@ -74,7 +75,12 @@ class PostgresPair:
         assert self._standby is not None
         standby = await _session(self._standby)
         try:
-            return dict(map(tuple, await standby.fetch(_RUNNING)))
+            return {
+                str(stream_id): worker
+                for stream_id, epoch, worker in await standby.fetch(_RUNNING)
+                # The worker has written to the stream: it knows that it has it.
+                if (await event_log.read_tail(standby, stream_id)).epoch == epoch
+            }
         finally:
             standby.terminate()
 

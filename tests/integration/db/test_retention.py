@@ -39,7 +39,7 @@ async def maintain(cluster: Cluster) -> list[str]:
 async def old_author(cluster: Cluster, days_ago: int = GONE_DAYS) -> Author:
     """A running stream of a past day, which the test writes."""
     async with cluster.pool.acquire() as connection:
-        return Author(cluster.pool, await old_stream(connection, days_ago, batches=0, ended=False))
+        return Author(cluster.pool, await old_stream(connection, days_ago, batches=0, ended=False), epoch=1)
 
 
 async def test_every_request_for_an_expired_stream_gets_410(cluster: Cluster) -> None:

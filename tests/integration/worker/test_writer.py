@@ -422,7 +422,7 @@ async def test_a_claim_before_the_first_flush_belongs_to_its_history(dsn: str) -
 
 
 async def test_states_count_in_the_size_of_a_statement(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "FLUSH_BYTES", 1000)
+    monkeypatch.setattr(writer, "STATEMENT_BYTES", 1000)
     async with connected(dsn) as connection, desk(dsn) as opened:
         stream_ids = await claimed(connection, 2)
         for stream_id in stream_ids:
