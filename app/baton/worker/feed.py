@@ -27,6 +27,7 @@ from .tool_calls import ToolCalls
 class Wait(Enum):
     """What a generator must wait for before it is asked for more."""
 
+    EVER = auto()  # since the stream has exceeded a bound, and ends
     ROOM = auto()  # in the outbox, because the database is slow
     STATE = auto()  # that comes before the first event, and must be saved before it
 
@@ -99,7 +100,7 @@ class Feed:
                 if self.outbox.has_unsaved_state and not self._yielded:
                     wait = Wait.STATE
             elif not self._admit(line):
-                return None
+                return Wait.EVER
             else:
                 self._yielded = True
                 if not self.outbox.put(line):

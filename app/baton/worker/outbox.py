@@ -244,7 +244,7 @@ class Outbox:
             join_lines(self._flight),
             self._outcome if ends else None,
             self.claim_token,
-            self._flying_state(),
+            None if self._flight_state is None else self._state_of(self._flight_state),
             self.forgets,
         )
 
@@ -261,11 +261,8 @@ class Outbox:
             else:
                 self._lines, self.urgent = [self._flight.pop()], True
 
-    def _flying_state(self) -> State | None:
-        if self._flight_state is None:
-            return None
-        after_seq = self.tail + self._flight_state.lines
-        return State(after_seq, self._flight_state.content, self.stop_with, self._state_seq)
+    def _state_of(self, saved: _Saved) -> State:
+        return State(self.tail + saved.lines, saved.content, self.stop_with, self._state_seq)
 
     def written(self, last_seq: int, *, terminal: bool) -> None:
         """Note that the log has the batch in flight, which ends at `last_seq`."""

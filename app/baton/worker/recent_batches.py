@@ -31,11 +31,15 @@ class RecentStream:
     fence: Fence
     history: str | None = None  # of the database, when the last one was written or compared with the log
     batches: deque[Append] = field(default_factory=deque)
+    tail: int = 0  # the number of the last event
 
-    @property
-    def tail(self) -> int:
-        """The number of the last event."""
-        return self.batches[-1].last_seq
+    def is_followed_by(self, item: Append) -> bool:
+        """Return whether a batch continues these. Each claim has a token of its own, which its batches share."""
+        return (
+            item.first_seq == self.tail + 1
+            and item.epoch == self.fence.epoch
+            and (item.claim_token is self.fence.claim_token or item.claim_token == self.fence.claim_token)
+        )
 
     @property
     def ended(self) -> bool:
@@ -68,9 +72,9 @@ class RecentBatches:
         now = self._clock()
         for item in appends:
             stream = self._streams.get(item.stream_id)
-            if stream is None or stream.fence != item.fence or stream.tail + 1 != item.first_seq:
+            if stream is None or not stream.is_followed_by(item):
                 stream = self._streams[item.stream_id] = RecentStream(item.fence)
-            stream.history = history
+            stream.history, stream.tail = history, item.last_seq
             stream.batches.append(item)
             self._oldest_first.append((now, stream, item))
             self._size += _size(item)

@@ -37,7 +37,7 @@ from .feed import Bounds, Feed, Wait
 from .outbox import Outbox
 from .records import Records
 from .repetition import OutputDiffers
-from .turns import Turn, Turns
+from .turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Run:
         self._records = records
         self._resumes = resumes
         self.feed = Feed(outbox, bounds, metrics, labels, started_at=self.started_at, saves=can_continue(generator))
-        self._turn = Turn(turns or Turns())
+        self._turns = turns or Turns()
         self.answer = AnswerRecord()
         self.labels = labels  # in the metrics
         self._stop: Outcome | None = None
@@ -254,20 +254,21 @@ class Run:
         events = self._generator(request)
         if not hasattr(events, "aclose"):
             raise InvalidEvent("The generator is not a generator function: it must `yield` its events.")
+        turns, take, monotonic = self._turns, self.feed.take, time.monotonic
         async with contextlib.aclosing(events):
             async for item in events:
-                now = self.last_event_at = time.monotonic()
-                if now >= self._turn.look_at and not _is_state(item) and self._turn.is_kept(now):
+                now = self.last_event_at = monotonic()
+                if now >= turns.look_at and not _is_state(item) and turns.stands(now):
                     await asyncio.sleep(0)
                 try:
-                    wait = self.feed.take(item, now)
+                    wait = take(item, now)
                 except InvalidEvent as error:
                     raise InvalidEvent(f"The value yielded at {_place(events)} is not an event: {error}") from error
                 if wait is not None:
+                    if self.feed.exceeded is not None:
+                        self.stop(self.feed.exceeded)
+                        return
                     await self._wait(wait)
-                elif self.feed.exceeded is not None:
-                    self.stop(self.feed.exceeded)
-                    return
         self.feed.end()
 
     async def _wait(self, wait: Wait) -> None:

@@ -11,7 +11,7 @@ from tests.support.runs import run_of
 
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
-from baton.worker.turns import TURN_SECONDS, Turn, Turns
+from baton.worker.turns import TURN_SECONDS, Turns
 
 
 def busy() -> None:
@@ -64,13 +64,11 @@ async def test_nothing_happens_between_an_event_and_the_state_after_it(monkeypat
     assert turned == 3
 
 
-async def test_a_generator_that_awaits_never_has_to_give_way() -> None:
+async def test_a_loop_that_turns_is_left_alone() -> None:
     turns = Turns()
-    first, second = Turn(turns), Turn(turns)
     for _ in range(3):
-        assert not first.is_kept(0)
-        assert not second.is_kept(0)
+        assert not turns.stands(0)
         await asyncio.sleep(0)
-    assert not first.is_kept(0)
-    assert first.is_kept(0)
-    assert first.look_at == TURN_SECONDS
+    assert not turns.stands(0)
+    assert turns.stands(0)
+    assert turns.look_at == TURN_SECONDS
