@@ -4,17 +4,18 @@ An asynchronous standby that is promoted lacks the end of the log, which clients
 the lost batches still has them here, and appends them again (`log_comparison`). So a batch stays here after its stream
 has ended, and its outbox is gone.
 
-The bounds are checked at each flush, at a cost for each batch that it wrote or drops. In an outage nothing is flushed,
-so nothing is dropped. All of this runs on the worker's event loop.
+A flush is kept as it is, at little cost. Only a question sorts the flushes by streams, and there is none without a
+failover or a lost stream. The bounds are checked at each flush. In an outage nothing is flushed, so nothing is dropped.
+All of this runs on the worker's event loop.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from ..db.event_log import Append
@@ -31,15 +32,11 @@ class RecentStream:
     fence: Fence
     history: str | None = None  # of the database, when the last one was written or compared with the log
     batches: deque[Append] = field(default_factory=deque)
-    tail: int = 0  # the number of the last event
 
-    def is_followed_by(self, item: Append) -> bool:
-        """Return whether a batch continues these. Each claim has a token of its own, which its batches share."""
-        return (
-            item.first_seq == self.tail + 1
-            and item.epoch == self.fence.epoch
-            and (item.claim_token is self.fence.claim_token or item.claim_token == self.fence.claim_token)
-        )
+    @property
+    def tail(self) -> int:
+        """The number of the last event."""
+        return self.batches[-1].last_seq
 
     @property
     def ended(self) -> bool:
@@ -52,6 +49,15 @@ class RecentStream:
         return following if following and following[0].first_seq == seq + 1 else []
 
 
+class _Flush(NamedTuple):
+    """What one flush wrote at a moment of the clock, and its size in bytes."""
+
+    at: float
+    appends: Sequence[Append]
+    history: str | None
+    size: int
+
+
 class RecentBatches:
     """The batches of the last `keep_seconds`, and at most `max_bytes` of them. With 0 seconds it keeps none."""
 
@@ -61,27 +67,27 @@ class RecentBatches:
         self._keep_seconds = keep_seconds
         self._max_bytes = max_bytes
         self._clock = clock
+        self._flushes: deque[_Flush] = deque()  # not sorted yet
         self._streams: dict[UUID, RecentStream] = {}
-        self._oldest_first: deque[tuple[float, RecentStream, Append]] = deque()
+        self._oldest_first: deque[tuple[float, RecentStream, Append]] = deque()  # sorted, and older than `_flushes`
         self._size = 0
 
-    def note(self, appends: Iterable[Append], history: str | None) -> None:
+    def note(self, appends: Sequence[Append], history: str | None) -> None:
         """Keep batches that were written in a history of the database."""
         if not self._keep_seconds:
             return
         now = self._clock()
-        for item in appends:
-            stream = self._streams.get(item.stream_id)
-            if stream is None or not stream.is_followed_by(item):
-                stream = self._streams[item.stream_id] = RecentStream(item.fence)
-            stream.history, stream.tail = history, item.last_seq
-            stream.batches.append(item)
-            self._oldest_first.append((now, stream, item))
-            self._size += _size(item)
+        if appends:
+            size = len(appends) * OVERHEAD_BYTES
+            size += sum([len(item.events) for item in appends])
+            size += sum([len(item.state.content) for item in appends if item.state is not None])
+            self._flushes.append(_Flush(now, appends, history, size))
+            self._size += size
         self._drop_old(now)
 
     def of(self, fence: Fence) -> RecentStream | None:
         """Return what is kept of a claim."""
+        self._sort()
         stream = self._streams.get(fence.stream_id)
         return stream if stream is not None and stream.fence == fence else None
 
@@ -92,17 +98,38 @@ class RecentBatches:
 
     def ended(self) -> Collection[RecentStream]:
         """Return the streams whose terminal event is among the batches."""
+        self._sort()
         return [stream for stream in self._streams.values() if stream.ended]
+
+    def _sort(self) -> None:
+        """Sort the new flushes by streams."""
+        while self._flushes:
+            flush = self._flushes.popleft()
+            for item in flush.appends:
+                stream = self._streams.get(item.stream_id)
+                if stream is None or stream.fence != item.fence or stream.tail + 1 != item.first_seq:
+                    stream = self._streams[item.stream_id] = RecentStream(item.fence)
+                stream.history = flush.history
+                stream.batches.append(item)
+                self._oldest_first.append((flush.at, stream, item))
 
     def _drop_old(self, now: float) -> None:
         """Drop what is too old or too much. A claim that was forgotten counts until its batches are too old."""
-        oldest_first = self._oldest_first
-        while oldest_first and (now - oldest_first[0][0] > self._keep_seconds or self._size > self._max_bytes):
-            _, stream, item = oldest_first.popleft()
+        while (self._oldest_first or self._flushes) and (
+            now - self._oldest_at > self._keep_seconds or self._size > self._max_bytes
+        ):
+            if not self._oldest_first:
+                self._size -= self._flushes.popleft().size
+                continue
+            _, stream, item = self._oldest_first.popleft()
             self._size -= _size(item)
             stream.batches.popleft()
             if not stream.batches and self._streams.get(item.stream_id) is stream:
                 del self._streams[item.stream_id]
+
+    @property
+    def _oldest_at(self) -> float:
+        return self._oldest_first[0][0] if self._oldest_first else self._flushes[0].at
 
 
 def _size(item: Append) -> int:
