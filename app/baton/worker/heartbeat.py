@@ -148,9 +148,9 @@ class _Renewed(ConnectionError):
 async def connect_control(settings: Settings, *, name: str) -> Connection:
     """Open a connection on which a worker's lease depends.
 
-    After an outage the other workers watch again as soon as they are back. So finding a dead connection, or one that
-    hangs while it is opened, must take less than the lease.
+    After an outage the other workers watch again as soon as they are back. There are two such connections, one opened
+    after the other. So finding that one is dead, or hangs while it is opened, must take less than half a lease.
     """
     return await connect(
-        settings.dsn, timeout_seconds=max(1.0, settings.lease_seconds / 2), name=name, prepare=settings.prepare
+        settings.dsn, timeout_seconds=max(1.0, settings.lease_seconds / 3), name=name, prepare=settings.prepare
     )
