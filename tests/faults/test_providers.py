@@ -6,6 +6,7 @@ import json
 import signal
 from contextlib import AbstractAsyncContextManager
 
+import pytest
 from tests.faults.viewers import Viewer
 from tests.faults.worker_processes import QUICK, worker_process
 from tests.support.cluster import Cluster
@@ -16,6 +17,8 @@ from tests.support.processes import Running
 
 from baton.db import stream_creation
 from baton.db.stream_creation import NewStream
+
+pytestmark = pytest.mark.clients  # the official SDK, against fake providers
 
 WORDS = [f"word{number} " for number in range(120)]
 MODELS = {"model": {"generator": "openai", "resume": "reattach"}}

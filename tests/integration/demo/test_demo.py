@@ -202,6 +202,7 @@ def test_a_signal_ends_the_demo_and_leaves_nothing(folder: Path, moment: str, nu
         assert running.left_folders() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [4, 13], ids=["while it starts", "in the answer"])
 def test_a_closed_output_ends_the_demo_and_leaves_nothing(folder: Path, lines: int) -> None:
     command = f"'{sys.executable}' -m baton demo | head -n {lines}"

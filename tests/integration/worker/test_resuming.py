@@ -20,6 +20,8 @@ from baton.db.stream_creation import Limits, NewStream
 from baton.generators import close_generators, load_generators, reattach
 from baton.worker.worker import Worker
 
+pytestmark = pytest.mark.clients  # the official SDK, against fake providers
+
 WORDS = [f"word{number} " for number in range(40)]
 TEXT = "".join(WORDS)
 HALF = 20
