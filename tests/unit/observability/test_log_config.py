@@ -165,6 +165,8 @@ def restored() -> Iterator[None]:
     """What a process configures for itself, as it was before."""
     root, ours = logging.getLogger(), logging.getLogger("baton")
     handlers, level, our_level, hook = list(root.handlers), root.level, ours.level, sys.excepthook
+    # Another test may have left it on, while pytest has put back what shows warnings. Then turning it on does nothing.
+    logging.captureWarnings(False)
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
