@@ -208,8 +208,9 @@ async def test_frequent_statements_use_an_index_and_one_partition(
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
 async def test_a_worker_finds_states_and_steps_by_their_keys(dsn: str, mode: str, subtests: pytest.Subtests) -> None:
     """Though the tables are small when the plan is made, since it is kept while they grow."""
+    async with connected(dsn) as filling:
+        names = await in_use(filling)
     connection = await connect(dsn, by_index=True)
-    names = await in_use(connection)
     await connection.execute(f"SET plan_cache_mode = {mode}")
     for name, (query, arguments, most) in BY_INDEX.items():
         with subtests.test(name):
