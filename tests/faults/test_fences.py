@@ -399,7 +399,7 @@ def stories() -> Iterator[Any]:
             # Each way to be held and answered, each kind of batch and each policy is among those that always run, in
             # every fourth order.
             if policy == "continue":
-                many = prior != (terminal == (held == "before"))
+                many = reply == "lost" or prior != (terminal == (held == "before"))
             elif reply == "arrives":
                 many = prior or policy != ("retry" if terminal == (held == "before") else "fail")
             else:
