@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from ..errors import GenerationError
-from .steps import StepRunner, Steps, result_of
+from .steps import StepCall, StepRunner, Steps, result_of
 
 Yielded = str | Mapping[str, Any]
 _Generator = TypeVar("_Generator")
@@ -128,7 +128,7 @@ class GenerationRequest:
             StepError: the arguments or the result are not JSON, the result is larger than `BATON_MAX_EVENT_BYTES`, or
                 the name is not 1 to 200 printable characters.
         """
-        return self.steps.call(self.stream_id, name, function, arguments, named)
+        return self.steps.call(StepCall(self.stream_id, name, function, arguments, named))
 
 
 class Generator(Protocol):

@@ -60,17 +60,24 @@ class StepStore(Protocol):
         """Note that the generator is called again, and will ask for the results that were kept."""
 
 
+class StepCall(NamedTuple):
+    """A function that a generator calls as a step, with its positional and named arguments."""
+
+    stream_id: UUID
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    named: Mapping[str, Any]
+
+    def make(self) -> Any:
+        """Call the function, and return what it returns."""
+        return self.function(*self.arguments, **self.named)
+
+
 class StepRunner(Protocol):
     """Runs the steps of a request: `Steps`, or `WaitingSteps`."""
 
-    def call(
-        self,
-        stream_id: UUID,
-        name: str,
-        function: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        named: Mapping[str, Any],
-    ) -> Any:
+    def call(self, step: StepCall) -> Any:
         """Return a step to await; the result of the step, to code that has no event loop."""
 
 
@@ -109,14 +116,7 @@ class Steps:
         self.running = 0
         self.ended_at = 0.0
 
-    def call(
-        self,
-        stream_id: UUID,
-        name: str,
-        function: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        named: Mapping[str, Any],
-    ) -> Any:
+    def call(self, step: StepCall) -> Any:
         """Return a step to await. Its occurrence is decided here, by the order of the calls.
 
         Without a worker and without an event loop, as in a unit test of a plain generator, return the step's result.
@@ -124,13 +124,13 @@ class Steps:
         Raises:
             StepError: the name, the function or the arguments are unusable.
         """
-        _check(name, function)
+        _check(step.name, step.function)
         self.used = True
-        digest = _digest(name, [arguments, named])
-        key = StepKey(name, digest, self._occurrences[name, digest])
-        self._occurrences[name, digest] += 1
-        step = self._run(key, key.idempotency_key(stream_id), lambda: function(*arguments, **named), function)
-        return asyncio.run(step) if self._by_itself and not on_event_loop() else step
+        digest = _digest(step.name, [step.arguments, step.named])
+        key = StepKey(step.name, digest, self._occurrences[step.name, digest])
+        self._occurrences[step.name, digest] += 1
+        running = self._run(key, step)
+        return asyncio.run(running) if self._by_itself and not on_event_loop() else running
 
     def restart(self) -> None:
         """Count occurrences from 0 again: the generator is called again in the same run."""
@@ -146,16 +146,14 @@ class Steps:
         if not self.running:
             on_idle()
 
-    async def _run(
-        self, key: StepKey, idempotency_key: str, call: Callable[[], Any], function: Callable[..., Any]
-    ) -> Any:
+    async def _run(self, key: StepKey, step: StepCall) -> Any:
         if self._on_idle is not None and _idempotency_key.get(None) is None:
             await asyncio.Event().wait()
         with self._counted():
             kept = await self._store.find(key)
             if kept is None:
-                with _with_idempotency_key(idempotency_key):
-                    result = await result_of(call, function)
+                with _with_idempotency_key(key.idempotency_key(step.stream_id)):
+                    result = await result_of(step.make, step.function)
                 kept = await self._store.keep(key, self._encode(key.name, result))
             # What was kept, and not what the function returned: the first run gets the same as every other.
             return orjson.loads(kept)

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Callable, Mapping
 from typing import Any
-from uuid import UUID
 
-from .steps import StepRunner, on_event_loop
+from .steps import StepCall, StepRunner, on_event_loop
 
 
 class WaitingSteps:
@@ -25,22 +23,14 @@ class WaitingSteps:
         self._running: set[asyncio.Task[Any]] = set()
         self._closed = False
 
-    def call(
-        self,
-        stream_id: UUID,
-        name: str,
-        function: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        named: Mapping[str, Any],
-    ) -> Any:
+    def call(self, step: StepCall) -> Any:
         """Wait for a step, and return its result. Where an event loop runs, return a future to await.
 
         Raises:
             GeneratorExit: the generator was closed.
             StepError: the name, the function or the arguments are unusable.
         """
-        step = self._run(stream_id, name, function, arguments, named)
-        future = asyncio.run_coroutine_threadsafe(step, self._loop)
+        future = asyncio.run_coroutine_threadsafe(self._run(step), self._loop)
         if on_event_loop():
             return asyncio.wrap_future(future)
         try:
@@ -54,13 +44,13 @@ class WaitingSteps:
         for task in self._running:
             task.cancel()
 
-    async def _run(self, *call: Any) -> Any:
+    async def _run(self, step: StepCall) -> Any:
         if self._closed:
             raise asyncio.CancelledError
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
         try:
-            return await self._steps.call(*call)
+            return await self._steps.call(step)
         finally:
             self._running.discard(task)

@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from baton.chaos.tool_calls import Record, StepAccount, Tool, ToolCalls
-from baton.generators.steps import StepMemory, Steps
+from baton.generators.steps import StepCall, StepMemory, Steps
 
 STREAM = UUID(int=1)
 
@@ -75,7 +75,7 @@ async def test_calls_of_several_runs_are_read_in_their_order(tmp_path: Path) -> 
     steps = Steps(StepMemory())
 
     async def run(tool: Tool) -> None:
-        result = await steps.call(STREAM, "count", tool.call, (1,), {"pause": 0})
+        result = await steps.call(StepCall(STREAM, "count", tool.call, (1,), {"pause": 0}))
         tool.note_kept(1, result)
 
     await run(first)
