@@ -125,7 +125,7 @@ FROM baton.batch WHERE stream_id = $1 AND {day} AND epoch = $2
 """
 
 _TAILS = """
-SELECT s.id, coalesce(t.last_seq, 0) AS seq, s.status NOT IN ('queued', 'running') AS ended
+SELECT s.id, coalesce(t.last_seq, 0) AS seq, s.status IN ('completed', 'failed', 'cancelled') AS ended
 FROM unnest($1::uuid[]) AS k (id)
 JOIN baton.stream AS s USING (id)
 LEFT JOIN LATERAL (

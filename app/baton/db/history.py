@@ -30,10 +30,10 @@ ON CONFLICT (single) DO UPDATE SET marker = excluded.marker
 """
 _ADOPT_ALL = """
 UPDATE baton.stream SET history = baton.current_history()
-WHERE status IN ('queued', 'running') AND history <> baton.current_history()
+WHERE status NOT IN ('completed', 'failed', 'cancelled') AND history <> baton.current_history()
 RETURNING id
 """
-_LIVE = "SELECT count(*) FROM baton.stream WHERE status IN ('queued', 'running')"
+_LIVE = "SELECT count(*) FROM baton.stream WHERE status NOT IN ('completed', 'failed', 'cancelled')"
 
 
 async def read(executor: Connection | Pool) -> str:

@@ -13,6 +13,7 @@ from typing import Final, Literal, TypeAlias
 from uuid import UUID
 
 from .postgres import Connection, Pool
+from .schema_revision import REVISION
 
 PodState: TypeAlias = Literal["ready", "full", "draining", "not ready"]
 
@@ -28,8 +29,8 @@ WITH forgotten AS (
         FOR UPDATE SKIP LOCKED)
 )
 INSERT INTO baton.pod AS p (id, name, version, state, listener, subscribers, connections, deliveries, watched, viewers,
-                            watched_from)
-VALUES ($1, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+                            watched_from, code)
+VALUES ($1, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
 ON CONFLICT (id) DO UPDATE
 SET noted_at = clock_timestamp(), state = excluded.state, listener = excluded.listener,
     subscribers = excluded.subscribers, connections = excluded.connections, deliveries = excluded.deliveries,
@@ -109,6 +110,7 @@ async def note(executor: Connection | Pool, report: Note) -> None:
         list(report.viewers),
         list(report.viewers.values()),
         watched_from,
+        REVISION,
     )
 
 

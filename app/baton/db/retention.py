@@ -34,7 +34,7 @@ _HORIZON = "SELECT expired_before FROM baton.retention"
 _DELETE_STREAMS = """
 WITH expired AS (
     SELECT id FROM baton.stream
-    WHERE id > $1 AND id < $2 AND status NOT IN ('queued', 'running')
+    WHERE id > $1 AND id < $2 AND status IN ('completed', 'failed', 'cancelled')
     ORDER BY id LIMIT $3
     FOR UPDATE SKIP LOCKED
 ), keys AS (
@@ -58,7 +58,9 @@ RETURNING expires_at
 # What is kept for a stream's next run, and deleted at its end. A row may stay if it was inserted at that moment.
 RUN_TABLES: Final = ("stream_state", "step")
 
-_NOT_LIVE = "NOT EXISTS (SELECT FROM baton.stream WHERE id = {rows}.stream_id AND status IN ('queued', 'running'))"
+_NOT_LIVE = """NOT EXISTS (
+    SELECT FROM baton.stream WHERE id = {rows}.stream_id AND status NOT IN ('completed', 'failed', 'cancelled')
+)"""
 
 # A page of rows begins after the stream $1. Rows of its last stream that are beyond the page are deleted with it.
 _DELETE_LEFTOVERS = """
@@ -77,12 +79,12 @@ _COUNT_LEFTOVERS = "SELECT count(*) FROM baton.{table} AS rows WHERE {not_live}"
 _DELETE_STOP_CALLS = "DELETE FROM baton.stop_call WHERE created_at < to_timestamp($1)"
 _COUNT_STOP_CALLS = "SELECT count(*) FROM baton.stop_call WHERE created_at < to_timestamp($1)"
 
-_COUNT_STREAMS = "SELECT count(*) FROM baton.stream WHERE id < $1 AND status NOT IN ('queued', 'running')"
+_COUNT_STREAMS = "SELECT count(*) FROM baton.stream WHERE id < $1 AND status IN ('completed', 'failed', 'cancelled')"
 _COUNT_KEYS = "SELECT count(*) FROM baton.idempotency_key WHERE expires_at < clock_timestamp()"
 
 _OLDEST = """
 SELECT id, status FROM baton.stream
-WHERE id >= $1 AND id < $2 AND (NOT $3 OR status IN ('queued', 'running'))
+WHERE id >= $1 AND id < $2 AND (NOT $3 OR status NOT IN ('completed', 'failed', 'cancelled'))
 ORDER BY id LIMIT 1
 """
 

@@ -24,11 +24,12 @@ from .streams import COLUMNS, Stream, from_row, get
 # its id before the stream gets one.
 _INSERT = f"""
 WITH recent AS (
-    SELECT id FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') AND id >= $15 LIMIT $14
+    SELECT id FROM baton.stream
+    WHERE tenant = $1 AND status NOT IN ('completed', 'failed', 'cancelled') AND id >= $15 LIMIT $14
 ), known AS MATERIALIZED (
     SELECT id, status FROM baton.stream WHERE id = ANY ($16::uuid[])
 ), older AS (
-    SELECT id FROM known WHERE status IN ('queued', 'running')
+    SELECT id FROM known WHERE status NOT IN ('completed', 'failed', 'cancelled')
 ), live AS (
     SELECT (SELECT count(*) FROM recent) + (SELECT count(*) FROM older) + $17::bigint AS live
 ), made AS (

@@ -36,7 +36,7 @@ QUEUE_TIMEOUT: Final = Outcome.failed("queue_timeout", "This answer could not be
 class _If(Enum):
     """The condition that a stream's row must meet, once it is locked, before the stream is taken away."""
 
-    LIVE = "status IN ('queued', 'running')"
+    LIVE = "status NOT IN ('completed', 'failed', 'cancelled')"
     QUEUED = "status = 'queued'"
     QUEUED_AT_EPOCH = "status = 'queued' AND epoch = $2"
     CLAIMED = streams.CLAIMED
@@ -53,7 +53,7 @@ RETURNING epoch, claim_token, tenant, generator, attempts AS attempt, traceparen
 
 _REQUEST_CANCEL = """
 UPDATE baton.stream SET cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp())
-WHERE id = $1 AND status IN ('queued', 'running')
+WHERE id = $1 AND status NOT IN ('completed', 'failed', 'cancelled')
 RETURNING status
 """
 

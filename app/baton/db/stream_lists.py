@@ -25,8 +25,8 @@ from .streams import COLUMNS, LIVE, Stream, from_row
 _NEWEST_OF_TENANT = """(tenant, id) BETWEEN ROW($1::text, $2::uuid) AND ROW($1::text, $3::uuid)
     ORDER BY tenant DESC, id DESC LIMIT $4"""
 _NEWEST_OF_ALL = "id BETWEEN $2 AND $3 ORDER BY id DESC LIMIT $4"
-_LIVE_OF_TENANT = "tenant = $1 AND status IN ('queued', 'running') LIMIT $4"
-_LIVE_OF_ALL = "status IN ('queued', 'running') LIMIT $4"
+_LIVE_OF_TENANT = "tenant = $1 AND status NOT IN ('completed', 'failed', 'cancelled') LIMIT $4"
+_LIVE_OF_ALL = "status NOT IN ('completed', 'failed', 'cancelled') LIMIT $4"
 # The index on metadata has no tenant, so streams of other tenants count too.
 _MATCHING = "metadata @> ANY ($6::jsonb[]) LIMIT $4"
 
@@ -61,8 +61,11 @@ FROM pg_class WHERE oid = 'baton.stream'::regclass
 _BY_INDEX = "SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off"
 
 _LIVE_COUNTS = """
-SELECT count(*) FILTER (WHERE status = 'queued'), count(*) FILTER (WHERE status = 'running')
-FROM (SELECT status FROM baton.stream WHERE tenant = $1 AND status IN ('queued', 'running') LIMIT $2) AS live
+SELECT count(*) FILTER (WHERE status = 'queued'), count(*) FILTER (WHERE status IN ('running', 'open'))
+FROM (
+    SELECT status FROM baton.stream
+    WHERE tenant = $1 AND status NOT IN ('completed', 'failed', 'cancelled') LIMIT $2
+) AS live
 """
 
 # The most rows that a list scans in one statement.

@@ -10,19 +10,20 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, get_args
 from uuid import UUID
 
 import asyncpg
 import orjson
 
-from ..events import Status
+from ..events import FinalStatus, Status
 from ..usage import AttemptUsage
 from . import end_columns
 from .fence import Fence
 from .postgres import Connection, Pool
 
-LIVE: Final = frozenset({"queued", "running"})
+# A stream with any other status has ended. In SQL: status NOT IN ('completed', 'failed', 'cancelled').
+LIVE: Final = frozenset(get_args(Status)) - frozenset(get_args(FinalStatus))
 # What a row says while a claim has it: the parameters are the epoch and the token of the claim.
 CLAIMED: Final = "status = 'running' AND epoch = $2 AND claim_token IS NOT DISTINCT FROM $3"
 
@@ -94,7 +95,7 @@ WHERE s.id = f.id AND s.status = 'running' AND s.epoch = f.epoch AND s.claim_tok
 # The history is returned with each row, so that both are of one snapshot.
 _OF_OLDER_HISTORY = """
 SELECT s.id, h.current FROM baton.stream AS s, (SELECT baton.current_history() AS current) AS h
-WHERE s.id = ANY ($1::uuid[]) AND s.status IN ('queued', 'running') AND s.history <> h.current
+WHERE s.id = ANY ($1::uuid[]) AND s.status NOT IN ('completed', 'failed', 'cancelled') AND s.history <> h.current
 """
 
 # Rows that another session has locked are skipped: a number for operators must neither wait nor block others.
@@ -112,7 +113,7 @@ RETURNING s.id
 
 _WATCHED = """
 UPDATE baton.stream SET watched_at = clock_timestamp()
-WHERE id = ANY ($1) AND status IN ('queued', 'running')
+WHERE id = ANY ($1) AND status NOT IN ('completed', 'failed', 'cancelled')
 """
 
 

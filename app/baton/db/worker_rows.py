@@ -12,13 +12,14 @@ from uuid import UUID
 
 from .fence import Fence
 from .postgres import Connection, Place, Pool
+from .schema_revision import REVISION
 
 # The most silent streams that a worker reports.
 MOST_SILENT: Final = 100
 NO_SILENCES: Final[Mapping[UUID, float]] = MappingProxyType({})
 
 _REGISTER = """
-INSERT INTO baton.worker (name, generators, concurrency) VALUES ($1, $2, $3) RETURNING id
+INSERT INTO baton.worker (name, generators, concurrency, code) VALUES ($1, $2, $3, $4) RETURNING id
 """
 _PLACE = "SELECT ctid FROM baton.worker WHERE id = $1"
 _RAISE = """
@@ -122,7 +123,7 @@ async def name_of_writer(executor: Connection | Pool, stream_id: UUID) -> str | 
 
 async def register(connection: Connection, name: str, generators: Sequence[str], concurrency: int) -> UUID:
     """Insert a row for a worker that starts; return its id."""
-    worker_id: UUID = await connection.fetchval(_REGISTER, name, generators, concurrency)
+    worker_id: UUID = await connection.fetchval(_REGISTER, name, generators, concurrency, REVISION)
     return worker_id
 
 

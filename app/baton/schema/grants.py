@@ -101,7 +101,7 @@ def _require_name(name: str) -> None:
 _NEW_STREAM: Final = (
     *("tenant", "generator", "input", "metadata", "on_worker_lost"),
     *("max_duration", "idle_timeout", "queue_timeout", "unwatched_timeout", "traceparent", "continuation"),
-    "may_continue",
+    *("may_continue", "status", "started_at"),
 )
 _CLAIMED: Final = (
     *("epoch", "claim_token", "history", "attempts", "queued_at", "started_at", "continues", "run", "interruption"),
@@ -136,7 +136,7 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
         Grant("SELECT", "stop_call"),
         Grant("UPDATE", "stop_call", ("due_at", "tries")),
         Grant("DELETE", "stop_call"),
-        Grant("INSERT", "worker", ("name", "generators", "concurrency")),
+        Grant("INSERT", "worker", ("name", "generators", "concurrency", "code")),
         Grant("UPDATE", "worker", ("heartbeat", "heartbeat_at", "tokens", "silent", "silent_seconds")),
         Grant("DELETE", "worker"),  # a worker that stops, or that removes a dead one
         Grant("EXECUTE", "create_partitions(integer)"),
@@ -160,6 +160,16 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
         Grant("SELECT", "token_bucket"),
         Grant("INSERT", "token_bucket"),
         Grant("UPDATE", "token_bucket", ("slot", "full_at")),
+        # Streams that are written over HTTP.
+        Grant("SELECT", "external_stream"),
+        Grant("INSERT", "external_stream"),
+        Grant("UPDATE", "external_stream"),
+        Grant("DELETE", "external_stream"),
+        Grant("SELECT", "producer"),
+        Grant("INSERT", "producer"),
+        Grant("UPDATE", "producer", ("epoch", "last_seq")),
+        Grant("DELETE", "producer"),
+        Grant("EXECUTE", "raise_oldest_code(text)"),
         # For pods of the previous release.
         Grant("SELECT", "bucket"),
         Grant("INSERT", "bucket"),

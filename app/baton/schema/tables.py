@@ -21,6 +21,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
     false,
     text,
     true,
@@ -100,12 +101,18 @@ stream = Table(
     Column("interruption", Text),  # why its last worker gave it back or lost it
     # The model and the provider that answered, as JSON.
     Column("answered_by", JSONB),
-    CheckConstraint("status IN ('queued', 'running', 'completed', 'failed', 'cancelled')", name="status"),
+    CheckConstraint("status IN ('queued', 'running', 'open', 'completed', 'failed', 'cancelled')", name="status"),
     CheckConstraint("on_worker_lost IN ('retry', 'fail')", name="on_worker_lost"),
     Index("ix_stream_queued", "id", postgresql_where=text("status = 'queued'")),
     Index("ix_stream_running", "worker_id", postgresql_where=text("status = 'running'")),
     Index("ix_stream_tenant_id", "tenant", "id"),
-    Index("ix_stream_live", "tenant", "id", postgresql_where=text("status IN ('queued', 'running')")),
+    Index(
+        "ix_stream_not_ended",
+        "tenant",
+        "id",
+        postgresql_where=text("status NOT IN ('completed', 'failed', 'cancelled')"),
+    ),
+    Index("ix_stream_open", "id", postgresql_where=text("status = 'open'")),
     # Streams that a worker gave back or lost.
     Index("ix_stream_requeued", "queued_at", postgresql_where=text("status = 'queued' AND epoch > 0")),
     Index(
@@ -167,6 +174,42 @@ stop_call = Table(
     Column("tries", Integer, nullable=False, server_default=text("0")),
 )
 
+# The streams that are written over HTTP, from their creation to their deletion (see `db.external_streams`).
+external_stream = Table(
+    "external_stream",
+    metadata,
+    Column("stream_id", UUID, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("path", Text),  # below /v1/stream/; NULL: its id is its path
+    Column("kind", Text, nullable=False),
+    Column("content_type", Text, nullable=False),
+    Column("ttl_seconds", BIGINT),  # how long it is kept after its last use
+    Column("expires_at", _Timestamp),
+    Column("used_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
+    Column("tail", Integer, nullable=False, server_default=text("0")),  # the number of its last event
+    Column("size_bytes", BIGINT, nullable=False, server_default=text("0")),
+    Column("tokens", Integer, nullable=False, server_default=text("0")),
+    Column("first_token_at", _Timestamp),
+    Column("heard_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),  # from a producer
+    Column("stream_seq", Text),  # the last `Stream-Seq`
+    Column("producers", Integer, nullable=False, server_default=text("0")),  # how many rows `producer` has for it
+    Column("closed", Boolean, nullable=False, server_default=false()),
+    Column("closed_by", Text),  # the id of the producer whose last append closed it
+    CheckConstraint("kind IN ('events', 'json', 'text', 'bytes')", name="kind"),
+    UniqueConstraint("tenant", "path"),
+)
+
+# What each producer of such a stream has appended, so that it can repeat an append.
+producer = Table(
+    "producer",
+    metadata,
+    Column("stream_id", UUID, nullable=False),
+    Column("producer_id", Text, nullable=False),
+    Column("epoch", BIGINT, nullable=False),
+    Column("last_seq", BIGINT, nullable=False),
+    PrimaryKeyConstraint("stream_id", "producer_id"),
+)
+
 worker = Table(
     "worker",
     metadata,
@@ -181,6 +224,7 @@ worker = Table(
     # At its last heartbeat, the streams whose generators had been silent longest, and each silence in seconds.
     Column("silent", ARRAY(UUID), nullable=False, server_default=text("'{}'")),
     Column("silent_seconds", ARRAY(Double), nullable=False, server_default=text("'{}'")),
+    Column("code", Text),  # the revision of the schema that its code works with; NULL before 0022
 )
 
 # The state of each pod, which it rewrites at each heartbeat (see `db.pod_rows`).
@@ -202,6 +246,7 @@ pod = Table(
     Column("watched", ARRAY(UUID), nullable=False),
     Column("viewers", ARRAY(Integer), nullable=False),
     Column("watched_from", UUID),
+    Column("code", Text),  # as in `worker`
     prefixes=["UNLOGGED"],
 )
 

@@ -1,0 +1,34 @@
+"""Indexes of streams that have not ended, whatever their status, and of open ones.
+
+Revision: 0023
+Follows: 0022
+
+They are built concurrently. The index of streams that have not ended replaces the one of queued and running streams. It
+serves the queries of the release before, too, since its condition follows from theirs.
+"""
+
+from __future__ import annotations
+
+from baton.schema import ddl
+
+revision = "0023"
+down_revision = "0022"
+branch_labels = None
+depends_on = None
+
+LOCKS = {"stream": "SHARE UPDATE EXCLUSIVE"}
+
+
+def upgrade() -> None:
+    ddl.validate("stream", "ck_stream_status")
+    ddl.create_index(
+        "ix_stream_not_ended", "stream", "(tenant, id) WHERE status NOT IN ('completed', 'failed', 'cancelled')"
+    )
+    ddl.create_index("ix_stream_open", "stream", "(id) WHERE status = 'open'")
+    ddl.drop_index("ix_stream_live")
+
+
+def downgrade() -> None:
+    ddl.create_index("ix_stream_live", "stream", "(tenant, id) WHERE status IN ('queued', 'running')")
+    ddl.drop_index("ix_stream_open")
+    ddl.drop_index("ix_stream_not_ended")
