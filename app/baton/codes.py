@@ -131,6 +131,49 @@ ADVICE: Final[dict[str, Advice]] = {
         "Many of these mean that the database lost the end of its log, as in an asynchronous failover, or that clients "
         "mix up the ids of different streams.",
     ),
+    "path_taken": Advice(
+        "Append to the stream that is there, create one with another path, or repeat the create with the content type, "
+        "the lifetime and the `Stream-Closed` of the existing stream.",
+        _NOTHING,
+    ),
+    "not_appendable": Advice(
+        "Create a stream of your own with `PUT`, or with the generator `external`, and append to that one.",
+        _NOTHING,
+    ),
+    "content_type_mismatch": Advice(
+        "Send the body with the stream's `Content-Type`. `HEAD` returns it.",
+        _NOTHING,
+    ),
+    "stream_closed": Advice(
+        "Append nothing more. If the `reason` is not one of yours, stop generating: the stream was cancelled, or ended "
+        "by a timeout. `Stream-Next-Offset` is its end.",
+        _NOTHING,
+    ),
+    "stream_seq_conflict": Advice(
+        "Use a higher `Stream-Seq` for each append. They are compared byte by byte, so pad numbers with zeros.",
+        "Many of these suggest two producers that write the same stream without `Producer-Id`.",
+    ),
+    "producer_gap": Advice(
+        "Send the append with the number in `Producer-Expected-Seq` first, then the ones after it.",
+        _NOTHING,
+    ),
+    "producer_fenced": Advice(
+        "Stop appending: another process is this producer now. To take over from it, use an epoch above the one in "
+        "`Producer-Epoch`.",
+        _NOTHING,
+    ),
+    "forks_not_supported": Advice(
+        "Create a stream without `Stream-Forked-From`, and append a copy of what it shall begin with.",
+        _NOTHING,
+    ),
+    "subscriptions_not_supported": Advice(
+        "Follow each stream with `live=sse` or `live=long-poll`.",
+        _NOTHING,
+    ),
+    "older_code_running": Advice(
+        "Try again after the seconds in `Retry-After`.",
+        "The pod's log names the processes. Update all pods and workers to this release.",
+    ),
     "answer_running": Advice(
         "Wait until the answer ends, or stop it with `POST …/{chat}/stop`. Then send the message again.",
         _NOTHING,
@@ -248,6 +291,23 @@ ENDS: Final[tuple[Code, ...]] = (
         "A client cancelled the stream, or it had no viewer for longer than it allows.",
         "Keep the partial answer.",
         _NOTHING,
+    ),
+    Code(
+        "unwatched",
+        None,
+        "Nobody watched the answer",
+        "The stream had no viewer for longer than it allows, so it was cancelled.",
+        "Keep the partial answer, or create the stream again.",
+        "`BATON_CANCEL_WHEN_UNWATCHED_SECONDS` is the limit if the request sets none.",
+    ),
+    Code(
+        "producer_lost",
+        None,
+        "The producer was lost",
+        "The program that wrote the answer over HTTP died or went silent for longer than the stream allows.",
+        "Keep the partial answer, or ask again.",
+        "Find out why the producer dies. One that is silent on purpose holds `GET /v1/streams/{id}/end` as a sign of "
+        "life. `BATON_IDLE_TIMEOUT_SECONDS` is the limit if the stream sets none.",
     ),
     Code(
         "queue_timeout",
@@ -430,6 +490,9 @@ ENDS: Final[tuple[Code, ...]] = (
         "Correct the generator: `GenerationError(code, message)`.",
     ),
 )
+
+# How a stream ends that its producer did not close. An append to it is refused with this code.
+ENDED_FROM_OUTSIDE: Final = frozenset({"cancelled", "unwatched", "producer_lost", "max_duration"})
 
 
 def _errors(kind: type[RequestError] = RequestError) -> Iterator[type[RequestError]]:

@@ -12,6 +12,15 @@
     │   ├── InvalidRequest         400
     │   ├── MalformedCursor        400
     │   ├── CursorBeyondTail       409
+    │   ├── PathTaken              409
+    │   ├── NotAppendable          409
+    │   ├── ContentTypeMismatch    409
+    │   ├── StreamClosed           409
+    │   ├── StreamSeqConflict      409
+    │   ├── ProducerGap            409
+    │   ├── ProducerFenced         403
+    │   ├── ForksNotSupported      501
+    │   ├── SubscriptionsNotSupported 501
     │   ├── AnswerRunning          409
     │   ├── ConversationChanged    409
     │   ├── ConversationGone       410
@@ -36,6 +45,7 @@
     │   ├── InternalError          500
     │   └── PassingError           a retry may help
     │       ├── Unavailable        503
+    │       ├── OlderCodeRunning   503
     │       ├── CreateRateLimited  429
     │       ├── ReadRateLimited    429
     │       ├── AppendRateLimited  429
@@ -80,7 +90,7 @@ class RequestError(BatonError):
     """A request that gets `application/problem+json` (RFC 9457) as its response.
 
     `codes` has advice for each class. The message is for the client, which may show it to its user. `operator` is for
-    the log: settings, other names, and causes that clients must not see.
+    the log: settings, other names, and causes that clients must not see. `headers` are further headers of the response.
     """
 
     status: ClassVar[int]
@@ -90,6 +100,7 @@ class RequestError(BatonError):
     def __init__(self, message: str, *, operator: str | None = None) -> None:
         super().__init__(message)
         self.operator = operator
+        self.headers: dict[str, str] = {}
 
 
 class BadRequest(RequestError):
@@ -178,6 +189,96 @@ class CursorBeyondTail(RequestError):
     status = 409
     code = "cursor_beyond_tail"
     title = "The cursor lies beyond the end of the log"
+
+
+class PathTaken(RequestError):
+    """The path names a stream with another configuration, or is of the form of a stream's id."""
+
+    status = 409
+    code = "path_taken"
+    title = "The path is taken"
+
+
+class NotAppendable(RequestError):
+    """The stream is written by a generator, so no producer can append to it."""
+
+    status = 409
+    code = "not_appendable"
+    title = "The stream is written by a generator"
+
+
+class ContentTypeMismatch(RequestError):
+    """The body has another content type than the stream."""
+
+    status = 409
+    code = "content_type_mismatch"
+    title = "The content type is not the stream's"
+
+
+class StreamClosed(RequestError):
+    """The stream is closed, so nothing can be appended to it.
+
+    The `reason` in the answer says how it ended. If it is not the producer that closed it, that is also the `code`.
+    """
+
+    status = 409
+    code = "stream_closed"
+    title = "The stream is closed"
+
+    def __init__(self, message: str, *, closed_tail: int, reason: str, operator: str | None = None) -> None:
+        """`closed_tail` is the number of the stream's last message."""
+        super().__init__(message, operator=operator)
+        self.closed_tail = closed_tail
+        self.reason = reason
+
+
+class StreamSeqConflict(RequestError):
+    """`Stream-Seq` does not come after the one of the stream's last append, byte by byte."""
+
+    status = 409
+    code = "stream_seq_conflict"
+    title = "Stream-Seq is not in order"
+
+
+class ProducerGap(RequestError):
+    """The producer left out a number: an append before this one has not arrived."""
+
+    status = 409
+    code = "producer_gap"
+    title = "An append of the producer is missing"
+
+    def __init__(self, message: str, *, expected: int, received: int, operator: str | None = None) -> None:
+        super().__init__(message, operator=operator)
+        self.expected = expected
+        self.received = received
+
+
+class ProducerFenced(RequestError):
+    """Another process has taken over as this producer, with a higher epoch."""
+
+    status = 403
+    code = "producer_fenced"
+    title = "The producer has been replaced"
+
+    def __init__(self, message: str, *, current_epoch: int, operator: str | None = None) -> None:
+        super().__init__(message, operator=operator)
+        self.current_epoch = current_epoch
+
+
+class ForksNotSupported(RequestError):
+    """The request creates a fork of a stream, which Baton does not support."""
+
+    status = 501
+    code = "forks_not_supported"
+    title = "Forks are not supported"
+
+
+class SubscriptionsNotSupported(RequestError):
+    """The path belongs to the subscriptions of the Durable Streams protocol, which Baton does not support."""
+
+    status = 501
+    code = "subscriptions_not_supported"
+    title = "Subscriptions are not supported"
 
 
 class AnswerRunning(RequestError):
@@ -322,6 +423,14 @@ class Unavailable(PassingError):
     status = 503
     code = "unavailable"
     title = "The service is unavailable at the moment"
+
+
+class OlderCodeRunning(PassingError):
+    """Processes of an older release still run, which cannot read streams that are written over HTTP."""
+
+    status = 503
+    code = "older_code_running"
+    title = "Processes of an older release still run"
 
 
 class CreateRateLimited(PassingError):
