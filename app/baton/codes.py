@@ -75,6 +75,11 @@ ADVICE: Final[dict[str, Advice]] = {
         "A list that scans many rows counts as many reads.",
         "`BATON_READS_PER_SECOND` and `BATON_READS_BURST` are the limits, for each caller on each pod.",
     ),
+    "append_rate_limited": Advice(
+        "Wait for the seconds in `Retry-After`. Put several messages into one append, as the protocol's clients do.",
+        "`BATON_APPENDS_PER_SECOND` and `BATON_APPENDS_BURST` are the limits, for each caller on each pod. The token "
+        "of a stream is a caller of its own.",
+    ),
     "too_many_queries": Advice(
         "Send fewer requests at once, and try again after the seconds in `Retry-After`.",
         "`BATON_TENANT_POOL_SHARE` is the share of a pod's `BATON_DATABASE_POOL_SIZE` connections that one tenant may "
@@ -184,6 +189,24 @@ ADVICE: Final[dict[str, Advice]] = {
     "request_too_large": Advice(
         "Send a smaller body.",
         "`BATON_MAX_BODY_BYTES` is the limit.",
+    ),
+    "message_too_large": Advice(
+        "Send the message in parts.",
+        "`BATON_MAX_EVENT_BYTES` is the limit, as the message is stored: bytes that are not text take a third more.",
+    ),
+    "stream_full": Advice(
+        "Close the stream, and continue in a new one.",
+        "`BATON_MAX_EXTERNAL_BYTES` and `BATON_MAX_STREAM_EVENTS` are the limits. Check whether a producer repeats "
+        "itself.",
+    ),
+    "too_many_producers": Advice(
+        "Keep one `Producer-Id` for all appends of a producer, and raise its `Producer-Epoch` when it starts again.",
+        _NOTHING,
+    ),
+    "reserved_generator": Advice(
+        "Name a generator that `GET /v1/models` lists. Create a stream that you write yourself with "
+        '`POST /v1/streams` and `{"generator": "external"}`.',
+        _NOTHING,
     ),
     "log_damaged": Advice(
         "Keep the received events: the rest of the stream is lost. A retry does not help.",

@@ -37,6 +37,10 @@
     │   ├── OldProtocol            400
     │   ├── RequestTooLarge        413
     │   ├── InputTooLarge          413
+    │   ├── MessageTooLarge        413
+    │   ├── StreamFull             413
+    │   ├── TooManyProducers       422
+    │   ├── ReservedGenerator      422
     │   ├── StillRunning           503
     │   ├── InternalError          500
     │   └── PassingError           a retry may help
@@ -44,6 +48,7 @@
     │       ├── OlderCodeRunning   503
     │       ├── CreateRateLimited  429
     │       ├── ReadRateLimited    429
+    │       ├── AppendRateLimited  429
     │       ├── TooManyQueries     429
     │       ├── TooManyStreams     429
     │       ├── TooManySubscribers 429
@@ -316,6 +321,38 @@ class InputTooLarge(RequestError):
     title = "The input is too large"
 
 
+class MessageTooLarge(RequestError):
+    """A message of an append has more bytes than an event may have."""
+
+    status = 413
+    code = "message_too_large"
+    title = "The message is too large"
+
+
+class StreamFull(RequestError):
+    """The stream has as many bytes or events as a stream may have."""
+
+    status = 413
+    code = "stream_full"
+    title = "The stream has no room"
+
+
+class TooManyProducers(RequestError):
+    """The stream has as many producers as it may have, and this append names another one."""
+
+    status = 422
+    code = "too_many_producers"
+    title = "The stream has too many producers"
+
+
+class ReservedGenerator(RequestError):
+    """The name `external` is for streams that are written over HTTP, and cannot be used here."""
+
+    status = 422
+    code = "reserved_generator"
+    title = "The name of the generator is reserved"
+
+
 class LogDamaged(RequestError):
     """The log of the stream has a gap, so no client can get all of it."""
 
@@ -412,6 +449,14 @@ class ReadRateLimited(PassingError):
     title = "Streams are read too fast"
 
 
+class AppendRateLimited(PassingError):
+    """The caller appends faster than its limit on one pod allows."""
+
+    status = 429
+    code = "append_rate_limited"
+    title = "Messages are appended too fast"
+
+
 class TooManyQueries(PassingError):
     """Other requests of the tenant use its whole share of the pod's database connections."""
 
@@ -421,7 +466,7 @@ class TooManyQueries(PassingError):
 
 
 class TooManyStreams(PassingError):
-    """The tenant has reached its limit of queued and running streams."""
+    """The tenant has reached its limit of streams that have not ended."""
 
     status = 429
     code = "too_many_streams"

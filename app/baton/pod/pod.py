@@ -127,6 +127,7 @@ class Pod:
             pool, self._note, self.subscriber_limits.changed, interval_seconds=settings.pod_heartbeat_seconds
         )
         self.reads = ReadLimits(Rate(settings.reads_per_second, settings.reads_burst))
+        self.append_rates = ReadLimits(Rate(settings.appends_per_second, settings.appends_burst))
         self.recent_answers = RecentAnswers(ANSWER_SECONDS)
         self.draining = False
         self.broken = False
