@@ -126,6 +126,20 @@ ADVICE: Final[dict[str, Advice]] = {
         "Many of these mean that the database lost the end of its log, as in an asynchronous failover, or that clients "
         "mix up the ids of different streams.",
     ),
+    "offset_gone": Advice(
+        "Discard what was read, and read the stream again from its beginning (`offset=-1`).",
+        _NOTHING,
+    ),
+    "raw_content": Advice(
+        "Read the stream at the address `/v1/stream/…` that the message names, with a client of the Durable Streams "
+        "protocol.",
+        "A stream that all dialects show is created with the content type `application/json; "
+        'profile="urn:baton:events"`.',
+    ),
+    "subscriptions_not_supported": Advice(
+        "Follow each stream by itself, with `live=sse` or `live=long-poll`.",
+        _NOTHING,
+    ),
     "answer_running": Advice(
         "Wait until the answer ends, or stop it with `POST …/{chat}/stop`. Then send the message again.",
         _NOTHING,

@@ -12,6 +12,8 @@
     │   ├── InvalidRequest         400
     │   ├── MalformedCursor        400
     │   ├── CursorBeyondTail       409
+    │   ├── OffsetGone             410
+    │   ├── RawContent             409
     │   ├── AnswerRunning          409
     │   ├── ConversationChanged    409
     │   ├── ConversationGone       410
@@ -28,6 +30,7 @@
     │   ├── OldProtocol            400
     │   ├── RequestTooLarge        413
     │   ├── InputTooLarge          413
+    │   ├── SubscriptionsNotSupported 501
     │   ├── StillRunning           503
     │   ├── InternalError          500
     │   └── PassingError           a retry may help
@@ -173,6 +176,22 @@ class CursorBeyondTail(RequestError):
     status = 409
     code = "cursor_beyond_tail"
     title = "The cursor lies beyond the end of the log"
+
+
+class OffsetGone(RequestError):
+    """The offset is of another stream. A stream that the address had before was deleted or has expired."""
+
+    status = 410
+    code = "offset_gone"
+    title = "The offset is of another stream"
+
+
+class RawContent(RequestError):
+    """The stream has text, bytes or JSON that are not Baton's events, so only the Durable Streams protocol reads it."""
+
+    status = 409
+    code = "raw_content"
+    title = "The stream has no events"
 
 
 class AnswerRunning(RequestError):
@@ -349,6 +368,14 @@ class RequestMemoryFull(PassingError):
     status = 503
     code = "request_memory_full"
     title = "Too many large requests at once"
+
+
+class SubscriptionsNotSupported(RequestError):
+    """The request is for subscriptions, a part of the Durable Streams protocol that Baton does not have."""
+
+    status = 501
+    code = "subscriptions_not_supported"
+    title = "There are no subscriptions"
 
 
 class StillRunning(RequestError):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 from uuid import UUID
+
+import asyncpg
 
 from .postgres import Connection, Pool
 
@@ -72,5 +73,5 @@ async def touch(pool: Pool, external: ExternalStream) -> None:
         await pool.execute(_TOUCH, external.stream_id)
 
 
-def _row(row: Mapping[str, Any] | None) -> ExternalStream | None:
+def _row(row: asyncpg.Record | None) -> ExternalStream | None:
     return None if row is None else ExternalStream(**dict(row))
