@@ -278,6 +278,12 @@ class Settings(BaseSettings):
     max_connection_age_seconds: float = Field(
         240, gt=0, le=86_400, description="Longest life of a connection: a pod makes its client reconnect before that"
     )
+    long_poll_seconds: float = Field(
+        20,
+        gt=0,
+        le=300,
+        description="How long a read with `live=long-poll`, of the Durable Streams protocol, waits for something new",
+    )
     drain_seconds: float = Field(
         3, ge=0, le=60, description="How long a leaving pod takes to send its clients to other pods"
     )
