@@ -281,6 +281,8 @@ class SubscriptionsNotSupported(RequestError):
     status = 501
     code = "subscriptions_not_supported"
     title = "Subscriptions are not supported"
+
+
 class OffsetGone(RequestError):
     """The offset is of another stream. A stream that the address had before was deleted or has expired."""
 

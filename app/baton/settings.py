@@ -96,8 +96,8 @@ class Settings(BaseSettings):
     )
     trusted_proxies: Annotated[frozenset[str], NoDecode] = Field(
         default_factory=frozenset,
-        description="Proxies whose `X-Forwarded-Prefix` overrides `BATON_PATH_PREFIX`: addresses or networks, "
-        "`10.0.0.0/8`, comma-separated; `*` means every peer",
+        description="Proxies whose `X-Forwarded-Prefix` overrides `BATON_PATH_PREFIX`, and whose `X-Forwarded-Proto` "
+        "counts: addresses or networks, `10.0.0.0/8`, comma-separated; `*` means every peer",
     )
     allowed_origins: Annotated[frozenset[str], NoDecode] = Field(
         default_factory=frozenset,

@@ -94,7 +94,8 @@ class Operation:
     """What the OpenAPI document says about a route.
 
     `others` has the answers in other forms, by the header or field with which a client asks for each. `path` has the
-    schemas of the parameters in the path. `body` is a pydantic model or a union of models.
+    schemas of the parameters in the path. `body` is a pydantic model or a union of models, and `content`
+    describes a body of any content type.
     """
 
     method: Method
@@ -109,6 +110,7 @@ class Operation:
     parameters: Sequence[Parameter]
     body: Any
     body_required: bool
+    content: str
     others: Mapping[str, Mapping[int, Returns]]
 
 
@@ -167,6 +169,7 @@ class Routes:
         parameters: Sequence[Parameter] = (),
         body: Any = None,
         body_required: bool = True,
+        content: str = "",
         others: Mapping[str, Mapping[int, Returns]] | None = None,
         narrow: bool = False,
         counted: bool | None = None,
@@ -193,6 +196,7 @@ class Routes:
                 parameters=parameters,
                 body=body,
                 body_required=body_required,
+                content=content,
                 others=others or {},
             )
             endpoint = self._form.around(admitted(handler, scope, narrow=narrow, counted=counted))
