@@ -20,11 +20,11 @@ LOCKS = {"stream": "SHARE UPDATE EXCLUSIVE"}
 
 
 def upgrade() -> None:
-    ddl.validate("stream", "ck_stream_status")
     ddl.create_index(
         "ix_stream_not_ended", "stream", "(tenant, id) WHERE status NOT IN ('completed', 'failed', 'cancelled')"
     )
     ddl.drop_index("ix_stream_live")
+    ddl.validate("stream", "ck_stream_status")
 
 
 def downgrade() -> None:

@@ -130,6 +130,7 @@ class Pod:
             pool, self._note, self.subscriber_limits.changed, interval_seconds=settings.pod_heartbeat_seconds
         )
         self.reads = ReadLimits(Rate(settings.reads_per_second, settings.reads_burst))
+        self.append_rates = ReadLimits(Rate(settings.appends_per_second, settings.appends_burst))
         self.recent_answers = RecentAnswers(ANSWER_SECONDS)
         self.appends = AppendQueue(settings)
         self._has_current_code = False  # no older code can start any more
