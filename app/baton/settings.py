@@ -387,16 +387,6 @@ class Settings(BaseSettings):
     idle_timeout_seconds: float = Field(
         300, gt=0, le=86_400, description="Longest silence of a generator before its stream ends as failed"
     )
-    max_external_bytes: int = Field(
-        64 << 20, ge=1024, le=1 << 40, description="Most bytes of one stream that is written over HTTP"
-    )
-    external_max_seconds: float = Field(
-        7 * 86_400,
-        gt=0,
-        le=366 * 86_400,
-        description="Longest life of a stream that is written over HTTP and does not carry Baton's events; then it is "
-        "closed",
-    )
     silent_after_seconds: float = Field(
         30, gt=0, le=86_400, description="Count a generator that has yielded nothing for this long as silent"
     )
