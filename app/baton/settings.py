@@ -236,7 +236,8 @@ class Settings(BaseSettings):
         7 * 86_400,
         gt=0,
         le=366 * 86_400,
-        description="Longest life of an external stream: an open one is then closed",
+        description="Longest life of an external stream whose messages are not Baton's events: an open one is then "
+        "closed. For the others `BATON_MAX_DURATION_SECONDS` counts",
     )
     max_subscribers: int = Field(
         5000,

@@ -24,6 +24,7 @@ from . import (
     demo,
     documents,
     native,
+    native_end,
     native_events,
     openai_models,
     operations,
@@ -33,6 +34,7 @@ from . import (
 ROUTES: list[BaseRoute] = [
     *native.ROUTES,
     *native_events.ROUTES,
+    *native_end.ROUTES,
     *responses.ROUTES,
     *chat.ROUTES,
     *openai_models.ROUTES,

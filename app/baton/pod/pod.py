@@ -17,6 +17,7 @@ import asyncpg
 from ..auth.gate import Gate
 from ..db import (
     disk_space,
+    external_details,
     notifications,
     partitions,
     pod_rows,
@@ -269,6 +270,7 @@ class Pod:
             reach = await partitions.reach(connection)
             metrics.notify_queue_ratio = await notifications.queue_usage(connection)
             metrics.queued, metrics.oldest_queued_seconds = await self.queue_state(connection)
+            metrics.open_streams = await external_details.count_open(connection)
             metrics.oldest_snapshot_seconds = await self._snapshots.check(connection)
             await self._check_disk(connection)
         metrics.partitions_end = reach.end
