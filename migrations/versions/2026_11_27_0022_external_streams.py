@@ -70,6 +70,13 @@ def upgrade() -> None:
         sa.CheckConstraint("kind IN ('events', 'json', 'text', 'bytes')", name="ck_external_stream_kind"),
         schema="baton",
     )
+    op.create_index(
+        "ix_external_stream_open",
+        "external_stream",
+        ["stream_id"],
+        schema="baton",
+        postgresql_where=sa.text("NOT closed"),
+    )
     op.create_table(
         "producer",
         sa.Column("stream_id", sa.UUID, nullable=False),

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from ..auth import credentials
 from ..auth.tokens import Wish, granted
 from ..db import external_streams, stream_lists
-from ..db.external_streams import EVENTS_TYPE, NewExternal
+from ..db.external_streams import NewExternal
 from ..db.postgres import translated
 from ..db.stream_creation import NewStream
 from ..db.stream_lists import StreamFilter
@@ -79,6 +79,7 @@ _LOCATION: Final = AnswerHeader("location", "The path of the stream.")
 _TOKEN: Final = AnswerHeader("x-baton-token", "A token of the stream, if the pod has a key to sign one with.")
 _CREATED: Final = (_LOCATION, _TOKEN)
 # The token of a producer: it appends to one stream, and cannot read it.
+_EVENTS_TYPE: Final = 'application/json; profile="urn:baton:events"'
 _PRODUCING: Final = Wish(frozenset({"produce"}))
 
 # Most clients write any object like this, whatever `style` says.
@@ -294,7 +295,7 @@ async def _create_external(request: Request, wanted: CreateExternal, body: bytes
         *(external_streams.GENERATOR, creation.input, creation.metadata, "fail", principal.tenant),
         actions.limits_of(pod_of(request), creation),
     )
-    external = NewExternal(new, "events", EVENTS_TYPE)
+    external = NewExternal(new, "events", _EVENTS_TYPE)
     stream, _, created = await external_creation.create(request, external, idempotency_key(request, body))
     token, _ = actions.token(request, stream, wish)
     writing, _ = actions.token(request, stream, _PRODUCING)

@@ -41,16 +41,19 @@ from .partitions import Partition, day_number, ids_of_day
 from .postgres import Connection, Pool
 from .stream_states import State
 
-_INSERT = """
-INSERT INTO baton.batch (stream_id, first_seq, last_seq, epoch, terminal, events)
+# For statements of other modules, too: what follows names these columns and where they come from.
+INSERT: Final = "INSERT INTO baton.batch (stream_id, first_seq, last_seq, epoch, terminal, events)"
+
+_INSERT = f"""
+{INSERT}
 SELECT b.stream_id, b.first_seq, b.last_seq, b.epoch, b.terminal, b.events
 FROM unnest($1::uuid[], $2::integer[], $3::integer[], $4::integer[], $5::boolean[], $6::bytea[], $7::uuid[])
      AS b (stream_id, first_seq, last_seq, epoch, terminal, events, claim_token)
 JOIN baton.stream AS s
   ON s.id = b.stream_id AND s.epoch = b.epoch AND s.claim_token IS NOT DISTINCT FROM b.claim_token
 WHERE coalesce((SELECT baton.current_history()) = $8, true)
-{where_free}RETURNING stream_id
-"""
+{{where_free}}RETURNING stream_id
+"""  # noqa: S608
 _WHERE_FREE = "ON CONFLICT DO NOTHING\n"
 _CLOSING_TYPES: Final = ("uuid", *(column.type for column in end_columns.COLUMNS), "integer")
 

@@ -21,7 +21,7 @@ SELECT e.stream_id, e.kind, e.path, e.content_type, e.heard_at, e.size_bytes, e.
 FROM baton.external_stream AS e WHERE e.stream_id = ANY ($1::uuid[])
 """
 
-_COUNT_OPEN: Final = "SELECT count(*) FROM (SELECT FROM baton.stream WHERE status = 'open' LIMIT $1) AS open"
+_COUNT_OPEN: Final = "SELECT count(*) FROM (SELECT FROM baton.external_stream WHERE NOT closed LIMIT $1) AS open"
 MOST_COUNTED: Final = 10_000
 
 

@@ -18,8 +18,8 @@ SELECT count(*) AS open, count(*) FILTER (WHERE late > $3) AS overdue, max(late)
 FROM (
     SELECT s.id, extract(epoch FROM clock_timestamp() - s.created_at)::double precision
                - CASE WHEN e.kind = 'events' THEN coalesce(s.max_duration, $1) ELSE $2 END AS late
-    FROM baton.stream AS s JOIN baton.external_stream AS e ON e.stream_id = s.id
-    WHERE s.status = 'open'
+    FROM baton.external_stream AS e JOIN baton.stream AS s ON s.id = e.stream_id
+    WHERE NOT e.closed
 ) AS open
 """
 

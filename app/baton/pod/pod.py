@@ -16,8 +16,10 @@ import asyncpg
 
 from ..auth.gate import Gate
 from ..db import (
+    code_revisions,
     disk_space,
     external_details,
+    external_streams,
     notifications,
     partitions,
     pod_rows,
@@ -38,12 +40,14 @@ from ..db.postgres import Connection, Pool, translated
 from ..db.queue_watermark import SWEEP_SECONDS, QueueWatermark
 from ..db.rate_buckets import Rate
 from ..db.shared_work import RecentAnswers
-from ..errors import ConfigurationError, Unavailable
+from ..errors import ConfigurationError, OlderCodeRunning, Unavailable
 from ..generators.registry import configured_names, what_is_missing
 from ..observability.metrics import PodMetrics
 from ..settings import Settings
 from ..version import __version__
+from .append_queue import AppendQueue
 from .cluster_sampler import ClusterSampler
+from .external_upkeep import ExternalUpkeep
 from .notification_verifier import NotificationVerifier
 from .read_limits import ReadLimits
 from .relay_registry import RelayRegistry
@@ -59,6 +63,8 @@ logger = logging.getLogger(__name__)
 READY_SILENCE_SECONDS: Final = 15
 LOOK_SECONDS: Final = 15
 QUEUE_SECONDS: Final = 0.5
+# When to ask again whether older code runs: a roll-out takes minutes.
+OLDER_CODE_SECONDS: Final = 30
 # How long a console's response is reused: consoles ask more often than this, and all ask the same.
 ANSWER_SECONDS: Final = 1
 
@@ -130,6 +136,8 @@ class Pod:
         self.reads = ReadLimits(Rate(settings.reads_per_second, settings.reads_burst))
         self.append_rates = ReadLimits(Rate(settings.appends_per_second, settings.appends_burst))
         self.recent_answers = RecentAnswers(ANSWER_SECONDS)
+        self.appends = AppendQueue(settings)
+        self._has_current_code = False  # no older code can start any more
         self.draining = False
         self.broken = False
         self.before_joining: Callable[[], None] = _nothing  # called when a client is about to follow or to wait
@@ -170,6 +178,8 @@ class Pod:
                 asyncio.create_task(pod.watch_database()),
                 asyncio.create_task(pod.watch_queue()),
                 asyncio.create_task(pod.sampler.run()),
+                asyncio.create_task(pod.appends.run()),
+                asyncio.create_task(ExternalUpkeep(settings, pool).run()),
                 *map(asyncio.create_task, pod.gate.tasks()),
             ]
             for task in tasks:
@@ -227,6 +237,22 @@ class Pod:
             f"There is no generator called {name!r}. Known are: {', '.join(sorted(known))}. "
             "Add your own to BATON_GENERATORS, for pods and workers alike."
         )
+
+    async def require_current_code(self) -> None:
+        """Refuse to create a stream with a status that older code does not know, while such code may run.
+
+        Raises:
+            OlderCodeRunning: a pod or a worker of an older release runs, or has just stopped.
+        """
+        if not self._has_current_code:
+            self._has_current_code = await external_streams.allowed(self.pool)
+        if not self._has_current_code:
+            older = ", ".join(await code_revisions.older_processes(self.pool)) or "one that has just stopped"
+            raise OlderCodeRunning(
+                "The service is being updated, and cannot create such a stream yet. Try again in a few minutes.",
+                OLDER_CODE_SECONDS,
+                operator=f"processes of an older release run, which take an open stream for an ended one: {older}",
+            )
 
     async def drain(self, seconds: float | None = None) -> None:
         """Send the clients away to other pods, spread over this time, by default `drain_seconds`."""
@@ -320,6 +346,7 @@ class Pod:
         self.relays.distrust_all()
         # The counts, and the transaction ids by which they are compared, may have gone back too.
         self.live_counts = LiveCounts()
+        self.appends.distrust()
 
     def _on_listener_state(self, state: ListenerState) -> None:
         self.metrics.listening = state is ListenerState.LISTENING
