@@ -195,9 +195,7 @@ async def test_a_partition_that_a_stream_keeps_holds_no_text_of_expired_ones(dsn
         name = partitions.name_of(await day(connection, GONE_DAYS))
         foreseen: list[str] = []
         await preview(connection, POLICY, foreseen.append)
-        assert (
-            f"Would delete the rows of expired streams from partition {name}." in foreseen
-        )  # their rows are there
+        assert f"Would delete the rows of expired streams from partition {name}." in foreseen  # their rows are there
         said = await maintained(connection, batch_rows=2)
         assert f"Deleted 8 rows of expired streams from partition {name}." in said
         rows = await connection.fetch("SELECT stream_id, count(*) FROM baton.batch GROUP BY 1")
