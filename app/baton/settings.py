@@ -633,6 +633,21 @@ class Settings(BaseSettings):
         return model_entries.parse(value)
 
     @model_validator(mode="after")
+    def _no_generator_has_a_reserved_name(self) -> Self:
+        for variable, names in (
+            ("BATON_GENERATORS", self.generators),
+            ("BATON_MODELS", self.models),
+            ("BATON_ENABLED_GENERATORS", self.enabled_generators),
+            ("BATON_DEFAULT_GENERATOR", {self.default_generator}),
+        ):
+            if model_entries.EXTERNAL in names:
+                raise ValueError(
+                    f"{variable} names the generator {model_entries.EXTERNAL!r}, which is reserved for streams that "
+                    "are written over HTTP. Use another name"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _models_fit_their_generators(self) -> Self:
         model_entries.refuse_foreign_keys(self.models, self.generators)
         return self

@@ -153,7 +153,7 @@ async def cancel(request: Request, stream_id: UUID) -> tuple[Stream, bool]:
         where = await stream_ending.request_cancel(pool, stream_id)
         if where == "running":
             await notifications.announce_cancel(pool, stream_id)
-        elif where == "queued":
+        elif where is not None:
             await notifications.announce_change(pool, stream_id)
         return await found(request, stream_id), where == "running"
 

@@ -154,10 +154,10 @@ async def _read_streams(pod: Pod, caller: Principal, wanted: ListStreams, errors
             stream_content(
                 item,
                 tails.get(item.id, event_log.NOTHING).seq,
-                watching.get(item.id),
-                silences.get(item.id) if item.status == "running" else None,
-                details.get(item.id),
                 errors_page,
+                viewers=watching.get(item.id),
+                silent_seconds=silences.get(item.id) if item.status == "running" else None,
+                external=details.get(item.id),
             )
             for item in found.streams
         ],

@@ -168,10 +168,11 @@ class ConsolePage(TypedDict):
 def stream_content(
     item: Stream,
     tail: int,
+    errors_page: str,
+    *,
     viewers: int | None,
     silent_seconds: float | None,
     external: ExternalDetails | None,
-    errors_page: str,
 ) -> ConsoleStream:
     """Return what the console shows about a stream whose newest event has the number `tail`."""
     return {

@@ -44,8 +44,8 @@ ROUTES: Final = Routes("streams", path=PATH)
 async def get_end(request: Request) -> AsgiResponse:
     """Return how a stream ended. With `?wait=20`, wait up to 20 seconds for its end.
 
-    A producer of an external stream learns here that it is to stop: the stream was cancelled, or a limit ended it. While
-    a caller with the scope `produce` holds this request, its producer counts as alive. It does not count as a viewer.
+    A producer of an external stream learns here that it is to stop: the stream was cancelled, or a limit ended it.
+    While a caller with the scope `produce` holds this request, the producer counts as alive. This caller is no viewer.
     """
     options = validated(GetStream, query_of(request))
     stream = await _ended(request, parse_stream_id(request.path_params["id"]), options.wait)

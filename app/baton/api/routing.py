@@ -179,8 +179,8 @@ class Routes:
     ) -> Callable[[Handler], Handler]:
         """Declare the decorated handler's route.
 
-        `scope`, `or_scope`, `narrow` and `counted`: see `admitted`. `around` wraps the handler outside of all checks. `name` is for
-        `problems.address`.
+        `scope`, `or_scope`, `narrow` and `counted`: see `admitted`. `around` wraps the handler outside of all checks.
+        `name` is for `problems.address`.
         """
 
         def declare(handler: Handler) -> Handler:

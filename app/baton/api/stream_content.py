@@ -49,9 +49,9 @@ class AnsweredBy(TypedDict):
 class StreamContent(TypedDict):
     """A stream and its state.
 
-    `run` says how often a worker has started its generator: 0 while it waits for the first, and for an external stream. `interruption` is why the
-    worker before did not finish it: `worker_lost` if it died, `worker_left` if it was deployed or stopped; null if none
-    gave it up.
+    `run` says how often a worker has started its generator: 0 while it waits for the first, and for an external stream.
+    `interruption` is why the worker before did not finish it: `worker_lost` if it died, `worker_left` if it was
+    deployed or stopped; null if none gave it up.
     `usage` is the sum of what its generator has reported in all attempts. `usage_by_attempt` has that of each attempt
     if several used something. `answered_by` says which model of the built-in providers answered, and which calls of
     models failed before that; it is null for other generators, and before the end.

@@ -176,16 +176,20 @@ async def test_it_finds_problems_of_tables_and_streams(dsn: str) -> None:
         assert finding(diagnosis, code).advice
 
 
+OPENED_LONG_AGO = """
+WITH made AS (
+    INSERT INTO baton.stream (generator, input, on_worker_lost, status, created_at)
+    VALUES ('external', 'null', 'fail', 'open', clock_timestamp() - interval '3 h') RETURNING id
+)
+INSERT INTO baton.external_stream (stream_id, tenant, kind, content_type)
+SELECT id, '', 'events', 'application/json' FROM made
+"""
+
+
 async def test_it_finds_what_keeps_external_streams_from_working(dsn: str) -> None:
     assert "older_code_running" not in levels(await diagnose(dsn))
-    for statement in (
-        "INSERT INTO baton.worker (name, generators, concurrency) VALUES ('old', '{}', 1)",
-        "INSERT INTO baton.stream (generator, input, on_worker_lost, status, created_at) "
-        "VALUES ('external', 'null', 'fail', 'open', clock_timestamp() - interval '3 h')",
-        "INSERT INTO baton.external_stream (stream_id, tenant, kind, content_type) "
-        "SELECT id, '', 'events', 'application/json' FROM baton.stream",
-    ):
-        await execute(dsn, statement)
+    await execute(dsn, "INSERT INTO baton.worker (name, generators, concurrency) VALUES ('old', '{}', 1)")
+    await execute(dsn, OPENED_LONG_AGO)
     diagnosis = await diagnose(dsn)
     assert finding(diagnosis, "older_code_running").message == "Still running, of an older release: worker old."
     overdue = finding(diagnosis, "external_overdue")
