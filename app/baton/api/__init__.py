@@ -26,6 +26,7 @@ from . import (
     durable_reading,
     durable_writing,
     native,
+    native_end,
     native_events,
     openai_models,
     operations,
@@ -35,6 +36,7 @@ from . import (
 ROUTES: list[BaseRoute] = [
     *native.ROUTES,
     *native_events.ROUTES,
+    *native_end.ROUTES,
     *responses.ROUTES,
     *chat.ROUTES,
     *openai_models.ROUTES,

@@ -184,7 +184,10 @@ def _operation(path: str, operation: Operation, schemas: _Schemas) -> Object:
 
 
 def _needs(operation: Operation) -> str:
-    return "" if operation.scope is None else f"\n\nNeeds the scope `{operation.scope}`."
+    if operation.scope is None:
+        return ""
+    other = "" if operation.or_scope is None else f" or `{operation.or_scope}`"
+    return f"\n\nNeeds the scope `{operation.scope}`{other}."
 
 
 def _other_forms(operation: Operation) -> str:
