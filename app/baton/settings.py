@@ -96,8 +96,8 @@ class Settings(BaseSettings):
     )
     trusted_proxies: Annotated[frozenset[str], NoDecode] = Field(
         default_factory=frozenset,
-        description="Proxies whose `X-Forwarded-Prefix` overrides `BATON_PATH_PREFIX`: addresses or networks, "
-        "`10.0.0.0/8`, comma-separated; `*` means every peer",
+        description="Proxies whose `X-Forwarded-Prefix` overrides `BATON_PATH_PREFIX`, and whose `X-Forwarded-Proto` "
+        "counts: addresses or networks, `10.0.0.0/8`, comma-separated; `*` means every peer",
     )
     allowed_origins: Annotated[frozenset[str], NoDecode] = Field(
         default_factory=frozenset,
@@ -278,6 +278,12 @@ class Settings(BaseSettings):
     )
     max_connection_age_seconds: float = Field(
         240, gt=0, le=86_400, description="Longest life of a connection: a pod makes its client reconnect before that"
+    )
+    long_poll_seconds: float = Field(
+        20,
+        gt=0,
+        le=300,
+        description="How long a read with `live=long-poll`, of the Durable Streams protocol, waits for something new",
     )
     drain_seconds: float = Field(
         3, ge=0, le=60, description="How long a leaving pod takes to send its clients to other pods"

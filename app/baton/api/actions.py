@@ -30,6 +30,7 @@ from ..errors import (
     CreateRateLimited,
     InputTooLarge,
     InvalidRequest,
+    RawContent,
     ReservedGenerator,
     TooManyStreams,
     UnknownGenerator,
@@ -38,7 +39,7 @@ from ..observability import log_context, tracing
 from ..pod.pod import Pod
 from .models import CreateStream
 from .problems import path_of
-from .request import damaged, found, idempotency_key, pod_of, principal_of
+from .request import damaged, found, idempotency_key, pod_of, principal_of, require_events
 from .request_body import SEND_LESS, readable_bytes
 
 logger = logging.getLogger(__name__)
@@ -116,11 +117,12 @@ async def create(
     return stream, created
 
 
-async def read(request: Request, stream_id: UUID) -> Content:
-    """Read all events of a stream so far.
+async def read(request: Request, stream_id: UUID, *, or_none: bool = False) -> Content:
+    """Read all events of a stream so far. With `or_none`, a stream of other content has none.
 
     Raises:
         LogDamaged: events are missing.
+        RawContent: its content is not events.
         StreamExpired, StreamNotFound, Unavailable: it cannot be read.
     """
     pool = pod_of(request).pool
@@ -129,6 +131,12 @@ async def read(request: Request, stream_id: UUID) -> Content:
     async with translated(pool):
         for _ in range(2):
             stream = await found(request, stream_id)
+            try:
+                await require_events(request, stream)
+            except RawContent:
+                if not or_none:
+                    raise
+                return Content(stream, [], 0, whole=False)
             async for page in event_log.pages(pool, stream_id, cursor):
                 for batch in page:
                     if batch.first_seq != cursor + 1:

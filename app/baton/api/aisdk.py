@@ -51,7 +51,16 @@ from .models import CreateStream
 from .opening import Opening
 from .parameters import IDEMPOTENCY_KEY
 from .refusals import CREATING, FOLLOWING, JOINING, STREAM
-from .request import AsgiResponse, common_headers, found, json_answer, pod_of, principal_of, query_of
+from .request import (
+    AsgiResponse,
+    common_headers,
+    found,
+    json_answer,
+    pod_of,
+    principal_of,
+    query_of,
+    require_events,
+)
 from .request_body import parse_json, read_body
 from .routing import EVENTS, JSON, AnswerHeader, Parameter, Returns, Routes
 from .validation import validated
@@ -254,6 +263,8 @@ async def _visible(request: Request, chat: str) -> Stream | None:
 async def _follow(
     request: Request, stream: Stream, start_index: int, *, replay: bool = False, continued: bool = True
 ) -> AsgiResponse:
+    async with translated(pod_of(request).pool):
+        await require_events(request, stream)
     headers = {_RUN_ID.name: f"run_{stream.id.hex}"}
     earlier = await _earlier(request, stream) if continued else None
     whole = aisdk.begin(stream.id, 0, earlier, replay=replay)

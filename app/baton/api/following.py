@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any, Literal
 from uuid import UUID
 
@@ -93,25 +95,57 @@ async def wait_for_end(
     pod = pod_of(request)
     subscriber = await _join(request, stream_id, 0, views=views)
     relay = subscriber.relay
-    client = asyncio.create_task(_left(request))
-    client.add_done_callback(lambda _task: subscriber.tap())
     try:
-        async with asyncio.timeout(seconds):
+        async with _watched_client(request, subscriber) as client, asyncio.timeout(seconds):
             while not (relay.ended or relay.over or pod.draining or client.done()):
                 await subscriber.wait_for_more()
     except TimeoutError:
         return "timed out"
     finally:
-        client.cancel()
-        await asyncio.gather(client, return_exceptions=True)
         pod.relays.unsubscribe(subscriber)
     if relay.damaged:
         raise damaged(stream_id)
-    if not pod.gate.admits(principal_of(request)):
-        raise Unauthenticated("The API key was revoked or has expired. Use another one.")
+    _require_admitted(request)
     if relay.ended or relay.over:
         return "ended"
     return "pod left" if pod.draining else "client left"
+
+
+async def wait_for_events(request: Request, subscriber: Subscriber, seconds: float) -> None:
+    """Wait until there are events after a subscriber's cursor, none will come here, or this many seconds have passed.
+
+    None will come here if the stream has ended, the client or the pod leaves, or the relay is over.
+
+    Raises:
+        LogDamaged: the log has a gap.
+        Unauthenticated: the API key was revoked or has expired during the wait.
+    """
+    pod, relay = pod_of(request), subscriber.relay
+    with contextlib.suppress(TimeoutError):
+        async with _watched_client(request, subscriber) as client, asyncio.timeout(seconds):
+            while not (relay.tail > subscriber.cursor or relay.ended or relay.over or pod.draining or client.done()):
+                subscriber.take_tap()
+                await subscriber.wait()
+    if relay.damaged:
+        raise damaged(relay.stream_id)
+    _require_admitted(request)
+
+
+@contextlib.asynccontextmanager
+async def _watched_client(request: Request, subscriber: Subscriber) -> AsyncIterator[asyncio.Task[None]]:
+    """Yield a task that is done when the client has left; that also taps the subscriber."""
+    client = asyncio.create_task(_left(request))
+    client.add_done_callback(lambda _task: subscriber.tap())
+    try:
+        yield client
+    finally:
+        client.cancel()
+        await asyncio.gather(client, return_exceptions=True)
+
+
+def _require_admitted(request: Request) -> None:
+    if not pod_of(request).gate.admits(principal_of(request)):
+        raise Unauthenticated("The API key was revoked or has expired. Use another one.")
 
 
 def _refuse_if_leaving(request: Request) -> None:

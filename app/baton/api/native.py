@@ -222,7 +222,7 @@ async def get_stream(request: Request) -> AsgiResponse:
     stream_id = parse_stream_id(request.path_params["id"])
     if options.wait > 0:
         await wait_for_end(request, stream_id, options.wait)
-    content = await actions.read(request, stream_id)
+    content = await actions.read(request, stream_id, or_none=True)
     snapshot = await asyncio.to_thread(Snapshot.of, content.lines, content.last_seq)
     described = describe_with_answer(_described(request, content.stream), snapshot)
     return json_answer(request, seen(described, principal_of(request).view))

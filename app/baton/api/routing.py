@@ -26,7 +26,7 @@ TEXT: Final = "text/plain"
 JSON: Final = "application/json"
 HTML: Final = "text/html"
 
-Method = Literal["GET", "POST", "PUT", "DELETE"]
+Method = Literal["GET", "HEAD", "POST", "PUT", "DELETE"]
 Schema = Mapping[str, Any]
 _CONVERTOR: Final = re.compile(r"(?<=\w):\w+}")
 
@@ -94,7 +94,8 @@ class Operation:
     """What the OpenAPI document says about a route.
 
     `others` has the answers in other forms, by the header or field with which a client asks for each. `path` has the
-    schemas of the parameters in the path. `body` is a pydantic model or a union of models.
+    schemas of the parameters in the path. `body` is a pydantic model or a union of models, and `content`
+    describes a body of any content type.
     """
 
     method: Method
@@ -110,6 +111,7 @@ class Operation:
     parameters: Sequence[Parameter]
     body: Any
     body_required: bool
+    content: str
     others: Mapping[str, Mapping[int, Returns]]
 
 
@@ -170,6 +172,7 @@ class Routes:
         parameters: Sequence[Parameter] = (),
         body: Any = None,
         body_required: bool = True,
+        content: str = "",
         others: Mapping[str, Mapping[int, Returns]] | None = None,
         or_scope: AuthScope | None = None,
         narrow: bool = False,
@@ -198,6 +201,7 @@ class Routes:
                 parameters=parameters,
                 body=body,
                 body_required=body_required,
+                content=content,
                 others=others or {},
             )
             endpoint = self._form.around(admitted(handler, scope, or_scope=or_scope, narrow=narrow, counted=counted))
