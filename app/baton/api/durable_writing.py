@@ -198,6 +198,8 @@ async def put_stream(request: Request) -> AsgiResponse:
     content=_BODY,
     narrow=True,
     counted=False,
+    around=append_limits.counting,
+    name="durable",
 )
 async def append_messages(request: Request) -> AsgiResponse:
     """Append messages to a stream, close it, or both."""
@@ -213,7 +215,7 @@ async def append_messages(request: Request) -> AsgiResponse:
     if body and not found.lines and found.outcome is None:
         raise InvalidRequest("The array is empty. Send at least one message.")
     asked = AppendRequest(external.stream_id, found.lines, found.tokens, producer, seq, _outcome(request, found))
-    done = await pod_of(request).appends.append(asked)
+    done = await append_limits.append(request, asked)
     if isinstance(done, Refused):
         raise refusal(asked, done)
     is_written = bool(body) and not done.duplicate and producer is not None

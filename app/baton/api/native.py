@@ -29,6 +29,7 @@ from ..errors import (
 )
 from ..snapshot import Snapshot
 from . import actions, external_creation, native_events, problems
+from .durable_paths import EVENTS_TYPE
 from .event_types import Event
 from .following import require_followable, require_staying, wait_for_end
 from .models import (
@@ -79,7 +80,6 @@ _LOCATION: Final = AnswerHeader("location", "The path of the stream.")
 _TOKEN: Final = AnswerHeader("x-baton-token", "A token of the stream, if the pod has a key to sign one with.")
 _CREATED: Final = (_LOCATION, _TOKEN)
 # The token of a producer: it appends to one stream, and cannot read it.
-_EVENTS_TYPE: Final = 'application/json; profile="urn:baton:events"'
 _PRODUCING: Final = Wish(frozenset({"produce"}))
 
 # Most clients write any object like this, whatever `style` says.
@@ -295,7 +295,7 @@ async def _create_external(request: Request, wanted: CreateExternal, body: bytes
         *(external_streams.GENERATOR, creation.input, creation.metadata, "fail", principal.tenant),
         actions.limits_of(pod_of(request), creation),
     )
-    external = NewExternal(new, "events", _EVENTS_TYPE)
+    external = NewExternal(new, "events", EVENTS_TYPE)
     stream, _, created = await external_creation.create(request, external, idempotency_key(request, body))
     token, _ = actions.token(request, stream, wish)
     writing, _ = actions.token(request, stream, _PRODUCING)

@@ -136,7 +136,7 @@ class Pod:
         self.reads = ReadLimits(Rate(settings.reads_per_second, settings.reads_burst))
         self.append_rates = ReadLimits(Rate(settings.appends_per_second, settings.appends_burst))
         self.recent_answers = RecentAnswers(ANSWER_SECONDS)
-        self.appends = AppendQueue(settings)
+        self.appends = AppendQueue(settings, on_group=metrics.appends.note_group)
         self._has_current_code = False  # no older code can start any more
         self.draining = False
         self.broken = False
