@@ -79,6 +79,8 @@ CALLS: dict[tuple[str, str], Row] = {
     ("POST", "/v1/ai-sdk/chat"): row("/v1/ai-sdk/chat", 200, body=UI_MESSAGES),
     ("GET", "/v1/ai-sdk/chat/{chat:any}/stream"): row("/v1/ai-sdk/chat/run_{hex}/stream", 200, of_stream=True),
     ("POST", "/v1/ai-sdk/chat/{chat:any}/stop"): row("/v1/ai-sdk/chat/run_{hex}/stop", 204, of_stream=True),
+    ("HEAD", "/v1/stream/{path:any}"): row("/v1/stream/{id}", 200, of_stream=True),
+    ("GET", "/v1/stream/{path:any}"): row("/v1/stream/{id}", 200, of_stream=True),
     ("GET", "/healthz"): row("/healthz", 200),
     ("GET", "/errors"): row("/errors", 200),
     ("GET", "/openapi.json"): row("/openapi.json", 200),
@@ -104,7 +106,7 @@ DECLARED = {
     (method, route.path): route
     for route in ROUTES
     if isinstance(route, DeclaredRoute)
-    for method in (route.methods or set()) - {"HEAD"}
+    for method in ((route.methods or set()) - {"HEAD"} if "GET" in (route.methods or ()) else route.methods or ())
 }
 # What each route asks for is declared at its handler; docs/access.md has it for readers.
 TABLE = {key: call.of(DECLARED[key]) for key, call in CALLS.items() if key in DECLARED}
