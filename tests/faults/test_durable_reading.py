@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 from tests.support.cluster import Author, Cluster, RunningPod
-from tests.support.external import DurableReader, external
+from tests.support.durable import DurableReader, external
 from tests.support.logbook import until
 
 ROUNDS = 3

@@ -13,7 +13,7 @@ import httpx2
 import orjson
 from tests.support.access import bearer, guarded_pod, make_key, signed
 from tests.support.cluster import Author, Cluster, RunningPod, text
-from tests.support.external import CONTENT_TYPES, OFFSET, external, sse_events
+from tests.support.durable import CONTENT_TYPES, OFFSET, external, sse_events
 from tests.support.logbook import until
 
 from baton.db import event_log

@@ -9,7 +9,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.external import sse_events
+from tests.support.durable import sse_events
 from tests.support.wire import STREAM_ID
 
 from baton.db.event_log import Batch
