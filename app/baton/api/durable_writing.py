@@ -11,7 +11,7 @@ twice.
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import quote
 from uuid import UUID
 
@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..db import external_streams
-from ..db.external_appends import Appended, AppendRequest, Refused
+from ..db.external_appends import Appended, AppendRequest, ProducerClaim, Refused
 from ..db.external_streams import ExternalStream, NewExternal
 from ..db.stream_creation import Limits, NewStream
 from ..dialects.durable_offsets import offset_after
@@ -36,6 +36,7 @@ from ..errors import (
     PathTaken,
     ProducerFenced,
     ProducerGap,
+    RequestError,
     RequestMemoryFull,
     RequestTooLarge,
     StreamClosed,
@@ -203,22 +204,19 @@ async def put_stream(request: Request) -> AsgiResponse:
 )
 async def append_messages(request: Request) -> AsgiResponse:
     """Append messages to a stream, close it, or both."""
-    stream_path(request)
+    path = stream_path(request)
     await append_limits.require_append(request)
-    producer = claim(*(header_of(request, name) for name in (PRODUCER_ID, PRODUCER_EPOCH, PRODUCER_SEQ)))
-    seq = stream_seq(header_of(request, SEQ))
-    body = await read_body(request)
-    if not body and not closes(header_of(request, CLOSED)):
+    wanted = _Wanted(
+        claim(*(header_of(request, name) for name in (PRODUCER_ID, PRODUCER_EPOCH, PRODUCER_SEQ))),
+        stream_seq(header_of(request, SEQ)),
+        await read_body(request),
+    )
+    if not wanted.body and not closes(header_of(request, CLOSED)):
         raise InvalidRequest(f"The body is empty. Send messages, or {CLOSED}: true to close the stream.")
-    external = _external(await addressed(request))
-    found = await _messages(request, _body_type(request, external), body) if body else Messages([])
-    if body and not found.lines and found.outcome is None:
-        raise InvalidRequest("The array is empty. Send at least one message.")
-    asked = AppendRequest(external.stream_id, found.lines, found.tokens, producer, seq, _outcome(request, found))
-    done = await append_limits.append(request, asked)
+    asked, done = await _appended(request, path, wanted)
     if isinstance(done, Refused):
         raise refusal(asked, done)
-    is_written = bool(body) and not done.duplicate and producer is not None
+    is_written = bool(wanted.body) and not done.duplicate and wanted.producer is not None
     return Response(status_code=200 if is_written else 204, headers=common_headers(request) | _written(asked, done))
 
 
@@ -238,6 +236,57 @@ async def delete_path(request: Request) -> AsgiResponse:
         principal.require("admin")
     await actions.erase(request, there.stream.id)
     return Response(status_code=204, headers=common_headers(request))
+
+
+class _Wanted(NamedTuple):
+    """What a request appends, to whatever stream its path names."""
+
+    producer: ProducerClaim | None
+    stream_seq: str | None
+    body: bytes
+
+
+async def _appended(request: Request, path: str, wanted: _Wanted) -> tuple[AppendRequest, Appended | Refused]:
+    """Append to the stream that the path names; return the append, and what was decided."""
+    targets, principal = pod_of(request).append_targets, principal_of(request)
+    known = targets.find(principal.tenant, path)
+    tried = None
+    if known is not None and principal.sees(known.tenant, known.stream_id):
+        tried = await _tried(request, known, wanted)
+        if tried is not None and isinstance(tried[1], Appended) and not tried[1].duplicate:
+            return tried
+    targets.forget(principal.tenant, path)
+    external = _external(await addressed(request))
+    if tried is None or tried[0].stream_id != external.stream_id:
+        asked = await _asked(request, external, wanted)
+        tried = asked, await append_limits.append(request, asked)
+    targets.remember(principal.tenant, path, external)
+    return tried
+
+
+async def _tried(
+    request: Request, known: ExternalStream, wanted: _Wanted
+) -> tuple[AppendRequest, Appended | Refused] | None:
+    """Append to the stream that a path named before; return None if the request does not fit it."""
+    try:
+        asked = await _asked(request, known, wanted)
+    except RequestError:
+        return None
+    return asked, await append_limits.append(request, asked)
+
+
+async def _asked(request: Request, external: ExternalStream, wanted: _Wanted) -> AppendRequest:
+    """Return the append of a request to a stream.
+
+    Raises:
+        ContentTypeMismatch, InvalidRequest, MessageTooLarge: the body does not fit the stream.
+    """
+    body = wanted.body
+    found = await _messages(request, _body_type(request, external), body) if body else Messages([])
+    if body and not found.lines and found.outcome is None:
+        raise InvalidRequest("The array is empty. Send at least one message.")
+    outcome = _outcome(request, found)
+    return AppendRequest(external.stream_id, found.lines, found.tokens, wanted.producer, wanted.stream_seq, outcome)
 
 
 def _require_no_fork(request: Request) -> None:

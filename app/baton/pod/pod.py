@@ -46,6 +46,7 @@ from ..observability.metrics import PodMetrics
 from ..settings import Settings
 from ..version import __version__
 from .append_queue import AppendQueue
+from .append_targets import AppendTargets
 from .cluster_sampler import ClusterSampler
 from .external_upkeep import ExternalUpkeep
 from .notification_verifier import NotificationVerifier
@@ -137,6 +138,7 @@ class Pod:
         self.append_rates = ReadLimits(Rate(settings.appends_per_second, settings.appends_burst))
         self.recent_answers = RecentAnswers(ANSWER_SECONDS)
         self.appends = AppendQueue(settings, on_group=metrics.appends.note_group)
+        self.append_targets = AppendTargets()
         self._has_current_code = False  # no older code can start any more
         self.draining = False
         self.broken = False

@@ -27,7 +27,8 @@ from baton.principal import SCOPES, AuthScope
 class Row:
     """A route: how to call it, what it answers to callers who may use it, and who that is.
 
-    `of_stream`: it is about one stream, so that a token of that stream is enough, if the scope is one that tokens have.
+    `of_stream`: it is about one stream, so that a token of that stream is enough, if the scope is one that tokens have,
+    unless `keys_only` says that no token is enough.
     `narrow`: so is a token that shows the answer only.
     """
 
@@ -39,13 +40,14 @@ class Row:
     scope: AuthScope | None = None
     narrow: bool = False
     openai: bool = False
+    keys_only: bool = False
 
     def of(self, route: DeclaredRoute) -> Row:
         return replace(self, scope=route.scope, narrow=route.narrow, openai=route.form is OPENAI_ERROR)
 
     @property
     def takes_tokens(self) -> bool:
-        return self.of_stream and self.scope != "admin"
+        return self.of_stream and self.scope != "admin" and not self.keys_only
 
 
 def row(path: str, status: int, **rest: Any) -> Row:
@@ -57,6 +59,8 @@ def nothing_there(path: str) -> Row:
 
 
 ROOT = Path(__file__).parents[3]
+# All that a token may have.
+ALL = ("read", "cancel", "produce")
 MESSAGES = {"model": "replay", "messages": [{"role": "user", "content": "?"}]}
 UI_MESSAGES = {"messages": [{"role": "user", "parts": [{"type": "text", "text": "?"}]}]}
 
@@ -81,6 +85,11 @@ CALLS: dict[tuple[str, str], Row] = {
     ("POST", "/v1/ai-sdk/chat/{chat:any}/stop"): row("/v1/ai-sdk/chat/run_{hex}/stop", 204, of_stream=True),
     ("HEAD", "/v1/stream/{path:any}"): row("/v1/stream/{id}", 200, of_stream=True),
     ("GET", "/v1/stream/{path:any}"): row("/v1/stream/{id}", 200, of_stream=True),
+    ("PUT", "/v1/stream/{path:any}"): row("/v1/stream/{id}", 409, code="path_taken"),
+    ("POST", "/v1/stream/{path:any}"): row(
+        "/v1/stream/{id}", 409, code="not_appendable", body={"type": "text", "delta": "?"}, of_stream=True
+    ),
+    ("DELETE", "/v1/stream/{path:any}"): row("/v1/stream/{id}", 204, of_stream=True, keys_only=True),
     ("GET", "/healthz"): row("/healthz", 200),
     ("GET", "/errors"): row("/errors", 200),
     ("GET", "/openapi.json"): row("/openapi.json", 200),
@@ -197,12 +206,12 @@ async def columns(scene: Scene) -> dict[str, dict[Any, Any] | None]:
         "expired token": bearer(signed(own, iat=int(time.time()) - 3600, exp=int(time.time()) - 60)),
         "token of an unknown key": bearer(signed(own, kid="never")),
         "wrong tenant": bearer(keys["wrong tenant"]),
-        "token of the wrong tenant": bearer(signed(own, tenant="other")),
+        "token of the wrong tenant": bearer(signed(own, tenant="other", scopes=ALL)),
         "wrong scope": None,
-        "other stream's token": bearer(signed(other)),
-        "token": bearer(signed(own)),
+        "other stream's token": bearer(signed(other, scopes=ALL)),
+        "token": bearer(signed(own, scopes=ALL)),
         "token for reading": bearer(signed(own, scopes=["read"])),
-        "token of the answer": bearer(signed(own, view="answer")),
+        "token of the answer": bearer(signed(own, view="answer", scopes=ALL)),
         "right": bearer(keys["right"]),
     }
 
@@ -271,7 +280,7 @@ async def test_each_route_with_each_credential(scene: Scene, subtests: pytest.Su
 
 async def test_another_tenants_stream_is_not_found(scene: Scene, subtests: pytest.Subtests) -> None:
     theirs, nobodys = await scene.ended_stream("other"), uuid4()
-    own = {"key": scene.keys["right"], "token": signed(scene.stream_id)}
+    own = {"key": scene.keys["right"], "token": signed(scene.stream_id, scopes=ALL)}
     for kind, credential in own.items():
         for (method, path), row in TABLE.items():
             if row.of_stream and (kind == "key" or row.takes_tokens):
@@ -465,8 +474,8 @@ async def test_a_token_works_for_a_grace_after_the_streams_end(scene: Scene) -> 
     await scene.cluster.pool.execute(change, young, 890.0)
     reading = [(key, row) for key, row in TABLE.items() if row.takes_tokens]
     for (method, path), row in reading:
-        assert (await scene.call(method, row, old, bearer(signed(old)))).status_code == 401, path
-        assert (await scene.call(method, row, young, bearer(signed(young)))).status_code == row.status, path
+        assert (await scene.call(method, row, old, bearer(signed(old, scopes=ALL)))).status_code == 401, path
+        assert (await scene.call(method, row, young, bearer(signed(young, scopes=ALL)))).status_code == row.status, path
         for_key = 404 if path.endswith("/token") else row.status
         assert (await scene.call(method, row, old, bearer(scene.keys["right"]))).status_code == for_key, path
 
