@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from baton.api.path_prefix import before
+from baton.api.path_prefix import before, origin
 from baton.errors import ConfigurationError
 from baton.settings import Settings
 
@@ -96,3 +96,25 @@ def test_the_server_and_mount_prefixes_follow_once(servers: str, mount: str, who
 def test_proxies_are_addresses_and_networks(value: str) -> None:
     with pytest.raises(ConfigurationError, match="BATON_TRUSTED_PROXIES: each must be an address or a network"):
         Settings.load(trusted_proxies=value)
+
+
+def asked(host: bytes | None, proto: bytes | None = None, **given: Any) -> dict[str, Any]:
+    headers = [(b"host", host), (b"x-forwarded-proto", proto)]
+    known = [(name, value) for name, value in headers if value is not None]
+    return {"headers": known, "client": ("10.1.2.3", 80), "scheme": "http", **given}
+
+
+def test_the_origin_is_the_host_that_the_client_named() -> None:
+    for host in (b"example.com", b"localhost:8001", b"[::1]:80", b"10.0.0.1"):
+        assert origin(asked(host), Settings.load()) == f"http://{host.decode()}"
+    for odd in (None, b"", b"a b", b"x/..", b"x@y", b"x:123456", b"x\r\ny", b"\xff"):
+        assert origin(asked(odd), Settings.load()) == ""
+    twice = {"headers": [(b"host", b"a"), (b"host", b"b")]}
+    assert origin(twice, Settings.load()) == ""
+
+
+def test_only_a_trusted_proxy_names_the_scheme() -> None:
+    assert origin(asked(b"x", b"https"), Settings.load(**TRUSTING)) == "https://x"
+    assert origin(asked(b"x", b"javascript"), Settings.load(**TRUSTING)) == "http://x"
+    assert origin(asked(b"x", b"https", client=("192.0.2.8", 1)), Settings.load(**TRUSTING)) == "http://x"
+    assert origin(asked(b"x", b"https"), Settings.load()) == "http://x"
