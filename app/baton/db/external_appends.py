@@ -44,6 +44,8 @@ FROM unnest($1::uuid[], $2::text[]) AS k (stream_id, producer_id)
 JOIN baton.producer AS p USING (stream_id, producer_id)
 """
 
+# The array makes Postgres find the rows by their key, and not by the index of open streams, in a generic plan too.
+#
 # All rows are locked in one order before the first is changed: the count is evaluated once, and first. Without that,
 # two groups that have two streams in common could deadlock.
 _WRITE = f"""
@@ -65,7 +67,7 @@ WITH asked AS (
     FROM asked AS a
     JOIN baton.stream AS s ON s.id = a.stream_id AND s.status = 'open' AND s.history = baton.current_history()
     WHERE (SELECT count(*) FROM locked) > 0
-      AND e.stream_id = a.stream_id AND e.tail = a.tail AND NOT e.closed
+      AND e.stream_id = ANY ($1) AND e.stream_id = a.stream_id AND e.tail = a.tail AND NOT e.closed
     RETURNING e.stream_id
 ), written AS (
     {event_log.INSERT}
