@@ -118,9 +118,7 @@ async def describe_stream(request: Request) -> AsgiResponse:
     ROUTE,
     "read",
     {
-        200: Returns(
-            "A page of the stream, of its content type.", {JSON: list[Any], "*/*": _BYTES}, (*_LIVE_HEADERS, _ETAG)
-        ),
+        200: Returns("A page of the stream.", {JSON: list[Any]}, (*_LIVE_HEADERS, _ETAG)),
         204: Returns("With `live=long-poll`: nothing came in time, or the stream is closed.", {}, _LIVE_HEADERS),
         304: Returns("The client has this page.", {}, (*_PAGE_HEADERS, _ETAG)),
     },
@@ -128,7 +126,8 @@ async def describe_stream(request: Request) -> AsgiResponse:
     query=(ReadStream,),
     parameters=(Parameter("If-None-Match", "header", "The `ETag` of a page that the client has.", {"type": "string"}),),
     others={
-        "live=sse": {200: Returns("The stream as it comes.", {EVENTS: _SSE}, (AnswerHeader(ENCODING, "`base64`"),))}
+        "live=sse": {200: Returns("The stream as it comes.", {EVENTS: _SSE}, (AnswerHeader(ENCODING, "`base64`"),))},
+        "a stream of text or bytes": {200: Returns("A page of the stream.", {"*/*": _BYTES})},
     },
 )
 async def read_stream(request: Request) -> AsgiResponse:

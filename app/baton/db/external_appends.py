@@ -150,6 +150,11 @@ class Appended:
     duplicate: bool = False
     producer: ProducerClaim | None = None
 
+    @property
+    def is_final(self) -> bool:
+        """Whether a newer state of the stream cannot change it. One may have a higher number of the producer."""
+        return self.closed or not self.duplicate
+
 
 class Standing(NamedTuple):
     """What is known of a stream that ends. `trace` is its `traceparent`."""
@@ -176,7 +181,7 @@ class Refused:
     @property
     def is_final(self) -> bool:
         """Whether a newer state of the stream cannot change it."""
-        return self.because in {"closed", "fenced", "stream_seq"}
+        return self.because in {"closed", "stream_seq"}
 
 
 @dataclass(slots=True)

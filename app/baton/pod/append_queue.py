@@ -224,11 +224,11 @@ class AppendQueue:
         return plans
 
     def _plan(self, items: list[_Waiting], state: State, *, is_fresh: bool) -> _Plan:
-        """Decide the appends to one stream, in order. Those that a newer state may allow go back to the queue."""
+        """Decide the appends to one stream, in order. Those that a newer state may answer otherwise are put back."""
         plan = _Plan(state.tail, state.copy())
         for position, item in enumerate(items):
             found = plan.after.accept(item.request, max_bytes=self._settings.max_external_bytes)
-            if isinstance(found, Refused) and not (is_fresh or found.is_final):
+            if not (is_fresh or found.is_final):
                 plan.is_doubtful = True
                 self._states.pop(item.request.stream_id, None)
                 self._put_back(items[position:])
