@@ -29,7 +29,14 @@ from ..dialects.aisdk_chunks import AiSdkState
 from ..dialects.aisdk_message import Earlier
 from ..dialects.aisdk_places import Places
 from ..dialects.protocol import Encoded, Reader
-from ..errors import AnswerRunning, ConversationChanged, ConversationGone, InvalidRequest, UnknownGenerator
+from ..errors import (
+    AnswerRunning,
+    ConversationChanged,
+    ConversationGone,
+    InvalidRequest,
+    ReservedGenerator,
+    UnknownGenerator,
+)
 from ..events import Status
 from ..pod.pod import Pod
 from . import actions, aisdk_approvals, aisdk_turns, opening
@@ -109,7 +116,15 @@ ROUTES: Final = Routes("AI SDK", path={"chat": _CHAT})
     "/v1/ai-sdk/chat",
     "create",
     {200: Returns(f"The answer: {_CHUNKS}.", {EVENTS: UIMessageChunk}, (_RUN_ID,))},
-    refusals=(*CREATING, *JOINING, UnknownGenerator, AnswerRunning, ConversationChanged, ConversationGone),
+    refusals=(
+        *CREATING,
+        *JOINING,
+        UnknownGenerator,
+        ReservedGenerator,
+        AnswerRunning,
+        ConversationChanged,
+        ConversationGone,
+    ),
     body=SendMessages | SendMessage,
     parameters=(IDEMPOTENCY_KEY,),
 )
