@@ -81,15 +81,19 @@ def event_stream(request: Request, subscriber: Subscriber, reader: Reader[Any], 
     )
 
 
-async def wait_for_end(request: Request, stream_id: UUID, seconds: float | None = None) -> Waited:
+async def wait_for_end(
+    request: Request, stream_id: UUID, seconds: float | None = None, *, views: bool = True
+) -> Waited:
     """Wait until a stream ends, its client leaves, the pod leaves, or this many seconds have passed.
+
+    With `views` false, the client does not keep a stream alive that ends without viewers.
 
     Raises:
         LogDamaged, StreamExpired, StreamNotFound, Unavailable: the stream cannot be watched.
         Unauthenticated: the API key was revoked or has expired during the wait.
     """
     pod = pod_of(request)
-    subscriber = await _join(request, stream_id, 0)
+    subscriber = await _join(request, stream_id, 0, views=views)
     relay = subscriber.relay
     try:
         async with _watched_client(request, subscriber) as client, asyncio.timeout(seconds):
@@ -149,7 +153,7 @@ def _refuse_if_leaving(request: Request) -> None:
         raise Unavailable(LEAVING)
 
 
-async def _join(request: Request, stream_id: UUID, cursor: int) -> Subscriber:
+async def _join(request: Request, stream_id: UUID, cursor: int, *, views: bool = True) -> Subscriber:
     log_context.enter_stream(stream_id)
     principal = principal_of(request)
     if not principal.sees(principal.tenant, stream_id):
@@ -157,7 +161,7 @@ async def _join(request: Request, stream_id: UUID, cursor: int) -> Subscriber:
     pod = pod_of(request)
     pod.before_joining()
     relays = pod.relays
-    subscriber = await relays.subscribe(stream_id, cursor, principal.tenant)
+    subscriber = await relays.subscribe(stream_id, cursor, principal.tenant, views=views)
     try:
         principal.require_in_time(subscriber.relay.ended_at)
     except Unauthenticated:

@@ -18,6 +18,7 @@ import asyncpg
 
 from ..errors import Unavailable
 from ..events import join_lines
+from ..model_entries import EXTERNAL
 from ..outcome import Outcome
 from . import event_log, stream_creation, stream_ending, streams
 from .event_log import Append
@@ -29,7 +30,7 @@ from .streams import Stream
 
 Kind: TypeAlias = Literal["events", "json", "text", "bytes"]
 
-GENERATOR: Final = "external"
+GENERATOR: Final = EXTERNAL
 
 # The TTL of a stream starts again with each read and write. A row for each read would cost more than the read, so this
 # is written only once a tenth of the TTL has passed.

@@ -51,6 +51,11 @@ class Recipient(Protocol):
         """Whether a task waits for it to wake."""
         ...
 
+    @property
+    def views(self) -> bool:
+        """Whether it keeps a stream alive that ends without viewers."""
+        ...
+
     def give(self, batch: Batch) -> None:
         """Take the batch that is now at the relay's tail."""
         ...
@@ -94,6 +99,11 @@ class Relay:
         self._reading: asyncio.Task[None] | None = None
         self._dirty = False
         self._pages: dict[int, asyncio.Task[list[Batch]]] = {}
+
+    @property
+    def has_viewers(self) -> bool:
+        """Whether a stream that ends without viewers stays alive."""
+        return any(subscriber.views for subscriber in self.subscribers)
 
     def add(self, subscriber: Recipient) -> None:
         """Give a subscriber the batches from now on, until `remove`."""

@@ -70,8 +70,10 @@ class RelayRegistry:
         self.answered_at = time.monotonic()  # when the database last answered a poll
         self._relays: dict[str, Relay] = {}
 
-    async def subscribe(self, stream_id: UUID, cursor: int, tenant: str = "") -> Subscriber:
+    async def subscribe(self, stream_id: UUID, cursor: int, tenant: str = "", *, views: bool = True) -> Subscriber:
         """Join a tenant's stream after the cursor. Call `unsubscribe` at the end.
+
+        With `views` false, it does not count as a viewer of a stream that ends without viewers.
 
         Raises:
             StreamNotFound: the tenant has no such stream.
@@ -90,7 +92,7 @@ class RelayRegistry:
             relay = Relay(stream_id, self._pool, self._metrics, self._settling, window_bytes=self._window_bytes)
             self._relays[stream_id.hex] = relay
             self._metrics.relays = len(self._relays)
-        subscriber = Subscriber(relay, cursor, tenant)
+        subscriber = Subscriber(relay, cursor, tenant, views=views)
         relay.add(subscriber)
         try:
             await relay.load()
@@ -205,7 +207,7 @@ class RelayRegistry:
         while True:
             await asyncio.sleep(interval_seconds)
             relays = self._relays.values()
-            watched = [item.stream_id for item in relays if item.ends_unwatched and item.subscribers and not item.ended]
+            watched = [item.stream_id for item in relays if item.ends_unwatched and item.has_viewers and not item.ended]
             if not watched:
                 continue
             try:
