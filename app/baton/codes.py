@@ -178,6 +178,10 @@ ADVICE: Final[dict[str, Advice]] = {
         "Discard what was read, and read the stream again from its beginning (`offset=-1`).",
         _NOTHING,
     ),
+    "messages_missing": Advice(
+        "Keep the messages that were read: the rest of the stream is lost. A retry does not help.",
+        "Rows of `baton.batch` are missing. Find out what deleted them, or restore them.",
+    ),
     "raw_content": Advice(
         "Read the stream at the address `/v1/stream/…` that the message names, with a client of the Durable Streams "
         "protocol.",

@@ -22,6 +22,7 @@
     │   ├── ForksNotSupported      501
     │   ├── SubscriptionsNotSupported 501
     │   ├── OffsetGone             410
+    │   ├── MessagesMissing        410
     │   ├── RawContent             409
     │   ├── AnswerRunning          409
     │   ├── ConversationChanged    409
@@ -289,6 +290,14 @@ class OffsetGone(RequestError):
     status = 410
     code = "offset_gone"
     title = "The offset is of another stream"
+
+
+class MessagesMissing(RequestError):
+    """Messages of the stream are missing, so no client can get all of it. The same is `log_damaged` elsewhere."""
+
+    status = 410
+    code = "messages_missing"
+    title = "Messages of the stream are missing"
 
 
 class RawContent(RequestError):

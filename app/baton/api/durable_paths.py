@@ -20,6 +20,7 @@ from ..db.postgres import translated
 from ..db.streams import Stream
 from ..errors import InvalidRequest, StreamNotFound, SubscriptionsNotSupported
 from ..events import STREAM_ID
+from .durable_headers import EXPIRES_AT, TTL
 from .request import found, pod_of, principal_of
 
 ROUTE: Final = "/v1/stream/{path:any}"
@@ -29,9 +30,6 @@ PATH: Final[dict[str, Any]] = {
 MAX_PATH_BYTES: Final = 1024
 # The content type of a stream whose messages are Baton's events.
 EVENTS_TYPE: Final = 'application/json; profile="urn:baton:events"'
-
-TTL: Final = "Stream-TTL"
-EXPIRES_AT: Final = "Stream-Expires-At"
 
 _ID: Final = re.compile(STREAM_ID)
 _RESERVED: Final = "__ds"

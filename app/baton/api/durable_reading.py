@@ -4,14 +4,15 @@ A read without `live` returns a page of the log, which is read from the database
 every pod. With `live=long-poll` a request that has all there is waits for more. With `live=sse` it is followed like
 any event stream. Both wait on the stream's relay.
 
-The protocol's clients repeat a request that gets 429 or 503, and stop at other errors. A clean end of an event stream
-means nothing to them: they reconnect with the last offset. So a pod that leaves ends event streams, and answers long
-polls with 204.
+The protocol's clients repeat a request that gets 429 or 5xx without end, and stop at other errors. So a log with a gap
+is answered with 410. A clean end of an event stream means nothing to them: they reconnect with the last offset. So a
+pod that leaves ends event streams, and answers long polls with 204.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -27,8 +28,19 @@ from ..db.postgres import translated
 from ..db.stream_ending import REWOUND
 from ..dialects.durable import DIALECTS, DurableReader, content_of, cursor_after, last_message, messages, parse_cursor
 from ..dialects.durable_offsets import BEGINNING, PATTERN, number_in, offset_after, prefix_of
-from ..errors import InvalidRequest, OffsetGone, SubscriptionsNotSupported, Unavailable
-from .durable_paths import EXPIRES_AT, PATH, ROUTE, TTL, Addressed, addressed
+from ..errors import (
+    InvalidRequest,
+    LogDamaged,
+    MessagesMissing,
+    OffsetGone,
+    OldProtocol,
+    RawContent,
+    SubscriptionsNotSupported,
+    Unavailable,
+)
+from .admission import Handler
+from .durable_headers import CLOSED, EXPIRES_AT, NEXT_OFFSET, TTL
+from .durable_paths import PATH, ROUTE, Addressed, addressed
 from .following import count_resume, event_stream, subscribe, wait_for_events
 from .opening import HeadersOnly
 from .refusals import FOLLOWING, STREAM
@@ -36,9 +48,7 @@ from .request import AsgiResponse, common_headers, damaged, header_of, pod_of, q
 from .routing import EVENTS, JSON, AnswerHeader, Parameter, Returns, Routes
 from .validation import validated
 
-NEXT_OFFSET: Final = "Stream-Next-Offset"
 UP_TO_DATE: Final = "Stream-Up-To-Date"
-CLOSED: Final = "Stream-Closed"
 CURSOR: Final = "Stream-Cursor"
 ENCODING: Final = "Stream-SSE-Data-Encoding"
 
@@ -65,7 +75,23 @@ _SSE: Final = (
     "`data` events with messages (JSON: an array; bytes: base64), each followed by a `control` event: "
     "`streamNextOffset`, `streamCursor`, `upToDate`, and at the end `streamClosed`."
 )
-_REFUSALS: Final = (OffsetGone, InvalidRequest, SubscriptionsNotSupported)
+_REFUSALS: Final = (
+    *(error for error in FOLLOWING if error not in {LogDamaged, OldProtocol, RawContent}),
+    *(OffsetGone, MessagesMissing, SubscriptionsNotSupported),
+)
+
+
+def final(handler: Handler) -> Handler:
+    """Answer that messages are missing by a status at which clients stop."""
+
+    @functools.wraps(handler)
+    async def endpoint(request: Request) -> AsgiResponse:
+        try:
+            return await handler(request)
+        except LogDamaged as error:
+            raise MessagesMissing(str(error), operator=error.operator) from error
+
+    return endpoint
 
 
 class ReadStream(BaseModel):
@@ -122,7 +148,7 @@ async def describe_stream(request: Request) -> AsgiResponse:
         204: Returns("With `live=long-poll`: nothing came in time, or the stream is closed.", {}, _LIVE_HEADERS),
         304: Returns("The client has this page.", {}, (*_PAGE_HEADERS, _ETAG)),
     },
-    refusals=(*FOLLOWING, *_REFUSALS),
+    refusals=_REFUSALS,
     query=(ReadStream,),
     parameters=(Parameter("If-None-Match", "header", "The `ETag` of a page that the client has.", {"type": "string"}),),
     others={
@@ -130,6 +156,7 @@ async def describe_stream(request: Request) -> AsgiResponse:
         "a stream of text or bytes": {200: Returns("A page of the stream.", {"*/*": _BYTES})},
     },
 )
+@final
 async def read_stream(request: Request) -> AsgiResponse:
     """Read a stream after an offset: what is there, and with `live` what comes."""
     wanted = _wanted(request)

@@ -80,6 +80,7 @@ class Relay:
         self.traceparent: TraceParent | None = None  # of the span that created it
         self.ends_unwatched = False  # the stream ends when it has no viewer
         self.carries_events = True  # its messages are Baton's events
+        self.has_ttl = False  # it is kept for a time after it was last read or written
         self.tail = 0
         self.ended = False  # the terminal event is at the tail
         self.rewound = False  # the terminal event says that the log lost what came before it
@@ -235,6 +236,7 @@ class Relay:
                 if external is None:
                     raise StreamNotFound(f"There is no stream {self.stream_id}.")
                 self.carries_events = external.carries_events
+                self.has_ttl = external.ttl_seconds is not None
         self._metrics.log_reads += 1
         self.tenant = stream.tenant
         self.traceparent = traceparent.parse(stream.traceparent)

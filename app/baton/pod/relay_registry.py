@@ -20,7 +20,7 @@ from uuid import UUID
 import asyncpg
 
 from ..backoff import Backoff, retry
-from ..db import event_log, notifications, retention, streams
+from ..db import event_log, external_streams, notifications, retention, streams
 from ..db.event_log import NOTHING, Standing
 from ..db.postgres import Pool, translated
 from ..errors import CursorBeyondTail, LogDamaged, Unavailable
@@ -203,16 +203,18 @@ class RelayRegistry:
         self._poll_all = True
 
     async def note_watched(self, interval_seconds: float) -> None:
-        """Record at intervals which streams have viewers here, for streams that end without viewers."""
+        """Record at intervals which streams have viewers here: without any, a stream may end or expire."""
         while True:
             await asyncio.sleep(interval_seconds)
-            relays = self._relays.values()
-            watched = [item.stream_id for item in relays if item.ends_unwatched and item.has_viewers and not item.ended]
-            if not watched:
-                continue
+            watched = [item for item in self._relays.values() if item.has_viewers]
+            ending = [item.stream_id for item in watched if item.ends_unwatched and not item.ended]
+            kept = [item.stream_id for item in watched if item.has_ttl]
             try:
                 async with translated(self._pool):
-                    await streams.note_watched(self._pool, watched)
+                    if ending:
+                        await streams.note_watched(self._pool, ending)
+                    if kept:
+                        await external_streams.touch_all(self._pool, kept)
             except (Unavailable, asyncpg.PostgresError) as error:
                 logger.warning("The pod cannot record which streams are watched: %r", error)
 

@@ -238,6 +238,34 @@ async def test_a_read_and_not_a_head_prolongs_the_life_of_a_stream(cluster: Clus
     assert datetime.fromisoformat(head.headers["stream-expires-at"]) == until_then
 
 
+async def test_a_stream_is_kept_while_a_client_follows_it(cluster: Cluster) -> None:
+    pod = await cluster.pod(watch_interval_seconds=0.05)
+    author = await external(cluster, "text", "kept", ttl_seconds=1000)
+    follower = asyncio.create_task(read(cluster, pod, "kept", offset="now", live="sse"))
+    await until(lambda: pod.pod.subscriber_limits.subscribers == 1)
+    await cluster.pool.execute("UPDATE baton.external_stream SET used_at = used_at - interval '500 seconds'")
+
+    async def is_kept() -> bool:
+        query = "SELECT used_at > clock_timestamp() - interval '100 seconds' FROM baton.external_stream"
+        return bool(await cluster.pool.fetchval(query))
+
+    await until(is_kept)
+    await author.write(end=True)
+    await follower
+
+
+async def test_a_gap_in_the_log_stops_a_client(cluster: Cluster) -> None:
+    pod = await cluster.pod(log_poll_seconds=0.1)
+    author = await external(cluster, "json", "torn")
+    await author.write(b"1")
+    author.lose(b"2")
+    await author.write(b"3", notify=False)
+    for query in ({}, {"live": "long-poll"}, {"live": "sse"}):
+        for offset in (-1, offset_after(author.id, 1)):
+            answer = await read(cluster, pod, "torn", offset=offset, **query)
+            assert (answer.status_code, answer.json()["code"]) == (410, "messages_missing"), query
+
+
 async def test_a_path_belongs_to_a_tenant_and_a_token_to_a_stream(cluster: Cluster) -> None:
     _, key = await make_key(cluster)
     _, others = await make_key(cluster, tenant="other")
