@@ -191,6 +191,16 @@ async def test_a_deleted_path_is_free_for_a_fresh_stream_on_every_pod(cluster: C
     assert await one.read("s") == b"[1]"
     assert (await other.post("s", CLOSE)).headers[OFFSET] != first.headers[OFFSET]
     assert "stream-closed" in (await one("HEAD", "s")).headers
+    # It still remembers the stream before, which was JSON, and closed.
+    await one("DELETE", "s")
+    await one.put("s", TEXT)
+    assert (await other.post("s", TEXT, "a")).status_code == 204
+    await other.post("s", CLOSE)
+    await one("DELETE", "s")
+    await one.put("s", TEXT, "b")
+    assert "stream-closed" in (await other.post("s", CLOSE)).headers
+    refused(await one.post("s", TEXT, "c"), 409, "stream_closed")
+    assert await one.read("s") == b"b"
 
 
 async def test_a_producer_of_events_ends_a_stream_that_every_dialect_shows(cluster: Cluster, writer: Writer) -> None:
