@@ -19,7 +19,6 @@ from ..db.external_streams import ExternalStream, Kind
 from ..db.postgres import translated
 from ..db.streams import Stream
 from ..errors import InvalidRequest, StreamNotFound, SubscriptionsNotSupported
-from ..events import STREAM_ID
 from .durable_headers import EXPIRES_AT, TTL
 from .request import found, pod_of, principal_of
 
@@ -31,7 +30,8 @@ MAX_PATH_BYTES: Final = 1024
 # The content type of a stream whose messages are Baton's events.
 EVENTS_TYPE: Final = 'application/json; profile="urn:baton:events"'
 
-_ID: Final = re.compile(STREAM_ID)
+# Ids of streams are of these versions. Applications may name paths by UUIDs of others, and by digests.
+_ID: Final = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[78][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
 _RESERVED: Final = "__ds"
 
 
