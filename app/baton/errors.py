@@ -497,7 +497,7 @@ class TooManyStreams(PassingError):
 
     status = 429
     code = "too_many_streams"
-    title = "Too many streams are queued or running"
+    title = "Too many streams have not ended"
 
 
 class TooManySubscribers(PassingError):

@@ -190,13 +190,20 @@ def stream_content(
         "error": _error(item, errors_page),
         "usage": None if item.usage is None else dict(item.usage),
         "answered_by": answered_by(item),
-        "time_to_first_token_seconds": item.time_to_first_token_seconds,
+        "time_to_first_token_seconds": _first_token_seconds(item, external),
         "timings": timings(item),
         "events": tail,
         "viewers": viewers,
         "silent_seconds": silent_seconds,
         "external": None if external is None else _external(external),
     }
+
+
+def _first_token_seconds(item: Stream, external: ExternalDetails | None) -> float | None:
+    """Return how long the first token took. The row of an open stream does not have it yet."""
+    if external is None or external.first_token_at is None or item.ended:
+        return item.time_to_first_token_seconds
+    return (external.first_token_at - item.created_at).total_seconds()
 
 
 def _external(item: ExternalDetails) -> ConsoleExternal:

@@ -15,7 +15,7 @@ from .postgres import Connection, Pool
 MOST_NAMED: Final = 5
 
 _DETAILS: Final = """
-SELECT e.stream_id, e.kind, e.path, e.content_type, e.heard_at, e.size_bytes, e.producers,
+SELECT e.stream_id, e.kind, e.path, e.content_type, e.first_token_at, e.heard_at, e.size_bytes, e.producers,
        ARRAY (SELECT p.producer_id FROM baton.producer AS p WHERE p.stream_id = e.stream_id
               ORDER BY p.producer_id LIMIT $2) AS producer_ids
 FROM baton.external_stream AS e WHERE e.stream_id = ANY ($1::uuid[])
@@ -33,6 +33,7 @@ class ExternalDetails:
     kind: Kind
     path: str | None  # below `/v1/stream/`; None: its id
     content_type: str
+    first_token_at: datetime | None
     heard_at: datetime  # when a producer last gave a sign of life
     size_bytes: int
     producers: int

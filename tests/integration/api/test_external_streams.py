@@ -337,6 +337,7 @@ async def test_the_console_shows_who_writes_a_stream(cluster: Cluster) -> None:
     )
     assert (events["kind"], events["path"], events["producers"]) == ("events", None, 3)
     assert events["producer_ids"] == ["", "a", "b"]
+    assert [item["time_to_first_token_seconds"] is None for item in shown] == [True, False]
     assert {item["status"] for item in shown} == {"open"}
 
 

@@ -13,9 +13,11 @@ from uuid import UUID
 import pytest
 from bench.buffers import Counted
 from tests.integration.db.test_streams import NEW, is_full
+from tests.support.external import opened, request, texts
 from tests.support.logbook import claim_as, connected, employ, queue_many, until, until_after
 
 from baton.db import event_log, rate_buckets, steps, stream_creation, stream_queue, stream_states, worker_rows
+from baton.db.external_appends import Appended
 from baton.db.live_counts import MARK_EVERY, LiveCounts
 from baton.db.postgres import Connection, connect, pool
 from baton.db.queue_watermark import CHECK_SECONDS, QueueWatermark
@@ -24,6 +26,8 @@ from baton.db.stream_queue import Claim
 from baton.db.stream_states import State
 from baton.errors import TooManyStreams
 from baton.events import encode_text
+from baton.pod.append_queue import AppendQueue, _Waiting
+from baton.settings import Settings
 
 WORKER = UUID(int=1)
 PASSED = 20_000
@@ -205,18 +209,19 @@ async def by_index(dsn: str) -> AsyncIterator[Connection]:
     await connection.close()
 
 
-async def blocks_of(connection: Connection, action: Callable[[], Awaitable[None]]) -> float:
-    """Count the blocks of the tables for states and steps that an action looks at, on average."""
+async def blocks_of(connection: Connection, action: Callable[[], Awaitable[None]], *tables: str) -> float:
+    """Count the blocks of tables, by default those for states and steps, that an action looks at, on average."""
     counted = """
         SELECT sum(heap_blks_read + heap_blks_hit + idx_blks_read + idx_blks_hit)::bigint FROM pg_statio_all_tables
-        WHERE relid IN ('baton.stream_state'::regclass, 'baton.step'::regclass)
+        WHERE schemaname = 'baton' AND relname = ANY ($1)
     """
+    names = tables or ("stream_state", "step")
     await connection.execute("SELECT pg_stat_force_next_flush()")
-    before: int = await connection.fetchval(counted)
+    before: int = await connection.fetchval(counted, names)
     for _ in range(10):
         await action()
     await connection.execute("SELECT pg_stat_force_next_flush()")
-    after: int = await connection.fetchval(counted)
+    after: int = await connection.fetchval(counted, names)
     return (after - before) / 10
 
 
@@ -358,3 +363,27 @@ async def test_tenants_are_counted_apart(dsn: str) -> None:
                 await stream_creation.create(opened, new, max_live=3, counts=counts)
             with pytest.raises(TooManyStreams):
                 await stream_creation.create(opened, new, max_live=3, counts=counts)
+
+
+async def test_an_append_reads_a_block_for_many_earlier_ones(dsn: str) -> None:
+    """Each append of a producer adds a version to two rows: of its stream, and of its own."""
+    async with by_index(dsn) as connection, old_snapshot(dsn):
+        queue, stream_id = AppendQueue(Settings(database_url=dsn)), (await opened(dsn)).stream_id
+        seq = 0
+
+        async def act() -> None:
+            nonlocal seq
+            item = _Waiting(
+                request(stream_id, texts("x"), by=("p", 0, seq)), asyncio.get_running_loop().create_future()
+            )
+            await queue._answer(connection, [item])
+            assert isinstance(item.answer.result(), Appended)
+            seq += 1
+
+        for _ in range(WARM_UP):
+            await act()
+        calm = await blocks_of(connection, act, "external_stream", "producer")
+        assert calm > 0
+        for _ in range(SAVES):
+            await act()
+        assert await blocks_of(connection, act, "external_stream", "producer") <= calm + SAVES / 10
