@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.packages import npm
+from bench.packages import node, npm
 from tests.support.logbook import DEADLINE_SECONDS
 
 HERE = Path(__file__).parent
@@ -57,7 +57,7 @@ class Node:
         """Run a script, and with it the code of the documentation for pods at `url`."""
         for name, code in documented().items():
             (self.folder / name).write_text(code.replace("http://localhost:8001", url))
-        command = ("node", str(self.folder / script), *arguments)
+        command = (node(), self.folder / script, *arguments)
         process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, limit=2**24)
         try:
             yield Script(process)
