@@ -1,7 +1,8 @@
 """Builds the npm package in clients/js, and what is committed of it: `python -m tools.js_client`.
 
-It writes `clients/js/src/openapi.ts`, the types of the OpenAPI document's native routes, and the browser build, one module
-that pods serve and the wheel holds. `--pack` also builds `npm/baton-stream-<version>.tgz`, which a release publishes.
+It writes `clients/js/src/openapi.ts`, the types of the OpenAPI document's native routes, and the browser build, one
+module that pods serve and the wheel holds. `--pack` also builds `npm/baton-stream-<version>.tgz`, which a release
+publishes.
 """
 
 from __future__ import annotations
