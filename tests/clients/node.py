@@ -57,7 +57,7 @@ class Node:
         """Run a script, and with it the code of the documentation for pods at `url`."""
         for name, code in documented().items():
             (self.folder / name).write_text(code.replace("http://localhost:8001", url))
-        command = (node(), self.folder / script, *arguments)
+        command = (str(node()), str(self.folder / script), *arguments)
         process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, limit=2**24)
         try:
             yield Script(process)
