@@ -37,6 +37,16 @@ class Script:
                     return said
         raise AssertionError(f"The script ended without {event!r}, after {self.said!r:.2000}.")
 
+    def hears(self, line: str) -> None:
+        """Send a line to its standard input."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n".encode())
+
+    def closes(self) -> None:
+        """End its standard input."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
     async def rest(self) -> list[dict[str, Any]]:
         """Read on to the end; return all lines."""
         assert self.process.stdout is not None
@@ -58,7 +68,7 @@ class Node:
         for name, code in documented().items():
             (self.folder / name).write_text(code.replace("http://localhost:8001", url))
         command = (str(node()), str(self.folder / script), *arguments)
-        process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, limit=2**24)
+        process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, limit=2**24)
         try:
             yield Script(process)
         finally:

@@ -15,6 +15,8 @@ from tests.clients.balancer import balancer
 from tests.clients.node import Node
 from tests.clients.pods import ANSWER, WORDS, two_pods
 from tests.support.cluster import Cluster
+from tests.support.follower import frames_after, texts
+from tests.support.logbook import until
 from tools.js_client import BROWSER, PACKAGE, PAGES, TYPES, build, pack
 
 STRICT = ("--strict", "--noEmit", "--skipLibCheck", "--target", "es2022", "--lib", "es2022,dom,dom.iterable")
@@ -102,6 +104,41 @@ async def test_it_follows_an_answer_that_has_begun(cluster: Cluster, package: Pa
             pods.say(*WORDS[300:])
             pods.finish()
             judge((await script.rest())[-1])
+
+
+async def test_it_produces_a_stream_past_a_killed_pod(cluster: Cluster, package: Path) -> None:
+    async with two_pods(cluster) as pods, balancer(pods.first, pods.second) as url:
+        async with Node(package).running("test/produce-pods.mjs", url) as script:
+            created = await script.says("created")
+            script.hears("300")
+            await reaches(cluster, f"{pods.second}/v1/streams/{created['id']}", 300)
+            script.hears("150")
+            await pods.kill()
+            script.hears(str(len(WORDS) - 450))
+            script.closes()
+            result = (await script.rest())[-1]["result"]
+        frames = await frames_after(cluster.client, pods.second, created["id"])
+    assert (result["status"], result["accepted"]) == ("completed", len(WORDS) + 1)
+    assert list(texts(frames)) == WORDS
+
+
+async def test_a_cancelled_stream_stops_its_source(cluster: Cluster, package: Path) -> None:
+    pod = await cluster.pod()
+    async with Node(package).running("test/produce-pods.mjs", pod.url) as script:
+        created = await script.says("created")
+        script.hears("3")
+        await reaches(cluster, f"{pod.url}/v1/streams/{created['id']}", 3)
+        (await cluster.client.post(f"{pod.url}/v1/streams/{created['id']}/cancel")).raise_for_status()
+        said = await script.rest()  # though its source says nothing more
+    assert said[-2] == {"event": "stopped", "code": "cancelled"}
+    assert (said[-1]["result"]["status"], said[-1]["result"]["accepted"]) == ("cancelled", 3)
+
+
+async def reaches(cluster: Cluster, url: str, seq: int) -> None:
+    async def has_reached() -> bool:
+        return bool((await cluster.client.get(url)).json()["last_event_id"] >= seq)
+
+    await until(has_reached)
 
 
 async def test_a_refusal_has_its_code(cluster: Cluster, package: Path) -> None:
