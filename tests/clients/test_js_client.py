@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from bench.packages import INSTALL_SECONDS, node
 from tests.clients.balancer import balancer
-from tests.clients.node import Node
+from tests.clients.node import HERE, Node
 from tests.clients.pods import ANSWER, WORDS, two_pods
 from tests.support.cluster import Cluster
 from tests.support.follower import frames_after, texts
@@ -30,6 +31,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package, built."""
     folder = tmp_path_factory.mktemp("js-client")
     build(folder)
+    for script in ("baton_stream.mjs", "say.mjs"):
+        shutil.copy(HERE / script, folder)
     return folder
 
 
@@ -91,6 +94,21 @@ async def test_it_follows_a_stream_past_a_killed_pod(cluster: Cluster, package: 
     assert [item["lastEventId"] for item in said if item["event"] == "disconnected"]
     judge(said[-1])
     assert said[-1]["ids"] == list(range(1, len(WORDS) + 3))
+
+
+async def test_the_documented_code_follows_an_answer(cluster: Cluster, package: Path) -> None:
+    async with (
+        two_pods(cluster) as pods,
+        balancer(pods.first, pods.second) as url,
+        Node(package).running("baton_stream.mjs", url=url) as script,
+    ):
+        pods.say(*WORDS[:300])
+        await script.says("half")
+        await pods.kill()
+        pods.say(*WORDS[300:])
+        pods.finish()
+        whole = (await script.rest())[-1]
+    assert whole == {"event": "whole", "text": ANSWER, "grew": len(WORDS)}
 
 
 @pytest.mark.parametrize("mode", ["poll", "snapshot"])

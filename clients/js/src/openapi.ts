@@ -231,7 +231,7 @@ export interface components {
          * @description Why a stream failed, or cannot be followed.
          * @enum {string}
          */
-        EndCode: "worker_lost" | "worker_left" | "reset" | "cancelled" | "queue_timeout" | "max_duration" | "idle_timeout" | "generator_error" | "invalid_event" | "storage_rejected" | "log_rewound" | "event_too_large" | "too_many_events" | "stream_too_large" | "invalid_input" | "provider_not_configured" | "provider_invalid_request" | "provider_context_length" | "provider_content_filter" | "provider_auth_failed" | "provider_rate_limited" | "provider_timeout" | "provider_unreachable" | "provider_cut_off" | "provider_error" | "other";
+        EndCode: "worker_lost" | "worker_left" | "reset" | "cancelled" | "unwatched" | "producer_lost" | "queue_timeout" | "max_duration" | "idle_timeout" | "generator_error" | "invalid_event" | "storage_rejected" | "log_rewound" | "event_too_large" | "too_many_events" | "stream_too_large" | "invalid_input" | "provider_not_configured" | "provider_invalid_request" | "provider_context_length" | "provider_content_filter" | "provider_auth_failed" | "provider_rate_limited" | "provider_timeout" | "provider_unreachable" | "provider_cut_off" | "provider_error" | "other";
         /**
          * ErrorEvent
          * @description The stream cannot be followed to its end. This event has no number.
@@ -266,8 +266,9 @@ export interface components {
             title: string;
             status: number;
             detail: string;
-            code: components["schemas"]["RefusalCode"];
+            code: components["schemas"]["RefusalCode"] | components["schemas"]["EndCode"];
             request_id: string | null;
+            reason?: string;
         };
         /**
          * ReasoningEvent
@@ -285,7 +286,7 @@ export interface components {
          * @description Why a request is refused.
          * @enum {string}
          */
-        RefusalCode: "bad_request" | "header_timeout" | "body_timeout" | "header_too_large" | "invalid_request" | "malformed_cursor" | "unauthenticated" | "forbidden" | "stream_not_found" | "stream_expired" | "cursor_beyond_tail" | "answer_running" | "conversation_changed" | "conversation_gone" | "request_too_large" | "input_too_large" | "log_damaged" | "idempotency_conflict" | "unknown_generator" | "model_not_found" | "not_found" | "method_not_allowed" | "http_1_1_required" | "unavailable" | "create_rate_limited" | "read_rate_limited" | "too_many_queries" | "too_many_streams" | "too_many_subscribers" | "too_many_connections" | "pod_full" | "request_memory_full" | "still_running" | "internal_error";
+        RefusalCode: "bad_request" | "header_timeout" | "body_timeout" | "header_too_large" | "invalid_request" | "malformed_cursor" | "unauthenticated" | "forbidden" | "stream_not_found" | "stream_expired" | "cursor_beyond_tail" | "path_taken" | "not_appendable" | "content_type_mismatch" | "stream_closed" | "stream_seq_conflict" | "producer_gap" | "producer_fenced" | "forks_not_supported" | "subscriptions_not_supported" | "answer_running" | "conversation_changed" | "conversation_gone" | "request_too_large" | "input_too_large" | "message_too_large" | "stream_full" | "too_many_producers" | "reserved_generator" | "log_damaged" | "idempotency_conflict" | "unknown_generator" | "model_not_found" | "not_found" | "method_not_allowed" | "http_1_1_required" | "unavailable" | "older_code_running" | "create_rate_limited" | "read_rate_limited" | "append_rate_limited" | "too_many_queries" | "too_many_streams" | "too_many_subscribers" | "too_many_connections" | "pod_full" | "request_memory_full" | "still_running" | "internal_error";
         /**
          * ResetEvent
          * @description Discard what came before: the answer starts again.
@@ -482,10 +483,10 @@ export interface components {
         };
         /**
          * TokenOptions
-         * @description What a stream's token allows. Without a field, it allows as much as the caller may do.
+         * @description What a stream's token allows. Without a field, it allows as much as the caller may do, but never `produce`.
          */
         TokenOptions: {
-            scopes?: ("read" | "cancel")[] | null;
+            scopes?: ("read" | "cancel" | "produce")[] | null;
             view?: ("full" | "answer") | null;
         };
         /**
