@@ -185,7 +185,8 @@ export class Appender {
     const error = await refusal(response);
     const { status, headers } = response;
     if (status === 409 && headers.get("stream-closed")?.toLowerCase() === "true") {
-      throw new EndedElsewhere(error.code, error.message);
+      const known = error.code !== "unexpected_response";
+      throw known ? new EndedElsewhere(error.code, error.message) : new EndedElsewhere("stream_closed", "The stream has ended.");
     }
     const epoch = headers.get("producer-epoch");
     if (status === 403 && epoch !== null) {
