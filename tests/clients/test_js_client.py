@@ -15,6 +15,7 @@ from bench.packages import INSTALL_SECONDS, node
 from tests.clients.balancer import balancer
 from tests.clients.node import HERE, Node
 from tests.clients.pods import ANSWER, WORDS, two_pods
+from tests.support.access import guarded_pod, make_key
 from tests.support.cluster import Cluster
 from tests.support.follower import frames_after, texts
 from tests.support.logbook import until
@@ -138,6 +139,19 @@ async def test_it_produces_a_stream_past_a_killed_pod(cluster: Cluster, package:
         frames = await frames_after(cluster.client, pods.second, created["id"])
     assert (result["status"], result["accepted"]) == ("completed", len(WORDS) + 1)
     assert list(texts(frames)) == WORDS
+
+
+async def test_one_key_produces_and_the_streams_token_follows(cluster: Cluster, package: Path) -> None:
+    _, key = await make_key(cluster, "create", "produce", "read")
+    pod = await guarded_pod(cluster)
+    async with Node(package).running("test/produce-pods.mjs", pod.url, key) as script:
+        created = await script.says("created")
+        script.hears(str(len(WORDS)))
+        script.closes()
+        assert (await script.rest())[-1]["result"]["status"] == "completed"
+    url = f"{pod.url}{created['events_url']}"
+    async with Node(package).running("test/follow-pods.mjs", url, "events", created["token"]) as viewer:
+        assert (await viewer.rest())[-1]["text"] == ANSWER
 
 
 async def test_a_cancelled_stream_stops_its_source(cluster: Cluster, package: Path) -> None:

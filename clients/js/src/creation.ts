@@ -12,7 +12,7 @@ const UUID = /^[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}$
 export interface CreateOptions {
   /** The address of a pod, or of the proxy in front of the pods, such as `https://pods.example.com`. */
   url: string | URL;
-  /** An API key with the scopes `create` and `produce`. */
+  /** An API key with the scopes `create` and `produce`, and those that its viewers' token is to have. */
   token?: Token;
   /** What the stream answers, for those who list streams. */
   input?: unknown;

@@ -1,7 +1,7 @@
 // Run by tests/clients/test_js_client.py against real pods: follows a stream, and prints one JSON object a line.
 import { follow } from "baton-stream";
 
-const [url, mode] = process.argv.slice(2);
+const [url, mode, token] = process.argv.slice(2);
 const say = (event, fields = {}) => console.log(JSON.stringify({ event, ...fields }));
 
 /** A `fetch` whose responses have no body that can be read as it arrives, as React Native's. */
@@ -12,6 +12,7 @@ async function whole(url, init) {
 
 const options = {
   onDisconnect: ({ error, lastEventId }) => say("disconnected", { code: error.code, lastEventId }),
+  ...(token && { token: () => token }),
   ...(mode === "poll" && { fetch: whole }),
   ...(mode === "snapshot" && { snapshot: true }),
 };

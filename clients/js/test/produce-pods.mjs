@@ -3,7 +3,7 @@
 import { createInterface } from "node:readline";
 import { produce } from "baton-stream/produce";
 
-const [url] = process.argv.slice(2);
+const [url, token] = process.argv.slice(2);
 const say = (event, fields = {}) => console.log(JSON.stringify({ event, ...fields }));
 const asked = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
 
@@ -21,7 +21,7 @@ async function* words() {
 const answer = await produce(({ signal }) => {
   signal.addEventListener("abort", () => say("stopped", { code: signal.reason.code }));
   return words();
-}, { create: { url, metadata: { made: "here" } } });
-say("created", { id: answer.id, events_url: answer.eventsUrl });
+}, { create: { url, metadata: { made: "here" }, ...(token && { token }) } });
+say("created", { id: answer.id, events_url: answer.eventsUrl, token: answer.token });
 say("ended", { result: await answer.done });
 process.exit();
