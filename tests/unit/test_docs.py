@@ -6,6 +6,7 @@ import ast
 import functools
 import hashlib
 import importlib.util
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -141,8 +142,10 @@ def test_a_new_revision_imports_existing_names() -> None:
             assert importlib.util.find_spec(f"{module}.{name}") or hasattr(importlib.import_module(module), name)
 
 
-def test_the_package_and_the_project_have_one_version() -> None:
+def test_the_packages_and_the_project_have_one_version() -> None:
     assert tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"] == baton.__version__
+    for file in ("package.json", "package-lock.json"):
+        assert json.loads((PROJECT / "clients/js" / file).read_text())["version"] == baton.__version__, file
 
 
 def test_release_notes_are_the_releases_part_of_the_changelog() -> None:
