@@ -113,7 +113,16 @@ async def write(url: str, content_type: str, messages: Sequence[Any], seconds: f
     return fenced
 
 
-async def read(url: str, live: Literal["long-poll", "sse"], kind: str, http: httpx.AsyncClient) -> list[Any]:
+class _Ended(Exception):
+    """A closed stream has no more."""
+
+
+async def _raise_at_the_end(response: httpx.Response) -> None:
+    if response.status_code == 204 and response.headers.get("stream-closed") == "true":
+        raise _Ended
+
+
+async def read(url: str, live: Literal["long-poll", "sse"], kind: str) -> list[Any]:
     """Read a stream to its end, and continue from the last offset after each cut.
 
     Returns:
@@ -123,22 +132,24 @@ async def read(url: str, live: Literal["long-poll", "sse"], kind: str, http: htt
     if live == "sse" and mode == "bytes":
         mode = "text"
     taken: list[Any] = []
-    offset, closed = "-1", False
-    while not closed:
-        try:
-            async with astream(url, offset=offset, live=live, client=http) as response:
-                async for event in response.iter_events(mode):
-                    taken.extend(event.data if mode == "json" else [event.data])
-                    offset = event.next_offset
-                    # The client would ask a closed stream for more, again and again.
-                    if live == "long-poll" and response.headers.get("stream-closed") == "true":
-                        break
-            closed = await _is_closed(url, offset, http)
-        except (httpx.TransportError, DurableStreamError) as error:
-            if isinstance(error, DurableStreamError) and not _is_passing(error):
-                raise
-        await asyncio.sleep(PAUSE_SECONDS)
-    return taken
+    offset = "-1"
+    # The client itself would ask a closed stream for more, again and again.
+    hooks = {"response": [_raise_at_the_end]}
+    async with httpx.AsyncClient(timeout=30, trust_env=False, event_hooks=hooks) as http:
+        while True:
+            try:
+                async with astream(url, offset=offset, live=live, client=http) as response:
+                    async for event in response.iter_events(mode):
+                        taken.extend(event.data if mode == "json" else [event.data])
+                        offset = event.next_offset
+                if await _is_closed(url, offset, http):
+                    return taken
+            except _Ended:
+                return taken
+            except (httpx.TransportError, DurableStreamError) as error:
+                if isinstance(error, DurableStreamError) and not _is_passing(error):
+                    raise
+            await asyncio.sleep(PAUSE_SECONDS)
 
 
 async def _is_closed(url: str, offset: str, http: httpx.AsyncClient) -> bool:

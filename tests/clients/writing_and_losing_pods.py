@@ -48,7 +48,7 @@ async def write_and_read(node: Node, url: str, messages: int, seconds: float) ->
         reader = await stack.enter_async_context(node.running("reader.mjs", _plan(node, "read.json", readers)))
         async with asyncio.TaskGroup() as group:
             reading = {
-                (address, live): group.create_task(python.read(address, live, kind.name, http))
+                (address, live): group.create_task(python.read(address, live, kind.name))
                 for address, kind in by.items()
                 for live in LIVE
                 # This client reads no bytes by SSE.
