@@ -23,7 +23,11 @@ from .published import producers
 
 CONTENT_TYPE: Final = 'application/json; profile="urn:baton:events"'
 # No limit on appends that a measurement reaches, and connections stay open while they are idle.
-FURTHER: Final = {"BATON_HTTP_KEEP_ALIVE_SECONDS": "600"}
+FURTHER: Final = {
+    "BATON_HTTP_KEEP_ALIVE_SECONDS": "600",
+    "BATON_APPENDS_PER_SECOND": "1000000",
+    "BATON_APPENDS_BURST": "1000000",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,9 @@ class Kind:
         return orjson.dumps(message) if self.is_json else message
 
     def joined(self, taken: Sequence[Any]) -> Any:
-        """What was read, as far as chunks matter: of bytes and text they do not."""
+        """What was read. Of events that is without the terminal one; of bytes and text, chunks do not matter."""
+        if self.name == "events" and taken and taken[-1]["type"] == "done":
+            return list(taken[:-1])
         if self.is_json:
             return list(taken)
         return b"".join(chunk.encode() if isinstance(chunk, str) else chunk for chunk in taken)

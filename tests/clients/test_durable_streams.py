@@ -14,6 +14,13 @@ from tests.support.losing_pods import losing_pods
 
 # Of version 0.3.6, without forks and subscriptions.
 CORE_TESTS = 250
+# The suite asks from this origin, creates hundreds of streams, and waits for the end of long polls.
+SUITE_SETTINGS = {
+    "BATON_ALLOWED_ORIGINS": "https://example.com",
+    "BATON_CREATES_PER_SECOND": "10000",
+    "BATON_CREATES_BURST": "10000",
+    "BATON_LONG_POLL_SECONDS": "2",
+}
 SECONDS = 12
 
 
@@ -25,7 +32,7 @@ def streams_node(node: Node, tmp_path: Path) -> Node:
 
 @pytest.mark.timeout(SUITE_SECONDS + DEADLINE_SECONDS)
 async def test_two_pods_behind_one_address_pass_the_conformance_suite(cluster: Cluster, streams_node: Node) -> None:
-    async with losing_pods(cluster.dsn, 2, BATON_ALLOWED_ORIGINS="https://example.com") as pods:
+    async with losing_pods(cluster.dsn, 2, SUITE_SETTINGS) as pods:
         found = await conformance(streams_node, pods.url)
         assert len(pods.balancer.requests) == 2, pods.balancer.requests
     assert not found.failures, "\n".join(("failed:", *found.failures))

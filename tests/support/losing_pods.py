@@ -67,9 +67,11 @@ class LosingPods:
 
 
 @contextlib.asynccontextmanager
-async def losing_pods(dsn: str, count: int = 3, *, seed: int = 0, **settings: str) -> AsyncIterator[LosingPods]:
+async def losing_pods(
+    dsn: str, count: int = 3, settings: Mapping[str, str] | None = None, *, seed: int = 0
+) -> AsyncIterator[LosingPods]:
     """Run pods behind a balancer that asks a random one. They are killed inside of `losing`."""
-    given = {"BATON_DATABASE_URL": dsn, "BATON_ALLOW_ANONYMOUS": "true", "BATON_PORT": "0", **settings}
+    given = {"BATON_DATABASE_URL": dsn, "BATON_ALLOW_ANONYMOUS": "true", "BATON_PORT": "0", **(settings or {})}
     async with request_balancer([], seed=seed) as balancer:
         pods = LosingPods(balancer, environment(**given), random.Random(seed))
         async with pods._stack:
