@@ -75,6 +75,11 @@ ADVICE: Final[dict[str, Advice]] = {
         "A list that scans many rows counts as many reads.",
         "`BATON_READS_PER_SECOND` and `BATON_READS_BURST` are the limits, for each caller on each pod.",
     ),
+    "append_rate_limited": Advice(
+        "Wait for the seconds in `Retry-After`. Put several messages into one append, as the protocol's clients do.",
+        "`BATON_APPENDS_PER_SECOND` and `BATON_APPENDS_BURST` are the limits, for each caller on each pod. The token "
+        "of a stream is a caller of its own.",
+    ),
     "too_many_queries": Advice(
         "Send fewer requests at once, and try again after the seconds in `Retry-After`.",
         "`BATON_TENANT_POOL_SHARE` is the share of a pod's `BATON_DATABASE_POOL_SIZE` connections that one tenant may "
@@ -126,6 +131,49 @@ ADVICE: Final[dict[str, Advice]] = {
         "Many of these mean that the database lost the end of its log, as in an asynchronous failover, or that clients "
         "mix up the ids of different streams.",
     ),
+    "path_taken": Advice(
+        "Append to the stream that is there, create one with another path, or repeat the create with the content type, "
+        "the lifetime and the `Stream-Closed` of the existing stream.",
+        _NOTHING,
+    ),
+    "not_appendable": Advice(
+        "Create a stream of your own with `PUT`, or with the generator `external`, and append to that one.",
+        _NOTHING,
+    ),
+    "content_type_mismatch": Advice(
+        "Send the body with the stream's `Content-Type`. `HEAD` returns it.",
+        _NOTHING,
+    ),
+    "stream_closed": Advice(
+        "Append nothing more. If the `reason` is not one of yours, stop generating: the stream was cancelled, or ended "
+        "by a timeout. `Stream-Next-Offset` is its end.",
+        _NOTHING,
+    ),
+    "stream_seq_conflict": Advice(
+        "Use a higher `Stream-Seq` for each append. They are compared byte by byte, so pad numbers with zeros.",
+        "Many of these suggest two producers that write the same stream without `Producer-Id`.",
+    ),
+    "producer_gap": Advice(
+        "Send the append with the number in `Producer-Expected-Seq` first, then the ones after it.",
+        _NOTHING,
+    ),
+    "producer_fenced": Advice(
+        "Stop appending: another process is this producer now. To take over from it, use an epoch above the one in "
+        "`Producer-Epoch`.",
+        _NOTHING,
+    ),
+    "forks_not_supported": Advice(
+        "Create a stream without `Stream-Forked-From`, and append a copy of what it shall begin with.",
+        _NOTHING,
+    ),
+    "subscriptions_not_supported": Advice(
+        "Follow each stream with `live=sse` or `live=long-poll`.",
+        _NOTHING,
+    ),
+    "older_code_running": Advice(
+        "Try again after the seconds in `Retry-After`.",
+        "The pod's log names the processes. Update all pods and workers to this release.",
+    ),
     "answer_running": Advice(
         "Wait until the answer ends, or stop it with `POST …/{chat}/stop`. Then send the message again.",
         _NOTHING,
@@ -141,6 +189,24 @@ ADVICE: Final[dict[str, Advice]] = {
     "request_too_large": Advice(
         "Send a smaller body.",
         "`BATON_MAX_BODY_BYTES` is the limit.",
+    ),
+    "message_too_large": Advice(
+        "Send the message in parts.",
+        "`BATON_MAX_EVENT_BYTES` is the limit, as the message is stored: bytes that are not text take a third more.",
+    ),
+    "stream_full": Advice(
+        "Close the stream, and continue in a new one.",
+        "`BATON_MAX_EXTERNAL_BYTES` and `BATON_MAX_STREAM_EVENTS` are the limits. Check whether a producer repeats "
+        "itself.",
+    ),
+    "too_many_producers": Advice(
+        "Keep one `Producer-Id` for all appends of a producer, and raise its `Producer-Epoch` when it starts again.",
+        _NOTHING,
+    ),
+    "reserved_generator": Advice(
+        "Name a generator that `GET /v1/models` lists. Create a stream that you write yourself with "
+        '`POST /v1/streams` and `{"generator": "external"}`.',
+        _NOTHING,
     ),
     "log_damaged": Advice(
         "Keep the received events: the rest of the stream is lost. A retry does not help.",
@@ -225,6 +291,23 @@ ENDS: Final[tuple[Code, ...]] = (
         "A client cancelled the stream, or it had no viewer for longer than it allows.",
         "Keep the partial answer.",
         _NOTHING,
+    ),
+    Code(
+        "unwatched",
+        None,
+        "Nobody watched the answer",
+        "The stream had no viewer for longer than it allows, so it was cancelled.",
+        "Keep the partial answer, or create the stream again.",
+        "`BATON_CANCEL_WHEN_UNWATCHED_SECONDS` is the limit if the request sets none.",
+    ),
+    Code(
+        "producer_lost",
+        None,
+        "The producer was lost",
+        "The program that wrote the answer over HTTP died or went silent for longer than the stream allows.",
+        "Keep the partial answer, or ask again.",
+        "Find out why the producer dies. One that is silent on purpose holds `GET /v1/streams/{id}/end` as a sign of "
+        "life. `BATON_IDLE_TIMEOUT_SECONDS` is the limit if the stream sets none.",
     ),
     Code(
         "queue_timeout",
@@ -407,6 +490,9 @@ ENDS: Final[tuple[Code, ...]] = (
         "Correct the generator: `GenerationError(code, message)`.",
     ),
 )
+
+# How a stream ends that its producer did not close. An append to it is refused with this code.
+ENDED_FROM_OUTSIDE: Final = frozenset({"cancelled", "unwatched", "producer_lost", "max_duration"})
 
 
 def _errors(kind: type[RequestError] = RequestError) -> Iterator[type[RequestError]]:

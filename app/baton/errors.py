@@ -12,6 +12,15 @@
     │   ├── InvalidRequest         400
     │   ├── MalformedCursor        400
     │   ├── CursorBeyondTail       409
+    │   ├── PathTaken              409
+    │   ├── NotAppendable          409
+    │   ├── ContentTypeMismatch    409
+    │   ├── StreamClosed           409
+    │   ├── StreamSeqConflict      409
+    │   ├── ProducerGap            409
+    │   ├── ProducerFenced         403
+    │   ├── ForksNotSupported      501
+    │   ├── SubscriptionsNotSupported 501
     │   ├── AnswerRunning          409
     │   ├── ConversationChanged    409
     │   ├── ConversationGone       410
@@ -28,12 +37,18 @@
     │   ├── OldProtocol            400
     │   ├── RequestTooLarge        413
     │   ├── InputTooLarge          413
+    │   ├── MessageTooLarge        413
+    │   ├── StreamFull             413
+    │   ├── TooManyProducers       422
+    │   ├── ReservedGenerator      422
     │   ├── StillRunning           503
     │   ├── InternalError          500
     │   └── PassingError           a retry may help
     │       ├── Unavailable        503
+    │       ├── OlderCodeRunning   503
     │       ├── CreateRateLimited  429
     │       ├── ReadRateLimited    429
+    │       ├── AppendRateLimited  429
     │       ├── TooManyQueries     429
     │       ├── TooManyStreams     429
     │       ├── TooManySubscribers 429
@@ -75,7 +90,7 @@ class RequestError(BatonError):
     """A request that gets `application/problem+json` (RFC 9457) as its response.
 
     `codes` has advice for each class. The message is for the client, which may show it to its user. `operator` is for
-    the log: settings, other names, and causes that clients must not see.
+    the log: settings, other names, and causes that clients must not see. `headers` are further headers of the response.
     """
 
     status: ClassVar[int]
@@ -85,6 +100,7 @@ class RequestError(BatonError):
     def __init__(self, message: str, *, operator: str | None = None) -> None:
         super().__init__(message)
         self.operator = operator
+        self.headers: dict[str, str] = {}
 
 
 class BadRequest(RequestError):
@@ -175,6 +191,96 @@ class CursorBeyondTail(RequestError):
     title = "The cursor lies beyond the end of the log"
 
 
+class PathTaken(RequestError):
+    """The path names a stream with another configuration, or is of the form of a stream's id."""
+
+    status = 409
+    code = "path_taken"
+    title = "The path is taken"
+
+
+class NotAppendable(RequestError):
+    """The stream is written by a generator, so no producer can append to it."""
+
+    status = 409
+    code = "not_appendable"
+    title = "The stream is written by a generator"
+
+
+class ContentTypeMismatch(RequestError):
+    """The body has another content type than the stream."""
+
+    status = 409
+    code = "content_type_mismatch"
+    title = "The content type is not the stream's"
+
+
+class StreamClosed(RequestError):
+    """The stream is closed, so nothing can be appended to it.
+
+    The `reason` in the answer says how it ended. If it is not the producer that closed it, that is also the `code`.
+    """
+
+    status = 409
+    code = "stream_closed"
+    title = "The stream is closed"
+
+    def __init__(self, message: str, *, closed_tail: int, reason: str, operator: str | None = None) -> None:
+        """`closed_tail` is the number of the stream's last message."""
+        super().__init__(message, operator=operator)
+        self.closed_tail = closed_tail
+        self.reason = reason
+
+
+class StreamSeqConflict(RequestError):
+    """`Stream-Seq` does not come after the one of the stream's last append, byte by byte."""
+
+    status = 409
+    code = "stream_seq_conflict"
+    title = "Stream-Seq is not in order"
+
+
+class ProducerGap(RequestError):
+    """The producer left out a number: an append before this one has not arrived."""
+
+    status = 409
+    code = "producer_gap"
+    title = "An append of the producer is missing"
+
+    def __init__(self, message: str, *, expected: int, received: int, operator: str | None = None) -> None:
+        super().__init__(message, operator=operator)
+        self.expected = expected
+        self.received = received
+
+
+class ProducerFenced(RequestError):
+    """Another process has taken over as this producer, with a higher epoch."""
+
+    status = 403
+    code = "producer_fenced"
+    title = "The producer has been replaced"
+
+    def __init__(self, message: str, *, current_epoch: int, operator: str | None = None) -> None:
+        super().__init__(message, operator=operator)
+        self.current_epoch = current_epoch
+
+
+class ForksNotSupported(RequestError):
+    """The request creates a fork of a stream, which Baton does not support."""
+
+    status = 501
+    code = "forks_not_supported"
+    title = "Forks are not supported"
+
+
+class SubscriptionsNotSupported(RequestError):
+    """The path belongs to the subscriptions of the Durable Streams protocol, which Baton does not support."""
+
+    status = 501
+    code = "subscriptions_not_supported"
+    title = "Subscriptions are not supported"
+
+
 class AnswerRunning(RequestError):
     """The chat's last answer is still running, so no message can be added to the conversation."""
 
@@ -213,6 +319,38 @@ class InputTooLarge(RequestError):
     status = 413
     code = "input_too_large"
     title = "The input is too large"
+
+
+class MessageTooLarge(RequestError):
+    """A message of an append has more bytes than an event may have."""
+
+    status = 413
+    code = "message_too_large"
+    title = "The message is too large"
+
+
+class StreamFull(RequestError):
+    """The stream has as many bytes or events as a stream may have."""
+
+    status = 413
+    code = "stream_full"
+    title = "The stream has no room"
+
+
+class TooManyProducers(RequestError):
+    """The stream has as many producers as it may have, and this append names another one."""
+
+    status = 422
+    code = "too_many_producers"
+    title = "The stream has too many producers"
+
+
+class ReservedGenerator(RequestError):
+    """The name `external` is for streams that are written over HTTP, and cannot be used here."""
+
+    status = 422
+    code = "reserved_generator"
+    title = "The name of the generator is reserved"
 
 
 class LogDamaged(RequestError):
@@ -287,6 +425,14 @@ class Unavailable(PassingError):
     title = "The service is unavailable at the moment"
 
 
+class OlderCodeRunning(PassingError):
+    """Processes of an older release still run, which cannot read streams that are written over HTTP."""
+
+    status = 503
+    code = "older_code_running"
+    title = "Processes of an older release still run"
+
+
 class CreateRateLimited(PassingError):
     """The caller creates streams faster than its limit allows."""
 
@@ -303,6 +449,14 @@ class ReadRateLimited(PassingError):
     title = "Streams are read too fast"
 
 
+class AppendRateLimited(PassingError):
+    """The caller appends faster than its limit on one pod allows."""
+
+    status = 429
+    code = "append_rate_limited"
+    title = "Messages are appended too fast"
+
+
 class TooManyQueries(PassingError):
     """Other requests of the tenant use its whole share of the pod's database connections."""
 
@@ -312,7 +466,7 @@ class TooManyQueries(PassingError):
 
 
 class TooManyStreams(PassingError):
-    """The tenant has reached its limit of queued and running streams."""
+    """The tenant has reached its limit of streams that have not ended."""
 
     status = 429
     code = "too_many_streams"

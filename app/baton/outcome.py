@@ -46,6 +46,15 @@ class Timings:
             return None
         return round((self.tokens - 1) / (self.duration_seconds - first), 3)
 
+    def plus(self, tokens: int) -> Timings:
+        """Return it with some more tokens, which came just now."""
+        first = self.time_to_first_token_seconds
+        return replace(
+            self,
+            time_to_first_token_seconds=self.duration_seconds if first is None and tokens else first,
+            tokens=self.tokens + tokens,
+        )
+
     def as_dict(self) -> TimingsContent:
         """Return it as the terminal event and the API show it."""
         return {

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from .errors import Forbidden, Unauthenticated
 
-AuthScope: TypeAlias = Literal["create", "read", "cancel", "admin"]
+AuthScope: TypeAlias = Literal["create", "read", "cancel", "admin", "produce"]
 View: TypeAlias = Literal["full", "answer"]
 
 SCOPES: Final[frozenset[AuthScope]] = frozenset(get_args(AuthScope))

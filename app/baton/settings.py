@@ -140,8 +140,8 @@ class Settings(BaseSettings):
     jwt_scope_claim: str = Field(
         "scope",
         min_length=1,
-        description="Claim of the provider's tokens that holds the scopes (create, read, cancel, admin): a list, or "
-        "words in a text",
+        description="Claim of the provider's tokens that holds the scopes (create, read, cancel, produce, admin): a "
+        "list, or words in a text",
     )
     jwt_max_lifetime_seconds: float = Field(
         86_400,
@@ -195,7 +195,7 @@ class Settings(BaseSettings):
         "never less than `BATON_MAX_BODY_BYTES`. One tenant always leaves room for another tenant's largest body",
     )
     max_tenant_streams: int = Field(
-        1000, ge=1, le=1_000_000, description="Number of queued and running streams that a tenant may have at once"
+        1000, ge=1, le=1_000_000, description="Number of streams that have not ended that a tenant may have at once"
     )
     creates_per_second: float = Field(
         100,
@@ -215,6 +215,28 @@ class Settings(BaseSettings):
     )
     reads_burst: int = Field(
         10_000, ge=1, le=10_000_000, description="Requests that one caller may make at once on one pod after a pause"
+    )
+    appends_per_second: float = Field(
+        5000,
+        gt=0,
+        le=1_000_000,
+        description="Appends to external streams that one caller may make per second over time on one pod",
+    )
+    appends_burst: int = Field(
+        20_000, ge=1, le=10_000_000, description="Appends that one caller may make at once on one pod after a pause"
+    )
+    max_external_bytes: int = Field(
+        64 << 20,
+        ge=1024,
+        le=1 << 40,
+        description="Largest total size of the events of an external stream, as they are stored; an append that "
+        "exceeds it is refused",
+    )
+    external_max_seconds: float = Field(
+        7 * 86_400,
+        gt=0,
+        le=366 * 86_400,
+        description="Longest life of an external stream: an open one is then closed",
     )
     max_subscribers: int = Field(
         5000,

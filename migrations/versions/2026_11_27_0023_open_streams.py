@@ -1,10 +1,10 @@
-"""Indexes of streams that have not ended, whatever their status, and of open ones.
+"""The index of streams that have not ended, whatever their status.
 
 Revision: 0023
 Follows: 0022
 
-They are built concurrently. The index of streams that have not ended replaces the one of queued and running streams. It
-serves the queries of the release before, too, since its condition follows from theirs.
+It is built concurrently, and replaces the one of queued and running streams. It serves the queries of the release
+before, too, since its condition follows from theirs.
 """
 
 from __future__ import annotations
@@ -20,15 +20,13 @@ LOCKS = {"stream": "SHARE UPDATE EXCLUSIVE"}
 
 
 def upgrade() -> None:
-    ddl.validate("stream", "ck_stream_status")
     ddl.create_index(
         "ix_stream_not_ended", "stream", "(tenant, id) WHERE status NOT IN ('completed', 'failed', 'cancelled')"
     )
-    ddl.create_index("ix_stream_open", "stream", "(id) WHERE status = 'open'")
     ddl.drop_index("ix_stream_live")
+    ddl.validate("stream", "ck_stream_status")
 
 
 def downgrade() -> None:
     ddl.create_index("ix_stream_live", "stream", "(tenant, id) WHERE status IN ('queued', 'running')")
-    ddl.drop_index("ix_stream_open")
     ddl.drop_index("ix_stream_not_ended")

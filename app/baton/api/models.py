@@ -29,11 +29,11 @@ _FILTER = re.compile(r"metadata(?:\.(.*)|\[(.*)\])", re.DOTALL)
 
 
 class TokenOptions(BaseModel):
-    """What a stream's token allows. Without a field, it allows as much as the caller may do."""
+    """What a stream's token allows. Without a field, it allows as much as the caller may do, but never `produce`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    scopes: Annotated[Items[Literal["read", "cancel"]], Field(min_length=1)] | None = None
+    scopes: Annotated[Items[Literal["read", "cancel", "produce"]], Field(min_length=1)] | None = None
     view: View | None = None
 
     def wish(self) -> Wish:

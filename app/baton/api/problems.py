@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Final
+from typing import Any, Final, NotRequired
 
 import orjson
 from starlette.exceptions import HTTPException
@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from typing_extensions import TypedDict
 
-from ..codes import RefusalCode
+from ..codes import ENDED_FROM_OUTSIDE, EndCode, RefusalCode
 from ..errors import (
     POD_FAULT,
     InternalError,
@@ -22,6 +22,7 @@ from ..errors import (
     RequestError,
     RequestMemoryFull,
     RequestTooLarge,
+    StreamClosed,
     Unauthenticated,
     Unavailable,
     WrongMethod,
@@ -55,8 +56,9 @@ class Problem(TypedDict):
     title: str
     status: int
     detail: str
-    code: RefusalCode
+    code: RefusalCode | EndCode
     request_id: str | None
+    reason: NotRequired[str]  # how a closed stream ended
 
 
 async def request_error(request: Request, error: Exception) -> Response:
@@ -107,11 +109,12 @@ def error_headers(error: RequestError) -> dict[str, str]:
     """Return the additional headers of the answer to a refused request."""
     # Otherwise the server would read and drop all that the client still sends.
     closing = {"connection": "close"} if isinstance(error, RequestTooLarge | RequestMemoryFull) else {}
+    headers = {**error.headers, **closing}
     if isinstance(error, PassingError):
-        return {"retry-after": str(error.retry_after_seconds), **closing}
-    if closing:
-        return closing
-    return {"www-authenticate": "Bearer"} if isinstance(error, Unauthenticated) else {}
+        headers["retry-after"] = str(error.retry_after_seconds)
+    if isinstance(error, Unauthenticated):
+        headers["www-authenticate"] = "Bearer"
+    return headers
 
 
 def note(request: Request, error: RequestError) -> None:
@@ -150,15 +153,23 @@ def _methods_here(request: Request) -> list[str]:
 
 def encoded(error: RequestError, page: str) -> bytes:
     """Return an error as JSON, with a link into the page of errors at that address."""
+    code = code_of(error)
     content: Problem = {
-        "type": f"{page}#{error.code}",
+        "type": f"{page}#{code}",
         "title": error.title,
         "status": error.status,
         "detail": str(error),
-        "code": error.code,
+        "code": code,
         "request_id": request_ids.current(),
     }
+    if isinstance(error, StreamClosed):
+        content["reason"] = error.reason
     return orjson.dumps(content)
+
+
+def code_of(error: RequestError) -> str:
+    """Return the code of an error. For an append to a stream that was ended from outside, that is the end's code."""
+    return error.reason if isinstance(error, StreamClosed) and error.reason in ENDED_FROM_OUTSIDE else error.code
 
 
 def _problem(request: Request, error: RequestError, headers: dict[str, str]) -> Response:

@@ -26,7 +26,7 @@ TEXT: Final = "text/plain"
 JSON: Final = "application/json"
 HTML: Final = "text/html"
 
-Method = Literal["GET", "POST", "DELETE"]
+Method = Literal["GET", "POST", "PUT", "DELETE"]
 Schema = Mapping[str, Any]
 _CONVERTOR: Final = re.compile(r"(?<=\w):\w+}")
 

@@ -37,20 +37,23 @@ from ..events import RESET_HEAD, RESUMED_HEAD, USAGE_HEAD
 from ..outcome import Outcome
 from . import end_columns, stream_states
 from .fence import Fence
-from .partitions import day_number, ids_of_day
+from .partitions import Partition, day_number, ids_of_day
 from .postgres import Connection, Pool
 from .stream_states import State
 
-_INSERT = """
-INSERT INTO baton.batch (stream_id, first_seq, last_seq, epoch, terminal, events)
+# For statements of other modules, too: what follows names these columns and where they come from.
+INSERT: Final = "INSERT INTO baton.batch (stream_id, first_seq, last_seq, epoch, terminal, events)"
+
+_INSERT = f"""
+{INSERT}
 SELECT b.stream_id, b.first_seq, b.last_seq, b.epoch, b.terminal, b.events
 FROM unnest($1::uuid[], $2::integer[], $3::integer[], $4::integer[], $5::boolean[], $6::bytea[], $7::uuid[])
      AS b (stream_id, first_seq, last_seq, epoch, terminal, events, claim_token)
 JOIN baton.stream AS s
   ON s.id = b.stream_id AND s.epoch = b.epoch AND s.claim_token IS NOT DISTINCT FROM b.claim_token
 WHERE coalesce((SELECT baton.current_history()) = $8, true)
-{where_free}RETURNING stream_id
-"""
+{{where_free}}RETURNING stream_id
+"""  # noqa: S608
 _WHERE_FREE = "ON CONFLICT DO NOTHING\n"
 _CLOSING_TYPES: Final = ("uuid", *(column.type for column in end_columns.COLUMNS), "integer")
 
@@ -122,6 +125,34 @@ _GREW = """
 SELECT coalesce(bool_and(position('\\x0a'::bytea || $3::bytea IN '\\x0a'::bytea || events) = 0)
                 AND bool_or(last_seq > first_seq OR position($4::bytea IN events) <> 1), false)
 FROM baton.batch WHERE stream_id = $1 AND {day} AND epoch = $2
+"""
+
+_DELETE_EXPIRED = """
+WITH page AS MATERIALIZED (
+    SELECT stream_id, first_seq FROM baton.batch
+    WHERE (stream_id, first_seq) > ($1::uuid, $2::integer) AND stream_id >= $3::uuid AND stream_id < $4::uuid
+    ORDER BY stream_id, first_seq LIMIT $5
+), expired AS (
+    SELECT stream_id FROM (SELECT DISTINCT stream_id FROM page) AS found
+    WHERE NOT EXISTS (SELECT FROM baton.stream AS s WHERE s.id = found.stream_id)
+), deleted AS (
+    DELETE FROM baton.batch AS b USING page AS p
+    WHERE b.stream_id = p.stream_id AND b.first_seq = p.first_seq AND b.stream_id >= $3 AND b.stream_id < $4
+      AND p.stream_id IN (SELECT stream_id FROM expired)
+    RETURNING b.stream_id
+)
+SELECT last.stream_id, last.first_seq, (SELECT count(*) FROM deleted)
+FROM (SELECT) AS always
+LEFT JOIN (SELECT * FROM page ORDER BY stream_id DESC, first_seq DESC LIMIT 1) AS last ON true
+"""
+_HAS_ENDED = """
+SELECT EXISTS (
+    SELECT FROM baton.batch AS b WHERE b.stream_id >= $1 AND b.stream_id < $2
+    AND NOT EXISTS (
+        SELECT FROM baton.stream AS s
+        WHERE s.id = b.stream_id AND s.status NOT IN ('completed', 'failed', 'cancelled')
+    )
+)
 """
 
 _TAILS = """
@@ -331,6 +362,25 @@ async def tails(executor: Connection | Pool, stream_ids: Sequence[UUID]) -> dict
     for same_day in _by_day(stream_ids):
         for row in await executor.fetch(within_day(_TAILS, same_day[0]), same_day):
             found[row[0]] = Standing(row[1], row[2])
+    return found
+
+
+async def delete_expired(
+    connection: Connection, partition: Partition, after: tuple[UUID, int], limit: int
+) -> tuple[tuple[UUID, int] | None, int]:
+    """Delete batches of streams without a row, among the next `limit` batches of a partition.
+
+    No stream of the partition may be young enough to be created now. Return the last batch that was looked at, None at
+    the partition's end, and how many were deleted.
+    """
+    row = await connection.fetchrow(_DELETE_EXPIRED, *after, partition.first, partition.end, limit)
+    assert row is not None
+    return (None if row[0] is None else (row[0], row[1])), row[2]
+
+
+async def has_ended(connection: Connection, partition: Partition) -> bool:
+    """Whether a partition has batches of streams that have ended."""
+    found: bool = await connection.fetchval(_HAS_ENDED, partition.first, partition.end)
     return found
 
 

@@ -50,6 +50,12 @@ CONNECTION_ERRORS: Final = (
     asyncpg.exceptions.InsufficientResourcesError,
     asyncpg.exceptions.CannotConnectNowError,
 )
+# What a statement raises if its data is at fault.
+DATA_ERRORS: Final = (
+    asyncpg.exceptions.DataError,
+    asyncpg.exceptions.IntegrityConstraintViolationError,
+    asyncpg.exceptions.ProgramLimitExceededError,
+)
 
 
 async def connect(

@@ -39,6 +39,10 @@ WITH expired AS (
     FOR UPDATE SKIP LOCKED
 ), keys AS (
     DELETE FROM baton.idempotency_key WHERE stream_id = ANY (ARRAY(SELECT id FROM expired))
+), external AS (
+    DELETE FROM baton.external_stream WHERE stream_id = ANY (ARRAY(SELECT id FROM expired))
+), producers AS (
+    DELETE FROM baton.producer WHERE stream_id = ANY (ARRAY(SELECT id FROM expired))
 )
 DELETE FROM baton.stream WHERE id = ANY (ARRAY(SELECT id FROM expired))
 RETURNING id
@@ -103,7 +107,10 @@ async def raise_horizon(connection: Connection, horizon: UUID) -> None:
 
 
 async def delete_streams(connection: Connection, after: UUID, before: UUID, limit: int) -> list[UUID]:
-    """Delete the rows of ended streams between two ids, and their idempotency keys; return their ids."""
+    """Delete the rows of ended streams between two ids, with what belongs to them; return their ids.
+
+    That is their idempotency keys, the rows of external streams, and of their producers.
+    """
     return sorted(row[0] for row in await connection.fetch(_DELETE_STREAMS, after, before, limit))
 
 

@@ -6,7 +6,7 @@ back, and the stream that the key created before is returned instead.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID
@@ -18,25 +18,28 @@ from .live_counts import NOTHING, CountPlan, LiveCounts, Moment
 from .postgres import Connection, Pool
 from .streams import COLUMNS, Stream, from_row, get
 
-# Inserts a row if fewer than $13 of the tenant's streams are live, and returns in any case how many are: the streams
-# from the id $15 on ($14 at most), the streams among $16 that are still live, and $17 others (see `live_counts`). The
-# streams of $16 are found by their key, whatever the planner expects of the index of live streams. The transaction gets
+# Inserts a row if fewer than $14 of the tenant's streams are live, and returns in any case how many are: the streams
+# from the id $16 on ($15 at most), the streams among $17 that are still live, and $18 others (see `live_counts`). The
+# streams of $17 are found by their key, whatever the planner expects of the index of live streams. The transaction gets
 # its id before the stream gets one.
 _INSERT = f"""
 WITH recent AS (
     SELECT id FROM baton.stream
-    WHERE tenant = $1 AND status NOT IN ('completed', 'failed', 'cancelled') AND id >= $15 LIMIT $14
+    WHERE tenant = $1 AND status NOT IN ('completed', 'failed', 'cancelled') AND id >= $16 LIMIT $15
 ), known AS MATERIALIZED (
-    SELECT id, status FROM baton.stream WHERE id = ANY ($16::uuid[])
+    SELECT id, status FROM baton.stream WHERE id = ANY ($17::uuid[])
 ), older AS (
     SELECT id FROM known WHERE status NOT IN ('completed', 'failed', 'cancelled')
 ), live AS (
-    SELECT (SELECT count(*) FROM recent) + (SELECT count(*) FROM older) + $17::bigint AS live
+    SELECT (SELECT count(*) FROM recent) + (SELECT count(*) FROM older) + $18::bigint AS live
 ), made AS (
     INSERT INTO baton.stream (tenant, generator, input, metadata, on_worker_lost, max_duration, idle_timeout,
-                              queue_timeout, unwatched_timeout, traceparent, continuation, may_continue)
-    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 FROM live
-    WHERE live < $13::bigint AND pg_current_xact_id() IS NOT NULL
+                              queue_timeout, unwatched_timeout, traceparent, continuation, may_continue, status,
+                              started_at)
+    SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
+           CASE WHEN $13 THEN 'open' ELSE 'queued' END, CASE WHEN $13 THEN clock_timestamp() END
+    FROM live
+    WHERE live < $14::bigint AND pg_current_xact_id() IS NOT NULL
     RETURNING {COLUMNS}
 )
 SELECT live, (SELECT array_agg(id) FROM recent) AS recent, (SELECT array_agg(id) FROM older) AS older, now() AS began,
@@ -97,6 +100,7 @@ class NewStream:
     traceparent: str | None = None
     continuation: Mapping[str, Any] | None = None
     may_continue: bool = False
+    opened: bool = False  # it is written over HTTP, and never queued
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +121,12 @@ async def create(
     *,
     max_live: int | None = None,
     counts: LiveCounts | None = None,
+    complete: Callable[[Connection, Stream], Awaitable[None]] | None = None,
 ) -> tuple[Stream, bool]:
     """Queue a stream; return it, and whether it is new or the one that the idempotency key created before.
 
     `counts` is what the pod remembers of the tenants' live streams, so that not all of them are counted each time.
+    `complete` writes what belongs to a new stream, in the same transaction. If it raises, nothing is created.
 
     Raises:
         IdempotencyConflict: the key was used for another request.
@@ -130,14 +136,17 @@ async def create(
         for _ in range(_KEY_TRIES):
             try:
                 async with connection.transaction():
-                    return await _insert(connection, new, key, max_live, counts or LiveCounts()), True
+                    stream = await _insert(connection, new, key, max_live, counts or LiveCounts())
+                    if complete is not None:
+                        await complete(connection, stream)
+                    return stream, True
             except _KeyTaken as taken:
-                if stream := await _created_before(connection, new.tenant, taken.key):
-                    return stream, False
+                if before := await _created_before(connection, new.tenant, taken.key):
+                    return before, False
             except TooManyStreams:
                 # A stream that exists already needs no room.
-                if key is not None and (stream := await _created_before(connection, new.tenant, key)):
-                    return stream, False
+                if key is not None and (before := await _created_before(connection, new.tenant, key)):
+                    return before, False
                 raise
     raise IdempotencyConflict(
         "The stream that this Idempotency-Key created no longer exists. Use a new key for a new request."
@@ -168,6 +177,7 @@ async def _insert(
         new.traceparent,
         None if new.continuation is None else orjson.dumps(new.continuation),
         new.may_continue,
+        new.opened,
     )
     row = await _insert_below(connection, columns, max_live, counts, new.tenant)
     for each in () if key is None else (key, *(replace(key, key=name) for name in key.also)):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import Enum
 from typing import Any, Final
 from uuid import UUID
@@ -20,7 +21,7 @@ import asyncpg
 from ..errors import ConfigurationError
 from ..events import MAX_SEQ
 from ..observability import log_context, stream_end
-from ..outcome import Outcome
+from ..outcome import Outcome, Timings
 from ..usage import Bill
 from . import end_columns, event_log, sqlstates, steps, stream_states, streams
 from .fence import Fence
@@ -38,6 +39,7 @@ class _If(Enum):
 
     LIVE = "status NOT IN ('completed', 'failed', 'cancelled')"
     QUEUED = "status = 'queued'"
+    OPEN = "status = 'open'"
     QUEUED_AT_EPOCH = "status = 'queued' AND epoch = $2"
     CLAIMED = streams.CLAIMED
 
@@ -62,17 +64,32 @@ UPDATE baton.stream SET {end_columns.assignments(lambda _name, position: f"${pos
 WHERE id = $1 AND epoch = $2
 """  # noqa: S608
 
+# An open stream is closed before its row is locked, in the order in which appends lock both rows. From then on no
+# append succeeds.
+_SHUT = """
+UPDATE baton.external_stream AS e SET closed = true, tail = tail + CASE WHEN kind = 'events' THEN 1 ELSE 0 END
+FROM baton.stream AS s WHERE e.stream_id = $1 AND s.id = e.stream_id AND NOT e.closed
+RETURNING extract(epoch FROM clock_timestamp() - s.created_at)::double precision,
+          extract(epoch FROM e.first_token_at - s.created_at)::double precision, e.tokens
+"""
+
 _DELETE_STREAM = "DELETE FROM baton.stream WHERE id = $1 RETURNING status"
 _DELETE_KEYS = "DELETE FROM baton.idempotency_key WHERE tenant = $1 AND stream_id = $2"
+_DELETE_EXTERNAL = """
+WITH rows AS (DELETE FROM baton.external_stream WHERE stream_id = $1 RETURNING stream_id)
+DELETE FROM baton.producer WHERE stream_id IN (SELECT stream_id FROM rows)
+"""
 
 
 async def request_cancel(pool: Pool, stream_id: UUID) -> str | None:
     """Ask for a stream's end; return the state in which the request found it, or None if it had ended before.
 
-    A queued stream is ended at once, and the answer is "queued". A running one is ended by its worker, which notices
-    the request by the row: the answer is "running".
+    A queued stream is ended at once, and the answer is "queued"; so is an open one, and the answer is "open". A running
+    one is ended by its worker, which notices the request by the row: the answer is "running".
     """
     status: str | None = await pool.fetchval(_REQUEST_CANCEL, stream_id)
+    if status == "open":
+        return "open" if await end_open(pool, stream_id, Outcome.cancelled()) else None
     if status == "queued" and await _end(pool, stream_id, Outcome.cancelled(), _If.QUEUED):
         return "queued"
     return status and "running"
@@ -81,6 +98,13 @@ async def request_cancel(pool: Pool, stream_id: UUID) -> str | None:
 async def end_any(pool: Pool, stream_id: UUID, outcome: Outcome) -> bool:
     """End a stream in any state and whichever worker has it; return whether this ended it."""
     return await _end(pool, stream_id, outcome, _If.LIVE)
+
+
+async def end_open(executor: Connection | Pool, stream_id: UUID, outcome: Outcome) -> bool:
+    """End an open stream, whatever its producer does; return whether this ended it."""
+    with _retried_with_partition(stream_id):
+        return await _end(executor, stream_id, outcome, _If.OPEN)
+    return False
 
 
 async def end_queued(connection: Connection, stream_id: UUID, epoch: int, outcome: Outcome) -> bool:
@@ -116,6 +140,7 @@ async def erase(pool: Pool, stream_id: UUID, tenant: str = "") -> bool:
         await event_log.erase(connection, stream_id, keep_end=ended_now)
         await stream_states.delete(connection, stream_id)
         await steps.delete(connection, stream_id)
+        await connection.execute(_DELETE_EXTERNAL, stream_id)
         await connection.execute(_DELETE_KEYS, tenant, stream_id)
     return True
 
@@ -147,6 +172,8 @@ async def _take_and_end(
 ) -> tuple[Outcome, dict[str, Any]] | None:
     """Return the end with the stream's usage, and the stream's fields for the log; None if this did not end it."""
     async with connection.transaction():
+        if condition in {_If.OPEN, _If.LIVE} and (shut := await connection.fetchrow(_SHUT, stream_id)):
+            outcome = replace(outcome, timings=Timings(*shut))
         taken = await connection.fetchrow(_TAKE[condition], stream_id, *arguments)
         if taken is None:
             return None

@@ -17,6 +17,7 @@ import asyncpg
 from ..auth.gate import Gate
 from ..db import (
     disk_space,
+    external_streams,
     notifications,
     partitions,
     pod_rows,
@@ -42,7 +43,9 @@ from ..generators.registry import configured_names, what_is_missing
 from ..observability.metrics import PodMetrics
 from ..settings import Settings
 from ..version import __version__
+from .append_queue import AppendQueue
 from .cluster_sampler import ClusterSampler
+from .external_upkeep import ExternalUpkeep
 from .notification_verifier import NotificationVerifier
 from .read_limits import ReadLimits
 from .relay_registry import RelayRegistry
@@ -127,7 +130,10 @@ class Pod:
             pool, self._note, self.subscriber_limits.changed, interval_seconds=settings.pod_heartbeat_seconds
         )
         self.reads = ReadLimits(Rate(settings.reads_per_second, settings.reads_burst))
+        self.append_rates = ReadLimits(Rate(settings.appends_per_second, settings.appends_burst))
         self.recent_answers = RecentAnswers(ANSWER_SECONDS)
+        self.appends = AppendQueue(settings)
+        self._has_current_code = False  # no older code can start any more
         self.draining = False
         self.broken = False
         self.before_joining: Callable[[], None] = _nothing  # called when a client is about to follow or to wait
@@ -168,6 +174,8 @@ class Pod:
                 asyncio.create_task(pod.watch_database()),
                 asyncio.create_task(pod.watch_queue()),
                 asyncio.create_task(pod.sampler.run()),
+                asyncio.create_task(pod.appends.run()),
+                asyncio.create_task(ExternalUpkeep(settings, pool).run()),
                 *map(asyncio.create_task, pod.gate.tasks()),
             ]
             for task in tasks:
@@ -225,6 +233,21 @@ class Pod:
             f"There is no generator called {name!r}. Known are: {', '.join(sorted(known))}. "
             "Add your own to BATON_GENERATORS, for pods and workers alike."
         )
+
+    async def require_current_code(self) -> None:
+        """Refuse to create a stream with a status that older code does not know, while such code may run.
+
+        Raises:
+            Unavailable: a pod or a worker of an older release runs, or has just stopped.
+        """
+        if not self._has_current_code:
+            self._has_current_code = await external_streams.allowed(self.pool)
+        if not self._has_current_code:
+            raise Unavailable(
+                "The service is being updated. Try again in a few minutes.",
+                operator="streams that are written over HTTP need the current release everywhere: `baton doctor` names "
+                "the pods and workers of an older one",
+            )
 
     async def drain(self, seconds: float | None = None) -> None:
         """Send the clients away to other pods, spread over this time, by default `drain_seconds`."""
@@ -317,6 +340,7 @@ class Pod:
         self.relays.distrust_all()
         # The counts, and the transaction ids by which they are compared, may have gone back too.
         self.live_counts = LiveCounts()
+        self.appends.distrust()
 
     def _on_listener_state(self, state: ListenerState) -> None:
         self.metrics.listening = state is ListenerState.LISTENING

@@ -106,6 +106,11 @@ _NEW_STREAM: Final = (
 _CLAIMED: Final = (
     *("epoch", "claim_token", "history", "attempts", "queued_at", "started_at", "continues", "run", "interruption"),
 )
+# What an append, a read or a sign of life changes.
+_APPENDED: Final = (
+    *("expires_at", "used_at", "tail", "size_bytes", "tokens", "first_token_at", "heard_at", "stream_seq", "producers"),
+    *("closed", "closed_by"),
+)
 _BOTH: Final = (
     Grant("SELECT", "alembic_version"),
     Grant("SELECT", "compatibility"),
@@ -163,7 +168,7 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
         # Streams that are written over HTTP.
         Grant("SELECT", "external_stream"),
         Grant("INSERT", "external_stream"),
-        Grant("UPDATE", "external_stream"),
+        Grant("UPDATE", "external_stream", _APPENDED),
         Grant("DELETE", "external_stream"),
         Grant("SELECT", "producer"),
         Grant("INSERT", "producer"),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import asyncpg
 
 from ..backoff import Backoff, retry
-from ..db import partitions, retention
+from ..db import event_log, partitions, retention
 from ..db.postgres import CONNECTION_ERRORS, Connection, connect
 from ..db.schema_revision import check_schema
 from ..errors import ConfigurationError, DatabaseUnreachable, SchemaMismatch
@@ -94,6 +94,8 @@ async def preview(connection: Connection, policy: Policy, say: Say) -> None:
             say(f"Would drop partition {item.name}.")
         else:
             say(f"Would keep partition {item.name}: it holds stream {live.stream_id}, which is {live.status}.")
+            if await event_log.has_ended(connection, item):
+                say(f"Would delete the rows of expired streams from partition {item.name}.")
     if due.foreign is not None:
         say(f"Would drop no partition: another session is detaching {due.foreign}.")
 

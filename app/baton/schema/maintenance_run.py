@@ -5,9 +5,12 @@ stop. Each step is a short transaction of its own that the next run can build on
 
 1. Create partitions ahead, each as wide as the policy asks for.
 2. Raise the horizon (see `retention`), and commit it before anything is deleted.
-3. Delete the rows of ended streams below the horizon in small batches, with their idempotency keys. Full rate buckets,
-   which carry no information, are deleted too, and so are states and results of steps whose streams are not live.
+3. Delete the rows of ended streams below the horizon in small batches, with their idempotency keys and producers. Full
+   rate buckets, which carry no information, are deleted too, and so are states and results of steps whose streams are
+   not live.
 4. Detach and then drop the partitions that lie wholly below the horizon, if no stream in them has a row any more.
+5. Delete the batches of expired streams in the partitions that a stream still needs. A stream may run for a week, and
+   until it ends its partition would keep the text of all others of its day.
 
 A partition that a stream still needs is never dropped. A partition is at least a day old when it is checked, and every
 row that uses it has an id from its days. Ids come from the database's clock, and the transaction that creates a row
@@ -29,7 +32,7 @@ from uuid import UUID
 
 import asyncpg
 
-from ..db import partitions, rate_buckets, retention
+from ..db import event_log, partitions, rate_buckets, retention
 from ..db.partitions import LOG, Partition
 from ..db.postgres import MAINTENANCE_LOCK, MIGRATION_LOCK, Connection
 from .retention_policy import Policy, due_of, keeper_of
@@ -81,6 +84,7 @@ class MaintenanceRun:
                     await self._drop_partitions(horizon)
                 else:
                     self._say("A migration is running. The next run drops expired partitions.")
+            await self._empty_partitions(horizon)
             self._say(f"Streams created before {partitions.day_of(horizon)} (UTC) have expired.")
 
     async def _set_timeouts(self) -> None:
@@ -143,6 +147,21 @@ class MaintenanceRun:
                 f"Another session is detaching partition {due.foreign}. If that was interrupted, finish it with "
                 f"ALTER TABLE {LOG} DETACH PARTITION {due.foreign} FINALIZE."
             )
+
+    async def _empty_partitions(self, horizon: UUID) -> None:
+        """Delete the batches of expired streams in the partitions that were not dropped."""
+        for partition in due_of(await partitions.attached(self._connection), horizon).partitions:
+            if not partition.detaching:
+                await self._empty(partition)
+
+    async def _empty(self, partition: Partition) -> None:
+        count = 0
+        last: tuple[UUID, int] | None = (partition.first, 0)
+        while last is not None:
+            last, deleted = await event_log.delete_expired(self._connection, partition, last, self._batch_rows)
+            count += deleted
+        if count:
+            self._say(f"Deleted {amount(count, 'row')} of expired streams from partition {partition.name}.")
 
     async def _drop_detached(self) -> None:
         for name, marked in (await partitions.detached(self._connection)).items():

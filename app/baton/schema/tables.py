@@ -112,7 +112,6 @@ stream = Table(
         "id",
         postgresql_where=text("status NOT IN ('completed', 'failed', 'cancelled')"),
     ),
-    Index("ix_stream_open", "id", postgresql_where=text("status = 'open'")),
     # Streams that a worker gave back or lost.
     Index("ix_stream_requeued", "queued_at", postgresql_where=text("status = 'queued' AND epoch > 0")),
     Index(
@@ -197,6 +196,7 @@ external_stream = Table(
     Column("closed_by", Text),  # the id of the producer whose last append closed it
     CheckConstraint("kind IN ('events', 'json', 'text', 'bytes')", name="kind"),
     UniqueConstraint("tenant", "path"),
+    Index("ix_external_stream_open", "stream_id", postgresql_where=text("NOT closed")),
 )
 
 # What each producer of such a stream has appended, so that it can repeat an append.

@@ -6,19 +6,12 @@ from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
-import asyncpg
-
 from ..db import event_log, history
 from ..db.event_log import Append
 from ..db.postgres import Connection
 
 # The most bytes of events in one statement, unless one batch is larger.
 STATEMENT_BYTES: Final = 4 << 20
-DATA_ERRORS: Final = (
-    asyncpg.exceptions.DataError,
-    asyncpg.exceptions.IntegrityConstraintViolationError,
-    asyncpg.exceptions.ProgramLimitExceededError,
-)
 
 
 class HistoryChanged(Exception):

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from uuid import UUID
 
 from ..db.event_log import Append
-from ..db.postgres import Connection
-from .appending import DATA_ERRORS, STATEMENT_BYTES, append
+from ..db.postgres import DATA_ERRORS, Connection
+from .appending import STATEMENT_BYTES, append
 
 logger = logging.getLogger(__name__)
 

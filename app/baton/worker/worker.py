@@ -19,6 +19,7 @@ from ..db import notifications, stream_queue
 from ..db.listener import Listener, ListenerState
 from ..db.notification_delivery import check_delivery
 from ..db.notifications import CANCEL_CHANNEL, KILL_WORKER_CHANNEL, QUEUE_CHANNEL
+from ..db.notifier import Notifier
 from ..db.postgres import Connection, connect
 from ..db.reconnecting import keep_connected
 from ..db.schema_revision import check_schema
@@ -31,7 +32,6 @@ from .claiming import Claiming
 from .heartbeat import Beat, Heart, Report, connect_control
 from .kill_switch import KillSwitch
 from .lease import Lease
-from .notifier import Notifier
 from .outbox import Lost
 from .reaper import release
 from .recent_batches import RecentBatches
@@ -65,7 +65,11 @@ class Worker:
         names_in_metrics = Names(generators.keys() | settings.models.keys(), configured_models(settings))
         telemetry = Telemetry(self.metrics, names_in_metrics)
         self._notifier = Notifier(
-            settings.dsn, with_events=settings.notify_payloads, metrics=self.metrics, prepare=settings.prepare
+            settings.dsn,
+            name="baton worker notify",
+            with_events=settings.notify_payloads,
+            count=self.metrics.count_notifications,
+            prepare=settings.prepare,
         )
         self._wake = asyncio.Event()
         self.lease = Lease(settings, names, on_change=self._wake.set)

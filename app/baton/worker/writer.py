@@ -25,14 +25,14 @@ from ..backoff import retry
 from ..db import event_log, sqlstates, stream_ending, streams
 from ..db.event_log import Append
 from ..db.fence import Fence
-from ..db.postgres import Connection, connect
+from ..db.notifier import Notifier
+from ..db.postgres import DATA_ERRORS, Connection, connect
 from ..db.reconnecting import FAILURES
 from ..observability.log_context import fields_of
 from ..observability.metrics import WorkerMetrics
-from .appending import DATA_ERRORS, STATEMENT_BYTES, HistoryChanged, append
+from .appending import STATEMENT_BYTES, HistoryChanged, append
 from .flush_schedule import FlushSchedule
 from .log_comparison import LeaseLasted, LogComparison
-from .notifier import Notifier
 from .outbox import Lost, Outbox
 from .recent_batches import RecentBatches
 

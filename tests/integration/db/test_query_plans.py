@@ -119,7 +119,7 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "matching": (MATCHING, ("", FIRST, LAST, MOST_ROWS - 1, None, ['{"chat": "4242"}'], 50), 0),
     "insert": (
         stream_creation._INSERT,
-        ("", "test", "1", "{}", "retry", *[None] * 6, True, 936, 1000, FIRST, ["$stream"], 7),
+        ("", "test", "1", "{}", "retry", *[None] * 6, True, False, 936, 1000, FIRST, ["$stream"], 7),
         0,
     ),
     "take": (rate_buckets._TAKE, ("", "caller", 0.1, 10), 0),
@@ -135,7 +135,7 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "queue": (stream_queue._QUEUE_STATE, (YESTERDAY, FIRST), 0),
     "workers": (worker_rows._LISTED, (), 0),
     "silences": (worker_rows._SILENCES, (), 0),
-    "note": (pod_rows._NOTE, (WORKER, 600, "a", "1", "ready", "x", 0, 0, "{}", "{}", "{}", None), 0),
+    "note": (pod_rows._NOTE, (WORKER, 600, "a", "1", "ready", "x", 0, 0, "{}", "{}", "{}", None, "0023"), 0),
     "viewers": (pod_rows._VIEWERS, (["$stream"], [str(WORKER)]), 0),
     "orphans": (worker_rows._ORPHANS, (WORKER,), 0),
     "grew": (event_log._GREW, ("$stream", 1, rf"\x{RESET_HEAD.hex()}", rf"\x{RESUMED_HEAD.hex()}"), 1),

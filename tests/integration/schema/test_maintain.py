@@ -167,7 +167,7 @@ async def test_the_horizon_never_moves_back_and_a_longer_retention_keeps_the_res
         assert await connection.fetchval("SELECT count(*) FROM baton.retention") == 1
 
 
-@pytest.mark.parametrize("status", ["running", "queued"])
+@pytest.mark.parametrize("status", ["running", "queued", "open"])
 async def test_a_live_stream_keeps_its_partition_until_it_has_ended(dsn: str, status: str) -> None:
     async with connected(dsn) as connection:
         stream_id = await old_stream(connection, GONE_DAYS, batches=2, ended=False)
@@ -183,6 +183,44 @@ async def test_a_live_stream_keeps_its_partition_until_it_has_ended(dsn: str, st
         await append(connection, stream_id, 4, Outcome.completed("stop"))
         await maintained(connection)
         assert await state(connection, name) == "gone"
+
+
+async def test_a_partition_that_a_stream_keeps_holds_no_text_of_expired_ones(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        first, kept, last = [
+            await old_stream(connection, GONE_DAYS, batches=3, ended=ended, at_seconds=seconds)
+            for seconds, ended in ((60, True), (61, False), (62, True))
+        ]
+        young = await old_stream(connection, 1, batches=3)
+        name = partitions.name_of(await day(connection, GONE_DAYS))
+        foreseen: list[str] = []
+        await preview(connection, POLICY, foreseen.append)
+        assert f"Would delete the rows of expired streams from partition {name}." in foreseen  # their rows are there
+        said = await maintained(connection, batch_rows=2)
+        assert f"Deleted 8 rows of expired streams from partition {name}." in said
+        rows = await connection.fetch("SELECT stream_id, count(*) FROM baton.batch GROUP BY 1")
+        assert {row[0]: row[1] for row in rows} == {kept: 3, young: 4}
+        assert {first, last}.isdisjoint(row[0] for row in rows)
+        assert not any("of expired streams" in line for line in await maintained(connection, batch_rows=2))
+        foreseen.clear()
+        await preview(connection, POLICY, foreseen.append)
+        assert not any("rows of expired streams" in line for line in foreseen)
+
+
+async def test_what_belongs_to_an_external_stream_is_deleted_with_it(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        streams = [await old_stream(connection, days_ago) for days_ago in (GONE_DAYS, 1)]
+        for stream_id in streams:
+            await connection.execute(
+                "INSERT INTO baton.external_stream (stream_id, tenant, path, kind, content_type) "
+                "VALUES ($1, '', $2, 'text', 'text/plain')",
+                *(stream_id, str(stream_id)),
+            )
+            await connection.execute("INSERT INTO baton.producer VALUES ($1, 'a', 0, 1), ($1, 'b', 0, 1)", stream_id)
+        await maintained(connection)
+        for table, count in (("external_stream", 1), ("producer", 2)):
+            found = await connection.fetch(f"SELECT stream_id FROM baton.{table}")
+            assert [row[0] for row in found] == streams[1:] * count
 
 
 async def test_many_rows_are_deleted_in_small_batches(dsn: str) -> None:
@@ -362,7 +400,11 @@ async def test_the_rows_are_found_by_indexes(dsn: str) -> None:
             "INSERT INTO baton.idempotency_key SELECT '', id::text, '', id, clock_timestamp() + interval '1 h' "
             "FROM baton.stream"
         )
-        await connection.execute("ANALYZE baton.stream, baton.idempotency_key")
+        await connection.execute(
+            "INSERT INTO baton.external_stream (stream_id, tenant, kind, content_type) "
+            "SELECT id, '', 'text', 'text/plain' FROM baton.stream"
+        )
+        await connection.execute("ANALYZE baton.stream, baton.idempotency_key, baton.external_stream")
         top = UUID(int=2**128 - 1)
         plans = [
             await plan(connection, retention._DELETE_STREAMS, UUID(int=0), top, 500),

@@ -16,12 +16,12 @@ from baton.chaos.proxy import Proxy
 from baton.db import history
 from baton.db.event_log import Append
 from baton.db.fence import Fence
+from baton.db.notifier import Notifier
 from baton.db.postgres import Connection
 from baton.events import encode_text
 from baton.observability.metrics import WorkerMetrics
 from baton.outcome import Outcome
 from baton.worker.appending_again import append_again
-from baton.worker.notifier import Notifier
 from baton.worker.outbox import Lost, Outbox
 from baton.worker.recent_batches import RecentBatches
 from baton.worker.writer import Writer
@@ -35,7 +35,7 @@ class Desk:
 
     def __init__(self, dsn: str, *, lasted: bool) -> None:
         self.metrics = WorkerMetrics()
-        self.notifier = Notifier(dsn, with_events=True, metrics=self.metrics)
+        self.notifier = Notifier(dsn, name="baton test", with_events=True, count=self.metrics.count_notifications)
         self.recent = RecentBatches(60, 1 << 20)
 
         async def lease_lasted(_connection: Connection, _history: str) -> bool:

@@ -14,12 +14,12 @@ from tests.support.logbook import claimed, connected, ended, events, row, text, 
 from baton.chaos.proxy import Proxy
 from baton.db import history
 from baton.db.notifications import unpack
+from baton.db.notifier import Notifier
 from baton.db.postgres import Connection
 from baton.events import encode_text
 from baton.observability.metrics import WorkerMetrics
 from baton.outcome import Outcome
 from baton.worker import writer
-from baton.worker.notifier import Notifier
 from baton.worker.outbox import Lost, Outbox
 from baton.worker.writer import Writer
 
@@ -29,7 +29,7 @@ class Desk:
 
     def __init__(self, dsn: str, window_seconds: float, lasted: bool = True) -> None:
         self.metrics = WorkerMetrics()
-        self.notifier = Notifier(dsn, with_events=True, metrics=self.metrics)
+        self.notifier = Notifier(dsn, name="baton test", with_events=True, count=self.metrics.count_notifications)
 
         async def lease_lasted(_connection: Connection, _history: str) -> bool:
             return lasted

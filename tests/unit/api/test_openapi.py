@@ -199,7 +199,9 @@ def test_each_stream_of_events_has_the_type_of_its_data(described: dict[str, Any
 
 def test_error_codes_are_enumerated(described: dict[str, Any]) -> None:
     schemas = described["components"]["schemas"]
-    assert schemas["Problem"]["properties"]["code"] == {"$ref": "#/components/schemas/RefusalCode"}
+    # An append to a stream that was cancelled is refused with the code of its end.
+    codes = [{"$ref": f"#/components/schemas/{name}"} for name in ("RefusalCode", "EndCode")]
+    assert schemas["Problem"]["properties"]["code"] == {"anyOf": codes}
     assert schemas["RefusalCode"]["enum"] == [code.code for code in REFUSALS]
     # A generator may have codes of its own.
     assert schemas["StreamError"]["properties"]["code"]["anyOf"][0] == {"$ref": "#/components/schemas/EndCode"}

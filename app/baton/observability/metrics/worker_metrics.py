@@ -129,6 +129,10 @@ class WorkerMetrics(Collector):
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
+    def count_notifications(self, sent: int) -> None:
+        """Count notifications that were sent."""
+        self.notifications += sent
+
     @property
     def tokens(self) -> int:
         """How many tokens the generators here have yielded."""

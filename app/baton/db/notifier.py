@@ -1,4 +1,4 @@
-"""Sends a worker's notifications about appended batches, over a connection of its own, as soon as possible.
+"""Sends notifications about appended batches, over a connection of its own, as soon as possible.
 
 Notifications may be late or lost: a pod finds a batch that was not announced by its next poll. The signing keys and the
 history of the database are read again every `signing_keys.REREAD_SECONDS`, and at once after a reconnect or
@@ -10,29 +10,40 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from ..backoff import Backoff
-from ..db import history, notifications, signing_keys
-from ..db.event_log import Append
-from ..db.postgres import Connection, connect
-from ..db.reconnecting import keep_connected
-from ..observability.metrics import WorkerMetrics
+from . import history, notifications, signing_keys
+from .event_log import Append
+from .postgres import Connection, connect
+from .reconnecting import keep_connected
 
 logger = logging.getLogger(__name__)
 
 
 class Notifier:
-    """Announces appended batches to pods. Announcements that cannot be sent are dropped."""
+    """Announces appended batches to pods. Announcements that cannot be sent are dropped.
+
+    `name` is that of the connection, for the server. `count` is called with the number of notifications that were sent.
+    """
 
     MAX_WAITING: Final = 10_000
 
-    def __init__(self, dsn: str, *, with_events: bool, metrics: WorkerMetrics, prepare: bool = True) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        name: str,
+        with_events: bool,
+        prepare: bool = True,
+        count: Callable[[int], None] = lambda _sent: None,
+    ) -> None:
         self._dsn = dsn
+        self._name = name
         self._prepare = prepare
         self._with_events = with_events
-        self._metrics = metrics
+        self._count = count
         self._waiting: list[Append] = []
         self._committed_at = 0.0  # when the first of these was
         self._wake = asyncio.Event()
@@ -55,7 +66,7 @@ class Notifier:
         await keep_connected(self._connect, self._send, on_failure=self._on_failure)
 
     async def _connect(self) -> Connection:
-        return await connect(self._dsn, name="baton worker notify", prepare=self._prepare)
+        return await connect(self._dsn, name=self._name, prepare=self._prepare)
 
     def _on_failure(self, error: Exception) -> None:
         logger.warning("Notifications are not being sent: %r", error)
@@ -73,5 +84,5 @@ class Notifier:
             appends, self._waiting = self._waiting, []
             payloads = notifications.pack(appends, self._committed_at, keys, with_events=self._with_events)
             await notifications.notify(connection, notifications.EVENTS_CHANNEL, payloads)
-            self._metrics.notifications += len(payloads)
+            self._count(len(payloads))
             backoff.reset()

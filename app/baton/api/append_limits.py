@@ -1,0 +1,53 @@
+"""What bounds appends over HTTP: how fast each caller appends, and how large a message is.
+
+The rate is counted in the memory of each pod, as reads are. How much a stream holds, and how many producers it has, is
+decided where appends are (`db.external_appends`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from starlette.requests import Request
+
+from ..errors import AppendRateLimited, MessageTooLarge
+from ..pod import read_limits
+from .request import pod_of, principal_of
+from .request_body import readable_bytes
+
+
+async def require_append(request: Request) -> None:
+    """Take one of the caller's appends. Call it before the body is read, on a route that is not `counted`.
+
+    Raises:
+        AppendRateLimited: the caller appends faster than it may on this pod.
+    """
+    pod, principal = pod_of(request), principal_of(request)
+    wait_seconds = pod.append_rates.take(principal.tenant, principal.name)
+    if wait_seconds is not None:
+        pod.metrics.rejected["appends_per_second"] += 1
+        await asyncio.sleep(read_limits.REFUSAL_SECONDS)
+        rate = pod.append_rates.rate
+        raise AppendRateLimited(
+            f"You may append {rate.per_second:g} times a second, and {rate.burst} times at once after a pause. Put "
+            f"several messages into one append. Try again in {wait_seconds} s.",
+            wait_seconds,
+        )
+
+
+def require_small(request: Request, lines: Sequence[bytes]) -> None:
+    """Refuse a message that is larger than an event may be. `lines` are the messages as the log stores them.
+
+    Raises:
+        MessageTooLarge: one of them is.
+    """
+    max_bytes = pod_of(request).settings.max_event_bytes
+    largest = max(map(len, lines), default=0)
+    if largest > max_bytes:
+        pod_of(request).metrics.rejected["message_bytes"] += 1
+        raise MessageTooLarge(
+            f"A message may have {readable_bytes(max_bytes)}, and one of these has {largest} bytes as it is stored. "
+            "Send it in parts.",
+            operator=f"a message may have {max_bytes} bytes (BATON_MAX_EVENT_BYTES)",
+        )
