@@ -111,6 +111,7 @@ TIMES = (
     "now",
     "",
 )
+WAITS = ("0", "0.01", "-1", "x", "1e9", "")
 LIVE = ("long-poll", "sse")
 OFFSETS = ("-1", "now", "0", "", "-2", "000000000000_0000000000", "ffffffffffff_9999999999", "0" * 500, "%00", "null")
 REFUSED_TYPES: tuple[Any, ...] = ("done", "reset", "resumed", "state", "continue", "wait", "", None, 7, [])
@@ -180,7 +181,7 @@ class Attack:
             id_ = pick(self._ids(tenant))
             return (
                 "GET",
-                f"/v1/streams/{id_}/end?wait={pick((*NUMBERS[:4], '0.01', '-1', 'x', '1e9'))}"[:60],
+                f"/v1/streams/{id_}/end?wait={pick(WAITS)}",
                 self._headers(tenant, "GET"),
                 b"",
             )
