@@ -21,7 +21,8 @@ SUITE_SETTINGS = {
     "BATON_CREATES_BURST": "10000",
     "BATON_LONG_POLL_SECONDS": "2",
 }
-SECONDS = 12
+MESSAGES = 50
+SECONDS = 8
 
 
 @pytest.fixture
@@ -42,5 +43,5 @@ async def test_two_pods_behind_one_address_pass_the_conformance_suite(cluster: C
 async def test_their_clients_lose_nothing_while_pods_are_killed(cluster: Cluster, streams_node: Node) -> None:
     async with losing_pods(cluster.dsn) as pods, pods.losing(every_seconds=2):
         pods.balancer.loses = 0.02
-        await write_and_read(streams_node, pods.url, 200, SECONDS)
+        await write_and_read(streams_node, pods.url, MESSAGES, SECONDS)
         assert pods.kills > 1

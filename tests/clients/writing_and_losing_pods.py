@@ -19,8 +19,12 @@ LIVE: tuple[Literal["long-poll", "sse"], ...] = ("long-poll", "sse")
 ATTEMPTS_OF_A_ZOMBIE = 5
 
 
-async def write_and_read(node: Node, url: str, messages: int, seconds: float) -> dict[str, Any]:
-    """Have each client write a stream of each kind, and each read all, live and by both ways.
+async def write_and_read(
+    node: Node, url: str, messages: int, seconds: float, *, by_both_ways: bool = False
+) -> dict[str, Any]:
+    """Have each client write a stream of each kind, and each read all, live: by long-poll or by SSE, or by both ways.
+
+    The writers make their messages in this many seconds, and take longer on a slow machine.
 
     Returns:
         How often clients repeated a request or continued after a cut.
@@ -30,6 +34,11 @@ async def write_and_read(node: Node, url: str, messages: int, seconds: float) ->
     """
     written = {kind: kind.messages(messages) for kind in KINDS}
     by = {f"{url}/v1/stream/{writer}/{kind.name}": kind for kind in KINDS for writer in ("ts", "py")}
+    ways = {
+        (client, address): LIVE if by_both_ways else (LIVE[(number + (client == "ts")) % 2],)
+        for client in ("ts", "py")
+        for number, address in enumerate(by)
+    }
     async with contextlib.AsyncExitStack() as stack:
         http = await stack.enter_async_context(httpx.AsyncClient(timeout=30, trust_env=False))
         for address, kind in by.items():
@@ -44,13 +53,13 @@ async def write_and_read(node: Node, url: str, messages: int, seconds: float) ->
             node.running("writer.mjs", _plan(node, "write.json", plan), f"{seconds}")
         )
         await writer.says("created")
-        readers = [[address, live, kind.is_json] for address, kind in by.items() for live in LIVE]
+        readers = [[address, live, kind.is_json] for address, kind in by.items() for live in ways["ts", address]]
         reader = await stack.enter_async_context(node.running("reader.mjs", _plan(node, "read.json", readers)))
         async with asyncio.TaskGroup() as group:
             reading = {
                 (address, live): group.create_task(python.read(address, live, kind.name))
                 for address, kind in by.items()
-                for live in LIVE
+                for live in ways["py", address]
                 # This client reads no bytes by SSE.
                 if (kind.name, live) != ("bytes", "sse")
             }
@@ -80,7 +89,7 @@ def _plan(node: Node, name: str, plan: Sequence[Any]) -> str:
 async def _result(script: Script, seconds: float) -> Any:
     """Return what a script says at its end."""
     assert script.process.stdout is not None
-    async with asyncio.timeout(seconds + DEADLINE_SECONDS):
+    async with asyncio.timeout(seconds + 2 * DEADLINE_SECONDS):
         line = await script.process.stdout.readline()
     assert line, "The script has failed."
     return json.loads(line)
