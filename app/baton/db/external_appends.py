@@ -148,11 +148,6 @@ class Appended:
     duplicate: bool = False
     producer: ProducerClaim | None = None
 
-    @property
-    def is_final(self) -> bool:
-        """Whether a newer state of the stream cannot change it. A duplicate's answer has the producer's last append."""
-        return not self.duplicate
-
 
 RefusedBecause: TypeAlias = Literal[
     "not_found", "closed", "fenced", "gap", "epoch_must_begin_at_0", "stream_seq", "too_large", "too_many_producers"
@@ -171,7 +166,7 @@ class Refused:
     @property
     def is_final(self) -> bool:
         """Whether a newer state of the stream cannot change it."""
-        return self.because in {"closed", "stream_seq"}
+        return self.because in {"closed", "fenced", "stream_seq"}
 
 
 @dataclass(slots=True)

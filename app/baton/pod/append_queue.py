@@ -223,7 +223,7 @@ class AppendQueue:
         plan = _Plan(state.tail, state.copy())
         for position, item in enumerate(items):
             found = plan.after.accept(item.request, max_bytes=self._settings.max_external_bytes)
-            if not is_fresh and not found.is_final:
+            if isinstance(found, Refused) and not (is_fresh or found.is_final):
                 plan.is_doubtful = True
                 self._states.pop(item.request.stream_id, None)
                 self._put_back(items[position:])

@@ -12,7 +12,7 @@ from tests.support.logbook import connected, events, row, until
 
 from baton.chaos.proxy import Proxy
 from baton.db import external_streams, stream_ending
-from baton.db.external_appends import Appended, ProducerClaim, Refused
+from baton.db.external_appends import Appended, Refused
 from baton.db.postgres import pool
 from baton.errors import Unavailable
 from baton.outcome import Outcome
@@ -84,18 +84,6 @@ async def test_a_refusal_is_never_based_on_an_old_state(dsn: str) -> None:
         assert await other.append(request(stream, texts("4"), by=("a", 0, 4))) == Refused("gap", 3, number=3)
         await append(one, stream, texts("3"), by=("a", 1, 0))
         assert await other.append(request(stream, texts("3"), by=("a", 0, 3))) == Refused("fenced", 4, number=1)
-
-
-async def test_a_duplicate_and_a_zombie_learn_what_was_written_on_another_pod(dsn: str) -> None:
-    stream = (await opened(dsn)).stream_id
-    async with append_queue(dsn) as one, append_queue(dsn) as other:
-        await append(one, stream, texts("0"), by=("a", 1, 0))
-        await append(other, stream, texts("1"), by=("a", 1, 1))
-        found = await append(one, stream, texts("0"), by=("a", 1, 0))
-        assert found == Appended(2, False, True, ProducerClaim("a", 1, 1))
-        await append(other, stream, texts("2"), by=("a", 7, 0))
-        assert await one.append(request(stream, texts("0"), by=("a", 0, 0))) == Refused("fenced", 3, number=7)
-        assert await one.append(request(stream, texts("1"), by=("a", 1, 1))) == Refused("fenced", 3, number=7)
 
 
 @pytest.mark.parametrize("named", [True, False])
