@@ -174,6 +174,20 @@ ADVICE: Final[dict[str, Advice]] = {
         "Try again after the seconds in `Retry-After`.",
         "The pod's log names the processes. Update all pods and workers to this release.",
     ),
+    "offset_gone": Advice(
+        "Discard what was read, and read the stream again from its beginning (`offset=-1`).",
+        _NOTHING,
+    ),
+    "messages_missing": Advice(
+        "Keep the messages that were read: the rest of the stream is lost. A retry does not help.",
+        "Rows of `baton.batch` are missing. Find out what deleted them, or restore them.",
+    ),
+    "raw_content": Advice(
+        "Read the stream at the address `/v1/stream/…` that the message names, with a client of the Durable Streams "
+        "protocol.",
+        "A stream that all dialects show is created with the content type `application/json; "
+        'profile="urn:baton:events"`.',
+    ),
     "answer_running": Advice(
         "Wait until the answer ends, or stop it with `POST …/{chat}/stop`. Then send the message again.",
         _NOTHING,

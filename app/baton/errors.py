@@ -21,6 +21,9 @@
     │   ├── ProducerFenced         403
     │   ├── ForksNotSupported      501
     │   ├── SubscriptionsNotSupported 501
+    │   ├── OffsetGone             410
+    │   ├── MessagesMissing        410
+    │   ├── RawContent             409
     │   ├── AnswerRunning          409
     │   ├── ConversationChanged    409
     │   ├── ConversationGone       410
@@ -279,6 +282,30 @@ class SubscriptionsNotSupported(RequestError):
     status = 501
     code = "subscriptions_not_supported"
     title = "Subscriptions are not supported"
+
+
+class OffsetGone(RequestError):
+    """The offset is of another stream. A stream that the address had before was deleted or has expired."""
+
+    status = 410
+    code = "offset_gone"
+    title = "The offset is of another stream"
+
+
+class MessagesMissing(RequestError):
+    """Messages of the stream are missing, so no client can get all of it. The same is `log_damaged` elsewhere."""
+
+    status = 410
+    code = "messages_missing"
+    title = "Messages of the stream are missing"
+
+
+class RawContent(RequestError):
+    """The stream has text, bytes or JSON that are not Baton's events, so only the Durable Streams protocol reads it."""
+
+    status = 409
+    code = "raw_content"
+    title = "The stream has no events"
 
 
 class AnswerRunning(RequestError):

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 Entry: TypeAlias = dict[str, Any]
 
+# The generator of streams that a producer writes over HTTP. No other generator may have this name.
+EXTERNAL: Final = "external"
 # Built-in generators that ask a model provider through its SDK, which has the same name.
 PROVIDERS: Final = ("openai", "anthropic")
 

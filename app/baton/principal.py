@@ -29,11 +29,11 @@ class Principal:
     expires_at: float = math.inf  # when its credential expires, in seconds since 1970
     grace_seconds: float = math.inf  # how long it may read a stream after its end
 
-    def require(self, scope: AuthScope) -> None:
-        """Raise Forbidden unless this caller has a scope."""
-        if scope not in self.scopes:
+    def require(self, *scopes: AuthScope) -> None:
+        """Raise Forbidden unless this caller has one of these scopes."""
+        if self.scopes.isdisjoint(scopes):
             allowed = ", ".join(sorted(self.scopes)) or "nothing"
-            raise Forbidden(f"This needs the scope {scope}. The credential allows: {allowed}.")
+            raise Forbidden(f"This needs the scope {' or '.join(scopes)}. The credential allows: {allowed}.")
 
     def require_tenant(self) -> None:
         """Raise Forbidden if this caller may access only one stream."""

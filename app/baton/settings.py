@@ -96,8 +96,8 @@ class Settings(BaseSettings):
     )
     trusted_proxies: Annotated[frozenset[str], NoDecode] = Field(
         default_factory=frozenset,
-        description="Proxies whose `X-Forwarded-Prefix` overrides `BATON_PATH_PREFIX`: addresses or networks, "
-        "`10.0.0.0/8`, comma-separated; `*` means every peer",
+        description="Proxies whose `X-Forwarded-Prefix` overrides `BATON_PATH_PREFIX`, and whose `X-Forwarded-Proto` "
+        "counts: addresses or networks, `10.0.0.0/8`, comma-separated; `*` means every peer",
     )
     allowed_origins: Annotated[frozenset[str], NoDecode] = Field(
         default_factory=frozenset,
@@ -236,7 +236,8 @@ class Settings(BaseSettings):
         7 * 86_400,
         gt=0,
         le=366 * 86_400,
-        description="Longest life of an external stream: an open one is then closed",
+        description="Longest life of an external stream whose messages are not Baton's events: an open one is then "
+        "closed. For the others `BATON_MAX_DURATION_SECONDS` counts",
     )
     max_subscribers: int = Field(
         5000,
@@ -277,6 +278,12 @@ class Settings(BaseSettings):
     )
     max_connection_age_seconds: float = Field(
         240, gt=0, le=86_400, description="Longest life of a connection: a pod makes its client reconnect before that"
+    )
+    long_poll_seconds: float = Field(
+        20,
+        gt=0,
+        le=300,
+        description="How long a read with `live=long-poll`, of the Durable Streams protocol, waits for something new",
     )
     drain_seconds: float = Field(
         3, ge=0, le=60, description="How long a leaving pod takes to send its clients to other pods"
@@ -630,6 +637,21 @@ class Settings(BaseSettings):
         if not isinstance(value, dict):
             raise ValueError("it must be a JSON object")
         return model_entries.parse(value)
+
+    @model_validator(mode="after")
+    def _no_generator_has_a_reserved_name(self) -> Self:
+        for variable, names in (
+            ("BATON_GENERATORS", self.generators),
+            ("BATON_MODELS", self.models),
+            ("BATON_ENABLED_GENERATORS", self.enabled_generators),
+            ("BATON_DEFAULT_GENERATOR", {self.default_generator}),
+        ):
+            if model_entries.EXTERNAL in names:
+                raise ValueError(
+                    f"{variable} names the generator {model_entries.EXTERNAL!r}, which is reserved for streams that "
+                    "are written over HTTP. Use another name"
+                )
+        return self
 
     @model_validator(mode="after")
     def _models_fit_their_generators(self) -> Self:

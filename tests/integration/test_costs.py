@@ -17,11 +17,22 @@ from typing import Any, cast
 import asyncpg
 import orjson
 import pytest
+from tests.support import external
 from tests.support.cluster import Cluster, RunningPod, text
+from tests.support.external import opened
 from tests.support.follower import following, frames_after
 from tests.support.logbook import connected, ended, queue, until, until_tail, working
 
-from baton.db import event_log, notifications, stream_creation, stream_ending, stream_queue, streams, worker_rows
+from baton.db import (
+    event_log,
+    external_appends,
+    notifications,
+    stream_creation,
+    stream_ending,
+    stream_queue,
+    streams,
+    worker_rows,
+)
 from baton.db.postgres import Connection, Pool, pool
 from baton.db.stream_creation import Limits, NewStream
 from baton.db.stream_states import State
@@ -187,6 +198,35 @@ async def test_a_state_costs_a_row_and_no_statement_of_its_own(cluster: Cluster)
     # The batch, the state and their places in their keys; the confirmation of the state's; and the delete.
     assert explained.plan["WAL Records"] <= 6.5 * len(authors)
     assert explained.plan["WAL Bytes"] / len(authors) < 250 + 1024 + 350
+
+
+async def test_a_group_of_appends_is_one_statement_that_updates_in_place(dsn: str) -> None:
+    """50 producers append one message each, on the states that their pod remembers."""
+    ids = [(await opened(dsn)).stream_id for _ in range(50)]
+    line = encode_text(WORD)
+    async with connected(dsn) as connection:
+        states = await external_appends.read(connection, [(stream_id, "a") for stream_id in ids])
+        for number in range(20):
+            writes = []
+            for stream_id in ids:
+                state = states[stream_id]
+                before, sent = state.tail, external.request(stream_id, [line], by=("a", 0, number))
+                state.accept(sent, max_bytes=1 << 20)
+                writes.append(external_appends.Write(stream_id, before, state, 1, line, len(line), 1, ["a"], None))
+            explained = Explained(connection)
+            assert await external_appends.write(cast(Connection, explained), writes) is not None
+            assert explained.statements == 1
+            if explained.plan["WAL FPI"] == 0 and number > 1:
+                break
+        else:
+            pytest.fail("each append wrote whole pages")
+        tails = await connection.fetch("SELECT tail FROM baton.external_stream")
+        assert {row[0] for row in tails} == {number + 1}
+    # The batch and its place in the key; the locks and the new versions of the stream's and the producer's row.
+    changes = [plan for plan in explained.plan["Plans"] if plan["Node Type"] == "ModifyTable"]
+    assert len(changes) == 3
+    assert sum(plan["WAL Records"] for plan in changes) <= 6.5 * len(ids)
+    assert sum(plan["WAL Bytes"] for plan in changes) / len(ids) < 600
 
 
 async def test_a_stream_without_states_or_steps_does_nothing_for_them(

@@ -21,9 +21,11 @@ from baton.settings import Settings
 EVENTS_TYPE = 'application/json; profile="urn:baton:events"'
 
 
-async def opened(dsn: str, *, kind: Kind = "events", tenant: str = "", **rest: Any) -> ExternalStream:
+async def opened(
+    dsn: str, *, kind: Kind = "events", tenant: str = "", stream: NewStream | None = None, **rest: Any
+) -> ExternalStream:
     """Create an open stream."""
-    new = NewStream("external", None, {}, "fail", tenant)
+    new = stream or NewStream("external", None, {}, "fail", tenant)
     async with pool(dsn, size=1, timeout_seconds=10) as connections:
         created = await external_streams.create(connections, NewExternal(new, kind, EVENTS_TYPE, **rest))
     return created[1]

@@ -13,18 +13,33 @@ import orjson
 from starlette.requests import Request
 
 from ..auth.tokens import Wish
-from ..db import event_log, notifications, rate_buckets, retention, stream_creation, stream_ending
+from ..db import (
+    event_log,
+    external_streams,
+    notifications,
+    rate_buckets,
+    retention,
+    stream_creation,
+    stream_ending,
+)
 from ..db.postgres import translated
 from ..db.rate_buckets import Rate
 from ..db.stream_creation import IdempotencyKey, Limits, NewStream
 from ..db.streams import Stream
-from ..errors import CreateRateLimited, InputTooLarge, InvalidRequest, TooManyStreams, UnknownGenerator
+from ..errors import (
+    CreateRateLimited,
+    InputTooLarge,
+    InvalidRequest,
+    RawContent,
+    ReservedGenerator,
+    TooManyStreams,
+    UnknownGenerator,
+)
 from ..observability import log_context, tracing
 from ..pod.pod import Pod
-from ..principal import Principal
 from .models import CreateStream
 from .problems import path_of
-from .request import damaged, found, idempotency_key, pod_of, principal_of
+from .request import damaged, found, idempotency_key, pod_of, principal_of, require_events
 from .request_body import SEND_LESS, readable_bytes
 
 logger = logging.getLogger(__name__)
@@ -53,15 +68,15 @@ def new_stream(
     Raises:
         InputTooLarge: the input, or the message that it continues, is too large.
         InvalidRequest: a limit is too short.
+        ReservedGenerator: it names the generator of external streams, which are created in another way.
     """
-    pod = pod_of(request)
-    max_bytes = pod.settings.max_input_bytes
-    if any(len(orjson.dumps(content)) > max_bytes for content in (creation.input, continuation)):
-        pod.metrics.rejected["input_bytes"] += 1
-        raise InputTooLarge(
-            f"The conversation is larger than {readable_bytes(max_bytes)} and cannot be sent. {SEND_LESS}",
-            operator=f"an input may have {max_bytes} bytes as JSON (BATON_MAX_INPUT_BYTES)",
+    if creation.generator == external_streams.GENERATOR:
+        raise ReservedGenerator(
+            f"The name {external_streams.GENERATOR!r} is for streams that you write yourself. Create one with "
+            "`POST /v1/streams`."
         )
+    pod = pod_of(request)
+    require_input_size(request, creation.input, continuation)
     may_continue, on_worker_lost = _policy(creation.on_worker_lost, pod.settings.on_worker_lost, can_reset=can_reset)
     return NewStream(
         creation.generator or pod.settings.default_generator,
@@ -69,7 +84,7 @@ def new_stream(
         creation.metadata,
         on_worker_lost,
         tenant=principal_of(request).tenant,
-        limits=_limits(pod, creation),
+        limits=limits_of(pod, creation),
         continuation=continuation,
         may_continue=may_continue,
     )
@@ -84,7 +99,7 @@ async def create(
 
     Raises:
         CreateRateLimited: the caller creates streams faster than it may.
-        TooManyStreams: the tenant has as many queued and running streams as it may.
+        TooManyStreams: the tenant has as many streams that have not ended as it may.
         UnknownGenerator: neither this pod nor a worker offers the generator.
         IdempotencyConflict, InvalidRequest, Unavailable: see `stream_creation.create`.
     """
@@ -102,11 +117,12 @@ async def create(
     return stream, created
 
 
-async def read(request: Request, stream_id: UUID) -> Content:
-    """Read all events of a stream so far.
+async def read(request: Request, stream_id: UUID, *, or_none: bool = False) -> Content:
+    """Read all events of a stream so far. With `or_none`, a stream of other content has none.
 
     Raises:
         LogDamaged: events are missing.
+        RawContent: its content is not events.
         StreamExpired, StreamNotFound, Unavailable: it cannot be read.
     """
     pool = pod_of(request).pool
@@ -115,6 +131,12 @@ async def read(request: Request, stream_id: UUID) -> Content:
     async with translated(pool):
         for _ in range(2):
             stream = await found(request, stream_id)
+            try:
+                await require_events(request, stream)
+            except RawContent:
+                if not or_none:
+                    raise
+                return Content(stream, [], 0, whole=False)
             async for page in event_log.pages(pool, stream_id, cursor):
                 for batch in page:
                     if batch.first_seq != cursor + 1:
@@ -139,7 +161,7 @@ async def cancel(request: Request, stream_id: UUID) -> tuple[Stream, bool]:
         where = await stream_ending.request_cancel(pool, stream_id)
         if where == "running":
             await notifications.announce_cancel(pool, stream_id)
-        elif where == "queued":
+        elif where is not None:
             await notifications.announce_change(pool, stream_id)
         return await found(request, stream_id), where == "running"
 
@@ -171,7 +193,7 @@ def token(request: Request, stream: Stream, wish: Wish) -> tuple[str | None, dat
 
 async def _create(request: Request, new: NewStream, key: IdempotencyKey | None) -> tuple[Stream, bool]:
     pod = pod_of(request)
-    await _take_create(pod, principal_of(request))
+    await take_create(request)
     if sentence := await pod.missing_generator(new.generator):
         raise UnknownGenerator(f"There is no generator called {new.generator!r:.80}.", operator=sentence)
     try:
@@ -190,8 +212,9 @@ async def _create(request: Request, new: NewStream, key: IdempotencyKey | None) 
     return stream, created
 
 
-async def _take_create(pod: Pod, caller: Principal) -> None:
+async def take_create(request: Request) -> None:
     """Raise CreateRateLimited unless the caller may create a stream now."""
+    pod, caller = pod_of(request), principal_of(request)
     rate = Rate(pod.settings.creates_per_second, pod.settings.creates_burst)
     wait_seconds = await rate_buckets.take(pod.pool, caller.tenant, caller.name, rate)
     if wait_seconds is not None:
@@ -214,7 +237,28 @@ def _policy(wanted: str | None, default: str, *, can_reset: bool) -> tuple[bool,
     return policy == "continue", "retry" if can_reset and policy != "fail" else "fail"
 
 
-def _limits(pod: Pod, creation: CreateStream) -> Limits:
+def require_input_size(request: Request, *contents: Any) -> None:
+    """Refuse an input that is too large.
+
+    Raises:
+        InputTooLarge: one of the contents is.
+    """
+    pod = pod_of(request)
+    max_bytes = pod.settings.max_input_bytes
+    if any(len(orjson.dumps(content)) > max_bytes for content in contents):
+        pod.metrics.rejected["input_bytes"] += 1
+        raise InputTooLarge(
+            f"The conversation is larger than {readable_bytes(max_bytes)} and cannot be sent. {SEND_LESS}",
+            operator=f"an input may have {max_bytes} bytes as JSON (BATON_MAX_INPUT_BYTES)",
+        )
+
+
+def limits_of(pod: Pod, creation: CreateStream) -> Limits:
+    """Return what bounds a new stream.
+
+    Raises:
+        InvalidRequest: a limit is too short.
+    """
     unwatched = creation.cancel_when_unwatched_seconds or pod.settings.cancel_when_unwatched_seconds
     least = 2 * pod.settings.watch_interval_seconds
     if unwatched is not None and unwatched < least:

@@ -22,9 +22,14 @@ LEAVING: Final = "This part of the service is shutting down. Try again."
 
 
 def admitted(
-    handler: Handler, scope: AuthScope | None, *, narrow: bool = False, counted: bool | None = None
+    handler: Handler,
+    scope: AuthScope | None,
+    *,
+    or_scope: AuthScope | None = None,
+    narrow: bool = False,
+    counted: bool | None = None,
 ) -> Handler:
-    """Call a handler only for callers who have the scope; without a scope, for everybody.
+    """Call a handler only for callers who have the scope, or the other one; without a scope, for everybody.
 
     A request that is `counted` uses one of the caller's reads. By default that is every request with a scope except
     creates, which have a rate of their own.
@@ -42,7 +47,7 @@ def admitted(
                 principal = await pod_of(request).gate.admit(
                     request.method, request.headers, request.cookies, request.query_params
                 )
-                principal.require(scope)
+                principal.require(scope, *(() if or_scope is None else (or_scope,)))
                 principal.require_view("answer" if narrow else "full")
                 request.state.principal = principal
                 fair_semaphore.set_tenant(principal.tenant)

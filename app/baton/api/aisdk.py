@@ -29,7 +29,14 @@ from ..dialects.aisdk_chunks import AiSdkState
 from ..dialects.aisdk_message import Earlier
 from ..dialects.aisdk_places import Places
 from ..dialects.protocol import Encoded, Reader
-from ..errors import AnswerRunning, ConversationChanged, ConversationGone, InvalidRequest, UnknownGenerator
+from ..errors import (
+    AnswerRunning,
+    ConversationChanged,
+    ConversationGone,
+    InvalidRequest,
+    ReservedGenerator,
+    UnknownGenerator,
+)
 from ..events import Status
 from ..pod.pod import Pod
 from . import actions, aisdk_approvals, aisdk_turns, opening
@@ -51,7 +58,16 @@ from .models import CreateStream
 from .opening import Opening
 from .parameters import IDEMPOTENCY_KEY
 from .refusals import CREATING, FOLLOWING, JOINING, STREAM
-from .request import AsgiResponse, common_headers, found, json_answer, pod_of, principal_of, query_of
+from .request import (
+    AsgiResponse,
+    common_headers,
+    found,
+    json_answer,
+    pod_of,
+    principal_of,
+    query_of,
+    require_events,
+)
 from .request_body import parse_json, read_body
 from .routing import EVENTS, JSON, AnswerHeader, Parameter, Returns, Routes
 from .validation import validated
@@ -100,7 +116,15 @@ ROUTES: Final = Routes("AI SDK", path={"chat": _CHAT})
     "/v1/ai-sdk/chat",
     "create",
     {200: Returns(f"The answer: {_CHUNKS}.", {EVENTS: UIMessageChunk}, (_RUN_ID,))},
-    refusals=(*CREATING, *JOINING, UnknownGenerator, AnswerRunning, ConversationChanged, ConversationGone),
+    refusals=(
+        *CREATING,
+        *JOINING,
+        UnknownGenerator,
+        ReservedGenerator,
+        AnswerRunning,
+        ConversationChanged,
+        ConversationGone,
+    ),
     body=SendMessages | SendMessage,
     parameters=(IDEMPOTENCY_KEY,),
 )
@@ -254,6 +278,8 @@ async def _visible(request: Request, chat: str) -> Stream | None:
 async def _follow(
     request: Request, stream: Stream, start_index: int, *, replay: bool = False, continued: bool = True
 ) -> AsgiResponse:
+    async with translated(pod_of(request).pool):
+        await require_events(request, stream)
     headers = {_RUN_ID.name: f"run_{stream.id.hex}"}
     earlier = await _earlier(request, stream) if continued else None
     whole = aisdk.begin(stream.id, 0, earlier, replay=replay)

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from ..db.postgres import translated
 from ..db.stream_creation import IdempotencyKey
 from ..dialects.aisdk_approval_id import parse_approval_id
-from ..errors import InvalidRequest, LogDamaged, StreamExpired, StreamNotFound
+from ..errors import InvalidRequest, LogDamaged, RawContent, StreamExpired, StreamNotFound
 from ..events import read_json
 from ..generators.protocol import no_approvals
 from ..generators.registry import takes_approvals
@@ -150,7 +150,7 @@ async def _snapshot(request: Request, chat: str | None, stream_id: UUID) -> Snap
             if stream.metadata.get("chat") != chat:
                 return None
             content = await actions.read(request, stream_id)
-    except (StreamNotFound, StreamExpired, LogDamaged):
+    except (StreamNotFound, StreamExpired, LogDamaged, RawContent):
         return None
     return await asyncio.to_thread(Snapshot.of, content.lines, content.last_seq)
 

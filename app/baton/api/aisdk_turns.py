@@ -42,7 +42,7 @@ from .request_body import turn_of, without_turn
 _KEY_PREFIX: Final = "\tchat "
 # The pauses, in seconds, while a message waits for an answer that was asked to stop.
 _STOPPING_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-_REUSED: Final = frozenset({"queued", "running", "completed"})
+_REUSED: Final = streams.LIVE | {"completed"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What bounds appends over HTTP: how fast each caller appends, and how large a message is.
+"""What bounds appends over HTTP, and what counts them: how fast each caller appends, and how large a message is.
 
 The rate is counted in the memory of each pod, as reads are. How much a stream holds, and how many producers it has, is
 decided where appends are (`db.external_appends`).
@@ -7,14 +7,48 @@ decided where appends are (`db.external_appends`).
 from __future__ import annotations
 
 import asyncio
+import functools
+import time
 from collections.abc import Sequence
 
 from starlette.requests import Request
 
-from ..errors import AppendRateLimited, MessageTooLarge
+from ..db.external_appends import Appended, AppendRequest, Refused
+from ..errors import AppendRateLimited, MessageTooLarge, RequestError
 from ..pod import read_limits
-from .request import pod_of, principal_of
+from .admission import Handler
+from .request import AsgiResponse, pod_of, principal_of
 from .request_body import readable_bytes
+
+
+def counting(handler: Handler) -> Handler:
+    """Count the appends that a handler refuses, by their codes."""
+
+    @functools.wraps(handler)
+    async def endpoint(request: Request) -> AsgiResponse:
+        try:
+            return await handler(request)
+        except RequestError as error:
+            pod_of(request).metrics.appends.note_refused(error.code)
+            raise
+
+    return endpoint
+
+
+async def append(request: Request, wanted: AppendRequest) -> Appended | Refused:
+    """Append, and count that.
+
+    Raises:
+        Unavailable: see `AppendQueue.append`.
+    """
+    pod, began = pod_of(request), time.monotonic()
+    done = await pod.appends.append(wanted)
+    if isinstance(done, Appended):
+        if done.duplicate:
+            pod.metrics.appends.note_duplicate()
+        else:
+            pod.metrics.appends.note_written(len(wanted.lines), wanted.size_bytes, time.monotonic() - began)
+    return done
 
 
 async def require_append(request: Request) -> None:

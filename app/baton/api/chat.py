@@ -19,7 +19,7 @@ from starlette.requests import Request
 from ..db.streams import Stream
 from ..dialects.chat import CHAT, ChatState, Completion, completion_of
 from ..dialects.protocol import Encoded
-from ..errors import InvalidRequest, PassingError, RequestError, StillRunning, UnknownModel
+from ..errors import InvalidRequest, PassingError, RequestError, ReservedGenerator, StillRunning, UnknownModel
 from ..snapshot import Snapshot
 from . import actions
 from .event_types import CompletionChunk, CompletionFailure
@@ -59,7 +59,7 @@ ROUTES: Final = Routes("OpenAI", form=OPENAI_ERROR)
         429: Returns("The model provider limits requests."),
         500: Returns("The answer failed."),
     },
-    refusals=(*CREATING, *JOINING, UnknownModel, StillRunning),
+    refusals=(*CREATING, *JOINING, UnknownModel, ReservedGenerator, StillRunning),
     body=CreateCompletion,
     parameters=(IDEMPOTENCY_KEY,),
     others={

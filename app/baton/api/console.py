@@ -13,7 +13,7 @@ from uuid import UUID
 
 from starlette.requests import Request
 
-from ..db import event_log, pod_rows, stream_lists, streams, worker_rows
+from ..db import event_log, external_details, external_streams, pod_rows, stream_lists, streams, worker_rows
 from ..db.postgres import translated
 from ..db.stream_lists import StreamFilter
 from ..errors import InternalError, InvalidRequest, NotHere
@@ -145,6 +145,8 @@ async def _read_streams(pod: Pod, caller: Principal, wanted: ListStreams, errors
         counted = [item for item in await pod_rows.list_all(connection) if counts_viewers(pod, item)]
         watching = await pod_rows.viewers(connection, ids, counted)
         silences = await worker_rows.silences(connection)
+        written = [item.id for item in found.streams if item.generator == external_streams.GENERATOR]
+        details = await external_details.read(connection, written)
         at: datetime = await connection.fetchval("SELECT clock_timestamp()")
     return {
         "at": at,
@@ -152,9 +154,10 @@ async def _read_streams(pod: Pod, caller: Principal, wanted: ListStreams, errors
             stream_content(
                 item,
                 tails.get(item.id, event_log.NOTHING).seq,
-                watching.get(item.id),
-                silences.get(item.id) if item.status == "running" else None,
                 errors_page,
+                viewers=watching.get(item.id),
+                silent_seconds=silences.get(item.id) if item.status == "running" else None,
+                external=details.get(item.id),
             )
             for item in found.streams
         ],

@@ -9,6 +9,8 @@ from typing_extensions import TypedDict
 
 from ..codes import ENDS
 from ..db import pod_rows, worker_rows
+from ..db.external_details import ExternalDetails
+from ..db.external_streams import Kind
 from ..db.streams import Stream
 from ..events import Status
 from ..outcome import TimingsContent
@@ -68,7 +70,7 @@ class PointContent(TypedDict):
 
 
 class LiveContent(TypedDict):
-    """How many streams of the caller's tenant are queued and running. Counting stops at `at_most`."""
+    """How many streams of the caller's tenant are queued, and running or open. Counting stops at `counted_up_to`."""
 
     queued: int
     running: int
@@ -108,12 +110,29 @@ class ConsoleError(StreamError):
     doc_url: str | None
 
 
+class ConsoleExternal(TypedDict):
+    """How an external stream is written.
+
+    `path`: below `/v1/stream/`; null if it is the id. `heard_at`: when a producer last appended, or held a request for
+    the stream's end. `producer_ids`: the first few; an empty one stands for appends that name no producer.
+    """
+
+    kind: Kind
+    content_type: str
+    path: str | None
+    heard_at: datetime
+    size_bytes: int
+    producers: int
+    producer_ids: list[str]
+
+
 class ConsoleStream(TypedDict):
     """State and numbers of a stream.
 
     `run`: how often a worker has started it. `interruption`: why the worker before gave it back or lost it.
     `time_to_first_token_seconds`: null before the first token. `events`: the number of the newest event. `viewers`:
     null if the stream is too old. `silent_seconds`: how long its generator has yielded nothing; null if that is short.
+    `external`: null for streams of generators.
     """
 
     id: str
@@ -135,6 +154,7 @@ class ConsoleStream(TypedDict):
     events: int
     viewers: int | None
     silent_seconds: float | None
+    external: ConsoleExternal | None
 
 
 class ConsolePage(TypedDict):
@@ -146,7 +166,13 @@ class ConsolePage(TypedDict):
 
 
 def stream_content(
-    item: Stream, tail: int, viewers: int | None, silent_seconds: float | None, errors_page: str
+    item: Stream,
+    tail: int,
+    errors_page: str,
+    *,
+    viewers: int | None,
+    silent_seconds: float | None,
+    external: ExternalDetails | None,
 ) -> ConsoleStream:
     """Return what the console shows about a stream whose newest event has the number `tail`."""
     return {
@@ -169,6 +195,19 @@ def stream_content(
         "events": tail,
         "viewers": viewers,
         "silent_seconds": silent_seconds,
+        "external": None if external is None else _external(external),
+    }
+
+
+def _external(item: ExternalDetails) -> ConsoleExternal:
+    return {
+        "kind": item.kind,
+        "content_type": item.content_type,
+        "path": item.path,
+        "heard_at": item.heard_at,
+        "size_bytes": item.size_bytes,
+        "producers": item.producers,
+        "producer_ids": list(item.producer_ids),
     }
 
 

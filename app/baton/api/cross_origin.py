@@ -16,22 +16,30 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import problems
 
-METHODS: Final = ("GET", "HEAD", "POST", "DELETE")
+METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE")
 
-# What clients send: Baton's own, those for EventSource and fetch, the AI SDK, OpenAI's SDKs, and tracing.
+# What clients send: Baton's own, those for EventSource and fetch, the AI SDK, OpenAI's SDKs, the Durable Streams
+# protocol (also what Baton refuses by name), and tracing.
 # BATON_ALLOWED_HEADERS adds those of an application.
 REQUEST_HEADERS: Final = (
-    *("Authorization", "Cache-Control", "Idempotency-Key", "Last-Event-ID", "User-Agent", "X-Request-Id"),
+    *("Authorization", "Cache-Control", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "User-Agent"),
+    "X-Request-Id",
     *("X-Requested-With", "baggage", "sentry-trace", "traceparent", "tracestate"),
     *("OpenAI-Beta", "OpenAI-Organization", "OpenAI-Project"),
     *("X-Stainless-Arch", "X-Stainless-Custom-Poll-Interval", "X-Stainless-Helper-Method", "X-Stainless-Lang"),
     *("X-Stainless-OS", "X-Stainless-Package-Version", "X-Stainless-Poll-Helper", "X-Stainless-Retry-Count"),
     *("X-Stainless-Runtime", "X-Stainless-Runtime-Version", "X-Stainless-Timeout"),
+    *("Stream-Seq", "Stream-TTL", "Stream-Expires-At", "Stream-Closed"),
+    *("Producer-Id", "Producer-Epoch", "Producer-Seq"),
+    *("Stream-Forked-From", "Stream-Fork-Offset", "Stream-Fork-Sub-Offset"),
 )
 
 # The headers of an answer that pages may read, in addition to the ones that browsers always allow.
 ANSWER_HEADERS: Final = (
     *("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Baton-Pod", "X-Baton-Token", "X-Request-Id"),
+    *("ETag", "Stream-Next-Offset", "Stream-Up-To-Date", "Stream-Closed", "Stream-Cursor", "Stream-SSE-Data-Encoding"),
+    *("Stream-TTL", "Stream-Expires-At", "Producer-Epoch", "Producer-Seq"),
+    *("Producer-Expected-Seq", "Producer-Received-Seq"),
     *("X-Should-Retry", "X-Vercel-AI-UI-Message-Stream", "X-Workflow-Run-Id", "X-Workflow-Stream-Tail-Index"),
 )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any, Literal
 from uuid import UUID
 
@@ -79,35 +81,71 @@ def event_stream(request: Request, subscriber: Subscriber, reader: Reader[Any], 
     )
 
 
-async def wait_for_end(request: Request, stream_id: UUID, seconds: float | None = None) -> Waited:
+async def wait_for_end(
+    request: Request, stream_id: UUID, seconds: float | None = None, *, views: bool = True
+) -> Waited:
     """Wait until a stream ends, its client leaves, the pod leaves, or this many seconds have passed.
+
+    With `views` false, the client does not keep a stream alive that ends without viewers.
 
     Raises:
         LogDamaged, StreamExpired, StreamNotFound, Unavailable: the stream cannot be watched.
         Unauthenticated: the API key was revoked or has expired during the wait.
     """
     pod = pod_of(request)
-    subscriber = await _join(request, stream_id, 0)
+    subscriber = await _join(request, stream_id, 0, views=views)
     relay = subscriber.relay
-    client = asyncio.create_task(_left(request))
-    client.add_done_callback(lambda _task: subscriber.tap())
     try:
-        async with asyncio.timeout(seconds):
+        async with _watched_client(request, subscriber) as client, asyncio.timeout(seconds):
             while not (relay.ended or relay.over or pod.draining or client.done()):
                 await subscriber.wait_for_more()
     except TimeoutError:
         return "timed out"
     finally:
-        client.cancel()
-        await asyncio.gather(client, return_exceptions=True)
         pod.relays.unsubscribe(subscriber)
     if relay.damaged:
         raise damaged(stream_id)
-    if not pod.gate.admits(principal_of(request)):
-        raise Unauthenticated("The API key was revoked or has expired. Use another one.")
+    _require_admitted(request)
     if relay.ended or relay.over:
         return "ended"
     return "pod left" if pod.draining else "client left"
+
+
+async def wait_for_events(request: Request, subscriber: Subscriber, seconds: float) -> None:
+    """Wait until there are events after a subscriber's cursor, none will come here, or this many seconds have passed.
+
+    None will come here if the stream has ended, the client or the pod leaves, or the relay is over.
+
+    Raises:
+        LogDamaged: the log has a gap.
+        Unauthenticated: the API key was revoked or has expired during the wait.
+    """
+    pod, relay = pod_of(request), subscriber.relay
+    with contextlib.suppress(TimeoutError):
+        async with _watched_client(request, subscriber) as client, asyncio.timeout(seconds):
+            while not (relay.tail > subscriber.cursor or relay.ended or relay.over or pod.draining or client.done()):
+                subscriber.take_tap()
+                await subscriber.wait()
+    if relay.damaged:
+        raise damaged(relay.stream_id)
+    _require_admitted(request)
+
+
+@contextlib.asynccontextmanager
+async def _watched_client(request: Request, subscriber: Subscriber) -> AsyncIterator[asyncio.Task[None]]:
+    """Yield a task that is done when the client has left; that also taps the subscriber."""
+    client = asyncio.create_task(_left(request))
+    client.add_done_callback(lambda _task: subscriber.tap())
+    try:
+        yield client
+    finally:
+        client.cancel()
+        await asyncio.gather(client, return_exceptions=True)
+
+
+def _require_admitted(request: Request) -> None:
+    if not pod_of(request).gate.admits(principal_of(request)):
+        raise Unauthenticated("The API key was revoked or has expired. Use another one.")
 
 
 def _refuse_if_leaving(request: Request) -> None:
@@ -115,7 +153,7 @@ def _refuse_if_leaving(request: Request) -> None:
         raise Unavailable(LEAVING)
 
 
-async def _join(request: Request, stream_id: UUID, cursor: int) -> Subscriber:
+async def _join(request: Request, stream_id: UUID, cursor: int, *, views: bool = True) -> Subscriber:
     log_context.enter_stream(stream_id)
     principal = principal_of(request)
     if not principal.sees(principal.tenant, stream_id):
@@ -123,7 +161,7 @@ async def _join(request: Request, stream_id: UUID, cursor: int) -> Subscriber:
     pod = pod_of(request)
     pod.before_joining()
     relays = pod.relays
-    subscriber = await relays.subscribe(stream_id, cursor, principal.tenant)
+    subscriber = await relays.subscribe(stream_id, cursor, principal.tenant, views=views)
     try:
         principal.require_in_time(subscriber.relay.ended_at)
     except Unauthenticated:

@@ -13,6 +13,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..auth.tokens import Wish
+from ..db.external_streams import GENERATOR as EXTERNAL
 from ..errors import InvalidRequest
 from ..events import Status
 from ..principal import View
@@ -62,6 +63,39 @@ class CreateStream(BaseModel):
     @classmethod
     def _can_be_written(cls, value: Any) -> Any:
         return storable(value)
+
+
+class CreateExternal(BaseModel):
+    """The body of `POST /v1/streams` for a stream that a producer writes over HTTP.
+
+    No generator gets `input`. It is kept beside the answer, where the APIs that show an answer's question read it.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    generator: Literal["external"]
+    input: Any = None
+    metadata: Annotated[dict[Name, Text | bool | int | Finite], at_most(32)] = Field(
+        default_factory=dict, max_length=32
+    )
+    max_duration_seconds: Seconds | None = None
+    idle_timeout_seconds: Annotated[Seconds, Field(ge=10)] | None = None
+    cancel_when_unwatched_seconds: Seconds | None = None
+    token: TokenOptions = Field(default_factory=TokenOptions)
+
+    @field_validator("input", "metadata")
+    @classmethod
+    def _can_be_written(cls, value: Any) -> Any:
+        return storable(value)
+
+    @staticmethod
+    def is_meant(content: Any) -> bool:
+        """Whether a body is for such a stream."""
+        return isinstance(content, dict) and content.get("generator") == EXTERNAL
+
+    def as_stream(self) -> CreateStream:
+        """Return what it has in common with the streams of generators."""
+        return CreateStream(**self.model_dump(exclude={"token"}), token=self.token)
 
 
 class FindStreams(BaseModel):

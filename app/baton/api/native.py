@@ -10,25 +10,30 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..auth import credentials
-from ..auth.tokens import granted
-from ..db import stream_lists
+from ..auth.tokens import Wish, granted
+from ..db import external_streams, stream_lists
+from ..db.external_streams import NewExternal
 from ..db.postgres import translated
+from ..db.stream_creation import NewStream
 from ..db.stream_lists import StreamFilter
 from ..db.streams import Stream
 from ..errors import (
     InvalidRequest,
     MalformedCursor,
     NotHere,
+    OlderCodeRunning,
     PassingError,
     RequestMemoryFull,
     RequestTooLarge,
     UnknownGenerator,
 )
 from ..snapshot import Snapshot
-from . import actions, native_events, problems
+from . import actions, external_creation, native_events, problems
+from .durable_paths import EVENTS_TYPE
 from .event_types import Event
 from .following import require_followable, require_staying, wait_for_end
 from .models import (
+    CreateExternal,
     CreateStream,
     FindStreams,
     FollowEvents,
@@ -46,6 +51,7 @@ from .request import (
     charge_rows,
     common_headers,
     found,
+    idempotency_key,
     json_answer,
     parse_stream_id,
     pod_of,
@@ -55,7 +61,9 @@ from .request import (
 from .request_body import parse_json, read_body
 from .routing import EVENTS, JSON, TEXT, AnswerHeader, Parameter, Returns, Routes
 from .stream_content import (
+    CreatedExternal,
     CreatedStream,
+    ProducerContent,
     StreamAnswer,
     StreamContent,
     StreamPage,
@@ -71,6 +79,8 @@ _LOCATION: Final = AnswerHeader("location", "The path of the stream.")
 # For a stream that is created and followed in one request.
 _TOKEN: Final = AnswerHeader("x-baton-token", "A token of the stream, if the pod has a key to sign one with.")
 _CREATED: Final = (_LOCATION, _TOKEN)
+# The token of a producer: it appends to one stream, and cannot read it.
+_PRODUCING: Final = Wish(frozenset({"produce"}))
 
 # Most clients write any object like this, whatever `style` says.
 _METADATA: Final = Parameter(
@@ -94,11 +104,13 @@ ROUTES: Final = Routes("streams", path=PATH)
     "/v1/streams",
     "create",
     {
-        200: Returns("The stream that this `Idempotency-Key` created before.", {JSON: CreatedStream}, _CREATED),
-        201: Returns("The new stream.", {JSON: CreatedStream}, _CREATED),
+        200: Returns(
+            "The stream that this `Idempotency-Key` created before.", {JSON: CreatedExternal | CreatedStream}, _CREATED
+        ),
+        201: Returns("The new stream.", {JSON: CreatedExternal | CreatedStream}, _CREATED),
     },
-    refusals=(*CREATING, *JOINING, MalformedCursor, UnknownGenerator),
-    body=CreateStream,
+    refusals=(*CREATING, *JOINING, MalformedCursor, UnknownGenerator, OlderCodeRunning),
+    body=CreateStream | CreateExternal,
     query=(FollowEvents,),
     parameters=(IDEMPOTENCY_KEY, LAST_EVENT_ID, QUERY_CURSOR),
     others={
@@ -116,9 +128,15 @@ async def create_stream(request: Request) -> AsgiResponse:
 
     Some clients reconnect by repeating this request. Such a client continues after its last event id, if its
     `Idempotency-Key` shows that it is the same stream.
+
+    With the generator `external`, open a stream that a producer writes. This needs the scope `produce` too. The answer
+    has the address to append to, and a token for that stream.
     """
     body = await read_body(request)
-    creation = validated(CreateStream, parse_json(body))
+    content = parse_json(body)
+    if CreateExternal.is_meant(content):
+        return await _create_external(request, validated(CreateExternal, content), body)
+    creation = validated(CreateStream, content)
     events = native_events.wanted_of(request)
     plain, followed = native_events.wants_text(request), EVENTS in accepted_of(request)
     if plain:
@@ -143,8 +161,8 @@ async def create_stream(request: Request) -> AsgiResponse:
         return await native_events.follow_text(request, stream.id, headers)
     if followed:
         return await native_events.follow(request, stream.id, events, cursor=0 if created else cursor, headers=headers)
-    content: CreatedStream = {**_described(request, stream), "token": token}
-    return json_answer(request, content, status=201 if created else 200, headers=headers)
+    described: CreatedStream = {**_described(request, stream), "token": token}
+    return json_answer(request, described, status=201 if created else 200, headers=headers)
 
 
 @ROUTES.route(
@@ -204,7 +222,7 @@ async def get_stream(request: Request) -> AsgiResponse:
     stream_id = parse_stream_id(request.path_params["id"])
     if options.wait > 0:
         await wait_for_end(request, stream_id, options.wait)
-    content = await actions.read(request, stream_id)
+    content = await actions.read(request, stream_id, or_none=True)
     snapshot = await asyncio.to_thread(Snapshot.of, content.lines, content.last_seq)
     described = describe_with_answer(_described(request, content.stream), snapshot)
     return json_answer(request, seen(described, principal_of(request).view))
@@ -261,6 +279,36 @@ async def make_token(request: Request) -> AsgiResponse:
         )
     content: TokenContent = {"token": token, "expires_at": expires_at}
     return json_answer(request, content, status=201)
+
+
+async def _create_external(request: Request, wanted: CreateExternal, body: bytes) -> AsgiResponse:
+    """Open a stream of events for a producer."""
+    principal = principal_of(request)
+    principal.require("produce")
+    if native_events.wants_text(request) or EVENTS in accepted_of(request):
+        raise InvalidRequest("An external stream is created with `Accept: application/json`, and followed afterwards.")
+    wish = wanted.token.wish()
+    granted(principal, wish)
+    creation = wanted.as_stream()
+    actions.require_input_size(request, creation.input)
+    new = NewStream(
+        *(external_streams.GENERATOR, creation.input, creation.metadata, "fail", principal.tenant),
+        actions.limits_of(pod_of(request), creation),
+    )
+    external = NewExternal(new, "events", EVENTS_TYPE)
+    stream, _, created = await external_creation.create(request, external, idempotency_key(request, body))
+    token, _ = actions.token(request, stream, wish)
+    writing, _ = actions.token(request, stream, _PRODUCING)
+    location = problems.address(request, "stream", id=stream.id)
+    headers = {_LOCATION.name: location} | ({} if token is None else {_TOKEN.name: token})
+    producer: ProducerContent = {"url": _producer_url(request, stream), "token": writing}
+    described: CreatedExternal = {**_described(request, stream), "token": token, "producer": producer}
+    return json_answer(request, described, status=201 if created else 200, headers=headers)
+
+
+def _producer_url(request: Request, stream: Stream) -> str:
+    """Return the path below which the Durable Streams protocol finds a stream by its id."""
+    return problems.address(request, "durable", path=stream.id)
 
 
 def _described(request: Request, stream: Stream) -> StreamContent:

@@ -170,6 +170,12 @@ def _operation(path: str, operation: Operation, schemas: _Schemas) -> Object:
     if operation.body is not None:
         content = {JSON: {"schema": schemas.of(operation.body, "validation")}}
         described["requestBody"] = {"required": operation.body_required, "content": content}
+    if operation.content:
+        described["requestBody"] = {
+            "required": False,
+            "description": operation.content,
+            "content": {"*/*": {"schema": {}}},
+        }
     if operation.others:
         described[ALTERNATIVES] = [
             {"with": asked, "responses": _given(answers, schemas)} for asked, answers in operation.others.items()
@@ -178,7 +184,10 @@ def _operation(path: str, operation: Operation, schemas: _Schemas) -> Object:
 
 
 def _needs(operation: Operation) -> str:
-    return "" if operation.scope is None else f"\n\nNeeds the scope `{operation.scope}`."
+    if operation.scope is None:
+        return ""
+    other = "" if operation.or_scope is None else f" or `{operation.or_scope}`"
+    return f"\n\nNeeds the scope `{operation.scope}`{other}."
 
 
 def _other_forms(operation: Operation) -> str:

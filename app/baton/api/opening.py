@@ -23,7 +23,7 @@ from ..errors import CursorBeyondTail, PassingError, Unavailable
 from ..pod.subscriber import Subscriber
 from .admission import LEAVING
 from .following import count_resume, event_stream, require_followable, subscribe
-from .request import AsgiResponse, common_headers, damaged, pod_of, stream_headers
+from .request import AsgiResponse, common_headers, damaged, pod_of, raw_content, stream_headers
 
 State = TypeVar("State")
 
@@ -70,6 +70,7 @@ async def follow(request: Request, stream_id: UUID, opening: Opening[Any]) -> As
         CursorBeyondTail: the stream has fewer frames so far.
         OldProtocol: the client uses HTTP/1.0, and the dialect relies on cut connections.
         PodFull, TooManySubscribers: there is no room for another subscriber.
+        RawContent: the stream has no events.
         LogDamaged, StreamExpired, StreamNotFound, Unavailable: the stream cannot be followed.
     """
     try:
@@ -92,6 +93,8 @@ async def _follow(request: Request, stream_id: UUID, opening: Opening[Any]) -> A
     subscriber = await subscribe(request, stream_id, opening.cursor)
     with contextlib.ExitStack() as unless_followed:
         unless_followed.callback(pod_of(request).relays.unsubscribe, subscriber)
+        if not subscriber.relay.carries_events:
+            raise raw_content(stream_id)
         if subscriber.finished:
             return Response(status_code=204, headers=common_headers(request))
         if request.method == "HEAD":

@@ -16,6 +16,7 @@ from ..errors import (
     LogDamaged,
     OldProtocol,
     PodFull,
+    RawContent,
     ReadRateLimited,
     RequestMemoryFull,
     RequestTooLarge,
@@ -33,7 +34,7 @@ GUARDED: Final = (Unauthenticated, Forbidden, InternalError, Unavailable)
 READING: Final = (*GUARDED, ReadRateLimited, TooManyQueries)
 STREAM: Final = (*READING, StreamNotFound, StreamExpired)
 # Reading the whole log of a stream.
-WHOLE: Final = (*STREAM, LogDamaged)
+WHOLE: Final = (*STREAM, LogDamaged, RawContent)
 CREATING: Final = (
     *GUARDED,
     TooManyQueries,
@@ -50,6 +51,7 @@ JOINING: Final = (
     StreamNotFound,
     StreamExpired,
     LogDamaged,
+    RawContent,
     InvalidRequest,
     CursorBeyondTail,
     OldProtocol,

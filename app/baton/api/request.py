@@ -14,11 +14,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..auth import credentials
-from ..db import retention, streams
+from ..db import external_streams, retention, streams
 from ..db.stream_creation import IdempotencyKey
 from ..db.streams import Stream
 from ..dialects.protocol import Header
-from ..errors import InvalidRequest, LogDamaged, StreamNotFound, Unavailable
+from ..errors import InvalidRequest, LogDamaged, RawContent, StreamNotFound, Unavailable
 from ..events import STREAM_ID
 from ..observability import log_context
 from ..pod.pod import Pod
@@ -72,6 +72,30 @@ async def found(request: Request, stream_id: UUID) -> Stream:
         raise await retention.absence(pool, stream_id)
     principal.require_in_time(stream.ended_at)
     return stream
+
+
+async def require_events(request: Request, stream: Stream) -> None:
+    """Refuse a stream whose messages are not Baton's events. For one that a worker writes, this reads nothing.
+
+    Raises:
+        RawContent: only the Durable Streams protocol reads it.
+        StreamNotFound: it has expired.
+    """
+    if stream.generator != external_streams.GENERATOR:
+        return
+    external = await external_streams.get(pod_of(request).pool, stream.id)
+    if external is None:
+        raise StreamNotFound(f"There is no stream {stream.id}.")
+    if not external.carries_events:
+        raise raw_content(stream.id)
+
+
+def raw_content(stream_id: UUID) -> RawContent:
+    """Return the error that says where a stream without events can be read."""
+    return RawContent(
+        f"The stream {stream_id} has no events that this address could show. Read it at /v1/stream/{stream_id}, "
+        "by the Durable Streams protocol."
+    )
 
 
 def charge_rows(request: Request, rows: int) -> None:

@@ -15,7 +15,14 @@ from ..db.streams import Stream
 from ..dialects.protocol import Encoded
 from ..dialects.responses import RESPONSES, response_id, response_of
 from ..dialects.responses_writer import ResponseState
-from ..errors import InvalidRequest, PassingError, RequestMemoryFull, StillRunning, UnknownModel
+from ..errors import (
+    InvalidRequest,
+    PassingError,
+    RequestMemoryFull,
+    ReservedGenerator,
+    StillRunning,
+    UnknownModel,
+)
 from ..events import STREAM_ID
 from . import actions, opening
 from .event_types import ResponseEvent
@@ -124,7 +131,7 @@ ROUTES: Final = Routes(
     "/v1/responses",
     "create",
     {200: Returns("The Response.", {JSON: ResponseContent})},
-    refusals=(*CREATING, *JOINING, UnknownModel, StillRunning),
+    refusals=(*CREATING, *JOINING, UnknownModel, ReservedGenerator, StillRunning),
     body=CreateResponse,
     parameters=(IDEMPOTENCY_KEY,),
     others={'"stream": true': {200: Returns(_EVENTS, {EVENTS: ResponseEvent})}},

@@ -26,7 +26,7 @@ TEXT: Final = "text/plain"
 JSON: Final = "application/json"
 HTML: Final = "text/html"
 
-Method = Literal["GET", "POST", "PUT", "DELETE"]
+Method = Literal["GET", "HEAD", "POST", "PUT", "DELETE"]
 Schema = Mapping[str, Any]
 _CONVERTOR: Final = re.compile(r"(?<=\w):\w+}")
 
@@ -94,13 +94,15 @@ class Operation:
     """What the OpenAPI document says about a route.
 
     `others` has the answers in other forms, by the header or field with which a client asks for each. `path` has the
-    schemas of the parameters in the path. `body` is a pydantic model or a union of models.
+    schemas of the parameters in the path. `body` is a pydantic model or a union of models, and `content`
+    describes a body of any content type.
     """
 
     method: Method
     handler: Handler
     tag: str
     scope: AuthScope | None
+    or_scope: AuthScope | None
     answers: Mapping[int, Returns]
     refusals: Sequence[type[RequestError]]
     form: ErrorForm
@@ -109,6 +111,7 @@ class Operation:
     parameters: Sequence[Parameter]
     body: Any
     body_required: bool
+    content: str
     others: Mapping[str, Mapping[int, Returns]]
 
 
@@ -122,6 +125,7 @@ class DeclaredRoute(Route):
         methods: Sequence[str],
         *,
         scope: AuthScope | None,
+        or_scope: AuthScope | None = None,
         narrow: bool = False,
         form: ErrorForm = PROBLEM,
         operation: Operation | None = None,
@@ -129,6 +133,7 @@ class DeclaredRoute(Route):
     ) -> None:
         super().__init__(path, endpoint, methods=methods, name=name, include_in_schema=operation is not None)
         self.scope = scope
+        self.or_scope = or_scope
         self.narrow = narrow
         self.form = form
         self.operation = operation
@@ -167,7 +172,9 @@ class Routes:
         parameters: Sequence[Parameter] = (),
         body: Any = None,
         body_required: bool = True,
+        content: str = "",
         others: Mapping[str, Mapping[int, Returns]] | None = None,
+        or_scope: AuthScope | None = None,
         narrow: bool = False,
         counted: bool | None = None,
         around: Callable[[Handler], Handler] | None = None,
@@ -175,8 +182,8 @@ class Routes:
     ) -> Callable[[Handler], Handler]:
         """Declare the decorated handler's route.
 
-        `scope`, `narrow` and `counted`: see `admitted`. `around` wraps the handler outside of all checks. `name` is for
-        `problems.address`.
+        `scope`, `or_scope`, `narrow` and `counted`: see `admitted`. `around` wraps the handler outside of all checks.
+        `name` is for `problems.address`.
         """
 
         def declare(handler: Handler) -> Handler:
@@ -185,6 +192,7 @@ class Routes:
                 handler=handler,
                 tag=self._tag,
                 scope=scope,
+                or_scope=or_scope,
                 answers=answers,
                 refusals=refusals,
                 form=self._form,
@@ -193,11 +201,13 @@ class Routes:
                 parameters=parameters,
                 body=body,
                 body_required=body_required,
+                content=content,
                 others=others or {},
             )
-            endpoint = self._form.around(admitted(handler, scope, narrow=narrow, counted=counted))
+            endpoint = self._form.around(admitted(handler, scope, or_scope=or_scope, narrow=narrow, counted=counted))
             endpoint = endpoint if around is None else around(endpoint)
-            self._add(path, endpoint, [method], scope=scope, narrow=narrow, operation=operation, name=name)
+            declared = {"scope": scope, "or_scope": or_scope, "narrow": narrow, "operation": operation, "name": name}
+            self._add(path, endpoint, [method], **declared)
             return handler
 
         return declare

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from ..codes import EndCode
 from ..db.streams import Stream
-from ..events import Status
+from ..events import FinalStatus, Status
 from ..outcome import Timings, TimingsContent
 from ..principal import View
 from ..snapshot import Snapshot, ToolCall
@@ -49,9 +49,9 @@ class AnsweredBy(TypedDict):
 class StreamContent(TypedDict):
     """A stream and its state.
 
-    `run` says how often a worker has started its generator: 0 while it waits for the first. `interruption` is why the
-    worker before did not finish it: `worker_lost` if it died, `worker_left` if it was deployed or stopped; null if none
-    gave it up.
+    `run` says how often a worker has started its generator: 0 while it waits for the first, and for an external stream.
+    `interruption` is why the worker before did not finish it: `worker_lost` if it died, `worker_left` if it was
+    deployed or stopped; null if none gave it up.
     `usage` is the sum of what its generator has reported in all attempts. `usage_by_attempt` has that of each attempt
     if several used something. `answered_by` says which model of the built-in providers answered, and which calls of
     models failed before that; it is null for other generators, and before the end.
@@ -91,6 +91,27 @@ class CreatedStream(StreamContent):
     """A stream, its state, and a token for its clients if the pod has a key to sign one with."""
 
     token: str | None
+
+
+class ProducerContent(TypedDict):
+    """Where the producer of an external stream appends, and a token for that if the pod has a key to sign one with."""
+
+    url: str
+    token: str | None
+
+
+class CreatedExternal(CreatedStream):
+    """An external stream, its state, and how it is written."""
+
+    producer: ProducerContent
+
+
+class StreamEnd(TypedDict):
+    """How a stream ended."""
+
+    status: FinalStatus
+    finish_reason: str | None
+    error: StreamError | None
 
 
 class TokenContent(TypedDict):
@@ -154,6 +175,12 @@ def describe(stream: Stream, events_url: str) -> StreamContent:
         "answered_by": answered_by(stream),
         "timings": timings(stream),
     }
+
+
+def describe_end(stream: Stream) -> StreamEnd:
+    """Return how an ended stream ended."""
+    status = cast("FinalStatus", stream.status)
+    return {"status": status, "finish_reason": stream.finish_reason, "error": _error(stream)}
 
 
 def describe_with_answer(described: StreamContent, snapshot: Snapshot) -> StreamWithAnswer:

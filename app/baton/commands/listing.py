@@ -23,7 +23,7 @@ from ..settings import Settings
 from .one_connection import ANY_ROLE, Result, run_over_connection
 
 _FORM: Final = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
-_STYLES: Final = {"completed": "green", "failed": "bold red", "cancelled": "yellow", "running": "cyan"}
+_STYLES: Final = {"completed": "green", "failed": "bold red", "cancelled": "yellow", "running": "cyan", "open": "cyan"}
 
 
 @dataclass(frozen=True, slots=True)

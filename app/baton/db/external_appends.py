@@ -44,6 +44,8 @@ FROM unnest($1::uuid[], $2::text[]) AS k (stream_id, producer_id)
 JOIN baton.producer AS p USING (stream_id, producer_id)
 """
 
+# The array makes Postgres find the rows by their key, and not by the index of open streams, in a generic plan too.
+#
 # All rows are locked in one order before the first is changed: the count is evaluated once, and first. Without that,
 # two groups that have two streams in common could deadlock.
 _WRITE = f"""
@@ -65,7 +67,7 @@ WITH asked AS (
     FROM asked AS a
     JOIN baton.stream AS s ON s.id = a.stream_id AND s.status = 'open' AND s.history = baton.current_history()
     WHERE (SELECT count(*) FROM locked) > 0
-      AND e.stream_id = a.stream_id AND e.tail = a.tail AND NOT e.closed
+      AND e.stream_id = ANY ($1) AND e.stream_id = a.stream_id AND e.tail = a.tail AND NOT e.closed
     RETURNING e.stream_id
 ), written AS (
     {event_log.INSERT}
@@ -87,9 +89,9 @@ _CLOSING = f""", closed AS (
     WHERE s.id = c.id AND c.id IN (SELECT stream_id FROM moved)
 )"""  # noqa: S608
 
-_TIMINGS = """
+_STANDINGS = """
 SELECT s.id, extract(epoch FROM clock_timestamp() - s.created_at)::double precision,
-       extract(epoch FROM e.first_token_at - s.created_at)::double precision, e.tokens
+       extract(epoch FROM e.first_token_at - s.created_at)::double precision, e.tokens, s.tenant, s.traceparent
 FROM baton.stream AS s JOIN baton.external_stream AS e ON e.stream_id = s.id
 WHERE s.id = ANY ($1::uuid[])
 """
@@ -148,6 +150,19 @@ class Appended:
     duplicate: bool = False
     producer: ProducerClaim | None = None
 
+    @property
+    def is_final(self) -> bool:
+        """Whether a newer state of the stream cannot change it. One may have a higher number of the producer."""
+        return self.closed or not self.duplicate
+
+
+class Standing(NamedTuple):
+    """What is known of a stream that ends. `trace` is its `traceparent`."""
+
+    timings: Timings
+    tenant: str
+    trace: str | None
+
 
 RefusedBecause: TypeAlias = Literal[
     "not_found", "closed", "fenced", "gap", "epoch_must_begin_at_0", "stream_seq", "too_large", "too_many_producers"
@@ -166,7 +181,7 @@ class Refused:
     @property
     def is_final(self) -> bool:
         """Whether a newer state of the stream cannot change it."""
-        return self.because in {"closed", "fenced", "stream_seq"}
+        return self.because in {"closed", "stream_seq"}
 
 
 @dataclass(slots=True)
@@ -318,9 +333,10 @@ async def adopt(connection: Connection, stream_id: UUID, tail: int) -> None:
     await connection.execute(_ADOPT, stream_id, tail)
 
 
-async def timings(connection: Connection, stream_ids: Sequence[UUID]) -> dict[UUID, Timings]:
-    """Return the timings of streams so far."""
-    return {row[0]: Timings(row[1], row[2], row[3]) for row in await connection.fetch(_TIMINGS, stream_ids)}
+async def standings(connection: Connection, stream_ids: Sequence[UUID]) -> dict[UUID, Standing]:
+    """Return what is known so far of streams that end."""
+    rows = await connection.fetch(_STANDINGS, stream_ids)
+    return {row[0]: Standing(Timings(row[1], row[2], row[3]), row[4], row[5]) for row in rows}
 
 
 @functools.cache

@@ -8,7 +8,7 @@ long as the stream does, so that a path belongs to an ended stream until that is
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Final, Literal, NamedTuple, TypeAlias
@@ -18,6 +18,7 @@ import asyncpg
 
 from ..errors import Unavailable
 from ..events import join_lines
+from ..model_entries import EXTERNAL
 from ..outcome import Outcome
 from . import event_log, stream_creation, stream_ending, streams
 from .event_log import Append
@@ -29,7 +30,7 @@ from .streams import Stream
 
 Kind: TypeAlias = Literal["events", "json", "text", "bytes"]
 
-GENERATOR: Final = "external"
+GENERATOR: Final = EXTERNAL
 
 # The TTL of a stream starts again with each read and write. A row for each read would cost more than the read, so this
 # is written only once a tenth of the TTL has passed.
@@ -106,7 +107,7 @@ _TRIES: Final = 3
 
 _TOUCH = """
 UPDATE baton.external_stream SET used_at = clock_timestamp()
-WHERE stream_id = $1 AND used_at + make_interval(secs => ttl_seconds / 10.0) < clock_timestamp()
+WHERE stream_id = ANY ($1::uuid[]) AND used_at + make_interval(secs => ttl_seconds / 10.0) < clock_timestamp()
 """
 _HEAR = "UPDATE baton.external_stream SET heard_at = clock_timestamp() WHERE stream_id = $1"
 _RAISE_OLDEST_CODE = "SELECT baton.raise_oldest_code($1)"
@@ -229,7 +230,12 @@ async def get(executor: Connection | Pool, stream_id: UUID) -> ExternalStream | 
 async def touch(pool: Pool, external: ExternalStream) -> None:
     """Note that a stream with a TTL was read, so that its TTL starts again."""
     if external.ttl_seconds is not None:
-        await pool.execute(_TOUCH, external.stream_id)
+        await touch_all(pool, [external.stream_id])
+
+
+async def touch_all(pool: Pool, stream_ids: Collection[UUID]) -> None:
+    """Note that streams with a TTL are being read."""
+    await pool.execute(_TOUCH, sorted(stream_ids))
 
 
 async def hear(pool: Pool, stream_id: UUID) -> None:

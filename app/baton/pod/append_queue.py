@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 from uuid import UUID
@@ -23,12 +23,14 @@ from .. import usage
 from ..backoff import Backoff
 from ..db import event_log, external_appends, stream_ending
 from ..db.event_log import Append
-from ..db.external_appends import Appended, AppendRequest, Refused, State, Write
+from ..db.external_appends import Appended, AppendRequest, Refused, Standing, State, Write
+from ..db.external_streams import GENERATOR
 from ..db.notifier import Notifier
 from ..db.postgres import DATA_ERRORS, Connection, connect
 from ..db.reconnecting import FAILURES, keep_connected
 from ..errors import Unavailable
 from ..events import join_lines
+from ..observability import stream_end
 from ..outcome import Outcome, Timings
 from ..settings import Settings
 
@@ -70,6 +72,7 @@ class _Plan:
     accepted: list[AppendRequest] = field(default_factory=list)
     answers: list[tuple[_Waiting, Appended | Refused]] = field(default_factory=list)
     is_doubtful: bool = False
+    standing: Standing | None = None  # of a stream that ends
 
     @property
     def ending(self) -> AppendRequest | None:
@@ -81,8 +84,10 @@ class _Plan:
 class AppendQueue:
     """Appends to external streams. It belongs to a pod, which awaits `run()`; requests await `append`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, on_group: Callable[[int], None] = lambda _streams: None) -> None:
+        """`on_group` is called with the number of streams that a statement wrote to."""
         self._settings = settings
+        self._on_group = on_group
         self._notifier = Notifier(
             settings.dsn,
             name="baton pod notify",
@@ -219,11 +224,11 @@ class AppendQueue:
         return plans
 
     def _plan(self, items: list[_Waiting], state: State, *, is_fresh: bool) -> _Plan:
-        """Decide the appends to one stream, in order. Those that a newer state may allow go back to the queue."""
+        """Decide the appends to one stream, in order. Those that a newer state may answer otherwise are put back."""
         plan = _Plan(state.tail, state.copy())
         for position, item in enumerate(items):
             found = plan.after.accept(item.request, max_bytes=self._settings.max_external_bytes)
-            if isinstance(found, Refused) and not (is_fresh or found.is_final):
+            if not (is_fresh or found.is_final):
                 plan.is_doubtful = True
                 self._states.pop(item.request.stream_id, None)
                 self._put_back(items[position:])
@@ -257,6 +262,7 @@ class AppendQueue:
         writes = [_write_of(stream_id, plan, ends.get(stream_id)) for stream_id, plan in plans.items()]
         written, faults = await self._written(connection, writes)
         self._notifier.announce([_append_of(item) for item in writes if item.stream_id in written])
+        self._note([item for item in writes if item.stream_id in written], plans)
         for stream_id, plan in plans.items():
             if stream_id in faults:
                 for item, _ in plan.answers:
@@ -269,6 +275,25 @@ class AppendQueue:
                     self._states[stream_id] = plan.after
                     self._states.move_to_end(stream_id)
                 _settle(plan.answers)
+
+    def _note(self, written: Sequence[Write], plans: dict[UUID, _Plan]) -> None:
+        """Count a group, and log the streams that it ended."""
+        self._on_group(len(written))
+        for item in written:
+            standing = plans[item.stream_id].standing
+            if item.outcome is not None and standing is not None:
+                stream_end.note(
+                    item.stream_id,
+                    item.outcome,
+                    standing.trace,
+                    tenant=standing.tenant,
+                    generator=GENERATOR,
+                    events=item.last_seq,
+                    size_bytes=item.after.size_bytes,
+                    tokens=item.outcome.timings.tokens,
+                    time_to_first_token_seconds=item.outcome.timings.time_to_first_token_seconds,
+                    total_seconds=item.outcome.timings.duration_seconds,
+                )
 
     async def _written(
         self, connection: Connection, writes: Sequence[Write]
@@ -294,14 +319,15 @@ class AppendQueue:
         ending = {stream_id: plan.ending for stream_id, plan in plans.items() if plan.ending}
         if not ending:
             return {}
-        timings = await external_appends.timings(connection, list(ending))
+        standings = await external_appends.standings(connection, list(ending))
         found = {}
         for stream_id, request in ending.items():
             plan = plans[stream_id]
             assert request.outcome is not None
             logged = await event_log.read_usage(connection, stream_id) if plan.after.carries_events else {}
             own = usage.of_lines((1, line) for each in plan.accepted for line in each.lines)
-            spent = timings.get(stream_id, Timings()).plus(sum(each.tokens for each in plan.accepted))
+            plan.standing = standings.get(stream_id, Standing(Timings(), "", None))
+            spent = plan.standing.timings.plus(sum(each.tokens for each in plan.accepted))
             found[stream_id] = replace(request.outcome, usage=usage.total_of(logged | own), timings=spent)
         return found
 

@@ -58,13 +58,21 @@ class ExternalUpkeep:
             # Pods that were started together do not check together.
             await asyncio.sleep(random.uniform(0.5, 1.5) * CHECK_SECONDS)
             try:
-                if self._overdue_pace.due:
-                    await self._end_overdue()
-                if self._expired_pace.due:
-                    await self._delete_expired()
+                await self.check()
             except (Unavailable, asyncpg.PostgresError) as error:
                 self._interrupted_at = time.monotonic()
                 logger.warning("The pod cannot look after streams that are written over HTTP: %r", error)
+
+    async def check(self) -> None:
+        """End and delete what is due.
+
+        Raises:
+            Unavailable, asyncpg.PostgresError: the database does not answer.
+        """
+        if self._overdue_pace.due:
+            await self._end_overdue()
+        if self._expired_pace.due:
+            await self._delete_expired()
 
     async def _end_overdue(self) -> None:
         with self._overdue_pace.timed():

@@ -16,7 +16,9 @@ import asyncpg
 
 from ..auth.gate import Gate
 from ..db import (
+    code_revisions,
     disk_space,
+    external_details,
     external_streams,
     notifications,
     partitions,
@@ -38,7 +40,7 @@ from ..db.postgres import Connection, Pool, translated
 from ..db.queue_watermark import SWEEP_SECONDS, QueueWatermark
 from ..db.rate_buckets import Rate
 from ..db.shared_work import RecentAnswers
-from ..errors import ConfigurationError, Unavailable
+from ..errors import ConfigurationError, OlderCodeRunning, Unavailable
 from ..generators.registry import configured_names, what_is_missing
 from ..observability.metrics import PodMetrics
 from ..settings import Settings
@@ -61,6 +63,8 @@ logger = logging.getLogger(__name__)
 READY_SILENCE_SECONDS: Final = 15
 LOOK_SECONDS: Final = 15
 QUEUE_SECONDS: Final = 0.5
+# When to ask again whether older code runs: a roll-out takes minutes.
+OLDER_CODE_SECONDS: Final = 30
 # How long a console's response is reused: consoles ask more often than this, and all ask the same.
 ANSWER_SECONDS: Final = 1
 
@@ -132,7 +136,7 @@ class Pod:
         self.reads = ReadLimits(Rate(settings.reads_per_second, settings.reads_burst))
         self.append_rates = ReadLimits(Rate(settings.appends_per_second, settings.appends_burst))
         self.recent_answers = RecentAnswers(ANSWER_SECONDS)
-        self.appends = AppendQueue(settings)
+        self.appends = AppendQueue(settings, on_group=metrics.appends.note_group)
         self._has_current_code = False  # no older code can start any more
         self.draining = False
         self.broken = False
@@ -238,15 +242,16 @@ class Pod:
         """Refuse to create a stream with a status that older code does not know, while such code may run.
 
         Raises:
-            Unavailable: a pod or a worker of an older release runs, or has just stopped.
+            OlderCodeRunning: a pod or a worker of an older release runs, or has just stopped.
         """
         if not self._has_current_code:
             self._has_current_code = await external_streams.allowed(self.pool)
         if not self._has_current_code:
-            raise Unavailable(
-                "The service is being updated. Try again in a few minutes.",
-                operator="streams that are written over HTTP need the current release everywhere: `baton doctor` names "
-                "the pods and workers of an older one",
+            older = ", ".join(await code_revisions.older_processes(self.pool)) or "one that has just stopped"
+            raise OlderCodeRunning(
+                "The service is being updated, and cannot create such a stream yet. Try again in a few minutes.",
+                OLDER_CODE_SECONDS,
+                operator=f"processes of an older release run, which take an open stream for an ended one: {older}",
             )
 
     async def drain(self, seconds: float | None = None) -> None:
@@ -291,6 +296,7 @@ class Pod:
             reach = await partitions.reach(connection)
             metrics.notify_queue_ratio = await notifications.queue_usage(connection)
             metrics.queued, metrics.oldest_queued_seconds = await self.queue_state(connection)
+            metrics.open_streams = await external_details.count_open(connection)
             metrics.oldest_snapshot_seconds = await self._snapshots.check(connection)
             await self._check_disk(connection)
         metrics.partitions_end = reach.end

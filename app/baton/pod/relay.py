@@ -21,13 +21,13 @@ from collections import deque
 from typing import Final, Protocol
 from uuid import UUID
 
-from ..db import event_log, retention, streams
+from ..db import event_log, external_streams, retention, streams
 from ..db.event_log import Batch
 from ..db.notifications import Announcement
 from ..db.postgres import Pool, translated
 from ..db.shared_work import seen, shared_task
 from ..db.stream_ending import REWOUND
-from ..errors import CursorBeyondTail
+from ..errors import CursorBeyondTail, StreamNotFound
 from ..observability import log_context, traceparent
 from ..observability.metrics import PodMetrics
 from ..observability.traceparent import TraceParent
@@ -49,6 +49,11 @@ class Recipient(Protocol):
     @property
     def waiting(self) -> bool:
         """Whether a task waits for it to wake."""
+        ...
+
+    @property
+    def views(self) -> bool:
+        """Whether it keeps a stream alive that ends without viewers."""
         ...
 
     def give(self, batch: Batch) -> None:
@@ -74,6 +79,8 @@ class Relay:
         self.tenant = ""  # whose stream it is, once it is loaded
         self.traceparent: TraceParent | None = None  # of the span that created it
         self.ends_unwatched = False  # the stream ends when it has no viewer
+        self.carries_events = True  # its messages are Baton's events
+        self.has_ttl = False  # it is kept for a time after it was last read or written
         self.tail = 0
         self.ended = False  # the terminal event is at the tail
         self.rewound = False  # the terminal event says that the log lost what came before it
@@ -93,6 +100,11 @@ class Relay:
         self._reading: asyncio.Task[None] | None = None
         self._dirty = False
         self._pages: dict[int, asyncio.Task[list[Batch]]] = {}
+
+    @property
+    def has_viewers(self) -> bool:
+        """Whether a stream that ends without viewers stays alive."""
+        return any(subscriber.views for subscriber in self.subscribers)
 
     def add(self, subscriber: Recipient) -> None:
         """Give a subscriber the batches from now on, until `remove`."""
@@ -219,6 +231,12 @@ class Relay:
             if stream.ended and not batches and await streams.get(self._pool, self.stream_id) is None:
                 # It was deleted between the two reads.
                 raise await retention.absence(self._pool, self.stream_id)
+            if stream.generator == external_streams.GENERATOR:
+                external = await external_streams.get(self._pool, self.stream_id)
+                if external is None:
+                    raise StreamNotFound(f"There is no stream {self.stream_id}.")
+                self.carries_events = external.carries_events
+                self.has_ttl = external.ttl_seconds is not None
         self._metrics.log_reads += 1
         self.tenant = stream.tenant
         self.traceparent = traceparent.parse(stream.traceparent)

@@ -20,7 +20,7 @@ from uuid import UUID
 import asyncpg
 
 from ..backoff import Backoff, retry
-from ..db import event_log, notifications, retention, streams
+from ..db import event_log, external_streams, notifications, retention, streams
 from ..db.event_log import NOTHING, Standing
 from ..db.postgres import Pool, translated
 from ..errors import CursorBeyondTail, LogDamaged, Unavailable
@@ -70,8 +70,10 @@ class RelayRegistry:
         self.answered_at = time.monotonic()  # when the database last answered a poll
         self._relays: dict[str, Relay] = {}
 
-    async def subscribe(self, stream_id: UUID, cursor: int, tenant: str = "") -> Subscriber:
+    async def subscribe(self, stream_id: UUID, cursor: int, tenant: str = "", *, views: bool = True) -> Subscriber:
         """Join a tenant's stream after the cursor. Call `unsubscribe` at the end.
+
+        With `views` false, it does not count as a viewer of a stream that ends without viewers.
 
         Raises:
             StreamNotFound: the tenant has no such stream.
@@ -90,7 +92,7 @@ class RelayRegistry:
             relay = Relay(stream_id, self._pool, self._metrics, self._settling, window_bytes=self._window_bytes)
             self._relays[stream_id.hex] = relay
             self._metrics.relays = len(self._relays)
-        subscriber = Subscriber(relay, cursor, tenant)
+        subscriber = Subscriber(relay, cursor, tenant, views=views)
         relay.add(subscriber)
         try:
             await relay.load()
@@ -201,16 +203,18 @@ class RelayRegistry:
         self._poll_all = True
 
     async def note_watched(self, interval_seconds: float) -> None:
-        """Record at intervals which streams have viewers here, for streams that end without viewers."""
+        """Record at intervals which streams have viewers here: without any, a stream may end or expire."""
         while True:
             await asyncio.sleep(interval_seconds)
-            relays = self._relays.values()
-            watched = [item.stream_id for item in relays if item.ends_unwatched and item.subscribers and not item.ended]
-            if not watched:
-                continue
+            watched = [item for item in self._relays.values() if item.has_viewers]
+            ending = [item.stream_id for item in watched if item.ends_unwatched and not item.ended]
+            kept = [item.stream_id for item in watched if item.has_ttl]
             try:
                 async with translated(self._pool):
-                    await streams.note_watched(self._pool, watched)
+                    if ending:
+                        await streams.note_watched(self._pool, ending)
+                    if kept:
+                        await external_streams.touch_all(self._pool, kept)
             except (Unavailable, asyncpg.PostgresError) as error:
                 logger.warning("The pod cannot record which streams are watched: %r", error)
 

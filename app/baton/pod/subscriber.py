@@ -20,11 +20,12 @@ OnBatch = Callable[[Batch], bool]
 class Subscriber:
     """One client's place in a stream: `cursor` is the last event number that it was given."""
 
-    __slots__ = ("_cursor", "_on_batch", "_tapped", "_waiter", "relay", "tenant")
+    __slots__ = ("_cursor", "_on_batch", "_tapped", "_waiter", "relay", "tenant", "views")
 
-    def __init__(self, relay: Relay, cursor: int, tenant: str) -> None:
+    def __init__(self, relay: Relay, cursor: int, tenant: str, *, views: bool = True) -> None:
         self.relay = relay
         self.tenant = tenant  # whose limit it counts against
+        self.views = views  # keeps a stream alive that ends without viewers
         self._cursor = cursor
         self._tapped = False
         self._waiter: asyncio.Future[None] | None = None

@@ -160,7 +160,9 @@ async def fuzzer(cluster: Cluster) -> Fuzzer:
         await cluster.client.get(f"{pod.url}/v1/streams/{stream_id}?wait=20")
     await cluster.client.delete(f"{pod.url}/v1/streams/{erased}")
     ids = [ended, failed]
-    return Fuzzer(pod, {"{id}": ids, "{chat}": ["c", f"run_{ended.replace('-', '')}"], "{name}": ["replay"]})
+    return Fuzzer(
+        pod, {"{id}": ids, "{path}": ids, "{chat}": ["c", f"run_{ended.replace('-', '')}"], "{name}": ["replay"]}
+    )
 
 
 async def all_back(fuzzed: Fuzzer) -> None:
@@ -248,11 +250,13 @@ NAMES = st.sampled_from(
             "snapshot",
         ),
         *("last_event_id", "lastEventId", "startIndex", "stream", "starting_after", "after", "order", "token", ""),
+        *("offset", "live", "cursor"),
     ]
 )
 TEXTS = st.text(max_size=30).map(lambda text: quote(text, safe=""))
 # A client that waits is no use here.
-VALUES = st.one_of(TEXTS, NUMBERS.map(quote), TOKENS, st.sampled_from(["answer", "asc", "queued", "completed"]))
+WORDS = st.sampled_from(["answer", "asc", "queued", "completed", "-1", "now", "sse", "long-poll"])
+VALUES = st.one_of(TEXTS, NUMBERS.map(quote), TOKENS, WORDS)
 QUERIES = st.lists(st.builds(lambda name, value: f"{name}={value}", NAMES, VALUES), max_size=4).map("&".join)
 FIELD = st.binary(max_size=40).map(lambda value: re.sub(rb"[\x00-\x08\x0a-\x1f\x7f]", b"", value).strip(b" \t"))
 HEADERS = st.lists(

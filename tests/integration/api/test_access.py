@@ -28,24 +28,37 @@ class Row:
     """A route: how to call it, what it answers to callers who may use it, and who that is.
 
     `of_stream`: it is about one stream, so that a token of that stream is enough, if the scope is one that tokens have.
-    `narrow`: so is a token that shows the answer only.
+    `narrow`: so is a token that shows the answer only. `for_keys`: no token is enough.
     """
 
     path: str
     status: int
     body: Any = None
     of_stream: bool = False
+    for_keys: bool = False
     code: str | None = None
     scope: AuthScope | None = None
+    or_scope: AuthScope | None = None
     narrow: bool = False
     openai: bool = False
 
     def of(self, route: DeclaredRoute) -> Row:
-        return replace(self, scope=route.scope, narrow=route.narrow, openai=route.form is OPENAI_ERROR)
+        return replace(
+            self,
+            scope=route.scope,
+            or_scope=route.or_scope,
+            narrow=route.narrow,
+            openai=route.form is OPENAI_ERROR,
+        )
 
     @property
     def takes_tokens(self) -> bool:
-        return self.of_stream and self.scope != "admin"
+        return self.of_stream and self.scope != "admin" and not self.for_keys
+
+    @property
+    def takes_viewers(self) -> bool:
+        """Whether the token of a viewer, which reads and cancels, is enough."""
+        return self.takes_tokens and self.scope != "produce"
 
 
 def row(path: str, status: int, **rest: Any) -> Row:
@@ -66,8 +79,15 @@ CALLS: dict[tuple[str, str], Row] = {
     ("GET", "/v1/streams/{id}"): row("/v1/streams/{id}", 200, of_stream=True),
     ("DELETE", "/v1/streams/{id}"): row("/v1/streams/{id}", 204, of_stream=True),
     ("GET", "/v1/streams/{id}/events"): row("/v1/streams/{id}/events", 200, of_stream=True),
+    ("GET", "/v1/streams/{id}/end"): row("/v1/streams/{id}/end", 200, of_stream=True),
     ("POST", "/v1/streams/{id}/cancel"): row("/v1/streams/{id}/cancel", 200, of_stream=True),
     ("POST", "/v1/streams/{id}/token"): row("/v1/streams/{id}/token", 201, of_stream=True),
+    ("PUT", "/v1/stream/{path:any}"): row("/v1/stream/notes", 201, for_keys=True),
+    # It is written by a generator.
+    ("POST", "/v1/stream/{path:any}"): row(
+        "/v1/stream/{id}", 409, body={"type": "text", "delta": "?"}, of_stream=True, code="not_appendable"
+    ),
+    ("DELETE", "/v1/stream/{path:any}"): row("/v1/stream/{id}", 204, of_stream=True, for_keys=True),
     ("POST", "/v1/responses"): row("/v1/responses", 200, body={"input": "?", "background": True}),
     ("GET", "/v1/responses/{id}"): row("/v1/responses/resp_{hex}", 200, of_stream=True),
     ("DELETE", "/v1/responses/{id}"): row("/v1/responses/resp_{hex}", 200, of_stream=True),
@@ -79,6 +99,8 @@ CALLS: dict[tuple[str, str], Row] = {
     ("POST", "/v1/ai-sdk/chat"): row("/v1/ai-sdk/chat", 200, body=UI_MESSAGES),
     ("GET", "/v1/ai-sdk/chat/{chat:any}/stream"): row("/v1/ai-sdk/chat/run_{hex}/stream", 200, of_stream=True),
     ("POST", "/v1/ai-sdk/chat/{chat:any}/stop"): row("/v1/ai-sdk/chat/run_{hex}/stop", 204, of_stream=True),
+    ("HEAD", "/v1/stream/{path:any}"): row("/v1/stream/{id}", 200, of_stream=True),
+    ("GET", "/v1/stream/{path:any}"): row("/v1/stream/{id}", 200, of_stream=True),
     ("GET", "/healthz"): row("/healthz", 200),
     ("GET", "/errors"): row("/errors", 200),
     ("GET", "/openapi.json"): row("/openapi.json", 200),
@@ -104,7 +126,7 @@ DECLARED = {
     (method, route.path): route
     for route in ROUTES
     if isinstance(route, DeclaredRoute)
-    for method in (route.methods or set()) - {"HEAD"}
+    for method in ((route.methods or set()) - {"HEAD"} if "GET" in (route.methods or ()) else route.methods or ())
 }
 # What each route asks for is declared at its handler; docs/access.md has it for readers.
 TABLE = {key: call.of(DECLARED[key]) for key, call in CALLS.items() if key in DECLARED}
@@ -120,8 +142,11 @@ def table_for_readers() -> str:
     for (method, path), route in DECLARED.items():
         if route.include_in_schema and route.scope is not None:
             shown = TABLE[method, path]
-            token = ("also of the answer" if route.narrow else "yes") if shown.takes_tokens else ""
-            lines.append(f"| `{method} {route.documented_path}` | `{route.scope}` | {token} |")
+            viewer = ("also of the answer" if route.narrow else "yes") if shown.takes_viewers else ""
+            writer = "of a producer" if shown.takes_tokens and "produce" in {route.scope, route.or_scope} else ""
+            token = ", ".join(filter(None, (viewer, writer)))
+            scope = f"`{route.scope}`" if route.or_scope is None else f"`{route.scope}` or `{route.or_scope}`"
+            lines.append(f"| `{method} {route.documented_path}` | {scope} | {token} |")
     return "\n".join(lines)
 
 
@@ -154,6 +179,7 @@ async def scene(cluster: Cluster) -> Scene:
     names = {"right": await make_key(cluster), "wrong tenant": await make_key(cluster, tenant="other")}
     for scope in SCOPES:
         names[f"without {scope}"] = await make_key(cluster, *(SCOPES - {scope}))
+    names["only cancel"] = await make_key(cluster, "cancel")
     names["revoked"], names["expired"] = await make_key(cluster), await make_key(cluster)
     now = "clock_timestamp() - interval '1 s'"
     await cluster.pool.execute(f"UPDATE baton.api_key SET revoked_at = {now} WHERE id = $1", names["revoked"][0].id)
@@ -170,7 +196,8 @@ async def scene(cluster: Cluster) -> Scene:
 
 
 def code_of(answer: httpx2.Response, row: Row) -> str | None:
-    if answer.status_code < 400:
+    # The answer to a `HEAD` has no body.
+    if answer.status_code < 400 or answer.request.method == "HEAD":
         return None
     content = answer.json()
     return str(content["error"]["code"] if row.openai else content["code"])
@@ -199,6 +226,7 @@ async def columns(scene: Scene) -> dict[str, dict[Any, Any] | None]:
         "other stream's token": bearer(signed(other)),
         "token": bearer(signed(own)),
         "token for reading": bearer(signed(own, scopes=["read"])),
+        "token for writing": bearer(signed(own, scopes=["produce"])),
         "token of the answer": bearer(signed(own, view="answer")),
         "right": bearer(keys["right"]),
     }
@@ -242,7 +270,16 @@ def allows(token: str, row: Row) -> bool:
         return False
     if token == "token for reading" and row.scope != "read":
         return False
+    if (token == "token for writing") != (row.scope == "produce") and not (
+        token == "token for writing" and row.or_scope
+    ):
+        return False
     return row.takes_tokens or row.code == "not_found"
+
+
+def lacking(row: Row) -> str:
+    """The key that lacks just what a route asks for."""
+    return f"without {row.scope or 'read'}" if row.or_scope is None else "only cancel"
 
 
 async def test_each_route_with_each_credential(scene: Scene, subtests: pytest.Subtests) -> None:
@@ -252,14 +289,13 @@ async def test_each_route_with_each_credential(scene: Scene, subtests: pytest.Su
         return await scene.call(key[0], TABLE[key], stream_id, headers)
 
     for column, headers in (await columns(scene)).items():
-        given = {
-            key: bearer(scene.keys[f"without {row.scope or 'read'}"]) if headers is None else headers
-            for key, row in TABLE.items()
-        }
+        given = {key: bearer(scene.keys[lacking(row)]) if headers is None else headers for key, row in TABLE.items()}
         answers = await asyncio.gather(*(cell(column, key, given[key]) for key in TABLE))
         for (key, row), answer in zip(TABLE.items(), answers, strict=True):
             with subtests.test(f"{column}: {' '.join(key)}"):
-                assert (answer.status_code, code_of(answer, row)) == expected(column, row), answer.text
+                status, code = expected(column, row)
+                assert answer.status_code == status, answer.text
+                assert code_of(answer, row) == (None if key[0] == "HEAD" else code), answer.text
                 assert ("www-authenticate" in answer.headers) == (answer.status_code == 401)
                 assert answer.status_code != 401 or answer.headers["www-authenticate"] == "Bearer"
 
@@ -269,7 +305,7 @@ async def test_another_tenants_stream_is_not_found(scene: Scene, subtests: pytes
     own = {"key": scene.keys["right"], "token": signed(scene.stream_id)}
     for kind, credential in own.items():
         for (method, path), row in TABLE.items():
-            if row.of_stream and (kind == "key" or row.takes_tokens):
+            if row.of_stream and (kind == "key" or row.takes_viewers):
                 with subtests.test(f"{kind}: {method} {path}"):
                     told = []
                     for stream_id in (theirs, nobodys):
@@ -458,7 +494,7 @@ async def test_a_token_works_for_a_grace_after_the_streams_end(scene: Scene) -> 
     change = "UPDATE baton.stream SET finished_at = clock_timestamp() - make_interval(secs => $2) WHERE id = $1"
     await scene.cluster.pool.execute(change, old, 901.0)
     await scene.cluster.pool.execute(change, young, 890.0)
-    reading = [(key, row) for key, row in TABLE.items() if row.takes_tokens]
+    reading = [(key, row) for key, row in TABLE.items() if row.takes_viewers]
     for (method, path), row in reading:
         assert (await scene.call(method, row, old, bearer(signed(old)))).status_code == 401, path
         assert (await scene.call(method, row, young, bearer(signed(young)))).status_code == row.status, path

@@ -25,12 +25,17 @@ SENT = (
     *("x-stainless-arch", "x-stainless-lang", "x-stainless-os", "x-stainless-package-version"),
     *("x-stainless-retry-count", "x-stainless-runtime", "x-stainless-runtime-version", "x-stainless-timeout"),
     *("x-stainless-helper-method", "x-stainless-poll-helper", "x-request-id", "traceparent", "baggage", "sentry-trace"),
+    *("if-none-match", "stream-seq", "stream-ttl", "stream-expires-at", "stream-closed", "stream-forked-from"),
+    *("producer-id", "producer-epoch", "producer-seq"),
 )
 
 
 def paths() -> list[str]:
     filled = (getattr(route, "path", "") for route in api.ROUTES)
-    return [path.replace("{id}", "1").replace("{chat:any}", "c/d").replace("{rest:any}", "/x") for path in filled]
+    return [
+        path.replace("{id}", "1").replace("{chat:any}", "c/d").replace("{rest:any}", "/x").replace("{path:any}", "p/q")
+        for path in filled
+    ]
 
 
 async def preflight(client: httpx2.AsyncClient, url: str, origin: str, method: str, *names: str) -> httpx2.Response:
@@ -47,7 +52,7 @@ async def pod(cluster: Cluster) -> RunningPod:
 
 async def test_preflights_work_on_every_route(cluster: Cluster, pod: RunningPod) -> None:
     for path in [*paths(), "/nowhere"]:
-        for method in ("GET", "POST", "DELETE", "HEAD"):
+        for method in ("GET", "POST", "PUT", "DELETE", "HEAD"):
             answer = await preflight(cluster.client, pod.url + path, PAGE, method, *SENT)
             assert answer.status_code == 200, (path, answer.text)
             assert answer.headers["access-control-allow-origin"] == PAGE
@@ -64,7 +69,7 @@ async def test_only_listed_origins_methods_and_headers_are_allowed(cluster: Clus
         ("null", "POST", "content-type"),
         (f"{PAGE}.evil.example.com", "POST", "content-type"),
         (PAGE.upper(), "POST", "content-type"),
-        (PAGE, "PUT", "content-type"),
+        (PAGE, "PATCH", "content-type"),
         (PAGE, "POST", "x-anything"),
     ):
         answer = await preflight(cluster.client, url, origin, method, name)
@@ -100,6 +105,12 @@ async def test_a_page_can_read_every_response(cluster: Cluster, pod: RunningPod)
     events = f"{pod.url}/v1/streams/{created.json()['id']}/events"
     readable(await client.get(events, headers=page), 200)
     readable(await client.get(events, headers=page | {"last-event-id": "2"}), 204)
+    address = f"{pod.url}/v1/stream/{created.json()['id']}"
+    readable(await client.head(address, headers=page), 200)
+    readable(await client.get(address, headers=page), 200)
+    readable(await client.get(f"{address}?offset=-1&live=sse", headers=page), 200)
+    readable(await client.get(f"{address}?offset=-1&live=long-poll", headers=page), 200)
+    readable(await client.get(f"{pod.url}/v1/stream/none", headers=page), 404)
     sent = {"messages": [{"role": "user", "parts": [{"type": "text", "text": "hi"}]}]}
     readable(await client.post(f"{pod.url}/v1/ai-sdk/chat", json=sent, headers=page), 200)
 

@@ -21,6 +21,7 @@ from tests.support.past import old_stream
 
 from baton.db import (
     event_log,
+    external_appends,
     partitions,
     pod_rows,
     rate_buckets,
@@ -42,7 +43,7 @@ from baton.db.stream_states import State
 from baton.events import RESET_HEAD, RESUMED_HEAD, USAGE_HEAD, encode_text
 from baton.outcome import Outcome
 
-ENDED, QUEUED, RUNNING, BATCHES = 10_000, 20, 60, 20
+ENDED, QUEUED, RUNNING, OPEN, BATCHES = 10_000, 20, 60, 60, 20
 MOST_ROWS = 500
 WORKER = UUID("01900000-0000-7000-8000-000000000001")
 YESTERDAY = "yesterday"
@@ -67,6 +68,14 @@ _KEPT = """
 WITH kept AS (SELECT id, i FROM baton.stream, generate_series(1, 20) AS i WHERE status = 'running'),
      results AS (INSERT INTO baton.step SELECT id, 'name', '\\x00', i, '{}' FROM kept)
 INSERT INTO baton.stream_state SELECT id, 20, '{}' FROM kept WHERE i = 1
+"""
+
+_OPEN = """
+WITH open AS (INSERT INTO baton.stream (generator, input, on_worker_lost, status)
+              SELECT 'external', 'null', 'fail', 'open' FROM generate_series(1, $1) RETURNING id),
+     producers AS (INSERT INTO baton.producer SELECT id, name, 0, 6 FROM open, (VALUES ('a'), ('b')) AS n (name))
+INSERT INTO baton.external_stream (stream_id, tenant, kind, content_type, tail, producers)
+SELECT id, '', 'events', 'application/json', 2, 2 FROM open
 """
 
 # Streams of which those with a higher `$3` are newer.
@@ -147,6 +156,8 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
 _STATE = (["$running"], [21], [r"\x7b7d"], ["test"], [20])
 _ROWS = (["$running"], [21], [21], [1], [False], [r"\x7b7d"], [None], None)
 _END = (["$running"], ["failed"], ["error"], ["a"], ["b"], [None], [1], [0.1], [0.1], [None], [None], [1])
+_APPENDS = (["$open"], [2], [3], [3], [False], [r"\x7b7d"], [2], [1], [None], [1], [None])
+_NUMBERS = (["$open"], ["a"], [0], [7])
 BY_INDEX: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "append": (appending(), _ROWS, 0),
     "append with states": (appending(saving=True), (*_ROWS, *_STATE), 0),
@@ -162,6 +173,14 @@ BY_INDEX: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "step of another run": (steps._READ_ONE, ("$running", "name", r"\x00", 1), 0),
     "steps": (steps._READ, ("$running",), 0),
     "steps deleted": (steps._DELETE, ("$running",), 0),
+    "append of producers": (external_appends._statement(closing=False), (*_APPENDS, *_NUMBERS), 0),
+    "append of producers that ends": (
+        external_appends._statement(closing=True),
+        (*_APPENDS, *_NUMBERS, ["$open"], *_END[1:-1]),
+        0,
+    ),
+    "states of external streams": (external_appends._READ, (["$open"],), 0),
+    "producers": (external_appends._READ_PRODUCERS, (["$open"], ["a"]), 0),
 }
 
 
@@ -173,12 +192,14 @@ async def in_use(connection: Connection) -> dict[str, str]:
         await connection.execute(_STREAMS, status, worker, count)
     await connection.execute(_BATCHES, BATCHES)
     await connection.execute(_KEPT)
+    await connection.execute(_OPEN, OPEN)
     await connection.execute(
         "ANALYZE baton.stream, baton.batch, baton.worker, baton.stream_state, baton.step, baton.stop_call"
     )
     stream = await connection.fetchval("SELECT stream_id FROM baton.batch LIMIT 1")
     running = await connection.fetchval("SELECT id FROM baton.stream WHERE status = 'running' LIMIT 1")
-    return {"$stream": str(stream), "$running": str(running)}
+    open_one = await connection.fetchval("SELECT stream_id FROM baton.external_stream LIMIT 1")
+    return {"$stream": str(stream), "$running": str(running), "$open": str(open_one)}
 
 
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])

@@ -89,6 +89,7 @@ HEALTHY = {
     ),
     *(
         "access",
+        "external_streams",
         "partitions",
         "indexes",
         "autovacuum",
@@ -102,7 +103,7 @@ HEALTHY = {
     ),
     *("connect", "parameters", "durability", "clock", "transaction_ids", "retention"),
 }
-OF_WORKERS = HEALTHY - {"access"}
+OF_WORKERS = HEALTHY - {"access", "external_streams"}
 
 
 async def test_it_finds_no_problem_in_a_healthy_database(server: str) -> None:
@@ -173,6 +174,29 @@ async def test_it_finds_problems_of_tables_and_streams(dsn: str) -> None:
         assert levels(diagnosis).get(code) is level, (code, diagnosis.findings)
         assert words in finding(diagnosis, code).message
         assert finding(diagnosis, code).advice
+
+
+OPENED_LONG_AGO = """
+WITH made AS (
+    INSERT INTO baton.stream (generator, input, on_worker_lost, status, created_at)
+    VALUES ('external', 'null', 'fail', 'open', clock_timestamp() - interval '3 h') RETURNING id
+)
+INSERT INTO baton.external_stream (stream_id, tenant, kind, content_type)
+SELECT id, '', 'events', 'application/json' FROM made
+"""
+
+
+async def test_it_finds_what_keeps_external_streams_from_working(dsn: str) -> None:
+    assert "older_code_running" not in levels(await diagnose(dsn))
+    await execute(dsn, "INSERT INTO baton.worker (name, generators, concurrency) VALUES ('old', '{}', 1)")
+    await execute(dsn, OPENED_LONG_AGO)
+    diagnosis = await diagnose(dsn)
+    assert finding(diagnosis, "older_code_running").message == "Still running, of an older release: worker old."
+    overdue = finding(diagnosis, "external_overdue")
+    assert (overdue.level, overdue.message[:45]) == (WARNING, "1 external stream open for longer than allowe")
+    assert "by up to 2 h" in overdue.message
+    await execute(dsn, "UPDATE baton.external_stream SET kind = 'json'")
+    assert finding(await diagnose(dsn), "external_streams").message == "1 external stream open."
 
 
 async def test_it_finds_that_no_worker_is_alive(dsn: str) -> None:

@@ -12,7 +12,7 @@ from tests.support.logbook import connected, events, row, until
 
 from baton.chaos.proxy import Proxy
 from baton.db import external_streams, stream_ending
-from baton.db.external_appends import Appended, Refused
+from baton.db.external_appends import Appended, ProducerClaim, Refused
 from baton.db.postgres import pool
 from baton.errors import Unavailable
 from baton.outcome import Outcome
@@ -72,6 +72,19 @@ async def test_producers_on_two_pods_write_one_stream_without_gaps(dsn: str) -> 
             assert len(deltas) == 90
             for name in "abc":
                 assert [each for each in deltas if each[0] == name] == [f"{name}{n} " for n in range(30)]
+
+
+async def test_what_a_producer_repeats_is_answered_with_its_newest_number(dsn: str) -> None:
+    stream = (await opened(dsn)).stream_id
+    async with append_queue(dsn) as one, append_queue(dsn) as other:
+        await append(one, stream, texts("0"), by=("a", 0, 0))
+        await append(other, stream, texts("1"), by=("a", 0, 1))
+        again = await append(one, stream, texts("0"), by=("a", 0, 0))
+        assert again == Appended(2, closed=False, duplicate=True, producer=ProducerClaim("a", 0, 1))
+        # The first pod remembers epoch 0 until then.
+        await append(other, stream, texts("2"), by=("a", 2, 0))
+        await append(one, stream, texts("3"), by=("a", 3, 0))
+        assert await other.append(request(stream, texts("4"), by=("a", 1, 0))) == Refused("fenced", 4, number=3)
 
 
 async def test_a_refusal_is_never_based_on_an_old_state(dsn: str) -> None:

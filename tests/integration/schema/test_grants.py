@@ -67,6 +67,8 @@ async def test_streams_run_and_end_under_these_roles(
         await cancel(cluster, pod.url, cancelled)
         assert (await ended(connection, cancelled)).status == "cancelled"
 
+        await external_streams_are_written(cluster, pod.url)
+
         queued = UUID(await cluster.create(pod, generator="none"))
         await cancel(cluster, pod.url, queued)
         assert (await ended(connection, queued)).status == "cancelled"
@@ -101,6 +103,29 @@ async def is_found_and_erased(cluster: Cluster, url: str, stream_id: UUID) -> No
     assert (await cluster.client.get(f"{url}/v1/streams/{stream_id}")).json()["text"] == "who goes"
     assert (await cluster.client.delete(f"{url}/v1/streams/{stream_id}")).status_code == 204
     assert (await cluster.client.get(f"{url}/v1/streams/{stream_id}")).status_code == 404
+
+
+async def external_streams_are_written(cluster: Cluster, url: str) -> None:
+    """Create them natively and at a path, append, ask for the end, cancel, read, and delete."""
+    created = (await cluster.client.post(f"{url}/v1/streams", json={"generator": "external"})).json()
+    stream, written = f"{url}/v1/streams/{created['id']}", url + created["producer"]["url"]
+    events = {"content-type": 'application/json; profile="urn:baton:events"'}
+    claim = {"producer-id": "p", "producer-epoch": "0"}
+    plain = {"content-type": "text/plain", "stream-ttl": "3600"}
+    for method, address, headers, content, status in (
+        ("POST", written, {**events, **claim, "producer-seq": "0"}, b'[{"type":"text","delta":"x"}]', 200),
+        ("POST", written, {**events, **claim, "producer-seq": "1"}, b'[{"type":"text","delta":"y"}]', 200),
+        ("GET", f"{stream}/end", {}, b"", 204),
+        ("POST", f"{stream}/cancel", {}, b"", 200),
+        ("DELETE", stream, {}, b"", 204),
+        ("PUT", f"{url}/v1/stream/notes", plain, b"x", 201),
+        ("POST", f"{url}/v1/stream/notes", plain | {"stream-closed": "true"}, b"y", 204),
+        ("GET", f"{url}/v1/stream/notes", {}, b"", 200),
+        ("DELETE", f"{url}/v1/stream/notes", {}, b"", 204),
+    ):
+        answer = await cluster.client.request(method, address, headers=headers, content=content)
+        assert answer.status_code == status, (method, address, answer.text)
+    assert (await cluster.client.get(f"{url}/console/streams")).is_success
 
 
 async def cancel(cluster: Cluster, url: str, stream_id: UUID) -> None:

@@ -107,7 +107,10 @@ def test_a_stream_has_a_largest_size_and_a_largest_number_of_producers() -> None
 
 
 def test_only_what_is_true_for_ever_is_final() -> None:
-    final = {"closed", "fenced", "stream_seq"}
-    others = ("not_found", "gap", "epoch_must_begin_at_0", "too_large", "too_many_producers")
+    final = {"closed", "stream_seq"}
+    others = ("not_found", "fenced", "gap", "epoch_must_begin_at_0", "too_large", "too_many_producers")
     assert all(Refused(each).is_final for each in final)  # type: ignore[arg-type]
     assert not any(Refused(each).is_final for each in others)  # type: ignore[arg-type]
+    assert Appended(1, closed=False).is_final
+    assert Appended(1, closed=True, duplicate=True).is_final
+    assert not Appended(1, closed=False, duplicate=True).is_final

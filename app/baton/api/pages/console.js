@@ -1,7 +1,7 @@
 // The console: asks a pod for its numbers every second or two while the page is visible, and shows them.
 
 import { Chart } from "./chart.js";
-import { NONE, byId, clock, count, el, keyed, plural, rate, seconds, setAttribute, setText, shortId, showState, span } from "./dom.js";
+import { NONE, byId, clock, count, el, isLive, keyed, plural, rate, seconds, setAttribute, setText, shortId, showState, span } from "./dom.js";
 import { Refused, bearer, refusal } from "./follow.js";
 import { podState, withoutReplaced, workerState } from "./process.js";
 import { StreamSheet } from "./stream.js";
@@ -295,7 +295,7 @@ function showStreams(page) {
 
 function showStream(row, item, now) {
   const timings = item.timings;
-  const ended = item.status !== "queued" && item.status !== "running";
+  const ended = !isLive(item);
   const age = (moment) => (now - Date.parse(moment)) / 1000;
   const [state, name, generator, first, perSecond, events, viewers, took, created] = row.children;
   setAttribute(row, "data-state", item.status);
@@ -315,7 +315,7 @@ function showStream(row, item, now) {
 // How fast live streams are, by the number of their newest event now and a few seconds ago.
 function noteRates(items, now) {
   for (const item of items) {
-    if (item.status !== "running") {
+    if (item.status !== "running" && item.status !== "open") {
       session.rates.delete(item.id);
       continue;
     }

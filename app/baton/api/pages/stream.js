@@ -1,7 +1,7 @@
 // One stream, opened: its state and numbers and, for a key that may read, its answer as it arrives.
 
 import { Answer } from "./answer.js";
-import { NONE, byId, clock, count, el, rate, seconds, setText, showState } from "./dom.js";
+import { NONE, byId, clock, count, el, isLive, rate, seconds, setText, showState, span } from "./dom.js";
 import { Refused, bearer, follow, refusal } from "./follow.js";
 import { Tail } from "./scrolling.js";
 
@@ -17,6 +17,20 @@ function answerFacts(by) {
   if (!by) return {};
   const named = by.model && by.model !== by.name ? `${by.name} (${by.model})` : by.name;
   return { "Answered by": named ?? NONE, "Failed calls": count(by.attempts.length) };
+}
+
+// How a stream is written that has no generator; nothing for the others.
+function producerFacts(external, now) {
+  if (!external) return {};
+  const named = external.producer_ids.map((id) => id || "without an id").join(", ");
+  const more = external.producers > external.producer_ids.length ? ` and ${count(external.producers - external.producer_ids.length)} more` : "";
+  return {
+    "Path": external.path ?? NONE,
+    "Content": external.kind === "events" ? "Baton's events" : external.content_type,
+    "Bytes": count(external.size_bytes),
+    "Producers": named ? named + more : NONE,
+    "Last sign of life": `${span((now - Date.parse(external.heard_at)) / 1000)} ago`,
+  };
 }
 
 export class StreamSheet {
@@ -73,7 +87,7 @@ export class StreamSheet {
   update(item, now, perSecond) {
     if (item.id !== this.id) return;
     this.item = item;
-    const live = item.status === "queued" || item.status === "running";
+    const live = isLive(item);
     setText(byId("stream-title"), item.generator);
     byId("stream-state").hidden = false;
     showState(byId("stream-state"), item.status);
@@ -100,6 +114,7 @@ export class StreamSheet {
       "Interrupted": item.interruption ? (INTERRUPTIONS[item.interruption] ?? words(item.interruption)) : NONE,
       "Finish reason": item.finish_reason ?? NONE,
       ...answerFacts(item.answered_by),
+      ...producerFacts(item.external, now),
       ...Object.fromEntries(Object.entries(item.usage ?? {}).map(([name, value]) => [words(name), count(value)])),
       ...this.seen,
     });
@@ -175,7 +190,7 @@ export class StreamSheet {
       const headers = bearer(this.session.key);
       const response = await fetch(`v1/streams/${this.id}/cancel`, { method: "POST", headers });
       if (!response.ok) throw await refusal(response);
-      setText(cancelling, "Its generator was asked to stop.");
+      setText(cancelling, response.status === 202 ? "Its generator was asked to stop." : "It has ended.");
       byId("stream-cancel").hidden = true;
     } catch (error) {
       setText(cancelling, error instanceof Refused ? error.message : "No pod answered, so the stream continues. Try again.");

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from .append_metrics import AppendMetrics
 from .numbers import COUNTS, MILLISECONDS_TO_SECONDS, Histogram, LabeledCounter
 
 # Why an event stream was closed. "ended": the stream ended. "client_disconnected": the client closed the connection.
@@ -31,8 +32,6 @@ Limit: TypeAlias = Literal[
     "reads_per_second",
     "appends_per_second",
     "message_bytes",
-    "external_bytes",
-    "producers",
     "tenant_queries",
     "tenant_streams",
     "stream_subscribers",
@@ -76,6 +75,7 @@ class PodMetrics(Collector):
         self.partitions_end: float | None = None
         self.notify_queue_ratio: float | None = None
         self.queued: int | None = None
+        self.open_streams: int | None = None
         self.oldest_queued_seconds: float | None = None
         self.oldest_snapshot_seconds: float | None = None
 
@@ -98,6 +98,7 @@ class PodMetrics(Collector):
         self.pool_wait_seconds = Histogram(
             "baton_pool_wait_seconds", "How long a query waited for a connection of the pool", MILLISECONDS_TO_SECONDS
         )
+        self.appends = AppendMetrics()
         self._dialects: dict[str, DialectCounts] = {}
         self.registry = CollectorRegistry()
         self.registry.register(self)
@@ -133,6 +134,7 @@ class PodMetrics(Collector):
         ):
             yield from histogram.collect()
         yield from self.closed.collect()
+        yield from self.appends.collect()
         rejected = CounterMetricFamily("baton_rejections", "Requests and connections over a limit", labels=["limit"])
         for limit, count in self.rejected.items():
             rejected.add_metric([limit], count)
@@ -176,6 +178,7 @@ class PodMetrics(Collector):
                 self.notify_queue_ratio,
             ),
             ("baton_queued_streams", "Streams that wait for a worker", self.queued),
+            ("baton_open_streams", "External streams that have not ended; counted up to 10,000", self.open_streams),
             ("baton_oldest_queued_seconds", "How long the oldest queued stream has waited", self.oldest_queued_seconds),
             (
                 "baton_oldest_snapshot_seconds",

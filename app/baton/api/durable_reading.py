@@ -1,0 +1,313 @@
+"""Reading streams by the Durable Streams protocol: what is in the log, then what comes, in one of two ways.
+
+A read without `live` returns a page of the log, which is read from the database: so a client reads its own writes on
+every pod. With `live=long-poll` a request that has all there is waits for more. With `live=sse` it is followed like
+any event stream. Both wait on the stream's relay.
+
+The protocol's clients repeat a request that gets 429 or 5xx without end, and stop at other errors. So a log with a gap
+is answered with 410. A clean end of an event stream means nothing to them: they reconnect with the last offset. So a
+pod that leaves ends event streams, and answers long polls with 204.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..db import event_log, external_streams
+from ..db.event_log import Batch, Tail
+from ..db.postgres import translated
+from ..db.stream_ending import REWOUND
+from ..dialects.durable import DIALECTS, DurableReader, content_of, cursor_after, last_message, messages, parse_cursor
+from ..dialects.durable_offsets import BEGINNING, PATTERN, number_in, offset_after, prefix_of
+from ..errors import (
+    InvalidRequest,
+    LogDamaged,
+    MessagesMissing,
+    OffsetGone,
+    OldProtocol,
+    RawContent,
+    SubscriptionsNotSupported,
+    Unavailable,
+)
+from .admission import Handler
+from .durable_headers import CLOSED, EXPIRES_AT, NEXT_OFFSET, TTL
+from .durable_paths import PATH, ROUTE, Addressed, addressed
+from .following import count_resume, event_stream, subscribe, wait_for_events
+from .opening import HeadersOnly
+from .refusals import FOLLOWING, STREAM
+from .request import AsgiResponse, common_headers, damaged, header_of, pod_of, query_of
+from .routing import EVENTS, JSON, AnswerHeader, Parameter, Returns, Routes
+from .validation import validated
+
+UP_TO_DATE: Final = "Stream-Up-To-Date"
+CURSOR: Final = "Stream-Cursor"
+ENCODING: Final = "Stream-SSE-Data-Encoding"
+
+# How often a page is read again because something came between two reads of the log.
+_TRIES: Final = 4
+
+_OFFSET_HEADER: Final = AnswerHeader(NEXT_OFFSET, "The offset to read from next.")
+_STATE_HEADERS: Final = (
+    _OFFSET_HEADER,
+    AnswerHeader(CLOSED, "`true`: the stream is closed, and the answer reaches its end."),
+)
+_PAGE_HEADERS: Final = (
+    *_STATE_HEADERS,
+    AnswerHeader(UP_TO_DATE, "`true`: the answer reaches the end of the stream so far."),
+)
+_LIVE_HEADERS: Final = (*_PAGE_HEADERS, AnswerHeader(CURSOR, "To be sent as `cursor` in the next request."))
+_ETAG: Final = AnswerHeader("etag", "Names the page, for `If-None-Match`.")
+_LIFETIME_HEADERS: Final = (
+    AnswerHeader(TTL, "How many seconds the stream is kept after it was last read or written.", {"type": "integer"}),
+    AnswerHeader(EXPIRES_AT, "Until when the stream is kept."),
+)
+_BYTES: Final = "The messages, one after the other."
+_SSE: Final = (
+    "`data` events with messages (JSON: an array; bytes: base64), each followed by a `control` event: "
+    "`streamNextOffset`, `streamCursor`, `upToDate`, and at the end `streamClosed`."
+)
+_REFUSALS: Final = (
+    *(error for error in FOLLOWING if error not in {LogDamaged, OldProtocol, RawContent}),
+    *(OffsetGone, MessagesMissing, SubscriptionsNotSupported),
+)
+
+
+def final(handler: Handler) -> Handler:
+    """Answer that messages are missing by a status at which clients stop."""
+
+    @functools.wraps(handler)
+    async def endpoint(request: Request) -> AsgiResponse:
+        try:
+            return await handler(request)
+        except LogDamaged as error:
+            raise MessagesMissing(str(error), operator=error.operator) from error
+
+    return endpoint
+
+
+class ReadStream(BaseModel):
+    """The query of a read. Other parameters are ignored."""
+
+    offset: str | None = Field(
+        None,
+        pattern=f"^({PATTERN})$",
+        description=f"A `{NEXT_OFFSET}`; `-1`, the beginning; or `now`, the end so far. `live` needs one.",
+    )
+    live: Literal["long-poll", "sse"] | None = Field(
+        None, description="How to wait for what comes: `long-poll` answers once, `sse` with an event stream."
+    )
+    cursor: str | None = Field(None, description=f"The last `{CURSOR}`, or `streamCursor`.")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a stream: its messages as the log has them, up to the message `number`."""
+
+    found: Sequence[str]
+    number: int
+    up_to_date: bool
+    closed: bool
+
+
+ROUTES: Final = Routes("Durable Streams", path=PATH)
+
+
+@ROUTES.route(
+    "HEAD",
+    ROUTE,
+    "read",
+    {200: Returns("The stream exists.", {}, (*_STATE_HEADERS, *_LIFETIME_HEADERS))},
+    refusals=(*STREAM, InvalidRequest, SubscriptionsNotSupported),
+)
+async def describe_stream(request: Request) -> AsgiResponse:
+    """Return the content type of a stream, its end so far, and how long it is kept."""
+    there = await addressed(request)
+    async with translated(pod_of(request).pool):
+        tail = await event_log.read_tail(pod_of(request).pool, there.stream.id)
+    page = _end_of(there, tail)
+    headers = common_headers(request) | _headers(there, page) | there.lifetime_headers
+    headers["content-type"] = there.content_type
+    return HeadersOnly([(name.lower().encode(), value.encode()) for name, value in headers.items()])
+
+
+@ROUTES.route(
+    "GET",
+    ROUTE,
+    "read",
+    {
+        200: Returns("A page of the stream.", {JSON: list[Any]}, (*_LIVE_HEADERS, _ETAG)),
+        204: Returns("With `live=long-poll`: nothing came in time, or the stream is closed.", {}, _LIVE_HEADERS),
+        304: Returns("The client has this page.", {}, (*_PAGE_HEADERS, _ETAG)),
+    },
+    refusals=_REFUSALS,
+    query=(ReadStream,),
+    parameters=(Parameter("If-None-Match", "header", "The `ETag` of a page that the client has.", {"type": "string"}),),
+    others={
+        "live=sse": {200: Returns("The stream as it comes.", {EVENTS: _SSE}, (AnswerHeader(ENCODING, "`base64`"),))},
+        "a stream of text or bytes": {200: Returns("A page of the stream.", {"*/*": _BYTES})},
+    },
+)
+@final
+async def read_stream(request: Request) -> AsgiResponse:
+    """Read a stream after an offset: what is there, and with `live` what comes."""
+    wanted = _wanted(request)
+    there = await addressed(request)
+    after = number_in(wanted.offset or BEGINNING, there.stream.id)
+    pool = pod_of(request).pool
+    async with translated(pool):
+        if there.external is not None:
+            await external_streams.touch(pool, there.external)
+        end = _end_of(there, await event_log.read_tail(pool, there.stream.id)) if after is None else None
+    if wanted.live is not None:
+        begin = after if end is None else end.number
+        assert begin is not None
+        serve = _follow if wanted.live == "sse" else _long_poll
+        return await serve(request, there, begin, parse_cursor(wanted.cursor))
+    if after is None:
+        assert end is not None
+        return _answer(request, there, end)
+    page = await _page(request, there, after)
+    etag = f'"{offset_after(there.stream.id, after)}-{page.number}{"-closed" * page.closed}"'
+    if etag in _known_tags(request):
+        headers = common_headers(request) | _headers(there, page) | {"etag": etag}
+        return Response(status_code=304, headers=headers)
+    return _answer(request, there, page, {"etag": etag})
+
+
+def _wanted(request: Request) -> ReadStream:
+    known = ReadStream.model_fields
+    wanted = validated(ReadStream, {name: value for name, value in query_of(request, known).items() if name in known})
+    if wanted.live is not None and wanted.offset is None:
+        raise InvalidRequest(
+            f"live={wanted.live} needs an offset. offset=-1 is the beginning, offset=now the end so far."
+        )
+    return wanted
+
+
+async def _follow(request: Request, there: Addressed, after: int, cursor: int | None) -> AsgiResponse:
+    stream_id = there.stream.id
+    subscriber = await subscribe(request, stream_id, after)
+    with contextlib.ExitStack() as unless_followed:
+        unless_followed.callback(pod_of(request).relays.unsubscribe, subscriber)
+        relay = subscriber.relay
+        reader = DurableReader(DIALECTS[there.kind], prefix_of(stream_id), after, cursor, lambda: relay.tail)
+        # A client that has all there is learns that at once.
+        opening = b"" if relay.tail > after else reader.control(after, closed=relay.ended)
+        unless_followed.pop_all()
+    if after:
+        count_resume(request, subscriber)
+    headers = {ENCODING.lower(): "base64"} if there.kind == "bytes" else {}
+    return event_stream(request, subscriber, reader, opening=opening, headers=headers)
+
+
+async def _long_poll(request: Request, there: Addressed, after: int, cursor: int | None) -> AsgiResponse:
+    pod = pod_of(request)
+    subscriber = await subscribe(request, there.stream.id, after)
+    try:
+        await wait_for_events(request, subscriber, pod.settings.long_poll_seconds)
+        batches = await subscriber.take()
+        relay = subscriber.relay
+        if relay.damaged:
+            raise damaged(there.stream.id)
+        up_to_date, closed = subscriber.cursor >= relay.tail, subscriber.finished
+    finally:
+        pod.relays.unsubscribe(subscriber)
+    page = _page_of(there, batches, after, up_to_date=up_to_date, closed=closed)
+    more = {CURSOR: str(cursor_after(cursor))}
+    if page.found:
+        return _answer(request, there, page, more)
+    return Response(status_code=204, headers=common_headers(request) | _headers(there, page) | more)
+
+
+async def _page(request: Request, there: Addressed, after: int) -> Page:
+    """Read a page of the log after event number `after`.
+
+    Raises:
+        CursorBeyondTail: the stream does not reach that far.
+        LogDamaged: events are missing.
+        Unavailable: a failover lost the end of the log, and it may come back; or the database does not answer.
+    """
+    pool, stream_id = pod_of(request).pool, there.stream.id
+    for _ in range(_TRIES):
+        async with translated(pool):
+            batches = await event_log.read(pool, stream_id, after)
+            _require_whole(batches, stream_id, after)
+            if batches and (batches[-1].terminal or not _is_full(batches)):
+                return _page_of(there, batches, after, up_to_date=True, closed=batches[-1].terminal)
+            tail = await event_log.read_tail(pool, stream_id)
+        if batches:
+            up_to_date = batches[-1].last_seq >= tail.last_seq
+            return _page_of(there, batches, after, up_to_date=up_to_date, closed=False)
+        if tail.last_seq == after and not _is_rewound(tail):
+            if there.stream.ended and tail.outcome is None:
+                raise damaged(stream_id)
+            return Page((), after, up_to_date=True, closed=tail.outcome is not None)
+        if tail.last_seq <= after:
+            await _require_reached(request, stream_id, after)
+    raise Unavailable("The stream changes too fast to be read. Try again.")
+
+
+async def _require_reached(request: Request, stream_id: UUID, after: int) -> None:
+    """Refuse an offset beyond the log, unless a failover is the reason and the log gets back what it lost."""
+    subscriber = await subscribe(request, stream_id, after)
+    pod_of(request).relays.unsubscribe(subscriber)
+
+
+def _page_of(there: Addressed, batches: Sequence[Batch], after: int, *, up_to_date: bool, closed: bool) -> Page:
+    found = [line for batch in batches for line in messages(there.kind, batch, after)]
+    last_seq = batches[-1].last_seq if batches else after
+    number = last_message(there.kind, last_seq, ended=bool(batches) and batches[-1].terminal)
+    return Page(found, number, up_to_date, closed)
+
+
+def _end_of(there: Addressed, tail: Tail) -> Page:
+    closed = tail.outcome is not None
+    return Page((), last_message(there.kind, tail.last_seq, ended=closed), up_to_date=True, closed=closed)
+
+
+def _answer(request: Request, there: Addressed, page: Page, more: dict[str, str] | None = None) -> AsgiResponse:
+    headers = common_headers(request) | _headers(there, page) | (more or {})
+    # Starlette would add a charset to a text's media type.
+    headers["content-type"] = there.content_type
+    return Response(content_of(there.kind, page.found), 200, headers)
+
+
+def _headers(there: Addressed, page: Page) -> dict[str, str]:
+    headers = {NEXT_OFFSET: offset_after(there.stream.id, page.number)}
+    if page.up_to_date:
+        headers[UP_TO_DATE] = "true"
+    if page.closed:
+        headers[CLOSED] = "true"
+    return headers
+
+
+def _known_tags(request: Request) -> set[str]:
+    given = header_of(request, "If-None-Match") or ""
+    return {tag.strip().removeprefix("W/") for tag in given.split(",")}
+
+
+def _require_whole(batches: Sequence[Batch], stream_id: UUID, after: int) -> None:
+    expected = after + 1
+    for number, batch in enumerate(batches):
+        if batch.first_seq > expected or (number and batch.first_seq != expected):
+            raise damaged(stream_id)
+        expected = batch.last_seq + 1
+
+
+def _is_full(batches: Sequence[Batch]) -> bool:
+    """Whether there may be more behind a page."""
+    size = sum(len(batch.events.encode()) for batch in batches)
+    return len(batches) >= event_log.PAGE_ROWS or size >= event_log.PAGE_BYTES
+
+
+def _is_rewound(tail: Tail) -> bool:
+    return tail.outcome is not None and tail.outcome.code == REWOUND.code

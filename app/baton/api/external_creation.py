@@ -1,0 +1,55 @@
+"""Creating external streams: what `POST /v1/streams` and the `PUT` of the Durable Streams protocol have in common."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from starlette.requests import Request
+
+from ..db import external_streams
+from ..db.external_streams import ExternalStream, NewExternal
+from ..db.postgres import translated
+from ..db.stream_creation import IdempotencyKey
+from ..db.streams import Stream
+from ..errors import TooManyStreams
+from ..observability import log_context, tracing
+from . import actions
+from .problems import path_of
+from .request import pod_of, principal_of
+
+logger = logging.getLogger(__name__)
+
+
+async def create(
+    request: Request, new: NewExternal, key: IdempotencyKey | None = None
+) -> tuple[Stream, ExternalStream, bool]:
+    """Create an open stream; return its rows, and whether it is new or the one of this path or key.
+
+    Raises:
+        CreateRateLimited: the caller creates streams faster than it may.
+        OlderCodeRunning: a process runs that would take the stream for one that has ended.
+        TooManyStreams: the tenant has as many streams that have not ended as it may.
+        IdempotencyConflict, Unavailable: see `external_streams.create`.
+    """
+    pod, tenant = pod_of(request), principal_of(request).tenant
+    about = {"baton.generator": external_streams.GENERATOR, "baton.tenant": tenant, "url.path": path_of(request)}
+    with tracing.span("create", tracing.here(), kind="server", attributes=about) as span:
+        async with translated(pod.pool):
+            await actions.take_create(request)
+            await pod.require_current_code()
+            parent = None if span.traceparent is None else str(span.traceparent)
+            new = replace(new, stream=replace(new.stream, traceparent=parent))
+            try:
+                stream, external, created = await external_streams.create(
+                    pod.pool, new, key, max_live=pod.settings.max_tenant_streams, counts=pod.live_counts
+                )
+            except TooManyStreams:
+                pod.metrics.rejected["tenant_streams"] += 1
+                raise
+        span.set({"baton.stream.id": str(stream.id), "baton.created": created})
+        log_context.enter_stream(stream.id)
+        if created:
+            known = {"generator": stream.generator, "tenant": tenant, "kind": external.kind}
+            logger.info("Stream %s is open.", stream.id, extra=known)
+    return stream, external, created

@@ -1,0 +1,81 @@
+"""The native route that waits for a stream's end. A producer can hold it, to learn that it is to stop."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+from uuid import UUID
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..db import external_streams
+from ..db.postgres import translated
+from ..db.streams import Stream
+from ..errors import InvalidRequest, PodFull, TooManySubscribers
+from .following import wait_for_end
+from .models import GetStream
+from .native_events import PATH
+from .refusals import WHOLE
+from .request import AsgiResponse, common_headers, found, json_answer, parse_stream_id, pod_of, principal_of, query_of
+from .routing import JSON, Returns, Routes
+from .stream_content import StreamEnd, describe_end
+from .validation import validated
+
+# How often a held request counts as a sign of life, unless the pod's timeout is shorter than a few of these.
+SIGN_OF_LIFE_SECONDS: Final = 3.0
+
+ROUTES: Final = Routes("streams", path=PATH)
+
+
+@ROUTES.route(
+    "GET",
+    "/v1/streams/{id}/end",
+    "read",
+    {
+        200: Returns("It has ended.", {JSON: StreamEnd}),
+        204: Returns("It has not ended yet. Ask again."),
+    },
+    refusals=(*WHOLE, InvalidRequest, TooManySubscribers, PodFull),
+    query=(GetStream,),
+    or_scope="produce",
+    narrow=True,
+)
+async def get_end(request: Request) -> AsgiResponse:
+    """Return how a stream ended. With `?wait=20`, wait up to 20 seconds for its end.
+
+    A producer of an external stream learns here that it is to stop: the stream was cancelled, or a limit ended it.
+    While a caller with the scope `produce` holds this request, the producer counts as alive. This caller is no viewer.
+    """
+    options = validated(GetStream, query_of(request))
+    stream = await _ended(request, parse_stream_id(request.path_params["id"]), options.wait)
+    if not stream.ended:
+        return Response(status_code=204, headers=common_headers(request))
+    return json_answer(request, describe_end(stream))
+
+
+async def _ended(request: Request, stream_id: UUID, seconds: float) -> Stream:
+    """Wait until a stream ends, but no longer than this; return its row."""
+    clock = asyncio.get_running_loop()
+    due_at = clock.time() + seconds
+    while True:
+        async with translated(pod_of(request).pool):
+            stream = await found(request, stream_id)
+            lives = _is_producer(request, stream)
+            if lives:
+                await external_streams.hear(pod_of(request).pool, stream_id)
+        left_seconds = due_at - clock.time()
+        if stream.ended or left_seconds <= 0:
+            return stream
+        most_seconds = _interval_seconds(request) if lives else left_seconds
+        waited = await wait_for_end(request, stream_id, min(left_seconds, most_seconds), views=False)
+        if waited in {"client left", "pod left"}:
+            return stream
+
+
+def _is_producer(request: Request, stream: Stream) -> bool:
+    return stream.status == "open" and "produce" in principal_of(request).scopes
+
+
+def _interval_seconds(request: Request) -> float:
+    return min(SIGN_OF_LIFE_SECONDS, pod_of(request).settings.idle_timeout_seconds / 3)

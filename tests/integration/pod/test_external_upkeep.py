@@ -1,0 +1,191 @@
+"""What pods do about open streams that their producers leave."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+from tests.support.external import append, append_queue, opened, request, texts
+from tests.support.logbook import connected, events, row
+
+from baton.db import external_streams, history
+from baton.db.external_appends import Refused
+from baton.db.postgres import Connection, pool
+from baton.db.schema_revision import REVISION
+from baton.db.stream_creation import Limits, NewStream
+from baton.errors import Unavailable
+from baton.pod import external_upkeep
+from baton.pod.external_upkeep import ExternalUpkeep
+from baton.settings import Settings
+
+
+@contextlib.asynccontextmanager
+async def upkeep(dsn: str, **settings: Any) -> AsyncIterator[ExternalUpkeep]:
+    async with pool(dsn, size=2, timeout_seconds=10) as connections:
+        yield ExternalUpkeep(Settings(database_url=dsn, **settings), connections)
+
+
+async def check(service: ExternalUpkeep) -> None:
+    """Check now, however long the last check took."""
+    service._overdue_pace.hurry()
+    service._expired_pace.hurry()
+    await service.check()
+
+
+async def ended_by(dsn: str, connection: Connection, stream: UUID, **settings: Any) -> str | None:
+    async with upkeep(dsn, **settings) as service:
+        await check(service)
+    found = await row(connection, stream)
+    return (found.error_code or found.finish_reason) if found.ended else None
+
+
+async def back(connection: Connection, column: str, seconds: float, stream: UUID) -> None:
+    table, key = ("stream", "id") if column in {"created_at", "watched_at"} else ("external_stream", "stream_id")
+    await connection.execute(
+        f"UPDATE baton.{table} SET {column} = clock_timestamp() - make_interval(secs => $1) WHERE {key} = $2",
+        seconds,
+        stream,
+    )
+
+
+async def test_a_producer_that_is_silent_for_too_long_is_lost(dsn: str) -> None:
+    async with connected(dsn) as connection, append_queue(dsn) as queue:
+        stream = (await opened(dsn)).stream_id
+        await append(queue, stream, texts("a"))
+        assert await ended_by(dsn, connection, stream) is None
+        await back(connection, "heard_at", 299, stream)
+        assert await ended_by(dsn, connection, stream) is None
+        await back(connection, "heard_at", 301, stream)
+        async with pool(dsn, size=1, timeout_seconds=10) as connections:
+            await external_streams.hear(connections, stream)
+        assert await ended_by(dsn, connection, stream) is None
+        await back(connection, "heard_at", 301, stream)
+        assert await ended_by(dsn, connection, stream) == "producer_lost"
+        assert [event["type"] for event in await events(connection, stream)] == ["text", "done"]
+        assert await queue.append(request(stream, texts("b"))) == Refused("closed", 2, reason="producer_lost")
+
+
+async def test_each_stream_has_its_own_limits(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        new = NewStream("external", None, {}, "fail", "", Limits(max_duration=20, idle_timeout=5, unwatched_timeout=10))
+        stream = (await opened(dsn, stream=new)).stream_id
+        await back(connection, "heard_at", 6, stream)
+        assert await ended_by(dsn, connection, stream) == "producer_lost"
+        stream = (await opened(dsn, stream=new)).stream_id
+        await back(connection, "created_at", 21, stream)
+        assert await ended_by(dsn, connection, stream) == "max_duration"
+
+
+async def test_an_unwatched_stream_ends_once_pods_had_the_time_to_note_viewers(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        new = NewStream("external", None, {}, "fail", "", Limits(unwatched_timeout=10))
+        stream = (await opened(dsn, stream=new)).stream_id
+        await back(connection, "created_at", 11, stream)
+        assert await ended_by(dsn, connection, stream) is None
+        async with upkeep(dsn) as service:
+            service._interrupted_at -= 60
+            await check(service)
+        assert (await row(connection, stream)).finish_reason == "unwatched"
+
+
+async def test_raw_streams_may_be_silent_but_have_a_longest_life(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        stream = (await opened(dsn, kind="json", path="a")).stream_id
+        await back(connection, "heard_at", 5 * 86_400, stream)
+        await back(connection, "created_at", 5 * 86_400, stream)
+        assert await ended_by(dsn, connection, stream) is None
+        assert await ended_by(dsn, connection, stream, external_max_seconds=4 * 86_400) == "max_duration"
+
+
+@pytest.mark.parametrize("open_", [True, False])
+async def test_an_expired_stream_is_deleted(dsn: str, open_: bool) -> None:
+    async with connected(dsn) as connection, upkeep(dsn) as service, append_queue(dsn) as queue:
+        stream = (await opened(dsn, kind="text", path="a", ttl_seconds=10)).stream_id
+        await append(queue, stream, [b'"x"'], **({} if open_ else {"outcome": external_upkeep.PRODUCER_LOST}))
+        await back(connection, "used_at", 9, stream)
+        await check(service)
+        assert await connection.fetchval("SELECT count(*) FROM baton.external_stream") == 1
+        await back(connection, "used_at", 11, stream)
+        assert await external_streams.get(connection, stream) is None
+        assert await external_streams.find(connection, "", "a") is None
+        again = await opened(dsn, kind="text", path="a")
+        assert again.stream_id != stream, "a path is free once its stream has expired"
+        await back(connection, "used_at", 11, again.stream_id)
+        await connection.execute("UPDATE baton.external_stream SET ttl_seconds = 10")
+        await check(service)
+        for table in ("stream", "external_stream", "producer"):
+            assert await connection.fetchval(f"SELECT count(*) FROM baton.{table}") == 0, table
+
+
+async def test_reading_renews_a_ttl_only_after_a_tenth_of_it(dsn: str) -> None:
+    async with connected(dsn) as connection, pool(dsn, size=1, timeout_seconds=10) as connections:
+        stream = await opened(dsn, kind="text", path="a", ttl_seconds=100)
+        for seconds, written in ((9, 0), (11, 1)):
+            await back(connection, "used_at", seconds, stream.stream_id)
+            before = await connection.fetchval("SELECT used_at FROM baton.external_stream")
+            await external_streams.touch(connections, stream)
+            assert (await connection.fetchval("SELECT used_at FROM baton.external_stream") != before) == written
+
+
+# After a failover of the database, which may have lost what a producer was told.
+
+
+async def test_a_producer_whose_next_number_fits_goes_on_after_a_failover(dsn: str) -> None:
+    async with connected(dsn) as connection, append_queue(dsn) as queue:
+        stream = (await opened(dsn)).stream_id
+        await append(queue, stream, texts("a"), by=("a", 0, 0))
+        await history.mark_restored(connection)
+        queue.distrust()
+        repeated = await append(queue, stream, texts("a"), by=("a", 0, 0))
+        assert repeated.duplicate
+        assert (await append(queue, stream, texts("b"), by=("a", 0, 1))).tail == 2
+        assert await ended_by(dsn, connection, stream, failover_settle_seconds=0) is None
+
+
+async def test_a_producer_whose_next_number_does_not_fit_has_lost_something(dsn: str) -> None:
+    async with connected(dsn) as connection, append_queue(dsn) as queue:
+        stream = (await opened(dsn)).stream_id
+        await append(queue, stream, texts("a"), by=("a", 0, 0))
+        await history.mark_restored(connection)
+        # It does not have to know: another history is noticed by the statement.
+        with pytest.raises(Unavailable, match="failed over"):
+            await queue.append(request(stream, texts("d"), by=("a", 0, 3)))
+        assert (await row(connection, stream)).error_code == "log_rewound"
+        assert await queue.append(request(stream, texts("d"), by=("a", 0, 3))) == Refused(
+            "closed", 2, reason="log_rewound"
+        )
+
+
+async def test_what_nobody_can_prove_ends_once_the_pods_have_waited(dsn: str) -> None:
+    async with (
+        connected(dsn) as connection,
+        append_queue(dsn) as queue,
+        upkeep(dsn, failover_settle_seconds=0) as service,
+    ):
+        unnamed, of_two = (await opened(dsn)).stream_id, (await opened(dsn)).stream_id
+        await append(queue, unnamed, texts("a"))
+        for name in "ab":
+            await append(queue, of_two, texts(name), by=(name, 0, 0))
+        await history.mark_restored(connection)
+        queue.distrust()
+        with pytest.raises(Unavailable, match="failed over"):
+            await queue.append(request(unnamed, texts("b")))
+        with pytest.raises(Unavailable, match="failed over"):
+            await queue.append(request(of_two, texts("b"), by=("a", 0, 1)))
+        await check(service)
+        await check(service)
+        for stream in (unnamed, of_two):
+            assert (await row(connection, stream)).error_code == "log_rewound"
+
+
+async def test_older_code_keeps_open_streams_away(dsn: str) -> None:
+    async with connected(dsn) as connection, pool(dsn, size=1, timeout_seconds=10) as connections:
+        old = "INSERT INTO baton.worker (name, generators, concurrency) VALUES ('old', '{}', 1)"
+        await connection.execute(old)
+        assert not await external_streams.allowed(connections)
+        await connection.execute("DELETE FROM baton.worker")
+        assert await external_streams.allowed(connections)
+        assert await connection.fetchval("SELECT oldest_code FROM baton.compatibility") == REVISION

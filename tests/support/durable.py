@@ -1,0 +1,106 @@
+"""Streams as producers write them over HTTP, inserted by SQL, and readers of the Durable Streams protocol."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import httpx2
+import orjson
+from tests.support.cluster import Author, Cluster
+
+OFFSET = "stream-next-offset"
+CONTENT_TYPES = {
+    "events": 'application/json; profile="urn:baton:events"',
+    "json": "application/json",
+    "text": "text/plain",
+    "bytes": "application/octet-stream",
+}
+
+
+async def external(cluster: Cluster, kind: str, path: str | None, *, tenant: str = "", **columns: Any) -> Author:
+    """Insert an open stream; return what writes its log. A raw stream's end is written as that of any stream."""
+    stream_id = await cluster.pool.fetchval(
+        "INSERT INTO baton.stream (tenant, generator, input, on_worker_lost, status) "
+        "VALUES ($1, 'external', 'null', 'fail', 'open') RETURNING id",
+        tenant,
+    )
+    row = {"stream_id": stream_id, "tenant": tenant, "path": path, "kind": kind, "content_type": CONTENT_TYPES[kind]}
+    row |= columns
+    places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
+    await cluster.pool.execute(
+        f"INSERT INTO baton.external_stream ({', '.join(row)}) VALUES ({places})",
+        *row.values(),
+    )
+    return Author(cluster.pool, stream_id)
+
+
+def sse_events(body: bytes) -> list[tuple[str, str]]:
+    """The types and the data of the events that a client dispatches (WHATWG HTML 9.2.6)."""
+    found: list[tuple[str, str]] = []
+    kind, data = "", list[str]()
+    for line in re.split("\r\n|\r|\n", body.decode()):
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line:
+            if data:
+                found.append((kind, "\n".join(data)))
+            kind, data = "", []
+        elif name == "event":
+            kind = value
+        elif name == "data":
+            data.append(value)
+    return found
+
+
+class DurableReader:
+    """Reads a JSON stream as the protocol's clients do: it continues from the last offset, on any pod."""
+
+    def __init__(self, client: httpx2.AsyncClient, path: str) -> None:
+        self.messages: list[Any] = []
+        self.offset = "-1"
+        self.closed = False
+        self.statuses: list[int] = []
+        self.connections = 0
+        self._client = client
+        self._path = path
+
+    async def poll(self, url: str) -> None:
+        """Ask once by long-poll. A refusal that may pass changes nothing."""
+        given = {"offset": self.offset, "live": "long-poll"}
+        answer = await self._client.get(f"{url}/v1/stream/{self._path}", params=given)
+        self.statuses.append(answer.status_code)
+        if answer.status_code == 503:
+            return
+        assert answer.status_code in {200, 204}, answer.text
+        if answer.status_code == 200:
+            self.messages += answer.json()
+        self.offset = answer.headers[OFFSET]
+        self.closed = answer.headers.get("stream-closed") == "true"
+
+    async def follow(self, url: str) -> None:
+        """Follow by SSE until the connection ends, which has to be a clean end."""
+        given = {"offset": self.offset, "live": "sse"}
+        async with self._client.stream("GET", f"{url}/v1/stream/{self._path}", params=given) as response:
+            self.statuses.append(response.status_code)
+            if response.status_code == 503:
+                return
+            assert response.status_code == 200, await response.aread()
+            self.connections += 1
+            pending = b""
+            async for part in response.aiter_raw():
+                *blocks, pending = (pending + part).split(b"\n\n")
+                for block in blocks:
+                    for kind, data in sse_events(block + b"\n\n"):
+                        self._take(kind, orjson.loads(data))
+            assert pending == b""
+
+    def _take(self, kind: str, content: Any) -> None:
+        if kind == "data":
+            self.messages += content
+        else:
+            assert kind == "control"
+            known: Mapping[str, Any] = content
+            self.offset = known["streamNextOffset"]
+            self.closed = known.get("streamClosed", False)
