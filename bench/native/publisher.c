@@ -1,7 +1,10 @@
 // Publishes tokens over HTTP, each when it is due: the producer of systems that receive tokens by POST.
 //
-// usage: publisher PORT CONNECTIONS [--join]
-//   --join  send all due tokens of a stream in one POST, as a JSON array; otherwise each token has its own POST
+// usage: publisher PORT CONNECTIONS [--join | --produce LINGER_MS CONTENT_TYPE]
+//   --join     send all due tokens of a stream in one POST, as a JSON array; otherwise each token has its own POST
+//   --produce  as --join, as a fenced producer: each POST has the headers of one, waits until its first token has been due
+//              for LINGER_MS, and has CONTENT_TYPE; a stream's last one closes the stream, and a stream has a connection of
+//              its own if there are enough
 //
 // Commands come on standard input, a line each; publisher runs until that ends:
 //   begin PATH TOKENS RATE PAUSE   publish TOKENS tokens there, RATE a second, the first after PAUSE seconds
@@ -32,7 +35,7 @@ struct stream {
     char *path;
     double rate;
     int64_t start;                       // when the first token is due; later when the system holds it back
-    long tokens, sent;
+    long tokens, sent, posts;
 };
 
 struct connection {
@@ -45,7 +48,9 @@ struct connection {
 static const char *words[] = {" the", " answer", " of", " a", " pod", " is", " handed", " on", " to", " another", ".", " It", " goes"};
 static struct connection *connections;
 static int port, count, epoll_fd;
-static bool joins, refused;
+static bool joins, produces, refused;
+static int64_t linger_us;
+static const char *content_type = "application/json";
 
 static int64_t clock_us(void) {
     struct timespec at;
@@ -93,9 +98,13 @@ static void post(struct connection *c, struct stream *s, int64_t now) {
         s->sent++;
     }
     if (joins) body[bytes++] = ']';
+    char fence[128] = "";
+    if (produces)
+        snprintf(fence, sizeof fence, "Producer-Id: bench\r\nProducer-Epoch: 0\r\nProducer-Seq: %ld\r\n%s", s->posts++,
+                 s->sent == s->tokens ? "Stream-Closed: true\r\n" : "");
     int all = snprintf(request, sizeof request,
-                       "POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%.*s",
-                       s->path, bytes, bytes, body);
+                       "POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: %s\r\n%sContent-Length: %d\r\n\r\n%.*s",
+                       s->path, content_type, fence, bytes, bytes, body);
     if (send(c->fd, request, all, MSG_NOSIGNAL) != all) fail("cannot post");
     c->busy = true;
 }
@@ -105,7 +114,7 @@ static void turn(struct connection *c, int64_t now) {
     for (int tried = c->many; tried > 0 && !c->busy; tried--) {
         c->at = (c->at + 1) % c->many;
         struct stream *s = &c->streams[c->at];
-        if (is_due(s, now)) post(c, s, now);
+        if (is_due(s, now) && due_at(s, s->sent) + linger_us <= now) post(c, s, now);
         if (s->sent < s->tokens) continue;
         free(s->path);
         *s = c->streams[--c->many];
@@ -156,6 +165,7 @@ static void begin(char *line) {
     s.path = strdup(path);
     s.start = clock_us() + (int64_t)((pause + drand48() / s.rate) * 1e6);
     struct connection *c = &connections[next++ % count];
+    for (int i = 0; produces && c->many && i < count; i++) c = &connections[next++ % count];
     c->streams = realloc(c->streams, (c->many + 1) * sizeof s);
     c->streams[c->many++] = s;
 }
@@ -186,10 +196,12 @@ static void tick(int timer) {
 }
 
 int main(int given, char **arguments) {
-    if (given < 3) return fprintf(stderr, "usage: publisher PORT CONNECTIONS [--join]\n"), 2;
+    if (given < 3) return fprintf(stderr, "usage: publisher PORT CONNECTIONS [--join | --produce LINGER_MS CONTENT_TYPE]\n"), 2;
     port = atoi(arguments[1]);
     count = atoi(arguments[2]);
-    joins = given > 3 && !strcmp(arguments[3], "--join");
+    produces = given > 5 && !strcmp(arguments[3], "--produce");
+    joins = produces || (given > 3 && !strcmp(arguments[3], "--join"));
+    if (produces) linger_us = (int64_t)(atof(arguments[4]) * 1000), content_type = arguments[5];
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     connections = calloc(count, sizeof *connections);
     for (int i = 0; i < count; i++) dial(&connections[i]);

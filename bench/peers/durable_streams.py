@@ -12,7 +12,7 @@ from bench.processes import free_port, program
 
 from . import Shape, http_client
 from .node import command, node_version, npm_version, script
-from .published import Published, publisher
+from .published import Published, producers, publisher
 
 PACKAGE: Final = "@durable-streams/server"
 
@@ -22,6 +22,7 @@ class DurableStreams:
     """The server, with its files on disk if it keeps them."""
 
     keeps: bool
+    linger_milliseconds: float | None = None  # of fenced producers; None: the publisher is none
     serves: str = "server"
     flags: Sequence[str] = ("--leave",)
 
@@ -39,13 +40,17 @@ class DurableStreams:
         script("durable_streams")
 
     @contextlib.asynccontextmanager
-    async def open(self, folder: Path, _shape: Shape) -> AsyncIterator[Published]:
+    async def open(self, folder: Path, shape: Shape) -> AsyncIterator[Published]:
         """Start the server and the publisher, which joins due tokens as their client library does."""
         port = free_port()
+        if self.linger_milliseconds is None:
+            publishing_to = publisher(port, "--join")
+        else:
+            publishing_to = producers(port, shape.streams, self.linger_milliseconds, "application/json")
         data = [str(folder / "data")] if self.keeps else []
         async with (
             program(folder, *command("durable_streams"), str(port), *data, port=port) as server,
-            publisher(port, "--join") as publishing,
+            publishing_to as publishing,
             http_client() as http,
         ):
             yield Published(port, "/{}", "/{}?offset=-1&live=sse", {"server": [server]}, publishing, http)

@@ -54,9 +54,9 @@ class Published:
 
 
 @contextlib.asynccontextmanager
-async def publisher(port: int, *flags: str) -> AsyncIterator[Process]:
+async def publisher(port: int, *flags: str, connections: int = CONNECTIONS) -> AsyncIterator[Process]:
     """Run a publisher for the server at a port."""
-    command = (str(compiled("publisher")), str(port), str(CONNECTIONS), *flags)
+    command = (str(compiled("publisher")), str(port), str(connections), *flags)
     process = await asyncio.create_subprocess_exec(*command, stdin=PIPE)
     try:
         yield process
@@ -64,3 +64,13 @@ async def publisher(port: int, *flags: str) -> AsyncIterator[Process]:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def producers(port: int, streams: int, linger_milliseconds: float, content_type: str) -> AsyncIterator[Process]:
+    """Run a publisher whose streams have fenced producers, each with a connection of its own."""
+    # A stream that replaces another one may begin before that one has ended.
+    most = streams + streams // 5 + 10
+    flags = ("--produce", f"{linger_milliseconds:g}", content_type)
+    async with publisher(port, *flags, connections=most) as process:
+        yield process
