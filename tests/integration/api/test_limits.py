@@ -374,4 +374,4 @@ async def test_refusals_are_counted_by_limit(cluster: Cluster) -> None:
     assert refused(answer) == (413, "request_too_large")
     told = (await cluster.client.get(f"{pod.url}/metrics")).text
     assert 'baton_rejections_total{limit="body_bytes"} 1.0' in told
-    assert told.count("baton_rejections_total{") == 15
+    assert told.count("baton_rejections_total{") == 17

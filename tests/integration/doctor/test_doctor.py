@@ -522,7 +522,7 @@ async def test_a_check_without_an_answer_does_not_stop_others(dsn: str) -> None:
         await locking.execute("LOCK baton.worker IN ACCESS EXCLUSIVE MODE")
         diagnosis = await diagnose(dsn, thresholds={"answer_seconds": 0.5})
     failed = [item.message for item in diagnosis.findings if item.code == "check_failed"]
-    assert len(failed) == 3
+    assert len(failed) == 4
     assert failed[0].startswith("The check of workers failed: no answer within 0.5 s")
     assert "transaction_ids" in levels(diagnosis)
     assert diagnosis.complete
