@@ -22,6 +22,9 @@ export interface paths {
          * @description Some clients reconnect by repeating this request. Such a client continues after its last event id, if its
          *     `Idempotency-Key` shows that it is the same stream.
          *
+         *     With the generator `external`, open a stream that a producer writes. This needs the scope `produce` too. The answer
+         *     has the address to append to, and a token for that stream.
+         *
          *     Needs the scope `create`.
          *
          *     With `Accept: text/event-stream` it answers with `text/event-stream`. With `Accept: text/plain` it answers with `text/plain`.
@@ -119,6 +122,29 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/streams/{id}/end": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return how a stream ended. With `?wait=20`, wait up to 20 seconds for its end.
+         * @description A producer of an external stream learns here that it is to stop: the stream was cancelled, or a limit ended it.
+         *     While a caller with the scope `produce` holds this request, the producer counts as alive. This caller is no viewer.
+         *
+         *     Needs the scope `read` or `produce`.
+         */
+        get: operations["get_end"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -146,6 +172,24 @@ export interface components {
             };
         };
         /**
+         * CreateExternal
+         * @description The body of `POST /v1/streams` for a stream that a producer writes over HTTP.
+         *
+         *     No generator gets `input`. It is kept beside the answer, where the APIs that show an answer's question read it.
+         */
+        CreateExternal: {
+            /** @constant */
+            generator: "external";
+            input?: unknown;
+            metadata?: {
+                [key: string]: string | boolean | number;
+            };
+            max_duration_seconds?: number | null;
+            idle_timeout_seconds?: number | null;
+            cancel_when_unwatched_seconds?: number | null;
+            token?: components["schemas"]["TokenOptions"];
+        };
+        /**
          * CreateStream
          * @description The body of `POST /v1/streams`. `input` is what the generator answers: any JSON.
          */
@@ -162,6 +206,38 @@ export interface components {
             queue_timeout_seconds?: number | null;
             cancel_when_unwatched_seconds?: number | null;
             token?: components["schemas"]["TokenOptions"];
+        };
+        /**
+         * CreatedExternal
+         * @description An external stream, its state, and how it is written.
+         */
+        CreatedExternal: {
+            /** Format: uuid */
+            id: string;
+            /** @enum {string} */
+            status: "queued" | "running" | "open" | "completed" | "failed" | "cancelled";
+            generator: string;
+            metadata: {
+                [key: string]: string | boolean | number;
+            };
+            events_url: string;
+            /** Format: date-time */
+            created_at: string;
+            started_at: string | null;
+            finished_at: string | null;
+            cancel_requested_at: string | null;
+            run: number;
+            interruption: string | null;
+            finish_reason: string | null;
+            error: components["schemas"]["StreamError"] | null;
+            usage: {
+                [key: string]: unknown;
+            } | null;
+            usage_by_attempt: components["schemas"]["AttemptUsage"][] | null;
+            answered_by: components["schemas"]["AnsweredBy"] | null;
+            timings: components["schemas"]["TimingsContent"] | null;
+            token: string | null;
+            producer: components["schemas"]["ProducerContent"];
         };
         /**
          * CreatedStream
@@ -271,6 +347,14 @@ export interface components {
             reason?: string;
         };
         /**
+         * ProducerContent
+         * @description Where the producer of an external stream appends, and a token for that if the pod has a key to sign one with.
+         */
+        ProducerContent: {
+            url: string;
+            token: string | null;
+        };
+        /**
          * ReasoningEvent
          * @description A chunk of the reasoning.
          */
@@ -286,7 +370,7 @@ export interface components {
          * @description Why a request is refused.
          * @enum {string}
          */
-        RefusalCode: "bad_request" | "header_timeout" | "body_timeout" | "header_too_large" | "invalid_request" | "malformed_cursor" | "unauthenticated" | "forbidden" | "stream_not_found" | "stream_expired" | "cursor_beyond_tail" | "path_taken" | "not_appendable" | "content_type_mismatch" | "stream_closed" | "stream_seq_conflict" | "producer_gap" | "producer_fenced" | "forks_not_supported" | "subscriptions_not_supported" | "answer_running" | "conversation_changed" | "conversation_gone" | "request_too_large" | "input_too_large" | "message_too_large" | "stream_full" | "too_many_producers" | "reserved_generator" | "log_damaged" | "idempotency_conflict" | "unknown_generator" | "model_not_found" | "not_found" | "method_not_allowed" | "http_1_1_required" | "unavailable" | "older_code_running" | "create_rate_limited" | "read_rate_limited" | "append_rate_limited" | "too_many_queries" | "too_many_streams" | "too_many_subscribers" | "too_many_connections" | "pod_full" | "request_memory_full" | "still_running" | "internal_error";
+        RefusalCode: "bad_request" | "header_timeout" | "body_timeout" | "header_too_large" | "invalid_request" | "malformed_cursor" | "unauthenticated" | "forbidden" | "stream_not_found" | "stream_expired" | "cursor_beyond_tail" | "path_taken" | "not_appendable" | "content_type_mismatch" | "stream_closed" | "stream_seq_conflict" | "producer_gap" | "producer_fenced" | "forks_not_supported" | "subscriptions_not_supported" | "offset_gone" | "messages_missing" | "raw_content" | "answer_running" | "conversation_changed" | "conversation_gone" | "request_too_large" | "input_too_large" | "message_too_large" | "stream_full" | "too_many_producers" | "reserved_generator" | "log_damaged" | "idempotency_conflict" | "unknown_generator" | "model_not_found" | "not_found" | "method_not_allowed" | "http_1_1_required" | "unavailable" | "older_code_running" | "create_rate_limited" | "read_rate_limited" | "append_rate_limited" | "too_many_queries" | "too_many_streams" | "too_many_subscribers" | "too_many_connections" | "pod_full" | "request_memory_full" | "still_running" | "internal_error";
         /**
          * ResetEvent
          * @description Discard what came before: the answer starts again.
@@ -360,9 +444,9 @@ export interface components {
          * StreamContent
          * @description A stream and its state.
          *
-         *     `run` says how often a worker has started its generator: 0 while it waits for the first. `interruption` is why the
-         *     worker before did not finish it: `worker_lost` if it died, `worker_left` if it was deployed or stopped; null if none
-         *     gave it up.
+         *     `run` says how often a worker has started its generator: 0 while it waits for the first, and for an external stream.
+         *     `interruption` is why the worker before did not finish it: `worker_lost` if it died, `worker_left` if it was
+         *     deployed or stopped; null if none gave it up.
          *     `usage` is the sum of what its generator has reported in all attempts. `usage_by_attempt` has that of each attempt
          *     if several used something. `answered_by` says which model of the built-in providers answered, and which calls of
          *     models failed before that; it is null for other generators, and before the end.
@@ -392,6 +476,16 @@ export interface components {
             usage_by_attempt: components["schemas"]["AttemptUsage"][] | null;
             answered_by: components["schemas"]["AnsweredBy"] | null;
             timings: components["schemas"]["TimingsContent"] | null;
+        };
+        /**
+         * StreamEnd
+         * @description How a stream ended.
+         */
+        StreamEnd: {
+            /** @enum {string} */
+            status: "completed" | "failed" | "cancelled";
+            finish_reason: string | null;
+            error: components["schemas"]["StreamError"] | null;
         };
         /**
          * StreamError
@@ -558,7 +652,7 @@ export interface components {
     parameters: never;
     requestBodies: never;
     headers: {
-        /** @description The path of the stream. */
+        /** @description The address of the stream. */
         location: string;
         /** @description After how many seconds to try again. */
         "retry-after": number;
@@ -691,7 +785,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["CreateStream"];
+                "application/json": components["schemas"]["CreateStream"] | components["schemas"]["CreateExternal"];
             };
         };
         responses: {
@@ -705,7 +799,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["CreatedStream"];
+                    "application/json": components["schemas"]["CreatedExternal"] | components["schemas"]["CreatedStream"];
                 };
             };
             /** @description The new stream. */
@@ -718,7 +812,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["CreatedStream"];
+                    "application/json": components["schemas"]["CreatedExternal"] | components["schemas"]["CreatedStream"];
                 };
             };
             /** @description `invalid_request`: The request is not valid; `http_1_1_required`: The stream needs HTTP/1.1; `malformed_cursor`: The cursor is not a sequence number */
@@ -776,7 +870,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `cursor_beyond_tail`: The cursor lies beyond the end of the log */
+            /** @description `raw_content`: The stream has no events; `cursor_beyond_tail`: The cursor lies beyond the end of the log */
             409: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];
@@ -820,7 +914,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `too_many_queries`: Too many requests of one tenant are in progress; `create_rate_limited`: Streams are created too fast; `too_many_streams`: Too many streams are queued or running; `too_many_subscribers`: Too many clients follow streams here */
+            /** @description `too_many_queries`: Too many requests of one tenant are in progress; `create_rate_limited`: Streams are created too fast; `too_many_streams`: Too many streams have not ended; `too_many_subscribers`: Too many clients follow streams here */
             429: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];
@@ -843,7 +937,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `unavailable`: The service is unavailable at the moment; `request_memory_full`: Too many large requests at once; `pod_full`: This pod is full */
+            /** @description `unavailable`: The service is unavailable at the moment; `request_memory_full`: Too many large requests at once; `pod_full`: This pod is full; `older_code_running`: Processes of an older release still run */
             503: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];
@@ -916,6 +1010,17 @@ export interface operations {
             };
             /** @description `stream_not_found`: There is no such stream */
             404: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `raw_content`: The stream has no events */
+            409: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];
                     "x-baton-pod": components["headers"]["x-baton-pod"];
@@ -1401,7 +1506,143 @@ export interface operations {
                     "application/problem+json": components["schemas"]["Problem"];
                 };
             };
-            /** @description `cursor_beyond_tail`: The cursor lies beyond the end of the log */
+            /** @description `raw_content`: The stream has no events; `cursor_beyond_tail`: The cursor lies beyond the end of the log */
+            409: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `stream_expired`: The stream has expired */
+            410: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `read_rate_limited`: Streams are read too fast; `too_many_queries`: Too many requests of one tenant are in progress; `too_many_subscribers`: Too many clients follow streams here */
+            429: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    "retry-after": components["headers"]["retry-after"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal_error`: The pod failed to answer; `log_damaged`: Part of the stream is missing */
+            500: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: The service is unavailable at the moment; `pod_full`: This pod is full */
+            503: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    "retry-after": components["headers"]["retry-after"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_end: {
+        parameters: {
+            query?: {
+                wait?: number;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description It has ended. */
+            200: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["StreamEnd"];
+                };
+            };
+            /** @description It has not ended yet. Ask again. */
+            204: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description `invalid_request`: The request is not valid */
+            400: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthenticated`: A valid credential is needed */
+            401: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The credential does not allow this */
+            403: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `stream_not_found`: There is no such stream */
+            404: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `raw_content`: The stream has no events */
             409: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];
