@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.clients.durable_streams_node import scripts_in
-from tests.clients.writing_and_losing_pods import write_and_read
 from tests.support.cluster import Cluster
 from tests.support.losing_pods import losing_pods
+
+pytest.importorskip("durable_streams", reason="The group `clients` is not installed here.")
+
+from tests.clients.durable_streams_node import scripts_in
+from tests.clients.writing_and_losing_pods import write_and_read
 
 SECONDS = 120
 
