@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import uuid
 
-import pytest
-
 from baton.api.durable_paths import is_id
 
 
@@ -15,6 +13,6 @@ def test_ids_of_streams_are_ids() -> None:
     assert is_id(made.upper())
 
 
-@pytest.mark.parametrize("path", [str(uuid.uuid4()), str(uuid.uuid1()), uuid.uuid4().hex, "chat/1", "0" * 32, ""])
-def test_other_uuids_and_digests_are_ordinary_paths(path: str) -> None:
-    assert not is_id(path)
+def test_other_uuids_and_digests_are_ordinary_paths() -> None:
+    for path in (str(uuid.uuid4()), str(uuid.uuid1()), uuid.uuid4().hex, "chat/1", "0" * 32, ""):
+        assert not is_id(path), path
