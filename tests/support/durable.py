@@ -12,7 +12,7 @@ from tests.support.cluster import Author, Cluster
 
 OFFSET = "stream-next-offset"
 CONTENT_TYPES = {
-    "events": 'application/json; profile="urn:baton:events"',
+    "events": content_types.EVENTS,
     "json": "application/json",
     "text": "text/plain",
     "bytes": "application/octet-stream",

@@ -104,9 +104,8 @@ _WRITTEN: Final = (
 )
 _CREATED: Final = (AnswerHeader("location", "The address of the stream."), *_STATE)
 _BODY: Final = (
-    "The messages. JSON: one value, or an array of messages. The content type "
-    '`application/json; profile="urn:baton:events"` makes each message an event, as a generator yields it; the last '
-    "one may be `finish` or `error`, which ends the stream."
+    f"The messages. JSON: one value, or an array of messages. The content type `{content_types.EVENTS}` makes each "
+    "message an event, as a generator yields it; the last one may be `finish` or `error`, which ends the stream."
 )
 _SENDING: Final = (InvalidRequest, BodyTimeout, RequestTooLarge, RequestMemoryFull, MessageTooLarge, StreamFull)
 

@@ -28,8 +28,7 @@ from ..errors import (
     UnknownGenerator,
 )
 from ..snapshot import Snapshot
-from . import actions, external_creation, native_events, problems
-from .durable_paths import EVENTS_TYPE
+from . import actions, content_types, external_creation, native_events, problems
 from .event_types import Event
 from .following import require_followable, require_staying, wait_for_end
 from .models import (
@@ -295,7 +294,7 @@ async def _create_external(request: Request, wanted: CreateExternal, body: bytes
         *(external_streams.GENERATOR, creation.input, creation.metadata, "fail", principal.tenant),
         actions.limits_of(pod_of(request), creation),
     )
-    external = NewExternal(new, "events", EVENTS_TYPE)
+    external = NewExternal(new, "events", content_types.EVENTS)
     stream, _, created = await external_creation.create(request, external, idempotency_key(request, body))
     token, _ = actions.token(request, stream, wish)
     writing, _ = actions.token(request, stream, _PRODUCING)
