@@ -147,7 +147,7 @@ async def _read_streams(pod: Pod, caller: Principal, wanted: ListStreams, errors
     selection = StreamFilter(caller.tenant, first, last, statuses)
     async with translated(pod.pool), pod.pool.acquire() as connection:
         found = await stream_lists.find(connection, selection, STREAMS_PER_PAGE)
-        pod.reads.charge_rows(caller.tenant, caller.name, found.scanned)
+        pod.read_rates.charge_rows(caller.tenant, caller.name, found.scanned)
         ids = [stream.id for stream in found.streams]
         tails = await event_log.tails(connection, ids)
         counted = [item for item in await pod_rows.list_all(connection) if counts_viewers(pod, item)]

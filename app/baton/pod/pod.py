@@ -47,10 +47,10 @@ from ..settings import Settings
 from ..version import __version__
 from .append_queue import AppendQueue
 from .append_targets import AppendTargets
+from .caller_rates import CallerRates
 from .cluster_sampler import ClusterSampler
 from .external_upkeep import ExternalUpkeep
 from .notification_verifier import NotificationVerifier
-from .read_limits import ReadLimits
 from .relay_registry import RelayRegistry
 from .request_bodies import RequestBodies
 from .settling import Settling
@@ -134,8 +134,8 @@ class Pod:
         self.sampler = ClusterSampler(
             pool, self._note, self.subscriber_limits.changed, interval_seconds=settings.pod_heartbeat_seconds
         )
-        self.reads = ReadLimits(Rate(settings.reads_per_second, settings.reads_burst))
-        self.append_rates = ReadLimits(Rate(settings.appends_per_second, settings.appends_burst))
+        self.read_rates = CallerRates(Rate(settings.reads_per_second, settings.reads_burst))
+        self.append_rates = CallerRates(Rate(settings.appends_per_second, settings.appends_burst))
         self.recent_answers = RecentAnswers(ANSWER_SECONDS)
         self.appends = AppendQueue(settings, on_group=metrics.appends.note_group)
         self.append_targets = AppendTargets()

@@ -16,10 +16,10 @@ from tests.support.durable import external
 from tests.support.follower import following
 from tests.support.logbook import until
 
-from baton.api import native_end
+from baton.api import content_types, native_end
 from baton.events import encode_text
 
-EVENTS = {"content-type": 'application/json; profile="urn:baton:events"'}
+EVENTS = {"content-type": content_types.EVENTS}
 
 
 async def create(cluster: Cluster, pod: RunningPod, headers: dict[str, str] | None = None, **body: Any) -> Any:
@@ -265,7 +265,7 @@ async def test_erasing_an_open_stream_deletes_all_its_rows(cluster: Cluster) -> 
 
 
 async def test_a_caller_appends_only_so_fast(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baton.pod.read_limits.REFUSAL_SECONDS", 0.0)
+    monkeypatch.setattr("baton.pod.caller_rates.REFUSAL_SECONDS", 0.0)
     pod = await cluster.pod(appends_per_second=0.001, appends_burst=2)
     url = (await create(cluster, pod))["producer"]["url"]
     statuses = [(await append(cluster, pod, url, text("x"))).status_code for _ in range(3)]
