@@ -19,7 +19,6 @@ from ..db import (
     code_revisions,
     disk_space,
     external_details,
-    external_streams,
     notifications,
     partitions,
     pod_rows,
@@ -247,7 +246,7 @@ class Pod:
             OlderCodeRunning: a pod or a worker of an older release runs, or has just stopped.
         """
         if not self._has_current_code:
-            self._has_current_code = await external_streams.allowed(self.pool)
+            self._has_current_code = await code_revisions.exclude_older(self.pool)
         if not self._has_current_code:
             older = ", ".join(await code_revisions.older_processes(self.pool)) or "one that has just stopped"
             raise OlderCodeRunning(
