@@ -39,15 +39,16 @@ def admitted(
 
     A request that the server cancels while the pod leaves would get 500; this answers it with 503.
     """
+    scopes = [each for each in (scope, or_scope) if each is not None]
 
     @functools.wraps(handler)
     async def endpoint(request: Request) -> AsgiResponse:
         try:
-            if scope is not None:
+            if scopes:
                 principal = await pod_of(request).gate.admit(
                     request.method, request.headers, request.cookies, request.query_params
                 )
-                principal.require(scope, *(() if or_scope is None else (or_scope,)))
+                principal.require(*scopes)
                 principal.require_view("answer" if narrow else "full")
                 request.state.principal = principal
                 fair_semaphore.set_tenant(principal.tenant)

@@ -43,15 +43,8 @@ STREAMS_PER_PAGE: Final = 50
 FILES: Final = frozenset(
     (
         *("answer.js", "baton.css", "baton-stream.js", "chart.js", "console.js", "dom.js", "follow.js", "icon.svg"),
-        *(
-            "markdown.js",
-            "markdown_nodes.js",
-            "marked.js",
-            "marked.LICENSE.md",
-            "process.js",
-            "scrolling.js",
-            "stream.js",
-        ),
+        *("markdown.js", "markdown_nodes.js", "marked.js", "marked.LICENSE.md"),
+        *("process.js", "scrolling.js", "stream.js"),
     )
 )
 
