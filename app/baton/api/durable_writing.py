@@ -1,38 +1,31 @@
-"""Writing streams by the Durable Streams protocol: creating them at a path, appending, closing, deleting.
+"""Writing streams by the Durable Streams protocol: appending, closing, deleting. `durable_creation` creates them.
 
 What an append does is decided where it is written (`pod.append_queue`). Here a request becomes one, and what was
 decided becomes the protocol's status and headers.
 
-A producer may repeat every request. A repeated `PUT` finds the stream of the first, and a repeated `POST` with the
-headers of a producer is answered as written before. Without these headers, a `POST` whose answer was lost may be stored
-twice.
+A repeated `POST` with the headers of a producer is answered as written before. Without these headers, one whose answer
+was lost may be stored twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 from typing import Final, NamedTuple
-from urllib.parse import quote
 from uuid import UUID
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ..db.external_appends import Appended, AppendRequest, ProducerClaim, Refused
-from ..db.external_streams import ExternalStream, NewExternal
-from ..db.stream_creation import Limits
+from ..db.external_streams import ExternalStream
 from ..dialects.durable_offsets import offset_after
 from ..errors import (
     AppendRateLimited,
     BodyTimeout,
     ContentTypeMismatch,
-    CreateRateLimited,
-    ForksNotSupported,
     InvalidRequest,
     MessageTooLarge,
     NotAppendable,
-    OlderCodeRunning,
-    PathTaken,
     ProducerFenced,
     ProducerGap,
     RequestError,
@@ -46,29 +39,23 @@ from ..errors import (
     SubscriptionsNotSupported,
     TooManyProducers,
     TooManyQueries,
-    TooManyStreams,
 )
 from ..outcome import Outcome
-from . import actions, append_limits, content_types, durable_bodies, external_creation, path_prefix
+from . import actions, append_limits, content_types, durable_bodies
 from .content_types import ContentType
 from .durable_bodies import Messages
 from .durable_headers import (
     CLOSED,
-    EXPIRES_AT,
-    FORK_HEADERS,
     NEXT_OFFSET,
     PRODUCER_EPOCH,
     PRODUCER_ID,
     PRODUCER_SEQ,
     SEQ,
-    TTL,
-    Lifetime,
     claim,
     closes,
-    lifetime,
     stream_seq,
 )
-from .durable_paths import PATH, ROUTE, Addressed, addressed, is_id, stream_path
+from .durable_paths import PATH, ROUTE, Addressed, addressed, stream_path
 from .durable_refusals import refusal
 from .refusals import GUARDED, STREAM
 from .request import AsgiResponse, common_headers, header_of, pod_of, principal_of
@@ -78,91 +65,30 @@ from .routing import AnswerHeader, Parameter, Returns, Routes
 # Larger bodies are read in a thread: other clients of the pod need not wait.
 _LARGE_BYTES: Final = 65_536
 
-_UNQUOTED: Final = "/-._~!$&'()*+,;=:@"
-
-_STRING: Final = {"type": "string"}
-_NUMBER: Final = {"type": "integer", "minimum": 0}
-_CLOSES: Final = Parameter(CLOSED, "header", "`true` closes the stream: nothing can be appended after that.", _STRING)
-_LIFETIME: Final = (
-    Parameter(TTL, "header", "Keep the stream for this many seconds after it was last read or written.", _NUMBER),
-    Parameter(EXPIRES_AT, "header", "Keep the stream until this time (RFC 3339).", {**_STRING, "format": "date-time"}),
-)
+STRING: Final = {"type": "string"}
+NUMBER: Final = {"type": "integer", "minimum": 0}
+CLOSES: Final = Parameter(CLOSED, "header", "`true` closes the stream: nothing can be appended after that.", STRING)
 _PRODUCER: Final = (
-    Parameter(PRODUCER_ID, "header", "Names the producer, so that it can repeat an append.", _STRING),
-    Parameter(PRODUCER_EPOCH, "header", "A higher one replaces a process that was this producer.", _NUMBER),
-    Parameter(PRODUCER_SEQ, "header", "Numbers the appends of an epoch: 0, 1, 2, ….", _NUMBER),
+    Parameter(PRODUCER_ID, "header", "Names the producer, so that it can repeat an append.", STRING),
+    Parameter(PRODUCER_EPOCH, "header", "A higher one replaces a process that was this producer.", NUMBER),
+    Parameter(PRODUCER_SEQ, "header", "Numbers the appends of an epoch: 0, 1, 2, ….", NUMBER),
 )
-_STATE: Final = (
+STATE: Final = (
     AnswerHeader(NEXT_OFFSET, "The offset to read from next."),
     AnswerHeader(CLOSED, "`true`: the stream is closed."),
 )
 _WRITTEN: Final = (
-    *_STATE,
+    *STATE,
     AnswerHeader(PRODUCER_EPOCH, "The epoch of the producer.", {"type": "integer"}),
     AnswerHeader(PRODUCER_SEQ, "The number of its last append.", {"type": "integer"}),
 )
-_CREATED: Final = (AnswerHeader("location", "The address of the stream."), *_STATE)
-_BODY: Final = (
+BODY: Final = (
     f"The messages. JSON: one value, or an array of messages. The content type `{content_types.EVENTS}` makes each "
     "message an event, as a generator yields it; the last one may be `finish` or `error`, which ends the stream."
 )
-_SENDING: Final = (InvalidRequest, BodyTimeout, RequestTooLarge, RequestMemoryFull, MessageTooLarge, StreamFull)
+SENDING: Final = (InvalidRequest, BodyTimeout, RequestTooLarge, RequestMemoryFull, MessageTooLarge, StreamFull)
 
 ROUTES: Final = Routes("Durable Streams", path=PATH)
-
-
-@ROUTES.route(
-    "PUT",
-    ROUTE,
-    "produce",
-    {
-        200: Returns("The stream is there, with this content type and lifetime.", {}, _CREATED),
-        201: Returns("The new stream.", {}, _CREATED),
-    },
-    refusals=(
-        *GUARDED,
-        *_SENDING,
-        TooManyQueries,
-        PathTaken,
-        ForksNotSupported,
-        SubscriptionsNotSupported,
-        CreateRateLimited,
-        TooManyStreams,
-        OlderCodeRunning,
-    ),
-    parameters=(_CLOSES, *_LIFETIME),
-    content=f"{_BODY} Without a content type they are bytes.",
-    counted=False,
-)
-async def put_stream(request: Request) -> AsgiResponse:
-    """Create a stream at a path, with messages or without; doing it again changes nothing."""
-    path = stream_path(request)
-    principal_of(request).require_tenant()
-    _require_no_fork(request)
-    if is_id(path):
-        raise PathTaken(f"The path {path!r:.80} has the form of a stream's id. Choose another one.")
-    wanted = _lifetime(request)
-    raw_type = (header_of(request, "Content-Type") or "").strip() or content_types.DEFAULT
-    content_type = content_types.parse(raw_type)
-    found = await _messages(request, content_type, await read_body(request))
-    new = NewExternal(
-        external_creation.new_stream(request, _limits(request, content_type)),
-        content_type.kind,
-        raw_type,
-        path,
-        wanted.ttl_seconds,
-        wanted.expires_at,
-        found.lines,
-        found.tokens,
-        _outcome(request, found),
-    )
-    _require_room(request, new)
-    _, external, created = await external_creation.create(request, new)
-    if not created:
-        _require_equal(external, content_type, new)
-    headers = common_headers(request) | _state(external.stream_id, external.tail, closed=external.closed)
-    headers |= {"location": _address(request, path), "content-type": external.content_type}
-    return Response(status_code=201 if created else 200, headers=headers)
 
 
 @ROUTES.route(
@@ -175,7 +101,7 @@ async def put_stream(request: Request) -> AsgiResponse:
     },
     refusals=(
         *GUARDED,
-        *_SENDING,
+        *SENDING,
         TooManyQueries,
         StreamNotFound,
         StreamExpired,
@@ -190,11 +116,11 @@ async def put_stream(request: Request) -> AsgiResponse:
         AppendRateLimited,
     ),
     parameters=(
-        _CLOSES,
+        CLOSES,
         *_PRODUCER,
-        Parameter(SEQ, "header", "Must be higher, byte by byte, than that of the append before.", _STRING),
+        Parameter(SEQ, "header", "Must be higher, byte by byte, than that of the append before.", STRING),
     ),
-    content=_BODY,
+    content=BODY,
     narrow=True,
     counted=False,
     around=append_limits.counting,
@@ -280,31 +206,21 @@ async def _asked(request: Request, external: ExternalStream, wanted: _Wanted) ->
         ContentTypeMismatch, InvalidRequest, MessageTooLarge: the body does not fit the stream.
     """
     body = wanted.body
-    found = await _messages(request, _body_type(request, external), body) if body else Messages([])
+    found = await messages_of(request, _body_type(request, external), body) if body else Messages([])
     if body and not found.lines and found.outcome is None:
         raise InvalidRequest("The array is empty. Send at least one message.")
-    outcome = _outcome(request, found)
+    outcome = outcome_of(request, found)
     return AppendRequest(external.stream_id, found.lines, found.tokens, wanted.producer, wanted.stream_seq, outcome)
 
 
-def _require_no_fork(request: Request) -> None:
-    """Raise ForksNotSupported if the request creates a fork."""
-    if any(name in request.headers for name in FORK_HEADERS):
-        raise ForksNotSupported("Baton cannot create a stream as a fork of another one.")
-
-
-def _lifetime(request: Request) -> Lifetime:
-    return lifetime(header_of(request, TTL), header_of(request, EXPIRES_AT))
-
-
-def _outcome(request: Request, found: Messages) -> Outcome | None:
+def outcome_of(request: Request, found: Messages) -> Outcome | None:
     """Return how the request ends the stream: as its last message says, or because it closes the stream."""
     if found.outcome is None and closes(header_of(request, CLOSED)):
         return durable_bodies.CLOSED
     return found.outcome
 
 
-async def _messages(request: Request, content_type: ContentType, body: bytes) -> Messages:
+async def messages_of(request: Request, content_type: ContentType, body: bytes) -> Messages:
     """Read a body.
 
     Raises:
@@ -344,48 +260,14 @@ def _external(there: Addressed) -> ExternalStream:
     return there.external
 
 
-def _limits(request: Request, content_type: ContentType) -> Limits:
-    """Return what bounds a new stream. One without events has no viewers that wait for an answer."""
-    unwatched = pod_of(request).settings.cancel_when_unwatched_seconds if content_type.kind == "events" else None
-    return Limits(unwatched_timeout=unwatched)
-
-
-def _require_room(request: Request, new: NewExternal) -> None:
-    """Raise StreamFull if the first messages are more than a stream may have."""
-    max_bytes = pod_of(request).settings.max_external_bytes
-    if sum(map(len, new.lines)) > max_bytes:
-        raise StreamFull(
-            "A stream has no room for these messages.",
-            operator=f"a stream may have {max_bytes} bytes (BATON_MAX_EXTERNAL_BYTES)",
-        )
-
-
-def _require_equal(external: ExternalStream, content_type: ContentType, new: NewExternal) -> None:
-    """Raise PathTaken unless the stream that is there is as the request wants it."""
-    differences = {
-        f"content type ({external.content_type})": content_types.parse(external.content_type) != content_type,
-        TTL: external.ttl_seconds != new.ttl_seconds,
-        EXPIRES_AT: external.expires_at != new.expires_at,
-        CLOSED: external.closed != (new.outcome is not None),
-    }
-    if found := [name for name, differs in differences.items() if differs]:
-        raise PathTaken(f"There is a stream at this path already, with another {', another '.join(found)}.")
-
-
-def _address(request: Request, path: str) -> str:
-    """Return the address of a path. The protocol wants it absolute, unlike Baton's other addresses."""
-    settings = pod_of(request).settings
-    origin, prefix = path_prefix.origin(request.scope, settings), path_prefix.before(request.scope, settings)
-    return f"{origin}{prefix}/v1/stream/{quote(path, safe=_UNQUOTED)}"
-
-
-def _state(stream_id: UUID, tail: int, *, closed: bool) -> dict[str, str]:
+def state(stream_id: UUID, tail: int, *, closed: bool) -> dict[str, str]:
+    """Return the headers that say how far a stream has come."""
     headers = {NEXT_OFFSET: offset_after(stream_id, tail)}
     return headers | ({CLOSED: "true"} if closed else {})
 
 
 def _written(asked: AppendRequest, done: Appended) -> dict[str, str]:
-    headers = _state(asked.stream_id, done.tail, closed=done.closed)
+    headers = state(asked.stream_id, done.tail, closed=done.closed)
     if done.producer is not None:
         headers |= {PRODUCER_EPOCH: str(done.producer.epoch), PRODUCER_SEQ: str(done.producer.seq)}
     return headers
