@@ -13,20 +13,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal
-from uuid import UUID
 
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ..db import event_log, external_streams
-from ..db.event_log import Batch, Tail
 from ..db.postgres import translated
-from ..db.stream_ending import REWOUND
-from ..dialects.durable import DIALECTS, DurableReader, content_of, cursor_after, last_message, messages, parse_cursor
+from ..dialects.durable import DIALECTS, DurableReader, content_of, cursor_after, parse_cursor
 from ..dialects.durable_offsets import BEGINNING, PATTERN, number_in, offset_after, prefix_of
 from ..errors import (
     InvalidRequest,
@@ -36,10 +31,10 @@ from ..errors import (
     OldProtocol,
     RawContent,
     SubscriptionsNotSupported,
-    Unavailable,
 )
 from .admission import Handler
 from .durable_headers import CLOSED, EXPIRES_AT, NEXT_OFFSET, TTL
+from .durable_pages import Page, end_of, page_of, read_page
 from .durable_paths import PATH, ROUTE, Addressed, addressed
 from .following import count_resume, event_stream, subscribe, wait_for_events
 from .opening import HeadersOnly
@@ -51,9 +46,6 @@ from .validation import validated
 UP_TO_DATE: Final = "Stream-Up-To-Date"
 CURSOR: Final = "Stream-Cursor"
 ENCODING: Final = "Stream-SSE-Data-Encoding"
-
-# How often a page is read again because something came between two reads of the log.
-_TRIES: Final = 4
 
 _OFFSET_HEADER: Final = AnswerHeader(NEXT_OFFSET, "The offset to read from next.")
 _STATE_HEADERS: Final = (
@@ -108,16 +100,6 @@ class ReadStream(BaseModel):
     cursor: str | None = Field(None, description=f"The last `{CURSOR}`, or `streamCursor`.")
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A part of a stream: its messages as the log has them, up to the message `number`."""
-
-    content: Sequence[str]
-    number: int
-    up_to_date: bool
-    closed: bool
-
-
 ROUTES: Final = Routes("Durable Streams", path=PATH)
 
 
@@ -133,7 +115,7 @@ async def describe_stream(request: Request) -> AsgiResponse:
     there = await addressed(request)
     async with translated(pod_of(request).pool):
         tail = await event_log.read_tail(pod_of(request).pool, there.stream.id)
-    page = _end_of(there, tail)
+    page = end_of(there, tail)
     headers = common_headers(request) | _headers(there, page) | there.lifetime_headers
     headers["content-type"] = there.content_type
     return HeadersOnly([(name.lower().encode(), value.encode()) for name, value in headers.items()])
@@ -166,7 +148,7 @@ async def read_stream(request: Request) -> AsgiResponse:
     async with translated(pool):
         if there.external is not None:
             await external_streams.touch(pool, there.external)
-        end = _end_of(there, await event_log.read_tail(pool, there.stream.id)) if after is None else None
+        end = end_of(there, await event_log.read_tail(pool, there.stream.id)) if after is None else None
     if wanted.live is not None:
         begin = after if end is None else end.number
         assert begin is not None
@@ -175,7 +157,7 @@ async def read_stream(request: Request) -> AsgiResponse:
     if after is None:
         assert end is not None
         return _answer(request, there, end)
-    page = await _page(request, there, after)
+    page = await read_page(request, there, after)
     etag = f'"{offset_after(there.stream.id, after)}-{page.number}{"-closed" * page.closed}"'
     if etag in _known_tags(request):
         headers = common_headers(request) | _headers(there, page) | {"etag": etag}
@@ -221,57 +203,11 @@ async def _long_poll(request: Request, there: Addressed, after: int, cursor: int
         up_to_date, closed = subscriber.cursor >= relay.tail, subscriber.finished
     finally:
         pod.relays.unsubscribe(subscriber)
-    page = _page_of(there, batches, after, up_to_date=up_to_date, closed=closed)
+    page = page_of(there, batches, after, up_to_date=up_to_date, closed=closed)
     more = {CURSOR: str(cursor_after(cursor))}
     if page.content:
         return _answer(request, there, page, more)
     return Response(status_code=204, headers=common_headers(request) | _headers(there, page) | more)
-
-
-async def _page(request: Request, there: Addressed, after: int) -> Page:
-    """Read a page of the log after event number `after`.
-
-    Raises:
-        CursorBeyondTail: the stream does not reach that far.
-        LogDamaged: events are missing.
-        Unavailable: a failover lost the end of the log, and it may come back; or the database does not answer.
-    """
-    pool, stream_id = pod_of(request).pool, there.stream.id
-    for _ in range(_TRIES):
-        async with translated(pool):
-            batches = await event_log.read(pool, stream_id, after)
-            _require_whole(batches, stream_id, after)
-            if batches and (batches[-1].terminal or not _is_full(batches)):
-                return _page_of(there, batches, after, up_to_date=True, closed=batches[-1].terminal)
-            tail = await event_log.read_tail(pool, stream_id)
-        if batches:
-            up_to_date = batches[-1].last_seq >= tail.last_seq
-            return _page_of(there, batches, after, up_to_date=up_to_date, closed=False)
-        if tail.last_seq == after and not _is_rewound(tail):
-            if there.stream.ended and tail.outcome is None:
-                raise damaged(stream_id)
-            return Page((), after, up_to_date=True, closed=tail.outcome is not None)
-        if tail.last_seq <= after:
-            await _require_reached(request, stream_id, after)
-    raise Unavailable("The stream changes too fast to be read. Try again.")
-
-
-async def _require_reached(request: Request, stream_id: UUID, after: int) -> None:
-    """Refuse an offset beyond the log, unless a failover is the reason and the log gets back what it lost."""
-    subscriber = await subscribe(request, stream_id, after)
-    pod_of(request).relays.unsubscribe(subscriber)
-
-
-def _page_of(there: Addressed, batches: Sequence[Batch], after: int, *, up_to_date: bool, closed: bool) -> Page:
-    found = [line for batch in batches for line in messages(there.kind, batch, after)]
-    last_seq = batches[-1].last_seq if batches else after
-    number = last_message(there.kind, last_seq, ended=bool(batches) and batches[-1].terminal)
-    return Page(found, number, up_to_date, closed)
-
-
-def _end_of(there: Addressed, tail: Tail) -> Page:
-    closed = tail.outcome is not None
-    return Page((), last_message(there.kind, tail.last_seq, ended=closed), up_to_date=True, closed=closed)
 
 
 def _answer(request: Request, there: Addressed, page: Page, more: dict[str, str] | None = None) -> AsgiResponse:
@@ -293,21 +229,3 @@ def _headers(there: Addressed, page: Page) -> dict[str, str]:
 def _known_tags(request: Request) -> set[str]:
     given = header_of(request, "If-None-Match") or ""
     return {tag.strip().removeprefix("W/") for tag in given.split(",")}
-
-
-def _require_whole(batches: Sequence[Batch], stream_id: UUID, after: int) -> None:
-    expected = after + 1
-    for number, batch in enumerate(batches):
-        if batch.first_seq > expected or (number and batch.first_seq != expected):
-            raise damaged(stream_id)
-        expected = batch.last_seq + 1
-
-
-def _is_full(batches: Sequence[Batch]) -> bool:
-    """Whether there may be more behind a page."""
-    size = sum(len(batch.events.encode()) for batch in batches)
-    return len(batches) >= event_log.PAGE_ROWS or size >= event_log.PAGE_BYTES
-
-
-def _is_rewound(tail: Tail) -> bool:
-    return tail.outcome is not None and tail.outcome.code == REWOUND.code
