@@ -278,17 +278,6 @@ async def test_a_caller_appends_only_so_fast(cluster: Cluster, monkeypatch: pyte
     assert (await cluster.client.get(f"{pod.url}{url}")).status_code == 200
 
 
-async def test_a_stream_and_a_message_have_a_largest_size(cluster: Cluster) -> None:
-    pod = await cluster.pod(max_external_bytes=2048, max_event_bytes=1024)
-    url = (await create(cluster, pod))["producer"]["url"]
-    large = await append(cluster, pod, url, text("x" * 1024))
-    assert (large.status_code, large.json()["code"]) == (413, "message_too_large")
-    assert (await append(cluster, pod, url, text("x" * 900), text("y" * 900))).status_code == 204
-    full = await append(cluster, pod, url, text("z" * 900))
-    assert (full.status_code, full.json()["code"]) == (413, "stream_full")
-    assert (await append(cluster, pod, url, stream_closed="true")).status_code == 204
-
-
 async def test_a_stream_has_a_largest_number_of_producers(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("baton.db.external_appends.MOST_PRODUCERS", 2)
     pod = await cluster.pod()
