@@ -89,7 +89,7 @@ def _plan(node: Node, name: str, plan: Sequence[Any]) -> str:
 async def _result(script: Script, seconds: float) -> Any:
     """Return what a script says at its end."""
     assert script.process.stdout is not None
-    async with asyncio.timeout(seconds + 2 * DEADLINE_SECONDS):
+    async with asyncio.timeout(2 * seconds + 2 * DEADLINE_SECONDS):
         line = await script.process.stdout.readline()
     assert line, "The script has failed."
     return json.loads(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -46,6 +47,8 @@ class ContentType:
         return self.essence == other.essence and (not other.parameters or self.parameters == other.parameters)
 
 
+# Each append has one, and few are different.
+@functools.lru_cache(maxsize=256)
 def parse(raw: str) -> ContentType:
     """Parse the value of a `Content-Type`.
 

@@ -257,7 +257,7 @@ class Attack:
             ("x-forwarded-proto", ("https", "x\ty")),
             ("x-forwarded-prefix", ("/x", "//evil")),
         ):
-            if self._once_in(12 if name.startswith("stream-c") else 40):
+            if self._once_in(5 if name == "stream-closed" else 40):
                 found.append((name, pick(values)))
         self.chance.shuffle(found)
         # The client sends neither control characters nor a space at an end.
