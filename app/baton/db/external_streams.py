@@ -95,6 +95,7 @@ class Overdue(NamedTuple):
 _COLUMNS: Final = ", ".join(f"e.{field.name}" for field in fields(ExternalStream))
 _FIND = f"SELECT {_COLUMNS} FROM baton.external_stream AS e WHERE e.tenant = $1 AND e.path = $2 AND {_LASTS}"  # noqa: S608
 _GET = f"SELECT {_COLUMNS} FROM baton.external_stream AS e WHERE e.stream_id = $1 AND {_LASTS}"  # noqa: S608
+_GET_EXPIRED = f"SELECT {_COLUMNS} FROM baton.external_stream AS e WHERE e.stream_id = $1"  # noqa: S608
 _TAKEN = "SELECT stream_id FROM baton.external_stream WHERE tenant = $1 AND path = $2"
 _INSERT = """
 INSERT INTO baton.external_stream (stream_id, tenant, path, kind, content_type, ttl_seconds, expires_at, tail,
@@ -182,7 +183,8 @@ async def create(
                 counts=counts,
                 complete=lambda connection, stream: _complete(connection, stream, new),
             )
-            if (external := await get(pool, stream.id)) is not None:
+            # It may have no time at all: the TTL may be 0.
+            if (external := _row(await pool.fetchrow(_GET_EXPIRED, stream.id))) is not None:
                 return stream, external, created
     raise Unavailable("The stream is created and deleted by others all the time. Try again in a moment.")
 

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx2
+import orjson
 import pytest
 from tests.support.access import bearer, guarded_pod, make_key, signed
 from tests.support.cluster import Cluster, RunningPod
@@ -272,3 +273,11 @@ async def test_only_the_own_stream_is_open_to_a_token(cluster: Cluster) -> None:
     for answer in (await writer.put("new", TEXT | token), await writer.send("DELETE", "mine", b"", token)):
         refused(answer, 403, "forbidden")
     refused(await writer.post("mine", TEXT | bearer(signed(ids["mine"])), "x"), 403, "forbidden")
+
+
+@pytest.mark.parametrize("lifetime", [{"stream-ttl": "0"}, {"stream-expires-at": "2020-01-01T00:00:00Z"}])
+async def test_a_stream_may_have_no_time_at_all(writer: Writer, lifetime: dict[str, str]) -> None:
+    for _ in range(2):
+        made = await writer.put("gone", TEXT | lifetime, "hello")
+        assert made.status_code == 201, made.text
+        refused(await writer.send("GET", "gone", b"", {}), 404, "stream_not_found")
