@@ -281,3 +281,14 @@ async def test_a_stream_may_have_no_time_at_all(writer: Writer, lifetime: dict[s
         made = await writer.put("gone", TEXT | lifetime, "hello")
         assert made.status_code == 201, made.text
         refused(await writer.send("GET", "gone", b"", {}), 404, "stream_not_found")
+
+
+async def test_a_stream_that_is_created_whole_has_its_usage_and_tokens(cluster: Cluster, writer: Writer) -> None:
+    body = b'[{"type":"text","delta":"a"},{"type":"usage","input_tokens":5},{"type":"finish","finish_reason":"length"}]'
+    assert (await writer.put("whole", EVENTS, body)).status_code == 201
+    done = orjson.loads(await writer.read("whole"))[-1]
+    stream_id = await cluster.pool.fetchval("SELECT stream_id FROM baton.external_stream")
+    row = (await cluster.client.get(f"{cluster.pods[0].url}/v1/streams/{stream_id}")).json()
+    for found in (done, row):
+        assert (found["finish_reason"], found["usage"]) == ("length", {"input_tokens": 5})
+        assert found["timings"]["tokens"] == 1
