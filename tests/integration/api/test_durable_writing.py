@@ -292,3 +292,17 @@ async def test_a_stream_that_is_created_whole_has_its_usage_and_tokens(cluster: 
     for found in (done, row):
         assert (found["finish_reason"], found["usage"]) == ("length", {"input_tokens": 5})
         assert found["timings"]["tokens"] == 1
+
+
+async def test_a_token_does_not_learn_what_other_paths_there_are(cluster: Cluster) -> None:
+    _, key = await make_key(cluster)
+    pod = await guarded_pod(cluster)
+    write = Writer(cluster, pod)
+    for path in ("own", "other"):
+        assert (await write.put(path, TEXT | bearer(key))).status_code == 201
+    own = await cluster.pool.fetchval("SELECT stream_id FROM baton.external_stream WHERE path = 'own'")
+    token = bearer(signed(own, scopes=("read", "produce")))
+    for method, body in (("GET", ""), ("POST", "x")):
+        there, none = [await write.send(method, path, body, TEXT | token) for path in ("other", "never")]
+        assert there.json()["detail"].replace("other", "never") == none.json()["detail"]
+        refused(there, 404, "stream_not_found")
