@@ -306,3 +306,11 @@ async def test_a_token_does_not_learn_what_other_paths_there_are(cluster: Cluste
         there, none = [await write.send(method, path, body, TEXT | token) for path in ("other", "never")]
         assert there.json()["detail"].replace("other", "never") == none.json()["detail"]
         refused(there, 404, "stream_not_found")
+
+
+async def test_a_compressed_body_is_refused_and_not_stored(writer: Writer) -> None:
+    coded = TEXT | {"content-encoding": "gzip"}
+    refused(await writer.put("plain", coded, "x"), 400, "invalid_request")
+    assert (await writer.put("plain", TEXT | {"content-encoding": "identity"}, "a")).status_code == 201
+    refused(await writer.post("plain", coded, "x"), 400, "invalid_request")
+    assert await writer.read("plain") == b"a"
