@@ -114,6 +114,8 @@ WHERE stream_id = ANY ($1::uuid[]) AND used_at + make_interval(secs => ttl_secon
 _HEAR = "UPDATE baton.external_stream SET heard_at = clock_timestamp() WHERE stream_id = $1"
 _RAISE_OLDEST_CODE = "SELECT baton.raise_oldest_code($1)"
 
+# The history is in a query of its own, since Postgres would call the function for each row otherwise.
+#
 # Streams without events end at their maximum life only: what is appended to them is nobody's answer.
 _OVERDUE = """
 SELECT id, CASE
@@ -122,7 +124,7 @@ SELECT id, CASE
     WHEN heard_at + make_interval(secs => silence) < clock_timestamp() THEN 'producer_lost'
     ELSE 'unwatched' END
 FROM (
-    SELECT s.id, s.created_at, e.heard_at, s.history <> baton.current_history() AS rewound,
+    SELECT s.id, s.created_at, e.heard_at, s.history <> (SELECT baton.current_history()) AS rewound,
            CASE WHEN e.kind = 'events' THEN coalesce(s.max_duration, $1) ELSE $3 END AS longest,
            CASE WHEN e.kind = 'events' THEN coalesce(s.idle_timeout, $2) END AS silence,
            coalesce(s.watched_at, s.created_at) AS watched_at, s.unwatched_timeout
@@ -139,7 +141,7 @@ LIMIT 100
 _REWOUND = """
 SELECT baton.current_history() WHERE EXISTS (
     SELECT FROM baton.stream AS s JOIN baton.external_stream AS e ON e.stream_id = s.id
-    WHERE NOT e.closed AND s.status = 'open' AND s.history <> baton.current_history()
+    WHERE NOT e.closed AND s.status = 'open' AND s.history <> (SELECT baton.current_history())
 )
 """
 
