@@ -207,7 +207,7 @@ async def test_a_statement_asks_for_the_history_once_however_many_streams_it_is_
             assert await calls() == 1
             writes = []
             for stream_id, state in states.items():
-                assert state.accept(request(stream_id, texts("x"), by=("a", 0, 0)), max_bytes=100)
+                state.accept(request(stream_id, texts("x"), by=("a", 0, 0)), max_bytes=100)
                 writes.append(external_appends.Write(stream_id, 0, state, 1, texts("x")[0], 1, 1, ["a"], None))
             assert await external_appends.write(connection, writes) == set(ids)
             assert await calls() == 2
