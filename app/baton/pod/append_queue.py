@@ -177,10 +177,11 @@ class AppendQueue:
         """After a lost connection, keep what can be decided again, and answer the rest."""
         sent = {id(request) for plan in plans.values() for request in plan.accepted}
         again = []
+        put_back = set(self._waiting)  # some of the group are, if their decision needs a newer state
         for item in group:
             if id(item.request) in sent and item.request.producer is None:
                 _refuse(item, Unavailable(_UNKNOWN, operator=f"an append has an unknown outcome: {error!r}"))
-            elif not item.answer.done():
+            elif not item.answer.done() and item not in put_back:
                 again.append(item)
         self._put_back(again)
 

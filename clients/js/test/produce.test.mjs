@@ -368,3 +368,21 @@ test("an end that cannot be written rejects `done`, and ends no process", async 
     await assert.rejects(done, { code: "unreachable" });
   });
 });
+
+test("a response that no pod gave to an append is no success", async () => {
+  const pages = [
+    (response) => response.writeHead(200, { "content-type": "text/html" }).end("<h1>Sign in</h1>"),
+    (response) => response.writeHead(302, { location: "/read" }).end(), // `fetch` asks again with GET
+  ];
+  for (const page of pages) {
+    const server = new AppendServer();
+    const handle = (request, response) => {
+      if (request.url === "/read") return response.writeHead(200, { "stream-next-offset": "019a5e2c0000_0000000000" }).end("[]");
+      return request.url.startsWith("/v1/stream/") ? page(response) : server.handle(request, response);
+    };
+    await serving(handle, async (url) => {
+      const { done } = await produce(words(), { create: { url } });
+      await assert.rejects(done, { code: "unexpected_response", retryable: false });
+    });
+  }
+});

@@ -11,7 +11,7 @@ import pytest
 from tests.support.external import append, append_queue, opened, request, texts
 from tests.support.logbook import connected, events, row
 
-from baton.db import external_streams, history
+from baton.db import external_appends, external_streams, history
 from baton.db.external_appends import Refused
 from baton.db.postgres import Connection, pool
 from baton.db.schema_revision import REVISION
@@ -189,3 +189,29 @@ async def test_older_code_keeps_open_streams_away(dsn: str) -> None:
         await connection.execute("DELETE FROM baton.worker")
         assert await external_streams.allowed(connections)
         assert await connection.fetchval("SELECT oldest_code FROM baton.compatibility") == REVISION
+
+
+async def test_a_statement_asks_for_the_history_once_however_many_streams_it_is_about(dsn: str) -> None:
+    ids = [(await opened(dsn)).stream_id for _ in range(4)]
+    limits = {"max_duration": 60, "idle_timeout": 60, "max_life": 60}
+    async with connected(dsn) as connection:
+        await connection.execute("SET track_functions = 'all'")
+        async with connection.transaction():
+
+            async def calls() -> int:
+                asked = "SELECT coalesce(pg_stat_get_xact_function_calls('baton.current_history'::regproc), 0)"
+                found: int = await connection.fetchval(asked)
+                return found
+
+            states = await external_appends.read(connection, [(stream_id, "a") for stream_id in ids])
+            assert await calls() == 1
+            writes = []
+            for stream_id, state in states.items():
+                state.accept(request(stream_id, texts("x"), by=("a", 0, 0)), max_bytes=100)
+                writes.append(external_appends.Write(stream_id, 0, state, 1, texts("x")[0], 1, 1, ["a"], None))
+            assert await external_appends.write(connection, writes) == set(ids)
+            assert await calls() == 2
+            assert await external_streams.rewound_history(connection) is None
+            assert await calls() == 3
+            assert await external_streams.overdue(connection, **limits, rewound=True, unwatched=True) == []
+            assert await calls() == 4
