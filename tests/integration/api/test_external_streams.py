@@ -17,6 +17,7 @@ from tests.support.follower import following
 from tests.support.logbook import until
 
 from baton.api import native_end
+from baton.doctor.capacity_checks import POD_CONNECTIONS
 from baton.events import encode_text
 
 EVENTS = {"content-type": 'application/json; profile="urn:baton:events"'}
@@ -362,3 +363,14 @@ async def test_another_tenants_key_cannot_append(cluster: Cluster) -> None:
     pod = await guarded_pod(cluster)
     created = await create(cluster, pod, bearer(key))
     assert (await append(cluster, pod, created["producer"]["url"], text("x"), **bearer(other))).status_code == 404
+
+
+async def test_a_pod_has_as_many_connections_as_the_doctor_counts(cluster: Cluster) -> None:
+    pod = await cluster.pod()
+    created = await create(cluster, pod)
+    assert (await append(cluster, pod, created["producer"]["url"], text("x"))).is_success
+    names = await cluster.pool.fetch(
+        "SELECT application_name FROM pg_stat_activity "
+        "WHERE datname = current_database() AND application_name LIKE 'baton pod %'"
+    )
+    assert len(names) == POD_CONNECTIONS, names
