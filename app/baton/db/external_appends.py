@@ -259,6 +259,17 @@ class State:
             self.closed_by = name
         return Appended(self.tail, self.closed, False, claim)
 
+    def is_continued_by(self, claim: ProducerClaim | None) -> bool:
+        """Whether this append is the next one of the stream's only producer, which so lost nothing that was accepted.
+
+        The first append of a new epoch shows nothing: its process does not know what the one before appended.
+        """
+        return (
+            claim is not None
+            and self.producers == 1
+            and self.known.get(claim.producer_id) == (claim.epoch, claim.seq - 1)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Write:
