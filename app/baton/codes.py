@@ -505,7 +505,7 @@ ENDS: Final[tuple[Code, ...]] = (
 )
 
 # How a stream ends that its producer did not close. An append to it is refused with this code.
-ENDED_FROM_OUTSIDE: Final = frozenset({"cancelled", "unwatched", "producer_lost", "max_duration"})
+ENDED_FROM_OUTSIDE: Final = frozenset({"cancelled", "unwatched", "producer_lost", "max_duration", "log_rewound"})
 
 
 def _errors(kind: type[RequestError] = RequestError) -> Iterator[type[RequestError]]:

@@ -87,6 +87,16 @@ def closes(raw: str | None) -> bool:
     return raw is not None and raw.strip().lower() == "true"
 
 
+def require_plain(content_encoding: str | None) -> None:
+    """Refuse a compressed body: it would be stored as it is, and readers would get it without this header.
+
+    Raises:
+        InvalidRequest: it is compressed, or encoded in another way.
+    """
+    if (content_encoding or "").strip().lower() not in {"", "identity"}:
+        raise InvalidRequest(f"Send the body as it is, without the Content-Encoding {content_encoding!r:.80}.")
+
+
 def _ttl_seconds(raw: str) -> int:
     if not _TTL.fullmatch(raw) or int(raw) > MAX_TTL_SECONDS:
         raise InvalidRequest(f"{TTL} must be a whole number of seconds, at most {MAX_TTL_SECONDS}, not {raw!r:.80}.")

@@ -99,8 +99,10 @@ async def addressed(request: Request) -> Addressed:
     async with translated(pool):
         if is_id(path):
             return await _by_id(request, UUID(path))
-        external = await external_streams.find(pool, principal_of(request).tenant, path)
-        if external is None:
+        principal = principal_of(request)
+        external = await external_streams.find(pool, principal.tenant, path)
+        # A token must not learn of other streams than its own.
+        if external is None or not principal.sees(external.tenant, external.stream_id):
             raise StreamNotFound(f"There is no stream at the path {path!r:.80}.")
         return Addressed(await found(request, external.stream_id), external)
 

@@ -38,6 +38,7 @@ from ..errors import (
     SubscriptionsNotSupported,
     Unavailable,
 )
+from ..events import MAX_SEQ
 from .admission import Handler
 from .durable_headers import CLOSED, EXPIRES_AT, NEXT_OFFSET, TTL
 from .durable_paths import PATH, ROUTE, Addressed, addressed
@@ -237,6 +238,8 @@ async def _page(request: Request, there: Addressed, after: int) -> Page:
         Unavailable: a failover lost the end of the log, and it may come back; or the database does not answer.
     """
     pool, stream_id = pod_of(request).pool, there.stream.id
+    if after >= MAX_SEQ:
+        await _require_reached(request, stream_id, after)
     for _ in range(_TRIES):
         async with translated(pool):
             batches = await event_log.read(pool, stream_id, after)

@@ -67,6 +67,7 @@ from .durable_headers import (
     claim,
     closes,
     lifetime,
+    require_plain,
     stream_seq,
 )
 from .durable_paths import PATH, ROUTE, Addressed, addressed, is_id, stream_path
@@ -143,6 +144,7 @@ async def put_stream(request: Request) -> AsgiResponse:
     _require_no_fork(request)
     if is_id(path):
         raise PathTaken(f"The path {path!r:.80} has the form of a stream's id. Choose another one.")
+    require_plain(header_of(request, "Content-Encoding"))
     wanted = _lifetime(request)
     raw_type = (header_of(request, "Content-Type") or "").strip() or content_types.DEFAULT
     content_type = content_types.parse(raw_type)
@@ -206,6 +208,7 @@ async def append_messages(request: Request) -> AsgiResponse:
     """Append messages to a stream, close it, or both."""
     path = stream_path(request)
     await append_limits.require_append(request)
+    require_plain(header_of(request, "Content-Encoding"))
     wanted = _Wanted(
         claim(*(header_of(request, name) for name in (PRODUCER_ID, PRODUCER_EPOCH, PRODUCER_SEQ))),
         stream_seq(header_of(request, SEQ)),

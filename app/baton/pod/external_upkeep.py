@@ -97,7 +97,7 @@ class ExternalUpkeep:
             return False
         if self._rewound is None or self._rewound[0] != history:
             self._rewound = (history, time.monotonic())
-        return time.monotonic() - self._rewound[1] > self._settings.failover_settle_seconds
+        return time.monotonic() - self._rewound[1] >= self._settings.failover_settle_seconds
 
     async def _end(self, item: Overdue) -> None:
         async with translated(self._pool):

@@ -153,6 +153,7 @@ def test_the_last_message_can_end_the_stream() -> None:
         (b'{"type":"finish","finish_reason":1}', "finish_reason"),
         (b'{"type":"error","code":"c"}', "message"),
         (b'{"type":"error","code":1,"message":"m"}', "code"),
+        (b'{"type":"error","code":"log_rewound","message":"m"}', "Only Baton itself"),
         (b'{"type":"done","status":"completed"}', "Only Baton itself"),
         (b'{"type":"reset"}', "Only Baton itself"),
         (b'{"type":"resumed"}', "Only Baton itself"),

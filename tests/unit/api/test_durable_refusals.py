@@ -62,6 +62,7 @@ def test_each_reason_has_a_refusal() -> None:
         ("unwatched", "unwatched"),
         ("producer_lost", "producer_lost"),
         ("max_duration", "max_duration"),
+        ("log_rewound", "log_rewound"),
         ("stop", "stream_closed"),
         ("provider_error", "stream_closed"),
         ("my_own_code", "stream_closed"),
