@@ -90,7 +90,7 @@ class Overdue(NamedTuple):
     """An open stream that something other than its producer ends."""
 
     stream_id: UUID
-    reason: Literal["producer_lost", "max_duration", "unwatched", "rewound"]
+    reason: Literal["cancelled", "producer_lost", "max_duration", "unwatched", "rewound"]
 
 
 _COLUMNS: Final = ", ".join(f"e.{field.name}" for field in fields(ExternalStream))
@@ -114,24 +114,29 @@ WHERE stream_id = ANY ($1::uuid[]) AND used_at + make_interval(secs => ttl_secon
 _HEAR = "UPDATE baton.external_stream SET heard_at = clock_timestamp() WHERE stream_id = $1"
 _RAISE_OLDEST_CODE = "SELECT baton.raise_oldest_code($1)"
 
+# A cancel ends a stream at once, unless its pod dies between the request and the end, or the end cannot be written.
+#
 # The history is in a query of its own, since Postgres would call the function for each row otherwise.
 #
 # Streams without events end at their maximum life only: what is appended to them is nobody's answer.
 _OVERDUE = """
 SELECT id, CASE
+    WHEN cancelled THEN 'cancelled'
     WHEN rewound THEN 'rewound'
     WHEN created_at + make_interval(secs => longest) < clock_timestamp() THEN 'max_duration'
     WHEN heard_at + make_interval(secs => silence) < clock_timestamp() THEN 'producer_lost'
     ELSE 'unwatched' END
 FROM (
-    SELECT s.id, s.created_at, e.heard_at, s.history <> (SELECT baton.current_history()) AS rewound,
+    SELECT s.id, s.created_at, e.heard_at, s.cancel_requested_at IS NOT NULL AS cancelled,
+           s.history <> (SELECT baton.current_history()) AS rewound,
            CASE WHEN e.kind = 'events' THEN coalesce(s.max_duration, $1) ELSE $3 END AS longest,
            CASE WHEN e.kind = 'events' THEN coalesce(s.idle_timeout, $2) END AS silence,
            coalesce(s.watched_at, s.created_at) AS watched_at, s.unwatched_timeout
     FROM baton.stream AS s JOIN baton.external_stream AS e ON e.stream_id = s.id
     WHERE NOT e.closed AND s.status = 'open'
 ) AS open
-WHERE ($4 AND rewound)
+WHERE cancelled
+   OR ($4 AND rewound)
    OR created_at + make_interval(secs => longest) < clock_timestamp()
    OR heard_at + make_interval(secs => silence) < clock_timestamp()
    OR ($5 AND watched_at + make_interval(secs => unwatched_timeout) < clock_timestamp())

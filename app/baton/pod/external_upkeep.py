@@ -31,6 +31,7 @@ PRODUCER_LOST: Final = Outcome.failed(
     "producer_lost", "This answer was interrupted and could not be finished: what wrote it has stopped."
 )
 _OUTCOMES: Final[Mapping[str, Outcome]] = {
+    "cancelled": Outcome.cancelled(),
     "producer_lost": PRODUCER_LOST,
     "max_duration": Outcome.failed("max_duration", "The answer took longer than it may."),
     "unwatched": stream_ending.UNWATCHED,

@@ -69,6 +69,13 @@ async def test_a_producer_that_is_silent_for_too_long_is_lost(dsn: str) -> None:
         assert await queue.append(request(stream, texts("b"))) == Refused("closed", 2, reason="producer_lost")
 
 
+async def test_a_cancel_whose_pod_died_before_the_end_is_carried_out(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        streams = [(await opened(dsn, kind=kind)).stream_id for kind in ("events", "text")]
+        await connection.execute("UPDATE baton.stream SET cancel_requested_at = clock_timestamp()")
+        assert [await ended_by(dsn, connection, stream) for stream in streams] == ["cancelled", "cancelled"]
+
+
 async def test_each_stream_has_its_own_limits(dsn: str) -> None:
     async with connected(dsn) as connection:
         new = NewStream("external", None, {}, "fail", "", Limits(max_duration=20, idle_timeout=5, unwatched_timeout=10))

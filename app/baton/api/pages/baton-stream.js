@@ -306,6 +306,7 @@ function done(stream) {
 var SILENCE_MILLISECONDS = 45e3;
 var PATIENCE_MILLISECONDS = 6e4;
 var POLL_SECONDS = 2;
+var LEAST_POLL_MILLISECONDS = 500;
 function follow(url, options = {}) {
   return new Follower(absolute(url), options);
 }
@@ -420,6 +421,7 @@ var Follower = class {
     if (url === null) throw NO_BODY_TO_POLL;
     const progress = new AnswerProgress(Boolean(this.#options.snapshot || this.lastEventId));
     while (!this.#over) {
+      const due = Date.now() + LEAST_POLL_MILLISECONDS;
       const stream = await this.#state(url);
       this.#backoff.reset();
       for (const event of progress.take(stream)) {
@@ -427,6 +429,7 @@ var Follower = class {
         this.#over = event.type === "done";
         yield event;
       }
+      if (!this.#over) await pause(Math.max(0, due - Date.now()), this.#options.signal);
     }
   }
   async #state(url) {
