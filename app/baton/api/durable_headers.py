@@ -13,6 +13,8 @@ from ..db.external_appends import ProducerClaim
 from ..errors import InvalidRequest
 
 CLOSED: Final = "Stream-Closed"
+# Not of the protocol: what other APIs call the stream.
+STREAM_ID: Final = "X-Baton-Stream-Id"
 NEXT_OFFSET: Final = "Stream-Next-Offset"
 SEQ: Final = "Stream-Seq"
 TTL: Final = "Stream-TTL"

@@ -62,6 +62,7 @@ from .durable_headers import (
     PRODUCER_ID,
     PRODUCER_SEQ,
     SEQ,
+    STREAM_ID,
     TTL,
     Lifetime,
     claim,
@@ -103,7 +104,11 @@ _WRITTEN: Final = (
     AnswerHeader(PRODUCER_EPOCH, "The epoch of the producer.", {"type": "integer"}),
     AnswerHeader(PRODUCER_SEQ, "The number of its last append.", {"type": "integer"}),
 )
-_CREATED: Final = (AnswerHeader("location", "The address of the stream."), *_STATE)
+_CREATED: Final = (
+    AnswerHeader("location", "The address of the stream."),
+    AnswerHeader(STREAM_ID, "The id of the stream, by which other APIs know it."),
+    *_STATE,
+)
 _BODY: Final = (
     "The messages. JSON: one value, or an array of messages. The content type "
     '`application/json; profile="urn:baton:events"` makes each message an event, as a generator yields it; the last '
@@ -166,6 +171,7 @@ async def put_stream(request: Request) -> AsgiResponse:
         _require_equal(external, content_type, new)
     headers = common_headers(request) | _state(external.stream_id, external.tail, closed=external.closed)
     headers |= {"location": _address(request, path), "content-type": external.content_type}
+    headers[STREAM_ID] = str(external.stream_id)
     return Response(status_code=201 if created else 200, headers=headers)
 
 

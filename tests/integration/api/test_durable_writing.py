@@ -78,6 +78,9 @@ async def test_a_stream_is_created_once_with_what_it_begins_with(writer: Writer)
     assert await writer.read("a/b%20c") == b"hello"
     for headers in (JSON | {"stream-ttl": "3600"}, TEXT, TEXT | {"stream-ttl": "3600"} | CLOSE):
         refused(await writer.put("a/b%20c", headers), 409, "path_taken")
+    described = await writer("HEAD", "a/b%20c")
+    assert made.headers["x-baton-stream-id"] == again.headers["x-baton-stream-id"]
+    assert described.headers["x-baton-stream-id"] == made.headers["x-baton-stream-id"]
     assert (await writer.put("none", {})).headers["content-type"] == "application/octet-stream"
     refused(await writer.put("018f0000-0000-7000-8000-000000000000", TEXT), 409, "path_taken")
     refused(await writer.put("x" * 1025, TEXT), 400, "invalid_request")
