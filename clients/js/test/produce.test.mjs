@@ -238,7 +238,7 @@ test("a source that throws ends the stream as failed, without its message", asyn
 });
 
 test("errors of SDKs have codes by their status, and `onError` may choose others", async () => {
-  const cases = [[{ status: 429 }, "provider_rate_limited"], [{ statusCode: 503 }, "provider_error"], [{ status: 401 }, "provider_auth_failed"], [{ cause: { status: 400 } }, "provider_invalid_request"], [{ lastError: { statusCode: 408 } }, "provider_timeout"]];
+  const cases = [[{ status: 429 }, "provider_rate_limited"], [{ statusCode: 503 }, "provider_error"], [{ status: 401 }, "provider_auth_failed"], [{ cause: { status: 400 } }, "provider_invalid_request"], [{ lastError: { statusCode: 408 } }, "provider_timeout"], [{ statusCode: 200, cause: new TypeError("terminated") }, "provider_cut_off"]];
   for (const [given, code] of cases) {
     const server = new AppendServer();
     const source = () => Promise.reject(Object.assign(new Error("x"), given));
