@@ -43,6 +43,7 @@ function retryAfter(value) {
 // src/backoff.ts
 var FIRST_MILLISECONDS = 200;
 var LONGEST_MILLISECONDS = 5e3;
+var LONGEST_ASKED_MILLISECONDS = 6e5;
 var Backoff = class {
   #patienceMilliseconds;
   #failures = 0;
@@ -66,7 +67,7 @@ var Backoff = class {
     if (Date.now() - this.#since > this.#patienceMilliseconds) return null;
     const longest = Math.min(LONGEST_MILLISECONDS, FIRST_MILLISECONDS * 2 ** this.#failures);
     this.#failures = Math.min(this.#failures + 1, 30);
-    return Math.max(leastMilliseconds, longest * (0.5 + Math.random() / 2));
+    return Math.max(Math.min(leastMilliseconds, LONGEST_ASKED_MILLISECONDS), longest * (0.5 + Math.random() / 2));
   }
 };
 function pause(milliseconds, signal) {
