@@ -75,6 +75,7 @@ RETURNING extract(epoch FROM clock_timestamp() - s.created_at)::double precision
 
 _DELETE_STREAM = "DELETE FROM baton.stream WHERE id = $1 RETURNING status"
 _DELETE_KEYS = "DELETE FROM baton.idempotency_key WHERE tenant = $1 AND stream_id = $2"
+# One statement is enough: the stream was ended before, so no append in flight can add a producer.
 _DELETE_EXTERNAL = """
 WITH rows AS (DELETE FROM baton.external_stream WHERE stream_id = $1 RETURNING stream_id)
 DELETE FROM baton.producer WHERE stream_id IN (SELECT stream_id FROM rows)
