@@ -38,6 +38,7 @@ from ..errors import (
     SubscriptionsNotSupported,
     Unavailable,
 )
+from ..pod.settling import UNSETTLED
 from .admission import Handler
 from .durable_headers import CLOSED, EXPIRES_AT, NEXT_OFFSET, TTL
 from .durable_paths import PATH, ROUTE, Addressed, addressed
@@ -237,6 +238,7 @@ async def _page(request: Request, there: Addressed, after: int) -> Page:
         Unavailable: a failover lost the end of the log, and it may come back; or the database does not answer.
     """
     pool, stream_id = pod_of(request).pool, there.stream.id
+    lost = False
     for _ in range(_TRIES):
         async with translated(pool):
             batches = await event_log.read(pool, stream_id, after)
@@ -253,7 +255,9 @@ async def _page(request: Request, there: Addressed, after: int) -> Page:
             return Page((), after, up_to_date=True, closed=tail.outcome is not None)
         if tail.last_seq <= after:
             await _require_reached(request, stream_id, after)
-    raise Unavailable("The stream changes too fast to be read. Try again.")
+        # The relay of this pod still has what the log has lost in a failover.
+        lost = tail.last_seq < after
+    raise Unavailable(UNSETTLED if lost else "The stream changes too fast to be read. Try again.")
 
 
 async def _require_reached(request: Request, stream_id: UUID, after: int) -> None:
