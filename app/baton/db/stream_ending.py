@@ -56,7 +56,7 @@ RETURNING epoch, claim_token, tenant, generator, attempts AS attempt, traceparen
 _REQUEST_CANCEL = """
 UPDATE baton.stream SET cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp())
 WHERE id = $1 AND status NOT IN ('completed', 'failed', 'cancelled')
-RETURNING status
+RETURNING status, history <> baton.current_history()
 """
 
 _CLOSE = f"""
@@ -87,10 +87,13 @@ async def request_cancel(pool: Pool, stream_id: UUID) -> str | None:
 
     A queued stream is ended at once, and the answer is "queued"; so is an open one, and the answer is "open". A running
     one is ended by its worker, which notices the request by the row: the answer is "running".
+
+    An open stream whose log may lack events since a failover ends as `log_rewound`: the end may have the number of an
+    event that clients have.
     """
-    status: str | None = await pool.fetchval(_REQUEST_CANCEL, stream_id)
+    status, rewound = await pool.fetchrow(_REQUEST_CANCEL, stream_id) or (None, None)
     if status == "open":
-        return "open" if await end_open(pool, stream_id, Outcome.cancelled()) else None
+        return "open" if await end_open(pool, stream_id, REWOUND if rewound else Outcome.cancelled()) else None
     if status == "queued" and await _end(pool, stream_id, Outcome.cancelled(), _If.QUEUED):
         return "queued"
     return status and "running"
