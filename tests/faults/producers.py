@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -13,7 +14,10 @@ from tests.support.external import EVENTS_TYPE
 
 @dataclass(eq=False)
 class Producer:
-    """Appends texts of one run, `<1.1>`, `<1.2>`, …, one at a time. `refusal` is what made it give up."""
+    """Appends texts of one run, `<1.1>`, `<1.2>`, …, one at a time.
+
+    `refusal` is what made it give up, and `unknown` how many appends were answered with 503.
+    """
 
     http: httpx2.AsyncClient
     pods: Sequence[str]
@@ -22,6 +26,7 @@ class Producer:
     epoch: int = 0
     said: int = 0
     appends: int = 0
+    unknown: int = 0
     refusal: tuple[int, str, bool] | None = None
 
     def __post_init__(self) -> None:
@@ -41,7 +46,9 @@ class Producer:
         answer = None
         while answer is None or answer.status_code == 503:
             url = f"{next(self._pods)}/v1/stream/{self.stream_id}"
-            answer = await self.http.post(url, content=orjson.dumps(messages), headers=headers)
+            with contextlib.suppress(httpx2.TransportError):
+                answer = await self.http.post(url, content=orjson.dumps(messages), headers=headers)
+                self.unknown += answer.status_code == 503
         self.appends += 1
         if answer.status_code not in {200, 204}:
             closed = answer.headers.get("stream-closed") == "true"

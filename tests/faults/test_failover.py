@@ -584,6 +584,7 @@ async def refused(scene: Scene, producer: Producer, offset: str) -> set[tuple[in
                 )
                 if answer.status_code != 503:
                     break
+                assert "too fast" not in answer.text
                 await asyncio.sleep(0.1)
             found.add((answer.status_code, answer.json()["code"]))
     return found

@@ -39,6 +39,7 @@ from ..errors import (
     Unavailable,
 )
 from ..events import MAX_SEQ
+from ..pod.settling import UNSETTLED
 from .admission import Handler
 from .durable_headers import CLOSED, EXPIRES_AT, NEXT_OFFSET, STREAM_ID, TTL
 from .durable_paths import PATH, ROUTE, Addressed, addressed
@@ -241,6 +242,7 @@ async def _page(request: Request, there: Addressed, after: int) -> Page:
     pool, stream_id = pod_of(request).pool, there.stream.id
     if after >= MAX_SEQ:
         await _require_reached(request, stream_id, after)
+    lost = False
     for _ in range(_TRIES):
         async with translated(pool):
             batches = await event_log.read(pool, stream_id, after)
@@ -257,7 +259,9 @@ async def _page(request: Request, there: Addressed, after: int) -> Page:
             return Page((), after, up_to_date=True, closed=tail.outcome is not None)
         if tail.last_seq <= after:
             await _require_reached(request, stream_id, after)
-    raise Unavailable("The stream changes too fast to be read. Try again.")
+        # The relay of this pod still has what the log has lost in a failover.
+        lost = tail.last_seq < after
+    raise Unavailable(UNSETTLED if lost else "The stream changes too fast to be read. Try again.")
 
 
 async def _require_reached(request: Request, stream_id: UUID, after: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.support.external import append, append_queue, opened, request, texts
 from tests.support.logbook import connected, events, row
 
-from baton.db import external_appends, external_streams, history
+from baton.db import external_appends, external_streams, history, stream_ending
 from baton.db.external_appends import Appended, ProducerClaim, Refused
 from baton.db.postgres import Connection, pool
 from baton.db.schema_revision import REVISION
@@ -215,6 +215,15 @@ async def test_what_nobody_can_prove_ends_once_the_pods_have_waited(dsn: str) ->
         await check(service)
         for stream in (unnamed, of_two):
             assert (await row(connection, stream)).error_code == "log_rewound"
+
+
+async def test_a_cancel_of_a_stream_that_is_not_proved_complete_ends_it_as_rewound(dsn: str) -> None:
+    """Its terminal event may have the number of an event that clients have."""
+    async with connected(dsn) as connection, pool(dsn, size=1, timeout_seconds=10) as connections:
+        stream = (await opened(dsn)).stream_id
+        await history.mark_restored(connection)
+        assert await stream_ending.request_cancel(connections, stream) == "open"
+        assert (await row(connection, stream)).error_code == "log_rewound"
 
 
 async def test_older_code_keeps_open_streams_away(dsn: str) -> None:
