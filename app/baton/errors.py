@@ -228,10 +228,8 @@ class StreamClosed(RequestError):
     code = "stream_closed"
     title = "The stream is closed"
 
-    def __init__(self, message: str, *, closed_tail: int, reason: str, operator: str | None = None) -> None:
-        """`closed_tail` is the number of the stream's last message."""
-        super().__init__(message, operator=operator)
-        self.closed_tail = closed_tail
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
         self.reason = reason
 
 
@@ -250,11 +248,6 @@ class ProducerGap(RequestError):
     code = "producer_gap"
     title = "An append of the producer is missing"
 
-    def __init__(self, message: str, *, expected: int, received: int, operator: str | None = None) -> None:
-        super().__init__(message, operator=operator)
-        self.expected = expected
-        self.received = received
-
 
 class ProducerFenced(RequestError):
     """Another process has taken over as this producer, with a higher epoch."""
@@ -262,10 +255,6 @@ class ProducerFenced(RequestError):
     status = 403
     code = "producer_fenced"
     title = "The producer has been replaced"
-
-    def __init__(self, message: str, *, current_epoch: int, operator: str | None = None) -> None:
-        super().__init__(message, operator=operator)
-        self.current_epoch = current_epoch
 
 
 class ForksNotSupported(RequestError):

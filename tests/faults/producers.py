@@ -9,7 +9,8 @@ from itertools import cycle
 
 import httpx2
 import orjson
-from tests.support.external import EVENTS_TYPE
+
+from baton.api.content_types import EVENTS as EVENTS_TYPE
 
 
 @dataclass(eq=False)

@@ -1,39 +1,32 @@
-"""Streams as producers write them over HTTP, inserted by SQL, and readers of the Durable Streams protocol."""
+"""Readers of the Durable Streams protocol, and open streams whose log a test writes itself."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import httpx2
 import orjson
 from tests.support.cluster import Author, Cluster
+from tests.support.external import create
+
+from baton.db.external_streams import Kind
 
 OFFSET = "stream-next-offset"
-CONTENT_TYPES = {
-    "events": 'application/json; profile="urn:baton:events"',
-    "json": "application/json",
-    "text": "text/plain",
-    "bytes": "application/octet-stream",
-}
 
 
-async def external(cluster: Cluster, kind: str, path: str | None, *, tenant: str = "", **columns: Any) -> Author:
-    """Insert an open stream; return what writes its log. A raw stream's end is written as that of any stream."""
-    stream_id = await cluster.pool.fetchval(
-        "INSERT INTO baton.stream (tenant, generator, input, on_worker_lost, status) "
-        "VALUES ($1, 'external', 'null', 'fail', 'open') RETURNING id",
-        tenant,
-    )
-    row = {"stream_id": stream_id, "tenant": tenant, "path": path, "kind": kind, "content_type": CONTENT_TYPES[kind]}
-    row |= columns
-    places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
-    await cluster.pool.execute(
-        f"INSERT INTO baton.external_stream ({', '.join(row)}) VALUES ({places})",
-        *row.values(),
-    )
-    return Author(cluster.pool, stream_id)
+async def external(
+    cluster: Cluster, kind: Kind, path: str | None, *, used_at: datetime | None = None, **rest: Any
+) -> Author:
+    """Create an open stream; return what writes its log. A raw stream's end is written as that of any stream."""
+    stream = await create(cluster.pool, kind=kind, path=path, **rest)
+    if used_at is not None:
+        await cluster.pool.execute(
+            "UPDATE baton.external_stream SET used_at = $1 WHERE stream_id = $2", used_at, stream.stream_id
+        )
+    return Author(cluster.pool, stream.stream_id)
 
 
 def sse_events(body: bytes) -> list[tuple[str, str]]:

@@ -8,27 +8,37 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from uuid import UUID
 
+from baton.api import content_types
 from baton.db import external_streams
 from baton.db.external_appends import Appended, AppendRequest, ProducerClaim, Refused
 from baton.db.external_streams import ExternalStream, Kind, NewExternal
-from baton.db.postgres import pool
+from baton.db.postgres import Pool, pool
 from baton.db.stream_creation import NewStream
 from baton.events import encode_text
 from baton.outcome import Outcome
 from baton.pod.append_queue import AppendQueue
 from baton.settings import Settings
 
-EVENTS_TYPE = 'application/json; profile="urn:baton:events"'
+CONTENT_TYPES: dict[Kind, str] = {
+    "events": content_types.EVENTS,
+    "json": "application/json",
+    "text": "text/plain",
+    "bytes": "application/octet-stream",
+}
 
 
-async def opened(
-    dsn: str, *, kind: Kind = "events", tenant: str = "", stream: NewStream | None = None, **rest: Any
+async def create(
+    connections: Pool, *, kind: Kind = "events", tenant: str = "", stream: NewStream | None = None, **rest: Any
 ) -> ExternalStream:
     """Create an open stream."""
     new = stream or NewStream("external", None, {}, "fail", tenant)
+    return (await external_streams.create(connections, NewExternal(new, kind, CONTENT_TYPES[kind], **rest)))[1]
+
+
+async def opened(dsn: str, **wanted: Any) -> ExternalStream:
+    """Create an open stream, as `create` does, without a pool at hand."""
     async with pool(dsn, size=1, timeout_seconds=10) as connections:
-        created = await external_streams.create(connections, NewExternal(new, kind, EVENTS_TYPE, **rest))
-    return created[1]
+        return await create(connections, **wanted)
 
 
 @contextlib.asynccontextmanager

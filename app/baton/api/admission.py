@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from ..db import fair_semaphore
 from ..errors import ReadRateLimited, Unavailable
-from ..pod import read_limits
+from ..pod import caller_rates
 from ..principal import AuthScope
 from .request import AsgiResponse, pod_of, principal_of
 from .request_body import release_body
@@ -39,15 +39,16 @@ def admitted(
 
     A request that the server cancels while the pod leaves would get 500; this answers it with 503.
     """
+    scopes = [each for each in (scope, or_scope) if each is not None]
 
     @functools.wraps(handler)
     async def endpoint(request: Request) -> AsgiResponse:
         try:
-            if scope is not None:
+            if scopes:
                 principal = await pod_of(request).gate.admit(
                     request.method, request.headers, request.cookies, request.query_params
                 )
-                principal.require(scope, *(() if or_scope is None else (or_scope,)))
+                principal.require(*scopes)
                 principal.require_view("answer" if narrow else "full")
                 request.state.principal = principal
                 fair_semaphore.set_tenant(principal.tenant)
@@ -67,11 +68,11 @@ def admitted(
 async def _take_read(request: Request) -> None:
     """Raise ReadRateLimited unless the caller may make another request now."""
     pod, principal = pod_of(request), principal_of(request)
-    wait_seconds = pod.reads.take(principal.tenant, principal.name)
+    wait_seconds = pod.read_rates.take(principal.tenant, principal.name)
     if wait_seconds is not None:
         pod.metrics.rejected["reads_per_second"] += 1
-        await asyncio.sleep(read_limits.REFUSAL_SECONDS)
-        rate = pod.reads.rate
+        await asyncio.sleep(caller_rates.REFUSAL_SECONDS)
+        rate = pod.read_rates.rate
         raise ReadRateLimited(
             f"You may make {rate.per_second:g} requests a second, and {rate.burst} at once after a pause. A list "
             f"counts more if it reads more rows. Try again in {wait_seconds} s.",

@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from ..db.external_appends import Appended, AppendRequest, Refused
 from ..errors import AppendRateLimited, MessageTooLarge, RequestError
-from ..pod import read_limits
+from ..pod import caller_rates
 from .admission import Handler
 from .request import AsgiResponse, pod_of, principal_of
 from .request_body import readable_bytes
@@ -61,7 +61,7 @@ async def require_append(request: Request) -> None:
     wait_seconds = pod.append_rates.take(principal.tenant, principal.name)
     if wait_seconds is not None:
         pod.metrics.rejected["appends_per_second"] += 1
-        await asyncio.sleep(read_limits.REFUSAL_SECONDS)
+        await asyncio.sleep(caller_rates.REFUSAL_SECONDS)
         rate = pod.append_rates.rate
         raise AppendRateLimited(
             f"You may append {rate.per_second:g} times a second, and {rate.burst} times at once after a pause. Put "

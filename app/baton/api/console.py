@@ -43,15 +43,8 @@ STREAMS_PER_PAGE: Final = 50
 FILES: Final = frozenset(
     (
         *("answer.js", "baton.css", "baton-stream.js", "chart.js", "console.js", "dom.js", "follow.js", "icon.svg"),
-        *(
-            "markdown.js",
-            "markdown_nodes.js",
-            "marked.js",
-            "marked.LICENSE.md",
-            "process.js",
-            "scrolling.js",
-            "stream.js",
-        ),
+        *("markdown.js", "markdown_nodes.js", "marked.js", "marked.LICENSE.md"),
+        *("process.js", "scrolling.js", "stream.js"),
     )
 )
 
@@ -150,7 +143,7 @@ async def _read_streams(pod: Pod, caller: Principal, wanted: ListStreams, errors
     selection = StreamFilter(caller.tenant, first, last, statuses)
     async with translated(pod.pool), pod.pool.acquire() as connection:
         found = await stream_lists.find(connection, selection, STREAMS_PER_PAGE)
-        pod.reads.charge_rows(caller.tenant, caller.name, found.scanned)
+        pod.read_rates.charge_rows(caller.tenant, caller.name, found.scanned)
         ids = [stream.id for stream in found.streams]
         tails = await event_log.tails(connection, ids)
         counted = [item for item in await pod_rows.list_all(connection) if counts_viewers(pod, item)]

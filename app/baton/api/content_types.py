@@ -10,8 +10,8 @@ from typing import Final
 from ..db.external_streams import Kind
 from ..errors import InvalidRequest
 
-# The profile of JSON whose messages are Baton's events.
-EVENTS_PROFILE: Final = "urn:baton:events"
+# Of JSON whose messages are Baton's events.
+EVENTS: Final = 'application/json; profile="urn:baton:events"'
 DEFAULT: Final = "application/octet-stream"
 MAX_LENGTH: Final = 255
 
@@ -21,6 +21,7 @@ _VALUE: Final = r'[!#-+\-./0-:<-~]+|"(?:[ !#-\[\]-~]|\\[ -~])*"'
 _TYPE: Final = re.compile(rf"({_NAME}/{_NAME})[ \t]*", re.ASCII)
 _PARAMETER: Final = re.compile(rf";[ \t]*(?:({_NAME})=({_VALUE}))?[ \t]*", re.ASCII)
 _ESCAPED: Final = re.compile(r"\\(.)")
+_EVENTS: Final = ("profile", "urn:baton:events")
 # JSON and text have it in any case.
 _IMPLIED: Final = ("charset", "utf-8")
 
@@ -36,7 +37,7 @@ class ContentType:
     def kind(self) -> Kind:
         """What the messages of a stream with this content type are."""
         if self.essence == "application/json":
-            return "events" if ("profile", EVENTS_PROFILE) in self.parameters else "json"
+            return "events" if _EVENTS in self.parameters else "json"
         return "text" if self.essence.startswith("text/") else "bytes"
 
     def accepts(self, other: ContentType) -> bool:

@@ -23,8 +23,7 @@ METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE")
 # BATON_ALLOWED_HEADERS adds those of an application.
 REQUEST_HEADERS: Final = (
     *("Authorization", "Cache-Control", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "User-Agent"),
-    "X-Request-Id",
-    *("X-Requested-With", "baggage", "sentry-trace", "traceparent", "tracestate"),
+    *("X-Request-Id", "X-Requested-With", "baggage", "sentry-trace", "traceparent", "tracestate"),
     *("OpenAI-Beta", "OpenAI-Organization", "OpenAI-Project"),
     *("X-Stainless-Arch", "X-Stainless-Custom-Poll-Interval", "X-Stainless-Helper-Method", "X-Stainless-Lang"),
     *("X-Stainless-OS", "X-Stainless-Package-Version", "X-Stainless-Poll-Helper", "X-Stainless-Retry-Count"),

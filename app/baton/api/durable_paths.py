@@ -19,6 +19,7 @@ from ..db.external_streams import ExternalStream, Kind
 from ..db.postgres import translated
 from ..db.streams import Stream
 from ..errors import InvalidRequest, StreamNotFound, SubscriptionsNotSupported
+from . import content_types
 from .durable_headers import EXPIRES_AT, TTL
 from .request import found, pod_of, principal_of
 
@@ -27,8 +28,6 @@ PATH: Final[dict[str, Any]] = {
     "path": {"type": "string", "minLength": 1, "maxLength": 1024, "description": "A path, or a stream's id."}
 }
 MAX_PATH_BYTES: Final = 1024
-# The content type of a stream whose messages are Baton's events.
-EVENTS_TYPE: Final = 'application/json; profile="urn:baton:events"'
 
 # Ids of streams are of these versions. Applications may name paths by UUIDs of others, and by digests.
 _ID: Final = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[78][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -50,7 +49,7 @@ class Addressed:
     @property
     def content_type(self) -> str:
         """The content type of what is read."""
-        return EVENTS_TYPE if self.external is None else self.external.content_type
+        return content_types.EVENTS if self.external is None else self.external.content_type
 
     @property
     def lifetime_headers(self) -> dict[str, str]:

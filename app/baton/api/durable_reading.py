@@ -84,8 +84,8 @@ _REFUSALS: Final = (
 )
 
 
-def final(handler: Handler) -> Handler:
-    """Answer that messages are missing by a status at which clients stop."""
+def _stopping_at_gaps(handler: Handler) -> Handler:
+    """Answer with a status at which clients stop if messages are missing."""
 
     @functools.wraps(handler)
     async def endpoint(request: Request) -> AsgiResponse:
@@ -115,7 +115,7 @@ class ReadStream(BaseModel):
 class Page:
     """A part of a stream: its messages as the log has them, up to the message `number`."""
 
-    found: Sequence[str]
+    content: Sequence[str]
     number: int
     up_to_date: bool
     closed: bool
@@ -159,7 +159,7 @@ async def describe_stream(request: Request) -> AsgiResponse:
         "a stream of text or bytes": {200: Returns("A page of the stream.", {"*/*": _BYTES})},
     },
 )
-@final
+@_stopping_at_gaps
 async def read_stream(request: Request) -> AsgiResponse:
     """Read a stream after an offset: what is there, and with `live` what comes."""
     wanted = _wanted(request)
@@ -226,7 +226,7 @@ async def _long_poll(request: Request, there: Addressed, after: int, cursor: int
         pod.relays.unsubscribe(subscriber)
     page = _page_of(there, batches, after, up_to_date=up_to_date, closed=closed)
     more = {CURSOR: str(cursor_after(cursor))}
-    if page.found:
+    if page.content:
         return _answer(request, there, page, more)
     return Response(status_code=204, headers=common_headers(request) | _headers(there, page) | more)
 
@@ -286,7 +286,7 @@ def _answer(request: Request, there: Addressed, page: Page, more: dict[str, str]
     headers = common_headers(request) | _headers(there, page) | (more or {})
     # Starlette would add a charset to a text's media type.
     headers["content-type"] = there.content_type
-    return Response(content_of(there.kind, page.found), 200, headers)
+    return Response(content_of(there.kind, page.content), 200, headers)
 
 
 def _headers(there: Addressed, page: Page) -> dict[str, str]:

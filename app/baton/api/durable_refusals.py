@@ -29,6 +29,7 @@ from .durable_headers import (
     SEQ,
 )
 
+# Only a producer is refused for its epoch or its number.
 _UNNAMED: Final = ProducerClaim("", 0, 0)
 
 
@@ -37,15 +38,13 @@ def refusal(asked: AppendRequest, refused: Refused) -> RequestError:
     return _MAKERS[refused.because](asked, refused)
 
 
-def _not_found(asked: AppendRequest, refused: Refused) -> RequestError:
-    del refused
+def _not_found(asked: AppendRequest, _refused: Refused) -> RequestError:
     return StreamNotFound(f"The stream {asked.stream_id} was deleted.")
 
 
 def _closed(asked: AppendRequest, refused: Refused) -> RequestError:
     error = StreamClosed(
         f"The stream has ended ({refused.reason or 'closed'}), so nothing can be appended.",
-        closed_tail=refused.tail,
         reason=refused.reason,
     )
     error.headers = {CLOSED: "true", NEXT_OFFSET: offset_after(asked.stream_id, refused.tail)}
@@ -58,43 +57,35 @@ def _closed(asked: AppendRequest, refused: Refused) -> RequestError:
 
 def _fenced(asked: AppendRequest, refused: Refused) -> RequestError:
     epoch = (asked.producer or _UNNAMED).epoch
-    error = ProducerFenced(
-        f"Epoch {epoch} of this producer was replaced by epoch {refused.number}.", current_epoch=refused.number
-    )
+    error = ProducerFenced(f"Epoch {epoch} of this producer was replaced by epoch {refused.number}.")
     error.headers = {PRODUCER_EPOCH: str(refused.number)}
     return error
 
 
 def _gap(asked: AppendRequest, refused: Refused) -> RequestError:
     seq = (asked.producer or _UNNAMED).seq
-    error = ProducerGap(
-        f"Append {refused.number} of this producer comes next, not {seq}.", expected=refused.number, received=seq
-    )
+    error = ProducerGap(f"Append {refused.number} of this producer comes next, not {seq}.")
     error.headers = {EXPECTED_SEQ: str(refused.number), RECEIVED_SEQ: str(seq)}
     return error
 
 
-def _new_epoch(asked: AppendRequest, refused: Refused) -> RequestError:
-    del refused
+def _new_epoch(asked: AppendRequest, _refused: Refused) -> RequestError:
     seq = (asked.producer or _UNNAMED).seq
     return InvalidRequest(f"A new {PRODUCER_EPOCH} begins with {PRODUCER_SEQ} 0, not {seq}.")
 
 
-def _stream_seq(asked: AppendRequest, refused: Refused) -> RequestError:
-    del refused
+def _stream_seq(asked: AppendRequest, _refused: Refused) -> RequestError:
     return StreamSeqConflict(f"{SEQ} {asked.stream_seq!r:.80} does not come after that of the append before.")
 
 
-def _full(asked: AppendRequest, refused: Refused) -> RequestError:
-    del asked, refused
+def _full(_asked: AppendRequest, _refused: Refused) -> RequestError:
     return StreamFull(
         "The stream has no room for this. Close it, and continue in a new stream.",
         operator="BATON_MAX_EXTERNAL_BYTES is the limit of a stream",
     )
 
 
-def _too_many(asked: AppendRequest, refused: Refused) -> RequestError:
-    del asked, refused
+def _too_many(_asked: AppendRequest, _refused: Refused) -> RequestError:
     return TooManyProducers(
         f"The stream has had too many producers. Keep one {PRODUCER_ID}, and raise its {PRODUCER_EPOCH} when the "
         "producer starts again."

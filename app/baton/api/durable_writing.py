@@ -18,10 +18,9 @@ from uuid import UUID
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..db import external_streams
 from ..db.external_appends import Appended, AppendRequest, ProducerClaim, Refused
 from ..db.external_streams import ExternalStream, NewExternal
-from ..db.stream_creation import Limits, NewStream
+from ..db.stream_creation import Limits
 from ..dialects.durable_offsets import offset_after
 from ..errors import (
     AppendRateLimited,
@@ -110,9 +109,8 @@ _CREATED: Final = (
     *_STATE,
 )
 _BODY: Final = (
-    "The messages. JSON: one value, or an array of messages. The content type "
-    '`application/json; profile="urn:baton:events"` makes each message an event, as a generator yields it; the last '
-    "one may be `finish` or `error`, which ends the stream."
+    f"The messages. JSON: one value, or an array of messages. The content type `{content_types.EVENTS}` makes each "
+    "message an event, as a generator yields it; the last one may be `finish` or `error`, which ends the stream."
 )
 _SENDING: Final = (InvalidRequest, BodyTimeout, RequestTooLarge, RequestMemoryFull, MessageTooLarge, StreamFull)
 
@@ -155,7 +153,7 @@ async def put_stream(request: Request) -> AsgiResponse:
     content_type = content_types.parse(raw_type)
     found = await _messages(request, content_type, await read_body(request))
     new = NewExternal(
-        _new_stream(request, content_type),
+        external_creation.new_stream(request, _limits(request, content_type)),
         content_type.kind,
         raw_type,
         path,
@@ -355,16 +353,10 @@ def _external(there: Addressed) -> ExternalStream:
     return there.external
 
 
-def _new_stream(request: Request, content_type: ContentType) -> NewStream:
+def _limits(request: Request, content_type: ContentType) -> Limits:
+    """Return what bounds a new stream. One without events has no viewers that wait for an answer."""
     unwatched = pod_of(request).settings.cancel_when_unwatched_seconds if content_type.kind == "events" else None
-    return NewStream(
-        external_streams.GENERATOR,
-        None,
-        {},
-        "fail",
-        tenant=principal_of(request).tenant,
-        limits=Limits(unwatched_timeout=unwatched),
-    )
+    return Limits(unwatched_timeout=unwatched)
 
 
 def _require_room(request: Request, new: NewExternal) -> None:

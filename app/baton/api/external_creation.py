@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from starlette.requests import Request
 
 from ..db import external_streams
 from ..db.external_streams import ExternalStream, NewExternal
 from ..db.postgres import translated
-from ..db.stream_creation import IdempotencyKey
+from ..db.stream_creation import IdempotencyKey, Limits, NewStream
 from ..db.streams import Stream
 from ..errors import TooManyStreams
 from ..observability import log_context, tracing
@@ -19,6 +21,14 @@ from .problems import path_of
 from .request import pod_of, principal_of
 
 logger = logging.getLogger(__name__)
+
+
+def new_stream(
+    request: Request, limits: Limits, content: Any = None, metadata: Mapping[str, Any] | None = None
+) -> NewStream:
+    """Return what a new open stream of the caller's tenant has in common with any stream. `content` is its input."""
+    tenant = principal_of(request).tenant
+    return NewStream(external_streams.GENERATOR, content, metadata or {}, "fail", tenant=tenant, limits=limits)
 
 
 async def create(

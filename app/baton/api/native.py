@@ -11,10 +11,9 @@ from starlette.responses import Response
 
 from ..auth import credentials
 from ..auth.tokens import Wish, granted
-from ..db import external_streams, stream_lists
+from ..db import stream_lists
 from ..db.external_streams import NewExternal
 from ..db.postgres import translated
-from ..db.stream_creation import NewStream
 from ..db.stream_lists import StreamFilter
 from ..db.streams import Stream
 from ..errors import (
@@ -28,8 +27,7 @@ from ..errors import (
     UnknownGenerator,
 )
 from ..snapshot import Snapshot
-from . import actions, external_creation, native_events, problems
-from .durable_paths import EVENTS_TYPE
+from . import actions, content_types, external_creation, native_events, problems
 from .event_types import Event
 from .following import require_followable, require_staying, wait_for_end
 from .models import (
@@ -291,12 +289,11 @@ async def _create_external(request: Request, wanted: CreateExternal, body: bytes
     granted(principal, wish)
     creation = wanted.as_stream()
     actions.require_input_size(request, creation.input)
-    new = NewStream(
-        *(external_streams.GENERATOR, creation.input, creation.metadata, "fail", principal.tenant),
-        actions.limits_of(pod_of(request), creation),
+    limits = actions.limits_of(pod_of(request), creation)
+    new = external_creation.new_stream(request, limits, creation.input, creation.metadata)
+    stream, _, created = await external_creation.create(
+        request, NewExternal(new, "events", content_types.EVENTS), idempotency_key(request, body)
     )
-    external = NewExternal(new, "events", EVENTS_TYPE)
-    stream, _, created = await external_creation.create(request, external, idempotency_key(request, body))
     token, _ = actions.token(request, stream, wish)
     writing, _ = actions.token(request, stream, _PRODUCING)
     location = problems.address(request, "stream", id=stream.id)

@@ -48,27 +48,28 @@ async def get_end(request: Request) -> AsgiResponse:
     While a caller with the scope `produce` holds this request, the producer counts as alive. This caller is no viewer.
     """
     options = validated(GetStream, query_of(request))
-    stream = await _ended(request, parse_stream_id(request.path_params["id"]), options.wait)
+    stream = await _awaited(request, parse_stream_id(request.path_params["id"]), options.wait)
     if not stream.ended:
         return Response(status_code=204, headers=common_headers(request))
     return json_answer(request, describe_end(stream))
 
 
-async def _ended(request: Request, stream_id: UUID, seconds: float) -> Stream:
-    """Wait until a stream ends, but no longer than this; return its row."""
+async def _awaited(request: Request, stream_id: UUID, seconds: float) -> Stream:
+    """Wait until a stream ends, but no longer than this, or its client or the pod leaves; return its row."""
     clock = asyncio.get_running_loop()
     due_at = clock.time() + seconds
     while True:
         async with translated(pod_of(request).pool):
             stream = await found(request, stream_id)
-            lives = _is_producer(request, stream)
-            if lives:
+            produces = _is_producer(request, stream)
+            if produces:
                 await external_streams.hear(pod_of(request).pool, stream_id)
         left_seconds = due_at - clock.time()
         if stream.ended or left_seconds <= 0:
             return stream
-        most_seconds = _interval_seconds(request) if lives else left_seconds
-        waited = await wait_for_end(request, stream_id, min(left_seconds, most_seconds), views=False)
+        if produces:
+            left_seconds = min(left_seconds, _interval_seconds(request))
+        waited = await wait_for_end(request, stream_id, left_seconds, views=False)
         if waited in {"client left", "pod left"}:
             return stream
 

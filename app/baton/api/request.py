@@ -101,7 +101,7 @@ def raw_content(stream_id: UUID) -> RawContent:
 def charge_rows(request: Request, rows: int) -> None:
     """Charge the caller for the rows that a list read: it can make fewer requests after that."""
     principal = principal_of(request)
-    pod_of(request).reads.charge_rows(principal.tenant, principal.name, rows)
+    pod_of(request).read_rates.charge_rows(principal.tenant, principal.name, rows)
 
 
 def damaged(stream_id: UUID) -> LogDamaged:

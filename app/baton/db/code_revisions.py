@@ -1,4 +1,8 @@
-"""Which running processes are older than this code: each writes the revision that it works with into its row."""
+"""Which running processes are older than this code: each writes the revision that it works with into its row.
+
+Older code takes an open stream for one that has ended. So none is created until no older process runs, and from then on
+none can start.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ WHERE coalesce(code, '') < $1 AND noted_at > clock_timestamp() - interval '1 min
 ORDER BY 1 LIMIT 20
 """
 _MAY_READ_PODS: Final = "SELECT has_table_privilege('baton.pod', 'SELECT')"
+_RAISE_OLDEST: Final = "SELECT baton.raise_oldest_code($1)"
 
 
 async def older_processes(executor: Connection | Pool) -> list[str]:
@@ -25,3 +30,9 @@ async def older_processes(executor: Connection | Pool) -> list[str]:
     """
     queries = [_WORKERS, _PODS] if await executor.fetchval(_MAY_READ_PODS) else [_WORKERS]
     return [row[0] for query in queries for row in await executor.fetch(query, REVISION)]
+
+
+async def exclude_older(pool: Pool) -> bool:
+    """Keep older code from starting, unless such a process runs; return whether none does. It stays true."""
+    excluded: bool = await pool.fetchval(_RAISE_OLDEST, REVISION)
+    return excluded

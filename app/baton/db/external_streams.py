@@ -25,7 +25,6 @@ from . import event_log, stream_creation, stream_ending, streams
 from .event_log import Append
 from .live_counts import LiveCounts
 from .postgres import Connection, Pool
-from .schema_revision import REVISION
 from .stream_creation import IdempotencyKey, NewStream
 from .streams import Stream
 
@@ -112,7 +111,6 @@ UPDATE baton.external_stream SET used_at = clock_timestamp()
 WHERE stream_id = ANY ($1::uuid[]) AND used_at + make_interval(secs => ttl_seconds / 10.0) < clock_timestamp()
 """
 _HEAR = "UPDATE baton.external_stream SET heard_at = clock_timestamp() WHERE stream_id = $1"
-_RAISE_OLDEST_CODE = "SELECT baton.raise_oldest_code($1)"
 
 # A cancel ends a stream at once, unless its pod dies between the request and the end, or the end cannot be written.
 #
@@ -153,15 +151,6 @@ SELECT baton.current_history() WHERE EXISTS (
 _EXPIRED = f"""
 SELECT e.stream_id, e.tenant FROM baton.external_stream AS e WHERE NOT ({_LASTS}) ORDER BY e.stream_id LIMIT 100
 """  # noqa: S608
-
-
-async def allowed(pool: Pool) -> bool:
-    """Whether only code that knows open streams works with this database. From then on, no older code starts.
-
-    Older code takes an open stream for one that has ended.
-    """
-    found: bool = await pool.fetchval(_RAISE_OLDEST_CODE, REVISION)
-    return found
 
 
 async def create(

@@ -19,7 +19,6 @@ from ..db import (
     code_revisions,
     disk_space,
     external_details,
-    external_streams,
     notifications,
     partitions,
     pod_rows,
@@ -47,10 +46,10 @@ from ..settings import Settings
 from ..version import __version__
 from .append_queue import AppendQueue
 from .append_targets import AppendTargets
+from .caller_rates import CallerRates
 from .cluster_sampler import ClusterSampler
 from .external_upkeep import ExternalUpkeep
 from .notification_verifier import NotificationVerifier
-from .read_limits import ReadLimits
 from .relay_registry import RelayRegistry
 from .request_bodies import RequestBodies
 from .settling import Settling
@@ -134,8 +133,8 @@ class Pod:
         self.sampler = ClusterSampler(
             pool, self._note, self.subscriber_limits.changed, interval_seconds=settings.pod_heartbeat_seconds
         )
-        self.reads = ReadLimits(Rate(settings.reads_per_second, settings.reads_burst))
-        self.append_rates = ReadLimits(Rate(settings.appends_per_second, settings.appends_burst))
+        self.read_rates = CallerRates(Rate(settings.reads_per_second, settings.reads_burst))
+        self.append_rates = CallerRates(Rate(settings.appends_per_second, settings.appends_burst))
         self.recent_answers = RecentAnswers(ANSWER_SECONDS)
         self.appends = AppendQueue(settings, on_group=metrics.appends.note_group)
         self.append_targets = AppendTargets()
@@ -248,7 +247,7 @@ class Pod:
             OlderCodeRunning: a pod or a worker of an older release runs, or has just stopped.
         """
         if not self._has_current_code:
-            self._has_current_code = await external_streams.allowed(self.pool)
+            self._has_current_code = await code_revisions.exclude_older(self.pool)
         if not self._has_current_code:
             older = ", ".join(await code_revisions.older_processes(self.pool)) or "one that has just stopped"
             raise OlderCodeRunning(

@@ -108,7 +108,7 @@ _CLAIMED: Final = (
 )
 # What an append, a read or a sign of life changes.
 _APPENDED: Final = (
-    *("expires_at", "used_at", "tail", "size_bytes", "tokens", "first_token_at", "heard_at", "stream_seq", "producers"),
+    *("used_at", "tail", "size_bytes", "tokens", "first_token_at", "heard_at", "stream_seq", "producers"),
     *("closed", "closed_by"),
 )
 _BOTH: Final = (

@@ -65,7 +65,7 @@ export class Appender {
     this.#token = new TokenHolder(options.token);
   }
 
-  /** Add messages. Returns a promise while too much is waiting, and the caller had better wait for it. */
+  /** Add messages. Returns a promise while too much is waiting: await it before the next call. */
   push(messages: Message[]): Promise<void> | null {
     if (this.#failure) return null;
     for (const message of messages) {

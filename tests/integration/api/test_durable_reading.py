@@ -1,4 +1,4 @@
-"""Reading by the Durable Streams protocol: streams that workers write, and those of producers, inserted by SQL."""
+"""Reading by the Durable Streams protocol: streams that workers write, and those of producers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import httpx2
 import orjson
 from tests.support.access import bearer, guarded_pod, make_key, signed
 from tests.support.cluster import Author, Cluster, RunningPod, text
-from tests.support.durable import CONTENT_TYPES, OFFSET, external, sse_events
+from tests.support.durable import OFFSET, external, sse_events
+from tests.support.external import CONTENT_TYPES
 from tests.support.logbook import until
 
 from baton.db import event_log
+from baton.db.external_streams import Kind
 from baton.dialects.durable_offsets import offset_after
 from baton.events import encode_object
 
@@ -65,7 +67,7 @@ async def test_a_producers_stream_has_its_own_content(cluster: Cluster) -> None:
         await has_its_own_content(cluster, pod, kind, f"{kind}/b%20c")
 
 
-async def has_its_own_content(cluster: Cluster, pod: RunningPod, kind: str, path: str) -> None:
+async def has_its_own_content(cluster: Cluster, pod: RunningPod, kind: Kind, path: str) -> None:
     author = await external(cluster, kind, unquote(path))
     empty = await read(cluster, pod, path)
     assert empty.content == (b"[]" if kind in {"events", "json"} else b"")
@@ -302,11 +304,12 @@ async def test_a_path_belongs_to_a_tenant_and_a_token_to_a_stream(cluster: Clust
 
 async def test_other_content_than_events_is_refused_in_other_dialects(cluster: Cluster) -> None:
     pod = await cluster.pod()
-    for kind in ("json", "text", "bytes"):
+    kinds: list[Kind] = ["json", "text", "bytes"]
+    for kind in kinds:
         await refused_in_other_dialects(cluster, pod, kind)
 
 
-async def refused_in_other_dialects(cluster: Cluster, pod: RunningPod, kind: str) -> None:
+async def refused_in_other_dialects(cluster: Cluster, pod: RunningPod, kind: Kind) -> None:
     author = await external(cluster, kind, None)
     await author.write(line_of(kind, "x"))
     for end in (False, True):

@@ -12,7 +12,8 @@ import orjson
 import pytest
 from tests.support.access import bearer, guarded_pod, make_key, signed
 from tests.support.cluster import Cluster, RunningPod
-from tests.support.durable import CONTENT_TYPES, OFFSET
+from tests.support.durable import OFFSET
+from tests.support.external import CONTENT_TYPES
 from tests.support.logbook import until
 
 from baton.chaos.proxy import Proxy

@@ -134,7 +134,7 @@ FREE = ("/healthz", "/readyz", "/metrics", "/errors", "/openapi.json", "/console
 async def test_a_caller_that_reads_too_fast_can_still_create(
     cluster: Cluster, subtests: pytest.Subtests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.pod.read_limits.REFUSAL_SECONDS", 0)
+    monkeypatch.setattr("baton.pod.caller_rates.REFUSAL_SECONDS", 0)
     pod, other = [await cluster.pod(reads_per_second=0.1, reads_burst=len(READS)) for _ in range(2)]
     author = await cluster.author()
     await author.write(text(1), end=True)
@@ -165,7 +165,7 @@ async def test_a_caller_that_reads_too_fast_can_still_create(
 async def test_a_list_that_scans_many_streams_counts_as_many_reads(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baton.pod.read_limits.REFUSAL_SECONDS", 0)
+    monkeypatch.setattr("baton.pod.caller_rates.REFUSAL_SECONDS", 0)
     pod = await cluster.pod(reads_per_second=0.1, reads_burst=30)
     await cluster.pool.execute(MANY, "", 200)
     plain = f"{pod.url}/v1/streams?limit=10"

@@ -12,7 +12,7 @@ import pytest
 from tests.support.external import append, append_queue, opened, request, texts
 from tests.support.logbook import connected, events, row
 
-from baton.db import external_appends, external_streams, history, stream_ending
+from baton.db import code_revisions, external_appends, external_streams, history, stream_ending
 from baton.db.external_appends import Appended, ProducerClaim, Refused
 from baton.db.postgres import Connection, pool
 from baton.db.schema_revision import REVISION
@@ -230,9 +230,9 @@ async def test_older_code_keeps_open_streams_away(dsn: str) -> None:
     async with connected(dsn) as connection, pool(dsn, size=1, timeout_seconds=10) as connections:
         old = "INSERT INTO baton.worker (name, generators, concurrency) VALUES ('old', '{}', 1)"
         await connection.execute(old)
-        assert not await external_streams.allowed(connections)
+        assert not await code_revisions.exclude_older(connections)
         await connection.execute("DELETE FROM baton.worker")
-        assert await external_streams.allowed(connections)
+        assert await code_revisions.exclude_older(connections)
         assert await connection.fetchval("SELECT oldest_code FROM baton.compatibility") == REVISION
 
 

@@ -1,8 +1,8 @@
-"""How fast each caller may read, on this pod: a token bucket for each, in memory.
+"""How fast each caller may read from, or append to, this pod: a token bucket for each, in memory.
 
-Reads are too frequent to write a row of the database for each. So each pod counts its own: what a read uses up is
-mostly that pod's. A read takes one token. A read that turns out to cost more takes the rest afterwards, so a caller can
-owe tokens, and then waits longer.
+Both are too frequent to write a row of the database for each. So each pod counts its own: what a request uses up is
+mostly that pod's. A request takes one token. A list that turns out to cost more takes the rest afterwards, so a caller
+can owe tokens, and then waits longer.
 
 A bucket is stored as the moment at which it will be full again (the GCRA, as in `db.rate_buckets`). A full bucket is
 the same as no bucket. So memory is bounded: beyond `MOST_CALLERS` the least recently used bucket is dropped.
@@ -26,8 +26,8 @@ MOST_CALLERS: Final = 10_000
 ROWS_PER_TOKEN: Final = 20
 
 
-class ReadLimits:
-    """The buckets of all callers, by tenant and name. It runs on one event loop and takes no lock."""
+class CallerRates:
+    """The buckets of all callers for one kind of request, by tenant and name. It runs on one event loop, unlocked."""
 
     def __init__(self, rate: Rate, *, now: Callable[[], float] = time.monotonic) -> None:
         self.rate = rate
