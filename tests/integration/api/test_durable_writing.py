@@ -318,3 +318,10 @@ async def test_a_compressed_body_is_refused_and_not_stored(writer: Writer) -> No
     assert (await writer.put("plain", TEXT | {"content-encoding": "identity"}, "a")).status_code == 201
     refused(await writer.post("plain", coded, "x"), 400, "invalid_request")
     assert await writer.read("plain") == b"a"
+
+
+async def test_a_path_that_is_not_utf_8_names_no_stream(writer: Writer) -> None:
+    for path in ("%ff", "a/%ed%a0%80"):
+        refused(await writer.put(path, TEXT), 400, "invalid_request")
+    assert (await writer.put("%EF%BF%BD", TEXT, "a")).status_code == 201
+    assert await writer.read("%EF%BF%BD") == b"a"
