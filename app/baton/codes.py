@@ -7,7 +7,6 @@ this module does.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Final
@@ -163,7 +162,7 @@ ADVICE: Final[dict[str, Advice]] = {
         _NOTHING,
     ),
     "forks_not_supported": Advice(
-        "Create a stream without `Stream-Forked-From`, and append a copy of what it shall begin with.",
+        "Create a stream without `Stream-Forked-From`, and append a copy of what it is to begin with.",
         _NOTHING,
     ),
     "subscriptions_not_supported": Advice(
@@ -506,7 +505,7 @@ ENDS: Final[tuple[Code, ...]] = (
 )
 
 # How a stream ends that its producer did not close. An append to it is refused with this code.
-ENDED_FROM_OUTSIDE: Final = frozenset({"cancelled", "unwatched", "producer_lost", "max_duration"})
+ENDED_FROM_OUTSIDE: Final = frozenset({"cancelled", "unwatched", "producer_lost", "max_duration", "log_rewound"})
 
 
 def _errors(kind: type[RequestError] = RequestError) -> Iterator[type[RequestError]]:
@@ -518,7 +517,7 @@ def _errors(kind: type[RequestError] = RequestError) -> Iterator[type[RequestErr
 
 def _described(error: type[RequestError]) -> Code:
     advice = ADVICE.get(error.code, Advice("Do what the message says.", _NOTHING))
-    happened = inspect.cleandoc(error.__doc__ or "").replace("\n", " ")
+    happened = " ".join((error.__doc__ or "").split())
     return Code(error.code, error.status, error.title, happened, advice.client, advice.operator)
 
 

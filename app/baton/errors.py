@@ -195,7 +195,7 @@ class CursorBeyondTail(RequestError):
 
 
 class PathTaken(RequestError):
-    """The path names a stream with another configuration, or is of the form of a stream's id."""
+    """The path names a stream with another configuration, or has the form of a stream's id."""
 
     status = 409
     code = "path_taken"
@@ -282,7 +282,7 @@ class OffsetGone(RequestError):
 
 
 class MessagesMissing(RequestError):
-    """Messages of the stream are missing, so no client can get all of it. The same is `log_damaged` elsewhere."""
+    """Messages of the stream are missing, so no client can get all of it. Other APIs say `log_damaged`."""
 
     status = 410
     code = "messages_missing"

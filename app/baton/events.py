@@ -88,7 +88,8 @@ def encode_event(event: Mapping[str, Any]) -> bytes:
         if not isinstance(event.get(name), str | None):
             raise InvalidEvent(f"In a {kind} event, {name!r} must be a string or missing.")
     for name, choices in _CHOICES.get(kind, {}).items():
-        if event.get(name) is not None and event[name] not in choices:
+        value = event.get(name)
+        if value is not None and not (isinstance(value, str) and value in choices):
             raise InvalidEvent(f"In a {kind} event, {name!r} must be one of {', '.join(sorted(choices))}, or missing.")
     if kind not in _DELTAS:
         _check_values(kind, event)

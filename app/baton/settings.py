@@ -448,7 +448,11 @@ class Settings(BaseSettings):
         "…}` with fields that override the input; `model` defaults to the additional name. The keys `base_url`, "
         "`api_key_env`, `fallback`, `max_concurrency` and `resume` are for Baton",
     )
-    default_generator: str = Field("replay", description="Generator of streams whose request names none")
+    default_generator: str = Field(
+        "replay",
+        description="Generator of streams whose request names none; if empty, each request has to name one, and pods "
+        "start without any worker or generator, as for streams that are only written over HTTP",
+    )
     replay_speed: float = Field(1, gt=0, le=1000, description="Speed of `replay`, as a multiple of the recorded speed")
 
     openai_api_key: SecretStr | None = Field(

@@ -17,6 +17,7 @@ from tests.support.logbook import DEADLINE_SECONDS
 
 HERE = Path(__file__).parent
 CLIENTS = HERE.parent.parent / "docs" / "clients.md"
+PRODUCERS = CLIENTS.with_name("producers.md")
 
 
 @dataclass(slots=True)
@@ -77,11 +78,10 @@ class Node:
             await process.wait()
 
 
-def documented() -> dict[str, str]:
-    """The modules in the documentation, which begin with their names."""
-    return {
-        match[2]: match[1] for match in re.finditer(r"```js\n(// (\S+\.mjs)\n.*?)```", CLIENTS.read_text(), re.DOTALL)
-    }
+def documented(*pages: Path) -> dict[str, str]:
+    """The modules on these pages of the documentation, by default on all, which begin with their names."""
+    text = "".join(page.read_text() for page in pages or (CLIENTS, PRODUCERS))
+    return {match[2]: match[1] for match in re.finditer(r"```js\n(// (\S+\.mjs)\n.*?)```", text, re.DOTALL)}
 
 
 def installed() -> Path:

@@ -183,6 +183,10 @@ async def test_the_console_reports_lost_pods_and_continues_with_the_next(cluster
         await expect(page.get_by_role("heading", name="Needs attention")).to_be_visible()
         await expect(page.locator("#verdict-list")).to_have_text("No worker is alive, so nothing is generated.")
         await expect(page.locator("#no-streams")).to_contain_text("No streams yet")
+        # A stream that a producer writes needs none.
+        await cluster.create(pod, generator="external")
+        await expect(page.get_by_role("heading", name="All is well")).to_be_visible()
+        await expect(page.locator("#no-workers")).to_be_hidden()
         await page.context.set_offline(True)
         await expect(page.get_by_role("alert")).to_contain_text("No pod answers. Trying again")
         await page.context.set_offline(False)

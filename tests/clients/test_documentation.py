@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import sys
-from asyncio.subprocess import PIPE, Process
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from asyncio.subprocess import Process
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 from tests.clients.balancer import HANGS_UP, LOSES_THE_ANSWER, SAYS_503, balancer
+from tests.clients.documentation import code_of, languages_of, printed_by, rest_of, running
 from tests.clients.node import CLIENTS, HERE, documented
 from tests.clients.pods import ANSWER, WORDS, two_pods
 from tests.support.cluster import Cluster
 from tests.support.logbook import DEADLINE_SECONDS
-from tests.support.processes import environment
 
-LANGUAGE = re.compile(r"^```(\w+)$", re.MULTILINE)
 TEXT = "An answer that outlives its machine."
 
 
@@ -32,37 +29,6 @@ async def words(request: Any, /) -> AsyncGenerator[Any, None]:
 async def point(request: Any, /) -> AsyncGenerator[Any, None]:
     for part in ('{"x": 1', ', "y": 2}'):
         yield part
-
-
-def code_of(heading: str, language: str) -> list[str]:
-    """The blocks of code below a heading."""
-    section = CLIENTS.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
-    found = re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
-    assert found, heading
-    return found
-
-
-@contextlib.asynccontextmanager
-async def running(*command: str, url: str) -> AsyncIterator[Process]:
-    process = await asyncio.create_subprocess_exec(*command, env=environment(BATON_URL=url), stdout=PIPE, stderr=PIPE)
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-
-
-async def printed_by(*command: str, url: str) -> str:
-    async with running(*command, url=url) as process:
-        return await rest_of(process)
-
-
-async def rest_of(process: Process) -> str:
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        out, err = await process.communicate()
-    assert process.returncode == 0, (out.decode(), err.decode())
-    return out.decode()
 
 
 async def half_of(process: Process) -> str:
@@ -164,9 +130,10 @@ async def test_a_tool_runs_if_the_user_approves_it(cluster: Cluster, approved: b
 def test_all_documented_code_is_run() -> None:
     """Each module for node by a script here; the rest by the tests of this file, and the page by a browser."""
     imported = set(re.findall(r'from "\./(\S+)"', "".join(script.read_text() for script in HERE.glob("*.mjs"))))
-    assert documented().keys() <= imported
-    languages = {"sh": 3, "html": 1, "python": 5, "js": len(documented()), "ts": 1}
-    assert Counter(LANGUAGE.findall(CLIENTS.read_text())) == languages
+    modules = documented(CLIENTS)
+    assert modules.keys() <= imported
+    languages = {"sh": 3, "html": 1, "python": 5, "js": len(modules), "ts": 1}
+    assert languages_of(CLIENTS) == languages
 
 
 async def test_curl_prints_the_answer(cluster: Cluster) -> None:

@@ -15,7 +15,7 @@ from bench.packages import INSTALL_SECONDS, node
 from tests.clients.balancer import balancer
 from tests.clients.node import HERE, Node
 from tests.clients.pods import ANSWER, WORDS, two_pods
-from tests.support.access import guarded_pod, make_key
+from tests.support.access import bearer, guarded_pod, make_key
 from tests.support.cluster import Cluster
 from tests.support.follower import frames_after, texts
 from tests.support.logbook import until
@@ -32,7 +32,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package, built."""
     folder = tmp_path_factory.mktemp("js-client")
     build(folder)
-    for script in ("baton_stream.mjs", "say.mjs"):
+    for script in ("baton_stream.mjs", "baton_stream_produce.mjs", "say.mjs"):
         shutil.copy(HERE / script, folder)
     return folder
 
@@ -110,6 +110,15 @@ async def test_the_documented_code_follows_an_answer(cluster: Cluster, package: 
         pods.finish()
         whole = (await script.rest())[-1]
     assert whole == {"event": "whole", "text": ANSWER, "grew": len(WORDS)}
+
+
+async def test_the_documented_code_produces_an_answer(cluster: Cluster, package: Path) -> None:
+    _, key = await make_key(cluster, "create", "produce", "read")
+    pod = await guarded_pod(cluster)
+    async with Node(package).running("baton_stream_produce.mjs", key, url=pod.url) as script:
+        written = (await script.rest())[-1]
+    found = await cluster.client.get(f"{pod.url}/v1/streams/{written['id']}", headers=bearer(written["token"]))
+    assert (written["status"], found.json()["text"]) == ("completed", "Hello from Node.")
 
 
 @pytest.mark.parametrize("mode", ["poll", "snapshot"])

@@ -15,14 +15,17 @@ from uuid import UUID
 import asyncpg
 import httpx2
 import pytest
+from tests.faults.producers import Producer
 from tests.faults.replicas import DATABASE, Replicas
 from tests.faults.watchers import DIALECTS, NATIVE, Script, Watcher, asking
 from tests.support.cluster import Cluster, RunningPod
 from tests.support.databases import execute, named_database
+from tests.support.durable import DurableReader
 from tests.support.logbook import until
 
 from baton.chaos.proxy import Proxy
 from baton.db import history
+from baton.dialects.durable_offsets import offset_after
 from baton.worker.worker import Worker
 
 QUICK_WORKER = {"worker_heartbeat_seconds": 0.1, "lease_seconds": 1, "queue_poll_seconds": 0.2}
@@ -64,6 +67,11 @@ class Scene:
         self.script.let(name, events, end=end)
         return await self.cluster.create(self.pods[0], input=name, on_worker_lost="retry")
 
+    async def open(self, name: str | None = "p") -> Producer:
+        """Create an external stream, and return its producer."""
+        stream_id = await self.cluster.create(self.pods[0], generator="external")
+        return Producer(self.cluster.client, [pod.url for pod in self.pods], stream_id, name)
+
     def client(self, stream_id: str, dialect: str = NATIVE) -> Watcher:
         return Watcher(self.cluster.client, [pod.url for pod in self.pods], dialect, stream_id)
 
@@ -92,7 +100,7 @@ class Scene:
 
     async def has_ended(self, stream_id: str) -> None:
         async def ended() -> bool:
-            return (await self.status(stream_id)) not in {"queued", "running"}
+            return (await self.status(stream_id)) not in {"queued", "running", "open"}
 
         await until(ended)
 
@@ -470,6 +478,116 @@ async def test_a_failover_longer_than_the_lease_ends_no_undamaged_answer(scene: 
     for watcher in watchers:
         watcher.require_one_answer()
         assert (watcher.code, len(watcher.texts)) == ("completed", 5)
+
+
+async def test_a_producer_that_lost_nothing_goes_on(scene: Scene) -> None:
+    await scene.start(pods=2)
+    producer = await scene.open()
+    watchers = {dialect: scene.watch(producer.stream_id, dialect) for dialect in DIALECTS}
+    durable = durable_reader(scene, producer)
+    await producer.say(3)
+    for watcher in watchers.values():
+        await watcher.has(3)
+    await durable.poll(scene.pods[1].url)
+    await scene.replicas.part()
+    await scene.fail_over()
+    await producer.say(5, end=True)
+    await asyncio.wait_for(asyncio.gather(*scene.watching), 30)
+    assert producer.refusal is None
+    for watcher in watchers.values():
+        watcher.require_one_answer()
+        assert (watcher.code, len(watcher.texts), watcher.connections) == ("completed", 5, 1)
+    while not durable.closed:
+        await durable.poll(scene.pods[1].url)
+    assert [message.get("delta") for message in durable.messages[:-1]] == [f"<1.{number}>" for number in range(1, 6)]
+
+
+async def test_a_stream_whose_producer_lost_appends_ends_as_rewound(scene: Scene) -> None:
+    await scene.start(pods=2, failover_settle_seconds=1)
+    producer = await scene.open()
+    watchers = {dialect: scene.watch(producer.stream_id, dialect) for dialect in DIALECTS}
+    durable, early = durable_reader(scene, producer), durable_reader(scene, producer)
+    await producer.say(3)
+    for watcher in watchers.values():
+        await watcher.has(3)
+    survived = {dialect: len(watcher.frames) for dialect, watcher in watchers.items()}
+    await early.poll(scene.pods[0].url)
+    await scene.replicas.part()
+    await producer.say(7)
+    for watcher in watchers.values():
+        await watcher.has(7)
+    had = {dialect: len(watcher.frames) for dialect, watcher in watchers.items()}
+    await durable.poll(scene.pods[0].url)
+    await scene.fail_over()
+    await producer.say(9, end=True)
+    assert producer.refusal == (409, REWOUND, True)
+    assert (await scene.status(producer.stream_id), len(await scene.log(producer.stream_id))) == (REWOUND, 4)
+    await asyncio.wait_for(asyncio.gather(*scene.watching), 30)
+    for watcher in watchers.values():
+        watcher.require_one_answer()
+        assert (watcher.refusal, len(watcher.texts)) == (BEYOND, 7)
+    await only_what_survived(scene, producer.stream_id, survived, had)
+    assert await refused(scene, producer, durable.offset) == {BEYOND}
+    while not early.closed:
+        await early.poll(scene.pods[1].url)
+    assert [message["type"] for message in early.messages] == ["text"] * 3 + ["done"]
+    assert early.messages[-1]["error"]["code"] == REWOUND
+
+
+async def test_streams_whose_producers_prove_nothing_end_as_rewound(scene: Scene) -> None:
+    """They have no number, a number that is their first, or are silent, and until then nobody takes the log for it."""
+    await scene.start(pods=2, failover_settle_seconds=3)
+    unnamed, replaced, silent = await scene.open(None), await scene.open(), await scene.open()
+    producers = (unnamed, replaced, silent)
+    watchers = [(producer, scene.watch(producer.stream_id, dialect)) for producer in producers for dialect in DIALECTS]
+    for producer in producers:
+        await producer.say(3)
+    await scene.replicas.part()
+    await asyncio.gather(*(producer.say(5) for producer in producers))
+    for _, watcher in watchers:
+        await watcher.has(5)
+    await scene.fail_over()
+    replaced.epoch, replaced.appends = 1, 0
+    offset = offset_after(UUID(silent.stream_id), 5)
+    await asyncio.gather(unnamed.say(9), replaced.say(9), refused(scene, silent, offset))
+    assert (unnamed.refusal, replaced.refusal) == ((409, REWOUND, True), (409, REWOUND, True))
+    await asyncio.wait_for(asyncio.gather(*scene.watching), 30)
+    for producer, watcher in watchers:
+        watcher.require_one_answer()
+        assert (watcher.refusal, len(watcher.texts)) == (BEYOND, 5)
+        assert (await scene.status(producer.stream_id), len(await scene.log(producer.stream_id))) == (REWOUND, 4)
+
+
+async def only_what_survived(scene: Scene, stream_id: str, survived: dict[str, int], had: dict[str, int]) -> None:
+    """Come back with every cursor of every dialect to a stream that has ended as rewound."""
+    for dialect in DIALECTS:
+        for cursor in range(survived[dialect] + 1):
+            assert (await scene.resumed(stream_id, cursor, dialect)).ended, (dialect, cursor)
+        for cursor in range(survived[dialect] + 1, had[dialect] + 1):
+            assert (await scene.resumed(stream_id, cursor, dialect)).refusal == BEYOND, (dialect, cursor)
+        reader = await scene.resumed(stream_id, 0, dialect)
+        assert (reader.code, len(reader.texts)) == (REWOUND if dialect == NATIVE else "failed", 3)
+
+
+def durable_reader(scene: Scene, producer: Producer) -> DurableReader:
+    return DurableReader(scene.cluster.client, producer.stream_id)
+
+
+async def refused(scene: Scene, producer: Producer, offset: str) -> set[tuple[int, str]]:
+    """Read after an offset in each way of the protocol, until it is refused for good; return the answers."""
+    found = set()
+    for live in ({}, {"live": "long-poll"}, {"live": "sse"}):
+        for pod in scene.pods:
+            while True:
+                answer = await scene.cluster.client.get(
+                    f"{pod.url}/v1/stream/{producer.stream_id}", params={"offset": offset, **live}
+                )
+                if answer.status_code != 503:
+                    break
+                assert "too fast" not in answer.text
+                await asyncio.sleep(0.1)
+            found.add((answer.status_code, answer.json()["code"]))
+    return found
 
 
 async def asks_to_wait(scene: Scene, pod: RunningPod, stream_id: str, had: dict[str, int]) -> None:

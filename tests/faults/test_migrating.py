@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
+import httpx2
 import pytest
 from tests.support.cluster import Cluster
 from tests.support.follower import frames_after, numbers, parse, texts
 from tests.support.logbook import connected, until
-from tests.support.processes import SERVES, Running, environment, running
+from tests.support.processes import SERVES, Running, environment, finished, running
 from tests.support.revisions import history_with
 
 from baton.db.schema_revision import REVISION
@@ -46,6 +49,12 @@ RELEASES = {
     # database in use: 0004 waits for a session that vacuums or changes the table, 0011 for one that reads it.
     "revision_0002": Release("a579c8d24e17412d6df5d80f6cee779fb5d00222", "0002", ("0004", "0011")),
 }
+# The releases whose processes may run beside those of today, and take an open stream for one that has ended: the one
+# before, and the last commit before external streams.
+BEFORE_EXTERNAL_STREAMS = (
+    RELEASES["before_layout"],
+    Release("64675384cca03571e372cba4ace7a5de05b4a275", "0021", (), beside=True),
+)
 MAIN = "from baton.cli import main; main()"
 # It counts to 20, and on until a file exists.
 COUNTING = """
@@ -80,7 +89,11 @@ def release(request: pytest.FixtureRequest) -> Release:
 
 @pytest.fixture
 def code(release: Release, tmp_path: Path) -> Path:
-    """The code of the older release, and a generator."""
+    return code_of(release, tmp_path)
+
+
+def code_of(release: Release, tmp_path: Path) -> Path:
+    """Return the folder with the code of an older release, and a generator."""
     archive = subprocess.run(["git", "archive", release.commit, "app"], cwd=PROJECT, capture_output=True, check=False)
     if archive.returncode:
         pytest.skip(f"Commit {release.commit} is not in this clone. Fetch the whole history: git fetch --unshallow")
@@ -91,11 +104,9 @@ def code(release: Release, tmp_path: Path) -> Path:
     return folder / "app"
 
 
-@contextlib.asynccontextmanager
-async def started(code: Path, dsn: str, folder: Path) -> AsyncIterator[tuple[str, list[Running]]]:
-    """Start a pod and a worker of the older release; yield the pod's address and both processes."""
-    # Settings by the names that the older release knows.
-    env = environment(
+def environment_of(code: Path, dsn: str) -> dict[str, str]:
+    """Return settings by the names that the older release knows."""
+    return environment(
         PYTHONPATH=str(code),
         BATON_DATABASE_URL=dsn,
         BATON_ALLOW_ANONYMOUS="true",
@@ -104,6 +115,12 @@ async def started(code: Path, dsn: str, folder: Path) -> AsyncIterator[tuple[str
         BATON_PARTITION_DAYS_AHEAD="1",
         BATON_HEARTBEAT_SECONDS="5",
     )
+
+
+@contextlib.asynccontextmanager
+async def started(code: Path, dsn: str, folder: Path) -> AsyncIterator[tuple[str, list[Running]]]:
+    """Start a pod and a worker of the older release; yield the pod's address and both processes."""
+    env = environment_of(code, dsn)
     command = Path(sys.executable)
     async with (
         running("-c", MAIN, "serve", env=env, command=command, cwd=folder) as pod,
@@ -173,6 +190,58 @@ async def test_an_older_release_keeps_streaming_during_blocked_migrations(
         for process in processes:
             assert [line for line in process.lines if not INFO.search(line)] == []
     assert await revision_of(empty_dsn) == history.ids[-1]
+
+
+@pytest.mark.parametrize("older", BEFORE_EXTERNAL_STREAMS, ids=lambda item: item.revision)
+async def test_external_streams_wait_until_no_older_process_runs(
+    older: Release, empty_dsn: str, tmp_path: Path
+) -> None:
+    code = code_of(older, tmp_path)
+    await migrate(empty_dsn, days_ahead=1, to=older.revision)
+    async with Cluster(empty_dsn) as cluster, connected(empty_dsn) as looking:
+        async with started(code, empty_dsn, tmp_path) as (_, processes):
+            await migrate(empty_dsn, days_ahead=1, to=REVISION)
+            pod = await cluster.pod()
+            await until(lambda: looking.fetchval("SELECT count(*) = 2 FROM baton.pod"))
+            for process in processes:  # the pod, and then the worker
+                refused = await create_external(cluster, pod.url)
+                assert (refused.status_code, refused.json()["code"]) == (503, "older_code_running")
+                assert int(refused.headers["retry-after"]) > 0
+                assert await looking.fetchval("SELECT oldest_code FROM baton.compatibility") < REVISION
+                process.signal(signal.SIGTERM)
+                await process.ends()
+        await until(lambda: looking.fetchval("SELECT NOT EXISTS (SELECT FROM baton.worker)"))
+        created = await create_external(cluster, pod.url)
+        assert created.status_code == 201, created.text
+        for command in ("serve", "worker"):
+            exit_code, _, said = await finished(
+                *("-c", MAIN, command), env=environment_of(code, empty_dsn), command=Path(sys.executable), cwd=tmp_path
+            )
+            assert exit_code not in {0, None}
+            assert REVISION in said
+        assert (await cluster.client.get(f"{pod.url}/v1/streams/{created.json()['id']}")).json()["status"] == "open"
+
+
+async def create_external(cluster: Cluster, url: str) -> httpx2.Response:
+    return await cluster.client.post(f"{url}/v1/streams", json={"generator": "external"})
+
+
+async def test_queries_of_the_release_before_use_the_index_of_live_streams(dsn: str) -> None:
+    """Its condition is another one, which the one of the index follows from."""
+    async with connected(dsn) as connection:
+        await connection.execute(
+            "INSERT INTO baton.stream (generator, input, on_worker_lost, status, finished_at) "
+            "SELECT 'x', 'null', 'fail', 'completed', clock_timestamp() FROM generate_series(1, 5000)"
+        )
+        await connection.execute("ANALYZE baton.stream")
+        first = UUID(int=0)
+        for before in (
+            "SELECT status FROM baton.stream WHERE tenant = '' AND status IN ('queued', 'running') LIMIT 10",
+            "SELECT count(*) FROM baton.stream WHERE status IN ('queued', 'running')",
+            f"SELECT id FROM baton.stream WHERE tenant = '' AND status IN ('queued', 'running') AND id >= '{first}'",
+        ):
+            plan = await connection.fetch(f"EXPLAIN {before}")
+            assert "ix_stream_not_ended" in str(plan), plan
 
 
 # Whether both workers generate: that of the older release and that of today.

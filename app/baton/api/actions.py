@@ -194,6 +194,10 @@ def token(request: Request, stream: Stream, wish: Wish) -> tuple[str | None, dat
 async def _create(request: Request, new: NewStream, key: IdempotencyKey | None) -> tuple[Stream, bool]:
     pod = pod_of(request)
     await take_create(request)
+    if not new.generator:
+        raise UnknownGenerator(
+            "Name a generator: there is no default one.", operator="BATON_DEFAULT_GENERATOR is empty"
+        )
     if sentence := await pod.missing_generator(new.generator):
         raise UnknownGenerator(f"There is no generator called {new.generator!r:.80}.", operator=sentence)
     try:

@@ -85,12 +85,16 @@ class QueueContent(TypedDict):
 
 
 class Surroundings(TypedDict):
-    """The part of the overview that comes from the database."""
+    """The part of the overview that comes from the database.
+
+    `needs_worker`: a worker is alive, or should be. Streams that producers write need none.
+    """
 
     live: LiveContent
     queue: QueueContent
     pods: list[PodContent]
     workers: list[WorkerContent]
+    needs_worker: bool
 
 
 class OverviewContent(Surroundings):

@@ -35,7 +35,8 @@ REQUEST_HEADERS: Final = (
 
 # The headers of an answer that pages may read, in addition to the ones that browsers always allow.
 ANSWER_HEADERS: Final = (
-    *("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Baton-Pod", "X-Baton-Token", "X-Request-Id"),
+    *("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Baton-Pod", "X-Baton-Stream-Id"),
+    *("X-Baton-Token", "X-Request-Id"),
     *("ETag", "Stream-Next-Offset", "Stream-Up-To-Date", "Stream-Closed", "Stream-Cursor", "Stream-SSE-Data-Encoding"),
     *("Stream-TTL", "Stream-Expires-At", "Producer-Epoch", "Producer-Seq"),
     *("Producer-Expected-Seq", "Producer-Received-Seq"),

@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from ..db.external_streams import Kind
+from ..db.stream_ending import REWOUND
 from ..errors import InvalidEvent, InvalidRequest
 from ..events import TOKEN_TYPES, encode_event, escape_line_ends, read_json
 from ..outcome import Outcome
@@ -108,5 +109,7 @@ def _outcome(message: Any) -> Outcome | None:
         code, text = message.get("code"), message.get("message")
         if not (isinstance(code, str) and isinstance(text, str)):
             raise InvalidRequest("An error message needs 'code' and 'message' as strings.")
+        if code == REWOUND.code:
+            raise InvalidRequest(f"Only Baton itself ends a stream with the code {code}.")
         return Outcome.failed(code, text)
     return None

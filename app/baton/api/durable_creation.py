@@ -25,7 +25,7 @@ from ..errors import (
 )
 from . import content_types, external_creation, path_prefix
 from .content_types import ContentType
-from .durable_headers import CLOSED, EXPIRES_AT, FORK_HEADERS, TTL, Lifetime, lifetime
+from .durable_headers import CLOSED, EXPIRES_AT, FORK_HEADERS, STREAM_ID, TTL, Lifetime, lifetime, require_plain
 from .durable_paths import PATH, ROUTE, is_id, stream_path
 from .durable_writing import BODY, CLOSES, NUMBER, SENDING, STATE, STRING, messages_of, outcome_of, state
 from .refusals import GUARDED
@@ -39,7 +39,11 @@ _LIFETIME: Final = (
     Parameter(TTL, "header", "Keep the stream for this many seconds after it was last read or written.", NUMBER),
     Parameter(EXPIRES_AT, "header", "Keep the stream until this time (RFC 3339).", {**STRING, "format": "date-time"}),
 )
-_CREATED: Final = (AnswerHeader("location", "The address of the stream."), *STATE)
+_CREATED: Final = (
+    AnswerHeader("location", "The address of the stream."),
+    AnswerHeader(STREAM_ID, "The id of the stream, by which other APIs know it."),
+    *STATE,
+)
 
 ROUTES: Final = Routes("Durable Streams", path=PATH)
 
@@ -74,6 +78,7 @@ async def put_stream(request: Request) -> AsgiResponse:
     _require_no_fork(request)
     if is_id(path):
         raise PathTaken(f"The path {path!r:.80} has the form of a stream's id. Choose another one.")
+    require_plain(header_of(request, "Content-Encoding"))
     wanted = _lifetime(request)
     raw_type = (header_of(request, "Content-Type") or "").strip() or content_types.DEFAULT
     content_type = content_types.parse(raw_type)
@@ -95,6 +100,7 @@ async def put_stream(request: Request) -> AsgiResponse:
         _require_equal(external, content_type, new)
     headers = common_headers(request) | state(external.stream_id, external.tail, closed=external.closed)
     headers |= {"location": _address(request, path), "content-type": external.content_type}
+    headers[STREAM_ID] = str(external.stream_id)
     return Response(status_code=201 if created else 200, headers=headers)
 
 

@@ -13,6 +13,8 @@ from ..db.external_appends import ProducerClaim
 from ..errors import InvalidRequest
 
 CLOSED: Final = "Stream-Closed"
+# Not of the protocol: what other APIs call the stream.
+STREAM_ID: Final = "X-Baton-Stream-Id"
 NEXT_OFFSET: Final = "Stream-Next-Offset"
 SEQ: Final = "Stream-Seq"
 TTL: Final = "Stream-TTL"
@@ -85,6 +87,16 @@ def stream_seq(raw: str | None) -> str | None:
 def closes(raw: str | None) -> bool:
     """Whether `Stream-Closed` closes the stream. By the protocol, any value but `true` means that it is absent."""
     return raw is not None and raw.strip().lower() == "true"
+
+
+def require_plain(content_encoding: str | None) -> None:
+    """Refuse a compressed body: it would be stored as it is, and readers would get it without this header.
+
+    Raises:
+        InvalidRequest: it is compressed, or encoded in another way.
+    """
+    if (content_encoding or "").strip().lower() not in {"", "identity"}:
+        raise InvalidRequest(f"Send the body as it is, without the Content-Encoding {content_encoding!r:.80}.")
 
 
 def _ttl_seconds(raw: str) -> int:

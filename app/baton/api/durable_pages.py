@@ -18,6 +18,8 @@ from ..db.postgres import translated
 from ..db.stream_ending import REWOUND
 from ..dialects.durable import last_message, messages
 from ..errors import Unavailable
+from ..events import MAX_SEQ
+from ..pod.settling import UNSETTLED
 from .durable_paths import Addressed
 from .following import subscribe
 from .request import damaged, pod_of
@@ -45,6 +47,9 @@ async def read_page(request: Request, there: Addressed, after: int) -> Page:
         Unavailable: a failover lost the end of the log, and it may come back; or the database does not answer.
     """
     pool, stream_id = pod_of(request).pool, there.stream.id
+    if after >= MAX_SEQ:
+        await _require_reached(request, stream_id, after)
+    lost = False
     for _ in range(_TRIES):
         async with translated(pool):
             batches = await event_log.read(pool, stream_id, after)
@@ -61,7 +66,9 @@ async def read_page(request: Request, there: Addressed, after: int) -> Page:
             return Page((), after, up_to_date=True, closed=tail.outcome is not None)
         if tail.last_seq <= after:
             await _require_reached(request, stream_id, after)
-    raise Unavailable("The stream changes too fast to be read. Try again.")
+        # The relay of this pod still has what the log has lost in a failover.
+        lost = tail.last_seq < after
+    raise Unavailable(UNSETTLED if lost else "The stream changes too fast to be read. Try again.")
 
 
 async def _require_reached(request: Request, stream_id: UUID, after: int) -> None:

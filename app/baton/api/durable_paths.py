@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC
 from typing import Any, Final
+from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
 from starlette.requests import Request
@@ -67,7 +68,7 @@ def stream_path(request: Request) -> str:
     """Return the path below `/v1/stream/`.
 
     Raises:
-        InvalidRequest: it is too long or empty, or has a character that cannot be stored.
+        InvalidRequest: it is too long or empty, is not UTF-8, or has a character that cannot be stored.
         SubscriptionsNotSupported: the protocol reserves it.
     """
     path: str = request.path_params["path"]
@@ -75,7 +76,18 @@ def stream_path(request: Request) -> str:
         raise SubscriptionsNotSupported("Baton has no subscriptions of the Durable Streams protocol.")
     if not 0 < len(path.encode(errors="replace")) <= MAX_PATH_BYTES or "\0" in path:
         raise InvalidRequest(f"The path of a stream has 1 to {MAX_PATH_BYTES} bytes, and no NUL.")
+    if "\ufffd" in path and not _is_utf_8(request):
+        raise InvalidRequest("The path of a stream is percent-encoded UTF-8.")
     return path
+
+
+def _is_utf_8(request: Request) -> bool:
+    """Whether the path is valid. In the scope each invalid byte is U+FFFD, so different paths would be one."""
+    try:
+        unquote_to_bytes(request.scope.get("raw_path", b"")).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def is_id(path: str) -> bool:
@@ -98,8 +110,10 @@ async def addressed(request: Request) -> Addressed:
     async with translated(pool):
         if is_id(path):
             return await _by_id(request, UUID(path))
-        external = await external_streams.find(pool, principal_of(request).tenant, path)
-        if external is None:
+        principal = principal_of(request)
+        external = await external_streams.find(pool, principal.tenant, path)
+        # A token must not learn of other streams than its own.
+        if external is None or not principal.sees(external.tenant, external.stream_id):
             raise StreamNotFound(f"There is no stream at the path {path!r:.80}.")
         return Addressed(await found(request, external.stream_id), external)
 

@@ -33,7 +33,7 @@ from ..errors import (
     SubscriptionsNotSupported,
 )
 from .admission import Handler
-from .durable_headers import CLOSED, EXPIRES_AT, NEXT_OFFSET, TTL
+from .durable_headers import CLOSED, EXPIRES_AT, NEXT_OFFSET, STREAM_ID, TTL
 from .durable_pages import Page, end_of, page_of, read_page
 from .durable_paths import PATH, ROUTE, Addressed, addressed
 from .following import count_resume, event_stream, subscribe, wait_for_events
@@ -48,6 +48,7 @@ CURSOR: Final = "Stream-Cursor"
 ENCODING: Final = "Stream-SSE-Data-Encoding"
 
 _OFFSET_HEADER: Final = AnswerHeader(NEXT_OFFSET, "The offset to read from next.")
+_ID_HEADER: Final = AnswerHeader(STREAM_ID, "The id of the stream, by which other APIs know it.")
 _STATE_HEADERS: Final = (
     _OFFSET_HEADER,
     AnswerHeader(CLOSED, "`true`: the stream is closed, and the answer reaches its end."),
@@ -107,7 +108,7 @@ ROUTES: Final = Routes("Durable Streams", path=PATH)
     "HEAD",
     ROUTE,
     "read",
-    {200: Returns("The stream exists.", {}, (*_STATE_HEADERS, *_LIFETIME_HEADERS))},
+    {200: Returns("The stream exists.", {}, (*_STATE_HEADERS, *_LIFETIME_HEADERS, _ID_HEADER))},
     refusals=(*STREAM, InvalidRequest, SubscriptionsNotSupported),
 )
 async def describe_stream(request: Request) -> AsgiResponse:
@@ -117,7 +118,7 @@ async def describe_stream(request: Request) -> AsgiResponse:
         tail = await event_log.read_tail(pod_of(request).pool, there.stream.id)
     page = end_of(there, tail)
     headers = common_headers(request) | _headers(there, page) | there.lifetime_headers
-    headers["content-type"] = there.content_type
+    headers |= {"content-type": there.content_type, STREAM_ID: str(there.stream.id)}
     return HeadersOnly([(name.lower().encode(), value.encode()) for name, value in headers.items()])
 
 

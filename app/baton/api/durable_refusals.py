@@ -48,6 +48,10 @@ def _closed(asked: AppendRequest, refused: Refused) -> RequestError:
         reason=refused.reason,
     )
     error.headers = {CLOSED: "true", NEXT_OFFSET: offset_after(asked.stream_id, refused.tail)}
+    if asked.producer is not None:
+        # Without these, the protocol's `IdempotentProducer` takes the 409 for a missing append: it waits for all of its
+        # earlier ones, which are there, and repeats this one at once, without end.
+        error.headers |= dict.fromkeys((EXPECTED_SEQ, RECEIVED_SEQ), str(asked.producer.seq))
     return error
 
 

@@ -53,6 +53,7 @@ from .durable_headers import (
     SEQ,
     claim,
     closes,
+    require_plain,
     stream_seq,
 )
 from .durable_paths import PATH, ROUTE, Addressed, addressed, stream_path
@@ -130,6 +131,7 @@ async def append_messages(request: Request) -> AsgiResponse:
     """Append messages to a stream, close it, or both."""
     path = stream_path(request)
     await append_limits.require_append(request)
+    require_plain(header_of(request, "Content-Encoding"))
     wanted = _Wanted(
         claim(*(header_of(request, name) for name in (PRODUCER_ID, PRODUCER_EPOCH, PRODUCER_SEQ))),
         stream_seq(header_of(request, SEQ)),

@@ -34,7 +34,7 @@ UNNAMED: Final = ""
 
 _READ = """
 SELECT e.stream_id, e.kind = 'events', e.tail, e.size_bytes, e.stream_seq, e.producers, e.closed, e.closed_by,
-       s.history <> baton.current_history(), coalesce(s.error_code, s.finish_reason)
+       s.history <> (SELECT baton.current_history()), coalesce(s.error_code, s.finish_reason)
 FROM baton.external_stream AS e JOIN baton.stream AS s ON s.id = e.stream_id
 WHERE e.stream_id = ANY ($1::uuid[])
 """
@@ -65,7 +65,8 @@ WITH asked AS (
         closed = a.closes, closed_by = a.closed_by,
         heard_at = clock_timestamp(), used_at = clock_timestamp()
     FROM asked AS a
-    JOIN baton.stream AS s ON s.id = a.stream_id AND s.status = 'open' AND s.history = baton.current_history()
+    JOIN baton.stream AS s ON s.id = a.stream_id AND s.status = 'open'
+     AND s.history = (SELECT baton.current_history())
     WHERE (SELECT count(*) FROM locked) > 0
       AND e.stream_id = ANY ($1) AND e.stream_id = a.stream_id AND e.tail = a.tail AND NOT e.closed
     RETURNING e.stream_id
@@ -257,6 +258,17 @@ class State:
             self.closed, self.reason = True, request.outcome.code
             self.closed_by = name
         return Appended(self.tail, self.closed, False, claim)
+
+    def is_continued_by(self, claim: ProducerClaim | None) -> bool:
+        """Whether this append is the next one of the stream's only producer, which so lost nothing that was accepted.
+
+        The first append of a new epoch shows nothing: its process does not know what the one before appended.
+        """
+        return (
+            claim is not None
+            and self.producers == 1
+            and self.known.get(claim.producer_id) == (claim.epoch, claim.seq - 1)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,11 @@ from uuid import UUID
 
 import asyncpg
 
+from .. import usage
 from ..errors import Unavailable
 from ..events import join_lines
 from ..model_entries import EXTERNAL
-from ..outcome import Outcome
+from ..outcome import Outcome, Timings
 from . import event_log, stream_creation, stream_ending, streams
 from .event_log import Append
 from .live_counts import LiveCounts
@@ -88,7 +89,7 @@ class Overdue(NamedTuple):
     """An open stream that something other than its producer ends."""
 
     stream_id: UUID
-    reason: Literal["producer_lost", "max_duration", "unwatched", "rewound"]
+    reason: Literal["cancelled", "producer_lost", "max_duration", "unwatched", "rewound"]
 
 
 _COLUMNS: Final = ", ".join(f"e.{field.name}" for field in fields(ExternalStream))
@@ -111,22 +112,29 @@ WHERE stream_id = ANY ($1::uuid[]) AND used_at + make_interval(secs => ttl_secon
 """
 _HEAR = "UPDATE baton.external_stream SET heard_at = clock_timestamp() WHERE stream_id = $1"
 
+# A cancel ends a stream at once, unless its pod dies between the request and the end, or the end cannot be written.
+#
+# The history is in a query of its own, since Postgres would call the function for each row otherwise.
+#
 # Streams without events end at their maximum life only: what is appended to them is nobody's answer.
 _OVERDUE = """
 SELECT id, CASE
+    WHEN cancelled THEN 'cancelled'
     WHEN rewound THEN 'rewound'
     WHEN created_at + make_interval(secs => longest) < clock_timestamp() THEN 'max_duration'
     WHEN heard_at + make_interval(secs => silence) < clock_timestamp() THEN 'producer_lost'
     ELSE 'unwatched' END
 FROM (
-    SELECT s.id, s.created_at, e.heard_at, s.history <> baton.current_history() AS rewound,
+    SELECT s.id, s.created_at, e.heard_at, s.cancel_requested_at IS NOT NULL AS cancelled,
+           s.history <> (SELECT baton.current_history()) AS rewound,
            CASE WHEN e.kind = 'events' THEN coalesce(s.max_duration, $1) ELSE $3 END AS longest,
            CASE WHEN e.kind = 'events' THEN coalesce(s.idle_timeout, $2) END AS silence,
            coalesce(s.watched_at, s.created_at) AS watched_at, s.unwatched_timeout
     FROM baton.stream AS s JOIN baton.external_stream AS e ON e.stream_id = s.id
     WHERE NOT e.closed AND s.status = 'open'
 ) AS open
-WHERE ($4 AND rewound)
+WHERE cancelled
+   OR ($4 AND rewound)
    OR created_at + make_interval(secs => longest) < clock_timestamp()
    OR heard_at + make_interval(secs => silence) < clock_timestamp()
    OR ($5 AND watched_at + make_interval(secs => unwatched_timeout) < clock_timestamp())
@@ -136,7 +144,7 @@ LIMIT 100
 _REWOUND = """
 SELECT baton.current_history() WHERE EXISTS (
     SELECT FROM baton.stream AS s JOIN baton.external_stream AS e ON e.stream_id = s.id
-    WHERE NOT e.closed AND s.status = 'open' AND s.history <> baton.current_history()
+    WHERE NOT e.closed AND s.status = 'open' AND s.history <> (SELECT baton.current_history())
 )
 """
 
@@ -185,15 +193,24 @@ class _PathTaken(Exception):
 async def _complete(connection: Connection, stream: Stream, new: NewExternal) -> None:
     """Insert the row beside that of a new stream, and its first messages."""
     sizes = sum(len(line) for line in new.lines)
-    done = [] if new.outcome is None else [new.outcome.encode()]
+    outcome = _totalled(new)
+    done = [] if outcome is None else [outcome.encode()]
     tail = len(new.lines) + (len(done) if new.kind == "events" else 0)
     row = (new.path, new.kind, new.content_type, new.ttl_seconds, new.expires_at, tail, sizes, new.tokens)
-    closed = new.outcome is not None
+    closed = outcome is not None
     if await connection.fetchval(_INSERT, stream.id, stream.tenant, *row, closed) is None:
         raise _PathTaken
     if lines := [*new.lines, *done]:
-        batch = Append(stream.id, stream.epoch, 1, len(lines), join_lines(lines), new.outcome)
+        batch = Append(stream.id, stream.epoch, 1, len(lines), join_lines(lines), outcome)
         await event_log.append(connection, [batch])
+
+
+def _totalled(new: NewExternal) -> Outcome | None:
+    """Return the end of a stream that ends as it begins, with what its messages used."""
+    if new.outcome is None:
+        return None
+    used = usage.of_lines((0, line) for line in new.lines) if new.kind == "events" else {}
+    return replace(new.outcome, usage=usage.total_of(used), timings=Timings().plus(new.tokens))
 
 
 async def _at(pool: Pool, tenant: str, path: str) -> tuple[Stream, ExternalStream] | None:

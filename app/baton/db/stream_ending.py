@@ -56,7 +56,7 @@ RETURNING epoch, claim_token, tenant, generator, attempts AS attempt, traceparen
 _REQUEST_CANCEL = """
 UPDATE baton.stream SET cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp())
 WHERE id = $1 AND status NOT IN ('completed', 'failed', 'cancelled')
-RETURNING status
+RETURNING status, history <> baton.current_history()
 """
 
 _CLOSE = f"""
@@ -75,6 +75,7 @@ RETURNING extract(epoch FROM clock_timestamp() - s.created_at)::double precision
 
 _DELETE_STREAM = "DELETE FROM baton.stream WHERE id = $1 RETURNING status"
 _DELETE_KEYS = "DELETE FROM baton.idempotency_key WHERE tenant = $1 AND stream_id = $2"
+# One statement is enough: the stream was ended before, so no append in flight can add a producer.
 _DELETE_EXTERNAL = """
 WITH rows AS (DELETE FROM baton.external_stream WHERE stream_id = $1 RETURNING stream_id)
 DELETE FROM baton.producer WHERE stream_id IN (SELECT stream_id FROM rows)
@@ -86,10 +87,13 @@ async def request_cancel(pool: Pool, stream_id: UUID) -> str | None:
 
     A queued stream is ended at once, and the answer is "queued"; so is an open one, and the answer is "open". A running
     one is ended by its worker, which notices the request by the row: the answer is "running".
+
+    An open stream whose log may lack events since a failover ends as `log_rewound`: the end may have the number of an
+    event that clients have.
     """
-    status: str | None = await pool.fetchval(_REQUEST_CANCEL, stream_id)
+    status, rewound = await pool.fetchrow(_REQUEST_CANCEL, stream_id) or (None, None)
     if status == "open":
-        return "open" if await end_open(pool, stream_id, Outcome.cancelled()) else None
+        return "open" if await end_open(pool, stream_id, REWOUND if rewound else Outcome.cancelled()) else None
     if status == "queued" and await _end(pool, stream_id, Outcome.cancelled(), _If.QUEUED):
         return "queued"
     return status and "running"

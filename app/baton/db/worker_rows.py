@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Final
 from uuid import UUID
 
+from ..model_entries import EXTERNAL
 from .fence import Fence
 from .postgres import Connection, Place, Pool
 from .schema_revision import REVISION
@@ -55,6 +56,13 @@ SELECT id, epoch, claim_token, attempts, on_worker_lost, coalesce(history <> bat
 FROM baton.stream AS s
 WHERE status = 'running' AND worker_id IS DISTINCT FROM $1
   AND NOT EXISTS (SELECT FROM baton.worker AS w WHERE w.id = s.worker_id)
+"""
+# Of a database without streams it is unknown who will write them. The sample bounds the cost.
+_ARE_NEEDED = """
+SELECT EXISTS (SELECT FROM baton.stream WHERE status = 'queued')
+    OR EXISTS (SELECT FROM baton.stream WHERE status = 'running')
+    OR coalesce(bool_or(generator <> $1 AND created_at > clock_timestamp() - interval '1 day'), true)
+FROM (SELECT generator, created_at FROM baton.stream ORDER BY id DESC LIMIT 200) AS newest
 """
 _LISTED = """
 SELECT w.id, w.name, w.generators, w.concurrency, w.started_at,
@@ -194,3 +202,9 @@ async def orphans(connection: Connection, own_id: UUID) -> list[Orphan]:
 async def offered_generators(executor: Connection | Pool) -> frozenset[str]:
     """Return the names of the generators that registered workers offer."""
     return frozenset(row[0] for row in await executor.fetch(_OFFERED))
+
+
+async def are_needed(executor: Connection | Pool) -> bool:
+    """Whether streams need a worker: some wait or run, or not all of the newest ones are written over HTTP."""
+    needed: bool = await executor.fetchval(_ARE_NEEDED, EXTERNAL)
+    return needed

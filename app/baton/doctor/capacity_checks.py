@@ -9,6 +9,8 @@ from typing import Final
 from ..db import disk_space
 from .finding import Case, Finding, error, ok, warning
 
+# A pod listens. From a producer's first append on, it also appends and notifies. Its queries have a pool of their own.
+POD_CONNECTIONS: Final = 3
 # A worker listens, appends, notifies, claims, sends heartbeats, and reads or writes records: one connection each.
 WORKER_CONNECTIONS: Final = 6
 # The size of a WAL segment.
@@ -56,7 +58,7 @@ async def room(case: Case) -> AsyncIterator[Finding]:
 async def connections(case: Case) -> AsyncIterator[Finding]:
     """Is there room for one more pod and one more worker?"""
     row = await case.row(_CONNECTIONS)
-    pod = case.settings.database_pool_size + 1
+    pod = case.settings.database_pool_size + POD_CONNECTIONS
     needed = f"With these settings a pod uses up to {pod} connections, a worker {WORKER_CONNECTIONS}."
     advice = f"{needed} Raise the limit, lower BATON_DATABASE_POOL_SIZE, or use a connection pooler."
     limits = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Final
 
+from ..db import worker_rows
 from .finding import Case, Finding, amount, duration, error, ok, warning
 
 _WORKERS: Final = """
@@ -38,8 +39,10 @@ async def workers(case: Case) -> AsyncIterator[Finding]:
             f"{dead[0]['name']!r} for {duration(dead[0]['silent'])}.",
             "Start a worker: it requeues or ends the streams of dead workers. If one is alive, read its log.",
         )
-    if not alive:
+    if not alive and await worker_rows.are_needed(case.connection):
         yield warning("workers_missing", "No worker is alive, so streams stay queued.", "Run `baton worker`.")
+    elif not alive and not dead:
+        yield ok("workers", "No worker is alive, and none is needed: producers write all recent streams.")
     elif not dead:
         slots = sum(row["concurrency"] for row in alive)
         running = await case.connection.fetchval(_RUNNING)

@@ -21,7 +21,7 @@ from uuid import UUID
 
 from .. import usage
 from ..backoff import Backoff
-from ..db import event_log, external_appends, stream_ending
+from ..db import event_log, external_appends
 from ..db.event_log import Append
 from ..db.external_appends import Appended, AppendRequest, Refused, Standing, State, Write
 from ..db.external_streams import GENERATOR
@@ -177,10 +177,11 @@ class AppendQueue:
         """After a lost connection, keep what can be decided again, and answer the rest."""
         sent = {id(request) for plan in plans.values() for request in plan.accepted}
         again = []
+        put_back = set(self._waiting)  # some of the group are, if their decision needs a newer state
         for item in group:
             if id(item.request) in sent and item.request.producer is None:
                 _refuse(item, Unavailable(_UNKNOWN, operator=f"an append has an unknown outcome: {error!r}"))
-            elif not item.answer.done():
+            elif not item.answer.done() and item not in put_back:
                 again.append(item)
         self._put_back(again)
 
@@ -212,9 +213,8 @@ class AppendQueue:
             if state is None:
                 _settle((item, Refused("not_found")) for item in items)
                 continue
-            if state.rewound and not await self._prove(connection, items[0].request, state):
-                for item in items:
-                    _refuse(item, Unavailable(_UNSETTLED))
+            if state.rewound and not state.closed and not await self._prove(connection, items, state):
+                self._refuse_unproved(items, state)
                 continue
             plan = self._plan(items, state, is_fresh=stream_id in fresh)
             if plan.accepted:
@@ -238,23 +238,26 @@ class AppendQueue:
             plan.answers.append((item, found))
         return plan
 
-    async def _prove(self, connection: Connection, request: AppendRequest, state: State) -> bool:
-        """After a failover, return whether the stream's only producer proves by its number that nothing was lost.
+    async def _prove(self, connection: Connection, items: list[_Waiting], state: State) -> bool:
+        """After a failover, return whether one of these appends proves that nothing was lost.
 
-        If its number proves the opposite, the stream ends.
+        Nothing proves the opposite: an append whose number is too high may have overtaken the one before it. Unless
+        that comes, the stream ends once it is overdue (`external_upkeep`).
         """
-        claim = request.producer
-        number = state.copy().accept(request, max_bytes=self._settings.max_external_bytes)
-        if isinstance(number, Refused) and number.because == "gap":
-            await stream_ending.end_open(connection, request.stream_id, stream_ending.REWOUND)
+        if not any(state.is_continued_by(item.request.producer) for item in items):
             return False
-        is_only = claim is not None and state.producers == 1 and state.known.get(claim.producer_id) is not None
-        if state.closed or not is_only or not isinstance(number, Appended):
-            return state.closed
-        if not number.duplicate:
-            await external_appends.adopt(connection, request.stream_id, state.tail)
+        await external_appends.adopt(connection, items[0].request.stream_id, state.tail)
         state.rewound = False
         return True
+
+    def _refuse_unproved(self, items: list[_Waiting], state: State) -> None:
+        """Answer what the log still has, and ask for the rest again, until the stream is proved complete or ends."""
+        for item in items:
+            found = state.copy().accept(item.request, max_bytes=self._settings.max_external_bytes)
+            if isinstance(found, Appended) and found.duplicate:
+                _settle([(item, found)])
+            else:
+                _refuse(item, Unavailable(_UNSETTLED))
 
     async def _write(self, connection: Connection, plans: dict[UUID, _Plan]) -> None:
         """Write the plans, each as one batch. Appends to streams that others wrote to meanwhile are decided again."""

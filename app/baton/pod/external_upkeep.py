@@ -31,6 +31,7 @@ PRODUCER_LOST: Final = Outcome.failed(
     "producer_lost", "This answer was interrupted and could not be finished: what wrote it has stopped."
 )
 _OUTCOMES: Final[Mapping[str, Outcome]] = {
+    "cancelled": Outcome.cancelled(),
     "producer_lost": PRODUCER_LOST,
     "max_duration": Outcome.failed("max_duration", "The answer took longer than it may."),
     "unwatched": stream_ending.UNWATCHED,
@@ -97,7 +98,7 @@ class ExternalUpkeep:
             return False
         if self._rewound is None or self._rewound[0] != history:
             self._rewound = (history, time.monotonic())
-        return time.monotonic() - self._rewound[1] > self._settings.failover_settle_seconds
+        return time.monotonic() - self._rewound[1] >= self._settings.failover_settle_seconds
 
     async def _end(self, item: Overdue) -> None:
         async with translated(self._pool):

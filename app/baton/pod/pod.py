@@ -168,7 +168,8 @@ class Pod:
             await schema_revision.check_schema(pool)
             pod = cls(settings, pool, metrics)
             await pod.gate.open()
-            if sentence := await pod.missing_generator(settings.default_generator):
+            default = settings.default_generator
+            if default and (sentence := await pod.missing_generator(default)):
                 raise ConfigurationError(f"BATON_DEFAULT_GENERATOR: {sentence}")
             tasks = [
                 asyncio.create_task(pod.listener.run()),

@@ -171,6 +171,8 @@ export class Appender {
       const init = { method: "POST", headers, body, signal: deadline.signal, cache: "no-store" as const };
       const response = await deadline.race(this.#options.fetch(this.#options.url, init));
       if (!response.ok) return await deadline.race(this.#refused(response));
+      // A page of a proxy has no such header, and neither has a read, which a redirect makes of an append.
+      if (response.headers.get("producer-epoch") === null) return NOT_APPENDED;
       this.#token.accepted();
       return null;
     } catch (error) {
@@ -202,6 +204,11 @@ export class Appender {
     return error;
   }
 }
+
+const NOT_APPENDED = new BatonError(
+  "unexpected_response",
+  "The response does not say that anything was appended. Is this the address of a stream, without redirects?",
+);
 
 /** Whether a status refuses the content of a request, and not the request as such. */
 const isOfContent = (status: number | undefined): boolean => status === 400 || status === 413 || status === 422;

@@ -2,6 +2,8 @@
 
 const FIRST_MILLISECONDS = 200;
 const LONGEST_MILLISECONDS = 5_000;
+// The longest that a server can ask for. A timer of more than 24 days would fire at once.
+const LONGEST_ASKED_MILLISECONDS = 600_000;
 
 /** Exponential backoff with jitter, and how long nothing has succeeded. */
 export class Backoff {
@@ -30,7 +32,7 @@ export class Backoff {
     if (Date.now() - this.#since > this.#patienceMilliseconds) return null;
     const longest = Math.min(LONGEST_MILLISECONDS, FIRST_MILLISECONDS * 2 ** this.#failures);
     this.#failures = Math.min(this.#failures + 1, 30);
-    return Math.max(leastMilliseconds, longest * (0.5 + Math.random() / 2));
+    return Math.max(Math.min(leastMilliseconds, LONGEST_ASKED_MILLISECONDS), longest * (0.5 + Math.random() / 2));
   }
 }
 

@@ -1,7 +1,7 @@
 // What viewers see of an error: a code and a sentence. Messages of exceptions stay out of it, since they may hold secrets.
 
 import { BatonError } from "./errors.js";
-import { fields } from "./formats/format.js";
+import { CUT_OFF, fields } from "./formats/format.js";
 
 export interface Failure {
   code: string;
@@ -20,6 +20,7 @@ export function describe(error: unknown): Failure {
 }
 
 function byStatus(status: number): Failure {
+  if (status < 400) return CUT_OFF; // the AI SDK keeps the status of a response that broke off later
   if (status === 429) return { code: "provider_rate_limited", message: "The model provider is limiting requests." };
   if (status === 401 || status === 403) {
     return { code: "provider_auth_failed", message: "The model provider refused the credentials, or this use of them." };

@@ -11,6 +11,8 @@ import { AnswerProgress, stateUrl } from "./polling.js";
 const SILENCE_MILLISECONDS = 45_000;
 const PATIENCE_MILLISECONDS = 60_000;
 const POLL_SECONDS = 2;
+// A pod that leaves answers at once instead of waiting. It must not be asked in a loop.
+const LEAST_POLL_MILLISECONDS = 500;
 
 export interface FollowOptions {
   /** An API key, a token of the stream, or a function that returns one; it is called again when a pod refuses the last. */
@@ -174,6 +176,7 @@ class Follower implements Following {
     if (url === null) throw NO_BODY_TO_POLL;
     const progress = new AnswerProgress(Boolean(this.#options.snapshot || this.lastEventId));
     while (!this.#over) {
+      const due = Date.now() + LEAST_POLL_MILLISECONDS;
       const stream = await this.#state(url);
       this.#backoff.reset();
       for (const event of progress.take(stream)) {
@@ -181,6 +184,7 @@ class Follower implements Following {
         this.#over = event.type === "done";
         yield event;
       }
+      if (!this.#over) await pause(Math.max(0, due - Date.now()), this.#options.signal);
     }
   }
 

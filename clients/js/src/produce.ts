@@ -17,6 +17,7 @@ export type { AppendOptions, CreateOptions } from "./creation.js";
 export type { Message } from "./events.js";
 export type { Fetch, Token } from "./fetch.js";
 export type { FormatName } from "./formats/detect.js";
+export { ownTools } from "./own-tools.js";
 export type { Source } from "./source.js";
 
 const PATIENCE_MILLISECONDS = 120_000;

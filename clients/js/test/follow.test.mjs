@@ -185,3 +185,16 @@ test("leaving the loop closes the connection", async () => {
     await closed;
   });
 });
+
+test("a pause that is too long for a timer is not skipped", async () => {
+  let asked = 0;
+  const handler = (_, response) => {
+    asked++;
+    response.writeHead(503, { "retry-after": "9999999999" }).end("{}");
+  };
+  await serving(handler, async (url) => {
+    const following = follow(`${url}/events`, { signal: AbortSignal.timeout(300) });
+    await assert.rejects(collect(following), { name: "TimeoutError" });
+  });
+  assert.equal(asked, 1);
+});

@@ -4,7 +4,7 @@ import { test } from "node:test";
 import Anthropic from "@anthropic-ai/sdk";
 import OpenAI from "openai";
 import { z } from "zod";
-import { produce } from "baton-stream/produce";
+import { ownTools, produce } from "baton-stream/produce";
 import { Detecting, detect } from "../dist/esm/formats/detect.js";
 import { AppendServer, serving } from "./server.mjs";
 
@@ -138,6 +138,20 @@ for (const version of Object.keys(VERSIONS)) {
       }
     })();
     assert.equal((await logged(source)).at(-1).code, "aborted");
+  });
+}
+
+for (const version of Object.keys(VERSIONS)) {
+  test(`AI SDK ${version}: calls of the handler's own tools go back to the model with their results`, async () => {
+    const { convertToModelMessages } = await import(VERSIONS[version]);
+    const part = (type, id) => ({ type, toolCallId: id, state: "output-available", input: {}, output: id, providerExecuted: true });
+    const parts = [part("tool-own", "a"), part("tool-theirs", "b"), { ...part("dynamic-tool", "c"), toolName: "own" }, { type: "text", text: "Done." }];
+    const messages = [{ id: "1", role: "assistant", parts }];
+    const tools = { own: { execute: () => {} }, theirs: { type: "provider" } };
+    const [assistant, tool] = await convertToModelMessages(ownTools(messages, tools));
+    const results = ({ content }) => content.filter(({ type }) => type === "tool-result").map(({ toolCallId }) => toolCallId);
+    assert.deepEqual([results(assistant), tool.role, results(tool)], [["b"], "tool", ["a", "c"]]);
+    assert.equal(parts[0].providerExecuted, true); // the page's messages are left as they are
   });
 }
 

@@ -82,3 +82,16 @@ test("without such bodies in the global fetch, no event stream is requested", as
   }
   assert.deepEqual(urls, ["http://pod/v1/streams/x?wait=2"]);
 });
+
+test("a pod that answers at once is not asked in a loop", async () => {
+  const running = JSON.stringify({ ...base, text: "Hel", last_event_id: 1 });
+  const [began, headers, signal] = [Date.now(), new Headers({ "content-type": "text/event-stream" }), AbortSignal.timeout(900)];
+  let asked = 0;
+  const fetch = async () => {
+    asked++;
+    await new Promise((resolve) => setTimeout(resolve)); // let the signal fire, even if this is asked without a pause
+    return { ok: true, status: 200, headers, text: async () => running };
+  };
+  await assert.rejects(collect(follow("http://pod/v1/streams/x/events", { fetch, signal })), { name: "TimeoutError" });
+  assert.ok(asked <= 2 + (Date.now() - began) / 400, `asked ${asked} times`);
+});

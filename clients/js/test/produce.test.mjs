@@ -238,7 +238,7 @@ test("a source that throws ends the stream as failed, without its message", asyn
 });
 
 test("errors of SDKs have codes by their status, and `onError` may choose others", async () => {
-  const cases = [[{ status: 429 }, "provider_rate_limited"], [{ statusCode: 503 }, "provider_error"], [{ status: 401 }, "provider_auth_failed"], [{ cause: { status: 400 } }, "provider_invalid_request"], [{ lastError: { statusCode: 408 } }, "provider_timeout"]];
+  const cases = [[{ status: 429 }, "provider_rate_limited"], [{ statusCode: 503 }, "provider_error"], [{ status: 401 }, "provider_auth_failed"], [{ cause: { status: 400 } }, "provider_invalid_request"], [{ lastError: { statusCode: 408 } }, "provider_timeout"], [{ statusCode: 200, cause: new TypeError("terminated") }, "provider_cut_off"]];
   for (const [given, code] of cases) {
     const server = new AppendServer();
     const source = () => Promise.reject(Object.assign(new Error("x"), given));
@@ -282,6 +282,26 @@ test("a server that lost appends is noticed, and the stream ends as failed", asy
     assert.equal((await done).error.code, "producer_gap");
   });
   assert.deepEqual(server.log.map(({ code }) => code), ["producer_gap"]);
+});
+
+test("a failover that lost appends is reported as the end that the pods gave the stream", async () => {
+  const rewound = { status: "failed", finish_reason: "error", error: { code: "log_rewound", message: "The end of this answer was lost. Ask again." } };
+  // Until the pods know that the log is not complete, they refuse.
+  const server = new AppendServer({ fault: (n) => (n === 1 || n === 2 ? 503 : null) });
+  const source = held();
+  // An address without an id has nothing to wait at.
+  const handle = (request, response) => ((request.url = `/v1/stream/${ID}`), server.handle(request, response));
+  await serving(handle, async (url) => {
+    const { done } = await produce(source.items(), { append: { url: `${url}/v1/stream/a` } });
+    source.push("one ");
+    await server.reaches(1);
+    server.end(rewound);
+    source.push("two ");
+    const result = await done;
+    assert.deepEqual([result.status, result.error.code, result.accepted], ["failed", "log_rewound", 1]);
+  });
+  assert.equal(server.appends, 4);
+  assert.equal(said(server.log), "one ");
 });
 
 test("a refused message ends the stream as failed; too many at once are divided", async () => {
@@ -367,4 +387,22 @@ test("an end that cannot be written rejects `done`, and ends no process", async 
     await turn();
     await assert.rejects(done, { code: "unreachable" });
   });
+});
+
+test("a response that no pod gave to an append is no success", async () => {
+  const pages = [
+    (response) => response.writeHead(200, { "content-type": "text/html" }).end("<h1>Sign in</h1>"),
+    (response) => response.writeHead(302, { location: "/read" }).end(), // `fetch` asks again with GET
+  ];
+  for (const page of pages) {
+    const server = new AppendServer();
+    const handle = (request, response) => {
+      if (request.url === "/read") return response.writeHead(200, { "stream-next-offset": "019a5e2c0000_0000000000" }).end("[]");
+      return request.url.startsWith("/v1/stream/") ? page(response) : server.handle(request, response);
+    };
+    await serving(handle, async (url) => {
+      const { done } = await produce(words(), { create: { url } });
+      await assert.rejects(done, { code: "unexpected_response", retryable: false });
+    });
+  }
 });

@@ -106,7 +106,7 @@ export class AppendServer {
     const [id, epoch, seq] = [headers["producer-id"], Number(headers["producer-epoch"]), Number(headers["producer-seq"])];
     const known = this.stream.producers.get(id) ?? { epoch: -1, seq: -1 };
     if (epoch < known.epoch) return { status: 403, headers: { "producer-epoch": String(known.epoch) }, problem: { code: "producer_fenced" } };
-    if (epoch === known.epoch && seq <= known.seq) return { status: 204 };
+    if (epoch === known.epoch && seq <= known.seq) return { status: 204, headers: numbered(known) };
     if (this.stream.closed) {
       const code = this.stream.end?.error?.code ?? this.stream.end?.finish_reason ?? "closed";
       return { status: 409, headers: { "stream-closed": "true" }, problem: { code, detail: "It has ended." } };
@@ -121,9 +121,11 @@ export class AppendServer {
     this.stream.producers.set(id, { epoch, seq });
     this.stream.log.push(...messages);
     this.stream.closed = headers["stream-closed"] === "true";
-    return { status: 200 };
+    return { status: 200, headers: numbered({ epoch, seq }) };
   }
 }
+
+const numbered = ({ epoch, seq }) => ({ "producer-epoch": String(epoch), "producer-seq": String(seq) });
 
 export const ID = "019a5e2c-0000-7000-8000-00000000000a";
 

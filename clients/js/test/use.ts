@@ -1,9 +1,9 @@
 // What the types must say, for a page and for a route handler. `tsc` refuses a line that is not so.
 import Anthropic from "@anthropic-ai/sdk";
-import { streamText, type LanguageModel } from "ai";
+import { convertToModelMessages, streamText, type LanguageModel, type ToolSet, type UIMessage } from "ai";
 import OpenAI from "openai";
 import { type BatonError, type DoneEvent, type Event, follow } from "baton-stream";
-import { type Message, type Production, produce } from "baton-stream/produce";
+import { type Message, type Production, ownTools, produce } from "baton-stream/produce";
 
 type Same<A, B> = [A, B] extends [B, A] ? true : false;
 
@@ -48,3 +48,5 @@ export async function handler(model: LanguageModel): Promise<Production[]> {
     await produce((async function* () { yield "text"; yield { type: "custom", name: "x" } satisfies Message; })(), { create }),
   ];
 }
+
+export const prompt = (messages: UIMessage[], tools: ToolSet) => convertToModelMessages(ownTools(messages, tools), { tools });

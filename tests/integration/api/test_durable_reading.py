@@ -205,6 +205,15 @@ async def test_what_is_not_there_is_refused_by_name(cluster: Cluster) -> None:
         assert (await cluster.client.get(f"{pod.url}/v1/stream/{path}")).status_code == 400
 
 
+async def test_an_offset_beyond_all_numbers_is_refused_as_any_beyond_the_end(cluster: Cluster) -> None:
+    pod, author = await cluster.pod(), await cluster.author()
+    await author.write(text(0))
+    for number in (2, 2**31 - 1, 2**31, 10**10 - 1):
+        for live in ({}, {"live": "long-poll"}, {"live": "sse"}):
+            answer = await read(cluster, pod, author.id, offset=offset_after(author.id, number), **live)
+            assert (answer.status_code, answer.json()["code"]) == (409, "cursor_beyond_tail"), answer.text
+
+
 async def test_a_page_has_a_tag_that_changes_with_it(cluster: Cluster) -> None:
     pod = await cluster.pod()
     author = await external(cluster, "text", "tagged")

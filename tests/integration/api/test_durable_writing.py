@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx2
+import orjson
 import pytest
 from tests.support.access import bearer, guarded_pod, make_key, signed
 from tests.support.cluster import Cluster, RunningPod
@@ -78,6 +79,9 @@ async def test_a_stream_is_created_once_with_what_it_begins_with(writer: Writer)
     assert await writer.read("a/b%20c") == b"hello"
     for headers in (JSON | {"stream-ttl": "3600"}, TEXT, TEXT | {"stream-ttl": "3600"} | CLOSE):
         refused(await writer.put("a/b%20c", headers), 409, "path_taken")
+    described = await writer("HEAD", "a/b%20c")
+    assert made.headers["x-baton-stream-id"] == again.headers["x-baton-stream-id"]
+    assert described.headers["x-baton-stream-id"] == made.headers["x-baton-stream-id"]
     assert (await writer.put("none", {})).headers["content-type"] == "application/octet-stream"
     refused(await writer.put("018f0000-0000-7000-8000-000000000000", TEXT), 409, "path_taken")
     refused(await writer.put("x" * 1025, TEXT), 400, "invalid_request")
@@ -273,3 +277,51 @@ async def test_only_the_own_stream_is_open_to_a_token(cluster: Cluster) -> None:
     for answer in (await writer.put("new", TEXT | token), await writer.send("DELETE", "mine", b"", token)):
         refused(answer, 403, "forbidden")
     refused(await writer.post("mine", TEXT | bearer(signed(ids["mine"])), "x"), 403, "forbidden")
+
+
+@pytest.mark.parametrize("lifetime", [{"stream-ttl": "0"}, {"stream-expires-at": "2020-01-01T00:00:00Z"}])
+async def test_a_stream_may_have_no_time_at_all(writer: Writer, lifetime: dict[str, str]) -> None:
+    for _ in range(2):
+        made = await writer.put("gone", TEXT | lifetime, "hello")
+        assert made.status_code == 201, made.text
+        refused(await writer.send("GET", "gone", b"", {}), 404, "stream_not_found")
+
+
+async def test_a_stream_that_is_created_whole_has_its_usage_and_tokens(cluster: Cluster, writer: Writer) -> None:
+    body = b'[{"type":"text","delta":"a"},{"type":"usage","input_tokens":5},{"type":"finish","finish_reason":"length"}]'
+    assert (await writer.put("whole", EVENTS, body)).status_code == 201
+    done = orjson.loads(await writer.read("whole"))[-1]
+    stream_id = await cluster.pool.fetchval("SELECT stream_id FROM baton.external_stream")
+    row = (await cluster.client.get(f"{cluster.pods[0].url}/v1/streams/{stream_id}")).json()
+    for found in (done, row):
+        assert (found["finish_reason"], found["usage"]) == ("length", {"input_tokens": 5})
+        assert found["timings"]["tokens"] == 1
+
+
+async def test_a_token_does_not_learn_what_other_paths_there_are(cluster: Cluster) -> None:
+    _, key = await make_key(cluster)
+    pod = await guarded_pod(cluster)
+    write = Writer(cluster, pod)
+    for path in ("own", "other"):
+        assert (await write.put(path, TEXT | bearer(key))).status_code == 201
+    own = await cluster.pool.fetchval("SELECT stream_id FROM baton.external_stream WHERE path = 'own'")
+    token = bearer(signed(own, scopes=("read", "produce")))
+    for method, body in (("GET", ""), ("POST", "x")):
+        there, none = [await write.send(method, path, body, TEXT | token) for path in ("other", "never")]
+        assert there.json()["detail"].replace("other", "never") == none.json()["detail"]
+        refused(there, 404, "stream_not_found")
+
+
+async def test_a_compressed_body_is_refused_and_not_stored(writer: Writer) -> None:
+    coded = TEXT | {"content-encoding": "gzip"}
+    refused(await writer.put("plain", coded, "x"), 400, "invalid_request")
+    assert (await writer.put("plain", TEXT | {"content-encoding": "identity"}, "a")).status_code == 201
+    refused(await writer.post("plain", coded, "x"), 400, "invalid_request")
+    assert await writer.read("plain") == b"a"
+
+
+async def test_a_path_that_is_not_utf_8_names_no_stream(writer: Writer) -> None:
+    for path in ("%ff", "a/%ed%a0%80"):
+        refused(await writer.put(path, TEXT), 400, "invalid_request")
+    assert (await writer.put("%EF%BF%BD", TEXT, "a")).status_code == 201
+    assert await writer.read("%EF%BF%BD") == b"a"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from tests.support.follower import following
 from tests.support.logbook import until
 
 from baton.api import content_types, native_end
+from baton.doctor.capacity_checks import POD_CONNECTIONS
 from baton.events import encode_text
 
 EVENTS = {"content-type": content_types.EVENTS}
@@ -211,7 +213,26 @@ async def test_an_open_stream_is_running_for_every_api(cluster: Cluster) -> None
     async with cluster.client.stream("GET", f"{pod.url}/v1/ai-sdk/chat/c/stream") as resumed:
         assert resumed.status_code == 200
     overview = (await cluster.client.get(f"{pod.url}/console/overview")).json()
-    assert overview["live"]["running"] == 1
+    assert (overview["live"]["running"], overview["needs_worker"]) == (1, False)
+    await cluster.create(pod)
+    await until(needs_worker(cluster, pod))
+
+
+def needs_worker(cluster: Cluster, pod: RunningPod) -> Callable[[], Awaitable[bool]]:
+    async def found() -> bool:
+        return bool((await cluster.client.get(f"{pod.url}/console/overview")).json()["needs_worker"])
+
+    return found
+
+
+async def test_a_pod_without_any_generator_serves_producers(cluster: Cluster) -> None:
+    alone = {"default_generator": "", "enabled_generators": "none"}
+    pod = await cluster.pod(**alone)
+    created = await create(cluster, pod)
+    assert (await append(cluster, pod, created["producer"]["url"], text("x"))).status_code in {200, 204}
+    answer = await cluster.client.post(f"{pod.url}/v1/streams", json={"input": "x"})
+    assert (answer.status_code, answer.json()["code"]) == (422, "unknown_generator")
+    assert answer.json()["detail"] == "Name a generator: there is no default one."
 
 
 async def test_a_held_request_for_the_end_is_a_sign_of_life_and_no_viewer(
@@ -349,3 +370,14 @@ async def test_another_tenants_key_cannot_append(cluster: Cluster) -> None:
     pod = await guarded_pod(cluster)
     created = await create(cluster, pod, bearer(key))
     assert (await append(cluster, pod, created["producer"]["url"], text("x"), **bearer(other))).status_code == 404
+
+
+async def test_a_pod_has_as_many_connections_as_the_doctor_counts(cluster: Cluster) -> None:
+    pod = await cluster.pod()
+    created = await create(cluster, pod)
+    assert (await append(cluster, pod, created["producer"]["url"], text("x"))).is_success
+    names = await cluster.pool.fetch(
+        "SELECT application_name FROM pg_stat_activity "
+        "WHERE datname = current_database() AND application_name LIKE 'baton pod %'"
+    )
+    assert len(names) == POD_CONNECTIONS, names

@@ -209,6 +209,25 @@ async def test_it_finds_that_no_worker_is_alive(dsn: str) -> None:
     assert levels(await diagnose(dsn))["workers_dead"] is ERROR
 
 
+async def test_producers_need_no_worker(dsn: str) -> None:
+    await execute(dsn, OPENED_LONG_AGO)
+    found = finding(await diagnose(dsn), "workers")
+    assert (found.level, found.message) == (
+        WELL,
+        "No worker is alive, and none is needed: producers write all recent streams.",
+    )
+    for status, age in (("queued", "2 days"), ("running", "2 days"), ("completed", "1 h")):
+        await execute(
+            dsn,
+            "DELETE FROM baton.stream WHERE generator = 'x'; "
+            "INSERT INTO baton.stream (generator, input, on_worker_lost, status, created_at) "
+            f"VALUES ('x', 'null', 'fail', '{status}', clock_timestamp() - interval '{age}')",
+        )
+        assert levels(await diagnose(dsn))["workers_missing"] is WARNING
+    await execute(dsn, "UPDATE baton.stream SET created_at = clock_timestamp() - interval '2 days'")
+    assert "workers_missing" not in levels(await diagnose(dsn))
+
+
 async def test_it_finds_that_there_is_no_partition(dsn: str) -> None:
     async with connected(dsn) as connection:
         for item in await partitions.attached(connection):

@@ -11,7 +11,7 @@ from tests.support.external import append, append_queue, opened, request, texts
 from tests.support.logbook import connected, events, row, until
 
 from baton.chaos.proxy import Proxy
-from baton.db import external_streams, stream_ending
+from baton.db import external_appends, external_streams, stream_ending
 from baton.db.external_appends import Appended, ProducerClaim, Refused
 from baton.db.postgres import pool
 from baton.errors import Unavailable
@@ -154,6 +154,25 @@ async def test_two_producers_that_close_at_once_leave_one_end(dsn: str) -> None:
         )
         assert sorted(type(item).__name__ for item in found) == ["Appended", "Refused"]
         assert len(await events(connection, stream)) == 2
+
+
+async def test_an_append_in_flight_while_its_stream_is_deleted_leaves_nothing(dsn: str) -> None:
+    stream = (await opened(dsn)).stream_id
+    erased = "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%SET closed%'"
+    async with connected(dsn) as writing, pool(dsn, size=1, timeout_seconds=10) as connections:
+        transaction = writing.transaction()
+        await transaction.start()
+        state = (await external_appends.read(writing, [(stream, "a")]))[stream]
+        state.accept(request(stream, texts("x"), by=("a", 0, 0)), max_bytes=1000)
+        write = external_appends.Write(stream, 0, state, 1, texts("x")[0], 1, 1, {"a"}, None)
+        assert await external_appends.write(writing, [write]) == {stream}
+        erasing = asyncio.create_task(stream_ending.erase(connections, stream))
+        async with connected(dsn) as looking:
+            await until(lambda: looking.fetchval(erased))
+        await transaction.commit()
+        assert await erasing
+        assert await writing.fetchval("SELECT count(*) FROM baton.producer") == 0
+        assert await writing.fetchval("SELECT count(*) FROM baton.external_stream") == 0
 
 
 async def test_a_deleted_stream_takes_nothing(dsn: str) -> None:

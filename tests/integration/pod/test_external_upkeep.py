@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,8 +12,8 @@ import pytest
 from tests.support.external import append, append_queue, opened, request, texts
 from tests.support.logbook import connected, events, row
 
-from baton.db import code_revisions, external_streams, history
-from baton.db.external_appends import Refused
+from baton.db import code_revisions, external_appends, external_streams, history, stream_ending
+from baton.db.external_appends import Appended, ProducerClaim, Refused
 from baton.db.postgres import Connection, pool
 from baton.db.schema_revision import REVISION
 from baton.db.stream_creation import Limits, NewStream
@@ -66,6 +67,13 @@ async def test_a_producer_that_is_silent_for_too_long_is_lost(dsn: str) -> None:
         assert await ended_by(dsn, connection, stream) == "producer_lost"
         assert [event["type"] for event in await events(connection, stream)] == ["text", "done"]
         assert await queue.append(request(stream, texts("b"))) == Refused("closed", 2, reason="producer_lost")
+
+
+async def test_a_cancel_whose_pod_died_before_the_end_is_carried_out(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        streams = [(await opened(dsn, kind=kind)).stream_id for kind in ("events", "text")]
+        await connection.execute("UPDATE baton.stream SET cancel_requested_at = clock_timestamp()")
+        assert [await ended_by(dsn, connection, stream) for stream in streams] == ["cancelled", "cancelled"]
 
 
 async def test_each_stream_has_its_own_limits(dsn: str) -> None:
@@ -153,10 +161,38 @@ async def test_a_producer_whose_next_number_does_not_fit_has_lost_something(dsn:
         # It does not have to know: another history is noticed by the statement.
         with pytest.raises(Unavailable, match="failed over"):
             await queue.append(request(stream, texts("d"), by=("a", 0, 3)))
-        assert (await row(connection, stream)).error_code == "log_rewound"
+        assert await ended_by(dsn, connection, stream, failover_settle_seconds=0) == "log_rewound"
         assert await queue.append(request(stream, texts("d"), by=("a", 0, 3))) == Refused(
             "closed", 2, reason="log_rewound"
         )
+
+
+async def test_an_append_that_overtakes_another_ends_no_stream_after_a_failover(dsn: str) -> None:
+    """Clients of the protocol send several appends at once, which may arrive in any order, on different pods."""
+    async with connected(dsn) as connection, append_queue(dsn) as one, append_queue(dsn) as other:
+        stream = (await opened(dsn)).stream_id
+        await append(one, stream, texts("a"), by=("a", 0, 0))
+        await history.mark_restored(connection)
+        one.distrust()
+        with pytest.raises(Unavailable, match="failed over"):
+            await other.append(request(stream, texts("c"), by=("a", 0, 2)))
+        overtaking = asyncio.create_task(one.append(request(stream, texts("c"), by=("a", 0, 2))))
+        await asyncio.sleep(0)  # it is queued first
+        assert await one.append(request(stream, texts("b"), by=("a", 0, 1))) == Appended(
+            2, closed=False, producer=ProducerClaim("a", 0, 1)
+        )
+        assert await overtaking == Refused("gap", 1, number=1)
+        assert (await append(other, stream, texts("c"), by=("a", 0, 2))).tail == 3
+
+
+async def test_the_first_append_of_an_epoch_proves_nothing_after_a_failover(dsn: str) -> None:
+    async with connected(dsn) as connection, append_queue(dsn) as queue:
+        stream = (await opened(dsn)).stream_id
+        await append(queue, stream, texts("a"), by=("a", 0, 0))
+        await history.mark_restored(connection)
+        with pytest.raises(Unavailable, match="failed over"):
+            await queue.append(request(stream, texts("b"), by=("a", 1, 0)))
+        assert await ended_by(dsn, connection, stream, failover_settle_seconds=0) == "log_rewound"
 
 
 async def test_what_nobody_can_prove_ends_once_the_pods_have_waited(dsn: str) -> None:
@@ -181,6 +217,15 @@ async def test_what_nobody_can_prove_ends_once_the_pods_have_waited(dsn: str) ->
             assert (await row(connection, stream)).error_code == "log_rewound"
 
 
+async def test_a_cancel_of_a_stream_that_is_not_proved_complete_ends_it_as_rewound(dsn: str) -> None:
+    """Its terminal event may have the number of an event that clients have."""
+    async with connected(dsn) as connection, pool(dsn, size=1, timeout_seconds=10) as connections:
+        stream = (await opened(dsn)).stream_id
+        await history.mark_restored(connection)
+        assert await stream_ending.request_cancel(connections, stream) == "open"
+        assert (await row(connection, stream)).error_code == "log_rewound"
+
+
 async def test_older_code_keeps_open_streams_away(dsn: str) -> None:
     async with connected(dsn) as connection, pool(dsn, size=1, timeout_seconds=10) as connections:
         old = "INSERT INTO baton.worker (name, generators, concurrency) VALUES ('old', '{}', 1)"
@@ -189,3 +234,29 @@ async def test_older_code_keeps_open_streams_away(dsn: str) -> None:
         await connection.execute("DELETE FROM baton.worker")
         assert await code_revisions.exclude_older(connections)
         assert await connection.fetchval("SELECT oldest_code FROM baton.compatibility") == REVISION
+
+
+async def test_a_statement_asks_for_the_history_once_however_many_streams_it_is_about(dsn: str) -> None:
+    ids = [(await opened(dsn)).stream_id for _ in range(4)]
+    limits = {"max_duration": 60, "idle_timeout": 60, "max_life": 60}
+    async with connected(dsn) as connection:
+        await connection.execute("SET track_functions = 'all'")
+        async with connection.transaction():
+
+            async def calls() -> int:
+                asked = "SELECT coalesce(pg_stat_get_xact_function_calls('baton.current_history'::regproc), 0)"
+                found: int = await connection.fetchval(asked)
+                return found
+
+            states = await external_appends.read(connection, [(stream_id, "a") for stream_id in ids])
+            assert await calls() == 1
+            writes = []
+            for stream_id, state in states.items():
+                state.accept(request(stream_id, texts("x"), by=("a", 0, 0)), max_bytes=100)
+                writes.append(external_appends.Write(stream_id, 0, state, 1, texts("x")[0], 1, 1, ["a"], None))
+            assert await external_appends.write(connection, writes) == set(ids)
+            assert await calls() == 2
+            assert await external_streams.rewound_history(connection) is None
+            assert await calls() == 3
+            assert await external_streams.overdue(connection, **limits, rewound=True, unwatched=True) == []
+            assert await calls() == 4

@@ -26,7 +26,16 @@ def shown(error: RequestError) -> dict[str, Any]:
     ("because", "status", "headers"),
     [
         ("not_found", 404, {}),
-        ("closed", 409, {"Stream-Closed": "true", "Stream-Next-Offset": "01a21dcf69fe_0000000004"}),
+        (
+            "closed",
+            409,
+            {
+                "Stream-Closed": "true",
+                "Stream-Next-Offset": "01a21dcf69fe_0000000004",
+                "Producer-Expected-Seq": "7",
+                "Producer-Received-Seq": "7",
+            },
+        ),
         ("fenced", 403, {"Producer-Epoch": "5"}),
         ("gap", 409, {"Producer-Expected-Seq": "5", "Producer-Received-Seq": "7"}),
         ("epoch_must_begin_at_0", 400, {}),
@@ -53,6 +62,7 @@ def test_each_reason_has_a_refusal() -> None:
         ("unwatched", "unwatched"),
         ("producer_lost", "producer_lost"),
         ("max_duration", "max_duration"),
+        ("log_rewound", "log_rewound"),
         ("stop", "stream_closed"),
         ("provider_error", "stream_closed"),
         ("my_own_code", "stream_closed"),

@@ -114,3 +114,22 @@ def test_only_what_is_true_for_ever_is_final() -> None:
     assert Appended(1, closed=False).is_final
     assert Appended(1, closed=True, duplicate=True).is_final
     assert not Appended(1, closed=False, duplicate=True).is_final
+
+
+@pytest.mark.parametrize(
+    ("claim", "producers", "proves"),
+    [
+        (ProducerClaim("a", 2, 8), 1, True),
+        (ProducerClaim("a", 2, 8), 2, False),
+        (ProducerClaim("a", 2, 7), 1, False),
+        (ProducerClaim("a", 2, 9), 1, False),
+        (ProducerClaim("a", 3, 0), 1, False),
+        (ProducerClaim("b", 0, 0), 1, False),
+        (None, 1, False),
+    ],
+)
+def test_only_the_next_number_of_the_only_producer_shows_that_nothing_is_lost(
+    claim: ProducerClaim | None, producers: int, proves: bool
+) -> None:
+    state = State(True, 5, producers=producers, known={"a": (2, 7), "b": None})
+    assert state.is_continued_by(claim) is proves

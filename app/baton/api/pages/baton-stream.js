@@ -43,6 +43,7 @@ function retryAfter(value) {
 // src/backoff.ts
 var FIRST_MILLISECONDS = 200;
 var LONGEST_MILLISECONDS = 5e3;
+var LONGEST_ASKED_MILLISECONDS = 6e5;
 var Backoff = class {
   #patienceMilliseconds;
   #failures = 0;
@@ -66,7 +67,7 @@ var Backoff = class {
     if (Date.now() - this.#since > this.#patienceMilliseconds) return null;
     const longest = Math.min(LONGEST_MILLISECONDS, FIRST_MILLISECONDS * 2 ** this.#failures);
     this.#failures = Math.min(this.#failures + 1, 30);
-    return Math.max(leastMilliseconds, longest * (0.5 + Math.random() / 2));
+    return Math.max(Math.min(leastMilliseconds, LONGEST_ASKED_MILLISECONDS), longest * (0.5 + Math.random() / 2));
   }
 };
 function pause(milliseconds, signal) {
@@ -306,6 +307,7 @@ function done(stream) {
 var SILENCE_MILLISECONDS = 45e3;
 var PATIENCE_MILLISECONDS = 6e4;
 var POLL_SECONDS = 2;
+var LEAST_POLL_MILLISECONDS = 500;
 function follow(url, options = {}) {
   return new Follower(absolute(url), options);
 }
@@ -420,6 +422,7 @@ var Follower = class {
     if (url === null) throw NO_BODY_TO_POLL;
     const progress = new AnswerProgress(Boolean(this.#options.snapshot || this.lastEventId));
     while (!this.#over) {
+      const due = Date.now() + LEAST_POLL_MILLISECONDS;
       const stream = await this.#state(url);
       this.#backoff.reset();
       for (const event of progress.take(stream)) {
@@ -427,6 +430,7 @@ var Follower = class {
         this.#over = event.type === "done";
         yield event;
       }
+      if (!this.#over) await pause(Math.max(0, due - Date.now()), this.#options.signal);
     }
   }
   async #state(url) {

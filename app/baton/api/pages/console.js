@@ -160,7 +160,7 @@ function show(overview, page, opened) {
   showFigures(overview);
   showProblems(overview, page);
   showPods(overview.pods);
-  showWorkers(overview.workers);
+  showWorkers(overview);
   showStreams(page);
   showOpened(page, opened);
 }
@@ -189,11 +189,11 @@ function showFigures({ live, queue, pods, tenant }) {
 }
 
 // What an operator should know first, in sentences.
-function problemsOf({ pods, workers, queue }) {
+function problemsOf({ pods, workers, queue, needs_worker: needsWorker }) {
   const found = [];
   const waiting = queue.streams ? ` ${plural(queue.streams, "stream")} ${queue.streams === 1 ? "waits" : "wait"}.` : "";
   const alive = workers.filter((worker) => worker.alive);
-  if (!alive.length) found.push(`No worker is alive, so nothing is generated.${waiting}`);
+  if (!alive.length && needsWorker) found.push(`No worker is alive, so nothing is generated.${waiting}`);
   else if (queue.oldest_seconds > LONG_QUEUE_SECONDS) {
     const full = alive.every((worker) => worker.running >= worker.concurrency);
     const why = full ? "All workers are full." : "Workers have free slots: check which generators they offer.";
@@ -255,9 +255,9 @@ function showPods(all) {
   });
 }
 
-function showWorkers(workers) {
+function showWorkers({ workers, needs_worker: needsWorker }) {
   setText(byId("workers-count"), String(workers.filter((worker) => worker.alive).length));
-  byId("no-workers").hidden = workers.length > 0;
+  byId("no-workers").hidden = workers.length > 0 || !needsWorker;
   keyed(byId("workers"), nodes.workers, workers, (worker) => worker.id, makeProcess, (row, worker) => {
     showProcess(row, worker, workerState(worker), `${count(worker.running)} of ${count(worker.concurrency)}`);
     setAttribute(row.children[0], "title", `Generators: ${worker.generators.join(", ")}`);

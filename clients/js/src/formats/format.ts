@@ -23,12 +23,10 @@ export const reasoning = (delta: unknown): Message[] =>
 
 export const finish = (reason: string): Message => ({ type: "finish", finish_reason: reason });
 
+export const CUT_OFF = { code: "provider_cut_off", message: "The model provider's answer ended before it was complete." };
+
 /** The end of an answer whose source stopped before it said that it was complete. */
-export const cutOff = (): Message => ({
-  type: "error",
-  code: "provider_cut_off",
-  message: "The model provider's answer ended before it was complete.",
-});
+export const cutOff = (): Message => ({ type: "error", ...CUT_OFF });
 
 /** The end of an answer for an error that the provider reported within it. */
 export function reported(code: unknown): Message {

@@ -1,0 +1,71 @@
+import { useChat } from "@ai-sdk/react";
+import { DefaultChatTransport, getToolName, isToolUIPart, type UIMessage } from "ai";
+import { type FormEvent, useEffect, useRef, useState } from "react";
+
+export type Message = UIMessage<{ status?: "completed" | "failed" | "cancelled" }>;
+export interface Saved {
+  id: string;
+  messages: Message[];
+}
+
+export function Chat({ saved, save }: { saved: Saved; save: (chat: Saved) => void }) {
+  const { id } = saved;
+  const last = useRef(saved.messages.at(-1));
+  const [transport] = useState(
+    () =>
+      new DefaultChatTransport<Message>({
+        // The answer may have ended while the page was closed: without its status, request it from the beginning.
+        prepareReconnectToStreamRequest: ({ api, id }) => ({
+          api: `${api}/${id}/stream${last.current && !last.current.metadata?.status ? "?startIndex=0" : ""}`,
+        }),
+      }),
+  );
+  const chat = useChat<Message>({ id, messages: saved.messages, transport, resume: true });
+  useEffect(() => {
+    last.current = chat.messages.at(-1);
+    save({ id, messages: chat.messages });
+  }, [id, chat.messages, save]);
+
+  const busy = chat.status === "submitted" || chat.status === "streaming";
+  function send(event: FormEvent<HTMLFormElement>) {
+    event.preventDefault();
+    const text = String(new FormData(event.currentTarget).get("text"));
+    event.currentTarget.reset();
+    void chat.sendMessage({ text });
+  }
+  return (
+    <main>
+      {chat.messages.map((message) => (
+        <article key={message.id} style={{ whiteSpace: "pre-wrap" }}>
+          <strong>{message.role === "user" ? "You" : "Model"}</strong>
+          {message.parts.map((part, index) => (
+            <Part key={index} part={part} />
+          ))}
+        </article>
+      ))}
+      {chat.error && (
+        <p role="alert">
+          {chat.error.message}{" "}
+          {!chat.messages.at(-1)?.metadata?.status && <button onClick={() => void chat.resumeStream()}>Reconnect</button>}
+        </p>
+      )}
+      <form onSubmit={send}>
+        <input name="text" aria-label="Message" autoComplete="off" required disabled={busy} />
+        {busy ? (
+          <button type="button" onClick={() => void fetch(`/api/chat/${id}/stop`, { method: "POST" })}>
+            Stop
+          </button>
+        ) : (
+          <button>Send</button>
+        )}
+      </form>
+    </main>
+  );
+}
+
+function Part({ part }: { part: Message["parts"][number] }) {
+  if (part.type === "text") return <p>{part.text}</p>;
+  if (part.type === "reasoning") return <p style={{ opacity: 0.6 }}>{part.text}</p>;
+  if (isToolUIPart(part)) return <code>{`${getToolName(part)} ${JSON.stringify(part.input)} → ${JSON.stringify(part.output)}`}</code>;
+  return null;
+}

@@ -1,0 +1,9 @@
+export const metadata = { title: "Chat" };
+
+export default function Layout({ children }: { children: React.ReactNode }) {
+  return (
+    <html lang="en">
+      <body style={{ font: "1rem/1.5 system-ui", maxWidth: "40rem", margin: "2rem auto", padding: "0 1rem" }}>{children}</body>
+    </html>
+  );
+}
