@@ -534,6 +534,7 @@ async def test_a_stream_whose_producer_lost_appends_ends_as_rewound(scene: Scene
     assert early.messages[-1]["error"]["code"] == REWOUND
 
 
+@pytest.mark.slow
 async def test_streams_whose_producers_prove_nothing_end_as_rewound(scene: Scene) -> None:
     """They have no number, a number that is their first, or are silent, and until then nobody takes the log for it."""
     await scene.start(pods=2, failover_settle_seconds=3)

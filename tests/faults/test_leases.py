@@ -52,7 +52,8 @@ async def log_of(cluster: Cluster, stream_id: str) -> list[dict[str, Any]]:
 
 
 # Ten seconds are promised of a machine that is not overwhelmed.
-@pytest.mark.parametrize("within_seconds", [DEADLINE_SECONDS, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("within_seconds", [DEADLINE_SECONDS, 10])
 async def test_viewers_learn_of_a_killed_worker_within_ten_seconds_by_default(
     cluster: Cluster, within_seconds: float
 ) -> None:

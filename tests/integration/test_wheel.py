@@ -72,6 +72,7 @@ def test_the_wheel_has_types_migrations_pages_and_licenses(wheel: Path) -> None:
     assert {f"{metadata}/licenses/{name}" for name in licenses} <= names
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_an_installed_wheel_has_no_embedded_postgres(installed: Path, tmp_path: Path) -> None:
     (site_packages,) = installed.parent.glob("lib/python*/site-packages")
@@ -90,6 +91,7 @@ async def test_an_installed_wheel_has_no_embedded_postgres(installed: Path, tmp_
         assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 async def test_an_installed_wheel_migrates_and_streams_beside_another_app(
     installed: Path, empty_dsn: str, tmp_path: Path

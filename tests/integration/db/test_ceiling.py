@@ -92,6 +92,7 @@ async def holding(
     await asyncio.gather(*[item.rollback() for item in transactions])
 
 
+@pytest.mark.slow
 async def test_no_lock_runs_out_at_the_ceiling(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     async with connected(cluster.dsn) as beside, sessions(cluster.dsn, SESSIONS) as opened:
         await at_the_ceiling(beside)

@@ -234,6 +234,7 @@ def test_a_port_shared_by_other_pods_is_reported(folder: Path) -> None:
             assert f"baton: Another process listens on 127.0.0.1:{port}" in running.output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 def test_serve_stays_up_and_its_suggested_commands_work(folder: Path, empty_dsn: str) -> None:
     with demo(folder, "--serve", BATON_DATABASE_URL=empty_dsn, BATON_REPLAY_SPEED="10") as running:
