@@ -10,6 +10,9 @@ import pytest
 from tests.integration.api.fuzzing import all_back, fuzzer
 from tests.support.cluster import Cluster
 
+# Hypothesis draws in a thread. Meanwhile the pod, in this process, uses `random`, and Hypothesis blames the strategy.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
+
 
 async def test_some_requests_of_each_kind(cluster: Cluster) -> None:
     fuzzed = await fuzzer(cluster)
