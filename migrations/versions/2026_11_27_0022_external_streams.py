@@ -64,7 +64,6 @@ def upgrade() -> None:
         sa.Column("stream_seq", sa.Text),
         sa.Column("producers", sa.Integer, nullable=False, server_default=sa.text("0")),
         sa.Column("closed", sa.Boolean, nullable=False, server_default=sa.false()),
-        sa.Column("closed_by", sa.Text),
         sa.PrimaryKeyConstraint("stream_id", name="pk_external_stream"),
         sa.UniqueConstraint("tenant", "path", name="uq_external_stream_tenant_path"),
         sa.CheckConstraint("kind IN ('events', 'json', 'text', 'bytes')", name="ck_external_stream_kind"),

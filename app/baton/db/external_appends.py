@@ -33,7 +33,7 @@ MOST_PRODUCERS: Final = 1000
 UNNAMED: Final = ""
 
 _READ = """
-SELECT e.stream_id, e.kind = 'events', e.tail, e.size_bytes, e.stream_seq, e.producers, e.closed, e.closed_by,
+SELECT e.stream_id, e.kind = 'events', e.tail, e.size_bytes, e.stream_seq, e.producers, e.closed,
        s.history <> (SELECT baton.current_history()), coalesce(s.error_code, s.finish_reason)
 FROM baton.external_stream AS e JOIN baton.stream AS s ON s.id = e.stream_id
 WHERE e.stream_id = ANY ($1::uuid[])
@@ -51,8 +51,8 @@ JOIN baton.producer AS p USING (stream_id, producer_id)
 _WRITE = f"""
 WITH asked AS (
     SELECT * FROM unnest($1::uuid[], $2::integer[], $3::integer[], $4::integer[], $5::boolean[], $6::bytea[],
-                         $7::integer[], $8::integer[], $9::text[], $10::integer[], $11::text[])
-           AS a (stream_id, tail, last_seq, new_tail, closes, events, bytes, tokens, stream_seq, producers, closed_by)
+                         $7::integer[], $8::integer[], $9::text[], $10::integer[])
+           AS a (stream_id, tail, last_seq, new_tail, closes, events, bytes, tokens, stream_seq, producers)
 ), locked AS MATERIALIZED (
     SELECT e.stream_id FROM baton.external_stream AS e WHERE e.stream_id = ANY ($1) ORDER BY e.stream_id
     FOR NO KEY UPDATE
@@ -62,8 +62,7 @@ WITH asked AS (
         first_token_at = CASE WHEN a.tokens > 0 THEN coalesce(e.first_token_at, clock_timestamp())
                               ELSE e.first_token_at END,
         stream_seq = a.stream_seq, producers = a.producers,
-        closed = a.closes, closed_by = a.closed_by,
-        heard_at = clock_timestamp(), used_at = clock_timestamp()
+        closed = a.closes, heard_at = clock_timestamp(), used_at = clock_timestamp()
     FROM asked AS a
     JOIN baton.stream AS s ON s.id = a.stream_id AND s.status = 'open'
      AND s.history = (SELECT baton.current_history())
@@ -76,14 +75,14 @@ WITH asked AS (
     FROM asked AS a JOIN moved USING (stream_id)
 ), numbered AS (
     INSERT INTO baton.producer AS p (stream_id, producer_id, epoch, last_seq)
-    SELECT n.* FROM unnest($12::uuid[], $13::text[], $14::bigint[], $15::bigint[])
+    SELECT n.* FROM unnest($11::uuid[], $12::text[], $13::bigint[], $14::bigint[])
                     AS n (stream_id, producer_id, epoch, last_seq) JOIN moved USING (stream_id)
     ON CONFLICT (stream_id, producer_id) DO UPDATE SET epoch = excluded.epoch, last_seq = excluded.last_seq
 ){{closing}}
 SELECT stream_id FROM moved
 """  # noqa: S608
 _CLOSING_TYPES: Final = ("uuid", *(column.type for column in end_columns.COLUMNS))
-_PARAMETERS: Final = ", ".join(f"${number}::{kind}[]" for number, kind in enumerate(_CLOSING_TYPES, start=16))
+_PARAMETERS: Final = ", ".join(f"${number}::{kind}[]" for number, kind in enumerate(_CLOSING_TYPES, start=15))
 _CLOSING = f""", closed AS (
     UPDATE baton.stream AS s SET {end_columns.assignments(lambda name, _position: f"c.{name}")}
     FROM unnest({_PARAMETERS}) AS c (id, {", ".join(end_columns.NAMES)})
@@ -195,7 +194,6 @@ class State:
     stream_seq: str | None = None
     producers: int = 0
     closed: bool = False
-    closed_by: str | None = None
     rewound: bool = False
     reason: str = ""
     known: dict[str, tuple[int, int] | None] = field(default_factory=dict)  # epoch and last number by producer
@@ -256,7 +254,6 @@ class State:
         self.known[name] = (claim.epoch, claim.seq) if claim else (0, 0)
         if request.outcome is not None:
             self.closed, self.reason = True, request.outcome.code
-            self.closed_by = name
         return Appended(self.tail, self.closed, False, claim)
 
     def is_continued_by(self, claim: ProducerClaim | None) -> bool:
@@ -298,7 +295,7 @@ async def read(connection: Connection, wanted: Sequence[tuple[UUID, str]]) -> di
     """Read the states of streams with the numbers of these producers. Ids without a stream are left out."""
     ids = list(dict.fromkeys(stream_id for stream_id, _ in wanted))
     found = {
-        row[0]: State(row[1], row[2], row[3], row[4], row[5], row[6], row[7], bool(row[8]), row[9] or "")
+        row[0]: State(row[1], row[2], row[3], row[4], row[5], row[6], bool(row[7]), row[8] or "")
         for row in await connection.fetch(_READ, ids)
     }
     for stream_id, name in wanted:
@@ -328,7 +325,6 @@ async def write(connection: Connection, writes: Sequence[Write]) -> set[UUID]:
         [item.tokens for item in writes],
         [item.after.stream_seq for item in writes],
         [item.after.producers for item in writes],
-        [item.after.closed_by for item in writes],
         [item.stream_id for item, *_ in numbers],
         [name for _, name, _, _ in numbers],
         [epoch for _, _, epoch, _ in numbers],

@@ -58,7 +58,6 @@ class ExternalStream:
     stream_seq: str | None
     producers: int
     closed: bool
-    closed_by: str | None
 
     @property
     def carries_events(self) -> bool:

@@ -109,7 +109,7 @@ _CLAIMED: Final = (
 # What an append, a read or a sign of life changes.
 _APPENDED: Final = (
     *("used_at", "tail", "size_bytes", "tokens", "first_token_at", "heard_at", "stream_seq", "producers"),
-    *("closed", "closed_by"),
+    "closed",
 )
 _BOTH: Final = (
     Grant("SELECT", "alembic_version"),

@@ -193,7 +193,6 @@ external_stream = Table(
     Column("stream_seq", Text),  # the last `Stream-Seq`
     Column("producers", Integer, nullable=False, server_default=text("0")),  # how many rows `producer` has for it
     Column("closed", Boolean, nullable=False, server_default=false()),
-    Column("closed_by", Text),  # the id of the producer whose last append closed it
     CheckConstraint("kind IN ('events', 'json', 'text', 'bytes')", name="kind"),
     UniqueConstraint("tenant", "path"),
     Index("ix_external_stream_open", "stream_id", postgresql_where=text("NOT closed")),

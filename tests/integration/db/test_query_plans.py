@@ -156,7 +156,7 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
 _STATE = (["$running"], [21], [r"\x7b7d"], ["test"], [20])
 _ROWS = (["$running"], [21], [21], [1], [False], [r"\x7b7d"], [None], None)
 _END = (["$running"], ["failed"], ["error"], ["a"], ["b"], [None], [1], [0.1], [0.1], [None], [None], [1])
-_APPENDS = (["$open"], [2], [3], [3], [False], [r"\x7b7d"], [2], [1], [None], [1], [None])
+_APPENDS = (["$open"], [2], [3], [3], [False], [r"\x7b7d"], [2], [1], [None], [1])
 _NUMBERS = (["$open"], ["a"], [0], [7])
 BY_INDEX: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "append": (appending(), _ROWS, 0),

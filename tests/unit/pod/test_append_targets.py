@@ -14,7 +14,7 @@ NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
 def stream(*, ttl_seconds: int | None = None, expires_at: Any = None) -> ExternalStream:
     own = ("acme", "a", "text", "text/plain", ttl_seconds, expires_at, NOW)
-    return ExternalStream(uuid4(), *own, 0, 0, 0, None, NOW, None, 0, False, None)  # type: ignore[arg-type]
+    return ExternalStream(uuid4(), *own, 0, 0, 0, None, NOW, None, 0, False)  # type: ignore[arg-type]
 
 
 def test_a_path_belongs_to_a_tenant() -> None:
