@@ -106,7 +106,7 @@ class Pod:
             self.metrics,
             self.subscriber_limits,
             self.verifier,
-            Settling(pool, settings.failover_settle_seconds),
+            Settling(pool, settings.failover_settle_seconds, self.verifier.renew),
             window_bytes=settings.relay_window_bytes,
             poll_seconds=settings.log_poll_seconds,
             with_events=settings.notify_payloads,

@@ -8,7 +8,7 @@ one of them has happened, a pod must not take the shorter log for the truth.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from uuid import UUID
 
 from ..db import streams
@@ -19,10 +19,15 @@ UNSETTLED = "The database has failed over, and the end of this answer is being r
 
 
 class Settling:
-    """The streams that are not settled since a failover, for at most `seconds` after this pod met the first of them."""
+    """The streams that are not settled since a failover, for at most `seconds` after this pod met the first of them.
 
-    def __init__(self, pool: Pool, seconds: float) -> None:
+    `renew` reads the history of the database again. After a restored snapshot it only changes once a pod or a worker
+    has noticed that a counter has fallen, and a client that returns at once must not be faster than that.
+    """
+
+    def __init__(self, pool: Pool, seconds: float, renew: Callable[[], Awaitable[None]]) -> None:
         self._pool = pool
+        self._renew = renew
         self._seconds = seconds
         self._history: str | None = None  # in which this pod has met an unsettled stream
         self._until = 0.0  # on the event loop's clock
@@ -33,6 +38,7 @@ class Settling:
         Raises:
             Unavailable: the database does not answer.
         """
+        await self._renew()
         async with translated(self._pool):
             found, history = await streams.of_older_history(self._pool, stream_ids)
         now = asyncio.get_running_loop().time()

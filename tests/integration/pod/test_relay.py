@@ -54,7 +54,7 @@ class Pod:
         subscriber_limits = SubscriberLimits(self.metrics, max_pod=1000, max_tenant=1000, max_stream=1000)
         self.verifier = NotificationVerifier(cluster.pool, check_seconds=60, on_new_history=self._distrust_all)
         self.verifier.keys = KEYS
-        self.settling = Watched(cluster.pool, settle_seconds)
+        self.settling = Watched(cluster.pool, settle_seconds, self.verifier.renew)
         self.relays = RelayRegistry(
             cluster.pool,
             self.metrics,
@@ -508,6 +508,21 @@ async def test_a_cursor_beyond_the_log_is_refused_once_the_pod_has_waited(cluste
         raise AssertionError
 
     await until(refused)
+
+
+async def test_a_client_that_returns_before_a_restore_is_noticed_is_not_refused(cluster: Cluster) -> None:
+    """The history does not change by itself when a snapshot is restored. The pod remembers a worker's counter."""
+    pod, author = Pod(cluster), await cluster.author()
+    await author.write_texts([1, 1], notify=False)
+    worker = "INSERT INTO baton.worker (name, generators, concurrency, heartbeat) VALUES ('w', '{}', 1, 7)"
+    await cluster.pool.execute(worker)
+    await pod.verifier._read()
+    async with cluster.pool.acquire() as connection, connection.transaction():
+        await connection.execute("DELETE FROM baton.batch WHERE last_seq > 1")
+        await connection.execute("UPDATE baton.worker SET heartbeat = 5 WHERE name = 'w'")
+    pod.verifier._read_at -= 60
+    with pytest.raises(Unavailable):
+        await pod.relays.subscribe(author.id, 2)
 
 
 async def test_a_relay_stays_while_what_it_holds_may_come_back(cluster: Cluster) -> None:

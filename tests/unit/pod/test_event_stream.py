@@ -100,7 +100,7 @@ class Scene:
         self.metrics = PodMetrics()
         limits = SubscriberLimits(self.metrics, max_pod=10, max_tenant=10, max_stream=10)
         verifier = NotificationVerifier(NO_POOL, check_seconds=60)
-        self.settling = Settling(NO_POOL, 0)
+        self.settling = Settling(NO_POOL, 0, verifier.renew)
         self.relays = RelayRegistry(
             NO_POOL, self.metrics, limits, verifier, self.settling, window_bytes=65_536, poll_seconds=60
         )
