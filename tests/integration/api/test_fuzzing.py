@@ -14,6 +14,7 @@ from tests.support.cluster import Cluster
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
 
+@pytest.mark.slow
 async def test_some_requests_of_each_kind(cluster: Cluster) -> None:
     fuzzed = await fuzzer(cluster)
     await asyncio.to_thread(fuzzed.of_the_document, 2, 1)
