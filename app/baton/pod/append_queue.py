@@ -148,6 +148,8 @@ class AppendQueue:
             self._wake.clear()
             while group := self._next_group():
                 await self._answer(connection, group)
+                while len(self._states) > MOST_STATES:
+                    self._states.popitem(last=False)
                 backoff.reset()
 
     def _next_group(self) -> list[_Waiting]:
@@ -194,8 +196,6 @@ class AppendQueue:
         for stream_id in lacking:
             self._states.pop(stream_id, None)
         self._states.update(await external_appends.read(connection, sorted(wanted)))
-        while len(self._states) > MOST_STATES + len(lacking):
-            self._states.popitem(last=False)
         return lacking
 
     def _knows(self, item: _Waiting) -> bool:

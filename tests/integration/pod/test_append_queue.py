@@ -16,6 +16,7 @@ from baton.db.external_appends import Appended, ProducerClaim, Refused
 from baton.db.postgres import pool
 from baton.errors import Unavailable
 from baton.outcome import Outcome
+from baton.pod import append_queue as append_queue_module
 
 STOP = Outcome.completed("stop")
 WAITS = """
@@ -173,6 +174,17 @@ async def test_an_append_in_flight_while_its_stream_is_deleted_leaves_nothing(ds
         assert await erasing
         assert await writing.fetchval("SELECT count(*) FROM baton.producer") == 0
         assert await writing.fetchval("SELECT count(*) FROM baton.external_stream") == 0
+
+
+async def test_a_state_is_not_forgotten_while_its_append_is_decided(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest state may belong to an append in the same group as many streams that are not known yet."""
+    monkeypatch.setattr(append_queue_module, "MOST_STATES", 1)
+    first, *others = [(await opened(dsn)).stream_id for _ in range(4)]
+    async with append_queue(dsn) as queue:
+        await append(queue, first, texts("a"))
+        found = await asyncio.gather(*(append(queue, stream, texts("b")) for stream in (*others, first)))
+        assert [item.tail for item in found] == [1, 1, 1, 2]
+        assert len(queue._states) <= 1
 
 
 async def test_a_deleted_stream_takes_nothing(dsn: str) -> None:
