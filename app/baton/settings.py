@@ -751,6 +751,11 @@ class Settings(BaseSettings):
         return self.listen_database_url is None
 
     @property
+    def watchers_known_after_seconds(self) -> float:
+        """How long pods need, after an outage, to note which streams were watched in the meantime."""
+        return 2 * self.watch_interval_seconds + self.database_timeout_seconds
+
+    @property
     def listen_dsn(self) -> str:
         """Return the DSN for the LISTEN connection."""
         return _plain(self.listen_database_url) if self.listen_database_url else self.dsn

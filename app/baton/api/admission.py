@@ -10,8 +10,11 @@ from typing import Final
 from starlette.requests import Request
 
 from ..db import fair_semaphore
-from ..errors import ReadRateLimited, Unavailable
+from ..db.rate_buckets import Rate
+from ..errors import PassingError, ReadRateLimited, Unavailable
+from ..observability.metrics.pod_metrics import Limit
 from ..pod import caller_rates
+from ..pod.caller_rates import CallerRates
 from ..principal import AuthScope
 from .request import AsgiResponse, pod_of, principal_of
 from .request_body import release_body
@@ -65,16 +68,31 @@ def admitted(
     return endpoint
 
 
+async def take(
+    request: Request, rates: CallerRates, limit: Limit, error: type[PassingError], sentence: Callable[[Rate], str]
+) -> None:
+    """Take a token of the caller's bucket on this pod; `limit` names it in the metric of rejected requests.
+
+    Raises:
+        PassingError: this `error`, with the sentence about the rate, since the caller is faster than that.
+    """
+    pod, principal = pod_of(request), principal_of(request)
+    wait_seconds = rates.take(principal.tenant, principal.name)
+    if wait_seconds is not None:
+        pod.metrics.rejected[limit] += 1
+        await asyncio.sleep(caller_rates.REFUSAL_SECONDS)
+        raise error(f"{sentence(rates.rate)} Try again in {wait_seconds} s.", wait_seconds)
+
+
 async def _take_read(request: Request) -> None:
     """Raise ReadRateLimited unless the caller may make another request now."""
-    pod, principal = pod_of(request), principal_of(request)
-    wait_seconds = pod.read_rates.take(principal.tenant, principal.name)
-    if wait_seconds is not None:
-        pod.metrics.rejected["reads_per_second"] += 1
-        await asyncio.sleep(caller_rates.REFUSAL_SECONDS)
-        rate = pod.read_rates.rate
-        raise ReadRateLimited(
-            f"You may make {rate.per_second:g} requests a second, and {rate.burst} at once after a pause. A list "
-            f"counts more if it reads more rows. Try again in {wait_seconds} s.",
-            wait_seconds,
-        )
+    await take(
+        request,
+        pod_of(request).read_rates,
+        "reads_per_second",
+        ReadRateLimited,
+        lambda rate: (
+            f"You may make {rate.per_second:g} requests a second, and {rate.burst} at once after a pause. A "
+            "list counts more if it reads more rows."
+        ),
+    )

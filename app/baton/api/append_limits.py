@@ -6,7 +6,6 @@ decided where appends are (`db.external_appends`).
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import time
 from collections.abc import Sequence
@@ -15,9 +14,8 @@ from starlette.requests import Request
 
 from ..db.external_appends import Appended, AppendRequest, Refused
 from ..errors import AppendRateLimited, MessageTooLarge, RequestError
-from ..pod import caller_rates
-from .admission import Handler
-from .request import AsgiResponse, pod_of, principal_of
+from .admission import Handler, take
+from .request import AsgiResponse, pod_of
 from .request_body import readable_bytes
 
 
@@ -57,17 +55,16 @@ async def require_append(request: Request) -> None:
     Raises:
         AppendRateLimited: the caller appends faster than it may on this pod.
     """
-    pod, principal = pod_of(request), principal_of(request)
-    wait_seconds = pod.append_rates.take(principal.tenant, principal.name)
-    if wait_seconds is not None:
-        pod.metrics.rejected["appends_per_second"] += 1
-        await asyncio.sleep(caller_rates.REFUSAL_SECONDS)
-        rate = pod.append_rates.rate
-        raise AppendRateLimited(
-            f"You may append {rate.per_second:g} times a second, and {rate.burst} times at once after a pause. Put "
-            f"several messages into one append. Try again in {wait_seconds} s.",
-            wait_seconds,
-        )
+    await take(
+        request,
+        pod_of(request).append_rates,
+        "appends_per_second",
+        AppendRateLimited,
+        lambda rate: (
+            f"You may append {rate.per_second:g} times a second, and {rate.burst} times at once after a pause. "
+            "Put several messages into one append."
+        ),
+    )
 
 
 def require_small(request: Request, lines: Sequence[bytes]) -> None:

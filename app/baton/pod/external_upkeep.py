@@ -45,10 +45,7 @@ class ExternalUpkeep:
     def __init__(self, settings: Settings, pool: Pool) -> None:
         self._settings = settings
         self._pool = pool
-        self._started_at = time.monotonic()
-        self._interrupted_at = self._started_at
-        # After an outage pods need this long to note which streams were watched in the meantime.
-        self._unwatched_after_seconds = 2 * settings.watch_interval_seconds + settings.database_timeout_seconds
+        self._interrupted_at = time.monotonic()
         self._rewound: tuple[str, float] | None = None  # a history with open streams of an older one, and since when
         self._overdue_pace = Pace(factor=20, least_seconds=CHECK_SECONDS)
         self._expired_pace = Pace(factor=100, least_seconds=EXPIRED_SECONDS)
@@ -85,7 +82,7 @@ class ExternalUpkeep:
                     idle_timeout=self._settings.idle_timeout_seconds,
                     max_life=self._settings.external_max_seconds,
                     rewound=rewound,
-                    unwatched=time.monotonic() - self._interrupted_at > self._unwatched_after_seconds,
+                    unwatched=time.monotonic() - self._interrupted_at > self._settings.watchers_known_after_seconds,
                 )
         for item in found:
             await self._end(item)

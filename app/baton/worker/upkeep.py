@@ -42,8 +42,6 @@ class Upkeep:
             max_pause_seconds=settings.lease_seconds / 2,
             on_end=telemetry.count_end,
         )
-        # After an outage pods need this long to note which streams were watched in the meantime.
-        self._unwatched_after_seconds = 2 * settings.watch_interval_seconds + settings.database_timeout_seconds
         # A stream that committed late is not overdue yet: only claims must find it quickly.
         self._watermark = QueueWatermark(late_check_seconds=SWEEP_SECONDS)
         # A read from the start of an index may take long while an old snapshot is open.
@@ -91,7 +89,7 @@ class Upkeep:
 
     async def run(self, connection: Connection, worker_id: UUID, counters: Mapping[UUID, int]) -> None:
         """Do all of it once. `counters` are those of all workers."""
-        trust_watched = self._reaper.steady_seconds() > self._unwatched_after_seconds
+        trust_watched = self._reaper.steady_seconds() > self._settings.watchers_known_after_seconds
         await self._follow_rows(connection, worker_id, trust_watched=trust_watched)
         self._slots.enforce_limits()
         await self._note_first_tokens(connection)
