@@ -18,7 +18,7 @@ from .errors import InvalidEvent, MalformedCursor
 # A regular expression for the id of a stream.
 STREAM_ID = "[0-9a-fA-F]{8}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{12}"
 
-Status = Literal["queued", "running", "open", "completed", "failed", "cancelled"]
+Status = Literal["queued", "running", "waiting", "open", "completed", "failed", "cancelled"]
 FinalStatus = Literal["completed", "failed", "cancelled"]
 
 MAX_SEQ = 2**31 - 1

@@ -60,7 +60,7 @@ RETURNING expires_at
 """
 
 # What is kept for a stream's next run, and deleted at its end. A row may stay if it was inserted at that moment.
-RUN_TABLES: Final = ("stream_state", "step")
+RUN_TABLES: Final = ("stream_state", "step", "input")
 
 _NOT_LIVE = """NOT EXISTS (
     SELECT FROM baton.stream WHERE id = {rows}.stream_id AND status NOT IN ('completed', 'failed', 'cancelled')

@@ -23,7 +23,7 @@ from ..events import MAX_SEQ
 from ..observability import log_context, stream_end
 from ..outcome import Outcome, Timings
 from ..usage import Bill
-from . import end_columns, event_log, sqlstates, steps, stream_states, streams
+from . import end_columns, event_log, inputs, sqlstates, steps, stream_states, streams
 from .fence import Fence
 from .postgres import Connection, Pool
 
@@ -144,6 +144,7 @@ async def erase(pool: Pool, stream_id: UUID, tenant: str = "") -> bool:
         await event_log.erase(connection, stream_id, keep_end=ended_now)
         await stream_states.delete(connection, stream_id)
         await steps.delete(connection, stream_id)
+        await inputs.delete(connection, stream_id)
         await connection.execute(_DELETE_EXTERNAL, stream_id)
         await connection.execute(_DELETE_KEYS, tenant, stream_id)
     return True

@@ -66,6 +66,8 @@ FORGET: Final = """gone AS (
     ON CONFLICT DO NOTHING
 ), forgotten AS (
     DELETE FROM baton.step AS s USING {ended} AS e WHERE s.stream_id = e.stream_id
+), unread AS (
+    DELETE FROM baton.input AS i USING {ended} AS e WHERE i.stream_id = e.stream_id
 )"""
 
 _READ: Final = """

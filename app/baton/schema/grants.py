@@ -101,10 +101,14 @@ def _require_name(name: str) -> None:
 _NEW_STREAM: Final = (
     *("tenant", "generator", "input", "metadata", "on_worker_lost"),
     *("max_duration", "idle_timeout", "queue_timeout", "unwatched_timeout", "traceparent", "continuation"),
-    *("may_continue", "status", "started_at"),
+    *("may_continue", "status", "started_at", "queue_position", "held_until", "start_after", "priority", "webhook"),
 )
+# What puts a stream back among the queued ones.
+_QUEUED: Final = ("queued_at", "queue_position", "held_until", "interruption", "attempts")
+_WAITING: Final = ("waiting_since", "wait_until", "wait_ends", "waited_seconds", "may_continue")
 _CLAIMED: Final = (
-    *("epoch", "claim_token", "history", "attempts", "queued_at", "started_at", "continues", "run", "interruption"),
+    *("epoch", "claim_token", "history", "started_at", "continues", "run"),
+    *_QUEUED,
 )
 # What an append, a read or a sign of life changes.
 _APPENDED: Final = (
@@ -123,9 +127,12 @@ _BOTH: Final = (
     Grant("DELETE", "stream_state"),
     Grant("SELECT", "step"),
     Grant("DELETE", "step"),
+    Grant("SELECT", "input"),
+    Grant("DELETE", "input"),
     Grant("INSERT", "stop_call", ("stream_id", "generator", "state")),
     Grant("SELECT", "worker"),
     Grant("SELECT", "notify_key"),
+    Grant("EXECUTE", "raise_oldest_code(text)"),
     Grant("EXECUTE", "current_history()"),
     Grant("EXECUTE", "begin_history(text, uuid, bigint)"),
 )
@@ -134,14 +141,17 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
     "work": (
         *_BOTH,
         Grant("SELECT", "stream"),
-        Grant("UPDATE", "stream", (*ENDED, *_CLAIMED)),
+        Grant("UPDATE", "stream", (*ENDED, *_CLAIMED, *_WAITING, "hook_failed")),
         Grant("INSERT", "stream_state"),
         Grant("UPDATE", "stream_state"),
         Grant("INSERT", "step"),
         Grant("SELECT", "stop_call"),
         Grant("UPDATE", "stop_call", ("due_at", "tries")),
         Grant("DELETE", "stop_call"),
-        Grant("INSERT", "worker", ("name", "generators", "concurrency", "code")),
+        Grant("SELECT", "webhook_call"),
+        Grant("UPDATE", "webhook_call", ("due_at", "tries", "error")),
+        Grant("DELETE", "webhook_call"),
+        Grant("INSERT", "worker", ("name", "generators", "concurrency", "code", "has_end_hook")),
         Grant("UPDATE", "worker", ("heartbeat", "heartbeat_at", "tokens", "silent", "silent_seconds")),
         Grant("DELETE", "worker"),  # a worker that stops, or that removes a dead one
         Grant("EXECUTE", "create_partitions(integer)"),
@@ -150,7 +160,8 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
         *_BOTH,
         Grant("SELECT", "stream"),
         Grant("INSERT", "stream", _NEW_STREAM),
-        Grant("UPDATE", "stream", (*ENDED, "epoch", "cancel_requested_at", "watched_at")),
+        Grant("UPDATE", "stream", (*ENDED, "epoch", "cancel_requested_at", "watched_at", "wait_until")),
+        Grant("EXECUTE", "add_input(uuid, bytea, text, integer)"),
         Grant("DELETE", "stream"),
         Grant("DELETE", "batch"),
         Grant("SELECT", "idempotency_key"),
@@ -174,7 +185,6 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
         Grant("INSERT", "producer"),
         Grant("UPDATE", "producer", ("epoch", "last_seq")),
         Grant("DELETE", "producer"),
-        Grant("EXECUTE", "raise_oldest_code(text)"),
         # For pods of the previous release.
         Grant("SELECT", "bucket"),
         Grant("INSERT", "bucket"),

@@ -101,8 +101,41 @@ stream = Table(
     Column("interruption", Text),  # why its last worker gave it back or lost it
     # The model and the provider that answered, as JSON.
     Column("answered_by", JSONB),
-    CheckConstraint("status IN ('queued', 'running', 'open', 'completed', 'failed', 'cancelled')", name="status"),
+    Column("inputs", Integer, nullable=False, server_default=text("0")),  # how many it has got (see `db.inputs`)
+    # Its place among the queued streams. NULL: it is held until `held_until` (see `db.stream_queue`).
+    Column("queue_position", _Timestamp, server_default=text("clock_timestamp()")),
+    Column("held_until", _Timestamp),
+    Column("start_after", _Timestamp),  # as its creator wanted
+    Column("priority", Integer, nullable=False, server_default=text("0")),
+    # The wait in progress, or the last one (see `db.stream_waiting`).
+    Column("waiting_since", _Timestamp),
+    Column("wait_until", _Timestamp),
+    Column("wait_ends", Boolean, nullable=False, server_default=false()),  # the stream ends then, and is not woken
+    Column("waited_seconds", Double, nullable=False, server_default=text("0")),  # in waits that are over
+    Column("webhook", Text),  # the URL that is called when it has ended
+    Column("hook_failed", Boolean, nullable=False, server_default=false()),  # it ended without its end hook
+    CheckConstraint(
+        "status IN ('queued', 'running', 'waiting', 'open', 'completed', 'failed', 'cancelled')", name="status"
+    ),
+    CheckConstraint("priority BETWEEN -1 AND 1", name="priority"),
     CheckConstraint("on_worker_lost IN ('retry', 'fail')", name="on_worker_lost"),
+    Index(
+        "ix_stream_in_line",
+        "queue_position",
+        "id",
+        postgresql_where=text("status = 'queued' AND queue_position IS NOT NULL"),
+    ),
+    Index(
+        "ix_stream_tenant_line",
+        "tenant",
+        "priority",
+        "queue_position",
+        postgresql_where=text("status = 'queued' AND queue_position IS NOT NULL"),
+    ),
+    Index("ix_stream_held", "held_until", postgresql_where=text("status = 'queued' AND queue_position IS NULL")),
+    Index("ix_stream_held_tenant", "tenant", "id", postgresql_where=text("status = 'queued' AND queue_position IS NULL")),
+    Index("ix_stream_waiting", "wait_until", postgresql_where=text("status = 'waiting'")),
+    # For workers of the release before.
     Index("ix_stream_queued", "id", postgresql_where=text("status = 'queued'")),
     Index("ix_stream_running", "worker_id", postgresql_where=text("status = 'running'")),
     Index("ix_stream_tenant_id", "tenant", "id"),
@@ -112,7 +145,7 @@ stream = Table(
         "id",
         postgresql_where=text("status NOT IN ('completed', 'failed', 'cancelled')"),
     ),
-    # Streams that a worker gave back or lost.
+    # The same.
     Index("ix_stream_requeued", "queued_at", postgresql_where=text("status = 'queued' AND epoch > 0")),
     Index(
         "ix_stream_metadata",
@@ -146,7 +179,21 @@ stream_state = Table(
     Column("state", LargeBinary, nullable=False),  # JSON
     # The generator whose `stop` is called with the state if the stream ends early; NULL if none is.
     Column("stop_with", Text),
+    Column("inputs", Integer, nullable=False, server_default=text("0")),  # how many inputs it covers
     PrimaryKeyConstraint("stream_id", "after_seq"),
+)
+
+# What was sent to each stream, numbered 1, 2, 3 …, until the stream ends (see `db.inputs`).
+input_ = Table(
+    "input",
+    metadata,
+    Column("stream_id", UUID, nullable=False),
+    Column("n", Integer, nullable=False),
+    Column("content", LargeBinary, nullable=False),  # JSON
+    Column("key", Text),  # the sender's idempotency key
+    Column("created_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
+    PrimaryKeyConstraint("stream_id", "n"),
+    UniqueConstraint("stream_id", "key"),
 )
 
 # The results of the steps of running streams: inserted once, never updated (see `db.steps`).
@@ -171,6 +218,18 @@ stop_call = Table(
     Column("created_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
     Column("due_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
     Column("tries", Integer, nullable=False, server_default=text("0")),
+)
+
+# Calls of webhooks that workers have yet to make, for streams that have ended. A trigger inserts them.
+webhook_call = Table(
+    "webhook_call",
+    metadata,
+    Column("stream_id", UUID, primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("created_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
+    Column("due_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
+    Column("tries", Integer, nullable=False, server_default=text("0")),
+    Column("error", Text),  # of the last try
 )
 
 # The streams that are written over HTTP, from their creation to their deletion (see `db.external_streams`).
@@ -224,6 +283,7 @@ worker = Table(
     Column("silent", ARRAY(UUID), nullable=False, server_default=text("'{}'")),
     Column("silent_seconds", ARRAY(Double), nullable=False, server_default=text("'{}'")),
     Column("code", Text),  # the revision of the schema that its code works with; NULL before 0022
+    Column("has_end_hook", Boolean, nullable=False, server_default=false()),
 )
 
 # The state of each pod, which it rewrites at each heartbeat (see `db.pod_rows`).
