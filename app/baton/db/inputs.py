@@ -1,8 +1,8 @@
 """The inputs of streams: what people and programs send to an answer that is being written.
 
-A stream's inputs are numbered 1, 2, 3 … in the order of their commits, and kept until the stream ends. `baton.add_input`
-adds one: it locks the stream's row, so that a wait that begins at the same moment either sees the input, or is woken by
-it (see `stream_waiting`).
+A stream's inputs are numbered 1, 2, 3 … in the order of their commits, and kept until the stream ends.
+`baton.add_input` adds one: it locks the stream's row, so that a wait that begins at the same moment either sees the
+input, or is woken by it (see `stream_waiting`).
 """
 
 from __future__ import annotations

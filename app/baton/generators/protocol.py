@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from ..errors import GenerationError
+from .inbox import Inbox, InputReceiver
 from .steps import StepCall, StepRunner, Steps, result_of
 
 Yielded = str | Mapping[str, Any]
@@ -108,6 +109,21 @@ class GenerationRequest:
     state: Any = None
     state_seq: int = 0
     steps: StepRunner = field(default_factory=Steps, repr=False, compare=False)
+    inbox: InputReceiver = field(default_factory=Inbox, repr=False, compare=False)
+
+    def receive(self, timeout: float | None = None) -> Any:
+        """Return the data of the next input that was sent to the stream: `await request.receive()`.
+
+        A generator that is defined with `def` leaves out the `await`: there the call itself waits.
+
+        Inputs come in their order, each once for each saved state: after a worker died or left, and after a wait, they
+        begin again after those that the last saved state covers. A state covers what this has returned before it was
+        yielded. While this waits, the stream does not count as silent, but it holds its slot: to wait for more than
+        some seconds, yield `wait`.
+
+        Return None if no input comes within `timeout` seconds. 0 asks for one that is there already.
+        """
+        return self.inbox.receive(timeout)
 
     def step(self, name: str, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
         """Run a function, such as a tool, once for the stream: `await request.step("search", search, query)`.
@@ -159,6 +175,11 @@ class Generator(Protocol):
     - `{"type": "continue", "after": int}`: the first thing that it yields, to continue after the event of that number,
       from `request.state_seq` to `request.so_far.seq`. After the last event it continues with what is new. After an
       earlier one it repeats itself: what equals the log is dropped, and a difference starts the answer over.
+    - `{"type": "wait", "for": ..., "until": ...}`: the last thing that it yields in this run. The stream waits without
+      a worker until an input comes, or until `until`: a `datetime` with a time zone, or seconds from now. Then the
+      generator is called again, and continues; after `until`, `request.receive(0)` returns None. `for` is any JSON that
+      tells viewers what the stream waits for. With `"state": ...` that state is saved as well. A stream that has got an
+      input in the meantime does not wait. One without `until` ends after `BATON_MAX_WAIT_SECONDS`.
 
     Returning ends the stream as completed. Raising `baton.GenerationError` ends it as failed with that code and
     message. So does an exception of a model provider's SDK, with the code that the built-in generators use (see

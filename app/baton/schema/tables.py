@@ -133,7 +133,9 @@ stream = Table(
         postgresql_where=text("status = 'queued' AND queue_position IS NOT NULL"),
     ),
     Index("ix_stream_held", "held_until", postgresql_where=text("status = 'queued' AND queue_position IS NULL")),
-    Index("ix_stream_held_tenant", "tenant", "id", postgresql_where=text("status = 'queued' AND queue_position IS NULL")),
+    Index(
+        "ix_stream_held_tenant", "tenant", "id", postgresql_where=text("status = 'queued' AND queue_position IS NULL")
+    ),
     Index("ix_stream_waiting", "wait_until", postgresql_where=text("status = 'waiting'")),
     # For workers of the release before.
     Index("ix_stream_queued", "id", postgresql_where=text("status = 'queued'")),
