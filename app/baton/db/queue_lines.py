@@ -1,9 +1,9 @@
 """Which generators stand in one line, and where a line begins. A stream's position is its place in its line.
 
 **The order is start-time fair queueing** (Goyal, Vin and Cheng, 1996): each stream has a virtual time, and the lowest
-one is next. A new stream gets the position of the first stream in line, or, if its tenant has streams of the same
-priority in line, the position of the last of them plus a step. So tenants take turns, and each tenant's streams keep
-their order. The lower a priority, the longer its step. If nothing is in line, the position is the current time.
+one is next. A new stream goes just less than a step behind the first stream in line, or, if its tenant has streams of
+the same priority in line, a step behind the last of them. So tenants take turns, and each tenant's streams keep their
+order. The lower a priority, the longer its step. If nothing is in line, the current time takes the place of the first.
 
 **A line** is what a position is compared with. A worker serves all of its generators by position, so the positions of
 two generators that share workers must be from one virtual time: the line of a generator has it, and each generator
@@ -51,14 +51,19 @@ def position(tenant: str, priority: str, generators: str, since: str) -> str:
     """
     first = first_position(generators, since)
     return f"""(
-    SELECT greatest(v.first, (
+    SELECT greatest(v.first + v.step - interval '1 us', (
         SELECT queue_position FROM baton.stream
         WHERE tenant = {tenant} AND priority = {priority} AND {IN_LINE} AND queue_position >= v.first
           AND generator = ANY ({generators})
         ORDER BY queue_position DESC LIMIT 1
-    ) + CASE {priority} WHEN 1 THEN interval '1 us' WHEN 0 THEN interval '8 us' ELSE interval '64 us' END)
-    FROM (SELECT coalesce({first}, clock_timestamp()) AS first OFFSET 0) AS v
+    ) + v.step)
+    FROM (SELECT coalesce({first}, clock_timestamp()) AS first, {step(priority)} AS step OFFSET 0) AS v
 )"""  # noqa: S608
+
+
+def step(priority: str) -> str:
+    """Return SQL for the distance between the positions of two streams of a tenant and priority."""
+    return f"CASE {priority} WHEN 1 THEN interval '1 us' WHEN 0 THEN interval '8 us' ELSE interval '64 us' END"
 
 
 def first_position(generators: str, since: str) -> str:

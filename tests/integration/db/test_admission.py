@@ -59,7 +59,7 @@ async def test_the_query_of_an_autoscaler_counts_what_a_worker_would_run(dsn: st
     file = (DEPLOY / "autoscaling/keda-postgresql.yaml").read_text()
     (scaled,) = (document for document in yaml.safe_load_all(file) if document["kind"] == "ScaledObject")
     query = scaled["spec"]["triggers"][0]["metadata"]["query"]
-    async with connected(dsn) as connection, connection.transaction():
+    async with connected(dsn) as connection:
         await add(connection, 2, held=False)
         await claim(connection, 1)
         await add(connection, 3)
@@ -68,7 +68,7 @@ async def test_the_query_of_an_autoscaler_counts_what_a_worker_would_run(dsn: st
         await connection.execute("UPDATE baton.stream SET held_until = 'infinity' WHERE id = $1", parked)
         for grant in re.findall(r"#   ((?:CREATE|GRANT).*);", file):
             await connection.execute(grant.replace("LOGIN PASSWORD '...'", ""))
-        await connection.execute("SET LOCAL ROLE baton_scale")
+        await connection.execute("SET ROLE baton_scale")
         # One runs, one is in line, four wait to be admitted. One starts later, and one is parked.
         assert await connection.fetchval(query) == 6
         await connection.execute("RESET ROLE")
@@ -164,7 +164,7 @@ async def test_a_stream_starts_when_it_was_asked_to(cluster: Cluster) -> None:
     pod = await cluster.pod()
     await cluster.worker({"one": echo})
     at = datetime.now(UTC) + timedelta(seconds=1)
-    stream_id = await cluster.create(pod, generator="one", start_after=at.isoformat(), priority="high")
+    stream_id = await cluster.create(pod, generator="one", input=[], start_after=at.isoformat(), priority="high")
     answer = await cluster.client.get(f"{pod.url}/v1/streams/{stream_id}?wait=20")
     shown = answer.json()
     assert shown["status"] == "completed"
