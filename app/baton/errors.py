@@ -442,7 +442,7 @@ class Unavailable(PassingError):
 
 
 class OlderCodeRunning(PassingError):
-    """Processes of an older release still run, which cannot read streams that are written over HTTP."""
+    """Processes of an older release still run, which do not know external streams, or streams that start later."""
 
     status = 503
     code = "older_code_running"

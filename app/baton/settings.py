@@ -197,6 +197,13 @@ class Settings(BaseSettings):
     max_tenant_streams: int = Field(
         1000, ge=1, le=1_000_000, description="Number of streams that have not ended that a tenant may have at once"
     )
+    max_running_streams_per_tenant: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Number of a tenant's streams that may run, or be next in line, at once; further ones wait for "
+        "them. By default any number. Set it for pods and workers alike",
+    )
     creates_per_second: float = Field(
         100,
         gt=0,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 from uuid import UUID
 
 import orjson
@@ -37,12 +37,18 @@ from ..errors import (
 )
 from ..observability import log_context, tracing
 from ..pod.pod import Pod
-from .models import CreateStream
+from .models import MAX_START_DAYS, CreateStream, Priority
 from .problems import path_of
 from .request import damaged, found, idempotency_key, pod_of, principal_of, require_events
 from .request_body import SEND_LESS, readable_bytes
 
 logger = logging.getLogger(__name__)
+
+_PRIORITIES: Final[dict[Priority, int]] = {
+    "low": stream_creation.LOW,
+    "normal": stream_creation.NORMAL,
+    "high": stream_creation.HIGH,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,7 @@ def new_stream(
 
     Raises:
         InputTooLarge: the input, or the message that it continues, is too large.
-        InvalidRequest: a limit is too short.
+        InvalidRequest: a limit is too short, or it starts too late.
         ReservedGenerator: it names the generator of external streams, which are created in another way.
     """
     if creation.generator == external_streams.GENERATOR:
@@ -87,6 +93,9 @@ def new_stream(
         limits=limits_of(pod, creation),
         continuation=continuation,
         may_continue=may_continue,
+        priority=_PRIORITIES[creation.priority],
+        start_after=_require_soon(creation.start_after),
+        held=pod.settings.max_running_streams_per_tenant is not None,
     )
 
 
@@ -200,6 +209,9 @@ async def _create(request: Request, new: NewStream, key: IdempotencyKey | None) 
         )
     if sentence := await pod.missing_generator(new.generator):
         raise UnknownGenerator(f"There is no generator called {new.generator!r:.80}.", operator=sentence)
+    if new.start_after is not None:
+        # A worker of an older release would start it at once.
+        await pod.require_current_code()
     try:
         stream, created = await stream_creation.create(
             pod.pool,
@@ -207,12 +219,13 @@ async def _create(request: Request, new: NewStream, key: IdempotencyKey | None) 
             key,
             max_live=pod.settings.max_tenant_streams,
             counts=pod.live_counts,
+            line=pod.queue_lines.of(new.generator),
         )
     except TooManyStreams:
         pod.metrics.rejected["tenant_streams"] += 1
         raise
     if created:
-        await notifications.announce_queued(pod.pool)
+        await notifications.announce_queued(pod.pool, held=new.held)
     return stream, created
 
 
@@ -255,6 +268,12 @@ def require_input_size(request: Request, *contents: Any) -> None:
             f"The conversation is larger than {readable_bytes(max_bytes)} and cannot be sent. {SEND_LESS}",
             operator=f"an input may have {max_bytes} bytes as JSON (BATON_MAX_INPUT_BYTES)",
         )
+
+
+def _require_soon(start_after: datetime | None) -> datetime | None:
+    if start_after is not None and start_after > datetime.now(UTC) + timedelta(days=MAX_START_DAYS):
+        raise InvalidRequest(f"start_after may be at most {MAX_START_DAYS} days ahead.")
+    return start_after
 
 
 def limits_of(pod: Pod, creation: CreateStream) -> Limits:

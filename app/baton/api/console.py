@@ -124,16 +124,16 @@ async def list_streams(request: Request) -> AsgiResponse:
 
 async def _read_overview(pod: Pod, tenant: str) -> Surroundings:
     async with translated(pod.pool), pod.pool.acquire() as connection:
-        queued, oldest_seconds = await pod.queue_state(connection)
+        queue = (await pod.queue_state(connection)).total
         waiting, running = await stream_lists.live_counts(connection, tenant)
         workers = [worker_content(pod, item) for item in await worker_rows.list_all(connection)]
         alive = any(worker["alive"] for worker in workers)
         return {
             "live": LiveContent(queued=waiting, running=running, counted_up_to=stream_lists.MAX_SCANNED),
-            "queue": QueueContent(streams=queued, oldest_seconds=oldest_seconds),
+            "queue": QueueContent(streams=queue.streams, oldest_seconds=queue.oldest_seconds),
             "pods": [pod_content(pod, item) for item in await pod_rows.list_all(connection)],
             "workers": workers,
-            "needs_worker": alive or queued > 0 or await worker_rows.are_needed(connection),
+            "needs_worker": alive or queue.streams > 0 or await worker_rows.are_needed(connection),
         }
 
 

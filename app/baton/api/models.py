@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 from uuid import UUID
 
 import orjson
@@ -17,9 +17,11 @@ from ..db.external_streams import GENERATOR as EXTERNAL
 from ..errors import InvalidRequest
 from ..events import Status
 from ..principal import View
-from .validation import Finite, Items, Name, Seconds, Text, at_most, storable
+from .validation import Finite, Items, Moment, Name, Seconds, Text, at_most, storable
 
 MAX_WAIT_SECONDS = 60
+MAX_START_DAYS = 7
+Priority: TypeAlias = Literal["low", "normal", "high"]
 _MAX_METADATA_FILTERS = 4
 _ON_WORKER_LOST = (
     "What happens if the stream's worker dies or is stopped. `continue`: another worker continues the answer if the "
@@ -57,6 +59,14 @@ class CreateStream(BaseModel):
     idle_timeout_seconds: Seconds | None = None
     queue_timeout_seconds: Seconds | None = None
     cancel_when_unwatched_seconds: Seconds | None = None
+    priority: Priority = Field(
+        "normal",
+        description="How soon its turn comes while streams wait for a worker: a `high` stream of a tenant counts an "
+        "eighth of a `normal` one, and a `low` one eight times as much.",
+    )
+    start_after: Moment | None = Field(
+        None, description=f"No worker starts it before this time: at most {MAX_START_DAYS} days ahead."
+    )
     token: TokenOptions = Field(default_factory=TokenOptions)
 
     @field_validator("input", "metadata")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, NotRequired, cast
+from typing import Annotated, Any, Literal, NotRequired, cast
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -50,6 +50,8 @@ class StreamContent(TypedDict):
     """A stream and its state.
 
     `run` says how often a worker has started its generator: 0 while it waits for the first, and for an external stream.
+    `start_after` is the time before which no worker starts it, if its creator gave one. `priority` is left out if it is
+    normal.
     `interruption` is why the worker before did not finish it: `worker_lost` if it died, `worker_left` if it was
     deployed or stopped; null if none gave it up.
     `usage` is the sum of what its generator has reported in all attempts. `usage_by_attempt` has that of each attempt
@@ -63,6 +65,8 @@ class StreamContent(TypedDict):
     metadata: dict[str, str | bool | int | float]
     events_url: str
     created_at: datetime
+    start_after: datetime | None
+    priority: NotRequired[Literal["low", "high"]]
     started_at: datetime | None
     finished_at: datetime | None
     cancel_requested_at: datetime | None
@@ -156,13 +160,14 @@ def seen(described: StreamContent, view: View) -> StreamContent | StreamAnswer:
 
 def describe(stream: Stream, events_url: str) -> StreamContent:
     """Return a stream's row as the API shows it to callers with the full view."""
-    return {
+    content: StreamContent = {
         "id": str(stream.id),
         "status": stream.status,
         "generator": stream.generator,
         "metadata": dict(stream.metadata),
         "events_url": events_url,
         "created_at": stream.created_at,
+        "start_after": stream.start_after,
         "started_at": stream.started_at,
         "finished_at": stream.finished_at,
         "cancel_requested_at": stream.cancel_requested_at,
@@ -175,6 +180,9 @@ def describe(stream: Stream, events_url: str) -> StreamContent:
         "answered_by": answered_by(stream),
         "timings": timings(stream),
     }
+    if stream.priority:
+        content["priority"] = "high" if stream.priority > 0 else "low"
+    return content
 
 
 def describe_end(stream: Stream) -> StreamEnd:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar
 
 import orjson
@@ -20,6 +21,20 @@ Model = TypeVar("Model", bound=BaseModel)
 Item = TypeVar("Item")
 # Only the first wrong item is reported, and the rest are not checked: a body has room for 500,000.
 Items = Annotated[list[Item], Field(fail_fast=True)]
+
+
+def _moment(value: Any) -> datetime:
+    """Read a time as RFC 3339 writes it. A time without a zone could be meant in any."""
+    try:
+        moment = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise ValueError("it must be a time with its zone, such as 2026-12-24T18:00:00Z")
+    return moment
+
+
+Moment = Annotated[datetime, BeforeValidator(_moment)]
 
 
 def at_most(entries: int) -> BeforeValidator:

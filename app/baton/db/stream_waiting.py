@@ -37,7 +37,7 @@ WHERE id = $1 AND {CLAIMED} FOR UPDATE OF stream
 _WAIT = """
 UPDATE baton.stream
 SET status = 'waiting', worker_id = NULL, may_continue = true, waiting_since = clock_timestamp(), wait_until = $2,
-    wait_ends = $3
+    held_until = $2, wait_ends = $3
 WHERE id = $1
 """
 _QUEUE = """
@@ -50,7 +50,7 @@ _DUE = """
 SELECT id, epoch, wait_ends, cancel_requested_at IS NOT NULL, generator,
        coalesce(history <> baton.current_history(), false)
 FROM baton.stream
-WHERE status = 'waiting' AND wait_until <= clock_timestamp() ORDER BY wait_until LIMIT 100
+WHERE status = 'waiting' AND held_until <= clock_timestamp() ORDER BY held_until LIMIT 100
 """
 _WAKE = f"{_QUEUE} AND status = 'waiting' AND epoch = $3 RETURNING id"
 

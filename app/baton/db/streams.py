@@ -62,6 +62,8 @@ class Stream:
     answered_by: Mapping[str, Any] | None = None
     run: int = 0  # how often a worker has started it
     interruption: str | None = None  # why its last worker gave it back or lost it
+    priority: int = 0
+    start_after: datetime | None = None
 
     @property
     def ended(self) -> bool:

@@ -77,6 +77,7 @@ SELECT w.name FROM baton.stream AS s JOIN baton.worker AS w ON w.id = s.worker_i
 WHERE s.id = $1 AND s.status = 'running'
 """
 _OFFERED = "SELECT DISTINCT unnest(generators) FROM baton.worker"
+_OFFERS = "SELECT DISTINCT generators FROM baton.worker"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +205,11 @@ async def orphans(connection: Connection, own_id: UUID) -> list[Orphan]:
 async def offered_generators(executor: Connection | Pool) -> frozenset[str]:
     """Return the names of the generators that registered workers offer."""
     return frozenset(row[0] for row in await executor.fetch(_OFFERED))
+
+
+async def offers(executor: Connection | Pool) -> list[frozenset[str]]:
+    """Return what registered workers offer: the generators of each, without repetitions."""
+    return [frozenset(row[0]) for row in await executor.fetch(_OFFERS)]
 
 
 async def are_needed(executor: Connection | Pool) -> bool:

@@ -23,6 +23,7 @@ from ..db import (
     partitions,
     pod_rows,
     postgres,
+    queue_lines,
     schema_revision,
     stream_queue,
     vacuum_horizon,
@@ -36,9 +37,11 @@ from ..db.notification_delivery import check_delivery
 from ..db.notifications import EVENTS_CHANNEL, KILL_CHANNEL
 from ..db.pod_rows import Note, PodState
 from ..db.postgres import Connection, Pool, translated
+from ..db.queue_lines import QueueLines
 from ..db.queue_watermark import SWEEP_SECONDS, QueueWatermark
 from ..db.rate_buckets import Rate
 from ..db.shared_work import RecentAnswers
+from ..db.stream_queue import QueueState
 from ..errors import ConfigurationError, OlderCodeRunning, Unavailable
 from ..generators.registry import configured_names, what_is_missing
 from ..observability.metrics import PodMetrics
@@ -128,6 +131,7 @@ class Pod:
         self._snapshots = vacuum_horizon.HorizonWatch()
         self.live_counts = LiveCounts()
         self.queue = QueueWatermark(late_check_seconds=SWEEP_SECONDS)
+        self.queue_lines = QueueLines()
         self.id = uuid.uuid4()
         self._made_at = time.time()
         self.sampler = ClusterSampler(
@@ -241,7 +245,7 @@ class Pod:
         )
 
     async def require_current_code(self) -> None:
-        """Refuse to create a stream with a status that older code does not know, while such code may run.
+        """Refuse to create a stream of a kind that older code does not know, while such code may run.
 
         Raises:
             OlderCodeRunning: a pod or a worker of an older release runs, or has just stopped.
@@ -253,7 +257,7 @@ class Pod:
             raise OlderCodeRunning(
                 "The service is being updated, and cannot create such a stream yet. Try again in a few minutes.",
                 OLDER_CODE_SECONDS,
-                operator=f"processes of an older release run, which take an open stream for an ended one: {older}",
+                operator=f"processes of an older release run, which do not know such streams: {older}",
             )
 
     async def drain(self, seconds: float | None = None) -> None:
@@ -279,13 +283,15 @@ class Pod:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def watch_queue(self) -> None:
-        """Keep the queue's watermark up to date, so that reads of it stay short even if vacuum removes nothing."""
+        """Keep the queue's watermarks up to date, so that reads of it stay short even if vacuum removes nothing."""
         while True:
             try:
                 async with translated(self.pool), self.pool.acquire() as connection:
-                    await self.queue.update(lambda since: stream_queue.first_queued(connection, since))
+                    await self.queue.update(lambda since: queue_lines.first(connection, since))
+                    await self.queue_lines.update(connection)
             except (Unavailable, asyncpg.PostgresError):
                 self.queue.forget()
+                self.queue_lines.forget()
             await asyncio.sleep(QUEUE_SECONDS)
 
     async def _measure(self) -> partitions.Reach:
@@ -297,7 +303,7 @@ class Pod:
             metrics.pool_wait_seconds.observe(time.monotonic() - asked_at)
             reach = await partitions.reach(connection)
             metrics.notify_queue_ratio = await notifications.queue_usage(connection)
-            metrics.queued, metrics.oldest_queued_seconds = await self.queue_state(connection)
+            metrics.queue = (await self.queue_state(connection)).by_generator
             metrics.open_streams = await external_details.count_open(connection)
             metrics.oldest_snapshot_seconds = await self._snapshots.check(connection)
             await self._check_disk(connection)
@@ -312,10 +318,10 @@ class Pod:
         if isinstance(self.pool, FairPool):
             self.pool.disk_full = full
 
-    async def queue_state(self, connection: Connection) -> tuple[int, float]:
-        """Return how many streams wait for a worker, and how many seconds the oldest one has waited."""
+    async def queue_state(self, connection: Connection) -> QueueState:
+        """Return how many streams wait for a worker, and for how many seconds the first one has waited."""
         if self.queue.due:
-            await self.queue.update(lambda since: stream_queue.first_queued(connection, since))
+            await self.queue.update(lambda since: queue_lines.first(connection, since))
         return await stream_queue.state(connection, self.queue.since)
 
     def _note(self) -> Note:

@@ -10,7 +10,16 @@ from uuid import UUID
 
 import asyncpg
 
-from ..db import notifications, partitions, stream_ending, stream_queue, stream_waiting, streams, worker_rows
+from ..db import (
+    notifications,
+    partitions,
+    queue_lines,
+    stream_ending,
+    stream_queue,
+    stream_waiting,
+    streams,
+    worker_rows,
+)
 from ..db.fence import Fence
 from ..db.postgres import Connection
 from ..db.queue_watermark import SWEEP_SECONDS, QueueWatermark
@@ -166,7 +175,7 @@ class Upkeep:
         if not self._overdue_pace.due:
             return
         with self._overdue_pace.timed():
-            await self._watermark.update(lambda since: stream_queue.first_queued(connection, since))
+            await self._watermark.update(lambda since: queue_lines.first(connection, since))
             found = await stream_queue.overdue(
                 connection, self._settings.queue_timeout_seconds, unwatched=unwatched, since=self._watermark.since
             )
@@ -187,4 +196,4 @@ class Upkeep:
             else:
                 self._telemetry.count_end(outcome, item.generator)
         if woken:
-            await notifications.announce_queued(connection)
+            await notifications.announce_queued(connection, held=True)

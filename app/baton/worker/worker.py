@@ -23,11 +23,13 @@ from ..db.notifier import Notifier
 from ..db.postgres import Connection, connect
 from ..db.reconnecting import keep_connected
 from ..db.schema_revision import check_schema
+from ..db.stream_queue import Claim
 from ..db.worker_rows import Orphan
 from ..generators import Generator
 from ..generators.registry import configured_models
 from ..observability.metrics import Names, WorkerMetrics
 from ..settings import Settings
+from .admission import Admission
 from .claiming import Claiming
 from .heartbeat import Beat, Heart, Report, connect_control
 from .kill_switch import KillSwitch
@@ -108,6 +110,7 @@ class Worker:
             on_new_history=self._on_new_history,
         )
         self.claiming = Claiming(generators, self.lease, self.slots, telemetry)
+        self._admission = Admission(names, settings.max_running_streams_per_tenant, self.claiming.watermark)
         self._upkeep = Upkeep(settings, self.slots, telemetry, self.writer)
         self._stopping = Stopping(generators, on_result=self._wake.set)
         self._kill_switch = KillSwitch(settings.worker_name, on_kill=self._wake.set)
@@ -123,8 +126,7 @@ class Worker:
         await self._check()
         listener = Listener(
             self._settings.listen_dsn,
-            {QUEUE_CHANNEL: lambda _payload: self._wake.set(), CANCEL_CHANNEL: self._on_cancel}
-            | {INPUT_CHANNEL: self._upkeep.note_input}
+            {QUEUE_CHANNEL: self._on_queued, CANCEL_CHANNEL: self._on_cancel, INPUT_CHANNEL: self._upkeep.note_input}
             | ({KILL_WORKER_CHANNEL: self._kill_switch.note} if self._settings.demo else {}),
             on_state=self._on_listener_state,
             probe_seconds=self._settings.listen_probe_seconds,
@@ -209,6 +211,7 @@ class Worker:
             # wakes this loop, which claims again.
             if self.lease.place is not None:
                 if not self._leaving:
+                    await self._admission.work(connection)
                     await self.claiming.claim(connection)
                 self.ready.set()
             claim_at = time.monotonic() + CLAIM_PAUSE_SECONDS
@@ -276,8 +279,14 @@ class Worker:
         self.claiming.forget()
         self._upkeep.forget_queue()
 
-    def _on_freed(self, generator: str) -> None:
-        self._stopping.hurry(generator)
+    def _on_freed(self, claim: Claim) -> None:
+        self._stopping.hurry(claim.generator)
+        self._admission.note_freed(claim.tenant)
+        self._wake.set()
+
+    def _on_queued(self, payload: str) -> None:
+        if payload == notifications.HELD:
+            self._admission.hurry()
         self._wake.set()
 
     def _on_cancel(self, payload: str) -> None:
