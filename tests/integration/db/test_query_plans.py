@@ -177,7 +177,7 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "stop calls postponed": (stop_calls._POSTPONE, (["$running"], [1]), 0),
 }
 # What a worker asks over the connections that find rows only by an index.
-_STATE = (["$running"], [21], [r"\x7b7d"], ["test"], [20])
+_STATE = (["$running"], [21], [r"\x7b7d"], ["test"], [0], [20])
 _ROWS = (["$running"], [21], [21], [1], [False], [r"\x7b7d"], [None], None)
 _END = (["$running"], ["failed"], ["error"], ["a"], ["b"], [None], [1], [0.1], [0.1], [None], [None], [1])
 _APPENDS = (["$open"], [2], [3], [3], [False], [r"\x7b7d"], [2], [1], [None], [1])
@@ -319,7 +319,7 @@ LOCKING: dict[str, tuple[Callable[[Connection, list[UUID]], Awaitable[object]], 
     "partitions created before": (lambda connection, _ids: partitions.create_ahead(connection, 30), 0),
 }
 # A session has places of its own for 16, before Postgres 18. Each lock beyond them takes one in the server's table.
-MOST_LOCKS = 18
+MOST_LOCKS = 20
 
 _WARM_UP = 10  # after five executions Postgres may change to a plan for any arguments
 
