@@ -203,6 +203,14 @@ ADVICE: Final[dict[str, Advice]] = {
         "Send a smaller body.",
         "`BATON_MAX_BODY_BYTES` is the limit.",
     ),
+    "stream_ended": Advice(
+        "Send nothing more to this stream. To continue the conversation, create a new one.",
+        _NOTHING,
+    ),
+    "inbox_full": Advice(
+        "Send nothing more to this stream. Put several messages into one input.",
+        "A stream takes 10,000 inputs. Check whether a client repeats itself.",
+    ),
     "message_too_large": Advice(
         "Send the message in parts.",
         "`BATON_MAX_EVENT_BYTES` is the limit, as the message is stored: bytes that are not text take a third more.",

@@ -99,6 +99,9 @@ class PodMetrics(Collector):
             "baton_pool_wait_seconds", "How long a query waited for a connection of the pool", MILLISECONDS_TO_SECONDS
         )
         self.appends = AppendMetrics()
+        self.inputs = LabeledCounter(
+            "baton_inputs", "Inputs that were sent to streams, by what became of each", "outcome"
+        )
         self._dialects: dict[str, DialectCounts] = {}
         self.registry = CollectorRegistry()
         self.registry.register(self)
@@ -135,6 +138,7 @@ class PodMetrics(Collector):
             yield from histogram.collect()
         yield from self.closed.collect()
         yield from self.appends.collect()
+        yield from self.inputs.collect()
         rejected = CounterMetricFamily("baton_rejections", "Requests and connections over a limit", labels=["limit"])
         for limit, count in self.rejected.items():
             rejected.add_metric([limit], count)
