@@ -15,7 +15,7 @@ def metric_names() -> set[str]:
     pod = PodMetrics()
     pod.partitions_end = pod.notify_queue_ratio = pod.oldest_queued_seconds = 0.0
     pod.oldest_snapshot_seconds = 0.0
-    pod.queued = pod.open_streams = 0
+    pod.queued = pod.open_streams = pod.waiting = 0
     return {
         family.name + suffix
         for metrics in (pod, WorkerMetrics())

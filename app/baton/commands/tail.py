@@ -20,6 +20,11 @@ from .terminal import AnswerPrinter, Flow, Output
 # A stream's id as the dialects write it.
 _ID: Final = re.compile(f"(?:resp_|run_|chatcmpl-)?({STREAM_ID})")
 
+_CONTINUED: Final = {
+    "input": "an input came, and the answer continues",
+    "deadline": "no input came in time, and the answer continues",
+}
+
 
 def run(stream: str, *, url: str, credential: str | None, cursor: int, as_json: bool) -> int:
     """Follow a stream; return 0 if it completed, 1 if it ended otherwise or cannot be followed.
@@ -91,6 +96,9 @@ class _Screen:
             self._remark(f"· {sighting.reason}; reconnecting in {sighting.pause_seconds:.1f} s", "yellow")
         elif sighting.event.get("type") == "done":
             self._end(sighting.event)
+        elif (sentence := _of_wait(sighting.event)) is not None:
+            self._answer.end()
+            self._remark(f"· {sentence}", "magenta")
         else:
             self._answer.show(sighting.event)
 
@@ -116,3 +124,12 @@ class _Screen:
             self._flow.line(text, style)
         else:
             self._errors.print(text, markup=False)
+
+
+def _of_wait(event: dict[str, Any]) -> str | None:
+    """Return what the beginning or the end of a wait means; None for other events."""
+    if event.get("type") == "waiting":
+        return f"it waits for {orjson.dumps(event.get('for')).decode()}, until {event.get('until')}"
+    if event.get("type") != "resumed":
+        return None
+    return _CONTINUED.get(str(event.get("reason")))

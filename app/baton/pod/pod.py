@@ -24,6 +24,7 @@ from ..db import (
     pod_rows,
     postgres,
     schema_revision,
+    stream_lists,
     stream_queue,
     vacuum_horizon,
     worker_rows,
@@ -302,6 +303,7 @@ class Pod:
             metrics.notify_queue_ratio = await notifications.queue_usage(connection)
             metrics.queued, metrics.oldest_queued_seconds = await self.queue_state(connection)
             metrics.open_streams = await external_details.count_open(connection)
+            metrics.waiting = await stream_lists.count_waiting(connection)
             metrics.oldest_snapshot_seconds = await self._snapshots.check(connection)
             await self._check_disk(connection)
         metrics.partitions_end = reach.end

@@ -17,11 +17,6 @@ from baton.api import content_types, native_inputs, signs_of_life
 from baton.db import inputs
 from baton.db.notifications import CANCEL_CHANNEL, INPUT_CHANNEL, QUEUE_CHANNEL
 
-WAIT = """
-UPDATE baton.stream SET status = 'waiting', waiting_since = clock_timestamp(), wait_ends = false,
-    wait_until = clock_timestamp() + interval '1 day' WHERE id = $1
-"""
-
 
 async def send(
     cluster: Cluster, pod: RunningPod, stream_id: str, data: Any, headers: dict[str, str] | None = None
@@ -133,8 +128,9 @@ async def test_a_stream_that_has_ended_takes_no_input_and_says_how_it_ended(clus
 
 async def test_an_input_queues_a_stream_that_waits(cluster: Cluster) -> None:
     pod = await cluster.pod()
-    stream = await cluster.create(pod)
-    await cluster.pool.execute(WAIT, UUID(stream))
+    author = await cluster.author()
+    await author.wait("an approval")
+    stream = str(author.id)
     heard: list[str] = []
     async with cluster.pool.acquire() as connection:
         for channel in (INPUT_CHANNEL, QUEUE_CHANNEL, CANCEL_CHANNEL):

@@ -76,6 +76,7 @@ class PodMetrics(Collector):
         self.notify_queue_ratio: float | None = None
         self.queued: int | None = None
         self.open_streams: int | None = None
+        self.waiting: int | None = None
         self.oldest_queued_seconds: float | None = None
         self.oldest_snapshot_seconds: float | None = None
 
@@ -183,6 +184,7 @@ class PodMetrics(Collector):
             ),
             ("baton_queued_streams", "Streams that wait for a worker", self.queued),
             ("baton_open_streams", "External streams that have not ended; counted up to 10,000", self.open_streams),
+            ("baton_waiting_streams", "Streams that wait for an input; counted up to 10,000", self.waiting),
             ("baton_oldest_queued_seconds", "How long the oldest queued stream has waited", self.oldest_queued_seconds),
             (
                 "baton_oldest_snapshot_seconds",
