@@ -209,7 +209,7 @@ ADVICE: Final[dict[str, Advice]] = {
     ),
     "inbox_full": Advice(
         "Send nothing more to this stream. Put several messages into one input.",
-        "A stream takes 10,000 inputs. Check whether a client repeats itself.",
+        "A stream takes 10,000 inputs, and `BATON_MAX_INPUT_BYTES` of them. Check whether a client repeats itself.",
     ),
     "message_too_large": Advice(
         "Send the message in parts.",

@@ -308,7 +308,7 @@ class StreamEnded(RequestError):
 
 
 class InboxFull(RequestError):
-    """The stream has as many inputs as a stream may have."""
+    """The stream has as many inputs, or as many bytes of them, as a stream may have."""
 
     status = 409
     code = "inbox_full"

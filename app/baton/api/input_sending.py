@@ -17,14 +17,14 @@ from .request import found, pod_of
 from .request_body import readable_bytes
 
 
-async def send(request: Request, stream_id: UUID, data: Any, key: str | None = None) -> int:
-    """Add an input to a stream, and wake its generator; return the number of the input.
+async def send(request: Request, stream_id: UUID, data: Any, key: str | None = None) -> tuple[int, bool]:
+    """Add an input to a stream, and wake its generator; return the number of the input, and whether it is new.
 
     Without a `key`, each call adds one. With a key, the same input is added once to each stream.
 
     Raises:
         IdempotencyConflict: the key has added other content.
-        InboxFull: the stream has as many inputs as it may have.
+        InboxFull: the stream has as many inputs as it may have, or as many bytes of them.
         MessageTooLarge: the input is larger than an event may be.
         StreamEnded: the stream has ended.
         StreamExpired, StreamNotFound, Unavailable: there is no such stream, or no input can be added.
@@ -37,13 +37,18 @@ async def send(request: Request, stream_id: UUID, data: Any, key: str | None = N
         raise
     counts.add(added.result)
     assert added.number is not None
-    return added.number
+    return added.number, added.result != "repeated"
 
 
 async def _added(request: Request, stream_id: UUID, content: bytes, key: str | None) -> Added:
-    pool = pod_of(request).pool
+    pool, max_bytes = pod_of(request).pool, pod_of(request).settings.max_input_bytes
     async with translated(pool):
         stream = await found(request, stream_id)
+        if not stream.ended and not await inputs.has_room(pool, stream_id, key, len(content), max_bytes):
+            raise InboxFull(
+                f"The inputs of the stream have {readable_bytes(max_bytes)}, and it takes no more of them.",
+                operator=f"the inputs of a stream may have {max_bytes} bytes (BATON_MAX_INPUT_BYTES)",
+            )
         added = await inputs.add(pool, stream_id, content, key)
         if added.result == "woken":
             await notifications.announce_queued(pool)

@@ -86,7 +86,10 @@ class _Found(NamedTuple):
     "POST",
     "/v1/streams/{id}/inputs",
     "input",
-    {201: Returns("It was added, now or by an earlier request with this `Idempotency-Key`.", {JSON: SentInput})},
+    {
+        200: Returns("An earlier request with this `Idempotency-Key` has added it.", {JSON: SentInput}),
+        201: Returns("It was added.", {JSON: SentInput}),
+    },
     refusals=(
         *STREAM,
         InvalidRequest,
@@ -112,9 +115,9 @@ async def send_input(request: Request) -> AsgiResponse:
     body = await read_body(request)
     data = validated(SendInput, parse_json(body)).data
     key = idempotency_key(request, body)
-    number = await input_sending.send(request, stream_id, data, None if key is None else key.key)
+    number, added = await input_sending.send(request, stream_id, data, None if key is None else key.key)
     content: SentInput = {"number": number}
-    return json_answer(request, content, status=201)
+    return json_answer(request, content, status=201 if added else 200)
 
 
 @ROUTES.route(

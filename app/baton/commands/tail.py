@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import sys
 from typing import Any, Final
 
@@ -13,12 +12,9 @@ import orjson
 from rich.console import Console
 
 from ..client import Connected, Disconnected, Follower, Sighting
-from ..errors import ConfigurationError, FollowError
-from ..events import STREAM_ID
+from ..errors import FollowError
+from .addresses import pod_address, stream_id
 from .terminal import AnswerPrinter, Flow, Output
-
-# A stream's id as the dialects write it.
-_ID: Final = re.compile(f"(?:resp_|run_|chatcmpl-)?({STREAM_ID})")
 
 _CONTINUED: Final = {
     "input": "an input came, and the answer continues",
@@ -34,14 +30,8 @@ def run(stream: str, *, url: str, credential: str | None, cursor: int, as_json: 
     Raises:
         ConfigurationError: the id or the address is malformed.
     """
-    found = _ID.fullmatch(stream)
-    if found is None:
-        raise ConfigurationError(f"{stream!r:.80} is not the id of a stream. An id looks like 019a5e2c-….")
-    if not url.startswith(("http://", "https://")):
-        raise ConfigurationError(
-            f"{url!r:.80} is not the address of a pod. An address looks like http://127.0.0.1:8000."
-        )
-    address = f"{url.rstrip('/')}/v1/streams/{found[1]}/events"
+    found = stream_id(stream)
+    address = f"{pod_address(url)}/v1/streams/{found}/events"
     headers = {"authorization": f"Bearer {credential}"} if credential else {}
     shown = _Lines() if as_json else _Screen()
     try:

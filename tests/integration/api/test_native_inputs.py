@@ -62,7 +62,7 @@ async def test_a_key_adds_an_input_once_to_each_stream(cluster: Cluster) -> None
     stream, other = [await cluster.create(pods[0]) for _ in range(2)]
     key = {"idempotency-key": "one"}
     answers = [await send(cluster, pod, stream, {"a": 1}, key) for pod in pods]
-    assert [(answer.status_code, answer.json()["number"]) for answer in answers] == [(201, 1), (201, 1)]
+    assert [(answer.status_code, answer.json()["number"]) for answer in answers] == [(201, 1), (200, 1)]
     assert code(await send(cluster, pods[0], stream, {"a": 2}, key)) == (422, "idempotency_conflict")
     assert (await send(cluster, pods[0], other, {"a": 2}, key)).json() == {"number": 1}
     assert (await send(cluster, pods[0], stream, "next")).json() == {"number": 2}
@@ -103,8 +103,19 @@ async def test_a_stream_takes_a_largest_number_of_inputs(cluster: Cluster, monke
     pod = await cluster.pod()
     stream = await cluster.create(pod)
     answers = [await send(cluster, pod, stream, "x", {"idempotency-key": name}) for name in "abca"]
-    assert [answer.status_code for answer in answers] == [201, 201, 409, 201]
+    assert [answer.status_code for answer in answers] == [201, 201, 409, 200]
     assert code(answers[2]) == (409, "inbox_full")
+
+
+async def test_the_inputs_of_a_stream_have_a_largest_size(cluster: Cluster) -> None:
+    pod = await cluster.pod(max_input_bytes=1000)
+    stream = await cluster.create(pod)
+    large = "x" * 600
+    answers = [await send(cluster, pod, stream, large, {"idempotency-key": name}) for name in "aba"]
+    assert [answer.status_code for answer in answers] == [201, 409, 200]
+    assert code(answers[1]) == (409, "inbox_full")
+    assert pod.metric("baton_inputs_total", outcome="inbox_full") == 1
+    assert (await send(cluster, pod, stream, "x" * 100)).status_code == 201
 
 
 @pytest.mark.parametrize("status", ["cancelled", "completed"])
