@@ -157,6 +157,21 @@ async def test_an_input_queues_a_stream_that_waits(cluster: Cluster) -> None:
     assert pod.metric("baton_inputs_total", outcome="woken") == 1
 
 
+@pytest.mark.parametrize("status", ["queued", "running", "waiting"])
+async def test_an_erased_stream_leaves_no_inputs(cluster: Cluster, status: str) -> None:
+    pod = await cluster.pod()
+    author = await cluster.author()
+    if status == "waiting":
+        await author.wait("an approval")
+    elif status == "queued":
+        await author.interrupt("worker_left")
+    await inputs.add(cluster.pool, author.id, b'"my address"')
+    assert (await cluster.client.delete(f"{pod.url}/v1/streams/{author.id}")).status_code == 204
+    for table in ("stream", "input"):
+        assert await cluster.pool.fetchval(f"SELECT count(*) FROM baton.{table}") == 0
+    assert code(await send(cluster, pod, str(author.id), "x")) == (404, "stream_not_found")
+
+
 # Who may
 
 
