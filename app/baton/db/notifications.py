@@ -243,8 +243,8 @@ def committed_at(payload: str) -> float | None:
     return int(stamp) / 1000 if stamp.isdecimal() and stamp.isascii() else None
 
 
-def cancelled_stream(payload: str) -> UUID | None:
-    """Read which stream a cancel names; None if it names none."""
+def named_stream(payload: str) -> UUID | None:
+    """Read which stream a cancel or an input names; None if it names none."""
     try:
         return UUID(payload)
     except ValueError:
