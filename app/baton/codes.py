@@ -339,6 +339,14 @@ ENDS: Final[tuple[Code, ...]] = (
         "Run more workers, or raise `BATON_WORKER_CONCURRENCY` or `BATON_QUEUE_TIMEOUT_SECONDS`.",
     ),
     Code(
+        "wait_timeout",
+        None,
+        "Nobody answered in time",
+        "The stream waited for an input, such as an approval, and none came in time.",
+        "Ask again.",
+        "`BATON_MAX_WAIT_SECONDS` is the limit if the generator sets none. Its clients need the scope `input`.",
+    ),
+    Code(
         "max_duration",
         None,
         "The answer took too long",
