@@ -205,6 +205,24 @@ def tail(
     raise typer.Exit(run_tail(stream, url=url.strip(), credential=credential, cursor=after, as_json=as_json))
 
 
+@app.command(name="input")
+def send_input(
+    stream: Annotated[str, typer.Argument(help="The id of the stream.")],
+    data: Annotated[str, typer.Argument(metavar="JSON", help="What its generator receives. `-` reads it from stdin.")],
+    *,
+    url: Annotated[str, typer.Option(envvar="BATON_URL", help="The address of the pods.")] = "http://127.0.0.1:8000",
+    key: Annotated[
+        str | None, typer.Option(envvar="BATON_KEY", help="An API key or a stream's token, with the scope input.")
+    ] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="Sends nothing new if this key was used before.")] = None,
+) -> None:
+    """Send an input to a stream, such as an approval, and print its number."""
+    from .commands.input import run as run_input
+
+    credential = key and key.strip()
+    raise typer.Exit(run_input(stream, data, url=url.strip(), credential=credential, key=idempotency_key))
+
+
 @app.command()
 def streams(
     *,

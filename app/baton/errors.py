@@ -24,6 +24,8 @@
     │   ├── OffsetGone             410
     │   ├── MessagesMissing        410
     │   ├── RawContent             409
+    │   ├── StreamEnded            409
+    │   ├── InboxFull              409
     │   ├── AnswerRunning          409
     │   ├── ConversationChanged    409
     │   ├── ConversationGone       410
@@ -297,6 +299,22 @@ class RawContent(RequestError):
     title = "The stream has no events"
 
 
+class StreamEnded(RequestError):
+    """The stream has ended, so nothing can be sent to its generator."""
+
+    status = 409
+    code = "stream_ended"
+    title = "The stream has ended"
+
+
+class InboxFull(RequestError):
+    """The stream has as many inputs, or as many bytes of them, as a stream may have."""
+
+    status = 409
+    code = "inbox_full"
+    title = "The stream takes no more inputs"
+
+
 class AnswerRunning(RequestError):
     """The chat's last answer is still running, so no message can be added to the conversation."""
 
@@ -338,7 +356,7 @@ class InputTooLarge(RequestError):
 
 
 class MessageTooLarge(RequestError):
-    """A message of an append has more bytes than an event may have."""
+    """A message of an append, or an input of a stream, has more bytes than an event may have."""
 
     status = 413
     code = "message_too_large"

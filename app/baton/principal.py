@@ -10,7 +10,7 @@ from uuid import UUID
 
 from .errors import Forbidden, Unauthenticated
 
-AuthScope: TypeAlias = Literal["create", "read", "cancel", "admin", "produce"]
+AuthScope: TypeAlias = Literal["create", "read", "cancel", "admin", "produce", "input"]
 View: TypeAlias = Literal["full", "answer"]
 
 SCOPES: Final[frozenset[AuthScope]] = frozenset(get_args(AuthScope))

@@ -140,8 +140,8 @@ class Settings(BaseSettings):
     jwt_scope_claim: str = Field(
         "scope",
         min_length=1,
-        description="Claim of the provider's tokens that holds the scopes (create, read, cancel, produce, admin): a "
-        "list, or words in a text",
+        description="Claim of the provider's tokens that holds the scopes (create, read, cancel, produce, input, "
+        "admin): a list, or words in a text",
     )
     jwt_max_lifetime_seconds: float = Field(
         86_400,

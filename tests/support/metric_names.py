@@ -15,7 +15,7 @@ def metric_names() -> set[str]:
     pod = PodMetrics()
     pod.partitions_end = pod.notify_queue_ratio = 0.0
     pod.oldest_snapshot_seconds = 0.0
-    pod.open_streams = 0
+    pod.open_streams = pod.waiting = 0
     pod.queue = {"test": (1, 0.5)}
     return {
         family.name + suffix

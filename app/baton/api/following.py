@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Literal
 from uuid import UUID
 
@@ -129,6 +129,42 @@ async def wait_for_events(request: Request, subscriber: Subscriber, seconds: flo
     if relay.damaged:
         raise damaged(relay.stream_id)
     _require_admitted(request)
+
+
+@contextlib.asynccontextmanager
+async def awaiting_inputs(request: Request, stream_id: UUID) -> AsyncIterator[Callable[[float], Awaitable[bool]]]:
+    """Yield a function that waits so many seconds, or until the stream may have a new input.
+
+    It returns False if no other wait makes sense: the stream has ended, or the client or the pod leaves. It raises what
+    `wait_for_end` raises. The client is no viewer.
+
+    Raises:
+        LogDamaged, PodFull, StreamExpired, StreamNotFound, TooManySubscribers, Unavailable: see `subscribe`.
+    """
+    pod = pod_of(request)
+    subscriber = await _join(request, stream_id, 0, views=False)
+    relay = subscriber.relay
+    try:
+        async with _watched_client(request, subscriber) as client:
+            with pod.input_hints.waiting(stream_id, subscriber) as hint:
+
+                def over() -> bool:
+                    return relay.ended or relay.over or pod.draining or client.done()
+
+                async def wait(seconds: float) -> bool:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(seconds):
+                            while not (hint.given or over()):
+                                await subscriber.wait_for_more()
+                    hint.take()
+                    if relay.damaged:
+                        raise damaged(stream_id)
+                    _require_admitted(request)
+                    return not over()
+
+                yield wait
+    finally:
+        pod.relays.unsubscribe(subscriber)
 
 
 @contextlib.asynccontextmanager

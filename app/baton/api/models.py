@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from ..auth.tokens import Wish
 from ..db.external_streams import GENERATOR as EXTERNAL
 from ..errors import InvalidRequest
-from ..events import Status
+from ..events import MAX_SEQ, Status
 from ..principal import View
-from .validation import Finite, Items, Moment, Name, Seconds, Text, at_most, storable
+from .validation import Finite, Items, JsonValue, Moment, Name, Seconds, Text, at_most, storable
 
 MAX_WAIT_SECONDS = 60
 MAX_START_DAYS = 7
@@ -32,11 +32,14 @@ _FILTER = re.compile(r"metadata(?:\.(.*)|\[(.*)\])", re.DOTALL)
 
 
 class TokenOptions(BaseModel):
-    """What a stream's token allows. Without a field, it allows as much as the caller may do, but never `produce`."""
+    """What a stream's token allows.
+
+    Without a field, it allows as much as the caller may do, but never `produce` and `input`.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    scopes: Annotated[Items[Literal["read", "cancel", "produce"]], Field(min_length=1)] | None = None
+    scopes: Annotated[Items[Literal["read", "cancel", "produce", "input"]], Field(min_length=1)] | None = None
     view: View | None = None
 
     def wish(self) -> Wish:
@@ -123,6 +126,30 @@ class GetStream(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    wait: float = Field(0, ge=0, le=MAX_WAIT_SECONDS, allow_inf_nan=False)
+
+
+class SendInput(BaseModel):
+    """The body of `POST /v1/streams/{id}/inputs`. `data` is any JSON but null: what the generator receives."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    data: JsonValue
+
+    @field_validator("data")
+    @classmethod
+    def _can_be_written(cls, value: Any) -> Any:
+        if value is None:
+            raise ValueError("it is null, which stands for no input")
+        return storable(value)
+
+
+class ReadInputs(BaseModel):
+    """The query of `GET /v1/streams/{id}/inputs`: after which number, and how many seconds to wait for the next one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    after: int = Field(0, ge=0, le=MAX_SEQ)
     wait: float = Field(0, ge=0, le=MAX_WAIT_SECONDS, allow_inf_nan=False)
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema
 
 from ..errors import InvalidRequest
 
@@ -19,6 +19,8 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)]
 Model = TypeVar("Model", bound=BaseModel)
 Item = TypeVar("Item")
+# Any JSON but null.
+JsonValue = Annotated[Any, WithJsonSchema({"not": {"type": "null"}})]
 # Only the first wrong item is reported, and the rest are not checked: a body has room for 500,000.
 Items = Annotated[list[Item], Field(fail_fast=True)]
 

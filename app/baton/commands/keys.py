@@ -31,7 +31,9 @@ _STYLES: Final = {"live": "green", "expired": "yellow", "revoked": "dim"}
 def create(
     name: Annotated[str, typer.Argument(help="What the key is for. Names of valid keys are unique.")],
     tenant: Annotated[str, typer.Option(help="The tenant whose streams it can use.")],
-    scope: Annotated[list[str], typer.Option(help="What it may do: create, read, cancel, produce, admin. Repeatable.")],
+    scope: Annotated[
+        list[str], typer.Option(help="What it may do: create, read, cancel, produce, input, admin. Repeatable.")
+    ],
     expires_days: Annotated[int | None, typer.Option(min=1, max=3650, help="Days after which the key expires.")] = None,
 ) -> None:
     """Create a key, and print it once."""

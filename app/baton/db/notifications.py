@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 EVENTS_CHANNEL: Final = "baton_events"  # pods listen: batches were appended
 QUEUE_CHANNEL: Final = "baton_queue"  # workers listen: a stream was queued
 CANCEL_CHANNEL: Final = "baton_cancel"  # workers listen: a stream is to stop
-INPUT_CHANNEL: Final = "baton_input"  # workers listen: a stream has got an input
+INPUT_CHANNEL: Final = "baton_input"  # workers and pods listen: an input was sent to a stream
 KILL_CHANNEL: Final = "baton_kill"  # a demo's pods listen: the pod of this name is to die; signed
 KILL_WORKER_CHANNEL: Final = "baton_kill_worker"  # a demo's workers listen: the worker of this name is to die; signed
 
@@ -95,7 +95,7 @@ async def announce_cancel(executor: Connection | Pool, stream_id: UUID) -> None:
 
 
 async def announce_input(executor: Connection | Pool, stream_id: UUID) -> None:
-    """Make the stream's worker read its inputs."""
+    """Make the stream's worker, or a pod where its producer waits, read its inputs."""
     await _try_to_notify(executor, INPUT_CHANNEL, stream_id.hex)
 
 

@@ -61,7 +61,9 @@ class Stream:
     usage_by_attempt: Sequence[AttemptUsage] | None = None
     answered_by: Mapping[str, Any] | None = None
     run: int = 0  # how often a worker has started it
-    interruption: str | None = None  # why its last worker gave it back or lost it
+    interruption: str | None = None  # why its last worker gave it back or lost it, or why its wait ended
+    waiting_since: datetime | None = None  # this and the next one: of its last wait
+    wait_until: datetime | None = None
     priority: int = 0
     start_after: datetime | None = None
 

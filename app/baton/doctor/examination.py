@@ -24,6 +24,7 @@ from . import (
     schema_checks,
     server_checks,
     vacuum_checks,
+    waiting_checks,
     worker_checks,
 )
 from .finding import Case, Check, Finding, Level, Thresholds, ok, refusal, warning
@@ -60,6 +61,7 @@ CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("the queue of streams", worker_checks.queue),
     ("processes of an older release", external_checks.older_code),
     ("external streams", external_checks.open_streams),
+    ("waiting streams", waiting_checks.waits),
     ("connections", capacity_checks.connections),
     ("durability", durability_checks.durability),
     ("the clock", server_checks.clock),

@@ -25,6 +25,7 @@ from ..db import (
     postgres,
     queue_lines,
     schema_revision,
+    stream_lists,
     stream_queue,
     vacuum_horizon,
     worker_rows,
@@ -34,7 +35,7 @@ from ..db.fair_semaphore import FairSemaphore
 from ..db.listener import Listener, ListenerState
 from ..db.live_counts import LiveCounts
 from ..db.notification_delivery import check_delivery
-from ..db.notifications import EVENTS_CHANNEL, KILL_CHANNEL
+from ..db.notifications import EVENTS_CHANNEL, INPUT_CHANNEL, KILL_CHANNEL
 from ..db.pod_rows import Note, PodState
 from ..db.postgres import Connection, Pool, translated
 from ..db.queue_lines import QueueLines
@@ -52,6 +53,7 @@ from .append_targets import AppendTargets
 from .caller_rates import CallerRates
 from .cluster_sampler import ClusterSampler
 from .external_upkeep import ExternalUpkeep
+from .input_hints import InputHints
 from .notification_verifier import NotificationVerifier
 from .relay_registry import RelayRegistry
 from .request_bodies import RequestBodies
@@ -114,9 +116,11 @@ class Pod:
             poll_seconds=settings.log_poll_seconds,
             with_events=settings.notify_payloads,
         )
+        self.input_hints = InputHints()
         self.listener = Listener(
             settings.listen_dsn,
-            {EVENTS_CHANNEL: self.relays.hear} | ({KILL_CHANNEL: self._on_kill} if settings.demo else {}),
+            {EVENTS_CHANNEL: self.relays.hear, INPUT_CHANNEL: self.input_hints.hear}
+            | ({KILL_CHANNEL: self._on_kill} if settings.demo else {}),
             on_state=self._on_listener_state,
             probe_seconds=settings.listen_probe_seconds,
             connect_seconds=settings.database_timeout_seconds,
@@ -305,6 +309,7 @@ class Pod:
             metrics.notify_queue_ratio = await notifications.queue_usage(connection)
             metrics.queue = (await self.queue_state(connection)).by_generator
             metrics.open_streams = await external_details.count_open(connection)
+            metrics.waiting = await stream_lists.count_waiting(connection)
             metrics.oldest_snapshot_seconds = await self._snapshots.check(connection)
             await self._check_disk(connection)
         metrics.partitions_end = reach.end
@@ -362,3 +367,4 @@ class Pod:
         self.verifier.forget()
         if state is ListenerState.LISTENING:
             self.relays.catch_up_all()
+            self.input_hints.give_all()

@@ -78,6 +78,7 @@ class PodMetrics(Collector):
         # By generator: how many streams wait for a worker, and for how many seconds the first one has waited.
         self.queue: Mapping[str, tuple[int, float]] | None = None
         self.open_streams: int | None = None
+        self.waiting: int | None = None
         self.oldest_snapshot_seconds: float | None = None
 
         self.closed = LabeledCounter(
@@ -100,6 +101,9 @@ class PodMetrics(Collector):
             "baton_pool_wait_seconds", "How long a query waited for a connection of the pool", MILLISECONDS_TO_SECONDS
         )
         self.appends = AppendMetrics()
+        self.inputs = LabeledCounter(
+            "baton_inputs", "Inputs that were sent to streams, by what became of each", "outcome"
+        )
         self._dialects: dict[str, DialectCounts] = {}
         self.registry = CollectorRegistry()
         self.registry.register(self)
@@ -138,6 +142,7 @@ class PodMetrics(Collector):
             yield from histogram.collect()
         yield from self.closed.collect()
         yield from self.appends.collect()
+        yield from self.inputs.collect()
         rejected = CounterMetricFamily("baton_rejections", "Requests and connections over a limit", labels=["limit"])
         for limit, count in self.rejected.items():
             rejected.add_metric([limit], count)
@@ -181,6 +186,7 @@ class PodMetrics(Collector):
                 self.notify_queue_ratio,
             ),
             ("baton_open_streams", "External streams that have not ended; counted up to 10,000", self.open_streams),
+            ("baton_waiting_streams", "Streams that wait for an input; counted up to 10,000", self.waiting),
             (
                 "baton_oldest_snapshot_seconds",
                 "How long the oldest snapshot in the database has been seen; it keeps vacuum from removing rows",
