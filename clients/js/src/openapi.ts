@@ -215,7 +215,7 @@ export interface components {
             /** Format: uuid */
             id: string;
             /** @enum {string} */
-            status: "queued" | "running" | "open" | "completed" | "failed" | "cancelled";
+            status: "queued" | "running" | "waiting" | "open" | "completed" | "failed" | "cancelled";
             generator: string;
             metadata: {
                 [key: string]: string | boolean | number;
@@ -247,7 +247,7 @@ export interface components {
             /** Format: uuid */
             id: string;
             /** @enum {string} */
-            status: "queued" | "running" | "open" | "completed" | "failed" | "cancelled";
+            status: "queued" | "running" | "waiting" | "open" | "completed" | "failed" | "cancelled";
             generator: string;
             metadata: {
                 [key: string]: string | boolean | number;
@@ -370,7 +370,7 @@ export interface components {
          * @description Why a request is refused.
          * @enum {string}
          */
-        RefusalCode: "bad_request" | "header_timeout" | "body_timeout" | "header_too_large" | "invalid_request" | "malformed_cursor" | "unauthenticated" | "forbidden" | "stream_not_found" | "stream_expired" | "cursor_beyond_tail" | "path_taken" | "not_appendable" | "content_type_mismatch" | "stream_closed" | "stream_seq_conflict" | "producer_gap" | "producer_fenced" | "forks_not_supported" | "subscriptions_not_supported" | "offset_gone" | "messages_missing" | "raw_content" | "answer_running" | "conversation_changed" | "conversation_gone" | "request_too_large" | "input_too_large" | "message_too_large" | "stream_full" | "too_many_producers" | "reserved_generator" | "log_damaged" | "idempotency_conflict" | "unknown_generator" | "model_not_found" | "not_found" | "method_not_allowed" | "http_1_1_required" | "unavailable" | "older_code_running" | "create_rate_limited" | "read_rate_limited" | "append_rate_limited" | "too_many_queries" | "too_many_streams" | "too_many_subscribers" | "too_many_connections" | "pod_full" | "request_memory_full" | "still_running" | "internal_error";
+        RefusalCode: "bad_request" | "header_timeout" | "body_timeout" | "header_too_large" | "invalid_request" | "malformed_cursor" | "unauthenticated" | "forbidden" | "stream_not_found" | "stream_expired" | "cursor_beyond_tail" | "path_taken" | "not_appendable" | "content_type_mismatch" | "stream_closed" | "stream_seq_conflict" | "producer_gap" | "producer_fenced" | "forks_not_supported" | "subscriptions_not_supported" | "offset_gone" | "messages_missing" | "raw_content" | "answer_running" | "conversation_changed" | "conversation_gone" | "previous_response_not_found" | "request_too_large" | "input_too_large" | "message_too_large" | "stream_full" | "too_many_producers" | "reserved_generator" | "log_damaged" | "idempotency_conflict" | "unknown_generator" | "model_not_found" | "not_found" | "method_not_allowed" | "http_1_1_required" | "unavailable" | "older_code_running" | "create_rate_limited" | "read_rate_limited" | "append_rate_limited" | "too_many_queries" | "too_many_streams" | "too_many_subscribers" | "too_many_connections" | "pod_full" | "request_memory_full" | "still_running" | "internal_error";
         /**
          * ResetEvent
          * @description Discard what came before: the answer starts again.
@@ -429,7 +429,7 @@ export interface components {
             /** Format: uuid */
             id: string;
             /** @enum {string} */
-            status: "queued" | "running" | "open" | "completed" | "failed" | "cancelled";
+            status: "queued" | "running" | "waiting" | "open" | "completed" | "failed" | "cancelled";
             events_url: string;
             /** Format: date-time */
             created_at: string;
@@ -455,7 +455,7 @@ export interface components {
             /** Format: uuid */
             id: string;
             /** @enum {string} */
-            status: "queued" | "running" | "open" | "completed" | "failed" | "cancelled";
+            status: "queued" | "running" | "waiting" | "open" | "completed" | "failed" | "cancelled";
             generator: string;
             metadata: {
                 [key: string]: string | boolean | number;
@@ -513,7 +513,7 @@ export interface components {
             /** Format: uuid */
             id: string;
             /** @enum {string} */
-            status: "queued" | "running" | "open" | "completed" | "failed" | "cancelled";
+            status: "queued" | "running" | "waiting" | "open" | "completed" | "failed" | "cancelled";
             generator: string;
             metadata: {
                 [key: string]: string | boolean | number;
@@ -671,7 +671,7 @@ export interface operations {
         parameters: {
             query?: {
                 before?: string;
-                status?: "queued" | "running" | "open" | "completed" | "failed" | "cancelled";
+                status?: "queued" | "running" | "waiting" | "open" | "completed" | "failed" | "cancelled";
                 limit?: number;
                 /** @description Only streams with these metadata: `metadata[chat]=42`, or `metadata.chat=42`. At most 4. */
                 metadata?: {

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator
 from typing import Any
+from uuid import UUID
 
 import httpx2
 import pytest
 from tests.support.access import bearer, guarded_pod, make_key
 from tests.support.cluster import Cluster, RunningPod
-from tests.support.logbook import until
 
 from baton import messages
+from baton.db import retention
 from baton.errors import GenerationError
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
@@ -97,7 +97,14 @@ async def test_turns_that_hold_only_what_is_new_are_joined(cluster: Cluster, mod
     ids = [await native(cluster, pod, text) for text in ("A", "Run.", "Fail.", "Fail.", "B")]
     found = await read(cluster, pod)
     whole = [
-        *(asked("A"), said("You said A"), asked("Run."), said(None, CHAT_CALL), result('{"degrees":3}'), said("Three.")),
+        *(
+            asked("A"),
+            said("You said A"),
+            asked("Run."),
+            said(None, CHAT_CALL),
+            result('{"degrees":3}'),
+            said("Three."),
+        ),
         *(asked("Fail."), said("So far"), asked("B"), said("You said B")),
     ]
     assert found["messages"] == whole
@@ -108,8 +115,16 @@ async def test_turns_that_hold_only_what_is_new_are_joined(cluster: Cluster, mod
     assert (found["active"], found["complete"], found["next"]) == (None, True, None)
     # In each form it is the same conversation.
     for form in ("responses", "anthropic", "aisdk"):
-        assert messages({name: value for name, value in (await read(cluster, pod, form=form)).items()
-                         if name in {"messages", "input", "system"}}) == whole, form
+        assert (
+            messages(
+                {
+                    name: value
+                    for name, value in (await read(cluster, pod, form=form)).items()
+                    if name in {"messages", "input", "system"}
+                }
+            )
+            == whole
+        ), form
 
 
 async def test_a_request_with_the_whole_conversation_replaces_what_was_before(
@@ -165,9 +180,30 @@ async def test_pages_of_a_long_conversation_are_joined(
     assert pages == 3
 
 
-async def test_the_reader_is_charged_for_the_rows(cluster: Cluster, model: Model) -> None:
-    pod = await cluster.pod(reads_per_second=1, reads_burst=1)
-    await native(cluster, pod, "A")
+async def test_the_reader_is_charged_for_the_rows(cluster: Cluster) -> None:
+    await cluster.pool.execute(
+        "INSERT INTO baton.stream (generator, input, on_worker_lost, metadata) "
+        """SELECT 'nobody', '"A"', 'fail', '{"chat": "42"}' FROM generate_series(1, 40)"""
+    )
+    pod = await cluster.pod(reads_per_second=0.01, reads_burst=3)
+    assert len((await read(cluster, pod))["messages"]) == 40
+    answer = await cluster.client.get(f"{pod.url}/v1/conversations/42")
+    assert (answer.status_code, answer.json()["code"]) == (429, "read_rate_limited")
+
+
+async def test_an_expired_turn_is_in_the_input_of_later_ones(cluster: Cluster, model: Model, pod: RunningPod) -> None:
+    ids = [(await respond(cluster, pod, text, conversation="42")).json()["id"] for text in ("Run.", "B")]
+    whole = await read(cluster, pod)
+    await cluster.pool.execute("DELETE FROM baton.stream WHERE id = $1", UUID(ids[0].removeprefix("resp_")))
+    async with cluster.pool.acquire() as connection:
+        await retention.raise_horizon(connection, UUID(ids[1].removeprefix("resp_")))
+    left = await read(cluster, pod)
+    assert (left["messages"], left["complete"]) == (whole["messages"], True)
+    refused = await respond(cluster, pod, "C", previous_response_id=ids[0])
+    assert "has expired" in refused.json()["error"]["message"]
+    # A page gets the parts that an input has: no reasoning.
+    page = (await read(cluster, pod, form="aisdk"))["messages"]
+    assert [part["type"] for part in page[1]["parts"]] == ["step-start", "tool-weather", "step-start", "text"]
 
 
 async def test_a_response_continues_another(cluster: Cluster, model: Model, pod: RunningPod) -> None:
@@ -193,9 +229,7 @@ async def test_a_conversation_is_continued_by_either_client(cluster: Cluster, mo
     await respond(cluster, pod, "First", conversation="42")
     await cluster.client.post(url, json={"id": "42", "message": user})
     await respond(cluster, pod, "B", conversation={"id": "42"})
-    assert model.asked[-1] == [
-        *(asked("First"), said("You said First"), asked("A"), said("You said A"), asked("B"))
-    ]
+    assert model.asked[-1] == [*(asked("First"), said("You said First"), asked("A"), said("You said A"), asked("B"))]
     page = (await read(cluster, pod, form="aisdk"))["messages"]
     assert page[2]["id"] == "u"
     assert [one["metadata"]["status"] for one in page if one["role"] == "assistant"] == ["completed"] * 3
