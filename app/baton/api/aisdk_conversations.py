@@ -27,6 +27,7 @@ from ..dialects.aisdk_page import parts_of
 from ..errors import GenerationError, LogDamaged
 from ..generators import conversation as forms
 from ..pod.request_bodies import LARGE_BYTES
+from .models import metadata_alternatives
 
 Json = dict[str, Any]
 
@@ -111,7 +112,7 @@ async def newest(connection: Connection, tenant: str, chat: str) -> tuple[Stream
 
     If thousands of streams have the chat's id, only the newest of them are searched.
     """
-    wanted = StreamFilter(tenant, metadata=[{"chat": chat}])
+    wanted = StreamFilter(tenant, metadata=metadata_alternatives({"chat": chat}))
     looked_at = 0
     for _ in range(_PAGES):
         page = await stream_lists.find(connection, wanted, 1)

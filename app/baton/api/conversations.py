@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any, Final, Literal, NotRequired
 from urllib.parse import quote, urlencode
 from uuid import UUID
@@ -93,7 +94,7 @@ async def get_conversation(request: Request) -> AsgiResponse:
         "id": chat,
         "object": "conversation",
         "form": options.form,
-        **stored_conversations.in_form(found, options.form),
+        **await asyncio.to_thread(stored_conversations.in_form, found, options.form),
         "answers": [{"id": str(stream.id), "status": stream.status} for stream in found.answers],
         "active": None if found.active is None else {"id": str(found.active.id), "status": found.active.status},
         "complete": found.complete,

@@ -6,6 +6,7 @@ metadata of its own cannot be created.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from typing import Any, Final, Literal
@@ -84,5 +85,5 @@ async def list_conversation_items(request: Request) -> AsgiResponse:
     """List what was said in a conversation, as items of the Responses API."""
     query = validated(ListItems, query_of(request, ListItems.model_fields))
     found = await stored_conversations.read(request, request.path_params["chat"])
-    items = stored_conversations.in_form(found, "responses")["input"]
+    items = (await asyncio.to_thread(stored_conversations.in_form, found, "responses"))["input"]
     return json_answer(request, page_of_items(items, query, "item_"))

@@ -10,6 +10,7 @@ both do so. A Response may have several that continue it.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,14 +71,14 @@ async def after_response(request: Request, response_id: str, given: Any) -> Past
     async with translated(pod_of(request).pool):
         stream = await _previous(request, response_id)
         stream = await aisdk_turns.stopped(request, stream)
-    chat, results = stream.metadata.get("chat"), _results(given)
-    if isinstance(chat, str):
+    chat, results = _chat_of(stream), _results(given)
+    if chat is not None:
         whole = await stored_conversations.read(request, chat, upto=stream.id, results=results)
     else:
         whole = await stored_conversations.read_one(request, stream, results=results)
-    items, places = _items(whole)
+    items, places = await asyncio.to_thread(_items, whole)
     beside = {**beside_input(places), PREVIOUS: response_id}
-    return Past(items, chat if isinstance(chat, str) else None, beside)
+    return Past(items, chat, beside)
 
 
 async def after_conversation(request: Request, chat: str, given: Any, body: bytes) -> Past:
@@ -95,7 +96,7 @@ async def after_conversation(request: Request, chat: str, given: Any, body: byte
     if newest is None:
         return Past((), chat, beside_input((), digest), key)
     whole = await stored_conversations.read(request, chat, upto=newest.id, results=_results(given))
-    items, places = _items(whole)
+    items, places = await asyncio.to_thread(_items, whole)
     return Past(items, chat, beside_input(places, digest), key)
 
 
@@ -118,6 +119,12 @@ async def _previous(request: Request, response_id: str) -> Stream:
         raise PreviousResponseNotFound(str(error)) from None
     except StreamNotFound:
         raise PreviousResponseNotFound(f"Previous response with id {response_id!r:.80} not found.") from None
+
+
+def _chat_of(stream: Stream) -> str | None:
+    """Return the id of a stream's chat; a native client may have given a number."""
+    chat = stream.metadata.get("chat")
+    return None if chat is None or isinstance(chat, bool) else str(chat)
 
 
 def _results(given: Any) -> frozenset[str]:

@@ -22,14 +22,14 @@ from uuid import UUID
 import orjson
 from starlette.requests import Request
 
-from ..db import retention, stream_lists, streams
+from ..db import external_streams, retention, stream_lists, streams
 from ..db.event_log import Batch
 from ..db.postgres import translated
 from ..db.stream_lists import StreamFilter
 from ..db.streams import Stream
 from ..dialects.aisdk_message import Earlier
 from ..dialects.aisdk_page import message_of
-from ..errors import GenerationError, InvalidRequest, RawContent, StreamExpired, StreamNotFound
+from ..errors import GenerationError, InvalidRequest, LogDamaged, RawContent, StreamExpired, StreamNotFound
 from ..events import RESET_HEAD, USAGE_HEAD
 from ..generators import conversation as forms
 from .aisdk_conversations import conversation_of, id_on_page, stream_of, whole_log
@@ -151,7 +151,8 @@ async def with_logs(request: Request, chat: str, found: StoredConversation) -> S
         continued = await streams.continued_messages(pool, [stream.id for stream in page.streams])
         writers: dict[str, Stream] = {}
         for stream in page.streams:
-            if stream.ended:
+            # Raw content has no parts.
+            if stream.ended and stream.generator != external_streams.GENERATOR:
                 writers.setdefault(continued.get(stream.id) or id_on_page(stream.id), stream)
         messages, size_bytes = list(found.messages), 0
         for index, message in reversed(list(enumerate(messages))):
@@ -160,7 +161,11 @@ async def with_logs(request: Request, chat: str, found: StoredConversation) -> S
                 continue
             if size_bytes > _PAGE_BYTES:
                 break
-            batches = await whole_log(pool, writer.id)
+            try:
+                batches = await whole_log(pool, writer.id)
+            except LogDamaged:
+                # It is expiring, and is in the input of a later stream.
+                continue
             size_bytes += sum(len(batch.events) for batch in batches)
             earlier = _earlier(await streams.read_continuation(pool, writer.id))
             shown = await asyncio.to_thread(message_of, writer.id, _kept(batches), earlier)
@@ -244,7 +249,12 @@ async def _turn(request: Request, stream: Stream, pending: frozenset[str] | None
         return None
     asked = await read_input(request, stream.id)
     beside = await streams.read_continuation(pool, stream.id)
-    batches = await whole_log(pool, stream.id) if stream.ended else []
+    try:
+        batches = await whole_log(pool, stream.id) if stream.ended else []
+    except LogDamaged:
+        if await streams.get(pool, stream.id) is None:
+            return None
+        raise
     return await asyncio.to_thread(_of_stream, stream, asked, beside, batches, pending)
 
 

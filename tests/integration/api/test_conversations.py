@@ -152,6 +152,25 @@ async def test_an_answer_in_progress_is_named_and_left_out(cluster: Cluster, mod
     model.rest.set()
 
 
+async def test_a_native_chat_may_have_a_number_as_its_id(cluster: Cluster, model: Model, pod: RunningPod) -> None:
+    stream_id = await cluster.create(pod, generator="replay", input="A", metadata={"chat": 42})
+    await cluster.client.get(f"{pod.url}/v1/streams/{stream_id}?wait=20")
+    whole = [asked("A"), said("You said A"), asked("B")]
+    await respond(cluster, pod, "B", conversation="42")
+    await respond(cluster, pod, "B", previous_response_id=f"resp_{stream_id.replace('-', '')}")
+    assert model.asked[1:] == [whole, whole]
+
+
+async def test_content_that_is_not_events_is_left_out(cluster: Cluster, model: Model, pod: RunningPod) -> None:
+    await native(cluster, pod, "A")
+    raw = await cluster.client.put(f"{pod.url}/v1/stream/notes", headers={"content-type": "text/plain"}, content="x")
+    assert raw.status_code == 201
+    await cluster.pool.execute("UPDATE baton.stream SET metadata = '{\"chat\": \"42\"}' WHERE generator = 'external'")
+    found = await read(cluster, pod, form="aisdk")
+    assert [one["role"] for one in found["messages"]] == ["user", "assistant"]
+    assert found["complete"] is True
+
+
 async def test_what_a_reset_discarded_is_not_in_the_conversation(cluster: Cluster, pod: RunningPod) -> None:
     author = await cluster.author(chat="42")
     await author.write(b'{"type":"text","delta":"wrong"}', b'{"type":"usage","input_tokens":2}')
@@ -298,7 +317,7 @@ async def test_another_tenants_conversation_does_not_exist(cluster: Cluster, mod
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "previous_response_not_found")
     await respond(theirs, conversation="42")
     assert model.asked[-1] == [asked("A")]
-    # Whoever may not read gets nothing to read by continuing.
+    # A caller that may not read gets nothing to read by continuing.
     assert (await respond(creating, conversation="42")).status_code == 403
     assert (await respond(creating, previous_response_id=first)).status_code == 403
     for key, status in ((ours, 200), (theirs, 200), (creating, 403)):
