@@ -11,7 +11,9 @@ import httpx2
 import pytest
 from tests.support.access import bearer, guarded_pod, make_key
 from tests.support.cluster import Cluster, RunningPod
+from tests.support.logbook import DEADLINE_SECONDS
 
+import baton
 from baton import messages
 from baton.db import retention
 from baton.errors import GenerationError
@@ -152,6 +154,27 @@ async def test_an_answer_in_progress_is_named_and_left_out(cluster: Cluster, mod
     model.rest.set()
 
 
+async def test_a_waiting_answer_is_active(cluster: Cluster, pod: RunningPod) -> None:
+    @baton.continues
+    async def asking(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield CALL
+        yield {"type": "tool_approval", "id": "c"}
+        yield {"type": "wait", "for": {"type": "approval", "calls": ["c"]}, "until": 600}
+
+    await cluster.worker({"asking": asking})
+    stream_id = await cluster.create(pod, generator="asking", input="A", metadata={"chat": "42"})
+
+    async def waiting() -> bool:
+        return bool((await read(cluster, pod))["active"] == {"id": stream_id, "status": "waiting"})
+
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not await waiting():
+            pass
+    assert (await read(cluster, pod))["messages"] == [asked("A")]
+    refused = await respond(cluster, pod, "B", conversation="42")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "answer_running")
+
+
 async def test_a_native_chat_may_have_a_number_as_its_id(cluster: Cluster, model: Model, pod: RunningPod) -> None:
     stream_id = await cluster.create(pod, generator="replay", input="A", metadata={"chat": 42})
     await cluster.client.get(f"{pod.url}/v1/streams/{stream_id}?wait=20")
@@ -270,8 +293,9 @@ async def test_a_conversation_has_one_successor(cluster: Cluster, model: Model, 
     async def ended() -> bool:
         return bool((await cluster.client.get(url)).json()["status"] == "completed")
 
-    while not await ended():
-        pass
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not await ended():
+            pass
     both = await asyncio.gather(*(respond(cluster, pod, text, conversation="42", background=True) for text in "BC"))
     assert sorted(one.status_code for one in both) == [200, 409]
 
