@@ -199,6 +199,10 @@ ADVICE: Final[dict[str, Advice]] = {
         "Send all messages (`messages` in place of `message`), or start a new chat.",
         "`BATON_RETENTION_DAYS` is the retention period.",
     ),
+    "previous_response_not_found": Advice(
+        "Send the conversation itself as `input`, or begin a new one.",
+        "`BATON_RETENTION_DAYS` is the retention period.",
+    ),
     "request_too_large": Advice(
         "Send a smaller body.",
         "`BATON_MAX_BODY_BYTES` is the limit.",

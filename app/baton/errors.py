@@ -29,6 +29,7 @@
     │   ├── AnswerRunning          409
     │   ├── ConversationChanged    409
     │   ├── ConversationGone       410
+    │   ├── PreviousResponseNotFound 400
     │   ├── Unauthenticated        401
     │   ├── Forbidden              403
     │   ├── StreamNotFound         404
@@ -337,6 +338,14 @@ class ConversationGone(RequestError):
     status = 410
     code = "conversation_gone"
     title = "The conversation is not stored here"
+
+
+class PreviousResponseNotFound(RequestError):
+    """The Response in `previous_response_id` was erased, has expired, or never existed for this caller."""
+
+    status = 400
+    code = "previous_response_not_found"
+    title = "There is no such previous response"
 
 
 class RequestTooLarge(RequestError):

@@ -235,6 +235,13 @@ export interface components {
             idle_timeout_seconds?: number | null;
             queue_timeout_seconds?: number | null;
             cancel_when_unwatched_seconds?: number | null;
+            /**
+             * @description How soon its turn comes while streams wait for a worker: a `high` stream of a tenant counts an eighth of a `normal` one, and a `low` one eight times as much.
+             * @enum {string}
+             */
+            priority?: "low" | "normal" | "high";
+            /** @description No worker starts it before this time: at most 7 days ahead. */
+            start_after?: string | null;
             token?: components["schemas"]["TokenOptions"];
         };
         /**
@@ -253,6 +260,9 @@ export interface components {
             events_url: string;
             /** Format: date-time */
             created_at: string;
+            start_after: string | null;
+            /** @enum {string} */
+            priority?: "low" | "high";
             started_at: string | null;
             finished_at: string | null;
             cancel_requested_at: string | null;
@@ -286,6 +296,9 @@ export interface components {
             events_url: string;
             /** Format: date-time */
             created_at: string;
+            start_after: string | null;
+            /** @enum {string} */
+            priority?: "low" | "high";
             started_at: string | null;
             finished_at: string | null;
             cancel_requested_at: string | null;
@@ -421,7 +434,7 @@ export interface components {
          * @description Why a request is refused.
          * @enum {string}
          */
-        RefusalCode: "bad_request" | "header_timeout" | "body_timeout" | "header_too_large" | "invalid_request" | "malformed_cursor" | "unauthenticated" | "forbidden" | "stream_not_found" | "stream_expired" | "cursor_beyond_tail" | "path_taken" | "not_appendable" | "content_type_mismatch" | "stream_closed" | "stream_seq_conflict" | "producer_gap" | "producer_fenced" | "forks_not_supported" | "subscriptions_not_supported" | "offset_gone" | "messages_missing" | "raw_content" | "stream_ended" | "inbox_full" | "answer_running" | "conversation_changed" | "conversation_gone" | "request_too_large" | "input_too_large" | "message_too_large" | "stream_full" | "too_many_producers" | "reserved_generator" | "log_damaged" | "idempotency_conflict" | "unknown_generator" | "model_not_found" | "not_found" | "method_not_allowed" | "http_1_1_required" | "unavailable" | "older_code_running" | "create_rate_limited" | "read_rate_limited" | "append_rate_limited" | "too_many_queries" | "too_many_streams" | "too_many_subscribers" | "too_many_connections" | "pod_full" | "request_memory_full" | "still_running" | "internal_error";
+        RefusalCode: "bad_request" | "header_timeout" | "body_timeout" | "header_too_large" | "invalid_request" | "malformed_cursor" | "unauthenticated" | "forbidden" | "stream_not_found" | "stream_expired" | "cursor_beyond_tail" | "path_taken" | "not_appendable" | "content_type_mismatch" | "stream_closed" | "stream_seq_conflict" | "producer_gap" | "producer_fenced" | "forks_not_supported" | "subscriptions_not_supported" | "offset_gone" | "messages_missing" | "raw_content" | "stream_ended" | "inbox_full" | "answer_running" | "conversation_changed" | "conversation_gone" | "previous_response_not_found" | "request_too_large" | "input_too_large" | "message_too_large" | "stream_full" | "too_many_producers" | "reserved_generator" | "log_damaged" | "idempotency_conflict" | "unknown_generator" | "model_not_found" | "not_found" | "method_not_allowed" | "http_1_1_required" | "unavailable" | "older_code_running" | "create_rate_limited" | "read_rate_limited" | "append_rate_limited" | "too_many_queries" | "too_many_streams" | "too_many_subscribers" | "too_many_connections" | "pod_full" | "request_memory_full" | "still_running" | "internal_error";
         /**
          * ResetEvent
          * @description Discard what came before: the answer starts again.
@@ -511,6 +524,8 @@ export interface components {
          * @description A stream and its state.
          *
          *     `run` says how often a worker has started its generator: 0 while it waits for the first, and for an external stream.
+         *     `start_after` is the time before which no worker starts it, if its creator gave one. `priority` is left out if it is
+         *     normal.
          *     `interruption` is why the worker before did not finish it: `worker_lost` if it died, `worker_left` if it was
          *     deployed or stopped, `input` or `deadline` if it waited and that ended the wait; null if none gave it up.
          *     `waiting` is null unless the status is `waiting`.
@@ -530,6 +545,9 @@ export interface components {
             events_url: string;
             /** Format: date-time */
             created_at: string;
+            start_after: string | null;
+            /** @enum {string} */
+            priority?: "low" | "high";
             started_at: string | null;
             finished_at: string | null;
             cancel_requested_at: string | null;
@@ -589,6 +607,9 @@ export interface components {
             events_url: string;
             /** Format: date-time */
             created_at: string;
+            start_after: string | null;
+            /** @enum {string} */
+            priority?: "low" | "high";
             started_at: string | null;
             finished_at: string | null;
             cancel_requested_at: string | null;

@@ -129,6 +129,7 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "erase": (event_log._ERASE, ("$stream", True), 1),
     "get": (streams._GET, ("$stream",), 0),
     "get many": (streams._GET_MANY, (["$stream", "$running"],), 0),
+    "continued messages": (streams._CONTINUED, (["$stream", "$running"],), 0),
     "newest": (OF_TENANT, ("", FIRST, LAST, 21, None, None, 21), 0),
     "newest failed": (OF_TENANT, ("", FIRST, LAST, MOST_ROWS - 1, ["failed"], None, 51), 0),
     "newest with metadata": (OF_TENANT, ("", FIRST, LAST, MOST_ROWS - 1, None, ['{"chat": "1"}'], 51), 0),
