@@ -14,8 +14,17 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .app import Application, create_app
-    from .client import Follower
-    from .errors import BatonError, ConfigurationError, FollowError, GenerationError, StepError
+    from .client import Client, Follower
+    from .errors import (
+        AnswerFailed,
+        BatonError,
+        ClientError,
+        ConfigurationError,
+        FollowError,
+        GenerationError,
+        ServiceUnavailable,
+        StepError,
+    )
     from .generators import (
         Approval,
         GenerationRequest,
@@ -33,9 +42,12 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 __all__ = [
+    "AnswerFailed",
     "Application",
     "Approval",
     "BatonError",
+    "Client",
+    "ClientError",
     "ConfigurationError",
     "ContextFilter",
     "FollowError",
@@ -44,6 +56,7 @@ __all__ = [
     "GenerationRequest",
     "Generator",
     "RequestedModel",
+    "ServiceUnavailable",
     "Settings",
     "SoFar",
     "StepError",
@@ -59,9 +72,12 @@ __all__ = [
 ]
 
 _MODULES: Final = {
+    "AnswerFailed": "errors",
     "Application": "app",
     "Approval": "generators",
     "BatonError": "errors",
+    "Client": "client",
+    "ClientError": "errors",
     "ConfigurationError": "errors",
     "ContextFilter": "observability.log_context",
     "FollowError": "errors",
@@ -70,6 +86,7 @@ _MODULES: Final = {
     "GenerationRequest": "generators",
     "Generator": "generators",
     "RequestedModel": "generators.requested_model",
+    "ServiceUnavailable": "errors",
     "Settings": "settings",
     "SoFar": "generators",
     "StepError": "errors",

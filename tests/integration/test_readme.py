@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from tests.support.cluster import Cluster
+import pytest
+from tests.support.cluster import Cluster, echo
 from tests.support.logbook import connected, ended, events, queue, text, until_tail, working
 from tests.support.processes import finished
 from tests.support.readme import code_of
@@ -73,3 +74,13 @@ async def test_the_generator_that_continues_loses_and_repeats_nothing(dsn: str) 
     assert (stream.status, text(found)) == ("completed", whole)
     assert [event["type"] for event in found if event["type"] != "text"] == ["resumed", "resumed", "done"]
     assert searched == topics
+
+
+async def test_the_client_of_the_page_about_python_follows_and_reads(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = await cluster.pod()
+    await cluster.worker({"replay": echo})
+    monkeypatch.setenv("BATON_URL", pod.url)
+    printed = await run_script(code_of("A client", "docs/python.md"))
+    assert printed.splitlines() == ["1 text", "2 text", "3 done", "Hello again"]
