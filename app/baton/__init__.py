@@ -15,6 +15,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from .app import Application, create_app
     from .client import Client, Follower
+    from .db.enqueueing import enqueue
     from .errors import (
         AnswerFailed,
         BatonError,
@@ -65,6 +66,7 @@ __all__ = [
     "as_generation_error",
     "continues",
     "create_app",
+    "enqueue",
     "idempotency_key",
     "json_formatter",
     "messages",
@@ -94,6 +96,7 @@ _MODULES: Final = {
     "as_generation_error": "generators",
     "continues": "generators",
     "create_app": "app",
+    "enqueue": "db.enqueueing",
     "idempotency_key": "generators",
     "json_formatter": "observability.log_formatters",
     "messages": "generators.conversation",

@@ -155,6 +155,12 @@ def grants(
     work: Annotated[str, typer.Option(help="The role of workers.")] = _ROLES.work,
     serve: Annotated[str, typer.Option(help="The role of pods.")] = _ROLES.serve,
     *,
+    app: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ROLE", help="An existing role of an application that creates streams in its own transactions."
+        ),
+    ] = None,
     revoke_connect: Annotated[
         bool,
         typer.Option("--revoke-connect", help="Allow only roles with an explicit grant to connect to the database."),
@@ -171,7 +177,7 @@ def grants(
         raise typer.BadParameter("--keep and --lock-out-others need --revoke-connect.")
     names = RoleNames(migrate=migrate, work=work, serve=serve)
     revocation = Revocation(tuple(keep or ()), lock_out_others) if revoke_connect else None
-    typer.echo(grants_script(names, revocation), nl=False)
+    typer.echo(grants_script(names, revocation, tuple(app or ())), nl=False)
 
 
 @app.command()
