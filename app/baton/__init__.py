@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .generators.requested_model import RequestedModel
     from .observability.log_context import ContextFilter
     from .observability.log_formatters import json_formatter, text_formatter
+    from .principal import Caller
     from .settings import Settings
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "Application",
     "Approval",
     "BatonError",
+    "Caller",
     "Client",
     "ClientError",
     "ConfigurationError",
@@ -78,6 +80,7 @@ _MODULES: Final = {
     "Application": "app",
     "Approval": "generators",
     "BatonError": "errors",
+    "Caller": "principal",
     "Client": "client",
     "ClientError": "errors",
     "ConfigurationError": "errors",

@@ -14,7 +14,7 @@ from typing import Final, Self
 
 import asyncpg
 
-from ..auth.gate import Gate
+from ..auth.gate import Authenticate, Gate
 from ..db import (
     code_revisions,
     disk_space,
@@ -76,7 +76,9 @@ def _nothing() -> None:
 class Pod:
     """Pool, relays and listener, wired to each other. Made by `Pod.open`."""
 
-    def __init__(self, settings: Settings, pool: Pool, metrics: PodMetrics) -> None:
+    def __init__(
+        self, settings: Settings, pool: Pool, metrics: PodMetrics, authenticate: Authenticate | None = None
+    ) -> None:
         self.settings = settings
         self.pool = pool
         self.metrics = metrics
@@ -124,7 +126,9 @@ class Pod:
             write_timeout_seconds=settings.write_timeout_seconds,
             max_age_seconds=settings.max_connection_age_seconds,
         )
-        self.gate = Gate(settings, pool, origin_allowed=settings.allowed_origins.__contains__)
+        self.gate = Gate(
+            settings, pool, origin_allowed=settings.allowed_origins.__contains__, authenticate=authenticate
+        )
         self._snapshots = vacuum_horizon.HorizonWatch()
         self.live_counts = LiveCounts()
         self.queue = QueueWatermark(late_check_seconds=SWEEP_SECONDS)
@@ -145,8 +149,10 @@ class Pod:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, settings: Settings) -> AsyncIterator[Self]:
+    async def open(cls, settings: Settings, *, authenticate: Authenticate | None = None) -> AsyncIterator[Self]:
         """Connect, check the schema, and run the pod's tasks: the listener, the polls, the timeouts and the sampler.
+
+        `authenticate`: see `Gate`.
 
         Raises:
             ConfigurationError: no client could authenticate, the database cannot be reached, its schema does not fit,
@@ -166,7 +172,7 @@ class Pod:
         ) as pool:
             await check_delivery(settings.listen_dsn, settings.dsn)
             await schema_revision.check_schema(pool)
-            pod = cls(settings, pool, metrics)
+            pod = cls(settings, pool, metrics, authenticate)
             await pod.gate.open()
             default = settings.default_generator
             if default and (sentence := await pod.missing_generator(default)):
