@@ -30,6 +30,7 @@ class Application(Starlette):
         *,
         on_signals: bool,
         authenticate: Callable[[Request], Awaitable[Caller | None]] | None = None,
+        with_worker: bool = False,
     ) -> None:
         routes = [*api.ROUTES, *(api.DEMO_ROUTES if settings.demo else ())]
         super().__init__(routes=routes, exception_handlers=problems.HANDLERS, lifespan=_lifespan)
@@ -37,6 +38,7 @@ class Application(Starlette):
         self.settings = settings
         self.on_signals = on_signals
         self.authenticate = authenticate
+        self.with_worker = with_worker
         self.shutdown: MountedShutdown | None = None  # while the application runs
 
     def leave(self) -> None:
@@ -67,6 +69,7 @@ def create_app(
     *,
     on_signals: bool = True,
     authenticate: Callable[[Request], Awaitable[Caller | None]] | None = None,
+    with_worker: bool | None = None,
 ) -> Application:
     """Return a pod's ASGI application. Its lifespan opens and closes the pod.
 
@@ -86,6 +89,9 @@ def create_app(
     session, or None. It is awaited for each such request, and may raise `starlette.exceptions.HTTPException`. It gets
     the headers, the cookies, and what your middleware has put into the request, and no body.
 
+    With `with_worker` a worker runs in the same process, on the same event loop, with the generators of the settings:
+    then your application is the whole deployment. The default is the setting `BATON_WITH_WORKER`.
+
     Raises:
         ConfigurationError: a setting is out of range, or everybody would be let in in spite of `authenticate`.
     """
@@ -95,12 +101,13 @@ def create_app(
             "create_app(authenticate=…) and BATON_ALLOW_ANONYMOUS=true exclude each other: anonymous access lets every "
             "caller in. Unset the variable."
         )
-    return Application(settings, on_signals=on_signals, authenticate=authenticate)
+    with_worker = settings.with_worker if with_worker is None else with_worker
+    return Application(settings, on_signals=on_signals, authenticate=authenticate, with_worker=with_worker)
 
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: Application) -> AsyncIterator[None]:
-    async with Pod.open(app.settings, authenticate=app.authenticate) as pod:
+    async with Pod.open(app.settings, authenticate=app.authenticate) as pod, _worker_beside(app, pod):
         app.state.pod = pod
         app.shutdown = shutdown = MountedShutdown(pod.drain, app.settings.drain_seconds, on_signals=app.on_signals)
         pod.before_joining = shutdown.install
@@ -110,3 +117,16 @@ async def _lifespan(app: Application) -> AsyncIterator[None]:
             app.shutdown = None
             await shutdown.close()
             app.state.pod = None
+
+
+@contextlib.asynccontextmanager
+async def _worker_beside(app: Application, pod: Pod) -> AsyncIterator[None]:
+    """Run a worker in the pod's process, if the application wants one. It leaves before the pod is closed."""
+    if not app.with_worker:
+        yield
+        return
+    # Other pods need neither the worker nor the generators.
+    from .embedded_worker import EmbeddedWorker
+
+    async with EmbeddedWorker.open(app.settings) as pod.companion:
+        yield

@@ -48,6 +48,7 @@ from .append_queue import AppendQueue
 from .append_targets import AppendTargets
 from .caller_rates import CallerRates
 from .cluster_sampler import ClusterSampler
+from .companion import Companion
 from .external_upkeep import ExternalUpkeep
 from .notification_verifier import NotificationVerifier
 from .relay_registry import RelayRegistry
@@ -143,6 +144,7 @@ class Pod:
         self.appends = AppendQueue(settings, on_group=metrics.appends.note_group)
         self.append_targets = AppendTargets()
         self._has_current_code = False  # no older code can start any more
+        self.companion: Companion | None = None
         self.draining = False
         self.broken = False
         self.before_joining: Callable[[], None] = _nothing  # called when a client is about to follow or to wait
@@ -213,6 +215,7 @@ class Pod:
             not self.draining
             and not self.broken
             and not self.full
+            and (self.companion is None or self.companion.ready)
             and self.listener.state is not ListenerState.CONNECTING
             and silence_seconds < interval_seconds + READY_SILENCE_SECONDS
         )
@@ -263,10 +266,28 @@ class Pod:
             )
 
     async def drain(self, seconds: float | None = None) -> None:
-        """Send the clients away to other pods, spread over this time, by default `drain_seconds`."""
+        """Send the clients away to other pods, spread over this time, by default `drain_seconds`.
+
+        A companion leaves first. While it has more time than this, clients stay and see what it still writes.
+        """
+        patient = seconds is None or seconds >= self.settings.drain_seconds
+        seconds = self.settings.drain_seconds if seconds is None else seconds
+        if self.companion is not None:
+            self.companion.leave()
+            if patient:
+                await self.companion.wait(max(0.0, self.settings.worker_drain_seconds - seconds))
         self.draining = True
-        await self.streams.drain(self.settings.drain_seconds if seconds is None else seconds)
+        await self.streams.drain(seconds)
         self.relays.tap_all()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a part of the process has ended by itself."""
+        return self.broken or (self.companion is not None and self.companion.failed)
+
+    def render_metrics(self) -> bytes:
+        """Return the metrics of the process in Prometheus' text format."""
+        return self.metrics.render() + (b"" if self.companion is None else self.companion.render_metrics())
 
     async def watch_database(self) -> None:
         """Measure at intervals what an operator should know, and log problems while there is time to act."""
