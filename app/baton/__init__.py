@@ -14,8 +14,18 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .app import Application, create_app
-    from .client import Follower
-    from .errors import BatonError, ConfigurationError, FollowError, GenerationError, StepError
+    from .client import Client, Follower
+    from .db.enqueueing import enqueue
+    from .errors import (
+        AnswerFailed,
+        BatonError,
+        ClientError,
+        ConfigurationError,
+        FollowError,
+        GenerationError,
+        ServiceUnavailable,
+        StepError,
+    )
     from .generators import (
         Approval,
         GenerationRequest,
@@ -30,12 +40,17 @@ if TYPE_CHECKING:
     from .generators.requested_model import RequestedModel
     from .observability.log_context import ContextFilter
     from .observability.log_formatters import json_formatter, text_formatter
+    from .principal import Caller
     from .settings import Settings
 
 __all__ = [
+    "AnswerFailed",
     "Application",
     "Approval",
     "BatonError",
+    "Caller",
+    "Client",
+    "ClientError",
     "ConfigurationError",
     "ContextFilter",
     "FollowError",
@@ -44,6 +59,7 @@ __all__ = [
     "GenerationRequest",
     "Generator",
     "RequestedModel",
+    "ServiceUnavailable",
     "Settings",
     "SoFar",
     "StepError",
@@ -52,6 +68,7 @@ __all__ = [
     "as_generation_error",
     "continues",
     "create_app",
+    "enqueue",
     "idempotency_key",
     "json_formatter",
     "messages",
@@ -59,9 +76,13 @@ __all__ = [
 ]
 
 _MODULES: Final = {
+    "AnswerFailed": "errors",
     "Application": "app",
     "Approval": "generators",
     "BatonError": "errors",
+    "Caller": "principal",
+    "Client": "client",
+    "ClientError": "errors",
     "ConfigurationError": "errors",
     "ContextFilter": "observability.log_context",
     "FollowError": "errors",
@@ -70,6 +91,7 @@ _MODULES: Final = {
     "GenerationRequest": "generators",
     "Generator": "generators",
     "RequestedModel": "generators.requested_model",
+    "ServiceUnavailable": "errors",
     "Settings": "settings",
     "SoFar": "generators",
     "StepError": "errors",
@@ -77,6 +99,7 @@ _MODULES: Final = {
     "as_generation_error": "generators",
     "continues": "generators",
     "create_app": "app",
+    "enqueue": "db.enqueueing",
     "idempotency_key": "generators",
     "json_formatter": "observability.log_formatters",
     "messages": "generators.conversation",

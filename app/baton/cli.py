@@ -50,12 +50,17 @@ def _options(*, version: Annotated[bool, typer.Option("--version", help="Print t
 def serve(
     host: Annotated[str | None, typer.Option(help="The address to listen on (BATON_HOST).")] = None,
     port: Annotated[int | None, typer.Option(help="The port to listen on (BATON_PORT).")] = None,
+    *,
+    with_worker: Annotated[
+        bool, typer.Option("--with-worker", help="Run a worker in the same process (BATON_WITH_WORKER).")
+    ] = False,
 ) -> None:
     """Run a pod, which creates streams and relays their events to clients."""
     from .server.serve import serve as serve_pod
 
-    settings = _settings(host=host, port=port)
-    _run(settings, lambda: _traced(settings.pod_name, lambda: serve_pod(settings)), pod=settings.pod_name)
+    settings = _settings(host=host, port=port, with_worker=with_worker or None)
+    names = {"pod": settings.pod_name} | ({"worker": settings.worker_name} if settings.with_worker else {})
+    _run(settings, lambda: _traced(settings.pod_name, lambda: serve_pod(settings)), **names)
 
 
 @app.command()
@@ -155,6 +160,12 @@ def grants(
     work: Annotated[str, typer.Option(help="The role of workers.")] = _ROLES.work,
     serve: Annotated[str, typer.Option(help="The role of pods.")] = _ROLES.serve,
     *,
+    app: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ROLE", help="An existing role of an application that creates streams in its own transactions."
+        ),
+    ] = None,
     revoke_connect: Annotated[
         bool,
         typer.Option("--revoke-connect", help="Allow only roles with an explicit grant to connect to the database."),
@@ -171,7 +182,7 @@ def grants(
         raise typer.BadParameter("--keep and --lock-out-others need --revoke-connect.")
     names = RoleNames(migrate=migrate, work=work, serve=serve)
     revocation = Revocation(tuple(keep or ()), lock_out_others) if revoke_connect else None
-    typer.echo(grants_script(names, revocation), nl=False)
+    typer.echo(grants_script(names, revocation, tuple(app or ())), nl=False)
 
 
 @app.command()

@@ -65,6 +65,9 @@
     │   └── InvalidEvent           it yielded something other than an event
     ├── StepError                  a generator's step cannot be run or kept
     ├── FollowError                a client cannot follow a stream to its end
+    ├── ClientError                a client's call is refused
+    │   └── ServiceUnavailable     no pod has answered it in time
+    ├── AnswerFailed               the stream that a client waits for has failed or was cancelled
     ├── ConnectionCut              a pod ends a connection before its response has ended
     └── DemoError                  a step of `baton demo` failed
 
@@ -600,7 +603,39 @@ class StepError(BatonError):
 
 
 class FollowError(BatonError):
-    """A client cannot follow a stream to its end: the stream is refused for good, or no pod answers."""
+    """A client cannot follow a stream to its end: the stream is refused for good, or no pod answers.
+
+    `code` is that of the refusal; None if there was none.
+    """
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ClientError(BatonError):
+    """A pod refused a client's call for good.
+
+    `status` is that of the response, and `code` says why. A response that is not Baton's own has no code.
+    """
+
+    def __init__(self, message: str, *, code: str | None = None, status: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+
+
+class ServiceUnavailable(ClientError):
+    """No pod has met a client's call in time. `code` and `status` are those of the last response, or None."""
+
+
+class AnswerFailed(BatonError):
+    """The stream that a client waits for has failed or was cancelled. `text` is its text until then."""
+
+    def __init__(self, code: str, message: str, *, text: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.text = text
 
 
 class ConnectionCut(BatonError):

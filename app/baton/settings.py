@@ -89,6 +89,9 @@ class Settings(BaseSettings):
         default_factory=_process_name,
         description="Name of a pod in `X-Baton-Pod`: 1 to 100 printable ASCII characters",
     )
+    with_worker: bool = Field(
+        False, description="Run a worker in the process of a pod, for small deployments: `baton serve --with-worker`"
+    )
     path_prefix: str = Field(
         "",
         description="Path that a proxy strips before it passes requests on: `/api/ai`. Addresses in responses begin "

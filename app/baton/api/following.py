@@ -90,7 +90,7 @@ async def wait_for_end(
 
     Raises:
         LogDamaged, StreamExpired, StreamNotFound, Unavailable: the stream cannot be watched.
-        Unauthenticated: the API key was revoked or has expired during the wait.
+        Unauthenticated: the API key was revoked, or the session has ended, during the wait.
     """
     pod = pod_of(request)
     subscriber = await _join(request, stream_id, 0, views=views)
@@ -118,7 +118,7 @@ async def wait_for_events(request: Request, subscriber: Subscriber, seconds: flo
 
     Raises:
         LogDamaged: the log has a gap.
-        Unauthenticated: the API key was revoked or has expired during the wait.
+        Unauthenticated: the API key was revoked, or the session has ended, during the wait.
     """
     pod, relay = pod_of(request), subscriber.relay
     with contextlib.suppress(TimeoutError):
@@ -181,7 +181,7 @@ async def _watched_client(request: Request, subscriber: Subscriber) -> AsyncIter
 
 def _require_admitted(request: Request) -> None:
     if not pod_of(request).gate.admits(principal_of(request)):
-        raise Unauthenticated("The API key was revoked or has expired. Use another one.")
+        raise Unauthenticated("The credential was revoked or has expired. Use another one.")
 
 
 def _refuse_if_leaving(request: Request) -> None:

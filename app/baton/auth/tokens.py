@@ -84,6 +84,10 @@ class TokenSigner:
         kid = next(iter(self._secrets))
         return jwt.encode(claims, self._secrets[kid], ALGORITHM, {"kid": kid}), claims["exp"]
 
+    def knows(self, kid: object) -> bool:
+        """Whether a secret of this name is in use."""
+        return isinstance(kid, str) and kid in self._secrets
+
     def check(self, token: str, kid: object) -> Principal:
         """Return the principal of a token.
 

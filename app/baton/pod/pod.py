@@ -14,7 +14,7 @@ from typing import Final, Self
 
 import asyncpg
 
-from ..auth.gate import Gate
+from ..auth.gate import Authenticate, Gate
 from ..db import (
     code_revisions,
     disk_space,
@@ -52,6 +52,7 @@ from .append_queue import AppendQueue
 from .append_targets import AppendTargets
 from .caller_rates import CallerRates
 from .cluster_sampler import ClusterSampler
+from .companion import Companion
 from .external_upkeep import ExternalUpkeep
 from .input_hints import InputHints
 from .notification_verifier import NotificationVerifier
@@ -81,7 +82,9 @@ def _nothing() -> None:
 class Pod:
     """Pool, relays and listener, wired to each other. Made by `Pod.open`."""
 
-    def __init__(self, settings: Settings, pool: Pool, metrics: PodMetrics) -> None:
+    def __init__(
+        self, settings: Settings, pool: Pool, metrics: PodMetrics, authenticate: Authenticate | None = None
+    ) -> None:
         self.settings = settings
         self.pool = pool
         self.metrics = metrics
@@ -131,7 +134,9 @@ class Pod:
             write_timeout_seconds=settings.write_timeout_seconds,
             max_age_seconds=settings.max_connection_age_seconds,
         )
-        self.gate = Gate(settings, pool, origin_allowed=settings.allowed_origins.__contains__)
+        self.gate = Gate(
+            settings, pool, origin_allowed=settings.allowed_origins.__contains__, authenticate=authenticate
+        )
         self._snapshots = vacuum_horizon.HorizonWatch()
         self.live_counts = LiveCounts()
         self.queue = QueueWatermark(late_check_seconds=SWEEP_SECONDS)
@@ -147,14 +152,17 @@ class Pod:
         self.appends = AppendQueue(settings, on_group=metrics.appends.note_group)
         self.append_targets = AppendTargets()
         self._has_current_code = False  # no older code can start any more
+        self.companion: Companion | None = None
         self.draining = False
         self.broken = False
         self.before_joining: Callable[[], None] = _nothing  # called when a client is about to follow or to wait
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, settings: Settings) -> AsyncIterator[Self]:
+    async def open(cls, settings: Settings, *, authenticate: Authenticate | None = None) -> AsyncIterator[Self]:
         """Connect, check the schema, and run the pod's tasks: the listener, the polls, the timeouts and the sampler.
+
+        `authenticate`: see `Gate`.
 
         Raises:
             ConfigurationError: no client could authenticate, the database cannot be reached, its schema does not fit,
@@ -174,7 +182,7 @@ class Pod:
         ) as pool:
             await check_delivery(settings.listen_dsn, settings.dsn)
             await schema_revision.check_schema(pool)
-            pod = cls(settings, pool, metrics)
+            pod = cls(settings, pool, metrics, authenticate)
             await pod.gate.open()
             default = settings.default_generator
             if default and (sentence := await pod.missing_generator(default)):
@@ -215,6 +223,7 @@ class Pod:
             not self.draining
             and not self.broken
             and not self.full
+            and (self.companion is None or self.companion.ready)
             and self.listener.state is not ListenerState.CONNECTING
             and silence_seconds < interval_seconds + READY_SILENCE_SECONDS
         )
@@ -265,10 +274,28 @@ class Pod:
             )
 
     async def drain(self, seconds: float | None = None) -> None:
-        """Send the clients away to other pods, spread over this time, by default `drain_seconds`."""
+        """Send the clients away to other pods, spread over this time, by default `drain_seconds`.
+
+        A companion leaves first. While it has more time than this, clients stay and see what it still writes.
+        """
+        patient = seconds is None or seconds >= self.settings.drain_seconds
+        seconds = self.settings.drain_seconds if seconds is None else seconds
+        if self.companion is not None:
+            self.companion.leave()
+            if patient:
+                await self.companion.wait(max(0.0, self.settings.worker_drain_seconds - seconds))
         self.draining = True
-        await self.streams.drain(self.settings.drain_seconds if seconds is None else seconds)
+        await self.streams.drain(seconds)
         self.relays.tap_all()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a part of the process has ended by itself."""
+        return self.broken or (self.companion is not None and self.companion.failed)
+
+    def render_metrics(self) -> bytes:
+        """Return the metrics of the process in Prometheus' text format."""
+        return self.metrics.render() + (b"" if self.companion is None else self.companion.render_metrics())
 
     async def watch_database(self) -> None:
         """Measure at intervals what an operator should know, and log problems while there is time to act."""
