@@ -95,14 +95,19 @@ class Admitting:
     most_running: int | None = None
 
 
+async def look(
+    connection: Connection, generators: Sequence[str], freed: Collection[str] = ()
+) -> tuple[bool, Collection[str]]:
+    """Return whether a stream is due, and which of the tenants that may have room have parked streams."""
+    is_due, with_parked = await connection.fetchrow(_LOOK, generators, list(freed))  # type: ignore[misc]
+    return is_due, with_parked
+
+
 async def admit(connection: Connection, how: Admitting, freed: Collection[str] = ()) -> int:
     """Admit streams that are due, `MOST` at most; return how many were found due.
 
     `freed`: tenants that may have room for parked streams.
     """
-    is_due, freed = await connection.fetchrow(_LOOK, how.generators, list(freed))  # type: ignore[misc]
-    if not is_due and not freed:
-        return 0
     async with connection.transaction():
         due = await connection.fetch(_DUE, how.generators, MOST)
         if how.most_running is None:

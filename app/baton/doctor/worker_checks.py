@@ -20,8 +20,8 @@ WHERE status = 'running' AND NOT EXISTS (SELECT FROM baton.worker AS w WHERE w.i
 _RUNNING: Final = "SELECT count(*) FROM baton.stream WHERE status = 'running'"
 _QUEUED: Final = """
 SELECT generator, count(*) AS waiting,
-       extract(epoch FROM clock_timestamp() - min(greatest(queued_at, created_at, start_after)))::double precision
-       AS seconds
+       extract(epoch FROM clock_timestamp() - min(greatest(coalesce(queued_at, created_at), start_after)))
+       ::double precision AS seconds
 FROM baton.stream
 WHERE status = 'queued' AND (queue_position IS NOT NULL OR held_until <= clock_timestamp())
 GROUP BY generator ORDER BY 3 DESC

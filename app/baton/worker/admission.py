@@ -16,6 +16,8 @@ from ..pace import Pace
 ADMIT_SECONDS: Final = 0.5
 # A stream that ended here makes room at once. What ended elsewhere, in SQL for example, is found by a sweep.
 SWEEP_SECONDS: Final = 1.0
+# Without a limit nothing is parked, unless there was one before.
+RARE_SWEEP_SECONDS: Final = 10.0
 
 
 class Admission:
@@ -29,7 +31,8 @@ class Admission:
         # The reads have no watermark: they are longer while an old snapshot is open.
         self._pace = Pace(factor=20, least_seconds=ADMIT_SECONDS)
         self._hurried_pace = Pace(factor=5)
-        self._sweep_pace = Pace(factor=20, least_seconds=SWEEP_SECONDS)
+        sweep_seconds = RARE_SWEEP_SECONDS if most_running is None else SWEEP_SECONDS
+        self._sweep_pace = Pace(factor=20, least_seconds=sweep_seconds)
         self._hurried = False
         self._freed: set[str] = set()
 
@@ -43,22 +46,27 @@ class Admission:
             self._freed.add(tenant)
             self._hurried = True
 
-    async def work(self, connection: Connection) -> None:
-        """Admit what is due, if it is time to look."""
+    async def work(self, connection: Connection) -> bool:
+        """Admit what is due, if it is time to look; return whether more may be due."""
         if not (self._pace.due or (self._hurried and self._hurried_pace.due)):
-            return
+            return False
         with self._pace.timed(), self._hurried_pace.timed():
             self._hurried = False
             if self._sweep_pace.due:
                 with self._sweep_pace.timed():
                     await self._sweep(connection)
-            await self._offers.update(connection)
-            if self._watermark.due:
-                await self._watermark.update(lambda since: queue_lines.first(connection, since, self._generators))
             freed, self._freed = self._freed, set()
-            how = Admitting(self._generators, self._offers.line_of, self._watermark.since, self._most_running)
-            if await stream_admission.admit(connection, how, freed) >= MOST:
-                self._hurried = True
+            is_due, with_parked = await stream_admission.look(connection, self._generators, freed)
+            if is_due or with_parked:
+                how = await self._how(connection)
+                self._hurried = await stream_admission.admit(connection, how, with_parked) >= MOST
+        return self._hurried
+
+    async def _how(self, connection: Connection) -> Admitting:
+        await self._offers.update(connection)
+        if self._watermark.due:
+            await self._watermark.update(lambda since: queue_lines.first(connection, since, self._generators))
+        return Admitting(self._generators, self._offers.line_of, self._watermark.since, self._most_running)
 
     async def _sweep(self, connection: Connection) -> None:
         """Find parked streams whose tenant may have room."""

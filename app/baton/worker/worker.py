@@ -211,7 +211,8 @@ class Worker:
             # wakes this loop, which claims again.
             if self.lease.place is not None:
                 if not self._leaving:
-                    await self._admission.work(connection)
+                    if await self._admission.work(connection):
+                        self._wake.set()
                     await self.claiming.claim(connection)
                 self.ready.set()
             claim_at = time.monotonic() + CLAIM_PAUSE_SECONDS
