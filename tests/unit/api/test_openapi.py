@@ -118,7 +118,7 @@ def test_each_event_of_the_log_is_an_event_of_the_document(answer: list[Any]) ->
 
 def test_all_types_of_events_are_described(described: dict[str, Any]) -> None:
     known = described["components"]["schemas"]["Event"]["discriminator"]["mapping"].keys()
-    assert known == TYPES | {"reset", "resumed", "done", "snapshot", "error"}
+    assert known == TYPES | {"reset", "waiting", "resumed", "done", "snapshot", "error"}
 
 
 @given(ANSWERS)
