@@ -7,6 +7,7 @@ worker has begun, so it restarts after a `reset`.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Final
 
@@ -14,6 +15,9 @@ from ..generators import GenerationRequest, Yielded
 from ..generators.conversation import for_chat
 from ..generators.protocol import refuse_approvals
 from . import extra
+
+# Without it the import asks GitHub for a list of prices, and waits for the answer.
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 with extra("litellm", "litellm"):
     import litellm
