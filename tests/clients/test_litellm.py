@@ -72,7 +72,8 @@ async def test_a_client_cannot_choose_address_key_or_model(cluster: Cluster) -> 
         (refusal(429, {"message": "slow down"}), "provider_rate_limited"),
         (refusal(401, {"message": "who are you"}), "provider_auth_failed"),
         (refusal(500, {"message": "oh"}), "provider_error"),
-        (refusal(400, {"message": "too long", "code": "context_length_exceeded"}), "provider_invalid_request"),
+        (refusal(400, {"message": "too long", "code": "context_length_exceeded"}), "provider_context_length"),
+        (refusal(400, {"message": "no"}), "provider_invalid_request"),
     ],
 )
 async def test_errors_of_the_provider_have_their_names(cluster: Cluster, reply: Reply, code: str) -> None:

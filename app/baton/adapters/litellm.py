@@ -21,6 +21,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 with extra("litellm", "litellm"):
     import litellm
+    from litellm.exceptions import MidStreamFallbackError
 
     from ..generators.chat_answer import ChatAnswer
 
@@ -66,9 +67,12 @@ def generator(model: str, **options: Any) -> Callable[[GenerationRequest], Async
         )
         answer = ChatAnswer()
         async with contextlib.aclosing(chunks):
-            async for chunk in chunks:
-                for event in answer.translate(chunk):
-                    yield event
+            try:
+                async for chunk in chunks:
+                    for event in answer.translate(chunk):
+                        yield event
+            except MidStreamFallbackError as error:
+                raise error.original_exception or error from error
         if answer.usage is not None:
             yield answer.usage
         yield {"type": "finish", "finish_reason": answer.finish_reason or "stop"}
