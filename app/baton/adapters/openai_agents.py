@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, M
 from typing import Any, Final, cast
 
 import orjson
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 
 from ..errors import GenerationError
 from ..generators import GenerationRequest, Generator, Yielded, continues, conversation
@@ -26,14 +26,13 @@ from . import Calls, Json, Results, Turns, extra
 with extra("openai-agents", "agents"):
     import agents
     from agents.items import TResponseInputItem, TResponseStreamEvent
-    from openai.types.responses import ResponseStreamEvent
+    from openai.types.responses import ResponseCompletedEvent, ResponseIncompleteEvent
 
     from ..generators.openai import ResponsesAnswer
 
 Options = Mapping[str, Any]
 
-_EVENT: Final[TypeAdapter[Any]] = TypeAdapter(ResponseStreamEvent)
-_ENDS: Final = frozenset({"response.completed", "response.incomplete"})
+_ENDS: Final = {"response.completed": ResponseCompletedEvent, "response.incomplete": ResponseIncompleteEvent}
 # Tools that the provider runs. What it reports about them is a custom event.
 _PROVIDERS_CALLS: Final = frozenset(
     {"web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call", "mcp_call"}
@@ -243,7 +242,7 @@ class _Model(agents.Model):
         async with turns.model(len(given), ask, lambda _: said.kept()) as call:
             if call.live is None:
                 shown.extend((number, item) for item in call.kept["said"])
-                said.end = _EVENT.validate_python(call.kept["end"])
+                said.end = _ENDS[call.kept["end"]["type"]].construct(**call.kept["end"])
             else:
                 async for event in call.live:
                     shown.extend((number, item) for item in said.take(event))
