@@ -99,7 +99,7 @@ class Turns:
 
     def __init__(self, request: GenerationRequest) -> None:
         self.request = request
-        self._calls = 0  # of models, that have ended
+        self.number = 0  # of calls of models that have ended
         self._last = ""  # the digest of the last answer of a model
         self._inputs = 0  # that were taken from the inbox
         self._decided: dict[str, Json] = {}  # approvals by the id of the call
@@ -136,7 +136,7 @@ class Turns:
                 return {**taken, "answer": keep(live)}
 
         # The digest keeps this call apart from one that followed another answer.
-        step = asyncio.ensure_future(self.request.step("model", run, self._calls, self._last))
+        step = asyncio.ensure_future(self.request.step("model", run, self.number, self._last))
         try:
             await asyncio.wait({step, opened}, return_when=asyncio.FIRST_COMPLETED)
             if opened.done():
@@ -147,7 +147,7 @@ class Turns:
                 kept = await step
                 self._hear(kept, size)
                 yield ModelCall(None, kept["answer"])
-            self._calls += 1
+            self.number += 1
             self._last = hashlib.sha256(orjson.dumps(step.result()["answer"])).hexdigest()
         finally:
             step.cancel()
