@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -22,7 +23,7 @@ from tests.clients.chat_completions import BILLED, calls, says
 from tests.support.cluster import Cluster
 from tests.support.logbook import ended, events, until
 from tests.support.processes import Running, environment, running
-from tests.support.provider_server import ProviderServer, refusal
+from tests.support.provider_server import ProviderServer, Reply, refusal
 
 from baton import Generator
 from baton.adapters import langgraph
@@ -231,6 +232,39 @@ async def test_a_worker_that_dies_between_steps_costs_a_pause(asking: Asking, re
     assert of(found, "reset") == []
     assert len(of(found, "tool_result")) == 1
     assert (text(found), noted(record)) == ("Bees fly.", "bees\n")
+
+
+class SlowServer(ProviderServer):
+    """Sends the first chunks of its second answer, and the others when `rest` is set."""
+
+    def __init__(self, *replies: Reply) -> None:
+        super().__init__(*replies)
+        self.rest = asyncio.Event()
+        self._frames = 0
+
+    async def send_frame(self, frame: bytes, writer: asyncio.StreamWriter) -> None:
+        if len(self.requests) > 1:
+            self._frames += 1
+            if self._frames > 3:
+                await self.rest.wait()
+        await super().send_frame(frame, writer)
+
+
+async def test_a_worker_that_leaves_lets_the_model_end_its_answer(asking: Asking, record: Path) -> None:
+    replies = calls("call_1", "search", query="bees"), calls("call_2", "search", query="wasps"), says("Bees fly.")
+    async with SlowServer(*replies) as server:
+        stream_id = await asking.create()
+        async with worker(asking, server, record, "searching") as first:
+            await asking.has(stream_id, "tool_call", 3)
+            first.signal(signal.SIGTERM)
+            await first.said("waits|lets|leav|drain|stop")
+            server.rest.set()
+            assert await first.ends() == 0
+        async with worker(asking, server, record, "searching"):
+            found = await asking.end(stream_id)
+    assert of(found, "reset") == []
+    assert [event["reason"] for event in of(found, "resumed")] == ["worker_left"]
+    assert (text(found), noted(record)) == ("Bees fly.", "bees\nwasps\n")
 
 
 @pytest.mark.parametrize("mode", ["batched", "per_call"])

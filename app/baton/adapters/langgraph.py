@@ -10,13 +10,14 @@ and then the step again. An `interrupt()` waits for people without a worker.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, Self, cast
 
 import orjson
 
@@ -102,6 +103,35 @@ class Middleware(AgentMiddleware[Any, Any, Any]):
             return checkpoints.packed(await handler(request))
 
         return checkpoints.unpacked(await run.request.step(call["name"], tool, call["id"], call["args"]))
+
+
+class _Busy:
+    """Has a worker that leaves wait for the graph's step, up to its limit: Baton sees a step that lasts as long.
+
+    It is cancelled each time, so nothing is kept of it.
+    """
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self._request = request
+
+    async def __aenter__(self) -> Self:
+        self._begin()
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        await self._end()
+
+    async def renew(self) -> None:
+        """Let a worker leave now, between two steps of the graph."""
+        await self._end()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._step = asyncio.ensure_future(self._request.step("graph step", asyncio.Event().wait))
+
+    async def _end(self) -> None:
+        self._step.cancel()
+        await asyncio.wait({self._step})
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,12 +231,14 @@ class _Run:
         parts = cast(Any, self._graph).astream(
             given, self._config, stream_mode=_MODES, subgraphs=True, durability="sync", **self._options
         )
-        async with contextlib.aclosing(parts):
+        async with contextlib.aclosing(parts), _Busy(self.request) as busy:
             async for namespace, mode, part in parts:
                 for event in self._part(mode, part):
                     yield event
-                if mode == "checkpoints" and not namespace and (state := await self._step_state(part)):
-                    yield state
+                if mode == "checkpoints" and not namespace:
+                    if state := await self._step_state(part):
+                        yield state
+                    await busy.renew()
 
     def _part(self, mode: str, part: Any) -> Iterator[Yielded]:
         match mode:
