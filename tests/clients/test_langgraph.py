@@ -253,15 +253,16 @@ class SlowServer(ProviderServer):
 async def test_a_worker_that_leaves_lets_the_model_end_its_answer(asking: Asking, record: Path) -> None:
     replies = calls("call_1", "search", query="bees"), calls("call_2", "search", query="wasps"), says("Bees fly.")
     async with SlowServer(*replies) as server:
+        generator = langgraph.generator(graph_agents.agent(server.url, record))
+        leaving = await asking.cluster.worker({"agent": generator}, worker_drain_seconds=600)
         stream_id = await asking.create()
-        async with worker(asking, server, record, "searching") as first:
-            await asking.has(stream_id, "tool_call", 3)
-            first.signal(signal.SIGTERM)
-            await first.said("waits|lets|leav|drain|stop")
-            server.rest.set()
-            assert await first.ends() == 0
-        async with worker(asking, server, record, "searching"):
-            found = await asking.end(stream_id)
+        await asking.has(stream_id, "tool_call", 3)
+        leaving.leave()
+        [run] = leaving.slots.runs.values()
+        await until(lambda: run._handing_over)
+        await asking.cluster.worker({"agent": generator})
+        server.rest.set()
+        found = await asking.end(stream_id)
     assert of(found, "reset") == []
     assert [event["reason"] for event in of(found, "resumed")] == ["worker_left"]
     assert (text(found), noted(record)) == ("Bees fly.", "bees\nwasps\n")
