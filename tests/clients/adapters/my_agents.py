@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import agents
@@ -33,7 +33,7 @@ class Tools:
     async def search(self, query: str) -> str:
         """Search for something."""
         self._note("search", query)
-        while (self.folder / "hold").exists():
+        while (self.folder / "hold").exists():  # noqa: ASYNC110 - another process removes it
             await asyncio.sleep(0.01)
         return f"All about {query}."
 
@@ -70,7 +70,7 @@ def pydantic(url: str, folder: Path) -> Generator:
     return pydantic_ai.generator(agent)
 
 
-FRAMEWORKS: Mapping[str, type] = {"agents_sdk": agents_sdk, "pydantic": pydantic}  # type: ignore[dict-item]
+FRAMEWORKS: Mapping[str, Callable[[str, Path], Generator]] = {"agents_sdk": agents_sdk, "pydantic": pydantic}
 
 if "PROVIDER_URL" in os.environ:
     agents_sdk_generate = agents_sdk(os.environ["PROVIDER_URL"], Path(os.environ["FOLDER"]))

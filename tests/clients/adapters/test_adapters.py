@@ -69,7 +69,7 @@ class Runs:
 
 
 def of(found: list[Any], kind: str) -> list[dict[str, Any]]:
-    return [event for event in found if isinstance(event, Mapping) and event["type"] == kind]
+    return [dict(event) for event in found if isinstance(event, Mapping) and event["type"] == kind]
 
 
 def said(found: list[Any]) -> str:
@@ -237,7 +237,7 @@ async def test_an_approval_wakes_it_on_another_worker(make: Make, dsn: str, tmp_
 
 
 @contextlib.asynccontextmanager
-async def worker(dsn: str, server: ScriptedServer, folder: Path, **settings: Any) -> AsyncIterator[Running]:
+async def worker(dsn: str, server: ScriptedServer, folder: Path) -> AsyncIterator[Running]:
     """A worker that is a process of its own."""
     quick = {"BATON_WORKER_HEARTBEAT_SECONDS": "0.1", "BATON_LEASE_SECONDS": "0.8", "BATON_QUEUE_POLL_SECONDS": "0.1"}
     named = ",".join(f"{name}=my_agents:{name}_generate" for name in FRAMEWORKS)
@@ -250,11 +250,10 @@ async def worker(dsn: str, server: ScriptedServer, folder: Path, **settings: Any
 
 
 @contextlib.asynccontextmanager
-async def written(dsn: str, name: str, text: str) -> AsyncIterator[tuple[Connection, UUID]]:
+async def written(dsn: str, name: str) -> AsyncIterator[tuple[Connection, UUID]]:
     """Begin an answer."""
     async with connected(dsn) as connection:
-        given = {"generator": name, "given": "Bees?", "may_continue": True}
-        yield connection, await queue(dsn, **given)
+        yield connection, await queue(dsn, generator=name, given="Bees?", may_continue=True)
 
 
 async def until_shown(connection: Connection, stream_id: UUID, what: str) -> None:
@@ -267,7 +266,7 @@ async def until_shown(connection: Connection, stream_id: UUID, what: str) -> Non
 @pytest.mark.parametrize("differs", [False, True])
 async def test_a_worker_dies_while_a_model_answers(name: str, differs: bool, dsn: str, tmp_path: Path) -> None:
     pace = Pace(allowed=7)
-    async with ScriptedServer(*RESEARCH, pace=pace) as server, written(dsn, name, ANSWER) as (connection, stream_id):
+    async with ScriptedServer(*RESEARCH, pace=pace) as server, written(dsn, name) as (connection, stream_id):
         async with worker(dsn, server, tmp_path) as first:
             await until_shown(connection, stream_id, "Bees ")
             first.signal(signal.SIGKILL)
@@ -288,7 +287,7 @@ async def test_a_worker_dies_while_a_model_answers(name: str, differs: bool, dsn
 
 async def test_a_worker_dies_while_a_tool_runs(name: str, dsn: str, tmp_path: Path) -> None:
     (tmp_path / "hold").touch()
-    async with ScriptedServer(*RESEARCH) as server, written(dsn, name, ANSWER) as (connection, stream_id):
+    async with ScriptedServer(*RESEARCH) as server, written(dsn, name) as (connection, stream_id):
         async with worker(dsn, server, tmp_path) as first:
             await until(lambda: calls(tmp_path) == ["search bees"])
             await until_shown(connection, stream_id, "it up. ")
@@ -310,7 +309,7 @@ async def test_a_worker_dies_while_a_tool_runs(name: str, dsn: str, tmp_path: Pa
 
 async def test_a_worker_that_leaves_lets_the_model_finish_its_turn(name: str, dsn: str, tmp_path: Path) -> None:
     pace = Pace(allowed=3)
-    async with ScriptedServer(*RESEARCH, pace=pace) as server, written(dsn, name, ANSWER) as (connection, stream_id):
+    async with ScriptedServer(*RESEARCH, pace=pace) as server, written(dsn, name) as (connection, stream_id):
         async with worker(dsn, server, tmp_path) as first:
             await until_shown(connection, stream_id, "I look ")
             first.signal(signal.SIGTERM)
