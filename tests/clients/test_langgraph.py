@@ -6,17 +6,18 @@ import asyncio
 import contextlib
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.outputs import ChatGenerationChunk
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from tests.clients import graph_agents
 from tests.clients.chat_completions import BILLED, calls, says
@@ -31,7 +32,7 @@ from baton.db import inputs, stream_creation
 from baton.db.stream_creation import NewStream
 from baton.worker import past
 
-QUICK = {"worker_heartbeat_seconds": 0.1, "lease_seconds": 0.8, "queue_poll_seconds": 0.1}
+QUICK: dict[str, Any] = {"worker_heartbeat_seconds": 0.1, "lease_seconds": 0.8, "queue_poll_seconds": 0.1}
 APPROVAL = {"type": "approval", "call_id": "call_1"}
 
 
@@ -349,13 +350,74 @@ async def test_messages_are_taken_between_the_steps(asking: Asking, record: Path
     assert len(server.requests) == 2
 
 
-def test_a_missing_extra_is_named(tmp_path: Path) -> None:
-    (tmp_path / "langgraph.py").write_text("raise ModuleNotFoundError(name='langgraph')")
-    request = subprocess.run(
-        [sys.executable, "-c", "import baton.adapters.langgraph"],
-        env={"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert 'pip install "baton-stream[langgraph]"' in request.stderr
+class Durable(BaseCheckpointSaver[str]):
+    """Stands for a database of checkpoints that all workers share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = InMemorySaver()
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        return self.kept.get_tuple(config)
+
+    async def aput(self, config: RunnableConfig, checkpoint: Any, metadata: Any, new_versions: Any) -> RunnableConfig:
+        return self.kept.put(config, checkpoint, metadata, new_versions)
+
+    async def aput_writes(self, config: RunnableConfig, writes: Any, task_id: str, task_path: str = "") -> None:
+        self.kept.put_writes(config, writes, task_id, task_path)
+
+
+async def test_a_graph_with_a_durable_checkpointer_continues_there(asking: Asking, record: Path) -> None:
+    saver = Durable()
+    replies = calls("call_1", "search", query="bees"), says("Bees sw", ending="hang"), says("Bees fly.")
+    async with ProviderServer(*replies) as server:
+        graph = graph_agents.agent(server.url, record).copy({"checkpointer": saver})
+        first = await asking.cluster.worker({"agent": langgraph.generator(graph)}, **QUICK)
+        stream_id = await asking.create()
+        await asking.has(stream_id, "text")
+        await asking.cluster.kill(first)
+        await asking.cluster.worker({"agent": langgraph.generator(graph)}, **QUICK)
+        found = await asking.end(stream_id)
+    kinds = [event["type"] for event in found]
+    assert kinds[kinds.index("reset") + 1 :] == ["tool_call", "custom", "tool_result", "text", "usage", "done"]
+    assert (len(server.requests), noted(record)) == (3, "bees\n")
+    assert list(saver.kept.storage) == [str(stream_id)]
+
+
+async def test_steps_that_only_the_checkpointer_has_are_shown(record: Path) -> None:
+    saver, stream_id = Durable(), uuid4()
+    replies = calls("call_1", "search", query="bees"), calls("call_2", "search", query="wasps"), says("Bees fly.")
+    async with ProviderServer(*replies) as server:
+        graph = graph_agents.agent(server.url, record).copy({"checkpointer": saver})
+        generate = langgraph.generator(graph)
+        states = [event async for event in generate(GenerationRequest(stream_id, "Hi", {})) if is_state(event)]
+        shown = [event async for event in generate(GenerationRequest(stream_id, "Hi", {}, state=states[1]["state"]))]
+    results = [event["id"] for event in shown if not isinstance(event, str) and event["type"] == "tool_result"]
+    assert results == ["call_1", "call_2"]
+    assert "Bees fly." in shown
+    assert len(server.requests) == 3
+
+
+def is_state(event: Any) -> bool:
+    return isinstance(event, dict) and event["type"] == "state"
+
+
+async def test_a_state_that_is_too_large_is_not_saved(record: Path) -> None:
+    async with ProviderServer(calls("call_1", "search", query="bees"), says("Bees fly.")) as server:
+        generate = langgraph.generator(graph_agents.agent(server.url, record), max_state_bytes=1000)
+        found = [event async for event in generate(GenerationRequest(uuid4(), "Hi", {}))]
+    assert not any(map(is_state, found))
+    assert found[-1] == {"type": "finish", "finish_reason": "stop"}
+
+
+async def test_a_breakpoint_waits_for_any_input(asking: Asking, record: Path) -> None:
+    async with ProviderServer(calls("call_1", "search", query="bees"), says("Bees fly.")) as server:
+        graph = graph_agents.agent(server.url, record).copy({"interrupt_before_nodes": ["tools"]})
+        await asking.cluster.worker({"agent": langgraph.generator(graph)})
+        stream_id = await asking.create()
+        await asking.has(stream_id, "waiting")
+        [wait] = of(await asking.log(stream_id), "waiting")
+        await asking.send(stream_id, "Go on.")
+        found = await asking.end(stream_id)
+    assert wait["for"]["value"] == {"next": ["tools"]}
+    assert (text(found), noted(record)) == ("Bees fly.", "bees\n")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,15 +120,3 @@ async def test_a_lost_worker_restarts_the_answer(cluster: Cluster) -> None:
     kinds = [event["type"] for event in found]
     assert kinds == ["text", "reset", "text", "usage", "done"]
     assert found[2]["delta"] == "Hello."
-
-
-def test_a_missing_extra_is_named(tmp_path: Path) -> None:
-    (tmp_path / "litellm.py").write_text("raise ModuleNotFoundError(name='litellm')")
-    done = subprocess.run(
-        [sys.executable, "-c", "import baton.adapters.litellm"],
-        env={"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert 'pip install "baton-stream[litellm]"' in done.stderr
