@@ -26,7 +26,7 @@ from tests.support.logbook import ended, events, until
 from tests.support.processes import Running, environment, running
 from tests.support.provider_server import ProviderServer, Reply, refusal
 
-from baton import Generator
+from baton import GenerationRequest, Generator
 from baton.adapters import langgraph
 from baton.db import inputs, stream_creation
 from baton.db.stream_creation import NewStream
@@ -111,6 +111,10 @@ def worker(asking: Asking, server: ProviderServer, record: Path, name: str) -> A
             yield started
 
     return process()
+
+
+def is_state(event: Any) -> bool:
+    return isinstance(event, dict) and event["type"] == "state"
 
 
 def noted(record: Path) -> str:
@@ -390,16 +394,12 @@ async def test_steps_that_only_the_checkpointer_has_are_shown(record: Path) -> N
     async with ProviderServer(*replies) as server:
         graph = graph_agents.agent(server.url, record).copy({"checkpointer": saver})
         generate = langgraph.generator(graph)
-        states = [event async for event in generate(GenerationRequest(stream_id, "Hi", {})) if is_state(event)]
+        states: list[Any] = [e async for e in generate(GenerationRequest(stream_id, "Hi", {})) if is_state(e)]
         shown = [event async for event in generate(GenerationRequest(stream_id, "Hi", {}, state=states[1]["state"]))]
     results = [event["id"] for event in shown if not isinstance(event, str) and event["type"] == "tool_result"]
     assert results == ["call_1", "call_2"]
     assert "Bees fly." in shown
     assert len(server.requests) == 3
-
-
-def is_state(event: Any) -> bool:
-    return isinstance(event, dict) and event["type"] == "state"
 
 
 async def test_a_state_that_is_too_large_is_not_saved(record: Path) -> None:

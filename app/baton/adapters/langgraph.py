@@ -189,12 +189,16 @@ class _Run:
             await self._restore(self.request.state)
             for event in self._begin():
                 yield event
-            given = await self._following(begun=True)
+            snapshot = await self._graph.aget_state(self._config)
+            # A durable checkpointer may have more than the state.
+            for event in self._unseen(snapshot.values):
+                yield self._shown.add(event)
+            given = await self._following(snapshot, begun=True)
         while given is not _OVER and given is not _WAITS:
             async with contextlib.aclosing(self._steps(given)) as events:
                 async for event in events:
                     yield self._shown.add(event)
-            given = await self._following(begun=False)
+            given = await self._following(await self._graph.aget_state(self._config), begun=False)
         if given is _WAITS:
             for event in await self._wait():
                 yield event
@@ -251,12 +255,15 @@ class _Run:
             case "checkpoints" if part["metadata"].get("source") == "input":
                 self._messages.skip(_messages(part["values"]))
             case "checkpoints":
-                for message in _messages(part["values"]):
-                    yield from self._messages.of(message)
+                yield from self._unseen(part["values"])
 
-    async def _following(self, *, begun: bool) -> Any:
+    def _unseen(self, values: Any) -> Iterator[Yielded]:
+        """Show the messages of a graph's values that were not shown."""
+        for message in _messages(values):
+            yield from self._messages.of(message)
+
+    async def _following(self, snapshot: StateSnapshot, *, begun: bool) -> Any:
         """Return the graph's next input. `begun`: an earlier run may have left steps that can run now."""
-        snapshot = await self._graph.aget_state(self._config)
         self._pauses = self._pauses_of(snapshot, begun=begun)
         asks = [pause for pause in self._pauses if not pause.calls]
         await self.receive(strings_are_messages=not asks)
