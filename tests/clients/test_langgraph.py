@@ -421,3 +421,10 @@ async def test_a_breakpoint_waits_for_any_input(asking: Asking, record: Path) ->
         found = await asking.end(stream_id)
     assert wait["for"]["value"] == {"next": ["tools"]}
     assert (text(found), noted(record)) == ("Bees fly.", "bees\n")
+
+
+async def test_a_graph_that_takes_too_many_steps_ends_by_that_name(asking: Asking, record: Path) -> None:
+    async with ProviderServer(calls("call_1", "search", query="bees")) as server:
+        graph = graph_agents.agent(server.url, record)
+        found = await asking.answer(langgraph.generator(graph, config={"recursion_limit": 3}))
+    assert (found[-1]["status"], found[-1]["error"]["code"]) == ("failed", "max_turns")

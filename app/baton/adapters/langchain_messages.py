@@ -55,7 +55,9 @@ class MessageEvents:
         is_chunk = isinstance(message, AIMessageChunk)
         if name in self.seen and not is_chunk:
             return
-        self.seen.add(name)
+        if name not in self.seen:
+            self.finish_reason = None  # of the message before it
+            self.seen.add(name)
         if isinstance(message, ToolMessage):
             yield {"type": "tool_result", "id": message.tool_call_id, "result": as_json(message.content)}
             return

@@ -32,6 +32,7 @@ with extra("langgraph", "langgraph"), extra("langgraph", "langchain"), extra("la
     from langchain_core.messages import BaseMessage
     from langchain_core.runnables import Runnable, RunnableConfig
     from langgraph.checkpoint.memory import InMemorySaver
+    from langgraph.errors import GraphRecursionError
     from langgraph.graph import END, START, MessagesState, StateGraph
     from langgraph.pregel import Pregel
     from langgraph.types import Command, StateSnapshot
@@ -70,9 +71,12 @@ def generator(
         if request.approvals:
             raise GenerationError("invalid_input", "Send the approval as an input of the stream that asks for it.")
         run = _Run(await _graph(source, request), request, config or {}, options, max_state_bytes)
-        async with contextlib.aclosing(run.events(input or _conversation)) as events:
-            async for event in events:
-                yield event
+        try:
+            async with contextlib.aclosing(run.events(input or _conversation)) as events:
+                async for event in events:
+                    yield event
+        except GraphRecursionError as error:
+            raise GenerationError("max_turns", "The agent took more steps than it may, and was ended.") from error
 
     return generate
 
@@ -99,10 +103,11 @@ class Middleware(AgentMiddleware[Any, Any, Any]):
             return await handler(request)
         call = request.tool_call
 
-        async def tool(_call_id: str, _arguments: Any) -> str:
+        async def tool(*_call: Any) -> str:
             return checkpoints.packed(await handler(request))
 
-        return checkpoints.unpacked(await run.request.step(call["name"], tool, call["id"], call["args"]))
+        # Models make up names that no step may have.
+        return checkpoints.unpacked(await run.request.step("tool", tool, call["name"], call["id"], call["args"]))
 
 
 class _Busy:
@@ -177,7 +182,8 @@ class _Run:
         self._breakpoint: str | None = None  # the checkpoint at which the graph waits without an interrupt
         self._received: list[BaseMessage] = []  # that the graph does not have
         self._said = 0  # how many have been received
-        self._pauses: list[_Pause] = []
+        self._head: str | None = None  # the graph's newest checkpoint
+        self._pauses: list[_Pause] = []  # at that checkpoint
 
     async def events(self, make_input: Callable[[GenerationRequest], Any]) -> AsyncGenerator[Yielded, None]:
         """Yield the events of the run, until the graph has ended or waits."""
@@ -212,7 +218,7 @@ class _Run:
             if kind == "approval":
                 self._approvals[str(data.get("call_id"))] = data
             elif kind == "message" or (isinstance(data, str) and strings_are_messages):
-                message = data["message"] if kind == "message" else {"role": "user", "content": data}
+                message = data.get("message") if kind == "message" else {"role": "user", "content": data}
                 self._said += 1
                 self._received += as_langchain(chat_messages([message]), f"{self.request.stream_id}-said-{self._said}")
             else:
@@ -264,6 +270,7 @@ class _Run:
 
     async def _following(self, snapshot: StateSnapshot, *, begun: bool) -> Any:
         """Return the graph's next input. `begun`: an earlier run may have left steps that can run now."""
+        self._head = snapshot.config["configurable"].get("checkpoint_id")
         self._pauses = self._pauses_of(snapshot, begun=begun)
         asks = [pause for pause in self._pauses if not pause.calls]
         await self.receive(strings_are_messages=not asks)
@@ -284,10 +291,9 @@ class _Run:
         """Return what the graph waits for: answers to interrupts, or one of its breakpoints."""
         if snapshot.interrupts:
             return [_pause(interrupt.id, interrupt.value, self._shown.open_calls) for interrupt in snapshot.interrupts]
-        checkpoint_id = snapshot.config["configurable"].get("checkpoint_id")
-        if snapshot.next and not (begun and self._breakpoint != checkpoint_id):
-            self._breakpoint = checkpoint_id
-            return [_Pause(str(checkpoint_id), {"next": list(snapshot.next)})]
+        if snapshot.next and not (begun and self._breakpoint != self._head):
+            self._breakpoint = self._head
+            return [_Pause(str(self._head), {"next": list(snapshot.next)})]
         return []
 
     def _answer(self, pause: _Pause) -> Any:
@@ -309,6 +315,7 @@ class _Run:
         if not calls:
             reason = {"type": "interrupt", "id": open_pauses[0].id, "value": as_json(open_pauses[0].value)}
         records = [] if self._saver is None else await checkpoints.unfinished(self._saver, self._config)
+        self._checkpoint_id = self._head
         wait = {"type": "wait", "for": reason, "state": self._state(records)}
         return [*({"type": "tool_approval", "id": call} for call in new), wait]
 
