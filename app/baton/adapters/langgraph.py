@@ -16,15 +16,13 @@ import inspect
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, Final, Self, cast
-
-import orjson
 
 from ..errors import GenerationError
 from ..generators import GenerationRequest, Yielded, continues
 from ..generators.conversation import messages as chat_messages
 from . import extra
+from .langgraph_pauses import Pause, decision_of, pause_of
 from .shown import Shown
 
 with extra("langgraph", "langgraph"), extra("langgraph", "langchain"), extra("langgraph", "langchain_core"):
@@ -139,16 +137,6 @@ class _Busy:
         await asyncio.wait({self._step})
 
 
-@dataclass(frozen=True, slots=True)
-class _Pause:
-    """What a graph waits for: decisions about tool calls, or any value. `batched`: the decisions make one answer."""
-
-    id: str
-    value: Any
-    calls: tuple[str, ...] = ()
-    batched: bool = False
-
-
 class _Run:
     """One run of a graph for one request, on one event loop.
 
@@ -183,7 +171,7 @@ class _Run:
         self._received: list[BaseMessage] = []  # that the graph does not have
         self._said = 0  # how many have been received
         self._head: str | None = None  # the graph's newest checkpoint
-        self._pauses: list[_Pause] = []  # at that checkpoint
+        self._pauses: list[Pause] = []  # at that checkpoint
 
     async def events(self, make_input: Callable[[GenerationRequest], Any]) -> AsyncGenerator[Yielded, None]:
         """Yield the events of the run, until the graph has ended or waits."""
@@ -287,22 +275,24 @@ class _Run:
         new = self.undelivered(_messages(snapshot.values)) if "messages" in self._graph.channels else []
         return {"messages": new} if new else _OVER
 
-    def _pauses_of(self, snapshot: StateSnapshot, *, begun: bool) -> list[_Pause]:
+    def _pauses_of(self, snapshot: StateSnapshot, *, begun: bool) -> list[Pause]:
         """Return what the graph waits for: answers to interrupts, or one of its breakpoints."""
         if snapshot.interrupts:
-            return [_pause(interrupt.id, interrupt.value, self._shown.open_calls) for interrupt in snapshot.interrupts]
+            return [
+                pause_of(interrupt.id, interrupt.value, self._shown.open_calls) for interrupt in snapshot.interrupts
+            ]
         if snapshot.next and not (begun and self._breakpoint != self._head):
             self._breakpoint = self._head
-            return [_Pause(str(self._head), {"next": list(snapshot.next)})]
+            return [Pause(str(self._head), {"next": list(snapshot.next)})]
         return []
 
-    def _answer(self, pause: _Pause) -> Any:
+    def _answer(self, pause: Pause) -> Any:
         """Return what people have said to a pause; None if something is missing."""
         if not pause.calls:
             return self._answers.get(pause.id)
         if any(call not in self._approvals for call in pause.calls):
             return None
-        decisions = [_decision(self._approvals[call]) for call in pause.calls]
+        decisions = [decision_of(self._approvals[call]) for call in pause.calls]
         return {"decisions": decisions} if pause.batched else decisions[0]
 
     async def _wait(self) -> list[Yielded]:
@@ -400,32 +390,3 @@ def _custom(data: Any) -> Yielded:
     if isinstance(data, Mapping) and data.keys() == {"name", "data"} and isinstance(data["name"], str):
         return {"type": "custom", "name": data["name"], "data": as_json(data["data"])}
     return {"type": "custom", "name": "langgraph", "data": as_json(data)}
-
-
-def _pause(name: str, value: Any, open_calls: Mapping[str, tuple[str, str]]) -> _Pause:
-    """Return the pause of an interrupt. Those of `HumanInTheLoopMiddleware` are about tool calls."""
-    if isinstance(value, Mapping) and value.get("type") == "tool_approval":
-        return _Pause(name, value, (value["tool_call_id"],))
-    if not isinstance(value, Mapping) or "action_requests" not in value:
-        return _Pause(name, value)
-    left = dict(open_calls)
-    calls = []
-    for action in value["action_requests"]:
-        found = next((call for call, about in left.items() if _is_for(action, *about)), None)
-        if found is None:
-            return _Pause(name, value)  # not a call that was shown
-        del left[found]
-        calls.append(found)
-    return _Pause(name, value, tuple(calls), batched=True)
-
-
-def _is_for(action: Mapping[str, Any], name: str, arguments: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return bool(action["name"] == name and action["args"] == orjson.loads(arguments or "{}"))
-    return False
-
-
-def _decision(approval: Mapping[str, Any]) -> dict[str, Any]:
-    if approval.get("approved") is True:
-        return {"type": "approve"}
-    return {"type": "reject", **({"message": approval["reason"]} if approval.get("reason") else {})}
