@@ -1,6 +1,8 @@
 """Makes a generator of an agent of Pydantic AI (`pip install "baton-stream[pydantic-ai]"`).
 
-    generate = baton.adapters.pydantic_ai.generator(agent)
+    from baton.adapters.pydantic_ai import generator
+
+    generate = generator(agent)
 
 The agent runs as it is, with a model around its own, and one more capability: both make calls steps (see
 `baton.adapters`).
@@ -40,6 +42,8 @@ with extra("pydantic-ai", "pydantic_ai"):
     from pydantic_ai.models.wrapper import WrapperModel
 
     from .pydantic_ai_messages import history_of
+
+__all__ = ["generator"]
 
 Options = Mapping[str, Any]
 

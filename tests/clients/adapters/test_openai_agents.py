@@ -111,10 +111,15 @@ async def test_a_tool_of_the_provider_is_a_custom_event() -> None:
     script = ScriptedModel([[assistant_message("Bees.")]])
 
     async def searching(call: Any) -> Any:
-        done = {"type": "response.output_item.done", "output_index": 0, "sequence_number": 0, "item": item}
-        yield ResponseOutputItemDoneEvent.construct(**done)
+        done: dict[str, Any] = {
+            "type": "response.output_item.done",
+            "output_index": 0,
+            "sequence_number": 0,
+            "item": item,
+        }
+        yield ResponseOutputItemDoneEvent.construct(None, **done)
         named = {name: getattr(call, name) for name in ("previous_response_id", "conversation_id", "prompt")}
-        given = (call.system_instructions, call.input, call.model_settings, [], None, [], call.tracing)
+        given: Any = (call.system_instructions, call.input, call.model_settings, [], None, [], call.tracing)
         async for event in script.stream_response(*given, **named):
             yield event
 

@@ -74,7 +74,7 @@ async def test_custom_events_of_tools_come_again_from_the_log() -> None:
     agent = framework.Agent(Script({"c": ("work", {})}, "Done.").model)
 
     @agent.tool
-    async def work(ctx: RunContext[None]) -> str:
+    async def work(ctx: RunContext[object]) -> str:
         await ctx.emit(Progress(done=3))
         return "worked"
 
