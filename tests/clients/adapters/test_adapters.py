@@ -11,7 +11,7 @@ from uuid import UUID
 
 import orjson
 import pytest
-from tests.clients.adapters.my_agents import FRAMEWORKS
+from tests.clients.adapters.my_agents import FRAMEWORKS, clients
 from tests.clients.adapters.runs import Runs, of, said
 from tests.clients.adapters.scripted_server import ScriptedServer, call, reasoning, text
 from tests.support.logbook import connected, ended, events, queue, row, until, working
@@ -41,6 +41,13 @@ Make = Callable[[str, Path], Generator]
 def make(request: pytest.FixtureRequest) -> Make:
     """Makes the agent of each framework."""
     return FRAMEWORKS[request.param]
+
+
+@pytest.fixture(autouse=True)
+async def _closed_clients() -> AsyncIterator[None]:
+    yield
+    while clients:
+        await clients.pop().close()
 
 
 @pytest.fixture(params=FRAMEWORKS)
