@@ -1,6 +1,8 @@
 """Makes a generator of an agent of the OpenAI Agents SDK (`pip install "baton-stream[openai-agents]"`).
 
-    generate = baton.adapters.openai_agents.generator(agent)
+    from baton.adapters.openai_agents import generator
+
+    generate = generator(agent)
 
 The agents of a stream are copies whose models and function tools are steps (see `baton.adapters`).
 """
@@ -29,6 +31,8 @@ with extra("openai-agents", "agents"):
     from openai.types.responses import ResponseCompletedEvent, ResponseIncompleteEvent
 
     from ..generators.openai import ResponsesAnswer
+
+__all__ = ["generator"]
 
 Options = Mapping[str, Any]
 
@@ -81,8 +85,10 @@ class _Answer:
         self.results = Results(request.so_far)
         self.shown: deque[tuple[int, Yielded]] = deque()  # what models have said, with the number of the turn
         self._turn = 0  # whose events come from the framework now, maybe later than the model has said them
-        self._copies: dict[int, tuple[agents.Agent[Any], agents.Agent[Any]]] = {}  # with the originals, which own ids
+        # By the ids of originals and copies. Both are kept, since the id of a deleted one may come again.
+        self._copies: dict[int, tuple[agents.Agent[Any], agents.Agent[Any]]] = {}
         config = options["run_config"]
+        config = agents.RunConfig(**config) if isinstance(config, Mapping) else config
         model = _Model(config.model, self) if isinstance(config.model, agents.Model) else config.model
         provider = _Provider(config.model_provider, self)
         self._options = {**options, "run_config": dataclasses.replace(config, model=model, model_provider=provider)}

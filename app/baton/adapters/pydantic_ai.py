@@ -1,6 +1,8 @@
 """Makes a generator of an agent of Pydantic AI (`pip install "baton-stream[pydantic-ai]"`).
 
-    generate = baton.adapters.pydantic_ai.generator(agent)
+    from baton.adapters.pydantic_ai import generator
+
+    generate = generator(agent)
 
 The agent runs as it is, with a model around its own, and one more capability: both make calls steps (see
 `baton.adapters`).
@@ -29,12 +31,19 @@ with extra("pydantic-ai", "pydantic_ai"):
         AgentRunError,
         ContentFilterError,
         ModelRetry,
+        ToolFailed,
+        ToolFailedError,
+        ToolRetryError,
         UnexpectedModelBehavior,
         UsageLimitExceeded,
     )
     from pydantic_ai.messages import ModelResponse
     from pydantic_ai.models import CompletedStreamedResponse, ModelRequestParameters, StreamedResponse
     from pydantic_ai.models.wrapper import WrapperModel
+
+    from .pydantic_ai_messages import history_of
+
+__all__ = ["generator"]
 
 Options = Mapping[str, Any]
 
@@ -84,7 +93,7 @@ class _Answer:
         capabilities = [*(options.get("capabilities") or ()), ReinjectSystemPrompt(), self.tools]
         output: Any = [options.get("output_type") or agent.output_type, DeferredToolRequests]
         self._options = {**options, "model": model, "capabilities": capabilities, "output_type": output}
-        self._messages = _history(conversation.messages(request.input))
+        self._messages = history_of(conversation.messages(request.input))
 
     async def events(self) -> AsyncGenerator[Yielded, None]:
         """Yield the events of the answer.
@@ -118,7 +127,7 @@ class _Answer:
                     yield self.turns.wait([call.tool_call_id for call in result.output.approvals])
                     return
             elif more := await self.turns.more():
-                history = [*history, *_history(more)]
+                history = [*history, *history_of(more)]
             else:
                 yield {"type": "finish", "finish_reason": "length" if _is_cut(history) else "stop"}
                 return
@@ -222,8 +231,10 @@ class _Steps(AbstractCapability[Any]):
             self.ran.add(call.tool_call_id)
             try:
                 output = await handler(args)
-            except ModelRetry as retry:
-                return {"retry": retry.message}
+            except (ModelRetry, ToolRetryError) as retry:
+                return {"retry": str(retry)}
+            except (ToolFailed, ToolFailedError) as failure:
+                return {"failed": str(failure)}
             if isinstance(output, messages.ToolReturn):
                 return {"return": _RETURN.dump_python(output, mode="json")}
             return {"output": _OUTPUT.dump_python(output, mode="json")}
@@ -231,6 +242,8 @@ class _Steps(AbstractCapability[Any]):
         kept = await self.turns.tool(call.tool_name, call.tool_call_id, call.args_as_json_str(), run)
         if "retry" in kept:
             raise ModelRetry(kept["retry"])
+        if "failed" in kept:
+            raise ToolFailed(kept["failed"])
         return _RETURN.validate_python(kept["return"]) if "return" in kept else _OUTPUT.validate_python(kept["output"])
 
 
@@ -333,51 +346,5 @@ def _split(history: list[messages.ModelMessage]) -> tuple[Any, list[messages.Mod
 def _said(said: list[Json], before: list[messages.ModelMessage]) -> list[messages.ModelMessage]:
     """Return what people said in the meantime, as a request with the same instructions as the one before it."""
     instructions = before[-1].instructions if isinstance(before[-1], messages.ModelRequest) else None
-    parts = [part for message in _history(said) for part in message.parts]
+    parts = [part for message in history_of(said) for part in message.parts]
     return [messages.ModelRequest(parts, instructions=instructions)]  # type: ignore[arg-type]
-
-
-def _history(given: Sequence[Json]) -> list[messages.ModelMessage]:
-    """Return chat messages as messages of Pydantic AI."""
-    names: dict[str, str] = {}  # of the tools, by the ids of their calls
-    found: list[messages.ModelMessage] = []
-    for message in given:
-        match message["role"]:
-            case "assistant":
-                found.append(_response(message, names))
-            case "tool":
-                call_id = str(message.get("tool_call_id"))
-                part = messages.ToolReturnPart(names.get(call_id, "unknown"), _content(message), call_id)
-                found.append(messages.ModelRequest([part]))
-            case "system" | "developer":
-                found.append(messages.ModelRequest([messages.SystemPromptPart(str(message["content"]))]))
-            case _:
-                found.append(messages.ModelRequest([messages.UserPromptPart(_content(message))]))
-    return found
-
-
-def _response(message: Json, names: dict[str, str]) -> messages.ModelResponse:
-    content = _content(message)
-    texts = [content] if isinstance(content, str) else [part for part in content if isinstance(part, str)]
-    parts: list[Any] = [messages.TextPart(text) for text in texts if text]
-    for call in message.get("tool_calls") or ():
-        names[call["id"]] = call["function"]["name"]
-        parts.append(
-            messages.ToolCallPart(call["function"]["name"], call["function"]["arguments"], tool_call_id=call["id"])
-        )
-    return messages.ModelResponse(parts)
-
-
-def _content(message: Json) -> Any:
-    """Return the content of a chat message: a text, or a list of texts, images and files."""
-    content = message.get("content") or ""
-    return content if isinstance(content, str) else [_part(part) for part in content]
-
-
-def _part(part: Json) -> Any:
-    if part.get("type") in {"text", "refusal"}:
-        return part.get("text") or part.get("refusal") or ""
-    url = (part.get("image_url") or {}).get("url") or (part.get("file") or {}).get("file_data")
-    if not isinstance(url, str):
-        raise GenerationError("invalid_input", f"The agent cannot read a part of the type {part.get('type')!r:.80}.")
-    return messages.BinaryContent.from_data_uri(url) if url.startswith("data:") else messages.ImageUrl(url)

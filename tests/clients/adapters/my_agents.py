@@ -23,6 +23,8 @@ from baton.generators import Generator
 
 agents.set_tracing_disabled(True)
 
+clients: list[openai.AsyncOpenAI] = []  # to close
+
 
 class Tools:
     """The tools of one agent."""
@@ -47,10 +49,15 @@ class Tools:
             calls.write(f"{' '.join(called)} {baton.idempotency_key()}\n")
 
 
+def _client(url: str) -> openai.AsyncOpenAI:
+    clients.append(openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0))
+    return clients[-1]
+
+
 def agents_sdk(url: str, folder: Path) -> Generator:
     """An agent of the OpenAI Agents SDK."""
     tools = Tools(folder)
-    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    client = _client(url)
     agent = agents.Agent(
         "researcher",
         model=agents.OpenAIResponsesModel("test", openai_client=client),
@@ -62,7 +69,7 @@ def agents_sdk(url: str, folder: Path) -> Generator:
 def pydantic(url: str, folder: Path) -> Generator:
     """An agent of Pydantic AI."""
     tools = Tools(folder)
-    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    client = _client(url)
     agent = framework.Agent(
         OpenAIResponsesModel("test", provider=OpenAIProvider(openai_client=client)),
         tools=[framework.Tool(tools.search), framework.Tool(tools.delete, requires_approval=True)],
