@@ -15,6 +15,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from .app import Application, create_app
     from .client import Follower
+    from .db.ended_answers import EndedAnswer
     from .errors import BatonError, ConfigurationError, FollowError, GenerationError, StepError
     from .generators import (
         Approval,
@@ -38,6 +39,7 @@ __all__ = [
     "BatonError",
     "ConfigurationError",
     "ContextFilter",
+    "EndedAnswer",
     "FollowError",
     "Follower",
     "GenerationError",
@@ -64,6 +66,7 @@ _MODULES: Final = {
     "BatonError": "errors",
     "ConfigurationError": "errors",
     "ContextFilter": "observability.log_context",
+    "EndedAnswer": "db.ended_answers",
     "FollowError": "errors",
     "Follower": "client",
     "GenerationError": "errors",

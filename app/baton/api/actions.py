@@ -12,6 +12,7 @@ from uuid import UUID
 import orjson
 from starlette.requests import Request
 
+from .. import webhook_addresses
 from ..auth.tokens import Wish
 from ..db import (
     event_log,
@@ -67,7 +68,7 @@ def new_stream(
 
     Raises:
         InputTooLarge: the input, or the message that it continues, is too large.
-        InvalidRequest: a limit is too short.
+        InvalidRequest: a limit is too short, or its webhook may not be called.
         ReservedGenerator: it names the generator of external streams, which are created in another way.
     """
     if creation.generator == external_streams.GENERATOR:
@@ -87,6 +88,7 @@ def new_stream(
         limits=limits_of(pod, creation),
         continuation=continuation,
         may_continue=may_continue,
+        webhook=webhook_of(pod, creation.webhook),
     )
 
 
@@ -255,6 +257,22 @@ def require_input_size(request: Request, *contents: Any) -> None:
             f"The conversation is larger than {readable_bytes(max_bytes)} and cannot be sent. {SEND_LESS}",
             operator=f"an input may have {max_bytes} bytes as JSON (BATON_MAX_INPUT_BYTES)",
         )
+
+
+def webhook_of(pod: Pod, url: str | None) -> str | None:
+    """Return the webhook of a new stream: the creator's own, or the one of this pod's settings.
+
+    Raises:
+        InvalidRequest: its host is not one that the operator has listed.
+    """
+    if url is None:
+        return pod.settings.webhook_url
+    if webhook_addresses.origin_of(url) not in pod.settings.webhook_origins:
+        raise InvalidRequest(
+            "webhook: this service does not call that host. Name another URL, or ask the operator to list the host.",
+            operator="its host, scheme or port is in neither BATON_WEBHOOK_HOSTS nor BATON_WEBHOOK_URL",
+        )
+    return url
 
 
 def limits_of(pod: Pod, creation: CreateStream) -> Limits:

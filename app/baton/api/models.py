@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from .. import webhook_addresses
 from ..auth.tokens import Wish
 from ..db.external_streams import GENERATOR as EXTERNAL
 from ..errors import InvalidRequest
@@ -25,6 +26,10 @@ _ON_WORKER_LOST = (
     "What happens if the stream's worker dies or is stopped. `continue`: another worker continues the answer if the "
     "generator can, and starts it again otherwise; or it fails, if it was created in a dialect that cannot say that an "
     "answer starts again. `retry`: another worker starts it again. `fail`: it fails."
+)
+_WEBHOOK = (
+    "The URL that is called once the stream has ended, by Standard Webhooks. The service calls only hosts that its "
+    "operator has listed."
 )
 _FILTER = re.compile(r"metadata(?:\.(.*)|\[(.*)\])", re.DOTALL)
 
@@ -42,6 +47,19 @@ class TokenOptions(BaseModel):
         return Wish(None if self.scopes is None else frozenset(self.scopes), self.view)
 
 
+def _callable(value: str | None) -> str | None:
+    if value is not None:
+        webhook_addresses.origin_of(value)
+    return value
+
+
+Webhook = Annotated[
+    str,
+    Field(max_length=webhook_addresses.MAX_CHARACTERS, description=_WEBHOOK),
+    AfterValidator(_callable),
+]
+
+
 class CreateStream(BaseModel):
     """The body of `POST /v1/streams`. `input` is what the generator answers: any JSON."""
 
@@ -57,6 +75,7 @@ class CreateStream(BaseModel):
     idle_timeout_seconds: Seconds | None = None
     queue_timeout_seconds: Seconds | None = None
     cancel_when_unwatched_seconds: Seconds | None = None
+    webhook: Webhook | None = None
     token: TokenOptions = Field(default_factory=TokenOptions)
 
     @field_validator("input", "metadata")
@@ -81,6 +100,7 @@ class CreateExternal(BaseModel):
     max_duration_seconds: Seconds | None = None
     idle_timeout_seconds: Annotated[Seconds, Field(ge=10)] | None = None
     cancel_when_unwatched_seconds: Seconds | None = None
+    webhook: Webhook | None = None
     token: TokenOptions = Field(default_factory=TokenOptions)
 
     @field_validator("input", "metadata")

@@ -18,28 +18,28 @@ from .live_counts import NOTHING, CountPlan, LiveCounts, Moment
 from .postgres import Connection, Pool
 from .streams import COLUMNS, Stream, from_row, get
 
-# Inserts a row if fewer than $14 of the tenant's streams are live, and returns in any case how many are: the streams
-# from the id $16 on ($15 at most), the streams among $17 that are still live, and $18 others (see `live_counts`). The
-# streams of $17 are found by their key, whatever the planner expects of the index of live streams. The transaction gets
+# Inserts a row if fewer than $15 of the tenant's streams are live, and returns in any case how many are: the streams
+# from the id $17 on ($16 at most), the streams among $18 that are still live, and $19 others (see `live_counts`). The
+# streams of $18 are found by their key, whatever the planner expects of the index of live streams. The transaction gets
 # its id before the stream gets one.
 _INSERT = f"""
 WITH recent AS (
     SELECT id FROM baton.stream
-    WHERE tenant = $1 AND status NOT IN ('completed', 'failed', 'cancelled') AND id >= $16 LIMIT $15
+    WHERE tenant = $1 AND status NOT IN ('completed', 'failed', 'cancelled') AND id >= $17 LIMIT $16
 ), known AS MATERIALIZED (
-    SELECT id, status FROM baton.stream WHERE id = ANY ($17::uuid[])
+    SELECT id, status FROM baton.stream WHERE id = ANY ($18::uuid[])
 ), older AS (
     SELECT id FROM known WHERE status NOT IN ('completed', 'failed', 'cancelled')
 ), live AS (
-    SELECT (SELECT count(*) FROM recent) + (SELECT count(*) FROM older) + $18::bigint AS live
+    SELECT (SELECT count(*) FROM recent) + (SELECT count(*) FROM older) + $19::bigint AS live
 ), made AS (
     INSERT INTO baton.stream (tenant, generator, input, metadata, on_worker_lost, max_duration, idle_timeout,
                               queue_timeout, unwatched_timeout, traceparent, continuation, may_continue, status,
-                              started_at)
+                              started_at, webhook)
     SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
-           CASE WHEN $13 THEN 'open' ELSE 'queued' END, CASE WHEN $13 THEN clock_timestamp() END
+           CASE WHEN $13 THEN 'open' ELSE 'queued' END, CASE WHEN $13 THEN clock_timestamp() END, $14
     FROM live
-    WHERE live < $14::bigint AND pg_current_xact_id() IS NOT NULL
+    WHERE live < $15::bigint AND pg_current_xact_id() IS NOT NULL
     RETURNING {COLUMNS}
 )
 SELECT live, (SELECT array_agg(id) FROM recent) AS recent, (SELECT array_agg(id) FROM older) AS older, now() AS began,
@@ -101,6 +101,7 @@ class NewStream:
     continuation: Mapping[str, Any] | None = None
     may_continue: bool = False
     opened: bool = False  # it is written over HTTP, and never queued
+    webhook: str | None = None  # the URL that workers call when it has ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,7 @@ async def _insert(
         None if new.continuation is None else orjson.dumps(new.continuation),
         new.may_continue,
         new.opened,
+        new.webhook,
     )
     row = await _insert_below(connection, columns, max_live, counts, new.tenant)
     for each in () if key is None else (key, *(replace(key, key=name) for name in key.also)):

@@ -7,18 +7,18 @@ of streams that have passed through.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
 import orjson
 
-from ..outcome import Outcome
 from . import stream_ending
 from .fence import Fence
 from .postgres import Connection, Place, Pool
 from .queue_watermark import ALL, First, Since
+from .stream_ending import End
 from .streams import CLAIMED, continuation
 
 # This is more than all inputs together.
@@ -108,6 +108,17 @@ _QUEUE_STATE = f"""
 SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(since)), 0)::double precision
 FROM (SELECT coalesce(queued_at, created_at) AS since FROM ({_QUEUED}) AS each LIMIT 10000) AS queued
 """  # noqa: S608
+
+_CANCELLED = """
+SELECT id, generator FROM baton.stream
+WHERE id = ANY ($1) AND status IN ('queued', 'waiting') AND cancel_requested_at IS NOT NULL
+"""
+# One branch for each index.
+_ALL_CANCELLED = """
+(SELECT id, generator FROM baton.stream WHERE status = 'queued' AND cancel_requested_at IS NOT NULL LIMIT 50)
+UNION ALL
+(SELECT id, generator FROM baton.stream WHERE status = 'waiting' AND cancel_requested_at IS NOT NULL LIMIT 50)
+"""
 
 _REQUEUE = f"""
 UPDATE baton.stream
@@ -258,14 +269,20 @@ async def overdue(
     return [Overdue(*row) for row in rows]
 
 
-async def end_overdue(connection: Connection, found: Sequence[Overdue]) -> list[tuple[Outcome, str]]:
-    """End overdue streams unless they were claimed in the meantime; return each end with the name of its generator."""
-    ended = []
-    for item in found:
-        outcome = stream_ending.QUEUE_TIMEOUT if item.timed_out else stream_ending.UNWATCHED
-        if await stream_ending.end_queued(connection, item.stream_id, item.epoch, outcome):
-            ended.append((outcome, item.generator))
-    return ended
+def end_of(item: Overdue) -> End:
+    """Return the end of an overdue stream, unless it is claimed in the meantime."""
+    outcome = stream_ending.QUEUE_TIMEOUT if item.timed_out else stream_ending.UNWATCHED
+    return End.of_queued(item.stream_id, item.epoch, outcome)
+
+
+async def cancelled(connection: Connection, among: Collection[UUID] | None = None) -> list[tuple[UUID, str]]:
+    """Return queued and waiting streams whose cancel was requested, with their generators: 100 at most.
+
+    Only the ones in `among`, which are looked up by their keys; or all.
+    """
+    if among is None:
+        return [(row[0], row[1]) for row in await connection.fetch(_ALL_CANCELLED)]
+    return [(row[0], row[1]) for row in await connection.fetch(_CANCELLED, list(among))]
 
 
 async def state(executor: Connection | Pool, since: Since = ALL) -> tuple[int, float]:
