@@ -30,6 +30,7 @@ _ENDED_TRANSACTION: Final = (
     "it has ended Baton's transaction by itself. What it committed is there without the end of the stream. Remove "
     "COMMIT and ROLLBACK from it"
 )
+_CLOSED: Final = "it has closed Baton's connection, or lost it just before it returned"
 _BOUND: Final = (
     "SELECT set_config('statement_timeout', $1, true), set_config('idle_in_transaction_session_timeout', $2, true)"
 )
@@ -73,25 +74,27 @@ class EndHook:
             self._metrics.end_hook_seconds.observe(time.monotonic() - started_at)
 
     async def _run(self, connection: Connection, answer: EndedAnswer) -> None:
-        try:
-            await self._run_within_savepoint(connection, answer)
-        except HookFailed:
-            raise
-        except Exception as error:
-            if connection.is_closed() and isinstance(error, CONNECTION_ERRORS):
-                raise  # the connection was lost, which says nothing about the hook
-            ended = not connection.is_closed() and not connection.is_in_transaction()
-            raise HookFailed(_ENDED_TRANSACTION if ended else f"{type(error).__name__}: {error}") from error
-
-    async def _run_within_savepoint(self, connection: Connection, answer: EndedAnswer) -> None:
         # If this process loses its connection to the server, the server ends the transaction.
         await connection.fetch(_BOUND, f"{self.timeout_seconds * 1000:.0f}ms", f"{self.timeout_seconds * 2000:.0f}ms")
-        async with connection.transaction():
-            await self._function(connection, answer)
-            if not connection.is_in_transaction():
-                raise HookFailed(_ENDED_TRANSACTION)
-            # A constraint that is checked at the commit would fail the end.
-            await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        returned = False
+        try:
+            async with connection.transaction():  # a savepoint
+                await self._function(connection, answer)
+                returned = True
+                # A constraint that is checked at the commit would fail the end.
+                await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+        except Exception as error:
+            if connection.is_closed() and not returned and isinstance(error, CONNECTION_ERRORS):
+                raise  # the connection was lost, which says nothing about the hook
+            raise HookFailed(_reason(connection, error)) from error
+        if not connection.is_in_transaction():
+            raise HookFailed(_ENDED_TRANSACTION)
+
+
+def _reason(connection: Connection, error: Exception) -> str:
+    if connection.is_closed():
+        return _CLOSED
+    return f"{type(error).__name__}: {error}" if connection.is_in_transaction() else _ENDED_TRANSACTION
 
 
 class WatchedHook:

@@ -125,6 +125,8 @@ class HookedEnds:
         except (HookFailed, *FAILURES):
             if watched is None or watched.failure is None:
                 job.lost += 1
+                if job.lost == _MOST_FAILURES:
+                    self._note_lost(job)
                 raise
             self._try_later(job, watched.failure)
         else:
@@ -136,6 +138,16 @@ class HookedEnds:
         self._note_failure(job, error)
         pause = _FIRST_PAUSE_SECONDS * 2 ** (job.failures - 1) if job.failures < TRIES else 0
         asyncio.get_running_loop().call_later(pause, self._queue.put_nowait, job)
+
+    def _note_lost(self, job: _Job) -> None:
+        self._metrics.end_hook_failures.add("give_up")
+        logger.error(
+            "The connection was lost %d times while the end hook ran for stream %s, which ends without it. Read the "
+            "database's log. `baton run-end-hooks` runs the hook for such streams.",
+            _MOST_FAILURES,
+            job.stream_id,
+            extra=fields_of(job.stream_id),
+        )
 
     def _note_failure(self, job: _Job, error: HookFailed) -> None:
         again = job.failures < TRIES
