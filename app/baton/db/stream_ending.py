@@ -55,8 +55,10 @@ class _If(Enum):
     LIVE = "status NOT IN ('completed', 'failed', 'cancelled')"
     QUEUED = "status = 'queued'"
     OPEN = "status = 'open'"
+    WAITING = "status = 'waiting'"
+    WAITING_AT_EPOCH = "status = 'waiting' AND epoch = $2"
     QUEUED_AT_EPOCH = "status = 'queued' AND epoch = $2"
-    CANCELLED = "status IN ('queued', 'waiting') AND cancel_requested_at IS NOT NULL"
+    QUEUED_AND_CANCELLED = "status = 'queued' AND cancel_requested_at IS NOT NULL"
     CLAIMED = streams.CLAIMED
 
 
@@ -74,7 +76,9 @@ _MEETS = {condition: f"SELECT FROM baton.stream WHERE id = $1 AND {condition.val
 _TRY_ALONE = "SELECT pg_try_advisory_xact_lock(hashtextextended('baton.end ' || $1::text, 0))"
 
 _REQUEST_CANCEL = f"""
-UPDATE baton.stream SET cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp())
+UPDATE baton.stream
+SET cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp()),
+    wait_until = CASE WHEN status = 'waiting' THEN clock_timestamp() ELSE wait_until END
 WHERE id = $1 AND status NOT IN ('completed', 'failed', 'cancelled')
 RETURNING status, history <> baton.current_history(), ({worker_rows.HAS_END_HOOK})
 """  # noqa: S608
@@ -123,16 +127,21 @@ class End:
 
     @classmethod
     def of_cancelled(cls, stream_id: UUID) -> End:
-        """Return the end of a queued or waiting stream whose cancel was requested."""
-        return cls(stream_id, Outcome.cancelled(), _If.CANCELLED)
+        """Return the end of a queued stream whose cancel was requested."""
+        return cls(stream_id, Outcome.cancelled(), _If.QUEUED_AND_CANCELLED)
+
+    @classmethod
+    def of_waiting(cls, stream_id: UUID, epoch: int, outcome: Outcome) -> End:
+        """Return the end of a waiting stream, unless it is woken in the meantime."""
+        return cls(stream_id, outcome, _If.WAITING_AT_EPOCH, (epoch,))
 
 
 async def request_cancel(pool: Pool, stream_id: UUID) -> str | None:
     """Ask for a stream's end; return the state in which the request found it, or None if it had ended before.
 
-    A queued stream is ended at once, and the answer is "queued"; so is an open one, and the answer is "open". A running
-    one is ended by its worker, which notices the request by the row: the answer is "running". While a worker has an end
-    hook, workers end queued streams too, and the answer is "running".
+    A stream that is queued, waits, or is open is ended at once: the answer is that status. A running one is ended by
+    its worker, which notices the request by the row: the answer is "running". While a worker has an end hook, workers
+    end queued and waiting streams too, and the answer is "running".
 
     An open stream whose log may lack events since a failover ends as `log_rewound`: the end may have the number of an
     event that clients have.
@@ -142,6 +151,10 @@ async def request_cancel(pool: Pool, stream_id: UUID) -> str | None:
         return "open" if await end_open(pool, stream_id, REWOUND if rewound else Outcome.cancelled()) else None
     if status == "queued" and not hooked and await _end(pool, End(stream_id, Outcome.cancelled(), _If.QUEUED)):
         return "queued"
+    if status == "waiting" and not hooked:
+        outcome = REWOUND if rewound else Outcome.cancelled()
+        if await _end(pool, End(stream_id, outcome, _If.WAITING)):
+            return "waiting"
     return status and "running"
 
 

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import asyncpg
 
-from ..db import notifications, partitions, stream_ending, stream_queue, streams, worker_rows
+from ..db import notifications, partitions, stream_ending, stream_queue, stream_waiting, streams, worker_rows
 from ..db.fence import Fence
 from ..db.postgres import Connection
 from ..db.queue_watermark import SWEEP_SECONDS, QueueWatermark
@@ -27,7 +27,7 @@ from .writer import Writer
 logger = logging.getLogger(__name__)
 
 PARTITIONS_SECONDS: Final = 3600
-# How often a worker with an end hook looks for cancels of queued and waiting streams whose notification was lost.
+# How often a worker with an end hook looks for cancels of queued streams whose notification was lost.
 CANCELLED_SECONDS: Final = 2.0
 
 
@@ -51,6 +51,7 @@ class Upkeep:
         self._owned_pace = Pace(factor=100)
         self._overdue_pace = Pace(factor=20)
         self._cancelled_pace = Pace(factor=50, least_seconds=CANCELLED_SECONDS)
+        self._waits_pace = Pace(factor=20)
         self._partitions_due_at = 0.0
         self._resurrected: set[Fence] = set()  # running again, as of the last heartbeat, though they ended here
         self._cancelled: set[UUID] = set()  # by notifications, which the rows must confirm
@@ -66,11 +67,18 @@ class Upkeep:
         That is a stream that runs here, or with an end hook any one that is queued or waits: pods leave their ends to
         the workers. The next heartbeat would find the cancel too.
         """
-        stream_id = notifications.cancelled_stream(payload)
+        stream_id = notifications.named_stream(payload)
         if stream_id is None or not (stream_id in self._slots.runs or self._ends.hooked):
             return False
         self._cancelled.add(stream_id)
         return True
+
+    def note_input(self, payload: str) -> None:
+        """Note a notification about an input. The next heartbeat would find the input too."""
+        stream_id = notifications.named_stream(payload)
+        run = None if stream_id is None else self._slots.runs.get(stream_id)
+        if run is not None and run.inputs is not None:
+            run.inputs.hint()
 
     def reconnected(self) -> None:
         """Look at everything again: a reply to a claim may be lost, and this may be another server."""
@@ -93,9 +101,11 @@ class Upkeep:
                 run.stop(Outcome.cancelled())
         if self._ends.hooked:
             await self._end_cancelled(connection, asked)
+            self._waits_pace.hurry()  # the deadline of a cancelled wait is now
+            await self._end_waits(connection)
 
     async def _end_cancelled(self, connection: Connection, among: Collection[UUID] | None = None) -> None:
-        """End streams that were cancelled while they were queued or waited: some, or all."""
+        """End streams that were cancelled while they were queued: some, or all."""
         for stream_id, generator in await stream_queue.cancelled(connection, among):
             await self._ends.make(connection, End.of_cancelled(stream_id), generator)
 
@@ -111,6 +121,7 @@ class Upkeep:
         if self._ends.hooked and self._cancelled_pace.due:
             with self._cancelled_pace.timed():
                 await self._end_cancelled(connection)
+        await self._end_waits(connection)
 
     async def _follow_rows(self, connection: Connection, worker_id: UUID, *, trust_watched: bool) -> None:
         """Stop the streams whose rows say so, and give back the ones that do not run here.
@@ -131,6 +142,8 @@ class Upkeep:
                 run.stop(Outcome.cancelled())
             elif item.unwatched and trust_watched:
                 run.stop(stream_ending.UNWATCHED)
+            elif run.inputs is not None:
+                run.inputs.note(item.inputs)
         if resurrected & self._resurrected:
             # The first time, the stream may have ended just after the rows were read. Now the database went back.
             self._writer.doubt()
@@ -176,3 +189,19 @@ class Upkeep:
             )
         for item in found:
             await self._ends.make(connection, stream_queue.end_of(item), item.generator)
+
+    async def _end_waits(self, connection: Connection) -> None:
+        """End the waits whose deadlines are over: their streams are queued again, or end."""
+        if not self._waits_pace.due:
+            return
+        with self._waits_pace.timed():
+            found = await stream_waiting.due(connection)
+        woken = False
+        for item in found:
+            end = stream_waiting.end_of(item)
+            if end is None:
+                woken |= await stream_waiting.wake(connection, item)
+            else:
+                await self._ends.make(connection, end, item.generator)
+        if woken:
+            await notifications.announce_queued(connection)
