@@ -16,6 +16,7 @@ from .version import __version__
 if TYPE_CHECKING:
     from .app import Application, create_app
     from .client import Client, Follower
+    from .db.ended_answers import EndedAnswer
     from .db.enqueueing import enqueue
     from .errors import (
         AnswerFailed,
@@ -54,6 +55,7 @@ __all__ = [
     "ClientError",
     "ConfigurationError",
     "ContextFilter",
+    "EndedAnswer",
     "FollowError",
     "Follower",
     "GenerationError",
@@ -86,6 +88,7 @@ _MODULES: Final = {
     "ClientError": "errors",
     "ConfigurationError": "errors",
     "ContextFilter": "observability.log_context",
+    "EndedAnswer": "db.ended_answers",
     "FollowError": "errors",
     "Follower": "client",
     "GenerationError": "errors",

@@ -154,6 +154,18 @@ def mark_restored(
     )
 
 
+@app.command(name="run-end-hooks")
+def run_end_hooks(
+    *,
+    limit: Annotated[int, typer.Option(min=1, help="The largest number of streams.")] = 10_000,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the streams, and change nothing.")] = False,
+) -> None:
+    """Run the end hook (BATON_ON_END) of streams that ended without it, because it had failed."""
+    from .commands.end_hooks import run as run_hooks
+
+    raise typer.Exit(run_hooks(_settings(), limit=limit, dry_run=dry_run))
+
+
 @app.command()
 def grants(
     migrate: Annotated[str, typer.Option(help="The role that runs `baton migrate`.")] = _ROLES.migrate,

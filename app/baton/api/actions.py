@@ -12,6 +12,7 @@ from uuid import UUID
 import orjson
 from starlette.requests import Request
 
+from .. import webhook_addresses
 from ..auth.tokens import Wish
 from ..db import (
     event_log,
@@ -73,7 +74,7 @@ def new_stream(
 
     Raises:
         InputTooLarge: the input, or the message that it continues, is too large.
-        InvalidRequest: a limit is too short, or it starts too late.
+        InvalidRequest: a limit is too short, it starts too late, or its webhook may not be called.
         ReservedGenerator: it names the generator of external streams, which are created in another way.
     """
     if creation.generator == external_streams.GENERATOR:
@@ -96,6 +97,7 @@ def new_stream(
         priority=_PRIORITIES[creation.priority],
         start_after=_require_soon(creation.start_after),
         held=pod.settings.max_running_streams_per_tenant is not None,
+        webhook=webhook_of(pod, creation.webhook),
     )
 
 
@@ -274,6 +276,22 @@ def _require_soon(start_after: datetime | None) -> datetime | None:
     if start_after is not None and start_after > datetime.now(UTC) + timedelta(days=MAX_START_DAYS):
         raise InvalidRequest(f"start_after may be at most {MAX_START_DAYS} days ahead.")
     return start_after
+
+
+def webhook_of(pod: Pod, url: str | None) -> str | None:
+    """Return the webhook of a new stream: the creator's own, or the one of this pod's settings.
+
+    Raises:
+        InvalidRequest: its host is not one that the operator has listed.
+    """
+    if url is None:
+        return pod.settings.webhook_url
+    if webhook_addresses.origin_of(url) not in pod.settings.webhook_origins:
+        raise InvalidRequest(
+            "webhook: this service does not call that host. Name another URL, or ask the operator to list the host.",
+            operator="its host, scheme or port is in neither BATON_WEBHOOK_HOSTS nor BATON_WEBHOOK_URL",
+        )
+    return url
 
 
 def limits_of(pod: Pod, creation: CreateStream) -> Limits:

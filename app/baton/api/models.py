@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 from uuid import UUID
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from .. import webhook_addresses
 from ..auth.tokens import Wish
 from ..db.external_streams import GENERATOR as EXTERNAL
 from ..errors import InvalidRequest
@@ -27,6 +28,10 @@ _ON_WORKER_LOST = (
     "What happens if the stream's worker dies or is stopped. `continue`: another worker continues the answer if the "
     "generator can, and starts it again otherwise; or it fails, if it was created in a dialect that cannot say that an "
     "answer starts again. `retry`: another worker starts it again. `fail`: it fails."
+)
+_WEBHOOK = (
+    "The URL that is called once the stream has ended, by Standard Webhooks. The service calls only hosts that its "
+    "operator has listed."
 )
 _FILTER = re.compile(r"metadata(?:\.(.*)|\[(.*)\])", re.DOTALL)
 
@@ -45,6 +50,19 @@ class TokenOptions(BaseModel):
     def wish(self) -> Wish:
         """Return these options in the form that signing a token takes."""
         return Wish(None if self.scopes is None else frozenset(self.scopes), self.view)
+
+
+def _callable(value: str | None) -> str | None:
+    if value is not None:
+        webhook_addresses.origin_of(value)
+    return value
+
+
+Webhook = Annotated[
+    str,
+    Field(max_length=webhook_addresses.MAX_CHARACTERS, description=_WEBHOOK),
+    AfterValidator(_callable),
+]
 
 
 class CreateStream(BaseModel):
@@ -70,6 +88,7 @@ class CreateStream(BaseModel):
     start_after: Moment | None = Field(
         None, description=f"No worker starts it before this time: at most {MAX_START_DAYS} days ahead."
     )
+    webhook: Webhook | None = None
     token: TokenOptions = Field(default_factory=TokenOptions)
 
     @field_validator("input", "metadata")
@@ -94,6 +113,7 @@ class CreateExternal(BaseModel):
     max_duration_seconds: Seconds | None = None
     idle_timeout_seconds: Annotated[Seconds, Field(ge=10)] | None = None
     cancel_when_unwatched_seconds: Seconds | None = None
+    webhook: Webhook | None = None
     token: TokenOptions = Field(default_factory=TokenOptions)
 
     @field_validator("input", "metadata")

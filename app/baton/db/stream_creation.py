@@ -20,30 +20,30 @@ from .postgres import Connection, Pool
 from .queue_lines import Line, position
 from .streams import COLUMNS, Stream, from_row, get
 
-# Inserts a row if fewer than $19 of the tenant's streams are live, and returns in any case how many are: the streams
-# from the id $21 on ($20 at most), the streams among $22 that are still live, and $23 others (see `live_counts`). The
-# streams of $22 are found by their key, whatever the planner expects of the index of live streams. The transaction gets
+# Inserts a row if fewer than $20 of the tenant's streams are live, and returns in any case how many are: the streams
+# from the id $22 on ($21 at most), the streams among $23 that are still live, and $24 others (see `live_counts`). The
+# streams of $23 are found by their key, whatever the planner expects of the index of live streams. The transaction gets
 # its id before the stream gets one.
 _INSERT = f"""
 WITH recent AS (
     SELECT id FROM baton.stream
-    WHERE tenant = $1 AND status NOT IN ('completed', 'failed', 'cancelled') AND id >= $21 LIMIT $20
+    WHERE tenant = $1 AND status NOT IN ('completed', 'failed', 'cancelled') AND id >= $22 LIMIT $21
 ), known AS MATERIALIZED (
-    SELECT id, status FROM baton.stream WHERE id = ANY ($22::uuid[])
+    SELECT id, status FROM baton.stream WHERE id = ANY ($23::uuid[])
 ), older AS (
     SELECT id FROM known WHERE status NOT IN ('completed', 'failed', 'cancelled')
 ), live AS (
-    SELECT (SELECT count(*) FROM recent) + (SELECT count(*) FROM older) + $23::bigint AS live
+    SELECT (SELECT count(*) FROM recent) + (SELECT count(*) FROM older) + $24::bigint AS live
 ), made AS (
     INSERT INTO baton.stream (tenant, generator, input, metadata, on_worker_lost, max_duration, idle_timeout,
                               queue_timeout, unwatched_timeout, traceparent, continuation, may_continue, status,
-                              started_at, priority, start_after, queue_position, held_until)
+                              started_at, priority, start_after, queue_position, held_until, webhook)
     SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
            CASE WHEN $13 THEN 'open' ELSE 'queued' END, CASE WHEN $13 THEN clock_timestamp() END, $14, $15,
            CASE WHEN NOT ($13 OR $16 OR later) THEN {position("$1", "$14::integer", "$17::text[]", "$18")} END,
-           CASE WHEN later THEN $15 WHEN $16 THEN clock_timestamp() END
+           CASE WHEN later THEN $15 WHEN $16 THEN clock_timestamp() END, $19
     FROM live, (SELECT coalesce($15::timestamptz > clock_timestamp(), false) AS later OFFSET 0) AS start
-    WHERE live < $19::bigint AND pg_current_xact_id() IS NOT NULL
+    WHERE live < $20::bigint AND pg_current_xact_id() IS NOT NULL
     RETURNING {COLUMNS}
 )
 SELECT live, (SELECT array_agg(id) FROM recent) AS recent, (SELECT array_agg(id) FROM older) AS older, now() AS began,
@@ -112,6 +112,7 @@ class NewStream:
     priority: int = NORMAL
     start_after: datetime | None = None
     held: bool = False  # it waits until a worker admits it (see `stream_admission`)
+    webhook: str | None = None  # the URL that workers call when it has ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,7 @@ async def _insert(
         new.held,
         line.generators,
         line.since,
+        new.webhook,
     )
     row = await _insert_below(connection, columns, max_live, counts, new.tenant)
     for each in () if key is None else (key, *(replace(key, key=name) for name in key.also)):

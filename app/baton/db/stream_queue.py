@@ -10,7 +10,7 @@ is paced, or runs rarely.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -18,12 +18,12 @@ from uuid import UUID
 
 import orjson
 
-from ..outcome import Outcome
 from . import stream_ending, worker_rows
 from .fence import Fence
 from .postgres import Connection, Place, Pool
 from .queue_lines import IN_LINE, line_of
 from .queue_watermark import START
+from .stream_ending import End
 from .streams import CLAIMED, continuation
 
 # This is more than all inputs together.
@@ -102,6 +102,14 @@ FROM (SELECT generator, since FROM ({_QUEUED}) AS each
       WHERE queue_position IS NOT NULL OR held_until <= clock_timestamp() LIMIT 10000) AS queued
 GROUP BY generator
 """  # noqa: S608
+
+_CANCELLED = """
+SELECT id, generator FROM baton.stream
+WHERE id = ANY ($1) AND status = 'queued' AND cancel_requested_at IS NOT NULL
+"""
+_ALL_CANCELLED = """
+SELECT id, generator FROM baton.stream WHERE status = 'queued' AND cancel_requested_at IS NOT NULL LIMIT 100
+"""
 
 _CLAIMED_FROM = "SELECT generator, queue_position FROM baton.stream WHERE id = $1"
 # It goes before the first of its line, or beside it if that one was given back too: viewers have a part of the answer.
@@ -285,14 +293,20 @@ async def overdue(
     return [Overdue(*row) for row in rows]
 
 
-async def end_overdue(connection: Connection, found: Sequence[Overdue]) -> list[tuple[Outcome, str]]:
-    """End overdue streams unless they were claimed in the meantime; return each end with the name of its generator."""
-    ended = []
-    for item in found:
-        outcome = stream_ending.QUEUE_TIMEOUT if item.timed_out else stream_ending.UNWATCHED
-        if await stream_ending.end_queued(connection, item.stream_id, item.epoch, outcome):
-            ended.append((outcome, item.generator))
-    return ended
+def end_of(item: Overdue) -> End:
+    """Return the end of an overdue stream, unless it is claimed in the meantime."""
+    outcome = stream_ending.QUEUE_TIMEOUT if item.timed_out else stream_ending.UNWATCHED
+    return End.of_queued(item.stream_id, item.epoch, outcome)
+
+
+async def cancelled(connection: Connection, among: Collection[UUID] | None = None) -> list[tuple[UUID, str]]:
+    """Return queued streams whose cancel was requested, with their generators: 100 at most.
+
+    Only the ones in `among`, which are looked up by their keys; or all.
+    """
+    if among is None:
+        return [(row[0], row[1]) for row in await connection.fetch(_ALL_CANCELLED)]
+    return [(row[0], row[1]) for row in await connection.fetch(_CANCELLED, list(among))]
 
 
 async def state(executor: Connection | Pool, since: datetime = START) -> QueueState:

@@ -22,6 +22,7 @@ from . import event_log, stream_ending
 from .event_log import Append
 from .fence import Fence
 from .postgres import Connection
+from .stream_ending import End
 from .streams import CLAIMED
 
 EXPIRED: Final = Outcome.failed("wait_timeout", "This answer waited for an input, and none came in time. Ask again.")
@@ -131,17 +132,21 @@ async def due(connection: Connection) -> list[Due]:
     return [Due(*row) for row in await connection.fetch(_DUE)]
 
 
-async def end_due(connection: Connection, item: Due) -> Outcome | None:
-    """Queue a stream whose wait is over, or end it if its wait was to end it; return the end, if this ended it."""
+def end_of(item: Due) -> End | None:
+    """Return the end of a stream whose wait is over; None if it continues: then `wake` it."""
     if not item.ends and not item.cancelled and not item.rewound:
-        await connection.fetchval(_WAKE, item.stream_id, "deadline", item.epoch)
         return None
     outcome = EXPIRED
     if item.cancelled:
         outcome = Outcome.cancelled()
     if item.rewound:
         outcome = stream_ending.REWOUND
-    return outcome if await stream_ending.end_waiting(connection, item.stream_id, item.epoch, outcome) else None
+    return End.of_waiting(item.stream_id, item.epoch, outcome)
+
+
+async def wake(connection: Connection, item: Due) -> bool:
+    """Queue a stream whose wait is over; return whether this did."""
+    return await connection.fetchval(_WAKE, item.stream_id, "deadline", item.epoch) is not None
 
 
 def _iso(moment: datetime.datetime) -> str:

@@ -59,6 +59,7 @@ CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("workers", worker_checks.workers),
     ("streams without a worker", worker_checks.orphans),
     ("the queue of streams", worker_checks.queue),
+    ("end hooks and webhooks", worker_checks.end_hooks),
     ("processes of an older release", external_checks.older_code),
     ("external streams", external_checks.open_streams),
     ("waiting streams", waiting_checks.waits),

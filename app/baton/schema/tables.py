@@ -141,6 +141,7 @@ stream = Table(
         "id",
         postgresql_where=text("status = 'waiting' OR (status = 'queued' AND queue_position IS NULL)"),
     ),
+    Index("ix_stream_hook_failed", "id", postgresql_where=text("hook_failed")),
     Index("ix_stream_running", "worker_id", postgresql_where=text("status = 'running'")),
     Index("ix_stream_tenant_id", "tenant", "id"),
     Index(
@@ -232,6 +233,7 @@ webhook_call = Table(
     Column("due_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
     Column("tries", Integer, nullable=False, server_default=text("0")),
     Column("error", Text),  # of the last try
+    Index("ix_webhook_call_due_at", "due_at"),
 )
 
 # The streams that are written over HTTP, from their creation to their deletion (see `db.external_streams`).

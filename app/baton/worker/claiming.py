@@ -8,23 +8,24 @@ from collections.abc import Mapping, Sequence
 from ..db import event_log, queue_lines, stream_ending, stream_queue
 from ..db.postgres import Connection
 from ..db.queue_watermark import QueueWatermark
+from ..db.stream_ending import REWOUND, End
 from ..db.stream_queue import Claim
 from ..generators import Generator, can_continue
 from ..usage import Bill
+from .hooked_ends import Ends
 from .lease import Lease
 from .slots import Slots
-from .telemetry import Telemetry
 
 
 class Claiming:
     """Claims streams of these generators for one worker."""
 
-    def __init__(self, generators: Mapping[str, Generator], lease: Lease, slots: Slots, telemetry: Telemetry) -> None:
+    def __init__(self, generators: Mapping[str, Generator], lease: Lease, slots: Slots, ends: Ends) -> None:
         self.generators = sorted(generators)
         self._continuing = [name for name in self.generators if can_continue(generators[name])]
         self._lease = lease
         self._slots = slots
-        self._telemetry = telemetry
+        self._ends = ends
         limited = [name for name in generators if slots.is_limited(name)]
         unlimited = [name for name in generators if not slots.is_limited(name)]
         self._groups = deque[Sequence[str]]([unlimited] if unlimited else [])
@@ -70,8 +71,7 @@ class Claiming:
     async def _begin(self, connection: Connection, item: Claim) -> None:
         """Start a claimed stream, unless it has ended already or must end as rewound."""
         if item.rewound:
-            if await stream_ending.end_claimed(connection, item.fence, stream_ending.REWOUND):
-                self._telemetry.count_end(stream_ending.REWOUND, item.generator)
+            await self._ends.make(connection, End.of_claimed(item.fence, REWOUND), item.generator)
             return
         tail = await event_log.read_tail(connection, item.stream_id) if item.epoch > 1 else event_log.Tail()
         if tail.outcome is None:
