@@ -391,6 +391,12 @@ class Settings(BaseSettings):
     )
 
     max_duration_seconds: float = Field(3600, gt=0, le=7 * 86_400, description="Longest run of a stream")
+    max_wait_seconds: float = Field(
+        7 * 86_400,
+        gt=0,
+        le=90 * 86_400,
+        description="How long a stream may wait for an input, unless its generator sets a shorter time; then it ends",
+    )
     idle_timeout_seconds: float = Field(
         300, gt=0, le=86_400, description="Longest silence of a generator before its stream ends as failed"
     )

@@ -486,7 +486,7 @@ async def test_a_state_without_a_batch_is_refused_once_the_stream_is_taken_away(
             saving = asyncio.create_task(stream_states.save_alone(zombie, [(fence, State(0, b"2"))], None))
             await until(lambda: stuck(dsn, zombie))
         assert await saving == set()
-        assert await stream_states.read(keeper, stream_id) == (0, 1)
+        assert await stream_states.read(keeper, stream_id) == (0, 1, 0)
 
 
 async def stuck(dsn: str, connection: Connection) -> bool:

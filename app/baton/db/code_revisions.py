@@ -32,7 +32,7 @@ async def older_processes(executor: Connection | Pool) -> list[str]:
     return [row[0] for query in queries for row in await executor.fetch(query, REVISION)]
 
 
-async def exclude_older(pool: Pool) -> bool:
+async def exclude_older(executor: Connection | Pool) -> bool:
     """Keep older code from starting, unless such a process runs; return whether none does. It stays true."""
-    excluded: bool = await pool.fetchval(_RAISE_OLDEST, REVISION)
+    excluded: bool = await executor.fetchval(_RAISE_OLDEST, REVISION)
     return excluded

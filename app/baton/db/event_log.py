@@ -71,7 +71,7 @@ _FORGET = f"""ended AS (
     SELECT id AS stream_id, status <> 'completed' AS early FROM ending
 ), {stream_states.FORGET.format(ended="ended")}"""  # noqa: S608
 _SAVE = f"""state AS (
-    SELECT f.* FROM unnest({{parameters}}) AS f (stream_id, after_seq, state, stop_with, replaces)
+    SELECT f.* FROM unnest({{parameters}}) AS f ({stream_states.NAMES})
     WHERE EXISTS (SELECT FROM written AS w WHERE w.stream_id = f.stream_id)
 ), {stream_states.SAVE.format(source="state")}"""  # noqa: S608
 

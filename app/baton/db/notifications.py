@@ -15,8 +15,8 @@ Pods apply the events of signed payloads only. A payload without a valid signatu
 read the row or the log, and nothing else. All that pods send are hints. Every notification may be lost: its receiver
 finds the same by polling.
 
-The payloads of the other channels: a cancel is the stream's id in 32 hexadecimal digits, a queued stream has none, and
-a kill is the name of the pod or worker, signed and stamped.
+The payloads of the other channels: a cancel and an input are the stream's id in 32 hexadecimal digits, a queued stream
+has none, and a kill is the name of the pod or worker, signed and stamped.
 
 A payload has at most 7,999 bytes. Postgres folds equal payloads of a transaction into one, which loses nothing.
 """
@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 EVENTS_CHANNEL: Final = "baton_events"  # pods listen: batches were appended
 QUEUE_CHANNEL: Final = "baton_queue"  # workers listen: a stream was queued
 CANCEL_CHANNEL: Final = "baton_cancel"  # workers listen: a stream is to stop
+INPUT_CHANNEL: Final = "baton_input"  # workers listen: a stream has got an input
 KILL_CHANNEL: Final = "baton_kill"  # a demo's pods listen: the pod of this name is to die; signed
 KILL_WORKER_CHANNEL: Final = "baton_kill_worker"  # a demo's workers listen: the worker of this name is to die; signed
 
@@ -89,6 +90,11 @@ async def announce_queued(executor: Connection | Pool) -> None:
 async def announce_cancel(executor: Connection | Pool, stream_id: UUID) -> None:
     """Make the stream's worker read its row, which says that the stream must stop."""
     await _try_to_notify(executor, CANCEL_CHANNEL, stream_id.hex)
+
+
+async def announce_input(executor: Connection | Pool, stream_id: UUID) -> None:
+    """Make the stream's worker read its inputs."""
+    await _try_to_notify(executor, INPUT_CHANNEL, stream_id.hex)
 
 
 async def announce_change(executor: Connection | Pool, stream_id: UUID) -> None:
@@ -237,8 +243,8 @@ def committed_at(payload: str) -> float | None:
     return int(stamp) / 1000 if stamp.isdecimal() and stamp.isascii() else None
 
 
-def cancelled_stream(payload: str) -> UUID | None:
-    """Read which stream a cancel names; None if it names none."""
+def named_stream(payload: str) -> UUID | None:
+    """Read which stream a cancel or an input names; None if it names none."""
     try:
         return UUID(payload)
     except ValueError:

@@ -40,6 +40,8 @@ class _If(Enum):
     LIVE = "status NOT IN ('completed', 'failed', 'cancelled')"
     QUEUED = "status = 'queued'"
     OPEN = "status = 'open'"
+    WAITING = "status = 'waiting'"
+    WAITING_AT_EPOCH = "status = 'waiting' AND epoch = $2"
     QUEUED_AT_EPOCH = "status = 'queued' AND epoch = $2"
     CLAIMED = streams.CLAIMED
 
@@ -85,8 +87,8 @@ DELETE FROM baton.producer WHERE stream_id IN (SELECT stream_id FROM rows)
 async def request_cancel(pool: Pool, stream_id: UUID) -> str | None:
     """Ask for a stream's end; return the state in which the request found it, or None if it had ended before.
 
-    A queued stream is ended at once, and the answer is "queued"; so is an open one, and the answer is "open". A running
-    one is ended by its worker, which notices the request by the row: the answer is "running".
+    A stream that is queued, waits, or is open is ended at once: the answer is that status. A running one is ended by
+    its worker, which notices the request by the row: the answer is "running".
 
     An open stream whose log may lack events since a failover ends as `log_rewound`: the end may have the number of an
     event that clients have.
@@ -96,6 +98,8 @@ async def request_cancel(pool: Pool, stream_id: UUID) -> str | None:
         return "open" if await end_open(pool, stream_id, REWOUND if rewound else Outcome.cancelled()) else None
     if status == "queued" and await _end(pool, stream_id, Outcome.cancelled(), _If.QUEUED):
         return "queued"
+    if status == "waiting" and await _end(pool, stream_id, REWOUND if rewound else Outcome.cancelled(), _If.WAITING):
+        return "waiting"
     return status and "running"
 
 
@@ -115,6 +119,13 @@ async def end_queued(connection: Connection, stream_id: UUID, epoch: int, outcom
     """End a queued stream unless it was claimed in the meantime; return whether this ended it."""
     with _retried_with_partition(stream_id):
         return await _end(connection, stream_id, outcome, _If.QUEUED_AT_EPOCH, epoch)
+    return False
+
+
+async def end_waiting(connection: Connection, stream_id: UUID, epoch: int, outcome: Outcome) -> bool:
+    """End a waiting stream unless it was woken in the meantime; return whether this ended it."""
+    with _retried_with_partition(stream_id):
+        return await _end(connection, stream_id, outcome, _If.WAITING_AT_EPOCH, epoch)
     return False
 
 

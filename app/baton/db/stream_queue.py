@@ -59,15 +59,18 @@ SET status = 'running', epoch = s.epoch + 1, claim_token = gen_random_uuid(), at
     worker_id = $1, started_at = coalesce(s.started_at, clock_timestamp()),
     continues = s.may_continue AND s.generator = ANY ($8), run = s.run + 1,
     time_to_first_token_seconds = CASE WHEN s.continues THEN s.time_to_first_token_seconds END,
+    waited_seconds = s.waited_seconds
+                     + coalesce(extract(epoch FROM clock_timestamp() - s.waiting_since)::double precision, 0),
+    waiting_since = NULL,
     history = coalesce(s.history, baton.current_history())
 FROM next WHERE s.id = next.id
 RETURNING s.id, s.epoch, s.attempts, s.on_worker_lost, s.generator, s.input, s.metadata,
           s.cancel_requested_at IS NOT NULL AS cancelled, s.max_duration, s.idle_timeout,
-          extract(epoch FROM clock_timestamp() - s.started_at)::double precision AS elapsed,
+          extract(epoch FROM clock_timestamp() - s.started_at)::double precision - s.waited_seconds AS elapsed,
           extract(epoch FROM s.started_at - s.created_at)::double precision AS queued,
           s.tenant, s.traceparent, s.claim_token,
           coalesce(s.history <> baton.current_history(), false) AS rewound, s.history, s.continuation,
-          next.bytes, s.continues, s.run, s.interruption, s.time_to_first_token_seconds
+          next.bytes, s.continues, s.run, s.interruption, s.time_to_first_token_seconds, s.inputs
 """
 
 # All queued streams from the low watermark on, $1 and $2: the requeued ones, and the ones that were never claimed.
@@ -156,7 +159,7 @@ class Claim:
     cancelled: bool
     max_duration: float | None = None
     idle_timeout: float | None = None
-    elapsed: float = 0.0  # since its first claim
+    elapsed: float = 0.0  # since its first claim, without the time in waits
     queued: float = 0.0  # before that
     tenant: str = ""
     traceparent: str | None = None
@@ -169,6 +172,7 @@ class Claim:
     run: int = 1
     interruption: str | None = None  # why the run before ended
     time_to_first_token_seconds: float | None = None  # of the runs that this one continues
+    inputs: int = 0  # how many it has got
 
     @property
     def fence(self) -> Fence:
@@ -228,6 +232,7 @@ async def claim(
             row["run"],
             row["interruption"],
             row["time_to_first_token_seconds"],
+            row["inputs"],
         )
         for row in await connection.fetch(
             _CLAIM, worker_id, generators, limit, place, since.moment, since.id, max_bytes, continuing

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -25,14 +25,16 @@ from .fence import Fence
 from .postgres import Connection, Pool
 
 # The types of the columns of `columns`.
-TYPES: Final = ("uuid", "integer", "bytea", "text", "integer")
+TYPES: Final = ("uuid", "integer", "bytea", "text", "integer", "integer")
+NAMES: Final = "stream_id, after_seq, state, stop_with, inputs, replaces"
 
 # What every statement that saves states has in common: `{source}` returns their rows, and `replaces` is null for the
 # first state of a stream.
 SAVE: Final = """saved AS (
-    INSERT INTO baton.stream_state (stream_id, after_seq, state, stop_with)
-    SELECT stream_id, after_seq, state, stop_with FROM {source}
-    ON CONFLICT (stream_id, after_seq) DO UPDATE SET state = excluded.state, stop_with = excluded.stop_with
+    INSERT INTO baton.stream_state (stream_id, after_seq, state, stop_with, inputs)
+    SELECT stream_id, after_seq, state, stop_with, inputs FROM {source}
+    ON CONFLICT (stream_id, after_seq)
+    DO UPDATE SET state = excluded.state, stop_with = excluded.stop_with, inputs = excluded.inputs
     RETURNING stream_id
 ), replaced AS (
     DELETE FROM baton.stream_state AS s USING {source} AS f
@@ -43,13 +45,13 @@ SAVE: Final = """saved AS (
 # comparison of the status fits no index, so that the streams are found by their ids and not among all that run.
 _SAVE_ALONE: Final = f"""
 WITH fenced AS MATERIALIZED (
-    SELECT s.id AS stream_id, f.after_seq, f.state, f.stop_with, f.replaces
-    FROM unnest($1::uuid[], $2::integer[], $3::bytea[], $4::text[], $5::integer[], $6::integer[], $7::uuid[])
-         AS f (stream_id, after_seq, state, stop_with, replaces, epoch, claim_token)
+    SELECT s.id AS stream_id, f.after_seq, f.state, f.stop_with, f.inputs, f.replaces
+    FROM unnest($1::uuid[], $2::integer[], $3::bytea[], $4::text[], $5::integer[], $6::integer[], $7::integer[],
+                $8::uuid[]) AS f ({NAMES}, epoch, claim_token)
     JOIN baton.stream AS s ON s.id = f.stream_id
     WHERE coalesce(s.status = 'running', false)
       AND s.epoch = f.epoch AND s.claim_token IS NOT DISTINCT FROM f.claim_token
-      AND coalesce((SELECT baton.current_history()) = $8, true)
+      AND coalesce((SELECT baton.current_history()) = $9, true)
     ORDER BY s.id FOR SHARE OF s
 ), {SAVE.format(source="fenced")}
 SELECT stream_id FROM saved
@@ -71,7 +73,7 @@ FORGET: Final = """gone AS (
 )"""
 
 _READ: Final = """
-SELECT after_seq, state FROM baton.stream_state WHERE stream_id = $1 ORDER BY after_seq DESC LIMIT 1
+SELECT after_seq, state, inputs FROM baton.stream_state WHERE stream_id = $1 ORDER BY after_seq DESC LIMIT 1
 """
 
 _DELETE: Final = "DELETE FROM baton.stream_state WHERE stream_id = $1"
@@ -79,7 +81,7 @@ _DELETE: Final = "DELETE FROM baton.stream_state WHERE stream_id = $1"
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A state as JSON, and the number of the last event that it covers.
+    """A state as JSON, the number of the last event that it covers, and how many inputs it covers.
 
     `replaces` is the number that the state before it covers, if there is one. `stop_with` is the name of the generator
     whose `stop` is called with the state if the stream ends early.
@@ -89,12 +91,21 @@ class State:
     content: bytes
     stop_with: str | None = None
     replaces: int | None = None
+    inputs: int = 0
 
 
-async def read(executor: Connection | Pool, stream_id: UUID) -> tuple[int, Any] | None:
-    """Return a stream's newest state, after the number of the last event that it covers; None if there is none."""
+class Saved(NamedTuple):
+    """A state as it was saved, and how many events and inputs it covers."""
+
+    after_seq: int
+    state: Any
+    inputs: int
+
+
+async def read(executor: Connection | Pool, stream_id: UUID) -> Saved | None:
+    """Return a stream's newest state; None if there is none."""
     row = await executor.fetchrow(_READ, stream_id)
-    return None if row is None else (row["after_seq"], orjson.loads(row["state"]))
+    return None if row is None else Saved(row["after_seq"], orjson.loads(row["state"]), row["inputs"])
 
 
 def columns(states: Sequence[tuple[UUID, State]]) -> list[list[object]]:
@@ -104,6 +115,7 @@ def columns(states: Sequence[tuple[UUID, State]]) -> list[list[object]]:
         [item.after_seq for _, item in states],
         [item.content for _, item in states],
         [item.stop_with for _, item in states],
+        [item.inputs for _, item in states],
         [item.replaces for _, item in states],
     ]
 

@@ -24,6 +24,11 @@ from .postgres import Connection, Pool
 
 # A stream with any other status has ended. In SQL: status NOT IN ('completed', 'failed', 'cancelled').
 LIVE: Final = frozenset(get_args(Status)) - frozenset(get_args(FinalStatus))
+# Since when a stream has had no viewer, unless it has one. The time in a wait does not count.
+UNWATCHED_SINCE: Final = (
+    "greatest(coalesce(watched_at, created_at), "
+    "CASE WHEN waiting_since IS NOT NULL OR waited_seconds > 0 THEN queued_at END)"
+)
 # What a row says while a claim has it: the parameters are the epoch and the token of the claim.
 CLAIMED: Final = "status = 'running' AND epoch = $2 AND claim_token IS NOT DISTINCT FROM $3"
 

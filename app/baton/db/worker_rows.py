@@ -14,6 +14,7 @@ from ..model_entries import EXTERNAL
 from .fence import Fence
 from .postgres import Connection, Place, Pool
 from .schema_revision import REVISION
+from .streams import UNWATCHED_SINCE
 
 # The most silent streams that a worker reports.
 MOST_SILENT: Final = 100
@@ -29,13 +30,13 @@ SET heartbeat = heartbeat + 1, heartbeat_at = clock_timestamp(), tokens = $2, si
 WHERE id = $1
 RETURNING ctid
 """
-_OWNED = """
+_OWNED = f"""
 SELECT id, epoch, claim_token, cancel_requested_at IS NOT NULL AS cancelled,
-       coalesce(coalesce(watched_at, created_at) < clock_timestamp() - make_interval(secs => unwatched_timeout), false)
-       AS unwatched
+       coalesce({UNWATCHED_SINCE} < clock_timestamp() - make_interval(secs => unwatched_timeout), false) AS unwatched,
+       inputs
 FROM baton.stream
 WHERE worker_id = $1 AND status = 'running'
-"""
+"""  # noqa: S608
 # By their key, whatever the planner expects of the index of running streams.
 _OWNED_OF = f"""
 WITH known AS MATERIALIZED (SELECT * FROM baton.stream WHERE id = ANY ($2))
@@ -85,6 +86,7 @@ class Owned:
     fence: Fence
     cancelled: bool
     unwatched: bool
+    inputs: int = 0  # how many it has got
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,15 +12,20 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from .steps import on_event_loop
+
 
 class InputSource(Protocol):
-    """Where the inputs of one stream come from."""
-
-    async def next(self, after: int) -> Sequence[Any]:
-        """Wait until the stream has inputs after a number, and return their data, in order: at least one."""
+    """Where the inputs of one stream come from. They are numbered 1, 2, 3 …"""
 
     def has(self, after: int) -> bool:
-        """Whether the stream is known to have inputs after a number."""
+        """Whether there may be inputs after a number."""
+
+    async def read(self, after: int) -> Sequence[Any]:
+        """Return the data of inputs after a number, in order; nothing if there are none yet."""
+
+    async def wait(self, after: int) -> None:
+        """Wait until there may be inputs after a number."""
 
 
 class InputMemory:
@@ -39,12 +44,15 @@ class InputMemory:
         """Whether there are inputs after a number."""
         return len(self._data) > after
 
-    async def next(self, after: int) -> Sequence[Any]:
-        """Wait for inputs after a number, and return them."""
+    async def read(self, after: int) -> Sequence[Any]:
+        """Return the inputs after a number."""
+        return self._data[after:]
+
+    async def wait(self, after: int) -> None:
+        """Wait until there are inputs after a number."""
         while not self.has(after):
             self._added.clear()
             await self._added.wait()
-        return self._data[after:]
 
 
 class InputReceiver(Protocol):
@@ -57,8 +65,8 @@ class InputReceiver(Protocol):
 class Inbox:
     """Gives one run the inputs of its stream, in order.
 
-    `received` is how many it has given out, counting those before `after`, where it begins. `waits` is how many calls
-    of `receive` are waiting, and `ended_at` when the last one ended (`time.monotonic`).
+    `received` is how many it has given out, counting those up to `after`, where it begins. `waits` is how many calls of
+    `receive` are waiting, and `ended_at` when the last one ended (`time.monotonic`).
     """
 
     def __init__(self, source: InputSource | None = None, after: int = 0) -> None:
@@ -75,13 +83,20 @@ class Inbox:
         self._read.clear()
         self.received = after
 
-    async def receive(self, timeout: float | None) -> Any:
-        """Return the data of the next input; None if none comes within `timeout` seconds."""
+    def receive(self, timeout: float | None) -> Any:
+        """Return the data of the next input to await: None if none comes within `timeout` seconds.
+
+        Without a worker and without an event loop, as in a unit test of a plain generator, return the data.
+        """
+        receiving = self._receive(timeout)
+        return asyncio.run(receiving) if self._by_itself and not on_event_loop() else receiving
+
+    async def _receive(self, timeout: float | None) -> Any:
         self.waits += 1
         try:
-            async with asyncio.timeout(timeout if timeout != 0 else None):
-                async with self._turn:
-                    return await self._next(at_once=timeout == 0)
+            # An input that is there counts as one that comes within no time, so 0 is no limit for reading it.
+            async with asyncio.timeout(timeout or None), self._turn:
+                return await self._next(at_once=timeout == 0)
         except TimeoutError:
             return None
         finally:
@@ -89,9 +104,12 @@ class Inbox:
             self.ended_at = time.monotonic()
 
     async def _next(self, *, at_once: bool) -> Any:
-        if not self._read:
-            if at_once and not self._source.has(self.received):
+        while not self._read:
+            if self._source.has(self.received):
+                self._read.extend(await self._source.read(self.received))
+            elif at_once:
                 return None
-            self._read.extend(await self._source.next(self.received))
+            else:
+                await self._source.wait(self.received)
         self.received += 1
         return self._read.popleft()

@@ -4,7 +4,7 @@ A step's result is kept under its key, and given again when the generator runs a
 digest of its arguments, and its occurrence, which counts the calls with the same name and arguments in one run.
 
 `Steps` belongs to one run, on one event loop. Where results are kept is up to its store: in memory, or in the database
-of a worker. Steps may run at the same time. `waiting_steps` is for generators that have no event loop.
+of a worker. Steps may run at the same time. `thread_calls` is for generators that have no event loop.
 """
 
 from __future__ import annotations

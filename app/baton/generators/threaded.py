@@ -32,7 +32,7 @@ from typing import Any, Final, Self, cast
 
 from ..errors import InvalidEvent
 from .protocol import GenerationRequest, Yielded
-from .waiting_steps import WaitingSteps
+from .thread_calls import ThreadCalls, WaitingInbox, WaitingSteps
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +70,12 @@ class ThreadedEvents:
 
     def __init__(self, function: PlainGenerator, request: GenerationRequest) -> None:
         self._function = function
-        self._steps = WaitingSteps(request.steps)
-        self._request = dataclasses.replace(request, steps=self._steps)
+        self._calls = ThreadCalls()
+        self._request = dataclasses.replace(
+            request,
+            steps=WaitingSteps(self._calls, request.steps),
+            inbox=WaitingInbox(self._calls, request.inbox),
+        )
         self._name = getattr(function, "__qualname__", type(function).__qualname__)
         self._thread: threading.Thread | None = None
         self._ready = asyncio.Event()  # something has changed since the loop began to wait
@@ -111,7 +115,7 @@ class ThreadedEvents:
 
     async def aclose(self) -> None:
         """Close the generator at its next `yield` or in its step, and wait for the end of its thread."""
-        self._steps.close()
+        self._calls.close()
         with self._changed:
             self._closed = True
             self._items.clear()
@@ -209,6 +213,10 @@ class ThreadedEvents:
             self._wake()
             if not self._begun and isinstance(item, Mapping) and item.get("type") == "state":
                 while not self._waits and not self._closed:
+                    self._changed.wait()
+            if isinstance(item, Mapping) and item.get("type") == "wait":
+                # It ends the run, so nothing after it may run ahead.
+                while not self._closed:
                     self._changed.wait()
             self._begun = self._begun or not _is_about_runs(item)
             return not self._closed

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
+import math
 from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any
 
+from ..db import stream_waiting
 from ..errors import InvalidEvent
 from ..events import TOKEN_TYPES, encode_event, encode_object, encode_text
 from ..generators import Yielded
+from ..generators.inbox import Inbox
 from ..observability.metrics import Labels, WorkerMetrics
 from ..outcome import Outcome
 from .outbox import Outbox
@@ -30,6 +34,7 @@ class Wait(Enum):
     EVER = auto()  # since the stream has exceeded a bound, and ends
     ROOM = auto()  # in the outbox, because the database is slow
     STATE = auto()  # that comes before the first event, and must be saved before it
+    INPUT = auto()  # that the stream waits for without a worker
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,15 +58,26 @@ class Bounds:
 class Feed:
     """Puts what one generator yields into the outbox of its stream.
 
-    `exceeded` is the end of the stream once an event exceeds a bound. Nothing is taken after that.
+    `exceeded` is the end of the stream once an event exceeds a bound, and `pause` is what the stream waits for.
+    Nothing is taken after that.
     """
 
     def __init__(
-        self, outbox: Outbox, bounds: Bounds, metrics: WorkerMetrics, labels: Labels, *, started_at: float, saves: bool
+        self,
+        outbox: Outbox,
+        bounds: Bounds,
+        metrics: WorkerMetrics,
+        labels: Labels,
+        *,
+        started_at: float,
+        saves: bool,
+        inbox: Inbox | None = None,
     ) -> None:
-        """`started_at`: when the run began. `saves`: the generator may save states."""
+        """`started_at`: when the run began. `saves`: the generator may save states, which cover the inbox's inputs."""
         self.outbox = outbox
         self.exceeded: Outcome | None = None
+        self.pause: stream_waiting.Wait | None = None
+        self._inbox = inbox or Inbox()
         self.finish_reason = "stop"
         self.tokens = 0  # of the answer, including what this run continues
         self.size_bytes = 0  # of the same events
@@ -105,7 +121,7 @@ class Feed:
                 self._yielded = True
                 if not self.outbox.put(line):
                     wait = Wait.ROOM
-        return wait
+        return wait if self.pause is None else Wait.INPUT
 
     def _continues_with(self, item: Yielded) -> bool:
         """Continue an earlier run if this first item says so, else start the answer over; return whether it says so."""
@@ -131,7 +147,7 @@ class Feed:
 
     def start_over(self, reason: str) -> None:
         """Make viewers discard what earlier runs yielded, and forget it here."""
-        self._past = self._repetition = None
+        self._past = self._repetition = self.pause = None
         self._calls = ToolCalls()
         self._surrogates = SurrogateJoiner(self._calls)
         self.finish_reason = "stop"
@@ -195,8 +211,8 @@ class Feed:
         """Return what is new in an item of a generator that repeats itself. Its states are as of what it repeats."""
         if isinstance(item, Mapping):
             kind = item.get("type")
-            if kind in {"finish", "state"}:
-                return item if kind == "finish" else None
+            if kind in {"finish", "state", "wait"}:
+                return None if kind == "state" else item
             encode_event(item)
         elif not isinstance(item, str):
             return item
@@ -221,7 +237,27 @@ class Feed:
                 f"The state has {len(content)} bytes, and BATON_MAX_STATE_BYTES allows {self._bounds.max_state_bytes}."
             )
         if not self._surrogates.holds:
-            self.outbox.save(content)
+            self.outbox.save(content, self._inbox.received)
+
+    def _wait(self, item: Mapping[str, Any]) -> None:
+        """Note that the stream is to wait, and save the state that comes with that.
+
+        Raises:
+            InvalidEvent: the generator does not say that it can continue, or the wait is malformed.
+        """
+        if not self._saves:
+            raise InvalidEvent("Only a generator that is marked with @baton.continues may wait.")
+        reason, until = item.get("for"), item.get("until")
+        if len(encode_object(reason)) > self._bounds.max_event_bytes:
+            raise InvalidEvent(f"What a wait is 'for' may have {self._bounds.max_event_bytes} bytes as JSON.")
+        if isinstance(until, datetime.datetime):
+            if until.tzinfo is None:
+                raise InvalidEvent("A wait's 'until' needs a time zone: datetime.now(UTC) + timedelta(hours=1).")
+        elif until is not None and not _are_seconds(until):
+            raise InvalidEvent(f"A wait's 'until' must be a datetime or a number of seconds, not {until!r:.80}.")
+        if "state" in item:
+            self._save(item)
+        self.pause = stream_waiting.Wait(reason, until)
 
     def _encode_mapping(self, item: Mapping[str, Any]) -> bytes | None:
         kind = item.get("type")
@@ -230,6 +266,9 @@ class Feed:
             return None
         if kind == "state":
             self._save(item)
+            return None
+        if kind == "wait":
+            self._wait(item)
             return None
         if kind == "continue" and item.get("after") == 0 and not self._yielded:
             return None  # there is nothing to continue, and it starts from nothing
@@ -254,6 +293,10 @@ class Feed:
             self._inter_token_seconds.observe(now - self._last_token_at)
         self._last_token_at = now
         self.tokens += 1
+
+
+def _are_seconds(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _finish_reason(item: Mapping[str, Any]) -> str:

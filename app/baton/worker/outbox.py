@@ -46,10 +46,11 @@ from ..usage import Bill, Counts
 
 
 class _Saved(NamedTuple):
-    """A state, and how many of the lines that wait it covers."""
+    """A state, how many of the lines that wait it covers, and how many inputs."""
 
     lines: int
     content: bytes
+    inputs: int
 
 
 class Lost(Enum):
@@ -193,11 +194,14 @@ class Outbox:
         self._size += len(line)
         return len(lines) < self._max_events and self._size < self._max_bytes
 
-    def save(self, content: bytes) -> None:
-        """Save a state, as JSON, that covers all events that were put so far. It replaces one that still waits."""
+    def save(self, content: bytes, inputs: int = 0) -> None:
+        """Save a state, as JSON, that covers all events that were put so far. It replaces one that still waits.
+
+        It covers this many inputs, too.
+        """
         if self._over:
             return
-        self._state = _Saved(len(self._lines), content)
+        self._state = _Saved(len(self._lines), content, inputs)
         self.forgets = True
         self._on_ready(self)
 
@@ -262,7 +266,7 @@ class Outbox:
                 self._lines, self.urgent = [self._flight.pop()], True
 
     def _state_of(self, saved: _Saved) -> State:
-        return State(self.tail + saved.lines, saved.content, self.stop_with, self._state_seq)
+        return State(self.tail + saved.lines, saved.content, self.stop_with, self._state_seq, saved.inputs)
 
     def written(self, last_seq: int, *, terminal: bool) -> None:
         """Note that the log has the batch in flight, which ends at `last_seq`."""

@@ -20,7 +20,7 @@ from ..generators import SoFar
 from ..snapshot import Snapshot
 
 # Events of the runtime, which no generator yields.
-_OURS: Final = frozenset({"resumed", "reset"})
+_OURS: Final = frozenset({"resumed", "reset", "waiting"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class Past:
     so_far: SoFar
     state: Any = None
     state_seq: int = 0
+    inputs: int = 0  # that the state covers
 
     @property
     def empty(self) -> bool:
@@ -64,14 +65,15 @@ async def read(connection: Connection, stream_id: UUID) -> Past:
     resets = [number for number, line in enumerate(lines, start=1) if _kind(line) == "reset"]
     base = resets[-1] if resets else 0
     found = await stream_states.read(connection, stream_id)
-    seq, state = found if found is not None and found[0] >= base else (base, None)
-    return Past(base, lines[base:], _so_far(lines), state, seq)
+    if found is None or found.after_seq < base:
+        found = stream_states.Saved(base, None, 0)
+    return Past(base, lines[base:], _so_far(lines), found.state, found.after_seq, found.inputs)
 
 
 async def state(connection: Connection, stream_id: UUID) -> Any:
     """Return the newest state of a stream; None without one."""
     found = await stream_states.read(connection, stream_id)
-    return None if found is None else found[1]
+    return None if found is None else found.state
 
 
 def _so_far(lines: Sequence[str]) -> SoFar:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from ..db.stream_queue import Claim
+from ..db.stream_waiting import Began
 from ..errors import GENERATOR_FAULT, GenerationError, InvalidEvent
 from ..events import encode_object
 from ..generators import (
@@ -28,16 +29,19 @@ from ..generators import (
     stopper,
 )
 from ..generators.answer_record import AnswerRecord
+from ..generators.inbox import Inbox
 from ..generators.steps import Steps
 from ..observability import traceparent
 from ..observability.metrics import Labels, WorkerMetrics
 from ..outcome import Outcome, Timings
 from . import past
 from .feed import Bounds, Feed, Wait
+from .inbox import InputRecords
 from .outbox import Outbox
 from .records import Records
 from .repetition import OutputDiffers
 from .turns import Turns
+from .waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -65,20 +69,36 @@ class Run:
         metrics: WorkerMetrics,
         records: Records,
         steps: Steps,
+        waiting: Waiting | None = None,
+        inputs: InputRecords | None = None,
         resumes: bool = False,
         labels: Labels = UNKNOWN,
         turns: Turns | None = None,
     ) -> None:
-        """`resumes`: an earlier run may have left something that the generator can continue."""
+        """`resumes`: an earlier run may have left something that the generator can continue.
+
+        Without `waiting`, the stream cannot wait for inputs.
+        """
         self.claim = claim
         self.outbox = outbox
         self.steps = steps
+        self.inputs = inputs
+        self.inbox = Inbox(inputs)
+        self._waiting = waiting
         self.last_event_at = time.monotonic()
         self.started_at = self.last_event_at
         self._generator = generator
         self._records = records
         self._resumes = resumes
-        self.feed = Feed(outbox, bounds, metrics, labels, started_at=self.started_at, saves=can_continue(generator))
+        self.feed = Feed(
+            outbox,
+            bounds,
+            metrics,
+            labels,
+            started_at=self.started_at,
+            saves=can_continue(generator),
+            inbox=self.inbox,
+        )
         self._turns = turns or Turns()
         self.answer = AnswerRecord()
         self.labels = labels  # in the metrics
@@ -110,11 +130,13 @@ class Run:
             await self._finish_handing_over()
             return None
         self.feed.put_rest()
+        if self._pauses and await self._leave_to_wait():
+            return None
         if self.feed.exceeded is not None:
             self.stop(self.feed.exceeded)
         outcome = dataclasses.replace(self._outcome(), answered_by=self.answer.as_dict())
         if self.outbox.lost is None:
-            self.outbox.forgets |= self.steps.used
+            self.outbox.forgets |= self.steps.used or (self.inputs is not None and self.inputs.any)
             self.outbox.finish(outcome)
         await self.outbox.closed.wait()
         lost = self.outbox.lost
@@ -152,12 +174,14 @@ class Run:
     def silent_seconds(self) -> float:
         """For how many seconds the generator has yielded nothing.
 
-        It is 0 while the generator waits for the database, for a step, or for a provider as that provider asks. A call
-        of a model that failed counts as an event.
+        It is 0 while the generator waits for the database, for a step, for an input, or for a provider as that provider
+        asks. A call of a model that failed counts as an event.
         """
-        if self._waits_for_database or self.steps.running or self.answer.waiting:
+        if self._waits_for_database or self.steps.running or self.inbox.waits or self.answer.waiting:
             return 0.0
-        return time.monotonic() - max(self.last_event_at, self.steps.ended_at, self.answer.active_at)
+        return time.monotonic() - max(
+            self.last_event_at, self.steps.ended_at, self.inbox.ended_at, self.answer.active_at
+        )
 
     def stop(self, outcome: Outcome) -> None:
         """Cancel the generator and end the stream with this outcome. Only the first call counts."""
@@ -184,6 +208,28 @@ class Run:
         await self.outbox.flushed()
         self.handed_over = self.outbox.lost is None
 
+    @property
+    def _pauses(self) -> bool:
+        """Whether the generator has ended its run to wait for an input."""
+        assert self._generating is None or self._generating.done()
+        failed = self._generating is None or self._generating.cancelled() or self._generating.exception() is not None
+        return self.feed.pause is not None and self._stop is None and not failed
+
+    async def _leave_to_wait(self) -> bool:
+        """Write what the generator has yielded, and let the stream wait; return whether it has left this worker."""
+        assert self.feed.pause is not None
+        assert self._waiting is not None
+        await self.outbox.flushed()
+        if self._stop is None and self.outbox.lost is None and not self._abandoned:
+            # Inputs that were there when this run began are no news to its generator.
+            seen = max(self.inbox.received, self.claim.inputs)
+            began = await self._waiting.begin(self.outbox, self.feed.pause, seen)
+            if began is Began.CANCELLED:
+                self.stop(Outcome.cancelled())
+            else:
+                return True
+        return self._abandoned
+
     async def _generate(self) -> None:
         self.answer.enter()
         request = await self._first_request()
@@ -199,6 +245,7 @@ class Run:
                 return  # the stream may not start over, and has ended
             await self._stop_earlier(request.state)
             self.steps.restart()
+            self.inbox.begin(0)
             await self._feed(dataclasses.replace(request, so_far=SoFar(), state=None, state_seq=0))
 
     async def _first_request(self) -> GenerationRequest:
@@ -215,6 +262,7 @@ class Run:
             claim.run,
             claim.tenant,
             steps=self.steps,
+            inbox=self.inbox,
         )
         if not self._resumes:
             if claim.run > 1 and stopper(self._generator) is not None:
@@ -228,6 +276,7 @@ class Run:
             found = await self._records.run(lambda connection: past.read(connection, claim.stream_id))
         self.outbox.urgent = True  # viewers have been waiting
         self.feed.follow(found)
+        self.inbox.begin(found.inputs)
         return dataclasses.replace(request, so_far=found.so_far, state=found.state, state_seq=found.state_seq)
 
     async def _stop_earlier(self, state: Any) -> None:
@@ -269,12 +318,18 @@ class Run:
                         self.stop(self.feed.exceeded)
                         return
                     await self._wait(wait)
+                    if wait is Wait.INPUT:
+                        break
         self.feed.end()
 
     async def _wait(self, wait: Wait) -> None:
         """Wait for the database. In the meantime the generator does not count as silent."""
         with self._waiting_for_database():
             await (self.outbox.wait_for_room() if wait is Wait.ROOM else self.outbox.flushed())
+            if wait is Wait.INPUT:
+                if self._waiting is None:
+                    raise InvalidEvent("The stream cannot wait here.")
+                await self._waiting.until_allowed()
 
     @contextlib.contextmanager
     def _waiting_for_database(self) -> Iterator[None]:

@@ -18,12 +18,14 @@ from ..outcome import Outcome
 from ..settings import Settings
 from ..usage import Bill
 from .feed import Bounds
+from .inbox import InputRecords
 from .outbox import Lost, Outbox
 from .records import Records
 from .run import Run
 from .steps import StepRecords
 from .telemetry import Telemetry
 from .turns import Turns
+from .waiting import Waiting
 from .writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class Slots:
         *,
         writer: Writer,
         records: Records,
+        waiting: Waiting,
         metrics: WorkerMetrics,
         telemetry: Telemetry,
         loop_was_blocked: Callable[[], bool],
@@ -54,6 +57,7 @@ class Slots:
         self._generators = generators
         self._writer = writer
         self._records = records
+        self._waiting = waiting
         self._metrics = metrics
         self._telemetry = telemetry
         self._loop_was_blocked = loop_was_blocked
@@ -121,6 +125,8 @@ class Slots:
             metrics=self._metrics,
             records=self._records,
             steps=self._steps(outbox),
+            waiting=self._waiting,
+            inputs=InputRecords(self._records, claim.stream_id, claim.inputs),
             resumes=resumes,
             labels=labels,
             turns=self._turns,

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import asyncpg
 
-from ..db import notifications, partitions, stream_ending, stream_queue, streams, worker_rows
+from ..db import notifications, partitions, stream_ending, stream_queue, stream_waiting, streams, worker_rows
 from ..db.fence import Fence
 from ..db.postgres import Connection
 from ..db.queue_watermark import SWEEP_SECONDS, QueueWatermark
@@ -47,6 +47,7 @@ class Upkeep:
         # A read from the start of an index may take long while an old snapshot is open.
         self._owned_pace = Pace(factor=100)
         self._overdue_pace = Pace(factor=20)
+        self._waits_pace = Pace(factor=20)
         self._partitions_due_at = 0.0
         self._resurrected: set[Fence] = set()  # running again, as of the last heartbeat, though they ended here
         self._cancelled: set[UUID] = set()  # by notifications, which the rows must confirm
@@ -61,11 +62,18 @@ class Upkeep:
 
         The next heartbeat would find the cancel too.
         """
-        stream_id = notifications.cancelled_stream(payload)
+        stream_id = notifications.named_stream(payload)
         if stream_id is None or stream_id not in self._slots.runs:
             return False
         self._cancelled.add(stream_id)
         return True
+
+    def note_input(self, payload: str) -> None:
+        """Note a notification about an input. The next heartbeat would find the input too."""
+        stream_id = notifications.named_stream(payload)
+        run = None if stream_id is None else self._slots.runs.get(stream_id)
+        if run is not None and run.inputs is not None:
+            run.inputs.hint()
 
     def reconnected(self) -> None:
         """Look at everything again: a reply to a claim may be lost, and this may be another server."""
@@ -96,6 +104,7 @@ class Upkeep:
         await self._create_partitions(connection)
         await self._reaper.check(connection, worker_id, counters)
         await self._end_overdue(connection, unwatched=trust_watched)
+        await self._end_waits(connection)
 
     async def _follow_rows(self, connection: Connection, worker_id: UUID, *, trust_watched: bool) -> None:
         """Stop the streams whose rows say so, and give back the ones that do not run here.
@@ -116,6 +125,8 @@ class Upkeep:
                 run.stop(Outcome.cancelled())
             elif item.unwatched and trust_watched:
                 run.stop(stream_ending.UNWATCHED)
+            elif run.inputs is not None:
+                run.inputs.note(item.inputs)
         if resurrected & self._resurrected:
             # The first time, the stream may have ended just after the rows were read. Now the database went back.
             self._writer.doubt()
@@ -161,3 +172,19 @@ class Upkeep:
             )
         for outcome, generator in await stream_queue.end_overdue(connection, found):
             self._telemetry.count_end(outcome, generator)
+
+    async def _end_waits(self, connection: Connection) -> None:
+        """End the waits whose deadlines are over: their streams are queued again, or end."""
+        if not self._waits_pace.due:
+            return
+        with self._waits_pace.timed():
+            found = await stream_waiting.due(connection)
+        woken = False
+        for item in found:
+            outcome = await stream_waiting.end_due(connection, item)
+            if outcome is None:
+                woken = True
+            else:
+                self._telemetry.count_end(outcome, item.generator)
+        if woken:
+            await notifications.announce_queued(connection)

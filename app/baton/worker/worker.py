@@ -18,7 +18,7 @@ from ..backoff import Backoff
 from ..db import notifications, stream_queue
 from ..db.listener import Listener, ListenerState
 from ..db.notification_delivery import check_delivery
-from ..db.notifications import CANCEL_CHANNEL, KILL_WORKER_CHANNEL, QUEUE_CHANNEL
+from ..db.notifications import CANCEL_CHANNEL, INPUT_CHANNEL, KILL_WORKER_CHANNEL, QUEUE_CHANNEL
 from ..db.notifier import Notifier
 from ..db.postgres import Connection, connect
 from ..db.reconnecting import keep_connected
@@ -42,6 +42,7 @@ from .slots import Slots
 from .stopping import Stopping
 from .telemetry import Telemetry
 from .upkeep import Upkeep
+from .waiting import Waiting
 from .watchdog import Watchdog
 from .writer import Writer
 
@@ -88,6 +89,7 @@ class Worker:
             generators,
             writer=self.writer,
             records=self._records,
+            waiting=Waiting(self._records, self._notifier, most_seconds=settings.max_wait_seconds),
             metrics=self.metrics,
             telemetry=telemetry,
             loop_was_blocked=lambda: self._watchdog.is_late,
@@ -122,6 +124,7 @@ class Worker:
         listener = Listener(
             self._settings.listen_dsn,
             {QUEUE_CHANNEL: lambda _payload: self._wake.set(), CANCEL_CHANNEL: self._on_cancel}
+            | {INPUT_CHANNEL: self._upkeep.note_input}
             | ({KILL_WORKER_CHANNEL: self._kill_switch.note} if self._settings.demo else {}),
             on_state=self._on_listener_state,
             probe_seconds=self._settings.listen_probe_seconds,

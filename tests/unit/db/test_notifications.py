@@ -118,6 +118,6 @@ def test_an_erasure_and_a_change_are_announced_without_events() -> None:
 
 def test_a_cancel_names_its_stream_and_malformed_ones_none() -> None:
     stream_id = uuid.uuid4()
-    assert notifications.cancelled_stream(stream_id.hex) == stream_id
-    assert notifications.cancelled_stream("") is None
-    assert notifications.cancelled_stream("a stream") is None
+    assert notifications.named_stream(stream_id.hex) == stream_id
+    assert notifications.named_stream("") is None
+    assert notifications.named_stream("a stream") is None

@@ -1,0 +1,63 @@
+"""How a run ends to wait for an input: everything is flushed, and then the stream leaves its worker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from ..db import code_revisions, notifications, stream_waiting
+from ..db.event_log import Append
+from ..db.notifier import Notifier
+from ..db.postgres import Connection
+from ..db.stream_waiting import Began, Wait
+from .outbox import Outbox
+from .records import Records
+
+logger = logging.getLogger(__name__)
+
+# Between two looks for older code, or for the comparison of the log with a new history of the database.
+LOOK_SECONDS: Final = 0.5
+
+
+class Waiting:
+    """Begins the waits of one worker's runs."""
+
+    def __init__(self, records: Records, notifier: Notifier, *, most_seconds: float) -> None:
+        self._records = records
+        self._notifier = notifier
+        self._most_seconds = most_seconds
+        self._allowed = False
+
+    async def until_allowed(self) -> None:
+        """Wait until no older code runs, which would take a waiting stream for one that has ended.
+
+        Until then the stream keeps its slot.
+        """
+        while not self._allowed:
+            self._allowed = await self._records.run(code_revisions.exclude_older)
+            if not self._allowed:
+                logger.info("A stream keeps its slot while it waits, since workers or pods of an older release run.")
+                await asyncio.sleep(LOOK_SECONDS)
+
+    async def begin(self, outbox: Outbox, wait: Wait, seen: int) -> Began:
+        """Begin a wait for a stream whose outbox is flushed. `seen`: see `stream_waiting.begin`."""
+        while True:
+            began, batch = await self._records.run(lambda connection: self._begin(connection, outbox, wait, seen))
+            if began is not Began.REWOUND or outbox.lost is not None:
+                break
+            # The writer compares the log, and then either moves the stream to the new history or loses it.
+            await asyncio.sleep(LOOK_SECONDS)
+        if batch is not None:
+            self._notifier.announce([batch])
+        return began
+
+    async def _begin(
+        self, connection: Connection, outbox: Outbox, wait: Wait, seen: int
+    ) -> tuple[Began, Append | None]:
+        began = await stream_waiting.begin(
+            connection, outbox.fence, wait, seen=seen, most_seconds=self._most_seconds, history=outbox.history
+        )
+        if began[0] is Began.WOKEN:
+            await notifications.announce_queued(connection)
+        return began

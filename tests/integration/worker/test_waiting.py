@@ -1,0 +1,277 @@
+"""Streams that wait for inputs: how a wait begins and ends, what the next run gets, and that no wake-up is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+from collections.abc import AsyncGenerator, Callable, Generator
+from typing import Any
+from uuid import UUID
+
+import orjson
+import pytest
+from tests.support.logbook import connected, ended, events, queue, row, text, until, until_tail, working
+
+import baton
+from baton.db import inputs, stream_ending, stream_waiting
+from baton.db.fence import Fence
+from baton.db.postgres import Connection, pool
+from baton.generators import GenerationRequest
+from baton.generators.protocol import Yielded
+from baton.generators.threaded import Threaded
+
+
+async def waiting(connection: Connection, stream_id: UUID) -> None:
+    """Wait until a stream waits."""
+
+    async def waits() -> bool:
+        return (await row(connection, stream_id)).status == "waiting"
+
+    await until(waits)
+
+
+async def send(connection: Connection, stream_id: UUID, data: Any, key: str | None = None) -> inputs.Added:
+    return await inputs.add(connection, stream_id, orjson.dumps(data), key)
+
+
+class Asking:
+    """Asks a question, waits for the answer, and repeats it. `until` is the deadline of its wait."""
+
+    continues = True
+
+    def __init__(self, until: Any = None) -> None:
+        self.until = until
+        self.requests: list[GenerationRequest] = []
+
+    async def __call__(self, request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        self.requests.append(request)
+        yield {"type": "continue", "after": request.so_far.seq}
+        if request.run == 1:
+            yield "May I? "
+            yield {"type": "wait", "for": {"type": "approval"}, "until": self.until, "state": {"asked": True}}
+            raise AssertionError("it is not asked for more")
+        yield f"You said {await request.receive(timeout=0)}."
+
+
+class PlainAsking:
+    """The same, as a function that runs in a thread."""
+
+    continues = True
+    after_wait = 0
+
+    def __call__(self, request: GenerationRequest) -> Generator[Yielded, None, None]:
+        yield {"type": "continue", "after": request.so_far.seq}
+        if request.run == 1:
+            yield "May I? "
+            yield {"type": "wait", "for": {"type": "approval"}}
+            self.after_wait += 1
+        yield f"You said {request.receive(timeout=0)}."
+
+
+@pytest.mark.parametrize("make", [Asking, lambda: Threaded(PlainAsking())], ids=["async", "plain"])
+async def test_an_input_wakes_a_stream_on_another_worker(dsn: str, make: Callable[[], Any]) -> None:
+    generator = make()
+    async with connected(dsn) as connection:
+        stream_id = await queue(dsn, on_worker_lost="fail")
+        async with working(dsn, generator) as worker:
+            await waiting(connection, stream_id)
+            await until(lambda: not worker.slots.runs)
+        found = await events(connection, stream_id)
+        assert found[1]["for"] == {"type": "approval"}
+        assert await send(connection, stream_id, "yes") == (1, "woken")
+        async with working(dsn, generator):
+            stream = await ended(connection, stream_id)
+        found = await events(connection, stream_id)
+        assert [event["type"] for event in found] == ["text", "waiting", "resumed", "text", "done"]
+        assert found[2] == {"type": "resumed", "run": 2, "reason": "input"}
+        assert text(found) == "May I? You said yes."
+        assert (stream.status, stream.attempts) == ("completed", 1)
+        assert await connection.fetchval("SELECT count(*) FROM baton.input") == 0
+    assert getattr(generator, "after_wait", 0) == 0
+
+
+async def test_the_state_of_a_wait_comes_back(dsn: str) -> None:
+    asking = Asking()
+    async with connected(dsn) as connection, working(dsn, asking):
+        stream_id = await queue(dsn)
+        await waiting(connection, stream_id)
+        await send(connection, stream_id, {"ok": 1})
+        await ended(connection, stream_id)
+    assert asking.requests[1].state == {"asked": True}
+    assert asking.requests[1].state_seq == 1
+
+
+@pytest.mark.parametrize(
+    "until", [0, 0.2, datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)], ids=["now", "seconds", "past"]
+)
+async def test_a_deadline_wakes_it_without_an_input(dsn: str, until: Any) -> None:
+    async with connected(dsn) as connection, working(dsn, Asking(until)):
+        stream_id = await queue(dsn)
+        await ended(connection, stream_id)
+        found = await events(connection, stream_id)
+    assert found[2] == {"type": "resumed", "run": 2, "reason": "deadline"}
+    assert text(found) == "May I? You said None."
+
+
+async def test_a_wait_without_a_deadline_ends_with_the_stream(dsn: str) -> None:
+    async with connected(dsn) as connection, working(dsn, Asking(), max_wait_seconds=0.2):
+        stream = await ended(connection, await queue(dsn))
+    assert (stream.status, stream.error_code) == ("failed", "wait_timeout")
+
+
+async def test_a_waiting_stream_can_be_cancelled_without_a_worker(dsn: str) -> None:
+    async with connected(dsn) as connection, pool(dsn, size=2, timeout_seconds=10) as executor:
+        stream_id = await queue(dsn)
+        async with working(dsn, Asking()):
+            await waiting(connection, stream_id)
+        assert await stream_ending.request_cancel(executor, stream_id) == "waiting"
+        assert (await row(connection, stream_id)).status == "cancelled"
+        assert await send(connection, stream_id, "late") == (None, "ended")
+
+
+async def test_waiting_is_no_silence_and_takes_no_time(dsn: str) -> None:
+    limits = {"idle_timeout_seconds": 0.3, "max_duration_seconds": 0.5}
+    async with connected(dsn) as connection, working(dsn, Asking(), **limits):
+        stream_id = await queue(dsn)
+        await waiting(connection, stream_id)
+        await connection.execute(
+            "UPDATE baton.stream SET waiting_since = waiting_since - interval '1 hour', "
+            "started_at = started_at - interval '1 hour'"
+        )
+        await send(connection, stream_id, "yes")
+        stream = await ended(connection, stream_id)
+    assert stream.status == "completed"
+    assert stream.duration_seconds is not None
+    assert stream.duration_seconds < 60
+
+
+async def test_an_input_that_came_before_the_wait_is_not_waited_for(dsn: str) -> None:
+    sent = asyncio.Event()
+
+    @baton.continues
+    async def late(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "continue", "after": request.so_far.seq}
+        if request.run == 1:
+            yield "?"
+            await sent.wait()
+            yield {"type": "wait"}
+        yield await request.receive()
+
+    async with connected(dsn) as connection, working(dsn, late):
+        stream_id = await queue(dsn)
+        await until_tail(connection, stream_id, 1)
+        assert await send(connection, stream_id, "!") == (1, "added")
+        sent.set()
+        await ended(connection, stream_id)
+        assert [event["type"] for event in await events(connection, stream_id)] == ["text", "resumed", "text", "done"]
+
+
+async def test_an_input_in_a_transaction_wakes_the_wait_that_began_beside_it(dsn: str) -> None:
+    """The input is inserted before the wait looks, and committed after it."""
+    go_on = asyncio.Event()
+
+    @baton.continues
+    async def held(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "continue", "after": request.so_far.seq}
+        if request.run == 1:
+            yield "?"
+            await go_on.wait()
+            yield {"type": "wait"}
+        yield await request.receive()
+
+    async with connected(dsn) as connection, connected(dsn) as other, working(dsn, held):
+        stream_id = await queue(dsn)
+        await until_tail(connection, stream_id, 1)
+        async with other.transaction():
+            assert await send(other, stream_id, "!") == (1, "added")
+            go_on.set()
+            await until(lambda: _is_blocked(connection))
+        await ended(connection, stream_id)
+        assert [event["type"] for event in await events(connection, stream_id)] == ["text", "resumed", "text", "done"]
+
+
+async def _is_blocked(connection: Connection) -> bool:
+    blocked: bool = await connection.fetchval(
+        "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    return blocked
+
+
+async def test_inputs_of_a_running_stream_come_in_order_and_again_after_a_loss(dsn: str) -> None:
+    got: list[list[Any]] = []
+
+    @baton.continues
+    async def collect(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        got.append([])
+        yield {"type": "continue", "after": request.so_far.seq}
+        while True:
+            data = await request.receive()
+            got[-1].append(data)
+            yield f"{data} "
+            if data == 3 and request.run == 1:
+                await asyncio.Event().wait()
+            if data == 5:
+                return
+            if data == 2:
+                yield {"type": "state", "state": None}
+
+    async with connected(dsn) as connection:
+        stream_id = await queue(dsn, may_continue=True)
+        async with working(dsn, collect):
+            for number in range(1, 4):
+                await send(connection, stream_id, number)
+            await until_tail(connection, stream_id, 3)
+        async with working(dsn, collect):
+            for number in range(4, 6):
+                await send(connection, stream_id, number)
+            await ended(connection, stream_id)
+    assert got == [[1, 2, 3], [3, 4, 5]]
+
+
+async def test_receive_returns_none_in_time(dsn: str) -> None:
+    async def impatient(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield f"{await request.receive(timeout=0)} {await request.receive(timeout=0.05)}"
+
+    async with connected(dsn) as connection, working(dsn, impatient):
+        stream_id = await queue(dsn)
+        await ended(connection, stream_id)
+        assert text(await events(connection, stream_id)) == "None None"
+
+
+async def test_only_a_generator_that_continues_may_wait(dsn: str) -> None:
+    async def simple(_request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "wait"}
+
+    async with connected(dsn) as connection, working(dsn, simple):
+        stream = await ended(connection, await queue(dsn))
+    assert stream.error_code == "invalid_event"
+
+
+async def test_a_wait_keeps_its_slot_while_older_code_runs(dsn: str) -> None:
+    async with connected(dsn) as connection:
+        await connection.execute(
+            "INSERT INTO baton.worker (name, generators, concurrency, code) VALUES ('old', '{}', 1, '0023')"
+        )
+        await connection.execute("UPDATE baton.compatibility SET oldest_code = '0023'")
+        stream_id = await queue(dsn)
+        async with working(dsn, Asking()) as worker:
+            await until_tail(connection, stream_id, 1)
+            assert worker.slots.runs
+            assert (await row(connection, stream_id)).status == "running"
+            await connection.execute("DELETE FROM baton.worker WHERE name = 'old'")
+            await waiting(connection, stream_id)
+
+
+async def test_a_repeated_beginning_of_a_wait_finds_it_done(dsn: str) -> None:
+    """As after a commit whose reply was lost."""
+    async with connected(dsn) as connection:
+        stream_id = await queue(dsn)
+        async with working(dsn, Asking()):
+            await waiting(connection, stream_id)
+        stream = await row(connection, stream_id)
+        fence = Fence(stream_id, stream.epoch, stream.claim_token)
+        again = await stream_waiting.begin(
+            connection, fence, stream_waiting.Wait(None), seen=0, most_seconds=60, history=None
+        )
+        assert again == (stream_waiting.Began.LEFT, None)
+        assert len(await events(connection, stream_id)) == 2
