@@ -301,7 +301,7 @@ async def _follow(
     run = _Run(await _chunks_before(pod_of(request), whole, stream.id, wait)) if wait else _Run()
     if start_index < 0:
         places = await _places(pod_of(request), whole, stream.id)
-        begun = places.before(max(run.base, places.chunks + start_index))
+        begun = max(run.base, places.before(max(0, places.chunks + start_index)))
         # The transport adds `startIndex` to this, and counts the chunks that it receives from there.
         index = run.index_of(begun)
         headers[_TAIL_INDEX.name] = str(index - 1 - start_index)
@@ -336,7 +336,9 @@ class _Run(NamedTuple):
 
     def index_of(self, chunks: int) -> int:
         """Return the index after that many chunks of the stream, which are at least `base`."""
-        return chunks if not self.base or chunks == self.base else chunks - self.base + 1
+        if not self.base:
+            return chunks
+        return chunks - self.base + 1 if chunks > self.base else 0
 
 
 def _headers(request: Request) -> dict[str, str]:

@@ -263,7 +263,8 @@ async def test_other_dialects_stay_connected_while_a_stream_waits(cluster: Clust
     await cluster.pool.fetchrow("SELECT * FROM baton.add_input($1, $2, NULL, 100)", stream_id, content)
     completion = await completing
     assert completion.text.endswith("data: [DONE]\n\n")
-    assert "Let me see." in completion.text and "Done." in completion.text
+    assert "Let me see." in completion.text
+    assert "Done." in completion.text
     assert '"finish_reason":"stop"' in completion.text
     responses, _plain = await asyncio.gather(*reading)
     assert "response.completed" in responses.text
