@@ -188,7 +188,7 @@ def test_chat_completions_and_text_continue_as_if_there_had_been_no_wait() -> No
         assert sent(dialect, begun, batches(waiting)) == sent(dialect, begun, batches(straight))
 
 
-def test_a_response_is_in_progress_during_a_wait_and_its_call_grows_until_the_result() -> None:
+def test_a_response_and_its_call_are_in_progress_during_a_wait() -> None:
     log = [encoded(event).decode() for event in ("a", CALL, ASKS, WAITING)]
     response = response_of(ROW, {}, log)
     assert response["status"] == "in_progress"
