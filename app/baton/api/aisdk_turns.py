@@ -162,13 +162,19 @@ async def stopped(request: Request, stream: Stream) -> Stream:
         while not stream.ended:
             pause = next(pauses, None)
             if stream.cancel_requested_at is None or pause is None:
-                raise AnswerRunning(f"The answer {stream.id} of this chat still runs. Wait for its end, or stop it.")
+                raise AnswerRunning(_running(stream))
             await asyncio.sleep(pause)
             found = await streams.get(pod_of(request).pool, stream.id)
             if found is None:
                 raise ConversationGone("The last answer of this chat was erased.")
             stream = found
     return stream
+
+
+def _running(stream: Stream) -> str:
+    if stream.status == "waiting":
+        return f"The answer {stream.id} of this chat waits for an answer to its question. Answer it, or stop it."
+    return f"The answer {stream.id} of this chat still runs. Wait for its end, or stop it."
 
 
 async def _read(request: Request, stream: Stream) -> Conversation:

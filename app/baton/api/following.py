@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Literal
 from uuid import UUID
 
 from starlette.requests import Request
 
+from ..db import streams
+from ..db.postgres import translated
 from ..dialects.protocol import Reader
 from ..errors import OldProtocol, StreamNotFound, Unauthenticated, Unavailable
 from ..observability import log_context
 from ..pod.event_stream import EventStream
+from ..pod.pod import Pod
 from ..pod.subscriber import Subscriber
 from .admission import LEAVING
 from .request import damaged, pod_of, principal_of, stream_headers
@@ -77,6 +81,7 @@ def event_stream(request: Request, subscriber: Subscriber, reader: Reader[Any], 
         reconnect_milliseconds=pod.settings.reconnect_milliseconds,
         headers=headers,
         admitted=lambda: pod.gate.admits(principal),
+        waits=functools.partial(_waits, pod, subscriber.relay.stream_id),
         **options,
     )
 
@@ -204,6 +209,17 @@ async def _join(request: Request, stream_id: UUID, cursor: int, *, views: bool =
         relays.unsubscribe(subscriber)
         raise
     return subscriber
+
+
+async def _waits(pod: Pod, stream_id: UUID) -> bool:
+    """Whether a stream waits for people.
+
+    Raises:
+        TooManyQueries, Unavailable: it cannot be read.
+    """
+    async with translated(pod.pool):
+        stream = await streams.get(pod.pool, stream_id)
+    return stream is not None and stream.status == "waiting"
 
 
 async def _left(request: Request) -> None:
