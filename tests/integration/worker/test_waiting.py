@@ -14,6 +14,7 @@ from tests.support.logbook import connected, ended, events, queue, row, text, un
 
 import baton
 from baton.db import inputs, stream_ending, stream_waiting
+from baton.db.fence import Fence
 from baton.db.postgres import Connection, pool
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
@@ -76,7 +77,7 @@ async def test_an_input_wakes_a_stream_on_another_worker(dsn: str, make: Callabl
             await waiting(connection, stream_id)
             await until(lambda: not worker.slots.runs)
         found = await events(connection, stream_id)
-        assert found[1]["type"] == "waiting" and found[1]["for"] == {"type": "approval"}
+        assert found[1]["for"] == {"type": "approval"}
         assert await send(connection, stream_id, "yes") == (1, "woken")
         async with working(dsn, generator):
             stream = await ended(connection, stream_id)
@@ -268,7 +269,7 @@ async def test_a_repeated_beginning_of_a_wait_finds_it_done(dsn: str) -> None:
         async with working(dsn, Asking()):
             await waiting(connection, stream_id)
         stream = await row(connection, stream_id)
-        fence = stream_waiting.Fence(stream_id, stream.epoch, stream.claim_token)
+        fence = Fence(stream_id, stream.epoch, stream.claim_token)
         again = await stream_waiting.begin(
             connection, fence, stream_waiting.Wait(None), seen=0, most_seconds=60, history=None
         )
