@@ -17,7 +17,12 @@ from baton.generators import GenerationRequest, SoFar
 from baton.generators.inbox import Inbox, InputMemory
 from baton.generators.steps import StepMemory, Steps
 
-EXTRAS = {"openai_agents": ("openai-agents", "agents"), "pydantic_ai": ("pydantic-ai", "pydantic_ai")}
+EXTRAS = {
+    "langgraph": ("langgraph", "langgraph"),
+    "litellm": ("litellm", "litellm"),
+    "openai_agents": ("openai-agents", "agents"),
+    "pydantic_ai": ("pydantic-ai", "pydantic_ai"),
+}
 
 
 class Stream:
