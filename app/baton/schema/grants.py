@@ -171,7 +171,7 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
         Grant("SELECT", "webhook_call"),
         Grant("UPDATE", "webhook_call", ("due_at", "tries", "error")),
         Grant("DELETE", "webhook_call"),
-        Grant("SELECT", "external_stream"),  # whether a webhook's call can show a text
+        Grant("SELECT", "external_stream", ("stream_id", "kind")),  # whether a webhook's call can show a text
         Grant("INSERT", "worker", ("name", "generators", "concurrency", "code", "has_end_hook")),
         Grant("UPDATE", "worker", ("heartbeat", "heartbeat_at", "tokens", "silent", "silent_seconds")),
         Grant("DELETE", "worker"),  # a worker that stops, or that removes a dead one

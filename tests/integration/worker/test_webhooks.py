@@ -275,7 +275,7 @@ async def test_a_receiver_that_is_down_or_hangs_holds_up_nothing(
         assert await count(connection) == 4
 
 
-async def test_a_worker_that_dies_between_the_call_and_its_deletion_repeats_it_under_one_id(
+async def test_a_worker_that_dies_after_a_call_leaves_it_to_be_repeated_under_one_id(
     dsn: str, receiver: Receiver
 ) -> None:
     async with connected(dsn) as connection:
