@@ -107,9 +107,14 @@ _CANCELLED = """
 SELECT id, generator FROM baton.stream
 WHERE id = ANY ($1) AND status = 'queued' AND cancel_requested_at IS NOT NULL
 """
-_ALL_CANCELLED = """
-SELECT id, generator FROM baton.stream WHERE status = 'queued' AND cancel_requested_at IS NOT NULL LIMIT 100
-"""
+# By the two indexes that have all queued streams.
+_ALL_CANCELLED = f"""
+SELECT id, generator FROM baton.stream WHERE {IN_LINE} AND cancel_requested_at IS NOT NULL
+UNION ALL
+SELECT id, generator FROM baton.stream
+WHERE status = 'queued' AND queue_position IS NULL AND cancel_requested_at IS NOT NULL
+LIMIT 100
+"""  # noqa: S608
 
 _CLAIMED_FROM = "SELECT generator, queue_position FROM baton.stream WHERE id = $1"
 # It goes before the first of its line, or beside it if that one was given back too: viewers have a part of the answer.

@@ -217,6 +217,7 @@ export interface components {
             max_duration_seconds?: number | null;
             idle_timeout_seconds?: number | null;
             cancel_when_unwatched_seconds?: number | null;
+            webhook?: string | null;
             token?: components["schemas"]["TokenOptions"];
         };
         /**
@@ -242,6 +243,7 @@ export interface components {
             priority?: "low" | "normal" | "high";
             /** @description No worker starts it before this time: at most 7 days ahead. */
             start_after?: string | null;
+            webhook?: string | null;
             token?: components["schemas"]["TokenOptions"];
         };
         /**
