@@ -78,7 +78,7 @@ _TRY_ALONE = "SELECT pg_try_advisory_xact_lock(hashtextextended('baton.end ' || 
 _REQUEST_CANCEL = f"""
 UPDATE baton.stream
 SET cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp()),
-    wait_until = CASE WHEN status = 'waiting' THEN clock_timestamp() ELSE wait_until END
+    held_until = CASE WHEN status = 'waiting' THEN clock_timestamp() ELSE held_until END
 WHERE id = $1 AND status NOT IN ('completed', 'failed', 'cancelled')
 RETURNING status, history <> baton.current_history(), ({worker_rows.HAS_END_HOOK})
 """  # noqa: S608

@@ -181,7 +181,7 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
         *_BOTH,
         Grant("SELECT", "stream"),
         Grant("INSERT", "stream", _NEW_STREAM),
-        Grant("UPDATE", "stream", (*ENDED, "epoch", "cancel_requested_at", "watched_at", "wait_until")),
+        Grant("UPDATE", "stream", (*ENDED, "epoch", "cancel_requested_at", "watched_at", "held_until")),
         Grant("EXECUTE", "add_input(uuid, bytea, text, integer)"),
         Grant("DELETE", "stream"),
         Grant("DELETE", "batch"),
