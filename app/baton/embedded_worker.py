@@ -24,7 +24,7 @@ from .worker.worker import Worker
 
 logger = logging.getLogger(__name__)
 
-# How long the start waits for the worker. It goes on trying after that, and the pod is not ready.
+# How long the start waits for the worker. Then it keeps trying, and the pod is not ready.
 START_SECONDS: Final = 10.0
 # What handing over may take once the worker's time is up.
 HAND_OVER_SECONDS: Final = 5.0

@@ -189,7 +189,8 @@ class Settings(BaseSettings):
         32 << 20,
         ge=256,
         le=256 << 20,
-        description="Largest `input` of a stream, as JSON, in every dialect: a conversation with all its images",
+        description="Largest `input` of a stream, as JSON, in every dialect: a conversation with all its images. All "
+        "inputs that are sent to one stream may have this size, too",
     )
     max_total_body_bytes: int = Field(
         128 << 20,

@@ -66,7 +66,7 @@ class Asked:
 
     @property
     def is_over(self) -> bool:
-        """Whether the stream has waited, continued, and ended: nobody is left to give the answer to."""
+        """Whether the stream has waited, continued, and ended: no run can get the answer."""
         return self.stream.ended and any(self.seq < wait < self.resumed for wait in self.waits)
 
     @property

@@ -138,7 +138,7 @@ async def wait_for_events(request: Request, subscriber: Subscriber, seconds: flo
 
 @contextlib.asynccontextmanager
 async def awaiting_inputs(request: Request, stream_id: UUID) -> AsyncIterator[Callable[[float], Awaitable[bool]]]:
-    """Yield a function that waits so many seconds, or until the stream may have a new input.
+    """Yield a function that waits this many seconds, or until the stream may have a new input.
 
     It returns False if no other wait makes sense: the stream has ended, or the client or the pod leaves. It raises what
     `wait_for_end` raises. The client is no viewer.

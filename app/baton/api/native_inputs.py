@@ -1,7 +1,7 @@
 """The native routes of a stream's inputs: sending one, and reading them.
 
 Generators read the inputs of their streams with `await request.receive()`. The route that reads them is for the
-producers of external streams, and for whoever may read the whole stream.
+producers of external streams, and for callers that may read the whole stream.
 """
 
 from __future__ import annotations

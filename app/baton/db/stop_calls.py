@@ -59,7 +59,7 @@ class StopCall:
 
 
 async def take(connection: Connection, generators: Sequence[str], most: int, lease_seconds: float) -> list[StopCall]:
-    """Take up to `most` calls that are due, of these generators; nobody else takes them before the lease ends."""
+    """Take up to `most` calls that are due, of these generators; no other worker takes them before the lease ends."""
     rows = await connection.fetch(_TAKE, generators, most, lease_seconds)
     return [StopCall(row[0], row[1], orjson.loads(row[2]), row[3], row[4]) for row in rows]
 
@@ -70,7 +70,7 @@ async def delete(connection: Connection, stream_ids: Collection[UUID]) -> None:
 
 
 async def postpone(connection: Connection, seconds: Mapping[UUID, float]) -> None:
-    """Make calls due after so many seconds each; 0 makes them due for any worker now."""
+    """Make each call due after its number of seconds; 0 makes them due for any worker now."""
     await connection.execute(_POSTPONE, list(seconds.keys()), list(seconds.values()))
 
 

@@ -207,7 +207,7 @@ class Overdue:
     generator: str
 
 
-class Waiting(NamedTuple):
+class Backlog(NamedTuple):
     """How many streams wait for a worker, and for how many seconds the first one has waited."""
 
     streams: int
@@ -218,14 +218,14 @@ class Waiting(NamedTuple):
 class QueueState:
     """What waits for a worker, by generator."""
 
-    by_generator: Mapping[str, Waiting]
+    by_generator: Mapping[str, Backlog]
 
     @property
-    def total(self) -> Waiting:
+    def total(self) -> Backlog:
         """All of it."""
-        waiting = self.by_generator.values()
-        return Waiting(
-            sum(item.streams for item in waiting), max((item.oldest_seconds for item in waiting), default=0.0)
+        backlogs = self.by_generator.values()
+        return Backlog(
+            sum(item.streams for item in backlogs), max((item.oldest_seconds for item in backlogs), default=0.0)
         )
 
 
@@ -317,4 +317,4 @@ async def cancelled(connection: Connection, among: Collection[UUID] | None = Non
 async def state(executor: Connection | Pool, since: datetime = START) -> QueueState:
     """Return what waits for a worker: 10,000 streams at most."""
     rows = await executor.fetch(_QUEUE_STATE, since)
-    return QueueState({row[0]: Waiting(row[1], max(0.0, row[2])) for row in rows})
+    return QueueState({row[0]: Backlog(row[1], max(0.0, row[2])) for row in rows})

@@ -79,7 +79,10 @@ class Due(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """What a generator waits for, as any JSON, and until when: a moment, or so many seconds from now; None: at most."""
+    """What a generator waits for, as any JSON, and until when: a moment, or a number of seconds from now.
+
+    If `until` is None the stream waits as long as the setting allows, and then ends.
+    """
 
     reason: Any
     until: datetime.datetime | float | None = None
@@ -88,7 +91,7 @@ class Wait:
 async def begin(
     connection: Connection, fence: Fence, wait: Wait, *, seen: int, most_seconds: float, history: str | None
 ) -> tuple[Began, Append | None]:
-    """Begin a wait after the tail of the log; return what became of it, and the batch that tells viewers.
+    """Begin a wait after the tail of the log; return what became of it, and the batch with the event `waiting`.
 
     `seen` is how many inputs the generator knows: with more, it does not wait. It is safe to repeat this after it was
     committed and its reply was lost.

@@ -69,7 +69,7 @@ class Postponed:
 async def take(
     connection: Connection, most: int, lease_seconds: float, except_hosts: Collection[str] = ()
 ) -> list[WebhookCall]:
-    """Take up to `most` calls that are due; nobody else takes them before the lease ends.
+    """Take up to `most` calls that are due; no other worker takes them before the lease ends.
 
     `except_hosts`: hosts, each as it stands in the URL, whose calls are left for later.
     """
@@ -83,7 +83,7 @@ async def delete(connection: Connection, stream_ids: Collection[UUID]) -> None:
 
 
 async def postpone(connection: Connection, calls: Mapping[UUID, Postponed]) -> None:
-    """Make calls due after so many seconds each; 0 makes them due for any worker now."""
+    """Make each call due after its number of seconds; 0 makes them due for any worker now."""
     seconds = [item.seconds for item in calls.values()]
     await connection.execute(_POSTPONE, list(calls), seconds, [item.error for item in calls.values()])
 

@@ -93,7 +93,7 @@ def begin(
 
 
 def continue_after_wait(stream_id: UUID, earlier: Earlier | None = None) -> bytes:
-    """Return the chunk with which a page that has a stream's message up to a wait goes on with that message."""
+    """Return the chunk with which a page continues a stream's message that it has up to a wait."""
     message_id = f"msg_{stream_id.hex}" if earlier is None else earlier.id
     return frame({"type": "start", "messageId": message_id, "messageMetadata": {"streamId": str(stream_id)}})
 
