@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from ..errors import InvalidRequest, LogDamaged, RequestMemoryFull
 from ..events import Status
-from . import problems, stored_conversations
+from . import conversation_forms, problems, stored_conversations
 from .refusals import READING
 from .request import AsgiResponse, json_answer, query_of
 from .routing import JSON, Returns, Routes
@@ -94,7 +94,7 @@ async def get_conversation(request: Request) -> AsgiResponse:
         "id": chat,
         "object": "conversation",
         "form": options.form,
-        **await asyncio.to_thread(stored_conversations.in_form, found, options.form),
+        **await asyncio.to_thread(conversation_forms.in_form, found, options.form),
         "answers": [{"id": str(stream.id), "status": stream.status} for stream in found.answers],
         "active": None if found.active is None else {"id": str(found.active.id), "status": found.active.status},
         "complete": found.complete,

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from typing_extensions import TypedDict
 
 from ..errors import BodyTimeout, InvalidRequest, LogDamaged, RequestMemoryFull, RequestTooLarge
-from . import stored_conversations
+from . import conversation_forms, stored_conversations
 from .conversations import CHAT
 from .openai_errors import OPENAI_ERROR
 from .refusals import GUARDED, READING
@@ -85,5 +85,5 @@ async def list_conversation_items(request: Request) -> AsgiResponse:
     """List what was said in a conversation, as items of the Responses API."""
     query = validated(ListItems, query_of(request, ListItems.model_fields))
     found = await stored_conversations.read(request, request.path_params["chat"])
-    items = (await asyncio.to_thread(stored_conversations.in_form, found, "responses"))["input"]
+    items = (await asyncio.to_thread(conversation_forms.in_form, found, "responses"))["input"]
     return json_answer(request, page_of_items(items, query, "item_"))

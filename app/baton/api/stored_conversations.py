@@ -29,7 +29,7 @@ from ..db.stream_lists import StreamFilter
 from ..db.streams import Stream
 from ..dialects.aisdk_message import Earlier
 from ..dialects.aisdk_page import message_of
-from ..errors import GenerationError, InvalidRequest, LogDamaged, RawContent, StreamExpired, StreamNotFound
+from ..errors import GenerationError, LogDamaged, RawContent, StreamExpired, StreamNotFound
 from ..events import RESET_HEAD, USAGE_HEAD
 from ..generators import conversation as forms
 from .aisdk_conversations import conversation_of, id_on_page, stream_of, whole_log
@@ -171,44 +171,6 @@ async def with_logs(request: Request, chat: str, found: StoredConversation) -> S
             shown = await asyncio.to_thread(message_of, writer.id, _kept(batches), earlier)
             messages[index] = replace(message, on_page=shown)
     return replace(found, messages=messages)
-
-
-def in_form(found: StoredConversation, form: str) -> Json:
-    """Return a conversation as the fields of a request that hold it.
-
-    Raises:
-        InvalidRequest: the form cannot express it.
-    """
-    body = {"messages": found.chat_messages}
-    try:
-        if form == "responses":
-            return {"input": forms.for_responses(body)["input"]}
-        if form == "anthropic":
-            converted = forms.for_anthropic(body)
-            return {name: converted[name] for name in ("system", "messages") if name in converted}
-        if form == "aisdk":
-            return {"messages": on_page(found.messages)}
-    except GenerationError as error:
-        raise InvalidRequest(f"The conversation cannot be written as {form}: {error.message}") from None
-    return body
-
-
-def on_page(messages: Sequence[Message]) -> list[Json]:
-    """Return messages as a page of the AI SDK has them, without one that is growing."""
-    shown: list[Json] = []
-    for message in messages:
-        if message.growing:
-            continue
-        if message.on_page is not None:
-            shown.append({**message.on_page, "parts": [dict(part) for part in message.on_page["parts"]]})
-            continue
-        for result in message.content:
-            if result["role"] == "tool":
-                forms.answer_call([part for one in shown for part in one["parts"]], result)
-        for number, made in enumerate(forms.for_aisdk(message.content)):
-            own = message.id or message.place
-            shown.append({"id": own if number == 0 else f"{own}_{number}", **made})
-    return shown
 
 
 async def _read(

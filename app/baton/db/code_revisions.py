@@ -1,7 +1,7 @@
 """Which running processes are older than this code: each writes the revision that it works with into its row.
 
-Older code takes an open stream for one that has ended. So none is created until no older process runs, and from then on
-none can start.
+Older code takes an open or a waiting stream for one that has ended. So there is none until no older process runs, and
+from then on no older process can start.
 """
 
 from __future__ import annotations
