@@ -38,11 +38,31 @@ def seen_by(dialect: DialectName, memory: StreamMemory, creation: Creation) -> S
     """
     if dialect not in _BEGIN:
         raise ValueError(f"The dialect must be one of {', '.join(NAMES)}, not {dialect!r:.80}.")
-    opening, reader = _BEGIN[dialect](memory, creation)
-    body = opening + b"".join([reader.read([batch]) for batch in memory.batches])
-    seen = Seen(body.decode())
-    seen.cut = reader.over == "cut"
+    client = Client(dialect, memory, creation)
+    seen = Seen(client.read().decode())
+    seen.cut = client.cut
     return seen
+
+
+class Client:
+    """Follows a stream in a dialect, from its beginning."""
+
+    def __init__(self, dialect: str, memory: StreamMemory, creation: Creation) -> None:
+        self._memory = memory
+        self._opening, self._reader = _BEGIN[dialect](memory, creation)
+        self._batches = 0
+
+    def read(self) -> bytes:
+        """Return what the client gets that it has not got yet."""
+        new = self._memory.batches[self._batches :]
+        self._batches += len(new)
+        opening, self._opening = self._opening, b""
+        return opening + b"".join([self._reader.read([batch]) for batch in new])
+
+    @property
+    def cut(self) -> bool:
+        """Whether the connection breaks here, since the dialect cannot say what has happened."""
+        return self._reader.over == "cut"
 
 
 _Begun: TypeAlias = tuple[bytes, Reader[Any]]

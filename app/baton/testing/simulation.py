@@ -142,10 +142,10 @@ class Simulation:
         self._begin()
         await self._play()
 
-    async def send(self, data: Any, kill: Kill = NEVER) -> None:
-        """Send an input, and play on."""
+    async def send(self, *data: Any, kill: Kill = NEVER) -> None:
+        """Send inputs, which arrive together, and play on."""
         self._kill = kill
-        self._give(data)
+        self._give(*data)
         await self._play()
 
     async def expire(self, kill: Kill = NEVER) -> None:
@@ -247,10 +247,11 @@ class Simulation:
             self.killed = not self.memory.ended and self.memory.waited is None and not self._waits.woken
             self._task = self._run = None
 
-    def _give(self, data: Any) -> None:
+    def _give(self, *data: Any) -> None:
         if self.memory.ended:
             raise ValueError("The stream has ended, and takes no input.")
-        self.memory.add_input(data)
+        for item in data:
+            self.memory.add_input(item)
         if self.memory.waited is not None:
             self._wake("input")
         elif self._task is None:

@@ -57,7 +57,7 @@ class SimulatedStream(StreamView):
         Raises:
             ValueError: the stream has ended. If its worker was killed, the input is kept for the next run.
         """
-        await self._simulation.send(data, Kill(kill_after))
+        await self._simulation.send(data, kill=Kill(kill_after))
         return self
 
     async def expire(self, *, kill_after: int | None = None) -> Self:
