@@ -77,6 +77,7 @@ class StreamMemory:
     steps: dict[StepKey, StepRun] = field(default_factory=dict)
     waited: Waited | None = None
     writes: int = 0
+    on_input: Callable[[], None] = lambda: None
 
     @property
     def lines(self) -> list[str]:
@@ -130,6 +131,7 @@ class StreamMemory:
         """Add an input, as the API stores it."""
         self.inputs.add(orjson.loads(orjson.dumps(data)))
         self.input_count += 1
+        self.on_input()
 
 
 class MemoryPast:

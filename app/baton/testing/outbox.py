@@ -74,7 +74,7 @@ class MemoryOutbox(Outbox):
             self.kill()
         elif pending >= self._flush_every or (self.has_unsaved_state and not pending):
             self.write()
-        elif kill.event is not None and self.tail + pending >= kill.event:
+        elif kill.event and self.tail + pending >= kill.event:
             self.kill()
 
     def write(self) -> None:

@@ -189,6 +189,7 @@ class Simulation:
             on_lost=lambda _lost: run.abandon(),
         )
         self._reception = Reception()
+        memory.on_input = self._reception.release
         run = Run(
             claim,
             WatchedGenerator(generator, outbox, self._reception, self._is_its_task),
@@ -256,8 +257,6 @@ class Simulation:
             self._wake("input")
         elif self._task is None:
             raise ValueError("The stream's worker was killed. The input is kept: call continue_() for the next run.")
-        else:
-            self._reception.release()
 
     def _wake(self, reason: str) -> None:
         self.memory.waited = None

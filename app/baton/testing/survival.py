@@ -23,6 +23,7 @@ from .simulation import NEVER, Creation, Limits, Simulation
 from .stream import SimulatedStream, generator_of
 
 _SHOWN_PLACES: Final = 3
+_MOST_DEADLINES: Final = 100
 _CONTINUE: Final = (
     'Yield {"type": "continue", "after": request.so_far.seq} first and then only what is new, or save states, and '
     'yield {"type": "continue", "after": request.state_seq} first and what follows after the state.'
@@ -229,7 +230,14 @@ class _Judge:
         await self._reach_deadlines(simulation, kill)
 
     async def _reach_deadlines(self, simulation: Simulation, kill: Kill = NEVER) -> None:
+        deadlines = 0
         while simulation.memory.waited is not None or simulation.receives_for_a_time:
+            deadlines += 1
+            if deadlines > _MOST_DEADLINES:
+                await simulation.close()
+                raise DoesNotSurvive(
+                    "The generator waits again after each deadline. Give what it waits for in `inputs`."
+                )
             await simulation.expire(kill)
         if not simulation.at_rest:
             await simulation.close()

@@ -63,14 +63,23 @@ class WatchedInbox:
 
     async def receive(self, timeout: float | None) -> Any:
         """Return the next input; None if none comes in time."""
+        settled = False
         while (found := await self._inbox.receive(0)) is None:
-            # The thread of a plain generator runs ahead. A worker writes while a generator waits.
-            await asyncio.sleep(0)
-            await self._reception.asked.wait()
-            self._outbox.write()
-            if timeout == 0 or await self._reception.wait(timeout, blocks=self._blocks()):
+            if timeout == 0:
                 return None
+            if not settled:
+                await self._settle()
+            elif await self._reception.wait(timeout, blocks=self._blocks()):
+                return None
+            settled = not settled
         return found
+
+    async def _settle(self) -> None:
+        """Let the run take what was yielded before, and write it, as a worker does while a generator waits."""
+        # The thread of a plain generator runs ahead.
+        await asyncio.sleep(0)
+        await self._reception.asked.wait()
+        self._outbox.write()
 
 
 class WatchedGenerator:
