@@ -14,7 +14,7 @@ from rich.console import Console
 from ..client import Connected, Disconnected, Follower, Sighting
 from ..errors import FollowError
 from .addresses import pod_address, stream_id
-from .terminal import AnswerPrinter, Flow, Output
+from .terminal import AnswerPrinter, Flow, Output, end_words
 
 _CONTINUED: Final = {
     "input": "an input came, and the answer continues",
@@ -99,15 +99,7 @@ class _Screen:
     def _end(self, event: dict[str, Any]) -> None:
         self.status = event.get("status")
         self._answer.end()
-        timings = event.get("timings") or {}
-        words = [f"{self.status} ({event.get('finish_reason')})"]
-        if (error := event.get("error")) is not None:
-            words.append(f"{error.get('code')}: {error.get('message')}")
-        if timings.get("time_to_first_token_seconds") is not None:
-            words.append(f"first token after {timings['time_to_first_token_seconds']:.2f} s")
-        if timings.get("tokens_per_second") is not None:
-            words.append(f"{timings['tokens']} tokens at {timings['tokens_per_second']:.0f}/s")
-        self._remark("· " + ", ".join(words), "green" if self.status == "completed" else "red")
+        self._remark(end_words(event), "green" if self.status == "completed" else "red")
 
     def _remark(self, text: str, style: str) -> None:
         if self._console.is_terminal:

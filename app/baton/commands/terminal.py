@@ -27,6 +27,12 @@ _STYLES: Final = {
     "custom": "dim",
 }
 
+_ANOTHER: Final = "· another worker continues the answer"
+_RESUMED: Final = {
+    "input": "· an input came, and the answer continues",
+    "deadline": "· no input came in time, and the answer continues",
+}
+
 
 class Output(Console):
     """Standard output of a command that owns processes: it raises when its reader goes away (`| head`).
@@ -134,7 +140,10 @@ class AnswerPrinter:
         if kind == "reset":
             self._flow.line(f"The answer restarts ({event.get('reason')}). Discard what came before.", "yellow")
         if kind == "resumed" and self._flow.is_terminal:
-            self._flow.line(f"· another worker continues the answer ({event.get('reason')})", "dim")
+            self._flow.line(_RESUMED.get(str(event.get("reason")), f"{_ANOTHER} ({event.get('reason')})"), "dim")
+        if kind == "waiting":
+            until = f", until {event['until']}" if event.get("until") else ""
+            self._flow.line(f"· waits for {_json(event.get('for'))}{until}", "yellow")
         if kind not in {"text", *_STYLES}:
             return
         if kind != self._kind:
@@ -170,6 +179,19 @@ class AnswerPrinter:
         before = "\n" if self._call >= 0 else ""
         self._call = event["index"]
         return f"{before}> {event.get('name')} {words}"
+
+
+def end_words(event: dict[str, Any]) -> str:
+    """Return a terminal event in one line: the status, the error, and how fast it was."""
+    timings = event.get("timings") or {}
+    words = [f"{event.get('status')} ({event.get('finish_reason')})"]
+    if (error := event.get("error")) is not None:
+        words.append(f"{error.get('code')}: {error.get('message')}")
+    if timings.get("time_to_first_token_seconds") is not None:
+        words.append(f"first token after {timings['time_to_first_token_seconds']:.2f} s")
+    if timings.get("tokens_per_second") is not None:
+        words.append(f"{timings['tokens']} tokens at {timings['tokens_per_second']:.0f}/s")
+    return "· " + ", ".join(words)
 
 
 def _json(value: Any) -> str:

@@ -107,16 +107,21 @@ async def begin(
         if inputs > seen:
             await connection.execute(_QUEUE, fence.stream_id, "input")
             return Began.WOKEN, None
-        batch = await _append(connection, fence, {"for": wait.reason, "until": _iso(until)})
+        batch = await _append(connection, fence, event_of(wait.reason, until))
         if batch is None:
             return Began.LEFT, None
         await connection.execute(_WAIT, fence.stream_id, until, ends)
         return Began.WAITING, batch
 
 
-async def _append(connection: Connection, fence: Fence, content: dict[str, Any]) -> Append | None:
+def event_of(reason: Any, until: datetime.datetime) -> bytes:
+    """Return the event `waiting` as one line of JSON."""
+    return encode_object({"type": "waiting", "for": reason, "until": _iso(until)})
+
+
+async def _append(connection: Connection, fence: Fence, event: bytes) -> Append | None:
     """Append the event `waiting` at the tail; return the batch, or None if the stream has its terminal event."""
-    events = join_lines([encode_object({"type": "waiting", **content})])
+    events = join_lines([event])
     while True:
         tail = await event_log.read_tail(connection, fence.stream_id)
         if tail.outcome is not None:

@@ -34,14 +34,13 @@ from ..generators.steps import Steps
 from ..observability import traceparent
 from ..observability.metrics import Labels, WorkerMetrics
 from ..outcome import Outcome, Timings
-from . import past
 from .feed import Bounds, Feed, Wait
 from .inbox import InputRecords
 from .outbox import Outbox
-from .records import Records
+from .past import PastSource
 from .repetition import OutputDiffers
 from .turns import Turns
-from .waiting import Waiting
+from .waiting import Waits
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +49,11 @@ STUBBORN_SECONDS: Final = 5
 STOP_EARLIER_SECONDS: Final = 10
 _STUCK: Final = ": its generator was stuck"
 UNKNOWN: Final = Labels()
+
+
+def resumes(claim: Claim, tail: int) -> bool:
+    """Whether an earlier run may have left something that the generator of this claim can continue."""
+    return claim.continues and claim.epoch > 1 and (claim.run > 1 or tail > 0)
 
 
 class Run:
@@ -67,28 +71,29 @@ class Run:
         bounds: Bounds,
         *,
         metrics: WorkerMetrics,
-        records: Records,
+        earlier: PastSource,
         steps: Steps,
-        waiting: Waiting | None = None,
+        waiting: Waits | None = None,
         inputs: InputRecords | None = None,
+        inbox: Inbox | None = None,
         resumes: bool = False,
         labels: Labels = UNKNOWN,
         turns: Turns | None = None,
     ) -> None:
         """`resumes`: an earlier run may have left something that the generator can continue.
 
-        Without `waiting`, the stream cannot wait for inputs.
+        Without `waiting`, the stream cannot wait for inputs. `inbox` is the one of `inputs` by default.
         """
         self.claim = claim
         self.outbox = outbox
         self.steps = steps
         self.inputs = inputs
-        self.inbox = Inbox(inputs)
+        self.inbox = inbox or Inbox(inputs)
         self._waiting = waiting
         self.last_event_at = time.monotonic()
         self.started_at = self.last_event_at
         self._generator = generator
-        self._records = records
+        self._earlier = earlier
         self._resumes = resumes
         self.feed = Feed(
             outbox,
@@ -169,6 +174,12 @@ class Run:
     def has(self, task: asyncio.Task[Any] | None) -> bool:
         """Return whether this is the generator's task. Any thread may call this."""
         return task is not None and self._generating is task
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the generator has raised, or what is wrong with an event of it; None if nothing is."""
+        task = self._generating
+        return None if task is None or not task.done() or task.cancelled() else task.exception()
 
     @property
     def silent_seconds(self) -> float:
@@ -266,14 +277,12 @@ class Run:
         )
         if not self._resumes:
             if claim.run > 1 and stopper(self._generator) is not None:
-                await self._stop_earlier(
-                    await self._records.run(lambda connection: past.state(connection, claim.stream_id))
-                )
+                await self._stop_earlier(await self._earlier.state())
             return request
         with self._waiting_for_database():
             self.outbox.put(encode_object({"type": "resumed", "run": claim.run, "reason": self.outbox.interruption}))
             await self.outbox.flushed()
-            found = await self._records.run(lambda connection: past.read(connection, claim.stream_id))
+            found = await self._earlier.read()
         self.outbox.urgent = True  # viewers have been waiting
         self.feed.follow(found)
         self.inbox.begin(found.inputs)
