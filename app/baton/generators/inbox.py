@@ -66,8 +66,8 @@ class InputReceiver(Protocol):
 class Inbox:
     """Gives one run the inputs of its stream, in order.
 
-    `received` is how many it has given out, counting those up to `began_after`, where it begins. `waits` is how many calls of
-    `receive` are waiting, and `ended_at` when the last one ended (`time.monotonic`).
+    It begins after the input `began_after`, and `received` is how many it has given out, counting those. `waits` is how
+    many calls of `receive` are waiting, and `ended_at` when the last one ended (`time.monotonic`).
     """
 
     def __init__(self, source: InputSource | None = None, after: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""The inbox of one run: what a generator receives while reads take their time, in several tasks, and after a cancel."""
+"""The inbox of one run: slow reads, several tasks that receive at once, and calls that are cancelled."""
 
 from __future__ import annotations
 
