@@ -77,6 +77,7 @@ class Feed:
         self.outbox = outbox
         self.exceeded: Outcome | None = None
         self.pause: stream_waiting.Wait | None = None
+        self.saved_inputs: int | None = None  # how many the last state of this run covers
         self._inbox = inbox or Inbox()
         self.finish_reason = "stop"
         self.tokens = 0  # of the answer, including what this run continues
@@ -113,6 +114,8 @@ class Feed:
         for whole in self._surrogates.join(item):
             line = self._encode(whole)
             if line is None:
+                if self.exceeded is not None:
+                    return Wait.EVER
                 if self.outbox.has_unsaved_state and not self._yielded:
                     wait = Wait.STATE
             elif not self._admit(line):
@@ -238,6 +241,7 @@ class Feed:
             )
         if not self._surrogates.holds:
             self.outbox.save(content, self._inbox.received)
+            self.saved_inputs = self._inbox.received
 
     def _wait(self, item: Mapping[str, Any]) -> None:
         """Note that the stream is to wait, and save the state that comes with that.
@@ -248,16 +252,19 @@ class Feed:
         if not self._saves:
             raise InvalidEvent("Only a generator that is marked with @baton.continues may wait.")
         reason, until = item.get("for"), item.get("until")
-        if len(encode_object(reason)) > self._bounds.max_event_bytes:
-            raise InvalidEvent(f"What a wait is 'for' may have {self._bounds.max_event_bytes} bytes as JSON.")
+        line = encode_object({"type": "waiting", "for": reason})
+        if len(line) > self._bounds.max_event_bytes:
+            raise InvalidEvent(f"A wait may have {self._bounds.max_event_bytes} bytes as JSON, with what it is 'for'.")
         if isinstance(until, datetime.datetime):
-            if until.tzinfo is None:
+            if until.utcoffset() is None:
                 raise InvalidEvent("A wait's 'until' needs a time zone: datetime.now(UTC) + timedelta(hours=1).")
         elif until is not None and not _are_seconds(until):
             raise InvalidEvent(f"A wait's 'until' must be a datetime or a number of seconds, not {until!r:.80}.")
         if "state" in item:
             self._save(item)
-        self.pause = stream_waiting.Wait(reason, until)
+        # The event is appended when the wait begins, and counts like the others.
+        if self._admit(line):
+            self.pause = stream_waiting.Wait(reason, until)
 
     def _encode_mapping(self, item: Mapping[str, Any]) -> bytes | None:
         kind = item.get("type")

@@ -232,14 +232,22 @@ class Run:
         assert self._waiting is not None
         await self.outbox.flushed()
         if self._stop is None and self.outbox.lost is None and not self._abandoned:
-            # Inputs that were there when this run began are no news to its generator.
-            seen = max(self.inbox.received, self.claim.inputs)
-            began = await self._waiting.begin(self.outbox, self.feed.pause, seen)
+            began = await self._waiting.begin(self.outbox, self.feed.pause, self._seen_inputs)
             if began is Began.CANCELLED:
                 self.stop(Outcome.cancelled())
             else:
                 return True
         return self._abandoned
+
+    @property
+    def _seen_inputs(self) -> int:
+        """How many inputs do not end a wait that begins now.
+
+        A generator that takes its inputs one by one, and saves a state after each, is called again for the next one.
+        For any other one, the inputs that were there when its run began are no news: it would be called forever.
+        """
+        received, saved = self.inbox.received, self.feed.saved_inputs
+        return received if saved is not None and saved > self.inbox.began_after else max(received, self.claim.inputs)
 
     async def _generate(self) -> None:
         self.answer.enter()
