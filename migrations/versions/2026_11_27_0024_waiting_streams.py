@@ -96,8 +96,8 @@ WHEN (NEW.webhook IS NOT NULL AND NEW.status IN ('completed', 'failed', 'cancell
 EXECUTE FUNCTION baton.note_webhook()
 """
 
-# As `db.stream_queue` gives a stream back: before the first of its line (see `db.queue_lines`), since viewers have a part
-# of its answer. There is no watermark here; only what an older worker gives back comes this way.
+# As `db.stream_queue` gives a stream back: before the first of its line (see `db.queue_lines`), since viewers have a
+# part of its answer. There is no watermark here; only what an older worker gives back comes this way.
 STAMP_REQUEUED = """
 CREATE FUNCTION baton.stamp_requeued() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
