@@ -237,7 +237,8 @@ class Feed:
                 f"The state has {len(content)} bytes, and BATON_MAX_STATE_BYTES allows {self._bounds.max_state_bytes}."
             )
         if not self._surrogates.holds:
-            self.outbox.save(content, self._inbox.received)
+            self._inbox.saved = self._inbox.received
+            self.outbox.save(content, self._inbox.saved)
 
     def _wait(self, item: Mapping[str, Any]) -> None:
         """Note that the stream is to wait, and save the state that comes with that.

@@ -221,14 +221,23 @@ class Run:
         assert self._waiting is not None
         await self.outbox.flushed()
         if self._stop is None and self.outbox.lost is None and not self._abandoned:
-            # Inputs that were there when this run began are no news to its generator.
-            seen = max(self.inbox.received, self.claim.inputs)
-            began = await self._waiting.begin(self.outbox, self.feed.pause, seen)
+            began = await self._waiting.begin(self.outbox, self.feed.pause, self._inputs_seen)
             if began is Began.CANCELLED:
                 self.stop(Outcome.cancelled())
             else:
                 return True
         return self._abandoned
+
+    @property
+    def _inputs_seen(self) -> int:
+        """How many inputs do not end the wait of this run.
+
+        Those that its generator has received. And all that were there when an input began this run, unless it got
+        further with them: a generator that ignores its inbox would run again and again.
+        """
+        if self.claim.interruption == "input" and not self.inbox.advanced:
+            return max(self.inbox.received, self.claim.inputs)
+        return self.inbox.received
 
     async def _generate(self) -> None:
         self.answer.enter()
