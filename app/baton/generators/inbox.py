@@ -65,9 +65,8 @@ class InputReceiver(Protocol):
 class Inbox:
     """Gives one run the inputs of its stream, in order.
 
-    `received` is how many it has given out, counting those up to `after`, where it begins. `saved` is how many of them
-    the newest state covers. `waits` is how many calls of `receive` are waiting, and `ended_at` when the last one ended
-    (`time.monotonic`).
+    `received` is how many it has given out, counting those up to `began_after`, where it begins. `waits` is how many
+    calls of `receive` are waiting, and `ended_at` when the last one ended (`time.monotonic`).
     """
 
     def __init__(self, source: InputSource | None = None, after: int = 0) -> None:
@@ -75,19 +74,14 @@ class Inbox:
         self._by_itself = source is None
         self._read: deque[Any] = deque()
         self._turn = asyncio.Lock()
-        self.received = self.saved = self._first = after
+        self.received = self.began_after = after
         self.waits = 0
         self.ended_at = 0.0
 
     def begin(self, after: int) -> None:
         """Begin after a number: the generator is called with a state that covers the inputs up to it."""
         self._read.clear()
-        self.received = self.saved = self._first = after
-
-    @property
-    def advanced(self) -> bool:
-        """Whether this run has saved a state that covers more inputs than the one with which it began."""
-        return self.saved > self._first
+        self.received = self.began_after = after
 
     def receive(self, timeout: float | None) -> Any:
         """Return the data of the next input to await: None if none comes within `timeout` seconds.

@@ -77,6 +77,7 @@ class Feed:
         self.outbox = outbox
         self.exceeded: Outcome | None = None
         self.pause: stream_waiting.Wait | None = None
+        self.saved_inputs: int | None = None  # how many the last state of this run covers
         self._inbox = inbox or Inbox()
         self.finish_reason = "stop"
         self.tokens = 0  # of the answer, including what this run continues
@@ -222,7 +223,19 @@ class Feed:
         return new
 
     def _save(self, item: Mapping[str, Any]) -> None:
-        """Save a state, unless it covers half a character: the log cannot hold that, so no run could continue there.
+        """Save a state as of what was yielded so far.
+
+        Raises:
+            InvalidEvent: see `_state_of`.
+        """
+        content = self._state_of(item)
+        if content is not None:
+            self.outbox.save(content, self._inbox.received)
+
+    def _state_of(self, item: Mapping[str, Any]) -> bytes | None:
+        """Return a state as JSON, and note that it is saved.
+
+        Return None if it covers half a character: the log cannot hold that, so no run could continue there.
 
         Raises:
             InvalidEvent: it is not JSON, is too large, or the generator does not say that it can continue.
@@ -236,12 +249,13 @@ class Feed:
             raise InvalidEvent(
                 f"The state has {len(content)} bytes, and BATON_MAX_STATE_BYTES allows {self._bounds.max_state_bytes}."
             )
-        if not self._surrogates.holds:
-            self._inbox.saved = self._inbox.received
-            self.outbox.save(content, self._inbox.saved)
+        if self._surrogates.holds:
+            return None
+        self.saved_inputs = self._inbox.received
+        return content
 
     def _wait(self, item: Mapping[str, Any]) -> None:
-        """Note that the stream is to wait, and save the state that comes with that.
+        """Note that the stream is to wait. The state that comes with that is saved when the wait begins.
 
         Raises:
             InvalidEvent: the generator does not say that it can continue, or the wait is malformed.
@@ -256,9 +270,13 @@ class Feed:
                 raise InvalidEvent("A wait's 'until' needs a time zone: datetime.now(UTC) + timedelta(hours=1).")
         elif until is not None and not _are_seconds(until):
             raise InvalidEvent(f"A wait's 'until' must be a datetime or a number of seconds, not {until!r:.80}.")
-        if "state" in item:
-            self._save(item)
-        self.pause = stream_waiting.Wait(reason, until)
+        state = self._state_of(item) if "state" in item else None
+        self.pause = stream_waiting.Wait(reason, until, state, self._inbox.received)
+
+    def save_paused(self) -> None:
+        """Save the state that came with a wait that does not begin: the end of the stream may need it."""
+        if self.pause is not None and self.pause.state is not None:
+            self.outbox.save(self.pause.state, self.pause.inputs)
 
     def _encode_mapping(self, item: Mapping[str, Any]) -> bytes | None:
         kind = item.get("type")

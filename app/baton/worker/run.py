@@ -136,6 +136,7 @@ class Run:
             self.stop(self.feed.exceeded)
         outcome = dataclasses.replace(self._outcome(), answered_by=self.answer.as_dict())
         if self.outbox.lost is None:
+            self.feed.save_paused()
             self.outbox.forgets |= self.steps.used or (self.inputs is not None and self.inputs.any)
             self.outbox.finish(outcome)
         await self.outbox.closed.wait()
@@ -221,7 +222,7 @@ class Run:
         assert self._waiting is not None
         await self.outbox.flushed()
         if self._stop is None and self.outbox.lost is None and not self._abandoned:
-            began = await self._waiting.begin(self.outbox, self.feed.pause, self._inputs_seen)
+            began = await self._waiting.begin(self.outbox, self.feed.pause, self._seen_inputs)
             if began is Began.CANCELLED:
                 self.stop(Outcome.cancelled())
             else:
@@ -229,15 +230,15 @@ class Run:
         return self._abandoned
 
     @property
-    def _inputs_seen(self) -> int:
-        """How many inputs do not end the wait of this run.
+    def _seen_inputs(self) -> int:
+        """How many inputs do not end a wait that begins now: those that the generator has received.
 
-        Those that its generator has received. And all that were there when an input began this run, unless it got
-        further with them: a generator that ignores its inbox would run again and again.
+        If an input began this run, the inputs that were there by then are no news either, unless the run has saved a
+        state that covers more of them: a generator that ignores its inbox would be called forever.
         """
-        if self.claim.interruption == "input" and not self.inbox.advanced:
-            return max(self.inbox.received, self.claim.inputs)
-        return self.inbox.received
+        received, saved = self.inbox.received, self.feed.saved_inputs
+        advanced = saved is not None and saved > self.inbox.began_after
+        return received if advanced or self.claim.interruption != "input" else max(received, self.claim.inputs)
 
     async def _generate(self) -> None:
         self.answer.enter()

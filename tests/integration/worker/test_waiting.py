@@ -183,7 +183,7 @@ async def test_an_input_that_a_lost_run_did_not_receive_ends_the_wait_of_the_nex
         yield await request.receive()
 
     async with connected(dsn) as connection:
-        stream_id = await queue(dsn)
+        stream_id = await queue(dsn, may_continue=True)
         async with working(dsn, asking):
             await until_tail(connection, stream_id, 1)
             assert await send(connection, stream_id, "!") == (1, "added")
@@ -212,6 +212,36 @@ async def test_each_of_several_inputs_wakes_a_generator_that_receives_one_in_a_r
         async with working(dsn, one_by_one):
             await ended(connection, stream_id)
         assert text(await events(connection, stream_id)) == "abc"
+
+
+async def test_a_wait_that_did_not_begin_leaves_no_state(dsn: str) -> None:
+    """A worker dies between the question and the wait: the next run must not find that it has waited in vain."""
+    go_on = asyncio.Event()
+
+    @baton.continues
+    async def asking(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        if request.state is None:
+            yield f"Run {request.run}. "
+            await go_on.wait()
+            yield "May I? "
+            yield {"type": "wait", "state": "asked"}
+            return
+        yield {"type": "continue", "after": request.so_far.seq}
+        yield str(await request.receive(0))
+
+    async with connected(dsn) as connection, connected(dsn) as holder:
+        stream_id = await queue(dsn, may_continue=True)
+        async with holder.transaction(), working(dsn, asking):
+            await until_tail(connection, stream_id, 1)
+            await holder.execute("SELECT FROM baton.stream FOR UPDATE")
+            go_on.set()
+            await until_tail(connection, stream_id, 2)
+            await until(lambda: _is_blocked(connection))
+        async with working(dsn, asking):
+            await waiting(connection, stream_id)
+            await send(connection, stream_id, "yes")
+            await ended(connection, stream_id)
+        assert text(await events(connection, stream_id)) == "Run 2. May I? yes"
 
 
 @pytest.mark.parametrize("receives", [False, True], ids=["ignores its inbox", "saves nothing"])
