@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 from tests.clients.node import HERE, Node, installed
+from tests.faults.conftest import breakable as breakable
+from tests.faults.conftest import breakable_cluster as breakable_cluster
 
 
 @pytest.fixture(scope="session")
