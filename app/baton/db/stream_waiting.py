@@ -18,11 +18,12 @@ from uuid import UUID
 
 from ..events import encode_object, join_lines
 from ..outcome import Outcome
-from . import event_log, stream_ending
+from . import event_log, stream_ending, stream_states
 from .event_log import Append
 from .fence import Fence
 from .postgres import Connection
 from .stream_ending import End
+from .stream_states import State
 from .streams import CLAIMED
 
 EXPIRED: Final = Outcome.failed("wait_timeout", "This answer waited for an input, and none came in time. Ask again.")
@@ -83,19 +84,32 @@ class Due(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """What a generator waits for, as any JSON, and until when: a moment, or so many seconds from now; None: at most."""
+    """What a generator waits for, as any JSON, and until when: a moment, or so many seconds from now; None: at most.
+
+    `state`: what the next run gets, as JSON, and `inputs`: how many it covers. It is saved when the wait begins, in the
+    same transaction: a run that follows a worker lost before that must ask again, and not find that it has waited.
+    """
 
     reason: Any
     until: datetime.datetime | float | None = None
+    state: bytes | None = None
+    inputs: int = 0
 
 
 async def begin(
-    connection: Connection, fence: Fence, wait: Wait, *, seen: int, most_seconds: float, history: str | None
+    connection: Connection,
+    fence: Fence,
+    wait: Wait,
+    *,
+    seen: int,
+    most_seconds: float,
+    history: str | None,
+    state: State | None = None,
 ) -> tuple[Began, Append | None]:
     """Begin a wait after the tail of the log; return what became of it, and the batch that tells viewers.
 
-    `seen` is how many inputs the generator knows: with more, it does not wait. It is safe to repeat this after it was
-    committed and its reply was lost.
+    `seen` is how many inputs the generator knows: with more, it does not wait. `state` is saved in either case. It is
+    safe to repeat this after it was committed and its reply was lost.
     """
     moment, seconds = _bounds(wait.until, most_seconds)
     async with connection.transaction():
@@ -107,6 +121,8 @@ async def begin(
             return Began.CANCELLED, None
         if not same_history:
             return Began.REWOUND, None
+        if state is not None:
+            await stream_states.save_alone(connection, [(fence, state)], history)
         if inputs > seen:
             await connection.execute(_QUEUE, fence.stream_id, "input")
             return Began.WOKEN, None

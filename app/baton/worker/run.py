@@ -141,6 +141,7 @@ class Run:
             self.stop(self.feed.exceeded)
         outcome = dataclasses.replace(self._outcome(), answered_by=self.answer.as_dict())
         if self.outbox.lost is None:
+            self.feed.save_with_wait()
             self.outbox.forgets |= self.steps.used or (self.inputs is not None and self.inputs.any)
             self.outbox.finish(outcome)
         await self.outbox.closed.wait()
@@ -241,13 +242,14 @@ class Run:
 
     @property
     def _seen_inputs(self) -> int:
-        """How many inputs do not end a wait that begins now.
+        """How many inputs do not end a wait that begins now: those that the generator has received.
 
-        A generator that takes its inputs one by one, and saves a state after each, is called again for the next one.
-        For any other one, the inputs that were there when its run began are no news: it would be called forever.
+        If an input began this run, the inputs that were there by then are no news either, unless the run has saved a
+        state that covers more of them: a generator that ignores its inbox would be called forever.
         """
         received, saved = self.inbox.received, self.feed.saved_inputs
-        return received if saved is not None and saved > self.inbox.began_after else max(received, self.claim.inputs)
+        advanced = saved is not None and saved > self.inbox.began_after
+        return received if advanced or self.claim.interruption != "input" else max(received, self.claim.inputs)
 
     async def _generate(self) -> None:
         self.answer.enter()
