@@ -60,7 +60,7 @@ async def answer(request: Request, answers: Sequence[Answered], metadata: Any) -
         async with pool.acquire() as connection, connection.transaction():
             results = {(await _give(connection, answer)).result for answer in given}
         if "woken" in results:
-            await notifications.announce_queued(pool)
+            await notifications.announce_queued(pool, held=True)
         elif "added" in results:
             await notifications.announce_input(pool, asked.stream.id)
     seen = _seen(metadata)
