@@ -26,9 +26,10 @@ import asyncpg
 import httpx2
 import uvloop
 
-from baton.db import pod_rows, rate_buckets, stream_creation, stream_queue, worker_rows
+from baton.db import pod_rows, queue_lines, rate_buckets, stream_creation, stream_queue, worker_rows
 from baton.db.live_counts import LiveCounts
 from baton.db.postgres import Connection, Pool
+from baton.db.queue_lines import Line
 from baton.db.queue_watermark import SWEEP_SECONDS, QueueWatermark
 from baton.db.rate_buckets import Rate
 from baton.db.stream_creation import NewStream
@@ -143,10 +144,10 @@ class Probe:
         )
 
     async def _first_queued(self, connection: Connection) -> None:
-        await self._queue.update(lambda since: stream_queue.first_queued(connection, since, ["load"]))
+        await self._queue.update(lambda since: queue_lines.first(connection, since, ["load"]))
 
     async def _first_queued_of_all(self, connection: Connection) -> None:
-        await self._whole_queue.update(lambda since: stream_queue.first_queued(connection, since))
+        await self._whole_queue.update(lambda since: queue_lines.first(connection, since))
 
     async def _claim(self, connection: Connection) -> None:
         place = await worker_rows.place(self._connection, self._worker_id)
@@ -157,7 +158,8 @@ class Probe:
 
     async def _create(self, connection: Connection) -> None:
         new = NewStream("load", STREAM, {}, "retry")
-        await stream_creation._insert(connection, new, None, MOST_LIVE, self._counts)
+        line = Line(["load"], self._queue.since)
+        await stream_creation._insert(connection, new, None, MOST_LIVE, self._counts, line=line)
 
     async def _take(self, connection: Connection) -> None:
         row = await self._pool.fetchrow(_CALLER)

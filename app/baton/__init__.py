@@ -1,7 +1,7 @@
 """Baton hands a live LLM answer from pod to pod without dropping a token, on Postgres alone.
 
-The public API is what `__all__` names here, in `baton.client` and in `baton.testing`. Everything else may change in any
-release.
+The public API is what `__all__` names here, in `baton.client`, in `baton.testing`, and in the modules of
+`baton.adapters`. Everything else may change in any release.
 
 Each name is imported when it is first used: `import baton` loads nothing else, and a worker does not load the server.
 """
@@ -15,8 +15,19 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .app import Application, create_app
-    from .client import Follower
-    from .errors import BatonError, ConfigurationError, FollowError, GenerationError, StepError
+    from .client import Client, Follower
+    from .db.ended_answers import EndedAnswer
+    from .db.enqueueing import enqueue
+    from .errors import (
+        AnswerFailed,
+        BatonError,
+        ClientError,
+        ConfigurationError,
+        FollowError,
+        GenerationError,
+        ServiceUnavailable,
+        StepError,
+    )
     from .generators import (
         Approval,
         GenerationRequest,
@@ -31,20 +42,27 @@ if TYPE_CHECKING:
     from .generators.requested_model import RequestedModel
     from .observability.log_context import ContextFilter
     from .observability.log_formatters import json_formatter, text_formatter
+    from .principal import Caller
     from .settings import Settings
 
 __all__ = [
+    "AnswerFailed",
     "Application",
     "Approval",
     "BatonError",
+    "Caller",
+    "Client",
+    "ClientError",
     "ConfigurationError",
     "ContextFilter",
+    "EndedAnswer",
     "FollowError",
     "Follower",
     "GenerationError",
     "GenerationRequest",
     "Generator",
     "RequestedModel",
+    "ServiceUnavailable",
     "Settings",
     "SoFar",
     "StepError",
@@ -53,6 +71,7 @@ __all__ = [
     "as_generation_error",
     "continues",
     "create_app",
+    "enqueue",
     "idempotency_key",
     "json_formatter",
     "messages",
@@ -60,17 +79,23 @@ __all__ = [
 ]
 
 _MODULES: Final = {
+    "AnswerFailed": "errors",
     "Application": "app",
     "Approval": "generators",
     "BatonError": "errors",
+    "Caller": "principal",
+    "Client": "client",
+    "ClientError": "errors",
     "ConfigurationError": "errors",
     "ContextFilter": "observability.log_context",
+    "EndedAnswer": "db.ended_answers",
     "FollowError": "errors",
     "Follower": "client",
     "GenerationError": "errors",
     "GenerationRequest": "generators",
     "Generator": "generators",
     "RequestedModel": "generators.requested_model",
+    "ServiceUnavailable": "errors",
     "Settings": "settings",
     "SoFar": "generators",
     "StepError": "errors",
@@ -78,6 +103,7 @@ _MODULES: Final = {
     "as_generation_error": "generators",
     "continues": "generators",
     "create_app": "app",
+    "enqueue": "db.enqueueing",
     "idempotency_key": "generators",
     "json_formatter": "observability.log_formatters",
     "messages": "generators.conversation",

@@ -50,12 +50,17 @@ def _options(*, version: Annotated[bool, typer.Option("--version", help="Print t
 def serve(
     host: Annotated[str | None, typer.Option(help="The address to listen on (BATON_HOST).")] = None,
     port: Annotated[int | None, typer.Option(help="The port to listen on (BATON_PORT).")] = None,
+    *,
+    with_worker: Annotated[
+        bool, typer.Option("--with-worker", help="Run a worker in the same process (BATON_WITH_WORKER).")
+    ] = False,
 ) -> None:
     """Run a pod, which creates streams and relays their events to clients."""
     from .server.serve import serve as serve_pod
 
-    settings = _settings(host=host, port=port)
-    _run(settings, lambda: _traced(settings.pod_name, lambda: serve_pod(settings)), pod=settings.pod_name)
+    settings = _settings(host=host, port=port, with_worker=with_worker or None)
+    names = {"pod": settings.pod_name} | ({"worker": settings.worker_name} if settings.with_worker else {})
+    _run(settings, lambda: _traced(settings.pod_name, lambda: serve_pod(settings)), **names)
 
 
 @app.command()
@@ -182,12 +187,30 @@ def mark_restored(
     )
 
 
+@app.command(name="run-end-hooks")
+def run_end_hooks(
+    *,
+    limit: Annotated[int, typer.Option(min=1, help="The largest number of streams.")] = 10_000,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the streams, and change nothing.")] = False,
+) -> None:
+    """Run the end hook (BATON_ON_END) of streams that ended without it, because it had failed."""
+    from .commands.end_hooks import run as run_hooks
+
+    raise typer.Exit(run_hooks(_settings(), limit=limit, dry_run=dry_run))
+
+
 @app.command()
 def grants(
     migrate: Annotated[str, typer.Option(help="The role that runs `baton migrate`.")] = _ROLES.migrate,
     work: Annotated[str, typer.Option(help="The role of workers.")] = _ROLES.work,
     serve: Annotated[str, typer.Option(help="The role of pods.")] = _ROLES.serve,
     *,
+    app: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ROLE", help="An existing role of an application that creates streams in its own transactions."
+        ),
+    ] = None,
     revoke_connect: Annotated[
         bool,
         typer.Option("--revoke-connect", help="Allow only roles with an explicit grant to connect to the database."),
@@ -204,7 +227,7 @@ def grants(
         raise typer.BadParameter("--keep and --lock-out-others need --revoke-connect.")
     names = RoleNames(migrate=migrate, work=work, serve=serve)
     revocation = Revocation(tuple(keep or ()), lock_out_others) if revoke_connect else None
-    typer.echo(grants_script(names, revocation), nl=False)
+    typer.echo(grants_script(names, revocation, tuple(app or ())), nl=False)
 
 
 @app.command()
@@ -236,6 +259,24 @@ def tail(
     # Either may be read from a file that ends with a line break.
     credential = key and key.strip()
     raise typer.Exit(run_tail(stream, url=url.strip(), credential=credential, cursor=after, as_json=as_json))
+
+
+@app.command(name="input")
+def send_input(
+    stream: Annotated[str, typer.Argument(help="The id of the stream.")],
+    data: Annotated[str, typer.Argument(metavar="JSON", help="What its generator receives. `-` reads it from stdin.")],
+    *,
+    url: Annotated[str, typer.Option(envvar="BATON_URL", help="The address of the pods.")] = "http://127.0.0.1:8000",
+    key: Annotated[
+        str | None, typer.Option(envvar="BATON_KEY", help="An API key or a stream's token, with the scope input.")
+    ] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="Sends nothing new if this key was used before.")] = None,
+) -> None:
+    """Send an input to a stream, such as an approval, and print its number."""
+    from .commands.input import run as run_input
+
+    credential = key and key.strip()
+    raise typer.Exit(run_input(stream, data, url=url.strip(), credential=credential, key=idempotency_key))
 
 
 @app.command()

@@ -199,9 +199,21 @@ ADVICE: Final[dict[str, Advice]] = {
         "Send all messages (`messages` in place of `message`), or start a new chat.",
         "`BATON_RETENTION_DAYS` is the retention period.",
     ),
+    "previous_response_not_found": Advice(
+        "Send the conversation itself as `input`, or begin a new one.",
+        "`BATON_RETENTION_DAYS` is the retention period.",
+    ),
     "request_too_large": Advice(
         "Send a smaller body.",
         "`BATON_MAX_BODY_BYTES` is the limit.",
+    ),
+    "stream_ended": Advice(
+        "Send nothing more to this stream. To continue the conversation, create a new one.",
+        _NOTHING,
+    ),
+    "inbox_full": Advice(
+        "Send nothing more to this stream. Put several messages into one input.",
+        "A stream takes 10,000 inputs, and `BATON_MAX_INPUT_BYTES` of them. Check whether a client repeats itself.",
     ),
     "message_too_large": Advice(
         "Send the message in parts.",
@@ -329,6 +341,14 @@ ENDS: Final[tuple[Code, ...]] = (
         "The stream waited for a worker longer than it allows.",
         "Try again later.",
         "Run more workers, or raise `BATON_WORKER_CONCURRENCY` or `BATON_QUEUE_TIMEOUT_SECONDS`.",
+    ),
+    Code(
+        "wait_timeout",
+        None,
+        "Nobody answered in time",
+        "The stream waited for an input, such as an approval, and none came in time.",
+        "Ask again.",
+        "`BATON_MAX_WAIT_SECONDS` is the limit if the generator sets none. Its clients need the scope `input`.",
     ),
     Code(
         "max_duration",

@@ -24,9 +24,12 @@
     │   ├── OffsetGone             410
     │   ├── MessagesMissing        410
     │   ├── RawContent             409
+    │   ├── StreamEnded            409
+    │   ├── InboxFull              409
     │   ├── AnswerRunning          409
     │   ├── ConversationChanged    409
     │   ├── ConversationGone       410
+    │   ├── PreviousResponseNotFound 400
     │   ├── Unauthenticated        401
     │   ├── Forbidden              403
     │   ├── StreamNotFound         404
@@ -62,6 +65,9 @@
     │   └── InvalidEvent           it yielded something other than an event
     ├── StepError                  a generator's step cannot be run or kept
     ├── FollowError                a client cannot follow a stream to its end
+    ├── ClientError                a client's call is refused
+    │   └── ServiceUnavailable     no pod has answered it in time
+    ├── AnswerFailed               the stream that a client waits for has failed or was cancelled
     ├── ConnectionCut              a pod ends a connection before its response has ended
     └── DemoError                  a step of `baton demo` failed
 
@@ -297,6 +303,22 @@ class RawContent(RequestError):
     title = "The stream has no events"
 
 
+class StreamEnded(RequestError):
+    """The stream has ended, so nothing can be sent to its generator."""
+
+    status = 409
+    code = "stream_ended"
+    title = "The stream has ended"
+
+
+class InboxFull(RequestError):
+    """The stream has as many inputs, or as many bytes of them, as a stream may have."""
+
+    status = 409
+    code = "inbox_full"
+    title = "The stream takes no more inputs"
+
+
 class AnswerRunning(RequestError):
     """The chat's last answer is still running, so no message can be added to the conversation."""
 
@@ -321,6 +343,14 @@ class ConversationGone(RequestError):
     title = "The conversation is not stored here"
 
 
+class PreviousResponseNotFound(RequestError):
+    """The Response in `previous_response_id` was erased, has expired, or never existed for this caller."""
+
+    status = 400
+    code = "previous_response_not_found"
+    title = "There is no such previous response"
+
+
 class RequestTooLarge(RequestError):
     """The body has more bytes than the pod accepts."""
 
@@ -338,7 +368,7 @@ class InputTooLarge(RequestError):
 
 
 class MessageTooLarge(RequestError):
-    """A message of an append has more bytes than an event may have."""
+    """A message of an append, or an input of a stream, has more bytes than an event may have."""
 
     status = 413
     code = "message_too_large"
@@ -442,7 +472,7 @@ class Unavailable(PassingError):
 
 
 class OlderCodeRunning(PassingError):
-    """Processes of an older release still run, which cannot read streams that are written over HTTP."""
+    """Processes of an older release still run, which do not know external streams, or streams that start later."""
 
     status = 503
     code = "older_code_running"
@@ -573,7 +603,39 @@ class StepError(BatonError):
 
 
 class FollowError(BatonError):
-    """A client cannot follow a stream to its end: the stream is refused for good, or no pod answers."""
+    """A client cannot follow a stream to its end: the stream is refused for good, or no pod answers.
+
+    `code` is that of the refusal; None if there was none.
+    """
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ClientError(BatonError):
+    """A pod refused a client's call for good.
+
+    `status` is that of the response, and `code` says why. A response that is not Baton's own has no code.
+    """
+
+    def __init__(self, message: str, *, code: str | None = None, status: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+
+
+class ServiceUnavailable(ClientError):
+    """No pod has met a client's call in time. `code` and `status` are those of the last response, or None."""
+
+
+class AnswerFailed(BatonError):
+    """The stream that a client waits for has failed or was cancelled. `text` is its text until then."""
+
+    def __init__(self, code: str, message: str, *, text: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.text = text
 
 
 class ConnectionCut(BatonError):

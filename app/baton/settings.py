@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, NoDecode, SettingsConfigDict
 
-from . import model_entries
+from . import model_entries, webhook_addresses
 from .dsn.connection_strings import Dsn
 from .errors import ConfigurationError
 
@@ -34,6 +34,7 @@ LogLevel: TypeAlias = Literal["debug", "info", "warning", "error", "critical"]
 # What an HTTP header can carry.
 _NAME = re.compile(r"[!-~]([ -~]{0,98}[!-~])?")
 _GENERATOR = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63})=(?P<target>[A-Za-z_][\w.]*:[A-Za-z_]\w*)")
+_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _KID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TOKEN_SECRET = re.compile(r"[!-~]{32,}")
 # As browsers write it. `null` is no origin, because any page can claim it.
@@ -89,6 +90,9 @@ class Settings(BaseSettings):
         default_factory=_process_name,
         description="Name of a pod in `X-Baton-Pod`: 1 to 100 printable ASCII characters",
     )
+    with_worker: bool = Field(
+        False, description="Run a worker in the process of a pod, for small deployments: `baton serve --with-worker`"
+    )
     path_prefix: str = Field(
         "",
         description="Path that a proxy strips before it passes requests on: `/api/ai`. Addresses in responses begin "
@@ -140,8 +144,8 @@ class Settings(BaseSettings):
     jwt_scope_claim: str = Field(
         "scope",
         min_length=1,
-        description="Claim of the provider's tokens that holds the scopes (create, read, cancel, produce, admin): a "
-        "list, or words in a text",
+        description="Claim of the provider's tokens that holds the scopes (create, read, cancel, produce, input, "
+        "admin): a list, or words in a text",
     )
     jwt_max_lifetime_seconds: float = Field(
         86_400,
@@ -196,6 +200,13 @@ class Settings(BaseSettings):
     )
     max_tenant_streams: int = Field(
         1000, ge=1, le=1_000_000, description="Number of streams that have not ended that a tenant may have at once"
+    )
+    max_running_streams_per_tenant: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Number of a tenant's streams that may run, or be next in line, at once; further ones wait for "
+        "them. By default any number. Set it for pods and workers alike",
     )
     creates_per_second: float = Field(
         100,
@@ -423,6 +434,31 @@ class Settings(BaseSettings):
         "worker can continue are handed over at once",
     )
 
+    on_end: str | None = Field(
+        None,
+        description="Your end hook, `module:function`, which workers run in the transaction that ends a stream, to "
+        "save the answer in your own tables",
+    )
+    on_end_timeout_seconds: float = Field(
+        10, gt=0, le=300, description="Longest run of the end hook; one that takes longer is rolled back and runs again"
+    )
+    webhook_url: str | None = Field(
+        None,
+        description="URL that workers call when a stream has ended, unless its creator named another one: "
+        "`https://host/path`",
+    )
+    webhook_hosts: Annotated[frozenset[str], NoDecode] = Field(
+        default_factory=frozenset,
+        description="Further hosts that `webhook` of a stream may name, comma-separated: `hooks.example.com`, "
+        "`hooks.example.com:8443`, or `http://host:port` for one without TLS. By default only that of "
+        "`BATON_WEBHOOK_URL`",
+    )
+    webhook_secrets: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        description="Secrets with which workers sign calls of webhooks, each `whsec_…`, comma-separated; "
+        "`baton keys webhook-secret` makes one. Each call has a signature of each",
+    )
+
     partition_days_ahead: int = Field(
         7,
         ge=1,
@@ -596,6 +632,38 @@ class Settings(BaseSettings):
             found[match["name"]] = match["target"]
         return found
 
+    @field_validator("on_end")
+    @classmethod
+    def _is_target(cls, value: str | None) -> str | None:
+        if value and not _TARGET.fullmatch(value):
+            raise ValueError("it must look like package.module:function")
+        return value or None
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _is_webhook(cls, value: str | None) -> str | None:
+        if value:
+            webhook_addresses.origin_of(value)
+        return value or None
+
+    @field_validator("webhook_hosts", mode="before")
+    @classmethod
+    def _parse_webhook_hosts(cls, value: Any) -> Any:
+        items = [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+        return frozenset(webhook_addresses.listed_origin(item) for item in items)
+
+    @field_validator("webhook_secrets", mode="before")
+    @classmethod
+    def _parse_webhook_secrets(cls, value: Any) -> Any:
+        return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+    @field_validator("webhook_secrets")
+    @classmethod
+    def _are_webhook_secrets(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for secret in value:
+            webhook_addresses.key_of(secret.get_secret_value())
+        return value
+
     @field_validator("enabled_generators", "allowed_origins", "allowed_headers", "trusted_proxies", mode="before")
     @classmethod
     def _parse_names(cls, value: Any) -> Any:
@@ -750,6 +818,12 @@ class Settings(BaseSettings):
                 "breaks."
             )
         return SecretStr(key) if key else None
+
+    @property
+    def webhook_origins(self) -> frozenset[str]:
+        """Return the origins that webhooks may have."""
+        own = [webhook_addresses.origin_of(self.webhook_url)] if self.webhook_url else []
+        return self.webhook_hosts.union(own)
 
     @property
     def prepare(self) -> bool:

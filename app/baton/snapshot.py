@@ -22,11 +22,16 @@ class ToolCall(TypedDict):
     run_by: NotRequired[str]
 
 
+# `for` is a keyword of Python.
+Waiting = TypedDict("Waiting", {"for": Any, "until": str | None})
+Waiting.__doc__ = "What a stream waits for, and until when: the fields of its last event, `waiting`."
+
+
 class SnapshotContent(TypedDict):
     """The answer up to the event with the id `last_event_id`.
 
     `usage` is the sum of what the generator has reported so far; absent before the first report. `tool_approvals` holds
-    the ids of the calls that need an approval, and is absent without any.
+    the ids of the calls that need an approval, and is absent without any. `waiting` is absent unless the stream waits.
     """
 
     last_event_id: int
@@ -36,13 +41,14 @@ class SnapshotContent(TypedDict):
     tool_results: list[dict[str, Any]]
     tool_approvals: NotRequired[list[dict[str, Any]]]
     usage: NotRequired[dict[str, Any] | None]
+    waiting: NotRequired[Waiting]
 
 
 @dataclass(slots=True)
 class Snapshot:
     """The answer so far. A `reset` empties it, because earlier events no longer count; their usage still does.
 
-    A `resumed` changes nothing: the answer continues.
+    A `resumed` changes nothing but the end of a wait: the answer continues.
     """
 
     last_event_id: int = 0
@@ -52,6 +58,7 @@ class Snapshot:
     tool_results: list[dict[str, Any]] = field(default_factory=list)
     tool_approvals: list[dict[str, Any]] = field(default_factory=list)
     usage: dict[str, Any] | None = None
+    waiting: Waiting | None = None
 
     def as_dict(self) -> SnapshotContent:
         """Return it as the API shows it. Without a usage event it has no `usage`, so that the row's usage is shown."""
@@ -66,6 +73,8 @@ class Snapshot:
             content["tool_approvals"] = self.tool_approvals
         if self.usage is not None:
             content["usage"] = self.usage
+        if self.waiting is not None:
+            content["waiting"] = self.waiting
         return content
 
     def calls_of_the_client(self) -> list[ToolCall]:
@@ -94,6 +103,8 @@ class Snapshot:
                     snapshot.tool_approvals.append(_without_type(event))
                 case "usage":
                     snapshot.usage = added(snapshot.usage, event)
+                case "waiting" | "resumed" | "done":
+                    snapshot.waiting = _wait(event)
                 case "reset":
                     snapshot = cls(usage=snapshot.usage)
                     text, reasoning, newest = [], [], {}
@@ -112,6 +123,10 @@ def _add_call(calls: list[ToolCall], newest: dict[int, ToolCall], event: dict[st
     call["arguments"] += event.get("arguments_delta") or ""
     if event.get("run_by"):
         call["run_by"] = event["run_by"]
+
+
+def _wait(event: dict[str, Any]) -> Waiting | None:
+    return {"for": event["for"], "until": event["until"]} if event["type"] == "waiting" else None
 
 
 def _is_for_client(call: ToolCall, index: int, own: set[Any]) -> bool:

@@ -164,6 +164,8 @@ def upgrade() -> None:
     )
     for statement in (ADD_INPUT, NOTE_WEBHOOK, WEBHOOK_TRIGGER, STAMP_REQUEUED, REQUEUED_TRIGGER):
         op.execute(statement)
+    # Otherwise any role that may use the schema could write as its owner.
+    op.execute("REVOKE ALL ON FUNCTION baton.add_input(uuid, bytea, text, integer) FROM PUBLIC")
     # The constraint that replaces it, in the same transaction, allows one value more.
     op.execute("-- squawk-ignore ban-drop-constraint\nALTER TABLE baton.stream DROP CONSTRAINT ck_stream_status")
     ddl.add_check("stream", "ck_stream_status", f"status IN ({_STATUSES})")

@@ -17,6 +17,7 @@ from tests.support.cluster import Cluster, RunningPod, Tap
 from tests.support.logbook import until
 from tests.support.processes import SERVES, environment, running
 
+from baton.db import inputs
 from baton.demo.cluster import reserved_port
 from baton.errors import GenerationError
 from baton.events import encode_text
@@ -313,3 +314,60 @@ async def test_a_person_kills_the_pod_that_serves_an_answer(cluster: Cluster, si
         await expect(page.locator("#cursor")).to_have_text(str(len(WORDS) + 1))
         await expect(page.locator("#log")).to_contain_text(f"{survivor} continues after event 300")
         assert await page.evaluate("document.documentElement.scrollWidth") == size[0]
+
+
+async def test_a_person_approves_what_a_stream_waits_for(cluster: Cluster) -> None:
+    _, key = await make_key(cluster)
+    pod = await guarded_pod(cluster, **QUICK)
+    author = await cluster.author(tenant="acme")
+    await author.wait({"type": "approval", "calls": ["call_1", "call_2"]})
+    async with browsing() as page:
+        await enter(page, pod, key)
+        await expect(page.locator("#note-running")).to_contain_text("and 1 waiting")
+        await page.get_by_role("button", name="Waiting").click()
+        await expect(row(page, str(author.id))).to_contain_text("Waiting")
+        await expect(row(page, str(author.id))).to_contain_text("waiting for")
+        await row(page, str(author.id)).get_by_role("link").click()
+        sheet = page.get_by_role("dialog")
+        await expect(sheet.locator("#wait-title")).to_have_text("It waits for approval")
+        await expect(sheet.locator("#wait-times")).to_contain_text("until")
+        calls = sheet.locator("#wait-calls li")
+        await expect(calls).to_have_count(2)
+        # Another person has denied the second one already. That has queued the stream, which still lacks an answer.
+        denied = {"type": "approval", "call_id": "call_2", "approved": False, "reason": None}
+        url, other = f"{pod.url}/v1/streams/{author.id}/inputs", {"idempotency-key": "console-1-call_2"}
+        sent = await cluster.client.post(url, json={"data": denied}, headers=bearer(key) | other)
+        assert sent.status_code == 201
+        await expect(sheet.locator("#wait-times")).to_contain_text("An input came.")
+        await calls.nth(1).get_by_role("button", name="Approve").click()
+        await expect(calls.nth(1)).to_contain_text("Somebody has answered it differently.")
+        await calls.nth(0).get_by_role("button", name="Approve").click()
+        await expect(calls.nth(0)).to_contain_text("Approved.")
+        await expect(calls.nth(0).get_by_role("button", name="Deny")).to_be_disabled()
+        await sheet.get_by_label("Send an input").fill('{"type": "message"}')
+        await sheet.get_by_role("button", name="Send", exact=True).click()
+        await expect(sheet.locator("#input-note")).to_have_text("Sent as input 3.")
+    found = [item.data for item in await inputs.read(cluster.pool, author.id, 0)]
+    assert found == [denied, denied | {"call_id": "call_1", "approved": True}, {"type": "message"}]
+
+
+async def test_what_a_stream_waits_for_needs_the_right_to_read_and_to_answer(cluster: Cluster) -> None:
+    _, key = await make_key(cluster, "admin")
+    pod = await guarded_pod(cluster, **QUICK)
+    author = await cluster.author(tenant="acme")
+    await author.wait({"question": MARKUP})
+    async with browsing() as page:
+        await enter(page, pod, key)
+        await row(page, str(author.id)).get_by_role("link").click()
+        sheet = page.get_by_role("dialog")
+        await expect(sheet.locator("#wait-title")).to_be_visible()
+        await expect(sheet.locator("#wait-for")).to_be_hidden()
+        await expect(sheet.locator("#input-form")).to_be_hidden()
+        _, reader = await make_key(cluster, "admin", "read")
+        await page.keyboard.press("Escape")
+        await page.get_by_role("button", name="Forget the key").click()
+        await page.get_by_label("API key").fill(reader)
+        await page.keyboard.press("Enter")
+        await row(page, str(author.id)).get_by_role("link").click()
+        await expect(sheet.locator("#wait-for")).to_contain_text(MARKUP)
+        await expect(sheet.locator("#input-form")).to_be_hidden()

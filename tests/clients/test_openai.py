@@ -17,7 +17,9 @@ from tests.clients.pods import ANSWER, WORDS, two_pods
 from tests.support.cluster import Cluster, RunningPod, Tap, echo
 from tests.support.logbook import DEADLINE_SECONDS, until
 
+from baton import messages
 from baton.errors import GenerationError
+from baton.generators import GenerationRequest
 
 CALL = {"type": "tool_call", "index": 0, "id": "c0", "name": "look", "arguments_delta": '{"a":1}'}
 
@@ -266,12 +268,46 @@ async def test_a_failure_raises_or_is_reported(client: AsyncOpenAI) -> None:
             pass
 
 
+async def test_a_conversation_is_created_continued_and_listed(cluster: Cluster) -> None:
+    given: list[Any] = []
+
+    async def count(request: GenerationRequest, /) -> AsyncGenerator[Any, None]:
+        given.append(messages(request.input))
+        yield f"{len(given[-1])} messages"
+
+    await cluster.worker({"count": count})
+    pod = await cluster.pod()
+    async with client_of(pod.url) as client:
+        conversation = await client.conversations.create()
+        first = await client.responses.create(model="count", input="A", conversation=conversation.id)
+        assert first.conversation is not None
+        assert first.conversation.id == conversation.id
+        second = await client.responses.create(model="count", input="B", conversation={"id": conversation.id})
+        third = await client.responses.create(model="count", input="C", previous_response_id=second.id, stream=True)
+        ended = [event async for event in third][-1]
+        assert ended.type == "response.completed"
+        assert ended.response.previous_response_id == second.id
+        assert [len(asked) for asked in given] == [1, 3, 5]
+        assert [one["content"] for one in given[-1]] == ["A", "1 messages", "B", "3 messages", "C"]
+        items = [item async for item in client.conversations.items.list(conversation.id, order="asc", limit=2)]
+        texts = [item.content[0].text for item in items if item.type == "message"]  # type: ignore[union-attr]
+        assert texts == ["A", "1 messages", "B", "3 messages", "C", "5 messages"]
+        assert (await client.conversations.retrieve(conversation.id)).id == conversation.id
+        with pytest.raises(openai.BadRequestError, match="cannot be given together"):
+            await client.responses.create(
+                model="count", input="D", previous_response_id=second.id, conversation=conversation.id
+            )
+        with pytest.raises(openai.BadRequestError, match="no items or metadata of its own"):
+            await client.conversations.create(metadata={"topic": "demo"})
+
+
 async def test_errors_have_openais_form(client: AsyncOpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="There is no model called 'gpt-none'") as unknown:
         await client.responses.create(model="gpt-none", input="x")
     assert unknown.value.code == "model_not_found"
-    with pytest.raises(openai.BadRequestError, match="previous_response_id is not supported"):
+    with pytest.raises(openai.BadRequestError, match="Previous response with id 'resp_1' not found") as previous:
         await client.responses.create(model="echo", input="x", previous_response_id="resp_1")
+    assert previous.value.code == "previous_response_not_found"
     with pytest.raises(openai.BadRequestError, match="input"):
         await client.responses.create(model="echo", input="")
     with pytest.raises(openai.BadRequestError, match="only one answer"):

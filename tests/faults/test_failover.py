@@ -18,6 +18,7 @@ import pytest
 from tests.faults.producers import Producer
 from tests.faults.replicas import DATABASE, Replicas
 from tests.faults.watchers import DIALECTS, NATIVE, Script, Watcher, asking
+from tests.support import end_hook
 from tests.support.cluster import Cluster, RunningPod
 from tests.support.databases import execute, named_database
 from tests.support.durable import DurableReader
@@ -836,3 +837,34 @@ async def test_changes_on_a_standby_get_503_and_the_pod_leaves_it(scene: Scene) 
         return answer.status_code == 201
 
     await until(created)
+
+
+@pytest.mark.slow
+async def test_a_failover_that_loses_ends_loses_what_was_saved_and_both_come_back(scene: Scene) -> None:
+    await scene.cluster.pool.execute(end_hook.TABLE)
+    await scene.start()
+    worker = await scene.worker(lease_seconds=20, on_end=end_hook.TARGET)
+    names = [f"ended {number}" for number in range(5)]
+    streams = {name: await scene.create(name, 2) for name in names}
+    watchers = {name: scene.watch(stream) for name, stream in streams.items()}
+    for watcher in watchers.values():
+        await watcher.has(2)
+    await scene.replicas.part()
+    for name in names:
+        scene.script.let(name, 4, end=True)
+    for stream in streams.values():
+        await scene.has_ended(stream)
+    assert len(await end_hook.saved(scene.cluster.pool)) == len(names)
+    await scene.fail_over()
+    await asyncio.wait_for(asyncio.gather(*scene.watching), 40)
+
+    async def are_back() -> bool:
+        return len(await end_hook.saved(scene.cluster.pool)) == len(names)
+
+    await until(are_back)
+    for name, watcher in watchers.items():
+        watcher.require_one_answer()
+        assert (watcher.code, len(watcher.texts)) == ("completed", 4)
+        assert len(await scene.log(streams[name])) == 5
+    assert worker.metrics.appended_again >= len(names)
+    assert await end_hook.unlike(scene.cluster.pool) == []

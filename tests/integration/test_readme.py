@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from tests.support.cluster import Cluster
+import pytest
+from tests.support.cluster import Cluster, echo
 from tests.support.logbook import connected, ended, events, queue, text, until_tail, working
 from tests.support.processes import finished
-from tests.support.readme import code_of
+from tests.support.readme import ROOT, code_of
 
 import baton
 from baton.generators.protocol import Yielded
@@ -73,3 +75,28 @@ async def test_the_generator_that_continues_loses_and_repeats_nothing(dsn: str) 
     assert (stream.status, text(found)) == ("completed", whole)
     assert [event["type"] for event in found if event["type"] != "text"] == ["resumed", "resumed", "done"]
     assert searched == topics
+
+
+async def test_the_client_of_the_page_about_python_follows_and_reads(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = await cluster.pod()
+    await cluster.worker({"replay": echo})
+    monkeypatch.setenv("BATON_URL", pod.url)
+    printed = await run_script(code_of("A client", "docs/python.md"))
+    assert printed.splitlines() == ["1 text", "2 text", "3 done", "Hello again"]
+
+
+async def test_the_transaction_of_the_page_about_python_creates_a_stream(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page: dict[str, Any] = {}
+    exec(code_of("A stream in your own transaction", "docs/python.md"), page)
+    monkeypatch.setenv("DATABASE_URL", cluster.dsn)
+    await cluster.pool.execute("CREATE TABLE message (chat_id integer, question text, stream_id uuid)")
+    stream_id = await page["ask"](42, "Why?")
+    assert await cluster.pool.fetchval("SELECT stream_id FROM message") == stream_id
+    for statement in re.findall(r"```sql\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL):
+        await cluster.pool.execute(statement.replace("019a5e2c-0000-7000-8000-000000000000", str(stream_id)))
+    streams = await cluster.pool.fetch("SELECT tenant, metadata, inputs FROM baton.stream ORDER BY id")
+    assert [tuple(row) for row in streams] == [("acme", '{"chat": 42}', 1), ("acme", '{"chat": 42}', 0)]

@@ -181,6 +181,18 @@ class Author:
             reason,
         )
 
+    async def wait(self, reason: Any, *, hours: float = 5) -> None:
+        """Begin a wait for an input, as a worker does."""
+        until = f"clock_timestamp() + make_interval(secs => {3600 * hours})"
+        moment = await self.pool.fetchval(f"SELECT {until}")
+        await self.write(encode_object({"type": "waiting", "for": reason, "until": moment.isoformat()}))
+        await self.pool.execute(
+            "UPDATE baton.stream SET status = 'waiting', worker_id = NULL, may_continue = true, wait_ends = false, "
+            "waiting_since = clock_timestamp(), wait_until = $2 WHERE id = $1",
+            self.id,
+            moment,
+        )
+
     async def resume(self) -> None:
         """Claim the interrupted stream and continue its answer."""
         run, reason = await self.claim()

@@ -24,11 +24,15 @@ LIVE: Final = ("queued", "in_progress")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An output item: a message, a summary of reasoning, or a call of the function `name`."""
+    """An output item: a message, a summary of reasoning, or a call of the function `name`.
+
+    Without an `id`, it has the number of its place in the Response.
+    """
 
     tokens: Sequence[str]
     kind: str = "message"
     name: str = ""
+    id: str = ""
 
 
 @dataclass(eq=False, slots=True)
@@ -155,6 +159,10 @@ class OpenAIServer(ProviderServer):
         await asyncio.gather(*self._generating.values(), return_exceptions=True)
         await super().__aexit__(kind, error, trace)
 
+    def items_for(self, _body: dict[str, Any]) -> Sequence[Item]:
+        """Return what a request gets."""
+        return self.items
+
     def drop(self) -> None:
         """Break the connections that read a Response. The Responses continue."""
         for writer in self._streaming:
@@ -249,7 +257,7 @@ class OpenAIServer(ProviderServer):
         generation.add("queued", response=generation.response())
         generation.status = "in_progress"
         generation.add("in_progress", response=generation.response())
-        for index, item in enumerate(self.items):
+        for index, item in enumerate(self.items_for(generation.body)):
             for token, event in _events_of(item, index, generation):
                 if token:
                     await self.pace.wait()
@@ -288,7 +296,7 @@ async def _events(generation: Generation, after: int, gone: asyncio.Task[bytes])
 
 def _events_of(item: Item, index: int, generation: Generation) -> Iterator[tuple[bool, dict[str, Any]]]:
     """Yield an item's events; with each, whether it holds a token."""
-    place = {"item_id": f"item_{index}", "output_index": index}
+    place = {"item_id": item.id or f"item_{index}", "output_index": index}
     whole = "".join(item.tokens)
     part: dict[str, Any]
     ended: dict[str, Any]
@@ -321,9 +329,9 @@ def _objects(item: Item, index: int, whole: str) -> tuple[dict[str, Any], dict[s
     """Return an item as it begins and as it ends."""
     begun: dict[str, Any]
     done: dict[str, Any]
-    common: dict[str, Any] = {"id": f"item_{index}", "type": item.kind}
+    common: dict[str, Any] = {"id": item.id or f"item_{index}", "type": item.kind}
     if item.kind == "function_call":
-        common |= {"call_id": f"call_{index}", "name": item.name}
+        common |= {"call_id": item.id or f"call_{index}", "name": item.name}
         begun, done = {"arguments": ""}, {"arguments": whole}
     elif item.kind == "reasoning":
         begun, done = {"summary": []}, {"summary": [{"type": "summary_text", "text": whole}]}

@@ -47,7 +47,7 @@ def encoded(event: str | Event | Outcome) -> bytes:
         return event.encode()
     if isinstance(event, str):
         return encode_text(event)
-    return orjson.dumps(event) if event["type"] in {"reset", "resumed"} else encode_event(event)
+    return orjson.dumps(event) if event["type"] in {"reset", "resumed", "waiting"} else encode_event(event)
 
 
 def batches(events: Sequence[str | Event | Outcome], sizes: Iterable[int] = ()) -> list[Batch]:
@@ -88,6 +88,7 @@ def data(body: bytes) -> list[Any]:
     return [orjson.loads(item) if item != b"[DONE]" else "[DONE]" for item in found]
 
 
+WAITING: Event = {"type": "waiting", "for": {"type": "approval", "calls": ["c0"]}, "until": "2026-12-04T12:00:00Z"}
 RESUMED: Event = {"type": "resumed", "run": 2, "reason": "worker_lost"}
 TEXT = st.text(st.characters(exclude_categories=()), min_size=1, max_size=6)
 EVENT = st.one_of(

@@ -14,9 +14,13 @@ from baton.generators.registry import load_generators
 from baton.settings import Settings
 
 
-def test_the_application_can_be_imported() -> None:
+@pytest.mark.parametrize(
+    ("heading", "page"),
+    [("In your own application", "docs/deploy.md"), ("Your application's sessions", "docs/python.md")],
+)
+def test_the_application_can_be_imported(heading: str, page: str) -> None:
     names: dict[str, Any] = {}
-    exec(code_of("In your own application", "docs/deploy.md"), names)
+    exec(code_of(heading, page), names)
     assert names["app"].routes[0].app is names["baton_app"]
 
 

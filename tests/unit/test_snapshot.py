@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.events import encode_event, encode_text
+from baton.events import encode_event, encode_object, encode_text
 from baton.snapshot import Snapshot
 
 
@@ -108,3 +108,17 @@ def test_calls_run_by_the_generator_are_not_for_the_client() -> None:
     assert "tool_approvals" not in Snapshot().as_dict()
     # The first call has no id, and the second continues it with one.
     assert [found["id"] for found in made.calls_of_the_client()] == ["theirs", "nobody"]
+
+
+def test_a_wait_is_shown_until_it_is_over() -> None:
+    waiting = {"type": "waiting", "for": {"type": "approval"}, "until": "2027-01-01T00:00:00.000Z"}
+    resumed, reset = {"type": "resumed", "run": 2, "reason": "input"}, {"type": "reset", "reason": "worker_lost"}
+
+    def wait_of(*events: Any) -> Any:
+        lines = [encode_object(event).decode() for event in events]
+        return Snapshot.of(lines, len(lines)).as_dict().get("waiting")
+
+    assert wait_of(waiting) == {"for": waiting["for"], "until": waiting["until"]}
+    for over in (resumed, reset, {"type": "done", "status": "cancelled"}):
+        assert wait_of(waiting, over) is None
+    assert wait_of(waiting, resumed, waiting) is not None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 from uuid import UUID
 
 import orjson
 from starlette.requests import Request
 
+from .. import webhook_addresses
 from ..auth.tokens import Wish
 from ..db import (
     event_log,
@@ -37,12 +38,18 @@ from ..errors import (
 )
 from ..observability import log_context, tracing
 from ..pod.pod import Pod
-from .models import CreateStream
+from .models import MAX_START_DAYS, CreateStream, Priority
 from .problems import path_of
 from .request import damaged, found, idempotency_key, pod_of, principal_of, require_events
 from .request_body import SEND_LESS, readable_bytes
 
 logger = logging.getLogger(__name__)
+
+_PRIORITIES: Final[dict[Priority, int]] = {
+    "low": stream_creation.LOW,
+    "normal": stream_creation.NORMAL,
+    "high": stream_creation.HIGH,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +74,7 @@ def new_stream(
 
     Raises:
         InputTooLarge: the input, or the message that it continues, is too large.
-        InvalidRequest: a limit is too short.
+        InvalidRequest: a limit is too short, it starts too late, or its webhook may not be called.
         ReservedGenerator: it names the generator of external streams, which are created in another way.
     """
     if creation.generator == external_streams.GENERATOR:
@@ -87,6 +94,10 @@ def new_stream(
         limits=limits_of(pod, creation),
         continuation=continuation,
         may_continue=may_continue,
+        priority=_PRIORITIES[creation.priority],
+        start_after=_require_soon(creation.start_after),
+        held=pod.settings.max_running_streams_per_tenant is not None,
+        webhook=webhook_of(pod, creation.webhook),
     )
 
 
@@ -200,6 +211,9 @@ async def _create(request: Request, new: NewStream, key: IdempotencyKey | None) 
         )
     if sentence := await pod.missing_generator(new.generator):
         raise UnknownGenerator(f"There is no generator called {new.generator!r:.80}.", operator=sentence)
+    if new.start_after is not None:
+        # A worker of an older release would start it at once.
+        await pod.require_current_code()
     try:
         stream, created = await stream_creation.create(
             pod.pool,
@@ -207,12 +221,13 @@ async def _create(request: Request, new: NewStream, key: IdempotencyKey | None) 
             key,
             max_live=pod.settings.max_tenant_streams,
             counts=pod.live_counts,
+            line=pod.queue_lines.of(new.generator),
         )
     except TooManyStreams:
         pod.metrics.rejected["tenant_streams"] += 1
         raise
     if created:
-        await notifications.announce_queued(pod.pool)
+        await notifications.announce_queued(pod.pool, held=new.held)
     return stream, created
 
 
@@ -255,6 +270,28 @@ def require_input_size(request: Request, *contents: Any) -> None:
             f"The conversation is larger than {readable_bytes(max_bytes)} and cannot be sent. {SEND_LESS}",
             operator=f"an input may have {max_bytes} bytes as JSON (BATON_MAX_INPUT_BYTES)",
         )
+
+
+def _require_soon(start_after: datetime | None) -> datetime | None:
+    if start_after is not None and start_after > datetime.now(UTC) + timedelta(days=MAX_START_DAYS):
+        raise InvalidRequest(f"start_after may be at most {MAX_START_DAYS} days ahead.")
+    return start_after
+
+
+def webhook_of(pod: Pod, url: str | None) -> str | None:
+    """Return the webhook of a new stream: the creator's own, or the one of this pod's settings.
+
+    Raises:
+        InvalidRequest: its host is not one that the operator has listed.
+    """
+    if url is None:
+        return pod.settings.webhook_url
+    if webhook_addresses.origin_of(url) not in pod.settings.webhook_origins:
+        raise InvalidRequest(
+            "webhook: this service does not call that host. Name another URL, or ask the operator to list the host.",
+            operator="its host, scheme or port is in neither BATON_WEBHOOK_HOSTS nor BATON_WEBHOOK_URL",
+        )
+    return url
 
 
 def limits_of(pod: Pod, creation: CreateStream) -> Limits:

@@ -7,16 +7,18 @@ import functools
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 
 from ..db import fair_semaphore
 from ..db.rate_buckets import Rate
-from ..errors import PassingError, ReadRateLimited, Unavailable
+from ..errors import Forbidden, PassingError, ReadRateLimited, Unauthenticated, Unavailable
 from ..observability.metrics.pod_metrics import Limit
 from ..pod import caller_rates
 from ..pod.caller_rates import CallerRates
-from ..principal import AuthScope
-from .request import AsgiResponse, pod_of, principal_of
+from ..principal import AuthScope, Principal
+from .request import AsgiResponse, common_headers, pod_of, principal_of
 from .request_body import release_body
 
 Handler = Callable[[Request], Awaitable[AsgiResponse]]
@@ -48,9 +50,10 @@ def admitted(
     async def endpoint(request: Request) -> AsgiResponse:
         try:
             if scopes:
-                principal = await pod_of(request).gate.admit(
-                    request.method, request.headers, request.cookies, request.query_params
-                )
+                try:
+                    principal = await _principal(request)
+                except HTTPException as refusal:
+                    return _passed_on(request, refusal)
                 principal.require(*scopes)
                 principal.require_view("answer" if narrow else "full")
                 request.state.principal = principal
@@ -66,6 +69,28 @@ def admitted(
             release_body(request)
 
     return endpoint
+
+
+async def _principal(request: Request) -> Principal:
+    """Return the caller. An application's `authenticate` gets the request without its body, which the pod bounds."""
+    return await pod_of(request).gate.admit(
+        request.method, request.headers, request.cookies, request.query_params, Request(request.scope)
+    )
+
+
+def _passed_on(request: Request, refusal: HTTPException) -> AsgiResponse:
+    """Answer with what an application's `authenticate` has raised.
+
+    Raises:
+        Unauthenticated, Forbidden: it was 401 or 403, which each dialect expresses in its own form.
+    """
+    headers = dict(refusal.headers or {})
+    known = {401: Unauthenticated, 403: Forbidden}.get(refusal.status_code)
+    if known is not None:
+        error = known(str(refusal.detail))
+        error.headers |= headers
+        raise error from None
+    return Response(str(refusal.detail), refusal.status_code, common_headers(request) | headers, "text/plain")
 
 
 async def take(

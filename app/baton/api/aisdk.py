@@ -1,19 +1,22 @@
 """The routes for the Vercel AI SDK: `useChat` with its `DefaultChatTransport`, and `WorkflowChatTransport`.
 
 A page gives each chat an id, which is stored in the metadata of the chat's streams. Its newest stream is the current
-answer. A run is one stream. `WorkflowChatTransport` gets the id of the run when it sends a message, and asks for the
-rest of that run; other clients ask for the rest of the chat.
+answer. A run is one stream, or what follows one of its waits. `WorkflowChatTransport` gets the id of the run when it
+sends a message, and asks for the rest of that run; other clients ask for the rest of the chat.
 
 If the last message of a request is the assistant's, the answer continues that message, which is stored with the stream
 as the page sent it. A client that follows a run has the message. One that follows a chat may have lost it, so the
 message is replayed.
+
+A page answers the questions of a stream that waits by the same request. Then nothing is created: the stream's generator
+gets the answers, and the page follows that stream after its wait (`aisdk_waits`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from starlette.requests import Request
@@ -21,6 +24,7 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from ..db import event_log, streams
+from ..db.event_log import Batch
 from ..db.postgres import translated
 from ..db.stream_creation import NewStream
 from ..db.streams import Stream
@@ -37,9 +41,9 @@ from ..errors import (
     ReservedGenerator,
     UnknownGenerator,
 )
-from ..events import Status
+from ..events import MAX_SEQ, Status
 from ..pod.pod import Pod
-from . import actions, aisdk_approvals, aisdk_turns, opening
+from . import actions, aisdk_approvals, aisdk_turns, aisdk_waits, opening
 from .aisdk_approvals import Answered
 from .aisdk_bodies import (
     REGENERATE,
@@ -72,14 +76,14 @@ from .request_body import parse_json, read_body
 from .routing import EVENTS, JSON, AnswerHeader, Parameter, Returns, Routes
 from .validation import validated
 
-_RUN: Final = re.compile(r"run_([0-9a-f]{32})")
+_RUN: Final = re.compile(r"run_([0-9a-f]{32})(?:_([1-9][0-9]{0,9}))?", re.ASCII)
 _START_INDEX: Final = re.compile(r"-?[0-9]{1,9}", re.ASCII)
 
 _CHAT: Final = {
     "type": "string",
     "minLength": 1,
     "pattern": r"^[^\x00]+$",
-    "description": "The id of a chat, or `run_` and the id of a stream without hyphens.",
+    "description": "The id of a chat, or of a run, as in `x-workflow-run-id`.",
 }
 _FROM: Final = Parameter(
     "startIndex",
@@ -90,8 +94,8 @@ _FROM: Final = Parameter(
 )
 _RUN_ID: Final = AnswerHeader(
     "x-workflow-run-id",
-    "The run: `run_` and the id of the stream.",
-    {"type": "string", "pattern": "^run_[0-9a-f]{32}$"},
+    "The run: `run_` and the id of the stream, and `_` and the number of the wait that it follows, if any.",
+    {"type": "string", "pattern": "^run_[0-9a-f]{32}(_[0-9]+)?$"},
 )
 _TAIL_INDEX: Final = AnswerHeader(
     "x-workflow-stream-tail-index",
@@ -137,6 +141,9 @@ async def send_messages(request: Request) -> AsgiResponse:
         return await _send_message(request, validated(SendMessage, content), body)
     sent = validated(SendMessages, content)
     answers = await _answers(request, sent, sent.messages)
+    if (place := await aisdk_waits.answer(request, answers, _metadata(sent.messages))) is not None:
+        return await _follow(request, place.stream, 0, wait=place.seq)
+    aisdk_approvals.require_tool_runner(pod_of(request).settings, sent.model, answers)
     messages, places = converted(sent.messages, answers)
     continuation = {**continuation_of(sent.messages, answers), **({} if sent.id is None else beside_input(places))}
     new = _new_stream(request, sent, messages, continuation)
@@ -171,7 +178,9 @@ async def resume(request: Request) -> AsgiResponse:
         return Response(aisdk.NO_ANSWER, headers=_headers(request))
     if stream is None or (stream.ended and raw is None and not _RUN.fullmatch(chat)):
         return Response(status_code=204, headers=common_headers(request))
-    return await _follow(request, stream, start_index, replay=not _RUN.fullmatch(chat))
+    run = _RUN.fullmatch(chat)
+    wait = int(run[2]) if run and run[2] else 0
+    return await _follow(request, stream, start_index, replay=run is None, wait=wait)
 
 
 @ROUTES.route(
@@ -201,6 +210,9 @@ async def _send_message(request: Request, sent: SendMessage, body: bytes) -> Asg
     """Queue and follow the answer for a page that sends only its last message."""
     last = [] if sent.message is None or sent.trigger == REGENERATE else [sent.message]
     answers = await _answers(request, sent, last)
+    if (place := await aisdk_waits.answer(request, answers, _metadata(last))) is not None:
+        return await _follow(request, place.stream, 0, wait=place.seq)
+    aisdk_approvals.require_tool_runner(pod_of(request).settings, sent.model, answers)
     turn = _turn(sent, last, answers)
     whole = await aisdk_turns.continued(request, turn)
     continuation = continuation_of(last, answers)
@@ -216,9 +228,11 @@ async def _answers(request: Request, sent: SendMessages | SendMessage, messages:
     """Return the user's answers in the message that is continued."""
     last = messages[-1] if messages else None
     parts = last.parts if last is not None and last.role == "assistant" else []
-    answers = await aisdk_approvals.answered(request, sent.id, parts)
-    aisdk_approvals.require_tool_runner(pod_of(request).settings, sent.model, answers)
-    return answers
+    return await aisdk_approvals.answered(request, sent.id, parts)
+
+
+def _metadata(messages: Sequence[UIMessage]) -> Any:
+    return messages[-1].metadata if messages else None
 
 
 def _turn(sent: SendMessage, last: Sequence[UIMessage], answers: Sequence[Answered]) -> aisdk_turns.Turn:
@@ -276,30 +290,55 @@ async def _visible(request: Request, chat: str) -> Stream | None:
 
 
 async def _follow(
-    request: Request, stream: Stream, start_index: int, *, replay: bool = False, continued: bool = True
+    request: Request, stream: Stream, start_index: int, *, replay: bool = False, continued: bool = True, wait: int = 0
 ) -> AsgiResponse:
+    """Follow a stream; `wait` is the number of the event `waiting` whose run is followed, and 0 for the first run."""
     async with translated(pod_of(request).pool):
         await require_events(request, stream)
-    headers = {_RUN_ID.name: f"run_{stream.id.hex}"}
+    headers = {_RUN_ID.name: f"run_{stream.id.hex}" + (f"_{wait}" if wait else "")}
     earlier = await _earlier(request, stream) if continued else None
     whole = aisdk.begin(stream.id, 0, earlier, replay=replay)
+    run = _Run(await _chunks_before(pod_of(request), whole, stream.id, wait)) if wait else _Run()
     if start_index < 0:
         places = await _places(pod_of(request), whole, stream.id)
-        begun = places.before(max(0, places.chunks + start_index))
+        begun = max(run.base, places.before(max(0, places.chunks + start_index)))
         # The transport adds `startIndex` to this, and counts the chunks that it receives from there.
-        headers[_TAIL_INDEX.name] = str(begun - 1 - start_index)
-        start_index = begun
-    elif start_index and stream.ended:
+        index = run.index_of(begun)
+        headers[_TAIL_INDEX.name] = str(index - 1 - start_index)
+        start_index = index
+    elif start_index and (stream.ended or stream.status == "waiting"):
         places = await _places(pod_of(request), whole, stream.id)
-        if start_index == places.chunks:
+        # While it waits, the last chunk that a client has counted is not one of the stream.
+        if run.chunks_at(start_index) == places.chunks + (not stream.ended):
             start_index -= 1  # nothing is left but the `finish`, which the client needs to see
+    after = run.chunks_at(start_index)
     begin = Opening(
         dialect=aisdk.REPLAY if replay and earlier is not None else aisdk.AI_SDK,
-        begun=aisdk.begin(stream.id, start_index, earlier, replay=replay),
-        after=start_index,
+        begun=aisdk.begin(stream.id, after, earlier, replay=replay),
+        after=after,
+        lead=aisdk.continue_after_wait(stream.id, earlier) if wait and not start_index else b"",
         headers=headers,
     )
     return await opening.follow(request, stream.id, begin)
+
+
+class _Run(NamedTuple):
+    """How a client of a run counts chunks. `base` is how many chunks of the stream precede the run.
+
+    The run after a wait begins with a `start`, which is not a chunk of the stream.
+    """
+
+    base: int = 0
+
+    def chunks_at(self, index: int) -> int:
+        """Return how many chunks of the stream precede an index."""
+        return index if not self.base else self.base + max(index - 1, 0)
+
+    def index_of(self, chunks: int) -> int:
+        """Return the index after that many chunks of the stream, which are at least `base`."""
+        if not self.base:
+            return chunks
+        return chunks - self.base + 1 if chunks > self.base else 0
 
 
 def _headers(request: Request) -> dict[str, str]:
@@ -317,6 +356,29 @@ async def _places(pod: Pod, begun: Encoded[AiSdkState], stream_id: UUID) -> Plac
         async for page in event_log.pages(pod.pool, stream_id):
             places.read(reader.read(page))
     return places
+
+
+async def _chunks_before(pod: Pod, begun: Encoded[AiSdkState], stream_id: UUID, wait: int) -> int:
+    """Return how many chunks precede the end of a wait, whose event has this number.
+
+    Raises:
+        InvalidRequest: the event of that number does not begin a wait.
+    """
+    reader = Reader(aisdk.AI_SDK, begun, MAX_SEQ)
+    async with translated(pod.pool):
+        async for page in event_log.pages(pod.pool, stream_id):
+            for batch in page:
+                reader.read([batch] if batch.last_seq <= wait else [_up_to(batch, wait)])
+                if batch.last_seq >= wait:
+                    if reader.pause:
+                        return reader.last
+                    break
+    raise InvalidRequest(f"No wait of the stream {stream_id} has the number {wait}.")
+
+
+def _up_to(batch: Batch, seq: int) -> Batch:
+    lines = batch.lines[: seq + 1 - batch.first_seq]
+    return Batch(batch.first_seq, batch.first_seq + len(lines) - 1, False, "\n".join(lines))
 
 
 def _start_index(raw: str | None) -> int:

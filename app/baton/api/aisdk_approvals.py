@@ -1,9 +1,10 @@
 """The user's answers to tool calls that an earlier stream asked about.
 
 A page sends only the answer. The tool and its arguments are read from the log of the stream that asked. The id of an
-approval names that stream, which must belong to the same chat. An approved call runs once: the same answers, from
-another tab or in a repeated request, return the stream that they created first. Different answers to the same question
-are refused.
+approval names that stream, which must belong to the same chat. If that stream waits, its generator gets the answers
+(`aisdk_waits`). If it has ended, they create a stream, and an approved call runs once: the same answers, from another
+tab or in a repeated request, return the stream that they created first. Different answers to the same question are
+refused.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 from uuid import UUID
 
 import orjson
@@ -20,21 +21,58 @@ from starlette.requests import Request
 
 from ..db.postgres import translated
 from ..db.stream_creation import IdempotencyKey
-from ..dialects.aisdk_approval_id import parse_approval_id
-from ..errors import InvalidRequest, LogDamaged, RawContent, StreamExpired, StreamNotFound
+from ..db.streams import Stream
+from ..dialects.aisdk_approval_id import Question, parse_approval_id
+from ..errors import IdempotencyConflict, InvalidRequest, LogDamaged, RawContent, StreamExpired, StreamNotFound
 from ..events import read_json
 from ..generators.protocol import no_approvals
 from ..generators.registry import takes_approvals
 from ..settings import Settings
 from ..snapshot import Snapshot, ToolCall
 from . import actions
+from .actions import Content
 from .request import found, key_lifetime_seconds, pod_of
 
 # In one message. Each may need a log to be read.
 _MOST: Final = 32
 # No client can send a key that begins like this.
 _KEY_PREFIX: Final = "\tapproval "
-_ANSWERED_BEFORE: Final = "Another request has answered one of these approvals before. Load the chat again."
+_TWICE: Final = "A message can answer each approval, and hold the call that waits for it, only once."
+# How the events begin that a question's state follows from.
+_QUESTION, _WAITING, _RESUMED, _RESET = (
+    f'{{"type":"{kind}"' for kind in ("tool_approval", "waiting", "resumed", "reset")
+)
+ANSWERED_BEFORE: Final = "Another request has answered one of these approvals before. Load the chat again."
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question in the log of the stream that asked: the number of its event, and the id of its call there.
+
+    `waits` has the numbers of all events `waiting` of the log. `resumed` is that of the last event after which a run
+    of the generator could know the answer; 0 if there is none.
+    """
+
+    stream: Stream
+    seq: int
+    call_id: str
+    waits: Sequence[int]
+    resumed: int
+
+    @property
+    def has_waited(self) -> bool:
+        """Whether the stream has waited since it asked."""
+        return any(wait > self.seq for wait in self.waits)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the stream has waited, continued, and ended: nobody is left to give the answer to."""
+        return self.stream.ended and any(self.seq < wait < self.resumed for wait in self.waits)
+
+    @property
+    def name(self) -> str:
+        """The call, in a form that is the same for all questions about it."""
+        return f"approval_{self.stream.id.hex}_{self.call_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +85,7 @@ class Answered:
     name: str
     arguments: Any
     reason: str | None
+    asked: Asked
 
     def as_approval(self) -> dict[str, Any]:
         """Return the fields of `generators.Approval`."""
@@ -63,6 +102,7 @@ async def answered(request: Request, chat: str | None, parts: Sequence[dict[str,
     """Return the answers in a message's parts, and copy into these parts what the log says about each call.
 
     Raises:
+        IdempotencyConflict: the stream that asked has continued after it waited, and has ended.
         InvalidRequest: an answer is malformed, or no stream of this chat asked the question.
         Unavailable: the log cannot be read.
     """
@@ -70,7 +110,7 @@ async def answered(request: Request, chat: str | None, parts: Sequence[dict[str,
     if len(responded) > _MOST:
         raise InvalidRequest(f"A message may hold at most {_MOST} answered approvals.")
     _require_distinct(parts, responded)
-    logs: dict[UUID, Snapshot | None] = {}
+    logs: dict[UUID, _Log | None] = {}
     answers = []
     for part in responded:
         answer = await _answered(request, chat, part, logs)
@@ -80,6 +120,8 @@ async def answered(request: Request, chat: str | None, parts: Sequence[dict[str,
         else:
             part["type"] = f"tool-{answer.name}"
         answers.append(answer)
+    if len({answer.asked.name for answer in answers}) < len(answers):
+        raise InvalidRequest(_TWICE)
     return answers
 
 
@@ -98,15 +140,15 @@ def key_of(request: Request, answers: Sequence[Answered]) -> IdempotencyKey | No
     """Return the idempotency key of the stream for these answers, with one for each question; None without answers."""
     if not answers:
         return None
-    decided = sorted((answer.id, answer.approved) for answer in answers)
+    decided = sorted((answer.asked.name, answer.approved) for answer in answers)
     # Always in the same order, so that two requests never deadlock.
     first, *others = [_KEY_PREFIX + hashlib.sha256(asked.encode()).hexdigest() for asked, _ in decided]
     digest = hashlib.sha256(orjson.dumps(decided)).digest()
-    return IdempotencyKey(first, digest, key_lifetime_seconds(request), tuple(others), _ANSWERED_BEFORE)
+    return IdempotencyKey(first, digest, key_lifetime_seconds(request), tuple(others), ANSWERED_BEFORE)
 
 
 async def _answered(
-    request: Request, chat: str | None, part: Mapping[str, Any], logs: dict[UUID, Snapshot | None]
+    request: Request, chat: str | None, part: Mapping[str, Any], logs: dict[UUID, _Log | None]
 ) -> Answered:
     approval, call_id = part.get("approval"), part.get("toolCallId")
     if not isinstance(approval, dict) or not isinstance(call_id, str):
@@ -114,13 +156,17 @@ async def _answered(
     approval_id, approved, reason = approval.get("id"), approval.get("approved"), approval.get("reason")
     if not isinstance(approval_id, str) or not isinstance(approved, bool) or not isinstance(reason, str | None):
         raise InvalidRequest("An approval needs an id, and whether the call is approved.")
-    asked = parse_approval_id(approval_id)
-    if asked is not None and asked[0] not in logs:
-        logs[asked[0]] = await _snapshot(request, chat, asked[0])
-    call = None if asked is None else _waiting(logs[asked[0]], asked[1])
-    if call is None:
+    question = parse_approval_id(approval_id)
+    if question is not None and question.stream_id not in logs:
+        logs[question.stream_id] = await _log(request, chat, question.stream_id)
+    log = None if question is None else logs[question.stream_id]
+    asked = None if log is None or question is None else log.find(question)
+    if asked is not None and asked.is_over:
+        raise IdempotencyConflict(ANSWERED_BEFORE)
+    call = None if log is None or asked is None else log.open_call(asked.call_id)
+    if call is None or asked is None:
         raise InvalidRequest(f"No answer of this chat waits for the approval {approval_id!r:.120}.")
-    return Answered(approval_id, call_id, approved, call["name"] or "", _arguments(call), reason)
+    return Answered(approval_id, call_id, approved, call["name"] or "", _arguments(call), reason, asked)
 
 
 def _require_distinct(parts: Sequence[dict[str, Any]], responded: Sequence[dict[str, Any]]) -> None:
@@ -128,22 +174,51 @@ def _require_distinct(parts: Sequence[dict[str, Any]], responded: Sequence[dict[
     ids = [str(part["approval"].get("id")) for part in responded if isinstance(part.get("approval"), dict)]
     calls = [part.get("toolCallId") for part in parts]
     if len(set(ids)) < len(ids) or any(calls.count(part.get("toolCallId")) > 1 for part in responded):
-        raise InvalidRequest("A message can answer each approval, and hold the call that waits for it, only once.")
+        raise InvalidRequest(_TWICE)
 
 
-def _waiting(snapshot: Snapshot | None, call_id: str) -> ToolCall | None:
-    """Return a call that waits for the user's answer and has no result; None if there is no such call."""
-    if snapshot is None or call_id not in {event["id"] for event in snapshot.tool_approvals}:
-        return None
-    if call_id in {result["id"] for result in snapshot.tool_results}:
-        return None
-    calls = (call for index, call in enumerate(snapshot.tool_calls) if (call["id"] or f"call_{index}") == call_id)
-    call = next(calls, None)
-    return call if call is not None and _is_json(call) else None
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """What a stream has asked. `questions` has the number of the newest question about each call."""
+
+    stream: Stream
+    snapshot: Snapshot
+    questions: Mapping[str, int]
+    waits: Sequence[int]
+    resumed: int
+
+    @classmethod
+    def of(cls, content: Content) -> Self:
+        questions: dict[str, int] = {}
+        waits = []
+        resumed = 0
+        for seq, line in enumerate(content.lines, 1):
+            if line.startswith(_QUESTION):
+                questions[orjson.loads(line)["id"]] = seq
+            elif line.startswith(_WAITING):
+                waits.append(seq)
+            elif line.startswith(_RESUMED):
+                resumed = seq
+            elif line.startswith(_RESET):
+                questions, resumed = {}, seq
+        return cls(content.stream, Snapshot.of(content.lines, content.last_seq), questions, waits, resumed)
+
+    def find(self, question: Question) -> Asked | None:
+        """Return a question; None if it was not asked, or the same was asked again later."""
+        found = [(seq, call) for call, seq in self.questions.items() if seq == question.seq or call == question.call_id]
+        return Asked(self.stream, *found[0], self.waits, self.resumed) if found else None
+
+    def open_call(self, call_id: str) -> ToolCall | None:
+        """Return a call that has no result; None if there is no such call."""
+        if call_id in {result["id"] for result in self.snapshot.tool_results}:
+            return None
+        named = enumerate(self.snapshot.tool_calls)
+        call = next((call for index, call in named if (call["id"] or f"call_{index}") == call_id), None)
+        return call if call is not None and _is_json(call) else None
 
 
-async def _snapshot(request: Request, chat: str | None, stream_id: UUID) -> Snapshot | None:
-    """Read an answer of a chat; None if it no longer exists."""
+async def _log(request: Request, chat: str | None, stream_id: UUID) -> _Log | None:
+    """Read the log of a stream of a chat; None if it no longer exists."""
     try:
         async with translated(pod_of(request).pool):
             stream = await found(request, stream_id)
@@ -152,7 +227,7 @@ async def _snapshot(request: Request, chat: str | None, stream_id: UUID) -> Snap
             content = await actions.read(request, stream_id)
     except (StreamNotFound, StreamExpired, LogDamaged, RawContent):
         return None
-    return await asyncio.to_thread(Snapshot.of, content.lines, content.last_seq)
+    return await asyncio.to_thread(_Log.of, content)
 
 
 def _arguments(call: ToolCall) -> Any:

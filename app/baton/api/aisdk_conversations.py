@@ -27,6 +27,7 @@ from ..dialects.aisdk_page import parts_of
 from ..errors import GenerationError, LogDamaged
 from ..generators import conversation as forms
 from ..pod.request_bodies import LARGE_BYTES
+from .models import metadata_alternatives
 
 Json = dict[str, Any]
 
@@ -111,7 +112,7 @@ async def newest(connection: Connection, tenant: str, chat: str) -> tuple[Stream
 
     If thousands of streams have the chat's id, only the newest of them are searched.
     """
-    wanted = StreamFilter(tenant, metadata=[{"chat": chat}])
+    wanted = StreamFilter(tenant, metadata=metadata_alternatives({"chat": chat}))
     looked_at = 0
     for _ in range(_PAGES):
         page = await stream_lists.find(connection, wanted, 1)
@@ -135,7 +136,7 @@ async def read(pool: Pool, stream: Stream, before_large: Callable[[int], Awaitab
     """
     asked = await streams.read_input(pool, stream.id, large_bytes=LARGE_BYTES, before_large=before_large)
     beside = await streams.read_continuation(pool, stream.id)
-    batches = await _whole_log(pool, stream.id)
+    batches = await whole_log(pool, stream.id)
     return await asyncio.to_thread(_joined, stream, asked, beside, batches)
 
 
@@ -157,6 +158,11 @@ def stream_of(message_id: str | None) -> UUID | None:
     return stream_id if stream_id.version == 7 else None
 
 
+def id_on_page(stream_id: UUID) -> str:
+    """Return the id that a page gives the answer of a stream."""
+    return f"{_MESSAGE}{stream_id.hex}"
+
+
 def beside_input(places: Sequence[Place], digest: str | None = None) -> Json:
     """Return what to store beside an input, for `read`."""
     return {"places": [[place.id, place.start] for place in places], "digest": digest}
@@ -165,7 +171,12 @@ def beside_input(places: Sequence[Place], digest: str | None = None) -> Json:
 _MESSAGE: Final = "msg_"
 
 
-async def _whole_log(pool: Pool, stream_id: UUID) -> list[Batch]:
+async def whole_log(pool: Pool, stream_id: UUID) -> list[Batch]:
+    """Read the log of a stream that has ended.
+
+    Raises:
+        LogDamaged: events are missing, or the stream was erased meanwhile.
+    """
     batches: list[Batch] = []
     cursor = 0
     async for page in event_log.pages(pool, stream_id):
@@ -181,7 +192,7 @@ async def _whole_log(pool: Pool, stream_id: UUID) -> list[Batch]:
 
 def _joined(stream: Stream, asked: Any, beside: Mapping[str, Any], batches: Sequence[Batch]) -> Conversation:
     """Append the answer to its input; it replaces the message that it continues."""
-    messages = forms.messages(_conversation_of(asked))
+    messages = forms.messages(conversation_of(asked))
     if not messages:
         raise GenerationError("invalid_input", "The newest stream of the chat was created without messages.")
     places = [Place(*place) for place in beside.get("places", ())]
@@ -190,13 +201,14 @@ def _joined(stream: Stream, asked: Any, beside: Mapping[str, Any], batches: Sequ
         answer = places.pop()
         messages = messages[: answer.start]
     else:
-        message, answer = None, Place(f"{_MESSAGE}{stream.id.hex}", len(messages))
+        message, answer = None, Place(id_on_page(stream.id), len(messages))
     parts = parts_of(stream.id, batches, None if message is None else Earlier.of(message))
     messages += forms.messages([{"role": "assistant", "parts": parts}])
     return Conversation(stream, messages, [*places, answer], beside.get("digest"))
 
 
-def _conversation_of(asked: Any) -> Any:
+def conversation_of(asked: Any) -> Any:
+    """Return the part of an input that is the conversation."""
     return {name: asked[name] for name in _CONVERSATION if name in asked} if isinstance(asked, dict) else asked
 
 

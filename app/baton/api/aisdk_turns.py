@@ -96,7 +96,7 @@ async def continued(request: Request, turn: Turn) -> Continued:
         beside = await streams.read_continuation(pod_of(request).pool, stream.id)
         if _is_repeated(turn, stream, beside.get("digest")):
             return Continued(repeated=stream)
-        stream = await _stopped(request, stream)
+        stream = await stopped(request, stream)
         conversation = await _read(request, stream)
         return await _added(request, turn, conversation)
 
@@ -148,8 +148,13 @@ def _is_repeated(turn: Turn, stream: Stream, digest: str | None) -> bool:
     return not stream.ended if turn.role != "assistant" else stream.status in _REUSED
 
 
-async def _stopped(request: Request, stream: Stream) -> Stream:
-    """Wait for the end of an answer that was asked to stop."""
+async def stopped(request: Request, stream: Stream) -> Stream:
+    """Wait for the end of an answer that was asked to stop.
+
+    Raises:
+        AnswerRunning: it has not ended.
+        ConversationGone: it was erased meanwhile.
+    """
     if stream.ended:
         return stream
     pauses = iter(_STOPPING_SECONDS)
@@ -157,13 +162,19 @@ async def _stopped(request: Request, stream: Stream) -> Stream:
         while not stream.ended:
             pause = next(pauses, None)
             if stream.cancel_requested_at is None or pause is None:
-                raise AnswerRunning(f"The answer {stream.id} of this chat still runs. Wait for its end, or stop it.")
+                raise AnswerRunning(_running(stream))
             await asyncio.sleep(pause)
             found = await streams.get(pod_of(request).pool, stream.id)
             if found is None:
                 raise ConversationGone("The last answer of this chat was erased.")
             stream = found
     return stream
+
+
+def _running(stream: Stream) -> str:
+    if stream.status == "waiting":
+        return f"The answer {stream.id} of this chat waits for an answer to its question. Answer it, or stop it."
+    return f"The answer {stream.id} of this chat still runs. Wait for its end, or stop it."
 
 
 async def _read(request: Request, stream: Stream) -> Conversation:
@@ -230,6 +241,11 @@ async def _not_stored(request: Request, message_id: str | None) -> ConversationG
     return ConversationGone(f"The message {message_id!r:.120} is not stored. {why}")
 
 
-def _key(request: Request, basis: str, turn: Turn) -> IdempotencyKey:
+def successor_key(request: Request, basis: str, digest: str) -> IdempotencyKey:
+    """Return the key of what follows a stream, so that only one stream does. `basis` names what it follows."""
     name = hashlib.sha256(basis.encode(errors="surrogatepass")).hexdigest()
-    return IdempotencyKey(_KEY_PREFIX + name, bytes.fromhex(turn.digest), key_lifetime_seconds(request))
+    return IdempotencyKey(_KEY_PREFIX + name, bytes.fromhex(digest), key_lifetime_seconds(request))
+
+
+def _key(request: Request, basis: str, turn: Turn) -> IdempotencyKey:
+    return successor_key(request, basis, turn.digest)

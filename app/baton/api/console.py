@@ -23,7 +23,6 @@ from ..version import __version__
 from . import pages, problems
 from .console_content import (
     ConsolePage,
-    LiveContent,
     OverviewContent,
     QueueContent,
     Surroundings,
@@ -44,7 +43,7 @@ FILES: Final = frozenset(
     (
         *("answer.js", "baton.css", "baton-stream.js", "chart.js", "console.js", "dom.js", "follow.js", "icon.svg"),
         *("markdown.js", "markdown_nodes.js", "marked.js", "marked.LICENSE.md"),
-        *("process.js", "scrolling.js", "stream.js"),
+        *("process.js", "scrolling.js", "stream.js", "waiting.js"),
     )
 )
 
@@ -124,16 +123,21 @@ async def list_streams(request: Request) -> AsgiResponse:
 
 async def _read_overview(pod: Pod, tenant: str) -> Surroundings:
     async with translated(pod.pool), pod.pool.acquire() as connection:
-        queued, oldest_seconds = await pod.queue_state(connection)
-        waiting, running = await stream_lists.live_counts(connection, tenant)
+        queue = (await pod.queue_state(connection)).total
+        live = await stream_lists.live_counts(connection, tenant)
         workers = [worker_content(pod, item) for item in await worker_rows.list_all(connection)]
         alive = any(worker["alive"] for worker in workers)
         return {
-            "live": LiveContent(queued=waiting, running=running, counted_up_to=stream_lists.MAX_SCANNED),
-            "queue": QueueContent(streams=queued, oldest_seconds=oldest_seconds),
+            "live": {
+                "queued": live.queued,
+                "waiting": live.waiting,
+                "running": live.running,
+                "counted_up_to": stream_lists.MAX_SCANNED,
+            },
+            "queue": QueueContent(streams=queue.streams, oldest_seconds=queue.oldest_seconds),
             "pods": [pod_content(pod, item) for item in await pod_rows.list_all(connection)],
             "workers": workers,
-            "needs_worker": alive or queued > 0 or await worker_rows.are_needed(connection),
+            "needs_worker": alive or queue.streams > 0 or await worker_rows.are_needed(connection),
         }
 
 

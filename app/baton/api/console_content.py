@@ -17,7 +17,7 @@ from ..outcome import TimingsContent
 from ..pod.cluster_sampler import Point
 from ..pod.pod import Pod
 from ..principal import AuthScope
-from .stream_content import AnsweredBy, StreamError, answered_by, timings
+from .stream_content import AnsweredBy, StreamError, WaitContent, answered_by, timings, wait
 
 # A pod that has not updated its row for this many intervals counts as dead. Its viewers stop counting sooner: the
 # viewers of a dead pod reconnect at once, and would count twice.
@@ -70,9 +70,13 @@ class PointContent(TypedDict):
 
 
 class LiveContent(TypedDict):
-    """How many streams of the caller's tenant are queued, and running or open. Counting stops at `counted_up_to`."""
+    """How many streams of the caller's tenant are queued, waiting for an input, and running or open.
+
+    Counting stops at `counted_up_to`.
+    """
 
     queued: int
+    waiting: int
     running: int
     counted_up_to: int
 
@@ -133,7 +137,8 @@ class ConsoleExternal(TypedDict):
 class ConsoleStream(TypedDict):
     """State and numbers of a stream.
 
-    `run`: how often a worker has started it. `interruption`: why the worker before gave it back or lost it.
+    `run`: how often a worker has started it. `interruption`: why the worker before gave it back or lost it, or why its
+    wait ended. `waiting`: since when and until when it waits; what for is the generator's, so it is not here.
     `time_to_first_token_seconds`: null before the first token. `events`: the number of the newest event. `viewers`:
     null if the stream is too old. `silent_seconds`: how long its generator has yielded nothing; null if that is short.
     `external`: null for streams of generators.
@@ -149,6 +154,7 @@ class ConsoleStream(TypedDict):
     run: int
     attempts: int
     interruption: str | None
+    waiting: WaitContent | None
     finish_reason: str | None
     error: ConsoleError | None
     usage: dict[str, Any] | None
@@ -190,6 +196,7 @@ def stream_content(
         "run": item.run,
         "attempts": item.attempts,
         "interruption": item.interruption,
+        "waiting": wait(item),
         "finish_reason": item.finish_reason,
         "error": _error(item, errors_page),
         "usage": None if item.usage is None else dict(item.usage),

@@ -14,7 +14,7 @@ from ..dialects.chat import Head
 from ..dialects.openai import ErrorContent
 from ..events import FinalStatus
 from ..outcome import TimingsContent
-from ..snapshot import ToolCall
+from ..snapshot import ToolCall, Waiting
 from ..usage import AttemptUsage
 from .stream_content import StreamError
 
@@ -70,13 +70,28 @@ class UsageEvent(TypedDict):
 
 
 _REASON: Final = (
-    "`worker_lost`: its worker died. `worker_left`: its worker was deployed or stopped. Later releases may add reasons."
+    "`worker_lost`: its worker died. `worker_left`: its worker was deployed or stopped. After `waiting`: `input`, or "
+    "`deadline`, when no input came in time. Later releases may add reasons."
 )
 _RESET_REASON: Final = f"{_REASON} `output_differs`: the answer could not be continued as it began."
 
 
+# `for` is a keyword of Python.
+WaitingEvent = TypedDict(
+    "WaitingEvent",
+    {
+        "type": Literal["waiting"],
+        "for": Annotated[Any, Field(description="What the generator gave: any JSON.")],
+        "until": Annotated[str | None, Field(json_schema_extra={"format": "date-time"})],
+    },
+)
+WaitingEvent.__doc__ = (
+    "The stream waits for an input, without a worker, until this time at most. Then `resumed` follows, or `done`."
+)
+
+
 class ResumedEvent(TypedDict):
-    """Another worker continues the answer where it is. What came before still counts. `run` counts the starts."""
+    """A worker continues the answer where it is. What came before still counts. `run` counts the starts."""
 
     type: Literal["resumed"]
     run: int
@@ -108,6 +123,7 @@ class SnapshotEvent(TypedDict):
     tool_results: NotRequired[list[dict[str, Any]]]
     tool_approvals: NotRequired[list[dict[str, Any]]]
     usage: NotRequired[dict[str, Any]]
+    waiting: NotRequired[Waiting]
 
 
 class DoneEvent(TypedDict):
@@ -139,6 +155,7 @@ Event = TypeAliasType(
         | ToolResultEvent
         | ToolApprovalEvent
         | UsageEvent
+        | WaitingEvent
         | ResumedEvent
         | ResetEvent
         | CustomEvent

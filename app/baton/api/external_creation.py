@@ -24,11 +24,26 @@ logger = logging.getLogger(__name__)
 
 
 def new_stream(
-    request: Request, limits: Limits, content: Any = None, metadata: Mapping[str, Any] | None = None
+    request: Request,
+    limits: Limits,
+    content: Any = None,
+    metadata: Mapping[str, Any] | None = None,
+    webhook: str | None = None,
 ) -> NewStream:
-    """Return what a new open stream of the caller's tenant has in common with any stream. `content` is its input."""
-    tenant = principal_of(request).tenant
-    return NewStream(external_streams.GENERATOR, content, metadata or {}, "fail", tenant=tenant, limits=limits)
+    """Return what a new open stream of the caller's tenant has in common with any stream. `content` is its input.
+
+    Raises:
+        InvalidRequest: its webhook may not be called.
+    """
+    return NewStream(
+        external_streams.GENERATOR,
+        content,
+        metadata or {},
+        "fail",
+        tenant=principal_of(request).tenant,
+        limits=limits,
+        webhook=actions.webhook_of(pod_of(request), webhook),
+    )
 
 
 async def create(

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Literal
 from uuid import UUID
 
 from starlette.requests import Request
 
+from ..db import streams
+from ..db.postgres import translated
 from ..dialects.protocol import Reader
 from ..errors import OldProtocol, StreamNotFound, Unauthenticated, Unavailable
 from ..observability import log_context
 from ..pod.event_stream import EventStream
+from ..pod.pod import Pod
 from ..pod.subscriber import Subscriber
 from .admission import LEAVING
 from .request import damaged, pod_of, principal_of, stream_headers
@@ -77,6 +81,7 @@ def event_stream(request: Request, subscriber: Subscriber, reader: Reader[Any], 
         reconnect_milliseconds=pod.settings.reconnect_milliseconds,
         headers=headers,
         admitted=lambda: pod.gate.admits(principal),
+        waits=functools.partial(_waits, pod, subscriber.relay.stream_id),
         **options,
     )
 
@@ -90,7 +95,7 @@ async def wait_for_end(
 
     Raises:
         LogDamaged, StreamExpired, StreamNotFound, Unavailable: the stream cannot be watched.
-        Unauthenticated: the API key was revoked or has expired during the wait.
+        Unauthenticated: the API key was revoked, or the session has ended, during the wait.
     """
     pod = pod_of(request)
     subscriber = await _join(request, stream_id, 0, views=views)
@@ -118,7 +123,7 @@ async def wait_for_events(request: Request, subscriber: Subscriber, seconds: flo
 
     Raises:
         LogDamaged: the log has a gap.
-        Unauthenticated: the API key was revoked or has expired during the wait.
+        Unauthenticated: the API key was revoked, or the session has ended, during the wait.
     """
     pod, relay = pod_of(request), subscriber.relay
     with contextlib.suppress(TimeoutError):
@@ -129,6 +134,42 @@ async def wait_for_events(request: Request, subscriber: Subscriber, seconds: flo
     if relay.damaged:
         raise damaged(relay.stream_id)
     _require_admitted(request)
+
+
+@contextlib.asynccontextmanager
+async def awaiting_inputs(request: Request, stream_id: UUID) -> AsyncIterator[Callable[[float], Awaitable[bool]]]:
+    """Yield a function that waits so many seconds, or until the stream may have a new input.
+
+    It returns False if no other wait makes sense: the stream has ended, or the client or the pod leaves. It raises what
+    `wait_for_end` raises. The client is no viewer.
+
+    Raises:
+        LogDamaged, PodFull, StreamExpired, StreamNotFound, TooManySubscribers, Unavailable: see `subscribe`.
+    """
+    pod = pod_of(request)
+    subscriber = await _join(request, stream_id, 0, views=False)
+    relay = subscriber.relay
+    try:
+        async with _watched_client(request, subscriber) as client:
+            with pod.input_hints.waiting(stream_id, subscriber) as hint:
+
+                def over() -> bool:
+                    return relay.ended or relay.over or pod.draining or client.done()
+
+                async def wait(seconds: float) -> bool:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(seconds):
+                            while not (hint.given or over()):
+                                await subscriber.wait_for_more()
+                    hint.take()
+                    if relay.damaged:
+                        raise damaged(stream_id)
+                    _require_admitted(request)
+                    return not over()
+
+                yield wait
+    finally:
+        pod.relays.unsubscribe(subscriber)
 
 
 @contextlib.asynccontextmanager
@@ -145,7 +186,7 @@ async def _watched_client(request: Request, subscriber: Subscriber) -> AsyncIter
 
 def _require_admitted(request: Request) -> None:
     if not pod_of(request).gate.admits(principal_of(request)):
-        raise Unauthenticated("The API key was revoked or has expired. Use another one.")
+        raise Unauthenticated("The credential was revoked or has expired. Use another one.")
 
 
 def _refuse_if_leaving(request: Request) -> None:
@@ -168,6 +209,17 @@ async def _join(request: Request, stream_id: UUID, cursor: int, *, views: bool =
         relays.unsubscribe(subscriber)
         raise
     return subscriber
+
+
+async def _waits(pod: Pod, stream_id: UUID) -> bool:
+    """Whether a stream waits for people.
+
+    Raises:
+        TooManyQueries, Unavailable: it cannot be read.
+    """
+    async with translated(pod.pool):
+        stream = await streams.get(pod.pool, stream_id)
+    return stream is not None and stream.status == "waiting"
 
 
 async def _left(request: Request) -> None:

@@ -6,40 +6,63 @@ import itertools
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 from uuid import UUID
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from .. import webhook_addresses
 from ..auth.tokens import Wish
 from ..db.external_streams import GENERATOR as EXTERNAL
 from ..errors import InvalidRequest
-from ..events import Status
+from ..events import MAX_SEQ, Status
 from ..principal import View
-from .validation import Finite, Items, Name, Seconds, Text, at_most, storable
+from .validation import Finite, Items, JsonValue, Moment, Name, Seconds, Text, at_most, storable
 
 MAX_WAIT_SECONDS = 60
+MAX_START_DAYS = 7
+Priority: TypeAlias = Literal["low", "normal", "high"]
 _MAX_METADATA_FILTERS = 4
 _ON_WORKER_LOST = (
     "What happens if the stream's worker dies or is stopped. `continue`: another worker continues the answer if the "
     "generator can, and starts it again otherwise; or it fails, if it was created in a dialect that cannot say that an "
     "answer starts again. `retry`: another worker starts it again. `fail`: it fails."
 )
+_WEBHOOK = (
+    "The URL that is called once the stream has ended, by Standard Webhooks. The service calls only hosts that its "
+    "operator has listed."
+)
 _FILTER = re.compile(r"metadata(?:\.(.*)|\[(.*)\])", re.DOTALL)
 
 
 class TokenOptions(BaseModel):
-    """What a stream's token allows. Without a field, it allows as much as the caller may do, but never `produce`."""
+    """What a stream's token allows.
+
+    Without a field, it allows as much as the caller may do, but never `produce` and `input`.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    scopes: Annotated[Items[Literal["read", "cancel", "produce"]], Field(min_length=1)] | None = None
+    scopes: Annotated[Items[Literal["read", "cancel", "produce", "input"]], Field(min_length=1)] | None = None
     view: View | None = None
 
     def wish(self) -> Wish:
         """Return these options in the form that signing a token takes."""
         return Wish(None if self.scopes is None else frozenset(self.scopes), self.view)
+
+
+def _callable(value: str | None) -> str | None:
+    if value is not None:
+        webhook_addresses.origin_of(value)
+    return value
+
+
+Webhook = Annotated[
+    str,
+    Field(max_length=webhook_addresses.MAX_CHARACTERS, description=_WEBHOOK),
+    AfterValidator(_callable),
+]
 
 
 class CreateStream(BaseModel):
@@ -57,6 +80,15 @@ class CreateStream(BaseModel):
     idle_timeout_seconds: Seconds | None = None
     queue_timeout_seconds: Seconds | None = None
     cancel_when_unwatched_seconds: Seconds | None = None
+    priority: Priority = Field(
+        "normal",
+        description="How soon its turn comes while streams wait for a worker: a `high` stream of a tenant counts an "
+        "eighth of a `normal` one, and a `low` one eight times as much.",
+    )
+    start_after: Moment | None = Field(
+        None, description=f"No worker starts it before this time: at most {MAX_START_DAYS} days ahead."
+    )
+    webhook: Webhook | None = None
     token: TokenOptions = Field(default_factory=TokenOptions)
 
     @field_validator("input", "metadata")
@@ -81,6 +113,7 @@ class CreateExternal(BaseModel):
     max_duration_seconds: Seconds | None = None
     idle_timeout_seconds: Annotated[Seconds, Field(ge=10)] | None = None
     cancel_when_unwatched_seconds: Seconds | None = None
+    webhook: Webhook | None = None
     token: TokenOptions = Field(default_factory=TokenOptions)
 
     @field_validator("input", "metadata")
@@ -113,6 +146,30 @@ class GetStream(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    wait: float = Field(0, ge=0, le=MAX_WAIT_SECONDS, allow_inf_nan=False)
+
+
+class SendInput(BaseModel):
+    """The body of `POST /v1/streams/{id}/inputs`. `data` is any JSON but null: what the generator receives."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    data: JsonValue
+
+    @field_validator("data")
+    @classmethod
+    def _can_be_written(cls, value: Any) -> Any:
+        if value is None:
+            raise ValueError("it is null, which stands for no input")
+        return storable(value)
+
+
+class ReadInputs(BaseModel):
+    """The query of `GET /v1/streams/{id}/inputs`: after which number, and how many seconds to wait for the next one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    after: int = Field(0, ge=0, le=MAX_SEQ)
     wait: float = Field(0, ge=0, le=MAX_WAIT_SECONDS, allow_inf_nan=False)
 
 

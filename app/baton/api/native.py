@@ -290,7 +290,7 @@ async def _create_external(request: Request, wanted: CreateExternal, body: bytes
     creation = wanted.as_stream()
     actions.require_input_size(request, creation.input)
     limits = actions.limits_of(pod_of(request), creation)
-    new = external_creation.new_stream(request, limits, creation.input, creation.metadata)
+    new = external_creation.new_stream(request, limits, creation.input, creation.metadata, creation.webhook)
     stream, _, created = await external_creation.create(
         request, NewExternal(new, "events", content_types.EVENTS), idempotency_key(request, body)
     )

@@ -9,21 +9,18 @@ from uuid import UUID
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..db import external_streams
 from ..db.postgres import translated
 from ..db.streams import Stream
 from ..errors import InvalidRequest, PodFull, TooManySubscribers
+from . import signs_of_life
 from .following import wait_for_end
 from .models import GetStream
 from .native_events import PATH
 from .refusals import WHOLE
-from .request import AsgiResponse, common_headers, found, json_answer, parse_stream_id, pod_of, principal_of, query_of
+from .request import AsgiResponse, common_headers, found, json_answer, parse_stream_id, pod_of, query_of
 from .routing import JSON, Returns, Routes
 from .stream_content import StreamEnd, describe_end
 from .validation import validated
-
-# How often a held request counts as a sign of life, unless the pod's timeout is shorter than a few of these.
-SIGN_OF_LIFE_SECONDS: Final = 3.0
 
 ROUTES: Final = Routes("streams", path=PATH)
 
@@ -61,22 +58,13 @@ async def _awaited(request: Request, stream_id: UUID, seconds: float) -> Stream:
     while True:
         async with translated(pod_of(request).pool):
             stream = await found(request, stream_id)
-            produces = _is_producer(request, stream)
-            if produces:
-                await external_streams.hear(pod_of(request).pool, stream_id)
+            await signs_of_life.note(request, stream)
         left_seconds = due_at - clock.time()
         if stream.ended or left_seconds <= 0:
             return stream
-        if produces:
-            left_seconds = min(left_seconds, _interval_seconds(request))
+        interval_seconds = signs_of_life.interval_seconds(request, stream)
+        if interval_seconds is not None:
+            left_seconds = min(left_seconds, interval_seconds)
         waited = await wait_for_end(request, stream_id, left_seconds, views=False)
         if waited in {"client left", "pod left"}:
             return stream
-
-
-def _is_producer(request: Request, stream: Stream) -> bool:
-    return stream.status == "open" and "produce" in principal_of(request).scopes
-
-
-def _interval_seconds(request: Request) -> float:
-    return min(SIGN_OF_LIFE_SECONDS, pod_of(request).settings.idle_timeout_seconds / 3)

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Final, NoReturn
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
 
+from ..db.stream_creation import IdempotencyKey
 from ..db.streams import Stream
 from ..dialects.protocol import Dialect, Encoded
 from ..dialects.responses import response_id
-from ..errors import PassingError, StillRunning, UnknownGenerator, UnknownModel
+from ..errors import (
+    AnswerRunning,
+    IdempotencyConflict,
+    PassingError,
+    StillRunning,
+    UnknownGenerator,
+    UnknownModel,
+)
 from . import actions, opening
+from .aisdk_conversations import beside_input
 from .models import CreateStream
 from .opening import Opening
-from .request import AsgiResponse
+from .request import AsgiResponse, idempotency_key
+from .responses_conversations import Past, items_of
 from .validation import Name, Text, at_most, storable
-
-# Fields about the request itself, which the generator does not get.
-_NOT_FOR_GENERATORS: Final = frozenset({"background", "metadata", "store", "stream"})
 
 
 class Creation(BaseModel):
     """What Baton reads of the body that creates something. The rest is for the generator."""
 
     model_config = ConfigDict(extra="allow")
+    # Fields about the request itself, which the generator does not get.
+    kept_back: ClassVar[frozenset[str]] = frozenset({"background", "metadata", "store", "stream"})
 
     model: Name | None = None
     stream: bool | None = False
@@ -37,19 +47,34 @@ class Creation(BaseModel):
         return storable(content)
 
 
-async def create(request: Request, wanted: Creation, body: bytes) -> Stream:
-    """Queue a stream for a request; its `model` names the generator.
+async def create(request: Request, wanted: Creation, body: bytes, past: Past | None = None) -> Stream:
+    """Queue a stream for a request; its `model` names the generator. `past` is the conversation that it continues.
 
     Raises:
+        AnswerRunning: another request continued the conversation first.
         UnknownModel: no generator has that name.
         CreateRateLimited, IdempotencyConflict, InvalidRequest, TooManyStreams, Unavailable: see `actions.create`.
     """
-    given = wanted.model_dump(exclude_unset=True, exclude=set(_NOT_FOR_GENERATORS))
-    native = CreateStream(generator=wanted.model, input=given, metadata=dict(wanted.metadata or {}))
+    given = wanted.model_dump(exclude_unset=True, exclude=set(wanted.kept_back))
+    metadata: dict[str, Any] = dict(wanted.metadata or {})
+    beside = None if past is None else past.beside
+    if past is not None:
+        given["input"] = [*past.items, *items_of(given["input"])] if past.items else given["input"]
+        metadata = ({} if past.chat is None else {"chat": past.chat}) | metadata
+    elif "chat" in metadata:
+        # These requests hold the whole conversation.
+        beside = beside_input(())
+    native = CreateStream(generator=wanted.model, input=given, metadata=metadata)
     # There is no way to ask a client of OpenAI's to discard what it has.
-    new = actions.new_stream(request, native, can_reset=False)
+    new = actions.new_stream(request, native, can_reset=False, continuation=beside)
+    own = idempotency_key(request, body)
+    key = None if past is None or past.key is None else _keys(own, past.key)
     try:
-        stream, _ = await actions.create(request, new, body)
+        stream, _ = await actions.create(request, new, body, key)
+    except IdempotencyConflict:
+        if key is None or own is not None:
+            raise
+        raise AnswerRunning(key.conflict) from None
     except UnknownGenerator as error:
         raise UnknownModel(
             f"There is no model called {new.generator!r:.80}.",
@@ -82,3 +107,11 @@ async def follow_created(
 def still_running(stream: Stream) -> StillRunning:
     """Return the error that says where to retrieve the answer."""
     return StillRunning(f"The answer continues, but cannot be sent just now. Retrieve it as {response_id(stream.id)}.")
+
+
+def _keys(own: IdempotencyKey | None, successor: IdempotencyKey) -> IdempotencyKey:
+    """Return the key of a stream that continues a chat; the client's own key, if it has sent one, names it too."""
+    other = "Another request continued this conversation at the same time. Wait for its answer."
+    if own is None:
+        return replace(successor, conflict=other)
+    return replace(own, also=(successor.key,), conflict=f"{own.conflict} Or: {other}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, NotRequired
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,13 +21,17 @@ class Health(TypedDict):
 
 
 class Readiness(TypedDict):
-    """Whether clients should be sent to this pod. `disk_full`: the database's disk is full; pods still send."""
+    """Whether clients should be sent to this pod. `disk_full`: the database's disk is full; pods still send.
+
+    `worker`: the state of the worker in the pod's process, if there is one.
+    """
 
     status: Literal["ready", "not ready"]
     draining: bool
     full: bool
     disk_full: bool
     listener: str
+    worker: NotRequired[Literal["ready", "not ready"]]
 
 
 ROUTES: Final = Routes("platform")
@@ -60,6 +64,8 @@ async def readyz(request: Request) -> AsgiResponse:
         "disk_full": pod.disk_full,
         "listener": pod.listener.state.value,
     }
+    if pod.companion is not None:
+        state["worker"] = "ready" if pod.companion.ready else "not ready"
     return json_answer(request, state, status=200 if pod.ready else 503)
 
 
@@ -74,4 +80,4 @@ async def readyz(request: Request) -> AsgiResponse:
 async def metrics(request: Request) -> AsgiResponse:
     """Return the metrics in Prometheus' text format."""
     pod = pod_of(request)
-    return Response(pod.metrics.render(), media_type="text/plain; version=0.0.4", headers=common_headers(request))
+    return Response(pod.render_metrics(), media_type="text/plain; version=0.0.4", headers=common_headers(request))

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Final, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 from starlette.requests import Request
 from typing_extensions import TypedDict
 
+from ..db import streams
 from ..db.postgres import translated
 from ..db.streams import Stream
 from ..dialects.protocol import Encoded
 from ..dialects.responses import RESPONSES, response_id, response_of
 from ..dialects.responses_writer import ResponseState
 from ..errors import (
+    AnswerRunning,
+    ConversationGone,
     InvalidRequest,
     PassingError,
+    PreviousResponseNotFound,
     RequestMemoryFull,
     ReservedGenerator,
     StillRunning,
@@ -34,17 +39,13 @@ from .parameters import IDEMPOTENCY_KEY
 from .refusals import CREATING, FOLLOWING, JOINING, STREAM, WHOLE
 from .request import AsgiResponse, found, json_answer, parse_stream_id, pod_of, query_of
 from .request_body import parse_json, read_body, read_input, release_body
+from .responses_conversations import PREVIOUS, Past, after_conversation, after_response, items_of
 from .routing import EVENTS, JSON, Returns, Routes
 from .validation import validated
 
 # How long a cancel waits for the generator, so that its answer can say that it has stopped.
 _CANCEL_SECONDS: Final = 5
 
-_UNSUPPORTED: Final = {
-    "conversation": "send the whole conversation as `input`",
-    "previous_response_id": "send the whole conversation as `input`",
-    "prompt": "send the text itself as `input`",
-}
 _EVENTS: Final = "The events of OpenAI's Responses API."
 _INPUT: Final = {
     "anyOf": [
@@ -54,11 +55,29 @@ _INPUT: Final = {
 }
 
 
+ConversationId = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00]*$")]
+
+
+class ConversationParam(BaseModel):
+    """A conversation, as OpenAI's clients may write it."""
+
+    id: ConversationId
+
+
 class CreateResponse(Creation):
-    """The body of `POST /v1/responses`."""
+    """The body of `POST /v1/responses`.
+
+    With `previous_response_id` or `conversation`, the generator gets what was said before, followed by `input`.
+    """
+
+    kept_back: ClassVar = Creation.kept_back | {"conversation", PREVIOUS}
 
     input: Annotated[Any, WithJsonSchema(_INPUT)]
     background: bool | None = False
+    previous_response_id: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    conversation: ConversationId | ConversationParam | None = Field(
+        None, description="A chat: `metadata.chat` of its streams. It begins with the first Response that names it."
+    )
 
     @field_validator("input")
     @classmethod
@@ -67,6 +86,12 @@ class CreateResponse(Creation):
         if not value or not (isinstance(value, str) or items):
             raise ValueError("it must be a text or a list of items, and not empty")
         return value
+
+    @property
+    def chat(self) -> str | None:
+        """The id of the conversation to continue."""
+        named = self.conversation
+        return named.id if isinstance(named, ConversationParam) else named
 
 
 class ResponseContent(TypedDict):
@@ -131,7 +156,16 @@ ROUTES: Final = Routes(
     "/v1/responses",
     "create",
     {200: Returns("The Response.", {JSON: ResponseContent})},
-    refusals=(*CREATING, *JOINING, UnknownModel, ReservedGenerator, StillRunning),
+    refusals=(
+        *CREATING,
+        *JOINING,
+        UnknownModel,
+        ReservedGenerator,
+        StillRunning,
+        AnswerRunning,
+        ConversationGone,
+        PreviousResponseNotFound,
+    ),
     body=CreateResponse,
     parameters=(IDEMPOTENCY_KEY,),
     others={'"stream": true': {200: Returns(_EVENTS, {EVENTS: ResponseEvent})}},
@@ -168,7 +202,7 @@ async def retrieve_response(request: Request) -> AsgiResponse:
         return await _answer(request, stream_id)
     async with translated(pod_of(request).pool):
         stream = await found(request, stream_id)
-        given = await read_input(request, stream_id)
+        given = await _asked(request, stream)
     after = 0 if query.starting_after is None else query.starting_after + 1
     begin = Opening(dialect=RESPONSES, begun=RESPONSES.begin(stream, given, after), after=after)
     return await opening.follow(request, stream_id, begin)
@@ -220,23 +254,33 @@ async def list_input_items(request: Request) -> AsgiResponse:
     async with translated(pod_of(request).pool):
         await found(request, stream_id)
         given = await read_input(request, stream_id)
-    items = _items(given, stream_id)
+    asked = given.get("input", given) if isinstance(given, dict) else given
+    items = items_of(asked) if isinstance(asked, str | list) else []
+    return json_answer(request, page_of_items(items, query, f"msg_{stream_id.hex}_in_"))
+
+
+def page_of_items(items: Sequence[Any], query: ListItems, prefix: str) -> ItemList:
+    """Return a page of items, each with an id: `prefix` and its number.
+
+    Raises:
+        InvalidRequest: no item has the id `after`.
+    """
+    listed = [_item(item, f"{prefix}{number}") for number, item in enumerate(items) if isinstance(item, dict)]
     if query.order == "desc":
-        items.reverse()
-    ids = [item["id"] for item in items]
+        listed.reverse()
+    ids = [item["id"] for item in listed]
     if query.after is not None:
         if query.after not in ids:
             raise InvalidRequest(f"after: no item has the id {query.after!r:.80}.")
-        items = items[ids.index(query.after) + 1 :]
-    page = items[: query.limit]
-    content: ItemList = {
+        listed = listed[ids.index(query.after) + 1 :]
+    page = listed[: query.limit]
+    return {
         "object": "list",
         "data": page,
         "first_id": page[0]["id"] if page else None,
         "last_id": page[-1]["id"] if page else None,
-        "has_more": len(items) > len(page),
+        "has_more": len(listed) > len(page),
     }
-    return json_answer(request, content)
 
 
 async def _created(request: Request) -> tuple[Stream, Encoded[ResponseState] | None, bool]:
@@ -246,17 +290,38 @@ async def _created(request: Request) -> tuple[Stream, Encoded[ResponseState] | N
     """
     body = await read_body(request)
     creation = validated(CreateResponse, parse_json(body))
-    for name, instead in _UNSUPPORTED.items():
-        if (creation.model_extra or {}).get(name) is not None:
-            raise InvalidRequest(f"{name} is not supported: {instead}.")
+    if (creation.model_extra or {}).get("prompt") is not None:
+        raise InvalidRequest("prompt is not supported: send the text itself as `input`.")
     if creation.stream:
         require_followable(request)
     elif not creation.background:
         require_staying(request)
-    stream = await create(request, creation, body)
+    past = await _past(request, creation, body)
+    repeated = None if past is None else past.repeated
+    stream = repeated or await create(request, creation, body, past)
     release_body(request)
     begun = RESPONSES.begin(stream, creation.model_dump(exclude_unset=True)) if creation.stream else None
     return stream, begun, bool(creation.background)
+
+
+async def _past(request: Request, creation: CreateResponse, body: bytes) -> Past | None:
+    """Return the conversation that a request continues; None if it holds all of it."""
+    if creation.previous_response_id is not None:
+        if creation.chat is not None:
+            raise InvalidRequest("previous_response_id and conversation cannot be given together.")
+        return await after_response(request, creation.previous_response_id, creation.input)
+    if creation.chat is None:
+        return None
+    if (creation.metadata or {}).get("chat", creation.chat) != creation.chat:
+        raise InvalidRequest("metadata.chat must be the id of the conversation, or be left out.")
+    return await after_conversation(request, creation.chat, creation.input, body)
+
+
+async def _asked(request: Request, stream: Stream) -> Any:
+    """Return a stream's input, with the id of the Response that it continues."""
+    given = await read_input(request, stream.id)
+    previous = (await streams.read_continuation(pod_of(request).pool, stream.id)).get(PREVIOUS)
+    return {**given, PREVIOUS: previous} if isinstance(given, dict) and previous is not None else given
 
 
 async def _answer(request: Request, stream_id: UUID, *, whole: bool = False) -> AsgiResponse:
@@ -265,24 +330,12 @@ async def _answer(request: Request, stream_id: UUID, *, whole: bool = False) -> 
         # The pod is leaving.
         raise still_running(content.stream)
     async with translated(pod_of(request).pool):
-        given = await read_input(request, stream_id)
+        given = await _asked(request, content.stream)
     return json_answer(request, await asyncio.to_thread(response_of, content.stream, given, content.lines))
 
 
 def _stream_id(request: Request) -> UUID:
     return parse_stream_id(request.path_params["id"].removeprefix("resp_"))
-
-
-def _items(given: Any, stream_id: UUID) -> list[dict[str, Any]]:
-    """Return the items of an input, each with an id. A text becomes one message of the user."""
-    items = given.get("input", given) if isinstance(given, dict) else given
-    if isinstance(items, str):
-        items = [{"role": "user", "content": items}]
-    return [
-        _item(item, f"msg_{stream_id.hex}_in_{number}")
-        for number, item in enumerate(items if isinstance(items, list) else [])
-        if isinstance(item, dict)
-    ]
 
 
 def _item(item: dict[str, Any], item_id: str) -> dict[str, Any]:

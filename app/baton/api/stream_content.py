@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, NotRequired, cast
+from typing import Annotated, Any, Literal, NotRequired, cast
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -46,12 +46,23 @@ class AnsweredBy(TypedDict):
     attempts: list[FailedModelCall]
 
 
+# `for` is a keyword of Python.
+WaitContent = TypedDict("WaitContent", {"for": NotRequired[Any], "until": datetime, "since": datetime})
+WaitContent.__doc__ = (
+    "A wait for an input. `for` is what the generator gave; lists leave it out. `until` is when the stream continues "
+    "without an input, or fails with `wait_timeout`."
+)
+
+
 class StreamContent(TypedDict):
     """A stream and its state.
 
     `run` says how often a worker has started its generator: 0 while it waits for the first, and for an external stream.
+    `start_after` is the time before which no worker starts it, if its creator gave one. `priority` is left out if it is
+    normal.
     `interruption` is why the worker before did not finish it: `worker_lost` if it died, `worker_left` if it was
-    deployed or stopped; null if none gave it up.
+    deployed or stopped, `input` or `deadline` if it waited and that ended the wait; null if none gave it up.
+    `waiting` is null unless the status is `waiting`.
     `usage` is the sum of what its generator has reported in all attempts. `usage_by_attempt` has that of each attempt
     if several used something. `answered_by` says which model of the built-in providers answered, and which calls of
     models failed before that; it is null for other generators, and before the end.
@@ -63,11 +74,14 @@ class StreamContent(TypedDict):
     metadata: dict[str, str | bool | int | float]
     events_url: str
     created_at: datetime
+    start_after: datetime | None
+    priority: NotRequired[Literal["low", "high"]]
     started_at: datetime | None
     finished_at: datetime | None
     cancel_requested_at: datetime | None
     run: int
     interruption: str | None
+    waiting: WaitContent | None
     finish_reason: str | None
     error: StreamError | None
     usage: dict[str, Any] | None
@@ -156,18 +170,20 @@ def seen(described: StreamContent, view: View) -> StreamContent | StreamAnswer:
 
 def describe(stream: Stream, events_url: str) -> StreamContent:
     """Return a stream's row as the API shows it to callers with the full view."""
-    return {
+    content: StreamContent = {
         "id": str(stream.id),
         "status": stream.status,
         "generator": stream.generator,
         "metadata": dict(stream.metadata),
         "events_url": events_url,
         "created_at": stream.created_at,
+        "start_after": stream.start_after,
         "started_at": stream.started_at,
         "finished_at": stream.finished_at,
         "cancel_requested_at": stream.cancel_requested_at,
         "run": stream.run,
         "interruption": stream.interruption,
+        "waiting": wait(stream),
         "finish_reason": stream.finish_reason,
         "error": _error(stream),
         "usage": None if stream.usage is None else dict(stream.usage),
@@ -175,6 +191,9 @@ def describe(stream: Stream, events_url: str) -> StreamContent:
         "answered_by": answered_by(stream),
         "timings": timings(stream),
     }
+    if stream.priority:
+        content["priority"] = "high" if stream.priority > 0 else "low"
+    return content
 
 
 def describe_end(stream: Stream) -> StreamEnd:
@@ -184,15 +203,30 @@ def describe_end(stream: Stream) -> StreamEnd:
 
 
 def describe_with_answer(described: StreamContent, snapshot: Snapshot) -> StreamWithAnswer:
-    """Return a stream and its answer so far. The usage is in the row after the end, and in the answer before it."""
+    """Return a stream and its answer so far. The usage is in the row after the end, and in the answer before it.
+
+    Of a wait, the row has the times, and the log has what the generator gave. If the wait began or ended between the
+    two reads, the row counts.
+    """
     answer = snapshot.as_dict()
     if described["usage"] is not None:
         answer["usage"] = described["usage"]
-    return {**described, **answer}
+    answer.pop("waiting", None)
+    waiting = described["waiting"]
+    if waiting is not None and snapshot.waiting is not None:
+        waiting = {"for": snapshot.waiting["for"], **waiting}
+    return {**described, **answer, "waiting": waiting}
 
 
 def _error(stream: Stream) -> StreamError | None:
     return None if stream.error_code is None else {"code": stream.error_code, "message": stream.error_message}
+
+
+def wait(stream: Stream) -> WaitContent | None:
+    """Return since when and until when a stream waits; None if it does not wait."""
+    if stream.status != "waiting" or stream.waiting_since is None or stream.wait_until is None:
+        return None
+    return {"since": stream.waiting_since, "until": stream.wait_until}
 
 
 def answered_by(stream: Stream) -> AnsweredBy | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema
 
 from ..errors import InvalidRequest
 
@@ -18,8 +19,24 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=7 * 86_400, allow_inf_nan=False)]
 Model = TypeVar("Model", bound=BaseModel)
 Item = TypeVar("Item")
+# Any JSON but null.
+JsonValue = Annotated[Any, WithJsonSchema({"not": {"type": "null"}})]
 # Only the first wrong item is reported, and the rest are not checked: a body has room for 500,000.
 Items = Annotated[list[Item], Field(fail_fast=True)]
+
+
+def _moment(value: Any) -> datetime:
+    """Read a time as RFC 3339 writes it. A time without a zone could be meant in any."""
+    try:
+        moment = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise ValueError("it must be a time with its zone, such as 2026-12-24T18:00:00Z")
+    return moment
+
+
+Moment = Annotated[datetime, BeforeValidator(_moment)]
 
 
 def at_most(entries: int) -> BeforeValidator:

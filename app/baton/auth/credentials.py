@@ -42,20 +42,46 @@ def find(
         Unauthenticated: it has none.
         Forbidden: a page of another site makes a browser send its cookie with a request that changes something.
     """
+    found = look(headers, cookies, query)
+    if found is None:
+        raise Unauthenticated(
+            "This needs a credential: an API key or a token in `Authorization: Bearer …`, or a stream's token in the "
+            f"cookie {COOKIE} or in `?{QUERY}=`."
+        )
+    if found.place == "cookie" and method not in _SAFE_METHODS and _is_foreign(headers, origin_allowed):
+        raise Forbidden(
+            "The cookie is not accepted from a page of another origin. Send the token in `Authorization: Bearer …`."
+        )
+    return found
+
+
+def look(headers: Mapping[str, str], cookies: Mapping[str, str], query: Mapping[str, str]) -> Credential | None:
+    """Return a request's credential, or None. The names of `headers` must ignore case."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
     # Other schemes are for a proxy.
     if scheme.lower() == "bearer":
         return Credential(value.strip(), "header")
     if COOKIE in cookies:
-        if method not in _SAFE_METHODS:
-            _require_own_page(headers, origin_allowed)
         return Credential(cookies[COOKIE], "cookie")
-    if QUERY in query:
-        return Credential(query[QUERY], "query")
-    raise Unauthenticated(
-        "This needs a credential: an API key or a token in `Authorization: Bearer …`, or a stream's token in the "
-        f"cookie {COOKIE} or in `?{QUERY}=`."
-    )
+    return Credential(query[QUERY], "query") if QUERY in query else None
+
+
+def require_own_page(method: str, headers: Mapping[str, str], origin_allowed: Callable[[str], bool]) -> None:
+    """For a caller that an application has authenticated, refuse a change that a page of another origin sends.
+
+    The application may have used its session cookie, which browsers send with such a request.
+
+    Raises:
+        Forbidden: the request is a change from a page of another origin, and its origin is not allowed.
+    """
+    if method in _SAFE_METHODS:
+        return
+    unnamed = "origin" not in headers and headers.get("sec-fetch-site") == "cross-site"
+    if unnamed or _is_foreign(headers, origin_allowed):
+        raise Forbidden(
+            "A page of another origin cannot change anything here with the session of this one.",
+            operator="if the page is yours, name its origin in BATON_ALLOWED_ORIGINS",
+        )
 
 
 def require_allowed_page(method: str, headers: Mapping[str, str], origin_allowed: Callable[[str], bool]) -> None:
@@ -75,13 +101,10 @@ def require_allowed_page(method: str, headers: Mapping[str, str], origin_allowed
     )
 
 
-def _require_own_page(headers: Mapping[str, str], origin_allowed: Callable[[str], bool]) -> None:
+def _is_foreign(headers: Mapping[str, str], origin_allowed: Callable[[str], bool]) -> bool:
+    """Whether a page of another origin sends a request, and that origin is not allowed."""
     origin = headers.get("origin")
-    if origin is None or origin_allowed(origin) or _same_host(origin, headers.get("host", "")):
-        return
-    raise Forbidden(
-        "The cookie is not accepted from a page of another origin. Send the token in `Authorization: Bearer …`."
-    )
+    return not (origin is None or origin_allowed(origin) or _same_host(origin, headers.get("host", "")))
 
 
 def _same_host(origin: str, host: str) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, Final
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import jwt
 
 from ..db.postgres import Pool
 from ..errors import ConfigurationError, Unauthenticated
-from ..principal import ANONYMOUS, Principal
+from ..principal import ANONYMOUS, Caller, Principal
 from ..settings import Settings
 from . import credentials, keys, tokens
 from .credentials import Credential
@@ -23,16 +24,29 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Returns the caller of a request; None if the application does not know it. The request is Starlette's, without a body.
+Authenticate: TypeAlias = Callable[[Any], Awaitable[Caller | None]]
+
 _INVALID: Final = "The credential is not valid: it is unknown, revoked or expired."
 
 
 class Gate:
-    """Admits callers. `origin_allowed` says from which other origins' pages a cookie may change something."""
+    """Admits callers. `origin_allowed` says from which other origins' pages a cookie may change something.
+
+    `authenticate` is how an application that mounts the pod knows its own callers. It is asked about each request that
+    carries no credential of Baton's.
+    """
 
     def __init__(
-        self, settings: Settings, pool: Pool, *, origin_allowed: Callable[[str], bool] = lambda _origin: False
+        self,
+        settings: Settings,
+        pool: Pool,
+        *,
+        origin_allowed: Callable[[str], bool] = lambda _origin: False,
+        authenticate: Authenticate | None = None,
     ) -> None:
         self.anonymous = settings.allow_anonymous
+        self._authenticate = authenticate
         self.ring = KeyRing(pool, refresh_seconds=settings.keys_refresh_seconds)
         self.tokens = TokenSigner(
             settings.token_keys,
@@ -53,7 +67,7 @@ class Gate:
         await self.ring.open()
         if self.provider is not None and self.provider.url.startswith("http:"):
             logger.warning("BATON_JWKS_URL is not https: anyone on the network path can replace the keys.")
-        if not len(self.ring) and self.provider is None:
+        if not len(self.ring) and self.provider is None and self._authenticate is None:
             raise ConfigurationError(
                 "No client could get in: there is no API key and no identity provider. Run `baton keys create "
                 "NAME --tenant TENANT --scope create --scope read --scope cancel`, or set BATON_JWKS_URL. "
@@ -67,9 +81,16 @@ class Gate:
         return [self.ring.run()] + ([] if self.provider is None else [self.provider.run()])
 
     async def admit(
-        self, method: str, headers: Mapping[str, str], cookies: Mapping[str, str], query: Mapping[str, str]
+        self,
+        method: str,
+        headers: Mapping[str, str],
+        cookies: Mapping[str, str],
+        query: Mapping[str, str],
+        request: Any = None,
     ) -> Principal:
         """Return the caller of a request. Without access control, credentials are ignored.
+
+        `request` is what `authenticate` gets. What that raises is raised here.
 
         Raises:
             Unauthenticated: the request has no valid credential.
@@ -79,6 +100,12 @@ class Gate:
         if self.anonymous:
             credentials.require_allowed_page(method, headers, self._may_change)
             return ANONYMOUS
+        if self._authenticate is not None and not self._is_own(credentials.look(headers, cookies, query)):
+            credentials.require_own_page(method, headers, self._origin_allowed)
+            caller = await self._authenticate(request)
+            if caller is None or not self.admits(principal := caller.principal()):
+                raise Unauthenticated("You are not signed in, or your session has ended. Sign in and try again.")
+            return principal
         credential = credentials.find(method, headers, cookies, query, self._origin_allowed)
         value = credential.value
         if not value.isascii() or len(value) > credentials.MAX_CHARACTERS:
@@ -88,12 +115,26 @@ class Gate:
         return await self._admit_key(credential)
 
     def admits(self, principal: Principal) -> bool:
-        """Whether a principal's API key still works. Pods ask this while it follows a stream."""
-        return principal.key_id is None or principal.key_id in self.ring
+        """Whether a principal's API key or session still works. Pods ask this while it follows a stream."""
+        return (principal.key_id is None or principal.key_id in self.ring) and time.time() < principal.cut_at
 
     def _may_change(self, origin: str) -> bool:
         # With `*` a page may do what any other client may. With access control, its cookie would still be refused.
         return self._origin_allowed("*") or self._origin_allowed(origin)
+
+    def _is_own(self, credential: Credential | None) -> bool:
+        """Whether a credential was issued by Baton or by its identity provider. An application has tokens, too."""
+        if credential is None:
+            return False
+        if credential.value.count(".") != 2:
+            return keys.parse(credential.value) is not None
+        try:
+            header = jwt.get_unverified_header(credential.value)
+        except (jwt.PyJWTError, ValueError, RecursionError):
+            return False
+        if header.get("alg") == tokens.ALGORITHM:
+            return self.tokens.knows(header.get("kid"))
+        return self.provider is not None
 
     async def _admit_key(self, credential: Credential) -> Principal:
         parsed = keys.parse(credential.value)

@@ -1,8 +1,8 @@
 """Tokens of one stream, for browsers: JWTs (RFC 7519) that are signed here, with a secret that all pods share.
 
-Claims: `iss` and `aud` are baton, `sub` is the stream's id, `tenant`, `scope` (of read, cancel and produce, separated
-by spaces), `view`, `iat`, `exp`. `kid` in the header names the secret that signed it. Anyone who has the secret can
-sign such tokens.
+Claims: `iss` and `aud` are baton, `sub` is the stream's id, `tenant`, `scope` (of read, cancel, produce and input,
+separated by spaces), `view`, `iat`, `exp`. `kid` in the header names the secret that signed it. Anyone who has the
+secret can sign such tokens.
 
 A token works until `exp`, at most a day after `iat`, and until a grace time after the stream's end.
 """
@@ -26,16 +26,16 @@ ALGORITHM: Final = "HS256"
 ISSUER: Final = "baton"
 MAX_LIFETIME_SECONDS: Final = 86_400
 LEEWAY_SECONDS: Final = 30
-TOKEN_SCOPES: Final[frozenset[AuthScope]] = frozenset({"read", "cancel", "produce"})
-# What a viewer's token allows. A token that may write is only issued on request.
-VIEWER_SCOPES: Final[frozenset[AuthScope]] = TOKEN_SCOPES - {"produce"}
+TOKEN_SCOPES: Final[frozenset[AuthScope]] = frozenset({"read", "cancel", "produce", "input"})
+# What a viewer's token allows. A token that may write, or steer the generator, is only issued on request.
+VIEWER_SCOPES: Final[frozenset[AuthScope]] = TOKEN_SCOPES - {"produce", "input"}
 
 _CLAIMS: Final = ["iss", "aud", "sub", "iat", "exp"]
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a new token should allow; None is as much as the caller may do, without `produce`."""
+    """What a new token should allow; None is as much as the caller may do, without `produce` and `input`."""
 
     scopes: frozenset[AuthScope] | None = None
     view: View | None = None
@@ -83,6 +83,10 @@ class TokenSigner:
         }
         kid = next(iter(self._secrets))
         return jwt.encode(claims, self._secrets[kid], ALGORITHM, {"kid": kid}), claims["exp"]
+
+    def knows(self, kid: object) -> bool:
+        """Whether a secret of this name is in use."""
+        return isinstance(kid, str) and kid in self._secrets
 
     def check(self, token: str, kid: object) -> Principal:
         """Return the principal of a token.

@@ -1,10 +1,12 @@
-"""`baton keys`: creates, lists and revokes API keys, and creates secrets that sign streams' tokens.
+"""`baton keys`: creates, lists and revokes API keys, and creates secrets that sign streams' tokens and
+calls of webhooks.
 
 Results go to standard output, remarks to standard error, so that scripts can read the results.
 """
 
 from __future__ import annotations
 
+import base64
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -12,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import orjson
 import typer
 from rich.console import Console
+
+from ..webhook_addresses import SECRET_PREFIX
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,7 +35,9 @@ _STYLES: Final = {"live": "green", "expired": "yellow", "revoked": "dim"}
 def create(
     name: Annotated[str, typer.Argument(help="What the key is for. Names of valid keys are unique.")],
     tenant: Annotated[str, typer.Option(help="The tenant whose streams it can use.")],
-    scope: Annotated[list[str], typer.Option(help="What it may do: create, read, cancel, produce, admin. Repeatable.")],
+    scope: Annotated[
+        list[str], typer.Option(help="What it may do: create, read, cancel, produce, input, admin. Repeatable.")
+    ],
     expires_days: Annotated[int | None, typer.Option(min=1, max=3650, help="Days after which the key expires.")] = None,
 ) -> None:
     """Create a key, and print it once."""
@@ -77,6 +83,17 @@ def token_secret() -> None:
     _note(
         "Set BATON_TOKEN_KEYS to this on all pods. To replace an old secret: first append this after it, with a comma, "
         "on all pods; then move this before it; and remove the old one a day later."
+    )
+
+
+@app.command(name="webhook-secret")
+def webhook_secret() -> None:
+    """Print a new secret that signs calls of webhooks, in the form of BATON_WEBHOOK_SECRETS."""
+    typer.echo(f"{SECRET_PREFIX}{base64.b64encode(secrets.token_bytes(32)).decode()}")
+    _note(
+        "Set BATON_WEBHOOK_SECRETS to this on all workers, and give it to the receiver. To replace an old secret: "
+        "append this to it, with a comma, so that calls have a signature of each; then change the receiver; then "
+        "remove the old one."
     )
 
 

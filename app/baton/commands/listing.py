@@ -23,7 +23,14 @@ from ..settings import Settings
 from .one_connection import ANY_ROLE, Result, run_over_connection
 
 _FORM: Final = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
-_STYLES: Final = {"completed": "green", "failed": "bold red", "cancelled": "yellow", "running": "cyan", "open": "cyan"}
+_STYLES: Final = {
+    "completed": "green",
+    "failed": "bold red",
+    "cancelled": "yellow",
+    "running": "cyan",
+    "open": "cyan",
+    "waiting": "magenta",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +110,12 @@ def _stream_row(item: Stream, silent_seconds: float | None) -> Mapping[str, str]
         "silent for": "-" if silent_seconds is None else f"{silent_seconds:.0f} s",
         "took": "-" if seconds is None else f"{seconds:.1f} s",
         "tokens": "-" if item.tokens is None else str(item.tokens),
-        "reason": item.error_code or item.finish_reason or "-",
+        "reason": item.error_code or item.finish_reason or _wait(item) or "-",
     }
+
+
+def _wait(item: Stream) -> str | None:
+    return f"until {_moment(item.wait_until)}" if item.status == "waiting" and item.wait_until else None
 
 
 def _worker_row(item: ListedWorker) -> Mapping[str, str]:

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import sys
-from typing import Any, Final
+from typing import Any
 
 import httpx2
 import orjson
 from rich.console import Console
 
 from ..client import Connected, Disconnected, Follower, Sighting
-from ..errors import ConfigurationError, FollowError
-from ..events import STREAM_ID
-from .terminal import AnswerPrinter, Flow, Output, end_words
-
-# A stream's id as the dialects write it.
-_ID: Final = re.compile(f"(?:resp_|run_|chatcmpl-)?({STREAM_ID})")
+from ..errors import FollowError
+from .addresses import pod_address, stream_id
+from .terminal import AnswerPrinter, Flow, Output, end_words, words_of_wait
 
 
 def run(stream: str, *, url: str, credential: str | None, cursor: int, as_json: bool) -> int:
@@ -29,14 +25,8 @@ def run(stream: str, *, url: str, credential: str | None, cursor: int, as_json: 
     Raises:
         ConfigurationError: the id or the address is malformed.
     """
-    found = _ID.fullmatch(stream)
-    if found is None:
-        raise ConfigurationError(f"{stream!r:.80} is not the id of a stream. An id looks like 019a5e2c-….")
-    if not url.startswith(("http://", "https://")):
-        raise ConfigurationError(
-            f"{url!r:.80} is not the address of a pod. An address looks like http://127.0.0.1:8000."
-        )
-    address = f"{url.rstrip('/')}/v1/streams/{found[1]}/events"
+    found = stream_id(stream)
+    address = f"{pod_address(url)}/v1/streams/{found}/events"
     headers = {"authorization": f"Bearer {credential}"} if credential else {}
     shown = _Lines() if as_json else _Screen()
     try:
@@ -91,6 +81,9 @@ class _Screen:
             self._remark(f"· {sighting.reason}; reconnecting in {sighting.pause_seconds:.1f} s", "yellow")
         elif sighting.event.get("type") == "done":
             self._end(sighting.event)
+        elif (sentence := words_of_wait(sighting.event)) is not None:
+            self._answer.end()
+            self._remark(f"· {sentence}", "magenta")
         else:
             self._answer.show(sighting.event)
 

@@ -87,6 +87,8 @@ _CLOSING = f""", closed AS (
     UPDATE baton.stream AS s SET {end_columns.assignments(lambda name, _position: f"c.{name}")}
     FROM unnest({_PARAMETERS}) AS c (id, {", ".join(end_columns.NAMES)})
     WHERE s.id = c.id AND c.id IN (SELECT stream_id FROM moved)
+), unread AS (
+    DELETE FROM baton.input WHERE stream_id = ANY ($15) AND stream_id IN (SELECT stream_id FROM moved)
 )"""  # noqa: S608
 
 _STANDINGS = """

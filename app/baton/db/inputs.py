@@ -23,6 +23,11 @@ PAGE: Final = 100
 
 _ADD = "SELECT number, result FROM baton.add_input($1, $2, $3, $4)"
 _READ = "SELECT n, content, created_at FROM baton.input WHERE stream_id = $1 AND n > $2 ORDER BY n LIMIT $3"
+# An input that its key has added before needs no room.
+_HAS_ROOM = """
+SELECT coalesce(sum(octet_length(content)), 0) + $3 <= $4 OR coalesce(bool_or(key = $2), false)
+FROM baton.input WHERE stream_id = $1
+"""
 _DELETE = "DELETE FROM baton.input WHERE stream_id = $1"
 
 Result: TypeAlias = Literal["added", "woken", "repeated", "conflict", "full", "ended", "missing"]
@@ -53,6 +58,17 @@ async def add(executor: Connection | Pool, stream_id: UUID, content: bytes, key:
     row = await executor.fetchrow(_ADD, stream_id, content, key, MOST)
     assert row is not None
     return Added(*row)
+
+
+async def has_room(executor: Connection | Pool, stream_id: UUID, key: str | None, size: int, max_bytes: int) -> bool:
+    """Whether an input of this size fits into a stream whose inputs may have `max_bytes` in total.
+
+    A small input always fits: `MOST` of them have no more than that. So the total is at most twice as much, and a
+    little more if several are added at once.
+    """
+    if size <= max_bytes // MOST:
+        return True
+    return bool(await executor.fetchval(_HAS_ROOM, stream_id, key, size, max_bytes))
 
 
 async def read(executor: Connection | Pool, stream_id: UUID, after: int, most: int = PAGE) -> list[Input]:

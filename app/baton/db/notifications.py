@@ -16,7 +16,7 @@ read the row or the log, and nothing else. All that pods send are hints. Every n
 finds the same by polling.
 
 The payloads of the other channels: a cancel and an input are the stream's id in 32 hexadecimal digits, a queued stream
-has none, and a kill is the name of the pod or worker, signed and stamped.
+has none, or `held`, and a kill is the name of the pod or worker, signed and stamped.
 
 A payload has at most 7,999 bytes. Postgres folds equal payloads of a transaction into one, which loses nothing.
 """
@@ -43,9 +43,11 @@ logger = logging.getLogger(__name__)
 EVENTS_CHANNEL: Final = "baton_events"  # pods listen: batches were appended
 QUEUE_CHANNEL: Final = "baton_queue"  # workers listen: a stream was queued
 CANCEL_CHANNEL: Final = "baton_cancel"  # workers listen: a stream is to stop
-INPUT_CHANNEL: Final = "baton_input"  # workers listen: a stream has got an input
+INPUT_CHANNEL: Final = "baton_input"  # workers and pods listen: an input was sent to a stream
 KILL_CHANNEL: Final = "baton_kill"  # a demo's pods listen: the pod of this name is to die; signed
 KILL_WORKER_CHANNEL: Final = "baton_kill_worker"  # a demo's workers listen: the worker of this name is to die; signed
+
+HELD: Final = "held"  # the payload about queued streams that no worker can claim before one admits them
 
 MAX_BYTES: Final = 7999
 SIGNATURE_BYTES: Final = len(f"\n#{signing_keys.GREATEST_ID}:") + signing_keys.MAC_LENGTH
@@ -82,9 +84,9 @@ async def notify(executor: Connection | Pool, channel: str, payloads: Sequence[s
     await executor.execute(_NOTIFY, channel, payloads)
 
 
-async def announce_queued(executor: Connection | Pool) -> None:
-    """Wake the workers: streams were queued."""
-    await _try_to_notify(executor, QUEUE_CHANNEL, "")
+async def announce_queued(executor: Connection | Pool, *, held: bool = False) -> None:
+    """Wake the workers: streams were queued. If some are held, a worker must admit them first."""
+    await _try_to_notify(executor, QUEUE_CHANNEL, HELD if held else "")
 
 
 async def announce_cancel(executor: Connection | Pool, stream_id: UUID) -> None:
@@ -93,7 +95,7 @@ async def announce_cancel(executor: Connection | Pool, stream_id: UUID) -> None:
 
 
 async def announce_input(executor: Connection | Pool, stream_id: UUID) -> None:
-    """Make the stream's worker read its inputs."""
+    """Make the stream's worker, or a pod where its producer waits, read its inputs."""
     await _try_to_notify(executor, INPUT_CHANNEL, stream_id.hex)
 
 

@@ -1,74 +1,61 @@
-"""The low watermark of the queue: the moment at which statements begin to look for queued streams.
+"""The low watermark of the queue: the position at which statements begin to look for queued streams.
 
 The queue's index keeps an entry for each stream that has passed through the queue until vacuum removes it. While an old
 snapshot is open (a `pg_dump`, a forgotten transaction), vacuum cannot, and a statement that begins at the start of the
-index reads all of them. So each statement begins at the *low watermark*: a moment before which no stream is known to be
-queued.
+index reads all of them. So each statement begins at the *low watermark*: a position before which no stream is known to
+be in line.
 
-The watermark is remembered, so it can be wrong: a row that commits late lies below it, and so may a row that was
-stamped by a clock that has been set back. Checks for the first queued stream correct this. Each check begins at the
-watermark, which stays a moment behind. Now and then a check begins ten seconds lower, and rarely at the start of the
-index. What a check finds becomes the watermark, whether that is higher or lower. Unlike a claim, a check never skips a
-locked row.
+Positions are virtual times: they rise, but not evenly. While streams wait they move by microseconds, and once none
+waits the next one gets the current time (see `queue_lines`). So the watermark cannot stay a fixed distance behind. It
+trails in real time instead: a bound that a check has found is used 0.1 s later, and a lower one at once. A create takes
+its position from what it sees, and is committed within milliseconds; until then older bounds are in use.
 
-All moments are on the database's clock. They are compared only with each other, never with a clock of this process.
+The watermark is remembered, so it can be wrong: a row that commits later lies below it, and so may a row that was
+stamped by a clock that has been set back. Every two seconds a check begins at the bound of ten seconds ago, and rarely
+one begins at the start of the index. Unlike a claim, a check never skips a locked row. After a lost connection or a
+failover, `forget` begins at the start again.
+
+What this does not find at once: a stream whose create took longer than ten seconds to commit waits for the rare check.
+
+Moments are on the database's clock, and are compared only with each other. How old a bound is, this process's clock
+measures.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
-from uuid import UUID
 
 from ..pace import Pace
-from ..stream_ids import first_id, moment_of
 
-# A create commits within milliseconds of the moment in its id. If that takes longer, a late check finds the stream.
-TRAIL: Final = timedelta(seconds=0.1)
-LATE: Final = timedelta(seconds=10)
+# A create commits within milliseconds of its statement. If that takes longer, a late check finds the stream.
+TRAIL_SECONDS: Final = 0.1
+LATE_SECONDS: Final = 10.0
 CHECK_SECONDS: Final = 0.05
 LATE_CHECK_SECONDS: Final = 2.0
 SWEEP_SECONDS: Final = 60.0
 SWEEP_FACTOR: Final = 1000
-_START: Final = datetime.fromtimestamp(0, UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Since:
-    """Where a statement begins: at an id for streams that were never claimed, at a moment for requeued ones."""
-
-    moment: datetime = _START
-
-    @property
-    def id(self) -> UUID:
-        """The smallest id of a stream that was created since."""
-        return first_id(self.moment.timestamp())
-
-
-ALL: Final = Since()
+# A stream that is given back gets a position just before the first one (see `stream_queue.requeue`).
+SLACK: Final = timedelta(microseconds=20)
+START: Final = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class First:
-    """What a check found as of a moment: the first stream that was never claimed, and when the first was requeued."""
+    """What a check found: the position of the first stream in line (None: none is), and the moment of the check."""
 
-    never_claimed: UUID | None
-    requeued_at: datetime | None
+    position: datetime | None
     as_of: datetime
 
     @property
-    def watermark(self) -> datetime:
-        """The watermark that follows. It is never before 1970, whatever moment an id has."""
-        moments = [self.as_of.timestamp()]
-        if self.never_claimed is not None:
-            moments.append(moment_of(self.never_claimed))
-        if self.requeued_at is not None:
-            moments.append(self.requeued_at.timestamp())
-        return max(_START, datetime.fromtimestamp(min(moments), UTC) - TRAIL)
+    def bound(self) -> datetime:
+        """The bound that follows. It is never before 1970."""
+        return max(START, (self.as_of if self.position is None else min(self.position, self.as_of)) - SLACK)
 
 
 class QueueWatermark:
@@ -77,10 +64,16 @@ class QueueWatermark:
     def __init__(
         self, *, late_check_seconds: float = LATE_CHECK_SECONDS, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        self._clock = clock
         self._check = Pace(factor=0, least_seconds=CHECK_SECONDS, clock=clock)
         self._late_check = Pace(factor=0, least_seconds=late_check_seconds, clock=clock)
         self._sweep = Pace(factor=SWEEP_FACTOR, least_seconds=SWEEP_SECONDS, clock=clock)
-        self.since = ALL
+        self._bounds = deque[tuple[float, datetime]]()  # and when each was found
+
+    @property
+    def since(self) -> datetime:
+        """The position at which to begin."""
+        return self._bound_of(TRAIL_SECONDS)
 
     @property
     def due(self) -> bool:
@@ -89,12 +82,12 @@ class QueueWatermark:
 
     def forget(self) -> None:
         """Begin at the start of the index again, since another server may have taken over."""
-        self.since = ALL
+        self._bounds.clear()
         for pace in (self._check, self._late_check, self._sweep):
             pace.hurry()
 
-    async def update(self, first_since: Callable[[Since], Awaitable[First]]) -> None:
-        """Find the first queued stream, and move the watermark there."""
+    async def update(self, first_since: Callable[[datetime], Awaitable[First]]) -> None:
+        """Find the first stream in line, which moves the watermark."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._check.timed())
             since = self.since
@@ -102,9 +95,22 @@ class QueueWatermark:
                 # A sweep sees everything that a late check would.
                 stack.enter_context(self._sweep.timed())
                 stack.enter_context(self._late_check.timed())
-                since = ALL
+                since = START
             elif self._late_check.due:
                 stack.enter_context(self._late_check.timed())
-                since = Since(max(_START, since.moment - LATE))
+                since = self._bound_of(LATE_SECONDS)
+            # The statement's snapshot is younger than this.
+            found_at = self._clock()
             first = await first_since(since)
-        self.since = Since(first.watermark)
+        self._bounds.append((found_at, first.bound))
+        while len(self._bounds) > 1 and self._bounds[1][0] <= found_at - LATE_SECONDS:
+            self._bounds.popleft()
+
+    def _bound_of(self, seconds: float) -> datetime:
+        """Return the lowest bound that was in force in these last seconds."""
+        lowest, before = None, self._clock() - seconds
+        for found_at, bound in reversed(self._bounds):
+            lowest = bound if lowest is None else min(lowest, bound)
+            if found_at <= before:
+                return lowest
+        return START

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -16,30 +17,33 @@ import orjson
 from ..errors import IdempotencyConflict, TooManyStreams
 from .live_counts import NOTHING, CountPlan, LiveCounts, Moment
 from .postgres import Connection, Pool
+from .queue_lines import Line, position
 from .streams import COLUMNS, Stream, from_row, get
 
-# Inserts a row if fewer than $14 of the tenant's streams are live, and returns in any case how many are: the streams
-# from the id $16 on ($15 at most), the streams among $17 that are still live, and $18 others (see `live_counts`). The
-# streams of $17 are found by their key, whatever the planner expects of the index of live streams. The transaction gets
+# Inserts a row if fewer than $20 of the tenant's streams are live, and returns in any case how many are: the streams
+# from the id $22 on ($21 at most), the streams among $23 that are still live, and $24 others (see `live_counts`). The
+# streams of $23 are found by their key, whatever the planner expects of the index of live streams. The transaction gets
 # its id before the stream gets one.
 _INSERT = f"""
 WITH recent AS (
     SELECT id FROM baton.stream
-    WHERE tenant = $1 AND status NOT IN ('completed', 'failed', 'cancelled') AND id >= $16 LIMIT $15
+    WHERE tenant = $1 AND status NOT IN ('completed', 'failed', 'cancelled') AND id >= $22 LIMIT $21
 ), known AS MATERIALIZED (
-    SELECT id, status FROM baton.stream WHERE id = ANY ($17::uuid[])
+    SELECT id, status FROM baton.stream WHERE id = ANY ($23::uuid[])
 ), older AS (
     SELECT id FROM known WHERE status NOT IN ('completed', 'failed', 'cancelled')
 ), live AS (
-    SELECT (SELECT count(*) FROM recent) + (SELECT count(*) FROM older) + $18::bigint AS live
+    SELECT (SELECT count(*) FROM recent) + (SELECT count(*) FROM older) + $24::bigint AS live
 ), made AS (
     INSERT INTO baton.stream (tenant, generator, input, metadata, on_worker_lost, max_duration, idle_timeout,
                               queue_timeout, unwatched_timeout, traceparent, continuation, may_continue, status,
-                              started_at)
+                              started_at, priority, start_after, queue_position, held_until, webhook)
     SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
-           CASE WHEN $13 THEN 'open' ELSE 'queued' END, CASE WHEN $13 THEN clock_timestamp() END
-    FROM live
-    WHERE live < $14::bigint AND pg_current_xact_id() IS NOT NULL
+           CASE WHEN $13 THEN 'open' ELSE 'queued' END, CASE WHEN $13 THEN clock_timestamp() END, $14, $15,
+           CASE WHEN NOT ($13 OR $16 OR later) THEN {position("$1", "$14::integer", "$17::text[]", "$18")} END,
+           CASE WHEN later THEN $15 WHEN $16 THEN clock_timestamp() END, $19
+    FROM live, (SELECT coalesce($15::timestamptz > clock_timestamp(), false) AS later OFFSET 0) AS start
+    WHERE live < $20::bigint AND pg_current_xact_id() IS NOT NULL
     RETURNING {COLUMNS}
 )
 SELECT live, (SELECT array_agg(id) FROM recent) AS recent, (SELECT array_agg(id) FROM older) AS older, now() AS began,
@@ -61,6 +65,10 @@ RETURNING stream_id
 """
 
 _KEY = "SELECT stream_id, request_hash FROM baton.idempotency_key WHERE tenant = $1 AND key = $2"
+
+LOW: Final = -1
+NORMAL: Final = 0
+HIGH: Final = 1
 
 _KEY_TRIES: Final = 3
 # So many creates of one tenant may run at once before one of them could exceed the limit.
@@ -101,6 +109,10 @@ class NewStream:
     continuation: Mapping[str, Any] | None = None
     may_continue: bool = False
     opened: bool = False  # it is written over HTTP, and never queued
+    priority: int = NORMAL
+    start_after: datetime | None = None
+    held: bool = False  # it waits until a worker admits it (see `stream_admission`)
+    webhook: str | None = None  # the URL that workers call when it has ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +133,13 @@ async def create(
     *,
     max_live: int | None = None,
     counts: LiveCounts | None = None,
+    line: Line | None = None,
     complete: Callable[[Connection, Stream], Awaitable[None]] | None = None,
 ) -> tuple[Stream, bool]:
     """Queue a stream; return it, and whether it is new or the one that the idempotency key created before.
 
     `counts` is what the pod remembers of the tenants' live streams, so that not all of them are counted each time.
+    `line` is what the pod knows of the line of the stream's generator.
     `complete` writes what belongs to a new stream, in the same transaction. If it raises, nothing is created.
 
     Raises:
@@ -136,7 +150,7 @@ async def create(
         for _ in range(_KEY_TRIES):
             try:
                 async with connection.transaction():
-                    stream = await _insert(connection, new, key, max_live, counts or LiveCounts())
+                    stream = await _insert(connection, new, key, max_live, counts or LiveCounts(), line=line)
                     if complete is not None:
                         await complete(connection, stream)
                     return stream, True
@@ -162,8 +176,15 @@ class _KeyTaken(Exception):
 
 
 async def _insert(
-    connection: Connection, new: NewStream, key: IdempotencyKey | None, max_live: int | None, counts: LiveCounts
+    connection: Connection,
+    new: NewStream,
+    key: IdempotencyKey | None,
+    max_live: int | None,
+    counts: LiveCounts,
+    *,
+    line: Line | None = None,
 ) -> Stream:
+    line = line or Line((new.generator,))
     columns = (
         new.tenant,
         new.generator,
@@ -178,6 +199,12 @@ async def _insert(
         None if new.continuation is None else orjson.dumps(new.continuation),
         new.may_continue,
         new.opened,
+        new.priority,
+        new.start_after,
+        new.held,
+        line.generators,
+        line.since,
+        new.webhook,
     )
     row = await _insert_below(connection, columns, max_live, counts, new.tenant)
     for each in () if key is None else (key, *(replace(key, key=name) for name in key.also)):

@@ -4,6 +4,9 @@ Normally a stream's writer ends it: the append of the terminal event also closes
 module ends the streams that no writer will end: queued ones, ones whose worker is lost, and ones that are erased. Each
 end first takes the stream away from its claim, by raising the epoch, and then writes the terminal event at the tail, in
 one transaction.
+
+With an end hook the hook runs first in that transaction (see `hooked_ends`), on the answer as the log has it. If the
+log has grown when the stream is taken away, everything is rolled back, and the hook runs again.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
 from uuid import UUID
@@ -23,8 +26,20 @@ from ..events import MAX_SEQ
 from ..observability import log_context, stream_end
 from ..outcome import Outcome, Timings
 from ..usage import Bill
-from . import end_columns, event_log, inputs, sqlstates, steps, stream_states, streams
+from . import (
+    end_columns,
+    ended_answers,
+    event_log,
+    hooked_ends,
+    inputs,
+    sqlstates,
+    steps,
+    stream_states,
+    streams,
+    worker_rows,
+)
 from .fence import Fence
+from .hooked_ends import Hook
 from .postgres import Connection, Pool
 
 logger = logging.getLogger(__name__)
@@ -43,6 +58,7 @@ class _If(Enum):
     WAITING = "status = 'waiting'"
     WAITING_AT_EPOCH = "status = 'waiting' AND epoch = $2"
     QUEUED_AT_EPOCH = "status = 'queued' AND epoch = $2"
+    QUEUED_AND_CANCELLED = "status = 'queued' AND cancel_requested_at IS NOT NULL"
     CLAIMED = streams.CLAIMED
 
 
@@ -55,11 +71,17 @@ RETURNING epoch, claim_token, tenant, generator, attempts AS attempt, traceparen
     for condition in _If
 }
 
-_REQUEST_CANCEL = """
-UPDATE baton.stream SET cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp())
+_MEETS = {condition: f"SELECT FROM baton.stream WHERE id = $1 AND {condition.value}" for condition in _If}
+# Of several workers that find the same stream, only one runs the hook.
+_TRY_ALONE = "SELECT pg_try_advisory_xact_lock(hashtextextended('baton.end ' || $1::text, 0))"
+
+_REQUEST_CANCEL = f"""
+UPDATE baton.stream
+SET cancel_requested_at = coalesce(cancel_requested_at, clock_timestamp()),
+    held_until = CASE WHEN status = 'waiting' THEN clock_timestamp() ELSE held_until END
 WHERE id = $1 AND status NOT IN ('completed', 'failed', 'cancelled')
-RETURNING status, history <> baton.current_history()
-"""
+RETURNING status, history <> baton.current_history(), ({worker_rows.HAS_END_HOOK})
+"""  # noqa: S608
 
 _CLOSE = f"""
 UPDATE baton.stream SET {end_columns.assignments(lambda _name, position: f"${position + 3}")}
@@ -84,55 +106,86 @@ DELETE FROM baton.producer WHERE stream_id IN (SELECT stream_id FROM rows)
 """
 
 
+@dataclass(frozen=True, slots=True)
+class End:
+    """An end that no writer makes: of a stream, if its row meets a condition when the end is made."""
+
+    stream_id: UUID
+    outcome: Outcome
+    condition: _If
+    arguments: tuple[object, ...] = ()
+
+    @classmethod
+    def of_queued(cls, stream_id: UUID, epoch: int, outcome: Outcome) -> End:
+        """Return the end of a queued stream, unless it is claimed in the meantime."""
+        return cls(stream_id, outcome, _If.QUEUED_AT_EPOCH, (epoch,))
+
+    @classmethod
+    def of_claimed(cls, fence: Fence, outcome: Outcome) -> End:
+        """Return the end of a stream for a claim whose worker no longer writes to it."""
+        return cls(fence.stream_id, outcome, _If.CLAIMED, (fence.epoch, fence.claim_token))
+
+    @classmethod
+    def of_cancelled(cls, stream_id: UUID) -> End:
+        """Return the end of a queued stream whose cancel was requested."""
+        return cls(stream_id, Outcome.cancelled(), _If.QUEUED_AND_CANCELLED)
+
+    @classmethod
+    def of_waiting(cls, stream_id: UUID, epoch: int, outcome: Outcome) -> End:
+        """Return the end of a waiting stream, unless it is woken in the meantime."""
+        return cls(stream_id, outcome, _If.WAITING_AT_EPOCH, (epoch,))
+
+
 async def request_cancel(pool: Pool, stream_id: UUID) -> str | None:
     """Ask for a stream's end; return the state in which the request found it, or None if it had ended before.
 
     A stream that is queued, waits, or is open is ended at once: the answer is that status. A running one is ended by
-    its worker, which notices the request by the row: the answer is "running".
+    its worker, which notices the request by the row: the answer is "running". While a worker has an end hook, workers
+    end queued and waiting streams too, and the answer is "running".
 
     An open stream whose log may lack events since a failover ends as `log_rewound`: the end may have the number of an
     event that clients have.
     """
-    status, rewound = await pool.fetchrow(_REQUEST_CANCEL, stream_id) or (None, None)
+    status, rewound, hooked = await pool.fetchrow(_REQUEST_CANCEL, stream_id) or (None, None, None)
     if status == "open":
         return "open" if await end_open(pool, stream_id, REWOUND if rewound else Outcome.cancelled()) else None
-    if status == "queued" and await _end(pool, stream_id, Outcome.cancelled(), _If.QUEUED):
+    if status == "queued" and not hooked and await _end(pool, End(stream_id, Outcome.cancelled(), _If.QUEUED)):
         return "queued"
-    if status == "waiting" and await _end(pool, stream_id, REWOUND if rewound else Outcome.cancelled(), _If.WAITING):
-        return "waiting"
+    if status == "waiting" and not hooked:
+        outcome = REWOUND if rewound else Outcome.cancelled()
+        if await _end(pool, End(stream_id, outcome, _If.WAITING)):
+            return "waiting"
     return status and "running"
 
 
 async def end_any(pool: Pool, stream_id: UUID, outcome: Outcome) -> bool:
     """End a stream in any state and whichever worker has it; return whether this ended it."""
-    return await _end(pool, stream_id, outcome, _If.LIVE)
+    return await _end(pool, End(stream_id, outcome, _If.LIVE))
 
 
 async def end_open(executor: Connection | Pool, stream_id: UUID, outcome: Outcome) -> bool:
     """End an open stream, whatever its producer does; return whether this ended it."""
-    with _retried_with_partition(stream_id):
-        return await _end(executor, stream_id, outcome, _If.OPEN)
-    return False
+    return await end(executor, End(stream_id, outcome, _If.OPEN))
 
 
 async def end_queued(connection: Connection, stream_id: UUID, epoch: int, outcome: Outcome) -> bool:
     """End a queued stream unless it was claimed in the meantime; return whether this ended it."""
-    with _retried_with_partition(stream_id):
-        return await _end(connection, stream_id, outcome, _If.QUEUED_AT_EPOCH, epoch)
-    return False
-
-
-async def end_waiting(connection: Connection, stream_id: UUID, epoch: int, outcome: Outcome) -> bool:
-    """End a waiting stream unless it was woken in the meantime; return whether this ended it."""
-    with _retried_with_partition(stream_id):
-        return await _end(connection, stream_id, outcome, _If.WAITING_AT_EPOCH, epoch)
-    return False
+    return await end(connection, End.of_queued(stream_id, epoch, outcome))
 
 
 async def end_claimed(connection: Connection, fence: Fence, outcome: Outcome) -> bool:
     """End a stream for a claim whose worker no longer writes to it; return whether this ended it."""
-    with _retried_with_partition(fence.stream_id):
-        return await _end(connection, fence.stream_id, outcome, _If.CLAIMED, fence.epoch, fence.claim_token)
+    return await end(connection, End.of_claimed(fence, outcome))
+
+
+async def end(executor: Connection | Pool, wanted: End, hook: Hook | None = None, *, hook_failed: bool = False) -> bool:
+    """Make an end; return whether this ended the stream.
+
+    With a `hook`, which runs in the same transaction, only one process tries at a time, and the others return False.
+    What the hook raises is raised. `hook_failed` marks the stream as one that ends without its hook.
+    """
+    with _retried_with_partition(wanted.stream_id):
+        return await _end(executor, wanted, hook, hook_failed=hook_failed)
     return False
 
 
@@ -161,8 +214,12 @@ async def erase(pool: Pool, stream_id: UUID, tenant: str = "") -> bool:
     return True
 
 
+class _LogHasGrown(Exception):
+    """The hook has seen an answer that is not complete: roll back, and run it again."""
+
+
 async def _end(
-    executor: Connection | Pool, stream_id: UUID, outcome: Outcome, condition: _If, *arguments: object
+    executor: Connection | Pool, wanted: End, hook: Hook | None = None, *, hook_failed: bool = False
 ) -> bool:
     """Take a stream away if the condition holds, and write its terminal event; return whether this ended it.
 
@@ -171,45 +228,90 @@ async def _end(
     """
     if isinstance(executor, asyncpg.Pool):
         async with executor.acquire() as connection:
-            return await _end(connection, stream_id, outcome, condition, *arguments)
+            return await _end(connection, wanted, hook, hook_failed=hook_failed)
     while True:
         # A terminal append of the last owner that is in flight waits for the row that this locks, while this waits for
         # the append's place.
-        with contextlib.suppress(asyncpg.DeadlockDetectedError):
-            ended = await _take_and_end(executor, stream_id, outcome, condition, *arguments)
+        with contextlib.suppress(asyncpg.DeadlockDetectedError, _LogHasGrown):
+            ended = await _take_and_end(executor, wanted, hook, hook_failed=hook_failed)
             if ended is not None:
                 written, known = ended
-                stream_end.note(stream_id, written, **known)
+                stream_end.note(wanted.stream_id, written, **known)
             return ended is not None
 
 
 async def _take_and_end(
-    connection: Connection, stream_id: UUID, outcome: Outcome, condition: _If, *arguments: object
+    connection: Connection, wanted: End, hook: Hook | None, *, hook_failed: bool
 ) -> tuple[Outcome, dict[str, Any]] | None:
     """Return the end with the stream's usage, and the stream's fields for the log; None if this did not end it."""
     async with connection.transaction():
-        if condition in {_If.OPEN, _If.LIVE} and (shut := await connection.fetchrow(_SHUT, stream_id)):
+        seen = None if hook is None else await _run_hook(connection, wanted, hook)
+        if hook is not None and seen is None:
+            return None
+        outcome = wanted.outcome
+        if wanted.condition in {_If.OPEN, _If.LIVE} and (shut := await connection.fetchrow(_SHUT, wanted.stream_id)):
             outcome = replace(outcome, timings=Timings(*shut))
-        taken = await connection.fetchrow(_TAKE[condition], stream_id, *arguments)
+        taken = await connection.fetchrow(_TAKE[wanted.condition], wanted.stream_id, *wanted.arguments)
+        if taken is None and seen:
+            raise _LogHasGrown
         if taken is None:
             return None
-        known = dict(taken)
-        epoch, claim_token = known.pop("epoch"), known.pop("claim_token")
-        while True:
-            tail = await event_log.read_tail(connection, stream_id)
-            if tail.outcome is not None:
-                await close(connection, stream_id, epoch, tail.outcome)
-                return None
-            if tail.last_seq >= MAX_SEQ:
-                raise ConfigurationError(f"Stream {stream_id} has no number left for its terminal event.")
-            seq = tail.last_seq + 1
-            if tail.last_seq:
-                outcome = outcome.billed(Bill(epoch, await event_log.read_usage(connection, stream_id)))
-            if await event_log.append(
-                connection,
-                [event_log.Append(stream_id, epoch, seq, seq, outcome.encode(), outcome, claim_token, forgets=True)],
-            ):
-                return outcome, {**known, "epoch": epoch, "events": seq}
+        ended = await _append(connection, wanted.stream_id, outcome, dict(taken), seen)
+        if ended is not None and hook_failed:
+            await hooked_ends.mark_failed(connection, wanted.stream_id)
+        return ended
+
+
+async def _append(
+    connection: Connection, stream_id: UUID, outcome: Outcome, known: dict[str, Any], seen: int | None
+) -> tuple[Outcome, dict[str, Any]] | None:
+    """Write the terminal event of a stream that was taken away; return the end, and the stream's fields for the log.
+
+    `seen`: the number that the event must have because the hook has run for it. Return None if another terminal event
+    is in the log already, and then close the row.
+    """
+    epoch, claim_token = known.pop("epoch"), known.pop("claim_token")
+    while True:
+        tail = await event_log.read_tail(connection, stream_id)
+        if seen and tail.last_seq + 1 != seen:
+            raise _LogHasGrown
+        if tail.outcome is not None:
+            await close(connection, stream_id, epoch, tail.outcome)
+            return None
+        if tail.last_seq >= MAX_SEQ:
+            raise ConfigurationError(f"Stream {stream_id} has no number left for its terminal event.")
+        seq = tail.last_seq + 1
+        outcome = await _billed(connection, stream_id, outcome, epoch, tail.last_seq)
+        if await event_log.append(
+            connection,
+            [event_log.Append(stream_id, epoch, seq, seq, outcome.encode(), outcome, claim_token, forgets=True)],
+        ):
+            return outcome, {**known, "epoch": epoch, "events": seq}
+
+
+async def _run_hook(connection: Connection, wanted: End, hook: Hook) -> int | None:
+    """Run the hook for an end that can be made now; return the number of its terminal event, as the hook has seen it.
+
+    Return 0 if the terminal event is in the log already, and only the row is to be closed. Return None if the end
+    cannot be made, or if another process makes it.
+    """
+    stream_id = wanted.stream_id
+    if not await connection.fetchval(_TRY_ALONE, str(stream_id)):
+        return None
+    if await connection.fetchrow(_MEETS[wanted.condition], stream_id, *wanted.arguments) is None:
+        return None
+    tail = await event_log.read_tail(connection, stream_id)
+    outcome = await _billed(connection, stream_id, wanted.outcome, 0, tail.last_seq)
+    answer = await ended_answers.before_end(connection, stream_id, outcome)
+    if answer is None:
+        return 0
+    await hook(connection, answer)
+    return answer.events
+
+
+async def _billed(connection: Connection, stream_id: UUID, outcome: Outcome, epoch: int, last_seq: int) -> Outcome:
+    """Return an end with what the stream has used according to its log."""
+    return outcome.billed(Bill(epoch, await event_log.read_usage(connection, stream_id))) if last_seq else outcome
 
 
 @contextlib.contextmanager

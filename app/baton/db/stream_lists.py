@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -61,15 +61,20 @@ FROM pg_class WHERE oid = 'baton.stream'::regclass
 _BY_INDEX = "SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off"
 
 _LIVE_COUNTS = """
-SELECT count(*) FILTER (WHERE status = 'queued'), count(*) FILTER (WHERE status IN ('running', 'open'))
+SELECT count(*) FILTER (WHERE status = 'queued') AS queued, count(*) FILTER (WHERE status = 'waiting') AS waiting,
+       count(*) FILTER (WHERE status IN ('running', 'open')) AS running
 FROM (
     SELECT status FROM baton.stream
     WHERE tenant = $1 AND status NOT IN ('completed', 'failed', 'cancelled') LIMIT $2
 ) AS live
 """
 
+_COUNT_WAITING = "SELECT count(*) FROM (SELECT FROM baton.stream WHERE status = 'waiting' LIMIT $1) AS waiting"
+
 # The most rows that a list scans in one statement.
 MAX_SCANNED = 2000
+# The most streams that `count_waiting` counts.
+MOST_WAITING = 10_000
 FIRST, LAST = UUID(int=0), UUID(int=(1 << 128) - 1)
 
 
@@ -115,6 +120,14 @@ class Page:
     oldest: UUID | None
 
 
+class LiveStreams(NamedTuple):
+    """How many streams are queued, waiting for an input, and running or open."""
+
+    queued: int
+    waiting: int
+    running: int
+
+
 async def find(connection: Connection, selection: StreamFilter, limit: int) -> Page:
     """Return the newest wanted streams, `limit` at most, and where to continue.
 
@@ -152,11 +165,17 @@ def below(stream_id: UUID) -> UUID:
     return UUID(int=max(0, stream_id.int - 1))
 
 
-async def live_counts(executor: Connection | Pool, tenant: str) -> tuple[int, int]:
-    """Return how many of a tenant's streams are queued and how many are running, up to `MAX_SCANNED` in total."""
+async def live_counts(executor: Connection | Pool, tenant: str) -> LiveStreams:
+    """Return how many of a tenant's streams have not ended, up to `MAX_SCANNED` in total."""
     row = await executor.fetchrow(_LIVE_COUNTS, tenant, MAX_SCANNED)
     assert row is not None
-    return row[0], row[1]
+    return LiveStreams(**dict(row))
+
+
+async def count_waiting(executor: Connection | Pool) -> int:
+    """Return how many streams of all tenants wait for an input; at most `MOST_WAITING`."""
+    found: int = await executor.fetchval(_COUNT_WAITING, MOST_WAITING)
+    return found
 
 
 async def _is_common(connection: Connection, selection: StreamFilter) -> bool:

@@ -1,63 +1,61 @@
 """The queue: claiming streams, giving them back, and looking at the ones that wait.
 
-The queue is not a table of its own: it is the queued rows of `stream`. Every statement begins at the queue's low
-watermark (see `queue_watermark`), so that it reads no more while an old snapshot keeps vacuum from removing the entries
-of streams that have passed through.
+The queue is not a table of its own: it is the queued rows of `stream`. Those *in line* have a position, by which they
+are claimed (see `queue_lines`). The others are *held*, and no worker claims them: see `stream_admission`.
+
+Statements begin at the low watermark (see `queue_watermark`), so that they read no more while an old snapshot keeps
+vacuum from removing the entries of streams that have passed through. There is none for held streams: what reads them
+is paced, or runs rarely.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import orjson
 
-from ..outcome import Outcome
-from . import stream_ending
+from . import stream_ending, worker_rows
 from .fence import Fence
 from .postgres import Connection, Place, Pool
-from .queue_watermark import ALL, First, Since
+from .queue_lines import IN_LINE, line_of
+from .queue_watermark import START
+from .stream_ending import End
 from .streams import CLAIMED, continuation
 
 # This is more than all inputs together.
 ALL_BYTES: Final = 2**62
+# More than positions can fall while streams are given back.
+FAR: Final = timedelta(milliseconds=1)
 
 # A worker that was declared dead has no row any more, and claims nothing until it notices. The lock on the row makes
 # the reaper wait for this claim, or this claim for the reaper. The row is found at its place, $4: each heartbeat makes
 # a new version of it, and while an old snapshot is open its key leads to all of them.
 #
-# Requeued streams come first, since clients have seen a part of their answers. They are in an index of their own, by
-# the moment at which they were requeued. Streams that were never claimed are found by their ids. Both begin at the low
-# watermark, $5 and $6.
+# Streams are claimed by their position, beginning at the low watermark, $5.
 #
-# Streams are taken until their inputs have $7 bytes, including the one that exceeds them, so that any input can be
+# Streams are taken until their inputs have $6 bytes, including the one that exceeds them, so that any input can be
 # taken. The row has the size of a value, also where the value itself is stored elsewhere.
-_CLAIM = """
+_CLAIM = f"""
 WITH me AS (
     SELECT id FROM baton.worker WHERE id = $1 AND ctid = $4 FOR KEY SHARE
-), again AS (
-    SELECT id, queued_at, octet_length(input) AS bytes FROM baton.stream
-    WHERE status = 'queued' AND epoch > 0 AND queued_at >= $5 AND generator = ANY ($2) AND EXISTS (SELECT FROM me)
-    ORDER BY queued_at LIMIT $3
-    FOR UPDATE SKIP LOCKED
-), fresh AS (
-    SELECT id, octet_length(input) AS bytes FROM baton.stream
-    WHERE status = 'queued' AND epoch = 0 AND id >= $6 AND generator = ANY ($2) AND EXISTS (SELECT FROM me)
-    ORDER BY id LIMIT $3 - (SELECT count(*) FROM again)
-    FOR UPDATE SKIP LOCKED
 ), found AS (
-    SELECT id, bytes, queued_at FROM again UNION ALL SELECT id, bytes, NULL FROM fresh
+    SELECT id, queue_position, octet_length(input) AS bytes FROM baton.stream
+    WHERE {IN_LINE} AND queue_position >= $5 AND generator = ANY ($2) AND EXISTS (SELECT FROM me)
+    ORDER BY queue_position, id LIMIT $3
+    FOR UPDATE SKIP LOCKED
 ), next AS (
     SELECT id, bytes FROM (
-        SELECT id, bytes, sum(bytes) OVER (ORDER BY queued_at NULLS LAST, id) - bytes AS before FROM found
-    ) AS counted WHERE before < $7
+        SELECT id, bytes, sum(bytes) OVER (ORDER BY queue_position, id) - bytes AS before FROM found
+    ) AS counted WHERE before < $6
 )
 UPDATE baton.stream AS s
 SET status = 'running', epoch = s.epoch + 1, claim_token = gen_random_uuid(), attempts = s.attempts + 1,
     worker_id = $1, started_at = coalesce(s.started_at, clock_timestamp()),
-    continues = s.may_continue AND s.generator = ANY ($8), run = s.run + 1,
+    continues = s.may_continue AND s.generator = ANY ($7), run = s.run + 1,
     time_to_first_token_seconds = CASE WHEN s.continues THEN s.time_to_first_token_seconds END,
     waited_seconds = s.waited_seconds
                      + coalesce(extract(epoch FROM clock_timestamp() - s.waiting_since)::double precision, 0),
@@ -71,51 +69,70 @@ RETURNING s.id, s.epoch, s.attempts, s.on_worker_lost, s.generator, s.input, s.m
           s.tenant, s.traceparent, s.claim_token,
           coalesce(s.history <> baton.current_history(), false) AS rewound, s.history, s.continuation,
           next.bytes, s.continues, s.run, s.interruption, s.time_to_first_token_seconds, s.inputs
-"""
+"""  # noqa: S608
 
-# All queued streams from the low watermark on, $1 and $2: the requeued ones, and the ones that were never claimed.
-_QUEUED = """
-    SELECT id, epoch, generator, queued_at, created_at, queue_timeout, watched_at, unwatched_timeout
-    FROM baton.stream
-    WHERE status = 'queued' AND epoch > 0 AND queued_at >= $1
+# All queued streams: those in line, from the low watermark $1 on, and those that are held. Since when each one waits:
+# never before its `start_after`.
+_QUEUED = f"""
+    SELECT id, epoch, generator, greatest(coalesce(queued_at, created_at), start_after) AS since, queue_timeout,
+           greatest(watched_at, created_at, queued_at, start_after) AS watched, unwatched_timeout, queue_position,
+           held_until
+    FROM baton.stream WHERE {IN_LINE} AND queue_position >= $1
     UNION ALL
-    SELECT id, epoch, generator, queued_at, created_at, queue_timeout, watched_at, unwatched_timeout
-    FROM baton.stream
-    WHERE status = 'queued' AND epoch = 0 AND id >= $2
-"""
-
-# The first stream of both kinds, and the moment as of which this is known. If $3 is null, of all generators.
-_FIRST_QUEUED = """
-SELECT (SELECT id FROM baton.stream
-        WHERE status = 'queued' AND epoch = 0 AND id >= $2 AND ($3::text[] IS NULL OR generator = ANY ($3))
-        ORDER BY id LIMIT 1),
-       (SELECT queued_at FROM baton.stream
-        WHERE status = 'queued' AND epoch > 0 AND queued_at >= $1 AND ($3::text[] IS NULL OR generator = ANY ($3))
-        ORDER BY queued_at LIMIT 1),
-       now()
-"""
+    SELECT id, epoch, generator, greatest(coalesce(queued_at, created_at), start_after), queue_timeout,
+           greatest(watched_at, created_at, queued_at, start_after), unwatched_timeout, queue_position, held_until
+    FROM baton.stream WHERE status = 'queued' AND queue_position IS NULL
+"""  # noqa: S608
 
 # Queued streams that no worker claimed in time, or that had no viewer for as long as they allow. The oldest come first:
 # the newest may have no partition, cannot be ended then, and would take the place of others in every page.
 _OVERDUE = f"""
-SELECT id, epoch, coalesce(queued_at, created_at)
-                  < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $3)) AS timed_out, generator
+SELECT id, epoch, since < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $2)) AS timed_out, generator
 FROM ({_QUEUED}) AS queued
-WHERE coalesce(queued_at, created_at) < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $3))
-   OR ($4 AND coalesce(watched_at, created_at) < clock_timestamp() - make_interval(secs => unwatched_timeout))
+WHERE since < clock_timestamp() - make_interval(secs => coalesce(queue_timeout, $2))
+   OR ($3 AND watched < clock_timestamp() - make_interval(secs => unwatched_timeout))
 ORDER BY id
 LIMIT 100
 """  # noqa: S608
 
+# Streams that a further worker would claim: not the ones that start later, or that wait for others of their tenant.
 _QUEUE_STATE = f"""
-SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(since)), 0)::double precision
-FROM (SELECT coalesce(queued_at, created_at) AS since FROM ({_QUEUED}) AS each LIMIT 10000) AS queued
+SELECT generator, count(*), extract(epoch FROM clock_timestamp() - min(since))::double precision
+FROM (SELECT generator, since FROM ({_QUEUED}) AS each
+      WHERE queue_position IS NOT NULL OR held_until <= clock_timestamp() LIMIT 10000) AS queued
+GROUP BY generator
 """  # noqa: S608
 
+_CANCELLED = """
+SELECT id, generator FROM baton.stream
+WHERE id = ANY ($1) AND status = 'queued' AND cancel_requested_at IS NOT NULL
+"""
+# By the two indexes that have all queued streams.
+_ALL_CANCELLED = f"""
+SELECT id, generator FROM baton.stream WHERE {IN_LINE} AND cancel_requested_at IS NOT NULL
+UNION ALL
+SELECT id, generator FROM baton.stream
+WHERE status = 'queued' AND queue_position IS NULL AND cancel_requested_at IS NOT NULL
+LIMIT 100
+"""  # noqa: S608
+
+_CLAIMED_FROM = "SELECT generator, queue_position FROM baton.stream WHERE id = $1"
+# It goes before the first of its line, or beside it if that one was given back too: viewers have a part of the answer.
+# Its last position is not used again: it may lie far below the watermarks, and an update that leaves it unchanged is
+# one of the release before, which a trigger completes.
 _REQUEUE = f"""
-UPDATE baton.stream
+WITH before AS (
+    SELECT queue_position - CASE WHEN epoch > 0 AND interruption IN ('worker_lost', 'worker_left') THEN interval '0'
+                                 ELSE interval '1 us' END AS position
+    FROM baton.stream WHERE {IN_LINE} AND queue_position >= $9 AND generator = ANY ($8)
+    ORDER BY queue_position, id LIMIT 1
+)
+UPDATE baton.stream AS s
 SET status = 'queued', queued_at = clock_timestamp(), epoch = epoch + 1, worker_id = NULL,
-    attempts = CASE WHEN $4 THEN 0 ELSE attempts - $5 END, run = run - $6, interruption = coalesce($7, interruption)
+    attempts = CASE WHEN $4 THEN 0 ELSE attempts - $5 END, run = run - $6, interruption = coalesce($7, interruption),
+    queue_position = coalesce(
+        (SELECT position - CASE WHEN position = s.queue_position THEN interval '1 us' ELSE interval '0' END
+         FROM before), clock_timestamp())
 WHERE id = $1 AND {CLAIMED}
 RETURNING id
 """  # noqa: S608
@@ -190,6 +207,28 @@ class Overdue:
     generator: str
 
 
+class Waiting(NamedTuple):
+    """How many streams wait for a worker, and for how many seconds the first one has waited."""
+
+    streams: int
+    oldest_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """What waits for a worker, by generator."""
+
+    by_generator: Mapping[str, Waiting]
+
+    @property
+    def total(self) -> Waiting:
+        """All of it."""
+        waiting = self.by_generator.values()
+        return Waiting(
+            sum(item.streams for item in waiting), max((item.oldest_seconds for item in waiting), default=0.0)
+        )
+
+
 async def claim(
     connection: Connection,
     worker_id: UUID,
@@ -197,11 +236,11 @@ async def claim(
     limit: int,
     *,
     place: Place | None,
-    since: Since = ALL,
+    since: datetime = START,
     max_bytes: int = ALL_BYTES,
     continuing: Sequence[str] = (),
 ) -> list[Claim]:
-    """Claim the oldest queued streams that one of `generators` can serve, beginning at the low watermark.
+    """Claim the first streams in line that one of `generators` can serve, beginning at the low watermark.
 
     `continuing`: the generators that can continue what another worker has begun.
     `max_bytes`: claim no further stream once the inputs have this many bytes in total.
@@ -234,46 +273,48 @@ async def claim(
             row["time_to_first_token_seconds"],
             row["inputs"],
         )
-        for row in await connection.fetch(
-            _CLAIM, worker_id, generators, limit, place, since.moment, since.id, max_bytes, continuing
-        )
+        for row in await connection.fetch(_CLAIM, worker_id, generators, limit, place, since, max_bytes, continuing)
     ]
 
 
 async def requeue(connection: Connection, fence: Fence, how: Requeue = LOST) -> bool:
     """Give a claimed stream back to the queue; return whether that claim still had it."""
+    claimed = await connection.fetchrow(_CLAIMED_FROM, fence.stream_id)
+    if claimed is None:
+        return False
+    generator, position = claimed
+    line = line_of(generator, await worker_rows.offers(connection))
+    # What is in line now is not far below the position at which this one was claimed.
+    since = START if position is None else max(START, position - FAR)
     counts = (how.forget_attempts, how.uncount_attempts, how.uncount_runs, how.interruption)
-    return await connection.fetchval(_REQUEUE, *fence, *counts) is not None
-
-
-async def first_queued(
-    executor: Connection | Pool, since: Since = ALL, generators: Sequence[str] | None = None
-) -> First:
-    """Return the first queued streams of these generators, or of all."""
-    row = await executor.fetchrow(_FIRST_QUEUED, since.moment, since.id, generators)
-    assert row is not None
-    return First(*row)
+    return await connection.fetchval(_REQUEUE, *fence, *counts, line, since) is not None
 
 
 async def overdue(
-    connection: Connection, queue_timeout: float, *, unwatched: bool = True, since: Since = ALL
+    connection: Connection, queue_timeout: float, *, unwatched: bool = True, since: datetime = START
 ) -> list[Overdue]:
     """Return queued streams that have waited for more than `queue_timeout` seconds or have no viewer: 100 at most."""
-    rows = await connection.fetch(_OVERDUE, since.moment, since.id, queue_timeout, unwatched)
+    rows = await connection.fetch(_OVERDUE, since, queue_timeout, unwatched)
     return [Overdue(*row) for row in rows]
 
 
-async def end_overdue(connection: Connection, found: Sequence[Overdue]) -> list[tuple[Outcome, str]]:
-    """End overdue streams unless they were claimed in the meantime; return each end with the name of its generator."""
-    ended = []
-    for item in found:
-        outcome = stream_ending.QUEUE_TIMEOUT if item.timed_out else stream_ending.UNWATCHED
-        if await stream_ending.end_queued(connection, item.stream_id, item.epoch, outcome):
-            ended.append((outcome, item.generator))
-    return ended
+def end_of(item: Overdue) -> End:
+    """Return the end of an overdue stream, unless it is claimed in the meantime."""
+    outcome = stream_ending.QUEUE_TIMEOUT if item.timed_out else stream_ending.UNWATCHED
+    return End.of_queued(item.stream_id, item.epoch, outcome)
 
 
-async def state(executor: Connection | Pool, since: Since = ALL) -> tuple[int, float]:
-    """Return how many streams wait for a worker, 10,000 at most, and for how many seconds the first has waited."""
-    count, oldest_seconds = await executor.fetchrow(_QUEUE_STATE, since.moment, since.id)  # type: ignore[misc]
-    return count, oldest_seconds
+async def cancelled(connection: Connection, among: Collection[UUID] | None = None) -> list[tuple[UUID, str]]:
+    """Return queued streams whose cancel was requested, with their generators: 100 at most.
+
+    Only the ones in `among`, which are looked up by their keys; or all.
+    """
+    if among is None:
+        return [(row[0], row[1]) for row in await connection.fetch(_ALL_CANCELLED)]
+    return [(row[0], row[1]) for row in await connection.fetch(_CANCELLED, list(among))]
+
+
+async def state(executor: Connection | Pool, since: datetime = START) -> QueueState:
+    """Return what waits for a worker: 10,000 streams at most."""
+    rows = await executor.fetch(_QUEUE_STATE, since)
+    return QueueState({row[0]: Waiting(row[1], max(0.0, row[2])) for row in rows})

@@ -22,6 +22,7 @@ from . import event_log, stream_ending
 from .event_log import Append
 from .fence import Fence
 from .postgres import Connection
+from .stream_ending import End
 from .streams import CLAIMED
 
 EXPIRED: Final = Outcome.failed("wait_timeout", "This answer waited for an input, and none came in time. Ask again.")
@@ -37,7 +38,7 @@ WHERE id = $1 AND {CLAIMED} FOR UPDATE OF stream
 _WAIT = """
 UPDATE baton.stream
 SET status = 'waiting', worker_id = NULL, may_continue = true, waiting_since = clock_timestamp(), wait_until = $2,
-    wait_ends = $3
+    held_until = $2, wait_ends = $3
 WHERE id = $1
 """
 _QUEUE = """
@@ -50,7 +51,7 @@ _DUE = """
 SELECT id, epoch, wait_ends, cancel_requested_at IS NOT NULL, generator,
        coalesce(history <> baton.current_history(), false)
 FROM baton.stream
-WHERE status = 'waiting' AND wait_until <= clock_timestamp() ORDER BY wait_until LIMIT 100
+WHERE status = 'waiting' AND held_until <= clock_timestamp() ORDER BY held_until LIMIT 100
 """
 _WAKE = f"{_QUEUE} AND status = 'waiting' AND epoch = $3 RETURNING id"
 
@@ -136,17 +137,21 @@ async def due(connection: Connection) -> list[Due]:
     return [Due(*row) for row in await connection.fetch(_DUE)]
 
 
-async def end_due(connection: Connection, item: Due) -> Outcome | None:
-    """Queue a stream whose wait is over, or end it if its wait was to end it; return the end, if this ended it."""
+def end_of(item: Due) -> End | None:
+    """Return the end of a stream whose wait is over; None if it continues: then `wake` it."""
     if not item.ends and not item.cancelled and not item.rewound:
-        await connection.fetchval(_WAKE, item.stream_id, "deadline", item.epoch)
         return None
     outcome = EXPIRED
     if item.cancelled:
         outcome = Outcome.cancelled()
     if item.rewound:
         outcome = stream_ending.REWOUND
-    return outcome if await stream_ending.end_waiting(connection, item.stream_id, item.epoch, outcome) else None
+    return End.of_waiting(item.stream_id, item.epoch, outcome)
+
+
+async def wake(connection: Connection, item: Due) -> bool:
+    """Queue a stream whose wait is over; return whether this did."""
+    return await connection.fetchval(_WAKE, item.stream_id, "deadline", item.epoch) is not None
 
 
 def _iso(moment: datetime.datetime) -> str:

@@ -61,7 +61,11 @@ class Stream:
     usage_by_attempt: Sequence[AttemptUsage] | None = None
     answered_by: Mapping[str, Any] | None = None
     run: int = 0  # how often a worker has started it
-    interruption: str | None = None  # why its last worker gave it back or lost it
+    interruption: str | None = None  # why its last worker gave it back or lost it, or why its wait ended
+    waiting_since: datetime | None = None  # this and the next one: of its last wait
+    wait_until: datetime | None = None
+    priority: int = 0
+    start_after: datetime | None = None
 
     @property
     def ended(self) -> bool:
@@ -86,6 +90,11 @@ _SMALL_INPUT = """
 SELECT octet_length(input), CASE WHEN octet_length(input) <= $2 THEN input END FROM baton.stream WHERE id = $1
 """
 _CONTINUATION = "SELECT continuation FROM baton.stream WHERE id = $1"
+# The id is decoded outside: Postgres cannot, if it has a NUL.
+_CONTINUED = """
+SELECT id, convert_from(continuation, 'UTF8')::json #> '{message,id}' FROM baton.stream
+WHERE id = ANY ($1::uuid[]) AND continuation IS NOT NULL
+"""
 _MISSING = """
 SELECT asked.id FROM unnest($1::uuid[]) AS asked (id)
 WHERE NOT EXISTS (SELECT FROM baton.stream AS s WHERE s.id = asked.id)
@@ -159,6 +168,12 @@ async def read_input(
 async def read_continuation(pool: Pool, stream_id: UUID) -> dict[str, Any]:
     """Read what a stream continues; return an empty object if it continues nothing or has no row."""
     return continuation(await pool.fetchval(_CONTINUATION, stream_id))
+
+
+async def continued_messages(pool: Pool, stream_ids: Sequence[UUID]) -> dict[UUID, str]:
+    """Return the ids of the messages that some streams continue."""
+    rows = await pool.fetch(_CONTINUED, stream_ids)
+    return {row[0]: orjson.loads(row[1]) for row in rows if row[1] is not None}
 
 
 def continuation(content: bytes | None) -> dict[str, Any]:

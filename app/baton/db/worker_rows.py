@@ -21,8 +21,10 @@ MOST_SILENT: Final = 100
 NO_SILENCES: Final[Mapping[UUID, float]] = MappingProxyType({})
 
 _REGISTER = """
-INSERT INTO baton.worker (name, generators, concurrency, code) VALUES ($1, $2, $3, $4) RETURNING id
+INSERT INTO baton.worker (name, generators, concurrency, code, has_end_hook) VALUES ($1, $2, $3, $4, $5) RETURNING id
 """
+# Whether a worker has an end hook, which then runs for every stream that a worker ends.
+HAS_END_HOOK: Final = "SELECT EXISTS (SELECT FROM baton.worker WHERE has_end_hook)"
 _PLACE = "SELECT ctid FROM baton.worker WHERE id = $1"
 _RAISE = """
 UPDATE baton.worker
@@ -77,6 +79,7 @@ SELECT w.name FROM baton.stream AS s JOIN baton.worker AS w ON w.id = s.worker_i
 WHERE s.id = $1 AND s.status = 'running'
 """
 _OFFERED = "SELECT DISTINCT unnest(generators) FROM baton.worker"
+_OFFERS = "SELECT DISTINCT generators FROM baton.worker"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +134,18 @@ async def name_of_writer(executor: Connection | Pool, stream_id: UUID) -> str | 
     return name
 
 
-async def register(connection: Connection, name: str, generators: Sequence[str], concurrency: int) -> UUID:
+async def register(
+    connection: Connection, name: str, generators: Sequence[str], concurrency: int, *, has_end_hook: bool = False
+) -> UUID:
     """Insert a row for a worker that starts; return its id."""
-    worker_id: UUID = await connection.fetchval(_REGISTER, name, generators, concurrency, REVISION)
+    worker_id: UUID = await connection.fetchval(_REGISTER, name, generators, concurrency, REVISION, has_end_hook)
     return worker_id
+
+
+async def any_has_end_hook(executor: Connection | Pool) -> bool:
+    """Return whether a registered worker has an end hook."""
+    found: bool = await executor.fetchval(HAS_END_HOOK)
+    return found
 
 
 async def place(connection: Connection, worker_id: UUID) -> Place | None:
@@ -204,6 +215,11 @@ async def orphans(connection: Connection, own_id: UUID) -> list[Orphan]:
 async def offered_generators(executor: Connection | Pool) -> frozenset[str]:
     """Return the names of the generators that registered workers offer."""
     return frozenset(row[0] for row in await executor.fetch(_OFFERED))
+
+
+async def offers(executor: Connection | Pool) -> list[frozenset[str]]:
+    """Return what registered workers offer: the generators of each, without repetitions."""
+    return [frozenset(row[0]) for row in await executor.fetch(_OFFERS)]
 
 
 async def are_needed(executor: Connection | Pool) -> bool:

@@ -13,6 +13,12 @@ stopped answer ends with an empty step.
 A stream may continue a message that the page has (`aisdk_message`). A client that has the message (`AI_SDK`) does not
 get the same chunks as a client that replays it (`REPLAY`). So a chunk's number is valid in only one of the two.
 
+While a stream waits for people, its connections end with a `finish`, so that the page can answer: it is not a chunk of
+the stream. The stream's next chunk is the metadata that takes the wait back, and has the number that the page counted
+for this `finish`. So the numbers are the same for clients that were there during the wait, and for those that replay
+the whole message later. A page that has the message up to a wait gets what follows after a `start` with the same id
+(`continue_after_wait`).
+
 The `finish` of an answer that has ended puts its status into the message's metadata. A page that has saved a message
 without a status has saved a part of the answer, and asks for the rest.
 """
@@ -27,7 +33,7 @@ import orjson
 
 from ..db.event_log import Batch
 from . import sse
-from .aisdk_chunks import AiSdkState, Chunks
+from .aisdk_chunks import AiSdkState, Chunks, frame
 from .aisdk_message import Earlier
 from .protocol import Encoded, Header, Over
 
@@ -52,12 +58,12 @@ class AiSdk:
         """Encode the chunks of a batch that follow number `after`."""
         chunks = Chunks(state)
         over: Over | None = None
-        for event in map(orjson.loads, batch.lines):
+        for seq, event in enumerate(map(orjson.loads, batch.lines), batch.first_seq):
             if event["type"] == "reset" and chunks.state.begun:
                 # These clients stop here: a replay would reach the reset again.
                 chunks.fail("reset", RESET, "failed")
             else:
-                chunks.add(event)
+                chunks.add(event, seq)
             if chunks.ended:
                 over = "ended"
                 break
@@ -84,6 +90,12 @@ def begin(
     chunks = Chunks(AiSdkState({}, {}))
     chunks.begin(stream_id, earlier, replay=replay)
     return chunks.encoded(after)
+
+
+def continue_after_wait(stream_id: UUID, earlier: Earlier | None = None) -> bytes:
+    """Return the chunk with which a page that has a stream's message up to a wait goes on with that message."""
+    message_id = f"msg_{stream_id.hex}" if earlier is None else earlier.id
+    return frame({"type": "start", "messageId": message_id, "messageMetadata": {"streamId": str(stream_id)}})
 
 
 # For a client that has the message that the stream continues, if any, and for a client that has nothing.

@@ -49,6 +49,7 @@ class ToolInput:
     arguments: Chain = field(default_factory=Chain)
     open: bool = True
     executed: bool = False  # the generator runs the tool
+    settled: bool = False  # it has an outcome, or another stream asks about it
 
 
 NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
@@ -75,6 +76,7 @@ class AiSdkState(NamedTuple):
     taken: frozenset[str] = frozenset()  # the ids of answered calls of the message that is continued
     renamed: Mapping[str, str] = NOTHING  # new calls whose ids the message already had
     usage: Mapping[str, int | float] | None = None  # the sum so far
+    pause: bytes = b""  # what ends connections; only while the stream waits
 
 
 class Chunks:
@@ -91,8 +93,10 @@ class Chunks:
         self._deltas: list[str] = []  # of the growing call's arguments
         self._copied = False  # the `calls` of the state are a copy of this batch
 
-    def add(self, event: Mapping[str, Any]) -> None:
-        """Add the chunks of an event; those of an unknown type have none."""
+    def add(self, event: Mapping[str, Any], seq: int) -> None:
+        """Add the chunks of the event with this number; those of an unknown type have none."""
+        if self.state.pause:
+            self._resume()
         match event["type"]:
             case "text" | "reasoning":
                 self._part(event["type"], event["delta"])
@@ -101,7 +105,9 @@ class Chunks:
             case "tool_result":
                 self._result(event)
             case "tool_approval":
-                self._approval(event)
+                self._approval(event, seq)
+            case "waiting":
+                self._wait(event, seq)
             case "usage":
                 self._count(event)
             case "custom":
@@ -115,6 +121,8 @@ class Chunks:
         A page gets only the text of the chunk, as the message of an `Error`: so the code follows the sentence. The
         message's metadata, which a page saves, has both.
         """
+        if self.state.pause:
+            self._resume()
         self._end_part()
         if status is not None:
             # An error is the last chunk that `useChat` reads.
@@ -139,12 +147,15 @@ class Chunks:
         last = self._before + len(self._frames)
         body = escape_line_ends(b"".join(self._frames[max(0, after - self._before) :]))
         state = self.state._replace(chunks=last, growing=self._grown())
-        return Encoded(body + _DONE if over else body, first, last, state, over)
+        return Encoded(body + _DONE if over else body, first, last, state, over, state.pause)
 
     def _continue(self, earlier: Earlier, metadata: dict[str, Any], replay: bool) -> None:
         self._emit("start", messageId=earlier.id, messageMetadata=earlier.metadata_with(metadata, whole=replay))
-        self._frames.extend(map(_frame, earlier.chunks() if replay else earlier.denials()))
-        calls = {call_id: ToolInput(call_id, name, b"", open=False) for call_id, name in earlier.unanswered.items()}
+        self._frames.extend(map(frame, earlier.chunks() if replay else earlier.denials()))
+        calls = {
+            call_id: ToolInput(call_id, name, b"", open=False, settled=True)
+            for call_id, name in earlier.unanswered.items()
+        }
         self._set(parts=earlier.prose, calls=calls, taken=earlier.answered)
 
     def _count(self, event: Mapping[str, Any]) -> None:
@@ -240,18 +251,45 @@ class Chunks:
             # The SDK throws on a result without a call.
             call = self.state.calls.get(call_id) or self._begin_call(call_id, event.get("name"), True)
             self._close(call, executed=True)
-        self._emit("tool-output-available", toolCallId=call_id, output=event.get("result"), **_executed(True))
+            self._put(replace(self.state.calls[call_id], settled=True))
+        if event.get("denied") is True:
+            self._emit("tool-output-denied", toolCallId=call_id)
+        else:
+            self._emit("tool-output-available", toolCallId=call_id, output=event.get("result"), **_executed(True))
         self._set(answered=self.state.called, begun=True)
 
-    def _approval(self, event: Mapping[str, Any]) -> None:
-        """Ask the user about an open call of this stream. Others have been asked about or answered before."""
+    def _approval(self, event: Mapping[str, Any], seq: int) -> None:
+        """Ask the user about a call of this stream without an outcome, which may be asked about again."""
         call_id = self._page_id(event["id"])
         self._end_part()
         self._put_back()
         call = self.state.calls.get(call_id)
-        if call is not None and call.open and self._close(call, executed=True):
-            asked = approval_id(self.state.stream, event["id"])
-            self._emit("tool-approval-request", approvalId=asked, toolCallId=call_id)
+        if call is None or call.settled or (call.open and not self._close(call, executed=True)):
+            return
+        self._emit("tool-approval-request", approvalId=approval_id(self.state.stream, seq), toolCallId=call_id)
+
+    def _wait(self, event: Mapping[str, Any], seq: int) -> None:
+        """End the step, because the stream waits for people.
+
+        The page could not continue an open call in another response. A call that is open now is the generator's: one
+        for the page ends the stream.
+        """
+        self._end_part()
+        self._put_back()
+        reason = "tool-calls" if self.state.called else "other"
+        for call in list(self.state.calls.values()):
+            self._close(call, executed=True)
+        self._emit("finish-step")
+        # A page sends the number back with the message: it says up to where the page has the answer.
+        known = {"waiting": {"seq": seq, "for": event.get("for"), "until": event.get("until")}}
+        finish = frame({"type": "finish", "finishReason": reason, "messageMetadata": known})
+        self._set(answered=False, called=False, pause=escape_line_ends(finish) + _DONE)
+
+    def _resume(self) -> None:
+        """Take the wait back, in place of the `finish` that ended connections, and begin a step."""
+        self._set(pause=b"")
+        self._emit("message-metadata", messageMetadata={"waiting": None})
+        self._emit("start-step")
 
     def _close(self, call: ToolInput, *, executed: bool = False) -> bool:
         """Send a call's whole input; return whether it was open, and is JSON."""
@@ -265,6 +303,7 @@ class Chunks:
             # Encoded here, where an error for deep nesting can still be handled.
             value = orjson.Fragment(orjson.dumps(read_json(arguments) if arguments.strip() else {}))
         except (ValueError, TypeError):
+            self._put(replace(self.state.calls[call.id], settled=True))
             sentence = "The arguments of this call are not JSON."
             self._emit("tool-input-error", **named, input=arguments, errorText=sentence)
             return False
@@ -321,7 +360,7 @@ class Chunks:
             self._set(part=None)
 
     def _emit(self, kind: str, **fields: Any) -> None:
-        self._frames.append(_frame({"type": kind, **fields}))
+        self._frames.append(frame({"type": kind, **fields}))
 
     def _set(self, **changes: Any) -> None:
         self.state = self.state._replace(**changes)
@@ -331,7 +370,8 @@ def _executed(executed: bool) -> dict[str, bool]:
     return {"providerExecuted": True} if executed else {}
 
 
-def _frame(chunk: Mapping[str, Any]) -> bytes:
+def frame(chunk: Mapping[str, Any]) -> bytes:
+    """Return the frame of a chunk."""
     return b"data: %b\n\n" % orjson.dumps(chunk)
 
 

@@ -7,7 +7,7 @@ lost its end has the parts before that. A call with incomplete arguments has wha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -23,7 +23,13 @@ from .protocol import Reader
 
 def parts_of(stream_id: UUID, batches: Iterable[Batch], earlier: Earlier | None) -> list[Fields]:
     """Return the parts of a stream's message: the parts of the message that it continues, and then its own."""
-    page = _Page(() if earlier is None else earlier.parts)
+    parts: list[Fields] = message_of(stream_id, batches, earlier)["parts"]
+    return parts
+
+
+def message_of(stream_id: UUID, batches: Iterable[Batch], earlier: Earlier | None) -> Fields:
+    """Return the message that a page has after a stream: its id, role, metadata and parts."""
+    page = _Page(earlier)
     opening = aisdk.begin(stream_id, 0, earlier)
     reader = Reader(aisdk.AI_SDK, opening, MAX_SEQ)
     page.read(opening.body)
@@ -33,14 +39,16 @@ def parts_of(stream_id: UUID, batches: Iterable[Batch], earlier: Earlier | None)
         encoded = aisdk.AI_SDK.encode(batch, reader.state, 0)
         reader.advance(encoded)
         page.read(encoded.body)
-    return page.finished()
+    return {"id": page.id, "role": "assistant", "metadata": page.metadata, "parts": page.finished()}
 
 
 class _Page:
     """The parts so far. Texts and arguments grow as lists: a long answer has many deltas."""
 
-    def __init__(self, parts: Sequence[Fields]) -> None:
-        self.parts = [dict(part) for part in parts]
+    def __init__(self, earlier: Earlier | None) -> None:
+        self.id = ""
+        self.metadata: Fields = {} if earlier is None else dict(earlier.metadata)
+        self.parts = [] if earlier is None else [dict(part) for part in earlier.parts]
         self._calls = {part["toolCallId"]: part for part in self.parts if is_tool(part)}
         self._open: dict[str, Fields] = {}  # parts of text and reasoning, by the ids of their chunks
         self._grown: dict[int, tuple[Fields, list[str]]] = {}
@@ -62,14 +70,19 @@ class _Page:
 
     def _add(self, chunk: Fields) -> None:
         kind: str = chunk["type"]
-        if kind == "start-step":
+        self.metadata |= chunk.get("messageMetadata") or {}
+        if kind == "start":
+            self.id = chunk["messageId"]
+        elif kind == "start-step":
             self.parts.append({"type": "step-start"})
         elif kind in {"text-delta", "reasoning-delta"}:
             self._grown[id(self._open[chunk["id"]])][1].append(chunk["delta"])
         elif kind in {"text-start", "reasoning-start"}:
-            part = self._open[chunk["id"]] = {"type": kind.removesuffix("-start"), "text": ""}
+            part = self._open[chunk["id"]] = {"type": kind.removesuffix("-start"), "text": "", "state": "streaming"}
             self._grown[id(part)] = (part, [])
             self.parts.append(part)
+        elif kind in {"text-end", "reasoning-end"}:
+            self._open[chunk["id"]]["state"] = "done"
         elif kind.startswith("tool-"):
             self._tool(kind, chunk)
         elif kind.startswith("source-"):

@@ -27,6 +27,9 @@ class Encoded(NamedTuple, Generic[State]):
     `first` and `last` are the numbers of its frames; without frames, `last` is below `first`. `over` says that this
     dialect has no more frames of the stream: "ended" after a last frame that said so, "cut" if only a cut connection
     can show the client that the answer is incomplete.
+
+    `pause` is set after the event `waiting`, in a dialect whose connections end while a stream waits. It is what such a
+    connection sends last, and counts as no frame.
     """
 
     body: bytes
@@ -34,6 +37,7 @@ class Encoded(NamedTuple, Generic[State]):
     last: int
     state: State
     over: Over | None = None
+    pause: bytes = b""
 
 
 class Chain:
@@ -90,6 +94,7 @@ class Reader(Generic[State]):
         self.state = opening.state
         self.last = opening.last  # the number of the last frame so far, sent or left out
         self.over = opening.over
+        self.pause = opening.pause
         self._after = after
 
     def read(self, batches: Sequence[Batch]) -> bytes:
@@ -100,7 +105,12 @@ class Reader(Generic[State]):
 
     def advance(self, encoded: Encoded[State]) -> None:
         """Continue after a batch, whose frames the client was sent."""
-        self.state, self.last, self.over = encoded.state, encoded.last, encoded.over
+        self.state, self.last, self.over, self.pause = encoded.state, encoded.last, encoded.over, encoded.pause
+
+    def end_while_waiting(self) -> bytes:
+        """End this client's connection, because the stream waits; return the last bytes."""
+        self.over = "ended"
+        return self.pause
 
     def _read(self, batch: Batch) -> bytes:
         if self.over:

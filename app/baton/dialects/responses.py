@@ -32,6 +32,7 @@ _REPEATED: Final[Mapping[str, Any]] = {
     "instructions": None,
     "max_output_tokens": None,
     "parallel_tool_calls": True,
+    "previous_response_id": None,
     "reasoning": None,
     "temperature": None,
     "text": {"format": {"type": "text"}},
@@ -96,6 +97,7 @@ def response_id(stream_id: UUID) -> str:
 def _unchanging(stream: Stream, given: Any) -> Fields:
     """Return the fields of a Response that never change."""
     request = given if isinstance(given, Mapping) and "input" in given else {}
+    chat = stream.metadata.get("chat")
     repeated = {name: request.get(name, default) for name, default in _REPEATED.items()}
     return {
         "id": response_id(stream.id),
@@ -104,6 +106,7 @@ def _unchanging(stream: Stream, given: Any) -> Fields:
         "model": request.get("model") or stream.generator,
         # Every Response continues without its client.
         "background": True,
+        "conversation": {"id": chat} if isinstance(chat, str) else None,
         "error": None,
         "incomplete_details": None,
         "metadata": {name: _as_text(value) for name, value in stream.metadata.items()},

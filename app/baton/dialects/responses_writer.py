@@ -156,11 +156,14 @@ class ResponseWriter:
             self._end(run)
 
     def approval(self, event: Fields) -> None:
-        """End the call that waits for the user's approval: this API cannot ask, and the client must not run it."""
+        """Begin the call that needs the user's approval, as one of the generator: the client must not run it.
+
+        It grows until its result comes, which may be after a wait. This API cannot ask.
+        """
         for call in [call for call in self._calls.values() if call.call_id == event["id"]]:
             if isinstance(call, HeldCall):
                 self._end_prose()
-                self._end(self._release(call, ToolRun), "incomplete")
+                self._release(call, ToolRun)
 
     def count(self, event: Fields) -> None:
         """Add to the usage."""
@@ -180,7 +183,8 @@ class ResponseWriter:
             self._end_prose()
             self._release(held, FunctionCall)
         for item in self._growing():
-            self._end(item, "completed" if whole else "incomplete")
+            without_result = isinstance(item, ToolRun) and item.output is None
+            self._end(item, "completed" if whole and not without_result else "incomplete")
         self._usage = event["usage"] or self._usage
         if whole and {item["type"] for _, item in self._output} - {"reasoning"} == {"mcp_call"}:
             # Agents ask again until there is a message.

@@ -11,8 +11,11 @@ from .finding import Case, Finding, error, ok, warning
 
 # A pod listens. From a producer's first append on, it also appends and notifies. Its queries have a pool of their own.
 POD_CONNECTIONS: Final = 3
-# A worker listens, appends, notifies, claims, sends heartbeats, and reads or writes records: one connection each.
+# A worker listens, appends, notifies, claims, sends heartbeats, and reads or writes records: one connection each. With
+# an end hook it has more, and one for webhooks.
 WORKER_CONNECTIONS: Final = 6
+END_HOOK_CONNECTIONS: Final = 4
+WEBHOOK_CONNECTIONS: Final = 1
 # The size of a WAL segment.
 ROOM_MEGABYTES: Final = 16
 
@@ -59,7 +62,10 @@ async def connections(case: Case) -> AsyncIterator[Finding]:
     """Is there room for one more pod and one more worker?"""
     row = await case.row(_CONNECTIONS)
     pod = case.settings.database_pool_size + POD_CONNECTIONS
-    needed = f"With these settings a pod uses up to {pod} connections, a worker {WORKER_CONNECTIONS}."
+    worker = WORKER_CONNECTIONS
+    worker += END_HOOK_CONNECTIONS if case.settings.on_end else 0
+    worker += WEBHOOK_CONNECTIONS if case.settings.webhook_secrets else 0
+    needed = f"With these settings a pod uses up to {pod} connections, a worker {worker}."
     advice = f"{needed} Raise the limit, lower BATON_DATABASE_POOL_SIZE, or use a connection pooler."
     limits = [
         ("server", row["most"] - row["reserved"], row["used"]),
@@ -68,7 +74,7 @@ async def connections(case: Case) -> AsyncIterator[Finding]:
     # A negative limit means no limit.
     what, most, used = min((item for item in limits if item[1] >= 0), key=lambda item: item[1] - item[2])
     found = f"{used} of the {most} connections that this {what} allows to ordinary roles are in use."
-    if most - used < pod + WORKER_CONNECTIONS:
+    if most - used < pod + worker:
         yield error("connections_insufficient", found, advice)
     elif used > _NEAR_LIMIT * most:
         yield warning("connections_near_limit", found, advice)

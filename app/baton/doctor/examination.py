@@ -24,6 +24,7 @@ from . import (
     schema_checks,
     server_checks,
     vacuum_checks,
+    waiting_checks,
     worker_checks,
 )
 from .finding import Case, Check, Finding, Level, Thresholds, ok, refusal, warning
@@ -58,8 +59,10 @@ CHECKS: Final[tuple[tuple[str, Check], ...]] = (
     ("workers", worker_checks.workers),
     ("streams without a worker", worker_checks.orphans),
     ("the queue of streams", worker_checks.queue),
+    ("end hooks and webhooks", worker_checks.end_hooks),
     ("processes of an older release", external_checks.older_code),
     ("external streams", external_checks.open_streams),
+    ("waiting streams", waiting_checks.waits),
     ("connections", capacity_checks.connections),
     ("durability", durability_checks.durability),
     ("the clock", server_checks.clock),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Final
 
-from ..db import worker_rows
+from ..db import hooked_ends, worker_rows
 from .finding import Case, Finding, amount, duration, error, ok, warning
 
 _WORKERS: Final = """
@@ -18,10 +18,21 @@ SELECT count(*), min(id::text) FROM baton.stream AS s
 WHERE status = 'running' AND NOT EXISTS (SELECT FROM baton.worker AS w WHERE w.id = s.worker_id)
 """
 _RUNNING: Final = "SELECT count(*) FROM baton.stream WHERE status = 'running'"
+# Among those that are due soonest.
+_WEBHOOKS: Final = """
+SELECT count(*) FILTER (WHERE error IS NOT NULL) AS failing, max(error) AS error,
+       coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::double precision AS seconds
+FROM (SELECT error, created_at FROM baton.webhook_call ORDER BY due_at LIMIT 1000) AS calls
+"""
+_MOST_COUNTED: Final = 1000
+_WEBHOOK_SECONDS: Final = 120
 _QUEUED: Final = """
 SELECT generator, count(*) AS waiting,
-       extract(epoch FROM clock_timestamp() - min(coalesce(queued_at, created_at)))::double precision AS seconds
-FROM baton.stream WHERE status = 'queued' GROUP BY generator ORDER BY 3 DESC
+       extract(epoch FROM clock_timestamp() - min(greatest(coalesce(queued_at, created_at), start_after)))
+       ::double precision AS seconds
+FROM baton.stream
+WHERE status = 'queued' AND (queue_position IS NOT NULL OR held_until <= clock_timestamp())
+GROUP BY generator ORDER BY 3 DESC
 """
 
 
@@ -59,6 +70,33 @@ async def orphans(case: Case) -> AsyncIterator[Finding]:
             f"A live worker requeues or ends it within twice BATON_LEASE_SECONDS={case.settings.lease_seconds:g}. Run "
             "`baton worker` if none is alive.",
         )
+
+
+async def end_hooks(case: Case) -> AsyncIterator[Finding]:
+    """Is there a stream that ended without its end hook, or a webhook that cannot be called?"""
+    if count := await hooked_ends.count_failed(case.connection, _MOST_COUNTED):
+        more = " or more" if count == _MOST_COUNTED else ""
+        yield warning(
+            "end_hooks_failed",
+            f"{amount(count, 'stream')}{more} ended without the end hook, because it failed.",
+            "Read the workers' log for the cause, correct the hook, and run `baton run-end-hooks`.",
+        )
+    row = await case.row(_WEBHOOKS)
+    if row["failing"]:
+        yield warning(
+            "webhooks_failing",
+            f"{amount(row['failing'], 'call')} of webhooks failed and will be repeated, the oldest since "
+            f"{duration(row['seconds'])}. The last error: {row['error']!r:.200}.",
+            "Make the receiver reachable. A call is given up after a day.",
+        )
+    elif row["seconds"] > _WEBHOOK_SECONDS:
+        yield warning(
+            "webhooks_waiting",
+            f"Calls of webhooks have waited for {duration(row['seconds'])}.",
+            "Give BATON_WEBHOOK_SECRETS to the workers: without it a worker makes no calls.",
+        )
+    else:
+        yield ok("ends", "No end hook and no call of a webhook has failed.")
 
 
 async def queue(case: Case) -> AsyncIterator[Finding]:

@@ -10,19 +10,17 @@ never another preset. That generator need not be offered itself.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import inspect
-import sys
 from collections.abc import Mapping, Set
-from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
 from .. import model_entries
 from ..errors import ConfigurationError
 from ..model_entries import PROVIDERS, RESTART, Entry
 from ..settings import Settings
 from .accounts import Account, account_of, default_account
+from .importing import imported, make_current_directory_importable
 from .preset import Preset
 from .protocol import Generator
 from .threaded import PlainGenerator, Threaded, is_plain
@@ -128,10 +126,10 @@ def _load(settings: Settings, sources: Set[_Source]) -> dict[_Source, Generator]
     found: dict[_Source, Generator] = {}
     for name, account, resume in sources:
         if name not in settings.generators:
-            build = _attribute(name, f"{__package__}.{name if resume == RESTART else resume}:build")
+            build = imported(_called(name), f"{__package__}.{name if resume == RESTART else resume}:build")
             found[name, account, resume] = build(settings) if account is None else build(settings, account)
     if settings.generators:
-        _make_current_directory_importable()
+        make_current_directory_importable()
     for name in sorted(name for name, *_ in sources if name in settings.generators):
         found[name, None, RESTART] = _custom(name, settings.generators[name])
     return found
@@ -182,6 +180,10 @@ def _built_in(settings: Settings) -> set[str]:
     return {"replay", *usable}
 
 
+def _called(name: str) -> str:
+    return f"The generator {name!r}"
+
+
 def as_generator(found: object) -> Generator | None:
     """Return a generator function, async or not, or an object that is called like one; None if it is neither."""
     if inspect.isasyncgenfunction(found) or inspect.isasyncgenfunction(type(found).__call__):
@@ -195,49 +197,15 @@ def load_target(target: str) -> Generator:
     Raises:
         ConfigurationError: it cannot be imported, or is not a generator function.
     """
-    _make_current_directory_importable()
+    make_current_directory_importable()
     return _custom(target, target)
 
 
 def _custom(name: str, target: str) -> Generator:
-    generator = as_generator(_attribute(name, target))
+    generator = as_generator(imported(_called(name), target))
     if generator is not None:
         return generator
     raise ConfigurationError(
         f"The generator {name!r}, {target}, is not a generator function: "
         "define it with `async def` or `def`, and `yield` what it generates."
     )
-
-
-def _attribute(name: str, target: str) -> Any:
-    module_name, _, attribute = target.partition(":")
-    module = _import(name, module_name)
-    try:
-        return getattr(module, attribute)
-    except AttributeError:
-        raise ConfigurationError(
-            f"The generator {name!r} cannot be loaded: the module {module_name!r} has no {attribute!r}."
-        ) from None
-
-
-def _import(name: str, module_name: str) -> Any:
-    importlib.invalidate_caches()
-    try:
-        return importlib.import_module(module_name)
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
-            raise ConfigurationError(
-                f"The generator {name!r} cannot be loaded: there is no module {module_name!r}, "
-                "neither installed nor in the current directory."
-            ) from None
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigurationError(
-            f"The generator {name!r} cannot be loaded: importing {module_name!r} fails with {reason}"
-        ) from error
-
-
-def _make_current_directory_importable() -> None:
-    """Make a `my_agent.py` in the current directory importable. An installed command does not search there."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)

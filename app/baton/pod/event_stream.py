@@ -72,7 +72,8 @@ class EventStream:
 
     With `window_seconds` it waits this long between two sends, for clients that prefer fewer, larger chunks. `on_gone`
     is awaited when the client leaves before the end, and not when the pod sends it away. A client that is not
-    `admitted` any more is sent away.
+    `admitted` any more is sent away. `waits` reads whether the stream waits for people: then the connection ends, in a
+    dialect that can say so.
     """
 
     # A pod holds thousands of these.
@@ -90,6 +91,7 @@ class EventStream:
         "_sink",
         "_streams",
         "_subscriber",
+        "_waits",
         "_window_seconds",
         "admitted",
         "renew_at",
@@ -112,6 +114,7 @@ class EventStream:
         window_seconds: float = 0.0,
         on_gone: Callable[[], Awaitable[None]] | None = None,
         admitted: Callable[[], bool] = lambda: True,
+        waits: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         self.state: State = "opening"
         self.sending_since: float | None = None
@@ -127,6 +130,7 @@ class EventStream:
         self._pending = reader.dialect.greeting(reconnect_milliseconds) + opening  # what is to be sent next
         self._window_seconds = window_seconds
         self._on_gone = on_gone
+        self._waits = waits
         self._reason: Closing | None = None  # why it is to end
         self._failure: Exception | None = None  # of the dialect, which could not encode a batch
         self._lost: asyncio.Future[None] | None = None  # done when the connection is lost
@@ -208,7 +212,7 @@ class EventStream:
         self._enter("catching up")
         while self.state != "closed":
             await self._take()
-            if self._is_over():
+            if self._is_over() or await self._pauses():
                 break
             if subscriber.take_tap() and not self._pending:
                 self._pending = self._reader.dialect.comment
@@ -260,8 +264,25 @@ class EventStream:
             return
         self._pending += body
         self._counts.count(batches[-1], len(body), self.state == "live")
-        if self._reader.over:
+        if self._reader.over or self._reader.pause:
             self._subscriber.tap()
+
+    async def _pauses(self) -> bool:
+        """Whether the connection ends because the stream waits for people; the last bytes are then pending.
+
+        The event `waiting` alone does not say so: an input may have ended the wait already, and then its answer
+        follows. If that cannot be read now, the connection stays.
+        """
+        if not self._reader.pause or self._waits is None:
+            return False
+        try:
+            waits = await self._waits()
+        except (Unavailable, TooManyQueries):
+            return False
+        if not waits or self._subscriber.cursor < self._subscriber.relay.tail:
+            return False
+        self._pending += self._reader.end_while_waiting()
+        return True
 
     async def _flush(self, *, last: bool = False) -> None:
         """Send what is pending, and wait until the client has accepted most of it."""

@@ -14,7 +14,7 @@ from typing import Final, Self
 
 import asyncpg
 
-from ..auth.gate import Gate
+from ..auth.gate import Authenticate, Gate
 from ..db import (
     code_revisions,
     disk_space,
@@ -23,7 +23,9 @@ from ..db import (
     partitions,
     pod_rows,
     postgres,
+    queue_lines,
     schema_revision,
+    stream_lists,
     stream_queue,
     vacuum_horizon,
     worker_rows,
@@ -33,12 +35,14 @@ from ..db.fair_semaphore import FairSemaphore
 from ..db.listener import Listener, ListenerState
 from ..db.live_counts import LiveCounts
 from ..db.notification_delivery import check_delivery
-from ..db.notifications import EVENTS_CHANNEL, KILL_CHANNEL
+from ..db.notifications import EVENTS_CHANNEL, INPUT_CHANNEL, KILL_CHANNEL
 from ..db.pod_rows import Note, PodState
 from ..db.postgres import Connection, Pool, translated
+from ..db.queue_lines import QueueLines
 from ..db.queue_watermark import SWEEP_SECONDS, QueueWatermark
 from ..db.rate_buckets import Rate
 from ..db.shared_work import RecentAnswers
+from ..db.stream_queue import QueueState
 from ..errors import ConfigurationError, OlderCodeRunning, Unavailable
 from ..generators.registry import configured_names, what_is_missing
 from ..observability.metrics import PodMetrics
@@ -48,7 +52,9 @@ from .append_queue import AppendQueue
 from .append_targets import AppendTargets
 from .caller_rates import CallerRates
 from .cluster_sampler import ClusterSampler
+from .companion import Companion
 from .external_upkeep import ExternalUpkeep
+from .input_hints import InputHints
 from .notification_verifier import NotificationVerifier
 from .relay_registry import RelayRegistry
 from .request_bodies import RequestBodies
@@ -76,7 +82,9 @@ def _nothing() -> None:
 class Pod:
     """Pool, relays and listener, wired to each other. Made by `Pod.open`."""
 
-    def __init__(self, settings: Settings, pool: Pool, metrics: PodMetrics) -> None:
+    def __init__(
+        self, settings: Settings, pool: Pool, metrics: PodMetrics, authenticate: Authenticate | None = None
+    ) -> None:
         self.settings = settings
         self.pool = pool
         self.metrics = metrics
@@ -111,9 +119,11 @@ class Pod:
             poll_seconds=settings.log_poll_seconds,
             with_events=settings.notify_payloads,
         )
+        self.input_hints = InputHints()
         self.listener = Listener(
             settings.listen_dsn,
-            {EVENTS_CHANNEL: self.relays.hear} | ({KILL_CHANNEL: self._on_kill} if settings.demo else {}),
+            {EVENTS_CHANNEL: self.relays.hear, INPUT_CHANNEL: self.input_hints.hear}
+            | ({KILL_CHANNEL: self._on_kill} if settings.demo else {}),
             on_state=self._on_listener_state,
             probe_seconds=settings.listen_probe_seconds,
             connect_seconds=settings.database_timeout_seconds,
@@ -124,10 +134,13 @@ class Pod:
             write_timeout_seconds=settings.write_timeout_seconds,
             max_age_seconds=settings.max_connection_age_seconds,
         )
-        self.gate = Gate(settings, pool, origin_allowed=settings.allowed_origins.__contains__)
+        self.gate = Gate(
+            settings, pool, origin_allowed=settings.allowed_origins.__contains__, authenticate=authenticate
+        )
         self._snapshots = vacuum_horizon.HorizonWatch()
         self.live_counts = LiveCounts()
         self.queue = QueueWatermark(late_check_seconds=SWEEP_SECONDS)
+        self.queue_lines = QueueLines()
         self.id = uuid.uuid4()
         self._made_at = time.time()
         self.sampler = ClusterSampler(
@@ -139,14 +152,17 @@ class Pod:
         self.appends = AppendQueue(settings, on_group=metrics.appends.note_group)
         self.append_targets = AppendTargets()
         self._has_current_code = False  # no older code can start any more
+        self.companion: Companion | None = None
         self.draining = False
         self.broken = False
         self.before_joining: Callable[[], None] = _nothing  # called when a client is about to follow or to wait
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, settings: Settings) -> AsyncIterator[Self]:
+    async def open(cls, settings: Settings, *, authenticate: Authenticate | None = None) -> AsyncIterator[Self]:
         """Connect, check the schema, and run the pod's tasks: the listener, the polls, the timeouts and the sampler.
+
+        `authenticate`: see `Gate`.
 
         Raises:
             ConfigurationError: no client could authenticate, the database cannot be reached, its schema does not fit,
@@ -166,7 +182,7 @@ class Pod:
         ) as pool:
             await check_delivery(settings.listen_dsn, settings.dsn)
             await schema_revision.check_schema(pool)
-            pod = cls(settings, pool, metrics)
+            pod = cls(settings, pool, metrics, authenticate)
             await pod.gate.open()
             default = settings.default_generator
             if default and (sentence := await pod.missing_generator(default)):
@@ -207,6 +223,7 @@ class Pod:
             not self.draining
             and not self.broken
             and not self.full
+            and (self.companion is None or self.companion.ready)
             and self.listener.state is not ListenerState.CONNECTING
             and silence_seconds < interval_seconds + READY_SILENCE_SECONDS
         )
@@ -241,7 +258,7 @@ class Pod:
         )
 
     async def require_current_code(self) -> None:
-        """Refuse to create a stream with a status that older code does not know, while such code may run.
+        """Refuse to create a stream of a kind that older code does not know, while such code may run.
 
         Raises:
             OlderCodeRunning: a pod or a worker of an older release runs, or has just stopped.
@@ -253,14 +270,32 @@ class Pod:
             raise OlderCodeRunning(
                 "The service is being updated, and cannot create such a stream yet. Try again in a few minutes.",
                 OLDER_CODE_SECONDS,
-                operator=f"processes of an older release run, which take an open stream for an ended one: {older}",
+                operator=f"processes of an older release run, which do not know such streams: {older}",
             )
 
     async def drain(self, seconds: float | None = None) -> None:
-        """Send the clients away to other pods, spread over this time, by default `drain_seconds`."""
+        """Send the clients away to other pods, spread over this time, by default `drain_seconds`.
+
+        A companion leaves first. While it has more time than this, clients stay and see what it still writes.
+        """
+        patient = seconds is None or seconds >= self.settings.drain_seconds
+        seconds = self.settings.drain_seconds if seconds is None else seconds
+        if self.companion is not None:
+            self.companion.leave()
+            if patient:
+                await self.companion.wait(max(0.0, self.settings.worker_drain_seconds - seconds))
         self.draining = True
-        await self.streams.drain(self.settings.drain_seconds if seconds is None else seconds)
+        await self.streams.drain(seconds)
         self.relays.tap_all()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a part of the process has ended by itself."""
+        return self.broken or (self.companion is not None and self.companion.failed)
+
+    def render_metrics(self) -> bytes:
+        """Return the metrics of the process in Prometheus' text format."""
+        return self.metrics.render() + (b"" if self.companion is None else self.companion.render_metrics())
 
     async def watch_database(self) -> None:
         """Measure at intervals what an operator should know, and log problems while there is time to act."""
@@ -279,13 +314,15 @@ class Pod:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def watch_queue(self) -> None:
-        """Keep the queue's watermark up to date, so that reads of it stay short even if vacuum removes nothing."""
+        """Keep the queue's watermarks up to date, so that reads of it stay short even if vacuum removes nothing."""
         while True:
             try:
                 async with translated(self.pool), self.pool.acquire() as connection:
-                    await self.queue.update(lambda since: stream_queue.first_queued(connection, since))
+                    await self.queue.update(lambda since: queue_lines.first(connection, since))
+                    await self.queue_lines.update(connection)
             except (Unavailable, asyncpg.PostgresError):
                 self.queue.forget()
+                self.queue_lines.forget()
             await asyncio.sleep(QUEUE_SECONDS)
 
     async def _measure(self) -> partitions.Reach:
@@ -297,8 +334,9 @@ class Pod:
             metrics.pool_wait_seconds.observe(time.monotonic() - asked_at)
             reach = await partitions.reach(connection)
             metrics.notify_queue_ratio = await notifications.queue_usage(connection)
-            metrics.queued, metrics.oldest_queued_seconds = await self.queue_state(connection)
+            metrics.queue = (await self.queue_state(connection)).by_generator
             metrics.open_streams = await external_details.count_open(connection)
+            metrics.waiting = await stream_lists.count_waiting(connection)
             metrics.oldest_snapshot_seconds = await self._snapshots.check(connection)
             await self._check_disk(connection)
         metrics.partitions_end = reach.end
@@ -312,10 +350,10 @@ class Pod:
         if isinstance(self.pool, FairPool):
             self.pool.disk_full = full
 
-    async def queue_state(self, connection: Connection) -> tuple[int, float]:
-        """Return how many streams wait for a worker, and how many seconds the oldest one has waited."""
+    async def queue_state(self, connection: Connection) -> QueueState:
+        """Return how many streams wait for a worker, and for how many seconds the first one has waited."""
         if self.queue.due:
-            await self.queue.update(lambda since: stream_queue.first_queued(connection, since))
+            await self.queue.update(lambda since: queue_lines.first(connection, since))
         return await stream_queue.state(connection, self.queue.since)
 
     def _note(self) -> Note:
@@ -356,3 +394,4 @@ class Pod:
         self.verifier.forget()
         if state is ListenerState.LISTENING:
             self.relays.catch_up_all()
+            self.input_hints.give_all()

@@ -8,6 +8,7 @@ everything in it.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -71,6 +72,16 @@ class RoleNames:
             )
 
 
+def require_names(names: Iterable[str]) -> None:
+    """Refuse a name that no role can have.
+
+    Raises:
+        ConfigurationError: Postgres does not allow it.
+    """
+    for name in names:
+        _require_name(name)
+
+
 @dataclass(frozen=True, slots=True)
 class Revocation:
     """Revoke the right to connect to the database from PUBLIC, and keep it for some roles.
@@ -86,8 +97,7 @@ class Revocation:
     lock_out_others: bool = False
 
     def __post_init__(self) -> None:
-        for name in self.keep:
-            _require_name(name)
+        require_names(self.keep)
 
 
 def _require_name(name: str) -> None:
@@ -137,6 +147,16 @@ _BOTH: Final = (
     Grant("EXECUTE", "begin_history(text, uuid, bigint)"),
 )
 
+# What a role of an application needs to create streams in its own transactions, and to send them inputs.
+APPLICATION: Final = (
+    Grant(
+        "EXECUTE",
+        "enqueue(text, json, jsonb, text, text, double precision, double precision, double precision, "
+        "double precision, text, timestamptz, text, text, text, boolean)",
+    ),
+    Grant("EXECUTE", "add_input(uuid, bytea, text, integer)"),
+)
+
 GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
     "work": (
         *_BOTH,
@@ -151,6 +171,7 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
         Grant("SELECT", "webhook_call"),
         Grant("UPDATE", "webhook_call", ("due_at", "tries", "error")),
         Grant("DELETE", "webhook_call"),
+        Grant("SELECT", "external_stream", ("stream_id", "kind")),  # whether a webhook's call can show a text
         Grant("INSERT", "worker", ("name", "generators", "concurrency", "code", "has_end_hook")),
         Grant("UPDATE", "worker", ("heartbeat", "heartbeat_at", "tokens", "silent", "silent_seconds")),
         Grant("DELETE", "worker"),  # a worker that stops, or that removes a dead one
@@ -160,7 +181,7 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
         *_BOTH,
         Grant("SELECT", "stream"),
         Grant("INSERT", "stream", _NEW_STREAM),
-        Grant("UPDATE", "stream", (*ENDED, "epoch", "cancel_requested_at", "watched_at", "wait_until")),
+        Grant("UPDATE", "stream", (*ENDED, "epoch", "cancel_requested_at", "watched_at", "held_until")),
         Grant("EXECUTE", "add_input(uuid, bytea, text, integer)"),
         Grant("DELETE", "stream"),
         Grant("DELETE", "batch"),

@@ -10,7 +10,7 @@ import textwrap
 from dataclasses import asdict
 from typing import Final
 
-from .grants import BY_PUBLIC_ONLY, GRANTS, SETTINGS, Grant, Revocation, RoleNames
+from .grants import APPLICATION, BY_PUBLIC_ONLY, GRANTS, SETTINGS, Grant, Revocation, RoleNames, require_names
 
 _DEEP: Final = " " * 12
 _SCRIPT: Final = """\
@@ -98,7 +98,7 @@ DECLARE
     REVOKE ALL ON ALL TABLES IN SCHEMA baton FROM PUBLIC, {work}, {serve};
     REVOKE ALL ON ALL SEQUENCES IN SCHEMA baton FROM PUBLIC, {work}, {serve};
     REVOKE ALL ON ALL ROUTINES IN SCHEMA baton FROM PUBLIC, {work}, {serve};
-    GRANT USAGE ON SCHEMA baton TO {work}, {serve};
+    GRANT USAGE ON SCHEMA baton TO {work}, {serve}{apps};
     FOR grantee, privilege, object, columns IN VALUES
 {rows}
     LOOP
@@ -183,15 +183,22 @@ _REVOCATION: Final = """
 """
 
 
-def script(names: RoleNames, revocation: Revocation | None = None) -> str:
+def script(names: RoleNames, revocation: Revocation | None = None, apps: tuple[str, ...] = ()) -> str:
     """Return one SQL statement that any client can run. It takes effect as a whole or not at all.
 
-    With a `revocation`, it also revokes the right to connect to the database from PUBLIC.
+    With a `revocation`, it also revokes the right to connect to the database from PUBLIC. `apps` names existing roles
+    of applications that create streams in their own transactions.
+
+    Raises:
+        ConfigurationError: Postgres does not allow a name of `apps`.
     """
+    require_names(apps)
     rows = [_row(getattr(names, service), grant) for service, grants in GRANTS.items() for grant in grants]
-    kept = () if revocation is None else (*asdict(names).values(), *revocation.keep)
+    rows += [_row(app, grant) for app in apps for grant in APPLICATION]
+    kept = () if revocation is None else (*asdict(names).values(), *apps, *revocation.keep)
     return _SCRIPT.format(
-        tag=_tag(*asdict(names).values(), *kept),
+        tag=_tag(*asdict(names).values(), *apps, *kept),
+        apps="".join(f", {_identifier(app)}" for app in apps),
         rows=",\n".join(rows),
         settings=", ".join(f"('{name}', '{value}')" for name, value in SETTINGS.items()),
         about_public=_LEAVES_PUBLIC if revocation is None else _REVOKES_PUBLIC,

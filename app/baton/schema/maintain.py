@@ -82,7 +82,7 @@ async def preview(connection: Connection, policy: Policy, say: Say) -> None:
     )
     row_count, call_count = await retention.count_leftovers(connection, horizon)
     if row_count:
-        say(f"Would delete {amount(row_count, 'row')} of states and steps whose streams have ended.")
+        say(f"Would delete {amount(row_count, 'row')} of states, steps and inputs whose streams have ended.")
     if call_count:
         say(f"Would delete {amount(call_count, 'call')} that no worker could make.")
     for name, marked in (await partitions.detached(connection)).items():

@@ -127,7 +127,7 @@ class MaintenanceRun:
                 last, deleted = await retention.delete_leftovers(self._connection, table, last, self._batch_rows)
                 count += deleted
         if count:
-            self._say(f"Deleted {amount(count, 'row')} of states and steps whose streams have ended.")
+            self._say(f"Deleted {amount(count, 'row')} of states, steps and inputs whose streams have ended.")
         if calls := await retention.delete_stop_calls(self._connection, horizon):
             self._say(f"Deleted {amount(calls, 'call')} that no worker could make.")
 

@@ -102,7 +102,8 @@ stream = Table(
     # The model and the provider that answered, as JSON.
     Column("answered_by", JSONB),
     Column("inputs", Integer, nullable=False, server_default=text("0")),  # how many it has got (see `db.inputs`)
-    # Its place among the queued streams. NULL: it is held until `held_until` (see `db.stream_queue`).
+    # Its place among the queued streams. NULL: it is held until `held_until` (see `db.stream_admission`), which is also
+    # when a wait ends.
     Column("queue_position", _Timestamp, server_default=text("clock_timestamp()")),
     Column("held_until", _Timestamp),
     Column("start_after", _Timestamp),  # as its creator wanted
@@ -132,13 +133,15 @@ stream = Table(
         "queue_position",
         postgresql_where=text("status = 'queued' AND queue_position IS NOT NULL"),
     ),
-    Index("ix_stream_held", "held_until", postgresql_where=text("status = 'queued' AND queue_position IS NULL")),
+    # Held streams, and streams that wait.
     Index(
-        "ix_stream_held_tenant", "tenant", "id", postgresql_where=text("status = 'queued' AND queue_position IS NULL")
+        "ix_stream_held",
+        "held_until",
+        "tenant",
+        "id",
+        postgresql_where=text("status = 'waiting' OR (status = 'queued' AND queue_position IS NULL)"),
     ),
-    Index("ix_stream_waiting", "wait_until", postgresql_where=text("status = 'waiting'")),
-    # For workers of the release before.
-    Index("ix_stream_queued", "id", postgresql_where=text("status = 'queued'")),
+    Index("ix_stream_hook_failed", "id", postgresql_where=text("hook_failed")),
     Index("ix_stream_running", "worker_id", postgresql_where=text("status = 'running'")),
     Index("ix_stream_tenant_id", "tenant", "id"),
     Index(
@@ -147,8 +150,6 @@ stream = Table(
         "id",
         postgresql_where=text("status NOT IN ('completed', 'failed', 'cancelled')"),
     ),
-    # The same.
-    Index("ix_stream_requeued", "queued_at", postgresql_where=text("status = 'queued' AND epoch > 0")),
     Index(
         "ix_stream_metadata",
         "metadata",
@@ -232,6 +233,7 @@ webhook_call = Table(
     Column("due_at", _Timestamp, nullable=False, server_default=text("clock_timestamp()")),
     Column("tries", Integer, nullable=False, server_default=text("0")),
     Column("error", Text),  # of the last try
+    Index("ix_webhook_call_due_at", "due_at"),
 )
 
 # The streams that are written over HTTP, from their creation to their deletion (see `db.external_streams`).

@@ -40,8 +40,13 @@ class DrainingServer(uvicorn.Server):
             logger.info("Pod %s serves on http://%s:%d", self._pod.settings.pod_name, *listening.getsockname()[:2])
 
     async def on_tick(self, counter: int) -> bool:
-        """End the connections whose clients take too long. uvicorn calls this ten times a second."""
+        """End the connections whose clients take too long. uvicorn calls this ten times a second.
+
+        If a pod or the worker in its process fails, the other part would hide it: so both leave.
+        """
         self._pod.tcp_limits.sweep()
+        if self._pod.companion is not None and self._pod.failed and self._drain is None:
+            self._drain = asyncio.create_task(self._drain_and_exit())
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -71,6 +76,8 @@ class DrainingServer(uvicorn.Server):
             self._drain = asyncio.create_task(self._drain_and_exit())
         else:
             self.should_exit = self.force_exit = True
+            if self._pod.companion is not None:
+                self._pod.companion.leave()
 
     async def _drain_and_exit(self) -> None:
         await self._pod.drain()

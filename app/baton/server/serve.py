@@ -30,10 +30,11 @@ OTHER_FILES: Final = 64
 
 
 async def serve(settings: Settings) -> None:
-    """Serve a pod until a signal ends it.
+    """Serve a pod until a signal ends it. With `with_worker`, a worker runs beside it.
 
     Raises:
         ConfigurationError: a setting, the address or the database is wrong.
+        SystemExit: the pod or the worker beside it has failed; the exit code is 1.
     """
     settings = within_open_files(settings)
     app = create_app(settings, on_signals=False)
@@ -47,8 +48,11 @@ async def serve(settings: Settings) -> None:
             warn_if_reachable(listening)
         async with app.router.lifespan_context(app):
             collect_seldom()
+            pod: Pod = app.state.pod
             with accepting_many(listening) as sockets:
-                await DrainingServer(uvicorn_config(app, app.state.pod), app.state.pod).serve(sockets=sockets)
+                await DrainingServer(uvicorn_config(app, pod), pod).serve(sockets=sockets)
+    if pod.companion is not None and pod.failed:
+        raise SystemExit(1)
 
 
 def warn_if_reachable(listening: socket.socket) -> None:

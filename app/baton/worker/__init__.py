@@ -3,7 +3,7 @@
 - `worker` is the process: one loop over one connection, and the services beside it. On SIGTERM its `leave` runs.
 - `side_thread` is a thread beside that loop. In it `heartbeat` raises the worker's counter, and `watchdog` notices that
   a generator blocks the loop.
-- `claiming` takes queued streams, and `slots` holds the ones that run here.
+- `admission` puts held streams into line, `claiming` takes queued streams, and `slots` holds the ones that run here.
 - `run` runs one generator, and `feed` puts what it yields into the outbox. `past` reads what earlier runs left, and
   `repetition` compares with it what a generator repeats. `surrogate_pairs` and `tool_calls` check what it yields, and
   `turns` lets the loop turn.

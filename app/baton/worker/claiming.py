@@ -5,42 +5,43 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from ..db import event_log, stream_ending, stream_queue
+from ..db import event_log, queue_lines, stream_ending, stream_queue
 from ..db.postgres import Connection
 from ..db.queue_watermark import QueueWatermark
+from ..db.stream_ending import REWOUND, End
 from ..db.stream_queue import Claim
 from ..generators import Generator, can_continue
 from ..usage import Bill
+from .hooked_ends import Ends
 from .lease import Lease
 from .slots import Slots
-from .telemetry import Telemetry
 
 
 class Claiming:
     """Claims streams of these generators for one worker."""
 
-    def __init__(self, generators: Mapping[str, Generator], lease: Lease, slots: Slots, telemetry: Telemetry) -> None:
-        self._generators = sorted(generators)
-        self._continuing = [name for name in self._generators if can_continue(generators[name])]
+    def __init__(self, generators: Mapping[str, Generator], lease: Lease, slots: Slots, ends: Ends) -> None:
+        self.generators = sorted(generators)
+        self._continuing = [name for name in self.generators if can_continue(generators[name])]
         self._lease = lease
         self._slots = slots
-        self._telemetry = telemetry
+        self._ends = ends
         limited = [name for name in generators if slots.is_limited(name)]
         unlimited = [name for name in generators if not slots.is_limited(name)]
         self._groups = deque[Sequence[str]]([unlimited] if unlimited else [])
         self._groups.extend([name] for name in limited)
-        self._watermark = QueueWatermark()  # of the streams that this worker can serve
+        self.watermark = QueueWatermark()  # of the streams that this worker can serve
 
     def forget(self) -> None:
         """Look at the whole queue again, since another server may have taken over."""
-        self._watermark.forget()
+        self.watermark.forget()
 
     async def claim(self, connection: Connection) -> None:
         """Claim as many queued streams as there are free slots, and start them."""
         if self._slots.free <= 0 or self._slots.free_bytes <= 0:
             return
-        if self._watermark.due:
-            await self._watermark.update(lambda since: stream_queue.first_queued(connection, since, self._generators))
+        if self.watermark.due:
+            await self.watermark.update(lambda since: queue_lines.first(connection, since, self.generators))
         assert self._lease.worker_id is not None
         for names in self._groups_in_turn():
             free, free_bytes = self._slots.free_for(names[0]), self._slots.free_bytes
@@ -52,7 +53,7 @@ class Claiming:
                 names,
                 free,
                 place=self._lease.place,
-                since=self._watermark.since,
+                since=self.watermark.since,
                 max_bytes=free_bytes,
                 continuing=self._continuing,
             )
@@ -70,8 +71,7 @@ class Claiming:
     async def _begin(self, connection: Connection, item: Claim) -> None:
         """Start a claimed stream, unless it has ended already or must end as rewound."""
         if item.rewound:
-            if await stream_ending.end_claimed(connection, item.fence, stream_ending.REWOUND):
-                self._telemetry.count_end(stream_ending.REWOUND, item.generator)
+            await self._ends.make(connection, End.of_claimed(item.fence, REWOUND), item.generator)
             return
         tail = await event_log.read_tail(connection, item.stream_id) if item.epoch > 1 else event_log.Tail()
         if tail.outcome is None:

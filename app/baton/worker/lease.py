@@ -23,10 +23,18 @@ logger = logging.getLogger(__name__)
 class Lease:
     """The row of one worker. `on_change` is called when `take` may have something to return or to raise."""
 
-    def __init__(self, settings: Settings, generators: Sequence[str], *, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        generators: Sequence[str],
+        *,
+        has_end_hook: bool = False,
+        on_change: Callable[[], None],
+    ) -> None:
         self._name = settings.worker_name
         self._concurrency = settings.worker_concurrency
         self._generators = generators
+        self._has_end_hook = has_end_hook
         self._past = LeaseHistory(
             lease_seconds=settings.lease_seconds, heartbeat_seconds=settings.worker_heartbeat_seconds
         )
@@ -75,7 +83,9 @@ class Lease:
 
     async def register(self, connection: Connection, beat: Beat) -> None:
         """Insert a row for this worker, under a new id, after a heartbeat that found none."""
-        worker_id = await worker_rows.register(connection, self._name, self._generators, self._concurrency)
+        worker_id = await worker_rows.register(
+            connection, self._name, self._generators, self._concurrency, has_end_hook=self._has_end_hook
+        )
         self.place = await worker_rows.place(connection, worker_id)
         self._past.note(beat.history, beat.heartbeat)
         # From here on the other thread may raise the row's counter, and so move the row. What it has found during the

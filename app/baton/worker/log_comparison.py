@@ -4,7 +4,8 @@ A failover may lose the end of the log. So after each reconnect, and in each new
 compared with every open outbox, and with the streams that ended in the last seconds, before anything is written:
 
 - Batches that are missing are appended again if they are still here (`recent_batches`) and the row still has their
-  claim. So the log has again what clients have seen.
+  claim. So the log has again what clients have seen. With an end hook, terminal batches are left to `hooked_ends`: what
+  the hook wrote was lost with them.
 - An open stream that cannot be completed ends as rewound. One that had ended is left to the workers that find its row.
 - The open streams that are complete move to the current history.
 
@@ -45,7 +46,10 @@ class _Written:
 
 
 class LogComparison:
-    """Compares the streams of one writer. `on_appended` gets the batches that were appended again."""
+    """Compares the streams of one writer. `on_appended` gets the batches that were appended again.
+
+    If there is an `append_end`, it gets the terminal ones instead, to append each with the end hook.
+    """
 
     def __init__(
         self,
@@ -53,11 +57,13 @@ class LogComparison:
         recent: RecentBatches,
         lease_lasted: LeaseLasted,
         on_appended: Callable[[Sequence[Append]], None],
+        append_end: Callable[[Append], None] | None = None,
     ) -> None:
         self._outboxes = outboxes
         self._recent = recent
         self._lease_lasted = lease_lasted
         self._on_appended = on_appended
+        self._append_end = append_end
         self._to_adopt: set[Outbox] = set()  # complete, and of an older history
         self.due = False  # the log may have gone back since it was compared
         self.history: str | None = None  # in which the outboxes' tails are true
@@ -130,7 +136,8 @@ class LogComparison:
         ]
         if not lost:
             return {}
-        written = await append_again(connection, lost, self.history)
+        ends = [] if self._append_end is None else [item for item in map(_take_end, lost) if item is not None]
+        written = await append_again(connection, filter(None, lost), self.history)
         self._recent.note(written, self.history)
         if batches := [item for item in written if item.events]:
             streams_of = {item.stream_id for item in batches}
@@ -138,7 +145,13 @@ class LogComparison:
                 "The log went back. %d batches of %d streams were appended again.", len(batches), len(streams_of)
             )
             self._on_appended(batches)
-        return {item.stream_id: Standing(item.last_seq, item.outcome is not None) for item in written}
+        standings = {item.stream_id: Standing(item.last_seq, item.outcome is not None) for item in written}
+        for end in ends:
+            before = standings.get(end.stream_id) or tails[end.stream_id]
+            if before.seq == end.first_seq - 1 and self._append_end is not None:
+                self._append_end(end)
+                standings[end.stream_id] = Standing(end.last_seq, ended=True)  # or soon
+        return standings
 
     def _lost(self, item: _Written, seq: int) -> list[Append]:
         """Return what a stream's log lacks after `seq`. The list is empty if that is nothing, or is not here."""
@@ -170,3 +183,8 @@ class LogComparison:
 
     def _log_loss(self, message: str, fence: Fence, *numbers: int) -> None:
         logger.error(message, fence.stream_id, *numbers, extra=fields_of(fence.stream_id))
+
+
+def _take_end(batches: list[Append]) -> Append | None:
+    """Remove the terminal batch from the end of a list; return it, or None if there is none."""
+    return batches.pop() if batches[-1].outcome is not None else None

@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable, Mapping
 from uuid import UUID
 
-from ..db import event_log, stream_ending, stream_queue, worker_rows
+from ..db import event_log, stream_queue, worker_rows
 from ..db.postgres import Connection
-from ..db.stream_ending import REWOUND
+from ..db.stream_ending import REWOUND, End
 from ..db.stream_queue import Requeue
 from ..db.worker_rows import Orphan
 from ..outcome import WORKER_LEFT_MESSAGE, WORKER_LOST_MESSAGE, Outcome
 from ..pace import Pace
+from .hooked_ends import AT_ONCE, Ends
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +34,13 @@ class Reaper:
         lease_seconds: float,
         max_attempts: int,
         max_pause_seconds: float = math.inf,
-        on_end: Callable[[Outcome, str], None] = lambda _outcome, _generator: None,
+        ends: Ends = AT_ONCE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lease_seconds = lease_seconds
         self._max_attempts = max_attempts
         self._max_pause_seconds = max_pause_seconds
-        self._on_end = on_end
+        self._ends = ends
         self._clock = clock
         self._checked_at = self._steady_since = clock()
         self._seen: dict[UUID, tuple[int, float]] = {}
@@ -88,30 +89,29 @@ class Reaper:
         with self._orphans_pace.timed():
             orphans = await worker_rows.orphans(connection, own_id)
         for orphan in orphans:
-            outcome = await release(connection, orphan, max_attempts=self._max_attempts)
-            if outcome is not None:
-                self._on_end(outcome, orphan.generator)
+            await release(connection, orphan, ends=self._ends, max_attempts=self._max_attempts)
 
 
 async def release(
-    connection: Connection, orphan: Orphan, *, max_attempts: int, leaving: bool = False
-) -> Outcome | None:
+    connection: Connection, orphan: Orphan, *, ends: Ends = AT_ONCE, max_attempts: int, leaving: bool = False
+) -> None:
     """Give a stream that lost its worker back to the queue, if its policy allows that; else end it.
 
-    Return the end if this ended it. `leaving`: the worker stops in good order.
+    `leaving`: the worker stops in good order.
 
     A stream without events can always restart, since no client has seen anything of it. A stream of an older history of
     the database cannot, since its clients may have seen more than the log holds now. Only the deaths since the answer
     last grew count against a stream that continues.
     """
     if orphan.rewound:
-        return REWOUND if await stream_ending.end_claimed(connection, orphan.fence, REWOUND) else None
+        await ends.make(connection, End.of_claimed(orphan.fence, REWOUND), orphan.generator)
+        return
     may_requeue = orphan.continues or orphan.on_worker_lost == "retry" or not await _tail(connection, orphan.stream_id)
     if may_requeue and (how := await _requeue(connection, orphan, max_attempts, leaving=leaving)):
         await stream_queue.requeue(connection, orphan.fence, how)
-        return None
+        return
     outcome = Outcome.failed("worker_left", WORKER_LEFT_MESSAGE) if leaving else _lost(orphan.attempts)
-    return outcome if await stream_ending.end_claimed(connection, orphan.fence, outcome) else None
+    await ends.make(connection, End.of_claimed(orphan.fence, outcome), orphan.generator)
 
 
 def _lost(attempts: int) -> Outcome:

@@ -22,8 +22,9 @@ Result = TypeVar("Result")
 class Records:
     """Runs statements of all runs of one worker, in turn, over one connection that is opened when it is first used."""
 
-    def __init__(self, dsn: str, *, prepare: bool = True) -> None:
+    def __init__(self, dsn: str, *, prepare: bool = True, name: str = "baton worker records") -> None:
         self._dsn = dsn
+        self._name = name
         self._prepare = prepare
         self._turn = asyncio.Lock()
         self._connection: Connection | None = None
@@ -53,9 +54,7 @@ class Records:
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
-            self._connection = await connect(
-                self._dsn, name="baton worker records", prepare=self._prepare, by_index=True
-            )
+            self._connection = await connect(self._dsn, name=self._name, prepare=self._prepare, by_index=True)
         return self._connection
 
     def _on_failure(self, error: Exception) -> None:

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 class Slots:
     """The runs of one worker, by their streams.
 
-    `on_freed` is called with its generator's name when a run has ended. `loop_was_blocked` returns whether the event
+    `on_freed` is called with its claim when a run has ended. `loop_was_blocked` returns whether the event
     loop has just been blocked.
 
     All of it runs on the worker's event loop, except `silences` and `silent`.
@@ -52,7 +52,7 @@ class Slots:
         metrics: WorkerMetrics,
         telemetry: Telemetry,
         loop_was_blocked: Callable[[], bool],
-        on_freed: Callable[[str], None],
+        on_freed: Callable[[Claim], None],
     ) -> None:
         self._settings = settings
         self._generators = generators
@@ -180,7 +180,7 @@ class Slots:
                 del self.runs[run.claim.stream_id]
                 if run.handed_over:
                     self.handed_over[run.claim.stream_id] = run
-            self._on_freed(run.claim.generator)
+            self._on_freed(run.claim)
 
     def _steps(self, outbox: Outbox) -> Steps:
         """Return the steps of a new run. A refused result is a loss that the run must know, unless it has ended."""

@@ -4,49 +4,62 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 from uuid import UUID
 
 import asyncpg
 
-from ..db import notifications, partitions, stream_ending, stream_queue, stream_waiting, streams, worker_rows
+from ..db import (
+    notifications,
+    partitions,
+    queue_lines,
+    stream_ending,
+    stream_queue,
+    stream_waiting,
+    streams,
+    worker_rows,
+)
 from ..db.fence import Fence
 from ..db.postgres import Connection
 from ..db.queue_watermark import SWEEP_SECONDS, QueueWatermark
+from ..db.stream_ending import End
 from ..db.worker_rows import Owned
 from ..outcome import Outcome
 from ..pace import Pace
 from ..settings import Settings
+from .hooked_ends import Ends
 from .reaper import Reaper
 from .slots import Slots
-from .telemetry import Telemetry
 from .writer import Writer
 
 logger = logging.getLogger(__name__)
 
 PARTITIONS_SECONDS: Final = 3600
+# How often a worker with an end hook looks for cancels of queued streams whose notification was lost.
+CANCELLED_SECONDS: Final = 2.0
 
 
 class Upkeep:
     """The upkeep of one worker, over its control connection."""
 
-    def __init__(self, settings: Settings, slots: Slots, telemetry: Telemetry, writer: Writer) -> None:
+    def __init__(self, settings: Settings, slots: Slots, ends: Ends, writer: Writer) -> None:
         self._settings = settings
         self._slots = slots
-        self._telemetry = telemetry
+        self._ends = ends
         self._writer = writer
         self._reaper = Reaper(
             lease_seconds=settings.lease_seconds,
             max_attempts=settings.max_attempts,
             max_pause_seconds=settings.lease_seconds / 2,
-            on_end=telemetry.count_end,
+            ends=ends,
         )
         # A stream that committed late is not overdue yet: only claims must find it quickly.
         self._watermark = QueueWatermark(late_check_seconds=SWEEP_SECONDS)
         # A read from the start of an index may take long while an old snapshot is open.
         self._owned_pace = Pace(factor=100)
         self._overdue_pace = Pace(factor=20)
+        self._cancelled_pace = Pace(factor=50, least_seconds=CANCELLED_SECONDS)
         self._waits_pace = Pace(factor=20)
         self._partitions_due_at = 0.0
         self._resurrected: set[Fence] = set()  # running again, as of the last heartbeat, though they ended here
@@ -58,12 +71,13 @@ class Upkeep:
         return bool(self._cancelled)
 
     def note_cancel(self, payload: str) -> bool:
-        """Note a notification about a cancel; return whether it names a stream that runs here.
+        """Note a notification about a cancel; return whether it names a stream that this worker may have to end.
 
-        The next heartbeat would find the cancel too.
+        That is a stream that runs here, or with an end hook any one that is queued or waits: pods leave their ends to
+        the workers. The next heartbeat would find the cancel too.
         """
         stream_id = notifications.named_stream(payload)
-        if stream_id is None or stream_id not in self._slots.runs:
+        if stream_id is None or not (stream_id in self._slots.runs or self._ends.hooked):
             return False
         self._cancelled.add(stream_id)
         return True
@@ -94,6 +108,15 @@ class Upkeep:
         for stream_id in await worker_rows.cancelled(connection, list(asked)):
             if run := self._slots.runs.get(stream_id):
                 run.stop(Outcome.cancelled())
+        if self._ends.hooked:
+            await self._end_cancelled(connection, asked)
+            self._waits_pace.hurry()  # the deadline of a cancelled wait is now
+            await self._end_waits(connection)
+
+    async def _end_cancelled(self, connection: Connection, among: Collection[UUID] | None = None) -> None:
+        """End streams that were cancelled while they were queued: some, or all."""
+        for stream_id, generator in await stream_queue.cancelled(connection, among):
+            await self._ends.make(connection, End.of_cancelled(stream_id), generator)
 
     async def run(self, connection: Connection, worker_id: UUID, counters: Mapping[UUID, int]) -> None:
         """Do all of it once. `counters` are those of all workers."""
@@ -104,6 +127,9 @@ class Upkeep:
         await self._create_partitions(connection)
         await self._reaper.check(connection, worker_id, counters)
         await self._end_overdue(connection, unwatched=trust_watched)
+        if self._ends.hooked and self._cancelled_pace.due:
+            with self._cancelled_pace.timed():
+                await self._end_cancelled(connection)
         await self._end_waits(connection)
 
     async def _follow_rows(self, connection: Connection, worker_id: UUID, *, trust_watched: bool) -> None:
@@ -166,12 +192,12 @@ class Upkeep:
         if not self._overdue_pace.due:
             return
         with self._overdue_pace.timed():
-            await self._watermark.update(lambda since: stream_queue.first_queued(connection, since))
+            await self._watermark.update(lambda since: queue_lines.first(connection, since))
             found = await stream_queue.overdue(
                 connection, self._settings.queue_timeout_seconds, unwatched=unwatched, since=self._watermark.since
             )
-        for outcome, generator in await stream_queue.end_overdue(connection, found):
-            self._telemetry.count_end(outcome, generator)
+        for item in found:
+            await self._ends.make(connection, stream_queue.end_of(item), item.generator)
 
     async def _end_waits(self, connection: Connection) -> None:
         """End the waits whose deadlines are over: their streams are queued again, or end."""
@@ -181,10 +207,10 @@ class Upkeep:
             found = await stream_waiting.due(connection)
         woken = False
         for item in found:
-            outcome = await stream_waiting.end_due(connection, item)
-            if outcome is None:
-                woken = True
+            end = stream_waiting.end_of(item)
+            if end is None:
+                woken |= await stream_waiting.wake(connection, item)
             else:
-                self._telemetry.count_end(outcome, item.generator)
+                await self._ends.make(connection, end, item.generator)
         if woken:
-            await notifications.announce_queued(connection)
+            await notifications.announce_queued(connection, held=True)

@@ -69,5 +69,5 @@ class Waiting:
             connection, outbox.fence, wait, seen=seen, most_seconds=self._most_seconds, history=outbox.history
         )
         if began[0] is Began.WOKEN:
-            await notifications.announce_queued(connection)
+            await notifications.announce_queued(connection, held=True)
         return began

@@ -23,13 +23,17 @@ from ..db.notifier import Notifier
 from ..db.postgres import Connection, connect
 from ..db.reconnecting import keep_connected
 from ..db.schema_revision import check_schema
+from ..db.stream_queue import Claim
 from ..db.worker_rows import Orphan
 from ..generators import Generator
 from ..generators.registry import configured_models
 from ..observability.metrics import Names, WorkerMetrics
 from ..settings import Settings
+from .admission import Admission
 from .claiming import Claiming
+from .end_hook import load_end_hook
 from .heartbeat import Beat, Heart, Report, connect_control
+from .hooked_ends import Ends, HookedEnds
 from .kill_switch import KillSwitch
 from .lease import Lease
 from .outbox import Lost
@@ -44,6 +48,7 @@ from .telemetry import Telemetry
 from .upkeep import Upkeep
 from .waiting import Waiting
 from .watchdog import Watchdog
+from .webhooks import Webhooks
 from .writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -51,6 +56,8 @@ logger = logging.getLogger(__name__)
 # Between two claims, however many notifications announce queued streams: any role may send them.
 CLAIM_PAUSE_SECONDS: Final = 0.01
 
+# How long a worker that leaves waits for calls of webhooks. Another worker makes the rest of them.
+WEBHOOK_CALLS_SECONDS: Final = 1.0
 # How long a worker that leaves waits for calls that stop a provider. Another worker makes the rest of them.
 STOP_CALLS_SECONDS: Final = 1.0
 
@@ -59,6 +66,11 @@ class Worker:
     """Runs until cancelled, or until `leave()` was called and its streams have ended or were handed over."""
 
     def __init__(self, settings: Settings, generators: Mapping[str, Generator]) -> None:
+        """Import the end hook, if the settings name one.
+
+        Raises:
+            ConfigurationError: the end hook cannot be used, or calls of webhooks cannot be signed.
+        """
         self._settings = settings
         names = sorted(generators)
         self.metrics = WorkerMetrics(settings.worker_concurrency, silent_after_seconds=settings.silent_after_seconds)
@@ -73,7 +85,12 @@ class Worker:
             prepare=settings.prepare,
         )
         self._wake = asyncio.Event()
-        self.lease = Lease(settings, names, on_change=self._wake.set)
+        hook = load_end_hook(settings, self.metrics)
+        self._hooked_ends = (
+            None if hook is None else HookedEnds(settings.dsn, hook, metrics=self.metrics, prepare=settings.prepare)
+        )
+        self._ends = Ends(telemetry.count_end, self._hooked_ends)
+        self.lease = Lease(settings, names, has_end_hook=hook is not None, on_change=self._wake.set)
         self.writer = Writer(
             settings.dsn,
             window_seconds=settings.flush_interval_milliseconds / 1000,
@@ -82,6 +99,7 @@ class Worker:
             prepare=settings.prepare,
             lease_lasted=self.lease.lasted,
             recent=RecentBatches(settings.failover_keep_seconds, settings.failover_keep_bytes),
+            ends=self._hooked_ends,
         )
         self._records = Records(settings.dsn, prepare=settings.prepare)
         self.slots = Slots(
@@ -107,11 +125,19 @@ class Worker:
             on_failure=self.lease.fail,
             on_new_history=self._on_new_history,
         )
-        self.claiming = Claiming(generators, self.lease, self.slots, telemetry)
-        self._upkeep = Upkeep(settings, self.slots, telemetry, self.writer)
+        self.claiming = Claiming(generators, self.lease, self.slots, self._ends)
+        self._admission = Admission(names, settings.max_running_streams_per_tenant, self.claiming.watermark)
+        self._upkeep = Upkeep(settings, self.slots, self._ends, self.writer)
         self._stopping = Stopping(generators, on_result=self._wake.set)
+        self._webhooks = Webhooks(
+            settings,
+            self.metrics,
+            records=Records(settings.dsn, prepare=settings.prepare, name="baton worker webhooks"),
+            on_result=self._wake.set,
+        )
         self._kill_switch = KillSwitch(settings.worker_name, on_kill=self._wake.set)
         self._leave_at: float | None = None
+        self._hurries = False  # to leave: it was asked twice
         self.ready = asyncio.Event()  # registered and claiming
 
     async def run(self) -> None:
@@ -123,8 +149,7 @@ class Worker:
         await self._check()
         listener = Listener(
             self._settings.listen_dsn,
-            {QUEUE_CHANNEL: lambda _payload: self._wake.set(), CANCEL_CHANNEL: self._on_cancel}
-            | {INPUT_CHANNEL: self._upkeep.note_input}
+            {QUEUE_CHANNEL: self._on_queued, CANCEL_CHANNEL: self._on_cancel, INPUT_CHANNEL: self._upkeep.note_input}
             | ({KILL_WORKER_CHANNEL: self._kill_switch.note} if self._settings.demo else {}),
             on_state=self._on_listener_state,
             probe_seconds=self._settings.listen_probe_seconds,
@@ -134,6 +159,8 @@ class Worker:
             asyncio.create_task(service.run(), name=type(service).__name__)
             for service in (listener, self.writer, self._notifier, SideThread(self._heart.run, self._watchdog.run))
         ]
+        if self._hooked_ends is not None:
+            services.append(asyncio.create_task(self._hooked_ends.run(), name="HookedEnds"))
         control = asyncio.create_task(self._control(), name="control")
         try:
             done, _ = await asyncio.wait([control, *services], return_when=asyncio.FIRST_COMPLETED)
@@ -144,6 +171,7 @@ class Worker:
                 task.cancel()
             await asyncio.gather(*self.slots.tasks, control, *services, return_exceptions=True)
             await self._stopping.aclose()
+            await self._webhooks.aclose()
             self._records.close()
 
     def leave(self) -> None:
@@ -152,7 +180,8 @@ class Worker:
         Streams that another worker can continue are handed over at once. The others get `worker_drain_seconds` to end,
         or, after a second call, no time.
         """
-        self._leave_at = time.monotonic() + (0 if self._leaving else self._settings.worker_drain_seconds)
+        self._hurries = self._leaving
+        self._leave_at = time.monotonic() + (0 if self._hurries else self._settings.worker_drain_seconds)
         self._wake.set()
 
     @property
@@ -203,12 +232,15 @@ class Worker:
             if self._upkeep.has_cancels:
                 await self._upkeep.stop_cancelled(connection)
             await self._stopping.work(connection)
+            await self._webhooks.work(connection)
             if self._leaving:
                 await self._hand_over_continuing(connection)
             # A heartbeat during the claim moves the row, and then the claim finds nothing. But the heartbeat also
             # wakes this loop, which claims again.
             if self.lease.place is not None:
                 if not self._leaving:
+                    if await self._admission.work(connection):
+                        self._wake.set()
                     await self.claiming.claim(connection)
                 self.ready.set()
             claim_at = time.monotonic() + CLAIM_PAUSE_SECONDS
@@ -254,20 +286,36 @@ class Worker:
 
     async def _hand_over(self, connection: Connection) -> None:
         """Give all streams back to the queue, so that another worker takes them at once, and sign off."""
+        await self._settle_ends()
         runs = [*self.slots.runs.values(), *self.slots.handed_over.values()]
         for run in runs:
             run.abandon()
         await self._release(connection, runs, leaving=True)
+        await self._settle_ends()
         if runs:
             await notifications.announce_queued(connection)
         await self._stopping.leave(connection, STOP_CALLS_SECONDS)
+        await self._webhooks.leave(connection, WEBHOOK_CALLS_SECONDS)
         await self.lease.give_up(connection)
+
+    async def _settle_ends(self) -> None:
+        """Leave time for end hooks that run, unless this worker is in a hurry."""
+        if self._hooked_ends is not None and not self._hurries:
+            await self._hooked_ends.settle(self._hooked_ends.timeout_seconds)
 
     async def _release(self, connection: Connection, runs: Sequence[Run], *, leaving: bool) -> None:
         for run in runs:
             claim = run.claim
-            orphan = Orphan(claim.fence, claim.attempts, claim.on_worker_lost, continues=claim.continues)
-            await release(connection, orphan, max_attempts=self._settings.max_attempts, leaving=leaving)
+            orphan = Orphan(
+                claim.fence,
+                claim.attempts,
+                claim.on_worker_lost,
+                generator=claim.generator,
+                continues=claim.continues,
+            )
+            await release(
+                connection, orphan, ends=self._ends, max_attempts=self._settings.max_attempts, leaving=leaving
+            )
 
     def _on_new_history(self) -> None:
         """Compare the log before anything is written, and look at the whole queue again."""
@@ -276,8 +324,15 @@ class Worker:
         self.claiming.forget()
         self._upkeep.forget_queue()
 
-    def _on_freed(self, generator: str) -> None:
-        self._stopping.hurry(generator)
+    def _on_freed(self, claim: Claim) -> None:
+        self._stopping.hurry(claim.generator)
+        self._webhooks.hurry()
+        self._admission.note_freed(claim.tenant)
+        self._wake.set()
+
+    def _on_queued(self, payload: str) -> None:
+        if payload == notifications.HELD:
+            self._admission.hurry()
         self._wake.set()
 
     def _on_cancel(self, payload: str) -> None:

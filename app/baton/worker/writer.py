@@ -9,11 +9,15 @@ What always holds:
 - A flush whose outcome is unknown is repeated with the same boundaries until the outcome is known.
 - Nothing is written to a database that may have gone back in time before the log was compared (`log_comparison`).
 - What was flushed in the last seconds stays here after its stream has ended, and is appended again if it is lost.
+
+With an end hook, terminal batches do not join a group: each is given to `hooked_ends`, whose transactions hold up no
+flush. The outcome is answered here, as that of any batch.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Collection, Sequence
 from typing import Final
@@ -22,9 +26,10 @@ from uuid import UUID
 import asyncpg
 
 from ..backoff import retry
-from ..db import event_log, sqlstates, stream_ending, streams
+from ..db import event_log, history, hooked_ends, sqlstates, stream_ending, streams
 from ..db.event_log import Append
 from ..db.fence import Fence
+from ..db.hooked_ends import Hook
 from ..db.notifier import Notifier
 from ..db.postgres import DATA_ERRORS, Connection, connect
 from ..db.reconnecting import FAILURES
@@ -32,6 +37,7 @@ from ..observability.log_context import fields_of
 from ..observability.metrics import WorkerMetrics
 from .appending import STATEMENT_BYTES, HistoryChanged, append
 from .flush_schedule import FlushSchedule
+from .hooked_ends import HookedEnds
 from .log_comparison import LeaseLasted, LogComparison
 from .outbox import Lost, Outbox
 from .recent_batches import RecentBatches
@@ -59,10 +65,12 @@ class Writer:
         prepare: bool = True,
         lease_lasted: LeaseLasted = _lasted,
         recent: RecentBatches | None = None,
+        ends: HookedEnds | None = None,
     ) -> None:
         """`lease_lasted` returns whether the worker's claims were valid until the end of a past history.
 
-        `recent` keeps what is flushed, for a failover; by default nothing is kept.
+        `recent` keeps what is flushed, for a failover; by default nothing is kept. `ends` makes the ends of streams if
+        there is an end hook.
         """
         self._dsn = dsn
         self._prepare = prepare
@@ -71,7 +79,14 @@ class Writer:
         self._outboxes: dict[UUID, Outbox] = {}
         self._schedule = FlushSchedule(window_seconds)
         self._recent = recent or RecentBatches()
-        self._comparison = LogComparison(self._outboxes, self._recent, lease_lasted, self._note_appended_again)
+        self._ends = ends
+        self._comparison = LogComparison(
+            self._outboxes,
+            self._recent,
+            lease_lasted,
+            self._note_appended_again,
+            None if ends is None else self._begin_end_again,
+        )
         self._connection: Connection | None = None
 
     def add(self, outbox: Outbox) -> None:
@@ -155,6 +170,8 @@ class Writer:
             for outbox, item in list(group.items()):
                 if not outbox.still_has(item):
                     del group[outbox]
+        if self._ends is not None:
+            self._begin_ends(self._ends, group)
         if group:
             await self._append(connection, group)
         await self._comparison.adopt(connection)
@@ -195,6 +212,63 @@ class Writer:
                 outbox.written(item.last_seq, terminal=item.outcome is not None)
             else:
                 await self._settle(connection, outbox, item)
+
+    def _begin_ends(self, ends: HookedEnds, group: dict[Outbox, Append]) -> None:
+        """Take the terminal batches out of a group, and have each written with the end hook."""
+        history_now = self._comparison.history
+        for outbox, item in list(group.items()):
+            if item.outcome is not None:
+                del group[outbox]
+                ends.add(item.stream_id, functools.partial(self._append_end, outbox, item, history_now))
+
+    async def _append_end(
+        self, outbox: Outbox, item: Append, history_then: str | None, connection: Connection, hook: Hook | None
+    ) -> None:
+        """Write a terminal batch with the end hook, and answer it as soon as its outcome is known."""
+        if not outbox.still_has(item):
+            return  # it ends differently now, or belongs to another worker
+        started_at = asyncio.get_running_loop().time()
+        try:
+            written = await hooked_ends.append(connection, item, history_then, hook)
+        except DATA_ERRORS as error:
+            if sqlstates.partition_is_missing(error):
+                self._put_off(outbox, error)
+            else:
+                await self._reject(connection, outbox, error)
+            return
+        if written:
+            self._count_flush([item], asyncio.get_running_loop().time() - started_at)
+            self._recent.note([item], history_then)
+            self._notifier.announce([item])
+        if not outbox.still_has(item):
+            return
+        if written:
+            outbox.written(item.last_seq, terminal=True)
+        elif await history.read(connection) != history_then:
+            self.doubt()
+            outbox.retry()
+        else:
+            await self._settle(connection, outbox, item)
+
+    def _begin_end_again(self, item: Append) -> None:
+        """Have the end of a stream written again that a failover has lost with what the hook had written."""
+        assert self._ends is not None
+        attempt = functools.partial(self._append_end_again, item, self._comparison.history)
+        self._ends.add(item.stream_id, attempt)
+
+    async def _append_end_again(
+        self, item: Append, history_then: str | None, connection: Connection, hook: Hook | None
+    ) -> None:
+        try:
+            written = await hooked_ends.append(connection, item, history_then, hook)
+        except DATA_ERRORS as error:
+            logger.error("The database refused an end that it has lost: %s", type(error).__name__)
+            return
+        if written:
+            self._recent.note([item], history_then)
+            self._note_appended_again([item])
+        elif await history.read(connection) != history_then:
+            self.doubt()
 
     async def _isolate(self, connection: Connection, group: dict[Outbox, Append], error: asyncpg.PostgresError) -> None:
         """Write both halves of a group that the database refused; answer a batch that is alone in its group."""

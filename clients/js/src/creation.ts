@@ -1,10 +1,9 @@
 // Where a producer writes: a stream that it creates, or one whose address it was given.
 
-import { Backoff, pause } from "./backoff.js";
-import { BatonError, refusal } from "./errors.js";
-import { Deadline, type Fetch, type FetchResponse, type Token, TokenHolder, lost } from "./fetch.js";
+import { BatonError } from "./errors.js";
+import type { Fetch, Token } from "./fetch.js";
+import { post } from "./posting.js";
 
-const ATTEMPT_MILLISECONDS = 30_000;
 const APPENDING = /\/v1\/stream\/([^/?#]+)$/;
 const UUID = /^[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}$/i;
 
@@ -23,7 +22,7 @@ export interface CreateOptions {
   idleTimeoutSeconds?: number;
   cancelWhenUnwatchedSeconds?: number;
   /** What the stream's own token, for its viewers, allows. */
-  viewers?: { scopes?: ("read" | "cancel")[]; view?: "full" | "answer" };
+  viewers?: { scopes?: ("read" | "cancel" | "input")[]; view?: "full" | "answer" };
 }
 
 /** A stream that exists: its address below `/v1/stream/`, and a token with the scope `produce`. */
@@ -48,8 +47,10 @@ export interface Address {
 export async function create(options: CreateOptions, fetch: Fetch, patienceMilliseconds: number, signal?: AbortSignal): Promise<Address> {
   const base = new URL(options.url);
   if (!base.pathname.endsWith("/")) base.pathname += "/";
-  const found = await created(new URL("v1/streams", base).href, options, fetch, patienceMilliseconds, signal);
-  const { id, events_url: eventsUrl, token, producer } = found;
+  const url = new URL("v1/streams", base).href;
+  const { idempotencyKey, token: key } = options;
+  const request = { url, content: body(options), idempotencyKey, token: key, fetch, patienceMilliseconds, signal };
+  const { id, events_url: eventsUrl, token, producer } = await post<Created>(request);
   if (!producer?.url) {
     throw new BatonError("unexpected_response", "The pod returned no address to append to. Is its release older than this package?");
   }
@@ -81,38 +82,6 @@ interface Created {
   producer?: { url: string; token?: string | null };
 }
 
-async function created(url: string, options: CreateOptions, fetch: Fetch, patience: number, signal?: AbortSignal): Promise<Created> {
-  const [token, backoff] = [new TokenHolder(options.token), new Backoff(patience)];
-  const key = options.idempotencyKey ?? randomId();
-  for (;;) {
-    const deadline = new Deadline(signal, ATTEMPT_MILLISECONDS);
-    try {
-      const headers = { ...(await token.headers()), "content-type": "application/json", "idempotency-key": key };
-      const init = { method: "POST", headers, body: JSON.stringify(body(options)), signal: deadline.signal, cache: "no-store" as const };
-      return await accepted(await deadline.race(fetch(url, init)), deadline);
-    } catch (error) {
-      if (signal?.aborted) throw error;
-      const failure = lost(error);
-      if (failure.status === 401 && token.refused()) continue;
-      const milliseconds = failure.retryable ? backoff.next((failure.retryAfterSeconds ?? 0) * 1000) : null;
-      if (milliseconds === null) throw failure;
-      await pause(milliseconds, signal);
-    } finally {
-      deadline.end();
-    }
-  }
-}
-
-async function accepted(response: FetchResponse, deadline: Deadline): Promise<Created> {
-  if (!response.ok) throw await deadline.race(refusal(response));
-  const answer = await deadline.race(response.text());
-  try {
-    return JSON.parse(answer) as Created;
-  } catch (error) {
-    throw new BatonError("unexpected_response", "The response is not JSON. Is this the address of a pod?", { cause: error });
-  }
-}
-
 function body(options: CreateOptions): object {
   const fields = {
     generator: "external",
@@ -124,10 +93,4 @@ function body(options: CreateOptions): object {
     token: options.viewers,
   };
   return fields; // JSON leaves out what is undefined
-}
-
-/** Return a random id. Older runtimes have no `crypto`. */
-export function randomId(): string {
-  const digits = (): string => Math.random().toString(16).slice(2, 14).padEnd(12, "0");
-  return globalThis.crypto?.randomUUID?.() ?? digits() + digits() + digits();
 }

@@ -1,5 +1,6 @@
 // Follows one stream to its end, through any number of connections, to any pods.
 
+import { absolute } from "./addresses.js";
 import { Backoff, pause, reasonOf } from "./backoff.js";
 import { BatonError, refusal } from "./errors.js";
 import { EventStreamParser, type ServerSentEvent } from "./event-stream.js";
@@ -266,14 +267,5 @@ function parsed<T>(json: string): T {
     return JSON.parse(json) as T;
   } catch (error) {
     throw new BatonError("unexpected_response", "The response is not JSON.", { cause: error });
-  }
-}
-
-function absolute(url: string | URL): URL {
-  const base = (globalThis as { location?: { href?: string } }).location?.href;
-  try {
-    return new URL(url, base);
-  } catch (error) {
-    throw new BatonError("invalid_url", `The address ${String(url)} is not absolute.`, { cause: error });
   }
 }

@@ -145,6 +145,36 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/streams/{id}/inputs": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return the inputs after a number. With `?wait=20`, wait up to 20 seconds for the next one, or the stream's end.
+         * @description A producer of an external stream is steered by these. While a caller with the scope `produce` holds this request,
+         *     the producer counts as alive. This caller is no viewer.
+         *
+         *     Needs the scope `read` or `produce`.
+         */
+        get: operations["get_inputs"];
+        put?: never;
+        /**
+         * Send an input to a stream that has not ended: to its generator, or to the producer of an external stream.
+         * @description A stream that is waiting is queued again. The inputs of a stream are numbered in the order of their commits. Repeat
+         *     a request whose response was lost with the same `Idempotency-Key`: it adds the input once.
+         *
+         *     Needs the scope `input`.
+         */
+        post: operations["send_input"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -187,6 +217,7 @@ export interface components {
             max_duration_seconds?: number | null;
             idle_timeout_seconds?: number | null;
             cancel_when_unwatched_seconds?: number | null;
+            webhook?: string | null;
             token?: components["schemas"]["TokenOptions"];
         };
         /**
@@ -205,6 +236,14 @@ export interface components {
             idle_timeout_seconds?: number | null;
             queue_timeout_seconds?: number | null;
             cancel_when_unwatched_seconds?: number | null;
+            /**
+             * @description How soon its turn comes while streams wait for a worker: a `high` stream of a tenant counts an eighth of a `normal` one, and a `low` one eight times as much.
+             * @enum {string}
+             */
+            priority?: "low" | "normal" | "high";
+            /** @description No worker starts it before this time: at most 7 days ahead. */
+            start_after?: string | null;
+            webhook?: string | null;
             token?: components["schemas"]["TokenOptions"];
         };
         /**
@@ -215,7 +254,7 @@ export interface components {
             /** Format: uuid */
             id: string;
             /** @enum {string} */
-            status: "queued" | "running" | "open" | "completed" | "failed" | "cancelled";
+            status: "queued" | "running" | "waiting" | "open" | "completed" | "failed" | "cancelled";
             generator: string;
             metadata: {
                 [key: string]: string | boolean | number;
@@ -223,11 +262,15 @@ export interface components {
             events_url: string;
             /** Format: date-time */
             created_at: string;
+            start_after: string | null;
+            /** @enum {string} */
+            priority?: "low" | "high";
             started_at: string | null;
             finished_at: string | null;
             cancel_requested_at: string | null;
             run: number;
             interruption: string | null;
+            waiting: components["schemas"]["WaitContent"] | null;
             finish_reason: string | null;
             error: components["schemas"]["StreamError"] | null;
             usage: {
@@ -247,7 +290,7 @@ export interface components {
             /** Format: uuid */
             id: string;
             /** @enum {string} */
-            status: "queued" | "running" | "open" | "completed" | "failed" | "cancelled";
+            status: "queued" | "running" | "waiting" | "open" | "completed" | "failed" | "cancelled";
             generator: string;
             metadata: {
                 [key: string]: string | boolean | number;
@@ -255,11 +298,15 @@ export interface components {
             events_url: string;
             /** Format: date-time */
             created_at: string;
+            start_after: string | null;
+            /** @enum {string} */
+            priority?: "low" | "high";
             started_at: string | null;
             finished_at: string | null;
             cancel_requested_at: string | null;
             run: number;
             interruption: string | null;
+            waiting: components["schemas"]["WaitContent"] | null;
             finish_reason: string | null;
             error: components["schemas"]["StreamError"] | null;
             usage: {
@@ -307,7 +354,7 @@ export interface components {
          * @description Why a stream failed, or cannot be followed.
          * @enum {string}
          */
-        EndCode: "worker_lost" | "worker_left" | "reset" | "cancelled" | "unwatched" | "producer_lost" | "queue_timeout" | "max_duration" | "idle_timeout" | "generator_error" | "invalid_event" | "storage_rejected" | "log_rewound" | "event_too_large" | "too_many_events" | "stream_too_large" | "invalid_input" | "provider_not_configured" | "provider_invalid_request" | "provider_context_length" | "provider_content_filter" | "provider_auth_failed" | "provider_rate_limited" | "provider_timeout" | "provider_unreachable" | "provider_cut_off" | "provider_error" | "other";
+        EndCode: "worker_lost" | "worker_left" | "reset" | "cancelled" | "unwatched" | "producer_lost" | "queue_timeout" | "wait_timeout" | "max_duration" | "idle_timeout" | "generator_error" | "invalid_event" | "storage_rejected" | "log_rewound" | "event_too_large" | "too_many_events" | "stream_too_large" | "invalid_input" | "provider_not_configured" | "provider_invalid_request" | "provider_context_length" | "provider_content_filter" | "provider_auth_failed" | "provider_rate_limited" | "provider_timeout" | "provider_unreachable" | "provider_cut_off" | "provider_error" | "other";
         /**
          * ErrorEvent
          * @description The stream cannot be followed to its end. This event has no number.
@@ -320,7 +367,7 @@ export interface components {
             type: "error";
             error: components["schemas"]["StreamError"];
         };
-        Event: components["schemas"]["TextEvent"] | components["schemas"]["ReasoningEvent"] | components["schemas"]["ToolCallEvent"] | components["schemas"]["ToolResultEvent"] | components["schemas"]["ToolApprovalEvent"] | components["schemas"]["UsageEvent"] | components["schemas"]["ResumedEvent"] | components["schemas"]["ResetEvent"] | components["schemas"]["CustomEvent"] | components["schemas"]["SnapshotEvent"] | components["schemas"]["DoneEvent"] | components["schemas"]["ErrorEvent"];
+        Event: components["schemas"]["TextEvent"] | components["schemas"]["ReasoningEvent"] | components["schemas"]["ToolCallEvent"] | components["schemas"]["ToolResultEvent"] | components["schemas"]["ToolApprovalEvent"] | components["schemas"]["UsageEvent"] | components["schemas"]["WaitingEvent"] | components["schemas"]["ResumedEvent"] | components["schemas"]["ResetEvent"] | components["schemas"]["CustomEvent"] | components["schemas"]["SnapshotEvent"] | components["schemas"]["DoneEvent"] | components["schemas"]["ErrorEvent"];
         /**
          * FailedModelCall
          * @description A call of a model that failed before its first event; `waited_seconds` is the pause after it.
@@ -332,6 +379,25 @@ export interface components {
             status?: number;
             request_id?: string;
             waited_seconds: number;
+        };
+        /**
+         * InputContent
+         * @description An input: its number, any JSON but null, and when it was sent.
+         */
+        InputContent: {
+            number: number;
+            data: unknown;
+            /** Format: date-time */
+            created_at: string;
+        };
+        /**
+         * InputPage
+         * @description Inputs in their order, 100 at most, and the stream's status. The inputs of a stream are deleted at its end.
+         */
+        InputPage: {
+            data: components["schemas"]["InputContent"][];
+            /** @enum {string} */
+            status: "queued" | "running" | "waiting" | "open" | "completed" | "failed" | "cancelled";
         };
         /**
          * Problem
@@ -370,7 +436,7 @@ export interface components {
          * @description Why a request is refused.
          * @enum {string}
          */
-        RefusalCode: "bad_request" | "header_timeout" | "body_timeout" | "header_too_large" | "invalid_request" | "malformed_cursor" | "unauthenticated" | "forbidden" | "stream_not_found" | "stream_expired" | "cursor_beyond_tail" | "path_taken" | "not_appendable" | "content_type_mismatch" | "stream_closed" | "stream_seq_conflict" | "producer_gap" | "producer_fenced" | "forks_not_supported" | "subscriptions_not_supported" | "offset_gone" | "messages_missing" | "raw_content" | "answer_running" | "conversation_changed" | "conversation_gone" | "request_too_large" | "input_too_large" | "message_too_large" | "stream_full" | "too_many_producers" | "reserved_generator" | "log_damaged" | "idempotency_conflict" | "unknown_generator" | "model_not_found" | "not_found" | "method_not_allowed" | "http_1_1_required" | "unavailable" | "older_code_running" | "create_rate_limited" | "read_rate_limited" | "append_rate_limited" | "too_many_queries" | "too_many_streams" | "too_many_subscribers" | "too_many_connections" | "pod_full" | "request_memory_full" | "still_running" | "internal_error";
+        RefusalCode: "bad_request" | "header_timeout" | "body_timeout" | "header_too_large" | "invalid_request" | "malformed_cursor" | "unauthenticated" | "forbidden" | "stream_not_found" | "stream_expired" | "cursor_beyond_tail" | "path_taken" | "not_appendable" | "content_type_mismatch" | "stream_closed" | "stream_seq_conflict" | "producer_gap" | "producer_fenced" | "forks_not_supported" | "subscriptions_not_supported" | "offset_gone" | "messages_missing" | "raw_content" | "stream_ended" | "inbox_full" | "answer_running" | "conversation_changed" | "conversation_gone" | "previous_response_not_found" | "request_too_large" | "input_too_large" | "message_too_large" | "stream_full" | "too_many_producers" | "reserved_generator" | "log_damaged" | "idempotency_conflict" | "unknown_generator" | "model_not_found" | "not_found" | "method_not_allowed" | "http_1_1_required" | "unavailable" | "older_code_running" | "create_rate_limited" | "read_rate_limited" | "append_rate_limited" | "too_many_queries" | "too_many_streams" | "too_many_subscribers" | "too_many_connections" | "pod_full" | "request_memory_full" | "still_running" | "internal_error";
         /**
          * ResetEvent
          * @description Discard what came before: the answer starts again.
@@ -381,12 +447,12 @@ export interface components {
              * @enum {string}
              */
             type: "reset";
-            /** @description `worker_lost`: its worker died. `worker_left`: its worker was deployed or stopped. Later releases may add reasons. `output_differs`: the answer could not be continued as it began. */
+            /** @description `worker_lost`: its worker died. `worker_left`: its worker was deployed or stopped. After `waiting`: `input`, or `deadline`, when no input came in time. Later releases may add reasons. `output_differs`: the answer could not be continued as it began. */
             reason: string;
         };
         /**
          * ResumedEvent
-         * @description Another worker continues the answer where it is. What came before still counts. `run` counts the starts.
+         * @description A worker continues the answer where it is. What came before still counts. `run` counts the starts.
          */
         ResumedEvent: {
             /**
@@ -395,8 +461,22 @@ export interface components {
              */
             type: "resumed";
             run: number;
-            /** @description `worker_lost`: its worker died. `worker_left`: its worker was deployed or stopped. Later releases may add reasons. */
+            /** @description `worker_lost`: its worker died. `worker_left`: its worker was deployed or stopped. After `waiting`: `input`, or `deadline`, when no input came in time. Later releases may add reasons. */
             reason: string;
+        };
+        /**
+         * SendInput
+         * @description The body of `POST /v1/streams/{id}/inputs`. `data` is any JSON but null: what the generator receives.
+         */
+        SendInput: {
+            data: unknown;
+        };
+        /**
+         * SentInput
+         * @description The number of an input: 1 for the first one of a stream.
+         */
+        SentInput: {
+            number: number;
         };
         /**
          * SnapshotEvent
@@ -420,6 +500,7 @@ export interface components {
             usage?: {
                 [key: string]: unknown;
             };
+            waiting?: components["schemas"]["Waiting"];
         };
         /**
          * StreamAnswer
@@ -429,7 +510,7 @@ export interface components {
             /** Format: uuid */
             id: string;
             /** @enum {string} */
-            status: "queued" | "running" | "open" | "completed" | "failed" | "cancelled";
+            status: "queued" | "running" | "waiting" | "open" | "completed" | "failed" | "cancelled";
             events_url: string;
             /** Format: date-time */
             created_at: string;
@@ -445,8 +526,11 @@ export interface components {
          * @description A stream and its state.
          *
          *     `run` says how often a worker has started its generator: 0 while it waits for the first, and for an external stream.
+         *     `start_after` is the time before which no worker starts it, if its creator gave one. `priority` is left out if it is
+         *     normal.
          *     `interruption` is why the worker before did not finish it: `worker_lost` if it died, `worker_left` if it was
-         *     deployed or stopped; null if none gave it up.
+         *     deployed or stopped, `input` or `deadline` if it waited and that ended the wait; null if none gave it up.
+         *     `waiting` is null unless the status is `waiting`.
          *     `usage` is the sum of what its generator has reported in all attempts. `usage_by_attempt` has that of each attempt
          *     if several used something. `answered_by` says which model of the built-in providers answered, and which calls of
          *     models failed before that; it is null for other generators, and before the end.
@@ -455,7 +539,7 @@ export interface components {
             /** Format: uuid */
             id: string;
             /** @enum {string} */
-            status: "queued" | "running" | "open" | "completed" | "failed" | "cancelled";
+            status: "queued" | "running" | "waiting" | "open" | "completed" | "failed" | "cancelled";
             generator: string;
             metadata: {
                 [key: string]: string | boolean | number;
@@ -463,11 +547,15 @@ export interface components {
             events_url: string;
             /** Format: date-time */
             created_at: string;
+            start_after: string | null;
+            /** @enum {string} */
+            priority?: "low" | "high";
             started_at: string | null;
             finished_at: string | null;
             cancel_requested_at: string | null;
             run: number;
             interruption: string | null;
+            waiting: components["schemas"]["WaitContent"] | null;
             finish_reason: string | null;
             error: components["schemas"]["StreamError"] | null;
             usage: {
@@ -513,7 +601,7 @@ export interface components {
             /** Format: uuid */
             id: string;
             /** @enum {string} */
-            status: "queued" | "running" | "open" | "completed" | "failed" | "cancelled";
+            status: "queued" | "running" | "waiting" | "open" | "completed" | "failed" | "cancelled";
             generator: string;
             metadata: {
                 [key: string]: string | boolean | number;
@@ -521,11 +609,15 @@ export interface components {
             events_url: string;
             /** Format: date-time */
             created_at: string;
+            start_after: string | null;
+            /** @enum {string} */
+            priority?: "low" | "high";
             started_at: string | null;
             finished_at: string | null;
             cancel_requested_at: string | null;
             run: number;
             interruption: string | null;
+            waiting: components["schemas"]["WaitContent"] | null;
             finish_reason: string | null;
             error: components["schemas"]["StreamError"] | null;
             usage: {
@@ -577,10 +669,12 @@ export interface components {
         };
         /**
          * TokenOptions
-         * @description What a stream's token allows. Without a field, it allows as much as the caller may do, but never `produce`.
+         * @description What a stream's token allows.
+         *
+         *     Without a field, it allows as much as the caller may do, but never `produce` and `input`.
          */
         TokenOptions: {
-            scopes?: ("read" | "cancel" | "produce")[] | null;
+            scopes?: ("read" | "cancel" | "produce" | "input")[] | null;
             view?: ("full" | "answer") | null;
         };
         /**
@@ -647,6 +741,40 @@ export interface components {
         } & {
             [key: string]: unknown;
         };
+        /**
+         * WaitContent
+         * @description A wait for an input. `for` is what the generator gave; lists leave it out. `until` is when the stream continues without an input, or fails with `wait_timeout`.
+         */
+        WaitContent: {
+            for?: unknown;
+            /** Format: date-time */
+            until: string;
+            /** Format: date-time */
+            since: string;
+        };
+        /**
+         * Waiting
+         * @description What a stream waits for, and until when: the fields of its last event, `waiting`.
+         */
+        Waiting: {
+            for: unknown;
+            until: string | null;
+        };
+        /**
+         * WaitingEvent
+         * @description The stream waits for an input, without a worker, until this time at most. Then `resumed` follows, or `done`.
+         */
+        WaitingEvent: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "waiting";
+            /** @description What the generator gave: any JSON. */
+            for: unknown;
+            /** Format: date-time */
+            until: string | null;
+        };
     };
     responses: never;
     parameters: never;
@@ -671,7 +799,7 @@ export interface operations {
         parameters: {
             query?: {
                 before?: string;
-                status?: "queued" | "running" | "open" | "completed" | "failed" | "cancelled";
+                status?: "queued" | "running" | "waiting" | "open" | "completed" | "failed" | "cancelled";
                 limit?: number;
                 /** @description Only streams with these metadata: `metadata[chat]=42`, or `metadata.chat=42`. At most 4. */
                 metadata?: {
@@ -1688,6 +1816,299 @@ export interface operations {
                 };
             };
             /** @description `unavailable`: The service is unavailable at the moment; `pod_full`: This pod is full */
+            503: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    "retry-after": components["headers"]["retry-after"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_inputs: {
+        parameters: {
+            query?: {
+                after?: number;
+                wait?: number;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The inputs after that number, 100 at most; none if none came in time. */
+            200: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["InputPage"];
+                };
+            };
+            /** @description `invalid_request`: The request is not valid */
+            400: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthenticated`: A valid credential is needed */
+            401: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The credential does not allow this */
+            403: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `stream_not_found`: There is no such stream */
+            404: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `stream_expired`: The stream has expired */
+            410: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `read_rate_limited`: Streams are read too fast; `too_many_queries`: Too many requests of one tenant are in progress; `too_many_subscribers`: Too many clients follow streams here */
+            429: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    "retry-after": components["headers"]["retry-after"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal_error`: The pod failed to answer; `log_damaged`: Part of the stream is missing */
+            500: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: The service is unavailable at the moment; `pod_full`: This pod is full */
+            503: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    "retry-after": components["headers"]["retry-after"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    send_input: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The client's own name for this request. Repeating the request with it creates nothing new. */
+                "Idempotency-Key"?: string;
+            };
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SendInput"];
+            };
+        };
+        responses: {
+            /** @description An earlier request with this `Idempotency-Key` has added it. */
+            200: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SentInput"];
+                };
+            };
+            /** @description It was added. */
+            201: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SentInput"];
+                };
+            };
+            /** @description `invalid_request`: The request is not valid */
+            400: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unauthenticated`: A valid credential is needed */
+            401: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `forbidden`: The credential does not allow this */
+            403: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `stream_not_found`: There is no such stream */
+            404: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `body_timeout`: The body of the request arrived too slowly */
+            408: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `stream_ended`: The stream has ended; `inbox_full`: The stream takes no more inputs */
+            409: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `stream_expired`: The stream has expired */
+            410: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `request_too_large`: The request is too large; `message_too_large`: The message is too large */
+            413: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `idempotency_conflict`: The idempotency key was used for another request */
+            422: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `read_rate_limited`: Streams are read too fast; `too_many_queries`: Too many requests of one tenant are in progress */
+            429: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    "retry-after": components["headers"]["retry-after"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `internal_error`: The pod failed to answer */
+            500: {
+                headers: {
+                    "x-request-id": components["headers"]["x-request-id"];
+                    "x-baton-pod": components["headers"]["x-baton-pod"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description `unavailable`: The service is unavailable at the moment; `request_memory_full`: Too many large requests at once */
             503: {
                 headers: {
                     "x-request-id": components["headers"]["x-request-id"];

@@ -1,5 +1,6 @@
 // Follows a stream where responses cannot be read as they arrive: by asking for the answer so far, again and again.
 
+import { streamUrl } from "./addresses.js";
 import type { DoneEvent, Event, SnapshotEvent, Stream } from "./events.js";
 
 // A token that sees only the answer gets no more than its text.
@@ -7,15 +8,11 @@ type Seen = Partial<Stream> & Pick<Stream, "status">;
 type Call = Stream["tool_calls"][number];
 
 const ENDED = new Set(["completed", "failed", "cancelled"]);
-const FOLLOWING = ["view", "snapshot", "batch_window_ms", "last_event_id", "lastEventId"];
 
 /** Return the address of a stream's state from that of its events, or null if it is not one of Baton's. */
 export function stateUrl(eventsUrl: URL, waitSeconds: number): URL | null {
-  if (!eventsUrl.pathname.endsWith("/events")) return null;
-  const url = new URL(eventsUrl);
-  url.pathname = url.pathname.slice(0, -"/events".length);
-  for (const name of FOLLOWING) url.searchParams.delete(name);
-  url.searchParams.set("wait", String(waitSeconds));
+  const url = streamUrl(eventsUrl);
+  url?.searchParams.set("wait", String(waitSeconds));
   return url;
 }
 
@@ -26,6 +23,7 @@ export class AnswerProgress {
   #calls: Call[] = [];
   #results = 0;
   #approvals = 0;
+  #waits: string | null = null; // since when
   #whole: boolean;
 
   /** `whole`: begin with a snapshot, because the caller asked for one, or has events that cannot be known here. */
@@ -35,12 +33,23 @@ export class AnswerProgress {
 
   /** Return the events since the last call. */
   take(stream: Seen): Event[] {
-    const events: Event[] = [];
+    const wait = this.#wait(stream);
+    const events: Event[] = wait.filter(({ type }) => type === "resumed");
     if (this.#whole && stream.last_event_id) events.push(snapshot(stream));
     else if (!this.#whole) events.push(...this.#changes(stream));
     if (events.length || !this.#whole) this.#remember(stream);
+    events.push(...wait.filter(({ type }) => type === "waiting"));
     if (ENDED.has(stream.status)) events.push(done(stream));
     return events;
+  }
+
+  /** Return the event of a wait that has begun or ended. */
+  #wait({ status, waiting, run, interruption }: Seen): Event[] {
+    const [before, since] = [this.#waits, waiting?.since ?? null];
+    if (status === "queued") return []; // it has waited, and no worker has it yet
+    this.#waits = since;
+    if (waiting && since !== before) return [{ type: "waiting", for: waiting.for ?? null, until: waiting.until }];
+    return before !== null && status === "running" ? [{ type: "resumed", run: run ?? 0, reason: interruption ?? "input" }] : [];
   }
 
   #changes(stream: Seen): Event[] {

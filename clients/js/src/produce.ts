@@ -2,13 +2,14 @@
 
 import { reasonOf } from "./backoff.js";
 import { Appender, ClosedAsFailed, EndedElsewhere, type Failure } from "./appender.js";
-import { type Address, type AppendOptions, type CreateOptions, create, given, randomId } from "./creation.js";
+import { type Address, type AppendOptions, type CreateOptions, create, given } from "./creation.js";
 import { type End, EndWatch } from "./end-watch.js";
 import { BatonError } from "./errors.js";
 import type { Message } from "./events.js";
 import { type Fetch, fetchOf } from "./fetch.js";
 import { Detecting, type FormatName } from "./formats/detect.js";
 import { describe } from "./failures.js";
+import { randomId } from "./posting.js";
 import { type Items, type Source, itemsOf } from "./source.js";
 import { Surrogates } from "./surrogates.js";
 

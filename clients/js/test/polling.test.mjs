@@ -51,6 +51,22 @@ test("without a body the stream is polled, and its events add up to the same ans
   assert.equal(urls.length, 1 + STATES.length);
 });
 
+test("a poll shows when a stream waits, and when it continues", async () => {
+  const wait = { since: "2026-12-01T00:00:00Z", until: "2026-12-02T00:00:00Z" };
+  const states = [
+    { ...base, text: "May I?", last_event_id: 1 },
+    { ...base, status: "waiting", text: "May I?", last_event_id: 2, waiting: { for: "yes", ...wait } },
+    { ...base, status: "waiting", text: "May I?", last_event_id: 2, waiting: { for: "yes", ...wait } },
+    { ...base, status: "queued", text: "May I?", last_event_id: 2, waiting: null, interruption: "input" },
+    { ...base, text: "May I? Yes", last_event_id: 4, run: 2, waiting: null, interruption: "input" },
+    { ...base, status: "completed", text: "May I? Yes", last_event_id: 5, finish_reason: "stop", waiting: null },
+  ];
+  const events = await collect(follow("http://pod/v1/streams/x/events", { fetch: without(states) }));
+  assert.deepEqual(events.map(([, { type, delta, reason, until }]) => delta ?? reason ?? until ?? type), [
+    "May I?", wait.until, "input", " Yes", "done",
+  ]);
+});
+
 test("with a cursor or `snapshot` the first event holds the answer so far", async () => {
   for (const options of [{ lastEventId: 2 }, { snapshot: true }]) {
     const events = await collect(follow("http://pod/v1/streams/x/events", { ...options, fetch: without(STATES.slice(4)) }));

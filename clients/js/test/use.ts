@@ -2,7 +2,7 @@
 import Anthropic from "@anthropic-ai/sdk";
 import { convertToModelMessages, streamText, type LanguageModel, type ToolSet, type UIMessage } from "ai";
 import OpenAI from "openai";
-import { type BatonError, type DoneEvent, type Event, follow } from "baton-stream";
+import { type BatonError, type DoneEvent, type Event, follow, sendInput } from "baton-stream";
 import { type Message, type Production, ownTools, produce } from "baton-stream/produce";
 
 type Same<A, B> = [A, B] extends [B, A] ? true : false;
@@ -26,6 +26,14 @@ export async function page(url: string, show: (text: string) => void): Promise<n
     show(text);
   }
   return answer.lastEventId;
+}
+
+export async function steer(url: string): Promise<number> {
+  for await (const event of follow(url, { token: "t" })) {
+    if (event.type === "waiting" && event.until) await sendInput(url, { approved: event.for !== null }, { token: "t" });
+  }
+  // @ts-expect-error: there is nothing to send
+  return sendInput(url);
 }
 
 export const isOver = (error: BatonError): boolean => error.code === "stream_expired" && !error.retryable;

@@ -58,7 +58,7 @@ class Row:
     @property
     def takes_viewers(self) -> bool:
         """Whether the token of a viewer, which reads and cancels, is enough."""
-        return self.takes_tokens and self.scope != "produce"
+        return self.takes_tokens and self.scope not in {"produce", "input"}
 
 
 def row(path: str, status: int, **rest: Any) -> Row:
@@ -80,6 +80,10 @@ CALLS: dict[tuple[str, str], Row] = {
     ("DELETE", "/v1/streams/{id}"): row("/v1/streams/{id}", 204, of_stream=True),
     ("GET", "/v1/streams/{id}/events"): row("/v1/streams/{id}/events", 200, of_stream=True),
     ("GET", "/v1/streams/{id}/end"): row("/v1/streams/{id}/end", 200, of_stream=True),
+    ("POST", "/v1/streams/{id}/inputs"): row(
+        "/v1/streams/{id}/inputs", 409, body={"data": "?"}, of_stream=True, code="stream_ended"
+    ),
+    ("GET", "/v1/streams/{id}/inputs"): row("/v1/streams/{id}/inputs", 200, of_stream=True),
     ("POST", "/v1/streams/{id}/cancel"): row("/v1/streams/{id}/cancel", 200, of_stream=True),
     ("POST", "/v1/streams/{id}/token"): row("/v1/streams/{id}/token", 201, of_stream=True),
     ("PUT", "/v1/stream/{path:any}"): row("/v1/stream/notes", 201, for_keys=True),
@@ -93,6 +97,9 @@ CALLS: dict[tuple[str, str], Row] = {
     ("DELETE", "/v1/responses/{id}"): row("/v1/responses/resp_{hex}", 200, of_stream=True),
     ("POST", "/v1/responses/{id}/cancel"): row("/v1/responses/resp_{hex}/cancel", 200, of_stream=True),
     ("GET", "/v1/responses/{id}/input_items"): row("/v1/responses/resp_{hex}/input_items", 200, of_stream=True),
+    ("POST", "/v1/conversations"): row("/v1/conversations", 200),
+    ("GET", "/v1/conversations/{chat:any}"): row("/v1/conversations/42", 200),
+    ("GET", "/v1/conversations/{chat:any}/items"): row("/v1/conversations/42/items", 200),
     ("POST", "/v1/chat/completions"): row("/v1/chat/completions", 200, body=MESSAGES),
     ("GET", "/v1/models"): row("/v1/models", 200),
     ("GET", "/v1/models/{name:any}"): row("/v1/models/replay", 200),
@@ -144,7 +151,8 @@ def table_for_readers() -> str:
             shown = TABLE[method, path]
             viewer = ("also of the answer" if route.narrow else "yes") if shown.takes_viewers else ""
             writer = "of a producer" if shown.takes_tokens and "produce" in {route.scope, route.or_scope} else ""
-            token = ", ".join(filter(None, (viewer, writer)))
+            sender = "for inputs" if shown.takes_tokens and route.scope == "input" else ""
+            token = ", ".join(filter(None, (viewer, writer, sender)))
             scope = f"`{route.scope}`" if route.or_scope is None else f"`{route.scope}` or `{route.or_scope}`"
             lines.append(f"| `{method} {route.documented_path}` | {scope} | {token} |")
     return "\n".join(lines)
@@ -227,6 +235,7 @@ async def columns(scene: Scene) -> dict[str, dict[Any, Any] | None]:
         "token": bearer(signed(own)),
         "token for reading": bearer(signed(own, scopes=["read"])),
         "token for writing": bearer(signed(own, scopes=["produce"])),
+        "token for inputs": bearer(signed(own, scopes=["input"])),
         "token of the answer": bearer(signed(own, view="answer")),
         "right": bearer(keys["right"]),
     }
@@ -270,10 +279,9 @@ def allows(token: str, row: Row) -> bool:
         return False
     if token == "token for reading" and row.scope != "read":
         return False
-    if (token == "token for writing") != (row.scope == "produce") and not (
-        token == "token for writing" and row.or_scope
-    ):
-        return False
+    for kind, scope in (("token for writing", "produce"), ("token for inputs", "input")):
+        if (token == kind) != (row.scope == scope) and not (token == kind and row.or_scope == scope):
+            return False
     return row.takes_tokens or row.code == "not_found"
 
 

@@ -17,7 +17,7 @@ from tests.support.durable import external
 from tests.support.follower import following
 from tests.support.logbook import until
 
-from baton.api import content_types, native_end
+from baton.api import content_types, signs_of_life
 from baton.doctor.capacity_checks import POD_CONNECTIONS
 from baton.events import encode_text
 
@@ -238,7 +238,7 @@ async def test_a_pod_without_any_generator_serves_producers(cluster: Cluster) ->
 async def test_a_held_request_for_the_end_is_a_sign_of_life_and_no_viewer(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native_end, "SIGN_OF_LIFE_SECONDS", 0.05)
+    monkeypatch.setattr(signs_of_life, "SIGN_OF_LIFE_SECONDS", 0.05)
     _, key = await make_key(cluster)
     pod = await guarded_pod(cluster, watch_interval_seconds=0.05)
     created = await create(cluster, pod, bearer(key), cancel_when_unwatched_seconds=1000)

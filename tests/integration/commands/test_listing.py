@@ -54,6 +54,20 @@ async def test_streams_are_listed_newest_first(cluster: Cluster, capsys: pytest.
         assert [item["id"] for item in found] == list(map(str, expected))
 
 
+async def test_a_waiting_stream_is_listed_with_its_deadline(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    author = await cluster.author()
+    await author.wait("an approval")
+    wanted, settings = StreamQuery(None, "waiting", 20), cluster.settings()
+    deadline = await cluster.pool.fetchval("SELECT wait_until FROM baton.stream")
+    _, row = (await printed(capsys, list_streams, settings, wanted, as_json=False)).splitlines()
+    assert row.split("\t")[3] == "waiting"
+    assert row.endswith(f"\tuntil {deadline:%Y-%m-%d %H:%M:%S}")
+    (item,) = await printed(capsys, list_streams, settings, wanted, as_json=True)
+    assert item["wait_until"] == deadline.isoformat()
+
+
 async def test_workers_are_listed_with_what_they_do(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     settings = cluster.settings()
     told = await printed(capsys, list_workers, settings, as_json=False)

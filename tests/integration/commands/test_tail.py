@@ -9,7 +9,9 @@ import pytest
 from tests.support.cluster import Cluster, RunningPod
 
 from baton.commands import tail
+from baton.db import inputs
 from baton.errors import ConfigurationError
+from baton.events import encode_text
 from baton.generators.registry import load_generators
 
 
@@ -38,6 +40,24 @@ async def test_json_output_is_one_line_for_each_event(cluster: Cluster, capsys: 
         assert first == {"seq": 2, "type": "text", "delta": "two\u2028"}
         assert (last["seq"], last["status"]) == (3, "completed")
         assert told.err == ""
+
+
+async def test_tail_says_that_a_stream_waits_and_that_it_continues(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pod = await cluster.pod()
+    author = await cluster.author()
+    await author.write(encode_text("May I?"))
+    await author.wait({"type": "approval"})
+    await inputs.add(cluster.pool, author.id, b'"yes"')
+    await author.resume()
+    await author.write(encode_text(" Done."), end=True)
+    assert await tailed(str(author.id), pod) == 0
+    told = capsys.readouterr()
+    assert told.out == "May I?\n Done.\n"
+    lines = told.err.splitlines()
+    assert lines[1].startswith('· it waits for {"type":"approval"}, until 20')
+    assert lines[2] == "· an input came, and the answer continues"
 
 
 async def test_a_missing_or_failed_stream_is_exit_code_1(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:

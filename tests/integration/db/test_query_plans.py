@@ -24,9 +24,11 @@ from baton.db import (
     external_appends,
     partitions,
     pod_rows,
+    queue_lines,
     rate_buckets,
     steps,
     stop_calls,
+    stream_admission,
     stream_creation,
     stream_ending,
     stream_lists,
@@ -43,10 +45,12 @@ from baton.db.stream_states import State
 from baton.events import RESET_HEAD, RESUMED_HEAD, USAGE_HEAD, encode_text
 from baton.outcome import Outcome
 
-ENDED, QUEUED, RUNNING, OPEN, BATCHES = 10_000, 20, 60, 60, 20
+ENDED, QUEUED, HELD, RUNNING, OPEN, BATCHES = 10_000, 20, 20, 60, 60, 20
 MOST_ROWS = 500
 WORKER = UUID("01900000-0000-7000-8000-000000000001")
 YESTERDAY = "yesterday"
+# A new stream's priority, and where it goes.
+IN_LINE = (0, None, False, ["test"], YESTERDAY)
 FIRST, LAST = stream_lists.FIRST, stream_lists.LAST
 
 OF_TENANT = stream_lists._PAGE.format(stream_lists._NEWEST_OF_TENANT)
@@ -58,6 +62,14 @@ MATCHING = stream_lists._PAGE.format(stream_lists._MATCHING)
 _STREAMS = """
 INSERT INTO baton.stream (generator, input, on_worker_lost, status, worker_id, epoch, metadata)
 SELECT 'test', '1', 'retry', $1, $2, 1, jsonb_build_object('chat', i::text) FROM generate_series(1, $3) AS i
+"""
+_HELD = """
+WITH held AS (
+    INSERT INTO baton.stream (generator, input, on_worker_lost, queue_position, held_until)
+    SELECT 'test', '1', 'retry', NULL, clock_timestamp() - interval '1 minute' FROM generate_series(1, $1)
+    RETURNING id
+)
+SELECT id FROM held LIMIT 1
 """
 _BATCHES = """
 INSERT INTO baton.batch
@@ -117,6 +129,7 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "erase": (event_log._ERASE, ("$stream", True), 1),
     "get": (streams._GET, ("$stream",), 0),
     "get many": (streams._GET_MANY, (["$stream", "$running"],), 0),
+    "continued messages": (streams._CONTINUED, (["$stream", "$running"],), 0),
     "newest": (OF_TENANT, ("", FIRST, LAST, 21, None, None, 21), 0),
     "newest failed": (OF_TENANT, ("", FIRST, LAST, MOST_ROWS - 1, ["failed"], None, 51), 0),
     "newest with metadata": (OF_TENANT, ("", FIRST, LAST, MOST_ROWS - 1, None, ['{"chat": "1"}'], 51), 0),
@@ -128,20 +141,32 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "matching": (MATCHING, ("", FIRST, LAST, MOST_ROWS - 1, None, ['{"chat": "4242"}'], 50), 0),
     "insert": (
         stream_creation._INSERT,
-        ("", "test", "1", "{}", "retry", *[None] * 6, True, False, 936, 1000, FIRST, ["$stream"], 7),
+        ("", "test", "1", "{}", "retry", *[None] * 6, True, False, *IN_LINE, 936, 1000, FIRST, ["$stream"], 7),
         0,
     ),
     "take": (rate_buckets._TAKE, ("", "caller", 0.1, 10), 0),
-    "claim": (stream_queue._CLAIM, (WORKER, ["test"], 10, "(0,1)", YESTERDAY, FIRST, 1 << 27, ["test"]), 0),
-    "first queued": (stream_queue._FIRST_QUEUED, (YESTERDAY, FIRST, ["test"]), 0),
-    "first queued of all": (stream_queue._FIRST_QUEUED, (YESTERDAY, FIRST, None), 0),
-    "overdue": (stream_queue._OVERDUE, (YESTERDAY, FIRST, 600.0, True), 0),
+    "claim": (stream_queue._CLAIM, (WORKER, ["test"], 10, "(0,1)", YESTERDAY, 1 << 27, ["test"]), 0),
+    "first queued": (queue_lines._FIRST, (["test"], YESTERDAY), 0),
+    "first queued of all": (queue_lines._FIRST_OF_ALL, (YESTERDAY,), 0),
+    "overdue": (stream_queue._OVERDUE, (YESTERDAY, 600.0, True), 0),
+    "give back": (
+        stream_queue._REQUEUE,
+        ("$running", 1, None, False, 0, 0, "worker_lost", ["test"], YESTERDAY),
+        0,
+    ),
+    "due": (stream_admission._DUE, (["test"], 100), 0),
+    "look for due": (stream_admission._LOOK, (["test"], ["", "other"]), 0),
+    "admit": (stream_admission._ADMIT, ("$held", ["test"], YESTERDAY), 0),
+    "running of a tenant": (stream_admission._COUNT, ("",), 0),
+    "held of a tenant": (stream_admission._OF_TENANT, ("", ["test"], 3), 0),
+    "parked tenants": (stream_admission._PARKED_TENANTS, (["test"], 100), 0),
+    "release parked": (stream_admission._RELEASE, (["test"], 100), 0),
     "watched": (streams._WATCHED, (["$running"],), 0),
     "close": (stream_ending._CLOSE, ("$running", 1, "failed", "error", "a", "b", *[None, 1, 0.1, 0.1, None, None]), 0),
     "owned": (worker_rows._OWNED, (WORKER,), 0),
     "owned of": (worker_rows._OWNED_OF, (WORKER, ["$running"]), 0),
     "live counts": (stream_lists._LIVE_COUNTS, ("", MOST_ROWS), 0),
-    "queue": (stream_queue._QUEUE_STATE, (YESTERDAY, FIRST), 0),
+    "queue": (stream_queue._QUEUE_STATE, (YESTERDAY,), 0),
     "workers": (worker_rows._LISTED, (), 0),
     "silences": (worker_rows._SILENCES, (), 0),
     "note": (pod_rows._NOTE, (WORKER, 600, "a", "1", "ready", "x", 0, 0, "{}", "{}", "{}", None, "0023"), 0),
@@ -153,7 +178,7 @@ QUERIES: dict[str, tuple[str, tuple[Any, ...], int]] = {
     "stop calls postponed": (stop_calls._POSTPONE, (["$running"], [1]), 0),
 }
 # What a worker asks over the connections that find rows only by an index.
-_STATE = (["$running"], [21], [r"\x7b7d"], ["test"], [20])
+_STATE = (["$running"], [21], [r"\x7b7d"], ["test"], [0], [20])
 _ROWS = (["$running"], [21], [21], [1], [False], [r"\x7b7d"], [None], None)
 _END = (["$running"], ["failed"], ["error"], ["a"], ["b"], [None], [1], [0.1], [0.1], [None], [None], [1])
 _APPENDS = (["$open"], [2], [3], [3], [False], [r"\x7b7d"], [2], [1], [None], [1])
@@ -190,6 +215,7 @@ async def in_use(connection: Connection) -> dict[str, str]:
     await employ(connection, WORKER)
     for status, worker, count in (("completed", None, ENDED), ("queued", None, QUEUED), ("running", WORKER, RUNNING)):
         await connection.execute(_STREAMS, status, worker, count)
+    held = await connection.fetchval(_HELD, HELD)
     await connection.execute(_BATCHES, BATCHES)
     await connection.execute(_KEPT)
     await connection.execute(_OPEN, OPEN)
@@ -199,7 +225,7 @@ async def in_use(connection: Connection) -> dict[str, str]:
     stream = await connection.fetchval("SELECT stream_id FROM baton.batch LIMIT 1")
     running = await connection.fetchval("SELECT id FROM baton.stream WHERE status = 'running' LIMIT 1")
     open_one = await connection.fetchval("SELECT stream_id FROM baton.external_stream LIMIT 1")
-    return {"$stream": str(stream), "$running": str(running), "$open": str(open_one)}
+    return {"$stream": str(stream), "$running": str(running), "$open": str(open_one), "$held": str(held)}
 
 
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
@@ -294,7 +320,7 @@ LOCKING: dict[str, tuple[Callable[[Connection, list[UUID]], Awaitable[object]], 
     "partitions created before": (lambda connection, _ids: partitions.create_ahead(connection, 30), 0),
 }
 # A session has places of its own for 16, before Postgres 18. Each lock beyond them takes one in the server's table.
-MOST_LOCKS = 18
+MOST_LOCKS = 20
 
 _WARM_UP = 10  # after five executions Postgres may change to a plan for any arguments
 

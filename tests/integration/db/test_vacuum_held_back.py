@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
@@ -16,11 +16,21 @@ from tests.integration.db.test_streams import NEW, is_full
 from tests.support.external import opened, request, texts
 from tests.support.logbook import claim_as, connected, employ, queue_many, until, until_after
 
-from baton.db import event_log, rate_buckets, steps, stream_creation, stream_queue, stream_states, worker_rows
+from baton.db import (
+    event_log,
+    queue_lines,
+    rate_buckets,
+    steps,
+    stream_creation,
+    stream_queue,
+    stream_states,
+    worker_rows,
+)
 from baton.db.external_appends import Appended
 from baton.db.live_counts import MARK_EVERY, LiveCounts
 from baton.db.postgres import Connection, connect, pool
-from baton.db.queue_watermark import CHECK_SECONDS, QueueWatermark
+from baton.db.queue_lines import Line
+from baton.db.queue_watermark import CHECK_SECONDS, TRAIL_SECONDS, QueueWatermark
 from baton.db.rate_buckets import Rate
 from baton.db.stream_queue import Claim
 from baton.db.stream_states import State
@@ -39,9 +49,9 @@ WARM_UP = 10
 SAVES = 1_000
 # Ids of streams that were created within the last hour, one each 100 ms, and how they passed through the queue.
 QUEUED = """
-INSERT INTO baton.stream (id, generator, input, on_worker_lost, epoch, queued_at, created_at)
+INSERT INTO baton.stream (id, generator, input, on_worker_lost, epoch, queued_at, created_at, queue_position)
 SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || substr(md5(i::text), 1, 20))::uuid,
-       'test', '1', 'retry', $2, at, at
+       'test', '1', 'retry', $2, at, at, at
 FROM generate_series(1, $1) AS i, LATERAL (SELECT now() - make_interval(secs => 3600 - i * 0.1) AS at) AS moment
 """
 STARTED = "UPDATE baton.stream SET status = 'running', worker_id = $1, epoch = epoch + 1 WHERE status = 'queued'"
@@ -61,11 +71,13 @@ class Pair:
     def __init__(self, connection: Any) -> None:
         self.counted = Counted(connection)
         self._connection = cast(Connection, self.counted)
-        self.floor = QueueWatermark()
+        self._now = 0.0
+        self.floor = QueueWatermark(clock=lambda: self._now)
         self.counts = LiveCounts()
 
     async def look(self) -> None:
-        await self.floor.update(lambda since: stream_queue.first_queued(self._connection, since, ["test"]))
+        self._now += TRAIL_SECONDS
+        await self.floor.update(lambda since: queue_lines.first(self._connection, since, ["test"]))
 
     async def claim(self) -> None:
         place = await worker_rows.place(self.counted._connection, WORKER)
@@ -78,7 +90,8 @@ class Pair:
         await stream_queue.state(self._connection, self.floor.since)
 
     async def create(self) -> None:
-        await stream_creation._insert(self._connection, NEW, None, TENANT_LIMIT, self.counts)
+        line = Line(["test"], self.floor.since)
+        await stream_creation._insert(self._connection, NEW, None, TENANT_LIMIT, self.counts, line=line)
 
     async def take(self) -> None:
         assert await rate_buckets.take_in(self._connection, "", "caller", Rate(1e6, 100_000)) is None
@@ -238,15 +251,16 @@ async def test_a_stream_that_commits_late_is_claimed(dsn: str) -> None:
         async def is_below_the_watermark() -> bool:
             nonlocal clock
             clock += CHECK_SECONDS
-            await floor.update(lambda since: stream_queue.first_queued(connection, since))
-            return floor.since.id > stream_id
+            await floor.update(lambda since: queue_lines.first(connection, since))
+            position: datetime = await late.fetchval("SELECT queue_position FROM baton.stream")
+            return floor.since > position
 
         await until(is_below_the_watermark)
         await transaction.commit()
         place = await worker_rows.place(connection, WORKER)
         assert not await stream_queue.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)
         clock += 2
-        await floor.update(lambda since: stream_queue.first_queued(connection, since))
+        await floor.update(lambda since: queue_lines.first(connection, since))
         (claim,) = await stream_queue.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)
         assert claim.stream_id == stream_id
 
@@ -256,38 +270,44 @@ async def test_a_sweep_finds_streams_stamped_before_a_clock_change(dsn: str) -> 
     floor = QueueWatermark(clock=lambda: clock)
     async with connected(dsn) as connection:
         await employ(connection, WORKER)
-        await floor.update(lambda since: stream_queue.first_queued(connection, since))
+        for _ in range(2):
+            await floor.update(lambda since: queue_lines.first(connection, since))
+            clock += 11
         await connection.execute(QUEUED, 1, 0)
-        clock += 3
-        await floor.update(lambda since: stream_queue.first_queued(connection, since))
-        assert await stream_queue.state(connection, floor.since) == (0, 0.0)
+        await floor.update(lambda since: queue_lines.first(connection, since))
+        assert (await stream_queue.state(connection, floor.since)).total.streams == 0
         clock += 60
-        await floor.update(lambda since: stream_queue.first_queued(connection, since))
-        assert (await stream_queue.state(connection, floor.since))[0] == 1
+        await floor.update(lambda since: queue_lines.first(connection, since))
+        assert (await stream_queue.state(connection, floor.since)).total.streams == 1
 
 
 async def test_a_locked_stream_stays_above_the_watermark(dsn: str) -> None:
     """A claim skips the locked row, and skipped rows do not raise the watermark."""
-    floor = QueueWatermark()
+    clock = 0.0
+    floor = QueueWatermark(clock=lambda: clock)
     async with connected(dsn) as connection, connected(dsn) as other:
         await employ(connection, WORKER)
         await connection.execute(QUEUED, 1, 0)
         async with other.transaction():
             await other.execute("SELECT FROM baton.stream FOR UPDATE")
-            await floor.update(lambda since: stream_queue.first_queued(connection, since))
+            await floor.update(lambda since: queue_lines.first(connection, since))
             assert await claim_as(connection, WORKER, ["test"], 1) == []
-            await floor.update(lambda since: stream_queue.first_queued(connection, since))
+            clock += TRAIL_SECONDS
+            await floor.update(lambda since: queue_lines.first(connection, since))
+            clock += TRAIL_SECONDS
         place = await worker_rows.place(connection, WORKER)
         assert len(await stream_queue.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)) == 1
 
 
 async def test_requeued_streams_are_claimed_first_and_at_once(dsn: str) -> None:
-    floor = QueueWatermark()
+    clock = 0.0
+    floor = QueueWatermark(clock=lambda: clock)
     async with connected(dsn) as connection:
         (given_back,) = await queue_many(connection, 1)
         (claim,) = await claim_as(connection, WORKER, ["test"], 1)
         await queue_many(connection, 3)
-        await floor.update(lambda since: stream_queue.first_queued(connection, since))
+        await floor.update(lambda since: queue_lines.first(connection, since))
+        clock += 10
         assert await stream_queue.requeue(connection, claim.fence)
         place = await worker_rows.place(connection, WORKER)
         (first,) = await stream_queue.claim(connection, WORKER, ["test"], 1, place=place, since=floor.since)

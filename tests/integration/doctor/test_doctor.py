@@ -199,6 +199,18 @@ async def test_it_finds_what_keeps_external_streams_from_working(dsn: str) -> No
     assert finding(await diagnose(dsn), "external_streams").message == "1 external stream open."
 
 
+async def test_it_finds_waits_that_no_worker_ends(dsn: str) -> None:
+    await execute(
+        dsn,
+        "INSERT INTO baton.stream (generator, input, on_worker_lost, status, waiting_since, wait_until) "
+        "VALUES ('g', 'null', 'fail', 'waiting', clock_timestamp(), clock_timestamp() + interval '1 h')",
+    )
+    assert finding(await diagnose(dsn), "waiting_streams").message == "1 stream waiting for an input."
+    await execute(dsn, "UPDATE baton.stream SET wait_until = clock_timestamp() - interval '2 h'")
+    overdue = finding(await diagnose(dsn), "wait_overdue")
+    assert (overdue.level, "by up to 2 h" in overdue.message) == (WARNING, True)
+
+
 async def test_it_finds_that_no_worker_is_alive(dsn: str) -> None:
     assert levels(await diagnose(dsn))["workers_missing"] is WARNING
     await execute(

@@ -243,13 +243,14 @@ async def test_expired_keys_are_deleted(dsn: str) -> None:
 
 
 async def keep_results(connection: Connection, stream_id: UUID, count: int = 1) -> None:
-    """Insert a state of a stream, results of its steps, and a call of `stop`."""
+    """Insert a state of a stream, results of its steps, an input, and a call of `stop`."""
     await connection.execute(
         "INSERT INTO baton.step SELECT $1, 's', '', i, '' FROM generate_series(1, $2) AS i", stream_id, count
     )
     await connection.execute(
         "INSERT INTO baton.stream_state (stream_id, after_seq, state) VALUES ($1, 0, '')", stream_id
     )
+    await connection.execute("INSERT INTO baton.input (stream_id, n, content) VALUES ($1, 1, '1')", stream_id)
     await connection.execute(
         "INSERT INTO baton.stop_call (stream_id, generator, state) VALUES ($1, 'test', '')", stream_id
     )
@@ -268,10 +269,10 @@ async def test_states_and_results_of_streams_that_are_not_live_are_deleted(dsn: 
             await keep_results(connection, stream_id, 3)
         previewed: list[str] = []
         await preview(connection, POLICY, previewed.append)
-        assert "Would delete 32 rows of states and steps whose streams have ended." in previewed
+        assert "Would delete 40 rows of states, steps and inputs whose streams have ended." in previewed
         said = await maintained(connection, batch_rows=batch_rows)
-        assert "Deleted 32 rows of states and steps whose streams have ended." in said
-        for table, each in (("step", 3), ("stream_state", 1)):
+        assert "Deleted 40 rows of states, steps and inputs whose streams have ended." in said
+        for table, each in (("step", 3), ("stream_state", 1), ("input", 1)):
             left = await connection.fetch(f"SELECT stream_id, count(*) FROM baton.{table} GROUP BY 1 ORDER BY 1")
             assert [tuple(row) for row in left] == [(stream_id, each) for stream_id in live]
         # Calls of `stop` are due after the end.

@@ -118,7 +118,7 @@ def test_each_event_of_the_log_is_an_event_of_the_document(answer: list[Any]) ->
 
 def test_all_types_of_events_are_described(described: dict[str, Any]) -> None:
     known = described["components"]["schemas"]["Event"]["discriminator"]["mapping"].keys()
-    assert known == TYPES | {"reset", "resumed", "done", "snapshot", "error"}
+    assert known == TYPES | {"reset", "waiting", "resumed", "done", "snapshot", "error"}
 
 
 @given(ANSWERS)
@@ -224,7 +224,12 @@ def test_an_optional_body_is_not_required(described: dict[str, Any]) -> None:
         for key, found in operations(described).items()
         if "requestBody" in found
     }
-    optional = {("POST", "/v1/streams/{id}/token"), ("PUT", "/v1/stream/{path}"), ("POST", "/v1/stream/{path}")}
+    optional = {
+        ("POST", "/v1/streams/{id}/token"),
+        ("PUT", "/v1/stream/{path}"),
+        ("POST", "/v1/stream/{path}"),
+        ("POST", "/v1/conversations"),
+    }
     assert {key for key, needed in required.items() if not needed} == optional
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
 
 import pytest
 
-from baton.db.queue_watermark import ALL, LATE, TRAIL, First, QueueWatermark, Since
-from baton.stream_ids import first_id
+from baton.db.queue_watermark import SLACK, START, TRAIL_SECONDS, First, QueueWatermark
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SOONER = NOW - timedelta(seconds=30)
+LATER = NOW + timedelta(seconds=30)
 
 
 class Clock:
@@ -30,10 +29,10 @@ class Looks:
         self._clock = clock
         self.took = 0.0
 
-    async def one(self, after_seconds: float, first: First) -> Since:
-        begun: list[Since] = []
+    async def one(self, after_seconds: float, first: First) -> datetime:
+        begun: list[datetime] = []
 
-        async def found(since: Since) -> First:
+        async def found(since: datetime) -> First:
             begun.append(since)
             self._clock.now += self.took
             return first
@@ -60,46 +59,57 @@ def looks(floor: QueueWatermark, clock: Clock) -> Looks:
 
 @pytest.mark.parametrize(
     ("first", "lies"),
-    [
-        (First(None, None, NOW), NOW),
-        (First(first_id(SOONER.timestamp()), None, NOW), SOONER),
-        (First(None, SOONER, NOW), SOONER),
-        (First(first_id(NOW.timestamp()), SOONER, NOW), SOONER),
-        (First(UUID(int=(1 << 128) - 1), None, NOW), NOW),
-        (First(UUID(int=0), None, NOW), ALL.moment + TRAIL),
-    ],
+    [(First(None, NOW), NOW), (First(SOONER, NOW), SOONER), (First(LATER, NOW), NOW), (First(START, NOW), START)],
 )
-async def test_the_watermark_lies_below_the_first_queued_stream(
-    floor: QueueWatermark, looks: Looks, first: First, lies: datetime
+async def test_the_watermark_lies_below_the_first_stream_in_line(
+    floor: QueueWatermark, clock: Clock, looks: Looks, first: First, lies: datetime
 ) -> None:
     await looks.one(0, first)
-    assert floor.since == Since(lies - TRAIL)
+    assert floor.since == START
+    clock.now += TRAIL_SECONDS
+    assert floor.since == max(START, lies - SLACK)
+
+
+async def test_a_higher_bound_is_used_later_and_a_lower_one_at_once(
+    floor: QueueWatermark, clock: Clock, looks: Looks
+) -> None:
+    await looks.one(0, First(SOONER, NOW))
+    await looks.one(0.1, First(LATER, LATER))
+    assert floor.since == SOONER - SLACK
+    clock.now += TRAIL_SECONDS
+    assert floor.since == LATER - SLACK
+    await looks.one(0, First(SOONER, NOW))
+    assert floor.since == SOONER - SLACK
 
 
 async def test_checks_begin_at_the_watermark_or_lower_and_rarely_at_the_start(
     floor: QueueWatermark, looks: Looks
 ) -> None:
-    empty = First(None, None, NOW)
-    assert await looks.one(0, empty) == ALL
+    def empty(seconds: float) -> First:
+        return First(None, NOW + timedelta(seconds=seconds))
+
+    assert await looks.one(0, empty(0)) == START
     assert not floor.due
-    assert await looks.one(0.1, empty) == Since(NOW - TRAIL)
-    assert await looks.one(2, empty) == Since(NOW - TRAIL - LATE)
-    assert await looks.one(0.1, empty) == Since(NOW - TRAIL)
-    assert await looks.one(60, empty) == ALL
-    assert await looks.one(0.1, empty) == Since(NOW - TRAIL)
+    assert await looks.one(0.1, empty(0.1)) == NOW - SLACK
+    assert await looks.one(2, empty(2)) == START
+    assert await looks.one(0.1, empty(2.1)) == NOW + timedelta(seconds=2) - SLACK
+    assert await looks.one(10, empty(12)) == NOW + timedelta(seconds=2) - SLACK
+    assert await looks.one(48, empty(60)) == START
+    assert await looks.one(0.1, empty(60.1)) == NOW + timedelta(seconds=60) - SLACK
 
 
 async def test_slow_sweeps_are_rare(looks: Looks) -> None:
-    empty = First(None, None, NOW)
+    empty = First(None, NOW)
     looks.took = 0.5
     await looks.one(0, empty)
     looks.took = 0
-    assert await looks.one(400, empty) != ALL
-    assert await looks.one(100, empty) == ALL
+    assert await looks.one(400, empty) != START
+    assert await looks.one(100, empty) == START
 
 
 async def test_a_new_connection_can_lead_to_another_server(floor: QueueWatermark, looks: Looks) -> None:
-    await looks.one(0, First(None, None, NOW))
+    await looks.one(0, First(None, NOW))
+    await looks.one(1, First(None, NOW))
     floor.forget()
-    assert floor.since == ALL
-    assert await looks.one(0, First(None, None, NOW)) == ALL
+    assert floor.since == START
+    assert await looks.one(0, First(None, NOW)) == START

@@ -46,8 +46,8 @@ def approval(call_id: str) -> Event:
     return {"type": "tool_approval", "id": call_id}
 
 
-def asked(call_id: str) -> dict[str, Any]:
-    approval_id = f"approval_{ID.hex}_{call_id}"
+def asked(call_id: str, seq: int) -> dict[str, Any]:
+    approval_id = f"approval_{ID.hex}.{seq}"
     return {"type": "tool-approval-request", "approvalId": approval_id, "toolCallId": call_id}
 
 
@@ -299,7 +299,7 @@ CASES: dict[str, tuple[list[Event], list[dict[str, Any]]]] = {
     ),
     "a tool that the user must allow": (
         [call(0, "{}", id="c", name="f"), approval("c"), approval("c"), approval("d"), end()],
-        [called("c", "f"), argued("c", "{}"), executed("c", "f", {}), asked("c"), *finished()],
+        [called("c", "f"), argued("c", "{}"), executed("c", "f", {}), asked("c", 2), asked("c", 3), *finished()],
     ),
     "a tool that nobody can allow, for its arguments are not JSON": (
         [call(0, "{", id="c", name="f"), approval("c"), end()],

@@ -39,6 +39,9 @@ def test_the_command_prints_the_sql() -> None:
     assert (code, out, err) == (0, script(RoleNames(serve="pods")), "")
     code, out, err = told("grants", "--revoke-connect", "--keep", "a", "--keep", "b", "--lock-out-others", env={})
     assert (code, out, err) == (0, script(RoleNames(), Revocation(("a", "b"), lock_out_others=True)), "")
+    code, out, err = told("grants", "--app", "shop", "--app", "wiki", env={})
+    assert (code, out, err) == (0, script(RoleNames(), apps=("shop", "wiki")), "")
+    assert told("grants", "--app", "public", env={})[0] == 2
     assert told("grants", "--keep", "a", env={})[0] == 2
     code, out, err = told("grants", "--serve", "public", env={})
     assert (code, out) == (2, "")

@@ -25,7 +25,7 @@ async def test_a_heartbeat_during_the_registration_does_not_register_again(monke
     number = lease.renew()
     worker_id = uuid4()
 
-    async def register(*_arguments: Any) -> UUID:
+    async def register(*_arguments: Any, **_options: Any) -> UUID:
         lease.note(beat_of(None, number))  # from before the row
         return worker_id
 

@@ -50,7 +50,7 @@ export class Answer {
       case "tool_approval":
         return this.#approval(event);
       case "resumed":
-        return this.mark("another worker from here");
+        return this.mark(["input", "deadline"].includes(event.reason) ? "it waited here" : "another worker from here");
       case "reset":
         return this.clear();
       case "snapshot":

@@ -40,6 +40,24 @@ function retryAfter(value) {
   return Number.isFinite(seconds) ? Math.max(0, seconds) : void 0;
 }
 
+// src/addresses.ts
+var FOLLOWING = ["view", "snapshot", "batch_window_ms", "last_event_id", "lastEventId"];
+function absolute(url) {
+  const base = globalThis.location?.href;
+  try {
+    return new URL(url, base);
+  } catch (error) {
+    throw new BatonError("invalid_url", `The address ${String(url)} is not absolute.`, { cause: error });
+  }
+}
+function streamUrl(eventsUrl) {
+  if (!eventsUrl.pathname.endsWith("/events")) return null;
+  const url = new URL(eventsUrl);
+  url.pathname = url.pathname.slice(0, -"/events".length);
+  for (const name of FOLLOWING) url.searchParams.delete(name);
+  return url;
+}
+
 // src/backoff.ts
 var FIRST_MILLISECONDS = 200;
 var LONGEST_MILLISECONDS = 5e3;
@@ -218,13 +236,9 @@ function lost(error) {
 
 // src/polling.ts
 var ENDED = /* @__PURE__ */ new Set(["completed", "failed", "cancelled"]);
-var FOLLOWING = ["view", "snapshot", "batch_window_ms", "last_event_id", "lastEventId"];
 function stateUrl(eventsUrl, waitSeconds) {
-  if (!eventsUrl.pathname.endsWith("/events")) return null;
-  const url = new URL(eventsUrl);
-  url.pathname = url.pathname.slice(0, -"/events".length);
-  for (const name of FOLLOWING) url.searchParams.delete(name);
-  url.searchParams.set("wait", String(waitSeconds));
+  const url = streamUrl(eventsUrl);
+  url?.searchParams.set("wait", String(waitSeconds));
   return url;
 }
 var AnswerProgress = class {
@@ -233,6 +247,8 @@ var AnswerProgress = class {
   #calls = [];
   #results = 0;
   #approvals = 0;
+  #waits = null;
+  // since when
   #whole;
   /** `whole`: begin with a snapshot, because the caller asked for one, or has events that cannot be known here. */
   constructor(whole) {
@@ -240,12 +256,22 @@ var AnswerProgress = class {
   }
   /** Return the events since the last call. */
   take(stream) {
-    const events = [];
+    const wait = this.#wait(stream);
+    const events = wait.filter(({ type }) => type === "resumed");
     if (this.#whole && stream.last_event_id) events.push(snapshot(stream));
     else if (!this.#whole) events.push(...this.#changes(stream));
     if (events.length || !this.#whole) this.#remember(stream);
+    events.push(...wait.filter(({ type }) => type === "waiting"));
     if (ENDED.has(stream.status)) events.push(done(stream));
     return events;
+  }
+  /** Return the event of a wait that has begun or ended. */
+  #wait({ status, waiting, run, interruption }) {
+    const [before, since] = [this.#waits, waiting?.since ?? null];
+    if (status === "queued") return [];
+    this.#waits = since;
+    if (waiting && since !== before) return [{ type: "waiting", for: waiting.for ?? null, until: waiting.until }];
+    return before !== null && status === "running" ? [{ type: "resumed", run: run ?? 0, reason: interruption ?? "input" }] : [];
   }
   #changes(stream) {
     if (this.#startedAgain(stream)) {
@@ -494,15 +520,64 @@ function parsed(json) {
     throw new BatonError("unexpected_response", "The response is not JSON.", { cause: error });
   }
 }
-function absolute(url) {
-  const base = globalThis.location?.href;
-  try {
-    return new URL(url, base);
-  } catch (error) {
-    throw new BatonError("invalid_url", `The address ${String(url)} is not absolute.`, { cause: error });
+
+// src/posting.ts
+var ATTEMPT_MILLISECONDS = 3e4;
+async function post(posting) {
+  const { url, fetch, signal } = posting;
+  const [token, backoff] = [new TokenHolder(posting.token), new Backoff(posting.patienceMilliseconds)];
+  const own = { "content-type": "application/json", "idempotency-key": posting.idempotencyKey ?? randomId() };
+  const body = JSON.stringify(posting.content);
+  for (; ; ) {
+    const deadline = new Deadline(signal, ATTEMPT_MILLISECONDS);
+    try {
+      const headers = { ...posting.headers, ...await token.headers(), ...own };
+      const init = { method: "POST", headers, body, signal: deadline.signal, cache: "no-store" };
+      return await accepted(await deadline.race(fetch(url, init)), deadline);
+    } catch (error) {
+      if (signal?.aborted) throw error;
+      const failure = lost(error);
+      if (failure.status === 401 && token.refused()) continue;
+      const milliseconds = failure.retryable ? backoff.next((failure.retryAfterSeconds ?? 0) * 1e3) : null;
+      if (milliseconds === null) throw failure;
+      await pause(milliseconds, signal);
+    } finally {
+      deadline.end();
+    }
   }
+}
+async function accepted(response, deadline) {
+  if (!response.ok) throw await deadline.race(refusal(response));
+  const answer = await deadline.race(response.text());
+  try {
+    return JSON.parse(answer);
+  } catch (error) {
+    throw new BatonError("unexpected_response", "The response is not JSON. Is this the address of a pod?", { cause: error });
+  }
+}
+function randomId() {
+  const digits = () => Math.random().toString(16).slice(2, 14).padEnd(12, "0");
+  return globalThis.crypto?.randomUUID?.() ?? digits() + digits() + digits();
+}
+
+// src/input.ts
+var PATIENCE_MILLISECONDS2 = 6e4;
+async function sendInput(url, data, options = {}) {
+  const address = streamUrl(absolute(url));
+  if (address === null) throw new BatonError("invalid_url", "Give the address of the stream's events: it ends with /events.");
+  address.pathname += "/inputs";
+  const { token, headers, idempotencyKey, signal } = options;
+  const { number } = await post({
+    url: address.href,
+    content: { data },
+    ...{ token, headers, idempotencyKey, signal },
+    fetch: fetchOf(options.fetch),
+    patienceMilliseconds: options.patienceMilliseconds ?? PATIENCE_MILLISECONDS2
+  });
+  return number;
 }
 export {
   BatonError,
-  follow
+  follow,
+  sendInput
 };

@@ -175,7 +175,7 @@ function showPoints(points) {
 
 function showFigures({ live, queue, pods, tenant }) {
   const last = session.points.at(-1);
-  const more = live.queued + live.running >= live.counted_up_to ? "+" : "";
+  const more = live.queued + live.waiting + live.running >= live.counted_up_to ? "+" : "";
   setText(byId("figure-running"), count(live.running) + more);
   setText(byId("figure-queued"), count(live.queued) + more);
   setText(byId("figure-viewers"), count(pods.reduce((sum, pod) => sum + (pod.subscribers ?? 0), 0)));
@@ -184,7 +184,7 @@ function showFigures({ live, queue, pods, tenant }) {
   const waiting = tenant && queue.streams > live.queued ? `${count(queue.streams)} of all tenants, ` : "";
   const ofTenant = tenant ? `of ${tenant}` : "";
   setText(byId("note-queued"), queue.streams ? `${waiting}oldest ${span(queue.oldest_seconds)}` : ofTenant);
-  setText(byId("note-running"), ofTenant);
+  setText(byId("note-running"), [live.waiting ? `and ${count(live.waiting)}${more} waiting` : "", ofTenant].filter(Boolean).join(", "));
   setText(byId("note-delay"), last && last.p50_delay_seconds !== null ? `p50 ${seconds(last.p50_delay_seconds)}` : "");
 }
 
@@ -307,7 +307,8 @@ function showStream(row, item, now) {
   setText(perSecond, rate(timings ? timings.tokens_per_second : rateOf(item)));
   setText(events, count(item.events));
   setText(viewers, count(item.viewers));
-  setText(took, timings ? seconds(timings.duration_seconds) : item.started_at && !ended ? `${span(age(item.started_at))} so far` : NONE);
+  const waits = item.waiting ? `waiting for ${span(age(item.waiting.since))}` : null;
+  setText(took, waits ?? (timings ? seconds(timings.duration_seconds) : item.started_at && !ended ? `${span(age(item.started_at))} so far` : NONE));
   setText(created, `${span(age(item.created_at))} ago`);
   setAttribute(created, "title", new Date(item.created_at).toString());
 }

@@ -75,9 +75,9 @@ export const shortId = (id) => `${id.slice(0, 13)}…${id.slice(-4)}`;
 
 export const clock = (moment) => new Date(moment).toLocaleTimeString("en-GB");
 
-export const STATES = { queued: "Queued", running: "Running", open: "Open", completed: "Completed", failed: "Failed", cancelled: "Cancelled" };
+export const STATES = { queued: "Queued", running: "Running", waiting: "Waiting", open: "Open", completed: "Completed", failed: "Failed", cancelled: "Cancelled" };
 
-export const isLive = (item) => item.status === "queued" || item.status === "running" || item.status === "open";
+export const isLive = (item) => ["queued", "running", "waiting", "open"].includes(item.status);
 
 export const state = (status) => {
   const node = el("span", { class: "state" });

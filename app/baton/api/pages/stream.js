@@ -4,11 +4,17 @@ import { Answer } from "./answer.js";
 import { NONE, byId, clock, count, el, isLive, rate, seconds, setText, showState, span } from "./dom.js";
 import { Refused, bearer, follow, refusal } from "./follow.js";
 import { Tail } from "./scrolling.js";
+import { WaitSection } from "./waiting.js";
 
 const FACTS = ["Created", "In the queue", "First token", "Took", "Tokens", "Tokens per second", "Events", "Viewers", "Runs",
   "Attempts", "Interrupted", "Finish reason", "Served by"];
 
-const INTERRUPTIONS = { worker_lost: "Its worker was lost", worker_left: "Its worker left" };
+const INTERRUPTIONS = {
+  worker_lost: "Its worker was lost",
+  worker_left: "Its worker left",
+  input: "It waited until an input came",
+  deadline: "It waited, and no input came",
+};
 
 const words = (name) => name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
 
@@ -39,6 +45,7 @@ export class StreamSheet {
     this.session = session;
     this.dialog = byId("stream");
     this.answer = new Answer({ reasoning: byId("part-reasoning"), tools: byId("part-tools"), text: byId("part-text") });
+    this.wait = new WaitSection(session);
     this.tail = new Tail(byId("stream-answer"), byId("stream-newest"), this.dialog);
     this.facts = new Map();
     this.id = null;
@@ -67,6 +74,7 @@ export class StreamSheet {
     byId("stream-cancel").hidden = true;
     byId("stream-cancelling").hidden = true;
     this.answer.clear();
+    this.wait.clear(id);
     byId("stream-facts").replaceChildren();
     this.facts.clear();
     this.#facts(Object.fromEntries(FACTS.map((name) => [name, NONE])));
@@ -97,6 +105,7 @@ export class StreamSheet {
     setText(cancelling, "Its generator was asked to stop.");
     if (!live && byId("confirm").open) byId("confirm").close();
     this.#error(item.error);
+    this.wait.update(item, live, now);
     const since = (moment) => (moment ? (now - Date.parse(moment)) / 1000 : null);
     const between = (from, to) => (from && to ? (Date.parse(to) - Date.parse(from)) / 1000 : null);
     const timings = item.timings;
@@ -168,6 +177,7 @@ export class StreamSheet {
         },
         onEvent: (seq, event) => {
           this.answer.take(event);
+          this.wait.take(seq, event);
           this.cursor = seq;
           this.#facts({ Events: count(seq) });
         },

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from typing import Final, Literal, TypeAlias, get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -10,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from .append_metrics import AppendMetrics
-from .numbers import COUNTS, MILLISECONDS_TO_SECONDS, Histogram, LabeledCounter
+from .numbers import COUNTS, MILLISECONDS_TO_SECONDS, MOST_VALUES, Histogram, LabeledCounter
 
 # Why an event stream was closed. "ended": the stream ended. "client_disconnected": the client closed the connection.
 # "write_timeout": the client accepted no data. "error": the pod could not read what follows. The others: the pod closed
@@ -74,9 +75,10 @@ class PodMetrics(Collector):
         # As last read from the database; None if not read yet.
         self.partitions_end: float | None = None
         self.notify_queue_ratio: float | None = None
-        self.queued: int | None = None
+        # By generator: how many streams wait for a worker, and for how many seconds the first one has waited.
+        self.queue: Mapping[str, tuple[int, float]] | None = None
         self.open_streams: int | None = None
-        self.oldest_queued_seconds: float | None = None
+        self.waiting: int | None = None
         self.oldest_snapshot_seconds: float | None = None
 
         self.closed = LabeledCounter(
@@ -99,6 +101,9 @@ class PodMetrics(Collector):
             "baton_pool_wait_seconds", "How long a query waited for a connection of the pool", MILLISECONDS_TO_SECONDS
         )
         self.appends = AppendMetrics()
+        self.inputs = LabeledCounter(
+            "baton_inputs", "Inputs that were sent to streams, by what became of each", "outcome"
+        )
         self._dialects: dict[str, DialectCounts] = {}
         self.registry = CollectorRegistry()
         self.registry.register(self)
@@ -118,6 +123,8 @@ class PodMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics for Prometheus."""
         yield from self._collect_state()
+        if self.queue is not None:
+            yield from self._collect_queue(self.queue)
         yield from self._collect_dialects()
         yield CounterMetricFamily("baton_log_reads", "Pages read from the log", self.log_reads)
         yield CounterMetricFamily("baton_notifications_received", "Notifications received", self.notifications)
@@ -135,6 +142,7 @@ class PodMetrics(Collector):
             yield from histogram.collect()
         yield from self.closed.collect()
         yield from self.appends.collect()
+        yield from self.inputs.collect()
         rejected = CounterMetricFamily("baton_rejections", "Requests and connections over a limit", labels=["limit"])
         for limit, count in self.rejected.items():
             rejected.add_metric([limit], count)
@@ -177,9 +185,8 @@ class PodMetrics(Collector):
                 "How full Postgres' notification queue is, from 0 to 1; when it is full, every NOTIFY fails",
                 self.notify_queue_ratio,
             ),
-            ("baton_queued_streams", "Streams that wait for a worker", self.queued),
             ("baton_open_streams", "External streams that have not ended; counted up to 10,000", self.open_streams),
-            ("baton_oldest_queued_seconds", "How long the oldest queued stream has waited", self.oldest_queued_seconds),
+            ("baton_waiting_streams", "Streams that wait for an input; counted up to 10,000", self.waiting),
             (
                 "baton_oldest_snapshot_seconds",
                 "How long the oldest snapshot in the database has been seen; it keeps vacuum from removing rows",
@@ -188,6 +195,22 @@ class PodMetrics(Collector):
         ):
             if value is not None:
                 yield GaugeMetricFamily(name, documentation, value)
+
+    def _collect_queue(self, queue: Mapping[str, tuple[int, float]]) -> Iterator[Metric]:
+        """Yield the metrics of the queue: in total, and of the generators for which most streams wait."""
+        total = (sum(count for count, _ in queue.values()), max((seconds for _, seconds in queue.values()), default=0))
+        longest = sorted(queue.items(), key=itemgetter(1), reverse=True)[:MOST_VALUES]
+        for number, (name, documentation) in enumerate(
+            (
+                ("baton_queued_streams", "Streams that wait for a worker, counted up to 10,000"),
+                ("baton_oldest_queued_seconds", "How long the oldest queued stream has waited for a worker"),
+            )
+        ):
+            yield GaugeMetricFamily(name, documentation, total[number])
+            each = GaugeMetricFamily(f"{name}_by_generator", f"{documentation}, by generator", labels=["generator"])
+            for generator, numbers in longest:
+                each.add_metric([generator], numbers[number])
+            yield each
 
     def _collect_dialects(self) -> Iterator[Metric]:
         open_streams = GaugeMetricFamily("baton_event_streams", "Open event streams", labels=["dialect"])

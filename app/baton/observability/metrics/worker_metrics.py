@@ -101,6 +101,19 @@ class WorkerMetrics(Collector):
         self.loop_blocked_seconds = LabeledCounter(
             "baton_loop_blocked_seconds", "Time in which a generator blocked the worker's event loop", "generator"
         )
+        self.end_hook_seconds = Histogram(
+            "baton_end_hook_seconds", "Duration of a run of the end hook", MILLISECONDS_TO_SECONDS
+        )
+        self.end_hook_failures = LabeledCounter(
+            "baton_end_hook_failures",
+            "Failures of the end hook, and what followed: retry, or give_up for a stream that ended without it",
+            "then",
+        )
+        self.webhook_calls = LabeledCounter(
+            "baton_webhook_calls",
+            "Calls of webhooks: delivered; failed, which are repeated; or given_up",
+            "result",
+        )
         self.flush_seconds = Histogram(
             "baton_flush_seconds", "Duration of an append, including the commit", MILLISECONDS_TO_SECONDS
         )
@@ -173,6 +186,9 @@ class WorkerMetrics(Collector):
             self.taken_over,
             self.failed_calls,
             self.loop_blocked_seconds,
+            self.end_hook_seconds,
+            self.end_hook_failures,
+            self.webhook_calls,
             self.flush_seconds,
             self.flush_batches,
             self.flush_events,

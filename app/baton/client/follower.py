@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final
@@ -16,17 +16,14 @@ from typing import Any, Final
 import httpx2
 import orjson
 
-from .backoff import Backoff
-from .errors import FollowError
-
-__all__ = ["Connected", "Disconnected", "FollowError", "Follower", "Received", "Sighting"]
+from ..backoff import Backoff
+from ..errors import FollowError
+from .problem import Problem, is_temporary
 
 # Pods send a comment every 15 seconds. A connection that is silent for three times as long is dead.
 SILENCE_SECONDS: Final = 45
 CONNECT_SECONDS: Final = 5
 MAX_EVENT_BYTES: Final = 64 << 20
-
-_TEMPORARY: Final = frozenset({408, 425, 429})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +60,21 @@ Sighting = Connected | Received | Disconnected
 class Follower:
     """Follows one stream from `cursor` to its end, through any number of connections.
 
-    It ends after the terminal event, or when a pod answers with 204: the stream has no further events.
+    It ends after the terminal event, or when a pod answers with 204: the stream has no further events. `headers` are
+    sent with each request, besides those of `http`.
     """
 
-    def __init__(self, http: httpx2.AsyncClient, url: str, *, cursor: int = 0, patience_seconds: float = 60) -> None:
+    def __init__(
+        self,
+        http: httpx2.AsyncClient,
+        url: str,
+        *,
+        cursor: int = 0,
+        patience_seconds: float = 60,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self.cursor = cursor
+        self._headers = dict(headers or {})
         self._http = http
         self._url = url
         self._patience_seconds = patience_seconds
@@ -103,7 +110,7 @@ class Follower:
 
     async def _connection(self) -> AsyncGenerator[Sighting, None]:
         """Follow the stream over one connection."""
-        headers = {"last-event-id": str(self.cursor)} if self.cursor else {}
+        headers = self._headers | ({"last-event-id": str(self.cursor)} if self.cursor else {})
         timeout = httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
         connecting = self._http.sse(self._url, headers=headers, timeout=timeout, max_event_size=MAX_EVENT_BYTES)
         async with connecting as source:
@@ -130,10 +137,11 @@ class Follower:
             self._answered_at = monotonic()
         else:
             await response.aread()
-            sentence = f"{response.status_code} {_detail(response)}"
-            if response.status_code in _TEMPORARY or response.is_server_error:
+            problem = Problem.of(response)
+            sentence = f"{response.status_code} {problem.detail}"
+            if is_temporary(response) or response.is_server_error:
                 raise _Temporary(sentence)
-            raise FollowError(f"The stream at {self._url} is refused: {sentence}")
+            raise FollowError(f"The stream at {self._url} is refused: {sentence}", code=problem.code)
 
     def _receive(self, block: httpx2.ServerSentEvent) -> Received:
         try:
@@ -160,11 +168,3 @@ def _seq(raw: str) -> int:
     if not (raw.isascii() and raw.isdigit()):
         raise FollowError(f"The event id {raw!r:.80} is not a number. The URL does not serve Baton's native dialect.")
     return int(raw)
-
-
-def _detail(response: httpx2.Response) -> str:
-    """Return the detail of a problem+json, or else the name of the status."""
-    try:
-        return str(orjson.loads(response.content)["detail"])
-    except (ValueError, KeyError, TypeError):
-        return response.reason_phrase
