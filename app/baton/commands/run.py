@@ -30,7 +30,7 @@ from ..testing.dialects import NAMES, Client
 from ..testing.memory import Observer
 from ..testing.outbox import Kill
 from ..testing.simulation import NEVER, Creation, Limits, Simulation
-from .terminal import AnswerPrinter, Flow, Output, end_words
+from .terminal import AnswerPrinter, Flow, Output, end_words, words_of_wait
 
 _YES: Final = frozenset({"y", "yes"})
 
@@ -358,6 +358,9 @@ class _Screen:
         """Print an event."""
         if event["type"] == "done":
             self._end(event)
+        elif (sentence := words_of_wait(dict(event))) is not None:
+            self._answer.end()
+            self.remark(f"· {sentence}", "magenta")
         else:
             self._answer.show(dict(event))
 

@@ -27,10 +27,9 @@ _STYLES: Final = {
     "custom": "dim",
 }
 
-_ANOTHER: Final = "· another worker continues the answer"
-_RESUMED: Final = {
-    "input": "· an input came, and the answer continues",
-    "deadline": "· no input came in time, and the answer continues",
+_CONTINUED: Final = {
+    "input": "an input came, and the answer continues",
+    "deadline": "no input came in time, and the answer continues",
 }
 
 
@@ -140,10 +139,7 @@ class AnswerPrinter:
         if kind == "reset":
             self._flow.line(f"The answer restarts ({event.get('reason')}). Discard what came before.", "yellow")
         if kind == "resumed" and self._flow.is_terminal:
-            self._flow.line(_RESUMED.get(str(event.get("reason")), f"{_ANOTHER} ({event.get('reason')})"), "dim")
-        if kind == "waiting":
-            until = f", until {event['until']}" if event.get("until") else ""
-            self._flow.line(f"· waits for {_json(event.get('for'))}{until}", "yellow")
+            self._flow.line(f"· another worker continues the answer ({event.get('reason')})", "dim")
         if kind not in {"text", *_STYLES}:
             return
         if kind != self._kind:
@@ -192,6 +188,15 @@ def end_words(event: dict[str, Any]) -> str:
     if timings.get("tokens_per_second") is not None:
         words.append(f"{timings['tokens']} tokens at {timings['tokens_per_second']:.0f}/s")
     return "· " + ", ".join(words)
+
+
+def words_of_wait(event: dict[str, Any]) -> str | None:
+    """Return what the beginning or the end of a wait means; None for other events."""
+    if event.get("type") == "waiting":
+        return f"it waits for {_json(event.get('for'))}, until {event.get('until')}"
+    if event.get("type") != "resumed":
+        return None
+    return _CONTINUED.get(str(event.get("reason")))
 
 
 def _json(value: Any) -> str:
