@@ -171,7 +171,8 @@ async def test_an_approval_outlives_every_process_and_a_crash_of_postgres(
     names = ("approving", "approving_plainly", "quick")
     settings: dict[str, Any] = {"worker_concurrency": 1, "token_keys": TOKEN_KEYS}
     async with calls_in(tmp_path) as calls, Deployment(cluster.dsn, *names, **settings) as deployment:
-        users: list[Native | Curl] = [Native(cluster.client, deployment.urls, key), Curl(deployment.urls, key, tmp_path)]
+        native, curl = Native(cluster.client, deployment.urls, key), Curl(deployment.urls, key, tmp_path)
+        users: list[Native | Curl] = [native, curl]
         ids = [await user.create({"calls": str(calls)}) for user in users]
         for user in users:
             await user.asked()
