@@ -77,6 +77,7 @@ class Feed:
         self.outbox = outbox
         self.exceeded: Outcome | None = None
         self.wait: Wait | None = None
+        self.saved_inputs: int | None = None  # how many the last state of this run covers
         self._inbox = inbox or Inbox()
         self.finish_reason = "stop"
         self.tokens = 0  # of the answer, including what this run continues
@@ -113,6 +114,8 @@ class Feed:
         for whole in self._surrogates.join(item):
             line = self._encode(whole)
             if line is None:
+                if self.exceeded is not None:
+                    return Halt.BOUND
                 if self.outbox.has_unsaved_state and not self._yielded:
                     halt = Halt.STATE
             elif not self._admit(line):
@@ -222,7 +225,19 @@ class Feed:
         return new
 
     def _save(self, item: Mapping[str, Any]) -> None:
-        """Save a state, unless it covers half a character: the log cannot hold that, so no run could continue there.
+        """Save a state as of what was yielded so far.
+
+        Raises:
+            InvalidEvent: see `_state_of`.
+        """
+        content = self._state_of(item)
+        if content is not None:
+            self.outbox.save(content, self._inbox.received)
+
+    def _state_of(self, item: Mapping[str, Any]) -> bytes | None:
+        """Return a state as JSON, and note that it is saved.
+
+        Return None if it covers half a character: the log cannot hold that, so no run could continue there.
 
         Raises:
             InvalidEvent: it is not JSON, is too large, or the generator does not say that it can continue.
@@ -236,11 +251,13 @@ class Feed:
             raise InvalidEvent(
                 f"The state has {len(content)} bytes, and BATON_MAX_STATE_BYTES allows {self._bounds.max_state_bytes}."
             )
-        if not self._surrogates.holds:
-            self.outbox.save(content, self._inbox.received)
+        if self._surrogates.holds:
+            return None
+        self.saved_inputs = self._inbox.received
+        return content
 
     def _wait(self, item: Mapping[str, Any]) -> None:
-        """Note that the stream is to wait, and save the state that comes with that.
+        """Note that the stream is to wait. The state that comes with that is saved when the wait begins.
 
         Raises:
             InvalidEvent: the generator does not say that it can continue, or the wait is malformed.
@@ -248,16 +265,23 @@ class Feed:
         if not self._saves:
             raise InvalidEvent("Only a generator that is marked with @baton.continues may wait.")
         reason, until = item.get("for"), item.get("until")
-        if len(encode_object(reason)) > self._bounds.max_event_bytes:
-            raise InvalidEvent(f"What a wait is 'for' may have {self._bounds.max_event_bytes} bytes as JSON.")
+        line = encode_object({"type": "waiting", "for": reason})
+        if len(line) > self._bounds.max_event_bytes:
+            raise InvalidEvent(f"A wait may have {self._bounds.max_event_bytes} bytes as JSON, with what it is 'for'.")
         if isinstance(until, datetime.datetime):
-            if until.tzinfo is None:
+            if until.utcoffset() is None:
                 raise InvalidEvent("A wait's 'until' needs a time zone: datetime.now(UTC) + timedelta(hours=1).")
         elif until is not None and not _are_seconds(until):
             raise InvalidEvent(f"A wait's 'until' must be a datetime or a number of seconds, not {until!r:.80}.")
-        if "state" in item:
-            self._save(item)
-        self.wait = Wait(reason, until)
+        state = self._state_of(item) if "state" in item else None
+        # The event is appended when the wait begins, and counts like the others.
+        if self._admit(line):
+            self.wait = Wait(reason, until, state, self._inbox.received)
+
+    def save_with_wait(self) -> None:
+        """Save the state that came with a wait that does not begin: the end of the stream may need it."""
+        if self.wait is not None and self.wait.state is not None:
+            self.outbox.save(self.wait.state, self.wait.inputs)
 
     def _encode_mapping(self, item: Mapping[str, Any]) -> bytes | None:
         kind = item.get("type")
