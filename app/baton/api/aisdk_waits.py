@@ -23,7 +23,7 @@ from ..db.streams import Stream
 from ..errors import ConversationChanged, IdempotencyConflict, InvalidRequest
 from ..events import encode_object
 from .aisdk_approvals import ANSWERED_BEFORE, Answered
-from .request import pod_of
+from .request import pod_of, principal_of
 
 # No client can send a key that begins like this.
 _KEY_PREFIX: Final = "\tapproval "
@@ -43,6 +43,7 @@ async def answer(request: Request, answers: Sequence[Answered], metadata: Any) -
 
     Raises:
         ConversationChanged: the stream has ended at this moment.
+        Forbidden: the caller may create streams, and send them no inputs.
         IdempotencyConflict: one of the questions has another answer.
         InvalidRequest: the stream takes no more inputs.
         Unavailable: the answers cannot be stored.
@@ -50,6 +51,7 @@ async def answer(request: Request, answers: Sequence[Answered], metadata: Any) -
     waiting = [answer for answer in answers if answer.asked.has_waited and not answer.asked.stream.ended]
     if not waiting:
         return None
+    principal_of(request).require("input")
     # Earlier streams that continued the same message have had their answers.
     asked = waiting[-1].asked
     given = sorted(
