@@ -110,7 +110,8 @@ BEGIN
     IF idempotency_key IS NOT NULL THEN
         hash := sha256(convert_to(jsonb_build_array(
             'enqueue', generator, encode(content, 'hex'), labels, policy, max_duration_seconds, idle_timeout_seconds,
-            queue_timeout_seconds, cancel_when_unwatched_seconds, wanted_priority, extract(epoch FROM start_after), webhook
+            queue_timeout_seconds, cancel_when_unwatched_seconds, wanted_priority,
+            extract(epoch FROM start_after), webhook
         )::text, 'UTF8'));
         INSERT INTO baton.idempotency_key AS k (tenant, key, request_hash, stream_id, expires_at)
         VALUES (owner, idempotency_key, hash, new_id, clock_timestamp() + interval '24 hours')
