@@ -24,7 +24,7 @@ from ..errors import IdempotencyConflict, RequestError
 from ..events import encode_object
 from . import input_sending
 from .aisdk_approvals import ANSWERED_BEFORE, Answered
-from .request import pod_of
+from .request import pod_of, principal_of
 
 # No client can send a key that begins like this.
 _KEY_PREFIX: Final = "\tapproval "
@@ -51,6 +51,7 @@ async def answer(request: Request, answers: Sequence[Answered], metadata: Any) -
     `metadata` is that of the page's message.
 
     Raises:
+        Forbidden: the caller may create streams, and send them no inputs.
         IdempotencyConflict: one of the questions has another answer.
         InboxFull: the stream takes no more inputs.
         StreamEnded, StreamExpired, StreamNotFound: the stream has ended at this moment, or is gone.
@@ -59,6 +60,7 @@ async def answer(request: Request, answers: Sequence[Answered], metadata: Any) -
     waiting = [answer for answer in answers if answer.asked.has_waited and not answer.asked.stream.ended]
     if not waiting:
         return None
+    principal_of(request).require("input")
     # Earlier streams that continued the same message have had their answers.
     asked = waiting[-1].asked
     given = sorted(

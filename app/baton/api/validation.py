@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TypeVar
 
 import orjson
@@ -29,7 +29,9 @@ def _moment(value: Any) -> datetime:
     """Read a time as RFC 3339 writes it. A time without a zone could be meant in any."""
     try:
         moment = datetime.fromisoformat(value)
-    except (TypeError, ValueError):
+        if moment.tzinfo is not None:
+            moment.astimezone(UTC)  # the database keeps it so, and years end
+    except (TypeError, ValueError, OverflowError):
         moment = None
     if moment is None or moment.tzinfo is None:
         raise ValueError("it must be a time with its zone, such as 2026-12-24T18:00:00Z")

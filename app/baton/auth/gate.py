@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -102,7 +103,7 @@ class Gate:
             return ANONYMOUS
         if self._authenticate is not None and not self._is_own(credentials.look(headers, cookies, query)):
             credentials.require_own_page(method, headers, self._origin_allowed)
-            caller = await self._authenticate(request)
+            caller = await _caller(self._authenticate(request))
             if caller is None or not self.admits(principal := caller.principal()):
                 raise Unauthenticated("You are not signed in, or your session has ended. Sign in and try again.")
             return principal
@@ -162,6 +163,20 @@ class Gate:
                 "Only the token of one stream can be in the query. Send this one in the header `Authorization`."
             )
         return await self.provider.check(credential.value, header)
+
+
+async def _caller(returned: object) -> Caller | None:
+    """Return what an application's `authenticate` has returned.
+
+    Raises:
+        TypeError: it is not an `async` function, or returned something else.
+    """
+    if not inspect.isawaitable(returned):
+        raise TypeError("authenticate must be defined with `async def`.")
+    caller = await returned
+    if caller is None or isinstance(caller, Caller):
+        return caller
+    raise TypeError(f"authenticate must return a baton.Caller or None, and not {type(caller).__name__}.")
 
 
 def _provider(settings: Settings) -> IdentityProvider | None:

@@ -11,6 +11,7 @@ from uuid import UUID
 import httpx2
 import pytest
 from tests.integration.api.test_aisdk_continuing import CALL, CHAT, USER, assistant, chunks, sent
+from tests.support.access import bearer, guarded_pod, make_key
 from tests.support.cluster import Cluster, RunningPod
 from tests.support.logbook import until
 
@@ -300,3 +301,20 @@ async def test_other_dialects_stay_connected_while_a_stream_waits(cluster: Clust
     assert '"finish_reason":"stop"' in completion.text
     responses, _plain = await asyncio.gather(*reading)
     assert "response.completed" in responses.text
+
+
+async def test_an_answer_to_a_stream_that_waits_needs_the_scope_of_inputs(cluster: Cluster) -> None:
+    await cluster.worker({"careful": careful})
+    _, full = await make_key(cluster)
+    _, creator = await make_key(cluster, "create", "read", "cancel")
+    pod = await guarded_pod(cluster)
+    page = Page(cluster, pod)
+    async with httpx2.AsyncClient(headers=bearer(full)) as own, httpx2.AsyncClient(headers=bearer(creator)) as other:
+        page.client = own
+        asked = await page.ask()
+        page.client = other
+        refused = await page.answer(asked, c=True)
+        assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+        assert GOT == []
+        page.client = own
+        assert types(chunks((await page.answer(asked, c=True)).content))[-1] == "finish"
