@@ -15,7 +15,7 @@ from uuid import UUID
 import orjson
 
 from ..db.event_log import Append, Batch
-from ..db.stream_states import Saved
+from ..db.stream_states import Saved, State
 from ..db.stream_waiting import Began, Wait, event_of
 from ..events import RESET_HEAD, RESUMED_HEAD
 from ..generators.inbox import InputMemory
@@ -114,9 +114,13 @@ class StreamMemory:
         if item.last_seq >= item.first_seq:
             self._append(item)
         if item.state is not None:
-            self.saved = Saved(item.state.after_seq, orjson.loads(item.state.content), item.state.inputs)
-            self.observer.state(self.saved.state)
+            self.save(item.state)
         self.writes += 1
+
+    def save(self, state: State) -> None:
+        """Save a state."""
+        self.saved = Saved(state.after_seq, orjson.loads(state.content), state.inputs)
+        self.observer.state(self.saved.state)
 
     def _append(self, item: Append) -> None:
         assert item.first_seq == self.tail + 1
@@ -191,7 +195,12 @@ class MemoryWaits:
         """Do nothing: no older code runs."""
 
     async def begin(self, outbox: Outbox, wait: Wait, seen: int) -> Began:
-        """Append the event `waiting`, unless the stream has got an input that the generator does not know."""
+        """Save the state that comes with the wait, and append the event `waiting`.
+
+        A stream that has got an input that the generator does not know does not wait.
+        """
+        if wait.state is not None:
+            self._memory.save(outbox.state_at_tail(wait.state, wait.inputs))
         if self._memory.input_count > seen:
             self.woken = True
             return Began.WOKEN
@@ -201,7 +210,7 @@ class MemoryWaits:
             until, ends = min(wait.until, last), wait.until > last
         else:
             seconds = self._most_seconds if wait.until is None else min(wait.until, self._most_seconds)
-            until, ends = now + datetime.timedelta(seconds=seconds), wait.until is None
+            until, ends = now + datetime.timedelta(seconds=seconds), wait.until is None or wait.until > self._most_seconds
         self._memory.waited = Waited(wait.reason, until, ends)
         seq = self._memory.tail + 1
         self._memory.write(Append(outbox.stream_id, outbox.epoch, seq, seq, event_of(wait.reason, until)))

@@ -34,7 +34,7 @@ from ..generators.steps import Steps
 from ..observability import traceparent
 from ..observability.metrics import Labels, WorkerMetrics
 from ..outcome import Outcome, Timings
-from .feed import Bounds, Feed, Wait
+from .feed import Bounds, Feed, Halt
 from .inbox import InputRecords
 from .outbox import Outbox
 from .past import PastSource
@@ -135,12 +135,13 @@ class Run:
             await self._finish_handing_over()
             return None
         self.feed.put_rest()
-        if self._pauses and await self._leave_to_wait():
+        if self._is_to_wait and await self._leave_to_wait():
             return None
         if self.feed.exceeded is not None:
             self.stop(self.feed.exceeded)
         outcome = dataclasses.replace(self._outcome(), answered_by=self.answer.as_dict())
         if self.outbox.lost is None:
+            self.feed.save_with_wait()
             self.outbox.forgets |= self.steps.used or (self.inputs is not None and self.inputs.any)
             self.outbox.finish(outcome)
         await self.outbox.closed.wait()
@@ -220,26 +221,35 @@ class Run:
         self.handed_over = self.outbox.lost is None
 
     @property
-    def _pauses(self) -> bool:
+    def _is_to_wait(self) -> bool:
         """Whether the generator has ended its run to wait for an input."""
         assert self._generating is None or self._generating.done()
         failed = self._generating is None or self._generating.cancelled() or self._generating.exception() is not None
-        return self.feed.pause is not None and self._stop is None and not failed
+        return self.feed.wait is not None and self._stop is None and not failed
 
     async def _leave_to_wait(self) -> bool:
         """Write what the generator has yielded, and let the stream wait; return whether it has left this worker."""
-        assert self.feed.pause is not None
+        assert self.feed.wait is not None
         assert self._waiting is not None
         await self.outbox.flushed()
         if self._stop is None and self.outbox.lost is None and not self._abandoned:
-            # Inputs that were there when this run began are no news to its generator.
-            seen = max(self.inbox.received, self.claim.inputs)
-            began = await self._waiting.begin(self.outbox, self.feed.pause, seen)
+            began = await self._waiting.begin(self.outbox, self.feed.wait, self._seen_inputs)
             if began is Began.CANCELLED:
                 self.stop(Outcome.cancelled())
             else:
                 return True
         return self._abandoned
+
+    @property
+    def _seen_inputs(self) -> int:
+        """How many inputs do not end a wait that begins now: those that the generator has received.
+
+        If an input began this run, the inputs that were there by then are no news either, unless the run has saved a
+        state that covers more of them: a generator that ignores its inbox would be called forever.
+        """
+        received, saved = self.inbox.received, self.feed.saved_inputs
+        advanced = saved is not None and saved > self.inbox.began_after
+        return received if advanced or self.claim.interruption != "input" else max(received, self.claim.inputs)
 
     async def _generate(self) -> None:
         self.answer.enter()
@@ -319,23 +329,27 @@ class Run:
                 if now >= turns.look_at and not _is_state(item) and turns.stands(now):
                     await asyncio.sleep(0)
                 try:
-                    wait = take(item, now)
+                    halt = take(item, now)
                 except InvalidEvent as error:
                     raise InvalidEvent(f"The value yielded at {_place(events)} is not an event: {error}") from error
-                if wait is not None:
+                if halt is not None:
                     if self.feed.exceeded is not None:
                         self.stop(self.feed.exceeded)
                         return
-                    await self._wait(wait)
-                    if wait is Wait.INPUT:
+                    await self._until_written(halt)
+                    if halt is Halt.WAIT:
                         break
         self.feed.end()
 
-    async def _wait(self, wait: Wait) -> None:
-        """Wait for the database. In the meantime the generator does not count as silent."""
+    async def _until_written(self, halt: Halt) -> None:
+        """Wait for the database. In the meantime the generator does not count as silent.
+
+        Raises:
+            InvalidEvent: the stream is to wait for an input, and cannot.
+        """
         with self._waiting_for_database():
-            await (self.outbox.wait_for_room() if wait is Wait.ROOM else self.outbox.flushed())
-            if wait is Wait.INPUT:
+            await (self.outbox.wait_for_room() if halt is Halt.NO_ROOM else self.outbox.flushed())
+            if halt is Halt.WAIT:
                 if self._waiting is None:
                     raise InvalidEvent("The stream cannot wait here.")
                 await self._waiting.until_allowed()
