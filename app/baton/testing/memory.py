@@ -210,7 +210,10 @@ class MemoryWaits:
             until, ends = min(wait.until, last), wait.until > last
         else:
             seconds = self._most_seconds if wait.until is None else min(wait.until, self._most_seconds)
-            until, ends = now + datetime.timedelta(seconds=seconds), wait.until is None or wait.until > self._most_seconds
+            until, ends = (
+                now + datetime.timedelta(seconds=seconds),
+                wait.until is None or wait.until > self._most_seconds,
+            )
         self._memory.waited = Waited(wait.reason, until, ends)
         seq = self._memory.tail + 1
         self._memory.write(Append(outbox.stream_id, outbox.epoch, seq, seq, event_of(wait.reason, until)))
