@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 from tests.clients.node import HERE, Node, installed
-from tests.faults.conftest import breakable as breakable
-from tests.faults.conftest import breakable_cluster as breakable_cluster
+from tests.faults.conftest import breakable, breakable_cluster
+
+__all__ = ["breakable", "breakable_cluster", "node"]
 
 
 @pytest.fixture(scope="session")
