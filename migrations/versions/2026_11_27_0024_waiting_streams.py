@@ -96,11 +96,27 @@ WHEN (NEW.webhook IS NOT NULL AND NEW.status IN ('completed', 'failed', 'cancell
 EXECUTE FUNCTION baton.note_webhook()
 """
 
+# As `db.stream_queue` gives a stream back: before the first of its line (see `db.queue_lines`), since viewers have a
+# part of its answer. There is no watermark here; only what an older worker gives back comes this way.
 STAMP_REQUEUED = """
 CREATE FUNCTION baton.stamp_requeued() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    line text[] := ARRAY(
+        SELECT offered FROM baton.worker AS w, unnest(w.generators) AS offered
+        WHERE NEW.generator = ANY (w.generators)
+        GROUP BY offered
+        HAVING count(*) = (SELECT count(*) FROM baton.worker AS w WHERE NEW.generator = ANY (w.generators))
+    );
 BEGIN
-    NEW.queue_position := clock_timestamp();
+    NEW.queue_position := coalesce((
+        SELECT s.queue_position
+               - CASE WHEN s.epoch > 0 AND s.interruption IN ('worker_lost', 'worker_left') THEN interval '0'
+                      ELSE interval '1 us' END
+        FROM baton.stream AS s
+        WHERE s.status = 'queued' AND s.queue_position IS NOT NULL AND s.generator = ANY (line || NEW.generator)
+        ORDER BY s.queue_position, s.id LIMIT 1
+    ), clock_timestamp());
     RETURN NEW;
 END
 $$
@@ -166,6 +182,8 @@ def upgrade() -> None:
         op.execute(statement)
     # Otherwise any role that may use the schema could write as its owner.
     op.execute("REVOKE ALL ON FUNCTION baton.add_input(uuid, bytea, text, integer) FROM PUBLIC")
+    # Or fire this one from a table of its own, for a stream and a URL of its choice.
+    op.execute("REVOKE ALL ON FUNCTION baton.note_webhook() FROM PUBLIC")
     # The constraint that replaces it, in the same transaction, allows one value more.
     op.execute("-- squawk-ignore ban-drop-constraint\nALTER TABLE baton.stream DROP CONSTRAINT ck_stream_status")
     ddl.add_check("stream", "ck_stream_status", f"status IN ({_STATUSES})")

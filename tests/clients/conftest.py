@@ -6,9 +6,7 @@ import shutil
 
 import pytest
 from tests.clients.node import HERE, Node, installed
-from tests.faults.conftest import breakable, breakable_cluster
-
-__all__ = ["breakable", "breakable_cluster", "node"]
+from tests.faults.conftest import breakable, breakable_cluster  # noqa: F401
 
 
 @pytest.fixture(scope="session")

@@ -169,9 +169,10 @@ async def test_an_approval_outlives_every_process_and_a_crash_of_postgres(
     cluster = breakable_cluster
     _, key = await make_key(cluster)
     names = ("approving", "approving_plainly", "quick")
-    settings = {"worker_concurrency": 1, "token_keys": TOKEN_KEYS}
+    settings: dict[str, Any] = {"worker_concurrency": 1, "token_keys": TOKEN_KEYS}
     async with calls_in(tmp_path) as calls, Deployment(cluster.dsn, *names, **settings) as deployment:
-        users = [Native(cluster.client, deployment.urls, key), Curl(deployment.urls, key, tmp_path)]
+        native, curl = Native(cluster.client, deployment.urls, key), Curl(deployment.urls, key, tmp_path)
+        users: list[Native | Curl] = [native, curl]
         ids = [await user.create({"calls": str(calls)}) for user in users]
         for user in users:
             await user.asked()
@@ -255,7 +256,7 @@ async def test_nothing_is_stuck_if_workers_die_as_inputs_come(
                 await worker.ends()
             if asyncio.get_running_loop().time() > stop_at:
                 break
-        both = {"approving": agents.approving, "approving_plainly": Threaded(agents.approving_plainly)}
+        both: dict[str, Any] = {"approving": agents.approving, "approving_plainly": Threaded(agents.approving_plainly)}
         await cluster.worker(both, **QUICK)
     assert await cluster.pool.fetchval("SELECT count(*) FROM baton.input") == 0
 
@@ -276,7 +277,8 @@ async def until_ended(cluster: Cluster, ids: list[str]) -> list[tuple[str, str |
 
     await until(have_ended)
     query = "SELECT status, error_code FROM baton.stream WHERE id = $1"
-    return [tuple(await cluster.pool.fetchrow(query, UUID(stream_id))) for stream_id in ids]  # type: ignore[misc]
+    rows = [await cluster.pool.fetchrow(query, UUID(stream_id)) for stream_id in ids]
+    return [(row[0], row[1]) for row in rows if row is not None]
 
 
 async def test_a_deadline_that_passes_while_no_worker_lives_is_kept_by_the_next(

@@ -148,15 +148,38 @@ async def test_interrupted_streams_go_first_and_keep_their_order(queue: Queue) -
 
 async def test_an_older_worker_gives_back_without_a_position(queue: Queue) -> None:
     """It sets `queued_at` only, and a trigger sets the place."""
-    (stream_id,) = await queue_many(queue.connection, 1)
+    await queue_many(queue.connection, 1)
     (claim,) = await claim_as(queue.connection, WORKER, ["test"], 1)
     before = await queue.connection.fetchval("SELECT queue_position FROM baton.stream")
-    await queue.connection.execute(
-        "UPDATE baton.stream SET status = 'queued', queued_at = clock_timestamp(), epoch = epoch + 1, worker_id = NULL "
-        "WHERE id = $1 AND status = 'running' AND epoch = $2",
-        stream_id,
-        claim.epoch,
-    )
+    await give_back_as_before(queue, claim)
     after = await queue.connection.fetchval("SELECT queue_position FROM baton.stream")
     assert after > before
     assert len(await claim_as(queue.connection, WORKER, ["test"], 1)) == 1
+
+
+@pytest.mark.parametrize("generator", BOTH)
+async def test_what_an_older_worker_gives_back_goes_first(queue: Queue, generator: str) -> None:
+    """Also before streams of another generator that the same workers offer: viewers have a part of its answer."""
+    await queue.connection.execute(
+        "INSERT INTO baton.worker (name, generators, concurrency) VALUES ('x', '{one,two}', 1)"
+    )
+    await queue.add("a", 1, replace(NEW, generator=generator))
+    await queue.add("b", 1, replace(NEW, generator=generator))
+    taken = await queue.claim(2)
+    await queue.add("c", 5)
+    bound = (await queue_lines.first(queue.connection, START, BOTH)).bound
+    for claim in taken:
+        await give_back_as_before(queue, claim)
+    first = await queue_lines.first(queue.connection, bound, BOTH)
+    assert first.position is not None, "no watermark is above it"
+    assert {claim.stream_id for claim in await queue.claim(2)} == {claim.stream_id for claim in taken}
+
+
+async def give_back_as_before(queue: Queue, claim: Claim) -> None:
+    """Give a stream back as a worker of the release before does."""
+    await queue.connection.execute(
+        "UPDATE baton.stream SET status = 'queued', queued_at = clock_timestamp(), epoch = epoch + 1, "
+        "worker_id = NULL, interruption = 'worker_left' WHERE id = $1 AND status = 'running' AND epoch = $2",
+        claim.stream_id,
+        claim.epoch,
+    )

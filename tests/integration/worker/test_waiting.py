@@ -376,3 +376,70 @@ async def test_a_repeated_beginning_of_a_wait_finds_it_done(dsn: str) -> None:
         )
         assert again == (stream_waiting.Began.LEFT, None)
         assert len(await events(connection, stream_id)) == 2
+
+
+@pytest.mark.parametrize(
+    "deadline",
+    [
+        1e308,
+        10**400,
+        1e13,
+        datetime.datetime.max.replace(tzinfo=datetime.timezone(datetime.timedelta(hours=-12))),
+        datetime.datetime.max.replace(tzinfo=datetime.timezone(datetime.timedelta(hours=14))),
+    ],
+    ids=["float", "int", "beyond Postgres", "west", "east"],
+)
+async def test_a_wait_that_would_take_longer_than_it_may_ends_the_stream(dsn: str, deadline: Any) -> None:
+    asking = Asking(deadline)
+    async with connected(dsn) as connection, working(dsn, asking, max_wait_seconds=0.2):
+        stream = await ended(connection, await queue(dsn))
+    assert (stream.status, stream.error_code) == ("failed", "wait_timeout")
+    assert len(asking.requests) == 1
+
+
+@pytest.mark.parametrize("hours", [-12, 0, 14])
+async def test_a_deadline_of_any_past_is_over_at_once(dsn: str, hours: int) -> None:
+    zone = datetime.timezone(datetime.timedelta(hours=hours))
+    async with connected(dsn) as connection, working(dsn, Asking(datetime.datetime.min.replace(tzinfo=zone))):
+        stream_id = await queue(dsn)
+        await ended(connection, stream_id)
+        assert text(await events(connection, stream_id)) == "May I? You said None."
+
+
+@pytest.mark.parametrize("saves", [True, False])
+async def test_inputs_that_came_together_are_taken_one_by_one(dsn: str, saves: bool) -> None:
+    """A generator that saves no state would receive the first one again and again, so it is not called again."""
+
+    @baton.continues
+    async def one(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        taken = request.state or 0
+        yield {"type": "continue", "after": request.so_far.seq}
+        data = await request.receive(timeout=0)
+        if data is not None:
+            taken += 1
+            yield f"{data} "
+        if taken < 3:
+            yield {"type": "wait"} | ({"state": taken} if saves else {})
+
+    async with connected(dsn) as connection:
+        stream_id = await queue(dsn)
+        async with working(dsn, one):
+            await waiting(connection, stream_id)
+        for number in range(3):
+            await send(connection, stream_id, number)
+        async with working(dsn, one):
+            await (ended(connection, stream_id) if saves else waiting(connection, stream_id))
+        assert text(await events(connection, stream_id)) == ("0 1 2 " if saves else "0 ")
+
+
+async def test_a_generator_that_only_waits_meets_the_bound_of_events(dsn: str) -> None:
+    @baton.continues
+    async def forever(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "continue", "after": request.so_far.seq}
+        yield {"type": "wait", "until": 0}
+
+    async with connected(dsn) as connection, working(dsn, forever, max_stream_events=10):
+        stream_id = await queue(dsn)
+        stream = await ended(connection, stream_id)
+        assert stream.error_code == "too_many_events"
+        assert len(await events(connection, stream_id)) <= 12
