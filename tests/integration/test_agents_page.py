@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import shutil
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.access import guarded_pod, make_key
 from tests.support.cluster import Cluster, RunningPod
 from tests.support.logbook import until
 
+import baton
 from baton.generators import GenerationRequest, Generator
 from baton.generators.protocol import Yielded
 
@@ -86,6 +91,28 @@ async def test_the_agent_that_is_corrected_notes_it(cluster: Cluster) -> None:
     await send(cluster, pod, stream, "Use euros.", "k")
     await cluster.worker({"replay": agent})
     assert (await until_status(cluster, pod, stream, "completed"))["text"] == "One.\nNoted: Use euros.\n Two."
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+async def test_the_commands_of_the_page_approve(cluster: Cluster) -> None:
+    _, key = await make_key(cluster)
+    pod = await guarded_pod(cluster)
+    await cluster.worker({"replay": generator_below("Wait for people")})
+    async with baton.Client(pod.url, token=key, http=cluster.client) as client:
+        stream = await client.create(None, generator="replay")
+
+        async def waits() -> bool:
+            return (await client.get(stream)).status == "waiting"
+
+        await until(waits)
+        commands = PAGE.split("## Approve with curl\n")[1].split("```sh\n")[1].split("```")[0]
+        environment = {"PATH": os.environ["PATH"], "BATON_URL": pod.url, "ID": str(stream.id), "KEY": key}
+        shell = await asyncio.create_subprocess_exec("sh", "-ec", commands, env=environment, stdout=PIPE)
+        printed, _ = await shell.communicate()
+        assert shell.returncode == 0
+        assert b'"for":{"type":"approval","calls":["call_1"]}' in printed
+        assert printed.endswith(b'{"number":1}')
+        assert (await client.wait(stream)).text == "I would like to delete three backups.\nDeleted."
 
 
 class Counting:
