@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -27,6 +27,8 @@ from tests.support.logbook import until
 from baton.chaos.proxy import Proxy
 from baton.db import history
 from baton.dialects.durable_offsets import offset_after
+from baton.generators import GenerationRequest
+from baton.generators.protocol import Yielded
 from baton.worker.worker import Worker
 
 QUICK_WORKER = {"worker_heartbeat_seconds": 0.1, "lease_seconds": 1, "queue_poll_seconds": 0.2}
@@ -868,3 +870,86 @@ async def test_a_failover_that_loses_ends_loses_what_was_saved_and_both_come_bac
         assert len(await scene.log(streams[name])) == 5
     assert worker.metrics.appended_again >= len(names)
     assert await end_hook.unlike(scene.cluster.pool) == []
+
+
+class Asking:
+    """Asks, and waits for an answer once a test allows it."""
+
+    continues = True
+
+    def __init__(self) -> None:
+        self.may_wait = asyncio.Event()
+
+    async def __call__(self, request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "continue", "after": request.so_far.seq}
+        if request.run == 1:
+            yield "May I? "
+            await self.may_wait.wait()
+            yield {"type": "wait", "for": {"type": "approval"}}
+        yield f"You said {await request.receive(timeout=0)}."
+
+
+async def start_asking(scene: Scene, *, lease_seconds: float = 20) -> tuple[Asking, Worker, str, Watcher]:
+    """Start a pod, a worker and a stream that has asked, with a viewer who has seen it."""
+    asking = Asking()
+    await scene.start(failover_settle_seconds=1)
+    worker = await scene.cluster.worker({"ask": asking}, **{**QUICK_WORKER, "lease_seconds": lease_seconds})
+    stream = await scene.cluster.create(scene.pods[0], generator="ask")
+    watcher = scene.watch(stream)
+    await watcher.has(1)
+    return asking, worker, stream, watcher
+
+
+async def waits(scene: Scene, stream_id: str) -> None:
+    async def is_waiting() -> bool:
+        return await scene.status(stream_id) == "waiting"
+
+    await until(is_waiting)
+
+
+async def answer(scene: Scene, stream_id: str) -> None:
+    """Send an input, again for as long as the pod has no database."""
+    url, body = f"{scene.pods[0].url}/v1/streams/{stream_id}/inputs", {"data": "yes"}
+
+    async def taken() -> bool:
+        sent = await scene.cluster.client.post(url, json=body, headers={"idempotency-key": "k"})
+        assert sent.status_code in {200, 201, 503}, sent.text
+        return sent.status_code != 503
+
+    await until(taken)
+
+
+@pytest.mark.parametrize("nothing_lost", [False, True])
+async def test_a_waiting_stream_after_a_promotion(scene: Scene, nothing_lost: bool) -> None:
+    """Nobody ends it before it is woken. Then it ends as rewound, unless the operator says that nothing was lost."""
+    asking, _, stream, watcher = await start_asking(scene)
+    asking.may_wait.set()
+    await waits(scene, stream)
+    await scene.replicas.part()
+    await scene.fail_over()
+    await until(lambda: fetched(scene, "SELECT true"))
+    if nothing_lost:
+        assert await history.declare_complete(scene.cluster.pool) == 1
+    assert await scene.status(stream) == "waiting"
+    await answer(scene, stream)
+    await scene.has_ended(stream)
+    assert await scene.status(stream) == ("completed" if nothing_lost else REWOUND)
+    await asyncio.wait_for(asyncio.gather(*scene.watching), 30)
+    if nothing_lost:
+        assert watcher.texts == ["May I? ", "You said yes."]
+
+
+async def test_a_wait_that_begins_right_after_a_promotion(scene: Scene) -> None:
+    """The log is compared first, and the answer goes on: its worker has what was lost."""
+    asking, worker, stream, watcher = await start_asking(scene)
+    await scene.replicas.part()
+    (run,) = worker.slots.runs.values()
+    before = run.outbox.history
+    await scene.replicas.promote()
+    asking.may_wait.set()
+    scene.lead()
+    await waits(scene, stream)
+    assert run.outbox.history != before
+    await answer(scene, stream)
+    await asyncio.wait_for(asyncio.gather(*scene.watching), 30)
+    assert (watcher.code, watcher.texts) == ("completed", ["May I? ", "You said yes."])

@@ -3,48 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import signal
-import subprocess
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
 import httpx2
 import pytest
+from tests.faults.older_releases import BEFORE_WAITS, MAIN, Release, code_of, count, environment_of, exists, started
 from tests.support.cluster import Cluster
 from tests.support.follower import frames_after, numbers, parse, texts
 from tests.support.logbook import connected, until
-from tests.support.processes import SERVES, Running, environment, finished, running
+from tests.support.processes import finished
 from tests.support.revisions import history_with
 
 from baton.db.schema_revision import REVISION
-from baton.generators import GenerationRequest
 from baton.schema.migrate import migrate, revision_of
-
-PROJECT = Path(__file__).parent.parent.parent
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """An older release: a commit, the newest revision that its code knows, and revisions to block by a transaction.
-
-    `beside` says that pods and workers of today run beside those of that release, as in a roll-out.
-    """
-
-    commit: str
-    revision: str
-    blocked: tuple[str, ...]
-    beside: bool = False
-
 
 RELEASES = {
     # The tag `before-layout`, as a full hash because clones may lack tags: the last commit before modules and public
     # names changed. It plays the release before. Move it to the next release, once there is one.
     "before_layout": Release("807fd6de5c38dd587f394ebf9365523ef1cc5f6d", "0020", ("9001",), beside=True),
+    "before_waits": BEFORE_WAITS,
     # The last commit whose code works with revision 0002. All revisions that were released after it run here on a
     # database in use: 0004 waits for a session that vacuums or changes the table, 0011 for one that reads it.
     "revision_0002": Release("a579c8d24e17412d6df5d80f6cee779fb5d00222", "0002", ("0004", "0011")),
@@ -55,19 +36,6 @@ BEFORE_EXTERNAL_STREAMS = (
     RELEASES["before_layout"],
     Release("64675384cca03571e372cba4ace7a5de05b4a275", "0021", (), beside=True),
 )
-MAIN = "from baton.cli import main; main()"
-# It counts to 20, and on until a file exists.
-COUNTING = """
-import asyncio
-from pathlib import Path
-
-async def count(request):
-    number = 0
-    while number < 20 or not Path(request.input).exists():
-        number += 1
-        yield f"{number} "
-        await asyncio.sleep(0.005)
-"""
 # As text, and as JSON.
 INFO = re.compile(r' INFO |"severity":"INFO"')
 # What a later revision may do to a live database.
@@ -90,52 +58,6 @@ def release(request: pytest.FixtureRequest) -> Release:
 @pytest.fixture
 def code(release: Release, tmp_path: Path) -> Path:
     return code_of(release, tmp_path)
-
-
-def code_of(release: Release, tmp_path: Path) -> Path:
-    """Return the folder with the code of an older release, and a generator."""
-    archive = subprocess.run(["git", "archive", release.commit, "app"], cwd=PROJECT, capture_output=True, check=False)
-    if archive.returncode:
-        pytest.skip(f"Commit {release.commit} is not in this clone. Fetch the whole history: git fetch --unshallow")
-    folder = tmp_path / "before"
-    folder.mkdir()
-    subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
-    (folder / "app" / "counting.py").write_text(COUNTING)
-    return folder / "app"
-
-
-def environment_of(code: Path, dsn: str) -> dict[str, str]:
-    """Return settings by the names that the older release knows."""
-    return environment(
-        PYTHONPATH=str(code),
-        BATON_DATABASE_URL=dsn,
-        BATON_ALLOW_ANONYMOUS="true",
-        BATON_PORT="0",
-        BATON_GENERATORS="count=counting:count",
-        BATON_PARTITION_DAYS_AHEAD="1",
-        BATON_HEARTBEAT_SECONDS="5",
-    )
-
-
-@contextlib.asynccontextmanager
-async def started(code: Path, dsn: str, folder: Path) -> AsyncIterator[tuple[str, list[Running]]]:
-    """Start a pod and a worker of the older release; yield the pod's address and both processes."""
-    env = environment_of(code, dsn)
-    command = Path(sys.executable)
-    async with (
-        running("-c", MAIN, "serve", env=env, command=command, cwd=folder) as pod,
-        running("-c", MAIN, "worker", env=env, command=command, cwd=folder) as worker,
-    ):
-        yield (await pod.said(SERVES))[2], [pod, worker]
-
-
-async def count(request: GenerationRequest) -> AsyncGenerator[str]:
-    """The generator of the older release's worker, for a worker of today."""
-    number = 0
-    while number < 20 or not exists(Path(str(request.input))):
-        number += 1
-        yield f"{number} "
-        await asyncio.sleep(0.005)
 
 
 async def test_an_older_release_keeps_streaming_during_blocked_migrations(
@@ -250,7 +172,3 @@ BOTH_WORK = "SELECT count(DISTINCT worker_id) = 2 FROM baton.stream WHERE status
 
 def tries(said: list[str], revision: str) -> int:
     return sum(line.startswith(f"Revision {revision} waited") for line in said)
-
-
-def exists(file: Path) -> bool:
-    return file.exists()

