@@ -18,11 +18,12 @@ from uuid import UUID
 
 from ..events import encode_object, join_lines
 from ..outcome import Outcome
-from . import event_log, stream_ending
+from . import event_log, stream_ending, stream_states
 from .event_log import Append
 from .fence import Fence
 from .postgres import Connection
 from .stream_ending import End
+from .stream_states import State
 from .streams import CLAIMED
 
 EXPIRED: Final = Outcome.failed("wait_timeout", "This answer waited for an input, and none came in time. Ask again.")
@@ -79,19 +80,32 @@ class Due(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """What a generator waits for, as any JSON, and until when: a moment, or so many seconds from now; None: at most."""
+    """What a generator waits for, as any JSON, and until when: a moment, or so many seconds from now; None: at most.
+
+    `state` is what it saves with that, as JSON, and `received` how many inputs this covers.
+    """
 
     reason: Any
     until: datetime.datetime | float | None = None
+    state: bytes | None = None
+    received: int = 0
 
 
 async def begin(
-    connection: Connection, fence: Fence, wait: Wait, *, seen: int, most_seconds: float, history: str | None
+    connection: Connection,
+    fence: Fence,
+    wait: Wait,
+    *,
+    seen: int,
+    most_seconds: float,
+    history: str | None,
+    state: State | None = None,
 ) -> tuple[Began, Append | None]:
     """Begin a wait after the tail of the log; return what became of it, and the batch that tells viewers.
 
-    `seen` is how many inputs the generator knows: with more, it does not wait. It is safe to repeat this after it was
-    committed and its reply was lost.
+    `seen` is how many inputs the generator knows: with more, it does not wait. `state` is saved in this transaction.
+    Saved before, a state that says that the generator has asked would make the run after a lost worker believe that
+    nobody has answered. It is safe to repeat this after it was committed and its reply was lost.
     """
     moment = wait.until if isinstance(wait.until, datetime.datetime) else None
     seconds = None if moment is not None or wait.until is None else float(wait.until)  # type: ignore[arg-type]
@@ -105,13 +119,20 @@ async def begin(
         if not same_history:
             return Began.REWOUND, None
         if inputs > seen:
+            await _save(connection, fence, state, history)
             await connection.execute(_QUEUE, fence.stream_id, "input")
             return Began.WOKEN, None
         batch = await _append(connection, fence, {"for": wait.reason, "until": _iso(until)})
         if batch is None:
             return Began.LEFT, None
+        await _save(connection, fence, state, history)
         await connection.execute(_WAIT, fence.stream_id, until, ends)
         return Began.WAITING, batch
+
+
+async def _save(connection: Connection, fence: Fence, state: State | None, history: str | None) -> None:
+    if state is not None:
+        await stream_states.save_alone(connection, [(fence, state)], history)
 
 
 async def _append(connection: Connection, fence: Fence, content: dict[str, Any]) -> Append | None:

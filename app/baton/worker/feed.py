@@ -227,6 +227,12 @@ class Feed:
         Raises:
             InvalidEvent: it is not JSON, is too large, or the generator does not say that it can continue.
         """
+        content = self._state(item)
+        if content is not None:
+            self.outbox.save(content, self._inbox.received)
+
+    def _state(self, item: Mapping[str, Any]) -> bytes | None:
+        """Return an item's state as JSON; None if it covers half a character."""
         if not self._saves:
             raise InvalidEvent("Only a generator that is marked with @baton.continues may save a state.")
         if "state" not in item:
@@ -236,11 +242,10 @@ class Feed:
             raise InvalidEvent(
                 f"The state has {len(content)} bytes, and BATON_MAX_STATE_BYTES allows {self._bounds.max_state_bytes}."
             )
-        if not self._surrogates.holds:
-            self.outbox.save(content, self._inbox.received)
+        return None if self._surrogates.holds else content
 
     def _wait(self, item: Mapping[str, Any]) -> None:
-        """Note that the stream is to wait, and save the state that comes with that.
+        """Note that the stream is to wait, with the state that is saved once it does.
 
         Raises:
             InvalidEvent: the generator does not say that it can continue, or the wait is malformed.
@@ -255,9 +260,13 @@ class Feed:
                 raise InvalidEvent("A wait's 'until' needs a time zone: datetime.now(UTC) + timedelta(hours=1).")
         elif until is not None and not _are_seconds(until):
             raise InvalidEvent(f"A wait's 'until' must be a datetime or a number of seconds, not {until!r:.80}.")
-        if "state" in item:
-            self._save(item)
-        self.pause = stream_waiting.Wait(reason, until)
+        state = self._state(item) if "state" in item else None
+        self.pause = stream_waiting.Wait(reason, until, state, self._inbox.received)
+
+    def save_state_of_wait(self) -> None:
+        """Save the state of a wait that does not begin, since the stream ends: its `stop` must get the newest one."""
+        if self.pause is not None and self.pause.state is not None:
+            self.outbox.save(self.pause.state, self.pause.received)
 
     def _encode_mapping(self, item: Mapping[str, Any]) -> bytes | None:
         kind = item.get("type")

@@ -265,6 +265,10 @@ class Outbox:
             else:
                 self._lines, self.urgent = [self._flight.pop()], True
 
+    def state_at_tail(self, content: bytes, inputs: int) -> State:
+        """Return a state that covers all that was written, to be saved without a batch. Nothing may be in flight."""
+        return self._state_of(_Saved(0, content, inputs))
+
     def _state_of(self, saved: _Saved) -> State:
         return State(self.tail + saved.lines, saved.content, self.stop_with, self._state_seq, saved.inputs)
 

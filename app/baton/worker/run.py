@@ -132,6 +132,7 @@ class Run:
         self.feed.put_rest()
         if self._pauses and await self._leave_to_wait():
             return None
+        self.feed.save_state_of_wait()
         if self.feed.exceeded is not None:
             self.stop(self.feed.exceeded)
         outcome = dataclasses.replace(self._outcome(), answered_by=self.answer.as_dict())

@@ -56,7 +56,13 @@ class Waiting:
         self, connection: Connection, outbox: Outbox, wait: Wait, seen: int
     ) -> tuple[Began, Append | None]:
         began = await stream_waiting.begin(
-            connection, outbox.fence, wait, seen=seen, most_seconds=self._most_seconds, history=outbox.history
+            connection,
+            outbox.fence,
+            wait,
+            seen=seen,
+            most_seconds=self._most_seconds,
+            history=outbox.history,
+            state=None if wait.state is None else outbox.state_at_tail(wait.state, wait.received),
         )
         if began[0] is Began.WOKEN:
             await notifications.announce_queued(connection, held=True)
