@@ -13,7 +13,10 @@ import psutil
 import pytest
 from rich.console import Console
 
+from baton.chaos import end_hook
 from baton.chaos.experiment import Experiment, Options
+from baton.db import postgres, stream_creation
+from baton.db.stream_creation import NewStream
 
 
 def done(status: str = "completed", code: str | None = None) -> str:
@@ -126,3 +129,33 @@ async def test_a_modified_log_makes_chaos_fail(dsn: str) -> None:
     assert await connection.fetchval("SELECT count(*) FROM baton.batch") == 0
     await connection.close()
     shutil.rmtree(folder)
+
+
+async def test_what_the_hook_saved_is_compared_with_the_streams_that_have_ended(dsn: str) -> None:
+    insert = "INSERT INTO chaos.saved SELECT id, 'completed', 'a' FROM baton.stream WHERE status = 'completed'"
+    async with postgres.pool(dsn, size=1, timeout_seconds=10) as pool:
+        async with pool.acquire() as connection:
+            await end_hook.prepare(connection)
+        for status, hook_failed in (("completed", False), ("cancelled", True), ("waiting", False)):
+            stream = (await stream_creation.create(pool, NewStream("asking", {}, {}, "retry")))[0].id
+            await pool.execute(
+                "UPDATE baton.stream SET status = $2, hook_failed = $3 WHERE id = $1", stream, status, hook_failed
+            )
+        completed = await pool.fetchval("SELECT id FROM baton.stream WHERE status = 'completed'")
+
+        async def wrong(text: str = "a") -> tuple[int, int]:
+            found = await end_hook.against_log(pool, completed, "completed", text)
+            return len(await end_hook.unlike(pool)), len(found)
+
+        assert await wrong() == (1, 1)  # not saved
+        await pool.execute(insert)
+        assert await wrong() == (0, 0)
+        assert await wrong("b") == (0, 1)
+        assert await end_hook.counts(pool) == (1, 1)
+        await pool.execute(insert)
+        assert await wrong() == (1, 1)  # saved twice
+        await pool.execute("DELETE FROM chaos.saved")
+        await pool.execute("INSERT INTO chaos.saved SELECT id, status, 'a' FROM baton.stream")
+        assert await wrong() == (2, 0)  # saved without an end, and in spite of its mark
+        await pool.execute("UPDATE chaos.saved SET status = 'failed' WHERE status = 'completed'")
+        assert await wrong() == (3, 1)  # saved with another status

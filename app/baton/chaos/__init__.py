@@ -14,7 +14,9 @@ What is watched
     follow each (`viewers`) through any pod; some are slow, some change pods. Each viewer reconnects after its last
     event, or is refused for good because a promotion lost the event. Each viewer has an account of what it received
     (`account`). At a stream's end its accounts are compared with the log, which is read around the proxies, and with
-    the calls of the steps' tool, which are counted outside Postgres (`tool_calls`).
+    the calls of the steps' tool, which are counted outside Postgres (`tool_calls`). Some streams wait for inputs, which
+    users send through any pod (`inputs`). On a server of chaos' own, an end hook saves each answer (`end_hook`), and
+    half of the streams have a webhook (`webhooks`): both are compared with the streams that have ended.
 
 What breaks
     `faults` holds the kinds of faults. They are drawn from a deck that the seed shuffles: one every two or three

@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import zip_longest
@@ -20,8 +20,10 @@ import orjson
 
 from ..db.event_log import Batch
 from ..db.streams import LIVE
+from ..snapshot import Snapshot
 from .complaint import Complaint
 from .deltas import Delta, DeltaReader
+from .generators import wait_name
 
 # Error codes that chaos may cause. Losing a process or a connection must cause no other code.
 LOST: Final = "worker_lost"
@@ -29,6 +31,9 @@ LEFT: Final = "worker_left"
 REWOUND: Final = "log_rewound"
 # Also a reason of a reset: a generator that repeats itself did not yield what the log has.
 DIFFERS: Final = "output_differs"
+# Reasons for which a waiting stream is continued.
+INPUT: Final = "input"
+DEADLINE: Final = "deadline"
 # Instead of a status: the stream has no row.
 GONE: Final = "gone"
 _NOTHING: Final = -1
@@ -56,6 +61,8 @@ class Expected:
     events: int
     contract: Contract
     step_every: int = 0
+    waits: Sequence[str] = ()  # the names of its waits, if it has any
+    inputs: int = 0  # how many it receives, messages and approvals
     cancelled: bool = False
     worker_troubled: bool = True  # a worker may have lost it
     rewound: bool = False  # the database went back in time while it ran, and may have lost it
@@ -78,7 +85,17 @@ class Expected:
     @property
     def excused_resumes(self) -> set[str]:
         """The reasons of `resumed` events that may be in the log."""
-        return {LOST, LEFT} if self.worker_troubled and self.contract is Contract.CONTINUES else set()
+        lost = {LOST, LEFT} if self.worker_troubled and self.contract is Contract.CONTINUES else set()
+        # An input also ends the wait for a deadline.
+        waits = {INPUT} if self.waits and self.inputs else set()
+        pauses = {DEADLINE} if not all(map(_is_approval, self.waits)) else set()
+        return lost | waits | pauses
+
+    @property
+    def needed_waits(self) -> set[str]:
+        """The waits that must be in the log of a whole answer. An input that comes first spares it any other one."""
+        only_approvals = self.inputs == sum(_is_approval(name) for name in self.waits)
+        return {name for name in self.waits if only_approvals or _is_approval(name)}
 
     @property
     def steps(self) -> int:
@@ -90,6 +107,7 @@ class Account:
     """What one viewer received of one stream, event by event."""
 
     __slots__ = (
+        "_ask_every",
         "_checks",
         "_missing",
         "_number",
@@ -98,7 +116,9 @@ class Account:
         "_step_every",
         "_steps",
         "_token",
+        "_waiting",
         "end",
+        "inputs",
         "misplaced",
         "received",
         "refused",
@@ -107,10 +127,11 @@ class Account:
         "results",
         "resumes",
         "tail",
+        "waits",
     )
 
-    def __init__(self, step_every: int = 0) -> None:
-        """`step_every`: a step follows every Nth delta; 0: none."""
+    def __init__(self, step_every: int = 0, ask_every: int = 0) -> None:
+        """`step_every`: a step follows every Nth delta; 0: none. `ask_every`: so does a wait."""
         self.tail = 0  # the highest number so far
         self.received = 0
         self.repeated = 0
@@ -120,6 +141,10 @@ class Account:
         self.results: defaultdict[int, set[str]] = defaultdict(set)  # of steps, by index, in all answers
         self.refused = False  # for good: the log lost an event that it has
         self.end: Mapping[str, Any] | None = None
+        self.inputs: list[str] = []  # the keys of the inputs, in their order
+        self.waits: set[str] = set()  # the names of the waits that have begun
+        self._waiting = False
+        self._ask_every = ask_every
         self._step_every = step_every
         self._missing: set[int] = set()
         self._checks = array("q")
@@ -202,21 +227,30 @@ class Account:
         return [Complaint("repeated", seq, f"{seq} arrived again after {self.tail}")]
 
     def _content(self, seq: int, event: Mapping[str, Any]) -> list[Complaint]:
-        match event.get("type"):
+        kind = event.get("type")
+        waited, self._waiting = self._waiting, kind == "waiting"
+        if waited and kind not in {"resumed", "done"}:
+            return [Complaint("mixture", seq, f"an event of type {kind!r} in a wait")]
+        complaints: list[Complaint] = []
+        match kind:
             case "text":
-                return self._text(seq, event["delta"])
+                complaints = self._text(seq, event["delta"])
             case "tool_call" | "tool_result":
-                return self._step(seq, event)
+                complaints = self._step(seq, event)
+            case "custom" if event.get("name") == "input":
+                complaints = self._input(seq, event["data"])
+            case "waiting":
+                complaints = self._wait(seq, event["for"]["calls"][0])
             case "resumed":
-                return self._resumed(seq, event)
+                complaints = self._resumed(seq, event)
             case "reset":
                 self.resets[event["reason"]] += 1
                 self._start_answer()
             case "done":
                 self.end = event
-            case kind:
-                return [Complaint("mixture", seq, f"an event of type {kind!r}")]
-        return []
+            case _:
+                complaints = [Complaint("mixture", seq, f"an event of type {kind!r}")]
+        return complaints
 
     def _text(self, seq: int, text: str) -> list[Complaint]:
         return [found for delta in self._reader.feed(text) for found in self._delta(seq, delta, text)]
@@ -228,7 +262,8 @@ class Account:
             self._token = delta.token
         expected = self._number + 1
         self._number = delta.number
-        if delta.token != self._token or delta.number != expected or self._step_is_due(expected - 1):
+        due = self._step_is_due(expected - 1) or self._approval_is_due(expected - 1)
+        if delta.token != self._token or delta.number != expected or due:
             return [Complaint("mixture", seq, f"{delta} instead of {self._token} {expected}, {self._step_place}")]
         return []
 
@@ -250,6 +285,29 @@ class Account:
     @property
     def _step_place(self) -> str:
         return f"after {self._number} deltas and {len(self._steps)} events of steps"
+
+    def _input(self, seq: int, data: Mapping[str, Any]) -> list[Complaint]:
+        """Add an input: each one once, in the order of their numbers."""
+        number, key = data["n"], data["key"]
+        wrong = number != len(self.inputs) + 1 or key in self.inputs or bool(self._reader.rest)
+        self.inputs.append(key)
+        return [Complaint("wrong input", seq, f"number {number} is {key}; received: {self.inputs}")] if wrong else []
+
+    def _wait(self, seq: int, name: str) -> list[Complaint]:
+        """Add a wait: at its place, and only for an approval that has not come."""
+        self.waits.add(name)
+        wrong = self._wait_at(self._number) != name or bool(self._reader.rest) or name in self.inputs
+        return [Complaint("mixture", seq, f"a wait for {name}, {self._step_place}")] if wrong else []
+
+    def _wait_at(self, number: int) -> str:
+        """Return the name of the wait after so many deltas; empty if there is none."""
+        index, rest = divmod(number, self._ask_every) if self._ask_every else (0, 0)
+        return wait_name(index) if index and not rest else ""
+
+    def _approval_is_due(self, number: int) -> bool:
+        """Return whether an approval is missing after this many deltas."""
+        name = self._wait_at(number)
+        return _is_approval(name) and name not in self.inputs
 
     def _resumed(self, seq: int, event: Mapping[str, Any]) -> list[Complaint]:
         """Count a run that continues: its text must continue, too."""
@@ -285,6 +343,8 @@ class Account:
                 wrong = f"completed {self._step_place}, not {asked.events} and {2 * asked.steps}"
             case "completed" if self._reader.rest:
                 wrong = f"completed in the middle of a delta: {self._reader.rest!r:.120}"
+            case "completed" if len(self.inputs) != asked.inputs or not asked.needed_waits <= self.waits:
+                wrong = f"completed with the inputs {self.inputs} after the waits {sorted(self.waits)}"
             case "completed":
                 return []
             case "cancelled" if asked.cancelled:
@@ -305,7 +365,9 @@ class LogCopy:
         self.checks = array("q")
         self.complaints: list[Complaint] = []
         terminal = 0
+        self._lines: list[str] = []
         for batch in batches:
+            self._lines += batch.lines
             seq = len(self.checks) + 1
             if batch.first_seq != seq or batch.last_seq != seq + len(batch.lines) - 1:
                 detail = f"a batch of {len(batch.lines)} events claims {batch.first_seq} to {batch.last_seq}"
@@ -318,6 +380,15 @@ class LogCopy:
                 self.complaints.append(Complaint("broken log", batch.last_seq, detail))
         if terminal != 1:
             self.complaints.append(Complaint("broken log", len(self.checks), f"{terminal} terminal batches"))
+
+    @property
+    def text(self) -> str:
+        """The text of the answer."""
+        return Snapshot.of(self._lines, len(self._lines)).text
+
+
+def _is_approval(wait: str) -> bool:
+    return wait.startswith("call")
 
 
 def checksum(seq: int, line: bytes) -> int:

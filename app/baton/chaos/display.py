@@ -84,6 +84,11 @@ class Display:
             ("healed after a promotion", f"{workload.healed:,}"),
             ("steps", f"{workload.steps:,}"),
             ("  whose tool ran again, before a result was kept", f"{workload.repeated_steps:,}"),
+            ("inputs accepted", f"{workload.inputs.sent:,}"),
+            ("  received by the generator", f"{workload.inputs.received:,}"),
+            ("  longest from the reply to the event", f"{workload.inputs.longest_seconds:.1f} s"),
+            *self._by_reason("waits", workload.inputs.waits, "for"),
+            *self._at_ends(workload),
             ("ends", f"{workload.outcomes.total():,}"),
             *((f"  {outcome}", f"{count:,}") for outcome, count in workload.outcomes.most_common()),
             ("missing", str(workload.missing)),
@@ -94,8 +99,19 @@ class Display:
         self._table(("what clients saw", ""), rows)
 
     @staticmethod
-    def _by_reason(what: str, counts: Counter[str]) -> list[tuple[str, str]]:
-        rows = [(f"  because of {reason}", f"{count:,}") for reason, count in counts.most_common()]
+    def _at_ends(workload: Workload) -> list[tuple[str, str]]:
+        if not workload.saved:
+            return []
+        return [
+            ("answers saved by the end hook", f"{workload.saved:,}"),
+            ("  ends without it (hook_failed)", f"{workload.hook_failed:,}"),
+            ("webhooks", f"{workload.webhooks['arrived']:,}"),
+            *((f"  {what}", f"{workload.webhooks[what]:,}") for what in ("repeated", "refused", "reply lost")),
+        ]
+
+    @staticmethod
+    def _by_reason(what: str, counts: Counter[str], word: str = "because of") -> list[tuple[str, str]]:
+        rows = [(f"  {word} {reason}", f"{count:,}") for reason, count in counts.most_common()]
         return [(what, f"{counts.total():,}"), *rows]
 
     def memory(self, survivors: Iterable[Samples]) -> None:

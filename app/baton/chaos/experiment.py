@@ -30,6 +30,7 @@ from ..demo.embedded import EmbeddedPostgres, embedded_server
 from ..errors import ConfigurationError, DemoError
 from ..schema.migrate import migrate
 from ..settings import Settings
+from . import end_hook
 from .complaint import Complaint
 from .display import Display
 from .faults import Director, Lines, possible_kinds
@@ -38,6 +39,7 @@ from .memory import Memory
 from .postgres_pair import PostgresPair
 from .proxy import Proxy
 from .tool_calls import FILE_VARIABLE, ToolCalls
+from .webhooks import Receiver
 from .workload import Violation, Workload
 
 GROWTH_MEGABYTES: Final = 1.0  # a minute
@@ -111,6 +113,7 @@ class Experiment:
         self.director: Director
         self._options = options
         self._dsn = dsn
+        self._receiver: Receiver | None = None
         self._memory = Memory()
         self._failed_starts = 0
         self._started_at = time.monotonic()
@@ -176,6 +179,8 @@ class Experiment:
                 await asyncio.to_thread(prepare, pair.primary)
             dsn = pair.primary.dsn if pair is not None else self._dsn or ""
             await self._prepare_schema(dsn, own=pair is not None)
+            if pair is not None:
+                self._receiver = await stack.enter_async_context(Receiver(Random(self.seed)))
             programs = self._programs(stack)
             lines = {program.name: await _lines(stack, dsn) for program in programs}
             if pair is not None:
@@ -221,6 +226,7 @@ class Experiment:
             trouble=self.director.trouble,
             tool_calls=ToolCalls(self._tool_calls),
             violate=self._violate,
+            receiver=self._receiver,
         )
 
     @property
@@ -228,19 +234,30 @@ class Experiment:
         return self.folder / "tool_calls"
 
     def _programs(self, stack: contextlib.ExitStack | contextlib.AsyncExitStack) -> list[Program]:
+        """Return the pods and workers. On a database that is not chaos' own, they have no end hook and no webhooks."""
+        of_pods: dict[str, str] = {}
+        of_workers: dict[str, str] = {}
+        if self._receiver is not None:
+            of_pods = {"BATON_WEBHOOK_HOSTS": self._receiver.origin}
+            of_workers = {
+                **of_pods,
+                "BATON_WEBHOOK_SECRETS": self._receiver.secret,
+                "BATON_ON_END": end_hook.TARGET,
+            }
         pods = [
-            Program(f"pod-{number}", stack.enter_context(reserved_port()))
+            Program(f"pod-{number}", stack.enter_context(reserved_port()), of_pods)
             for number in range(1, self._options.pods + 1)
         ]
-        return pods + [Program(f"worker-{number}") for number in range(1, self._options.workers + 1)]
+        return pods + [
+            Program(f"worker-{number}", settings=of_workers) for number in range(1, self._options.workers + 1)
+        ]
 
     async def _prepare_schema(self, dsn: str, *, own: bool) -> None:
         if own:
             await migrate(dsn, days_ahead=1)
-            return
         connection = await connect(dsn, name="chaos")
         try:
-            await check_schema(connection)
+            await (end_hook.prepare(connection) if own else check_schema(connection))
         finally:
             await connection.close()
 

@@ -302,8 +302,8 @@ class Director:
                 promotion = None
                 try:
                     await self._pair.build_standby()
-                    await self._pair.detach_standby()
                     promotion = self.trouble.note_detached({})
+                    await self._pair.detach_standby()
                     promotion.running = await self._pair.running_on_standby()
                     await self._lose_commits(self._pair, promotion)
                 finally:

@@ -14,6 +14,9 @@ from typing import Final
 
 # Trouble of a worker this long before a promotion, or after it, may cost it its streams: a lease, and a restart.
 NEAR_SECONDS: Final = 10
+# A worker keeps what it wrote in the last ten seconds (BATON_FAILOVER_KEEP_SECONDS). On a busy machine, a promotion may
+# lose more than that.
+KEPT_SECONDS: Final = 8
 
 
 @dataclass(slots=True)
@@ -72,6 +75,13 @@ class Trouble:
         """Return whether a promotion may have lost what was committed at a moment."""
         return any(promotion.spans(at) for promotion in self._promotions)
 
+    def lost_between(self, begin: float, end: float) -> bool:
+        """Return whether a promotion may have lost something that was committed between two moments."""
+        return any(
+            promotion.detached_at - 1 <= end and begin <= (promotion.stopped_at or end)
+            for promotion in self._promotions
+        )
+
     def may_have_rewound(self, stream: str, created_at: float) -> bool:
         """Return whether a promotion may have cost a stream its answer, or its viewers their cursors."""
         return any(not self._spares(promotion, stream) for promotion in self._during(created_at))
@@ -86,7 +96,7 @@ class Trouble:
 
     def _spares(self, promotion: Promotion, stream: str) -> bool:
         worker = promotion.running.get(stream)
-        if worker is None:
+        if worker is None or (promotion.stopped_at or self._clock()) - promotion.detached_at > KEPT_SECONDS:
             return False
         begin, end = promotion.detached_at - NEAR_SECONDS, (promotion.promoted_at or self._clock()) + NEAR_SECONDS
         return not any(begin <= at <= end for at in self._of_workers[worker])

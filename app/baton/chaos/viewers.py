@@ -81,10 +81,11 @@ class Viewer:
         complain: OnComplaint,
         rewound: Callable[[], bool] = lambda: False,
         step_every: int = 0,
+        ask_every: int = 0,
     ) -> None:
-        """`rewound` returns whether a promotion may have lost a part of the stream. `step_every`: see `Account`."""
+        """`rewound` returns whether a promotion may have lost a part of the stream. For the rest see `Account`."""
         self._rewound = rewound
-        self.account = Account(step_every)
+        self.account = Account(step_every, ask_every)
         self._stream = stream
         self._pods = pods
         self._habits = habits

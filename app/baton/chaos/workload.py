@@ -1,4 +1,4 @@
-"""Keeps a number of streams running, each with viewers; judges each at its end, and replaces it."""
+"""Keeps a number of streams running, each with viewers and inputs; judges each at its end, and replaces it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Final, TypeVar
@@ -21,16 +21,31 @@ from ..backoff import Backoff, retry
 from ..db import event_log, stream_ending, streams
 from ..db.postgres import CONNECTION_ERRORS, Pool
 from ..demo.cluster import Program
+from . import end_hook
 from .account import GONE, Account, Contract, Expected, LogCopy
 from .complaint import Complaint
-from .generators import KINDS, Answer
+from .generators import KINDS, PAUSE_SECONDS, Answer
+from .inputs import LONGEST_DELIBERATION_SECONDS, Inputs, Statistics, sending
 from .tool_calls import StepAccount, ToolCalls
 from .trouble import Trouble
 from .viewers import Habits, Traffic, Viewer
+from .webhooks import Receiver
 
 ALLOWANCE_SECONDS: Final = 90  # how much longer a stream may take than its text
 CLOSING_SECONDS: Final = 60
 REQUEST_SECONDS: Final = 5
+SETTLING_SECONDS: Final = 60  # until the last webhooks have been called
+HAS_WEBHOOK: Final = 0.5
+
+_LIVE: Final = "SELECT id, status FROM baton.stream WHERE status NOT IN ('completed', 'failed', 'cancelled')"
+# The call of a worker that has died would follow after a lease of a minute.
+_HURRY: Final = "UPDATE baton.webhook_call SET due_at = clock_timestamp()"
+_CALLED: Final = """
+SELECT id, status FROM baton.stream AS s
+WHERE webhook IS NOT NULL AND status IN ('completed', 'failed', 'cancelled')
+AND NOT EXISTS (SELECT FROM baton.webhook_call AS c WHERE c.stream_id = s.id)
+"""
+_UNCALLED: Final = "SELECT stream_id, tries, error FROM baton.webhook_call"
 
 _PASSING: Final = frozenset({503})
 Result = TypeVar("Result")
@@ -59,7 +74,8 @@ class StreamPlan:
     @property
     def seconds(self) -> float:
         """How long the stream takes if nothing breaks."""
-        return self.answer.events / self.answer.rate
+        waiting = len(self.answer.waits) * max(PAUSE_SECONDS, LONGEST_DELIBERATION_SECONDS)
+        return self.answer.events / self.answer.rate + waiting
 
     @property
     def contract(self) -> Contract:
@@ -82,12 +98,16 @@ class StreamPlan:
             padding=padding,
             step_every=random.choice((0, 20, 80)),
             # A generator that repeats itself needs no state.
-            save_every=random.choice((1, 8, 50) if kind == "continuing" else (0, 8, 50)),
+            save_every=random.choice((1, 8, 50) if kind in {"continuing", "asking"} else (0, 8, 50)),
+            messages=random.choice((0, 2, 20)) if kind == "asking" else 0,
+            ask_every=max(1, events // random.choice((1, 3, 5))) if kind == "asking" else 0,
         )
+        # Once it has waited, an answer continues, whatever its policy was.
+        policies = ("continue",) if kind == "asking" else ("continue", "continue", "continue", "retry", "fail")
         return cls(
             answer=answer,
             kind=kind,
-            policy=random.choice(("continue", "continue", "continue", "retry", "fail")),
+            policy=random.choice(policies),
             cancel_at=random.randint(1, events) if random.random() < 0.12 else None,
         )
 
@@ -116,7 +136,9 @@ class Workload:
         trouble: Trouble,
         tool_calls: ToolCalls,
         violate: Callable[[Complaint, str, str], None],
+        receiver: Receiver | None = None,
     ) -> None:
+        """With a `receiver`, workers have chaos' end hook, and streams have webhooks."""
         self.traffic = Traffic()
         self.live = 0
         self.judged = 0
@@ -125,6 +147,9 @@ class Workload:
         self.resumes: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
         self.steps = self.repeated_steps = 0
+        self.inputs = Statistics()
+        self.saved = self.hook_failed = 0
+        self.webhooks: Counter[str] = Counter() if receiver is None else receiver.counts
         self.healed = 0  # streams that ran through a promotion with their worker, and lost nothing
         self.missing = self.repeated = self.misplaced = self.without_end = 0
         self._pods = pods
@@ -137,6 +162,8 @@ class Workload:
         self._trouble = trouble
         self._tool_calls = tool_calls
         self._violate = violate
+        self._receiver = receiver
+        self._created: dict[str, float] = {}  # of streams with a webhook
         self._closing = asyncio.Event()
         self._http = httpx2.AsyncClient(
             trust_env=False, limits=httpx2.Limits(max_keepalive_connections=0), timeout=REQUEST_SECONDS
@@ -151,6 +178,8 @@ class Workload:
         async with self._http, asyncio.TaskGroup() as slots:
             for _ in range(self._streams_at_once):
                 slots.create_task(self._slot(Random(self._random.random())))
+        if self._receiver is not None:
+            await self._settle(self._receiver)
 
     async def _slot(self, random: Random) -> None:
         await asyncio.sleep(random.uniform(0, 2))
@@ -159,12 +188,15 @@ class Workload:
             before = Before(time.monotonic(), self._trouble.count)
             created = await self._create(plan, random)
             if created is not None:
+                self._created[created] = before.at
                 await self._watch_and_judge(plan, created, before, random)
 
     async def _watch_and_judge(self, plan: StreamPlan, stream: str, before: Before, random: Random) -> None:
         """Let viewers follow a stream to its end, and judge it."""
 
         def rewound() -> bool:
+            if plan.answer.ask_every and self._trouble.lost_between(before.at, time.monotonic()):
+                return True  # a wait has no worker that could heal it, and no worker keeps what others sent
             return self._trouble.may_have_rewound(stream, before.at)
 
         def complain(complaint: Complaint, *, pod: str) -> None:
@@ -180,12 +212,14 @@ class Workload:
                 complain=complain,
                 rewound=rewound,
                 step_every=plan.answer.step_every,
+                ask_every=plan.answer.ask_every,
             )
             for _ in range(max(1, self._viewers + random.randint(-1, 1)))
         ]
         accounts = [viewer.account for viewer in viewers]
+        inputs = self._inputs(plan, stream, accounts, random, rewound)
         self.live += 1
-        async with self._cancelling(plan, stream, accounts, random, rewound) as cancelled:
+        async with self._cancelling(plan, stream, accounts, random, rewound) as cancelled, sending(inputs):
             await self._watch(plan, viewers)
         self.live -= 1
         self.healed += self._trouble.survived(stream, before.at)
@@ -194,13 +228,40 @@ class Workload:
             plan.answer.events,
             plan.contract,
             plan.answer.step_every,
+            plan.answer.waits,
+            plan.answer.inputs,
             cancelled=cancelled.is_set(),
             worker_troubled=self._trouble.count != before.trouble,
             rewound=rewound(),
             step_forgotten=steps.forgotten,
         )
-        await self._judge(stream, accounts, asked, steps)
+        await self._judge(stream, accounts, asked, steps, inputs)
+        inputs.count(self.inputs)
         self._count(plan, accounts, steps)
+
+    def _inputs(
+        self,
+        plan: StreamPlan,
+        stream: str,
+        accounts: Sequence[Account],
+        random: Random,
+        rewound: Callable[[], bool],
+    ) -> Inputs:
+        """Return the inputs of a stream, which go to any pod."""
+
+        async def post(key: str, data: Mapping[str, Any]) -> int | None:
+            reply = await self._request(
+                "POST",
+                f"/v1/streams/{stream}/inputs",
+                random,
+                rewound=rewound,
+                until_ended=True,
+                content=orjson.dumps({"data": data}),
+                headers={"idempotency-key": key},
+            )
+            return None if reply is None else int(orjson.loads(reply)["number"])
+
+        return Inputs(plan.answer, accounts, Random(random.random()), post, self._trouble.lost_at)
 
     def _count(self, plan: StreamPlan, accounts: Sequence[Account], steps: StepAccount) -> None:
         self.kinds[f"{plan.kind}, {plan.contract.value}"] += 1
@@ -275,16 +336,25 @@ class Workload:
     async def _create(self, plan: StreamPlan, random: Random) -> str | None:
         """Create a stream, with one idempotency key for all attempts; None if time runs out after `close()`."""
         body = {"generator": plan.kind, "input": plan.answer.as_input(), "on_worker_lost": plan.policy}
+        if self._receiver is not None and random.random() < HAS_WEBHOOK:
+            body["webhook"] = self._receiver.url
         key = {"idempotency-key": secrets.token_hex(8)}
         reply = await self._request("POST", "/v1/streams", random, content=orjson.dumps(body), headers=key)
         return None if reply is None else str(orjson.loads(reply)["id"])
 
     async def _request(
-        self, method: str, path: str, random: Random, *, rewound: Callable[[], bool] = lambda: False, **content: Any
+        self,
+        method: str,
+        path: str,
+        random: Random,
+        *,
+        rewound: Callable[[], bool] = lambda: False,
+        until_ended: bool = False,
+        **content: Any,
     ) -> bytes | None:
         """Send a request to one pod after another until one accepts it; None if none does in time.
 
-        Return None as well if a promotion has lost the stream.
+        Return None as well if a promotion has lost the stream, or, with `until_ended`, if the stream has ended.
         """
         backoff = Backoff(cap_seconds=1)
         late = asyncio.create_task(self._late(ALLOWANCE_SECONDS))
@@ -293,11 +363,14 @@ class Workload:
                 pod = random.choice(self._pods)
                 try:
                     reply = await self._http.request(method, f"{pod.address}{path}", **content)
-                except httpx2.TransportError:
+                except (httpx2.TransportError, AttributeError):
+                    # anyio raises the second one if a pod is killed just after it has accepted the connection.
                     reply = None
                 if reply is not None and reply.is_success:
                     return reply.content
                 if reply is not None and reply.status_code == httpx2.codes.NOT_FOUND and rewound():
+                    return None
+                if until_ended and reply is not None and reply.status_code == httpx2.codes.CONFLICT:
                     return None
                 if reply is not None and reply.status_code not in _PASSING:
                     complaint = Complaint("refused", 0, f"{method} {path}: {reply.status_code} {reply.text[:200]}")
@@ -308,8 +381,10 @@ class Workload:
         self._violate(Complaint("refused", 0, f"{method} {path}: no pod accepted it"), path, "")
         return None
 
-    async def _judge(self, stream: str, accounts: Sequence[Account], asked: Expected, steps: StepAccount) -> None:
-        """Compare the accounts with the log and with the calls of the tool."""
+    async def _judge(
+        self, stream: str, accounts: Sequence[Account], asked: Expected, steps: StepAccount, inputs: Inputs
+    ) -> None:
+        """Compare the accounts with the log, the calls of the tool, the inputs, and what the end hook has saved."""
         copy = await self._read_log(UUID(stream))
         if asked.rewound:
             copy = await self._ended_log(UUID(stream), copy)
@@ -318,10 +393,52 @@ class Workload:
         for account in accounts:
             complaints += [*account.against(copy, rewound=asked.rewound), *account.ending(asked)]
             complaints += steps.against(account.results)
+            complaints += inputs.against(account, rewound=asked.rewound)
+        if self._receiver is not None and not copy.complaints:
+            complaints += await self._until_answered(
+                lambda: end_hook.against_log(self._pool, UUID(stream), copy.status, copy.text)
+            )
         for complaint in complaints:
             self._violate(complaint, stream, "")
         if self._erase:
             await self._until_answered(lambda: stream_ending.erase(self._pool, UUID(stream)))
+
+    async def _settle(self, receiver: Receiver) -> None:
+        """Wait for the last webhooks, and compare them and the saved answers with the streams that have ended."""
+        receiver.reliable = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SETTLING_SECONDS):
+                while await self._unsettled():
+                    await self._until_answered(lambda: self._pool.execute(_HURRY))
+                    await asyncio.sleep(0.5)
+        for stream_id, complaint in await self._until_answered(lambda: end_hook.unlike(self._pool)):
+            self._violate(complaint, str(stream_id), "")
+        for stream_id, status in await self._until_answered(lambda: self._pool.fetch(_LIVE)):
+            self._violate(Complaint("no end", 0, f"the stream is still {status}"), str(stream_id), "")
+        await self._judge_webhooks(receiver)
+        self.saved, self.hook_failed = await self._until_answered(lambda: end_hook.counts(self._pool))
+
+    async def _unsettled(self) -> bool:
+        """Return whether a stream is live, or a webhook still has to be called."""
+        for query in (_LIVE, _UNCALLED):
+            if await self._until_answered(lambda: self._pool.fetchrow(query)) is not None:  # noqa: B023
+                return True
+        return False
+
+    async def _judge_webhooks(self, receiver: Receiver) -> None:
+        for stream, complaint in receiver.complaints:
+            self._violate(complaint, stream, "")
+        for stream_id, tries, error in await self._until_answered(lambda: self._pool.fetch(_UNCALLED)):
+            self._violate(Complaint("webhook", 0, f"not called after {tries} tries: {error}"), str(stream_id), "")
+        for stream_id, status in await self._until_answered(lambda: self._pool.fetch(_CALLED)):
+            stream = str(stream_id)
+            created_at = self._created.get(stream, 0.0)
+            for complaint in receiver.against(
+                stream,
+                status,
+                lambda at: self._trouble.lost_between(created_at, at),  # noqa: B023
+            ):
+                self._violate(complaint, stream, "")
 
     async def _ended_log(self, stream_id: UUID, copy: LogCopy) -> LogCopy:
         """Wait for the end of a stream whose viewers may all have been refused.

@@ -363,6 +363,67 @@ async def test_a_wait_keeps_its_slot_while_older_code_runs(dsn: str) -> None:
             await waiting(connection, stream_id)
 
 
+async def test_the_state_of_a_wait_is_not_saved_unless_it_begins(dsn: str) -> None:
+    """A worker leaves before its wait could begin. The next run must not take that for a wait without an answer."""
+
+    @baton.continues
+    async def careful(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "continue", "after": request.so_far.seq}
+        if not request.so_far.text:
+            yield "May I? "
+        if request.state is None:
+            yield {"type": "wait", "state": {"asked": True}}
+        yield f"You said {await request.receive(timeout=0)}."
+
+    async with connected(dsn) as connection:
+        await connection.execute(
+            "INSERT INTO baton.worker (name, generators, concurrency, code) VALUES ('old', '{}', 1, '0023')"
+        )
+        await connection.execute("UPDATE baton.compatibility SET oldest_code = '0023'")
+        stream_id = await queue(dsn, may_continue=True)
+        async with working(dsn, careful) as worker:
+            await until(lambda: stream_id in worker.slots.runs)
+            run = worker.slots.runs[stream_id]
+            await until(lambda: run.feed.pause is not None and not run.outbox.has_unsaved_state)
+        await connection.execute("DELETE FROM baton.worker WHERE name = 'old'")
+        async with working(dsn, careful):
+            await waiting(connection, stream_id)
+            await send(connection, stream_id, "yes")
+            await ended(connection, stream_id)
+        assert text(await events(connection, stream_id)) == "May I? You said yes."
+
+
+async def test_the_state_of_a_wait_that_never_begins_is_stopped(dsn: str) -> None:
+    """An input came first, or the stream is cancelled before its wait begins."""
+    asking = StoppableAsking()
+    async with connected(dsn) as connection, working(dsn, asking):
+        stream_id = await queue(dsn)
+        await until_tail(connection, stream_id, 1)
+        await connection.execute("UPDATE baton.stream SET cancel_requested_at = now() WHERE id = $1", stream_id)
+        asking.go_on.set()
+        assert (await ended(connection, stream_id)).status == "cancelled"
+        await until(lambda: bool(asking.stopped))
+    assert asking.stopped == [{"asked": True}]
+
+
+class StoppableAsking:
+    """Begins something at a provider, and waits."""
+
+    continues = True
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+        self.stopped: list[Any] = []
+
+    async def __call__(self, request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield "?"
+        await self.go_on.wait()
+        yield {"type": "wait", "state": {"asked": True}}
+
+    async def stop(self, state: Any) -> None:
+        self.stopped.append(state)
+
+
 async def test_a_repeated_beginning_of_a_wait_finds_it_done(dsn: str) -> None:
     """As after a commit whose reply was lost."""
     async with connected(dsn) as connection:

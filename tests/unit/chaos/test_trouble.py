@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from baton.chaos.trouble import NEAR_SECONDS, Trouble
+from baton.chaos.trouble import KEPT_SECONDS, NEAR_SECONDS, Trouble
 
 
 class Clock:
@@ -79,3 +79,22 @@ def test_a_promotion_that_did_not_happen_excuses_nothing() -> None:
     trouble = Trouble(clock)
     trouble.forget(trouble.note_detached({}))
     assert not trouble.may_have_rewound("one", 50)
+
+
+def test_a_promotion_that_loses_more_than_workers_keep_excuses_all() -> None:
+    clock = Clock()
+    trouble = Trouble(clock)
+    promotion = trouble.note_detached({"one": "worker-1"})
+    clock.seconds += KEPT_SECONDS + 1
+    promotion.stopped_at = promotion.promoted_at = clock.seconds
+    assert trouble.may_have_rewound("one", 50)
+
+
+def test_what_was_committed_before_or_after_the_lost_part_is_kept() -> None:
+    clock = Clock()
+    trouble = Trouble(clock)
+    promoted(trouble, clock)
+    assert not trouble.lost_between(150, 198)
+    assert trouble.lost_between(150, 201)
+    assert trouble.lost_between(201, 300)
+    assert not trouble.lost_between(202.5, 300)
