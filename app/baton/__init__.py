@@ -1,7 +1,7 @@
 """Baton hands a live LLM answer from pod to pod without dropping a token, on Postgres alone.
 
-The public API is what `__all__` names here, in `baton.client`, and in the modules of `baton.adapters`. Everything
-else may change in any release.
+The public API is what `__all__` names here, in `baton.client`, in `baton.testing`, and in the four adapters of
+`baton.adapters`. Everything else may change in any release.
 
 Each name is imported when it is first used: `import baton` loads nothing else, and a worker does not load the server.
 """

@@ -125,6 +125,39 @@ def maintain(
         raise typer.Exit(0 if every is not None else interrupted.exit_status) from None
 
 
+@app.command()
+def run(
+    target: Annotated[str, typer.Argument(help="A generator: `module:function`, or the name of a configured one.")],
+    prompt: Annotated[str | None, typer.Argument(help="The input, as text.")] = None,
+    *,
+    given: Annotated[
+        str | None, typer.Option("--input", metavar="JSON|FILE", help="The input, as JSON. `-` reads it from stdin.")
+    ] = None,
+    reply: Annotated[
+        list[str] | None,
+        typer.Option(metavar="JSON", help="An input to send when the generator waits. May be repeated."),
+    ] = None,
+    kill_after: Annotated[
+        int | None, typer.Option(min=0, help="Kill the worker after this event, and let another one continue.")
+    ] = None,
+    dialect: Annotated[
+        str | None, typer.Option(help="Print what a client gets: native, aisdk, responses, chat, text or durable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each event.")] = False,
+) -> None:
+    """Run a generator here, without a database, and print its answer. Ask here for what it waits for."""
+    from .commands.run import Request, input_of, replies_of
+    from .commands.run import run as run_generator
+
+    if prompt is not None and given is not None:
+        raise typer.BadParameter("The input is either PROMPT or --input.")
+    if dialect is not None and as_json:
+        raise typer.BadParameter("--dialect and --json are two forms of output. Choose one.")
+    content = prompt if given is None else input_of(given)
+    request = Request(target, content, replies_of(reply or ()), kill_after, dialect, as_json)
+    raise typer.Exit(run_generator(_settings(), request))
+
+
 @app.command(name="mark-restored")
 def mark_restored(
     *,

@@ -96,8 +96,8 @@ WHEN (NEW.webhook IS NOT NULL AND NEW.status IN ('completed', 'failed', 'cancell
 EXECUTE FUNCTION baton.note_webhook()
 """
 
-# As `db.stream_queue` gives a stream back: before the first of its line (see `db.queue_lines`), since viewers have a part
-# of its answer. There is no watermark here; only what an older worker gives back comes this way.
+# As `db.stream_queue` gives a stream back: before the first of its line (see `db.queue_lines`), since viewers have a
+# part of its answer. There is no watermark here; only what an older worker gives back comes this way.
 STAMP_REQUEUED = """
 CREATE FUNCTION baton.stamp_requeued() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -182,6 +182,8 @@ def upgrade() -> None:
         op.execute(statement)
     # Otherwise any role that may use the schema could write as its owner.
     op.execute("REVOKE ALL ON FUNCTION baton.add_input(uuid, bytea, text, integer) FROM PUBLIC")
+    # Or fire this one from a table of its own, for a stream and a URL of its choice.
+    op.execute("REVOKE ALL ON FUNCTION baton.note_webhook() FROM PUBLIC")
     # The constraint that replaces it, in the same transaction, allows one value more.
     op.execute("-- squawk-ignore ban-drop-constraint\nALTER TABLE baton.stream DROP CONSTRAINT ck_stream_status")
     ddl.add_check("stream", "ck_stream_status", f"status IN ({_STATUSES})")

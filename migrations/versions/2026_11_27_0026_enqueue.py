@@ -83,7 +83,8 @@ BEGIN
         WHEN policy NOT IN ('continue', 'retry', 'fail') THEN 'on_worker_lost: continue, retry or fail'
         WHEN wanted_priority NOT IN ('high', 'normal', 'low') THEN 'priority: high, normal or low'
         WHEN cancel_when_unwatched_seconds < 10 THEN 'cancel_when_unwatched_seconds: at least 10'
-        WHEN NOT isfinite(start_after) THEN 'start_after: a finite time'
+        WHEN start_after NOT BETWEEN clock_timestamp() - interval '1000 years' AND clock_timestamp() + interval '7 days'
+            THEN 'start_after: at most 7 days ahead, and no more than 1000 years ago'
         WHEN length(webhook) > 2000 OR webhook !~ '^https?://[!-~]+$' THEN 'webhook: a URL'
         WHEN idempotency_key !~ '^[ -~]{{1,255}}$' THEN 'idempotency_key: 1 to 255 printable ASCII characters'
         WHEN traceparent !~ '^00-[0-9a-f]{{32}}-[0-9a-f]{{16}}-[0-9a-f]{{2}}$' THEN 'traceparent: W3C Trace Context'
@@ -109,7 +110,8 @@ BEGIN
     IF idempotency_key IS NOT NULL THEN
         hash := sha256(convert_to(jsonb_build_array(
             'enqueue', generator, encode(content, 'hex'), labels, policy, max_duration_seconds, idle_timeout_seconds,
-            queue_timeout_seconds, cancel_when_unwatched_seconds, wanted_priority, start_after, webhook
+            queue_timeout_seconds, cancel_when_unwatched_seconds, wanted_priority,
+            extract(epoch FROM start_after), webhook
         )::text, 'UTF8'));
         INSERT INTO baton.idempotency_key AS k (tenant, key, request_hash, stream_id, expires_at)
         VALUES (owner, idempotency_key, hash, new_id, clock_timestamp() + interval '24 hours')

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from tests.clients.node import HERE, Node, installed
+from tests.faults.conftest import breakable, breakable_cluster  # noqa: F401
 
 
 @pytest.fixture(scope="session")

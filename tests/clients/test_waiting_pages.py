@@ -12,6 +12,7 @@ from bench.packages import INSTALL_SECONDS
 from tests.clients.balancer import balancer
 from tests.clients.node import Node
 from tests.clients.pods import two_pods
+from tests.faults.servers import BreakablePostgres
 from tests.support.cluster import Cluster, Tap
 from tests.support.processes import SERVES, environment, running
 
@@ -93,26 +94,34 @@ def check(answered: dict[str, Any], replayed: dict[str, Any], decision: str) -> 
 
 
 GENERATORS = """
+import os
 import baton
+
+def weather():
+    with open(os.environ["RAN"], "a") as ran:
+        ran.write("weather\\n")
+    return 3
 
 @baton.continues
 async def careful(request):
     yield {"type": "continue", "after": request.so_far.seq}
-    if request.run == 1:
+    if not request.state:
         yield "Let me see."
         yield {"type": "tool_call", "index": 0, "id": "c", "name": "weather", "arguments_delta": '{"city":"Oslo"}'}
         yield {"type": "tool_approval", "id": "c"}
-    answer = await request.receive(0)
-    if answer is None:
-        yield {"type": "wait", "for": {"type": "approval", "calls": ["c"]}}
+        yield {"type": "wait", "for": {"type": "approval", "calls": ["c"]}, "state": "asked"}
         return
-    yield {"type": "tool_result", "id": "c", "result": 3}
+    assert (await request.receive())["approved"]
+    yield {"type": "tool_result", "id": "c", "result": await request.step("weather", weather)}
     yield "Done."
 """
 
 
 @pytest.mark.parametrize("version", ["6", "7"])
-async def test_a_question_outlives_every_process(cluster: Cluster, node: Node, tmp_path: Path, version: str) -> None:
+async def test_a_question_outlives_every_process_and_a_crash_of_postgres(
+    breakable: BreakablePostgres, breakable_cluster: Cluster, node: Node, tmp_path: Path, version: str
+) -> None:
+    cluster, ran = breakable_cluster, tmp_path / "ran"
     (tmp_path / "careful_generators.py").write_text(GENERATORS)
     env = environment(
         BATON_DATABASE_URL=cluster.dsn,
@@ -120,6 +129,7 @@ async def test_a_question_outlives_every_process(cluster: Cluster, node: Node, t
         BATON_PORT="0",
         BATON_GENERATORS="careful=careful_generators:careful",
         PYTHONPATH=str(tmp_path),
+        RAN=str(ran),
     )
     async with running("serve", env=env) as pod, running("worker", env=env) as worker:
         url = (await pod.said(SERVES))[2]
@@ -128,12 +138,15 @@ async def test_a_question_outlives_every_process(cluster: Cluster, node: Node, t
             for process in (pod, worker):
                 process.signal(signal.SIGKILL)
                 await process.ends()
+            await breakable.crash()
+            assert not ran.exists()
             async with running("serve", env=env) as another, running("worker", env=env):
                 pages.hears((await another.said(SERVES))[2])
                 await pages.says("reloaded")
                 answered, replayed = await pages.says("answered"), await pages.says("replayed")
                 await pages.rest()
     check(answered, replayed, "approve")
+    assert ran.read_text() == "weather\n"
 
 
 async def test_the_workflow_transport_continues_after_a_wait_on_another_pod(cluster: Cluster, node: Node) -> None:

@@ -69,7 +69,7 @@ async def test_the_agent_that_asks_for_approval_waits_and_continues(
     # No process of the first run is needed any more.
     await cluster.kill(first)
     if approved is None:
-        await cluster.pool.execute("UPDATE baton.stream SET wait_until = clock_timestamp(), held_until = clock_timestamp()")
+        await cluster.pool.execute("UPDATE baton.stream SET held_until = clock_timestamp()")
     else:
         data = {"type": "approval", "call_id": "call_1", "approved": approved, "reason": None}
         assert [await send(cluster, pod, stream, data, "call_1") for pod in pods] == [1, 1]

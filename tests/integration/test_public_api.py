@@ -23,6 +23,10 @@ HEAVY = SERVER | {"pydantic", "pydantic_settings", "httpx2", "orjson", "rich", "
             {"starlette", "uvicorn", "httpx2", "sqlalchemy", "alembic", "jwt"},
         ),
         ("from baton.client import Follower", SERVER | {"pydantic", "rich"}),
+        (
+            "import baton.testing, baton.commands.run",
+            {"starlette", "uvicorn", "httpx2", "sqlalchemy", "alembic", "jwt"},
+        ),
     ],
 )
 def test_an_import_loads_only_what_it_needs(statement: str, unwanted: set[str]) -> None:

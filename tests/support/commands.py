@@ -14,7 +14,7 @@ import pytest
 
 from baton import cli
 
-CHATTY = ("alembic", "httpx2")
+CHATTY = ("alembic", "httpx2", "baton.worker.run")
 
 
 def told(*arguments: str, env: Mapping[str, str]) -> tuple[int, str, str]:

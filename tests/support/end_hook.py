@@ -77,6 +77,10 @@ async def _close(connection: Connection) -> None:
     await connection.close()
 
 
+async def _become(connection: Connection) -> None:
+    await connection.execute("SET ROLE pg_monitor")
+
+
 _DEEDS: dict[str, Callable[[Connection], Awaitable[None]]] = {
     "wait": _wait,
     "raise": _fail,
@@ -88,6 +92,7 @@ _DEEDS: dict[str, Callable[[Connection], Awaitable[None]]] = {
     "violate": _violate,
     "swallow": _swallow,
     "close": _close,
+    "become another role": _become,
 }
 
 

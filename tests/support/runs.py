@@ -10,6 +10,7 @@ from baton.generators.steps import Steps
 from baton.observability.metrics import Labels, WorkerMetrics
 from baton.worker.feed import Bounds
 from baton.worker.outbox import Outbox
+from baton.worker.past_records import PastRecords
 from baton.worker.records import Records
 from baton.worker.run import Run
 
@@ -23,7 +24,7 @@ def run_of(generator: Generator, name: str = "test") -> Run:
         outbox,
         Bounds(1 << 20, 1000, 1 << 20, 1 << 20),
         metrics=WorkerMetrics(),
-        records=Records(""),
+        earlier=PastRecords(Records(""), claim.stream_id),
         steps=Steps(),
         labels=Labels(name),
     )

@@ -16,7 +16,7 @@ import pytest
 import baton
 
 PROJECT = Path(__file__).parents[2]
-PUBLIC_MODULES = ("baton", "baton.client")
+PUBLIC_MODULES = ("baton", "baton.client", "baton.testing")
 # Their frameworks need not be installed.
 ADAPTERS = {f"baton.adapters.{path.stem}" for path in (PROJECT / "app/baton/adapters").glob("[a-z]*.py")}
 PAGES = [PROJECT / "README.md", PROJECT / "SECURITY.md", *sorted((PROJECT / "docs").glob("*.md"))]
@@ -67,7 +67,7 @@ def test_the_docs_and_examples_import_public_names_only() -> None:
 
 
 def test_the_docs_name_public_paths_only() -> None:
-    modules = {item.stem for item in Path(baton.__file__).parent.iterdir()} - {"client", "adapters"}
+    modules = {item.stem for item in Path(baton.__file__).parent.iterdir()} - {"client", "adapters", "testing"}
     for path in PAGES:
         for first, rest in re.findall(r"`baton\.(\w+)((?:\.\w+)*)", path.read_text()):
             if (path.name, first, rest) in NOT_PYTHON:

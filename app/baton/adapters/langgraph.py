@@ -21,9 +21,9 @@ from typing import Any, Final, Self, cast
 from ..errors import GenerationError
 from ..generators import GenerationRequest, Yielded, continues
 from ..generators.conversation import messages as chat_messages
-from . import extra
+from .extras import extra
 from .langgraph_pauses import Pause, decision_of, pause_of
-from .shown import Shown
+from .langgraph_shown import Shown
 
 with extra("langgraph", "langgraph"), extra("langgraph", "langchain"), extra("langgraph", "langchain_core"):
     from langchain.agents.middleware import AgentMiddleware
@@ -36,7 +36,7 @@ with extra("langgraph", "langgraph"), extra("langgraph", "langchain"), extra("la
     from langgraph.types import Command, StateSnapshot
 
     from . import langgraph_checkpoints as checkpoints
-    from .langchain_messages import MessageEvents, as_json, as_langchain
+    from .langgraph_messages import MessageEvents, as_json, as_langchain
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from ..generators import GenerationRequest, Yielded
 from ..generators.conversation import for_chat
 from ..generators.protocol import refuse_approvals
-from . import extra
+from .extras import extra
 
 # Without it the import asks GitHub for a list of prices, and waits for the answer.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")

@@ -4,7 +4,7 @@
 
     generate = generator(agent)
 
-The agents of a stream are copies whose models and function tools are steps (see `baton.adapters`).
+The agents of a stream are copies whose models and function tools are steps (see `agent_steps`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import orjson
 from pydantic import BaseModel
 
 from ..errors import GenerationError
-from ..generators import GenerationRequest, Generator, Yielded, continues, conversation
+from ..generators import GenerationRequest, Generator, Yielded, conversation
 from ..generators.provider import cut_off
-from . import Calls, Json, Results, Turns, extra
+from .agent_steps import Calls, Json, Options, Results, Turns, generator_of
+from .extras import extra
 
 with extra("openai-agents", "agents"):
     import agents
@@ -33,8 +34,6 @@ with extra("openai-agents", "agents"):
     from ..generators.openai import ResponsesAnswer
 
 __all__ = ["generator"]
-
-Options = Mapping[str, Any]
 
 _ENDS: Final = {"response.completed": ResponseCompletedEvent, "response.incomplete": ResponseIncompleteEvent}
 # Tools that the provider runs. What it reports about them is a custom event.
@@ -64,16 +63,7 @@ def generator(
     """
     # Streams share the connections of one provider.
     fixed["run_config"] = fixed.get("run_config") or agents.RunConfig()
-
-    @continues
-    async def generate(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
-        chosen = agent if isinstance(agent, agents.Agent) else agent(request)
-        given = {**fixed, **(options(request) if options else {})}
-        async with contextlib.aclosing(_Answer(request, chosen, given).events()) as events:
-            async for event in events:
-                yield event
-
-    return generate
+    return generator_of(agent, agents.Agent, _Answer, options=options, fixed=fixed)
 
 
 class _Answer:

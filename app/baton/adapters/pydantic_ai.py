@@ -5,7 +5,7 @@
     generate = generator(agent)
 
 The agent runs as it is, with a model around its own, and one more capability: both make calls steps (see
-`baton.adapters`).
+`agent_steps`).
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ..errors import GenerationError
-from ..generators import GenerationRequest, Generator, Yielded, as_generation_error, continues, conversation
+from ..generators import GenerationRequest, Generator, Yielded, as_generation_error, conversation
 from ..generators.provider_answer import usage_event
-from . import Calls, Json, Results, Turns, extra
+from .agent_steps import Calls, Json, Options, Results, Turns, generator_of
+from .extras import extra
 
 with extra("pydantic-ai", "pydantic_ai"):
     import pydantic_ai
@@ -45,8 +46,6 @@ with extra("pydantic-ai", "pydantic_ai"):
 
 __all__ = ["generator"]
 
-Options = Mapping[str, Any]
-
 _RESPONSE: Final[TypeAdapter[list[messages.ModelMessage]]] = messages.ModelMessagesTypeAdapter
 _OUTPUT: Final[TypeAdapter[Any]] = TypeAdapter(messages.ToolReturnContent)
 _RETURN: Final[TypeAdapter[Any]] = TypeAdapter(messages.ToolReturn)
@@ -63,16 +62,7 @@ def generator(
     `fixed`, and what `options` returns for the request, are arguments of `Agent.run_stream_events`, such as `deps`,
     `model` and `usage_limits`.
     """
-
-    @continues
-    async def generate(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
-        chosen = agent if isinstance(agent, pydantic_ai.Agent) else agent(request)
-        given = {**fixed, **(options(request) if options else {})}
-        async with contextlib.aclosing(_Answer(request, chosen, given).events()) as events:
-            async for event in events:
-                yield event
-
-    return generate
+    return generator_of(agent, pydantic_ai.Agent, _Answer, options=options, fixed=fixed)
 
 
 class _Answer:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic_ai import messages
 
 from ..errors import GenerationError
-from . import Json
+from .agent_steps import Json
 
 
 def history_of(given: Sequence[Json]) -> list[messages.ModelMessage]:

@@ -227,7 +227,8 @@ async def _create(request: Request, new: NewStream, key: IdempotencyKey | None) 
         pod.metrics.rejected["tenant_streams"] += 1
         raise
     if created:
-        await notifications.announce_queued(pod.pool, held=new.held)
+        announce = notifications.announce_held if new.held else notifications.announce_queued
+        await announce(pod.pool)
     return stream, created
 
 

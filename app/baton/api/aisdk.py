@@ -37,8 +37,10 @@ from ..errors import (
     AnswerRunning,
     ConversationChanged,
     ConversationGone,
+    InboxFull,
     InvalidRequest,
     ReservedGenerator,
+    StreamEnded,
     UnknownGenerator,
 )
 from ..events import MAX_SEQ, Status
@@ -128,6 +130,8 @@ ROUTES: Final = Routes("AI SDK", path={"chat": _CHAT})
         AnswerRunning,
         ConversationChanged,
         ConversationGone,
+        StreamEnded,
+        InboxFull,
     ),
     body=SendMessages | SendMessage,
     parameters=(IDEMPOTENCY_KEY,),

@@ -16,17 +16,26 @@ from typing import Any, Final, NamedTuple
 
 from starlette.requests import Request
 
-from ..db import inputs, notifications
+from ..db import inputs
 from ..db.inputs import Added
 from ..db.postgres import Connection, translated
 from ..db.streams import Stream
-from ..errors import ConversationChanged, IdempotencyConflict, InvalidRequest
+from ..errors import IdempotencyConflict, RequestError
 from ..events import encode_object
+from . import input_sending
 from .aisdk_approvals import ANSWERED_BEFORE, Answered
 from .request import pod_of
 
 # No client can send a key that begins like this.
 _KEY_PREFIX: Final = "\tapproval "
+
+
+class _NotTaken(Exception):
+    """Rolls back the answers of a message, since the stream does not take one of them."""
+
+    def __init__(self, added: Added) -> None:
+        super().__init__()
+        self.added = added
 
 
 class Place(NamedTuple):
@@ -42,9 +51,9 @@ async def answer(request: Request, answers: Sequence[Answered], metadata: Any) -
     `metadata` is that of the page's message.
 
     Raises:
-        ConversationChanged: the stream has ended at this moment.
         IdempotencyConflict: one of the questions has another answer.
-        InvalidRequest: the stream takes no more inputs.
+        InboxFull: the stream takes no more inputs.
+        StreamEnded, StreamExpired, StreamNotFound: the stream has ended at this moment, or is gone.
         Unavailable: the answers cannot be stored.
     """
     waiting = [answer for answer in answers if answer.asked.has_waited and not answer.asked.stream.ended]
@@ -55,16 +64,32 @@ async def answer(request: Request, answers: Sequence[Answered], metadata: Any) -
     given = sorted(
         (answer for answer in waiting if answer.asked.stream.id == asked.stream.id), key=lambda item: item.asked.seq
     )
-    pool = pod_of(request).pool
-    async with translated(pool):
-        async with pool.acquire() as connection, connection.transaction():
-            results = {(await _give(connection, answer)).result for answer in given}
-        if "woken" in results:
-            await notifications.announce_queued(pool)
-        elif "added" in results:
-            await notifications.announce_input(pool, asked.stream.id)
+    await _send(request, asked.stream, given)
     seen = _seen(metadata)
     return Place(asked.stream, seen if seen is not None and seen in asked.waits else asked.waits[-1])
+
+
+async def _send(request: Request, stream: Stream, given: Sequence[Answered]) -> None:
+    """Add the answers to a stream's inputs: all, or none."""
+    counts = pod_of(request).metrics.inputs
+    try:
+        async with translated(pod_of(request).pool):
+            added = await _add(request, stream, given)
+            await input_sending.announce(request, stream.id, added)
+    except RequestError as error:
+        counts.add(error.code)
+        raise
+    for each in added:
+        counts.add(each.result)
+
+
+async def _add(request: Request, stream: Stream, given: Sequence[Answered]) -> list[Added]:
+    try:
+        async with pod_of(request).pool.acquire() as connection, connection.transaction():
+            return [await _give(connection, answer) for answer in given]
+    except _NotTaken as error:
+        # The connection was given back: the refusal reads the stream over another one.
+        raise await input_sending.refusal(request, stream, error.added) from None
 
 
 async def _give(connection: Connection, answer: Answered) -> Added:
@@ -77,10 +102,9 @@ async def _give(connection: Connection, answer: Answered) -> Added:
         (before,) = await inputs.read(connection, stream_id, added.number - 1, 1)
         if before.data["approved"] != answer.approved:
             raise IdempotencyConflict(ANSWERED_BEFORE)
-    elif added.result == "full":
-        raise InvalidRequest("The answer that asks has too many inputs. Stop it, and ask again.")
-    elif added.result in {"ended", "missing"}:
-        raise ConversationChanged("The answer that asked has just ended. Load the chat again.")
+        return added._replace(result="repeated")
+    if added.result not in input_sending.TAKEN:
+        raise _NotTaken(added)
     return added
 
 

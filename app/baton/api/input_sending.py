@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final
 from uuid import UUID
 
 from starlette.requests import Request
@@ -15,6 +16,9 @@ from ..errors import IdempotencyConflict, InboxFull, MessageTooLarge, RequestErr
 from ..events import encode_object
 from .request import found, pod_of
 from .request_body import readable_bytes
+
+# What becomes of an input that the generator gets: now, or before under the same key.
+TAKEN: Final = frozenset({"added", "woken", "repeated"})
 
 
 async def send(request: Request, stream_id: UUID, data: Any, key: str | None = None) -> tuple[int, bool]:
@@ -50,16 +54,23 @@ async def _added(request: Request, stream_id: UUID, content: bytes, key: str | N
                 operator=f"the inputs of a stream may have {max_bytes} bytes (BATON_MAX_INPUT_BYTES)",
             )
         added = await inputs.add(pool, stream_id, content, key)
-        if added.result == "woken":
-            await notifications.announce_queued(pool, held=True)
-        elif added.result == "added":
-            await notifications.announce_input(pool, stream_id)
-        elif added.result != "repeated":
-            raise await _refusal(request, stream, added)
+        if added.result not in TAKEN:
+            raise await refusal(request, stream, added)
+        await announce(request, stream_id, [added])
     return added
 
 
-async def _refusal(request: Request, stream: Stream, added: Added) -> RequestError:
+async def announce(request: Request, stream_id: UUID, added: Iterable[Added]) -> None:
+    """Wake the generator of a stream that inputs were added to, after their commit."""
+    results = {each.result for each in added}
+    if "woken" in results:
+        await notifications.announce_held(pod_of(request).pool)
+    elif "added" in results:
+        await notifications.announce_input(pod_of(request).pool, stream_id)
+
+
+async def refusal(request: Request, stream: Stream, added: Added) -> RequestError:
+    """Return the error for an input that was not added."""
     match added.result:
         case "conflict":
             return IdempotencyConflict(

@@ -18,6 +18,7 @@ from datetime import datetime
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeAlias
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx2
@@ -87,6 +88,9 @@ class Client:
     `ServiceUnavailable`, or `FollowError` if it follows a stream.
 
     Each call raises ClientError if it is refused for good, with the `code` and the `status` of the response.
+
+    Raises:
+        ValueError: `base_url` is not the address of a service.
     """
 
     def __init__(
@@ -98,8 +102,9 @@ class Client:
         timeout_seconds: float = 30,
         patience_seconds: float = 60,
     ) -> None:
-        self._base = base_url.rstrip("/") + "/v1/streams"
-        self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        self._base = _checked(base_url).rstrip("/") + "/v1/streams"
+        # A token that was read from a file may end with its newline.
+        self._headers = {} if token is None else {"authorization": f"Bearer {token.strip()}"}
         self._http = httpx2.AsyncClient() if http is None else http
         self._owns_http = http is None
         self._timeout_seconds = timeout_seconds
@@ -259,6 +264,18 @@ class Client:
             if monotonic() - began_at + pause_seconds > self._patience_seconds:
                 raise ServiceUnavailable(problem.detail, code=problem.code, status=status)
             await asyncio.sleep(pause_seconds)
+
+
+def _checked(base_url: str) -> str:
+    """Return the address. Without its scheme each call would be tried again until the patience ends.
+
+    Raises:
+        ValueError: it is not the address of a service.
+    """
+    parts = urlsplit(base_url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError(f"base_url must look like https://host or https://host/prefix, not {base_url!r:.200}.")
+    return base_url
 
 
 def _new_key() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from typing import Any, Final
+from typing import Any
 
 import httpx2
 import orjson
@@ -14,12 +14,7 @@ from rich.console import Console
 from ..client import Connected, Disconnected, Follower, Sighting
 from ..errors import FollowError
 from .addresses import pod_address, stream_id
-from .terminal import AnswerPrinter, Flow, Output
-
-_CONTINUED: Final = {
-    "input": "an input came, and the answer continues",
-    "deadline": "no input came in time, and the answer continues",
-}
+from .terminal import AnswerPrinter, Flow, Output, end_words, words_of_wait
 
 
 def run(stream: str, *, url: str, credential: str | None, cursor: int, as_json: bool) -> int:
@@ -86,7 +81,7 @@ class _Screen:
             self._remark(f"· {sighting.reason}; reconnecting in {sighting.pause_seconds:.1f} s", "yellow")
         elif sighting.event.get("type") == "done":
             self._end(sighting.event)
-        elif (sentence := _of_wait(sighting.event)) is not None:
+        elif (sentence := words_of_wait(sighting.event)) is not None:
             self._answer.end()
             self._remark(f"· {sentence}", "magenta")
         else:
@@ -99,27 +94,10 @@ class _Screen:
     def _end(self, event: dict[str, Any]) -> None:
         self.status = event.get("status")
         self._answer.end()
-        timings = event.get("timings") or {}
-        words = [f"{self.status} ({event.get('finish_reason')})"]
-        if (error := event.get("error")) is not None:
-            words.append(f"{error.get('code')}: {error.get('message')}")
-        if timings.get("time_to_first_token_seconds") is not None:
-            words.append(f"first token after {timings['time_to_first_token_seconds']:.2f} s")
-        if timings.get("tokens_per_second") is not None:
-            words.append(f"{timings['tokens']} tokens at {timings['tokens_per_second']:.0f}/s")
-        self._remark("· " + ", ".join(words), "green" if self.status == "completed" else "red")
+        self._remark(end_words(event), "green" if self.status == "completed" else "red")
 
     def _remark(self, text: str, style: str) -> None:
         if self._console.is_terminal:
             self._flow.line(text, style)
         else:
             self._errors.print(text, markup=False)
-
-
-def _of_wait(event: dict[str, Any]) -> str | None:
-    """Return what the beginning or the end of a wait means; None for other events."""
-    if event.get("type") == "waiting":
-        return f"it waits for {orjson.dumps(event.get('for')).decode()}, until {event.get('until')}"
-    if event.get("type") != "resumed":
-        return None
-    return _CONTINUED.get(str(event.get("reason")))

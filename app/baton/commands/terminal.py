@@ -27,6 +27,11 @@ _STYLES: Final = {
     "custom": "dim",
 }
 
+_CONTINUED: Final = {
+    "input": "an input came, and the answer continues",
+    "deadline": "no input came in time, and the answer continues",
+}
+
 
 class Output(Console):
     """Standard output of a command that owns processes: it raises when its reader goes away (`| head`).
@@ -170,6 +175,28 @@ class AnswerPrinter:
         before = "\n" if self._call >= 0 else ""
         self._call = event["index"]
         return f"{before}> {event.get('name')} {words}"
+
+
+def end_words(event: dict[str, Any]) -> str:
+    """Return a terminal event in one line: the status, the error, and how fast it was."""
+    timings = event.get("timings") or {}
+    words = [f"{event.get('status')} ({event.get('finish_reason')})"]
+    if (error := event.get("error")) is not None:
+        words.append(f"{error.get('code')}: {error.get('message')}")
+    if timings.get("time_to_first_token_seconds") is not None:
+        words.append(f"first token after {timings['time_to_first_token_seconds']:.2f} s")
+    if timings.get("tokens_per_second") is not None:
+        words.append(f"{timings['tokens']} tokens at {timings['tokens_per_second']:.0f}/s")
+    return "· " + ", ".join(words)
+
+
+def words_of_wait(event: dict[str, Any]) -> str | None:
+    """Return what the beginning or the end of a wait means; None for other events."""
+    if event.get("type") == "waiting":
+        return f"it waits for {_json(event.get('for'))}, until {event.get('until')}"
+    if event.get("type") != "resumed":
+        return None
+    return _CONTINUED.get(str(event.get("reason")))
 
 
 def _json(value: Any) -> str:

@@ -84,9 +84,14 @@ async def notify(executor: Connection | Pool, channel: str, payloads: Sequence[s
     await executor.execute(_NOTIFY, channel, payloads)
 
 
-async def announce_queued(executor: Connection | Pool, *, held: bool = False) -> None:
-    """Wake the workers: streams were queued. If some are held, a worker must admit them first."""
-    await _try_to_notify(executor, QUEUE_CHANNEL, HELD if held else "")
+async def announce_queued(executor: Connection | Pool) -> None:
+    """Make workers claim: streams are in line."""
+    await _try_to_notify(executor, QUEUE_CHANNEL, "")
+
+
+async def announce_held(executor: Connection | Pool) -> None:
+    """Make workers admit, and then claim: streams are queued, and not yet in line (see `stream_admission`)."""
+    await _try_to_notify(executor, QUEUE_CHANNEL, HELD)
 
 
 async def announce_cancel(executor: Connection | Pool, stream_id: UUID) -> None:

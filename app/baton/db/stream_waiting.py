@@ -18,20 +18,25 @@ from uuid import UUID
 
 from ..events import encode_object, join_lines
 from ..outcome import Outcome
-from . import event_log, stream_ending
+from . import event_log, stream_ending, stream_states
 from .event_log import Append
 from .fence import Fence
 from .postgres import Connection
 from .stream_ending import End
+from .stream_states import State
 from .streams import CLAIMED
 
 EXPIRED: Final = Outcome.failed("wait_timeout", "This answer waited for an input, and none came in time. Ask again.")
 
+# A moment that is earlier or later is cut to these: Postgres and Python can convert them to any time zone.
+_EARLIEST: Final = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
+_LATEST: Final = datetime.datetime(9999, 1, 1, tzinfo=datetime.UTC)
+
 # $4 is the moment until which to wait, $5 the seconds, and $6 the most seconds. Only one of the first two is given, or
-# none: then the stream ends after $6.
+# none: then the stream ends after $6, as it does if it would wait for longer.
 _LOCK = f"""
 SELECT inputs, cancel_requested_at IS NOT NULL, coalesce(baton.current_history() = $7, true),
-       least(coalesce($4, clock_timestamp() + make_interval(secs => $5)), last), coalesce($4 > last, $5 IS NULL)
+       least(coalesce($4, clock_timestamp() + make_interval(secs => $5)), last), coalesce($4 > last, $5 > $6, true)
 FROM baton.stream, LATERAL (SELECT clock_timestamp() + make_interval(secs => $6) AS last) AS deadline
 WHERE id = $1 AND {CLAIMED} FOR UPDATE OF stream
 """  # noqa: S608
@@ -79,22 +84,34 @@ class Due(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """What a generator waits for, as any JSON, and until when: a moment, or so many seconds from now; None: at most."""
+    """What a generator waits for, as any JSON, and until when: a moment, or so many seconds from now; None: at most.
+
+    `state`: what the next run gets, as JSON, and `inputs`: how many it covers. It is saved when the wait begins, in the
+    same transaction: a run that follows a worker lost before that must ask again, and not find that it has waited.
+    """
 
     reason: Any
     until: datetime.datetime | float | None = None
+    state: bytes | None = None
+    inputs: int = 0
 
 
 async def begin(
-    connection: Connection, fence: Fence, wait: Wait, *, seen: int, most_seconds: float, history: str | None
+    connection: Connection,
+    fence: Fence,
+    wait: Wait,
+    *,
+    seen: int,
+    most_seconds: float,
+    history: str | None,
+    state: State | None = None,
 ) -> tuple[Began, Append | None]:
     """Begin a wait after the tail of the log; return what became of it, and the batch that tells viewers.
 
-    `seen` is how many inputs the generator knows: with more, it does not wait. It is safe to repeat this after it was
-    committed and its reply was lost.
+    `seen` is how many inputs the generator knows: with more, it does not wait. `state` is saved in either case. It is
+    safe to repeat this after it was committed and its reply was lost.
     """
-    moment = wait.until if isinstance(wait.until, datetime.datetime) else None
-    seconds = None if moment is not None or wait.until is None else float(wait.until)  # type: ignore[arg-type]
+    moment, seconds = _bounds(wait.until, most_seconds)
     async with connection.transaction():
         row = await connection.fetchrow(_LOCK, *fence, moment, seconds, most_seconds, history)
         if row is None:
@@ -104,19 +121,26 @@ async def begin(
             return Began.CANCELLED, None
         if not same_history:
             return Began.REWOUND, None
+        if state is not None:
+            await stream_states.save_alone(connection, [(fence, state)], history)
         if inputs > seen:
             await connection.execute(_QUEUE, fence.stream_id, "input")
             return Began.WOKEN, None
-        batch = await _append(connection, fence, {"for": wait.reason, "until": _iso(until)})
+        batch = await _append(connection, fence, event_of(wait.reason, until))
         if batch is None:
             return Began.LEFT, None
         await connection.execute(_WAIT, fence.stream_id, until, ends)
         return Began.WAITING, batch
 
 
-async def _append(connection: Connection, fence: Fence, content: dict[str, Any]) -> Append | None:
+def event_of(reason: Any, until: datetime.datetime) -> bytes:
+    """Return the event `waiting` as one line of JSON."""
+    return encode_object({"type": "waiting", "for": reason, "until": _iso(until)})
+
+
+async def _append(connection: Connection, fence: Fence, event: bytes) -> Append | None:
     """Append the event `waiting` at the tail; return the batch, or None if the stream has its terminal event."""
-    events = join_lines([encode_object({"type": "waiting", **content})])
+    events = join_lines([event])
     while True:
         tail = await event_log.read_tail(connection, fence.stream_id)
         if tail.outcome is not None:
@@ -147,6 +171,15 @@ def end_of(item: Due) -> End | None:
 async def wake(connection: Connection, item: Due) -> bool:
     """Queue a stream whose wait is over; return whether this did."""
     return await connection.fetchval(_WAKE, item.stream_id, "deadline", item.epoch) is not None
+
+
+def _bounds(
+    until: datetime.datetime | float | None, most_seconds: float
+) -> tuple[datetime.datetime | None, float | None]:
+    """Return the moment or the seconds until which to wait, as numbers that Postgres can add."""
+    if isinstance(until, datetime.datetime):
+        return min(max(until, _EARLIEST), _LATEST), None
+    return None, None if until is None else float(min(until, most_seconds + 1))
 
 
 def _iso(moment: datetime.datetime) -> str:

@@ -7,6 +7,7 @@ counts what it has given out. A state that the generator saves covers these inpu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -65,23 +66,23 @@ class InputReceiver(Protocol):
 class Inbox:
     """Gives one run the inputs of its stream, in order.
 
-    `received` is how many it has given out, counting those up to `after`, where it begins. `waits` is how many calls of
-    `receive` are waiting, and `ended_at` when the last one ended (`time.monotonic`).
+    It begins after the input `began_after`, and `received` is how many it has given out, counting those. `waits` is how
+    many calls of `receive` are waiting, and `ended_at` when the last one ended (`time.monotonic`).
     """
 
     def __init__(self, source: InputSource | None = None, after: int = 0) -> None:
         self._source = source or InputMemory()
         self._by_itself = source is None
         self._read: deque[Any] = deque()
-        self._turn = asyncio.Lock()
-        self.received = after
+        self._reading = asyncio.Lock()
+        self.received = self.began_after = after
         self.waits = 0
         self.ended_at = 0.0
 
     def begin(self, after: int) -> None:
         """Begin after a number: the generator is called with a state that covers the inputs up to it."""
         self._read.clear()
-        self.received = after
+        self.received = self.began_after = after
 
     def receive(self, timeout: float | None) -> Any:
         """Return the data of the next input to await: None if none comes within `timeout` seconds.
@@ -92,24 +93,30 @@ class Inbox:
         return asyncio.run(receiving) if self._by_itself and not on_event_loop() else receiving
 
     async def _receive(self, timeout: float | None) -> Any:
+        """Wait for an input that is not there, but no longer than `timeout`. Reading one that is there takes its time.
+
+        A timeout that ended reads would let a caller that asks again and again never get an input.
+        """
+        clock = asyncio.get_running_loop()
+        until = None if timeout is None else clock.time() + timeout
         self.waits += 1
         try:
-            # An input that is there counts as one that comes within no time, so 0 is no limit for reading it.
-            async with asyncio.timeout(timeout or None), self._turn:
-                return await self._next(at_once=timeout == 0)
-        except TimeoutError:
-            return None
+            while not await self._is_there():
+                if until is not None and clock.time() >= until:
+                    return None
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(until):
+                        await self._source.wait(self.received)
+            self.received += 1
+            return self._read.popleft()
         finally:
             self.waits -= 1
             self.ended_at = time.monotonic()
 
-    async def _next(self, *, at_once: bool) -> Any:
-        while not self._read:
-            if self._source.has(self.received):
-                self._read.extend(await self._source.read(self.received))
-            elif at_once:
-                return None
-            else:
-                await self._source.wait(self.received)
-        self.received += 1
-        return self._read.popleft()
+    async def _is_there(self) -> bool:
+        """Return whether the next input has been read, and read it if it may be there. One call reads at a time."""
+        if not self._read:
+            async with self._reading:
+                if not self._read and self._source.has(self.received):
+                    self._read.extend(await self._source.read(self.received))
+        return bool(self._read)

@@ -178,8 +178,9 @@ class Generator(Protocol):
     - `{"type": "wait", "for": ..., "until": ...}`: the last thing that it yields in this run. The stream waits without
       a worker until an input comes, or until `until`: a `datetime` with a time zone, or seconds from now. Then the
       generator is called again, and continues; after `until`, `request.receive(0)` returns None. `for` is any JSON that
-      tells viewers what the stream waits for. With `"state": ...` that state is saved as well. A stream that has got an
-      input in the meantime does not wait. One without `until` ends after `BATON_MAX_WAIT_SECONDS`.
+      tells viewers what the stream waits for. With `"state": ...` that state is saved when the wait begins. A
+      stream with an input that the generator has not received does not wait: the generator is called again. A stream
+      without `until` ends after `BATON_MAX_WAIT_SECONDS`.
 
     Returning ends the stream as completed. Raising `baton.GenerationError` ends it as failed with that code and
     message. So does an exception of a model provider's SDK, with the code that the built-in generators use (see

@@ -23,7 +23,7 @@ from .accounts import Account, account_of, default_account
 from .importing import imported, make_current_directory_importable
 from .preset import Preset
 from .protocol import Generator
-from .threaded import Threaded, is_plain
+from .threaded import PlainGenerator, Threaded, is_plain
 
 _BUILT_IN = frozenset({"replay", *PROVIDERS})
 
@@ -184,12 +184,27 @@ def _called(name: str) -> str:
     return f"The generator {name!r}"
 
 
+def as_generator(found: object) -> Generator | None:
+    """Return a generator function, async or not, or an object that is called like one; None if it is neither."""
+    if inspect.isasyncgenfunction(found) or inspect.isasyncgenfunction(type(found).__call__):
+        return cast(Generator, found)
+    return Threaded(cast(PlainGenerator, found)) if is_plain(found) else None
+
+
+def load_target(target: str) -> Generator:
+    """Import the generator `module:attribute`, also from the current directory.
+
+    Raises:
+        ConfigurationError: it cannot be imported, or is not a generator function.
+    """
+    make_current_directory_importable()
+    return _custom(target, target)
+
+
 def _custom(name: str, target: str) -> Generator:
-    generator = imported(_called(name), target)
-    if inspect.isasyncgenfunction(generator) or inspect.isasyncgenfunction(type(generator).__call__):
-        return cast(Generator, generator)
-    if is_plain(generator):
-        return Threaded(generator)
+    generator = as_generator(imported(_called(name), target))
+    if generator is not None:
+        return generator
     raise ConfigurationError(
         f"The generator {name!r}, {target}, is not a generator function: "
         "define it with `async def` or `def`, and `yield` what it generates."

@@ -12,8 +12,11 @@
   statements of `appending`.
   `notifier` announces what was written. `log_comparison` checks the log after the database may have gone back in time,
   and `appending_again` restores what was lost from `recent_batches`.
-- `steps` keeps the results of a generator's steps, over the connection of `records`. `stopping` ends at a provider what
-  a stream that ended early had begun there.
+- `steps` keeps the results of a generator's steps, over the connection of `records`. `inbox` reads a stream's inputs
+  there, and `waiting` lets a stream wait for one without a worker.
+- `end_hook` is the application's function that runs in the transaction of an end, and `hooked_ends` makes such ends.
+- `durable_calls` are made for streams that have ended, at least once: `stopping` ends at a provider what a stream that
+  ended early had begun there, and `webhooks` notifies applications.
 - `lease` is the worker's row, `upkeep` does what comes with each heartbeat, and `reaper` finds dead workers.
   `lease_history` decides whether the lease lasted until a failover.
 - `telemetry` reports runs in metrics, traces and the log.

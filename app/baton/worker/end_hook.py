@@ -34,6 +34,8 @@ _CLOSED: Final = "it has closed Baton's connection, or lost it just before it re
 _BOUND: Final = (
     "SELECT set_config('statement_timeout', $1, true), set_config('idle_in_transaction_session_timeout', $2, true)"
 )
+# A constraint that is checked at the commit would fail the end. So would another role, which may not write the log.
+_AFTER: Final = "SET CONSTRAINTS ALL IMMEDIATE; RESET ROLE"
 # How long a hook that is cancelled may take to clean up.
 _STUBBORN_SECONDS: Final = 1.0
 
@@ -81,8 +83,7 @@ class EndHook:
             async with connection.transaction():  # a savepoint
                 await self._function(connection, answer)
                 returned = True
-                # A constraint that is checked at the commit would fail the end.
-                await connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+                await connection.execute(_AFTER)
         except Exception as error:
             if connection.is_closed() and not returned and isinstance(error, CONNECTION_ERRORS):
                 raise  # the connection was lost, which says nothing about the hook

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any
 
-from ..db import stream_waiting
+from ..db.stream_waiting import Wait
 from ..errors import InvalidEvent
 from ..events import TOKEN_TYPES, encode_event, encode_object, encode_text
 from ..generators import Yielded
@@ -28,13 +28,13 @@ from .surrogate_pairs import SurrogateJoiner
 from .tool_calls import ToolCalls
 
 
-class Wait(Enum):
-    """What a generator must wait for before it is asked for more."""
+class Halt(Enum):
+    """Why a generator is not asked for more."""
 
-    EVER = auto()  # since the stream has exceeded a bound, and ends
-    ROOM = auto()  # in the outbox, because the database is slow
-    STATE = auto()  # that comes before the first event, and must be saved before it
-    INPUT = auto()  # that the stream waits for without a worker
+    BOUND = auto()  # the stream has exceeded one, and ends
+    NO_ROOM = auto()  # in the outbox, because the database is slow
+    STATE = auto()  # it comes before the first event, and must be saved before that
+    WAIT = auto()  # the run ends, and the stream waits for an input
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,8 +58,8 @@ class Bounds:
 class Feed:
     """Puts what one generator yields into the outbox of its stream.
 
-    `exceeded` is the end of the stream once an event exceeds a bound, and `pause` is what the stream waits for.
-    Nothing is taken after that.
+    `exceeded` is the end of the stream once an event exceeds a bound, and `wait` is what the stream waits for once the
+    run has ended. Nothing is taken after either.
     """
 
     def __init__(
@@ -76,7 +76,8 @@ class Feed:
         """`started_at`: when the run began. `saves`: the generator may save states, which cover the inbox's inputs."""
         self.outbox = outbox
         self.exceeded: Outcome | None = None
-        self.pause: stream_waiting.Wait | None = None
+        self.wait: Wait | None = None
+        self.saved_inputs: int | None = None  # how many the last state of this run covers
         self._inbox = inbox or Inbox()
         self.finish_reason = "stop"
         self.tokens = 0  # of the answer, including what this run continues
@@ -99,8 +100,8 @@ class Feed:
         """Let the generator continue what earlier runs have left."""
         self._past, self._events = found, self.outbox.tail
 
-    def take(self, item: Yielded, now: float) -> Wait | None:
-        """Put what the generator yielded at `now` into the outbox; return what it must wait for.
+    def take(self, item: Yielded, now: float) -> Halt | None:
+        """Put what the generator yielded at `now` into the outbox; return why it may not be asked for more yet.
 
         Raises:
             InvalidEvent: it is not an event.
@@ -109,19 +110,21 @@ class Feed:
         self._now = now
         if self._past is not None and self._continues_with(item):
             return None
-        wait = None
+        halt = None
         for whole in self._surrogates.join(item):
             line = self._encode(whole)
             if line is None:
+                if self.exceeded is not None:
+                    return Halt.BOUND
                 if self.outbox.has_unsaved_state and not self._yielded:
-                    wait = Wait.STATE
+                    halt = Halt.STATE
             elif not self._admit(line):
-                return Wait.EVER
+                return Halt.BOUND
             else:
                 self._yielded = True
                 if not self.outbox.put(line):
-                    wait = Wait.ROOM
-        return wait if self.pause is None else Wait.INPUT
+                    halt = Halt.NO_ROOM
+        return halt if self.wait is None else Halt.WAIT
 
     def _continues_with(self, item: Yielded) -> bool:
         """Continue an earlier run if this first item says so, else start the answer over; return whether it says so."""
@@ -147,7 +150,7 @@ class Feed:
 
     def start_over(self, reason: str) -> None:
         """Make viewers discard what earlier runs yielded, and forget it here."""
-        self._past = self._repetition = self.pause = None
+        self._past = self._repetition = self.wait = None
         self._calls = ToolCalls()
         self._surrogates = SurrogateJoiner(self._calls)
         self.finish_reason = "stop"
@@ -222,7 +225,19 @@ class Feed:
         return new
 
     def _save(self, item: Mapping[str, Any]) -> None:
-        """Save a state, unless it covers half a character: the log cannot hold that, so no run could continue there.
+        """Save a state as of what was yielded so far.
+
+        Raises:
+            InvalidEvent: see `_state_of`.
+        """
+        content = self._state_of(item)
+        if content is not None:
+            self.outbox.save(content, self._inbox.received)
+
+    def _state_of(self, item: Mapping[str, Any]) -> bytes | None:
+        """Return a state as JSON, and note that it is saved.
+
+        Return None if it covers half a character: the log cannot hold that, so no run could continue there.
 
         Raises:
             InvalidEvent: it is not JSON, is too large, or the generator does not say that it can continue.
@@ -236,11 +251,13 @@ class Feed:
             raise InvalidEvent(
                 f"The state has {len(content)} bytes, and BATON_MAX_STATE_BYTES allows {self._bounds.max_state_bytes}."
             )
-        if not self._surrogates.holds:
-            self.outbox.save(content, self._inbox.received)
+        if self._surrogates.holds:
+            return None
+        self.saved_inputs = self._inbox.received
+        return content
 
     def _wait(self, item: Mapping[str, Any]) -> None:
-        """Note that the stream is to wait, and save the state that comes with that.
+        """Note that the stream is to wait. The state that comes with that is saved when the wait begins.
 
         Raises:
             InvalidEvent: the generator does not say that it can continue, or the wait is malformed.
@@ -248,16 +265,23 @@ class Feed:
         if not self._saves:
             raise InvalidEvent("Only a generator that is marked with @baton.continues may wait.")
         reason, until = item.get("for"), item.get("until")
-        if len(encode_object(reason)) > self._bounds.max_event_bytes:
-            raise InvalidEvent(f"What a wait is 'for' may have {self._bounds.max_event_bytes} bytes as JSON.")
+        line = encode_object({"type": "waiting", "for": reason})
+        if len(line) > self._bounds.max_event_bytes:
+            raise InvalidEvent(f"A wait may have {self._bounds.max_event_bytes} bytes as JSON, with what it is 'for'.")
         if isinstance(until, datetime.datetime):
-            if until.tzinfo is None:
+            if until.utcoffset() is None:
                 raise InvalidEvent("A wait's 'until' needs a time zone: datetime.now(UTC) + timedelta(hours=1).")
         elif until is not None and not _are_seconds(until):
             raise InvalidEvent(f"A wait's 'until' must be a datetime or a number of seconds, not {until!r:.80}.")
-        if "state" in item:
-            self._save(item)
-        self.pause = stream_waiting.Wait(reason, until)
+        state = self._state_of(item) if "state" in item else None
+        # The event is appended when the wait begins, and counts like the others.
+        if self._admit(line):
+            self.wait = Wait(reason, until, state, self._inbox.received)
+
+    def save_with_wait(self) -> None:
+        """Save the state that came with a wait that does not begin: the end of the stream may need it."""
+        if self.wait is not None and self.wait.state is not None:
+            self.outbox.save(self.wait.state, self.wait.inputs)
 
     def _encode_mapping(self, item: Mapping[str, Any]) -> bytes | None:
         kind = item.get("type")

@@ -47,8 +47,12 @@ class InputRecords:
 
     async def read(self, after: int) -> Sequence[Any]:
         """Read a page of inputs after a number."""
-        self._hinted = False
-        found = await self._records.run(lambda connection: inputs.read(connection, self._stream_id, after))
+        hinted, self._hinted = self._hinted, False
+        try:
+            found = await self._records.run(lambda connection: inputs.read(connection, self._stream_id, after))
+        except BaseException:
+            self._hinted |= hinted  # the generator has cancelled this, and may ask again
+            raise
         self._count = max(self._count, found[-1].n) if found else min(self._count, after)
         return [item.data for item in found]
 

@@ -205,6 +205,10 @@ class Outbox:
         self.forgets = True
         self._on_ready(self)
 
+    def state_at_tail(self, content: bytes, inputs: int) -> State:
+        """Return a state that covers the log as it is now, to be saved in another transaction. All is flushed."""
+        return State(self.tail, content, self.stop_with, self._state_seq, inputs)
+
     @property
     def has_unsaved_state(self) -> bool:
         """Whether a state waits to be saved."""

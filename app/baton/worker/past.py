@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 import orjson
@@ -21,6 +21,16 @@ from ..snapshot import Snapshot
 
 # Events of the runtime, which no generator yields.
 _OURS: Final = frozenset({"resumed", "reset", "waiting"})
+
+
+class PastSource(Protocol):
+    """Where a run finds what earlier runs of its stream left: the database, or memory (`baton.testing`)."""
+
+    async def read(self) -> Past:
+        """Return the events and the newest state. No earlier run can add anything any more."""
+
+    async def state(self) -> Any:
+        """Return the newest state; None without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +72,16 @@ class Past:
 async def read(connection: Connection, stream_id: UUID) -> Past:
     """Read what earlier runs left of a stream."""
     lines = [line async for page in event_log.pages(connection, stream_id) for batch in page for line in batch.lines]
+    return of(lines, await stream_states.read(connection, stream_id))
+
+
+def of(lines: Sequence[str], saved: stream_states.Saved | None) -> Past:
+    """Return what a whole log and the newest state leave to a run. A `reset` makes an older state void."""
     resets = [number for number, line in enumerate(lines, start=1) if _kind(line) == "reset"]
     base = resets[-1] if resets else 0
-    found = await stream_states.read(connection, stream_id)
-    if found is None or found.after_seq < base:
-        found = stream_states.Saved(base, None, 0)
-    return Past(base, lines[base:], _so_far(lines), found.state, found.after_seq, found.inputs)
+    if saved is None or saved.after_seq < base:
+        saved = stream_states.Saved(base, None, 0)
+    return Past(base, lines[base:], _so_far(lines), saved.state, saved.after_seq, saved.inputs)
 
 
 async def state(connection: Connection, stream_id: UUID) -> Any:

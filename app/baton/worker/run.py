@@ -34,14 +34,13 @@ from ..generators.steps import Steps
 from ..observability import traceparent
 from ..observability.metrics import Labels, WorkerMetrics
 from ..outcome import Outcome, Timings
-from . import past
-from .feed import Bounds, Feed, Wait
+from .feed import Bounds, Feed, Halt
 from .inbox import InputRecords
 from .outbox import Outbox
-from .records import Records
+from .past import PastSource
 from .repetition import OutputDiffers
 from .turns import Turns
-from .waiting import Waiting
+from .waiting import Waits
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +49,11 @@ STUBBORN_SECONDS: Final = 5
 STOP_EARLIER_SECONDS: Final = 10
 _STUCK: Final = ": its generator was stuck"
 UNKNOWN: Final = Labels()
+
+
+def resumes(claim: Claim, tail: int) -> bool:
+    """Whether an earlier run may have left something that the generator of this claim can continue."""
+    return claim.continues and claim.epoch > 1 and (claim.run > 1 or tail > 0)
 
 
 class Run:
@@ -67,28 +71,29 @@ class Run:
         bounds: Bounds,
         *,
         metrics: WorkerMetrics,
-        records: Records,
+        earlier: PastSource,
         steps: Steps,
-        waiting: Waiting | None = None,
+        waiting: Waits | None = None,
         inputs: InputRecords | None = None,
+        inbox: Inbox | None = None,
         resumes: bool = False,
         labels: Labels = UNKNOWN,
         turns: Turns | None = None,
     ) -> None:
         """`resumes`: an earlier run may have left something that the generator can continue.
 
-        Without `waiting`, the stream cannot wait for inputs.
+        Without `waiting`, the stream cannot wait for inputs. `inbox` is the one of `inputs` by default.
         """
         self.claim = claim
         self.outbox = outbox
         self.steps = steps
         self.inputs = inputs
-        self.inbox = Inbox(inputs)
+        self.inbox = inbox or Inbox(inputs)
         self._waiting = waiting
         self.last_event_at = time.monotonic()
         self.started_at = self.last_event_at
         self._generator = generator
-        self._records = records
+        self._earlier = earlier
         self._resumes = resumes
         self.feed = Feed(
             outbox,
@@ -130,12 +135,13 @@ class Run:
             await self._finish_handing_over()
             return None
         self.feed.put_rest()
-        if self._pauses and await self._leave_to_wait():
+        if self._is_to_wait and await self._leave_to_wait():
             return None
         if self.feed.exceeded is not None:
             self.stop(self.feed.exceeded)
         outcome = dataclasses.replace(self._outcome(), answered_by=self.answer.as_dict())
         if self.outbox.lost is None:
+            self.feed.save_with_wait()
             self.outbox.forgets |= self.steps.used or (self.inputs is not None and self.inputs.any)
             self.outbox.finish(outcome)
         await self.outbox.closed.wait()
@@ -169,6 +175,12 @@ class Run:
     def has(self, task: asyncio.Task[Any] | None) -> bool:
         """Return whether this is the generator's task. Any thread may call this."""
         return task is not None and self._generating is task
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the generator has raised, or what is wrong with an event of it; None if nothing is."""
+        task = self._generating
+        return None if task is None or not task.done() or task.cancelled() else task.exception()
 
     @property
     def silent_seconds(self) -> float:
@@ -209,26 +221,35 @@ class Run:
         self.handed_over = self.outbox.lost is None
 
     @property
-    def _pauses(self) -> bool:
+    def _is_to_wait(self) -> bool:
         """Whether the generator has ended its run to wait for an input."""
         assert self._generating is None or self._generating.done()
         failed = self._generating is None or self._generating.cancelled() or self._generating.exception() is not None
-        return self.feed.pause is not None and self._stop is None and not failed
+        return self.feed.wait is not None and self._stop is None and not failed
 
     async def _leave_to_wait(self) -> bool:
         """Write what the generator has yielded, and let the stream wait; return whether it has left this worker."""
-        assert self.feed.pause is not None
+        assert self.feed.wait is not None
         assert self._waiting is not None
         await self.outbox.flushed()
         if self._stop is None and self.outbox.lost is None and not self._abandoned:
-            # Inputs that were there when this run began are no news to its generator.
-            seen = max(self.inbox.received, self.claim.inputs)
-            began = await self._waiting.begin(self.outbox, self.feed.pause, seen)
+            began = await self._waiting.begin(self.outbox, self.feed.wait, self._seen_inputs)
             if began is Began.CANCELLED:
                 self.stop(Outcome.cancelled())
             else:
                 return True
         return self._abandoned
+
+    @property
+    def _seen_inputs(self) -> int:
+        """How many inputs do not end a wait that begins now: those that the generator has received.
+
+        If an input began this run, the inputs that were there by then are no news either, unless the run has saved a
+        state that covers more of them: a generator that ignores its inbox would be called forever.
+        """
+        received, saved = self.inbox.received, self.feed.saved_inputs
+        advanced = saved is not None and saved > self.inbox.began_after
+        return received if advanced or self.claim.interruption != "input" else max(received, self.claim.inputs)
 
     async def _generate(self) -> None:
         self.answer.enter()
@@ -266,14 +287,12 @@ class Run:
         )
         if not self._resumes:
             if claim.run > 1 and stopper(self._generator) is not None:
-                await self._stop_earlier(
-                    await self._records.run(lambda connection: past.state(connection, claim.stream_id))
-                )
+                await self._stop_earlier(await self._earlier.state())
             return request
         with self._waiting_for_database():
             self.outbox.put(encode_object({"type": "resumed", "run": claim.run, "reason": self.outbox.interruption}))
             await self.outbox.flushed()
-            found = await self._records.run(lambda connection: past.read(connection, claim.stream_id))
+            found = await self._earlier.read()
         self.outbox.urgent = True  # viewers have been waiting
         self.feed.follow(found)
         self.inbox.begin(found.inputs)
@@ -310,23 +329,27 @@ class Run:
                 if now >= turns.look_at and not _is_state(item) and turns.stands(now):
                     await asyncio.sleep(0)
                 try:
-                    wait = take(item, now)
+                    halt = take(item, now)
                 except InvalidEvent as error:
                     raise InvalidEvent(f"The value yielded at {_place(events)} is not an event: {error}") from error
-                if wait is not None:
+                if halt is not None:
                     if self.feed.exceeded is not None:
                         self.stop(self.feed.exceeded)
                         return
-                    await self._wait(wait)
-                    if wait is Wait.INPUT:
+                    await self._until_written(halt)
+                    if halt is Halt.WAIT:
                         break
         self.feed.end()
 
-    async def _wait(self, wait: Wait) -> None:
-        """Wait for the database. In the meantime the generator does not count as silent."""
+    async def _until_written(self, halt: Halt) -> None:
+        """Wait for the database. In the meantime the generator does not count as silent.
+
+        Raises:
+            InvalidEvent: the stream is to wait for an input, and cannot.
+        """
         with self._waiting_for_database():
-            await (self.outbox.wait_for_room() if wait is Wait.ROOM else self.outbox.flushed())
-            if wait is Wait.INPUT:
+            await (self.outbox.wait_for_room() if halt is Halt.NO_ROOM else self.outbox.flushed())
+            if halt is Halt.WAIT:
                 if self._waiting is None:
                     raise InvalidEvent("The stream cannot wait here.")
                 await self._waiting.until_allowed()

@@ -20,8 +20,9 @@ from ..usage import Bill
 from .feed import Bounds
 from .inbox import InputRecords
 from .outbox import Lost, Outbox
+from .past_records import PastRecords
 from .records import Records
-from .run import Run
+from .run import Run, resumes
 from .steps import StepRecords
 from .telemetry import Telemetry
 from .turns import Turns
@@ -99,7 +100,7 @@ class Slots:
     def start(self, claim: Claim, tail: int, bill: Bill) -> None:
         """Run a claimed stream whose log ends at `tail`. `bill` has what earlier attempts used."""
         generator = self._generators[claim.generator]
-        resumes = claim.continues and claim.epoch > 1 and (claim.run > 1 or tail > 0)
+        resuming = resumes(claim, tail)
         outbox = Outbox(
             claim.stream_id,
             claim.epoch,
@@ -108,7 +109,7 @@ class Slots:
             on_lost=lambda lost: self._on_lost(run, lost),
             max_events=self._settings.buffer_events,
             may_reset=claim.on_worker_lost == "retry",
-            resumes=resumes,
+            resumes=resuming,
             claim_token=claim.claim_token,
             history=claim.history,
             bill=bill,
@@ -123,17 +124,17 @@ class Slots:
             outbox,
             self._bounds,
             metrics=self._metrics,
-            records=self._records,
+            earlier=PastRecords(self._records, claim.stream_id),
             steps=self._steps(outbox),
             waiting=self._waiting,
             inputs=InputRecords(self._records, claim.stream_id, claim.inputs),
-            resumes=resumes,
+            resumes=resuming,
             labels=labels,
             turns=self._turns,
         )
         self.runs[claim.stream_id] = run
         self._writer.add(outbox)
-        if tail > 0 and not resumes:
+        if tail > 0 and not resuming:
             outbox.reset()
         if claim.cancelled:
             run.stop(Outcome.cancelled())

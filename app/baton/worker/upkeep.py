@@ -213,4 +213,4 @@ class Upkeep:
             else:
                 await self._ends.make(connection, end, item.generator)
         if woken:
-            await notifications.announce_queued(connection, held=True)
+            await notifications.announce_held(connection)

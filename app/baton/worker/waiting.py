@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final
+from typing import Final, Protocol
 
 from ..db import code_revisions, notifications, stream_waiting
 from ..db.event_log import Append
@@ -18,6 +18,16 @@ logger = logging.getLogger(__name__)
 
 # Between two looks for older code, or for the comparison of the log with a new history of the database.
 LOOK_SECONDS: Final = 0.5
+
+
+class Waits(Protocol):
+    """Begins the waits of runs: `Waiting`, or memory (`baton.testing`)."""
+
+    async def until_allowed(self) -> None:
+        """Wait until a stream may wait without a worker."""
+
+    async def begin(self, outbox: Outbox, wait: Wait, seen: int) -> Began:
+        """Begin a wait for a stream whose outbox is flushed."""
 
 
 class Waiting:
@@ -56,8 +66,14 @@ class Waiting:
         self, connection: Connection, outbox: Outbox, wait: Wait, seen: int
     ) -> tuple[Began, Append | None]:
         began = await stream_waiting.begin(
-            connection, outbox.fence, wait, seen=seen, most_seconds=self._most_seconds, history=outbox.history
+            connection,
+            outbox.fence,
+            wait,
+            seen=seen,
+            most_seconds=self._most_seconds,
+            history=outbox.history,
+            state=None if wait.state is None else outbox.state_at_tail(wait.state, wait.inputs),
         )
         if began[0] is Began.WOKEN:
-            await notifications.announce_queued(connection, held=True)
+            await notifications.announce_held(connection)
         return began

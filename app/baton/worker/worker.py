@@ -56,10 +56,8 @@ logger = logging.getLogger(__name__)
 # Between two claims, however many notifications announce queued streams: any role may send them.
 CLAIM_PAUSE_SECONDS: Final = 0.01
 
-# How long a worker that leaves waits for calls of webhooks. Another worker makes the rest of them.
-WEBHOOK_CALLS_SECONDS: Final = 1.0
-# How long a worker that leaves waits for calls that stop a provider. Another worker makes the rest of them.
-STOP_CALLS_SECONDS: Final = 1.0
+# How long a worker that leaves waits for its calls of each kind. Another worker makes the rest of them.
+CALLS_SECONDS: Final = 1.0
 
 
 class Worker:
@@ -294,8 +292,8 @@ class Worker:
         await self._settle_ends()
         if runs:
             await notifications.announce_queued(connection)
-        await self._stopping.leave(connection, STOP_CALLS_SECONDS)
-        await self._webhooks.leave(connection, WEBHOOK_CALLS_SECONDS)
+        for calls in (self._stopping, self._webhooks):
+            await calls.leave(connection, CALLS_SECONDS)
         await self.lease.give_up(connection)
 
     async def _settle_ends(self) -> None:

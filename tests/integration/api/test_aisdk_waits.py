@@ -15,6 +15,8 @@ from tests.support.cluster import Cluster, RunningPod
 from tests.support.logbook import until
 
 import baton
+from baton.db import inputs
+from baton.db.notifications import HELD, QUEUE_CHANNEL
 from baton.generators import GenerationRequest
 from baton.generators.protocol import Yielded
 
@@ -49,6 +51,7 @@ class Page:
 
     def __init__(self, cluster: Cluster, pod: RunningPod) -> None:
         self.client = cluster.client
+        self.pod = pod
         self.chat = f"{pod.url}{CHAT}"
 
     async def ask(self, **fields: Any) -> list[dict[str, Any]]:
@@ -167,6 +170,35 @@ async def test_all_answers_of_a_message_wake_the_generator_once(cluster: Cluster
     assert [answer["call_id"] for answer in GOT] == ["c", "d"]
     assert types(rest)[-1] == "finish"
     assert await cluster.pool.fetchval("SELECT run FROM baton.stream") == 2
+
+
+async def test_an_answer_is_counted_and_announced_as_any_input(cluster: Cluster) -> None:
+    """The stream is not in line yet, so a claim would not find it: a worker must admit it."""
+    page = Page(cluster, await cluster.pod())
+    worker = await cluster.worker({"careful": careful})
+    asked = await page.ask()
+    await cluster.kill(worker)
+    heard: list[str] = []
+    async with cluster.pool.acquire() as connection:
+        await connection.add_listener(QUEUE_CHANNEL, lambda *given: heard.append(given[3]))
+        answering = asyncio.create_task(page.answer(asked, c=True))
+        await until(lambda: bool(heard))
+        await connection.reset()
+    assert heard == [HELD]
+    await cluster.worker({"careful": careful})
+    assert (await answering).is_success
+    assert page.pod.metric("baton_inputs_total", outcome="woken") == 1
+
+
+async def test_answers_that_do_not_fit_are_refused_as_any_input(
+    cluster: Cluster, pages: list[Page], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "MOST", 1)
+    asked = await pages[0].ask(both=True)
+    refused = await pages[1].answer(asked, c=True, d=True)
+    assert (refused.status_code, refused.json()["code"]) == (409, "inbox_full")
+    assert pages[1].pod.metric("baton_inputs_total", outcome="inbox_full") == 1
+    assert await cluster.pool.fetchval("SELECT count(*) FROM baton.input") == 0
 
 
 async def test_an_answer_follows_although_no_worker_is_there(cluster: Cluster) -> None:

@@ -15,7 +15,7 @@ from tests.support.logbook import until
 
 from baton.api import content_types, native_inputs, signs_of_life
 from baton.db import inputs
-from baton.db.notifications import CANCEL_CHANNEL, INPUT_CHANNEL, QUEUE_CHANNEL
+from baton.db.notifications import CANCEL_CHANNEL, HELD, INPUT_CHANNEL, QUEUE_CHANNEL
 
 
 async def send(
@@ -151,7 +151,7 @@ async def test_an_input_queues_a_stream_that_waits(cluster: Cluster) -> None:
         await until(lambda: len(heard) >= 2)
         await connection.reset()
     # The second one finds a queued stream. If a worker has it already, that worker must hear of the input.
-    assert heard == [f"{QUEUE_CHANNEL} ", f"{INPUT_CHANNEL} {UUID(stream).hex}"]
+    assert heard == [f"{QUEUE_CHANNEL} {HELD}", f"{INPUT_CHANNEL} {UUID(stream).hex}"]
     shown = (await cluster.client.get(f"{pod.url}/v1/streams/{stream}")).json()
     assert (shown["status"], shown["interruption"]) == ("queued", "input")
     assert pod.metric("baton_inputs_total", outcome="woken") == 1

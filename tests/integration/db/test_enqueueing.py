@@ -134,6 +134,15 @@ async def test_a_key_creates_one_stream(dsn: str, own: Connection) -> None:
     assert await count(dsn) == 2
 
 
+async def test_a_key_means_the_same_in_any_time_zone(own: Connection) -> None:
+    due = datetime.now(UTC) + timedelta(hours=1)
+    made = set()
+    for zone in ("UTC", "Asia/Tokyo"):
+        await own.execute(f"SET TimeZone = '{zone}'")
+        made.add(await enqueue(own, generator="g", input=1, idempotency_key="one", start_after=due))
+    assert len(made) == 1
+
+
 REFUSED = [
     ("generator => '', input => '1'", "generator"),
     ("generator => 'external', input => '1'", "external"),
@@ -153,7 +162,10 @@ REFUSED = [
     ("generator => 'g', input => '1', idle_timeout_seconds => 'nan'", "a limit"),
     ("generator => 'g', input => '1', queue_timeout_seconds => 'infinity'", "a limit"),
     ("generator => 'g', input => '1', cancel_when_unwatched_seconds => 1", "at least 10"),
-    ("generator => 'g', input => '1', start_after => 'infinity'", "finite"),
+    ("generator => 'g', input => '1', start_after => 'infinity'", "7 days ahead"),
+    ("generator => 'g', input => '1', start_after => '-infinity'", "7 days ahead"),
+    ("generator => 'g', input => '1', start_after => now() + interval '8 days'", "7 days ahead"),
+    ("generator => 'g', input => '1', start_after => '0044-03-15 BC'", "1000 years ago"),
     ("generator => 'g', input => '1', webhook => 'file:///etc/passwd'", "webhook"),
     ("generator => 'g', input => '1', idempotency_key => ''", "idempotency_key"),
     ("generator => 'g', input => '1', traceparent => 'x'", "traceparent"),

@@ -522,3 +522,20 @@ async def test_a_role_that_can_connect_as_a_member_does_not_stop_it(roles: Roles
 async def test_an_unknown_role_to_keep_stops_it(roles: Roles) -> None:
     with pytest.raises(asyncpg.UndefinedObjectError, match="nosuch"):
         await roles.grant(Revocation(keep=("nosuch",), lock_out_others=True))
+
+
+async def test_a_role_of_the_schema_cannot_fire_the_trigger_of_webhooks_itself(dsn: str) -> None:
+    """It would run as the owner, for any stream and URL, and a worker would send that stream's answer there."""
+    names = unique_names()
+    role = f"app_{names.serve}"
+    await execute(dsn, f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")
+    await execute(dsn, f"GRANT USAGE ON SCHEMA baton TO {role}")
+    try:
+        async with connected(as_role(dsn, role)) as connection:
+            await connection.execute("CREATE TEMP TABLE own (id uuid, webhook text)")
+            with pytest.raises(asyncpg.InsufficientPrivilegeError, match="note_webhook"):
+                await connection.execute(
+                    "CREATE TRIGGER fire AFTER INSERT ON own FOR EACH ROW EXECUTE FUNCTION baton.note_webhook()"
+                )
+    finally:
+        await drop(dsn, role)

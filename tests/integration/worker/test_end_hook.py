@@ -168,6 +168,14 @@ async def test_what_fails_is_the_hook_and_not_the_answer(
     assert all("baton run-end-hooks" in item for item in reports)
 
 
+async def test_a_hook_may_act_as_another_role(dsn: str, connection: Connection) -> None:
+    """Baton writes the end as its own role, and so does the next hook of this connection begin."""
+    async with working(dsn, {"echo": echo}, **WITH_HOOK):
+        for hook in ("become another role", ""):
+            assert await end_of(connection, await create(dsn, "a", hook=hook)) == ("stop", False)
+    assert len(await saved(connection)) == 2
+
+
 async def test_a_hook_that_commits_is_found_out(
     dsn: str, connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:

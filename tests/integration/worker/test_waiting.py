@@ -166,6 +166,107 @@ async def test_an_input_that_came_before_the_wait_is_not_waited_for(dsn: str) ->
         assert [event["type"] for event in await events(connection, stream_id)] == ["text", "resumed", "text", "done"]
 
 
+async def test_an_input_that_a_lost_run_did_not_receive_ends_the_wait_of_the_next(dsn: str) -> None:
+    """The next run asks again, and only then receives: its state was not saved."""
+    sent = asyncio.Event()
+
+    @baton.continues
+    async def asking(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        if request.state is None:
+            yield "?"
+            if request.run == 1:
+                await asyncio.Event().wait()
+            sent.set()
+            yield {"type": "wait", "state": "asked"}
+            return
+        yield {"type": "continue", "after": request.so_far.seq}
+        yield await request.receive()
+
+    async with connected(dsn) as connection:
+        stream_id = await queue(dsn, may_continue=True)
+        async with working(dsn, asking):
+            await until_tail(connection, stream_id, 1)
+            assert await send(connection, stream_id, "!") == (1, "added")
+        async with working(dsn, asking):
+            await sent.wait()
+            await ended(connection, stream_id)
+        assert text(await events(connection, stream_id)) == "?!"
+
+
+async def test_each_of_several_inputs_wakes_a_generator_that_receives_one_in_a_run(dsn: str) -> None:
+    @baton.continues
+    async def one_by_one(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "continue", "after": request.so_far.seq}
+        if (got := await request.receive(0)) is not None:
+            yield got
+        state = (request.state or "") + (got or "")
+        if len(state) < 3:
+            yield {"type": "wait", "state": state}
+
+    async with connected(dsn) as connection:
+        stream_id = await queue(dsn)
+        async with working(dsn, one_by_one):
+            await waiting(connection, stream_id)
+        for data in ("a", "b", "c"):
+            await send(connection, stream_id, data)
+        async with working(dsn, one_by_one):
+            await ended(connection, stream_id)
+        assert text(await events(connection, stream_id)) == "abc"
+
+
+async def test_a_wait_that_did_not_begin_leaves_no_state(dsn: str) -> None:
+    """A worker dies between the question and the wait: the next run must not find that it has waited in vain."""
+    go_on = asyncio.Event()
+
+    @baton.continues
+    async def asking(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        if request.state is None:
+            yield f"Run {request.run}. "
+            await go_on.wait()
+            yield "May I? "
+            yield {"type": "wait", "state": "asked"}
+            return
+        yield {"type": "continue", "after": request.so_far.seq}
+        yield str(await request.receive(0))
+
+    async with connected(dsn) as connection, connected(dsn) as holder:
+        stream_id = await queue(dsn, may_continue=True)
+        async with holder.transaction(), working(dsn, asking):
+            await until_tail(connection, stream_id, 1)
+            await holder.execute("SELECT FROM baton.stream FOR UPDATE")
+            go_on.set()
+            await until_tail(connection, stream_id, 2)
+            await until(lambda: _is_blocked(connection))
+        async with working(dsn, asking):
+            await waiting(connection, stream_id)
+            await send(connection, stream_id, "yes")
+            await ended(connection, stream_id)
+        assert text(await events(connection, stream_id)) == "Run 2. May I? yes"
+
+
+@pytest.mark.parametrize("receives", [False, True], ids=["ignores its inbox", "saves nothing"])
+async def test_a_generator_that_does_not_get_further_with_its_inputs_waits_for_the_next(
+    dsn: str, receives: bool
+) -> None:
+    runs: list[int] = []
+
+    @baton.continues
+    async def deaf(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        runs.append(request.run)
+        if receives:
+            await request.receive(0)
+        yield {"type": "wait"}
+
+    async with connected(dsn) as connection:
+        stream_id = await queue(dsn)
+        for data in ("a", "b"):
+            await send(connection, stream_id, data)
+        async with working(dsn, deaf) as worker:
+            await waiting(connection, stream_id)
+            await until(lambda: not worker.slots.runs)
+    assert runs == [1, 2]
+
+
 async def test_an_input_in_a_transaction_wakes_the_wait_that_began_beside_it(dsn: str) -> None:
     """The input is inserted before the wait looks, and committed after it."""
     go_on = asyncio.Event()
@@ -275,3 +376,70 @@ async def test_a_repeated_beginning_of_a_wait_finds_it_done(dsn: str) -> None:
         )
         assert again == (stream_waiting.Began.LEFT, None)
         assert len(await events(connection, stream_id)) == 2
+
+
+@pytest.mark.parametrize(
+    "deadline",
+    [
+        1e308,
+        10**400,
+        1e13,
+        datetime.datetime.max.replace(tzinfo=datetime.timezone(datetime.timedelta(hours=-12))),
+        datetime.datetime.max.replace(tzinfo=datetime.timezone(datetime.timedelta(hours=14))),
+    ],
+    ids=["float", "int", "beyond Postgres", "west", "east"],
+)
+async def test_a_wait_that_would_take_longer_than_it_may_ends_the_stream(dsn: str, deadline: Any) -> None:
+    asking = Asking(deadline)
+    async with connected(dsn) as connection, working(dsn, asking, max_wait_seconds=0.2):
+        stream = await ended(connection, await queue(dsn))
+    assert (stream.status, stream.error_code) == ("failed", "wait_timeout")
+    assert len(asking.requests) == 1
+
+
+@pytest.mark.parametrize("hours", [-12, 0, 14])
+async def test_a_deadline_of_any_past_is_over_at_once(dsn: str, hours: int) -> None:
+    zone = datetime.timezone(datetime.timedelta(hours=hours))
+    async with connected(dsn) as connection, working(dsn, Asking(datetime.datetime.min.replace(tzinfo=zone))):
+        stream_id = await queue(dsn)
+        await ended(connection, stream_id)
+        assert text(await events(connection, stream_id)) == "May I? You said None."
+
+
+@pytest.mark.parametrize("saves", [True, False])
+async def test_inputs_that_came_together_are_taken_one_by_one(dsn: str, saves: bool) -> None:
+    """A generator that saves no state would receive the first one again and again, so it is not called again."""
+
+    @baton.continues
+    async def one(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        taken = request.state or 0
+        yield {"type": "continue", "after": request.so_far.seq}
+        data = await request.receive(timeout=0)
+        if data is not None:
+            taken += 1
+            yield f"{data} "
+        if taken < 3:
+            yield {"type": "wait"} | ({"state": taken} if saves else {})
+
+    async with connected(dsn) as connection:
+        stream_id = await queue(dsn)
+        async with working(dsn, one):
+            await waiting(connection, stream_id)
+        for number in range(3):
+            await send(connection, stream_id, number)
+        async with working(dsn, one):
+            await (ended(connection, stream_id) if saves else waiting(connection, stream_id))
+        assert text(await events(connection, stream_id)) == ("0 1 2 " if saves else "0 ")
+
+
+async def test_a_generator_that_only_waits_meets_the_bound_of_events(dsn: str) -> None:
+    @baton.continues
+    async def forever(request: GenerationRequest) -> AsyncGenerator[Yielded, None]:
+        yield {"type": "continue", "after": request.so_far.seq}
+        yield {"type": "wait", "until": 0}
+
+    async with connected(dsn) as connection, working(dsn, forever, max_stream_events=10):
+        stream_id = await queue(dsn)
+        stream = await ended(connection, stream_id)
+        assert stream.error_code == "too_many_events"
+        assert len(await events(connection, stream_id)) <= 12

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from baton.adapters import Calls, Results, Turns, extra
+from baton.adapters.agent_steps import Calls, Results, Turns
+from baton.adapters.extras import extra
 from baton.generators import GenerationRequest, SoFar
 from baton.generators.inbox import Inbox, InputMemory
 from baton.generators.steps import StepMemory, Steps

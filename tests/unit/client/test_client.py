@@ -160,3 +160,17 @@ async def test_a_page_that_is_not_json_is_named() -> None:
     pods = Pods(lambda _request: httpx2.Response(200, text="<p>Welcome"))
     with pytest.raises(ClientError, match=r"pods\.test is not JSON"):
         await pods.client().get(ID)
+
+
+@pytest.mark.parametrize(
+    "address", ["", "pods.test", "localhost:8000", "ftp://pods.test", "https://", "http://p.test?a=b"]
+)
+def test_an_address_that_cannot_be_called_is_refused_at_once(address: str) -> None:
+    with pytest.raises(ValueError, match="base_url must look like https://host"):
+        Client(address)
+
+
+async def test_a_token_that_was_read_from_a_file_is_sent_without_its_newline() -> None:
+    pods = Pods(answer(200, STREAM))
+    await pods.client(token="secret\n").get(ID)
+    assert pods.requests[0].headers["authorization"] == "Bearer secret"

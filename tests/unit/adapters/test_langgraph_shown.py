@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from baton.adapters.shown import Shown
+from baton.adapters.langgraph_shown import Shown
 from baton.generators import SoFar
 
 CALL = {"type": "tool_call", "index": 0, "id": "a", "name": "search", "arguments_delta": "{"}
