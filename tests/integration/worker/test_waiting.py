@@ -384,7 +384,7 @@ async def test_the_state_of_a_wait_is_not_saved_unless_it_begins(dsn: str) -> No
         async with working(dsn, careful) as worker:
             await until(lambda: stream_id in worker.slots.runs)
             run = worker.slots.runs[stream_id]
-            await until(lambda: run.feed.pause is not None and not run.outbox.has_unsaved_state)
+            await until(lambda: run.feed.wait is not None and not run.outbox.has_unsaved_state)
         await connection.execute("DELETE FROM baton.worker WHERE name = 'old'")
         async with working(dsn, careful):
             await waiting(connection, stream_id)
