@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from ..db.postgres import DATA_ERRORS
 from ..db.stream_queue import Claim
 from ..db.stream_waiting import Began
 from ..errors import GENERATOR_FAULT, GenerationError, InvalidEvent
@@ -36,7 +37,7 @@ from ..observability.metrics import Labels, WorkerMetrics
 from ..outcome import Outcome, Timings
 from .feed import Bounds, Feed, Halt
 from .inbox import InputRecords
-from .outbox import Outbox
+from .outbox import Lost, Outbox
 from .past import PastSource
 from .repetition import OutputDiffers
 from .turns import Turns
@@ -49,6 +50,7 @@ STUBBORN_SECONDS: Final = 5
 STOP_EARLIER_SECONDS: Final = 10
 _STUCK: Final = ": its generator was stuck"
 UNKNOWN: Final = Labels()
+_REFUSED: Final = Lost.REJECTED.outcome
 
 
 def resumes(claim: Claim, tail: int) -> bool:
@@ -233,11 +235,17 @@ class Run:
         assert self._waiting is not None
         await self.outbox.flushed()
         if self._stop is None and self.outbox.lost is None and not self._abandoned:
-            began = await self._waiting.begin(self.outbox, self.feed.wait, self._seen_inputs)
-            if began is Began.CANCELLED:
-                self.stop(Outcome.cancelled())
-            else:
+            try:
+                began = await self._waiting.begin(self.outbox, self.feed.wait, self._seen_inputs)
+            except DATA_ERRORS as error:
+                # Otherwise the stream would be given back as one that never ran, again and again.
+                logger.error("The database refused the wait of stream %s: %r", self.claim.stream_id, error)
+                assert _REFUSED is not None
+                self.stop(_REFUSED)
+                return False
+            if began is not Began.CANCELLED:
                 return True
+            self.stop(Outcome.cancelled())
         return self._abandoned
 
     @property

@@ -7,6 +7,7 @@ import datetime
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any, ClassVar
 
+import asyncpg
 import orjson
 import pytest
 
@@ -15,6 +16,7 @@ from baton import GenerationError, GenerationRequest, Yielded
 from baton.errors import InvalidEvent
 from baton.generators import Generator
 from baton.testing import SimulatedStream, run, run_sync
+from baton.testing.memory import MemoryWaits
 
 WORDS = ["one ", "two ", "three "]
 
@@ -318,3 +320,14 @@ async def test_clients_that_know_no_restart_are_cut() -> None:
     assert stream.as_seen_by("text").cut
     with pytest.raises(ValueError, match="must be one of native, aisdk"):
         stream.as_seen_by("xml")  # type: ignore[arg-type]
+
+
+async def test_a_wait_that_the_database_refuses_ends_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be given back otherwise, as a stream that never ran, and refused again."""
+
+    async def refuse(*_arguments: object) -> None:
+        raise asyncpg.DataError("refused")
+
+    monkeypatch.setattr(MemoryWaits, "begin", refuse)
+    stream = await run(approving)
+    assert (stream.status, stream.code, stream.text) == ("failed", "storage_rejected", "May I? ")
