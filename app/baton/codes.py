@@ -384,6 +384,31 @@ ENDS: Final[tuple[Code, ...]] = (
         "events.",
     ),
     Code(
+        "max_turns",
+        None,
+        "The agent took too many turns",
+        "The agent called its model more often than its framework or its options allow.",
+        "Ask for less at once.",
+        "An adapter of `baton.adapters` reports the framework's limit. Raise it where the agent is defined, or find out "
+        "why the agent does not come to an end.",
+    ),
+    Code(
+        "usage_limit",
+        None,
+        "The agent used too much",
+        "The agent reached the limit of tokens or requests that its framework sets for one answer.",
+        "Ask for less at once.",
+        "An adapter of `baton.adapters` reports the framework's limit. Raise it where the agent is defined.",
+    ),
+    Code(
+        "guardrail",
+        None,
+        "A guardrail of the agent refused",
+        "A check of the agent refused the request or the answer.",
+        "Ask something else.",
+        "The guardrail is defined with the agent. The worker's log says which one it was.",
+    ),
+    Code(
         "storage_rejected",
         None,
         "The database refused an event",

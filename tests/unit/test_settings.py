@@ -368,7 +368,8 @@ def test_the_listener_can_bypass_a_pooler() -> None:
 
 @pytest.mark.parametrize("value", [DSN, ""])
 def test_secrets_are_not_shown(value: Any) -> None:
-    assert "secret" not in repr(Settings.load(database_url=value, openai_api_key="secret"))
+    shown = repr(Settings.load(database_url=value, openai_api_key="secret"))
+    assert "secret" not in shown.replace("webhook_secrets", "")
 
 
 def test_the_providers_own_variables_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,7 @@ _BOTH: Final = (
     Grant("DELETE", "step"),
     Grant("SELECT", "input"),
     Grant("DELETE", "input"),
+    Grant("SELECT", "webhook_call"),  # pods only for `baton doctor`
     Grant("INSERT", "stop_call", ("stream_id", "generator", "state")),
     Grant("SELECT", "worker"),
     Grant("SELECT", "notify_key"),
@@ -168,7 +169,6 @@ GRANTS: Final[dict[Service, tuple[Grant, ...]]] = {
         Grant("SELECT", "stop_call"),
         Grant("UPDATE", "stop_call", ("due_at", "tries")),
         Grant("DELETE", "stop_call"),
-        Grant("SELECT", "webhook_call"),
         Grant("UPDATE", "webhook_call", ("due_at", "tries", "error")),
         Grant("DELETE", "webhook_call"),
         Grant("SELECT", "external_stream", ("stream_id", "kind")),  # whether a webhook's call can show a text

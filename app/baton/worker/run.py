@@ -225,9 +225,10 @@ class Run:
     @property
     def _is_to_wait(self) -> bool:
         """Whether the generator has ended its run to wait for an input."""
-        assert self._generating is None or self._generating.done()
-        failed = self._generating is None or self._generating.cancelled() or self._generating.exception() is not None
-        return self.feed.wait is not None and self._stop is None and not failed
+        task = self._generating
+        # One that ignores its cancellation still runs.
+        returned = task is not None and task.done() and not task.cancelled() and task.exception() is None
+        return self.feed.wait is not None and self._stop is None and returned
 
     async def _leave_to_wait(self) -> bool:
         """Write what the generator has yielded, and let the stream wait; return whether it has left this worker."""

@@ -17,11 +17,11 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Final
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 from uuid import UUID
 
-import httpx2
 import orjson
 
 from .. import webhook_addresses
@@ -35,6 +35,9 @@ from ..settings import Settings
 from ..version import __version__
 from .durable_calls import FORGET_SECONDS, LEASE_SECONDS, DurableCalls, Hopeless
 from .records import Records
+
+if TYPE_CHECKING:
+    import httpx2
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +144,8 @@ class Webhooks(DurableCalls[WebhookCall, Postponed]):
             Exception: it cannot be reached, or does not answer in time.
         """
         if self._client is None:
+            import httpx2  # only workers that call webhooks need it
+
             self._client = httpx2.AsyncClient(timeout=CALL_SECONDS, follow_redirects=False)
         async with asyncio.timeout(CALL_SECONDS):
             headers = {
@@ -150,7 +155,7 @@ class Webhooks(DurableCalls[WebhookCall, Postponed]):
             }
             # The body of the response is not read: it may have any size.
             async with self._client.stream("POST", call.url, content=body, headers=headers) as response:
-                if response.status_code == httpx2.codes.GONE:
+                if response.status_code == HTTPStatus.GONE:
                     raise Hopeless("its receiver wants no more calls (410)")
                 if not response.is_success:
                     pause = _retry_after_seconds(response.headers.get("retry-after"))

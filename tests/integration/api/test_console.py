@@ -41,7 +41,7 @@ async def test_pods_and_workers_match_the_database(cluster: Cluster) -> None:
     await until(lambda: bool(pod.pod.sampler.points and other.pod.sampler.points))
     content = await get(cluster, pod, "overview")
     assert (content["pod"], content["anonymous"], content["tenant"]) == ("here", True, "")
-    assert content["scopes"] == ["admin", "cancel", "create", "produce", "read"]
+    assert content["scopes"] == ["admin", "cancel", "create", "input", "produce", "read"]
     assert [(item["id"], item["name"], item["alive"]) for item in content["pods"]] == [
         (str(running.pod.id), running.name, True) for running in (pod, other)
     ]

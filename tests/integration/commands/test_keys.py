@@ -84,5 +84,5 @@ async def test_a_mistake_is_reported_in_a_sentence(dsn: str, tmp_path: Path) -> 
     assert await finished(*arguments, env=environment(BATON_DATABASE_URL=dsn), cwd=tmp_path) == (
         2,
         "",
-        "baton: A key needs one or more of the scopes admin, cancel, create, produce, read.\n",
+        "baton: A key needs one or more of the scopes admin, cancel, create, input, produce, read.\n",
     )

@@ -139,8 +139,8 @@ async def test_counting_a_tenants_streams_leaves_updates_in_place(opened: Pool) 
         "JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = d.refobjsubid "
         "WHERE i.indrelid = 'baton.stream'::regclass"
     )
-    known = {"status", "tenant", "id", "worker_id", "metadata", "epoch", "queued_at"}
-    assert set(columns) == known | {"queue_position", "held_until", "priority", "wait_until"}
+    known = {"status", "tenant", "id", "worker_id", "metadata", "hook_failed"}
+    assert set(columns) == known | {"queue_position", "held_until", "priority"}
 
 
 def is_full(result: object) -> bool:
