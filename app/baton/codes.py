@@ -389,8 +389,8 @@ ENDS: Final[tuple[Code, ...]] = (
         "The agent took too many turns",
         "The agent called its model more often than its framework or its options allow.",
         "Ask for less at once.",
-        "An adapter of `baton.adapters` reports the framework's limit. Raise it where the agent is defined, or find out "
-        "why the agent does not come to an end.",
+        "An adapter of `baton.adapters` reports the framework's limit. Raise it where the agent is defined, or find "
+        "out why the agent does not come to an end.",
     ),
     Code(
         "usage_limit",
