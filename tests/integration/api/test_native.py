@@ -179,6 +179,7 @@ async def test_any_json_is_an_input(cluster: Cluster, api: httpx2.AsyncClient) -
     assert seen[:3] == [(None, {}), ("\0 \ufffd \u2028", {}), ([1, 2.5, {"a": []}], {"n": 1.5})]
 
 
+@pytest.mark.slow
 async def test_a_body_that_is_too_large_is_refused(cluster: Cluster) -> None:
     pod = await cluster.pod(max_body_bytes=2000)
     url = f"{pod.url}/v1/streams"

@@ -46,6 +46,7 @@ async def test_head_has_the_headers_of_get_in_each_dialect(cluster: Cluster, sub
         assert (await cluster.client.head(pod.url + unknown, headers=headers)).status_code == 404, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dialect", ["responses", pytest.param("chat", marks=pytest.mark.slow)])
 async def test_a_create_whose_pod_shuts_down_is_not_repeated(cluster: Cluster, dialect: str) -> None:
     """Its stream exists by then: OpenAI's clients retry other errors of 500 and above, and would create another."""

@@ -75,6 +75,8 @@ def server() -> Iterator[str]:
 
 HEALTHY = {
     *(
+        "waiting_streams",
+        "ends",
         "reachable",
         "distribution",
         "version",
