@@ -107,6 +107,7 @@ async def test_an_unwatched_queued_stream_ends_too(cluster: Cluster) -> None:
     await until(unwatched)
 
 
+@pytest.mark.slow
 async def test_an_outage_that_stops_pods_from_noting_watchers_cancels_nothing(cluster: Cluster) -> None:
     settings = {"watch_interval_seconds": 0.2, "database_timeout_seconds": 1}
     tap = Tap()

@@ -427,6 +427,7 @@ async def test_two_claims_of_one_epoch_leave_one_log(scene: Scene) -> None:
     assert len(await scene.log(stream)) == 6
 
 
+@pytest.mark.slow
 async def test_an_absent_worker_does_not_resume_a_stream_taken_over_in_the_lost_part(
     scene: Scene,
 ) -> None:
@@ -505,6 +506,7 @@ async def test_a_producer_that_lost_nothing_goes_on(scene: Scene) -> None:
     assert [message.get("delta") for message in durable.messages[:-1]] == [f"<1.{number}>" for number in range(1, 6)]
 
 
+@pytest.mark.slow
 async def test_a_stream_whose_producer_lost_appends_ends_as_rewound(scene: Scene) -> None:
     await scene.start(pods=2, failover_settle_seconds=1)
     producer = await scene.open()
@@ -712,6 +714,7 @@ async def until_answered(scene: Scene, stream_id: str, cursor: int, dialect: str
 # What follows restores something older over the same server, or beside it.
 
 
+@pytest.mark.slow
 async def test_a_point_in_time_restore_is_noticed_like_a_promotion(scene: Scene) -> None:
     await scene.start(failover_settle_seconds=1)
     worker = await scene.worker()
@@ -919,6 +922,7 @@ async def answer(scene: Scene, stream_id: str) -> None:
     await until(taken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nothing_lost", [False, True])
 async def test_a_waiting_stream_after_a_promotion(scene: Scene, nothing_lost: bool) -> None:
     """Nobody ends it before it is woken. Then it ends as rewound, unless the operator says that nothing was lost."""
@@ -939,6 +943,7 @@ async def test_a_waiting_stream_after_a_promotion(scene: Scene, nothing_lost: bo
         assert watcher.texts == ["May I? ", "You said yes."]
 
 
+@pytest.mark.slow
 async def test_a_wait_that_begins_right_after_a_promotion(scene: Scene) -> None:
     """The log is compared first, and the answer goes on: its worker has what was lost."""
     asking, worker, stream, watcher = await start_asking(scene)

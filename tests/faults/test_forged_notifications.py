@@ -195,6 +195,7 @@ async def play(
         assert not any(pod.pod.broken for pod in play.pods)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("play", [True, False], indirect=True, ids=["payloads", "no payloads"])
 @given(steps=st.lists(STEPS, min_size=4, max_size=30))
 @settings(suppress_health_check=[*settings().suppress_health_check, HealthCheck.function_scoped_fixture])

@@ -98,6 +98,7 @@ async def test_a_generator_that_blocks_the_loop_for_longer_than_the_lease_costs_
         assert len([line for line in worker.lines if "has been blocked" in line]) == 1
 
 
+@pytest.mark.slow
 async def test_the_streams_of_a_worker_that_hangs_are_taken_over(cluster: Cluster, tmp_path: Path) -> None:
     room = Room(cluster, tmp_path)
     async with worker_process(cluster.dsn, *OFFERED, **QUICK, worker_hang_seconds=1.5) as hung:

@@ -126,6 +126,7 @@ async def test_a_zombie_writes_nothing_and_its_generator_is_cancelled(cluster: C
     assert set(epochs) == {1, 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["cut", "stalled"])
 async def test_an_outage_of_three_times_the_lease_ends_no_healthy_stream(cluster: Cluster, fault: str) -> None:
     taps = [Tap(), Tap()]
@@ -199,6 +200,7 @@ async def _is(cluster: Cluster, stream_id: str, status: str) -> bool:
     return bool((await row(cluster, stream_id)).status == status)
 
 
+@pytest.mark.slow
 async def test_after_all_processes_were_suspended_none_is_declared_dead(cluster: Cluster) -> None:
     pod = await cluster.pod(generators={"counting": "no:where"})
     settings = QUICK | {"lease_seconds": 1.2, "worker_concurrency": 1}

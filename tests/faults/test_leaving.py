@@ -117,6 +117,7 @@ async def _beaten(cluster: Cluster, beats: int) -> bool:
     return bool(await cluster.pool.fetchval("SELECT heartbeat FROM baton.worker") >= beats)
 
 
+@pytest.mark.slow
 async def test_a_pod_with_many_clients_exits_within_ten_seconds_of_a_signal(cluster: Cluster) -> None:
     author = await cluster.author()
     await author.write_texts([1, 2, 3])
@@ -193,6 +194,7 @@ async def test_a_request_whose_query_outlasts_the_pod_is_sent_to_another(cluster
     assert faults_of(pod) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signals", [1, 2])
 async def test_a_client_that_reads_nothing_is_cut_off_when_the_pod_leaves(cluster: Cluster, signals: int) -> None:
     author = await fat(cluster, batches=60)

@@ -98,6 +98,7 @@ async def full_queue(cluster: Cluster) -> AsyncIterator[None]:
         await pinning.close()
 
 
+@pytest.mark.slow
 async def test_streams_work_while_the_notify_queue_is_full(
     breakable_cluster: Cluster,
 ) -> None:

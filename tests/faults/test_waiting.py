@@ -195,6 +195,7 @@ async def test_an_approval_outlives_every_process_and_a_crash_of_postgres(
                 assert await connection.fetchval("SELECT count(*) FROM baton.input") == 0
 
 
+@pytest.mark.slow
 async def test_an_approval_outlives_the_only_process_and_a_crash_of_postgres(
     breakable: BreakablePostgres, breakable_cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ WHERE stream.tenant = $1 ORDER BY id
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 async def test_hundreds_of_hostile_requests(cluster: Cluster) -> None:
     await _withstand(cluster, 400, seed=20, probed=1)

@@ -178,6 +178,7 @@ def test_the_answer_survives_its_pod_and_its_worker(folder: Path) -> None:
         assert running.left_folders() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "number"),
     [

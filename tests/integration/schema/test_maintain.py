@@ -567,6 +567,7 @@ async def test_a_detached_partition_of_any_name_is_dropped(dsn: str) -> None:
         assert await exists(connection, "public.theirs")
 
 
+@pytest.mark.slow
 async def test_a_run_may_be_interrupted_after_any_statement(dsn: str) -> None:
     async with connected(dsn) as connection:
         for number in range(1, 60):
