@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 from uuid import UUID
 
+import pytest
 from tests.faults.test_leases import row
 from tests.faults.viewers import Viewer
 from tests.support.cluster import Cluster, RunningPod, Tap, echo, ended

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from uuid import UUID
 
+import pytest
 from tests.faults.viewers import Viewer, counted
 from tests.faults.worker_processes import QUICK, worker_process
 from tests.support.cluster import Cluster, Tap
