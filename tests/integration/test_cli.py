@@ -86,6 +86,7 @@ WRONG_DATABASES: dict[str, Case] = {
 }
 
 
+@pytest.mark.slow
 def test_a_wrong_database_is_reported() -> None:
     check(WRONG_DATABASES)
 

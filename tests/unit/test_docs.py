@@ -74,6 +74,7 @@ def test_tests_named_on_any_page_exist(page: Path) -> None:
             assert any(f"def {test}(" in file.read_text() for file in files), f"{page.name} names {path}::{test}."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["failover", "observability", "database"])
 def test_quoted_log_lines_are_in_the_code(page: str) -> None:
     text = re.sub(r"^```json$.*?^```$", "", (DOCS / f"{page}.md").read_text(), flags=re.MULTILINE | re.DOTALL)

@@ -135,9 +135,10 @@ async def test_batons_own_credentials_work_beside_a_session_and_count_alone(clus
         assert (await cluster.client.get(stream, headers={"cookie": f"baton_token={token}"})).is_success
         assert (await cluster.client.get(stream, headers=bearer(key))).status_code == 404
         # One that has expired is refused, and does not become a session.
-        for bad in (signed(created.json()["id"], exp=int(time.time()) - 100), key[:-1] + "0"):
+        changed = key[:-9] + ("a" if key[-9] != "a" else "b") + key[-8:]  # the last character may have unused bits
+        for bad in (signed(created.json()["id"], exp=int(time.time()) - 100), changed):
             refused = await cluster.client.get(stream, headers=bearer(bad) | user("ann"))
-            assert refused.status_code == (200 if bad == key else 401), refused.text
+            assert refused.status_code == 401, refused.text
         assert own.asked == []
         # The application may have tokens, too.
         for foreign in (jwt.encode({"sub": "ann"}, SECRETS["never"], "HS256"), "opaque", "a.b.c"):

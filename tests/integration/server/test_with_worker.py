@@ -80,6 +80,7 @@ async def test_an_application_without_a_worker_loads_none(cluster: Cluster) -> N
         assert "baton_worker_streams" not in (await cluster.client.get(f"{url}/metrics")).text
 
 
+@pytest.mark.slow
 async def test_a_service_that_is_stopped_ends_its_answers_for_their_viewers(cluster: Cluster, tmp_path: Path) -> None:
     async with service(cluster.dsn) as (process, url), Client(url) as client:
         stream = await client.create(str(tmp_path / "go"), generator="alone")
