@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import sys
-from typing import Any
+from typing import Any, Final
 
-import httpx2
 import orjson
 
-from ..errors import ConfigurationError
+from ..client import Client
+from ..errors import ClientError, ConfigurationError
 from .addresses import pod_address, stream_id
 
-# How often to try while no pod answers. All tries are one input.
-_TRIES = 5
+# How long to try while no pod answers. All tries are one input.
+_PATIENCE_SECONDS: Final = 3.0
 
 
 def run(stream: str, content: str, *, url: str, credential: str | None, key: str | None) -> int:
@@ -25,35 +24,23 @@ def run(stream: str, content: str, *, url: str, credential: str | None, key: str
     Raises:
         ConfigurationError: the id, the address or the JSON is malformed.
     """
-    address = f"{pod_address(url)}/v1/streams/{stream_id(stream)}/inputs"
+    address, target = pod_address(url), stream_id(stream)
     data = _parsed(sys.stdin.read() if content == "-" else content)
-    headers = {"content-type": "application/json", "idempotency-key": key or secrets.token_hex(16)}
-    if credential:
-        headers["authorization"] = f"Bearer {credential}"
+
+    async def send() -> int:
+        async with Client(address, token=credential or None, patience_seconds=_PATIENCE_SECONDS) as client:
+            return await client.send_input(target, data, idempotency_key=key)
+
     try:
-        answer = asyncio.run(_sent(address, orjson.dumps({"data": data}), headers))
-    except httpx2.HTTPError as error:
-        sys.stderr.write(f"baton: No pod answers at {url}: {error!r}. It is not known whether the input was sent.\n")
+        number = asyncio.run(send())
+    except ClientError as error:
+        if error.status is None:
+            sys.stderr.write(f"baton: No pod answers at {url}: {error}. It is not known whether the input was sent.\n")
+        else:
+            sys.stderr.write(f"baton: The input is refused: {error.status} {error}\n")
         return 1
-    if not answer.is_success:
-        sys.stderr.write(f"baton: The input is refused: {answer.status_code} {_detail(answer)}\n")
-        return 1
-    sys.stdout.write(f"{answer.json()['number']}\n")
+    sys.stdout.write(f"{number}\n")
     return 0
-
-
-async def _sent(address: str, body: bytes, headers: dict[str, str]) -> httpx2.Response:
-    async with httpx2.AsyncClient(headers=headers) as http:
-        for tries in range(1, _TRIES + 1):
-            try:
-                answer = await http.post(address, content=body)
-                if answer.status_code < 500 or tries == _TRIES:
-                    return answer
-            except httpx2.TransportError:
-                if tries == _TRIES:
-                    raise
-            await asyncio.sleep(tries / 4)
-    raise AssertionError
 
 
 def _parsed(content: str) -> Any:
@@ -66,10 +53,3 @@ def _parsed(content: str) -> Any:
     if data is None:
         raise ConfigurationError("null cannot be sent: it stands for no input.")
     return data
-
-
-def _detail(answer: httpx2.Response) -> str:
-    try:
-        return str(answer.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        return answer.reason_phrase
