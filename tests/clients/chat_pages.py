@@ -19,9 +19,9 @@ from tests.clients.balancer import balancer
 from tests.clients.browsing import EXPECTED, browsing
 from tests.clients.node import Node, documented
 from tests.clients.pods import TwoPods, two_pods
-from tests.clients.site import served
 from tests.support.cluster import Cluster
 from tests.support.logbook import until
+from tests.support.serving import served
 
 API: Final = "/v1/ai-sdk/chat"
 # What the SDKs write into the console when an answer breaks off.

@@ -11,10 +11,10 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
-from tests.clients.site import served
 from tests.clients.test_browser import CHROMIUM, START_SECONDS, browser
 from tests.support.cluster import Cluster, echo
 from tests.support.logbook import until
+from tests.support.serving import served
 
 PAGE = """<!doctype html><script type="module">
 async function fetched(pod) {
