@@ -27,6 +27,7 @@ from baton.db.event_log import Append
 from baton.db.fence import Fence
 from baton.db.postgres import Connection, Pool, connect, pool
 from baton.db.stream_creation import NewStream
+from baton.db.stream_ending import End
 from baton.db.stream_states import State
 from baton.db.worker_rows import Orphan
 from baton.generators import GenerationRequest
@@ -463,7 +464,7 @@ async def test_an_outside_end_survives_a_deadlock_with_the_last_owners_end(dsn: 
             return bool(await keeper.fetchval(STUCK, [connection.get_server_pid()], at_gate))
 
         lost = Outcome.failed("worker_lost", "")
-        ending = asyncio.create_task(stream_ending.end_claimed(reaper, Fence(stream_id, 1), lost))
+        ending = asyncio.create_task(stream_ending.end(reaper, End.of_claimed(Fence(stream_id, 1), lost)))
         await until(lambda: stuck(reaper, at_gate=True))
         append = Append(stream_id, 1, 1, 1, completed.encode(), completed)
         appending = asyncio.create_task(event_log.append(owner, [append]))

@@ -310,7 +310,7 @@ def _join(joined: list[Yielded], item: Yielded) -> None:
 
 @contextlib.asynccontextmanager
 async def _events(result: agents.RunResultStreaming) -> AsyncIterator[AsyncIterator[agents.StreamEvent]]:
-    """Give the events of a run. Whoever leaves early ends the run, and waits for that.
+    """Give the events of a run. A caller that leaves early ends the run, and waits for that.
 
     Raises:
         GenerationError: the run ended by an error of the framework.

@@ -168,11 +168,6 @@ async def end_open(executor: Connection | Pool, stream_id: UUID, outcome: Outcom
     return await end(executor, End(stream_id, outcome, _If.OPEN))
 
 
-async def end_claimed(connection: Connection, fence: Fence, outcome: Outcome) -> bool:
-    """End a stream for a claim whose worker no longer writes to it; return whether this ended it."""
-    return await end(connection, End.of_claimed(fence, outcome))
-
-
 async def end(executor: Connection | Pool, wanted: End, hook: Hook | None = None, *, hook_failed: bool = False) -> bool:
     """Make an end; return whether this ended the stream.
 

@@ -22,6 +22,7 @@ from baton.db.live_counts import LiveCounts
 from baton.db.postgres import Connection
 from baton.db.queue_watermark import START
 from baton.db.stream_admission import Admitting
+from baton.db.stream_ending import End
 from baton.outcome import Outcome
 
 ADMITTING: Final = Admitting(["one"], lambda _name: ["one"], START)
@@ -100,7 +101,7 @@ async def test_a_tenant_has_no_more_running_than_its_limit(dsn: str) -> None:
         await stream_admission.admit(connection, limited, ["a"])
         assert [item.stream_id for item in await claim(connection, 9)] == ids[:1]
         # One that ends makes room for the next.
-        assert await stream_ending.end_claimed(connection, mine[1].fence, Outcome.cancelled())
+        assert await stream_ending.end(connection, End.of_claimed(mine[1].fence, Outcome.cancelled()))
         await stream_admission.admit(connection, limited, ["a"])
         assert [item.stream_id for item in await claim(connection, 9)] == ids[2:3]
         await stream_admission.release_parked(connection, ["one"])

@@ -22,6 +22,7 @@ from baton.db import event_log, partitions, retention, stream_ending, worker_row
 from baton.db.event_log import Append
 from baton.db.fence import Fence
 from baton.db.postgres import Connection
+from baton.db.stream_ending import End
 from baton.doctor.examination import examine
 from baton.doctor.finding import Thresholds
 from baton.errors import StreamExpired
@@ -74,7 +75,7 @@ async def use_the_log(connection: Connection, own: list[UUID], read: list[UUID])
         assert (await event_log.read_tail(connection, stream_id)).last_seq
     assert len(await event_log.tails(connection, read)) == len(read)
     assert await event_log.tails(connection, []) == {}
-    assert await stream_ending.end_claimed(connection, Fence(reset, 1), outcome)
+    assert await stream_ending.end(connection, End.of_claimed(Fence(reset, 1), outcome))
     given = worker_rows.Orphan(Fence(orphan, 1), 3, "fail")
     await reaper.release(connection, given, max_attempts=3)
     assert (await event_log.read_tail(connection, orphan)).outcome is not None

@@ -19,6 +19,7 @@ from baton.db.event_log import Append
 from baton.db.fence import Fence
 from baton.db.postgres import Pool, pool
 from baton.db.stream_creation import IdempotencyKey, NewStream
+from baton.db.stream_ending import End
 from baton.db.stream_lists import StreamFilter
 from baton.errors import ConfigurationError, IdempotencyConflict, TooManyStreams
 from baton.events import MAX_SEQ, encode_text
@@ -254,7 +255,9 @@ async def test_an_end_from_outside_follows_the_tail_and_fences_the_worker(opened
     async with opened.acquire() as connection:
         (stream_id,) = await claimed(connection)
         await event_log.append(connection, [Append(stream_id, 1, 1, 1, encode_text("a"))])
-        assert not await stream_ending.end_claimed(connection, Fence(stream_id, 2), Outcome.failed("worker_lost", ""))
+        assert not await stream_ending.end(
+            connection, End.of_claimed(Fence(stream_id, 2), Outcome.failed("worker_lost", ""))
+        )
         assert await stream_ending.end_any(opened, stream_id, Outcome.failed("expired", "Too late."))
         assert not await stream_ending.end_any(opened, stream_id, Outcome.cancelled())
         assert await event_log.append(connection, [Append(stream_id, 1, 3, 3, encode_text("b"))]) == set()
@@ -268,7 +271,9 @@ async def test_an_end_already_in_the_log_closes_the_row(dsn: str) -> None:
         outcome = Outcome.completed("length", usage={"total": 3})
         await event_log.append(connection, [Append(stream_id, 1, 1, 1, outcome.encode(), outcome)])
         await connection.execute("UPDATE baton.stream SET status = 'running', usage = NULL, finish_reason = NULL")
-        assert not await stream_ending.end_claimed(connection, Fence(stream_id, 1), Outcome.failed("worker_lost", ""))
+        assert not await stream_ending.end(
+            connection, End.of_claimed(Fence(stream_id, 1), Outcome.failed("worker_lost", ""))
+        )
         stream = await row(connection, stream_id)
         assert (stream.status, stream.finish_reason, stream.usage) == ("completed", "length", {"total": 3})
         assert len(await events(connection, stream_id)) == 1
@@ -279,7 +284,7 @@ async def test_a_stream_that_runs_out_of_numbers_reports_it(dsn: str) -> None:
         (stream_id,) = await claimed(connection)
         await event_log.append(connection, [Append(stream_id, 1, MAX_SEQ, MAX_SEQ, encode_text("a"))])
         with pytest.raises(ConfigurationError, match="no number left"):
-            await stream_ending.end_claimed(connection, Fence(stream_id, 1), Outcome.cancelled())
+            await stream_ending.end(connection, End.of_claimed(Fence(stream_id, 1), Outcome.cancelled()))
         assert (await row(connection, stream_id)).epoch == 1
 
 
