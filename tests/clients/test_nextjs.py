@@ -214,6 +214,24 @@ async def test_a_page_continues_after_a_reload_and_asks_again(cluster: Cluster, 
 
 
 @needs_chromium
+async def test_a_chat_is_saved_though_its_handler_died_and_baton_has_forgotten_it(
+    cluster: Cluster, example: Path
+) -> None:
+    async with serving_app(cluster, example, WORDS, idle_timeout_seconds=3) as app, asking(app) as page:
+        path = page.url.removeprefix(app.url)
+        app.process.signal(signal.SIGKILL)
+        await app.process.ends()
+        await page.get_by_text(f"{LOST} (producer_lost)").wait_for()
+    async with serving_app(cluster, example, WORDS) as app, browsing() as page:
+        # The first visit saves what Baton has; at the second, it has nothing.
+        for _ in range(2):
+            await page.goto(app.url + path)
+            await page.get_by_text(QUESTION).wait_for()
+            assert await page.get_by_text(BEGINNING.strip()).count() == 1
+            await cluster.pool.execute("DELETE FROM baton.stream")
+
+
+@needs_chromium
 async def test_a_page_stops_an_answer(cluster: Cluster, example: Path) -> None:
     async with serving_app(cluster, example, WORDS) as app, asking(app) as page:
         await page.get_by_role("button", name="Stop").click()

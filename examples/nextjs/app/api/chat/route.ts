@@ -4,6 +4,7 @@ import { ownTools, produce } from "baton-stream/produce";
 import { after } from "next/server";
 import { z } from "zod";
 import { BATON_KEY, BATON_URL, redirectToAnswer } from "../../../baton";
+import { saveChat } from "../../../chats";
 
 export const maxDuration = 300;
 
@@ -29,8 +30,11 @@ export async function POST(request: Request) {
   const model = provider(process.env.MODEL ?? "gpt-5-mini");
   const answer = await produce(
     ({ signal }) => streamText({ model, messages: prompt, tools, stopWhen: isStepCount(5), abortSignal: signal }).stream,
-    { create: { url: BATON_URL, token: BATON_KEY, metadata: { chat: id }, viewers: { scopes: ["read"] } } },
+    { create: { url: BATON_URL, token: BATON_KEY, input: { messages }, metadata: { chat: id }, viewers: { scopes: ["read"] } } },
   );
-  after(() => answer.done); // the platform keeps this process until the answer is written
+  after(async () => {
+    await answer.done; // the platform keeps this process until the answer is written
+    await saveChat(id);
+  });
   return redirectToAnswer(`run_${answer.id!.replaceAll("-", "")}`, answer.token);
 }

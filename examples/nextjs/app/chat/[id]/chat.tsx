@@ -1,30 +1,25 @@
+"use client";
+
 import { useChat } from "@ai-sdk/react";
-import { DefaultChatTransport, getToolName, isToolUIPart, type UIMessage } from "ai";
+import { DefaultChatTransport, getToolName, isToolUIPart } from "ai";
 import { type FormEvent, useEffect, useRef, useState } from "react";
+import type { Message } from "../../../chats";
 
-export type Message = UIMessage<{ status?: "completed" | "failed" | "cancelled" }>;
-export interface Saved {
-  id: string;
-  messages: Message[];
-}
-
-export function Chat({ saved, save }: { saved: Saved; save: (chat: Saved) => void }) {
-  const { id } = saved;
-  const last = useRef(saved.messages.at(-1));
+export function Chat({ id, messages }: { id: string; messages: Message[] }) {
+  const last = useRef(messages.at(-1));
   const [transport] = useState(
     () =>
       new DefaultChatTransport<Message>({
-        // The answer may have ended while the page was closed: without its status, request it from the beginning.
+        // The answer may have ended since the messages were loaded: without its status, request it from the beginning.
         prepareReconnectToStreamRequest: ({ api, id }) => ({
           api: `${api}/${id}/stream${last.current && !last.current.metadata?.status ? "?startIndex=0" : ""}`,
         }),
       }),
   );
-  const chat = useChat<Message>({ id, messages: saved.messages, transport, resume: true });
+  const chat = useChat<Message>({ id, messages, transport, resume: true });
   useEffect(() => {
     last.current = chat.messages.at(-1);
-    save({ id, messages: chat.messages });
-  }, [id, chat.messages, save]);
+  }, [chat.messages]);
 
   const busy = chat.status === "submitted" || chat.status === "streaming";
   function send(event: FormEvent<HTMLFormElement>) {
