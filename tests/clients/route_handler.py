@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import os
 import shutil
@@ -35,6 +36,7 @@ _THROWING: Final = (
     "process.on('SIGUSR2',()=>{process.removeAllListeners('uncaughtException');setImmediate(()=>{throw(1)})})"
 )
 
+WEBHOOK_SECRET: Final = b"the secret of this test's webhook"
 QUESTION: Final = "What time is it in Oslo?"
 REASONING: Final = "The clock knows."
 CALL: Final = {"name": "clock", "arguments": '{"timeZone": "Europe/Oslo"}'}
@@ -158,6 +160,7 @@ async def serving_app(
     pod = await guarded_pod(cluster, allowed_origins=frozenset("*"), idle_timeout_seconds=idle_timeout_seconds)
     async with Model(words) as model:
         given = {"BATON_URL": pod.url, "BATON_KEY": key, "MODEL_URL": f"{model.url}/v1"}
+        given["BATON_WEBHOOK_SECRET"] = f"whsec_{base64.b64encode(WEBHOOK_SECRET).decode()}"
         # `exec` keeps the process: it is the server itself that a test kills.
         start = ["-c", 'exec "$0" "$@" 1>&2', str(node()), str(folder.parent / NEXT), "start"]
         start += ["-H", "127.0.0.1", "-p", "0"]

@@ -9,12 +9,14 @@ import re
 import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bench.packages import INSTALL_SECONDS
 from playwright.async_api import Page
+from standardwebhooks import Webhook
 from tests.clients.browsing import EXPECTED, browsing, needs_chromium
 from tests.clients.durable_streams_node import scripts_in
 from tests.clients.node import Node, Script
@@ -26,13 +28,14 @@ from tests.clients.route_handler import (
     QUESTION,
     REASONING,
     THROWS,
+    WEBHOOK_SECRET,
     App,
     built_example,
     serving_app,
 )
-from tests.support.cluster import Cluster
+from tests.support.access import TENANT
+from tests.support.cluster import Cluster, text
 from tests.support.provider_server import refusal
-from tools.js_client import PACKAGE
 
 WORDS = [f"word{number} " for number in range(60)]
 HALF = 30
@@ -250,11 +253,33 @@ async def test_a_page_learns_that_the_server_that_served_it_was_killed(cluster: 
         await page.get_by_text(BEGINNING.strip()).wait_for()
 
 
-def test_the_documented_handler_is_that_of_the_example() -> None:
-    handler = iter((EXAMPLE / "app/api/chat/route.ts").read_text().splitlines())
-    page = (PACKAGE / "README.md").read_text()
-    (block,) = re.findall(r"```ts\n// app/api/chat/route.ts.*?\n(.*?)```", page, re.DOTALL)
-    assert [line for line in block.splitlines() if line and line not in handler] == []
+async def test_a_webhook_saves_a_chat_and_a_forged_one_does_not(cluster: Cluster, example: Path) -> None:
+    async with serving_app(cluster, example, WORDS) as app:
+        author = await cluster.author(tenant=TENANT, chat="saved")
+        await author.write(text(1), end=True)
+        saved = example / ".chats" / "saved.json"
+        body = json.dumps({"type": "stream.completed", "data": {"metadata": {"chat": "saved"}}})
+        for secret, status in ((b"another", 401), (WEBHOOK_SECRET, 204)):
+            assert not saved.exists()
+            answer = await cluster.client.post(f"{app.url}/api/baton", content=body, headers=signed(body, secret))
+            assert answer.status_code == status
+        assert "assistant" in [message["role"] for message in json.loads(saved.read_text())]
+
+
+def signed(body: str, secret: bytes) -> dict[str, str]:
+    now = datetime.now(UTC)
+    signature = Webhook(secret).sign("msg_1", now, body)
+    return {"webhook-id": "msg_1", "webhook-timestamp": str(int(now.timestamp())), "webhook-signature": signature}
+
+
+@pytest.mark.parametrize("page", ["clients/js/README.md", "docs/nextjs.md", "docs/saving-answers.md"])
+def test_documented_routes_are_those_of_the_example(page: str) -> None:
+    blocks = re.findall(r"```ts\n// (\S+).*?\n(.*?)```", (EXAMPLE.parent.parent / page).read_text(), re.DOTALL)
+    found = [(path, block) for path, block in blocks if (EXAMPLE / path).exists()]
+    assert found
+    for path, block in found:
+        lines = iter((EXAMPLE / path).read_text().splitlines())
+        assert [line for line in block.splitlines() if line and line not in lines] == []
 
 
 def test_the_example_depends_on_what_is_tested() -> None:
