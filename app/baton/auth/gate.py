@@ -160,8 +160,8 @@ class Gate:
             raise Unauthenticated("The token is not valid.")
         if credential.place == "query":
             raise Unauthenticated(
-                "Only the token of one stream can be in the query. Send this one in the header `Authorization: Bearer …` "
-                "or `X-Api-Key`."
+                "Only the token of one stream can be in the query. Send this one in the header "
+                "`Authorization: Bearer …` or `X-Api-Key`."
             )
         return await self.provider.check(credential.value, header)
 
