@@ -35,6 +35,10 @@ def bearer(credential: str) -> dict[str, str]:
     return {"authorization": f"Bearer {credential}"}
 
 
+def api_key(credential: str) -> dict[str, str]:
+    return {"x-api-key": credential}
+
+
 def signed(
     stream_id: UUID | str,
     *,

@@ -18,16 +18,19 @@ from . import problems
 
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE")
 
-# What clients send: Baton's own, those for EventSource and fetch, the AI SDK, OpenAI's SDKs, the Durable Streams
-# protocol (also what Baton refuses by name), and tracing.
+# What clients send: Baton's own, those for EventSource and fetch, the AI SDK, AG-UI, OpenAI's, Anthropic's and
+# LangGraph's SDKs, the Durable Streams protocol (also what Baton refuses by name), and tracing.
 # BATON_ALLOWED_HEADERS adds those of an application.
 REQUEST_HEADERS: Final = (
     *("Authorization", "Cache-Control", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "User-Agent"),
+    *("X-Api-Key", "X-Auth-Scheme"),
     *("X-Request-Id", "X-Requested-With", "baggage", "sentry-trace", "traceparent", "tracestate"),
     *("OpenAI-Beta", "OpenAI-Organization", "OpenAI-Project"),
-    *("X-Stainless-Arch", "X-Stainless-Custom-Poll-Interval", "X-Stainless-Helper-Method", "X-Stainless-Lang"),
-    *("X-Stainless-OS", "X-Stainless-Package-Version", "X-Stainless-Poll-Helper", "X-Stainless-Retry-Count"),
-    *("X-Stainless-Runtime", "X-Stainless-Runtime-Version", "X-Stainless-Timeout"),
+    *("anthropic-version", "anthropic-beta", "anthropic-dangerous-direct-browser-access"),
+    *("anthropic-organization-id", "anthropic-workspace-id", "anthropic-user-profile-id"),
+    *("X-Stainless-Arch", "X-Stainless-Custom-Poll-Interval", "X-Stainless-Helper", "X-Stainless-Helper-Method"),
+    *("X-Stainless-Lang", "X-Stainless-OS", "X-Stainless-Package-Version", "X-Stainless-Poll-Helper"),
+    *("X-Stainless-Retry-Count", "X-Stainless-Runtime", "X-Stainless-Runtime-Version", "X-Stainless-Timeout"),
     *("Stream-Seq", "Stream-TTL", "Stream-Expires-At", "Stream-Closed"),
     *("Producer-Id", "Producer-Epoch", "Producer-Seq"),
     *("Stream-Forked-From", "Stream-Fork-Offset", "Stream-Fork-Sub-Offset"),
@@ -35,8 +38,8 @@ REQUEST_HEADERS: Final = (
 
 # The headers of an answer that pages may read, in addition to the ones that browsers always allow.
 ANSWER_HEADERS: Final = (
-    *("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Baton-Pod", "X-Baton-Stream-Id"),
-    *("X-Baton-Token", "X-Request-Id"),
+    *("Allow", "Content-Location", "Location", "Retry-After", "WWW-Authenticate", "X-Baton-Pod", "X-Baton-Stream-Id"),
+    *("X-Baton-Token", "X-Request-Id", "request-id"),
     *("ETag", "Stream-Next-Offset", "Stream-Up-To-Date", "Stream-Closed", "Stream-Cursor", "Stream-SSE-Data-Encoding"),
     *("Stream-TTL", "Stream-Expires-At", "Producer-Epoch", "Producer-Seq"),
     *("Producer-Expected-Seq", "Producer-Received-Seq"),

@@ -41,6 +41,12 @@ _SECURITY_SCHEMES: Final[Object] = {
         "scheme": "bearer",
         "description": "An API key, a token of one stream, or a token of the configured identity provider.",
     },
+    "api_key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-Api-Key",
+        "description": "The same, as clients of Anthropic's and LangGraph's APIs send it. `bearer` precedes it.",
+    },
     "cookie": {
         "type": "apiKey",
         "in": "cookie",

@@ -1,4 +1,4 @@
-"""Where a request carries its credential: the header `Authorization`, a cookie, or the query, in that order."""
+"""Where a request carries its credential: `Authorization`, `X-Api-Key`, a cookie, or the query, in that order."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from urllib.parse import urlsplit
 
 from ..errors import Forbidden, Unauthenticated
 
+# The header of Anthropic's and LangGraph's clients. It takes whatever `Authorization: Bearer` takes.
+API_KEY_HEADER: Final = "x-api-key"
 COOKIE: Final = "baton_token"
 QUERY: Final = "token"
 MAX_CHARACTERS: Final = 8192
+
+_KEY_PREFIX: Final = "baton_"
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _DEFAULT_PORTS: Final = (":80", ":443")
@@ -45,8 +49,8 @@ def find(
     found = look(headers, cookies, query)
     if found is None:
         raise Unauthenticated(
-            "This needs a credential: an API key or a token in `Authorization: Bearer …`, or a stream's token in the "
-            f"cookie {COOKIE} or in `?{QUERY}=`."
+            "This needs a credential: an API key or a token in `Authorization: Bearer …` or `X-Api-Key`, or a stream's "
+            f"token in the cookie {COOKIE} or in `?{QUERY}=`."
         )
     if found.place == "cookie" and method not in _SAFE_METHODS and _is_foreign(headers, origin_allowed):
         raise Forbidden(
@@ -61,9 +65,24 @@ def look(headers: Mapping[str, str], cookies: Mapping[str, str], query: Mapping[
     # Other schemes are for a proxy.
     if scheme.lower() == "bearer":
         return Credential(value.strip(), "header")
+    api_key = headers.get(API_KEY_HEADER, "").strip()
+    if _could_be_ours(api_key):
+        return Credential(api_key, "header")
     if COOKIE in cookies:
         return Credential(cookies[COOKIE], "cookie")
-    return Credential(query[QUERY], "query") if QUERY in query else None
+    if QUERY in query:
+        return Credential(query[QUERY], "query")
+    return Credential(api_key, "header") if api_key else None
+
+
+def is_jwt(value: str) -> bool:
+    """Whether a credential has the form of a JWT."""
+    return value.count(".") == 2
+
+
+def _could_be_ours(api_key: str) -> bool:
+    """Whether an `X-Api-Key` has the form of a credential. Another one may be the key of a gateway before the pod."""
+    return api_key.startswith(_KEY_PREFIX) or is_jwt(api_key)
 
 
 def require_own_page(method: str, headers: Mapping[str, str], origin_allowed: Callable[[str], bool]) -> None:

@@ -111,7 +111,7 @@ class Gate:
         value = credential.value
         if not value.isascii() or len(value) > credentials.MAX_CHARACTERS:
             raise Unauthenticated(_INVALID)
-        if value.count(".") == 2:
+        if credentials.is_jwt(value):
             return await self._admit_token(credential)
         return await self._admit_key(credential)
 
@@ -127,7 +127,7 @@ class Gate:
         """Whether a credential was issued by Baton or by its identity provider. An application has tokens, too."""
         if credential is None:
             return False
-        if credential.value.count(".") != 2:
+        if not credentials.is_jwt(credential.value):
             return keys.parse(credential.value) is not None
         try:
             header = jwt.get_unverified_header(credential.value)
@@ -142,7 +142,7 @@ class Gate:
         if parsed is None:
             raise Unauthenticated(_INVALID)
         if credential.place != "header":
-            raise Unauthenticated("Send an API key only in the header `Authorization: Bearer …`.")
+            raise Unauthenticated("Send an API key only in the header `Authorization: Bearer …` or `X-Api-Key`.")
         key_id, secret = parsed
         key = await self.ring.find(key_id)
         if key is None or not key.has_secret(secret) or key.expired(datetime.datetime.now(datetime.UTC)):
@@ -160,7 +160,8 @@ class Gate:
             raise Unauthenticated("The token is not valid.")
         if credential.place == "query":
             raise Unauthenticated(
-                "Only the token of one stream can be in the query. Send this one in the header `Authorization`."
+                "Only the token of one stream can be in the query. Send this one in the header "
+                "`Authorization: Bearer …` or `X-Api-Key`."
             )
         return await self.provider.check(credential.value, header)
 

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import httpx2
 import pytest
-from tests.support.access import SECRETS, TENANT, bearer, guarded_pod, make_key, signed
+from tests.support.access import SECRETS, TENANT, api_key, bearer, guarded_pod, make_key, signed
 from tests.support.cluster import Cluster, RunningPod, event
 from tests.support.logbook import DEADLINE_SECONDS, until
 
@@ -86,7 +86,7 @@ CALLS: dict[tuple[str, str], Row] = {
     ("GET", "/v1/streams/{id}/inputs"): row("/v1/streams/{id}/inputs", 200, of_stream=True),
     ("POST", "/v1/streams/{id}/cancel"): row("/v1/streams/{id}/cancel", 200, of_stream=True),
     ("POST", "/v1/streams/{id}/token"): row("/v1/streams/{id}/token", 201, of_stream=True),
-    ("PUT", "/v1/stream/{path:any}"): row("/v1/stream/notes", 201, for_keys=True),
+    ("PUT", "/v1/stream/{path:any}"): row("/v1/stream/notes-{hex}", 201, for_keys=True),
     # It is written by a generator.
     ("POST", "/v1/stream/{path:any}"): row(
         "/v1/stream/{id}", 409, body={"type": "text", "delta": "?"}, of_stream=True, code="not_appendable"
@@ -222,6 +222,10 @@ async def columns(scene: Scene) -> dict[str, dict[Any, Any] | None]:
         "empty": {"authorization": "Bearer"},
         "no ASCII": {b"authorization": b"Bearer \xfc.\xfc.\xfc"},
         "another scheme": {"authorization": "Basic eDp5"},
+        "a gateway's key": api_key("opaque"),
+        "no ASCII in X-Api-Key": {b"x-api-key": b"\xfc.\xfc.\xfc"},
+        "revoked X-Api-Key": api_key(keys["revoked"]),
+        "right X-Api-Key behind a wrong bearer": api_key(keys["right"]) | bearer("baton_x_y"),
         "wrong secret": bearer(f"baton_{key_id}_{wrong_secret}"),
         "unknown key": bearer(f"baton_{uuid4().hex}_{secret}"),
         "revoked key": bearer(keys["revoked"]),
@@ -238,6 +242,7 @@ async def columns(scene: Scene) -> dict[str, dict[Any, Any] | None]:
         "token for inputs": bearer(signed(own, scopes=["input"])),
         "token of the answer": bearer(signed(own, view="answer")),
         "right": bearer(keys["right"]),
+        "X-Api-Key": api_key(keys["right"]),
     }
 
 
@@ -252,17 +257,19 @@ REFUSED = {
         "unknown key",
         "revoked key",
     ),
-    *("expired key", "expired token", "token of an unknown key"),
+    *("expired key", "expired token", "token of an unknown key", "a gateway's key", "no ASCII in X-Api-Key"),
+    *("revoked X-Api-Key", "right X-Api-Key behind a wrong bearer"),
 }
 
 
+RIGHT = {"right", "X-Api-Key"}
 OTHERS = {"other stream's token", "token of the wrong tenant"}
 
 
 def expected(column: str, row: Row) -> tuple[int, str | None]:
     """The status and, of an error, the code."""
     right = (row.status, row.code)
-    if row.scope is None or column == "right":
+    if row.scope is None or column in RIGHT:
         return right
     if column in REFUSED:
         return 401, "invalid_api_key" if row.openai else "unauthenticated"
@@ -292,7 +299,7 @@ def lacking(row: Row) -> str:
 
 async def test_each_route_with_each_credential(scene: Scene, subtests: pytest.Subtests) -> None:
     async def cell(column: str, key: tuple[str, str], headers: dict[Any, Any]) -> httpx2.Response:
-        fresh = column == "right" and key[0] == "DELETE"
+        fresh = column in RIGHT and key[0] in {"DELETE", "PUT"}
         stream_id = await scene.ended_stream() if fresh else scene.stream_id
         return await scene.call(key[0], TABLE[key], stream_id, headers)
 
@@ -340,6 +347,9 @@ async def test_no_credential_is_ever_logged(scene: Scene, caplog: pytest.LogCapt
     ways: list[tuple[dict[str, str], str]] = [
         (bearer(token), ""),
         (bearer(scene.keys["right"]), ""),
+        (api_key(token), ""),
+        (api_key(scene.keys["right"]), ""),
+        (api_key(scene.keys["right"] + "x"), ""),
         ({"cookie": f"baton_token={token}"}, ""),
         ({}, f"?token={token}"),
         ({}, f"?token={scene.keys['right']}"),
@@ -372,6 +382,11 @@ async def test_a_token_is_taken_from_header_cookie_and_query(scene: Scene) -> No
         ({"authorization": "Basic eDp5"}, f"?token={token}", 200),
         ({"cookie": f"baton_token={scene.keys['right']}"}, "", 401),
         ({}, f"?token={scene.keys['right']}", 401),
+        (api_key(token), "", 200),
+        (api_key(token) | {"cookie": f"baton_token={bad}"}, f"?token={bad}", 200),
+        (api_key(bad) | {"cookie": f"baton_token={token}"}, "", 401),
+        (api_key(bad) | bearer(token), "", 200),
+        (api_key("opaque") | {"cookie": f"baton_token={token}"}, "", 200),
     ]
     for headers, query, status in ways:
         for path in ("", "/events"):

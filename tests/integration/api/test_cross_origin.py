@@ -27,6 +27,8 @@ SENT = (
     *("x-stainless-helper-method", "x-stainless-poll-helper", "x-request-id", "traceparent", "baggage", "sentry-trace"),
     *("if-none-match", "stream-seq", "stream-ttl", "stream-expires-at", "stream-closed", "stream-forked-from"),
     *("producer-id", "producer-epoch", "producer-seq"),
+    *("x-api-key", "x-auth-scheme", "anthropic-version", "anthropic-beta", "anthropic-dangerous-direct-browser-access"),
+    *("anthropic-organization-id", "anthropic-workspace-id", "anthropic-user-profile-id", "x-stainless-helper"),
 )
 
 

@@ -21,7 +21,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.routing import Mount
-from tests.support.access import SECRETS, TOKEN_KEYS, bearer, make_key, signed
+from tests.support.access import SECRETS, TOKEN_KEYS, api_key, bearer, make_key, signed
 from tests.support.cluster import Cluster, Tap, serving
 from tests.support.follower import following
 
@@ -133,17 +133,21 @@ async def test_batons_own_credentials_work_beside_a_session_and_count_alone(clus
         assert (await cluster.client.get(stream, headers=bearer(token))).is_success
         assert (await cluster.client.get(f"{stream}?token={token}", headers=user("bob"))).is_success
         assert (await cluster.client.get(stream, headers={"cookie": f"baton_token={token}"})).is_success
+        assert (await cluster.client.get(stream, headers=api_key(token) | user("bob"))).is_success
         assert (await cluster.client.get(stream, headers=bearer(key))).status_code == 404
+        assert (await cluster.client.get(stream, headers=api_key(key) | user("ann"))).status_code == 404
         # One that has expired is refused, and does not become a session.
         changed = key[:-9] + ("a" if key[-9] != "a" else "b") + key[-8:]  # the last character may have unused bits
         for bad in (signed(created.json()["id"], exp=int(time.time()) - 100), changed):
-            refused = await cluster.client.get(stream, headers=bearer(bad) | user("ann"))
-            assert refused.status_code == 401, refused.text
+            for way in (bearer, api_key):
+                refused = await cluster.client.get(stream, headers=way(bad) | user("ann"))
+                assert refused.status_code == 401, refused.text
         assert own.asked == []
         # The application may have tokens, too.
         for foreign in (jwt.encode({"sub": "ann"}, SECRETS["never"], "HS256"), "opaque", "a.b.c"):
-            assert (await cluster.client.get(stream, headers=bearer(foreign) | user("ann"))).is_success
-        assert len(own.asked) == 3
+            for way in (bearer, api_key):
+                assert (await cluster.client.get(stream, headers=way(foreign) | user("ann"))).is_success
+        assert len(own.asked) == 6
 
 
 async def test_a_page_of_another_site_cannot_use_a_session(cluster: Cluster) -> None:

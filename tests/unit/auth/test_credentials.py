@@ -31,8 +31,32 @@ def test_the_header_precedes_the_cookie_and_the_cookie_the_query() -> None:
     assert found(headers={"authorization": "Bearer"}, query=QUERY) == ("header", "")
 
 
+OURS = ("baton_1_2", "a.b.c")  # the forms of an API key and of a token
+
+
+@pytest.mark.parametrize("key", OURS)
+def test_x_api_key_takes_what_a_bearer_takes_and_comes_after_it(key: str) -> None:
+    own = {"x-api-key": key}
+    assert found(headers=own) == ("header", key)
+    assert found(headers={"X-API-Key": f" {key} "}) == ("header", key)
+    assert found(headers=own, cookies=COOKIE, query=QUERY) == ("header", key)
+    assert found(headers=own | {"authorization": "Basic x"}) == ("header", key)
+    assert found(headers=own | HEADER) == ("header", "h")
+    assert found(headers=own | {"authorization": "Bearer"}) == ("header", "")
+
+
+@pytest.mark.parametrize("key", ["lsv2_pt_x", "a.b", "x"])
+def test_the_api_key_of_a_gateway_hides_no_other_credential(key: str) -> None:
+    gateways = {"x-api-key": key}
+    assert found(headers=gateways | HEADER) == ("header", "h")
+    assert found(headers=gateways, cookies=COOKIE, query=QUERY) == ("cookie", "c")
+    assert found(headers=gateways, query=QUERY) == ("query", "q")
+    assert found(headers=gateways) == ("header", key)
+
+
 @pytest.mark.parametrize(
-    "headers", [{}, {"authorization": "Basic x"}, {"authorization": ""}, {"cookie": "baton_token=c"}]
+    "headers",
+    [{}, {"x-api-key": " "}, {"authorization": "Basic x"}, {"authorization": ""}, {"cookie": "baton_token=c"}],
 )
 def test_a_request_without_a_credential_gets_advice(headers: dict[str, str]) -> None:
     with pytest.raises(Unauthenticated, match="Authorization: Bearer"):
@@ -70,6 +94,7 @@ def test_a_cookie_can_write_only_from_our_own_pages(origin: str | None, host: st
             with pytest.raises(Forbidden, match="another origin"):
                 found(method, headers, COOKIE, allowed=allowed)
         assert found(method, headers | HEADER, COOKIE) == ("header", "h")
+        assert found(method, headers | {"x-api-key": "a.b.c"}, COOKIE) == ("header", "a.b.c")
 
 
 def test_the_repr_of_a_credential_hides_it() -> None:
