@@ -94,6 +94,13 @@ _FROM: Final = Parameter(
     "one must open a part.",
     {"type": "integer", "minimum": -999_999_999, "maximum": 999_999_999},
 )
+_REPLAY: Final = Parameter(
+    "replay",
+    "query",
+    "Of a run: also send the message that it continues, as the address of the chat does, and count these chunks. So a "
+    "client that asked for a chat can continue with the same stream after the chat has another one.",
+    {"type": "boolean"},
+)
 _RUN_ID: Final = AnswerHeader(
     "x-workflow-run-id",
     "The run: `run_` and the id of the stream, and `_` and the number of the wait that it follows, if any.",
@@ -165,7 +172,7 @@ async def send_messages(request: Request) -> AsgiResponse:
         204: Returns("No answer is running."),
     },
     refusals=FOLLOWING,
-    parameters=(_FROM,),
+    parameters=(_FROM, _REPLAY),
 )
 async def resume(request: Request) -> AsgiResponse:
     """Send the chunks of a chat's newest stream, or of a run, from `startIndex` on.
@@ -174,8 +181,9 @@ async def resume(request: Request) -> AsgiResponse:
     again, without a pause, until it has seen a `finish`. So every complete answer ends with one.
     """
     chat = request.path_params["chat"]
-    raw = query_of(request, {_FROM.name}).get(_FROM.name)
-    start_index = _start_index(raw)
+    query = query_of(request, {_FROM.name, _REPLAY.name})
+    raw = query.get(_FROM.name)
+    start_index, replays = _start_index(raw), _replays(query.get(_REPLAY.name))
     async with translated(pod_of(request).pool):
         stream = await _stream_of(request, chat)
     if stream is None and raw is not None:
@@ -183,8 +191,9 @@ async def resume(request: Request) -> AsgiResponse:
     if stream is None or (stream.ended and raw is None and not _RUN.fullmatch(chat)):
         return Response(status_code=204, headers=common_headers(request))
     run = _RUN.fullmatch(chat)
-    wait = int(run[2]) if run and run[2] else 0
-    return await _follow(request, stream, start_index, replay=run is None, wait=wait)
+    replay = run is None or replays
+    wait = int(run[2]) if run and run[2] and not replay else 0
+    return await _follow(request, stream, start_index, replay=replay, wait=wait)
 
 
 @ROUTES.route(
@@ -383,6 +392,12 @@ async def _chunks_before(pod: Pod, begun: Encoded[AiSdkState], stream_id: UUID, 
 def _up_to(batch: Batch, seq: int) -> Batch:
     lines = batch.lines[: seq + 1 - batch.first_seq]
     return Batch(batch.first_seq, batch.first_seq + len(lines) - 1, False, "\n".join(lines))
+
+
+def _replays(raw: str | None) -> bool:
+    if raw not in (None, "true", "1", "false", "0"):
+        raise InvalidRequest(f"replay must be true or false, not {raw!r:.80}.")
+    return raw in ("true", "1")
 
 
 def _start_index(raw: str | None) -> int:

@@ -249,7 +249,7 @@ NAMES = st.sampled_from(
             "batch_window_ms",
             "snapshot",
         ),
-        *("last_event_id", "lastEventId", "startIndex", "stream", "starting_after", "after", "order", "token", ""),
+        *("last_event_id", "lastEventId", "startIndex", "replay", "stream", "starting_after", "after", "order", "token", ""),
         *("offset", "live", "cursor"),
     ]
 )
