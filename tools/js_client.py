@@ -27,7 +27,7 @@ PACKAGE: Final = PROJECT / "clients" / "js"
 TYPES: Final = Path("src") / "openapi.ts"
 BROWSER: Final = Path("baton-stream.js")
 PAGES: Final = PROJECT / "app/baton/api/pages"
-_SOURCES: Final = ("package.json", "tsconfig.json", "build.mjs", "LICENSE", "README.md", "src", "test")
+_SOURCES: Final = ("package.json", "tsconfig.json", "build.mjs", "sizes.mjs", "LICENSE", "README.md", "src", "test")
 _ROUTES: Final = "/v1/streams"
 _REF: Final = re.compile(r'"#/components/(\w+)/([^"]+)"')
 

@@ -354,7 +354,7 @@ export interface components {
          * @description Why a stream failed, or cannot be followed.
          * @enum {string}
          */
-        EndCode: "worker_lost" | "worker_left" | "reset" | "cancelled" | "unwatched" | "producer_lost" | "queue_timeout" | "wait_timeout" | "max_duration" | "idle_timeout" | "generator_error" | "invalid_event" | "storage_rejected" | "log_rewound" | "event_too_large" | "too_many_events" | "stream_too_large" | "invalid_input" | "provider_not_configured" | "provider_invalid_request" | "provider_context_length" | "provider_content_filter" | "provider_auth_failed" | "provider_rate_limited" | "provider_timeout" | "provider_unreachable" | "provider_cut_off" | "provider_error" | "other";
+        EndCode: "worker_lost" | "worker_left" | "reset" | "cancelled" | "unwatched" | "producer_lost" | "queue_timeout" | "wait_timeout" | "max_duration" | "idle_timeout" | "generator_error" | "invalid_event" | "max_turns" | "usage_limit" | "guardrail" | "storage_rejected" | "log_rewound" | "event_too_large" | "too_many_events" | "stream_too_large" | "invalid_input" | "provider_not_configured" | "provider_invalid_request" | "provider_context_length" | "provider_content_filter" | "provider_auth_failed" | "provider_rate_limited" | "provider_timeout" | "provider_unreachable" | "provider_cut_off" | "provider_error" | "other";
         /**
          * ErrorEvent
          * @description The stream cannot be followed to its end. This event has no number.

@@ -1,0 +1,4 @@
+"use client";
+// `baton-stream/react`: follow a stream from a component.
+
+export {};
