@@ -249,8 +249,8 @@ NAMES = st.sampled_from(
             "batch_window_ms",
             "snapshot",
         ),
-        *("last_event_id", "lastEventId", "startIndex", "replay", "stream", "starting_after", "after", "order", "token", ""),
-        *("offset", "live", "cursor"),
+        *("last_event_id", "lastEventId", "startIndex", "stream", "starting_after", "after", "order", "token", ""),
+        *("offset", "live", "cursor", "replay"),
     ]
 )
 TEXTS = st.text(max_size=30).map(lambda text: quote(text, safe=""))
