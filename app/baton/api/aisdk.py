@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -68,6 +69,7 @@ from .request import (
     AsgiResponse,
     common_headers,
     found,
+    idempotency_key,
     json_answer,
     pod_of,
     principal_of,
@@ -226,12 +228,13 @@ async def _send_message(request: Request, sent: SendMessage, body: bytes) -> Asg
     if (place := await aisdk_waits.answer(request, answers, _metadata(last))) is not None:
         return await _follow(request, place.stream, 0, wait=place.seq)
     aisdk_approvals.require_tool_runner(pod_of(request).settings, sent.model, answers)
-    turn = _turn(sent, last, answers)
+    key = idempotency_key(request, body)
+    turn = replace(_turn(sent, last, answers), request_key=None if key is None else key.key)
     whole = await aisdk_turns.continued(request, turn)
     continuation = continuation_of(last, answers)
     stream = whole.repeated
     if stream is None:
-        beside = {**continuation, **beside_input(whole.places, turn.digest)}
+        beside = {**continuation, **beside_input(whole.places, turn.digest), "request_key": turn.request_key}
         new = _new_stream(request, sent, whole.messages, beside)
         stream = await aisdk_turns.create(request, new, body, aisdk_approvals.key_of(request, answers) or whole.key)
     return await _follow(request, stream, 0, continued="message" in continuation)
