@@ -1,5 +1,6 @@
 // Where a producer writes: a stream that it creates, or one whose address it was given.
 
+import { routeAt } from "./addresses.js";
 import { BatonError } from "./errors.js";
 import type { Fetch, Token } from "./fetch.js";
 import { post } from "./posting.js";
@@ -45,16 +46,14 @@ export interface Address {
 
 /** Create a stream. Repeats the request with the same `Idempotency-Key` until its outcome is known. */
 export async function create(options: CreateOptions, fetch: Fetch, patienceMilliseconds: number, signal?: AbortSignal): Promise<Address> {
-  const base = new URL(options.url);
-  if (!base.pathname.endsWith("/")) base.pathname += "/";
-  const url = new URL("v1/streams", base).href;
+  const url = routeAt(options.url, "v1/streams").href;
   const { idempotencyKey, token: key } = options;
   const request = { url, content: body(options), idempotencyKey, token: key, fetch, patienceMilliseconds, signal };
   const { id, events_url: eventsUrl, token, producer } = await post<Created>(request);
   if (!producer?.url) {
     throw new BatonError("unexpected_response", "The pod returned no address to append to. Is its release older than this package?");
   }
-  const appendUrl = new URL(producer.url, base).href;
+  const appendUrl = new URL(producer.url, url).href;
   return { ...given({ url: appendUrl }), id, eventsUrl, token: token ?? null, appendToken: producer.token ?? options.token };
 }
 

@@ -24,24 +24,38 @@ export type Fetch = (url: string, init: FetchInit) => Promise<FetchResponse>;
 /** A token, or a function that returns one. The function is called for the first request, and again after a 401. */
 export type Token = string | (() => string | undefined | Promise<string | undefined>);
 
+/** What every request takes. */
+export interface RequestOptions {
+  /** An API key, a token of the stream, or a function that returns one; it is called again when a pod refuses the last. */
+  token?: Token | null | undefined;
+  /** More headers for each request. */
+  headers?: Record<string, string> | undefined;
+  /** Gives up: the call throws the signal's reason. What was requested may have happened. */
+  signal?: AbortSignal | undefined;
+  /** Give up when no pod has answered for this long. */
+  patienceMilliseconds?: number | undefined;
+  /** In place of the global `fetch`. */
+  fetch?: Fetch | undefined;
+}
+
 /** Return the `fetch` to use. The global one is looked up now, because frameworks and tests replace it. */
 export const fetchOf = (given: Fetch | undefined): Fetch => given ?? ((url, init) => globalThis.fetch(url, init));
 
 /** Keeps a token until a pod refuses it. */
 export class TokenHolder {
-  readonly #given: Token | undefined;
+  readonly #given: Token | null | undefined;
   #token: string | undefined;
   #known = false;
   #refused = false;
 
-  constructor(given: Token | undefined) {
+  constructor(given: Token | null | undefined) {
     this.#given = given;
   }
 
   /** Return the headers for the next request. */
   async headers(): Promise<Record<string, string>> {
     if (!this.#known) {
-      this.#token = typeof this.#given === "function" ? await this.#given() : this.#given;
+      this.#token = typeof this.#given === "function" ? await this.#given() : (this.#given ?? undefined);
       this.#known = true;
     }
     return this.#token ? { authorization: `Bearer ${this.#token}` } : {};

@@ -1,11 +1,11 @@
 // Follows one stream to its end, through any number of connections, to any pods.
 
-import { absolute } from "./addresses.js";
+import { type StreamAddress, eventsUrlOf } from "./addresses.js";
 import { Backoff, pause, reasonOf } from "./backoff.js";
 import { BatonError, refusal } from "./errors.js";
 import { EventStreamParser, type ServerSentEvent } from "./event-stream.js";
 import type { Event } from "./events.js";
-import { Deadline, type Fetch, type FetchResponse, TokenHolder, type Token, fetchOf, lost } from "./fetch.js";
+import { Deadline, type Fetch, type FetchResponse, type RequestOptions, TokenHolder, fetchOf, lost } from "./fetch.js";
 import { AnswerProgress, stateUrl } from "./polling.js";
 
 // Pods send a comment every 15 seconds. A connection that is silent for three times as long is dead.
@@ -15,29 +15,21 @@ const POLL_SECONDS = 2;
 // A pod that leaves answers at once instead of waiting. It must not be asked in a loop.
 const LEAST_POLL_MILLISECONDS = 500;
 
-export interface FollowOptions {
-  /** An API key, a token of the stream, or a function that returns one; it is called again when a pod refuses the last. */
-  token?: Token;
-  /** More headers for each request. */
-  headers?: Record<string, string>;
+export interface FollowOptions extends RequestOptions {
   /** Continue after this event: the `lastEventId` of an earlier `follow`. */
-  lastEventId?: number;
+  lastEventId?: number | undefined;
   /** Begin with one event that holds the answer so far, in place of all events up to there. */
-  snapshot?: boolean;
+  snapshot?: boolean | undefined;
   /** `answer`: only the types `text`, `reset` and `done`. */
-  view?: "full" | "answer";
+  view?: "full" | "answer" | undefined;
   /** Have pods gather events for this long before each write. */
-  batchWindowMilliseconds?: number;
-  /** Ends the iteration: it throws the signal's reason. */
-  signal?: AbortSignal;
-  /** Give up when no pod has answered for this long. */
-  patienceMilliseconds?: number;
+  batchWindowMilliseconds?: number | undefined;
   /** In place of the global `fetch`. Without a body that can be read as it arrives, the stream is polled. */
-  fetch?: Fetch;
+  fetch?: Fetch | undefined;
   /** Called when a pod has answered, and continues after `lastEventId`. */
-  onConnect?: (connection: { pod: string; lastEventId: number }) => void;
+  onConnect?: ((connection: { pod: string; lastEventId: number }) => void) | undefined;
   /** Called when a connection is lost. The next try follows after a pause. */
-  onDisconnect?: (lost: { error: BatonError; lastEventId: number; pauseMilliseconds: number }) => void;
+  onDisconnect?: ((lost: { error: BatonError; lastEventId: number; pauseMilliseconds: number }) => void) | undefined;
 }
 
 /** The events of a stream. `lastEventId` is the number of the one that was yielded last. */
@@ -46,13 +38,13 @@ export interface Following extends AsyncIterableIterator<Event> {
 }
 
 /**
- * Yield the events of the stream at `url` (its `events_url`) until its `done`, each once and in order. A lost connection
- * continues on any pod after the last event. Leaving the loop closes the connection.
+ * Yield the events of a stream until its `done`, each once and in order. A lost connection continues on any pod after the
+ * last event. Leaving the loop closes the connection.
  *
  * Throws a `BatonError` when a pod refuses the stream for good, or when no pod has answered for a minute.
  */
-export function follow(url: string | URL, options: FollowOptions = {}): Following {
-  return new Follower(absolute(url), options);
+export function follow(stream: StreamAddress, options: FollowOptions = {}): Following {
+  return new Follower(eventsUrlOf(stream), options);
 }
 
 // A response whose body cannot be read as it arrives.

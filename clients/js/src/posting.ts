@@ -10,7 +10,7 @@ export interface Posting {
   url: string;
   content: unknown;
   idempotencyKey?: string | undefined; // by default a random one
-  token?: Token | undefined;
+  token?: Token | null | undefined;
   headers?: Record<string, string> | undefined;
   fetch: Fetch;
   patienceMilliseconds: number;

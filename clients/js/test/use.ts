@@ -2,7 +2,7 @@
 import Anthropic from "@anthropic-ai/sdk";
 import { convertToModelMessages, streamText, type LanguageModel, type ToolSet, type UIMessage } from "ai";
 import OpenAI from "openai";
-import { type BatonError, type DoneEvent, type Event, follow, sendInput } from "baton-stream";
+import { type BatonError, type DoneEvent, type Event, type StreamState, cancel, create, follow, input } from "baton-stream";
 import { type Message, type Production, ownTools, produce } from "baton-stream/produce";
 
 type Same<A, B> = [A, B] extends [B, A] ? true : false;
@@ -30,15 +30,26 @@ export async function page(url: string, show: (text: string) => void): Promise<n
 
 export async function steer(url: string): Promise<number> {
   for await (const event of follow(url, { token: "t" })) {
-    if (event.type === "waiting" && event.until) await sendInput(url, { approved: event.for !== null }, { token: "t" });
+    if (event.type === "waiting" && event.until) await input(url, { approved: event.for !== null }, { token: "t" });
   }
   // @ts-expect-error: there is nothing to send
-  return sendInput(url);
+  return input(url);
+}
+
+export async function ask(token: () => Promise<string>): Promise<StreamState> {
+  const request = { generator: "chat", input: [], metadata: { chat: 42 }, on_worker_lost: "fail", token: { scopes: ["read"] } } as const;
+  // @ts-expect-error: there is no such way
+  await create("/", { ...request, on_worker_lost: "panic" });
+  // @ts-expect-error: nothing to answer
+  await create("/", { generator: "chat" });
+  const stream = await create("https://pods.example.com", { ...request, token: { scopes: ["read", "cancel"] } }, { token });
+  for await (const event of follow(stream, { token: stream.token })) if (event.type === "done") return { ...(await cancel(stream)) };
+  return cancel({ url: "https://pods.example.com", id: stream.id }, { token });
 }
 
 export const isOver = (error: BatonError): boolean => error.code === "stream_expired" && !error.retryable;
 
-const create = { url: "https://pods.example.com", metadata: { chat: 42 } };
+const to = { create: { url: "https://pods.example.com", metadata: { chat: 42 } } };
 
 export async function handler(model: LanguageModel): Promise<Production[]> {
   const abort = new AbortController();
@@ -47,13 +58,13 @@ export async function handler(model: LanguageModel): Promise<Production[]> {
   // @ts-expect-error: neither `create` nor `append`
   await produce(result.fullStream, {});
   return [
-    await produce(result.fullStream, { create, abort }),
+    await produce(result.fullStream, { ...to, abort }),
     await produce(result.toUIMessageStream(), { append: { url: "https://pods.example.com/v1/stream/a", token: "t" } }),
-    await produce(({ signal }) => streamText({ model, prompt: "Hello", abortSignal: signal }).fullStream, { create }),
-    await produce(({ signal }) => openai.responses.create({ model: "m", input: "x", stream: true }, { signal }), { create }),
-    await produce(openai.chat.completions.create({ model: "m", messages: [], stream: true }), { create }),
-    await produce(new Anthropic().messages.create({ model: "m", max_tokens: 1, messages: [], stream: true }), { create }),
-    await produce((async function* () { yield "text"; yield { type: "custom", name: "x" } satisfies Message; })(), { create }),
+    await produce(({ signal }) => streamText({ model, prompt: "Hello", abortSignal: signal }).fullStream, to),
+    await produce(({ signal }) => openai.responses.create({ model: "m", input: "x", stream: true }, { signal }), to),
+    await produce(openai.chat.completions.create({ model: "m", messages: [], stream: true }), to),
+    await produce(new Anthropic().messages.create({ model: "m", max_tokens: 1, messages: [], stream: true }), to),
+    await produce((async function* () { yield "text"; yield { type: "custom", name: "x" } satisfies Message; })(), to),
   ];
 }
 

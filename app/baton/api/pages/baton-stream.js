@@ -50,12 +50,28 @@ function absolute(url) {
     throw new BatonError("invalid_url", `The address ${String(url)} is not absolute.`, { cause: error });
   }
 }
+function routeAt(url, path) {
+  const base = absolute(url);
+  if (!base.pathname.endsWith("/")) base.pathname += "/";
+  return new URL(path, base);
+}
+function eventsUrlOf(stream) {
+  if (typeof stream === "string" || !("id" in stream)) return absolute(stream);
+  if (!stream.id) throw new BatonError("invalid_url", "The id of the stream is empty.");
+  return routeAt(stream.url, `v1/streams/${encodeURIComponent(stream.id)}/events`);
+}
 function streamUrl(eventsUrl) {
   if (!eventsUrl.pathname.endsWith("/events")) return null;
   const url = new URL(eventsUrl);
   url.pathname = url.pathname.slice(0, -"/events".length);
   for (const name of FOLLOWING) url.searchParams.delete(name);
   return url;
+}
+function actionUrl(stream, action) {
+  const url = streamUrl(eventsUrlOf(stream));
+  if (url === null) throw new BatonError("invalid_url", "Give the address of the stream's events: it ends with /events.");
+  url.pathname += `/${action}`;
+  return url.href;
 }
 
 // src/backoff.ts
@@ -174,7 +190,7 @@ var TokenHolder = class {
   /** Return the headers for the next request. */
   async headers() {
     if (!this.#known) {
-      this.#token = typeof this.#given === "function" ? await this.#given() : this.#given;
+      this.#token = typeof this.#given === "function" ? await this.#given() : this.#given ?? void 0;
       this.#known = true;
     }
     return this.#token ? { authorization: `Bearer ${this.#token}` } : {};
@@ -334,8 +350,8 @@ var SILENCE_MILLISECONDS = 45e3;
 var PATIENCE_MILLISECONDS = 6e4;
 var POLL_SECONDS = 2;
 var LEAST_POLL_MILLISECONDS = 500;
-function follow(url, options = {}) {
-  return new Follower(absolute(url), options);
+function follow(stream, options = {}) {
+  return new Follower(eventsUrlOf(stream), options);
 }
 var NO_BODY = new BatonError("unexpected_response", "This fetch gives no body that can be read as it arrives.");
 var Follower = class {
@@ -523,15 +539,15 @@ function parsed(json) {
 
 // src/posting.ts
 var ATTEMPT_MILLISECONDS = 3e4;
-async function post(posting) {
-  const { url, fetch, signal } = posting;
-  const [token, backoff] = [new TokenHolder(posting.token), new Backoff(posting.patienceMilliseconds)];
-  const own = { "content-type": "application/json", "idempotency-key": posting.idempotencyKey ?? randomId() };
-  const body = JSON.stringify(posting.content);
+async function post(posting2) {
+  const { url, fetch, signal } = posting2;
+  const [token, backoff] = [new TokenHolder(posting2.token), new Backoff(posting2.patienceMilliseconds)];
+  const own = { "content-type": "application/json", "idempotency-key": posting2.idempotencyKey ?? randomId() };
+  const body = JSON.stringify(posting2.content);
   for (; ; ) {
     const deadline = new Deadline(signal, ATTEMPT_MILLISECONDS);
     try {
-      const headers = { ...posting.headers, ...await token.headers(), ...own };
+      const headers = { ...posting2.headers, ...await token.headers(), ...own };
       const init = { method: "POST", headers, body, signal: deadline.signal, cache: "no-store" };
       return await accepted(await deadline.race(fetch(url, init)), deadline);
     } catch (error) {
@@ -560,24 +576,31 @@ function randomId() {
   return globalThis.crypto?.randomUUID?.() ?? digits() + digits() + digits();
 }
 
-// src/input.ts
+// src/streams.ts
 var PATIENCE_MILLISECONDS2 = 6e4;
-async function sendInput(url, data, options = {}) {
-  const address = streamUrl(absolute(url));
-  if (address === null) throw new BatonError("invalid_url", "Give the address of the stream's events: it ends with /events.");
-  address.pathname += "/inputs";
-  const { token, headers, idempotencyKey, signal } = options;
-  const { number } = await post({
-    url: address.href,
-    content: { data },
-    ...{ token, headers, idempotencyKey, signal },
-    fetch: fetchOf(options.fetch),
-    patienceMilliseconds: options.patienceMilliseconds ?? PATIENCE_MILLISECONDS2
-  });
+async function create(url, request, options = {}) {
+  const { id, token } = await post(posting(routeAt(url, "v1/streams").href, request, options));
+  const base = routeAt(url, ".").href;
+  return { id, url: base, eventsUrl: eventsUrlOf({ url: base, id }).href, token };
+}
+async function cancel(stream, options = {}) {
+  return post(posting(actionUrl(stream, "cancel"), {}, options));
+}
+async function input(stream, data, options = {}) {
+  const { number } = await post(posting(actionUrl(stream, "inputs"), { data }, options));
   return number;
 }
+var posting = (url, content, options) => ({
+  ...options,
+  url,
+  content,
+  fetch: fetchOf(options.fetch),
+  patienceMilliseconds: options.patienceMilliseconds ?? PATIENCE_MILLISECONDS2
+});
 export {
   BatonError,
+  cancel,
+  create,
   follow,
-  sendInput
+  input
 };
